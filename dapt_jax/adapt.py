@@ -1,0 +1,164 @@
+"""One run of domain-adaptive pre-training: weights in, phases, adapted weights out (arXiv 2204.13280)."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dapt_jax import jsonl
+from dapt_jax.data.augment import Augment
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.splits import grouped_holdout
+from dapt_jax.models.classifier import HEAD, Classifier
+from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.objectives import Objective
+from dapt_jax.strategies import Strategy
+from dapt_jax.training import loop, optim, steps
+from dapt_jax.training.phases import Phase
+from dapt_jax.training.run import Run, Tools
+from dapt_jax.weights import export, locate
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """What adaptation hands on.
+
+    Attributes:
+        encoder: cut where the strategy cuts.
+        params: of the encoder.
+        stats: of the encoder.
+        source: what the weights were before, in words.
+    """
+
+    encoder: Encoder
+    params: Tree
+    stats: Tree
+    source: str
+
+
+def objective_for(dataset: Dataset, rows: np.ndarray, settings: Any) -> Objective:
+    """The loss of a corpus: its classes, smoothed and balanced as the settings say.
+
+    Args:
+        dataset: the corpus.
+        rows: that are trained on: the classes are balanced by their frequency there.
+        settings: `single_logit`, `label_smoothing`, `balance_classes`.
+    """
+    classes = len(dataset.classes)
+    single = bool(settings.get("single_logit", False)) and classes == 2 and not dataset.multi_label
+    weights: tuple[float, ...] = ()
+    if settings.get("balance_classes", False) and not dataset.multi_label:
+        counts = np.maximum(np.bincount(dataset.labels[rows], minlength=classes), 1)
+        weights = tuple(float(weight) for weight in counts.sum() / (classes * counts))
+    outputs = 1 if single else classes
+    return Objective(outputs, dataset.multi_label, settings.get("label_smoothing", 0.0), weights)
+
+
+def make_run(
+    *,
+    strategy: str,
+    seed: int,
+    stage: str,
+    label: str,
+    encoder: Encoder,
+    phases: tuple[Phase, ...],
+    dataset: Dataset,
+    train_rows: np.ndarray,
+    val_rows: np.ndarray,
+    settings: Any,
+    dtype: str,
+) -> Run:
+    """A training run from a config's settings; `settings` is `config.adapt` or `config.transfer.finetune`."""
+    objective = objective_for(dataset, train_rows, settings)
+    model = Classifier(encoder, objective.outputs, dtype)
+    programs = steps.programs(
+        model,
+        phases,
+        optim.Optimizer(**settings.optimizer.to_dict()),
+        objective,
+        Augment(**settings.augment.to_dict()),
+        seed,
+        -(-len(train_rows) // settings.batch_size),
+    )
+    return Run(
+        strategy=strategy,
+        seed=seed,
+        stage=stage,
+        label=label,
+        programs=tuple(programs),
+        dataset=dataset,
+        train_rows=train_rows,
+        val_rows=val_rows,
+        batch_size=settings.batch_size,
+        cache_mode=settings.get("cache", "auto"),
+        cache_bytes=int(settings.get("cache_mb", 1024)) << 20,
+        plateau=optim.Plateau(**settings.get("plateau", {})),
+    )
+
+
+def dapt_run(config: Any, strategy: Strategy, seed: int, corpus: Dataset) -> Run:
+    """The run that adapts an encoder to a corpus: split by patient, phases as the strategy says."""
+    if config.corpus.val_fraction:
+        train_rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, config.corpus.val_fraction, seed)
+    else:
+        train_rows, val_rows = np.arange(len(corpus)), np.arange(0)
+    return make_run(
+        strategy=strategy.name,
+        seed=seed,
+        stage="dapt",
+        label="",
+        encoder=strategy.encoder,
+        phases=strategy.phases,
+        dataset=corpus,
+        train_rows=train_rows,
+        val_rows=val_rows,
+        settings=config.adapt,
+        dtype=config.model.dtype,
+    )
+
+
+def adapt(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, tools: Tools, folder: Path) -> Adapted:
+    """Loads the source weights and trains them further; a finished run is read back instead of run again.
+
+    Args:
+        config: the study's.
+        strategy: what is trained when.
+        seed: of the run.
+        corpus: the in-domain images; not needed by strategies without phases.
+        tools: what the run needs of its surroundings.
+        folder: of this arm, under `checkpoints/`.
+    """
+    finished = folder / "adapted.safetensors"
+    if not strategy.phases:
+        model = Classifier(strategy.encoder, 1, config.model.dtype)
+        params, stats, merged = locate.load(config.weights, model, seed=seed)
+        return Adapted(strategy.encoder, _without_head(params), stats, merged.source)
+    if finished.exists():
+        params, stats, _ = locate.load(str(finished), Classifier(strategy.encoder, 1, config.model.dtype), seed=seed)
+        source = json.loads((folder / "adapted.json").read_text())["source"]
+        return Adapted(strategy.encoder, _without_head(params), stats, source)
+    assert corpus is not None
+    run = dapt_run(config, strategy, seed, corpus)
+    params, stats, merged = locate.load(config.weights, run.programs[0].model, seed=seed)
+    tools = dataclasses.replace(tools, folder=folder / "state")
+    params, stats = loop.train(run, params, stats, tools)
+    about = {
+        "model": strategy.encoder.name,
+        "groups": strategy.encoder.groups,
+        "classes": corpus.classes,
+        "source": merged.source,
+        "strategy": strategy.name,
+        "seed": seed,
+        "image_size": config.model.image_size,
+    }
+    jsonl.write_text(folder / "adapted.json", json.dumps(about, indent=1) + "\n")
+    export.write(finished, params, stats)
+    shutil.rmtree(folder / "state")
+    return Adapted(strategy.encoder, _without_head(params), stats, merged.source)
+
+
+def _without_head(params: Tree) -> Tree:
+    return {key: value for key, value in params.items() if key != HEAD}

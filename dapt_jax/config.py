@@ -1,0 +1,92 @@
+"""Every setting of a study with its default: a config file starts here and changes what it needs."""
+
+from ml_collections import config_dict
+
+MODES = ("run", "plan", "report")
+
+
+def default() -> config_dict.ConfigDict:
+    """A study's settings.
+
+    Returns:
+        A locked config: a setting that does not exist cannot be set.
+    """
+    config = config_dict.ConfigDict()
+    config.name = "study"
+    config.title = ""  # of the report
+    config.note = ""  # a line below it
+    config.synthetic = False  # the images are made by a generator: said wherever results are shown
+    config.mode = "run"  # run | plan | report
+    config.strategies = ("none", "full", "partial", "hybrid", "simplified")
+    config.seeds = (0, 1, 2)
+    config.model = {"name": "efficientnet_lite0", "image_size": 96, "dtype": "float32"}
+    config.weights = "imagenet"  # imagenet | random | path of a checkpoint
+    config.data_dir = ""  # what relative paths below start from
+    config.data = {
+        "on_bad_image": "error",  # error | skip (counted)
+        "cache_mb": 2048,  # decoded images kept in memory
+        "threads": 2,  # that decode
+    }
+    # The in-domain corpus: see data/sources.py for what a source may say.
+    config.corpus = config_dict.ConfigDict({"kind": "", "val_fraction": 0.1})
+    # Target tasks: name -> {development, test (optional), external (optional)}, each a source.
+    config.tasks = config_dict.ConfigDict()
+    config.adapt = {
+        "head_epochs": 10,  # the head alone, before anything else: every strategy begins with it
+        "head_lr": 1e-3,
+        "epochs": 4,  # after it
+        "lr": 1e-4,
+        "schedule": "cosine",  # constant | cosine | linear | plateau, within each phase
+        "warmup": 0.0,  # epochs
+        "norm": "frozen",  # frozen | stats | train: batch norm of the groups that train
+        "partial_groups": 2,  # partial: last layer groups that train
+        "hybrid_epochs": 2,  # hybrid: of `epochs`, those that are partial
+        "cut_after": "",  # simplified: last layer group that is kept
+        "gradual_steps": 4,  # gradual: phases in which the encoder is unfrozen from the top
+        "batch_size": 32,
+        "views": 0,  # augmented views per image; 0: new ones each epoch
+        "label_smoothing": 0.0,
+        "balance_classes": True,  # weight classes by inverse frequency
+        "optimizer": _optimizer(),
+        "plateau": {"factor": 0.5, "patience": 5, "threshold": 1e-4},
+        "augment": {"flip": "none", "shift": 0.0, "brightness": 0.0, "contrast": 0.0},
+        "cache": "auto",  # auto | on | off: activations of a frozen prefix
+        "cache_mb": 2048,
+        "single_logit": False,  # two classes by one sigmoid output, as the paper's head
+    }
+    # Strategies of the user's own: name -> {"cut_after": group (optional), "phases": tuple of dicts, see phases.Phase}.
+    config.phases = config_dict.ConfigDict()
+    config.transfer = {
+        "protocols": ("linear", "mlp_small", "mlp_large"),  # and finetune
+        "folds": 5,
+        "head": {"epochs": 100, "lr": 1e-3, "batch_size": 64, "weight_decay": 1e-4, "standardise": True},
+        "finetune": {
+            "folds": 1,  # of `folds`, those that are run
+            "head_epochs": 50,
+            "head_lr": 1e-3,
+            "epochs": 8,
+            "lr": 1e-4,
+            "schedule": "cosine",
+            "norm": "frozen",
+            "batch_size": 16,
+            "augment": {"flip": "none", "shift": 0.0, "brightness": 0.0, "contrast": 0.0},
+            "optimizer": _optimizer(),
+        },
+        "baseline": "mean_gradient",  # the one-scalar baseline; "" for none
+    }
+    config.checkpoint = {"every_s": 30.0}
+    config.report = {"metric": "auc", "protocol": ""}
+    return config.lock()
+
+
+def _optimizer() -> dict[str, object]:
+    return {
+        "name": "adam",  # adam | adamw | sgd
+        "weight_decay": 0.0,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-7,
+        "nesterov": False,
+        "clip": 0.0,  # global norm of the trained leaves' gradient; 0: none
+        "ema": 0.0,  # decay of averaged weights; 0: none
+    }

@@ -1,0 +1,270 @@
+"""Energy and carbon: measured by the hardware's own counters where it has them, by a published formula elsewhere.
+
+The formula is that of Green Algorithms (Lannelongue, Grealey and Inouye, Advanced Science 2021, equation 1), with which
+the costs of resource-efficient domain-adaptive pre-training were published (Mehmood et al., arXiv 2204.13280, appendix
+B). It is proportional to time; a counter is not. Counters see the devices only: the formula also charges memory and
+cooling (PUE), so figures from different sources do not compare, and every figure comes with its source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from dapt_jax.cost.hardware import Hardware
+from dapt_jax.errors import UserError, nearest
+
+FORMULA = "green-algorithms"
+JOULES_PER_KWH = 3.6e6
+
+# Grams of CO2 equivalent per kWh, as Green Algorithms 2.2 has them: world IEA 2019; US EPA eGRID 2019; UK Defra 2021;
+# Europe AIB 2020 production mix; China, India and Japan Climate Transparency 2020.
+CARBON_INTENSITY = {
+    "world": 475.0,
+    "us": 423.94,
+    "uk": 231.12,
+    "france": 51.28,
+    "germany": 338.66,
+    "switzerland": 11.52,
+    "china": 537.4,
+    "india": 708.2,
+    "japan": 465.8,
+}
+
+
+def green_algorithms(
+    seconds: float,
+    *,
+    device_watts: float,
+    memory_gb: float,
+    pue: float = 1.67,
+    memory_watts_per_gb: float = 0.3725,
+) -> float:
+    """Returns the energy of a run in kWh: `hours * (devices + memory) * PUE / 1000`.
+
+    Args:
+        seconds: wall time.
+        device_watts: power of all devices together, at full use.
+        memory_gb: main memory available to the run, in GB.
+        pue: power usage effectiveness of the data centre; 1.67 is the world's mean in 2019.
+        memory_watts_per_gb: power of memory.
+
+    Raises:
+        UserError: a quantity is negative.
+    """
+    quantities = {"seconds": seconds, "device_watts": device_watts, "memory_gb": memory_gb, "pue": pue}
+    for name, value in quantities.items():
+        if not value >= 0:
+            raise UserError(f"energy: {name} is {value!r}, expected a number that is not negative")
+    return seconds / 3600 * (device_watts + memory_gb * memory_watts_per_gb) * pue / 1000
+
+
+def carbon_kg(kwh: float, region: str = "world") -> float:
+    """Returns kilograms of CO2 equivalent for electricity used in a region.
+
+    Raises:
+        UserError: the region is not in `CARBON_INTENSITY`.
+    """
+    if region.lower() not in CARBON_INTENSITY:
+        raise UserError(f"no carbon intensity for region {region!r}; {nearest(region.lower(), CARBON_INTENSITY)}")
+    return kwh * CARBON_INTENSITY[region.lower()] / 1000
+
+
+class Counter(Protocol):
+    """A running meter of joules."""
+
+    name: str
+
+    def joules(self, seconds: float) -> float | None:
+        """Returns joules since the last call, `seconds` ago; None when the counter cannot be trusted for that span."""
+
+
+class Rapl:
+    """Intel's and AMD's running average power limit counters: processor packages and, on servers, their memory."""
+
+    name = "rapl"
+
+    def __init__(self, root: Path = Path("/sys/class/powercap")) -> None:
+        """Opens every package and memory zone.
+
+        Raises:
+            OSError: there is none, or it may not be read (most systems keep them for root).
+        """
+        # Package zones hold their cores already, and "psys" the whole board: those would count twice.
+        wanted = [
+            zone
+            for zone in sorted(root.glob("intel-rapl:*"))
+            if (zone / "name").read_text().strip().startswith(("package", "dram"))
+        ]
+        if not wanted:
+            raise FileNotFoundError(f"no energy counters under {root}")
+        self._zones = {zone / "energy_uj": int((zone / "max_energy_range_uj").read_text()) for zone in wanted}
+        self._last = self._read()
+
+    def _read(self) -> dict[Path, int]:
+        return {path: int(path.read_text()) for path in self._zones}
+
+    def joules(self, seconds: float) -> float | None:
+        """Adds up the zones, each over at most one wrap of its counter."""
+        now = self._read()
+        used = {path: (now[path] - self._last[path]) % (self._zones[path] + 1) for path in self._zones}
+        self._last = now
+        # A counter of a package wraps after some tens of minutes. At 500 W a socket, the span must be shorter.
+        if seconds * 500 >= min(self._zones.values()) / 1e6:
+            return None
+        return sum(used.values()) / 1e6
+
+
+class Nvml:
+    """NVIDIA's energy counters (Volta and later), through the optional package `pynvml` (`nvidia-ml-py`)."""
+
+    name = "nvml"
+
+    def __init__(self, devices: int) -> None:
+        """Opens every GPU that the driver shows.
+
+        Args:
+            devices: how many GPUs the run uses. The counters say nothing of who used a GPU, so it must be all of them.
+
+        Raises:
+            Exception: no package, no driver, no counter, or other GPUs beside ours; whatever `pynvml` raises.
+        """
+        self._nvml = importlib.import_module("pynvml")
+        self._nvml.nvmlInit()
+        count = self._nvml.nvmlDeviceGetCount()
+        if count != devices:
+            raise OSError(f"{count} GPUs here, {devices} in use")
+        self._handles = [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+        self._last = self._read()
+
+    def _read(self) -> float:
+        return sum(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles) / 1e3
+
+    def joules(self, seconds: float) -> float | None:
+        """Returns the joules of all GPUs."""
+        del seconds
+        before, self._last = self._last, self._read()
+        return self._last - before
+
+
+def find_counter(device: Hardware) -> Counter | None:
+    """Returns the counter of the device that does the work, or None: NVML for a GPU, RAPL for a CPU."""
+    opener: dict[str, Callable[[], Counter]] = {"gpu": lambda: Nvml(device.count), "cpu": Rapl}
+    if device.platform not in opener:
+        return None
+    try:
+        return opener[device.platform]()
+    except Exception:  # whatever a missing driver, package or permission raises, the formula is there
+        return None
+
+
+class EnergyMeter:
+    """Adds up the energy of a run.
+
+        meter = EnergyMeter(describe())
+        with meter.span():
+            train()
+        meter.kwh, meter.source
+
+    Keep spans under some ten minutes, or call `sample` inside them, where a RAPL counter may wrap; a span that is too
+    long is charged by the formula instead, and `source` then names both.
+    """
+
+    def __init__(
+        self,
+        device: Hardware,
+        *,
+        counter: Counter | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts at zero.
+
+        Args:
+            device: what runs; its power and memory feed the formula.
+            counter: a counter to read; by default the one `find_counter` finds.
+            now: monotonic seconds.
+        """
+        self._device = device
+        self._counter = find_counter(device) if counter is None else counter
+        self._now = now
+        self._since: float | None = None
+        self._kwh: dict[str, float] = {}
+
+    def __call__(self, seconds: float) -> float:
+        """Returns what the formula charges for a time, in kWh: for rows whose energy was not metered."""
+        watts = self._device.watts * self._device.count
+        return green_algorithms(seconds, device_watts=watts, memory_gb=self._device.memory_gb)
+
+    def start(self) -> None:
+        """Begins a span; one that is open goes on."""
+        if self._since is None:
+            self._since = self._now()
+            if self._counter is not None:
+                self._counter.joules(0.0)
+
+    def sample(self) -> None:
+        """Books what the open span has used so far."""
+        if self._since is None:
+            return
+        now = self._now()
+        seconds, self._since = now - self._since, now
+        joules = self._counter.joules(seconds) if self._counter is not None else None
+        if self._counter is None or joules is None:
+            source, kwh = FORMULA, self(seconds)
+        else:
+            source, kwh = self._counter.name, joules / JOULES_PER_KWH
+        self._kwh[source] = self._kwh.get(source, 0.0) + kwh
+
+    def stop(self) -> tuple[float, str]:
+        """Ends the span.
+
+        Returns:
+            The kWh of all spans so far, and their source or sources ("rapl", "nvml", "green-algorithms").
+        """
+        self.sample()
+        self._since = None
+        return self.kwh, self.source
+
+    @contextlib.contextmanager
+    def span(self) -> Iterator[None]:
+        """Meters the `with` block."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    @property
+    def kwh(self) -> float:
+        """Energy of what was booked so far, in kWh."""
+        return sum(self._kwh.values())
+
+    @property
+    def source(self) -> str:
+        """How the energy was obtained; more than one way is joined by "+"."""
+        if self._kwh:
+            return "+".join(sorted(self._kwh))
+        return FORMULA if self._counter is None else self._counter.name
+
+    def state(self) -> dict[str, float]:
+        """Returns what a checkpoint stores: kWh by source, an open span booked."""
+        self.sample()
+        return dict(self._kwh)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], device: Hardware, **options: Any) -> EnergyMeter:
+        """Goes on from a stored state, on the machine it is now on; energy in between does not count.
+
+        Raises:
+            UserError: a stored value is no number.
+        """
+        meter = cls(device, **options)
+        for source, kwh in state.items():
+            if isinstance(kwh, bool) or not isinstance(kwh, int | float):
+                raise UserError(f"stored energy: {source!r} is {kwh!r}, expected kWh")
+            meter._kwh[source] = float(kwh)
+        return meter

@@ -1,0 +1,91 @@
+"""Bytes: what a training step keeps for its backward pass, and what a device or process has used at most."""
+
+import math
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex
+
+
+def tree_bytes(tree: Any) -> int:
+    """Returns the bytes of every array (or `jax.ShapeDtypeStruct`) in a pytree."""
+    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def residual_bytes(fn: Callable[..., Any], params: Any, *args: Any) -> int:
+    """Returns the bytes that `jax.vjp(fn, params)` keeps from the forward for the backward pass.
+
+    Nothing is run or compiled. Each distinct residual counts once, the parameters themselves not at all. Inputs in
+    `args` that the backward pass reads (the images under a first trained convolution) do count. A compiler may fuse
+    or recompute residuals, so a measured peak can lie below.
+
+    Args:
+        fn: a differentiable function `fn(params, *args)`.
+        params: the pytree of what is differentiated: arrays or `jax.ShapeDtypeStruct`.
+        *args: the other arguments, which are constant for the differentiation.
+
+    Returns:
+        Bytes over all devices.
+    """
+    kept, inputs = _residuals(fn, params, *args)
+    return kept + inputs
+
+
+def train_peak_bytes(fn: Callable[..., Any], params: Any, *args: Any, optimizer_state: Any = ()) -> int:
+    """Estimates the peak of one training step without compiling it.
+
+    The sum of parameters, their gradients, optimizer state, other inputs and residuals: all of them are alive when
+    the backward pass begins to write its last gradients, and none of them can be dropped before.
+
+    Args:
+        fn: a differentiable function `fn(params, *args)` that returns the loss.
+        params: the trainable parameters alone; hand frozen ones over in `args`.
+        *args: frozen parameters, statistics, images, labels.
+        optimizer_state: pytree of the optimizer's state, e.g. from `jax.eval_shape(optimizer.init, params)`.
+
+    Returns:
+        Bytes over all devices.
+    """
+    kept, _ = _residuals(fn, params, *args)
+    return 2 * tree_bytes(params) + tree_bytes(optimizer_state) + tree_bytes(args) + kept
+
+
+def device_peak_bytes() -> tuple[int, str]:
+    """Returns the most bytes in use so far on the fullest local device, and the name of the source.
+
+    Returns:
+        `(bytes, "device memory_stats")` where devices report it; on others, CPU among them, the process's peak
+        resident size, as `(bytes, "process peak resident size")`.
+    """
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    reported = [int(peak) for peak in peaks if peak is not None]
+    if reported:
+        return max(reported), "device memory_stats"
+    # Linux gives kibibytes, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process peak resident size"
+
+
+def _residuals(fn: Callable[..., Any], params: Any, *args: Any) -> tuple[int, int]:
+    """Returns the bytes of residuals that the forward pass computes, and of those that are inputs in `args`."""
+
+    def backward_state(params: Any, args: Any) -> list[Any]:
+        _, backward = jax.vjp(lambda trained: fn(trained, *args), params)
+        return jax.tree.leaves(backward)
+
+    jaxpr = jax.make_jaxpr(backward_state)(params, args).jaxpr
+    own = set(jaxpr.invars[: len(jax.tree.leaves(params))])
+    inputs = set(jaxpr.invars) - own
+    residuals = {var for var in jaxpr.outvars if not isinstance(var, jex.Literal)} - own
+    given = sum(_bytes(var.aval) for var in residuals & inputs)
+    return sum(_bytes(var.aval) for var in residuals) - given, given
+
+
+def _bytes(leaf: Any) -> int:
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return math.prod(leaf.shape) * leaf.dtype.itemsize
+    return np.asarray(leaf).nbytes

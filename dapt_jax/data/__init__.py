@@ -1,0 +1,1 @@
+"""Images and labels: readers, splits, phantoms, augmentation and the input pipeline."""

@@ -1,0 +1,174 @@
+"""A labelled set of images: what every reader returns and every study consumes."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from dapt_jax.data.decode import ImageStore, decode_mask
+from dapt_jax.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with labels, groups and whatever else their manifest says.
+
+    Attributes:
+        name: what to call the set in messages and tables.
+        images: the pixels, by index.
+        labels: int64 [n], one class per image; or float32 [n, classes] of 0 and 1, NaN where a label is missing.
+        classes: name of each class; labels index into it.
+        groups: str [n], the patient (or other group) of each image. Splits never separate a group. An image without one
+            is its own group.
+        columns: other columns of the manifest, each str [n] ("split", "source", ...).
+        masks: mask files (None for an image without), or uint8 [n, h, w] class indices; None if no image has a mask.
+        skipped: images left out because they could not be read, on the user's request.
+    """
+
+    name: str
+    images: ImageStore
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    groups: np.ndarray
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    masks: tuple[Path | None, ...] | np.ndarray | None = None
+    skipped: int = 0
+
+    def __post_init__(self) -> None:
+        parts = {"labels": self.labels, "groups": self.groups, **self.columns}
+        if self.masks is not None:
+            parts["masks"] = self.masks  # type: ignore[assignment]
+        for part, values in parts.items():
+            if len(values) != len(self.images):
+                raise ValueError(f"{self.name}: {len(values)} {part} for {len(self.images)} images")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image can have several classes at once."""
+        return self.labels.ndim == 2
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
+        """Returns the images at `indices`, in that order, with the same classes."""
+        chosen = np.asarray(indices, np.int64)
+        masks = self.masks
+        if isinstance(masks, np.ndarray):
+            masks = masks[chosen]
+        elif masks is not None:
+            masks = tuple(masks[index] for index in chosen)
+        return replace(
+            self,
+            images=self.images.take(chosen),
+            labels=self.labels[chosen],
+            groups=self.groups[chosen],
+            columns={name: values[chosen] for name, values in self.columns.items()},
+            masks=masks,
+        )
+
+    def where(self, condition: str) -> "Dataset":
+        """Returns the images whose columns have the given values.
+
+        Args:
+            condition: "column=value", several joined by commas, all of which must hold; "" keeps everything. Beside
+                `columns`, "label" (unless multi-label) and "group" can be asked for.
+
+        Raises:
+            UserError: no such column, or no image has such a value; names the nearest.
+        """
+        columns = {"group": self.groups, **self.columns}
+        if not self.multi_label:
+            columns.setdefault("label", np.array(self.classes, dtype=str)[self.labels])
+        return self.take(np.flatnonzero(matching(columns, condition, self.name)))
+
+    def keep_classes(self, classes: Iterable[str]) -> "Dataset":
+        """Returns the images of the given classes, with labels renumbered in the given order.
+
+        Of a multi-label set every image stays and the other classes' columns go.
+
+        Raises:
+            UserError: a class that the set does not have; names the nearest.
+        """
+        kept = tuple(classes)
+        for name in kept:
+            if name not in self.classes:
+                raise UserError(f"{self.name}: no class {name!r}; {nearest(name, self.classes)}")
+        old = [self.classes.index(name) for name in kept]
+        if self.multi_label:
+            return replace(self, labels=self.labels[:, old], classes=kept)
+        renumbered = np.full(len(self.classes), -1, np.int64)
+        renumbered[old] = np.arange(len(kept))
+        labels = renumbered[self.labels]
+        rows = np.flatnonzero(labels >= 0)
+        return replace(self.take(rows), labels=labels[rows], classes=kept)
+
+    def class_counts(self) -> dict[str, int]:
+        """Returns the number of images of each class, in the order of `classes`; missing labels count for none."""
+        if self.multi_label:
+            counts = np.nansum(self.labels, axis=0).astype(int)
+        else:
+            counts = np.bincount(self.labels, minlength=len(self.classes))
+        return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
+
+    def load_masks(self) -> np.ndarray:
+        """Reads every mask at the images' size and crop.
+
+        Returns:
+            uint8 [n, size, size] class indices.
+
+        Raises:
+            UserError: an image has no mask, or a mask cannot be read.
+        """
+        if isinstance(self.masks, np.ndarray):
+            return self.masks
+        paths = self.masks or (None,) * len(self)
+        without = [name for name, path in zip(self.images.names, paths, strict=True) if path is None]
+        if without:
+            raise UserError(f"{self.name}: {len(without)} of {len(self)} images have no mask, first: {without[0]}")
+        size = self.images.size
+        masks = [decode_mask(path, size, self.images.crop) for path in paths if path is not None]
+        return np.stack(masks) if masks else np.zeros((0, size, size), np.uint8)
+
+    def fingerprint(self) -> str:
+        """Returns a hash that changes when images, labels, classes, image size or crop do.
+
+        It keys caches of computed features and tells a resumed study that its data are no longer the same.
+        """
+        hashed = hashlib.blake2b(self.images.digest().encode(), digest_size=16)
+        hashed.update(repr((self.classes, self.labels.dtype.str, self.labels.shape)).encode())
+        hashed.update(self.labels.tobytes())
+        return hashed.hexdigest()
+
+
+def matching(columns: Mapping[str, Sequence[str] | np.ndarray], condition: str, origin: str) -> np.ndarray:
+    """Finds the rows for which a condition holds.
+
+    Args:
+        columns: the values of each column, all of length n.
+        condition: see `Dataset.where`.
+        origin: the file or set that an error line should name.
+
+    Returns:
+        bool [n].
+
+    Raises:
+        UserError: the condition cannot be read, no such column, or no row has such a value.
+    """
+    length = len(next(iter(columns.values()), ()))
+    kept = np.ones(length, bool)
+    for clause in filter(None, (part.strip() for part in condition.split(","))):
+        column, equals, value = (part.strip() for part in clause.partition("="))
+        if not equals:
+            raise UserError(f"{origin}: cannot read the condition {clause!r}; expected column=value")
+        if column not in columns:
+            raise UserError(f"{origin}: the condition {clause!r} names no column here; {nearest(column, columns)}")
+        values = np.asarray(columns[column], dtype=str)
+        if not (values == value).any():
+            raise UserError(f"{origin}: no row has {clause!r}; {nearest(value, sorted(set(values.tolist())))}")
+        kept &= values == value
+    if length and not kept.any():
+        raise UserError(f"{origin}: no row meets all of {condition!r}, though each part of it is met by some")
+    return kept

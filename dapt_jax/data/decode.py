@@ -1,0 +1,234 @@
+"""Image files to uint8 pixels: one rule per kind of file, and never a silently grey image."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dapt_jax.data.pixels import crop_and_resize, opened, to_rgb
+from dapt_jax.errors import UserError
+
+CACHE_BYTES = 2 << 30
+
+
+def decode(path: str | Path, size: int, crop: int | None = None) -> np.ndarray:
+    """Reads one image file as square 8-bit RGB.
+
+    Pixel values, by kind of file:
+
+    * 8-bit colour is taken as it is, palettes are looked up, an alpha channel is dropped (not blended),
+      bilevel and grey images are replicated to three channels.
+    * 16-bit grey and 32-bit integers are shifted down from the smallest of 8, 12 and 16 bits that holds the image's
+      maximum: scanners store 12-bit samples in 16-bit files, and shifting those by 8 would leave them nearly black.
+      Integers that are negative or beyond 16 bits are stretched over the image's own range.
+    * 16-bit colour keeps the upper byte of each sample.
+    * 32-bit floats within 0 to 1 are multiplied by 255; others are stretched over the image's own range
+      (values that are not finite become 0).
+
+    The EXIF orientation is applied. Images that are not square are resized to a square without keeping their aspect;
+    resizing is bilinear with anti-aliasing.
+
+    Args:
+        path: a PNG, JPEG, BMP, TIFF or any other file that Pillow reads; a file holds one image.
+        size: side of the result in pixels.
+        crop: side in pixels of a centre crop of the file's pixels, taken before resizing and limited to the image;
+            None or 0 takes the whole image.
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        UserError: the file is missing, cut short, no image, or a stack of frames; names the path.
+    """
+    with opened(path) as image:
+        pixels = to_rgb(image)
+    return np.asarray(crop_and_resize(pixels, size, crop, Image.Resampling.BILINEAR))
+
+
+def decode_mask(path: str | Path, size: int, crop: int | None = None) -> np.ndarray:
+    """Reads one mask file as class indices, cropped and resized as `decode` does to its image.
+
+    Resizing takes the nearest pixel, so no class appears that the file does not hold. A mask of 0 and 255 alone is read
+    as 0 and 1, the way most drawing tools store two classes.
+
+    Args:
+        path: a single-channel image whose values (or palette indices) are classes, or colour with equal channels.
+        size: side of the result in pixels.
+        crop: as in `decode`.
+
+    Returns:
+        uint8 [size, size].
+
+    Raises:
+        UserError: the file is unreadable, or its values are not classes from 0 to 255; names the path.
+    """
+    with opened(path) as image:
+        # A palette's indices are the classes; its colours are only for the eye.
+        values = np.asarray(ImageOps.exif_transpose(image))
+    if values.ndim == 3:
+        colour = values[..., :3] if values.shape[-1] >= 3 else values[..., :1]
+        if (colour != colour[..., :1]).any():
+            raise UserError(f"{path}: a colour image, expected a mask of class indices (one channel)")
+        values = colour[..., 0]
+    if values.size and not (values.min() >= 0 and values.max() <= 255 and (values == values.astype(np.uint8)).all()):
+        raise UserError(f"{path}: mask values {values.min()} to {values.max()}, expected classes from 0 to 255")
+    classes = values.astype(np.uint8)
+    if classes.max(initial=0) == 255 and np.isin(classes, (0, 255)).all():
+        classes = classes // 255
+    return np.asarray(crop_and_resize(Image.fromarray(classes), size, crop, Image.Resampling.NEAREST))
+
+
+def resize(images: np.ndarray, size: int, crop: int | None = None) -> np.ndarray:
+    """Crops and resizes pixels that are in memory, as `decode` does to files.
+
+    Args:
+        images: uint8 [n, h, w, 3].
+        size: side of the result in pixels.
+        crop: as in `decode`.
+
+    Returns:
+        uint8 [n, size, size, 3]; `images` itself when there is nothing to do.
+    """
+    if images.shape[1:3] == (size, size) and (not crop or crop >= size):
+        return images
+    out = np.empty((len(images), size, size, 3), np.uint8)
+    for target, image in zip(out, images, strict=True):
+        target[...] = np.asarray(crop_and_resize(Image.fromarray(image), size, crop, Image.Resampling.BILINEAR))
+    return out
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that cannot be read: its index in the store, its name, and the one-line reason."""
+
+    index: int
+    name: str
+    reason: str
+
+
+class _Pixels:
+    """The pixels that several stores share: files and, if they fit, their decoded images."""
+
+    def __init__(self, paths: tuple[Path, ...], size: int, crop: int | None, cached: bool):
+        self.paths, self.size, self.crop = paths, size, crop
+        # np.empty costs address space only: memory is used as images are decoded.
+        self.cache = np.empty((len(paths), size, size, 3), np.uint8) if cached else None
+        self.ready = np.zeros(len(paths), bool)
+
+    def read(self, row: int) -> np.ndarray:
+        if self.cache is None:
+            return decode(self.paths[row], self.size, self.crop)
+        if not self.ready[row]:
+            # Two threads may decode the same file at once; both write the same bytes, and the flag comes last.
+            self.cache[row] = decode(self.paths[row], self.size, self.crop)
+            self.ready[row] = True
+        return self.cache[row]
+
+
+class ImageStore:
+    """A sequence of images of one size, safe to read from several threads.
+
+    Indexing gives a uint8 [size, size, 3] array, which must not be written to: it may be the cached image itself.
+
+    Attributes:
+        names: path of each image as it was given, or a made-up name such as "phantom/000012".
+        size: side of every image in pixels.
+        crop: side of the centre crop taken from each file before resizing; None for the whole image.
+    """
+
+    def __init__(self, pixels: _Pixels, rows: np.ndarray, names: tuple[str, ...]):
+        """Use `from_files` or `from_arrays`."""
+        self._pixels, self._rows = pixels, rows
+        self.names = names
+        self.size, self.crop = pixels.size, pixels.crop
+
+    @classmethod
+    def from_files(
+        cls, paths: Sequence[str | Path], size: int, crop: int | None = None, cache_bytes: int = CACHE_BYTES
+    ) -> "ImageStore":
+        """Makes a store over image files; nothing is read yet.
+
+        Args:
+            paths: one file per image.
+            size: side of the decoded images in pixels.
+            crop: see `decode`.
+            cache_bytes: decoded images are kept in memory if all of them fit into this many bytes; if not, each
+                access decodes again.
+        """
+        files = tuple(Path(path) for path in paths)
+        pixels = _Pixels(files, size, crop or None, cached=len(files) * size * size * 3 <= cache_bytes)
+        return cls(pixels, np.arange(len(files)), tuple(str(path) for path in files))
+
+    @classmethod
+    def from_arrays(
+        cls, images: np.ndarray, size: int, names: Sequence[str] = (), crop: int | None = None
+    ) -> "ImageStore":
+        """Makes a store over images in memory, cropped and resized at once where that is needed.
+
+        Args:
+            images: uint8 [n, h, w, 3].
+            size: side of the images in the store, in pixels.
+            names: one name per image; by default "array/000000" and so on.
+            crop: see `decode`.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"expected uint8 [n, h, w, 3], got {images.dtype} {list(images.shape)}")
+        pixels = _Pixels((), size, crop or None, cached=False)
+        pixels.cache = resize(images, size, crop)
+        pixels.ready = np.ones(len(images), bool)
+        return cls(pixels, np.arange(len(images)), tuple(names) or tuple(f"array/{i:06d}" for i in range(len(images))))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._pixels.read(int(self._rows[index]))
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns the images at `indices` as a new uint8 [k, size, size, 3] array."""
+        out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        for target, index in zip(out, indices, strict=True):
+            target[...] = self[index]
+        return out
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "ImageStore":
+        """Returns a store of the images at `indices`, in that order; decoded images are shared, not copied."""
+        chosen = np.asarray(indices, np.int64)
+        return ImageStore(self._pixels, self._rows[chosen], tuple(self.names[index] for index in chosen))
+
+    def verify(self, workers: int | None = None) -> list[BadImage]:
+        """Decodes every image once, in threads, which also fills the cache.
+
+        Args:
+            workers: number of threads; by default one per CPU, at most 16.
+
+        Returns:
+            The images that cannot be read, in order; empty when all are good.
+        """
+
+        def attempt(index: int) -> BadImage | None:
+            try:
+                self[index]
+            except UserError as error:
+                return BadImage(index, self.names[index], str(error))
+            return None
+
+        with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
+            return [bad for bad in pool.map(attempt, range(len(self))) if bad is not None]
+
+    def digest(self) -> str:
+        """Returns a hash of what the store holds: each file's path, bytes and modification time, or the pixels."""
+        hashed = hashlib.blake2b(f"{self.size} {self.crop}".encode(), digest_size=16)
+        for row in self._rows:
+            if self._pixels.paths:
+                path = self._pixels.paths[row]
+                stat = path.stat()
+                hashed.update(f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            else:
+                hashed.update(self._pixels.read(row).tobytes())
+        return hashed.hexdigest()

@@ -1,0 +1,192 @@
+"""The manifest: a CSV file beside the images, one row per image.
+
+`image,label[,mask][,patient][,split][,source][,...]`, image and mask paths relative to the manifest. Several labels of
+one image are joined by `|`, or there is one 0/1 column per class (then `label="edema,effusion"` names the columns).
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dapt_jax.data import records
+from dapt_jax.data.dataset import Dataset, matching
+from dapt_jax.data.decode import CACHE_BYTES
+from dapt_jax.data.records import Record
+from dapt_jax.errors import UserError, nearest
+
+_VALUES = {"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "": float("nan")}
+
+
+def load_manifest(
+    path: str | Path,
+    *,
+    image_size: int,
+    label: str = "label",
+    classes: Sequence[str] = (),
+    drop_classes: Sequence[str] = (),
+    where: str = "",
+    crop: int | None = None,
+    group: str = "patient",
+    on_bad_image: str = "error",
+    cache_bytes: int = CACHE_BYTES,
+    workers: int | None = None,
+    name: str = "",
+) -> Dataset:
+    """Reads a manifest and checks every row and file that it names.
+
+    Args:
+        path: the CSV file (comma, semicolon or tab between cells; UTF-8).
+        image_size: side of the images in pixels.
+        label: the label column; or several 0/1 columns joined by commas, one per class, blank where missing.
+            A label column in which any cell holds `|` makes the set multi-label; there a blank means no class.
+        classes: the classes in the order wanted; by default all labels of the rows kept, sorted (or the 0/1 columns).
+        drop_classes: labels whose rows are left out. In a multi-label set the labels go and the rows stay.
+        where: which rows to use, see `Dataset.where`; applied before any label or file is looked at.
+        crop: side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        group: column that names the patient, or another group that splits must not separate. A manifest without a
+            "patient" column is fine: each image is its own group.
+        on_bad_image: "error", or "skip" to leave out and count images that are missing or cannot be read.
+        cache_bytes: see `ImageStore.from_files`.
+        workers: threads that decode; see `ImageStore.verify`.
+        name: name of the data set; by default the name of the manifest's folder.
+
+    Returns:
+        The data set; columns that are not image, label, mask or group are in `columns`.
+
+    Raises:
+        UserError: one line that names the file and row, what was expected, and the nearest valid choice.
+    """
+    manifest = Path(path)
+    records.check_on_bad_image(on_bad_image)
+    places, columns = read_columns(manifest)
+    label_columns = [part.strip() for part in label.split(",")]
+    wanted = ["image", *label_columns, *([group] if group != "patient" else [])]
+    for column in wanted:
+        if column not in columns:
+            hint = nearest(column, columns)
+            listed = "" if hint.startswith("valid") else f" its columns: {', '.join(columns)}"
+            raise UserError(f"{manifest}: no column {column!r}; {hint}{listed}")
+    if "split" in columns:
+        groups = columns.get(group, [""] * len(places))
+        records.check_splits(places, groups, columns["split"], group, str(manifest))
+        records.check_splits(places, columns["image"], columns["split"], "image", str(manifest))
+
+    rows = np.flatnonzero(matching(columns, where, str(manifest)))
+    per_class = len(label_columns) > 1
+    if per_class and (strange := [other for other in (*classes, *drop_classes) if other not in label_columns]):
+        raise UserError(
+            f"{manifest}: class {strange[0]!r} is not in label={label!r}; {nearest(strange[0], label_columns)}"
+        )
+    if per_class:
+        label_columns = [column for column in classes or label_columns if column not in drop_classes]
+    multi_label = per_class or any("|" in cell for cell in columns[label_columns[0]])
+    plain = set(columns) - {"image", "mask", group, *label_columns}
+
+    def record(row: int) -> Record:
+        place, image = places[row], columns["image"][row]
+        if not image:
+            raise UserError(f"{manifest}: {place}: no image named")
+        cells = [columns[column][row] for column in label_columns]
+        labels: tuple[str, ...] = ()
+        values: tuple[float, ...] = ()
+        if per_class:
+            values = _values(cells, label_columns, f"{manifest}: {place}")
+        else:
+            labels = tuple(part for part in map(str.strip, cells[0].split("|")) if part)
+            if not labels and not multi_label:
+                raise UserError(f"{manifest}: {place}: {image} has no label; expected a name in column {label!r}")
+        mask = columns["mask"][row] if "mask" in columns else ""
+        return Record(
+            place=place,
+            image=_resolve(manifest, image),
+            written=image,
+            labels=labels,
+            values=values,
+            mask=_resolve(manifest, mask) if mask else None,
+            group=columns[group][row] if group in columns else "",
+            columns={column: columns[column][row] for column in columns if column in plain},
+        )
+
+    chosen = [record(int(row)) for row in rows]
+    if per_class:
+        names = tuple(label_columns)
+    else:
+        chosen = records.drop(chosen, drop_classes, str(manifest), multi_label)
+        names = records.resolve_classes(chosen, classes, str(manifest))
+    return records.to_dataset(
+        chosen,
+        names,
+        name=name or manifest.absolute().parent.name,
+        origin=str(manifest),
+        multi_label=multi_label,
+        image_size=image_size,
+        crop=crop,
+        on_bad_image=on_bad_image,
+        cache_bytes=cache_bytes,
+        workers=workers,
+    )
+
+
+def read_columns(manifest: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Reads a CSV file by column.
+
+    Args:
+        manifest: the file; a byte-order mark, any line ends and blank lines are allowed.
+
+    Returns:
+        Where each row is in the file ("row 2" is the first below the header, as a spreadsheet counts), and the stripped
+        cells of each column.
+
+    Raises:
+        UserError: no such file, not text, no rows, a column named twice, or a row of the wrong length.
+    """
+    if not manifest.is_file():
+        folder = manifest.parent
+        if not folder.is_dir():
+            raise UserError(f"{manifest}: no such manifest; there is no folder {folder}")
+        there = sorted(file.name for file in folder.iterdir())
+        hint = nearest(manifest.name, there) if there else "the folder is empty"
+        raise UserError(f"{manifest}: no such manifest; {hint}")
+    try:
+        text = manifest.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{manifest}: not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
+    # Spreadsheets write semicolons where the comma is the decimal mark.
+    first = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+    header: list[str] = []
+    places: list[str] = []
+    rows: list[list[str]] = []
+    for cells in reader:
+        cells = [cell.strip() for cell in cells]
+        if not any(cells):
+            continue
+        if not header:
+            header = cells
+            continue
+        if len(cells) != len(header):
+            raise UserError(
+                f"{manifest}: row {reader.line_num}: {len(cells)} cells, expected {len(header)} as in the header"
+            )
+        places.append(f"row {reader.line_num}")
+        rows.append(cells)
+    if not rows:
+        raise UserError(f"{manifest}: no rows; expected a header such as image,label,patient and one row per image")
+    if twice := [column for column in header if header.count(column) > 1]:
+        raise UserError(f"{manifest}: column {twice[0]!r} is there twice")
+    return places, {column: [row[index] for row in rows] for index, column in enumerate(header)}
+
+
+def _resolve(manifest: Path, written: str) -> Path:
+    # Manifests made on Windows separate folders by backslashes.
+    return manifest.parent / written.replace("\\", "/")
+
+
+def _values(cells: Sequence[str], label_columns: Sequence[str], place: str) -> tuple[float, ...]:
+    for cell, column in zip(cells, label_columns, strict=True):
+        if cell not in _VALUES:
+            raise UserError(f"{place}: {column} is {cell!r}, expected 0, 1 or blank (missing)")
+    return tuple(_VALUES[cell] for cell in cells)

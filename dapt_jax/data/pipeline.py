@@ -1,0 +1,114 @@
+"""Batches as a pure function of the step: grain reads them ahead, and its position is a number that a checkpoint holds."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from dapt_jax.data.dataset import Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """In which order a run sees its examples: a fresh permutation per epoch from (seed, epoch) alone.
+
+    The last batch of an epoch is filled up with examples of the same epoch that carry weight 0, so every example counts
+    once per epoch and every batch has one shape.
+
+    Attributes:
+        rows: row numbers of the examples in their data set.
+        batch_size: examples per batch.
+        seed: of the permutations.
+    """
+
+    rows: tuple[int, ...]
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch."""
+        return -(-len(self.rows) // self.batch_size)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - orders live as long as a run
+    def epoch(self, epoch: int) -> tuple[Int32[np.ndarray, "steps batch"], Float32[np.ndarray, "steps batch"]]:
+        """Row numbers and weights of an epoch's batches."""
+        permuted = np.random.default_rng([self.seed, epoch]).permutation(np.asarray(self.rows, np.int32))
+        shape = (self.steps_per_epoch, self.batch_size)
+        indices = np.resize(permuted, shape)
+        weights = (np.arange(indices.size) < len(permuted)).astype(np.float32).reshape(shape)
+        return indices, weights
+
+
+class _Steps:
+    """A grain data source whose records are steps: (epoch, row numbers, weights)."""
+
+    def __init__(self, order: Order, epochs: int):
+        self.order, self.epochs = order, epochs
+
+    def __len__(self) -> int:
+        return self.epochs * self.order.steps_per_epoch
+
+    def __getitem__(self, step: Any) -> tuple[int, np.ndarray, np.ndarray]:
+        epoch, batch = divmod(int(step), self.order.steps_per_epoch)
+        indices, weights = self.order.epoch(epoch)
+        return epoch, indices[batch], weights[batch]
+
+
+def batches(
+    dataset: Dataset, order: Order, epochs: int, *, host: int = 0, hosts: int = 1, threads: int = 2
+) -> grain.DatasetIterator:
+    """The batches of a run, read ahead by grain.
+
+    Args:
+        dataset: where the rows of `order` are.
+        order: which rows make which batch.
+        epochs: of the whole run.
+        host: this host's number; it reads its share of every batch and nothing else.
+        hosts: number of hosts.
+        threads: that decode.
+
+    Returns:
+        An iterator with `get_state` and `set_state`, over dicts: `image` uint8 [b, size, size, 3], `label`,
+        `weight` float32 [b], `index` int32 [b] (rows), `epoch` int32 [].
+    """
+    if order.batch_size % hosts:
+        raise ValueError(f"a batch of {order.batch_size} does not divide among {hosts} hosts")
+    labels = device_labels(dataset)
+    share = slice(host * order.batch_size // hosts, (host + 1) * order.batch_size // hosts)
+
+    def load(step: tuple[int, np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+        epoch, indices, weights = step
+        rows = indices[share]
+        return {
+            "image": dataset.images.batch(rows),
+            "label": labels[rows],
+            "weight": weights[share],
+            "index": rows,
+            "epoch": np.int32(epoch),
+        }
+
+    steps = grain.MapDataset.source(_Steps(order, epochs)).map(load)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
+    return iter(steps.to_iter_dataset(options))
+
+
+def device_labels(dataset: Dataset) -> np.ndarray:
+    """Labels in the dtype that devices hold: int32 class numbers [n], or float32 0/1 [n, classes]."""
+    return dataset.labels.astype(np.float32 if dataset.multi_label else np.int32)
+
+
+def in_order(dataset: Dataset, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every row once, in order, in batches of one shape.
+
+    Yields:
+        Images uint8 [batch, size, size, 3] and row numbers [k] with k <= batch; the last images are repeated to fill up.
+    """
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part))])
+        yield dataset.images.batch(filled), part

@@ -1,0 +1,112 @@
+"""Prepared TensorFlow Datasets sets in array_record files, read without TensorFlow."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.decode import ImageStore, resize
+from dapt_jax.errors import UserError, nearest
+
+
+def load_tfds(
+    path: str | Path,
+    *,
+    image_size: int,
+    split: str = "",
+    label: str = "label",
+    classes: Sequence[str] = (),
+    drop_classes: Sequence[str] = (),
+    where: str = "",
+    crop: int | None = None,
+    group: str = "",
+    name: str = "",
+) -> Dataset:
+    """Reads a set that `tfds build --file_format=array_record` has prepared; its images are held in memory.
+
+    Args:
+        path: the version's folder (it holds `dataset_info.json`), or a folder above it that holds one version only.
+        image_size: side of the images in pixels.
+        split: the split to read; "" reads all of them. The split is in `columns["split"]` either way.
+        label: name of the class feature.
+        classes: the classes in the order wanted; by default the feature's.
+        drop_classes: classes whose images are left out.
+        where: which images to use, see `Dataset.where`.
+        crop: side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        group: name of the feature that names the patient; "" makes each image its own group.
+        name: name of the data set; by default the prepared set's.
+
+    Raises:
+        UserError: no prepared set there, not in array_record files, or a feature or split that it does not have.
+    """
+    # Its import takes seconds, which sets of other kinds need not pay.
+    import tensorflow_datasets as tfds
+
+    folder = _version_folder(Path(path))
+    builder = tfds.builder_from_directory(folder)
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        found = builder.info.file_format.value
+        raise UserError(f"{folder}: its files are {found}; prepare the set again with --file_format=array_record")
+    features = builder.info.features
+    for feature in ("image", label, *filter(None, [group])):
+        if feature not in features:
+            raise UserError(f"{folder}: no feature {feature!r}; {nearest(feature, features)}")
+    if not isinstance(features[label], tfds.features.ClassLabel):
+        raise UserError(f"{folder}: feature {label!r} is {type(features[label]).__name__}, expected ClassLabel")
+    if split and split not in builder.info.splits:
+        raise UserError(f"{folder}: no split {split!r}; {nearest(split, builder.info.splits)}")
+
+    images, labels, groups, splits = [], [], [], []
+    for part in [split] if split else sorted(builder.info.splits):
+        for index, example in enumerate(builder.as_data_source(part)):
+            images.append(resize(_rgb(example["image"], f"{folder}: {part}[{index}]")[None], image_size, crop)[0])
+            labels.append(int(example[label]))
+            groups.append(_text(example[group]) if group else f"{part}/{index:06d}")
+            splits.append(part)
+    if not images:
+        raise UserError(f"{folder}: no examples in split {split or 'any'!r}")
+    title = name or builder.info.name
+    dataset = Dataset(
+        name=title,
+        images=ImageStore.from_arrays(
+            np.stack(images), image_size, [f"{title}/{part}/{row:06d}" for row, part in enumerate(splits)]
+        ),
+        labels=np.array(labels, np.int64),
+        classes=tuple(features[label].names),
+        groups=np.array(groups, dtype=str),
+        columns={"split": np.array(splits, dtype=str)},
+    ).where(where)
+    for dropped in drop_classes:
+        if dropped not in dataset.classes:
+            raise UserError(f"{folder}: drop_classes names {dropped!r}; {nearest(dropped, dataset.classes)}")
+    kept = [known for known in dataset.classes if known not in drop_classes]
+    if classes:
+        present = {known for known, count in dataset.class_counts().items() if count}
+        for outside in kept:
+            if outside in present and outside not in classes:
+                raise UserError(f"{folder}: label {outside!r} is not in classes; {nearest(outside, classes)}")
+    return dataset.keep_classes(classes or kept)
+
+
+def _version_folder(path: Path) -> Path:
+    if (path / "dataset_info.json").is_file():
+        return path
+    versions = sorted(info.parent for info in path.glob("*/dataset_info.json"))
+    if not versions:
+        raise UserError(f"{path}: no prepared TFDS set; expected a folder with dataset_info.json")
+    if len(versions) > 1:
+        raise UserError(f"{path}: holds several versions; name one: {', '.join(folder.name for folder in versions)}")
+    return versions[0]
+
+
+def _rgb(image: np.ndarray, place: str) -> np.ndarray:
+    if image.dtype != np.uint8 or image.shape[-1] not in (1, 3):
+        raise UserError(f"{place}: image is {image.dtype} {list(image.shape)}, expected uint8 with 1 or 3 channels")
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def _text(value: Any) -> str:
+    return re.sub(r"\s+", " ", value.decode()) if isinstance(value, bytes) else str(value)

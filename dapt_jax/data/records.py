@@ -1,0 +1,217 @@
+"""From rows about images to a `Dataset`: the checks that every reader of files shares."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.decode import CACHE_BYTES, ImageStore
+from dapt_jax.errors import UserError, nearest
+
+ON_BAD_IMAGE = ("error", "skip")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image as its source describes it.
+
+    Attributes:
+        place: where the source says so, for error lines ("row 5").
+        image: the image file.
+        written: the image as the source wrote it.
+        labels: names of its classes: exactly one, unless the set is multi-label.
+        values: one 0, 1 or NaN per class, instead of `labels`, where the source has a column per class.
+        mask: the mask file, or None.
+        group: the patient; "" for none.
+        columns: every other column.
+    """
+
+    place: str
+    image: Path
+    written: str
+    labels: tuple[str, ...] = ()
+    values: tuple[float, ...] = ()
+    mask: Path | None = None
+    group: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_on_bad_image(choice: str) -> None:
+    """Refuses anything but "error" and "skip"."""
+    if choice not in ON_BAD_IMAGE:
+        raise UserError(f"on_bad_image={choice!r}; {nearest(choice, ON_BAD_IMAGE)}")
+
+
+def check_splits(places: Sequence[str], groups: Sequence[str], splits: Sequence[str], word: str, origin: str) -> None:
+    """Refuses a source in which one group is in two splits.
+
+    Args:
+        places: where each row is ("row 5").
+        groups: the group of each row; rows with "" are not checked.
+        splits: the split of each row.
+        word: what a group is called ("patient").
+        origin: the file to name.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    torn: dict[str, str] = {}
+    for place, group, split in zip(places, groups, splits, strict=True):
+        if not group:
+            continue
+        first_split, first_place = seen.setdefault(group, (split, place))
+        if split != first_split and group not in torn:
+            numbers = ", ".join(where.removeprefix("row ") for where in (first_place, place))
+            torn[group] = f"{word} {group} is in splits {first_split!r} and {split!r} (rows {numbers})"
+    if torn:
+        more = f", and {len(torn) - 1} more like it" if len(torn) > 1 else ""
+        raise UserError(f"{origin}: {next(iter(torn.values()))}{more}; a {word} belongs in one split")
+
+
+def drop(records: Sequence[Record], names: Sequence[str], origin: str, multi_label: bool = False) -> list[Record]:
+    """Leaves out the records of the named classes, and logs how many.
+
+    In a multi-label set the records stay and the named labels are taken off them.
+
+    Raises:
+        UserError: a name that no record has.
+    """
+    present = Counter(label for record in records for label in record.labels)
+    for name in names:
+        if name not in present:
+            raise UserError(f"{origin}: drop_classes names {name!r}, which no row has; {nearest(name, present)}")
+    if names:
+        listed = ", ".join(f"{name} ({present[name]})" for name in names)
+        logging.info("%s: left out classes on request: %s", origin, listed)
+    if multi_label:
+        return [replace_labels(record, tuple(set(record.labels) - set(names))) for record in records]
+    return [record for record in records if not set(record.labels) & set(names)]
+
+
+def replace_labels(record: Record, labels: tuple[str, ...]) -> Record:
+    """Returns the record with other labels."""
+    return Record(**{**vars(record), "labels": labels})
+
+
+def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: str) -> tuple[str, ...]:
+    """Returns the classes in order: those asked for, or all labels sorted by name.
+
+    Raises:
+        UserError: a record has a label outside `classes`, or a class is named twice.
+    """
+    present = Counter(label for record in records for label in record.labels)
+    if not classes:
+        return tuple(sorted(present))
+    if len(set(classes)) < len(classes):
+        raise UserError(f"{origin}: classes name {Counter(classes).most_common(1)[0][0]!r} twice")
+    for record in records:
+        for label in record.labels:
+            if label not in classes:
+                raise UserError(
+                    f"{origin}: {record.place}: label {label!r} ({present[label]} rows) is not in classes; "
+                    f"{nearest(label, classes)}; rows to leave out go into drop_classes"
+                )
+    return tuple(classes)
+
+
+def to_dataset(
+    records: Sequence[Record],
+    classes: tuple[str, ...],
+    *,
+    name: str,
+    origin: str,
+    multi_label: bool,
+    image_size: int,
+    crop: int | None = None,
+    on_bad_image: str = "error",
+    cache_bytes: int = CACHE_BYTES,
+    workers: int | None = None,
+) -> Dataset:
+    """Checks that every file is there and can be read, and builds the data set.
+
+    Args:
+        records: one per image.
+        classes: the classes in order; every label is among them.
+        name: name of the data set.
+        origin: the file or folder to name in error lines.
+        multi_label: whether labels become float32 [n, classes] rather than int64 [n].
+        image_size: side of the images in pixels.
+        crop: see `dapt_jax.data.decode.decode`.
+        on_bad_image: "error", or "skip" to leave out and count images that are missing or cannot be read.
+        cache_bytes: see `ImageStore.from_files`.
+        workers: threads that decode; see `ImageStore.verify`.
+
+    Raises:
+        UserError: files missing or unreadable; all of them are counted and the first is named.
+    """
+    check_on_bad_image(on_bad_image)
+    skip = on_bad_image == "skip"
+    _check_masks(records, origin)
+    kept = [record for record in records if record.image.is_file()]
+    if len(kept) < len(records) and not skip:
+        first = next(record for record in records if not record.image.is_file())
+        raise UserError(
+            f"{len(records) - len(kept)} of {len(records)} images named in {origin} do not exist, "
+            f"first: {first.place}: {first.written}; {_near_files(first.image)}"
+        )
+    store = ImageStore.from_files([record.image for record in kept], image_size, crop, cache_bytes)
+    bad = store.verify(workers)
+    if bad and not skip:
+        raise UserError(
+            f"{len(bad)} of {len(kept)} images named in {origin} cannot be read, "
+            f"first: {kept[bad[0].index].place}: {bad[0].reason}"
+        )
+    unreadable = {image.index for image in bad}
+    good = np.array([index for index in range(len(kept)) if index not in unreadable], np.int64)
+    skipped = len(records) - len(good)
+    if skipped:
+        reason = bad[0].reason if bad else f"{next(r for r in records if not r.image.is_file()).image}: no such file"
+        logging.warning("%s: skipped %d of %d images, first: %s", origin, skipped, len(records), reason)
+    if not len(good):
+        raise UserError(f"{origin}: none of its {len(records)} images can be read")
+    kept = [kept[index] for index in good]
+
+    columns: dict[str, list[str]] = defaultdict(list)
+    for record in kept:
+        for column, value in record.columns.items():
+            columns[column].append(value)
+    masks = tuple(record.mask for record in kept)
+    return Dataset(
+        name=name,
+        images=store.take(good),
+        labels=_labels(kept, classes, multi_label),
+        classes=classes,
+        groups=np.array([record.group or str(record.image) for record in kept], dtype=str),
+        columns={column: np.array(values, dtype=str) for column, values in columns.items()},
+        masks=masks if any(masks) else None,
+        skipped=skipped,
+    )
+
+
+def _labels(records: Sequence[Record], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:
+    if not multi_label:
+        return np.array([classes.index(record.labels[0]) for record in records], np.int64)
+    if records[0].values:
+        return np.array([record.values for record in records], np.float32)
+    return np.array([[name in record.labels for name in classes] for record in records], np.float32)
+
+
+def _check_masks(records: Sequence[Record], origin: str) -> None:
+    named = [record for record in records if record.mask is not None]
+    missing = [record for record in named if record.mask is not None and not record.mask.is_file()]
+    if missing:
+        first = missing[0].mask
+        assert first is not None
+        raise UserError(
+            f"{len(missing)} of {len(named)} masks named in {origin} do not exist, "
+            f"first: {missing[0].place}: {first}; {_near_files(first)}"
+        )
+
+
+def _near_files(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    return nearest(path.name, sorted(other.name for other in folder.iterdir()))

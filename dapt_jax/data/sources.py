@@ -1,0 +1,77 @@
+"""One door to every kind of data: a config's description of a set to a `Dataset`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.folders import load_folder
+from dapt_jax.data.manifest import load_manifest
+from dapt_jax.data.phantoms import load_phantoms
+from dapt_jax.data.prepared_tfds import load_tfds
+from dapt_jax.errors import UserError, nearest
+
+KINDS: dict[str, Callable[..., Dataset]] = {
+    "manifest": load_manifest,
+    "folder": load_folder,
+    "phantoms": load_phantoms,
+    "tfds": load_tfds,
+}
+# Set by the study for all of its data, not by one set's description.
+_SHARED = ("image_size", "on_bad_image", "cache_bytes", "workers")
+
+
+def load(
+    spec: Mapping[str, Any], *, data_dir: str | Path | None, image_size: int, on_bad_image: str = "error", **shared: Any
+) -> Dataset:
+    """Reads the set that a config describes.
+
+    Args:
+        spec: `kind` ("manifest", "folder", "phantoms" or "tfds") and that reader's own arguments, such as
+            `{"kind": "manifest", "path": "wbc/manifest.csv", "where": "source=dataset1", "classes": ("monocyte",)}`.
+            None, "" and () stand for the reader's default. The readers are `load_manifest`, `load_folder`,
+            `load_phantoms` and `load_tfds`.
+        data_dir: the folder that `path` is relative to; not needed for absolute paths and for phantoms.
+        image_size: side of the images in pixels.
+        on_bad_image: "error" or "skip"; for readers of image files.
+        **shared: other arguments for every reader that knows them: `cache_bytes`, `workers`, `seed`.
+
+    Raises:
+        UserError: an unknown kind or key, no path or data_dir, or whatever the reader finds wrong.
+    """
+    kind = str(spec.get("kind", ""))
+    if kind not in KINDS:
+        raise UserError(f"data: no kind {kind!r}; {nearest(kind, KINDS)}")
+    reader = KINDS[kind]
+    known = inspect.signature(reader).parameters
+    keys = [key for key in known if key not in _SHARED]
+    for key in spec:
+        if key != "kind" and key not in keys:
+            raise UserError(f"data: kind {kind!r} has no key {key!r}; {nearest(str(key), keys)}")
+    arguments = {"image_size": image_size, "on_bad_image": on_bad_image, **shared}
+    arguments = {key: value for key, value in arguments.items() if key in known}
+    given = {key: _plain(value) for key, value in spec.items() if key != "kind"}
+    arguments |= {key: value for key, value in given.items() if value not in (None, "", ())}
+    if "path" in known:
+        arguments["path"] = _resolve(arguments.get("path", ""), kind, data_dir)
+    elif "name" not in arguments:
+        raise UserError(f"data: kind {kind!r} needs a name")
+    return reader(**arguments)
+
+
+def _plain(value: Any) -> Any:
+    # Configs hold tuples as lists after a trip through JSON.
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _resolve(path: str, kind: str, data_dir: str | Path | None) -> Path:
+    if not path:
+        raise UserError(f"data: kind {kind!r} needs a path")
+    if Path(path).is_absolute():
+        return Path(path)
+    if data_dir is None or not str(data_dir):
+        raise UserError(f"data: {path} is relative to a data folder that was not given; pass --config.data_dir=FOLDER")
+    if not Path(data_dir).is_dir():
+        raise UserError(f"data: no folder {data_dir}; pass the folder that holds {path} as --config.data_dir=FOLDER")
+    return Path(data_dir) / path

@@ -1,0 +1,148 @@
+"""Splits that keep each patient's images together and each class's share alike.
+
+The method is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011) over groups: the class with the fewest
+groups left is dealt out first, each of its groups to the side that lacks most images of it. scikit-learn's
+`StratifiedGroupKFold` has neither arbitrary fractions nor several labels per image, and warns or fails when a class has
+fewer images than there are folds, which is the rule in small medical sets.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dapt_jax.errors import UserError
+
+Split = tuple[np.ndarray, np.ndarray]
+
+
+def grouped_holdout(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> Split:
+    """Holds out a fraction of the images.
+
+    A class that is in two groups or more is on both sides wherever the groups' other classes allow it; a class that is
+    in one group only stays in training.
+
+    Args:
+        labels: int [n], or float [n, classes] of 0, 1 and NaN.
+        groups: str or int [n]; no group is divided.
+        fraction: share of the images to hold out, between 0 and 1.
+        seed: the same seed gives the same split.
+
+    Returns:
+        Sorted indices (int64) of the training and of the held-out images.
+
+    Raises:
+        UserError: the fraction is not between 0 and 1, or there are fewer than two groups.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"a held-out fraction of {fraction}; expected more than 0 and less than 1")
+    sides = _deal(labels, groups, np.array([1 - fraction, fraction]), seed, "a held-out part", lone=0)
+    return np.flatnonzero(sides == 0), np.flatnonzero(sides == 1)
+
+
+def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Split]:
+    """Divides the images into folds, each of which is held out once.
+
+    A class with fewer groups than folds is missing from some held-out parts; it is in every training part if it is in
+    two groups or more.
+
+    Args:
+        labels: int [n], or float [n, classes] of 0, 1 and NaN.
+        groups: str or int [n]; no group is divided.
+        folds: number of folds, two or more.
+        seed: the same seed gives the same folds.
+
+    Returns:
+        For each fold, sorted indices (int64) of the training and of the held-out images.
+
+    Raises:
+        UserError: fewer than two folds, or fewer groups than folds.
+    """
+    if folds < 2:
+        raise UserError(f"{folds} folds; expected at least 2")
+    sides = _deal(labels, groups, np.full(folds, 1 / folds), seed, f"{folds} folds")
+    return [(np.flatnonzero(sides != fold), np.flatnonzero(sides == fold)) for fold in range(folds)]
+
+
+def check_disjoint(
+    groups_a: Sequence[str] | np.ndarray, groups_b: Sequence[str] | np.ndarray, name_a: str, name_b: str
+) -> None:
+    """Refuses two sets that share a group.
+
+    Raises:
+        UserError: says how many groups are in both, and names the first.
+    """
+    shared = sorted({str(group) for group in groups_a} & {str(group) for group in groups_b})
+    if shared:
+        raise UserError(
+            f"{len(shared)} patients (groups) are in both {name_a} and {name_b}, first: {shared[0]}; "
+            "a patient belongs on one side"
+        )
+
+
+def _deal(
+    labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int, purpose: str, lone: int | None = None
+) -> np.ndarray:
+    """Gives each image a side (int64 [n]) so that side i gets about `shares[i]` of the images of each class.
+
+    `lone` is the side of the classes that are in one group only; None lets any side have them.
+    """
+    names, members = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < len(shares):
+        raise UserError(f"{purpose}: needs at least {len(shares)} patients (groups), there are {len(names)}")
+    counts = _counts(np.asarray(labels), members, len(names))
+    rng = np.random.default_rng(seed)
+    lacking = shares[:, None] * counts.sum(axis=0)
+    filled = np.zeros((len(shares), counts.shape[1]), bool)
+    side_of = np.full(len(names), -1)
+    left = rng.permutation(len(names))
+    if lone is not None:
+        sole = counts[:, (counts > 0).sum(axis=0) == 1].any(axis=1)
+        side_of[sole] = lone
+        lacking[lone] -= counts[sole].sum(axis=0)
+        filled[lone] |= (counts[sole] > 0).any(axis=0)
+        left = left[side_of[left] < 0]
+    while len(left):
+        groups_left = (counts[left] > 0).sum(axis=0)
+        rarest = np.where(groups_left > 0, groups_left, len(names) + 1).argmin()
+        having = left[counts[left, rarest] > 0]
+        # Large groups first: the small ones then even out what the large ones left uneven.
+        for group in having[np.argsort(-counts[having, rarest], kind="stable")]:
+            empty = np.flatnonzero(~filled[:, rarest])
+            remaining = (counts[having, rarest] > 0) & (side_of[having] < 0)
+            last_chance = len(empty) and remaining.sum() <= len(empty)
+            side = _neediest(lacking, rarest, empty if last_chance else np.arange(len(shares)), rng)
+            side_of[group] = side
+            lacking[side] -= counts[group]
+            filled[side] |= counts[group] > 0
+        left = left[side_of[left] < 0]
+    _fill_empty_sides(side_of, counts, len(shares))
+    return side_of[members]
+
+
+def _neediest(lacking: np.ndarray, column: np.integer, sides: np.ndarray, rng: np.random.Generator) -> int:
+    """The side that lacks most of one class, then most images at all, then drawn."""
+    keys = np.stack([rng.random(len(sides)), lacking[sides].sum(axis=1).round(9), lacking[sides, column].round(9)])
+    return int(sides[np.lexsort(keys)[-1]])
+
+
+def _fill_empty_sides(side_of: np.ndarray, counts: np.ndarray, sides: int) -> None:
+    """Moves the smallest group of the side with most groups to each side that got none."""
+    for side in range(sides):
+        if (side_of == side).any():
+            continue
+        fullest = np.bincount(side_of, minlength=sides).argmax()
+        movable = np.flatnonzero(side_of == fullest)
+        side_of[movable[counts[movable].sum(axis=1).argmin()]] = side
+
+
+def _counts(labels: np.ndarray, members: np.ndarray, groups: int) -> np.ndarray:
+    """Images of each class in each group, float64 [groups, classes]."""
+    if labels.ndim == 1:
+        present = np.unique(labels)[None, :] == labels[:, None]
+    else:
+        present = np.nan_to_num(labels) > 0
+        # Images of no class are dealt out evenly too.
+        present = np.column_stack([present, ~present.any(axis=1)])
+    counts = np.zeros((groups, present.shape[1]))
+    np.add.at(counts, members, present)
+    return counts

@@ -1,0 +1,85 @@
+"""An encoder with a linear head behind global average pooling, split at any boundary into prefix and suffix."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from dapt_jax.models.encoder import Encoder, NormMode, Tree, draw, get_group
+
+HEAD = "head"
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """Encoder, global average pooling and a dense layer, as pure functions.
+
+    A *boundary* b splits it: the *prefix* is the groups before b, the *suffix* the rest. With b equal to the number of
+    encoder groups the prefix includes the pooling and the suffix is the head alone.
+
+    Attributes:
+        encoder: the encoder.
+        outputs: number of logits.
+        dtype: of activations; parameters are float32 always.
+    """
+
+    encoder: Encoder
+    outputs: int
+    dtype: str = "float32"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The encoder's groups and the head."""
+        return (*self.encoder.groups, HEAD)
+
+    def abstract(self) -> tuple[Tree, Tree]:
+        """Shapes and dtypes of parameters and statistics."""
+        params, stats = self.encoder.abstract()
+        return {**params, HEAD: self._head()}, stats
+
+    def init(self, seed: int) -> tuple[Tree, Tree]:
+        """Fresh parameters and statistics from a seed."""
+        params, stats = self.abstract()
+        return draw(params, seed), draw(stats, seed)
+
+    def _head(self) -> Tree:
+        kernel = jax.ShapeDtypeStruct((self.encoder.features, self.outputs), jnp.float32)
+        return {"kernel": kernel, "bias": jax.ShapeDtypeStruct((self.outputs,), jnp.float32)}
+
+    def prefix(self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"], boundary: int) -> Float[Array, "b ..."]:
+        """Images (0 to 255) to the activations at `boundary`, with every norm frozen.
+
+        With boundary 0 these are the preprocessed images; at the number of encoder groups, pooled features (b, features).
+        """
+        x, _ = self.encoder.apply(params, stats, self.encoder.preprocess(images, self.dtype), stop=boundary)
+        return pool(x) if boundary == len(self.encoder.groups) else x
+
+    def suffix(
+        self,
+        params: Tree,
+        stats: Tree,
+        x: Float[Array, "b ..."],
+        boundary: int,
+        norm: NormMode | Mapping[str, NormMode] = "frozen",
+    ) -> tuple[Float[Array, "b outputs"], Tree]:
+        """Activations at `boundary` to float32 logits, and the statistics after the pass."""
+        if boundary < len(self.encoder.groups):
+            x, stats = self.encoder.apply(params, stats, x, start=boundary, norm=norm)
+            x = pool(x)
+        head = get_group(params, HEAD)
+        return x.astype(jnp.float32) @ head["kernel"] + head["bias"], stats
+
+    def __call__(self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"]) -> Float[Array, "b outputs"]:
+        """Images (0 to 255) to logits, as at test time."""
+        return self.suffix(params, stats, self.prefix(params, stats, images, 0), 0)[0]
+
+    def features(self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """Images (0 to 255) to pooled features, as at test time."""
+        return self.prefix(params, stats, images, len(self.encoder.groups)).astype(jnp.float32)
+
+
+def pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
+    """Global average over space, accumulated in float32."""
+    return x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)

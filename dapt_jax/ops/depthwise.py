@@ -1,0 +1,122 @@
+"""Depthwise convolution as sums of shifted products, forward and backward.
+
+XLA:CPU lowers a depthwise convolution to a scalar loop. A sum over the taps of shifted images times one weight per
+channel is elementwise work, which it fuses into one vectorised loop. The same holds for the two gradients:
+
+- with respect to the input, each of the `stride` x `stride` phases of the input's pixel grid meets its own taps, so no
+  product with a stuffed-in zero is formed;
+- with respect to the kernel, rows are accumulated tap by tap into (b, w, c) sums, the batch axis left whole: it may be
+  sharded over devices.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dapt_jax.ops.shapes import Pairs, outputs, pad, taps
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def depthwise(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves every channel with a kernel of its own.
+
+    Args:
+        stride: along both axes.
+        pads: pixels ((top, bottom), (left, right)); not negative.
+        x: (b, h, w, c).
+        kernel: (kh, kw, 1, c).
+
+    Returns:
+        (b, h2, w2, c) in the dtype of `x`, products and sums in float32.
+    """
+    size = kernel.shape[:2]
+    out = outputs(x.shape[1:3], size, pads, stride)
+    weights = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
+    parts = taps(pad(x, pads), size, out, stride)
+    return _total(part * weight for part, weight in zip(parts, weights, strict=True)).astype(x.dtype)
+
+
+def _total(terms):  # type: ignore[no-untyped-def]
+    total = None
+    for term in terms:
+        total = term if total is None else total + term
+    return total
+
+
+def _forward(
+    stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return depthwise(stride, pads, x, kernel), (x, kernel)
+
+
+def _backward(
+    stride: int, pads: Pairs, saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    return _input_gradient(stride, pads, x, kernel, g), _kernel_gradient(stride, pads, x, kernel, g)
+
+
+def _input_gradient(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+    """Sums, for every input pixel, weight times gradient over the windows that saw it."""
+    (top, _), (left, _) = pads
+    height, width, _, channels = kernel.shape
+    high, wide = (-(-side // stride) for side in x.shape[1:3])
+    # Input row r = stride * n + phase is tap t of window (r + top - t) / stride: n plus a constant per phase and tap.
+    rows = [_meetings(phase, top, height, stride) for phase in range(stride)]
+    columns = [_meetings(phase, left, width, stride) for phase in range(stride)]
+    margin_rows, margin_columns = _margins(rows, high, g.shape[1]), _margins(columns, wide, g.shape[2])
+    padded = pad(g, (margin_rows, margin_columns)).astype(jnp.float32)
+    weights = kernel.astype(jnp.float32)
+
+    def phase(row: int, column: int) -> jax.Array:
+        total = jnp.zeros((g.shape[0], high, wide, channels), jnp.float32)
+        for tap_row, shift_row in rows[row]:
+            for tap_column, shift_column in columns[column]:
+                first, second = margin_rows[0] + shift_row, margin_columns[0] + shift_column
+                total += padded[:, first : first + high, second : second + wide] * weights[tap_row, tap_column, 0]
+        return total
+
+    if stride == 1:
+        return phase(0, 0).astype(x.dtype)
+    grid = [jnp.stack([phase(row, column) for column in range(stride)], 3) for row in range(stride)]
+    full = jnp.stack(grid, 2).reshape(g.shape[0], high * stride, wide * stride, channels)
+    return full[:, : x.shape[1], : x.shape[2]].astype(x.dtype)
+
+
+def _meetings(phase: int, before: int, size: int, stride: int) -> list[tuple[int, int]]:
+    """(tap, shift) pairs: input pixel `stride * n + phase` is met by that tap of the window `n + shift`."""
+    return [(tap, (phase + before - tap) // stride) for tap in range(size) if (phase + before - tap) % stride == 0]
+
+
+def _margins(meetings: list[list[tuple[int, int]]], count: int, windows: int) -> tuple[int, int]:
+    """Border that the windows need for every shift of `count` of them to stay inside."""
+    shifts = [shift for phase in meetings for _, shift in phase]
+    return max(0, -min(shifts, default=0)), max(0, max(shifts, default=0) + count - windows)
+
+
+def _kernel_gradient(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+    """Sums image times gradient per tap and channel, row by row.
+
+    As a plain reduction this is the slowest part by far: XLA:CPU reduces to few outputs with a scalar loop. Accumulating
+    rows is elementwise, and so is the sum over columns; what is left to reduce is the batch.
+    """
+    height, width, _, channels = kernel.shape
+    batch, high, wide, _ = g.shape
+    # Without the barrier the padding is fused into, and computed anew for, every tap.
+    padded, g = lax.optimization_barrier((pad(x, pads), g))
+
+    def add_row(row: jax.Array, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        window = lax.dynamic_slice_in_dim(padded, row * stride, height, 1).astype(jnp.float32)
+        gradient = lax.dynamic_slice_in_dim(g, row, 1, 1).astype(jnp.float32)
+        met = taps(window, (height, width), (1, wide), stride)
+        return tuple(total + part * gradient for total, part in zip(totals, met, strict=True))
+
+    empty = tuple(jnp.zeros((batch, 1, wide, channels), jnp.float32) for _ in range(height * width))
+    totals = lax.fori_loop(0, high, add_row, empty)
+    sums = [_total(total[:, 0, column] for column in range(wide)).sum(0) for total in totals]
+    return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+
+
+depthwise.defvjp(_forward, _backward)

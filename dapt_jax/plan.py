@@ -1,0 +1,183 @@
+"""What a study would cost, before it runs: the same numbers that its ledger will hold."""
+
+import dataclasses
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dapt_jax.adapt import dapt_run
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.models import registry
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.objectives import Objective
+from dapt_jax.strategies import Strategy, resolve
+from dapt_jax.training import accounting, freezing, heads
+from dapt_jax.training.run import Run
+from dapt_jax.transfer import FINETUNE, Arm, Task, finetune_run, head_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class PhasePlan:
+    """What one phase would cost.
+
+    Attributes:
+        name: of the phase.
+        trainable: parameters that train.
+        total: parameters of the model.
+        steps: optimizer steps.
+        images: gone through, repeats counted.
+        flops_per_image: model FLOPs of one image in one step.
+        fill_flops: model FLOPs of computing the frozen prefix once; 0 where it is not cached.
+        flops: model FLOPs of the phase.
+        peak_bytes: estimate of peak memory.
+        cache_bytes: activations kept.
+        why: why the prefix is cached, or not.
+    """
+
+    name: str
+    trainable: int
+    total: int
+    steps: int
+    images: int
+    flops_per_image: int
+    fill_flops: int
+    flops: int
+    peak_bytes: int
+    cache_bytes: int
+    why: str
+
+
+def of_run(run: Run, *, with_memory: bool = True) -> list[PhasePlan]:
+    """The phases of a run."""
+    planned = []
+    size = run.dataset.images.size
+    for program in run.programs:
+        cost, decision = accounting.image_cost(program, size), run.cache_decision(program)
+        shapes, _ = program.model.abstract()
+        images = len(run.train_rows) * program.phase.epochs
+        per_image = cost.suffix.model + (0 if decision.cached else cost.prefix.model)
+        fill = cost.prefix.model * len(run.dataset) * decision.views if decision.cached else 0
+        peak = accounting.peak_bytes(program, size, run.batch_size) if with_memory else 0
+        planned.append(
+            PhasePlan(
+                name=program.phase.name,
+                trainable=freezing.count(shapes, program.mask.trainable),
+                total=freezing.count(shapes),
+                steps=run.timeline.steps_per_epoch * program.phase.epochs,
+                images=images,
+                flops_per_image=per_image,
+                fill_flops=fill,
+                flops=per_image * images + fill,
+                peak_bytes=peak + decision.bytes,
+                cache_bytes=decision.bytes,
+                why=decision.reason,
+            )
+        )
+    return planned
+
+
+def dapt_flops(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None) -> int:
+    """Model FLOPs of adapting by one strategy, on its own."""
+    if not strategy.phases or corpus is None:
+        return 0
+    return sum(phase.flops for phase in of_run(dapt_run(config, strategy, seed, corpus), with_memory=False))
+
+
+def transfer_flops(config: Any, task: Task, strategy: Strategy, seed: int) -> dict[str, int]:
+    """Model FLOPs of a target task by protocol; `features` stands for the pass that all heads share."""
+    model = Classifier(strategy.encoder, len(task.development.classes), config.model.dtype)
+    size = task.development.images.size
+    images = sum(len(dataset) for dataset in task.datasets.values())
+    folds = task.folds(config.transfer.folds, seed)
+    costs: dict[str, int] = {}
+    objective = Objective(len(task.development.classes), task.development.multi_label)
+    for protocol in config.transfer.protocols:
+        if protocol == FINETUNE:
+            arm = Arm(strategy.name, seed, "", "")
+            runs = [
+                finetune_run(config, task, arm, strategy.encoder, fold, train)
+                for fold, (train, _) in enumerate(folds[: config.transfer.finetune.folds])
+            ]
+            costs[protocol] = sum(phase.flops for run in runs for phase in of_run(run, with_memory=False))
+            continue
+        costs.setdefault("features", accounting.forward(model, size, len(model.encoder.groups)).model * images)
+        settings = head_settings(config, protocol, objective)
+        rows = sum(len(train) for train, _ in folds) * settings.epochs
+        costs[protocol] = rows * heads.flops_per_image(model.encoder.features, settings.hidden, objective)
+    return costs
+
+
+def show(config: Any, strategies: list[Strategy], corpus: Dataset | None, tasks: list[Task]) -> None:
+    """Prints a table per strategy and the comparison with full DAPT."""
+    console = Console(width=None if Console().is_terminal else 150)
+    seed = config.seeds[0]
+    totals = {strategy.name: dapt_flops(config, strategy, seed, corpus) for strategy in strategies}
+    full = totals.get("full", 0)
+    if not full and corpus is not None:
+        full = _full(config, seed, corpus)
+    overview = Table(
+        title=f"{config.title or config.name}: one seed of each strategy; the study has {len(config.seeds)}"
+    )
+    for column in (
+        "strategy",
+        "trainable",
+        "total",
+        "images",
+        "steps",
+        "DAPT TFLOP",
+        "of full",
+        "transfer TFLOP",
+        "peak MiB",
+    ):
+        overview.add_column(column, justify="left" if column == "strategy" else "right")
+    for strategy in strategies:
+        phases = [] if corpus is None or not strategy.phases else of_run(dapt_run(config, strategy, seed, corpus))
+        if phases:
+            console.print(_phase_table(strategy.name, phases))
+        spent = sum(sum(transfer_flops(config, task, strategy, seed).values()) for task in tasks)
+        shapes, _ = strategy.encoder.abstract()
+        overview.add_row(
+            strategy.name,
+            f"{phases[-1].trainable:,}" if phases else "0",
+            f"{phases[-1].total:,}" if phases else f"{freezing.count(shapes):,}",
+            f"{sum(phase.images for phase in phases):,}",
+            f"{sum(phase.steps for phase in phases):,}",
+            f"{totals[strategy.name] / 1e12:.2f}",
+            f"{totals[strategy.name] / full:.3f}" if full else "-",
+            f"{spent / 1e12:.2f}",
+            f"{max((phase.peak_bytes for phase in phases), default=0) / 2**20:.0f}",
+        )
+    console.print(overview)
+    console.print(
+        "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; evaluation is not "
+        "included. Each strategy is counted as if it ran alone; in the study, a prefix that two arms share is computed once.",
+        soft_wrap=True,
+    )
+
+
+def _full(config: Any, seed: int, corpus: Dataset) -> int:
+    full = resolve("full", registry.build(config.model.name), config)
+    return dapt_flops(config, full, seed, corpus)
+
+
+def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
+    table = Table(title=strategy, title_justify="left")
+    table.add_column("phase")
+    for column in ("trainable", "total", "images", "steps", "MFLOP/image", "prefix TFLOP", "TFLOP", "peak MiB"):
+        table.add_column(column, justify="right")
+    table.add_column("frozen prefix")
+    for phase in phases:
+        table.add_row(
+            phase.name,
+            f"{phase.trainable:,}",
+            f"{phase.total:,}",
+            f"{phase.images:,}",
+            f"{phase.steps:,}",
+            f"{phase.flops_per_image / 1e6:,.2f}",
+            f"{phase.fill_flops / 1e12:.3f}",
+            f"{phase.flops / 1e12:.3f}",
+            f"{phase.peak_bytes / 2**20:.0f}",
+            ("cached: " if phase.cache_bytes else "not cached: ") + phase.why,
+        )
+    return table

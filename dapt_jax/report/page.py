@@ -1,0 +1,175 @@
+"""Puts a report together: report.md, report.html and the figures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from dapt_jax import jsonl
+from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
+from dapt_jax.report import figures, tables, words
+from dapt_jax.report.records import BASELINE, Records
+
+HOW_TO_READ = (
+    "Intervals are 95% Student t-intervals of the mean over seeds; they are symmetric and not cut off at 0 or 1. "
+    "p comes from a two-sided paired t-test over seeds against the reference strategy, adjusted by Holm's method for "
+    "the number of strategies, each split on its own. Dip is development minus external, seed by seed. Standalone is "
+    "what one arm costs on its own: what it ran plus what it took from activations that another arm of the study had "
+    "computed (energy in proportion to time); only the seconds of training are those that were run. FLOPs are those "
+    "of matrix products and convolutions, a multiply-accumulate counted as 2, recomputation left out. Adapt covers "
+    "domain-adaptive pre-training and choosing a checkpoint; transfer covers the heads on the target task. Bold marks "
+    "the best mean, not a significant one."
+)
+
+
+def build(workdir: Path) -> None:
+    """Writes report.md, report.html and figures/*.png from what a study left in its folder.
+
+    Reads config.json, results.jsonl and ledger.jsonl, nothing else; a study that is not finished gives a report on
+    what there is. The HTML page is one file: pictures inside, no scripts, nothing from the network.
+
+    Raises:
+        UserError: config.json is missing, or a line of one of the files is damaged.
+    """
+    workdir = Path(workdir)
+    records = Records.read(workdir)
+    pictures = figures.draw(records, workdir / "figures")
+    view = _view(records, pictures, workdir)
+    # In Markdown "<0.001" must stay as it is, so only the HTML template escapes.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dapt_jax.report"),
+        autoescape=lambda name: name is not None and name.startswith("report.html"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["md"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    for name in ("report.md", "report.html"):
+        jsonl.write_text(workdir / name, environment.get_template(f"{name}.j2").render(view))
+
+
+def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path) -> dict[str, Any]:
+    """Returns what the templates print."""
+    config = records.config
+
+    def shown(of_task: str) -> list[dict[str, str]]:
+        return [
+            {
+                "file": path.relative_to(workdir).as_posix(),
+                "data": base64.b64encode(path.read_bytes()).decode(),
+                "caption": caption,
+                "alt": path.stem.replace("_", " "),
+            }
+            for task, path, caption in pictures
+            if task == of_task
+        ]
+
+    sections = []
+    for task in records.tasks:
+        found = [tables.everything(records, task), tables.per_class(records, task)]
+        sections.append(
+            {
+                "task": task,
+                "sizes": _sizes(records, task),
+                "words": " ".join(words.summary(records, task)),
+                "main": tables.main(records, task),
+                "figures": shown(task),
+                "tables": [table for table in found if table is not None and table.rows],
+            }
+        )
+    return {
+        "title": str(config.get("title") or "Domain-adaptive pre-training study"),
+        "note": str(config.get("note") or ""),
+        "synthetic": config.get("synthetic") is True,
+        "data_note": str(config.get("data_note") or ""),
+        "facts": _facts(records),
+        "warnings": _warnings(records),
+        "sections": sections,
+        "figures": shown(""),
+        "bill": tables.totals(records) if records.rows else None,
+        "bill_words": _bill_words(records),
+        "how_to_read": HOW_TO_READ,
+    }
+
+
+def _facts(records: Records) -> list[tuple[str, str]]:
+    """Returns what was run, on what."""
+    model = records.config.get("model")
+    if isinstance(model, Mapping):
+        model = model.get("name") or model.get("kind")
+    models = [str(model)] if model else [str(row["model"]) for row in records.results if row.get("model")]
+    inits = [str(row["init"]) for row in records.results if row.get("init")]
+    devices = [f"{row.devices} × {row.device}" for row in records.rows if row.device]
+    sources = [row.energy_source for row in records.rows if row.energy_source]
+    facts = {
+        "model": models,
+        "source weights": inits,
+        "strategies": records.strategies,
+        "seeds": [str(seed) for seed in records.seeds],
+        "device": devices,
+        "energy": sources,
+    }
+    return [(name, ", ".join(dict.fromkeys(values))) for name, values in facts.items() if values]
+
+
+def _warnings(records: Records) -> list[str]:
+    """Returns what makes the report less than a full one, one line each."""
+    lines = []
+    if not records.results:
+        lines.append("No results yet: results.jsonl is missing or empty.")
+    elif missing := records.missing():
+        listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+        arms = len(records.strategies) * len(records.seeds)
+        lines.append(f"Unfinished: {len(missing)} of {arms} arms have no result yet (strategy seed): {listed}.")
+    undefined = sum(row["value"] is None for row in records.results)
+    if undefined:
+        lines.append(f"{undefined} of {len(records.results)} results are undefined and left out of means.")
+    if not records.rows:
+        lines.append("No costs: ledger.jsonl is missing or empty.")
+    if len({(row.device, row.devices) for row in records.rows if row.device}) > 1:
+        lines.append("Arms ran on different devices: seconds and kWh do not compare; FLOPs do.")
+    if len({row.energy_source for row in records.rows if row.energy_source}) > 1:
+        lines.append("Energy was obtained in different ways: kWh do not compare.")
+    if records.results and len(records.seeds) == 1:
+        lines.append("One seed: no interval, no test.")
+    return lines
+
+
+def _sizes(records: Records, task: str) -> str:
+    """Says how many images and classes a task has."""
+    found: dict[str, str] = {}
+    classes = ""
+    for row in records.results:
+        if row["task"] != task or row["strategy"] == BASELINE:
+            continue
+        if row.get("n") is not None:
+            found.setdefault(row["split"], f"{row['split']} {row['n']} images")
+        if row.get("classes"):
+            classes = ", ".join(map(str, row["classes"])) if isinstance(row["classes"], list) else str(row["classes"])
+    return "; ".join([*found.values(), *([f"classes: {classes}"] if classes else [])])
+
+
+def _bill_words(records: Records) -> str:
+    """Says what the whole study took, and what its cache saved."""
+    if not records.rows:
+        return ""
+    wall, reused = sum(row.wall_s for row in records.rows), sum(row.reused_s for row in records.rows)
+    kwh = sum(row.energy_kwh for row in records.rows)
+    peak = max(row.peak_bytes for row in records.rows)
+    text = f"The study ran for {_duration(wall)}"
+    if reused:
+        text += f"; cached activations saved it another {_duration(reused)} ({reused / (wall + reused):.0%})"
+    grams = CARBON_INTENSITY["world"]
+    text += f". It used {tables.number(kwh)} kWh, about {tables.number(carbon_kg(kwh))} kg of CO2 equivalent at the "
+    text += f"world's mean of {grams:g} g/kWh (IEA 2019)."
+    return text + (f" Peak memory was {peak / 2**30:.1f} GiB." if peak else "")
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"

@@ -1,0 +1,138 @@
+"""The named strategies as lists of phases (arXiv 2204.13280), and those a user writes down."""
+
+import dataclasses
+from typing import Any
+
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.models.classifier import HEAD
+from dapt_jax.models.encoder import Encoder
+from dapt_jax.training.phases import Phase, check_names
+
+NAMED = ("none", "full", "partial", "hybrid", "simplified", "truncated", "gradual")
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """How an encoder is adapted.
+
+    Attributes:
+        name: as in the config.
+        encoder: what is adapted, cut where the strategy cuts.
+        phases: head first; empty where nothing is adapted.
+    """
+
+    name: str
+    encoder: Encoder
+    phases: tuple[Phase, ...]
+
+
+def resolve(name: str, encoder: Encoder, config: Any) -> Strategy:
+    """A strategy by name.
+
+    - `none`: the source weights as they are.
+    - `full`: every layer; `partial`: the last `adapt.partial_groups` groups;
+    - `hybrid`: partial for `adapt.hybrid_epochs`, then full;
+    - `simplified`: the encoder cut after `adapt.cut_after`, its pretrained weights kept, then full;
+    - `truncated`: that same cut without adaptation, the control of `simplified`;
+    - `gradual`: groups join from the top in `adapt.gradual_steps` phases (Howard & Ruder, arXiv 1801.06146);
+    - any name under `config.phases`.
+
+    All but `none` and `truncated` begin with the head alone, as in the paper.
+
+    Args:
+        name: of the strategy.
+        encoder: whole.
+        config: the study's.
+
+    Raises:
+        UserError: unknown name, or settings that make no phase.
+    """
+    adapt = config.adapt
+    if name in config.phases:
+        return _users_own(name, encoder, config)
+    if name not in NAMED:
+        raise UserError(f"unknown strategy {name!r}; {nearest(name, [*NAMED, *config.phases])}; " + _valid(config))
+    if name in ("simplified", "truncated"):
+        if not adapt.cut_after:
+            raise UserError(
+                f"strategy {name!r} needs --config.adapt.cut_after, the last layer group to keep; "
+                f"valid: {', '.join(encoder.groups[:-1])}"
+            )
+        encoder = encoder.truncate(adapt.cut_after)
+    if name in ("none", "truncated"):
+        return Strategy(name, encoder, ())
+
+    def phase(label: str, epochs: int, trainable: tuple[str, ...]) -> Phase:
+        shared = {"lr": adapt.lr, "norm": adapt.norm, "schedule": adapt.schedule, "warmup": adapt.warmup}
+        return Phase(label, epochs, trainable, views=adapt.views, **shared)
+
+    whole = (*encoder.groups, HEAD)
+    if name == "partial":
+        later = [phase("partial", adapt.epochs, (*last_groups(encoder, adapt.partial_groups), HEAD))]
+    elif name == "hybrid":
+        if not 0 < adapt.hybrid_epochs < adapt.epochs:
+            raise UserError(
+                f"adapt.hybrid_epochs is {adapt.hybrid_epochs}; expected 1 to {adapt.epochs - 1}, "
+                f"since hybrid has {adapt.epochs} epochs in all (adapt.epochs)"
+            )
+        later = [
+            phase("partial", adapt.hybrid_epochs, (*last_groups(encoder, adapt.partial_groups), HEAD)),
+            phase("full", adapt.epochs - adapt.hybrid_epochs, whole),
+        ]
+    elif name == "gradual":
+        later = _gradual(encoder, adapt, phase)
+    else:
+        later = [phase("full", adapt.epochs, whole)]
+    head = Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False) if adapt.head_epochs else None
+    return Strategy(name, encoder, tuple([head, *later] if head else later))
+
+
+def last_groups(encoder: Encoder, number: int) -> tuple[str, ...]:
+    """The last groups of an encoder.
+
+    Raises:
+        UserError: it does not have that many.
+    """
+    if not 0 < number <= len(encoder.groups):
+        raise UserError(f"adapt.partial_groups is {number}; {encoder.name} has 1 to {len(encoder.groups)} layer groups")
+    return encoder.groups[-number:]
+
+
+def _gradual(encoder: Encoder, adapt: Any, phase: Any) -> list[Phase]:
+    steps = adapt.gradual_steps
+    if not 0 < steps <= min(adapt.epochs, len(encoder.groups)):
+        most = min(adapt.epochs, len(encoder.groups))
+        raise UserError(f"adapt.gradual_steps is {steps}; expected 1 to {most}: each phase has an epoch and a group")
+    made = []
+    for number in range(1, steps + 1):
+        epochs = adapt.epochs * number // steps - adapt.epochs * (number - 1) // steps
+        groups = encoder.groups[len(encoder.groups) - len(encoder.groups) * number // steps :]
+        made.append(phase(f"gradual{number}", epochs, (*groups, HEAD)))
+    return made
+
+
+def _users_own(name: str, encoder: Encoder, config: Any) -> Strategy:
+    entry = config.phases[name]
+    for key in entry:
+        if key not in ("cut_after", "phases"):
+            raise UserError(f"phases.{name} has no setting {key!r}; {nearest(key, ('cut_after', 'phases'))}")
+    if entry.get("cut_after"):
+        encoder = encoder.truncate(entry.cut_after)
+    fields = [field.name for field in dataclasses.fields(Phase)]
+    phases = []
+    for number, settings in enumerate(entry.get("phases", ())):
+        values = dict(settings)
+        for key in values:
+            if key not in fields:
+                raise UserError(f"phases.{name}[{number}] has no setting {key!r}; {nearest(key, fields)}")
+        missing = [key for key in ("name", "epochs", "trainable", "lr") if key not in values]
+        if missing:
+            raise UserError(f"phases.{name}[{number}] lacks {', '.join(missing)}")
+        values["trainable"] = tuple(values["trainable"])
+        phases.append(Phase(**values))
+    check_names(phases)
+    return Strategy(name, encoder, tuple(phases))
+
+
+def _valid(config: Any) -> str:
+    return "valid: " + ", ".join([*NAMED, *config.phases])

@@ -1,0 +1,244 @@
+"""A study: strategies x seeds, each adapted and measured on every target task; resumable, one ledger, one report."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dapt_jax import jsonl, parallel, plan, report, transfer
+from dapt_jax import strategies as named
+from dapt_jax.adapt import adapt, dapt_run
+from dapt_jax.cost import hardware
+from dapt_jax.cost.ledger import Ledger
+from dapt_jax.data import sources
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.splits import check_disjoint
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.models import registry
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.progress import Reporter
+from dapt_jax.strategies import Strategy
+from dapt_jax.training.features import Store
+from dapt_jax.training.run import Tools
+from dapt_jax.weights import locate
+
+WHERE_AND_HOW = ("mode", "data_dir", "checkpoint", "report")
+"""Settings that may differ between two starts of one study: they do not change its results."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Everything that a study needs, read and checked before anything is trained.
+
+    Attributes:
+        config: its settings.
+        strategies: resolved against the model.
+        corpus: in-domain images, or None where no strategy adapts.
+        tasks: target tasks.
+    """
+
+    config: Any
+    strategies: tuple[Strategy, ...]
+    corpus: Dataset | None
+    tasks: tuple[transfer.Task, ...]
+
+
+def prepare(config: Any) -> Study:
+    """Reads images and weights and resolves every strategy.
+
+    Raises:
+        UserError: anything in the config, the data or the weights that cannot work.
+    """
+    if config.model.dtype not in ("float32", "bfloat16"):
+        hint = nearest(config.model.dtype, ("float32", "bfloat16"))
+        raise UserError(f"unknown model.dtype {config.model.dtype!r}; {hint}")
+    for name in ("strategies", "seeds"):
+        values = config[name]
+        if not values or len(set(values)) != len(values):
+            raise UserError(f"{name} is {tuple(values)}; expected one or more, each once")
+    transfer.check_protocols(config.transfer.protocols)
+    if config.transfer.baseline and config.transfer.baseline not in transfer.BASELINES:
+        hint = nearest(config.transfer.baseline, transfer.BASELINES)
+        raise UserError(f"unknown transfer.baseline {config.transfer.baseline!r}; {hint}")
+    encoder = registry.build(config.model.name)
+    strategies = tuple(named.resolve(name, encoder, config) for name in config.strategies)
+    locate.load(config.weights, Classifier(encoder, 1), seed=0)
+    needs_corpus = any(strategy.phases for strategy in strategies)
+    if needs_corpus and not config.corpus.kind:
+        raise UserError(f"strategy {strategies[-1].name!r} adapts, but the config names no corpus (corpus.kind)")
+    settings = {key: value for key, value in config.corpus.items() if key != "val_fraction"}
+    corpus = _load(config, settings, "corpus") if needs_corpus else None
+    tasks = tuple(_task(config, name) for name in config.tasks)
+    if not tasks:
+        raise UserError("the config names no target task (tasks)")
+    study = Study(config, strategies, corpus, tasks)
+    _check_leaks(study)
+    if corpus is not None:
+        for strategy in strategies:
+            if strategy.phases:
+                run = dapt_run(config, strategy, config.seeds[0], corpus)
+                for program in run.programs:
+                    run.cache_decision(program)
+    return study
+
+
+def _load(config: Any, settings: Any, what: str) -> Dataset:
+    spec = settings.to_dict() if hasattr(settings, "to_dict") else dict(settings)
+    dataset = sources.load(
+        spec,
+        data_dir=config.data_dir or None,
+        image_size=config.model.image_size,
+        on_bad_image=config.data.on_bad_image,
+        cache_bytes=config.data.cache_mb << 20,
+    )
+    skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
+    counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
+    print(f"{what}: {len(dataset)} images ({counts}) of {len(np.unique(dataset.groups))} patients{skipped}", flush=True)
+    return dataset
+
+
+def _task(config: Any, name: str) -> transfer.Task:
+    splits = config.tasks[name]
+    for split in splits:
+        if split not in ("development", "test", "external"):
+            hint = nearest(split, ("development", "test", "external"))
+            raise UserError(f"tasks.{name} has no split {split!r}; {hint}")
+    if "development" not in splits:
+        raise UserError(f"tasks.{name} has no development images")
+    loaded = {split: _load(config, splits[split], f"{name} {split}") for split in splits}
+    return transfer.Task(name, loaded.pop("development"), loaded)
+
+
+def _check_leaks(study: Study) -> None:
+    """Refuses an image or a patient that is in two sets which have to be apart."""
+    for task in study.tasks:
+        sets = dict(task.datasets)
+        if study.corpus is not None:
+            sets["corpus"] = study.corpus
+        names = list(sets)
+        for number, first in enumerate(names):
+            for second in names[number + 1 :]:
+                a, b = sets[first], sets[second]
+                labels = f"{task.name} {first}", f"{task.name} {second}"
+                check_disjoint(np.asarray(a.images.names), np.asarray(b.images.names), *labels)
+                if a.name == b.name:  # one manifest: its patients are the same people
+                    check_disjoint(a.groups, b.groups, *labels)
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Runs what is left of a study and writes its report.
+
+    Killed at any moment and started again with the same command, it ends with the same `results.jsonl`.
+
+    Args:
+        config: the study's.
+        workdir: where its files are, or will be.
+    """
+    study = prepare(config)
+    fingerprints = _fingerprints(study)
+    _claim(config, fingerprints, workdir)
+    ledger, results_file = Ledger(workdir / "ledger.jsonl"), workdir / "results.jsonl"
+    results = jsonl.read(results_file)
+    total = {
+        (strategy.name, seed): _flops(study, strategy, seed) for strategy in study.strategies for seed in config.seeds
+    }
+    reporter = Reporter(sum(total.values()))
+    tools = Tools(
+        folder=None,
+        every_s=config.checkpoint.every_s,
+        ledger=ledger,
+        store=Store(config.adapt.cache_mb << 20),
+        mesh=parallel.data_mesh(config.adapt.batch_size),
+        hardware=hardware.describe(),
+        reporter=reporter,
+        threads=config.data.threads,
+    )
+    try:
+        for seed in config.seeds:
+            if config.transfer.baseline and not _is_done(results, "baseline", seed):
+                for task in study.tasks:
+                    results += transfer.baseline(config, task, seed, config.transfer.baseline)
+                jsonl.write(results_file, results)
+            for strategy in study.strategies:
+                if _is_done(results, strategy.name, seed):
+                    reporter.skip(total[strategy.name, seed])
+                    continue
+                results += _arm(study, strategy, seed, tools, workdir)
+                jsonl.write(results_file, results)
+                reporter.say(_line(results, strategy.name, seed, config))
+    finally:
+        reporter.close()
+    report.build(workdir)
+    print(f"report: {workdir / 'report.html'}")
+
+
+def _arm(study: Study, strategy: Strategy, seed: int, tools: Tools, workdir: Path) -> list[dict[str, Any]]:
+    """Adapts by one strategy with one seed, and measures the result on every task."""
+    config = study.config
+    folder = workdir / "checkpoints" / f"{strategy.name}-seed{seed}"
+    adapted = adapt(config, strategy, seed, study.corpus, tools, folder)
+    init = config.weights if config.weights in (locate.IMAGENET, locate.RANDOM) else Path(config.weights).name
+    arm = transfer.Arm(strategy.name, seed, init, strategy.encoder.name)
+    return [row for task in study.tasks for row in transfer.transfer(config, task, arm, adapted, tools, folder)]
+
+
+def _flops(study: Study, strategy: Strategy, seed: int) -> int:
+    """Planned model FLOPs of one arm: the unit in which progress is told."""
+    costs = [plan.transfer_flops(study.config, task, strategy, seed) for task in study.tasks]
+    return plan.dapt_flops(study.config, strategy, seed, study.corpus) + sum(sum(cost.values()) for cost in costs)
+
+
+def _is_done(results: list[dict[str, Any]], strategy: str, seed: int) -> bool:
+    return any(row["strategy"] == strategy and row["seed"] == seed for row in results)
+
+
+def _line(results: list[dict[str, Any]], strategy: str, seed: int, config: Any) -> str:
+    """One finished arm in a line."""
+    protocol = config.report.protocol or config.transfer.protocols[0]
+    wanted = {"strategy": strategy, "seed": seed, "protocol": protocol, "metric": config.report.metric}
+    shown = [
+        f"{row['split']} {row['value']:.3f}" if row["value"] is not None else f"{row['split']} undefined"
+        for row in results
+        if all(row[key] == value for key, value in wanted.items())
+    ]
+    return f"{strategy} seed {seed}: {protocol} {config.report.metric}: {', '.join(shown)}"
+
+
+def _fingerprints(study: Study) -> dict[str, str]:
+    """What identifies the images of a study."""
+    found = {
+        f"{task.name}/{split}": data.fingerprint() for task in study.tasks for split, data in task.datasets.items()
+    }
+    return found | ({"corpus": study.corpus.fingerprint()} if study.corpus is not None else {})
+
+
+def _claim(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:
+    """Writes `config.json`, or checks that the one that is there is of the same study.
+
+    Raises:
+        UserError: the workdir holds another study; names the first setting that differs.
+    """
+    path = workdir / "config.json"
+    mine = json.loads(json.dumps({**config.to_dict(), "images": fingerprints}))
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        ours, held = _flat(mine), _flat(theirs)
+        for key in sorted({*ours, *held}):
+            if key.split(".")[0] not in WHERE_AND_HOW and ours.get(key) != held.get(key):
+                raise UserError(
+                    f"{workdir} holds the study of another config: {key} was {held.get(key)!r} there and is "
+                    f"{ours.get(key)!r} now; expected the same config, or another --workdir"
+                )
+    elif any((workdir / name).exists() for name in ("results.jsonl", "ledger.jsonl", "checkpoints")):
+        raise UserError(f"{workdir} holds results but no config.json; expected an empty or a new --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    jsonl.write_text(path, json.dumps(mine, indent=1, sort_keys=False) + "\n")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

@@ -1,0 +1,108 @@
+"""What one image costs in a phase, read off the jaxpr before anything is compiled or run."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dapt_jax import ops
+from dapt_jax.cost import flops, memory
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.training import freezing
+from dapt_jax.training.steps import PhaseProgram
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageCost:
+    """Model and hardware FLOPs of one image in one phase.
+
+    Attributes:
+        prefix: forward pass below the boundary.
+        suffix: forward and backward pass above it, with what is frozen there left out.
+    """
+
+    prefix: flops.Flops
+    suffix: flops.Flops
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def _traced_with_lax(fn: Any, *args: Any) -> flops.Flops:
+    """Counts a function in its textbook form: what a backend makes of a convolution does not change the mathematics."""
+    with ops.formulation("lax"):
+        return flops.count(lambda *values: fn(*values), *args)
+
+
+def boundary_shape(model: Classifier, boundary: int, image_size: int) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one image's activations at a boundary."""
+    params, stats = model.abstract()
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
+    out = jax.eval_shape(lambda p, s, x: model.prefix(p, s, x, boundary), params, stats, images)
+    return jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
+
+
+@functools.cache
+def forward(model: Classifier, image_size: int, stop: int) -> flops.Flops:
+    """FLOPs of one image's forward pass up to a boundary."""
+    params, stats = model.abstract()
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
+    return _traced_with_lax(lambda p, s, x: model.prefix(p, s, x, stop), params, stats, images)
+
+
+def label_shape(program: PhaseProgram, batch: int) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a batch of labels."""
+    if program.objective.multi_label:
+        return jax.ShapeDtypeStruct((batch, program.objective.outputs), jnp.float32)
+    return jax.ShapeDtypeStruct((batch,), jnp.int32)
+
+
+@functools.cache
+def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
+    """FLOPs of one image in a phase; linear in the batch, so one image tells all."""
+    model = program.model
+    params, stats = model.abstract()
+    state = _abstract(jax.eval_shape(program.fresh_state, params, stats))
+    x = boundary_shape(model, program.mask.boundary, image_size)
+    one = jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
+    weight, scale = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    suffix = _traced_with_lax(program.update, state, one, label_shape(program, 1), weight, scale)
+    return ImageCost(forward(model, image_size, program.mask.boundary), suffix)
+
+
+def peak_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:
+    """Estimated peak memory of one training step of a phase, in bytes over all devices, without compiling it.
+
+    Parameters, statistics, optimizer state, gradients, the batch, and what the backward pass keeps of the forward pass.
+    """
+    model = program.model
+    params, stats = model.abstract()
+    train, rest = freezing.partition(params, program.mask.trainable)
+    x = boundary_shape(model, program.mask.boundary, image_size)
+    inputs = jax.ShapeDtypeStruct((batch, *x.shape), x.dtype)
+
+    def loss(train: Any, rest: Any, stats: Any, x: Any, labels: Any) -> Any:
+        full = freezing.combine(train, rest)
+        logits, _ = model.suffix(full, stats, x, program.mask.boundary, program.mask.norm_modes)
+        return jnp.mean(program.objective(logits, labels))
+
+    opt = jax.eval_shape(program.tx.init, params)
+    with ops.formulation("lax"):
+        kept = memory.train_peak_bytes(
+            loss, train, rest, stats, inputs, label_shape(program, batch), optimizer_state=opt
+        )
+    images = batch * image_size * image_size * 3
+    return kept + images + _prefix_bytes(program, image_size, batch)
+
+
+def _prefix_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:
+    """The largest pair of neighbouring activations of an uncached prefix: input and output of the group that runs."""
+    sizes = [
+        batch * int(np.prod(shape.shape)) * shape.dtype.itemsize
+        for shape in (boundary_shape(program.model, stop, image_size) for stop in range(program.mask.boundary + 1))
+    ]
+    return max((a + b for a, b in zip(sizes, sizes[1:], strict=False)), default=0)

@@ -1,0 +1,51 @@
+"""Loss and AUC on the rows that a run does not train on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dapt_jax import metrics
+from dapt_jax.data import pipeline
+from dapt_jax.training.features import Activations
+from dapt_jax.training.run import Run
+from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
+
+
+class Evaluator:
+    """Scores the network of a phase on the run's validation rows, through the cached prefix where there is one."""
+
+    def __init__(self, run: Run, program: PhaseProgram, clean: Activations | None):
+        """Prepares.
+
+        Args:
+            run: the run.
+            program: its phase.
+            clean: activations of the run's data set without augmentation, or None to start from images.
+        """
+        self._run, self._program, self._clean = run, program, clean
+        boundary = program.mask.boundary if clean else 0
+        model = program.model
+        self._logits = jax.jit(
+            (lambda params, stats, x: model.suffix(params, stats, x, boundary)[0]) if clean else model.__call__
+        )
+
+    def __call__(self, state: State) -> dict[str, float]:
+        """Returns `val_loss` and `val_auc`, or nothing where the run watches no rows."""
+        run, objective = self._run, self._program.objective
+        if not len(run.val_rows):
+            return {}
+        params = evaluation_params(state)
+        parts = []
+        if self._clean:
+            for start in range(0, len(run.val_rows), run.batch_size):
+                rows = run.val_rows[start : start + run.batch_size]
+                x = self._clean.x[0, np.resize(rows, run.batch_size)]
+                parts.append(np.asarray(self._logits(params, state["stats"], x))[: len(rows)])
+        else:
+            for images, rows in pipeline.in_order(run.dataset, run.val_rows, run.batch_size):
+                parts.append(np.asarray(self._logits(params, state["stats"], images))[: len(rows)])
+        logits = jnp.asarray(np.concatenate(parts))
+        loss = objective(logits, jnp.asarray(pipeline.device_labels(run.dataset)[run.val_rows])).mean()
+        probabilities = np.asarray(objective.probabilities(logits))
+        scores = metrics.classification(run.dataset.labels[run.val_rows], probabilities, run.dataset.classes)
+        return {"val_loss": float(loss), "val_auc": scores[0].value}

@@ -1,0 +1,223 @@
+"""The training loop, one page: per phase [compile], per epoch [steps, evaluate, save], then the ledger."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from dapt_jax import parallel
+from dapt_jax.cost.ledger import Row
+from dapt_jax.data.augment import Augment
+from dapt_jax.errors import UserError
+from dapt_jax.training import accounting, checkpoint, freezing, optim
+from dapt_jax.training.evaluate import Evaluator
+from dapt_jax.training.features import Activations
+from dapt_jax.training.feeds import Feed, FromCache, FromImages
+from dapt_jax.training.freezing import Tree
+from dapt_jax.training.meter import Meter
+from dapt_jax.training.run import Run, Tools
+from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
+
+
+def train(run: Run, params: Tree, stats: Tree, tools: Tools) -> tuple[Tree, Tree]:
+    """Runs all phases, or what is left of them after the newest checkpoint.
+
+    Args:
+        run: what to train, on what, how.
+        params: source weights, with every layer that is new drawn from the seed.
+        stats: source statistics.
+        tools: checkpoints, ledger, cache, devices, display.
+
+    Returns:
+        Parameters (averaged ones where an average is kept) and statistics, on the host.
+
+    Raises:
+        UserError: the loss is no longer a number.
+    """
+    saver = checkpoint.Checkpoints(tools.folder) if tools.folder else None
+    try:
+        state, meta = _start(run, params, stats, saver, tools)
+        timeline = run.timeline
+        step = int(state["step"])
+        first = timeline.position(step).phase if step < timeline.steps else len(run.programs)
+        for number in range(first, len(run.programs)):
+            is_fresh = int(state["step"]) == timeline.first_step(number)
+            if is_fresh and number:
+                state = run.programs[number].switch(state)
+            state = _PhaseLoop(run, number, {} if is_fresh else meta, tools, saver).run(state)
+    finally:
+        if saver:
+            saver.close()
+    return jax.device_get(evaluation_params(state)), jax.device_get(state["stats"])
+
+
+def _start(
+    run: Run, params: Tree, stats: Tree, saver: checkpoint.Checkpoints | None, tools: Tools
+) -> tuple[State, dict[str, Any]]:
+    """The state to go on from: the newest checkpoint laid over the source weights, or a fresh one."""
+    programs = list(run.programs)
+    state, meta = programs[0].fresh_state(params, stats), {}
+
+    def layout(step: int) -> State:
+        phase = run.timeline.phase_of_state(step)
+        fresh = jax.eval_shape(programs[phase].fresh_state, params, stats)
+        return checkpoint.saved_part(fresh, programs, phase)
+
+    found = saver.restore(layout) if saver else None
+    if found:
+        step, part, meta = found
+        full_stats = freezing.overlay(stats, part["stats"])
+        state = {**part, "params": freezing.overlay(params, part["params"]), "stats": full_stats}
+        done = sum(
+            _work(run, number, min(step, run.timeline.first_step(number + 1)) - run.timeline.first_step(number))
+            for number in range(len(programs))
+            if step > run.timeline.first_step(number)
+        )
+        tools.reporter.skip(done)
+        tools.reporter.say(f"{run.title}: goes on from step {step} of {run.timeline.steps}")
+    return parallel.replicate(state, tools.mesh), meta
+
+
+def _work(run: Run, number: int, steps: int) -> float:
+    """Model FLOPs of some steps of a phase, for the display."""
+    program = run.programs[number]
+    cost = accounting.image_cost(program, run.dataset.images.size)
+    prefix = 0 if run.cache_decision(program).cached else cost.prefix.model
+    return float((prefix + cost.suffix.model) * steps * run.batch_size)
+
+
+class _PhaseLoop:
+    """One phase of a run."""
+
+    def __init__(self, run: Run, number: int, meta: dict[str, Any], tools: Tools, saver: checkpoint.Checkpoints | None):
+        self.run_, self.number, self.tools, self.saver = run, number, tools, saver
+        self.program: PhaseProgram = run.programs[number]
+        self.meter = Meter(tools.hardware, meta.get("meter"))
+        self.curve: list[dict[str, Any]] = list(meta.get("curve", []))
+        self.plateau = optim.Plateau(**meta["plateau"]) if meta else dataclasses.replace(run.plateau)
+        self.position: dict[str, Any] = meta.get("position", {})
+        self.filled: dict[str, Any] = meta.get("filled", {})
+        self.saved = time.monotonic()
+
+    def run(self, state: State) -> State:
+        """Runs the phase from where the state is to its end."""
+        run, clock, timeline = self.run_, self.meter.clock, self.run_.timeline
+        feed, evaluator = self._feed(state)
+        cost = accounting.image_cost(self.program, run.dataset.images.size)
+        for epoch in range(timeline.position(int(state["step"])).epoch, timeline.first_epoch(self.number + 1)):
+            first_batch = int(state["step"]) - epoch * timeline.steps_per_epoch
+            since = time.monotonic()
+            for state, done in feed.epoch(state, epoch, first_batch, self.plateau.scale):  # noqa: B020
+                images = done * run.batch_size
+                prefix = cost.prefix.model if isinstance(feed, FromImages) else 0
+                local = epoch - timeline.first_epoch(self.number) + 1
+                doing = f"{run.title}  {self.program.phase.name} epoch {local}/{self.program.phase.epochs}"
+                speed = images / max(time.monotonic() - since, 1e-9)
+                self.tools.reporter.advance((prefix + cost.suffix.model) * images, doing, speed)
+                if self.saver and time.monotonic() - self.saved > self.tools.every_s:
+                    is_epoch_end = int(state["step"]) == (epoch + 1) * timeline.steps_per_epoch
+                    # An epoch's end is saved after its evaluation, so that no epoch is evaluated twice or never.
+                    if not is_epoch_end:
+                        self._save(state, feed)
+                since = time.monotonic()
+            state = self._end_epoch(state, epoch, evaluator)
+            is_due = time.monotonic() - self.saved > self.tools.every_s
+            if self.saver and is_due and epoch + 1 < timeline.first_epoch(self.number + 1):
+                self._save(state, feed)
+        self._finish(state, feed, clock)
+        return state
+
+    def _feed(self, state: State) -> tuple[Feed, Evaluator]:
+        run, program, tools, clock = self.run_, self.program, self.tools, self.meter.clock
+        decision = run.cache_decision(program)
+        if not decision.cached:
+            feed: Feed = FromImages(run, program, tools, clock, state, self.position)
+            return feed, Evaluator(run, program, None)
+        params, stats = state["params"], state["stats"]
+        tools.reporter.advance(0, f"{run.title}  {program.phase.name}: computing the frozen prefix once")
+        with clock.span("cache"):
+            activations = tools.store.get(program, params, stats, run.dataset, decision.views)
+            if not self.filled:
+                self.filled = {"cached": "reused" if activations.reused else "filled"}
+                for field, value in (("flops", activations.flops), ("s", activations.seconds)):
+                    self.filled[f"reused_{field}"] = value if activations.reused else 0
+            clean: Activations = activations
+            if not program.augment.is_identity and len(run.val_rows):
+                still = dataclasses.replace(program, augment=Augment())
+                clean = tools.store.get(still, params, stats, run.dataset, 1)
+        feed = FromCache(run, program, tools, clock, state, activations)
+        return feed, Evaluator(run, program, clean)
+
+    def _end_epoch(self, state: State, epoch: int, evaluator: Evaluator) -> State:
+        loss = float(state["loss"]) / float(state["weight"])
+        if not math.isfinite(loss):
+            raise UserError(
+                f"{self.run_.title}: the training loss is {loss} in epoch {epoch + 1} of phase "
+                f"{self.program.phase.name!r}; expected a number: lower its lr, or clip the gradient"
+            )
+        with self.meter.clock.span("eval"):
+            scores = evaluator(state)
+        local = int(state["step"]) - self.program.first_step - 1
+        rate = optim.learning_rate(self.program.phase, np.int32(local), self.program.steps_per_epoch)
+        point = {"epoch": epoch, "loss": loss, "lr": float(rate) * self.plateau.scale, **scores}
+        self.curve.append(point)
+        if self.program.phase.schedule == "plateau":
+            self.plateau.update(scores.get("val_loss", loss))
+        zero = parallel.replicate({"loss": np.float32(0), "weight": np.float32(0)}, self.tools.mesh)
+        return {**state, **zero}
+
+    def _save(self, state: State, feed: Feed) -> None:
+        assert self.saver is not None
+        with self.meter.clock.span("checkpoint"):
+            part = checkpoint.saved_part(state, list(self.run_.programs), self.number)
+            meta = {
+                "position": feed.position(),
+                "seed": self.run_.seed,
+                "plateau": dataclasses.asdict(self.plateau),
+                "curve": self.curve,
+                "filled": self.filled,
+                "meter": self.meter.state(),
+            }
+            self.saver.save(int(state["step"]), part, meta)
+        self.saved = time.monotonic()
+
+    def _finish(self, state: State, feed: Feed, clock: Any) -> None:
+        """Enters the phase into the ledger; a kill between entry and checkpoint replaces the entry by itself."""
+        self.tools.ledger.put(self._row())
+        if self.saver:
+            self._save(state, feed)
+            with clock.span("checkpoint"):
+                self.saver.wait()
+            self.tools.ledger.put(self._row())
+
+    def _row(self) -> Row:
+        run, program = self.run_, self.program
+        cost = accounting.image_cost(program, run.dataset.images.size)
+        shapes, _ = program.model.abstract()
+        images = len(run.train_rows) * program.phase.epochs
+        steps = run.timeline.steps_per_epoch * program.phase.epochs
+        cached = self.filled.get("cached", "off")
+        per_image = cost.suffix if cached != "off" else cost.prefix + cost.suffix
+        fill = 0
+        if cached == "filled":
+            fill = cost.prefix.model * len(run.dataset) * run.cache_decision(program).views
+        row = Row(
+            strategy=run.strategy,
+            seed=run.seed,
+            stage=run.stage,
+            phase=run.label + program.phase.name,
+            steps=steps,
+            images=images,
+            model_flops=per_image.model * images + fill,
+            hardware_flops=per_image.hardware * steps * run.batch_size + fill,
+            trainable_params=freezing.count(shapes, program.mask.trainable),
+            total_params=freezing.count(shapes),
+            cached=cached,
+            reused_flops=self.filled.get("reused_flops", 0),
+            reused_s=self.filled.get("reused_s", 0.0),
+            curve=self.curve,
+        )
+        return self.meter.row(row)

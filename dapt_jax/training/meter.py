@@ -1,0 +1,46 @@
+"""Seconds and energy of one ledger row while it is being earned; part of every checkpoint."""
+
+import dataclasses
+from typing import Any
+
+from dapt_jax.cost.clock import Clock
+from dapt_jax.cost.energy import EnergyMeter
+from dapt_jax.cost.hardware import Hardware
+from dapt_jax.cost.ledger import Row
+from dapt_jax.cost.memory import device_peak_bytes
+
+
+class Meter:
+    """A clock and an energy meter that start together."""
+
+    def __init__(self, hardware: Hardware, state: dict[str, Any] | None = None):
+        """Starts at zero, or goes on from a checkpoint's state.
+
+        Args:
+            hardware: what runs.
+            state: what `state` returned before a restart.
+        """
+        self._hardware = hardware
+        self.clock = Clock.from_state(state["clock"]) if state else Clock()
+        self._energy = EnergyMeter.from_state(state["energy"], hardware) if state else EnergyMeter(hardware)
+        self._energy.start()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint stores, as plain JSON values."""
+        self._energy.sample()
+        return {"clock": self.clock.state(), "energy": self._energy.state()}
+
+    def row(self, row: Row) -> Row:
+        """The row with seconds, energy, memory and device filled in as they stand now."""
+        self._energy.sample()
+        seconds = self.clock.seconds()
+        return dataclasses.replace(
+            row,
+            **{f"{name}_s": seconds[name] for name in ("train", "compile", "data", "eval", "checkpoint", "cache")},
+            wall_s=sum(seconds.values()),
+            peak_bytes=device_peak_bytes()[0],
+            device=self._hardware.kind,
+            devices=self._hardware.count,
+            energy_kwh=self._energy.kwh,
+            energy_source=self._energy.source,
+        )

@@ -1,0 +1,152 @@
+"""Optimizers whose state is laid out by `optax.multi_transform`: frozen leaves carry none, and a switch loses none.
+
+Leaves are labelled by *cohort*: the phase in which their present span of training began. Each cohort has a transformation of
+its own and so its own step count, which makes Adam's bias correction right for leaves that start fresh beside leaves
+that carry their moments over a switch.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.training.freezing import FROZEN, Mask, Tree, path_name
+from dapt_jax.training.phases import Phase
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How the trained leaves are updated.
+
+    Attributes:
+        name: `adam`, `adamw` (Loshchilov & Hutter, arXiv 1711.05101) or `sgd`.
+        weight_decay: decoupled for `adamw`; added to the gradient for `adam` and `sgd`. Kernels only: biases, and the
+            parameters of norms, are never decayed.
+        b1: first-moment decay, or the momentum of `sgd`.
+        b2: second-moment decay.
+        eps: of Adam's denominator.
+        nesterov: for `sgd`.
+        clip: global norm of the trained leaves' gradient; 0 for none. Frozen leaves are not part of it: reading their
+            gradient would bring the whole backward pass back.
+        ema: decay of an exponential moving average of the trained leaves; 0 for none.
+    """
+
+    name: str = "adam"
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-7
+    nesterov: bool = False
+    clip: float = 0.0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise UserError(f"unknown optimizer {self.name!r}; {nearest(self.name, OPTIMIZERS)}")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema decay is {self.ema}; expected 0 (none) to less than 1")
+
+    def direction(self, decayed: bool) -> optax.GradientTransformation:
+        """The update before it is scaled by minus the learning rate."""
+        decay = optax.add_decayed_weights(self.weight_decay if decayed else 0.0)
+        if self.name == "sgd":
+            return optax.chain(decay, optax.trace(self.b1, self.nesterov) if self.b1 else optax.identity())
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        return optax.chain(adam, decay) if self.name == "adamw" else optax.chain(decay, adam)
+
+
+def cohort(path: str, masks: Sequence[Mask], phase: int) -> int | None:
+    """The phase in which a leaf's present span of training began; None for a leaf frozen in `phase`."""
+    if path not in masks[phase].trainable:
+        return None
+    while phase and path in masks[phase - 1].trainable:
+        phase -= 1
+    return phase
+
+
+def transformation(
+    optimizer: Optimizer, params: Tree, masks: Sequence[Mask], phase: int
+) -> optax.GradientTransformation:
+    """The `optax.multi_transform` of one phase, over the whole parameter tree.
+
+    Args:
+        optimizer: what to do with trained leaves.
+        params: the parameters, or their shapes.
+        masks: of every phase of the run.
+        phase: index of the phase.
+
+    Returns:
+        A transformation whose `update` takes gradients and parameters with None in place of frozen leaves.
+    """
+
+    def label(path: Sequence[Any], _: Any) -> str:
+        name = path_name(path)
+        start = cohort(name, masks, phase)
+        if start is None:
+            return FROZEN
+        return f"phase{start}_{'decayed' if name.endswith('/kernel') else 'plain'}"
+
+    labels = jax.tree.map_with_path(label, params)
+    transforms = {
+        name: optax.set_to_zero() if name == FROZEN else optimizer.direction(name.endswith("_decayed"))
+        for name in {FROZEN, *jax.tree.leaves(labels)}
+    }
+    return optax.multi_transform(transforms, labels)
+
+
+def carry(old: Any, new: Any) -> Any:
+    """The state `new` with every leaf that `old` holds at the same place: cohorts that go on keep their moments."""
+    known = dict(jax.tree.leaves_with_path(old))
+    return jax.tree.map_with_path(lambda path, leaf: known.get(path, leaf), new)
+
+
+def learning_rate(phase: Phase, step: Int[Array, ""], steps_per_epoch: int) -> Float[Array, ""]:
+    """The rate at a step of a phase (0 is its first), before what a plateau has taken off."""
+    total = phase.epochs * steps_per_epoch
+    warm = round(phase.warmup * steps_per_epoch)
+    done = jnp.clip((step - warm) / max(total - warm, 1), 0.0, 1.0)
+    shape = {
+        "constant": jnp.ones_like(done),
+        "plateau": jnp.ones_like(done),
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
+    }[phase.schedule]
+    rise = jnp.minimum((step + 1) / warm, 1.0) if warm else 1.0
+    return jnp.float32(phase.lr) * shape * rise
+
+
+@dataclasses.dataclass
+class Plateau:
+    """Lowers the rate when a loss stops falling, as `ReduceLROnPlateau` is commonly defined.
+
+    Attributes:
+        factor: what the rate is multiplied by.
+        patience: epochs without improvement that are let pass.
+        threshold: relative improvement that counts.
+        scale: what the rate has been multiplied by so far.
+        best: lowest loss so far.
+        waited: epochs since it.
+    """
+
+    factor: float = 0.5
+    patience: int = 5
+    threshold: float = 1e-4
+    scale: float = 1.0
+    best: float = float("inf")
+    waited: int = 0
+
+    def update(self, loss: float) -> None:
+        """Takes in the loss of an epoch."""
+        if loss < self.best * (1.0 - self.threshold):
+            self.best, self.waited = loss, 0
+            return
+        self.waited += 1
+        if self.waited > self.patience:
+            self.scale, self.waited = self.scale * self.factor, 0

@@ -1,0 +1,308 @@
+"""One target task: heads on frozen features, or fine-tuning; scored on development, test and external images.
+
+Development scores are of held-out folds, stratified and split by patient. Test and external images are scored by the
+same heads, never refitted, each fold's in turn; a score is the mean over folds.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dapt_jax import adapt, metrics
+from dapt_jax.cost.ledger import Row
+from dapt_jax.data import pipeline
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.near_duplicates import duplicates
+from dapt_jax.data.splits import grouped_folds
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.models.classifier import HEAD, Classifier
+from dapt_jax.models.encoder import Encoder, draw
+from dapt_jax.objectives import Objective
+from dapt_jax.training import accounting, features, freezing, heads, loop
+from dapt_jax.training.meter import Meter
+from dapt_jax.training.phases import Phase
+from dapt_jax.training.run import Run, Tools
+
+FINETUNE = "finetune"
+PROTOCOLS = (*heads.HIDDEN, FINETUNE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A target task.
+
+    Attributes:
+        name: of the task.
+        development: images that heads are trained on and, in turn, scored on.
+        held_out: other images that are scored only, by split name (`test`, `external`).
+    """
+
+    name: str
+    development: Dataset
+    held_out: dict[str, Dataset]
+
+    def __post_init__(self) -> None:
+        for split, dataset in self.held_out.items():
+            if dataset.classes != self.development.classes:
+                raise UserError(
+                    f"task {self.name!r}: {split} has the classes {', '.join(dataset.classes)}; "
+                    f"expected those of development: {', '.join(self.development.classes)}"
+                )
+
+    @property
+    def datasets(self) -> dict[str, Dataset]:
+        """All images by split name, development first."""
+        return {"development": self.development, **self.held_out}
+
+    def folds(self, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Training and held-out rows of the development images; look-alikes share a side as patients do."""
+        groups = merge_groups(self.development)
+        return grouped_folds(self.development.labels, groups, number, seed)
+
+
+LOOK_ALIKES_UP_TO = 5000
+_merged: dict[str, np.ndarray] = {}
+
+
+def merge_groups(dataset: Dataset) -> np.ndarray:
+    """Groups in which images that look alike are together, so that a split cannot put copies on both sides."""
+    if len(dataset) > LOOK_ALIKES_UP_TO:
+        return dataset.groups
+    key = dataset.fingerprint()
+    if key not in _merged:
+        names, member = np.unique(dataset.groups, return_inverse=True)
+        parent = np.arange(len(names))
+
+        def root(group: int) -> int:
+            while parent[group] != group:
+                group = parent[group]
+            return group
+
+        for a, b in duplicates(dataset, dataset):
+            parent[root(member[a])] = root(member[b])
+        _merged[key] = names[[root(group) for group in member]]
+    return _merged[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """Whose scores these are: leading keys of `results.jsonl`."""
+
+    strategy: str
+    seed: int
+    init: str
+    model: str
+
+
+def check_protocols(protocols: Sequence[str]) -> None:
+    """Refuses a protocol that there is not."""
+    for protocol in protocols:
+        if protocol not in PROTOCOLS:
+            raise UserError(f"unknown transfer protocol {protocol!r}; {nearest(protocol, PROTOCOLS)}")
+
+
+def transfer(
+    config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, tools: Tools, folder: Path
+) -> list[dict[str, Any]]:
+    """Measures what an encoder is worth on a task.
+
+    Args:
+        config: the study's.
+        task: the task.
+        arm: for the results.
+        adapted: the encoder.
+        tools: what runs need.
+        folder: of the arm, for the checkpoints of fine-tuning.
+
+    Returns:
+        Lines for `results.jsonl`.
+    """
+    model = Classifier(adapted.encoder, len(task.development.classes), config.model.dtype)
+    rows: list[dict[str, Any]] = []
+    protocols = [name for name in config.transfer.protocols if name != FINETUNE]
+    if protocols:
+        found = _features(model, adapted, task, arm, tools)
+        for protocol in protocols:
+            tools.reporter.advance(0, f"{arm.strategy} seed {arm.seed}  {task.name} {protocol}")
+            rows += on_features(config, task, arm, protocol, found, tools)
+    if FINETUNE in config.transfer.protocols:
+        rows += _finetune(config, task, arm, adapted, tools, folder)
+    return rows
+
+
+def _features(model: Classifier, adapted: adapt.Adapted, task: Task, arm: Arm, tools: Tools) -> dict[str, np.ndarray]:
+    """Pooled features of all images of a task, and their entry in the ledger."""
+    meter = Meter(tools.hardware)
+    images = sum(len(dataset) for dataset in task.datasets.values())
+    with meter.clock.span("cache"):
+        found = {
+            split: features.pooled(model, adapted.params, adapted.stats, dataset)
+            for split, dataset in task.datasets.items()
+        }
+    size = task.development.images.size
+    cost = accounting.forward(model, size, len(model.encoder.groups)) * images
+    total = freezing.count(model.encoder.abstract()[0])
+    row = Row(
+        arm.strategy, arm.seed, "transfer", f"{task.name}/features", images=images, total_params=total,
+        model_flops=cost.model, hardware_flops=cost.hardware,
+    )  # fmt: skip
+    tools.ledger.put(meter.row(row))
+    tools.reporter.advance(cost.model, f"{arm.strategy} seed {arm.seed}  {task.name} features")
+    return found
+
+
+def head_settings(config: Any, protocol: str, objective: Objective) -> heads.HeadSettings:
+    """How heads of a protocol are trained."""
+    head = config.transfer.head
+    hidden = heads.HIDDEN.get(protocol, ())
+    return heads.HeadSettings(
+        hidden, objective, head.epochs, head.lr, head.batch_size, head.weight_decay, head.standardise
+    )
+
+
+def on_features(
+    config: Any, task: Task, arm: Arm, protocol: str, found: dict[str, np.ndarray], tools: Tools | None
+) -> list[dict[str, Any]]:
+    """Trains a protocol's heads on features and scores them.
+
+    Args:
+        config: the study's.
+        task: the task.
+        arm: for the results.
+        protocol: of `heads.HIDDEN`; any other name is a linear head.
+        found: features by split name.
+        tools: for the ledger; None to keep the cost out of it.
+    """
+    development = task.development
+    objective = Objective(len(development.classes), development.multi_label)
+    settings = head_settings(config, protocol, objective)
+    folds = task.folds(config.transfer.folds, arm.seed)
+    meter = Meter(tools.hardware) if tools else None
+    labels = pipeline.device_labels(development)
+    trained = heads.train(found["development"], labels, [train for train, _ in folds], settings, arm.seed)
+    jax.block_until_ready(trained.params)
+    if tools and meter:
+        seconds = meter.clock.wall
+        inputs = found["development"].shape[1]
+        size = freezing.count(heads.parameter_shapes(inputs, settings.hidden, objective.outputs))
+        row = Row(
+            arm.strategy, arm.seed, "transfer", f"{task.name}/{protocol}", steps=trained.steps, images=trained.images,
+            model_flops=trained.flops, hardware_flops=trained.flops, trainable_params=size, total_params=size,
+        )  # fmt: skip
+        tools.ledger.put(dataclasses.replace(meter.row(row), train_s=seconds))
+    by_split = {split: trained.probabilities(values) for split, values in found.items()}
+    held = [(by_split["development"][fold, rows], rows) for fold, (_, rows) in enumerate(folds)]
+    others = {split: list(values) for split, values in by_split.items() if split != "development"}
+    return list(_score(task, arm, protocol, held, others))
+
+
+def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int, train_rows: np.ndarray) -> Run:
+    """Linear probing, then fine-tuning of all layers (LP-FT, arXiv 2202.10054) on one fold's training rows."""
+    settings = config.transfer.finetune
+    whole = Phase("all", settings.epochs, ("*",), settings.lr, settings.norm, settings.schedule)
+    head = Phase("head", settings.head_epochs, (HEAD,), settings.head_lr, augment=False)
+    return adapt.make_run(
+        strategy=arm.strategy,
+        seed=arm.seed,
+        stage="transfer",
+        label=f"{task.name}/{FINETUNE}/fold{fold}/",
+        encoder=encoder,
+        phases=(head, whole) if settings.head_epochs else (whole,),
+        dataset=task.development,
+        train_rows=train_rows,
+        val_rows=np.arange(0),
+        settings=settings,
+        dtype=config.model.dtype,
+    )
+
+
+def _finetune(
+    config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, tools: Tools, folder: Path
+) -> list[dict[str, Any]]:
+    folds = task.folds(config.transfer.folds, arm.seed)[: config.transfer.finetune.folds]
+    held, others = [], {split: [] for split in task.held_out}
+    state = folder / f"finetune-{task.name}"
+    for fold, (train_rows, held_rows) in enumerate(folds):
+        run = finetune_run(config, task, arm, adapted.encoder, fold, train_rows)
+        model = run.programs[0].model
+        shapes, _ = model.abstract()
+        params = {**adapted.params, HEAD: draw({HEAD: shapes[HEAD]}, arm.seed)[HEAD]}
+        own = dataclasses.replace(tools, folder=state / f"fold{fold}")
+        params, stats = loop.train(run, params, adapted.stats, own)
+        held.append((_probabilities(run, params, stats, task.development.take(held_rows)), held_rows))
+        for split, dataset in task.held_out.items():
+            others[split].append(_probabilities(run, params, stats, dataset))
+    rows = list(_score(task, arm, FINETUNE, held, others))
+    shutil.rmtree(state)
+    return rows
+
+
+def _probabilities(run: Run, params: Any, stats: Any, dataset: Dataset) -> np.ndarray:
+    model, objective = run.programs[0].model, run.programs[0].objective
+    forward = jax.jit(model.__call__)
+    rows = np.arange(len(dataset), dtype=np.int32)
+    parts = [
+        np.asarray(objective.probabilities(forward(params, stats, images)))[: len(part)]
+        for images, part in pipeline.in_order(dataset, rows, run.batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def _score(
+    task: Task,
+    arm: Arm,
+    protocol: str,
+    held: list[tuple[np.ndarray, np.ndarray]],
+    others: dict[str, list[np.ndarray]],
+) -> Iterator[dict[str, Any]]:
+    """Result lines: the mean of each score over the folds in which it is defined."""
+    labels, classes = task.development.labels, task.development.classes
+    per_fold = {"development": [metrics.classification(labels[rows], values, classes) for values, rows in held]}
+    for split, predictions in others.items():
+        truth = task.held_out[split].labels
+        per_fold[split] = [metrics.classification(truth, values, classes) for values in predictions]
+    for split, found in per_fold.items():
+        for scores in zip(*found, strict=True):
+            values = [score.value for score in scores if not np.isnan(score.value)]
+            covered = set.intersection(*(set(score.classes) for score in scores))
+            n = sum(score.n for score in scores) if split == "development" else scores[0].n
+            yield {
+                **dataclasses.asdict(arm),
+                "task": task.name,
+                "split": split,
+                "protocol": protocol,
+                "metric": scores[0].metric,
+                "value": float(np.mean(values)) if values else None,
+                "n": n,
+                "classes": [name for name in classes if name in covered],
+            }
+
+
+def mean_gradient(dataset: Dataset) -> np.ndarray:
+    """Mean absolute horizontal difference of the grey image, float32 [n, 1]: a scalar that knows no anatomy."""
+    rows = np.arange(len(dataset))
+    parts = [
+        np.abs(np.diff(dataset.images.batch(part).astype(np.float32).mean(-1), axis=2)).mean((1, 2))
+        for part in np.array_split(rows, max(1, len(rows) // 64))
+    ]
+    return np.concatenate(parts)[:, None]
+
+
+BASELINES = {"mean_gradient": mean_gradient}
+
+
+def baseline(config: Any, task: Task, seed: int, name: str) -> list[dict[str, Any]]:
+    """Scores of one scalar per image through the same folds and a linear head: what any encoder has to beat.
+
+    Raises:
+        UserError: no baseline of that name.
+    """
+    if name not in BASELINES:
+        raise UserError(f"unknown transfer.baseline {name!r}; {nearest(name, BASELINES)}")
+    found = {split: BASELINES[name](dataset) for split, dataset in task.datasets.items()}
+    return on_features(config, task, Arm("baseline", seed, "none", "none"), name, found, None)

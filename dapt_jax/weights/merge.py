@@ -1,0 +1,193 @@
+"""Fits a file's arrays onto a classifier, strictly: nothing that the encoder needs may be missing or of another shape."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.models import registry
+from dapt_jax.models.classifier import HEAD, Classifier
+from dapt_jax.models.encoder import Tree, draw
+from dapt_jax.weights import tables
+from dapt_jax.weights.paths import flatten, unflatten
+
+HeadMode = Literal["auto", "load", "new"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeReport:
+    """What came from where.
+
+    Attributes:
+        loaded: our paths that were filled from the file.
+        initialised: our paths that were drawn from the seed.
+        left_over: the file's keys that no path of ours asked for.
+        source: the file, and the names that it uses.
+        prefix: what stood before every key.
+    """
+
+    loaded: tuple[str, ...]
+    initialised: tuple[str, ...]
+    left_over: tuple[str, ...]
+    source: str
+    prefix: str
+
+    def __str__(self) -> str:
+        parts = [f"{self.source}: {len(self.loaded)} arrays loaded"]
+        if self.prefix:
+            parts.append(f"behind the prefix {self.prefix!r}")
+        parts += [f"{len(self.initialised)} initialised{_examples(self.initialised)}"] if self.initialised else []
+        parts += [f"{len(self.left_over)} left over{_examples(self.left_over)}"] if self.left_over else []
+        return ", ".join(parts)
+
+
+def _examples(names: tuple[str, ...], most: int = 3) -> str:
+    return f" ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
+
+
+def merge(
+    classifier: Classifier, source: Mapping[str, np.ndarray], *, seed: int, head: HeadMode = "auto"
+) -> tuple[Tree, Tree, MergeReport]:
+    """Fills a classifier's parameters and statistics from a file's arrays.
+
+    The keys of groups that a truncated encoder lacks are left over; so are optimiser states and other heads.
+
+    Args:
+        classifier: what to fill.
+        source: arrays by the file's own names; its `origin`, if it has one, names it in the report.
+        seed: of what is initialised.
+        head: `auto` takes the file's head where its shape fits, `load` insists on it, `new` never does.
+
+    Returns:
+        Parameters and statistics as nested dicts of float32 arrays, and the report.
+
+    Raises:
+        UserError: an array of the encoder is missing, has another shape, or is not finite floating point; or the file
+            is of another model, which the message names if it is known.
+    """
+    origin = getattr(source, "origin", "the given weights")
+    source = {key: array for key, array in source.items() if not key.endswith("num_batches_tracked")}
+    scheme, entries, prefix = _recognise(classifier, source, origin)
+    params, stats = classifier.abstract()
+    shapes = {path: leaf.shape for path, leaf in (flatten(params) | flatten(stats)).items()}
+
+    skipped = [path for path in entries if _is_head(path) and not _takes_head(entries, shapes, prefix, source, head)]
+    wanted = {path: entry for path, entry in entries.items() if path not in skipped}
+    _refuse_missing(wanted, prefix, source, origin)
+    loaded = {path: _fit(path, shapes[path], prefix, entry, source, origin) for path, entry in wanted.items()}
+    left_over = tuple(sorted(set(source) - {prefix + entry.key for entry in wanted.values()}))
+    if left_over:
+        _refuse_larger(classifier, source, len(loaded), origin)
+
+    drawn = flatten(draw({HEAD: params[HEAD]}, seed)) if skipped else {}
+    report = MergeReport(tuple(loaded), tuple(drawn), left_over, f"{origin}, {scheme.name} names", prefix)
+    is_stat = flatten(stats)
+    merged_params = unflatten({path: a for path, a in (loaded | drawn).items() if path not in is_stat})
+    return merged_params, unflatten({path: a for path, a in loaded.items() if path in is_stat}), report
+
+
+def _is_head(path: str) -> bool:
+    return path.startswith(f"{HEAD}/")
+
+
+def _recognise(
+    classifier: Classifier, source: Mapping[str, Any], origin: str
+) -> tuple[tables.Scheme, dict[str, tables.Entry], str]:
+    """The scheme under which most of the encoder is found in the file."""
+    model = classifier.encoder.name
+    candidates = [(scheme, *_hits(classifier, scheme, source)) for scheme in tables.schemes(model)]
+    scheme, entries, prefix, hits = max(candidates, key=lambda candidate: candidate[-1])
+    if hits < len(entries) / 2:
+        others = [name for name in registry.names() if name != model and _share(name, source) > 0.9]
+        if others:
+            looks = f"the names look like {' or '.join(others)}"
+        else:
+            looks = f"it holds {_examples(tuple(source)).strip(' ()') or 'nothing'}"
+        known = ", ".join(scheme.name for scheme in tables.schemes(model))
+        raise UserError(
+            f"{origin}: not weights of {model!r}: {hits} of its {len(entries)} arrays found (names tried: {known}); {looks}"
+        )
+    return scheme, entries, prefix
+
+
+def _hits(
+    classifier: Classifier, scheme: tables.Scheme, source: Mapping[str, Any]
+) -> tuple[dict[str, tables.Entry], str, int]:
+    """The table of a scheme, the prefix behind which the file has it, and how many of the encoder's keys are there."""
+    entries = tables.table(scheme, classifier)
+    body = {path: entry for path, entry in entries.items() if not _is_head(path)}
+    prefix, hits = tables.prefix(body, scheme, dict(source))
+    return entries, prefix, hits
+
+
+def _share(model: str, source: Mapping[str, Any]) -> float:
+    """How much of another model of the registry a file holds, names and shapes, from 0 to 1."""
+    classifier = Classifier(registry.build(model), 1)
+    shapes = flatten(classifier.encoder.abstract()[0])
+    best = 0.0
+    for scheme in tables.schemes(model):
+        entries, prefix, _ = _hits(classifier, scheme, source)
+        fits = sum(
+            prefix + entries[path].key in source
+            and entries[path].convert(source[prefix + entries[path].key]).shape == leaf.shape
+            for path, leaf in shapes.items()
+        )
+        best = max(best, fits / len(shapes))
+    return best
+
+
+def _takes_head(
+    entries: Mapping[str, tables.Entry],
+    shapes: Mapping[str, tuple[int, ...]],
+    prefix: str,
+    source: Mapping[str, np.ndarray],
+    head: HeadMode,
+) -> bool:
+    """Whether the file's head is to be used."""
+    if head != "auto":
+        return head == "load"
+    paths = [path for path in entries if _is_head(path)]
+    found = {path: source.get(prefix + entries[path].key) for path in paths}
+    return all(a is not None and entries[path].convert(a).shape == shapes[path] for path, a in found.items())
+
+
+def _refuse_missing(wanted: Mapping[str, tables.Entry], prefix: str, source: Mapping[str, Any], origin: str) -> None:
+    missing = [(path, prefix + entry.key) for path, entry in wanted.items() if prefix + entry.key not in source]
+    if missing:
+        path, key = missing[0]
+        raise UserError(f"{origin}: {len(missing)} arrays missing, first {key!r} (for {path}); {nearest(key, source)}")
+
+
+def _fit(
+    path: str,
+    shape: tuple[int, ...],
+    prefix: str,
+    entry: tables.Entry,
+    source: Mapping[str, np.ndarray],
+    origin: str,
+) -> np.ndarray:
+    """One array in our layout, checked."""
+    key = prefix + entry.key
+    array = entry.convert(source[key])
+    if array.shape != shape:
+        raise UserError(f"{origin}: {key!r} (for {path}) has shape {array.shape} in our layout, expected {shape}")
+    if not jax.numpy.issubdtype(array.dtype, np.floating):
+        raise UserError(f"{origin}: {key!r} (for {path}) is {array.dtype}, expected floating point")
+    array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"{origin}: {key!r} (for {path}) holds values that are not finite")
+    return array
+
+
+def _refuse_larger(classifier: Classifier, source: Mapping[str, Any], loaded: int, origin: str) -> None:
+    """Refuses a deeper model's file, in which every array of a shallower one can be found (ResNet-34 into ResNet-18)."""
+    own = classifier.encoder.name
+    size = len(flatten(registry.build(own).abstract()[0])) if own in registry.names() else loaded
+    for name in registry.names():
+        if name == own or len(flatten(registry.build(name).abstract()[0])) <= size:
+            continue
+        if _share(name, source) == 1.0:
+            raise UserError(f"{origin}: these are the weights of {name!r}, not of {own!r}")

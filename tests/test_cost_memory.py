@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+
+from dapt_jax.cost.memory import device_peak_bytes, residual_bytes, train_peak_bytes, tree_bytes
+
+
+def spec(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def test_tree_bytes():
+    assert tree_bytes({"a": spec(2, 3), "b": [jnp.zeros(5, jnp.bfloat16)], "c": None}) == 24 + 10
+    assert tree_bytes(()) == 0
+
+
+def loss(params, x):
+    hidden = jnp.tanh(x @ params["first"])
+    return (hidden @ params["last"]).sum()
+
+
+PARAMS = {"first": spec(5, 7), "last": spec(7, 3)}
+
+
+def test_residuals_of_two_layers():
+    # Kept: the images, tanh's output for the last weight, and what tanh's derivative is made from. Not the weights.
+    kept = residual_bytes(loss, PARAMS, spec(4, 5))
+    images, hidden = 4 * 4 * 5, 4 * 4 * 7
+    assert images + hidden <= kept <= images + 3 * hidden
+    assert kept < residual_bytes(loss, PARAMS, spec(8, 5)) == 2 * kept
+
+
+def test_frozen_prefix_keeps_less():
+    def suffix(trained, frozen, x):
+        return loss({**frozen, **trained}, x)
+
+    last = residual_bytes(suffix, {"last": PARAMS["last"]}, {"first": PARAMS["first"]}, spec(4, 5))
+    assert last == 4 * 4 * 7
+
+
+def test_each_residual_counts_once():
+    assert residual_bytes(lambda w, x: ((x * w) + (x * w * 2)).sum(), spec(6), spec(6)) <= 3 * 24
+    assert residual_bytes(lambda w, x: (x @ w).sum() + (x @ w).sum(), spec(5, 2), spec(3, 5)) == 4 * 15
+
+
+def test_checkpoint_keeps_inputs_only():
+    plain = residual_bytes(lambda w, x: jnp.sin(jnp.sin(jnp.sin(x @ w))).sum(), spec(5, 7), spec(4, 5))
+    saved = residual_bytes(jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(jnp.sin(x @ w))).sum()), spec(5, 7), spec(4, 5))
+    assert saved == 4 * 4 * 5 < plain
+
+
+def test_train_peak_counts_inputs_once():
+    x = spec(4, 5)
+    params = tree_bytes(PARAMS)
+    kept = residual_bytes(loss, PARAMS, x) - tree_bytes(x)
+    assert train_peak_bytes(loss, PARAMS, x, optimizer_state=(PARAMS, PARAMS)) == 4 * params + tree_bytes(x) + kept
+
+
+def test_device_peak_names_its_source():
+    peak, source = device_peak_bytes()
+    assert peak > 50_000_000
+    assert source in ("device memory_stats", "process peak resident size")

@@ -1,0 +1,313 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dapt_jax.data.folders import load_folder
+from dapt_jax.data.manifest import load_manifest
+from dapt_jax.data.near_duplicates import duplicates
+from dapt_jax.errors import UserError
+
+
+class Home:
+    """A folder in which images and manifests are quickly made."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def image(self, name: str, shade: int = 100, side: int = 10) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((side, side, 3), shade, np.uint8)).save(path)
+        return path
+
+    def manifest(self, text: str, name: str = "manifest.csv", images: bool = True) -> Path:
+        path = self.folder / name
+        path.write_bytes(text.encode())
+        for line in text.splitlines()[1:]:
+            written = line.split(",")[0]
+            if images and written and not (self.folder / written).exists():
+                self.image(written)
+        return path
+
+    def load(self, text: str, **options):
+        return load_manifest(self.manifest(text), **{"image_size": 8, **options})
+
+
+@pytest.fixture
+def home(tmp_path) -> Home:
+    return Home(tmp_path)
+
+
+def test_a_manifest_becomes_images_labels_groups_and_columns(home):
+    home.image("a.png", 10)
+    home.image("b.png", 20)
+    home.image("m.png", 1)
+    data = home.load("image,label,mask,patient,source\na.png,sick,m.png,P1,x\nb.png,healthy,,,y\n")
+    assert data.classes == ("healthy", "sick")
+    assert data.labels.tolist() == [1, 0]
+    assert data.labels.dtype == np.int64
+    assert data.groups[0] == "P1"
+    assert data.groups[1].endswith("b.png")
+    assert {name: values.tolist() for name, values in data.columns.items()} == {"source": ["x", "y"]}
+    assert data.masks == (home.folder / "m.png", None)
+    assert data.images.batch([0, 1])[:, 0, 0, 0].tolist() == [10, 20]
+    assert data.class_counts() == {"healthy": 1, "sick": 1}
+    assert not data.multi_label
+    with pytest.raises(UserError, match=r"1 of 2 images have no mask, first: .*b\.png"):
+        data.load_masks()
+
+
+def test_byte_order_mark_crlf_spaces_and_blank_lines_are_read_over(home):
+    home.image("a.png")
+    data = home.load("\ufeffimage, label\r\na.png,\tsick \r\n\r\n,\r\n\n")
+    assert data.class_counts() == {"sick": 1}
+
+
+def test_a_semicolon_manifest_with_backslashes_is_read(home):
+    home.image("set/a.png")
+    path = home.manifest("image;label;split\nset\\a.png;sick;train\n", images=False)
+    data = load_manifest(path, image_size=8)
+    assert data.columns["split"].tolist() == ["train"]
+
+
+def test_labels_joined_by_a_bar_make_a_multi_label_set(home):
+    data = home.load("image,label\na.png,x|y\nb.png,\nc.png,z\n")
+    assert data.multi_label
+    assert data.classes == ("x", "y", "z")
+    assert data.labels.dtype == np.float32
+    assert data.labels.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert data.class_counts() == {"x": 1, "y": 1, "z": 1}
+    assert data.keep_classes(["z", "x"]).labels.tolist() == [[0, 1], [0, 0], [1, 0]]
+
+
+def test_one_column_per_class_makes_a_multi_label_set_with_nan_for_blank(home):
+    text = "image,edema,effusion,split\na.png,1,0,dev\nb.png,,1.0,dev\n"
+    data = home.load(text, label="edema,effusion")
+    np.testing.assert_array_equal(data.labels, np.array([[1, 0], [np.nan, 1]], np.float32))
+    assert data.class_counts() == {"edema": 1, "effusion": 1}
+    assert set(data.columns) == {"split"}
+    assert home.load(text, label="edema,effusion", classes=("effusion", "edema")).labels[0].tolist() == [0, 1]
+    with pytest.raises(UserError, match=r"manifest\.csv: row 2: edema is '-1', expected 0, 1 or blank"):
+        home.load("image,edema,effusion\na.png,-1,0\n", label="edema,effusion")
+    with pytest.raises(UserError, match=r"class 'oedema' .*did you mean 'edema'"):
+        home.load(text, label="edema,effusion", classes=("oedema",))
+
+
+def test_where_comes_before_labels_and_files_are_looked_at(home):
+    home.image("a.png")
+    text = "image,label,source\na.png,sick,dev\ngone.png,unheard-of,old\n"
+    path = home.manifest(text, images=False)
+    data = load_manifest(path, image_size=8, where="source=dev", classes=("healthy", "sick"))
+    assert len(data) == 1
+    assert data.class_counts() == {"healthy": 0, "sick": 1}
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("sauce=dev", r"'sauce=dev' names no column here; did you mean 'source'\?"),
+        ("source=dve", r"no row has 'source=dve'; did you mean 'dev'\?"),
+        ("source", r"cannot read the condition 'source'; expected column=value"),
+        ("source=dev,split=b", r"no row meets all of 'source=dev,split=b'"),
+    ],
+)
+def test_a_condition_that_selects_nothing_is_explained(home, where, message):
+    text = "image,label,source,split\na.png,x,dev,a\nb.png,y,ext,b\n"
+    with pytest.raises(UserError, match=message):
+        home.load(text, where=where)
+    with pytest.raises(UserError, match=message):
+        home.load(text).where(where)
+
+
+def test_where_and_keep_classes_of_a_dataset_narrow_it(home):
+    data = home.load("image,label,source\na.png,x,dev\nb.png,y,dev\nc.png,z,ext\n")
+    assert [Path(name).name for name in data.where("source=dev,label=y").images.names] == ["b.png"]
+    assert len(data.where("")) == 3
+    kept = data.keep_classes(["z", "x"])
+    assert kept.labels.tolist() == [1, 0]
+    assert [Path(name).name for name in kept.images.names] == ["a.png", "c.png"]
+    with pytest.raises(UserError, match=r"no class 'w'; valid: 'x', 'y', 'z'"):
+        data.keep_classes(["w"])
+
+
+def test_a_missing_manifest_names_the_nearest_file(home):
+    path = home.manifest("image,label\na.png,x\n")
+    with pytest.raises(UserError, match=r"manifset\.csv: no such manifest; did you mean 'manifest\.csv'\?"):
+        load_manifest(path.with_name("manifset.csv"), image_size=8)
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
+        load_manifest(home.folder / "nowhere" / "manifest.csv", image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("image,lable\na.png,x\n", {}, r"no column 'label'; did you mean 'lable'\? its columns: image, lable"),
+        ("file,label\na.png,x\n", {}, r"no column 'image'; .*'file', 'label'"),
+        ("image,label\na.png,x\n", {"group": "subject"}, r"no column 'subject'"),
+        ("image,label\n", {}, "no rows; expected a header such as image,label"),
+        ("", {}, "no rows"),
+        ("image,label\na.png,x\nb.png\n", {}, "row 3: 1 cells, expected 2 as in the header"),
+        ("image,label,label\na.png,x,y\n", {}, "column 'label' is there twice"),
+        ("image,label\na.png,\n", {}, r"row 2: a\.png has no label; expected a name in column 'label'"),
+        ("image,label\n,x\n", {}, "row 2: no image named"),
+        ("image,label\na.png,x\n", {"on_bad_image": "skp"}, "on_bad_image='skp'; did you mean 'skip'"),
+        (
+            "image,label\na.png,x\nb.png,neutrophill\nc.png,neutrophill\n",
+            {"classes": ("x", "neutrophil")},
+            r"manifest\.csv: row 3: label 'neutrophill' \(2 rows\) is not in classes; did you mean 'neutrophil'\?",
+        ),
+        ("image,label\na.png,x\n", {"drop_classes": ("y",)}, "drop_classes names 'y', which no row has; valid: 'x'"),
+        ("image,label\na.png,x\n", {"classes": ("x", "x")}, "classes name 'x' twice"),
+        (
+            "image,label,patient,split\na.png,x,P006,train\nb.png,x,P007,train\nc.png,x,P007,test\n",
+            {"where": "split=train"},
+            r"patient P007 is in splits 'train' and 'test' \(rows 3, 4\)",
+        ),
+        (
+            "image,label,split\na.png,x,train\na.png,x,test\n",
+            {},
+            r"image a\.png is in splits 'train' and 'test' \(rows 2, 3\)",
+        ),
+    ],
+)
+def test_a_wrong_manifest_is_one_line_that_names_the_row_and_the_remedy(home, text, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        home.load(text, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_in_another_encoding_is_refused(home):
+    path = home.folder / "manifest.csv"
+    path.write_bytes("image,label\na.png,Gef\xe4\xdf\n".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8 text"):
+        load_manifest(path, image_size=8)
+
+
+def test_drop_classes_leaves_rows_out(home):
+    data = home.load("image,label\na.png,x\nb.png,rare\n", classes=("x",), drop_classes=("rare",))
+    assert data.class_counts() == {"x": 1}
+
+
+MISSING = "image,label\na.png,x\nset/b.png,x\nset/c.png,y\n"
+
+
+def test_missing_images_are_all_counted_and_the_first_is_named(home):
+    home.image("a.png")
+    home.image("set/bb.png")
+    path = home.manifest(MISSING, images=False)
+    with pytest.raises(UserError, match=r"2 of 3 images .* do not exist, first: row 3: set/b\.png; .*'bb\.png'"):
+        load_manifest(path, image_size=8)
+
+
+def test_unreadable_images_are_all_counted_and_the_first_is_named(home):
+    path = home.manifest(MISSING)
+    for name in ("set/b.png", "set/c.png"):
+        (home.folder / name).write_bytes((home.folder / name).read_bytes()[:50])
+    with pytest.raises(UserError, match=r"2 of 3 images .* cannot be read, first: row 3: .*b\.png: "):
+        load_manifest(path, image_size=8)
+
+
+def test_bad_images_are_skipped_and_counted_on_request_but_bad_labels_never(home):
+    path = home.manifest(MISSING)
+    (home.folder / "a.png").write_bytes(b"")
+    (home.folder / "set/b.png").unlink()
+    data = load_manifest(path, image_size=8, on_bad_image="skip", classes=("x", "y"))
+    assert data.skipped == 2
+    assert data.class_counts() == {"x": 0, "y": 1}
+    assert data.images.batch([0]).max() == 100
+    with pytest.raises(UserError, match="label 'y'"):
+        load_manifest(path, image_size=8, on_bad_image="skip", classes=("x",))
+    (home.folder / "set/c.png").unlink()
+    with pytest.raises(UserError, match="none of its 3 images can be read"):
+        load_manifest(path, image_size=8, on_bad_image="skip")
+
+
+def test_missing_masks_are_counted(home):
+    with pytest.raises(UserError, match=r"1 of 1 masks .* do not exist, first: row 3: .*m\.png"):
+        home.load("image,label,mask\na.png,x,\nb.png,x,m.png\n")
+
+
+def test_images_may_lie_outside_the_manifests_folder(home):
+    home.image("a.png")
+    (home.folder / "lists").mkdir()
+    path = home.manifest("image,label\n../a.png,x\n", "lists/manifest.csv")
+    assert len(load_manifest(path, image_size=8)) == 1
+
+
+def test_fingerprint_follows_labels_images_and_size(home):
+    text = "image,label\na.png,x\nb.png,y\n"
+    before = home.load(text).fingerprint()
+    assert home.load(text).fingerprint() == before
+    assert home.load(text, image_size=9).fingerprint() != before
+    assert home.load(text, crop=5).fingerprint() != before
+    assert home.load(text.replace("y", "z")).fingerprint() != before
+    assert home.load("image,label\na.png,y\nb.png,x\n").fingerprint() != before
+    home.image("b.png", 101, side=40)
+    assert home.load(text).fingerprint() != before
+
+
+def test_class_folders_are_read(home):
+    for name in ("x/1.png", "x/deep/2.JPG", "y/3.png", "y/notes.txt"):
+        home.image(name) if not name.endswith("txt") else (home.folder / name).write_text("hello")
+    data = load_folder(home.folder, image_size=8)
+    assert data.class_counts() == {"x": 2, "y": 1}
+    assert not data.columns
+    assert len(set(data.groups.tolist())) == 3
+
+
+def test_split_folders_above_class_folders_become_a_column(home):
+    for name in ("train/x/P1_a.png", "train/y/P2_a.png", "test/x/P3_a.png"):
+        home.image(name)
+    data = load_folder(home.folder, image_size=8, where="split=train", group=r"(P\d+)_")
+    assert data.class_counts() == {"x": 1, "y": 1}
+    assert data.groups.tolist() == ["P1", "P2"]
+    home.image("test/y/P1_b.png")
+    with pytest.raises(UserError, match="patient P1 is in splits"):
+        load_folder(home.folder, image_size=8, group=r"(P\d+)_")
+
+
+def test_a_wrong_image_folder_is_explained(home):
+    home.image("cells/x/1.png")
+    with pytest.raises(UserError, match=r"cels: no such folder; did you mean 'cells'\?"):
+        load_folder(home.folder / "cels", image_size=8)
+    with pytest.raises(UserError, match=r"no images; expected CLASS/image\.png"):
+        load_folder(home.folder / "cells" / "x", image_size=8)
+    with pytest.raises(UserError, match=r"finds no patient in 'x/1\.png'"):
+        load_folder(home.folder / "cells", image_size=8, group=r"(P\d+)")
+    with pytest.raises(UserError, match="not in classes"):
+        load_folder(home.folder / "cells", image_size=8, classes=("y",))
+
+
+def test_the_blood_cell_corpus_is_read_whole(shared_data):
+    data = load_manifest(shared_data / "bccd/manifest.csv", image_size=32)
+    assert data.class_counts() == {"Platelets": 361, "RBC": 4153, "WBC": 372}
+    assert len(set(data.groups.tolist())) == 364
+
+
+def test_the_white_blood_cells_are_read_with_masks(shared_data):
+    classes = ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil")
+    path = shared_data / "wbc/manifest.csv"
+    data = load_manifest(path, image_size=48, where="source=dataset1", classes=classes)
+    assert list(data.class_counts().values()) == [176, 53, 48, 22, 1]
+    assert set(np.unique(data.take(range(20)).load_masks())) == {0, 1, 2}
+    external = load_manifest(path, image_size=48, where="source=dataset2", drop_classes=("basophil",), crop=180)
+    assert len(external) == 97
+    assert duplicates(data, external) == []
+
+
+def test_a_copied_image_is_found(shared_data):
+    data = load_manifest(shared_data / "wbc/manifest.csv", image_size=64, where="source=dataset1")
+    pairs = [{Path(data.images.names[index]).name for index in pair} for pair in duplicates(data, data)]
+    assert {"112.png", "139.png"} in pairs
+    assert len(pairs) < 5
+    assert duplicates(data.take([111]), data.take([0, 138])) == [(0, 1)]
+
+
+def test_the_brain_tumour_splits_are_read_and_keep_patients_apart(shared_data):
+    data = load_manifest(shared_data / "brain_mri/manifest.csv", image_size=16)
+    sizes = {split: len(data.where(f"split={split}")) for split in ("corpus", "dev", "test", "external")}
+    assert sizes == {"corpus": 1793, "dev": 636, "test": 635, "external": 851}
+    assert data.masks is not None
+    assert data.where("source=web").masks == (None,) * 851

@@ -1,0 +1,97 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dapt_jax.data.sources import load
+from dapt_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, shade in (("x/1.png", 10), ("y/2.png", 20)):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(np.full((10, 10), shade, np.uint8)).save(tmp_path / name)
+    (tmp_path / "manifest.csv").write_text("image,label,patient\nx/1.png,x,P1\ny/2.png,y,P2\n")
+    return tmp_path
+
+
+def test_a_manifest_spec_reads_below_the_data_folder(folder):
+    spec = {"kind": "manifest", "path": "manifest.csv", "classes": ["y", "x"], "crop": 0, "where": "", "group": None}
+    data = load(spec, data_dir=folder, image_size=8)
+    assert data.classes == ("y", "x")
+    assert data.labels.tolist() == [1, 0]
+    assert data.groups.tolist() == ["P1", "P2"]
+    assert data.images.size == 8
+
+
+def test_a_folder_spec_may_have_an_absolute_path(folder):
+    (folder / "x/3.png").write_bytes(b"")
+    spec = {"kind": "folder", "path": str(folder)}
+    data = load(spec, data_dir=None, image_size=8, on_bad_image="skip")
+    assert data.class_counts() == {"x": 1, "y": 1}
+    assert data.skipped == 1
+    with pytest.raises(UserError, match=r"1 of 3 images .* cannot be read, first: x/3\.png"):
+        load(spec, data_dir=None, image_size=8)
+
+
+def test_a_phantom_spec_needs_no_data_folder():
+    data = load({"kind": "phantoms", "name": "external", "n": 5}, data_dir=None, image_size=24, seed=2)
+    assert len(data) == 5
+    assert data.images.names[0] == "phantom/external/2/000000"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"kind": "manfest"}, r"no kind 'manfest'; did you mean 'manifest'\?"),
+        ({}, "no kind ''; valid: 'manifest', 'folder', 'phantoms', 'tfds'"),
+        ({"kind": "manifest", "pth": "a"}, r"kind 'manifest' has no key 'pth'; did you mean 'path'\?"),
+        ({"kind": "phantoms", "where": "a=b"}, "kind 'phantoms' has no key 'where'"),
+        ({"kind": "manifest"}, "kind 'manifest' needs a path"),
+        ({"kind": "phantoms"}, "kind 'phantoms' needs a name"),
+        ({"kind": "manifest", "path": "a.csv"}, r"a\.csv is relative .* pass --config\.data_dir=FOLDER"),
+    ],
+)
+def test_a_wrong_spec_is_explained(spec, message):
+    with pytest.raises(UserError, match=message):
+        load(spec, data_dir=None, image_size=8)
+
+
+def test_a_data_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no folder .*nowhere; pass the folder that holds a\.csv as --config"):
+        load({"kind": "manifest", "path": "a.csv"}, data_dir=tmp_path / "nowhere", image_size=8)
+
+
+def test_a_prepared_tfds_set_is_read(shared_data):
+    data = load({"kind": "tfds", "path": "tfds_toy", "split": "train"}, data_dir=shared_data, image_size=16)
+    assert data.class_counts() == {"a": 4, "b": 4}
+    assert set(data.columns["split"]) == {"train"}
+    assert data.images.batch(range(8)).shape == (8, 16, 16, 3)
+    only = {"kind": "tfds", "path": "tfds_toy/1.0.0", "drop_classes": ("a",)}
+    assert load(only, data_dir=shared_data, image_size=16).class_counts() == {"b": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "tran"}, r"no split 'tran'; did you mean 'train'\?"),
+        ({"label": "lable"}, r"no feature 'lable'; did you mean 'label'\?"),
+        ({"classes": ("a",)}, "label 'b' is not in classes"),
+        ({"path": "wbc"}, "wbc: no prepared TFDS set; expected a folder with dataset_info.json"),
+    ],
+)
+def test_a_wrong_tfds_spec_is_explained(shared_data, options, message):
+    with pytest.raises(UserError, match=message):
+        load({"kind": "tfds", "path": "tfds_toy", **options}, data_dir=shared_data, image_size=16)
+
+
+def test_reading_tfds_imports_no_tensorflow(shared_data):
+    code = (
+        "import sys; from dapt_jax.data.sources import load\n"
+        f"load({{'kind': 'tfds', 'path': {str(shared_data / 'tfds_toy')!r}}}, data_dir=None, image_size=16)\n"
+        "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
