@@ -39,22 +39,20 @@ class Adapted:
     source: str
 
 
-def objective_for(dataset: Dataset, rows: np.ndarray, settings: Any) -> Objective:
-    """The loss of a corpus: its classes, smoothed and balanced as the settings say.
-
-    Args:
-        dataset: the corpus.
-        rows: that are trained on: the classes are balanced by their frequency there.
-        settings: `single_logit`, `label_smoothing`, `balance_classes`.
-    """
+def objective_for(dataset: Dataset, settings: Any) -> Objective:
+    """The loss of a corpus: `settings.single_logit` makes two classes one sigmoid output, as in the paper."""
     classes = len(dataset.classes)
     single = bool(settings.get("single_logit", False)) and classes == 2 and not dataset.multi_label
-    weights: tuple[float, ...] = ()
-    if settings.get("balance_classes", False) and not dataset.multi_label:
-        counts = np.maximum(np.bincount(dataset.labels[rows], minlength=classes), 1)
-        weights = tuple(float(weight) for weight in counts.sum() / (classes * counts))
-    outputs = 1 if single else classes
-    return Objective(outputs, dataset.multi_label, settings.get("label_smoothing", 0.0), weights)
+    return Objective(1 if single else classes, dataset.multi_label, settings.get("label_smoothing", 0.0))
+
+
+def balanced(dataset: Dataset, rows: np.ndarray) -> tuple[float, ...]:
+    """Weights of rows by the inverse frequency of their class among them, 1 on average; multi-label rows weigh 1."""
+    if dataset.multi_label:
+        return ()
+    labels = dataset.labels[rows]
+    counts = np.bincount(labels, minlength=len(dataset.classes))
+    return tuple(float(weight) for weight in len(rows) / (np.count_nonzero(counts) * counts[labels]))
 
 
 def make_run(
@@ -72,7 +70,7 @@ def make_run(
     dtype: str,
 ) -> Run:
     """A training run from a config's settings; `settings` is `config.adapt` or `config.transfer.finetune`."""
-    objective = objective_for(dataset, train_rows, settings)
+    objective = objective_for(dataset, settings)
     model = Classifier(encoder, objective.outputs, dtype)
     programs = steps.programs(
         model,
@@ -92,6 +90,7 @@ def make_run(
         dataset=dataset,
         train_rows=train_rows,
         val_rows=val_rows,
+        weights=balanced(dataset, train_rows) if settings.get("balance_classes", False) else (),
         batch_size=settings.batch_size,
         cache_mode=settings.get("cache", "auto"),
         cache_bytes=int(settings.get("cache_mb", 1024)) << 20,

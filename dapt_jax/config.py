@@ -3,13 +3,15 @@
 from ml_collections import config_dict
 
 MODES = ("run", "plan", "report")
+OPEN = ("corpus", "tasks", "phases")
+"""Sections whose settings are the user's own."""
 
 
 def default() -> config_dict.ConfigDict:
     """A study's settings.
 
     Returns:
-        A locked config: a setting that does not exist cannot be set.
+        A config that is locked but for corpus, tasks and phases: no setting can be added elsewhere.
     """
     config = config_dict.ConfigDict()
     config.name = "study"
@@ -59,7 +61,7 @@ def default() -> config_dict.ConfigDict:
     config.transfer = {
         "protocols": ("linear", "mlp_small", "mlp_large"),  # and finetune
         "folds": 5,
-        "head": {"epochs": 100, "lr": 1e-3, "batch_size": 64, "weight_decay": 1e-4, "standardise": True},
+        "head": {"epochs": 100, "lr": 3e-4, "batch_size": 64, "weight_decay": 1e-4, "standardise": True},
         "finetune": {
             "folds": 1,  # of `folds`, those that are run
             "head_epochs": 50,
@@ -76,7 +78,10 @@ def default() -> config_dict.ConfigDict:
     }
     config.checkpoint = {"every_s": 30.0}
     config.report = {"metric": "auc", "protocol": ""}
-    return config.lock()
+    config.lock()
+    for section in OPEN:
+        config[section].unlock()
+    return config
 
 
 def _optimizer() -> dict[str, object]:

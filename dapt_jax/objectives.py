@@ -20,20 +20,15 @@ class Objective:
         outputs: number of logits.
         multi_label: whether an image may have several labels, or none.
         smoothing: label smoothing (Szegedy et al., arXiv 1512.00567).
-        class_weights: one factor per class on an example's loss; empty for none.
     """
 
     outputs: int
     multi_label: bool = False
     smoothing: float = 0.0
-    class_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise UserError(f"label smoothing is {self.smoothing}; expected 0 to less than 1")
-        classes = 2 if self.outputs == 1 else self.outputs
-        if self.class_weights and len(self.class_weights) != classes:
-            raise UserError(f"{len(self.class_weights)} class weights for {classes} classes; expected one per class")
 
     @property
     def sigmoid(self) -> bool:
@@ -42,21 +37,16 @@ class Objective:
 
     def __call__(self, logits: Float[Array, "b outputs"], labels: Num[Array, "b ..."]) -> Float[Array, " b"]:
         """Loss of each example, in nats."""
-        weights = jnp.asarray(self.class_weights or (1.0,) * max(self.outputs, 2), jnp.float32)
         if self.sigmoid:
             targets = labels.astype(jnp.float32).reshape(logits.shape)
             known = ~jnp.isnan(targets)
             hard = jnp.where(known, targets, 0.0)
             soft = hard * (1 - self.smoothing) + 0.5 * self.smoothing
             each = -soft * jax.nn.log_sigmoid(logits) - (1 - soft) * jax.nn.log_sigmoid(-logits)
-            if not self.multi_label:
-                each = each * jnp.where(hard > 0.5, weights[1], weights[0])
-            elif self.class_weights:
-                each = each * weights[: self.outputs]
             return jnp.sum(each * known, -1) / jnp.maximum(known.sum(-1), 1)
         targets = jax.nn.one_hot(labels, self.outputs)
         soft = targets * (1 - self.smoothing) + self.smoothing / self.outputs
-        return -jnp.sum(soft * jax.nn.log_softmax(logits), -1) * (targets @ weights[: self.outputs])
+        return -jnp.sum(soft * jax.nn.log_softmax(logits), -1)
 
     def probabilities(self, logits: Float[Array, "b outputs"]) -> Float[Array, "b classes"]:
         """Probability per class; two columns where one logit tells two classes apart."""

@@ -11,6 +11,7 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.objectives import Objective
+from dapt_jax.report.tables import number
 from dapt_jax.strategies import Strategy, resolve
 from dapt_jax.training import accounting, freezing, heads
 from dapt_jax.training.run import Run
@@ -143,15 +144,16 @@ def show(config: Any, strategies: list[Strategy], corpus: Dataset | None, tasks:
             f"{phases[-1].total:,}" if phases else f"{freezing.count(shapes):,}",
             f"{sum(phase.images for phase in phases):,}",
             f"{sum(phase.steps for phase in phases):,}",
-            f"{totals[strategy.name] / 1e12:.2f}",
+            number(totals[strategy.name] / 1e12),
             f"{totals[strategy.name] / full:.3f}" if full else "-",
-            f"{spent / 1e12:.2f}",
+            number(spent / 1e12),
             f"{max((phase.peak_bytes for phase in phases), default=0) / 2**20:.0f}",
         )
     console.print(overview)
     console.print(
-        "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; evaluation is not "
-        "included. Each strategy is counted as if it ran alone; in the study, a prefix that two arms share is computed once.",
+        "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; evaluation is "
+        "not included. Each strategy is counted as if it ran alone; in the study, a prefix that two arms share is "
+        "computed once.",
         soft_wrap=True,
     )
 
@@ -175,8 +177,8 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
             f"{phase.images:,}",
             f"{phase.steps:,}",
             f"{phase.flops_per_image / 1e6:,.2f}",
-            f"{phase.fill_flops / 1e12:.3f}",
-            f"{phase.flops / 1e12:.3f}",
+            number(phase.fill_flops / 1e12),
+            number(phase.flops / 1e12),
             f"{phase.peak_bytes / 2**20:.0f}",
             ("cached: " if phase.cache_bytes else "not cached: ") + phase.why,
         )

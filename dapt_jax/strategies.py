@@ -1,8 +1,10 @@
 """The named strategies as lists of phases (arXiv 2204.13280), and those a user writes down."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dapt_jax.checks import is_like, wanted
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder
@@ -51,7 +53,7 @@ def resolve(name: str, encoder: Encoder, config: Any) -> Strategy:
     if name in config.phases:
         return _users_own(name, encoder, config)
     if name not in NAMED:
-        raise UserError(f"unknown strategy {name!r}; {nearest(name, [*NAMED, *config.phases])}; " + _valid(config))
+        raise UserError(f"unknown strategy {name!r}; {nearest(name, [*NAMED, *config.phases])}")
     if name in ("simplified", "truncated"):
         if not adapt.cut_after:
             raise UserError(
@@ -118,21 +120,41 @@ def _users_own(name: str, encoder: Encoder, config: Any) -> Strategy:
             raise UserError(f"phases.{name} has no setting {key!r}; {nearest(key, ('cut_after', 'phases'))}")
     if entry.get("cut_after"):
         encoder = encoder.truncate(entry.cut_after)
-    fields = [field.name for field in dataclasses.fields(Phase)]
-    phases = []
-    for number, settings in enumerate(entry.get("phases", ())):
-        values = dict(settings)
-        for key in values:
-            if key not in fields:
-                raise UserError(f"phases.{name}[{number}] has no setting {key!r}; {nearest(key, fields)}")
-        missing = [key for key in ("name", "epochs", "trainable", "lr") if key not in values]
-        if missing:
-            raise UserError(f"phases.{name}[{number}] lacks {', '.join(missing)}")
-        values["trainable"] = tuple(values["trainable"])
-        phases.append(Phase(**values))
+    listed = entry.get("phases", ())
+    if not isinstance(listed, tuple | list) or not (listed or entry.get("cut_after")):
+        raise UserError(f"phases.{name}.phases is {listed!r}; expected one or more phases: ({_EXAMPLE},)")
+    phases = [_phase(f"phases.{name}.phases[{number}]", settings) for number, settings in enumerate(listed)]
     check_names(phases)
     return Strategy(name, encoder, tuple(phases))
 
 
-def _valid(config: Any) -> str:
-    return "valid: " + ", ".join([*NAMED, *config.phases])
+_EXAMPLE: dict[str, Any] = {"name": "head", "epochs": 10, "trainable": ("head",), "lr": 1e-3}
+
+
+def _phase(where: str, settings: Any) -> Phase:
+    """A phase as a config writes it down; a lone pattern needs no tuple around it."""
+    if not isinstance(settings, Mapping):
+        raise UserError(f"{where} is {settings!r}; expected settings such as {_EXAMPLE}")
+    values = dict(settings)
+    fields = vars(Phase(**_EXAMPLE))
+    for key in values:
+        if key not in fields:
+            raise UserError(f"{where} has no setting {key!r}; {nearest(key, fields)}")
+    if missing := [key for key in _EXAMPLE if key not in values]:
+        raise UserError(f"{where} lacks {', '.join(missing)}; expected settings such as {_EXAMPLE}")
+    if isinstance(values["trainable"], str):
+        values["trainable"] = (values["trainable"],)
+    norm = values.pop("norm", "frozen")
+    for key, value in values.items():
+        if not is_like(value, fields[key]):
+            raise UserError(f"{where}: {key} is {value!r}; expected {wanted(fields[key])}")
+    if not isinstance(norm, str):
+        pairs = norm.items() if isinstance(norm, Mapping) else norm
+        if not isinstance(pairs, Iterable) or not all(
+            isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs
+        ):
+            raise UserError(
+                f"{where}: norm is {norm!r}; expected one mode, or a mode by layer group: {{'stage4': 'train'}}"
+            )
+        norm = tuple((str(pattern), mode) for pattern, mode in pairs)
+    return Phase(**{**values, "trainable": tuple(map(str, values["trainable"])), "norm": norm})

@@ -1,13 +1,18 @@
 """A study: strategies x seeds, each adapted and measured on every target task; resumable, one ledger, one report."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from dapt_jax import jsonl, parallel, plan, report, transfer
+from dapt_jax import checks, jsonl, parallel, plan, report, transfer
 from dapt_jax import strategies as named
 from dapt_jax.adapt import adapt, dapt_run
 from dapt_jax.cost import hardware
@@ -19,6 +24,7 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.progress import Reporter
+from dapt_jax.report.records import Records
 from dapt_jax.strategies import Strategy
 from dapt_jax.training.features import Store
 from dapt_jax.training.run import Tools
@@ -51,28 +57,29 @@ def prepare(config: Any) -> Study:
     Raises:
         UserError: anything in the config, the data or the weights that cannot work.
     """
-    if config.model.dtype not in ("float32", "bfloat16"):
-        hint = nearest(config.model.dtype, ("float32", "bfloat16"))
-        raise UserError(f"unknown model.dtype {config.model.dtype!r}; {hint}")
-    for name in ("strategies", "seeds"):
-        values = config[name]
-        if not values or len(set(values)) != len(values):
-            raise UserError(f"{name} is {tuple(values)}; expected one or more, each once")
+    checks.check(config)
     transfer.check_protocols(config.transfer.protocols)
     if config.transfer.baseline and config.transfer.baseline not in transfer.BASELINES:
         hint = nearest(config.transfer.baseline, transfer.BASELINES)
         raise UserError(f"unknown transfer.baseline {config.transfer.baseline!r}; {hint}")
     encoder = registry.build(config.model.name)
     strategies = tuple(named.resolve(name, encoder, config) for name in config.strategies)
+    with _about("adapt."):
+        parallel.data_mesh(config.adapt.batch_size)
+    if transfer.FINETUNE in config.transfer.protocols:
+        with _about("transfer.finetune."):
+            parallel.data_mesh(config.transfer.finetune.batch_size)
     locate.load(config.weights, Classifier(encoder, 1), seed=0)
-    needs_corpus = any(strategy.phases for strategy in strategies)
-    if needs_corpus and not config.corpus.kind:
-        raise UserError(f"strategy {strategies[-1].name!r} adapts, but the config names no corpus (corpus.kind)")
+    adapting = [strategy.name for strategy in strategies if strategy.phases]
+    if adapting and not config.corpus.kind:
+        raise UserError(
+            f"strategy {adapting[0]!r} adapts, but the config names no corpus; expected corpus.kind and so on"
+        )
+    if not config.tasks:
+        raise UserError("the config names no target task; expected tasks.NAME.development and so on")
     settings = {key: value for key, value in config.corpus.items() if key != "val_fraction"}
-    corpus = _load(config, settings, "corpus") if needs_corpus else None
+    corpus = _load(config, settings, "corpus") if adapting else None
     tasks = tuple(_task(config, name) for name in config.tasks)
-    if not tasks:
-        raise UserError("the config names no target task (tasks)")
     study = Study(config, strategies, corpus, tasks)
     _check_leaks(study)
     if corpus is not None:
@@ -85,14 +92,18 @@ def prepare(config: Any) -> Study:
 
 
 def _load(config: Any, settings: Any, what: str) -> Dataset:
-    spec = settings.to_dict() if hasattr(settings, "to_dict") else dict(settings)
-    dataset = sources.load(
-        spec,
-        data_dir=config.data_dir or None,
-        image_size=config.model.image_size,
-        on_bad_image=config.data.on_bad_image,
-        cache_bytes=config.data.cache_mb << 20,
-    )
+    with _about(f"{what}: "):
+        if not isinstance(settings, Mapping | ConfigDict):
+            raise UserError(f"{settings!r}; expected settings such as kind='manifest', path='manifest.csv'")
+        dataset = sources.load(
+            dict(settings.items()),
+            data_dir=config.data_dir or None,
+            image_size=config.model.image_size,
+            on_bad_image=config.data.on_bad_image,
+            cache_bytes=config.data.cache_mb << 20,
+        )
+        if len(dataset.classes) < 2 and not dataset.multi_label:
+            raise UserError(f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more")
     skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
     counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
     print(f"{what}: {len(dataset)} images ({counts}) of {len(np.unique(dataset.groups))} patients{skipped}", flush=True)
@@ -101,6 +112,10 @@ def _load(config: Any, settings: Any, what: str) -> Dataset:
 
 def _task(config: Any, name: str) -> transfer.Task:
     splits = config.tasks[name]
+    if not isinstance(splits, ConfigDict):
+        raise UserError(
+            f"tasks.{name} is {splits!r}; expected its sets: development, and test or external if there are"
+        )
     for split in splits:
         if split not in ("development", "test", "external"):
             hint = nearest(split, ("development", "test", "external"))
@@ -108,23 +123,45 @@ def _task(config: Any, name: str) -> transfer.Task:
     if "development" not in splits:
         raise UserError(f"tasks.{name} has no development images")
     loaded = {split: _load(config, splits[split], f"{name} {split}") for split in splits}
-    return transfer.Task(name, loaded.pop("development"), loaded)
+    task = transfer.Task(name, loaded.pop("development"), loaded)
+    with _about(f"{name} development: "):
+        counts = task.development.class_counts()
+        for label, count in counts.items():
+            if not count and not task.development.multi_label:
+                found = ", ".join(each for each in counts if counts[each])
+                raise UserError(f"no image is {label!r}; expected images of every class, found {found}")
+        try:
+            task.folds(config.transfer.folds, config.seeds[0])
+        except UserError as error:
+            raise UserError(f"{error}; expected fewer folds (transfer.folds) or more patients") from error
+    return task
 
 
 def _check_leaks(study: Study) -> None:
     """Refuses an image or a patient that is in two sets which have to be apart."""
     for task in study.tasks:
-        sets = dict(task.datasets)
+        sets = {f"{task.name} {split}": dataset for split, dataset in task.datasets.items()}
         if study.corpus is not None:
             sets["corpus"] = study.corpus
-        names = list(sets)
-        for number, first in enumerate(names):
-            for second in names[number + 1 :]:
-                a, b = sets[first], sets[second]
-                labels = f"{task.name} {first}", f"{task.name} {second}"
-                check_disjoint(np.asarray(a.images.names), np.asarray(b.images.names), *labels)
-                if a.name == b.name:  # one manifest: its patients are the same people
-                    check_disjoint(a.groups, b.groups, *labels)
+        images = {name: [_true_path(image) for image in dataset.images.names] for name, dataset in sets.items()}
+        for (first, a), (second, b) in itertools.combinations(sets.items(), 2):
+            check_disjoint(images[first], images[second], first, second, word="image")
+            if a.name == b.name:  # one manifest: its patients are the same people
+                check_disjoint(a.groups, b.groups, first, second)
+
+
+def _true_path(image: str) -> str:
+    """One name for a file, whichever way it is referred to; made-up names of images in memory stay."""
+    return os.path.realpath(image) if os.path.exists(image) else image
+
+
+@contextlib.contextmanager
+def _about(what: str) -> Iterator[None]:
+    """Puts before an error line what it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}{error}") from error
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -137,13 +174,12 @@ def run(config: Any, workdir: Path) -> None:
         workdir: where its files are, or will be.
     """
     study = prepare(config)
-    fingerprints = _fingerprints(study)
-    _claim(config, fingerprints, workdir)
-    ledger, results_file = Ledger(workdir / "ledger.jsonl"), workdir / "results.jsonl"
-    results = jsonl.read(results_file)
     total = {
         (strategy.name, seed): _flops(study, strategy, seed) for strategy in study.strategies for seed in config.seeds
     }
+    _claim(config, _fingerprints(study), workdir)
+    ledger, results_file = Ledger(workdir / "ledger.jsonl"), workdir / "results.jsonl"
+    results = Records.read(workdir).results
     reporter = Reporter(sum(total.values()))
     tools = Tools(
         folder=None,
@@ -223,21 +259,26 @@ def _claim(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:
     path = workdir / "config.json"
     mine = json.loads(json.dumps({**config.to_dict(), "images": fingerprints}))
     if path.exists():
-        theirs = json.loads(path.read_text())
-        ours, held = _flat(mine), _flat(theirs)
+        ours, held = _flat(mine), _flat(Records.read(workdir).config)
         for key in sorted({*ours, *held}):
-            if key.split(".")[0] not in WHERE_AND_HOW and ours.get(key) != held.get(key):
-                raise UserError(
-                    f"{workdir} holds the study of another config: {key} was {held.get(key)!r} there and is "
-                    f"{ours.get(key)!r} now; expected the same config, or another --workdir"
-                )
+            section, _, name = key.partition(".")
+            if section in WHERE_AND_HOW or ours.get(key) == held.get(key):
+                continue
+            differs = f"{key} was {held.get(key)!r} there and is {ours.get(key)!r} now"
+            if section == "images":
+                differs = f"the images or labels of {name} are others now"
+            raise UserError(
+                f"{workdir} holds the study of another config: {differs}; expected the same, or another --workdir"
+            )
     elif any((workdir / name).exists() for name in ("results.jsonl", "ledger.jsonl", "checkpoints")):
         raise UserError(f"{workdir} holds results but no config.json; expected an empty or a new --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    jsonl.write_text(path, json.dumps(mine, indent=1, sort_keys=False) + "\n")
+    try:
+        jsonl.write_text(path, json.dumps(mine, indent=1, sort_keys=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written to ({error.strerror}); expected another --workdir") from error
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})

@@ -21,9 +21,10 @@ from dapt_jax.data.near_duplicates import duplicates
 from dapt_jax.data.splits import grouped_folds
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD, Classifier
-from dapt_jax.models.encoder import Encoder, draw
+from dapt_jax.models.encoder import Encoder
 from dapt_jax.objectives import Objective
 from dapt_jax.training import accounting, features, freezing, heads, loop
+from dapt_jax.training.evaluate import logits_of
 from dapt_jax.training.meter import Meter
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run, Tools
@@ -225,13 +226,14 @@ def _finetune(
     config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, tools: Tools, folder: Path
 ) -> list[dict[str, Any]]:
     folds = task.folds(config.transfer.folds, arm.seed)[: config.transfer.finetune.folds]
-    held, others = [], {split: [] for split in task.held_out}
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    others: dict[str, list[np.ndarray]] = {split: [] for split in task.held_out}
     state = folder / f"finetune-{task.name}"
     for fold, (train_rows, held_rows) in enumerate(folds):
         run = finetune_run(config, task, arm, adapted.encoder, fold, train_rows)
         model = run.programs[0].model
         shapes, _ = model.abstract()
-        params = {**adapted.params, HEAD: draw({HEAD: shapes[HEAD]}, arm.seed)[HEAD]}
+        params = {**adapted.params, HEAD: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[HEAD].items()}}
         own = dataclasses.replace(tools, folder=state / f"fold{fold}")
         params, stats = loop.train(run, params, adapted.stats, own)
         held.append((_probabilities(run, params, stats, task.development.take(held_rows)), held_rows))
@@ -244,7 +246,7 @@ def _finetune(
 
 def _probabilities(run: Run, params: Any, stats: Any, dataset: Dataset) -> np.ndarray:
     model, objective = run.programs[0].model, run.programs[0].objective
-    forward = jax.jit(model.__call__)
+    forward = logits_of(model, None)
     rows = np.arange(len(dataset), dtype=np.int32)
     parts = [
         np.asarray(objective.probabilities(forward(params, stats, images)))[: len(part)]

@@ -23,11 +23,13 @@ class Order:
         rows: row numbers of the examples in their data set.
         batch_size: examples per batch.
         seed: of the permutations.
+        weights: of `rows` in the loss; empty for 1 each.
     """
 
     rows: tuple[int, ...]
     batch_size: int
     seed: int
+    weights: tuple[float, ...] = ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -37,11 +39,12 @@ class Order:
     @functools.lru_cache(maxsize=2)  # noqa: B019 - orders live as long as a run
     def epoch(self, epoch: int) -> tuple[Int32[np.ndarray, "steps batch"], Float32[np.ndarray, "steps batch"]]:
         """Row numbers and weights of an epoch's batches."""
-        permuted = np.random.default_rng([self.seed, epoch]).permutation(np.asarray(self.rows, np.int32))
+        places = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
         shape = (self.steps_per_epoch, self.batch_size)
-        indices = np.resize(permuted, shape)
-        weights = (np.arange(indices.size) < len(permuted)).astype(np.float32).reshape(shape)
-        return indices, weights
+        filled = np.resize(places, shape)
+        weights = np.asarray(self.weights or (1.0,) * len(self.rows), np.float32)[filled]
+        weights[np.arange(filled.size).reshape(shape) >= len(places)] = 0
+        return np.asarray(self.rows, np.int32)[filled], weights
 
 
 class _Steps:

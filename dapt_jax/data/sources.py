@@ -42,13 +42,13 @@ def load(
     """
     kind = str(spec.get("kind", ""))
     if kind not in KINDS:
-        raise UserError(f"data: no kind {kind!r}; {nearest(kind, KINDS)}")
+        raise UserError(f"no kind {kind!r}; {nearest(kind, KINDS)}")
     reader = KINDS[kind]
     known = inspect.signature(reader).parameters
     keys = [key for key in known if key not in _SHARED]
     for key in spec:
         if key != "kind" and key not in keys:
-            raise UserError(f"data: kind {kind!r} has no key {key!r}; {nearest(str(key), keys)}")
+            raise UserError(f"kind {kind!r} has no key {key!r}; {nearest(str(key), keys)}")
     arguments = {"image_size": image_size, "on_bad_image": on_bad_image, **shared}
     arguments = {key: value for key, value in arguments.items() if key in known}
     given = {key: _plain(value) for key, value in spec.items() if key != "kind"}
@@ -56,7 +56,7 @@ def load(
     if "path" in known:
         arguments["path"] = _resolve(arguments.get("path", ""), kind, data_dir)
     elif "name" not in arguments:
-        raise UserError(f"data: kind {kind!r} needs a name")
+        raise UserError(f"kind {kind!r} needs a name")
     return reader(**arguments)
 
 
@@ -67,11 +67,11 @@ def _plain(value: Any) -> Any:
 
 def _resolve(path: str, kind: str, data_dir: str | Path | None) -> Path:
     if not path:
-        raise UserError(f"data: kind {kind!r} needs a path")
+        raise UserError(f"kind {kind!r} needs a path")
     if Path(path).is_absolute():
         return Path(path)
     if data_dir is None or not str(data_dir):
-        raise UserError(f"data: {path} is relative to a data folder that was not given; pass --config.data_dir=FOLDER")
+        raise UserError(f"{path} is relative to a data folder that was not given; pass --config.data_dir=FOLDER")
     if not Path(data_dir).is_dir():
-        raise UserError(f"data: no folder {data_dir}; pass the folder that holds {path} as --config.data_dir=FOLDER")
+        raise UserError(f"no folder {data_dir}; pass the folder that holds {path} as --config.data_dir=FOLDER")
     return Path(data_dir) / path

@@ -64,18 +64,29 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int)
 
 
 def check_disjoint(
-    groups_a: Sequence[str] | np.ndarray, groups_b: Sequence[str] | np.ndarray, name_a: str, name_b: str
+    groups_a: Sequence[str] | np.ndarray,
+    groups_b: Sequence[str] | np.ndarray,
+    name_a: str,
+    name_b: str,
+    word: str = "patient",
 ) -> None:
     """Refuses two sets that share a group.
+
+    Args:
+        groups_a: the groups of one set.
+        groups_b: the groups of the other.
+        name_a: what to call the one.
+        name_b: what to call the other.
+        word: what a group is called.
 
     Raises:
         UserError: says how many groups are in both, and names the first.
     """
     shared = sorted({str(group) for group in groups_a} & {str(group) for group in groups_b})
     if shared:
+        count = f"1 {word} is" if len(shared) == 1 else f"{len(shared)} {word}s are"
         raise UserError(
-            f"{len(shared)} patients (groups) are in both {name_a} and {name_b}, first: {shared[0]}; "
-            "a patient belongs on one side"
+            f"{count} in both {name_a} and {name_b}, first: {shared[0]}; expected each {word} on one side only"
         )
 
 

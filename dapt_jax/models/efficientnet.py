@@ -6,6 +6,7 @@ side gets its zeros behind the last pixel, which weights trained so depend on.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -74,13 +75,17 @@ class InvertedResidual(nnx.Module):
         return x + y if self.has_skip else y
 
 
+def _group(name: str, make: Callable[[], nnx.Module], features: int, reduction: int) -> Group:
+    return Group(name, lambda rngs: make(), features, reduction)
+
+
 def efficientnet_lite0() -> Encoder:
     """EfficientNet-Lite0 with 16 blocks and 1280 features.
 
     Groups: `stem`, `stage1/block1` to `stage7/block1`, `top`. With a 1000-way head: 4,652,008 parameters.
     """
-    build = functools.partial(ConvNormRelu6, 3, STEM_FEATURES, 3, stride=2)
-    groups = [Group("stem", lambda rngs, build=build: build(), STEM_FEATURES, 2)]
+    stem = functools.partial(ConvNormRelu6, 3, STEM_FEATURES, 3, stride=2)
+    groups = [_group("stem", stem, STEM_FEATURES, 2)]
     features, reduction = STEM_FEATURES, 2
     for number, stage in enumerate(LITE0, 1):
         for block in range(1, stage.blocks + 1):
@@ -89,8 +94,8 @@ def efficientnet_lite0() -> Encoder:
                 InvertedResidual, features, stage.features, stage.size, stride=stride, expansion=stage.expansion
             )
             features, reduction = stage.features, reduction * stride
-            groups.append(Group(f"stage{number}/block{block}", lambda rngs, make=make: make(), features, reduction))
+            groups.append(_group(f"stage{number}/block{block}", make, features, reduction))
     top = functools.partial(ConvNormRelu6, features, TOP_FEATURES, 1)
-    groups.append(Group("top", lambda rngs: top(), TOP_FEATURES, reduction))
+    groups.append(_group("top", top, TOP_FEATURES, reduction))
     preprocess = Preprocess(mean=(127.0,) * 3, std=(128.0,) * 3)
     return Encoder("efficientnet_lite0", groups, preprocess=preprocess)

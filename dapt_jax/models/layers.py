@@ -52,16 +52,13 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], norm: NormMode) -> Float[Array, "b h w c"]:
         if norm == "frozen":
-            mean, var = self.mean[...], self.var[...]
-        else:
-            wide = x.astype(jnp.float32)
-            mean = wide.mean((0, 1, 2))
-            var = jnp.square(wide - mean).mean((0, 1, 2))
-            count = x.size // x.shape[-1]
-            # The stored variance is the unbiased one, as in the frameworks that the weights come from.
-            unbiased = var * (count / max(count - 1, 1))
-            self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
-            self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
-        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        shift = self.bias[...] - mean * factor
-        return x * factor.astype(x.dtype) + shift.astype(x.dtype)
+            factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
+            shift = self.bias[...] - self.mean[...] * factor
+            return x * factor.astype(x.dtype) + shift.astype(x.dtype)
+        y, mean, var = ops.batch_norm(x, self.scale[...], self.bias[...], self.eps)
+        count = x.size // x.shape[-1]
+        # The stored variance is the unbiased one, as in the frameworks that the weights come from.
+        unbiased = var * (count / max(count - 1, 1))
+        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
+        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
+        return y

@@ -1,21 +1,16 @@
-"""2-D convolution, with formulations that XLA:CPU runs fast for the three kinds that image encoders are made of.
+"""2-D convolution, with formulations that XLA:CPU runs fast for two of the three kinds that image encoders are made of.
 
-XLA:CPU has a fast path for plain forward convolutions and for dots, and little else: depthwise convolutions take its
-generic loop, and so do the gradients with respect to kernels. Here a 1x1 convolution is a dot, a depthwise one is a sum of
-shifted products (`depthwise`), and a k x k one keeps `lax`'s forward pass while its kernel's gradient is one dot per
-kernel tap.
+XLA:CPU has fast code for k x k convolutions, their gradients included, and for dots. Depthwise convolutions take its
+generic loop, so they become sums of shifted products (`depthwise`); a 1x1 convolution becomes a dot, forward and backward.
 """
 
-import functools
-
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from dapt_jax.ops import choice
 from dapt_jax.ops.depthwise import depthwise
-from dapt_jax.ops.shapes import Padding, Pairs, pad, pairs, taps
+from dapt_jax.ops.shapes import Padding, pairs
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -44,48 +39,31 @@ def conv(
     pads = pairs(padding, (height, width), x.shape[1:3], stride)
     if choice.current() == "cpu":
         if groups == 1 and height == width == 1 and not any(map(any, pads)):
-            return x[:, ::stride, ::stride] @ kernel[0, 0]
-        if groups == 1:
-            return _dense(stride, pads, x, kernel)
-        if inputs == 1 and channels == groups:
+            return _pointwise(x[:, ::stride, ::stride], kernel)
+        if inputs == 1 and channels == groups == x.shape[-1] > 1:
             return depthwise(stride, pads, x, kernel)
-    return _lax(x, kernel, stride, pads, groups)
-
-
-def _lax(x: jax.Array, kernel: jax.Array, stride: int, pads: Pairs, groups: int = 1) -> jax.Array:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS, feature_group_count=groups
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _dense(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _lax(x, kernel, stride, pads)
+@jax.custom_vjp
+def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 1x1 convolution at stride 1."""
+    return x @ kernel[0, 0]
 
 
-def _dense_forward(
-    stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _lax(x, kernel, stride, pads), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _pointwise(x, kernel), (x, kernel)
 
 
-def _dense_backward(
-    stride: int, pads: Pairs, saved: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    _, transpose = jax.vjp(lambda x: _lax(x, kernel, stride, pads), x)
-    (dx,) = transpose(g)
-    return dx, _dense_kernel_gradient(stride, pads, x, kernel, g)
+    inputs, channels = kernel.shape[2:]
+    # Without the barrier, what computes `g` is fused into a copy that transposes it for the kernel's dot.
+    g = lax.optimization_barrier(g)
+    d_kernel = x.reshape(-1, inputs).T @ g.reshape(-1, channels)
+    return g @ kernel[0, 0].T, d_kernel.reshape(kernel.shape)
 
 
-def _dense_kernel_gradient(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-    """One dot per kernel tap: the input pixels that the tap met, against the output's gradient."""
-    height, width, inputs, channels = kernel.shape
-    flat = g.reshape(-1, channels)
-    met = taps(pad(x, pads), (height, width), g.shape[1:3], stride)
-    dots = [jnp.dot(part.reshape(-1, inputs).T, flat, preferred_element_type=jnp.float32) for part in met]
-    return jnp.stack(dots).reshape(kernel.shape).astype(kernel.dtype)
-
-
-_dense.defvjp(_dense_forward, _dense_backward)
-
+_pointwise.defvjp(_forward, _backward)

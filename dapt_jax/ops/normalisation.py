@@ -15,8 +15,8 @@ def batch_norm(
 ) -> tuple[Float[Array, "b h w c"], Float[Array, " c"], Float[Array, " c"]]:
     """Normalises each channel by its mean and variance over the batch (Ioffe & Szegedy, arXiv 1502.03167).
 
-    The gradient is the closed form of the paper's section 3, one pass for the two sums and one for the input, instead of
-    what differentiation would write down step by step.
+    The gradient is the closed form of the paper's section 3, one pass for the two sums and one for the input, instead
+    of what differentiation would write down step by step.
 
     Args:
         x: activations.
@@ -25,8 +25,8 @@ def batch_norm(
         eps: added to the variance.
 
     Returns:
-        The output in the dtype of `x`, and the float32 mean and biased variance, for running averages; no gradient flows
-        through these two.
+        The output in the dtype of `x`, and the float32 mean and biased variance, for running averages; no gradient
+        flows through these two.
     """
     y, mean, var = _normalise(eps, x, scale, bias)
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)

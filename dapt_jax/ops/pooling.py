@@ -11,7 +11,9 @@ from dapt_jax.ops import choice
 from dapt_jax.ops.shapes import Padding, Pairs, outputs, pad, pairs, taps
 
 
-def max_pool(x: Float[Array, "b h w c"], size: int, stride: int, padding: Padding = "VALID") -> Float[Array, "b h2 w2 c"]:
+def max_pool(
+    x: Float[Array, "b h w c"], size: int, stride: int, padding: Padding = "VALID"
+) -> Float[Array, "b h2 w2 c"]:
     """Maximum over square windows; the border counts as minus infinity.
 
     Args:
@@ -59,7 +61,9 @@ def _backward(
         # lax.pad with interior zeros puts the gradient of window n at pixel stride * n + row.
         rows = (row, high - row - stride * (y.shape[1] - 1) - 1, stride - 1)
         columns = (column, wide - column - stride * (y.shape[2] - 1) - 1, stride - 1)
-        total = total + lax.pad(jnp.where(is_first, g, 0), jnp.zeros((), g.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
+        total = total + lax.pad(
+            jnp.where(is_first, g, 0), jnp.zeros((), g.dtype), ((0, 0, 0), rows, columns, (0, 0, 0))
+        )
     return (total[:, top : high - bottom, left : wide - right],)
 
 

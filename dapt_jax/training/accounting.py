@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 
 from dapt_jax import ops
 from dapt_jax.cost import flops, memory
-from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.classifier import Classifier, pool
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram
 
@@ -38,12 +40,29 @@ def _traced_with_lax(fn: Any, *args: Any) -> flops.Flops:
         return flops.count(lambda *values: fn(*values), *args)
 
 
-def boundary_shape(model: Classifier, boundary: int, image_size: int) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of one image's activations at a boundary."""
+@functools.cache
+def boundary_shapes(model: Classifier, image_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shape and dtype of one image's activations at every boundary, the preprocessed image first."""
     params, stats = model.abstract()
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
-    out = jax.eval_shape(lambda p, s, x: model.prefix(p, s, x, boundary), params, stats, images)
-    return jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
+    last = len(model.encoder.groups)
+
+    def trace(params: Any, stats: Any, images: Any) -> list[Any]:
+        x = model.prefix(params, stats, images, 0)
+        found = [x]
+        for number in range(last):
+            x, _ = model.encoder.apply(params, stats, x, start=number, stop=number + 1)
+            found.append(pool(x) if number + 1 == last else x)
+        return found
+
+    with ops.formulation("lax"):
+        traced = jax.eval_shape(trace, params, stats, images)
+    return tuple(jax.ShapeDtypeStruct(out.shape[1:], out.dtype) for out in traced)
+
+
+def boundary_shape(model: Classifier, boundary: int, image_size: int) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one image's activations at a boundary."""
+    return boundary_shapes(model, image_size)[boundary]
 
 
 @functools.cache
@@ -61,16 +80,25 @@ def label_shape(program: PhaseProgram, batch: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch,), jnp.int32)
 
 
-@functools.cache
+_costs: dict[Hashable, ImageCost] = {}
+
+
 def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     """FLOPs of one image in a phase; linear in the batch, so one image tells all."""
+    key = (program.key, image_size)
+    if key not in _costs:
+        _costs[key] = _image_cost(program, image_size)
+    return _costs[key]
+
+
+def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     model = program.model
     params, stats = model.abstract()
     state = _abstract(jax.eval_shape(program.fresh_state, params, stats))
     x = boundary_shape(model, program.mask.boundary, image_size)
     one = jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
-    weight, scale = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
-    suffix = _traced_with_lax(program.update, state, one, label_shape(program, 1), weight, scale)
+    weight, rate = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    suffix = _traced_with_lax(program.update, state, one, label_shape(program, 1), weight, rate)
     return ImageCost(forward(model, image_size, program.mask.boundary), suffix)
 
 
@@ -105,4 +133,4 @@ def _prefix_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:
         batch * int(np.prod(shape.shape)) * shape.dtype.itemsize
         for shape in (boundary_shape(program.model, stop, image_size) for stop in range(program.mask.boundary + 1))
     ]
-    return max((a + b for a, b in zip(sizes, sizes[1:], strict=False)), default=0)
+    return max((a + b for a, b in itertools.pairwise(sizes)), default=0)

@@ -1,14 +1,26 @@
 """Loss and AUC on the rows that a run does not train on."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dapt_jax import metrics
 from dapt_jax.data import pipeline
+from dapt_jax.models.classifier import Classifier
 from dapt_jax.training.features import Activations
 from dapt_jax.training.run import Run
 from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
+
+
+@functools.cache
+def logits_of(model: Classifier, boundary: int | None) -> Callable[..., jax.Array]:
+    """Activations at a boundary, or images where it is None, to logits; compiled once for all arms."""
+    if boundary is None:
+        return jax.jit(model.__call__)
+    return jax.jit(lambda params, stats, x: model.suffix(params, stats, x, boundary)[0])
 
 
 class Evaluator:
@@ -23,11 +35,7 @@ class Evaluator:
             clean: activations of the run's data set without augmentation, or None to start from images.
         """
         self._run, self._program, self._clean = run, program, clean
-        boundary = program.mask.boundary if clean else 0
-        model = program.model
-        self._logits = jax.jit(
-            (lambda params, stats, x: model.suffix(params, stats, x, boundary)[0]) if clean else model.__call__
-        )
+        self._logits = logits_of(program.model, program.mask.boundary if clean else None)
 
     def __call__(self, state: State) -> dict[str, float]:
         """Returns `val_loss` and `val_auc`, or nothing where the run watches no rows."""

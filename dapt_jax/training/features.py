@@ -6,8 +6,10 @@ computed is not paid for again, and the ledger says so.
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dapt_jax.data import pipeline
+from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import Classifier
@@ -142,13 +145,14 @@ class Store:
     def _compute(
         program: PhaseProgram, params: Any, stats: Any, dataset: Dataset, views: int, batch_size: int
     ) -> jax.Array:
-        forward = jax.jit(program.inputs)
+        forward = _forward(program.model, program.mask.boundary, program.augment)
         made = []
         for view in range(views):
             parts = []
             for images, rows in pipeline.in_order(dataset, np.arange(len(dataset), dtype=np.int32), batch_size):
                 index = np.resize(rows, len(images))
-                parts.append(np.asarray(forward(params, stats, images, np.int32(view), index))[: len(rows)])
+                draw = {"seed": np.uint32(program.seed), "view": np.int32(view)}
+                parts.append(np.asarray(forward(params, stats, images, draw, index))[: len(rows)])
             made.append(np.concatenate(parts))
         return jnp.asarray(np.stack(made))
 
@@ -168,9 +172,24 @@ class Store:
         return digest.hexdigest()
 
 
+@functools.cache
+def _forward(model: Classifier, boundary: int, augment: Augment) -> Callable[..., jax.Array]:
+    """Images to activations, compiled once for all arms."""
+
+    def forward(params: Any, stats: Any, images: Any, draw: Any, index: Any) -> jax.Array:
+        return model.prefix(params, stats, augment(images, draw["seed"], draw["view"], index), boundary)
+
+    return jax.jit(forward)
+
+
+@functools.cache
+def _pooled(model: Classifier) -> Callable[..., jax.Array]:
+    return jax.jit(model.features)
+
+
 def pooled(model: Classifier, params: Any, stats: Any, dataset: Dataset, batch_size: int = 32) -> np.ndarray:
     """Pooled features of a data set, float32 [n, features]."""
-    forward = jax.jit(model.features)
+    forward = _pooled(model)
     rows = np.arange(len(dataset), dtype=np.int32)
     parts = [
         np.asarray(forward(params, stats, images))[: len(part)]

@@ -18,6 +18,10 @@ from dapt_jax.training.steps import PhaseProgram, State
 SYNC_EVERY_S = 0.5
 
 
+def _draw(program: PhaseProgram, epoch: int) -> dict[str, Any]:
+    return {"seed": np.uint32(program.seed), "view": np.int32(program.view(epoch))}
+
+
 class Feed(Protocol):
     """Runs the steps of an epoch."""
 
@@ -48,12 +52,10 @@ class FromImages:
                 "label": pipeline.device_labels(run.dataset)[rows],
                 "weight": np.ones(len(rows), np.float32),
                 "index": rows,
-                "epoch": np.int32(0),
             }
-            step = jax.jit(program.train_step, donate_argnums=0)
-            batch = parallel.split(example, self._mesh)
-            self._step = step.lower(state, batch, np.float32(1)).compile()
-        self._steps = run.timeline.steps_per_epoch
+            arguments = parallel.split(example, self._mesh), _draw(program, 0), np.float32(1)
+            self._step = tools.compiled(program.key, program.train_step, state, *arguments)
+        self._program, self._steps = program, run.timeline.steps_per_epoch
 
     def epoch(self, state: State, epoch: int, first_batch: int, scale: float) -> Iterator[tuple[State, int]]:
         """See `Feed`; the device works on a batch while the next one is read."""
@@ -61,10 +63,12 @@ class FromImages:
         for number in range(first_batch, self._steps):
             with self._clock.span("data"):
                 batch = next(self._batches)
-            if int(batch["epoch"]) != epoch:
-                raise RuntimeError(f"the data are in epoch {int(batch['epoch'])}, the run in epoch {epoch}")
+            if int(batch.pop("epoch")) != epoch:
+                raise RuntimeError(f"the data are not in epoch {epoch}, where the run is")
+            rate = scale * self._program.rate(epoch * self._steps + number)
             with self._clock.span("train"):
-                state = self._step(state, parallel.split(batch, self._mesh), np.float32(scale))
+                draw = _draw(self._program, epoch)
+                state = self._step(state, parallel.split(batch, self._mesh), draw, np.float32(rate))
                 done += 1
                 is_last = number + 1 == self._steps
                 if is_last or time.monotonic() - synced > SYNC_EVERY_S:
@@ -88,17 +92,24 @@ class FromCache:
         self._whole = all(path.startswith(f"{HEAD}/") for path in program.mask.trainable)
         labels = pipeline.device_labels(run.dataset)
         self._cache = parallel.replicate({"x": activations.x, "label": labels}, self._mesh)
+        self._program = program
         function = program.cached_epoch if self._whole else program.cached_step
         with clock.span("compile"):
-            step = jax.jit(function, donate_argnums=0)
-            self._step = step.lower(state, self._cache, self._batch(0, 0), np.float32(1)).compile()
+            example = self._arguments(program.first_step // program.steps_per_epoch, 0, 1.0)
+            self._step = tools.compiled(program.key, function, state, self._cache, *example)
 
-    def _batch(self, epoch: int, number: int) -> dict[str, Any]:
+    def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
+        """Batch, draw and rate of one call: of one step, or of all the steps of an epoch."""
         indices, weights = self._order.epoch(epoch)
-        if not self._whole:
-            indices, weights = indices[number], weights[number]
-        batch = {"index": indices, "weight": weights, "epoch": np.int32(epoch)}
-        return parallel.split(batch, self._mesh, axis=int(self._whole))
+        first = epoch * len(indices)
+        draw = _draw(self._program, epoch)
+        draw["view"] %= self._cache["x"].shape[0]
+        if self._whole:
+            rates = [scale * self._program.rate(first + step) for step in range(len(indices))]
+            batch = parallel.split({"index": indices, "weight": weights}, self._mesh, axis=1)
+            return batch, draw, np.asarray(rates, np.float32)
+        batch = parallel.split({"index": indices[number], "weight": weights[number]}, self._mesh)
+        return batch, draw, np.float32(scale * self._program.rate(first + number))
 
     def epoch(self, state: State, epoch: int, first_batch: int, scale: float) -> Iterator[tuple[State, int]]:
         """See `Feed`."""
@@ -109,7 +120,7 @@ class FromCache:
         done, synced = 0, time.monotonic()
         for number in range(first_batch, steps, stride):
             with self._clock.span("train"):
-                state = self._step(state, self._cache, self._batch(epoch, number), np.float32(scale))
+                state = self._step(state, self._cache, *self._arguments(epoch, number, scale))
                 done += stride
                 is_due = number + stride == steps or time.monotonic() - synced > SYNC_EVERY_S
                 if is_due:

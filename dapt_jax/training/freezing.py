@@ -1,8 +1,8 @@
 """Which parameters a phase trains: masks as sets of paths, and trees partitioned by them BEFORE the gradient.
 
-A frozen leaf never meets `value_and_grad`: autodiff then builds no backward pass for it, nor for anything below the first
-trained leaf. Knows parameter paths and group names, not models; a path component that starts with `norm` marks the
-parameters of a normalisation layer.
+A frozen leaf never meets `value_and_grad`: autodiff then builds no backward pass for it, nor for anything below the
+first trained leaf. Knows parameter paths and group names, not models; a path component that starts with `norm` marks
+the parameters of a normalisation layer.
 """
 
 import dataclasses
@@ -80,7 +80,8 @@ def resolve(phase: Phase, groups: Sequence[str], parameter_paths: Sequence[str])
     for pattern in phase.trainable:
         found = [path for path in parameter_paths if matches(path, pattern)]
         if not found:
-            hint = nearest(pattern, [*groups, *parameter_paths])
+            stages = dict.fromkeys(group.split("/")[0] for group in groups)
+            hint = nearest(pattern, dict.fromkeys([*stages, *groups, *parameter_paths]))
             raise UserError(f"phase {phase.name!r}: pattern {pattern!r} matches no parameter; {hint}")
         wanted.update(found)
     modes: dict[str, Norm]
@@ -155,7 +156,7 @@ def count(tree: Tree, chosen: Iterable[str] | None = None) -> int:
 def count_by_group(tree: Tree, groups: Sequence[str], chosen: Iterable[str]) -> Mapping[str, tuple[int, int]]:
     """Per layer group: (values that train, values in all)."""
     wanted = frozenset(chosen)
-    counts = {group: (0, 0) for group in groups}
+    counts = dict.fromkeys(groups, (0, 0))
     for path, leaf in jax.tree.leaves_with_path(tree):
         name = path_name(path)
         group, size = group_of(name, groups), int(np.prod(leaf.shape))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,10 @@ from dapt_jax.objectives import Objective
 
 HIDDEN: dict[str, tuple[int, ...]] = {"linear": (), "mlp_small": (64, 32), "mlp_large": (512, 256, 256, 128)}
 """Hidden layers by protocol; the two perceptrons are Model 1 and Model 2 of arXiv 2204.13280."""
+
+
+CONSTANT = 1e-6
+"""Standard deviation up to which a feature counts as constant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +93,7 @@ def parameter_shapes(inputs: int, hidden: tuple[int, ...], outputs: int) -> Any:
             "kernel": jax.ShapeDtypeStruct((a, b), jnp.float32),
             "bias": jax.ShapeDtypeStruct((b,), jnp.float32),
         }
-        for number, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
+        for number, (a, b) in enumerate(itertools.pairwise(sizes))
     }
 
 
@@ -122,8 +127,13 @@ def train(
     if settings.standardise:
         for fold, rows in enumerate(folds):
             shift[fold] = features[rows].mean(0)
-            factor[fold] = 1 / np.maximum(features[rows].std(0), 1e-6)
+            spread = features[rows].std(0)
+            # What is constant over the training rows tells a head nothing; scaled up, it would drown a new image.
+            factor[fold] = np.divide(1, spread, out=np.zeros_like(spread), where=spread > CONSTANT)
     one = draw(parameter_shapes(features.shape[1], settings.hidden, settings.objective.outputs), seed)
+    if not settings.hidden:
+        # Directions that no training row has keep their initial weights, which would be noise to a new image.
+        one = jax.tree.map(np.zeros_like, one)
     params = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (number, *leaf.shape)), one)
     flat = (index.reshape(-1, number, size), weight.reshape(-1, number, size))
     trained = _train(settings, params, features, labels, shift, factor, *flat)
@@ -162,7 +172,8 @@ def _train(
         return jax.tree.map(lambda before, after: jnp.where(is_idle, before, after), (params, opt), new)
 
     def step(carry: Any, batch: Any) -> tuple[Any, None]:
-        return jax.vmap(one_fold)(*carry, shift, factor, *batch), None
+        (params, opt), (rows, weights) = carry, batch
+        return jax.vmap(one_fold)(params, opt, shift, factor, rows, weights), None
 
     return jax.lax.scan(step, (params, jax.vmap(tx.init)(params)), (index, weight))[0][0]
 

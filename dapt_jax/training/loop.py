@@ -59,7 +59,7 @@ def _start(
 ) -> tuple[State, dict[str, Any]]:
     """The state to go on from: the newest checkpoint laid over the source weights, or a fresh one."""
     programs = list(run.programs)
-    state, meta = programs[0].fresh_state(params, stats), {}
+    state, meta = programs[0].fresh_state(params, stats), dict[str, Any]()
 
     def layout(step: int) -> State:
         phase = run.timeline.phase_of_state(step)
@@ -160,9 +160,8 @@ class _PhaseLoop:
             )
         with self.meter.clock.span("eval"):
             scores = evaluator(state)
-        local = int(state["step"]) - self.program.first_step - 1
-        rate = optim.learning_rate(self.program.phase, np.int32(local), self.program.steps_per_epoch)
-        point = {"epoch": epoch, "loss": loss, "lr": float(rate) * self.plateau.scale, **scores}
+        rate = self.plateau.scale * self.program.rate(int(state["step"]) - 1)
+        point = {"epoch": epoch, "loss": loss, "lr": rate, **scores}
         self.curve.append(point)
         if self.program.phase.schedule == "plateau":
             self.plateau.update(scores.get("val_loss", loss))

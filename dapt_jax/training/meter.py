@@ -34,9 +34,10 @@ class Meter:
         """The row with seconds, energy, memory and device filled in as they stand now."""
         self._energy.sample()
         seconds = self.clock.seconds()
+        parts: dict[str, Any] = {f"{name}_s": spent for name, spent in seconds.items() if name != "other"}
         return dataclasses.replace(
             row,
-            **{f"{name}_s": seconds[name] for name in ("train", "compile", "data", "eval", "checkpoint", "cache")},
+            **parts,
             wall_s=sum(seconds.values()),
             peak_bytes=device_peak_bytes()[0],
             device=self._hardware.kind,

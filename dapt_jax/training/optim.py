@@ -1,21 +1,20 @@
 """Optimizers whose state is laid out by `optax.multi_transform`: frozen leaves carry none, and a switch loses none.
 
-Leaves are labelled by *cohort*: the phase in which their present span of training began. Each cohort has a transformation of
-its own and so its own step count, which makes Adam's bias correction right for leaves that start fresh beside leaves
-that carry their moments over a switch.
+Leaves are labelled by *cohort*: the phase in which their present span of training began. Each cohort has a
+transformation of its own and so its own step count, which makes Adam's bias correction right for leaves that start
+fresh beside leaves that carry their moments over a switch.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.training.freezing import FROZEN, Mask, Tree, path_name
+from dapt_jax.training.freezing import FROZEN, Mask, Tree
 from dapt_jax.training.phases import Phase
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -71,34 +70,40 @@ def cohort(path: str, masks: Sequence[Mask], phase: int) -> int | None:
     return phase
 
 
-def transformation(
-    optimizer: Optimizer, params: Tree, masks: Sequence[Mask], phase: int
-) -> optax.GradientTransformation:
+def labels(paths: Sequence[str], masks: Sequence[Mask], phase: int) -> tuple[str, ...]:
+    """Which transformation updates each parameter in a phase: its cohort's, with or without decay, or none.
+
+    Args:
+        paths: of all parameters.
+        masks: of every phase of the run.
+        phase: index of the phase.
+    """
+
+    def label(path: str) -> str:
+        start = cohort(path, masks, phase)
+        if start is None:
+            return FROZEN
+        return f"phase{start}_{'decayed' if path.endswith('/kernel') else 'plain'}"
+
+    return tuple(label(path) for path in paths)
+
+
+def transformation(optimizer: Optimizer, params: Tree, labels: Sequence[str]) -> optax.GradientTransformation:
     """The `optax.multi_transform` of one phase, over the whole parameter tree.
 
     Args:
         optimizer: what to do with trained leaves.
         params: the parameters, or their shapes.
-        masks: of every phase of the run.
-        phase: index of the phase.
+        labels: of its leaves, in tree order.
 
     Returns:
         A transformation whose `update` takes gradients and parameters with None in place of frozen leaves.
     """
-
-    def label(path: Sequence[Any], _: Any) -> str:
-        name = path_name(path)
-        start = cohort(name, masks, phase)
-        if start is None:
-            return FROZEN
-        return f"phase{start}_{'decayed' if name.endswith('/kernel') else 'plain'}"
-
-    labels = jax.tree.map_with_path(label, params)
     transforms = {
         name: optax.set_to_zero() if name == FROZEN else optimizer.direction(name.endswith("_decayed"))
-        for name in {FROZEN, *jax.tree.leaves(labels)}
+        for name in {FROZEN, *labels}
     }
-    return optax.multi_transform(transforms, labels)
+    return optax.multi_transform(transforms, jax.tree.unflatten(jax.tree.structure(params), labels))
 
 
 def carry(old: Any, new: Any) -> Any:
@@ -107,19 +112,18 @@ def carry(old: Any, new: Any) -> Any:
     return jax.tree.map_with_path(lambda path, leaf: known.get(path, leaf), new)
 
 
-def learning_rate(phase: Phase, step: Int[Array, ""], steps_per_epoch: int) -> Float[Array, ""]:
+def learning_rate(phase: Phase, step: int, steps_per_epoch: int) -> float:
     """The rate at a step of a phase (0 is its first), before what a plateau has taken off."""
     total = phase.epochs * steps_per_epoch
     warm = round(phase.warmup * steps_per_epoch)
-    done = jnp.clip((step - warm) / max(total - warm, 1), 0.0, 1.0)
-    shape = {
-        "constant": jnp.ones_like(done),
-        "plateau": jnp.ones_like(done),
-        "linear": 1.0 - done,
-        "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
-    }[phase.schedule]
-    rise = jnp.minimum((step + 1) / warm, 1.0) if warm else 1.0
-    return jnp.float32(phase.lr) * shape * rise
+    if step < warm:
+        return phase.lr * (step + 1) / warm
+    done = (step - warm) / max(total - warm, 1)
+    if phase.schedule == "linear":
+        return phase.lr * (1 - done)
+    if phase.schedule == "cosine":
+        return phase.lr * 0.5 * (1 + math.cos(math.pi * done))
+    return phase.lr
 
 
 @dataclasses.dataclass

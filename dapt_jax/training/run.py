@@ -1,8 +1,11 @@
 """One training run, fully known from the config before anything is loaded, and the tools that it runs with."""
 
 import dataclasses
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -30,6 +33,7 @@ class Run:
         dataset: where all rows are.
         train_rows: that are trained on.
         val_rows: that the loss is watched on; may be empty.
+        weights: of the training rows in the loss; empty for 1 each.
         batch_size: images per step, over all devices.
         cache_mode: `auto`, `on` or `off`.
         cache_bytes: budget of cached activations.
@@ -44,6 +48,7 @@ class Run:
     dataset: Dataset
     train_rows: np.ndarray
     val_rows: np.ndarray
+    weights: tuple[float, ...]
     batch_size: int
     cache_mode: str
     cache_bytes: int
@@ -52,7 +57,7 @@ class Run:
     @property
     def order(self) -> Order:
         """In which order the rows are seen."""
-        return Order(tuple(int(row) for row in self.train_rows), self.batch_size, self.seed)
+        return Order(tuple(int(row) for row in self.train_rows), self.batch_size, self.seed, self.weights)
 
     @property
     def timeline(self) -> Timeline:
@@ -83,6 +88,7 @@ class Tools:
         hardware: what they are.
         reporter: tells the user.
         threads: that decode images.
+        executables: compiled steps by what they depend on: phases, arms and seeds that agree share them.
     """
 
     folder: Path | None
@@ -93,3 +99,12 @@ class Tools:
     hardware: Hardware
     reporter: Reporter
     threads: int = 2
+    executables: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
+
+    def compiled(self, key: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A function compiled for arguments (the first of them is donated), or the one that `key` has already."""
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments)
+        full_key = (key, function.__name__, str(shapes))
+        if full_key not in self.executables:
+            self.executables[full_key] = jax.jit(function, donate_argnums=0).lower(*arguments).compile()
+        return self.executables[full_key]

@@ -1,6 +1,8 @@
 """The jitted steps of one phase: gradients for what trains, and nothing computed for what is frozen."""
 
 import dataclasses
+import functools
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -17,46 +19,66 @@ from dapt_jax.training.freezing import Mask, Tree
 from dapt_jax.training.phases import Phase
 
 State = dict[str, Any]
-"""`params`, `stats`, `opt`, `ema` (trained leaves, or empty), `step`, and `loss`/`weight` summed over the epoch so far."""
+"""`params`, `stats`, `opt`, `ema` (trained leaves, or empty), `step`, and `loss` and `weight` summed over the epoch."""
+
+Draw = dict[str, Any]
+"""What augmentation draws from: `seed` of the run and number of the `view`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PhaseProgram:
     """Everything static about one phase, and the functions that jax compiles for it.
 
+    What changes between seeds, epochs and strategies of the same mask (the rate, the seed, the weights of the examples)
+    is an argument of these functions, so that all of them share one executable: see `key`.
+
     Attributes:
         model: the network.
         phase: what is trained, and how.
         mask: the phase resolved against the model.
-        first_step: steps of the run before the phase.
-        steps_per_epoch: of the run.
-        tx: the phase's optimizer transformation.
-        optimizer: what made it.
+        labels: of every parameter, in tree order: which transformation updates it.
+        optimizer: how.
         objective: the loss.
         augment: of images; the identity when the phase sees them as they are.
+        first_step: steps of the run before the phase.
+        steps_per_epoch: of the run.
         seed: of the run.
     """
 
     model: Classifier
     phase: Phase
     mask: Mask
-    first_step: int
-    steps_per_epoch: int
-    tx: optax.GradientTransformation
+    labels: tuple[str, ...]
     optimizer: optim.Optimizer
     objective: Objective
     augment: Augment
+    first_step: int
+    steps_per_epoch: int
     seed: int
 
-    def view(self, epoch: Int[Array, ""] | int) -> Any:
+    @property
+    def key(self) -> Hashable:
+        """What the compiled functions depend on, beside the shapes of their arguments."""
+        return self.model, self.mask, self.labels, self.optimizer, self.objective, self.augment
+
+    @functools.cached_property
+    def tx(self) -> optax.GradientTransformation:
+        """The phase's optimizer transformation, over the whole parameter tree."""
+        return optim.transformation(self.optimizer, self.model.abstract()[0], self.labels)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step of the run, before what a plateau has taken off."""
+        return optim.learning_rate(self.phase, step - self.first_step, self.steps_per_epoch)
+
+    def view(self, epoch: int) -> int:
         """Number of the augmented view that an epoch sees."""
         return epoch % self.phase.views if self.phase.views else epoch
 
     def inputs(
-        self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"], view: Any, index: Int[Array, " b"]
+        self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"], draw: Draw, index: Int[Array, " b"]
     ) -> Float[Array, "b ..."]:
         """Images to the activations at the phase's boundary, augmented."""
-        images = self.augment(images, self.seed, view, index)
+        images = self.augment(images, draw["seed"], draw["view"], index)
         return self.model.prefix(params, stats, images, self.mask.boundary)
 
     def update(
@@ -65,7 +87,7 @@ class PhaseProgram:
         x: Float[Array, "b ..."],
         labels: Shaped[Array, "b ..."],
         weights: Float[Array, " b"],
-        scale: Float[Array, ""],
+        rate: Float[Array, ""],
     ) -> State:
         """One step of the optimizer on activations at the boundary.
 
@@ -73,8 +95,8 @@ class PhaseProgram:
             state: before the step.
             x: activations at the boundary.
             labels: of the examples.
-            weights: 0 for examples that only fill the batch up.
-            scale: factor on the learning rate.
+            weights: of the examples in the loss, which is their weighted mean.
+            rate: learning rate.
         """
         train, rest = freezing.partition(state["params"], self.mask.trainable)
 
@@ -82,14 +104,13 @@ class PhaseProgram:
             params = freezing.combine(train, rest)
             logits, stats = self.model.suffix(params, state["stats"], x, self.mask.boundary, self.mask.norm_modes)
             total = jnp.sum(self.objective(logits, labels) * weights)
-            return total / jnp.maximum(weights.sum(), 1.0), (stats, total)
+            return total / jnp.maximum(weights.sum(), 1e-9), (stats, total)
 
         (_, (stats, total)), gradients = jax.value_and_grad(loss_of, has_aux=True)(train)
         if self.optimizer.clip:
             clip = optax.clip_by_global_norm(self.optimizer.clip)
             gradients, _ = clip.update(gradients, clip.init(train))
         directions, opt = self.tx.update(gradients, state["opt"], train)
-        rate = scale * optim.learning_rate(self.phase, state["step"] - self.first_step, self.steps_per_epoch)
         train = optax.apply_updates(train, jax.tree.map(lambda direction: -rate * direction, directions))
         ema = state["ema"]
         if self.optimizer.ema:
@@ -105,25 +126,32 @@ class PhaseProgram:
             "weight": state["weight"] + weights.sum(),
         }
 
-    def train_step(self, state: State, batch: dict[str, Array], scale: Float[Array, ""]) -> State:
-        """One step from images."""
-        view = self.view(batch["epoch"])
-        x = self.inputs(state["params"], state["stats"], batch["image"], view, batch["index"])
-        return self.update(state, x, batch["label"], batch["weight"], scale)
+    def train_step(self, state: State, batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]) -> State:
+        """One step from a batch of `image`, `label`, `weight` and `index`."""
+        x = self.inputs(state["params"], state["stats"], batch["image"], draw, batch["index"])
+        return self.update(state, x, batch["label"], batch["weight"], rate)
 
-    def cached_step(self, state: State, cache: dict[str, Array], batch: dict[str, Array], scale: Array) -> State:
+    def cached_step(
+        self, state: State, cache: dict[str, Array], batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]
+    ) -> State:
         """One step from cached activations: `cache` holds `x` [views, n, ...] and `label` [n]."""
-        view = self.view(batch["epoch"]) % cache["x"].shape[0]
-        x = cache["x"][view, batch["index"]]
-        return self.update(state, x, cache["label"][batch["index"]], batch["weight"], scale)
+        x = cache["x"][draw["view"], batch["index"]]
+        return self.update(state, x, cache["label"][batch["index"]], batch["weight"], rate)
 
-    def cached_epoch(self, state: State, cache: dict[str, Array], batches: dict[str, Array], scale: Array) -> State:
-        """Many steps in one program: as `cached_step` over `index` and `weight` [steps, b]; `epoch` is one number."""
+    def cached_epoch(
+        self,
+        state: State,
+        cache: dict[str, Array],
+        batches: dict[str, Array],
+        draw: Draw,
+        rates: Float[Array, " steps"],
+    ) -> State:
+        """Many steps in one program: as `cached_step`, with `index` and `weight` [steps, b] and one rate per step."""
 
-        def body(state: State, batch: dict[str, Array]) -> tuple[State, None]:
-            return self.cached_step(state, cache, {**batch, "epoch": batches["epoch"]}, scale), None
+        def body(state: State, step: tuple[dict[str, Array], Array]) -> tuple[State, None]:
+            return self.cached_step(state, cache, step[0], draw, step[1]), None
 
-        return jax.lax.scan(body, state, {name: batches[name] for name in ("index", "weight")})[0]
+        return jax.lax.scan(body, state, (batches, rates))[0]
 
     def fresh_state(self, params: Tree, stats: Tree, step: int = 0) -> State:
         """The state at the start of a run, or of a phase before moments are carried over."""
@@ -132,7 +160,7 @@ class PhaseProgram:
             "params": params,
             "stats": stats,
             "opt": self.tx.init(params),
-            "ema": train if self.optimizer.ema else {},
+            "ema": _copy(train) if self.optimizer.ema else {},
             "step": np.int32(step),
             "loss": np.float32(0),
             "weight": np.float32(0),
@@ -148,9 +176,14 @@ class PhaseProgram:
         return {
             **fresh,
             "opt": optim.carry(state["opt"], fresh["opt"]),
-            "ema": averages if self.optimizer.ema else {},
+            "ema": _copy(averages) if self.optimizer.ema else {},
             "step": state["step"],
         }
+
+
+def _copy(tree: Tree) -> Tree:
+    """Buffers of its own: a step gives all of its state away, and one buffer cannot be given twice."""
+    return jax.tree.map(lambda leaf: leaf + 0, tree)
 
 
 def evaluation_params(state: State) -> Tree:
@@ -179,8 +212,10 @@ def programs(
     masks = [freezing.resolve(phase, model.groups, freezing.paths(shapes)) for phase in phases]
     result, first = [], 0
     for number, (phase, mask) in enumerate(zip(phases, masks, strict=True)):
-        tx = optim.transformation(optimizer, shapes, masks, number)
+        labels = optim.labels(freezing.paths(shapes), masks, number)
         seen = augment if phase.augment else Augment()
-        result.append(PhaseProgram(model, phase, mask, first, steps_per_epoch, tx, optimizer, objective, seen, seed))
+        result.append(
+            PhaseProgram(model, phase, mask, labels, optimizer, objective, seen, first, steps_per_epoch, seed)
+        )
         first += phase.epochs * steps_per_epoch
     return result

@@ -26,7 +26,9 @@ def write(path: str | Path, params: dict[str, Any], stats: dict[str, Any]) -> No
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: weights are written as {' or '.join(SUFFIXES)}")
-    arrays = {key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(stats)).items()}
+    arrays: dict[str, Any] = {
+        key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(stats)).items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial{path.suffix}")
     if path.suffix == ".npz":

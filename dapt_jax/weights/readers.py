@@ -72,7 +72,7 @@ def _read_keras(path: Path) -> Weights:
     """Reads the layout that Keras calls legacy HDF5: weights only, or under `model_weights` of a whole saved model."""
     try:
         with h5py.File(path, "r") as file:
-            root: Any = file["model_weights"] if "model_weights" in file else file
+            root: Any = file.get("model_weights", file)
             if "layer_names" not in root.attrs:
                 raise UserError(
                     f"{path}: an HDF5 file without Keras' layer_names (Keras 3's .weights.h5 numbers its layers instead of "

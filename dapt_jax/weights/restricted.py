@@ -167,6 +167,7 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, file: BinaryIO | io.BytesIO):
         super().__init__(file, encoding="utf-8")
+        self.storages: dict[str, np.dtype[Any]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
@@ -182,23 +183,25 @@ class _Unpickler(pickle.Unpickler):
                     _, start, count = view[0]
                 if count < 0 or start < 0:
                     raise Refused("a storage of negative size")
+                self.storages[str(key)] = DTYPES[name]
                 return StorageRecord(str(key), DTYPES[name], count, start)
             case (str() as kind, *_):
                 raise Refused(f"a persistent {kind!r}")
         raise Refused("a persistent object that is not a storage")
 
 
-def load(file: BinaryIO | io.BytesIO) -> Any:
+def load(file: BinaryIO | io.BytesIO) -> tuple[Any, dict[str, np.dtype[Any]]]:
     """Reads one pickle off a file.
 
     Returns:
-        Plain containers, with a `TensorRecord` for every tensor.
+        Plain containers, with a `TensorRecord` for every tensor; and the dtype that every storage was declared with.
 
     Raises:
         Refused: the pickle asks for anything else; the message is its name.
         Exception: the bytes are not a pickle (`pickle.Unpickler` raises many kinds).
     """
-    return _Unpickler(file).load()
+    unpickler = _Unpickler(file)
+    return unpickler.load(), unpickler.storages
 
 
 Reader = Callable[[str, np.dtype[Any]], np.ndarray]

@@ -98,23 +98,23 @@ def _read_zip(path: Path) -> Any:
                 runs[key] = archive.read(info)
             return _elements(runs[key], dtype, order)
 
-        return restricted.resolve(restricted.load(io.BytesIO(archive.read(pickles[0]))), run)
+        return restricted.resolve(restricted.load(io.BytesIO(archive.read(pickles[0])))[0], run)
 
 
 def _read_old(path: Path) -> Any:
     with path.open("rb") as file:
         try:
-            is_old = restricted.load(file) == MAGIC and restricted.load(file) == PROTOCOL
+            is_old = restricted.load(file)[0] == MAGIC and restricted.load(file)[0] == PROTOCOL
         except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError):
             is_old = False
         if not is_old:
             raise UserError(f"{path}: not a PyTorch checkpoint (neither a zip file nor the format before PyTorch 1.6)")
         restricted.load(file)  # sizes and byte order of the machine that wrote it; the numbers are little-endian always
-        content = restricted.load(file)
-        keys = restricted.load(file)
-        dtypes = {record.storage.key: record.storage.dtype for record in _records(content)}
+        content, dtypes = restricted.load(file)
+        keys, _ = restricted.load(file)
         runs = {str(key): _old_run(file, path, dtypes[str(key)]) for key in keys}
-    return restricted.resolve(content, lambda key, _: runs[key])
+    # A tensor may read its storage as another dtype than the one it was declared, and counted, with.
+    return restricted.resolve(content, lambda key, dtype: runs[key].view(dtype))
 
 
 def _old_run(file: BinaryIO, path: Path, dtype: np.dtype[Any]) -> np.ndarray:
@@ -132,16 +132,6 @@ def _elements(data: bytes, dtype: np.dtype[Any], order: str) -> np.ndarray:
         unit = dtype.itemsize // parts
         data = np.frombuffer(data, np.uint8).reshape(-1, unit)[:, ::-1].tobytes()
     return np.frombuffer(data, dtype)
-
-
-def _records(value: Any) -> list[restricted.TensorRecord]:
-    if isinstance(value, restricted.TensorRecord):
-        return [value]
-    if isinstance(value, dict):
-        return [record for item in value.values() for record in _records(item)]
-    if isinstance(value, (list, tuple)):
-        return [record for item in value for record in _records(item)]
-    return []
 
 
 def _tensors(content: Any, path: Path) -> Weights:

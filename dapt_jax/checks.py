@@ -1,0 +1,160 @@
+"""What every config has to be, whatever its data and its model: each setting known, of its type and within its range."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import config_dict
+
+from dapt_jax.config import MODES, OPEN, default
+from dapt_jax.errors import UserError, nearest
+
+_RUNS = ("adapt", "transfer.finetune")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": MODES,
+    "model.dtype": ("float32", "bfloat16"),
+    "data.on_bad_image": ("error", "skip"),
+    "adapt.cache": ("auto", "on", "off"),
+    **{f"{run}.schedule": ("constant", "cosine", "linear", "plateau") for run in _RUNS},
+    **{f"{run}.norm": ("frozen", "stats", "train") for run in _RUNS},
+    **{f"{run}.optimizer.name": ("adam", "adamw", "sgd") for run in _RUNS},
+    **{f"{run}.augment.flip": ("none", "horizontal", "dihedral") for run in _RUNS},
+}
+_AT_LEAST = {
+    "model.image_size": 8,
+    "data.cache_mb": 0,
+    "data.threads": 1,
+    "adapt.head_epochs": 0,
+    "adapt.epochs": 1,
+    "adapt.batch_size": 1,
+    "adapt.views": 0,
+    "adapt.cache_mb": 0,
+    "adapt.plateau.patience": 0,
+    "transfer.folds": 2,
+    "transfer.head.epochs": 1,
+    "transfer.head.batch_size": 1,
+    "transfer.head.weight_decay": 0,
+    "transfer.finetune.folds": 1,
+    "transfer.finetune.head_epochs": 0,
+    "transfer.finetune.epochs": 1,
+    "transfer.finetune.batch_size": 1,
+    "checkpoint.every_s": 0,
+    **{f"{run}.optimizer.{name}": 0 for run in _RUNS for name in ("weight_decay", "clip")},
+}
+_ABOVE_0 = (
+    "adapt.head_lr",
+    "adapt.lr",
+    "adapt.plateau.factor",
+    "transfer.head.lr",
+    "transfer.finetune.head_lr",
+    "transfer.finetune.lr",
+    *(f"{run}.optimizer.eps" for run in _RUNS),
+)
+_BELOW_1 = (
+    "corpus.val_fraction",
+    "adapt.label_smoothing",
+    *(f"{run}.optimizer.{name}" for run in _RUNS for name in ("b1", "b2", "ema")),
+    *(f"{run}.augment.{name}" for run in _RUNS for name in ("shift", "brightness", "contrast")),
+)
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or several values"}
+BASELINE = "baseline"
+"""In results, stands where a strategy's name would."""
+_METRICS = ("auc", "balanced_accuracy", "accuracy", "ece")
+
+
+def check(config: Any) -> None:
+    """Refuses what no study can run with.
+
+    Raises:
+        UserError: a setting is missing, unknown, or not what it has to be; names it.
+    """
+    if not isinstance(config, config_dict.ConfigDict):
+        raise UserError(f"the config is {type(config).__name__}; expected what dapt_jax.config.default() returns")
+    values, defaults = flat(config), flat(default())
+    for name in values:
+        if name not in defaults and name.partition(".")[0] not in OPEN:
+            raise UserError(no_setting(name, defaults))
+    for name, standard in defaults.items():
+        if name not in values:
+            raise UserError(f"the config lacks {name}; expected one that starts from dapt_jax.config.default()")
+        if not is_like(values[name], standard):
+            raise UserError(f"{name} is {values[name]!r}; expected {wanted(standard)}")
+    for name, choices in _CHOICES.items():
+        if values[name] not in choices:
+            raise UserError(f"unknown {name} {values[name]!r}; {nearest(values[name], choices)}")
+    metric = values["report.metric"]
+    if metric not in _METRICS and not metric.startswith("auc/"):
+        raise UserError(f"unknown report.metric {metric!r}; {nearest(metric, (*_METRICS, 'auc/CLASS'))}")
+    _check_numbers(values)
+    _check_lists(values)
+    for section in ("tasks", "phases"):
+        for name in config[section]:
+            if not re.fullmatch(r"[\w.+-]+", name) or name == BASELINE:
+                raise UserError(
+                    f"{section} holds the name {name!r}; expected letters, digits and . _ + -, not {BASELINE!r}"
+                )
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The settings by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        found.update(flat(value, f"{name}.") if isinstance(value, config_dict.ConfigDict) else {name: value})
+    return found
+
+
+def wanted(standard: Any) -> str:
+    """What a setting has to be, told by its default."""
+    return f"{_WORDS.get(type(standard), type(standard).__name__)}, such as {standard!r}"
+
+
+def no_setting(name: str, known: Iterable[str]) -> str:
+    """The error line for a setting that does not exist."""
+    return f"the config has no setting {name!r}; {hint(name, known)}"
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """The end of such a line: settings of the same last part, else those that are spelt alike."""
+    names = list(known)
+    leaf = name.lstrip("-").rpartition(".")[2]
+    namesakes = [each for each in names if each.rpartition(".")[2] == leaf]
+    if namesakes:
+        return f"did you mean {' or '.join(map(repr, namesakes[:3]))}?"
+    near = nearest(name, names)
+    return near if near.startswith("did") else "python -m dapt_jax.main --help lists them all"
+
+
+def is_like(value: Any, standard: Any) -> bool:
+    """Whether a value is of the kind of a default; a whole number is a number too, and a list is as good as a tuple."""
+    if isinstance(standard, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(standard, bool)
+    if isinstance(standard, float):
+        return isinstance(value, int | float)
+    return isinstance(value, tuple | list if isinstance(standard, tuple) else type(standard))
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    ranges = [(name, values[name] >= least, f"{least} or more") for name, least in _AT_LEAST.items()]
+    ranges += [(name, values[name] > 0, "more than 0") for name in _ABOVE_0]
+    ranges += [(name, 0 <= values[name] < 1, "0 to less than 1") for name in _BELOW_1]
+    folds = values["transfer.folds"]
+    ranges += [("transfer.finetune.folds", values["transfer.finetune.folds"] <= folds, f"1 to transfer.folds, {folds}")]
+    for name, holds, expected in ranges:
+        if not holds:
+            raise UserError(f"{name} is {values[name]!r}; expected {expected}")
+
+
+def _check_lists(values: dict[str, Any]) -> None:
+    for name in ("strategies", "seeds", "transfer.protocols"):
+        listed = tuple(values[name])
+        for value in listed:
+            if name == "seeds" and not (is_like(value, 0) and 0 <= value < 1 << 32):
+                raise UserError(f"seeds holds {value!r}; expected whole numbers from 0")
+            if name != "seeds" and not isinstance(value, str):
+                raise UserError(f"{name} holds {value!r}; expected names")
+        if not listed or len(set(listed)) < len(listed):
+            raise UserError(f"{name} is {listed}; expected one or more, each once")
+    if values["report.protocol"] and values["report.protocol"] not in values["transfer.protocols"]:
+        hint = nearest(values["report.protocol"], values["transfer.protocols"])
+        raise UserError(f"report.protocol {values['report.protocol']!r} is not one of transfer.protocols; {hint}")

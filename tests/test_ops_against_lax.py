@@ -1,0 +1,177 @@
+"""Every formulation against lax's, in value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from dapt_jax import ops
+
+SETTINGS = settings(max_examples=20, deadline=None, derandomize=True)
+# Relative to the largest value: bfloat16 keeps 8 bits.
+TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
+BORDERS = st.tuples(st.integers(0, 2), st.integers(0, 2))
+PADDINGS = st.one_of(st.sampled_from(["SAME", "VALID"]), st.tuples(BORDERS, BORDERS))
+
+
+def draw(seed: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def assert_close(actual, expected, dtype: str) -> None:
+    assert actual.dtype == expected.dtype
+    actual, expected = np.asarray(actual, np.float32), np.asarray(expected, np.float32)
+    assert actual.shape == expected.shape
+    scale = max(1.0, np.abs(expected).max(initial=0.0))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+def both(function, *args):
+    """Value and gradients of a function under both formulations, the gradient a random pull-back."""
+    results = []
+    for name in ("lax", "cpu"):
+        with ops.formulation(name):
+
+            @jax.jit
+            def value_and_gradients(*args):
+                value, pull = jax.vjp(function, *args)
+                return value, *pull(draw(9, value.shape, value.dtype.name))
+
+            results.append(value_and_gradients(*args))
+    return zip(*results, strict=True)
+
+
+@st.composite
+def convolutions(draw_from):
+    kind = draw_from(st.sampled_from(["depthwise", "depthwise", "pointwise", "dense", "grouped"]))
+    size = 1 if kind == "pointwise" else draw_from(st.sampled_from([1, 2, 3, 5]))
+    channels = draw_from(st.sampled_from([2, 4, 6]))
+    outputs = channels if kind == "depthwise" else draw_from(st.sampled_from([2, 4, 8]))
+    groups = {"depthwise": channels, "grouped": 2}.get(kind, 1)
+    sides = draw_from(st.tuples(st.integers(size, 9), st.integers(size, 9)))
+    return {
+        "image": (draw_from(st.integers(1, 3)), *sides, channels),
+        "kernel": (size, size, channels // groups, outputs),
+        "stride": draw_from(st.integers(1, 3)),
+        "padding": draw_from(PADDINGS),
+        "groups": groups,
+        "dtype": draw_from(st.sampled_from(["float32", "float32", "bfloat16"])),
+    }
+
+
+@SETTINGS
+@given(convolutions())
+def test_convolution_equals_lax(case) -> None:
+    x, kernel = draw(1, case["image"], case["dtype"]), draw(2, case["kernel"], case["dtype"])
+    options = {key: case[key] for key in ("stride", "padding", "groups")}
+    for expected, actual in both(lambda x, k: ops.conv(x, k, **options), x, kernel):
+        assert_close(actual, expected, case["dtype"])
+
+
+@pytest.mark.parametrize(("size", "stride", "side"), [(3, 1, 12), (3, 2, 12), (5, 2, 7), (5, 1, 3), (3, 2, 3)])
+def test_depthwise_equals_lax_at_the_shapes_of_lite0(size: int, stride: int, side: int) -> None:
+    x, kernel = draw(1, (2, side, side, 32), "float32"), draw(2, (size, size, 1, 32), "float32")
+    for expected, actual in both(lambda x, k: ops.conv(x, k, stride=stride, groups=32), x, kernel):
+        assert_close(actual, expected, "float32")
+
+
+@SETTINGS
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9), st.integers(1, 3)),
+    size=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    padding=st.one_of(st.sampled_from(["SAME", "VALID"]), st.just(((1, 1), (1, 1))), st.just(((0, 1), (1, 0)))),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    has_ties=st.booleans(),
+)
+def test_max_pool_equals_lax(shape, size, stride, padding, dtype, has_ties) -> None:
+    if size == 1:
+        padding = "VALID"  # a window of border alone has no maximum
+    x = draw(3, shape, dtype)
+    x = jnp.maximum(x, 0) if has_ties else x
+    for expected, actual in both(lambda x: ops.max_pool(x, size, stride, padding), x):
+        assert_close(actual, expected, dtype)
+
+
+def plain_batch_norm(x, scale, bias, eps):
+    wide = x.astype(jnp.float32)
+    mean = wide.mean((0, 1, 2))
+    var = wide.var((0, 1, 2))
+    return ((wide - mean) / jnp.sqrt(var + eps) * scale + bias).astype(x.dtype), mean, var
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5, 3), (2, 1, 2, 1)])
+@pytest.mark.parametrize(("dtype", "offset"), [("float32", 0.0), ("float32", 30.0), ("bfloat16", 1.0)])
+def test_batch_norm_equals_its_definition(shape, dtype, offset) -> None:
+    x = draw(4, shape, dtype) + jnp.asarray(offset, dtype)
+    scale, bias = draw(5, shape[-1:], "float32"), draw(6, shape[-1:], "float32")
+    results = []
+    for function in (plain_batch_norm, ops.batch_norm):
+
+        @jax.jit
+        def value_and_gradients(*args, function=function):
+            (y, mean, var), pull = jax.vjp(lambda *a: function(*a, 1e-2), *args)
+            return y, mean, var, *pull((draw(7, y.shape, dtype), jnp.zeros_like(mean), jnp.zeros_like(var)))
+
+        results.append(value_and_gradients(x, scale, bias))
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_allclose(
+            np.asarray(actual, np.float32),
+            np.asarray(expected, np.float32),
+            rtol=0,
+            atol=(2e-3 if dtype == "float32" else 0.1)
+            * max(1.0, float(np.abs(np.asarray(expected, np.float32)).max())),
+        )
+
+
+def test_batch_norm_agrees_with_numerical_differences() -> None:
+    x, scale, bias = draw(1, (2, 3, 3, 2), "float32"), draw(2, (2,), "float32"), draw(3, (2,), "float32")
+    weight = draw(4, x.shape, "float32")
+    function = lambda x, scale, bias: (jnp.sin(ops.batch_norm(x, scale, bias, 1e-3)[0]) * weight).sum()  # noqa: E731
+    check_grads(function, (x, scale, bias), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+
+
+def primitives(function, *args) -> str:
+    return str(jax.make_jaxpr(function)(*args))
+
+
+def test_formulation_is_chosen_while_tracing() -> None:
+    x, kernel = draw(1, (1, 5, 5, 4), "float32"), draw(2, (3, 3, 1, 4), "float32")
+
+    def traced() -> str:
+        return primitives(jax.jit(lambda x, k: ops.max_pool(ops.conv(x, k, groups=4), 2, 2)), x, kernel)
+
+    with ops.formulation("lax"):
+        assert "conv_general_dilated" in traced()
+        with ops.formulation("cpu"):
+            assert "conv_general_dilated" not in traced()
+        assert "reduce_window" in traced()
+    with ops.formulation("cpu"):
+        assert "reduce_window" not in traced()
+
+
+def test_formulation_holds_for_the_gradient() -> None:
+    x, kernel = draw(1, (1, 5, 5, 4), "float32"), draw(2, (3, 3, 1, 4), "float32")
+    for name, has_conv in (("lax", True), ("cpu", False)):
+        with ops.formulation(name):
+            text = primitives(jax.grad(lambda x, k: ops.conv(x, k, groups=4).sum(), (0, 1)), x, kernel)
+        assert ("conv_general_dilated" in text) is has_conv
+
+
+def test_unknown_formulation_is_refused() -> None:
+    with pytest.raises(ValueError, match="not one of"), ops.formulation("fast"):
+        pass
+
+
+def test_gradient_of_an_unused_side_is_not_computed() -> None:
+    """A frozen kernel costs nothing: the compiled gradient of the images alone has no loop over rows."""
+    x, kernel = draw(1, (2, 8, 8, 4), "float32"), draw(2, (3, 3, 1, 4), "float32")
+    with ops.formulation("cpu"):
+        loss = lambda x, k: jnp.square(ops.conv(x, k, groups=4)).sum()  # noqa: E731
+        images_only = jax.jit(jax.grad(loss, 0)).lower(x, kernel).compile().as_text()
+        kernel_too = jax.jit(jax.grad(loss, 1)).lower(x, kernel).compile().as_text()
+    assert " while(" not in images_only
+    assert " while(" in kernel_too

@@ -1,0 +1,134 @@
+"""What is frozen stays, bit for bit, and is never computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dapt_jax.cost import flops
+from dapt_jax.errors import UserError
+from dapt_jax.training import accounting, freezing
+from dapt_jax.training.optim import Optimizer
+from dapt_jax.training.phases import Phase
+from tests import tiny
+
+ENCODER = tiny.encoder()
+
+
+def one_step(run, number=0, params=None):
+    program = run.programs[number]
+    params, stats = params or program.model.init(0)
+    state = program.fresh_state(params, stats)
+    rows = run.train_rows[: run.batch_size]
+    batch = {
+        "image": run.dataset.images.batch(rows),
+        "label": run.dataset.labels[rows].astype(np.int32),
+        "weight": np.ones(len(rows), np.float32),
+        "index": rows.astype(np.int32),
+    }
+    draw = {"seed": np.uint32(0), "view": np.int32(0)}
+    return state, jax.jit(program.train_step)(state, batch, draw, np.float32(1e-2)), (program, batch, draw)
+
+
+def leaves(tree):
+    return {freezing.path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("trainable", [("head",), ("stage3", "head"), ("stage2", "head"), ("*",)])
+@pytest.mark.parametrize("norm", ["frozen", "stats", "train"])
+def test_exactly_the_trainable_leaves_change(trainable, norm):
+    run = tiny.make_run([Phase("p", 1, trainable, 1e-2, norm)], encoder=ENCODER, data=tiny.dataset())
+    before, after, (program, _, _) = one_step(run)
+    for path, old in leaves(before["params"]).items():
+        is_same = np.array_equal(old, leaves(after["params"])[path])
+        assert is_same == (path not in program.mask.trainable), path
+    for path, old in leaves(before["stats"]).items():
+        group = freezing.group_of(path, program.model.groups)
+        assert np.array_equal(old, leaves(after["stats"])[path]) == (group not in program.mask.norm_modes), path
+
+
+def test_frozen_batch_norm_keeps_its_affine_parameters_out_of_training():
+    run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=tiny.dataset())
+    assert not [path for path in run.programs[0].mask.trainable if "norm" in path]
+    trained = tiny.make_run([Phase("p", 1, ("*",), 1e-2, "train")], encoder=ENCODER, data=tiny.dataset())
+    assert len([path for path in trained.programs[0].mask.trainable if "norm" in path]) == 6
+
+
+def test_clipping_and_moments_see_the_trained_leaves_alone():
+    optimizer = Optimizer("adamw", weight_decay=0.1, clip=0.5, ema=0.9)
+    run = tiny.make_run([tiny.PARTIAL], encoder=ENCODER, data=tiny.dataset(), optimizer=optimizer)
+    state, _, (program, _, _) = one_step(run)
+    sizes = freezing.count(program.model.abstract()[0], program.mask.trainable)
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state["opt"]) if leaf.ndim)
+    assert moments == 2 * sizes
+    assert sum(leaf.size for leaf in jax.tree.leaves(state["ema"])) == sizes
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_the_frozen_backward_pass_is_neither_counted_nor_compiled(clip):
+    data = tiny.dataset(size=32)
+    optimizer = Optimizer(clip=clip)
+    cost = {}
+    for name, phase in {"full": tiny.FULL, "partial": tiny.PARTIAL, "head": tiny.HEAD}.items():
+        run = tiny.make_run([phase], encoder=ENCODER, data=data, optimizer=optimizer)
+        state, _, (program, batch, draw) = one_step(run)
+        counted = accounting.image_cost(program, 32)
+        step = jax.jit(program.train_step).lower(state, batch, draw, np.float32(1)).compile()
+        cost[name] = (counted.prefix + counted.suffix, step.cost_analysis()["flops"])
+    forward = accounting.forward(run.programs[0].model, 32, 3)
+    per_group = [accounting.forward(run.programs[0].model, 32, stop).model for stop in range(4)]
+    head = 2 * 8 * 3
+    first = per_group[1]
+    # Forward once; the input's gradient of the first convolution is never needed; every weight gradient is.
+    assert cost["full"][0].model == 3 * (forward.model + head) - first
+    assert cost["partial"][0].model == forward.model + 3 * head + (per_group[3] - per_group[2])
+    assert cost["head"][0].model == forward.model + 2 * head
+    assert cost["head"][1] < cost["partial"][1] < 0.8 * cost["full"][1]
+
+
+def test_counting_agrees_with_a_matrix_product_that_xla_counts():
+    shape = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    compiled = jax.jit(lambda a, b: a @ b).lower(shape, shape).compile().cost_analysis()["flops"]
+    assert flops.count(lambda a, b: a @ b, shape, shape).model == compiled
+
+
+def test_a_pattern_that_matches_nothing_names_near_ones():
+    with pytest.raises(UserError, match=r"pattern 'stage4' matches no parameter; did you mean 'stage"):
+        tiny.make_run([Phase("p", 1, ("stage4",), 1e-2)], encoder=ENCODER, data=tiny.dataset())
+
+
+def test_a_phase_of_frozen_norms_alone_is_refused():
+    with pytest.raises(UserError, match="trains nothing"):
+        tiny.make_run([Phase("p", 1, ("*/norm",), 1e-2)], encoder=ENCODER, data=tiny.dataset())
+
+
+@given(st.sets(st.sampled_from(freezing.paths(ENCODER.abstract()[0]))))
+def test_partition_and_combine_are_inverse(chosen):
+    params, _ = ENCODER.init(0)
+    train, rest = freezing.partition(params, chosen)
+    assert set(freezing.paths(train)) == chosen
+    assert set(freezing.paths(freezing.prune(train))) == chosen
+    again = freezing.combine(train, rest)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True))
+    restored = freezing.overlay(jax.tree.map(np.zeros_like, params), freezing.prune(train))
+    assert all(
+        (np.abs(leaf).sum() == 0) == (path not in chosen) or "bias" in path for path, leaf in leaves(restored).items()
+    )
+
+
+@given(st.lists(st.booleans(), min_size=4, max_size=4).filter(any))
+def test_the_boundary_is_the_longest_frozen_run_of_leading_groups(trains):
+    groups = (*ENCODER.groups, "head")
+    chosen = tuple(group for group, is_trained in zip(groups, trains, strict=True) if is_trained)
+    run = tiny.make_run([Phase("p", 1, chosen, 1e-2)], encoder=ENCODER, data=tiny.dataset())
+    assert run.programs[0].mask.boundary == trains.index(True)
+
+
+def test_a_group_whose_norm_adapts_is_above_the_boundary():
+    phase = Phase("p", 1, ("head",), 1e-2, norm=(("stage2", "stats"),))
+    mask = tiny.make_run([phase], encoder=ENCODER, data=tiny.dataset()).programs[0].mask
+    assert mask.boundary == 1
+    assert mask.norm_modes == {"stage2/block1": "stats"}

@@ -1,0 +1,115 @@
+"""Optimizers, moments over a mask switch, schedules."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dapt_jax.errors import UserError
+from dapt_jax.training import optim
+from dapt_jax.training.optim import Optimizer, Plateau
+from dapt_jax.training.phases import Phase, Timeline
+from tests import tiny
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_run_that_trains_all_is_optax_s_own(name):
+    params = {"a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}}
+    gradients = [jax.tree.map(lambda leaf, k=k: leaf * (k + 1), params) for k in range(3)]
+    ours = optim.transformation(Optimizer(name, eps=1e-8), params, ["phase0_plain", "phase0_decayed"])
+    theirs = {"adam": optax.adam(1.0), "adamw": optax.adamw(1.0, weight_decay=0), "sgd": optax.sgd(1.0, 0.9)}[name]
+    mine, other = ours.init(params), theirs.init(params)
+    for gradient in gradients:
+        direction, mine = ours.update(gradient, mine, params)
+        update, other = theirs.update(gradient, other, params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(-a, b, rtol=1e-6), direction, update)
+
+
+def test_weight_decay_falls_on_kernels_alone():
+    params = {"a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}}
+    optimizer = Optimizer("sgd", weight_decay=0.5, b1=0)
+    tx = optim.transformation(
+        optimizer, params, optim.labels(("a/bias", "a/kernel"), [mask_of("a/bias", "a/kernel")], 0)
+    )
+    direction, _ = tx.update(jax.tree.map(np.zeros_like, params), tx.init(params), params)
+    assert np.all(direction["a"]["kernel"] == 0.5)
+    assert np.all(direction["a"]["bias"] == 0)
+
+
+def mask_of(*paths):
+    from dapt_jax.training.freezing import Mask
+
+    return Mask(frozenset(paths), (), 0)
+
+
+def test_moments_and_step_counts_go_over_a_switch_leaf_by_leaf():
+    run = tiny.make_run([tiny.HEAD, tiny.PARTIAL, tiny.FULL], encoder=tiny.encoder(), data=tiny.dataset())
+    head, partial, full = run.programs
+    state = head.fresh_state(*head.model.init(0))
+    filled = {**state, "opt": jax.tree.map(lambda leaf: np.full_like(leaf, 7), state["opt"])}
+    for program in (partial, full):
+        filled = program.switch(filled)
+        by_place = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(filled["opt"])}
+        carried = {place for place, leaf in by_place.items() if np.all(np.asarray(leaf) == 7)}
+        assert carried == {place for place in by_place if "phase0" in place}
+        assert all("head" in place or "count" in place for place in carried)
+        assert all(np.all(np.asarray(leaf) == 0) for place, leaf in by_place.items() if "phase0" not in place)
+
+
+def test_a_leaf_that_was_frozen_in_between_starts_fresh():
+    masks = [mask_of("a", "b"), mask_of("b"), mask_of("a", "b")]
+    assert [optim.cohort("a", masks, phase) for phase in range(3)] == [0, None, 2]
+    assert [optim.cohort("b", masks, phase) for phase in range(3)] == [0, 0, 0]
+
+
+def test_a_leaf_that_stops_training_keeps_its_average():
+    phases = [tiny.PARTIAL, Phase("head", 1, ("head",), 1e-2)]
+    run = tiny.make_run(phases, encoder=tiny.encoder(), data=tiny.dataset(), optimizer=Optimizer(ema=0.5))
+    first, second = run.programs
+    state = first.fresh_state(*first.model.init(0))
+    state["ema"] = jax.tree.map(lambda leaf: leaf + 1, state["ema"])
+    after = second.switch(state)
+    kernel = after["params"]["stage3"]["block1"]["conv"]["kernel"]
+    np.testing.assert_array_equal(kernel, state["ema"]["stage3"]["block1"]["conv"]["kernel"])
+    np.testing.assert_array_equal(after["params"]["head"]["kernel"], state["params"]["head"]["kernel"])
+
+
+def test_schedules_begin_at_the_peak_after_warm_up_and_end_where_they_should():
+    steps = 10
+    for name, last in {"constant": 1.0, "linear": 1 / 30, "cosine": None, "plateau": 1.0}.items():
+        phase = Phase("p", 4, ("*",), 1.0, schedule=name, warmup=1.0)
+        rates = [optim.learning_rate(phase, step, steps) for step in range(40)]
+        np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+        assert rates[10] == 1.0
+        expected = optax.cosine_decay_schedule(1.0, 30)(29) if last is None else last
+        np.testing.assert_allclose(rates[-1], expected, rtol=1e-5)
+
+
+def test_the_plateau_waits_and_then_halves():
+    plateau = Plateau(patience=2)
+    for loss in (1.0, 0.9, 0.9, 0.9, 0.9):
+        plateau.update(loss)
+    assert plateau.scale == 0.5
+    plateau.update(0.5)
+    assert (plateau.scale, plateau.best, plateau.waited) == (0.5, 0.5, 0)
+
+
+def test_unknown_settings_name_the_valid_ones():
+    with pytest.raises(UserError, match="did you mean 'adam'"):
+        Optimizer("adams")
+    with pytest.raises(UserError, match="'cosine'"):
+        Phase("p", 1, ("*",), 1.0, schedule="cosin")
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 5))
+def test_every_step_lies_in_one_phase_and_a_switch_comes_after_the_last_step(epochs, per_epoch):
+    phases = tuple(Phase(f"p{k}", count, ("*",), 1.0) for k, count in enumerate(epochs))
+    timeline = Timeline(phases, per_epoch)
+    seen = [timeline.position(step) for step in range(timeline.steps)]
+    assert [seen.count(place) for place in seen] == [1] * timeline.steps
+    for number, count in enumerate(epochs):
+        assert sum(place.phase == number for place in seen) == count * per_epoch
+        assert seen[timeline.first_step(number)].batch == 0
+        assert timeline.phase_of_state(timeline.first_step(number + 1)) == number

@@ -1,0 +1,83 @@
+"""A network and a corpus so small that a test can train them."""
+
+import numpy as np
+from flax import nnx
+
+from dapt_jax.data.augment import Augment
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.decode import ImageStore
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.encoder import Encoder, Group, Preprocess
+from dapt_jax.models.layers import BatchNorm, Conv
+from dapt_jax.objectives import Objective
+from dapt_jax.training import steps
+from dapt_jax.training.optim import Optimizer, Plateau
+from dapt_jax.training.phases import Phase
+from dapt_jax.training.run import Run
+
+
+class Block(nnx.Module):
+    def __init__(self, inputs, outputs):
+        self.conv = Conv(inputs, outputs, 3, stride=2)
+        self.norm = BatchNorm(outputs)
+
+    def __call__(self, x, norm):
+        return nnx.relu(self.norm(self.conv(x), norm))
+
+
+def encoder():
+    widths = (3, 4, 6, 8)
+    groups = [
+        Group(f"stage{n}/block1", lambda rngs, a=a, b=b: Block(a, b), b, 2**n)
+        for n, (a, b) in enumerate(zip(widths, widths[1:], strict=False), start=1)
+    ]
+    half = (127.5,) * 3
+    return Encoder("tiny", groups, preprocess=Preprocess(half, half), image_size=16)
+
+
+def dataset(n=40, size=16, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=n)
+    images = rng.integers(0, 256, (n, size, size, 3))
+    images[..., 0] = images[..., 0] // 2 + 40 * labels[:, None, None]
+    names = tuple(f"class{number}" for number in range(classes))
+    groups = np.asarray([f"p{row // 2}" for row in range(n)])
+    return Dataset("tiny", ImageStore.from_arrays(images.astype(np.uint8), size), labels, names, groups)
+
+
+def make_run(
+    phases, *, encoder, data, batch_size=8, cache="off", augment=None, optimizer=None, seed=0, val=8, dtype="float32"
+):
+    """A run over `data`, its last `val` rows watched."""
+    rows = np.arange(len(data))
+    train_rows, val_rows = rows[: len(rows) - val], rows[len(rows) - val :]
+    model = Classifier(encoder, len(data.classes), dtype)
+    programs = steps.programs(
+        model,
+        tuple(phases),
+        optimizer or Optimizer(),
+        Objective(len(data.classes)),
+        augment or Augment(),
+        seed,
+        -(-len(train_rows) // batch_size),
+    )
+    return Run(
+        strategy="test",
+        seed=seed,
+        stage="dapt",
+        label="",
+        programs=tuple(programs),
+        dataset=data,
+        train_rows=train_rows,
+        val_rows=val_rows,
+        weights=(),
+        batch_size=batch_size,
+        cache_mode=cache,
+        cache_bytes=1 << 28,
+        plateau=Plateau(),
+    )
+
+
+HEAD = Phase("head", 2, ("head",), 1e-2, augment=False)
+PARTIAL = Phase("partial", 2, ("stage3", "head"), 1e-2)
+FULL = Phase("full", 2, ("*",), 1e-2)
