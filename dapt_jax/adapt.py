@@ -21,6 +21,9 @@ from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run, Tools
 from dapt_jax.weights import export, locate
 
+ADAPTED = "adapted.safetensors"
+"""Name of the file, in an arm's folder, that says its adaptation is finished."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
@@ -130,7 +133,7 @@ def adapt(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, to
         tools: what the run needs of its surroundings.
         folder: of this arm, under `checkpoints/`.
     """
-    finished = folder / "adapted.safetensors"
+    finished = folder / ADAPTED
     if not strategy.phases:
         model = Classifier(strategy.encoder, 1, config.model.dtype)
         params, stats, merged = locate.load(config.weights, model, seed=seed)

@@ -1,6 +1,7 @@
 """From the command line to a config: the settings of its file, those of the flags over them, every name checked."""
 
 import inspect
+import itertools
 import re
 import runpy
 import textwrap
@@ -51,14 +52,15 @@ def parse(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, Path | None
     """
     spec, rest = _take_config(arguments)
     config = read(spec)
-    _check_names(rest, config)
+    known = checks.flat(config)
+    _check_names(rest, known)
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *rest])
         workdir = flags.DEFINE_string("workdir", None, "Folder of the study's results.", flag_values=values)
         strays = values(["", *rest])[1:]
     except flags.IllegalFlagValueError as error:
-        raise UserError(_wrong_value(str(error), config)) from error
+        raise UserError(_wrong_value(str(error), known)) from error
     except (flags.Error, ValueError) as error:
         raise UserError(_one_line(error)) from error
     if strays:
@@ -112,11 +114,27 @@ def _failure(path: str, error: Exception) -> str:
     place = f"{path}:{lines[-1]}" if lines else path
     if unknown := re.search(r'Key "(.+?)" does not exist and cannot be added', str(error)):
         return f"{place}: {checks.no_setting(unknown[1], checks.flat(default()))}"
+    if wrong := re.search(
+        r"override field '(.+?)' \(reference\)\. (.*) is of original type <class '(.+)'> .* to type <class '(.+)'>",
+        str(error),
+    ):
+        name, value, *types = wrong.groups()
+        given, wanted = (type_.rpartition(".")[2] for type_ in types)
+        return f"{place}: {name} is {value} ({given}); expected {_TYPES.get(wanted, wanted)}"
     return f"{place}: {type(error).__name__}: {_one_line(error)}"
 
 
+_TYPES = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "tuple": "a tuple",
+    "ConfigDict": "settings (a dict)",
+}
+
+
 def _one_line(error: Exception) -> str:
-    return textwrap.shorten(" ".join(map(str, error.args)) or type(error).__name__, 300, placeholder=" ...")
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
 
 
 def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -136,11 +154,10 @@ def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return files[0], rest
 
 
-def _check_names(arguments: Sequence[str], config: config_dict.ConfigDict) -> None:
+def _check_names(arguments: Sequence[str], known: dict[str, Any]) -> None:
     """Refuses flags and settings that do not exist."""
-    known = checks.flat(config)
     sections = {".".join(parts[:end]) for parts in (name.split(".") for name in known) for end in range(1, len(parts))}
-    for argument in arguments:
+    for argument, following in itertools.pairwise([*arguments, "--"]):
         flag = re.match(r"--?([A-Za-z][^=]*)", argument)
         if not flag or flag[1] == "workdir":
             continue
@@ -155,12 +172,13 @@ def _check_names(arguments: Sequence[str], config: config_dict.ConfigDict) -> No
             raise UserError(f"--config.{name} is a section of the config; expected one of its settings{such}")
         if name not in known:
             raise UserError(checks.no_setting(name, known))
+        if "=" not in argument and following.startswith("--") and not isinstance(known[name], bool):
+            raise UserError(f"{argument} has no value; expected {checks.wanted(known[name])}")
 
 
-def _wrong_value(message: str, config: config_dict.ConfigDict) -> str:
+def _wrong_value(message: str, known: dict[str, Any]) -> str:
     """The line for a value that a setting cannot take, from what absl says about it."""
     told = re.match(r"flag --config\.(.+?)=(.*?): ", message, re.DOTALL)
-    known = checks.flat(config)
     if not told or told[1] not in known:
         return " ".join(message.split())
     return f"--config.{told[1]}={told[2]}: expected {checks.wanted(known[told[1]])}"

@@ -1,5 +1,6 @@
 """What every config has to be, whatever its data and its model: each setting known, of its type and within its range."""
 
+import difflib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -115,14 +116,18 @@ def no_setting(name: str, known: Iterable[str]) -> str:
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """The end of such a line: settings of the same last part, else those that are spelt alike."""
+    """The end of such a line: settings whose last part is the same, or else spelt alike."""
     names = list(known)
     leaf = name.lstrip("-").rpartition(".")[2]
-    namesakes = [each for each in names if each.rpartition(".")[2] == leaf]
-    if namesakes:
-        return f"did you mean {' or '.join(map(repr, namesakes[:3]))}?"
-    near = nearest(name, names)
-    return near if near.startswith("did") else "python -m dapt_jax.main --help lists them all"
+    leaves = [each.rpartition(".")[2] for each in names]
+    if leaf not in leaves:
+        if (near := nearest(name, names)).startswith("did"):
+            return near
+        leaf = next(iter(difflib.get_close_matches(leaf, leaves, n=1)), "")
+    namesakes = [each for each, last in zip(names, leaves, strict=True) if last == leaf]
+    if not namesakes:
+        return "python -m dapt_jax.main --help lists them all"
+    return f"did you mean {' or '.join(map(repr, namesakes[:3]))}?"
 
 
 def is_like(value: Any, standard: Any) -> bool:

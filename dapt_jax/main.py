@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dapt_jax import arguments
+from dapt_jax import allocator, arguments
 from dapt_jax.errors import EXIT_CODE, UserError
 
 
@@ -69,4 +69,5 @@ def _set_up_jax() -> None:
 
 
 if __name__ == "__main__":
+    allocator.restart_with_settings()
     sys.exit(main(sys.argv))

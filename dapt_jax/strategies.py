@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from dapt_jax.checks import is_like, wanted
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
@@ -115,14 +117,16 @@ def _gradual(encoder: Encoder, adapt: Any, phase: Any) -> list[Phase]:
 
 def _users_own(name: str, encoder: Encoder, config: Any) -> Strategy:
     entry = config.phases[name]
+    if not isinstance(entry, Mapping | ConfigDict):
+        entry = {"phases": entry}
     for key in entry:
         if key not in ("cut_after", "phases"):
             raise UserError(f"phases.{name} has no setting {key!r}; {nearest(key, ('cut_after', 'phases'))}")
     if entry.get("cut_after"):
-        encoder = encoder.truncate(entry.cut_after)
+        encoder = encoder.truncate(entry["cut_after"])
     listed = entry.get("phases", ())
     if not isinstance(listed, tuple | list) or not (listed or entry.get("cut_after")):
-        raise UserError(f"phases.{name}.phases is {listed!r}; expected one or more phases: ({_EXAMPLE},)")
+        raise UserError(f"phases.{name} has no list of phases; expected one or more: ({_EXAMPLE},)")
     phases = [_phase(f"phases.{name}.phases[{number}]", settings) for number, settings in enumerate(listed)]
     check_names(phases)
     return Strategy(name, encoder, tuple(phases))
@@ -156,5 +160,5 @@ def _phase(where: str, settings: Any) -> Phase:
             raise UserError(
                 f"{where}: norm is {norm!r}; expected one mode, or a mode by layer group: {{'stage4': 'train'}}"
             )
-        norm = tuple((str(pattern), mode) for pattern, mode in pairs)
+        norm = tuple((str(pattern), str(mode)) for pattern, mode in pairs)
     return Phase(**{**values, "trainable": tuple(map(str, values["trainable"])), "norm": norm})

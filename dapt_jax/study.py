@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from dapt_jax import checks, jsonl, parallel, plan, report, transfer
 from dapt_jax import strategies as named
-from dapt_jax.adapt import adapt, dapt_run
+from dapt_jax.adapt import ADAPTED, adapt, dapt_run
 from dapt_jax.cost import hardware
 from dapt_jax.cost.ledger import Ledger
 from dapt_jax.data import sources
@@ -106,8 +106,18 @@ def _load(config: Any, settings: Any, what: str) -> Dataset:
             raise UserError(f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more")
     skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
     counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
-    print(f"{what}: {len(dataset)} images ({counts}) of {len(np.unique(dataset.groups))} patients{skipped}", flush=True)
+    several = ", several labels per image" if dataset.multi_label else ""
+    print(f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset)}{skipped}", flush=True)
     return dataset
+
+
+def _patients(dataset: Dataset) -> str:
+    """How many patients a set has; an image that names none is a group of its own."""
+    alone = np.asarray(dataset.groups) == np.asarray(dataset.images.names)
+    if alone.all():
+        return "no patients named"
+    named = f"{len(np.unique(dataset.groups[~alone]))} patients"
+    return f"{named}, {alone.sum()} images of unnamed ones" if alone.any() else named
 
 
 def _task(config: Any, name: str) -> transfer.Task:
@@ -214,6 +224,8 @@ def _arm(study: Study, strategy: Strategy, seed: int, tools: Tools, workdir: Pat
     """Adapts by one strategy with one seed, and measures the result on every task."""
     config = study.config
     folder = workdir / "checkpoints" / f"{strategy.name}-seed{seed}"
+    if (folder / ADAPTED).exists():
+        tools.reporter.skip(plan.dapt_flops(config, strategy, seed, study.corpus))
     adapted = adapt(config, strategy, seed, study.corpus, tools, folder)
     init = config.weights if config.weights in (locate.IMAGENET, locate.RANDOM) else Path(config.weights).name
     arm = transfer.Arm(strategy.name, seed, init, strategy.encoder.name)

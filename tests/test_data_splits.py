@@ -114,5 +114,5 @@ def test_impossible_splits_are_explained():
 
 def test_shared_patients_are_counted_and_the_first_is_named():
     check_disjoint(["a"], ["b"], "train", "test")
-    with pytest.raises(UserError, match=r"2 patients \(groups\) are in both train and test, first: P2"):
+    with pytest.raises(UserError, match="2 patients are in both train and test, first: P2"):
         check_disjoint(["P3", "P2", "P1"], ["P2", "P3", "P3"], "train", "test")

@@ -110,7 +110,9 @@ class KilledError(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("cache", "stop"), [("off", 3), ("off", 8), ("off", 13), ("off", 22), ("auto", 4), ("auto", 12)])
+@pytest.mark.parametrize(
+    ("cache", "stop"), [("off", 3), ("off", 8), ("off", 13), ("off", 22), ("auto", 4), ("auto", 12)]
+)
 def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_bits(tmp_path, monkeypatch, cache, stop):
     optimizer = Optimizer("adamw", weight_decay=0.01, clip=1.0, ema=0.9)
     phases = [

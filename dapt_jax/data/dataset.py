@@ -133,13 +133,14 @@ class Dataset:
         return np.stack(masks) if masks else np.zeros((0, size, size), np.uint8)
 
     def fingerprint(self) -> str:
-        """Returns a hash that changes when images, labels, classes, image size or crop do.
+        """Returns a hash that changes when images, labels, classes, groups, image size or crop do.
 
         It keys caches of computed features and tells a resumed study that its data are no longer the same.
         """
         hashed = hashlib.blake2b(self.images.digest().encode(), digest_size=16)
         hashed.update(repr((self.classes, self.labels.dtype.str, self.labels.shape)).encode())
         hashed.update(self.labels.tobytes())
+        hashed.update("\0".join(map(str, self.groups)).encode())
         return hashed.hexdigest()
 
 

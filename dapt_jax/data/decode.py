@@ -222,13 +222,13 @@ class ImageStore:
             return [bad for bad in pool.map(attempt, range(len(self))) if bad is not None]
 
     def digest(self) -> str:
-        """Returns a hash of what the store holds: each file's path, bytes and modification time, or the pixels."""
+        """Returns a hash of the pixels, so that files may move; of path, bytes and time where they are not in memory."""
         hashed = hashlib.blake2b(f"{self.size} {self.crop}".encode(), digest_size=16)
         for row in self._rows:
-            if self._pixels.paths:
+            if self._pixels.cache is not None:
+                hashed.update(self._pixels.read(row).tobytes())
+            else:
                 path = self._pixels.paths[row]
                 stat = path.stat()
                 hashed.update(f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-            else:
-                hashed.update(self._pixels.read(row).tobytes())
         return hashed.hexdigest()

@@ -111,6 +111,7 @@ def load_manifest(
         )
 
     chosen = [record(int(row)) for row in rows]
+    records.check_once(chosen, str(manifest))
     if per_class:
         names = tuple(label_columns)
     else:
@@ -143,6 +144,8 @@ def read_columns(manifest: Path) -> tuple[list[str], dict[str, list[str]]]:
     Raises:
         UserError: no such file, not text, no rows, a column named twice, or a row of the wrong length.
     """
+    if manifest.is_dir():
+        raise UserError(f"{manifest}: a folder; expected a CSV file, or kind 'folder' for images sorted into folders")
     if not manifest.is_file():
         folder = manifest.parent
         if not folder.is_dir():
@@ -160,19 +163,22 @@ def read_columns(manifest: Path) -> tuple[list[str], dict[str, list[str]]]:
     header: list[str] = []
     places: list[str] = []
     rows: list[list[str]] = []
-    for cells in reader:
-        cells = [cell.strip() for cell in cells]
-        if not any(cells):
-            continue
-        if not header:
-            header = cells
-            continue
-        if len(cells) != len(header):
-            raise UserError(
-                f"{manifest}: row {reader.line_num}: {len(cells)} cells, expected {len(header)} as in the header"
-            )
-        places.append(f"row {reader.line_num}")
-        rows.append(cells)
+    try:
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
+                continue
+            if not header:
+                header = cells
+                continue
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{manifest}: row {reader.line_num}: {len(cells)} cells, expected {len(header)} as in the header"
+                )
+            places.append(f"row {reader.line_num}")
+            rows.append(cells)
+    except csv.Error as error:
+        raise UserError(f"{manifest}: row {reader.line_num}: {error}; is a quotation mark left open?") from error
     if not rows:
         raise UserError(f"{manifest}: no rows; expected a header such as image,label,patient and one row per image")
     if twice := [column for column in header if header.count(column) > 1]:

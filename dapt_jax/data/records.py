@@ -70,6 +70,19 @@ def check_splits(places: Sequence[str], groups: Sequence[str], splits: Sequence[
         raise UserError(f"{origin}: {next(iter(torn.values()))}{more}; a {word} belongs in one split")
 
 
+def check_once(records: Sequence[Record], origin: str) -> None:
+    """Refuses a source that names an image twice: it would count twice, or under two labels."""
+    seen: dict[Path, Record] = {}
+    for record in records:
+        first = seen.setdefault(record.image, record)
+        if first is not record:
+            labels = f", as {'|'.join(first.labels)!r}, and here as {'|'.join(record.labels)!r}" if first.labels else ""
+            raise UserError(
+                f"{origin}: {record.place}: {record.written} is in {first.place} already{labels}; "
+                "expected one row per image; several labels of one image are joined by |"
+            )
+
+
 def drop(records: Sequence[Record], names: Sequence[str], origin: str, multi_label: bool = False) -> list[Record]:
     """Leaves out the records of the named classes, and logs how many.
 
@@ -103,6 +116,15 @@ def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: s
     """
     present = Counter(label for record in records for label in record.labels)
     if not classes:
+        spelt: dict[str, str] = {}
+        for name in sorted(present):
+            other = spelt.setdefault(" ".join(name.casefold().split()), name)
+            if other != name:
+                place = next(record.place for record in records if name in record.labels)
+                raise UserError(
+                    f"{origin}: {place}: label {name!r} ({present[name]} rows), elsewhere {other!r} ({present[other]} rows); "
+                    "expected one spelling; labels that differ on purpose go into classes"
+                )
         return tuple(sorted(present))
     if len(set(classes)) < len(classes):
         raise UserError(f"{origin}: classes name {Counter(classes).most_common(1)[0][0]!r} twice")
@@ -212,6 +234,9 @@ def _check_masks(records: Sequence[Record], origin: str) -> None:
 
 def _near_files(path: Path) -> str:
     folder = path.parent
+    if path.is_dir():
+        return "it is a folder"
     if not folder.is_dir():
         return f"there is no folder {folder}"
-    return nearest(path.name, sorted(other.name for other in folder.iterdir()))
+    there = sorted(other.name for other in folder.iterdir())
+    return nearest(path.name, [name for name in there if Path(name).stem == path.stem] or there)

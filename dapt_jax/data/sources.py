@@ -30,8 +30,8 @@ def load(
     Args:
         spec: `kind` ("manifest", "folder", "phantoms" or "tfds") and that reader's own arguments, such as
             `{"kind": "manifest", "path": "wbc/manifest.csv", "where": "source=dataset1", "classes": ("monocyte",)}`.
-            None, "" and () stand for the reader's default. The readers are `load_manifest`, `load_folder`,
-            `load_phantoms` and `load_tfds`.
+            None, "" and () stand for the reader's default; several names in one text are joined by commas. The readers
+            are `load_manifest`, `load_folder`, `load_phantoms` and `load_tfds`.
         data_dir: the folder that `path` is relative to; not needed for absolute paths and for phantoms.
         image_size: side of the images in pixels.
         on_bad_image: "error" or "skip"; for readers of image files.
@@ -51,7 +51,7 @@ def load(
             raise UserError(f"kind {kind!r} has no key {key!r}; {nearest(str(key), keys)}")
     arguments = {"image_size": image_size, "on_bad_image": on_bad_image, **shared}
     arguments = {key: value for key, value in arguments.items() if key in known}
-    given = {key: _plain(value) for key, value in spec.items() if key != "kind"}
+    given = {key: _plain(key, value, known[key].default) for key, value in spec.items() if key != "kind"}
     arguments |= {key: value for key, value in given.items() if value not in (None, "", ())}
     if "path" in known:
         arguments["path"] = _resolve(arguments.get("path", ""), kind, data_dir)
@@ -60,9 +60,20 @@ def load(
     return reader(**arguments)
 
 
-def _plain(value: Any) -> Any:
-    # Configs hold tuples as lists after a trip through JSON.
-    return tuple(value) if isinstance(value, list) else value
+def _plain(key: str, value: Any, standard: Any) -> Any:
+    """A value as the reader's default has it; configs hold tuples as lists after a trip through JSON."""
+    if value in (None, "", (), []) or standard is inspect.Parameter.empty:
+        return value
+    if standard == ():
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{key} is {value!r}; expected names, such as ('benign', 'malignant')")
+        return tuple(name.strip() for name in names)
+    if isinstance(standard, str) and not isinstance(value, str):
+        raise UserError(f"{key} is {value!r}; expected text")
+    if not isinstance(standard, str) and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise UserError(f"{key} is {value!r}; expected a whole number from 0")
+    return value
 
 
 def _resolve(path: str, kind: str, data_dir: str | Path | None) -> Path:

@@ -1,6 +1,7 @@
 """The encoders by name, and where the pretrained weights of each come from by default."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from dapt_jax.errors import UserError, nearest
@@ -52,8 +53,9 @@ def entry(name: str) -> Entry:
     return _ENTRIES[name]
 
 
+@functools.cache
 def build(name: str) -> Encoder:
-    """The encoder of that name.
+    """The encoder of that name: the same object each time, so that its shapes are worked out once.
 
     Raises:
         UserError: there is no architecture of that name; names the nearest.

@@ -104,31 +104,34 @@ class _PhaseLoop:
 
     def run(self, state: State) -> State:
         """Runs the phase from where the state is to its end."""
-        run, clock, timeline = self.run_, self.meter.clock, self.run_.timeline
+        timeline = self.run_.timeline
+        end = timeline.first_epoch(self.number + 1)
         feed, evaluator = self._feed(state)
-        cost = accounting.image_cost(self.program, run.dataset.images.size)
-        for epoch in range(timeline.position(int(state["step"])).epoch, timeline.first_epoch(self.number + 1)):
+        for epoch in range(timeline.position(int(state["step"])).epoch, end):
             first_batch = int(state["step"]) - epoch * timeline.steps_per_epoch
             since = time.monotonic()
-            for state, done in feed.epoch(state, epoch, first_batch, self.plateau.scale):  # noqa: B020
-                images = done * run.batch_size
-                prefix = cost.prefix.model if isinstance(feed, FromImages) else 0
-                local = epoch - timeline.first_epoch(self.number) + 1
-                doing = f"{run.title}  {self.program.phase.name} epoch {local}/{self.program.phase.epochs}"
-                speed = images / max(time.monotonic() - since, 1e-9)
-                self.tools.reporter.advance((prefix + cost.suffix.model) * images, doing, speed)
-                if self.saver and time.monotonic() - self.saved > self.tools.every_s:
-                    is_epoch_end = int(state["step"]) == (epoch + 1) * timeline.steps_per_epoch
-                    # An epoch's end is saved after its evaluation, so that no epoch is evaluated twice or never.
-                    if not is_epoch_end:
-                        self._save(state, feed)
+            for stepped, done in feed.epoch(state, epoch, first_batch, self.plateau.scale):
+                state = stepped
+                self._tell(feed, epoch, done, time.monotonic() - since)
+                # An epoch's end is saved after its evaluation, so that no epoch is evaluated twice or never.
+                if int(state["step"]) < (epoch + 1) * timeline.steps_per_epoch:
+                    self._save_if_due(state, feed)
                 since = time.monotonic()
             state = self._end_epoch(state, epoch, evaluator)
-            is_due = time.monotonic() - self.saved > self.tools.every_s
-            if self.saver and is_due and epoch + 1 < timeline.first_epoch(self.number + 1):
-                self._save(state, feed)
-        self._finish(state, feed, clock)
+            if epoch + 1 < end:
+                self._save_if_due(state, feed)
+        self._finish(state, feed)
         return state
+
+    def _tell(self, feed: Feed, epoch: int, batches: int, seconds: float) -> None:
+        """Shows what was done since the last time."""
+        run, phase = self.run_, self.program.phase
+        cost = accounting.image_cost(self.program, run.dataset.images.size)
+        per_image = cost.suffix.model + (cost.prefix.model if isinstance(feed, FromImages) else 0)
+        images = batches * run.batch_size
+        local = epoch - run.timeline.first_epoch(self.number) + 1
+        doing = f"{run.title}  {phase.name} epoch {local}/{phase.epochs}"
+        self.tools.reporter.advance(per_image * images, doing, images / max(seconds, 1e-9))
 
     def _feed(self, state: State) -> tuple[Feed, Evaluator]:
         run, program, tools, clock = self.run_, self.program, self.tools, self.meter.clock
@@ -168,6 +171,10 @@ class _PhaseLoop:
         zero = parallel.replicate({"loss": np.float32(0), "weight": np.float32(0)}, self.tools.mesh)
         return {**state, **zero}
 
+    def _save_if_due(self, state: State, feed: Feed) -> None:
+        if self.saver and time.monotonic() - self.saved > self.tools.every_s:
+            self._save(state, feed)
+
     def _save(self, state: State, feed: Feed) -> None:
         assert self.saver is not None
         with self.meter.clock.span("checkpoint"):
@@ -183,12 +190,12 @@ class _PhaseLoop:
             self.saver.save(int(state["step"]), part, meta)
         self.saved = time.monotonic()
 
-    def _finish(self, state: State, feed: Feed, clock: Any) -> None:
+    def _finish(self, state: State, feed: Feed) -> None:
         """Enters the phase into the ledger; a kill between entry and checkpoint replaces the entry by itself."""
         self.tools.ledger.put(self._row())
         if self.saver:
             self._save(state, feed)
-            with clock.span("checkpoint"):
+            with self.meter.clock.span("checkpoint"):
                 self.saver.wait()
             self.tools.ledger.put(self._row())
 

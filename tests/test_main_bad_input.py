@@ -1,0 +1,554 @@
+"""Bad input: one line that names the place, what was expected and the nearest valid choice; exit code 2; nothing run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dapt_jax import checks
+from dapt_jax.data import augment, phantoms, records
+from dapt_jax.models import registry
+from dapt_jax.training import features, optim, phases
+from dapt_jax.weights import export
+from tests.command import QUICKSTART, ROOT, run, small, write_config
+
+TRACES = ("results.jsonl", "ledger.jsonl", "checkpoints", "report.html")
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs a command that must be refused, and returns its error line without `error: `."""
+
+    def refuse(*flags, workdir=tmp_path / "workdir", words=()):
+        before = sorted(workdir.rglob("*")) if workdir.is_dir() else None
+        code = run(*flags, f"--workdir={workdir}")
+        err = capsys.readouterr().err
+        assert code == 2, err
+        assert re.fullmatch(r"error: [^\n]+\n", err), err
+        assert "Traceback" not in err
+        if before is None:
+            assert not any((workdir / trace).exists() for trace in (*TRACES, "config.json"))
+        else:
+            assert sorted(workdir.rglob("*")) == before
+        line = err.removeprefix("error: ").rstrip("\n")
+        for word in words:
+            assert word in line, f"no {word!r} in: {line}"
+        return line
+
+    return refuse
+
+
+# ---- flags and settings -------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "a setting misspelt": ("--config.stratgies=full", "no setting 'stratgies'", "'strategies'"),
+    "a setting misspelt below": ("--config.model.imge_size=3", "no setting 'model.imge_size'", "'model.image_size'"),
+    "a setting without its section": ("--config.epochs=3", "no setting 'epochs'", "'adapt.epochs'"),
+    "a section": ("--config.adapt=3", "--config.adapt is a section", "--config.adapt.augment.brightness"),
+    "a flag without config.": ("--epochs=3", "no flag '--epochs'", "'--config.adapt.epochs'"),
+    "a flag misspelt": ("--workdr=x", "no flag '--workdr'", "'--workdir'"),
+    "a value of the wrong type": ("--config.adapt.epochs=many", "--config.adapt.epochs=many", "a whole number, such as 3"),
+    "a number that is not whole": ("--config.adapt.epochs=2.5", "--config.adapt.epochs=2.5", "a whole number"),
+    "a truth value that is none": ("--config.synthetic=perhaps", "--config.synthetic=perhaps", "true or false"),
+    "a flag without value": ("--config.adapt.epochs", "--config.adapt.epochs has no value", "a whole number, such as 3"),
+    "a stray word": ("full", "unexpected argument 'full'", "--config.SETTING=VALUE"),
+    "a strategy": ("--config.strategies=none,fll", "unknown strategy 'fll'", "'full'"),
+    "no strategy": ("--config.strategies=", "strategies is ()", "one or more, each once"),
+    "an empty tuple": ("--config.strategies=()", "strategies is ()", "one or more, each once"),
+    "a strategy twice": ("--config.strategies=none,none", "('none', 'none')", "each once"),
+    "a strategy that is no name": ("--config.strategies=None", "strategies holds None", "names"),
+    "a seed twice": ("--config.seeds=0,0", "seeds is (0, 0)", "each once"),
+    "a seed below 0": ("--config.seeds=-1", "seeds holds -1", "whole numbers from 0"),
+    "a seed that is no number": ("--config.seeds=a,b", "seeds holds 'a'", "whole numbers"),
+    "a model": ("--config.model.name=resnet5", "no model 'resnet5'", "'resnet50'"),
+    "a dtype": ("--config.model.dtype=float16", "model.dtype 'float16'", "'bfloat16'"),
+    "an image size": ("--config.model.image_size=0", "model.image_size is 0", "8 or more"),
+    "a mode": ("--config.mode=pan", "mode 'pan'", "'plan'"),
+    "a protocol": ("--config.transfer.protocols=liner", "protocol 'liner'", "'linear'"),
+    "a protocol of the report": ("--config.report.protocol=mlp_large", "'mlp_large'", "'linear'"),
+    "a metric of the report": ("--config.report.metric=aux", "report.metric 'aux'", "'auc'"),
+    "a baseline": ("--config.transfer.baseline=gradient", "transfer.baseline 'gradient'", "'mean_gradient'"),
+    "a cache mode": ("--config.adapt.cache=of", "adapt.cache 'of'", "'off'"),
+    "an optimizer": ("--config.adapt.optimizer.name=adm", "adapt.optimizer.name 'adm'", "'adam'"),
+    "another optimizer": ("--config.transfer.finetune.optimizer.name=sdg", "transfer.finetune.optimizer.name", "'sgd'"),
+    "a schedule": ("--config.adapt.schedule=cosin", "adapt.schedule 'cosin'", "'cosine'"),
+    "a norm": ("--config.adapt.norm=frozn", "adapt.norm 'frozn'", "'frozen'"),
+    "a flip": ("--config.adapt.augment.flip=horizntal", "adapt.augment.flip 'horizntal'", "'horizontal'"),
+    "what to do with bad images": ("--config.data.on_bad_image=skp", "data.on_bad_image 'skp'", "'skip'"),
+    "a batch of none": ("--config.adapt.batch_size=0", "adapt.batch_size is 0", "1 or more"),
+    "a held-out share of all": ("--config.corpus.val_fraction=1.0", "corpus.val_fraction is 1.0", "0 to less than 1"),
+    "a held-out share below none": ("--config.corpus.val_fraction=-0.1", "corpus.val_fraction", "0 to less than 1"),
+    "a rate that is no number": ("--config.adapt.lr=nan", "adapt.lr is nan", "more than 0"),
+    "one fold": ("--config.transfer.folds=1", "transfer.folds is 1", "2 or more"),
+    "more folds than patients": ("--config.transfer.folds=20", "leukocytes development", "20 patients", "transfer.folds"),
+    "more fine-tuned folds than folds": ("--config.transfer.finetune.folds=9", "transfer.finetune.folds", "1 to"),
+    "more warm-up than epochs": ("--config.adapt.warmup=10", "phase 'full'", "warmup is 10.0", "0 to 1"),
+    "too many groups": ("--config.adapt.partial_groups=99", "adapt.partial_groups is 99", "1 to 18"),
+    "a kind of data": ("--config.corpus.kind=phantom", "corpus: no kind 'phantom'", "'phantoms'"),
+    "no corpus": ("--config.corpus.kind=", "strategy 'full' adapts", "corpus.kind"),
+    "a set of phantoms": ("--config.corpus.name=corps", "corpus: phantoms: no set 'corps'", "'corpus'"),
+    "the target's images as corpus": ("--config.corpus.name=development", "48 images are in both", "corpus"),
+    "other classes outside": ("--config.tasks.leukocytes.external.name=corpus", "external has the classes ery", "neutr"),
+    "weights that are not there": ("--config.weights=weights/lite0.pth", "no such weight file", "'imagenet', 'random'"),
+    "weights that are none": (f"--config.weights={QUICKSTART}", "quickstart.py: not a weight file", ".safetensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_setting_that_cannot_be(refused, case):
+    flag, *words = SETTINGS[case]
+    refused(*small(flag), words=words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), ["no config", "--config=configs/quickstart.py"]),
+        (("--config=",), ["no config", "--config=configs/quickstart.py"]),
+        ((f"--config={ROOT}/configs/quikstart.py",), ["no config file", "quikstart.py", "quickstart.py'"]),
+        ((f"--config={ROOT}/configs/quickstart",), ["no config file", "quickstart.py'"]),
+        ((f"--config={ROOT}/configs",), ["no config file", "configs"]),
+        ((f"--config={QUICKSTART}", f"--config={QUICKSTART}"), ["--config is given 2 times"]),
+        ((f"--config={QUICKSTART}:fast",), ["quickstart.py", "no choice", "'fast'"]),
+        ((f"--config={ROOT}/configs/mehmood2022.py:l1bs",), ["unknown arm 'l1bs'", "'l1sb'"]),
+    ],
+)
+def test_a_config_that_is_not_there(refused, flags, words):
+    refused(*flags, words=words)
+
+
+def test_no_workdir(capsys):
+    assert run(f"--config={QUICKSTART}") == 2
+    assert (
+        capsys.readouterr().err == "error: no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart\n"
+    )
+
+
+CONFIG_LINES = {
+    "a setting misspelt": ("config.adapt.epcohs = 3", ":20: the config has no setting 'epcohs'", "'adapt.epochs'"),
+    "one misspelt where all is open": ("config.unlock(); config.stratgies = ('full',)", "'stratgies'", "'strategies'"),
+    "a wrong type": ("config.adapt.epochs = 'many'", ":20: epochs is many (str)", "a whole number"),
+    "a section lost": ("config.transfer.head = {'epochs': 3}", "lacks transfer.head.batch_size", "default()"),
+    "none for a number": ("config.adapt.lr = None", "adapt.lr is None", "a number, such as 0.0001"),
+    "a syntax error": ("config.seeds = (0, 1", "config.py:2", "not Python", "never closed"),
+    "an unknown name": ("config.seeds = three", ":20: NameError", "'three'"),
+    "a file it misses": ("open('classes.txt')", ":20: FileNotFoundError", "classes.txt"),
+    "no return": ("return None", "the config is NoneType", "default()"),
+    "a task without sets": ("config.tasks.other = {}", "tasks.other has no development images"),
+    "a task that is text": ("config.tasks.cells = 'manifest.csv'", ":20: cells is manifest.csv (str)", "a dict"),
+    "a name for no folder": ("config.tasks['a/b'] = config.tasks.cells", "'a/b'", "letters, digits"),
+    "a split misspelt": ("config.tasks.cells.extrnal = {}", "no split 'extrnal'", "'external'"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIG_LINES)
+def test_a_line_of_a_config_file(refused, tmp_path, case, data):
+    line, *words = CONFIG_LINES[case]
+    refused(f"--config={write_config(tmp_path, line)}", f"--config.data_dir={data.folder}", words=words)
+
+
+def test_a_config_file_without_get_config(refused, tmp_path):
+    (tmp_path / "empty.py").write_text("epochs = 3\n")
+    refused(f"--config={tmp_path / 'empty.py'}", words=["empty.py", "no function get_config()"])
+
+
+OWN_PHASES = {
+    "a pattern of nothing": ("trainable", "('stage9/*',)", "phase 'a': pattern 'stage9/*' matches no parameter", "'stage7'"),
+    "batch norm alone": ("trainable", "'stage7/*/norm*'", "phase 'a' trains nothing", "norm='train'"),
+    "a setting misspelt": ("epohcs", "1", "phases.mine.phases[0] has no setting 'epohcs'", "'epochs'"),
+    "a wrong type": ("epochs", "'1'", "phases.mine.phases[0]: epochs is '1'", "a whole number"),
+    "no epoch": ("epochs", "0", "phase 'a': epochs is 0", "1 or more"),
+    "an unknown norm": ("norm", "'frozn'", "phase 'a': unknown norm 'frozn'", "'frozen'"),
+    "a norm of no group": ("norm", "{'stage7/block9': 'train'}", "'stage7/block9' matches no layer group", "'stage7/block1'"),
+    "a norm that is a number": ("norm", "3", "phases.mine.phases[0]: norm is 3", "'train'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OWN_PHASES)
+def test_a_phase_of_ones_own(refused, tmp_path, data, case):
+    key, value, *words = OWN_PHASES[case]
+    phase = "{'name': 'a', 'epochs': 1, 'trainable': ('head',), 'lr': 1e-3, '%s': %s}" % (key, value)  # noqa: UP031
+    config = write_config(tmp_path, "config.strategies = ('mine',)", f"config.phases.mine = {{'phases': ({phase},)}}")
+    refused(f"--config={config}", f"--config.data_dir={data.folder}", words=words)
+
+
+@pytest.mark.parametrize(
+    "entry", ["'full'", "()", "{'phases': {'name': 'a'}}", "{'phases': ()}", "{'phases': ('head',)}"]
+)
+def test_what_is_no_list_of_phases(refused, tmp_path, entry):
+    config = write_config(tmp_path, "config.strategies = ('mine',)", f"config.phases.mine = {entry}")
+    refused(f"--config={config}", words=["phases.mine", "'trainable': ('head',)"])
+
+
+def test_every_choice_that_is_checked_early_is_one_that_is_known_later():
+    known = {
+        "schedule": phases.SCHEDULES,
+        "norm": phases.NORMS,
+        "name": optim.OPTIMIZERS,
+        "flip": augment.FLIPS,
+        "cache": features.MODES,
+        "on_bad_image": records.ON_BAD_IMAGE,
+    }
+    for name, choices in checks._CHOICES.items():
+        if name not in ("mode", "model.dtype"):
+            assert choices == known[name.rpartition(".")[2]], name
+
+
+def test_a_batch_that_does_not_divide_among_devices(refused, monkeypatch):
+    monkeypatch.setattr("dapt_jax.parallel.jax.devices", lambda: [None] * 3)
+    refused(*small("--config.adapt.batch_size=32"), words=["adapt.batch_size 32", "3 devices", "30 does"])
+    flags = ["--config.adapt.batch_size=30", "--config.transfer.protocols=finetune"]
+    refused(*small(*flags), words=["transfer.finetune.batch_size 16", "15 does"])
+
+
+def test_weights_of_another_model(refused, tmp_path):
+    for name in ("resnet18.npz", "resnet18.safetensors"):
+        export.write(tmp_path / name, *registry.build("resnet18").init(0))
+        refused(*small(f"--config.weights={tmp_path / name}"), words=[name, "'efficientnet_lite0'", "resnet18"])
+    near = f"--config.weights={tmp_path}/resnet81.npz"
+    refused(*small(near), words=["resnet81.npz: no such weight file", "'resnet18.npz'"])
+
+
+# ---- the user's own manifest --------------------------------------------------------------------------------------
+
+
+class Data:
+    """Phantoms as files with a manifest that a test may spoil."""
+
+    def __init__(self, folder: Path, source: Path):
+        self.folder, self.manifest = folder, folder / "manifest.csv"
+        folder.mkdir()
+        for name in phantoms.SOURCES:
+            shutil.copytree(source / name, folder / name, copy_function=os.link)
+        self.lines = (source / "manifest.csv").read_text().splitlines()
+        self.write(self.lines)
+
+    def write(self, lines, encoding="utf-8"):
+        self.manifest.write_bytes(("\n".join(lines) + "\n").encode(encoding))
+
+    def change(self, row, column, value):
+        """Puts a value into a row of the manifest, counted as a spreadsheet does, or into its header (row 1)."""
+        cells = self.lines[row - 1].split(",")
+        cells[self.lines[0].split(",").index(column)] = value
+        self.lines[row - 1] = ",".join(cells)
+        self.write(self.lines)
+
+    def image(self, row):
+        return self.folder / self.lines[row - 1].split(",")[0]
+
+    def spoil(self, row, content: bytes):
+        path = self.image(row)
+        path.unlink()
+        path.write_bytes(content)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    phantoms.write(folder, 36, 32)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path, written):
+    return Data(tmp_path / "data", written)
+
+
+@pytest.fixture
+def refused_data(refused, tmp_path, data):
+    """As `refused`, for the study of a manifest; more lines go into its config."""
+
+    def refuse(*more, words=(), flags=()):
+        config = write_config(tmp_path, *more)
+        return refused(f"--config={config}", f"--config.data_dir={data.folder}", *flags, words=words)
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("column", "name", "words"),
+    [
+        ("label", "class", ["no column 'label'", "'image', 'class', 'mask', 'patient', 'source'"]),
+        ("image", "file", ["no column 'image'", "'file', 'label'"]),
+        ("image", "Image", ["no column 'image'", "did you mean 'Image'?"]),
+        ("source", "set", ["'source=corpus' names no column", "'image'"]),
+    ],
+)
+def test_a_column_that_is_not_there(refused_data, data, column, name, words):
+    data.change(1, column, name)
+    refused_data(words=["manifest.csv", *words])
+
+
+def test_a_manifest_without_header(refused_data, data):
+    data.write(data.lines[1:])
+    refused_data(words=["manifest.csv: no column 'image'"])
+
+
+def test_missing_images_are_all_counted(refused_data, data):
+    for row in (3, 5, 9):
+        data.image(row).rename(data.image(row).with_suffix(".jpg"))
+    first = "first: row 3: corpus/images/000001.png"
+    refused_data(words=["3 of 36 images", "manifest.csv do not exist", first, "'000001.jpg'"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("cut", ["cannot be read", "a whole PNG"]),
+        (b"", ["not an image that Pillow reads", "PNG, JPEG"]),
+        (b"image,label\n", ["not an image that Pillow reads", "PNG, JPEG"]),
+    ],
+)
+def test_an_image_that_cannot_be_read(refused_data, data, content, words):
+    data.spoil(4, data.image(4).read_bytes()[:-400] if content == "cut" else content)
+    refused_data(words=["1 of 36 images", "first: row 4: ", "corpus/images/000002.png", *words])
+
+
+def test_bad_images_are_skipped_on_request_and_counted(tmp_path, data, capsys):
+    data.spoil(4, b"")
+    data.image(6).unlink()
+    flags = (f"--config={write_config(tmp_path)}", f"--config.data_dir={data.folder}", "--config.mode=plan")
+    assert run(*flags, "--config.data.on_bad_image=skip") == 0
+    assert re.search(r"corpus: 34 images \(.*\), 6 patients, 2 unreadable images skipped", capsys.readouterr().out)
+
+
+DATA = {
+    "a label outside the classes": (
+        ["config.corpus.classes = ('erythrocytes', 'leukocyte', 'platelet')"],
+        ["row ", "label 'erythrocyte'", "not in classes", "'erythrocytes'", "drop_classes"],
+    ),
+    "a class that no image has": (
+        ["for split in ('development', 'external'):",
+         "    config.tasks.cells[split].classes = 'neutrophil,lymphocyte,monocyte,eosinophil,basophil,blast'"],
+        ["cells development: no image is 'blast'", "found neutrophil"],
+    ),
+    "a class twice": (["config.corpus.classes = 'platelet,platelet'"], ["classes name 'platelet' twice"]),
+    "a class dropped that is not there": (["config.corpus.drop_classes = 'platelets'"], ["'platelets'", "'platelet'"]),
+    "one class left": (
+        ["config.tasks.cells.development.drop_classes = 'lymphocyte,monocyte,eosinophil,basophil'"],
+        ["cells development: all ", "'neutrophil'", "two classes or more"],
+    ),
+    "a condition of no row": (["config.corpus.where = 'source=corpsu'"], ["no row has 'source=corpsu'", "'corpus'"]),
+    "a condition without value": (["config.corpus.where = 'corpus'"], ["cannot read", "column=value"]),
+    "a group that is no column": (["config.corpus.group = 'patiant'"], ["no column 'patiant'", "'patient'"]),
+    "a crop that is no number": (["config.corpus.crop = '24'"], ["corpus: crop is '24'", "a whole number"]),
+    "a crop below nothing": (["config.corpus.crop = -2"], ["corpus: crop is -2", "a whole number from 0"]),
+    "a key misspelt": (["config.corpus.pth = 'x'"], ["corpus: kind 'manifest' has no key 'pth'", "'path'"]),
+    "a manifest misspelt": (["config.corpus.path = 'manifst.csv'"], ["manifst.csv: no such manifest", "'manifest.csv'"]),
+    "a folder as manifest": (["config.corpus.path = 'corpus'"], ["corpus: a folder", "kind 'folder'"]),
+    "no path": (["config.corpus.path = ''"], ["corpus: kind 'manifest' needs a path"]),
+    "the target's rows as corpus": (
+        ["config.corpus.where = ''"], ["36 images are in both cells development and corpus", "one side only"]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_a_config_that_does_not_fit_its_manifest(refused_data, case):
+    more, words = DATA[case]
+    refused_data(*more, words=words)
+
+
+ROWS = {
+    "a blank label": (5, "label", "", ["manifest.csv: row 5: corpus/images/000003.png has no label", "'label'"]),
+    "a blank image": (5, "image", "", ["manifest.csv: row 5: no image named"]),
+    "an image twice": (5, "image", "corpus/images/000000.png", ["row 5", "in row 2 already", "one row per image"]),
+    "a folder as image": (5, "image", "corpus/images", ["row 5: corpus/images; it is a folder"]),
+    "a mask that is not there": (5, "mask", "corpus/masks/x.png", ["1 of 36 masks", "row 5", "corpus/masks/x.png"]),
+    "a row too long": (5, "label", "platelet,x", ["manifest.csv: row 5: 6 cells, expected 5 as in the header"]),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_a_row_that_cannot_be(refused_data, data, case):
+    row, column, value, words = ROWS[case]
+    data.change(row, column, value)
+    refused_data(words=words)
+
+
+def test_one_label_spelt_in_two_ways(refused_data, data):
+    label = data.lines[4].split(",")[1]
+    data.change(5, "label", label.title())
+    refused_data(words=["manifest.csv: row ", repr(label), repr(label.title()), "one spelling"])
+
+
+def test_a_quotation_mark_left_open(refused_data, data):
+    data.change(5, "label", '"platelet')
+    data.write([*data.lines, "x" * 140_000])
+    refused_data(words=["manifest.csv", "is a quotation mark left open?"])
+
+
+def test_a_manifest_that_is_not_utf8(refused_data, data):
+    data.change(5, "label", "érythrocyte")
+    data.write(data.lines, "latin-1")
+    refused_data(words=["manifest.csv: not UTF-8 text", "save it as CSV UTF-8"])
+
+
+def test_a_manifest_of_nothing(refused_data, data):
+    for lines in ([], data.lines[:1]):
+        data.write(lines)
+        refused_data(words=["manifest.csv: no rows", "image,label,patient"])
+
+
+def test_a_patient_in_two_splits(refused_data, data):
+    data.write([f"{line},{'split' if n == 0 else 'train' if n % 6 else 'test'}" for n, line in enumerate(data.lines)])
+    line = refused_data(words=["manifest.csv: patient smear-0-1-00000", "belongs in one split"])
+    assert re.search(r"splits 'train' and 'test' \(rows 2, 7\), and 17 more like it", line)
+
+
+def test_a_patient_of_the_target_in_the_corpus(refused_data, data):
+    patient = data.lines[40].split(",")[3]
+    data.change(2, "patient", patient)
+    refused_data(words=[f"1 patient is in both cells development and corpus, first: {patient}", "one side only"])
+
+
+def test_an_image_of_the_target_in_the_corpus_under_another_path(refused_data, data):
+    (data.folder / "other").mkdir()
+    rows = [line.replace("development/", "../development/") for line in data.lines if line.endswith(",development")]
+    (data.folder / "other" / "manifest.csv").write_text("\n".join([data.lines[0], *rows]))
+    more = "config.corpus.update({'path': 'other/manifest.csv', 'where': ''})"
+    refused_data(more, words=["36 images are in both cells development and corpus", "development/images/000000.png"])
+
+
+def test_other_classes_outside(refused_data, data):
+    for row, line in enumerate(data.lines, start=1):
+        if line.endswith(",external") and "basophil" in line:
+            data.change(row, "label", "monocyte")
+    refused_data(words=["'cells': external has the classes eosinophil", "basophil", "name all as its classes"])
+
+
+def test_several_labels_on_one_side_alone(refused_data, data):
+    (data.folder / "outside.csv").write_text("\n".join(data.lines))
+    data.change(next(n for n, line in enumerate(data.lines, 1) if "neutrophil" in line), "label", "neutrophil|basophil")
+    more = "config.tasks.cells.external.path = 'outside.csv'"
+    refused_data(more, words=["'cells'", "development has several labels per image, external has one"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("nowhere", ["corpus: no folder", "nowhere", "manifest.csv", "--config.data_dir=FOLDER"]),
+        ("manifest.csv", ["corpus: no folder", "manifest.csv", "--config.data_dir=FOLDER"]),
+        (None, ["corpus: manifest.csv is relative", "--config.data_dir=FOLDER"]),
+    ],
+)
+def test_a_data_folder_that_is_none(refused_data, data, folder, words):
+    refused_data(flags=[f"--config.data_dir={data.folder / folder if folder else ''}"], words=words)
+
+
+# ---- the workdir --------------------------------------------------------------------------------------------------
+
+ALONE = ("--config.strategies=none", "--config.seeds=0", "--config.transfer.protocols=linear")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone")
+    assert run(*small(*ALONE), f"--workdir={workdir}") == 0
+    return workdir
+
+
+def test_a_workdir_of_another_config(refused, alone, monkeypatch):
+    before = {path: path.read_bytes() for path in sorted(alone.glob("*.json*"))}
+    other = refused(*small(*ALONE, "--config.transfer.head.epochs=7"), workdir=alone)
+    assert "holds the study of another config: transfer.head.epochs was 5 there and is 7 now" in other
+    monkeypatch.setattr(phantoms, "CELLS_PER_SMEAR", 4)  # the same settings draw other images
+    drawn = refused(*small(*ALONE), workdir=alone)
+    assert re.search("the images or labels of leukocytes/(development|external) are others now", drawn)
+    monkeypatch.undo()
+    assert before == {path: path.read_bytes() for path in sorted(alone.glob("*.json*"))}
+    assert run(*small(*ALONE), f"--workdir={alone}") == 0
+    assert before == {path: path.read_bytes() for path in sorted(alone.glob("*.json*"))}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("config.json", "{", ["config.json:1: not JSON"]),
+        ("results.jsonl", '{"strategy": "none"', ["results.jsonl:1: not a line of JSON"]),
+        ("results.jsonl", '{"strategy": "none"}', ["results.jsonl:1: no key 'seed'"]),
+        ("ledger.jsonl", '{"strategy": "none"}', ["ledger.jsonl:1", "no seed"]),
+    ],
+)
+def test_a_damaged_file_in_the_workdir(refused, alone, tmp_path, name, text, words):
+    workdir = Path(shutil.copytree(alone, tmp_path / "damaged"))
+    (workdir / name).write_text(text)
+    refused(*small(*ALONE), workdir=workdir, words=words)
+
+
+def test_results_of_an_unknown_config(refused, alone, tmp_path):
+    (tmp_path / "old").mkdir()
+    shutil.copy(alone / "results.jsonl", tmp_path / "old")
+    refused(*small(*ALONE), workdir=tmp_path / "old", words=["holds results but no config.json", "new --workdir"])
+
+
+def test_a_workdir_below_a_file(refused, tmp_path):
+    (tmp_path / "file").touch()
+    for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
+        refused(*small(*ALONE), workdir=workdir, words=[str(workdir), "cannot be written to", "another --workdir"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_workdir_that_may_not_be_written(refused, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused(*small(*ALONE), workdir=tmp_path / "locked", words=["locked: cannot be written to (Permission denied)"])
+
+
+def test_a_report_of_no_study(refused, tmp_path):
+    refused(f"--config={QUICKSTART}", "--config.mode=report", words=["workdir/config.json: no such file"])
+
+
+# ---- what works all the same --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--config.strategies=full,none"], {"strategies": ("full", "none")}),
+        (["--config.strategies=('full','none')"], {"strategies": ("full", "none")}),
+        (["--config.strategies=full, none"], {"strategies": ("full", "none")}),
+        (["--config.strategies", "full,none"], {"strategies": ("full", "none")}),
+        (["--config.strategies=full", "--config.strategies=none"], {"strategies": ("full", "none")}),
+        (["--config.seeds=0,1"], {"seeds": (0, 1)}),
+        (["--config.seeds=3"], {"seeds": (3,)}),
+        (["--config.transfer.protocols=linear,finetune"], {"transfer.protocols": ("linear", "finetune")}),
+        (["--noconfig.synthetic"], {"synthetic": False}),
+        (["--config.adapt.lr=1"], {"adapt.lr": 1.0}),
+        (["--config.tasks.leukocytes.external.n=7"], {"tasks.leukocytes.external.n": 7}),
+    ],
+)
+def test_ways_to_write_a_value(flags, expected):
+    from dapt_jax import arguments
+
+    for order in ([f"--config={QUICKSTART}", *flags], [*flags, "--config", str(QUICKSTART)]):
+        config, workdir = arguments.parse(order)
+        assert workdir is None
+        settings = checks.flat(config)
+        assert {name: settings[name] for name in expected} == expected
+
+
+def test_no_epoch_of_the_head_alone(capsys):
+    assert run(*small("--config.mode=plan", "--config.adapt.head_epochs=0", "--config.strategies=full")) == 0
+    phases_told = capsys.readouterr().out.partition("┡")[2].partition("└")[0]
+    assert "│ full " in phases_told
+    assert "│ head " not in phases_told
+
+
+def test_help_lists_the_flags_and_the_settings(capsys):
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    assert "--config=FILE" in out
+    assert "--config.adapt.epochs=4" in out
+
+
+def test_from_a_shell(tmp_path):
+    """The true exit code, and nothing else on stderr, whatever the libraries would like to say."""
+    command = [sys.executable, "-m", "dapt_jax.main", *small("--config.strategies=fll"), f"--workdir={tmp_path / 'w'}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: unknown strategy 'fll'; did you mean 'full'?\n"
+    assert not (tmp_path / "w").exists()
