@@ -5,9 +5,9 @@
 
 All seven in one study, with seeds: --config.strategies=full,l1sb,l2sb,l1sb_pft,l2sb_pft,f1b,f2b --config.seeds=0,1,2
 
-`full`, `l1sb`, `l2sb` (all but batch norm; the last identity block of conv5; the last two), `l1sb_pft`, `l2sb_pft` (those for 100
-epochs, then full for 50), `f1b`, `f2b` (the network cut after conv2_x, after conv3_x). `--config.mode=plan` prices an arm
-before it runs. Keras ResNet-50 (v1), Adam, batch 16, every batch norm frozen, no augmentation; the head alone for 1,000
+`full`, `l1sb`, `l2sb` (all but batch norm; the last identity block of conv5; the last two), `l1sb_pft`, `l2sb_pft` (those
+for 100 epochs, then full for 50), `f1b`, `f2b` (the network cut after conv2_x, after conv3_x). `--config.mode=plan` prices
+an arm before it runs. Keras ResNet-50 (v1), Adam, batch 16, every batch norm frozen, no augmentation; the head alone for 1,000
 epochs at 1e-4, then 150 epochs at 1e-5. Here the head's 1,000 epochs run on features computed once.
 
 DATA holds what the paper used, as manifests you prepare:

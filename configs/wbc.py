@@ -20,7 +20,9 @@ def get_config():
     config = default()
     config.name = "wbc"
     config.title = "DAPT on blood-smear crops, transferred to white-cell types"
-    config.note = "Corpus: BCCD crops, split by smear. Target: 299 white cells in five folds; external: 97 cells, other stain."
+    config.note = (
+        "Corpus: BCCD crops, split by smear. Target: 299 white cells in five folds; external: 97 cells, other stain."
+    )
     config.model.image_size = 96
     wbc = {"kind": "manifest", "path": "wbc/manifest.csv", "classes": TYPES, "drop_classes": ("basophil",)}
     with config.unlocked():

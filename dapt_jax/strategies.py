@@ -148,7 +148,7 @@ def _phase(where: str, settings: Any) -> Phase:
         raise UserError(f"{where} lacks {', '.join(missing)}; expected settings such as {_EXAMPLE}")
     if isinstance(values["trainable"], str):
         values["trainable"] = (values["trainable"],)
-    norm = values.pop("norm", "frozen")
+    norm = values.pop("norm", fields["norm"])
     for key, value in values.items():
         if not is_like(value, fields[key]):
             raise UserError(f"{where}: {key} is {value!r}; expected {wanted(fields[key])}")

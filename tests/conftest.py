@@ -4,6 +4,17 @@ import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+# The shapes and dtypes in signatures are checked at every call that a test makes.
+_CHECKED = (
+    "dapt_jax.metrics",
+    "dapt_jax.objectives",
+    "dapt_jax.ops",
+    "dapt_jax.data.augment",
+    "dapt_jax.data.pipeline",
+)
+install_import_hook([*_CHECKED, "dapt_jax.training", "dapt_jax.models.classifier"], "beartype.beartype")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

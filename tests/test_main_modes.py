@@ -1,6 +1,7 @@
 """What a command leaves behind: a plan, a study, the same study again, a report; and that all configs of ours load."""
 
 import base64
+import os
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,32 @@ def test_a_finished_study_runs_nothing_again(finished, tmp_path, monkeypatch):
     before = contents(workdir)
     assert run(*small(), f"--workdir={workdir}") == 0
     assert contents(workdir) == before
+
+
+LOWER = """
+import hashlib, jax, numpy as np
+from tests import tiny
+run = tiny.make_run([tiny.HEAD, tiny.PARTIAL, tiny.FULL], encoder=tiny.encoder(), data=tiny.dataset())
+program = run.programs[-1]
+state = program.fresh_state(*program.model.init(0))
+images, labels = np.zeros((8, 16, 16, 3), np.uint8), np.zeros(8, np.int32)
+batch = {"image": images, "label": labels, "weight": np.ones(8, np.float32), "index": labels}
+draw = {"seed": np.uint32(0), "view": np.int32(0)}
+text = jax.jit(program.train_step).lower(state, batch, draw, np.float32(1)).as_text()
+print(hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_the_next_start_has_the_same_programs():
+    """Whatever order Python's sets have in a process: else a program is compiled anew at every start."""
+    found = set()
+    for seed in ("1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", LOWER]
+        found.add(
+            subprocess.run(command, capture_output=True, check=True, cwd=ROOT, env=environment, timeout=120).stdout
+        )
+    assert len(found) == 1
 
 
 def test_an_arm_that_lacks_results_runs_alone(finished, tmp_path, monkeypatch):

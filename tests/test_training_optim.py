@@ -29,7 +29,7 @@ def test_a_run_that_trains_all_is_optax_s_own(name):
 
 def test_weight_decay_falls_on_kernels_alone():
     params = {"a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}}
-    optimizer = Optimizer("sgd", weight_decay=0.5, b1=0)
+    optimizer = Optimizer("sgd", weight_decay=0.5, b1=0.0)
     tx = optim.transformation(
         optimizer, params, optim.labels(("a/bias", "a/kernel"), [mask_of("a/bias", "a/kernel")], 0)
     )

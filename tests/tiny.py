@@ -1,5 +1,7 @@
 """A network and a corpus so small that a test can train them."""
 
+import itertools
+
 import numpy as np
 from flax import nnx
 
@@ -29,7 +31,7 @@ def encoder():
     widths = (3, 4, 6, 8)
     groups = [
         Group(f"stage{n}/block1", lambda rngs, a=a, b=b: Block(a, b), b, 2**n)
-        for n, (a, b) in enumerate(zip(widths, widths[1:], strict=False), start=1)
+        for n, (a, b) in enumerate(itertools.pairwise(widths), start=1)
     ]
     half = (127.5,) * 3
     return Encoder("tiny", groups, preprocess=Preprocess(half, half), image_size=16)

@@ -4,13 +4,16 @@ So neither order, nor worker count, nor a restart changes a pixel.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from dapt_jax.errors import UserError, nearest
 
+AnyArray = Array | np.ndarray
 FLIPS = ("none", "horizontal", "dihedral")
 
 
@@ -43,23 +46,24 @@ class Augment:
         return self == Augment()
 
     def __call__(
-        self, images: Num[Array, "b h w c"], seed: int, view: Int[Array, ""], index: Int[Array, " b"]
+        self, images: Num[AnyArray, "b h w c"], seed: Any, view: Any, index: Int[AnyArray, " b"]
     ) -> Num[Array, "b h w c"]:
         """Augments a batch.
 
         Args:
             images: values 0 to 255, uint8 or float.
-            seed: of the run.
-            view: number of the view, the epoch where every epoch has new ones.
+            seed: of the run, an integer.
+            view: an integer, number of the view, the epoch where every epoch has new ones.
             index: row of each example in its data set.
 
         Returns:
             The images as they came if this is the identity, else float32 of the same shape, values 0 to 255.
         """
+        images = jnp.asarray(images)
         if self.is_identity:
             return images
         key = jax.random.fold_in(jax.random.key(seed), view)
-        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(index)
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.asarray(index))
         return jax.vmap(self._one)(images.astype(jnp.float32), keys)
 
     def _one(self, image: Float[Array, "h w c"], key: PRNGKeyArray) -> Float[Array, "h w c"]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ def _draw(program: PhaseProgram, epoch: int) -> dict[str, Any]:
     return {"seed": np.uint32(program.seed), "view": np.int32(program.view(epoch))}
 
 
+@runtime_checkable
 class Feed(Protocol):
     """Runs the steps of an epoch."""
 

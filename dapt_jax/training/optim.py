@@ -101,7 +101,7 @@ def transformation(optimizer: Optimizer, params: Tree, labels: Sequence[str]) ->
     """
     transforms = {
         name: optax.set_to_zero() if name == FROZEN else optimizer.direction(name.endswith("_decayed"))
-        for name in {FROZEN, *labels}
+        for name in sorted({FROZEN, *labels})
     }
     return optax.multi_transform(transforms, jax.tree.unflatten(jax.tree.structure(params), labels))
 
