@@ -35,8 +35,8 @@ def get_config():
             "external": {**slices, "where": "split=external", "drop_classes": ("no_tumor", "tumor")},
         }
     config.adapt.head_epochs = 20
-    config.adapt.epochs = 6
-    config.adapt.hybrid_epochs = 4
+    config.adapt.epochs = 4
+    config.adapt.hybrid_epochs = 2
     config.adapt.partial_groups = 3
     config.adapt.cut_after = "stage3/block2"
     config.adapt.lr = 1e-4

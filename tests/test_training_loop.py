@@ -40,7 +40,7 @@ def tools(folder, every_s=1e9, store=None):
     )
 
 
-class NoLedger:
+class NoLedger(Ledger):
     def __init__(self):
         self.entries = []
 

@@ -1,0 +1,127 @@
+"""Scores and losses against scikit-learn's and against the formula written out."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from dapt_jax import metrics
+from dapt_jax.errors import UserError
+from dapt_jax.objectives import Objective
+from dapt_jax.training import heads
+
+NAMES = ("a", "b", "c")
+
+
+def loss(objective, logits, labels):
+    return np.asarray(objective(jnp.asarray(logits), jnp.asarray(labels)))
+
+
+def chances(objective, logits):
+    return np.asarray(objective.probabilities(jnp.asarray(logits)))
+
+
+def scored(labels, probabilities):
+    return {score.metric: score for score in metrics.classification(labels, probabilities, NAMES)}
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000))
+def test_scores_equal_scikit_learn_s(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(3), rng.integers(3, size=30)])
+    probabilities = rng.dirichlet(np.ones(3), size=33)
+    found = scored(labels, probabilities)
+    auc = sk.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    assert found["auc"].value == pytest.approx(auc)
+    predicted = probabilities.argmax(1)
+    assert found["balanced_accuracy"].value == pytest.approx(sk.balanced_accuracy_score(labels, predicted))
+    assert found["accuracy"].value == pytest.approx(sk.accuracy_score(labels, predicted))
+
+
+def test_a_class_without_images_is_named_by_its_absence_and_not_counted():
+    labels = np.array([0, 0, 1, 1])
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.8, 0.1]])
+    found = scored(labels, probabilities)
+    assert found["auc"].value == 1.0
+    assert found["auc"].classes == ("a", "b")
+    assert np.isnan(found["auc/c"].value)
+    assert found["balanced_accuracy"].classes == ("a", "b")
+
+
+def test_missing_labels_are_left_out_class_by_class():
+    labels = np.array([[1, 0, np.nan], [0, 1, 1], [1, np.nan, 0], [0, 0, 1]], np.float32)
+    probabilities = np.random.default_rng(0).random((4, 3))
+    found = scored(labels, probabilities)
+    known = ~np.isnan(labels[:, 1])
+    assert found["auc/b"].value == sk.roc_auc_score(labels[known, 1], probabilities[known, 1])
+    assert found["auc/b"].n == 3
+
+
+def test_a_calibrated_predictor_has_no_calibration_error_and_an_overconfident_one_its_excess():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1, 200_000)
+    labels = (rng.random(len(confidence)) > confidence).astype(int)
+    assert metrics.calibration_error(labels, np.stack([confidence, 1 - confidence], 1)) < 0.01
+    half = np.tile([0.9, 0.1], (1000, 1))
+    assert metrics.calibration_error(np.arange(1000) % 2, half) == pytest.approx(0.4)
+
+
+def test_losses_equal_scikit_learn_s_log_loss():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(50, 3)).astype(np.float32)
+    labels = rng.integers(3, size=50).astype(np.int32)
+    softmax = Objective(3)
+    expected = sk.log_loss(labels, chances(softmax, logits), labels=[0, 1, 2])
+    assert loss(softmax, logits, labels).mean() == pytest.approx(expected, rel=1e-5)
+    one = Objective(1)
+    binary = (labels > 0).astype(np.int32)
+    expected = sk.log_loss(binary, chances(one, logits[:, :1])[:, 1])
+    assert loss(one, logits[:, :1], binary).mean() == pytest.approx(expected, rel=1e-5)
+    smooth = Objective(3, smoothing=0.3)
+    by_hand = 0.7 * loss(softmax, logits, labels)
+    by_hand += 0.1 * sum(loss(softmax, logits, np.full(50, k, np.int32)) for k in range(3))
+    np.testing.assert_allclose(loss(smooth, logits, labels), by_hand, rtol=1e-5)
+
+
+def test_missing_labels_take_no_part_in_the_loss():
+    logits = np.array([[2.0, -1.0]], np.float32)
+    both, first = np.array([[1, np.nan]], np.float32), np.array([[1]], np.float32)
+    two, one = Objective(2, multi_label=True), Objective(1, multi_label=True)
+    np.testing.assert_allclose(loss(two, logits, both), loss(one, logits[:, :1], first))
+    assert np.isfinite(loss(two, logits, np.full((1, 2), np.nan, np.float32))).all()
+
+
+def test_smoothing_out_of_range_is_refused():
+    with pytest.raises(UserError, match="label smoothing is 1"):
+        Objective(3, smoothing=1.0)
+
+
+def test_heads_of_all_folds_are_those_trained_one_by_one_and_as_good_as_logistic_regression():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=150).astype(np.int32)
+    features = (rng.normal(size=(150, 20)) + labels[:, None] * 0.6).astype(np.float32)
+    features[:, 3] = 5.0  # constant: must not be blown up
+    folds = [np.setdiff1d(np.arange(150), np.arange(start, 150, 3)) for start in range(3)]
+    folds[2] = folds[2][:70]  # fewer batches than the others
+    settings = heads.HeadSettings((), Objective(3), 60, 1e-2, 16, 0.0, True)
+    together = heads.train(features, labels, folds, settings, seed=0)
+    probabilities = together.probabilities(features)
+    for fold, rows in enumerate(folds):
+        held = np.setdiff1d(np.arange(150), rows)
+        scaler = StandardScaler().fit(features[rows])
+        oracle = LogisticRegression(max_iter=1000).fit(scaler.transform(features[rows]), labels[rows])
+        theirs = sk.roc_auc_score(
+            labels[held], oracle.predict_proba(scaler.transform(features[held])), multi_class="ovr"
+        )
+        mine = sk.roc_auc_score(labels[held], probabilities[fold, held], multi_class="ovr")
+        assert mine == pytest.approx(theirs, abs=0.03)
+    assert together.images == 60 * sum(map(len, folds))
+    assert together.flops == together.images * 2 * 2 * 20 * 3
+    unseen = features[:5].copy()
+    unseen[:, 3] = 6.0
+    np.testing.assert_allclose(together.probabilities(unseen), probabilities[:, :5], atol=1e-5)
