@@ -20,7 +20,7 @@ def get_config():
     config.seeds = (0, 1, 2)
     config.model.image_size = 64
     with config.unlocked():
-        config.corpus.update({"kind": "phantoms", "name": "corpus", "n": 1200})
+        config.corpus.update({"kind": "phantoms", "name": "corpus", "n": 900})
         config.tasks.leukocytes = {
             "development": {"kind": "phantoms", "name": "development", "n": 300},
             "external": {"kind": "phantoms", "name": "external", "n": 300},

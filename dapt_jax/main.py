@@ -1,5 +1,6 @@
 """The command line: `python -m dapt_jax.main --config=configs/quickstart.py --workdir=runs/quickstart`."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,11 @@ def main(argv: Sequence[str]) -> int:
         _dispatch(config, workdir)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_CODE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error.strerror}: make room; the same command goes on from the last checkpoint", file=sys.stderr)
         return EXIT_CODE
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -201,6 +201,7 @@ def on_features(
             model_flops=trained.flops, hardware_flops=trained.flops, trainable_params=size, total_params=size,
         )  # fmt: skip
         tools.ledger.put(dataclasses.replace(meter.row(row), train_s=seconds))
+        tools.reporter.advance(trained.flops, f"{arm.strategy} seed {arm.seed}  {task.name} {protocol}")
     by_split = {split: trained.probabilities(values) for split, values in found.items()}
     held = [(by_split["development"][fold, rows], rows) for fold, (_, rows) in enumerate(folds)]
     others = {split: list(values) for split, values in by_split.items() if split != "development"}

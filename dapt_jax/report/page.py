@@ -102,7 +102,7 @@ def _facts(records: Records) -> list[tuple[str, str]]:
     if isinstance(model, Mapping):
         model = model.get("name") or model.get("kind")
     models = [str(model)] if model else [str(row["model"]) for row in records.results if row.get("model")]
-    inits = [str(row["init"]) for row in records.results if row.get("init")]
+    inits = [str(row["init"]) for row in records.results if row.get("init") and row["strategy"] != BASELINE]
     devices = [f"{row.devices} × {row.device}" for row in records.rows if row.device]
     sources = [row.energy_source for row in records.rows if row.energy_source]
     facts = {

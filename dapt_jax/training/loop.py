@@ -143,6 +143,7 @@ class _PhaseLoop:
         tools.reporter.advance(0, f"{run.title}  {program.phase.name}: computing the frozen prefix once")
         with clock.span("cache"):
             activations = tools.store.get(program, params, stats, run.dataset, decision.views)
+            tools.reporter.advance(activations.flops, f"{run.title}  {program.phase.name}")
             if not self.filled:
                 self.filled = {"cached": "reused" if activations.reused else "filled"}
                 for field, value in (("flops", activations.flops), ("s", activations.seconds)):
