@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dapt_jax.errors import UserError
 
@@ -19,7 +19,8 @@ def data_mesh(batch_size: int) -> Mesh:
     if batch_size % len(devices):
         lower = batch_size // len(devices) * len(devices) or len(devices)
         raise UserError(f"batch_size {batch_size} does not divide among {len(devices)} devices; {lower} does")
-    return Mesh(devices, ("data",))
+    # The compiler lays out what is between inputs and outputs; newer JAX would have every array typed by its sharding.
+    return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -273,11 +273,12 @@ def test_custom_derivatives():
 def test_nested_jit_and_shard_map():
     inner = jax.jit(lambda x: x @ x)
     assert count(jax.jit(lambda x: inner(inner(x))), spec(3, 3)).model == 2 * 2 * 27
-    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=auto)
     part = PartitionSpec("data")
     mapped = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(part, PartitionSpec()), out_specs=part)
     assert count(mapped, spec(4, 3), spec(3, 5)).model == 2 * 4 * 3 * 5
-    virtual = jax.sharding.AbstractMesh((4,), ("data",))
+    virtual = jax.sharding.AbstractMesh((4,), ("data",), axis_types=auto)
     mapped = jax.shard_map(lambda x, w: x @ w, mesh=virtual, in_specs=(part, PartitionSpec()), out_specs=part)
     assert count(mapped, spec(4, 3), spec(3, 5)).model == 2 * 4 * 3 * 5
 
