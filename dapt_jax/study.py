@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from dapt_jax import checks, jsonl, parallel, plan, report, transfer
@@ -23,12 +24,14 @@ from dapt_jax.data.splits import check_disjoint
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.encoder import Tree
 from dapt_jax.progress import Reporter
 from dapt_jax.report.records import Records
 from dapt_jax.strategies import Strategy
 from dapt_jax.training.features import Store
 from dapt_jax.training.run import Tools
 from dapt_jax.weights import locate
+from dapt_jax.weights.merge import MergeReport
 
 WHERE_AND_HOW = ("mode", "data_dir", "checkpoint", "report")
 """Settings that may differ between two starts of one study: they do not change its results."""
@@ -43,12 +46,14 @@ class Study:
         strategies: resolved against the model.
         corpus: in-domain images, or None where no strategy adapts.
         tasks: target tasks.
+        weights: what was loaded into the whole encoder, what was newly drawn, what was left over, and every parameter.
     """
 
     config: Any
     strategies: tuple[Strategy, ...]
     corpus: Dataset | None
     tasks: tuple[transfer.Task, ...]
+    weights: str
 
 
 def prepare(config: Any) -> Study:
@@ -69,7 +74,8 @@ def prepare(config: Any) -> Study:
     if transfer.FINETUNE in config.transfer.protocols:
         with _about("transfer.finetune."):
             parallel.data_mesh(config.transfer.finetune.batch_size)
-    locate.load(config.weights, Classifier(encoder, 1), seed=0)
+    params, _, merged = locate.load(config.weights, Classifier(encoder, 1), seed=0)
+    print(f"weights: {merged}", flush=True)
     adapting = [strategy.name for strategy in strategies if strategy.phases]
     if adapting and not config.corpus.kind:
         raise UserError(
@@ -80,7 +86,7 @@ def prepare(config: Any) -> Study:
     settings = {key: value for key, value in config.corpus.items() if key != "val_fraction"}
     corpus = _load(config, settings, "corpus") if adapting else None
     tasks = tuple(_task(config, name) for name in config.tasks)
-    study = Study(config, strategies, corpus, tasks)
+    study = Study(config, strategies, corpus, tasks, _about_weights(params, merged))
     _check_leaks(study)
     if corpus is not None:
         for strategy in strategies:
@@ -89,6 +95,13 @@ def prepare(config: Any) -> Study:
                 for program in run.programs:
                     run.cache_decision(program)
     return study
+
+
+def _about_weights(params: Tree, merged: MergeReport) -> str:
+    """The merge, name by name, and shape, mean and deviation of every parameter: what a wrong file shows first."""
+    lists = {"newly drawn": merged.initialised, "left over in the file": merged.left_over, "loaded": merged.loaded}
+    named = [f"{title}: {', '.join(names) or 'nothing'}" for title, names in lists.items()]
+    return "\n\n".join([str(merged), *named, parameter_overview.get_parameter_overview(params)]) + "\n"
 
 
 def _load(config: Any, settings: Any, what: str) -> Dataset:
@@ -188,6 +201,7 @@ def run(config: Any, workdir: Path) -> None:
         (strategy.name, seed): _flops(study, strategy, seed) for strategy in study.strategies for seed in config.seeds
     }
     _claim(config, _fingerprints(study), workdir)
+    jsonl.write_text(workdir / "weights.txt", study.weights)
     ledger, results_file = Ledger(workdir / "ledger.jsonl"), workdir / "results.jsonl"
     results = Records.read(workdir).results
     reporter = Reporter(sum(total.values()))
