@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fixtures.make_logits import images, values
 
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
@@ -14,6 +13,7 @@ from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, get_group
 from dapt_jax.weights.merge import merge
 from dapt_jax.weights.paths import flatten
+from tests.fixtures.make_logits import images, values
 
 FIXTURE = Path(__file__).parent / "fixtures" / "logits.npz"
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import test_report_example as report_example
 from PIL import Image
 
 from dapt_jax import jsonl
@@ -13,6 +12,7 @@ from dapt_jax.cost.ledger import Ledger
 from dapt_jax.errors import UserError
 from dapt_jax.report import build, tables, words
 from dapt_jax.report.records import Records
+from tests import test_report_example as report_example
 
 TASK = "tumour type"
 
