@@ -6,15 +6,20 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-# The shapes and dtypes in signatures are checked at every call that a test makes.
+# The shapes and dtypes in the signatures of the numeric core are checked at every call that a test makes. Not those of
+# what takes a user's settings: these check themselves, and say more.
 _CHECKED = (
-    "dapt_jax.metrics",
-    "dapt_jax.objectives",
-    "dapt_jax.ops",
     "dapt_jax.data.augment",
     "dapt_jax.data.pipeline",
+    "dapt_jax.metrics",
+    "dapt_jax.models.classifier",
+    "dapt_jax.objectives",
+    "dapt_jax.ops.convolution",
+    "dapt_jax.ops.depthwise",
+    "dapt_jax.ops.pooling",
+    *(f"dapt_jax.training.{room}" for room in ("evaluate", "features", "feeds", "freezing", "heads", "steps")),
 )
-install_import_hook([*_CHECKED, "dapt_jax.training", "dapt_jax.models.classifier"], "beartype.beartype")
+install_import_hook(_CHECKED, "beartype.beartype")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -82,7 +82,7 @@ def test_a_plan_needs_no_workdir(capsys):
 
 
 def test_what_a_study_leaves(finished):
-    for name in ("config.json", "results.jsonl", "ledger.jsonl", "report.html", "report.md"):
+    for name in ("config.json", "results.jsonl", "ledger.jsonl", "report.html", "report.md", "weights.txt"):
         assert (finished / name).stat().st_size, name
     for strategy in ("full", "partial"):
         for seed in (0, 1):
@@ -241,7 +241,7 @@ def test_a_report_is_made_from_the_records_alone(finished, tmp_path):
     assert {path: path.read_bytes() for path in records} == records
     names = {path.relative_to(finished) for path in finished.rglob("*") if "checkpoints" not in path.parts}
     assert {path.relative_to(workdir) for path in workdir.rglob("*")} == {
-        name for name in names if name.name != "checkpoints"
+        name for name in names if name.name not in ("checkpoints", "weights.txt")
     }
     assert (workdir / "report.md").read_bytes() == (finished / "report.md").read_bytes()
 
