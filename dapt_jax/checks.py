@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from dapt_jax.config import MODES, OPEN, default
+from dapt_jax.config import BASELINE, MODES, OPEN, default
 from dapt_jax.errors import UserError, nearest
 
 _RUNS = ("adapt", "transfer.finetune")
@@ -58,8 +58,6 @@ _BELOW_1 = (
     *(f"{run}.augment.{name}" for run in _RUNS for name in ("shift", "brightness", "contrast")),
 )
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or several values"}
-BASELINE = "baseline"
-"""In results, stands where a strategy's name would."""
 _METRICS = ("auc", "balanced_accuracy", "accuracy", "ece")
 
 
@@ -97,11 +95,12 @@ def check(config: Any) -> None:
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The settings by dotted name."""
+    """The settings by dotted name; of a config, or of the nested dicts that are its JSON."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        found.update(flat(value, f"{name}.") if isinstance(value, config_dict.ConfigDict) else {name: value})
+        is_section = isinstance(value, config_dict.ConfigDict | dict)
+        found.update(flat(value, f"{name}.") if is_section else {name: value})
     return found
 
 

@@ -3,6 +3,10 @@
 from ml_collections import config_dict
 
 MODES = ("run", "plan", "report")
+SPLITS = ("development", "test", "external")
+"""Sets of a target task, in the order in which they are shown."""
+BASELINE = "baseline"
+"""In results, stands where a strategy's name would."""
 OPEN = ("corpus", "tasks", "phases")
 """Sections whose settings are the user's own."""
 

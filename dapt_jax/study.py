@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from dapt_jax import checks, jsonl, parallel, plan, report, transfer
 from dapt_jax import strategies as named
 from dapt_jax.adapt import ADAPTED, adapt, dapt_run
+from dapt_jax.config import BASELINE, SPLITS
 from dapt_jax.cost import hardware
 from dapt_jax.cost.ledger import Ledger
 from dapt_jax.data import sources
@@ -140,8 +141,8 @@ def _task(config: Any, name: str) -> transfer.Task:
             f"tasks.{name} is {splits!r}; expected its sets: development, and test or external if there are"
         )
     for split in splits:
-        if split not in ("development", "test", "external"):
-            hint = nearest(split, ("development", "test", "external"))
+        if split not in SPLITS:
+            hint = nearest(split, SPLITS)
             raise UserError(f"tasks.{name} has no split {split!r}; {hint}")
     if "development" not in splits:
         raise UserError(f"tasks.{name} has no development images")
@@ -217,7 +218,7 @@ def run(config: Any, workdir: Path) -> None:
     )
     try:
         for seed in config.seeds:
-            if config.transfer.baseline and not _is_done(results, "baseline", seed):
+            if config.transfer.baseline and not _is_done(results, BASELINE, seed):
                 for task in study.tasks:
                     results += transfer.baseline(config, task, seed, config.transfer.baseline)
                 jsonl.write(results_file, results)
@@ -285,7 +286,7 @@ def _claim(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:
     path = workdir / "config.json"
     mine = json.loads(json.dumps({**config.to_dict(), "images": fingerprints}))
     if path.exists():
-        ours, held = _flat(mine), _flat(Records.read(workdir).config)
+        ours, held = checks.flat(mine), checks.flat(Records.read(workdir).config)
         for key in sorted({*ours, *held}):
             section, _, name = key.partition(".")
             if section in WHERE_AND_HOW or ours.get(key) == held.get(key):
@@ -302,10 +303,3 @@ def _claim(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:
         jsonl.write_text(path, json.dumps(mine, indent=1, sort_keys=False) + "\n")
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written to ({error.strerror}); expected another --workdir") from error
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from dapt_jax import adapt, metrics
+from dapt_jax.config import BASELINE
 from dapt_jax.cost.ledger import Row
 from dapt_jax.data import pipeline
 from dapt_jax.data.dataset import Dataset
@@ -313,4 +314,4 @@ def baseline(config: Any, task: Task, seed: int, name: str) -> list[dict[str, An
     if name not in BASELINES:
         raise UserError(f"unknown transfer.baseline {name!r}; {nearest(name, BASELINES)}")
     found = {split: BASELINES[name](dataset) for split, dataset in task.datasets.items()}
-    return on_features(config, task, Arm("baseline", seed, "none", "none"), name, found, None)
+    return on_features(config, task, Arm(BASELINE, seed, "none", "none"), name, found, None)

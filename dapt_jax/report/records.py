@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dapt_jax import jsonl
+from dapt_jax.config import BASELINE, SPLITS
 from dapt_jax.cost.ledger import Ledger, Row
 from dapt_jax.errors import UserError
 from dapt_jax.report.statistics import Interval, mean_interval
 
-BASELINE = "baseline"
-SPLITS = ("development", "test", "external")
 KINDS = ("compile", "train", "data", "eval", "checkpoint", "cache")
 LOWER_IS_BETTER = ("ece", "brier", "nll", "log_loss", "loss", "error")
 

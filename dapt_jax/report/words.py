@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dapt_jax.config import BASELINE
 from dapt_jax.report.records import Records, lower_is_better, nice
 from dapt_jax.report.statistics import PairedTest, mean_interval
 from dapt_jax.report.tables import comparisons, number, p_value
@@ -119,7 +120,7 @@ def _baseline(records: Records, task: str, split: str) -> list[str]:
     sign = -1 if lower_is_better(metric) else 1
     sentences = []
     for baseline in records.baselines(task):
-        level = mean_interval(records.values("baseline", task, split, baseline, metric))
+        level = mean_interval(records.values(BASELINE, task, split, baseline, metric))
         if level is None:
             continue
         means = {n: mean_interval(records.values(n, task, split, protocol, metric)) for n in records.strategies}

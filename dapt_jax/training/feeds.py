@@ -71,10 +71,10 @@ class FromImages:
                 draw = _draw(self._program, epoch)
                 state = self._step(state, parallel.split(batch, self._mesh), draw, np.float32(rate))
                 done += 1
-                is_last = number + 1 == self._steps
-                if is_last or time.monotonic() - synced > SYNC_EVERY_S:
+                is_due = number + 1 == self._steps or time.monotonic() - synced > SYNC_EVERY_S
+                if is_due:
                     jax.block_until_ready(state["step"])
-            if is_last or time.monotonic() - synced > SYNC_EVERY_S:
+            if is_due:
                 yield state, done
                 done, synced = 0, time.monotonic()
 

@@ -112,7 +112,7 @@ class _PhaseLoop:
             since = time.monotonic()
             for stepped, done in feed.epoch(state, epoch, first_batch, self.plateau.scale):
                 state = stepped
-                self._tell(feed, epoch, done, time.monotonic() - since)
+                self._tell(epoch, done, time.monotonic() - since)
                 # An epoch's end is saved after its evaluation, so that no epoch is evaluated twice or never.
                 if int(state["step"]) < (epoch + 1) * timeline.steps_per_epoch:
                     self._save_if_due(state, feed)
@@ -123,15 +123,13 @@ class _PhaseLoop:
         self._finish(state, feed)
         return state
 
-    def _tell(self, feed: Feed, epoch: int, batches: int, seconds: float) -> None:
+    def _tell(self, epoch: int, batches: int, seconds: float) -> None:
         """Shows what was done since the last time."""
         run, phase = self.run_, self.program.phase
-        cost = accounting.image_cost(self.program, run.dataset.images.size)
-        per_image = cost.suffix.model + (cost.prefix.model if isinstance(feed, FromImages) else 0)
-        images = batches * run.batch_size
         local = epoch - run.timeline.first_epoch(self.number) + 1
         doing = f"{run.title}  {phase.name} epoch {local}/{phase.epochs}"
-        self.tools.reporter.advance(per_image * images, doing, images / max(seconds, 1e-9))
+        speed = batches * run.batch_size / max(seconds, 1e-9)
+        self.tools.reporter.advance(_work(run, self.number, batches), doing, speed)
 
     def _feed(self, state: State) -> tuple[Feed, Evaluator]:
         run, program, tools, clock = self.run_, self.program, self.tools, self.meter.clock
