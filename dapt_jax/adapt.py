@@ -17,6 +17,7 @@ from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.objectives import Objective
 from dapt_jax.strategies import Strategy
 from dapt_jax.training import loop, optim, steps
+from dapt_jax.training.caching import Caching
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run, Tools
 from dapt_jax.weights import export, locate
@@ -70,11 +71,11 @@ def make_run(
     train_rows: np.ndarray,
     val_rows: np.ndarray,
     settings: Any,
-    dtype: str,
+    config: Any,
 ) -> Run:
-    """A training run from a config's settings; `settings` is `config.adapt` or `config.transfer.finetune`."""
+    """A training run from a config's settings; `settings` is its `adapt` or its `transfer.finetune`."""
     objective = objective_for(dataset, settings)
-    model = Classifier(encoder, objective.outputs, dtype)
+    model = Classifier(encoder, objective.outputs, config.model.dtype)
     programs = steps.programs(
         model,
         phases,
@@ -95,8 +96,7 @@ def make_run(
         val_rows=val_rows,
         weights=balanced(dataset, train_rows) if settings.get("balance_classes", False) else (),
         batch_size=settings.batch_size,
-        cache_mode=settings.get("cache", "auto"),
-        cache_bytes=int(settings.get("cache_mb", 1024)) << 20,
+        caching=Caching.of(config.cache),
         plateau=optim.Plateau(**settings.get("plateau", {})),
     )
 
@@ -118,7 +118,7 @@ def dapt_run(config: Any, strategy: Strategy, seed: int, corpus: Dataset) -> Run
         train_rows=train_rows,
         val_rows=val_rows,
         settings=config.adapt,
-        dtype=config.model.dtype,
+        config=config,
     )
 
 

@@ -56,9 +56,16 @@ def default() -> config_dict.ConfigDict:
         "optimizer": _optimizer(),
         "plateau": {"factor": 0.5, "patience": 5, "threshold": 1e-4},
         "augment": {"flip": "none", "shift": 0.0, "brightness": 0.0, "contrast": 0.0},
-        "cache": "auto",  # auto | on | off: activations of a frozen prefix
-        "cache_mb": 2048,
         "single_logit": False,  # two classes by one sigmoid output, as the paper's head
+    }
+    # Activations of frozen prefixes, computed once for all arms, seeds and tasks.
+    config.cache = {
+        "mode": "auto",  # auto | on | off
+        "memory_mb": 2048,  # on the device
+        "disk_mb": 8192,  # past it; 0: none
+        "dir": "",  # on disk; empty: in the workdir, and removed when the study is done
+        "dtype": "",  # float32 | bfloat16; empty: as computed
+        "flops_per_byte": 0.0,  # least forward FLOPs that a byte read from disk must save; 0: by the kind of device
     }
     # Strategies of the user's own: name -> {"cut_after": group (optional), "phases": tuple of dicts, see phases.Phase}.
     config.phases = config_dict.ConfigDict()

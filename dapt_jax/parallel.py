@@ -28,11 +28,16 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def split(batch: dict[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, Any]:
-    """Puts a batch on the mesh: this host's rows of each array, split along `axis`; numbers go to every device."""
+def split(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
+    """Puts a batch, a pytree, on the mesh: this host's rows of each array, split along `axis`.
+
+    Arrays without such an axis go to every device.
+    """
     spread = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
     whole = NamedSharding(mesh, PartitionSpec())
-    return {
-        name: jax.make_array_from_process_local_data(spread if np.ndim(value) > axis else whole, np.asarray(value))
-        for name, value in batch.items()
-    }
+
+    def put(value: Any) -> jax.Array:
+        array = np.asarray(value)
+        return jax.make_array_from_process_local_data(spread if array.ndim > axis else whole, array)
+
+    return jax.tree.map(put, batch)

@@ -33,6 +33,7 @@ class PhasePlan:
         flops: model FLOPs of the phase.
         peak_bytes: estimate of peak memory.
         cache_bytes: activations kept.
+        place: where they are kept; empty where they are not.
         why: why the prefix is cached, or not.
     """
 
@@ -46,6 +47,7 @@ class PhasePlan:
     flops: int
     peak_bytes: int
     cache_bytes: int
+    place: str
     why: str
 
 
@@ -70,8 +72,9 @@ def of_run(run: Run, *, with_memory: bool = True) -> list[PhasePlan]:
                 flops_per_image=per_image,
                 fill_flops=fill,
                 flops=per_image * images + fill,
-                peak_bytes=peak + decision.bytes,
+                peak_bytes=peak + (decision.bytes if decision.place == "memory" else 0),
                 cache_bytes=decision.bytes,
+                place=decision.place,
                 why=decision.reason,
             )
         )
@@ -180,6 +183,6 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
             number(phase.fill_flops / 1e12),
             number(phase.flops / 1e12),
             f"{phase.peak_bytes / 2**20:.0f}",
-            ("cached: " if phase.cache_bytes else "not cached: ") + phase.why,
+            ("cached: " if phase.place else "not cached: ") + phase.why,
         )
     return table

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,19 @@ from dapt_jax.models.encoder import Tree
 from dapt_jax.progress import Reporter
 from dapt_jax.report.records import Records
 from dapt_jax.strategies import Strategy
+from dapt_jax.training.caching import Caching
 from dapt_jax.training.features import Store
 from dapt_jax.training.run import Tools
 from dapt_jax.weights import locate
 from dapt_jax.weights.merge import MergeReport
 
-WHERE_AND_HOW = ("mode", "data_dir", "checkpoint", "report")
-"""Settings that may differ between two starts of one study: they do not change its results."""
+WHERE_AND_HOW = (
+    "mode", "data_dir", "checkpoint", "report", "data.threads", "data.cache_mb", "cache.dir",
+)  # fmt: skip
+"""Settings, or sections of them, that may differ between two starts of one study: they do not change its results."""
+
+CACHE = "cache"
+"""Folder of cached activations in a workdir."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +217,7 @@ def run(config: Any, workdir: Path) -> None:
         folder=None,
         every_s=config.checkpoint.every_s,
         ledger=ledger,
-        store=Store(config.adapt.cache_mb << 20),
+        store=_store(config, workdir, reporter),
         mesh=parallel.data_mesh(config.adapt.batch_size),
         hardware=hardware.describe(),
         reporter=reporter,
@@ -231,8 +238,18 @@ def run(config: Any, workdir: Path) -> None:
                 reporter.say(_line(results, strategy.name, seed, config))
     finally:
         reporter.close()
+    if not config.cache.dir:
+        shutil.rmtree(workdir / CACHE, ignore_errors=True)
     report.build(workdir)
     print(f"report: {workdir / 'report.html'}")
+
+
+def _store(config: Any, workdir: Path, reporter: Reporter) -> Store:
+    """The cache of frozen prefixes: in memory, and on disk where the config says."""
+    caching = Caching.of(config.cache)
+    folder = Path(config.cache.dir).expanduser() if config.cache.dir else workdir / CACHE
+    disk = 0 if caching.mode == "off" else caching.disk_bytes
+    return Store.open(caching.memory_bytes, disk, folder, caching.dtype, reporter.say)
 
 
 def _arm(study: Study, strategy: Strategy, seed: int, tools: Tools, workdir: Path) -> list[dict[str, Any]]:
@@ -289,7 +306,7 @@ def _claim(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:
         ours, held = checks.flat(mine), checks.flat(Records.read(workdir).config)
         for key in sorted({*ours, *held}):
             section, _, name = key.partition(".")
-            if section in WHERE_AND_HOW or ours.get(key) == held.get(key):
+            if {section, key} & {*WHERE_AND_HOW} or ours.get(key) == held.get(key):
                 continue
             differs = f"{key} was {held.get(key)!r} there and is {ours.get(key)!r} now"
             if section == "images":

@@ -24,7 +24,7 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.objectives import Objective
-from dapt_jax.training import accounting, features, freezing, heads, loop
+from dapt_jax.training import features, freezing, heads, loop
 from dapt_jax.training.evaluate import logits_of
 from dapt_jax.training.meter import Meter
 from dapt_jax.training.phases import Phase
@@ -143,23 +143,26 @@ def transfer(
 
 
 def _features(model: Classifier, adapted: adapt.Adapted, task: Task, arm: Arm, tools: Tools) -> dict[str, np.ndarray]:
-    """Pooled features of all images of a task, and their entry in the ledger."""
+    """Pooled features of all images of a task, and their entry in the ledger; arms of the same weights share them."""
     meter = Meter(tools.hardware)
-    images = sum(len(dataset) for dataset in task.datasets.values())
+    found, made = {}, []
     with meter.clock.span("cache"):
-        found = {
-            split: features.pooled(model, adapted.params, adapted.stats, dataset)
-            for split, dataset in task.datasets.items()
-        }
-    size = task.development.images.size
-    cost = accounting.forward(model, size, len(model.encoder.groups)) * images
+        for split, dataset in task.datasets.items():
+            found[split], activations = features.pooled(
+                tools.store, model, adapted.params, adapted.stats, dataset.images
+            )
+            made.append(activations)
+    images = sum(len(dataset) for dataset in task.datasets.values())
+    spent = sum(each.flops for each in made if not each.reused)
+    reused = [each for each in made if each.reused]
     total = freezing.count(model.encoder.abstract()[0])
     row = Row(
         arm.strategy, arm.seed, "transfer", f"{task.name}/features", images=images, total_params=total,
-        model_flops=cost.model, hardware_flops=cost.hardware,
+        model_flops=spent, hardware_flops=spent, cached="filled" if spent else "reused",
+        reused_flops=sum(each.flops for each in reused), reused_s=sum(each.seconds for each in reused),
     )  # fmt: skip
     tools.ledger.put(meter.row(row))
-    tools.reporter.advance(cost.model, f"{arm.strategy} seed {arm.seed}  {task.name} features")
+    tools.reporter.advance(spent, f"{arm.strategy} seed {arm.seed}  {task.name} features")
     return found
 
 
@@ -225,7 +228,7 @@ def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int,
         train_rows=train_rows,
         val_rows=np.arange(0),
         settings=settings,
-        dtype=config.model.dtype,
+        config=config,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from dapt_jax import checks
 from dapt_jax.data import augment, phantoms, records
 from dapt_jax.models import registry
-from dapt_jax.training import features, optim, phases
+from dapt_jax.training import caching, optim, phases
 from dapt_jax.weights import export
 from tests.command import QUICKSTART, ROOT, run, small, write_config
 
@@ -72,7 +72,7 @@ SETTINGS = {
     "a protocol of the report": ("--config.report.protocol=mlp_large", "'mlp_large'", "'linear'"),
     "a metric of the report": ("--config.report.metric=aux", "report.metric 'aux'", "'auc'"),
     "a baseline": ("--config.transfer.baseline=gradient", "transfer.baseline 'gradient'", "'mean_gradient'"),
-    "a cache mode": ("--config.adapt.cache=of", "adapt.cache 'of'", "'off'"),
+    "a cache mode": ("--config.cache.mode=of", "cache.mode 'of'", "'off'"),
     "an optimizer": ("--config.adapt.optimizer.name=adm", "adapt.optimizer.name 'adm'", "'adam'"),
     "another optimizer": ("--config.transfer.finetune.optimizer.name=sdg", "transfer.finetune.optimizer.name", "'sgd'"),
     "a schedule": ("--config.adapt.schedule=cosin", "adapt.schedule 'cosin'", "'cosine'"),
@@ -190,12 +190,13 @@ def test_every_choice_that_is_checked_early_is_one_that_is_known_later():
         "norm": phases.NORMS,
         "name": optim.OPTIMIZERS,
         "flip": augment.FLIPS,
-        "cache": features.MODES,
+        "cache.mode": caching.MODES,
+        "cache.dtype": caching.DTYPES,
         "on_bad_image": records.ON_BAD_IMAGE,
     }
     for name, choices in checks._CHOICES.items():
         if name not in ("mode", "model.dtype"):
-            assert choices == known[name.rpartition(".")[2]], name
+            assert choices == known.get(name, known.get(name.rpartition(".")[2])), name
 
 
 def test_a_batch_that_does_not_divide_among_devices(refused, monkeypatch):

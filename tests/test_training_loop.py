@@ -14,6 +14,7 @@ from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.progress import Reporter
 from dapt_jax.training import feeds, loop
+from dapt_jax.training.caching import Caching
 from dapt_jax.training.features import Store
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
@@ -78,15 +79,15 @@ def test_cached_and_uncached_runs_give_the_same_losses_and_parameters(augment):
     assert [row.cached for row in rows] == ["off"] * 3
     assert [row.cached for row in cached_rows] == ["filled"] * 3
     np.testing.assert_allclose(curve(rows), curve(cached_rows), rtol=1e-5)
-    for a, b in zip(plain, cached, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    a, b = (np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in (plain, cached))
+    assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(a)
     assert sum(row.steps for row in rows) >= 160
 
 
 def test_a_cached_phase_costs_its_suffix_and_one_pass_over_the_images():
     run = tiny.make_run([Phase("head", 50, ("head",), 1e-2, augment=False)], encoder=ENCODER, data=DATA, cache="auto")
     _, (row,) = train(run)
-    plain = dataclasses.replace(run, cache_mode="off")
+    plain = dataclasses.replace(run, caching=Caching("off"))
     _, (uncached,) = train(plain)
     head = 2 * 2 * 8 * 3
     assert uncached.model_flops - row.model_flops == (uncached.images - len(DATA)) * (

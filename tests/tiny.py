@@ -13,6 +13,7 @@ from dapt_jax.models.encoder import Encoder, Group, Preprocess
 from dapt_jax.models.layers import BatchNorm, Conv
 from dapt_jax.objectives import Objective
 from dapt_jax.training import steps
+from dapt_jax.training.caching import Caching
 from dapt_jax.training.optim import Optimizer, Plateau
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run
@@ -74,8 +75,7 @@ def make_run(
         val_rows=val_rows,
         weights=(),
         batch_size=batch_size,
-        cache_mode=cache,
-        cache_bytes=1 << 28,
+        caching=Caching(cache, 1 << 28) if isinstance(cache, str) else cache,
         plateau=Plateau(),
     )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -62,8 +62,19 @@ class _Steps:
         return epoch, indices[batch], weights[batch]
 
 
+Read = Callable[[int, np.ndarray], Mapping[str, Any]]
+"""From epoch and row numbers to what a batch holds of these rows: a pytree of arrays by name."""
+
+
 def batches(
-    dataset: Dataset, order: Order, epochs: int, *, host: int = 0, hosts: int = 1, threads: int = 2
+    dataset: Dataset,
+    order: Order,
+    epochs: int,
+    *,
+    read: Read | None = None,
+    host: int = 0,
+    hosts: int = 1,
+    threads: int = 2,
 ) -> grain.DatasetIterator:
     """The batches of a run, read ahead by grain.
 
@@ -71,24 +82,26 @@ def batches(
         dataset: where the rows of `order` are.
         order: which rows make which batch.
         epochs: of the whole run.
+        read: what a batch holds beside labels; by default the images.
         host: this host's number; it reads its share of every batch and nothing else.
         hosts: number of hosts.
         threads: that decode.
 
     Returns:
-        An iterator with `get_state` and `set_state`, over dicts: `image` uint8 [b, size, size, 3], `label`,
-        `weight` float32 [b], `index` int32 [b] (rows), `epoch` int32 [].
+        An iterator with `get_state` and `set_state`, over dicts: what `read` gives (`image` uint8 [b, size, size, 3]),
+        `label`, `weight` float32 [b], `index` int32 [b] (rows), `epoch` int32 [].
     """
     if order.batch_size % hosts:
         raise ValueError(f"a batch of {order.batch_size} does not divide among {hosts} hosts")
     labels = device_labels(dataset)
+    read = read or (lambda _, rows: {"image": dataset.images.batch(rows)})
     share = slice(host * order.batch_size // hosts, (host + 1) * order.batch_size // hosts)
 
-    def load(step: tuple[int, np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    def load(step: tuple[int, np.ndarray, np.ndarray]) -> dict[str, Any]:
         epoch, indices, weights = step
         rows = indices[share]
         return {
-            "image": dataset.images.batch(rows),
+            **read(epoch, rows),
             "label": labels[rows],
             "weight": weights[share],
             "index": rows,

@@ -8,11 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dapt_jax import ops
 from dapt_jax.cost import flops, memory
-from dapt_jax.models.classifier import Classifier, pool
+from dapt_jax.models.classifier import Classifier
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram
 
@@ -41,28 +40,22 @@ def _traced_with_lax(fn: Any, *args: Any) -> flops.Flops:
 
 
 @functools.cache
-def boundary_shapes(model: Classifier, image_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shape and dtype of one image's activations at every boundary, the preprocessed image first."""
+def boundary_shapes(model: Classifier, image_size: int) -> tuple[Any, ...]:
+    """Shapes and dtypes of one image's activations at every boundary, pytrees, the preprocessed image first."""
     params, stats = model.abstract()
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
-    last = len(model.encoder.groups)
-
-    def trace(params: Any, stats: Any, images: Any) -> list[Any]:
-        x = model.prefix(params, stats, images, 0)
-        found = [x]
-        for number in range(last):
-            x, _ = model.encoder.apply(params, stats, x, start=number, stop=number + 1)
-            found.append(pool(x) if number + 1 == last else x)
-        return found
-
     with ops.formulation("lax"):
-        traced = jax.eval_shape(trace, params, stats, images)
-    return tuple(jax.ShapeDtypeStruct(out.shape[1:], out.dtype) for out in traced)
+        traced = jax.eval_shape(model.trail, params, stats, images)
+    return tuple(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), out) for out in traced)
 
 
-def boundary_shape(model: Classifier, boundary: int, image_size: int) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of one image's activations at a boundary."""
+def boundary_shape(model: Classifier, boundary: int, image_size: int) -> Any:
+    """Shapes and dtypes of one image's activations at a boundary, a pytree of `jax.ShapeDtypeStruct`."""
     return boundary_shapes(model, image_size)[boundary]
+
+
+def _batched(shapes: Any, batch: int) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape), leaf.dtype), shapes)
 
 
 @functools.cache
@@ -95,8 +88,7 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     model = program.model
     params, stats = model.abstract()
     state = _abstract(jax.eval_shape(program.fresh_state, params, stats))
-    x = boundary_shape(model, program.mask.boundary, image_size)
-    one = jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
+    one = _batched(boundary_shape(model, program.mask.boundary, image_size), 1)
     weight, rate = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     suffix = _traced_with_lax(program.update, state, one, label_shape(program, 1), weight, rate)
     return ImageCost(forward(model, image_size, program.mask.boundary), suffix)
@@ -110,8 +102,7 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:
     model = program.model
     params, stats = model.abstract()
     train, rest = freezing.partition(params, program.mask.trainable)
-    x = boundary_shape(model, program.mask.boundary, image_size)
-    inputs = jax.ShapeDtypeStruct((batch, *x.shape), x.dtype)
+    inputs = _batched(boundary_shape(model, program.mask.boundary, image_size), batch)
 
     def loss(train: Any, rest: Any, stats: Any, x: Any, labels: Any) -> Any:
         full = freezing.combine(train, rest)
@@ -129,8 +120,6 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:
 
 def _prefix_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:
     """The largest pair of neighbouring activations of an uncached prefix: input and output of the group that runs."""
-    sizes = [
-        batch * int(np.prod(shape.shape)) * shape.dtype.itemsize
-        for shape in (boundary_shape(program.model, stop, image_size) for stop in range(program.mask.boundary + 1))
-    ]
+    shapes = boundary_shapes(program.model, image_size)[: program.mask.boundary + 1]
+    sizes = [memory.tree_bytes(_batched(shape, batch)) for shape in shapes]
     return max((a + b for a, b in itertools.pairwise(sizes)), default=0)

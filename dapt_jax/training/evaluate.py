@@ -39,7 +39,7 @@ class Evaluator:
 
     def __call__(self, state: State) -> dict[str, float]:
         """Returns `val_loss` and `val_auc`, or nothing where the run watches no rows."""
-        run, objective = self._run, self._program.objective
+        run = self._run
         if not len(run.val_rows):
             return {}
         params = evaluation_params(state)
@@ -47,13 +47,20 @@ class Evaluator:
         if self._clean:
             for start in range(0, len(run.val_rows), run.batch_size):
                 rows = run.val_rows[start : start + run.batch_size]
-                x = self._clean.x[0, np.resize(rows, run.batch_size)]
+                x = self._program.as_computed(self._clean.rows(0, np.resize(rows, run.batch_size)))
                 parts.append(np.asarray(self._logits(params, state["stats"], x))[: len(rows)])
         else:
             for images, rows in pipeline.in_order(run.dataset, run.val_rows, run.batch_size):
                 parts.append(np.asarray(self._logits(params, state["stats"], images))[: len(rows)])
-        logits = jnp.asarray(np.concatenate(parts))
-        loss = objective(logits, jnp.asarray(pipeline.device_labels(run.dataset)[run.val_rows])).mean()
-        probabilities = np.asarray(objective.probabilities(logits))
+        return self.scores(np.concatenate(parts))
+
+    def scores(self, logits: np.ndarray) -> dict[str, float]:
+        """The same from the logits of the watched rows, float32 [v, outputs]."""
+        run, objective = self._run, self._program.objective
+        if not len(run.val_rows):
+            return {}
+        labels = jnp.asarray(pipeline.device_labels(run.dataset)[run.val_rows])
+        loss = objective(jnp.asarray(logits), labels).mean()
+        probabilities = np.asarray(objective.probabilities(jnp.asarray(logits)))
         scores = metrics.classification(run.dataset.labels[run.val_rows], probabilities, run.dataset.classes)
         return {"val_loss": float(loss), "val_auc": scores[0].value}

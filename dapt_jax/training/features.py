@@ -1,7 +1,7 @@
 """A frozen prefix is computed once: its activations are kept, and only the suffix is trained.
 
-The cache is shared by all phases, arms and seeds of a study whose prefix weights and images agree; what another arm has
-computed is not paid for again, and the ledger says so.
+The cache is shared by all phases, arms, seeds and target tasks of a study whose prefix weights and images agree; what
+another arm has computed is not paid for again, and the ledger says so.
 """
 
 import collections
@@ -9,190 +9,277 @@ import dataclasses
 import functools
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dapt_jax.data import pipeline
 from dapt_jax.data.augment import Augment
-from dapt_jax.data.dataset import Dataset
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.data.decode import ImageStore
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.training import accounting, freezing
+from dapt_jax.training.caching import Place
+from dapt_jax.training.feature_files import Entry, Files, Repaired
 from dapt_jax.training.steps import PhaseProgram
 
-MODES = ("auto", "on", "off")
+FILL_BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Decision:
-    """Whether a phase trains on cached activations, and why.
+class Prefix:
+    """What is computed once: the groups below a boundary, on plain images or on fixed augmented views of them.
 
     Attributes:
-        cached: whether it does.
-        views: views per image that are kept.
-        bytes: that the cache holds for this phase.
-        reason: in words.
+        model: the network; of its outputs nothing depends.
+        boundary: index of the first group that is not run.
+        augment: of the images.
+        seed: of the views; 0 where there is nothing to draw.
+        views: number of augmented views per image; 1 for plain images.
     """
 
-    cached: bool
-    views: int
-    bytes: int
-    reason: str
+    model: Classifier
+    boundary: int
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    seed: int = 0
+    views: int = 1
 
+    @classmethod
+    def of(cls, program: PhaseProgram, views: int) -> "Prefix":
+        """The prefix of a phase, drawing its views as the uncached phase draws them."""
+        seed = 0 if program.augment.is_identity else program.seed
+        model = dataclasses.replace(program.model, outputs=1)
+        return cls(model, program.mask.boundary, program.augment, seed, views)
 
-def decide(program: PhaseProgram, images: int, image_size: int, mode: str, budget: int) -> Decision:
-    """Weighs bytes against FLOPs.
+    @property
+    def plain(self) -> "Prefix":
+        """The same on images as they are."""
+        return Prefix(self.model, self.boundary)
 
-    Args:
-        program: the phase.
-        images: in the corpus.
-        image_size: side in pixels.
-        mode: `auto`, `on` (refuses where it cannot) or `off`.
-        budget: bytes that activations may take.
+    def shapes(self, image_size: int, dtype: str = "") -> Any:
+        """Shapes of one image's activations as they are kept, a pytree; `dtype` overrides where it is not empty."""
+        own = accounting.boundary_shape(self.model, self.boundary, image_size)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), own)
 
-    Raises:
-        UserError: `mode` is unknown, or `on` where caching is impossible.
-    """
-    if mode not in MODES:
-        raise UserError(f"unknown cache mode {mode!r}; {nearest(mode, MODES)}")
-    views = 1 if program.augment.is_identity else program.phase.views
-    shape = accounting.boundary_shape(program.model, program.mask.boundary, image_size)
-    size = views * images * int(np.prod(shape.shape)) * shape.dtype.itemsize
-    if mode == "off":
-        return Decision(False, views, 0, "switched off")
-    impossible = ""
-    if program.mask.boundary == 0:
-        impossible = "nothing below the first trained layer is frozen"
-    elif not views:
-        impossible = "images are augmented anew each epoch; views=K would fix K of them"
-    elif size > budget:
-        impossible = f"{size / 2**20:.0f} MiB of activations exceed the budget of {budget / 2**20:.0f} MiB"
-    if impossible:
-        if mode == "on" and program.mask.boundary:
-            raise UserError(f"phase {program.phase.name!r}: cache=on, but {impossible}")
-        return Decision(False, views, 0, impossible)
-    if mode == "auto" and views >= program.phase.epochs and views > 1:
-        return Decision(False, views, 0, f"{program.phase.epochs} epochs see no view twice")
-    return Decision(True, views, size, f"{size / 2**20:.1f} MiB kept instead of {program.phase.epochs} passes")
+    def part(self, tree: freezing.Tree) -> freezing.Tree:
+        """Copies, on the host, of the leaves of a nested dict that the prefix depends on."""
+        groups = self.model.groups
+        below = [path for path in freezing.paths(tree) if freezing.group_of(path, groups) in groups[: self.boundary]]
+        # A training step gives the buffers of its state away: what is kept has to be a copy.
+        return jax.tree.map(np.array, freezing.prune(freezing.partition(tree, below)[0]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """What a prefix makes of a data set.
+    """What a prefix makes of a set of images: a pytree, in memory or on disk.
 
     Attributes:
-        x: [views, n, ...] on the device.
-        flops: model FLOPs that computing it took.
+        structure: of the pytree.
+        views: per image.
+        x: leaves [views, n, ...] on the device; None where they are on disk.
+        file: reads them; None where they are in memory.
+        flops: model FLOPs that computing them took.
         seconds: wall time that it took.
-        reused: whether it was there already.
+        reused: whether they were there already.
     """
 
-    x: jax.Array
+    structure: Any
+    views: int
+    x: Any
+    file: Entry | Repaired | None
     flops: int
     seconds: float
     reused: bool
 
+    def rows(self, view: int, rows: np.ndarray) -> Any:
+        """The activations of some rows in one view, each leaf [k, ...]."""
+        if self.file is None:
+            return jax.tree.map(lambda leaf: leaf[view, rows], self.x)
+        return jax.tree.unflatten(self.structure, self.file.read(view, rows))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.x))
+
 
 class Store:
-    """Activations by what they depend on, least recently used ones dropped past the budget."""
+    """Activations by what they depend on: in memory up to a budget, least recently used first out, and on disk."""
 
-    def __init__(self, budget: int):
-        """Starts empty.
+    def __init__(self, memory: int, files: Files | None = None, dtype: str = "", say: Callable[[str], None] = print):
+        """Starts with nothing in memory.
 
         Args:
-            budget: bytes to keep.
+            memory: bytes to keep on the device.
+            files: what is on disk; None for nothing.
+            dtype: see `Caching`.
+            say: takes a line about what was lost.
         """
-        self.budget = budget
+        self._memory, self._files, self._dtype, self._say = memory, files, dtype, say
         self._entries: collections.OrderedDict[str, Activations] = collections.OrderedDict()
 
+    @classmethod
+    def open(cls, memory: int, disk: int, folder: Path, dtype: str, say: Callable[[str], None]) -> "Store":
+        """A store with files, or without them and with a line that says why."""
+        files = None
+        if disk:
+            try:
+                files = Files(folder, disk, say)
+            except OSError as error:
+                say(f"no activations are cached on disk: {folder} cannot be written to ({error.strerror or error})")
+        return cls(memory, files, dtype, say)
+
     def get(
-        self,
-        program: PhaseProgram,
-        params: freezing.Tree,
-        stats: freezing.Tree,
-        dataset: Dataset,
-        views: int,
-        batch_size: int = 32,
-    ) -> Activations:
-        """The activations of a whole data set at a phase's boundary, computed if they are not here.
+        self, prefix: Prefix, params: freezing.Tree, stats: freezing.Tree, images: ImageStore, place: Place = "memory"
+    ) -> Activations | None:
+        """The activations of all images, computed if they are nowhere.
 
         Args:
-            program: says boundary and augmentation.
+            prefix: what is computed.
             params: the network's parameters.
             stats: its statistics.
-            dataset: every image of it is computed.
-            views: number of augmented views.
-            batch_size: images at once.
+            images: every one of them is computed.
+            place: where to keep them.
+
+        Returns:
+            None where they were to be on disk and cannot be: a line has said why.
         """
-        key = self._key(program, params, stats, dataset, views)
+        params_part, stats_part = prefix.part(params), prefix.part(stats)
+        key = self._key(prefix, params_part, stats_part, images)
         if key in self._entries:
             self._entries.move_to_end(key)
             return dataclasses.replace(self._entries[key], reused=True)
-        start = time.monotonic()
-        x = self._compute(program, params, stats, dataset, views, batch_size)
-        per_image = accounting.forward(program.model, dataset.images.size, program.mask.boundary)
-        entry = Activations(x, per_image.model * len(dataset) * views, time.monotonic() - start, reused=False)
-        self._entries[key] = entry
-        while sum(each.x.nbytes for each in self._entries.values()) > self.budget and len(self._entries) > 1:
+        work = _Work(prefix, params_part, stats_part, images, self._dtype)
+        found = self._files.find(key) if self._files else None
+        if found:
+            on_disk = self._on_disk(key, work, found, reused=True)
+            return self._keep(key, self._load(on_disk, work)) if place == "memory" else on_disk
+        if place == "memory":
+            start = time.monotonic()
+            parts = [jax.tree.leaves(part) for part in work.fill(0)]
+            leaves = [jnp.asarray(np.concatenate(each, 1)) for each in zip(*parts, strict=True)]
+            x, seconds = jax.tree.unflatten(work.structure, leaves), time.monotonic() - start
+            return self._keep(
+                key, Activations(work.structure, prefix.views, x, None, work.flops, seconds, reused=False)
+            )
+        if self._files is None:
+            return None
+        try:
+            return self._on_disk(key, work, self._write(key, work), reused=False)
+        except OSError as error:
+            self._say(f"the frozen prefix is computed anew each epoch: its activations cannot be kept ({error})")
+            return None
+
+    def _write(self, key: str, work: "_Work") -> Entry:
+        assert self._files is not None
+        about = {"what": repr(work.prefix)}
+        return self._files.fill(key, work.shapes, work.prefix.views, len(work.images), work.fill, about)
+
+    def _on_disk(self, key: str, work: "_Work", entry: Entry, *, reused: bool) -> Activations:
+        def again() -> Entry:
+            assert self._files is not None
+            self._files.drop(key)
+            return self._write(key, work)
+
+        file = Repaired(entry, again, self._say)
+        seconds = entry.about["seconds"]
+        return Activations(work.structure, work.prefix.views, None, file, work.flops, seconds, reused)
+
+    def _load(self, stored: Activations, work: "_Work") -> Activations:
+        rows = np.arange(len(work.images))
+        views = [jax.tree.leaves(stored.rows(view, rows)) for view in range(work.prefix.views)]
+        x = jax.tree.unflatten(work.structure, [jnp.asarray(np.stack(each)) for each in zip(*views, strict=True)])
+        return dataclasses.replace(stored, x=x, file=None)
+
+    def _keep(self, key: str, activations: Activations) -> Activations:
+        self._entries[key] = activations
+        while sum(each.nbytes for each in self._entries.values()) > self._memory and len(self._entries) > 1:
             self._entries.popitem(last=False)
-        return entry
+        return activations
 
-    @staticmethod
-    def _compute(
-        program: PhaseProgram, params: Any, stats: Any, dataset: Dataset, views: int, batch_size: int
-    ) -> jax.Array:
-        forward = _forward(program.model, program.mask.boundary, program.augment)
-        made = []
-        for view in range(views):
-            parts = []
-            for images, rows in pipeline.in_order(dataset, np.arange(len(dataset), dtype=np.int32), batch_size):
-                index = np.resize(rows, len(images))
-                draw = {"seed": np.uint32(program.seed), "view": np.int32(view)}
-                parts.append(np.asarray(forward(params, stats, images, draw, index))[: len(rows)])
-            made.append(np.concatenate(parts))
-        return jnp.asarray(np.stack(made))
-
-    @staticmethod
-    def _key(program: PhaseProgram, params: Any, stats: Any, dataset: Dataset, views: int) -> str:
-        model, boundary = program.model, program.mask.boundary
-        digest = hashlib.sha256(dataset.fingerprint().encode())
-        seed = 0 if program.augment.is_identity else program.seed
-        shown = (model.encoder.name, boundary, model.dtype, views, program.augment, seed, dataset.images.size)
+    def _key(self, prefix: Prefix, params: Any, stats: Any, images: ImageStore) -> str:
+        model = prefix.model
+        shown = (
+            model.encoder.name, model.encoder.preprocess, model.dtype, prefix.boundary, prefix.augment, prefix.seed,
+            prefix.views, images.size, self._dtype,
+        )  # fmt: skip
+        digest = hashlib.sha256(images.digest().encode())
         digest.update(repr(shown).encode())
         for tree in (params, stats):
             for path, leaf in jax.tree.leaves_with_path(tree):
-                name = freezing.path_name(path)
-                if freezing.group_of(name, model.groups) in model.groups[:boundary]:
-                    digest.update(name.encode())
-                    digest.update(np.ascontiguousarray(leaf).tobytes())
+                digest.update(freezing.path_name(path).encode())
+                digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """The computation behind an entry."""
+
+    prefix: Prefix
+    params: freezing.Tree
+    stats: freezing.Tree
+    images: ImageStore
+    dtype: str
+
+    @functools.cached_property
+    def shapes(self) -> Any:
+        return self.prefix.shapes(self.images.size, self.dtype)
+
+    @property
+    def structure(self) -> Any:
+        return jax.tree.structure(self.shapes)
+
+    @functools.cached_property
+    def flops(self) -> int:
+        per_image = accounting.forward(self.prefix.model, self.images.size, self.prefix.boundary)
+        return per_image.model * len(self.images) * self.prefix.views
+
+    def fill(self, first: int) -> Iterator[Any]:
+        """Activations [views, k, ...] of the images from `first` on; each image is decoded once for all its views."""
+        prefix = self.prefix
+        forward = _forward(prefix.model, prefix.boundary, prefix.augment)
+        dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.shapes)]
+        for start in range(first, len(self.images), FILL_BATCH):
+            rows = np.arange(start, min(start + FILL_BATCH, len(self.images)), dtype=np.int32)
+            filled = np.resize(rows, FILL_BATCH)  # one shape, one executable
+            images = self.images.batch(filled)
+            views = [
+                jax.tree.leaves(
+                    forward(
+                        self.params,
+                        self.stats,
+                        images,
+                        {"seed": np.uint32(prefix.seed), "view": np.int32(view)},
+                        filled,
+                    )
+                )
+                for view in range(prefix.views)
+            ]
+            made = [
+                np.stack([np.asarray(leaf)[: len(rows)] for leaf in each]).astype(dtype)
+                for each, dtype in zip(zip(*views, strict=True), dtypes, strict=True)
+            ]
+            yield jax.tree.unflatten(self.structure, made)
+
+
 @functools.cache
-def _forward(model: Classifier, boundary: int, augment: Augment) -> Callable[..., jax.Array]:
+def _forward(model: Classifier, boundary: int, augment: Augment) -> Callable[..., Any]:
     """Images to activations, compiled once for all arms."""
 
-    def forward(params: Any, stats: Any, images: Any, draw: Any, index: Any) -> jax.Array:
+    def forward(params: Any, stats: Any, images: Any, draw: Any, index: Any) -> Any:
         return model.prefix(params, stats, augment(images, draw["seed"], draw["view"], index), boundary)
 
     return jax.jit(forward)
 
 
-@functools.cache
-def _pooled(model: Classifier) -> Callable[..., jax.Array]:
-    return jax.jit(model.features)
-
-
-def pooled(model: Classifier, params: Any, stats: Any, dataset: Dataset, batch_size: int = 32) -> np.ndarray:
-    """Pooled features of a data set, float32 [n, features]."""
-    forward = _pooled(model)
-    rows = np.arange(len(dataset), dtype=np.int32)
-    parts = [
-        np.asarray(forward(params, stats, images))[: len(part)]
-        for images, part in pipeline.in_order(dataset, rows, batch_size)
-    ]
-    return np.concatenate(parts)
+def pooled(
+    store: Store, model: Classifier, params: freezing.Tree, stats: freezing.Tree, images: ImageStore
+) -> tuple[np.ndarray, Activations]:
+    """Pooled features of a set of images, float32 [n, features], and what they come from."""
+    prefix = Prefix(dataclasses.replace(model, outputs=1), len(model.encoder.groups))
+    found = store.get(prefix, params, stats, images)
+    assert found is not None  # in memory always
+    return np.asarray(found.x[0], np.float32), found

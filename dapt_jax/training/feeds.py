@@ -1,8 +1,8 @@
-"""Where the steps of a phase get their inputs: from images, or from cached activations. One executable each."""
+"""Where the steps of a phase get their inputs: read ahead from images or files, or from activations on the device."""
 
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -16,13 +16,14 @@ from dapt_jax.training.run import Run, Tools
 from dapt_jax.training.steps import PhaseProgram, State
 
 SYNC_EVERY_S = 0.5
+MOST_EPOCHS = 64
+"""Epochs of a head that one program may run: bounds what is uploaded for it, not what is compiled."""
 
 
 def _draw(program: PhaseProgram, epoch: int) -> dict[str, Any]:
     return {"seed": np.uint32(program.seed), "view": np.int32(program.view(epoch))}
 
 
-@runtime_checkable
 class Feed(Protocol):
     """Runs the steps of an epoch."""
 
@@ -35,27 +36,42 @@ class Feed(Protocol):
         ...
 
 
-class FromImages:
-    """Steps from images that grain reads ahead."""
+class Streamed:
+    """Steps from batches that grain reads ahead: images, or cached activations that are on disk."""
 
     def __init__(
-        self, run: Run, program: PhaseProgram, tools: Tools, clock: Clock, state: State, position: dict[str, Any]
+        self,
+        run: Run,
+        program: PhaseProgram,
+        tools: Tools,
+        clock: Clock,
+        state: State,
+        position: dict[str, Any],
+        activations: Activations | None = None,
     ):
         self._clock, self._mesh = clock, tools.mesh
         hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
-        self._batches = pipeline.batches(run.dataset, run.order, run.timeline.epochs, threads=tools.threads, **hosts)
+
+        def read(epoch: int, rows: np.ndarray) -> dict[str, Any]:
+            if activations is None:
+                return {"image": run.dataset.images.batch(rows)}
+            return {"x": activations.rows(_stored_view(program, epoch, activations), rows)}
+
+        self._batches = pipeline.batches(
+            run.dataset, run.order, run.timeline.epochs, read=read, threads=tools.threads, **hosts
+        )
         self._batches.set_state(position or {"next_index": int(state["step"])})
         with clock.span("compile"):
-            order = run.order.epoch(0)
-            rows = order[0][0][: run.batch_size // hosts["hosts"]]
+            rows = run.order.epoch(0)[0][0][: run.batch_size // hosts["hosts"]]
             example = {
-                "image": np.zeros((len(rows), *run.dataset.images.batch(rows[:1]).shape[1:]), np.uint8),
+                **read(program.first_step // program.steps_per_epoch, rows),
                 "label": pipeline.device_labels(run.dataset)[rows],
                 "weight": np.ones(len(rows), np.float32),
                 "index": rows,
             }
             arguments = parallel.split(example, self._mesh), _draw(program, 0), np.float32(1)
-            self._step = tools.compiled(program.key, program.train_step, state, *arguments)
+            function = program.activation_step if activations else program.train_step
+            self._step = tools.compiled(program.key, function, state, *arguments)
         self._program, self._steps = program, run.timeline.steps_per_epoch
 
     def epoch(self, state: State, epoch: int, first_batch: int, scale: float) -> Iterator[tuple[State, int]]:
@@ -83,47 +99,36 @@ class FromImages:
         return self._batches.get_state()
 
 
-class FromCache:
-    """Steps from activations that are on the device; a head on pooled features runs a whole epoch as one program."""
+class OnDevice:
+    """Steps from activations that are on the device, one program per step."""
 
     def __init__(
         self, run: Run, program: PhaseProgram, tools: Tools, clock: Clock, state: State, activations: Activations
     ):
         self._clock, self._mesh, self._order = clock, tools.mesh, run.order
-        self._whole = all(path.startswith(f"{HEAD}/") for path in program.mask.trainable)
+        self._activations, self._program = activations, program
         labels = pipeline.device_labels(run.dataset)
         self._cache = parallel.replicate({"x": activations.x, "label": labels}, self._mesh)
-        self._program = program
-        function = program.cached_epoch if self._whole else program.cached_step
         with clock.span("compile"):
             example = self._arguments(program.first_step // program.steps_per_epoch, 0, 1.0)
-            self._step = tools.compiled(program.key, function, state, self._cache, *example)
+            self._step = tools.compiled(program.key, program.cached_step, state, self._cache, *example)
 
     def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
-        """Batch, draw and rate of one call: of one step, or of all the steps of an epoch."""
+        """Batch, draw and rate of a step."""
         indices, weights = self._order.epoch(epoch)
-        first = epoch * len(indices)
-        draw = _draw(self._program, epoch)
-        draw["view"] %= self._cache["x"].shape[0]
-        if self._whole:
-            rates = [scale * self._program.rate(first + step) for step in range(len(indices))]
-            batch = parallel.split({"index": indices, "weight": weights}, self._mesh, axis=1)
-            return batch, draw, np.asarray(rates, np.float32)
+        draw = {**_draw(self._program, epoch), "view": np.int32(_stored_view(self._program, epoch, self._activations))}
         batch = parallel.split({"index": indices[number], "weight": weights[number]}, self._mesh)
-        return batch, draw, np.float32(scale * self._program.rate(first + number))
+        return batch, draw, np.float32(scale * self._program.rate(epoch * len(indices) + number))
 
     def epoch(self, state: State, epoch: int, first_batch: int, scale: float) -> Iterator[tuple[State, int]]:
         """See `Feed`."""
         steps = self._order.steps_per_epoch
-        stride = steps if self._whole else 1
-        if first_batch % stride:
-            raise RuntimeError("a checkpoint inside an epoch that runs as one program")
         done, synced = 0, time.monotonic()
-        for number in range(first_batch, steps, stride):
+        for number in range(first_batch, steps):
             with self._clock.span("train"):
                 state = self._step(state, self._cache, *self._arguments(epoch, number, scale))
-                done += stride
-                is_due = number + stride == steps or time.monotonic() - synced > SYNC_EVERY_S
+                done += 1
+                is_due = number + 1 == steps or time.monotonic() - synced > SYNC_EVERY_S
                 if is_due:
                     jax.block_until_ready(state["step"])
             if is_due:
@@ -133,3 +138,92 @@ class FromCache:
     def position(self) -> dict[str, Any]:
         """Nothing: the step says it."""
         return {}
+
+
+class Epochs:
+    """A head on pooled features that are on the device: many epochs, and their evaluation, as one program.
+
+    How many are run at once follows from how long the last ones took; it changes neither the program nor a bit of the
+    result, since each epoch is the same iteration of one loop.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        program: PhaseProgram,
+        tools: Tools,
+        clock: Clock,
+        state: State,
+        activations: Activations,
+        clean: Activations,
+    ):
+        self._clock, self._mesh, self._order = clock, tools.mesh, run.order
+        self._activations, self._program = activations, program
+        self._most = min(MOST_EPOCHS, program.phase.epochs)
+        self._at_once = 1
+        cache = {
+            "x": activations.x,
+            "label": pipeline.device_labels(run.dataset),
+            "watched": jax.tree.map(lambda leaf: leaf[0, run.val_rows], clean.x),
+        }
+        self._cache = parallel.replicate(cache, self._mesh)
+        with clock.span("compile"):
+            example = self._work(program.first_step // program.steps_per_epoch, 1, 1.0)
+            self._run = tools.compiled(program.key, program.cached_epochs, state, self._cache, example)
+
+    @staticmethod
+    def serve(program: PhaseProgram, activations: Activations) -> bool:
+        """Whether nothing but the head trains, on features that are on the device."""
+        is_head_alone = all(path.startswith(f"{HEAD}/") for path in program.mask.trainable)
+        return is_head_alone and not program.mask.norms and activations.file is None
+
+    def _work(self, first: int, count: int, scale: float) -> dict[str, Any]:
+        """What the program is told of `count` epochs from `first` on."""
+        program, steps = self._program, self._order.steps_per_epoch
+        orders = [self._order.epoch(epoch) for epoch in range(first, first + count)]
+        rates = [
+            [scale * program.rate(epoch * steps + n) for n in range(steps)] for epoch in range(first, first + count)
+        ]
+        views = [_stored_view(program, epoch, self._activations) for epoch in range(first, first + count)]
+        work = {
+            "index": np.stack([index for index, _ in orders]),
+            "weight": np.stack([weight for _, weight in orders]),
+            "view": np.asarray(views, np.int32),
+            "rate": np.asarray(rates, np.float32),
+        }
+        padded = {
+            name: np.pad(values, [(0, self._most - count), *[(0, 0)] * (values.ndim - 1)])
+            for name, values in work.items()
+        }
+        return parallel.split({**padded, "epochs": np.int32(count)}, self._mesh, axis=2)
+
+    def epochs(self, state: State, first: int, most: int, scale: float) -> tuple[State, np.ndarray, np.ndarray]:
+        """Runs some epochs.
+
+        Args:
+            state: before them.
+            first: the first one's number.
+            most: how many there may be.
+            scale: of the learning rate.
+
+        Returns:
+            The state; per epoch the sums of loss and weight, float32 [k, 2]; and the logits of the run's validation
+            rows, float32 [k, v, outputs].
+        """
+        count = min(self._at_once, most, self._most)
+        start = time.monotonic()
+        with self._clock.span("train"):
+            state, sums, logits = self._run(state, self._cache, self._work(first, count, scale))
+            sums, logits = np.asarray(sums)[:count], np.asarray(logits)[:count]
+        each = (time.monotonic() - start) / count
+        self._at_once = max(1, min(self._most, 2 * count, int(2 * SYNC_EVERY_S / max(each, 1e-9))))
+        return state, sums, logits
+
+    def position(self) -> dict[str, Any]:
+        """Nothing: the step says it."""
+        return {}
+
+
+def _stored_view(program: PhaseProgram, epoch: int, activations: Activations) -> int:
+    """Which of the views that are kept an epoch sees."""
+    return program.view(epoch) % activations.views

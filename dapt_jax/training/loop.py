@@ -10,12 +10,11 @@ import numpy as np
 
 from dapt_jax import parallel
 from dapt_jax.cost.ledger import Row
-from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.training import accounting, checkpoint, freezing, optim
 from dapt_jax.training.evaluate import Evaluator
-from dapt_jax.training.features import Activations
-from dapt_jax.training.feeds import Feed, FromCache, FromImages
+from dapt_jax.training.features import Prefix
+from dapt_jax.training.feeds import Epochs, Feed, OnDevice, Streamed
 from dapt_jax.training.freezing import Tree
 from dapt_jax.training.meter import Meter
 from dapt_jax.training.run import Run, Tools
@@ -106,22 +105,51 @@ class _PhaseLoop:
         """Runs the phase from where the state is to its end."""
         timeline = self.run_.timeline
         end = timeline.first_epoch(self.number + 1)
-        feed, evaluator = self._feed(state)
-        for epoch in range(timeline.position(int(state["step"])).epoch, end):
-            first_batch = int(state["step"]) - epoch * timeline.steps_per_epoch
-            since = time.monotonic()
-            for stepped, done in feed.epoch(state, epoch, first_batch, self.plateau.scale):
-                state = stepped
-                self._tell(epoch, done, time.monotonic() - since)
-                # An epoch's end is saved after its evaluation, so that no epoch is evaluated twice or never.
-                if int(state["step"]) < (epoch + 1) * timeline.steps_per_epoch:
-                    self._save_if_due(state, feed)
-                since = time.monotonic()
-            state = self._end_epoch(state, epoch, evaluator)
-            if epoch + 1 < end:
+        with self.meter.clock.span("compile"):  # what caching, compiling and reading take inside is theirs
+            feed, evaluator = self._feed(state)
+        epoch = timeline.position(int(state["step"])).epoch
+        while epoch < end:
+            if isinstance(feed, Epochs):
+                state, count = self._many_epochs(state, epoch, end, feed, evaluator)
+            else:
+                state, count = self._one_epoch(state, epoch, feed, evaluator), 1
+            epoch += count
+            if epoch < end:
                 self._save_if_due(state, feed)
         self._finish(state, feed)
         return state
+
+    def _one_epoch(self, state: State, epoch: int, feed: Feed, evaluator: Evaluator) -> State:
+        """The batches of an epoch that are left, then its evaluation."""
+        steps = self.run_.timeline.steps_per_epoch
+        since = time.monotonic()
+        for stepped, done in feed.epoch(state, epoch, int(state["step"]) - epoch * steps, self.plateau.scale):
+            state = stepped
+            self._tell(epoch, done, time.monotonic() - since)
+            # An epoch's end is saved after its evaluation, so that no epoch is evaluated twice or never.
+            if int(state["step"]) < (epoch + 1) * steps:
+                self._save_if_due(state, feed)
+            since = time.monotonic()
+        sums = float(state["loss"]), float(state["weight"])
+        self._check(epoch, *sums)
+        with self.meter.clock.span("eval"):
+            scores = evaluator(state)
+        self._end_epoch(epoch, *sums, scores)
+        zero = parallel.replicate({"loss": np.float32(0), "weight": np.float32(0)}, self.tools.mesh)
+        return {**state, **zero}
+
+    def _many_epochs(self, state: State, epoch: int, end: int, feed: Epochs, evaluator: Evaluator) -> tuple[State, int]:
+        """Epochs that run as one program, and how many they were; a plateau decides on the rate after each."""
+        most = 1 if self.program.phase.schedule == "plateau" else end - epoch
+        since = time.monotonic()
+        state, sums, logits = feed.epochs(state, epoch, most, self.plateau.scale)
+        self._tell(epoch + len(sums) - 1, len(sums) * self.run_.timeline.steps_per_epoch, time.monotonic() - since)
+        for number, ((loss, weight), watched) in enumerate(zip(sums, logits, strict=True), start=epoch):
+            self._check(number, float(loss), float(weight))
+            with self.meter.clock.span("eval"):
+                scores = evaluator.scores(watched)
+            self._end_epoch(number, float(loss), float(weight), scores)
+        return state, len(sums)
 
     def _tell(self, epoch: int, batches: int, seconds: float) -> None:
         """Shows what was done since the last time."""
@@ -131,50 +159,53 @@ class _PhaseLoop:
         speed = batches * run.batch_size / max(seconds, 1e-9)
         self.tools.reporter.advance(_work(run, self.number, batches), doing, speed)
 
-    def _feed(self, state: State) -> tuple[Feed, Evaluator]:
+    def _feed(self, state: State) -> tuple[Feed | Epochs, Evaluator]:
         run, program, tools, clock = self.run_, self.program, self.tools, self.meter.clock
         decision = run.cache_decision(program)
-        if not decision.cached:
-            feed: Feed = FromImages(run, program, tools, clock, state, self.position)
-            return feed, Evaluator(run, program, None)
-        params, stats = state["params"], state["stats"]
-        tools.reporter.advance(0, f"{run.title}  {program.phase.name}: computing the frozen prefix once")
-        with clock.span("cache"):
-            activations = tools.store.get(program, params, stats, run.dataset, decision.views)
-            tools.reporter.advance(activations.flops, f"{run.title}  {program.phase.name}")
-            if not self.filled:
-                self.filled = {"cached": "reused" if activations.reused else "filled"}
-                for field, value in (("flops", activations.flops), ("s", activations.seconds)):
-                    self.filled[f"reused_{field}"] = value if activations.reused else 0
-            clean: Activations = activations
-            if not program.augment.is_identity and len(run.val_rows):
-                still = dataclasses.replace(program, augment=Augment())
-                clean = tools.store.get(still, params, stats, run.dataset, 1)
-        feed = FromCache(run, program, tools, clock, state, activations)
-        return feed, Evaluator(run, program, clean)
+        if decision.place:
+            tools.reporter.advance(0, f"{run.title}  {program.phase.name}: computing the frozen prefix once")
+            prefix = Prefix.of(program, decision.views)
+            inputs = state["params"], state["stats"], run.dataset.images
+            with clock.span("cache"):
+                activations = tools.store.get(prefix, *inputs, decision.place)
+                clean = activations
+                if activations and len(run.val_rows) and prefix != prefix.plain:
+                    clean = tools.store.get(prefix.plain, *inputs, decision.place)
+            if activations and clean:
+                tools.reporter.advance(activations.flops, f"{run.title}  {program.phase.name}")
+                if not self.filled:
+                    self.filled = {"cached": "reused" if activations.reused else "filled"}
+                    for field, value in (("flops", activations.flops), ("s", activations.seconds)):
+                        self.filled[f"reused_{field}"] = value if activations.reused else 0
+                evaluator = Evaluator(run, program, clean)
+                if Epochs.serve(program, activations):
+                    return Epochs(run, program, tools, clock, state, activations, clean), evaluator
+                if activations.file is None:
+                    return OnDevice(run, program, tools, clock, state, activations), evaluator
+                return Streamed(run, program, tools, clock, state, self.position, activations), evaluator
+        return Streamed(run, program, tools, clock, state, self.position), Evaluator(run, program, None)
 
-    def _end_epoch(self, state: State, epoch: int, evaluator: Evaluator) -> State:
-        loss = float(state["loss"]) / float(state["weight"])
-        if not math.isfinite(loss):
+    def _check(self, epoch: int, loss: float, weight: float) -> None:
+        """Refuses to go on from a loss that is no number."""
+        if not math.isfinite(loss / weight):
             raise UserError(
-                f"{self.run_.title}: the training loss is {loss} in epoch {epoch + 1} of phase "
+                f"{self.run_.title}: the training loss is {loss / weight} in epoch {epoch + 1} of phase "
                 f"{self.program.phase.name!r}; expected a number: lower its lr, or clip the gradient"
             )
-        with self.meter.clock.span("eval"):
-            scores = evaluator(state)
-        rate = self.plateau.scale * self.program.rate(int(state["step"]) - 1)
-        point = {"epoch": epoch, "loss": loss, "lr": rate, **scores}
-        self.curve.append(point)
-        if self.program.phase.schedule == "plateau":
-            self.plateau.update(scores.get("val_loss", loss))
-        zero = parallel.replicate({"loss": np.float32(0), "weight": np.float32(0)}, self.tools.mesh)
-        return {**state, **zero}
 
-    def _save_if_due(self, state: State, feed: Feed) -> None:
+    def _end_epoch(self, epoch: int, loss: float, weight: float, scores: dict[str, float]) -> None:
+        """Enters an epoch into the curve."""
+        last_step = (epoch + 1) * self.run_.timeline.steps_per_epoch - 1
+        rate = self.plateau.scale * self.program.rate(last_step)
+        self.curve.append({"epoch": epoch, "loss": loss / weight, "lr": rate, **scores})
+        if self.program.phase.schedule == "plateau":
+            self.plateau.update(scores.get("val_loss", loss / weight))
+
+    def _save_if_due(self, state: State, feed: Feed | Epochs) -> None:
         if self.saver and time.monotonic() - self.saved > self.tools.every_s:
             self._save(state, feed)
 
-    def _save(self, state: State, feed: Feed) -> None:
+    def _save(self, state: State, feed: Feed | Epochs) -> None:
         assert self.saver is not None
         with self.meter.clock.span("checkpoint"):
             part = checkpoint.saved_part(state, list(self.run_.programs), self.number)
@@ -182,14 +213,14 @@ class _PhaseLoop:
                 "position": feed.position(),
                 "seed": self.run_.seed,
                 "plateau": dataclasses.asdict(self.plateau),
-                "curve": self.curve,
+                "curve": list(self.curve),  # written in the background, while epochs are added to the curve
                 "filled": self.filled,
                 "meter": self.meter.state(),
             }
             self.saver.save(int(state["step"]), part, meta)
         self.saved = time.monotonic()
 
-    def _finish(self, state: State, feed: Feed) -> None:
+    def _finish(self, state: State, feed: Feed | Epochs) -> None:
         """Enters the phase into the ledger; a kill between entry and checkpoint replaces the entry by itself."""
         self.tools.ledger.put(self._row())
         if self.saver:

@@ -14,7 +14,8 @@ from dapt_jax.cost.ledger import Ledger
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.pipeline import Order
 from dapt_jax.progress import Reporter
-from dapt_jax.training.features import Decision, Store, decide
+from dapt_jax.training.caching import Caching, Decision, decide
+from dapt_jax.training.features import Store
 from dapt_jax.training.optim import Plateau
 from dapt_jax.training.phases import Timeline
 from dapt_jax.training.steps import PhaseProgram
@@ -35,8 +36,7 @@ class Run:
         val_rows: that the loss is watched on; may be empty.
         weights: of the training rows in the loss; empty for 1 each.
         batch_size: images per step, over all devices.
-        cache_mode: `auto`, `on` or `off`.
-        cache_bytes: budget of cached activations.
+        caching: what of a frozen prefix may be cached, and where.
         plateau: fresh state of the plateau schedule.
     """
 
@@ -50,8 +50,7 @@ class Run:
     val_rows: np.ndarray
     weights: tuple[float, ...]
     batch_size: int
-    cache_mode: str
-    cache_bytes: int
+    caching: Caching
     plateau: Plateau
 
     @property
@@ -71,8 +70,7 @@ class Run:
 
     def cache_decision(self, program: PhaseProgram) -> Decision:
         """Whether a phase trains on cached activations."""
-        size = self.dataset.images.size
-        return decide(program, len(self.dataset), size, self.cache_mode, self.cache_bytes)
+        return decide(program, len(self.dataset), self.dataset.images.size, self.caching)
 
 
 @dataclasses.dataclass

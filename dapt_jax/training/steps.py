@@ -84,7 +84,7 @@ class PhaseProgram:
     def update(
         self,
         state: State,
-        x: Float[Array, "b ..."],
+        x: Any,
         labels: Shaped[Array, "b ..."],
         weights: Float[Array, " b"],
         rate: Float[Array, ""],
@@ -93,7 +93,7 @@ class PhaseProgram:
 
         Args:
             state: before the step.
-            x: activations at the boundary.
+            x: activations at the boundary, an array or a pytree of arrays [b, ...].
             labels: of the examples.
             weights: of the examples in the loss, which is their weighted mean.
             rate: learning rate.
@@ -131,27 +131,59 @@ class PhaseProgram:
         x = self.inputs(state["params"], state["stats"], batch["image"], draw, batch["index"])
         return self.update(state, x, batch["label"], batch["weight"], rate)
 
+    def activation_step(self, state: State, batch: dict[str, Any], draw: Draw, rate: Float[Array, ""]) -> State:
+        """One step from a batch of `x`, the activations at the boundary as they are kept, `label` and `weight`."""
+        del draw  # the view was chosen when the batch was read
+        return self.update(state, self.as_computed(batch["x"]), batch["label"], batch["weight"], rate)
+
     def cached_step(
-        self, state: State, cache: dict[str, Array], batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]
+        self, state: State, cache: dict[str, Any], batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]
     ) -> State:
-        """One step from cached activations: `cache` holds `x` [views, n, ...] and `label` [n]."""
-        x = cache["x"][draw["view"], batch["index"]]
-        return self.update(state, x, cache["label"][batch["index"]], batch["weight"], rate)
+        """One step from cached activations: `cache` holds `x`, leaves [views, n, ...], and `label` [n]."""
+        x = jax.tree.map(lambda leaf: leaf[draw["view"], batch["index"]], cache["x"])
+        return self.update(state, self.as_computed(x), cache["label"][batch["index"]], batch["weight"], rate)
 
-    def cached_epoch(
-        self,
-        state: State,
-        cache: dict[str, Array],
-        batches: dict[str, Array],
-        draw: Draw,
-        rates: Float[Array, " steps"],
-    ) -> State:
-        """Many steps in one program: as `cached_step`, with `index` and `weight` [steps, b] and one rate per step."""
+    def cached_epochs(
+        self, state: State, cache: dict[str, Any], work: dict[str, Array]
+    ) -> tuple[State, Float[Array, "most 2"], Float[Array, "most v outputs"]]:
+        """Many epochs in one program, each followed by the logits of the rows that are watched.
 
-        def body(state: State, step: tuple[dict[str, Array], Array]) -> tuple[State, None]:
-            return self.cached_step(state, cache, step[0], draw, step[1]), None
+        Args:
+            state: before them.
+            cache: as in `cached_step`, and `watched`, the activations of the watched rows, leaves [v, ...].
+            work: `epochs` to run, and for `most` epochs, of which the first ones are run: `index` and `weight`
+                [most, steps, b], `view` [most], `rate` [most, steps].
 
-        return jax.lax.scan(body, state, (batches, rates))[0]
+        Returns:
+            The state after them; per epoch the sums of loss and weight; per epoch the logits of the watched rows.
+        """
+        most = work["view"].shape[0]
+        watched = self.as_computed(cache["watched"])
+
+        def logits_of(state: State) -> Array:
+            params = evaluation_params(state)
+            return self.model.suffix(params, state["stats"], watched, self.mask.boundary)[0]
+
+        def step(state: State, one: tuple[dict[str, Array], Array, Array]) -> tuple[State, None]:
+            batch, view, rate = one
+            return self.cached_step(state, cache, batch, {"view": view}, rate), None
+
+        def epoch(number: Array, carry: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
+            state, sums, logits = carry
+            rates = work["rate"][number]
+            batches = {name: work[name][number] for name in ("index", "weight")}
+            views = jnp.broadcast_to(work["view"][number], rates.shape)
+            state, _ = jax.lax.scan(step, state, (batches, views, rates))
+            sums = sums.at[number].set(jnp.stack([state["loss"], state["weight"]]))
+            logits = logits.at[number].set(logits_of(state))
+            return {**state, "loss": jnp.float32(0), "weight": jnp.float32(0)}, sums, logits
+
+        empty = jnp.zeros((most, *jax.eval_shape(logits_of, state).shape), jnp.float32)
+        return jax.lax.fori_loop(0, work["epochs"], epoch, (state, jnp.zeros((most, 2), jnp.float32), empty))
+
+    def as_computed(self, x: Any) -> Any:
+        """Activations in the dtype that the network computes in, whichever they were kept in."""
+        return jax.tree.map(lambda leaf: leaf.astype(self.model.dtype), x)
 
     def fresh_state(self, params: Tree, stats: Tree, step: int = 0) -> State:
         """The state at the start of a run, or of a phase before moments are carried over."""

@@ -1,0 +1,147 @@
+"""Whether a phase trains on cached activations of its frozen prefix, and where they are kept: bytes against FLOPs.
+
+A pure function of the config, the corpus' size and the kind of device, so that a plan, a run and a resumed run agree.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.training import accounting
+from dapt_jax.training.steps import PhaseProgram
+
+MODES = ("auto", "on", "off")
+DTYPES = ("", "float32", "bfloat16")
+Place = Literal["", "memory", "disk"]
+
+FLOPS_PER_BYTE = {"cpu": 50, "gpu": 5_000, "tpu": 10_000}
+"""Forward-pass FLOPs that a device does in the time in which a disk delivers a byte.
+
+A disk of 1 GB/s beside a processor that reaches 50 GFLOP/s in convolutions, a GPU that reaches 5 TFLOP/s, a TPU 10:
+orders of magnitude. `python -m benchmarks.feature_cache` measures both sides; `cache.flops_per_byte` sets it.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Caching:
+    """What a config says about the cache of frozen prefixes.
+
+    Attributes:
+        mode: `auto`, `on` (refuses a phase that could be cached but does not fit) or `off`.
+        memory_bytes: that activations may take on the device.
+        disk_bytes: that they may take on disk; 0 to use none.
+        dtype: in which they are kept: `float32`, `bfloat16` (half the bytes, rounded to 8 bits of mantissa), or empty
+            for the one they are computed in.
+        flops_per_byte: least forward FLOPs that a byte read from disk has to save; 0 for the kind of device.
+    """
+
+    mode: str = "auto"
+    memory_bytes: int = 2 << 30
+    disk_bytes: int = 8 << 30
+    dtype: str = ""
+    flops_per_byte: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UserError(f"unknown cache.mode {self.mode!r}; {nearest(self.mode, MODES)}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"unknown cache.dtype {self.dtype!r}; {nearest(self.dtype, DTYPES)}")
+
+    @classmethod
+    def of(cls, settings: Any) -> "Caching":
+        """From `config.cache`."""
+        return cls(
+            settings.mode, settings.memory_mb << 20, settings.disk_mb << 20, settings.dtype, settings.flops_per_byte
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """Whether a phase trains on cached activations, and why.
+
+    Attributes:
+        place: `memory`, `disk`, or empty for no cache.
+        views: views per image that are kept.
+        bytes: that the cache holds for this phase.
+        reason: in words.
+    """
+
+    place: Place
+    views: int
+    bytes: int
+    reason: str
+
+    @property
+    def cached(self) -> bool:
+        """Whether the phase trains on cached activations."""
+        return bool(self.place)
+
+
+def row_bytes(shapes: Any, dtype: str = "") -> int:
+    """Bytes of one image's activations, a pytree of shapes; `dtype` stands in for their own where it is not empty."""
+    sizes = [(int(np.prod(leaf.shape)), leaf.dtype) for leaf in jax.tree.leaves(shapes)]
+    return sum(count * np.dtype(jax.numpy.dtype(dtype or own)).itemsize for count, own in sizes)
+
+
+def decide(program: PhaseProgram, images: int, image_size: int, caching: Caching) -> Decision:
+    """Weighs bytes against FLOPs.
+
+    In memory, activations are worth it as soon as an epoch sees a view that an earlier one saw. On disk they are read
+    again in every epoch, so a byte has to save more forward FLOPs than the device does while it is being read.
+
+    Args:
+        program: the phase.
+        images: in the corpus.
+        image_size: side in pixels.
+        caching: what the config says.
+
+    Raises:
+        UserError: `mode` is `on` where a frozen prefix cannot be cached.
+    """
+    boundary, epochs = program.mask.boundary, program.phase.epochs
+    views = 1 if program.augment.is_identity else program.phase.views
+    per_row = row_bytes(accounting.boundary_shape(program.model, boundary, image_size), caching.dtype)
+    size = views * images * per_row
+    if caching.mode == "off":
+        return Decision("", views, 0, "switched off")
+    if boundary == 0:
+        return Decision("", views, 0, "nothing below the first trained layer is frozen")
+    flops = accounting.forward(program.model, image_size, boundary).model
+    saved = f"saves {flops * images * (epochs - views) / 1e12:.3g} TFLOP"
+    impossible = ""
+    if not views:
+        impossible = "images are augmented anew each epoch; views=K would fix K of them"
+    elif size > max(caching.memory_bytes, caching.disk_bytes):
+        impossible = (
+            f"{_mib(size)} of activations exceed the budgets of {_mib(caching.memory_bytes)} in memory "
+            f"and {_mib(caching.disk_bytes)} on disk"
+        )
+    if impossible:
+        if caching.mode == "on":
+            raise UserError(f"phase {program.phase.name!r}: cache.mode=on, but {impossible}")
+        return Decision("", views, 0, impossible)
+    if caching.mode == "auto" and views >= epochs and views > 1:
+        return Decision("", views, 0, f"{epochs} epochs see no view twice")
+    if size <= caching.memory_bytes:
+        return Decision("memory", views, size, f"{_mib(size)} in memory instead of {epochs} passes: {saved}")
+    worth = flops / per_row
+    least = caching.flops_per_byte or FLOPS_PER_BYTE.get(jax.default_backend(), FLOPS_PER_BYTE["gpu"])
+    if caching.mode == "auto" and worth < least:
+        return Decision(
+            "",
+            views,
+            0,
+            f"{_mib(size)} exceed memory, and a byte from disk saves {worth:.3g} FLOP: less than {least:g}",
+        )
+    if caching.mode == "auto" and views >= epochs:
+        return Decision("", views, 0, f"{_mib(size)} exceed memory, and one epoch reads nothing twice")
+    return Decision(
+        "disk", views, size, f"{_mib(size)} on disk instead of {epochs} passes: {saved}, {worth:.3g} a byte"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
