@@ -56,6 +56,7 @@ _ABOVE_0 = (
 )
 _BELOW_1 = (
     "corpus.val_fraction",
+    "transfer.head.grid.val_fraction",
     "adapt.label_smoothing",
     *(f"{run}.optimizer.{name}" for run in _RUNS for name in ("b1", "b2", "ema")),
     *(f"{run}.augment.{name}" for run in _RUNS for name in ("shift", "brightness", "contrast")),
@@ -162,6 +163,10 @@ def _check_lists(values: dict[str, Any]) -> None:
                 raise UserError(f"{name} holds {value!r}; expected names")
         if not listed or len(set(listed)) < len(listed):
             raise UserError(f"{name} is {listed}; expected one or more, each once")
+    for name, least in (("lr", "numbers above 0"), ("weight_decay", "numbers from 0")):
+        for value in values[f"transfer.head.grid.{name}"]:
+            if not is_like(value, 0.0) or value < 0 or (value == 0 and name == "lr"):
+                raise UserError(f"transfer.head.grid.{name} holds {value!r}; expected {least}")
     if values["report.protocol"] and values["report.protocol"] not in values["transfer.protocols"]:
         hint = nearest(values["report.protocol"], values["transfer.protocols"])
         raise UserError(f"report.protocol {values['report.protocol']!r} is not one of transfer.protocols; {hint}")

@@ -72,7 +72,15 @@ def default() -> config_dict.ConfigDict:
     config.transfer = {
         "protocols": ("linear", "mlp_small", "mlp_large"),  # and finetune
         "folds": 5,
-        "head": {"epochs": 100, "lr": 3e-4, "batch_size": 64, "weight_decay": 1e-4, "standardise": True},
+        "head": {
+            "epochs": 100,
+            "lr": 3e-4,
+            "batch_size": 64,
+            "weight_decay": 1e-4,
+            "standardise": True,
+            # Several of either: each fold takes the pair that is best on rows held out of its own training rows.
+            "grid": {"lr": (), "weight_decay": (), "val_fraction": 0.2},
+        },
         "finetune": {
             "folds": 1,  # of `folds`, those that are run
             "head_epochs": 50,

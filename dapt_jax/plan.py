@@ -15,7 +15,7 @@ from dapt_jax.report.tables import number
 from dapt_jax.strategies import Strategy, resolve
 from dapt_jax.training import accounting, freezing, heads
 from dapt_jax.training.run import Run
-from dapt_jax.transfer import FINETUNE, Arm, Task, finetune_run, head_settings
+from dapt_jax.transfer import FINETUNE, Arm, Task, finetune_run, head_points, head_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +107,13 @@ def transfer_flops(config: Any, task: Task, strategy: Strategy, seed: int) -> di
             continue
         costs.setdefault("features", accounting.forward(model, size, len(model.encoder.groups)).model * images)
         settings = head_settings(config, protocol, objective)
-        rows = sum(len(train) for train, _ in folds) * settings.epochs
-        costs[protocol] = rows * heads.flops_per_image(model.encoder.features, settings.hidden, objective)
+        points = head_points(config)
+        rows = sum(len(train) for train, _ in folds)
+        if len(points) > 1:
+            rows += len(points) * sum(len(task.inner(train, config, seed)[0]) for train, _ in folds)
+        costs[protocol] = (
+            rows * settings.epochs * heads.flops_per_image(model.encoder.features, settings.hidden, objective)
+        )
     return costs
 
 

@@ -5,6 +5,7 @@ same heads, never refitted, each fold's in turn; a score is the mean over folds.
 """
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from dapt_jax.cost.ledger import Row
 from dapt_jax.data import pipeline
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.near_duplicates import duplicates
-from dapt_jax.data.splits import grouped_folds
+from dapt_jax.data.splits import grouped_folds, grouped_holdout
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder
@@ -70,6 +71,12 @@ class Task:
         """Training and held-out rows of the development images; look-alikes share a side as patients do."""
         groups = merge_groups(self.development)
         return grouped_folds(self.development.labels, groups, number, seed)
+
+    def inner(self, rows: np.ndarray, config: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training rows of a fold, split again by patient: to try rates and decays on, and to judge them by."""
+        labels, groups = self.development.labels[rows], merge_groups(self.development)[rows]
+        fit, judge = grouped_holdout(labels, groups, config.transfer.head.grid.val_fraction, seed)
+        return rows[fit], rows[judge]
 
 
 LOOK_ALIKES_UP_TO = 5000
@@ -169,10 +176,14 @@ def _features(model: Classifier, adapted: adapt.Adapted, task: Task, arm: Arm, t
 def head_settings(config: Any, protocol: str, objective: Objective) -> heads.HeadSettings:
     """How heads of a protocol are trained."""
     head = config.transfer.head
-    hidden = heads.HIDDEN.get(protocol, ())
-    return heads.HeadSettings(
-        hidden, objective, head.epochs, head.lr, head.batch_size, head.weight_decay, head.standardise
-    )
+    return heads.HeadSettings(heads.HIDDEN.get(protocol, ()), objective, head.epochs, head.batch_size, head.standardise)
+
+
+def head_points(config: Any) -> list[heads.Point]:
+    """The rates and decays that are tried for every head: those of the grid, or the one that the config names."""
+    head = config.transfer.head
+    rates, decays = head.grid.lr or (head.lr,), head.grid.weight_decay or (head.weight_decay,)
+    return [heads.Point(rate, decay) for rate, decay in itertools.product(rates, decays)]
 
 
 def on_features(
@@ -194,7 +205,10 @@ def on_features(
     folds = task.folds(config.transfer.folds, arm.seed)
     meter = Meter(tools.hardware) if tools else None
     labels = pipeline.device_labels(development)
-    trained = heads.train(found["development"], labels, [train for train, _ in folds], settings, arm.seed)
+    training, points = [train for train, _ in folds], head_points(config)
+    inner = [task.inner(rows, config, arm.seed) for rows in training] if len(points) > 1 else []
+    splits = heads.of_folds(training, arm.seed)
+    trained = heads.tune(found["development"], labels, splits, inner, settings, points)
     jax.block_until_ready(trained.params)
     if tools and meter:
         seconds = meter.clock.wall
@@ -206,7 +220,7 @@ def on_features(
         )  # fmt: skip
         tools.ledger.put(dataclasses.replace(meter.row(row), train_s=seconds))
         tools.reporter.advance(trained.flops, f"{arm.strategy} seed {arm.seed}  {task.name} {protocol}")
-    by_split = {split: trained.probabilities(values) for split, values in found.items()}
+    by_split = {split: trained.probabilities(values)[:, 0] for split, values in found.items()}
     held = [(by_split["development"][fold, rows], rows) for fold, (_, rows) in enumerate(folds)]
     others = {split: list(values) for split, values in by_split.items() if split != "development"}
     return list(_score(task, arm, protocol, held, others))

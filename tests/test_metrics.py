@@ -108,9 +108,9 @@ def test_heads_of_all_folds_are_those_trained_one_by_one_and_as_good_as_logistic
     features[:, 3] = 5.0  # constant: must not be blown up
     folds = [np.setdiff1d(np.arange(150), np.arange(start, 150, 3)) for start in range(3)]
     folds[2] = folds[2][:70]  # fewer batches than the others
-    settings = heads.HeadSettings((), Objective(3), 60, 1e-2, 16, 0.0, True)
-    together = heads.train(features, labels, folds, settings, seed=0)
-    probabilities = together.probabilities(features)
+    settings = heads.HeadSettings((), Objective(3), 60, 16, True)
+    together = heads.train(features, labels, heads.of_folds(folds, 0), settings, [[heads.Point(1e-2, 0.0)]] * 3)
+    probabilities = together.probabilities(features)[:, 0]
     for fold, rows in enumerate(folds):
         held = np.setdiff1d(np.arange(150), rows)
         scaler = StandardScaler().fit(features[rows])
@@ -124,4 +124,4 @@ def test_heads_of_all_folds_are_those_trained_one_by_one_and_as_good_as_logistic
     assert together.flops == together.images * 2 * 2 * 20 * 3
     unseen = features[:5].copy()
     unseen[:, 3] = 6.0
-    np.testing.assert_allclose(together.probabilities(unseen), probabilities[:, :5], atol=1e-5)
+    np.testing.assert_allclose(together.probabilities(unseen)[:, 0], probabilities[:, :5], atol=1e-5)
