@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _dispatch(config: Any, workdir: Path | None) -> None:
     if config.mode == "plan":
-        _set_up_jax()
+        set_up_jax()
         from dapt_jax import plan, study
 
         prepared = study.prepare(config)
@@ -56,13 +56,13 @@ def _dispatch(config: Any, workdir: Path | None) -> None:
         report.build(workdir)
         print(f"report: {workdir / 'report.html'}")
     else:
-        _set_up_jax()
+        set_up_jax()
         from dapt_jax import study
 
         study.run(config, workdir)
 
 
-def _set_up_jax() -> None:
+def set_up_jax() -> None:
     """Compiled programs are kept between starts, in the user's cache folder."""
     import jax
     from absl import logging
