@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +23,10 @@ CLASSES = 3
 FULL, LAST, FORWARD = STRATEGIES = ("full", "last block", "forward")
 TORCH = ("torchvision", "timm")
 """Schemes of `weights.tables` whose names the PyTorch side's networks have."""
+HEAD_STEPS = 64
+"""Steps of a head on pooled features that run as one program."""
+DRAW: dict[str, Any] = {"seed": np.uint32(0), "view": np.int32(0)}
+RATE = np.float32(1e-4)
 
 
 def trained_by(model: str, strategy: str) -> tuple[str, ...]:
@@ -63,32 +68,32 @@ class Step:
             made: what trains.
             size: side of the images in pixels.
             batch: images.
-            kind: `whole`, from images; `suffix`, from cached activations at the program's boundary; or `forward`, from
-                images to logits.
+            kind: `whole`, from images; `cached`, from activations at the program's boundary as the loop keeps them (a head
+                on pooled features runs many steps as one program); or `forward`, from images to logits.
         """
+        self._steps = 1
         params, stats = made.model.init(0)
-        rng = np.random.default_rng(0)
-        images = rng.integers(0, 256, (batch, size, size, 3)).astype(np.uint8)
-        data = {"label": np.arange(batch, dtype=np.int32) % CLASSES, "weight": np.ones(batch, np.float32)}
-        rate = np.float32(1e-4)
-        function: Any
+        self._state = jax.device_put(made.fresh_state(params, stats))
         if kind == "forward":
-            self._state, forward = None, logits_of(made.model, None)
-            placed = jax.device_put((params, stats))
-            self._run = lambda state: (state, forward(*placed, images))
+            images, placed, forward = _images(batch, size), jax.device_put((params, stats)), logits_of(made.model, None)
+            self._run: Callable[[Any], Any] = lambda state: (state, forward(*placed, images))
         else:
-            self._state = jax.device_put(made.fresh_state(params, stats))
-            if kind == "suffix":
-                shape = accounting.boundary_shape(made.model, made.mask.boundary, size)
-                function, inputs = made.update, rng.standard_normal((batch, *shape.shape), np.float32)
-                arguments: Any = (jax.device_put(inputs.astype(shape.dtype)), data["label"], data["weight"], rate)
-            else:
-                data |= {"image": images, "index": np.arange(batch, dtype=np.int32)}
-                draw = {"seed": np.uint32(0), "view": np.int32(0)}
-                function, arguments = made.train_step, (data, draw, rate)
+            function, arguments = self._cached(made, size, batch) if kind == "cached" else _whole(made, size, batch)
             step = jax.jit(function, donate_argnums=0)
             self._run = lambda state: (step(state, *arguments),) * 2
         self()
+
+    def _cached(self, made: training.PhaseProgram, size: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
+        shape = accounting.boundary_shape(made.model, made.mask.boundary, size)
+        rows = 4 * batch
+        x = np.random.default_rng(0).standard_normal((1, rows, *shape.shape), np.float32).astype(shape.dtype)
+        cache = jax.device_put({"x": x, "label": np.arange(rows, dtype=np.int32) % CLASSES})
+        index, weight = np.arange(batch, dtype=np.int32), np.ones(batch, np.float32)
+        if not all(path.startswith(f"{HEAD}/") for path in made.mask.trainable):
+            return made.cached_step, (cache, {"index": index, "weight": weight}, DRAW, RATE)
+        self._steps = HEAD_STEPS
+        batches = {"index": np.tile(index, (HEAD_STEPS, 1)), "weight": np.tile(weight, (HEAD_STEPS, 1))}
+        return made.cached_epoch, (cache, batches, DRAW, np.full(HEAD_STEPS, RATE))
 
     def __call__(self) -> None:
         """Runs the step to its end."""
@@ -101,5 +106,15 @@ class Step:
         for _ in range(steps):
             start = time.perf_counter()
             self()
-            times.append(time.perf_counter() - start)
+            times.append((time.perf_counter() - start) / self._steps)
         return statistics.median(times)
+
+
+def _images(batch: int, size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (batch, size, size, 3)).astype(np.uint8)
+
+
+def _whole(made: training.PhaseProgram, size: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
+    index = np.arange(batch, dtype=np.int32)
+    data = {"image": _images(batch, size), "label": index % CLASSES, "weight": np.ones(batch, np.float32), "index": index}
+    return made.train_step, (data, DRAW, RATE)

@@ -9,7 +9,7 @@ import contextlib
 import os
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,15 @@ def network(model: str, outputs: int, keep: int = 0) -> torch.nn.Module:
         features = (last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels
         made.fc = torch.nn.Linear(features, outputs)
     return made
+
+
+def fill(made: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives a network weights by their names in it; all of them."""
+    tensors = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()}
+    result = made.load_state_dict(tensors, strict=False)
+    missing = [name for name in result.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing or result.unexpected_keys:
+        raise ValueError(f"missing {missing}, unexpected {result.unexpected_keys}")
 
 
 class Trainer:
