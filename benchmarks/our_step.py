@@ -116,5 +116,10 @@ def _images(batch: int, size: int) -> np.ndarray:
 
 def _whole(made: training.PhaseProgram, size: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
     index = np.arange(batch, dtype=np.int32)
-    data = {"image": _images(batch, size), "label": index % CLASSES, "weight": np.ones(batch, np.float32), "index": index}
+    data = {
+        "image": _images(batch, size),
+        "label": index % CLASSES,
+        "weight": np.ones(batch, np.float32),
+        "index": index,
+    }
     return made.train_step, (data, DRAW, RATE)

@@ -58,7 +58,11 @@ def measure(flags: list[str], cache: str) -> common.Row:
     Returns:
         Seconds of each part.
     """
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
     for name in (*allocator.SETTINGS, allocator.SWITCH):
         environment.pop(name, None)
     with tempfile.TemporaryDirectory() as workdir:
@@ -91,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     found: dict[str, list[common.Row]] = {"cold": [], "warm": []}
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as cache:
-            for name, rounds in found.items():
+            for rounds in found.values():
                 rounds.append(measure(flags, cache))
     rows = []
     for name, rounds in found.items():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dapt_jax import allocator, arguments
+from dapt_jax import allocator, arguments, user_cache
 from dapt_jax.errors import EXIT_CODE, UserError
 
 
@@ -68,7 +68,7 @@ def set_up_jax() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dapt_jax" / "xla"
+    folder = user_cache.folder("xla")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
