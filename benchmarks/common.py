@@ -83,7 +83,7 @@ def images_of(data: str, count: int, size: int) -> tuple[Dataset, str]:
         settings = {"kind": "manifest", "path": "manifest.csv"}
         whole, what = sources.load(settings, data_dir=str(folder), image_size=size), "BCCD cells"
     else:
-        whole = sources.load({"kind": "phantoms", "name": "corpus", "n": 2 * count}, image_size=size)
+        whole = sources.load({"kind": "phantoms", "name": "corpus", "n": 4 * count}, data_dir=None, image_size=size)
         what = "SYNTHETIC phantoms"
     order = np.random.default_rng(0).permutation(len(whole))
     places = np.empty(len(whole), int)

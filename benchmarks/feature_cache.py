@@ -3,21 +3,26 @@
     python -m benchmarks.feature_cache --json out.json
 
 A boundary lies below the first group that trains. `fill` computes its activations for all images once; `cached` and
-`uncached` are one training step of what lies above it, from activations and from images. `break even` is the number of
-epochs after which filling has paid for itself: fill / (uncached - cached epoch). By FLOPs it is 1 everywhere, since to fill
-is to run the prefix once over the images, as every uncached epoch does.
+`uncached` are one training step of what lies above it, from activations in memory and from images. `break even` is the
+number of epochs after which filling has paid for itself: fill / (uncached - cached epoch). By FLOPs it is 1 everywhere, since
+to fill is to run the prefix once over the images, as every uncached epoch does. `disk ms` is what reading a batch of
+activations from files adds to a cached step (the files are young, so the system may still have them in memory), and `FLOP per
+byte` how much forward work takes as long as reading one byte: `cache.flops_per_byte`.
 """
 
+import tempfile
 import time
+from pathlib import Path
 
 import jax
+import numpy as np
 
 from benchmarks import common, our_step
 from dapt_jax import allocator
 from dapt_jax.main import set_up_jax
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.training import accounting
-from dapt_jax.training.features import Store
+from dapt_jax.training.features import Prefix, Store
 
 LAST, POOLED = "last block", "pooled"
 PLACES = ("quarter", "half", "three quarters", LAST, POOLED)
@@ -40,12 +45,24 @@ def measure(model: str, place: str, corpus: tuple[object, str], batch: int, step
     groups = our_step.program(model, (HEAD,)).model.encoder.groups
     made = our_step.program(model, (*groups[boundary(model, place) :], HEAD))
     params, stats = jax.device_put(made.model.init(0))
-    Store(1 << 30).get(made, params, stats, dataset.take(range(1)), 1)  # compiles
-    fills = []
+    prefix = Prefix.of(made, 1)
+    Store(1 << 40).get(prefix, params, stats, dataset.images.take(range(1)))  # compiles
+    fills, reads = [], []
     for _ in range(rounds):
         start = time.perf_counter()
-        x = jax.block_until_ready(Store(1 << 40).get(made, params, stats, dataset, 1).x)
+        kept = Store(1 << 40).get(prefix, params, stats, dataset.images)
+        assert kept is not None
+        jax.block_until_ready(kept.x)
         fills.append(time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open(0, 1 << 40, Path(folder), "", print)
+        filed = store.get(prefix, params, stats, dataset.images, "disk")
+        assert filed is not None
+        order = np.random.default_rng(0).permutation(count)
+        for start_row in range(0, count - batch + 1, batch):
+            start = time.perf_counter()
+            jax.block_until_ready(jax.device_put(filed.rows(0, order[start_row : start_row + batch])))
+            reads.append(time.perf_counter() - start)
     cached, whole = (our_step.Step(made, size, batch, kind) for kind in ("cached", "whole"))
     times = [(cached.seconds(steps), whole.seconds(steps)) for _ in range(rounds)]
     step, uncached = (common.middle(each) for each in zip(*times, strict=True))
@@ -54,14 +71,16 @@ def measure(model: str, place: str, corpus: tuple[object, str], batch: int, step
         "model": model,
         "boundary below": (*groups, HEAD)[made.mask.boundary],
         "images": count,
-        "MiB": x.nbytes / 2**20,
+        "MiB": kept.nbytes / 2**20,
         "fill s": common.middle(fills),
         "fill images/s": count / common.middle(fills),
+        "disk ms": 1000 * common.middle(reads),
         "cached ms": 1000 * step,
         "uncached ms": 1000 * uncached,
         "times faster": uncached / step,
         "FLOP ratio": (cost.prefix.model + cost.suffix.model) / cost.suffix.model,
         "break even epochs": common.middle(fills) / ((uncached - step) * count / batch),
+        "FLOP per byte": (kept.flops / common.middle(fills)) / (kept.nbytes / count * batch / common.middle(reads)),
     }
 
 

@@ -80,7 +80,7 @@ class Step:
         else:
             function, arguments = self._cached(made, size, batch) if kind == "cached" else _whole(made, size, batch)
             step = jax.jit(function, donate_argnums=0)
-            self._run = lambda state: (step(state, *arguments),) * 2
+            self._run = lambda state: _pair(step(state, *arguments))
         self()
 
     def _cached(self, made: training.PhaseProgram, size: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
@@ -92,8 +92,14 @@ class Step:
         if not all(path.startswith(f"{HEAD}/") for path in made.mask.trainable):
             return made.cached_step, (cache, {"index": index, "weight": weight}, DRAW, RATE)
         self._steps = HEAD_STEPS
-        batches = {"index": np.tile(index, (HEAD_STEPS, 1)), "weight": np.tile(weight, (HEAD_STEPS, 1))}
-        return made.cached_epoch, (cache, batches, DRAW, np.full(HEAD_STEPS, RATE))
+        work = {
+            "epochs": np.int32(1),
+            "view": np.zeros(1, np.int32),
+            "rate": np.full((1, HEAD_STEPS), RATE),
+            "index": np.tile(index, (1, HEAD_STEPS, 1)),
+            "weight": np.tile(weight, (1, HEAD_STEPS, 1)),
+        }
+        return made.cached_epochs, (cache | {"watched": cache["x"][0, :1]}, work)
 
     def __call__(self) -> None:
         """Runs the step to its end."""
@@ -108,6 +114,11 @@ class Step:
             self()
             times.append((time.perf_counter() - start) / self._steps)
         return statistics.median(times)
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    """The state after a step, and all of what the step gives."""
+    return (result[0] if isinstance(result, tuple) else result), result
 
 
 def _images(batch: int, size: int) -> np.ndarray:

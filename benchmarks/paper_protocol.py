@@ -63,12 +63,13 @@ def make_run(options: common.Row, arm: str, dataset: Any, cache: str) -> Any:
     """The run of an arm on all images of a corpus, as a study would make it."""
     from dapt_jax import adapt, config
 
-    settings = config.default().adapt
-    settings.update({"batch_size": options["batch"], "balance_classes": False, "cache": cache})
+    settings = config.default()
+    settings.adapt.batch_size, settings.adapt.balance_classes = options["batch"], False
+    settings.cache.mode = cache
     made = strategy(options["model"], arm, options["divide"])
     return adapt.make_run(
         strategy=arm, seed=0, stage="dapt", label="", encoder=made.encoder, phases=made.phases, dataset=dataset,
-        train_rows=np.arange(len(dataset)), val_rows=np.arange(0), settings=settings, dtype="float32",
+        train_rows=np.arange(len(dataset)), val_rows=np.arange(0), settings=settings.adapt, config=settings,
     )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def calibrated(model: Any, images: np.ndarray) -> tuple[Any, Any]:
     from dapt_jax.models.resnet import TORCHVISION
 
     params, stats = model.init(0)
-    x = model.prefix(params, stats, images, 0)
+    x = model.prefix(params, stats, jax.numpy.asarray(images), 0)
     _, moved = jax.jit(lambda p, s, x: model.encoder.apply(p, s, x, norm="train"))(params, stats, x)
     kept = TORCHVISION.momentum
     return params, jax.tree.map(lambda old, new: (np.asarray(new) - kept * old) / (1 - kept), stats, moved)

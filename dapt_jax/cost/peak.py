@@ -70,9 +70,9 @@ def stored(cpu: str, cores: int) -> dict[str, float] | None:
         return None
 
 
-def measured(cpu: str, cores: int) -> dict[str, float]:
+def measured(cpu: str, cores: int, *, anew: bool = False) -> dict[str, float]:
     """What was measured before, or else is measured now and kept; where it cannot be kept it is measured again next time."""
-    found = stored(cpu, cores)
+    found = None if anew else stored(cpu, cores)
     if found is None:
         found = measure()
         try:
@@ -92,12 +92,12 @@ def main() -> None:
     """Measures this machine anew and prints what it found."""
     from dapt_jax.cost import hardware
 
-    _file().unlink(missing_ok=True)
     here = hardware.lookup("cpu", 1, "cpu")
-    for name, value in measured(here.cpu, here.cores).items():
+    for name, value in measured(here.cpu, here.cores, anew=True).items():
         unit = "GB/s" if name == "bandwidth" else "GFLOP/s"
         print(f"{name}: {value / 1e9:,.1f} {unit}")
-    print(f"{here.cpu}, {here.cores} cores; kept in {_file()}")
+    kept = "kept" if stored(here.cpu, here.cores) else "cannot be kept"
+    print(f"{here.cpu}, {here.cores} cores; {kept} in {_file()}")
 
 
 if __name__ == "__main__":
