@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from dapt_jax.config import BASELINE, MODES, OPEN, default
+from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.errors import UserError, nearest
 
 _RUNS = ("adapt", "transfer.finetune")
@@ -17,6 +18,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data.on_bad_image": ("error", "skip"),
     "cache.mode": ("auto", "on", "off"),
     "cache.dtype": ("", "float32", "bfloat16"),
+    "energy.region": tuple(CARBON_INTENSITY),
     **{f"{run}.schedule": ("constant", "cosine", "linear", "plateau") for run in _RUNS},
     **{f"{run}.norm": ("frozen", "stats", "train") for run in _RUNS},
     **{f"{run}.optimizer.name": ("adam", "adamw", "sgd") for run in _RUNS},
@@ -43,6 +45,8 @@ _AT_LEAST = {
     "transfer.finetune.epochs": 1,
     "transfer.finetune.batch_size": 1,
     "checkpoint.every_s": 0,
+    "energy.pue": 1,
+    "energy.watts": 0,
     **{f"{run}.optimizer.{name}": 0 for run in _RUNS for name in ("weight_decay", "clip")},
 }
 _ABOVE_0 = (

@@ -95,6 +95,13 @@ def default() -> config_dict.ConfigDict:
         },
         "baseline": "mean_gradient",  # the one-scalar baseline; "" for none
     }
+    # Read where the hardware has no energy counter: the Green Algorithms formula.
+    config.energy = {
+        "region": "world",  # whose carbon intensity the report takes: see cost/energy.py
+        "pue": 1.67,  # power usage effectiveness of the place where the machine stands
+        "watts": 0.0,  # of each device; 0: the table's
+    }
+    config.measure_peak = False  # of a CPU, once: two seconds, for utilisation in the report
     config.checkpoint = {"every_s": 30.0}
     config.report = {"metric": "auc", "protocol": ""}
     config.lock()

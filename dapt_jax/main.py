@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dapt_jax import allocator, arguments
+from dapt_jax import allocator, arguments, user_cache
 from dapt_jax.errors import EXIT_CODE, UserError
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _dispatch(config: Any, workdir: Path | None) -> None:
     if config.mode == "plan":
-        _set_up_jax()
+        set_up_jax()
         from dapt_jax import plan, study
 
         prepared = study.prepare(config)
@@ -56,19 +56,19 @@ def _dispatch(config: Any, workdir: Path | None) -> None:
         report.build(workdir)
         print(f"report: {workdir / 'report.html'}")
     else:
-        _set_up_jax()
+        set_up_jax()
         from dapt_jax import study
 
         study.run(config, workdir)
 
 
-def _set_up_jax() -> None:
+def set_up_jax() -> None:
     """Compiled programs are kept between starts, in the user's cache folder."""
     import jax
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dapt_jax" / "xla"
+    folder = user_cache.folder("xla")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

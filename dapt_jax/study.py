@@ -37,7 +37,7 @@ from dapt_jax.weights import locate
 from dapt_jax.weights.merge import MergeReport
 
 WHERE_AND_HOW = (
-    "mode", "data_dir", "checkpoint", "report", "data.threads", "data.cache_mb", "cache.dir",
+    "mode", "data_dir", "checkpoint", "report", "energy", "measure_peak", "data.threads", "data.cache_mb", "cache.dir",
 )  # fmt: skip
 """Settings, or sections of them, that may differ between two starts of one study: they do not change its results."""
 
@@ -219,10 +219,12 @@ def run(config: Any, workdir: Path) -> None:
         ledger=ledger,
         store=_store(config, workdir, reporter),
         mesh=parallel.data_mesh(config.adapt.batch_size),
-        hardware=hardware.describe(),
+        hardware=hardware.describe(measure=config.measure_peak, watts=config.energy.watts, pue=config.energy.pue),
         reporter=reporter,
         threads=config.data.threads,
     )
+    if tools.hardware.note:
+        reporter.say(f"hardware: {tools.hardware.note}")
     try:
         for seed in config.seeds:
             if config.transfer.baseline and not _is_done(results, BASELINE, seed):

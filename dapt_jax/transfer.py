@@ -217,6 +217,7 @@ def on_features(
         row = Row(
             arm.strategy, arm.seed, "transfer", f"{task.name}/{protocol}", steps=trained.steps, images=trained.images,
             model_flops=trained.flops, hardware_flops=trained.flops, trainable_params=size, total_params=size,
+            peak_flops=tools.hardware.peak_for("float32"),
         )  # fmt: skip
         tools.ledger.put(dataclasses.replace(meter.row(row), train_s=seconds))
         tools.reporter.advance(trained.flops, f"{arm.strategy} seed {arm.seed}  {task.name} {protocol}")

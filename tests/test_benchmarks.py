@@ -1,30 +1,192 @@
-"""Every benchmark runs at its smallest size and says what it should; times are not judged here."""
+"""Every benchmark runs at its smallest size and says what it should; times are not judged here, FLOPs are."""
 
+import csv
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from benchmarks import (
+    allocator,
+    common,
+    feature_cache,
+    input_pipeline,
+    our_step,
+    paper_protocol,
+    scaling,
+    startup,
+    train_step,
+)
+from dapt_jax import allocator as settings
+from dapt_jax import arguments
+
 ROOT = Path(__file__).resolve().parents[1]
+HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "torchvision", "timm"))
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="no torch, torchvision and timm here")
 
 
-def test_the_allocator_benchmark_measures_both_sides(tmp_path):
-    out = tmp_path / "out.json"
-    options = ["--model=resnet18", "--size=32", "--batch=2", "--steps=2", "--rounds=1", f"--json={out}"]
-    command = [sys.executable, "-m", "benchmarks.allocator", *options]
-    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300).stdout
-    assert "ratio of images/s" in printed
-    found = json.loads(out.read_text())
-    assert set(found["rounds"]) == {"with settings", "without"}
-    assert all(each["images_per_s"] > 0 for rounds in found["rounds"].values() for each in rounds)
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a benchmark with flags, from the checkout, and gives its JSON; its CSV has to agree."""
+    monkeypatch.chdir(ROOT)
+
+    def call(benchmark, *flags):
+        files = [f"--json={tmp_path / 'out.json'}", f"--csv={tmp_path / 'out.csv'}", "--rounds=1"]
+        benchmark.main([*files, "--data=absent", *flags])
+        found = json.loads((tmp_path / "out.json").read_text())
+        with (tmp_path / "out.csv").open() as file:
+            lines = list(csv.DictReader(file))
+        assert len(lines) == len(found["rows"]) > 0
+        for line, row in zip(lines, found["rows"], strict=True):
+            assert line["jax"] == found["about"]["jax"] != ""
+            assert set(line) == set(row) | set(found["about"]) | set(lines[0])
+        return found["rows"]
+
+    return call
+
+
+def test_train_step_counts_the_work_of_each_strategy(run):
+    rows = run(train_step, "--models=resnet18", "--dtypes=float32", "--size=32", "--batch=2", "--steps=1")
+    full, last, forward = (row["gflop"] for row in rows)
+    assert [row["strategy"] for row in rows] == list(our_step.STRATEGIES)
+    # A backward pass is twice the forward one, but for the gradient of the images, which nothing asks for.
+    assert 2.8 * forward < full < 3 * forward
+    assert forward < last < 2 * forward
+    sides = ("dapt_jax", "torch") if HAS_TORCH else ("dapt_jax",)
+    for row in rows:
+        assert all(row[f"{side} {key}"] > 0 for side in sides for key in ("images/s", "GFLOP/s", "peak MiB"))
+        assert ("ratio" in row) == HAS_TORCH
+
+
+def test_paper_protocol_gives_one_score_on_all_sides_and_the_cache_saves_flops(run):
+    flags = ["--model=resnet18", "--size=32", "--images=24", "--batch=6", "--divide=500", "--arms=l1sb"]
+    rows = {row["side"]: row for row in run(paper_protocol, *flags)}
+    assert set(rows) == {"cached", "uncached", *(["torch"] if HAS_TORCH else [])}
+    for row in rows.values():
+        assert row["logits differ by"] < 1e-2
+        assert row["AUC"] == pytest.approx(rows["uncached"]["AUC"], abs=0.05)
+        assert row["wall s"] >= row["compile s"] >= 0
+        assert row["Wh"] > 0
+    assert rows["cached"]["TFLOP"] < rows["uncached"]["TFLOP"]
+    assert rows["uncached"]["FLOP ratio"] == 1
+
+
+def test_the_arms_are_those_of_the_paper(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = arguments.read("configs/mehmood2022.py:full")
+    for arm in paper_protocol.ARMS:
+        made, written = paper_protocol.strategy("resnet50", arm, 1), config.phases[arm]
+        assert made.encoder.groups[-1] == written.get("cut_after", "stage4/block3")
+        for phase, other in zip(made.phases, written["phases"], strict=True):
+            assert (phase.epochs, phase.lr, set(phase.trainable)) == (
+                other["epochs"],
+                other["lr"],
+                set(other["trainable"]),
+            )
+
+
+@needs_torch
+@pytest.mark.parametrize(("model", "strategy"), [("resnet18", "last block"), ("efficientnet_lite0", "forward")])
+def test_both_sides_do_the_same_work(model, strategy):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks import torch_side
+    from dapt_jax.training import accounting
+
+    made = our_step.program(model, our_step.trained_by(model, strategy))
+    names = our_step.torch_names(made)
+    network = torch_side.network(model, our_step.CLASSES)
+    assert set(names.values()) == {name for name in network.state_dict() if "num_batches" not in name}
+    trainer = torch_side.Trainer(network)
+    trainer.train_only([names[path] for path in made.mask.trainable], 1e-4)
+    images = np.zeros((1, 64, 64, 3), np.uint8)
+    with FlopCounterMode(display=False) as counter:
+        if strategy == our_step.FORWARD:
+            trainer.logits(images)
+            head = 2 * network.num_features * our_step.CLASSES
+            expected = accounting.forward(made.model, 64, len(made.model.encoder.groups)).padded + head
+        else:
+            trainer.step(images, np.zeros(1, np.int64), np.ones(1, np.float32))
+            cost = accounting.image_cost(made, 64)
+            expected = cost.prefix.padded + cost.suffix.padded
+    # Torch counts the taps that fall on padding; the grids of the two backward passes differ a little.
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+    assert torch.get_num_threads() == os.cpu_count()
+
+
+def test_feature_cache_says_what_each_boundary_saves(run):
+    flags = ["--models=resnet18", "--places=half,pooled", "--images=8", "--size=32", "--batch=4", "--steps=1"]
+    half, pooled = run(feature_cache, *flags)
+    assert (half["boundary below"], pooled["boundary below"]) == ("stage2/block2", "head")
+    assert pooled["MiB"] == pytest.approx(8 * 512 * 4 / 2**20)
+    assert 1 < half["FLOP ratio"] < pooled["FLOP ratio"]
+
+
+def test_scaling_finds_the_exponents_of_flops(run):
+    flags = [
+        "--model=resnet18",
+        "--batches=2,4",
+        "--sizes=32,64",
+        "--boundaries=7,8",
+        "--batch=2",
+        "--size=32",
+        "--steps=1",
+    ]
+    rows = run(scaling, *flags)
+    exponents = {row["axis"]: row["of FLOPs"] for row in rows}
+    assert exponents["batch"] == pytest.approx(1)
+    assert exponents["boundary"] == pytest.approx(1)
+    assert 2 < exponents["size"] < 2.6  # fewer taps of a larger image fall on padding
+    assert np.isfinite([row["exponent"] for row in rows]).all()
+    assert scaling.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+
+
+def test_startup_tells_a_cold_cache_from_a_warm_one(run):
+    rows = run(startup, "--model=resnet18", "--weights=random", "--size=32", "--images=64")
+    assert [row["compilation cache"] for row in rows] == ["cold", "warm"]
+    for row in rows:
+        assert row["total s"] == pytest.approx(sum(row[f"{part} s"] for part in ("imports", "reading", "step")))
+
+
+def test_input_pipeline_reads_the_same_files_on_both_sides(run):
+    flags = ["--images=8", "--file-sizes=64", "--size=16", "--batch=4", "--kinds=colour", "--formats=jpeg,png"]
+    rows = run(input_pipeline, *flags)
+    assert [row["files"] for row in rows] == ["colour jpeg", "colour png"]
+    for row in rows:
+        assert row["images"] == "SYNTHETIC phantoms"
+        assert row["dapt_jax images/s"] > 0
+        assert ("ratio" in row) == HAS_TORCH
+
+
+def test_the_allocator_benchmark_measures_both_sides(run):
+    rows = run(allocator, "--model=resnet18", "--size=32", "--batch=2", "--steps=1")
+    assert [row["memory settings"] for row in rows] == ["as the command sets", "glibc's own"]
+    assert all(row["images/s"] > 0 for row in rows)
 
 
 def test_settings_are_added_once_and_never_against_the_user():
-    from dapt_jax import allocator
-
-    added = allocator.settings({})
+    added = settings.settings({})
     if added:  # on glibc
-        assert set(allocator.SETTINGS) < set(added)
-        assert allocator.settings(added) == {}
-    assert allocator.settings({"DAPT_JAX_ALLOCATOR": "off"}) == {}
-    assert allocator.settings({"MALLOC_TRIM_THRESHOLD_": "1"}) == {}
+        assert set(settings.SETTINGS) < set(added)
+        assert settings.settings(added) == {}
+    assert settings.settings({"DAPT_JAX_ALLOCATOR": "off"}) == {}
+    assert settings.settings({"MALLOC_TRIM_THRESHOLD_": "1"}) == {}
+
+
+def test_a_corpus_has_as_many_images_of_each_class_as_there_are(tmp_path):
+    dataset, what = common.images_of(str(tmp_path), 30, 16)
+    counts = dataset.class_counts().values()
+    assert (len(dataset), what) == (30, "SYNTHETIC phantoms")
+    assert max(counts) - min(counts) <= 1
+
+
+def test_a_benchmark_is_a_command(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.input_pipeline", "--help"]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300).stdout
+    assert "--json" in printed

@@ -1,11 +1,20 @@
 import jax
 import pytest
 
-from dapt_jax.cost.hardware import describe, lookup, mfu
-from dapt_jax.errors import UserError
+from dapt_jax.cost import peak
+from dapt_jax.cost.hardware import describe, lookup, utilisation
 
 
-def test_this_machine():
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A user's cache folder with nothing in it, and measurements that take no time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in (("SIDE", 32), ("FLOATS", 1024), ("BUDGET_S", 0.01)):
+        monkeypatch.setattr(peak, name, value)
+    return tmp_path / "dapt_jax" / "peak.json"
+
+
+def test_this_machine(cache):
     here = describe()
     assert here.count == len(jax.devices())
     assert here.platform == jax.devices()[0].platform
@@ -15,8 +24,50 @@ def test_this_machine():
     if here.platform == "cpu":
         assert here.watts * here.count == pytest.approx(12 * here.cores)
         assert here.peak_flops is None
+        assert here.peak_for("float32") == 0.0
         assert "assumed" in here.note
-        assert mfu(1e12, 1.0, here) is None
+        assert "python -m dapt_jax.cost.peak" in here.note
+    assert (describe(watts=33.0, pue=1.1).watts, describe(pue=1.1).pue) == (33.0, 1.1)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="makers publish what other devices can do")
+def test_a_cpu_is_measured_once_and_then_known(cache, monkeypatch):
+    here = describe(measure=True)
+    assert here.bandwidth > 0
+    assert here.peak_for("float32") > 0
+    assert here.peak_for("bfloat16") > 0
+    assert "not known" not in here.note
+    monkeypatch.setattr(peak, "measure", lambda: pytest.fail("measured again"))
+    assert describe() == describe(measure=True) == here
+    assert peak.stored("another processor", here.cores) is None
+    cache.write_text("{torn")
+    assert describe().peak_flops is None
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="makers publish what other devices can do")
+def test_a_measurement_that_cannot_be_kept_is_used_all_the_same(cache, monkeypatch, tmp_path, capsys):
+    peak.main()
+    assert f"kept in {cache}" in capsys.readouterr().out
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert describe(measure=True).peak_for("float32") > 0
+    peak.main()
+    assert "cannot be kept in" in capsys.readouterr().out
+
+
+def test_a_device_that_says_nothing_of_its_memory_is_told_of(monkeypatch):
+    class Silent:
+        device_kind, platform = "TPU v9", "tpu"
+
+        def memory_stats(self):
+            raise NotImplementedError
+
+    monkeypatch.setattr(jax, "devices", lambda: [Silent()])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Silent()])
+    here = describe()
+    assert (here.kind, here.peak_flops, here.watts) == ("TPU v9", None, 250.0)
+    assert "'TPU v9' is not in the table" in here.note
+    assert "reports no memory figures" in here.note
 
 
 @pytest.mark.parametrize(
@@ -50,11 +101,22 @@ def test_a_similar_name_is_not_the_same_chip():
     assert "not in the table" in found.note
 
 
+@pytest.mark.parametrize(
+    ("kind", "platform", "dtype", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", "gpu", "float32", 494.7),
+        ("NVIDIA H100 80GB HBM3", "gpu", "bfloat16", 989.4),
+        ("Tesla T4", "gpu", "float32", 8.1),
+        ("Tesla T4", "gpu", "bfloat16", 65),
+        ("TPU v4", "tpu", "float32", 275),
+    ],
+)
+def test_the_peak_is_that_of_what_jax_multiplies_with(kind, platform, dtype, teraflops):
+    assert lookup(kind, 2, platform).peak_for(dtype) == pytest.approx(2 * teraflops * 1e12)
+
+
 def test_utilisation():
-    v4 = lookup("TPU v4", 4, "tpu")
-    assert mfu(275e12 * 4, 2.0, v4) == pytest.approx(0.5)
-    with pytest.raises(UserError, match="did you mean 'bfloat16'"):
-        mfu(1.0, 1.0, v4, "bfloat61")
-    with pytest.raises(UserError, match="positive time"):
-        mfu(1.0, 0.0, v4)
-    assert lookup("Tesla T4", 1, "gpu").peak_flops["float16"] == 65e12
+    v4 = lookup("TPU v4", 4, "tpu").peak_for("bfloat16")
+    assert utilisation(275e12 * 4, 2.0, v4) == pytest.approx(0.5)
+    assert utilisation(1.0, 0.0, v4) is None
+    assert utilisation(1.0, 1.0, 0.0) is None

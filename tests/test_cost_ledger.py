@@ -8,7 +8,7 @@ from dapt_jax.errors import UserError
 KEYS = (
     "strategy seed stage phase steps images model_flops hardware_flops train_s compile_s data_s eval_s checkpoint_s "
     "cache_s wall_s peak_bytes device devices energy_kwh energy_source trainable_params total_params cached "
-    "reused_flops reused_s curve"
+    "reused_flops reused_s peak_flops curve"
 )
 
 

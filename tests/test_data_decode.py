@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dapt_jax.data.decode import ImageStore, decode, decode_mask
+from dapt_jax.data.pixels import opened
 from dapt_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -52,6 +53,29 @@ def test_grey_is_replicated_to_three_channels(tmp_path, suffix):
     assert pixels.shape == (24, 24, 3)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.repeat(GREY[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("size", [7, 24, 50])
+@pytest.mark.parametrize("mode", ["L", "1", "I;16"])
+def test_grey_resizes_as_three_equal_channels_do(tmp_path, mode, size):
+    image = Image.fromarray(GREY.astype(np.uint16)) if mode == "I;16" else Image.fromarray(GREY).convert(mode)
+    path = saved(image, tmp_path / "a.png")
+    colour = Image.fromarray(decode(path, 24)).resize((size, size), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(decode(path, size), np.asarray(colour))
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_to_nearly_the_same_pixels(tmp_path):
+    y, x = np.mgrid[:256, :256] / 20
+    smooth = 127 + 60 * np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=-1)
+    path = saved(Image.fromarray(smooth.astype(np.uint8)), tmp_path / "a.jpg", quality=95)
+    with opened(path, 128) as half, opened(path, 129) as whole:
+        assert (half.size, whole.size) == ((128, 128), (256, 256))
+        fair = np.asarray(whole.resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
+    off = np.abs(decode(path, 64) - fair)
+    assert 0 < off.mean() < 0.5
+    assert off.max() <= 4
+    np.testing.assert_array_equal(decode(path, 65), np.asarray(whole.resize((65, 65), Image.Resampling.BILINEAR)))
+    np.testing.assert_array_equal(decode(path, 64, crop=256), fair)  # a crop counts the file's own pixels
 
 
 def test_alpha_is_dropped_and_not_blended(tmp_path):

@@ -70,6 +70,8 @@ SETTINGS = {
     "a mode": ("--config.mode=pan", "mode 'pan'", "'plan'"),
     "a protocol": ("--config.transfer.protocols=liner", "protocol 'liner'", "'linear'"),
     "a protocol of the report": ("--config.report.protocol=mlp_large", "'mlp_large'", "'linear'"),
+    "a region": ("--config.energy.region=frence", "energy.region 'frence'", "'france'"),
+    "a place that gives energy": ("--config.energy.pue=0.5", "energy.pue is 0.5", "1 or more"),
     "a metric of the report": ("--config.report.metric=aux", "report.metric 'aux'", "'auc'"),
     "a baseline": ("--config.transfer.baseline=gradient", "transfer.baseline 'gradient'", "'mean_gradient'"),
     "a cache mode": ("--config.cache.mode=of", "cache.mode 'of'", "'off'"),
@@ -195,7 +197,7 @@ def test_every_choice_that_is_checked_early_is_one_that_is_known_later():
         "on_bad_image": records.ON_BAD_IMAGE,
     }
     for name, choices in checks._CHOICES.items():
-        if name not in ("mode", "model.dtype"):
+        if name not in ("mode", "model.dtype", "energy.region"):
             assert choices == known.get(name, known.get(name.rpartition(".")[2])), name
 
 

@@ -92,6 +92,24 @@ def test_bill_adds_up_and_cost_is_standalone(study):
     assert cost.trainable == 4_461_569
 
 
+def test_utilisation_and_carbon_follow_ledger_and_region(tmp_path):
+    workdir = report_example.write(tmp_path, seeds=(0, 1), strategies=("full", "none"))
+    assert "peak is not known" in tables.totals(Records.read(workdir)).note
+    ledger = Ledger(workdir / "ledger.jsonl")
+    for row in ledger.rows():
+        rate = row.model_flops / (row.train_s + row.cache_s)
+        ledger.put(dataclasses.replace(row, peak_flops=4 * rate, hardware_flops=2 * row.model_flops))
+    table = tables.totals(Records.read(workdir))
+    bill = dict(zip(table.columns, table.rows[-1], strict=True))
+    assert (bill["MFU"].text, bill["HFU"].text) == ("25%", "50%")
+    config = json.loads((workdir / "config.json").read_text())
+    kwh = sum(row.energy_kwh for row in ledger.rows())
+    for region, grams in (("world", 475.0), ("france", 51.28)):
+        (workdir / "config.json").write_text(json.dumps({**config, "energy": {"region": region}}))
+        build(workdir)
+        assert f"{tables.number(kwh * grams / 1000)} kg of CO2 equivalent at {grams:g} g/kWh" in read(workdir)[1]
+
+
 def test_words_do_not_overstate(study):
     text = " ".join(words.summary(Records.read(study), TASK))
     assert "full reaches AUC" in text

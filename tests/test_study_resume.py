@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dapt_jax.report.records import KINDS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -88,6 +90,10 @@ def test_killed_in_a_phase_around_a_switch_and_in_a_target_task(tmp_path, quiet,
         for folder in (tmp_path, quiet)
     ]
     assert rows[0] == rows[1]
+    for folder in (tmp_path, quiet):
+        for row in map(json.loads, (folder / "ledger.jsonl").read_text().splitlines()):
+            parts = sum(row[f"{kind}_s"] for kind in KINDS)
+            assert 0.98 * row["wall_s"] - 0.05 <= parts <= row["wall_s"] + 1e-6, row
 
 
 def test_a_finished_study_started_again_runs_nothing(quiet, cache):

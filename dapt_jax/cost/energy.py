@@ -197,7 +197,7 @@ class EnergyMeter:
     def __call__(self, seconds: float) -> float:
         """Returns what the formula charges for a time, in kWh: for rows whose energy was not metered."""
         watts = self._device.watts * self._device.count
-        return green_algorithms(seconds, device_watts=watts, memory_gb=self._device.memory_gb)
+        return green_algorithms(seconds, device_watts=watts, memory_gb=self._device.memory_gb, pue=self._device.pue)
 
     def start(self) -> None:
         """Begins a span; one that is open goes on."""

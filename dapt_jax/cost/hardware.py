@@ -1,4 +1,4 @@
-"""What the devices are: peak arithmetic, bandwidth and power, from the makers' published figures.
+"""What the devices are: peak arithmetic, bandwidth and power, from the makers' published figures; of a CPU, measured.
 
 Sources: NVIDIA data sheets of A100, H100, H200, L4 and T4 (dense figures, without structured sparsity); Google Cloud
 TPU documentation for peak and bandwidth; Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural
@@ -13,7 +13,7 @@ import os
 import platform
 from pathlib import Path
 
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.cost import peak
 
 # Green Algorithms (Lannelongue et al. 2021) charges a processor its thermal design power per core; the entries of its
 # table lie between 4 and 24 W, and 12 W is what it takes for a processor it does not know.
@@ -38,6 +38,7 @@ class Hardware:
         cpu: model name of the host's processor.
         cores: logical cores of the host.
         note: what is not known, in words; empty when everything is.
+        pue: power usage effectiveness of the place where they stand; 1.67 is the world's mean in 2019.
     """
 
     kind: str
@@ -50,6 +51,20 @@ class Hardware:
     cpu: str
     cores: int
     note: str = ""
+    pue: float = 1.67
+
+    def peak_for(self, dtype: str) -> float:
+        """Dense FLOP/s of all devices together with activations of a type, 0 where it is not known.
+
+        What JAX does with float32 by default counts: TPUs multiply it as bfloat16, recent NVIDIA GPUs as tensorfloat32.
+        """
+        known = self.peak_flops or {}
+        names = [dtype, *({"float32": ["tensorfloat32"], "bfloat16": ["float16"]}.get(dtype, []))]
+        if self.platform == "tpu":
+            names = ["bfloat16"]
+        elif dtype == "float32":
+            names.reverse()
+        return next((known[name] * self.count for name in names if name in known), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +108,40 @@ _CHIPS: dict[str, _Chip] = {
 }
 
 
-def describe() -> Hardware:
-    """Describes the devices JAX sees; anything the table does not hold is None, and `note` says so."""
+def describe(*, measure: bool = False, watts: float = 0.0, pue: float = Hardware.pue) -> Hardware:
+    """Describes the devices JAX sees; anything the table does not hold is None, and `note` says so.
+
+    Args:
+        measure: measure a CPU whose figures were not measured before: see `dapt_jax.cost.peak`.
+        watts: power per JAX device where the user knows better; 0 takes the table's.
+        pue: of the place where the devices stand.
+    """
     import jax
 
+    from dapt_jax.cost.memory import memory_stats
+
     devices = jax.devices()
-    return lookup(devices[0].device_kind, len(devices), devices[0].platform, hosts=jax.process_count())
+    found = lookup(devices[0].device_kind, len(devices), devices[0].platform, hosts=jax.process_count())
+    if found.platform == "cpu":
+        figures = (peak.measured if measure else peak.stored)(found.cpu, found.cores)
+        found = _with_measured(found, figures)
+    if found.platform != "cpu" and not any(memory_stats(device) for device in jax.local_devices()):
+        lost = f"{found.kind} reports no memory figures: peak memory is that of the process on the host"
+        found = dataclasses.replace(found, note="; ".join(filter(None, (found.note, lost))))
+    return dataclasses.replace(found, watts=watts or found.watts, pue=pue)
+
+
+def _with_measured(found: Hardware, figures: dict[str, float] | None) -> Hardware:
+    """A CPU with what was measured of it; its JAX devices share it out among them."""
+    assumed = f"{CPU_WATTS_PER_CORE:g} W per core assumed"
+    if figures is None:
+        lost = (
+            "peak FLOP/s and bandwidth not known, so no utilisation (python -m dapt_jax.cost.peak measures them once)"
+        )
+        return dataclasses.replace(found, note=f"CPU: {assumed}; {lost}")
+    shares = {name: value / found.count for name, value in figures.items()}
+    bandwidth = shares.pop("bandwidth")
+    return dataclasses.replace(found, peak_flops=shares, bandwidth=bandwidth, note=f"CPU: {assumed}")
 
 
 def lookup(kind: str, count: int, platform_name: str, hosts: int = 1) -> Hardware:
@@ -115,8 +158,7 @@ def lookup(kind: str, count: int, platform_name: str, hosts: int = 1) -> Hardwar
     if platform_name == "cpu":
         # A process may split one processor into many JAX devices: its power is shared out among them.
         watts = CPU_WATTS_PER_CORE * cores * hosts / count
-        note = f"CPU: {CPU_WATTS_PER_CORE:g} W per core assumed; peak FLOP/s and bandwidth not known"
-        return Hardware(cpu, count, "cpu", watts, memory_gb, None, None, cpu, cores, note)
+        return _with_measured(Hardware(cpu, count, "cpu", watts, memory_gb, None, None, cpu, cores), None)
     name = "gpu" if platform_name in ("gpu", "cuda", "rocm") else platform_name
     chip = next((chip for prefix, chip in _CHIPS.items() if _begins(kind, prefix)), None)
     if chip is None:
@@ -137,31 +179,21 @@ def lookup(kind: str, count: int, platform_name: str, hosts: int = 1) -> Hardwar
     )
 
 
-def mfu(model_flops: float, seconds: float, hardware: Hardware, dtype: str = "bfloat16") -> float | None:
-    """Returns model FLOPs utilisation: model FLOPs per second over the devices' peak.
+def utilisation(flops: float, seconds: float, peak_flops: float) -> float | None:
+    """Returns the share of the devices' peak that some FLOPs were: MFU or HFU, by which FLOPs they are.
 
-    As in PaLM (arXiv 2204.02311, appendix B) and MaxText: recomputation is not counted as work done, so it lowers the
-    figure.
+    Model FLOPs utilisation takes model FLOPs (`Flops.model`): what is recomputed is not work done, so it lowers the figure.
+    Hardware FLOPs utilisation takes all that ran (`Flops.hardware`). As in PaLM (arXiv 2204.02311, appendix B) and MaxText.
 
     Args:
-        model_flops: FLOPs of the work, over all devices (`Flops.model`).
+        flops: of the work, over all devices.
         seconds: the time it took.
-        hardware: the devices it ran on.
-        dtype: the type the matrix products ran in; float32 on recent NVIDIA GPUs is "tensorfloat32" by JAX's default.
+        peak_flops: FLOP/s of all devices together: see `Hardware.peak_for`.
 
     Returns:
-        A fraction, or None when the device's peak is not known.
-
-    Raises:
-        UserError: the device has no published peak for `dtype`, or `seconds` is not positive.
+        A fraction, or None where the peak is not known or no time has passed.
     """
-    if hardware.peak_flops is None:
-        return None
-    if dtype not in hardware.peak_flops:
-        raise UserError(f"{hardware.kind}: no published peak for {dtype!r}; {nearest(dtype, hardware.peak_flops)}")
-    if not seconds > 0:
-        raise UserError(f"utilisation needs a positive time, found {seconds!r} seconds")
-    return model_flops / (seconds * hardware.count * hardware.peak_flops[dtype])
+    return flops / (seconds * peak_flops) if seconds > 0 and peak_flops > 0 else None
 
 
 def _begins(kind: str, prefix: str) -> bool:

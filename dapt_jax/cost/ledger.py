@@ -47,6 +47,7 @@ class Row:
         cached: "off", "filled" (this row computed the prefix and stored it) or "reused".
         reused_flops: model FLOPs that another arm had already run for this row.
         reused_s: seconds that another arm had already spent for this row.
+        peak_flops: FLOP/s that all devices together could do in the type of the activations; 0 where it is not known.
         curve: by epoch: `{"epoch": int, "loss": float, "val_loss": float, "lr": float}`.
     """
 
@@ -75,6 +76,7 @@ class Row:
     cached: str = "off"
     reused_flops: int = 0
     reused_s: float = 0.0
+    peak_flops: float = 0.0
     curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:

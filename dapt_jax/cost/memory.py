@@ -54,6 +54,14 @@ def train_peak_bytes(fn: Callable[..., Any], params: Any, *args: Any, optimizer_
     return 2 * tree_bytes(params) + tree_bytes(optimizer_state) + tree_bytes(args) + kept
 
 
+def memory_stats(device: Any) -> dict[str, Any]:
+    """What a JAX device says of its memory; empty where it says nothing, as CPUs do."""
+    try:
+        return device.memory_stats() or {}
+    except Exception:  # a plugin that has no such figures raises what it likes
+        return {}
+
+
 def device_peak_bytes() -> tuple[int, str]:
     """Returns the most bytes in use so far on the fullest local device, and the name of the source.
 
@@ -61,7 +69,7 @@ def device_peak_bytes() -> tuple[int, str]:
         `(bytes, "device memory_stats")` where devices report it; on others, CPU among them, the process's peak
         resident size, as `(bytes, "process peak resident size")`.
     """
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    peaks = [memory_stats(device).get("peak_bytes_in_use") for device in jax.local_devices()]
     reported = [int(peak) for peak in peaks if peak is not None]
     if reported:
         return max(reported), "device memory_stats"

@@ -15,14 +15,22 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
-    """Opens and loads a file; whatever Pillow raises, here or in the body, comes out as one `UserError`."""
+def opened(path: str | Path, at_least: int = 0) -> Iterator[Image.Image]:
+    """Opens and loads a file; whatever Pillow raises, here or in the body, comes out as one `UserError`.
+
+    Args:
+        path: of the file.
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels; 0
+            decodes every pixel.
+    """
     try:
         with Image.open(path) as image:
             # Phone cameras write JPEGs with a preview as a second frame (MPO); those hold one picture.
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             if frames > 1:
                 raise UserError(f"{path}: holds {frames} frames, expected one image per file; export each frame")
+            if at_least:
+                image.draft(image.mode, (at_least, at_least))
             image.load()
             yield image
     except _UNREADABLE as error:
@@ -40,20 +48,22 @@ def _reason(path: str | Path, error: BaseException) -> str:
     return f"{path}: cannot be read ({what}); expected a whole PNG, JPEG, BMP or TIFF file"
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turns an upright image of any mode into 8-bit RGB."""
+def to_8_bit(image: Image.Image) -> Image.Image:
+    """Turns an image of any mode into an upright one of 8 bits a sample: grey stays one channel, all else becomes RGB."""
     image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
+    if image.mode in ("RGB", "L"):
         return image
+    if image.mode == "1":
+        return image.convert("L")
     if image.mode[0] in "IF":
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_scaled(np.asarray(image)))
     if image.mode in ("P", "PA"):
         # Straight to RGB, Pillow warns about palettes whose transparency is given in bytes.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _to_8_bit(values: np.ndarray) -> np.ndarray:
+def _scaled(values: np.ndarray) -> np.ndarray:
     """Scales grey [h, w] of any number type to uint8; the rule is in `decode`."""
     if values.dtype.kind == "f":
         values = np.where(np.isfinite(values), values, 0)

@@ -163,10 +163,19 @@ def _bill_words(records: Records) -> str:
     text = f"The study ran for {_duration(wall)}"
     if reused:
         text += f"; cached activations saved it another {_duration(reused)} ({reused / (wall + reused):.0%})"
-    grams = CARBON_INTENSITY["world"]
-    text += f". It used {tables.number(kwh)} kWh, about {tables.number(carbon_kg(kwh))} kg of CO2 equivalent at the "
-    text += f"world's mean of {grams:g} g/kWh (IEA 2019)."
+    region = _region(records)
+    text += (
+        f". It used {tables.number(kwh)} kWh, about {tables.number(carbon_kg(kwh, region))} kg of CO2 equivalent at "
+    )
+    text += f"{CARBON_INTENSITY[region]:g} g/kWh ({'mean of the world' if region == 'world' else region})."
     return text + (f" Peak memory was {peak / 2**30:.1f} GiB." if peak else "")
+
+
+def _region(records: Records) -> str:
+    """Returns the region whose electricity was used; the world where the configuration names none that is known."""
+    energy = records.config.get("energy")
+    region = str(energy.get("region", "world")) if isinstance(energy, Mapping) else "world"
+    return region if region in CARBON_INTENSITY else "world"
 
 
 def _duration(seconds: float) -> str:

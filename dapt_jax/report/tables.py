@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from dapt_jax.cost.ledger import STAGES
+from dapt_jax.cost.hardware import utilisation
+from dapt_jax.cost.ledger import STAGES, Row
 from dapt_jax.report.records import BASELINE, KINDS, Records, lower_is_better, nice
 from dapt_jax.report.statistics import Interval, PairedTest, holm, mean_interval, paired_t
 
@@ -77,7 +78,7 @@ def p_value(p: float | None) -> str:
 
 def ratio(value: float | None, reference: float | None) -> str:
     """Formats a quantity as a percentage of the reference's."""
-    return NONE if value is None or not reference else f"{number(100 * value / reference, 2)}%"
+    return NONE if value is None or not reference else percent(value / reference)
 
 
 def comparisons(records: Records, task: str, split: str) -> dict[str, tuple[PairedTest, float | None]]:
@@ -210,11 +211,29 @@ def totals(records: Records) -> Table:
         quantities = [*kinds, max(0.0, wall - sum(kinds)), wall, sum(row.reused_s for row in of)]
         quantities += [flops, max(0.0, extra), sum(row.reused_flops for row in of) / 1e12]
         quantities.append(sum(row.energy_kwh for row in of))
-        rows.append([Cell(stage), *(Cell(number(quantity)) for quantity in quantities)])
-    columns = ["stage", *KINDS, "other", "wall", "reused", "model", "recomputed", "reused", "kWh"]
-    groups = [("", 1), ("seconds", len(KINDS) + 3), ("TFLOP", 3), ("", 1)]
-    note = "Sums over all arms of what was run; reused is what arms took from activations another arm had computed."
+        used = [Cell(percent(utilised(of, kind))) for kind in ("model_flops", "hardware_flops")]
+        rows.append([Cell(stage), *(Cell(number(quantity)) for quantity in quantities), *used])
+    columns = ["stage", *KINDS, "other", "wall", "reused", "model", "recomputed", "reused", "kWh", "MFU", "HFU"]
+    groups = [("", 1), ("seconds", len(KINDS) + 3), ("TFLOP", 3), ("", 1), ("of peak", 2)]
+    note = (
+        "Sums over all arms of what was run; reused is what arms took from activations another arm had computed. "
+        "MFU and HFU: model and hardware FLOPs per second of training and cache filling, over what the devices can do at most."
+    )
+    if not any(row.peak_flops for row in records.rows):
+        note += " The devices' peak is not known here."
     return Table("The whole study's bill", columns, rows, groups, note)
+
+
+def utilised(rows: Sequence[Row], kind: str) -> float | None:
+    """Model or hardware FLOPs utilisation over the rows whose devices' peak is known; None where none is."""
+    known = [row for row in rows if row.peak_flops]
+    most = sum((row.train_s + row.cache_s) * row.peak_flops for row in known)
+    return utilisation(sum(getattr(row, kind) for row in known), most, 1.0)
+
+
+def percent(share: float | None) -> str:
+    """Formats a share."""
+    return NONE if share is None else f"{number(100 * share, 2)}%"
 
 
 def compact(interval: Interval | None, best: bool = False) -> Cell:

@@ -254,6 +254,7 @@ class _PhaseLoop:
             cached=cached,
             reused_flops=self.filled.get("reused_flops", 0),
             reused_s=self.filled.get("reused_s", 0.0),
+            peak_flops=self.tools.hardware.peak_for(program.model.dtype),
             curve=self.curve,
         )
         return self.meter.row(row)

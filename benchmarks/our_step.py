@@ -1,0 +1,136 @@
+"""A training step of dapt_jax as its loop runs it, for benchmarks that time it alone."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dapt_jax.data.augment import Augment
+from dapt_jax.models import registry
+from dapt_jax.models.classifier import HEAD, Classifier
+from dapt_jax.objectives import Objective
+from dapt_jax.training import accounting
+from dapt_jax.training import steps as training
+from dapt_jax.training.evaluate import logits_of
+from dapt_jax.training.optim import Optimizer
+from dapt_jax.training.phases import Phase
+from dapt_jax.weights import tables
+
+CLASSES = 3
+FULL, LAST, FORWARD = STRATEGIES = ("full", "last block", "forward")
+TORCH = ("torchvision", "timm")
+"""Schemes of `weights.tables` whose names the PyTorch side's networks have."""
+HEAD_STEPS = 64
+"""Steps of a head on pooled features that run as one program."""
+DRAW: dict[str, Any] = {"seed": np.uint32(0), "view": np.int32(0)}
+RATE = np.float32(1e-4)
+
+
+def trained_by(model: str, strategy: str) -> tuple[str, ...]:
+    """Groups that a strategy trains; `forward` trains none, and is given the head for the sake of a program."""
+    groups = registry.build(model).groups
+    last = max(number for number, name in enumerate(groups) if "/block" in name)
+    return {FULL: ("*",), LAST: (*groups[last:], HEAD), FORWARD: (HEAD,)}[strategy]
+
+
+def program(model: str, trained: tuple[str, ...], dtype: str = "float32") -> training.PhaseProgram:
+    """The program of one phase: Adam, frozen batch norm, no augmentation."""
+    network = Classifier(registry.build(model), CLASSES, dtype)
+    phase = Phase("phase", 1, trained, 1e-4)
+    return training.programs(network, (phase,), Optimizer(), Objective(CLASSES), Augment(), 0, 1)[0]
+
+
+def torch_names(made: training.PhaseProgram) -> dict[str, str]:
+    """What torchvision or timm calls each parameter and statistic of a model."""
+    scheme = next(each for each in tables.schemes(made.model.encoder.name) if each.name in TORCH)
+    return {path: entry.key for path, entry in tables.table(scheme, made.model).items()}
+
+
+def model_flops(made: training.PhaseProgram, strategy: str, size: int) -> int:
+    """Model FLOPs of one image in a step of a strategy, its prefix not cached."""
+    if strategy == FORWARD:
+        model = made.model
+        return accounting.forward(model, size, len(model.encoder.groups)).model + 2 * model.encoder.features * CLASSES
+    cost = accounting.image_cost(made, size)
+    return cost.prefix.model + cost.suffix.model
+
+
+class Step:
+    """One compiled step, with a batch of random images."""
+
+    def __init__(self, made: training.PhaseProgram, size: int, batch: int, kind: str = "whole"):
+        """Compiles the step and runs it once.
+
+        Args:
+            made: what trains.
+            size: side of the images in pixels.
+            batch: images.
+            kind: `whole`, from images; `cached`, from activations at the program's boundary as the loop keeps them (a head
+                on pooled features runs many steps as one program); or `forward`, from images to logits.
+        """
+        self._steps = 1
+        params, stats = made.model.init(0)
+        self._state = jax.device_put(made.fresh_state(params, stats))
+        if kind == "forward":
+            images, placed, forward = _images(batch, size), jax.device_put((params, stats)), logits_of(made.model, None)
+            self._run: Callable[[Any], Any] = lambda state: (state, forward(*placed, images))
+        else:
+            function, arguments = self._cached(made, size, batch) if kind == "cached" else _whole(made, size, batch)
+            step = jax.jit(function, donate_argnums=0)
+            self._run = lambda state: _pair(step(state, *arguments))
+        self()
+
+    def _cached(self, made: training.PhaseProgram, size: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
+        shape = accounting.boundary_shape(made.model, made.mask.boundary, size)
+        rows = 4 * batch
+        x = np.random.default_rng(0).standard_normal((1, rows, *shape.shape), np.float32).astype(shape.dtype)
+        cache = jax.device_put({"x": x, "label": np.arange(rows, dtype=np.int32) % CLASSES})
+        index, weight = np.arange(batch, dtype=np.int32), np.ones(batch, np.float32)
+        if not all(path.startswith(f"{HEAD}/") for path in made.mask.trainable):
+            return made.cached_step, (cache, {"index": index, "weight": weight}, DRAW, RATE)
+        self._steps = HEAD_STEPS
+        work = {
+            "epochs": np.int32(1),
+            "view": np.zeros(1, np.int32),
+            "rate": np.full((1, HEAD_STEPS), RATE),
+            "index": np.tile(index, (1, HEAD_STEPS, 1)),
+            "weight": np.tile(weight, (1, HEAD_STEPS, 1)),
+        }
+        return made.cached_epochs, (cache | {"watched": cache["x"][0, :1]}, work)
+
+    def __call__(self) -> None:
+        """Runs the step to its end."""
+        self._state, result = self._run(self._state)
+        jax.block_until_ready(result)
+
+    def seconds(self, steps: int) -> float:
+        """Median time of some steps."""
+        times = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            self()
+            times.append((time.perf_counter() - start) / self._steps)
+        return statistics.median(times)
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    """The state after a step, and all of what the step gives."""
+    return (result[0] if isinstance(result, tuple) else result), result
+
+
+def _images(batch: int, size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (batch, size, size, 3)).astype(np.uint8)
+
+
+def _whole(made: training.PhaseProgram, size: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
+    index = np.arange(batch, dtype=np.int32)
+    data = {
+        "image": _images(batch, size),
+        "label": index % CLASSES,
+        "weight": np.ones(batch, np.float32),
+        "index": index,
+    }
+    return made.train_step, (data, DRAW, RATE)

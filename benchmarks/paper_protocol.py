@@ -1,0 +1,286 @@
+"""The seven arms of arXiv 2204.13280 at a small scale: dapt_jax with its cache, without it, and PyTorch.
+
+    python -m benchmarks.paper_protocol --json out.json
+
+The paper's epochs (1,000 of the head, then 150; hybrids 100 and 50) divided by `--divide`; its batch of 16, Adam, rates of
+1e-4 and 1e-5, frozen batch norm, no augmentation. ResNet-50 with random weights whose batch-norm statistics are those of
+the corpus; images are as many of each class, split by patient. All three sides start from the same weights and see the same
+batches in the same order, so their scores (macro AUC on the held-out images) have to agree. dapt_jax runs its real loop,
+data reading included; PyTorch has all images decoded in memory. Each arm stands alone: nothing is reused between arms.
+
+`wall` is all seconds, compilation included (its programs come from the user's cache folder after the first run);
+`compile` is that part of it, which the paper's fifty times longer run would not notice, and `ratio` leaves it out. FLOPs
+are model FLOPs; PyTorch's are those of the same mathematics without a cache. Energy is that of `cost.energy`.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import common, sides
+from dapt_jax import allocator
+
+MODULE = "benchmarks.paper_protocol"
+CACHED, UNCACHED, THEIRS = "cached", "uncached", "torch"
+ARMS = ("full", "l1sb", "l2sb", "l1sb_pft", "l2sb_pft", "f1b", "f2b")
+
+
+def strategy(model: str, arm: str, divide: int) -> Any:
+    """An arm as `configs/mehmood2022.py` has it, for any residual network, its epochs divided.
+
+    Returns:
+        `dapt_jax.strategies.Strategy`.
+    """
+    from dapt_jax.models import registry
+    from dapt_jax.models.classifier import HEAD
+    from dapt_jax.strategies import Strategy, last_groups
+    from dapt_jax.training.phases import Phase
+
+    encoder = registry.build(model)
+    if arm.startswith("f"):
+        stage = {"f1b": "stage1/", "f2b": "stage2/"}.get(arm, "stage4/")
+        encoder = encoder.truncate([group for group in encoder.groups if group.startswith(stage)][-1])
+    partial = (*last_groups(encoder, 2 if arm.startswith("l2") else 1), HEAD)
+
+    def phase(name: str, epochs: int, trained: tuple[str, ...], lr: float = 1e-5) -> Phase:
+        return Phase(name, max(1, epochs // divide), trained, lr, augment=False)
+
+    head = phase("head", 1000, (HEAD,), 1e-4)
+    if arm.endswith("_pft"):
+        return Strategy(arm, encoder, (head, phase("partial", 100, partial), phase("full", 50, ("*",))))
+    later = phase("partial", 150, partial) if arm.startswith("l") else phase("full", 150, ("*",))
+    return Strategy(arm, encoder, (head, later))
+
+
+def make_run(options: common.Row, arm: str, dataset: Any, cache: str) -> Any:
+    """The run of an arm on all images of a corpus, as a study would make it."""
+    from dapt_jax import adapt, config
+
+    settings = config.default()
+    settings.adapt.batch_size, settings.adapt.balance_classes = options["batch"], False
+    settings.cache.mode = cache
+    made = strategy(options["model"], arm, options["divide"])
+    return adapt.make_run(
+        strategy=arm, seed=0, stage="dapt", label="", encoder=made.encoder, phases=made.phases, dataset=dataset,
+        train_rows=np.arange(len(dataset)), val_rows=np.arange(0), settings=settings.adapt, config=settings,
+    )  # fmt: skip
+
+
+def calibrated(model: Any, images: np.ndarray) -> tuple[Any, Any]:
+    """Random parameters, and the statistics that batch norm sees with them on a batch of images.
+
+    Without these, activations would grow from block to block, for frozen batch norm would normalise nothing.
+    """
+    import jax
+
+    from dapt_jax.models.resnet import TORCHVISION
+
+    params, stats = model.init(0)
+    x = model.prefix(params, stats, jax.numpy.asarray(images), 0)
+    _, moved = jax.jit(lambda p, s, x: model.encoder.apply(p, s, x, norm="train"))(params, stats, x)
+    kept = TORCHVISION.momentum
+    return params, jax.tree.map(lambda old, new: (np.asarray(new) - kept * old) / (1 - kept), stats, moved)
+
+
+def _prepare(options: argparse.Namespace, folder: Path) -> tuple[common.Row, Any, Any]:
+    """Puts images, weights and order of every arm into a folder, for all sides; returns corpus and held-out images too."""
+    from dapt_jax.data.splits import grouped_holdout
+    from dapt_jax.weights import export
+
+    dataset, what = common.images_of(options.data, options.images, options.size)
+    train, test = grouped_holdout(dataset.labels, dataset.groups, 0.25, 0)
+    shared = {
+        "model": options.model, "divide": options.divide, "batch": options.batch, "folder": str(folder), "what": what,
+        "size": options.size, "classes": dataset.classes,
+    }  # fmt: skip
+    corpus, held_out = dataset.take(train), dataset.take(test)
+    images, seen = (part.images.batch(np.arange(len(part))) for part in (corpus, held_out))
+    np.savez(folder / "corpus.npz", images=images, labels=corpus.labels, groups=corpus.groups, held_out=seen)
+    for arm in common.words(options.arms):
+        run = make_run(shared, arm, corpus, "off")
+        params, stats = calibrated(run.programs[0].model, images[:64])
+        export.write(folder / f"{arm}.npz", params, stats)
+        _write_for_torch(folder, arm, run, params, stats)
+    return shared, corpus, held_out
+
+
+def _write_for_torch(folder: Path, arm: str, run: Any, params: Any, stats: Any) -> None:
+    """Weights under their torch names and in its layout, and per phase the names that train and the batches."""
+    from benchmarks import our_step
+    from dapt_jax.weights.paths import flatten
+
+    names = our_step.torch_names(run.programs[0])
+    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+    arrays = (flatten(params) | flatten(stats)).items()
+    np.savez(folder / f"{arm}-torch.npz", **{names[path]: np.transpose(a, axes[np.ndim(a)]) for path, a in arrays})
+    phases, first = [], 0
+    for program in run.programs:
+        epochs = [run.order.epoch(first + number) for number in range(program.phase.epochs)]
+        first += program.phase.epochs
+        phases.append(
+            {
+                "names": sorted(names[path] for path in program.mask.trainable),
+                "lr": program.phase.lr,
+                "epochs": [(rows.tolist(), weights.tolist()) for rows, weights in epochs],
+            }
+        )
+    last = run.programs[0].model.encoder.groups[-1]
+    keep = 0 if last.startswith("stage4") else int(last.removeprefix("stage")[0])
+    (folder / f"{arm}-torch.json").write_text(json.dumps({"phases": phases, "keep": keep}))
+
+
+def _our_side(options: common.Row) -> None:
+    """Serves arms run by dapt_jax's own loop."""
+    from dapt_jax import parallel
+    from dapt_jax.cost import hardware
+    from dapt_jax.cost.ledger import Ledger
+    from dapt_jax.data.dataset import Dataset
+    from dapt_jax.data.decode import ImageStore
+    from dapt_jax.main import set_up_jax
+    from dapt_jax.progress import Reporter
+    from dapt_jax.training import loop
+    from dapt_jax.training.evaluate import logits_of
+    from dapt_jax.training.features import Store
+    from dapt_jax.training.run import Tools
+    from dapt_jax.weights import locate
+
+    set_up_jax()
+    folder = Path(options["folder"])
+    corpus = np.load(folder / "corpus.npz")
+    images = ImageStore.from_arrays(corpus["images"], options["size"])
+    dataset = Dataset("corpus", images, corpus["labels"], tuple(options["classes"]), corpus["groups"])
+
+    def measure(what: Any) -> common.Row:
+        arm, cache = what
+        run = make_run(options, arm, dataset, cache)
+        model = run.programs[0].model
+        params, stats, _ = locate.load(str(folder / f"{arm}.npz"), model, seed=0)
+        ledger = folder / f"{arm}-{cache}.jsonl"
+        ledger.unlink(missing_ok=True)
+        tools = Tools(
+            folder=None, every_s=1e9, ledger=Ledger(ledger), store=Store(4 << 30), hardware=hardware.describe(),
+            mesh=parallel.data_mesh(options["batch"]), reporter=Reporter(1, quiet=True),
+        )  # fmt: skip
+        start = time.perf_counter()
+        params, stats = loop.train(run, params, stats, tools)
+        wall = time.perf_counter() - start
+        rows = Ledger(ledger).rows()
+        logits = logits_of(model, None)(params, stats, corpus["held_out"])
+        return {
+            "wall_s": wall,
+            "compile_s": sum(row.compile_s for row in rows),
+            "cache_s": sum(row.cache_s for row in rows),
+            "flops": sum(row.model_flops for row in rows),
+            "kwh": sum(row.energy_kwh for row in rows),
+            "energy_source": rows[0].energy_source,
+            "logits": np.asarray(logits).tolist(),
+        }
+
+    sides.serve(measure)
+
+
+def _torch_side(options: common.Row) -> None:
+    """Serves arms run by PyTorch."""
+    from benchmarks import torch_side
+    from dapt_jax.cost import hardware
+    from dapt_jax.cost.energy import EnergyMeter
+
+    folder = Path(options["folder"])
+    corpus = np.load(folder / "corpus.npz")
+    images, labels, held_out = (corpus[name] for name in ("images", "labels", "held_out"))
+
+    def measure(arm: str) -> common.Row:
+        about = json.loads((folder / f"{arm}-torch.json").read_text())
+        made = torch_side.network(options["model"], len(options["classes"]), about["keep"])
+        arrays = np.load(folder / f"{arm}-torch.npz")
+        torch_side.fill(made, {name: arrays[name] for name in arrays.files})
+        meter = EnergyMeter(hardware.lookup("cpu", 1, "cpu"))
+        meter.start()
+        start = time.perf_counter()
+        trainer = torch_side.Trainer(made)
+        for phase in about["phases"]:
+            trainer.train_only(phase["names"], phase["lr"])
+            for indices, weights in phase["epochs"]:
+                for rows, weight in zip(indices, weights, strict=True):
+                    trainer.step(images[rows], labels[rows], np.asarray(weight, np.float32))
+        wall = time.perf_counter() - start
+        kwh, source = meter.stop()
+        logits = trainer.forward(held_out)
+        return {"wall_s": wall, "compile_s": 0.0, "kwh": kwh, "energy_source": source, "logits": logits.tolist()}
+
+    sides.serve(measure)
+
+
+def _measure(options: argparse.Namespace, folder: Path) -> tuple[list[common.Row], str]:
+    from dapt_jax import metrics, plan
+
+    shared, corpus, held_out = _prepare(options, folder)
+
+    def score(logits: Any) -> float:
+        values = np.exp(np.asarray(logits) - np.max(logits, axis=1, keepdims=True))
+        probabilities = values / values.sum(1, keepdims=True)
+        return metrics.classification(held_out.labels, probabilities, held_out.classes)[0].value
+
+    rows = []
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(sides.Side(MODULE, {**shared, "side": "dapt_jax"}))
+        theirs = stack.enter_context(sides.Side(MODULE, {**shared, "side": THEIRS})) if common.has_torch() else None
+        for arm in common.words(options.arms):
+            planned = plan.of_run(make_run(shared, arm, corpus, "off"), with_memory=False)
+            found = {CACHED: ours.measure((arm, "auto")), UNCACHED: ours.measure((arm, "off"))}
+            if theirs:
+                found[THEIRS] = {**theirs.measure(arm), "flops": sum(phase.flops for phase in planned)}
+            base = found.get(THEIRS, found[UNCACHED])
+            net = base["wall_s"] - base["compile_s"]
+            for name, each in found.items():
+                rows.append(
+                    {
+                        "arm": arm,
+                        "side": name,
+                        "wall s": each["wall_s"],
+                        "compile s": each["compile_s"],
+                        "TFLOP": each["flops"] / 1e12,
+                        "Wh": 1000 * each["kwh"],
+                        "energy from": each["energy_source"],
+                        "AUC": score(each["logits"]),
+                        "logits differ by": float(np.abs(np.subtract(each["logits"], base["logits"])).max()),
+                        "ratio": net / (each["wall_s"] - each["compile_s"]),
+                        "ratio with compile": base["wall_s"] / each["wall_s"],
+                        "FLOP ratio": base["flops"] / each["flops"],
+                    }
+                )
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows, shared["what"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the arms and prints the table."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--model", default="resnet50", help="a residual network of torchvision's layout")
+    parser.add_argument("--images", type=int, default=320, help="a quarter of them is held out")
+    parser.add_argument("--size", type=int, default=96, help="side of the images in pixels")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--divide", type=int, default=50, help="the paper's epochs by this")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.side:
+        side = json.loads(options.side)
+        (_torch_side if side["side"] == THEIRS else _our_side)(side)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows, what = _measure(options, Path(folder))
+    title = f"paper protocol / {options.divide}: {options.model}, {options.images} images ({what}), {options.size} px"
+    common.report(options, f"{title}; ratio to PyTorch", rows, images=what)
+
+
+if __name__ == "__main__":
+    allocator.restart_with_settings()
+    main()

@@ -1,0 +1,104 @@
+"""What a CPU can do at most, measured: no maker publishes it, and utilisation needs it.
+
+    python -m dapt_jax.cost.peak
+
+Measured once per processor, number of cores and JAX version, and kept in the user's cache folder; takes about two seconds.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dapt_jax import jsonl, user_cache
+
+SIDE = 2048
+"""Of the square matrices; their product is 17 GFLOP."""
+FLOATS = 1 << 25
+"""Of the array that is read and written, 128 MiB: more than processor caches hold."""
+BUDGET_S = 0.3
+"""For each measurement, after compiling and one run."""
+DTYPES = ("float32", "bfloat16")
+
+
+def measure() -> dict[str, float]:
+    """Measures the default device.
+
+    Returns:
+        FLOP/s of a large matrix product by dtype, and `bandwidth` in bytes/s of reading and writing an array; the best of
+        several runs each, by all JAX devices of this process's processor together.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    found = {}
+    product = jax.jit(jnp.matmul)
+    for dtype in DTYPES:
+        a = jnp.full((SIDE, SIDE), 0.5, dtype)
+        found[dtype] = 2 * SIDE**3 / _best(product, a, a)
+    doubled = jax.jit(lambda x: x * 2)
+    found["bandwidth"] = 2 * 4 * FLOATS / _best(doubled, jnp.ones(FLOATS, jnp.float32))
+    return found
+
+
+def _best(function: Callable[..., Any], *arguments: Any) -> float:
+    """Seconds of the fastest run of a function that gives a JAX array."""
+    function(*arguments).block_until_ready()
+    best, end = float("inf"), time.perf_counter() + BUDGET_S
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        function(*arguments).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def key(cpu: str, cores: int) -> str:
+    """What a measurement holds for."""
+    import jax
+
+    return f"{cpu}, {cores} cores, jax {jax.__version__}"
+
+
+def stored(cpu: str, cores: int) -> dict[str, float] | None:
+    """What was measured on such a processor, or None; an unreadable file is as good as none."""
+    try:
+        found = json.loads(_file().read_text())[key(cpu, cores)]
+        return {name: float(found[name]) for name in (*DTYPES, "bandwidth")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def measured(cpu: str, cores: int, *, anew: bool = False) -> dict[str, float]:
+    """What was measured before, or else is measured now and kept; where it cannot be kept it is measured again next time."""
+    found = None if anew else stored(cpu, cores)
+    if found is None:
+        found = measure()
+        try:
+            held = json.loads(_file().read_text())
+        except (OSError, ValueError):
+            held = {}
+        with contextlib.suppress(OSError):
+            jsonl.write_text(_file(), json.dumps({**held, key(cpu, cores): found}, indent=1) + "\n")
+    return found
+
+
+def _file() -> Path:
+    return user_cache.folder("peak.json")
+
+
+def main() -> None:
+    """Measures this machine anew and prints what it found."""
+    from dapt_jax.cost import hardware
+
+    here = hardware.lookup("cpu", 1, "cpu")
+    for name, value in measured(here.cpu, here.cores, anew=True).items():
+        unit = "GB/s" if name == "bandwidth" else "GFLOP/s"
+        print(f"{name}: {value / 1e9:,.1f} {unit}")
+    kept = "kept" if stored(here.cpu, here.cores) else "cannot be kept"
+    print(f"{here.cpu}, {here.cores} cores; {kept} in {_file()}")
+
+
+if __name__ == "__main__":
+    main()
