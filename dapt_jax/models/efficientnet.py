@@ -6,15 +6,15 @@ side gets its zeros behind the last pixel, which weights trained so depend on.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dapt_jax.models.encoder import Encoder, Group, NormMode, Preprocess
+from dapt_jax.models.encoder import DEFAULT, Encoder, NormMode, Options, group
 from dapt_jax.models.layers import BatchNorm, Conv
+from dapt_jax.models.preprocess import Preprocess
 
 _NORM = {"eps": 1e-3, "momentum": 0.99}
 STEM_FEATURES = 32
@@ -75,17 +75,13 @@ class InvertedResidual(nnx.Module):
         return x + y if self.has_skip else y
 
 
-def _group(name: str, make: Callable[[], nnx.Module], features: int, reduction: int) -> Group:
-    return Group(name, lambda rngs: make(), features, reduction)
-
-
-def efficientnet_lite0() -> Encoder:
+def efficientnet_lite0(options: Options = DEFAULT) -> Encoder:
     """EfficientNet-Lite0 with 16 blocks and 1280 features.
 
     Groups: `stem`, `stage1/block1` to `stage7/block1`, `top`. With a 1000-way head: 4,652,008 parameters.
     """
-    stem = functools.partial(ConvNormRelu6, 3, STEM_FEATURES, 3, stride=2)
-    groups = [_group("stem", stem, STEM_FEATURES, 2)]
+    stem = functools.partial(ConvNormRelu6, options.channels, STEM_FEATURES, 3, stride=2)
+    groups = [group("stem", stem, STEM_FEATURES, 2)]
     features, reduction = STEM_FEATURES, 2
     for number, stage in enumerate(LITE0, 1):
         for block in range(1, stage.blocks + 1):
@@ -94,8 +90,8 @@ def efficientnet_lite0() -> Encoder:
                 InvertedResidual, features, stage.features, stage.size, stride=stride, expansion=stage.expansion
             )
             features, reduction = stage.features, reduction * stride
-            groups.append(_group(f"stage{number}/block{block}", make, features, reduction))
+            groups.append(group(f"stage{number}/block{block}", make, features, reduction))
     top = functools.partial(ConvNormRelu6, features, TOP_FEATURES, 1)
-    groups.append(_group("top", top, TOP_FEATURES, reduction))
+    groups.append(group("top", top, TOP_FEATURES, reduction, level=False))
     preprocess = Preprocess(mean=(127.0,) * 3, std=(128.0,) * 3)
-    return Encoder("efficientnet_lite0", groups, preprocess=preprocess)
+    return Encoder("efficientnet_lite0", groups, preprocess=preprocess.for_channels(options.channels))

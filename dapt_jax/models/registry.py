@@ -5,8 +5,8 @@ import functools
 from collections.abc import Callable
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.models import efficientnet, resnet
-from dapt_jax.models.encoder import Encoder
+from dapt_jax.models import efficientnet, resnet, unet
+from dapt_jax.models.encoder import DEFAULT, Encoder, Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Entry:
         file: path of the weights inside that package.
     """
 
-    build: Callable[[], Encoder]
+    build: Callable[[Options], Encoder]
     package: str | None = None
     file: str = ""
 
@@ -33,7 +33,15 @@ _ENTRIES = {
     "resnet18": Entry(resnet.resnet18),
     "resnet34": Entry(resnet.resnet34),
     "resnet50": Entry(resnet.resnet50),
+    "resnet101": Entry(resnet.resnet101),
+    "resnet152": Entry(resnet.resnet152),
+    "resnet50d": Entry(resnet.resnet50d),
+    "wide_resnet50_2": Entry(resnet.wide_resnet50_2),
+    "resnext50": Entry(resnet.resnext50),
     "resnet50_keras": Entry(resnet.resnet50_keras),
+    "resnet101_keras": Entry(resnet.resnet101_keras),
+    "resnet152_keras": Entry(resnet.resnet152_keras),
+    "unet": Entry(unet.unet_encoder),
 }
 
 
@@ -54,10 +62,10 @@ def entry(name: str) -> Entry:
 
 
 @functools.cache
-def build(name: str) -> Encoder:
-    """The encoder of that name: the same object each time, so that its shapes are worked out once.
+def build(name: str, options: Options = DEFAULT) -> Encoder:
+    """The encoder of that name: the same object for the same options, so that its shapes are worked out once.
 
     Raises:
-        UserError: there is no architecture of that name; names the nearest.
+        UserError: there is no architecture of that name, and names the nearest; or an option is out of range.
     """
-    return entry(name).build()
+    return entry(name).build(options)

@@ -30,13 +30,33 @@ def _keras_resnet_2016(encoder: Encoder, group: str, part: str) -> str:
     return f"{kind}{stage + 1}{'abcdef'[block - 1]}_branch{branch}"
 
 
+def _torchvision_resnet_d(encoder: Encoder, group: str, part: str) -> str:
+    if group == "stem":
+        # `before` holds two triples of convolution, norm and ReLU; the last norm stands outside the sequence.
+        if part == "norm":
+            return "bn1"
+        _, number, kind = ("", 2, part) if part == "conv" else part.split("/")
+        return f"conv1.{3 * int(number) + (kind == 'norm')}"
+    name = {"conv_skip": "downsample.1", "norm_skip": "downsample.2"}.get(part)
+    stage, block = numbers(group)
+    return f"layer{stage}.{block - 1}.{name}" if name else _torchvision_resnet(encoder, group, part)
+
+
 _TORCHVISION = Scheme("torchvision", "torch", _torchvision_resnet, "fc")
+_KERAS = (
+    Scheme("Keras", "keras", _keras_resnet, "predictions"),
+    Scheme("Keras of 2016", "keras", _keras_resnet_2016, "fc1000"),
+)
 SCHEMES = {
     "resnet18": (_TORCHVISION,),
     "resnet34": (_TORCHVISION,),
     "resnet50": (_TORCHVISION,),
-    "resnet50_keras": (
-        Scheme("Keras", "keras", _keras_resnet, "predictions"),
-        Scheme("Keras of 2016", "keras", _keras_resnet_2016, "fc1000"),
-    ),
+    "resnet101": (_TORCHVISION,),
+    "resnet152": (_TORCHVISION,),
+    "wide_resnet50_2": (_TORCHVISION,),
+    "resnext50": (_TORCHVISION,),
+    "resnet50d": (Scheme("timm", "torch", _torchvision_resnet_d, "fc"),),
+    "resnet50_keras": _KERAS,
+    "resnet101_keras": _KERAS[:1],
+    "resnet152_keras": _KERAS[:1],
 }

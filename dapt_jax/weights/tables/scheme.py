@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -12,10 +12,11 @@ from dapt_jax.models.encoder import Encoder
 from dapt_jax.weights.paths import flatten
 
 Framework = Literal["torch", "keras", "dapt_jax"]
+Fit = Callable[[np.ndarray], np.ndarray]
 _ENDINGS: dict[Framework, dict[str, str]] = {
     "torch": {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
     "keras": {"kernel": "kernel", "scale": "gamma", "bias": "bias", "mean": "moving_mean", "var": "moving_variance"},
-    "dapt_jax": {ending: ending for ending in ("kernel", "scale", "bias", "mean", "var")},
+    "dapt_jax": {},
 }
 
 
@@ -26,14 +27,18 @@ class Scheme:
     Attributes:
         name: as reports call it.
         framework: decides endings, separators and layouts.
-        module: (encoder, group, module within the group) to the module's name there; None for the ones without.
+        module: (encoder, group, module within the group) to the module's name there; "" for arrays at the top level.
         head: name of the dense layer there.
+        leaves: names there of arrays that no framework names (tokens, positions), by our name; the same if not here.
+        fits: what makes our array of theirs, by our name, where it is more than the framework's order of axes.
     """
 
     name: str
     framework: Framework
     module: Callable[[Encoder, str, str], str]
     head: str
+    leaves: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fits: Mapping[str, Fit] = dataclasses.field(default_factory=dict)
 
     @property
     def separator(self) -> str:
@@ -48,13 +53,17 @@ class Entry:
     Attributes:
         key: its name there, without any prefix.
         framework: decides the layout.
+        fit: makes our array of theirs, where it is more than the framework's order of axes.
     """
 
     key: str
     framework: Framework
+    fit: Fit | None = None
 
     def convert(self, array: np.ndarray) -> np.ndarray:
         """The array in our layout: (h, w, in, out) and (in, out); torch has the outputs first."""
+        if self.fit is not None:
+            return self.fit(array)
         if self.framework != "torch":
             return array
         if array.ndim == 4:
@@ -70,15 +79,17 @@ def table(scheme: Scheme, classifier: Classifier) -> dict[str, Entry]:
 
 def _entry(scheme: Scheme, encoder: Encoder, path: str) -> Entry:
     module, _, leaf = path.rpartition("/")
-    ending = _ENDINGS[scheme.framework][leaf]
+    ending = {**_ENDINGS[scheme.framework], **scheme.leaves}.get(leaf, leaf)
     if module == HEAD:
         name = scheme.head
     else:
-        group, _, part = module.rpartition("/")
+        group = encoder.group_of(path)
+        part = module.removeprefix(group).removeprefix("/")
         name = scheme.module(encoder, group, part)
-        if scheme.framework == "keras" and part.startswith("norm") and leaf == "bias":
+        if scheme.framework == "keras" and part.split("/")[-1].startswith("norm") and leaf == "bias":
             ending = "beta"
-    return Entry(f"{name}{scheme.separator}{ending}", scheme.framework)
+    key = f"{name}{scheme.separator}{ending}" if name else ending
+    return Entry(key, scheme.framework, scheme.fits.get(leaf))
 
 
 def numbers(group: str) -> tuple[int, int]:

@@ -1,0 +1,116 @@
+"""Logits and levels equal those of the original implementations, with the same weights under the original's names."""
+
+import importlib.util
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+
+from dapt_jax.models import registry, resnet
+from dapt_jax.models.classifier import Classifier, pool
+from dapt_jax.models.encoder import DEFAULT, Encoder
+from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.weights.merge import merge
+from dapt_jax.weights.paths import flatten, unflatten
+from tests.fixtures import make_parity, parity
+
+
+def residual(name: str, depths, flavour=resnet.TORCHVISION, shape=resnet.PLAIN) -> Encoder:
+    return resnet.network(name, resnet.Bottleneck, depths, flavour, DEFAULT, shape)
+
+
+# Case -> (our encoder, side of the image).
+ENCODERS: dict[str, tuple[Callable[[], Encoder], int]] = {
+    "resnet18": (lambda: registry.build("resnet18"), 64),
+    "resnet50": (lambda: residual("resnet50", (1, 2, 1, 1)), 64),
+    "wide_resnet50_2": (lambda: residual("wide_resnet50_2", (1, 1, 1, 1), shape=resnet.Shape(base=128)), 64),
+    "resnext50": (lambda: residual("resnext50", (1, 1, 1, 1), shape=resnet.Shape(groups=32, base=4)), 64),
+    "resnet50d": (lambda: residual("resnet50d", (1, 2, 1, 1), resnet.TORCHVISION_D), 72),
+    "resnet50_keras": (lambda: registry.build("resnet50_keras"), 224),
+    "unet": (lambda: registry.build("unet"), 32),
+}
+
+
+def close(ours, theirs) -> None:
+    """Equal to 1e-4 of the value, or where values cancel, to 1e-5 of the largest."""
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+def drawn(stored: parity.Stored, *, keras: bool = False) -> dict[str, np.ndarray]:
+    return {name: parity.values(name, shape, keras=keras) for name, shape in stored.shapes.items()}
+
+
+@pytest.mark.parametrize("case", ENCODERS)
+def test_logits_and_levels_are_those_of_the_original(case: str) -> None:
+    make, side = ENCODERS[case]
+    encoder, stored = make(), parity.load(case)
+    is_headless = case == "unet"
+    model = Classifier(encoder, parity.OUTPUTS)
+    source = drawn(stored, keras=case.endswith("_keras"))
+    params, stats, report = merge(model, source, seed=0, head="new" if is_headless else "load")
+    assert not report.left_over
+
+    @jax.jit
+    def run(images):
+        x, maps, _ = encoder.run(params, stats, encoder.preprocess(images))
+        pooled = pool(x)
+        return list(maps.values()), pooled if is_headless else model.suffix(params, stats, pooled, len(encoder.groups))[
+            0
+        ]
+
+    maps, logits = run(parity.images(side))
+    assert [tuple(level.shape) for level in maps] == [shape for shape, _ in stored.levels]
+    assert [level.shape[-1] for level in maps] == [level.features for level in encoder.levels]
+    for ours, (_, theirs) in zip(maps, stored.levels, strict=True):
+        close(parity.sampled(ours), theirs)
+    close(parity.sampled(logits), stored.logits)
+
+
+def smp_name(path: str) -> str:
+    """The name in segmentation_models_pytorch of a decoder's array."""
+    if path.startswith("head/"):
+        return "segmentation_head.0." + {"kernel": "weight", "bias": "bias"}[path.split("/")[-1]]
+    _, block, conv, kind, leaf = path.split("/")
+    ending = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
+    return f"decoder.blocks.{int(block[-1]) - 1}.{conv}.{int(kind == 'norm')}.{ending}"
+
+
+def test_unet_on_resnet18_is_that_of_segmentation_models_pytorch() -> None:
+    stored = parity.load("unet_on_resnet18")
+    source = drawn(stored)
+    segmenter = Segmenter(registry.build("resnet18"), 2)
+    body = {name.removeprefix("encoder."): array for name, array in source.items() if name.startswith("encoder.")}
+    params, stats, report = merge(Classifier(segmenter.encoder, 1), body, seed=0)
+    assert not report.left_over
+    del params["head"]
+    arrays = {}
+    for path, leaf in (flatten(segmenter.abstract()[0]) | flatten(segmenter.abstract()[1])).items():
+        if path.startswith(("decoder/", "head/")):
+            array = source[smp_name(path)]
+            arrays[path] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+            assert arrays[path].shape == leaf.shape
+    is_stat = flatten(segmenter.abstract()[1])
+    params |= unflatten({path: array for path, array in arrays.items() if path not in is_stat})
+    stats |= unflatten({path: array for path, array in arrays.items() if path in is_stat})
+    logits = jax.jit(segmenter)(params, stats, parity.images(64))
+    assert logits.shape == (1, 64, 64, 2)
+    close(parity.sampled(logits), stored.logits)
+
+
+LIVE = {"timm": ("resnet50d",), "segmentation_models_pytorch": ("unet_on_resnet18",), "keras": ("resnet50_keras",)}
+
+
+@pytest.mark.parametrize("case", make_parity.CASES)
+def test_what_is_stored_is_what_the_original_computes(case: str) -> None:
+    """Where the originals are installed; elsewhere the stored values stand for them."""
+    package = next((name for name, cases in LIVE.items() if case in cases), "torchvision")
+    for name in ("torch", package):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    stored, result = parity.load(case), make_parity.CASES[case]()
+    assert stored.shapes == dict(result.shapes)
+    close(parity.sampled(result.logits), stored.logits)
+    for ours, (shape, theirs) in zip(result.levels, stored.levels, strict=True):
+        assert ours.shape == shape
+        close(parity.sampled(ours), theirs)
