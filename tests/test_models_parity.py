@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dapt_jax.models import registry, resnet
+from dapt_jax.models import convnext, densenet, efficientnet, registry, resnet, swin, vit
 from dapt_jax.models.classifier import Classifier, pool
 from dapt_jax.models.encoder import DEFAULT, Encoder
 from dapt_jax.models.segmenter import Segmenter
@@ -20,6 +20,27 @@ def residual(name: str, depths, flavour=resnet.TORCHVISION, shape=resnet.PLAIN) 
     return resnet.network(name, resnet.Bottleneck, depths, flavour, DEFAULT, shape)
 
 
+def transformer(name: str, variant: vit.Variant) -> Encoder:
+    return vit.network(name, vit.Size(32, 4, 2), variant._replace(patch=8, image_size=32), DEFAULT)
+
+
+def gated() -> Encoder:
+    stages = [row._replace(blocks=blocks) for row, blocks in zip(efficientnet.B0, (1, 1, 2, 1, 1, 2, 1), strict=True)]
+    return efficientnet.network("efficientnet_b0", stages, efficientnet.PYTORCH, DEFAULT)
+
+
+def dense(name: str, norm: densenet.Norm) -> Encoder:
+    return densenet.network(name, (2, 2, 2, 2), norm, DEFAULT)
+
+
+def next_generation() -> Encoder:
+    return convnext.network("convnext_tiny", (1, 2, 1, 1), (16, 32, 48, 64), DEFAULT)
+
+
+def windows() -> Encoder:
+    return swin.network("swin_tiny", 16, (2, 2), (2, 4), DEFAULT)
+
+
 # Case -> (our encoder, side of the image).
 ENCODERS: dict[str, tuple[Callable[[], Encoder], int]] = {
     "resnet18": (lambda: registry.build("resnet18"), 64),
@@ -27,7 +48,22 @@ ENCODERS: dict[str, tuple[Callable[[], Encoder], int]] = {
     "wide_resnet50_2": (lambda: residual("wide_resnet50_2", (1, 1, 1, 1), shape=resnet.Shape(base=128)), 64),
     "resnext50": (lambda: residual("resnext50", (1, 1, 1, 1), shape=resnet.Shape(groups=32, base=4)), 64),
     "resnet50d": (lambda: residual("resnet50d", (1, 2, 1, 1), resnet.TORCHVISION_D), 72),
-    "resnet50_keras": (lambda: registry.build("resnet50_keras"), 224),
+    "resnet50_keras": (lambda: registry.build("resnet50_keras"), 64),
+    "densenet121": (lambda: dense("densenet121", densenet.TORCHVISION), 72),
+    "densenet121_keras": (lambda: dense("densenet121_keras", densenet.KERAS), 64),
+    "efficientnet_b0": (gated, 72),
+    "efficientnet_lite1": (lambda: registry.build("efficientnet_lite1"), 64),
+    "efficientnet_b0_keras": (lambda: registry.build("efficientnet_b0_keras"), 64),
+    "convnext_tiny": (next_generation, 64),
+    "convnext_tiny_timm": (next_generation, 64),
+    "vit_small": (lambda: transformer("vit_small", vit.SUPERVISED), 32),
+    "vit_small_larger_image": (lambda: transformer("vit_small", vit.SUPERVISED), 56),
+    "vit_small_smaller_image": (lambda: transformer("vit_small", vit.SUPERVISED), 16),
+    "vit_small_torchvision": (lambda: transformer("vit_small", vit.SUPERVISED), 32),
+    "vit_small_dinov2_registers": (lambda: transformer("vit_small_dinov2_registers", vit.DINOV2_REGISTERS), 32),
+    "vit_small_dinov3": (lambda: transformer("vit_small_dinov3", vit.DINOV3), 48),
+    "swin_tiny": (windows, 72),
+    "swin_tiny_timm": (windows, 112),
     "unet": (lambda: registry.build("unet"), 32),
 }
 
@@ -98,14 +134,19 @@ def test_unet_on_resnet18_is_that_of_segmentation_models_pytorch() -> None:
     close(parity.sampled(logits), stored.logits)
 
 
-LIVE = {"timm": ("resnet50d",), "segmentation_models_pytorch": ("unet_on_resnet18",), "keras": ("resnet50_keras",)}
+def package_of(case: str) -> str:
+    if case.endswith("_keras"):
+        return "keras"
+    if case == "unet_on_resnet18":
+        return "segmentation_models_pytorch"
+    is_torchvision = case == "vit_small_torchvision" or not case.startswith(("vit_", "resnet50d", "efficientnet_lite"))
+    return "torchvision" if is_torchvision and not case.endswith("_timm") else "timm"
 
 
 @pytest.mark.parametrize("case", make_parity.CASES)
 def test_what_is_stored_is_what_the_original_computes(case: str) -> None:
     """Where the originals are installed; elsewhere the stored values stand for them."""
-    package = next((name for name, cases in LIVE.items() if case in cases), "torchvision")
-    for name in ("torch", package):
+    for name in ("torch", package_of(case)):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
     stored, result = parity.load(case), make_parity.CASES[case]()

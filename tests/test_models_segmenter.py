@@ -83,7 +83,7 @@ def test_unets_have_the_published_number_of_parameters(encoder: str, parameters:
 
 def test_images_of_another_size_name_the_nearest(model) -> None:
     segmenter, params, stats = model
-    with pytest.raises(UserError, match="20 x 16 pixels.*multiples of 8, such as 16 x 16"):
+    with pytest.raises(UserError, match=r"20 x 16 pixels.*multiples of 8, such as 16 x 16"):
         segmenter.prefix(params, stats, np.zeros((1, 20, 16, 3), np.uint8), 0)
 
 

@@ -31,6 +31,7 @@ class Scheme:
         head: name of the dense layer there.
         leaves: names there of arrays that no framework names (tokens, positions), by our name; the same if not here.
         fits: what makes our array of theirs, by our name, where it is more than the framework's order of axes.
+        separators: what stands before the ending of a module of ours, by its last name, where it is another.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Scheme:
     head: str
     leaves: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fits: Mapping[str, Fit] = dataclasses.field(default_factory=dict)
+    separators: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def separator(self) -> str:
@@ -80,16 +82,24 @@ def table(scheme: Scheme, classifier: Classifier) -> dict[str, Entry]:
 def _entry(scheme: Scheme, encoder: Encoder, path: str) -> Entry:
     module, _, leaf = path.rpartition("/")
     ending = {**_ENDINGS[scheme.framework], **scheme.leaves}.get(leaf, leaf)
+    fit = scheme.fits.get(leaf)
+    kind = module.rpartition("/")[2]
     if module == HEAD:
         name = scheme.head
     else:
         group = encoder.group_of(path)
-        part = module.removeprefix(group).removeprefix("/")
-        name = scheme.module(encoder, group, part)
-        if scheme.framework == "keras" and part.split("/")[-1].startswith("norm") and leaf == "bias":
+        name = scheme.module(encoder, group, module.removeprefix(group).removeprefix("/"))
+        if scheme.framework == "keras" and kind.startswith("norm") and leaf == "bias":
             ending = "beta"
-    key = f"{name}{scheme.separator}{ending}" if name else ending
-    return Entry(key, scheme.framework, scheme.fits.get(leaf))
+        if scheme.framework == "keras" and kind.startswith("depthwise") and leaf == "kernel":
+            ending, fit = scheme.leaves.get("depthwise", ending), _swap_last
+    separator = scheme.separators.get(kind, scheme.separator)
+    return Entry(f"{name}{separator}{ending}" if name else ending, scheme.framework, fit)
+
+
+def _swap_last(kernel: np.ndarray) -> np.ndarray:
+    """Keras has (h, w, in, 1) where we have (h, w, 1, out)."""
+    return kernel.swapaxes(-1, -2)
 
 
 def numbers(group: str) -> tuple[int, int]:
