@@ -26,7 +26,7 @@ def default() -> config_dict.ConfigDict:
     config.strategies = ("none", "full", "partial", "hybrid", "simplified")
     config.seeds = (0, 1, 2)
     config.model = {"name": "efficientnet_lite0", "image_size": 96, "dtype": "float32"}
-    config.weights = "imagenet"  # imagenet | random | path of a checkpoint
+    config.weights = "imagenet"  # imagenet | random | a name of weights/zoo.py | a path | https:// | hf:// | package://
     config.data_dir = ""  # what relative paths below start from
     config.data = {
         "on_bad_image": "error",  # error | skip (counted)

@@ -39,7 +39,8 @@ class MergeReport:
     def __str__(self) -> str:
         parts = [f"{self.source}: {len(self.loaded)} arrays loaded"]
         if self.prefix:
-            parts.append(f"behind the prefix {self.prefix!r}")
+            whose = f" ({tables.LAYOUTS[self.prefix]})" if self.prefix in tables.LAYOUTS else ""
+            parts.append(f"behind the prefix {self.prefix!r}{whose}")
         parts += [f"{len(self.initialised)} initialised{_examples(self.initialised)}"] if self.initialised else []
         parts += [f"{len(self.left_over)} left over{_examples(self.left_over)}"] if self.left_over else []
         return ", ".join(parts)
@@ -78,6 +79,7 @@ def merge(
     skipped = [path for path in entries if _is_head(path) and not _takes_head(entries, shapes, prefix, source, head)]
     wanted = {path: entry for path, entry in entries.items() if path not in skipped}
     _refuse_missing(wanted, prefix, source, origin)
+    _refuse_other_axes(wanted, shapes, prefix, source, origin)
     loaded = {path: _fit(path, shapes[path], prefix, entry, source, origin) for path, entry in wanted.items()}
     left_over = tuple(sorted(set(source) - {prefix + entry.key for entry in wanted.values()}))
     if left_over:
@@ -159,7 +161,43 @@ def _refuse_missing(wanted: Mapping[str, tables.Entry], prefix: str, source: Map
     missing = [(path, prefix + entry.key) for path, entry in wanted.items() if prefix + entry.key not in source]
     if missing:
         path, key = missing[0]
-        raise UserError(f"{origin}: {len(missing)} arrays missing, first {key!r} (for {path}); {nearest(key, source)}")
+        others = f", {_examples(tuple(key for _, key in missing[1:])).strip(' ()')}" if missing[1:] else ""
+        unknown = tuple(sorted(set(source) - {prefix + entry.key for entry in wanted.values()}))
+        unasked = f"; nothing asks for {len(unknown)}{_examples(unknown)}" if unknown else ""
+        raise UserError(
+            f"{origin}: {len(missing)} arrays missing, first {key!r} (for {path}){others}; {nearest(key, source)}{unasked}"
+        )
+
+
+_OTHER_AXES = {4: ((3, 2, 0, 1), (2, 3, 1, 0)), 2: ((1, 0),)}
+"""Orders in which other frameworks keep the axes of a kernel."""
+
+
+def _refuse_other_axes(
+    wanted: Mapping[str, tables.Entry],
+    shapes: Mapping[str, tuple[int, ...]],
+    prefix: str,
+    source: Weights,
+    origin: str,
+) -> None:
+    """Refuses a file whose kernels are all kept in another order than its names tell.
+
+    Kernels with as many inputs as outputs fit either way: only the others of the same file tell that these are transposed.
+    """
+    likes = {path: source.like(prefix + entry.key) for path, entry in wanted.items()}
+    kernels = [path for path, like in likes.items() if like.ndim in _OTHER_AXES]
+    unfit = [path for path in kernels if wanted[path].convert(likes[path]).shape != shapes[path]]
+    for axes in _OTHER_AXES[likes[unfit[0]].ndim] if unfit else ():
+        if likes[unfit[0]].ndim == len(axes) and all(
+            wanted[path].convert(likes[path].transpose(axes if likes[path].ndim == len(axes) else (1, 0))).shape
+            == shapes[path]
+            for path in unfit
+        ):
+            key, stored = prefix + wanted[unfit[0]].key, likes[unfit[0]].shape
+            raise UserError(
+                f"{origin}: kernels are transposed: {key!r} has shape {stored}, its name tells of "
+                f"{tuple(stored[axis] for axis in axes)}; so are {len(unfit)} of {len(kernels)} kernels, and the rest fit either way"
+            )
 
 
 def _fit(

@@ -11,7 +11,7 @@ from typing import Any
 
 from dapt_jax.errors import UserError
 from dapt_jax.weights import restricted
-from dapt_jax.weights.records import ByolState, NumpyArray
+from dapt_jax.weights.records import NumpyArray
 from dapt_jax.weights.source import Stored, Weights
 from dapt_jax.weights.torch_pickle import refusals
 
@@ -44,8 +44,9 @@ def read(path: Path) -> Weights:
 
 def _trees(content: Any) -> tuple[list[Any], str]:
     """The dicts that hold the encoder, and what reports call them."""
-    if isinstance(content, dict) and isinstance(state := content.get("experiment_state"), ByolState):
-        return [state["online_params"], state["online_state"]], " ['experiment_state'] online_params, online_state"
+    state = content.get("experiment_state") if isinstance(content, dict) else None
+    if isinstance(state, dict) and "online_params" in state:
+        return [state["online_params"], state.get("online_state")], " ['experiment_state'] online_params, online_state"
     if isinstance(content, dict) and isinstance(content.get("params"), dict):
         names = [name for name in ("params", "state", "batch_stats") if isinstance(content.get(name), dict)]
         return [content[name] for name in names], f" {names}"

@@ -1,7 +1,7 @@
 """What pickled weights are made of, as inert records, and the table of names that a pickle may ask for.
 
 Names and argument orders are those of PyTorch's `torch/_utils.py` and `torch/serialization.py` (BSD-3-Clause), of NumPy's
-`_core/multiarray` (BSD-3-Clause), of dm-haiku's `data_structures` and of BYOL's `byol_experiment` (both Apache-2.0).
+`_core/multiarray` (BSD-3-Clause), of dm-haiku's `data_structures` and BYOL's `byol_experiment` (both Apache-2.0).
 """
 
 import dataclasses
@@ -57,13 +57,25 @@ class Record(dict[Any, Any]):
     def __setstate__(self, state: Any) -> None: ...
 
 
-class ByolState(Record):
-    """Stands in for BYOL's named tuple of an experiment's state; its fields come in this order."""
+@dataclasses.dataclass(frozen=True)
+class NamedTuple:
+    """Stands in for a class of named tuples: what it makes are records with its fields."""
 
-    FIELDS = ("online_params", "target_params", "online_state", "target_state", "opt_state")
+    fields: tuple[str, ...]
 
-    def __init__(self, *values: Any):
-        super().__init__(zip(self.FIELDS, values, strict=True))
+    def __post_init__(self) -> None:
+        if not isinstance(self.fields, tuple) or not all(isinstance(field, str) for field in self.fields):
+            raise Refused("a named tuple whose fields are not names")
+
+    def make(self, *values: Any) -> Record:
+        """One named tuple.
+
+        Raises:
+            Refused: it has not as many values as fields.
+        """
+        if len(values) != len(self.fields):
+            raise Refused(f"a named tuple of {len(self.fields)} fields with {len(values)} values")
+        return Record(zip(self.fields, values, strict=True))
 
 
 class Ignored(Record):
@@ -242,6 +254,16 @@ def _encode(text: Any, encoding: Any = "", *_: Any) -> EncodedText | None:
     return EncodedText(text) if isinstance(text, str) and encoding == "latin1" else None
 
 
+def _dill_array(function: Any, arguments: Any, state: Any, *_: Any) -> NumpyArray:
+    made = NumpyArray()
+    made.__setstate__(state)
+    return made
+
+
+def _dill_named_tuple(name: Any, fields: Any, *_: Any) -> NamedTuple:
+    return NamedTuple(tuple(fields) if isinstance(fields, tuple | list) else fields)
+
+
 def _mapping(mapping: Any = None, *_: Any) -> Any:
     """A haiku mapping: what it wraps."""
     return mapping if isinstance(mapping, dict) else Record()
@@ -263,10 +285,7 @@ def set_item(target: Any, key: Any, value: Any) -> None:
     target[key] = value
 
 
-CLASSES = (Record, ByolState, Ignored)
-"""Those of which a pickle may make a new object without calling a function."""
-
-ALLOWED: dict[tuple[str, str], Callable[..., Any] | DtypeRecord | type] = {
+ALLOWED: dict[tuple[str, str], Callable[..., Any] | DtypeRecord | NamedTuple | type] = {
     ("collections", "OrderedDict"): _ordered,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -285,7 +304,11 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any] | DtypeRecord | type] = {
     **{("torch.storage", f"{name}Storage"): DtypeRecord(dtype) for name, dtype in _STORAGES.items()},
     **{("torch", dtype): DtypeRecord(dtype) for dtype in DTYPES},
     **{("haiku._src.data_structures", name): _mapping for name in ("FlatMapping", "FlatMap", "frozendict")},
-    ("byol.byol_experiment", "_ByolExperimentState"): ByolState,
+    ("byol.byol_experiment", "_ByolExperimentState"): NamedTuple(
+        ("online_params", "target_params", "online_state", "target_state", "opt_state")
+    ),
+    ("dill._dill", "_create_array"): _dill_array,
+    ("dill._dill", "_create_namedtuple"): _dill_named_tuple,
     ("byol.utils.optimizers", "ScaleByLarsState"): Ignored,
     ("byol.utils.optimizers", "AddWeightDecayState"): Ignored,
     **{

@@ -12,7 +12,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dapt_jax.weights.records import ALLOWED, CLASSES, DTYPES, DtypeRecord, Record, Refused, StorageRecord, set_item
+from dapt_jax.weights.records import (
+    ALLOWED,
+    DTYPES,
+    DtypeRecord,
+    Ignored,
+    NamedTuple,
+    Record,
+    Refused,
+    StorageRecord,
+    set_item,
+)
 
 INSTRUCTIONS = 1_000_000
 """A state dict takes some 30 for each of its tensors; each may cost some 100 bytes."""
@@ -130,8 +140,10 @@ class _Unpickler(pickle._Unpickler):
         arguments, made = self.stack.pop(), self.stack.pop()
         if made is ALLOWED["collections", "OrderedDict"]:
             made = Record()
-        elif made in CLASSES and isinstance(arguments, tuple):
-            made = made(*arguments)
+        elif isinstance(made, NamedTuple) and isinstance(arguments, tuple):
+            made = made.make(*arguments)
+        elif made is Ignored:
+            made = Ignored()
         else:
             raise Refused("a new object of something that is not a container")
         self.stack.append(made)

@@ -6,10 +6,10 @@ from an encoder's own parameter paths and cannot miss one.
 """
 
 from dapt_jax.weights.tables import convnext, densenet, efficientnet, resnet, swin, unet, vit
-from dapt_jax.weights.tables.prefixes import prefix
+from dapt_jax.weights.tables.prefixes import LAYOUTS, prefix
 from dapt_jax.weights.tables.scheme import OWN, Entry, Scheme, table
 
-__all__ = ["OWN", "Entry", "Scheme", "prefix", "schemes", "table"]
+__all__ = ["LAYOUTS", "OWN", "Entry", "Scheme", "prefix", "schemes", "table"]
 
 _FAMILIES = (convnext, densenet, efficientnet, resnet, swin, unet, vit)
 _SCHEMES = {model: named for family in _FAMILIES for model, named in family.SCHEMES.items()}

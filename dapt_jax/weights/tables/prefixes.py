@@ -21,6 +21,21 @@ def prefix(entries: dict[str, Entry], scheme: Scheme, source: dict[str, Any]) ->
     return best, hits[best]
 
 
+LAYOUTS = {
+    "module.": "DataParallel, as SwAV, DeepCluster and SeLa save",
+    "module.encoder_q.": "MoCo's query encoder",
+    "module.encoder_k.": "MoCo's key encoder",
+    "module.encoder.": "PyContrast's encoder",
+    "encoder_q.": "MoCo's query encoder",
+    "student.": "a student's encoder",
+    "student.backbone.": "a student's encoder",
+    "teacher.": "a teacher's encoder",
+    "teacher.backbone.": "a teacher's encoder",
+    "model.": "Lightning",
+    "backbone.": "a backbone within a model",
+    "encoder.": "an encoder within a model, as segmentation networks save",
+}
+"""Whose checkpoints put what before every key."""
 _PREFERRED = ("", "module.", "module.encoder_q.", "encoder_q.", "student.", "backbone.", "model.", "encoder.")
 
 
