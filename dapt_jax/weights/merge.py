@@ -196,7 +196,7 @@ def _refuse_other_axes(
             key, stored = prefix + wanted[unfit[0]].key, likes[unfit[0]].shape
             raise UserError(
                 f"{origin}: kernels are transposed: {key!r} has shape {stored}, its name tells of "
-                f"{tuple(stored[axis] for axis in axes)}; so are {len(unfit)} of {len(kernels)} kernels, and the rest fit either way"
+                f"{tuple(stored[axis] for axis in axes)}; so are {len(unfit)} of {len(kernels)} kernels"
             )
 
 

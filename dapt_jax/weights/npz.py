@@ -47,7 +47,7 @@ def _stored(archive: Archive, name: str) -> Stored:
         version = np.lib.format.read_magic(head)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = reader(head)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, KeyError, OverflowError) as error:
+    except Exception as error:  # NumPy reads the header as a Python literal: from TokenError to RecursionError
         told = " ".join(str(error).split())[:120]
         raise UserError(f"{archive.path}: {name} is not an array ({told})") from None
     if dtype.hasobject or (dtype.kind not in "fiubc" and dtype != _TWO_BYTES):
