@@ -4,9 +4,9 @@
 
 Every input is a well-formed small file of one format (written here, without the framework that it belongs to) after one of
 these: bits flipped, a run of bytes overwritten, cut, a piece removed, doubled or swapped, a number that looks like a length
-set to an extreme, or, for pickles, instructions inserted. A reader may return arrays or raise `UserError` of one line. Anything
+set to an extreme, or, for pickles, instructions inserted. A reader may return arrays or raise `UserError` of one line. All
 else is a finding: another exception, a dead process, more than `--seconds` for one file, or more memory than twice the file
-and the allowance of `weights.source.SPARE`. Inputs follow from (seed, number) alone, so that each finding can be made again with
+and the allowance of `weights.source.SPARE`. Inputs follow from (seed, number) alone, so that each can be made again:
 `--first=NUMBER --count=1`.
 """
 
@@ -178,7 +178,7 @@ def _work(seeds: dict[str, bytes], seed: int, numbers: range, folder: str, secon
     def too_long(*_: Any) -> None:
         raise TimeoutError(f"more than {seconds} s")
 
-    signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGPROF, too_long)  # processor time: a busy machine is no finding
     tracemalloc.start()
     names = list(SUFFIXES)
     for number in numbers:
@@ -190,9 +190,9 @@ def _work(seeds: dict[str, bytes], seed: int, numbers: range, folder: str, secon
         channel.send((number, name, "started"))
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
-        signal.alarm(seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         outcome = read_all(path)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         peak = tracemalloc.get_traced_memory()[1] - before
         if peak > 2 * len(data) + SPARE:
             outcome = f"{peak:,} bytes of memory for a file of {len(data):,}"
