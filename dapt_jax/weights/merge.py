@@ -82,8 +82,8 @@ def merge(
     _refuse_other_axes(wanted, shapes, prefix, source, origin)
     loaded = {path: _fit(path, shapes[path], prefix, entry, source, origin) for path, entry in wanted.items()}
     left_over = tuple(sorted(set(source) - {prefix + entry.key for entry in wanted.values()}))
-    if left_over:
-        _refuse_larger(classifier, source, len(loaded), origin)
+    if any(not key.startswith(f"{prefix}{scheme.head}{scheme.separator}") for key in left_over):
+        _refuse_larger(classifier, scheme, source, len(loaded), origin)
 
     drawn = flatten(draw({HEAD: params[HEAD]}, seed)) if skipped else {}
     report = MergeReport(tuple(loaded), tuple(drawn), left_over, f"{origin}, {scheme.name} names", prefix)
@@ -222,11 +222,13 @@ def _fit(
     return array
 
 
-def _refuse_larger(classifier: Classifier, source: Weights, loaded: int, origin: str) -> None:
+def _refuse_larger(classifier: Classifier, scheme: tables.Scheme, source: Weights, loaded: int, origin: str) -> None:
     """Refuses a deeper model's file, in which every array of a shallower one can be found (ResNet-34 into ResNet-18)."""
     own = classifier.encoder.name
     size = len(flatten(registry.build(own).abstract()[0])) if own in registry.names() else loaded
     for name in registry.names():
+        if scheme.module not in [other.module for other in tables.schemes(name)]:
+            continue
         if name == own or len(flatten(registry.build(name).abstract()[0])) <= size:
             continue
         if _share(name, source) == 1.0:

@@ -118,8 +118,8 @@ def _timm() -> list[Entry]:
         "vit_small_patch16_224.augreg_in1k": ("vit_small", _HALF, "Apache-2.0"),
         "vit_base_patch16_224.augreg2_in21k_ft_in1k": ("vit_base", _HALF, "Apache-2.0"),
         "vit_large_patch16_224.augreg_in21k_ft_in1k": ("vit_large", _HALF, "Apache-2.0"),
-        "vit_base_patch16_224.mae": ("vit_base", _IMAGENET, "CC-BY-NC-4.0"),
-        "vit_large_patch16_224.mae": ("vit_large", _IMAGENET, "CC-BY-NC-4.0"),
+        "vit_base_patch16_224.mae": ("vit_base_mae", _IMAGENET, "CC-BY-NC-4.0"),
+        "vit_large_patch16_224.mae": ("vit_large_mae", _IMAGENET, "CC-BY-NC-4.0"),
         "vit_small_patch16_dinov3.lvd1689m": ("vit_small_dinov3", _IMAGENET, "DINOv3 licence"),
         "vit_base_patch16_dinov3.lvd1689m": ("vit_base_dinov3", _IMAGENET, "DINOv3 licence"),
         "vit_large_patch16_dinov3.lvd1689m": ("vit_large_dinov3", _IMAGENET, "DINOv3 licence"),
@@ -233,7 +233,7 @@ def _medical() -> list[Entry]:
         ),
         Entry(
             "radimagenet:densenet121",
-            "densenet121",
+            "densenet121_keras",
             "",
             None,
             "Keras applications names",
@@ -260,7 +260,7 @@ def _dinov2() -> list[Entry]:
     return [
         Entry(
             f"dinov2:vit{size}14{tag}",
-            f"vit_{name}_dinov2{tag}",
+            f"vit_{name}_dinov2{'_registers' if tag else ''}",
             f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{size}14/dinov2_vit{size}14{file}_pretrain.pth",
             None,
             "DINOv2 names",

@@ -5,16 +5,15 @@ its counterpart; the endings (`kernel` to `weight`) and layouts follow from the 
 from an encoder's own parameter paths and cannot miss one.
 """
 
-from dapt_jax.weights.tables import convnext, densenet, efficientnet, resnet, swin, unet, vit
+from dapt_jax.weights.tables import convnext, densenet, efficientnet, resnet, resnet_elsewhere, swin, unet, vit
 from dapt_jax.weights.tables.prefixes import LAYOUTS, prefix
 from dapt_jax.weights.tables.scheme import OWN, Entry, Scheme, table
 
 __all__ = ["LAYOUTS", "OWN", "Entry", "Scheme", "prefix", "schemes", "table"]
 
-_FAMILIES = (convnext, densenet, efficientnet, resnet, swin, unet, vit)
-_SCHEMES = {model: named for family in _FAMILIES for model, named in family.SCHEMES.items()}
+_FAMILIES = (convnext, densenet, efficientnet, resnet, resnet_elsewhere, swin, unet, vit)
 
 
 def schemes(model: str) -> tuple[Scheme, ...]:
     """The schemes whose files fit a model of the registry; our own comes first."""
-    return (OWN, *_SCHEMES.get(model, ()))
+    return (OWN, *(scheme for family in _FAMILIES for scheme in family.SCHEMES.get(model, ())))
