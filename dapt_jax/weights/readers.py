@@ -1,6 +1,7 @@
 """Reads a weight file of any of the usual formats into arrays by name."""
 
 import json
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import safetensors
 from dapt_jax.errors import UserError
 from dapt_jax.weights import keras_hdf5, npz, orbax_folder, pickled_arrays, torch_pickle
 from dapt_jax.weights.archive import Archive
-from dapt_jax.weights.source import Stored, Weights
+from dapt_jax.weights.source import Weights
 
 FORMATS = (
     "PyTorch (.pth, .pt, .tar), .safetensors, .npz, Keras (.h5, .keras), a pickle of arrays (.pkl), or an orbax folder"
@@ -75,16 +76,19 @@ def _read_zip(path: Path) -> Weights:
 
 
 def _read_safetensors(path: Path) -> Weights:
+    """The library checks the header; the arrays are views of the mapped file, where it would copy each."""
     try:
-        names = _names(path)
-        opened = safetensors.safe_open(path, framework="numpy")
+        header, start = _header(path)
+        with safetensors.safe_open(path, framework="numpy"), path.open("rb") as file:
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         arrays = {}
-        for name in names:
-            part = opened.get_slice(name)
-            shape, kind = tuple(part.get_shape()), part.get_dtype()
-            if kind not in _SAFETENSORS:
-                raise UserError(f"{path}: {name!r} is of type {kind}; expected one of {', '.join(_SAFETENSORS)}")
-            arrays[name] = Stored(shape, _SAFETENSORS[kind], lambda name=name: opened.get_tensor(name))  # type: ignore[misc]
+        for name, entry in header.items():
+            if entry["dtype"] not in _SAFETENSORS:
+                kinds = ", ".join(_SAFETENSORS)
+                raise UserError(f"{path}: {name!r} is of type {entry['dtype']}; expected one of {kinds}")
+            first, last = entry["data_offsets"]
+            flat = np.frombuffer(view[start + first : start + last], _SAFETENSORS[entry["dtype"]])
+            arrays[name] = flat.reshape(entry["shape"])
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         told = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: damaged or cut short, or not a safetensors file ({told})") from None
@@ -93,8 +97,8 @@ def _read_safetensors(path: Path) -> Weights:
     return Weights(arrays, str(path))
 
 
-def _names(path: Path) -> list[str]:
-    """The names in a safetensors header, each of which has to be there once; the library takes the last of two."""
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """A safetensors header, in which each name has to be there once (the library takes the last of two); and its end."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _HEADER:
@@ -109,4 +113,4 @@ def _names(path: Path) -> list[str]:
         return found
 
     header = json.loads(text, object_pairs_hook=pairs)
-    return [name for name in header if name != "__metadata__"]
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}, 8 + length
