@@ -24,6 +24,7 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --workdir=FOLDER        where the study's results are, or will be; the same command goes on where it stopped
   --config.mode=plan      what the study would cost, without running it
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
+  --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
   --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
 """
 
