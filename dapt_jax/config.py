@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-MODES = ("run", "plan", "report")
+MODES = ("run", "plan", "report", "export", "models")
 SPLITS = ("development", "test", "external")
 """Sets of a target task, in the order in which they are shown."""
 BASELINE = "baseline"
@@ -22,11 +22,11 @@ def default() -> config_dict.ConfigDict:
     config.title = ""  # of the report
     config.note = ""  # a line below it
     config.synthetic = False  # the images are made by a generator: said wherever results are shown
-    config.mode = "run"  # run | plan | report
+    config.mode = "run"  # run | plan | report | export | models
     config.strategies = ("none", "full", "partial", "hybrid", "simplified")
     config.seeds = (0, 1, 2)
     config.model = {"name": "efficientnet_lite0", "image_size": 96, "dtype": "float32"}
-    config.weights = "imagenet"  # imagenet | random | path of a checkpoint
+    config.weights = "imagenet"  # imagenet | random | a name of weights/zoo.py | a path | https:// | hf:// | package://
     config.data_dir = ""  # what relative paths below start from
     config.data = {
         "on_bad_image": "error",  # error | skip (counted)

@@ -41,6 +41,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _dispatch(config: Any, workdir: Path | None) -> None:
+    if config.mode == "models":
+        _set_up_jax()
+        from dapt_jax import catalogue
+
+        catalogue.show()
+        return
     if config.mode == "plan":
         set_up_jax()
         from dapt_jax import plan, study
@@ -55,6 +61,11 @@ def _dispatch(config: Any, workdir: Path | None) -> None:
 
         report.build(workdir)
         print(f"report: {workdir / 'report.html'}")
+    elif config.mode == "export":
+        _set_up_jax()
+        from dapt_jax import export
+
+        export.run(config, workdir)
     else:
         set_up_jax()
         from dapt_jax import study

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -50,8 +51,8 @@ def test_every_scheme_names_every_array_once_and_is_recognised(name: str, scheme
     assert set(report.loaded) == set(entries)
     assert report.initialised == report.left_over == ()
     assert scheme.name in str(report)
-    number = list(entries).index("stem/conv/kernel")
-    assert merged["stem"]["conv"]["kernel"].flat[1] == number
+    path = next(path for path in entries if path.endswith("kernel"))
+    assert flatten(merged)[path].flat[1] == list(entries).index(path)
 
 
 @pytest.mark.parametrize(
@@ -205,3 +206,30 @@ def test_models_without_a_package_say_what_to_pass() -> None:
 def test_paths_go_back_and_forth() -> None:
     tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
     assert unflatten(flatten(tree)) == tree
+
+
+@pytest.mark.parametrize("axes", [(2, 3, 1, 0), (3, 2, 0, 1)])
+def test_kernels_in_another_order_than_their_names_tell_are_refused(axes: tuple[int, ...]) -> None:
+    model = classifier("resnet18")
+    source = source_of(model, tables.schemes("resnet18")[1])
+    turned = {key: a.transpose(axes) if a.ndim == 4 else a for key, a in source.items()}
+    with pytest.raises(UserError, match=r"kernels are transposed: 'conv1\.weight' has shape .* of 20 kernels"):
+        merge(model, turned, seed=0, head="new")
+
+
+def test_one_array_of_another_shape_stops() -> None:
+    model = classifier("resnet18")
+    source = source_of(model, tables.schemes("resnet18")[1])
+    source["layer2.0.conv2.weight"] = source["layer2.0.conv2.weight"][:64]
+    with pytest.raises(UserError, match=r"'layer2\.0\.conv2\.weight' \(for .*\) has shape \(3, 3, 128, 64\)"):
+        merge(model, source, seed=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_widens_exactly(dtype) -> None:
+    model = classifier("resnet18")
+    source = {key: a.astype(dtype) for key, a in source_of(model, tables.schemes("resnet18")[1]).items()}
+    params, stats, _ = merge(model, source, seed=0)
+    for path, array in (flatten(params) | flatten(stats)).items():
+        assert array.dtype == np.float32, path
+    np.testing.assert_array_equal(params["stem"]["norm"]["scale"], source["bn1.weight"].astype(np.float32))

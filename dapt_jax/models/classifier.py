@@ -1,4 +1,4 @@
-"""An encoder with a linear head behind global average pooling, split at any boundary into prefix and suffix."""
+"""An encoder with a linear head behind its pooled features, split at any boundary into prefix and suffix."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from dapt_jax.models.encoder import Encoder, NormMode, Tree, draw, get_group
+from dapt_jax.models import layers
+from dapt_jax.models.encoder import Encoder, NormMode, get_group
+from dapt_jax.models.initial import Tree, draw
 
 HEAD = "head"
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """Encoder, global average pooling and a dense layer, as pure functions.
+    """Encoder, pooling (see `pool`) and a dense layer, as pure functions.
 
     A *boundary* b splits it: the *prefix* is the groups before b, the *suffix* the rest. With b equal to the number of
     encoder groups the prefix includes the pooling and the suffix is the head alone.
@@ -23,11 +25,13 @@ class Classifier:
         encoder: the encoder.
         outputs: number of logits.
         dtype: of activations; parameters are float32 always.
+        dropout: share of the pooled features that are dropped while training.
     """
 
     encoder: Encoder
     outputs: int
     dtype: str = "float32"
+    dropout: float = 0.0
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -48,7 +52,7 @@ class Classifier:
         kernel = jax.ShapeDtypeStruct((self.encoder.features, self.outputs), jnp.float32)
         return {"kernel": kernel, "bias": jax.ShapeDtypeStruct((self.outputs,), jnp.float32)}
 
-    def prefix(self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"], boundary: int) -> Float[Array, "b ..."]:
+    def prefix(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"], boundary: int) -> Float[Array, "b ..."]:
         """Images (0 to 255) to the activations at `boundary`, with every norm frozen.
 
         With boundary 0 these are the preprocessed images; at the number of encoder groups, pooled features (b, features).
@@ -56,7 +60,7 @@ class Classifier:
         x, _ = self.encoder.apply(params, stats, self.encoder.preprocess(images, self.dtype), stop=boundary)
         return pool(x) if boundary == len(self.encoder.groups) else x
 
-    def trail(self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"]) -> list[Float[Array, "b ..."]]:
+    def trail(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> list[Float[Array, "b ..."]]:
         """The activations at every boundary, the preprocessed images first, the pooled features last."""
         found = [self.prefix(params, stats, images, 0)]
         last = len(self.encoder.groups)
@@ -72,23 +76,32 @@ class Classifier:
         x: Float[Array, "b ..."],
         boundary: int,
         norm: NormMode | Mapping[str, NormMode] = "frozen",
+        rng: jax.Array | None = None,
     ) -> tuple[Float[Array, "b outputs"], Tree]:
-        """Activations at `boundary` to float32 logits, and the statistics after the pass."""
+        """Activations at `boundary` to float32 logits, and the statistics after the pass.
+
+        Without `rng`, nothing is dropped.
+        """
         if boundary < len(self.encoder.groups):
-            x, stats = self.encoder.apply(params, stats, x, start=boundary, norm=norm)
+            x, stats = self.encoder.apply(params, stats, x, start=boundary, norm=norm, rng=rng)
             x = pool(x)
+        if rng is not None:
+            x = layers.dropout(x, self.dropout, jax.random.fold_in(rng, len(self.encoder.groups)))
         head = get_group(params, HEAD)
         return x.astype(jnp.float32) @ head["kernel"] + head["bias"], stats
 
-    def __call__(self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"]) -> Float[Array, "b outputs"]:
+    def __call__(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b outputs"]:
         """Images (0 to 255) to logits, as at test time."""
         return self.suffix(params, stats, self.prefix(params, stats, images, 0), 0)[0]
 
-    def features(self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"]) -> Float[Array, "b d"]:
+    def features(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b d"]:
         """Images (0 to 255) to pooled features, as at test time."""
         return self.prefix(params, stats, images, len(self.encoder.groups)).astype(jnp.float32)
 
 
-def pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-    """Global average over space, accumulated in float32."""
-    return x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)
+def pool(x: Float[Array, "b ..."]) -> Float[Array, "b c"]:
+    """What an encoder says of an image as a whole, from its last group's output.
+
+    Of a map (b, h, w, c) the average over space, accumulated in float32; of tokens (b, n, c) the first, the class token.
+    """
+    return x[:, 0] if x.ndim == 3 else x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)

@@ -1,24 +1,29 @@
-"""EfficientNet-Lite0: EfficientNet-B0 without squeeze-and-excitation and with ReLU6, stem and head widths fixed.
+"""EfficientNet-B0 and its Lite relatives without squeeze-and-excitation and with ReLU6.
 
-Architecture: Tan & Le, arXiv 1905.11946, table 1; inverted residuals: Sandler et al., arXiv 1801.04381. The Lite variant is
-the TensorFlow team's (tensorflow/tpu, efficientnet/lite). Convolutions pad as TensorFlow's "SAME" does: at stride 2 an even
-side gets its zeros behind the last pixel, which weights trained so depend on.
+Architecture: Tan & Le, arXiv 1905.11946, table 1; inverted residuals: Sandler et al., arXiv 1801.04381; squeeze and
+excitation: Hu et al., arXiv 1709.01507. The Lite variants are the TensorFlow team's (tensorflow/tpu, efficientnet/lite):
+widths and depths of stem, first stage, last stage and top do not grow. TensorFlow's weights, Keras' among them, want
+convolutions padded as its "SAME" does: at stride 2 an even side gets its zeros behind the last pixel. Those trained in
+PyTorch (torchvision, timm) want them on both sides, and another epsilon.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dapt_jax.models.encoder import Encoder, Group, NormMode, Preprocess
-from dapt_jax.models.layers import BatchNorm, Conv
+from dapt_jax.models.encoder import Encoder, NormMode, Options, group
+from dapt_jax.models.layers import BatchNorm, Conv, Padding, drop_path, linear_rates
+from dapt_jax.models.preprocess import IMAGENET, Preprocess
 
-_NORM = {"eps": 1e-3, "momentum": 0.99}
 STEM_FEATURES = 32
 TOP_FEATURES = 1280
+_ACTIVATIONS = {"relu6": jax.nn.relu6, "swish": jax.nn.silu}
 
 
 class Stage(NamedTuple):
@@ -31,7 +36,7 @@ class Stage(NamedTuple):
     features: int
 
 
-LITE0 = (
+B0 = (
     Stage(1, 3, 1, 1, 16),
     Stage(2, 3, 2, 6, 24),
     Stage(2, 5, 2, 6, 40),
@@ -42,60 +47,119 @@ LITE0 = (
 )
 
 
-class ConvNormRelu6(nnx.Module):
-    """Convolution, batch norm, ReLU6: the stem, and the 1x1 convolution on top."""
+class Flavour(NamedTuple):
+    """What sets one family of pretrained networks apart from another.
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1):
-        self.conv = Conv(inputs, outputs, size, stride=stride)
-        self.norm = BatchNorm(outputs, **_NORM)
+    Attributes:
+        activation: behind every norm but a block's last.
+        has_gate: whether blocks have squeeze-and-excitation.
+        is_padded_behind: whether convolutions pad as TensorFlow does.
+        eps: of batch norm.
+        momentum: of batch norm.
+        preprocess: what the weights expect of an image.
+    """
+
+    activation: Literal["relu6", "swish"]
+    has_gate: bool
+    is_padded_behind: bool
+    eps: float
+    momentum: float
+    preprocess: Preprocess
+
+    def act(self, x: jax.Array) -> jax.Array:
+        """The activation."""
+        return _ACTIVATIONS[self.activation](x)
+
+    def norm(self, features: int) -> BatchNorm:
+        """A batch norm."""
+        return BatchNorm(features, eps=self.eps, momentum=self.momentum)
+
+    def conv(self, inputs: int, outputs: int, size: int, *, stride: int = 1, groups: int = 1) -> Conv:
+        """A convolution that keeps the side, divided by the stride."""
+        pad = (size - 1) // 2
+        padding: Padding = "SAME" if self.is_padded_behind else ((pad, pad), (pad, pad))
+        return Conv(inputs, outputs, size, stride=stride, padding=padding, groups=groups)
+
+
+LITE = Flavour("relu6", False, True, 1e-3, 0.99, Preprocess(mean=(127.0,) * 3, std=(128.0,) * 3))
+KERAS = Flavour("swish", True, True, 1e-3, 0.99, IMAGENET)
+PYTORCH = Flavour("swish", True, False, 1e-5, 0.9, IMAGENET)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution, batch norm, activation: the stem, and the 1x1 convolution on top."""
+
+    def __init__(self, flavour: Flavour, inputs: int, outputs: int, size: int, stride: int):
+        self.conv = flavour.conv(inputs, outputs, size, stride=stride)
+        self.norm = flavour.norm(outputs)
+        self.flavour = flavour
 
     def __call__(self, x: Float[Array, "b h w c"], norm: NormMode) -> Float[Array, "b h2 w2 d"]:
-        return jax.nn.relu6(self.norm(self.conv(x), norm))
+        return self.flavour.act(self.norm(self.conv(x), norm))
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 expansion (none at a ratio of 1), depthwise convolution, linear 1x1 projection, and a skip where shapes allow."""
+    """1x1 expansion (none at a ratio of 1), depthwise convolution, gate, linear 1x1 projection, skip where shapes allow."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int, expansion: int):
-        wide = inputs * expansion
-        self.expand = Conv(inputs, wide, 1) if expansion > 1 else None
-        self.norm_expand = BatchNorm(wide, **_NORM) if expansion > 1 else None
-        self.depthwise = Conv(wide, wide, size, stride=stride, groups=wide)
-        self.norm_depthwise = BatchNorm(wide, **_NORM)
-        self.project = Conv(wide, outputs, 1)
-        self.norm_project = BatchNorm(outputs, **_NORM)
+    def __init__(self, flavour: Flavour, inputs: int, stage: Stage, stride: int, drop: float):
+        wide, outputs = inputs * stage.expansion, stage.features
+        self.expand = flavour.conv(inputs, wide, 1) if stage.expansion > 1 else None
+        self.norm_expand = flavour.norm(wide) if stage.expansion > 1 else None
+        self.depthwise = flavour.conv(wide, wide, stage.size, stride=stride, groups=wide)
+        self.norm_depthwise = flavour.norm(wide)
+        squeezed = max(inputs // 4, 1)
+        self.gate_reduce = Conv(wide, squeezed, 1, bias=True) if flavour.has_gate else None
+        self.gate_expand = Conv(squeezed, wide, 1, bias=True) if flavour.has_gate else None
+        self.project = flavour.conv(wide, outputs, 1)
+        self.norm_project = flavour.norm(outputs)
         self.has_skip = stride == 1 and inputs == outputs
+        self.flavour, self.drop = flavour, drop
 
-    def __call__(self, x: Float[Array, "b h w c"], norm: NormMode) -> Float[Array, "b h2 w2 d"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], norm: NormMode, key: jax.Array | None = None
+    ) -> Float[Array, "b h2 w2 d"]:
         y = x
         if self.expand is not None and self.norm_expand is not None:
-            y = jax.nn.relu6(self.norm_expand(self.expand(y), norm))
-        y = jax.nn.relu6(self.norm_depthwise(self.depthwise(y), norm))
+            y = self.flavour.act(self.norm_expand(self.expand(y), norm))
+        y = self.flavour.act(self.norm_depthwise(self.depthwise(y), norm))
+        if self.gate_reduce is not None and self.gate_expand is not None:
+            mean = y.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(y.dtype)
+            y *= jax.nn.sigmoid(self.gate_expand(self.flavour.act(self.gate_reduce(mean))))
         y = self.norm_project(self.project(y), norm)
-        return x + y if self.has_skip else y
+        return x + drop_path(y, self.drop, key) if self.has_skip else y
 
 
-def _group(name: str, make: Callable[[], nnx.Module], features: int, reduction: int) -> Group:
-    return Group(name, lambda rngs: make(), features, reduction)
-
-
-def efficientnet_lite0() -> Encoder:
-    """EfficientNet-Lite0 with 16 blocks and 1280 features.
-
-    Groups: `stem`, `stage1/block1` to `stage7/block1`, `top`. With a 1000-way head: 4,652,008 parameters.
-    """
-    stem = functools.partial(ConvNormRelu6, 3, STEM_FEATURES, 3, stride=2)
-    groups = [_group("stem", stem, STEM_FEATURES, 2)]
+def network(
+    name: str, stages: Sequence[Stage], flavour: Flavour, options: Options, *, image_size: int = 224
+) -> Encoder:
+    """Groups `stem`, `stage1/block1` to `stage7/block1`, `top`: for B0 and Lite0 18 of them, and 1280 features."""
+    make: Callable[[], nnx.Module] = functools.partial(ConvNorm, flavour, options.channels, STEM_FEATURES, 3, 2)
+    groups = [group("stem", make, STEM_FEATURES, 2)]
     features, reduction = STEM_FEATURES, 2
-    for number, stage in enumerate(LITE0, 1):
+    rates = iter(linear_rates(options.drop_path, sum(stage.blocks for stage in stages)))
+    for number, stage in enumerate(stages, 1):
         for block in range(1, stage.blocks + 1):
-            stride = stage.stride if block == 1 else 1
-            make = functools.partial(
-                InvertedResidual, features, stage.features, stage.size, stride=stride, expansion=stage.expansion
-            )
+            stride, rate = stage.stride if block == 1 else 1, next(rates)
+            make = functools.partial(InvertedResidual, flavour, features, stage, stride, rate)
             features, reduction = stage.features, reduction * stride
-            groups.append(_group(f"stage{number}/block{block}", make, features, reduction))
-    top = functools.partial(ConvNormRelu6, features, TOP_FEATURES, 1)
-    groups.append(_group("top", top, TOP_FEATURES, reduction))
-    preprocess = Preprocess(mean=(127.0,) * 3, std=(128.0,) * 3)
-    return Encoder("efficientnet_lite0", groups, preprocess=preprocess)
+            groups.append(group(f"stage{number}/block{block}", make, features, reduction, is_random=rate > 0))
+    make = functools.partial(ConvNorm, flavour, features, TOP_FEATURES, 1, 1)
+    groups.append(group("top", make, TOP_FEATURES, reduction, level=False))
+    preprocess = flavour.preprocess.for_channels(options.channels)
+    return Encoder(name, groups, preprocess=preprocess, image_size=image_size)
+
+
+def deeper(stages: Sequence[Stage], factor: float) -> tuple[Stage, ...]:
+    """The stages of a Lite variant: all but the first and the last with more blocks, rounded up."""
+    first, *middle, last = stages
+    return (first, *(stage._replace(blocks=math.ceil(stage.blocks * factor)) for stage in middle), last)
+
+
+def builders() -> dict[str, Callable[[Options], Encoder]]:
+    """The networks by name; with a 1000-way head 4,652,008 (Lite0), 5,416,680 (Lite1) and 5,288,548 (B0) parameters."""
+    return {
+        "efficientnet_lite0": functools.partial(network, "efficientnet_lite0", B0, LITE),
+        "efficientnet_lite1": functools.partial(network, "efficientnet_lite1", deeper(B0, 1.1), LITE, image_size=240),
+        "efficientnet_b0": functools.partial(network, "efficientnet_b0", B0, PYTORCH),
+        "efficientnet_b0_keras": functools.partial(network, "efficientnet_b0_keras", B0, KERAS),
+    }

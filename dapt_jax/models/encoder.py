@@ -4,24 +4,24 @@ An encoder is a list of groups (`stem`, `stage1/block1`, ...). Each group is a s
 `module(x, norm)`; nnx serves to define it and is not seen outside this package. Parameters and batch-norm statistics are
 plain nested dicts whose leading keys are the group's name, so that the path of a parameter reads
 `stage1/block1/conv1/kernel`. Sub-modules that normalise have attribute names that start with `norm`: that is how a
-parameter path alone tells a batch-norm parameter from the rest.
+parameter path alone tells a parameter of a norm from the rest. Layer norm has no statistics, so its mode changes nothing.
+
+*Levels* are the feature maps that decoders and multi-scale heads read: of every resolution, the last one.
 """
 
 import dataclasses
 import functools
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.models.initial import Tree, draw
+from dapt_jax.models.preprocess import Preprocess
 
-Tree = dict[str, Any]
 NormMode = Literal["frozen", "stats", "train"]
 """How batch norm runs: on stored statistics that stay (`frozen`), or on the batch's own, which are then recorded.
 
@@ -29,25 +29,26 @@ NormMode = Literal["frozen", "stats", "train"]
 """
 
 
+TAP = "tap"
+
+
 @dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """What the source weights expect of their input: `(x - mean) / std` per channel, x in 0..255.
+class Options:
+    """What a user may choose about an encoder, whatever its family.
 
     Attributes:
-        mean: per channel, in the order that the weights expect.
-        std: per channel, likewise.
-        bgr: the weights expect blue first (Keras "caffe" models).
+        channels: of the images.
+        drop_path: chance to skip the last residual branch while training (stochastic depth, Huang et al., arXiv
+            1603.09382); it grows linearly from 0 at the first. Networks without residual branches have none.
+        dropout: share of activations that transformers drop while training.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    bgr: bool = False
+    channels: int = 3
+    drop_path: float = 0.0
+    dropout: float = 0.0
 
-    def __call__(self, images: Num[Array, "b h w 3"], dtype: Any = jnp.float32) -> Float[Array, "b h w 3"]:
-        """Normalises RGB images with values 0 to 255, uint8 or float."""
-        images = images[..., ::-1] if self.bgr else images
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
+
+DEFAULT = Options()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +60,37 @@ class Group:
         build: makes the nnx module from an rng.
         features: channels of its output.
         reduction: side of the encoder's input over side of this group's output.
+        level: whether its output is a level; None for "if it is the last of its resolution".
+        tap: (features, reduction) of a level inside the group; its module then has a method `tapped(x, norm)` that
+            returns the output and that map.
+        is_random: whether its module takes a third argument, a PRNG key or None.
     """
 
     name: str
     build: Callable[[nnx.Rngs], nnx.Module]
+    features: int
+    reduction: int
+    level: bool | None = None
+    tap: tuple[int, int] | None = None
+    is_random: bool = False
+
+
+def group(name: str, make: Callable[[], nnx.Module], features: int, reduction: int, **more: Any) -> Group:
+    """A group whose module needs no rng to be made, as none does whose initial values come from `initial.draw`."""
+    return Group(name, lambda rngs: make(), features, reduction, **more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """A feature map that an encoder offers beside its output.
+
+    Attributes:
+        name: of the group that makes it, with `/tap` behind it where it lies inside that group.
+        features: channels.
+        reduction: side of the encoder's input over side of the map.
+    """
+
+    name: str
     features: int
     reduction: int
 
@@ -75,13 +103,26 @@ class Encoder:
         specs: the groups, first to last.
         preprocess: what its pretrained weights expect of an image.
         image_size: side in pixels that its pretrained weights were made at.
+        remat: names of the groups whose activations the backward pass computes again instead of keeping them.
+        as_map: makes a feature map (b, h, w, c) of a group's output; the identity but for transformers.
     """
 
-    def __init__(self, name: str, specs: Sequence[Group], *, preprocess: Preprocess, image_size: int = 224):
+    def __init__(
+        self,
+        name: str,
+        specs: Sequence[Group],
+        *,
+        preprocess: Preprocess,
+        image_size: int = 224,
+        remat: Sequence[str] = (),
+        as_map: Callable[[jax.Array], jax.Array] = lambda x: x,
+    ):
         self.name = name
         self.specs = tuple(specs)
         self.preprocess = preprocess
         self.image_size = image_size
+        self.remat = frozenset(remat)
+        self.as_map = as_map
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -93,6 +134,23 @@ class Encoder:
         """Channels of the last group's output."""
         return self.specs[-1].features
 
+    @property
+    def channels(self) -> int:
+        """Channels of the images that it takes."""
+        return self.preprocess.channels
+
+    @functools.cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """The feature maps of every resolution, finest first."""
+        last = {spec.reduction: spec.name for spec in self.specs if spec.level is not False}
+        found = []
+        for spec in self.specs:
+            if spec.tap:
+                found.append(Level(f"{spec.name}/{TAP}", *spec.tap))
+            if spec.level or last.get(spec.reduction) == spec.name:
+                found.append(Level(spec.name, spec.features, spec.reduction))
+        return tuple(found)
+
     def index(self, group: str) -> int:
         """Position of a group.
 
@@ -103,10 +161,42 @@ class Encoder:
             raise UserError(f"model {self.name!r} has no layer group {group!r}; {nearest(group, self.groups)}")
         return self.groups.index(group)
 
+    def group_of(self, path: str) -> str:
+        """The group that a parameter path belongs to."""
+        return next(name for name in self.groups if path.startswith(f"{name}/"))
+
     def truncate(self, after: str) -> "Encoder":
         """The same encoder cut behind the group `after`: the paper's *simplified* architectures (arXiv 2204.13280)."""
-        kept = self.specs[: self.index(after) + 1]
-        return Encoder(self.name, kept, preprocess=self.preprocess, image_size=self.image_size)
+        return self._like(self.specs[: self.index(after) + 1], self.remat)
+
+    @functools.cached_property
+    def trunk(self) -> "Encoder":
+        """The same encoder up to its last level; itself where nothing is behind that."""
+        last = self.levels[-1].name.removesuffix(f"/{TAP}")
+        return self if last == self.groups[-1] else self.truncate(last)
+
+    def rematerialised(self, *groups: str) -> "Encoder":
+        """The same encoder, whose backward pass computes the activations of `groups` again (all of them if none is named).
+
+        Saves memory for one more forward pass of those groups (Chen et al., arXiv 1604.06174); results stay the same.
+
+        Raises:
+            UserError: there is no group of that name; names the nearest.
+        """
+        for group in groups:
+            self.index(group)
+        return self._like(self.specs, groups or self.groups)
+
+    def _like(self, specs: Sequence[Group], remat: Iterable[str]) -> "Encoder":
+        kept = [spec.name for spec in specs if spec.name in set(remat)]
+        return Encoder(
+            self.name,
+            specs,
+            preprocess=self.preprocess,
+            image_size=self.image_size,
+            remat=kept,
+            as_map=self.as_map,
+        )
 
     @functools.cached_property
     def _parts(self) -> dict[str, tuple[Any, Tree, Tree]]:
@@ -136,12 +226,13 @@ class Encoder:
         self,
         params: Tree,
         stats: Tree,
-        x: Float[Array, "b h w c"],
+        x: Float[Array, "b ..."],
         *,
         start: int = 0,
         stop: int | None = None,
         norm: NormMode | Mapping[str, NormMode] = "frozen",
-    ) -> tuple[Float[Array, "b h2 w2 c2"], Tree]:
+        rng: jax.Array | None = None,
+    ) -> tuple[Float[Array, "b ..."], Tree]:
         """Runs the groups `start` to `stop` (exclusive; None for all).
 
         Args:
@@ -151,18 +242,62 @@ class Encoder:
             start: index of the first group to run.
             stop: index behind the last group to run.
             norm: one mode for all groups, or one per group name (those not named are frozen).
+            rng: what dropout and stochastic depth draw from; None for none of either, as at test time.
 
         Returns:
-            The last group's output, and `stats` with the statistics of the groups that ran unfrozen replaced.
+            The last group's output: a map (b, h, w, c), or tokens (b, n, c) of a transformer; and `stats` with the
+            statistics of the groups that ran unfrozen replaced.
         """
-        for spec in self.specs[start:stop]:
-            mode = norm if isinstance(norm, str) else norm.get(spec.name, "frozen")
-            module = nnx.merge(self._parts[spec.name][0], get_group(params, spec.name), get_group(stats, spec.name))
-            x = module(x, mode)
-            if mode != "frozen":
-                stats = _copy_along(stats, spec.name)
-                put_group(stats, spec.name, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)))
+        x, _, stats = self.run(params, stats, x, start=start, stop=stop, norm=norm, rng=rng)
         return x, stats
+
+    def run(
+        self,
+        params: Tree,
+        stats: Tree,
+        x: Float[Array, "b ..."],
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        norm: NormMode | Mapping[str, NormMode] = "frozen",
+        rng: jax.Array | None = None,
+    ) -> tuple[Float[Array, "b ..."], dict[str, Float[Array, "b h w c"]], Tree]:
+        """As `apply`, and the levels that were met on the way, by name, in between.
+
+        With all groups run these are the maps of `levels`, in that order.
+        """
+        maps: dict[str, jax.Array] = {}
+        names = {level.name for level in self.levels}
+        for index, spec in list(enumerate(self.specs))[start:stop]:
+            mode = norm if isinstance(norm, str) else norm.get(spec.name, "frozen")
+            key = jax.random.fold_in(rng, index) if rng is not None and spec.is_random else None
+            step: Callable[..., Any] = functools.partial(self._step, spec, mode)
+            if spec.name in self.remat:
+                step = jax.checkpoint(step)
+            x, tap, changed = step(get_group(params, spec.name), get_group(stats, spec.name), x, key)
+            if tap is not None:
+                maps[f"{spec.name}/{TAP}"] = tap
+            if spec.name in names:
+                maps[spec.name] = self.as_map(x)
+            if changed:
+                stats = copy_along(stats, spec.name)
+                put_group(stats, spec.name, changed)
+        return x, maps, stats
+
+    def _step(
+        self, spec: Group, mode: NormMode, params: Tree, stats: Tree, x: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None, Tree]:
+        """One group: its output, its tap if it has one, and its statistics if they changed."""
+        module = nnx.merge(self._parts[spec.name][0], params, stats)
+        tap = None
+        if spec.tap:
+            x, tap = module.tapped(x, mode)
+        elif spec.is_random:
+            x = module(x, mode, key)
+        else:
+            x = module(x, mode)
+        changed = {} if mode == "frozen" else nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+        return x, tap, changed
 
 
 def get_group(tree: Tree, name: str) -> Tree:
@@ -182,37 +317,7 @@ def put_group(tree: Tree, name: str, value: Tree) -> None:
     tree[last] = value
 
 
-def _copy_along(tree: Tree, name: str) -> Tree:
+def copy_along(tree: Tree, name: str) -> Tree:
     """A copy of the dicts on the way to a group, so that setting it leaves the caller's tree alone."""
     key, _, rest = name.partition("/")
-    return {**tree, key: _copy_along(tree[key], rest)} if rest else dict(tree)
-
-
-def draw(tree: Tree, seed: int) -> Tree:
-    """Initial values for a nested dict of shapes, each from (seed, path) alone.
-
-    Drawn with numpy: the same on every backend, and no compilation for values that pretrained weights replace anyway.
-    A leaf's name decides: `kernel` is normal with variance 2 / fan-out for convolutions (He et al., arXiv 1502.01852) and
-    1 / fan-in for dense layers; `scale` and `var` are one; `bias` and `mean` are zero.
-
-    Args:
-        tree: nested dict of `jax.ShapeDtypeStruct`.
-        seed: any non-negative integer.
-    """
-
-    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        names = [key.key for key in path]
-        if names[-1] in ("scale", "var"):
-            return np.ones(leaf.shape, leaf.dtype)
-        if names[-1] in ("bias", "mean"):
-            return np.zeros(leaf.shape, leaf.dtype)
-        rng = np.random.default_rng([seed, zlib.crc32("/".join(map(str, names)).encode())])
-        if len(leaf.shape) == 4:
-            height, width, _, out = leaf.shape
-            is_depthwise = leaf.shape[2] == 1
-            variance = 2.0 / (height * width * (1 if is_depthwise else out))
-        else:
-            variance = 1.0 / leaf.shape[0]
-        return (rng.standard_normal(leaf.shape, np.float32) * np.sqrt(variance)).astype(leaf.dtype)
-
-    return jax.tree.map_with_path(one, tree)
+    return {**tree, key: copy_along(tree[key], rest)} if rest else dict(tree)

@@ -1,4 +1,4 @@
-"""The layers that the encoders are built of, as nnx modules over the operations of `dapt_jax.ops`."""
+"""The layers that encoders and decoders are built of, as nnx modules over the operations of `dapt_jax.ops`."""
 
 from collections.abc import Sequence
 
@@ -37,6 +37,75 @@ class Conv(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
+class Dense(nnx.Module):
+    """A dense layer over the last axis; `kernel` is (in, out)."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True):
+        self.kernel = nnx.Param(jnp.zeros((inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation of the last axis (Ba et al., arXiv 1607.06450), in float32; there are no running statistics."""
+
+    def __init__(self, features: int, *, eps: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        var = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(var + self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def average_pool(x: Float[Array, "b h w c"], *, ceil: bool = False) -> Float[Array, "b h2 w2 c"]:
+    """Averages 2x2 windows; an odd row or column at the end is left out, or (`ceil`) averaged alone."""
+    batch, *sides, features = x.shape
+    if ceil:
+        # The average of a row and its copy is the row.
+        x = jnp.pad(x, ((0, 0), *((0, side % 2) for side in sides), (0, 0)), mode="edge")
+    high, wide = (side // 2 for side in x.shape[1:3])
+    windows = x[:, : 2 * high, : 2 * wide].reshape(batch, high, 2, wide, 2, features)
+    return windows.mean((2, 4), dtype=jnp.float32).astype(x.dtype)
+
+
+def gelu(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """The exact Gaussian error linear unit (Hendrycks & Gimpel, arXiv 1606.08415), as vision transformers use it."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def dropout(x: Float[Array, "*b"], rate: float, key: jax.Array | None) -> Float[Array, "*b"]:
+    """Sets elements to zero with probability `rate` and scales the rest by 1 / (1 - rate); nothing without a key."""
+    return x if key is None or not rate else _keep(x, rate, key, x.shape)
+
+
+def drop_path(branch: Float[Array, "b ..."], rate: float, key: jax.Array | None) -> Float[Array, "b ..."]:
+    """Stochastic depth (Huang et al., arXiv 1603.09382), per image: as `dropout`, of a whole residual branch."""
+    shape = (branch.shape[0], *(1,) * (branch.ndim - 1))
+    return branch if key is None or not rate else _keep(branch, rate, key, shape)
+
+
+def _keep(x: jax.Array, rate: float, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    kept = jax.random.bernoulli(key, 1 - rate, shape)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+def split(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
+    """Keys for `count` random layers; as many times None without a key."""
+    return (None,) * count if key is None else tuple(jax.random.split(key, count))
+
+
+def linear_rates(last: float, count: int) -> list[float]:
+    """Rates of stochastic depth of `count` blocks, linear from 0 to `last`."""
+    return [last * number / max(count - 1, 1) for number in range(count)]
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe & Szegedy, arXiv 1502.03167); statistics in float32, over the global batch.
 
@@ -62,3 +131,15 @@ class BatchNorm(nnx.Module):
         self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
         self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
         return y
+
+
+class ConvNormRelu(nnx.Module):
+    """A convolution padded to keep the side (divided by the stride), batch norm and ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1):
+        pad = (size - 1) // 2
+        self.conv = Conv(inputs, outputs, size, stride=stride, padding=((pad, pad), (pad, pad)))
+        self.norm = BatchNorm(outputs)
+
+    def __call__(self, x: Float[Array, "b h w c"], norm: NormMode) -> Float[Array, "b h2 w2 d"]:
+        return jax.nn.relu(self.norm(self.conv(x), norm))

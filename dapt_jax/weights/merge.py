@@ -13,6 +13,7 @@ from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Tree, draw
 from dapt_jax.weights import tables
 from dapt_jax.weights.paths import flatten, unflatten
+from dapt_jax.weights.source import Weights
 
 HeadMode = Literal["auto", "load", "new"]
 
@@ -38,7 +39,8 @@ class MergeReport:
     def __str__(self) -> str:
         parts = [f"{self.source}: {len(self.loaded)} arrays loaded"]
         if self.prefix:
-            parts.append(f"behind the prefix {self.prefix!r}")
+            whose = f" ({tables.LAYOUTS[self.prefix]})" if self.prefix in tables.LAYOUTS else ""
+            parts.append(f"behind the prefix {self.prefix!r}{whose}")
         parts += [f"{len(self.initialised)} initialised{_examples(self.initialised)}"] if self.initialised else []
         parts += [f"{len(self.left_over)} left over{_examples(self.left_over)}"] if self.left_over else []
         return ", ".join(parts)
@@ -57,7 +59,7 @@ def merge(
 
     Args:
         classifier: what to fill.
-        source: arrays by the file's own names; its `origin`, if it has one, names it in the report.
+        source: arrays by the file's own names; `Weights` are read one by one, and name themselves in the report.
         seed: of what is initialised.
         head: `auto` takes the file's head where its shape fits, `load` insists on it, `new` never does.
 
@@ -68,8 +70,8 @@ def merge(
         UserError: an array of the encoder is missing, has another shape, or is not finite floating point; or the file
             is of another model, which the message names if it is known.
     """
-    origin = getattr(source, "origin", "the given weights")
-    source = {key: array for key, array in source.items() if not key.endswith("num_batches_tracked")}
+    weights = source if isinstance(source, Weights) else Weights(source, "the given weights")
+    source, origin = weights.only(lambda key: not key.endswith("num_batches_tracked")), weights.origin
     scheme, entries, prefix = _recognise(classifier, source, origin)
     params, stats = classifier.abstract()
     shapes = {path: leaf.shape for path, leaf in (flatten(params) | flatten(stats)).items()}
@@ -77,10 +79,11 @@ def merge(
     skipped = [path for path in entries if _is_head(path) and not _takes_head(entries, shapes, prefix, source, head)]
     wanted = {path: entry for path, entry in entries.items() if path not in skipped}
     _refuse_missing(wanted, prefix, source, origin)
+    _refuse_other_axes(wanted, shapes, prefix, source, origin)
     loaded = {path: _fit(path, shapes[path], prefix, entry, source, origin) for path, entry in wanted.items()}
     left_over = tuple(sorted(set(source) - {prefix + entry.key for entry in wanted.values()}))
-    if left_over:
-        _refuse_larger(classifier, source, len(loaded), origin)
+    if any(not key.startswith(f"{prefix}{scheme.head}{scheme.separator}") for key in left_over):
+        _refuse_larger(classifier, scheme, source, len(loaded), origin)
 
     drawn = flatten(draw({HEAD: params[HEAD]}, seed)) if skipped else {}
     report = MergeReport(tuple(loaded), tuple(drawn), left_over, f"{origin}, {scheme.name} names", prefix)
@@ -94,7 +97,7 @@ def _is_head(path: str) -> bool:
 
 
 def _recognise(
-    classifier: Classifier, source: Mapping[str, Any], origin: str
+    classifier: Classifier, source: Weights, origin: str
 ) -> tuple[tables.Scheme, dict[str, tables.Entry], str]:
     """The scheme under which most of the encoder is found in the file."""
     model = classifier.encoder.name
@@ -113,17 +116,15 @@ def _recognise(
     return scheme, entries, prefix
 
 
-def _hits(
-    classifier: Classifier, scheme: tables.Scheme, source: Mapping[str, Any]
-) -> tuple[dict[str, tables.Entry], str, int]:
+def _hits(classifier: Classifier, scheme: tables.Scheme, source: Weights) -> tuple[dict[str, tables.Entry], str, int]:
     """The table of a scheme, the prefix behind which the file has it, and how many of the encoder's keys are there."""
     entries = tables.table(scheme, classifier)
     body = {path: entry for path, entry in entries.items() if not _is_head(path)}
-    prefix, hits = tables.prefix(body, scheme, dict(source))
+    prefix, hits = tables.prefix(body, scheme, dict.fromkeys(source))
     return entries, prefix, hits
 
 
-def _share(model: str, source: Mapping[str, Any]) -> float:
+def _share(model: str, source: Weights) -> float:
     """How much of another model of the registry a file holds, names and shapes, from 0 to 1."""
     classifier = Classifier(registry.build(model), 1)
     shapes = flatten(classifier.encoder.abstract()[0])
@@ -132,7 +133,7 @@ def _share(model: str, source: Mapping[str, Any]) -> float:
         entries, prefix, _ = _hits(classifier, scheme, source)
         fits = sum(
             prefix + entries[path].key in source
-            and entries[path].convert(source[prefix + entries[path].key]).shape == leaf.shape
+            and entries[path].convert(source.like(prefix + entries[path].key)).shape == leaf.shape
             for path, leaf in shapes.items()
         )
         best = max(best, fits / len(shapes))
@@ -143,22 +144,60 @@ def _takes_head(
     entries: Mapping[str, tables.Entry],
     shapes: Mapping[str, tuple[int, ...]],
     prefix: str,
-    source: Mapping[str, np.ndarray],
+    source: Weights,
     head: HeadMode,
 ) -> bool:
     """Whether the file's head is to be used."""
     if head != "auto":
         return head == "load"
     paths = [path for path in entries if _is_head(path)]
-    found = {path: source.get(prefix + entries[path].key) for path in paths}
-    return all(a is not None and entries[path].convert(a).shape == shapes[path] for path, a in found.items())
+    keys = {path: prefix + entries[path].key for path in paths}
+    return all(
+        key in source and entries[path].convert(source.like(key)).shape == shapes[path] for path, key in keys.items()
+    )
 
 
 def _refuse_missing(wanted: Mapping[str, tables.Entry], prefix: str, source: Mapping[str, Any], origin: str) -> None:
     missing = [(path, prefix + entry.key) for path, entry in wanted.items() if prefix + entry.key not in source]
     if missing:
         path, key = missing[0]
-        raise UserError(f"{origin}: {len(missing)} arrays missing, first {key!r} (for {path}); {nearest(key, source)}")
+        others = f", {_examples(tuple(key for _, key in missing[1:])).strip(' ()')}" if missing[1:] else ""
+        unknown = tuple(sorted(set(source) - {prefix + entry.key for entry in wanted.values()}))
+        unasked = f"; nothing asks for {len(unknown)}{_examples(unknown)}" if unknown else ""
+        raise UserError(
+            f"{origin}: {len(missing)} arrays missing, first {key!r} (for {path}){others}; {nearest(key, source)}{unasked}"
+        )
+
+
+_OTHER_AXES = {4: ((3, 2, 0, 1), (2, 3, 1, 0)), 2: ((1, 0),)}
+"""Orders in which other frameworks keep the axes of a kernel."""
+
+
+def _refuse_other_axes(
+    wanted: Mapping[str, tables.Entry],
+    shapes: Mapping[str, tuple[int, ...]],
+    prefix: str,
+    source: Weights,
+    origin: str,
+) -> None:
+    """Refuses a file whose kernels are all kept in another order than its names tell.
+
+    Kernels with as many inputs as outputs fit either way: only the others of the same file tell that these are transposed.
+    """
+    likes = {path: source.like(prefix + entry.key) for path, entry in wanted.items()}
+    kernels = [path for path, like in likes.items() if like.ndim in _OTHER_AXES]
+    unfit = [path for path in kernels if wanted[path].convert(likes[path]).shape != shapes[path]]
+    for axes in _OTHER_AXES[likes[unfit[0]].ndim] if unfit else ():
+        if likes[unfit[0]].ndim == len(axes) and all(
+            wanted[path].convert(likes[path].transpose(axes if likes[path].ndim == len(axes) else (1, 0))).shape
+            == shapes[path]
+            for path in unfit
+        ):
+            key, stored = prefix + wanted[unfit[0]].key, likes[unfit[0]].shape
+            raise UserError(
+                f"{origin}: kernels are transposed: {key!r} has shape {stored}, its name tells of "
+                f"{tuple(stored[axis] for axis in axes)}; so are {len(unfit)} of {len(kernels)} kernels"
+            )
 
 
 def _fit(
@@ -166,27 +205,30 @@ def _fit(
     shape: tuple[int, ...],
     prefix: str,
     entry: tables.Entry,
-    source: Mapping[str, np.ndarray],
+    source: Weights,
     origin: str,
 ) -> np.ndarray:
     """One array in our layout, checked."""
     key = prefix + entry.key
-    array = entry.convert(source[key])
-    if array.shape != shape:
-        raise UserError(f"{origin}: {key!r} (for {path}) has shape {array.shape} in our layout, expected {shape}")
-    if not jax.numpy.issubdtype(array.dtype, np.floating):
-        raise UserError(f"{origin}: {key!r} (for {path}) is {array.dtype}, expected floating point")
-    array = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(array).all():
+    like = entry.convert(source.like(key))
+    if like.shape != shape:
+        raise UserError(f"{origin}: {key!r} (for {path}) has shape {like.shape} in our layout, expected {shape}")
+    if not jax.numpy.issubdtype(like.dtype, np.floating):
+        raise UserError(f"{origin}: {key!r} (for {path}) is {like.dtype}, expected floating point")
+    array = np.array(entry.convert(source[key]), np.float32, order="C")
+    # The extremes of a float array are finite if all of it is, and take no second array to find.
+    if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         raise UserError(f"{origin}: {key!r} (for {path}) holds values that are not finite")
     return array
 
 
-def _refuse_larger(classifier: Classifier, source: Mapping[str, Any], loaded: int, origin: str) -> None:
+def _refuse_larger(classifier: Classifier, scheme: tables.Scheme, source: Weights, loaded: int, origin: str) -> None:
     """Refuses a deeper model's file, in which every array of a shallower one can be found (ResNet-34 into ResNet-18)."""
     own = classifier.encoder.name
     size = len(flatten(registry.build(own).abstract()[0])) if own in registry.names() else loaded
     for name in registry.names():
+        if scheme.module not in [other.module for other in tables.schemes(name)]:
+            continue
         if name == own or len(flatten(registry.build(name).abstract()[0])) <= size:
             continue
         if _share(name, source) == 1.0:

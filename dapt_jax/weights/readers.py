@@ -1,102 +1,116 @@
 """Reads a weight file of any of the usual formats into arrays by name."""
 
-import re
-import zipfile
+import json
+import mmap
 from pathlib import Path
 from typing import Any
 
-import h5py
+import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from dapt_jax.errors import UserError
-from dapt_jax.weights import torch_pickle
+from dapt_jax.weights import keras_hdf5, npz, orbax_folder, pickled_arrays, torch_pickle
+from dapt_jax.weights.archive import Archive
 from dapt_jax.weights.source import Weights
 
-FORMATS = "PyTorch (.pth, .pt, .tar), .safetensors, .npz, Keras (.h5)"
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-# The names of Keras 1, as in the ResNet50 file of 2016: res2a_branch2a_W_1:0.
-_KERAS1 = {
-    "W": "kernel",
-    "b": "bias",
-    "gamma": "gamma",
-    "beta": "beta",
-    "running_mean": "moving_mean",
-    "running_std": "moving_variance",
+FORMATS = (
+    "PyTorch (.pth, .pt, .tar), .safetensors, .npz, Keras (.h5, .keras), a pickle of arrays (.pkl), or an orbax folder"
+)
+_HEADER = 8 << 20
+"""Bytes at most of a safetensors header; a large model's has 0.1 MB."""
+_SAFETENSORS = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
 }
 
 
 def read(path: str | Path) -> Weights:
     """Reads a weight file; the format is told by content, since suffixes of checkpoints are anyone's guess.
 
+    Arrays are read when they are asked for, so damage to the numbers of one shows then.
+
     Raises:
         UserError: no such file, an unknown format, or a damaged file.
     """
     path = Path(path)
+    if path.is_dir():
+        return orbax_folder.read(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weight file")
     with path.open("rb") as file:
-        head = file.read(9)
-    if head.startswith(_HDF5):
-        return _read_keras(path)
-    if zipfile.is_zipfile(path) and not torch_pickle.is_torch(path):
-        return _read_npz(path)
-    if path.suffix == ".safetensors" or head[8:] == b"{":
+        head = file.read(16)
+    if not head:
+        raise UserError(f"{path}: an empty file; expected {FORMATS}")
+    if head.startswith(keras_hdf5.MAGIC):
+        return keras_hdf5.read(path)
+    if head.startswith(b"PK"):
+        return _read_zip(path)
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
         return _read_safetensors(path)
-    if torch_pickle.is_torch(path) or path.suffix in (".pth", ".pt", ".tar"):
+    if head.startswith(torch_pickle.OLD_HEAD) or path.suffix in (".pth", ".pt", ".tar"):
         return torch_pickle.read(path)
+    if head.startswith(b"\x80") or path.suffix == ".pkl":
+        return pickled_arrays.read(path)
     raise UserError(f"{path}: not a weight file that is known here; expected {FORMATS}")
 
 
+def _read_zip(path: Path) -> Weights:
+    archive = Archive(path)
+    if keras_hdf5.is_keras(archive):
+        return keras_hdf5.read_zip(archive)
+    if any(name.split("/")[-1] == "data.pkl" for name in archive.names) or path.suffix in (".pth", ".pt", ".tar"):
+        return torch_pickle.read(path)
+    return npz.read(path)
+
+
 def _read_safetensors(path: Path) -> Weights:
+    """The library checks the header; the arrays are views of the mapped file, where it would copy each."""
     try:
-        return Weights(safetensors.numpy.load_file(path), str(path))
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged or cut short, or not a safetensors file ({error})") from None
-
-
-def _read_npz(path: Path) -> Weights:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not an .npz of plain arrays ({error})") from None
-    strays = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
-    if strays or not arrays:
-        raise UserError(f"{path}: a zip file without arrays; expected {FORMATS}")
+        header, start = _header(path)
+        with safetensors.safe_open(path, framework="numpy"), path.open("rb") as file:
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        arrays = {}
+        for name, entry in header.items():
+            if entry["dtype"] not in _SAFETENSORS:
+                kinds = ", ".join(_SAFETENSORS)
+                raise UserError(f"{path}: {name!r} is of type {entry['dtype']}; expected one of {kinds}")
+            first, last = entry["data_offsets"]
+            flat = np.frombuffer(view[start + first : start + last], _SAFETENSORS[entry["dtype"]])
+            arrays[name] = flat.reshape(entry["shape"])
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        told = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: damaged or cut short, or not a safetensors file ({told})") from None
+    if not arrays:
+        raise UserError(f"{path}: a safetensors file without arrays")
     return Weights(arrays, str(path))
 
 
-def _read_keras(path: Path) -> Weights:
-    """Reads the layout that Keras calls legacy HDF5: weights only, or under `model_weights` of a whole saved model."""
-    try:
-        with h5py.File(path, "r") as file:
-            root: Any = file.get("model_weights", file)
-            if "layer_names" not in root.attrs:
-                raise UserError(
-                    f"{path}: an HDF5 file without Keras' layer_names (Keras 3's .weights.h5 numbers its layers instead of "
-                    "naming them); expected what model.save_weights('weights.h5') of Keras 2, or model.save('model.h5'), writes"
-                )
-            arrays = {
-                _keras_key(layer, weight): np.asarray(root[layer][weight])
-                for layer in _strings(root.attrs["layer_names"])
-                for weight in _strings(root[layer].attrs["weight_names"])
-            }
-    except (OSError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged or cut short, or not a Keras weight file ({error})") from None
-    return Weights(arrays, str(path))
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """A safetensors header, in which each name has to be there once (the library takes the last of two); and its end."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _HEADER:
+            raise UserError(f"{path}: a safetensors header of {length:,} bytes; expected at most {_HEADER:,}")
+        text = file.read(length)
 
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) < len(items):
+            twice = next(key for key in found if sum(key == other for other, _ in items) > 1)
+            raise UserError(f"{path}: {twice!r} is there twice")
+        return found
 
-def _strings(values: Any) -> list[str]:
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
-
-
-def _keras_key(layer: str, weight: str) -> str:
-    """`layer/kernel` of a weight's name: `conv1_conv/kernel:0`, `kernel`, `model/conv1_conv/kernel` or `conv1_W_1:0`."""
-    name = weight.split(":")[0]
-    if "/" in name:
-        return "/".join(name.split("/")[-2:])
-    if old := re.fullmatch(rf"{re.escape(layer)}_({'|'.join(_KERAS1)})(_\d+)?", name):
-        name = _KERAS1[old[1]]
-    return f"{layer}/{name}"
+    header = json.loads(text, object_pairs_hook=pairs)
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}, 8 + length

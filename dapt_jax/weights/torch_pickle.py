@@ -5,28 +5,35 @@ Two formats, as in `torch/serialization.py` (BSD-3-Clause):
 - zip (PyTorch 1.6 and later): `<name>/data.pkl`, the pickle, and `<name>/data/<key>`, the numbers, uncompressed;
 - older: five pickles in a row (magic number, protocol, machine, content, storage keys), then for each key an int64 count
   and the numbers, little-endian.
+
+The file is mapped and its tensors are views of it, so reading takes no memory for what nobody asks for.
 """
 
 import io
-import pickle
+import mmap
 import struct
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from dapt_jax.errors import UserError
 from dapt_jax.weights import restricted
-from dapt_jax.weights.source import Weights
+from dapt_jax.weights.archive import Archive
+from dapt_jax.weights.records import NumpyArray, Refused, TensorRecord
+from dapt_jax.weights.source import Stored, Weights
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
+OLD_HEAD = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little")
+"""How the older format starts: the magic number, pickled by protocol 2 as LONG1 of ten bytes."""
 CONTAINERS = (
     "state_dict",
     "model_state_dict",
     "model_state",
     "model",
+    "resnet",
     "net",
     "network",
     "teacher",
@@ -34,6 +41,9 @@ CONTAINERS = (
     "encoder",
 )
 """Keys under which training scripts put the state dict, in the order in which they are tried."""
+
+Run = Callable[[str, np.dtype[Any]], np.ndarray]
+"""Storage key and dtype to all elements of that run."""
 
 
 def read(path: str | Path) -> Weights:
@@ -43,105 +53,111 @@ def read(path: str | Path) -> Weights:
         path: a file that `torch.save` wrote, in either format.
 
     Returns:
-        Arrays by name; bfloat16 comes as float32, every other dtype as it is. `origin` says which container they were in.
+        Arrays by name, of the dtypes that the file has. `origin` says which container they were in.
 
     Raises:
         UserError: the file is cut short or damaged, asks for code, or holds no named tensors.
     """
     path = Path(path)
-    try:
-        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)
-    except restricted.Refused as refused:
-        raise UserError(
-            f"{path}: the file asks for {refused}; only arrays, OrderedDict and plain containers are read "
-            "(save the model's state_dict() instead)"
-        ) from None
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except Exception as error:
-        # A damaged pickle raises nearly anything, from EOFError to UnicodeDecodeError.
-        raise UserError(
-            f"{path}: damaged or cut short, or not a PyTorch checkpoint ({type(error).__name__}: {error})"
-        ) from None
-    return _tensors(content, path)
+    with refusals(path, "PyTorch checkpoint"):
+        with path.open("rb") as file:
+            is_zip = file.read(2) == b"PK"
+        content, run = _open_zip(path) if is_zip else _open_old(path)
+        return _tensors(content, run, path)
 
 
-def is_torch(path: Path) -> bool:
-    """Whether the content of a file is one of the two formats."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
-    with path.open("rb") as file:
-        head = file.read(64)
-    # The magic number, pickled: protocol 2 (0x80 0x02), then LONG1 of ten bytes.
-    return head.startswith(b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little"))
+class refusals:  # noqa: N801  reads as a statement
+    """Makes one clear line of whatever goes wrong in reading a pickle."""
+
+    def __init__(self, path: Path, what: str):
+        self.path, self.what = path, what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Refused):
+            raise UserError(
+                f"{self.path}: the file asks for {error}; only arrays, OrderedDict and plain containers are read "
+                "(save the model's state_dict() instead)"
+            ) from None
+        if isinstance(error, OSError):
+            raise UserError(f"{self.path}: {error.strerror or error}") from None
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            # A damaged pickle raises nearly anything, from EOFError to UnicodeDecodeError.
+            told = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            raise UserError(f"{self.path}: damaged or cut short, or not a {self.what} ({told})") from None
 
 
-def _read_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        pickles = [name for name in archive.namelist() if name.split("/")[-1] == "data.pkl"]
-        if not pickles:
-            raise UserError(f"{path}: a zip file without data.pkl; expected a file that torch.save wrote")
-        root = pickles[0].removesuffix("data.pkl")
-        order = "<"
-        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") == b"big":
-            order = ">"
-        runs: dict[str, bytes] = {}
+def _open_zip(path: Path) -> tuple[Any, Run]:
+    archive = Archive(path)
+    pickles = [name for name in archive.names if name.split("/")[-1] == "data.pkl"]
+    if not pickles:
+        raise UserError(f"{path}: a zip file without data.pkl; expected a file that torch.save wrote")
+    root = pickles[0].removesuffix("data.pkl")
+    order = "<"
+    if f"{root}byteorder" in archive and bytes(archive.read(f"{root}byteorder")) == b"big":
+        order = ">"
 
-        def run(key: str, dtype: np.dtype[Any]) -> np.ndarray:
-            if key not in runs:
-                info = archive.getinfo(f"{root}data/{key}")
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise UserError(f"{path}: {info.filename} is compressed; torch.save stores numbers as they are")
-                runs[key] = archive.read(info)
-            return _elements(runs[key], dtype, order)
+    def run(key: str, dtype: np.dtype[Any]) -> np.ndarray:
+        name = f"{root}data/{key}"
+        if name not in archive:
+            raise UserError(f"{path}: no {name}, where the numbers of a tensor should be")
+        if not archive.is_stored(name):
+            raise UserError(f"{path}: {name} is compressed; torch.save stores numbers as they are")
+        return _elements(archive.read(name), dtype, order)
 
-        return restricted.resolve(restricted.load(io.BytesIO(archive.read(pickles[0])))[0], run)
+    return restricted.load(io.BytesIO(archive.read(pickles[0])))[0], run
 
 
-def _read_old(path: Path) -> Any:
-    with path.open("rb") as file:
-        try:
-            is_old = restricted.load(file)[0] == MAGIC and restricted.load(file)[0] == PROTOCOL
-        except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError):
-            is_old = False
-        if not is_old:
+def _open_old(path: Path) -> tuple[Any, Run]:
+    with path.open("rb") as opened:
+        if opened.read(len(OLD_HEAD)) != OLD_HEAD:
             raise UserError(f"{path}: not a PyTorch checkpoint (neither a zip file nor the format before PyTorch 1.6)")
-        restricted.load(file)  # sizes and byte order of the machine that wrote it; the numbers are little-endian always
-        content, dtypes = restricted.load(file)
-        keys, _ = restricted.load(file)
-        runs = {str(key): _old_run(file, path, dtypes[str(key)]) for key in keys}
+        file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    restricted.load(file)
+    if (protocol := restricted.load(file)[0]) != PROTOCOL:
+        raise UserError(f"{path}: written by protocol {protocol!r} of PyTorch; expected {PROTOCOL}")
+    restricted.load(file)  # sizes and byte order of the machine that wrote it; the numbers are little-endian always
+    content, dtypes = restricted.load(file)
+    keys, _ = restricted.load(file)
+    view = memoryview(file)
+    runs, at = {}, file.tell()
+    for key in keys:
+        if len(view) < at + 8:
+            raise UserError(f"{path}: cut short: no numbers for storage {key!r}")
+        (count,) = struct.unpack("<q", view[at : at + 8])
+        dtype = dtypes[str(key)]
+        data = view[at + 8 : at + 8 + max(count, 0) * dtype.itemsize]
+        if len(data) != count * dtype.itemsize:
+            raise UserError(
+                f"{path}: cut short: {len(data)} bytes where {count} elements of {dtype.name} were expected"
+            )
+        runs[str(key)] = _elements(data, dtype, "<")
+        at += 8 + len(data)
     # A tensor may read its storage as another dtype than the one it was declared, and counted, with.
-    return restricted.resolve(content, lambda key, dtype: runs[key].view(dtype))
+    return content, lambda key, dtype: runs[key].view(dtype)
 
 
-def _old_run(file: BinaryIO, path: Path, dtype: np.dtype[Any]) -> np.ndarray:
-    (count,) = struct.unpack("<q", file.read(8))
-    data = file.read(count * dtype.itemsize) if 0 <= count <= path.stat().st_size else b""
-    if len(data) != count * dtype.itemsize:
-        raise UserError(f"{path}: cut short: {len(data)} bytes where {count} elements of {dtype.name} were expected")
-    return _elements(data, dtype, "<")
-
-
-def _elements(data: bytes, dtype: np.dtype[Any], order: str) -> np.ndarray:
+def _elements(data: memoryview, dtype: np.dtype[Any], order: str) -> np.ndarray:
     """Bytes as elements; ml_dtypes' bfloat16 has no byte order of its own, so big-endian bytes are swapped first."""
     if order == ">" and dtype.itemsize > 1:
         parts = 2 if dtype.kind == "c" else 1
         unit = dtype.itemsize // parts
-        data = np.frombuffer(data, np.uint8).reshape(-1, unit)[:, ::-1].tobytes()
+        return np.frombuffer(np.frombuffer(data, np.uint8).reshape(-1, unit)[:, ::-1].tobytes(), dtype)
     return np.frombuffer(data, dtype)
 
 
-def _tensors(content: Any, path: Path) -> Weights:
+def _tensors(content: Any, run: Run, path: Path) -> Weights:
     """The named tensors of a checkpoint, and which container they were in."""
     inside: list[str] = []
     node = content
-    while isinstance(node, dict):
-        tensors = {key: value for key, value in node.items() if isinstance(key, str) and isinstance(value, np.ndarray)}
-        if tensors:
-            return Weights(tensors, " ".join([str(path), *(f"[{key!r}]" for key in inside)]))
+    while isinstance(node, dict) and len(inside) < 8:  # deeper than any training script nests; a dict may hold itself
+        tensors = {key: value for key, value in node.items() if isinstance(value, TensorRecord | NumpyArray)}
+        if any(isinstance(key, str) for key in tensors):
+            origin = " ".join([str(path), *(f"[{key!r}]" for key in inside)])
+            return Weights(
+                {key: _stored(each, run, path) for key, each in tensors.items() if isinstance(key, str)}, origin
+            )
         container = next((key for key in CONTAINERS if isinstance(node.get(key), dict)), None)
         if container is None:
             break
@@ -149,3 +165,14 @@ def _tensors(content: Any, path: Path) -> Weights:
         node = node[container]
     found = ", ".join(repr(key) for key in list(content)[:6]) if isinstance(content, dict) else type(content).__name__
     raise UserError(f"{path}: no named tensors at the top level or under {', '.join(CONTAINERS)}; it holds {found}")
+
+
+def _stored(record: TensorRecord | NumpyArray, run: Run, path: Path) -> Stored:
+    if isinstance(record, NumpyArray):
+        return Stored(record.shape, record.dtype, record.build)
+
+    def build() -> np.ndarray:
+        with refusals(path, "PyTorch checkpoint"):
+            return record.build(run(record.storage.key, record.storage.dtype))
+
+    return Stored(record.shape, record.storage.dtype, build)

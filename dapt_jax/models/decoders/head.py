@@ -1,0 +1,21 @@
+"""The convolution that makes logits of a decoder's last map."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dapt_jax.models.encoder import NormMode
+from dapt_jax.models.layers import Conv
+
+
+class Head(nnx.Module):
+    """One convolution with bias, at the resolution of the decoder."""
+
+    def __init__(self, features: int, outputs: int, size: int):
+        self.conv = Conv(features, outputs, size, bias=True)
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
+    ) -> Float[Array, "b h w d"]:
+        return self.conv(x)

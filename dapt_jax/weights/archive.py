@@ -1,0 +1,111 @@
+"""Zip files (PyTorch's, `.npz`, `.keras`), read within bounds.
+
+The file is mapped, not loaded: members that are stored as they are come as views of it, so that arrays of them cost no
+memory. Checksums are verified whenever a member is read.
+"""
+
+import mmap
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from dapt_jax.errors import UserError
+from dapt_jax.weights.source import check_unpacked
+
+MEMBERS = 100_000
+"""More members than this no weight file has; each costs memory before any is read."""
+_LOCAL = struct.Struct("<4s5H3I2H")
+_END = struct.Struct("<4s4H2IH")
+
+
+class Archive:
+    """An open zip file.
+
+    Attributes:
+        path: of the file.
+        names: of its members, in order.
+    """
+
+    def __init__(self, path: Path):
+        """Opens a zip file and checks its table of contents.
+
+        Raises:
+            UserError: it is damaged, names a member twice, or would unpack to far more than its size.
+        """
+        self.path = path
+        with path.open("rb") as file:
+            self._map = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        self._refuse_crowds()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self._members = {info.filename: info for info in archive.infolist()}
+                count = len(archive.infolist())
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError, struct.error) as error:
+            raise UserError(f"{path}: damaged or cut short, or not a zip file ({error})") from None
+        if count != len(self._members):
+            raise UserError(f"{path}: a zip file that names {count - len(self._members)} of its members twice")
+        self.names = tuple(self._members)
+        check_unpacked(sum(info.file_size for info in self._members.values()), path, len(self._map))
+        self._verified: set[str] = set()
+
+    def _refuse_crowds(self) -> None:
+        """Counts the members as the end of the file declares them, before zipfile makes an object of each."""
+        at = bytes(self._map[-66_000:]).rfind(b"PK\x05\x06")
+        end = bytes(self._map[-66_000:])[at : at + _END.size]
+        if at < 0 or len(end) < _END.size:
+            return  # zipfile says what is wrong
+        directory = _END.unpack(end)[5]
+        # A record of the central directory takes 46 bytes and its name; a directory larger than this is not a file of weights.
+        if directory > MEMBERS * 512 or _END.unpack(end)[4] > MEMBERS:
+            raise UserError(
+                f"{self.path}: a zip file with a table of contents of {directory:,} bytes; expected weights"
+            )
+
+    def is_stored(self, name: str) -> bool:
+        """Whether a member is stored as it is, not compressed."""
+        return self._members[name].compress_type == zipfile.ZIP_STORED
+
+    def size(self, name: str) -> int:
+        """Bytes of a member when unpacked."""
+        return self._members[name].file_size
+
+    def read(self, name: str) -> memoryview:
+        """The bytes of a member: a view of the mapped file where it is stored as it is.
+
+        Raises:
+            UserError: the member is damaged or encrypted.
+        """
+        info = self._members[name]
+        if not self.is_stored(name):
+            return memoryview(self._unpack(name))
+        start = self._start(info)
+        data = self._map[start : start + info.compress_size]
+        if len(data) != info.file_size:
+            raise UserError(f"{self.path}: {name} is cut short: {len(data):,} bytes of {info.file_size:,}")
+        if name not in self._verified:
+            if zlib.crc32(data) != info.CRC:
+                raise UserError(f"{self.path}: {name} is damaged: its checksum does not match (load the file anew)")
+            self._verified.add(name)
+        return data
+
+    def _start(self, info: zipfile.ZipInfo) -> int:
+        """Where a member's bytes begin: behind its own header, whose length the table of contents does not tell."""
+        header = bytes(self._map[info.header_offset : info.header_offset + _LOCAL.size])
+        if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04" or info.flag_bits & 1:
+            raise UserError(
+                f"{self.path}: {info.filename} is damaged or encrypted: no zip header where one is expected"
+            )
+        *_, name_length, extra_length = _LOCAL.unpack(header)
+        return info.header_offset + _LOCAL.size + name_length + extra_length
+
+    def _unpack(self, name: str) -> bytes:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.read(name)
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+            raise UserError(f"{self.path}: {name} cannot be unpacked ({error})") from None
+
+    def __contains__(self, name: Any) -> bool:
+        return name in self._members

@@ -1,0 +1,220 @@
+"""Reads Keras' weight files: HDF5 of Keras 1 and 2, `.weights.h5` and `.keras` of Keras 3.
+
+Keys come out as `layer/variable`. Keras 1 and 2 (and `.h5` of Keras 3) name both. Keras 3's `.weights.h5` names the layers and
+numbers their variables, in the order in which the layer makes them; a `.keras` file is a zip of that and the model's
+config (keras-team/keras, `saving/saving_lib.py`, Apache-2.0).
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dapt_jax.errors import UserError
+from dapt_jax.weights.archive import Archive
+from dapt_jax.weights.source import Stored, Weights, check_unpacked
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+_INSIDE = "model.weights.h5"
+_CONFIG_BYTES = 16 << 20
+# The names of Keras 1, as in the ResNet50 file of 2016: res2a_branch2a_W_1:0.
+_KERAS1 = {
+    "W": "kernel",
+    "b": "bias",
+    "gamma": "gamma",
+    "beta": "beta",
+    "running_mean": "moving_mean",
+    "running_std": "moving_variance",
+}
+# The variables of Keras 3's layers in the order in which they are numbered, by class and number.
+_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+_KERAS3 = {
+    **{(kind, n): ("kernel", "bias")[:n] for kind in ("conv2d", "depthwise_conv2d", "dense") for n in (1, 2)},
+    ("batch_normalization", 4): _NORM,
+    ("batch_normalization", 2): _NORM[2:],
+    ("layer_normalization", 2): _NORM[:2],
+}
+_DEPTH = 32
+
+
+def read(path: Path) -> Weights:
+    """Reads an HDF5 file of any Keras.
+
+    Raises:
+        UserError: the file is damaged or cut short, reaches into other files, or is not of Keras.
+    """
+    return _read(path, path, {})
+
+
+def is_keras(archive: Archive) -> bool:
+    """Whether a zip file is what Keras 3's `model.save` writes."""
+    return _INSIDE in archive
+
+
+def read_zip(archive: Archive) -> Weights:
+    """Reads a `.keras` file.
+
+    Raises:
+        UserError: the file is damaged, or the weights in it are not of Keras.
+    """
+    config: Any = {}
+    if "config.json" in archive and archive.size("config.json") < _CONFIG_BYTES:
+        try:
+            config = json.loads(bytes(archive.read("config.json")))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{archive.path}: config.json is not JSON ({error})") from None
+    flags = dict(_norms(config, _DEPTH))
+    return _read(archive.path, _Bytes(archive.read(_INSIDE)), flags)
+
+
+class _Bytes(io.RawIOBase):
+    """A file over a run of bytes that are elsewhere already; HDF5 reads it without a copy of the whole."""
+
+    def __init__(self, data: memoryview):
+        self._data, self._at = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[self._at : self._at + len(buffer)]
+        memoryview(buffer)[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+
+def _norms(config: Any, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Of every batch norm in a model's config, the variables that it has."""
+    if isinstance(config, dict) and depth:
+        settings = config.get("config")
+        if config.get("class_name") == "BatchNormalization" and isinstance(settings, dict):
+            has = {"beta": settings.get("center", True), "gamma": settings.get("scale", True)}
+            yield str(settings.get("name")), tuple(name for name in _NORM if has.get(name, True))
+        for value in config.values():
+            yield from _norms(value, depth - 1)
+    elif isinstance(config, list) and depth:
+        for value in config:
+            yield from _norms(value, depth - 1)
+
+
+def _read(path: Path, file: Any, norms: dict[str, tuple[str, ...]]) -> Weights:
+    try:
+        opened = h5py.File(file, "r")
+        root: Any = opened.get("model_weights", opened)
+        pairs = _named(root) if _attribute(root, "layer_names") is not None else _numbered(opened, norms, _DEPTH)
+        arrays: dict[str, Stored] = {}
+        size = 0
+        for key, dataset in pairs:
+            if key in arrays:
+                raise UserError(f"{path}: {key!r} is there twice")
+            arrays[key] = _stored(path, key, dataset)
+            size += dataset.size * dataset.dtype.itemsize
+            check_unpacked(size, path, path.stat().st_size)
+    except _ERRORS as error:
+        raise _damaged(path, error) from None
+    if not arrays:
+        raise UserError(
+            f"{path}: an HDF5 file without named layers (the first .weights.h5 of Keras 3 number them); expected what "
+            "model.save('model.keras'), model.save('model.h5') or model.save_weights('x.weights.h5') writes"
+        )
+    return Weights(arrays, str(path))
+
+
+_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+"""What h5py makes of the errors of HDF5."""
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    told = " ".join(str(error).split())[:160]
+    return UserError(f"{path}: damaged or cut short, or not a Keras weight file ({told})")
+
+
+def _stored(path: Path, key: str, dataset: Any) -> Stored:
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
+        raise UserError(f"{path}: {key!r} is not an array of numbers")
+    if dataset.external or dataset.is_virtual:
+        raise UserError(f"{path}: {key!r} is kept in another file; expected a file that holds its own numbers")
+
+    def build() -> np.ndarray:
+        try:
+            return np.asarray(dataset[()])
+        except _ERRORS as error:
+            raise _damaged(path, error) from None
+
+    return Stored(dataset.shape, dataset.dtype, build)
+
+
+def _named(root: Any) -> Iterator[tuple[str, Any]]:
+    """The layout that Keras calls legacy HDF5: weights only, or under `model_weights` of a whole saved model."""
+    for layer in _attribute(root, "layer_names") or []:
+        group = _follow(root, layer)
+        for weight in _attribute(group, "weight_names") or []:
+            yield _key(layer, weight), _follow(group, weight)
+
+
+def _numbered(group: Any, norms: dict[str, tuple[str, ...]], depth: int) -> Iterator[tuple[str, Any]]:
+    """The layout of Keras 3: groups within groups, `vars` in each layer's, with the layer's name."""
+    if not depth:
+        raise UserError(f"{group.file.filename}: groups within groups, {_DEPTH} deep; expected a model's layers")
+    for name in group:
+        found = _follow(group, name)
+        if not isinstance(found, h5py.Group) or name == "optimizer":
+            continue
+        if name != "vars":
+            yield from _numbered(found, norms, depth - 1)
+        elif (layer := found.attrs.get("name")) is not None and len(found):
+            kind = re.sub(r"_\d+$", "", group.name.rpartition("/")[2])
+            names = norms.get(str(layer)) or _KERAS3.get((kind, len(found)))
+            for number in sorted(found, key=lambda each: (len(each), each)):
+                position = int(number) if number.isdigit() else len(found)
+                known = names and len(names) == len(found) and position < len(names)
+                yield f"{layer}/{names[position] if known and names else f'vars/{number}'}", _follow(found, number)
+
+
+def _follow(group: Any, path: str) -> Any:
+    """What a path inside the file leads to; links out of it are not followed."""
+    for part in filter(None, path.split("/")):
+        if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise KeyError(f"no {path!r} in it")
+        group = group[part]
+    return group
+
+
+def _attribute(group: Any, name: str) -> list[str] | None:
+    """A list of names; Keras cuts one of more than 64 kB into `name0`, `name1` and so on."""
+    if name in group.attrs:
+        return _strings(group.attrs[name])
+    if f"{name}0" not in group.attrs:
+        return None
+    found: list[str] = []
+    for number in range(len(group.attrs)):
+        if f"{name}{number}" in group.attrs:
+            found += _strings(group.attrs[f"{name}{number}"])
+    return found
+
+
+def _strings(values: Any) -> list[str]:
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _key(layer: str, weight: str) -> str:
+    """`layer/kernel` of a weight's name: `conv1_conv/kernel:0`, `kernel`, `model/conv1_conv/kernel` or `conv1_W_1:0`."""
+    name = weight.split(":")[0]
+    if "/" in name:
+        return "/".join(name.split("/")[-2:])
+    if old := re.fullmatch(rf"{re.escape(layer)}_({'|'.join(_KERAS1)})(_\d+)?", name):
+        name = _KERAS1[old[1]]
+    return f"{layer}/{name}"

@@ -1,0 +1,70 @@
+"""Reads `.npz` files: NumPy's, and those that TensorFlow checkpoints are exported to."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from dapt_jax.errors import UserError
+from dapt_jax.weights.archive import Archive
+from dapt_jax.weights.source import Stored, Weights
+
+_HEADER = 10_000
+"""Bytes at most of the header of an array of plain numbers: some 100, in truth."""
+_TWO_BYTES = np.dtype("V2")
+_TF = ("/.ATTRIBUTES/VARIABLE_VALUE", ":0")
+"""What TensorFlow puts behind the name of a variable."""
+
+
+def read(path: Path) -> Weights:
+    """Reads the arrays of an `.npz` by name; TensorFlow's endings are dropped.
+
+    Raises:
+        UserError: the file is damaged, holds pickled objects, or no arrays.
+    """
+    archive = Archive(path)
+    names = [name for name in archive.names if name.endswith(".npy")]
+    if not names:
+        raise UserError(f"{path}: a zip file without arrays; expected an .npz, or a file that torch.save wrote")
+    arrays: dict[str, Stored] = {}
+    for name in names:
+        key = name.removesuffix(".npy")
+        for ending in _TF:
+            key = key.removesuffix(ending)
+        if key in arrays:
+            raise UserError(f"{path}: {key!r} is there twice")
+        arrays[key] = _stored(archive, name)
+    return Weights(arrays, str(path))
+
+
+def _stored(archive: Archive, name: str) -> Stored:
+    """One array, of which the header alone is read now."""
+    data = archive.read(name)
+    head = io.BytesIO(data[:_HEADER])
+    try:
+        version = np.lib.format.read_magic(head)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = reader(head)
+    except Exception as error:  # NumPy reads the header as a Python literal: from TokenError to RecursionError
+        told = " ".join(str(error).split())[:120]
+        raise UserError(f"{archive.path}: {name} is not an array ({told})") from None
+    if dtype.hasobject or (dtype.kind not in "fiubc" and dtype != _TWO_BYTES):
+        raise UserError(f"{archive.path}: not an .npz of plain arrays: {name} is of NumPy type {dtype}")
+    start, size = head.tell(), int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if any(side < 0 for side in shape) or len(data) - start != size:
+        raise UserError(
+            f"{archive.path}: {name} is damaged: {len(data) - start:,} bytes for an array of shape {shape} and type {dtype}"
+        )
+
+    def build() -> np.ndarray:
+        flat = np.frombuffer(archive.read(name)[start:], dtype)
+        return flat.reshape(shape, order="F" if is_fortran else "C")
+
+    return Stored(shape, _as_bfloat16(dtype), lambda: build().view(_as_bfloat16(dtype)))
+
+
+def _as_bfloat16(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """NumPy saves ml_dtypes' bfloat16 as two bytes without a type; nothing else comes so."""
+    return np.dtype(ml_dtypes.bfloat16) if dtype == _TWO_BYTES else dtype

@@ -1,0 +1,58 @@
+"""Reads checkpoints of our own that orbax wrote: a folder with one array per path (`export.write_orbax`)."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dapt_jax.errors import UserError
+from dapt_jax.weights.source import Stored, Weights
+
+_MARK = "_METADATA"
+
+
+def read(path: Path) -> Weights:
+    """Reads the arrays of an orbax checkpoint by path, each when it is asked for.
+
+    Raises:
+        UserError: the folder is no such checkpoint, or is damaged.
+    """
+    if not (path / _MARK).is_file():
+        names = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
+        raise UserError(
+            f"{path}: a folder that is not an orbax checkpoint (no {_MARK}); expected a weight file; it holds {names}"
+        )
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it would log becomes the error's line
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(path.resolve()).item_metadata.tree
+    except Exception as error:  # orbax raises many kinds for a torn folder
+        raise _damaged(path, error) from None
+    arrays: dict[str, Stored] = {}
+    for key, leaf in tree.items():
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise UserError(f"{path}: {key!r} is not an array; expected one array per path, as mode=export writes")
+        arrays[key] = Stored(tuple(leaf.shape), np.dtype(leaf.dtype), _reader(path, key, leaf))
+    if not arrays:
+        raise UserError(f"{path}: an orbax checkpoint without arrays")
+    return Weights(arrays, str(path))
+
+
+def _reader(path: Path, key: str, leaf: Any) -> Any:
+    def build() -> np.ndarray:
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                wanted = {key: ocp.RestoreArgs(restore_type=np.ndarray)}
+                arguments = ocp.args.PyTreeRestore(item={key: leaf}, restore_args=wanted, partial_restore=True)
+                return np.asarray(checkpointer.restore(path.resolve(), args=arguments)[key])
+        except Exception as error:
+            raise _damaged(path, error) from None
+
+    return build
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    told = " ".join(str(error).split())[:160]
+    return UserError(f"{path}: an orbax checkpoint that cannot be read ({type(error).__name__}: {told})")

