@@ -88,14 +88,13 @@ def test_logits_and_levels_are_those_of_the_original(case: str) -> None:
     assert not report.left_over
 
     @jax.jit
-    def run(images):
+    def run(params, stats, images):
         x, maps, _ = encoder.run(params, stats, encoder.preprocess(images))
         pooled = pool(x)
-        return list(maps.values()), pooled if is_headless else model.suffix(params, stats, pooled, len(encoder.groups))[
-            0
-        ]
+        logits = pooled if is_headless else model.suffix(params, stats, pooled, len(encoder.groups))[0]
+        return list(maps.values()), logits
 
-    maps, logits = run(parity.images(side))
+    maps, logits = run(params, stats, parity.images(side))
     assert [tuple(level.shape) for level in maps] == [shape for shape, _ in stored.levels]
     assert [level.shape[-1] for level in maps] == [level.features for level in encoder.levels]
     for ours, (_, theirs) in zip(maps, stored.levels, strict=True):
