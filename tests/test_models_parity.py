@@ -4,11 +4,13 @@ import importlib.util
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dapt_jax.models import convnext, densenet, efficientnet, registry, resnet, swin, vit
 from dapt_jax.models.classifier import Classifier, pool
+from dapt_jax.models.decoders.unet import Gate
 from dapt_jax.models.encoder import DEFAULT, Encoder
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.weights.merge import merge
@@ -102,42 +104,98 @@ def test_logits_and_levels_are_those_of_the_original(case: str) -> None:
     close(parity.sampled(logits), stored.logits)
 
 
-def smp_name(path: str) -> str:
-    """The name in segmentation_models_pytorch of a decoder's array."""
-    if path.startswith("head/"):
-        return "segmentation_head.0." + {"kernel": "weight", "bias": "bias"}[path.split("/")[-1]]
-    _, block, conv, kind, leaf = path.split("/")
-    ending = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
-    return f"decoder.blocks.{int(block[-1]) - 1}.{conv}.{int(kind == 'norm')}.{ending}"
+def of_decoder(segmenter: Segmenter, source: dict[str, np.ndarray], name: Callable[[str], str]):
+    """Parameters and statistics of a segmenter from a file of segmentation_models_pytorch."""
+    body = {key.removeprefix("encoder."): array for key, array in source.items() if key.startswith("encoder.")}
+    params, stats, report = merge(Classifier(segmenter.encoder, 1), body, seed=0)
+    assert not report.left_over
+    del params["head"]
+    for ours, shapes in zip((params, stats), segmenter.abstract(), strict=True):
+        arrays = {}
+        for path, leaf in flatten(shapes).items():
+            if path.startswith(("decoder/", "head/")):
+                module, _, ending = path.rpartition("/")
+                torch_ending = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+                array = source.pop(f"{name(module)}.{torch_ending.get(ending, ending)}")
+                arrays[path] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+                assert arrays[path].shape == leaf.shape
+        ours |= unflatten(arrays)
+    assert all(key.startswith("encoder.") for key in source)
+    return params, stats
+
+
+def smp_unet(module: str) -> str:
+    if module == "head/conv":
+        return "segmentation_head.0"
+    _, block, conv, kind = module.split("/")
+    return f"decoder.blocks.{int(block[-1]) - 1}.{conv}.{int(kind == 'norm')}"
+
+
+def smp_upernet(module: str) -> str:
+    if module == "head/conv":
+        return "segmentation_head.0"
+    _, step, *parts = module.split("/")
+    layer = int(parts[-1] == "norm")
+    if step == "pool":
+        if parts == ["norm"]:
+            return "decoder.feature_norms.3"
+        return f"decoder.psp.out_conv.{layer}" if parts[0] == "fuse" else f"decoder.psp.blocks.{parts[1]}.1.{layer}"
+    if step == "fuse":
+        return f"decoder.fusion_block.{layer}" if parts[0] == "fuse" else f"decoder.fpn_conv_blocks.{parts[1]}.{layer}"
+    number = int(step[-1]) - 1
+    if parts == ["norm"]:
+        return f"decoder.feature_norms.{2 - number}"
+    return f"decoder.fpn_lateral_blocks.{number}.conv_norm_relu.{layer}"
 
 
 def test_unet_on_resnet18_is_that_of_segmentation_models_pytorch() -> None:
     stored = parity.load("unet_on_resnet18")
-    source = drawn(stored)
     segmenter = Segmenter(registry.build("resnet18"), 2)
-    body = {name.removeprefix("encoder."): array for name, array in source.items() if name.startswith("encoder.")}
-    params, stats, report = merge(Classifier(segmenter.encoder, 1), body, seed=0)
-    assert not report.left_over
-    del params["head"]
-    arrays = {}
-    for path, leaf in (flatten(segmenter.abstract()[0]) | flatten(segmenter.abstract()[1])).items():
-        if path.startswith(("decoder/", "head/")):
-            array = source[smp_name(path)]
-            arrays[path] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-            assert arrays[path].shape == leaf.shape
-    is_stat = flatten(segmenter.abstract()[1])
-    params |= unflatten({path: array for path, array in arrays.items() if path not in is_stat})
-    stats |= unflatten({path: array for path, array in arrays.items() if path in is_stat})
+    params, stats = of_decoder(segmenter, drawn(stored), smp_unet)
     logits = jax.jit(segmenter)(params, stats, parity.images(64))
     assert logits.shape == (1, 64, 64, 2)
     close(parity.sampled(logits), stored.logits)
 
 
+def test_upernet_on_resnet18_is_that_of_segmentation_models_pytorch() -> None:
+    stored = parity.load("upernet_on_resnet18")
+    segmenter = Segmenter(registry.build("resnet18"), 2, "upernet")
+    params, stats = of_decoder(segmenter, drawn(stored), smp_upernet)
+    last = len(segmenter.groups) - 1
+    x = jax.jit(lambda p, s, images: segmenter.prefix(p, s, images, last)["x"])(params, stats, parity.images(64))
+    ((shape, values),) = stored.levels
+    assert x.shape == shape
+    close(parity.sampled(x), values)
+    head = params["head"]["conv"]
+    close(parity.sampled(np.asarray(x) @ head["kernel"][0, 0] + head["bias"]), stored.logits)
+
+
+def test_the_gate_is_that_of_monai() -> None:
+    stored = parity.load("attention_gate")
+    source = drawn(stored)
+    gate = Gate(6, 8)
+    names = {"W_g.0.conv": gate.signal, "W_x.0.conv": gate.map, "psi.0.conv": gate.weight}
+    names |= {"W_g.1": gate.norm_signal, "W_x.1": gate.norm_map, "psi.1": gate.norm_weight}
+    for name, layer in names.items():
+        weight = source[f"{name}.weight"]
+        if weight.ndim == 4:
+            layer.kernel[...] = weight.transpose(2, 3, 1, 0)
+        else:
+            layer.scale[...] = weight
+            layer.mean[...], layer.var[...] = source[f"{name}.running_mean"], source[f"{name}.running_var"]
+        layer.bias[...] = source[f"{name}.bias"]
+    rng = np.random.default_rng(0)
+    signal, x = (rng.standard_normal((1, c, 4, 4)).astype(np.float32).transpose(0, 2, 3, 1) for c in (6, 8))
+    close(parity.sampled(gate(jnp.asarray(signal), jnp.asarray(x), "frozen")), stored.logits)
+
+
 def package_of(case: str) -> str:
     if case.endswith("_keras"):
         return "keras"
-    if case == "unet_on_resnet18":
+    if case.endswith("_on_resnet18"):
         return "segmentation_models_pytorch"
+    if case == "attention_gate":
+        return "monai"
     is_torchvision = case == "vit_small_torchvision" or not case.startswith(("vit_", "resnet50d", "efficientnet_lite"))
     return "torchvision" if is_torchvision and not case.endswith("_timm") else "timm"
 

@@ -60,7 +60,7 @@ class Classifier:
         x, _ = self.encoder.apply(params, stats, self.encoder.preprocess(images, self.dtype), stop=boundary)
         return pool(x) if boundary == len(self.encoder.groups) else x
 
-    def trail(self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"]) -> list[Float[Array, "b ..."]]:
+    def trail(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> list[Float[Array, "b ..."]]:
         """The activations at every boundary, the preprocessed images first, the pooled features last."""
         found = [self.prefix(params, stats, images, 0)]
         last = len(self.encoder.groups)

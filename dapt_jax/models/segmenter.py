@@ -33,7 +33,7 @@ class Segmenter:
     Attributes:
         encoder: the encoder, up to its last level.
         outputs: number of logits of a pixel.
-        decoder: `unet`; see `decoders`.
+        decoder: `unet`, `attention_unet`, `swin_unet` or `upernet`; see `decoders`.
         dtype: of activations; parameters are float32 always.
     """
 
@@ -98,6 +98,13 @@ class Segmenter:
         self._check_size(images.shape[1:3])
         state: Activations = {"x": self.encoder.preprocess(images, self.dtype), "skips": {}}
         return self._run(params, stats, state, 0, boundary, "frozen", None)[0]
+
+    def trail(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> list[Activations]:
+        """The activations at every boundary up to the head's, the preprocessed images first."""
+        found = [self.prefix(params, stats, images, 0)]
+        for number in range(len(self.groups) - 1):
+            found.append(self._run(params, stats, found[-1], number, number + 1, "frozen", None)[0])
+        return found
 
     def suffix(
         self,

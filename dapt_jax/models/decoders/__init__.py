@@ -4,9 +4,16 @@ from collections.abc import Callable
 
 from dapt_jax.models.decoders.head import Head
 from dapt_jax.models.decoders.step import Decoder, Part, Step
-from dapt_jax.models.decoders.unet import unet
+from dapt_jax.models.decoders.swin_unet import swin_unet
+from dapt_jax.models.decoders.unet import attention_unet, unet
+from dapt_jax.models.decoders.upernet import upernet
 from dapt_jax.models.encoder import Encoder
 
 __all__ = ["BUILDERS", "Decoder", "Head", "Part", "Step"]
 
-BUILDERS: dict[str, Callable[[Encoder], Decoder]] = {"unet": unet}
+BUILDERS: dict[str, Callable[[Encoder], Decoder]] = {
+    "unet": unet,
+    "attention_unet": attention_unet,
+    "swin_unet": swin_unet,
+    "upernet": upernet,
+}

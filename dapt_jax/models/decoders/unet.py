@@ -1,50 +1,75 @@
-"""The U-Net decoder (Ronneberger et al., arXiv 1505.04597) as segmentation_models_pytorch builds it, on any encoder."""
+"""The U-Net decoder (Ronneberger et al., arXiv 1505.04597) as segmentation_models_pytorch builds it, on any encoder.
+
+With attention (Oktay et al., arXiv 1804.03999), every map of the encoder is weighted by a gate of what it is joined to.
+"""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dapt_jax.models.decoders.pyramid import pyramid
 from dapt_jax.models.decoders.step import Decoder, Step
-from dapt_jax.models.encoder import Encoder, Level, NormMode
-from dapt_jax.models.layers import ConvNormRelu
-from dapt_jax.models.resize import nearest
+from dapt_jax.models.encoder import Encoder, NormMode
+from dapt_jax.models.layers import BatchNorm, Conv, ConvNormRelu
+from dapt_jax.models.resize import bilinear, nearest
 
 WIDTHS = (256, 128, 64, 32, 16)
 """Channels of the blocks, coarsest first; a network of fewer resolutions has the first of them."""
 
 
+class Gate(nnx.Module):
+    """Weights from 0 to 1 of a map's pixels: additive attention, figure 2 of arXiv 1804.03999."""
+
+    def __init__(self, signal: int, features: int):
+        inner = max(features // 2, 1)
+        self.signal, self.norm_signal = Conv(signal, inner, 1, bias=True), BatchNorm(inner)
+        self.map, self.norm_map = Conv(features, inner, 1, bias=True), BatchNorm(inner)
+        self.weight, self.norm_weight = Conv(inner, 1, 1, bias=True), BatchNorm(1)
+
+    def __call__(
+        self, signal: Float[Array, "b h w c"], x: Float[Array, "b h w d"], norm: NormMode
+    ) -> Float[Array, "b h w d"]:
+        both = self.norm_signal(self.signal(signal), norm) + self.norm_map(self.map(x), norm)
+        return x * jax.nn.sigmoid(self.norm_weight(self.weight(jax.nn.relu(both)), norm))
+
+
 class Block(nnx.Module):
     """Doubles the map, joins the encoder's map of that resolution to it, and convolves twice."""
 
-    def __init__(self, inputs: int, skip: int, outputs: int):
+    def __init__(self, inputs: int, skip: int, outputs: int, *, has_gate: bool):
+        self.gate = Gate(inputs, skip) if has_gate and skip else None
         self.conv1 = ConvNormRelu(inputs + skip, outputs, 3)
         self.conv2 = ConvNormRelu(outputs, outputs, 3)
 
     def __call__(
         self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
     ) -> Float[Array, "b h2 w2 e"]:
-        x = jnp.concatenate([nearest(x, 2), *skips], -1)
+        x = nearest(x, 2)
+        for skip in skips:
+            # Patches of 14 pixels do not halve evenly.
+            x = bilinear(x, (skip.shape[1], skip.shape[2]))
+            x = jnp.concatenate([x, skip if self.gate is None else self.gate(x, skip, norm)], -1)
         return self.conv2(self.conv1(x, norm), norm)
 
 
-def unet(encoder: Encoder) -> Decoder:
-    """The plain decoder: one block per halving of the encoder, 256 to 16 channels."""
-    return lay_out(encoder, Block)
-
-
-def lay_out(encoder: Encoder, block: Callable[[int, int, int], nnx.Module]) -> Decoder:
-    """One block per halving; the maps of the encoder are joined where it has one of the resolution."""
-    *finer, deepest = encoder.levels
+def unet(encoder: Encoder, *, has_gate: bool = False) -> Decoder:
+    """One block per halving of the encoder, 256 to 16 channels; its maps are joined where it has one of the resolution."""
+    steps, (*finer, deepest) = pyramid(encoder)
     by_reduction = {level.reduction: level for level in finer}
     reduction, features = deepest.reduction, deepest.features
-    steps = []
     for number, width in enumerate(WIDTHS[: reduction.bit_length() - 1], 1):
         reduction //= 2
-        skip: Level | None = by_reduction.get(reduction)
-        make = functools.partial(block, features, skip.features if skip else 0, width)
+        skip = by_reduction.get(reduction)
+        make = functools.partial(Block, features, skip.features if skip else 0, width, has_gate=has_gate)
         steps.append(Step(f"decoder/block{number}", make, (skip.name,) if skip else ()))
         features = width
     return Decoder(tuple(steps), features, reduction, deepest.reduction, head_size=3)
+
+
+def attention_unet(encoder: Encoder) -> Decoder:
+    """The same with a gate on every map of the encoder."""
+    return unet(encoder, has_gate=True)

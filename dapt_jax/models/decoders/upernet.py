@@ -1,0 +1,98 @@
+"""UPerNet (Xiao et al., arXiv 1807.10221): pyramid pooling of the coarsest map, and a feature pyramid over the rest.
+
+As segmentation_models_pytorch builds it: 256 channels, a layer norm on every map of the encoder.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dapt_jax.models.decoders.pyramid import pyramid
+from dapt_jax.models.decoders.step import Decoder, Step
+from dapt_jax.models.encoder import Encoder, NormMode
+from dapt_jax.models.layers import ConvNormRelu, LayerNorm
+from dapt_jax.models.resize import bilinear
+
+WIDTH = 256
+SIZES = (1, 2, 3, 6)
+"""Sides of the grids that the coarsest map is averaged over."""
+
+
+class PyramidPooling(nnx.Module):
+    """The coarsest map with averages of itself over grids of several sizes (Zhao et al., arXiv 1612.01105)."""
+
+    def __init__(self, inputs: int):
+        self.norm = LayerNorm(inputs)
+        self.pools = nnx.List([ConvNormRelu(inputs, WIDTH, 1) for _ in SIZES])
+        self.fuse = ConvNormRelu(inputs + len(SIZES) * WIDTH, WIDTH, 3)
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
+    ) -> Float[Array, "b h2 w2 e"]:
+        x = self.norm(skips[0])
+        size = (x.shape[1], x.shape[2])
+        parts = [conv(averaged(x, cells), norm) for conv, cells in zip(self.pools, SIZES, strict=True)]
+        return self.fuse(jnp.concatenate([x, *(bilinear(part, size) for part in parts)], -1), norm)
+
+
+def averaged(x: Float[Array, "b h w c"], cells: int) -> Float[Array, "b cells cells c"]:
+    """Averages over a grid of cells, which overlap by a pixel where the side does not divide (PyTorch's adaptive pool)."""
+
+    def weights(side: int) -> jax.Array:
+        number = np.arange(cells)
+        starts, stops = number * side // cells, -(-(number + 1) * side // cells)
+        pixel = np.arange(side)
+        inside = (pixel >= starts[:, None]) & (pixel < stops[:, None])
+        return jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
+
+    return jnp.einsum("bhwc,ih,jw->bijc", x, weights(x.shape[1]), weights(x.shape[2]))
+
+
+class Lateral(nnx.Module):
+    """A map of the encoder in the decoder's channels, plus what comes from the coarser one."""
+
+    def __init__(self, inputs: int):
+        self.norm = LayerNorm(inputs)
+        self.conv = ConvNormRelu(inputs, WIDTH, 1)
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
+    ) -> Float[Array, "b h2 w2 c"]:
+        y = self.conv(self.norm(skips[0]), norm)
+        return y + bilinear(x, (y.shape[1], y.shape[2]))
+
+
+class Fuse(nnx.Module):
+    """Convolves the maps of the pyramid but the coarsest, joins all at the finest resolution and convolves them to one."""
+
+    def __init__(self, maps: int):
+        self.convs = nnx.List([ConvNormRelu(WIDTH, WIDTH, 3) for _ in range(maps - 1)])
+        self.fuse = ConvNormRelu(maps * WIDTH, WIDTH, 3)
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 c"]], norm: NormMode
+    ) -> Float[Array, "b h w c"]:
+        coarsest, *finer = skips
+        maps = [coarsest, *(conv(each, norm) for conv, each in zip(self.convs, finer, strict=True))]
+        size = (x.shape[1], x.shape[2])
+        return self.fuse(jnp.concatenate([bilinear(each, size) for each in reversed(maps)], -1), norm)
+
+
+def upernet(encoder: Encoder) -> Decoder:
+    """Over the levels of a quarter of the image's side and coarser."""
+    steps, levels = pyramid(encoder)
+    *finer, deepest = [level for level in levels if level.reduction >= min(4, levels[-1].reduction)]
+    made = ["decoder/pool"]
+    steps.append(Step(made[0], functools.partial(PyramidPooling, deepest.features), (deepest.name,), emits=made[0]))
+    for number, level in enumerate(reversed(finer), 1):
+        made.append(f"decoder/lateral{number}")
+        make = functools.partial(Lateral, level.features)
+        steps.append(Step(made[-1], make, (level.name,), emits=made[-1]))
+    steps.append(Step("decoder/fuse", functools.partial(Fuse, len(made)), tuple(made)))
+    finest = (finer or [deepest])[0]
+    return Decoder(tuple(steps), WIDTH, finest.reduction, levels[-1].reduction, head_size=1)
