@@ -17,12 +17,14 @@ from dapt_jax import checks
 from dapt_jax.config import OPEN, default
 from dapt_jax.errors import UserError, nearest
 
+MODELS = "--config.mode=models"
 USAGE = """\
 python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTING=VALUE ...]
 
   --config=FILE           a Python file with get_config(), such as configs/quickstart.py; CHOICE is passed to it
   --workdir=FOLDER        where the study's results are, or will be; the same command goes on where it stopped
   --config.mode=plan      what the study would cost, without running it
+  --config.mode=models    the models: parameters, FLOPs, layer groups, known weights (needs no FILE)
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
   --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
 """
@@ -51,7 +53,7 @@ def parse(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, Path | None
         UserError: anything in them, or in the config file, that cannot be.
     """
     spec, rest = _take_config(arguments)
-    config = read(spec)
+    config = read(spec) if spec else default()
     known = checks.flat(config)
     _check_names(rest, known)
     values = flags.FlagValues()
@@ -138,7 +140,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The config file, and all other arguments."""
+    """The config file, "" where none is needed, and all other arguments."""
     files, rest = [], []
     pending = iter(arguments)
     for argument in pending:
@@ -149,6 +151,8 @@ def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
             rest.append(argument)
     if len(files) > 1:
         raise UserError(f"--config is given {len(files)} times: {', '.join(files)}; expected one file")
+    if not files and MODELS in rest:
+        return "", rest
     if not files or not files[0]:
         raise UserError("no config; expected --config=FILE, such as --config=configs/quickstart.py")
     return files[0], rest

@@ -41,6 +41,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _dispatch(config: Any, workdir: Path | None) -> None:
+    if config.mode == "models":
+        _set_up_jax()
+        from dapt_jax import catalogue
+
+        catalogue.show()
+        return
     if config.mode == "plan":
         _set_up_jax()
         from dapt_jax import plan, study
