@@ -151,6 +151,7 @@ def adapt(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, to
         "model": strategy.encoder.name,
         "groups": strategy.encoder.groups,
         "classes": corpus.classes,
+        "images": len(corpus),
         "source": merged.source,
         "strategy": strategy.name,
         "seed": seed,

@@ -26,6 +26,7 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --config.mode=plan      what the study would cost, without running it
   --config.mode=models    the models: parameters, FLOPs, layer groups, known weights (needs no FILE)
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
+  --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
   --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
 """
 

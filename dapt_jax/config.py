@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-MODES = ("run", "plan", "report", "models")
+MODES = ("run", "plan", "report", "export", "models")
 SPLITS = ("development", "test", "external")
 """Sets of a target task, in the order in which they are shown."""
 BASELINE = "baseline"
@@ -22,7 +22,7 @@ def default() -> config_dict.ConfigDict:
     config.title = ""  # of the report
     config.note = ""  # a line below it
     config.synthetic = False  # the images are made by a generator: said wherever results are shown
-    config.mode = "run"  # run | plan | report | models
+    config.mode = "run"  # run | plan | report | export | models
     config.strategies = ("none", "full", "partial", "hybrid", "simplified")
     config.seeds = (0, 1, 2)
     config.model = {"name": "efficientnet_lite0", "image_size": 96, "dtype": "float32"}

@@ -61,6 +61,11 @@ def _dispatch(config: Any, workdir: Path | None) -> None:
 
         report.build(workdir)
         print(f"report: {workdir / 'report.html'}")
+    elif config.mode == "export":
+        _set_up_jax()
+        from dapt_jax import export
+
+        export.run(config, workdir)
     else:
         _set_up_jax()
         from dapt_jax import study

@@ -1,19 +1,98 @@
-"""Writes weights for other tools and for `locate.load`: flat paths as keys, layouts as here (HWIO, in x out)."""
+"""Writes weights: for `locate.load` (flat paths as keys, HWIO, in x out), and for other tools under their names and layouts."""
 
+import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import safetensors.numpy
 
 from dapt_jax.errors import UserError
+from dapt_jax.models.classifier import HEAD, Classifier
+from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.ops import choice
+from dapt_jax.weights import tables
 from dapt_jax.weights.paths import flatten
 
 SUFFIXES = (".safetensors", ".npz")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""What an exported program runs on."""
 
 
-def write(path: str | Path, params: dict[str, Any], stats: dict[str, Any]) -> None:
-    """Writes parameters and batch-norm statistics to one file.
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """A PyTorch library that builds a model of the registry.
+
+    Attributes:
+        name: of the library.
+        model: what it calls the model.
+        scheme: names of its state dict.
+    """
+
+    name: str
+    model: str
+    scheme: tables.Scheme
+
+    @property
+    def file(self) -> str:
+        """What a file under this library's names is called."""
+        return f"{self.name}.safetensors"
+
+    def snippet(self, *, is_whole: bool) -> str:
+        """The two lines with which a user loads `file`, imports aside.
+
+        torchvision builds its models with a head, which the file has none for; nor has it what a cut encoder lacks.
+        """
+        strict = "" if is_whole else ", strict=False"
+        if self.name == "timm":
+            made = f'timm.create_model("{self.model}", num_classes=0)'
+        else:
+            made, strict = f"torchvision.models.{self.model}()", ", strict=False"
+        return f'model = {made}\nmodel.load_state_dict(safetensors.torch.load_file("{self.file}"){strict})'
+
+
+_TIMM = {
+    "efficientnet_lite0": "tf_efficientnet_lite0",
+    "efficientnet_lite1": "tf_efficientnet_lite1",
+    "resnext50": "resnext50_32x4d",
+    **{f"vit_{size}": f"vit_{size}_patch16_224" for size in ("small", "base", "large")},
+    **{f"vit_{size}_mae": f"vit_{size}_patch16_224" for size in ("base", "large")},
+    **{f"vit_{size}_dinov2": f"vit_{size}_patch14_dinov2" for size in ("small", "base", "large")},
+    **{f"vit_{size}_dinov2_registers": f"vit_{size}_patch14_reg4_dinov2" for size in ("small", "base", "large")},
+    **{f"vit_{size}_dinov3": f"vit_{size}_patch16_dinov3" for size in ("small", "base", "large")},
+    **{f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")},
+}
+_TORCHVISION = {
+    "resnext50": "resnext50_32x4d",
+    "vit_base": "vit_b_16",
+    "vit_large": "vit_l_16",
+    "swin_tiny": "swin_t",
+    "swin_small": "swin_s",
+    "swin_base": "swin_b",
+}
+_SHARED = ("resnet", "wide_resnet", "resnext", "densenet")
+"""Families that have the same names in both libraries."""
+
+
+def libraries(model: str) -> tuple[Library, ...]:
+    """The PyTorch libraries that build a model of the registry with weights of the same names; none for Keras' variants."""
+    schemes = {scheme.name: scheme for scheme in tables.schemes(model)}
+    if "torchvision" in schemes and model.startswith(_SHARED):
+        schemes.setdefault("timm", schemes["torchvision"])
+    if model not in _TORCHVISION and model.startswith("vit"):
+        schemes.pop("torchvision", None)
+    calls = {"timm": _TIMM, "torchvision": _TORCHVISION}
+    if model.endswith("_keras"):
+        return ()
+    return tuple(Library(name, calls[name].get(model, model), schemes[name]) for name in calls if name in schemes)
+
+
+def write(path: str | Path, params: Tree, stats: Tree) -> None:
+    """Writes parameters and batch-norm statistics to one file under our own names.
 
     Args:
         path: where to; its suffix decides the format, `.safetensors` or `.npz`.
@@ -26,13 +105,77 @@ def write(path: str | Path, params: dict[str, Any], stats: dict[str, Any]) -> No
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: weights are written as {' or '.join(SUFFIXES)}")
-    arrays: dict[str, Any] = {
-        key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(stats)).items()
-    }
+    _save(path, {key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(stats)).items()})
+
+
+def _save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial{path.suffix}")
     if path.suffix == ".npz":
         np.savez(partial, **arrays)
     else:
-        safetensors.numpy.save_file(arrays, partial)
+        safetensors.numpy.save_file(arrays, partial, about)
     partial.replace(path)  # all of it or nothing, should the process be killed half-way
+
+
+def named(encoder: Encoder, params: Tree, stats: Tree, scheme: tables.Scheme) -> dict[str, np.ndarray]:
+    """An encoder's arrays under the names and in the layouts of other files.
+
+    Args:
+        encoder: whose they are.
+        params: nested dict of the encoder's parameters; a head is left out.
+        stats: likewise of its statistics.
+        scheme: the names.
+
+    Returns:
+        Contiguous float32 arrays by name. `merge.merge` makes the same parameters of them, to the bit.
+
+    Raises:
+        UserError: an array cannot be kept under these names.
+    """
+    ours = flatten({key: value for key, value in params.items() if key != HEAD}) | flatten(stats)
+    entries = tables.table(scheme, Classifier(encoder, 1))
+    theirs = {}
+    for path, array in ours.items():
+        array = np.asarray(array, np.float32)
+        found = np.ascontiguousarray(entries[path].restore(array))
+        back = entries[path].convert(found)
+        if back.shape != array.shape or back.tobytes() != array.tobytes():
+            raise UserError(f"{path} of {encoder.name!r} cannot be kept under {scheme.name} names")
+        theirs[entries[path].key] = found
+    return theirs
+
+
+def write_named(path: Path, encoder: Encoder, params: Tree, stats: Tree, scheme: tables.Scheme) -> None:
+    """Writes an encoder as safetensors under the names of other files; see `named`."""
+    _save(path, named(encoder, params, stats, scheme), {"format": "pt"})
+
+
+def write_orbax(folder: Path, params: Tree, stats: Tree) -> None:
+    """Writes an orbax checkpoint: one array per path, which `locate.load` takes as it takes a file."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    arrays = {path: np.asarray(leaf) for path, leaf in (flatten(params) | flatten(stats)).items()}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder.resolve(), arrays, force=True)
+
+
+def write_stablehlo(path: Path, encoder: Encoder, params: Tree, stats: Tree, image_size: int) -> None:
+    """Writes an encoder as a program: StableHLO with its weights inside, for any batch size.
+
+    `jax.export.deserialize(bytes).call(images)` takes uint8 images (b, h, w, c) of `image_size` and returns pooled float32
+    features (b, d), normalisation included, on any of `PLATFORMS`, without this package.
+    """
+    model = Classifier(encoder, 1)
+    (batch,) = jax.export.symbolic_shape("b")
+    channels = encoder.preprocess.channels
+    images = jax.ShapeDtypeStruct((batch, image_size, image_size, channels), jnp.uint8)
+
+    def features(images: jax.Array) -> jax.Array:
+        inside, recorded = jax.tree.map(jnp.asarray, (params, stats))
+        return model.features(inside, recorded, images)
+
+    with choice.formulation("lax"):  # the one for every platform, not the one for the machine that writes it
+        program = jax.export.export(jax.jit(features), platforms=PLATFORMS)(images)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(program.serialize())
+    partial.replace(path)

@@ -1,12 +1,13 @@
 """From what a config says about weights to arrays."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.models.encoder import Tree
+from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.weights import download, readers, zoo
 from dapt_jax.weights.merge import HeadMode, MergeReport, merge
 from dapt_jax.weights.paths import flatten
@@ -37,6 +38,18 @@ def load(spec: str, classifier: Classifier, *, seed: int, head: HeadMode = "auto
         return params, stats, MergeReport((), paths, (), f"random (seed {seed})", "")
     path = _default(classifier.encoder.name) if spec == IMAGENET else find(spec, classifier.encoder.name)
     return merge(classifier, readers.read(path), seed=seed, head=head)
+
+
+def fitted(spec: str, encoder: Encoder) -> Encoder:
+    """The encoder with the preprocessing that the named weights expect; other weights leave it as its architecture has it."""
+    if not zoo.is_name(spec):
+        return encoder
+    wanted = zoo.entry(spec).preprocess.for_channels(encoder.preprocess.channels)
+    if wanted == encoder.preprocess:
+        return encoder
+    other = copy.copy(encoder)
+    other.preprocess = wanted
+    return other
 
 
 def find(spec: str, model: str = "") -> Path:

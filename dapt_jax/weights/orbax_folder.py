@@ -24,7 +24,7 @@ def read(path: Path) -> Weights:
         raise UserError(
             f"{path}: a folder that is not an orbax checkpoint (no {_MARK}); expected a weight file; it holds {names}"
         )
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it would log becomes the error's line
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(path.resolve()).item_metadata.tree

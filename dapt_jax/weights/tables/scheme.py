@@ -72,6 +72,14 @@ class Entry:
             return array.transpose(2, 3, 1, 0)
         return array.T if array.ndim == 2 else array
 
+    def restore(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `convert` for a framework's order of axes, and for Keras' depthwise kernels."""
+        if self.fit is not None:
+            return self.fit(array) if self.fit is _swap_last else array
+        if self.framework != "torch":
+            return array
+        return array.transpose(3, 2, 0, 1) if array.ndim == 4 else self.convert(array)
+
 
 def table(scheme: Scheme, classifier: Classifier) -> dict[str, Entry]:
     """Our path to its source, for every parameter and statistic of a classifier, head included."""

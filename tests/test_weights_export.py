@@ -1,0 +1,226 @@
+"""Adapted encoders for other tools: names, layouts and bits come back; programs run at any batch; cards say what is inside."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dapt_jax import main as command
+from dapt_jax.errors import UserError
+from dapt_jax.export import parity_image
+from dapt_jax.models import registry
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.encoder import Tree
+from dapt_jax.weights import export, locate, readers
+from dapt_jax.weights.merge import merge
+from dapt_jax.weights.paths import flatten
+from tests.command import ROOT, run, small
+
+
+def drawn(name: str, seed: int = 0) -> tuple[Tree, Tree]:
+    """Parameters and statistics that are no two alike and far from where they start, as after training."""
+    rng = np.random.default_rng(seed)
+    params, stats = registry.build(name).init(seed)
+
+    def moved(leaf):
+        return (leaf + 0.1 * rng.uniform(0.5, 1, leaf.shape)).astype(np.float32)
+
+    return jax.tree.map(moved, params), jax.tree.map(moved, stats)
+
+
+def same_bits(before: Tree, after: Tree) -> None:
+    before, after = flatten(before), flatten(after)
+    for path, array in before.items():
+        assert np.asarray(array, np.float32).tobytes() == np.ascontiguousarray(after[path]).tobytes(), path
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "efficientnet_lite0", "densenet121", "convnext_tiny", "vit_small", "swin_tiny"]
+)
+def test_files_of_other_names_come_back_to_the_bit(tmp_path: Path, name: str) -> None:
+    params, stats = drawn(name)
+    libraries = export.libraries(name)
+    assert libraries
+    for library in libraries:
+        path = tmp_path / f"{library.name}.safetensors"
+        export.write_named(path, registry.build(name), params, stats, library.scheme)
+        assert "head/kernel" not in safetensors.numpy.load_file(path)
+        back, back_stats, report = merge(Classifier(registry.build(name), 2), readers.read(path), seed=0)
+        assert library.scheme.name in report.source
+        assert set(report.initialised) == {"head/kernel", "head/bias"}
+        assert report.left_over == ()
+        same_bits(params, back)
+        same_bits(stats, back_stats)
+
+
+def test_every_model_but_those_of_keras_has_a_library_or_none_says_so() -> None:
+    for name in registry.names():
+        found = {library.name for library in export.libraries(name)}
+        if name.endswith("_keras") or name == "unet":
+            assert not found, name
+        else:
+            assert "timm" in found, name
+    assert {each.name for each in export.libraries("resnet50")} == {"timm", "torchvision"}
+    assert [each.model for each in export.libraries("vit_base")] == ["vit_base_patch16_224", "vit_b_16"]
+    assert [each.name for each in export.libraries("vit_base_dinov2")] == ["timm"]
+
+
+def test_keys_and_shapes_are_those_of_the_library(tmp_path: Path) -> None:
+    params, stats = drawn("resnet50")
+    (timm, torchvision) = export.libraries("resnet50")
+    found = export.named(registry.build("resnet50"), params, stats, torchvision.scheme)
+    assert found.keys() == export.named(registry.build("resnet50"), params, stats, timm.scheme).keys()
+    assert len(found) == 265  # 53 convolutions and 53 norms of four arrays each
+    assert found["conv1.weight"].shape == (64, 3, 7, 7)
+    assert found["layer4.0.downsample.0.weight"].shape == (2048, 1024, 1, 1)
+    assert found["layer3.5.bn3.running_var"].shape == (1024,)
+
+
+def test_an_orbax_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
+    params, stats = drawn("resnet18")
+    export.write_orbax(tmp_path / "orbax", params, stats)
+    back, back_stats, report = locate.load(str(tmp_path / "orbax"), Classifier(registry.build("resnet18"), 2), seed=0)
+    assert "dapt_jax names" in report.source
+    same_bits(params, back)
+    same_bits(stats, back_stats)
+
+
+def test_damaged_orbax_folders_are_one_line(tmp_path: Path) -> None:
+    params, stats = drawn("resnet18")
+    export.write_orbax(tmp_path / "orbax", {"stem": params["stem"]}, {"stem": stats["stem"]})
+    for path in sorted((tmp_path / "orbax").rglob("*")):
+        if path.is_file() and path.name not in ("_METADATA",):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    # In a process of its own: what orbax has begun to read goes on behind the error, and complains at the end.
+    script = "import sys; from dapt_jax.weights import readers; dict(readers.read(sys.argv[1]))"
+    for _ in range(2):
+        ended = subprocess.run(
+            [sys.executable, "-c", script, tmp_path / "orbax"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert ended.returncode == 1
+        told = next(line for line in ended.stderr.splitlines() if line.startswith("dapt_jax.errors.UserError"))
+        assert "an orbax checkpoint that cannot be read" in told
+        (tmp_path / "orbax" / "_METADATA").write_text("{")
+    with pytest.raises(UserError, match=r"not an orbax checkpoint .*it holds orbax"):
+        readers.read(tmp_path)
+
+
+def test_a_program_runs_at_any_batch_and_needs_nothing_else(tmp_path: Path) -> None:
+    encoder = registry.build("resnet18").truncate("stage1/block1")
+    params, stats = encoder.init(0)
+    export.write_stablehlo(tmp_path / "encoder.stablehlo", encoder, params, stats, 32)
+    program = jax.export.deserialize(bytearray((tmp_path / "encoder.stablehlo").read_bytes()))
+    assert set(program.platforms) == set(export.PLATFORMS)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    expected = jax.jit(Classifier(encoder, 1).features)(params, stats, images)
+    np.testing.assert_allclose(program.call(images), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(program.call(images[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    """A study of one adapted arm, exported by the same command."""
+    folder = tmp_path_factory.mktemp("study")
+    flags = small("--config.seeds=0", "--config.strategies=none,partial", f"--workdir={folder}")
+    assert run(*flags) == 0
+    assert run(*flags, "--config.mode=export") == 0
+    return folder
+
+
+def test_the_mode_writes_every_form_and_a_card(workdir: Path) -> None:
+    assert [path.name for path in (workdir / "export").iterdir()] == ["partial-seed0"]
+    arm = workdir / "export" / "partial-seed0"
+    assert {path.name for path in arm.iterdir()} == {
+        "README.md", "encoder.safetensors", "encoder.stablehlo", "orbax", "timm.safetensors",
+    }  # fmt: skip
+    model = Classifier(registry.build("efficientnet_lite0"), 2)
+    adapted, stats, _ = locate.load(
+        str(workdir / "checkpoints" / "partial-seed0" / "adapted.safetensors"), model, seed=0
+    )
+    del adapted["head"]
+    for name in ("encoder.safetensors", "timm.safetensors", "orbax"):
+        back, back_stats, _ = locate.load(str(arm / name), model, seed=0)
+        same_bits(adapted, back)
+        same_bits(stats, back_stats)
+
+
+def test_the_card_says_where_from_at_what_cost_and_how_good(workdir: Path) -> None:
+    card = (workdir / "export" / "partial-seed0" / "README.md").read_text()
+    ledger = [json.loads(line) for line in (workdir / "ledger.jsonl").read_text().splitlines()]
+    results = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+    assert "efficientnet-lite0-57934424.pth" in card
+    assert "The images of this study are synthetic" in card
+    assert "48 images, classes" in card
+    assert "partial: 1 epochs" in card
+    assert "(x - [127, 127, 127]) / [128, 128, 128]" in card
+    phases = [row for row in ledger if (row["strategy"], row["stage"]) == ("partial", "dapt")]
+    assert [f"| {row['phase']} | {row['steps']:,} |" in card for row in phases] == [True, True]
+    for row in results:
+        if row["strategy"] == "partial" and "/" not in row["metric"]:
+            assert f"{row['value']:.4f}" in card
+    assert 'timm.create_model("tf_efficientnet_lite0", num_classes=0)' in card
+
+
+def test_the_parity_hint_tells_a_transposed_kernel(workdir: Path) -> None:
+    card = (workdir / "export" / "partial-seed0" / "README.md").read_text()
+    told = {int(at): float(value) for at, value in re.findall(r"\[(\d+)\] = ([-+.e\d]+\d)", card)}
+    assert len(told) == 6
+    encoder = registry.build("efficientnet_lite0")
+    params, stats, _ = locate.load(str(workdir / "export" / "partial-seed0" / "orbax"), Classifier(encoder, 2), seed=0)
+    features = jax.jit(Classifier(encoder, 2).features)
+    image = parity_image(32, 3)[None]
+    places, values = list(told), list(told.values())
+    np.testing.assert_allclose(features(params, stats, image)[0, places], values, rtol=1e-3, atol=1e-4)
+    kernel = params["stage1"]["block1"]["depthwise"]["kernel"]  # 3 x 3: fits either way
+    params["stage1"]["block1"]["depthwise"]["kernel"] = kernel.swapaxes(0, 1)
+    assert not np.allclose(features(params, stats, image)[0, places], values, rtol=0.01, atol=0.01)
+
+
+def test_exporting_what_no_study_has_made_is_one_line(tmp_path: Path, workdir: Path, capsys) -> None:
+    assert run(*small("--config.mode=export"), f"--workdir={tmp_path}") == 2
+    assert "no such file" in capsys.readouterr().err
+    assert run(*small("--config.mode=export", "--config.strategies=none"), f"--workdir={workdir}") == 2
+    assert "no finished adapted.safetensors (no strategy adapts)" in capsys.readouterr().err
+    assert command.main(["x", "--config.mode=export"]) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet50", "efficientnet_lite0", "densenet121", "convnext_tiny", "vit_small", "swin_tiny"]
+)
+def test_two_lines_of_pytorch_load_it_and_see_the_same(tmp_path: Path, monkeypatch, name: str) -> None:
+    """The snippet of the card is run as it stands."""
+    torch = pytest.importorskip("torch")
+    for library in export.libraries(name):
+        module = pytest.importorskip(library.name)
+        loader = importlib.import_module("safetensors.torch")
+        encoder = registry.build(name)
+        params, stats = drawn(name)
+        export.write_named(tmp_path / library.file, encoder, params, stats, library.scheme)
+        monkeypatch.chdir(tmp_path)
+        scope = {library.name: module, "safetensors": importlib.import_module("safetensors"), "torch": torch}
+        assert loader
+        snippet = library.snippet(is_whole=True)
+        assert len(snippet.splitlines()) == 2
+        exec(snippet, scope)
+        model = scope["model"].eval()
+        images = np.random.default_rng(1).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
+        x = torch.from_numpy(np.asarray(encoder.preprocess(images))).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            if library.name == "timm":
+                theirs = model(x)
+            else:
+                for head in ("fc", "classifier", "head", "heads"):
+                    if hasattr(model, head):
+                        last = getattr(model, head)
+                        kept = list(last.children())[:-1] if isinstance(last, torch.nn.Sequential) else []
+                        setattr(model, head, torch.nn.Sequential(*kept))
+                theirs = model(x)
+        ours = np.asarray(jax.jit(Classifier(encoder, 1).features)(params, stats, images))
+        np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-3, atol=1e-3 * np.abs(ours).max())
