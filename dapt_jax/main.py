@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _dispatch(config: Any, workdir: Path | None) -> None:
     if config.mode == "models":
-        _set_up_jax()
+        set_up_jax()
         from dapt_jax import catalogue
 
         catalogue.show()
@@ -62,7 +62,7 @@ def _dispatch(config: Any, workdir: Path | None) -> None:
         report.build(workdir)
         print(f"report: {workdir / 'report.html'}")
     elif config.mode == "export":
-        _set_up_jax()
+        set_up_jax()
         from dapt_jax import export
 
         export.run(config, workdir)
