@@ -44,6 +44,10 @@ def both(function, *args):
     return zip(*results, strict=True)
 
 
+def primitives(function, *args) -> str:
+    return str(jax.make_jaxpr(function)(*args))
+
+
 @st.composite
 def convolutions(draw_from):
     kind = draw_from(st.sampled_from(["depthwise", "depthwise", "pointwise", "dense", "grouped"]))
@@ -75,6 +79,18 @@ def test_convolution_equals_lax(case) -> None:
 def test_depthwise_equals_lax_at_the_shapes_of_lite0(size: int, stride: int, side: int) -> None:
     x, kernel = draw(1, (2, side, side, 32), "float32"), draw(2, (size, size, 1, 32), "float32")
     for expected, actual in both(lambda x, k: ops.conv(x, k, stride=stride, groups=32), x, kernel):
+        assert_close(actual, expected, "float32")
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 40), (130, 128), (256, 258)])
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(sides=st.tuples(st.integers(3, 7), st.integers(3, 7)), padding=PADDINGS)
+def test_winograd_equals_lax(inputs: int, outputs: int, sides, padding) -> None:
+    """Each number of channels has its own way to the gradients."""
+    x, kernel = draw(1, (2, *sides, inputs), "float32"), draw(2, (3, 3, inputs, outputs), "float32")
+    with ops.formulation("cpu"):
+        assert "conv_general_dilated" not in primitives(lambda x, k: ops.conv(x, k, padding=padding), x, kernel)
+    for expected, actual in both(lambda x, k: ops.conv(x, k, padding=padding), x, kernel):
         assert_close(actual, expected, "float32")
 
 
@@ -132,10 +148,6 @@ def test_batch_norm_agrees_with_numerical_differences() -> None:
     weight = draw(4, x.shape, "float32")
     function = lambda x, scale, bias: (jnp.sin(ops.batch_norm(x, scale, bias, 1e-3)[0]) * weight).sum()  # noqa: E731
     check_grads(function, (x, scale, bias), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
-
-
-def primitives(function, *args) -> str:
-    return str(jax.make_jaxpr(function)(*args))
 
 
 def test_formulation_is_chosen_while_tracing() -> None:

@@ -10,9 +10,8 @@ from jaxtyping import Array, Float
 
 from dapt_jax.ops import choice
 from dapt_jax.ops.depthwise import depthwise
-from dapt_jax.ops.shapes import Padding, pairs
-
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+from dapt_jax.ops.shapes import DIMENSIONS, Padding, pairs
+from dapt_jax.ops.winograd import winograd
 
 
 def conv(
@@ -42,8 +41,10 @@ def conv(
             return _pointwise(x[:, ::stride, ::stride], kernel)
         if inputs == 1 and channels == groups == x.shape[-1] > 1:
             return depthwise(stride, pads, x, kernel)
+        if groups == stride == 1 and (height, width) == (3, 3) and min(inputs, channels) >= 32:
+            return winograd(pads, x, kernel)
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS, feature_group_count=groups
+        x, kernel, (stride, stride), pads, dimension_numbers=DIMENSIONS, feature_group_count=groups
     )
 
 

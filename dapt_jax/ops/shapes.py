@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+"""Of images, kernels and outputs, as `lax` names them."""
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 """Pixels to add ((top, bottom), (left, right))."""
 Padding = str | Sequence[tuple[int, int]]
