@@ -24,6 +24,8 @@ def parc(
     A correlation over components changes when one of them changes its sign, which an eigenvector is free to do: here the
     image that is farthest out along a component is on its positive side, whatever the basis of the features.
 
+    Rounding errors of the labels' correlations are not ranked either, as they are in the authors' code.
+
     The labels' side has two values alone, so ranks are needed of pairs within a class only: the correlation follows from
     one sort, without ranking every pair.
 
