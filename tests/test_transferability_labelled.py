@@ -150,7 +150,9 @@ def test_gbc_is_the_overlap_of_gaussians(data, covariance):
             pair = []
             for label in (i, j):
                 v = np.maximum(f[y == label].var(0), 1e-4)
-                pair.append((f[y == label].mean(0), np.diag(np.full_like(v, v.mean()) if covariance == "spherical" else v)))
+                pair.append(
+                    (f[y == label].mean(0), np.diag(np.full_like(v, v.mean()) if covariance == "spherical" else v))
+                )
             (m1, s1), (m2, s2) = pair
             s = (s1 + s2) / 2
             logs = [np.linalg.slogdet(each)[1] for each in (s, s1, s2)]
