@@ -86,7 +86,9 @@ def test_the_released_files_are_read_whole(released):
     assert len(released.goodness) == 3 * 5 * 2 * 4  # Swin has four levels
     with (REFERENCE / "medseg_robustness_scores.csv").open() as file:
         first = next(
-            row for row in csv.DictReader(file) if (row["encoder"], row["pretraining_length"]) == ("resnet50", "150")
+            row
+            for row in csv.DictReader(file)
+            if (row["encoder"], row["pretraining_length"], row["level"]) == ("resnet50", "150", "4")
         )
     scheme = first["pretraining_scheme"].removesuffix("_training")
     cell = released.cells.index((first["encoder"], first["dataset"], scheme))
