@@ -1,0 +1,258 @@
+"""Scores that need no labels: contrastive robustness to small changes of colour, alignment and uniformity.
+
+Two views of each image that differ a little in brightness, contrast, saturation and hue should lie closer together than
+views of different images. "Enhancing pretraining efficiency for medical image segmentation via transferability metrics",
+arXiv 2410.18677.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.transferability.inputs import in_double
+
+ALL = 0
+"""Number of negatives that stands for every other image."""
+
+
+def _cosine(a: Any, b: Any) -> Any:
+    lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return 1 - jnp.sum(a * b, -1) / lengths
+
+
+def _l2(a: Any, b: Any) -> Any:
+    return jnp.mean((a - b) ** 2, -1)
+
+
+def _inverse_pearson(a: Any, b: Any) -> Any:
+    return _cosine(a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True))
+
+
+DISTANCES: dict[str, Callable[[Any, Any], Any]] = {
+    "cosine": _cosine,
+    "l2": _l2,
+    "inverse_pearson": _inverse_pearson,
+}
+"""1 - cosine, mean squared difference, 1 - Pearson correlation; each over the last axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Jitter:
+    """Largest relative changes of brightness, contrast and saturation, and largest turn of the hue (of 1)."""
+
+    brightness: float = 0.1
+    contrast: float = 0.05
+    saturation: float = 0.1
+    hue: float = 0.05
+
+
+@functools.partial(jax.jit, static_argnames=("limits", "reference_compatible"))
+def jitter(
+    images: Num[Array, "n h w 3"],
+    seed: Any,
+    view: Any,
+    index: Int[Array, " n"],
+    *,
+    limits: Jitter = Jitter(),
+    reference_compatible: bool = False,
+) -> Float[Array, "n h w 3"]:
+    """One view of each image: the four changes in a random order, drawn from (seed, view, row).
+
+    Args:
+        images: RGB, values 0 to 255.
+        seed: an integer.
+        view: number of the view.
+        index: row of each image in its data set.
+        limits: how much may change.
+        reference_compatible: one draw for the whole batch instead of one per image, and intensities cut off at 1
+            whatever their range, as the reference does: images have to come with values 0 to 1, and what lies above
+            saturates.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), view)
+    peak = 1.0 if reference_compatible else 255.0
+    scaled = jnp.asarray(images, jnp.float32) / peak
+    one = functools.partial(_jitter_one, limits=limits)
+    if reference_compatible:
+        return jax.vmap(one, in_axes=(0, None))(scaled, key)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.asarray(index))
+    return jax.vmap(one)(scaled, keys) * peak
+
+
+def _jitter_one(image: Float[Array, "h w 3"], key: PRNGKeyArray, limits: Jitter) -> Float[Array, "h w 3"]:
+    """Changes an image with values 0 to 1, after torchvision's definition of the four changes."""
+    for_order, for_amount = jax.random.split(key)
+    drawn = jax.random.uniform(for_amount, (4,), minval=-1.0, maxval=1.0)
+    amounts = drawn * jnp.array([limits.brightness, limits.contrast, limits.saturation, limits.hue])
+
+    def grey(x: Any) -> Any:
+        return x @ jnp.array([0.299, 0.587, 0.114])
+
+    def blend(x: Any, other: Any, amount: Any) -> Any:
+        return jnp.clip(other + (1 + amount) * (x - other), 0, 1)
+
+    changes = (
+        lambda x: blend(x, 0.0, amounts[0]),
+        lambda x: blend(x, grey(x).mean(), amounts[1]),
+        lambda x: blend(x, grey(x)[..., None], amounts[2]),
+        lambda x: _turn_hue(x, amounts[3]),
+    )
+    for number in jax.random.permutation(for_order, 4):
+        image = jax.lax.switch(number, changes, image)
+    return image
+
+
+def _turn_hue(image: Float[Array, "h w 3"], turn: Any) -> Float[Array, "h w 3"]:
+    """Turns the hue by a share of the full circle, saturation and value kept (the HSV hexcone)."""
+    value, low = image.max(-1), image.min(-1)
+    chroma = value - low
+    safe = jnp.where(chroma > 0, chroma, 1.0)
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    sextant = jnp.where(
+        value == red,
+        (green - blue) / safe,
+        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    hue = sextant + 6 * turn
+    # Channel by channel: a trapezoid over the six sextants, shifted by 5, 3 and 1.
+    place = jnp.mod(jnp.stack([5 + hue, 3 + hue, 1 + hue], -1), 6)
+    return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
+
+
+def pool(features: Float[Any, "n *rest"], *, reference_compatible: bool = False) -> Float[Any, "n d"]:
+    """Mean over space of maps [n, h, w, d] or tokens [n, l, d]; pooled features [n, d] stay as they are.
+
+    Args:
+        features: of n images.
+        reference_compatible: tokens are averaged over their channels instead, which leaves one number per place.
+    """
+    if features.ndim == 3:
+        return features.mean(2 if reference_compatible else 1)
+    return features.mean((1, 2)) if features.ndim == 4 else features
+
+
+@in_double
+def robustness(
+    views: Num[Any, "v n *rest"],
+    *,
+    distance: str = "cosine",
+    margin: float = 0.5,
+    negatives: int = 1,
+    pooled: bool = True,
+    reference_compatible: bool = False,
+) -> float:
+    """Contrastive robustness, a loss: 0 or more, lower is more robust.
+
+    The mean over images and negatives of max(0, d(a_i, b_i) - d(a_i, b_j) + margin), a and b the features of two views;
+    with more views, also over all pairs of them. The negatives of image i are i + 1, i + 2, ... around the data set, so no
+    image is its own. With a margin of .5 the hinge is nearly always active, and the score is E[d+] - E[d-] + margin.
+
+    Args:
+        views: features of v views of n images: pooled [v, n, d], tokens [v, n, l, d] or maps [v, n, h, w, d].
+        distance: `cosine`, `l2` or `inverse_pearson`.
+        margin: of the hinge.
+        negatives: per image: 1 as in the paper, up to n - 1; 0 (`ALL`) for every other image.
+        pooled: mean over space first; otherwise maps and tokens are compared place by place.
+        reference_compatible: the one negative of image i is image (n + 1 - i) mod n, as in the authors' code, which for odd
+            n makes image (n + 1) / 2 its own; tokens are pooled over channels.
+
+    Returns:
+        The score; NaN where a cosine or a correlation is undefined (a feature vector without length or variance).
+
+    Raises:
+        UserError: an unknown distance, features that are not finite, fewer than two views, or more negatives than images.
+    """
+    if distance not in DISTANCES:
+        raise UserError(f"unknown distance {distance!r}; {nearest(distance, DISTANCES)}")
+    values = np.asarray(views, np.float64)
+    if values.ndim < 3 or len(values) < 2:
+        raise UserError(f"views have shape {values.shape}; expected two views or more of images' features")
+    images = values.shape[1]
+    if reference_compatible and negatives != 1:
+        raise UserError(f"{negatives} negatives asked of the reference's score, which has one; expected 1")
+    if not 0 <= negatives < images:
+        raise UserError(f"{negatives} negatives asked of {images} images; expected 1 to {images - 1}, or 0 for all")
+    bad = ~np.isfinite(values.swapaxes(0, 1).reshape(images, -1)).all(1)
+    if bad.any():
+        raise UserError(f"features of image {int(np.flatnonzero(bad)[0])} are not finite; expected numbers")
+    if pooled:
+        values = np.stack([pool(view, reference_compatible=reference_compatible) for view in values])
+    flat = values.reshape(len(values), images, -1)
+    places = np.arange(images)
+    if reference_compatible:
+        partners = ((images + 1 - places) % images)[None]
+    else:
+        partners = (places + np.arange(1, (negatives or images - 1) + 1)[:, None]) % images
+    pairs = itertools.combinations(range(len(flat)), 2)
+    losses = [_hinge(flat[a], flat[b], partners, float(margin), distance) for a, b in pairs]
+    return float(np.mean([float(loss) for loss in losses]))
+
+
+@functools.partial(jax.jit, static_argnames="distance")
+def _hinge(a: Any, b: Any, partners: Any, margin: Any, distance: str) -> Float[Array, ""]:
+    measure = DISTANCES[distance]
+    near = measure(a, b)
+    return jnp.mean(
+        jax.lax.map(lambda others: jnp.mean(jnp.maximum(0.0, near - measure(a, b[others]) + margin)), partners)
+    )
+
+
+@in_double
+def alignment(views: Num[Any, "v n d"]) -> float:
+    """Mean squared distance between two views of an image, on features of length 1: 0 to 4, lower is better.
+
+    With more views, the mean over all pairs of them. Wang and Isola, arXiv 2005.10242.
+
+    Args:
+        views: features of v views of n images.
+
+    Raises:
+        UserError: fewer than two views, or a feature vector without length.
+    """
+    found = [_unit(view) for view in np.asarray(views, np.float64)]
+    if len(found) < 2:
+        raise UserError(f"{len(found)} views; expected two or more")
+    pairs = itertools.combinations(found, 2)
+    return float(np.mean([np.mean(np.sum((a - b) ** 2, 1)) for a, b in pairs]))
+
+
+@in_double
+def uniformity(features: Num[Any, "n d"]) -> float:
+    """Log of the mean over pairs of exp(-2 |x_i - x_j|^2), on features of length 1: -8 to 0, lower is better.
+
+    Wang and Isola, arXiv 2005.10242.
+
+    Args:
+        features: of n images.
+
+    Raises:
+        UserError: fewer than two images, or a feature vector without length.
+    """
+    rows = _unit(np.asarray(features, np.float64))
+    if len(rows) < 2:
+        raise UserError(f"{len(rows)} image; expected two or more")
+    return float(_uniformity(rows))
+
+
+@jax.jit
+def _uniformity(rows: Any) -> Float[Array, ""]:
+    kernel = jnp.exp(-2 * jnp.maximum(2 - 2 * rows @ rows.T, 0.0))
+    pairs = len(rows) * (len(rows) - 1)
+    return jnp.log((kernel.sum() - jnp.trace(kernel)) / pairs)
+
+
+def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    bad = ~(np.isfinite(lengths) & (lengths > 0)).ravel()
+    if bad.any():
+        raise UserError(
+            f"features of image {int(np.flatnonzero(bad)[0])} have no direction; expected finite, not all 0"
+        )
+    return rows / lengths
