@@ -144,7 +144,9 @@ def adapt(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, to
         return Adapted(strategy.encoder, _without_head(params), stats, source)
     assert corpus is not None
     run = dapt_run(config, strategy, seed, corpus)
-    params, stats, merged = locate.load(config.weights, run.programs[0].model, seed=seed)
+    network = run.programs[0].model
+    assert isinstance(network, Classifier)
+    params, stats, merged = locate.load(config.weights, network, seed=seed)
     tools = dataclasses.replace(tools, folder=folder / "state")
     params, stats = loop.train(run, params, stats, tools)
     about = {

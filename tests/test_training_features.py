@@ -10,6 +10,8 @@ import pytest
 
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.training import caching, feature_files, features
 from dapt_jax.training.caching import Caching, decide
 from dapt_jax.training.features import Prefix, Store
@@ -174,6 +176,29 @@ def test_a_fill_that_was_killed_goes_on_where_it_was(prefix, tmp_path, monkeypat
     in_memory = store_in(tmp_path / "other", memory=1 << 28).get(part, params, stats, DATA.images)
     for view in range(2):
         np.testing.assert_array_equal(found.rows(view, np.arange(40)), in_memory.x[view])
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_the_skips_of_a_segmentation_network_are_part_of_what_is_kept(place, tmp_path):
+    model = Segmenter(ENCODER, 2)
+    params, stats = model.init(0)
+    rows = np.asarray([5, 0, 39, 7])
+    whole = jax.jit(model.__call__)(params, stats, DATA.images.batch(rows))
+    suffix = jax.jit(model.suffix, static_argnums=3)
+    inside, behind = 2, model.groups.index("head")
+    for boundary in (inside, len(ENCODER.groups), behind):
+        found = store_in(tmp_path, memory=1 << 28).get(Prefix(model, boundary), params, stats, DATA.images, place)
+        assert bool(found.rows(0, rows)["skips"]) == (boundary != behind)
+        logits, _ = suffix(params, stats, found.rows(0, rows), boundary)
+        np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cut_encoder_and_a_whole_one_do_not_share_an_entry_where_one_of_them_pools(tmp_path):
+    store = store_in(tmp_path, memory=1 << 28)
+    whole, cut = Classifier(ENCODER, 1), Classifier(ENCODER.truncate("stage2/block1"), 1)
+    # Initial weights follow from seed and path alone: the two have the same below the cut.
+    one, other = (store.get(Prefix(model, 2), *model.init(0), DATA.images) for model in (whole, cut))
+    assert (one.x.shape, other.x.shape) == ((1, 40, 4, 4, 6), (1, 40, 6))
 
 
 def test_an_entry_belongs_to_its_weights_images_and_transform(prefix, tmp_path):

@@ -119,6 +119,6 @@ def _interleave(grid: Grid) -> jax.Array:
 def _overlap(first: jax.Array, second: jax.Array, axis: int) -> jax.Array:
     """Sums neighbouring tiles where they overlap: the first half of each with the second half of the one before."""
     border = [(0, 0)] * first.ndim
-    return jnp.pad(first, border[:axis] + [(0, 1)] + border[axis + 1 :]) + jnp.pad(
-        second, border[:axis] + [(1, 0)] + border[axis + 1 :]
+    return jnp.pad(first, [*border[:axis], (0, 1), *border[axis + 1 :]]) + jnp.pad(
+        second, [*border[:axis], (1, 0), *border[axis + 1 :]]
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dapt_jax import ops
 from dapt_jax.cost import flops, memory
-from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.network import Network
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram
 
@@ -40,7 +40,7 @@ def _traced_with_lax(fn: Any, *args: Any) -> flops.Flops:
 
 
 @functools.cache
-def boundary_shapes(model: Classifier, image_size: int) -> tuple[Any, ...]:
+def boundary_shapes(model: Network, image_size: int) -> tuple[Any, ...]:
     """Shapes and dtypes of one image's activations at every boundary, pytrees, the preprocessed image first."""
     params, stats = model.abstract()
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
@@ -49,7 +49,7 @@ def boundary_shapes(model: Classifier, image_size: int) -> tuple[Any, ...]:
     return tuple(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), out) for out in traced)
 
 
-def boundary_shape(model: Classifier, boundary: int, image_size: int) -> Any:
+def boundary_shape(model: Network, boundary: int, image_size: int) -> Any:
     """Shapes and dtypes of one image's activations at a boundary, a pytree of `jax.ShapeDtypeStruct`."""
     return boundary_shapes(model, image_size)[boundary]
 
@@ -59,7 +59,7 @@ def _batched(shapes: Any, batch: int) -> Any:
 
 
 @functools.cache
-def forward(model: Classifier, image_size: int, stop: int) -> flops.Flops:
+def forward(model: Network, image_size: int, stop: int) -> flops.Flops:
     """FLOPs of one image's forward pass up to a boundary."""
     params, stats = model.abstract()
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)

@@ -19,7 +19,7 @@ import numpy as np
 
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.decode import ImageStore
-from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.network import Network
 from dapt_jax.training import accounting, freezing
 from dapt_jax.training.caching import Place
 from dapt_jax.training.feature_files import Entry, Files, Repaired
@@ -40,7 +40,7 @@ class Prefix:
         views: number of augmented views per image; 1 for plain images.
     """
 
-    model: Classifier
+    model: Network
     boundary: int
     augment: Augment = dataclasses.field(default_factory=Augment)
     seed: int = 0
@@ -202,8 +202,9 @@ class Store:
     def _key(self, prefix: Prefix, params: Any, stats: Any, images: ImageStore) -> str:
         model = prefix.model
         shown = (
-            model.encoder.name, model.encoder.preprocess, model.dtype, prefix.boundary, prefix.augment, prefix.seed,
-            prefix.views, images.size, self._dtype,
+            type(model).__name__, getattr(model, "decoder", ""), model.encoder.name, model.encoder.preprocess, model.dtype,
+            prefix.boundary, prefix.augment, prefix.seed, prefix.views, images.size,
+            prefix.shapes(images.size, self._dtype),  # a cut encoder pools where the whole one goes on
         )  # fmt: skip
         digest = hashlib.sha256(images.digest().encode())
         digest.update(repr(shown).encode())
@@ -266,7 +267,7 @@ class _Work:
 
 
 @functools.cache
-def _forward(model: Classifier, boundary: int, augment: Augment) -> Callable[..., Any]:
+def _forward(model: Network, boundary: int, augment: Augment) -> Callable[..., Any]:
     """Images to activations, compiled once for all arms."""
 
     def forward(params: Any, stats: Any, images: Any, draw: Any, index: Any) -> Any:
@@ -276,7 +277,7 @@ def _forward(model: Classifier, boundary: int, augment: Augment) -> Callable[...
 
 
 def pooled(
-    store: Store, model: Classifier, params: freezing.Tree, stats: freezing.Tree, images: ImageStore
+    store: Store, model: Network, params: freezing.Tree, stats: freezing.Tree, images: ImageStore
 ) -> tuple[np.ndarray, Activations]:
     """Pooled features of a set of images, float32 [n, features], and what they come from."""
     prefix = Prefix(dataclasses.replace(model, outputs=1), len(model.encoder.groups))

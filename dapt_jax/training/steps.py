@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, Num, Shaped
 
 from dapt_jax.data.augment import Augment
-from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.network import Network
 from dapt_jax.objectives import Objective
 from dapt_jax.training import freezing, optim
 from dapt_jax.training.freezing import Mask, Tree
@@ -45,7 +45,7 @@ class PhaseProgram:
         seed: of the run.
     """
 
-    model: Classifier
+    model: Network
     phase: Phase
     mask: Mask
     labels: tuple[str, ...]
@@ -76,8 +76,8 @@ class PhaseProgram:
 
     def inputs(
         self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"], draw: Draw, index: Int[Array, " b"]
-    ) -> Float[Array, "b ..."]:
-        """Images to the activations at the phase's boundary, augmented."""
+    ) -> Any:
+        """Images to the activations at the phase's boundary, augmented: an array or a pytree of arrays [b, ...]."""
         images = self.augment(images, draw["seed"], draw["view"], index)
         return self.model.prefix(params, stats, images, self.mask.boundary)
 
@@ -231,7 +231,7 @@ def evaluation_params(state: State) -> Tree:
 
 
 def programs(
-    model: Classifier,
+    model: Network,
     phases: tuple[Phase, ...],
     optimizer: optim.Optimizer,
     objective: Objective,

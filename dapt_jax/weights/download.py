@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dapt_jax import __version__
+from dapt_jax import __version__, user_cache
 from dapt_jax.errors import UserError
 
 FOLDER = "DAPT_JAX_WEIGHTS"
@@ -29,7 +29,7 @@ def folder() -> Path:
     """Where downloaded weights are kept."""
     if given := os.environ.get(FOLDER):
         return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dapt_jax" / "weights"
+    return user_cache.folder("weights")
 
 
 def fetch(url: str, *, sha256: str | None = None, name: str = "") -> Path:
