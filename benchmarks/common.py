@@ -127,6 +127,7 @@ def report(options: argparse.Namespace, title: str, rows: Sequence[Row], **more:
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     here = about()
     if options.csv:
+        Path(options.csv).parent.mkdir(parents=True, exist_ok=True)
         with open(options.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, [*columns, *here])
             writer.writeheader()

@@ -1,6 +1,7 @@
 """What a study would cost, before it runs: the same numbers that its ledger will hold."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -81,6 +82,13 @@ def of_run(run: Run, *, with_memory: bool = True) -> list[PhasePlan]:
     return planned
 
 
+def uncounted(runs: Iterable[Run]) -> str:
+    """A line that names the operations whose FLOPs are not known, or nothing where all are."""
+    costs = [accounting.image_cost(program, run.dataset.images.size) for run in runs for program in run.programs]
+    names = sorted({name for cost in costs for name in (*cost.prefix.unknown, *cost.suffix.unknown)})
+    return f"FLOPs are a lower bound: not counted are {', '.join(names)}" if names else ""
+
+
 def dapt_flops(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None) -> int:
     """Model FLOPs of adapting by one strategy, on its own."""
     if not strategy.phases or corpus is None:
@@ -158,6 +166,10 @@ def show(config: Any, strategies: list[Strategy], corpus: Dataset | None, tasks:
             f"{max((phase.peak_bytes for phase in phases), default=0) / 2**20:.0f}",
         )
     console.print(overview)
+    if corpus is not None:
+        adapting = [dapt_run(config, strategy, seed, corpus) for strategy in strategies if strategy.phases]
+        if line := uncounted(adapting):
+            console.print(line, soft_wrap=True)
     console.print(
         "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; evaluation is "
         "not included. Each strategy is counted as if it ran alone; in the study, a prefix that two arms share is "

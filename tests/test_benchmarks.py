@@ -15,6 +15,7 @@ from benchmarks import (
     allocator,
     common,
     feature_cache,
+    heads,
     input_pipeline,
     our_step,
     paper_protocol,
@@ -51,7 +52,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_train_step_counts_the_work_of_each_strategy(run):
-    rows = run(train_step, "--models=resnet18", "--dtypes=float32", "--size=32", "--batch=2", "--steps=1")
+    rows = run(train_step, "--models=resnet18", "--bfloat16=", "--size=32", "--batch=2", "--steps=1")
     full, last, forward = (row["gflop"] for row in rows)
     assert [row["strategy"] for row in rows] == list(our_step.STRATEGIES)
     # A backward pass is twice the forward one, but for the gradient of the images, which nothing asks for.
@@ -162,6 +163,15 @@ def test_input_pipeline_reads_the_same_files_on_both_sides(run):
         assert row["images"] == "SYNTHETIC phantoms"
         assert row["dapt_jax images/s"] > 0
         assert ("ratio" in row) == HAS_TORCH
+
+
+def test_heads_trained_at_once_are_those_of_the_plain_loop(run):
+    one, many = run(
+        heads, "--rows=60", "--features=8", "--seeds=2", "--folds=3", "--points=2", "--epochs=2", "--batch=8"
+    )
+    assert (one["heads"], many["heads"]) == (1, 12)
+    assert many["GFLOP"] == pytest.approx(12 * one["GFLOP"])
+    assert many["differs by"] < 1e-5
 
 
 def test_the_allocator_benchmark_measures_both_sides(run):
