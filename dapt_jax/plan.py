@@ -30,7 +30,7 @@ class PhasePlan:
         steps: optimizer steps.
         images: gone through, repeats counted.
         flops_per_image: model FLOPs of one image in one step.
-        fill_flops: model FLOPs of computing the frozen prefix once; 0 where it is not cached.
+        fill_flops: model FLOPs of computing frozen prefixes once; 0 where none is cached or an earlier phase did it.
         flops: model FLOPs of the phase.
         peak_bytes: estimate of peak memory.
         cache_bytes: activations kept.
@@ -56,12 +56,12 @@ def of_run(run: Run, *, with_memory: bool = True) -> list[PhasePlan]:
     """The phases of a run."""
     planned = []
     size = run.dataset.images.size
-    for program in run.programs:
+    for place, program in enumerate(run.programs):
         cost, decision = accounting.image_cost(program, size), run.cache_decision(program)
         shapes, _ = program.model.abstract()
         images = len(run.train_rows) * program.phase.epochs
         per_image = cost.suffix.model + (0 if decision.cached else cost.prefix.model)
-        fill = cost.prefix.model * len(run.dataset) * decision.views if decision.cached else 0
+        fill = run.fill_flops(place)
         peak = accounting.peak_bytes(program, size, run.batch_size) if with_memory else 0
         planned.append(
             PhasePlan(

@@ -160,7 +160,7 @@ def _features(model: Classifier, adapted: adapt.Adapted, task: Task, arm: Arm, t
             )
             made.append(activations)
     images = sum(len(dataset) for dataset in task.datasets.values())
-    spent = sum(each.flops for each in made if not each.reused)
+    spent = sum(each.ran for each in made)
     reused = [each for each in made if each.reused]
     total = freezing.count(model.encoder.abstract()[0])
     row = Row(

@@ -1,5 +1,6 @@
 """The cache of frozen prefixes: the same numbers from memory and from disk, rebuilt when damaged, done without when it must."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -8,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from dapt_jax import plan
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.segmenter import Segmenter
-from dapt_jax.training import caching, feature_files, features
+from dapt_jax.training import accounting, caching, feature_files, features
 from dapt_jax.training.caching import Caching, decide
 from dapt_jax.training.features import Prefix, Store
 from dapt_jax.training.phases import Phase
@@ -199,6 +201,31 @@ def test_a_cut_encoder_and_a_whole_one_do_not_share_an_entry_where_one_of_them_p
     # Initial weights follow from seed and path alone: the two have the same below the cut.
     one, other = (store.get(Prefix(model, 2), *model.init(0), DATA.images) for model in (whole, cut))
     assert (one.x.shape, other.x.shape) == ((1, 40, 4, 4, 6), (1, 40, 6))
+
+
+def test_what_a_later_phase_trains_on_is_computed_on_the_way_up_and_paid_for_once():
+    head = Phase("head", 3, ("head",), 1e-2, augment=False)
+    phases = [
+        head,
+        Phase("last", 2, ("stage3", "head"), 1e-2, augment=False),
+        Phase("again", 2, ("stage3", "head"), 1e-3, augment=False),
+        Phase("head again", 2, ("head",), 1e-3, augment=False),
+    ]
+    run = tiny.make_run(phases, encoder=ENCODER, data=DATA, cache="on")
+    up_to = {boundary: accounting.forward(run.programs[0].model, 16, boundary).model * len(DATA) for boundary in (2, 3)}
+    # The head's features go by way of stage 2; the third phase finds what the second read; the fourth starts from there.
+    assert [run.fill_flops(number) for number in range(4)] == [up_to[3], 0, 0, up_to[3] - up_to[2]]
+    assert [[prefix.boundary for prefix, _ in run.fills(number)] for number in range(4)] == [[2, 3], [2], [2], [2, 3]]
+    trained, rows = train(run)
+    assert [row.cached for row in rows] == ["filled", "reused", "reused", "filled"]
+    assert [row.reused_flops for row in rows] == [0] * 4
+    alone, uncached = train(dataclasses.replace(run, caching=Caching("off")))
+    assert relative_difference(alone, trained) < 1e-5
+    for planned, row, plain in zip(plan.of_run(run), rows, uncached, strict=True):
+        assert planned.flops == row.model_flops
+        assert plain.model_flops > row.model_flops
+    tight = dataclasses.replace(run, caching=Caching("on", memory_bytes=40 * 4 * 4 * 6 * 4, disk_bytes=0))
+    assert [prefix.boundary for prefix, _ in tight.fills(0)] == [3]  # both would not fit
 
 
 def test_an_entry_belongs_to_its_weights_images_and_transform(prefix, tmp_path):

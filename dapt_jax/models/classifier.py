@@ -57,16 +57,22 @@ class Classifier:
 
         With boundary 0 these are the preprocessed images; at the number of encoder groups, pooled features (b, features).
         """
-        x, _ = self.encoder.apply(params, stats, self.encoder.preprocess(images, self.dtype), stop=boundary)
-        return pool(x) if boundary == len(self.encoder.groups) else x
+        return self.between(params, stats, self.encoder.preprocess(images, self.dtype), 0, boundary)
+
+    def between(
+        self, params: Tree, stats: Tree, x: Float[Array, "b ..."], start: int, stop: int
+    ) -> Float[Array, "b ..."]:
+        """Activations at the boundary `start` to those at `stop`, with every norm frozen."""
+        if start == stop:
+            return x
+        x, _ = self.encoder.apply(params, stats, x, start=start, stop=stop)
+        return pool(x) if stop == len(self.encoder.groups) else x
 
     def trail(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> list[Float[Array, "b ..."]]:
         """The activations at every boundary, the preprocessed images first, the pooled features last."""
         found = [self.prefix(params, stats, images, 0)]
-        last = len(self.encoder.groups)
-        for number in range(last):
-            x, _ = self.encoder.apply(params, stats, found[-1], start=number, stop=number + 1)
-            found.append(pool(x) if number + 1 == last else x)
+        for number in range(len(self.encoder.groups)):
+            found.append(self.between(params, stats, found[-1], number, number + 1))
         return found
 
     def suffix(

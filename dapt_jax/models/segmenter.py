@@ -96,14 +96,18 @@ class Segmenter:
             UserError: a side of the images is not a multiple of the decoder's unit.
         """
         self._check_size(images.shape[1:3])
-        state: Activations = {"x": self.encoder.preprocess(images, self.dtype), "skips": {}}
-        return self._run(params, stats, state, 0, boundary, "frozen", None)[0]
+        x: Activations = {"x": self.encoder.preprocess(images, self.dtype), "skips": {}}
+        return self.between(params, stats, x, 0, boundary)
+
+    def between(self, params: Tree, stats: Tree, x: Activations, start: int, stop: int) -> Activations:
+        """Activations at the boundary `start` to those at `stop`, with every norm frozen."""
+        return self._run(params, stats, x, start, stop, "frozen", None)[0]
 
     def trail(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> list[Activations]:
         """The activations at every boundary up to the head's, the preprocessed images first."""
         found = [self.prefix(params, stats, images, 0)]
         for number in range(len(self.groups) - 1):
-            found.append(self._run(params, stats, found[-1], number, number + 1, "frozen", None)[0])
+            found.append(self.between(params, stats, found[-1], number, number + 1))
         return found
 
     def suffix(

@@ -26,6 +26,8 @@ FORMAT = 1
 SHARD_BYTES = 64 << 20
 DONE = "entry.json"
 _PROGRESS = "progress.json"
+_READ_AT_ONCE = 2
+"""Entries that a phase reads: its views, and the plain images that it is evaluated on."""
 
 Fill = Callable[[int], Iterator[Any]]
 """From the first image that is missing to pytrees of arrays [views, k, ...], image after image, up to the last."""
@@ -106,8 +108,8 @@ class Files:
         shutil.rmtree(self._folder / key, ignore_errors=True)
 
     def _use(self, key: str) -> None:
-        """A phase reads two entries at most, its views and the plain images: the last two used are never evicted."""
-        self._in_use = [*(other for other in self._in_use if other != key), key][-2:]
+        """Notes that an entry is read from now on; the ones noted last are never evicted."""
+        self._in_use = [*(other for other in self._in_use if other != key), key][-_READ_AT_ONCE:]
 
     def _make_room(self, size: int) -> None:
         """Evicts entries until `size` more bytes fit the budget."""

@@ -80,9 +80,10 @@ class Activations:
         views: per image.
         x: leaves [views, n, ...] on the device; None where they are on disk.
         file: reads them; None where they are in memory.
-        flops: model FLOPs that computing them took.
+        flops: model FLOPs of computing them from images.
         seconds: wall time that it took.
-        reused: whether they were there already.
+        ran: model FLOPs that were run for them now; 0 if they were there already, fewer than `flops` if activations
+            below them were.
     """
 
     structure: Any
@@ -91,7 +92,12 @@ class Activations:
     file: Entry | Repaired | None
     flops: int
     seconds: float
-    reused: bool
+    ran: int
+
+    @property
+    def reused(self) -> bool:
+        """Whether they were there already."""
+        return not self.ran
 
     def rows(self, view: int, rows: np.ndarray) -> Any:
         """The activations of some rows in one view, each leaf [k, ...]."""
@@ -132,7 +138,13 @@ class Store:
         return cls(memory, files, dtype, say)
 
     def get(
-        self, prefix: Prefix, params: freezing.Tree, stats: freezing.Tree, images: ImageStore, place: Place = "memory"
+        self,
+        prefix: Prefix,
+        params: freezing.Tree,
+        stats: freezing.Tree,
+        images: ImageStore,
+        place: Place = "memory",
+        base: tuple[int, Activations] | None = None,
     ) -> Activations | None:
         """The activations of all images, computed if they are nowhere.
 
@@ -142,6 +154,7 @@ class Store:
             stats: its statistics.
             images: every one of them is computed.
             place: where to keep them.
+            base: a boundary below, and the activations of the same images at it: what is missing is computed from there.
 
         Returns:
             None where they were to be on disk and cannot be: a line has said why.
@@ -150,11 +163,11 @@ class Store:
         key = self._key(prefix, params_part, stats_part, images)
         if key in self._entries:
             self._entries.move_to_end(key)
-            return dataclasses.replace(self._entries[key], reused=True)
-        work = _Work(prefix, params_part, stats_part, images, self._dtype)
+            return dataclasses.replace(self._entries[key], ran=0)
+        work = _Work(prefix, params_part, stats_part, images, self._dtype, base)
         found = self._files.find(key) if self._files else None
         if found:
-            on_disk = self._on_disk(key, work, found, reused=True)
+            on_disk = self._on_disk(key, work, found, ran=0)
             return self._keep(key, self._load(on_disk, work)) if place == "memory" else on_disk
         if place == "memory":
             start = time.monotonic()
@@ -162,12 +175,12 @@ class Store:
             leaves = [jnp.asarray(np.concatenate(each, 1)) for each in zip(*parts, strict=True)]
             x, seconds = jax.tree.unflatten(work.structure, leaves), time.monotonic() - start
             return self._keep(
-                key, Activations(work.structure, prefix.views, x, None, work.flops, seconds, reused=False)
+                key, Activations(work.structure, prefix.views, x, None, work.flops, seconds, work.missing_flops)
             )
         if self._files is None:
             return None
         try:
-            return self._on_disk(key, work, self._write(key, work), reused=False)
+            return self._on_disk(key, work, self._write(key, work), ran=work.missing_flops)
         except OSError as error:
             self._say(f"the frozen prefix is computed anew each epoch: its activations cannot be kept ({error})")
             return None
@@ -177,7 +190,7 @@ class Store:
         about = {"what": repr(work.prefix)}
         return self._files.fill(key, work.shapes, work.prefix.views, len(work.images), work.fill, about)
 
-    def _on_disk(self, key: str, work: "_Work", entry: Entry, *, reused: bool) -> Activations:
+    def _on_disk(self, key: str, work: "_Work", entry: Entry, *, ran: int) -> Activations:
         def again() -> Entry:
             assert self._files is not None
             self._files.drop(key)
@@ -185,7 +198,7 @@ class Store:
 
         file = Repaired(entry, again, self._say)
         seconds = entry.about["seconds"]
-        return Activations(work.structure, work.prefix.views, None, file, work.flops, seconds, reused)
+        return Activations(work.structure, work.prefix.views, None, file, work.flops, seconds, ran)
 
     def _load(self, stored: Activations, work: "_Work") -> Activations:
         rows = np.arange(len(work.images))
@@ -224,6 +237,7 @@ class _Work:
     stats: freezing.Tree
     images: ImageStore
     dtype: str
+    base: tuple[int, Activations] | None
 
     @functools.cached_property
     def shapes(self) -> Any:
@@ -233,37 +247,44 @@ class _Work:
     def structure(self) -> Any:
         return jax.tree.structure(self.shapes)
 
-    @functools.cached_property
+    @property
     def flops(self) -> int:
-        per_image = accounting.forward(self.prefix.model, self.images.size, self.prefix.boundary)
+        return self._flops_up_to(self.prefix.boundary)
+
+    @property
+    def missing_flops(self) -> int:
+        """Of `flops`, what is left to run above the base."""
+        return self.flops - (self._flops_up_to(self.base[0]) if self.base else 0)
+
+    def _flops_up_to(self, boundary: int) -> int:
+        per_image = accounting.forward(self.prefix.model, self.images.size, boundary)
         return per_image.model * len(self.images) * self.prefix.views
 
     def fill(self, first: int) -> Iterator[Any]:
         """Activations [views, k, ...] of the images from `first` on; each image is decoded once for all its views."""
-        prefix = self.prefix
-        forward = _forward(prefix.model, prefix.boundary, prefix.augment)
         dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.shapes)]
         for start in range(first, len(self.images), FILL_BATCH):
             rows = np.arange(start, min(start + FILL_BATCH, len(self.images)), dtype=np.int32)
             filled = np.resize(rows, FILL_BATCH)  # one shape, one executable
-            images = self.images.batch(filled)
-            views = [
-                jax.tree.leaves(
-                    forward(
-                        self.params,
-                        self.stats,
-                        images,
-                        {"seed": np.uint32(prefix.seed), "view": np.int32(view)},
-                        filled,
-                    )
-                )
-                for view in range(prefix.views)
-            ]
             made = [
                 np.stack([np.asarray(leaf)[: len(rows)] for leaf in each]).astype(dtype)
-                for each, dtype in zip(zip(*views, strict=True), dtypes, strict=True)
+                for each, dtype in zip(zip(*self._views(filled), strict=True), dtypes, strict=True)
             ]
             yield jax.tree.unflatten(self.structure, made)
+
+    def _views(self, rows: np.ndarray) -> list[list[jax.Array]]:
+        """The leaves of the activations of some images in every view."""
+        prefix = self.prefix
+        views = range(prefix.views)
+        if self.base:
+            start, below = self.base
+            rise = _between(prefix.model, start, prefix.boundary)
+            made = [rise(self.params, self.stats, below.rows(view, rows)) for view in views]
+        else:
+            images, forward = self.images.batch(rows), _forward(prefix.model, prefix.boundary, prefix.augment)
+            draws = [{"seed": np.uint32(prefix.seed), "view": np.int32(view)} for view in views]
+            made = [forward(self.params, self.stats, images, draw, rows) for draw in draws]
+        return [jax.tree.leaves(each) for each in made]
 
 
 @functools.cache
@@ -274,6 +295,17 @@ def _forward(model: Network, boundary: int, augment: Augment) -> Callable[..., A
         return model.prefix(params, stats, augment(images, draw["seed"], draw["view"], index), boundary)
 
     return jax.jit(forward)
+
+
+@functools.cache
+def _between(model: Network, start: int, stop: int) -> Callable[..., Any]:
+    """Activations to activations further up, compiled once for all arms."""
+
+    def rise(params: Any, stats: Any, x: Any) -> Any:
+        x = jax.tree.map(lambda leaf: leaf.astype(model.dtype), x)
+        return model.between(params, stats, x, start, stop)
+
+    return jax.jit(rise)
 
 
 def pooled(

@@ -10,10 +10,12 @@ import numpy as np
 
 from dapt_jax import parallel
 from dapt_jax.cost.ledger import Row
+from dapt_jax.data.decode import ImageStore
 from dapt_jax.errors import UserError
 from dapt_jax.training import accounting, checkpoint, freezing, optim
+from dapt_jax.training.caching import Place
 from dapt_jax.training.evaluate import Evaluator
-from dapt_jax.training.features import Prefix
+from dapt_jax.training.features import Activations, Prefix
 from dapt_jax.training.feeds import Epochs, Feed, OnDevice, Streamed
 from dapt_jax.training.freezing import Tree
 from dapt_jax.training.meter import Meter
@@ -161,22 +163,27 @@ class _PhaseLoop:
 
     def _feed(self, state: State) -> tuple[Feed | Epochs, Evaluator]:
         run, program, tools, clock = self.run_, self.program, self.tools, self.meter.clock
-        decision = run.cache_decision(program)
-        if decision.place:
+        fills = run.fills(self.number)
+        if fills:
             tools.reporter.advance(0, f"{run.title}  {program.phase.name}: computing the frozen prefix once")
-            prefix = Prefix.of(program, decision.views)
             inputs = state["params"], state["stats"], run.dataset.images
             with clock.span("cache"):
-                activations = tools.store.get(prefix, *inputs, decision.place)
+                activations, ran = self._climb(fills, *inputs)
                 clean = activations
+                prefix, place = fills[-1]
                 if activations and len(run.val_rows) and prefix != prefix.plain:
-                    clean = tools.store.get(prefix.plain, *inputs, decision.place)
+                    clean = tools.store.get(prefix.plain, *inputs, place)
             if activations and clean:
-                tools.reporter.advance(activations.flops, f"{run.title}  {program.phase.name}")
+                tools.reporter.advance(ran, f"{run.title}  {program.phase.name}")
                 if not self.filled:
-                    self.filled = {"cached": "reused" if activations.reused else "filled"}
-                    for field, value in (("flops", activations.flops), ("s", activations.seconds)):
-                        self.filled[f"reused_{field}"] = value if activations.reused else 0
+                    alone = run.fill_flops(self.number)
+                    spent = min(ran, alone)  # what a kill made run once more is not counted twice
+                    self.filled = {
+                        "cached": "filled" if spent else "reused",
+                        "flops": spent,
+                        "reused_flops": alone - spent,
+                        "reused_s": activations.seconds if alone and not spent else 0.0,
+                    }
                 evaluator = Evaluator(run, program, clean)
                 if Epochs.serve(program, activations):
                     return Epochs(run, program, tools, clock, state, activations, clean), evaluator
@@ -184,6 +191,22 @@ class _PhaseLoop:
                     return OnDevice(run, program, tools, clock, state, activations), evaluator
                 return Streamed(run, program, tools, clock, state, self.position, activations), evaluator
         return Streamed(run, program, tools, clock, state, self.position), Evaluator(run, program, None)
+
+    def _climb(
+        self, fills: list[tuple[Prefix, Place]], params: Tree, stats: Tree, images: ImageStore
+    ) -> tuple[Activations | None, int]:
+        """Computes what is missing of the frozen prefixes, each from the one below it.
+
+        Returns:
+            The activations that the phase trains on, None where they cannot be kept; and the FLOPs that were run.
+        """
+        base: tuple[int, Activations] | None = None
+        found, ran = None, 0
+        for prefix, place in fills:
+            found = self.tools.store.get(prefix, params, stats, images, place, base)
+            if found:
+                base, ran = (prefix.boundary, found), ran + found.ran
+        return found, ran
 
     def _check(self, epoch: int, loss: float, weight: float) -> None:
         """Refuses to go on from a loss that is no number."""
@@ -237,9 +260,7 @@ class _PhaseLoop:
         steps = run.timeline.steps_per_epoch * program.phase.epochs
         cached = self.filled.get("cached", "off")
         per_image = cost.suffix if cached != "off" else cost.prefix + cost.suffix
-        fill = 0
-        if cached == "filled":
-            fill = cost.prefix.model * len(run.dataset) * run.cache_decision(program).views
+        fill = self.filled.get("flops", 0)
         row = Row(
             strategy=run.strategy,
             seed=run.seed,

@@ -14,8 +14,9 @@ from dapt_jax.cost.ledger import Ledger
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.pipeline import Order
 from dapt_jax.progress import Reporter
-from dapt_jax.training.caching import Caching, Decision, decide
-from dapt_jax.training.features import Store
+from dapt_jax.training import accounting
+from dapt_jax.training.caching import Caching, Decision, Place, decide
+from dapt_jax.training.features import Prefix, Store
 from dapt_jax.training.optim import Plateau
 from dapt_jax.training.phases import Timeline
 from dapt_jax.training.steps import PhaseProgram
@@ -71,6 +72,50 @@ class Run:
     def cache_decision(self, program: PhaseProgram) -> Decision:
         """Whether a phase trains on cached activations."""
         return decide(program, len(self.dataset), self.dataset.images.size, self.caching)
+
+    def fills(self, number: int) -> list[tuple[Prefix, Place]]:
+        """What a phase needs of frozen prefixes before it begins, lowest boundary first and its own last.
+
+        Lower ones are what other phases train on: an earlier phase has kept them, and its own is computed from there; a
+        later phase will need them, and computed on the way up they cost nothing.
+        """
+        first = self.programs[number]
+        decision = self.cache_decision(first)
+        if not decision.place:
+            return []
+        own = Prefix.of(first, decision.views)
+        chosen = {own.boundary: decision}
+        for place, program in enumerate(self.programs):
+            other = self.cache_decision(program)
+            boundary = program.mask.boundary
+            is_below = other.place and Prefix.of(program, other.views) == dataclasses.replace(own, boundary=boundary)
+            since = self.programs[min(number, place) : max(number, place)]
+            is_left_alone = all(between.mask.boundary >= boundary for between in since)
+            if is_below and boundary < own.boundary and is_left_alone and self._fit([*chosen.values(), other]):
+                chosen[boundary] = other
+        return [(dataclasses.replace(own, boundary=boundary), chosen[boundary].place) for boundary in sorted(chosen)]
+
+    def _fit(self, decisions: list[Decision]) -> bool:
+        """Whether entries are within the budgets together."""
+        budgets = {"memory": self.caching.memory_bytes, "disk": self.caching.disk_bytes}
+        return all(
+            sum(each.bytes for each in decisions if each.place == place) <= budget for place, budget in budgets.items()
+        )
+
+    def fill_flops(self, number: int) -> int:
+        """Model FLOPs of what a phase computes of frozen prefixes, beyond what the phases before it have kept."""
+        kept: set[Prefix] = set()
+        cost = 0
+        for index in range(number + 1):
+            cost = below = 0
+            for prefix, _ in self.fills(index):
+                per_image = accounting.forward(prefix.model, self.dataset.images.size, prefix.boundary).model
+                whole = per_image * len(self.dataset) * prefix.views
+                cost, below = cost + (0 if prefix in kept else whole - below), whole
+                kept.add(prefix)
+            # What the phase trains makes everything above its boundary stale.
+            kept = {prefix for prefix in kept if prefix.boundary <= self.programs[index].mask.boundary}
+        return cost
 
 
 @dataclasses.dataclass
