@@ -200,6 +200,7 @@ def package_of(case: str) -> str:
     return "torchvision" if is_torchvision and not case.endswith("_timm") else "timm"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras on torch
 @pytest.mark.parametrize("case", make_parity.CASES)
 def test_what_is_stored_is_what_the_original_computes(case: str) -> None:
     """Where the originals are installed; elsewhere the stored values stand for them."""

@@ -20,7 +20,7 @@ class Rescale(nnx.Module):
         self.factor = factor
 
     def __call__(
-        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
+        self, x: None, skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
     ) -> Float[Array, "b h3 w3 d"]:
         sides = (max(round(side * self.factor), 1) for side in skips[0].shape[1:3])
         return bilinear(skips[0], (next(sides), next(sides)))
@@ -39,6 +39,6 @@ def pyramid(encoder: Encoder) -> tuple[list[Step], list[Level]]:
     made: list[Level] = []
     for factor, level in zip(_FACTORS[-len(levels) :], levels, strict=True):
         name = f"decoder/rescale{len(steps) + 1}"
-        steps.append(Step(name, functools.partial(Rescale, factor), (level.name,), emits=name))
+        steps.append(Step(name, functools.partial(Rescale, factor), (level.name,), name, has_input=False))
         made.append(Level(name, level.features, round(level.reduction / factor)))
     return steps, made
