@@ -8,8 +8,10 @@ from jax.interpreters import partial_eval as pe
 
 from dapt_jax.errors import UserError
 from dapt_jax.models import decoders, registry
+from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.resize import bilinear, nearest
 from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.weights.paths import flatten
 from tests import tiny
 
 
@@ -85,10 +87,47 @@ def test_unets_have_the_published_number_of_parameters(encoder: str, parameters:
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
 
 
+@pytest.mark.parametrize("decoder", sorted(decoders.BUILDERS))
+@pytest.mark.parametrize(
+    ("encoder", "side"),
+    [
+        ("resnet18", 64),
+        ("densenet121", 64),
+        ("efficientnet_b0", 32),
+        ("convnext_tiny", 64),
+        ("swin_tiny", 96),
+        ("unet", 48),
+        ("vit_small", 64),
+        ("vit_small_dinov2", 224),
+        ("vit_small_dinov3", 96),
+    ],
+)
+def test_every_decoder_fits_on_every_family(encoder: str, side: int, decoder: str) -> None:
+    segmenter = Segmenter(registry.build(encoder), 2, decoder, dtype="bfloat16")
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
+    logits = jax.eval_shape(segmenter, *segmenter.abstract(), images)
+    assert logits.shape == (1, side, side, 2)
+    assert logits.dtype == jnp.float32
+    kept = jax.eval_shape(segmenter.trail, *segmenter.abstract(), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.bfloat16.dtype}
+
+
 def test_images_of_another_size_name_the_nearest(model) -> None:
     segmenter, params, stats = model
     with pytest.raises(UserError, match=r"20 x 16 pixels.*multiples of 8, such as 16 x 16"):
         segmenter.prefix(params, stats, np.zeros((1, 20, 16, 3), np.uint8), 0)
+
+
+def test_an_encoder_is_adopted_whole_and_nothing_else_of_it() -> None:
+    encoder = registry.build("efficientnet_lite0")
+    segmenter, classifier = Segmenter(encoder, 2), Classifier(encoder, 5)
+    params, stats = segmenter.init(0)
+    own, other = flatten(params), flatten(classifier.init(1)[0])
+    adopted = flatten(segmenter.adopt(params, classifier.init(1)[0]))
+    assert list(adopted) == list(own)
+    for path, leaf in adopted.items():
+        assert leaf is own[path] if path.startswith(("decoder/", "head/")) else np.array_equal(leaf, other[path])
+    assert jax.tree.structure(segmenter.adopt(stats, classifier.init(1)[1])) == jax.tree.structure(stats)
 
 
 def test_unknown_decoders_name_the_nearest() -> None:

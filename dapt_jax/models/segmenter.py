@@ -79,6 +79,18 @@ class Segmenter:
         params, stats = self.abstract()
         return draw(params, seed), draw(stats, seed)
 
+    def adopt(self, own: Tree, encoder: Tree) -> Tree:
+        """Parameters (or statistics) with those of an encoder, such as a checkpoint's, in the encoder's place.
+
+        Args:
+            own: of the segmenter.
+            encoder: of the encoder; a classification head and groups behind the last level are left out.
+        """
+        found: Tree = {}
+        for name in self.groups:
+            put_group(found, name, get_group(encoder if name in self.encoder.groups else own, name))
+        return found
+
     def _wanted(self, boundary: int) -> set[str]:
         """Names of the maps that the groups from `boundary` on read and do not make themselves."""
         first = max(boundary - len(self.encoder.groups), 0)

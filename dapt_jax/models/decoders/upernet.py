@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dapt_jax.models.decoders.pyramid import pyramid
+from dapt_jax.models.decoders.pyramid import pyramid, unit
 from dapt_jax.models.decoders.step import Decoder, Step
 from dapt_jax.models.encoder import Encoder, NormMode
 from dapt_jax.models.layers import ConvNormRelu, LayerNorm
@@ -93,4 +93,4 @@ def upernet(encoder: Encoder) -> Decoder:
         made.append(name)
     steps.append(Step("decoder/fuse", functools.partial(Fuse, len(made)), tuple(made), has_input=False))
     finest = (finer or [deepest])[0]
-    return Decoder(tuple(steps), WIDTH, finest.reduction, levels[-1].reduction, head_size=1)
+    return Decoder(tuple(steps), WIDTH, finest.reduction, unit(encoder, levels), head_size=1)
