@@ -264,7 +264,7 @@ class Encoder:
     ) -> tuple[Float[Array, "b ..."], dict[str, Float[Array, "b h w c"]], Tree]:
         """As `apply`, and the levels that were met on the way, by name, in between.
 
-        With all groups run these are the maps of `levels`, in that order.
+        With all groups run these are the maps of `levels` (as every dict, in the order of names once jit has returned it).
         """
         maps: dict[str, jax.Array] = {}
         names = {level.name for level in self.levels}
