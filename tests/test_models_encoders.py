@@ -38,21 +38,6 @@ def trainable(encoder: Encoder, *groups: str) -> int:
     return sum(count(get_group(params, group), lambda path: not is_norm(f"x/{path}")) for group in (*parts, "head"))
 
 
-def test_lite0_has_the_published_number_of_parameters() -> None:
-    params, _ = Classifier(registry.build("efficientnet_lite0"), 1000).abstract()
-    assert count(params) == 4_652_008
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    # torchvision's counts with a 1000-way head
-    [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032), ("resnet50_keras", 25_583_592)],
-)
-def test_resnets_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
-    params, _ = Classifier(registry.build(name), 1000).abstract()
-    assert count(params) == parameters
-
-
 def test_keras_resnet50_counts_as_in_mehmood_2022() -> None:
     encoder = registry.build("resnet50_keras")
     assert total(encoder) == 23_589_761
@@ -85,18 +70,37 @@ def test_groups_of_resnet50() -> None:
     assert len(groups) == 17
 
 
-@pytest.mark.parametrize("name", registry.names())
-@pytest.mark.parametrize("side", [64, 97])
+CONVOLUTIONAL = [name for name in registry.names() if not name.startswith("vit_")]
+SMALL = [
+    "efficientnet_lite0",
+    "efficientnet_b0",
+    "resnet18",
+    "resnet50d",
+    "resnet50_keras",
+    "densenet121",
+    "convnext_tiny",
+    "swin_tiny",
+    "unet",
+]
+
+
+@pytest.mark.parametrize(("name", "side"), [*((name, 64) for name in CONVOLUTIONAL), *((name, 97) for name in SMALL)])
 def test_features_and_reduction_are_as_declared(name: str, side: int) -> None:
     encoder = registry.build(name)
     params, stats = encoder.abstract()
-    x = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-    for index, spec in enumerate(encoder.specs):
-        step = jax.eval_shape(lambda p, s, x, i=index: encoder.apply(p, s, x, start=i, stop=i + 1)[0], params, stats, x)
-        assert step.shape[::3] == (1, spec.features), spec.name
-        # Padded layers round an odd side up, others down.
-        assert abs(step.shape[1] * spec.reduction - side) < spec.reduction, spec.name
-        x = step
+
+    def trail(params, stats, x):
+        found = []
+        for index in range(len(encoder.specs)):
+            x, _ = encoder.apply(params, stats, x, start=index, stop=index + 1)
+            found.append(x)
+        return found
+
+    found = jax.eval_shape(trail, params, stats, jax.ShapeDtypeStruct((1, side, side, 3), np.float32))
+    for spec, x in zip(encoder.specs, found, strict=True):
+        assert x.shape[::3] == (1, spec.features), spec.name
+        # Padded layers round an odd side up, others down; without a reduction the map is one pixel.
+        assert x.shape[1] == 1 if not spec.reduction else abs(x.shape[1] * spec.reduction - side) < spec.reduction
 
 
 def test_unknown_model_names_the_nearest() -> None:

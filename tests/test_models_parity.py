@@ -107,10 +107,10 @@ def test_logits_and_levels_are_those_of_the_original(case: str) -> None:
 def of_decoder(segmenter: Segmenter, source: dict[str, np.ndarray], name: Callable[[str], str]):
     """Parameters and statistics of a segmenter from a file of segmentation_models_pytorch."""
     body = {key.removeprefix("encoder."): array for key, array in source.items() if key.startswith("encoder.")}
-    params, stats, report = merge(Classifier(segmenter.encoder, 1), body, seed=0)
+    *loaded, report = merge(Classifier(segmenter.encoder, 1), body, seed=0)
     assert not report.left_over
-    del params["head"]
-    for ours, shapes in zip((params, stats), segmenter.abstract(), strict=True):
+    trees = []
+    for encoder, shapes in zip(loaded, segmenter.abstract(), strict=True):
         arrays = {}
         for path, leaf in flatten(shapes).items():
             if path.startswith(("decoder/", "head/")):
@@ -119,9 +119,9 @@ def of_decoder(segmenter: Segmenter, source: dict[str, np.ndarray], name: Callab
                 array = source.pop(f"{name(module)}.{torch_ending.get(ending, ending)}")
                 arrays[path] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
                 assert arrays[path].shape == leaf.shape
-        ours |= unflatten(arrays)
+        trees.append(segmenter.adopt(unflatten(arrays), encoder))
     assert all(key.startswith("encoder.") for key in source)
-    return params, stats
+    return trees
 
 
 def smp_unet(module: str) -> str:
@@ -200,6 +200,7 @@ def package_of(case: str) -> str:
     return "torchvision" if is_torchvision and not case.endswith("_timm") else "timm"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras on torch
 @pytest.mark.parametrize("case", make_parity.CASES)
 def test_what_is_stored_is_what_the_original_computes(case: str) -> None:
     """Where the originals are installed; elsewhere the stored values stand for them."""

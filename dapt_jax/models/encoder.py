@@ -114,14 +114,14 @@ class Encoder:
         *,
         preprocess: Preprocess,
         image_size: int = 224,
-        remat: Sequence[str] = (),
+        remat: Iterable[str] = (),
         as_map: Callable[[jax.Array], jax.Array] = lambda x: x,
     ):
         self.name = name
         self.specs = tuple(specs)
         self.preprocess = preprocess
         self.image_size = image_size
-        self.remat = frozenset(remat)
+        self.remat = frozenset(remat) & {spec.name for spec in specs}
         self.as_map = as_map
 
     @property
@@ -167,7 +167,7 @@ class Encoder:
 
     def truncate(self, after: str) -> "Encoder":
         """The same encoder cut behind the group `after`: the paper's *simplified* architectures (arXiv 2204.13280)."""
-        return self._like(self.specs[: self.index(after) + 1], self.remat)
+        return self._like(specs=self.specs[: self.index(after) + 1])
 
     @functools.cached_property
     def trunk(self) -> "Encoder":
@@ -185,18 +185,16 @@ class Encoder:
         """
         for group in groups:
             self.index(group)
-        return self._like(self.specs, groups or self.groups)
+        return self._like(remat=groups or self.groups)
 
-    def _like(self, specs: Sequence[Group], remat: Iterable[str]) -> "Encoder":
-        kept = [spec.name for spec in specs if spec.name in set(remat)]
-        return Encoder(
-            self.name,
-            specs,
-            preprocess=self.preprocess,
-            image_size=self.image_size,
-            remat=kept,
-            as_map=self.as_map,
-        )
+    def expecting(self, preprocess: Preprocess) -> "Encoder":
+        """The same encoder for weights that expect something else of an image."""
+        return self._like(preprocess=preprocess)
+
+    def _like(self, **changes: Any) -> "Encoder":
+        """A copy with some of the constructor's arguments changed."""
+        kept = {"specs": self.specs, "preprocess": self.preprocess, "image_size": self.image_size}
+        return Encoder(self.name, **{**kept, "remat": self.remat, "as_map": self.as_map, **changes})
 
     @functools.cached_property
     def _parts(self) -> dict[str, tuple[Any, Tree, Tree]]:
@@ -264,7 +262,7 @@ class Encoder:
     ) -> tuple[Float[Array, "b ..."], dict[str, Float[Array, "b h w c"]], Tree]:
         """As `apply`, and the levels that were met on the way, by name, in between.
 
-        With all groups run these are the maps of `levels`, in that order.
+        With all groups run these are the maps of `levels` (as every dict, in the order of names once jit has returned it).
         """
         maps: dict[str, jax.Array] = {}
         names = {level.name for level in self.levels}

@@ -19,6 +19,8 @@ from dapt_jax.models.resize import bilinear
 Activations = dict[str, Any]
 """What lies at a boundary: `x`, the output of the group before it, and `skips`, the maps that groups behind it read.
 
+Nothing else: there is no `x` where the group behind reads `skips` alone.
+
 A pytree of arrays, batch first: it can be kept, and the suffix be run from it.
 """
 
@@ -76,6 +78,18 @@ class Segmenter:
         """Fresh parameters and statistics from a seed."""
         params, stats = self.abstract()
         return draw(params, seed), draw(stats, seed)
+
+    def adopt(self, own: Tree, encoder: Tree) -> Tree:
+        """Parameters (or statistics) with those of an encoder, such as a checkpoint's, in the encoder's place.
+
+        Args:
+            own: of the segmenter.
+            encoder: of the encoder; a classification head and groups behind the last level are left out.
+        """
+        found: Tree = {}
+        for name in self.groups:
+            put_group(found, name, get_group(encoder if name in self.encoder.groups else own, name))
+        return found
 
     def _wanted(self, boundary: int) -> set[str]:
         """Names of the maps that the groups from `boundary` on read and do not make themselves."""
@@ -142,7 +156,8 @@ class Segmenter:
     ) -> tuple[Activations, Tree]:
         """Runs the groups `start` to `stop` (exclusive) on the activations at `start`."""
         last = len(self.encoder.groups)
-        x, skips = state["x"], state["skips"]
+        x: Any = state.get("x")
+        skips = state["skips"]
         if start < last:
             x, maps, stats = self.encoder.run(params, stats, x, start=start, stop=min(stop, last), norm=norm, rng=rng)
             skips = skips | maps
@@ -161,7 +176,11 @@ class Segmenter:
             scale = self._decoder.reduction
             x = bilinear(x.astype(jnp.float32), (x.shape[1] * scale, x.shape[2] * scale))
         wanted = self._wanted(stop)
-        return {"x": x, "skips": {name: skip for name, skip in skips.items() if name in wanted}}, stats
+        after: Activations = {"skips": {name: skip for name, skip in skips.items() if name in wanted}}
+        behind = self.groups[stop] if last <= stop < len(self.groups) else None
+        if behind is None or self._parts[behind].step.has_input:
+            after["x"] = x
+        return after, stats
 
     def _check_size(self, sides: tuple[int, ...]) -> None:
         unit = self._decoder.unit

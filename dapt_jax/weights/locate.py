@@ -1,6 +1,5 @@
 """From what a config says about weights to arrays."""
 
-import copy
 import importlib.util
 from pathlib import Path
 
@@ -45,11 +44,7 @@ def fitted(spec: str, encoder: Encoder) -> Encoder:
     if not zoo.is_name(spec):
         return encoder
     wanted = zoo.entry(spec).preprocess.for_channels(encoder.preprocess.channels)
-    if wanted == encoder.preprocess:
-        return encoder
-    other = copy.copy(encoder)
-    other.preprocess = wanted
-    return other
+    return encoder if wanted == encoder.preprocess else encoder.expecting(wanted)
 
 
 def find(spec: str, model: str = "") -> Path:

@@ -11,7 +11,7 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Tree, draw
-from dapt_jax.weights import tables
+from dapt_jax.weights import adapt, tables
 from dapt_jax.weights.paths import flatten, unflatten
 from dapt_jax.weights.source import Weights
 
@@ -28,6 +28,7 @@ class MergeReport:
         left_over: the file's keys that no path of ours asked for.
         source: the file, and the names that it uses.
         prefix: what stood before every key.
+        adapted: our paths whose arrays were made to fit, each with what was done.
     """
 
     loaded: tuple[str, ...]
@@ -35,12 +36,15 @@ class MergeReport:
     left_over: tuple[str, ...]
     source: str
     prefix: str
+    adapted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{self.source}: {len(self.loaded)} arrays loaded"]
         if self.prefix:
             whose = f" ({tables.LAYOUTS[self.prefix]})" if self.prefix in tables.LAYOUTS else ""
             parts.append(f"behind the prefix {self.prefix!r}{whose}")
+        parts += self.adapted[:1]
+        parts += [f"{len(self.adapted) - 1} more likewise"] if len(self.adapted) > 1 else []
         parts += [f"{len(self.initialised)} initialised{_examples(self.initialised)}"] if self.initialised else []
         parts += [f"{len(self.left_over)} left over{_examples(self.left_over)}"] if self.left_over else []
         return ", ".join(parts)
@@ -51,7 +55,12 @@ def _examples(names: tuple[str, ...], most: int = 3) -> str:
 
 
 def merge(
-    classifier: Classifier, source: Mapping[str, np.ndarray], *, seed: int, head: HeadMode = "auto"
+    classifier: Classifier,
+    source: Mapping[str, np.ndarray],
+    *,
+    seed: int,
+    head: HeadMode = "auto",
+    stem: adapt.Stem = "auto",
 ) -> tuple[Tree, Tree, MergeReport]:
     """Fills a classifier's parameters and statistics from a file's arrays.
 
@@ -62,6 +71,7 @@ def merge(
         source: arrays by the file's own names; `Weights` are read one by one, and name themselves in the report.
         seed: of what is initialised.
         head: `auto` takes the file's head where its shape fits, `load` insists on it, `new` never does.
+        stem: what becomes of a stem for another number of channels; see `adapt`.
 
     Returns:
         Parameters and statistics as nested dicts of float32 arrays, and the report.
@@ -80,13 +90,24 @@ def merge(
     wanted = {path: entry for path, entry in entries.items() if path not in skipped}
     _refuse_missing(wanted, prefix, source, origin)
     _refuse_other_axes(wanted, shapes, prefix, source, origin)
-    loaded = {path: _fit(path, shapes[path], prefix, entry, source, origin) for path, entry in wanted.items()}
+    adapted: list[str] = []
+
+    def fit(path: str, entry: tables.Entry) -> np.ndarray:
+        found = entry.convert(source.like(prefix + entry.key)).shape
+        way = adapt.way(classifier.encoder, path, found, shapes[path], stem) if found != shapes[path] else None
+        array = _fit(path, shapes[path], prefix, entry, source, origin, way)
+        adapted.extend([f"{path}: {way.words}"] if way else [])
+        return array
+
+    loaded = {path: fit(path, entry) for path, entry in wanted.items()}
     left_over = tuple(sorted(set(source) - {prefix + entry.key for entry in wanted.values()}))
     if any(not key.startswith(f"{prefix}{scheme.head}{scheme.separator}") for key in left_over):
         _refuse_larger(classifier, scheme, source, len(loaded), origin)
 
     drawn = flatten(draw({HEAD: params[HEAD]}, seed)) if skipped else {}
-    report = MergeReport(tuple(loaded), tuple(drawn), left_over, f"{origin}, {scheme.name} names", prefix)
+    report = MergeReport(
+        tuple(loaded), tuple(drawn), left_over, f"{origin}, {scheme.name} names", prefix, tuple(adapted)
+    )
     is_stat = flatten(stats)
     merged_params = unflatten({path: a for path, a in (loaded | drawn).items() if path not in is_stat})
     return merged_params, unflatten({path: a for path, a in loaded.items() if path in is_stat}), report
@@ -207,11 +228,12 @@ def _fit(
     entry: tables.Entry,
     source: Weights,
     origin: str,
+    way: adapt.Way | None,
 ) -> np.ndarray:
     """One array in our layout, checked."""
     key = prefix + entry.key
     like = entry.convert(source.like(key))
-    if like.shape != shape:
+    if like.shape != shape and way is None:
         raise UserError(f"{origin}: {key!r} (for {path}) has shape {like.shape} in our layout, expected {shape}")
     if not jax.numpy.issubdtype(like.dtype, np.floating):
         raise UserError(f"{origin}: {key!r} (for {path}) is {like.dtype}, expected floating point")
@@ -219,7 +241,7 @@ def _fit(
     # The extremes of a float array are finite if all of it is, and take no second array to find.
     if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         raise UserError(f"{origin}: {key!r} (for {path}) holds values that are not finite")
-    return array
+    return array if way is None else np.ascontiguousarray(way.convert(array), np.float32)
 
 
 def _refuse_larger(classifier: Classifier, scheme: tables.Scheme, source: Weights, loaded: int, origin: str) -> None:

@@ -1,6 +1,7 @@
 """Levels of one resolution, as plain transformers have, made a pyramid."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 from flax import nnx
@@ -10,7 +11,7 @@ from dapt_jax.models.decoders.step import Step
 from dapt_jax.models.encoder import Encoder, Level, NormMode
 from dapt_jax.models.resize import bilinear
 
-_FACTORS = (4.0, 2.0, 1.0, 0.5)
+_REDUCTIONS = (4, 8, 16, 32)
 
 
 class Rescale(nnx.Module):
@@ -20,7 +21,7 @@ class Rescale(nnx.Module):
         self.factor = factor
 
     def __call__(
-        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
+        self, x: None, skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
     ) -> Float[Array, "b h3 w3 d"]:
         sides = (max(round(side * self.factor), 1) for side in skips[0].shape[1:3])
         return bilinear(skips[0], (next(sides), next(sides)))
@@ -29,16 +30,22 @@ class Rescale(nnx.Module):
 def pyramid(encoder: Encoder) -> tuple[list[Step], list[Level]]:
     """The steps before a decoder, and the levels that it then finds, finest first.
 
-    None, and the encoder's own, where these differ in resolution. Else the maps of four depths at 4, 2, 1 and 1/2 times
-    their side, as ViTDet (Li et al., arXiv 2203.16527) and BEiT's UPerNet do it, without their learnt convolutions.
+    None, and the encoder's own, where these differ in resolution. Else the maps of four depths at a quarter to a 32nd of
+    the image's side, as ViTDet (Li et al., arXiv 2203.16527) and BEiT's UPerNet do it, without their learnt convolutions.
     """
     levels = list(encoder.levels)
     if len({level.reduction for level in levels}) == len(levels):
         return [], levels
     steps: list[Step] = []
     made: list[Level] = []
-    for factor, level in zip(_FACTORS[-len(levels) :], levels, strict=True):
+    for reduction, level in zip(_REDUCTIONS[-len(levels) :], levels, strict=True):
         name = f"decoder/rescale{len(steps) + 1}"
-        steps.append(Step(name, functools.partial(Rescale, factor), (level.name,), emits=name))
-        made.append(Level(name, level.features, round(level.reduction / factor)))
+        make = functools.partial(Rescale, level.reduction / reduction)
+        steps.append(Step(name, make, (level.name,), name, has_input=False))
+        made.append(Level(name, level.features, reduction))
     return steps, made
+
+
+def unit(encoder: Encoder, levels: Sequence[Level]) -> int:
+    """What the sides of images have to be multiples of: every level, rescaled or not, then has whole sides."""
+    return math.lcm(*(level.reduction for level in (*encoder.levels, *levels)))

@@ -20,12 +20,14 @@ class Step:
             encoder, for the first), and the maps named by `skips`.
         skips: names of levels of the encoder, or of what earlier steps emit.
         emits: name under which later steps may read its output.
+        has_input: whether it reads the output of the step before; else its module is given None for it.
     """
 
     name: str
     build: Callable[[], nnx.Module]
     skips: tuple[str, ...] = ()
     emits: str = ""
+    has_input: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Part:
         return cls(step, graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
 
     def __call__(
-        self, params: Tree, stats: Tree, x: jax.Array, skips: Sequence[jax.Array], mode: NormMode
+        self, params: Tree, stats: Tree, x: jax.Array | None, skips: Sequence[jax.Array], mode: NormMode
     ) -> tuple[jax.Array, Tree]:
         """The step's output, and its statistics if they changed."""
         module = nnx.merge(self.graph, params, stats)

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dapt_jax.models.decoders.pyramid import pyramid
+from dapt_jax.models.decoders.pyramid import pyramid, unit
 from dapt_jax.models.decoders.step import Decoder, Step
 from dapt_jax.models.encoder import DEFAULT, Encoder, NormMode
 from dapt_jax.models.layers import Dense, LayerNorm
-from dapt_jax.models.resize import bilinear
 from dapt_jax.models.swin import WINDOW, Block
 
 HEAD_SIZE = 32
@@ -54,7 +53,7 @@ class Stage(nnx.Module):
         x = self.expand(x, (), norm)
         if self.join is not None:
             (skip,) = skips
-            x = self.join(jnp.concatenate([bilinear(x, (skip.shape[1], skip.shape[2])), skip], -1))
+            x = self.join(jnp.concatenate([x, skip], -1))
         for block in self.blocks:
             x = block(x, norm)
         return x
@@ -73,4 +72,4 @@ def swin_unet(encoder: Encoder) -> Decoder:
         steps.append(Step(f"decoder/stage{len(steps) + 1}", make, (skip.name,) if skip else ()))
         features = outputs
     steps.append(Step("decoder/expand", functools.partial(Expand, features, features, reduction)))
-    return Decoder(tuple(steps), features, 1, deepest.reduction, head_size=1)
+    return Decoder(tuple(steps), features, 1, unit(encoder, [*finer, deepest]), head_size=1)

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dapt_jax.models.decoders.pyramid import pyramid
+from dapt_jax.models.decoders.pyramid import pyramid, unit
 from dapt_jax.models.decoders.step import Decoder, Step
 from dapt_jax.models.encoder import Encoder, NormMode
 from dapt_jax.models.layers import BatchNorm, Conv, ConvNormRelu
-from dapt_jax.models.resize import bilinear, nearest
+from dapt_jax.models.resize import nearest
 
 WIDTHS = (256, 128, 64, 32, 16)
 """Channels of the blocks, coarsest first; a network of fewer resolutions has the first of them."""
@@ -50,8 +50,6 @@ class Block(nnx.Module):
     ) -> Float[Array, "b h2 w2 e"]:
         x = nearest(x, 2)
         for skip in skips:
-            # Patches of 14 pixels do not halve evenly.
-            x = bilinear(x, (skip.shape[1], skip.shape[2]))
             x = jnp.concatenate([x, skip if self.gate is None else self.gate(x, skip, norm)], -1)
         return self.conv2(self.conv1(x, norm), norm)
 
@@ -67,7 +65,7 @@ def unet(encoder: Encoder, *, has_gate: bool = False) -> Decoder:
         make = functools.partial(Block, features, skip.features if skip else 0, width, has_gate=has_gate)
         steps.append(Step(f"decoder/block{number}", make, (skip.name,) if skip else ()))
         features = width
-    return Decoder(tuple(steps), features, reduction, deepest.reduction, head_size=3)
+    return Decoder(tuple(steps), features, reduction, unit(encoder, [*finer, deepest]), head_size=3)
 
 
 def attention_unet(encoder: Encoder) -> Decoder:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dapt_jax.models.decoders.pyramid import pyramid
+from dapt_jax.models.decoders.pyramid import pyramid, unit
 from dapt_jax.models.decoders.step import Decoder, Step
 from dapt_jax.models.encoder import Encoder, NormMode
 from dapt_jax.models.layers import ConvNormRelu, LayerNorm
@@ -33,8 +33,8 @@ class PyramidPooling(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
-    ) -> Float[Array, "b h2 w2 e"]:
-        x = self.norm(skips[0])
+    ) -> Float[Array, "b h w e"]:
+        x = self.norm(x)
         size = (x.shape[1], x.shape[2])
         parts = [conv(averaged(x, cells), norm) for conv, cells in zip(self.pools, SIZES, strict=True)]
         return self.fuse(jnp.concatenate([x, *(bilinear(part, size) for part in parts)], -1), norm)
@@ -60,11 +60,10 @@ class Lateral(nnx.Module):
         self.norm = LayerNorm(inputs)
         self.conv = ConvNormRelu(inputs, WIDTH, 1)
 
-    def __call__(
-        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
-    ) -> Float[Array, "b h2 w2 c"]:
-        y = self.conv(self.norm(skips[0]), norm)
-        return y + bilinear(x, (y.shape[1], y.shape[2]))
+    def __call__(self, x: None, skips: Sequence[Float[Array, "b _ _ _"]], norm: NormMode) -> Float[Array, "b h w c"]:
+        level, coarser = skips
+        y = self.conv(self.norm(level), norm)
+        return y + bilinear(coarser, (y.shape[1], y.shape[2]))
 
 
 class Fuse(nnx.Module):
@@ -74,12 +73,10 @@ class Fuse(nnx.Module):
         self.convs = nnx.List([ConvNormRelu(WIDTH, WIDTH, 3) for _ in range(maps - 1)])
         self.fuse = ConvNormRelu(maps * WIDTH, WIDTH, 3)
 
-    def __call__(
-        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 c"]], norm: NormMode
-    ) -> Float[Array, "b h w c"]:
+    def __call__(self, x: None, skips: Sequence[Float[Array, "b _ _ c"]], norm: NormMode) -> Float[Array, "b h w c"]:
         coarsest, *finer = skips
         maps = [coarsest, *(conv(each, norm) for conv, each in zip(self.convs, finer, strict=True))]
-        size = (x.shape[1], x.shape[2])
+        size = (maps[-1].shape[1], maps[-1].shape[2])
         return self.fuse(jnp.concatenate([bilinear(each, size) for each in reversed(maps)], -1), norm)
 
 
@@ -88,11 +85,12 @@ def upernet(encoder: Encoder) -> Decoder:
     steps, levels = pyramid(encoder)
     *finer, deepest = [level for level in levels if level.reduction >= min(4, levels[-1].reduction)]
     made = ["decoder/pool"]
-    steps.append(Step(made[0], functools.partial(PyramidPooling, deepest.features), (deepest.name,), emits=made[0]))
+    steps.append(Step(made[0], functools.partial(PyramidPooling, deepest.features), emits=made[0]))
     for number, level in enumerate(reversed(finer), 1):
-        made.append(f"decoder/lateral{number}")
+        name = f"decoder/lateral{number}"
         make = functools.partial(Lateral, level.features)
-        steps.append(Step(made[-1], make, (level.name,), emits=made[-1]))
-    steps.append(Step("decoder/fuse", functools.partial(Fuse, len(made)), tuple(made)))
+        steps.append(Step(name, make, (level.name, made[-1]), name, has_input=False))
+        made.append(name)
+    steps.append(Step("decoder/fuse", functools.partial(Fuse, len(made)), tuple(made), has_input=False))
     finest = (finer or [deepest])[0]
-    return Decoder(tuple(steps), WIDTH, finest.reduction, levels[-1].reduction, head_size=1)
+    return Decoder(tuple(steps), WIDTH, finest.reduction, unit(encoder, levels), head_size=1)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.weights.tables.scheme import Scheme
+from dapt_jax.weights.tables.scheme import Fit, Scheme
 
 _LAYERS = {"conv": 1, "norm": 0}
 
@@ -51,7 +51,12 @@ def _authors(encoder: Encoder, group: str, part: str) -> str:
 
 
 _TORCHVISION = Scheme(
-    "torchvision", "torch", _torchvision, "classifier.2", {"gamma": "layer_scale"}, {"gamma": np.ravel}
+    "torchvision",
+    "torch",
+    _torchvision,
+    "classifier.2",
+    {"gamma": "layer_scale"},
+    {"gamma": Fit(np.ravel, lambda gamma: gamma[:, None, None])},
 )
 _SCHEMES = (
     _TORCHVISION,

@@ -9,7 +9,7 @@ Names after: google-deepmind/dm-haiku `nets/resnet.py` and deepmind-research `by
 import numpy as np
 
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.weights.tables.scheme import Scheme, numbers
+from dapt_jax.weights.tables.scheme import Fit, Scheme, numbers
 
 
 def _haiku(encoder: Encoder, group: str, part: str) -> str:
@@ -46,7 +46,9 @@ _HAIKU = Scheme(
     _haiku,
     "classifier",
     {"kernel": "w", "bias": "offset", "mean": "~/mean_ema/average", "var": "~/var_ema/average"},
-    dict.fromkeys(("scale", "bias", "mean", "var"), np.ravel),  # haiku keeps (1, 1, 1, c)
+    dict.fromkeys(
+        ("scale", "bias", "mean", "var"), Fit(np.ravel, lambda array: array[None, None, None])
+    ),  # haiku keeps (1, 1, 1, c)
 )
 _SIMCLR2 = Scheme("SimCLR-v2", "torch", _simclr2, "fc")
 _SEQUENCE = Scheme("nn.Sequential of torchvision", "torch", _sequence, "fc")

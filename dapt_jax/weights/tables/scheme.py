@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,15 @@ from dapt_jax.models.encoder import Encoder
 from dapt_jax.weights.paths import flatten
 
 Framework = Literal["torch", "keras", "dapt_jax"]
-Fit = Callable[[np.ndarray], np.ndarray]
+
+
+class Fit(NamedTuple):
+    """An array's way in and back out, where it is more than the framework's order of axes."""
+
+    load: Callable[[np.ndarray], np.ndarray]
+    save: Callable[[np.ndarray], np.ndarray]
+
+
 _ENDINGS: dict[Framework, dict[str, str]] = {
     "torch": {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
     "keras": {"kernel": "kernel", "scale": "gamma", "bias": "bias", "mean": "moving_mean", "var": "moving_variance"},
@@ -55,7 +63,7 @@ class Entry:
     Attributes:
         key: its name there, without any prefix.
         framework: decides the layout.
-        fit: makes our array of theirs, where it is more than the framework's order of axes.
+        fit: makes our array of theirs and back, where it is more than the framework's order of axes.
     """
 
     key: str
@@ -65,7 +73,7 @@ class Entry:
     def convert(self, array: np.ndarray) -> np.ndarray:
         """The array in our layout: (h, w, in, out) and (in, out); torch has the outputs first."""
         if self.fit is not None:
-            return self.fit(array)
+            return self.fit.load(array)
         if self.framework != "torch":
             return array
         if array.ndim == 4:
@@ -73,9 +81,9 @@ class Entry:
         return array.T if array.ndim == 2 else array
 
     def restore(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `convert` for a framework's order of axes, and for Keras' depthwise kernels."""
+        """The inverse of `convert`."""
         if self.fit is not None:
-            return self.fit(array) if self.fit is _swap_last else array
+            return self.fit.save(array)
         if self.framework != "torch":
             return array
         return array.transpose(3, 2, 0, 1) if array.ndim == 4 else self.convert(array)
@@ -100,7 +108,7 @@ def _entry(scheme: Scheme, encoder: Encoder, path: str) -> Entry:
         if scheme.framework == "keras" and kind.startswith("norm") and leaf == "bias":
             ending = "beta"
         if scheme.framework == "keras" and kind.startswith("depthwise") and leaf == "kernel":
-            ending, fit = scheme.leaves.get("depthwise", ending), _swap_last
+            ending, fit = scheme.leaves.get("depthwise", ending), _SWAPPED
     separator = scheme.separators.get(kind, scheme.separator)
     return Entry(f"{name}{separator}{ending}" if name else ending, scheme.framework, fit)
 
@@ -108,6 +116,9 @@ def _entry(scheme: Scheme, encoder: Encoder, path: str) -> Entry:
 def _swap_last(kernel: np.ndarray) -> np.ndarray:
     """Keras has (h, w, in, 1) where we have (h, w, 1, out)."""
     return kernel.swapaxes(-1, -2)
+
+
+_SWAPPED = Fit(_swap_last, _swap_last)
 
 
 def numbers(group: str) -> tuple[int, int]:

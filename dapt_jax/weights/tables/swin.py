@@ -1,7 +1,7 @@
 """Names of Swin transformers in torchvision (BSD-3-Clause), timm (Apache-2.0) and the authors' code (MIT)."""
 
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.weights.tables.scheme import Scheme
+from dapt_jax.weights.tables.scheme import Fit, Scheme
 
 _MERGE = {"norm": "norm", "reduce": "reduction"}
 
@@ -51,7 +51,7 @@ def _authors(encoder: Encoder, group: str, part: str) -> str:
 
 _LEAVES = {"relative_bias": "relative_position_bias_table"}
 # Unlike every other matrix of theirs, the table is (positions, heads) everywhere.
-_FITS = {"relative_bias": lambda array: array}
+_FITS = {"relative_bias": Fit(lambda table: table, lambda table: table)}
 _SCHEMES = (
     Scheme("torchvision", "torch", _torchvision, "head", _LEAVES, _FITS),
     Scheme("timm", "torch", _timm, "head.fc", _LEAVES, _FITS),

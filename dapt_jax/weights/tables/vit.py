@@ -7,7 +7,7 @@ class token: DINOv2's have a position for it, timm's have added that to it alrea
 import numpy as np
 
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.weights.tables.scheme import Scheme
+from dapt_jax.weights.tables.scheme import Fit, Scheme
 
 _PARTS = {
     "attention/qkv": "attn.qkv",
@@ -62,7 +62,7 @@ _REGISTERS = (
         _timm,
         "head",
         _LEAVES | _SCALES | {"register_tokens": "reg_token"},
-        {"position": _with_class_row},
+        {"position": Fit(_with_class_row, lambda position: position[:, 1:])},
     ),
 )
 _DINOV3 = (
