@@ -28,6 +28,11 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
   --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
   --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
+
+In the environment:
+
+  DAPT_JAX_ALLOCATOR=off          starts no second process with glibc's memory settings for XLA:CPU
+  JAX_COMPILATION_CACHE_DIR=DIR   where compiled programs are kept (else in the user's cache folder)
 """
 
 

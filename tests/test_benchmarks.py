@@ -23,6 +23,7 @@ from benchmarks import (
     startup,
     train_step,
 )
+from benchmarks import ops as ops_benchmark
 from dapt_jax import allocator as settings
 from dapt_jax import arguments
 
@@ -119,6 +120,17 @@ def test_both_sides_do_the_same_work(model, strategy):
     # Torch counts the taps that fall on padding; the grids of the two backward passes differ a little.
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
     assert torch.get_num_threads() == os.cpu_count()
+
+
+def test_ops_compares_formulations_of_every_pass(run):
+    rows = run(ops_benchmark, "--kinds=depthwise", "--batch=1")
+    assert [row["pass"] for row in rows] == 2 * ["forward", "images", "kernel"]
+    for row in rows:
+        gflop = row["cpu GFLOP/s"] * row["cpu ms"] / 1000
+        # Along an axis, 3 taps meet 3n - 2 of n pixels, 5 taps 5n - 6.
+        pairs = {32: 3 * 32 - 2, 8: 5 * 8 - 6}[row["side"]]
+        assert gflop == pytest.approx(2 * row["in"] * pairs**2 / 1e9)
+        assert row["lax / cpu"] == pytest.approx(row["lax ms"] / row["cpu ms"])
 
 
 def test_feature_cache_says_what_each_boundary_saves(run):

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from dapt_jax import ops
+from dapt_jax.ops import choice
+from dapt_jax.ops.shapes import pairs
+from dapt_jax.ops.winograd import winograd
 
 SETTINGS = settings(max_examples=20, deadline=None, derandomize=True)
 # Relative to the largest value: bfloat16 keeps 8 bits.
@@ -88,10 +91,26 @@ def test_depthwise_equals_lax_at_the_shapes_of_lite0(size: int, stride: int, sid
 def test_winograd_equals_lax(inputs: int, outputs: int, sides, padding) -> None:
     """Each number of channels has its own way to the gradients."""
     x, kernel = draw(1, (2, *sides, inputs), "float32"), draw(2, (3, 3, inputs, outputs), "float32")
-    with ops.formulation("cpu"):
-        assert "conv_general_dilated" not in primitives(lambda x, k: ops.conv(x, k, padding=padding), x, kernel)
-    for expected, actual in both(lambda x, k: ops.conv(x, k, padding=padding), x, kernel):
+    pads = pairs(padding, (3, 3), sides, 1)
+
+    def conv(x, kernel):
+        return winograd(pads, x, kernel) if choice.current() == "cpu" else ops.conv(x, kernel, padding=padding)
+
+    for expected, actual in both(conv, x, kernel):
         assert_close(actual, expected, "float32")
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "dtype", "is_taken"),
+    [(32, 64, "float32", True), (32, 64, "bfloat16", False), (4, 64, "float32", False), (96, 16, "float32", False)],
+)
+def test_winograd_is_taken_where_it_pays_whatever_the_batch(side, channels, dtype, is_taken) -> None:
+    kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), dtype)
+    for batch in (1, 64):
+        x = jax.ShapeDtypeStruct((batch, side, side, channels), dtype)
+        with ops.formulation("cpu"):
+            text = primitives(lambda x, kernel: ops.conv(x, kernel), x, kernel)
+        assert ("conv_general_dilated" not in text) is is_taken
 
 
 @SETTINGS

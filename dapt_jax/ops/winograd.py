@@ -7,6 +7,7 @@ direct sum (larger tiles would save more, at ten times the error, and were slowe
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -21,11 +22,28 @@ _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 
+FEWEST_CHANNELS = 32
+LEAST_WORK = 10**7
+"""FLOPs per image. The transforms treble the time to compile, which small images would not earn back."""
+ENOUGH_CHANNELS = 128
+"""From here on the kernel's gradient is faster by these products than by `lax`."""
+MANY_CHANNELS = 256
+"""From here on the images' gradient is faster by the transposed steps than as a convolution with the kernel turned, whose
+transform would be the larger part."""
+
 Grid = Sequence[Sequence[jax.Array]]
 Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
-MANY_CHANNELS = 256
-ENOUGH_CHANNELS = 128
+
+def suits(pads: Pairs, x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether a 3x3 convolution at stride 1 is worth the transforms; the number of images has no say in it.
+
+    Lower precision is left out: its rounding would come on top of the transforms'.
+    """
+    inputs, channels = kernel.shape[2:]
+    work = 18 * math.prod(outputs(x.shape[1:3], (3, 3), pads, 1)) * inputs * channels
+    is_wide = min(inputs, channels) >= FEWEST_CHANNELS and max(map(max, pads)) <= 2
+    return x.dtype == jnp.float32 and is_wide and work >= LEAST_WORK
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -118,7 +136,6 @@ def _interleave(grid: Grid) -> jax.Array:
 
 def _overlap(first: jax.Array, second: jax.Array, axis: int) -> jax.Array:
     """Sums neighbouring tiles where they overlap: the first half of each with the second half of the one before."""
-    border = [(0, 0)] * first.ndim
-    return jnp.pad(first, [*border[:axis], (0, 1), *border[axis + 1 :]]) + jnp.pad(
-        second, [*border[:axis], (1, 0), *border[axis + 1 :]]
-    )
+    before, behind = [(0, 0)] * first.ndim, [(0, 0)] * first.ndim
+    behind[axis], before[axis] = (0, 1), (1, 0)
+    return jnp.pad(first, behind) + jnp.pad(second, before)
