@@ -100,7 +100,7 @@ def test_hdf5_that_reaches_into_other_files_is_refused(tmp_path: Path, link: str
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"]" * 2_000_000, "more than 1,000,000 steps"),
+        (b"]" * 1_000_000, "steps"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x", "damaged or cut short"),
         (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x", "damaged or cut short"),
         (b"\x80\x05\x96" + struct.pack("<Q", 1 << 40), "the instruction 0x96"),
@@ -113,7 +113,10 @@ def test_hdf5_that_reaches_into_other_files_is_refused(tmp_path: Path, link: str
     ],
     ids=["steps", "bytes", "text", "bytearray", "memo", "global", "instance", "extension", "set", "wide"],
 )
-def test_pickles_that_would_take_memory_or_run_code_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
+def test_pickles_that_would_take_memory_or_run_code_are_refused(
+    tmp_path: Path, monkeypatch, content: bytes, said: str
+) -> None:
+    monkeypatch.setattr(restricted._Instructions, "left", restricted.INSTRUCTIONS // 10)  # for the test's speed
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a/data.pkl", content)

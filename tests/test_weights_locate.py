@@ -3,6 +3,9 @@
 import functools
 import hashlib
 import http.server
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +16,8 @@ import safetensors.numpy
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.weights import download, locate, zoo
+from dapt_jax.weights import download, export, locate, zoo
+from tests.command import ROOT
 
 BODY = np.random.default_rng(0).bytes(3 << 20)
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -183,8 +187,6 @@ def test_addresses_that_lead_nowhere(spec: str, message: str) -> None:
 def test_a_study_takes_an_address(source, tmp_path: Path, monkeypatch) -> None:
     model = Classifier(registry.build("resnet18"), 2)
     params, stats = model.init(0)
-    from dapt_jax.weights import export
-
     export.write(tmp_path / "w.safetensors", params, stats)
     data = (tmp_path / "w.safetensors").read_bytes()
     monkeypatch.setattr(f"{__name__}.BODY", data)
@@ -193,6 +195,58 @@ def test_a_study_takes_an_address(source, tmp_path: Path, monkeypatch) -> None:
     )
     np.testing.assert_array_equal(loaded["stem"]["conv"]["kernel"], params["stem"]["conv"]["kernel"])
     assert safetensors.numpy.load(data).keys() == set(report.loaded)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as its client asks for one file."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        known = self.path == "/owner/name/resolve/v1/folder/w.bin"
+        self.send_response(200 if known else 404)
+        if known:
+            self.send_header("ETag", f'"{SHA}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+        else:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", str(len(BODY) if known else 0))
+        self.end_headers()
+        return known
+
+    def do_GET(self):
+        if self.do_HEAD():
+            self.wfile.write(BODY)
+
+
+def test_the_hubs_client_fetches_and_says_what_is_missing(tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=functools.partial(server.serve_forever, 0.01))
+    thread.start()
+    script = "import sys; from dapt_jax.weights import locate; print(locate.find(sys.argv[1]))"
+    here = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+
+    def find(spec: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", script, spec]  # the client reads its settings once, when it is imported
+        return subprocess.run(command, cwd=ROOT, env=os.environ | here, capture_output=True, text=True)
+
+    try:
+        found = find(f"hf://owner/name/folder/w.bin@v1#sha256={SHA}")
+        assert Path(found.stdout.strip()).read_bytes() == BODY, found.stderr
+        missing = find("hf://owner/name/other.bin@v1").stderr
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert "UserError: hf://owner/name/other.bin@v1: " in missing
+    assert "download https://huggingface.co/owner/name/resolve/v1/other.bin" in missing
+    assert Path(find("hf://owner/name/folder/w.bin@v1").stdout.strip()).read_bytes() == BODY  # kept, without the hub
 
 
 def test_the_packaged_weights_are_an_entry_and_verified() -> None:
