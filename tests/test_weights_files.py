@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dapt_jax.errors import UserError
 from dapt_jax.weights import readers, torch_pickle
-from tests.torch_files import Call, Named, tensor, write_old, write_zip
+from tests.torch_files import Call, Named, New, tensor, write_old, write_zip
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -93,7 +93,7 @@ HOSTILE = {
     "builtins.getattr": Call(Named("builtins", "getattr"), Named("collections", "OrderedDict"), "fromkeys"),
     "collections.OrderedDict.fromkeys": Named("collections", "OrderedDict.fromkeys"),
     "torch._utils._rebuild_tensor_v2.__globals__": Named("torch._utils", "_rebuild_tensor_v2.__globals__"),
-    "torchvision.models.resnet.ResNet": Call(Named("torchvision.models.resnet", "ResNet")),
+    "some.package.Net": Call(Named("some.package", "Net")),
     "numpy.core.multiarray.fromfile": Call(Named("numpy.core.multiarray", "fromfile"), "x"),
 }
 
@@ -107,6 +107,44 @@ def test_code_is_refused_by_name(tmp_path: Path, name: str, form: str) -> None:
     with pytest.raises(UserError, match=rf"evil\.pth: the file asks for {name}; only arrays") as caught:
         torch_pickle.read(path)
     assert "\n" not in str(caught.value)
+
+
+def module(kind: str, parts=(), **parameters) -> New:
+    """A part of a network as torch pickles it whole."""
+    hooks = Call(Named("collections", "OrderedDict"))
+    state = {
+        "training": False,
+        "_parameters": parameters,
+        "_buffers": {},
+        "_backward_hooks": hooks,
+        "_modules": dict(parts),
+    }
+    return New(Named(*kind.rsplit(".", 1)), state)
+
+
+def test_a_network_pickled_whole_is_read_as_its_state_dict(tmp_path: Path) -> None:
+    run = np.arange(4, dtype=np.float32)
+    conv = module("torch.nn.modules.conv.Conv2d", weight=tensor(run, "0"), bias=None)
+    act = module("torch.nn.modules.activation.ReLU")
+    block = module("torchxrayvision.models._DenseBlock", {"conv": conv, "act": act})
+    path = write_zip(
+        tmp_path / "a.pt", module("torchvision.models.resnet.ResNet", {"layer1": block}), {"0": run.tobytes()}
+    )
+    assert_same(readers.read(path), {"layer1.conv.weight": run})
+    path = write_zip(tmp_path / "b.pt", {"epoch": 1, "model": block}, {"0": run.tobytes()})
+    assert readers.read(path).origin == f"{path} ['model']"
+    for kind in ("os.system", "torch.nn.parallel.DataParallel", "mine.Net", "torchvision.modelsevil.Net"):
+        with pytest.raises(UserError, match=f"asks for {kind}"):
+            readers.read(write_zip(tmp_path / "c.pt", module(kind, {"conv": conv}), {}))
+
+
+def test_parts_within_parts_without_end_are_named_once(tmp_path: Path) -> None:
+    run = np.ones(1, np.float32)
+    part = module("torch.nn.modules.conv.Conv2d", weight=tensor(run, "0"))
+    for _ in range(40):  # each holds the one before twice: 2^40 paths
+        part = module("torch.nn.modules.container.Sequential", {"0": part, "1": part})
+    weights = readers.read(write_zip(tmp_path / "a.pt", part, {"0": run.tobytes()}))
+    assert 1 <= len(weights) <= 2
 
 
 def test_state_set_on_containers_is_dropped(tmp_path: Path) -> None:

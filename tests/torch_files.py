@@ -33,6 +33,13 @@ class Call:
         self.function, self.args, self.state = function, args, state
 
 
+class New:
+    """Pickled as a new object of `kind` (a Named), made without its constructor, with a state to set."""
+
+    def __init__(self, kind: Named, state):
+        self.kind, self.state = kind, state
+
+
 class Storage:
     """Pickled as a persistent id."""
 
@@ -56,6 +63,11 @@ class Writer(pickle._Pickler):  # the Python one: its save methods can be extend
             if value.state is not None:
                 self.save(value.state)
                 self.write(pickle.BUILD)
+        elif isinstance(value, New):
+            self.save(value.kind)
+            self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+            self.save(value.state)
+            self.write(pickle.BUILD)
         else:
             super().save(value, save_persistent_id)
 

@@ -57,6 +57,15 @@ class Record(dict[Any, Any]):
     def __setstate__(self, state: Any) -> None: ...
 
 
+class Module(Record):
+    """Stands in for a network or a part of one, pickled whole: parameters, buffers and parts by name, and nothing else."""
+
+    def __setstate__(self, state: Any) -> None:
+        for kept in ("_parameters", "_buffers", "_modules"):
+            if isinstance(state, dict) and isinstance(state.get(kept), dict):
+                self.update({key: each for key, each in state[kept].items() if isinstance(key, str)})
+
+
 @dataclasses.dataclass(frozen=True)
 class NamedTuple:
     """Stands in for a class of named tuples: what it makes are records with its fields."""
@@ -295,6 +304,7 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any] | DtypeRecord | NamedTuple | t
     ("torch", "Size"): _sides,
     ("torch", "device"): _nothing,
     ("argparse", "Namespace"): Ignored,
+    **{(builtins, "set"): _nothing for builtins in ("builtins", "__builtin__")},
     ("_codecs", "encode"): _encode,
     ("numpy", "dtype"): NumpyDtype,
     ("numpy", "ndarray"): DtypeRecord("ndarray"),
@@ -317,3 +327,25 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any] | DtypeRecord | NamedTuple | t
         for name in ("ScaleState", "EmptyState", "IdentityState", "ScaleByAdamState", "TraceState")
     },
 }
+MODULES = (
+    "torch.nn.modules.",
+    "torchvision.models.",
+    "torchvision.ops.",
+    "torchxrayvision.models",
+    "timm.",
+    "monai.networks.",
+)
+"""Where the classes of networks come from that are read when they are pickled whole; the classes are not."""
+
+
+def resolve(module: str, name: str) -> Any:
+    """What a name in a pickle stands for here.
+
+    Raises:
+        Refused: nothing.
+    """
+    if (module, name) in ALLOWED:
+        return ALLOWED[module, name]
+    if module.startswith(MODULES) and name.isidentifier():
+        return Module
+    raise Refused(f"{module}.{name}")

@@ -17,10 +17,12 @@ from dapt_jax.weights.records import (
     DTYPES,
     DtypeRecord,
     Ignored,
+    Module,
     NamedTuple,
     Record,
     Refused,
     StorageRecord,
+    resolve,
     set_item,
 )
 
@@ -58,7 +60,7 @@ class _Instructions(dict[int, Any]):
 
 
 class _Unpickler(pickle._Unpickler):
-    """Resolves names through `ALLOWED` alone."""
+    """Resolves names through `records.resolve` alone."""
 
     stack: list[Any]
     read: Callable[[int], bytes]
@@ -83,11 +85,9 @@ class _Unpickler(pickle._Unpickler):
         self.storages: dict[str, np.dtype[Any]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise Refused(f"{module}.{name}")
-        return ALLOWED[module, name]
+        return resolve(module, name)
 
-    def persistent_load(self, pid: Any) -> StorageRecord:
+    def persistent_load(self, pid: Any) -> Any:
         match pid:
             case ("storage", DtypeRecord(name), str() | int() as key, _, int() as count, *view) if name in DTYPES:
                 start = 0
@@ -98,6 +98,8 @@ class _Unpickler(pickle._Unpickler):
                     raise Refused("a storage of negative size")
                 self.storages[str(key)] = DTYPES[name]
                 return StorageRecord(str(key), DTYPES[name], count, start)
+            case ("module", kind, *_) if kind is Module:  # the older format keeps the source of a class beside it
+                return kind
             case (str() as kind, *_):
                 raise Refused(f"a persistent {kind[:40]!r}")
         raise Refused("a persistent object that is not a storage")
@@ -142,8 +144,8 @@ class _Unpickler(pickle._Unpickler):
             made = Record()
         elif isinstance(made, NamedTuple) and isinstance(arguments, tuple):
             made = made.make(*arguments)
-        elif made is Ignored:
-            made = Ignored()
+        elif made is Ignored or made is Module:
+            made = made()
         else:
             raise Refused("a new object of something that is not a container")
         self.stack.append(made)

@@ -12,7 +12,7 @@ The file is mapped and its tensors are views of it, so reading takes no memory f
 import io
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from dapt_jax.errors import UserError
 from dapt_jax.weights import restricted
 from dapt_jax.weights.archive import Archive
-from dapt_jax.weights.records import NumpyArray, Refused, TensorRecord
+from dapt_jax.weights.records import Module, NumpyArray, Refused, TensorRecord
 from dapt_jax.weights.source import Stored, Weights
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -48,6 +48,9 @@ Run = Callable[[str, np.dtype[Any]], np.ndarray]
 
 def read(path: str | Path) -> Weights:
     """Reads the tensors of a checkpoint: those at its top level, else those under one of `CONTAINERS`.
+
+    A network that was pickled whole is read as its state dict, without its class, if it is made of the parts of known
+    libraries (`records.MODULES`).
 
     Args:
         path: a file that `torch.save` wrote, in either format.
@@ -152,6 +155,8 @@ def _tensors(content: Any, run: Run, path: Path) -> Weights:
     inside: list[str] = []
     node = content
     while isinstance(node, dict) and len(inside) < 8:  # deeper than any training script nests; a dict may hold itself
+        if isinstance(node, Module):
+            node = dict(_parts(node, "", set()))
         tensors = {key: value for key, value in node.items() if isinstance(value, TensorRecord | NumpyArray)}
         if any(isinstance(key, str) for key in tensors):
             origin = " ".join([str(path), *(f"[{key!r}]" for key in inside)])
@@ -165,6 +170,16 @@ def _tensors(content: Any, run: Run, path: Path) -> Weights:
         node = node[container]
     found = ", ".join(repr(key) for key in list(content)[:6]) if isinstance(content, dict) else type(content).__name__
     raise UserError(f"{path}: no named tensors at the top level or under {', '.join(CONTAINERS)}; it holds {found}")
+
+
+def _parts(module: Module, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """The tensors of a network that was pickled whole, named as its state dict would; of a part used twice, once."""
+    seen.add(id(module))
+    for key, part in module.items():
+        if not isinstance(part, Module):
+            yield f"{path}{key}", part
+        elif id(part) not in seen:
+            yield from _parts(part, f"{path}{key}.", seen)
 
 
 def _stored(record: TensorRecord | NumpyArray, run: Run, path: Path) -> Stored:
