@@ -34,10 +34,10 @@ class Call:
 
 
 class New:
-    """Pickled as a new object of `kind` (a Named), made without its constructor, with a state to set."""
+    """Pickled as a new object of `kind` (a Named), made of `args` without its constructor, with a state to set if any."""
 
-    def __init__(self, kind: Named, state):
-        self.kind, self.state = kind, state
+    def __init__(self, kind: Named, state=None, args=()):
+        self.kind, self.state, self.args = kind, state, args
 
 
 class Storage:
@@ -65,9 +65,11 @@ class Writer(pickle._Pickler):  # the Python one: its save methods can be extend
                 self.write(pickle.BUILD)
         elif isinstance(value, New):
             self.save(value.kind)
-            self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
-            self.save(value.state)
-            self.write(pickle.BUILD)
+            self.save(value.args)
+            self.write(pickle.NEWOBJ)
+            if value.state is not None:
+                self.save(value.state)
+                self.write(pickle.BUILD)
         else:
             super().save(value, save_persistent_id)
 

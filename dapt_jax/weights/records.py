@@ -269,6 +269,13 @@ def _dill_array(function: Any, arguments: Any, state: Any, *_: Any) -> NumpyArra
     return made
 
 
+def _numpy_buffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> NumpyArray:
+    """An array as protocol 5 has it."""
+    made = NumpyArray()
+    made.__setstate__((1, shape, dtype, order == "F", data))
+    return made
+
+
 def _dill_named_tuple(name: Any, fields: Any, *_: Any) -> NamedTuple:
     return NamedTuple(tuple(fields) if isinstance(fields, tuple | list) else fields)
 
@@ -310,6 +317,7 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any] | DtypeRecord | NamedTuple | t
     ("numpy", "ndarray"): DtypeRecord("ndarray"),
     **{(f"numpy.{core}.multiarray", "scalar"): _nothing for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "_reconstruct"): NumpyArray for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _numpy_buffer for core in ("core", "_core")},
     **{("torch", f"{name}Storage"): DtypeRecord(dtype) for name, dtype in _STORAGES.items()},
     **{("torch.storage", f"{name}Storage"): DtypeRecord(dtype) for name, dtype in _STORAGES.items()},
     **{("torch", dtype): DtypeRecord(dtype) for dtype in DTYPES},

@@ -31,8 +31,8 @@ INSTRUCTIONS = 1_000_000
 _DATA = (
     "PROTO STOP MARK POP POP_MARK FRAME MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE NEWFALSE INT LONG BININT "
     "BININT1 BININT2 LONG1 LONG4 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES "
-    "SHORT_BINBYTES BINBYTES8 EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS "
-    "GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ BINPERSID"
+    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM "
+    "SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ BINPERSID"
 )
 _LONG_TEXT = 1 << 16
 
@@ -79,6 +79,7 @@ class _Unpickler(pickle._Unpickler):
             "APPENDS": _Unpickler.append_several,
             "BINUNICODE": _Unpickler.long_text,
             "BINUNICODE8": _Unpickler.longer_text,
+            "BYTEARRAY8": _Unpickler.bytes_as_they_are,
         }
         known = {code: own.get(name, pickle._Unpickler.dispatch[code]) for code, name in codes.items()}
         self.dispatch = _Instructions(known)  # type: ignore[misc]
@@ -165,6 +166,10 @@ class _Unpickler(pickle._Unpickler):
     def longer_text(self) -> None:
         """BINUNICODE8."""
         self._text(int.from_bytes(self.read(8), "little"))
+
+    def bytes_as_they_are(self) -> None:
+        """BYTEARRAY8; Python's own would reserve the length that the file claims."""
+        self.stack.append(self.read(int.from_bytes(self.read(8), "little")))
 
     def _text(self, length: int) -> None:
         """Text; where it is long, of bytes only: one wide character would make four bytes of every one."""
