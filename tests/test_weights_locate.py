@@ -269,3 +269,29 @@ def test_the_zoo_holds_the_benchmarks_21_resnets_and_every_checksum_that_a_name_
         if name.startswith("torchvision:"):
             assert entry.sha256
             assert f"-{entry.sha256}.pth" in entry.url
+
+
+def test_every_model_has_weights_by_name_and_every_name_a_model() -> None:
+    for name in zoo.names():
+        assert zoo.entry(name).model in registry.names(), name
+    for model in registry.names():
+        collections = {name.partition(":")[0] for name in zoo.names(model)}
+        wanted = {"keras"} if model.endswith("_keras") else {"timm", "dinov2"}
+        assert collections & wanted or model == "unet", model
+
+
+def test_named_weights_bring_their_preprocessing() -> None:
+    encoder = registry.build("resnet50")
+    simclr = locate.fitted("taher2021:simclr-v2", encoder)
+    assert simclr.preprocess.std == (255.0,) * 3
+    assert encoder.preprocess.std != simclr.preprocess.std
+    assert simclr.groups == encoder.groups
+    assert simclr.truncate("stem").preprocess == simclr.preprocess
+    for spec in (
+        "imagenet",
+        "random",
+        "taher2021:moco-v2",
+        "some/file.pth",
+        "hf://timm/resnet50.a1_in1k/model.safetensors",
+    ):
+        assert locate.fitted(spec, encoder) is encoder, spec
