@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,14 @@ def test_what_cannot_be_had_says_what_to_put_where(source, name: str, sha256, me
         download.fetch(f"{source.address}/{name}", sha256=sha256)
     assert "\n" not in str(caught.value)
     assert not list(download.folder().rglob(name))
+
+
+def test_an_address_that_leads_out_of_https_is_refused(source, monkeypatch) -> None:
+    real = urllib.request.urlopen
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, **more: real(f"{source.address}/a.pth", **more))
+    with pytest.raises(UserError, match=r"https://example\.org/a\.pth: leads to http://127"):
+        download.fetch("https://example.org/a.pth")
+    assert not list(download.folder().rglob("a.pth"))
 
 
 def test_offline_a_file_put_there_by_hand_is_taken_and_a_wrong_one_is_not(tmp_path: Path, monkeypatch) -> None:
