@@ -63,6 +63,13 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     assert "that unpack to 209,715,200; expected at most twice the file's size" in refused(path)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_methods_that_may_reserve_any_memory_are_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as file:
+        file.writestr("a\n.npy", bytes(100))
+    assert f"is packed by method {method}; expected deflate" in refused(tmp_path / "a.npz")
+
+
 def test_a_zip_file_of_a_hundred_thousand_members_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "crowd.npz"
     end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, archive.MEMBERS * 600, 0, 0)
@@ -202,7 +209,7 @@ def test_a_flipped_bit_in_the_numbers_is_told_by_the_checksum(tmp_path: Path) ->
     path.write_bytes(data)
     weights = readers.read(path)
     assert weights.like("conv.weight").shape == (2, 3, 2, 2)
-    assert "archive/data/0 is damaged: its checksum does not match" in refused(path)
+    assert "'archive/data/0' is damaged: its checksum does not match" in refused(path)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "zip", "file"])
@@ -227,7 +234,7 @@ def test_an_npy_header_that_lies_is_refused(tmp_path: Path) -> None:
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a.npy", header.getvalue() + bytes(4))
-    assert "4 bytes for an array of shape (1099511627776,)" in refused(path)
+    assert "4 bytes for shape (1099511627776,)" in refused(path)
 
 
 def test_a_pickled_module_and_a_foreign_global_are_named(tmp_path: Path) -> None:

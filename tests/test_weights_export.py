@@ -25,12 +25,13 @@ from tests.command import ROOT, run, small
 
 
 def drawn(name: str, seed: int = 0) -> tuple[Tree, Tree]:
-    """Parameters and statistics that are no two alike and far from where they start, as after training."""
+    """Parameters and statistics of which no two are alike, as after training."""
     rng = np.random.default_rng(seed)
     params, stats = registry.build(name).init(seed)
 
     def moved(leaf):
-        return (leaf + 0.1 * rng.uniform(0.5, 1, leaf.shape)).astype(np.float32)
+        near = leaf * rng.uniform(0.9, 1.1, leaf.shape)
+        return (near + 0.05 * rng.uniform(-1, 1, leaf.shape) * (leaf.ndim == 1)).astype(np.float32)
 
     return jax.tree.map(moved, params), jax.tree.map(moved, stats)
 

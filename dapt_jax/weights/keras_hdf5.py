@@ -179,7 +179,7 @@ def _read(path: Path, file: Any, norms: dict[str, tuple[str, ...]]) -> Weights:
         size = 0
         for key, dataset in pairs:
             if key in arrays:
-                raise UserError(f"{path}: {key!r} is there twice")
+                raise UserError(f"{path}: {key[:80]!r} is there twice")
             arrays[key] = _stored(path, key, dataset)
             size += dataset.size * dataset.dtype.itemsize
             check_unpacked(size, path, path.stat().st_size)
@@ -204,9 +204,9 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def _stored(path: Path, key: str, dataset: Any) -> Stored:
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
-        raise UserError(f"{path}: {key!r} is not an array of numbers")
+        raise UserError(f"{path}: {key[:80]!r} is not an array of numbers")
     if dataset.external or dataset.is_virtual:
-        raise UserError(f"{path}: {key!r} is kept in another file; expected a file that holds its own numbers")
+        raise UserError(f"{path}: {key[:80]!r} is kept in another file; expected a file that holds its own numbers")
 
     def build() -> np.ndarray:
         try:

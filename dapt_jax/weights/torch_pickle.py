@@ -80,7 +80,7 @@ class refusals:  # noqa: N801  reads as a statement
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Refused):
             raise UserError(
-                f"{self.path}: the file asks for {error}; only arrays, OrderedDict and plain containers are read "
+                f"{self.path}: the file asks for {' '.join(str(error).split())[:200]}; only arrays, OrderedDict and plain containers are read "
                 "(save the model's state_dict() instead)"
             ) from None
         if isinstance(error, OSError):
@@ -104,9 +104,9 @@ def _open_zip(path: Path) -> tuple[Any, Run]:
     def run(key: str, dtype: np.dtype[Any]) -> np.ndarray:
         name = f"{root}data/{key}"
         if name not in archive:
-            raise UserError(f"{path}: no {name}, where the numbers of a tensor should be")
+            raise UserError(f"{path}: no {name[:80]!r}, where the numbers of a tensor should be")
         if not archive.is_stored(name):
-            raise UserError(f"{path}: {name} is compressed; torch.save stores numbers as they are")
+            raise UserError(f"{path}: {name[:80]!r} is compressed; torch.save stores numbers as they are")
         return _elements(archive.read(name), dtype, order)
 
     return restricted.load(io.BytesIO(archive.read(pickles[0])))[0], run
@@ -127,7 +127,7 @@ def _open_old(path: Path) -> tuple[Any, Run]:
     runs, at = {}, file.tell()
     for key in keys:
         if len(view) < at + 8:
-            raise UserError(f"{path}: cut short: no numbers for storage {key!r}")
+            raise UserError(f"{path}: cut short: no numbers for storage {str(key)[:40]!r}")
         (count,) = struct.unpack("<q", view[at : at + 8])
         dtype = dtypes[str(key)]
         data = view[at + 8 : at + 8 + max(count, 0) * dtype.itemsize]
@@ -168,7 +168,9 @@ def _tensors(content: Any, run: Run, path: Path) -> Weights:
             break
         inside.append(container)
         node = node[container]
-    found = ", ".join(repr(key) for key in list(content)[:6]) if isinstance(content, dict) else type(content).__name__
+    found = (
+        ", ".join(repr(key)[:60] for key in list(content)[:6]) if isinstance(content, dict) else type(content).__name__
+    )
     raise UserError(f"{path}: no named tensors at the top level or under {', '.join(CONTAINERS)}; it holds {found}")
 
 
