@@ -79,8 +79,9 @@ class refusals:  # noqa: N801  reads as a statement
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Refused):
+            asked = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self.path}: the file asks for {' '.join(str(error).split())[:200]}; only arrays, OrderedDict and plain containers are read "
+                f"{self.path}: the file asks for {asked}; only arrays, OrderedDict and plain containers are read "
                 "(save the model's state_dict() instead)"
             ) from None
         if isinstance(error, OSError):
