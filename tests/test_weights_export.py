@@ -125,6 +125,18 @@ def test_a_program_runs_at_any_batch_and_needs_nothing_else(tmp_path: Path) -> N
     np.testing.assert_allclose(program.call(images[:1]), expected[:1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["vit_small", "swin_tiny", "convnext_tiny", "efficientnet_lite0"])
+def test_every_family_is_a_program_of_any_batch(tmp_path: Path, name: str) -> None:
+    encoder = registry.build(name)
+    encoder = encoder.truncate(encoder.groups[1])
+    export.write_stablehlo(tmp_path / "encoder.stablehlo", encoder, *encoder.init(0), 64)
+    program = jax.export.deserialize(bytearray((tmp_path / "encoder.stablehlo").read_bytes()))
+    (images,), (features,) = program.in_avals, program.out_avals
+    assert images.shape[0] == features.shape[0]
+    assert not isinstance(images.shape[0], int)
+    assert features.shape[1] == encoder.features
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
     """A study of one adapted arm, exported by the same command."""
