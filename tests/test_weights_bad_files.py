@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import struct
+import sys
 import tracemalloc
 import warnings
 import zipfile
@@ -19,10 +20,11 @@ from benchmarks import fuzz_readers
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.weights import archive, readers, restricted, tables
+from dapt_jax.weights import archive, keras_hdf5, readers, restricted, tables
 from dapt_jax.weights.merge import merge
 from dapt_jax.weights.paths import flatten
 from dapt_jax.weights.source import SPARE
+from tests.command import ROOT
 from tests.torch_files import Call, Named, pickled, tensor, write_zip
 
 GOOD = {"conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)}
@@ -59,6 +61,13 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     assert path.stat().st_size < 1 << 18
     assert peak(lambda: refused(path)) < 1 << 22
     assert "that unpack to 209,715,200; expected at most twice the file's size" in refused(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_methods_that_may_reserve_any_memory_are_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as file:
+        file.writestr("a\n.npy", bytes(100))
+    assert f"is packed by method {method}; expected deflate" in refused(tmp_path / "a.npz")
 
 
 def test_a_zip_file_of_a_hundred_thousand_members_is_refused(tmp_path: Path) -> None:
@@ -100,20 +109,24 @@ def test_hdf5_that_reaches_into_other_files_is_refused(tmp_path: Path, link: str
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"]" * 2_000_000, "more than 1,000,000 steps"),
+        (b"]" * 1_000_000, "steps"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x", "damaged or cut short"),
         (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x", "damaged or cut short"),
-        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 40), "the instruction 0x96"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 40), "damaged or cut short"),
         (b"\x80\x02]r\xff\xff\xff\xff.", "it holds list"),
         (b"\x80\x02cos\nsystem\n.", "asks for os.system"),
         (b"\x80\x02(S'true'\nios\nsystem\n.", "the instruction 0x53"),
         (b"\x80\x02\x82\x01.", "the instruction 0x82"),
+        (b"\x80\x05\x97.", "the instruction 0x97"),
         (b"\x80\x04\x8f.", "the instruction 0x8f"),
         (b"\x80\x02X" + struct.pack("<I", 100_004) + b"a" * 100_000 + "\N{GRINNING FACE}".encode() + b".", "a text of"),
     ],
-    ids=["steps", "bytes", "text", "bytearray", "memo", "global", "instance", "extension", "set", "wide"],
+    ids=["steps", "bytes", "text", "bytearray", "memo", "global", "instance", "extension", "buffer", "set", "wide"],
 )
-def test_pickles_that_would_take_memory_or_run_code_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
+def test_pickles_that_would_take_memory_or_run_code_are_refused(
+    tmp_path: Path, monkeypatch, content: bytes, said: str
+) -> None:
+    monkeypatch.setattr(restricted._Instructions, "left", restricted.INSTRUCTIONS // 10)  # for the test's speed
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a/data.pkl", content)
@@ -196,7 +209,7 @@ def test_a_flipped_bit_in_the_numbers_is_told_by_the_checksum(tmp_path: Path) ->
     path.write_bytes(data)
     weights = readers.read(path)
     assert weights.like("conv.weight").shape == (2, 3, 2, 2)
-    assert "archive/data/0 is damaged: its checksum does not match" in refused(path)
+    assert "'archive/data/0' is damaged: its checksum does not match" in refused(path)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "zip", "file"])
@@ -221,7 +234,7 @@ def test_an_npy_header_that_lies_is_refused(tmp_path: Path) -> None:
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a.npy", header.getvalue() + bytes(4))
-    assert "4 bytes for an array of shape (1099511627776,)" in refused(path)
+    assert "4 bytes for shape (1099511627776,)" in refused(path)
 
 
 def test_a_pickled_module_and_a_foreign_global_are_named(tmp_path: Path) -> None:
@@ -232,6 +245,26 @@ def test_a_pickled_module_and_a_foreign_global_are_named(tmp_path: Path) -> None
     assert "without named arrays" in refused(path)
 
 
+def test_an_hdf5_file_with_which_the_library_never_ends_is_refused(monkeypatch) -> None:
+    """The file is one that `benchmarks/fuzz_readers.py` found: a damaged attribute, on which HDF5 2.0 loops."""
+    path = ROOT / "tests" / "fixtures" / "hdf5_without_end.h5"
+    monkeypatch.setattr(keras_hdf5, "_SECONDS", 2)
+    line = refused(path)
+    assert "damaged: the HDF5 library fails on it" in line or "damaged or cut short" in line
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.keras"])
+def test_a_crash_in_the_hdf5_library_is_one_line(tmp_path: Path, monkeypatch, name: str) -> None:
+    flat = fuzz_readers.write_seeds(tmp_path)
+    (tmp_path / name).write_bytes(flat["h5" if name == "a.h5" else "keras"])
+    assert len(readers.read(tmp_path / name))
+    script = tmp_path / "crash.sh"
+    script.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    assert "the HDF5 library fails on it (exit code -11)" in refused(tmp_path / name)
+
+
 # ---- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -239,8 +272,8 @@ def test_a_pickled_module_and_a_foreign_global_are_named(tmp_path: Path) -> None
     "kind", ["pth", "pth16", "safetensors", "safetensors16", "npz", "npz_packed", "h5", "optimiser"]
 )
 def test_loading_takes_no_more_than_twice_the_file(tmp_path: Path, kind: str) -> None:
-    """From the file to a classifier's parameters: 45 MB of ResNet-18, or half of that where it is kept in two bytes each."""
-    model = Classifier(registry.build("resnet18"), 2)
+    """From the file to a classifier's parameters: 11 MB of ResNet-18, or half of that where it is kept in two bytes each."""
+    model = Classifier(registry.build("resnet18").truncate("stage3/block2"), 2)
     params, stats = model.init(0)
     scheme = tables.schemes("resnet18")[1]
     ours = flatten(params) | flatten(stats)
@@ -281,7 +314,7 @@ def test_loading_takes_no_more_than_twice_the_file(tmp_path: Path, kind: str) ->
         return
     merge(model, readers.read(path), seed=0)  # what is imported and traced once is no part of it
     used = peak(lambda: merge(model, readers.read(path), seed=0))
-    assert used < 2 * size + (1 << 20)
+    assert used < 2 * size + (1 << 19)
     if kind == "optimiser":
         assert used < size * 0.7
 

@@ -25,12 +25,13 @@ from tests.command import ROOT, run, small
 
 
 def drawn(name: str, seed: int = 0) -> tuple[Tree, Tree]:
-    """Parameters and statistics that are no two alike and far from where they start, as after training."""
+    """Parameters and statistics of which no two are alike, as after training."""
     rng = np.random.default_rng(seed)
     params, stats = registry.build(name).init(seed)
 
     def moved(leaf):
-        return (leaf + 0.1 * rng.uniform(0.5, 1, leaf.shape)).astype(np.float32)
+        near = leaf * rng.uniform(0.9, 1.1, leaf.shape)
+        return (near + 0.05 * rng.uniform(-1, 1, leaf.shape) * (leaf.ndim == 1)).astype(np.float32)
 
     return jax.tree.map(moved, params), jax.tree.map(moved, stats)
 
@@ -122,6 +123,18 @@ def test_a_program_runs_at_any_batch_and_needs_nothing_else(tmp_path: Path) -> N
     expected = jax.jit(Classifier(encoder, 1).features)(params, stats, images)
     np.testing.assert_allclose(program.call(images), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(program.call(images[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit_small", "swin_tiny", "convnext_tiny", "efficientnet_lite0"])
+def test_every_family_is_a_program_of_any_batch(tmp_path: Path, name: str) -> None:
+    encoder = registry.build(name)
+    encoder = encoder.truncate(encoder.groups[1])
+    export.write_stablehlo(tmp_path / "encoder.stablehlo", encoder, *encoder.init(0), 64)
+    program = jax.export.deserialize(bytearray((tmp_path / "encoder.stablehlo").read_bytes()))
+    (images,), (features,) = program.in_avals, program.out_avals
+    assert images.shape[0] == features.shape[0]
+    assert not isinstance(images.shape[0], int)
+    assert features.shape[1] == encoder.features
 
 
 @pytest.fixture(scope="module")

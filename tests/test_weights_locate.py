@@ -3,7 +3,11 @@
 import functools
 import hashlib
 import http.server
+import os
+import subprocess
+import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,8 @@ import safetensors.numpy
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.weights import download, locate, zoo
+from dapt_jax.weights import download, export, locate, zoo
+from tests.command import ROOT
 
 BODY = np.random.default_rng(0).bytes(3 << 20)
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -68,6 +73,7 @@ def source(tmp_path: Path, monkeypatch):
     monkeypatch.setenv(download.FOLDER, str(tmp_path / "kept"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Source)
     server.asked = []
+    server.handle_error = lambda *_: None  # a client that hangs up is what the tests are about
     server.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=functools.partial(server.serve_forever, 0.01))
     thread.start()
@@ -145,6 +151,14 @@ def test_what_cannot_be_had_says_what_to_put_where(source, name: str, sha256, me
     assert not list(download.folder().rglob(name))
 
 
+def test_an_address_that_leads_out_of_https_is_refused(source, monkeypatch) -> None:
+    real = urllib.request.urlopen
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, **more: real(f"{source.address}/a.pth", **more))
+    with pytest.raises(UserError, match=r"https://example\.org/a\.pth: leads to http://127"):
+        download.fetch("https://example.org/a.pth")
+    assert not list(download.folder().rglob("a.pth"))
+
+
 def test_offline_a_file_put_there_by_hand_is_taken_and_a_wrong_one_is_not(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv(download.FOLDER, str(tmp_path))
     url = "http://127.0.0.1:9/weights.pth"  # the discard port: nobody listens
@@ -183,8 +197,6 @@ def test_addresses_that_lead_nowhere(spec: str, message: str) -> None:
 def test_a_study_takes_an_address(source, tmp_path: Path, monkeypatch) -> None:
     model = Classifier(registry.build("resnet18"), 2)
     params, stats = model.init(0)
-    from dapt_jax.weights import export
-
     export.write(tmp_path / "w.safetensors", params, stats)
     data = (tmp_path / "w.safetensors").read_bytes()
     monkeypatch.setattr(f"{__name__}.BODY", data)
@@ -193,6 +205,58 @@ def test_a_study_takes_an_address(source, tmp_path: Path, monkeypatch) -> None:
     )
     np.testing.assert_array_equal(loaded["stem"]["conv"]["kernel"], params["stem"]["conv"]["kernel"])
     assert safetensors.numpy.load(data).keys() == set(report.loaded)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as its client asks for one file."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        known = self.path == "/owner/name/resolve/v1/folder/w.bin"
+        self.send_response(200 if known else 404)
+        if known:
+            self.send_header("ETag", f'"{SHA}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+        else:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", str(len(BODY) if known else 0))
+        self.end_headers()
+        return known
+
+    def do_GET(self):
+        if self.do_HEAD():
+            self.wfile.write(BODY)
+
+
+def test_the_hubs_client_fetches_and_says_what_is_missing(tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=functools.partial(server.serve_forever, 0.01))
+    thread.start()
+    script = "import sys; from dapt_jax.weights import locate; print(locate.find(sys.argv[1]))"
+    here = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+
+    def find(spec: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", script, spec]  # the client reads its settings once, when it is imported
+        return subprocess.run(command, cwd=ROOT, env=os.environ | here, capture_output=True, text=True)
+
+    try:
+        found = find(f"hf://owner/name/folder/w.bin@v1#sha256={SHA}")
+        assert Path(found.stdout.strip()).read_bytes() == BODY, found.stderr
+        missing = find("hf://owner/name/other.bin@v1").stderr
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert "UserError: hf://owner/name/other.bin@v1: " in missing
+    assert "download https://huggingface.co/owner/name/resolve/v1/other.bin" in missing
+    assert Path(find("hf://owner/name/folder/w.bin@v1").stdout.strip()).read_bytes() == BODY  # kept, without the hub
 
 
 def test_the_packaged_weights_are_an_entry_and_verified() -> None:
@@ -215,3 +279,29 @@ def test_the_zoo_holds_the_benchmarks_21_resnets_and_every_checksum_that_a_name_
         if name.startswith("torchvision:"):
             assert entry.sha256
             assert f"-{entry.sha256}.pth" in entry.url
+
+
+def test_every_model_has_weights_by_name_and_every_name_a_model() -> None:
+    for name in zoo.names():
+        assert zoo.entry(name).model in registry.names(), name
+    for model in registry.names():
+        collections = {name.partition(":")[0] for name in zoo.names(model)}
+        wanted = {"keras"} if model.endswith("_keras") else {"timm", "dinov2"}
+        assert collections & wanted or model == "unet", model
+
+
+def test_named_weights_bring_their_preprocessing() -> None:
+    encoder = registry.build("resnet50")
+    simclr = locate.fitted("taher2021:simclr-v2", encoder)
+    assert simclr.preprocess.std == (255.0,) * 3
+    assert encoder.preprocess.std != simclr.preprocess.std
+    assert simclr.groups == encoder.groups
+    assert simclr.truncate("stem").preprocess == simclr.preprocess
+    for spec in (
+        "imagenet",
+        "random",
+        "taher2021:moco-v2",
+        "some/file.pth",
+        "hf://timm/resnet50.a1_in1k/model.safetensors",
+    ):
+        assert locate.fitted(spec, encoder) is encoder, spec

@@ -33,6 +33,13 @@ class Call:
         self.function, self.args, self.state = function, args, state
 
 
+class New:
+    """Pickled as a new object of `kind` (a Named), made of `args` without its constructor, with a state to set if any."""
+
+    def __init__(self, kind: Named, state=None, args=()):
+        self.kind, self.state, self.args = kind, state, args
+
+
 class Storage:
     """Pickled as a persistent id."""
 
@@ -53,6 +60,13 @@ class Writer(pickle._Pickler):  # the Python one: its save methods can be extend
             self.save(value.function)
             self.save(value.args)
             self.write(pickle.REDUCE)
+            if value.state is not None:
+                self.save(value.state)
+                self.write(pickle.BUILD)
+        elif isinstance(value, New):
+            self.save(value.kind)
+            self.save(value.args)
+            self.write(pickle.NEWOBJ)
             if value.state is not None:
                 self.save(value.state)
                 self.write(pickle.BUILD)

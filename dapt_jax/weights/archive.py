@@ -43,10 +43,16 @@ class Archive:
                 self._members = {info.filename: info for info in archive.infolist()}
                 count = len(archive.infolist())
         except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError, struct.error) as error:
-            raise UserError(f"{path}: damaged or cut short, or not a zip file ({error})") from None
+            raise UserError(f"{path}: damaged or cut short, or not a zip file ({_told(error)})") from None
         if count != len(self._members):
             raise UserError(f"{path}: a zip file that names {count - len(self._members)} of its members twice")
         self.names = tuple(self._members)
+        for info in self._members.values():
+            # What other methods need to unpack is for the file to say: a gigabyte, in a damaged one of a kilobyte.
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(
+                    f"{path}: {info.filename[:80]!r} is packed by method {info.compress_type}; expected deflate"
+                )
         check_unpacked(sum(info.file_size for info in self._members.values()), path, len(self._map))
         self._verified: set[str] = set()
 
@@ -83,10 +89,12 @@ class Archive:
         start = self._start(info)
         data = self._map[start : start + info.compress_size]
         if len(data) != info.file_size:
-            raise UserError(f"{self.path}: {name} is cut short: {len(data):,} bytes of {info.file_size:,}")
+            raise UserError(f"{self.path}: {name[:80]!r} is cut short: {len(data):,} bytes of {info.file_size:,}")
         if name not in self._verified:
             if zlib.crc32(data) != info.CRC:
-                raise UserError(f"{self.path}: {name} is damaged: its checksum does not match (load the file anew)")
+                raise UserError(
+                    f"{self.path}: {name[:80]!r} is damaged: its checksum does not match (load the file anew)"
+                )
             self._verified.add(name)
         return data
 
@@ -95,7 +103,7 @@ class Archive:
         header = bytes(self._map[info.header_offset : info.header_offset + _LOCAL.size])
         if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04" or info.flag_bits & 1:
             raise UserError(
-                f"{self.path}: {info.filename} is damaged or encrypted: no zip header where one is expected"
+                f"{self.path}: {info.filename[:80]!r} is damaged or encrypted: no zip header where one is expected"
             )
         *_, name_length, extra_length = _LOCAL.unpack(header)
         return info.header_offset + _LOCAL.size + name_length + extra_length
@@ -105,7 +113,12 @@ class Archive:
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(name)
         except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
-            raise UserError(f"{self.path}: {name} cannot be unpacked ({error})") from None
+            raise UserError(f"{self.path}: {name[:80]!r} cannot be unpacked ({_told(error)})") from None
 
     def __contains__(self, name: Any) -> bool:
         return name in self._members
+
+
+def _told(error: Exception) -> str:
+    """An error's words in a line, without the long names that some repeat."""
+    return " ".join(str(error).split())[:120]

@@ -145,6 +145,8 @@ def _take_up(url: str, partial: Path, about: Path, *, is_verified: bool) -> None
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": seal} if seal else {})
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S) as answer:
         is_rest = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if url.startswith("https:") and not answer.url.startswith("https:"):
+            raise UserError(f"{url}: leads to {answer.url}, which is not https; pass the address of the file itself")
         if answer.headers.get_content_type() == "text/html":
             raise UserError(f"{url}: a web page, not a file; download it with a browser and pass the file's path")
         seal = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""

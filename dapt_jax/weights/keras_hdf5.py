@@ -3,11 +3,18 @@
 Keys come out as `layer/variable`. Keras 1 and 2 (and `.h5` of Keras 3) name both. Keras 3's `.weights.h5` names the layers and
 numbers their variables, in the order in which the layer makes them; a `.keras` file is a zip of that and the model's
 config (keras-team/keras, `saving/saving_lib.py`, Apache-2.0).
+
+The HDF5 library itself is not safe: some damaged files make it loop without end, or crash (`benchmarks/fuzz_readers.py` finds
+such). So a file is first read to its end by a process of its own, with a limit on its time; what that survives is read.
 """
 
+import contextlib
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dapt_jax.errors import UserError
+from dapt_jax.errors import EXIT_CODE, UserError
 from dapt_jax.weights.archive import Archive
 from dapt_jax.weights.source import Stored, Weights, check_unpacked
 
@@ -40,6 +47,8 @@ _KERAS3 = {
     ("layer_normalization", 2): _NORM[:2],
 }
 _DEPTH = 32
+_SECONDS = 5
+_BYTES_PER_SECOND = 20 << 20
 
 
 def read(path: Path) -> Weights:
@@ -48,7 +57,16 @@ def read(path: Path) -> Weights:
     Raises:
         UserError: the file is damaged or cut short, reaches into other files, or is not of Keras.
     """
-    return _read(path, path, {})
+    _try_out(path)
+    return read_here(path)
+
+
+def read_here(path: Path) -> Weights:
+    """Reads an HDF5 or a `.keras` file without trying it out first; a damaged one may never end."""
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            return _read(path, path, {})
+    return _read_zip(Archive(path))
 
 
 def is_keras(archive: Archive) -> bool:
@@ -62,6 +80,48 @@ def read_zip(archive: Archive) -> Weights:
     Raises:
         UserError: the file is damaged, or the weights in it are not of Keras.
     """
+    _try_out(archive.path)
+    return _read_zip(archive)
+
+
+def _try_out(path: Path) -> None:
+    """Reads a file to its end in another process, which may hang or crash.
+
+    Raises:
+        UserError: it did; or the file is damaged, or not of Keras.
+    """
+    root = str(Path(__file__).parents[2])
+    known = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{known}" if known else root}
+    seconds = _SECONDS + path.stat().st_size // _BYTES_PER_SECOND
+    command = [sys.executable, "-m", __name__, str(path), str(seconds)]
+    try:
+        # Ten times what it may compute, for machines without a limit on that and for those with other work.
+        tried = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10 * seconds)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{path}: damaged: the HDF5 library does not come to an end with it") from None
+    if tried.returncode == EXIT_CODE:
+        raise UserError(tried.stdout.strip())
+    if tried.returncode:
+        raise UserError(f"{path}: damaged: the HDF5 library fails on it (exit code {tried.returncode})")
+
+
+def _main(path: Path, seconds: int) -> int:
+    """What the other process does."""
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    try:
+        for array in read_here(path).values():
+            del array
+    except UserError as error:
+        print(error)
+        return EXIT_CODE
+    return 0
+
+
+def _read_zip(archive: Archive) -> Weights:
     config: Any = {}
     if "config.json" in archive and archive.size("config.json") < _CONFIG_BYTES:
         try:
@@ -119,7 +179,7 @@ def _read(path: Path, file: Any, norms: dict[str, tuple[str, ...]]) -> Weights:
         size = 0
         for key, dataset in pairs:
             if key in arrays:
-                raise UserError(f"{path}: {key!r} is there twice")
+                raise UserError(f"{path}: {key[:80]!r} is there twice")
             arrays[key] = _stored(path, key, dataset)
             size += dataset.size * dataset.dtype.itemsize
             check_unpacked(size, path, path.stat().st_size)
@@ -144,9 +204,9 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def _stored(path: Path, key: str, dataset: Any) -> Stored:
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
-        raise UserError(f"{path}: {key!r} is not an array of numbers")
+        raise UserError(f"{path}: {key[:80]!r} is not an array of numbers")
     if dataset.external or dataset.is_virtual:
-        raise UserError(f"{path}: {key!r} is kept in another file; expected a file that holds its own numbers")
+        raise UserError(f"{path}: {key[:80]!r} is kept in another file; expected a file that holds its own numbers")
 
     def build() -> np.ndarray:
         try:
@@ -218,3 +278,7 @@ def _key(layer: str, weight: str) -> str:
     if old := re.fullmatch(rf"{re.escape(layer)}_({'|'.join(_KERAS1)})(_\d+)?", name):
         name = _KERAS1[old[1]]
     return f"{layer}/{name}"
+
+
+if __name__ == "__main__":
+    sys.exit(_main(Path(sys.argv[1]), int(sys.argv[2])))

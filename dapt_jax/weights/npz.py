@@ -34,7 +34,7 @@ def read(path: Path) -> Weights:
         for ending in _TF:
             key = key.removesuffix(ending)
         if key in arrays:
-            raise UserError(f"{path}: {key!r} is there twice")
+            raise UserError(f"{path}: {key[:80]!r} is there twice")
         arrays[key] = _stored(archive, name)
     return Weights(arrays, str(path))
 
@@ -49,13 +49,13 @@ def _stored(archive: Archive, name: str) -> Stored:
         shape, is_fortran, dtype = reader(head)
     except Exception as error:  # NumPy reads the header as a Python literal: from TokenError to RecursionError
         told = " ".join(str(error).split())[:120]
-        raise UserError(f"{archive.path}: {name} is not an array ({told})") from None
+        raise UserError(f"{archive.path}: {name[:80]!r} is not an array ({told})") from None
     if dtype.hasobject or (dtype.kind not in "fiubc" and dtype != _TWO_BYTES):
-        raise UserError(f"{archive.path}: not an .npz of plain arrays: {name} is of NumPy type {dtype}")
+        raise UserError(f"{archive.path}: not an .npz of plain arrays: {name[:80]!r} is of NumPy type {dtype}")
     start, size = head.tell(), int(np.prod(shape, dtype=object)) * dtype.itemsize
     if any(side < 0 for side in shape) or len(data) - start != size:
         raise UserError(
-            f"{archive.path}: {name} is damaged: {len(data) - start:,} bytes for an array of shape {shape} and type {dtype}"
+            f"{archive.path}: {name[:80]!r} is damaged: {len(data) - start:,} bytes for shape {shape} and type {dtype}"
         )
 
     def build() -> np.ndarray:

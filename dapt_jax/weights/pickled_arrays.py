@@ -35,7 +35,7 @@ def read(path: Path) -> Weights:
         found: dict[str, Stored] = {}
         for key, array in (pair for tree in trees for pair in _leaves(tree, "", _DEPTH)):
             if key in found:
-                raise UserError(f"{path}: {key!r} is there twice")
+                raise UserError(f"{path}: {key[:80]!r} is there twice")
             found[key] = Stored(array.shape, array.dtype, array.build)
     if not found:
         raise UserError(f"{path}: a pickle without named arrays; expected nested dicts of NumPy arrays")

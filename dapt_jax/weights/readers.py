@@ -85,7 +85,7 @@ def _read_safetensors(path: Path) -> Weights:
         for name, entry in header.items():
             if entry["dtype"] not in _SAFETENSORS:
                 kinds = ", ".join(_SAFETENSORS)
-                raise UserError(f"{path}: {name!r} is of type {entry['dtype']}; expected one of {kinds}")
+                raise UserError(f"{path}: {name[:80]!r} is of type {str(entry['dtype'])[:40]}; expected one of {kinds}")
             first, last = entry["data_offsets"]
             flat = np.frombuffer(view[start + first : start + last], _SAFETENSORS[entry["dtype"]])
             arrays[name] = flat.reshape(entry["shape"])
@@ -109,7 +109,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         found = dict(items)
         if len(found) < len(items):
             twice = next(key for key in found if sum(key == other for other, _ in items) > 1)
-            raise UserError(f"{path}: {twice!r} is there twice")
+            raise UserError(f"{path}: {twice[:80]!r} is there twice")
         return found
 
     header = json.loads(text, object_pairs_hook=pairs)

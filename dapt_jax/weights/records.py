@@ -57,6 +57,15 @@ class Record(dict[Any, Any]):
     def __setstate__(self, state: Any) -> None: ...
 
 
+class Module(Record):
+    """Stands in for a network or a part of one, pickled whole: parameters, buffers and parts by name, and nothing else."""
+
+    def __setstate__(self, state: Any) -> None:
+        for kept in ("_parameters", "_buffers", "_modules"):
+            if isinstance(state, dict) and isinstance(state.get(kept), dict):
+                self.update({key: each for key, each in state[kept].items() if isinstance(key, str)})
+
+
 @dataclasses.dataclass(frozen=True)
 class NamedTuple:
     """Stands in for a class of named tuples: what it makes are records with its fields."""
@@ -260,6 +269,13 @@ def _dill_array(function: Any, arguments: Any, state: Any, *_: Any) -> NumpyArra
     return made
 
 
+def _numpy_buffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> NumpyArray:
+    """An array as protocol 5 has it."""
+    made = NumpyArray()
+    made.__setstate__((1, shape, dtype, order == "F", data))
+    return made
+
+
 def _dill_named_tuple(name: Any, fields: Any, *_: Any) -> NamedTuple:
     return NamedTuple(tuple(fields) if isinstance(fields, tuple | list) else fields)
 
@@ -295,11 +311,13 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any] | DtypeRecord | NamedTuple | t
     ("torch", "Size"): _sides,
     ("torch", "device"): _nothing,
     ("argparse", "Namespace"): Ignored,
+    **{(builtins, "set"): _nothing for builtins in ("builtins", "__builtin__")},
     ("_codecs", "encode"): _encode,
     ("numpy", "dtype"): NumpyDtype,
     ("numpy", "ndarray"): DtypeRecord("ndarray"),
     **{(f"numpy.{core}.multiarray", "scalar"): _nothing for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "_reconstruct"): NumpyArray for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _numpy_buffer for core in ("core", "_core")},
     **{("torch", f"{name}Storage"): DtypeRecord(dtype) for name, dtype in _STORAGES.items()},
     **{("torch.storage", f"{name}Storage"): DtypeRecord(dtype) for name, dtype in _STORAGES.items()},
     **{("torch", dtype): DtypeRecord(dtype) for dtype in DTYPES},
@@ -317,3 +335,25 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any] | DtypeRecord | NamedTuple | t
         for name in ("ScaleState", "EmptyState", "IdentityState", "ScaleByAdamState", "TraceState")
     },
 }
+MODULES = (
+    "torch.nn.modules.",
+    "torchvision.models.",
+    "torchvision.ops.",
+    "torchxrayvision.models",
+    "timm.",
+    "monai.networks.",
+)
+"""Where the classes of networks come from that are read when they are pickled whole; the classes are not."""
+
+
+def resolve(module: str, name: str) -> Any:
+    """What a name in a pickle stands for here.
+
+    Raises:
+        Refused: nothing.
+    """
+    if (module, name) in ALLOWED:
+        return ALLOWED[module, name]
+    if module.startswith(MODULES) and name.isidentifier():
+        return Module
+    raise Refused(f"{module}.{name}")

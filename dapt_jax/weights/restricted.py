@@ -17,10 +17,12 @@ from dapt_jax.weights.records import (
     DTYPES,
     DtypeRecord,
     Ignored,
+    Module,
     NamedTuple,
     Record,
     Refused,
     StorageRecord,
+    resolve,
     set_item,
 )
 
@@ -29,8 +31,8 @@ INSTRUCTIONS = 1_000_000
 _DATA = (
     "PROTO STOP MARK POP POP_MARK FRAME MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE NEWFALSE INT LONG BININT "
     "BININT1 BININT2 LONG1 LONG4 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES "
-    "SHORT_BINBYTES BINBYTES8 EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS "
-    "GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ BINPERSID"
+    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM "
+    "SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ BINPERSID"
 )
 _LONG_TEXT = 1 << 16
 
@@ -58,7 +60,7 @@ class _Instructions(dict[int, Any]):
 
 
 class _Unpickler(pickle._Unpickler):
-    """Resolves names through `ALLOWED` alone."""
+    """Resolves names through `records.resolve` alone."""
 
     stack: list[Any]
     read: Callable[[int], bytes]
@@ -77,17 +79,16 @@ class _Unpickler(pickle._Unpickler):
             "APPENDS": _Unpickler.append_several,
             "BINUNICODE": _Unpickler.long_text,
             "BINUNICODE8": _Unpickler.longer_text,
+            "BYTEARRAY8": _Unpickler.bytes_as_they_are,
         }
         known = {code: own.get(name, pickle._Unpickler.dispatch[code]) for code, name in codes.items()}
         self.dispatch = _Instructions(known)  # type: ignore[misc]
         self.storages: dict[str, np.dtype[Any]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise Refused(f"{module}.{name}")
-        return ALLOWED[module, name]
+        return resolve(module, name)
 
-    def persistent_load(self, pid: Any) -> StorageRecord:
+    def persistent_load(self, pid: Any) -> Any:
         match pid:
             case ("storage", DtypeRecord(name), str() | int() as key, _, int() as count, *view) if name in DTYPES:
                 start = 0
@@ -98,6 +99,8 @@ class _Unpickler(pickle._Unpickler):
                     raise Refused("a storage of negative size")
                 self.storages[str(key)] = DTYPES[name]
                 return StorageRecord(str(key), DTYPES[name], count, start)
+            case ("module", kind, *_) if kind is Module:  # the older format keeps the source of a class beside it
+                return kind
             case (str() as kind, *_):
                 raise Refused(f"a persistent {kind[:40]!r}")
         raise Refused("a persistent object that is not a storage")
@@ -142,8 +145,8 @@ class _Unpickler(pickle._Unpickler):
             made = Record()
         elif isinstance(made, NamedTuple) and isinstance(arguments, tuple):
             made = made.make(*arguments)
-        elif made is Ignored:
-            made = Ignored()
+        elif made is Ignored or made is Module:
+            made = made()
         else:
             raise Refused("a new object of something that is not a container")
         self.stack.append(made)
@@ -163,6 +166,10 @@ class _Unpickler(pickle._Unpickler):
     def longer_text(self) -> None:
         """BINUNICODE8."""
         self._text(int.from_bytes(self.read(8), "little"))
+
+    def bytes_as_they_are(self) -> None:
+        """BYTEARRAY8; Python's own would reserve the length that the file claims."""
+        self.stack.append(self.read(int.from_bytes(self.read(8), "little")))
 
     def _text(self, length: int) -> None:
         """Text; where it is long, of bytes only: one wide character would make four bytes of every one."""

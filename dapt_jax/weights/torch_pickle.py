@@ -12,7 +12,7 @@ The file is mapped and its tensors are views of it, so reading takes no memory f
 import io
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from dapt_jax.errors import UserError
 from dapt_jax.weights import restricted
 from dapt_jax.weights.archive import Archive
-from dapt_jax.weights.records import NumpyArray, Refused, TensorRecord
+from dapt_jax.weights.records import Module, NumpyArray, Refused, TensorRecord
 from dapt_jax.weights.source import Stored, Weights
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -48,6 +48,9 @@ Run = Callable[[str, np.dtype[Any]], np.ndarray]
 
 def read(path: str | Path) -> Weights:
     """Reads the tensors of a checkpoint: those at its top level, else those under one of `CONTAINERS`.
+
+    A network that was pickled whole is read as its state dict, without its class, if it is made of the parts of known
+    libraries (`records.MODULES`).
 
     Args:
         path: a file that `torch.save` wrote, in either format.
@@ -76,8 +79,9 @@ class refusals:  # noqa: N801  reads as a statement
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Refused):
+            asked = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self.path}: the file asks for {error}; only arrays, OrderedDict and plain containers are read "
+                f"{self.path}: the file asks for {asked}; only arrays, OrderedDict and plain containers are read "
                 "(save the model's state_dict() instead)"
             ) from None
         if isinstance(error, OSError):
@@ -101,9 +105,9 @@ def _open_zip(path: Path) -> tuple[Any, Run]:
     def run(key: str, dtype: np.dtype[Any]) -> np.ndarray:
         name = f"{root}data/{key}"
         if name not in archive:
-            raise UserError(f"{path}: no {name}, where the numbers of a tensor should be")
+            raise UserError(f"{path}: no {name[:80]!r}, where the numbers of a tensor should be")
         if not archive.is_stored(name):
-            raise UserError(f"{path}: {name} is compressed; torch.save stores numbers as they are")
+            raise UserError(f"{path}: {name[:80]!r} is compressed; torch.save stores numbers as they are")
         return _elements(archive.read(name), dtype, order)
 
     return restricted.load(io.BytesIO(archive.read(pickles[0])))[0], run
@@ -124,7 +128,7 @@ def _open_old(path: Path) -> tuple[Any, Run]:
     runs, at = {}, file.tell()
     for key in keys:
         if len(view) < at + 8:
-            raise UserError(f"{path}: cut short: no numbers for storage {key!r}")
+            raise UserError(f"{path}: cut short: no numbers for storage {str(key)[:40]!r}")
         (count,) = struct.unpack("<q", view[at : at + 8])
         dtype = dtypes[str(key)]
         data = view[at + 8 : at + 8 + max(count, 0) * dtype.itemsize]
@@ -152,6 +156,8 @@ def _tensors(content: Any, run: Run, path: Path) -> Weights:
     inside: list[str] = []
     node = content
     while isinstance(node, dict) and len(inside) < 8:  # deeper than any training script nests; a dict may hold itself
+        if isinstance(node, Module):
+            node = dict(_parts(node, "", set()))
         tensors = {key: value for key, value in node.items() if isinstance(value, TensorRecord | NumpyArray)}
         if any(isinstance(key, str) for key in tensors):
             origin = " ".join([str(path), *(f"[{key!r}]" for key in inside)])
@@ -163,8 +169,20 @@ def _tensors(content: Any, run: Run, path: Path) -> Weights:
             break
         inside.append(container)
         node = node[container]
-    found = ", ".join(repr(key) for key in list(content)[:6]) if isinstance(content, dict) else type(content).__name__
+    found = (
+        ", ".join(repr(key)[:60] for key in list(content)[:6]) if isinstance(content, dict) else type(content).__name__
+    )
     raise UserError(f"{path}: no named tensors at the top level or under {', '.join(CONTAINERS)}; it holds {found}")
+
+
+def _parts(module: Module, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """The tensors of a network that was pickled whole, named as its state dict would; of a part used twice, once."""
+    seen.add(id(module))
+    for key, part in module.items():
+        if not isinstance(part, Module):
+            yield f"{path}{key}", part
+        elif id(part) not in seen:
+            yield from _parts(part, f"{path}{key}.", seen)
 
 
 def _stored(record: TensorRecord | NumpyArray, run: Run, path: Path) -> Stored:

@@ -1,11 +1,11 @@
 """Pretrained weights by name: where each file is, what it holds, what it expects of an image, whose it is.
 
 `--config.weights=taher2021:moco-v2` takes an entry. Checksums are given where the publisher gives them: torchvision and timm
-put the first eight digits of a file's sha256 into its name; the others publish none, and stand here without.
+put the first eight digits of a file's sha256 into its name; the others publish no sha256, and stand here without.
 
-Sources: pytorch/vision (`torchvision/models`), huggingface/pytorch-image-models (pretrained configs), "A Systematic
-Benchmarking Analysis of Transfer Learning for Medical Image Analysis" (arXiv 2108.05930) and its model zoo,
-linusericsson/ssl-transfer, mlmed/torchxrayvision, facebookresearch/dinov2.
+Sources: pytorch/vision (`torchvision/models`), huggingface/pytorch-image-models (pretrained configs), keras-team/keras
+(`applications`), "A Systematic Benchmarking Analysis of Transfer Learning for Medical Image Analysis" (arXiv 2108.05930) and
+its model zoo, linusericsson/ssl-transfer, mlmed/torchxrayvision, facebookresearch/dinov2.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from dapt_jax.models.encoder import Preprocess
 
 _IMAGENET = Preprocess((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _HALF = Preprocess((127.5,) * 3, (127.5,) * 3)
+_CAFFE = Preprocess((103.939, 116.779, 123.68), (1.0,) * 3, bgr=True)
 _UNIT = Preprocess((0.0,) * 3, (255.0,) * 3)
 _LITE0 = Preprocess((127.0,) * 3, (128.0,) * 3)
 _XRV = Preprocess((127.5,) * 3, (127.5 / 1024,) * 3)
@@ -273,6 +274,23 @@ def _dinov2() -> list[Entry]:
     ]
 
 
+def _keras() -> list[Entry]:
+    google, layout = "https://storage.googleapis.com", "Keras applications names"
+    resnet = f"{google}/tensorflow/keras-applications/resnet/resnet{{}}_weights_tf_dim_ordering_tf_kernels.h5"
+    densenet = f"{google}/tensorflow/keras-applications/densenet/densenet{{}}_weights_tf_dim_ordering_tf_kernels.h5"
+    files = {
+        **{f"resnet{depth}": (resnet.format(depth), _CAFFE) for depth in (50, 101, 152)},
+        **{f"densenet{depth}": (densenet.format(depth), _IMAGENET) for depth in (121, 169)},
+        "efficientnet_b0": (f"{google}/keras-applications/efficientnetb0.h5", _IMAGENET),
+    }
+    return [
+        Entry(
+            f"keras:{model}", f"{model}_keras", url, None, layout, preprocess, "see its publisher", "keras-team/keras"
+        )
+        for model, (url, preprocess) in files.items()
+    ]
+
+
 def _packaged() -> list[Entry]:
     return [
         Entry(
@@ -289,7 +307,9 @@ def _packaged() -> list[Entry]:
 
 
 _ENTRIES = {
-    entry.name: entry for made in (_packaged, _torchvision, _timm, _taher2021, _medical, _dinov2) for entry in made()
+    entry.name: entry
+    for made in (_packaged, _torchvision, _timm, _keras, _taher2021, _medical, _dinov2)
+    for entry in made()
 }
 
 
