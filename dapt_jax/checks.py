@@ -47,6 +47,15 @@ _AT_LEAST = {
     "checkpoint.every_s": 0,
     "energy.pue": 1,
     "energy.watts": 0,
+    "score.every": 0,
+    "score.images": 2,
+    "score.views": 2,
+    "score.level": 1,
+    "score.margin": 0,
+    "score.negatives": 0,
+    "score.patience": 1,
+    "score.window": 1,
+    "score.weight": 0,
     **{f"{run}.optimizer.{name}": 0 for run in _RUNS for name in ("weight_decay", "clip")},
 }
 _ABOVE_0 = (
@@ -54,6 +63,7 @@ _ABOVE_0 = (
     "adapt.lr",
     "adapt.plateau.factor",
     "transfer.head.lr",
+    "score.budget",
     "transfer.finetune.head_lr",
     "transfer.finetune.lr",
     *(f"{run}.optimizer.eps" for run in _RUNS),
@@ -62,6 +72,7 @@ _BELOW_1 = (
     "corpus.val_fraction",
     "transfer.head.grid.val_fraction",
     "adapt.label_smoothing",
+    "score.budget",
     *(f"{run}.optimizer.{name}" for run in _RUNS for name in ("b1", "b2", "ema")),
     *(f"{run}.augment.{name}" for run in _RUNS for name in ("shift", "brightness", "contrast")),
 )

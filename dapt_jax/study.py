@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from dapt_jax import checks, jsonl, parallel, plan, report, transfer
+from dapt_jax import checks, jsonl, parallel, plan, report, scoring, transfer
 from dapt_jax import strategies as named
 from dapt_jax.adapt import ADAPTED, adapt, dapt_run
 from dapt_jax.config import BASELINE, SPLITS
@@ -96,6 +96,8 @@ def prepare(config: Any) -> Study:
     tasks = tuple(_task(config, name) for name in config.tasks)
     study = Study(config, strategies, corpus, tasks, _about_weights(params, merged))
     _check_leaks(study)
+    for strategy in strategies:
+        scoring.plan(config, strategy, config.seeds[0], corpus, scoring.target(config, tasks))
     if corpus is not None:
         for strategy in strategies:
             if strategy.phases:
@@ -260,10 +262,13 @@ def _arm(study: Study, strategy: Strategy, seed: int, tools: Tools, workdir: Pat
     folder = workdir / "checkpoints" / f"{strategy.name}-seed{seed}"
     if (folder / ADAPTED).exists():
         tools.reporter.skip(plan.dapt_flops(config, strategy, seed, study.corpus))
-    adapted = adapt(config, strategy, seed, study.corpus, tools, folder)
+    adapted = adapt(config, strategy, seed, study.corpus, tools, folder, scoring.target(config, study.tasks))
     init = config.weights if config.weights in (locate.IMAGENET, locate.RANDOM) else Path(config.weights).name
     arm = transfer.Arm(strategy.name, seed, init, strategy.encoder.name)
-    return [row for task in study.tasks for row in transfer.transfer(config, task, arm, adapted, tools, folder)]
+    rows = [row for task in study.tasks for row in transfer.transfer(config, task, arm, adapted, tools, folder)]
+    if config.score.downstream and strategy.phases and study.corpus is not None:
+        rows += scoring.measure_scored(config, strategy, seed, study.corpus, study.tasks, arm, tools, folder)
+    return rows
 
 
 def _flops(study: Study, strategy: Strategy, seed: int) -> int:
