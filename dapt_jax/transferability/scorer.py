@@ -19,7 +19,7 @@ from dapt_jax.cost.ledger import Row
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import HEAD, Classifier, pool
-from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.models.encoder import TAP, Encoder, Tree
 from dapt_jax.training import accounting
 from dapt_jax.training.run import Run, Tools
 from dapt_jax.training.steps import PhaseProgram
@@ -116,15 +116,14 @@ class Settings:
 
 
 def level_group(encoder: Encoder, level: int) -> int:
-    """Index of the group whose output is the `level`-th from the end, one level for each reduction.
+    """Index of the group whose output holds the `level`-th feature map from the end, one for each resolution.
 
     Raises:
         UserError: the encoder has no such level.
     """
-    last = {spec.reduction: index for index, spec in enumerate(encoder.specs)}
-    if not 0 < level <= len(last):
-        raise UserError(f"score.level is {level}; {encoder.name} has 1 to {len(last)}")
-    return sorted(last.values())[-level]
+    if not 0 < level <= len(encoder.levels):
+        raise UserError(f"score.level is {level}; {encoder.name} has 1 to {len(encoder.levels)}")
+    return encoder.index(encoder.levels[-level].name.removesuffix(f"/{TAP}"))
 
 
 @functools.cache
@@ -139,7 +138,7 @@ def _rest(model: Classifier, start: int, level: int) -> Callable[..., Any]:
     def rest(params: Tree, stats: Tree, x: Any) -> Any:
         at_level, _ = model.encoder.apply(params, stats, x, start=start, stop=level + 1)
         last, _ = model.encoder.apply(params, stats, at_level, start=level + 1)
-        return at_level, pool(last)
+        return model.encoder.as_map(at_level), pool(last)
 
     return jax.jit(rest)
 
