@@ -134,6 +134,7 @@ def adapt(
     tools: Tools,
     folder: Path,
     target: Dataset | None = None,
+    until: int = 0,
 ) -> Adapted:
     """Loads the source weights and trains them further; a finished run is read back instead of run again.
 
@@ -145,6 +146,7 @@ def adapt(
         tools: what the run needs of its surroundings.
         folder: of this arm, under `checkpoints/`.
         target: images that are scored along the way, where the config says so: see `transferability.scorer`.
+        until: epochs after which a scored run ends, though its phases go on; 0 for all of them.
     """
     finished = folder / ADAPTED
     if not strategy.phases:
@@ -160,7 +162,7 @@ def adapt(
     network = run.programs[0].model
     assert isinstance(network, Classifier)
     params, stats, merged = locate.load(config.weights, network, seed=seed)
-    scorer = scorer_for(config, run, target, tools, folder)
+    scorer = scorer_for(config, run, target, tools, folder, until)
     tools = dataclasses.replace(tools, folder=folder / "state", hook=scorer)
     params, stats = loop.train(run, params, stats, tools)
     if scorer:

@@ -47,6 +47,7 @@ _AT_LEAST = {
     "checkpoint.every_s": 0,
     "energy.pue": 1,
     "energy.watts": 0,
+    "budget": 0,
     "score.every": 0,
     "score.images": 2,
     "score.views": 2,

@@ -122,6 +122,9 @@ def default() -> config_dict.ConfigDict:
         "downstream": False,  # measure every scored checkpoint on the target tasks, as an arm of its own
     }
     config.select = ""  # a score: adaptation stops by it, and hands over the checkpoint that it chooses
+    config.budget = (
+        0.0  # share of full DAPT's FLOPs that all strategies may take: successive halving by `select`; 0: none
+    )
     config.checkpoint = {"every_s": 30.0}
     config.report = {"metric": "auc", "protocol": ""}
     config.lock()

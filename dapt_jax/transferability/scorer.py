@@ -215,6 +215,13 @@ class Plan:
             )
         return cls(due, images, tuple(images * f for f in first), tuple(images * f for f in each))
 
+    def until(self, run: Run, epochs: int) -> int:
+        """FLOPs of the scores within a number of epochs of the run."""
+        phases = [
+            run.timeline.position(epoch * run.timeline.steps_per_epoch).phase for epoch in self.epochs if epoch < epochs
+        ]
+        return sum(self.each[phase] for phase in phases) + sum(self.first[phase] for phase in set(phases))
+
 
 def changes_encoder(program: PhaseProgram) -> bool:
     """Whether a phase changes what the encoder computes: it trains more than the head, or records statistics."""
@@ -249,14 +256,15 @@ class Scorer:
         self.filled: list[int] = []
         self.flops = 0
         self.seconds = 0.0
-        self.stopped = self.paused = False
+        self.stopped = False
+        self.done = 0
         self._kept: tuple[int, list[Any]] | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores, as plain JSON values."""
         return {
             "points": list(self.points), "filled": list(self.filled), "flops": self.flops, "seconds": self.seconds,
-            "stopped": self.stopped,
+            "stopped": self.stopped, "done": self.done,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -267,7 +275,7 @@ class Scorer:
     @property
     def ends(self) -> bool:
         """Whether the run stops here, for good or for now."""
-        return self.stopped or self.paused
+        return self.stopped or (bool(self.until) and self.done >= self.until)
 
     def after_epoch(self, number: int, epoch: int, params: Tree, stats: Tree) -> bool:
         """Scores the network if it is time.
@@ -286,7 +294,7 @@ class Scorer:
             self._score(number, epoch, params, stats)
             self.seconds += time.monotonic() - since
             self.tools.ledger.put(self.row())
-        self.paused = bool(self.until) and epoch + 1 >= self.until
+        self.done = epoch + 1
         return self.ends
 
     def _score(self, number: int, epoch: int, params: Tree, stats: Tree) -> None:
