@@ -2,7 +2,7 @@
 
     python -m dapt_jax.main --config=configs/wbc_pretraining.py --config.data_dir=../shared/data --workdir=runs/wbc_pretraining
 
-A ResNet-18 is pre-trained from scratch on 2,000 SYNTHETIC textures (12 classes). After every other epoch, scores without
+A ResNet-18 is pre-trained from scratch on 1,200 SYNTHETIC textures (12 classes). After every other epoch, scores without
 labels (robustness, alignment, uniformity) and with labels are computed on white blood cells, and the checkpoint is measured
 for good: linear heads on frozen features, five folds, AUC on development and external cells. The report has the curves; the
 checkpoint that the rule chooses is handed over as `pretraining`. docs/wbc_pretraining.md has what it printed.
@@ -19,12 +19,12 @@ def get_config():
     config.title = "Pre-training from scratch on textures: which checkpoint transfers best to white cells"
     config.note = "Pre-training on SYNTHETIC textures; target: real white cells, linear heads on frozen features."
     config.model.name = "resnet18"
-    config.model.image_size = 40
+    config.model.image_size = 32
     config.weights = "random"
     config.strategies = ("pretraining",)
     config.seeds = (0,)
     with config.unlocked():
-        config.corpus.update({"kind": "textures", "name": "all", "n": 2000})
+        config.corpus.update({"kind": "textures", "name": "all", "n": 1200})
         wbc = {"kind": "manifest", "path": "wbc/manifest.csv", "classes": TYPES, "drop_classes": ("basophil",)}
         config.tasks.types = {
             "development": {**wbc, "where": "source=dataset1"},
@@ -33,7 +33,7 @@ def get_config():
         config.phases.pretraining = {
             "phases": (
                 {
-                    "name": "pretraining", "epochs": 20, "trainable": ("*",), "lr": 1e-3, "norm": "train",
+                    "name": "pretraining", "epochs": 16, "trainable": ("*",), "lr": 1e-3, "norm": "train",
                     "schedule": "cosine", "warmup": 1.0,
                 },
             )

@@ -19,7 +19,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cache.mode": ("auto", "on", "off"),
     "cache.dtype": ("", "float32", "bfloat16"),
     "energy.region": tuple(CARBON_INTENSITY),
-    **{f"{run}.schedule": ("constant", "cosine", "linear", "plateau") for run in _RUNS},
+    **{f"{run}.schedule": ("constant", "cosine", "linear", "poly", "plateau") for run in _RUNS},
     **{f"{run}.norm": ("frozen", "stats", "train") for run in _RUNS},
     **{f"{run}.optimizer.name": ("adam", "adamw", "sgd") for run in _RUNS},
     **{f"{run}.augment.flip": ("none", "horizontal", "dihedral") for run in _RUNS},

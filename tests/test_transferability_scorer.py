@@ -189,12 +189,12 @@ def test_bad_settings_are_one_line():
         "unknown transferability score 'lgme'; did you mean 'logme'": {"select": "lgme"},
         "unknown selection rule 'bst'; did you mean 'best'": {"rule": "bst"},
         "score.negatives is 300 of a sample of 256 images": {"negatives": 300},
-        "unknown score.distance 'cos'; valid: cosine, l2, inverse_pearson": {"distance": "cos"},
+        "unknown score.distance 'cosin'; did you mean 'cosine'": {"distance": "cosin"},
     }
     for line, changes in lines.items():
         with pytest.raises(UserError, match=line):
             settings(**changes)
-    with pytest.raises(UserError, match="score.level is 9; tiny has 1 to 3"):
+    with pytest.raises(UserError, match=r"score\.level is 9; tiny has 1 to 3"):
         scoring.level_group(ENCODER, 9)
     with pytest.raises(UserError, match="5 target images to score; expected 9 or more"):
         Plan.of(settings(negatives=8), make_run(), 5)

@@ -65,9 +65,9 @@ def worth(records: Records, curve: Curve, task: str, split: str) -> dict[int, fl
     for row in records.results:
         strategy, at, epochs = row["strategy"].partition(AT)
         wanted = (curve.strategy, curve.seed, task, split, protocol, metric)
-        if at and (strategy, *(row[key] for key in ("seed", "task", "split", "protocol", "metric"))) == wanted:
-            if row["value"] is not None:
-                found[int(epochs)] = row["value"]
+        keys = (strategy, *(row[key] for key in ("seed", "task", "split", "protocol", "metric")))
+        if at and keys == wanted and row["value"] is not None:
+            found[int(epochs)] = row["value"]
     return found
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dapt_jax.cost.ledger import Row
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.errors import UserError
+from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD, Classifier, pool
 from dapt_jax.models.encoder import TAP, Encoder, Tree
 from dapt_jax.training import accounting
@@ -82,8 +83,7 @@ class Settings:
         for name in names:
             registry.entry(name)
         if score.distance not in DISTANCES:
-            registry_hint = ", ".join(DISTANCES)
-            raise UserError(f"unknown score.distance {score.distance!r}; valid: {registry_hint}")
+            raise UserError(f"unknown score.distance {score.distance!r}; {nearest(score.distance, DISTANCES)}")
         rule = Rule(score.rule, score.patience, score.window, score.weight)
         if score.negatives >= score.images:
             raise UserError(
@@ -314,9 +314,7 @@ class Scorer:
                 each["chosen"] = place == index
 
     def _robustness_settings(self) -> dict[str, Any]:
-        chosen = self.settings
-        names = ("distance", "margin", "negatives", "pooled")
-        return {name: getattr(chosen, name) for name in names}
+        return {name: getattr(self.settings, name) for name in ("distance", "margin", "negatives", "pooled")}
 
     def _choice(self) -> tuple[int, bool]:
         name = self.settings.select
@@ -340,7 +338,7 @@ class Scorer:
             maps, masks = (at_level,), (self.sample.load_masks()[:, every // 2 :: every, every // 2 :: every],)
         if HEAD in params and not self.run.programs[0].objective.multi_label:
             head = params[HEAD]
-            source = np.asarray(program.objective.probabilities(last @ head["kernel"] + head["bias"]))
+            source = np.asarray(program.objective.probabilities(jnp.asarray(last @ head["kernel"] + head["bias"])))
         views = np.stack([level for level, _ in jittered]) if jittered else None
         return registry.Sample(last, labels, views, source, maps, masks)
 
