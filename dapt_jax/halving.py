@@ -146,6 +146,6 @@ def _scorer(config: Any, run: Run, target: Dataset, tools: Tools, folder: Path, 
 def _advance(config: Any, run: Run, seed: int, target: Dataset, tools: Tools, folder: Path, until: int) -> Scorer:
     """Trains an arm further, from where it was paused, up to a number of epochs."""
     scorer = _scorer(config, run, target, tools, folder, until)
-    params, stats, _ = locate.load(config.weights, run.programs[0].model, seed=seed)
+    params, stats, _ = locate.load(config.weights, scorer.model, seed=seed)
     loop.train(run, params, stats, dataclasses.replace(tools, folder=folder / "state", hook=scorer))
     return scorer

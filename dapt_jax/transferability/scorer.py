@@ -7,7 +7,6 @@ enters them into the ledger as a stage of their own, keeps the weights, and says
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -251,11 +250,12 @@ class Scorer:
         self.plan = Plan.of(settings, run, len(target))
         rows = np.sort(np.random.default_rng(SEED).permutation(len(target))[: self.plan.images])
         self.sample = target.take(rows)
-        self.level = level_group(run.programs[0].model.encoder, settings.level)
+        model = run.programs[0].model
+        assert isinstance(model, Classifier)
+        self.model, self.level = model, level_group(model.encoder, settings.level)
         self.points: list[dict[str, Any]] = []
         self.filled: list[int] = []
         self.flops = 0
-        self.seconds = 0.0
         self.stopped = False
         self.done = 0
         self._kept: tuple[int, list[Any]] | None = None
@@ -263,8 +263,8 @@ class Scorer:
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores, as plain JSON values."""
         return {
-            "points": list(self.points), "filled": list(self.filled), "flops": self.flops, "seconds": self.seconds,
-            "stopped": self.stopped, "done": self.done,
+            "points": list(self.points), "filled": list(self.filled), "flops": self.flops, "stopped": self.stopped,
+            "done": self.done,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -290,9 +290,7 @@ class Scorer:
             Whether training ends here.
         """
         if epoch in self.plan.epochs:
-            since = time.monotonic()
             self._score(number, epoch, params, stats)
-            self.seconds += time.monotonic() - since
             self.tools.ledger.put(self.row())
         self.done = epoch + 1
         return self.ends
@@ -376,7 +374,7 @@ class Scorer:
         point = self.points[self._choice()[0]]
         if point is self.points[-1]:
             return params, stats
-        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.run.programs[0].model, seed=0)
+        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.model, seed=0)
         return chosen, chosen_stats
 
     def row(self) -> Row:
