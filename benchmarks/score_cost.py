@@ -28,7 +28,10 @@ from dapt_jax.transferability.registry import Sample, evaluate
 
 
 def material(images: int, features: int, classes: int, source: int, seed: int = 0) -> Sample:
-    """Features whose directions have variances k^-1.2 (100 of 2,048 hold 80%), class means along the first of them, and source probabilities."""
+    """Features whose directions have variances k^-1.2, class means along the first of them, and source probabilities.
+
+    A hundred of 2,048 directions hold 80% of the variance.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(images) % classes)
     scales = np.arange(1, features + 1) ** -0.6

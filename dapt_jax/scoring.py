@@ -45,6 +45,19 @@ def plan(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, ima
     return Plan.of(settings, dapt_run(config, strategy, seed, corpus), len(images))
 
 
+def words(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, images: Dataset | None) -> str:
+    """What scoring one arm would take, in a line; empty where it is not scored."""
+    planned = plan(config, strategy, seed, corpus, images)
+    if planned is None or corpus is None:
+        return ""
+    run = dapt_run(config, strategy, seed, corpus)
+    scores, training = planned.until(run, run.timeline.epochs), training_flops(run)
+    return (
+        f"{strategy.name}: {planned.images} target images scored after {len(planned.epochs)} epochs, "
+        f"{scores / 1e12:.3g} TFLOP, {scores / training:.2%} of its training"
+    )
+
+
 def measure_scored(
     config: Any, strategy: Strategy, seed: int, corpus: Dataset, tasks: Sequence[transfer.Task], arm: transfer.Arm,
     tools: Tools, folder: Path,

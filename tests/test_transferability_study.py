@@ -1,5 +1,6 @@
 """Studies that select: arms hand over what the score chooses, checkpoints are measured, and a budget is kept."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -55,6 +56,14 @@ def test_the_ledger_says_what_each_checkpoint_took_and_the_report_shows_the_scor
     text = (measured / "report.md").read_text()
     assert "Scores against what the checkpoints are worth" in text
     assert "| robustness | " in text
+
+
+def test_the_plan_says_what_scoring_takes_and_the_ledger_agrees(measured, capsys):
+    flags = ("--config.select=knn", "--config.strategies=switching,", "--config.mode=plan")
+    assert run(f"--config={TINY}", *FLAGS, *flags) == 0
+    line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("switching: "))
+    scores = next(row for row in rows(measured / "ledger.jsonl") if row["stage"] == "score")
+    assert f"after 4 epochs, {scores['model_flops'] / 1e12:.3g} TFLOP" in line
 
 
 def test_arms_within_a_budget_compete_and_one_is_left(tmp_path):
@@ -132,8 +141,6 @@ def test_textures_are_the_same_whatever_their_number_and_all_unlike():
 
 
 def test_the_papers_models_exist_and_its_recipes_are_settings():
-    import importlib.util
-
     spec = importlib.util.spec_from_file_location("hidy2024", ROOT / "configs" / "hidy2024.py")
     hidy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hidy)
