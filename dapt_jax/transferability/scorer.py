@@ -145,14 +145,13 @@ def _rest(model: Classifier, start: int, level: int) -> Callable[..., Any]:
 def training_flops(run: Run, epochs: int | None = None) -> int:
     """Model FLOPs of a run, or of its first epochs."""
     total, left = 0, run.timeline.epochs if epochs is None else epochs
-    for program in run.programs:
+    for number, program in enumerate(run.programs):
         decision, cost = run.cache_decision(program), accounting.image_cost(program, run.dataset.images.size)
         done = min(left, program.phase.epochs)
         if not done:
             break
         per_image = cost.suffix.model + (0 if decision.cached else cost.prefix.model)
-        fill = cost.prefix.model * len(run.dataset) * decision.views if decision.cached else 0
-        total += per_image * len(run.train_rows) * done + fill
+        total += per_image * len(run.train_rows) * done + run.fill_flops(number)
         left -= done
     return total
 
