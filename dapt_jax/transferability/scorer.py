@@ -244,11 +244,15 @@ class Scorer:
             folder: for the weights of scored epochs.
             tools: ledger and hardware.
             until: epochs of the run after which to pause; 0 for none.
+
+        Raises:
+            UserError: the budget does not reach (see `Plan.of`), or an image has no mask where a score needs them.
         """
         self.settings, self.run, self.folder, self.tools, self.until = settings, run, folder, tools, until
         self.plan = Plan.of(settings, run, len(target))
         rows = np.sort(np.random.default_rng(SEED).permutation(len(target))[: self.plan.images])
         self.sample = target.take(rows)
+        self._masks = self.sample.load_masks() if settings.dense and target.masks is not None else None
         model = run.programs[0].model
         assert isinstance(model, Classifier)
         self.model, self.level = model, level_group(model.encoder, settings.level)
@@ -330,9 +334,9 @@ class Scorer:
         at_level, last = plain[0] if plain else jittered[0]
         labels = None if self.sample.multi_label else self.sample.labels
         maps = masks = source = None
-        if settings.dense and self.sample.masks is not None:
+        if self._masks is not None:
             every = self.sample.images.size // at_level.shape[1]
-            maps, masks = (at_level,), (self.sample.load_masks()[:, every // 2 :: every, every // 2 :: every],)
+            maps, masks = (at_level,), (self._masks[:, every // 2 :: every, every // 2 :: every],)
         if HEAD in params and not self.run.programs[0].objective.multi_label:
             head = params[HEAD]
             source = np.asarray(program.objective.probabilities(jnp.asarray(last @ head["kernel"] + head["bias"])))
