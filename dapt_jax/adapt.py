@@ -20,7 +20,8 @@ from dapt_jax.training import loop, optim, steps
 from dapt_jax.training.caching import Caching
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run, Tools
-from dapt_jax.transferability.scorer import Scorer, Settings
+from dapt_jax.transferability.scorer import Scorer
+from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import export, locate
 
 ADAPTED = "adapted.safetensors"

@@ -14,7 +14,8 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.strategies import Strategy
 from dapt_jax.training.run import Tools
-from dapt_jax.transferability.scorer import Plan, Settings, training_flops
+from dapt_jax.transferability.scorer import Plan, training_flops
+from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
 
 

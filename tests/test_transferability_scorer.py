@@ -17,8 +17,10 @@ from dapt_jax.training.features import Store
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Tools
 from dapt_jax.transferability import scorer as scoring
-from dapt_jax.transferability.scorer import Plan, Scorer, Settings, training_flops
+from dapt_jax.transferability.registry import evaluate
+from dapt_jax.transferability.scorer import Plan, Scorer, training_flops
 from dapt_jax.transferability.select import Rule
+from dapt_jax.transferability.settings import Settings
 from tests import tiny
 
 ENCODER, DATA, TARGET = tiny.encoder(), tiny.dataset(), tiny.dataset(n=24, seed=5)
@@ -145,8 +147,6 @@ def test_the_chosen_checkpoint_is_handed_over_not_the_last(stopped):
     assert index < len(hook.points) - 1
     phase = hook.run.timeline.position(hook.points[index]["epoch"] * hook.run.timeline.steps_per_epoch).phase
     hook._kept = None
-    from dapt_jax.transferability.registry import evaluate
-
     again = evaluate(["robustness"], hook.material(phase, chosen, hook.chosen(params, stats)[1]))["robustness"]
     assert again.value == pytest.approx(hook.points[index]["scores"]["robustness"], rel=1e-4)
 
