@@ -20,10 +20,15 @@ from dapt_jax.training import loop, optim, steps
 from dapt_jax.training.caching import Caching
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run, Tools
+from dapt_jax.transferability.scorer import Scorer
+from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import export, locate
 
 ADAPTED = "adapted.safetensors"
 """Name of the file, in an arm's folder, that says its adaptation is finished."""
+
+SCORED = "scored"
+"""Folder, in an arm's, of the weights of scored epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +127,16 @@ def dapt_run(config: Any, strategy: Strategy, seed: int, corpus: Dataset) -> Run
     )
 
 
-def adapt(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, tools: Tools, folder: Path) -> Adapted:
+def adapt(
+    config: Any,
+    strategy: Strategy,
+    seed: int,
+    corpus: Dataset | None,
+    tools: Tools,
+    folder: Path,
+    target: Dataset | None = None,
+    until: int = 0,
+) -> Adapted:
     """Loads the source weights and trains them further; a finished run is read back instead of run again.
 
     Args:
@@ -132,23 +146,28 @@ def adapt(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, to
         corpus: the in-domain images; not needed by strategies without phases.
         tools: what the run needs of its surroundings.
         folder: of this arm, under `checkpoints/`.
+        target: images that are scored along the way, where the config says so: see `transferability.scorer`.
+        until: epochs after which a scored run ends, though its phases go on; 0 for all of them.
     """
     finished = folder / ADAPTED
     if not strategy.phases:
         model = Classifier(strategy.encoder, 1, config.model.dtype)
         params, stats, merged = locate.load(config.weights, model, seed=seed)
-        return Adapted(strategy.encoder, _without_head(params), stats, merged.source)
+        return Adapted(strategy.encoder, without_head(params), stats, merged.source)
     if finished.exists():
         params, stats, _ = locate.load(str(finished), Classifier(strategy.encoder, 1, config.model.dtype), seed=seed)
         source = json.loads((folder / "adapted.json").read_text())["source"]
-        return Adapted(strategy.encoder, _without_head(params), stats, source)
+        return Adapted(strategy.encoder, without_head(params), stats, source)
     assert corpus is not None
     run = dapt_run(config, strategy, seed, corpus)
     network = run.programs[0].model
     assert isinstance(network, Classifier)
     params, stats, merged = locate.load(config.weights, network, seed=seed)
-    tools = dataclasses.replace(tools, folder=folder / "state")
+    scorer = scorer_for(config, run, target, tools, folder, until)
+    tools = dataclasses.replace(tools, folder=folder / "state", hook=scorer)
     params, stats = loop.train(run, params, stats, tools)
+    if scorer:
+        params, stats = scorer.chosen(params, stats)
     about = {
         "model": strategy.encoder.name,
         "groups": strategy.encoder.groups,
@@ -158,12 +177,24 @@ def adapt(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, to
         "strategy": strategy.name,
         "seed": seed,
         "image_size": config.model.image_size,
+        "scored": scorer.points if scorer else [],
     }
     jsonl.write_text(folder / "adapted.json", json.dumps(about, indent=1) + "\n")
     export.write(finished, params, stats)
     shutil.rmtree(folder / "state")
-    return Adapted(strategy.encoder, _without_head(params), stats, merged.source)
+    if not config.score.downstream:
+        shutil.rmtree(folder / SCORED, ignore_errors=True)
+    return Adapted(strategy.encoder, without_head(params), stats, merged.source)
 
 
-def _without_head(params: Tree) -> Tree:
+def scorer_for(
+    config: Any, run: Run, target: Dataset | None, tools: Tools, folder: Path, until: int = 0
+) -> Scorer | None:
+    """Who scores a run along the way, where the config wants scores: pausing after `until` epochs, if that is not 0."""
+    settings = Settings.of(config)
+    return Scorer(settings, run, target, folder / SCORED, tools, until) if settings and target is not None else None
+
+
+def without_head(params: Tree) -> Tree:
+    """An encoder's parameters alone."""
     return {key: value for key, value in params.items() if key != HEAD}

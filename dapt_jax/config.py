@@ -42,7 +42,7 @@ def default() -> config_dict.ConfigDict:
         "head_lr": 1e-3,
         "epochs": 4,  # after it
         "lr": 1e-4,
-        "schedule": "cosine",  # constant | cosine | linear | plateau, within each phase
+        "schedule": "cosine",  # constant | cosine | linear | poly | plateau, within each phase
         "warmup": 0.0,  # epochs
         "norm": "frozen",  # frozen | stats | train: batch norm of the groups that train
         "partial_groups": 2,  # partial: last layer groups that train
@@ -102,6 +102,29 @@ def default() -> config_dict.ConfigDict:
         "watts": 0.0,  # of each device; 0: the table's
     }
     config.measure_peak = False  # of a CPU, once: two seconds, for utilisation in the report
+    # Transferability scores of target images along adaptation: see transferability/.
+    config.score = {
+        "every": 0,  # epochs between scores; 0: none, or every epoch where `select` names one
+        "names": ("robustness",),  # of transferability/registry.py
+        "task": "",  # whose development images; empty: the first task's
+        "images": 256,  # of the sample, at most
+        "budget": 0.02,  # share of the training FLOPs that scoring may take: the sample shrinks to fit
+        "views": 2,  # jittered views of an image
+        "level": 2,  # features of views and masks: 1 the encoder's last, 2 the deepest skip, ...
+        "pooled": True,
+        "distance": "cosine",  # cosine | l2 | inverse_pearson
+        "margin": 0.5,
+        "negatives": 1,  # 0: all other images
+        "rule": "length_prior",  # best | patience | length_prior
+        "patience": 3,
+        "window": 1,
+        "weight": 1.0,  # of length_prior: deviations of the score that the whole length is worth
+        "downstream": False,  # measure every scored checkpoint on the target tasks, as an arm of its own
+    }
+    config.select = ""  # a score: adaptation stops by it, and hands over the checkpoint that it chooses
+    config.budget = (
+        0.0  # share of full DAPT's FLOPs that all strategies may take: successive halving by `select`; 0: none
+    )
     config.checkpoint = {"every_s": 30.0}
     config.report = {"metric": "auc", "protocol": ""}
     config.lock()

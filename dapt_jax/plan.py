@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dapt_jax import scoring
 from dapt_jax.adapt import dapt_run
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.models import registry
@@ -166,6 +167,10 @@ def show(config: Any, strategies: list[Strategy], corpus: Dataset | None, tasks:
             f"{max((phase.peak_bytes for phase in phases), default=0) / 2**20:.0f}",
         )
     console.print(overview)
+    target = scoring.target(config, tasks)
+    for strategy in strategies:
+        if line := scoring.words(config, strategy, seed, corpus, target):
+            console.print(line, soft_wrap=True)
     if corpus is not None:
         adapting = [dapt_run(config, strategy, seed, corpus) for strategy in strategies if strategy.phases]
         if line := uncounted(adapting):

@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from dapt_jax import checks, jsonl, parallel, plan, report, transfer
+from dapt_jax import checks, halving, jsonl, parallel, plan, report, scoring, transfer
 from dapt_jax import strategies as named
 from dapt_jax.adapt import ADAPTED, adapt, dapt_run
 from dapt_jax.config import BASELINE, SPLITS
@@ -96,6 +96,12 @@ def prepare(config: Any) -> Study:
     tasks = tuple(_task(config, name) for name in config.tasks)
     study = Study(config, strategies, corpus, tasks, _about_weights(params, merged))
     _check_leaks(study)
+    if config.budget and not (config.select and adapting):
+        raise UserError(
+            "budget is for strategies that adapt, compared by a score; expected select='robustness', or budget=0"
+        )
+    for strategy in strategies:
+        scoring.plan(config, strategy, config.seeds[0], corpus, scoring.target(config, tasks))
     if corpus is not None:
         for strategy in strategies:
             if strategy.phases:
@@ -231,11 +237,11 @@ def run(config: Any, workdir: Path) -> None:
                 for task in study.tasks:
                     results += transfer.baseline(config, task, seed, config.transfer.baseline)
                 jsonl.write(results_file, results)
-            for strategy in study.strategies:
+            for strategy, until in _entrants(study, seed, tools, workdir):
                 if _is_done(results, strategy.name, seed):
                     reporter.skip(total[strategy.name, seed])
                     continue
-                results += _arm(study, strategy, seed, tools, workdir)
+                results += _arm(study, strategy, seed, tools, workdir, until)
                 jsonl.write(results_file, results)
                 reporter.say(_line(results, strategy.name, seed, config))
     finally:
@@ -254,16 +260,33 @@ def _store(config: Any, workdir: Path, reporter: Reporter) -> Store:
     return Store.open(caching.memory_bytes, disk, folder, caching.dtype, reporter.say)
 
 
-def _arm(study: Study, strategy: Strategy, seed: int, tools: Tools, workdir: Path) -> list[dict[str, Any]]:
+def _entrants(study: Study, seed: int, tools: Tools, workdir: Path) -> list[tuple[Strategy, int]]:
+    """The strategies that go to the target tasks, and after how many epochs each has to end (0: none has to)."""
+    images = scoring.target(study.config, study.tasks)
+    adapting = [strategy for strategy in study.strategies if strategy.phases]
+    if not study.config.budget or study.corpus is None or images is None:
+        return [(strategy, 0) for strategy in study.strategies]
+    outcome = halving.run(study.config, adapting, seed, study.corpus, images, tools, workdir)
+    still = [(strategy, 0) for strategy in study.strategies if not strategy.phases]
+    return still + [(strategy, outcome.epochs) for strategy in adapting if strategy.name == outcome.winner]
+
+
+def _arm(
+    study: Study, strategy: Strategy, seed: int, tools: Tools, workdir: Path, until: int = 0
+) -> list[dict[str, Any]]:
     """Adapts by one strategy with one seed, and measures the result on every task."""
     config = study.config
     folder = workdir / "checkpoints" / f"{strategy.name}-seed{seed}"
     if (folder / ADAPTED).exists():
         tools.reporter.skip(plan.dapt_flops(config, strategy, seed, study.corpus))
-    adapted = adapt(config, strategy, seed, study.corpus, tools, folder)
+    target = scoring.target(config, study.tasks)
+    adapted = adapt(config, strategy, seed, study.corpus, tools, folder, target, until)
     init = config.weights if config.weights in (locate.IMAGENET, locate.RANDOM) else Path(config.weights).name
     arm = transfer.Arm(strategy.name, seed, init, strategy.encoder.name)
-    return [row for task in study.tasks for row in transfer.transfer(config, task, arm, adapted, tools, folder)]
+    rows = [row for task in study.tasks for row in transfer.transfer(config, task, arm, adapted, tools, folder)]
+    if config.score.downstream and strategy.phases and study.corpus is not None:
+        rows += scoring.measure_scored(config, strategy, seed, study.corpus, study.tasks, arm, tools, folder)
+    return rows
 
 
 def _flops(study: Study, strategy: Strategy, seed: int) -> int:

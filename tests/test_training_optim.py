@@ -78,7 +78,13 @@ def test_a_leaf_that_stops_training_keeps_its_average():
 
 def test_schedules_begin_at_the_peak_after_warm_up_and_end_where_they_should():
     steps = 10
-    for name, last in {"constant": 1.0, "linear": 1 / 30, "cosine": None, "plateau": 1.0}.items():
+    for name, last in {
+        "constant": 1.0,
+        "linear": 1 / 30,
+        "poly": (1 / 30) ** 0.9,
+        "cosine": None,
+        "plateau": 1.0,
+    }.items():
         phase = Phase("p", 4, ("*",), 1.0, schedule=name, warmup=1.0)
         rates = [optim.learning_rate(phase, step, steps) for step in range(40)]
         np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)

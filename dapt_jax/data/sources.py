@@ -10,12 +10,14 @@ from dapt_jax.data.folders import load_folder
 from dapt_jax.data.manifest import load_manifest
 from dapt_jax.data.phantoms import load_phantoms
 from dapt_jax.data.prepared_tfds import load_tfds
+from dapt_jax.data.textures import load_textures
 from dapt_jax.errors import UserError, nearest
 
 KINDS: dict[str, Callable[..., Dataset]] = {
     "manifest": load_manifest,
     "folder": load_folder,
     "phantoms": load_phantoms,
+    "textures": load_textures,
     "tfds": load_tfds,
 }
 # Set by the study for all of its data, not by one set's description.
@@ -28,10 +30,10 @@ def load(
     """Reads the set that a config describes.
 
     Args:
-        spec: `kind` ("manifest", "folder", "phantoms" or "tfds") and that reader's own arguments, such as
+        spec: `kind` ("manifest", "folder", "phantoms", "textures" or "tfds") and that reader's own arguments, such as
             `{"kind": "manifest", "path": "wbc/manifest.csv", "where": "source=dataset1", "classes": ("monocyte",)}`.
             None, "" and () stand for the reader's default; several names in one text are joined by commas. The readers
-            are `load_manifest`, `load_folder`, `load_phantoms` and `load_tfds`.
+            are `load_manifest`, `load_folder`, `load_phantoms`, `load_textures` and `load_tfds`.
         data_dir: the folder that `path` is relative to; not needed for absolute paths and for phantoms.
         image_size: side of the images in pixels.
         on_bad_image: "error" or "skip"; for readers of image files.

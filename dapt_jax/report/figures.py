@@ -14,6 +14,7 @@ from matplotlib.patheffects import withStroke
 
 from dapt_jax.report.curves import learning_curves
 from dapt_jax.report.records import KINDS, Records, lower_is_better, nice
+from dapt_jax.report.selection import scores_along
 from dapt_jax.report.statistics import Interval, mean_interval, pareto
 from dapt_jax.report.style import GREY, INK, STYLE, looks, save
 
@@ -66,6 +67,13 @@ def draw(records: Records, folder: Path) -> list[tuple[str, Path, str]]:
                 seeds(records, task),
                 f"{metric} of each seed on development and external data; the bold line is the mean. "
                 "Steep means a large dip.",
+            )
+            keep(
+                task,
+                f"scores_along_{slug}",
+                scores_along(records, task),
+                f"Above and first, where checkpoints were measured: their {metric}. Then each score by epoch; robustness, "
+                "alignment and uniformity are losses. Stars: the checkpoint that the rule chose.",
             )
         keep(
             "",

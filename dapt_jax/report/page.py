@@ -11,7 +11,7 @@ import jinja2
 
 from dapt_jax import jsonl
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
-from dapt_jax.report import figures, tables, words
+from dapt_jax.report import figures, selection, tables, words
 from dapt_jax.report.records import BASELINE, Records
 
 HOW_TO_READ = (
@@ -70,7 +70,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
 
     sections = []
     for task in records.tasks:
-        found = [tables.everything(records, task), tables.per_class(records, task)]
+        found = [tables.everything(records, task), tables.per_class(records, task), selection.agreement(records, task)]
         sections.append(
             {
                 "task": task,

@@ -209,8 +209,12 @@ class Records:
         return mean_interval([read(cost) for cost in self.costs(strategy, task).values()])
 
     def missing(self) -> list[str]:
-        """Returns the planned arms that have no result, as `strategy seed`."""
+        """Returns the planned arms that have no result, as `strategy seed`; not those that successive halving dropped."""
         have = {(row["strategy"], row["seed"]) for row in self.results}
+        if self.config.get("budget"):
+            adapted = {(row.strategy, row.seed) for row in self.rows if row.stage == "dapt"}
+            decided = {seed for strategy, seed in have & adapted}
+            have |= {(strategy, seed) for strategy, seed in adapted if seed in decided}
         return [f"{name} {seed}" for name in self.strategies for seed in self.seeds if (name, seed) not in have]
 
     def _report(self) -> Mapping[str, Any]:

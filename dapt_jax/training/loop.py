@@ -33,7 +33,8 @@ def train(run: Run, params: Tree, stats: Tree, tools: Tools) -> tuple[Tree, Tree
         tools: checkpoints, ledger, cache, devices, display.
 
     Returns:
-        Parameters (averaged ones where an average is kept) and statistics, on the host.
+        Parameters (averaged ones where an average is kept) and statistics, on the host; those of where `tools.hook`
+        ended the run, if it did.
 
     Raises:
         UserError: the loss is no longer a number.
@@ -43,8 +44,12 @@ def train(run: Run, params: Tree, stats: Tree, tools: Tools) -> tuple[Tree, Tree
         state, meta = _start(run, params, stats, saver, tools)
         timeline = run.timeline
         step = int(state["step"])
+        if tools.hook:
+            tools.hook.restore(meta.get("hook", {}))
         first = timeline.position(step).phase if step < timeline.steps else len(run.programs)
         for number in range(first, len(run.programs)):
+            if tools.hook and tools.hook.ends:
+                break
             is_fresh = int(state["step"]) == timeline.first_step(number)
             if is_fresh and number:
                 state = run.programs[number].switch(state)
@@ -110,7 +115,7 @@ class _PhaseLoop:
         with self.meter.clock.span("compile"):  # what caching, compiling and reading take inside is theirs
             feed, evaluator = self._feed(state)
         epoch = timeline.position(int(state["step"])).epoch
-        while epoch < end:
+        while epoch < end and not (self.tools.hook and self.tools.hook.ends):
             if isinstance(feed, Epochs):
                 state, count = self._many_epochs(state, epoch, end, feed, evaluator)
             else:
@@ -137,6 +142,9 @@ class _PhaseLoop:
         with self.meter.clock.span("eval"):
             scores = evaluator(state)
         self._end_epoch(epoch, *sums, scores)
+        if self.tools.hook:
+            with self.meter.clock.span("eval"):
+                self.tools.hook.after_epoch(self.number, epoch, evaluation_params(state), state["stats"])
         zero = parallel.replicate({"loss": np.float32(0), "weight": np.float32(0)}, self.tools.mesh)
         return {**state, **zero}
 
@@ -239,25 +247,27 @@ class _PhaseLoop:
                 "curve": list(self.curve),  # written in the background, while epochs are added to the curve
                 "filled": self.filled,
                 "meter": self.meter.state(),
+                "hook": self.tools.hook.state() if self.tools.hook else {},
             }
             self.saver.save(int(state["step"]), part, meta)
         self.saved = time.monotonic()
 
     def _finish(self, state: State, feed: Feed | Epochs) -> None:
         """Enters the phase into the ledger; a kill between entry and checkpoint replaces the entry by itself."""
-        self.tools.ledger.put(self._row())
+        self.tools.ledger.put(self._row(int(state["step"])))
         if self.saver:
             self._save(state, feed)
             with self.meter.clock.span("checkpoint"):
                 self.saver.wait()
-            self.tools.ledger.put(self._row())
+            self.tools.ledger.put(self._row(int(state["step"])))
 
-    def _row(self) -> Row:
+    def _row(self, step: int) -> Row:
+        """What was run of the phase, all of it unless the hook ended it, up to a step of the run."""
         run, program = self.run_, self.program
         cost = accounting.image_cost(program, run.dataset.images.size)
         shapes, _ = program.model.abstract()
-        images = len(run.train_rows) * program.phase.epochs
-        steps = run.timeline.steps_per_epoch * program.phase.epochs
+        steps = step - run.timeline.first_step(self.number)
+        images = len(run.train_rows) * (steps // run.timeline.steps_per_epoch)
         cached = self.filled.get("cached", "off")
         per_image = cost.suffix if cached != "off" else cost.prefix + cost.suffix
         fill = self.filled.get("flops", 0)

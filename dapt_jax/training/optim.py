@@ -121,6 +121,8 @@ def learning_rate(phase: Phase, step: int, steps_per_epoch: int) -> float:
     done = (step - warm) / max(total - warm, 1)
     if phase.schedule == "linear":
         return phase.lr * (1 - done)
+    if phase.schedule == "poly":
+        return phase.lr * (1 - done) ** 0.9
     if phase.schedule == "cosine":
         return phase.lr * 0.5 * (1 + math.cos(math.pi * done))
     return phase.lr

@@ -9,7 +9,7 @@ from dapt_jax.errors import UserError, nearest
 
 Norm = Literal["frozen", "stats", "train"]
 NORMS = ("frozen", "stats", "train")
-SCHEDULES = ("constant", "cosine", "linear", "plateau")
+SCHEDULES = ("constant", "cosine", "linear", "poly", "plateau")
 
 
 @dataclasses.dataclass(frozen=True)

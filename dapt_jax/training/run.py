@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -118,6 +118,27 @@ class Run:
         return cost
 
 
+class Hook(Protocol):
+    """Looks at the network of a run after its epochs, and may end it."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether the run ends where it is."""
+        ...
+
+    def after_epoch(self, number: int, epoch: int, params: Any, stats: Any) -> bool:
+        """Called when an epoch that may have changed the encoder is done, with its phase's number; returns `ends`."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint stores, as plain JSON values."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` returned; from nothing where it is empty."""
+        ...
+
+
 @dataclasses.dataclass
 class Tools:
     """What a run needs of its surroundings.
@@ -131,6 +152,7 @@ class Tools:
         hardware: what they are.
         reporter: tells the user.
         threads: that decode images.
+        hook: looks at the network along the run; None for nobody.
         executables: compiled steps by what they depend on: phases, arms and seeds that agree share them.
     """
 
@@ -142,6 +164,7 @@ class Tools:
     hardware: Hardware
     reporter: Reporter
     threads: int = 2
+    hook: Hook | None = None
     executables: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
 
     def compiled(self, key: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class Entry:
 
     needs: str
     higher_is_better: bool
-    compute: Callable[[Sample], float]
+    compute: Callable[..., float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _labelled(function: Callable[..., float]) -> Entry:
 
 
 SCORES: dict[str, Entry] = {
-    "robustness": Entry("views", False, lambda sample: robustness.robustness(sample.views)),
+    "robustness": Entry("views", False, lambda sample, **how: robustness.robustness(sample.views, **how)),
     "alignment": Entry(
         "views", False, lambda sample: robustness.alignment(np.stack([robustness.pool(v) for v in _views(sample)]))
     ),
@@ -123,12 +124,13 @@ def entry(name: str) -> Entry:
     return SCORES[name]
 
 
-def evaluate(names: Iterable[str], sample: Sample) -> dict[str, Outcome]:
+def evaluate(names: Iterable[str], sample: Sample, **settings: Mapping[str, Any]) -> dict[str, Outcome]:
     """Several scores of one checkpoint; what cannot be computed is NaN with the reason, so that no training run ends here.
 
     Args:
         names: of scores.
         sample: what there is.
+        **settings: by name of a score, arguments of its function.
 
     Raises:
         UserError: no score of that name.
@@ -140,7 +142,7 @@ def evaluate(names: Iterable[str], sample: Sample) -> dict[str, Outcome]:
             found[name] = Outcome(math.nan, f"needs {wanted.needs}, which this sample does not have")
             continue
         try:
-            value = wanted.compute(sample)
+            value = wanted.compute(sample, **settings.get(name, {}))
         except UserError as error:
             found[name] = Outcome(math.nan, str(error))
             continue

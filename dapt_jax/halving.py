@@ -1,0 +1,151 @@
+"""Successive halving: the best adaptation that a FLOP budget allows, chosen among strategies by their scores.
+
+The budget, a share of what full DAPT takes, is split evenly over the rounds, and in a round over the arms that are left.
+Each trains as far as its part reaches; then the half with the better scores goes on. What is left over is the winner's.
+Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", arXiv 1502.07943.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dapt_jax import jsonl
+from dapt_jax.adapt import dapt_run, scorer_for
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.errors import UserError
+from dapt_jax.models import registry
+from dapt_jax.strategies import Strategy, resolve
+from dapt_jax.training import loop
+from dapt_jax.training.run import Run, Tools
+from dapt_jax.transferability.registry import entry
+from dapt_jax.transferability.scorer import Scorer, training_flops
+from dapt_jax.weights import locate
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Who won, and how far the budget takes it.
+
+    Attributes:
+        winner: name of the strategy.
+        epochs: of its run, head included.
+    """
+
+    winner: str
+    epochs: int
+
+
+def affordable(run: Run, scorer: Scorer, flops: int) -> int:
+    """Epochs of a run whose training and scoring fit a number of FLOPs."""
+    most = 0
+    for epochs in range(1, run.timeline.epochs + 1):
+        if training_flops(run, epochs) + scorer.plan.until(run, epochs) > flops:
+            break
+        most = epochs
+    return most
+
+
+def first_change(run: Run, scorer: Scorer) -> int:
+    """Epochs until the first score: what an arm needs to be compared at all."""
+    return min(scorer.plan.epochs) + 1
+
+
+def keep(scores: Mapping[str, float | None], higher_is_better: bool, number: int) -> list[str]:
+    """The names with the best scores; those without a score come last.
+
+    Args:
+        scores: by name.
+        higher_is_better: which way the score goes.
+        number: of names to keep.
+    """
+    sign = -1 if higher_is_better else 1
+    undefined = math.inf
+    return sorted(scores, key=lambda name: undefined if (s := scores[name]) is None else sign * s)[:number]
+
+
+def full_flops(config: Any, seed: int, corpus: Dataset) -> int:
+    """Model FLOPs of full DAPT, whether or not it is an arm."""
+    encoder = registry.build(config.model.name)
+    return training_flops(dapt_run(config, resolve("full", encoder, config), seed, corpus))
+
+
+def run(
+    config: Any,
+    strategies: Sequence[Strategy],
+    seed: int,
+    corpus: Dataset,
+    target: Dataset,
+    tools: Tools,
+    workdir: Path,
+) -> Outcome:
+    """Lets the strategies compete, or reads how they did; the winner is left where its part of the budget ended.
+
+    Args:
+        config: the study's, with `budget` and `select`.
+        strategies: that adapt.
+        seed: of all of them.
+        corpus: in-domain images.
+        target: images that are scored.
+        tools: what runs need.
+        workdir: of the study.
+
+    Raises:
+        UserError: the budget does not bring two arms to their first score.
+    """
+    record = workdir / "checkpoints" / f"halving-seed{seed}.json"
+    if record.exists():
+        found = json.loads(record.read_text())
+        return Outcome(found["winner"], found["epochs"])
+    arms = {strategy.name: strategy for strategy in strategies}
+    runs = {name: dapt_run(config, strategy, seed, corpus) for name, strategy in arms.items()}
+    folders = {name: workdir / "checkpoints" / f"{name}-seed{seed}" for name in arms}
+    watchers = {name: _scorer(config, runs[name], target, tools, folders[name], 0) for name in arms}
+    total = int(config.budget * full_flops(config, seed, corpus))
+    alive, spent = list(arms), dict.fromkeys(arms, 0)
+    rounds = max(1, math.ceil(math.log2(len(alive))))
+    history: list[dict[str, Any]] = []
+    allowance = 0.0
+    for number in range(rounds):
+        allowance += total / rounds / len(alive)
+        until = {name: affordable(runs[name], watchers[name], int(allowance)) for name in alive}
+        able = [name for name in alive if until[name] >= first_change(runs[name], watchers[name])]
+        if not able:
+            raise UserError(
+                f"a budget of {config.budget:g} of full DAPT brings none of {', '.join(alive)} to a first score; "
+                "expected a larger budget, fewer strategies, or a smaller score.every"
+            )
+        scores: dict[str, float | None] = {}
+        for name in able:
+            scorer = _advance(config, runs[name], seed, target, tools, folders[name], until[name])
+            spent[name] = training_flops(runs[name], until[name]) + scorer.flops
+            scores[name] = scorer.points[-1]["scores"][config.select]
+        history.append({"round": number + 1, "epochs": until, "scores": scores, "flops": dict(spent)})
+        alive = keep(scores, entry(config.select).higher_is_better, max(1, math.ceil(len(alive) / 2)))
+        tools.reporter.say(f"halving seed {seed}, round {number + 1}: {', '.join(alive)} of {len(until)} go on")
+    winner = alive[0]
+    left = total - sum(spent.values()) + spent[winner]
+    epochs = affordable(runs[winner], watchers[winner], left)
+    for name in arms:
+        if name != winner:
+            shutil.rmtree(folders[name], ignore_errors=True)
+    found = {"winner": winner, "epochs": epochs, "budget_flops": total, "rounds": history}
+    jsonl.write_text(record, json.dumps(found, indent=1) + "\n")
+    return Outcome(winner, epochs)
+
+
+def _scorer(config: Any, run: Run, target: Dataset, tools: Tools, folder: Path, until: int) -> Scorer:
+    scorer = scorer_for(config, run, target, tools, folder, until)
+    assert scorer is not None  # the config names a score
+    return scorer
+
+
+def _advance(config: Any, run: Run, seed: int, target: Dataset, tools: Tools, folder: Path, until: int) -> Scorer:
+    """Trains an arm further, from where it was paused, up to a number of epochs."""
+    scorer = _scorer(config, run, target, tools, folder, until)
+    params, stats, _ = locate.load(config.weights, scorer.model, seed=seed)
+    loop.train(run, params, stats, dataclasses.replace(tools, folder=folder / "state", hook=scorer))
+    return scorer

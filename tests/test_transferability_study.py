@@ -1,0 +1,155 @@
+"""Studies that select: arms hand over what the score chooses, checkpoints are measured, and a budget is kept."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from dapt_jax import halving
+from dapt_jax.data.sources import load
+from dapt_jax.data.textures import PATTERNS, load_textures
+from dapt_jax.errors import UserError
+from dapt_jax.models import registry
+from dapt_jax.models.segmenter import Segmenter
+from tests.command import ROOT, rows, run
+
+TINY = ROOT / "tests" / "configs" / "tiny_study.py"
+FLAGS = (
+    "--config.transfer.protocols=linear,", "--config.score.budget=0.5", "--config.score.images=24",
+    "--config.score.names=robustness,knn", "--config.score.level=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured")
+    flags = ("--config.select=knn", "--config.score.downstream=true", "--config.strategies=switching,")
+    assert run(f"--config={TINY}", f"--workdir={folder}", *FLAGS, *flags) == 0
+    return folder
+
+
+def test_every_scored_checkpoint_is_an_arm_and_the_chosen_one_is_handed_over(measured):
+    about = json.loads((measured / "checkpoints" / "switching-seed0" / "adapted.json").read_text())
+    epochs = [point["epoch"] + 1 for point in about["scored"]]
+    assert epochs == [3, 4, 5, 6]
+    values = {}
+    for row in rows(measured / "results.jsonl"):
+        if (row["split"], row["metric"], row["protocol"]) == ("development", "auc", "linear"):
+            values[row["strategy"]] = row["value"]
+    assert {f"switching@{number}" for number in epochs} < set(values)
+    chosen = next(point["epoch"] + 1 for point in about["scored"] if point["chosen"])
+    assert values["switching"] == pytest.approx(values[f"switching@{chosen}"], abs=1e-6)
+
+
+def test_the_ledger_says_what_each_checkpoint_took_and_the_report_shows_the_scores(measured):
+    ledger = rows(measured / "ledger.jsonl")
+    taken = {
+        row["strategy"]: row["reused_flops"] for row in ledger if "@" in row["strategy"] and row["stage"] == "dapt"
+    }
+    assert sorted(taken.values()) == [taken[f"switching@{number}"] for number in (3, 4, 5, 6)]
+    trained = sum(row["model_flops"] for row in ledger if (row["strategy"], row["stage"]) == ("switching", "dapt"))
+    assert taken["switching@6"] == trained
+    scores = next(row for row in ledger if row["stage"] == "score")
+    assert 0 < scores["model_flops"] <= 0.5 * trained
+    assert (measured / "figures" / "scores_along_cells.png").exists()
+    text = (measured / "report.md").read_text()
+    assert "Scores against what the checkpoints are worth" in text
+    assert "| robustness | " in text
+
+
+def test_the_plan_says_what_scoring_takes_and_the_ledger_agrees(measured, capsys):
+    flags = ("--config.select=knn", "--config.strategies=switching,", "--config.mode=plan")
+    assert run(f"--config={TINY}", *FLAGS, *flags) == 0
+    line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("switching: "))
+    scores = next(row for row in rows(measured / "ledger.jsonl") if row["stage"] == "score")
+    assert f"after 4 epochs, {scores['model_flops'] / 1e12:.3g} TFLOP" in line
+
+
+def test_arms_within_a_budget_compete_and_one_is_left(tmp_path):
+    """Two strategies of the same encoder: the ledger's sum stays within the budget, and a restart changes nothing."""
+    config = tmp_path / "config.py"
+    source = TINY.read_text().replace(
+        "    return config",
+        """    first, *_, last = phases
+    shorter = dict(last, name="top", trainable=("stage2", "head"))
+    with config.unlocked():
+        config.phases.top = {"cut_after": "stage2/block2", "phases": (first, shorter)}
+    config.strategies = ("truncated", "switching", "top")
+    return config""",
+    )
+    config.write_text(source)
+    folder = tmp_path / "run"
+    flags = (f"--config={config}", f"--workdir={folder}", *FLAGS, "--config.select=knn", "--config.budget=0.5")
+    flags = (*flags, "--config.adapt.head_epochs=2", "--config.adapt.epochs=12")
+    assert run(*flags) == 0
+    record = json.loads((folder / "checkpoints" / "halving-seed0.json").read_text())
+    ledger = rows(folder / "ledger.jsonl")
+    spent = sum(row["model_flops"] for row in ledger if row["stage"] in ("dapt", "score"))
+    assert 0 < spent <= record["budget_flops"]
+    done = {row["strategy"] for row in rows(folder / "results.jsonl")}
+    assert done == {"baseline", "truncated", record["winner"]}
+    assert {row["strategy"] for row in ledger if row["stage"] == "dapt"} == {"switching", "top"}
+    assert "Unfinished" not in (folder / "report.md").read_text()
+    before = (folder / "results.jsonl").read_text()
+    assert run(*flags) == 0
+    assert (folder / "results.jsonl").read_text() == before
+    assert rows(folder / "ledger.jsonl") == ledger
+
+
+def test_the_better_half_goes_on_and_what_has_no_score_goes_first():
+    scores = {"a": 1.0, "b": None, "c": 3.0, "d": 2.0}
+    assert halving.keep(scores, True, 2) == ["c", "d"]
+    assert halving.keep(scores, False, 3) == ["a", "d", "c"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("--config.select=logm", "unknown transferability score 'logm'; did you mean 'logme'?"),
+        (
+            "--config.budget=0.5",
+            "budget is for strategies that adapt, compared by a score; expected select='robustness'",
+        ),
+        ("--config.score.budget=1.5", "score.budget is 1.5; expected 0 to less than 1"),
+        ("--config.score.every=-1", "score.every is -1; expected 0 or more"),
+    ],
+)
+def test_a_bad_setting_is_one_line(flag, line, tmp_path, capsys):
+    assert run(f"--config={TINY}", f"--workdir={tmp_path}", flag) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_task_that_is_none_and_a_budget_that_buys_nothing_are_one_line(tmp_path, capsys):
+    common = (f"--config={TINY}", f"--workdir={tmp_path}", "--config.select=robustness", "--config.score.level=1")
+    assert run(*common, "--config.score.task=cell") == 2
+    assert "score.task 'cell' is not one of the tasks; did you mean 'cells'?" in capsys.readouterr().err
+    assert run(*common, "--config.score.budget=1e-6") == 2
+    assert "score.budget of 1e-06 pays for 0 images at 4 epochs; expected 2 or more" in capsys.readouterr().err
+
+
+def test_textures_are_the_same_whatever_their_number_and_all_unlike():
+    few, more = load_textures(n=24, image_size=16), load_textures(n=36, image_size=16)
+    np.testing.assert_array_equal(few.images.batch(np.arange(24)), more.images.batch(np.arange(24)))
+    assert few.classes == tuple(PATTERNS)
+    assert set(few.class_counts().values()) == {2}
+    pixels = more.images.batch(np.arange(36)).reshape(36, -1)
+    assert len(np.unique(pixels, axis=0)) == 36
+    assert (pixels.std(1) > 2).all()
+    with pytest.raises(UserError, match="expected 'all', 1 or more"):
+        load({"kind": "textures", "name": "some"}, data_dir=None, image_size=16)
+
+
+def test_the_papers_models_exist_and_its_recipes_are_settings():
+    spec = importlib.util.spec_from_file_location("hidy2024", ROOT / "configs" / "hidy2024.py")
+    hidy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hidy)
+    for model, (encoder, decoder) in hidy.MODELS.items():
+        built = Segmenter(registry.build(encoder), 2, decoder)
+        assert built.groups[-1] == "head"
+        config = hidy.get_config(f"{model}_advanced")
+        assert config.model.name == encoder
+    assert (config.adapt.batch_size, config.phases.pretraining["phases"][0]["lr"]) == (1024, 1e-3)
+    assert hidy.get_config("unet_simple").phases.pretraining["phases"][0]["warmup"] == 5
+    with pytest.raises(UserError, match="unknown arm 'resnet_simple'; did you mean 'resnet50_simple'"):
+        hidy.get_config("resnet_simple")
