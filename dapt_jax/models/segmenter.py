@@ -92,14 +92,9 @@ class Segmenter:
         return found
 
     def _wanted(self, boundary: int) -> set[str]:
-        """Names of the maps that the groups from `boundary` on read and do not make themselves."""
+        """Names of the maps that the groups from `boundary` on read."""
         first = max(boundary - len(self.encoder.groups), 0)
-        made: set[str] = set()
-        wanted: set[str] = set()
-        for step in self._decoder.steps[first:]:
-            wanted |= set(step.skips) - made
-            made |= {step.emits} if step.emits else set()
-        return wanted
+        return {skip for step in self._decoder.steps[first:] for skip in step.skips}
 
     def prefix(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"], boundary: int) -> Activations:
         """Images (0 to 255) to the activations at `boundary`, with every norm frozen.
