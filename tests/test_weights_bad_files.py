@@ -70,6 +70,17 @@ def test_methods_that_may_reserve_any_memory_are_refused(tmp_path: Path, method:
     assert f"is packed by method {method}; expected deflate" in refused(tmp_path / "a.npz")
 
 
+def test_a_packed_size_that_lies_reserves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, a=np.zeros(1000))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02") + 20  # of the table of contents: the member's packed size
+    data[at : at + 4] = struct.pack("<I", 1 << 30)
+    path.write_bytes(data)
+    assert peak(lambda: dict(readers.read(path))) < 1 << 20
+    assert len(readers.read(path)["a"]) == 1000  # deflate says itself where it ends, and the checksum holds
+
+
 def test_a_zip_file_of_a_hundred_thousand_members_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "crowd.npz"
     end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, archive.MEMBERS * 600, 0, 0)
