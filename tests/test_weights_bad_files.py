@@ -276,6 +276,12 @@ def test_a_crash_in_the_hdf5_library_is_one_line(tmp_path: Path, monkeypatch, na
     assert "the HDF5 library fails on it (exit code -11)" in refused(tmp_path / name)
 
 
+def test_an_array_that_is_never_filled_is_empty(tmp_path: Path) -> None:
+    made = Call(Named("numpy.core.multiarray", "_reconstruct"), Named("numpy", "ndarray"), (0,), b"b")
+    (tmp_path / "a.pkl").write_bytes(pickled({"layer": {"w": made}}))
+    assert readers.read(tmp_path / "a.pkl")["layer/w"].shape == (0,)
+
+
 # ---- memory -----------------------------------------------------------------------------------------------------------
 
 
