@@ -12,6 +12,10 @@ and the allowance of `weights.source.SPARE`. Inputs follow from (seed, number) a
 HDF5 files are read here without the process that the readers try them out in (`weights.keras_hdf5`): one for each would take
 hours. Where the HDF5 library hangs or crashes, the file is read once more as users read it, and counted as *guarded* if that
 gives one line.
+
+Found so far, and mended: NumPy's parser of array headers raises `TokenError`; HDF5 2.0 loops without end on some damaged
+attributes; zipfile reserves what a damaged size claims (a gigabyte for a file of a kilobyte, LZMA likewise), cannot decode some
+names, and repeats long ones in its errors; a pickle may make an array and never fill it.
 """
 
 import argparse

@@ -70,6 +70,17 @@ def test_methods_that_may_reserve_any_memory_are_refused(tmp_path: Path, method:
     assert f"is packed by method {method}; expected deflate" in refused(tmp_path / "a.npz")
 
 
+def test_a_packed_size_that_lies_reserves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, a=np.zeros(1000))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02") + 20  # of the table of contents: the member's packed size
+    data[at : at + 4] = struct.pack("<I", 1 << 30)
+    path.write_bytes(data)
+    assert peak(lambda: dict(readers.read(path))) < 1 << 20
+    assert len(readers.read(path)["a"]) == 1000  # deflate says itself where it ends, and the checksum holds
+
+
 def test_a_zip_file_of_a_hundred_thousand_members_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "crowd.npz"
     end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, archive.MEMBERS * 600, 0, 0)
@@ -263,6 +274,12 @@ def test_a_crash_in_the_hdf5_library_is_one_line(tmp_path: Path, monkeypatch, na
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     assert "the HDF5 library fails on it (exit code -11)" in refused(tmp_path / name)
+
+
+def test_an_array_that_is_never_filled_is_empty(tmp_path: Path) -> None:
+    made = Call(Named("numpy.core.multiarray", "_reconstruct"), Named("numpy", "ndarray"), (0,), b"b")
+    (tmp_path / "a.pkl").write_bytes(pickled({"layer": {"w": made}}))
+    assert readers.read(tmp_path / "a.pkl")["layer/w"].shape == (0,)
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------

@@ -184,9 +184,9 @@ class NumpyDtype:
 
 
 class NumpyArray:
-    """Stands in for a NumPy array: shape, dtype and bytes, as its state sets them."""
+    """Stands in for a NumPy array: shape, dtype and bytes, as its state sets them; empty until then."""
 
-    shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] = (0,)
     dtype: np.dtype[Any] = np.dtype("u1")
 
     def __init__(self, *_: Any):
