@@ -96,6 +96,9 @@ def scores_along(records: Records, task: str) -> Figure | None:
         axes.tick_params(labelsize=7, labelbottom=True)
         axes.ticklabel_format(useOffset=False)
         axes.margins(y=0.15)
+        shown = [value for line in axes.get_lines() for value in line.get_ydata()]
+        if shown and np.ptp(shown) < 1e-9 * np.abs(shown).max():  # a constant, but for rounding
+            axes.set_ylim(shown[0] - 0.5, shown[0] + 0.5)
     for axes in panels[len(titles) :]:
         axes.set_visible(False)
     figure.supxlabel("epochs", fontsize=9, color=GREY)
