@@ -81,7 +81,7 @@ def scores_along(records: Records, task: str) -> Figure | None:
     columns = min(4, len(titles))
     lines = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(2.7 * columns + 0.3, 2.2 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, sharex=True, squeeze=False).flat
+    panels = list(figure.subplots(lines, columns, sharex=True, squeeze=False).flat)
     style = looks([name for name in records.strategies if AT not in name])
     for number, (axes, title) in enumerate(zip(panels, titles, strict=False)):
         for curve in found:
@@ -93,9 +93,13 @@ def scores_along(records: Records, task: str) -> Figure | None:
                 axes.plot(curve.chosen, values[curve.chosen], "*", color=colour, markersize=12, markeredgecolor="white")
         axes.set_title(title.replace("_", " "), fontsize=9, fontweight="bold" if number < len(splits) else "normal")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, labelbottom=True)
+        axes.ticklabel_format(useOffset=False)
         axes.margins(y=0.15)
-    for axes in list(panels)[len(titles) :]:
+        shown = [value for line in axes.get_lines() for value in line.get_ydata()]
+        if shown and np.ptp(shown) < 1e-9 * np.abs(shown).max():  # a constant, but for rounding
+            axes.set_ylim(shown[0] - 0.5, shown[0] + 0.5)
+    for axes in panels[len(titles) :]:
         axes.set_visible(False)
     figure.supxlabel("epochs", fontsize=9, color=GREY)
     return figure
@@ -132,7 +136,7 @@ def _agreement(records: Records, found: list[Curve], task: str, split: str, name
         shared = sorted(of_score.keys() & of_task.keys())
         score = sign * np.asarray([of_score[epochs] for epochs in shared])
         result = np.asarray([of_task[epochs] for epochs in shared])
-        if len(shared) > 2 and np.ptp(score) > 0 and np.ptp(result) > 0:
+        if len(shared) > 2 and all(np.ptp(each) > 1e-9 * np.abs(each).max() for each in (score, result)):
             pearson, kendall, weighted = (
                 measure(score, result)[0]
                 for measure in (scipy.stats.pearsonr, scipy.stats.kendalltau, scipy.stats.weightedtau)
