@@ -26,7 +26,7 @@ def test_this_machine(cache):
         assert here.peak_flops is None
         assert here.peak_for("float32") == 0.0
         assert "assumed" in here.note
-        assert "python -m dapt_jax.cost.peak" in here.note
+        assert "python -m dapt_jax.cost.hardware" in here.note
     assert (describe(watts=33.0, pue=1.1).watts, describe(pue=1.1).pue) == (33.0, 1.1)
 
 
@@ -46,12 +46,12 @@ def test_a_cpu_is_measured_once_and_then_known(cache, monkeypatch):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="makers publish what other devices can do")
 def test_a_measurement_that_cannot_be_kept_is_used_all_the_same(cache, monkeypatch, tmp_path, capsys):
-    peak.main()
+    hardware.main()
     assert f"kept in {cache}" in capsys.readouterr().out
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert describe(measure=True).peak_for("float32") > 0
-    peak.main()
+    hardware.main()
     assert "cannot be kept in" in capsys.readouterr().out
 
 

@@ -135,9 +135,7 @@ def _with_measured(found: Hardware, figures: dict[str, float] | None) -> Hardwar
     """A CPU with what was measured of it; its JAX devices share it out among them."""
     assumed = f"{CPU_WATTS_PER_CORE:g} W per core assumed"
     if figures is None:
-        lost = (
-            "peak FLOP/s and bandwidth not known, so no utilisation (python -m dapt_jax.cost.peak measures them once)"
-        )
+        lost = "peak FLOP/s and bandwidth not known, so no utilisation (python -m dapt_jax.cost.hardware measures them once)"
         return dataclasses.replace(found, note=f"CPU: {assumed}; {lost}")
     shares = {name: value / found.count for name, value in figures.items()}
     bandwidth = shares.pop("bandwidth")
@@ -225,3 +223,17 @@ def _memory_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return 0
+
+
+def main() -> None:
+    """Measures this machine's CPU anew and prints what it found."""
+    here = lookup("cpu", 1, "cpu")
+    for name, value in peak.measured(here.cpu, here.cores, anew=True).items():
+        unit = "GB/s" if name == "bandwidth" else "GFLOP/s"
+        print(f"{name}: {value / 1e9:,.1f} {unit}")
+    kept = "kept" if peak.stored(here.cpu, here.cores) else "cannot be kept"
+    print(f"{here.cpu}, {here.cores} cores; {kept} in {peak.file()}")
+
+
+if __name__ == "__main__":
+    main()

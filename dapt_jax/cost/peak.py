@@ -1,6 +1,6 @@
 """What a CPU can do at most, measured: no maker publishes it, and utilisation needs it.
 
-    python -m dapt_jax.cost.peak
+    python -m dapt_jax.cost.hardware
 
 Measured once per processor, number of cores and JAX version, and kept in the user's cache folder; takes about two seconds.
 """
@@ -64,7 +64,7 @@ def key(cpu: str, cores: int) -> str:
 def stored(cpu: str, cores: int) -> dict[str, float] | None:
     """What was measured on such a processor, or None; an unreadable file is as good as none."""
     try:
-        found = json.loads(_file().read_text())[key(cpu, cores)]
+        found = json.loads(file().read_text())[key(cpu, cores)]
         return {name: float(found[name]) for name in (*DTYPES, "bandwidth")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -76,29 +76,14 @@ def measured(cpu: str, cores: int, *, anew: bool = False) -> dict[str, float]:
     if found is None:
         found = measure()
         try:
-            held = json.loads(_file().read_text())
+            held = json.loads(file().read_text())
         except (OSError, ValueError):
             held = {}
         with contextlib.suppress(OSError):
-            jsonl.write_text(_file(), json.dumps({**held, key(cpu, cores): found}, indent=1) + "\n")
+            jsonl.write_text(file(), json.dumps({**held, key(cpu, cores): found}, indent=1) + "\n")
     return found
 
 
-def _file() -> Path:
+def file() -> Path:
+    """Where the figures of the machines that share this user's cache are kept."""
     return user_cache.folder("peak.json")
-
-
-def main() -> None:
-    """Measures this machine anew and prints what it found."""
-    from dapt_jax.cost import hardware
-
-    here = hardware.lookup("cpu", 1, "cpu")
-    for name, value in measured(here.cpu, here.cores, anew=True).items():
-        unit = "GB/s" if name == "bandwidth" else "GFLOP/s"
-        print(f"{name}: {value / 1e9:,.1f} {unit}")
-    kept = "kept" if stored(here.cpu, here.cores) else "cannot be kept"
-    print(f"{here.cpu}, {here.cores} cores; {kept} in {_file()}")
-
-
-if __name__ == "__main__":
-    main()
