@@ -1,6 +1,7 @@
 """Selection: the rules do what they say, and the benchmark on released results prints the known rows."""
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import checkpoint_selection
+from benchmarks import checkpoint_selection, score_cost
 from benchmarks.released_scores import DEFAULT, LENGTHS, Variant, load
 from dapt_jax.errors import UserError
 from dapt_jax.transferability.select import Rule, best, length_prior, patience
@@ -157,3 +158,13 @@ def test_a_folder_without_the_files_is_one_line(tmp_path, capsys):
     (tmp_path / "medseg_robustness_scores.csv").write_text("encoder,dataset\nresnet50,ACDC\n")
     assert checkpoint_selection.main([f"--reference={tmp_path}"]) == 2
     assert "no column 'pretraining_length'" in capsys.readouterr().err
+
+
+def test_the_benchmark_of_costs_computes_the_same_on_both_sides(tmp_path):
+    """Folds of the probe and signs of PARC's components differ; everything else is one number twice."""
+    out = tmp_path / "out.json"
+    score_cost.main(["--images=150", "--features=40", "--classes=3", "--source=8", f"--json={out}"])
+    for row in json.loads(out.read_text())["rows"]:
+        if row["score"] not in ("linear_probe", "parc"):
+            assert row["value"] == pytest.approx(row["textbook_value"], rel=1e-5), row["score"]
+        assert row["seconds"] > 0
