@@ -77,7 +77,8 @@ def test_cached_and_uncached_runs_give_the_same_losses_and_parameters(augment):
         made[mode] = train(run)
     (plain, rows), (cached, cached_rows) = made["off"], made["auto"]
     assert [row.cached for row in rows] == ["off"] * 3
-    assert [row.cached for row in cached_rows] == ["filled"] * 3
+    # On plain images the head's features were computed by way of what the partial phase trains on.
+    assert [row.cached for row in cached_rows] == ["filled", "reused" if augment.is_identity else "filled", "filled"]
     np.testing.assert_allclose(curve(rows), curve(cached_rows), rtol=1e-5)
     a, b = (np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in (plain, cached))
     assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(a)
