@@ -70,6 +70,8 @@ _ABOVE_0 = (
     *(f"{run}.optimizer.eps" for run in _RUNS),
 )
 _BELOW_1 = (
+    "model.drop_path",
+    "model.dropout",
     "corpus.val_fraction",
     "transfer.head.grid.val_fraction",
     "adapt.label_smoothing",

@@ -25,7 +25,14 @@ def default() -> config_dict.ConfigDict:
     config.mode = "run"  # run | plan | report | export | models
     config.strategies = ("none", "full", "partial", "hybrid", "simplified")
     config.seeds = (0, 1, 2)
-    config.model = {"name": "efficientnet_lite0", "image_size": 96, "dtype": "float32"}
+    config.model = {
+        "name": "efficientnet_lite0",
+        "image_size": 96,
+        "dtype": "float32",  # of activations: float32 | bfloat16
+        "drop_path": 0.0,  # stochastic depth while training, of the last residual branch
+        "dropout": 0.0,  # while training, of transformers
+        "remat": (),  # layer groups whose activations are computed again instead of kept; "*" for all
+    }
     config.weights = "imagenet"  # imagenet | random | a name of weights/zoo.py | a path | https:// | hf:// | package://
     config.data_dir = ""  # what relative paths below start from
     config.data = {

@@ -38,7 +38,7 @@ def run(config: Any, workdir: Path) -> list[Path]:
         UserError: the workdir holds no study, or none of its arms is adapted.
     """
     records = Records.read(workdir)
-    encoder = locate.fitted(config.weights, registry.build(config.model.name))
+    encoder = locate.fitted(config.weights, registry.of_config(config.model))
     adapting = [each for each in (named.resolve(name, encoder, config) for name in config.strategies) if each.phases]
     arms = [(strategy, f"{strategy.name}-seed{seed}") for strategy in adapting for seed in config.seeds]
     checkpoints = workdir / "checkpoints"

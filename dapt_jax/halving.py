@@ -69,7 +69,7 @@ def keep(scores: Mapping[str, float | None], higher_is_better: bool, number: int
 
 def full_flops(config: Any, seed: int, corpus: Dataset) -> int:
     """Model FLOPs of full DAPT, whether or not it is an arm."""
-    encoder = registry.build(config.model.name)
+    encoder = registry.of_config(config.model)
     return training_flops(dapt_run(config, resolve("full", encoder, config), seed, corpus))
 
 

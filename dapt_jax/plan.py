@@ -184,7 +184,7 @@ def show(config: Any, strategies: list[Strategy], corpus: Dataset | None, tasks:
 
 
 def _full(config: Any, seed: int, corpus: Dataset) -> int:
-    full = resolve("full", registry.build(config.model.name), config)
+    full = resolve("full", registry.of_config(config.model), config)
     return dapt_flops(config, full, seed, corpus)
 
 

@@ -75,7 +75,7 @@ def prepare(config: Any) -> Study:
     if config.transfer.baseline and config.transfer.baseline not in transfer.BASELINES:
         hint = nearest(config.transfer.baseline, transfer.BASELINES)
         raise UserError(f"unknown transfer.baseline {config.transfer.baseline!r}; {hint}")
-    encoder = locate.fitted(config.weights, registry.build(config.model.name))
+    encoder = locate.fitted(config.weights, registry.of_config(config.model))
     strategies = tuple(named.resolve(name, encoder, config) for name in config.strategies)
     with _about("adapt."):
         parallel.data_mesh(config.adapt.batch_size)

@@ -1,5 +1,7 @@
 """What is frozen stays, bit for bit, and is never computed."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from dapt_jax.cost import flops
 from dapt_jax.errors import UserError
+from dapt_jax.models import registry
 from dapt_jax.training import accounting, freezing
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
@@ -132,3 +135,30 @@ def test_a_group_whose_norm_adapts_is_above_the_boundary():
     mask = tiny.make_run([phase], encoder=ENCODER, data=tiny.dataset()).programs[0].mask
     assert mask.boundary == 1
     assert mask.norm_modes == {"stage2/block1": "stats"}
+
+
+def test_what_a_step_drops_follows_from_seed_and_step_alone():
+    settings = SimpleNamespace(name="resnet18", drop_path=0.5, dropout=0.0, remat=("stage1/block1",))
+    encoder = registry.of_config(settings).truncate("stage1/block2")
+    assert registry.of_config(settings) is registry.of_config(settings)
+    assert encoder.drops
+    assert encoder.remat == {"stage1/block1"}
+    run = tiny.make_run(
+        [Phase("full", 1, ("*",), 1e-2)], encoder=encoder, data=tiny.dataset(size=32), optimizer=Optimizer("sgd")
+    )
+    program = run.programs[0]
+    state = program.fresh_state(*program.model.init(0))
+    batch = {
+        "image": run.dataset.images.batch(np.arange(8)),
+        "label": run.dataset.labels[:8].astype(np.int32),
+        "weight": np.ones(8, np.float32),
+        "index": np.arange(8, dtype=np.int32),
+    }
+    step = jax.jit(program.train_step)
+
+    def loss(seed, number):
+        draw = {"seed": np.uint32(seed), "view": np.int32(0)}
+        return float(step({**state, "step": np.int32(number)}, batch, draw, np.float32(0.1))["loss"])
+
+    assert loss(0, 3) == loss(0, 3)
+    assert len({loss(0, 3), loss(0, 4), loss(1, 3)}) == 3

@@ -105,6 +105,7 @@ class Encoder:
         image_size: side in pixels that its pretrained weights were made at.
         remat: names of the groups whose activations the backward pass computes again instead of keeping them.
         as_map: makes a feature map (b, h, w, c) of a group's output; the identity but for transformers.
+        options: that its groups were built with.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Encoder:
         image_size: int = 224,
         remat: Iterable[str] = (),
         as_map: Callable[[jax.Array], jax.Array] = lambda x: x,
+        options: Options = DEFAULT,
     ):
         self.name = name
         self.specs = tuple(specs)
@@ -123,6 +125,12 @@ class Encoder:
         self.image_size = image_size
         self.remat = frozenset(remat) & {spec.name for spec in specs}
         self.as_map = as_map
+        self.options = options
+
+    @property
+    def drops(self) -> bool:
+        """Whether training leaves something out at random: see `apply`'s `rng`."""
+        return bool(self.options.drop_path or self.options.dropout)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -187,13 +195,22 @@ class Encoder:
             self.index(group)
         return self._like(remat=groups or self.groups)
 
+    def built_with(self, options: Options) -> "Encoder":
+        """The same encoder, which remembers what its groups were built with."""
+        return self._like(options=options)
+
     def expecting(self, preprocess: Preprocess) -> "Encoder":
         """The same encoder for weights that expect something else of an image."""
         return self._like(preprocess=preprocess)
 
     def _like(self, **changes: Any) -> "Encoder":
         """A copy with some of the constructor's arguments changed."""
-        kept = {"specs": self.specs, "preprocess": self.preprocess, "image_size": self.image_size}
+        kept = {
+            "specs": self.specs,
+            "preprocess": self.preprocess,
+            "image_size": self.image_size,
+            "options": self.options,
+        }
         return Encoder(self.name, **{**kept, "remat": self.remat, "as_map": self.as_map, **changes})
 
     @functools.cached_property

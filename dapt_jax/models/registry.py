@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import convnext, densenet, efficientnet, resnet, swin, unet, vit
@@ -79,4 +80,20 @@ def build(name: str, options: Options = DEFAULT) -> Encoder:
     Raises:
         UserError: there is no architecture of that name, and names the nearest; or an option is out of range.
     """
-    return entry(name).build(options)
+    return entry(name).build(options).built_with(options)
+
+
+@functools.cache
+def _configured(name: str, drop_path: float, dropout: float, remat: tuple[str, ...]) -> Encoder:
+    encoder = build(name, Options(drop_path=drop_path, dropout=dropout))
+    groups = () if "*" in remat else remat
+    return encoder.rematerialised(*groups) if remat else encoder
+
+
+def of_config(model: Any) -> Encoder:
+    """The encoder that `config.model` describes; the same object for the same settings.
+
+    Raises:
+        UserError: see `build`; or `model.remat` names a layer group that there is not.
+    """
+    return _configured(model.name, model.drop_path, model.dropout, tuple(model.remat))

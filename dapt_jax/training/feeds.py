@@ -195,7 +195,9 @@ class Epochs:
             name: np.pad(values, [(0, self._most - count), *[(0, 0)] * (values.ndim - 1)])
             for name, values in work.items()
         }
-        return parallel.split({**padded, "epochs": np.int32(count)}, self._mesh, axis=2)
+        return parallel.split(
+            {**padded, "epochs": np.int32(count), "seed": np.uint32(program.seed)}, self._mesh, axis=2
+        )
 
     def epochs(self, state: State, first: int, most: int, scale: float) -> tuple[State, np.ndarray, np.ndarray]:
         """Runs some epochs.

@@ -88,6 +88,7 @@ class PhaseProgram:
         labels: Shaped[Array, "b ..."],
         weights: Float[Array, " b"],
         rate: Float[Array, ""],
+        rng: Array | None = None,
     ) -> State:
         """One step of the optimizer on activations at the boundary.
 
@@ -97,12 +98,13 @@ class PhaseProgram:
             labels: of the examples.
             weights: of the examples in the loss, which is their weighted mean.
             rate: learning rate.
+            rng: of what is dropped at random; None to drop nothing.
         """
         train, rest = freezing.partition(state["params"], self.mask.trainable)
 
         def loss_of(train: Tree) -> tuple[Array, tuple[Tree, Array]]:
             params = freezing.combine(train, rest)
-            logits, stats = self.model.suffix(params, state["stats"], x, self.mask.boundary, self.mask.norm_modes)
+            logits, stats = self.model.suffix(params, state["stats"], x, self.mask.boundary, self.mask.norm_modes, rng)
             total = jnp.sum(self.objective(logits, labels) * weights)
             return total / jnp.maximum(weights.sum(), 1e-9), (stats, total)
 
@@ -129,19 +131,26 @@ class PhaseProgram:
     def train_step(self, state: State, batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]) -> State:
         """One step from a batch of `image`, `label`, `weight` and `index`."""
         x = self.inputs(state["params"], state["stats"], batch["image"], draw, batch["index"])
-        return self.update(state, x, batch["label"], batch["weight"], rate)
+        return self.update(state, x, batch["label"], batch["weight"], rate, self._rng(state, draw))
+
+    def _rng(self, state: State, draw: Draw) -> Array | None:
+        """What a step drops follows from (seed, step) alone; a network that drops nothing is compiled without a key."""
+        if not self.model.encoder.drops:
+            return None
+        return jax.random.fold_in(jax.random.key(draw["seed"]), state["step"])
 
     def activation_step(self, state: State, batch: dict[str, Any], draw: Draw, rate: Float[Array, ""]) -> State:
         """One step from a batch of `x`, the activations at the boundary as they are kept, `label` and `weight`."""
-        del draw  # the view was chosen when the batch was read
-        return self.update(state, self.as_computed(batch["x"]), batch["label"], batch["weight"], rate)
+        rng = self._rng(state, draw)  # the view was chosen when the batch was read
+        return self.update(state, self.as_computed(batch["x"]), batch["label"], batch["weight"], rate, rng)
 
     def cached_step(
         self, state: State, cache: dict[str, Any], batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]
     ) -> State:
         """One step from cached activations: `cache` holds `x`, leaves [views, n, ...], and `label` [n]."""
         x = jax.tree.map(lambda leaf: leaf[draw["view"], batch["index"]], cache["x"])
-        return self.update(state, self.as_computed(x), cache["label"][batch["index"]], batch["weight"], rate)
+        labels = cache["label"][batch["index"]]
+        return self.update(state, self.as_computed(x), labels, batch["weight"], rate, self._rng(state, draw))
 
     def cached_epochs(
         self, state: State, cache: dict[str, Any], work: dict[str, Array]
@@ -151,8 +160,8 @@ class PhaseProgram:
         Args:
             state: before them.
             cache: as in `cached_step`, and `watched`, the activations of the watched rows, leaves [v, ...].
-            work: `epochs` to run, and for `most` epochs, of which the first ones are run: `index` and `weight`
-                [most, steps, b], `view` [most], `rate` [most, steps].
+            work: `epochs` to run, `seed` of the run, and for `most` epochs, of which the first ones are run: `index` and
+                `weight` [most, steps, b], `view` [most], `rate` [most, steps].
 
         Returns:
             The state after them; per epoch the sums of loss and weight; per epoch the logits of the watched rows.
@@ -166,7 +175,7 @@ class PhaseProgram:
 
         def step(state: State, one: tuple[dict[str, Array], Array, Array]) -> tuple[State, None]:
             batch, view, rate = one
-            return self.cached_step(state, cache, batch, {"view": view}, rate), None
+            return self.cached_step(state, cache, batch, {"seed": work["seed"], "view": view}, rate), None
 
         def epoch(number: Array, carry: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
             state, sums, logits = carry
