@@ -113,8 +113,8 @@ class Files:
 
     def _make_room(self, size: int) -> None:
         """Evicts entries until `size` more bytes fit the budget."""
-        entries = sorted(self._folder.glob(f"*/{DONE}"), key=lambda path: path.stat().st_mtime)
-        sizes = {path.parent: sum(f.stat().st_size for f in path.parent.rglob("*") if f.is_file()) for path in entries}
+        found = sorted(_used(path) for path in self._folder.glob(f"*/{DONE}"))
+        sizes = {path: size for _, path, size in found if size}
         for path in [each for each in sizes if each.name not in self._in_use]:
             if sum(sizes.values()) + size <= self._budget:
                 break
@@ -222,6 +222,14 @@ def _open(path: Path) -> ts.TensorStore:
 
 def _row_bytes(shapes: Any) -> int:
     return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def _used(done: Path) -> tuple[float, Path, int]:
+    """When an entry was last used, its folder, and its bytes; 0 for one that another thread or process just removed."""
+    try:
+        return done.stat().st_mtime, done.parent, sum(json.loads(done.read_text())["files"].values())
+    except (OSError, ValueError, KeyError):
+        return 0.0, done.parent, 0
 
 
 @contextlib.contextmanager
