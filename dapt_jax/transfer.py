@@ -156,7 +156,7 @@ def _features(model: Classifier, adapted: adapt.Adapted, task: Task, arm: Arm, t
     with meter.clock.span("cache"):
         for split, dataset in task.datasets.items():
             found[split], activations = features.pooled(
-                tools.store, model, adapted.params, adapted.stats, dataset.images
+                tools.store, model, adapted.params, adapted.stats, dataset.images, meter.clock
             )
             made.append(activations)
     images = sum(len(dataset) for dataset in task.datasets.values())

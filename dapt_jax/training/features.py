@@ -5,6 +5,7 @@ another arm has computed is not paid for again, and the ledger says so.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dapt_jax.cost.clock import Clock
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.models.network import Network
@@ -145,6 +147,7 @@ class Store:
         images: ImageStore,
         place: Place = "memory",
         base: tuple[int, Activations] | None = None,
+        clock: Clock | None = None,
     ) -> Activations | None:
         """The activations of all images, computed if they are nowhere.
 
@@ -155,6 +158,7 @@ class Store:
             images: every one of them is computed.
             place: where to keep them.
             base: a boundary below, and the activations of the same images at it: what is missing is computed from there.
+            clock: of who asks; what compiling takes of the time is told to it.
 
         Returns:
             None where they were to be on disk and cannot be: a line has said why.
@@ -164,7 +168,7 @@ class Store:
         if key in self._entries:
             self._entries.move_to_end(key)
             return dataclasses.replace(self._entries[key], ran=0)
-        work = _Work(prefix, params_part, stats_part, images, self._dtype, base)
+        work = _Work(prefix, params_part, stats_part, images, self._dtype, base, clock)
         found = self._files.find(key) if self._files else None
         if found:
             on_disk = self._on_disk(key, work, found, ran=0)
@@ -194,7 +198,8 @@ class Store:
         def again() -> Entry:
             assert self._files is not None
             self._files.drop(key)
-            return self._write(key, work)
+            # Whichever thread reads first notices damage; the clock is not its.
+            return self._write(key, dataclasses.replace(work, clock=None))
 
         file = Repaired(entry, again, self._say)
         seconds = entry.about["seconds"]
@@ -238,6 +243,7 @@ class _Work:
     images: ImageStore
     dtype: str
     base: tuple[int, Activations] | None
+    clock: Clock | None
 
     @functools.cached_property
     def shapes(self) -> Any:
@@ -279,16 +285,25 @@ class _Work:
         if self.base:
             start, below = self.base
             rise = _between(prefix.model, start, prefix.boundary)
-            made = [rise(self.params, self.stats, below.rows(view, rows)) for view in views]
-        else:
-            images, forward = self.images.batch(rows), _forward(prefix.model, prefix.boundary, prefix.augment)
-            draws = [{"seed": np.uint32(prefix.seed), "view": np.int32(view)} for view in views]
-            made = [forward(self.params, self.stats, images, draw, rows) for draw in draws]
-        return [jax.tree.leaves(each) for each in made]
+            return [jax.tree.leaves(self._run(rise, self.params, self.stats, below.rows(view, rows))) for view in views]
+        images, forward = self.images.batch(rows), _forward(prefix.model, prefix.boundary, prefix.augment)
+        draws = [{"seed": np.uint32(prefix.seed), "view": np.int32(view)} for view in views]
+        return [jax.tree.leaves(self._run(forward, self.params, self.stats, images, draw, rows)) for draw in draws]
+
+    def _run(self, function: Any, *arguments: Any) -> Any:
+        """Calls a jitted function; the first time, compiling it is booked as that."""
+        shapes = str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments))
+        if (function, shapes) not in _executables:
+            with self.clock.span("compile") if self.clock else contextlib.nullcontext():
+                _executables[function, shapes] = function.lower(*arguments).compile()
+        return _executables[function, shapes](*arguments)
+
+
+_executables: dict[tuple[Any, str], Callable[..., Any]] = {}
 
 
 @functools.cache
-def _forward(model: Network, boundary: int, augment: Augment) -> Callable[..., Any]:
+def _forward(model: Network, boundary: int, augment: Augment) -> Any:
     """Images to activations, compiled once for all arms."""
 
     def forward(params: Any, stats: Any, images: Any, draw: Any, index: Any) -> Any:
@@ -298,7 +313,7 @@ def _forward(model: Network, boundary: int, augment: Augment) -> Callable[..., A
 
 
 @functools.cache
-def _between(model: Network, start: int, stop: int) -> Callable[..., Any]:
+def _between(model: Network, start: int, stop: int) -> Any:
     """Activations to activations further up, compiled once for all arms."""
 
     def rise(params: Any, stats: Any, x: Any) -> Any:
@@ -309,10 +324,15 @@ def _between(model: Network, start: int, stop: int) -> Callable[..., Any]:
 
 
 def pooled(
-    store: Store, model: Network, params: freezing.Tree, stats: freezing.Tree, images: ImageStore
+    store: Store,
+    model: Network,
+    params: freezing.Tree,
+    stats: freezing.Tree,
+    images: ImageStore,
+    clock: Clock | None = None,
 ) -> tuple[np.ndarray, Activations]:
     """Pooled features of a set of images, float32 [n, features], and what they come from."""
     prefix = Prefix(dataclasses.replace(model, outputs=1), len(model.encoder.groups))
-    found = store.get(prefix, params, stats, images)
+    found = store.get(prefix, params, stats, images, clock=clock)
     assert found is not None  # in memory always
     return np.asarray(found.x[0], np.float32), found

@@ -180,7 +180,7 @@ class _PhaseLoop:
                 clean = activations
                 prefix, place = fills[-1]
                 if activations and len(run.val_rows) and prefix != prefix.plain:
-                    clean = tools.store.get(prefix.plain, *inputs, place)
+                    clean = tools.store.get(prefix.plain, *inputs, place, clock=clock)
             if activations and clean:
                 tools.reporter.advance(ran, f"{run.title}  {program.phase.name}")
                 if not self.filled:
@@ -211,7 +211,7 @@ class _PhaseLoop:
         base: tuple[int, Activations] | None = None
         found, ran = None, 0
         for prefix, place in fills:
-            found = self.tools.store.get(prefix, params, stats, images, place, base)
+            found = self.tools.store.get(prefix, params, stats, images, place, base, self.meter.clock)
             if found:
                 base, ran = (prefix.boundary, found), ran + found.ran
         return found, ran
