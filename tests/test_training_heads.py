@@ -73,3 +73,16 @@ def test_the_point_that_is_chosen_is_the_best_on_held_out_rows_and_is_trained_on
     trials = sum(len(rows) for rows, _ in inner) * 3 * 20
     assert tuned.images == expected.images + trials
     assert tuned.flops == tuned.images * heads.flops_per_image(12, (), Objective(3))
+
+
+def test_many_wide_heads_at_once_are_the_same_as_few():
+    features = RNG.normal(size=(96, 1280)).astype(np.float32)
+    settings = HeadSettings((), Objective(4), 1, 64, True)
+    points = [Point(1e-3 * (1 + number), 1e-4 * number) for number in range(9)]
+    splits = [Split(np.arange(96), number % 2, number % 5) for number in range(10)]
+    many = heads.train(features, LABELS[:96], splits, settings, [points] * 10)
+    few = heads.train(features, LABELS[:96], splits[7:8], settings, [points[4:5]])
+    np.testing.assert_allclose(
+        many.params["layer0"]["kernel"][7, 4], few.params["layer0"]["kernel"][0, 0], rtol=1e-4, atol=1e-7
+    )
+    assert np.abs(many.params["layer0"]["kernel"]).max((2, 3)).min() > 0
