@@ -7,8 +7,9 @@ import dataclasses
 from typing import Any, Literal
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
+from dapt_jax.cost.memory import tree_bytes
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.training import accounting
 from dapt_jax.training.steps import PhaseProgram
@@ -80,10 +81,9 @@ class Decision:
         return bool(self.place)
 
 
-def row_bytes(shapes: Any, dtype: str = "") -> int:
-    """Bytes of one image's activations, a pytree of shapes; `dtype` stands in for their own where it is not empty."""
-    sizes = [(int(np.prod(leaf.shape)), leaf.dtype) for leaf in jax.tree.leaves(shapes)]
-    return sum(count * np.dtype(jax.numpy.dtype(dtype or own)).itemsize for count, own in sizes)
+def kept(shapes: Any, dtype: str = "") -> Any:
+    """Shapes of one image's activations as they are kept; `dtype` stands in for their own where it is not empty."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), shapes)
 
 
 def decide(program: PhaseProgram, images: int, image_size: int, caching: Caching) -> Decision:
@@ -103,7 +103,7 @@ def decide(program: PhaseProgram, images: int, image_size: int, caching: Caching
     """
     boundary, epochs = program.mask.boundary, program.phase.epochs
     views = 1 if program.augment.is_identity else program.phase.views
-    per_row = row_bytes(accounting.boundary_shape(program.model, boundary, image_size), caching.dtype)
+    per_row = tree_bytes(kept(accounting.boundary_shape(program.model, boundary, image_size), caching.dtype))
     size = views * images * per_row
     if caching.mode == "off":
         return Decision("", views, 0, "switched off")

@@ -21,6 +21,7 @@ import numpy as np
 import tensorstore as ts
 
 from dapt_jax import jsonl
+from dapt_jax.cost.memory import tree_bytes
 
 FORMAT = 1
 SHARD_BYTES = 64 << 20
@@ -90,7 +91,7 @@ class Files:
                 return found
             partial = self._folder / f"{key}.partial"
             try:
-                self._make_room(views * images * _row_bytes(shapes))
+                self._make_room(views * images * tree_bytes(shapes))
                 seconds = _write(partial, shapes, views, images, fill)
                 whole = {**about, "seconds": seconds, **_describe(partial, shapes, views, images)}
                 jsonl.write_text(partial / DONE, json.dumps(whole))
@@ -161,7 +162,7 @@ def _write(path: Path, shapes: Any, views: int, images: int, fill: Fill) -> floa
     """Writes whole shards, from where an earlier attempt stopped; returns the seconds of all attempts."""
     begun = time.monotonic()
     leaves = jax.tree.leaves(shapes)
-    per_shard = max(1, min(images, SHARD_BYTES // (views * _row_bytes(shapes))))
+    per_shard = max(1, min(images, SHARD_BYTES // (views * tree_bytes(shapes))))
     plan = {"per_shard": per_shard, "views": views, "images": images}
     done, spent = 0, 0.0
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -218,10 +219,6 @@ def _create(path: Path, leaf: jax.ShapeDtypeStruct, views: int, images: int, per
 def _open(path: Path) -> ts.TensorStore:
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
     return ts.open(spec, read=True, write=True).result()
-
-
-def _row_bytes(shapes: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def _used(done: Path) -> tuple[float, Path, int]:

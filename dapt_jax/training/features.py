@@ -23,7 +23,7 @@ from dapt_jax.data.augment import Augment
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.models.network import Network
 from dapt_jax.training import accounting, freezing
-from dapt_jax.training.caching import Place
+from dapt_jax.training.caching import Place, kept
 from dapt_jax.training.feature_files import Entry, Files, Repaired
 from dapt_jax.training.steps import PhaseProgram
 
@@ -62,8 +62,7 @@ class Prefix:
 
     def shapes(self, image_size: int, dtype: str = "") -> Any:
         """Shapes of one image's activations as they are kept, a pytree; `dtype` overrides where it is not empty."""
-        own = accounting.boundary_shape(self.model, self.boundary, image_size)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), own)
+        return kept(accounting.boundary_shape(self.model, self.boundary, image_size), dtype)
 
     def part(self, tree: freezing.Tree) -> freezing.Tree:
         """Copies, on the host, of the leaves of a nested dict that the prefix depends on."""
