@@ -7,14 +7,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dapt_jax import scoring
+from dapt_jax import halving, scoring
 from dapt_jax.adapt import dapt_run
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.objectives import Objective
 from dapt_jax.report.tables import number
-from dapt_jax.strategies import Strategy, resolve
+from dapt_jax.strategies import Strategy
 from dapt_jax.training import accounting, freezing, heads
 from dapt_jax.training.run import Run
 from dapt_jax.transfer import FINETUNE, Arm, Task, finetune_run, head_points, head_settings
@@ -133,7 +132,7 @@ def show(config: Any, strategies: list[Strategy], corpus: Dataset | None, tasks:
     totals = {strategy.name: dapt_flops(config, strategy, seed, corpus) for strategy in strategies}
     full = totals.get("full", 0)
     if not full and corpus is not None:
-        full = _full(config, seed, corpus)
+        full = halving.full_flops(config, seed, corpus)
     overview = Table(
         title=f"{config.title or config.name}: one seed of each strategy; the study has {len(config.seeds)}"
     )
@@ -181,11 +180,6 @@ def show(config: Any, strategies: list[Strategy], corpus: Dataset | None, tasks:
         "computed once.",
         soft_wrap=True,
     )
-
-
-def _full(config: Any, seed: int, corpus: Dataset) -> int:
-    full = resolve("full", registry.of_config(config.model), config)
-    return dapt_flops(config, full, seed, corpus)
 
 
 def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:

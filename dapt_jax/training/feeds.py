@@ -36,7 +36,34 @@ class Feed(Protocol):
         ...
 
 
-class Streamed:
+class _StepByStep:
+    """One program per step; the device works on a step while the arguments of the next one are made ready."""
+
+    _clock: Clock
+    _step: Any
+    _steps: int
+
+    def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
+        """What a step takes beside the state."""
+        raise NotImplementedError
+
+    def epoch(self, state: State, epoch: int, first_batch: int, scale: float) -> Iterator[tuple[State, int]]:
+        """See `Feed`."""
+        done, synced = 0, time.monotonic()
+        for number in range(first_batch, self._steps):
+            arguments = self._arguments(epoch, number, scale)
+            with self._clock.span("train"):
+                state = self._step(state, *arguments)
+                done += 1
+                is_due = number + 1 == self._steps or time.monotonic() - synced > SYNC_EVERY_S
+                if is_due:
+                    jax.block_until_ready(state["step"])
+            if is_due:
+                yield state, done
+                done, synced = 0, time.monotonic()
+
+
+class Streamed(_StepByStep):
     """Steps from batches that grain reads ahead: images, or cached activations that are on disk."""
 
     def __init__(
@@ -74,33 +101,23 @@ class Streamed:
             self._step = tools.compiled(program.key, function, state, *arguments)
         self._program, self._steps = program, run.timeline.steps_per_epoch
 
-    def epoch(self, state: State, epoch: int, first_batch: int, scale: float) -> Iterator[tuple[State, int]]:
-        """See `Feed`; the device works on a batch while the next one is read."""
-        done, synced = 0, time.monotonic()
-        for number in range(first_batch, self._steps):
-            with self._clock.span("data"):
-                batch = next(self._batches)
-            if int(batch.pop("epoch")) != epoch:
-                raise RuntimeError(f"the data are not in epoch {epoch}, where the run is")
-            rate = scale * self._program.rate(epoch * self._steps + number)
-            with self._clock.span("train"):
-                draw = _draw(self._program, epoch)
-                state = self._step(state, parallel.split(batch, self._mesh), draw, np.float32(rate))
-                done += 1
-                is_due = number + 1 == self._steps or time.monotonic() - synced > SYNC_EVERY_S
-                if is_due:
-                    jax.block_until_ready(state["step"])
-            if is_due:
-                yield state, done
-                done, synced = 0, time.monotonic()
+    def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
+        """The next batch, draw and rate."""
+        with self._clock.span("data"):
+            batch = next(self._batches)
+        if int(batch.pop("epoch")) != epoch:
+            raise RuntimeError(f"the data are not in epoch {epoch}, where the run is")
+        rate = scale * self._program.rate(epoch * self._steps + number)
+        with self._clock.span("train"):
+            return parallel.split(batch, self._mesh), _draw(self._program, epoch), np.float32(rate)
 
     def position(self) -> dict[str, Any]:
         """The state of grain's iterator."""
         return self._batches.get_state()
 
 
-class OnDevice:
-    """Steps from activations that are on the device, one program per step."""
+class OnDevice(_StepByStep):
+    """Steps from activations that are on the device."""
 
     def __init__(
         self, run: Run, program: PhaseProgram, tools: Tools, clock: Clock, state: State, activations: Activations
@@ -111,29 +128,17 @@ class OnDevice:
         self._cache = parallel.replicate({"x": activations.x, "label": labels}, self._mesh)
         with clock.span("compile"):
             example = self._arguments(program.first_step // program.steps_per_epoch, 0, 1.0)
-            self._step = tools.compiled(program.key, program.cached_step, state, self._cache, *example)
+            self._step = tools.compiled(program.key, program.cached_step, state, *example)
+        self._steps = run.timeline.steps_per_epoch
 
     def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
-        """Batch, draw and rate of a step."""
+        """Cache, batch, draw and rate of a step."""
         indices, weights = self._order.epoch(epoch)
         draw = {**_draw(self._program, epoch), "view": np.int32(_stored_view(self._program, epoch, self._activations))}
-        batch = parallel.split({"index": indices[number], "weight": weights[number]}, self._mesh)
-        return batch, draw, np.float32(scale * self._program.rate(epoch * len(indices) + number))
-
-    def epoch(self, state: State, epoch: int, first_batch: int, scale: float) -> Iterator[tuple[State, int]]:
-        """See `Feed`."""
-        steps = self._order.steps_per_epoch
-        done, synced = 0, time.monotonic()
-        for number in range(first_batch, steps):
-            with self._clock.span("train"):
-                state = self._step(state, self._cache, *self._arguments(epoch, number, scale))
-                done += 1
-                is_due = number + 1 == steps or time.monotonic() - synced > SYNC_EVERY_S
-                if is_due:
-                    jax.block_until_ready(state["step"])
-            if is_due:
-                yield state, done
-                done, synced = 0, time.monotonic()
+        with self._clock.span("train"):
+            batch = parallel.split({"index": indices[number], "weight": weights[number]}, self._mesh)
+        rate = scale * self._program.rate(epoch * len(indices) + number)
+        return self._cache, batch, draw, np.float32(rate)
 
     def position(self) -> dict[str, Any]:
         """Nothing: the step says it."""
