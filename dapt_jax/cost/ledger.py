@@ -30,7 +30,7 @@ class Row:
         images: images gone through, repeats counted.
         model_flops: FLOPs of the mathematics, over all devices (`Flops.model`).
         hardware_flops: FLOPs with recomputation.
-        train_s: seconds in training steps.
+        train_s: seconds in training steps and in the loop around them.
         compile_s: seconds tracing and compiling.
         data_s: seconds waiting for input.
         eval_s: seconds evaluating.

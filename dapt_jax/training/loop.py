@@ -107,13 +107,19 @@ class _PhaseLoop:
         self.position: dict[str, Any] = meta.get("position", {})
         self.filled: dict[str, Any] = meta.get("filled", {})
         self.saved = time.monotonic()
+        self.work_of_step = 0.0
 
     def run(self, state: State) -> State:
-        """Runs the phase from where the state is to its end."""
+        """Runs the phase from where the state is to its end; what no part of it claims of the time is training."""
+        with self.meter.clock.span("train"):
+            return self._run(state)
+
+    def _run(self, state: State) -> State:
         timeline = self.run_.timeline
         end = timeline.first_epoch(self.number + 1)
         with self.meter.clock.span("compile"):  # what caching, compiling and reading take inside is theirs
             feed, evaluator = self._feed(state)
+            self.work_of_step = _work(self.run_, self.number, 1)
         epoch = timeline.position(int(state["step"])).epoch
         while epoch < end and not (self.tools.hook and self.tools.hook.ends):
             if isinstance(feed, Epochs):
@@ -167,7 +173,7 @@ class _PhaseLoop:
         local = epoch - run.timeline.first_epoch(self.number) + 1
         doing = f"{run.title}  {phase.name} epoch {local}/{phase.epochs}"
         speed = batches * run.batch_size / max(seconds, 1e-9)
-        self.tools.reporter.advance(_work(run, self.number, batches), doing, speed)
+        self.tools.reporter.advance(batches * self.work_of_step, doing, speed)
 
     def _feed(self, state: State) -> tuple[Feed | Epochs, Evaluator]:
         run, program, tools, clock = self.run_, self.program, self.tools, self.meter.clock
@@ -254,7 +260,8 @@ class _PhaseLoop:
 
     def _finish(self, state: State, feed: Feed | Epochs) -> None:
         """Enters the phase into the ledger; a kill between entry and checkpoint replaces the entry by itself."""
-        self.tools.ledger.put(self._row(int(state["step"])))
+        with self.meter.clock.span("checkpoint"):  # the ledger waits for the disk
+            self.tools.ledger.put(self._row(int(state["step"])))
         if self.saver:
             self._save(state, feed)
             with self.meter.clock.span("checkpoint"):

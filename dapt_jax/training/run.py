@@ -1,6 +1,7 @@
 """One training run, fully known from the config before anything is loaded, and the tools that it runs with."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,12 +55,12 @@ class Run:
     caching: Caching
     plateau: Plateau
 
-    @property
+    @functools.cached_property
     def order(self) -> Order:
         """In which order the rows are seen."""
         return Order(tuple(int(row) for row in self.train_rows), self.batch_size, self.seed, self.weights)
 
-    @property
+    @functools.cached_property
     def timeline(self) -> Timeline:
         """The phases along the steps."""
         return Timeline(tuple(program.phase for program in self.programs), self.order.steps_per_epoch)
