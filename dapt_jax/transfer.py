@@ -204,7 +204,7 @@ def on_features(
     settings = head_settings(config, protocol, objective)
     folds = task.folds(config.transfer.folds, arm.seed)
     meter = Meter(tools.hardware) if tools else None
-    labels = pipeline.device_labels(development)
+    labels = development.targets
     training, points = [train for train, _ in folds], head_points(config)
     inner = [task.inner(rows, config, arm.seed) for rows in training] if len(points) > 1 else []
     splits = heads.of_folds(training, arm.seed)

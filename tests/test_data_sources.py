@@ -95,3 +95,16 @@ def test_reading_tfds_imports_no_tensorflow(shared_data):
         "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_values_of_masks_are_named_checked_and_merged():
+    spec = {"kind": "phantoms", "name": "development", "n": 6}
+    parts = load({**spec, "segments": ("background", "cytoplasm", "nucleus")}, data_dir=None, image_size=32)
+    cells = load({**spec, "segments": "background,cell,cell"}, data_dir=None, image_size=32)
+    assert parts.segments == ("background", "cytoplasm", "nucleus") and cells.segments == ("background", "cell")
+    assert parts.targets.dtype == np.uint8 and parts.targets.shape == (6, 32, 32)
+    np.testing.assert_array_equal(cells.targets, parts.targets > 0)
+    np.testing.assert_array_equal(parts.take([4, 1]).targets, parts.targets[[4, 1]])
+    assert parts.fingerprint() != cells.fingerprint()
+    with pytest.raises(UserError, match=r"the mask of \S+ holds the value 2; expected 0 to 1, one for each of"):
+        load({**spec, "segments": ("background", "cell")}, data_dir=None, image_size=32)

@@ -25,6 +25,9 @@ class Dataset:
         columns: other columns of the manifest, each str [n] ("split", "source", ...).
         masks: mask files (None for an image without), or uint8 [n, h, w] class indices; None if no image has a mask.
         skipped: images left out because they could not be read, on the user's request.
+        segments: of a set to be segmented, the names of the values of its masks, which are in memory; the first is the
+            background. Empty for a set to be classified.
+        overlapping: whether a pixel may be of several segments: masks are bit fields then, bit k for `segments[k + 1]`.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Dataset:
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     masks: tuple[Path | None, ...] | np.ndarray | None = None
     skipped: int = 0
+    segments: tuple[str, ...] = ()
+    overlapping: bool = False
 
     def __post_init__(self) -> None:
         parts = {"labels": self.labels, "groups": self.groups, **self.columns}
@@ -132,6 +137,48 @@ class Dataset:
         masks = [decode_mask(path, size, self.images.crop) for path in paths if path is not None]
         return np.stack(masks) if masks else np.zeros((0, size, size), np.uint8)
 
+    def segmented(self, segments: Sequence[str], *, overlapping: bool = False) -> "Dataset":
+        """Returns the same images with their masks in memory, to be segmented.
+
+        Args:
+            segments: name of each value of the masks, the background first. Values of one name become one segment.
+            overlapping: see the attribute.
+
+        Raises:
+            UserError: an image has no mask, a mask holds a value that has no name, or fewer than two names are given.
+        """
+        names = tuple(dict.fromkeys(segments))
+        if len(names) < 2:
+            raise UserError(
+                f"{self.name}: segments are {tuple(segments)}; expected the background and one more, or more"
+            )
+        masks = self.load_masks()
+        values = (1 << (len(segments) - 1)) if overlapping else len(segments)
+        if overlapping and (len(names) < len(segments) or len(segments) > 9):
+            raise UserError(f"{self.name}: overlapping segments are {tuple(segments)}; expected 2 to 9 different names")
+        for image, mask in zip(self.images.names, masks, strict=True):
+            if mask.max(initial=0) >= values:
+                raise UserError(
+                    f"{self.name}: the mask of {image} holds the value {mask.max()}; expected 0 to {values - 1}, "
+                    f"one for each of the segments {', '.join(segments)}"
+                )
+        if not overlapping:
+            masks = np.array([names.index(name) for name in segments], np.uint8)[masks]
+        return replace(self, masks=masks, segments=names, overlapping=overlapping)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What a network is trained to say of each image, in the dtype that devices hold.
+
+        Returns:
+            int32 [n] class numbers; float32 [n, classes] of 0, 1 and NaN of a multi-label set; uint8 [n, h, w] masks of a
+            set to be segmented.
+        """
+        if self.segments:
+            assert isinstance(self.masks, np.ndarray)
+            return self.masks
+        return self.labels.astype(np.float32 if self.multi_label else np.int32)
+
     def fingerprint(self) -> str:
         """Returns a hash that changes when images, labels, classes, groups, image size or crop do.
 
@@ -141,6 +188,9 @@ class Dataset:
         hashed.update(repr((self.classes, self.labels.dtype.str, self.labels.shape)).encode())
         hashed.update(self.labels.tobytes())
         hashed.update("\0".join(map(str, self.groups)).encode())
+        if self.segments:
+            hashed.update(repr((self.segments, self.overlapping)).encode())
+            hashed.update(self.targets.tobytes())
         return hashed.hexdigest()
 
 

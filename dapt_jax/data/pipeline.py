@@ -89,11 +89,11 @@ def batches(
 
     Returns:
         An iterator with `get_state` and `set_state`, over dicts: what `read` gives (`image` uint8 [b, size, size, 3]),
-        `label`, `weight` float32 [b], `index` int32 [b] (rows), `epoch` int32 [].
+        `label` (see `Dataset.targets`), `weight` float32 [b], `index` int32 [b] (rows), `epoch` int32 [].
     """
     if order.batch_size % hosts:
         raise ValueError(f"a batch of {order.batch_size} does not divide among {hosts} hosts")
-    labels = device_labels(dataset)
+    labels = dataset.targets
     read = read or (lambda _, rows: {"image": dataset.images.batch(rows)})
     share = slice(host * order.batch_size // hosts, (host + 1) * order.batch_size // hosts)
 
@@ -111,11 +111,6 @@ def batches(
     steps = grain.MapDataset.source(_Steps(order, epochs)).map(load)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
     return iter(steps.to_iter_dataset(options))
-
-
-def device_labels(dataset: Dataset) -> np.ndarray:
-    """Labels in the dtype that devices hold: int32 class numbers [n], or float32 0/1 [n, classes]."""
-    return dataset.labels.astype(np.float32 if dataset.multi_label else np.int32)
 
 
 def in_order(dataset: Dataset, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

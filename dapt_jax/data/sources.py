@@ -20,6 +20,7 @@ KINDS: dict[str, Callable[..., Dataset]] = {
     "textures": load_textures,
     "tfds": load_tfds,
 }
+SEGMENTS = "segments"
 # Set by the study for all of its data, not by one set's description.
 _SHARED = ("image_size", "on_bad_image", "cache_bytes", "workers")
 
@@ -32,8 +33,9 @@ def load(
     Args:
         spec: `kind` ("manifest", "folder", "phantoms", "textures" or "tfds") and that reader's own arguments, such as
             `{"kind": "manifest", "path": "wbc/manifest.csv", "where": "source=dataset1", "classes": ("monocyte",)}`.
-            None, "" and () stand for the reader's default; several names in one text are joined by commas. The readers
-            are `load_manifest`, `load_folder`, `load_phantoms`, `load_textures` and `load_tfds`.
+            None, "" and () stand for the reader's default; several names in one text are joined by commas. Of any kind
+            that has masks, `segments=("background", "nucleus")` names their values and makes the set one to be
+            segmented; values of one name become one segment. The readers are `load_manifest`, `load_folder`, `load_phantoms`, `load_textures` and `load_tfds`.
         data_dir: the folder that `path` is relative to; not needed for absolute paths and for phantoms.
         image_size: side of the images in pixels.
         on_bad_image: "error" or "skip"; for readers of image files.
@@ -49,17 +51,19 @@ def load(
     known = inspect.signature(reader).parameters
     keys = [key for key in known if key not in _SHARED]
     for key in spec:
-        if key != "kind" and key not in keys:
-            raise UserError(f"kind {kind!r} has no key {key!r}; {nearest(str(key), keys)}")
+        if key not in ("kind", SEGMENTS) and key not in keys:
+            raise UserError(f"kind {kind!r} has no key {key!r}; {nearest(str(key), [*keys, SEGMENTS])}")
     arguments = {"image_size": image_size, "on_bad_image": on_bad_image, **shared}
     arguments = {key: value for key, value in arguments.items() if key in known}
-    given = {key: _plain(key, value, known[key].default) for key, value in spec.items() if key != "kind"}
+    given = {key: _plain(key, spec[key], known[key].default) for key in spec if key in keys}
     arguments |= {key: value for key, value in given.items() if value not in (None, "", ())}
     if "path" in known:
         arguments["path"] = _resolve(arguments.get("path", ""), kind, data_dir)
     elif "name" not in arguments:
         raise UserError(f"kind {kind!r} needs a name")
-    return reader(**arguments)
+    segments = _plain(SEGMENTS, spec.get(SEGMENTS, ()), ())
+    dataset = reader(**arguments)
+    return dataset.segmented(segments) if segments else dataset
 
 
 def _plain(key: str, value: Any, standard: Any) -> Any:

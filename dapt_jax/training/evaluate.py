@@ -59,7 +59,7 @@ class Evaluator:
         run, objective = self._run, self._program.objective
         if not len(run.val_rows):
             return {}
-        labels = jnp.asarray(pipeline.device_labels(run.dataset)[run.val_rows])
+        labels = jnp.asarray(run.dataset.targets[run.val_rows])
         loss = objective(jnp.asarray(logits), labels).mean()
         probabilities = np.asarray(objective.probabilities(jnp.asarray(logits)))
         scores = metrics.classification(run.dataset.labels[run.val_rows], probabilities, run.dataset.classes)

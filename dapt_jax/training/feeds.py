@@ -92,7 +92,7 @@ class Streamed(_StepByStep):
             rows = run.order.epoch(0)[0][0][: run.batch_size // hosts["hosts"]]
             example = {
                 **read(program.first_step // program.steps_per_epoch, rows),
-                "label": pipeline.device_labels(run.dataset)[rows],
+                "label": run.dataset.targets[rows],
                 "weight": np.ones(len(rows), np.float32),
                 "index": rows,
             }
@@ -124,7 +124,7 @@ class OnDevice(_StepByStep):
     ):
         self._clock, self._mesh, self._order = clock, tools.mesh, run.order
         self._activations, self._program = activations, program
-        labels = pipeline.device_labels(run.dataset)
+        labels = run.dataset.targets
         self._cache = parallel.replicate({"x": activations.x, "label": labels}, self._mesh)
         with clock.span("compile"):
             example = self._arguments(program.first_step // program.steps_per_epoch, 0, 1.0)
@@ -168,7 +168,7 @@ class Epochs:
         self._at_once = 1
         cache = {
             "x": activations.x,
-            "label": pipeline.device_labels(run.dataset),
+            "label": run.dataset.targets,
             "watched": jax.tree.map(lambda leaf: leaf[0, run.val_rows], clean.x),
         }
         self._cache = parallel.replicate(cache, self._mesh)
