@@ -101,8 +101,8 @@ def test_values_of_masks_are_named_checked_and_merged():
     spec = {"kind": "phantoms", "name": "development", "n": 6}
     parts = load({**spec, "segments": ("background", "cytoplasm", "nucleus")}, data_dir=None, image_size=32)
     cells = load({**spec, "segments": "background,cell,cell"}, data_dir=None, image_size=32)
-    assert parts.segments == ("background", "cytoplasm", "nucleus") and cells.segments == ("background", "cell")
-    assert parts.targets.dtype == np.uint8 and parts.targets.shape == (6, 32, 32)
+    assert (parts.segments, cells.segments) == (("background", "cytoplasm", "nucleus"), ("background", "cell"))
+    assert (parts.targets.dtype, parts.targets.shape) == (np.uint8, (6, 32, 32))
     np.testing.assert_array_equal(cells.targets, parts.targets > 0)
     np.testing.assert_array_equal(parts.take([4, 1]).targets, parts.targets[[4, 1]])
     assert parts.fingerprint() != cells.fingerprint()

@@ -35,7 +35,8 @@ def load(
             `{"kind": "manifest", "path": "wbc/manifest.csv", "where": "source=dataset1", "classes": ("monocyte",)}`.
             None, "" and () stand for the reader's default; several names in one text are joined by commas. Of any kind
             that has masks, `segments=("background", "nucleus")` names their values and makes the set one to be
-            segmented; values of one name become one segment. The readers are `load_manifest`, `load_folder`, `load_phantoms`, `load_textures` and `load_tfds`.
+            segmented; values of one name become one segment. The readers are `load_manifest`, `load_folder`,
+            `load_phantoms`, `load_textures` and `load_tfds`.
         data_dir: the folder that `path` is relative to; not needed for absolute paths and for phantoms.
         image_size: side of the images in pixels.
         on_bad_image: "error" or "skip"; for readers of image files.
