@@ -1,53 +1,94 @@
 """Augmentation on the device, inside the jitted step: each draw from (seed, view, example) alone.
 
-So neither order, nor worker count, nor a restart changes a pixel.
+So neither order, nor worker count, nor a restart changes a pixel. A mask goes the way of its image.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, Num, PRNGKeyArray, UInt8
 
+from dapt_jax.data import colour, warp
 from dapt_jax.errors import UserError, nearest
 
 AnyArray = Array | np.ndarray
 FLIPS = ("none", "horizontal", "dihedral")
+# `split(key, 3)` is `fold_in` of 0, 1 and 2: what else is drawn from an example's key folds in other numbers.
+_FOR_WARPS, _FOR_PATCH, _FOR_MORE_COLOUR = 16, 32, 33
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What is drawn per image.
+    """What is drawn per image, in the order in which it is done.
 
     Attributes:
         flip: `none`, `horizontal`, or `dihedral` (flips and quarter turns; needs square images).
         shift: largest translation, as a fraction of the side; the border is reflected.
         brightness: largest relative change of brightness.
         contrast: largest relative change of contrast.
+        rotate: largest rotation, in degrees, either way.
+        scale: largest zoom in or out: by up to 1 + scale.
+        crop: least share of the area of a random crop that is resized to the whole; 0 for none.
+        elastic: deviation of the smooth displacement of knots, as a fraction of the side.
+        grid: largest relative change of the cells of a grid distortion.
+        patch: side in pixels of a random square that is cut out and not resized; 0 for none.
+        gamma: largest change of the exponent of the intensities, up to 1 + gamma or down to 1 / (1 + gamma).
+        saturation: largest relative change of saturation.
+        hue: largest turn of the hue, as a share of the circle.
+        erase: probability that a rectangle of 2% to a third of the area is replaced by noise (Zhong et al., arXiv 1708.04896).
     """
 
     flip: str = "none"
     shift: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
+    rotate: float = 0.0
+    scale: float = 0.0
+    crop: float = 0.0
+    elastic: float = 0.0
+    grid: float = 0.0
+    patch: int = 0
+    gamma: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    erase: float = 0.0
 
     def __post_init__(self) -> None:
         if self.flip not in FLIPS:
             raise UserError(f"unknown flip {self.flip!r}; {nearest(self.flip, FLIPS)}")
-        for name in ("shift", "brightness", "contrast"):
+        for name in ("shift", "brightness", "contrast", "crop", "elastic", "grid", "saturation"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"augment.{name} is {getattr(self, name)}; expected 0 (off) to less than 1")
+        for name, most in (("rotate", 180), ("hue", 0.5), ("erase", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"augment.{name} is {getattr(self, name)}; expected 0 (off) to {most}")
+        for name in ("scale", "gamma", "patch"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"augment.{name} is {getattr(self, name)}; expected 0 (off) or more")
 
     @property
     def is_identity(self) -> bool:
         """Whether images are left as they are."""
         return self == Augment()
 
+    def size(self, side: int) -> int:
+        """Side of what becomes of an image, in pixels.
+
+        Raises:
+            UserError: the patch is larger than the image.
+        """
+        if self.patch > side:
+            raise UserError(f"augment.patch is {self.patch}; expected at most the side of the images, {side}")
+        return self.patch or side
+
     def __call__(
         self, images: Num[AnyArray, "b h w c"], seed: Any, view: Any, index: Int[AnyArray, " b"]
-    ) -> Num[Array, "b h w c"]:
+    ) -> Num[Array, "b h2 w2 c"]:
         """Augments a batch.
 
         Args:
@@ -57,33 +98,103 @@ class Augment:
             index: row of each example in its data set.
 
         Returns:
-            The images as they came if this is the identity, else float32 of the same shape, values 0 to 255.
+            The images as they came if this is the identity, else float32 of the same shape (or of the patch's), values 0
+            to 255.
         """
         images = jnp.asarray(images)
         if self.is_identity:
             return images
-        key = jax.random.fold_in(jax.random.key(seed), view)
-        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.asarray(index))
-        return jax.vmap(self._one)(images.astype(jnp.float32), keys)
+        return jax.vmap(self._image)(images.astype(jnp.float32), _keys(seed, view, index))
 
-    def _one(self, image: Float[Array, "h w c"], key: PRNGKeyArray) -> Float[Array, "h w c"]:
-        for_flip, for_shift, for_colour = jax.random.split(key, 3)
+    def masks(
+        self, masks: UInt8[AnyArray, "b h w"], seed: Any, view: Any, index: Int[AnyArray, " b"]
+    ) -> UInt8[Array, "b h2 w2"]:
+        """Masks to those of the images that `__call__` makes of the same arguments; no value appears that was not there."""
+        masks = jnp.asarray(masks)
+        if not self._moves:
+            return masks
+        moved = jax.vmap(lambda mask, key: self._geometry(mask[..., None], key))(masks, _keys(seed, view, index))
+        return moved[..., 0]
+
+    @property
+    def _moves(self) -> bool:
+        return self.flip != "none" or any((self.shift, self.patch, *self._warps))
+
+    @property
+    def _warps(self) -> list[Callable[[warp.Coordinates, PRNGKeyArray], warp.Coordinates]]:
+        """What moves the places that pixels are read at."""
+        warps: list[Any] = []
+        if self.rotate or self.scale:
+            warps.append(functools.partial(warp.turned, rotate=self.rotate, scale=self.scale))
+        if self.crop:
+            warps.append(functools.partial(warp.resized_crop, least=self.crop))
+        if self.elastic:
+            warps.append(functools.partial(warp.elastic, strength=self.elastic))
+        if self.grid:
+            warps.append(functools.partial(warp.grid_distortion, strength=self.grid))
+        return warps
+
+    def _geometry(self, pixels: Num[Array, "h w c"], key: PRNGKeyArray) -> Num[Array, "h2 w2 c"]:
+        """Moves pixels, those of an image or of its mask."""
+        for_flip, for_shift, _ = jax.random.split(key, 3)
         if self.flip != "none":
             left_right, up_down, turn = jax.random.bernoulli(for_flip, shape=(3,))
-            image = jnp.where(left_right, image[:, ::-1], image)
+            pixels = jnp.where(left_right, pixels[:, ::-1], pixels)
             if self.flip == "dihedral":
-                image = jnp.where(up_down, image[::-1], image)
-                image = jnp.where(turn, image.swapaxes(0, 1), image)
+                pixels = jnp.where(up_down, pixels[::-1], pixels)
+                pixels = jnp.where(turn, pixels.swapaxes(0, 1), pixels)
+        height, width, channels = pixels.shape
         if self.shift:
-            height, width, channels = image.shape
             reach = max(1, round(self.shift * min(height, width)))
             corner = jax.random.randint(for_shift, (2,), 0, 2 * reach + 1)
-            padded = jnp.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
-            image = jax.lax.dynamic_slice(padded, (corner[0], corner[1], 0), (height, width, channels))
+            padded = jnp.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
+            pixels = jax.lax.dynamic_slice(padded, (corner[0], corner[1], 0), (height, width, channels))
+        if warps := self._warps:
+            at = warp.identity(height, width)
+            for number, move in enumerate(warps):
+                at = move(at, jax.random.fold_in(key, _FOR_WARPS + number))
+            pixels = warp.read(pixels, at)
+        if self.patch:
+            room = jnp.asarray([height - self.patch + 1, width - self.patch + 1])
+            corner = jax.random.randint(jax.random.fold_in(key, _FOR_PATCH), (2,), 0, room)
+            pixels = jax.lax.dynamic_slice(pixels, (corner[0], corner[1], 0), (self.patch, self.patch, channels))
+        return pixels
+
+    def _image(self, image: Float[Array, "h w c"], key: PRNGKeyArray) -> Float[Array, "h2 w2 c"]:
+        image = self._geometry(image, key)
+        for_colour = jax.random.split(key, 3)[2]
         bright, sharp = jax.random.uniform(for_colour, (2,), minval=-1.0, maxval=1.0)
         if self.contrast:
             mean = image.mean()
             image = mean + (image - mean) * (1 + self.contrast * sharp)
         if self.brightness:
             image = image * (1 + self.brightness * bright)
-        return jnp.clip(image, 0, 255)
+        image = jnp.clip(image, 0, 255)
+        for_gamma, for_erasing = jax.random.split(jax.random.fold_in(key, _FOR_MORE_COLOUR))
+        power, vivid, turn = jax.random.uniform(for_gamma, (3,), minval=-1.0, maxval=1.0)
+        if self.saturation:
+            image = colour.saturate(image / 255, 1 + self.saturation * vivid) * 255
+        if self.hue:
+            image = colour.turn_hue(image / 255, self.hue * turn) * 255
+        if self.gamma:
+            image = (image / 255) ** ((1 + self.gamma) ** power) * 255
+        return self._erased(image, for_erasing) if self.erase else image
+
+    def _erased(self, image: Float[Array, "h w c"], key: PRNGKeyArray) -> Float[Array, "h w c"]:
+        """Random erasing, with noise over the whole range of intensities."""
+        for_whether, for_shape, for_corner, for_noise = jax.random.split(key, 4)
+        height, width, _ = image.shape
+        area, tall = jax.random.uniform(for_shape, (2,), minval=jnp.array([0.02, -1.2]), maxval=jnp.array([1 / 3, 1.2]))
+        sides = jnp.minimum(jnp.sqrt(area) * jnp.exp(jnp.array([tall, -tall]) / 2), 1.0)
+        corner = (1 - sides) * jax.random.uniform(for_corner, (2,))
+        row, column = (jnp.arange(height) + 0.5) / height, (jnp.arange(width) + 0.5) / width
+        inside = ((row >= corner[0]) & (row < corner[0] + sides[0]))[:, None]
+        inside &= ((column >= corner[1]) & (column < corner[1] + sides[1]))[None]
+        inside &= jax.random.bernoulli(for_whether, self.erase)
+        return jnp.where(inside[..., None], jax.random.uniform(for_noise, image.shape, maxval=255.0), image)
+
+
+def _keys(seed: Any, view: Any, index: Any) -> Key[Array, " b"]:
+    """One key per example."""
+    key = jax.random.fold_in(jax.random.key(seed), view)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.asarray(index))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
+from dapt_jax.data.colour import grey, saturate, turn_hue
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.transferability.inputs import in_double
 
@@ -92,38 +93,18 @@ def _jitter_one(image: Float[Array, "h w 3"], key: PRNGKeyArray, limits: Jitter)
     drawn = jax.random.uniform(for_amount, (4,), minval=-1.0, maxval=1.0)
     amounts = drawn * jnp.array([limits.brightness, limits.contrast, limits.saturation, limits.hue])
 
-    def grey(x: Any) -> Any:
-        return x @ jnp.array([0.299, 0.587, 0.114])
-
     def blend(x: Any, other: Any, amount: Any) -> Any:
         return jnp.clip(other + (1 + amount) * (x - other), 0, 1)
 
     changes = (
         lambda x: blend(x, 0.0, amounts[0]),
         lambda x: blend(x, grey(x).mean(), amounts[1]),
-        lambda x: blend(x, grey(x)[..., None], amounts[2]),
-        lambda x: _turn_hue(x, amounts[3]),
+        lambda x: saturate(x, 1 + amounts[2]),
+        lambda x: turn_hue(x, amounts[3]),
     )
     for number in jax.random.permutation(for_order, 4):
         image = jax.lax.switch(number, changes, image)
     return image
-
-
-def _turn_hue(image: Float[Array, "h w 3"], turn: Any) -> Float[Array, "h w 3"]:
-    """Turns the hue by a share of the full circle, saturation and value kept (the HSV hexcone)."""
-    value, low = image.max(-1), image.min(-1)
-    chroma = value - low
-    safe = jnp.where(chroma > 0, chroma, 1.0)
-    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
-    sextant = jnp.where(
-        value == red,
-        (green - blue) / safe,
-        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    hue = sextant + 6 * turn
-    # Channel by channel: a trapezoid over the six sextants, shifted by 5, 3 and 1.
-    place = jnp.mod(jnp.stack([5 + hue, 3 + hue, 1 + hue], -1), 6)
-    return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
 
 
 def pool(features: Float[Any, "n *rest"], *, reference_compatible: bool = False) -> Float[Any, "n d"]:

@@ -1,0 +1,34 @@
+"""Changes of colour, of images with values 0 to 1."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def grey(image: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
+    """Luma of an image (ITU-R BT.601)."""
+    return image @ jnp.array([0.299, 0.587, 0.114])
+
+
+def saturate(image: Float[Array, "h w 3"], factor: Any) -> Float[Array, "h w 3"]:
+    """Moves every pixel away from its luma by a factor; 0 makes it grey."""
+    base = grey(image)[..., None]
+    return jnp.clip(base + factor * (image - base), 0, 1)
+
+
+def turn_hue(image: Float[Array, "h w 3"], turn: Any) -> Float[Array, "h w 3"]:
+    """Turns the hue by a share of the full circle, saturation and value kept (the HSV hexcone)."""
+    value, low = image.max(-1), image.min(-1)
+    chroma = value - low
+    safe = jnp.where(chroma > 0, chroma, 1.0)
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    sextant = jnp.where(
+        value == red,
+        (green - blue) / safe,
+        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    hue = sextant + 6 * turn
+    # Channel by channel: a trapezoid over the six sextants, shifted by 5, 3 and 1.
+    place = jnp.mod(jnp.stack([5 + hue, 3 + hue, 1 + hue], -1), 6)
+    return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
