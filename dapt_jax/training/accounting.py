@@ -66,18 +66,11 @@ def forward(model: Network, image_size: int, stop: int) -> flops.Flops:
     return _traced_with_lax(lambda p, s, x: model.prefix(p, s, x, stop), params, stats, images)
 
 
-def label_shape(program: PhaseProgram, batch: int) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of a batch of labels."""
-    if program.objective.multi_label:
-        return jax.ShapeDtypeStruct((batch, program.objective.outputs), jnp.float32)
-    return jax.ShapeDtypeStruct((batch,), jnp.int32)
-
-
 _costs: dict[Hashable, ImageCost] = {}
 
 
 def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
-    """FLOPs of one image in a phase; linear in the batch, so one image tells all."""
+    """FLOPs of one image in a phase, from images of a side in pixels; linear in the batch, so one image tells all."""
     key = (program.key, image_size)
     if key not in _costs:
         _costs[key] = _image_cost(program, image_size)
@@ -85,13 +78,13 @@ def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
 
 
 def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
-    model = program.model
+    model, side = program.model, program.augment.size(image_size)
     params, stats = model.abstract()
     state = _abstract(jax.eval_shape(program.fresh_state, params, stats))
-    one = _batched(boundary_shape(model, program.mask.boundary, image_size), 1)
+    one = _batched(boundary_shape(model, program.mask.boundary, side), 1)
     weight, rate = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
-    suffix = _traced_with_lax(program.update, state, one, label_shape(program, 1), weight, rate)
-    return ImageCost(forward(model, image_size, program.mask.boundary), suffix)
+    suffix = _traced_with_lax(program.update, state, one, program.objective.label_shape(1, side), weight, rate)
+    return ImageCost(forward(model, side, program.mask.boundary), suffix)
 
 
 def peak_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:
@@ -99,23 +92,23 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:
 
     Parameters, statistics, optimizer state, gradients, the batch, and what the backward pass keeps of the forward pass.
     """
-    model = program.model
+    model, side = program.model, program.augment.size(image_size)
     params, stats = model.abstract()
     train, rest = freezing.partition(params, program.mask.trainable)
-    inputs = _batched(boundary_shape(model, program.mask.boundary, image_size), batch)
+    inputs = _batched(boundary_shape(model, program.mask.boundary, side), batch)
 
     def loss(train: Any, rest: Any, stats: Any, x: Any, labels: Any) -> Any:
         full = freezing.combine(train, rest)
         logits, _ = model.suffix(full, stats, x, program.mask.boundary, program.mask.norm_modes)
-        return jnp.mean(program.objective(logits, labels))
+        return program.objective.total(logits, labels, jnp.ones(batch))
 
     opt = jax.eval_shape(program.tx.init, params)
     with ops.formulation("lax"):
         kept = memory.train_peak_bytes(
-            loss, train, rest, stats, inputs, label_shape(program, batch), optimizer_state=opt
+            loss, train, rest, stats, inputs, program.objective.label_shape(batch, side), optimizer_state=opt
         )
     images = batch * image_size * image_size * 3
-    return kept + images + _prefix_bytes(program, image_size, batch)
+    return kept + images + _prefix_bytes(program, side, batch)
 
 
 def _prefix_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:

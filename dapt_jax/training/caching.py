@@ -101,15 +101,15 @@ def decide(program: PhaseProgram, images: int, image_size: int, caching: Caching
     Raises:
         UserError: `mode` is `on` where a frozen prefix cannot be cached.
     """
-    boundary, epochs = program.mask.boundary, program.phase.epochs
+    boundary, epochs, side = program.mask.boundary, program.phase.epochs, program.augment.size(image_size)
     views = 1 if program.augment.is_identity else program.phase.views
-    per_row = tree_bytes(kept(accounting.boundary_shape(program.model, boundary, image_size), caching.dtype))
+    per_row = tree_bytes(kept(accounting.boundary_shape(program.model, boundary, side), caching.dtype))
     size = views * images * per_row
     if caching.mode == "off":
         return Decision("", views, 0, "switched off")
     if boundary == 0:
         return Decision("", views, 0, "nothing below the first trained layer is frozen")
-    flops = accounting.forward(program.model, image_size, boundary).model
+    flops = accounting.forward(program.model, side, boundary).model
     saved = f"saves {flops * images * (epochs - views) / 1e12:.3g} TFLOP"
     impossible = ""
     if not views:

@@ -62,7 +62,11 @@ class Prefix:
 
     def shapes(self, image_size: int, dtype: str = "") -> Any:
         """Shapes of one image's activations as they are kept, a pytree; `dtype` overrides where it is not empty."""
-        return kept(accounting.boundary_shape(self.model, self.boundary, image_size), dtype)
+        return kept(accounting.boundary_shape(self.model, self.boundary, self.augment.size(image_size)), dtype)
+
+    def flops(self, image_size: int) -> int:
+        """Model FLOPs of one image in one view."""
+        return accounting.forward(self.model, self.augment.size(image_size), self.boundary).model
 
     def part(self, tree: freezing.Tree) -> freezing.Tree:
         """Copies, on the host, of the leaves of a nested dict that the prefix depends on."""
@@ -254,16 +258,17 @@ class _Work:
 
     @property
     def flops(self) -> int:
-        return self._flops_up_to(self.prefix.boundary)
+        return self._flops(self.prefix)
 
     @property
     def missing_flops(self) -> int:
         """Of `flops`, what is left to run above the base."""
-        return self.flops - (self._flops_up_to(self.base[0]) if self.base else 0)
+        if not self.base:
+            return self.flops
+        return self.flops - self._flops(dataclasses.replace(self.prefix, boundary=self.base[0]))
 
-    def _flops_up_to(self, boundary: int) -> int:
-        per_image = accounting.forward(self.prefix.model, self.images.size, boundary)
-        return per_image.model * len(self.images) * self.prefix.views
+    def _flops(self, prefix: Prefix) -> int:
+        return prefix.flops(self.images.size) * len(self.images) * prefix.views
 
     def fill(self, first: int) -> Iterator[Any]:
         """Activations [views, k, ...] of the images from `first` on; each image is decoded once for all its views."""

@@ -307,13 +307,8 @@ def flops_per_image(inputs: int, hidden: tuple[int, ...], objective: Objective) 
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[::-1], leaf.dtype),
         parameter_shapes(inputs, hidden, objective.outputs),
     )
-    labels = (
-        jax.ShapeDtypeStruct((1, objective.outputs), jnp.float32)
-        if objective.multi_label
-        else jax.ShapeDtypeStruct((1,), jnp.int32)
-    )
 
     def gradient(params: Any, x: Any, labels: Any) -> Any:
         return jax.grad(lambda params: objective(_forward(params, x), labels).sum())(params)
 
-    return flops.count(gradient, shapes, jax.ShapeDtypeStruct((1, inputs), jnp.float32), labels).model
+    return flops.count(gradient, shapes, jax.ShapeDtypeStruct((1, inputs), jnp.float32), objective.label_shape(1, 0)).model

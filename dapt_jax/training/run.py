@@ -110,8 +110,7 @@ class Run:
         for index in range(number + 1):
             cost = below = 0
             for prefix, _ in self.fills(index):
-                per_image = accounting.forward(prefix.model, self.dataset.images.size, prefix.boundary).model
-                whole = per_image * len(self.dataset) * prefix.views
+                whole = prefix.flops(self.dataset.images.size) * len(self.dataset) * prefix.views
                 cost, below = cost + (0 if prefix in kept else whole - below), whole
                 kept.add(prefix)
             # What the phase trains makes everything above its boundary stale.

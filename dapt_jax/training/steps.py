@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Num, Shaped
 
 from dapt_jax.data.augment import Augment
 from dapt_jax.models.network import Network
-from dapt_jax.objectives import Objective
+from dapt_jax.objectives import AnyObjective, MaskObjective
 from dapt_jax.training import freezing, optim
 from dapt_jax.training.freezing import Mask, Tree
 from dapt_jax.training.phases import Phase
@@ -50,7 +50,7 @@ class PhaseProgram:
     mask: Mask
     labels: tuple[str, ...]
     optimizer: optim.Optimizer
-    objective: Objective
+    objective: AnyObjective
     augment: Augment
     first_step: int
     steps_per_epoch: int
@@ -81,6 +81,12 @@ class PhaseProgram:
         images = self.augment(images, draw["seed"], draw["view"], index)
         return self.model.prefix(params, stats, images, self.mask.boundary)
 
+    def targets(self, labels: Shaped[Array, "b ..."], draw: Draw, index: Int[Array, " b"]) -> Shaped[Array, "b ..."]:
+        """Labels of augmented images: masks go the way of their images, all else stays."""
+        if isinstance(self.objective, MaskObjective):
+            return self.augment.masks(labels, draw["seed"], draw["view"], index)
+        return labels
+
     def update(
         self,
         state: State,
@@ -105,7 +111,7 @@ class PhaseProgram:
         def loss_of(train: Tree) -> tuple[Array, tuple[Tree, Array]]:
             params = freezing.combine(train, rest)
             logits, stats = self.model.suffix(params, state["stats"], x, self.mask.boundary, self.mask.norm_modes, rng)
-            total = jnp.sum(self.objective(logits, labels) * weights)
+            total = self.objective.total(logits, labels, weights)
             return total / jnp.maximum(weights.sum(), 1e-9), (stats, total)
 
         (_, (stats, total)), gradients = jax.value_and_grad(loss_of, has_aux=True)(train)
@@ -131,7 +137,8 @@ class PhaseProgram:
     def train_step(self, state: State, batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]) -> State:
         """One step from a batch of `image`, `label`, `weight` and `index`."""
         x = self.inputs(state["params"], state["stats"], batch["image"], draw, batch["index"])
-        return self.update(state, x, batch["label"], batch["weight"], rate, self._rng(state, draw))
+        labels = self.targets(batch["label"], draw, batch["index"])
+        return self.update(state, x, labels, batch["weight"], rate, self._rng(state, draw))
 
     def _rng(self, state: State, draw: Draw) -> Array | None:
         """What a step drops follows from (seed, step) alone; a network that drops nothing is compiled without a key."""
@@ -140,16 +147,18 @@ class PhaseProgram:
         return jax.random.fold_in(jax.random.key(draw["seed"]), state["step"])
 
     def activation_step(self, state: State, batch: dict[str, Any], draw: Draw, rate: Float[Array, ""]) -> State:
-        """One step from a batch of `x`, the activations at the boundary as they are kept, `label` and `weight`."""
-        rng = self._rng(state, draw)  # the view was chosen when the batch was read
-        return self.update(state, self.as_computed(batch["x"]), batch["label"], batch["weight"], rate, rng)
+        """One step from a batch of `x`, the activations at the boundary as they are kept, `label`, `weight`, `index`."""
+        labels = self.targets(batch["label"], draw, batch["index"])
+        return self.update(
+            state, self.as_computed(batch["x"]), labels, batch["weight"], rate, self._rng(state, draw)
+        )
 
     def cached_step(
         self, state: State, cache: dict[str, Any], batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]
     ) -> State:
         """One step from cached activations: `cache` holds `x`, leaves [views, n, ...], and `label` [n]."""
         x = jax.tree.map(lambda leaf: leaf[draw["view"], batch["index"]], cache["x"])
-        labels = cache["label"][batch["index"]]
+        labels = self.targets(cache["label"][batch["index"]], draw, batch["index"])
         return self.update(state, self.as_computed(x), labels, batch["weight"], rate, self._rng(state, draw))
 
     def cached_epochs(
@@ -243,7 +252,7 @@ def programs(
     model: Network,
     phases: tuple[Phase, ...],
     optimizer: optim.Optimizer,
-    objective: Objective,
+    objective: AnyObjective,
     augment: Augment,
     seed: int,
     steps_per_epoch: int,

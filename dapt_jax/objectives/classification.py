@@ -1,4 +1,4 @@
-"""Losses: what a run minimises, per example, and how logits become probabilities."""
+"""Losses of classes: what a run minimises, per example, and how logits become probabilities."""
 
 import dataclasses
 
@@ -47,6 +47,19 @@ class Objective:
         targets = jax.nn.one_hot(labels, self.outputs)
         soft = targets * (1 - self.smoothing) + self.smoothing / self.outputs
         return -jnp.sum(soft * jax.nn.log_softmax(logits), -1)
+
+    def total(
+        self, logits: Float[Array, "b outputs"], labels: Num[Array, "b ..."], weights: Float[Array, " b"]
+    ) -> Float[Array, ""]:
+        """Sum of the losses of a batch, weighted."""
+        return jnp.sum(self(logits, labels) * weights)
+
+    def label_shape(self, batch: int, image_size: int) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of a batch of labels; the images' size does not matter."""
+        del image_size
+        if self.multi_label:
+            return jax.ShapeDtypeStruct((batch, self.outputs), jnp.float32)
+        return jax.ShapeDtypeStruct((batch,), jnp.int32)
 
     def probabilities(self, logits: Float[Array, "b outputs"]) -> Float[Array, "b classes"]:
         """Probability per class; two columns where one logit tells two classes apart."""
