@@ -80,7 +80,9 @@ _BELOW_1 = (
     *(f"{run}.augment.{name}" for run in _RUNS for name in ("shift", "brightness", "contrast")),
 )
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or several values"}
-_METRICS = ("auc", "balanced_accuracy", "accuracy", "ece")
+_OVERLAP = ("dice", "iou", "dice_pooled", "iou_pooled", "hd95", "assd")
+_METRICS = ("auc", "ap", "balanced_accuracy", "accuracy", "f1", "mcc", "kappa", "kappa_quadratic", "ece", *_OVERLAP)
+_BY_CLASS = ("auc", "ap", *_OVERLAP)
 
 
 def check(config: Any) -> None:
@@ -104,8 +106,9 @@ def check(config: Any) -> None:
         if values[name] not in choices:
             raise UserError(f"unknown {name} {values[name]!r}; {nearest(values[name], choices)}")
     metric = values["report.metric"]
-    if metric not in _METRICS and not metric.startswith("auc/"):
-        raise UserError(f"unknown report.metric {metric!r}; {nearest(metric, (*_METRICS, 'auc/CLASS'))}")
+    if metric not in _METRICS and not (metric.partition("/")[0] in _BY_CLASS and metric.partition("/")[2]):
+        choices = (*_METRICS, *(f"{each}/CLASS" for each in _BY_CLASS))
+        raise UserError(f"unknown report.metric {metric!r}; {nearest(metric, choices)}")
     _check_numbers(values)
     _check_lists(values)
     for section in ("tasks", "phases"):

@@ -15,7 +15,22 @@ from dapt_jax.errors import UserError
 from dapt_jax.report.statistics import Interval, mean_interval
 
 KINDS = ("compile", "train", "data", "eval", "checkpoint", "cache")
-LOWER_IS_BETTER = ("ece", "brier", "nll", "log_loss", "loss", "error")
+LOWER_IS_BETTER = ("ece", "brier", "nll", "log_loss", "loss", "error", "hd95", "assd")
+NICE = {
+    "auc": "AUC",
+    "ap": "AP",
+    "ece": "ECE",
+    "nll": "NLL",
+    "f1": "F1",
+    "mcc": "MCC",
+    "kappa_quadratic": "quadratic kappa",
+    "dice": "Dice",
+    "dice_pooled": "pooled Dice",
+    "iou": "IoU",
+    "iou_pooled": "pooled IoU",
+    "hd95": "HD95",
+    "assd": "ASSD",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +244,8 @@ class Records:
 
 def nice(metric: str) -> str:
     """Returns a metric's name as one would write it."""
-    return {"auc": "AUC", "ece": "ECE", "nll": "NLL", "f1": "F1"}.get(metric, metric.replace("_", " "))
+    name, slash, label = metric.partition("/")
+    return NICE.get(name, name.replace("_", " ")) + slash + label
 
 
 def lower_is_better(metric: str) -> bool:
