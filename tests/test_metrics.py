@@ -10,8 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from dapt_jax import metrics
+from dapt_jax.checks import check
+from dapt_jax.config import default
 from dapt_jax.errors import UserError
 from dapt_jax.objectives import Objective
+from dapt_jax.report.records import lower_is_better
 from dapt_jax.training import heads
 
 NAMES = ("a", "b", "c")
@@ -25,8 +28,8 @@ def chances(objective, logits):
     return np.asarray(objective.probabilities(jnp.asarray(logits)))
 
 
-def scored(labels, probabilities):
-    return {score.metric: score for score in metrics.classification(labels, probabilities, NAMES)}
+def scored(labels, probabilities, **more):
+    return {score.metric: score for score in metrics.classification(labels, probabilities, NAMES, **more)}
 
 
 @settings(max_examples=40)
@@ -38,9 +41,84 @@ def test_scores_equal_scikit_learn_s(seed):
     found = scored(labels, probabilities)
     auc = sk.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
     assert found["auc"].value == pytest.approx(auc)
+    precision = sk.average_precision_score(np.eye(3)[labels], probabilities, average="macro")
+    assert found["ap"].value == pytest.approx(precision)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.integers(0, 2), min_size=1, max_size=8))
+@pytest.mark.filterwarnings("ignore::UserWarning")  # scikit-learn's, of classes that are predicted but not there
+def test_scores_of_decisions_equal_scikit_learn_s_whichever_classes_are_there(seed, labels):
+    labels = np.array(labels)
+    probabilities = np.random.default_rng(seed).dirichlet(np.ones(3), size=len(labels))
     predicted = probabilities.argmax(1)
+    found = scored(labels, probabilities, ordinal=True)
     assert found["balanced_accuracy"].value == pytest.approx(sk.balanced_accuracy_score(labels, predicted))
     assert found["accuracy"].value == pytest.approx(sk.accuracy_score(labels, predicted))
+    assert found["f1"].value == pytest.approx(sk.f1_score(labels, predicted, average="macro", zero_division=np.nan))
+    assert found["mcc"].value == pytest.approx(sk.matthews_corrcoef(labels, predicted))
+    present = np.union1d(labels, predicted)
+    assert found["f1"].classes == tuple(NAMES[each] for each in present)
+    for name, weights in (("kappa", None), ("kappa_quadratic", "quadratic")):
+        if len(present) == 1:
+            assert np.isnan(found[name].value)
+        else:
+            theirs = sk.cohen_kappa_score(labels, predicted, labels=[0, 1, 2], weights=weights)
+            assert found[name].value == pytest.approx(theirs)
+
+
+def test_quadratic_kappa_by_hand_counts_the_distance_over_a_class_that_nobody_has():
+    # Observed: one of four is off by 2, so 4 / 4; expected by chance: (2 * 1 + 2 * 3) * 4 / 16.
+    labels, predicted = np.array([0, 0, 2, 2]), np.array([0, 2, 2, 2])
+    found = scored(labels, np.eye(3)[predicted], ordinal=True)
+    assert found["kappa_quadratic"].value == pytest.approx(1 - 1 / 2)
+    assert "kappa_quadratic" not in scored(labels, np.eye(3)[predicted])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000))
+def test_multi_label_scores_equal_scikit_learn_s_over_what_is_known_and_name_what_is_not(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([0, 1, np.nan], (6, 3), p=[0.4, 0.3, 0.3]).astype(np.float32)
+    probabilities = rng.random((6, 3)).round(1)  # ties, and values at the threshold itself
+    found = scored(labels, probabilities)
+    expected = {"auc": {}, "ap": {}, "f1": {}, "accuracy": {}}
+    for name, truth, chance in zip(NAMES, labels.T, probabilities.T, strict=True):
+        truth, chance = truth[(known := ~np.isnan(truth))].astype(int), chance[known]
+        if len(set(truth)) == 2:
+            expected["auc"][name] = sk.roc_auc_score(truth, chance)
+        if truth.any():
+            expected["ap"][name] = sk.average_precision_score(truth, chance)
+        if truth.any() or (chance > 0.5).any():
+            expected["f1"][name] = sk.f1_score(truth, chance > 0.5)
+        if len(truth):
+            expected["accuracy"][name] = sk.accuracy_score(truth, chance > 0.5)
+    for metric, of_class in expected.items():
+        assert found[metric].classes == tuple(of_class)
+        assert found[metric].value == pytest.approx(
+            np.mean(list(of_class.values())) if of_class else np.nan, nan_ok=True
+        )
+        assert found[metric].n == (~np.isnan(labels)).any(1).sum()
+    for name in NAMES:
+        assert found[f"ap/{name}"].value == pytest.approx(expected["ap"].get(name, np.nan), nan_ok=True)
+
+
+def test_the_names_of_scores_do_not_depend_on_the_data():
+    # Folds are averaged name by name.
+    rng = np.random.default_rng(0)
+    of = lambda labels: list(scored(np.array(labels), rng.dirichlet(np.ones(3), len(labels)), ordinal=True))  # noqa: E731
+    assert of([0, 1, 2, 2]) == of([1]) == of([0, 0])
+
+
+def test_every_metric_can_be_the_report_s():
+    labels, masks = np.array([0, 1, 2]), np.zeros((1, 2, 2), np.uint8)
+    names = [*scored(labels, np.eye(3), ordinal=True)]
+    names += [score.metric for score in metrics.segmentation(masks, masks, ("background", "a"))]
+    config = default()
+    for name in names:
+        config.report.metric = name
+        check(config)
+    assert {name for name in names if lower_is_better(name)} == {"ece", "hd95", "hd95/a", "assd", "assd/a"}
 
 
 def test_a_class_without_images_is_named_by_its_absence_and_not_counted():

@@ -11,7 +11,7 @@ from dapt_jax.metrics.score import Score
 
 
 class Segmentation:
-    """Scores of masks that are added batch by batch; of an image four numbers per segment are kept, and no pixels.
+    """Scores of masks that are added batch by batch; of an image five numbers per segment are kept, and no pixels.
 
     See `segmentation` for what the scores are.
     """
@@ -27,8 +27,7 @@ class Segmentation:
         self._names = tuple(segments[1:])
         self._overlapping = overlapping
         self._surfaces = surfaces
-        self._counts: list[np.ndarray] = []
-        self._distances: list[np.ndarray] = []
+        self._images = [np.zeros((0, len(self._names), 5))]
 
     def add(
         self,
@@ -55,30 +54,26 @@ class Segmentation:
             if (most := masks.max(initial=0)) >= values:
                 raise UserError(f"a {which} mask holds the value {most}; expected 0 to {values - 1}")
         spacings = np.broadcast_to(np.asarray(spacing, float), (len(truth), 2))
-        counts = np.zeros((len(truth), len(self._names), 3), np.int64)
-        distances = np.full((len(truth), len(self._names), 2), np.nan)
+        found = np.full((len(truth), len(self._names), 5), np.nan)
         for segment in range(len(self._names)):
             a, b = self._of(truth, segment), self._of(predicted, segment)
             for column, pixels in enumerate((a & b, a, b)):
-                counts[:, segment, column] = np.count_nonzero(pixels, axis=(1, 2))
+                found[:, segment, column] = np.count_nonzero(pixels, axis=(1, 2))
             if self._surfaces:
-                for image in np.flatnonzero(counts[:, segment, 1:].all(1)):
-                    distances[image, segment] = surface_distances(a[image], b[image], spacings[image])
-        self._counts.append(counts)
-        self._distances.append(distances)
+                for image in np.flatnonzero(found[:, segment, 1:3].all(1)):
+                    found[image, segment, 3:] = surface_distances(a[image], b[image], spacings[image])
+        self._images.append(found)
 
     def per_image(self) -> dict[str, Float[np.ndarray, "n segments"]]:
         """`dice`, `iou`, `hd95` and `assd` of every image and foreground segment, in the order in which they were added."""
-        both, truth, predicted = np.moveaxis(self._all(self._counts, 3), -1, 0)
+        both, truth, predicted, hd95, assd = np.moveaxis(np.concatenate(self._images), -1, 0)
         found = {"dice": _dice(both, truth, predicted), "iou": _iou(both, truth, predicted)}
-        if self._surfaces:
-            found["hd95"], found["assd"] = np.moveaxis(self._all(self._distances, 2), -1, 0)
-        return found
+        return {**found, "hd95": hd95, "assd": assd} if self._surfaces else found
 
     def scores(self) -> list[Score]:
         """The scores of all images so far; NaN where there is none."""
         images = self.per_image()
-        both, truth, predicted = np.moveaxis(self._all(self._counts, 3).sum(0), -1, 0)
+        both, truth, predicted = np.concatenate(self._images)[..., :3].sum(0).T
         n = len(images["dice"])
         scores: list[Score] = []
         for metric in ("dice", "iou"):
@@ -111,9 +106,6 @@ class Segmentation:
 
     def _of(self, masks: UInt8[np.ndarray, "n h w"], segment: int) -> Bool[np.ndarray, "n h w"]:
         return (masks >> segment & 1).astype(bool) if self._overlapping else masks == segment + 1
-
-    def _all(self, parts: list[np.ndarray], last: int) -> np.ndarray:
-        return np.concatenate([np.zeros((0, len(self._names), last), np.int64), *parts])
 
 
 def segmentation(

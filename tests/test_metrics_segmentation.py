@@ -1,0 +1,142 @@
+"""Scores of masks against MONAI's (see fixtures/make_segmentation_scores.py) and against all pairs of pixels."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.spatial import distance
+
+from dapt_jax import metrics
+from dapt_jax.errors import UserError
+from tests.fixtures.make_segmentation_scores import FILE, SPACINGS
+
+NAMES = ("background", "x", "y", "z")
+small = hnp.arrays(np.uint8, (2, 3, 7, 6), elements=st.integers(0, 3))
+
+
+@pytest.fixture(scope="module")
+def monai():
+    return dict(np.load(FILE))
+
+
+def by_name(scores):
+    return {score.metric: score for score in scores}
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_scores_of_every_image_are_monai_s(monai, spacing):
+    scored = metrics.Segmentation(NAMES)
+    scored.add(monai["truth"], monai["predicted"], spacing)
+    which = SPACINGS.index(spacing)
+    for metric, values in scored.per_image().items():
+        theirs = monai[metric] if metric in monai else monai[f"{metric}_{which}"]
+        theirs = np.where(np.isfinite(theirs), theirs, np.nan)  # one side empty: inf, both: nan
+        np.testing.assert_allclose(values, theirs, rtol=1e-6, atol=1e-5, err_msg=metric)
+        assert metric in ("dice", "iou") or 20 < np.isnan(values).sum() < 30
+
+
+def test_means_cover_the_images_that_have_a_value_and_say_how_many(monai):
+    found = by_name(metrics.segmentation(monai["truth"], monai["predicted"], NAMES))
+    for metric, theirs in (("dice", monai["dice"]), ("hd95", monai["hd95_0"]), ("assd", monai["assd_0"])):
+        values = np.where(np.isfinite(theirs), theirs, np.nan)
+        for column, name in enumerate(NAMES[1:]):
+            assert found[f"{metric}/{name}"].value == pytest.approx(np.nanmean(values[:, column]), rel=1e-5)
+            assert found[f"{metric}/{name}"].n == np.isfinite(values[:, column]).sum()
+        assert found[metric].value == pytest.approx(np.nanmean(values, 0).mean(), rel=1e-5)
+        assert found[metric].classes == NAMES[1:]
+
+
+def surface(mask):
+    padded = np.pad(mask, 1)
+    inside = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+    return np.argwhere(mask & ~inside)
+
+
+@settings(max_examples=60, deadline=None)
+@given(small, st.tuples(st.floats(0.2, 3), st.floats(0.2, 3)))
+def test_distances_are_those_of_all_pairs_of_surface_pixels(pair, spacing):
+    scored = metrics.Segmentation(NAMES)
+    scored.add(*pair, spacing)
+    found = scored.per_image()
+    for image in range(3):
+        for segment in range(3):
+            first, second = (surface(masks[image] == segment + 1) * spacing for masks in pair)
+            hd95, assd = found["hd95"][image, segment], found["assd"][image, segment]
+            if not len(first) or not len(second):
+                assert np.isnan([hd95, assd]).all()
+                continue
+            between = distance.cdist(first, second)
+            there, back = between.min(1), between.min(0)
+            assert hd95 == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
+            assert assd == pytest.approx((there.sum() + back.sum()) / (len(there) + len(back)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(small, st.integers(0, 3))
+def test_batches_bit_fields_and_exchanged_sides_change_no_score(pair, cut):
+    truth, predicted = pair
+    whole = metrics.segmentation(truth, predicted, NAMES)
+    batched = metrics.Segmentation(NAMES)
+    batched.add(truth[:cut], predicted[:cut])
+    batched.add(truth[cut:], predicted[cut:])
+    bits = np.array([0, 1, 2, 4], np.uint8)
+    others = {
+        "batches": batched.scores(),
+        "bit fields": metrics.segmentation(bits[truth], bits[predicted], NAMES, overlapping=True),
+        "sides": metrics.segmentation(predicted, truth, NAMES),
+        "turned": metrics.segmentation(np.rot90(truth, axes=(1, 2)), np.rot90(predicted, axes=(1, 2)), NAMES),
+    }
+    for what, scores in others.items():
+        assert [(s.metric, s.n, s.classes) for s in scores] == [(s.metric, s.n, s.classes) for s in whole], what
+        np.testing.assert_allclose([s.value for s in scores], [s.value for s in whole], err_msg=what)
+
+
+@settings(max_examples=60, deadline=None)
+@given(small)
+def test_pooled_overlap_is_that_of_one_image_that_holds_all_pixels(pair):
+    truth, predicted = pair
+    pooled = by_name(metrics.segmentation(truth, predicted, NAMES))
+    one = by_name(metrics.segmentation(truth.reshape(1, -1, 6), predicted.reshape(1, -1, 6), NAMES))
+    for name in ("", "/x", "/y", "/z"):
+        for metric in ("dice", "iou"):
+            assert pooled[f"{metric}_pooled{name}"].value == pytest.approx(one[f"{metric}{name}"].value)
+    for name in NAMES[1:]:
+        dice, iou = (pooled[f"{metric}_pooled/{name}"].value for metric in ("dice", "iou"))
+        assert dice == pytest.approx(2 * iou / (1 + iou))
+
+
+def test_segments_that_overlap_are_scored_each_on_its_own():
+    truth = np.array([[[0b11, 0b01, 0b00, 0b10]]], np.uint8)
+    predicted = np.array([[[0b11, 0b10, 0b00, 0b10]]], np.uint8)
+    found = by_name(metrics.segmentation(truth, predicted, ("background", "nucleus", "cell"), overlapping=True))
+    assert found["iou/nucleus"].value == pytest.approx(1 / 2)
+    assert found["iou/cell"].value == pytest.approx(2 / 3)
+
+
+def test_nothing_in_either_mask_is_agreement_but_has_no_distance():
+    empty = np.zeros((2, 4, 4), np.uint8)
+    found = by_name(metrics.segmentation(empty, empty, ("background", "x")))
+    assert [found[name].value for name in ("dice", "iou", "dice_pooled", "iou_pooled")] == [1.0] * 4
+    assert np.isnan(found["hd95"].value)
+    assert (found["hd95"].n, found["hd95"].classes) == (0, ())
+    nothing = metrics.Segmentation(("background", "x")).scores()
+    assert all(np.isnan(score.value) and score.n == 0 for score in nothing)
+    without = metrics.Segmentation(("background", "x"), surfaces=False)
+    without.add(empty, empty)
+    assert {score.metric.partition("/")[0] for score in without.scores()} == {
+        "dice",
+        "iou",
+        "dice_pooled",
+        "iou_pooled",
+    }
+
+
+def test_masks_that_cannot_be_compared_are_refused():
+    truth = np.zeros((2, 4, 4), np.uint8)
+    with pytest.raises(UserError, match=r"predicted masks are \(2, 4, 5\); expected the shape of the true ones"):
+        metrics.segmentation(truth, np.zeros((2, 4, 5), np.uint8), NAMES)
+    with pytest.raises(UserError, match="a predicted mask holds the value 4; expected 0 to 3"):
+        metrics.segmentation(truth, truth + 4, NAMES)
+    with pytest.raises(UserError, match="a true mask holds the value 8; expected 0 to 7"):
+        metrics.segmentation(truth + 8, truth, NAMES, overlapping=True)
