@@ -14,7 +14,8 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.splits import grouped_holdout
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
-from dapt_jax.objectives import Objective
+from dapt_jax.models.network import Network
+from dapt_jax.objectives import AnyObjective, Objective
 from dapt_jax.strategies import Strategy
 from dapt_jax.training import loop, optim, steps
 from dapt_jax.training.caching import Caching
@@ -26,6 +27,9 @@ from dapt_jax.weights import export, locate
 
 ADAPTED = "adapted.safetensors"
 """Name of the file, in an arm's folder, that says its adaptation is finished."""
+
+VAL_FRACTION = 0.1
+"""Share of a corpus on which the loss is watched, where the config does not say another."""
 
 SCORED = "scored"
 """Folder, in an arm's, of the weights of scored epochs."""
@@ -70,7 +74,8 @@ def make_run(
     seed: int,
     stage: str,
     label: str,
-    encoder: Encoder,
+    model: Network,
+    objective: AnyObjective,
     phases: tuple[Phase, ...],
     dataset: Dataset,
     train_rows: np.ndarray,
@@ -78,9 +83,7 @@ def make_run(
     settings: Any,
     config: Any,
 ) -> Run:
-    """A training run from a config's settings; `settings` is its `adapt` or its `transfer.finetune`."""
-    objective = objective_for(dataset, settings)
-    model = Classifier(encoder, objective.outputs, config.model.dtype)
+    """A training run from a config's settings: its `adapt`, its `transfer.finetune` or its `transfer.segmentation`."""
     programs = steps.programs(
         model,
         phases,
@@ -108,16 +111,19 @@ def make_run(
 
 def dapt_run(config: Any, strategy: Strategy, seed: int, corpus: Dataset) -> Run:
     """The run that adapts an encoder to a corpus: split by patient, phases as the strategy says."""
-    if config.corpus.val_fraction:
-        train_rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, config.corpus.val_fraction, seed)
+    settings = config.corpora[strategy.corpus] if strategy.corpus else config.corpus
+    if fraction := settings.get("val_fraction", VAL_FRACTION):
+        train_rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, fraction, seed)
     else:
         train_rows, val_rows = np.arange(len(corpus)), np.arange(0)
+    objective = objective_for(corpus, config.adapt)
     return make_run(
         strategy=strategy.name,
         seed=seed,
         stage="dapt",
         label="",
-        encoder=strategy.encoder,
+        model=Classifier(strategy.encoder, objective.outputs, config.model.dtype),
+        objective=objective,
         phases=strategy.phases,
         dataset=corpus,
         train_rows=train_rows,
@@ -152,7 +158,7 @@ def adapt(
     finished = folder / ADAPTED
     if not strategy.phases:
         model = Classifier(strategy.encoder, 1, config.model.dtype)
-        params, stats, merged = locate.load(config.weights, model, seed=seed)
+        params, stats, merged = locate.load(strategy.weights, model, seed=seed)
         return Adapted(strategy.encoder, without_head(params), stats, merged.source)
     if finished.exists():
         params, stats, _ = locate.load(str(finished), Classifier(strategy.encoder, 1, config.model.dtype), seed=seed)
@@ -162,7 +168,7 @@ def adapt(
     run = dapt_run(config, strategy, seed, corpus)
     network = run.programs[0].model
     assert isinstance(network, Classifier)
-    params, stats, merged = locate.load(config.weights, network, seed=seed)
+    params, stats, merged = locate.load(strategy.weights, network, seed=seed)
     scorer = scorer_for(config, run, target, tools, folder, until)
     tools = dataclasses.replace(tools, folder=folder / "state", hook=scorer)
     params, stats = loop.train(run, params, stats, tools)

@@ -11,7 +11,7 @@ from dapt_jax.config import BASELINE, MODES, OPEN, default
 from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.errors import UserError, nearest
 
-_RUNS = ("adapt", "transfer.finetune")
+_RUNS = ("adapt", "transfer.finetune", "transfer.segmentation")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mode": MODES,
     "model.dtype": ("float32", "bfloat16"),
@@ -44,6 +44,13 @@ _AT_LEAST = {
     "transfer.finetune.head_epochs": 0,
     "transfer.finetune.epochs": 1,
     "transfer.finetune.batch_size": 1,
+    "transfer.segmentation.folds": 1,
+    "transfer.segmentation.decoder_epochs": 0,
+    "transfer.segmentation.epochs": 1,
+    "transfer.segmentation.batch_size": 1,
+    "transfer.segmentation.views": 0,
+    "transfer.segmentation.overlap": 0,
+    "transfer.segmentation.overlays": 0,
     "checkpoint.every_s": 0,
     "energy.pue": 1,
     "energy.watts": 0,
@@ -67,6 +74,9 @@ _ABOVE_0 = (
     "score.budget",
     "transfer.finetune.head_lr",
     "transfer.finetune.lr",
+    "transfer.segmentation.decoder_lr",
+    "transfer.segmentation.lr",
+    "transfer.segmentation.smooth",
     *(f"{run}.optimizer.eps" for run in _RUNS),
 )
 _BELOW_1 = (
@@ -76,6 +86,7 @@ _BELOW_1 = (
     "transfer.head.grid.val_fraction",
     "adapt.label_smoothing",
     "score.budget",
+    "transfer.segmentation.overlap",
     *(f"{run}.optimizer.{name}" for run in _RUNS for name in ("b1", "b2", "ema")),
     *(f"{run}.augment.{name}" for run in _RUNS for name in ("shift", "brightness", "contrast")),
 )
@@ -168,14 +179,17 @@ def _check_numbers(values: dict[str, Any]) -> None:
     ranges += [(name, values[name] > 0, "more than 0") for name in _ABOVE_0]
     ranges += [(name, 0 <= values[name] < 1, "0 to less than 1") for name in _BELOW_1]
     folds = values["transfer.folds"]
-    ranges += [("transfer.finetune.folds", values["transfer.finetune.folds"] <= folds, f"1 to transfer.folds, {folds}")]
+    for run in _RUNS[1:]:
+        name = f"{run}.folds"
+        ranges += [(name, values[name] <= folds, f"1 to transfer.folds, {folds}")]
     for name, holds, expected in ranges:
         if not holds:
             raise UserError(f"{name} is {values[name]!r}; expected {expected}")
 
 
 def _check_lists(values: dict[str, Any]) -> None:
-    for name in ("strategies", "seeds", "transfer.protocols"):
+    protocols = (*values["transfer.protocols"], *values["transfer.segmentation.protocols"])
+    for name in ("strategies", "seeds", "transfer.protocols", "transfer.segmentation.protocols"):
         listed = tuple(values[name])
         for value in listed:
             if name == "seeds" and not (is_like(value, 0) and 0 <= value < 1 << 32):
@@ -188,6 +202,6 @@ def _check_lists(values: dict[str, Any]) -> None:
         for value in values[f"transfer.head.grid.{name}"]:
             if not is_like(value, 0.0) or value < 0 or (value == 0 and name == "lr"):
                 raise UserError(f"transfer.head.grid.{name} holds {value!r}; expected {least}")
-    if values["report.protocol"] and values["report.protocol"] not in values["transfer.protocols"]:
-        hint = nearest(values["report.protocol"], values["transfer.protocols"])
+    if values["report.protocol"] and values["report.protocol"] not in protocols:
+        hint = nearest(values["report.protocol"], protocols)
         raise UserError(f"report.protocol {values['report.protocol']!r} is not one of transfer.protocols; {hint}")

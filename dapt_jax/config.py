@@ -7,7 +7,7 @@ SPLITS = ("development", "test", "external")
 """Sets of a target task, in the order in which they are shown."""
 BASELINE = "baseline"
 """In results, stands where a strategy's name would."""
-OPEN = ("corpus", "tasks", "phases")
+OPEN = ("corpus", "corpora", "tasks", "phases")
 """Sections whose settings are the user's own."""
 
 
@@ -42,6 +42,8 @@ def default() -> config_dict.ConfigDict:
     }
     # The in-domain corpus: see data/sources.py for what a source may say.
     config.corpus = config_dict.ConfigDict({"kind": "", "val_fraction": 0.1})
+    # More of them, by name, for strategies that say corpus="NAME": each a source, with val_fraction if it is not 0.1.
+    config.corpora = config_dict.ConfigDict()
     # Target tasks: name -> {development, test (optional), external (optional)}, each a source.
     config.tasks = config_dict.ConfigDict()
     config.adapt = {
@@ -62,7 +64,7 @@ def default() -> config_dict.ConfigDict:
         "balance_classes": True,  # weight classes by inverse frequency
         "optimizer": _optimizer(),
         "plateau": {"factor": 0.5, "patience": 5, "threshold": 1e-4},
-        "augment": {"flip": "none", "shift": 0.0, "brightness": 0.0, "contrast": 0.0},
+        "augment": _augment(),
         "single_logit": False,  # two classes by one sigmoid output, as the paper's head
     }
     # Activations of frozen prefixes, computed once for all arms, seeds and tasks.
@@ -74,7 +76,8 @@ def default() -> config_dict.ConfigDict:
         "dtype": "",  # float32 | bfloat16; empty: as computed
         "flops_per_byte": 0.0,  # least forward FLOPs that a byte read from disk must save; 0: by the kind of device
     }
-    # Strategies of the user's own: name -> {"cut_after": group (optional), "phases": tuple of dicts, see phases.Phase}.
+    # Strategies of the user's own: name -> {"phases": tuple of dicts, see phases.Phase, or "like": a named strategy;
+    # and if it differs from the study's: "weights", "corpus" (a name of corpora), "cut_after" (a layer group)}.
     config.phases = config_dict.ConfigDict()
     config.transfer = {
         "protocols": ("linear", "mlp_small", "mlp_large"),  # and finetune
@@ -97,10 +100,31 @@ def default() -> config_dict.ConfigDict:
             "schedule": "cosine",
             "norm": "frozen",
             "batch_size": 16,
-            "augment": {"flip": "none", "shift": 0.0, "brightness": 0.0, "contrast": 0.0},
+            "augment": _augment(),
             "optimizer": _optimizer(),
         },
-        "baseline": "mean_gradient",  # the one-scalar baseline; "" for none
+        # Tasks whose sets name `segments` (data/sources.py): a decoder on the encoder.
+        "segmentation": {
+            "protocols": ("frozen", "finetune"),  # the encoder stays as it is, or trains after the decoder
+            "folds": 1,  # of `folds`, those that are run
+            "decoder": "unet",  # unet | attention_unet | swin_unet | upernet
+            "loss": "dice_ce",  # dice | ce | dice_ce | tversky
+            "batchwise": False,  # Dice over the pixels of a batch instead of image by image
+            "smooth": 1.0,  # of Dice
+            "decoder_epochs": 5,  # the decoder alone, first
+            "decoder_lr": 1e-3,
+            "epochs": 15,  # then all layers; of the protocol `frozen`, the decoder still
+            "lr": 1e-4,
+            "schedule": "cosine",
+            "norm": "frozen",  # of the encoder; the decoder's batch norm trains always
+            "batch_size": 16,
+            "views": 0,  # augmented views per image; 0: new ones each epoch
+            "augment": _augment(),
+            "overlap": 0.5,  # of neighbouring windows, where `augment.patch` trains on parts of the images
+            "overlays": 4,  # images of each set whose masks the report shows
+            "optimizer": _optimizer(),
+        },
+        "baseline": "mean_gradient",  # what any encoder has to beat, of images and of pixels; "" for none
     }
     # Read where the hardware has no energy counter: the Green Algorithms formula.
     config.energy = {
@@ -138,6 +162,26 @@ def default() -> config_dict.ConfigDict:
     for section in OPEN:
         config[section].unlock()
     return config
+
+
+def _augment() -> dict[str, object]:
+    """All off; data/augment.py says what each is. Masks go the way of their images."""
+    return {
+        "flip": "none",  # none | horizontal | dihedral
+        "shift": 0.0,
+        "brightness": 0.0,
+        "contrast": 0.0,
+        "rotate": 0.0,  # degrees
+        "scale": 0.0,
+        "crop": 0.0,  # least share of the area of a random resized crop
+        "elastic": 0.0,
+        "grid": 0.0,
+        "patch": 0,  # pixels
+        "gamma": 0.0,
+        "saturation": 0.0,
+        "hue": 0.0,
+        "erase": 0.0,  # probability
+    }
 
 
 def _optimizer() -> dict[str, object]:

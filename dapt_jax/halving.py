@@ -77,7 +77,7 @@ def run(
     config: Any,
     strategies: Sequence[Strategy],
     seed: int,
-    corpus: Dataset,
+    corpora: Mapping[str, Dataset],
     target: Dataset,
     tools: Tools,
     workdir: Path,
@@ -88,7 +88,7 @@ def run(
         config: the study's, with `budget` and `select`.
         strategies: that adapt.
         seed: of all of them.
-        corpus: in-domain images.
+        corpora: in-domain images, by name.
         target: images that are scored.
         tools: what runs need.
         workdir: of the study.
@@ -101,10 +101,10 @@ def run(
         found = json.loads(record.read_text())
         return Outcome(found["winner"], found["epochs"])
     arms = {strategy.name: strategy for strategy in strategies}
-    runs = {name: dapt_run(config, strategy, seed, corpus) for name, strategy in arms.items()}
+    runs = {name: dapt_run(config, strategy, seed, corpora[strategy.corpus]) for name, strategy in arms.items()}
     folders = {name: workdir / "checkpoints" / f"{name}-seed{seed}" for name in arms}
     watchers = {name: _scorer(config, runs[name], target, tools, folders[name], 0) for name in arms}
-    total = int(config.budget * full_flops(config, seed, corpus))
+    total = int(config.budget * full_flops(config, seed, corpora[""]))
     alive, spent = list(arms), dict.fromkeys(arms, 0)
     rounds = max(1, math.ceil(math.log2(len(alive))))
     history: list[dict[str, Any]] = []
@@ -120,7 +120,7 @@ def run(
             )
         scores: dict[str, float | None] = {}
         for name in able:
-            scorer = _advance(config, runs[name], seed, target, tools, folders[name], until[name])
+            scorer = _advance(config, arms[name], runs[name], seed, target, tools, folders[name], until[name])
             spent[name] = training_flops(runs[name], until[name]) + scorer.flops
             scores[name] = scorer.points[-1]["scores"][config.select]
         history.append({"round": number + 1, "epochs": until, "scores": scores, "flops": dict(spent)})
@@ -143,9 +143,11 @@ def _scorer(config: Any, run: Run, target: Dataset, tools: Tools, folder: Path, 
     return scorer
 
 
-def _advance(config: Any, run: Run, seed: int, target: Dataset, tools: Tools, folder: Path, until: int) -> Scorer:
+def _advance(
+    config: Any, strategy: Strategy, run: Run, seed: int, target: Dataset, tools: Tools, folder: Path, until: int
+) -> Scorer:
     """Trains an arm further, from where it was paused, up to a number of epochs."""
     scorer = _scorer(config, run, target, tools, folder, until)
-    params, stats, _ = locate.load(config.weights, scorer.model, seed=seed)
+    params, stats, _ = locate.load(strategy.weights, scorer.model, seed=seed)
     loop.train(run, params, stats, dataclasses.replace(tools, folder=folder / "state", hook=scorer))
     return scorer

@@ -52,7 +52,7 @@ def _dispatch(config: Any, workdir: Path | None) -> None:
         from dapt_jax import plan, study
 
         prepared = study.prepare(config)
-        plan.show(config, list(prepared.strategies), prepared.corpus, list(prepared.tasks))
+        plan.show(config, list(prepared.strategies), prepared.corpora, list(prepared.tasks))
         return
     if workdir is None:
         raise UserError("no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart")

@@ -1,22 +1,23 @@
 """What a study would cost, before it runs: the same numbers that its ledger will hold."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from dapt_jax import halving, scoring
+from dapt_jax import halving, scoring, segmentation
 from dapt_jax.adapt import dapt_run
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.objectives import Objective
 from dapt_jax.report.tables import number
 from dapt_jax.strategies import Strategy
+from dapt_jax.tasks import Arm, Task
 from dapt_jax.training import accounting, freezing, heads
 from dapt_jax.training.run import Run
-from dapt_jax.transfer import FINETUNE, Arm, Task, finetune_run, head_points, head_settings
+from dapt_jax.transfer import FINETUNE, finetune_run, head_points, head_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,16 @@ def dapt_flops(config: Any, strategy: Strategy, seed: int, corpus: Dataset | Non
 
 def transfer_flops(config: Any, task: Task, strategy: Strategy, seed: int) -> dict[str, int]:
     """Model FLOPs of a target task by protocol; `features` stands for the pass that all heads share."""
+    arm = Arm(strategy.name, seed, "", "")
+    if task.is_segmentation:
+        return {
+            protocol: sum(
+                phase.flops
+                for run, _ in segmentation.runs(config, task, arm, strategy.encoder, protocol)
+                for phase in of_run(run, with_memory=False)
+            )
+            for protocol in config.transfer.segmentation.protocols
+        }
     model = Classifier(strategy.encoder, len(task.development.classes), config.model.dtype)
     size = task.development.images.size
     images = sum(len(dataset) for dataset in task.datasets.values())
@@ -106,7 +117,6 @@ def transfer_flops(config: Any, task: Task, strategy: Strategy, seed: int) -> di
     objective = Objective(len(task.development.classes), task.development.multi_label)
     for protocol in config.transfer.protocols:
         if protocol == FINETUNE:
-            arm = Arm(strategy.name, seed, "", "")
             runs = [
                 finetune_run(config, task, arm, strategy.encoder, fold, train)
                 for fold, (train, _) in enumerate(folds[: config.transfer.finetune.folds])
@@ -125,14 +135,15 @@ def transfer_flops(config: Any, task: Task, strategy: Strategy, seed: int) -> di
     return costs
 
 
-def show(config: Any, strategies: list[Strategy], corpus: Dataset | None, tasks: list[Task]) -> None:
+def show(config: Any, strategies: list[Strategy], corpora: Mapping[str, Dataset], tasks: list[Task]) -> None:
     """Prints a table per strategy and the comparison with full DAPT."""
     console = Console(width=None if Console().is_terminal else 150)
     seed = config.seeds[0]
-    totals = {strategy.name: dapt_flops(config, strategy, seed, corpus) for strategy in strategies}
+    corpus_of = {strategy.name: corpora.get(strategy.corpus) for strategy in strategies}
+    totals = {each.name: dapt_flops(config, each, seed, corpus_of[each.name]) for each in strategies}
     full = totals.get("full", 0)
-    if not full and corpus is not None:
-        full = halving.full_flops(config, seed, corpus)
+    if not full and "" in corpora:
+        full = halving.full_flops(config, seed, corpora[""])
     overview = Table(
         title=f"{config.title or config.name}: one seed of each strategy; the study has {len(config.seeds)}"
     )
@@ -149,6 +160,7 @@ def show(config: Any, strategies: list[Strategy], corpus: Dataset | None, tasks:
     ):
         overview.add_column(column, justify="left" if column == "strategy" else "right")
     for strategy in strategies:
+        corpus = corpus_of[strategy.name]
         phases = [] if corpus is None or not strategy.phases else of_run(dapt_run(config, strategy, seed, corpus))
         if phases:
             console.print(_phase_table(strategy.name, phases))
@@ -168,12 +180,11 @@ def show(config: Any, strategies: list[Strategy], corpus: Dataset | None, tasks:
     console.print(overview)
     target = scoring.target(config, tasks)
     for strategy in strategies:
-        if line := scoring.words(config, strategy, seed, corpus, target):
+        if line := scoring.words(config, strategy, seed, corpus_of[strategy.name], target):
             console.print(line, soft_wrap=True)
-    if corpus is not None:
-        adapting = [dapt_run(config, strategy, seed, corpus) for strategy in strategies if strategy.phases]
-        if line := uncounted(adapting):
-            console.print(line, soft_wrap=True)
+    adapting = [dapt_run(config, each, seed, corpora[each.corpus]) for each in strategies if each.phases]
+    if line := uncounted(adapting):
+        console.print(line, soft_wrap=True)
     console.print(
         "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; evaluation is "
         "not included. Each strategy is counted as if it ran alone; in the study, a prefix that two arms share is "

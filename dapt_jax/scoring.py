@@ -13,13 +13,14 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.strategies import Strategy
+from dapt_jax.tasks import Arm, Task
 from dapt_jax.training.run import Tools
 from dapt_jax.transferability.scorer import Plan, training_flops
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
 
 
-def target(config: Any, tasks: Sequence[transfer.Task]) -> Dataset | None:
+def target(config: Any, tasks: Sequence[Task]) -> Dataset | None:
     """The images that are scored along adaptation: a task's development images; None where nothing is scored.
 
     Raises:
@@ -60,7 +61,7 @@ def words(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, im
 
 
 def measure_scored(
-    config: Any, strategy: Strategy, seed: int, corpus: Dataset, tasks: Sequence[transfer.Task], arm: transfer.Arm,
+    config: Any, strategy: Strategy, seed: int, corpus: Dataset, tasks: Sequence[Task], arm: Arm,
     tools: Tools, folder: Path,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Measures every scored checkpoint of an arm on the target tasks, as an arm `STRATEGY@EPOCHS` of its own.

@@ -11,6 +11,7 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.training.phases import Phase, check_names
+from dapt_jax.weights import locate
 
 NAMED = ("none", "full", "partial", "hybrid", "simplified", "truncated", "gradual")
 
@@ -23,11 +24,15 @@ class Strategy:
         name: as in the config.
         encoder: what is adapted, cut where the strategy cuts.
         phases: head first; empty where nothing is adapted.
+        weights: that it starts from, as `config.weights` takes them.
+        corpus: that it is adapted to: a name of `config.corpora`, or empty for `config.corpus`.
     """
 
     name: str
     encoder: Encoder
     phases: tuple[Phase, ...]
+    weights: str
+    corpus: str = ""
 
 
 def resolve(name: str, encoder: Encoder, config: Any) -> Strategy:
@@ -39,7 +44,8 @@ def resolve(name: str, encoder: Encoder, config: Any) -> Strategy:
     - `simplified`: the encoder cut after `adapt.cut_after`, its pretrained weights kept, then full;
     - `truncated`: that same cut without adaptation, the control of `simplified`;
     - `gradual`: groups join from the top in `adapt.gradual_steps` phases (Howard & Ruder, arXiv 1801.06146);
-    - any name under `config.phases`.
+    - any name under `config.phases`: phases of the user's own, or those `like` one of these; from `weights` and on a
+      `corpus` of its own where it names them.
 
     All but `none` and `truncated` begin with the head alone, as in the paper.
 
@@ -64,7 +70,7 @@ def resolve(name: str, encoder: Encoder, config: Any) -> Strategy:
             )
         encoder = encoder.truncate(adapt.cut_after)
     if name in ("none", "truncated"):
-        return Strategy(name, encoder, ())
+        return Strategy(name, encoder, (), config.weights)
 
     def phase(label: str, epochs: int, trainable: tuple[str, ...]) -> Phase:
         shared = {"lr": adapt.lr, "norm": adapt.norm, "schedule": adapt.schedule, "warmup": adapt.warmup}
@@ -88,7 +94,7 @@ def resolve(name: str, encoder: Encoder, config: Any) -> Strategy:
     else:
         later = [phase("full", adapt.epochs, whole)]
     head = Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False) if adapt.head_epochs else None
-    return Strategy(name, encoder, tuple([head, *later] if head else later))
+    return Strategy(name, encoder, tuple([head, *later] if head else later), config.weights)
 
 
 def last_groups(encoder: Encoder, number: int) -> tuple[str, ...]:
@@ -115,21 +121,36 @@ def _gradual(encoder: Encoder, adapt: Any, phase: Any) -> list[Phase]:
     return made
 
 
+_SETTINGS = ("cut_after", "phases", "like", "weights", "corpus")
+
+
 def _users_own(name: str, encoder: Encoder, config: Any) -> Strategy:
     entry = config.phases[name]
     if not isinstance(entry, Mapping | ConfigDict):
         entry = {"phases": entry}
     for key in entry:
-        if key not in ("cut_after", "phases"):
-            raise UserError(f"phases.{name} has no setting {key!r}; {nearest(key, ('cut_after', 'phases'))}")
+        if key not in _SETTINGS:
+            raise UserError(f"phases.{name} has no setting {key!r}; {nearest(key, _SETTINGS)}")
+    corpus, weights = entry.get("corpus", ""), entry.get("weights", "") or config.weights
+    if corpus and corpus not in config.corpora:
+        raise UserError(f"phases.{name}: no corpus {corpus!r} in corpora; {nearest(corpus, config.corpora)}")
+    encoder = locate.fitted(weights, encoder)
+    if entry.get("like"):
+        if entry["like"] not in NAMED or entry.get("phases") or entry.get("cut_after"):
+            raise UserError(
+                f"phases.{name}: like={entry['like']!r}; {nearest(entry['like'], NAMED)}, without phases of its own"
+            )
+        like = resolve(entry["like"], encoder, config)
+        return dataclasses.replace(like, name=name, weights=weights, corpus=corpus)
     if entry.get("cut_after"):
         encoder = encoder.truncate(entry["cut_after"])
     listed = entry.get("phases", ())
-    if not isinstance(listed, tuple | list) or not (listed or entry.get("cut_after")):
+    is_of_its_own = listed or entry.get("cut_after") or entry.get("weights")
+    if not isinstance(listed, tuple | list) or not is_of_its_own:
         raise UserError(f"phases.{name} has no list of phases; expected one or more: ({_EXAMPLE},)")
     phases = [_phase(f"phases.{name}.phases[{number}]", settings) for number, settings in enumerate(listed)]
     check_names(phases)
-    return Strategy(name, encoder, tuple(phases))
+    return Strategy(name, encoder, tuple(phases), weights, corpus)
 
 
 _EXAMPLE: dict[str, Any] = {"name": "head", "epochs": 10, "trainable": ("head",), "lr": 1e-3}

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from dapt_jax import checks, halving, jsonl, parallel, plan, report, scoring, transfer
+from dapt_jax import checks, halving, jsonl, parallel, plan, report, scoring, segmentation, transfer
 from dapt_jax import strategies as named
-from dapt_jax.adapt import ADAPTED, adapt, dapt_run
+from dapt_jax.adapt import ADAPTED, VAL_FRACTION, adapt, dapt_run
 from dapt_jax.config import BASELINE, SPLITS
 from dapt_jax.cost import hardware
 from dapt_jax.cost.ledger import Ledger
@@ -30,6 +30,7 @@ from dapt_jax.models.encoder import Tree
 from dapt_jax.progress import Reporter
 from dapt_jax.report.records import Records
 from dapt_jax.strategies import Strategy
+from dapt_jax.tasks import Arm, Task
 from dapt_jax.training.caching import Caching
 from dapt_jax.training.features import Store
 from dapt_jax.training.run import Tools
@@ -52,16 +53,20 @@ class Study:
     Attributes:
         config: its settings.
         strategies: resolved against the model.
-        corpus: in-domain images, or None where no strategy adapts.
+        corpora: in-domain images that strategies adapt to: "" names `config.corpus`, all else is of `config.corpora`.
         tasks: target tasks.
         weights: what was loaded into the whole encoder, what was newly drawn, what was left over, and every parameter.
     """
 
     config: Any
     strategies: tuple[Strategy, ...]
-    corpus: Dataset | None
-    tasks: tuple[transfer.Task, ...]
+    corpora: Mapping[str, Dataset]
+    tasks: tuple[Task, ...]
     weights: str
+
+    def corpus_of(self, strategy: Strategy) -> Dataset | None:
+        """What a strategy is adapted to; None where nothing is."""
+        return self.corpora.get(strategy.corpus) if strategy.phases else None
 
 
 def prepare(config: Any) -> Study:
@@ -72,6 +77,7 @@ def prepare(config: Any) -> Study:
     """
     checks.check(config)
     transfer.check_protocols(config.transfer.protocols)
+    segmentation.check(config)
     if config.transfer.baseline and config.transfer.baseline not in transfer.BASELINES:
         hint = nearest(config.transfer.baseline, transfer.BASELINES)
         raise UserError(f"unknown transfer.baseline {config.transfer.baseline!r}; {hint}")
@@ -82,33 +88,62 @@ def prepare(config: Any) -> Study:
     if transfer.FINETUNE in config.transfer.protocols:
         with _about("transfer.finetune."):
             parallel.data_mesh(config.transfer.finetune.batch_size)
+    with _about("transfer.segmentation."):
+        parallel.data_mesh(config.transfer.segmentation.batch_size)
     params, _, merged = locate.load(config.weights, Classifier(encoder, 1), seed=0)
     print(f"weights: {merged}", flush=True)
-    adapting = [strategy.name for strategy in strategies if strategy.phases]
-    if adapting and not config.corpus.kind:
-        raise UserError(
-            f"strategy {adapting[0]!r} adapts, but the config names no corpus; expected corpus.kind and so on"
-        )
+    _check_weights(config, strategies)
+    adapting = [strategy for strategy in strategies if strategy.phases]
     if not config.tasks:
         raise UserError("the config names no target task; expected tasks.NAME.development and so on")
-    settings = {key: value for key, value in config.corpus.items() if key != "val_fraction"}
-    corpus = _load(config, settings, "corpus") if adapting else None
+    corpora = _corpora(config, adapting)
     tasks = tuple(_task(config, name) for name in config.tasks)
-    study = Study(config, strategies, corpus, tasks, _about_weights(params, merged))
+    study = Study(config, strategies, corpora, tasks, _about_weights(params, merged))
     _check_leaks(study)
-    if config.budget and not (config.select and adapting):
+    if config.budget and not (config.select and "" in corpora):
         raise UserError(
             "budget is for strategies that adapt, compared by a score; expected select='robustness', or budget=0"
         )
-    for strategy in strategies:
+    for strategy in adapting:
+        corpus = corpora[strategy.corpus]
         scoring.plan(config, strategy, config.seeds[0], corpus, scoring.target(config, tasks))
-    if corpus is not None:
-        for strategy in strategies:
-            if strategy.phases:
-                run = dapt_run(config, strategy, config.seeds[0], corpus)
-                for program in run.programs:
-                    run.cache_decision(program)
+        run = dapt_run(config, strategy, config.seeds[0], corpus)
+        for program in run.programs:
+            run.cache_decision(program)
+    for task, strategy in itertools.product(tasks, strategies):
+        if task.is_segmentation:  # what the decoder and the cache would refuse, they refuse now
+            with _about(f"tasks.{task.name}: "):
+                plan.transfer_flops(config, task, strategy, config.seeds[0])
     return study
+
+
+def _corpora(config: Any, adapting: Sequence[Strategy]) -> dict[str, Dataset]:
+    """Reads what strategies adapt to."""
+    corpora: dict[str, Dataset] = {}
+    for strategy in adapting:
+        if strategy.corpus in corpora:
+            continue
+        if not strategy.corpus and not config.corpus.kind:
+            raise UserError(
+                f"strategy {strategy.name!r} adapts, but the config names no corpus; expected corpus.kind and so on"
+            )
+        settings = config.corpora[strategy.corpus] if strategy.corpus else config.corpus
+        what = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
+        if isinstance(settings, Mapping | ConfigDict):
+            fraction = settings.get("val_fraction", VAL_FRACTION)
+            if not checks.is_like(fraction, VAL_FRACTION) or not 0 <= fraction < 1:
+                raise UserError(f"{what}.val_fraction is {fraction!r}; expected 0 to less than 1")
+            settings = {key: value for key, value in settings.items() if key != "val_fraction"}
+        corpora[strategy.corpus] = _load(config, settings, what)
+    return corpora
+
+
+def _check_weights(config: Any, strategies: Sequence[Strategy]) -> None:
+    """Reads the weights of strategies that have their own, so that a wrong file is told before anything is trained."""
+    for spec in {strategy.weights: strategy for strategy in strategies if strategy.weights != config.weights}.values():
+        with _about(f"phases.{spec.name}: "):
+            _, _, merged = locate.load(spec.weights, Classifier(spec.encoder, 1), seed=0)
+        print(f"weights of {spec.name}: {merged}", flush=True)
 
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:
@@ -129,11 +164,12 @@ def _load(config: Any, settings: Any, what: str) -> Dataset:
             on_bad_image=config.data.on_bad_image,
             cache_bytes=config.data.cache_mb << 20,
         )
-        if len(dataset.classes) < 2 and not dataset.multi_label:
+        if len(dataset.classes) < 2 and not dataset.multi_label and not dataset.segments:
             raise UserError(f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more")
     skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
     counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
     several = ", several labels per image" if dataset.multi_label else ""
+    several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
     print(f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset)}{skipped}", flush=True)
     return dataset
 
@@ -147,7 +183,7 @@ def _patients(dataset: Dataset) -> str:
     return f"{named}, {alone.sum()} images of unnamed ones" if alone.any() else named
 
 
-def _task(config: Any, name: str) -> transfer.Task:
+def _task(config: Any, name: str) -> Task:
     splits = config.tasks[name]
     if not isinstance(splits, ConfigDict):
         raise UserError(
@@ -160,7 +196,7 @@ def _task(config: Any, name: str) -> transfer.Task:
     if "development" not in splits:
         raise UserError(f"tasks.{name} has no development images")
     loaded = {split: _load(config, splits[split], f"{name} {split}") for split in splits}
-    task = transfer.Task(name, loaded.pop("development"), loaded)
+    task = Task(name, loaded.pop("development"), loaded)
     with _about(f"{name} development: "):
         counts = task.development.class_counts()
         for label, count in counts.items():
@@ -178,10 +214,12 @@ def _check_leaks(study: Study) -> None:
     """Refuses an image or a patient that is in two sets which have to be apart."""
     for task in study.tasks:
         sets = {f"{task.name} {split}": dataset for split, dataset in task.datasets.items()}
-        if study.corpus is not None:
-            sets["corpus"] = study.corpus
+        sets |= {name or "corpus": corpus for name, corpus in study.corpora.items()}
         images = {name: [_true_path(image) for image in dataset.images.names] for name, dataset in sets.items()}
+        corpora = {name or "corpus" for name in study.corpora}
         for (first, a), (second, b) in itertools.combinations(sets.items(), 2):
+            if {first, second} <= corpora:
+                continue  # no arm sees both
             check_disjoint(images[first], images[second], first, second, word="image")
             if a.name == b.name:  # one manifest: its patients are the same people
                 check_disjoint(a.groups, b.groups, first, second)
@@ -243,7 +281,7 @@ def run(config: Any, workdir: Path) -> None:
                     continue
                 results += _arm(study, strategy, seed, tools, workdir, until)
                 jsonl.write(results_file, results)
-                reporter.say(_line(results, strategy.name, seed, config))
+                reporter.say(_line(results, strategy.name, seed, study))
     finally:
         reporter.close()
     if not config.cache.dir:
@@ -264,9 +302,9 @@ def _entrants(study: Study, seed: int, tools: Tools, workdir: Path) -> list[tupl
     """The strategies that go to the target tasks, and after how many epochs each has to end (0: none has to)."""
     images = scoring.target(study.config, study.tasks)
     adapting = [strategy for strategy in study.strategies if strategy.phases]
-    if not study.config.budget or study.corpus is None or images is None:
+    if not study.config.budget or images is None:
         return [(strategy, 0) for strategy in study.strategies]
-    outcome = halving.run(study.config, adapting, seed, study.corpus, images, tools, workdir)
+    outcome = halving.run(study.config, adapting, seed, study.corpora, images, tools, workdir)
     still = [(strategy, 0) for strategy in study.strategies if not strategy.phases]
     return still + [(strategy, outcome.epochs) for strategy in adapting if strategy.name == outcome.winner]
 
@@ -276,39 +314,55 @@ def _arm(
 ) -> list[dict[str, Any]]:
     """Adapts by one strategy with one seed, and measures the result on every task."""
     config = study.config
+    corpus = study.corpus_of(strategy)
     folder = workdir / "checkpoints" / f"{strategy.name}-seed{seed}"
     if (folder / ADAPTED).exists():
-        tools.reporter.skip(plan.dapt_flops(config, strategy, seed, study.corpus))
+        tools.reporter.skip(plan.dapt_flops(config, strategy, seed, corpus))
     target = scoring.target(config, study.tasks)
-    adapted = adapt(config, strategy, seed, study.corpus, tools, folder, target, until)
-    init = config.weights if config.weights in (locate.IMAGENET, locate.RANDOM) else Path(config.weights).name
-    arm = transfer.Arm(strategy.name, seed, init, strategy.encoder.name)
+    adapted = adapt(config, strategy, seed, corpus, tools, folder, target, until)
+    spec = strategy.weights
+    init = spec if spec in (locate.IMAGENET, locate.RANDOM) else Path(spec).name
+    arm = Arm(strategy.name, seed, init, strategy.encoder.name)
     rows = [row for task in study.tasks for row in transfer.transfer(config, task, arm, adapted, tools, folder)]
-    if config.score.downstream and strategy.phases and study.corpus is not None:
-        rows += scoring.measure_scored(config, strategy, seed, study.corpus, study.tasks, arm, tools, folder)
+    if config.score.downstream and corpus is not None:
+        rows += scoring.measure_scored(config, strategy, seed, corpus, study.tasks, arm, tools, folder)
     return rows
 
 
 def _flops(study: Study, strategy: Strategy, seed: int) -> int:
     """Planned model FLOPs of one arm: the unit in which progress is told."""
     costs = [plan.transfer_flops(study.config, task, strategy, seed) for task in study.tasks]
-    return plan.dapt_flops(study.config, strategy, seed, study.corpus) + sum(sum(cost.values()) for cost in costs)
+    return plan.dapt_flops(study.config, strategy, seed, study.corpus_of(strategy)) + sum(
+        sum(cost.values()) for cost in costs
+    )
 
 
 def _is_done(results: list[dict[str, Any]], strategy: str, seed: int) -> bool:
     return any(row["strategy"] == strategy and row["seed"] == seed for row in results)
 
 
-def _line(results: list[dict[str, Any]], strategy: str, seed: int, config: Any) -> str:
+def _line(results: list[dict[str, Any]], strategy: str, seed: int, study: Study) -> str:
     """One finished arm in a line."""
-    protocol = config.report.protocol or config.transfer.protocols[0]
-    wanted = {"strategy": strategy, "seed": seed, "protocol": protocol, "metric": config.report.metric}
-    shown = [
-        f"{row['split']} {row['value']:.3f}" if row["value"] is not None else f"{row['split']} undefined"
-        for row in results
-        if all(row[key] == value for key, value in wanted.items())
-    ]
-    return f"{strategy} seed {seed}: {protocol} {config.report.metric}: {', '.join(shown)}"
+    told = []
+    for task in study.tasks:
+        report, settings = study.config.report, study.config.transfer
+        protocols = settings.segmentation.protocols if task.is_segmentation else settings.protocols
+        wanted = {
+            "strategy": strategy,
+            "seed": seed,
+            "task": task.name,
+            "protocol": report.protocol if report.protocol in protocols else protocols[0],
+        }
+        rows = [row for row in results if all(row[key] == value for key, value in wanted.items())]
+        metrics = [row["metric"] for row in rows]
+        metric = report.metric if report.metric in metrics else next(iter(metrics), report.metric)
+        shown = [
+            f"{row['split']} {row['value']:.3f}" if row["value"] is not None else f"{row['split']} undefined"
+            for row in rows
+            if row["metric"] == metric
+        ]
+        told.append(f"{task.name} {wanted['protocol']} {metric}: {', '.join(shown)}")
+    return f"{strategy} seed {seed}: {'; '.join(told)}"
 
 
 def _fingerprints(study: Study) -> dict[str, str]:
@@ -316,7 +370,7 @@ def _fingerprints(study: Study) -> dict[str, str]:
     found = {
         f"{task.name}/{split}": data.fingerprint() for task in study.tasks for split, data in task.datasets.items()
     }
-    return found | ({"corpus": study.corpus.fingerprint()} if study.corpus is not None else {})
+    return found | {name or "corpus": corpus.fingerprint() for name, corpus in study.corpora.items()}
 
 
 def _claim(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:

@@ -1,5 +1,7 @@
 """One target task: heads on frozen features, or fine-tuning; scored on development, test and external images.
 
+Tasks of masks are `segmentation`'s; of classes this is the whole of it.
+
 Development scores are of held-out folds, stratified and split by patient. Test and external images are scored by the
 same heads, never refitted, each fold's in turn; a score is the mean over folds.
 """
@@ -14,17 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from dapt_jax import adapt, metrics
+from dapt_jax import adapt, metrics, segmentation
 from dapt_jax.config import BASELINE
 from dapt_jax.cost.ledger import Row
 from dapt_jax.data import pipeline
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.data.near_duplicates import duplicates
-from dapt_jax.data.splits import grouped_folds, grouped_holdout
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.objectives import Objective
+from dapt_jax.tasks import Arm, Task, result_rows
 from dapt_jax.training import features, freezing, heads, loop
 from dapt_jax.training.evaluate import logits_of
 from dapt_jax.training.meter import Meter
@@ -33,84 +34,6 @@ from dapt_jax.training.run import Run, Tools
 
 FINETUNE = "finetune"
 PROTOCOLS = (*heads.HIDDEN, FINETUNE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A target task.
-
-    Attributes:
-        name: of the task.
-        development: images that heads are trained on and, in turn, scored on.
-        held_out: other images that are scored only, by split name (`test`, `external`).
-    """
-
-    name: str
-    development: Dataset
-    held_out: dict[str, Dataset]
-
-    def __post_init__(self) -> None:
-        for split, dataset in self.held_out.items():
-            if dataset.classes != self.development.classes:
-                raise UserError(
-                    f"task {self.name!r}: {split} has the classes {', '.join(dataset.classes)}; expected those of "
-                    f"development: {', '.join(self.development.classes)}; where a set lacks one, name all as its classes"
-                )
-            if dataset.multi_label != self.development.multi_label:
-                several, one = (split, "development") if dataset.multi_label else ("development", split)
-                raise UserError(
-                    f"task {self.name!r}: {several} has several labels per image, {one} has one; expected one kind"
-                )
-
-    @property
-    def datasets(self) -> dict[str, Dataset]:
-        """All images by split name, development first."""
-        return {"development": self.development, **self.held_out}
-
-    def folds(self, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Training and held-out rows of the development images; look-alikes share a side as patients do."""
-        groups = merge_groups(self.development)
-        return grouped_folds(self.development.labels, groups, number, seed)
-
-    def inner(self, rows: np.ndarray, config: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training rows of a fold, split again by patient: to try rates and decays on, and to judge them by."""
-        labels, groups = self.development.labels[rows], merge_groups(self.development)[rows]
-        fit, judge = grouped_holdout(labels, groups, config.transfer.head.grid.val_fraction, seed)
-        return rows[fit], rows[judge]
-
-
-LOOK_ALIKES_UP_TO = 5000
-_merged: dict[str, np.ndarray] = {}
-
-
-def merge_groups(dataset: Dataset) -> np.ndarray:
-    """Groups in which images that look alike are together, so that a split cannot put copies on both sides."""
-    if len(dataset) > LOOK_ALIKES_UP_TO:
-        return dataset.groups
-    key = dataset.fingerprint()
-    if key not in _merged:
-        names, member = np.unique(dataset.groups, return_inverse=True)
-        parent = np.arange(len(names))
-
-        def root(group: int) -> int:
-            while parent[group] != group:
-                group = parent[group]
-            return group
-
-        for a, b in duplicates(dataset, dataset):
-            parent[root(member[a])] = root(member[b])
-        _merged[key] = names[[root(group) for group in member]]
-    return _merged[key]
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """Whose scores these are: leading keys of `results.jsonl`."""
-
-    strategy: str
-    seed: int
-    init: str
-    model: str
 
 
 def check_protocols(protocols: Sequence[str]) -> None:
@@ -136,6 +59,8 @@ def transfer(
     Returns:
         Lines for `results.jsonl`.
     """
+    if task.is_segmentation:
+        return segmentation.transfer(config, task, arm, adapted, tools, folder)
     model = Classifier(adapted.encoder, len(task.development.classes), config.model.dtype)
     rows: list[dict[str, Any]] = []
     protocols = [name for name in config.transfer.protocols if name != FINETUNE]
@@ -232,12 +157,14 @@ def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int,
     settings = config.transfer.finetune
     whole = Phase("all", settings.epochs, ("*",), settings.lr, settings.norm, settings.schedule)
     head = Phase("head", settings.head_epochs, (HEAD,), settings.head_lr, augment=False)
+    objective = adapt.objective_for(task.development, settings)
     return adapt.make_run(
         strategy=arm.strategy,
         seed=arm.seed,
         stage="transfer",
         label=f"{task.name}/{FINETUNE}/fold{fold}/",
-        encoder=encoder,
+        model=Classifier(encoder, objective.outputs, config.model.dtype),
+        objective=objective,
         phases=(head, whole) if settings.head_epochs else (whole,),
         dataset=task.development,
         train_rows=train_rows,
@@ -270,8 +197,8 @@ def _finetune(
 
 
 def _probabilities(run: Run, params: Any, stats: Any, dataset: Dataset) -> np.ndarray:
-    model, objective = run.programs[0].model, run.programs[0].objective
-    forward = logits_of(model, None)
+    objective = run.programs[0].objective
+    forward = logits_of(run.programs[0].model, None)
     rows = np.arange(len(dataset), dtype=np.int32)
     parts = [
         np.asarray(objective.probabilities(forward(params, stats, images)))[: len(part)]
@@ -287,27 +214,13 @@ def _score(
     held: list[tuple[np.ndarray, np.ndarray]],
     others: dict[str, list[np.ndarray]],
 ) -> Iterator[dict[str, Any]]:
-    """Result lines: the mean of each score over the folds in which it is defined."""
+    """Result lines of predicted probabilities: of each fold's held-out rows, and of all rows of the other sets."""
     labels, classes = task.development.labels, task.development.classes
-    per_fold = {"development": [metrics.classification(labels[rows], values, classes) for values, rows in held]}
+    found = {"development": [metrics.classification(labels[rows], values, classes) for values, rows in held]}
     for split, predictions in others.items():
         truth = task.held_out[split].labels
-        per_fold[split] = [metrics.classification(truth, values, classes) for values in predictions]
-    for split, found in per_fold.items():
-        for scores in zip(*found, strict=True):
-            values = [score.value for score in scores if not np.isnan(score.value)]
-            covered = set.intersection(*(set(score.classes) for score in scores))
-            n = sum(score.n for score in scores) if split == "development" else scores[0].n
-            yield {
-                **dataclasses.asdict(arm),
-                "task": task.name,
-                "split": split,
-                "protocol": protocol,
-                "metric": scores[0].metric,
-                "value": float(np.mean(values)) if values else None,
-                "n": n,
-                "classes": [name for name in classes if name in covered],
-            }
+        found[split] = [metrics.classification(truth, values, classes) for values in predictions]
+    return result_rows(task, arm, protocol, classes, found)
 
 
 def mean_gradient(dataset: Dataset) -> np.ndarray:
@@ -331,5 +244,7 @@ def baseline(config: Any, task: Task, seed: int, name: str) -> list[dict[str, An
     """
     if name not in BASELINES:
         raise UserError(f"unknown transfer.baseline {name!r}; {nearest(name, BASELINES)}")
+    if task.is_segmentation:
+        return segmentation.baseline(config, task, seed)
     found = {split: BASELINES[name](dataset) for split, dataset in task.datasets.items()}
     return on_features(config, task, Arm(BASELINE, seed, "none", "none"), name, found, None)

@@ -1,4 +1,4 @@
-"""Loss and AUC on the rows that a run does not train on."""
+"""Loss and AUC, or Dice, on the rows that a run does not train on."""
 
 import functools
 from collections.abc import Callable
@@ -9,14 +9,15 @@ import numpy as np
 
 from dapt_jax import metrics
 from dapt_jax.data import pipeline
-from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.network import Network
+from dapt_jax.objectives import MaskObjective
 from dapt_jax.training.features import Activations
 from dapt_jax.training.run import Run
 from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
 
 
 @functools.cache
-def logits_of(model: Classifier, boundary: int | None) -> Callable[..., jax.Array]:
+def logits_of(model: Network, boundary: int | None) -> Callable[..., jax.Array]:
     """Activations at a boundary, or images where it is None, to logits; compiled once for all arms."""
     if boundary is None:
         return jax.jit(model.__call__)
@@ -38,7 +39,7 @@ class Evaluator:
         self._logits = logits_of(program.model, program.mask.boundary if clean else None)
 
     def __call__(self, state: State) -> dict[str, float]:
-        """Returns `val_loss` and `val_auc`, or nothing where the run watches no rows."""
+        """Returns `val_loss`, and `val_auc` or of masks `val_dice`; or nothing where the run watches no rows."""
         run = self._run
         if not len(run.val_rows):
             return {}
@@ -55,12 +56,17 @@ class Evaluator:
         return self.scores(np.concatenate(parts))
 
     def scores(self, logits: np.ndarray) -> dict[str, float]:
-        """The same from the logits of the watched rows, float32 [v, outputs]."""
+        """The same from the logits of the watched rows, float32 [v, outputs] or [v, h, w, outputs]."""
         run, objective = self._run, self._program.objective
         if not len(run.val_rows):
             return {}
-        labels = jnp.asarray(run.dataset.targets[run.val_rows])
-        loss = objective(jnp.asarray(logits), labels).mean()
-        probabilities = np.asarray(objective.probabilities(jnp.asarray(logits)))
-        scores = metrics.classification(run.dataset.labels[run.val_rows], probabilities, run.dataset.classes)
-        return {"val_loss": float(loss), "val_auc": scores[0].value}
+        targets = run.dataset.targets[run.val_rows]
+        loss = float(objective(jnp.asarray(logits), jnp.asarray(targets)).mean())
+        probabilities = objective.probabilities(jnp.asarray(logits))
+        if isinstance(objective, MaskObjective):
+            scored = metrics.Segmentation(run.dataset.segments, run.dataset.overlapping, surfaces=False)
+            scored.add(targets, np.asarray(objective.decide(probabilities)))
+            return {"val_loss": loss, "val_dice": scored.scores()[0].value}
+        labels = run.dataset.labels[run.val_rows]
+        scores = metrics.classification(labels, np.asarray(probabilities), run.dataset.classes)
+        return {"val_loss": loss, "val_auc": scores[0].value}

@@ -311,4 +311,6 @@ def flops_per_image(inputs: int, hidden: tuple[int, ...], objective: Objective) 
     def gradient(params: Any, x: Any, labels: Any) -> Any:
         return jax.grad(lambda params: objective(_forward(params, x), labels).sum())(params)
 
-    return flops.count(gradient, shapes, jax.ShapeDtypeStruct((1, inputs), jnp.float32), objective.label_shape(1, 0)).model
+    return flops.count(
+        gradient, shapes, jax.ShapeDtypeStruct((1, inputs), jnp.float32), objective.label_shape(1, 0)
+    ).model

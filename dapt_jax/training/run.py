@@ -15,7 +15,6 @@ from dapt_jax.cost.ledger import Ledger
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.pipeline import Order
 from dapt_jax.progress import Reporter
-from dapt_jax.training import accounting
 from dapt_jax.training.caching import Caching, Decision, Place, decide
 from dapt_jax.training.features import Prefix, Store
 from dapt_jax.training.optim import Plateau

@@ -149,9 +149,7 @@ class PhaseProgram:
     def activation_step(self, state: State, batch: dict[str, Any], draw: Draw, rate: Float[Array, ""]) -> State:
         """One step from a batch of `x`, the activations at the boundary as they are kept, `label`, `weight`, `index`."""
         labels = self.targets(batch["label"], draw, batch["index"])
-        return self.update(
-            state, self.as_computed(batch["x"]), labels, batch["weight"], rate, self._rng(state, draw)
-        )
+        return self.update(state, self.as_computed(batch["x"]), labels, batch["weight"], rate, self._rng(state, draw))
 
     def cached_step(
         self, state: State, cache: dict[str, Any], batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]

@@ -20,6 +20,7 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import HEAD, Classifier, pool
 from dapt_jax.models.encoder import TAP, Encoder, Tree
+from dapt_jax.objectives import Objective
 from dapt_jax.training import accounting
 from dapt_jax.training.run import Run, Tools
 from dapt_jax.training.steps import PhaseProgram
@@ -256,9 +257,10 @@ class Scorer:
         if self._masks is not None:
             every = self.sample.images.size // at_level.shape[1]
             maps, masks = (at_level,), (self._masks[:, every // 2 :: every, every // 2 :: every],)
-        if HEAD in params and not self.run.programs[0].objective.multi_label:
+        objective = program.objective
+        if HEAD in params and isinstance(objective, Objective) and not objective.multi_label:
             head = params[HEAD]
-            source = np.asarray(program.objective.probabilities(jnp.asarray(last @ head["kernel"] + head["bias"])))
+            source = np.asarray(objective.probabilities(jnp.asarray(last @ head["kernel"] + head["bias"])))
         views = np.stack([level for level, _ in jittered]) if jittered else None
         return registry.Sample(last, labels, views, source, maps, masks)
 

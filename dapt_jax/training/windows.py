@@ -1,0 +1,93 @@
+"""Segmenting images that are larger than what a network was trained on: windows that overlap, averaged."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from dapt_jax.errors import UserError
+from dapt_jax.models.network import Network
+from dapt_jax.objectives import MaskObjective
+
+
+@functools.cache
+def probabilities_of(model: Network, objective: MaskObjective) -> Callable[..., jax.Array]:
+    """Parameters, statistics and images to probabilities of every pixel; compiled once for all arms."""
+    return jax.jit(lambda params, stats, images: objective.probabilities(model(params, stats, images)))
+
+
+@functools.cache
+def decide(objective: MaskObjective) -> Callable[..., jax.Array]:
+    """Probabilities to masks."""
+    return jax.jit(objective.decide)
+
+
+def corners(side: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin along a side: evenly spread, each pair of neighbours sharing at least `overlap` of a window."""
+    if window >= side:
+        return [0]
+    most = max(1, int(window * (1 - overlap)))
+    count = -(-(side - window) // most) + 1
+    return [round(place) for place in np.linspace(0, side - window, count)]
+
+
+def weights(window: int) -> Float[np.ndarray, "w w"]:
+    """Weights of a window's pixels, a Gaussian about its centre (deviation: an eighth of the side), never 0.
+
+    What a network says near the border of a window, where it sees least around, counts least (Isensee et al., arXiv
+    1809.10486).
+    """
+    places = (np.arange(window) - (window - 1) / 2) / (window / 8)
+    one = np.exp(-0.5 * places**2)
+    return np.maximum(np.outer(one, one), 1e-3).astype(np.float32)
+
+
+def sliding(
+    predict: Callable[[np.ndarray], Any],
+    images: UInt8[np.ndarray, "k h w c"],
+    window: int,
+    overlap: float = 0.5,
+    batch_size: int = 16,
+) -> Float[np.ndarray, "k h w outputs"]:
+    """Probabilities of large images, averaged over windows that overlap.
+
+    Args:
+        predict: windows [batch, window, window, c], in batches of one shape, to probabilities of their pixels.
+        images: of any size from `window` on.
+        window: side in pixels.
+        overlap: least share of a window that neighbours have in common.
+        batch_size: windows at once.
+
+    Raises:
+        UserError: a side of the images is smaller than the window, or the overlap is not from 0 to less than 1.
+    """
+    height, width = images.shape[1:3]
+    if min(height, width) < window:
+        raise UserError(f"images of {height} x {width} pixels; expected at least the window of {window}")
+    if not 0 <= overlap < 1:
+        raise UserError(f"an overlap of {overlap}; expected 0 to less than 1")
+    places = [
+        (number, top, left)
+        for number in range(len(images))
+        for top in corners(height, window, overlap)
+        for left in corners(width, window, overlap)
+    ]
+    weight = weights(window)[..., None]
+    total: np.ndarray | None = None
+    norm = np.zeros((len(images), height, width, 1), np.float32)
+    for start in range(0, len(places), batch_size):
+        part = places[start : start + batch_size]
+        cut = [images[number, top : top + window, left : left + window] for number, top, left in part]
+        filled = np.stack(cut + [cut[-1]] * (batch_size - len(cut)))
+        said = np.asarray(predict(filled))[: len(part)]
+        if total is None:
+            total = np.zeros((len(images), height, width, said.shape[-1]), np.float32)
+        for (number, top, left), each in zip(part, said, strict=True):
+            there = number, slice(top, top + window), slice(left, left + window)
+            total[there] += weight * each
+            norm[there] += weight
+    assert total is not None
+    return total / norm
