@@ -36,8 +36,8 @@ def get_config():
     config.adapt.epochs = 2
     config.adapt.augment.flip = "dihedral"
     segmentation = config.transfer.segmentation
-    segmentation.decoder_epochs = 4
-    segmentation.epochs = 8
+    segmentation.decoder_epochs = 2
+    segmentation.epochs = 6
     segmentation.views = 4
     segmentation.augment.update({"flip": "dihedral", "rotate": 45.0, "scale": 0.2, "brightness": 0.1, "contrast": 0.1})
     return config

@@ -1,5 +1,6 @@
 """A few images with their true and predicted masks, kept beside an arm for the report's pictures."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,59 @@ from jaxtyping import UInt8
 from dapt_jax.data.dataset import Dataset
 
 FOLDER = "overlays"
-"""In a workdir: `TASK-SPLIT-STRATEGY-PROTOCOL.npz` with `images`, `truth`, `predicted` and `names`."""
+"""In a workdir, of `TASK-SPLIT-STRATEGY-PROTOCOL.npz`; each holds its fields, see `Kept`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What was said of some images.
+
+    Attributes:
+        task: whose images.
+        split: of the task.
+        strategy: whose network.
+        protocol: by which it was trained.
+        names: of the files.
+        segments: names of the masks' values.
+        overlapping: whether masks are bit fields.
+        images: uint8 [k, h, w, 3].
+        truth: uint8 [k, h, w].
+        predicted: uint8 [k, h, w].
+    """
+
+    task: str
+    split: str
+    strategy: str
+    protocol: str
+    names: tuple[str, ...]
+    segments: tuple[str, ...]
+    overlapping: bool
+    images: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def regions(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By segment, the background left out: where it is and where it is said to be, bool [k, h, w] each."""
+        masks = self.truth, self.predicted
+        if self.overlapping:
+            found = [tuple((mask >> bit & 1).astype(bool) for mask in masks) for bit in range(len(self.segments) - 1)]
+        else:
+            found = [tuple(mask == value for mask in masks) for value in range(1, len(self.segments))]
+        return {name: (truth, said) for name, (truth, said) in zip(self.segments[1:], found, strict=True)}
+
+
+def read(workdir: Path) -> list[Kept]:
+    """What a study has kept, by file name; files of another kind are left alone."""
+    found = []
+    for path in sorted((workdir / FOLDER).glob("*.npz")):
+        with np.load(path, allow_pickle=False) as file:
+            if set(file.files) == {field.name for field in dataclasses.fields(Kept)}:
+                values = {name: file[name] for name in file.files}
+                plain = {name: value.item() if value.ndim == 0 else value for name, value in values.items()}
+                plain |= {name: tuple(map(str, values[name])) for name in ("names", "segments")}
+                found.append(Kept(**plain))
+    return found
 
 
 class Overlays:
@@ -35,13 +88,17 @@ class Overlays:
         if not len(self._images):
             return
         folder = arm.parent.parent / FOLDER
-        folder.mkdir(exist_ok=True)
-        np.savez_compressed(
-            folder / f"{task}-{split}-{strategy}-{protocol}.npz",
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = Kept(
+            task=task,
+            split=split,
+            strategy=strategy,
+            protocol=protocol,
+            names=tuple(Path(self._dataset.images.names[row]).name for row in self._rows),
+            segments=self._dataset.segments,
+            overlapping=self._dataset.overlapping,
             images=np.stack(self._images),
             truth=self._dataset.targets[self._rows],
             predicted=np.stack(self._predicted),
-            names=np.array([Path(self._dataset.images.names[row]).name for row in self._rows]),
-            segments=np.array(self._dataset.segments),
-            overlapping=np.array(self._dataset.overlapping),
         )
+        np.savez_compressed(folder / f"{task}-{split}-{strategy}-{protocol}.npz", **vars(kept))

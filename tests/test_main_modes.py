@@ -34,7 +34,7 @@ def planned():
     found = {}
     for strategy in prepared.strategies:
         for seed in config.seeds:
-            dapt = plan.dapt_flops(config, strategy, seed, prepared.corpus)
+            dapt = plan.dapt_flops(config, strategy, seed, prepared.corpus_of(strategy))
             (task,) = prepared.tasks
             found[strategy.name, seed] = {"dapt": dapt, **plan.transfer_flops(config, task, strategy, seed)}
     return found
@@ -133,7 +133,7 @@ def test_the_phases_hold_what_was_planned(finished):
         if row["stage"] == "dapt" and row["seed"] == 0
     }
     for strategy in prepared.strategies[1:]:
-        for phase in plan.of_run(study.dapt_run(config, strategy, 0, prepared.corpus)):
+        for phase in plan.of_run(study.dapt_run(config, strategy, 0, prepared.corpus_of(strategy))):
             row = ledger[strategy.name, phase.name]
             assert row["model_flops"] + row["reused_flops"] == phase.flops
             told = (row["steps"], row["images"], row["trainable_params"], row["total_params"])

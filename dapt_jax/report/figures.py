@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from dapt_jax.overlays import Kept
+from dapt_jax.report import masks
 from dapt_jax.report.curves import learning_curves
 from dapt_jax.report.records import KINDS, Records, lower_is_better, nice
 from dapt_jax.report.selection import scores_along
@@ -34,11 +36,12 @@ BOUNDED = ("auc", "accuracy", "balanced_accuracy", "f1")
 REUSED: dict[str, Any] = {"facecolor": "white", "edgecolor": GREY, "hatch": "////", "linewidth": 0.8}
 
 
-def draw(records: Records, folder: Path) -> list[tuple[str, Path, str]]:
+def draw(records: Records, kept: Sequence[Kept], folder: Path) -> list[tuple[str, Path, str]]:
     """Draws every figure that the records have data for.
 
     Args:
         records: the study.
+        kept: images with predicted masks, if it has any.
         folder: where the PNG files go.
 
     Returns:
@@ -75,6 +78,14 @@ def draw(records: Records, folder: Path) -> list[tuple[str, Path, str]]:
                 f"Above and first, where checkpoints were measured: their {metric}. Then each score by epoch; robustness, "
                 "alignment and uniformity are losses. Stars: the checkpoint that the rule chose.",
             )
+            for (split, protocol), of_split in masks.by_split(kept, task).items():
+                keep(
+                    task,
+                    f"masks_{slug}_{split}_{protocol}",
+                    masks.overlays(of_split, records.strategies),
+                    f"Outlines of the true masks (top row) and of those that each strategy's network drew, {protocol}, "
+                    f"{split} images, first seed and fold; below each, the Dice of {' / '.join(of_split[0].segments[1:])}.",
+                )
         keep(
             "",
             "learning_curves",

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from dapt_jax import jsonl
+from dapt_jax import jsonl, overlays
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
 from dapt_jax.report import figures, selection, tables, words
 from dapt_jax.report.records import BASELINE, Records
@@ -29,15 +29,16 @@ HOW_TO_READ = (
 def build(workdir: Path) -> None:
     """Writes report.md, report.html and figures/*.png from what a study left in its folder.
 
-    Reads config.json, results.jsonl and ledger.jsonl, nothing else; a study that is not finished gives a report on
-    what there is. The HTML page is one file: pictures inside, no scripts, nothing from the network.
+    Reads config.json, results.jsonl, ledger.jsonl and the images in overlays/, nothing else; a study that is not
+    finished gives a report on what there is. The HTML page is one file: pictures inside, no scripts, nothing from the
+    network.
 
     Raises:
         UserError: config.json is missing, or a line of one of the files is damaged.
     """
     workdir = Path(workdir)
     records = Records.read(workdir)
-    pictures = figures.draw(records, workdir / "figures")
+    pictures = figures.draw(records, overlays.read(workdir), workdir / "figures")
     view = _view(records, pictures, workdir)
     # In Markdown "<0.001" must stay as it is, so only the HTML template escapes.
     environment = jinja2.Environment(

@@ -1,0 +1,68 @@
+"""Pictures of predicted masks: the same images for every strategy, outlines of the truth and of what was said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dapt_jax.overlays import Kept
+from dapt_jax.report.style import COLOURS, GREY
+
+MOST_IMAGES = 4
+
+
+def by_split(kept: Sequence[Kept], task: str) -> dict[tuple[str, str], list[Kept]]:
+    """What was kept of a task by split and protocol, in the order in which splits are shown."""
+    found: dict[tuple[str, str], list[Kept]] = {}
+    for each in kept:
+        if each.task == task:
+            found.setdefault((each.split, each.protocol), []).append(each)
+    return found
+
+
+def overlays(kept: Sequence[Kept], order: Sequence[str]) -> Figure:
+    """One row per strategy, one column per image: the truth above, below it the outlines that each network drew.
+
+    Args:
+        kept: of one task, split and protocol.
+        order: of the strategies.
+    """
+    rows = sorted(kept, key=lambda each: order.index(each.strategy) if each.strategy in order else len(order))
+    shown = min(MOST_IMAGES, *(len(each.images) for each in rows))
+    figure = Figure(figsize=(1.9 * shown + 0.4, 1.95 * (len(rows) + 1) + 0.5), layout="constrained")
+    grid = figure.subplots(len(rows) + 1, shown, squeeze=False)
+    colours = dict(zip(rows[0].regions, COLOURS[1:], strict=False))
+    for column in range(shown):
+        _picture(grid[0, column], rows[0], column, colours, is_truth=True)
+        grid[0, column].set_title(rows[0].names[column], fontsize=8, fontweight="normal", color=GREY)
+        for place, each in enumerate(rows, start=1):
+            _picture(grid[place, column], each, column, colours, is_truth=False)
+    for axes, label in zip(grid[:, 0], ["truth", *(each.strategy for each in rows)], strict=True):
+        axes.set_ylabel(label, fontweight="bold")
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _picture(axes: Axes, kept: Kept, number: int, colours: dict[str, str], *, is_truth: bool) -> None:
+    """An image with the outlines of its segments, and the Dice of each segment below where it was predicted."""
+    axes.imshow(kept.images[number])
+    told = []
+    for name, (truth, said) in kept.regions.items():
+        region = truth[number] if is_truth else said[number]
+        if region.any():
+            axes.contour(np.pad(region, 1)[1:-1, 1:-1].astype(float), [0.5], colors=[colours[name]], linewidths=1.4)
+        both = 2 * (truth[number] & said[number]).sum()
+        size = truth[number].sum() + said[number].sum()
+        told.append(f"{both / size if size else 1.0:.2f}")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if not is_truth:
+        axes.set_xlabel("Dice " + " / ".join(told), fontsize=8, labelpad=2)
