@@ -102,6 +102,18 @@ def test_a_finished_study_started_again_runs_nothing(quiet, cache):
     assert before == {name: (quiet / name).read_bytes() for name in before}
 
 
+def test_a_second_start_compiles_nothing_new(tmp_path, cache):
+    """In another workdir, so that everything is run again; every program is found in the compilation cache."""
+    environ = {**environment(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    kept = []
+    for start in ("first", "second"):
+        study = command(tmp_path / start, "--config.strategies=switching", "--config.transfer.protocols=linear")
+        subprocess.run(study, env=environ, check=True, capture_output=True, timeout=300)
+        kept.append({path.name for path in cache.iterdir() if not path.name.endswith("-atime")})
+    assert kept[0]
+    assert kept[1] == kept[0]
+
+
 def test_the_data_order_and_the_devices_do_not_change_the_result(tmp_path, quiet, cache):
     """Eight devices, four reading threads: the same scores to rounding."""
     environ = {**environment(cache), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

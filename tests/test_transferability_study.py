@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from dapt_jax import halving
+from dapt_jax import checks, halving
 from dapt_jax.data.sources import load
 from dapt_jax.data.textures import PATTERNS, load_textures
 from dapt_jax.errors import UserError
@@ -147,9 +147,11 @@ def test_the_papers_models_exist_and_its_recipes_are_settings():
     for model, (encoder, decoder) in hidy.MODELS.items():
         built = Segmenter(registry.build(encoder), 2, decoder)
         assert built.groups[-1] == "head"
-        config = hidy.get_config(f"{model}_advanced")
-        assert config.model.name == encoder
+        for dataset in hidy.DATASETS:
+            config = hidy.get_config(f"{dataset},{model},advanced")
+            checks.check(config)
+            assert (config.model.name, config.transfer.segmentation.decoder) == (encoder, decoder)
     assert (config.adapt.batch_size, config.phases.pretraining["phases"][0]["lr"]) == (1024, 1e-3)
-    assert hidy.get_config("unet_simple").phases.pretraining["phases"][0]["warmup"] == 5
-    with pytest.raises(UserError, match="unknown arm 'resnet_simple'; did you mean 'resnet50_simple'"):
-        hidy.get_config("resnet_simple")
+    assert hidy.get_config("own,unet").phases.pretraining["phases"][0]["warmup"] == 5
+    with pytest.raises(UserError, match="unknown 'resnet' in 'own,resnet,simple'; did you mean 'resnet50'"):
+        hidy.get_config("own,resnet,simple")
