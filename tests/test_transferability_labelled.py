@@ -17,6 +17,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.transferability.evidence import h_score, logme, regularised_h_score
 from dapt_jax.transferability.inputs import Moments
 from dapt_jax.transferability.leep import leep, nce, nleep
+from dapt_jax.transferability.mixture import responsibilities
 from dapt_jax.transferability.neighbours import knn, linear_probe, parc
 from dapt_jax.transferability.registry import SCORES, Sample, evaluate
 from dapt_jax.transferability.separation import gbc, sfda, transrate
@@ -234,6 +235,17 @@ def test_the_linear_probe_is_ridge_regression_on_the_other_folds(data):
         right += np.sum(fitted.predict(f[test]).argmax(1) == y[test])
     assert linear_probe(f, y) == pytest.approx(right / len(y))
     assert linear_probe(f, np.random.default_rng(5).permutation(y)) < 0.8
+
+
+@pytest.mark.parametrize(("rows", "dimensions", "components"), [(200, 30, 12), (300, 4, 5)])
+def test_a_mixture_of_thin_components_is_that_of_scikit_learn(rows, dimensions, components):
+    rng = np.random.default_rng(0)
+    x = (
+        rng.normal(size=(rows, dimensions))
+        + rng.normal(size=(components, dimensions))[rng.integers(components, size=rows)]
+    )
+    expected = GaussianMixture(components, random_state=0).fit(x).predict_proba(x)
+    np.testing.assert_allclose(responsibilities(x, components), expected, atol=1e-9)
 
 
 def test_nleep_is_leep_of_a_mixture_on_the_components_of_80_percent():

@@ -10,6 +10,7 @@ from sklearn.mixture import GaussianMixture
 
 from dapt_jax.errors import UserError
 from dapt_jax.transferability.inputs import Moments, finite, in_double
+from dapt_jax.transferability.mixture import responsibilities
 
 
 @in_double
@@ -103,8 +104,11 @@ def nleep(
     kept = int(np.searchsorted(np.cumsum(values) / values.sum(), variance) + 1)
     reduced = found.projected(kept)
     scale = np.sqrt(values[0] / rows)  # EM's floor on variances is absolute; without this it depends on the unit
+    rows_of = np.asarray(reduced / scale, np.float64)
+    if covariance == "full":
+        return leep(responsibilities(rows_of, components, seed), found.labels)
     mixture = GaussianMixture(components, covariance_type=covariance, random_state=seed, max_iter=100)
-    return leep(mixture.fit(reduced / scale).predict_proba(reduced / scale), found.labels)
+    return leep(mixture.fit(rows_of).predict_proba(rows_of), found.labels)
 
 
 def _probabilities(probabilities: Any, labels: Any) -> Moments:
