@@ -4,8 +4,6 @@
 one image are joined by `|`, or there is one 0/1 column per class (then `label="edema,effusion"` names the columns).
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 from dapt_jax.data import records
 from dapt_jax.data.dataset import Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
+from dapt_jax.data.lists import read_columns
 from dapt_jax.data.records import Record
 from dapt_jax.errors import UserError, nearest
 
@@ -34,6 +33,7 @@ def load_manifest(
     cache_bytes: int = CACHE_BYTES,
     workers: int | None = None,
     name: str = "",
+    segments: Sequence[str] = (),
 ) -> Dataset:
     """Reads a manifest and checks every row and file that it names.
 
@@ -52,6 +52,7 @@ def load_manifest(
         cache_bytes: see `ImageStore.from_files`.
         workers: threads that decode; see `ImageStore.verify`.
         name: name of the data set; by default the name of the manifest's folder.
+        segments: of a set to be segmented, the name of each value of the masks, see `Dataset.segmented`.
 
     Returns:
         The data set; columns that are not image, label, mask or group are in `columns`.
@@ -128,62 +129,8 @@ def load_manifest(
         on_bad_image=on_bad_image,
         cache_bytes=cache_bytes,
         workers=workers,
+        segments=segments,
     )
-
-
-def read_columns(manifest: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Reads a CSV file by column.
-
-    Args:
-        manifest: the file; a byte-order mark, any line ends and blank lines are allowed.
-
-    Returns:
-        Where each row is in the file ("row 2" is the first below the header, as a spreadsheet counts), and the stripped
-        cells of each column.
-
-    Raises:
-        UserError: no such file, not text, no rows, a column named twice, or a row of the wrong length.
-    """
-    if manifest.is_dir():
-        raise UserError(f"{manifest}: a folder; expected a CSV file, or kind 'folder' for images sorted into folders")
-    if not manifest.is_file():
-        folder = manifest.parent
-        if not folder.is_dir():
-            raise UserError(f"{manifest}: no such manifest; there is no folder {folder}")
-        there = sorted(file.name for file in folder.iterdir())
-        hint = nearest(manifest.name, there) if there else "the folder is empty"
-        raise UserError(f"{manifest}: no such manifest; {hint}")
-    try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{manifest}: not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
-    # Spreadsheets write semicolons where the comma is the decimal mark.
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
-    header: list[str] = []
-    places: list[str] = []
-    rows: list[list[str]] = []
-    try:
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if not any(cells):
-                continue
-            if not header:
-                header = cells
-                continue
-            if len(cells) != len(header):
-                raise UserError(
-                    f"{manifest}: row {reader.line_num}: {len(cells)} cells, expected {len(header)} as in the header"
-                )
-            places.append(f"row {reader.line_num}")
-            rows.append(cells)
-    except csv.Error as error:
-        raise UserError(f"{manifest}: row {reader.line_num}: {error}; is a quotation mark left open?") from error
-    if not rows:
-        raise UserError(f"{manifest}: no rows; expected a header such as image,label,patient and one row per image")
-    if twice := [column for column in header if header.count(column) > 1]:
-        raise UserError(f"{manifest}: column {twice[0]!r} is there twice")
-    return places, {column: [row[index] for row in rows] for index, column in enumerate(header)}
 
 
 def _resolve(manifest: Path, written: str) -> Path:

@@ -64,7 +64,7 @@ def load(
         raise UserError(f"kind {kind!r} needs a name")
     segments = _plain(SEGMENTS, spec.get(SEGMENTS, ()), ())
     dataset = reader(**arguments)
-    return dataset.segmented(segments) if segments else dataset
+    return dataset.segmented(segments) if segments and SEGMENTS not in known else dataset
 
 
 def _plain(key: str, value: Any, standard: Any) -> Any:
