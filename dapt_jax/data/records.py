@@ -68,8 +68,9 @@ def check_splits(places: Sequence[str], groups: Sequence[str], splits: Sequence[
             continue
         first_split, first_place = seen.setdefault(group, (split, place))
         if split != first_split and group not in torn:
-            numbers = ", ".join(where.removeprefix("row ") for where in (first_place, place))
-            torn[group] = f"{word} {group} is in splits {first_split!r} and {split!r} (rows {numbers})"
+            numbered = all(where.startswith("row ") for where in (first_place, place))
+            where = f"rows {first_place[4:]}, {place[4:]}" if numbered else f"{first_place}; {place}"
+            torn[group] = f"{word} {group} is in splits {first_split!r} and {split!r} ({where})"
     if torn:
         more = f", and {len(torn) - 1} more like it" if len(torn) > 1 else ""
         raise UserError(f"{origin}: {next(iter(torn.values()))}{more}; a {word} belongs in one split")
@@ -104,13 +105,8 @@ def drop(records: Sequence[Record], names: Sequence[str], origin: str, multi_lab
         listed = ", ".join(f"{name} ({present[name]})" for name in names)
         logging.info("%s: left out classes on request: %s", origin, listed)
     if multi_label:
-        return [replace_labels(record, tuple(set(record.labels) - set(names))) for record in records]
+        return [replace(record, labels=tuple(set(record.labels) - set(names))) for record in records]
     return [record for record in records if not set(record.labels) & set(names)]
-
-
-def replace_labels(record: Record, labels: tuple[str, ...]) -> Record:
-    """Returns the record with other labels."""
-    return replace(record, labels=labels)
 
 
 def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: str) -> tuple[str, ...]:

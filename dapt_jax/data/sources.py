@@ -10,6 +10,7 @@ from dapt_jax.data.folders import load_folder
 from dapt_jax.data.manifest import load_manifest
 from dapt_jax.data.phantoms import load_phantoms
 from dapt_jax.data.prepared_tfds import load_tfds
+from dapt_jax.data.sets import SETS
 from dapt_jax.data.textures import load_textures
 from dapt_jax.errors import UserError, nearest
 
@@ -19,6 +20,7 @@ KINDS: dict[str, Callable[..., Dataset]] = {
     "phantoms": load_phantoms,
     "textures": load_textures,
     "tfds": load_tfds,
+    **{kind: entry.load for kind, entry in SETS.items()},
 }
 SEGMENTS = "segments"
 # Set by the study for all of its data, not by one set's description.
@@ -31,7 +33,8 @@ def load(
     """Reads the set that a config describes.
 
     Args:
-        spec: `kind` ("manifest", "folder", "phantoms", "textures" or "tfds") and that reader's own arguments, such as
+        spec: `kind` ("manifest", "folder", "phantoms", "textures", "tfds", or a public set of `SETS`, such as "chexpert")
+            and that reader's own arguments, such as
             `{"kind": "manifest", "path": "wbc/manifest.csv", "where": "source=dataset1", "classes": ("monocyte",)}`.
             None, "" and () stand for the reader's default; several names in one text are joined by commas. Of any kind
             that has masks, `segments=("background", "nucleus")` names their values and makes the set one to be
@@ -71,7 +74,7 @@ def _plain(key: str, value: Any, standard: Any) -> Any:
     """A value as the reader's default has it; configs hold tuples as lists after a trip through JSON."""
     if value in (None, "", (), []) or standard is inspect.Parameter.empty:
         return value
-    if standard == ():
+    if isinstance(standard, tuple):
         names = value.split(",") if isinstance(value, str) else value
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{key} is {value!r}; expected names, such as ('benign', 'malignant')")
