@@ -4,7 +4,8 @@ import functools
 import inspect
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -126,20 +127,21 @@ def _check_names(archive: zipfile.ZipFile, file: Path) -> None:
             raise UserError(f"{file}: holds {member!r}, a name that leads out of its folder; expected arrays alone")
 
 
-def _header(archive: zipfile.ZipFile, file: Path, key: str) -> tuple[Any, tuple[int, ...], np.dtype]:
+@contextmanager
+def _opened(archive: zipfile.ZipFile, file: Path, key: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
     """An array of the archive, opened at its first number, with its shape and dtype; pickled objects are never loaded."""
     held = [member.removesuffix(".npy") for member in archive.namelist()]
     if key not in held:
         raise UserError(f"{file}: no array {key!r}; {nearest(key, held)}")
-    stream = archive.open(f"{key}.npy")
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, columns_first, dtype = read(stream)
-    if dtype.hasobject:
-        raise UserError(f"{file}: {key} holds pickled objects, which can run code; expected an array of numbers")
-    if columns_first:
-        raise UserError(f"{file}: {key} is stored columns first; save it again with numpy.ascontiguousarray")
-    return stream, shape, dtype
+    with archive.open(f"{key}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = read(stream)
+        if dtype.hasobject:
+            raise UserError(f"{file}: {key} holds pickled objects, which can run code; expected an array of numbers")
+        if columns_first:
+            raise UserError(f"{file}: {key} is stored columns first; save it again with numpy.ascontiguousarray")
+        yield stream, shape, dtype
 
 
 def _read(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -153,10 +155,10 @@ def _read(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def _labels(archive: zipfile.ZipFile, file: Path, split: str, known: _Set) -> np.ndarray:
     """int64 [n], or float32 [n, classes] of a multi-label set."""
     key, width = f"{split}_labels", len(known.classes) if known.multi_label else 1
-    stream, shape, dtype = _header(archive, file, key)
-    if len(shape) != 2 or shape[1] != width or dtype.kind not in "ui":
-        raise UserError(f"{file}: {key} is {dtype} {list(shape)}, expected whole numbers [n, {width}]")
-    labels = _read(stream, shape, dtype)
+    with _opened(archive, file, key) as (stream, shape, dtype):
+        if len(shape) != 2 or shape[1] != width or dtype.kind not in "ui":
+            raise UserError(f"{file}: {key} is {dtype} {list(shape)}, expected whole numbers [n, {width}]")
+        labels = _read(stream, shape, dtype)
     highest = 1 if known.multi_label else len(known.classes) - 1
     if wrong := np.argwhere((labels < 0) | (labels > highest)).tolist():
         row, column = wrong[0]
@@ -167,17 +169,17 @@ def _labels(archive: zipfile.ZipFile, file: Path, split: str, known: _Set) -> np
 def _read_images(archive: zipfile.ZipFile, file: Path, split: str, into: np.ndarray, crop: int | None) -> None:
     """Fills uint8 [n, size, size, 3]."""
     key, count, size = f"{split}_images", len(into), into.shape[1]
-    stream, shape, dtype = _header(archive, file, key)
-    grey = len(shape) == 3
-    if dtype != np.uint8 or not (grey or (len(shape) == 4 and shape[3] == 3)) or shape[0] != count:
-        raise UserError(
-            f"{file}: {key} is {dtype} {list(shape)}, expected uint8 [{count}, h, w] or [{count}, h, w, 3], as many as "
-            f"{split}_labels"
-        )
-    for start in range(0, count, _CHUNK):
-        part = _read(stream, (min(_CHUNK, count - start), *shape[1:]), dtype)
-        rgb = np.repeat(part[..., None], 3, axis=3) if grey else part
-        into[start : start + len(part)] = resize(rgb, size, crop)
+    with _opened(archive, file, key) as (stream, shape, dtype):
+        grey = len(shape) == 3
+        if dtype != np.uint8 or not (grey or (len(shape) == 4 and shape[3] == 3)) or shape[0] != count:
+            raise UserError(
+                f"{file}: {key} is {dtype} {list(shape)}, expected uint8 [{count}, h, w] or [{count}, h, w, 3], as many "
+                f"as {split}_labels"
+            )
+        for start in range(0, count, _CHUNK):
+            part = _read(stream, (min(_CHUNK, count - start), *shape[1:]), dtype)
+            rgb = np.repeat(part[..., None], 3, axis=3) if grey else part
+            into[start : start + len(part)] = resize(rgb, size, crop)
 
 
 def _register(flag: str, known: _Set) -> None:
