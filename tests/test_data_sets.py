@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import scipy.io
 
+from dapt_jax.data import sources
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.data.sets import chest_lists, chexpert, registry
+from dapt_jax.data.sets import SETS, chest_lists, chexpert, listing, registry
 from dapt_jax.data.sources import load
 from dapt_jax.errors import UserError
 from tests import medical_files as write
@@ -537,3 +538,33 @@ def test_an_image_that_cannot_be_read_is_named_with_its_row_or_left_out_and_coun
 @pytest.mark.parametrize("kind", ["montgomery", "drive", "covid_qu", "kaggle_bttc", "ce_mri", "brats", "acdc"])
 def test_an_empty_folder_is_refused(tmp_path, kind):
     refused(tmp_path, kind, r"no images of .*; expected |no leftMask|no images")
+
+
+# --- the page in the docs
+
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "data_sets.md"
+
+
+def test_the_page_lists_the_sets_as_they_are():
+    assert listing() in PAGE.read_text(encoding="utf-8")
+    for entry in SETS.values():
+        assert entry.kind in sources.KINDS
+        assert all((entry.title, entry.recipe, entry.licence, entry.size, entry.splits, entry.checksum, entry.tasks))
+        assert not {"|", "\n"} & set("".join((entry.recipe, entry.licence, entry.size, entry.splits, entry.checksum)))
+
+
+def test_the_reader_that_the_page_shows_works(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "SETS", {})
+    code = PAGE.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    exec(compile(code, str(PAGE), "exec"), {})
+    lesions = RNG.random((2, 16, 16)) < 0.2
+    for name in ("benign (1)", "normal (1)"):
+        home = tmp_path / name.split()[0]
+        grey(home / f"{name}.png")
+        for number, lesion in enumerate(lesions if name.startswith("benign") else []):
+            write.image(home / f"{name}_mask{'_1' * number}.png", lesion.astype(np.uint8) * 255)
+    read_it = registry.SETS["busi"].load
+    data = read_it(tmp_path, image_size=16, task="segmentation")
+    np.testing.assert_array_equal(data.load_masks(), [np.zeros((16, 16)), lesions.any(axis=0)])
+    assert read_it(tmp_path, image_size=16).class_counts() == {"normal": 1, "benign": 1, "malignant": 0}

@@ -195,6 +195,7 @@ def _register(flag: str, known: _Set) -> None:
         splits="official, in the file: " + " / ".join(f"{count:,}" for count in known.counts),
         tasks=(CLASSIFICATION,),
         load=load,
+        options={"pixels": SIZES[0]},
         checksum="MD5 of the file: " + ", ".join(f"{size} px {md5}" for size, md5 in known.md5.items()),
     )
 

@@ -33,6 +33,7 @@ class Entry:
         checksum: of its splits, as `checksum` gives it; or of its files; "unknown" where it was not at hand.
         tasks: what it can be used for, the default first.
         load: the reader.
+        options: of this reader alone, with their defaults.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Entry:
     splits: str
     tasks: tuple[str, ...]
     load: Callable[..., Dataset]
+    options: Mapping[str, Any]
     checksum: str = "unknown"
 
 
@@ -141,10 +143,35 @@ def file_set(
             shared = [parameter for parameter in shared if parameter.name != "task"]
         load.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
         load.__doc__ = rows.__doc__
-        SETS[kind] = Entry(kind, title, recipe, licence, size, splits, tasks, load)
+        options = {parameter.name: parameter.default for parameter in own}
+        SETS[kind] = Entry(kind, title, recipe, licence, size, splits, tasks, load, options)
         return rows
 
     return register
+
+
+def listing() -> str:
+    """The sets as a table in Markdown, as docs/data_sets.md has it."""
+    lines = [
+        "| kind | set | how to get it | licence | size | splits | their checksum | tasks | own options |",
+        "|---" * 9 + "|",
+    ]
+    for kind, entry in sorted(SETS.items()):
+        options = ", ".join(f"`{name}={default!r}`" for name, default in entry.options.items())
+        tasks = ", ".join(entry.tasks)
+        cells = (
+            f"`{kind}`",
+            entry.title,
+            entry.recipe,
+            entry.licence,
+            entry.size,
+            entry.splits,
+            entry.checksum,
+            tasks,
+            options,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def checksum(found: Iterable[Record]) -> str:
