@@ -15,6 +15,7 @@ from pydicom.pixels import apply_windowing
 from dapt_jax.data import arrays, dicom, formats, nifti
 from dapt_jax.data.decode import ImageStore, decode
 from dapt_jax.data.plane import Plane, Window
+from dapt_jax.data.sources import load
 from dapt_jax.errors import UserError
 from tests import medical_files as write
 
@@ -340,6 +341,57 @@ def test_a_stack_of_faces_that_scikit_image_ships_is_read():
     faces = np.load(path)
     found = decode(Plane(path, 7), faces.shape[1])[..., 0]
     np.testing.assert_array_equal(found, np.rint(faces[7] * 255).astype(np.uint8))
+
+
+def test_a_manifest_names_slices_frames_pages_and_dicom(tmp_path):
+    volume = RNG.integers(0, 100, (9, 9, 4)).astype(np.int16)
+    write.nifti(tmp_path / "scan.nii.gz", volume)
+    write.nifti(tmp_path / "drawn.nii.gz", (volume > 50).astype(np.uint8))
+    rows = ["image,label,mask,split", *(f"scan.nii.gz[{index}],x,drawn.nii.gz[{index}],train" for index in (0, 3))]
+    path = tmp_path / "manifest.csv"
+    path.write_text("\n".join(rows))
+    spec = {"kind": "manifest", "path": str(path), "window": "0,100"}
+    for axis, view in ((2, volume[:, :, 3].T), (1, volume[:, 3, :].T), (0, volume[3].T)):
+        spec_of = {**spec, "axis": axis, "segments": ("background", "bright"), "crop": min(view.shape)}
+        data = load(spec_of, data_dir=None, image_size=min(view.shape))
+        top, left = ((side - min(view.shape)) // 2 for side in view.shape)
+        shown = view[::-1, ::-1][top : top + min(view.shape), left : left + min(view.shape)]
+        np.testing.assert_array_equal(data.images[1][..., 0], ramp(shown, 0, 100))
+        np.testing.assert_array_equal(data.load_masks()[1], shown > 50)
+    assert len(set(data.groups)) == 1  # slices of a volume stay together
+    path.write_text("\n".join([*rows, "scan.nii.gz[1],x,drawn.nii.gz[1],test"]))
+    with pytest.raises(UserError, match=r"image scan\.nii\.gz is in splits 'train' and 'test' \(rows 2, 4\)"):
+        load(spec, data_dir=None, image_size=9)
+    path.write_text("\n".join([*rows, "scan.nii.gz[4],x,drawn.nii.gz[3],train"]))
+    with pytest.raises(UserError, match=r"1 of 3 images .* first: row 4: .*scan\.nii\.gz: no slice 4; it holds 4"):
+        load(spec, data_dir=None, image_size=9)
+    with pytest.raises(UserError, match=r"axis=3; expected 0 \(sagittal\)"):
+        load({**spec, "axis": 3}, data_dir=None, image_size=9)
+
+
+def test_files_that_the_packages_ship_are_read_through_the_one_door(tmp_path):
+    files = {
+        "ct.dcm": shipped(PYDICOM_FILES, "CT_small.dcm"),
+        "mr": shipped(PYDICOM_FILES, "MR_small.dcm"),
+        "head.nii": shipped(NIBABEL_FILES, "anatomical.nii"),
+        "pages.tif": shipped(SKIMAGE_FILES, "multipage.tif"),
+        "eye.jpg": shipped(SKIMAGE_FILES, "retina.jpg"),
+    }
+    for name, file in files.items():
+        (tmp_path / name).symlink_to(file)
+    cells = ["ct.dcm", "mr", "head.nii[3]", "head.nii[9]", "pages.tif[1]", "eye.jpg"]
+    path = tmp_path / "manifest.csv"
+    path.write_text("image,label\n" + "".join(f"{cell},{number % 2}\n" for number, cell in enumerate(cells)))
+    data = load({"kind": "manifest", "path": str(path)}, data_dir=None, image_size=24)
+    assert all(image.std() > 2 for image in data.images.batch(range(6)))
+    assert len(set(data.groups)) == 5
+
+
+def test_a_folder_of_dicom_is_windowed_on_request(tmp_path):
+    write.dicom(tmp_path / "x" / "a.dcm", HOUNSFIELD[:, :12])
+    spec = {"kind": "folder", "path": str(tmp_path), "window": "-160,240"}
+    data = load(spec, data_dir=None, image_size=12)
+    np.testing.assert_array_equal(data.images[0][..., 0], ramp(HOUNSFIELD[:, :12], -160, 240))
 
 
 def test_importing_the_formats_imports_neither_package():

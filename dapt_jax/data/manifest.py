@@ -1,9 +1,11 @@
 """The manifest: a CSV file beside the images, one row per image.
 
 `image,label[,mask][,patient][,split][,source][,...]`, image and mask paths relative to the manifest. Several labels of
-one image are joined by `|`, or there is one 0/1 column per class (then `label="edema,effusion"` names the columns).
+one image are joined by `|`, or there is one 0/1 column per class (then `label="edema,effusion"` names the columns). A slice of
+a volume, page of a TIFF or frame of a DICOM file is written `scan.nii.gz[12]`, counted from 0.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from dapt_jax.data import records
 from dapt_jax.data.dataset import Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
 from dapt_jax.data.lists import read_columns
+from dapt_jax.data.plane import Plane, Window
 from dapt_jax.data.records import Record
 from dapt_jax.errors import UserError, nearest
 
+_INDEX = re.compile(r"\[(\d+)\]$")
 _VALUES = {"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "": float("nan")}
 
 
@@ -34,6 +38,8 @@ def load_manifest(
     workers: int | None = None,
     name: str = "",
     segments: Sequence[str] = (),
+    window: str = "",
+    axis: int = 2,
 ) -> Dataset:
     """Reads a manifest and checks every row and file that it names.
 
@@ -53,6 +59,8 @@ def load_manifest(
         workers: threads that decode; see `ImageStore.verify`.
         name: name of the data set; by default the name of the manifest's folder.
         segments: of a set to be segmented, the name of each value of the masks, see `Dataset.segmented`.
+        window: black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
+        axis: of NIfTI volumes, along which "volume.nii.gz[12]" counts: 0 sagittal, 1 coronal, 2 axial.
 
     Returns:
         The data set; columns that are not image, label, mask or group are in `columns`.
@@ -73,7 +81,8 @@ def load_manifest(
     if "split" in columns:
         groups = columns.get(group, [""] * len(places))
         records.check_splits(places, groups, columns["split"], group, str(manifest))
-        records.check_splits(places, columns["image"], columns["split"], "image", str(manifest))
+        files = [_INDEX.sub("", image) for image in columns["image"]]
+        records.check_splits(places, files, columns["split"], "image", str(manifest))
 
     rows = np.flatnonzero(matching(columns, where, str(manifest)))
     per_class = len(label_columns) > 1
@@ -84,6 +93,9 @@ def load_manifest(
     if per_class:
         label_columns = [column for column in classes or label_columns if column not in drop_classes]
     multi_label = per_class or any("|" in cell for cell in columns[label_columns[0]])
+    shown = Window.parse(window)
+    if axis not in (0, 1, 2):
+        raise UserError(f"axis={axis}; expected 0 (sagittal), 1 (coronal) or 2 (axial)")
     plain = set(columns) - {"image", "mask", group, *label_columns}
 
     def record(row: int) -> Record:
@@ -102,11 +114,11 @@ def load_manifest(
         mask = columns["mask"][row] if "mask" in columns else ""
         return Record(
             place=place,
-            image=_resolve(manifest, image),
+            image=_resolve(manifest, image, axis, shown),
             written=image,
             labels=labels,
             values=values,
-            mask=_resolve(manifest, mask) if mask else None,
+            mask=_resolve(manifest, mask, axis) if mask else None,
             group=columns[group][row] if group in columns else "",
             columns={column: columns[column][row] for column in columns if column in plain},
         )
@@ -133,9 +145,13 @@ def load_manifest(
     )
 
 
-def _resolve(manifest: Path, written: str) -> Path:
+def _resolve(manifest: Path, written: str, axis: int, window: Window | None = None) -> Path | Plane:
     # Manifests made on Windows separate folders by backslashes.
-    return manifest.parent / written.replace("\\", "/")
+    path = manifest.parent / _INDEX.sub("", written).replace("\\", "/")
+    found = _INDEX.search(written)
+    if found is None and window is None:
+        return path
+    return Plane(path, int(found[1]) if found else None, axis, window=window)
 
 
 def _values(cells: Sequence[str], label_columns: Sequence[str], place: str) -> tuple[float, ...]:

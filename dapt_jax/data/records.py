@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dapt_jax.data import formats, masks
+from dapt_jax.data import arrays, formats, masks
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES, ImageStore
 from dapt_jax.data.masks import Mask
@@ -212,12 +212,17 @@ def to_dataset(
         images=store.take(good),
         labels=_labels(kept, classes, multi_label),
         classes=classes,
-        groups=np.array([record.group or str(record.image) for record in kept], dtype=str),
+        groups=np.array([record.group or _own_group(record.image) for record in kept], dtype=str),
         columns={column: np.array(values, dtype=str) for column, values in columns.items()},
         masks=drawn,
         skipped=skipped,
     )
     return dataset.segmented(segments, overlapping=overlapping) if segments else dataset
+
+
+def _own_group(image: Path | Plane) -> str:
+    """The group of an image without a patient: slices and frames of one file belong together, pictures of an array do not."""
+    return str(image) if formats.module(file_of(image)) is arrays else str(file_of(image))
 
 
 def _labels(records: Sequence[Record], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:
