@@ -178,6 +178,21 @@ def test_bad_files_that_pydicom_ships_are_one_line(name, message):
     assert str(path) in str(caught.value)
 
 
+def test_every_file_that_pydicom_ships_is_a_picture_or_one_line():
+    files = sorted(file for file in PYDICOM_FILES.glob("*.dcm") if file.is_file())
+    shown, lines = [], {}
+    for path in files:
+        try:
+            shown.append(dicom.pixels(Plane(path, 0)))
+        except UserError as error:
+            lines[path] = str(error)
+    if not files:
+        pytest.skip("this release of pydicom ships no files")
+    assert all(pixels.dtype == np.uint8 and pixels.max() > 127 for pixels in shown)  # nothing comes out nearly black
+    assert all(line.startswith(str(path)) and "\n" not in line for path, line in lines.items())
+    assert len(shown) > len(lines)
+
+
 # --- NIfTI
 
 

@@ -36,6 +36,8 @@ def pixels(plane: Plane) -> np.ndarray:
             # Palettes have 16 bits a colour, whatever the depth of their indices.
             bits = 8 * stored.dtype.itemsize if stored.max(initial=0) > 255 else 8
             return (stored >> (bits - 8)).astype(np.uint8)
+        if dataset.BitsAllocated == 1:
+            stored = stored * np.uint8(255)
         rescaled = library.apply_modality_lut(stored, dataset)
         if plane.window:
             shown = plane.window.apply(rescaled)
@@ -86,6 +88,18 @@ def _open(path: Path, **options: Any) -> Any:
 
 def _read(plane: Plane) -> tuple[Any, np.ndarray]:
     dataset = _open(plane.path)
+    try:
+        return dataset, _stored(plane, dataset)
+    except _UNREADABLE as error:
+        if "plugin" in str(error) or isinstance(error, NotImplementedError):
+            raise UserError(
+                f"{plane.path}: its pixels are packed as {dataset.file_meta.TransferSyntaxUID.name}, which no installed "
+                "package unpacks; pip install 'pylibjpeg[all]' or export it as Explicit VR"
+            ) from error
+        raise UserError(f"{plane.path}: its pixels cannot be read ({one_line(error)})") from error
+
+
+def _stored(plane: Plane, dataset: Any) -> np.ndarray:
     name = next((name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in dataset), "")
     if not name or not dataset[name].value:
         kind = getattr(dataset.get("SOPClassUID", ""), "name", "") or "no class named"
@@ -94,12 +108,5 @@ def _read(plane: Plane) -> tuple[Any, np.ndarray]:
     if not syntax or not syntax.is_transfer_syntax or syntax.is_private:
         raise UserError(f"{plane.path}: unknown transfer syntax {str(syntax) or '(none)'}; export it as Explicit VR")
     frame = plane.at(plane.index, int(dataset.get("NumberOfFrames", 1) or 1), "frame")
-    try:
-        return dataset, medical("pydicom.pixels", plane.path).pixel_array(dataset, index=frame)
-    except _UNREADABLE as error:
-        if "plugin" in str(error) or isinstance(error, NotImplementedError):
-            raise UserError(
-                f"{plane.path}: its pixels are packed as {syntax.name}, which no installed package unpacks; "
-                "pip install 'pylibjpeg[all]' or export it as Explicit VR"
-            ) from error
-        raise UserError(f"{plane.path}: its pixels cannot be read ({one_line(error)})") from error
+    stored: np.ndarray = medical("pydicom.pixels", plane.path).pixel_array(dataset, index=frame)
+    return stored
