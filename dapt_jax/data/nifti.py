@@ -89,4 +89,5 @@ def _range(path: Path, stamp: tuple[int, int], window: Window) -> Window:
 
 def _slice(plane: Plane, whole: np.ndarray) -> np.ndarray:
     index = plane.at(plane.index, whole.shape[plane.axis], "slice")
-    return np.take(whole, index, axis=plane.axis).T[::-1, ::-1]
+    # A view: numpy.take would bring the whole volume into another order in memory for every slice.
+    return np.moveaxis(whole, plane.axis, 0)[index].T[::-1, ::-1]
