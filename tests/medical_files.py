@@ -63,3 +63,19 @@ def image(path: Path, values: np.ndarray, **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path, **options)
     return path
+
+
+def run_lengths(mask: np.ndarray) -> str:
+    """SIIM-ACR's run lengths, spelt out pixel by pixel: down the columns, each gap from the last run's end."""
+    runs, gap, length = [], 0, 0
+    for value in mask.T.ravel():
+        if value:
+            length += 1
+        elif length:
+            runs += [gap, length]
+            gap, length = 1, 0
+        else:
+            gap += 1
+    if length:
+        runs += [gap, length]
+    return " ".join(map(str, runs)) or "-1"

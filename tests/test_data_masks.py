@@ -18,22 +18,6 @@ RNG = np.random.default_rng(0)
 SHAPE = (7, 5)
 
 
-def encoded(mask: np.ndarray) -> str:
-    """SIIM-ACR's run lengths, spelt out pixel by pixel: down the columns, each gap from the last run's end."""
-    runs, gap, length = [], 0, 0
-    for value in mask.T.ravel():
-        if value:
-            length += 1
-        elif length:
-            runs += [gap, length]
-            gap, length = 1, 0
-        else:
-            gap += 1
-    if length:
-        runs += [gap, length]
-    return " ".join(map(str, runs)) or "-1"
-
-
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     return write.image(tmp_path_factory.mktemp("rle") / "a.png", np.zeros(SHAPE, np.uint8))
@@ -43,9 +27,9 @@ def picture(tmp_path_factory):
 @given(seed=st.integers(0, 2**31 - 1), share=st.floats(0, 1))
 def test_run_lengths_give_back_the_mask_that_they_were_made_of(picture, seed, share):
     mask = np.random.default_rng(seed).random(SHAPE) < share
-    np.testing.assert_array_equal(masks.read(Rle((encoded(mask),), picture, "row 2")), mask)
+    np.testing.assert_array_equal(masks.read(Rle((write.run_lengths(mask),), picture, "row 2")), mask)
     split = [np.where(np.arange(SHAPE[1]) % 2 == odd, mask, False) for odd in (0, 1)]
-    both = Rle(tuple(map(encoded, split)), picture, "row 2")  # a row per finding
+    both = Rle(tuple(map(write.run_lengths, split)), picture, "row 2")  # a row per finding
     np.testing.assert_array_equal(masks.read(both), mask)
 
 
