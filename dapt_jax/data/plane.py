@@ -44,17 +44,12 @@ class Window:
             raise UserError(f"window={text!r}; expected black and white as values '-160,240' or percentiles '1%,99%'")
         return cls(low, high, percent)
 
-    def apply(self, values: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
-        """Turns values of any number type and shape into uint8.
-
-        Args:
-            values: of the picture; what is not finite counts as 0.
-            among: what percentiles are of; by default `values`.
-        """
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Turns values of any number type and shape into uint8; what is not finite counts as 0."""
         values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         low, high = self.low, self.high
         if self.percent:
-            low, high = np.percentile(values if among is None else among, (low, high))
+            low, high = np.percentile(values, (low, high))
         span = high - low
         return np.rint(np.clip((values - low) / (span or 1), 0, 1) * 255).astype(np.uint8)
 
