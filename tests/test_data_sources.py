@@ -30,6 +30,14 @@ def test_a_manifest_spec_reads_below_the_data_folder(folder):
     assert data.images.size == 8
 
 
+def test_a_set_may_have_a_size_of_its_own(folder):
+    spec = {"kind": "manifest", "path": "manifest.csv", "image_size": 20}
+    assert load(spec, data_dir=folder, image_size=8).images.size == 20
+    for wrong in (0, "20", -1, True):
+        with pytest.raises(UserError, match=r"image_size is .*; expected a side in pixels"):
+            load({**spec, "image_size": wrong}, data_dir=folder, image_size=8)
+
+
 def test_a_folder_spec_may_have_an_absolute_path(folder):
     (folder / "x/3.png").write_bytes(b"")
     spec = {"kind": "folder", "path": str(folder)}

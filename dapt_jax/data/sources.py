@@ -24,7 +24,7 @@ KINDS: dict[str, Callable[..., Dataset]] = {
 }
 SEGMENTS = "segments"
 # Set by the study for all of its data, not by one set's description.
-_SHARED = ("image_size", "on_bad_image", "cache_bytes", "workers")
+_SHARED = ("on_bad_image", "cache_bytes", "workers")
 
 
 def load(
@@ -41,7 +41,8 @@ def load(
             segmented; values of one name become one segment. The readers are `load_manifest`, `load_folder`,
             `load_phantoms`, `load_textures` and `load_tfds`.
         data_dir: the folder that `path` is relative to; not needed for absolute paths and for phantoms.
-        image_size: side of the images in pixels.
+        image_size: side of the images in pixels, unless `spec` has one of its own (large images, which a network sees
+            through windows).
         on_bad_image: "error" or "skip"; for readers of image files.
         **shared: other arguments for every reader that knows them: `cache_bytes`, `workers`, `seed`.
 
@@ -72,7 +73,11 @@ def load(
 
 def _plain(key: str, value: Any, standard: Any) -> Any:
     """A value as the reader's default has it; configs hold tuples as lists after a trip through JSON."""
-    if value in (None, "", (), []) or standard is inspect.Parameter.empty:
+    if value in (None, "", (), []):
+        return value
+    if key == "image_size" and (type(value) is not int or value < 1):
+        raise UserError(f"image_size is {value!r}; expected a side in pixels")
+    if standard is inspect.Parameter.empty:
         return value
     if isinstance(standard, tuple):
         names = value.split(",") if isinstance(value, str) else value
