@@ -1,8 +1,11 @@
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from dapt_jax.data.sources import load
@@ -25,6 +28,14 @@ def test_a_manifest_spec_reads_below_the_data_folder(folder):
     assert data.labels.tolist() == [1, 0]
     assert data.groups.tolist() == ["P1", "P2"]
     assert data.images.size == 8
+
+
+def test_a_set_may_have_a_size_of_its_own(folder):
+    spec = {"kind": "manifest", "path": "manifest.csv", "image_size": 20}
+    assert load(spec, data_dir=folder, image_size=8).images.size == 20
+    for wrong in (0, "20", -1, True):
+        with pytest.raises(UserError, match=r"image_size is .*; expected a side in pixels"):
+            load({**spec, "image_size": wrong}, data_dir=folder, image_size=8)
 
 
 def test_a_folder_spec_may_have_an_absolute_path(folder):
@@ -108,3 +119,73 @@ def test_values_of_masks_are_named_checked_and_merged():
     assert parts.fingerprint() != cells.fingerprint()
     with pytest.raises(UserError, match=r"the mask of \S+ holds the value 2; expected 0 to 1, one for each of"):
         load({**spec, "segments": ("background", "cell")}, data_dir=None, image_size=32)
+
+
+class _Builder:
+    """A set of TFDS's catalogue, seen from outside: preparing it puts a prepared set into the folder."""
+
+    def __init__(self, name, data_dir, file_format):
+        assert (name, file_format) == ("toy", "array_record")
+        self.data_path = Path(data_dir) / name / "1.0.0"
+
+    def download_and_prepare(self):
+        shutil.copytree(self.prepared / "1.0.0", self.data_path)
+
+
+def test_a_tfds_set_is_prepared_by_name_once(shared_data, tmp_path, monkeypatch):
+    spec = {"kind": "tfds", "path": str(tmp_path), "dataset": "toy"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(
+        UserError, match=r"does not hold toy prepared.* takes TensorFlow; pip install 'dapt_jax\[tfds\]'"
+    ):
+        load(spec, data_dir=None, image_size=16)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: "TensorFlow is there")
+    monkeypatch.setattr(_Builder, "prepared", shared_data / "tfds_toy", raising=False)
+    monkeypatch.setattr("tensorflow_datasets.builder", _Builder)
+    assert load(spec, data_dir=None, image_size=16).class_counts() == {"a": 4, "b": 4}
+    monkeypatch.undo()  # what is there needs neither TensorFlow nor a catalogue
+    assert len(load(spec, data_dir=None, image_size=16)) == 8
+
+
+def test_a_set_that_tfds_does_not_know_or_cannot_prepare_is_one_line(tmp_path, monkeypatch):
+    spec = {"kind": "tfds", "path": str(tmp_path), "dataset": "colorectal_histologie"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: "TensorFlow is there")
+
+    def builder(error):
+        def fail(*_, **__):
+            raise error
+
+        return fail
+
+    unknown = tfds.core.registered.DatasetNotFoundError("never heard of it")
+    monkeypatch.setattr("tensorflow_datasets.builder", builder(unknown))
+    monkeypatch.setattr("tensorflow_datasets.list_builders", lambda: ["mnist", "colorectal_histology"])
+    with pytest.raises(UserError, match=r"no set 'colorectal_histologie' in TFDS; did you mean 'colorectal_histology'"):
+        load(spec, data_dir=None, image_size=16)
+    monkeypatch.setattr("tensorflow_datasets.builder", builder(ConnectionError("no route\nto host")))
+    with pytest.raises(UserError, match=r"colorectal_histologie cannot be prepared \(no route to host\)"):
+        load(spec, data_dir=None, image_size=16)
+
+
+def test_tensorflow_prepares_a_set_that_the_reader_then_reads(tmp_path):
+    pytest.importorskip("tensorflow", reason="preparing takes TensorFlow, the extra tfds")
+    code = f"""
+import numpy as np, tensorflow_datasets as tfds
+class NamedToy(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    def _info(self):
+        features = {{"image": tfds.features.Image(shape=(16, 16, 1)), "label": tfds.features.ClassLabel(names=["a", "b"])}}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+    def _split_generators(self, dl_manager):
+        return {{"train": self._generate_examples()}}
+    def _generate_examples(self):
+        for row in range(6):
+            yield row, {{"image": np.full((16, 16, 1), row, np.uint8), "label": row % 2}}
+from dapt_jax.data.sources import load
+data = load({{"kind": "tfds", "path": {str(tmp_path)!r}, "dataset": "named_toy"}}, data_dir=None, image_size=16)
+assert data.class_counts() == {{"a": 3, "b": 3}}, data.class_counts()
+assert sorted(data.images.batch(range(6))[:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 4, 5]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    again = load({"kind": "tfds", "path": str(tmp_path), "dataset": "named_toy"}, data_dir=None, image_size=16)
+    assert len(again) == 6

@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
 from dapt_jax.data.decode import ImageStore, decode_mask
+from dapt_jax.data.masks import Mask
 from dapt_jax.errors import UserError, nearest
 
 
@@ -18,16 +18,21 @@ class Dataset:
     Attributes:
         name: what to call the set in messages and tables.
         images: the pixels, by index.
-        labels: int64 [n], one class per image; or float32 [n, classes] of 0 and 1, NaN where a label is missing.
+        labels: int64 [n], one class per image; or float32 [n, classes] of 0 and 1, NaN where a label is missing, and -1
+            where it is uncertain if `uncertain` says what that stands for.
         classes: name of each class; labels index into it.
         groups: str [n], the patient (or other group) of each image. Splits never separate a group. An image without one
             is its own group.
         columns: other columns of the manifest, each str [n] ("split", "source", ...).
-        masks: mask files (None for an image without), or uint8 [n, h, w] class indices; None if no image has a mask.
+        masks: where each mask lies (None for an image without), or uint8 [n, h, w] class indices; None if no image has a
+            mask.
         skipped: images left out because they could not be read, on the user's request.
         segments: of a set to be segmented, the names of the values of its masks, which are in memory; the first is the
             background. Empty for a set to be classified.
         overlapping: whether a pixel may be of several segments: masks are bit fields then, bit k for `segments[k + 1]`.
+        ordinal: whether the classes are grades, in their order.
+        uncertain: what an uncertain label of -1 stands for: a target drawn uniformly between these two, anew for every image
+            and epoch (LSR of Pham et al., 2021). None where no label is -1.
     """
 
     name: str
@@ -36,10 +41,12 @@ class Dataset:
     classes: tuple[str, ...]
     groups: np.ndarray
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
-    masks: tuple[Path | None, ...] | np.ndarray | None = None
+    masks: tuple[Mask | None, ...] | np.ndarray | None = None
     skipped: int = 0
     segments: tuple[str, ...] = ()
     overlapping: bool = False
+    ordinal: bool = False
+    uncertain: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         parts = {"labels": self.labels, "groups": self.groups, **self.columns}
@@ -111,11 +118,9 @@ class Dataset:
         return replace(self.take(rows), labels=labels[rows], classes=kept)
 
     def class_counts(self) -> dict[str, int]:
-        """Returns the number of images of each class, in the order of `classes`; missing labels count for none."""
-        if self.multi_label:
-            counts = np.nansum(self.labels, axis=0).astype(int)
-        else:
-            counts = np.bincount(self.labels, minlength=len(self.classes))
+        """Returns the number of images of each class, in the order of `classes`; missing or uncertain labels count for none."""
+        one_each = np.arange(len(self.classes)) == self.labels[:, None] if self.labels.ndim == 1 else self.labels == 1
+        counts = one_each.sum(axis=0)
         return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
 
     def load_masks(self) -> np.ndarray:
@@ -129,12 +134,12 @@ class Dataset:
         """
         if isinstance(self.masks, np.ndarray):
             return self.masks
-        paths = self.masks or (None,) * len(self)
-        without = [name for name, path in zip(self.images.names, paths, strict=True) if path is None]
+        sources = self.masks or (None,) * len(self)
+        without = [name for name, mask in zip(self.images.names, sources, strict=True) if mask is None]
         if without:
             raise UserError(f"{self.name}: {len(without)} of {len(self)} images have no mask, first: {without[0]}")
         size = self.images.size
-        masks = [decode_mask(path, size, self.images.crop) for path in paths if path is not None]
+        masks = [decode_mask(mask, size, self.images.crop) for mask in sources if mask is not None]
         return np.stack(masks) if masks else np.zeros((0, size, size), np.uint8)
 
     def segmented(self, segments: Sequence[str], *, overlapping: bool = False) -> "Dataset":
@@ -188,6 +193,8 @@ class Dataset:
         hashed.update(repr((self.classes, self.labels.dtype.str, self.labels.shape)).encode())
         hashed.update(self.labels.tobytes())
         hashed.update("\0".join(map(str, self.groups)).encode())
+        if self.uncertain:
+            hashed.update(repr(self.uncertain).encode())
         if self.segments:
             hashed.update(repr((self.segments, self.overlapping)).encode())
             hashed.update(self.targets.tobytes())

@@ -4,13 +4,15 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from dapt_jax.data import formats, pixels
+from dapt_jax.data.masks import Mask, read, resized
 from dapt_jax.data.pixels import crop_and_resize, opened, to_8_bit
+from dapt_jax.data.plane import Source, file_of, plane
 from dapt_jax.errors import UserError
 
 CACHE_BYTES = 2 << 30
@@ -18,8 +20,8 @@ DRAFT_MARGIN = 2
 """A JPEG may be decoded at a fraction of its size down to this many times the size that is wanted."""
 
 
-def decode(path: str | Path, size: int, crop: int | None = None) -> np.ndarray:
-    """Reads one image file as square 8-bit RGB.
+def decode(source: Source, size: int, crop: int | None = None) -> np.ndarray:
+    """Reads one image as square 8-bit RGB.
 
     Pixel values, by kind of file:
 
@@ -30,14 +32,18 @@ def decode(path: str | Path, size: int, crop: int | None = None) -> np.ndarray:
       Integers that are negative or beyond 16 bits are stretched over the image's own range.
     * 16-bit colour keeps the upper byte of each sample.
     * 32-bit floats within 0 to 1 are multiplied by 255; others are stretched over the image's own range
-      (values that are not finite become 0).
+      (values that are not finite become 0). Arrays in .npy and .mat files follow the rules of their number type.
+    * DICOM is rescaled and windowed as its header says, see `dapt_jax.data.dicom.pixels`; a slice of a NIfTI volume spans
+      the volume's 1st to 99th percentile, see `dapt_jax.data.nifti.pixels`.
+    * A `Plane` with a window says itself which values are black and white, whatever the file.
 
     The EXIF orientation is applied. Images that are not square are resized to a square without keeping their aspect;
     resizing is bilinear with anti-aliasing. A JPEG at least four times as large as `size` is decoded at 1/2, 1/4 or 1/8 of
     its size (its transform scaled, so anti-aliased too) as long as that leaves twice `size`, and resized from there.
 
     Args:
-        path: a PNG, JPEG, BMP, TIFF or any other file that Pillow reads; a file holds one image.
+        source: a PNG, JPEG, BMP, TIFF or any other file that Pillow reads, a DICOM file, or an array, that holds one
+            image; or a `Plane` that says which of several.
         size: side of the result in pixels.
         crop: side in pixels of a centre crop of the file's pixels, taken before resizing and limited to the image;
             None or 0 takes the whole image.
@@ -46,23 +52,28 @@ def decode(path: str | Path, size: int, crop: int | None = None) -> np.ndarray:
         uint8 [size, size, 3].
 
     Raises:
-        UserError: the file is missing, cut short, no image, or a stack of frames; names the path.
+        UserError: the file is missing, cut short, no image, or holds several and none is named; names the path.
     """
-    with opened(path, 0 if crop else DRAFT_MARGIN * size) as image:
-        pixels = to_8_bit(image)
+    found = plane(source)
+    reader = formats.module(found.path)
+    if reader is pixels:
+        with opened(found, 0 if crop else DRAFT_MARGIN * size) as opened_image:
+            image = to_8_bit(opened_image, found.window)
+    else:
+        image = Image.fromarray(reader.pixels(found))
     # Grey is replicated last: three equal channels resize to three equal channels, at three times the cost.
-    resized = np.asarray(crop_and_resize(pixels, size, crop, Image.Resampling.BILINEAR))
-    return resized if resized.ndim == 3 else np.repeat(resized[..., None], 3, axis=2)
+    square = np.asarray(crop_and_resize(image, size, crop, Image.Resampling.BILINEAR))
+    return square if square.ndim == 3 else np.repeat(square[..., None], 3, axis=2)
 
 
-def decode_mask(path: str | Path, size: int, crop: int | None = None) -> np.ndarray:
-    """Reads one mask file as class indices, cropped and resized as `decode` does to its image.
+def decode_mask(mask: Mask, size: int, crop: int | None = None) -> np.ndarray:
+    """Reads one mask as class indices, cropped and resized as `decode` does to its image.
 
-    Resizing takes the nearest pixel, so no class appears that the file does not hold. A mask of 0 and 255 alone is read
-    as 0 and 1, the way most drawing tools store two classes.
+    Resizing takes the nearest pixel, so no class appears that the mask does not hold.
 
     Args:
-        path: a single-channel image whose values (or palette indices) are classes, or colour with equal channels.
+        mask: a single-channel image whose values (or palette indices) are classes, or colour with equal channels; or
+            any other kind of `dapt_jax.data.masks.Mask`.
         size: side of the result in pixels.
         crop: as in `decode`.
 
@@ -70,22 +81,9 @@ def decode_mask(path: str | Path, size: int, crop: int | None = None) -> np.ndar
         uint8 [size, size].
 
     Raises:
-        UserError: the file is unreadable, or its values are not classes from 0 to 255; names the path.
+        UserError: see `dapt_jax.data.masks.read`.
     """
-    with opened(path) as image:
-        # A palette's indices are the classes; its colours are only for the eye.
-        values = np.asarray(ImageOps.exif_transpose(image))
-    if values.ndim == 3:
-        colour = values[..., :3] if values.shape[-1] >= 3 else values[..., :1]
-        if (colour != colour[..., :1]).any():
-            raise UserError(f"{path}: a colour image, expected a mask of class indices (one channel)")
-        values = colour[..., 0]
-    if values.size and not (values.min() >= 0 and values.max() <= 255 and (values == values.astype(np.uint8)).all()):
-        raise UserError(f"{path}: mask values {values.min()} to {values.max()}, expected classes from 0 to 255")
-    classes = values.astype(np.uint8)
-    if classes.max(initial=0) == 255 and np.isin(classes, (0, 255)).all():
-        classes = classes // 255
-    return np.asarray(crop_and_resize(Image.fromarray(classes), size, crop, Image.Resampling.NEAREST))
+    return resized(read(mask), size, crop)
 
 
 def resize(images: np.ndarray, size: int, crop: int | None = None) -> np.ndarray:
@@ -119,18 +117,18 @@ class BadImage:
 class _Pixels:
     """The pixels that several stores share: files and, if they fit, their decoded images."""
 
-    def __init__(self, paths: tuple[Path, ...], size: int, crop: int | None, cached: bool):
-        self.paths, self.size, self.crop = paths, size, crop
+    def __init__(self, sources: tuple[Source, ...], size: int, crop: int | None, cached: bool):
+        self.sources, self.size, self.crop = sources, size, crop
         # np.empty costs address space only: memory is used as images are decoded.
-        self.cache = np.empty((len(paths), size, size, 3), np.uint8) if cached else None
-        self.ready = np.zeros(len(paths), bool)
+        self.cache = np.empty((len(sources), size, size, 3), np.uint8) if cached else None
+        self.ready = np.zeros(len(sources), bool)
 
     def read(self, row: int) -> np.ndarray:
         if self.cache is None:
-            return decode(self.paths[row], self.size, self.crop)
+            return decode(self.sources[row], self.size, self.crop)
         if not self.ready[row]:
             # Two threads may decode the same file at once; both write the same bytes, and the flag comes last.
-            self.cache[row] = decode(self.paths[row], self.size, self.crop)
+            self.cache[row] = decode(self.sources[row], self.size, self.crop)
             self.ready[row] = True
         return self.cache[row]
 
@@ -141,7 +139,7 @@ class ImageStore:
     Indexing gives a uint8 [size, size, 3] array, which must not be written to: it may be the cached image itself.
 
     Attributes:
-        names: path of each image as it was given, or a made-up name such as "phantom/000012".
+        names: path (and slice) of each image as it was given, or a made-up name such as "phantom/000012".
         size: side of every image in pixels.
         crop: side of the centre crop taken from each file before resizing; None for the whole image.
     """
@@ -154,20 +152,19 @@ class ImageStore:
 
     @classmethod
     def from_files(
-        cls, paths: Sequence[str | Path], size: int, crop: int | None = None, cache_bytes: int = CACHE_BYTES
+        cls, sources: Sequence[Source], size: int, crop: int | None = None, cache_bytes: int = CACHE_BYTES
     ) -> "ImageStore":
         """Makes a store over image files; nothing is read yet.
 
         Args:
-            paths: one file per image.
+            sources: one file, or `Plane` of a file, per image.
             size: side of the decoded images in pixels.
             crop: see `decode`.
             cache_bytes: decoded images are kept in memory if all of them fit into this many bytes; if not, each
                 access decodes again.
         """
-        files = tuple(Path(path) for path in paths)
-        pixels = _Pixels(files, size, crop or None, cached=len(files) * size * size * 3 <= cache_bytes)
-        return cls(pixels, np.arange(len(files)), tuple(str(path) for path in files))
+        shared = _Pixels(tuple(sources), size, crop or None, cached=len(sources) * size * size * 3 <= cache_bytes)
+        return cls(shared, np.arange(len(sources)), tuple(map(str, sources)))
 
     @classmethod
     def from_arrays(
@@ -183,10 +180,10 @@ class ImageStore:
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"expected uint8 [n, h, w, 3], got {images.dtype} {list(images.shape)}")
-        pixels = _Pixels((), size, crop or None, cached=False)
-        pixels.cache = resize(images, size, crop)
-        pixels.ready = np.ones(len(images), bool)
-        return cls(pixels, np.arange(len(images)), tuple(names) or tuple(f"array/{i:06d}" for i in range(len(images))))
+        shared = _Pixels((), size, crop or None, cached=False)
+        shared.cache = resize(images, size, crop)
+        shared.ready = np.ones(len(images), bool)
+        return cls(shared, np.arange(len(images)), tuple(names) or tuple(f"array/{i:06d}" for i in range(len(images))))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -233,7 +230,10 @@ class ImageStore:
             if self._pixels.cache is not None:
                 hashed.update(self._pixels.read(row).tobytes())
             else:
-                path = self._pixels.paths[row]
+                source = self._pixels.sources[row]
+                path = file_of(source)
                 stat = path.stat()
-                hashed.update(f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+                hashed.update(
+                    f"{replace(plane(source), path=path.absolute())}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode()
+                )
         return hashed.hexdigest()

@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dapt_jax.data import records
 from dapt_jax.data.dataset import Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
+from dapt_jax.data.plane import Plane, Window, file_of
 from dapt_jax.data.records import Record
 from dapt_jax.errors import UserError, nearest
 
 SPLITS = ("train", "val", "valid", "validation", "dev", "test", "external")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 
 
 def load_folder(
@@ -27,6 +29,7 @@ def load_folder(
     cache_bytes: int = CACHE_BYTES,
     workers: int | None = None,
     name: str = "",
+    window: str = "",
 ) -> Dataset:
     r"""Reads `path/CLASS/*.png` or `path/SPLIT/CLASS/*.png`.
 
@@ -47,6 +50,7 @@ def load_folder(
         cache_bytes: see `ImageStore.from_files`.
         workers: threads that decode; see `ImageStore.verify`.
         name: name of the data set; by default the folder's.
+        window: black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
 
     Raises:
         UserError: one line that names the folder or file, what was expected, and the nearest valid choice.
@@ -54,6 +58,8 @@ def load_folder(
     root = Path(path)
     records.check_on_bad_image(on_bad_image)
     found = _records(root, _pattern(group))
+    if shown := Window.parse(window):
+        found = [replace(record, image=Plane(file_of(record.image), window=shown)) for record in found]
     if "split" in found[0].columns:
         places, splits = [record.place for record in found], [record.columns["split"] for record in found]
         records.check_splits(places, [record.group for record in found], splits, "patient", str(root))

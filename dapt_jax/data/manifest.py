@@ -1,11 +1,11 @@
 """The manifest: a CSV file beside the images, one row per image.
 
 `image,label[,mask][,patient][,split][,source][,...]`, image and mask paths relative to the manifest. Several labels of
-one image are joined by `|`, or there is one 0/1 column per class (then `label="edema,effusion"` names the columns).
+one image are joined by `|`, or there is one 0/1 column per class (then `label="edema,effusion"` names the columns). A slice of
+a volume, page of a TIFF or frame of a DICOM file is written `scan.nii.gz[12]`, counted from 0.
 """
 
-import csv
-import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +14,12 @@ import numpy as np
 from dapt_jax.data import records
 from dapt_jax.data.dataset import Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
+from dapt_jax.data.lists import read_columns
+from dapt_jax.data.plane import Plane, Window
 from dapt_jax.data.records import Record
 from dapt_jax.errors import UserError, nearest
 
+_INDEX = re.compile(r"\[(\d+)\]$")
 _VALUES = {"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "": float("nan")}
 
 
@@ -34,6 +37,9 @@ def load_manifest(
     cache_bytes: int = CACHE_BYTES,
     workers: int | None = None,
     name: str = "",
+    segments: Sequence[str] = (),
+    window: str = "",
+    axis: int = 2,
 ) -> Dataset:
     """Reads a manifest and checks every row and file that it names.
 
@@ -52,6 +58,9 @@ def load_manifest(
         cache_bytes: see `ImageStore.from_files`.
         workers: threads that decode; see `ImageStore.verify`.
         name: name of the data set; by default the name of the manifest's folder.
+        segments: of a set to be segmented, the name of each value of the masks, see `Dataset.segmented`.
+        window: black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
+        axis: of NIfTI volumes, along which "volume.nii.gz[12]" counts: 0 sagittal, 1 coronal, 2 axial.
 
     Returns:
         The data set; columns that are not image, label, mask or group are in `columns`.
@@ -72,7 +81,8 @@ def load_manifest(
     if "split" in columns:
         groups = columns.get(group, [""] * len(places))
         records.check_splits(places, groups, columns["split"], group, str(manifest))
-        records.check_splits(places, columns["image"], columns["split"], "image", str(manifest))
+        files = [_INDEX.sub("", image) for image in columns["image"]]
+        records.check_splits(places, files, columns["split"], "image", str(manifest))
 
     rows = np.flatnonzero(matching(columns, where, str(manifest)))
     per_class = len(label_columns) > 1
@@ -83,6 +93,9 @@ def load_manifest(
     if per_class:
         label_columns = [column for column in classes or label_columns if column not in drop_classes]
     multi_label = per_class or any("|" in cell for cell in columns[label_columns[0]])
+    shown = Window.parse(window)
+    if axis not in (0, 1, 2):
+        raise UserError(f"axis={axis}; expected 0 (sagittal), 1 (coronal) or 2 (axial)")
     plain = set(columns) - {"image", "mask", group, *label_columns}
 
     def record(row: int) -> Record:
@@ -101,11 +114,11 @@ def load_manifest(
         mask = columns["mask"][row] if "mask" in columns else ""
         return Record(
             place=place,
-            image=_resolve(manifest, image),
+            image=_resolve(manifest, image, axis, shown),
             written=image,
             labels=labels,
             values=values,
-            mask=_resolve(manifest, mask) if mask else None,
+            mask=_resolve(manifest, mask, axis) if mask else None,
             group=columns[group][row] if group in columns else "",
             columns={column: columns[column][row] for column in columns if column in plain},
         )
@@ -128,67 +141,17 @@ def load_manifest(
         on_bad_image=on_bad_image,
         cache_bytes=cache_bytes,
         workers=workers,
+        segments=segments,
     )
 
 
-def read_columns(manifest: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Reads a CSV file by column.
-
-    Args:
-        manifest: the file; a byte-order mark, any line ends and blank lines are allowed.
-
-    Returns:
-        Where each row is in the file ("row 2" is the first below the header, as a spreadsheet counts), and the stripped
-        cells of each column.
-
-    Raises:
-        UserError: no such file, not text, no rows, a column named twice, or a row of the wrong length.
-    """
-    if manifest.is_dir():
-        raise UserError(f"{manifest}: a folder; expected a CSV file, or kind 'folder' for images sorted into folders")
-    if not manifest.is_file():
-        folder = manifest.parent
-        if not folder.is_dir():
-            raise UserError(f"{manifest}: no such manifest; there is no folder {folder}")
-        there = sorted(file.name for file in folder.iterdir())
-        hint = nearest(manifest.name, there) if there else "the folder is empty"
-        raise UserError(f"{manifest}: no such manifest; {hint}")
-    try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{manifest}: not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
-    # Spreadsheets write semicolons where the comma is the decimal mark.
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
-    header: list[str] = []
-    places: list[str] = []
-    rows: list[list[str]] = []
-    try:
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if not any(cells):
-                continue
-            if not header:
-                header = cells
-                continue
-            if len(cells) != len(header):
-                raise UserError(
-                    f"{manifest}: row {reader.line_num}: {len(cells)} cells, expected {len(header)} as in the header"
-                )
-            places.append(f"row {reader.line_num}")
-            rows.append(cells)
-    except csv.Error as error:
-        raise UserError(f"{manifest}: row {reader.line_num}: {error}; is a quotation mark left open?") from error
-    if not rows:
-        raise UserError(f"{manifest}: no rows; expected a header such as image,label,patient and one row per image")
-    if twice := [column for column in header if header.count(column) > 1]:
-        raise UserError(f"{manifest}: column {twice[0]!r} is there twice")
-    return places, {column: [row[index] for row in rows] for index, column in enumerate(header)}
-
-
-def _resolve(manifest: Path, written: str) -> Path:
+def _resolve(manifest: Path, written: str, axis: int, window: Window | None = None) -> Path | Plane:
     # Manifests made on Windows separate folders by backslashes.
-    return manifest.parent / written.replace("\\", "/")
+    path = manifest.parent / _INDEX.sub("", written).replace("\\", "/")
+    found = _INDEX.search(written)
+    if found is None and window is None:
+        return path
+    return Plane(path, int(found[1]) if found else None, axis, window=window)
 
 
 def _values(cells: Sequence[str], label_columns: Sequence[str], place: str) -> tuple[float, ...]:

@@ -1,5 +1,6 @@
-"""Prepared TensorFlow Datasets sets in array_record files, read without TensorFlow."""
+"""Prepared TensorFlow Datasets sets in array_record files, read without TensorFlow; with it, sets are prepared by name."""
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore, resize
+from dapt_jax.data.plane import one_line
 from dapt_jax.errors import UserError, nearest
 
 
@@ -16,6 +18,7 @@ def load_tfds(
     path: str | Path,
     *,
     image_size: int,
+    dataset: str = "",
     split: str = "",
     label: str = "label",
     classes: Sequence[str] = (),
@@ -28,8 +31,11 @@ def load_tfds(
     """Reads a set that `tfds build --file_format=array_record` has prepared; its images are held in memory.
 
     Args:
-        path: the version's folder (it holds `dataset_info.json`), or a folder above it that holds one version only.
+        path: the version's folder (it holds `dataset_info.json`), or a folder above it that holds one version only; with
+            `dataset`, the folder in which TFDS keeps its sets.
         image_size: side of the images in pixels.
+        dataset: name of a set in TFDS's catalogue, such as "colorectal_histology" or "name/config"; it is downloaded and
+            prepared if `path` does not hold it yet, for which TensorFlow must be installed.
         split: the split to read; "" reads all of them. The split is in `columns["split"]` either way.
         label: name of the class feature.
         classes: the classes in the order wanted; by default the feature's.
@@ -40,12 +46,13 @@ def load_tfds(
         name: name of the data set; by default the prepared set's.
 
     Raises:
-        UserError: no prepared set there, not in array_record files, or a feature or split that it does not have.
+        UserError: no prepared set there and it cannot be prepared, not in array_record files, or a feature or split that it
+            does not have.
     """
     # Its import takes seconds, which sets of other kinds need not pay.
     import tensorflow_datasets as tfds
 
-    folder = _version_folder(Path(path))
+    folder = _prepared(tfds, Path(path), dataset) if dataset else _version_folder(Path(path))
     builder = tfds.builder_from_directory(folder)
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         found = builder.info.file_format.value
@@ -69,7 +76,7 @@ def load_tfds(
     if not images:
         raise UserError(f"{folder}: no examples in split {split or 'any'!r}")
     title = name or builder.info.name
-    dataset = Dataset(
+    found = Dataset(
         name=title,
         images=ImageStore.from_arrays(
             np.stack(images), image_size, [f"{title}/{part}/{row:06d}" for row, part in enumerate(splits)]
@@ -80,15 +87,15 @@ def load_tfds(
         columns={"split": np.array(splits, dtype=str)},
     ).where(where)
     for dropped in drop_classes:
-        if dropped not in dataset.classes:
-            raise UserError(f"{folder}: drop_classes names {dropped!r}; {nearest(dropped, dataset.classes)}")
-    kept = [known for known in dataset.classes if known not in drop_classes]
+        if dropped not in found.classes:
+            raise UserError(f"{folder}: drop_classes names {dropped!r}; {nearest(dropped, found.classes)}")
+    kept = [known for known in found.classes if known not in drop_classes]
     if classes:
-        present = {known for known, count in dataset.class_counts().items() if count}
+        present = {known for known, count in found.class_counts().items() if count}
         for outside in kept:
             if outside in present and outside not in classes:
                 raise UserError(f"{folder}: label {outside!r} is not in classes; {nearest(outside, classes)}")
-    return dataset.keep_classes(classes or kept)
+    return found.keep_classes(classes or kept)
 
 
 def _version_folder(path: Path) -> Path:
@@ -100,6 +107,24 @@ def _version_folder(path: Path) -> Path:
     if len(versions) > 1:
         raise UserError(f"{path}: holds several versions; name one: {', '.join(folder.name for folder in versions)}")
     return versions[0]
+
+
+def _prepared(tfds: Any, folder: Path, dataset: str) -> Path:
+    """The version's folder of a set by name, prepared now if it is not there yet."""
+    if any((folder / dataset).glob("**/dataset_info.json")):
+        return _version_folder(folder / dataset)
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"{folder}: does not hold {dataset} prepared, and preparing it takes TensorFlow; pip install 'dapt_jax[tfds]'"
+        )
+    try:
+        builder = tfds.builder(dataset, data_dir=folder, file_format="array_record")
+        builder.download_and_prepare()
+    except tfds.core.registered.DatasetNotFoundError as error:
+        raise UserError(f"no set {dataset!r} in TFDS; {nearest(dataset, tfds.list_builders())}") from error
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"{folder}: {dataset} cannot be prepared ({one_line(error)[:300]})") from error
+    return Path(builder.data_path)
 
 
 def _rgb(image: np.ndarray, place: str) -> np.ndarray:

@@ -1,15 +1,20 @@
 """From rows about images to a `Dataset`: the checks that every reader of files shares."""
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from dapt_jax.data import arrays, formats, masks
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES, ImageStore
+from dapt_jax.data.masks import Mask
+from dapt_jax.data.plane import Plane, file_of
 from dapt_jax.errors import UserError, nearest
 
 ON_BAD_IMAGE = ("error", "skip")
@@ -21,21 +26,21 @@ class Record:
 
     Attributes:
         place: where the source says so, for error lines ("row 5").
-        image: the image file.
+        image: the image file, or the plane of a file that holds several images.
         written: the image as the source wrote it.
         labels: names of its classes: exactly one, unless the set is multi-label.
         values: one 0, 1 or NaN per class, instead of `labels`, where the source has a column per class.
-        mask: the mask file, or None.
+        mask: where its mask lies, or None.
         group: the patient; "" for none.
         columns: every other column.
     """
 
     place: str
-    image: Path
+    image: Path | Plane
     written: str
     labels: tuple[str, ...] = ()
     values: tuple[float, ...] = ()
-    mask: Path | None = None
+    mask: Mask | None = None
     group: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
 
@@ -63,8 +68,9 @@ def check_splits(places: Sequence[str], groups: Sequence[str], splits: Sequence[
             continue
         first_split, first_place = seen.setdefault(group, (split, place))
         if split != first_split and group not in torn:
-            numbers = ", ".join(where.removeprefix("row ") for where in (first_place, place))
-            torn[group] = f"{word} {group} is in splits {first_split!r} and {split!r} (rows {numbers})"
+            numbered = all(where.startswith("row ") for where in (first_place, place))
+            where = f"rows {first_place[4:]}, {place[4:]}" if numbered else f"{first_place}; {place}"
+            torn[group] = f"{word} {group} is in splits {first_split!r} and {split!r} ({where})"
     if torn:
         more = f", and {len(torn) - 1} more like it" if len(torn) > 1 else ""
         raise UserError(f"{origin}: {next(iter(torn.values()))}{more}; a {word} belongs in one split")
@@ -72,7 +78,7 @@ def check_splits(places: Sequence[str], groups: Sequence[str], splits: Sequence[
 
 def check_once(records: Sequence[Record], origin: str) -> None:
     """Refuses a source that names an image twice: it would count twice, or under two labels."""
-    seen: dict[Path, Record] = {}
+    seen: dict[Path | Plane, Record] = {}
     for record in records:
         first = seen.setdefault(record.image, record)
         if first is not record:
@@ -99,13 +105,8 @@ def drop(records: Sequence[Record], names: Sequence[str], origin: str, multi_lab
         listed = ", ".join(f"{name} ({present[name]})" for name in names)
         logging.info("%s: left out classes on request: %s", origin, listed)
     if multi_label:
-        return [replace_labels(record, tuple(set(record.labels) - set(names))) for record in records]
+        return [replace(record, labels=tuple(set(record.labels) - set(names))) for record in records]
     return [record for record in records if not set(record.labels) & set(names)]
-
-
-def replace_labels(record: Record, labels: tuple[str, ...]) -> Record:
-    """Returns the record with other labels."""
-    return Record(**{**vars(record), "labels": labels})
 
 
 def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: str) -> tuple[str, ...]:
@@ -150,6 +151,8 @@ def to_dataset(
     on_bad_image: str = "error",
     cache_bytes: int = CACHE_BYTES,
     workers: int | None = None,
+    segments: Sequence[str] = (),
+    overlapping: bool = False,
 ) -> Dataset:
     """Checks that every file is there and can be read, and builds the data set.
 
@@ -164,19 +167,23 @@ def to_dataset(
         on_bad_image: "error", or "skip" to leave out and count images that are missing or cannot be read.
         cache_bytes: see `ImageStore.from_files`.
         workers: threads that decode; see `ImageStore.verify`.
+        segments: of a set to be segmented, see `Dataset.segmented`; its masks are read and held in memory.
+        overlapping: as in `Dataset.segmented`.
 
     Raises:
-        UserError: files missing or unreadable; all of them are counted and the first is named.
+        UserError: files missing or unreadable, a mask that is not as large as its image or holds a value that no segment
+            has; all of them are counted and the first is named.
     """
     check_on_bad_image(on_bad_image)
     skip = on_bad_image == "skip"
     _check_masks(records, origin)
-    kept = [record for record in records if record.image.is_file()]
-    if len(kept) < len(records) and not skip:
-        first = next(record for record in records if not record.image.is_file())
+    there = [file_of(record.image).is_file() for record in records]
+    kept = [record for record, found in zip(records, there, strict=True) if found]
+    if not all(there) and not skip:
+        first = records[there.index(False)]
         raise UserError(
             f"{len(records) - len(kept)} of {len(records)} images named in {origin} do not exist, "
-            f"first: {first.place}: {first.written}; {_near_files(first.image)}"
+            f"first: {first.place}: {first.written}; {_near_files(file_of(first.image))}"
         )
     store = ImageStore.from_files([record.image for record in kept], image_size, crop, cache_bytes)
     bad = store.verify(workers)
@@ -189,7 +196,7 @@ def to_dataset(
     good = np.array([index for index in range(len(kept)) if index not in unreadable], np.int64)
     skipped = len(records) - len(good)
     if skipped:
-        reason = bad[0].reason if bad else f"{next(r for r in records if not r.image.is_file()).image}: no such file"
+        reason = bad[0].reason if bad else f"{file_of(records[there.index(False)].image)}: no such file"
         logging.warning("%s: skipped %d of %d images, first: %s", origin, skipped, len(records), reason)
     if not len(good):
         raise UserError(f"{origin}: none of its {len(records)} images can be read")
@@ -199,17 +206,23 @@ def to_dataset(
     for record in kept:
         for column, value in record.columns.items():
             columns[column].append(value)
-    masks = tuple(record.mask for record in kept)
-    return Dataset(
+    drawn = _checked_masks(kept, origin, image_size, crop, segments, overlapping, workers)
+    dataset = Dataset(
         name=name,
         images=store.take(good),
         labels=_labels(kept, classes, multi_label),
         classes=classes,
-        groups=np.array([record.group or str(record.image) for record in kept], dtype=str),
+        groups=np.array([record.group or _own_group(record.image) for record in kept], dtype=str),
         columns={column: np.array(values, dtype=str) for column, values in columns.items()},
-        masks=masks if any(masks) else None,
+        masks=drawn,
         skipped=skipped,
     )
+    return dataset.segmented(segments, overlapping=overlapping) if segments else dataset
+
+
+def _own_group(image: Path | Plane) -> str:
+    """The group of an image without a patient: slices and frames of one file belong together, pictures of an array do not."""
+    return str(image) if formats.module(file_of(image)) is arrays else str(file_of(image))
 
 
 def _labels(records: Sequence[Record], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:
@@ -221,15 +234,62 @@ def _labels(records: Sequence[Record], classes: tuple[str, ...], multi_label: bo
 
 
 def _check_masks(records: Sequence[Record], origin: str) -> None:
-    named = [record for record in records if record.mask is not None]
-    missing = [record for record in named if record.mask is not None and not record.mask.is_file()]
+    named = [(record, record.mask) for record in records if record.mask is not None]
+    absent = [next((file for file in masks.files(mask) if not file.is_file()), None) for _, mask in named]
+    missing = [(record, file) for (record, _), file in zip(named, absent, strict=True) if file]
     if missing:
-        first = missing[0].mask
-        assert first is not None
+        record, file = missing[0]
         raise UserError(
             f"{len(missing)} of {len(named)} masks named in {origin} do not exist, "
-            f"first: {missing[0].place}: {first}; {_near_files(first)}"
+            f"first: {record.place}: {file}; {_near_files(file)}"
         )
+
+
+def _checked_masks(
+    records: Sequence[Record],
+    origin: str,
+    size: int,
+    crop: int | None,
+    segments: Sequence[str],
+    overlapping: bool,
+    workers: int | None,
+) -> tuple[Mask | None, ...] | np.ndarray | None:
+    """Masks that fit their images: where they lie, or, of a set to be segmented, read."""
+    if segments and (without := [record for record in records if record.mask is None]):
+        first = f"{without[0].place}: {without[0].written}"
+        raise UserError(f"{origin}: {len(without)} of {len(records)} images have no mask, first: {first}")
+    values = 1 << max(len(segments) - 1, 0) if overlapping else len(segments)
+
+    def attempt(record: Record) -> np.ndarray | str | None:
+        if record.mask is None:
+            return None
+        try:
+            image = formats.extent(record.image)
+            classes = masks.read(record.mask) if segments else None
+            mask = masks.extent(record.mask) if classes is None else classes.shape
+        except UserError as error:
+            return str(error)
+        if mask != image:
+            sizes = f"{mask[1]} x {mask[0]} pixels, its image {image[1]} x {image[0]}"
+            return f"{record.mask}: {sizes}; expected a mask as large as its image"
+        if classes is None:
+            return None
+        if classes.max(initial=0) >= values:
+            named = ", ".join(segments)
+            return (
+                f"{record.mask}: holds the value {classes.max()}, expected 0 to {values - 1} for the segments {named}"
+            )
+        return masks.resized(classes, size, crop)
+
+    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
+        results = list(pool.map(attempt, records))
+    bad = [(record, why) for record, why in zip(records, results, strict=True) if isinstance(why, str)]
+    if bad:
+        raise UserError(f"{len(bad)} masks named in {origin} cannot be used, first: {bad[0][0].place}: {bad[0][1]}")
+    if segments:
+        return np.stack(results)  # type: ignore[arg-type]
+    drawn = tuple(record.mask for record in records)
+    return drawn if any(mask is not None for mask in drawn) else None
 
 
 def _near_files(path: Path) -> str:

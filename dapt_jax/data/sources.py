@@ -10,6 +10,7 @@ from dapt_jax.data.folders import load_folder
 from dapt_jax.data.manifest import load_manifest
 from dapt_jax.data.phantoms import load_phantoms
 from dapt_jax.data.prepared_tfds import load_tfds
+from dapt_jax.data.sets import SETS
 from dapt_jax.data.textures import load_textures
 from dapt_jax.errors import UserError, nearest
 
@@ -19,10 +20,11 @@ KINDS: dict[str, Callable[..., Dataset]] = {
     "phantoms": load_phantoms,
     "textures": load_textures,
     "tfds": load_tfds,
+    **{kind: entry.load for kind, entry in SETS.items()},
 }
 SEGMENTS = "segments"
 # Set by the study for all of its data, not by one set's description.
-_SHARED = ("image_size", "on_bad_image", "cache_bytes", "workers")
+_SHARED = ("on_bad_image", "cache_bytes", "workers")
 
 
 def load(
@@ -31,14 +33,16 @@ def load(
     """Reads the set that a config describes.
 
     Args:
-        spec: `kind` ("manifest", "folder", "phantoms", "textures" or "tfds") and that reader's own arguments, such as
+        spec: `kind` ("manifest", "folder", "phantoms", "textures", "tfds", or a public set of `SETS`, such as "chexpert")
+            and that reader's own arguments, such as
             `{"kind": "manifest", "path": "wbc/manifest.csv", "where": "source=dataset1", "classes": ("monocyte",)}`.
             None, "" and () stand for the reader's default; several names in one text are joined by commas. Of any kind
             that has masks, `segments=("background", "nucleus")` names their values and makes the set one to be
             segmented; values of one name become one segment. The readers are `load_manifest`, `load_folder`,
             `load_phantoms`, `load_textures` and `load_tfds`.
         data_dir: the folder that `path` is relative to; not needed for absolute paths and for phantoms.
-        image_size: side of the images in pixels.
+        image_size: side of the images in pixels, unless `spec` has one of its own (large images, which a network sees
+            through windows).
         on_bad_image: "error" or "skip"; for readers of image files.
         **shared: other arguments for every reader that knows them: `cache_bytes`, `workers`, `seed`.
 
@@ -64,14 +68,18 @@ def load(
         raise UserError(f"kind {kind!r} needs a name")
     segments = _plain(SEGMENTS, spec.get(SEGMENTS, ()), ())
     dataset = reader(**arguments)
-    return dataset.segmented(segments) if segments else dataset
+    return dataset.segmented(segments) if segments and SEGMENTS not in known else dataset
 
 
 def _plain(key: str, value: Any, standard: Any) -> Any:
     """A value as the reader's default has it; configs hold tuples as lists after a trip through JSON."""
-    if value in (None, "", (), []) or standard is inspect.Parameter.empty:
+    if value in (None, "", (), []):
         return value
-    if standard == ():
+    if key == "image_size" and (type(value) is not int or value < 1):
+        raise UserError(f"image_size is {value!r}; expected a side in pixels")
+    if standard is inspect.Parameter.empty:
+        return value
+    if isinstance(standard, tuple):
         names = value.split(",") if isinstance(value, str) else value
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{key} is {value!r}; expected names, such as ('benign', 'malignant')")

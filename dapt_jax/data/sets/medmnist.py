@@ -1,0 +1,204 @@
+"""MedMNIST v2 and MedMNIST+: all two-dimensional sets, from their .npz files, 28 to 224 pixels."""
+
+import functools
+import inspect
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.decode import ImageStore, resize
+from dapt_jax.data.plane import one_line
+from dapt_jax.data.sets.registry import CLASSIFICATION, SETS, Entry
+from dapt_jax.errors import UserError, nearest
+
+SPLITS = ("train", "val", "test")
+SIZES = (28, 64, 128, 224)
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class _Set:
+    """One of the sets, as medmnist 3.0.2 describes it in medmnist.json."""
+
+    title: str
+    kind: str
+    licence: str
+    counts: list[int]
+    classes: list[str]
+    md5: dict[str, str]
+
+    @property
+    def multi_label(self) -> bool:
+        return self.kind == "multi-label"
+
+
+_FACTS = json.loads(resources.files("dapt_jax").joinpath("data/sets/medmnist.json").read_text(encoding="utf-8"))
+MEDMNIST = {flag: _Set(**facts) for flag, facts in _FACTS.items()}
+
+
+def load_medmnist(
+    path: str | Path,
+    *,
+    flag: str,
+    image_size: int,
+    pixels: int = 28,
+    where: str = "",
+    classes: Sequence[str] = (),
+    drop_classes: Sequence[str] = (),
+    crop: int | None = None,
+    name: str = "",
+) -> Dataset:
+    """Reads one .npz file; images are held in memory at `image_size`, the file's own are never all in memory at once.
+
+    Args:
+        path: the file, or the folder that holds it under its published name.
+        flag: the set, such as "pathmnist".
+        image_size: side of the images in pixels.
+        pixels: side of the images in the file that is looked for in a folder: 28, 64, 128 or 224.
+        where: which images to use, such as "split=train", see `Dataset.where`.
+        classes: the classes in the order wanted; by default the set's.
+        drop_classes: classes whose images (in a multi-label set, whose labels) are left out.
+        crop: side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        name: name of the data set; by default the flag.
+
+    Returns:
+        The data set; the split is in `columns["split"]`. ChestMNIST is multi-label, RetinaMNIST ordinal. No patients are
+        named: each image is its own group.
+
+    Raises:
+        UserError: no such file, pickled objects in it, an array that is missing or of the wrong shape, or a label that the
+            set does not have.
+    """
+    known = MEDMNIST[flag]
+    file = Path(path)
+    if file.is_dir():
+        if pixels not in SIZES:
+            raise UserError(f"pixels={pixels}; expected one of {', '.join(map(str, SIZES))}")
+        wanted = f"{flag}.npz" if pixels == 28 else f"{flag}_{pixels}.npz"
+        there = sorted(other.name for other in file.glob("*.npz"))
+        if wanted not in there:
+            hint = nearest(wanted, there) if there else "it holds no .npz file"
+            raise UserError(f"{file}: no {wanted}; {hint}")
+        file = file / wanted
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; expected {flag}.npz or a folder that holds it")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            _check_names(archive, file)
+            labels = [_labels(archive, file, split, known) for split in SPLITS]
+            images = np.empty((sum(map(len, labels)), image_size, image_size, 3), np.uint8)
+            start = 0
+            for split, found in zip(SPLITS, labels, strict=True):
+                _read_images(archive, file, split, images[start : start + len(found)], crop)
+                start += len(found)
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({one_line(error)}); expected a whole .npz file") from error
+    splits = np.repeat(SPLITS, [len(found) for found in labels])
+    title = name or flag
+    names = [f"{title}/{split}/{row:06d}" for row, split in enumerate(splits)]
+    dataset = Dataset(
+        name=title,
+        images=ImageStore.from_arrays(images, image_size, names),
+        labels=np.concatenate(labels),
+        classes=tuple(known.classes),
+        groups=np.array(names, dtype=str),
+        columns={"split": splits},
+        ordinal=known.kind == "ordinal",
+    ).where(where)
+    for unknown in (*classes, *drop_classes):
+        if unknown not in known.classes:
+            raise UserError(f"{file}: no class {unknown!r}; {nearest(unknown, known.classes)}")
+    return dataset.keep_classes([c for c in classes or known.classes if c not in drop_classes])
+
+
+def _check_names(archive: zipfile.ZipFile, file: Path) -> None:
+    """Refuses names that would leave a folder when unpacked: nothing is unpacked here, but no honest writer makes them."""
+    for member in archive.namelist():
+        parts = member.replace("\\", "/").split("/")
+        if ".." in parts or not parts[0] or ":" in parts[0]:
+            raise UserError(f"{file}: holds {member!r}, a name that leads out of its folder; expected arrays alone")
+
+
+@contextmanager
+def _opened(archive: zipfile.ZipFile, file: Path, key: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
+    """An array of the archive, opened at its first number, with its shape and dtype; pickled objects are never loaded."""
+    held = [member.removesuffix(".npy") for member in archive.namelist()]
+    if key not in held:
+        raise UserError(f"{file}: no array {key!r}; {nearest(key, held)}")
+    with archive.open(f"{key}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = read(stream)
+        if dtype.hasobject:
+            raise UserError(f"{file}: {key} holds pickled objects, which can run code; expected an array of numbers")
+        if columns_first:
+            raise UserError(f"{file}: {key} is stored columns first; save it again with numpy.ascontiguousarray")
+        yield stream, shape, dtype
+
+
+def _read(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    wanted = int(np.prod(shape)) * dtype.itemsize
+    read = stream.read(wanted)
+    if len(read) < wanted:
+        raise EOFError("an array ends early")
+    return np.frombuffer(read, dtype).reshape(shape)
+
+
+def _labels(archive: zipfile.ZipFile, file: Path, split: str, known: _Set) -> np.ndarray:
+    """int64 [n], or float32 [n, classes] of a multi-label set."""
+    key, width = f"{split}_labels", len(known.classes) if known.multi_label else 1
+    with _opened(archive, file, key) as (stream, shape, dtype):
+        if len(shape) != 2 or shape[1] != width or dtype.kind not in "ui":
+            raise UserError(f"{file}: {key} is {dtype} {list(shape)}, expected whole numbers [n, {width}]")
+        labels = _read(stream, shape, dtype)
+    highest = 1 if known.multi_label else len(known.classes) - 1
+    if wrong := np.argwhere((labels < 0) | (labels > highest)).tolist():
+        row, column = wrong[0]
+        raise UserError(f"{file}: {key}[{row}] is {labels[row, column]}, expected 0 to {highest}")
+    return labels.astype(np.float32) if known.multi_label else labels[:, 0].astype(np.int64)
+
+
+def _read_images(archive: zipfile.ZipFile, file: Path, split: str, into: np.ndarray, crop: int | None) -> None:
+    """Fills uint8 [n, size, size, 3]."""
+    key, count, size = f"{split}_images", len(into), into.shape[1]
+    with _opened(archive, file, key) as (stream, shape, dtype):
+        grey = len(shape) == 3
+        if dtype != np.uint8 or not (grey or (len(shape) == 4 and shape[3] == 3)) or shape[0] != count:
+            raise UserError(
+                f"{file}: {key} is {dtype} {list(shape)}, expected uint8 [{count}, h, w] or [{count}, h, w, 3], as many "
+                f"as {split}_labels"
+            )
+        for start in range(0, count, _CHUNK):
+            part = _read(stream, (min(_CHUNK, count - start), *shape[1:]), dtype)
+            rgb = np.repeat(part[..., None], 3, axis=3) if grey else part
+            into[start : start + len(part)] = resize(rgb, size, crop)
+
+
+def _register(flag: str, known: _Set) -> None:
+    load = functools.partial(load_medmnist, flag=flag)
+    options = inspect.signature(load).parameters.values()
+    load.__signature__ = inspect.Signature([o for o in options if o.name != "flag"])  # type: ignore[attr-defined]
+    SETS[flag] = Entry(
+        kind=flag,
+        title=known.title,
+        recipe=f"{flag}.npz, or {flag}_64.npz, _128, _224, of zenodo.org/records/10519652",
+        licence=known.licence,
+        size=f"{sum(known.counts):,} images of 28 to 224 pixels, {len(known.classes)} classes, {known.kind}",
+        splits="official, in the file: " + " / ".join(f"{count:,}" for count in known.counts),
+        tasks=(CLASSIFICATION,),
+        load=load,
+        options={"pixels": SIZES[0]},
+        checksum="MD5 of the file: " + ", ".join(f"{size} px {md5}" for size, md5 in known.md5.items()),
+    )
+
+
+for _flag, _known in MEDMNIST.items():
+    _register(_flag, _known)

@@ -1,0 +1,236 @@
+"""What a reader of a public data set has to say, and what is done with it: one entry, one function from files to records."""
+
+import hashlib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from dapt_jax.data import records
+from dapt_jax.data.dataset import Dataset, matching
+from dapt_jax.data.decode import CACHE_BYTES
+from dapt_jax.data.records import Record
+from dapt_jax.errors import UserError, nearest
+
+CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A public data set.
+
+    Attributes:
+        kind: its name in a config.
+        title: its name in the literature.
+        recipe: how to get it, in a line.
+        licence: as its page states it.
+        size: what is in it.
+        splits: where its splits come from.
+        checksum: of its splits, as `checksum` gives it; or of its files; "unknown" where it was not at hand.
+        tasks: what it can be used for, the default first.
+        load: the reader.
+        options: of this reader alone, with their defaults.
+    """
+
+    kind: str
+    title: str
+    recipe: str
+    licence: str
+    size: str
+    splits: str
+    tasks: tuple[str, ...]
+    load: Callable[..., Dataset]
+    options: Mapping[str, Any]
+    checksum: str = "unknown"
+
+
+SETS: dict[str, Entry] = {}
+
+
+def file_set(
+    *,
+    kind: str,
+    title: str,
+    recipe: str,
+    licence: str,
+    size: str,
+    splits: str,
+    layout: str,
+    classes: Sequence[str] = (),
+    tasks: tuple[str, ...] = (CLASSIFICATION,),
+    multi_label: bool = False,
+    segments: Sequence[str] | Callable[..., Sequence[str]] = (),
+    overlapping: bool = False,
+    counts: Mapping[str, int] | None = None,
+    finish: Callable[..., Dataset] | None = None,
+) -> Callable[[Callable[..., Iterable[Record]]], Callable[..., Iterable[Record]]]:
+    """Registers a set of files; the function below it says how its rows become records.
+
+    Args:
+        kind: see `Entry`, as are `title`, `recipe`, `licence`, `size`, `splits` and `tasks`.
+        title: "
+        recipe: "
+        licence: "
+        size: "
+        splits: "
+        layout: the files that are expected below the folder, for the line that says that there are none.
+        classes: in their order; () for whatever labels the records have, sorted.
+        tasks: "
+        multi_label: whether records have `values`, one per class, in place of `labels`.
+        segments: names of the masks' values, the background first; or a function of the reader's options.
+        overlapping: whether masks are bit fields, see `Dataset`.
+        counts: images per split as published; other counts are warned of.
+        finish: what is left to do with the data set, given the reader's options.
+
+    Returns:
+        A decorator for `records(root, *, option=default, ...)`; its options become keys of a config beside those that all
+        sets share.
+    """
+
+    def register(rows: Callable[..., Iterable[Record]]) -> Callable[..., Iterable[Record]]:
+        own = [parameter for name, parameter in inspect.signature(rows).parameters.items() if name != "root"]
+
+        def load(
+            path: str | Path,
+            *,
+            image_size: int,
+            task: str = tasks[0],
+            where: str = "",
+            classes: Sequence[str] = (),
+            drop_classes: Sequence[str] = (),
+            crop: int | None = None,
+            checksum: str = "",
+            on_bad_image: str = "error",
+            cache_bytes: int = CACHE_BYTES,
+            workers: int | None = None,
+            name: str = "",
+            **options: Any,
+        ) -> Dataset:
+            root = Path(path)
+            records.check_on_bad_image(on_bad_image)
+            if task not in tasks:
+                raise UserError(f"kind {kind!r} has no task {task!r}; {nearest(task, tasks)}")
+            found = list(rows(_folder(root), **options))
+            if not found:
+                raise UserError(f"{root}: no images of {title}; expected {layout}")
+            _check(found, root, kind, counts, checksum)
+            found = _where(found, where, root)
+            found, names = _classes(found, published, classes, drop_classes, str(root), multi_label)
+            named = segments(**options) if callable(segments) else segments
+            dataset = records.to_dataset(
+                found,
+                names,
+                name=name or kind,
+                origin=str(root),
+                multi_label=multi_label,
+                image_size=image_size,
+                crop=crop,
+                on_bad_image=on_bad_image,
+                cache_bytes=cache_bytes,
+                workers=workers,
+                segments=named if task == SEGMENTATION else (),
+                overlapping=overlapping,
+            )
+            return finish(dataset, **options) if finish else dataset
+
+        published = tuple(classes)
+        shared = list(inspect.signature(load).parameters.values())[:-1]
+        if len(tasks) == 1:
+            shared = [parameter for parameter in shared if parameter.name != "task"]
+        load.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+        load.__doc__ = rows.__doc__
+        options = {parameter.name: parameter.default for parameter in own}
+        SETS[kind] = Entry(kind, title, recipe, licence, size, splits, tasks, load, options)
+        return rows
+
+    return register
+
+
+def listing() -> str:
+    """The sets as a table in Markdown, as docs/data_sets.md has it."""
+    lines = [
+        "| kind | set | how to get it | licence | size | splits | their checksum | tasks | own options |",
+        "|---" * 9 + "|",
+    ]
+    for kind, entry in sorted(SETS.items()):
+        options = ", ".join(f"`{name}={default!r}`" for name, default in entry.options.items())
+        tasks = ", ".join(entry.tasks)
+        cells = (
+            f"`{kind}`",
+            entry.title,
+            entry.recipe,
+            entry.licence,
+            entry.size,
+            entry.splits,
+            entry.checksum,
+            tasks,
+            options,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def checksum(found: Iterable[Record]) -> str:
+    """A checksum of splits: SHA-256 over the sorted lines "split<tab>image", images as the source names them.
+
+    Two people whose checksums are equal have the same images in the same splits, wherever the files lie.
+    """
+    lines = sorted(f"{record.columns.get('split', '')}\t{record.written}\n" for record in found)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _folder(root: Path) -> Path:
+    if not root.is_dir():
+        above = root.parent
+        there = sorted(folder.name for folder in above.iterdir() if folder.is_dir()) if above.is_dir() else []
+        raise UserError(f"{root}: no such folder; " + (nearest(root.name, there) if there else f"nor any in {above}"))
+    return root
+
+
+def _check(found: Sequence[Record], root: Path, kind: str, counts: Mapping[str, int] | None, expected: str) -> None:
+    """Refuses patients in two splits and images named twice, and says how the splits compare with the published ones."""
+    places = [record.place for record in found]
+    splits = [record.columns.get("split", "") for record in found]
+    records.check_splits(places, [record.group for record in found], splits, "patient", str(root))
+    records.check_once(found, str(root))
+    digest = checksum(found)
+    if expected and expected != digest:
+        raise UserError(f"{root}: the checksum of its splits is {digest}, expected {expected}; other images or splits")
+    there = dict(Counter(splits))
+    said = ", ".join(f"{split or 'no split'} {count:,}" for split, count in there.items())
+    logging.info("%s: %s; checksum of splits %s", kind, said, digest)
+    for split, count in (counts or {}).items():
+        if there.get(split, count) != count:
+            logging.warning("%s: %d images in split %r, %d were published", kind, there[split], split, count)
+
+
+def _where(found: Sequence[Record], where: str, root: Path) -> list[Record]:
+    columns = {key: [record.columns[key] for record in found] for key in found[0].columns}
+    if found[0].labels:
+        columns["label"] = [record.labels[0] for record in found]
+    columns = columns or {"": [""] * len(found)}
+    return [record for record, keep in zip(found, matching(columns, where, str(root)), strict=True) if keep]
+
+
+def _classes(
+    found: Sequence[Record],
+    published: tuple[str, ...],
+    wanted: Sequence[str],
+    dropped: Sequence[str],
+    origin: str,
+    multi_label: bool,
+) -> tuple[list[Record], tuple[str, ...]]:
+    """The records and classes that are left of those published."""
+    if not multi_label:
+        left = records.drop(found, dropped, origin)
+        return left, records.resolve_classes(left, wanted or [n for n in published if n not in dropped], origin)
+    for name in (*wanted, *dropped):
+        if name not in published:
+            raise UserError(f"{origin}: no class {name!r}; {nearest(name, published)}")
+    names = tuple(name for name in wanted or published if name not in dropped)
+    columns = [published.index(name) for name in names]
+    return [replace(record, values=tuple(record.values[c] for c in columns)) for record in found], names
