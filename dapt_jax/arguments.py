@@ -17,7 +17,7 @@ from dapt_jax import checks
 from dapt_jax.config import OPEN, default
 from dapt_jax.errors import UserError, nearest
 
-MODELS = "--config.mode=models"
+NEED_NO_FILE = ("--config.mode=models", "--config.mode=status")
 USAGE = """\
 python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTING=VALUE ...]
 
@@ -25,6 +25,7 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --workdir=FOLDER        where the study's results are, or will be; the same command goes on where it stopped
   --config.mode=plan      what the study would cost, without running it
   --config.mode=models    the models: parameters, FLOPs, layer groups, known weights (needs no FILE)
+  --config.mode=status    how far the study in the workdir is, from another terminal (needs no FILE)
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
   --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
   --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
@@ -157,7 +158,7 @@ def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
             rest.append(argument)
     if len(files) > 1:
         raise UserError(f"--config is given {len(files)} times: {', '.join(files)}; expected one file")
-    if not files and MODELS in rest:
+    if not files and set(NEED_NO_FILE) & set(rest):
         return "", rest
     if not files or not files[0]:
         raise UserError("no config; expected --config=FILE, such as --config=configs/quickstart.py")

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,25 +21,31 @@ from dapt_jax.adapt import ADAPTED, VAL_FRACTION, adapt, dapt_run
 from dapt_jax.config import BASELINE, SPLITS
 from dapt_jax.cost import hardware
 from dapt_jax.cost.ledger import Ledger
-from dapt_jax.data import sources
+from dapt_jax.data import sources, stalls
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.splits import check_disjoint
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
+from dapt_jax.preemption import Notice, Stopped
 from dapt_jax.progress import Reporter
 from dapt_jax.report.records import Records
 from dapt_jax.strategies import Strategy
 from dapt_jax.tasks import Arm, Task
 from dapt_jax.training.caching import Caching
+from dapt_jax.training.diverged import NAN
 from dapt_jax.training.features import Store
-from dapt_jax.training.run import Tools
+from dapt_jax.training.run import Debug, Tools
+from dapt_jax.watch.profiler import PROFILE, Profiler
+from dapt_jax.watch.watcher import Watcher
+from dapt_jax.watch.writers import open_writers
 from dapt_jax.weights import locate
 from dapt_jax.weights.merge import MergeReport
 
 WHERE_AND_HOW = (
-    "mode", "data_dir", "checkpoint", "report", "energy", "measure_peak", "data.threads", "data.cache_mb", "cache.dir",
+    "mode", "data_dir", "checkpoint", "report", "energy", "measure_peak", "data.threads", "data.cache_mb", "data.stall_s",
+    "cache.dir", "watch", "profile", "debug",
 )  # fmt: skip
 """Settings, or sections of them, that may differ between two starts of one study: they do not change its results."""
 
@@ -239,7 +246,7 @@ def _about(what: str) -> Iterator[None]:
         raise UserError(f"{what}{error}") from error
 
 
-def run(config: Any, workdir: Path) -> None:
+def run(config: Any, workdir: Path, notice: Notice | None = None) -> None:
     """Runs what is left of a study and writes its report.
 
     Killed at any moment and started again with the same command, it ends with the same `results.jsonl`.
@@ -247,7 +254,17 @@ def run(config: Any, workdir: Path) -> None:
     Args:
         config: the study's.
         workdir: where its files are, or will be.
+        notice: says when to save and stop; None for never.
+
+    Raises:
+        UserError: anything that cannot work, in one line.
+        Stopped: by the notice.
     """
+    with stalls.told(config.data.stall_s, lambda line: print(line, file=sys.stderr, flush=True)):
+        _run(config, workdir, notice or Notice())
+
+
+def _run(config: Any, workdir: Path, notice: Notice) -> None:
     study = prepare(config)
     total = {
         (strategy.name, seed): _flops(study, strategy, seed) for strategy in study.strategies for seed in config.seeds
@@ -256,7 +273,8 @@ def run(config: Any, workdir: Path) -> None:
     jsonl.write_text(workdir / "weights.txt", study.weights)
     ledger, results_file = Ledger(workdir / "ledger.jsonl"), workdir / "results.jsonl"
     results = Records.read(workdir).results
-    reporter = Reporter(sum(total.values()))
+    watcher = Watcher(workdir, open_writers(config.watch, workdir, config.name))
+    reporter = Reporter(sum(total.values()), watcher=watcher)
     tools = Tools(
         folder=None,
         every_s=config.checkpoint.every_s,
@@ -266,7 +284,12 @@ def run(config: Any, workdir: Path) -> None:
         hardware=hardware.describe(measure=config.measure_peak, watts=config.energy.watts, pue=config.energy.pue),
         reporter=reporter,
         threads=config.data.threads,
+        watcher=watcher,
+        profiler=Profiler(workdir / PROFILE, config.profile.step, config.profile.steps),
+        notice=notice,
+        debug=Debug(config.debug.nan, config.debug.nan_factor, workdir / NAN),
     )
+    ended = "failed"
     if tools.hardware.note:
         reporter.say(f"hardware: {tools.hardware.note}")
     try:
@@ -276,14 +299,21 @@ def run(config: Any, workdir: Path) -> None:
                     results += transfer.baseline(config, task, seed, config.transfer.baseline)
                 jsonl.write(results_file, results)
             for strategy, until in _entrants(study, seed, tools, workdir):
+                watcher.arms(*_arms(study, results, strategy.name, seed))
                 if _is_done(results, strategy.name, seed):
                     reporter.skip(total[strategy.name, seed])
                     continue
                 results += _arm(study, strategy, seed, tools, workdir, until)
                 jsonl.write(results_file, results)
                 reporter.say(_line(results, strategy.name, seed, study))
+        ended = "done"
+        watcher.arms(*_arms(study, results))
+    except Stopped:
+        ended = "stopped"
+        raise
     finally:
         reporter.close()
+        watcher.close(ended)
     if not config.cache.dir:
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
     report.build(workdir)
@@ -335,6 +365,18 @@ def _flops(study: Study, strategy: Strategy, seed: int) -> int:
     return plan.dapt_flops(study.config, strategy, seed, study.corpus_of(strategy)) + sum(
         sum(cost.values()) for cost in costs
     )
+
+
+def _arms(
+    study: Study, results: list[dict[str, Any]], strategy: str = "", seed: int = 0
+) -> tuple[list[str], str, list[str]]:
+    """Names of the arms that are done, the one under way, and those to come."""
+    arms = [(each.name, number) for number in study.config.seeds for each in study.strategies]
+    titles = {arm: f"{arm[0]} seed {arm[1]}" for arm in arms}
+    done = [arm for arm in arms if _is_done(results, *arm)]
+    running = (strategy, seed) if strategy and (strategy, seed) not in done else None
+    left = [titles[arm] for arm in arms if arm not in done and arm != running]
+    return [titles[arm] for arm in done], titles[running] if running else "", left
 
 
 def _is_done(results: list[dict[str, Any]], strategy: str, seed: int) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from dapt_jax.data import stalls
 from dapt_jax.data.pixels import crop_and_resize, opened, to_8_bit
 from dapt_jax.errors import UserError
 
@@ -127,12 +128,16 @@ class _Pixels:
 
     def read(self, row: int) -> np.ndarray:
         if self.cache is None:
-            return decode(self.paths[row], self.size, self.crop)
+            return self._decode(row)
         if not self.ready[row]:
             # Two threads may decode the same file at once; both write the same bytes, and the flag comes last.
-            self.cache[row] = decode(self.paths[row], self.size, self.crop)
+            self.cache[row] = self._decode(row)
             self.ready[row] = True
         return self.cache[row]
+
+    def _decode(self, row: int) -> np.ndarray:
+        with stalls.reading(self.paths[row]):
+            return decode(self.paths[row], self.size, self.crop)
 
 
 class ImageStore:
