@@ -265,6 +265,7 @@ def run(config: Any, workdir: Path, notice: Notice | None = None) -> None:
 
 
 def _run(config: Any, workdir: Path, notice: Notice) -> None:
+    writers = open_writers(config.watch, workdir, config.name)
     study = prepare(config)
     total = {
         (strategy.name, seed): _flops(study, strategy, seed) for strategy in study.strategies for seed in config.seeds
@@ -273,7 +274,7 @@ def _run(config: Any, workdir: Path, notice: Notice) -> None:
     jsonl.write_text(workdir / "weights.txt", study.weights)
     ledger, results_file = Ledger(workdir / "ledger.jsonl"), workdir / "results.jsonl"
     results = Records.read(workdir).results
-    watcher = Watcher(workdir, open_writers(config.watch, workdir, config.name))
+    watcher = Watcher(workdir, writers)
     reporter = Reporter(sum(total.values()), watcher=watcher)
     tools = Tools(
         folder=None,

@@ -141,12 +141,15 @@ class Hook(Protocol):
         ...
 
 
+ON_NAN = ("halt", "rollback")
+
+
 @dataclasses.dataclass(frozen=True)
 class Debug:
     """What a run does about a loss that is no number.
 
     Attributes:
-        nan: "halt", or "rollback": go back to the start of the phase, once in a run.
+        nan: of `ON_NAN`; a rollback goes to the start of the phase, once in a run.
         nan_factor: what the rate of the phase is multiplied by then.
         folder: where the batch is kept; None to keep none.
     """

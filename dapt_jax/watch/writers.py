@@ -1,6 +1,7 @@
 """Where the metrics of an epoch go: JSON lines always; TensorBoard, Weights & Biases and Prometheus where asked for."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -108,15 +109,17 @@ class Jsonl:
     """`metrics.jsonl`: a line per epoch, appended; what a restart runs again replaces its lines and those after it."""
 
     def __init__(self, path: Path):
-        """Goes on with a file; a last line that a kill has torn is dropped."""
+        """Reads and writes nothing yet."""
         self._path = path
-        text = path.read_text() if path.exists() else ""
+
+    @functools.cached_property
+    def _last(self) -> dict[tuple[Any, ...], int]:
+        """The last epoch of every run that the file has; a last line that a kill has torn is dropped."""
+        text = self._path.read_text() if self._path.exists() else ""
         whole, newline, torn = text.rpartition("\n")
         if torn:
-            jsonl.write_text(path, whole + newline)
-        self._last: dict[tuple[Any, ...], int] = {}
-        for row in jsonl.read(path):
-            self._last[_run_of(row)] = int(row["epoch"])
+            jsonl.write_text(self._path, whole + newline)
+        return {_run_of(row): int(row["epoch"]) for row in jsonl.read(self._path)}
 
     def epoch(self, epoch: Epoch) -> None:
         """See `Writer`."""
