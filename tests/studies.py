@@ -10,13 +10,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def command(workdir, *more):
+# A checkpoint and a word of every step, with time to act on it: what a kill finds does not depend on the machine's pace.
+CODE = """\
+import sys, time
+from dapt_jax.progress import Reporter
+from dapt_jax.training import feeds
+from dapt_jax.watch import watcher
+feeds.SYNC_EVERY_S, watcher.BEAT_S, advance = 0.0, 0.05, Reporter.advance
+Reporter.advance = lambda self, *told: (advance(self, *told), time.sleep(PAUSE))
+from dapt_jax.main import main
+sys.exit(main(sys.argv))
+"""
+
+
+def command(workdir, *more, pause=0.0):
     return [
         sys.executable,
         "-c",
-        # Checkpoints of every step: what a kill finds does not depend on how fast the machine is.
-        "import sys; from dapt_jax.training import feeds; feeds.SYNC_EVERY_S = 0.0; "
-        "from dapt_jax.main import main; sys.exit(main(sys.argv))",
+        CODE.replace("PAUSE", str(pause)),
         f"--config={ROOT}/tests/configs/tiny_study.py",
         f"--workdir={workdir}",
         *more,
@@ -35,10 +46,14 @@ def complete(workdir, cache, *more):
 
 
 @contextlib.contextmanager
-def started(workdir, cache, *more):
+def started(workdir, cache, *more, pause=0.0):
     """Starts a study; whatever is left of it at the end is killed."""
     process = subprocess.Popen(
-        command(workdir, *more), env=environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(workdir, *more, pause=pause),
+        env=environment(cache),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         yield process
