@@ -62,7 +62,7 @@ trap 'pass_on INT' INT
 
 # start FLAG...: one start of the study; sets `code`: that of the process that ended first with an error, else 0.
 start() {
-  local rank one ended left
+  local rank child one still deadline=0
   children=() code=0
   for ((rank = 0; rank < PROCESSES; rank++)); do
     if ((PROCESSES > 1)); then
@@ -72,31 +72,29 @@ start() {
     fi
     children+=($!)
   done
-  left=$PROCESSES
-  while ((left)); do
-    one=0
-    wait -n -p ended "${children[@]}" || one=$?
-    [[ -n ${ended:-} ]] || continue # a signal came between
-    left=$((left - 1))
-    mapfile -t children < <(printf '%s\n' "${children[@]}" | grep -vx "$ended" || true)
-    if ((one && !code)); then
-      code=$one
-      ((!left)) || end_others "$one"
+  while ((${#children[@]})); do
+    sleep 0.2
+    still=()
+    for child in "${children[@]}"; do
+      if kill -0 "$child" 2>/dev/null; then
+        still+=("$child")
+        continue
+      fi
+      one=0
+      wait "$child" || one=$?
+      ((code)) || code=$one
+    done
+    children=(${still[@]+"${still[@]}"})
+    ((code && ${#children[@]})) || continue
+    # Those that are left wait for the one that is gone, and may not come to a step at which to save.
+    if ((!deadline)); then
+      say "a process has ended (exit $code): the other ${#children[@]} are told to save and stop"
+      for child in "${children[@]}"; do kill -TERM "$child" 2>/dev/null || true; done
+      deadline=$((SECONDS + GRACE_S))
+    elif ((SECONDS > deadline)); then
+      for child in "${children[@]}"; do kill -KILL "$child" 2>/dev/null || true; done
     fi
   done
-}
-
-# end_others CODE: those that are left wait for the one that is gone, and may not come to a step at which to save: after a
-# while they are killed.
-end_others() {
-  local waiting=("${children[@]}")
-  say "a process has ended (exit $1): the other ${#waiting[@]} are told to save and stop"
-  for child in "${waiting[@]}"; do kill -TERM "$child" 2>/dev/null || true; done
-  (
-    sleep "$GRACE_S"
-    for child in "${waiting[@]}"; do kill -KILL "$child" 2>/dev/null || true; done
-  ) &
-  disown
 }
 
 for ((number = 0; ; number++)); do

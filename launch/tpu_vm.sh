@@ -116,10 +116,10 @@ delete() {
 
 # The study outlives the connection that started it, in a process group of its own; how it ended is in a file.
 start() {
-  local study
-  study="cd ~/dapt_jax && rm -f ~/ended && { [ ! -f ~/group ] || kill -KILL -- -\$(cat ~/group) 2>/dev/null || true; } && \
-setsid nohup bash -c 'echo \$\$ > ~/group; ~/venv/bin/python -m dapt_jax.main $(quoted "$@"); echo \$? > ~/ended' \
->> ~/study.log 2>&1 < /dev/null &"
+  local study end_last
+  end_last="{ [ ! -f ~/group ] || kill -KILL -- -\$(cat ~/group) 2>/dev/null || true; }"
+  study="echo \$\$ > ~/group; ~/venv/bin/python -m dapt_jax.main $(quoted "$@"); echo \$? > ~/ended"
+  study="cd ~/dapt_jax && rm -f ~/ended && $end_last && setsid nohup bash -c $(quoted "$study") >> ~/study.log 2>&1 < /dev/null &"
   retry "$TRIES" "$POLL_S" on all "$study"
 }
 
