@@ -138,13 +138,14 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
-        """Goes on after a save for which there was no room."""
+        """Goes on after a save for which there was no room or, by the wall clock that orbax goes by, no time."""
         try:
             yield
         except Exception as error:
-            if not is_full(error):
+            if not (is_full(error) or isinstance(error, TimeoutError)):
                 raise
-            self._say(f"{self._folder}: no room for a checkpoint: training goes on, and the last good one stays")
+            lacking = "room" if is_full(error) else "time"
+            self._say(f"{self._folder}: no {lacking} for a checkpoint: training goes on, and the last good one stays")
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(partial, ignore_errors=True)
             self._manager = self._open()
