@@ -22,7 +22,8 @@ USAGE = """\
 python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTING=VALUE ...]
 
   --config=FILE           a Python file with get_config(), such as configs/quickstart.py; CHOICE is passed to it
-  --workdir=FOLDER        where the study's results are, or will be; the same command goes on where it stopped
+  --workdir=FOLDER        where the study's results are, or will be; the same command goes on where it stopped;
+                          gs://, s3:// and whatever fsspec opens too
   --config.mode=plan      what the study would cost, without running it
   --config.mode=models    the models: parameters, FLOPs, layer groups, known weights (needs no FILE)
   --config.mode=status    how far the study in the workdir is, from another terminal (needs no FILE)
@@ -47,14 +48,14 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def parse(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, Path | None]:
+def parse(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, str | None]:
     """Reads a command.
 
     Args:
         arguments: of the command line, without the program's name.
 
     Returns:
-        The config, and the workdir if there is one.
+        The config, and the workdir, a path or a URL, if there is one.
 
     Raises:
         UserError: anything in them, or in the config file, that cannot be.
@@ -80,7 +81,7 @@ def parse(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, Path | None
             parts = tuple(part.strip() for each in value for part in each.split(",") if part.strip())
             flag.value.update_from_flattened_dict({name: parts})
     checks.check(flag.value)
-    return flag.value, Path(workdir.value) if workdir.value else None
+    return flag.value, workdir.value or None
 
 
 def read(spec: str) -> config_dict.ConfigDict:

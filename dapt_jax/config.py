@@ -34,7 +34,7 @@ def default() -> config_dict.ConfigDict:
         "remat": (),  # layer groups whose activations are computed again instead of kept; "*" for all
     }
     config.weights = "imagenet"  # imagenet | random | a name of weights/zoo.py | a path | https:// | hf:// | package://
-    config.data_dir = ""  # what relative paths below start from
+    config.data_dir = ""  # what relative paths below start from: a folder, gs://, s3:// ...
     config.data = {
         "on_bad_image": "error",  # error | skip (counted)
         "cache_mb": 2048,  # decoded images kept in memory

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dapt_jax import allocator, arguments, preemption, user_cache
+from dapt_jax import allocator, arguments, preemption, storage, user_cache
 from dapt_jax.errors import EXIT_CODE, UserError
 
 
@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         config, workdir = arguments.parse(argv[1:])
-        with preemption.Notice() as notice:
-            _dispatch(config, workdir, notice)
+        with preemption.Notice() as notice, storage.workdir(workdir, config.mode) as folder:
+            _dispatch(config, folder, notice)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_CODE

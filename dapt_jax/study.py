@@ -15,7 +15,7 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from dapt_jax import checks, halving, jsonl, parallel, plan, report, scoring, segmentation, transfer
+from dapt_jax import checks, halving, jsonl, parallel, plan, report, scoring, segmentation, storage, transfer
 from dapt_jax import strategies as named
 from dapt_jax.adapt import ADAPTED, VAL_FRACTION, adapt, dapt_run
 from dapt_jax.config import BASELINE, SPLITS
@@ -166,7 +166,7 @@ def _load(config: Any, settings: Any, what: str) -> Dataset:
             raise UserError(f"{settings!r}; expected settings such as kind='manifest', path='manifest.csv'")
         dataset = sources.load(
             dict(settings.items()),
-            data_dir=config.data_dir or None,
+            data_dir=storage.data(config.data_dir) or None,
             image_size=config.model.image_size,
             on_bad_image=config.data.on_bad_image,
             cache_bytes=config.data.cache_mb << 20,

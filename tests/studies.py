@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # A checkpoint and a word of every step, with time to act on it: what a kill finds does not depend on the machine's pace.
 CODE = """\
 import sys, time
+from dapt_jax import storage
 from dapt_jax.progress import Reporter
 from dapt_jax.training import feeds
 from dapt_jax.watch import watcher
-feeds.SYNC_EVERY_S, watcher.BEAT_S, advance = 0.0, 0.05, Reporter.advance
+feeds.SYNC_EVERY_S, watcher.BEAT_S, storage.PUSH_S, advance = 0.0, 0.05, 0.05, Reporter.advance
 Reporter.advance = lambda self, *told: (advance(self, *told), time.sleep(PAUSE))
 from dapt_jax.main import main
 sys.exit(main(sys.argv))
@@ -34,23 +35,28 @@ def command(workdir, *more, pause=0.0):
     ]
 
 
-def environment(cache):
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+def environment(cache, **others):
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT), **others}
 
 
-def complete(workdir, cache, *more):
+def complete(workdir, cache, *more, **others):
     """Runs a study to its end."""
     return subprocess.run(
-        command(workdir, *more), env=environment(cache), check=True, capture_output=True, text=True, timeout=300
+        command(workdir, *more),
+        env=environment(cache, **others),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
 @contextlib.contextmanager
-def started(workdir, cache, *more, pause=0.0):
+def started(workdir, cache, *more, pause=0.0, **others):
     """Starts a study; whatever is left of it at the end is killed."""
     process = subprocess.Popen(
         command(workdir, *more, pause=pause),
-        env=environment(cache),
+        env=environment(cache, **others),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -71,6 +71,17 @@ def test_a_finished_study_started_again_runs_nothing(quiet, cache):
     assert before == {name: (quiet / name).read_bytes() for name in before}
 
 
+def test_a_second_start_compiles_nothing_new(tmp_path, cache):
+    """In another workdir, so that everything is run again; every program is found in the compilation cache."""
+    flags = ("--config.strategies=switching", "--config.transfer.protocols=linear")
+    kept = []
+    for start in ("first", "second"):
+        complete(tmp_path / start, cache, *flags, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+        kept.append({path.name for path in cache.iterdir() if not path.name.endswith("-atime")})
+    assert kept[0]
+    assert kept[1] == kept[0]
+
+
 def test_the_data_order_and_the_devices_do_not_change_the_result(tmp_path, quiet, cache, monkeypatch):
     """Eight devices, four reading threads: the same scores to rounding."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -150,3 +161,19 @@ def test_killed_at_random_moments_a_study_ends_with_the_same_bits(tmp_path, quie
     ]
     assert told[0] == told[1]
     assert len(rows(tmp_path / METRICS)) == len(told[0])
+
+
+def test_a_workdir_elsewhere_goes_on_on_another_machine(tmp_path, quiet, cache):
+    """Killed in its last phase on a machine whose disk is lost with it, with a copy that may be half a checkpoint old."""
+    place, there = f"file://{tmp_path}/bucket/tiny", tmp_path / "bucket" / "tiny"
+    state = there / "checkpoints" / "switching-seed0" / "state"
+    with started(place, cache, pause=0.1, XDG_CACHE_HOME=str(tmp_path / "first")) as process:
+        wait_until(lambda: len(steps_saved(state)) > 1, process)
+        process.send_signal(signal.SIGKILL)
+    assert not (there / "report.html").exists()
+    ended = complete(place, cache, XDG_CACHE_HOME=str(tmp_path / "second"))
+    assert "goes on from step" in ended.stderr
+    assert (there / "results.jsonl").read_bytes() == (quiet / "results.jsonl").read_bytes()
+    assert (there / "report.html").exists()
+    assert sorted(path.name for path in there.iterdir()) == sorted(path.name for path in quiet.iterdir())
+    assert not state.exists()
