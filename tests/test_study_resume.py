@@ -144,7 +144,7 @@ def test_killed_at_random_moments_a_study_ends_with_the_same_bits(tmp_path, quie
         flops = json.loads((tmp_path / status.STATUS).read_text())["flops"]
         return flops["done"] / max(flops["total"], 1)
 
-    for moment in sorted(draw.uniform(-0.2, 1.0) for _ in range(kills)):
+    for moment in sorted(draw.uniform(-0.2, 0.9) for _ in range(kills)):
         with started(tmp_path, cache, pause=0.02) as process:
             if moment > 0:
                 wait_until(lambda moment=moment: share() >= moment, process, f"at {moment:.0%} of the work")
