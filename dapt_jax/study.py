@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,15 +13,15 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from dapt_jax import checks, halving, jsonl, parallel, plan, report, scoring, segmentation, storage, transfer
+from dapt_jax import checks, halving, jsonl, leaks, parallel, plan, report, scoring, segmentation, storage, transfer
 from dapt_jax import strategies as named
 from dapt_jax.adapt import ADAPTED, VAL_FRACTION, adapt, dapt_run
+from dapt_jax.claim import claim
 from dapt_jax.config import BASELINE, SPLITS
 from dapt_jax.cost import hardware
 from dapt_jax.cost.ledger import Ledger
 from dapt_jax.data import sources, stalls
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.data.splits import check_disjoint
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
@@ -42,12 +40,6 @@ from dapt_jax.watch.watcher import Watcher
 from dapt_jax.watch.writers import open_writers
 from dapt_jax.weights import locate
 from dapt_jax.weights.merge import MergeReport
-
-WHERE_AND_HOW = (
-    "mode", "data_dir", "checkpoint", "report", "energy", "measure_peak", "data.threads", "data.cache_mb", "data.stall_s",
-    "cache.dir", "watch", "profile", "debug",
-)  # fmt: skip
-"""Settings, or sections of them, that may differ between two starts of one study: they do not change its results."""
 
 CACHE = "cache"
 """Folder of cached activations in a workdir."""
@@ -106,7 +98,7 @@ def prepare(config: Any) -> Study:
     corpora = _corpora(config, adapting)
     tasks = tuple(_task(config, name) for name in config.tasks)
     study = Study(config, strategies, corpora, tasks, _about_weights(params, merged))
-    _check_leaks(study)
+    leaks.check(study.tasks, study.corpora)
     if config.budget and not (config.select and "" in corpora):
         raise UserError(
             "budget is for strategies that adapt, compared by a score; expected select='robustness', or budget=0"
@@ -217,26 +209,6 @@ def _task(config: Any, name: str) -> Task:
     return task
 
 
-def _check_leaks(study: Study) -> None:
-    """Refuses an image or a patient that is in two sets which have to be apart."""
-    for task in study.tasks:
-        sets = {f"{task.name} {split}": dataset for split, dataset in task.datasets.items()}
-        sets |= {name or "corpus": corpus for name, corpus in study.corpora.items()}
-        images = {name: [_true_path(image) for image in dataset.images.names] for name, dataset in sets.items()}
-        corpora = {name or "corpus" for name in study.corpora}
-        for (first, a), (second, b) in itertools.combinations(sets.items(), 2):
-            if {first, second} <= corpora:
-                continue  # no arm sees both
-            check_disjoint(images[first], images[second], first, second, word="image")
-            if a.name == b.name:  # one manifest: its patients are the same people
-                check_disjoint(a.groups, b.groups, first, second)
-
-
-def _true_path(image: str) -> str:
-    """One name for a file, whichever way it is referred to; made-up names of images in memory stay."""
-    return os.path.realpath(image) if os.path.exists(image) else image
-
-
 @contextlib.contextmanager
 def _about(what: str) -> Iterator[None]:
     """Puts before an error line what it is about."""
@@ -270,7 +242,7 @@ def _run(config: Any, workdir: Path, notice: Notice) -> None:
     total = {
         (strategy.name, seed): _flops(study, strategy, seed) for strategy in study.strategies for seed in config.seeds
     }
-    _claim(config, _fingerprints(study), workdir)
+    claim(config, _fingerprints(study), workdir)
     jsonl.write_text(workdir / "weights.txt", study.weights)
     ledger, results_file = Ledger(workdir / "ledger.jsonl"), workdir / "results.jsonl"
     results = Records.read(workdir).results
@@ -414,31 +386,3 @@ def _fingerprints(study: Study) -> dict[str, str]:
         f"{task.name}/{split}": data.fingerprint() for task in study.tasks for split, data in task.datasets.items()
     }
     return found | {name or "corpus": corpus.fingerprint() for name, corpus in study.corpora.items()}
-
-
-def _claim(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:
-    """Writes `config.json`, or checks that the one that is there is of the same study.
-
-    Raises:
-        UserError: the workdir holds another study; names the first setting that differs.
-    """
-    path = workdir / "config.json"
-    mine = json.loads(json.dumps({**config.to_dict(), "images": fingerprints}))
-    if path.exists():
-        ours, held = checks.flat(mine), checks.flat(Records.read(workdir).config)
-        for key in sorted({*ours, *held}):
-            section, _, name = key.partition(".")
-            if {section, key} & {*WHERE_AND_HOW} or ours.get(key) == held.get(key):
-                continue
-            differs = f"{key} was {held.get(key)!r} there and is {ours.get(key)!r} now"
-            if section == "images":
-                differs = f"the images or labels of {name} are others now"
-            raise UserError(
-                f"{workdir} holds the study of another config: {differs}; expected the same, or another --workdir"
-            )
-    elif any((workdir / name).exists() for name in ("results.jsonl", "ledger.jsonl", "checkpoints")):
-        raise UserError(f"{workdir} holds results but no config.json; expected an empty or a new --workdir")
-    try:
-        jsonl.write_text(path, json.dumps(mine, indent=1, sort_keys=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be written to ({error.strerror}); expected another --workdir") from error
