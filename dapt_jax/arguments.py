@@ -17,14 +17,16 @@ from dapt_jax import checks
 from dapt_jax.config import OPEN, default
 from dapt_jax.errors import UserError, nearest
 
-MODELS = "--config.mode=models"
+NEED_NO_FILE = ("--config.mode=models", "--config.mode=status")
 USAGE = """\
 python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTING=VALUE ...]
 
   --config=FILE           a Python file with get_config(), such as configs/quickstart.py; CHOICE is passed to it
-  --workdir=FOLDER        where the study's results are, or will be; the same command goes on where it stopped
+  --workdir=FOLDER        where the study's results are, or will be; the same command goes on where it stopped;
+                          gs://, s3:// and whatever fsspec opens too
   --config.mode=plan      what the study would cost, without running it
   --config.mode=models    the models: parameters, FLOPs, layer groups, known weights (needs no FILE)
+  --config.mode=status    how far the study in the workdir is, from another terminal (needs no FILE)
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
   --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
   --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
@@ -46,14 +48,14 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def parse(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, Path | None]:
+def parse(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, str | None]:
     """Reads a command.
 
     Args:
         arguments: of the command line, without the program's name.
 
     Returns:
-        The config, and the workdir if there is one.
+        The config, and the workdir, a path or a URL, if there is one.
 
     Raises:
         UserError: anything in them, or in the config file, that cannot be.
@@ -79,7 +81,7 @@ def parse(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, Path | None
             parts = tuple(part.strip() for each in value for part in each.split(",") if part.strip())
             flag.value.update_from_flattened_dict({name: parts})
     checks.check(flag.value)
-    return flag.value, Path(workdir.value) if workdir.value else None
+    return flag.value, workdir.value or None
 
 
 def read(spec: str) -> config_dict.ConfigDict:
@@ -157,7 +159,7 @@ def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
             rest.append(argument)
     if len(files) > 1:
         raise UserError(f"--config is given {len(files)} times: {', '.join(files)}; expected one file")
-    if not files and MODELS in rest:
+    if not files and set(NEED_NO_FILE) & set(rest):
         return "", rest
     if not files or not files[0]:
         raise UserError("no config; expected --config=FILE, such as --config=configs/quickstart.py")

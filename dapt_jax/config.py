@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-MODES = ("run", "plan", "report", "export", "models")
+MODES = ("run", "plan", "status", "report", "export", "models")
 SPLITS = ("development", "test", "external")
 """Sets of a target task, in the order in which they are shown."""
 BASELINE = "baseline"
@@ -22,7 +22,7 @@ def default() -> config_dict.ConfigDict:
     config.title = ""  # of the report
     config.note = ""  # a line below it
     config.synthetic = False  # the images are made by a generator: said wherever results are shown
-    config.mode = "run"  # run | plan | report | export | models
+    config.mode = "run"  # run | plan | status | report | export | models
     config.strategies = ("none", "full", "partial", "hybrid", "simplified")
     config.seeds = (0, 1, 2)
     config.model = {
@@ -34,11 +34,12 @@ def default() -> config_dict.ConfigDict:
         "remat": (),  # layer groups whose activations are computed again instead of kept; "*" for all
     }
     config.weights = "imagenet"  # imagenet | random | a name of weights/zoo.py | a path | https:// | hf:// | package://
-    config.data_dir = ""  # what relative paths below start from
+    config.data_dir = ""  # what relative paths below start from: a folder, gs://, s3:// ...
     config.data = {
         "on_bad_image": "error",  # error | skip (counted)
         "cache_mb": 2048,  # decoded images kept in memory
         "threads": 2,  # that decode
+        "stall_s": 120.0,  # a read that takes longer is told of, with its file; 0: never
     }
     # The in-domain corpus: see data/sources.py for what a source may say.
     config.corpus = config_dict.ConfigDict({"kind": "", "val_fraction": 0.1})
@@ -157,6 +158,17 @@ def default() -> config_dict.ConfigDict:
         0.0  # share of full DAPT's FLOPs that all strategies may take: successive halving by `select`; 0: none
     )
     config.checkpoint = {"every_s": 30.0}
+    config.debug = {
+        "nan": "halt",  # of a loss that is no number, save the batch and: halt | rollback (to the phase's start, once)
+        "nan_factor": 0.1,  # rollback: what the rate is multiplied by from there
+    }
+    # Beside metrics.jsonl and status.json in the workdir.
+    config.watch = {
+        "tensorboard": False,  # event files in the workdir
+        "wandb": "",  # name of a Weights & Biases project; WANDB_MODE=offline needs no account
+        "prometheus": "",  # NAME.prom in the folder that node_exporter's textfile collector reads
+    }
+    config.profile = {"step": 0, "steps": 5}  # of the first run that comes there, from 1; 0: no trace
     config.report = {"metric": "auc", "protocol": ""}
     config.lock()
     for section in OPEN:

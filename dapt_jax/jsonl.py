@@ -34,12 +34,13 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a text file in one atomic step."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replaces a text file in one atomic step; without `durable`, a machine that loses power may lose the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     partial.replace(path)

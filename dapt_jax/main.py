@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dapt_jax import allocator, arguments, user_cache
+from dapt_jax import allocator, arguments, preemption, storage, user_cache
 from dapt_jax.errors import EXIT_CODE, UserError
 
 
@@ -18,14 +18,16 @@ def main(argv: Sequence[str]) -> int:
         argv: of the command line, the program's name first.
 
     Returns:
-        The exit code: 0, or 2 after one line that says what the user can mend.
+        The exit code: 0; 2 after one line that says what the user can mend; 75 after SIGTERM and 130 after Ctrl-C, where the
+        same command goes on.
     """
     if {"--help", "-help", "-h"} & set(argv[1:]):
         print(arguments.usage())
         return 0
     try:
         config, workdir = arguments.parse(argv[1:])
-        _dispatch(config, workdir)
+        with preemption.Notice() as notice, storage.workdir(workdir, config.mode) as folder:
+            _dispatch(config, folder, notice)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_CODE
@@ -34,13 +36,13 @@ def main(argv: Sequence[str]) -> int:
             raise
         print(f"error: {error.strerror}: make room; the same command goes on from the last checkpoint", file=sys.stderr)
         return EXIT_CODE
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except preemption.Stopped as stopped:
+        print(f"stopped by {stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return stopped.code
     return 0
 
 
-def _dispatch(config: Any, workdir: Path | None) -> None:
+def _dispatch(config: Any, workdir: Path | None, notice: preemption.Notice) -> None:
     if config.mode == "models":
         set_up_jax()
         from dapt_jax import catalogue
@@ -56,7 +58,11 @@ def _dispatch(config: Any, workdir: Path | None) -> None:
         return
     if workdir is None:
         raise UserError("no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart")
-    if config.mode == "report":  # without JAX: a report can be made where no study could run
+    if config.mode == "status":  # without JAX, which may be busy elsewhere
+        from dapt_jax.watch import status
+
+        status.show(workdir)
+    elif config.mode == "report":  # without JAX: a report can be made where no study could run
         from dapt_jax import report
 
         report.build(workdir)
@@ -70,7 +76,7 @@ def _dispatch(config: Any, workdir: Path | None) -> None:
         set_up_jax()
         from dapt_jax import study
 
-        study.run(config, workdir)
+        study.run(config, workdir, notice)
 
 
 def set_up_jax() -> None:

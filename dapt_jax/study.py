@@ -3,9 +3,8 @@
 import contextlib
 import dataclasses
 import itertools
-import json
-import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,33 +13,33 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from dapt_jax import checks, halving, jsonl, parallel, plan, report, scoring, segmentation, transfer
+from dapt_jax import checks, halving, jsonl, leaks, parallel, plan, report, scoring, segmentation, storage, transfer
 from dapt_jax import strategies as named
 from dapt_jax.adapt import ADAPTED, VAL_FRACTION, adapt, dapt_run
+from dapt_jax.claim import claim
 from dapt_jax.config import BASELINE, SPLITS
 from dapt_jax.cost import hardware
 from dapt_jax.cost.ledger import Ledger
-from dapt_jax.data import sources
+from dapt_jax.data import sources, stalls
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.data.splits import check_disjoint
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
+from dapt_jax.preemption import Notice, Stopped
 from dapt_jax.progress import Reporter
 from dapt_jax.report.records import Records
 from dapt_jax.strategies import Strategy
 from dapt_jax.tasks import Arm, Task
 from dapt_jax.training.caching import Caching
+from dapt_jax.training.diverged import NAN
 from dapt_jax.training.features import Store
-from dapt_jax.training.run import Tools
+from dapt_jax.training.run import Debug, Tools
+from dapt_jax.watch.profiler import PROFILE, Profiler
+from dapt_jax.watch.watcher import Watcher
+from dapt_jax.watch.writers import open_writers
 from dapt_jax.weights import locate
 from dapt_jax.weights.merge import MergeReport
-
-WHERE_AND_HOW = (
-    "mode", "data_dir", "checkpoint", "report", "energy", "measure_peak", "data.threads", "data.cache_mb", "cache.dir",
-)  # fmt: skip
-"""Settings, or sections of them, that may differ between two starts of one study: they do not change its results."""
 
 CACHE = "cache"
 """Folder of cached activations in a workdir."""
@@ -99,7 +98,7 @@ def prepare(config: Any) -> Study:
     corpora = _corpora(config, adapting)
     tasks = tuple(_task(config, name) for name in config.tasks)
     study = Study(config, strategies, corpora, tasks, _about_weights(params, merged))
-    _check_leaks(study)
+    leaks.check(study.tasks, study.corpora)
     if config.budget and not (config.select and "" in corpora):
         raise UserError(
             "budget is for strategies that adapt, compared by a score; expected select='robustness', or budget=0"
@@ -159,7 +158,7 @@ def _load(config: Any, settings: Any, what: str) -> Dataset:
             raise UserError(f"{settings!r}; expected settings such as kind='manifest', path='manifest.csv'")
         dataset = sources.load(
             dict(settings.items()),
-            data_dir=config.data_dir or None,
+            data_dir=storage.data(config.data_dir) or None,
             image_size=config.model.image_size,
             on_bad_image=config.data.on_bad_image,
             cache_bytes=config.data.cache_mb << 20,
@@ -210,26 +209,6 @@ def _task(config: Any, name: str) -> Task:
     return task
 
 
-def _check_leaks(study: Study) -> None:
-    """Refuses an image or a patient that is in two sets which have to be apart."""
-    for task in study.tasks:
-        sets = {f"{task.name} {split}": dataset for split, dataset in task.datasets.items()}
-        sets |= {name or "corpus": corpus for name, corpus in study.corpora.items()}
-        images = {name: [_true_path(image) for image in dataset.images.names] for name, dataset in sets.items()}
-        corpora = {name or "corpus" for name in study.corpora}
-        for (first, a), (second, b) in itertools.combinations(sets.items(), 2):
-            if {first, second} <= corpora:
-                continue  # no arm sees both
-            check_disjoint(images[first], images[second], first, second, word="image")
-            if a.name == b.name:  # one manifest: its patients are the same people
-                check_disjoint(a.groups, b.groups, first, second)
-
-
-def _true_path(image: str) -> str:
-    """One name for a file, whichever way it is referred to; made-up names of images in memory stay."""
-    return os.path.realpath(image) if os.path.exists(image) else image
-
-
 @contextlib.contextmanager
 def _about(what: str) -> Iterator[None]:
     """Puts before an error line what it is about."""
@@ -239,7 +218,7 @@ def _about(what: str) -> Iterator[None]:
         raise UserError(f"{what}{error}") from error
 
 
-def run(config: Any, workdir: Path) -> None:
+def run(config: Any, workdir: Path, notice: Notice | None = None) -> None:
     """Runs what is left of a study and writes its report.
 
     Killed at any moment and started again with the same command, it ends with the same `results.jsonl`.
@@ -247,16 +226,28 @@ def run(config: Any, workdir: Path) -> None:
     Args:
         config: the study's.
         workdir: where its files are, or will be.
+        notice: says when to save and stop; None for never.
+
+    Raises:
+        UserError: anything that cannot work, in one line.
+        Stopped: by the notice.
     """
+    with stalls.told(config.data.stall_s, lambda line: print(line, file=sys.stderr, flush=True)):
+        _run(config, workdir, notice or Notice())
+
+
+def _run(config: Any, workdir: Path, notice: Notice) -> None:
+    writers = open_writers(config.watch, workdir, config.name)
     study = prepare(config)
     total = {
         (strategy.name, seed): _flops(study, strategy, seed) for strategy in study.strategies for seed in config.seeds
     }
-    _claim(config, _fingerprints(study), workdir)
+    claim(config, _fingerprints(study), workdir)
     jsonl.write_text(workdir / "weights.txt", study.weights)
     ledger, results_file = Ledger(workdir / "ledger.jsonl"), workdir / "results.jsonl"
     results = Records.read(workdir).results
-    reporter = Reporter(sum(total.values()))
+    watcher = Watcher(workdir, writers)
+    reporter = Reporter(sum(total.values()), watcher=watcher)
     tools = Tools(
         folder=None,
         every_s=config.checkpoint.every_s,
@@ -266,7 +257,12 @@ def run(config: Any, workdir: Path) -> None:
         hardware=hardware.describe(measure=config.measure_peak, watts=config.energy.watts, pue=config.energy.pue),
         reporter=reporter,
         threads=config.data.threads,
+        watcher=watcher,
+        profiler=Profiler(workdir / PROFILE, config.profile.step, config.profile.steps),
+        notice=notice,
+        debug=Debug(config.debug.nan, config.debug.nan_factor, workdir / NAN),
     )
+    ended = "failed"
     if tools.hardware.note:
         reporter.say(f"hardware: {tools.hardware.note}")
     try:
@@ -276,14 +272,21 @@ def run(config: Any, workdir: Path) -> None:
                     results += transfer.baseline(config, task, seed, config.transfer.baseline)
                 jsonl.write(results_file, results)
             for strategy, until in _entrants(study, seed, tools, workdir):
+                watcher.arms(*_arms(study, results, strategy.name, seed))
                 if _is_done(results, strategy.name, seed):
                     reporter.skip(total[strategy.name, seed])
                     continue
                 results += _arm(study, strategy, seed, tools, workdir, until)
                 jsonl.write(results_file, results)
                 reporter.say(_line(results, strategy.name, seed, study))
+        ended = "done"
+        watcher.arms(*_arms(study, results))
+    except Stopped:
+        ended = "stopped"
+        raise
     finally:
         reporter.close()
+        watcher.close(ended)
     if not config.cache.dir:
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
     report.build(workdir)
@@ -337,6 +340,18 @@ def _flops(study: Study, strategy: Strategy, seed: int) -> int:
     )
 
 
+def _arms(
+    study: Study, results: list[dict[str, Any]], strategy: str = "", seed: int = 0
+) -> tuple[list[str], str, list[str]]:
+    """Names of the arms that are done, the one under way, and those to come."""
+    arms = [(each.name, number) for number in study.config.seeds for each in study.strategies]
+    titles = {arm: f"{arm[0]} seed {arm[1]}" for arm in arms}
+    done = [arm for arm in arms if _is_done(results, *arm)]
+    running = (strategy, seed) if strategy and (strategy, seed) not in done else None
+    left = [titles[arm] for arm in arms if arm not in done and arm != running]
+    return [titles[arm] for arm in done], titles[running] if running else "", left
+
+
 def _is_done(results: list[dict[str, Any]], strategy: str, seed: int) -> bool:
     return any(row["strategy"] == strategy and row["seed"] == seed for row in results)
 
@@ -371,31 +386,3 @@ def _fingerprints(study: Study) -> dict[str, str]:
         f"{task.name}/{split}": data.fingerprint() for task in study.tasks for split, data in task.datasets.items()
     }
     return found | {name or "corpus": corpus.fingerprint() for name, corpus in study.corpora.items()}
-
-
-def _claim(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:
-    """Writes `config.json`, or checks that the one that is there is of the same study.
-
-    Raises:
-        UserError: the workdir holds another study; names the first setting that differs.
-    """
-    path = workdir / "config.json"
-    mine = json.loads(json.dumps({**config.to_dict(), "images": fingerprints}))
-    if path.exists():
-        ours, held = checks.flat(mine), checks.flat(Records.read(workdir).config)
-        for key in sorted({*ours, *held}):
-            section, _, name = key.partition(".")
-            if {section, key} & {*WHERE_AND_HOW} or ours.get(key) == held.get(key):
-                continue
-            differs = f"{key} was {held.get(key)!r} there and is {ours.get(key)!r} now"
-            if section == "images":
-                differs = f"the images or labels of {name} are others now"
-            raise UserError(
-                f"{workdir} holds the study of another config: {differs}; expected the same, or another --workdir"
-            )
-    elif any((workdir / name).exists() for name in ("results.jsonl", "ledger.jsonl", "checkpoints")):
-        raise UserError(f"{workdir} holds results but no config.json; expected an empty or a new --workdir")
-    try:
-        jsonl.write_text(path, json.dumps(mine, indent=1, sort_keys=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be written to ({error.strerror}); expected another --workdir") from error

@@ -13,7 +13,7 @@ from dapt_jax.data import pipeline
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.progress import Reporter
-from dapt_jax.training import feeds, loop
+from dapt_jax.training import feeds, loop, phase_loop
 from dapt_jax.training.caching import Caching
 from dapt_jax.training.features import Store
 from dapt_jax.training.optim import Optimizer
@@ -128,7 +128,7 @@ def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_bits(tmp_pa
     monkeypatch.setattr(feeds, "SYNC_EVERY_S", 0.0)
     quiet, quiet_rows = train(run, tmp_path / "quiet", every_s=0.0)
     steps = []
-    save = loop._PhaseLoop._save
+    save = phase_loop.PhaseLoop._save
 
     def save_and_die(self, state, feed):
         save(self, state, feed)
@@ -136,10 +136,10 @@ def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_bits(tmp_pa
         if steps[-1] >= stop:
             raise KilledError
 
-    monkeypatch.setattr(loop._PhaseLoop, "_save", save_and_die)
+    monkeypatch.setattr(phase_loop.PhaseLoop, "_save", save_and_die)
     with pytest.raises(KilledError):
         train(run, tmp_path / "killed", every_s=0.0)
-    monkeypatch.setattr(loop._PhaseLoop, "_save", save)
+    monkeypatch.setattr(phase_loop.PhaseLoop, "_save", save)
     resumed, rows = train(run, tmp_path / "killed", every_s=0.0)
     assert all(np.array_equal(a, b) for a, b in zip(quiet, resumed, strict=True))
     assert [row.curve for row in rows] == [row.curve for row in quiet_rows]

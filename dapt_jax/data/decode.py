@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from dapt_jax.data import formats, pixels
+from dapt_jax.data import formats, pixels, stalls
 from dapt_jax.data.masks import Mask, read, resized
 from dapt_jax.data.pixels import crop_and_resize, opened, to_8_bit
 from dapt_jax.data.plane import Source, file_of, plane
@@ -125,12 +125,16 @@ class _Pixels:
 
     def read(self, row: int) -> np.ndarray:
         if self.cache is None:
-            return decode(self.sources[row], self.size, self.crop)
+            return self._decode(row)
         if not self.ready[row]:
             # Two threads may decode the same file at once; both write the same bytes, and the flag comes last.
-            self.cache[row] = decode(self.sources[row], self.size, self.crop)
+            self.cache[row] = self._decode(row)
             self.ready[row] = True
         return self.cache[row]
+
+    def _decode(self, row: int) -> np.ndarray:
+        with stalls.reading(file_of(self.sources[row])):
+            return decode(self.sources[row], self.size, self.crop)
 
 
 class ImageStore:

@@ -4,14 +4,20 @@ Saved are the leaves that some phase so far has trained, not the whole network a
 is rebuilt from the source weights.
 """
 
+import contextlib
+import errno
 import logging
-from collections.abc import Callable
+import os
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram, State
@@ -39,49 +45,119 @@ def saved_part(state: State, programs: list[PhaseProgram], phase: int) -> State:
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder; the two newest are kept, so a torn one loses nothing."""
+    """The checkpoints of one run in a folder; the two newest are kept, so a torn one loses nothing.
 
-    def __init__(self, folder: Path):
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options, item_names=("state", "meta"))
+    A full disk costs the checkpoint that did not fit, not the run: a line says so, and the ones before stay.
+    """
+
+    def __init__(self, folder: Path, keep: Sequence[int] = (), say: Callable[[str], None] = print):
+        """Opens a folder, which need not exist.
+
+        Args:
+            folder: of the run.
+            keep: steps whose checkpoints stay beside the two newest.
+            say: takes a line for the user.
+        """
+        # What orbax logs as an error it raises too.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._folder, self._keep, self._say = folder.resolve(), tuple(keep), say
+        self._torn: list[int] = []
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        policies = preservation_policy
+        kept = policies.AnyPreservationPolicy([policies.LatestN(2), policies.CustomSteps(self._keep)])
+        options = ocp.CheckpointManagerOptions(preservation_policy=kept, create=True)
+        return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
 
     def save(self, step: int, part: State, meta: dict[str, Any]) -> None:
         """Saves in the background; `meta` is JSON: data position, plateau, clock, curve."""
+        self.wait()
+        for torn in self._torn:  # where training comes to them again, they would be in its way
+            self._remove(torn)
+        self._torn = []
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(_flat(part)), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=items)
+        with self._tolerant():
+            self._manager.save(step, args=items)
 
-    def restore(self, layout: Callable[[int], State]) -> tuple[int, State, dict[str, Any]] | None:
+    def restore(
+        self, layout: Callable[[int], State], most: int | None = None
+    ) -> tuple[int, State, dict[str, Any]] | None:
         """The newest checkpoint that can be read, or None.
 
         Args:
             layout: from a step to the abstract tree that `save` was given there; known from the config alone.
+            most: the step that it may have at most.
 
         Returns:
             Step, the saved part of the state, and `meta`.
         """
-        self._manager.wait_until_finished()
+        self.wait()
         for step in sorted(self._manager.all_steps(), reverse=True):
+            if most is not None and step > most:
+                continue
             abstract = layout(step)
             flat = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _flat(abstract))
             items = ocp.args.Composite(state=ocp.args.StandardRestore(flat), meta=ocp.args.JsonRestore())
             try:
                 found = self._manager.restore(step, args=items)
+                leaves = [np.asarray(found.state[name]) for name in _flat(abstract)]
+                meta = dict(found.meta)
             except Exception as error:  # orbax raises many kinds for a torn file
-                logging.getLogger(__name__).warning(
-                    "checkpoint %d cannot be read (%s): trying the one before", step, error
+                reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
+                self._say(
+                    f"{self._folder / str(step)}: a checkpoint that cannot be read ({reason}): the one before is used"
                 )
+                self._torn.append(step)
                 continue
-            leaves = [np.asarray(found.state[name]) for name in _flat(abstract)]
-            return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), found.meta
+            return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta
         return None
+
+    def forget_after(self, step: int) -> None:
+        """Removes every checkpoint of a later step: a run that goes back comes to those steps again."""
+        self.wait()
+        for later in self._manager.all_steps():
+            if later > step:
+                self._remove(later)
+
+    def _remove(self, step: int) -> None:
+        shutil.rmtree(self._folder / str(step), ignore_errors=True)
+        self._manager.reload()
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
+        with self._tolerant():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and frees the manager's threads."""
-        self._manager.close()
+        with self._tolerant():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """Goes on after a save for which there was no room or, by the wall clock that orbax goes by, no time."""
+        try:
+            yield
+        except Exception as error:
+            if not (is_full(error) or isinstance(error, TimeoutError)):
+                raise
+            lacking = "room" if is_full(error) else "time"
+            self._say(f"{self._folder}: no {lacking} for a checkpoint: training goes on, and the last good one stays")
+            for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            self._manager = self._open()
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a disk, a quota or a largest file size that is reached."""
+    limits = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in limits:
+            return True
+        if any(os.strerror(limit) in str(error) for limit in limits):  # tensorstore raises errors of its own kinds
+            return True
+        error = error.__cause__ or error.__context__
+    return False

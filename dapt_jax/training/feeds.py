@@ -27,8 +27,18 @@ def _draw(program: PhaseProgram, epoch: int) -> dict[str, Any]:
 class Feed(Protocol):
     """Runs the steps of an epoch."""
 
-    def epoch(self, state: State, epoch: int, first_batch: int, scale: float) -> Iterator[tuple[State, int]]:
-        """Runs an epoch's batches from one on; yields the state and the batches done since the last yield."""
+    def epoch(
+        self, state: State, epoch: int, first_batch: int, scale: float, each: bool = False
+    ) -> Iterator[tuple[State, int]]:
+        """Runs an epoch's batches from one on; yields the state and the batches done since the last yield.
+
+        Args:
+            state: before them.
+            epoch: of the run.
+            first_batch: of the epoch.
+            scale: of the learning rate.
+            each: yield after each batch, not only now and then.
+        """
         ...
 
     def position(self) -> dict[str, Any]:
@@ -42,20 +52,25 @@ class _StepByStep:
     _clock: Clock
     _step: Any
     _steps: int
+    _tools: Tools
 
     def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
         """What a step takes beside the state."""
         raise NotImplementedError
 
-    def epoch(self, state: State, epoch: int, first_batch: int, scale: float) -> Iterator[tuple[State, int]]:
+    def epoch(
+        self, state: State, epoch: int, first_batch: int, scale: float, each: bool = False
+    ) -> Iterator[tuple[State, int]]:
         """See `Feed`."""
         done, synced = 0, time.monotonic()
         for number in range(first_batch, self._steps):
+            self._tools.profiler.before(epoch * self._steps + number + 1, state)
             arguments = self._arguments(epoch, number, scale)
             with self._clock.span("train"):
                 state = self._step(state, *arguments)
                 done += 1
-                is_due = number + 1 == self._steps or time.monotonic() - synced > SYNC_EVERY_S
+                is_told = each or bool(self._tools.notice.given)
+                is_due = is_told or number + 1 == self._steps or time.monotonic() - synced > SYNC_EVERY_S
                 if is_due:
                     jax.block_until_ready(state["step"])
             if is_due:
@@ -76,7 +91,7 @@ class Streamed(_StepByStep):
         position: dict[str, Any],
         activations: Activations | None = None,
     ):
-        self._clock, self._mesh = clock, tools.mesh
+        self._clock, self._mesh, self._tools = clock, tools.mesh, tools
         hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
 
         def read(epoch: int, rows: np.ndarray) -> dict[str, Any]:
@@ -122,7 +137,7 @@ class OnDevice(_StepByStep):
     def __init__(
         self, run: Run, program: PhaseProgram, tools: Tools, clock: Clock, state: State, activations: Activations
     ):
-        self._clock, self._mesh, self._order = clock, tools.mesh, run.order
+        self._clock, self._mesh, self._order, self._tools = clock, tools.mesh, run.order, tools
         self._activations, self._program = activations, program
         labels = run.dataset.targets
         self._cache = parallel.replicate({"x": activations.x, "label": labels}, self._mesh)

@@ -30,6 +30,11 @@ class Meter:
         self._energy.sample()
         return {"clock": self.clock.state(), "energy": self._energy.state()}
 
+    def spent(self) -> dict[str, float]:
+        """Seconds and kWh so far."""
+        self._energy.sample()
+        return {"wall_s": self.clock.wall, "energy_kwh": self._energy.kwh}
+
     def row(self, row: Row) -> Row:
         """The row with seconds, energy, memory and device filled in as they stand now."""
         self._energy.sample()

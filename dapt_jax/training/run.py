@@ -14,12 +14,15 @@ from dapt_jax.cost.hardware import Hardware
 from dapt_jax.cost.ledger import Ledger
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.pipeline import Order
+from dapt_jax.preemption import Notice
 from dapt_jax.progress import Reporter
 from dapt_jax.training.caching import Caching, Decision, Place, decide
 from dapt_jax.training.features import Prefix, Store
 from dapt_jax.training.optim import Plateau
 from dapt_jax.training.phases import Timeline
 from dapt_jax.training.steps import PhaseProgram
+from dapt_jax.watch.profiler import Profiler
+from dapt_jax.watch.watcher import Watcher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +141,24 @@ class Hook(Protocol):
         ...
 
 
+ON_NAN = ("halt", "rollback")
+
+
+@dataclasses.dataclass(frozen=True)
+class Debug:
+    """What a run does about a loss that is no number.
+
+    Attributes:
+        nan: of `ON_NAN`; a rollback goes to the start of the phase, once in a run.
+        nan_factor: what the rate of the phase is multiplied by then.
+        folder: where the batch is kept; None to keep none.
+    """
+
+    nan: str = "halt"
+    nan_factor: float = 0.1
+    folder: Path | None = None
+
+
 @dataclasses.dataclass
 class Tools:
     """What a run needs of its surroundings.
@@ -151,6 +172,10 @@ class Tools:
         hardware: what they are.
         reporter: tells the user.
         threads: that decode images.
+        watcher: is told of epochs and of where a run is.
+        profiler: traces some steps.
+        notice: says when to save and stop.
+        debug: what to do about a loss that is no number.
         hook: looks at the network along the run; None for nobody.
         executables: compiled steps by what they depend on: phases, arms and seeds that agree share them.
     """
@@ -163,6 +188,10 @@ class Tools:
     hardware: Hardware
     reporter: Reporter
     threads: int = 2
+    watcher: Watcher = dataclasses.field(default_factory=Watcher)
+    profiler: Profiler = dataclasses.field(default_factory=Profiler)
+    notice: Notice = dataclasses.field(default_factory=Notice)
+    debug: Debug = dataclasses.field(default_factory=Debug)
     hook: Hook | None = None
     executables: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
 
