@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dapt_jax.cost.hardware import utilisation
 from dapt_jax.cost.ledger import STAGES, Row
 from dapt_jax.report.records import BASELINE, KINDS, Records, lower_is_better, nice
-from dapt_jax.report.statistics import Interval, PairedTest, holm, mean_interval, paired_t
+from dapt_jax.report.statistics import Comparison, Interval, holm, mean_interval, paired_t
 
 NONE = "–"
 
@@ -81,7 +81,7 @@ def ratio(value: float | None, reference: float | None) -> str:
     return NONE if value is None or not reference else percent(value / reference)
 
 
-def comparisons(records: Records, task: str, split: str) -> dict[str, tuple[PairedTest, float | None]]:
+def comparisons(records: Records, task: str, split: str) -> dict[str, tuple[Comparison, float | None]]:
     """Tests every strategy against the reference on one split.
 
     Returns:

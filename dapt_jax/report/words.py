@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from dapt_jax.config import BASELINE
 from dapt_jax.report.records import Records, lower_is_better, nice
-from dapt_jax.report.statistics import PairedTest, mean_interval
+from dapt_jax.report.statistics import Comparison, mean_interval
 from dapt_jax.report.tables import comparisons, number, p_value
 
 LEVEL = 0.05
@@ -139,7 +139,7 @@ def _range(values: list[float], sign: str = "") -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _seeds(tests: Iterable[PairedTest]) -> str:
+def _seeds(tests: Iterable[Comparison]) -> str:
     counts = sorted({test.difference.n for test in tests})
     return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 
