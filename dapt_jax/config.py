@@ -7,6 +7,8 @@ SPLITS = ("development", "test", "external")
 """Sets of a target task, in the order in which they are shown."""
 BASELINE = "baseline"
 """In results, stands where a strategy's name would."""
+MARGIN = 0.01
+"""Default of `report.margin`."""
 OPEN = ("corpus", "corpora", "tasks", "phases")
 """Sections whose settings are the user's own."""
 
@@ -157,7 +159,11 @@ def default() -> config_dict.ConfigDict:
         0.0  # share of full DAPT's FLOPs that all strategies may take: successive halving by `select`; 0: none
     )
     config.checkpoint = {"every_s": 30.0}
-    config.report = {"metric": "auc", "protocol": ""}
+    config.report = {
+        "metric": "auc",
+        "protocol": "",
+        "margin": MARGIN,  # of the metric: what is worse than full DAPT by less is called no worse; 0: no such claim
+    }
     config.lock()
     for section in OPEN:
         config[section].unlock()
