@@ -24,6 +24,7 @@ from dapt_jax.report.statistics import (
     paired_dz,
     paired_t,
     pareto,
+    patient_draws,
     patient_interval,
     ranks,
     summary_t,
@@ -171,32 +172,44 @@ def test_bca_bootstrap():
     assert bootstrap_interval([None]) is None
 
 
+def over_patients(measure, groups, resamples=2000):
+    draws = patient_draws(measure, groups, resamples)
+    assert draws.shape == (resamples,)
+    return patient_interval(measure(np.arange(len(groups))), draws, len(set(groups)))
+
+
 def test_bootstrap_over_patients_knows_that_images_of_one_patient_are_no_news():
     rng = np.random.default_rng(0)
     of_patient = rng.normal(size=60)
     values = np.repeat(of_patient, 5)
     groups = np.repeat([f"p{k:02}" for k in range(60)], 5)
-    found = patient_interval(lambda rows: float(values[rows].mean()), groups, resamples=2000)
+    found = over_patients(lambda rows: float(values[rows].mean()), groups)
     assert found.n == 60
     assert found.mean == pytest.approx(of_patient.mean())
     assert found.half == pytest.approx(1.96 * of_patient.std() / math.sqrt(60), rel=0.08)
-    by_image = patient_interval(lambda rows: float(values[rows].mean()), np.arange(300), resamples=2000)
+    by_image = over_patients(lambda rows: float(values[rows].mean()), np.arange(300))
     assert by_image.half == pytest.approx(found.half / math.sqrt(5), rel=0.1)
     order = rng.permutation(300)
-    shuffled = patient_interval(lambda rows: float(values[order][rows].mean()), groups[order], resamples=2000)
+    shuffled = over_patients(lambda rows: float(values[order][rows].mean()), groups[order])
     assert (shuffled.low, shuffled.high) == pytest.approx((found.low, found.high))
+
+
+def test_draws_of_the_same_patients_are_the_same_so_that_differences_are_paired():
+    rng = np.random.default_rng(0)
+    first, groups = rng.normal(size=90), np.repeat(np.arange(30), 3)
+    draws = [patient_draws(lambda rows, each=each: float(each[rows].mean()), groups) for each in (first, first + 0.1)]
+    np.testing.assert_allclose(draws[1] - draws[0], 0.1)
 
 
 def test_bootstrap_over_patients_leaves_out_draws_without_a_score_and_stops_at_too_many():
     positive, scores = np.array([1, 0, 0, 0, 0, 0]) == 1, np.array([0.9, 0.1, 0.95, 0.2, 0.3, 0.4])
-    measure = lambda rows: auc(positive[rows], scores[rows])  # noqa: E731
-    found = patient_interval(measure, np.arange(6))
+    found = over_patients(lambda rows: auc(positive[rows], scores[rows]), np.arange(6))
     assert found.mean == pytest.approx(0.8)
     assert 0 <= found.low < found.high <= 1
-    assert patient_interval(lambda rows: math.nan, np.arange(6)).low is None
-    assert patient_interval(lambda rows: 1.0, ["one", "one"]).low is None
+    assert over_patients(lambda rows: math.nan, np.arange(6)).low is None
+    assert over_patients(lambda rows: 1.0, ["one", "one"]).low is None
     with pytest.raises(UserError, match="no image to draw patients from"):
-        patient_interval(lambda rows: 1.0, [])
+        patient_draws(lambda rows: 1.0, [])
 
 
 def by_pairs(positive, scores):

@@ -11,7 +11,7 @@ import jinja2
 
 from dapt_jax import jsonl, overlays
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
-from dapt_jax.report import claims, figures, selection, tables, words
+from dapt_jax.report import claims, figures, predictions, selection, tables, words
 from dapt_jax.report.records import BASELINE, Records
 
 HOW_TO_READ = (
@@ -29,8 +29,8 @@ HOW_TO_READ = (
 def build(workdir: Path) -> None:
     """Writes report.md, report.html and figures/*.png from what a study left in its folder.
 
-    Reads config.json, results.jsonl, ledger.jsonl and the images in overlays/, nothing else; a study that is not
-    finished gives a report on what there is. The HTML page is one file: pictures inside, no scripts, nothing from the
+    Reads config.json, results.jsonl, ledger.jsonl, predictions/ and the images in overlays/, nothing else; a study that is
+    not finished gives a report on what there is. The HTML page is one file: pictures inside, no scripts, nothing from the
     network.
 
     Raises:
@@ -73,6 +73,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
     for task in records.tasks:
         found = [
             claims.table(records, task),
+            predictions.table(workdir, records, task),
             tables.everything(records, task),
             tables.per_class(records, task),
             selection.agreement(records, task),

@@ -17,6 +17,7 @@ from dapt_jax.report.statistics.intervals import (
     Summary,
     bootstrap_interval,
     mean_interval,
+    patient_draws,
     patient_interval,
 )
 from dapt_jax.report.statistics.ranks import Ranks, pareto, ranks
@@ -40,6 +41,7 @@ __all__ = [
     "paired_dz",
     "paired_t",
     "pareto",
+    "patient_draws",
     "patient_interval",
     "ranks",
     "summary_t",

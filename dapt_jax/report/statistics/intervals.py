@@ -98,29 +98,26 @@ def bootstrap_interval(
     return Interval(mean, float(found.low), float(found.high), int(known.size))
 
 
-def patient_interval(
+def patient_draws(
     measure: Callable[[np.ndarray], float],
     groups: Sequence[object] | np.ndarray,
-    level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
-) -> Interval:
+) -> np.ndarray:
     """Bootstrap over the patients of one run: patients are drawn with replacement, each with all of its images.
 
     Drawing images instead would take those of one patient for independent, and give intervals that are too narrow
-    (cluster bootstrap; Field and Welsh, 2007).
+    (cluster bootstrap; Field and Welsh, 2007). Networks measured on the same groups, in the same order, with the same seed are
+    measured on the same draws, so that their differences are paired.
 
     Args:
-        measure: a score of the images at some rows, int64 [m]; a row can come several times. NaN where it is undefined. Of
-            two networks, the difference of their scores gives the interval of the difference, paired by image.
+        measure: a score of the images at some rows, int64 [m]; a row can come several times. NaN where it is undefined.
         groups: the patient of each image, [n].
-        level: coverage of the percentile interval.
         resamples: draws.
         seed: of the draws.
 
     Returns:
-        The score of all images with its interval; `n` counts patients. Draws with an undefined score (such as the AUC
-        of draws without positives) are left out; no bounds where more than half are, or where there is one patient.
+        The score of each draw, float64 [resamples].
 
     Raises:
         UserError: there is no image.
@@ -128,17 +125,30 @@ def patient_interval(
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     if not len(names):
         raise UserError("no image to draw patients from; expected one or more")
-    whole = float(measure(np.arange(len(member))))
-    order, sizes = np.argsort(member, kind="stable"), np.bincount(member)
-    rows_of = np.split(order, np.cumsum(sizes)[:-1])
+    rows_of = np.split(np.argsort(member), np.cumsum(np.bincount(member))[:-1])
     rng = np.random.default_rng(seed)
-    draws = [rng.integers(len(names), size=len(names)) for _ in range(resamples if len(names) > 1 else 0)]
-    found = np.array([measure(np.concatenate([rows_of[each] for each in draw])) for draw in draws])
-    found = found[np.isfinite(found)]
-    if 2 * len(found) <= resamples:
-        return Interval(whole, None, None, len(names))
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(whole, float(low), float(high), len(names))
+    draws = (rng.integers(len(names), size=len(names)) for _ in range(resamples))
+    return np.array([measure(np.concatenate([rows_of[each] for each in draw])) for draw in draws])
+
+
+def patient_interval(value: float, draws: np.ndarray, patients: int, level: float = 0.95) -> Interval:
+    """A score with the percentile interval of its draws of patients.
+
+    Args:
+        value: the score of all images, or the difference of two networks' scores.
+        draws: see `patient_draws`; of a difference, the difference of the draws.
+        patients: how many there are.
+        level: coverage.
+
+    Returns:
+        `n` counts patients. Draws with an undefined score (such as the AUC of draws without positives) are left out; no
+        bounds where more than half are, or where there is one patient.
+    """
+    known = draws[np.isfinite(draws)]
+    if patients < 2 or 2 * len(known) <= len(draws):
+        return Interval(value, None, None, patients)
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), patients)
 
 
 def defined(values: Sequence[float | None]) -> list[float]:

@@ -65,7 +65,7 @@ class Areas:
 def delong(positive: np.ndarray, scores: np.ndarray) -> Areas:
     """Areas under ROC curves with the covariance of DeLong et al. (1988), by midranks (Sun and Xu, 2014).
 
-    Images count as independent: with several per patient the variance is too small, and `patient_interval` is the choice.
+    Images count as independent: with several per patient the variance is too small, and `patient_draws` is the choice.
 
     Args:
         positive: bool [n].
