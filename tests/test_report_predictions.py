@@ -58,6 +58,7 @@ def test_two_classes_and_one_image_per_patient(study):
     # The bootstrap's interval and DeLong's tell of the same spread.
     low, high = (float(part) for part in none["difference"].small.strip("[]").split(", "))
     theirs = both.difference(0, 1).difference
+    assert low < area["none", 0] - area["full", 0] < high
     assert high - low == pytest.approx(theirs.high - theirs.low, rel=0.15)
     assert rows["full", "0"]["difference"].text == "reference"
 
