@@ -6,11 +6,10 @@ from collections.abc import Iterable
 
 from dapt_jax.config import BASELINE
 from dapt_jax.report.claims import claims
+from dapt_jax.report.marks import LEVEL
 from dapt_jax.report.records import Records, lower_is_better, nice
 from dapt_jax.report.statistics import Comparison, mean_interval
 from dapt_jax.report.tables import comparisons, number, p_value
-
-LEVEL = 0.05
 
 
 def summary(records: Records, task: str) -> list[str]:
