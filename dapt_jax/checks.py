@@ -59,6 +59,7 @@ _AT_LEAST = {
     "energy.pue": 1,
     "energy.watts": 0,
     "budget": 0,
+    "report.margin": 0,
     "score.every": 0,
     "score.images": 2,
     "score.views": 2,

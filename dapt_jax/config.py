@@ -7,6 +7,8 @@ SPLITS = ("development", "test", "external")
 """Sets of a target task, in the order in which they are shown."""
 BASELINE = "baseline"
 """In results, stands where a strategy's name would."""
+MARGIN = 0.01
+"""Default of `report.margin`."""
 OPEN = ("corpus", "corpora", "tasks", "phases")
 """Sections whose settings are the user's own."""
 
@@ -169,7 +171,11 @@ def default() -> config_dict.ConfigDict:
         "prometheus": "",  # NAME.prom in the folder that node_exporter's textfile collector reads
     }
     config.profile = {"step": 0, "steps": 5}  # of the first run that comes there, from 1; 0: no trace
-    config.report = {"metric": "auc", "protocol": ""}
+    config.report = {
+        "metric": "auc",
+        "protocol": "",
+        "margin": MARGIN,  # of the metric: what is worse than full DAPT by less is called no worse; 0: no such claim
+    }
     config.lock()
     for section in OPEN:
         config[section].unlock()

@@ -67,12 +67,14 @@ def test_scores_of_decisions_equal_scikit_learn_s_whichever_classes_are_there(se
             assert found[name].value == pytest.approx(theirs)
 
 
-def test_quadratic_kappa_by_hand_counts_the_distance_over_a_class_that_nobody_has():
-    # Observed: one of four is off by 2, so 4 / 4; expected by chance: (2 * 1 + 2 * 3) * 4 / 16.
-    labels, predicted = np.array([0, 0, 2, 2]), np.array([0, 2, 2, 2])
-    found = scored(labels, np.eye(3)[predicted], ordinal=True)
-    assert found["kappa_quadratic"].value == pytest.approx(1 - 1 / 2)
-    assert "kappa_quadratic" not in scored(labels, np.eye(3)[predicted])
+def test_quadratic_kappa_counts_the_distance_over_classes_that_nobody_has():
+    # 1 - the mean squared distance over that of every label with every prediction (Cohen 1968).
+    labels, predicted, names = np.array([0, 0, 1, 3]), np.array([0, 1, 3, 3]), ("a", "b", "c", "d")
+    found = metrics.classification(labels, np.eye(4)[predicted], names, ordinal=True)
+    (value,) = (score.value for score in found if score.metric == "kappa_quadratic")
+    by_chance = ((labels[:, None] - predicted) ** 2).mean()
+    assert value == pytest.approx(1 - ((labels - predicted) ** 2).mean() / by_chance)
+    assert "kappa_quadratic" not in scored(labels[:3], np.eye(3)[predicted[:3] % 3])
 
 
 @settings(max_examples=100, deadline=None)

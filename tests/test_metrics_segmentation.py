@@ -45,6 +45,7 @@ def test_means_cover_the_images_that_have_a_value_and_say_how_many(monai):
             assert found[f"{metric}/{name}"].n == np.isfinite(values[:, column]).sum()
         assert found[metric].value == pytest.approx(np.nanmean(values, 0).mean(), rel=1e-5)
         assert found[metric].classes == NAMES[1:]
+        assert found[metric].n == np.isfinite(values).any(1).sum()
 
 
 def surface(mask):

@@ -31,7 +31,7 @@ KIND_COLOURS = {
     "other": "#BBBBBB",
 }
 # Scores that cannot pass 1, though a t-interval can.
-BOUNDED = ("auc", "accuracy", "balanced_accuracy", "f1")
+BOUNDED = ("auc", "ap", "accuracy", "balanced_accuracy", "f1", "dice", "iou", "dice_pooled", "iou_pooled")
 
 REUSED: dict[str, Any] = {"facecolor": "white", "edgecolor": GREY, "hatch": "////", "linewidth": 0.8}
 

@@ -11,7 +11,7 @@ import jinja2
 
 from dapt_jax import jsonl, overlays
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
-from dapt_jax.report import figures, selection, tables, words
+from dapt_jax.report import claims, figures, predictions, selection, tables, words
 from dapt_jax.report.records import BASELINE, Records
 
 HOW_TO_READ = (
@@ -21,16 +21,16 @@ HOW_TO_READ = (
     "what one arm costs on its own: what it ran plus what it took from activations that another arm of the study had "
     "computed (energy in proportion to time); only the seconds of training are those that were run. FLOPs are those "
     "of matrix products and convolutions, a multiply-accumulate counted as 2, recomputation left out. Adapt covers "
-    "domain-adaptive pre-training and choosing a checkpoint; transfer covers the heads on the target task. Bold marks "
-    "the best mean, not a significant one."
+    "domain-adaptive pre-training and choosing a checkpoint; transfer covers the heads on the target task. What is "
+    "marked in a table, and by which test, is said below it."
 )
 
 
 def build(workdir: Path) -> None:
     """Writes report.md, report.html and figures/*.png from what a study left in its folder.
 
-    Reads config.json, results.jsonl, ledger.jsonl and the images in overlays/, nothing else; a study that is not
-    finished gives a report on what there is. The HTML page is one file: pictures inside, no scripts, nothing from the
+    Reads config.json, results.jsonl, ledger.jsonl, predictions/ and the images in overlays/, nothing else; a study that is
+    not finished gives a report on what there is. The HTML page is one file: pictures inside, no scripts, nothing from the
     network.
 
     Raises:
@@ -71,7 +71,13 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
 
     sections = []
     for task in records.tasks:
-        found = [tables.everything(records, task), tables.per_class(records, task), selection.agreement(records, task)]
+        found = [
+            claims.table(records, task),
+            predictions.table(workdir, records, task),
+            tables.everything(records, task),
+            tables.per_class(records, task),
+            selection.agreement(records, task),
+        ]
         sections.append(
             {
                 "task": task,
@@ -90,6 +96,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
         "facts": _facts(records),
         "warnings": _warnings(records),
         "sections": sections,
+        "ranks": claims.over_tasks(records),
         "figures": shown(""),
         "bill": tables.totals(records) if records.rows else None,
         "bill_words": _bill_words(records),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dapt_jax import jsonl
-from dapt_jax.config import BASELINE, SPLITS
+from dapt_jax.config import BASELINE, MARGIN, SPLITS
 from dapt_jax.cost.ledger import Ledger, Row
 from dapt_jax.errors import UserError
 from dapt_jax.report.statistics import Interval, mean_interval
@@ -157,6 +157,11 @@ class Records:
         """The strategy that others are compared with: "full", else the first."""
         return "full" if "full" in self.strategies else next(iter(self.strategies), None)
 
+    @property
+    def margin(self) -> float:
+        """The least difference of the primary metric that would matter; 0 to make no claim of being no worse."""
+        return float(self._report().get("margin", MARGIN))
+
     def metric(self, task: str) -> str:
         """The primary metric: the configuration's, else AUC, else the first that a task has."""
         found = self._named("metric", task=task)
@@ -187,9 +192,15 @@ class Records:
         """Metrics of a task; those of single classes (`auc/<class>`) aside."""
         return [name for name in self._named("metric", task=task) if "/" not in name]
 
-    def classes(self, task: str) -> list[str]:
-        """Classes that have an AUC of their own."""
-        return [name.partition("/")[2] for name in self._named("metric", task=task) if name.startswith("auc/")]
+    def classes(self, task: str, metric: str = "auc") -> list[str]:
+        """Classes that have a score of their own in a metric."""
+        return [n.partition("/")[2] for n in self._named("metric", task=task) if n.startswith(f"{metric}/")]
+
+    def metric_by_class(self, task: str) -> str | None:
+        """The primary metric if it comes by class as well, else the first that does; None where none does."""
+        found = [name.partition("/")[0] for name in self._named("metric", task=task) if "/" in name]
+        primary = self.metric(task).partition("/")[0]
+        return primary if primary in found else next(iter(found), None)
 
     def values(self, strategy: str, task: str, split: str, protocol: str | None, metric: str) -> list[float | None]:
         """Returns one value per seed, in the order of `seeds` (for the baseline: of its own seeds)."""

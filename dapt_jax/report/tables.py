@@ -7,19 +7,24 @@ from collections.abc import Iterable, Sequence
 
 from dapt_jax.cost.hardware import utilisation
 from dapt_jax.cost.ledger import STAGES, Row
+from dapt_jax.report import marks
 from dapt_jax.report.records import BASELINE, KINDS, Records, lower_is_better, nice
-from dapt_jax.report.statistics import Interval, PairedTest, holm, mean_interval, paired_t
+from dapt_jax.report.statistics import Comparison, Interval, holm, mean_interval, paired_t
 
 NONE = "–"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One value; `small` is what stands beside it in small print, its interval as a rule."""
+    """One value; `small` is what stands beside it in small print, its interval as a rule.
+
+    `best` and `held` are the marks of the best of a column and of those not significantly worse.
+    """
 
     text: str
     small: str = ""
     best: bool = False
+    held: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +65,18 @@ def millions(value: float | None) -> str:
     return f"{value / 1e3:.3g} k" if value < 999_500 else f"{value / 1e6:.3g} M"
 
 
-def score(interval: Interval | None, best: bool = False, signed: bool = False) -> Cell:
+def score(interval: Interval | None, signed: bool = False) -> Cell:
     """Formats a score with three decimals and its interval."""
     if interval is None:
         return Cell(NONE)
     sign = "+" if signed else ""
     small = "" if interval.low is None else f"[{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
-    return Cell(f"{interval.mean:{sign}.3f}", small, best)
+    return Cell(f"{interval.mean:{sign}.3f}", small)
+
+
+def mark(cell: Cell, name: str, marked: marks.Marks) -> Cell:
+    """The same cell with the marks that its arm has in its column."""
+    return dataclasses.replace(cell, best=name in marked.best, held=name in marked.held)
 
 
 def p_value(p: float | None) -> str:
@@ -81,7 +91,7 @@ def ratio(value: float | None, reference: float | None) -> str:
     return NONE if value is None or not reference else percent(value / reference)
 
 
-def comparisons(records: Records, task: str, split: str) -> dict[str, tuple[PairedTest, float | None]]:
+def comparisons(records: Records, task: str, split: str) -> dict[str, tuple[Comparison, float | None]]:
     """Tests every strategy against the reference on one split.
 
     Returns:
@@ -116,17 +126,18 @@ def main(records: Records, task: str) -> Table:
     flops = {name: _mean(records.mean_cost(name, task, lambda cost: cost.total_flops)) for name in names}
     wall = {name: _mean(records.mean_cost(name, task, lambda cost: cost.wall_s)) for name in names}
 
-    best_score = {
-        split: best_of({name: scores[name, split] for name in names}, lowest=lower_is_better(metric))
+    lowest = lower_is_better(metric)
+    marked = {
+        split: marks.over_seeds({n: records.values(n, task, split, protocol, metric) for n in names}, lowest)
         for split in splits
     }
-    best_dip = best_of(dips, lowest=not lower_is_better(metric))
+    marked_dip = marks.over_seeds({name: records.dips(name, task, protocol, metric) for name in names}, not lowest)
     rows = []
     for name in names:
         row = [Cell(name)]
-        row += [score(scores[name, split], name in best_score[split]) for split in splits]
+        row += [mark(score(scores[name, split]), name, marked[split]) for split in splits]
         if has_dip:
-            row.append(score(dips[name], name in best_dip, signed=True))
+            row.append(mark(score(dips[name], signed=True), name, marked_dip))
         for read in (
             lambda cost: (cost.flops["dapt"] + cost.flops["score"]) / 1e12,
             lambda cost: cost.flops["transfer"] / 1e12,
@@ -154,7 +165,7 @@ def main(records: Records, task: str) -> Table:
         ("standalone cost of one seed, mean", 6),
         (f"against {reference}", 2 + len(tests)),
     ]
-    return Table("Scores and cost", columns, rows, groups, _main_note(records, task, splits))
+    return Table("Scores and cost", columns, rows, groups, _marks_note(_main_note(records, task, splits), rows))
 
 
 def everything(records: Records, task: str) -> Table:
@@ -162,13 +173,13 @@ def everything(records: Records, task: str) -> Table:
     pairs = [(metric, split) for metric in records.metrics(task) for split in records.splits(task)]
     names, rows = records.strategies, []
     for protocol in records.protocols(task):
-        means = {
-            (metric, split): {n: mean_interval(records.values(n, task, split, protocol, metric)) for n in names}
+        values = {
+            (metric, split): {n: records.values(n, task, split, protocol, metric) for n in names}
             for metric, split in pairs
         }
-        best = {pair: best_of(means[pair], lowest=lower_is_better(pair[0])) for pair in pairs}
+        marked = {pair: marks.over_seeds(values[pair], lower_is_better(pair[0])) for pair in pairs}
         for name in names:
-            cells = [compact(means[pair][name], name in best[pair]) for pair in pairs]
+            cells = [mark(compact(mean_interval(values[pair][name])), name, marked[pair]) for pair in pairs]
             if any(cell.text != NONE for cell in cells):
                 rows.append([Cell(protocol), Cell(name), *cells])
     for protocol in records.baselines(task):
@@ -176,26 +187,36 @@ def everything(records: Records, task: str) -> Table:
         rows.append([Cell(protocol), Cell(BASELINE), *(compact(mean) for mean in means_of)])
     groups = [("", 2), *((nice(metric), len(records.splits(task))) for metric in records.metrics(task))]
     columns = ["protocol", "strategy", *(split for _, split in pairs)]
-    return Table("Every protocol and metric", columns, rows, groups, "Mean over seeds ± half the 95% t-interval.")
+    note = _marks_note("Mean over seeds ± half the 95% t-interval.", rows)
+    return Table("Every protocol and metric", columns, rows, groups, note)
 
 
 def per_class(records: Records, task: str) -> Table | None:
-    """AUC of each class against the rest, by strategy and split; None when no result has it."""
-    classes, protocol = records.classes(task), records.protocol(task)
-    if not classes:
+    """A score of each class, by strategy and split: the primary metric's where it has one by class, else the first such.
+
+    Returns:
+        None when no result has any.
+    """
+    metric = records.metric_by_class(task)
+    if metric is None:
         return None
+    classes, protocol = records.classes(task, metric), records.protocol(task)
     splits, names = records.splits(task), records.strategies
     pairs = [(label, split) for label in classes for split in splits]
-    means = {
-        (label, split): {n: mean_interval(records.values(n, task, split, protocol, f"auc/{label}")) for n in names}
+    values = {
+        (label, split): {n: records.values(n, task, split, protocol, f"{metric}/{label}") for n in names}
         for label, split in pairs
     }
-    best = {pair: best_of(means[pair]) for pair in pairs}
-    rows = [[Cell(name), *(compact(means[pair][name], name in best[pair]) for pair in pairs)] for name in names]
+    marked = {pair: marks.over_seeds(values[pair], lower_is_better(metric)) for pair in pairs}
+    rows = [
+        [Cell(name), *(mark(compact(mean_interval(values[pair][name])), name, marked[pair]) for pair in pairs)]
+        for name in names
+    ]
     columns = ["strategy", *(split for _, split in pairs)]
     groups = [("", 1), *((label, len(splits)) for label in classes)]
-    note = "One class against the rest; mean over seeds ± half the 95% t-interval."
-    return Table(f"AUC by class, {protocol}", columns, rows, groups, note)
+    what = "One class against the rest; mean" if metric in ("auc", "ap") else "Mean"
+    note = _marks_note(f"{what} over seeds ± half the 95% t-interval.", rows)
+    return Table(f"{nice(metric)} by class, {protocol}", columns, rows, groups, note)
 
 
 def totals(records: Records) -> Table:
@@ -236,24 +257,23 @@ def percent(share: float | None) -> str:
     return NONE if share is None else f"{number(100 * share, 2)}%"
 
 
-def compact(interval: Interval | None, best: bool = False) -> Cell:
+def compact(interval: Interval | None) -> Cell:
     """Formats a score as mean ± half-width."""
     if interval is None:
         return Cell(NONE)
-    return Cell(f"{interval.mean:.3f}", "" if interval.half is None else f"±{interval.half:.3f}", best)
-
-
-def best_of(means: dict[str, Interval | None], lowest: bool = False) -> set[str]:
-    """Returns the names with the best mean, as printed; none when fewer than two have a mean."""
-    known = {name: round(interval.mean, 3) for name, interval in means.items() if interval is not None}
-    if len(known) < 2:
-        return set()
-    target = (min if lowest else max)(known.values())
-    return {name for name, mean in known.items() if mean == target}
+    return Cell(f"{interval.mean:.3f}", "" if interval.half is None else f"±{interval.half:.3f}")
 
 
 def _mean(interval: Interval | None) -> float | None:
     return None if interval is None else interval.mean
+
+
+def _marks_note(note: str, rows: Sequence[Sequence[Cell]]) -> str:
+    """The note with what the marks mean, where there are any."""
+    if any(cell.held for row in rows for cell in row):
+        return f"{note} {marks.NOTE}".strip()
+    is_marked = any(cell.best for row in rows for cell in row)
+    return f"{note} Bold: the best mean.".strip() if is_marked else note
 
 
 def _main_note(records: Records, task: str, splits: Sequence[str]) -> str:

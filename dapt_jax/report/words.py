@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dapt_jax.config import BASELINE
+from dapt_jax.report.claims import claims
+from dapt_jax.report.marks import LEVEL
 from dapt_jax.report.records import Records, lower_is_better, nice
-from dapt_jax.report.statistics import PairedTest, mean_interval
+from dapt_jax.report.statistics import Comparison, mean_interval
 from dapt_jax.report.tables import comparisons, number, p_value
-
-LEVEL = 0.05
 
 
 def summary(records: Records, task: str) -> list[str]:
@@ -24,6 +24,7 @@ def summary(records: Records, task: str) -> list[str]:
     spread = "one seed" if base.low is None else f"95% interval {base.low:.3f} to {base.high:.3f}, {base.n} seeds"
     sentences = [f"On the {split} set {reference} reaches {nice(metric)} {base.mean:.3f} ({spread})."]
     sentences += _differences(records, task, split)
+    sentences += _no_worse(records, task, split)
     sentences += _cheapest(records, task, split)
     sentences += _dips(records, task)
     sentences += _baseline(records, task, split)
@@ -71,6 +72,24 @@ def _differences(records: Records, task: str, split: str) -> list[str]:
             f"difference smaller than its interval goes unseen with {_seeds(rest.values())}."
         )
     return sentences
+
+
+def _no_worse(records: Records, task: str, split: str) -> list[str]:
+    """Says which strategies were shown to be no worse than the reference by the margin, and which were not."""
+    found = {n: claim for n, claim in claims(records, task, split).items() if claim.no_worse is not None}
+    if not found:
+        return []
+    what = f"no worse than {records.reference} by a margin of {records.margin:g} {nice(records.metric(task))}"
+    held = {name: claim for name, claim in found.items() if claim.says in ("no worse", "equivalent")}
+    rest = [name for name in found if name not in held]
+    if not held:
+        return [f"Not shown of any strategy: to be {what}."]
+    parts = [
+        f"{name} (p {'' if p_value(claim.no_worse).startswith('<') else '= '}{p_value(claim.no_worse)})"
+        for name, claim in held.items()
+    ]
+    shown = f"Shown to be {what}: {_list(parts)}"
+    return [f"{shown}; not shown of {_list(rest)}." if rest else f"{shown}."]
 
 
 def _cheapest(records: Records, task: str, split: str) -> list[str]:
@@ -139,7 +158,7 @@ def _range(values: list[float], sign: str = "") -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _seeds(tests: Iterable[PairedTest]) -> str:
+def _seeds(tests: Iterable[Comparison]) -> str:
     counts = sorted({test.difference.n for test in tests})
     return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 

@@ -1,0 +1,156 @@
+"""Means with their intervals: over runs, and over the patients of one run."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import stats
+
+from dapt_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval; `low` and `high` are None where there are too few values for one."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def half(self) -> float | None:
+        """Half the interval's width, or None."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a table prints of several runs.
+
+    Attributes:
+        mean: of the values.
+        sd: their standard deviation, divisor n - 1; NaN of one value.
+        n: how many there are.
+    """
+
+    mean: float
+    sd: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> "Summary | None":
+        """Of values, None and NaN left out; None where no value is defined."""
+        known = defined(values)
+        if not known:
+            return None
+        sd = float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+        return cls(math.fsum(known) / len(known), sd, len(known))
+
+
+def mean_interval(values: Sequence[float | None], level: float = 0.95) -> Interval | None:
+    """Returns the mean and Student's t interval of independent runs.
+
+    Args:
+        values: one value per run; None and NaN (undefined) are left out.
+        level: coverage.
+
+    Returns:
+        None when no value is defined; no bounds when there is only one.
+    """
+    summary = Summary.of(values)
+    if summary is None or summary.n < 2:
+        return None if summary is None else Interval(summary.mean, None, None, 1)
+    half = float(stats.t.ppf((1 + level) / 2, summary.n - 1)) * summary.sd / math.sqrt(summary.n)
+    return Interval(summary.mean, summary.mean - half, summary.mean + half, summary.n)
+
+
+def bootstrap_interval(
+    values: Sequence[float | None], level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval | None:
+    """Returns the mean and its bootstrap interval, bias-corrected and accelerated (BCa; Efron, 1987).
+
+    For values far from normal. With fewer than about ten it is too narrow; `mean_interval` is the better choice for seeds.
+
+    Args:
+        values: independent values; None and NaN are left out.
+        level: coverage.
+        resamples: draws with replacement.
+        seed: of the draws, so that a report does not change when it is built again.
+    """
+    known = np.asarray(defined(values))
+    if not known.size:
+        return None
+    mean = float(known.mean())
+    if known.size < 2:
+        return Interval(mean, None, None, 1)
+    if np.ptp(known) == 0:  # every draw is the same: there is no distribution to correct
+        return Interval(mean, mean, mean, int(known.size))
+    found = stats.bootstrap(
+        (known,),
+        np.mean,
+        confidence_level=level,
+        n_resamples=resamples,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), int(known.size))
+
+
+def patient_draws(
+    measure: Callable[[np.ndarray], float],
+    groups: Sequence[object] | np.ndarray,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Bootstrap over the patients of one run: patients are drawn with replacement, each with all of its images.
+
+    Drawing images instead would take those of one patient for independent, and give intervals that are too narrow
+    (cluster bootstrap; Field and Welsh, 2007). Networks measured on the same groups, in the same order, with the same seed are
+    measured on the same draws, so that their differences are paired.
+
+    Args:
+        measure: a score of the images at some rows, int64 [m]; a row can come several times. NaN where it is undefined.
+        groups: the patient of each image, [n].
+        resamples: draws.
+        seed: of the draws.
+
+    Returns:
+        The score of each draw, float64 [resamples].
+
+    Raises:
+        UserError: there is no image.
+    """
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    if not len(names):
+        raise UserError("no image to draw patients from; expected one or more")
+    rows_of = np.split(np.argsort(member), np.cumsum(np.bincount(member))[:-1])
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(len(names), size=len(names)) for _ in range(resamples))
+    return np.array([measure(np.concatenate([rows_of[each] for each in draw])) for draw in draws])
+
+
+def patient_interval(value: float, draws: np.ndarray, patients: int, level: float = 0.95) -> Interval:
+    """A score with the percentile interval of its draws of patients.
+
+    Args:
+        value: the score of all images, or the difference of two networks' scores.
+        draws: see `patient_draws`; of a difference, the difference of the draws.
+        patients: how many there are.
+        level: coverage.
+
+    Returns:
+        `n` counts patients. Draws with an undefined score (such as the AUC of draws without positives) are left out; no
+        bounds where more than half are, or where there is one patient.
+    """
+    known = draws[np.isfinite(draws)]
+    if patients < 2 or 2 * len(known) <= len(draws):
+        return Interval(value, None, None, patients)
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), patients)
+
+
+def defined(values: Sequence[float | None]) -> list[float]:
+    """The values that are neither None nor NaN nor infinite."""
+    return [float(value) for value in values if value is not None and math.isfinite(value)]

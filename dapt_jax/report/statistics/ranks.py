@@ -1,0 +1,52 @@
+"""Orders: ranks of strategies over tasks, and which of them nothing beats at its cost."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """Strategies ranked over tasks (Demsar, JMLR 7, 2006).
+
+    Attributes:
+        by_task: rank 1 is the best, ties share the mean of their ranks, float64 [tasks, strategies].
+        mean: of each strategy over tasks, float64 [strategies].
+        p: of Friedman's test that all are alike; None with fewer than three strategies or where all are tied everywhere.
+        critical_difference: of two mean ranks by Nemenyi's test: those closer than it are not told apart.
+    """
+
+    by_task: np.ndarray
+    mean: np.ndarray
+    p: float | None
+    critical_difference: float
+
+
+def ranks(scores: np.ndarray, lower_is_better: bool = False, level: float = 0.05) -> Ranks:
+    """Ranks strategies over tasks.
+
+    Args:
+        scores: one row per task, two or more strategies, no NaN, float [tasks, strategies].
+        lower_is_better: whether small scores are the good ones.
+        level: of Nemenyi's test.
+    """
+    tasks, strategies = scores.shape
+    by_task = stats.rankdata(scores if lower_is_better else -scores, axis=1)
+    is_tied = bool((by_task == by_task[:, :1]).all())
+    p = None if strategies < 3 or is_tied else float(stats.friedmanchisquare(*by_task.T).pvalue)
+    # Of the studentized range with infinite degrees of freedom, over the square root of 2.
+    quantile = float(stats.studentized_range.ppf(1 - level, strategies, np.inf)) / math.sqrt(2)
+    critical = quantile * math.sqrt(strategies * (strategies + 1) / (6 * tasks))
+    return Ranks(by_task, by_task.mean(0), p, critical)
+
+
+def pareto(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
+    """Returns the indices that nothing beats on both axes (lower cost, higher score), by rising cost."""
+    front: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
+        if not front or scores[index] > scores[front[-1]]:
+            front.append(index)
+    return front

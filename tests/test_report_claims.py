@@ -1,0 +1,155 @@
+"""What a report marks and claims, against studies made so that the answer is known."""
+
+import json
+
+import pytest
+from scipy import stats
+
+from dapt_jax import jsonl
+from dapt_jax.checks import check
+from dapt_jax.config import default
+from dapt_jax.errors import UserError
+from dapt_jax.report import build, claims, marks, tables, words
+from dapt_jax.report.records import Records
+from dapt_jax.report.statistics import holm
+from tests import test_report_example as report_example
+
+SEEDS = (0, 1, 2, 3, 4)
+WOBBLE = (0.001, -0.002, 0.003, 0.000, -0.002)
+LEVELS = {"full": 0.900, "same": 0.901, "near": 0.894, "far": 0.840, "unsure": 0.905}
+
+
+def records(metric="auc", tasks=("one",), report=None, seeds=SEEDS, levels=LEVELS):
+    """A study whose strategies differ from full by what LEVELS says, and by as much luck as the name promises."""
+    results = []
+    for task in tasks:
+        for index, (name, level) in enumerate(levels.items()):
+            for seed in seeds:
+                luck = WOBBLE[(seed + index) % 5] * (10 if name == "unsure" else 1)
+                row = {"strategy": name, "seed": seed, "task": task, "split": "development", "protocol": "linear"}
+                results.append({**row, "metric": metric, "value": level + WOBBLE[seed] + luck})
+    config = {"strategies": list(levels), "seeds": list(seeds), "report": {"metric": metric, **(report or {})}}
+    return Records(config, results, [])
+
+
+def differences(found, name):
+    values = [found.values(each, "one", "development", "linear", found.metric("one")) for each in (name, "full")]
+    return [a - b for a, b in zip(*values, strict=True)]
+
+
+def test_claims_are_shifted_t_tests_adjusted_over_the_strategies():
+    found = records(report={"margin": 0.01})
+    of = claims.claims(found, "one", "development")
+    names = list(of)
+    assert names == ["same", "near", "far", "unsure"]
+    by_hand = [stats.ttest_1samp(differences(found, name), -0.01, alternative="greater").pvalue for name in names]
+    assert [of[name].no_worse for name in names] == pytest.approx(holm(by_hand))
+    above = [stats.ttest_1samp(differences(found, name), 0.01, alternative="less").pvalue for name in names]
+    assert [of[name].equivalent for name in names] == pytest.approx(holm(list(map(max, by_hand, above))))
+    assert {name: claim.says for name, claim in of.items()} == {
+        "same": "equivalent",
+        "near": "not shown",
+        "far": "worse",
+        "unsure": "not shown",
+    }
+
+
+def test_a_wider_margin_lets_more_through_and_0_makes_no_claim():
+    assert claims.claims(records(report={"margin": 0.02}), "one", "development")["near"].says == "equivalent"
+    assert claims.claims(records(report={"margin": 0.0}), "one", "development") == {}
+    assert claims.table(records(report={"margin": 0.0}), "one") is None
+    assert records().margin == default().report.margin == 0.01
+    config = default()
+    config.report.margin = -0.1
+    with pytest.raises(UserError, match=r"report.margin is -0.1; expected 0 or more"):
+        check(config)
+
+
+def test_where_lower_is_better_the_other_side_is_worse():
+    levels = {"full": 5.0, "greater": 5.4, "lower": 4.6}
+    of = claims.claims(records("hd95", report={"margin": 0.1}, levels=levels), "one", "development")
+    assert {name: claim.says for name, claim in of.items()} == {"greater": "worse", "lower": "no worse"}
+    table = tables.everything(records("hd95", levels=levels), "one")
+    assert [row[1].text for row in table.rows if row[2].best] == ["lower"]
+
+
+def test_one_seed_claims_nothing():
+    found = records(seeds=(0,))
+    assert claims.claims(found, "one", "development")["same"].says == tables.NONE
+    assert claims.table(found, "one") is None
+    row = tables.everything(found, "one").rows
+    assert [cell.held for cells in row for cell in cells] == [False] * 15
+
+
+def test_the_best_and_those_not_significantly_worse_are_marked_and_the_test_is_named():
+    found = records()
+    values = {n: found.values(n, "one", "development", "linear", "auc") for n in LEVELS}
+    expected = {n for n in LEVELS if n != "unsure" and stats.ttest_rel(values[n], values["unsure"]).pvalue >= 0.05}
+    assert expected == {"full", "same", "near"}
+    for table in (tables.main(found, "one"), tables.everything(found, "one")):
+        column = table.columns.index("development")
+        name = table.columns.index("strategy")
+        assert {row[name].text for row in table.rows if row[column].best} == {"unsure"}
+        assert {row[name].text for row in table.rows if row[column].held} == expected
+        assert "two-sided paired t-test over seeds (p ≥ 0.05, not adjusted)" in table.note
+
+
+def test_means_that_print_alike_are_both_the_best():
+    marked = marks.over_seeds({"a": [0.90001, 0.91], "b": [0.90003, 0.91], "c": [0.80, 0.81]})
+    assert marked.best == {"a", "b"}
+    assert marked.held == set()
+    assert marks.over_seeds({"a": [0.9], "b": [None]}).best == frozenset()
+
+
+def test_words_say_what_was_shown():
+    text = " ".join(words.summary(records(report={"margin": 0.01}), "one"))
+    assert "Shown to be no worse than full by a margin of 0.01 AUC: same (p = 0.0" in text
+    assert "not shown of near, far and unsure." in text
+    text = " ".join(words.summary(records(levels={"full": 0.9, "far": 0.8}), "one"))
+    assert "Not shown of any strategy: to be no worse than full by a margin of 0.01 AUC." in text
+
+
+def test_ranks_need_several_tasks_and_tell_when_they_can_tell_nothing():
+    assert claims.over_tasks(records()) == []
+    (table,) = claims.over_tasks(records(tasks=("one", "two")))
+    assert {row[0].text: row[-1].text for row in table.rows} == {
+        "unsure": "1.00", "same": "2.00", "full": "3.00", "near": "4.00", "far": "5.00",
+    }  # fmt: skip
+    assert "on 2 tasks: nothing can be told apart" in table.note
+    (table,) = claims.over_tasks(records(tasks=[f"task {k}" for k in range(12)]))
+    # q(0.05, 5) = 2.728; 2.728 * sqrt(5 * 6 / (6 * 12)) = 1.76.
+    assert "critical difference of it at 0.05, 1.76." in table.note
+    assert [row[0].text for row in table.rows if row[-1].held] == ["same"]
+    assert [row[0].text for row in table.rows if row[-1].best] == ["unsure"]
+
+
+def test_classes_are_shown_in_the_primary_metric_where_it_has_them():
+    found = records("dice")
+    for name in LEVELS:
+        row = {"strategy": name, "seed": 0, "task": "one", "split": "development", "protocol": "linear"}
+        found.results.append({**row, "metric": "dice/nucleus", "value": 0.9})
+    found = Records(found.config, found.results, [])
+    table = tables.per_class(found, "one")
+    assert table.title == "Dice by class, linear"
+    assert table.groups[1:] == [("nucleus", 1)]
+    assert tables.per_class(records(), "one") is None
+
+
+def test_both_pages_show_the_marks(tmp_path):
+    workdir = report_example.write(tmp_path, seeds=range(6))
+    rows = jsonl.read(workdir / "results.jsonl")
+    jsonl.write(workdir / "results.jsonl", rows + [{**row, "task": "grade"} for row in rows])
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps({**config, "report": {**config["report"], "margin": 0.02}}))
+    build(workdir)
+    page, text = (workdir / "report.html").read_text(), (workdir / "report.md").read_text()
+    assert '<td class="held">0.964<sup>†</sup><small>' in page
+    assert "0.964† [" in text
+    for word in (
+        "No worse than full?",
+        "Margin: 0.02 AUC",
+        "Ranks over the tasks, external",
+        "not significantly worse",
+    ):
+        assert word in page
+        assert word in text
