@@ -11,11 +11,14 @@ import numpy as np
 from dapt_jax import jsonl
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.mix import Mix
 from dapt_jax.data.splits import grouped_holdout
+from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.network import Network
 from dapt_jax.objectives import AnyObjective, Objective
+from dapt_jax.objectives.classification import of_classes
 from dapt_jax.strategies import Strategy
 from dapt_jax.training import loop, optim, steps
 from dapt_jax.training.caching import Caching
@@ -30,6 +33,9 @@ ADAPTED = "adapted.safetensors"
 
 VAL_FRACTION = 0.1
 """Share of a corpus on which the loss is watched, where the config does not say another."""
+
+LOSS_SETTINGS = ("loss", "focal_gamma", "focal_alpha", "gamma_positive", "gamma_negative", "margin")
+"""Settings of a loss of classes, beside label smoothing."""
 
 SCORED = "scored"
 """Folder, in an arm's, of the weights of scored epochs."""
@@ -53,10 +59,22 @@ class Adapted:
 
 
 def objective_for(dataset: Dataset, settings: Any) -> Objective:
-    """The loss of a corpus: `settings.single_logit` makes two classes one sigmoid output, as in the paper."""
-    classes = len(dataset.classes)
-    single = bool(settings.get("single_logit", False)) and classes == 2 and not dataset.multi_label
-    return Objective(1 if single else classes, dataset.multi_label, settings.get("label_smoothing", 0.0))
+    """The loss of a corpus: `settings.single_logit` makes two classes one sigmoid output, as in the paper.
+
+    Raises:
+        UserError: the loss does not go with the set's labels.
+    """
+    try:
+        return of_classes(
+            len(dataset.classes),
+            multi_label=dataset.multi_label,
+            single_logit=bool(settings.get("single_logit", False)),
+            smoothing=settings.label_smoothing,
+            uncertain=dataset.uncertain,
+            **{name: settings[name] for name in LOSS_SETTINGS},
+        )
+    except UserError as error:
+        raise UserError(f"{dataset.name}: {error}") from error
 
 
 def balanced(dataset: Dataset, rows: np.ndarray) -> tuple[float, ...]:
@@ -92,6 +110,7 @@ def make_run(
         Augment(**settings.augment.to_dict()),
         seed,
         -(-len(train_rows) // settings.batch_size),
+        Mix(**settings.get("mix", {})),
     )
     return Run(
         strategy=strategy,

@@ -10,8 +10,12 @@ from ml_collections import config_dict
 from dapt_jax.config import BASELINE, MODES, OPEN, default
 from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.objectives.classification import LOSSES
 
 _RUNS = ("adapt", "transfer.finetune", "transfer.segmentation")
+_CLASSIFIERS = ("adapt", "transfer.finetune", "transfer.head")
+_SHARES = ("switch", "probability")
+_MIXED = ("adapt", "transfer.finetune")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mode": MODES,
     "model.dtype": ("float32", "bfloat16"),
@@ -19,6 +23,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cache.mode": ("auto", "on", "off"),
     "cache.dtype": ("", "float32", "bfloat16"),
     "energy.region": tuple(CARBON_INTENSITY),
+    **{f"{run}.loss": LOSSES for run in _CLASSIFIERS},
     **{f"{run}.schedule": ("constant", "cosine", "linear", "poly", "plateau") for run in _RUNS},
     **{f"{run}.norm": ("frozen", "stats", "train") for run in _RUNS},
     **{f"{run}.optimizer.name": ("adam", "adamw", "sgd") for run in _RUNS},
@@ -35,7 +40,7 @@ _AT_LEAST = {
     "cache.memory_mb": 0,
     "cache.disk_mb": 0,
     "cache.flops_per_byte": 0,
-    "adapt.plateau.patience": 0,
+    **{f"{run}.plateau.patience": 0 for run in _MIXED},
     "transfer.folds": 2,
     "transfer.head.epochs": 1,
     "transfer.head.batch_size": 1,
@@ -51,6 +56,9 @@ _AT_LEAST = {
     "transfer.segmentation.views": 0,
     "transfer.segmentation.overlap": 0,
     "transfer.segmentation.overlays": 0,
+    "transfer.finetune.early_stop": 0,
+    **{f"{run}.{name}": 0 for run in _CLASSIFIERS for name in ("focal_gamma", "gamma_positive", "gamma_negative")},
+    **{f"{run}.mix.{name}": 0 for run in _MIXED for name in ("mixup", "cutmix")},
     "checkpoint.every_s": 0,
     "energy.pue": 1,
     "energy.watts": 0,
@@ -69,7 +77,7 @@ _AT_LEAST = {
 _ABOVE_0 = (
     "adapt.head_lr",
     "adapt.lr",
-    "adapt.plateau.factor",
+    *(f"{run}.plateau.factor" for run in _MIXED),
     "transfer.head.lr",
     "score.budget",
     "transfer.finetune.head_lr",
@@ -84,7 +92,8 @@ _BELOW_1 = (
     "model.dropout",
     "corpus.val_fraction",
     "transfer.head.grid.val_fraction",
-    "adapt.label_smoothing",
+    "transfer.finetune.val_fraction",
+    *(f"{run}.{name}" for run in _CLASSIFIERS for name in ("label_smoothing", "focal_alpha", "margin")),
     "score.budget",
     "transfer.segmentation.overlap",
     *(f"{run}.optimizer.{name}" for run in _RUNS for name in ("b1", "b2", "ema")),
@@ -121,6 +130,7 @@ def check(config: Any) -> None:
         choices = (*_METRICS, *(f"{each}/CLASS" for each in _BY_CLASS))
         raise UserError(f"unknown report.metric {metric!r}; {nearest(metric, choices)}")
     _check_numbers(values)
+    _check_finetuning(values)
     _check_lists(values)
     for section in ("tasks", "phases"):
         for name in config[section]:
@@ -178,6 +188,9 @@ def _check_numbers(values: dict[str, Any]) -> None:
     ranges = [(name, values[name] >= least, f"{least} or more") for name, least in _AT_LEAST.items()]
     ranges += [(name, values[name] > 0, "more than 0") for name in _ABOVE_0]
     ranges += [(name, 0 <= values[name] < 1, "0 to less than 1") for name in _BELOW_1]
+    ranges += [
+        (f"{run}.mix.{name}", 0 <= values[f"{run}.mix.{name}"] <= 1, "0 to 1") for run in _MIXED for name in _SHARES
+    ]
     folds = values["transfer.folds"]
     for run in _RUNS[1:]:
         name = f"{run}.folds"
@@ -185,6 +198,20 @@ def _check_numbers(values: dict[str, Any]) -> None:
     for name, holds, expected in ranges:
         if not holds:
             raise UserError(f"{name} is {values[name]!r}; expected {expected}")
+
+
+def _check_finetuning(values: dict[str, Any]) -> None:
+    """What settings of fine-tuning need of one another."""
+    name = "transfer.finetune"
+    if values[f"{name}.early_stop"] and not values[f"{name}.val_fraction"]:
+        raise UserError(f"{name}.early_stop needs rows to watch; expected {name}.val_fraction above 0, such as 0.1")
+    if (number := values[f"{name}.test_crops"]) not in (1, 10):
+        raise UserError(f"{name}.test_crops is {number}; expected 1 or 10")
+    if number == 10 and not 0 < values[f"{name}.augment.patch"] < values["model.image_size"]:
+        raise UserError(
+            f"{name}.test_crops=10 needs images larger than what is cut out of them; expected {name}.augment.patch above 0 "
+            f"and below model.image_size, {values['model.image_size']}"
+        )
 
 
 def _check_lists(values: dict[str, Any]) -> None:

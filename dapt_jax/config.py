@@ -60,10 +60,11 @@ def default() -> config_dict.ConfigDict:
         "gradual_steps": 4,  # gradual: phases in which the encoder is unfrozen from the top
         "batch_size": 32,
         "views": 0,  # augmented views per image; 0: new ones each epoch
-        "label_smoothing": 0.0,
+        **_loss(),
+        "mix": _mix(),
         "balance_classes": True,  # weight classes by inverse frequency
         "optimizer": _optimizer(),
-        "plateau": {"factor": 0.5, "patience": 5, "threshold": 1e-4},
+        "plateau": _plateau(),
         "augment": _augment(),
         "single_logit": False,  # two classes by one sigmoid output, as the paper's head
     }
@@ -88,6 +89,7 @@ def default() -> config_dict.ConfigDict:
             "batch_size": 64,
             "weight_decay": 1e-4,
             "standardise": True,
+            **_loss(),
             # Several of either: each fold takes the pair that is best on rows held out of its own training rows.
             "grid": {"lr": (), "weight_decay": (), "val_fraction": 0.2},
         },
@@ -100,8 +102,14 @@ def default() -> config_dict.ConfigDict:
             "schedule": "cosine",
             "norm": "frozen",
             "batch_size": 16,
+            **_loss(),
+            "mix": _mix(),
             "augment": _augment(),
             "optimizer": _optimizer(),
+            "val_fraction": 0.0,  # of each fold's training patients, whose loss is watched instead of trained on
+            "plateau": _plateau(),
+            "early_stop": 0,  # epochs without a better watched loss that are let pass; then the best epoch's weights are taken
+            "test_crops": 1,  # 10: corners and middle, and mirrored, of the size of `augment.patch`, averaged
         },
         # Tasks whose sets name `segments` (data/sources.py): a decoder on the encoder.
         "segmentation": {
@@ -182,6 +190,33 @@ def _augment() -> dict[str, object]:
         "hue": 0.0,
         "erase": 0.0,  # probability
     }
+
+
+def _loss() -> dict[str, object]:
+    """What objectives/classification.py says of each."""
+    return {
+        "loss": "auto",  # auto (ce, or bce of several labels) | ce | bce | focal | asymmetric | ordinal
+        "label_smoothing": 0.0,
+        "focal_gamma": 2.0,
+        "focal_alpha": 0.0,  # share of the weight that positives have; 0: all alike
+        "gamma_positive": 0.0,  # of the asymmetric loss
+        "gamma_negative": 4.0,
+        "margin": 0.05,
+    }
+
+
+def _mix() -> dict[str, object]:
+    """Off; data/mix.py says what each is. Only where images are augmented, and never of cached activations."""
+    return {
+        "mixup": 0.0,  # both parameters of the beta distribution
+        "cutmix": 0.0,
+        "switch": 0.5,  # probability of CutMix where there are both
+        "probability": 1.0,
+    }
+
+
+def _plateau() -> dict[str, object]:
+    return {"factor": 0.5, "patience": 5, "threshold": 1e-4}
 
 
 def _optimizer() -> dict[str, object]:

@@ -18,7 +18,8 @@ class Dataset:
     Attributes:
         name: what to call the set in messages and tables.
         images: the pixels, by index.
-        labels: int64 [n], one class per image; or float32 [n, classes] of 0 and 1, NaN where a label is missing.
+        labels: int64 [n], one class per image; or float32 [n, classes] of 0 and 1, NaN where a label is missing, and -1
+            where it is uncertain if `uncertain` says what that stands for.
         classes: name of each class; labels index into it.
         groups: str [n], the patient (or other group) of each image. Splits never separate a group. An image without one
             is its own group.
@@ -28,6 +29,9 @@ class Dataset:
         segments: of a set to be segmented, the names of the values of its masks, which are in memory; the first is the
             background. Empty for a set to be classified.
         overlapping: whether a pixel may be of several segments: masks are bit fields then, bit k for `segments[k + 1]`.
+        ordinal: whether the classes are grades, in their order.
+        uncertain: what an uncertain label of -1 stands for: a target drawn uniformly between these two, anew for every image
+            and epoch (LSR of Pham et al., 2021). None where no label is -1.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Dataset:
     skipped: int = 0
     segments: tuple[str, ...] = ()
     overlapping: bool = False
+    ordinal: bool = False
+    uncertain: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         parts = {"labels": self.labels, "groups": self.groups, **self.columns}
@@ -111,11 +117,9 @@ class Dataset:
         return replace(self.take(rows), labels=labels[rows], classes=kept)
 
     def class_counts(self) -> dict[str, int]:
-        """Returns the number of images of each class, in the order of `classes`; missing labels count for none."""
-        if self.multi_label:
-            counts = np.nansum(self.labels, axis=0).astype(int)
-        else:
-            counts = np.bincount(self.labels, minlength=len(self.classes))
+        """Returns the number of images of each class, in the order of `classes`; missing or uncertain labels count for none."""
+        one_each = np.arange(len(self.classes)) == self.labels[:, None] if self.labels.ndim == 1 else self.labels == 1
+        counts = one_each.sum(axis=0)
         return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
 
     def load_masks(self) -> np.ndarray:
@@ -171,13 +175,25 @@ class Dataset:
         """What a network is trained to say of each image, in the dtype that devices hold.
 
         Returns:
-            int32 [n] class numbers; float32 [n, classes] of 0, 1 and NaN of a multi-label set; uint8 [n, h, w] masks of a
-            set to be segmented.
+            int32 [n] class numbers; float32 [n, classes] of 0, 1, NaN and -1 (see `labels`) of a multi-label set; uint8
+            [n, h, w] masks of a set to be segmented.
         """
         if self.segments:
             assert isinstance(self.masks, np.ndarray)
             return self.masks
         return self.labels.astype(np.float32 if self.multi_label else np.int32)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Labels that predictions are scored by: those of `labels`, with NaN for uncertain ones too."""
+        return self.labels if self.uncertain is None else np.where(self.labels == -1, np.nan, self.labels)
+
+    @property
+    def expected(self) -> np.ndarray:
+        """`targets` with the mean of what an uncertain label stands for in its place."""
+        if self.uncertain is None:
+            return self.targets
+        return np.where(self.labels == -1, np.mean(self.uncertain), self.labels).astype(np.float32)
 
     def fingerprint(self) -> str:
         """Returns a hash that changes when images, labels, classes, groups, image size or crop do.
@@ -188,6 +204,8 @@ class Dataset:
         hashed.update(repr((self.classes, self.labels.dtype.str, self.labels.shape)).encode())
         hashed.update(self.labels.tobytes())
         hashed.update("\0".join(map(str, self.groups)).encode())
+        if self.uncertain:
+            hashed.update(repr(self.uncertain).encode())
         if self.segments:
             hashed.update(repr((self.segments, self.overlapping)).encode())
             hashed.update(self.targets.tobytes())

@@ -150,7 +150,8 @@ class _PhaseLoop:
         self._end_epoch(epoch, *sums, scores)
         if self.tools.hook:
             with self.meter.clock.span("eval"):
-                self.tools.hook.after_epoch(self.number, epoch, evaluation_params(state), state["stats"])
+                params, stats = evaluation_params(state), state["stats"]
+                self.tools.hook.after_epoch(self.number, epoch, params, stats, scores)
         zero = parallel.replicate({"loss": np.float32(0), "weight": np.float32(0)}, self.tools.mesh)
         return {**state, **zero}
 
