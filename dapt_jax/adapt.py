@@ -22,9 +22,10 @@ from dapt_jax.objectives.classification import of_classes
 from dapt_jax.strategies import Strategy
 from dapt_jax.training import loop, optim, steps
 from dapt_jax.training.caching import Caching
+from dapt_jax.training.early_stop import EarlyStop
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run, Tools
-from dapt_jax.transferability.scorer import Scorer
+from dapt_jax.transferability.scorer import Scorer, training_flops
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import export, locate
 
@@ -126,6 +127,17 @@ def make_run(
         caching=Caching.of(config.cache),
         plateau=optim.Plateau(**settings.get("plateau", {})),
     )
+
+
+def trained(run: Run, params: Tree, stats: Tree, tools: Tools, patience: int) -> tuple[Tree, Tree]:
+    """Trains a run of a target task; with `patience`, until its watched loss falls no longer, and back to its best epoch."""
+    if not patience:
+        return loop.train(run, params, stats, tools)
+    assert tools.folder is not None
+    stop = EarlyStop(patience, run, tools.folder.with_name(f"{tools.folder.name}-best.safetensors"))
+    last = loop.train(run, params, stats, dataclasses.replace(tools, hook=stop))
+    tools.reporter.skip(training_flops(run) - training_flops(run, stop.done))
+    return stop.chosen(*last)
 
 
 def dapt_run(config: Any, strategy: Strategy, seed: int, corpus: Dataset) -> Run:

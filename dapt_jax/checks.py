@@ -40,7 +40,7 @@ _AT_LEAST = {
     "cache.memory_mb": 0,
     "cache.disk_mb": 0,
     "cache.flops_per_byte": 0,
-    **{f"{run}.plateau.patience": 0 for run in _MIXED},
+    **{f"{run}.plateau.patience": 0 for run in _RUNS},
     "transfer.folds": 2,
     "transfer.head.epochs": 1,
     "transfer.head.batch_size": 1,
@@ -56,7 +56,7 @@ _AT_LEAST = {
     "transfer.segmentation.views": 0,
     "transfer.segmentation.overlap": 0,
     "transfer.segmentation.overlays": 0,
-    "transfer.finetune.early_stop": 0,
+    **{f"{run}.early_stop": 0 for run in _RUNS[1:]},
     **{f"{run}.{name}": 0 for run in _CLASSIFIERS for name in ("focal_gamma", "gamma_positive", "gamma_negative")},
     **{f"{run}.mix.{name}": 0 for run in _MIXED for name in ("mixup", "cutmix")},
     "checkpoint.every_s": 0,
@@ -77,7 +77,7 @@ _AT_LEAST = {
 _ABOVE_0 = (
     "adapt.head_lr",
     "adapt.lr",
-    *(f"{run}.plateau.factor" for run in _MIXED),
+    *(f"{run}.plateau.factor" for run in _RUNS),
     "transfer.head.lr",
     "score.budget",
     "transfer.finetune.head_lr",
@@ -92,7 +92,7 @@ _BELOW_1 = (
     "model.dropout",
     "corpus.val_fraction",
     "transfer.head.grid.val_fraction",
-    "transfer.finetune.val_fraction",
+    *(f"{run}.val_fraction" for run in _RUNS[1:]),
     *(f"{run}.{name}" for run in _CLASSIFIERS for name in ("label_smoothing", "focal_alpha", "margin")),
     "score.budget",
     "transfer.segmentation.overlap",
@@ -130,7 +130,7 @@ def check(config: Any) -> None:
         choices = (*_METRICS, *(f"{each}/CLASS" for each in _BY_CLASS))
         raise UserError(f"unknown report.metric {metric!r}; {nearest(metric, choices)}")
     _check_numbers(values)
-    _check_finetuning(values)
+    _check_watched(values)
     _check_lists(values)
     for section in ("tasks", "phases"):
         for name in config[section]:
@@ -200,18 +200,13 @@ def _check_numbers(values: dict[str, Any]) -> None:
             raise UserError(f"{name} is {values[name]!r}; expected {expected}")
 
 
-def _check_finetuning(values: dict[str, Any]) -> None:
-    """What settings of fine-tuning need of one another."""
-    name = "transfer.finetune"
-    if values[f"{name}.early_stop"] and not values[f"{name}.val_fraction"]:
-        raise UserError(f"{name}.early_stop needs rows to watch; expected {name}.val_fraction above 0, such as 0.1")
-    if (number := values[f"{name}.test_crops"]) not in (1, 10):
-        raise UserError(f"{name}.test_crops is {number}; expected 1 or 10")
-    if number == 10 and not 0 < values[f"{name}.augment.patch"] < values["model.image_size"]:
-        raise UserError(
-            f"{name}.test_crops=10 needs images larger than what is cut out of them; expected {name}.augment.patch above 0 "
-            f"and below model.image_size, {values['model.image_size']}"
-        )
+def _check_watched(values: dict[str, Any]) -> None:
+    """What settings of target tasks need of one another."""
+    for run in _RUNS[1:]:
+        if values[f"{run}.early_stop"] and not values[f"{run}.val_fraction"]:
+            raise UserError(f"{run}.early_stop needs rows to watch; expected {run}.val_fraction above 0, such as 0.1")
+    if (number := values["transfer.finetune.test_crops"]) not in (1, 10):
+        raise UserError(f"transfer.finetune.test_crops is {number}; expected 1 or 10")
 
 
 def _check_lists(values: dict[str, Any]) -> None:

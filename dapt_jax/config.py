@@ -106,9 +106,7 @@ def default() -> config_dict.ConfigDict:
             "mix": _mix(),
             "augment": _augment(),
             "optimizer": _optimizer(),
-            "val_fraction": 0.0,  # of each fold's training patients, whose loss is watched instead of trained on
-            "plateau": _plateau(),
-            "early_stop": 0,  # epochs without a better watched loss that are let pass; then the best epoch's weights are taken
+            **_watched(),
             "test_crops": 1,  # 10: corners and middle, and mirrored, of the size of `augment.patch`, averaged
         },
         # Tasks whose sets name `segments` (data/sources.py): a decoder on the encoder.
@@ -128,6 +126,7 @@ def default() -> config_dict.ConfigDict:
             "batch_size": 16,
             "views": 0,  # augmented views per image; 0: new ones each epoch
             "augment": _augment(),
+            **_watched(),
             "overlap": 0.5,  # of neighbouring windows, where `augment.patch` trains on parts of the images
             "overlays": 4,  # images of each set whose masks the report shows
             "optimizer": _optimizer(),
@@ -212,6 +211,14 @@ def _mix() -> dict[str, object]:
         "cutmix": 0.0,
         "switch": 0.5,  # probability of CutMix where there are both
         "probability": 1.0,
+    }
+
+
+def _watched() -> dict[str, object]:
+    return {
+        "val_fraction": 0.0,  # of each fold's training images, by patient, that are watched instead of trained on
+        "plateau": _plateau(),  # by the loss on them, or on what is trained on where there are none
+        "early_stop": 0,  # epochs without a better watched loss that are let pass, then back to the best; 0: all epochs
     }
 
 

@@ -27,13 +27,11 @@ from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.objectives import Objective
 from dapt_jax.tasks import Arm, Task, result_rows
-from dapt_jax.training import features, freezing, heads, loop
-from dapt_jax.training.early_stop import EarlyStop
+from dapt_jax.training import features, freezing, heads
 from dapt_jax.training.evaluate import logits_of
 from dapt_jax.training.meter import Meter
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run, Tools
-from dapt_jax.transferability.scorer import training_flops
 
 FINETUNE = "finetune"
 PROTOCOLS = (*heads.HIDDEN, FINETUNE)
@@ -160,8 +158,17 @@ def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int,
     """Linear probing, then fine-tuning of all layers (LP-FT, arXiv 2202.10054) on one fold's training rows.
 
     Of these, `val_fraction` is watched instead.
+
+    Raises:
+        UserError: ten crops are wanted of images that are no larger than what is cut out of them.
     """
     settings = config.transfer.finetune
+    side = task.development.images.size
+    if settings.test_crops == 10 and not 0 < settings.augment.patch < side:
+        raise UserError(
+            f"transfer.finetune.test_crops=10 takes squares out of larger images; expected transfer.finetune.augment.patch "
+            f"above 0 and below the side of the images of {task.name!r}, {side}"
+        )
     val_rows = np.arange(0)
     if settings.val_fraction:
         train_rows, val_rows = task.inner(train_rows, settings.val_fraction, arm.seed)
@@ -198,12 +205,7 @@ def _finetune(
         shapes, _ = model.abstract()
         params = {**adapted.params, HEAD: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[HEAD].items()}}
         own = dataclasses.replace(tools, folder=state / f"fold{fold}")
-        if settings.early_stop:
-            own.hook = stop = EarlyStop(settings.early_stop, run, state / f"best{fold}.safetensors")
-            params, stats = stop.chosen(*loop.train(run, params, adapted.stats, own))
-            tools.reporter.skip(training_flops(run) - training_flops(run, stop.done))
-        else:
-            params, stats = loop.train(run, params, adapted.stats, own)
+        params, stats = adapt.trained(run, params, adapted.stats, own, settings.early_stop)
         predict = functools.partial(_probabilities, run, params, stats, settings.test_crops)
         held.append((predict(task.development.take(held_rows)), held_rows))
         for split, dataset in task.held_out.items():
