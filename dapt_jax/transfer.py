@@ -24,7 +24,7 @@ from dapt_jax.data import crops, pipeline
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD, Classifier
-from dapt_jax.models.encoder import Encoder
+from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.objectives import Objective
 from dapt_jax.tasks import Arm, Task, result_rows
 from dapt_jax.training import features, freezing, heads
@@ -206,7 +206,7 @@ def _finetune(
         params = {**adapted.params, HEAD: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[HEAD].items()}}
         own = dataclasses.replace(tools, folder=state / f"fold{fold}")
         params, stats = adapt.trained(run, params, adapted.stats, own, settings.early_stop)
-        predict = functools.partial(_probabilities, run, params, stats, settings.test_crops)
+        predict = functools.partial(predictions, run, params, stats, settings.test_crops)
         held.append((predict(task.development.take(held_rows)), held_rows))
         for split, dataset in task.held_out.items():
             others[split].append(predict(dataset))
@@ -215,7 +215,7 @@ def _finetune(
     return rows
 
 
-def _probabilities(run: Run, params: Any, stats: Any, crop_number: int, dataset: Dataset) -> np.ndarray:
+def predictions(run: Run, params: Tree, stats: Tree, crop_number: int, dataset: Dataset) -> np.ndarray:
     """Probabilities of the squares that the network was trained on: the one in the middle, or the mean of ten."""
     objective = run.programs[0].objective
     forward = logits_of(run.programs[0].model, None)
@@ -241,9 +241,9 @@ def _score(
     labels, classes = development.truth, development.classes
     measure = functools.partial(metrics.classification, classes=classes, ordinal=development.ordinal)
     found = {"development": [measure(labels[rows], values) for values, rows in held]}
-    for split, predictions in others.items():
+    for split, values_of_folds in others.items():
         truth = task.held_out[split].truth
-        found[split] = [measure(truth, values) for values in predictions]
+        found[split] = [measure(truth, values) for values in values_of_folds]
     return result_rows(task, arm, protocol, classes, found)
 
 
