@@ -11,6 +11,7 @@ from dapt_jax.config import BASELINE, MODES, OPEN, default
 from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.objectives.classification import LOSSES
+from dapt_jax.training.phases import SCHEDULES
 
 _RUNS = ("adapt", "transfer.finetune", "transfer.segmentation")
 _CLASSIFIERS = ("adapt", "transfer.finetune", "transfer.head")
@@ -24,7 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cache.dtype": ("", "float32", "bfloat16"),
     "energy.region": tuple(CARBON_INTENSITY),
     **{f"{run}.loss": LOSSES for run in _CLASSIFIERS},
-    **{f"{run}.schedule": ("constant", "cosine", "linear", "poly", "plateau") for run in _RUNS},
+    **{f"{run}.schedule": SCHEDULES for run in _RUNS},
     **{f"{run}.norm": ("frozen", "stats", "train") for run in _RUNS},
     **{f"{run}.optimizer.name": ("adam", "adamw", "sgd") for run in _RUNS},
     **{f"{run}.augment.flip": ("none", "horizontal", "dihedral") for run in _RUNS},

@@ -51,7 +51,7 @@ def default() -> config_dict.ConfigDict:
         "head_lr": 1e-3,
         "epochs": 4,  # after it
         "lr": 1e-4,
-        "schedule": "cosine",  # constant | cosine | linear | poly | plateau, within each phase
+        "schedule": "cosine",  # constant | cosine | linear | poly | step | plateau, within each phase
         "warmup": 0.0,  # epochs
         "norm": "frozen",  # frozen | stats | train: batch norm of the groups that train
         "partial_groups": 2,  # partial: last layer groups that train
