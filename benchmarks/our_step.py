@@ -94,6 +94,7 @@ class Step:
         self._steps = HEAD_STEPS
         work = {
             "epochs": np.int32(1),
+            "first": np.int32(0),
             "seed": np.uint32(0),
             "view": np.zeros(1, np.int32),
             "rate": np.full((1, HEAD_STEPS), RATE),

@@ -11,17 +11,21 @@ import numpy as np
 from dapt_jax import jsonl
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.mix import Mix
 from dapt_jax.data.splits import grouped_holdout
+from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.network import Network
 from dapt_jax.objectives import AnyObjective, Objective
+from dapt_jax.objectives.classification import of_classes
 from dapt_jax.strategies import Strategy
 from dapt_jax.training import loop, optim, steps
 from dapt_jax.training.caching import Caching
+from dapt_jax.training.early_stop import EarlyStop
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run, Tools
-from dapt_jax.transferability.scorer import Scorer
+from dapt_jax.transferability.scorer import Scorer, training_flops
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import export, locate
 
@@ -30,6 +34,9 @@ ADAPTED = "adapted.safetensors"
 
 VAL_FRACTION = 0.1
 """Share of a corpus on which the loss is watched, where the config does not say another."""
+
+LOSS_SETTINGS = ("loss", "focal_gamma", "focal_alpha", "gamma_positive", "gamma_negative", "margin")
+"""Settings of a loss of classes, beside label smoothing."""
 
 SCORED = "scored"
 """Folder, in an arm's, of the weights of scored epochs."""
@@ -53,10 +60,22 @@ class Adapted:
 
 
 def objective_for(dataset: Dataset, settings: Any) -> Objective:
-    """The loss of a corpus: `settings.single_logit` makes two classes one sigmoid output, as in the paper."""
-    classes = len(dataset.classes)
-    single = bool(settings.get("single_logit", False)) and classes == 2 and not dataset.multi_label
-    return Objective(1 if single else classes, dataset.multi_label, settings.get("label_smoothing", 0.0))
+    """The loss of a corpus: `settings.single_logit` makes two classes one sigmoid output, as in the paper.
+
+    Raises:
+        UserError: the loss does not go with the set's labels.
+    """
+    try:
+        return of_classes(
+            len(dataset.classes),
+            multi_label=dataset.multi_label,
+            single_logit=bool(settings.get("single_logit", False)),
+            smoothing=settings.label_smoothing,
+            uncertain=dataset.uncertain,
+            **{name: settings[name] for name in LOSS_SETTINGS},
+        )
+    except UserError as error:
+        raise UserError(f"{dataset.name}: {error}") from error
 
 
 def balanced(dataset: Dataset, rows: np.ndarray) -> tuple[float, ...]:
@@ -92,6 +111,7 @@ def make_run(
         Augment(**settings.augment.to_dict()),
         seed,
         -(-len(train_rows) // settings.batch_size),
+        Mix(**settings.get("mix", {})),
     )
     return Run(
         strategy=strategy,
@@ -107,6 +127,17 @@ def make_run(
         caching=Caching.of(config.cache),
         plateau=optim.Plateau(**settings.get("plateau", {})),
     )
+
+
+def trained(run: Run, params: Tree, stats: Tree, tools: Tools, patience: int) -> tuple[Tree, Tree]:
+    """Trains a run of a target task; with `patience`, until its watched loss falls no longer, and back to its best epoch."""
+    if not patience:
+        return loop.train(run, params, stats, tools)
+    assert tools.folder is not None
+    stop = EarlyStop(patience, run, tools.folder.with_name(f"{tools.folder.name}-best.safetensors"))
+    last = loop.train(run, params, stats, dataclasses.replace(tools, hook=stop))
+    tools.reporter.skip(training_flops(run) - training_flops(run, stop.done))
+    return stop.chosen(*last)
 
 
 def dapt_run(config: Any, strategy: Strategy, seed: int, corpus: Dataset) -> Run:

@@ -10,8 +10,13 @@ from ml_collections import config_dict
 from dapt_jax.config import BASELINE, MODES, OPEN, default
 from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.objectives.classification import LOSSES
+from dapt_jax.training.phases import SCHEDULES
 
 _RUNS = ("adapt", "transfer.finetune", "transfer.segmentation")
+_CLASSIFIERS = ("adapt", "transfer.finetune", "transfer.head")
+_SHARES = ("switch", "probability")
+_MIXED = ("adapt", "transfer.finetune")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mode": MODES,
     "model.dtype": ("float32", "bfloat16"),
@@ -20,7 +25,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cache.mode": ("auto", "on", "off"),
     "cache.dtype": ("", "float32", "bfloat16"),
     "energy.region": tuple(CARBON_INTENSITY),
-    **{f"{run}.schedule": ("constant", "cosine", "linear", "poly", "plateau") for run in _RUNS},
+    **{f"{run}.loss": LOSSES for run in _CLASSIFIERS},
+    **{f"{run}.schedule": SCHEDULES for run in _RUNS},
     **{f"{run}.norm": ("frozen", "stats", "train") for run in _RUNS},
     **{f"{run}.optimizer.name": ("adam", "adamw", "sgd") for run in _RUNS},
     **{f"{run}.augment.flip": ("none", "horizontal", "dihedral") for run in _RUNS},
@@ -39,7 +45,7 @@ _AT_LEAST = {
     "cache.memory_mb": 0,
     "cache.disk_mb": 0,
     "cache.flops_per_byte": 0,
-    "adapt.plateau.patience": 0,
+    **{f"{run}.plateau.patience": 0 for run in _RUNS},
     "transfer.folds": 2,
     "transfer.head.epochs": 1,
     "transfer.head.batch_size": 1,
@@ -55,6 +61,9 @@ _AT_LEAST = {
     "transfer.segmentation.views": 0,
     "transfer.segmentation.overlap": 0,
     "transfer.segmentation.overlays": 0,
+    **{f"{run}.early_stop": 0 for run in _RUNS[1:]},
+    **{f"{run}.{name}": 0 for run in _CLASSIFIERS for name in ("focal_gamma", "gamma_positive", "gamma_negative")},
+    **{f"{run}.mix.{name}": 0 for run in _MIXED for name in ("mixup", "cutmix")},
     "checkpoint.every_s": 0,
     "energy.pue": 1,
     "energy.watts": 0,
@@ -74,7 +83,7 @@ _AT_LEAST = {
 _ABOVE_0 = (
     "adapt.head_lr",
     "adapt.lr",
-    "adapt.plateau.factor",
+    *(f"{run}.plateau.factor" for run in _RUNS),
     "transfer.head.lr",
     "score.budget",
     "debug.nan_factor",
@@ -90,8 +99,9 @@ _BELOW_1 = (
     "model.dropout",
     "corpus.val_fraction",
     "transfer.head.grid.val_fraction",
-    "adapt.label_smoothing",
     "debug.nan_factor",
+    *(f"{run}.val_fraction" for run in _RUNS[1:]),
+    *(f"{run}.{name}" for run in _CLASSIFIERS for name in ("label_smoothing", "focal_alpha", "margin")),
     "score.budget",
     "transfer.segmentation.overlap",
     *(f"{run}.optimizer.{name}" for run in _RUNS for name in ("b1", "b2", "ema")),
@@ -128,6 +138,7 @@ def check(config: Any) -> None:
         choices = (*_METRICS, *(f"{each}/CLASS" for each in _BY_CLASS))
         raise UserError(f"unknown report.metric {metric!r}; {nearest(metric, choices)}")
     _check_numbers(values)
+    _check_watched(values)
     _check_lists(values)
     for section in ("tasks", "phases"):
         for name in config[section]:
@@ -185,6 +196,9 @@ def _check_numbers(values: dict[str, Any]) -> None:
     ranges = [(name, values[name] >= least, f"{least} or more") for name, least in _AT_LEAST.items()]
     ranges += [(name, values[name] > 0, "more than 0") for name in _ABOVE_0]
     ranges += [(name, 0 <= values[name] < 1, "0 to less than 1") for name in _BELOW_1]
+    ranges += [
+        (f"{run}.mix.{name}", 0 <= values[f"{run}.mix.{name}"] <= 1, "0 to 1") for run in _MIXED for name in _SHARES
+    ]
     folds = values["transfer.folds"]
     for run in _RUNS[1:]:
         name = f"{run}.folds"
@@ -192,6 +206,15 @@ def _check_numbers(values: dict[str, Any]) -> None:
     for name, holds, expected in ranges:
         if not holds:
             raise UserError(f"{name} is {values[name]!r}; expected {expected}")
+
+
+def _check_watched(values: dict[str, Any]) -> None:
+    """What settings of target tasks need of one another."""
+    for run in _RUNS[1:]:
+        if values[f"{run}.early_stop"] and not values[f"{run}.val_fraction"]:
+            raise UserError(f"{run}.early_stop needs rows to watch; expected {run}.val_fraction above 0, such as 0.1")
+    if (number := values["transfer.finetune.test_crops"]) not in (1, 10):
+        raise UserError(f"transfer.finetune.test_crops is {number}; expected 1 or 10")
 
 
 def _check_lists(values: dict[str, Any]) -> None:

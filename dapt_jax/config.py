@@ -54,7 +54,7 @@ def default() -> config_dict.ConfigDict:
         "head_lr": 1e-3,
         "epochs": 4,  # after it
         "lr": 1e-4,
-        "schedule": "cosine",  # constant | cosine | linear | poly | plateau, within each phase
+        "schedule": "cosine",  # constant | cosine | linear | poly | step | plateau, within each phase
         "warmup": 0.0,  # epochs
         "norm": "frozen",  # frozen | stats | train: batch norm of the groups that train
         "partial_groups": 2,  # partial: last layer groups that train
@@ -63,10 +63,11 @@ def default() -> config_dict.ConfigDict:
         "gradual_steps": 4,  # gradual: phases in which the encoder is unfrozen from the top
         "batch_size": 32,
         "views": 0,  # augmented views per image; 0: new ones each epoch
-        "label_smoothing": 0.0,
+        **_loss(),
+        "mix": _mix(),
         "balance_classes": True,  # weight classes by inverse frequency
         "optimizer": _optimizer(),
-        "plateau": {"factor": 0.5, "patience": 5, "threshold": 1e-4},
+        "plateau": _plateau(),
         "augment": _augment(),
         "single_logit": False,  # two classes by one sigmoid output, as the paper's head
     }
@@ -91,6 +92,7 @@ def default() -> config_dict.ConfigDict:
             "batch_size": 64,
             "weight_decay": 1e-4,
             "standardise": True,
+            **_loss(),
             # Several of either: each fold takes the pair that is best on rows held out of its own training rows.
             "grid": {"lr": (), "weight_decay": (), "val_fraction": 0.2},
         },
@@ -103,8 +105,12 @@ def default() -> config_dict.ConfigDict:
             "schedule": "cosine",
             "norm": "frozen",
             "batch_size": 16,
+            **_loss(),
+            "mix": _mix(),
             "augment": _augment(),
             "optimizer": _optimizer(),
+            **_watched(),
+            "test_crops": 1,  # 10: corners and middle, and mirrored, of the size of `augment.patch`, averaged
         },
         # Tasks whose sets name `segments` (data/sources.py): a decoder on the encoder.
         "segmentation": {
@@ -123,6 +129,7 @@ def default() -> config_dict.ConfigDict:
             "batch_size": 16,
             "views": 0,  # augmented views per image; 0: new ones each epoch
             "augment": _augment(),
+            **_watched(),
             "overlap": 0.5,  # of neighbouring windows, where `augment.patch` trains on parts of the images
             "overlays": 4,  # images of each set whose masks the report shows
             "optimizer": _optimizer(),
@@ -200,6 +207,41 @@ def _augment() -> dict[str, object]:
         "hue": 0.0,
         "erase": 0.0,  # probability
     }
+
+
+def _loss() -> dict[str, object]:
+    """What objectives/classification.py says of each."""
+    return {
+        "loss": "auto",  # auto (ce, or bce of several labels) | ce | bce | focal | asymmetric | ordinal
+        "label_smoothing": 0.0,
+        "focal_gamma": 2.0,
+        "focal_alpha": 0.0,  # share of the weight that positives have; 0: all alike
+        "gamma_positive": 0.0,  # of the asymmetric loss
+        "gamma_negative": 4.0,
+        "margin": 0.05,
+    }
+
+
+def _mix() -> dict[str, object]:
+    """Off; data/mix.py says what each is. Only where images are augmented, and never of cached activations."""
+    return {
+        "mixup": 0.0,  # both parameters of the beta distribution
+        "cutmix": 0.0,
+        "switch": 0.5,  # probability of CutMix where there are both
+        "probability": 1.0,
+    }
+
+
+def _watched() -> dict[str, object]:
+    return {
+        "val_fraction": 0.0,  # of each fold's training images, by patient, that are watched instead of trained on
+        "plateau": _plateau(),  # by the loss on them, or on what is trained on where there are none
+        "early_stop": 0,  # epochs without a better watched loss that are let pass, then back to the best; 0: all epochs
+    }
+
+
+def _plateau() -> dict[str, object]:
+    return {"factor": 0.5, "patience": 5, "threshold": 1e-4}
 
 
 def _optimizer() -> dict[str, object]:

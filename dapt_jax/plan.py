@@ -8,10 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dapt_jax import halving, scoring, segmentation
-from dapt_jax.adapt import dapt_run
+from dapt_jax.adapt import dapt_run, objective_for
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.objectives import Objective
 from dapt_jax.report.tables import number
 from dapt_jax.strategies import Strategy
 from dapt_jax.tasks import Arm, Task
@@ -114,7 +113,7 @@ def transfer_flops(config: Any, task: Task, strategy: Strategy, seed: int) -> di
     images = sum(len(dataset) for dataset in task.datasets.values())
     folds = task.folds(config.transfer.folds, seed)
     costs: dict[str, int] = {}
-    objective = Objective(len(task.development.classes), task.development.multi_label)
+    objective = objective_for(task.development, config.transfer.head)
     for protocol in config.transfer.protocols:
         if protocol == FINETUNE:
             runs = [
@@ -128,7 +127,9 @@ def transfer_flops(config: Any, task: Task, strategy: Strategy, seed: int) -> di
         points = head_points(config)
         rows = sum(len(train) for train, _ in folds)
         if len(points) > 1:
-            rows += len(points) * sum(len(task.inner(train, config, seed)[0]) for train, _ in folds)
+            rows += len(points) * sum(
+                len(task.inner(train, config.transfer.head.grid.val_fraction, seed)[0]) for train, _ in folds
+            )
         costs[protocol] = (
             rows * settings.epochs * heads.flops_per_image(model.encoder.features, settings.hidden, objective)
         )

@@ -23,7 +23,7 @@ from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.objectives.segmentation import MaskObjective, of_segments
 from dapt_jax.overlays import Overlays
 from dapt_jax.tasks import Arm, Task, result_rows
-from dapt_jax.training import loop, windows
+from dapt_jax.training import windows
 from dapt_jax.training.phases import Norm, Phase
 from dapt_jax.training.run import Run, Tools
 
@@ -71,6 +71,9 @@ def run_of(
     decoder's batch norm is new and trains always.
     """
     settings = config.transfer.segmentation
+    val_rows = np.arange(0)
+    if settings.val_fraction:
+        train_rows, val_rows = task.inner(train_rows, settings.val_fraction, arm.seed)
     model = network(config, task, encoder)
     behind = model.groups[len(model.encoder.groups) :]
     train_decoder: Norms = tuple((group, "train") for group in behind)
@@ -95,7 +98,7 @@ def run_of(
         phases=phases,
         dataset=task.development,
         train_rows=train_rows,
-        val_rows=np.arange(0),
+        val_rows=val_rows,
         settings=settings,
         config=config,
     )
@@ -134,7 +137,8 @@ def transfer(
             assert isinstance(model, Segmenter)
             params, stats = model.init(arm.seed)
             params, stats = model.adopt(params, adapted.params), model.adopt(stats, adapted.stats)
-            params, stats = loop.train(run, params, stats, dataclasses.replace(tools, folder=state / f"fold{fold}"))
+            own = dataclasses.replace(tools, folder=state / f"fold{fold}")
+            params, stats = adapt.trained(run, params, stats, own, settings.early_stop)
             predict = _predictor(run, params, stats, settings)
             tools.reporter.advance(0, f"{run.title}: segmenting")
             for split, dataset in task.datasets.items():

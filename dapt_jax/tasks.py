@@ -62,10 +62,10 @@ class Task:
         groups = merge_groups(self.development)
         return grouped_folds(self.development.labels, groups, number, seed)
 
-    def inner(self, rows: np.ndarray, config: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training rows of a fold, split again by patient: to try rates and decays on, and to judge them by."""
+    def inner(self, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training rows of a fold, split again by patient: to fit on, and a fraction to judge by."""
         labels, groups = self.development.labels[rows], merge_groups(self.development)[rows]
-        fit, judge = grouped_holdout(labels, groups, config.transfer.head.grid.val_fraction, seed)
+        fit, judge = grouped_holdout(labels, groups, fraction, seed)
         return rows[fit], rows[judge]
 
 

@@ -7,6 +7,7 @@ same heads, never refitted, each fold's in turn; a score is the mean over folds.
 """
 
 import dataclasses
+import functools
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,14 +20,14 @@ import numpy as np
 from dapt_jax import adapt, metrics, segmentation
 from dapt_jax.config import BASELINE
 from dapt_jax.cost.ledger import Row
-from dapt_jax.data import pipeline
+from dapt_jax.data import crops, pipeline
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD, Classifier
-from dapt_jax.models.encoder import Encoder
+from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.objectives import Objective
 from dapt_jax.tasks import Arm, Task, result_rows
-from dapt_jax.training import features, freezing, heads, loop
+from dapt_jax.training import features, freezing, heads
 from dapt_jax.training.evaluate import logits_of
 from dapt_jax.training.meter import Meter
 from dapt_jax.training.phases import Phase
@@ -125,13 +126,14 @@ def on_features(
         tools: for the ledger; None to keep the cost out of it.
     """
     development = task.development
-    objective = Objective(len(development.classes), development.multi_label)
+    objective = adapt.objective_for(development, config.transfer.head)
     settings = head_settings(config, protocol, objective)
     folds = task.folds(config.transfer.folds, arm.seed)
     meter = Meter(tools.hardware) if tools else None
-    labels = development.targets
+    labels = development.expected  # losses are linear in the targets
     training, points = [train for train, _ in folds], head_points(config)
-    inner = [task.inner(rows, config, arm.seed) for rows in training] if len(points) > 1 else []
+    fraction = config.transfer.head.grid.val_fraction
+    inner = [task.inner(rows, fraction, arm.seed) for rows in training] if len(points) > 1 else []
     splits = heads.of_folds(training, arm.seed)
     trained = heads.tune(found["development"], labels, splits, inner, settings, points)
     jax.block_until_ready(trained.params)
@@ -153,8 +155,23 @@ def on_features(
 
 
 def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int, train_rows: np.ndarray) -> Run:
-    """Linear probing, then fine-tuning of all layers (LP-FT, arXiv 2202.10054) on one fold's training rows."""
+    """Linear probing, then fine-tuning of all layers (LP-FT, arXiv 2202.10054) on one fold's training rows.
+
+    Of these, `val_fraction` is watched instead.
+
+    Raises:
+        UserError: ten crops are wanted of images that are no larger than what is cut out of them.
+    """
     settings = config.transfer.finetune
+    side = task.development.images.size
+    if settings.test_crops == 10 and not 0 < settings.augment.patch < side:
+        raise UserError(
+            f"transfer.finetune.test_crops=10 takes squares out of larger images; expected transfer.finetune.augment.patch "
+            f"above 0 and below the side of the images of {task.name!r}, {side}"
+        )
+    val_rows = np.arange(0)
+    if settings.val_fraction:
+        train_rows, val_rows = task.inner(train_rows, settings.val_fraction, arm.seed)
     whole = Phase("all", settings.epochs, ("*",), settings.lr, settings.norm, settings.schedule)
     head = Phase("head", settings.head_epochs, (HEAD,), settings.head_lr, augment=False)
     objective = adapt.objective_for(task.development, settings)
@@ -168,7 +185,7 @@ def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int,
         phases=(head, whole) if settings.head_epochs else (whole,),
         dataset=task.development,
         train_rows=train_rows,
-        val_rows=np.arange(0),
+        val_rows=val_rows,
         settings=settings,
         config=config,
     )
@@ -177,7 +194,8 @@ def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int,
 def _finetune(
     config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, tools: Tools, folder: Path
 ) -> list[dict[str, Any]]:
-    folds = task.folds(config.transfer.folds, arm.seed)[: config.transfer.finetune.folds]
+    settings = config.transfer.finetune
+    folds = task.folds(config.transfer.folds, arm.seed)[: settings.folds]
     held: list[tuple[np.ndarray, np.ndarray]] = []
     others: dict[str, list[np.ndarray]] = {split: [] for split in task.held_out}
     state = folder / f"finetune-{task.name}"
@@ -187,23 +205,27 @@ def _finetune(
         shapes, _ = model.abstract()
         params = {**adapted.params, HEAD: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[HEAD].items()}}
         own = dataclasses.replace(tools, folder=state / f"fold{fold}")
-        params, stats = loop.train(run, params, adapted.stats, own)
-        held.append((_probabilities(run, params, stats, task.development.take(held_rows)), held_rows))
+        params, stats = adapt.trained(run, params, adapted.stats, own, settings.early_stop)
+        predict = functools.partial(predictions, run, params, stats, settings.test_crops)
+        held.append((predict(task.development.take(held_rows)), held_rows))
         for split, dataset in task.held_out.items():
-            others[split].append(_probabilities(run, params, stats, dataset))
+            others[split].append(predict(dataset))
     rows = list(_score(task, arm, FINETUNE, held, others))
     shutil.rmtree(state)
     return rows
 
 
-def _probabilities(run: Run, params: Any, stats: Any, dataset: Dataset) -> np.ndarray:
+def predictions(run: Run, params: Tree, stats: Tree, crop_number: int, dataset: Dataset) -> np.ndarray:
+    """Probabilities of the squares that the network was trained on: the one in the middle, or the mean of ten."""
     objective = run.programs[0].objective
     forward = logits_of(run.programs[0].model, None)
+    side = run.programs[-1].augment.size(dataset.images.size)
     rows = np.arange(len(dataset), dtype=np.int32)
-    parts = [
-        np.asarray(objective.probabilities(forward(params, stats, images)))[: len(part)]
-        for images, part in pipeline.in_order(dataset, rows, run.batch_size)
-    ]
+    parts = []
+    for images, part in pipeline.in_order(dataset, rows, run.batch_size):
+        squares = crops.ten(images, side) if crop_number == 10 else [crops.centre(images, side)]
+        found = [np.asarray(objective.probabilities(forward(params, stats, square))) for square in squares]
+        parts.append(np.mean(found, 0, dtype=found[0].dtype)[: len(part)] if len(found) > 1 else found[0][: len(part)])
     return np.concatenate(parts)
 
 
@@ -215,11 +237,13 @@ def _score(
     others: dict[str, list[np.ndarray]],
 ) -> Iterator[dict[str, Any]]:
     """Result lines of predicted probabilities: of each fold's held-out rows, and of all rows of the other sets."""
-    labels, classes = task.development.labels, task.development.classes
-    found = {"development": [metrics.classification(labels[rows], values, classes) for values, rows in held]}
-    for split, predictions in others.items():
-        truth = task.held_out[split].labels
-        found[split] = [metrics.classification(truth, values, classes) for values in predictions]
+    development = task.development
+    labels, classes = development.truth, development.classes
+    measure = functools.partial(metrics.classification, classes=classes, ordinal=development.ordinal)
+    found = {"development": [measure(labels[rows], values) for values, rows in held]}
+    for split, values_of_folds in others.items():
+        truth = task.held_out[split].truth
+        found[split] = [measure(truth, values) for values in values_of_folds]
     return result_rows(task, arm, protocol, classes, found)
 
 

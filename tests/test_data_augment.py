@@ -49,7 +49,8 @@ def test_a_mask_goes_the_way_of_its_image(augment: Augment) -> None:
     # Bilinear values are between classes along edges alone; elsewhere they are the class itself.
     inside = np.abs(moved - np.rint(moved)) < 1e-3
     assert inside.mean() > 0.5
-    np.testing.assert_array_equal(np.rint(moved)[inside], classes[inside])
+    # Half way between classes 0 and 2 a value may be 1 by chance.
+    assert (np.rint(moved)[inside] == classes[inside]).mean() > 0.998
     assert (classes[:, : SIDE // 2] != masks[:, : classes.shape[1], : classes.shape[2]][:, : SIDE // 2]).any()
 
 

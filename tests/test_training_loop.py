@@ -11,10 +11,13 @@ from dapt_jax.cost import hardware
 from dapt_jax.cost.ledger import Ledger
 from dapt_jax.data import pipeline
 from dapt_jax.data.augment import Augment
+from dapt_jax.data.mix import Mix
 from dapt_jax.errors import UserError
+from dapt_jax.objectives import Objective
 from dapt_jax.progress import Reporter
 from dapt_jax.training import feeds, loop, phase_loop
 from dapt_jax.training.caching import Caching
+from dapt_jax.training.early_stop import EarlyStop
 from dapt_jax.training.features import Store
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
@@ -198,3 +201,94 @@ def test_augmentation_depends_on_seed_view_and_row_alone():
     assert straight.max() <= 255
     flips = np.asarray(Augment("dihedral")(images, 0, 0, rows))
     np.testing.assert_array_equal(np.sort(flips.reshape(8, -1)), np.sort(images.reshape(8, -1)))
+
+
+# ---- uncertain labels ---------------------------------------------------------------------------------------------
+
+
+def uncertain_data():
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, 1, -1, np.nan], (len(DATA), 3), p=[0.3, 0.3, 0.3, 0.1]).astype(np.float32)
+    return dataclasses.replace(DATA, labels=labels, uncertain=(0.55, 0.85))
+
+
+def test_targets_of_uncertain_labels_are_new_in_every_epoch_and_the_same_from_a_cache():
+    data = uncertain_data()
+    objective = Objective(3, multi_label=True, uncertain=data.uncertain)
+    phases = [tiny.PARTIAL, Phase("late", 3, ("head",), 1e-2)]
+    curves = {}
+    for mode in ("off", "auto"):  # one by one from images; then from activations, one by one and many epochs at once
+        run = tiny.make_run(phases, encoder=ENCODER, data=data, cache=mode, objective=objective)
+        _, rows = train(run)
+        curves[mode] = curve(rows)
+        assert all(np.isfinite(point["val_loss"]) for row in rows for point in row.curve)
+    np.testing.assert_allclose(curves["off"], curves["auto"], rtol=1e-5)
+    still = Phase("still", 3, ("head",), 1e-30)  # nothing moves but the targets
+    _, (row,) = train(tiny.make_run([still], encoder=ENCODER, data=data, cache="auto", objective=objective))
+    assert len(set(curve([row]))) == 3
+    assert len({point["val_loss"] for point in row.curve}) == 1
+    rows = np.arange(8, dtype=np.int32)
+    program = tiny.make_run([still], encoder=ENCODER, data=data, objective=objective).programs[0]
+    targets = jax.jit(program.targets)
+    drawn = [targets(data.targets[:8], {"seed": 0, "view": 0, "epoch": epoch}, rows) for epoch in (0, 1)]
+    back = targets(data.targets[:8][::-1], {"seed": 0, "view": 5, "epoch": 0}, rows[::-1])
+    np.testing.assert_array_equal(drawn[0], back[::-1])
+    unsure = data.labels[:8] == -1
+    assert (np.asarray(drawn[0])[unsure] != np.asarray(drawn[1])[unsure]).all()
+    np.testing.assert_array_equal(np.asarray(drawn[0])[~unsure], data.labels[:8][~unsure])
+
+
+def test_uncertain_labels_are_not_scored():
+    data = uncertain_data()
+    assert np.isnan(data.truth).sum() == (np.isnan(data.labels) | (data.labels == -1)).sum()
+    assert not (data.truth == -1).any()
+    np.testing.assert_allclose(data.expected[data.labels == -1], 0.7)
+
+
+# ---- early stopping -----------------------------------------------------------------------------------------------
+
+
+def stopping_run(epochs, val=12):
+    phases = [tiny.HEAD, Phase("full", epochs, ("*",), 3e-2, norm="train")]
+    return tiny.make_run(phases, encoder=ENCODER, data=DATA, val=val, mix=Mix(mixup=0.5, cutmix=1.0))
+
+
+def stop_early(folder, patience, every_s=1e9):
+    run = stopping_run(30)
+    stop = EarlyStop(patience, run, folder / "best.safetensors")
+    params, stats = run.programs[0].model.init(1)
+    used = dataclasses.replace(tools(folder, every_s), hook=stop)
+    chosen = stop.chosen(*loop.train(run, params, stats, used))
+    return jax.tree.leaves(chosen), used.ledger.rows(), stop
+
+
+def test_a_run_ends_when_its_watched_loss_falls_no_longer_with_the_weights_of_its_best_epoch(tmp_path):
+    found, rows, stop = stop_early(tmp_path, 2)
+    losses = [point["val_loss"] for point in rows[-1].curve]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 1 + 3 < 30  # three in a row were no better
+    assert stop.stopped
+    assert rows[-1].steps == len(losses) * stopping_run(30).timeline.steps_per_epoch
+    assert rows[-1].images == len(losses) * (len(DATA) - 12)
+    short, _ = train(stopping_run(best + 1))  # the same run, of as many epochs
+    assert all(np.array_equal(a, b) for a, b in zip(found, short, strict=True))
+
+
+def test_a_run_killed_and_started_again_stops_where_it_would_have(tmp_path, monkeypatch):
+    quiet, quiet_rows, _ = stop_early(tmp_path / "quiet", 2, every_s=0.0)
+    save, saved = loop._PhaseLoop._save, []
+
+    def save_and_die(self, state, feed):
+        save(self, state, feed)
+        saved.append(int(state["step"]))
+        if len(saved) in (3, 7):
+            raise KilledError
+
+    monkeypatch.setattr(loop._PhaseLoop, "_save", save_and_die)
+    for _ in range(2):
+        with pytest.raises(KilledError):
+            stop_early(tmp_path / "killed", 2, every_s=0.0)
+    for _ in range(2):  # once to its end, and once more when it has ended
+        again, rows, _ = stop_early(tmp_path / "killed", 2, every_s=0.0)
+        assert all(np.array_equal(a, b) for a, b in zip(quiet, again, strict=True))
+        assert [row.curve for row in rows] == [row.curve for row in quiet_rows]

@@ -83,6 +83,7 @@ def test_schedules_begin_at_the_peak_after_warm_up_and_end_where_they_should():
         "linear": 1 / 30,
         "poly": (1 / 30) ** 0.9,
         "cosine": None,
+        "step": 0.01,
         "plateau": 1.0,
     }.items():
         phase = Phase("p", 4, ("*",), 1.0, schedule=name, warmup=1.0)
@@ -91,6 +92,12 @@ def test_schedules_begin_at_the_peak_after_warm_up_and_end_where_they_should():
         assert rates[10] == 1.0
         expected = optax.cosine_decay_schedule(1.0, 30)(29) if last is None else last
         np.testing.assert_allclose(rates[-1], expected, rtol=1e-5)
+
+
+def test_steps_are_at_a_half_and_at_three_quarters():
+    phase = Phase("p", 100, ("*",), 1e-3, schedule="step")
+    rates = [optim.learning_rate(phase, epoch, 1) for epoch in (0, 49, 50, 74, 75, 99)]
+    np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
 
 
 def test_the_plateau_waits_and_then_halves():

@@ -173,13 +173,13 @@ def test_what_cannot_be_scored_is_a_reason_in_the_curve_and_training_goes_on(tmp
     run, own = make_run(), tools(tmp_path)
     hook = Scorer(settings(every=6), run, one_class, tmp_path / "scored", own)
     params, stats = run.programs[0].model.init(1)
-    assert not hook.after_epoch(2, 7, params, stats)
+    assert not hook.after_epoch(2, 7, params, stats, {})
     point = own.ledger.rows()[0].curve[0]
     assert point["scores"]["logme"] is None
     assert "are one class; expected two classes or more" in point["reasons"]["logme"]
     assert point["scores"]["robustness"] is not None
     params["stage3"]["block1"]["conv"]["kernel"] = params["stage3"]["block1"]["conv"]["kernel"] * np.nan
-    hook.after_epoch(2, 7, params, stats)
+    hook.after_epoch(2, 7, params, stats, {})
     assert "are not finite" in hook.points[-1]["reasons"]["logme"]
 
 

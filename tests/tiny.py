@@ -49,20 +49,23 @@ def dataset(n=40, size=16, classes=3, seed=0):
 
 
 def make_run(
-    phases, *, encoder, data, batch_size=8, cache="off", augment=None, optimizer=None, seed=0, val=8, dtype="float32"
-):
+    phases, *, encoder, data, batch_size=8, cache="off", augment=None, optimizer=None, seed=0, val=8, dtype="float32",
+    objective=None, mix=None,
+):  # fmt: skip
     """A run over `data`, its last `val` rows watched."""
     rows = np.arange(len(data))
     train_rows, val_rows = rows[: len(rows) - val], rows[len(rows) - val :]
-    model = Classifier(encoder, len(data.classes), dtype)
+    objective = objective or Objective(len(data.classes))
+    model = Classifier(encoder, objective.outputs, dtype)
     programs = steps.programs(
         model,
         tuple(phases),
         optimizer or Optimizer(),
-        Objective(len(data.classes)),
+        objective,
         augment or Augment(),
         seed,
         -(-len(train_rows) // batch_size),
+        mix,
     )
     return Run(
         strategy="test",

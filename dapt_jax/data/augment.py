@@ -36,11 +36,13 @@ class Augment:
         crop: least share of the area of a random crop that is resized to the whole; 0 for none.
         elastic: deviation of the smooth displacement of knots, as a fraction of the side.
         grid: largest relative change of the cells of a grid distortion.
-        patch: side in pixels of a random square that is cut out and not resized; 0 for none.
+        patch: side in pixels of a random square that is cut out and not resized, or that a random crop is resized to; 0 for
+            none.
         gamma: largest change of the exponent of the intensities, up to 1 + gamma or down to 1 / (1 + gamma).
         saturation: largest relative change of saturation.
         hue: largest turn of the hue, as a share of the circle.
         erase: probability that a rectangle of 2% to a third of the area is replaced by noise (Zhong et al., arXiv 1708.04896).
+        centre: the patch is the one in the middle.
     """
 
     flip: str = "none"
@@ -57,6 +59,7 @@ class Augment:
     saturation: float = 0.0
     hue: float = 0.0
     erase: float = 0.0
+    centre: bool = False
 
     def __post_init__(self) -> None:
         if self.flip not in FLIPS:
@@ -75,6 +78,11 @@ class Augment:
     def is_identity(self) -> bool:
         """Whether images are left as they are."""
         return self == Augment()
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.is_identity or self == Augment(patch=self.patch, centre=True)
 
     def size(self, side: int) -> int:
         """Side of what becomes of an image, in pixels.
@@ -104,7 +112,7 @@ class Augment:
         images = jnp.asarray(images)
         if self.is_identity:
             return images
-        return jax.vmap(self._image)(images.astype(jnp.float32), _keys(seed, view, index))
+        return jax.vmap(self._image)(images.astype(jnp.float32), example_keys(seed, view, index))
 
     def masks(
         self, masks: UInt8[AnyArray, "b h w"], seed: Any, view: Any, index: Int[AnyArray, " b"]
@@ -113,7 +121,7 @@ class Augment:
         masks = jnp.asarray(masks)
         if not self._moves:
             return masks
-        moved = jax.vmap(lambda mask, key: self._geometry(mask[..., None], key))(masks, _keys(seed, view, index))
+        moved = jax.vmap(lambda mask, key: self._geometry(mask[..., None], key))(masks, example_keys(seed, view, index))
         return moved[..., 0]
 
     @property
@@ -153,10 +161,13 @@ class Augment:
             at = warp.identity(height, width)
             for number, move in enumerate(warps):
                 at = move(at, jax.random.fold_in(key, _FOR_WARPS + number))
+            if self.crop and self.patch:
+                at = jax.image.resize(at, (2, self.patch, self.patch), "linear", antialias=False)
             pixels = warp.read(pixels, at)
-        if self.patch:
+        if self.patch and not self.crop:
             room = jnp.asarray([height - self.patch + 1, width - self.patch + 1])
             corner = jax.random.randint(jax.random.fold_in(key, _FOR_PATCH), (2,), 0, room)
+            corner = (room - 1) // 2 if self.centre else corner
             pixels = jax.lax.dynamic_slice(pixels, (corner[0], corner[1], 0), (self.patch, self.patch, channels))
         return pixels
 
@@ -194,7 +205,7 @@ class Augment:
         return jnp.where(inside[..., None], jax.random.uniform(for_noise, image.shape, maxval=255.0), image)
 
 
-def _keys(seed: Any, view: Any, index: Any) -> Key[Array, " b"]:
-    """One key per example."""
+def example_keys(seed: Any, view: Any, index: Any) -> Key[Array, " b"]:
+    """One key per example, from the seed of the run, the number of the view or epoch, and its row."""
     key = jax.random.fold_in(jax.random.key(seed), view)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.asarray(index))

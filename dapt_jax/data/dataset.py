@@ -176,13 +176,25 @@ class Dataset:
         """What a network is trained to say of each image, in the dtype that devices hold.
 
         Returns:
-            int32 [n] class numbers; float32 [n, classes] of 0, 1 and NaN of a multi-label set; uint8 [n, h, w] masks of a
-            set to be segmented.
+            int32 [n] class numbers; float32 [n, classes] of 0, 1, NaN and -1 (see `labels`) of a multi-label set; uint8
+            [n, h, w] masks of a set to be segmented.
         """
         if self.segments:
             assert isinstance(self.masks, np.ndarray)
             return self.masks
         return self.labels.astype(np.float32 if self.multi_label else np.int32)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Labels that predictions are scored by: those of `labels`, with NaN for uncertain ones too."""
+        return self.labels if self.uncertain is None else np.where(self.labels == -1, np.nan, self.labels)
+
+    @property
+    def expected(self) -> np.ndarray:
+        """`targets` with the mean of what an uncertain label stands for in its place."""
+        if self.uncertain is None:
+            return self.targets
+        return np.where(self.labels == -1, np.mean(self.uncertain), self.labels).astype(np.float32)
 
     def fingerprint(self) -> str:
         """Returns a hash that changes when images, labels, classes, groups, image size or crop do.

@@ -102,7 +102,7 @@ def decide(program: PhaseProgram, images: int, image_size: int, caching: Caching
         UserError: `mode` is `on` where a frozen prefix cannot be cached.
     """
     boundary, epochs, side = program.mask.boundary, program.phase.epochs, program.augment.size(image_size)
-    views = 1 if program.augment.is_identity else program.phase.views
+    views = 1 if program.augment.is_fixed else program.phase.views
     per_row = tree_bytes(kept(accounting.boundary_shape(program.model, boundary, side), caching.dtype))
     size = views * images * per_row
     if caching.mode == "off":
@@ -112,7 +112,9 @@ def decide(program: PhaseProgram, images: int, image_size: int, caching: Caching
     flops = accounting.forward(program.model, side, boundary).model
     saved = f"saves {flops * images * (epochs - views) / 1e12:.3g} TFLOP"
     impossible = ""
-    if not views:
+    if not program.mix.is_identity:
+        impossible = "images are mixed anew in each step"
+    elif not views:
         impossible = "images are augmented anew each epoch; views=K would fix K of them"
     elif size > max(caching.memory_bytes, caching.disk_bytes):
         impossible = (

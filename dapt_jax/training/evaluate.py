@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dapt_jax import metrics
-from dapt_jax.data import pipeline
+from dapt_jax.data import crops, pipeline
 from dapt_jax.models.network import Network
 from dapt_jax.objectives import MaskObjective
 from dapt_jax.training.features import Activations
 from dapt_jax.training.run import Run
-from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
+from dapt_jax.training.steps import PhaseProgram, State, at_rest, evaluation_params
 
 
 @functools.cache
@@ -51,7 +51,9 @@ class Evaluator:
                 x = self._program.as_computed(self._clean.rows(0, np.resize(rows, run.batch_size)))
                 parts.append(np.asarray(self._logits(params, state["stats"], x))[: len(rows)])
         else:
-            for images, rows in pipeline.in_order(run.dataset, run.val_rows, run.batch_size):
+            side = at_rest(self._program.model, self._program.augment).size(run.dataset.images.size)
+            for whole, rows in pipeline.in_order(run.dataset, run.val_rows, run.batch_size):
+                images = crops.centre(whole, side)
                 parts.append(np.asarray(self._logits(params, state["stats"], images))[: len(rows)])
         return self.scores(np.concatenate(parts))
 
@@ -67,6 +69,6 @@ class Evaluator:
             scored = metrics.Segmentation(run.dataset.segments, run.dataset.overlapping, surfaces=False)
             scored.add(targets, np.asarray(objective.decide(probabilities)))
             return {"val_loss": loss, "val_dice": scored.scores()[0].value}
-        labels = run.dataset.labels[run.val_rows]
+        labels = run.dataset.truth[run.val_rows]
         scores = metrics.classification(labels, np.asarray(probabilities), run.dataset.classes)
         return {"val_loss": loss, "val_auc": scores[0].value}

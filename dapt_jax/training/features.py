@@ -25,7 +25,7 @@ from dapt_jax.models.network import Network
 from dapt_jax.training import accounting, freezing
 from dapt_jax.training.caching import Place, kept
 from dapt_jax.training.feature_files import Entry, Files, Repaired
-from dapt_jax.training.steps import PhaseProgram
+from dapt_jax.training.steps import PhaseProgram, at_rest
 
 FILL_BATCH = 32
 
@@ -51,14 +51,14 @@ class Prefix:
     @classmethod
     def of(cls, program: PhaseProgram, views: int) -> "Prefix":
         """The prefix of a phase, drawing its views as the uncached phase draws them."""
-        seed = 0 if program.augment.is_identity else program.seed
+        seed = 0 if program.augment.is_fixed else program.seed
         model = dataclasses.replace(program.model, outputs=1)
         return cls(model, program.mask.boundary, program.augment, seed, views)
 
     @property
     def plain(self) -> "Prefix":
-        """The same on images as they are."""
-        return Prefix(self.model, self.boundary)
+        """The same on images that are not augmented."""
+        return Prefix(self.model, self.boundary, at_rest(self.model, self.augment))
 
     def shapes(self, image_size: int, dtype: str = "") -> Any:
         """Shapes of one image's activations as they are kept, a pytree; `dtype` overrides where it is not empty."""

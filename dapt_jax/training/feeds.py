@@ -21,7 +21,7 @@ MOST_EPOCHS = 64
 
 
 def _draw(program: PhaseProgram, epoch: int) -> dict[str, Any]:
-    return {"seed": np.uint32(program.seed), "view": np.int32(program.view(epoch))}
+    return {"seed": np.uint32(program.seed), "view": np.int32(program.view(epoch)), "epoch": np.int32(epoch)}
 
 
 class Feed(Protocol):
@@ -216,7 +216,9 @@ class Epochs:
             for name, values in work.items()
         }
         return parallel.split(
-            {**padded, "epochs": np.int32(count), "seed": np.uint32(program.seed)}, self._mesh, axis=2
+            {**padded, "epochs": np.int32(count), "first": np.int32(first), "seed": np.uint32(program.seed)},
+            self._mesh,
+            axis=2,
         )
 
     def epochs(self, state: State, first: int, most: int, scale: float) -> tuple[State, np.ndarray, np.ndarray]:

@@ -123,6 +123,8 @@ def learning_rate(phase: Phase, step: int, steps_per_epoch: int) -> float:
         return phase.lr * (1 - done)
     if phase.schedule == "poly":
         return phase.lr * (1 - done) ** 0.9
+    if phase.schedule == "step":
+        return phase.lr * 0.1 ** ((done >= 0.5) + (done >= 0.75))
     if phase.schedule == "cosine":
         return phase.lr * 0.5 * (1 + math.cos(math.pi * done))
     return phase.lr

@@ -115,7 +115,8 @@ class PhaseLoop:
         self._end_epoch(epoch, *sums, scores, (steps - first_batch) * self.run_.batch_size / max(trained_s, 1e-9))
         if self.tools.hook:
             with self.meter.clock.span("eval"):
-                self.tools.hook.after_epoch(self.number, epoch, evaluation_params(state), state["stats"])
+                params, stats = evaluation_params(state), state["stats"]
+                self.tools.hook.after_epoch(self.number, epoch, params, stats, scores)
         return self._zeroed(state)
 
     def _zeroed(self, state: State) -> State:

@@ -9,7 +9,7 @@ from dapt_jax.errors import UserError, nearest
 
 Norm = Literal["frozen", "stats", "train"]
 NORMS = ("frozen", "stats", "train")
-SCHEDULES = ("constant", "cosine", "linear", "poly", "plateau")
+SCHEDULES = ("constant", "cosine", "linear", "poly", "step", "plateau")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Phase:
         lr: peak learning rate.
         norm: batch norm of the groups that train something: `frozen` (statistics and affine stay), `stats` (batch
             statistics, affine stays) or `train`. Pairs of (group pattern, mode) instead say it for every group.
-        schedule: of the learning rate within the phase.
+        schedule: of the learning rate within the phase; `step` divides it by ten at a half and at three quarters.
         warmup: epochs of linear warm-up from zero.
         augment: whether images are augmented as the run says; without, a frozen prefix sees the same input every epoch.
         views: number of fixed augmented views per image; 0 draws new ones each epoch.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,8 +128,16 @@ class Hook(Protocol):
         """Whether the run ends where it is."""
         ...
 
-    def after_epoch(self, number: int, epoch: int, params: Any, stats: Any) -> bool:
-        """Called when an epoch that may have changed the encoder is done, with its phase's number; returns `ends`."""
+    def after_epoch(self, number: int, epoch: int, params: Any, stats: Any, scores: Mapping[str, float]) -> bool:
+        """Called when an epoch that may have changed the encoder is done; returns `ends`.
+
+        Args:
+            number: of its phase.
+            epoch: of the run.
+            params: to evaluate with.
+            stats: batch-norm statistics.
+            scores: on the watched rows; empty where there are none.
+        """
         ...
 
     def state(self) -> dict[str, Any]:

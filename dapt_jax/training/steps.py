@@ -11,7 +11,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Num, Shaped
 
-from dapt_jax.data.augment import Augment
+from dapt_jax.data.augment import Augment, example_keys
+from dapt_jax.data.mix import Mix
+from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
 from dapt_jax.objectives import AnyObjective, MaskObjective
 from dapt_jax.training import freezing, optim
@@ -22,7 +24,12 @@ State = dict[str, Any]
 """`params`, `stats`, `opt`, `ema` (trained leaves, or empty), `step`, and `loss` and `weight` summed over the epoch."""
 
 Draw = dict[str, Any]
-"""What augmentation draws from: `seed` of the run and number of the `view`."""
+"""What is drawn from: `seed` of the run, number of the `view`, for augmentation, and of the `epoch`, for uncertain labels."""
+
+Mixed = tuple[Array, Array]
+"""Of a batch whose images are mixed: the row of each one's partner, and the share of itself that every image has kept."""
+
+_FOR_LABELS = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +47,7 @@ class PhaseProgram:
         optimizer: how.
         objective: the loss.
         augment: of images; the identity when the phase sees them as they are.
+        mix: of the images of a batch with one another; the identity when the phase sees each by itself.
         first_step: steps of the run before the phase.
         steps_per_epoch: of the run.
         seed: of the run.
@@ -52,6 +60,7 @@ class PhaseProgram:
     optimizer: optim.Optimizer
     objective: AnyObjective
     augment: Augment
+    mix: Mix
     first_step: int
     steps_per_epoch: int
     seed: int
@@ -59,7 +68,7 @@ class PhaseProgram:
     @property
     def key(self) -> Hashable:
         """What the compiled functions depend on, beside the shapes of their arguments."""
-        return self.model, self.mask, self.labels, self.optimizer, self.objective, self.augment
+        return self.model, self.mask, self.labels, self.optimizer, self.objective, self.augment, self.mix
 
     @functools.cached_property
     def tx(self) -> optax.GradientTransformation:
@@ -75,17 +84,27 @@ class PhaseProgram:
         return epoch % self.phase.views if self.phase.views else epoch
 
     def inputs(
-        self, params: Tree, stats: Tree, images: Num[Array, "b h w 3"], draw: Draw, index: Int[Array, " b"]
-    ) -> Any:
-        """Images to the activations at the phase's boundary, augmented: an array or a pytree of arrays [b, ...]."""
-        images = self.augment(images, draw["seed"], draw["view"], index)
-        return self.model.prefix(params, stats, images, self.mask.boundary)
+        self, state: State, images: Num[Array, "b h w 3"], draw: Draw, index: Int[Array, " b"]
+    ) -> tuple[Any, Mixed | None]:
+        """Images to the activations at the phase's boundary, augmented and mixed.
+
+        Returns:
+            An array or a pytree of arrays [b, ...]; and with whom each image is mixed, None where none is.
+        """
+        images, mixed = self.augment(images, draw["seed"], draw["view"], index), None
+        if not self.mix.is_identity:
+            images, partner, kept = self.mix(images, draw["seed"], state["step"])
+            mixed = partner, kept
+        return self.model.prefix(state["params"], state["stats"], images, self.mask.boundary), mixed
 
     def targets(self, labels: Shaped[Array, "b ..."], draw: Draw, index: Int[Array, " b"]) -> Shaped[Array, "b ..."]:
-        """Labels of augmented images: masks go the way of their images, all else stays."""
+        """Labels of augmented images: masks go the way of their images; for an uncertain label a target is drawn."""
         if isinstance(self.objective, MaskObjective):
             return self.augment.masks(labels, draw["seed"], draw["view"], index)
-        return labels
+        if self.objective.uncertain is None:
+            return labels
+        keys = example_keys(draw["seed"], draw["epoch"], index)
+        return self.objective.drawn(labels, jax.vmap(lambda key: jax.random.fold_in(key, _FOR_LABELS))(keys))
 
     def update(
         self,
@@ -95,6 +114,7 @@ class PhaseProgram:
         weights: Float[Array, " b"],
         rate: Float[Array, ""],
         rng: Array | None = None,
+        mixed: Mixed | None = None,
     ) -> State:
         """One step of the optimizer on activations at the boundary.
 
@@ -105,13 +125,19 @@ class PhaseProgram:
             weights: of the examples in the loss, which is their weighted mean.
             rate: learning rate.
             rng: of what is dropped at random; None to drop nothing.
+            mixed: whose labels an image has besides its own, and how much of these; each label keeps its own weight.
         """
         train, rest = freezing.partition(state["params"], self.mask.trainable)
 
         def loss_of(train: Tree) -> tuple[Array, tuple[Tree, Array]]:
             params = freezing.combine(train, rest)
             logits, stats = self.model.suffix(params, state["stats"], x, self.mask.boundary, self.mask.norm_modes, rng)
-            total = self.objective.total(logits, labels, weights)
+            if mixed is None:
+                total = self.objective.total(logits, labels, weights)
+            else:
+                partner, kept = mixed
+                total = self.objective.total(logits, labels, kept * weights)
+                total += self.objective.total(logits, labels[partner], (1 - kept) * weights[partner])
             return total / jnp.maximum(weights.sum(), 1e-9), (stats, total)
 
         (_, (stats, total)), gradients = jax.value_and_grad(loss_of, has_aux=True)(train)
@@ -136,9 +162,9 @@ class PhaseProgram:
 
     def train_step(self, state: State, batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]) -> State:
         """One step from a batch of `image`, `label`, `weight` and `index`."""
-        x = self.inputs(state["params"], state["stats"], batch["image"], draw, batch["index"])
         labels = self.targets(batch["label"], draw, batch["index"])
-        return self.update(state, x, labels, batch["weight"], rate, self._rng(state, draw))
+        x, mixed = self.inputs(state, batch["image"], draw, batch["index"])
+        return self.update(state, x, labels, batch["weight"], rate, self._rng(state, draw), mixed)
 
     def _rng(self, state: State, draw: Draw) -> Array | None:
         """What a step drops follows from (seed, step) alone; a network that drops nothing is compiled without a key."""
@@ -167,8 +193,8 @@ class PhaseProgram:
         Args:
             state: before them.
             cache: as in `cached_step`, and `watched`, the activations of the watched rows, leaves [v, ...].
-            work: `epochs` to run, `seed` of the run, and for `most` epochs, of which the first ones are run: `index` and
-                `weight` [most, steps, b], `view` [most], `rate` [most, steps].
+            work: `epochs` to run, `seed` of the run, number of the `first` epoch, and for `most` epochs, of which the first
+                ones are run: `index` and `weight` [most, steps, b], `view` [most], `rate` [most, steps].
 
         Returns:
             The state after them; per epoch the sums of loss and weight; per epoch the logits of the watched rows.
@@ -180,16 +206,16 @@ class PhaseProgram:
             params = evaluation_params(state)
             return self.model.suffix(params, state["stats"], watched, self.mask.boundary)[0]
 
-        def step(state: State, one: tuple[dict[str, Array], Array, Array]) -> tuple[State, None]:
-            batch, view, rate = one
-            return self.cached_step(state, cache, batch, {"seed": work["seed"], "view": view}, rate), None
+        def step(draw: Draw, state: State, one: tuple[dict[str, Array], Array]) -> tuple[State, None]:
+            batch, rate = one
+            return self.cached_step(state, cache, batch, draw, rate), None
 
         def epoch(number: Array, carry: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
             state, sums, logits = carry
             rates = work["rate"][number]
             batches = {name: work[name][number] for name in ("index", "weight")}
-            views = jnp.broadcast_to(work["view"][number], rates.shape)
-            state, _ = jax.lax.scan(step, state, (batches, views, rates))
+            draw = {"seed": work["seed"], "view": work["view"][number], "epoch": work["first"] + number}
+            state, _ = jax.lax.scan(functools.partial(step, draw), state, (batches, rates))
             sums = sums.at[number].set(jnp.stack([state["loss"], state["weight"]]))
             logits = logits.at[number].set(logits_of(state))
             return {**state, "loss": jnp.float32(0), "weight": jnp.float32(0)}, sums, logits
@@ -246,6 +272,11 @@ def evaluation_params(state: State) -> Tree:
     )
 
 
+def at_rest(model: Network, augment: Augment) -> Augment:
+    """What is done to images that are not augmented: a classifier that trains on patches sees the patch in the middle."""
+    return Augment(patch=augment.patch, centre=True) if augment.patch and isinstance(model, Classifier) else Augment()
+
+
 def programs(
     model: Network,
     phases: tuple[Phase, ...],
@@ -254,16 +285,18 @@ def programs(
     augment: Augment,
     seed: int,
     steps_per_epoch: int,
+    mix: Mix | None = None,
 ) -> list[PhaseProgram]:
-    """One program per phase of a run."""
+    """One program per phase of a run; phases that do not augment their images do not mix them either."""
     shapes, _ = model.abstract()
     masks = [freezing.resolve(phase, model.groups, freezing.paths(shapes)) for phase in phases]
     result, first = [], 0
     for number, (phase, mask) in enumerate(zip(phases, masks, strict=True)):
         labels = optim.labels(freezing.paths(shapes), masks, number)
-        seen = augment if phase.augment else Augment()
+        seen = augment if phase.augment else at_rest(model, augment)
+        mixed = mix if mix and phase.augment else Mix()
         result.append(
-            PhaseProgram(model, phase, mask, labels, optimizer, objective, seen, first, steps_per_epoch, seed)
+            PhaseProgram(model, phase, mask, labels, optimizer, objective, seen, mixed, first, steps_per_epoch, seed)
         )
         first += phase.epochs * steps_per_epoch
     return result

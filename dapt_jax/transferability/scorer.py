@@ -7,7 +7,7 @@ enters them into the ledger as a stage of their own, keeps the weights, and says
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ class Scorer:
         """Whether the run stops here, for good or for now."""
         return self.stopped or (bool(self.until) and self.done >= self.until)
 
-    def after_epoch(self, number: int, epoch: int, params: Tree, stats: Tree) -> bool:
+    def after_epoch(self, number: int, epoch: int, params: Tree, stats: Tree, scores: Mapping[str, float]) -> bool:
         """Scores the network if it is time.
 
         Args:
@@ -208,10 +208,12 @@ class Scorer:
             epoch: of the run, just finished.
             params: to evaluate with.
             stats: batch-norm statistics.
+            scores: on the rows that the run watches; the sample's own are what counts here.
 
         Returns:
             Whether training ends here.
         """
+        del scores
         if epoch in self.plan.epochs:
             self._score(number, epoch, params, stats)
             self.tools.ledger.put(self.row())

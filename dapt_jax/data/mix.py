@@ -1,0 +1,83 @@
+"""Two images in one: mixup and CutMix, drawn on the device from (seed, step) alone."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+
+from dapt_jax.errors import UserError
+
+AnyArray = Array | np.ndarray
+_FOR_MIX = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """How the images of a batch are mixed with one another, each with one partner; all of a batch by the same draw.
+
+    Attributes:
+        mixup: both parameters of the beta distribution that an image's share is drawn from, for mixup (Zhang et al., arXiv
+            1710.09412); 0 for none.
+        cutmix: the same for CutMix (Yun et al., arXiv 1905.04899), where the partner takes a rectangle.
+        switch: probability of CutMix where there are both.
+        probability: that a batch is mixed at all.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    switch: float = 0.5
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"mix.{name} is {getattr(self, name)}; expected 0 (off) or more")
+        for name in ("switch", "probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"mix.{name} is {getattr(self, name)}; expected 0 to 1")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether images stay by themselves."""
+        return not (self.mixup or self.cutmix) or not self.probability
+
+    def __call__(
+        self, images: Num[AnyArray, "b h w c"], seed: Any, step: Any
+    ) -> tuple[Float[Array, "b h w c"], Int[Array, " b"], Float[Array, ""]]:
+        """Mixes a batch.
+
+        Args:
+            images: of any range.
+            seed: of the run, an integer.
+            step: of the run, an integer.
+
+        Returns:
+            The mixed images; the row of each one's partner, every row being one's partner once; and the share of itself
+            that every image has kept.
+        """
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), _FOR_MIX)
+        for_partner, for_share, for_kind, for_place, for_whether = jax.random.split(key, 5)
+        images = jnp.asarray(images, jnp.float32)
+        partner = jax.random.permutation(for_partner, len(images))
+        height, width = images.shape[1:3]
+        up = jax.random.beta(for_share, self.mixup, self.mixup) if self.mixup else jnp.float32(1)
+        kept = jnp.full((height, width), up)
+        if self.cutmix:
+            share = jax.random.beta(jax.random.fold_in(for_share, 1), self.cutmix, self.cutmix)
+            cuts = jax.random.bernoulli(for_kind, self.switch) if self.mixup else True
+            kept = jnp.where(cuts, _outside(for_place, height, width, share), kept)
+        kept = jnp.where(jax.random.bernoulli(for_whether, self.probability), kept, 1.0)
+        return images * kept[..., None] + images[partner] * (1 - kept[..., None]), partner, kept.mean()
+
+
+def _outside(key: PRNGKeyArray, height: int, width: int, share: Float[Array, ""]) -> Float[Array, "h w"]:
+    """1 outside a rectangle of `1 - share` of the area about a random centre, 0 inside; it ends where the image does."""
+    sides = jnp.sqrt(1 - share) * jnp.asarray([height, width])
+    centre = jax.random.uniform(key, (2,)) * jnp.asarray([height, width])
+    (top, left), (bottom, right) = jnp.round(centre - sides / 2), jnp.round(centre + sides / 2)
+    row, column = jnp.arange(height)[:, None], jnp.arange(width)[None]
+    inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+    return 1.0 - inside
