@@ -156,7 +156,7 @@ def _sizes(records: Records, task: str) -> str:
             continue
         if row.get("n") is not None:
             found.setdefault(row["split"], f"{row['split']} {row['n']} images")
-        if row.get("classes"):
+        if row.get("classes") and "/" not in row["metric"]:  # of one class alone there are others
             classes = ", ".join(map(str, row["classes"])) if isinstance(row["classes"], list) else str(row["classes"])
     return "; ".join([*found.values(), *([f"classes: {classes}"] if classes else [])])
 
