@@ -173,7 +173,9 @@ def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int,
     if settings.val_fraction:
         train_rows, val_rows = task.inner(train_rows, settings.val_fraction, arm.seed)
     whole = Phase("all", settings.epochs, ("*",), settings.lr, settings.norm, settings.schedule)
-    head = Phase("head", settings.head_epochs, (HEAD,), settings.head_lr, augment=False)
+    head: tuple[Phase, ...] = ()
+    if settings.head_epochs:
+        head = (Phase("head", settings.head_epochs, (HEAD,), settings.head_lr, augment=False),)
     objective = adapt.objective_for(task.development, settings)
     return adapt.make_run(
         strategy=arm.strategy,
@@ -182,7 +184,7 @@ def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int,
         label=f"{task.name}/{FINETUNE}/fold{fold}/",
         model=Classifier(encoder, objective.outputs, config.model.dtype),
         objective=objective,
-        phases=(head, whole) if settings.head_epochs else (whole,),
+        phases=(*head, whole),
         dataset=task.development,
         train_rows=train_rows,
         val_rows=val_rows,

@@ -12,6 +12,7 @@ import pytest
 from dapt_jax import checks
 from dapt_jax.data import augment, phantoms, records
 from dapt_jax.models import registry
+from dapt_jax.objectives import classification
 from dapt_jax.training import caching, optim, phases
 from dapt_jax.training import run as run_settings
 from dapt_jax.watch.watcher import STATUS
@@ -90,6 +91,11 @@ SETTINGS = {
     "one fold": ("--config.transfer.folds=1", "transfer.folds is 1", "2 or more"),
     "more folds than patients": ("--config.transfer.folds=20", "leukocytes development", "20 patients", "transfer.folds"),
     "more fine-tuned folds than folds": ("--config.transfer.finetune.folds=9", "transfer.finetune.folds", "1 to"),
+    "a loss": ("--config.transfer.head.loss=focl", "unknown transfer.head.loss 'focl'", "'focal'"),
+    "a loss of other labels": ("--config.adapt.loss=bce", "loss 'bce' is of independent outputs", "expected 'ce'"),
+    "a share of itself above all": ("--config.adapt.mix.switch=2", "adapt.mix.switch is 2", "0 to 1"),
+    "an end by nothing watched": ("--config.transfer.finetune.early_stop=3", "needs rows to watch", "val_fraction"),
+    "five crops": ("--config.transfer.finetune.test_crops=5", "test_crops is 5", "expected 1 or 10"),
     "more warm-up than epochs": ("--config.adapt.warmup=10", "phase 'full'", "warmup is 10.0", "0 to 1"),
     "too many groups": ("--config.adapt.partial_groups=99", "adapt.partial_groups is 99", "1 to 18"),
     "a kind of data": ("--config.corpus.kind=phantom", "corpus: no kind 'phantom'", "'phantoms'"),
@@ -194,6 +200,7 @@ def test_every_choice_that_is_checked_early_is_one_that_is_known_later():
         "norm": phases.NORMS,
         "name": optim.OPTIMIZERS,
         "flip": augment.FLIPS,
+        "loss": classification.LOSSES,
         "cache.mode": caching.MODES,
         "cache.dtype": caching.DTYPES,
         "on_bad_image": records.ON_BAD_IMAGE,
@@ -209,6 +216,11 @@ def test_a_batch_that_does_not_divide_among_devices(refused, monkeypatch):
     refused(*small("--config.adapt.batch_size=32"), words=["adapt.batch_size 32", "3 devices", "30 does"])
     flags = ["--config.adapt.batch_size=30", "--config.transfer.protocols=finetune"]
     refused(*small(*flags), words=["transfer.finetune.batch_size 16", "15 does"])
+
+
+def test_ten_crops_of_images_that_are_no_larger(refused):
+    flags = ["--config.transfer.finetune.test_crops=10", "--config.transfer.protocols=finetune"]
+    refused(*small(*flags), words=["test_crops=10", "transfer.finetune.augment.patch", "leukocytes", "32"])
 
 
 def test_weights_of_another_model(refused, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dapt_jax import checks, segmentation
+from dapt_jax import arguments, checks, plan, segmentation, study
 from dapt_jax.adapt import objective_for
 from dapt_jax.data.sources import KINDS
 from dapt_jax.errors import UserError
@@ -116,6 +116,7 @@ def test_the_classification_recipe_runs_on_files_in_the_layout_of_shenzhen(tmp_p
     chosen = [
         f"--config={command.ROOT}/configs/taher2021.py:shenzhen,random", f"--config.data_dir={tmp_path / 'data'}", *SMALL,
         "--config.model.image_size=40", f"{finetune}.augment.patch=32", f"{finetune}.epochs=3", f"{finetune}.batch_size=8",
+        f"{finetune}.mix.mixup=0.4",
     ]  # fmt: skip
     assert command.run(*chosen, f"--workdir={workdir}") == 0
     rows = {(row["split"], row["metric"]): row for row in command.rows(workdir / "results.jsonl")}
@@ -123,7 +124,11 @@ def test_the_classification_recipe_runs_on_files_in_the_layout_of_shenzhen(tmp_p
     assert rows["development", "auc"]["n"] == 10
     (ledger,) = command.rows(workdir / "ledger.jsonl")
     assert [set(point) >= {"val_loss", "val_auc"} for point in ledger["curve"]] == [True] * 3
-    assert ledger["images"] == 3 * 17  # 30 less a third, less an eighth
+    assert ledger["images"] == 3 * 18  # 30 less a third, less an eighth
+    config, _ = arguments.parse(chosen)
+    prepared = study.prepare(config)
+    planned = plan.transfer_flops(config, prepared.tasks[0], prepared.strategies[0], 0)
+    assert ledger["model_flops"] == planned["finetune"]  # mixing costs none
 
 
 @needs_readers
