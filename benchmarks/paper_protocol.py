@@ -54,9 +54,9 @@ def strategy(model: str, arm: str, divide: int) -> Any:
 
     head = phase("head", 1000, (HEAD,), 1e-4)
     if arm.endswith("_pft"):
-        return Strategy(arm, encoder, (head, phase("partial", 100, partial), phase("full", 50, ("*",))))
+        return Strategy(arm, encoder, (head, phase("partial", 100, partial), phase("full", 50, ("*",))), "random")
     later = phase("partial", 150, partial) if arm.startswith("l") else phase("full", 150, ("*",))
-    return Strategy(arm, encoder, (head, later))
+    return Strategy(arm, encoder, (head, later), "random")
 
 
 def make_run(options: common.Row, arm: str, dataset: Any, cache: str) -> Any:

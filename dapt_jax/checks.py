@@ -10,8 +10,6 @@ from ml_collections import config_dict
 from dapt_jax.config import BASELINE, MODES, OPEN, default
 from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.objectives.classification import LOSSES
-from dapt_jax.training.phases import SCHEDULES
 
 _RUNS = ("adapt", "transfer.finetune", "transfer.segmentation")
 _CLASSIFIERS = ("adapt", "transfer.finetune", "transfer.head")
@@ -25,8 +23,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cache.mode": ("auto", "on", "off"),
     "cache.dtype": ("", "float32", "bfloat16"),
     "energy.region": tuple(CARBON_INTENSITY),
-    **{f"{run}.loss": LOSSES for run in _CLASSIFIERS},
-    **{f"{run}.schedule": SCHEDULES for run in _RUNS},
+    **{f"{run}.loss": ("auto", "ce", "bce", "focal", "asymmetric", "ordinal") for run in _CLASSIFIERS},
+    **{f"{run}.schedule": ("constant", "cosine", "linear", "poly", "step", "plateau") for run in _RUNS},
     **{f"{run}.norm": ("frozen", "stats", "train") for run in _RUNS},
     **{f"{run}.optimizer.name": ("adam", "adamw", "sgd") for run in _RUNS},
     **{f"{run}.augment.flip": ("none", "horizontal", "dihedral") for run in _RUNS},
