@@ -155,8 +155,10 @@ def test_a_prefix_is_paid_for_once(finished):
 def test_a_finished_study_runs_nothing_again(finished, tmp_path, monkeypatch):
     workdir = shutil.copytree(finished, tmp_path / "study")
     monkeypatch.setattr(study, "_arm", lambda *_: pytest.fail("an arm was run again"))
+    (workdir / "status.json").unlink()  # says when the study last ran
     before = contents(workdir)
     assert run(*small(), f"--workdir={workdir}") == 0
+    (workdir / "status.json").unlink()
     assert contents(workdir) == before
 
 
@@ -241,7 +243,7 @@ def test_a_report_is_made_from_the_records_alone(finished, tmp_path):
     assert {path: path.read_bytes() for path in records} == records
     names = {path.relative_to(finished) for path in finished.rglob("*") if "checkpoints" not in path.parts}
     assert {path.relative_to(workdir) for path in workdir.rglob("*")} == {
-        name for name in names if name.name not in ("checkpoints", "weights.txt")
+        name for name in names if name.name not in ("checkpoints", "weights.txt", "metrics.jsonl", "status.json")
     }
     assert (workdir / "report.md").read_bytes() == (finished / "report.md").read_bytes()
 
