@@ -83,11 +83,11 @@ class Overlays:
                 self._images.append(images[place])
                 self._predicted.append(predicted[place])
 
-    def write(self, arm: Path, task: str, split: str, strategy: str, protocol: str) -> None:
-        """Writes what was kept, into the workdir of an arm's folder (`workdir/checkpoints/ARM`)."""
+    def write(self, workdir: Path, task: str, split: str, strategy: str, protocol: str) -> None:
+        """Writes what was kept, if anything."""
         if not len(self._images):
             return
-        folder = arm.parent.parent / FOLDER
+        folder = workdir / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         kept = Kept(
             task=task,

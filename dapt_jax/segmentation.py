@@ -145,7 +145,8 @@ def transfer(
                 scored = dataset.take(held_rows) if split == "development" else dataset
                 overlays = Overlays(scored, settings.overlays if fold == 0 and arm.seed == config.seeds[0] else 0)
                 found[split].append(_scores(scored, predict, run.batch_size, overlays))
-                overlays.write(folder, task.name, split, arm.strategy, protocol)
+                if tools.workdir:
+                    overlays.write(tools.workdir, task.name, split, arm.strategy, protocol)
         rows += result_rows(task, arm, protocol, task.development.segments, found)
         shutil.rmtree(state)
     return rows

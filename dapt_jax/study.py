@@ -261,6 +261,7 @@ def _run(config: Any, workdir: Path, notice: Notice) -> None:
         profiler=Profiler(workdir / PROFILE, config.profile.step, config.profile.steps),
         notice=notice,
         debug=Debug(config.debug.nan, config.debug.nan_factor, workdir / NAN),
+        workdir=workdir,
     )
     ended = "failed"
     if tools.hardware.note:

@@ -23,6 +23,7 @@ from dapt_jax.cost.ledger import Row
 from dapt_jax.data import crops, pipeline
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.kept import Predictions
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.objectives import Objective
@@ -64,14 +65,17 @@ def transfer(
         return segmentation.transfer(config, task, arm, adapted, tools, folder)
     model = Classifier(adapted.encoder, len(task.development.classes), config.model.dtype)
     rows: list[dict[str, Any]] = []
+    keep = Predictions(task)
     protocols = [name for name in config.transfer.protocols if name != FINETUNE]
     if protocols:
         found = _features(model, adapted, task, arm, tools)
         for protocol in protocols:
             tools.reporter.advance(0, f"{arm.strategy} seed {arm.seed}  {task.name} {protocol}")
-            rows += on_features(config, task, arm, protocol, found, tools)
+            rows += on_features(config, task, arm, protocol, found, tools, keep)
     if FINETUNE in config.transfer.protocols:
-        rows += _finetune(config, task, arm, adapted, tools, folder)
+        rows += _finetune(config, task, arm, adapted, tools, folder, keep)
+    if tools.workdir:
+        keep.write(tools.workdir, arm)
     return rows
 
 
@@ -113,7 +117,13 @@ def head_points(config: Any) -> list[heads.Point]:
 
 
 def on_features(
-    config: Any, task: Task, arm: Arm, protocol: str, found: dict[str, np.ndarray], tools: Tools | None
+    config: Any,
+    task: Task,
+    arm: Arm,
+    protocol: str,
+    found: dict[str, np.ndarray],
+    tools: Tools | None,
+    keep: Predictions | None = None,
 ) -> list[dict[str, Any]]:
     """Trains a protocol's heads on features and scores them.
 
@@ -124,6 +134,7 @@ def on_features(
         protocol: of `heads.HIDDEN`; any other name is a linear head.
         found: features by split name.
         tools: for the ledger; None to keep the cost out of it.
+        keep: takes what the heads say of every image; None for nobody.
     """
     development = task.development
     objective = adapt.objective_for(development, config.transfer.head)
@@ -151,6 +162,8 @@ def on_features(
     by_split = {split: trained.probabilities(values)[:, 0] for split, values in found.items()}
     held = [(by_split["development"][fold, rows], rows) for fold, (_, rows) in enumerate(folds)]
     others = {split: list(values) for split, values in by_split.items() if split != "development"}
+    if keep:
+        keep.add(protocol, held, others)
     return list(_score(task, arm, protocol, held, others))
 
 
@@ -194,7 +207,7 @@ def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int,
 
 
 def _finetune(
-    config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, tools: Tools, folder: Path
+    config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, tools: Tools, folder: Path, keep: Predictions
 ) -> list[dict[str, Any]]:
     settings = config.transfer.finetune
     folds = task.folds(config.transfer.folds, arm.seed)[: settings.folds]
@@ -212,6 +225,7 @@ def _finetune(
         held.append((predict(task.development.take(held_rows)), held_rows))
         for split, dataset in task.held_out.items():
             others[split].append(predict(dataset))
+    keep.add(FINETUNE, held, others)
     rows = list(_score(task, arm, FINETUNE, held, others))
     shutil.rmtree(state)
     return rows

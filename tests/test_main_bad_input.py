@@ -197,7 +197,6 @@ def test_what_is_no_list_of_phases(refused, tmp_path, entry):
 def test_every_choice_that_is_checked_early_is_one_that_is_known_later():
     known = {
         "schedule": phases.SCHEDULES,
-        "loss": classification.LOSSES,
         "norm": phases.NORMS,
         "name": optim.OPTIMIZERS,
         "flip": augment.FLIPS,

@@ -226,11 +226,12 @@ def test_a_manifest_and_phases_of_ones_own(tmp_path):
 
 
 def test_a_report_is_made_from_the_records_alone(finished, tmp_path):
-    """In a Python that cannot import JAX, with nothing in the folder but config, results and ledger."""
+    """In a Python that cannot import JAX, with nothing in the folder but config, results, ledger and predictions."""
     workdir = tmp_path / "study"
     workdir.mkdir()
     for name in ("config.json", "results.jsonl", "ledger.jsonl"):
         shutil.copy(finished / name, workdir)
+    shutil.copytree(finished / "predictions", workdir / "predictions")
     records = contents(workdir)
     code = (
         "import sys; sys.modules['jax'] = sys.modules['flax'] = None; "

@@ -185,6 +185,7 @@ class Tools:
         notice: says when to save and stop.
         debug: what to do about a loss that is no number.
         hook: looks at the network along the run; None for nobody.
+        workdir: of the study, where predictions are kept; None to keep none.
         executables: compiled steps by what they depend on: phases, arms and seeds that agree share them.
     """
 
@@ -201,6 +202,7 @@ class Tools:
     notice: Notice = dataclasses.field(default_factory=Notice)
     debug: Debug = dataclasses.field(default_factory=Debug)
     hook: Hook | None = None
+    workdir: Path | None = None
     executables: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
 
     def compiled(self, key: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
