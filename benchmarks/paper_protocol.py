@@ -62,13 +62,16 @@ def strategy(model: str, arm: str, divide: int) -> Any:
 def make_run(options: common.Row, arm: str, dataset: Any, cache: str) -> Any:
     """The run of an arm on all images of a corpus, as a study would make it."""
     from dapt_jax import adapt, config
+    from dapt_jax.models.classifier import Classifier
 
     settings = config.default()
     settings.adapt.batch_size, settings.adapt.balance_classes = options["batch"], False
     settings.cache.mode = cache
     made = strategy(options["model"], arm, options["divide"])
+    objective = adapt.objective_for(dataset, settings.adapt)
+    model = Classifier(made.encoder, objective.outputs, settings.model.dtype)
     return adapt.make_run(
-        strategy=arm, seed=0, stage="dapt", label="", encoder=made.encoder, phases=made.phases, dataset=dataset,
+        strategy=arm, seed=0, stage="dapt", label="", model=model, objective=objective, phases=made.phases, dataset=dataset,
         train_rows=np.arange(len(dataset)), val_rows=np.arange(0), settings=settings.adapt, config=settings,
     )  # fmt: skip
 
