@@ -71,6 +71,7 @@ def get_config(arm="own,resnet50,simple"):
         config.adapt.augment.update(
             {"rotate": 15.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "erase": 0.25}
         )
+        config.adapt.mix.update({"mixup": 0.8, "cutmix": 1.0, "switch": 0.5})
     if scheme == "advanced" or model == "swin":
         config.model.drop_path = 0.1 if model != "unet" else 0.0
     segmentation = config.transfer.segmentation
