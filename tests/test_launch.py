@@ -17,20 +17,23 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = ("local.sh", "slurm.sbatch", "slurm.sh", "tpu_vm.sh", "common.sh", "kubernetes/launch.sh")
 STUDY = ("--", "--config=a config.py", "--workdir=runs/it's", '--config.note=a "b"')
 STUB = f"""#!{sys.executable}
-import json, pathlib, sys, time
+import fcntl, json, pathlib, sys, time
 folder = pathlib.Path({{folder!r}})
 call = [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
 with (folder / "calls.jsonl").open("a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)  # several processes may be started at once
     file.write(json.dumps(call) + "\\n")
-answers = json.loads((folder / "answers.json").read_text())
-for answer in answers:
-    if answer["when"] in " ".join(call) and answer["times"]:
+    file.flush()
+    answers = json.loads((folder / "answers.json").read_text())
+    fitting = [answer for answer in answers if answer["when"] in " ".join(call) and answer["times"]][:1]
+    for answer in fitting:
         answer["times"] -= 1
         (folder / "answers.json").write_text(json.dumps(answers))
-        time.sleep(answer["after"])
-        print(answer["out"])
-        print(answer["err"], file=sys.stderr)
-        sys.exit(answer["code"])
+for answer in fitting:
+    time.sleep(answer["after"])
+    print(answer["out"])
+    print(answer["err"], file=sys.stderr)
+    sys.exit(answer["code"])
 """
 
 

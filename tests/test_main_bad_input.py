@@ -199,6 +199,7 @@ def test_every_choice_that_is_checked_early_is_one_that_is_known_later():
         "norm": phases.NORMS,
         "name": optim.OPTIMIZERS,
         "flip": augment.FLIPS,
+        "loss": classification.LOSSES,
         "cache.mode": caching.MODES,
         "cache.dtype": caching.DTYPES,
         "on_bad_image": records.ON_BAD_IMAGE,
