@@ -12,6 +12,7 @@ import pytest
 from dapt_jax import checks
 from dapt_jax.data import augment, phantoms, records
 from dapt_jax.models import registry
+from dapt_jax.objectives import classification
 from dapt_jax.training import caching, optim, phases
 from dapt_jax.training import run as run_settings
 from dapt_jax.watch.watcher import STATUS
