@@ -276,7 +276,7 @@ def test_a_run_ends_when_its_watched_loss_falls_no_longer_with_the_weights_of_it
 
 def test_a_run_killed_and_started_again_stops_where_it_would_have(tmp_path, monkeypatch):
     quiet, quiet_rows, _ = stop_early(tmp_path / "quiet", 2, every_s=0.0)
-    save, saved = loop._PhaseLoop._save, []
+    save, saved = phase_loop.PhaseLoop._save, []
 
     def save_and_die(self, state, feed):
         save(self, state, feed)
@@ -284,7 +284,7 @@ def test_a_run_killed_and_started_again_stops_where_it_would_have(tmp_path, monk
         if len(saved) in (3, 7):
             raise KilledError
 
-    monkeypatch.setattr(loop._PhaseLoop, "_save", save_and_die)
+    monkeypatch.setattr(phase_loop.PhaseLoop, "_save", save_and_die)
     for _ in range(2):
         with pytest.raises(KilledError):
             stop_early(tmp_path / "killed", 2, every_s=0.0)
