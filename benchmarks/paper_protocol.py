@@ -222,7 +222,7 @@ def _torch_side(options: common.Row) -> None:
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> tuple[list[common.Row], str]:
-    from dapt_jax import metrics, plan
+    from dapt_jax import metrics
 
     shared, corpus, held_out = _prepare(options, folder)
 
@@ -236,10 +236,10 @@ def _measure(options: argparse.Namespace, folder: Path) -> tuple[list[common.Row
         ours = stack.enter_context(sides.Side(MODULE, {**shared, "side": "dapt_jax"}))
         theirs = stack.enter_context(sides.Side(MODULE, {**shared, "side": THEIRS})) if common.has_torch() else None
         for arm in common.words(options.arms):
-            planned = plan.of_run(make_run(shared, arm, corpus, "off"), with_memory=False)
+            planned = make_run(shared, arm, corpus, "off").flops()
             found = {CACHED: ours.measure((arm, "auto")), UNCACHED: ours.measure((arm, "off"))}
             if theirs:
-                found[THEIRS] = {**theirs.measure(arm), "flops": sum(phase.flops for phase in planned)}
+                found[THEIRS] = {**theirs.measure(arm), "flops": planned}
             base = found.get(THEIRS, found[UNCACHED])
             net = base["wall_s"] - base["compile_s"]
             for name, each in found.items():

@@ -25,7 +25,7 @@ from dapt_jax.training.caching import Caching
 from dapt_jax.training.early_stop import EarlyStop
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run, Tools
-from dapt_jax.transferability.scorer import Scorer, training_flops
+from dapt_jax.transferability.scorer import Scorer
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import export, locate
 
@@ -136,14 +136,18 @@ def trained(run: Run, params: Tree, stats: Tree, tools: Tools, patience: int) ->
     assert tools.folder is not None
     stop = EarlyStop(patience, run, tools.folder.with_name(f"{tools.folder.name}-best.safetensors"))
     last = loop.train(run, params, stats, dataclasses.replace(tools, hook=stop))
-    tools.reporter.skip(training_flops(run) - training_flops(run, stop.done))
+    tools.reporter.skip(run.flops() - run.flops(stop.done))
     return stop.chosen(*last)
+
+
+def corpus_settings(config: Any, name: str) -> Any:
+    """What a config says of a corpus by its name; "" is `config.corpus`."""
+    return config.corpora[name] if name else config.corpus
 
 
 def dapt_run(config: Any, strategy: Strategy, seed: int, corpus: Dataset) -> Run:
     """The run that adapts an encoder to a corpus: split by patient, phases as the strategy says."""
-    settings = config.corpora[strategy.corpus] if strategy.corpus else config.corpus
-    if fraction := settings.get("val_fraction", VAL_FRACTION):
+    if fraction := corpus_settings(config, strategy.corpus).get("val_fraction", VAL_FRACTION):
         train_rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, fraction, seed)
     else:
         train_rows, val_rows = np.arange(len(corpus)), np.arange(0)

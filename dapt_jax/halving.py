@@ -22,7 +22,7 @@ from dapt_jax.strategies import Strategy, resolve
 from dapt_jax.training import loop
 from dapt_jax.training.run import Run, Tools
 from dapt_jax.transferability.registry import entry
-from dapt_jax.transferability.scorer import Scorer, training_flops
+from dapt_jax.transferability.scorer import Scorer
 from dapt_jax.weights import locate
 
 
@@ -43,7 +43,7 @@ def affordable(run: Run, scorer: Scorer, flops: int) -> int:
     """Epochs of a run whose training and scoring fit a number of FLOPs."""
     most = 0
     for epochs in range(1, run.timeline.epochs + 1):
-        if training_flops(run, epochs) + scorer.plan.until(run, epochs) > flops:
+        if run.flops(epochs) + scorer.plan.until(run, epochs) > flops:
             break
         most = epochs
     return most
@@ -70,7 +70,7 @@ def keep(scores: Mapping[str, float | None], higher_is_better: bool, number: int
 def full_flops(config: Any, seed: int, corpus: Dataset) -> int:
     """Model FLOPs of full DAPT, whether or not it is an arm."""
     encoder = registry.of_config(config.model)
-    return training_flops(dapt_run(config, resolve("full", encoder, config), seed, corpus))
+    return dapt_run(config, resolve("full", encoder, config), seed, corpus).flops()
 
 
 def run(
@@ -121,7 +121,7 @@ def run(
         scores: dict[str, float | None] = {}
         for name in able:
             scorer = _advance(config, arms[name], runs[name], seed, target, tools, folders[name], until[name])
-            spent[name] = training_flops(runs[name], until[name]) + scorer.flops
+            spent[name] = runs[name].flops(until[name]) + scorer.flops
             scores[name] = scorer.points[-1]["scores"][config.select]
         history.append({"round": number + 1, "epochs": until, "scores": scores, "flops": dict(spent)})
         alive = keep(scores, entry(config.select).higher_is_better, max(1, math.ceil(len(alive) / 2)))

@@ -52,17 +52,17 @@ class PhasePlan:
     why: str
 
 
-def of_run(run: Run, *, with_memory: bool = True) -> list[PhasePlan]:
+def of_run(run: Run) -> list[PhasePlan]:
     """The phases of a run."""
     planned = []
     size = run.dataset.images.size
     for place, program in enumerate(run.programs):
-        cost, decision = accounting.image_cost(program, size), run.cache_decision(program)
+        decision = run.cache_decision(program)
         shapes, _ = program.model.abstract()
         images = len(run.train_rows) * program.phase.epochs
-        per_image = cost.suffix.model + (0 if decision.cached else cost.prefix.model)
+        per_image = run.flops_per_image(place)
         fill = run.fill_flops(place)
-        peak = accounting.peak_bytes(program, size, run.batch_size) if with_memory else 0
+        peak = accounting.peak_bytes(program, size, run.batch_size)
         planned.append(
             PhasePlan(
                 name=program.phase.name,
@@ -93,7 +93,7 @@ def dapt_flops(config: Any, strategy: Strategy, seed: int, corpus: Dataset | Non
     """Model FLOPs of adapting by one strategy, on its own."""
     if not strategy.phases or corpus is None:
         return 0
-    return sum(phase.flops for phase in of_run(dapt_run(config, strategy, seed, corpus), with_memory=False))
+    return dapt_run(config, strategy, seed, corpus).flops()
 
 
 def transfer_flops(config: Any, task: Task, strategy: Strategy, seed: int) -> dict[str, int]:
@@ -101,11 +101,7 @@ def transfer_flops(config: Any, task: Task, strategy: Strategy, seed: int) -> di
     arm = Arm(strategy.name, seed, "", "")
     if task.is_segmentation:
         return {
-            protocol: sum(
-                phase.flops
-                for run, _ in segmentation.runs(config, task, arm, strategy.encoder, protocol)
-                for phase in of_run(run, with_memory=False)
-            )
+            protocol: sum(run.flops() for run, _ in segmentation.runs(config, task, arm, strategy.encoder, protocol))
             for protocol in config.transfer.segmentation.protocols
         }
     model = Classifier(strategy.encoder, len(task.development.classes), config.model.dtype)
@@ -120,7 +116,7 @@ def transfer_flops(config: Any, task: Task, strategy: Strategy, seed: int) -> di
                 finetune_run(config, task, arm, strategy.encoder, fold, train)
                 for fold, (train, _) in enumerate(folds[: config.transfer.finetune.folds])
             ]
-            costs[protocol] = sum(phase.flops for run in runs for phase in of_run(run, with_memory=False))
+            costs[protocol] = sum(run.flops() for run in runs)
             continue
         costs.setdefault("features", accounting.forward(model, size, len(model.encoder.groups)).model * images)
         settings = head_settings(config, protocol, objective)

@@ -15,7 +15,7 @@ from dapt_jax.models.classifier import Classifier
 from dapt_jax.strategies import Strategy
 from dapt_jax.tasks import Arm, Task
 from dapt_jax.training.run import Tools
-from dapt_jax.transferability.scorer import Plan, training_flops
+from dapt_jax.transferability.scorer import Plan
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
 
@@ -53,7 +53,7 @@ def words(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, im
     if planned is None or corpus is None:
         return ""
     run = dapt_run(config, strategy, seed, corpus)
-    scores, training = planned.until(run, run.timeline.epochs), training_flops(run)
+    scores, training = planned.until(run, run.timeline.epochs), run.flops()
     return (
         f"{strategy.name}: {planned.images} target images scored after {len(planned.epochs)} epochs, "
         f"{scores / 1e12:.3g} TFLOP, {scores / training:.2%} of its training"
@@ -83,7 +83,7 @@ def measure_scored(
                 "dapt",
                 f"until epoch {epochs}",
                 cached="reused",
-                reused_flops=training_flops(run, epochs),
+                reused_flops=run.flops(epochs),
                 device=tools.hardware.kind,
                 devices=tools.hardware.count,
             )

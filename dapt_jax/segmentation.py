@@ -15,14 +15,14 @@ from sklearn.linear_model import LogisticRegression
 
 from dapt_jax import adapt, metrics
 from dapt_jax.config import BASELINE
+from dapt_jax.data import pipeline
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.errors import UserError, nearest
 from dapt_jax.metrics import Score
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.objectives.segmentation import MaskObjective, of_segments
 from dapt_jax.overlays import Overlays
-from dapt_jax.tasks import Arm, Task, result_rows
+from dapt_jax.tasks import Arm, Task, check_protocols, result_rows
 from dapt_jax.training import windows
 from dapt_jax.training.phases import Norm, Phase
 from dapt_jax.training.run import Run, Tools
@@ -36,18 +36,8 @@ Norms = tuple[tuple[str, Norm], ...]
 def check(config: Any) -> None:
     """Refuses settings of segmentation that cannot work, whether or not a task needs them."""
     settings = config.transfer.segmentation
-    for protocol in settings.protocols:
-        if protocol not in PROTOCOLS:
-            raise UserError(f"unknown transfer.segmentation protocol {protocol!r}; {nearest(protocol, PROTOCOLS)}")
-    if not settings.protocols:
-        raise UserError(f"transfer.segmentation.protocols is empty; expected one or more of {', '.join(PROTOCOLS)}")
+    check_protocols(settings.protocols, PROTOCOLS, "transfer.segmentation")
     MaskObjective(1, loss=settings.loss, batchwise=settings.batchwise, smooth=settings.smooth)
-
-
-def network(config: Any, task: Task, encoder: Encoder) -> Segmenter:
-    """The encoder with the decoder that the config names."""
-    objective = objective_for(config, task)
-    return Segmenter(encoder, objective.outputs, config.transfer.segmentation.decoder, config.model.dtype)
 
 
 def objective_for(config: Any, task: Task) -> MaskObjective:
@@ -74,7 +64,8 @@ def run_of(
     val_rows = np.arange(0)
     if settings.val_fraction:
         train_rows, val_rows = task.inner(train_rows, settings.val_fraction, arm.seed)
-    model = network(config, task, encoder)
+    objective = objective_for(config, task)
+    model = Segmenter(encoder, objective.outputs, settings.decoder, config.model.dtype)
     behind = model.groups[len(model.encoder.groups) :]
     train_decoder: Norms = tuple((group, "train") for group in behind)
     shared = {"schedule": settings.schedule, "views": settings.views}
@@ -94,7 +85,7 @@ def run_of(
         stage="transfer",
         label=f"{task.name}/{protocol}/fold{fold}/",
         model=model,
-        objective=objective_for(config, task),
+        objective=objective,
         phases=phases,
         dataset=task.development,
         train_rows=train_rows,
@@ -114,19 +105,7 @@ def runs(config: Any, task: Task, arm: Arm, encoder: Encoder, protocol: str) -> 
 def transfer(
     config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, tools: Tools, folder: Path
 ) -> list[dict[str, Any]]:
-    """Measures what an encoder is worth on a task of masks.
-
-    Args:
-        config: the study's.
-        task: the task.
-        arm: for the results.
-        adapted: the encoder.
-        tools: what runs need.
-        folder: of the arm, for checkpoints.
-
-    Returns:
-        Lines for `results.jsonl`.
-    """
+    """Measures what an encoder is worth on a task of masks; arguments and result are those of `transfer.transfer`."""
     settings = config.transfer.segmentation
     rows: list[dict[str, Any]] = []
     for protocol in settings.protocols:
@@ -177,9 +156,7 @@ def _predictor(run: Run, params: Any, stats: Any, settings: Any) -> Predict:
 
 def _scores(dataset: Dataset, predict: Predict, batch_size: int, overlays: Overlays) -> list[Score]:
     scored = metrics.Segmentation(dataset.segments, dataset.overlapping)
-    for start in range(0, len(dataset), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(dataset)))
-        images = dataset.images.batch(np.resize(rows, batch_size))  # one shape, one executable
+    for images, rows in pipeline.in_order(dataset, np.arange(len(dataset)), batch_size):
         predicted = predict(images)[: len(rows)]
         scored.add(dataset.targets[rows], predicted)
         overlays.add(rows, images, predicted)

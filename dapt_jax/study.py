@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dapt_jax import checks, halving, jsonl, leaks, parallel, plan, report, scoring, segmentation, storage, transfer
 from dapt_jax import strategies as named
-from dapt_jax.adapt import ADAPTED, VAL_FRACTION, adapt, dapt_run
+from dapt_jax.adapt import ADAPTED, VAL_FRACTION, adapt, corpus_settings, dapt_run
 from dapt_jax.claim import claim
 from dapt_jax.config import BASELINE, SPLITS
 from dapt_jax.cost import hardware
@@ -75,11 +75,8 @@ def prepare(config: Any) -> Study:
         UserError: anything in the config, the data or the weights that cannot work.
     """
     checks.check(config)
-    transfer.check_protocols(config.transfer.protocols)
+    transfer.check(config)
     segmentation.check(config)
-    if config.transfer.baseline and config.transfer.baseline not in transfer.BASELINES:
-        hint = nearest(config.transfer.baseline, transfer.BASELINES)
-        raise UserError(f"unknown transfer.baseline {config.transfer.baseline!r}; {hint}")
     encoder = locate.fitted(config.weights, registry.of_config(config.model))
     strategies = tuple(named.resolve(name, encoder, config) for name in config.strategies)
     with _about("adapt."):
@@ -87,8 +84,6 @@ def prepare(config: Any) -> Study:
     if transfer.FINETUNE in config.transfer.protocols:
         with _about("transfer.finetune."):
             parallel.data_mesh(config.transfer.finetune.batch_size)
-    with _about("transfer.segmentation."):
-        parallel.data_mesh(config.transfer.segmentation.batch_size)
     params, _, merged = locate.load(config.weights, Classifier(encoder, 1), seed=0)
     print(f"weights: {merged}", flush=True)
     _check_weights(config, strategies)
@@ -107,13 +102,24 @@ def prepare(config: Any) -> Study:
         corpus = corpora[strategy.corpus]
         scoring.plan(config, strategy, config.seeds[0], corpus, scoring.target(config, tasks))
         run = dapt_run(config, strategy, config.seeds[0], corpus)
-        for program in run.programs:
-            run.cache_decision(program)
-    for task, strategy in itertools.product(tasks, strategies):
-        if task.is_segmentation:  # what the decoder and the cache would refuse, they refuse now
-            with _about(f"tasks.{task.name}: "):
-                plan.transfer_flops(config, task, strategy, config.seeds[0])
+        run.check_cache()
+    _check_masks(study)
     return study
+
+
+def _check_masks(study: Study) -> None:
+    """Lets the decoder, the cache and the devices refuse what they would refuse in the middle of a study."""
+    config, seed = study.config, study.config.seeds[0]
+    settings = config.transfer.segmentation
+    for task in (task for task in study.tasks if task.is_segmentation):
+        with _about("transfer.segmentation."):
+            parallel.data_mesh(settings.batch_size)
+        for strategy, protocol in itertools.product(study.strategies, settings.protocols):
+            with _about(f"tasks.{task.name}: "):
+                for run, _ in segmentation.runs(
+                    config, task, Arm(strategy.name, seed, "", ""), strategy.encoder, protocol
+                ):
+                    run.check_cache()
 
 
 def _corpora(config: Any, adapting: Sequence[Strategy]) -> dict[str, Dataset]:
@@ -126,7 +132,7 @@ def _corpora(config: Any, adapting: Sequence[Strategy]) -> dict[str, Dataset]:
             raise UserError(
                 f"strategy {strategy.name!r} adapts, but the config names no corpus; expected corpus.kind and so on"
             )
-        settings = config.corpora[strategy.corpus] if strategy.corpus else config.corpus
+        settings = corpus_settings(config, strategy.corpus)
         what = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
         if isinstance(settings, Mapping | ConfigDict):
             fraction = settings.get("val_fraction", VAL_FRACTION)
@@ -139,10 +145,11 @@ def _corpora(config: Any, adapting: Sequence[Strategy]) -> dict[str, Dataset]:
 
 def _check_weights(config: Any, strategies: Sequence[Strategy]) -> None:
     """Reads the weights of strategies that have their own, so that a wrong file is told before anything is trained."""
-    for spec in {strategy.weights: strategy for strategy in strategies if strategy.weights != config.weights}.values():
-        with _about(f"phases.{spec.name}: "):
-            _, _, merged = locate.load(spec.weights, Classifier(spec.encoder, 1), seed=0)
-        print(f"weights of {spec.name}: {merged}", flush=True)
+    own = {strategy.weights: strategy for strategy in strategies if strategy.weights != config.weights}
+    for strategy in own.values():
+        with _about(f"phases.{strategy.name}: "):
+            _, _, merged = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
+        print(f"weights of {strategy.name}: {merged}", flush=True)
 
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:

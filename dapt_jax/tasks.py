@@ -1,7 +1,7 @@
 """Target tasks: whose images are split how, and the lines that their scores make."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.near_duplicates import duplicates
 from dapt_jax.data.splits import grouped_folds, grouped_holdout
-from dapt_jax.errors import UserError
+from dapt_jax.errors import UserError, nearest
 from dapt_jax.metrics import Score
 
 
@@ -106,6 +106,19 @@ class Arm:
     seed: int
     init: str
     model: str
+
+
+def check_protocols(protocols: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuses a protocol that there is not.
+
+    Args:
+        protocols: that are asked for.
+        known: that there are.
+        where: the config's section that asks.
+    """
+    for protocol in protocols:
+        if protocol not in known:
+            raise UserError(f"unknown {where} protocol {protocol!r}; {nearest(protocol, known)}")
 
 
 def result_rows(

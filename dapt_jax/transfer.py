@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from dapt_jax.kept import Predictions
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.objectives import Objective
-from dapt_jax.tasks import Arm, Task, result_rows
+from dapt_jax.tasks import Arm, Task, check_protocols, result_rows
 from dapt_jax.training import features, freezing, heads
 from dapt_jax.training.evaluate import logits_of
 from dapt_jax.training.meter import Meter
@@ -38,11 +38,13 @@ FINETUNE = "finetune"
 PROTOCOLS = (*heads.HIDDEN, FINETUNE)
 
 
-def check_protocols(protocols: Sequence[str]) -> None:
-    """Refuses a protocol that there is not."""
-    for protocol in protocols:
-        if protocol not in PROTOCOLS:
-            raise UserError(f"unknown transfer protocol {protocol!r}; {nearest(protocol, PROTOCOLS)}")
+def check(config: Any) -> None:
+    """Refuses protocols and a baseline that there are not."""
+    check_protocols(config.transfer.protocols, PROTOCOLS, "transfer")
+    if config.transfer.baseline and config.transfer.baseline not in BASELINES:
+        raise UserError(
+            f"unknown transfer.baseline {config.transfer.baseline!r}; {nearest(config.transfer.baseline, BASELINES)}"
+        )
 
 
 def transfer(
@@ -277,13 +279,7 @@ BASELINES = {"mean_gradient": mean_gradient}
 
 
 def baseline(config: Any, task: Task, seed: int, name: str) -> list[dict[str, Any]]:
-    """Scores of one scalar per image through the same folds and a linear head: what any encoder has to beat.
-
-    Raises:
-        UserError: no baseline of that name.
-    """
-    if name not in BASELINES:
-        raise UserError(f"unknown transfer.baseline {name!r}; {nearest(name, BASELINES)}")
+    """Scores of one scalar per image, or of each pixel by itself, through the same folds: what any encoder has to beat."""
     if task.is_segmentation:
         return segmentation.baseline(config, task, seed)
     found = {split: BASELINES[name](dataset) for split, dataset in task.datasets.items()}

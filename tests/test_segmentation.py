@@ -1,5 +1,6 @@
 """Tasks of masks: planned to the integer, the frozen encoder untouched, cached views as drawn, patches through windows."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,12 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dapt_jax import adapt, parallel, segmentation
+from dapt_jax.config import default
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
+from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.objectives import MaskObjective
 from dapt_jax.objectives.segmentation import of_segments
-from dapt_jax.training import windows
+from dapt_jax.tasks import Arm, Task
+from dapt_jax.training import steps, windows
+from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
+from dapt_jax.training.run import Tools
+from dapt_jax.weights.paths import flatten
 from tests import command, tiny
 
 TINY = [
@@ -113,6 +121,31 @@ def planned(flags):
     )
 
 
+def test_what_a_decoder_or_the_devices_cannot_do_is_refused_before_training(tmp_path, capsys, monkeypatch):
+    chosen = [f"--config={config(tmp_path)}", *TINY, "--config.mode=plan"]
+    assert command.run(*[each for each in chosen if "image_size" not in each], "--config.model.image_size=34") == 2
+    assert "tasks.leukocytes: images of 34 x 34 pixels" in capsys.readouterr().err
+    monkeypatch.setattr(parallel, "data_mesh", only_for(48))
+    assert command.run(*chosen, "--config.adapt.batch_size=48") == 2
+    assert "transfer.segmentation.batch_size 8 does not divide among 48 devices" in capsys.readouterr().err
+
+
+def test_devices_need_not_divide_a_batch_of_masks_where_no_task_has_masks(capsys, monkeypatch):
+    monkeypatch.setattr(parallel, "data_mesh", only_for(48))
+    flags = command.small("--config.strategies=none", "--config.mode=plan", "--config.adapt.batch_size=48")
+    assert command.run(*flags) == 0, capsys.readouterr().err
+
+
+def only_for(size):
+    """In place of `data_mesh`: devices that no batch of another size divides among."""
+
+    def data_mesh(batch_size):
+        if batch_size != size:
+            raise UserError(f"batch_size {batch_size} does not divide among {size} devices")
+
+    return data_mesh
+
+
 OBJECTIVES = {
     "softmax": MaskObjective(3),
     "one sigmoid": MaskObjective(1),
@@ -152,6 +185,69 @@ def test_soft_dice_and_tversky_by_hand(seed, share):
     pooled = 1 - (2 * both.sum() + 1) / (said.sum() + truth.sum() + 1)
     batch = MaskObjective(1, loss="dice", batchwise=True)
     np.testing.assert_allclose(batch.total(logits, masks, jnp.ones(2)), 2 * pooled, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batchwise", [False, True])
+def test_the_background_counts_in_cross_entropy_and_not_in_dice(batchwise):
+    rng = np.random.default_rng(3)
+    logits, masks = rng.normal(size=(2, 6, 6, 3)), rng.integers(0, 3, (2, 6, 6))
+    said = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    truth = np.eye(3)[masks]
+    axes = (0, 1, 2) if batchwise else (1, 2)
+    dice = (2 * (said * truth).sum(axes) + 1) / (said.sum(axes) + truth.sum(axes) + 1)
+    overlap = 2 * (1 - dice[1:].mean()) if batchwise else (1 - dice[:, 1:].mean(1)).sum()
+    entropy = -np.log((said * truth).sum(-1)).mean((1, 2)).sum()
+    arguments = jnp.asarray(logits, jnp.float32), jnp.asarray(masks, jnp.uint8), jnp.ones(2)
+    for loss, expected in {"dice": overlap, "ce": entropy, "dice_ce": overlap + entropy}.items():
+        assert float(MaskObjective(3, loss=loss, batchwise=batchwise).total(*arguments)) == pytest.approx(
+            expected, rel=1e-5
+        )
+
+
+def test_a_step_sees_the_masks_of_the_images_that_it_sees():
+    """The loss of a step is that of the augmented images against masks that went the same way, worked out apart."""
+    model, objective = Segmenter(tiny.encoder(), 3), MaskObjective(3)
+    augment = Augment("dihedral", rotate=30.0)
+    (program,) = steps.programs(model, (Phase("all", 1, ("*",), 1e-3),), Optimizer(), objective, augment, 5, 1)
+    params, stats = model.init(0)
+    rng, rows = np.random.default_rng(0), jnp.arange(4)
+    images, masks = jnp.asarray(rng.integers(0, 256, (4, 16, 16, 3)), jnp.uint8), masks_for(objective, 0, 16)
+    batch = {"image": images, "label": masks, "weight": jnp.ones(4), "index": rows}
+    draw = {"seed": np.uint32(5), "view": np.int32(2), "epoch": np.int32(2)}
+    after = jax.jit(program.train_step)(program.fresh_state(params, stats), batch, draw, jnp.float32(0))
+    logits = jax.jit(model.__call__)(params, stats, augment(images, 5, 2, rows))
+    moved = objective.total(logits, augment.masks(masks, 5, 2, rows), jnp.ones(4))
+    assert float(after["loss"]) == pytest.approx(float(moved), rel=1e-5)
+    assert float(moved) != pytest.approx(float(objective.total(logits, masks, jnp.ones(4))), rel=1e-3)
+
+
+@pytest.mark.parametrize("protocol", ["frozen", "finetune"])
+def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_path, monkeypatch, protocol):
+    class BegunError(Exception):
+        pass
+
+    def begin(run, params, stats, *_):
+        raise BegunError(run, params, stats)
+
+    monkeypatch.setattr(adapt, "trained", begin)
+    settings, encoder = default(), tiny.encoder()
+    settings.transfer.segmentation.protocols = (protocol,)
+    masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
+    task = Task("cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {})
+    params, stats = Segmenter(encoder, 1).init(7)
+    adapted = adapt.Adapted(encoder, params, stats, "adapted")
+    tools = Tools(None, 0.0, *[None] * 5)  # nothing of them is reached
+    with pytest.raises(BegunError) as begun:
+        segmentation.transfer(settings, task, Arm("full", 3, "", ""), adapted, tools, tmp_path)
+    run, *started = begun.value.args
+    model = run.programs[0].model
+    fresh, drawn = model.init(3), flatten(model.init(7)[0])
+    for found, of_arm, own in zip(started, (params, stats), fresh, strict=True):
+        for path, leaf in flatten(found).items():
+            is_of_encoder = path.startswith(tuple(encoder.groups))
+            np.testing.assert_array_equal(leaf, flatten(of_arm if is_of_encoder else own)[path], err_msg=path)
+    decoder = [path for path in flatten(started[0]) if not path.startswith(tuple(encoder.groups))]
+    assert any((flatten(started[0])[path] != drawn[path]).any() for path in decoder)
 
 
 @pytest.mark.parametrize("loss", ["dice", "ce", "dice_ce", "tversky"])

@@ -18,7 +18,7 @@ from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Tools
 from dapt_jax.transferability import scorer as scoring
 from dapt_jax.transferability.registry import evaluate
-from dapt_jax.transferability.scorer import Plan, Scorer, training_flops
+from dapt_jax.transferability.scorer import Plan, Scorer
 from dapt_jax.transferability.select import Rule
 from dapt_jax.transferability.settings import Settings
 from tests import tiny
@@ -78,7 +78,7 @@ def test_the_sample_shrinks_to_the_budget():
     for budget in (0.3, 0.6):
         plan = Plan.of(settings(budget=budget, every=3), run, 1000)
         spent = plan.first[2] + plan.each[2] * 2  # both scored epochs are of the last phase
-        assert 0.8 * budget < spent / training_flops(run) <= budget
+        assert 0.8 * budget < spent / run.flops() <= budget
     line = "score.budget of 0.001 pays for 0 images at 6 epochs; expected 2 or more"
     with pytest.raises(UserError, match=line):
         Plan.of(settings(budget=0.001), run, 24)
@@ -137,7 +137,7 @@ def test_patience_ends_the_run_and_the_ledger_holds_what_was_run(stopped):
     assert ran == per_epoch * (hook.points[-1]["epoch"] + 1)
     assert ran < hook.run.timeline.steps
     trained = sum(row.model_flops for (stage, _), row in rows.items() if stage == "dapt")
-    assert trained == training_flops(hook.run, hook.points[-1]["epoch"] + 1)
+    assert trained == hook.run.flops(hook.points[-1]["epoch"] + 1)
 
 
 def test_the_chosen_checkpoint_is_handed_over_not_the_last(stopped):

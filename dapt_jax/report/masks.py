@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -55,7 +54,7 @@ def _picture(axes: Axes, kept: Kept, number: int, colours: dict[str, str], *, is
     for name, (truth, said) in kept.regions.items():
         region = truth[number] if is_truth else said[number]
         if region.any():
-            axes.contour(np.pad(region, 1)[1:-1, 1:-1].astype(float), [0.5], colors=[colours[name]], linewidths=1.4)
+            axes.contour(region.astype(float), [0.5], colors=[colours[name]], linewidths=1.4)
         both = 2 * (truth[number] & said[number]).sum()
         size = truth[number].sum() + said[number].sum()
         told.append(f"{both / size if size else 1.0:.2f}")

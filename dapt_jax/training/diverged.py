@@ -92,8 +92,9 @@ def keep_batch(folder: Path, run: Run, number: int, found: Found) -> Path:
         found: the step.
 
     Returns:
-        The file: an npz with `images` uint8 [b, size, size, 3], `labels`, `weights` float32 [b], `rows` int32 [b] (of the
-        data set), `names` of the images, and `step`, `epoch`, `phase`, `seed`, `lr`, `loss`, `params_checksum`.
+        The file: an npz with `images` uint8 [b, size, size, 3], `labels` (see `Dataset.targets`), `weights` float32 [b], `rows`
+        int32 [b] (of the data set), `names` of the images, and `step`, `epoch`, `phase`, `seed`, `lr`, `loss`,
+        `params_checksum`.
     """
     epoch, batch = divmod(found.step, run.timeline.steps_per_epoch)
     rows, weights = (each[batch] for each in run.order.epoch(epoch))
@@ -102,7 +103,7 @@ def keep_batch(folder: Path, run: Run, number: int, found: Found) -> Path:
     path = folder / f"{arm}-step{found.step + 1}.npz"
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
-        path, images=run.dataset.images.batch(rows), labels=run.dataset.labels[rows], weights=weights, rows=rows,
+        path, images=run.dataset.images.batch(rows), labels=run.dataset.targets[rows], weights=weights, rows=rows,
         names=np.asarray([run.dataset.images.names[row] for row in rows]), step=found.step, epoch=epoch,
         phase=program.phase.name, seed=run.seed, lr=program.rate(found.step), loss=found.loss,
         params_checksum=found.checksum,

@@ -8,7 +8,7 @@ from dapt_jax import parallel
 from dapt_jax.errors import UserError
 from dapt_jax.training import checkpoint, diverged, freezing
 from dapt_jax.training.freezing import Tree
-from dapt_jax.training.phase_loop import PhaseLoop, work_of
+from dapt_jax.training.phase_loop import PhaseLoop
 from dapt_jax.training.run import Run, Tools
 from dapt_jax.training.steps import State, evaluation_params
 
@@ -161,4 +161,4 @@ def _work_until(run: Run, step: int) -> float:
     """Model FLOPs of a run's first steps, for the display."""
     first = run.timeline.first_step
     ends = [(number, min(step, first(number + 1))) for number in range(len(run.programs)) if step > first(number)]
-    return sum(work_of(run, number, end - first(number)) for number, end in ends)
+    return float(sum(run.flops_per_image(number) * (end - first(number)) * run.batch_size for number, end in ends))

@@ -24,14 +24,6 @@ from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
 from dapt_jax.watch.writers import Epoch
 
 
-def work_of(run: Run, number: int, steps: int) -> float:
-    """Model FLOPs of some steps of a phase, for the display."""
-    program = run.programs[number]
-    cost = accounting.image_cost(program, run.dataset.images.size)
-    prefix = 0 if run.cache_decision(program).cached else cost.prefix.model
-    return float((prefix + cost.suffix.model) * steps * run.batch_size)
-
-
 class PhaseLoop:
     """One phase of a run."""
 
@@ -66,7 +58,7 @@ class PhaseLoop:
         end = timeline.first_epoch(self.number + 1)
         with self.meter.clock.span("compile"):  # what caching, compiling and reading take inside is theirs
             feed, evaluator = self._feed(state)
-            self.work_of_step = work_of(self.run_, self.number, 1)
+            self.work_of_step = float(self.run_.flops_per_image(self.number) * self.run_.batch_size)
         epoch = timeline.position(int(state["step"])).epoch
         with self.tools.notice.deferred():
             while epoch < end and not (self.tools.hook and self.tools.hook.ends):

@@ -16,6 +16,7 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.pipeline import Order
 from dapt_jax.preemption import Notice
 from dapt_jax.progress import Reporter
+from dapt_jax.training import accounting
 from dapt_jax.training.caching import Caching, Decision, Place, decide
 from dapt_jax.training.features import Prefix, Store
 from dapt_jax.training.optim import Plateau
@@ -75,6 +76,32 @@ class Run:
     def cache_decision(self, program: PhaseProgram) -> Decision:
         """Whether a phase trains on cached activations."""
         return decide(program, len(self.dataset), self.dataset.images.size, self.caching)
+
+    def check_cache(self) -> None:
+        """Decides for every phase whether it trains on cached activations.
+
+        Raises:
+            UserError: the config insists where it cannot be, or the network does not take images of this size.
+        """
+        for program in self.programs:
+            self.cache_decision(program)
+
+    def flops_per_image(self, number: int) -> int:
+        """Model FLOPs of one image in one step of a phase; its frozen prefix is left out where that is cached."""
+        program = self.programs[number]
+        cost = accounting.image_cost(program, self.dataset.images.size)
+        return cost.suffix.model + (0 if self.cache_decision(program).cached else cost.prefix.model)
+
+    def flops(self, epochs: int | None = None) -> int:
+        """Model FLOPs of the run, or of its first epochs."""
+        total, left = 0, self.timeline.epochs if epochs is None else epochs
+        for number, program in enumerate(self.programs):
+            done = min(left, program.phase.epochs)
+            if not done:
+                break
+            total += self.flops_per_image(number) * len(self.train_rows) * done + self.fill_flops(number)
+            left -= done
+        return total
 
     def fills(self, number: int) -> list[tuple[Prefix, Place]]:
         """What a phase needs of frozen prefixes before it begins, lowest boundary first and its own last.

@@ -62,20 +62,6 @@ def _rest(model: Classifier, start: int, level: int) -> Callable[..., Any]:
     return jax.jit(rest)
 
 
-def training_flops(run: Run, epochs: int | None = None) -> int:
-    """Model FLOPs of a run, or of its first epochs."""
-    total, left = 0, run.timeline.epochs if epochs is None else epochs
-    for number, program in enumerate(run.programs):
-        decision, cost = run.cache_decision(program), accounting.image_cost(program, run.dataset.images.size)
-        done = min(left, program.phase.epochs)
-        if not done:
-            break
-        per_image = cost.suffix.model + (0 if decision.cached else cost.prefix.model)
-        total += per_image * len(run.train_rows) * done + run.fill_flops(number)
-        left -= done
-    return total
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """When a run is scored, and at what price: known before it starts.
@@ -121,7 +107,7 @@ class Plan:
             each.append(passes * (whole - before))
         phase_of = {epoch: timeline.position(epoch * timeline.steps_per_epoch).phase for epoch in due}
         per_image = sum(each[phase] for phase in phase_of.values()) + sum(first[p] for p in set(phase_of.values()))
-        affordable = int(settings.budget * training_flops(run) / per_image) if per_image else settings.images
+        affordable = int(settings.budget * run.flops() / per_image) if per_image else settings.images
         images = min(settings.images, available, affordable)
         least = max(2, settings.negatives + 1)
         if due and images < least:
