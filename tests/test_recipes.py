@@ -8,7 +8,6 @@ from PIL import Image
 
 from dapt_jax import arguments, checks, plan, segmentation, study
 from dapt_jax.adapt import objective_for
-from dapt_jax.data.sources import KINDS
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.strategies import resolve
@@ -94,15 +93,11 @@ def test_arguments_that_are_none_are_named(module, arm, message):
         module.get_config(arm)
 
 
-needs_readers = pytest.mark.skipif("shenzhen" not in KINDS, reason="the readers of public sets are not here")
-
-
 def picture(path, rng, side=48):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rng.integers(0, 256, (side, side), np.uint8)).save(path)
 
 
-@needs_readers
 def test_the_classification_recipe_runs_on_files_in_the_layout_of_shenzhen(tmp_path):
     rng, folder = np.random.default_rng(0), tmp_path / "data" / "Shenzhen"
     names = [f"CHNCXR_{number:04d}_{number % 2}.png" for number in range(36)]
@@ -131,7 +126,6 @@ def test_the_classification_recipe_runs_on_files_in_the_layout_of_shenzhen(tmp_p
     assert ledger["model_flops"] == planned["finetune"]  # mixing costs none
 
 
-@needs_readers
 def test_the_segmentation_recipe_runs_on_files_in_the_layout_of_montgomery(tmp_path):
     rng, folder = np.random.default_rng(0), tmp_path / "data" / "Montgomery"
     for number in range(12):
