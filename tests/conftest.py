@@ -1,6 +1,7 @@
 """What every test shares."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,59 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no folder of real images at {SHARED_DATA}")
     return SHARED_DATA
+
+
+# What the fixtures below import, they import themselves: JAX must not be there before its settings are.
+TRACES = ("results.jsonl", "ledger.jsonl", "checkpoints", "report.html")
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs a command that must be refused, and returns its error line without `error: `."""
+    from tests.command import run
+
+    def refuse(*flags, workdir=tmp_path / "workdir", words=()):
+        before = sorted(workdir.rglob("*")) if workdir.is_dir() else None
+        code = run(*flags, f"--workdir={workdir}")
+        err = capsys.readouterr().err
+        assert code == 2, err
+        assert re.fullmatch(r"error: [^\n]+\n", err), err
+        assert "Traceback" not in err
+        if before is None:
+            assert not any((workdir / trace).exists() for trace in (*TRACES, "config.json"))
+        else:
+            assert sorted(workdir.rglob("*")) == before
+        line = err.removeprefix("error: ").rstrip("\n")
+        for word in words:
+            assert word in line, f"no {word!r} in: {line}"
+        return line
+
+    return refuse
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    from dapt_jax.data import phantoms
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    phantoms.write(folder, 36, 32)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path, written):
+    from tests.manifests import Data
+
+    return Data(tmp_path / "data", written)
+
+
+@pytest.fixture
+def refused_data(refused, tmp_path, data):
+    """As `refused`, for the study of a manifest; more lines go into its config."""
+    from tests.command import write_config
+
+    def refuse(*more, words=(), flags=()):
+        config = write_config(tmp_path, *more)
+        return refused(f"--config={config}", f"--config.data_dir={data.folder}", *flags, words=words)
+
+    return refuse
