@@ -169,7 +169,7 @@ def _our_side(options: common.Row) -> None:
         ledger.unlink(missing_ok=True)
         tools = Tools(
             folder=None, every_s=1e9, ledger=Ledger(ledger), store=Store(4 << 30), hardware=hardware.describe(),
-            mesh=parallel.data_mesh(options["batch"]), reporter=Reporter(1, quiet=True),
+            mesh=parallel.make_mesh(), reporter=Reporter(1, quiet=True),
         )  # fmt: skip
         start = time.perf_counter()
         params, stats = loop.train(run, params, stats, tools)

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from dapt_jax import jsonl
+from dapt_jax import jsonl, processes
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.mix import Mix
@@ -112,6 +113,8 @@ def make_run(
         seed,
         -(-len(train_rows) // settings.batch_size),
         Mix(**settings.get("mix", {})),
+        settings.accumulate,
+        jax.device_count() if config.model.batch_norm == "per_device" else 1,
     )
     return Run(
         strategy=strategy,
@@ -195,7 +198,8 @@ def adapt(
         model = Classifier(strategy.encoder, 1, config.model.dtype)
         params, stats, merged = locate.load(strategy.weights, model, seed=seed)
         return Adapted(strategy.encoder, without_head(params), stats, merged.source)
-    if finished.exists():
+    if processes.bring(finished):
+        processes.bring(folder / "adapted.json")
         params, stats, _ = locate.load(str(finished), Classifier(strategy.encoder, 1, config.model.dtype), seed=seed)
         source = json.loads((folder / "adapted.json").read_text())["source"]
         return Adapted(strategy.encoder, without_head(params), stats, source)

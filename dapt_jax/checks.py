@@ -17,6 +17,8 @@ _SHARES = ("switch", "probability")
 _MIXED = ("adapt", "transfer.finetune")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mode": MODES,
+    "model.batch_norm": ("global", "per_device"),
+    "parallel.processes": ("auto", "on", "off"),
     "model.dtype": ("float32", "bfloat16"),
     "data.on_bad_image": ("error", "skip"),
     "debug.nan": ("halt", "rollback"),
@@ -39,6 +41,10 @@ _AT_LEAST = {
     "adapt.head_epochs": 0,
     "adapt.epochs": 1,
     "adapt.batch_size": 1,
+    **{f"{run}.accumulate": 1 for run in _RUNS},
+    "parallel.fsdp": 0,
+    "parallel.count": 0,
+    "parallel.number": -1,
     "adapt.views": 0,
     "cache.memory_mb": 0,
     "cache.disk_mb": 0,

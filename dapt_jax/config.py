@@ -33,9 +33,20 @@ def default() -> config_dict.ConfigDict:
         "dtype": "float32",  # of activations: float32 | bfloat16
         "drop_path": 0.0,  # stochastic depth while training, of the last residual branch
         "dropout": 0.0,  # while training, of transformers
+        # Statistics of batch norm that trains: of the global batch, or each device's of its own examples; the latter's results
+        # depend on the number of devices.
+        "batch_norm": "global",  # global | per_device
         "remat": (),  # layer groups whose activations are computed again instead of kept; "*" for all
     }
     config.weights = "imagenet"  # imagenet | random | a name of weights/zoo.py | a path | https:// | hf:// | package://
+    # Devices and processes; none of it changes results beyond rounding.
+    config.parallel = {
+        "fsdp": 1,  # devices over which each copy of parameters and optimizer state is spread; 0: all
+        "processes": "auto",  # auto (several if the cluster or the environment says so) | on | off
+        "coordinator": "",  # HOST:PORT of the first process, where no cluster says it
+        "count": 0,  # of processes
+        "number": -1,  # of this one, from 0
+    }
     config.data_dir = ""  # what relative paths below start from: a folder, gs://, s3:// ...
     config.data = {
         "on_bad_image": "error",  # error | skip (counted)
@@ -61,7 +72,8 @@ def default() -> config_dict.ConfigDict:
         "hybrid_epochs": 2,  # hybrid: of `epochs`, those that are partial
         "cut_after": "",  # simplified: last layer group that is kept
         "gradual_steps": 4,  # gradual: phases in which the encoder is unfrozen from the top
-        "batch_size": 32,
+        "batch_size": 32,  # over all devices
+        "accumulate": 1,  # parts of a batch that each device goes through one after the other, for want of memory
         "views": 0,  # augmented views per image; 0: new ones each epoch
         **_loss(),
         "mix": _mix(),
@@ -105,6 +117,7 @@ def default() -> config_dict.ConfigDict:
             "schedule": "cosine",
             "norm": "frozen",
             "batch_size": 16,
+            "accumulate": 1,
             **_loss(),
             "mix": _mix(),
             "augment": _augment(),
@@ -127,6 +140,7 @@ def default() -> config_dict.ConfigDict:
             "schedule": "cosine",
             "norm": "frozen",  # of the encoder; the decoder's batch norm trains always
             "batch_size": 16,
+            "accumulate": 1,
             "views": 0,  # augmented views per image; 0: new ones each epoch
             "augment": _augment(),
             **_watched(),

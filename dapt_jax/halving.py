@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dapt_jax import jsonl
+from dapt_jax import jsonl, processes
 from dapt_jax.adapt import dapt_run, scorer_for
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
@@ -97,7 +97,7 @@ def run(
         UserError: the budget does not bring two arms to their first score.
     """
     record = workdir / "checkpoints" / f"halving-seed{seed}.json"
-    if record.exists():
+    if processes.bring(record):
         found = json.loads(record.read_text())
         return Outcome(found["winner"], found["epochs"])
     arms = {strategy.name: strategy for strategy in strategies}

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,40 @@ from dapt_jax.errors import EXIT_CODE, UserError
 
 
 def main(argv: Sequence[str]) -> int:
+    """Runs one command, and ends this process at once where others of the study are, or were, and it failed.
+
+    Args:
+        argv: of the command line, the program's name first.
+
+    Returns:
+        The exit code, see `command`.
+    """
+    code = command(argv)
+    if code and (processes := sys.modules.get("dapt_jax.processes")) and processes.are_several():
+        processes.leave(code)
+    return code
+
+
+def command(argv: Sequence[str]) -> int:
     """Runs one command.
 
     Args:
         argv: of the command line, the program's name first.
 
     Returns:
-        The exit code: 0; 2 after one line that says what the user can mend; 75 after SIGTERM and 130 after Ctrl-C, where the
-        same command goes on.
+        The exit code: 0; 2 after one line that says what the user can mend; 75 after SIGTERM, or the loss of another process
+        of the study, and 130 after Ctrl-C, where the same command goes on.
     """
     if {"--help", "-help", "-h"} & set(argv[1:]):
         print(arguments.usage())
         return 0
     try:
         config, workdir = arguments.parse(argv[1:])
-        with preemption.Notice() as notice, storage.workdir(workdir, config.mode) as folder:
-            _dispatch(config, folder, notice)
+        with preemption.Notice() as notice:
+            if config.mode == "run" and workdir is not None:
+                return _run(config, workdir, notice)
+            with storage.workdir(workdir, config.mode) as folder:
+                _dispatch(config, folder)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_CODE
@@ -42,7 +61,33 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _dispatch(config: Any, workdir: Path | None, notice: preemption.Notice) -> None:
+def _run(config: Any, workdir: str, notice: preemption.Notice) -> int:
+    """A study, in as many processes as there are; returns the exit code."""
+    set_up_jax()
+    from dapt_jax import processes, study
+
+    processes.start(config.parallel)
+    try:
+        mine = storage.workdir(workdir, config.mode) if processes.is_primary() else processes.scratch()
+        with mine as folder:
+            assert folder is not None
+            study.run(config, folder, notice)
+    except Exception as error:
+        if isinstance(error, UserError | OSError) or not processes.are_several():
+            raise
+        if not processes.is_loss(error):
+            traceback.print_exc()
+            return 1
+        print(
+            "another process of the study is gone; the same command goes on from the last checkpoint", file=sys.stderr
+        )
+        return preemption.RESTART_CODE
+    except processes.Lost as lost:
+        return lost.code
+    return 0
+
+
+def _dispatch(config: Any, workdir: Path | None) -> None:
     if config.mode == "models":
         set_up_jax()
         from dapt_jax import catalogue
@@ -67,16 +112,11 @@ def _dispatch(config: Any, workdir: Path | None, notice: preemption.Notice) -> N
 
         report.build(workdir)
         print(f"report: {workdir / 'report.html'}")
-    elif config.mode == "export":
+    else:
         set_up_jax()
         from dapt_jax import export
 
         export.run(config, workdir)
-    else:
-        set_up_jax()
-        from dapt_jax import study
-
-        study.run(config, workdir, notice)
 
 
 def set_up_jax() -> None:

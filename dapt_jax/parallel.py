@@ -1,43 +1,181 @@
-"""The device mesh: batches are split over its `data` axis, everything else is on every device."""
+"""The device mesh: batches are split over all devices, the model's state over its `fsdp` axis, all else is everywhere."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dapt_jax.errors import UserError
 
+DATA, FSDP = "data", "fsdp"
+"""Axes of the mesh: copies of the model's state, and the devices over which each copy is spread."""
 
-def data_mesh(batch_size: int) -> Mesh:
-    """One axis `data` over all devices.
+SMALLEST_SPREAD = 2**14
+"""Elements from which on an array of the state is spread: a collective costs some microseconds, however little it moves."""
+
+
+def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
+    """A mesh of `data` x `fsdp`.
+
+    Args:
+        devices: in their order; by default all there are, over all processes.
+        fsdp: devices over which each copy of the model's state is spread (fully sharded data parallel, Rajbhandari et al.,
+            arXiv 1910.02054, and Zhao et al., arXiv 2304.11277); 0 for all.
 
     Raises:
-        UserError: a batch does not divide among the devices.
+        UserError: the devices do not divide by it.
     """
-    devices = np.asarray(jax.devices())
-    if batch_size % len(devices):
-        lower = batch_size // len(devices) * len(devices) or len(devices)
-        raise UserError(f"batch_size {batch_size} does not divide among {len(devices)} devices; {lower} does")
+    found = list(jax.devices() if devices is None else devices)
+    fsdp = fsdp or len(found)
+    if fsdp < 0 or len(found) % fsdp:
+        fitting = [each for each in range(1, len(found) + 1) if len(found) % each == 0]
+        near = min(fitting, key=lambda each: abs(each - fsdp))
+        raise UserError(f"parallel.fsdp is {fsdp}, which does not divide {len(found)} devices; {near} does")
     # The compiler lays out what is between inputs and outputs; newer JAX would have every array typed by its sharding.
-    return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    return Mesh(np.asarray(found).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
+
+
+def check_batch(batch_size: int, parts: int, devices: int | None = None) -> None:
+    """Refuses a batch that does not divide among the devices, and there into parts.
+
+    Args:
+        batch_size: of a step, over all devices.
+        parts: into which each device cuts its share: see `training.steps`.
+        devices: how many; by default all there are.
+
+    Raises:
+        UserError: it does not.
+    """
+    devices = jax.device_count() if devices is None else devices
+    if parts < 1:
+        raise UserError(f"accumulate is {parts}; expected 1 or more")
+    if batch_size % (devices * parts):
+        unit = devices * parts
+        lower = batch_size // unit * unit or unit
+        cut = f" and there into {parts} parts" if parts > 1 else ""
+        raise UserError(f"batch_size {batch_size} does not divide among {devices} devices{cut}; {lower} does")
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """On every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Split along an axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """Where the leaves of a state go: the large ones spread over `fsdp` along their longest axis that divides.
+
+    Args:
+        state: a pytree of arrays or their shapes: parameters and whatever the optimizer keeps for each.
+        mesh: the devices.
+
+    Returns:
+        The same pytree of shardings.
+    """
+    spread = mesh.shape[FSDP]
+
+    def of(leaf: Any) -> NamedSharding:
+        shape = np.shape(leaf)
+        fitting = [axis for axis, size in enumerate(shape) if size % spread == 0]
+        if spread == 1 or not fitting or np.prod(shape) < SMALLEST_SPREAD:
+            return whole(mesh)
+        longest = max(fitting, key=lambda axis: shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, FSDP))
+
+    return jax.tree.map(of, state)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts the leaves of a pytree, alike in every process, where they belong."""
+
+    def put(value: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(value, sharding)
+        array = np.asarray(value)
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+    return jax.tree.map(put, tree, shardings)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts every leaf on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return place(tree, jax.tree.map(lambda _: whole(mesh), tree))
+
+
+def spread_state(state: Any, mesh: Mesh) -> Any:
+    """Puts a state where `state_shardings` says."""
+    return place(state, state_shardings(state, mesh))
 
 
 def split(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
-    """Puts a batch, a pytree, on the mesh: this host's rows of each array, split along `axis`.
+    """Puts a batch, a pytree, on the mesh: this process's rows of each array, split along `axis`.
 
     Arrays without such an axis go to every device.
     """
-    spread = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
-    whole = NamedSharding(mesh, PartitionSpec())
 
     def put(value: Any) -> jax.Array:
         array = np.asarray(value)
-        return jax.make_array_from_process_local_data(spread if array.ndim > axis else whole, array)
+        sharding = batch_sharding(mesh, axis) if array.ndim > axis else whole(mesh)
+        return jax.make_array_from_process_local_data(sharding, array)
 
     return jax.tree.map(put, batch)
+
+
+def share(size: int, mesh: Mesh) -> slice:
+    """The part of a batch that this process reads: of `size` rows those that go to its own devices."""
+    processes = sorted({device.process_index for device in mesh.devices.flat})
+    if len(processes) == 1:
+        return slice(0, size)
+    place = processes.index(jax.process_index())
+    return slice(place * size // len(processes), (place + 1) * size // len(processes))
+
+
+def local_mesh() -> Mesh:
+    """The devices of this process alone."""
+    return make_mesh(jax.local_devices())
+
+
+def fetch(tree: Any) -> Any:
+    """Every leaf, whole, as numpy; all processes have to ask for it where one holds but a part."""
+
+    def get(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(get, tree)
+
+
+def jit_step(function: Callable[..., Any], state: Any, *arguments: Any, mesh: Mesh) -> Any:
+    """A step, ready to be lowered for its arguments: the state is given away, and what comes out is laid out as it went in.
+
+    Args:
+        function: from a state and other arguments to a state, or to a tuple that begins with one; all else that it returns
+            goes to every device.
+        state: an array or a `jax.ShapeDtypeStruct` in each leaf.
+        arguments: the others.
+        mesh: the devices.
+    """
+    out = jax.eval_shape(function, state, *arguments)
+    laid_out = state_shardings(state, mesh)
+    rest = jax.tree.map(lambda _: whole(mesh), out[1:]) if isinstance(out, tuple) else None
+    return jax.jit(function, donate_argnums=0, out_shardings=laid_out if rest is None else (laid_out, *rest))
+
+
+def all_finite(tree: Any) -> bool:
+    """Whether every number in a pytree of arrays is one; wherever they are, all processes hear the same."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    return bool(_all_finite(leaves))
+
+
+@jax.jit
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.asarray([jnp.isfinite(leaf).all() for leaf in leaves]).all() if leaves else jnp.bool_(True)

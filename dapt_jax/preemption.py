@@ -64,14 +64,17 @@ class Notice:
         else:
             raise Stopped(number)
 
-    def check(self) -> None:
+    def check(self, given: int = 0) -> None:
         """Ends the study if it was told to.
+
+        Args:
+            given: number of a signal that another process of the study was given, or 0.
 
         Raises:
             Stopped: it was.
         """
-        if self.given:
-            raise Stopped(self.given)
+        if number := self.given or given:
+            raise Stopped(number)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

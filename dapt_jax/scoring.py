@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dapt_jax import transfer
+from dapt_jax import processes, transfer
 from dapt_jax.adapt import SCORED, Adapted, dapt_run, without_head
 from dapt_jax.cost.ledger import Row
 from dapt_jax.data.dataset import Dataset
@@ -70,9 +70,11 @@ def measure_scored(
     """
     run = dapt_run(config, strategy, seed, corpus)
     rows: list[dict[str, Any]] = []
+    processes.bring(folder / "adapted.json")
     for point in json.loads((folder / "adapted.json").read_text())["scored"]:
         epochs = point["epoch"] + 1
         path = folder / SCORED / f"epoch{epochs:04d}.safetensors"
+        processes.bring(path)
         model = Classifier(strategy.encoder, 1, config.model.dtype)
         params, stats, merged = locate.load(str(path), model, seed=seed)
         name = f"{strategy.name}@{epochs}"

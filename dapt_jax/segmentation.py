@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from sklearn.linear_model import LogisticRegression
 
-from dapt_jax import adapt, metrics
+from dapt_jax import adapt, metrics, parallel
 from dapt_jax.config import BASELINE
 from dapt_jax.data import pipeline
 from dapt_jax.data.dataset import Dataset
@@ -24,6 +25,7 @@ from dapt_jax.objectives.segmentation import MaskObjective, of_segments
 from dapt_jax.overlays import Overlays
 from dapt_jax.tasks import Arm, Task, check_protocols, result_rows
 from dapt_jax.training import windows
+from dapt_jax.training.evaluate import Spread
 from dapt_jax.training.phases import Norm, Phase
 from dapt_jax.training.run import Run, Tools
 
@@ -118,7 +120,7 @@ def transfer(
             params, stats = model.adopt(params, adapted.params), model.adopt(stats, adapted.stats)
             own = dataclasses.replace(tools, folder=state / f"fold{fold}")
             params, stats = adapt.trained(run, params, stats, own, settings.early_stop)
-            predict = _predictor(run, params, stats, settings)
+            predict = _predictor(run, params, stats, settings, tools.mesh)
             tools.reporter.advance(0, f"{run.title}: segmenting")
             for split, dataset in task.datasets.items():
                 scored = dataset.take(held_rows) if split == "development" else dataset
@@ -135,20 +137,19 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """Images uint8 [k, h, w, 3] to masks uint8 [k, h, w]."""
 
 
-def _predictor(run: Run, params: Any, stats: Any, settings: Any) -> Predict:
+def _predictor(run: Run, params: Any, stats: Any, settings: Any, mesh: Mesh) -> Predict:
     """Segments images as they are, or through windows of the side that the network was trained on."""
     program = run.programs[-1]
     assert isinstance(program.objective, MaskObjective)
-    probabilities = windows.probabilities_of(program.model, program.objective)
+    spread = Spread(windows.probabilities_of(program.model, program.objective), params, stats, mesh)
+    own = parallel.share(run.batch_size, mesh)
     decide = windows.decide(program.objective)
 
     def predict(images: np.ndarray) -> np.ndarray:
         side = program.augment.size(images.shape[1])
         if side == images.shape[1]:
-            return np.asarray(decide(probabilities(params, stats, images)))
-        found = windows.sliding(
-            lambda part: probabilities(params, stats, part), images, side, settings.overlap, run.batch_size
-        )
+            return np.asarray(decide(spread(images[own])))
+        found = windows.sliding(lambda part: spread(part[own]), images, side, settings.overlap, run.batch_size)
         return np.asarray(decide(found))
 
     return predict

@@ -11,9 +11,23 @@ from typing import Any
 
 import numpy as np
 from clu import parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dapt_jax import checks, halving, jsonl, leaks, parallel, plan, report, scoring, segmentation, storage, transfer
+from dapt_jax import (
+    checks,
+    halving,
+    jsonl,
+    leaks,
+    parallel,
+    plan,
+    processes,
+    report,
+    scoring,
+    segmentation,
+    storage,
+    transfer,
+)
 from dapt_jax import strategies as named
 from dapt_jax.adapt import ADAPTED, VAL_FRACTION, adapt, corpus_settings, dapt_run
 from dapt_jax.claim import claim
@@ -79,11 +93,12 @@ def prepare(config: Any) -> Study:
     segmentation.check(config)
     encoder = locate.fitted(config.weights, registry.of_config(config.model))
     strategies = tuple(named.resolve(name, encoder, config) for name in config.strategies)
+    parallel.make_mesh(fsdp=config.parallel.fsdp)
     with _about("adapt."):
-        parallel.data_mesh(config.adapt.batch_size)
+        parallel.check_batch(config.adapt.batch_size, config.adapt.accumulate)
     if transfer.FINETUNE in config.transfer.protocols:
         with _about("transfer.finetune."):
-            parallel.data_mesh(config.transfer.finetune.batch_size)
+            parallel.check_batch(config.transfer.finetune.batch_size, config.transfer.finetune.accumulate)
     params, _, merged = locate.load(config.weights, Classifier(encoder, 1), seed=0)
     print(f"weights: {merged}", flush=True)
     _check_weights(config, strategies)
@@ -113,7 +128,7 @@ def _check_masks(study: Study) -> None:
     settings = config.transfer.segmentation
     for task in (task for task in study.tasks if task.is_segmentation):
         with _about("transfer.segmentation."):
-            parallel.data_mesh(settings.batch_size)
+            parallel.check_batch(settings.batch_size, settings.accumulate)
         for strategy, protocol in itertools.product(study.strategies, settings.protocols):
             with _about(f"tasks.{task.name}: "):
                 for run, _ in segmentation.runs(
@@ -244,28 +259,31 @@ def run(config: Any, workdir: Path, notice: Notice | None = None) -> None:
 
 
 def _run(config: Any, workdir: Path, notice: Notice) -> None:
-    writers = open_writers(config.watch, workdir, config.name)
-    study = prepare(config)
+    with processes.together():
+        is_primary = processes.is_primary()
+        writers = open_writers(config.watch, workdir, config.name) if is_primary else []
+        study = prepare(config)
+        claim(config, _fingerprints(study), workdir)
     total = {
         (strategy.name, seed): _flops(study, strategy, seed) for strategy in study.strategies for seed in config.seeds
     }
-    claim(config, _fingerprints(study), workdir)
     jsonl.write_text(workdir / "weights.txt", study.weights)
     ledger, results_file = Ledger(workdir / "ledger.jsonl"), workdir / "results.jsonl"
-    results = Records.read(workdir).results
-    watcher = Watcher(workdir, writers)
-    reporter = Reporter(sum(total.values()), watcher=watcher)
+    results = processes.told(lambda: Records.read(workdir).results)
+    watcher = Watcher(workdir if is_primary else None, writers)
+    reporter = Reporter(sum(total.values()), quiet=not is_primary, watcher=watcher)
+    mesh = parallel.make_mesh(fsdp=config.parallel.fsdp)
     tools = Tools(
         folder=None,
         every_s=config.checkpoint.every_s,
         ledger=ledger,
-        store=_store(config, workdir, reporter),
-        mesh=parallel.data_mesh(config.adapt.batch_size),
+        store=_store(config, workdir, reporter, mesh),
+        mesh=mesh,
         hardware=hardware.describe(measure=config.measure_peak, watts=config.energy.watts, pue=config.energy.pue),
         reporter=reporter,
         threads=config.data.threads,
         watcher=watcher,
-        profiler=Profiler(workdir / PROFILE, config.profile.step, config.profile.steps),
+        profiler=Profiler(workdir / PROFILE if is_primary else None, config.profile.step, config.profile.steps),
         notice=notice,
         debug=Debug(config.debug.nan, config.debug.nan_factor, workdir / NAN),
         workdir=workdir,
@@ -297,16 +315,18 @@ def _run(config: Any, workdir: Path, notice: Notice) -> None:
         watcher.close(ended)
     if not config.cache.dir:
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
-    report.build(workdir)
-    print(f"report: {workdir / 'report.html'}")
+    if is_primary:
+        report.build(workdir)
+        print(f"report: {workdir / 'report.html'}")
+    processes.most(0)  # the others wait, since JAX would not wait for long at the end of a process
 
 
-def _store(config: Any, workdir: Path, reporter: Reporter) -> Store:
+def _store(config: Any, workdir: Path, reporter: Reporter, mesh: Mesh) -> Store:
     """The cache of frozen prefixes: in memory, and on disk where the config says."""
     caching = Caching.of(config.cache)
     folder = Path(config.cache.dir).expanduser() if config.cache.dir else workdir / CACHE
     disk = 0 if caching.mode == "off" else caching.disk_bytes
-    return Store.open(caching.memory_bytes, disk, folder, caching.dtype, reporter.say)
+    return Store.open(caching.memory_bytes, disk, folder, caching.dtype, reporter.say, mesh)
 
 
 def _entrants(study: Study, seed: int, tools: Tools, workdir: Path) -> list[tuple[Strategy, int]]:
@@ -327,7 +347,7 @@ def _arm(
     config = study.config
     corpus = study.corpus_of(strategy)
     folder = workdir / "checkpoints" / f"{strategy.name}-seed{seed}"
-    if (folder / ADAPTED).exists():
+    if processes.bring(folder / ADAPTED):
         tools.reporter.skip(plan.dapt_flops(config, strategy, seed, corpus))
     target = scoring.target(config, study.tasks)
     adapted = adapt(config, strategy, seed, corpus, tools, folder, target, until)

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from dapt_jax import adapt, metrics, segmentation
+from dapt_jax import adapt, metrics, parallel, segmentation
 from dapt_jax.config import BASELINE
 from dapt_jax.cost.ledger import Row
 from dapt_jax.data import crops, pipeline
@@ -29,7 +31,7 @@ from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.objectives import Objective
 from dapt_jax.tasks import Arm, Task, check_protocols, result_rows
 from dapt_jax.training import features, freezing, heads
-from dapt_jax.training.evaluate import logits_of
+from dapt_jax.training.evaluate import Spread, logits_of
 from dapt_jax.training.meter import Meter
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run, Tools
@@ -223,7 +225,7 @@ def _finetune(
         params = {**adapted.params, HEAD: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[HEAD].items()}}
         own = dataclasses.replace(tools, folder=state / f"fold{fold}")
         params, stats = adapt.trained(run, params, adapted.stats, own, settings.early_stop)
-        predict = functools.partial(predictions, run, params, stats, settings.test_crops)
+        predict = functools.partial(predictions, run, params, stats, settings.test_crops, tools.mesh)
         held.append((predict(task.development.take(held_rows)), held_rows))
         for split, dataset in task.held_out.items():
             others[split].append(predict(dataset))
@@ -233,16 +235,16 @@ def _finetune(
     return rows
 
 
-def predictions(run: Run, params: Tree, stats: Tree, crop_number: int, dataset: Dataset) -> np.ndarray:
+def predictions(run: Run, params: Tree, stats: Tree, crop_number: int, mesh: Mesh, dataset: Dataset) -> np.ndarray:
     """Probabilities of the squares that the network was trained on: the one in the middle, or the mean of ten."""
     objective = run.programs[0].objective
-    forward = logits_of(run.programs[0].model, None)
+    forward = Spread(logits_of(run.programs[0].model, None), params, stats, mesh)
     side = run.programs[-1].augment.size(dataset.images.size)
     rows = np.arange(len(dataset), dtype=np.int32)
     parts = []
-    for images, part in pipeline.in_order(dataset, rows, run.batch_size):
+    for images, part in pipeline.in_order(dataset, rows, run.batch_size, parallel.share(run.batch_size, mesh)):
         squares = crops.ten(images, side) if crop_number == 10 else [crops.centre(images, side)]
-        found = [np.asarray(objective.probabilities(forward(params, stats, square))) for square in squares]
+        found = [np.asarray(objective.probabilities(jnp.asarray(forward(square)))) for square in squares]
         parts.append(np.mean(found, 0, dtype=found[0].dtype)[: len(part)] if len(found) > 1 else found[0][: len(part)])
     return np.concatenate(parts)
 

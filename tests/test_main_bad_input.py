@@ -186,7 +186,7 @@ def test_every_choice_that_is_checked_early_is_one_that_is_known_later():
 
 
 def test_a_batch_that_does_not_divide_among_devices(refused, monkeypatch):
-    monkeypatch.setattr("dapt_jax.parallel.jax.devices", lambda: [None] * 3)
+    monkeypatch.setattr("dapt_jax.parallel.jax.device_count", lambda: 3)
     refused(*small("--config.adapt.batch_size=32"), words=["adapt.batch_size 32", "3 devices", "30 does"])
     flags = ["--config.adapt.batch_size=30", "--config.transfer.protocols=finetune"]
     refused(*small(*flags), words=["transfer.finetune.batch_size 16", "15 does"])

@@ -125,25 +125,25 @@ def test_what_a_decoder_or_the_devices_cannot_do_is_refused_before_training(tmp_
     chosen = [f"--config={config(tmp_path)}", *TINY, "--config.mode=plan"]
     assert command.run(*[each for each in chosen if "image_size" not in each], "--config.model.image_size=34") == 2
     assert "tasks.leukocytes: images of 34 x 34 pixels" in capsys.readouterr().err
-    monkeypatch.setattr(parallel, "data_mesh", only_for(48))
+    monkeypatch.setattr(parallel, "check_batch", only_for(48))
     assert command.run(*chosen, "--config.adapt.batch_size=48") == 2
     assert "transfer.segmentation.batch_size 8 does not divide among 48 devices" in capsys.readouterr().err
 
 
 def test_devices_need_not_divide_a_batch_of_masks_where_no_task_has_masks(capsys, monkeypatch):
-    monkeypatch.setattr(parallel, "data_mesh", only_for(48))
+    monkeypatch.setattr(parallel, "check_batch", only_for(48))
     flags = command.small("--config.strategies=none", "--config.mode=plan", "--config.adapt.batch_size=48")
     assert command.run(*flags) == 0, capsys.readouterr().err
 
 
 def only_for(size):
-    """In place of `data_mesh`: devices that no batch of another size divides among."""
+    """In place of `check_batch`: devices that no batch of another size divides among."""
 
-    def data_mesh(batch_size):
+    def check_batch(batch_size, parts):
         if batch_size != size:
             raise UserError(f"batch_size {batch_size} does not divide among {size} devices")
 
-    return data_mesh
+    return check_batch
 
 
 OBJECTIVES = {

@@ -37,7 +37,7 @@ def tools(folder, every_s=1e9, store=None):
         every_s=every_s,
         ledger=Ledger(folder / "ledger.jsonl") if folder else NoLedger(),
         store=store or Store(1 << 28),
-        mesh=parallel.data_mesh(8),
+        mesh=parallel.make_mesh(),
         hardware=hardware.describe(),
         reporter=Reporter(1, quiet=True),
         executables=EXECUTABLES,
@@ -182,7 +182,7 @@ def test_every_row_is_seen_once_an_epoch_whatever_the_batch_size():
 def test_hosts_read_disjoint_shares_of_the_same_batches():
     order = pipeline.Order(tuple(range(len(DATA))), 8, seed=0)
     whole = list(pipeline.batches(DATA, order, 2))
-    shares = [list(pipeline.batches(DATA, order, 2, host=host, hosts=4)) for host in range(4)]
+    shares = [list(pipeline.batches(DATA, order, 2, share=slice(2 * host, 2 * host + 2))) for host in range(4)]
     for batch, *parts in zip(whole, *shares, strict=True):
         np.testing.assert_array_equal(batch["index"], np.concatenate([part["index"] for part in parts]))
         np.testing.assert_array_equal(batch["image"], np.concatenate([part["image"] for part in parts]))

@@ -48,7 +48,7 @@ def make_run():
 def tools(folder, every_s=1e9):
     return Tools(
         folder=folder / "state", every_s=every_s, ledger=Ledger(folder / "ledger.jsonl"), store=Store(1 << 28),
-        mesh=parallel.data_mesh(8), hardware=hardware.describe(), reporter=Reporter(1, quiet=True),
+        mesh=parallel.make_mesh(), hardware=hardware.describe(), reporter=Reporter(1, quiet=True),
         executables=EXECUTABLES,
     )  # fmt: skip
 

@@ -72,8 +72,7 @@ def batches(
     epochs: int,
     *,
     read: Read | None = None,
-    host: int = 0,
-    hosts: int = 1,
+    share: slice = slice(None),
     threads: int = 2,
 ) -> grain.DatasetIterator:
     """The batches of a run, read ahead by grain.
@@ -83,19 +82,15 @@ def batches(
         order: which rows make which batch.
         epochs: of the whole run.
         read: what a batch holds beside labels; by default the images.
-        host: this host's number; it reads its share of every batch and nothing else.
-        hosts: number of hosts.
+        share: of every batch, what is read here; other processes read the rest.
         threads: that decode.
 
     Returns:
         An iterator with `get_state` and `set_state`, over dicts: what `read` gives (`image` uint8 [b, size, size, 3]),
         `label` (see `Dataset.targets`), `weight` float32 [b], `index` int32 [b] (rows), `epoch` int32 [].
     """
-    if order.batch_size % hosts:
-        raise ValueError(f"a batch of {order.batch_size} does not divide among {hosts} hosts")
     labels = dataset.targets
     read = read or (lambda _, rows: {"image": dataset.images.batch(rows)})
-    share = slice(host * order.batch_size // hosts, (host + 1) * order.batch_size // hosts)
 
     def load(step: tuple[int, np.ndarray, np.ndarray]) -> dict[str, Any]:
         epoch, indices, weights = step
@@ -113,13 +108,22 @@ def batches(
     return iter(steps.to_iter_dataset(options))
 
 
-def in_order(dataset: Dataset, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def in_order(
+    dataset: Dataset, rows: np.ndarray, batch_size: int, share: slice = slice(None)
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Every row once, in order, in batches of one shape.
 
+    Args:
+        dataset: where the rows are.
+        rows: row numbers.
+        batch_size: images in a batch.
+        share: of every batch, the images that are read.
+
     Yields:
-        Images uint8 [batch, size, size, 3] and row numbers [k] with k <= batch; the last images are repeated to fill up.
+        Images uint8 [batch, size, size, 3], or the share of them, and row numbers [k] of the whole batch with k <= batch; the
+        last images are repeated to fill up.
     """
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part))])
-        yield dataset.images.batch(filled), part
+        yield dataset.images.batch(filled[share]), part

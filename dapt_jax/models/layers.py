@@ -109,7 +109,8 @@ def linear_rates(last: float, count: int) -> list[float]:
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe & Szegedy, arXiv 1502.03167); statistics in float32, over the global batch.
 
-    Under jit the batch axis is the global one whatever its sharding, so statistics do not depend on the device count.
+    Under jit the batch axis is the global one whatever its sharding, so statistics do not depend on the device count;
+    `ops.batch_norm_groups` makes them each device's own.
     """
 
     def __init__(self, features: int, *, eps: float = 1e-5, momentum: float = 0.9):
@@ -125,11 +126,8 @@ class BatchNorm(nnx.Module):
             shift = self.bias[...] - self.mean[...] * factor
             return x * factor.astype(x.dtype) + shift.astype(x.dtype)
         y, mean, var = ops.batch_norm(x, self.scale[...], self.bias[...], self.eps)
-        count = x.size // x.shape[-1]
-        # The stored variance is the unbiased one, as in the frameworks that the weights come from.
-        unbiased = var * (count / max(count - 1, 1))
         self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
-        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
+        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * var
         return y
 
 

@@ -78,6 +78,7 @@ def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
 
 
 def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
+    program = dataclasses.replace(program, parts=1, norm_groups=1)  # one image cannot be cut
     model, side = program.model, program.augment.size(image_size)
     params, stats = model.abstract()
     state = _abstract(jax.eval_shape(program.fresh_state, params, stats))

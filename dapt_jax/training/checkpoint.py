@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from dapt_jax import parallel, processes
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram, State
 
@@ -48,6 +49,9 @@ class Checkpoints:
     """The checkpoints of one run in a folder; the two newest are kept, so a torn one loses nothing.
 
     A full disk costs the checkpoint that did not fit, not the run: a line says so, and the ones before stay.
+
+    They hold whole arrays, written by the first process and told to the others when they are read: what one number of
+    devices or processes has saved another goes on from, and nobody else needs to reach the folder.
     """
 
     def __init__(self, folder: Path, keep: Sequence[int] = (), say: Callable[[str], None] = print):
@@ -62,23 +66,36 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._folder, self._keep, self._say = folder.resolve(), tuple(keep), say
         self._torn: list[int] = []
-        self._manager = self._open()
+        self._writes = processes.is_primary()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._writes:
+            self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         policies = preservation_policy
         kept = policies.AnyPreservationPolicy([policies.LatestN(2), policies.CustomSteps(self._keep)])
-        options = ocp.CheckpointManagerOptions(preservation_policy=kept, create=True)
+        alone = ocp.options.MultiprocessingOptions()
+        if processes.are_several():
+            alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="primary")
+        options = ocp.CheckpointManagerOptions(preservation_policy=kept, multiprocessing_options=alone, create=False)
         return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
 
     def save(self, step: int, part: State, meta: dict[str, Any]) -> None:
-        """Saves in the background; `meta` is JSON: data position, plateau, clock, curve."""
+        """Saves in the background; `meta` is JSON: data position, plateau, clock, curve. All processes have to call it."""
+        flat = _flat(part)
+        if not all(leaf.is_fully_replicated for leaf in flat.values() if isinstance(leaf, jax.Array)):
+            flat = jax.tree.map(np.array, parallel.fetch(flat))  # a copy: the next step gives the buffers away
+        elif processes.are_several():
+            flat = jax.tree.map(np.array, flat)
+        if not self._writes:
+            return
         self.wait()
         for torn in self._torn:  # where training comes to them again, they would be in its way
             self._remove(torn)
         self._torn = []
         if step in self._manager.all_steps():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(_flat(part)), meta=ocp.args.JsonSave(meta))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(meta))
         with self._tolerant():
             self._manager.save(step, args=items)
 
@@ -94,6 +111,9 @@ class Checkpoints:
         Returns:
             Step, the saved part of the state, and `meta`.
         """
+        return processes.told(lambda: self._restore(layout, most))
+
+    def _restore(self, layout: Callable[[int], State], most: int | None) -> tuple[int, State, dict[str, Any]] | None:
         self.wait()
         for step in sorted(self._manager.all_steps(), reverse=True):
             if most is not None and step > most:
@@ -117,6 +137,8 @@ class Checkpoints:
 
     def forget_after(self, step: int) -> None:
         """Removes every checkpoint of a later step: a run that goes back comes to those steps again."""
+        if not self._writes:
+            return
         self.wait()
         for later in self._manager.all_steps():
             if later > step:
@@ -128,11 +150,15 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
+        if not self._writes:
+            return
         with self._tolerant():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and frees the manager's threads."""
+        if not self._writes:
+            return
         with self._tolerant():
             self._manager.close()
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dapt_jax import parallel
 from dapt_jax.training.run import Run
 from dapt_jax.training.steps import State
 
@@ -29,15 +30,10 @@ class Diverged(Exception):
         self.step, self.value = step, value
 
 
-def is_finite(tree: Any) -> bool:
-    """Whether every number in a pytree of arrays is one."""
-    return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree))
-
-
 def checksum(params: Any) -> str:
     """BLAKE2b of all parameters in tree order, to tell on another machine whether they are the same."""
     hashed = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(params):
+    for leaf in jax.tree.leaves(parallel.fetch(params)):
         hashed.update(np.ascontiguousarray(leaf).tobytes())
     return hashed.hexdigest()
 
@@ -74,7 +70,7 @@ def find(state: State, later: Iterator[State], until: int) -> Found | None:
         fresh_epoch = float(state["weight"]) <= weight
         loss = float(state["loss"]) - (0.0 if fresh_epoch else total)
         mean = loss / max(float(state["weight"]) - (0.0 if fresh_epoch else weight), 1e-9)
-        if not (np.isfinite(mean) and is_finite(state["params"])):
+        if not (np.isfinite(mean) and parallel.all_finite(state["params"])):
             return Found(step - 1, before, mean)
         if step >= until:
             return None

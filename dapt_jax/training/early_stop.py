@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import safetensors.numpy
 
+from dapt_jax import processes
 from dapt_jax.training.freezing import Tree
 from dapt_jax.training.run import Run
 from dapt_jax.weights import export
@@ -65,5 +66,6 @@ class EarlyStop:
         """The weights of the best epoch; those given where that is the last."""
         if self.epoch < 0 or self.epoch == self.done - 1:
             return params, stats
+        processes.bring(self.file)
         kept = safetensors.numpy.load_file(self.file)
         return tuple(unflatten({path: kept[path] for path in flatten(tree)}) for tree in (params, stats))  # type: ignore[return-value]

@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from dapt_jax import metrics
+from dapt_jax import metrics, parallel, processes
 from dapt_jax.data import crops, pipeline
 from dapt_jax.models.network import Network
 from dapt_jax.objectives import MaskObjective
@@ -24,18 +26,39 @@ def logits_of(model: Network, boundary: int | None) -> Callable[..., jax.Array]:
     return jax.jit(lambda params, stats, x: model.suffix(params, stats, x, boundary)[0])
 
 
+class Spread:
+    """A function of a network and a batch, its rows divided among the devices."""
+
+    def __init__(self, function: Callable[..., jax.Array], params: Any, stats: Any, mesh: Mesh):
+        """Puts the network on every device.
+
+        Args:
+            function: jitted, from parameters, statistics and a batch to an array with a row for each of the batch's.
+            params: of the network.
+            stats: of the network.
+            mesh: the devices.
+        """
+        self._function, self._mesh = function, mesh
+        self._weights = parallel.place((params, stats), parallel.state_shardings((params, stats), mesh))
+
+    def __call__(self, share: Any) -> np.ndarray:
+        """The rows of the whole batch, from this process's share of it: see `parallel.share`."""
+        return parallel.fetch(self._function(*self._weights, parallel.split(share, self._mesh)))
+
+
 class Evaluator:
     """Scores the network of a phase on the run's validation rows, through the cached prefix where there is one."""
 
-    def __init__(self, run: Run, program: PhaseProgram, clean: Activations | None):
+    def __init__(self, run: Run, program: PhaseProgram, clean: Activations | None, mesh: Mesh):
         """Prepares.
 
         Args:
             run: the run.
             program: its phase.
             clean: activations of the run's data set without augmentation, or None to start from images.
+            mesh: the devices.
         """
-        self._run, self._program, self._clean = run, program, clean
+        self._run, self._program, self._clean, self._mesh = run, program, clean, mesh
         self._logits = logits_of(program.model, program.mask.boundary if clean else None)
 
     def __call__(self, state: State) -> dict[str, float]:
@@ -43,22 +66,26 @@ class Evaluator:
         run = self._run
         if not len(run.val_rows):
             return {}
-        params = evaluation_params(state)
+        logits_of = Spread(self._logits, evaluation_params(state), state["stats"], self._mesh)
+        own = parallel.share(run.batch_size, self._mesh)
         parts = []
         if self._clean:
             for start in range(0, len(run.val_rows), run.batch_size):
                 rows = run.val_rows[start : start + run.batch_size]
-                x = self._program.as_computed(self._clean.rows(0, np.resize(rows, run.batch_size)))
-                parts.append(np.asarray(self._logits(params, state["stats"], x))[: len(rows)])
+                x = self._program.as_computed(self._clean.rows(0, np.resize(rows, run.batch_size)[own]))
+                parts.append(logits_of(x)[: len(rows)])
         else:
             side = at_rest(self._program.model, self._program.augment).size(run.dataset.images.size)
-            for whole, rows in pipeline.in_order(run.dataset, run.val_rows, run.batch_size):
-                images = crops.centre(whole, side)
-                parts.append(np.asarray(self._logits(params, state["stats"], images))[: len(rows)])
+            for share, rows in pipeline.in_order(run.dataset, run.val_rows, run.batch_size, own):
+                parts.append(logits_of(crops.centre(share, side))[: len(rows)])
         return self.scores(np.concatenate(parts))
 
     def scores(self, logits: np.ndarray) -> dict[str, float]:
         """The same from the logits of the watched rows, float32 [v, outputs] or [v, h, w, outputs]."""
+        # Schedules and early stopping go by them: machines that round differently must not come to differ.
+        return processes.told(lambda: self._scores(logits))
+
+    def _scores(self, logits: np.ndarray) -> dict[str, float]:
         run, objective = self._run, self._program.objective
         if not len(run.val_rows):
             return {}

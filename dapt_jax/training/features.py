@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from dapt_jax import parallel, processes
 from dapt_jax.cost.clock import Clock
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.decode import ImageStore
@@ -73,7 +74,7 @@ class Prefix:
         groups = self.model.groups
         below = [path for path in freezing.paths(tree) if freezing.group_of(path, groups) in groups[: self.boundary]]
         # A training step gives the buffers of its state away: what is kept has to be a copy.
-        return jax.tree.map(np.array, freezing.prune(freezing.partition(tree, below)[0]))
+        return jax.tree.map(np.array, parallel.fetch(freezing.prune(freezing.partition(tree, below)[0])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Activations:
     Attributes:
         structure: of the pytree.
         views: per image.
-        x: leaves [views, n, ...] on the device; None where they are on disk.
+        x: leaves [views, n, ...] on every device; None where they are on disk.
         file: reads them; None where they are in memory.
         flops: model FLOPs of computing them from images.
         seconds: wall time that it took.
@@ -107,7 +108,8 @@ class Activations:
     def rows(self, view: int, rows: np.ndarray) -> Any:
         """The activations of some rows in one view, each leaf [k, ...]."""
         if self.file is None:
-            return jax.tree.map(lambda leaf: leaf[view, rows], self.x)
+            # Of the copy on a device of this process: others may ask at other times, or not at all.
+            return jax.tree.map(lambda leaf: leaf.addressable_data(0)[view, rows], self.x)
         return jax.tree.unflatten(self.structure, self.file.read(view, rows))
 
     @property
@@ -119,7 +121,14 @@ class Activations:
 class Store:
     """Activations by what they depend on: in memory up to a budget, least recently used first out, and on disk."""
 
-    def __init__(self, memory: int, files: Files | None = None, dtype: str = "", say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        memory: int,
+        files: Files | None = None,
+        dtype: str = "",
+        say: Callable[[str], None] = print,
+        mesh: Mesh | None = None,
+    ):
         """Starts with nothing in memory.
 
         Args:
@@ -127,12 +136,16 @@ class Store:
             files: what is on disk; None for nothing.
             dtype: see `Caching`.
             say: takes a line about what was lost.
+            mesh: devices that compute what is kept in memory, and keep it; all that there are by default.
         """
         self._memory, self._files, self._dtype, self._say = memory, files, dtype, say
+        self._mesh = mesh or parallel.make_mesh()
         self._entries: collections.OrderedDict[str, Activations] = collections.OrderedDict()
 
     @classmethod
-    def open(cls, memory: int, disk: int, folder: Path, dtype: str, say: Callable[[str], None]) -> "Store":
+    def open(
+        cls, memory: int, disk: int, folder: Path, dtype: str, say: Callable[[str], None], mesh: Mesh | None = None
+    ) -> "Store":
         """A store with files, or without them and with a line that says why."""
         files = None
         if disk:
@@ -140,7 +153,7 @@ class Store:
                 files = Files(folder, disk, say)
             except OSError as error:
                 say(f"no activations are cached on disk: {folder} cannot be written to ({error.strerror or error})")
-        return cls(memory, files, dtype, say)
+        return cls(memory, files, dtype, say, mesh)
 
     def get(
         self,
@@ -171,26 +184,38 @@ class Store:
         if key in self._entries:
             self._entries.move_to_end(key)
             return dataclasses.replace(self._entries[key], ran=0)
-        work = _Work(prefix, params_part, stats_part, images, self._dtype, base, clock)
+        work = _Work(prefix, params_part, stats_part, images, self._dtype, base, clock, self._mesh)
         found = self._files.find(key) if self._files else None
-        if found:
-            on_disk = self._on_disk(key, work, found, ran=0)
-            return self._keep(key, self._load(on_disk, work)) if place == "memory" else on_disk
-        if place == "memory":
-            start = time.monotonic()
-            parts = [jax.tree.leaves(part) for part in work.fill(0)]
-            leaves = [jnp.asarray(np.concatenate(each, 1)) for each in zip(*parts, strict=True)]
-            x, seconds = jax.tree.unflatten(work.structure, leaves), time.monotonic() - start
-            return self._keep(
-                key, Activations(work.structure, prefix.views, x, None, work.flops, seconds, work.missing_flops)
-            )
-        if self._files is None:
+        if place == "disk":
+            return self._kept_on_disk(key, work, found)
+        if found and not processes.most(found is None)[0]:
+            return self._keep(key, self._load(self._on_disk(key, work, found, ran=0), work))
+        start = time.monotonic()
+        parts = [jax.tree.leaves(part) for part in work.fill(0)]
+        leaves = [np.concatenate(each, 1) for each in zip(*parts, strict=True)]
+        x = parallel.replicate(jax.tree.unflatten(work.structure, leaves), self._mesh)
+        seconds = time.monotonic() - start
+        return self._keep(
+            key, Activations(work.structure, prefix.views, x, None, work.flops, seconds, work.missing_flops)
+        )
+
+    def _kept_on_disk(self, key: str, work: "_Work", found: Entry | None) -> Activations | None:
+        """What is on disk, computed there first if it is not; None in all processes where one of them cannot keep it."""
+        # Disks are of a process' own, or shared: whoever fills one does so by itself, while others may wait for it.
+        work = dataclasses.replace(work, mesh=parallel.local_mesh() if processes.are_several() else work.mesh)
+        ran, lost = 0 if found else work.missing_flops, ""
+        if not found:
+            try:
+                found = self._write(key, work) if self._files else None
+            except OSError as error:
+                lost = f"the frozen prefix is computed anew each epoch: its activations cannot be kept ({error})"
+        if lost:
+            self._say(lost)
+        # What anybody had to compute was computed.
+        is_missing, ran = processes.most(found is None, ran > 0)
+        if is_missing or found is None:
             return None
-        try:
-            return self._on_disk(key, work, self._write(key, work), ran=work.missing_flops)
-        except OSError as error:
-            self._say(f"the frozen prefix is computed anew each epoch: its activations cannot be kept ({error})")
-            return None
+        return self._on_disk(key, work, found, ran=work.missing_flops if ran else 0)
 
     def _write(self, key: str, work: "_Work") -> Entry:
         assert self._files is not None
@@ -211,8 +236,8 @@ class Store:
     def _load(self, stored: Activations, work: "_Work") -> Activations:
         rows = np.arange(len(work.images))
         views = [jax.tree.leaves(stored.rows(view, rows)) for view in range(work.prefix.views)]
-        x = jax.tree.unflatten(work.structure, [jnp.asarray(np.stack(each)) for each in zip(*views, strict=True)])
-        return dataclasses.replace(stored, x=x, file=None)
+        x = jax.tree.unflatten(work.structure, [np.stack(each) for each in zip(*views, strict=True)])
+        return dataclasses.replace(stored, x=parallel.replicate(x, self._mesh), file=None)
 
     def _keep(self, key: str, activations: Activations) -> Activations:
         self._entries[key] = activations
@@ -247,6 +272,7 @@ class _Work:
     dtype: str
     base: tuple[int, Activations] | None
     clock: Clock | None
+    mesh: Mesh
 
     @functools.cached_property
     def shapes(self) -> Any:
@@ -273,37 +299,47 @@ class _Work:
     def fill(self, first: int) -> Iterator[Any]:
         """Activations [views, k, ...] of the images from `first` on; each image is decoded once for all its views."""
         dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.shapes)]
-        for start in range(first, len(self.images), FILL_BATCH):
-            rows = np.arange(start, min(start + FILL_BATCH, len(self.images)), dtype=np.int32)
-            filled = np.resize(rows, FILL_BATCH)  # one shape, one executable
+        size = -(-FILL_BATCH // self.mesh.size) * self.mesh.size
+        own = parallel.share(size, self.mesh)
+        for start in range(first, len(self.images), size):
+            rows = np.arange(start, min(start + size, len(self.images)), dtype=np.int32)
+            filled = np.resize(rows, size)  # one shape, one executable
             made = [
-                np.stack([np.asarray(leaf)[: len(rows)] for leaf in each]).astype(dtype)
-                for each, dtype in zip(zip(*self._views(filled), strict=True), dtypes, strict=True)
+                np.stack([parallel.fetch(leaf)[: len(rows)] for leaf in each]).astype(dtype)
+                for each, dtype in zip(zip(*self._views(filled[own]), strict=True), dtypes, strict=True)
             ]
             yield jax.tree.unflatten(self.structure, made)
 
+    @functools.cached_property
+    def _weights(self) -> tuple[freezing.Tree, freezing.Tree]:
+        """Parameters and statistics on the devices."""
+        return parallel.replicate((self.params, self.stats), self.mesh)
+
     def _views(self, rows: np.ndarray) -> list[list[jax.Array]]:
-        """The leaves of the activations of some images in every view."""
+        """The leaves of the activations of some images in every view: of all processes' images, where there are several."""
         prefix = self.prefix
         views = range(prefix.views)
         if self.base:
             start, below = self.base
             rise = _between(prefix.model, start, prefix.boundary)
-            return [jax.tree.leaves(self._run(rise, self.params, self.stats, below.rows(view, rows))) for view in views]
-        images, forward = self.images.batch(rows), _forward(prefix.model, prefix.boundary, prefix.augment)
+            inputs = [parallel.split(below.rows(view, rows), self.mesh) for view in views]
+            return [jax.tree.leaves(self._run(rise, *self._weights, each)) for each in inputs]
+        forward = _forward(prefix.model, prefix.boundary, prefix.augment)
+        images, index = parallel.split((self.images.batch(rows), rows), self.mesh)
         draws = [{"seed": np.uint32(prefix.seed), "view": np.int32(view)} for view in views]
-        return [jax.tree.leaves(self._run(forward, self.params, self.stats, images, draw, rows)) for draw in draws]
+        return [jax.tree.leaves(self._run(forward, *self._weights, images, draw, index)) for draw in draws]
 
     def _run(self, function: Any, *arguments: Any) -> Any:
         """Calls a jitted function; the first time, compiling it is booked as that."""
         shapes = str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments))
-        if (function, shapes) not in _executables:
+        key = function, shapes, self.mesh
+        if key not in _executables:
             with self.clock.span("compile") if self.clock else contextlib.nullcontext():
-                _executables[function, shapes] = function.lower(*arguments).compile()
-        return _executables[function, shapes](*arguments)
+                _executables[key] = function.lower(*arguments).compile()
+        return _executables[key](*arguments)
 
 
-_executables: dict[tuple[Any, str], Callable[..., Any]] = {}
+_executables: dict[tuple[Any, str, Mesh], Callable[..., Any]] = {}
 
 
 @functools.cache
@@ -339,4 +375,4 @@ def pooled(
     prefix = Prefix(dataclasses.replace(model, outputs=1), len(model.encoder.groups))
     found = store.get(prefix, params, stats, images, clock=clock)
     assert found is not None  # in memory always
-    return np.asarray(found.x[0], np.float32), found
+    return np.asarray(found.x.addressable_data(0)[0], np.float32), found

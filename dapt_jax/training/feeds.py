@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from dapt_jax import parallel
+from dapt_jax import parallel, processes
 from dapt_jax.cost.clock import Clock
 from dapt_jax.data import pipeline
 from dapt_jax.models.classifier import HEAD
@@ -16,6 +16,7 @@ from dapt_jax.training.run import Run, Tools
 from dapt_jax.training.steps import PhaseProgram, State
 
 SYNC_EVERY_S = 0.5
+"""Seconds between two moments at which the device is waited for; all processes come to them after the same step."""
 MOST_EPOCHS = 64
 """Epochs of a head that one program may run: bounds what is uploaded for it, not what is compiled."""
 
@@ -62,18 +63,20 @@ class _StepByStep:
         self, state: State, epoch: int, first_batch: int, scale: float, each: bool = False
     ) -> Iterator[tuple[State, int]]:
         """See `Feed`."""
-        done, synced = 0, time.monotonic()
+        done, synced, until = 0, time.monotonic(), first_batch + 1
         for number in range(first_batch, self._steps):
             self._tools.profiler.before(epoch * self._steps + number + 1, state)
             arguments = self._arguments(epoch, number, scale)
             with self._clock.span("train"):
                 state = self._step(state, *arguments)
                 done += 1
-                is_told = each or bool(self._tools.notice.given)
-                is_due = is_told or number + 1 == self._steps or time.monotonic() - synced > SYNC_EVERY_S
+                is_told = each or (bool(self._tools.notice.given) and not processes.are_several())
+                is_due = is_told or number + 1 == self._steps or number + 1 >= until
                 if is_due:
                     jax.block_until_ready(state["step"])
             if is_due:
+                pace = (time.monotonic() - synced) / done
+                until = number + 1 + processes.most(max(1, int(SYNC_EVERY_S / max(pace, 1e-9))))[0]
                 yield state, done
                 done, synced = 0, time.monotonic()
 
@@ -92,7 +95,6 @@ class Streamed(_StepByStep):
         activations: Activations | None = None,
     ):
         self._clock, self._mesh, self._tools = clock, tools.mesh, tools
-        hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
 
         def read(epoch: int, rows: np.ndarray) -> dict[str, Any]:
             if activations is None:
@@ -100,11 +102,16 @@ class Streamed(_StepByStep):
             return {"x": activations.rows(_stored_view(program, epoch, activations), rows)}
 
         self._batches = pipeline.batches(
-            run.dataset, run.order, run.timeline.epochs, read=read, threads=tools.threads, **hosts
+            run.dataset,
+            run.order,
+            run.timeline.epochs,
+            read=read,
+            threads=tools.threads,
+            share=parallel.share(run.batch_size, tools.mesh),
         )
         self._batches.set_state(position or {"next_index": int(state["step"])})
         with clock.span("compile"):
-            rows = run.order.epoch(0)[0][0][: run.batch_size // hosts["hosts"]]
+            rows = run.order.epoch(0)[0][0][parallel.share(run.batch_size, tools.mesh)]
             example = {
                 **read(program.first_step // program.steps_per_epoch, rows),
                 "label": run.dataset.targets[rows],
@@ -140,7 +147,7 @@ class OnDevice(_StepByStep):
         self._clock, self._mesh, self._order, self._tools = clock, tools.mesh, run.order, tools
         self._activations, self._program = activations, program
         labels = run.dataset.targets
-        self._cache = parallel.replicate({"x": activations.x, "label": labels}, self._mesh)
+        self._cache = {"x": activations.x, "label": parallel.replicate(labels, self._mesh)}
         with clock.span("compile"):
             example = self._arguments(program.first_step // program.steps_per_epoch, 0, 1.0)
             self._step = tools.compiled(program.key, program.cached_step, state, *example)
@@ -151,7 +158,8 @@ class OnDevice(_StepByStep):
         indices, weights = self._order.epoch(epoch)
         draw = {**_draw(self._program, epoch), "view": np.int32(_stored_view(self._program, epoch, self._activations))}
         with self._clock.span("train"):
-            batch = parallel.split({"index": indices[number], "weight": weights[number]}, self._mesh)
+            own = parallel.share(indices.shape[1], self._mesh)
+            batch = parallel.split({"index": indices[number, own], "weight": weights[number, own]}, self._mesh)
         rate = scale * self._program.rate(epoch * len(indices) + number)
         return self._cache, batch, draw, np.float32(rate)
 
@@ -181,12 +189,11 @@ class Epochs:
         self._activations, self._program = activations, program
         self._most = min(MOST_EPOCHS, program.phase.epochs)
         self._at_once = 1
-        cache = {
+        self._cache = {
             "x": activations.x,
-            "label": run.dataset.targets,
+            "label": parallel.replicate(run.dataset.targets, self._mesh),
             "watched": jax.tree.map(lambda leaf: leaf[0, run.val_rows], clean.x),
         }
-        self._cache = parallel.replicate(cache, self._mesh)
         with clock.span("compile"):
             example = self._work(program.first_step // program.steps_per_epoch, 1, 1.0)
             self._run = tools.compiled(program.key, program.cached_epochs, state, self._cache, example)
@@ -205,9 +212,10 @@ class Epochs:
             [scale * program.rate(epoch * steps + n) for n in range(steps)] for epoch in range(first, first + count)
         ]
         views = [_stored_view(program, epoch, self._activations) for epoch in range(first, first + count)]
+        own = parallel.share(orders[0][0].shape[1], self._mesh)
         work = {
-            "index": np.stack([index for index, _ in orders]),
-            "weight": np.stack([weight for _, weight in orders]),
+            "index": np.stack([index[:, own] for index, _ in orders]),
+            "weight": np.stack([weight[:, own] for _, weight in orders]),
             "view": np.asarray(views, np.int32),
             "rate": np.asarray(rates, np.float32),
         }
@@ -234,13 +242,13 @@ class Epochs:
             The state; per epoch the sums of loss and weight, float32 [k, 2]; and the logits of the run's validation
             rows, float32 [k, v, outputs].
         """
-        count = min(self._at_once, most, self._most)
+        count = min(self._at_once, most, self._most)  # the same in all processes, as `_at_once` is
         start = time.monotonic()
         with self._clock.span("train"):
             state, sums, logits = self._run(state, self._cache, self._work(first, count, scale))
             sums, logits = np.asarray(sums)[:count], np.asarray(logits)[:count]
         each = (time.monotonic() - start) / count
-        self._at_once = max(1, min(self._most, 2 * count, int(2 * SYNC_EVERY_S / max(each, 1e-9))))
+        (self._at_once,) = processes.most(max(1, min(self._most, 2 * count, int(2 * SYNC_EVERY_S / max(each, 1e-9)))))
         return state, sums, logits
 
     def position(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def train(run: Run, params: Tree, stats: Tree, tools: Tools) -> tuple[Tree, Tree
         tools.profiler.close()
         if saver:
             saver.close()
-    return jax.device_get(evaluation_params(state)), jax.device_get(state["stats"])
+    return parallel.fetch((evaluation_params(state), state["stats"]))
 
 
 def _phases(
@@ -133,7 +133,7 @@ def _entered(
     """A phase, and the state as it takes it: laid out anew at its first step."""
     is_fresh = int(state["step"]) == run.timeline.first_step(number)
     if is_fresh and number:
-        state = run.programs[number].switch(state)
+        state = parallel.spread_state(run.programs[number].switch(state), tools.mesh)
     return state, PhaseLoop(run, number, {} if is_fresh else meta, rolled, tools, saver)
 
 
@@ -154,7 +154,7 @@ def _start(
         _, part, meta = found
         full_stats = freezing.overlay(stats, part["stats"])
         state = {**part, "params": freezing.overlay(params, part["params"]), "stats": full_stats}
-    return parallel.replicate(state, tools.mesh), meta
+    return parallel.spread_state(state, tools.mesh), meta
 
 
 def _work_until(run: Run, step: int) -> float:

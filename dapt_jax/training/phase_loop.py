@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dapt_jax import parallel
+from dapt_jax import parallel, processes
 from dapt_jax.cost.ledger import Row
 from dapt_jax.data.decode import ImageStore
-from dapt_jax.training import accounting, checkpoint, diverged, freezing, optim
+from dapt_jax.training import accounting, checkpoint, freezing, optim
 from dapt_jax.training.caching import Place
 from dapt_jax.training.diverged import Diverged
 from dapt_jax.training.evaluate import Evaluator
@@ -108,6 +108,8 @@ class PhaseLoop:
         if self.tools.hook:
             with self.meter.clock.span("eval"):
                 params, stats = evaluation_params(state), state["stats"]
+                if processes.are_several() or self.tools.mesh.shape[parallel.FSDP] > 1:
+                    params, stats = parallel.fetch((params, stats))  # a hook looks at them in this process alone
                 self.tools.hook.after_epoch(self.number, epoch, params, stats, scores)
         return self._zeroed(state)
 
@@ -170,13 +172,13 @@ class PhaseLoop:
                         "reused_flops": alone - spent,
                         "reused_s": activations.seconds if alone and not spent else 0.0,
                     }
-                evaluator = Evaluator(run, program, clean)
+                evaluator = Evaluator(run, program, clean, tools.mesh)
                 if not stepwise and Epochs.serve(program, activations):
                     return Epochs(run, program, tools, clock, state, activations, clean), evaluator
                 if activations.file is None:
                     return OnDevice(run, program, tools, clock, state, activations), evaluator
                 return Streamed(run, program, tools, clock, state, self.position, activations), evaluator
-        return Streamed(run, program, tools, clock, state, self.position), Evaluator(run, program, None)
+        return Streamed(run, program, tools, clock, state, self.position), Evaluator(run, program, None, tools.mesh)
 
     def _climb(
         self, fills: list[tuple[Prefix, Place]], params: Tree, stats: Tree, images: ImageStore
@@ -213,10 +215,10 @@ class PhaseLoop:
             self.plateau.update(scores.get("val_loss", loss / weight))
 
     def _save_if_due(self, state: State, feed: Feed | Epochs) -> None:
-        is_told = self.tools.notice.given != 0
-        if self.saver and (is_told or time.monotonic() - self.saved > self.tools.every_s):
+        given, is_due = processes.most(self.tools.notice.given, time.monotonic() - self.saved > self.tools.every_s)
+        if self.saver and (given or is_due):
             self._save(state, feed)
-        self.tools.notice.check()
+        self.tools.notice.check(given)
 
     def _save(self, state: State, feed: Feed | Epochs) -> None:
         assert self.saver is not None
@@ -238,7 +240,7 @@ class PhaseLoop:
 
     def _check_state(self, state: State) -> None:
         """Lets nothing but numbers into a checkpoint, or out of a phase: the last step's update has no loss yet."""
-        if not diverged.is_finite(freezing.partition(state["params"], self.program.mask.trainable)[0]):
+        if not parallel.all_finite(freezing.partition(state["params"], self.program.mask.trainable)[0]):
             raise Diverged(int(state["step"]), math.nan)
 
     def _finish(self, state: State, feed: Feed | Epochs) -> None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dapt_jax import parallel
 from dapt_jax.cost.hardware import Hardware
 from dapt_jax.cost.ledger import Ledger
 from dapt_jax.data.dataset import Dataset
@@ -237,5 +238,6 @@ class Tools:
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments)
         full_key = (key, function.__name__, str(shapes))
         if full_key not in self.executables:
-            self.executables[full_key] = jax.jit(function, donate_argnums=0).lower(*arguments).compile()
+            step = parallel.jit_step(function, *arguments, mesh=self.mesh)
+            self.executables[full_key] = step.lower(*arguments).compile()
         return self.executables[full_key]

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Num, Shaped
 
+from dapt_jax import ops
 from dapt_jax.data.augment import Augment, example_keys
 from dapt_jax.data.mix import Mix
 from dapt_jax.models.classifier import Classifier
@@ -51,6 +52,10 @@ class PhaseProgram:
         first_step: steps of the run before the phase.
         steps_per_epoch: of the run.
         seed: of the run.
+        parts: into which a batch is cut, one after the other, to keep the activations of one part at a time (gradient
+            accumulation). The step is that of the whole batch, but that batch norm that trains sees a part at a time.
+        norm_groups: into how many equal runs of examples what batch norm sees at a time is cut, each with statistics of its
+            own; 1 for those of all examples, wherever they are.
     """
 
     model: Network
@@ -64,11 +69,16 @@ class PhaseProgram:
     first_step: int
     steps_per_epoch: int
     seed: int
+    parts: int = 1
+    norm_groups: int = 1
 
     @property
     def key(self) -> Hashable:
         """What the compiled functions depend on, beside the shapes of their arguments."""
-        return self.model, self.mask, self.labels, self.optimizer, self.objective, self.augment, self.mix
+        return (
+            self.model, self.mask, self.labels, self.optimizer, self.objective, self.augment, self.mix, self.parts,
+            self.norm_groups,
+        )  # fmt: skip
 
     @functools.cached_property
     def tx(self) -> optax.GradientTransformation:
@@ -128,19 +138,30 @@ class PhaseProgram:
             mixed: whose labels an image has besides its own, and how much of these; each label keeps its own weight.
         """
         train, rest = freezing.partition(state["params"], self.mask.trainable)
+        batch = {"x": x, "label": labels, "weight": weights}
+        if mixed is not None:
+            partner, kept = mixed
+            batch |= {"weight": kept * weights, "other": labels[partner], "other_weight": (1 - kept) * weights[partner]}
+        weight = jnp.maximum(weights.sum(), 1e-9)
 
-        def loss_of(train: Tree) -> tuple[Array, tuple[Tree, Array]]:
+        def loss_of(
+            train: Tree, stats: Tree, part: dict[str, Any], rng: Array | None
+        ) -> tuple[Array, tuple[Tree, Array]]:
             params = freezing.combine(train, rest)
-            logits, stats = self.model.suffix(params, state["stats"], x, self.mask.boundary, self.mask.norm_modes, rng)
-            if mixed is None:
-                total = self.objective.total(logits, labels, weights)
-            else:
-                partner, kept = mixed
-                total = self.objective.total(logits, labels, kept * weights)
-                total += self.objective.total(logits, labels[partner], (1 - kept) * weights[partner])
-            return total / jnp.maximum(weights.sum(), 1e-9), (stats, total)
+            with ops.batch_norm_groups(self.norm_groups):
+                logits, stats = self.model.suffix(
+                    params, stats, part["x"], self.mask.boundary, self.mask.norm_modes, rng
+                )
+            total = self.objective.total(logits, part["label"], part["weight"])
+            if mixed is not None:
+                total += self.objective.total(logits, part["other"], part["other_weight"])
+            return total / weight, (stats, total)
 
-        (_, (stats, total)), gradients = jax.value_and_grad(loss_of, has_aux=True)(train)
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        if self.parts == 1:
+            (_, (stats, total)), gradients = gradient(train, state["stats"], batch, rng)
+        else:
+            stats, total, gradients = self._accumulated(gradient, train, state["stats"], batch, rng)
         if self.optimizer.clip:
             clip = optax.clip_by_global_norm(self.optimizer.clip)
             gradients, _ = clip.update(gradients, clip.init(train))
@@ -159,6 +180,26 @@ class PhaseProgram:
             "loss": state["loss"] + total,
             "weight": state["weight"] + weights.sum(),
         }
+
+    def _accumulated(
+        self, gradient: Any, train: Tree, stats: Tree, batch: dict[str, Any], rng: Array | None
+    ) -> tuple[Tree, Array, Tree]:
+        """Statistics, summed loss and summed gradient of a batch, part after part."""
+
+        def cut(leaf: Array) -> Array:
+            # Every device's run of examples is cut by itself, so that no example changes its device.
+            return leaf.reshape(-1, self.parts, *leaf.shape[1:]).swapaxes(0, 1)
+
+        def add(carry: Any, numbered: Any) -> tuple[Any, None]:
+            stats, total, summed = carry
+            number, part = numbered
+            key = None if rng is None else jax.random.fold_in(rng, number)
+            (_, (stats, more)), gradients = gradient(train, stats, part, key)
+            return (stats, total + more, jax.tree.map(jnp.add, summed, gradients)), None
+
+        nothing = jax.tree.map(jnp.zeros_like, train)
+        numbered = jnp.arange(self.parts), jax.tree.map(cut, batch)
+        return jax.lax.scan(add, (stats, jnp.float32(0), nothing), numbered)[0]
 
     def train_step(self, state: State, batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]) -> State:
         """One step from a batch of `image`, `label`, `weight` and `index`."""
@@ -286,6 +327,8 @@ def programs(
     seed: int,
     steps_per_epoch: int,
     mix: Mix | None = None,
+    parts: int = 1,
+    norm_groups: int = 1,
 ) -> list[PhaseProgram]:
     """One program per phase of a run; phases that do not augment their images do not mix them either."""
     shapes, _ = model.abstract()
@@ -296,7 +339,21 @@ def programs(
         seen = augment if phase.augment else at_rest(model, augment)
         mixed = mix if mix and phase.augment else Mix()
         result.append(
-            PhaseProgram(model, phase, mask, labels, optimizer, objective, seen, mixed, first, steps_per_epoch, seed)
+            PhaseProgram(
+                model,
+                phase,
+                mask,
+                labels,
+                optimizer,
+                objective,
+                seen,
+                mixed,
+                first,
+                steps_per_epoch,
+                seed,
+                parts,
+                norm_groups,
+            )
         )
         first += phase.epochs * steps_per_epoch
     return result

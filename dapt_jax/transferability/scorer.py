@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dapt_jax import processes
 from dapt_jax.cost.ledger import Row
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
@@ -207,8 +208,9 @@ class Scorer:
         return self.ends
 
     def _score(self, number: int, epoch: int, params: Tree, stats: Tree) -> None:
-        found = registry.evaluate(
-            self.settings.names, self.material(number, params, stats), robustness=self._robustness_settings()
+        material = self.material(number, params, stats)
+        found = processes.told(
+            lambda: registry.evaluate(self.settings.names, material, robustness=self._robustness_settings())
         )
         self.flops += self.plan.each[number]
         values = {name: outcome.value if math.isfinite(outcome.value) else None for name, outcome in found.items()}
@@ -286,6 +288,7 @@ class Scorer:
         point = self.points[self._choice()[0]]
         if point is self.points[-1]:
             return params, stats
+        processes.bring(self.file(point["epoch"]))
         chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.model, seed=0)
         return chosen, chosen_stats
 
