@@ -67,6 +67,7 @@ def _run(config: Any, workdir: str, notice: preemption.Notice) -> int:
     from dapt_jax import processes, study
 
     processes.start(config.parallel)
+    notice.listen()
     try:
         mine = storage.workdir(workdir, config.mode) if processes.is_primary() else processes.scratch()
         with mine as folder:

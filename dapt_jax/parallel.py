@@ -70,6 +70,14 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
 
 
+def spread_axis(shape: Sequence[int], fsdp: int) -> int | None:
+    """The axis along which an array of the state is spread over some devices: the longest that divides, of large arrays."""
+    fitting = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    if fsdp == 1 or not fitting or np.prod(shape) < SMALLEST_SPREAD:
+        return None
+    return max(fitting, key=lambda axis: shape[axis])
+
+
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Where the leaves of a state go: the large ones spread over `fsdp` along their longest axis that divides.
 
@@ -80,15 +88,10 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     Returns:
         The same pytree of shardings.
     """
-    spread = mesh.shape[FSDP]
 
     def of(leaf: Any) -> NamedSharding:
-        shape = np.shape(leaf)
-        fitting = [axis for axis, size in enumerate(shape) if size % spread == 0]
-        if spread == 1 or not fitting or np.prod(shape) < SMALLEST_SPREAD:
-            return whole(mesh)
-        longest = max(fitting, key=lambda axis: shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*[None] * longest, FSDP))
+        axis = spread_axis(np.shape(leaf), mesh.shape[FSDP])
+        return whole(mesh) if axis is None else NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
 
     return jax.tree.map(of, state)
 
@@ -97,7 +100,8 @@ def place(tree: Any, shardings: Any) -> Any:
     """Puts the leaves of a pytree, alike in every process, where they belong."""
 
     def put(value: Any, sharding: NamedSharding) -> jax.Array:
-        if sharding.is_fully_addressable:
+        is_spread = isinstance(value, jax.Array) and not value.is_fully_addressable
+        if is_spread or sharding.is_fully_addressable:
             return jax.device_put(value, sharding)
         array = np.asarray(value)
         return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])

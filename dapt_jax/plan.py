@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
 from dapt_jax import halving, scoring, segmentation
 from dapt_jax.adapt import dapt_run, objective_for
+from dapt_jax.cost import memory
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.report.tables import number
@@ -32,7 +34,7 @@ class PhasePlan:
         flops_per_image: model FLOPs of one image in one step.
         fill_flops: model FLOPs of computing frozen prefixes once; 0 where none is cached or an earlier phase did it.
         flops: model FLOPs of the phase.
-        peak_bytes: estimate of peak memory.
+        peak_bytes: estimate of peak memory of one device.
         cache_bytes: activations kept.
         place: where they are kept; empty where they are not.
         why: why the prefix is cached, or not.
@@ -52,9 +54,11 @@ class PhasePlan:
     why: str
 
 
-def of_run(run: Run) -> list[PhasePlan]:
-    """The phases of a run."""
+def of_run(run: Run, fsdp: int = 1) -> list[PhasePlan]:
+    """The phases of a run on the devices that there are, each copy of the model's state spread over `fsdp` of them."""
     planned = []
+    devices = jax.device_count()
+    fsdp = fsdp or devices
     size = run.dataset.images.size
     for place, program in enumerate(run.programs):
         decision = run.cache_decision(program)
@@ -62,7 +66,8 @@ def of_run(run: Run) -> list[PhasePlan]:
         images = len(run.train_rows) * program.phase.epochs
         per_image = run.flops_per_image(place)
         fill = run.fill_flops(place)
-        peak = accounting.peak_bytes(program, size, run.batch_size)
+        peak = accounting.peak_bytes(program, size, -(-run.batch_size // devices), fsdp)
+        kept = decision.bytes if decision.place == "memory" else 0
         planned.append(
             PhasePlan(
                 name=program.phase.name,
@@ -73,13 +78,22 @@ def of_run(run: Run) -> list[PhasePlan]:
                 flops_per_image=per_image,
                 fill_flops=fill,
                 flops=per_image * images + fill,
-                peak_bytes=peak + (decision.bytes if decision.place == "memory" else 0),
+                peak_bytes=peak + kept,
                 cache_bytes=decision.bytes,
                 place=decision.place,
                 why=decision.reason,
             )
         )
     return planned
+
+
+def largest_batch(run: Run, phases: list[PhasePlan], fsdp: int = 1) -> int:
+    """Images of a step, over all devices, that there is memory for in the phase that takes most; 0 for not even one on each."""
+    place = max(range(len(phases)), key=lambda number: phases[number].peak_bytes)
+    kept = phases[place].cache_bytes if phases[place].place == "memory" else 0
+    left = memory.device_bytes() - kept
+    devices = jax.device_count()
+    return devices * accounting.largest_batch(run.programs[place], run.dataset.images.size, left, fsdp or devices)
 
 
 def uncounted(runs: Iterable[Run]) -> str:
@@ -154,12 +168,18 @@ def show(config: Any, strategies: list[Strategy], corpora: Mapping[str, Dataset]
         "of full",
         "transfer TFLOP",
         "peak MiB",
+        "largest batch",
     ):
         overview.add_column(column, justify="left" if column == "strategy" else "right")
+    lacking: list[str] = []
     for strategy in strategies:
         corpus = corpus_of[strategy.name]
-        phases = [] if corpus is None or not strategy.phases else of_run(dapt_run(config, strategy, seed, corpus))
-        if phases:
+        phases, largest = list[PhasePlan](), 0
+        if corpus is not None and strategy.phases:
+            run = dapt_run(config, strategy, seed, corpus)
+            phases = of_run(run, config.parallel.fsdp)
+            largest = largest_batch(run, phases, config.parallel.fsdp)
+            lacking += [strategy.name] if largest < run.batch_size else []
             console.print(_phase_table(strategy.name, phases))
         spent = sum(sum(transfer_flops(config, task, strategy, seed).values()) for task in tasks)
         shapes, _ = strategy.encoder.abstract()
@@ -173,8 +193,10 @@ def show(config: Any, strategies: list[Strategy], corpora: Mapping[str, Dataset]
             f"{totals[strategy.name] / full:.3f}" if full else "-",
             number(spent / 1e12),
             f"{max((phase.peak_bytes for phase in phases), default=0) / 2**20:.0f}",
+            f"{largest:,}" if phases else "-",
         )
     console.print(overview)
+    console.print(_about_memory(config.adapt.batch_size, lacking), soft_wrap=True)
     target = scoring.target(config, tasks)
     for strategy in strategies:
         if line := scoring.words(config, strategy, seed, corpus_of[strategy.name], target):
@@ -188,6 +210,19 @@ def show(config: Any, strategies: list[Strategy], corpora: Mapping[str, Dataset]
         "computed once.",
         soft_wrap=True,
     )
+
+
+def _about_memory(batch_size: int, lacking: list[str]) -> str:
+    """What fits, in a line."""
+    devices, available = jax.device_count(), memory.device_bytes()
+    of = f"of {devices} devices" if devices > 1 else "of the device"
+    line = f"memory: peak and largest batch are estimates for {available / 2**30:.1f} GiB {of}; "
+    if lacking:
+        return (
+            f"{line}a batch of {batch_size} does NOT fit for {', '.join(lacking)}: cut it (adapt.accumulate), spread the state "
+            "(parallel.fsdp), or compute activations again (model.remat)"
+        )
+    return f"{line}a batch of {batch_size} fits for every strategy"
 
 
 def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:

@@ -44,8 +44,14 @@ class Notice:
 
     def __enter__(self) -> "Notice":
         if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
-            self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Listens again, after something else has taken the signals for itself, as JAX does where it finds other processes."""
+        for number in self._before:
+            signal.signal(number, self._hear)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

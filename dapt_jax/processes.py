@@ -30,7 +30,7 @@ HEARTBEAT_S = 20
 _CHUNK = 1 << 26
 """Bytes that are told at once."""
 
-_CLUSTERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES")
+_CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES")
 """Variables by which a cluster that JAX recognises says how many processes there are."""
 
 

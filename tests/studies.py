@@ -1,11 +1,21 @@
 """The tiny study as processes that can be killed."""
 
 import contextlib
+import json
 import os
+import random
+import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
+
+from dapt_jax.watch import status
+from dapt_jax.watch.writers import METRICS
+from tests.command import rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +47,35 @@ def command(workdir, *more, pause=0.0):
 
 def environment(cache, **others):
     return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT), **others}
+
+
+def free_port():
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as asked:
+        asked.bind(("localhost", 0))
+        return asked.getsockname()[1]
+
+
+@contextlib.contextmanager
+def together(workdir, cache, processes, *more, pause=0.0, **others):
+    """Starts the processes of a study; whatever is left of them at the end is killed."""
+    group = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(processes)}
+    group = group if processes > 1 else {}
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                started(workdir, cache, *more, pause=pause, **group, JAX_PROCESS_ID=str(number), **others)
+            )
+            for number in range(processes)
+        ]
+
+
+def complete_together(workdir, cache, processes, *more, **others):
+    """Runs a study to its end in several processes; returns what each wrote to its standard error."""
+    with together(workdir, cache, processes, *more, **others) as running:
+        told = [process.communicate(timeout=400)[1] for process in running]
+        assert [process.returncode for process in running] == [0] * processes, "\n".join(text[-1500:] for text in told)
+    return told
 
 
 def complete(workdir, cache, *more, **others):
@@ -76,3 +115,46 @@ def wait_until(has_come, process, what="", seconds=240):
         assert process.poll() is None, f"{what}: ended before it came: {process.stderr.read()[-800:]}"
         assert time.monotonic() < deadline, what
         time.sleep(0.005)
+
+
+def skip_chaos(kills, request):
+    if kills > 3 and "chaos" not in request.config.option.markexpr:
+        pytest.skip("minutes long: run with -m chaos")
+
+
+def kill_at_random(workdir, kills, start):
+    """Starts a study again and again; each time one of its processes is killed at a moment drawn along the study's work.
+
+    The others have a minute to end by themselves.
+    """
+    draw, found = random.Random(0), []
+
+    def share():
+        if not (workdir / status.STATUS).exists():
+            return 0.0
+        flops = json.loads((workdir / status.STATUS).read_text())["flops"]
+        return flops["done"] / max(flops["total"], 1)
+
+    for moment in sorted(draw.uniform(-0.2, 0.9) for _ in range(kills)):
+        with start() as running:
+            if moment > 0:
+                wait_until(lambda moment=moment: share() >= moment, running[0], f"at {moment:.0%} of the work")
+            time.sleep(draw.uniform(0, 0.3) if moment > 0 else draw.uniform(0, 6))
+            victim = draw.choice(running)
+            victim.send_signal(signal.SIGKILL)
+            for process in running:
+                process.wait(60)
+            assert victim.returncode == -signal.SIGKILL
+        found.append(round(share(), 3))
+    print(f"killed when these shares of the work were done: {found}")
+
+
+def assert_same_bits(workdir, quiet):
+    """The same results, and each epoch told of once, with the same loss."""
+    assert (workdir / "results.jsonl").read_bytes() == (quiet / "results.jsonl").read_bytes()
+    told = [
+        {(row["strategy"], row["phase"], row["epoch"]): row["loss"] for row in rows(folder / METRICS)}
+        for folder in (workdir, quiet)
+    ]
+    assert told[0] == told[1]
+    assert len(rows(workdir / METRICS)) == len(told[0])

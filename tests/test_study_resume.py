@@ -1,7 +1,5 @@
 """Killed at any moment and started again with the same command, a study ends with the same bits."""
 
-import json
-import random
 import signal
 import time
 
@@ -10,9 +8,16 @@ import pytest
 from dapt_jax.preemption import RESTART_CODE, STOPPED_CODE
 from dapt_jax.report.records import KINDS
 from dapt_jax.watch import status
-from dapt_jax.watch.writers import METRICS
 from tests.command import rows
-from tests.studies import complete, started, wait_until
+from tests.studies import (
+    assert_same_bits,
+    complete,
+    kill_at_random,
+    skip_chaos,
+    started,
+    together,
+    wait_until,
+)
 
 
 def steps_saved(folder):
@@ -131,36 +136,12 @@ def test_a_second_notice_ends_at_once(tmp_path, cache):
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.chaos)])
-@pytest.mark.parametrize("processes", [1])
-def test_killed_at_random_moments_a_study_ends_with_the_same_bits(tmp_path, quiet, cache, kills, processes, request):
+def test_killed_at_random_moments_a_study_ends_with_the_same_bits(tmp_path, quiet, cache, kills, request):
     """Moments are drawn along the study's work, and a sixth of them before any of it is done."""
-    if kills > 3 and "chaos" not in request.config.option.markexpr:
-        pytest.skip("minutes long: run with -m chaos")
-    draw, found = random.Random(0), []
-
-    def share():
-        if not (tmp_path / status.STATUS).exists():
-            return 0.0
-        flops = json.loads((tmp_path / status.STATUS).read_text())["flops"]
-        return flops["done"] / max(flops["total"], 1)
-
-    for moment in sorted(draw.uniform(-0.2, 0.9) for _ in range(kills)):
-        with started(tmp_path, cache, pause=0.02) as process:
-            if moment > 0:
-                wait_until(lambda moment=moment: share() >= moment, process, f"at {moment:.0%} of the work")
-            time.sleep(draw.uniform(0, 0.3) if moment > 0 else draw.uniform(0, 6))
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-        found.append(round(share(), 3))
+    skip_chaos(kills, request)
+    kill_at_random(tmp_path, kills, lambda: together(tmp_path, cache, 1, pause=0.02))
     complete(tmp_path, cache)
-    print(f"killed when these shares of the work were done: {found}")
-    assert (tmp_path / "results.jsonl").read_bytes() == (quiet / "results.jsonl").read_bytes()
-    told = [
-        {(row["strategy"], row["phase"], row["epoch"]): row["loss"] for row in rows(folder / METRICS)}
-        for folder in (tmp_path, quiet)
-    ]
-    assert told[0] == told[1]
-    assert len(rows(tmp_path / METRICS)) == len(told[0])
+    assert_same_bits(tmp_path, quiet)
 
 
 def test_a_workdir_elsewhere_goes_on_on_another_machine(tmp_path, quiet, cache):

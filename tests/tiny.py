@@ -50,7 +50,7 @@ def dataset(n=40, size=16, classes=3, seed=0):
 
 def make_run(
     phases, *, encoder, data, batch_size=8, cache="off", augment=None, optimizer=None, seed=0, val=8, dtype="float32",
-    objective=None, mix=None,
+    objective=None, mix=None, parts=1, norm_groups=1,
 ):  # fmt: skip
     """A run over `data`, its last `val` rows watched."""
     rows = np.arange(len(data))
@@ -66,6 +66,8 @@ def make_run(
         seed,
         -(-len(train_rows) // batch_size),
         mix,
+        parts,
+        norm_groups,
     )
     return Run(
         strategy="test",

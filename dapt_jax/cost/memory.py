@@ -1,9 +1,11 @@
 """Bytes: what a training step keeps for its backward pass, and what a device or process has used at most."""
 
 import math
+import os
 import resource
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -60,6 +62,28 @@ def memory_stats(device: Any) -> dict[str, Any]:
         return device.memory_stats() or {}
     except Exception:  # a plugin that has no such figures raises what it likes
         return {}
+
+
+def device_bytes() -> int:
+    """Memory of a local device in bytes: what it says, or on CPUs its share of the host's main memory; 0 if unknown."""
+    devices = jax.local_devices()
+    limits = [memory_stats(device).get("bytes_limit") for device in devices]
+    if all(limits):
+        return min(int(limit) for limit in limits if limit)
+    return main_memory_bytes() // len(devices)
+
+
+def main_memory_bytes() -> int:
+    """Main memory of this host; 0 where the system does not tell."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemTotal:"):
+                return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
 
 
 def device_peak_bytes() -> tuple[int, str]:

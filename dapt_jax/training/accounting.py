@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dapt_jax import ops
+from dapt_jax import ops, parallel
 from dapt_jax.cost import flops, memory
 from dapt_jax.models.network import Network
 from dapt_jax.training import freezing
@@ -88,28 +88,56 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     return ImageCost(forward(model, side, program.mask.boundary), suffix)
 
 
-def peak_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:
-    """Estimated peak memory of one training step of a phase, in bytes over all devices, without compiling it.
+def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1) -> int:
+    """Estimated peak memory of one training step of a phase, in bytes of one device, without compiling it.
 
-    Parameters, statistics, optimizer state, gradients, the batch, and what the backward pass keeps of the forward pass.
+    Parameters, statistics, optimizer state, gradients, the batch, and what the backward pass keeps of the forward pass of the
+    part of it that is gone through at a time.
+
+    Args:
+        program: the phase.
+        image_size: side in pixels.
+        batch: images of a step that the device has.
+        fsdp: devices over which parameters, gradients and optimizer state are spread; what is gathered of them for a layer
+            at a time is not counted.
     """
     model, side = program.model, program.augment.size(image_size)
     params, stats = model.abstract()
     train, rest = freezing.partition(params, program.mask.trainable)
-    inputs = _batched(boundary_shape(model, program.mask.boundary, side), batch)
+    at_once = -(-batch // program.parts)
+    inputs = _batched(boundary_shape(model, program.mask.boundary, side), at_once)
 
     def loss(train: Any, rest: Any, stats: Any, x: Any, labels: Any) -> Any:
         full = freezing.combine(train, rest)
         logits, _ = model.suffix(full, stats, x, program.mask.boundary, program.mask.norm_modes)
-        return program.objective.total(logits, labels, jnp.ones(batch))
+        return program.objective.total(logits, labels, jnp.ones(at_once))
 
     opt = jax.eval_shape(program.tx.init, params)
     with ops.formulation("lax"):
         kept = memory.train_peak_bytes(
-            loss, train, rest, stats, inputs, program.objective.label_shape(batch, side), optimizer_state=opt
+            loss, train, rest, stats, inputs, program.objective.label_shape(at_once, side), optimizer_state=opt
         )
+    waiting = memory.tree_bytes(boundary_shape(model, program.mask.boundary, side)) * (batch - at_once)
     images = batch * image_size * image_size * 3
-    return kept + images + _prefix_bytes(program, side, batch)
+    elsewhere = sum(
+        _elsewhere(tree, fsdp) for tree in (train, train, rest, opt)
+    )  # gradients are as large as what trains
+    return kept + waiting + images + _prefix_bytes(program, side, batch) - elsewhere
+
+
+def _elsewhere(state: Any, fsdp: int) -> int:
+    """Bytes of a state that other devices hold."""
+    leaves = [leaf for leaf in jax.tree.leaves(state) if parallel.spread_axis(leaf.shape, fsdp) is not None]
+    return sum(memory.tree_bytes(leaf) * (fsdp - 1) // fsdp for leaf in leaves)
+
+
+def largest_batch(program: PhaseProgram, image_size: int, memory_bytes: int, fsdp: int = 1) -> int:
+    """Images of a step that one device has room for, by the same estimate, which grows evenly with them; 0 for none."""
+    unit = program.parts
+    first, second = (peak_bytes(program, image_size, number * unit, fsdp) for number in (1, 2))
+    if first > memory_bytes:
+        return 0
+    return (1 + (memory_bytes - first) // max(second - first, 1)) * unit
 
 
 def _prefix_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:

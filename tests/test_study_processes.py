@@ -1,0 +1,128 @@
+"""A study in several processes: the scores of one process, whoever is killed or told to stop, however many go on."""
+
+import signal
+import time
+
+import pytest
+
+from dapt_jax.preemption import RESTART_CODE
+from dapt_jax.watch import status
+from tests.command import rows
+from tests.studies import (
+    assert_same_bits,
+    complete,
+    complete_together,
+    kill_at_random,
+    skip_chaos,
+    together,
+    wait_until,
+)
+from tests.test_study_resume import steps_saved
+
+SMALL = ("--config.strategies=switching", "--config.transfer.protocols=linear")
+COUNTED = ("strategy", "seed", "stage", "phase", "steps", "images", "model_flops", "hardware_flops", "trainable_params")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("xla")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, cache):
+    """The study in one process."""
+    workdir = tmp_path_factory.mktemp("alone")
+    complete(workdir, cache, *SMALL)
+    return workdir
+
+
+def assert_same(workdir, alone):
+    """Every score, every image that was read and every FLOP; nothing twice, nothing lost."""
+    for mine, theirs in zip(rows(workdir / "results.jsonl"), rows(alone / "results.jsonl"), strict=True):
+        assert {**mine, "value": None} == {**theirs, "value": None}
+        assert mine["value"] == pytest.approx(theirs["value"], rel=1e-5, abs=1e-5), mine
+    for mine, theirs in zip(rows(workdir / "ledger.jsonl"), rows(alone / "ledger.jsonl"), strict=True):
+        assert {key: mine[key] for key in COUNTED} == {key: theirs[key] for key in COUNTED}
+        losses = [[point["loss"] for point in row["curve"]] for row in (mine, theirs)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_saved_by_four_a_study_goes_on_in_two(tmp_path, alone, cache):
+    """Four are killed behind the mask switch; two processes of two devices each take over from what they saved."""
+    state = tmp_path / "checkpoints" / "switching-seed0" / "state"
+    phases = {row["phase"]: row["steps"] for row in rows(alone / "ledger.jsonl") if row["strategy"] == "switching"}
+    switched = phases["head"] + phases["partial"]
+    with together(tmp_path, cache, 4, *SMALL, pause=0.05) as running:
+        wait_until(lambda: any(step > switched for step in steps_saved(state)), running[0])
+        for process in running:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert not (tmp_path / "report.html").exists()
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "TMPDIR": str(tmp_path.parent)}
+    told = complete_together(tmp_path, cache, 2, *SMALL, **two)
+    assert "switching seed 0: goes on from step" in told[0]
+    assert not told[1].replace("[Gloo]", "").count("goes on")  # one process speaks
+    assert {row["devices"] for row in rows(tmp_path / "ledger.jsonl") if row["phase"] == "full"} == {4}
+    assert_same(tmp_path, alone)
+    assert (tmp_path / "report.html").exists()
+
+
+def test_when_one_of_four_is_killed_all_end_and_a_restart_goes_on(tmp_path, alone, cache):
+    state = tmp_path / "checkpoints" / "switching-seed0" / "state"
+    with together(tmp_path, cache, 4, *SMALL, pause=0.05) as running:
+        wait_until(lambda: len(steps_saved(state)) > 1, running[0])
+        running[2].send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        codes = [process.wait(60) for process in running]
+        assert time.monotonic() - began < 60
+        assert codes[2] == -signal.SIGKILL
+        # The service by which JAX's processes know each other aborts whom it cannot tell otherwise.
+        assert {code for number, code in enumerate(codes) if number != 2} <= {RESTART_CODE, -signal.SIGABRT}
+        told = [process.stderr.read() for process in running]
+    assert any("another process of the study is gone; the same command goes on" in text for text in told)
+    complete(tmp_path, cache, *SMALL)  # one is enough
+    assert_same(tmp_path, alone)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.chaos)])
+def test_one_of_two_killed_at_random_moments_the_study_ends_with_the_same_bits(tmp_path, cache, kills, request):
+    """The bits of two processes that nobody killed."""
+    skip_chaos(kills, request)
+    quiet, workdir = tmp_path / "quiet", tmp_path / "killed"
+    complete_together(quiet, cache, 2, *SMALL)
+    kill_at_random(workdir, kills, lambda: together(workdir, cache, 2, *SMALL, pause=0.02))
+    complete_together(workdir, cache, 2, *SMALL)
+    assert_same_bits(workdir, quiet)
+
+
+def test_a_notice_to_one_process_is_a_notice_to_all(tmp_path, alone, cache):
+    rarely = (*SMALL, "--config.checkpoint.every_s=1e9")
+    state = tmp_path / "checkpoints" / "switching-seed0" / "state"
+
+    def now():
+        return status.lines(tmp_path, time.time()) if (tmp_path / status.STATUS).exists() else [""]
+
+    with together(tmp_path, cache, 2, *rarely, pause=0.1) as running:
+        wait_until(lambda: any("phase full, epoch 1" in line for line in now()), running[0])
+        running[1].send_signal(signal.SIGTERM)
+        assert [process.wait(60) for process in running] == [RESTART_CODE] * 2
+        told = [process.stderr.read() for process in running]
+    assert "SIGTERM: saves at the next step" in told[1]
+    assert all("stopped by SIGTERM; the same command goes on from the last checkpoint" in text for text in told)
+    phases = {row["phase"]: row["steps"] for row in rows(alone / "ledger.jsonl") if row["strategy"] == "switching"}
+    assert not {max(steps_saved(state))} & {phases["head"], phases["head"] + phases["partial"]}  # inside a phase
+    complete_together(tmp_path, cache, 2, *rarely)
+    assert_same(tmp_path, alone)
+
+
+def test_what_one_process_cannot_do_ends_all_with_its_error(tmp_path, alone, cache):
+    with together(tmp_path, cache, 2, *SMALL, "--config.weights=nowhere.safetensors") as running:
+        codes, told = zip(*[(process.wait(120), process.stderr.read()) for process in running], strict=True)
+    assert codes == (2, 2)
+    assert "nowhere.safetensors" in told[0]
+    other = "--config.adapt.lr=0.5"  # only the first process knows the workdir
+    with together(alone, cache, 2, *SMALL, other) as running:
+        codes, told = zip(*[(process.wait(120), process.stderr.read()) for process in running], strict=True)
+    assert codes == (2, 2)
+    assert "adapt.lr was" in told[0]
+    assert "error" not in told[1]
