@@ -134,9 +134,9 @@ def default() -> config_dict.ConfigDict:
             "batchwise": False,  # Dice over the pixels of a batch instead of image by image
             "smooth": 1.0,  # of Dice
             "decoder_epochs": 5,  # the decoder alone, first
-            "decoder_lr": 1e-3,
+            "decoder_lr": 1e-3,  # for as long as it trains
             "epochs": 15,  # then all layers; of the protocol `frozen`, the decoder still
-            "lr": 1e-4,
+            "lr": 1e-4,  # of the encoder
             "schedule": "cosine",
             "norm": "frozen",  # of the encoder; the decoder's batch norm trains always
             "batch_size": 16,

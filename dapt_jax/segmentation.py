@@ -59,8 +59,9 @@ def run_of(
 ) -> Run:
     """The training of one fold.
 
-    `frozen`: the decoder alone, for all epochs. `finetune`: the decoder alone for the first of them, then all layers. The
-    decoder's batch norm is new and trains always.
+    `frozen`: the decoder alone, for all epochs. `finetune`: the decoder alone for the first of them, then all layers, each
+    side at a rate of its own: what is new learns at `decoder_lr` for as long as it trains. The decoder's batch norm is new and
+    trains always.
     """
     settings = config.transfer.segmentation
     val_rows = np.arange(0)
@@ -79,7 +80,8 @@ def run_of(
         phases: tuple[Phase, ...] = (decoder(settings.decoder_epochs + settings.epochs),)
     else:
         norm: Norms = (*((group, settings.norm) for group in model.encoder.groups), *train_decoder)
-        whole = Phase("all", settings.epochs, ("*",), settings.lr, norm=norm, **shared)
+        rates = tuple((group, settings.decoder_lr / settings.lr) for group in behind)
+        whole = Phase("all", settings.epochs, ("*",), settings.lr, norm=norm, rates=rates, **shared)
         phases = (decoder(settings.decoder_epochs), whole) if settings.decoder_epochs else (whole,)
     return adapt.make_run(
         strategy=arm.strategy,

@@ -1,7 +1,7 @@
 """The named strategies as lists of phases (arXiv 2204.13280), and those a user writes down."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -169,17 +169,26 @@ def _phase(where: str, settings: Any) -> Phase:
         raise UserError(f"{where} lacks {', '.join(missing)}; expected settings such as {_EXAMPLE}")
     if isinstance(values["trainable"], str):
         values["trainable"] = (values["trainable"],)
-    norm = values.pop("norm", fields["norm"])
+    norm, rates = (values.pop(key, fields[key]) for key in ("norm", "rates"))
     for key, value in values.items():
         if not is_like(value, fields[key]):
             raise UserError(f"{where}: {key} is {value!r}; expected {wanted(fields[key])}")
     if not isinstance(norm, str):
-        pairs = norm.items() if isinstance(norm, Mapping) else norm
-        if not isinstance(pairs, Iterable) or not all(
-            isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs
-        ):
+        pairs = _pairs(norm)
+        if pairs is None:
             raise UserError(
                 f"{where}: norm is {norm!r}; expected one mode, or a mode by layer group: {{'stage4': 'train'}}"
             )
-        norm = tuple((str(pattern), str(mode)) for pattern, mode in pairs)
-    return Phase(**{**values, "trainable": tuple(map(str, values["trainable"])), "norm": norm})
+        norm = tuple((pattern, str(mode)) for pattern, mode in pairs)
+    factors = _pairs(rates)
+    if factors is None or not all(is_like(factor, 1.0) for _, factor in factors):
+        raise UserError(f"{where}: rates is {rates!r}; expected a factor by layer group or pattern: {{'stage4': 0.1}}")
+    return Phase(**{**values, "trainable": tuple(map(str, values["trainable"])), "norm": norm, "rates": factors})
+
+
+def _pairs(value: Any) -> tuple[tuple[str, Any], ...] | None:
+    """What a config says by pattern, as a mapping or as pairs; None if it is neither."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, tuple | list) or not all(isinstance(p, tuple | list) and len(p) == 2 for p in pairs):
+        return None
+    return tuple((str(pattern), said) for pattern, said in pairs)

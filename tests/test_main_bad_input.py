@@ -149,6 +149,10 @@ OWN_PHASES = {
     "an unknown norm": ("norm", "'frozn'", "phase 'a': unknown norm 'frozn'", "'frozen'"),
     "a norm of no group": ("norm", "{'stage7/block9': 'train'}", "'stage7/block9' matches no layer group", "'stage7/block1'"),
     "a norm that is a number": ("norm", "3", "phases.mine.phases[0]: norm is 3", "'train'"),
+    "rates of no group": ("rates", "{'stage9': 0.1}", "rates pattern 'stage9' matches no parameter that trains", "'head'"),
+    "a rate for all": ("rates", "0.1", "phases.mine.phases[0]: rates is 0.1", "{'stage4': 0.1}"),
+    "a rate in words": ("rates", "{'head': 'slow'}", "phases.mine.phases[0]: rates is {'head': 'slow'}", "a factor"),
+    "a rate of nothing": ("rates", "(('head', 0),)", "phase 'a': the rate factor of 'head' is 0", "a positive number"),
 }  # fmt: skip
 
 

@@ -53,11 +53,13 @@ class Mask:
         trainable: paths of the parameters that train.
         norms: batch-norm mode of every encoder group that is not frozen.
         boundary: index of the first group that trains something or whose norm is not frozen; all before is the prefix.
+        rates: path and factor of every parameter whose learning rate is not the phase's own, by path.
     """
 
     trainable: frozenset[str]
     norms: tuple[tuple[str, Norm], ...]
     boundary: int
+    rates: tuple[tuple[str, float], ...] = ()
 
     @property
     def norm_modes(self) -> dict[str, Norm]:
@@ -74,14 +76,13 @@ def resolve(phase: Phase, groups: Sequence[str], parameter_paths: Sequence[str])
         parameter_paths: the paths of all its parameters.
 
     Raises:
-        UserError: a pattern matches no parameter or no group, or nothing is left to train.
+        UserError: a pattern matches no parameter or no group, one of a rate none that trains, or nothing is left to train.
     """
     wanted: set[str] = set()
     for pattern in phase.trainable:
         found = [path for path in parameter_paths if matches(path, pattern)]
         if not found:
-            stages = dict.fromkeys(group.split("/")[0] for group in groups)
-            hint = nearest(pattern, dict.fromkeys([*stages, *groups, *parameter_paths]))
+            hint = _near(pattern, groups, parameter_paths)
             raise UserError(f"phase {phase.name!r}: pattern {pattern!r} matches no parameter; {hint}")
         wanted.update(found)
     modes: dict[str, Norm]
@@ -106,7 +107,26 @@ def resolve(phase: Phase, groups: Sequence[str], parameter_paths: Sequence[str])
     active = {group_of(path, groups) for path in trainable} | set(modes)
     boundary = next(index for index, group in enumerate(groups) if group in active)
     ordered = tuple((group, modes[group]) for group in groups if group in modes)
-    return Mask(trainable, ordered, boundary)
+    return Mask(trainable, ordered, boundary, _rates(phase, groups, trainable))
+
+
+def _rates(phase: Phase, groups: Sequence[str], trainable: Iterable[str]) -> tuple[tuple[str, float], ...]:
+    """The factors of a phase by parameter; a factor of 1 is as good as none."""
+    factors: dict[str, float] = {}
+    for pattern, factor in phase.rates:
+        found = [path for path in trainable if matches(path, pattern)]
+        if not found:
+            training = [group for group in groups if any(path.startswith(f"{group}/") for path in trainable)]
+            hint = _near(pattern, training, sorted(trainable))
+            raise UserError(f"phase {phase.name!r}: rates pattern {pattern!r} matches no parameter that trains; {hint}")
+        factors.update(dict.fromkeys(found, factor))
+    return tuple(sorted((path, factor) for path, factor in factors.items() if factor != 1))
+
+
+def _near(pattern: str, groups: Sequence[str], parameter_paths: Iterable[str]) -> str:
+    """The stages, groups and paths that a pattern that matches nothing may have meant."""
+    stages = dict.fromkeys(group.split("/")[0] for group in groups)
+    return nearest(pattern, dict.fromkeys([*stages, *groups, *parameter_paths]))
 
 
 def partition(tree: Tree, trainable: Iterable[str]) -> tuple[Tree, Tree]:

@@ -14,7 +14,7 @@ import jax
 import optax
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.training.freezing import FROZEN, Mask, Tree
+from dapt_jax.training.freezing import FROZEN, Mask, Tree, path_name
 from dapt_jax.training.phases import Phase
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -104,6 +104,17 @@ def transformation(optimizer: Optimizer, params: Tree, labels: Sequence[str]) ->
         for name in sorted({FROZEN, *labels})
     }
     return optax.multi_transform(transforms, jax.tree.unflatten(jax.tree.structure(params), labels))
+
+
+def scaled(directions: Tree, rate: Any, mask: Mask) -> Tree:
+    """Directions to updates: minus the rate of the step times each, and times its own factor where the mask has one."""
+    factors = dict(mask.rates)
+
+    def update(path: Any, direction: Any) -> Any:
+        factor = factors.get(path_name(path))
+        return -(rate if factor is None else rate * factor) * direction
+
+    return jax.tree.map_with_path(update, directions)
 
 
 def carry(old: Any, new: Any) -> Any:

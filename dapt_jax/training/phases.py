@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -27,6 +28,9 @@ class Phase:
         warmup: epochs of linear warm-up from zero.
         augment: whether images are augmented as the run says; without, a frozen prefix sees the same input every epoch.
         views: number of fixed augmented views per image; 0 draws new ones each epoch.
+        rates: discriminative learning rates (Howard & Ruder, arXiv 1801.06146): pairs of a layer group or glob pattern, as in
+            `trainable`, and the factor by which its rate differs from `lr` at every step; of two that speak of a parameter the
+            later one holds. Decoupled weight decay is scaled along.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Phase:
     warmup: float = 0.0
     augment: bool = True
     views: int = 0
+    rates: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         where = f"phase {self.name!r}"
@@ -54,6 +59,12 @@ class Phase:
             raise UserError(f"{where}: warmup is {self.warmup} epochs; expected 0 to {self.epochs}")
         if self.views < 0:
             raise UserError(f"{where}: views is {self.views}; expected 0 (new ones each epoch) or more")
+        for pattern, factor in self.rates:
+            if not 0 < factor < math.inf:
+                raise UserError(
+                    f"{where}: the rate factor of {pattern!r} is {factor!r}; expected a positive number: what must not move "
+                    "is left out of trainable"
+                )
 
 
 class Position(NamedTuple):

@@ -166,7 +166,7 @@ class PhaseProgram:
             clip = optax.clip_by_global_norm(self.optimizer.clip)
             gradients, _ = clip.update(gradients, clip.init(train))
         directions, opt = self.tx.update(gradients, state["opt"], train)
-        train = optax.apply_updates(train, jax.tree.map(lambda direction: -rate * direction, directions))
+        train = optax.apply_updates(train, optim.scaled(directions, rate, self.mask))
         ema = state["ema"]
         if self.optimizer.ema:
             decay = self.optimizer.ema
