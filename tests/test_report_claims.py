@@ -123,16 +123,44 @@ def test_ranks_need_several_tasks_and_tell_when_they_can_tell_nothing():
     assert [row[0].text for row in table.rows if row[-1].best] == ["unsure"]
 
 
-def test_classes_are_shown_in_the_primary_metric_where_it_has_them():
-    found = records("dice")
-    for name in LEVELS:
-        row = {"strategy": name, "seed": 0, "task": "one", "split": "development", "protocol": "linear"}
-        found.results.append({**row, "metric": "dice/nucleus", "value": 0.9})
-    found = Records(found.config, found.results, [])
-    table = tables.per_class(found, "one")
-    assert table.title == "Dice by class, linear"
-    assert table.groups[1:] == [("nucleus", 1)]
-    assert tables.per_class(records(), "one") is None
+def test_every_protocol_shows_its_classes_in_the_primary_metric_where_it_has_them():
+    strategies, segments = ("full", "scratch"), ("nucleus", "cytoplasm")
+    seeds, splits = range(3), ("development", "external")
+    results = [
+        {"strategy": name, "seed": seed, "task": "cells", "split": split, "protocol": protocol, "metric": metric,
+         "value": 0.9 - 0.2 * (name == "scratch") - 0.1 * (protocol == "frozen") - 0.3 * (metric == "dice/cytoplasm")
+         - 0.05 * (split == "external") + 0.01 * seed}
+        for protocol in ("frozen", "finetune") for name in strategies for seed in seeds for split in splits
+        for metric in ("iou/nucleus", "dice", *(f"dice/{segment}" for segment in segments))
+    ]  # fmt: skip
+    pixels = {"strategy": "baseline", "seed": 0, "task": "cells", "split": "external", "protocol": "pixel_colour"}
+    results.append({**pixels, "metric": "dice/nucleus", "value": 0.5})
+    config = {"strategies": list(strategies), "seeds": list(seeds), "report": {"metric": "dice"}}
+    table = tables.per_class(Records(config, results, []), "cells")
+    assert table.title == "Dice by segment"
+    assert table.groups == [("", 2), ("nucleus", 2), ("cytoplasm", 2)]
+    assert table.flat[2:] == ["nucleus development", "nucleus external", "cytoplasm development", "cytoplasm external"]
+    half = stats.t.ppf(0.975, 2) * 0.01 / 3**0.5
+    means = {
+        ("frozen", "full"): (0.81, 0.76, 0.51, 0.46),
+        ("frozen", "scratch"): (0.61, 0.56, 0.31, 0.26),
+        ("finetune", "full"): (0.91, 0.86, 0.61, 0.56),
+        ("finetune", "scratch"): (0.71, 0.66, 0.41, 0.36),
+    }
+    *arms, baseline = table.rows
+    for (protocol, name), row in zip(means, arms, strict=True):
+        assert [cell.text for cell in row] == [protocol, name, *(f"{mean:.3f}" for mean in means[protocol, name])]
+        assert {cell.small for cell in row[2:]} == {f"±{half:.3f}"}
+        assert all(cell.best == (name == "full") for cell in row[2:])
+    assert [cell.text for cell in baseline] == ["pixel_colour", "baseline", "–", "0.500", "–", "–"]
+
+
+def test_classes_of_images_are_no_segments_and_a_task_without_them_has_no_such_table():
+    found = records("f1")
+    row = {"strategy": "full", "seed": 0, "task": "one", "split": "development", "protocol": "linear"}
+    assert tables.per_class(found, "one") is None
+    by_class = Records(found.config, [*found.results, {**row, "metric": "f1/benign", "value": 0.9}], [])
+    assert tables.per_class(by_class, "one").title == "F1 by class"
 
 
 def test_both_pages_show_the_marks(tmp_path):

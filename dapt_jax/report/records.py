@@ -16,6 +16,8 @@ from dapt_jax.report.statistics import Interval, mean_interval
 
 KINDS = ("compile", "train", "data", "eval", "checkpoint", "cache")
 LOWER_IS_BETTER = ("ece", "brier", "nll", "log_loss", "loss", "error", "hd95", "assd")
+OF_MASKS = ("dice", "iou", "dice_pooled", "iou_pooled", "hd95", "assd")
+"""Scores whose parts are segments of masks, not classes of images."""
 NICE = {
     "auc": "AUC",
     "ap": "AP",

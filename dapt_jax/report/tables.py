@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dapt_jax.cost.hardware import utilisation
 from dapt_jax.cost.ledger import STAGES, Row
 from dapt_jax.report import marks
-from dapt_jax.report.records import BASELINE, KINDS, Records, lower_is_better, nice
+from dapt_jax.report.records import BASELINE, KINDS, OF_MASKS, Records, lower_is_better, nice
 from dapt_jax.report.statistics import Comparison, Interval, holm, mean_interval, paired_t
 
 NONE = "–"
@@ -170,7 +170,38 @@ def main(records: Records, task: str) -> Table:
 
 def everything(records: Records, task: str) -> Table:
     """Every protocol and metric of a task, by strategy and split."""
-    pairs = [(metric, split) for metric in records.metrics(task) for split in records.splits(task)]
+    metrics, splits = records.metrics(task), records.splits(task)
+    rows = _by_protocol(records, task, metrics)
+    groups = [("", 2), *((nice(metric), len(splits)) for metric in metrics)]
+    columns = ["protocol", "strategy", *(split for _ in metrics for split in splits)]
+    note = _marks_note("Mean over seeds ± half the 95% t-interval.", rows)
+    return Table("Every protocol and metric", columns, rows, groups, note)
+
+
+def per_class(records: Records, task: str) -> Table | None:
+    """A score of each class or segment, by protocol, strategy and split.
+
+    It is the primary metric's where that comes by class, else the first such.
+
+    Returns:
+        None when no result has any.
+    """
+    metric = records.metric_by_class(task)
+    if metric is None:
+        return None
+    classes, splits = records.classes(task, metric), records.splits(task)
+    rows = _by_protocol(records, task, [f"{metric}/{label}" for label in classes])
+    columns = ["protocol", "strategy", *(split for _ in classes for split in splits)]
+    groups = [("", 2), *((label, len(splits)) for label in classes)]
+    what = "One class against the rest; mean" if metric in ("auc", "ap") else "Mean"
+    note = _marks_note(f"{what} over seeds ± half the 95% t-interval.", rows)
+    kind = "segment" if metric in OF_MASKS else "class"
+    return Table(f"{nice(metric)} by {kind}", columns, rows, groups, note)
+
+
+def _by_protocol(records: Records, task: str, metrics: Sequence[str]) -> list[list[Cell]]:
+    """Rows of some metrics, each on every split: protocol by protocol all strategies, then the baselines."""
+    pairs = [(metric, split) for metric in metrics for split in records.splits(task)]
     names, rows = records.strategies, []
     for protocol in records.protocols(task):
         values = {
@@ -183,40 +214,10 @@ def everything(records: Records, task: str) -> Table:
             if any(cell.text != NONE for cell in cells):
                 rows.append([Cell(protocol), Cell(name), *cells])
     for protocol in records.baselines(task):
-        means_of = [mean_interval(records.values(BASELINE, task, split, protocol, metric)) for metric, split in pairs]
-        rows.append([Cell(protocol), Cell(BASELINE), *(compact(mean) for mean in means_of)])
-    groups = [("", 2), *((nice(metric), len(records.splits(task))) for metric in records.metrics(task))]
-    columns = ["protocol", "strategy", *(split for _, split in pairs)]
-    note = _marks_note("Mean over seeds ± half the 95% t-interval.", rows)
-    return Table("Every protocol and metric", columns, rows, groups, note)
-
-
-def per_class(records: Records, task: str) -> Table | None:
-    """A score of each class, by strategy and split: the primary metric's where it has one by class, else the first such.
-
-    Returns:
-        None when no result has any.
-    """
-    metric = records.metric_by_class(task)
-    if metric is None:
-        return None
-    classes, protocol = records.classes(task, metric), records.protocol(task)
-    splits, names = records.splits(task), records.strategies
-    pairs = [(label, split) for label in classes for split in splits]
-    values = {
-        (label, split): {n: records.values(n, task, split, protocol, f"{metric}/{label}") for n in names}
-        for label, split in pairs
-    }
-    marked = {pair: marks.over_seeds(values[pair], lower_is_better(metric)) for pair in pairs}
-    rows = [
-        [Cell(name), *(mark(compact(mean_interval(values[pair][name])), name, marked[pair]) for pair in pairs)]
-        for name in names
-    ]
-    columns = ["strategy", *(split for _, split in pairs)]
-    groups = [("", 1), *((label, len(splits)) for label in classes)]
-    what = "One class against the rest; mean" if metric in ("auc", "ap") else "Mean"
-    note = _marks_note(f"{what} over seeds ± half the 95% t-interval.", rows)
-    return Table(f"{nice(metric)} by class, {protocol}", columns, rows, groups, note)
+        means = [mean_interval(records.values(BASELINE, task, split, protocol, metric)) for metric, split in pairs]
+        if any(means):
+            rows.append([Cell(protocol), Cell(BASELINE), *map(compact, means)])
+    return rows
 
 
 def totals(records: Records) -> Table:
