@@ -220,6 +220,8 @@ def _augment() -> dict[str, object]:
         "saturation": 0.0,
         "hue": 0.0,
         "erase": 0.0,  # probability
+        "randaugment": 0,  # operations per image
+        "magnitude": 9.0,  # of each, 0 to 30
     }
 
 

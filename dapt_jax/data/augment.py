@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num, PRNGKeyArray, UInt8
 
-from dapt_jax.data import colour, warp
+from dapt_jax.data import colour, randaugment, warp
+from dapt_jax.data.randaugment import Drawn
 from dapt_jax.errors import UserError, nearest
 
 AnyArray = Array | np.ndarray
 FLIPS = ("none", "horizontal", "dihedral")
 # `split(key, 3)` is `fold_in` of 0, 1 and 2: what else is drawn from an example's key folds in other numbers.
-_FOR_WARPS, _FOR_PATCH, _FOR_MORE_COLOUR = 16, 32, 33
+_FOR_WARPS, _FOR_PATCH, _FOR_MORE_COLOUR, _FOR_RANDAUGMENT = 16, 32, 33, 34
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Augment:
         saturation: largest relative change of saturation.
         hue: largest turn of the hue, as a share of the circle.
         erase: probability that a rectangle of 2% to a third of the area is replaced by noise (Zhong et al., arXiv 1708.04896).
+        randaugment: operations of RandAugment (see `data/randaugment.py`), after what else moves pixels and before what else
+            changes colours; 0 for none.
+        magnitude: of each of them, 0 to 30.
         centre: the patch is the one in the middle.
     """
 
@@ -59,6 +63,8 @@ class Augment:
     saturation: float = 0.0
     hue: float = 0.0
     erase: float = 0.0
+    randaugment: int = 0
+    magnitude: float = 9.0
     centre: bool = False
 
     def __post_init__(self) -> None:
@@ -70,9 +76,11 @@ class Augment:
         for name, most in (("rotate", 180), ("hue", 0.5), ("erase", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise UserError(f"augment.{name} is {getattr(self, name)}; expected 0 (off) to {most}")
-        for name in ("scale", "gamma", "patch"):
+        for name in ("scale", "gamma", "patch", "randaugment"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"augment.{name} is {getattr(self, name)}; expected 0 (off) or more")
+        if not 0 <= self.magnitude <= randaugment.STRONGEST:
+            raise UserError(f"augment.magnitude is {self.magnitude}; expected 0 to {randaugment.STRONGEST:g}")
 
     @property
     def is_identity(self) -> bool:
@@ -121,12 +129,11 @@ class Augment:
         masks = jnp.asarray(masks)
         if not self._moves:
             return masks
-        moved = jax.vmap(lambda mask, key: self._geometry(mask[..., None], key))(masks, example_keys(seed, view, index))
-        return moved[..., 0]
+        return jax.vmap(self._mask)(masks, example_keys(seed, view, index))
 
     @property
     def _moves(self) -> bool:
-        return self.flip != "none" or any((self.shift, self.patch, *self._warps))
+        return self.flip != "none" or any((self.shift, self.patch, self.randaugment, *self._warps))
 
     @property
     def _warps(self) -> list[Callable[[warp.Coordinates, PRNGKeyArray], warp.Coordinates]]:
@@ -171,8 +178,19 @@ class Augment:
             pixels = jax.lax.dynamic_slice(pixels, (corner[0], corner[1], 0), (self.patch, self.patch, channels))
         return pixels
 
+    def _mask(self, mask: UInt8[Array, "h w"], key: PRNGKeyArray) -> UInt8[Array, "h2 w2"]:
+        moved = self._geometry(mask[..., None], key)
+        if self.randaugment:
+            moved = randaugment.masks(moved, self._operations(key), self.magnitude)
+        return moved[..., 0]
+
+    def _operations(self, key: PRNGKeyArray) -> Drawn:
+        return randaugment.drawn(jax.random.fold_in(key, _FOR_RANDAUGMENT), self.randaugment)
+
     def _image(self, image: Float[Array, "h w c"], key: PRNGKeyArray) -> Float[Array, "h2 w2 c"]:
         image = self._geometry(image, key)
+        if self.randaugment:
+            image = randaugment.images(image, self._operations(key), self.magnitude)
         for_colour = jax.random.split(key, 3)[2]
         bright, sharp = jax.random.uniform(for_colour, (2,), minval=-1.0, maxval=1.0)
         if self.contrast:

@@ -1,0 +1,140 @@
+"""RandAugment (Cubuk et al., arXiv 1909.13719) on the device: operations drawn per image and done in turn, of one magnitude.
+
+Under `vmap` a `lax.switch` runs every branch for every image: fourteen images made for one that is kept. So an operation is
+said in three parts of which at most one does something: where a pixel is read, a table of 256 values per channel, a blend with
+another image. Whatever is drawn then costs one resampling, one look-up and one blend, and compiles as one operation.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+
+from dapt_jax.data import colour, warp
+
+OPERATIONS = (
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation", "contrast",
+    "sharpness", "posterise", "solarise", "autocontrast", "equalise",
+)  # fmt: skip
+MOVING = OPERATIONS[1:6]
+"""Those that move pixels; masks follow them."""
+STRONGEST = 30.0
+"""Largest magnitude; what each operation does at it is what torchvision's RandAugment does at its last of 31 bins."""
+
+_SHEAR, _SHIFT, _DEGREES, _BLEND, _BITS = 0.3, 150 / 331, 30.0, 0.9, 4
+
+Drawn = tuple[Int[Array, " number"], Int[Array, " number"]]
+"""Numbers of operations, and 1 where an operation with two directions goes the other way."""
+
+
+def drawn(key: PRNGKeyArray, number: int) -> Drawn:
+    """Draws operations, each as likely as any other, with replacement."""
+    for_operation, for_direction = jax.random.split(key)
+    operations = jax.random.randint(for_operation, (number,), 0, len(OPERATIONS))
+    return operations, jax.random.bernoulli(for_direction, shape=(number,)).astype(jnp.int32)
+
+
+def images(image: Float[Array, "h w 3"], operations: Drawn, magnitude: float) -> Float[Array, "h w 3"]:
+    """An image after its operations; it holds whole numbers from 0 to 255 before, between and after them, as uint8 does.
+
+    Args:
+        image: values 0 to 255.
+        operations: what `drawn` gives.
+        magnitude: 0 to `STRONGEST`.
+    """
+    start = _whole(image)
+    return jax.lax.scan(lambda now, one: (_one(now, *one, magnitude), None), start, operations)[0]
+
+
+def masks(mask: Num[Array, "h w c"], operations: Drawn, magnitude: float) -> Num[Array, "h w c"]:
+    """A mask of integers after what its image's operations move; no value appears that was not there."""
+    return jax.lax.scan(lambda now, one: (_moved(now, *one, magnitude), None), mask, operations)[0]
+
+
+def _one(image: Float[Array, "h w 3"], operation: Any, other_way: Any, magnitude: float) -> Float[Array, "h w 3"]:
+    """One operation."""
+    image = _whole(_moved(image, operation, other_way, magnitude))
+    strength = jnp.where(other_way, 1 - _BLEND * magnitude / STRONGEST, 1 + _BLEND * magnitude / STRONGEST)
+    table = _whole(_table(image, operation, strength, magnitude))
+    image = table[jnp.arange(3), image.astype(jnp.int32)]
+    saturates, sharpens = (operation == OPERATIONS.index(name) for name in ("saturation", "sharpness"))
+    grey = _whole(colour.grey(image))[..., None]
+    base = jnp.where(saturates, grey, jnp.where(sharpens, _whole(_smoothed(image)), image))
+    return _whole(base + strength * (image - base))
+
+
+def _whole(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return jnp.clip(jnp.round(values), 0, 255)
+
+
+def _moved(pixels: Num[Array, "h w c"], operation: Any, other_way: Any, magnitude: float) -> Num[Array, "h w c"]:
+    """Pixels read where the operation says, the image mirrored beyond its border."""
+    height, width, _ = pixels.shape
+    matrix = jnp.asarray(_matrices(height, width, magnitude))[other_way, operation]
+    at = warp.identity(height, width)
+    return warp.read(
+        pixels, jnp.einsum("ij,jhw->ihw", matrix[:, :2], at, precision="highest") + matrix[:, 2, None, None]
+    )
+
+
+def _matrices(height: int, width: int, magnitude: float) -> Float[np.ndarray, "2 operations 2 3"]:
+    """By direction and operation, the affine map from a pixel's row and column to those it is read at."""
+    share = magnitude / STRONGEST
+    found = np.tile(np.eye(2, 3), (2, len(OPERATIONS), 1, 1))
+    for other_way, sign in enumerate((1.0, -1.0)):
+        of = dict(zip(OPERATIONS, found[other_way], strict=True))
+        shear, turn = sign * _SHEAR * share, sign * math.radians(_DEGREES * share)
+        # A shear leaves the corner of the first pixel where it is: half a pixel before that pixel's centre.
+        of["shear_x"][1] = (shear, 1, shear / 2)
+        of["shear_y"][0] = (1, shear, shear / 2)
+        of["translate_x"][1, 2] = -sign * math.floor(_SHIFT * share * width)
+        of["translate_y"][0, 2] = -sign * math.floor(_SHIFT * share * height)
+        rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+        centre = np.array([(height - 1) / 2, (width - 1) / 2])
+        of["rotate"][:] = np.column_stack([rotation, centre - rotation @ centre])
+    return found.astype(np.float32)
+
+
+def _table(image: Float[Array, "h w 3"], operation: Any, strength: Any, magnitude: float) -> Float[Array, "3 256"]:
+    """By channel, what becomes of each value from 0 to 255."""
+    values = jnp.arange(256.0)
+    share = magnitude / STRONGEST
+    step = 2 ** round(_BITS * share)
+    mean = _whole(colour.grey(image)).mean()
+    low, high = (bound((0, 1))[:, None] for bound in (image.min, image.max))
+    spread = jnp.where(high > low, high - low, 1.0)
+    by_name = {
+        "brightness": strength * values,
+        "contrast": mean + strength * (values - mean),
+        "posterise": values // step * step,
+        "solarise": jnp.where(values < 255 * (1 - share), values, 255 - values),
+        "autocontrast": jnp.where(high > low, (values - low) * 255 / spread, values),
+        "equalise": _equalising(image),
+    }
+    table = jnp.broadcast_to(values, (3, 256))
+    for name, other in by_name.items():
+        table = jnp.where(operation == OPERATIONS.index(name), other, table)
+    return table
+
+
+def _equalising(image: Float[Array, "h w 3"]) -> Float[Array, "3 256"]:
+    """The tables that spread each channel's values evenly, in whole numbers as Pillow has them."""
+    height, width, _ = image.shape
+    places = image.astype(jnp.int32) + 256 * jnp.arange(3)
+    counts = jnp.zeros(3 * 256, jnp.int32).at[places.reshape(-1)].add(1).reshape(3, 256)
+    of_last = jnp.take_along_axis(counts, image.max((0, 1)).astype(jnp.int32)[:, None], 1)
+    step = (height * width - of_last) // 255
+    below = jnp.cumsum(counts, 1) - counts
+    table = jnp.where(step > 0, (below + step // 2) // jnp.maximum(step, 1), jnp.arange(256))
+    return table.astype(jnp.float32)
+
+
+def _smoothed(image: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
+    """Each pixel the mean of it, five times, and its eight neighbours; those at the border as they are."""
+    height, width, _ = image.shape
+    shifts = [image[i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3)]
+    inner = (sum(shifts[1:], shifts[0]) + 4 * image[1:-1, 1:-1]) / 13
+    return image.at[1:-1, 1:-1].set(inner)
