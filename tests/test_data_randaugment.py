@@ -100,6 +100,19 @@ def test_a_mask_follows_what_moves_and_nothing_else():
     assert min(seen.values()) >= 5
 
 
+def test_images_one_by_one_and_all_at_once_come_out_alike(monkeypatch):
+    """The first is what a CPU does, the second what an accelerator does."""
+    augment = Augment("horizontal", randaugment=2, magnitude=12.0)
+    images = np.broadcast_to(make_randaugment.image(), (24, 24, 32, 3))
+    masks, rows = images[..., 0] // 64, ROWS[:24]
+    found = [augment(images, 0, 0, rows), augment.masks(masks, 0, 0, rows)]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    at_once = [augment(images, 0, 0, rows), augment.masks(masks, 0, 0, rows)]
+    np.testing.assert_array_equal(found[1], at_once[1])
+    differ = np.asarray(found[0]) != np.asarray(at_once[0])  # a half may be rounded either way
+    assert differ.mean() < 0.02
+
+
 def operations_of(seed, view, number):
     """What is drawn for the first rows, found by the keys that every augmentation draws from."""
     from dapt_jax.data import augment

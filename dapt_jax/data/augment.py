@@ -120,7 +120,7 @@ class Augment:
         images = jnp.asarray(images)
         if self.is_identity:
             return images
-        return jax.vmap(self._image)(images.astype(jnp.float32), example_keys(seed, view, index))
+        return self._each(self._image)(images.astype(jnp.float32), example_keys(seed, view, index))
 
     def masks(
         self, masks: UInt8[AnyArray, "b h w"], seed: Any, view: Any, index: Int[AnyArray, " b"]
@@ -129,7 +129,13 @@ class Augment:
         masks = jnp.asarray(masks)
         if not self._moves:
             return masks
-        return jax.vmap(self._mask)(masks, example_keys(seed, view, index))
+        return self._each(self._mask)(masks, example_keys(seed, view, index))
+
+    def _each(self, function: Callable[[Array, PRNGKeyArray], Array]) -> Callable[[Array, Array], Array]:
+        """A function of an image and its key, over a batch of them: one by one where that spares what was not drawn."""
+        if self.randaugment and jax.default_backend() == "cpu":
+            return lambda images, keys: jax.lax.map(lambda pair: function(*pair), (images, keys))
+        return jax.vmap(function)
 
     @property
     def _moves(self) -> bool:

@@ -1,10 +1,12 @@
 """RandAugment (Cubuk et al., arXiv 1909.13719) on the device: operations drawn per image and done in turn, of one magnitude.
 
-Under `vmap` a `lax.switch` runs every branch for every image: fourteen images made for one that is kept. So an operation is
-said in three parts of which at most one does something: where a pixel is read, a table of 256 values per channel, a blend with
-another image. Whatever is drawn then costs one resampling, one look-up and one blend, and compiles as one operation.
+An operation is one of four parts with numbers of its own: where pixels are read, a table of 256 values per channel, the
+table of equalisation, a blend with another image. Under `vmap` a `lax.switch` runs every branch for every image, so four parts
+are cheaper there than fourteen operations. Where images are taken one by one, as `Augment` does on a CPU, only the part that was
+drawn runs.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -21,9 +23,12 @@ OPERATIONS = (
 )  # fmt: skip
 MOVING = OPERATIONS[1:6]
 """Those that move pixels; masks follow them."""
+BLENDING = ("saturation", "sharpness")
 STRONGEST = 30.0
 """Largest magnitude; what each operation does at it is what torchvision's RandAugment does at its last of 31 bins."""
 
+_PART = np.array([(name in MOVING) + 2 * (name in BLENDING) + 3 * (name == "equalise") for name in OPERATIONS])
+"""Which of the parts in `images` does an operation: 0 looks up."""
 _SHEAR, _SHIFT, _DEGREES, _BLEND, _BITS = 0.3, 150 / 331, 30.0, 0.9, 4
 
 Drawn = tuple[Int[Array, " number"], Int[Array, " number"]]
@@ -45,8 +50,12 @@ def images(image: Float[Array, "h w 3"], operations: Drawn, magnitude: float) ->
         operations: what `drawn` gives.
         magnitude: 0 to `STRONGEST`.
     """
-    start = _whole(image)
-    return jax.lax.scan(lambda now, one: (_one(now, *one, magnitude), None), start, operations)[0]
+    parts = [functools.partial(part, magnitude=magnitude) for part in (_looked_up, _moved, _blended, _equalised)]
+
+    def one(now: Array, operation: tuple[Array, Array]) -> tuple[Array, None]:
+        return _whole(jax.lax.switch(jnp.asarray(_PART)[operation[0]], parts, now, *operation)), None
+
+    return jax.lax.scan(one, _whole(image), operations)[0]
 
 
 def masks(mask: Num[Array, "h w c"], operations: Drawn, magnitude: float) -> Num[Array, "h w c"]:
@@ -54,16 +63,22 @@ def masks(mask: Num[Array, "h w c"], operations: Drawn, magnitude: float) -> Num
     return jax.lax.scan(lambda now, one: (_moved(now, *one, magnitude), None), mask, operations)[0]
 
 
-def _one(image: Float[Array, "h w 3"], operation: Any, other_way: Any, magnitude: float) -> Float[Array, "h w 3"]:
-    """One operation."""
-    image = _whole(_moved(image, operation, other_way, magnitude))
-    strength = jnp.where(other_way, 1 - _BLEND * magnitude / STRONGEST, 1 + _BLEND * magnitude / STRONGEST)
-    table = _whole(_table(image, operation, strength, magnitude))
-    image = table[jnp.arange(3), image.astype(jnp.int32)]
-    saturates, sharpens = (operation == OPERATIONS.index(name) for name in ("saturation", "sharpness"))
-    grey = _whole(colour.grey(image))[..., None]
-    base = jnp.where(saturates, grey, jnp.where(sharpens, _whole(_smoothed(image)), image))
-    return _whole(base + strength * (image - base))
+def _strength(other_way: Any, magnitude: float) -> Float[Array, ""]:
+    """How much is kept of what an image has more than that which it is blended with."""
+    return jnp.where(other_way, 1 - _BLEND * magnitude / STRONGEST, 1 + _BLEND * magnitude / STRONGEST)
+
+
+def _blended(image: Float[Array, "h w 3"], operation: Any, other_way: Any, magnitude: float) -> Float[Array, "h w 3"]:
+    """More or less of what an image has beyond its grey or its smoothed self."""
+    is_colour = operation == OPERATIONS.index("saturation")
+    base = jnp.where(is_colour, _whole(colour.grey(image))[..., None], _whole(_smoothed(image)))
+    return base + _strength(other_way, magnitude) * (image - base)
+
+
+def _looked_up(image: Float[Array, "h w 3"], operation: Any, other_way: Any, magnitude: float) -> Float[Array, "h w 3"]:
+    """Each value by the table of the operation."""
+    table = _whole(_table(image, operation, _strength(other_way, magnitude), magnitude))
+    return table[jnp.arange(3), image.astype(jnp.int32)]
 
 
 def _whole(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -112,7 +127,6 @@ def _table(image: Float[Array, "h w 3"], operation: Any, strength: Any, magnitud
         "posterise": values // step * step,
         "solarise": jnp.where(values < 255 * (1 - share), values, 255 - values),
         "autocontrast": jnp.where(high > low, (values - low) * 255 / spread, values),
-        "equalise": _equalising(image),
     }
     table = jnp.broadcast_to(values, (3, 256))
     for name, other in by_name.items():
@@ -120,16 +134,15 @@ def _table(image: Float[Array, "h w 3"], operation: Any, strength: Any, magnitud
     return table
 
 
-def _equalising(image: Float[Array, "h w 3"]) -> Float[Array, "3 256"]:
-    """The tables that spread each channel's values evenly, in whole numbers as Pillow has them."""
-    height, width, _ = image.shape
+def _equalised(image: Float[Array, "h w 3"], *_: Any, magnitude: float) -> Float[Array, "h w 3"]:
+    """Each channel's values spread evenly, in whole numbers as Pillow has them; there is no magnitude to it."""
     places = image.astype(jnp.int32) + 256 * jnp.arange(3)
     counts = jnp.zeros(3 * 256, jnp.int32).at[places.reshape(-1)].add(1).reshape(3, 256)
     of_last = jnp.take_along_axis(counts, image.max((0, 1)).astype(jnp.int32)[:, None], 1)
-    step = (height * width - of_last) // 255
+    step = (counts[0].sum() - of_last) // 255
     below = jnp.cumsum(counts, 1) - counts
     table = jnp.where(step > 0, (below + step // 2) // jnp.maximum(step, 1), jnp.arange(256))
-    return table.astype(jnp.float32)
+    return table[jnp.arange(3), image.astype(jnp.int32)].astype(jnp.float32)
 
 
 def _smoothed(image: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
