@@ -1,9 +1,9 @@
 """RandAugment (Cubuk et al., arXiv 1909.13719) on the device: operations drawn per image and done in turn, of one magnitude.
 
 An operation is one of four parts with numbers of its own: where pixels are read, a table of 256 values per channel, the
-table of equalisation, a blend with another image. Under `vmap` a `lax.switch` runs every branch for every image, so four parts
-are cheaper there than fourteen operations. Where images are taken one by one, as `Augment` does on a CPU, only the part that was
-drawn runs.
+table of equalisation, a blend with another image. Under `vmap` a `lax.switch` runs every branch for every image, so four
+parts are cheaper there than fourteen operations. Where images are taken one by one, as `Augment` does on a CPU, only the
+part that was drawn runs.
 """
 
 import functools
