@@ -19,7 +19,7 @@ from the chosen checkpoint, from the last one and from scratch, five seeds. IDRi
 448 px resized to 224 and is segmented through windows. Expected of the paper's released scores: from scratch 2.75
 points of Dice below 300 epochs where fine-tuned, 6.59 where frozen.
 
-Where the recipe differs: RandAugment, whose numbers the paper leaves open, is two operations of magnitude 9 and mirrors
+Where the recipe differs: RandAugment is two operations of magnitude 9, torchvision's defaults, and mirrors
 what comes in from beyond the border; the rate falls to 0, not to 1e-6; the development images of `own`, COVID-QU and
 IDRiD are split into five folds of which one is run, where the paper trained on all and scored the official test images,
 which are scored here besides.
