@@ -263,10 +263,12 @@ def _run(config: Any, workdir: Path, notice: Notice) -> None:
         is_primary = processes.is_primary()
         writers = open_writers(config.watch, workdir, config.name) if is_primary else []
         study = prepare(config)
+        total = {
+            (strategy.name, seed): _flops(study, strategy, seed)
+            for strategy in study.strategies
+            for seed in config.seeds
+        }
         claim(config, _fingerprints(study), workdir)
-    total = {
-        (strategy.name, seed): _flops(study, strategy, seed) for strategy in study.strategies for seed in config.seeds
-    }
     jsonl.write_text(workdir / "weights.txt", study.weights)
     ledger, results_file = Ledger(workdir / "ledger.jsonl"), workdir / "results.jsonl"
     results = processes.told(lambda: Records.read(workdir).results)
