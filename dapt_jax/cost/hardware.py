@@ -1,9 +1,9 @@
 """What the devices are: peak arithmetic, bandwidth and power, from the makers' published figures; of a CPU, measured.
 
 Sources: NVIDIA data sheets of A100, H100, H200, L4 and T4 (dense figures, without structured sparsity); Google Cloud
-TPU documentation for peak and bandwidth; Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural
-Networks" (CACM 2020) and "TPU v4" (ISCA 2023, maximum measured) for TPU power. Google has published no power for v5e,
-v5p and v6e.
+TPU documentation for peak, memory and bandwidth; Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural
+Networks" (CACM 2020) and "TPU v4" (ISCA 2023, maximum measured) for TPU power and the links of v2, v3 and v4. Google has
+published no power for v5e, v5p and v6e. Of TPUs alone are memory and interconnect in the table: `mode=aot` asks for them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Hardware:
         memory_gb: main memory of the hosts in GB (10^9 bytes); what the energy formula charges.
         peak_flops: dense FLOP/s per JAX device by type ("bfloat16", "float16", "tensorfloat32", "float32"), or None.
         bandwidth: device memory bandwidth per JAX device in bytes/s, or None.
+        memory_bytes: device memory per JAX device, or None.
+        interconnect: bytes/s that leave a JAX device over all its links to others together, or None.
         cpu: model name of the host's processor.
         cores: logical cores of the host.
         note: what is not known, in words; empty when everything is.
@@ -52,6 +54,8 @@ class Hardware:
     cores: int
     note: str = ""
     pue: float = 1.67
+    memory_bytes: int | None = None
+    interconnect: float | None = None
 
     def peak_for(self, dtype: str) -> float:
         """Dense FLOP/s of all devices together with activations of a type, 0 where it is not known.
@@ -69,11 +73,21 @@ class Hardware:
 
 @dataclasses.dataclass(frozen=True)
 class _Chip:
-    """Published figures per JAX device: TFLOP/s by type, GB/s, watts (None: not published)."""
+    """Published figures per JAX device.
+
+    Attributes:
+        teraflops: TFLOP/s by type.
+        gigabytes: GB/s of its memory.
+        watts: under load; None: not published.
+        gibibytes: GiB of its memory; None: not asked for.
+        links: GB/s that leave it over all its links: half of what is published as bidirectional; None: not asked for.
+    """
 
     teraflops: dict[str, float]
     gigabytes: float
     watts: float | None
+    gibibytes: float | None = None
+    links: float | None = None
 
 
 def _nvidia(bfloat16: float, tensorfloat32: float, float32: float, gigabytes: float, watts: float) -> _Chip:
@@ -83,6 +97,14 @@ def _nvidia(bfloat16: float, tensorfloat32: float, float32: float, gigabytes: fl
         watts,
     )
 
+
+TPU_SOURCES = (
+    "Google Cloud TPU documentation, pages v5e, v5p and v6e: peak compute, HBM and ICI bandwidth per chip; half of the "
+    "bidirectional figure leaves a chip (v5p: 4,800 Gbit/s)",
+    "Jouppi et al., TPU v4 (ISCA 2023): 6 links of 50 GB/s; A Domain-Specific Supercomputer (CACM 2020): 4 links of 656 and "
+    "496 Gbit/s of v3 and v2",
+)
+"""Where the figures of TPUs are published."""
 
 # Looked up by the first key that the device's name begins with, so longer names come first. JAX sees the two cores of
 # a TPU v2 or v3 chip as two devices; their rows hold half a chip.
@@ -96,15 +118,15 @@ _CHIPS: dict[str, _Chip] = {
     "NVIDIA A100": _nvidia(312, 156, 19.5, 1555, 400),
     "NVIDIA L4": _nvidia(121, 60.5, 30.3, 300, 72),
     "Tesla T4": _Chip({"float16": 65, "float32": 8.1}, 320, 70),
-    "TPU v6 lite": _Chip({"bfloat16": 918}, 1640, None),
-    "TPU v6e": _Chip({"bfloat16": 918}, 1640, None),
-    "TPU v5 lite": _Chip({"bfloat16": 197}, 819, None),
-    "TPU v5e": _Chip({"bfloat16": 197}, 819, None),
-    "TPU v5p": _Chip({"bfloat16": 459}, 2765, None),
-    "TPU v5": _Chip({"bfloat16": 459}, 2765, None),
-    "TPU v4": _Chip({"bfloat16": 275}, 1228, 192),
-    "TPU v3": _Chip({"bfloat16": 61.5}, 450, 225),
-    "TPU v2": _Chip({"bfloat16": 22.5}, 350, 140),
+    "TPU v6 lite": _Chip({"bfloat16": 918}, 1640, None, 32, 400),
+    "TPU v6e": _Chip({"bfloat16": 918}, 1640, None, 32, 400),
+    "TPU v5 lite": _Chip({"bfloat16": 197}, 819, None, 16, 200),
+    "TPU v5e": _Chip({"bfloat16": 197}, 819, None, 16, 200),
+    "TPU v5p": _Chip({"bfloat16": 459}, 2765, None, 95, 600),
+    "TPU v5": _Chip({"bfloat16": 459}, 2765, None, 95, 600),
+    "TPU v4": _Chip({"bfloat16": 275}, 1228, 192, 32, 300),
+    "TPU v3": _Chip({"bfloat16": 61.5}, 450, 225, 16, 164),
+    "TPU v2": _Chip({"bfloat16": 22.5}, 350, 140, 8, 124),
 }
 
 
@@ -172,6 +194,8 @@ def lookup(kind: str, count: int, platform_name: str, hosts: int = 1) -> Hardwar
         cpu,
         cores,
         note,
+        memory_bytes=None if chip.gibibytes is None else int(chip.gibibytes * 2**30),
+        interconnect=None if chip.links is None else chip.links * 1e9,
     )
 
 

@@ -1,0 +1,215 @@
+"""A compiled program's text, read: which instructions run, how often, and what they move through the device's memory.
+
+`jax.stages.Compiled.cost_analysis` counts the body of a loop once, however often it runs, and bytes of operands wherever they
+are; a TPU's compiler keeps much of them on the chip itself (memory spaces other than 0 in the text).
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+_HEADER = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) (?:\(.*)?\{$")
+_NAMED = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = ")
+_ARRAY = re.compile(r"(?P<type>[a-z]+\d*\w*)\[(?P<sizes>[\d,<= ]*)\](?:\{(?P<layout>[^{}]*)\})?")
+_SPACE = re.compile(r"S\((\d+)\)")
+_REFERENCE = re.compile(r"%([\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BITS = re.compile(r"\d+")
+
+_NOT_RUN = frozenset({
+    "after-all", "bitcast", "call", "conditional", "constant", "get-tuple-element", "iota", "opt-barrier", "parameter",
+    "partition-id", "replica-id", "tuple", "while",
+})  # fmt: skip
+"""What moves nothing itself."""
+
+_PARTS_ALONE = ("dynamic-slice", "gather", "slice")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array in a program: `bits` of an element, the number of elements, and the memory space, 0 for the device's own."""
+
+    type: str
+    elements: int
+    space: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements, without what a layout pads."""
+        bits = 8 if self.type == "pred" else int((_BITS.search(self.type) or ["0"])[0])
+        return -(-self.elements * bits // 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        name: in its program.
+        opcode: as HLO spells it.
+        results: the arrays that it makes, those of a tuple in their order.
+        operands: names of its operands.
+        attributes: the rest of its line.
+        arguments: what is between its brackets, as it stands.
+    """
+
+    name: str
+    opcode: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    arguments: str = ""
+
+    def called(self, key: str) -> list[str]:
+        """Names of the computations under an attribute, such as `body` or `calls`."""
+        found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|(%?[\w.-]+))", self.attributes)
+        return [each.strip().lstrip("%") for each in (found[1] or found[2]).split(",")] if found else []
+
+    @property
+    def trips(self) -> int | None:
+        """How often a loop's body runs; None where the compiler could not tell."""
+        found = _TRIPS.search(self.attributes)
+        return int(found[1]) if found else None
+
+
+Computation = Mapping[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program, as one of its devices runs it.
+
+    Attributes:
+        computations: by name, their instructions by name and in order.
+        entry: name of the one that is run.
+        devices: how many run it together.
+    """
+
+    computations: Mapping[str, Computation]
+    entry: str
+    devices: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Program":
+        """Reads what `jax.stages.Compiled.as_text` returns."""
+        counts = [
+            int(found) for found in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.split("\n", 1)[0])
+        ]
+        computations: dict[str, dict[str, Instruction]] = {}
+        entry = ""
+        current: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            if named := _NAMED.match(line):
+                current[named["name"]] = _instruction(named["name"], line[named.end() :])
+            elif header := _HEADER.match(line):
+                current = computations.setdefault(header["name"], {})
+                entry = header["name"] if header["entry"] else entry
+        return cls(computations, entry, math.prod(counts))
+
+    def run(self) -> Iterator[tuple[Instruction, Computation, int]]:
+        """Every instruction that runs, the computation that it is in, and how often; those inside fusions are not told.
+
+        The body of a loop whose trips the compiler could not tell counts once, and so does every branch.
+        """
+        yield from self._walk(self.entry, 1)
+
+    def _walk(self, name: str, times: int) -> Iterator[tuple[Instruction, Computation, int]]:
+        computation = self.computations[name]
+        for each in computation.values():
+            yield each, computation, times
+            if each.opcode == "while":
+                inside = times * (1 if each.trips is None else each.trips)
+                for part in (*each.called("body"), *each.called("condition")):
+                    yield from self._walk(part, inside)
+            elif each.opcode in ("call", "conditional"):
+                for key in ("to_apply", "branch_computations", "true_computation", "false_computation"):
+                    for part in each.called(key):
+                        yield from self._walk(part, times)
+
+    def inside(self, each: Instruction) -> Iterator[tuple[Instruction, Computation]]:
+        """The instructions of a fusion, or of what runs while others do, in all depths."""
+        for part in each.called("calls"):
+            computation = self.computations[part]
+            for inner in computation.values():
+                yield inner, computation
+                yield from self.inside(inner)
+
+    @property
+    def unknown_loops(self) -> int:
+        """Loops that run whose trips the compiler could not tell."""
+        return sum(each.opcode == "while" and each.trips is None for each, _, _ in self.run())
+
+    @functools.cached_property
+    def memory_bytes(self) -> int:
+        """Bytes that one run reads from and writes to the device's memory, by the arrays that its instructions name."""
+        return sum(self._moved(each, computation) * times for each, computation, times in self.run())
+
+    def _moved(self, each: Instruction, computation: Computation) -> int:
+        """Bytes through the device's memory of one instruction."""
+        if each.opcode in _NOT_RUN or each.opcode.endswith(("-start", "-update")):
+            return 0
+        if each.opcode.endswith("-done"):
+            # What was begun earlier has moved what has arrived: out of the memory, into it, or both.
+            begun = computation[each.operands[0]]
+            sources = [array for name in begun.operands for array in _results(computation, name)]
+            ends = sum(array.space == 0 for array in sources[:1])
+            return sum(array.nbytes * ((array.space == 0) + ends) for array in each.results)
+        written = sum(array.nbytes for array in each.results if array.space == 0)
+        if each.opcode in _PARTS_ALONE:
+            return 2 * written
+        if each.opcode == "dynamic-update-slice":
+            return 2 * sum(array.nbytes for array in _results(computation, each.operands[1]))
+        read = 0
+        for place, name in enumerate(each.operands):
+            arrays = _results(computation, name)
+            whole = sum(array.nbytes for array in arrays if array.space == 0)
+            read += min(whole, self._read_of(each, place, whole)) if each.opcode == "fusion" else whole
+        return written + read
+
+    def _read_of(self, fusion: Instruction, place: int, whole: int) -> int:
+        """Bytes that a fusion reads of an operand: all, or the slices of it where nothing else is looked at."""
+        for part in fusion.called("calls"):
+            computation = self.computations[part]
+            names = [
+                each.name
+                for each in computation.values()
+                if each.opcode == "parameter" and each.arguments == str(place)
+            ]
+            users = [each for each in computation.values() if each.operands and set(names) & set(each.operands)]
+            if users and all(each.opcode in _PARTS_ALONE and each.operands[0] in names for each in users):
+                return sum(array.nbytes for each in users for array in each.results)
+        return whole
+
+
+def _results(computation: Computation, name: str) -> tuple[Array, ...]:
+    return computation[name].results if name in computation else ()
+
+
+def _instruction(name: str, rest: str) -> Instruction:
+    """Reads a line from its shape on."""
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opening = rest.index("(")
+    closing = _closing(rest, opening)
+    arguments = rest[opening + 1 : closing]
+    arrays = tuple(_array(found) for found in _ARRAY.finditer(shape))
+    operands = tuple(_REFERENCE.findall(arguments))
+    return Instruction(name, rest[:opening].strip(), arrays, operands, rest[closing + 1 :], arguments)
+
+
+def _array(found: re.Match[str]) -> Array:
+    sizes = [int(size) for size in re.findall(r"\d+", found["sizes"])]
+    space = _SPACE.search(found["layout"] or "")
+    return Array(found["type"], math.prod(sizes), int(space[1]) if space else 0)
+
+
+def _closing(text: str, opening: int) -> int:
+    """Where the bracket that opens at a place closes."""
+    depth = 0
+    for place in range(opening, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+    raise ValueError(f"no closing bracket in {text[:80]!r}")
