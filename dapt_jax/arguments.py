@@ -25,6 +25,7 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --workdir=FOLDER        where the study's results are, or will be; the same command goes on where it stopped;
                           gs://, s3:// and whatever fsspec opens too
   --config.mode=plan      what the study would cost, without running it
+  --config.mode=aot       what its steps would take of TPUs that are not there (docs/aot.md; needs no workdir)
   --config.mode=models    the models: parameters, FLOPs, layer groups, known weights (needs no FILE)
   --config.mode=status    how far the study in the workdir is, from another terminal (needs no FILE)
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl

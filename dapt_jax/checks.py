@@ -46,6 +46,7 @@ _AT_LEAST = {
     "parallel.count": 0,
     "parallel.number": -1,
     "adapt.views": 0,
+    "aot.compilations": 0,
     "cache.memory_mb": 0,
     "cache.disk_mb": 0,
     "cache.flops_per_byte": 0,

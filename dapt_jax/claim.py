@@ -10,7 +10,7 @@ from dapt_jax.report.records import Records
 
 WHERE_AND_HOW = (
     "mode", "data_dir", "checkpoint", "report", "energy", "measure_peak", "data.threads", "data.cache_mb", "data.stall_s",
-    "cache.dir", "parallel", "watch", "profile", "debug",
+    "aot", "cache.dir", "parallel", "watch", "profile", "debug",
 )  # fmt: skip
 """Settings, or sections of them, that may differ between two starts of one study: they do not change its results."""
 

@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-MODES = ("run", "plan", "status", "report", "export", "models")
+MODES = ("run", "plan", "aot", "status", "report", "export", "models")
 SPLITS = ("development", "test", "external")
 """Sets of a target task, in the order in which they are shown."""
 BASELINE = "baseline"
@@ -24,7 +24,7 @@ def default() -> config_dict.ConfigDict:
     config.title = ""  # of the report
     config.note = ""  # a line below it
     config.synthetic = False  # the images are made by a generator: said wherever results are shown
-    config.mode = "run"  # run | plan | status | report | export | models
+    config.mode = "run"  # run | plan | aot | status | report | export | models
     config.strategies = ("none", "full", "partial", "hybrid", "simplified")
     config.seeds = (0, 1, 2)
     config.model = {
@@ -155,6 +155,11 @@ def default() -> config_dict.ConfigDict:
         "region": "world",  # whose carbon intensity the report takes: see cost/energy.py
         "pue": 1.67,  # power usage effectiveness of the place where the machine stands
         "watts": 0.0,  # of each device; 0: the table's
+    }
+    # mode=aot: the study's steps compiled for TPUs that are not there, of config.parallel.
+    config.aot = {
+        "topology": "v5e:2x4",  # CHIP:SHAPE: v4, v5e, v5p or v6e, and chips along each axis
+        "compilations": 6,  # that the search for a phase's largest batch may take; 0: none is looked for
     }
     config.measure_peak = False  # of a CPU, once: two seconds, for utilisation in the report
     # Transferability scores of target images along adaptation: see transferability/.

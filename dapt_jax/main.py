@@ -102,6 +102,15 @@ def _dispatch(config: Any, workdir: Path | None) -> None:
         prepared = study.prepare(config)
         plan.show(config, list(prepared.strategies), prepared.corpora, list(prepared.tasks))
         return
+    if config.mode == "aot":
+        from dapt_jax import topology
+
+        topology.set_up()  # before JAX is there
+        set_up_jax()
+        from dapt_jax import aot
+
+        aot.show(config, workdir)
+        return
     if workdir is None:
         raise UserError("no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart")
     if config.mode == "status":  # without JAX, which may be busy elsewhere

@@ -1,0 +1,247 @@
+"""Ahead of time: the programs of a run, compiled for TPUs that are not there, need what they must."""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dapt_jax import aot, compiled, parallel, topology
+from dapt_jax.compiled import Compiled, Memory
+from dapt_jax.cost.ledger import Ledger
+from dapt_jax.errors import UserError
+from dapt_jax.training import loop
+from dapt_jax.training.caching import Caching
+from dapt_jax.training.run import Tools
+from tests import tiny
+from tests.command import ROOT
+
+# ---- what is compiled ---------------------------------------------------------------------------------------------
+
+HEAD = dataclasses.replace(tiny.HEAD, epochs=3)
+RUNS = {
+    "train_step": ([tiny.FULL], "off"),
+    "cached_epochs": ([HEAD], "on"),
+    "cached_step": ([tiny.PARTIAL], "on"),
+    "activation_step": ([tiny.PARTIAL], Caching("on", memory_bytes=0)),
+}
+
+
+@functools.cache
+def tiny_run(function):
+    phases, cache = RUNS[function]
+    return tiny.make_run(phases, encoder=tiny.encoder(), data=tiny.dataset(), cache=cache)
+
+
+@pytest.mark.parametrize("function", RUNS)
+def test_a_phase_is_compiled_as_a_run_compiles_it(function, tmp_path, make_tools):
+    run, called = tiny_run(function), []
+
+    class Watched(Tools):
+        def compiled(self, key, function, *arguments):
+            called.append((function.__name__, shapes_of(arguments)))
+            return super().compiled(key, function, *arguments)
+
+    tools = make_tools(Watched, tmp_path)
+    params, stats = run.programs[0].model.init(0)
+    loop.train(run, params, stats, tools)
+    with_shapes = compiled.abstract_arguments(run, 0, parallel.local_mesh())
+    assert called == [(function, shapes_of(with_shapes))]
+    assert compiled.phase_function(run, 0).__name__ == function
+
+
+def shapes_of(arguments):
+    def of(leaf):
+        return jax.numpy.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)
+
+    return str(jax.tree.map(of, arguments))
+
+
+def test_a_step_for_a_tpu_has_a_tpu_s_convolutions_on_a_machine_without_one():
+    run, mesh = tiny_run("train_step"), parallel.local_mesh()
+    text = compiled.lower(run, 0, mesh).as_text()
+    # Three forward, their three weight gradients, and the two input gradients that anything needs.
+    assert text.count("stablehlo.convolution") == 3 + 3 + 2
+    arguments = compiled.abstract_arguments(run, 0, mesh)
+    here = parallel.jit_step(run.programs[0].train_step, *arguments, mesh=mesh).lower(*arguments).as_text()
+    assert here.count("stablehlo.convolution") != text.count("stablehlo.convolution")
+
+
+def test_whether_a_prefix_is_kept_on_disk_is_decided_for_a_tpu():
+    run = tiny_run("activation_step")
+    own = dataclasses.replace(run, caching=Caching("auto", memory_bytes=0))
+    assert not compiled.for_tpus(own, 8).cache_decision(own.programs[0]).cached
+    assert "less than 10000" in compiled.for_tpus(own, 8).cache_decision(own.programs[0]).reason
+    told = dataclasses.replace(run, caching=Caching("auto", memory_bytes=0, flops_per_byte=1e-9))
+    assert compiled.for_tpus(told, 8).cache_decision(told.programs[0]).place == "disk"
+
+
+# ---- the largest batch --------------------------------------------------------------------------------------------
+
+
+def fake(batch, needed, capacity):
+    memory = Memory(needed, 0, 0, 0) if needed <= capacity else None
+    return Compiled(0.0, 8, needed, 0 if memory else capacity, memory)
+
+
+@given(
+    unit=st.sampled_from([1, 4, 8, 24, 64]),
+    first=st.integers(1, 40),
+    fixed=st.integers(0, 1 << 33),
+    slope=st.integers(1 << 16, 1 << 28),
+    capacity=st.integers(1 << 30, 1 << 35),
+)
+def test_what_grows_linearly_is_found_exactly_in_five_compilations(unit, first, fixed, slope, capacity):
+    def measure(batch):
+        return fake(batch, fixed + slope * batch, capacity)
+
+    found = aot.largest_batch(measure, first * unit, unit, capacity, 5)
+    most = aot.MOST_IMAGES // unit * unit
+    best = min(max(0, capacity - fixed) // slope // unit * unit, most)
+    assert found.batch_size == best
+    assert found.compilations <= 5
+    if best < most:
+        assert found.refused == best + unit
+
+
+@given(
+    unit=st.sampled_from([1, 8, 64]),
+    first=st.integers(1, 40),
+    growth=st.lists(st.integers(0, 1 << 24), min_size=1, max_size=400),
+    capacity=st.integers(1 << 20, 1 << 32),
+)
+@settings(max_examples=200)
+def test_whatever_grows_is_found_with_compilations_enough(unit, first, growth, capacity):
+    needs = [0]
+    for each in growth:
+        needs.append(needs[-1] + each)
+
+    def measure(batch):
+        assert batch % unit == 0
+        place = batch // unit
+        return fake(batch, needs[min(place, len(needs) - 1)] + max(0, place - len(growth)) * (1 << 24), capacity)
+
+    found = aot.largest_batch(measure, first * unit, unit, capacity, 64)
+    assert not found.batch_size or measure(found.batch_size).fits
+    if found.refused:
+        assert not measure(found.refused).fits
+        assert found.refused == found.batch_size + unit
+
+
+def test_few_compilations_give_bounds_that_hold():
+    def measure(batch):
+        return fake(batch, batch**2, 10**8)
+
+    found = aot.largest_batch(measure, 8, 8, 10**8, 2)
+    assert found.compilations == 2
+    assert found.batch_size <= 10_000
+    assert not found.refused or found.refused > 10_000
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    {
+        "no shape": ("v5e", "CHIP:SHAPE, such as v5e:2x4"),
+        "a cloud's name": ("v5litepod-8", "CHIP:SHAPE"),
+        "an unknown chip": ("v5x:2x4", "no chip 'v5x'; did you mean 'v5p' or 'v5e'?"),
+        "a flat chip deep": ("v5e:2x2x2", "which no slice of v5e has; expected v5e:1x1 or v5e:2x2 or v5e:2x4"),
+        "a deep chip flat": ("v4:2x2", "expected v4:2x2x1 or v4:2x2x2"),
+        "too many": ("v6e:32x32", "which no slice of v6e has"),
+        "none": ("v6e:0x4", "which no slice of v6e has"),
+    }.values(),
+    ids=lambda value: value if ":" in str(value) and len(value) < 12 else "",
+)
+def test_a_topology_that_there_is_not(name, words):
+    with pytest.raises(UserError, match="aot.topology is") as refused:
+        topology.devices(name)
+    assert words in str(refused.value)
+
+
+def test_without_libtpu_the_line_says_how_to_get_it(refused, monkeypatch):
+    config = ROOT / "tests" / "configs" / "aot.py"
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "nowhere/libtpu.so")
+    refused(f"--config={config}", "--config.mode=aot", words=("'nowhere/libtpu.so', which is no file", topology.LIBTPU))
+    monkeypatch.delenv("TPU_LIBRARY_PATH")
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    refused(f"--config={config}", "--config.mode=aot", words=("libtpu, which is not installed", "pip install --no-deps"))
+
+
+# ---- eight chips --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def libtpu():
+    """The environment of a process that finds libtpu: by TPU_LIBRARY_PATH, or in the folder that `.ci/run` fills."""
+    found = Path(os.environ.get("TPU_LIBRARY_PATH") or ROOT / ".libtpu" / "libtpu" / "libtpu.so")
+    if not found.is_file():
+        pytest.skip(f"no libtpu: pip install --no-deps --target .libtpu '{topology.LIBTPU}'")
+    return {**os.environ, "TPU_LIBRARY_PATH": str(found)}
+
+
+def start(libtpu, config, workdir, *flags):
+    command = [sys.executable, "-m", "dapt_jax.main", f"--config={config}", "--config.mode=aot", f"--workdir={workdir}"]
+    return subprocess.Popen(
+        [*command, *flags], env=libtpu, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def figures(process, workdir):
+    out, err = process.communicate()
+    assert process.returncode == 0, err + out
+    return json.loads((workdir / aot.FILE).read_text())
+
+
+@pytest.fixture(scope="module")
+def steps(libtpu, tmp_path_factory):
+    """The figures of each model's steps by strategy and phase, and those of full DAPT with its state spread."""
+    config = ROOT / "tests" / "configs" / "aot.py"
+    wanted = {
+        # Without the cache, a partial step runs its frozen prefix; with it, it starts from what has been kept.
+        "resnet50": (f"{config}:resnet50", "--config.cache.mode=off"),
+        "vit_base": (f"{config}:vit_base",),
+        "spread": (f"{config}:resnet50", "--config.parallel.fsdp=8", "--config.strategies=full"),
+    }
+    found = {}
+    for names in (("resnet50", "vit_base"), ("spread",)):
+        folders = {name: tmp_path_factory.mktemp(name) for name in names}
+        running = {name: start(libtpu, wanted[name][0], folders[name], *wanted[name][1:]) for name in names}
+        for name, process in running.items():
+            made = figures(process, folders[name])
+            found[name] = {f"{each['strategy']}/{each['phase']}": each for each in made["steps"]}
+    return found
+
+
+MODELS = ("resnet50", "vit_base")
+
+
+def bytes_by_kind(step):
+    return {each["kind"]: each["bytes"] for each in step["compiled"]["collectives"]}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_gradients_of_what_trains_are_reduced_and_nothing_else_is_said(steps, model):
+    for step in steps[model].values():
+        said = bytes_by_kind(step)
+        assert set(said) == {"all-reduce"}  # with whole copies on every chip nothing is gathered
+        # Beside the gradients, the sums of losses and of weights: a few numbers.
+        assert step["trainable"] <= said["all-reduce"] <= step["trainable"] + 64
+    assert steps[model]["partial/partial"]["frozen"] > 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_partial_computes_less_by_what_we_count(steps, model):
+    partial, full = steps[model]["partial/partial"], steps[model]["full/full"]
+    counted = partial["model_flops"] / full["model_flops"]
+    compiled = partial["compiled"]["flops"] / full["compiled"]["flops"]
+    assert counted < 0.5
+    assert compiled == pytest.approx(counted, rel=0.15)  # elementwise operations are counted by XLA alone
