@@ -177,7 +177,9 @@ def times(run: Run, flops: int, compiled: Compiled, steps: int, chips: Hardware)
 class Compiler:
     """Compiles phases for a topology; phases that agree share one compilation."""
 
-    def __init__(self, mesh: Mesh, chips: Hardware, compilations: int, say: Callable[[str], None]):
+    def __init__(
+        self, mesh: Mesh, chips: Hardware, compilations: int, say: Callable[[str], None], norm_groups: int = 1
+    ):
         """Starts with nothing compiled.
 
         Args:
@@ -185,15 +187,17 @@ class Compiler:
             chips: what they are.
             compilations: that the search for a phase's largest batch may take; 0 for no search.
             say: takes a line about each compilation.
+            norm_groups: see `for_tpus`.
         """
         self._mesh, self._chips, self._compilations, self._say = mesh, chips, compilations, say
+        self._norm_groups = norm_groups
         self._compiled: dict[Hashable, Compiled] = {}
         self._largest: dict[Hashable, Largest] = {}
 
     def steps(self, run: Run) -> Iterator[Step]:
         """A step of each phase of a run."""
         parallel.check_batch(run.batch_size, run.programs[0].parts, self._mesh.size)
-        run = for_tpus(run, self._mesh.size)
+        run = for_tpus(run, self._norm_groups)
         for place, program in enumerate(run.programs):
             yield self._step(run, place, program)
 
@@ -260,7 +264,8 @@ def show(config: Any, workdir: Path | None) -> None:
     chips = hardware.lookup(devices[0].device_kind, len(devices), "tpu")
     prepared = study.prepare(_for_this_machine(config))
     console = Console(width=None if Console().is_terminal else 150)
-    compiler = Compiler(mesh, chips, config.aot.compilations, lambda line: console.print(line, soft_wrap=True))
+    groups = len(devices) if config.model.batch_norm == "per_device" else 1
+    compiler = Compiler(mesh, chips, config.aot.compilations, lambda line: console.print(line, soft_wrap=True), groups)
     seed, found = config.seeds[0], []
     for strategy in prepared.strategies:
         if corpus := prepared.corpus_of(strategy):
@@ -302,15 +307,15 @@ def _table(strategy: str, steps: list[Step], chips: Hardware) -> Table:
     table = Table(title=f"{strategy}: a step on {chips.count} x {chips.kind}", title_justify="left")
     table.add_column("phase")
     for column in (
-        "images", "GFLOP", "XLA, a chip", "HBM MiB a chip", "arguments", "temporaries", "collectives", "MiB", "FLOP/byte",
-        "arithmetic ms", "HBM ms", "links ms", "fits", "largest batch",
+        "images", "GFLOP", "XLA's", "HBM MiB", "state", "between", "collectives", "MiB", "FLOP/byte", "FLOP ms", "HBM ms",
+        "links ms", "fits", "largest",
     ):  # fmt: skip
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=column in ("collectives", "largest"))
     for each in steps:
         compiled, memory = each.compiled, each.compiled.memory
         totals = each.totals()
         table.add_row(
-            each.phase,
+            f"{each.phase}: {each.function}",
             f"{each.batch_size:,}",
             number(each.model_flops / 1e9),
             number(compiled.flops / 1e9) if memory else "-",
@@ -339,7 +344,7 @@ def _batch(largest: Largest | None) -> str:
         return "-"
     if not largest.batch_size:
         return f"below {largest.refused:,}"
-    above = f"\n{largest.refused:,} does not" if largest.refused else "\nor more"
+    above = f"\n< {largest.refused:,}" if largest.refused else "\nor more"
     return f"{largest.batch_size:,}{above}"
 
 
@@ -348,9 +353,10 @@ def _words(config: Any, chips: Hardware, steps: list[Step]) -> str:
     capacity = f"{_mib(chips.memory_bytes)} MiB of HBM" if chips.memory_bytes else "HBM of unknown size"
     lines = [
         f"{config.aot.topology}: {capacity} a chip, of which the compiler keeps a little for itself. GFLOP: of the step's "
-        "matrix products over all chips, a multiply-accumulate is 2; by XLA: all operations of one chip, the bodies of loops "
-        "once. A step takes at least the time marked *: the longest of arithmetic, HBM and links between chips, each alone "
-        "and at its published best."
+        "matrix products over all chips, a multiply-accumulate is 2; XLA's: of all operations of one chip, the bodies of "
+        "loops once. HBM of one chip: the state and what else a step is given, and what lives between. A step takes at least "
+        "the time marked *: the longest of arithmetic, HBM and links between chips, each alone and at its published best. "
+        "Largest: the largest batch over all chips that was compiled and fits; after < the smallest found that does not."
     ]
     if unknown := sorted({each.phase for each in steps if each.compiled.unknown_loops}):
         lines.append(f"Loops whose trips the compiler could not tell are counted once in {', '.join(unknown)}.")

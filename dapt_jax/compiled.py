@@ -143,20 +143,33 @@ def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return _array(leaf.shape, leaf.dtype, sharding)
 
 
-def for_tpus(run: Run, chips: int) -> Run:
-    """A run as TPUs would have it: what depends on the kind and the number of devices is theirs, not this machine's."""
-    caching = dataclasses.replace(
-        run.caching, flops_per_byte=run.caching.flops_per_byte or float(FLOPS_PER_BYTE["tpu"])
-    )
-    return dataclasses.replace(run, caching=caching)
+def for_tpus(run: Run, norm_groups: int = 1) -> Run:
+    """A run as TPUs would have it: what depends on the kind and the number of devices is theirs, not this machine's.
+
+    Args:
+        run: as this machine would have it.
+        norm_groups: into which batch norm that trains cuts a batch: see `PhaseProgram`.
+    """
+    least = run.caching.flops_per_byte or float(FLOPS_PER_BYTE["tpu"])
+    programs = tuple(dataclasses.replace(program, norm_groups=norm_groups) for program in run.programs)
+    return dataclasses.replace(run, caching=dataclasses.replace(run.caching, flops_per_byte=least), programs=programs)
+
+
+def lower(run: Run, place: int, mesh: Mesh) -> Any:
+    """The program of a phase as an accelerator gets it, before it is compiled; a machine's own backend does not matter."""
+    function = phase_function(run, place)
+
+    def step(*values: Any) -> Any:  # a function of its own, which JAX has not traced for this machine
+        return function(*values)
+
+    with ops.formulation("lax"):
+        arguments = abstract_arguments(run, place, mesh)
+        return parallel.jit_step(step, *arguments, mesh=mesh).lower(*arguments)
 
 
 def compile_phase(run: Run, place: int, mesh: Mesh) -> Compiled:
     """Compiles a phase of a run for the devices of a mesh."""
-    with ops.formulation("lax"):
-        arguments = abstract_arguments(run, place, mesh)
-        step = parallel.jit_step(phase_function(run, place), *arguments, mesh=mesh)
-        lowered = step.lower(*arguments)
+    lowered = lower(run, place, mesh)
     start = time.monotonic()
     try:
         compiled = lowered.compile()

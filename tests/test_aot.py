@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 
 from dapt_jax import aot, compiled, parallel, topology
 from dapt_jax.compiled import Compiled, Memory
+from dapt_jax.cost import hardware
 from dapt_jax.cost.ledger import Ledger
 from dapt_jax.errors import UserError
+from dapt_jax.progress import Reporter
 from dapt_jax.training import loop
 from dapt_jax.training.caching import Caching
+from dapt_jax.training.feature_files import Files
+from dapt_jax.training.features import Store
 from dapt_jax.training.run import Tools
 from tests import tiny
 from tests.command import ROOT
@@ -41,7 +45,7 @@ def tiny_run(function):
 
 
 @pytest.mark.parametrize("function", RUNS)
-def test_a_phase_is_compiled_as_a_run_compiles_it(function, tmp_path, make_tools):
+def test_a_phase_is_compiled_as_a_run_compiles_it(function, tmp_path):
     run, called = tiny_run(function), []
 
     class Watched(Tools):
@@ -49,10 +53,19 @@ def test_a_phase_is_compiled_as_a_run_compiles_it(function, tmp_path, make_tools
             called.append((function.__name__, shapes_of(arguments)))
             return super().compiled(key, function, *arguments)
 
-    tools = make_tools(Watched, tmp_path)
+    files = Files(tmp_path / "cache", 1 << 28, print)
+    tools = Watched(
+        folder=None,
+        every_s=1e9,
+        ledger=Ledger(tmp_path / "ledger.jsonl"),
+        store=Store(1 << 28, files),
+        mesh=parallel.make_mesh(),
+        hardware=hardware.describe(),
+        reporter=Reporter(1, quiet=True),
+    )
     params, stats = run.programs[0].model.init(0)
     loop.train(run, params, stats, tools)
-    with_shapes = compiled.abstract_arguments(run, 0, parallel.local_mesh())
+    with_shapes = compiled.abstract_arguments(run, 0, parallel.make_mesh())
     assert called == [(function, shapes_of(with_shapes))]
     assert compiled.phase_function(run, 0).__name__ == function
 
@@ -65,12 +78,12 @@ def shapes_of(arguments):
 
 
 def test_a_step_for_a_tpu_has_a_tpu_s_convolutions_on_a_machine_without_one():
-    run, mesh = tiny_run("train_step"), parallel.local_mesh()
+    run, mesh = tiny_run("train_step"), parallel.make_mesh()
+    arguments = compiled.abstract_arguments(run, 0, mesh)
+    here = parallel.jit_step(run.programs[0].train_step, *arguments, mesh=mesh).lower(*arguments).as_text()
     text = compiled.lower(run, 0, mesh).as_text()
     # Three forward, their three weight gradients, and the two input gradients that anything needs.
     assert text.count("stablehlo.convolution") == 3 + 3 + 2
-    arguments = compiled.abstract_arguments(run, 0, mesh)
-    here = parallel.jit_step(run.programs[0].train_step, *arguments, mesh=mesh).lower(*arguments).as_text()
     assert here.count("stablehlo.convolution") != text.count("stablehlo.convolution")
 
 
@@ -173,7 +186,9 @@ def test_without_libtpu_the_line_says_how_to_get_it(refused, monkeypatch):
     refused(f"--config={config}", "--config.mode=aot", words=("'nowhere/libtpu.so', which is no file", topology.LIBTPU))
     monkeypatch.delenv("TPU_LIBRARY_PATH")
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
-    refused(f"--config={config}", "--config.mode=aot", words=("libtpu, which is not installed", "pip install --no-deps"))
+    refused(
+        f"--config={config}", "--config.mode=aot", words=("libtpu, which is not installed", "pip install --no-deps")
+    )
 
 
 # ---- eight chips --------------------------------------------------------------------------------------------------
