@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -27,6 +28,8 @@ from dapt_jax.training.features import Store
 from dapt_jax.training.run import Tools
 from tests import tiny
 from tests.command import ROOT
+
+pytestmark = pytest.mark.timeout(1800)  # the first test that needs them waits for all compilations
 
 # ---- what is compiled ---------------------------------------------------------------------------------------------
 
@@ -224,22 +227,29 @@ def steps(libtpu, tmp_path_factory):
     """The figures of each model's steps by strategy and phase, and those of full DAPT with its state spread."""
     config = ROOT / "tests" / "configs" / "aot.py"
     wanted = {
-        # Without the cache, a partial step runs its frozen prefix; with it, it starts from what has been kept.
+        # With its cache, a partial step starts from what has been kept; without it, it runs its frozen prefix.
+        "vit_base": (f"{config}:vit_base", "--config.strategies=partial,hybrid"),
         "resnet50": (f"{config}:resnet50", "--config.cache.mode=off"),
-        "vit_base": (f"{config}:vit_base",),
         "spread": (f"{config}:resnet50", "--config.parallel.fsdp=8", "--config.strategies=full"),
     }
-    found = {}
-    for names in (("resnet50", "vit_base"), ("spread",)):
-        folders = {name: tmp_path_factory.mktemp(name) for name in names}
-        running = {name: start(libtpu, wanted[name][0], folders[name], *wanted[name][1:]) for name in names}
-        for name, process in running.items():
-            made = figures(process, folders[name])
-            found[name] = {f"{each['strategy']}/{each['phase']}": each for each in made["steps"]}
-    return found
+    folders = {name: tmp_path_factory.mktemp(name) for name in wanted}
+
+    def made(name):
+        found = figures(start(libtpu, wanted[name][0], folders[name], *wanted[name][1:]), folders[name])
+        return {f"{each['strategy']}/{each['phase']}": each for each in found["steps"]}
+
+    with ThreadPoolExecutor(2) as pool:  # a compilation keeps one core busy
+        return dict(zip(wanted, pool.map(made, wanted), strict=True))
+
+
+def full_of(steps, model):
+    """The step that trains all: the transformer's, which takes longest to compile, is that of hybrid."""
+    return steps[model]["full/full" if "full/full" in steps[model] else "hybrid/full"]
 
 
 MODELS = ("resnet50", "vit_base")
+POSITIONS = 4 * 197 * 768
+"""Bytes of the position embeddings of `vit_base`."""
 
 
 def bytes_by_kind(step):
@@ -251,18 +261,20 @@ def test_the_gradients_of_what_trains_are_reduced_and_nothing_else_is_said(steps
     for step in steps[model].values():
         said = bytes_by_kind(step)
         assert set(said) == {"all-reduce"}  # with whole copies on every chip nothing is gathered
-        # Beside the gradients, the sums of losses and of weights: a few numbers.
-        assert step["trainable"] <= said["all-reduce"] <= step["trainable"] + 64
+        # Beside the gradients, the sums of losses and of weights: a few numbers. The gradient of position embeddings is
+        # reduced at the size to which the images' own grid has them resized.
+        resized = POSITIONS if step["trainable"] > step["frozen"] and model == "vit_base" else 0
+        assert step["trainable"] - resized <= said["all-reduce"] <= step["trainable"] + 64
     assert steps[model]["partial/partial"]["frozen"] > 0
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_partial_computes_less_by_what_we_count(steps, model):
-    partial, full = steps[model]["partial/partial"], steps[model]["full/full"]
+    partial, full = steps[model]["partial/partial"], full_of(steps, model)
     counted = partial["model_flops"] / full["model_flops"]
     compiled = partial["compiled"]["flops"] / full["compiled"]["flops"]
     assert counted < 0.5
-    assert compiled == pytest.approx(counted, rel=0.15)  # elementwise operations are counted by XLA alone
+    assert compiled == pytest.approx(counted, rel=0.02)  # elementwise operations are counted by XLA alone
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -271,20 +283,19 @@ def test_a_chip_holds_a_state_of_what_we_count(steps, model):
         # Parameters, and two moments of those that train; a batch's images, or what is cached of a frozen prefix.
         state = step["frozen"] + 3 * step["trainable"]
         given = step["compiled"]["memory"]["arguments"]
-        assert state <= given <= 1.02 * state + 2**20 * (40 if step["function"].startswith("cached") else 1)
-    partial, full = steps[model]["partial/partial"], steps[model]["full/full"]
+        assert state <= given <= 1.02 * state + 2**20 * (8 if step["function"].startswith("cached") else 1)
+    partial, full = steps[model]["partial/partial"], full_of(steps, model)
     assert partial["compiled"]["needed"] < full["compiled"]["needed"]
     assert partial["compiled"]["memory"]["temporaries"] < full["compiled"]["memory"]["temporaries"]
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_hybrid_is_partial_and_then_full(steps, model):
-    for phase in ("partial", "full"):
-        hybrid, alone = steps[model][f"hybrid/{phase}"], steps[model][f"{phase}/{phase}"]
-        assert hybrid["function"] == alone["function"]
-        assert hybrid["model_flops"] == alone["model_flops"]
-        assert bytes_by_kind(hybrid) == bytes_by_kind(alone)
-        assert hybrid["compiled"]["needed"] == pytest.approx(alone["compiled"]["needed"], rel=0.02)
+@pytest.mark.parametrize(("model", "phase"), [("resnet50", "partial"), ("resnet50", "full"), ("vit_base", "partial")])
+def test_hybrid_is_partial_and_then_full(steps, model, phase):
+    hybrid, alone = steps[model][f"hybrid/{phase}"], steps[model][f"{phase}/{phase}"]
+    assert hybrid["function"] == alone["function"]
+    assert hybrid["model_flops"] == alone["model_flops"]
+    assert bytes_by_kind(hybrid) == bytes_by_kind(alone)
+    assert hybrid["compiled"]["needed"] == pytest.approx(alone["compiled"]["needed"], rel=0.02)
 
 
 def test_a_state_that_is_spread_takes_an_eighth_of_each_chip_and_is_gathered(steps):
