@@ -191,3 +191,55 @@ def test_no_device_sends_more_than_twice_what_there_is_and_alone_reduces_for_not
         assert one.sent == 0
     both = Collective("all-gather", size, group, count).sent + Collective("reduce-scatter", size, group, count).sent
     assert Collective("all-reduce", size, group, count).sent == pytest.approx(both)
+
+
+LOOP = """\
+HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%body (carried: (f32[32], s32[])) -> (f32[32], s32[]) {
+  %carried = (f32[32]{0:T(128)}, s32[]{:T(128)}) parameter(0)
+  %step = s32[]{:T(128)} constant(STEP)
+  %x = f32[32]{0:T(128)} get-tuple-element(%carried), index=0
+  %i = s32[]{:T(128)} get-tuple-element(%carried), index=1
+  %next = s32[]{:T(128)} add(%i, %step)
+  %all-reduce = f32[32]{0:T(128)} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %tuple.1 = (f32[32]{0:T(128)}, s32[]{:T(128)}) tuple(%all-reduce, %next)
+}
+
+%condition (seen: (f32[32], s32[])) -> pred[] {
+  %limit = s32[]{:T(128)} LIMIT
+  %seen = (f32[32]{0:T(128)}, s32[]{:T(128)}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%seen), index=1
+  ROOT %less = pred[]{:T(512)} compare(%j, %limit), direction=LT
+}
+
+ENTRY %main (y: f32[32]) -> f32[32] {
+  %y = f32[32]{0:T(128)} parameter(0)
+  %start = s32[]{:T(128)} constant(START)
+  %copied = s32[]{:T(128)} copy(%start)
+  %tuple.2 = (f32[32]{0:T(128)}, s32[]{:T(128)}) tuple(%y, %copied)
+  %while = (f32[32]{0:T(128)}, s32[]{:T(128)}) while(%tuple.2), condition=%condition, body=%body
+  ROOT %out = f32[32]{0:T(128)} get-tuple-element(%while), index=0
+}
+"""
+
+
+@given(st.integers(-5, 20), st.integers(-5, 60), st.integers(1, 9))
+def test_the_trips_of_a_loop_are_those_of_its_counter(start, stop, step):
+    text = LOOP.replace("START", str(start)).replace("LIMIT", f"constant({stop})").replace("STEP", str(step))
+    program = Program.parse(text)
+    assert collectives.of_program(program) == [Collective("all-reduce", 32 * 4, 2, len(range(start, stop, step)))]
+    assert program.unknown_loops == 0
+
+
+def test_a_loop_to_a_limit_that_is_computed_counts_once_and_is_told():
+    text = LOOP.replace("START", "0").replace("LIMIT", "custom-call()").replace("STEP", "1")
+    program = Program.parse(text)
+    assert collectives.of_program(program) == [Collective("all-reduce", 32 * 4, 2, 1)]
+    assert program.unknown_loops == 1

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 _HEADER = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) (?:\(.*)?\{$")
-_NAMED = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = ")
+_NAMED = re.compile(r"^\s+(?P<root>ROOT )?%?(?P<name>[\w.-]+) = ")
 _ARRAY = re.compile(r"(?P<type>[a-z]+\d*\w*)\[(?P<sizes>[\d,<= ]*)\](?:\{(?P<layout>[^{}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _REFERENCE = re.compile(r"%([\w.-]+)")
@@ -53,6 +53,7 @@ class Instruction:
         operands: names of its operands.
         attributes: the rest of its line.
         arguments: what is between its brackets, as it stands.
+        is_root: whether its computation returns it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Instruction:
     operands: tuple[str, ...]
     attributes: str
     arguments: str = ""
+    is_root: bool = False
 
     def called(self, key: str) -> list[str]:
         """Names of the computations under an attribute, such as `body` or `calls`."""
@@ -68,10 +70,10 @@ class Instruction:
         return [each.strip().lstrip("%") for each in (found[1] or found[2]).split(",")] if found else []
 
     @property
-    def trips(self) -> int | None:
-        """How often a loop's body runs; None where the compiler could not tell."""
-        found = _TRIPS.search(self.attributes)
-        return int(found[1]) if found else None
+    def index(self) -> int:
+        """Of what it takes out of a tuple."""
+        found = re.search(r"\bindex=(\d+)", self.attributes)
+        return int(found[1]) if found else -1
 
 
 Computation = Mapping[str, Instruction]
@@ -102,7 +104,7 @@ class Program:
         current: dict[str, Instruction] = {}
         for line in text.splitlines():
             if named := _NAMED.match(line):
-                current[named["name"]] = _instruction(named["name"], line[named.end() :])
+                current[named["name"]] = _instruction(named["name"], line[named.end() :], bool(named["root"]))
             elif header := _HEADER.match(line):
                 current = computations.setdefault(header["name"], {})
                 entry = header["name"] if header["entry"] else entry
@@ -111,7 +113,7 @@ class Program:
     def run(self) -> Iterator[tuple[Instruction, Computation, int]]:
         """Every instruction that runs, the computation that it is in, and how often; those inside fusions are not told.
 
-        The body of a loop whose trips the compiler could not tell counts once, and so does every branch.
+        The body of a loop whose trips cannot be told counts once, and so does every branch.
         """
         yield from self._walk(self.entry, 1)
 
@@ -120,7 +122,8 @@ class Program:
         for each in computation.values():
             yield each, computation, times
             if each.opcode == "while":
-                inside = times * (1 if each.trips is None else each.trips)
+                trips = self.trips(each, computation)
+                inside = times * (1 if trips is None else trips)
                 for part in (*each.called("body"), *each.called("condition")):
                     yield from self._walk(part, inside)
             elif each.opcode in ("call", "conditional"):
@@ -138,8 +141,30 @@ class Program:
 
     @property
     def unknown_loops(self) -> int:
-        """Loops that run whose trips the compiler could not tell."""
-        return sum(each.opcode == "while" and each.trips is None for each, _, _ in self.run())
+        """Loops that run whose trips cannot be told."""
+        return sum(each.opcode == "while" and self.trips(each, where) is None for each, where, _ in self.run())
+
+    def trips(self, loop: Instruction, computation: Computation) -> int | None:
+        """How often a loop's body runs; None where that cannot be told.
+
+        XLA:CPU says it. Of what a TPU's compiler leaves, a counter is read: it starts from a constant, a constant is added to
+        it, and it is compared with one.
+        """
+        if said := _TRIPS.search(loop.attributes):
+            return int(said[1])
+        condition = self.computations[loop.called("condition")[0]]
+        compared = _root(condition)
+        if compared.opcode != "compare" or "direction=LT" not in compared.attributes:
+            return None
+        counter, limit = (condition.get(name) for name in compared.operands)
+        if counter is None or limit is None or counter.opcode != "get-tuple-element":
+            return None
+        body = self.computations[loop.called("body")[0]]
+        start = _constant(computation, computation[loop.operands[0]].operands[counter.index])
+        stop, step = _constant(condition, limit.name), _added(body, counter.index)
+        if start is None or stop is None or step is None:
+            return None
+        return max(0, -(-(stop - start) // step))
 
     @functools.cached_property
     def memory_bytes(self) -> int:
@@ -183,11 +208,35 @@ class Program:
         return whole
 
 
+def _root(computation: Computation) -> Instruction:
+    return next(each for each in computation.values() if each.is_root)
+
+
+def _constant(computation: Computation, name: str) -> int | None:
+    """The value of an instruction that is a whole number."""
+    each = computation.get(name)
+    while each is not None and each.opcode in ("copy", "bitcast", "convert"):
+        each = computation.get(each.operands[0])
+    is_whole = each is not None and each.opcode == "constant" and re.fullmatch(r"-?\d+", each.arguments)
+    return int(each.arguments) if each is not None and is_whole else None
+
+
+def _added(body: Computation, index: int) -> int | None:
+    """The positive constant that a loop's body adds to an element of what it carries."""
+    carried = _root(body)
+    each = body.get(carried.operands[index]) if carried.opcode == "tuple" else None
+    if each is None or each.opcode != "add":
+        return None
+    before = [body[name] for name in each.operands if name in body and body[name].index == index]
+    steps = [step for name in each.operands if (step := _constant(body, name)) is not None]
+    return steps[0] if before and steps and steps[0] > 0 else None
+
+
 def _results(computation: Computation, name: str) -> tuple[Array, ...]:
     return computation[name].results if name in computation else ()
 
 
-def _instruction(name: str, rest: str) -> Instruction:
+def _instruction(name: str, rest: str, is_root: bool) -> Instruction:
     """Reads a line from its shape on."""
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()
@@ -196,7 +245,7 @@ def _instruction(name: str, rest: str) -> Instruction:
     arguments = rest[opening + 1 : closing]
     arrays = tuple(_array(found) for found in _ARRAY.finditer(shape))
     operands = tuple(_REFERENCE.findall(arguments))
-    return Instruction(name, rest[:opening].strip(), arrays, operands, rest[closing + 1 :], arguments)
+    return Instruction(name, rest[:opening].strip(), arrays, operands, rest[closing + 1 :], arguments, is_root)
 
 
 def _array(found: re.Match[str]) -> Array:
