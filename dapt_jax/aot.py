@@ -17,6 +17,7 @@ from dapt_jax.adapt import dapt_run
 from dapt_jax.compiled import Compiled, abstract_arguments, compile_phase, for_tpus, phase_function
 from dapt_jax.cost import collectives, hardware
 from dapt_jax.cost.hardware import Hardware
+from dapt_jax.errors import UserError
 from dapt_jax.report.tables import number
 from dapt_jax.training import accounting, freezing
 from dapt_jax.training.run import Run
@@ -196,7 +197,6 @@ class Compiler:
 
     def steps(self, run: Run) -> Iterator[Step]:
         """A step of each phase of a run."""
-        parallel.check_batch(run.batch_size, run.programs[0].parts, self._mesh.size)
         run = for_tpus(run, self._norm_groups)
         for place, program in enumerate(run.programs):
             yield self._step(run, place, program)
@@ -257,11 +257,17 @@ def show(config: Any, workdir: Path | None) -> None:
     """Compiles every strategy's phases, prints a table of each, and writes `aot.json` into the workdir if there is one.
 
     Raises:
-        UserError: no such topology, or a batch that does not divide among its chips.
+        UserError: no such topology, a batch that does not divide among its chips, or nothing that adapts.
     """
+    # JAX cannot read back what it keeps of programs for devices that are not there.
+    jax.config.update("jax_enable_compilation_cache", False)
     devices = topology.devices(config.aot.topology)
     mesh = parallel.make_mesh(devices, config.parallel.fsdp)
     chips = hardware.lookup(devices[0].device_kind, len(devices), "tpu")
+    try:
+        parallel.check_batch(config.adapt.batch_size, config.adapt.accumulate, len(devices))
+    except UserError as error:
+        raise UserError(f"adapt.{error}") from error
     prepared = study.prepare(_for_this_machine(config))
     console = Console(width=None if Console().is_terminal else 150)
     groups = len(devices) if config.model.batch_norm == "per_device" else 1
@@ -272,6 +278,10 @@ def show(config: Any, workdir: Path | None) -> None:
             steps = list(compiler.steps(dapt_run(config, strategy, seed, corpus)))
             found += steps
             console.print(_table(strategy.name, steps, chips))
+    if not found:
+        raise UserError(
+            f"strategies {', '.join(config.strategies)}: none adapts, so there is no step; expected such as 'full'"
+        )
     console.print(_words(config, chips, found), soft_wrap=True)
     if workdir:
         jsonl.write_text(workdir / FILE, json.dumps(_figures(config, mesh, chips, found), indent=1) + "\n")

@@ -337,10 +337,19 @@ def test_the_largest_batch_fits_and_the_next_one_tried_does_not(libtpu, tmp_path
     assert largest["batch_size"] == pytest.approx(64 * 2**34 / needed, rel=0.5)
 
 
-def test_a_shape_that_libtpu_refuses(libtpu, tmp_path):
-    process = start(libtpu, ROOT / "tests" / "configs" / "aot.py", tmp_path, "--config.aot.topology=v5e:3x3")
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("aot.topology=v5e:3x3", "aot.topology is 'v5e:3x3', which libtpu refuses (Topology layout"),
+        ("adapt.batch_size=30", "adapt.batch_size 30 does not divide among 8 devices; 24 does"),
+        ("parallel.fsdp=3", "parallel.fsdp is 3, which does not divide 8 devices"),
+        ("strategies=none", "none adapts"),
+    ],
+)
+def test_what_the_chips_do_not_take_is_one_line(libtpu, tmp_path, flag, words):
+    process = start(libtpu, ROOT / "tests" / "configs" / "aot.py", tmp_path, f"--config.{flag}")
     _, err = process.communicate()
     assert process.returncode == 2, err
-    assert err.startswith("error: aot.topology is 'v5e:3x3', which libtpu refuses (")
+    assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert "expected v5e:1x1 or v5e:2x2 or v5e:2x4" in err
+    assert words in err
