@@ -325,7 +325,7 @@ def _table(strategy: str, steps: list[Step], chips: Hardware) -> Table:
         compiled, memory = each.compiled, each.compiled.memory
         totals = each.totals()
         table.add_row(
-            f"{each.phase}: {each.function}",
+            f"{each.phase}\n{each.function}",
             f"{each.batch_size:,}",
             number(each.model_flops / 1e9),
             number(compiled.flops / 1e9) if memory else "-",
