@@ -176,7 +176,7 @@ def compile_phase(run: Run, place: int, mesh: Mesh) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        needed, available = _exhausted(str(error))
+        needed, available = exhausted(str(error))
         return Compiled(time.monotonic() - start, mesh.size, needed, available)
     seconds = time.monotonic() - start
     said = compiled.memory_analysis()
@@ -203,10 +203,11 @@ def compile_phase(run: Run, place: int, mesh: Mesh) -> Compiled:
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def _exhausted(message: str) -> tuple[int, int]:
+def exhausted(message: str) -> tuple[int, int]:
     """Bytes needed and available, as the compiler's refusal says them; 0 where it does not."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message)
+    size = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"\({size}\) exceeds available HBM \({size}\)|Used {size} of {size}", message)
     if not found:
         return 0, 0
-    used, used_unit, most, most_unit = found.groups()
+    used, used_unit, most, most_unit = (part for part in found.groups() if part is not None)
     return int(float(used) * _UNITS[used_unit]), int(float(most) * _UNITS[most_unit])

@@ -102,6 +102,19 @@ def test_whether_a_prefix_is_kept_on_disk_is_decided_for_a_tpu():
     assert compiled.for_tpus(told, 8).cache_decision(told.programs[0]).place == "disk"
 
 
+@pytest.mark.parametrize(
+    ("message", "needed", "available"),
+    [
+        ("total memory required for HLO temporaries (187.96G) exceeds available HBM (15.75G).", 187.96, 15.75),
+        ("Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded by 4.75G.", 20.5, 15.75),
+        ("Ran out of memory in memory space hbm. Used 16385M of 15.75G hbm.", 16385 / 1024, 15.75),
+        ("out of memory", 0, 0),
+    ],
+)
+def test_what_a_compiler_refuses_is_read_off_its_message(message, needed, available):
+    assert compiled.exhausted(f"RESOURCE_EXHAUSTED: {message}") == (int(needed * 2**30), int(available * 2**30))
+
+
 # ---- the largest batch --------------------------------------------------------------------------------------------
 
 

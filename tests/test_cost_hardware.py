@@ -120,3 +120,14 @@ def test_utilisation():
     assert utilisation(275e12 * 4, 2.0, v4) == pytest.approx(0.5)
     assert utilisation(1.0, 0.0, v4) is None
     assert utilisation(1.0, 1.0, 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "gibibytes", "links"),
+    [("TPU v4", 32, 300), ("TPU v5 lite", 16, 200), ("TPU v5", 95, 600), ("TPU v6 lite", 32, 400)],
+)
+def test_memory_and_links_of_tpus_are_published_ones(kind, gibibytes, links):
+    found = lookup(kind, 8, "tpu")
+    assert found.memory_bytes == gibibytes * 2**30
+    assert found.interconnect == pytest.approx(links * 1e9)
+    assert lookup("NVIDIA L4", 1, "gpu").interconnect is None
