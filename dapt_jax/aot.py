@@ -128,7 +128,7 @@ def largest_batch(
     known: dict[int, int] = {}
     low, high = 0, 0
     most = max(MOST_IMAGES // unit, 1) * unit
-    place, is_halving = first, True
+    place, looks_between = first, 0
     while True:
         compiled = measure(place)
         known[place] = compiled.needed
@@ -137,7 +137,8 @@ def largest_batch(
         spent = len(known) - 1
         if spent >= compilations or low >= most or (high and high - low <= unit):
             return Largest(low, high, spent)
-        is_halving = high > 0 and not is_halving
+        looks_between += high > 0
+        is_halving = looks_between > 0 and looks_between % 2 == 0
         looked = (low + high) / 2 if is_halving else _meeting(known, capacity, otherwise=4 * low or high / 4)
         place = min(max(int(looked) // unit * unit, low + unit), high - unit if high else most)
 
