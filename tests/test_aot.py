@@ -345,9 +345,9 @@ def test_the_largest_batch_fits_and_the_next_one_tried_does_not(libtpu, tmp_path
     assert step["fits"]
     assert largest["compilations"] <= 5
     assert 64 < largest["batch_size"] < largest["refused"] <= 1.1 * largest["batch_size"]
-    # One chip says nothing to anybody; a batch grows about as what it needs does.
-    assert not step["compiled"]["collectives"]
-    assert largest["batch_size"] == pytest.approx(64 * 2**34 / needed, rel=0.5)
+    assert not step["compiled"]["collectives"]  # one chip has nobody to talk to
+    # Some of what 64 images need does not grow with them, and an image takes its pixels at least.
+    assert 0.9 * 64 * 2**34 / needed < largest["batch_size"] < 2**34 / (3 * 224**2)
 
 
 @pytest.mark.parametrize(
