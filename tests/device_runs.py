@@ -13,7 +13,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-RUNS = ("head-cached", "full", "partial", "partial-cached", "hybrid", "hybrid-cached", "norm", "accumulated", "uneven")
+RUNS = (
+    "head-cached",
+    "full",
+    "partial",
+    "partial-cached",
+    "hybrid",
+    "hybrid-cached",
+    "norm",
+    "ghost",
+    "accumulated",
+    "uneven",
+)
 """Strategies, from images and from cached activations, each over a mask switch where there is one."""
 
 
@@ -25,7 +36,9 @@ def runs(name):
 
     head = Phase("head", 4, ("head",), 5e-3, augment=False)
     partial = Phase("partial", 13, ("stage3", "head"), 5e-3, augment=False)
-    full = Phase("full", 13, ("*",), 5e-3, norm="train" if name == "norm" else "frozen", augment="cached" not in name)
+    full = Phase(
+        "full", 13, ("*",), 5e-3, norm="train" if name in ("norm", "ghost") else "frozen", augment="cached" not in name
+    )
     phases = {
         "head": (dataclasses.replace(head, epochs=26),),
         "full": (full, dataclasses.replace(full, name="more")),
@@ -37,13 +50,14 @@ def runs(name):
     return tiny.make_run(
         phases, encoder=tiny.encoder(), data=data, cache="on" if "cached" in name else "off",
         augment=Augment("dihedral", 0.1), optimizer=Optimizer(clip=1.0, ema=0.9, eps=1e-4),
-        parts=2 if name == "accumulated" else 1, batch_size=16 if is_twice else 8,
+        parts=2 if name == "accumulated" else 1, norm_groups=4 if name == "ghost" else 1, batch_size=16 if is_twice else 8,
     )  # fmt: skip
 
 
 def train(name, mesh, fsdp):
     from dapt_jax import parallel
-    from dapt_jax.cost import hardware
+    from dapt_jax.cost import collectives, hardware
+    from dapt_jax.cost.hlo import Program
     from dapt_jax.cost.ledger import Ledger
     from dapt_jax.progress import Reporter
     from dapt_jax.training import loop
@@ -59,6 +73,9 @@ def train(name, mesh, fsdp):
         )  # fmt: skip
         trained, stats = loop.train(run, params, stats, tools)
         rows = tools.ledger.rows()
+    sent = [
+        collectives.totals(collectives.of_program(Program.parse(each.as_text()))) for each in tools.executables.values()
+    ]
     import jax
     import numpy as np
 
@@ -70,6 +87,8 @@ def train(name, mesh, fsdp):
         "name": name, "devices": mesh.size, "fsdp": fsdp, "processes": jax.process_count(), "split": split, "total": total,
         "steps": sum(row.steps for row in rows), "images": sum(row.images for row in rows),
         "flops": sum(row.model_flops for row in rows), **watched,
+        "sent": [{total.kind: total.bytes for total in of_one} for of_one in sent],
+        "trained": list(dict.fromkeys(4 * row.trainable_params for row in rows)),
     }  # fmt: skip
 
 

@@ -142,6 +142,10 @@ def kill_at_random(workdir, kills, start):
             time.sleep(draw.uniform(0, 0.3) if moment > 0 else draw.uniform(0, 6))
             victim = draw.choice(running)
             victim.send_signal(signal.SIGKILL)
+            if moment <= 0:  # one that still waits for the victim to come would do so for minutes: a launcher ends it
+                time.sleep(1)
+                for process in running:
+                    process.kill()
             for process in running:
                 process.wait(60)
             assert victim.returncode == -signal.SIGKILL

@@ -77,6 +77,26 @@ def test_losses_and_weights_do_not_depend_on_devices_and_processes(found):
     assert len({tuple(np.round(found[1, 1, 1, name]["loss"], 4)) for name in RUNS}) >= 7
 
 
+def test_only_the_gradients_of_what_trains_are_sent(found):
+    """Of each compiled program: bytes all-reduced are those of the trained parameters, and three numbers of four bytes.
+
+    They are the weight of the batch, its loss, and both again for the epoch, of which one is the same. Batch norm that trains
+    adds mean and variance of its 18 channels; a batch in parts sends the gradient of each.
+    """
+    for (*layout, name), run in found.items():
+        if layout != [8, 1, 1]:
+            continue
+        steps = [4 if name.endswith("cached") and trained == 108 else 1 for trained in run["trained"]]  # of one program
+        norms = 2 * 18 * 4 if name in ("norm", "ghost") else 0
+        for sent, trained, times in zip(run["sent"], run["trained"], steps, strict=True):
+            expected = 2 * trained + 16 if name == "accumulated" else times * (trained + 12)
+            expected += norms if trained == max(run["trained"]) else 0
+            assert sent == {"all-reduce": expected}, (name, run["sent"], run["trained"])
+        assert run["trained"] == sorted(run["trained"])
+    spread = found[8, 4, 1, "hybrid"]["sent"]
+    assert all(each["all-gather"] > 0 for each in spread)
+
+
 def test_a_batch_in_parts_is_the_batch(found):
     """Twice the batch in two parts gives the losses of twice the batch in one; frozen batch norm sees no batch."""
 

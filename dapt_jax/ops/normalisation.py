@@ -19,8 +19,8 @@ _groups: contextvars.ContextVar[int] = contextvars.ContextVar("batch_norm_groups
 def batch_norm_groups(number: int) -> Iterator[None]:
     """Cuts every batch that is normalised inside into equal runs of examples, each with statistics of its own.
 
-    With as many as there are devices these are the statistics of every device's own examples, and nothing is sent between
-    devices for them; Hoffer et al., arXiv 1705.08741, call it ghost batch norm. Has its effect while a function is traced.
+    With as many as there are devices these are the statistics of every device's own examples, and no device waits for another
+    to normalise; Hoffer et al., arXiv 1705.08741, call it ghost batch norm. Has its effect while a function is traced.
     """
     token = _groups.set(number)
     try:
