@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from dapt_jax import jsonl, ops, parallel, study, topology
+from dapt_jax import jsonl, ops, parallel, prepared, topology
 from dapt_jax.adapt import dapt_run
 from dapt_jax.compiled import Compiled, abstract_arguments, compile_phase, for_tpus, phase_function
 from dapt_jax.cost import collectives, hardware
@@ -269,13 +269,13 @@ def show(config: Any, workdir: Path | None) -> None:
         parallel.check_batch(config.adapt.batch_size, config.adapt.accumulate, len(devices))
     except UserError as error:
         raise UserError(f"adapt.{error}") from error
-    prepared = study.prepare(_for_this_machine(config))
+    ready = prepared.prepare(_for_this_machine(config))
     console = Console(width=None if Console().is_terminal else 150)
     groups = len(devices) if config.model.batch_norm == "per_device" else 1
     compiler = Compiler(mesh, chips, config.aot.compilations, lambda line: console.print(line, soft_wrap=True), groups)
     seed, found = config.seeds[0], []
-    for strategy in prepared.strategies:
-        if corpus := prepared.corpus_of(strategy):
+    for strategy in ready.strategies:
+        if corpus := ready.corpus_of(strategy):
             steps = list(compiler.steps(dapt_run(config, strategy, seed, corpus)))
             found += steps
             console.print(_table(strategy.name, steps, chips))

@@ -97,10 +97,10 @@ def _dispatch(config: Any, workdir: Path | None) -> None:
         return
     if config.mode == "plan":
         set_up_jax()
-        from dapt_jax import plan, study
+        from dapt_jax import plan, prepared
 
-        prepared = study.prepare(config)
-        plan.show(config, list(prepared.strategies), prepared.corpora, list(prepared.tasks))
+        ready = prepared.prepare(config)
+        plan.show(config, list(ready.strategies), ready.corpora, list(ready.tasks))
         return
     if config.mode == "aot":
         from dapt_jax import topology

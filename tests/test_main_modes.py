@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dapt_jax import arguments, plan, strategies, study
+from dapt_jax import adapt, arguments, plan, prepared, strategies, study
 from dapt_jax.data import phantoms
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
@@ -30,12 +30,12 @@ PARTS = ("compile_s", "train_s", "data_s", "eval_s", "checkpoint_s", "cache_s")
 def planned():
     """FLOPs per arm as planned before anything has run."""
     config, _ = arguments.parse(small())
-    prepared = study.prepare(config)
+    ready = prepared.prepare(config)
     found = {}
-    for strategy in prepared.strategies:
+    for strategy in ready.strategies:
         for seed in config.seeds:
-            dapt = plan.dapt_flops(config, strategy, seed, prepared.corpus_of(strategy))
-            (task,) = prepared.tasks
+            dapt = plan.dapt_flops(config, strategy, seed, ready.corpus_of(strategy))
+            (task,) = ready.tasks
             found[strategy.name, seed] = {"dapt": dapt, **plan.transfer_flops(config, task, strategy, seed)}
     return found
 
@@ -126,14 +126,14 @@ def test_the_ledger_holds_what_was_planned(finished, planned):
 
 def test_the_phases_hold_what_was_planned(finished):
     config, _ = arguments.parse(small())
-    prepared = study.prepare(config)
+    ready = prepared.prepare(config)
     ledger = {
         (row["strategy"], row["phase"]): row
         for row in rows(finished / "ledger.jsonl")
         if row["stage"] == "dapt" and row["seed"] == 0
     }
-    for strategy in prepared.strategies[1:]:
-        for phase in plan.of_run(study.dapt_run(config, strategy, 0, prepared.corpus_of(strategy))):
+    for strategy in ready.strategies[1:]:
+        for phase in plan.of_run(adapt.dapt_run(config, strategy, 0, ready.corpus_of(strategy))):
             row = ledger[strategy.name, phase.name]
             assert row["model_flops"] + row["reused_flops"] == phase.flops
             told = (row["steps"], row["images"], row["trainable_params"], row["total_params"])

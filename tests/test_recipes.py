@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dapt_jax import arguments, checks, plan, segmentation, study
+from dapt_jax import arguments, checks, plan, prepared, segmentation
 from dapt_jax.adapt import objective_for
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
@@ -121,8 +121,8 @@ def test_the_classification_recipe_runs_on_files_in_the_layout_of_shenzhen(tmp_p
     assert [set(point) >= {"val_loss", "val_auc"} for point in ledger["curve"]] == [True] * 3
     assert ledger["images"] == 3 * 18  # 30 less a third, less an eighth
     config, _ = arguments.parse(chosen)
-    prepared = study.prepare(config)
-    planned = plan.transfer_flops(config, prepared.tasks[0], prepared.strategies[0], 0)
+    ready = prepared.prepare(config)
+    planned = plan.transfer_flops(config, ready.tasks[0], ready.strategies[0], 0)
     assert ledger["model_flops"] == planned["finetune"]  # mixing costs none
 
 

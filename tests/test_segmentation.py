@@ -109,14 +109,14 @@ def test_cached_views_and_their_masks_are_those_that_are_drawn(tmp_path, place):
 
 def planned(flags):
     """Model FLOPs that the plan of a study names, over its strategies."""
-    from dapt_jax import arguments, plan, study
+    from dapt_jax import arguments, plan, prepared
 
     settings, _ = arguments.parse(flags)
-    prepared = study.prepare(settings)
+    ready = prepared.prepare(settings)
     return sum(
         sum(plan.transfer_flops(settings, task, strategy, seed).values())
-        for task in prepared.tasks
-        for strategy in prepared.strategies
+        for task in ready.tasks
+        for strategy in ready.strategies
         for seed in settings.seeds
     )
 
