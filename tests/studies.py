@@ -135,15 +135,20 @@ def kill_at_random(workdir, kills, start):
         flops = json.loads((workdir / status.STATUS).read_text())["flops"]
         return flops["done"] / max(flops["total"], 1)
 
+    def beaten(since):
+        return (workdir / status.STATUS).exists() and (workdir / status.STATUS).stat().st_mtime > since
+
     for moment in sorted(draw.uniform(-0.2, 0.9) for _ in range(kills)):
+        since = time.time()
         with start() as running:
             if moment > 0:
                 wait_until(lambda moment=moment: share() >= moment, running[0], f"at {moment:.0%} of the work")
             time.sleep(draw.uniform(0, 0.3) if moment > 0 else draw.uniform(0, 6))
             victim = draw.choice(running)
             victim.send_signal(signal.SIGKILL)
-            if moment <= 0:  # one that still waits for the victim to come would do so for minutes: a launcher ends it
-                time.sleep(1)
+            if not beaten(
+                since
+            ):  # one that still waits for the victim to come would do so for minutes: a launcher ends it
                 for process in running:
                     process.kill()
             for process in running:
