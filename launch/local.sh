@@ -101,8 +101,9 @@ for ((number = 0; ; number++)); do
   start "$@"
   ((code)) || exit 0
   [[ -n $asked ]] && exit "$code"
-  # 128 + SIGKILL and 128 + SIGTERM: by the kernel for want of memory, or by someone who did not wait.
-  ((code == RESTART_CODE || code == 137 || code == 143)) || exit "$code"
+  # 128 + SIGKILL and 128 + SIGTERM: by the kernel for want of memory, or by someone who did not wait; 128 + SIGABRT: by JAX, when
+  # another process is gone.
+  ((code == RESTART_CODE || code == 134 || code == 137 || code == 143)) || exit "$code"
   ((number < RESTARTS)) || fail "exit code $code after $number restarts: no more of them" "$code"
   say "exit code $code: starting again ($((number + 1)) of $RESTARTS)"
 done

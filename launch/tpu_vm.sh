@@ -195,7 +195,7 @@ study() {
         say "done"
         return
         ;;
-      75 | 137 | 143 | 255) ;;
+      75 | 134 | 137 | 143 | 255) ;;
       *) fail "the study ended with exit code $code; see '$0 tail'" "$code" ;;
     esac
     ((number < RESTARTS)) || fail "exit code $code after $number restarts: no more of them" "$code"

@@ -1,6 +1,10 @@
 """A study in several processes: the scores of one process, whoever is killed or told to stop, however many go on."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,9 +13,12 @@ from dapt_jax.preemption import RESTART_CODE
 from dapt_jax.watch import status
 from tests.command import rows
 from tests.studies import (
+    ROOT,
     assert_same_bits,
     complete,
     complete_together,
+    environment,
+    free_port,
     kill_at_random,
     skip_chaos,
     together,
@@ -82,6 +89,27 @@ def test_when_one_of_four_is_killed_all_end_and_a_restart_goes_on(tmp_path, alon
     assert any("another process of the study is gone; the same command goes on" in text for text in told)
     complete(tmp_path, cache, *SMALL)  # one is enough
     assert_same(tmp_path, alone)
+
+
+def test_the_launcher_ends_what_is_left_and_starts_all_again(tmp_path, alone, cache):
+    """`launch/local.sh` with two real processes, of which the first, which writes and by which they met, is killed."""
+    flags = [f"--config={ROOT}/tests/configs/tiny_study.py", f"--workdir={tmp_path / 'run'}", *SMALL]
+    beat = tmp_path / "run" / status.STATUS
+    launcher = subprocess.Popen(
+        ["bash", f"{ROOT}/launch/local.sh", "--processes=2", f"--port={free_port()}", "--", *flags],
+        env=environment(cache, PYTHON=sys.executable, GRACE_S="5"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: beat.exists() and json.loads(beat.read_text())["at"].get("phase") == "full", launcher)
+        os.kill(json.loads(beat.read_text())["pid"], signal.SIGKILL)
+        told = launcher.communicate(timeout=200)[1]
+    finally:
+        launcher.terminate()
+    assert launcher.returncode == 0, told
+    assert "starting again (1 of 100)" in told
+    assert "goes on from step" in told
+    assert_same(tmp_path / "run", alone)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.chaos)])
