@@ -151,6 +151,7 @@ def test_who_finds_whom(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert not processes.Group().is_several
     assert processes.Group("on").is_several
+    assert processes.Group("auto", "here:1", 4, 3).is_several
     assert not processes.Group("off", "here:1", 4, 3).is_several
     assert not processes.Group("auto", "here:1", 1, 0).is_several
     for name, one, two in (("SLURM_STEP_NUM_TASKS", "1", "2"), ("TPU_WORKER_HOSTNAMES", "a", "a,b")):
