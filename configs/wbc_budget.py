@@ -5,6 +5,7 @@
 The study of configs/wbc.py, with a budget: full, partial, hybrid and simplified DAPT share 50% of what full DAPT takes alone.
 Two rounds of successive halving by the robustness score, computed on 256 target images without their labels after each
 epoch; the winner gets what is left, and it alone goes to the target task. `none` runs beside them for comparison.
+An eighth of the budget has to bring an arm to its first score, so the phases are longer than those of configs/wbc.py.
 """
 
 from dapt_jax.config import default
@@ -28,8 +29,8 @@ def get_config():
             "external": {**wbc, "where": "source=dataset2", "crop": 180},
         }
     config.adapt.head_epochs = 10
-    config.adapt.epochs = 6
-    config.adapt.hybrid_epochs = 3
+    config.adapt.epochs = 24
+    config.adapt.hybrid_epochs = 12
     config.adapt.partial_groups = 3
     config.adapt.cut_after = "stage3/block2"
     config.adapt.lr = 1e-4

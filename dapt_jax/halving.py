@@ -22,7 +22,8 @@ from dapt_jax.strategies import Strategy, resolve
 from dapt_jax.training import loop
 from dapt_jax.training.run import Run, Tools
 from dapt_jax.transferability.registry import entry
-from dapt_jax.transferability.scorer import Scorer
+from dapt_jax.transferability.scorer import Plan, Scorer
+from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
 
 
@@ -39,19 +40,59 @@ class Outcome:
     epochs: int
 
 
-def affordable(run: Run, scorer: Scorer, flops: int) -> int:
+def affordable(run: Run, plan: Plan, flops: int) -> int:
     """Epochs of a run whose training and scoring fit a number of FLOPs."""
     most = 0
     for epochs in range(1, run.timeline.epochs + 1):
-        if run.flops(epochs) + scorer.plan.until(run, epochs) > flops:
+        if run.flops(epochs) + plan.until(run, epochs) > flops:
             break
         most = epochs
     return most
 
 
-def first_change(run: Run, scorer: Scorer) -> int:
+def first_change(plan: Plan) -> int:
     """Epochs until the first score: what an arm needs to be compared at all."""
-    return min(scorer.plan.epochs) + 1
+    return min(plan.epochs) + 1
+
+
+def rounds_of(arms: int) -> int:
+    """Rounds after which one arm is left."""
+    return max(1, math.ceil(math.log2(arms)))
+
+
+def check(
+    config: Any, strategies: Sequence[Strategy], seed: int, corpora: Mapping[str, Dataset], target: Dataset
+) -> None:
+    """Refuses a budget that does not bring one arm to its first score in the first round, and says which one would.
+
+    Args:
+        config: the study's, with `budget` and `select`.
+        strategies: that adapt.
+        seed: of all of them.
+        corpora: in-domain images, by name.
+        target: images that are scored.
+
+    Raises:
+        UserError: it does not.
+    """
+    settings = Settings.of(config)
+    assert settings is not None  # the config names a score
+    needed = {}
+    for strategy in strategies:
+        own = dapt_run(config, strategy, seed, corpora[strategy.corpus])
+        plan = Plan.of(settings, own, len(target))
+        epochs = first_change(plan)
+        needed[strategy.name] = own.flops(epochs) + plan.until(own, epochs)
+    full = full_flops(config, seed, corpora[""])
+    parts = rounds_of(len(needed)) * len(needed)
+    if int(int(config.budget * full) / parts) < min(needed.values()):
+        least, most = (
+            math.ceil(1000 * flops * parts / full + 1) / 1000 for flops in (min(needed.values()), max(needed.values()))
+        )
+        raise UserError(
+            f"a budget of {config.budget:g} of full DAPT brings none of {', '.join(needed)} to a first score; expected "
+            f"{least:g} or more ({most:g} for all of them), fewer strategies, more epochs, or a smaller score.every"
+        )
 
 
 def keep(scores: Mapping[str, float | None], higher_is_better: bool, number: int) -> list[str]:
@@ -92,9 +133,6 @@ def run(
         target: images that are scored.
         tools: what runs need.
         workdir: of the study.
-
-    Raises:
-        UserError: the budget does not bring two arms to their first score.
     """
     record = workdir / "checkpoints" / f"halving-seed{seed}.json"
     if processes.bring(record):
@@ -106,18 +144,13 @@ def run(
     watchers = {name: _scorer(config, runs[name], target, tools, folders[name], 0) for name in arms}
     total = int(config.budget * full_flops(config, seed, corpora[""]))
     alive, spent = list(arms), dict.fromkeys(arms, 0)
-    rounds = max(1, math.ceil(math.log2(len(alive))))
+    rounds = rounds_of(len(alive))
     history: list[dict[str, Any]] = []
     allowance = 0.0
     for number in range(rounds):
         allowance += total / rounds / len(alive)
-        until = {name: affordable(runs[name], watchers[name], int(allowance)) for name in alive}
-        able = [name for name in alive if until[name] >= first_change(runs[name], watchers[name])]
-        if not able:
-            raise UserError(
-                f"a budget of {config.budget:g} of full DAPT brings none of {', '.join(alive)} to a first score; "
-                "expected a larger budget, fewer strategies, or a smaller score.every"
-            )
+        until = {name: affordable(runs[name], watchers[name].plan, int(allowance)) for name in alive}
+        able = [name for name in alive if until[name] >= first_change(watchers[name].plan)]
         scores: dict[str, float | None] = {}
         for name in able:
             scorer = _advance(config, arms[name], runs[name], seed, target, tools, folders[name], until[name])
@@ -128,7 +161,7 @@ def run(
         tools.reporter.say(f"halving seed {seed}, round {number + 1}: {', '.join(alive)} of {len(until)} go on")
     winner = alive[0]
     left = total - sum(spent.values()) + spent[winner]
-    epochs = affordable(runs[winner], watchers[winner], left)
+    epochs = affordable(runs[winner], watchers[winner].plan, left)
     for name in arms:
         if name != winner:
             shutil.rmtree(folders[name], ignore_errors=True)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from dapt_jax import (
     checks,
+    halving,
     leaks,
     parallel,
     scoring,
@@ -88,6 +89,9 @@ def prepare(config: Any) -> Study:
         raise UserError(
             "budget is for strategies that adapt, compared by a score; expected select='robustness', or budget=0"
         )
+    if config.budget and (images := scoring.target(config, tasks)):
+        for seed in config.seeds:
+            halving.check(config, adapting, seed, corpora, images)
     for strategy in adapting:
         corpus = corpora[strategy.corpus]
         scoring.plan(config, strategy, config.seeds[0], corpus, scoring.target(config, tasks))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import numpy as np
 import pytest
@@ -95,6 +96,16 @@ def test_arms_within_a_budget_compete_and_one_is_left(tmp_path):
     assert run(*flags) == 0
     assert (folder / "results.jsonl").read_text() == before
     assert rows(folder / "ledger.jsonl") == ledger
+
+
+def test_a_budget_too_small_for_a_first_score_is_refused_with_the_one_that_is_enough(tmp_path, capsys):
+    flags = (f"--config={TINY}", *FLAGS, "--config.select=knn", "--config.mode=plan", "--config.adapt.head_epochs=2")
+    assert run(*flags, "--config.budget=0.01") == 2
+    line = capsys.readouterr().err
+    assert "a budget of 0.01 of full DAPT brings none of switching to a first score" in line
+    least = float(re.search(r"expected ([\d.]+) or more", line)[1])
+    assert run(*flags, f"--config.budget={least}") == 0
+    assert run(*flags, f"--config.budget={least - 0.003}") == 2
 
 
 def test_the_better_half_goes_on_and_what_has_no_score_goes_first():
