@@ -29,7 +29,8 @@ def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
     Raises:
         UserError: the devices do not divide by it.
     """
-    found = list(jax.devices() if devices is None else devices)
+    # Each process' devices side by side, in the order of processes: `share` goes by it.
+    found = sorted(jax.devices(), key=lambda one: (one.process_index, one.id)) if devices is None else list(devices)
     fsdp = fsdp or len(found)
     if fsdp < 0 or len(found) % fsdp:
         fitting = [each for each in range(1, len(found) + 1) if len(found) % each == 0]
