@@ -50,7 +50,7 @@ def runs(name):
     return tiny.make_run(
         phases, encoder=tiny.encoder(), data=data, cache="on" if "cached" in name else "off",
         augment=Augment("dihedral", 0.1), optimizer=Optimizer(clip=1.0, ema=0.9, eps=1e-4),
-        parts=2 if name == "accumulated" else 1, norm_groups=4 if name == "ghost" else 1, batch_size=16 if is_twice else 8,
+        parts=2 if name == "accumulated" else 1, norm_groups=8 if name == "ghost" else 1, batch_size=16 if is_twice else 8,
     )  # fmt: skip
 
 

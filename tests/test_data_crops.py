@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dapt_jax import transfer
+from dapt_jax import parallel, transfer
 from dapt_jax.data import crops
 from dapt_jax.data.augment import Augment
 from dapt_jax.training import steps
@@ -67,7 +67,7 @@ def test_predictions_are_of_patches_and_means_over_their_crops(number):
     )
     model, objective = run.programs[0].model, run.programs[0].objective
     params, stats = model.init(0)
-    found = transfer.predictions(run, params, stats, number, data)
+    found = transfer.predictions(run, params, stats, number, parallel.make_mesh(), data)
     images = data.images.batch(np.arange(11))
     squares = list(crops.ten(images, 16)) if number == 10 else [images[:, 2:18, 2:18]]
     forward = transfer.logits_of(model, None)

@@ -13,7 +13,7 @@ import os
 import platform
 from pathlib import Path
 
-from dapt_jax.cost import memory, peak
+from dapt_jax.cost import peak
 
 # Green Algorithms (Lannelongue et al. 2021) charges a processor its thermal design power per core; the entries of its
 # table lie between 4 and 24 W, and 12 W is what it takes for a processor it does not know.
@@ -140,12 +140,14 @@ def describe(*, measure: bool = False, watts: float = 0.0, pue: float = Hardware
     """
     import jax
 
+    from dapt_jax.cost.memory import memory_stats
+
     devices = jax.devices()
     found = lookup(devices[0].device_kind, len(devices), devices[0].platform, hosts=jax.process_count())
     if found.platform == "cpu":
         figures = (peak.measured if measure else peak.stored)(found.cpu, found.cores)
         found = _with_measured(found, figures)
-    if found.platform != "cpu" and not any(memory.memory_stats(device) for device in jax.local_devices()):
+    if found.platform != "cpu" and not any(memory_stats(device) for device in jax.local_devices()):
         lost = f"{found.kind} reports no memory figures: peak memory is that of the process on the host"
         found = dataclasses.replace(found, note="; ".join(filter(None, (found.note, lost))))
     return dataclasses.replace(found, watts=watts or found.watts, pue=pue)
@@ -172,7 +174,7 @@ def lookup(kind: str, count: int, platform_name: str, hosts: int = 1) -> Hardwar
         hosts: how many hosts share them.
     """
     cpu, cores = _cpu_model(), os.cpu_count() or 1
-    memory_gb = memory.main_memory_bytes() * hosts / 1e9
+    memory_gb = main_memory_bytes() * hosts / 1e9
     if platform_name == "cpu":
         # A process may split one processor into many JAX devices: its power is shared out among them.
         watts = CPU_WATTS_PER_CORE * cores * hosts / count
@@ -232,6 +234,19 @@ def _cpu_model() -> str:
             if key.strip() == "model name" and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def main_memory_bytes() -> int:
+    """Main memory of this host; 0 where the system does not tell."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemTotal:"):
+                return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
 
 
 def main() -> None:

@@ -1,16 +1,16 @@
 """Bytes: what a training step keeps for its backward pass, and what a device or process has used at most."""
 
 import math
-import os
 import resource
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend import core as jex
+
+from dapt_jax.cost import hardware
 
 
 def tree_bytes(tree: Any) -> int:
@@ -70,20 +70,7 @@ def device_bytes() -> int:
     limits = [memory_stats(device).get("bytes_limit") for device in devices]
     if all(limits):
         return min(int(limit) for limit in limits if limit)
-    return main_memory_bytes() // len(devices)
-
-
-def main_memory_bytes() -> int:
-    """Main memory of this host; 0 where the system does not tell."""
-    info = Path("/proc/meminfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemTotal:"):
-                return int(line.split()[1]) * 1024
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0
+    return hardware.main_memory_bytes() // len(devices)
 
 
 def device_peak_bytes() -> tuple[int, str]:
