@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dapt_jax import plan
+from dapt_jax import plan, processes
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import Classifier
@@ -305,6 +305,23 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(prefix, tmp_pa
 def decision(phase=PARTIAL, **settings):
     program = run_of(Caching(), phase).programs[0]
     return decide(program, len(DATA), DATA.images.size, Caching(**settings))
+
+
+def test_processes_ask_one_another_alike_whatever_each_has_found(prefix, tmp_path, monkeypatch):
+    """One whose disk has the entry and one whose disk has not come to the same collectives in the same order."""
+    asked = []
+    monkeypatch.setattr(processes, "most", lambda *values: asked.append(len(values)) or tuple(map(int, values)))
+    for place in ("memory", "disk"):
+        calls = []
+        for start in ("without", "with"):
+            folder = tmp_path / place
+            if start == "with":
+                store_in(folder).get(*prefix, DATA.images, "disk")
+            asked.clear()
+            found = store_in(folder, memory=1 << 28).get(*prefix, DATA.images, place)
+            assert found.reused == (start == "with")
+            calls.append(list(asked))
+        assert calls[0] == calls[1] != []
 
 
 def test_memory_is_chosen_while_it_suffices_then_disk_where_a_byte_saves_enough():

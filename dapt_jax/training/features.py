@@ -188,7 +188,8 @@ class Store:
         found = self._files.find(key) if self._files else None
         if place == "disk":
             return self._kept_on_disk(key, work, found)
-        if found and not processes.most(found is None)[0]:
+        (is_missing,) = processes.most(found is None)  # all ask, whatever each has found: what follows is done together
+        if found and not is_missing:
             return self._keep(key, self._load(self._on_disk(key, work, found, ran=0), work))
         start = time.monotonic()
         parts = [jax.tree.leaves(part) for part in work.fill(0)]
