@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dapt_jax import ops
 from dapt_jax.data import randaugment
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.randaugment import MOVING, OPERATIONS
@@ -137,3 +138,14 @@ def test_what_is_out_of_range_is_refused():
         Augment(randaugment=2, magnitude=31.0)
     with pytest.raises(UserError, match=r"augment\.randaugment is -1; expected 0 \(off\) or more"):
         Augment(randaugment=-1)
+
+
+def test_what_is_compiled_for_another_device_takes_all_images_at_once():
+    """As `ops.formulation` says, whatever machine traces it: a CPU takes them one by one, so that a branch alone runs."""
+    images, rows = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4, dtype=np.int32)
+    seen = {}
+    for name in ("cpu", "lax"):
+        with ops.formulation(name):
+            seen[name] = str(jax.make_jaxpr(lambda *args: Augment(randaugment=2)(*args))(images, 0, 0, rows))
+    assert "cond[" in seen["cpu"]
+    assert "cond[" not in seen["lax"]

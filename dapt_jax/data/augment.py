@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, Num, PRNGKeyArray, UInt8
 from dapt_jax.data import colour, randaugment, warp
 from dapt_jax.data.randaugment import Drawn
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.ops import choice
 
 AnyArray = Array | np.ndarray
 FLIPS = ("none", "horizontal", "dihedral")
@@ -133,7 +134,7 @@ class Augment:
 
     def _each(self, function: Callable[[Array, PRNGKeyArray], Array]) -> Callable[[Array, Array], Array]:
         """A function of an image and its key, over a batch of them: one by one where that spares what was not drawn."""
-        if self.randaugment and jax.default_backend() == "cpu":
+        if self.randaugment and choice.current() == "cpu":
             return lambda images, keys: jax.lax.map(lambda pair: function(*pair), (images, keys))
         return jax.vmap(function)
 
