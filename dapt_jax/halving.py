@@ -60,6 +60,11 @@ def rounds_of(arms: int) -> int:
     return max(1, math.ceil(math.log2(arms)))
 
 
+def allowance(total: int, arms: int, alive: int) -> float:
+    """FLOPs that a round of a competition among `arms` gives to each of those that are still in it."""
+    return total / rounds_of(arms) / alive
+
+
 def check(
     config: Any, strategies: Sequence[Strategy], seed: int, corpora: Mapping[str, Dataset], target: Dataset
 ) -> None:
@@ -84,8 +89,8 @@ def check(
         epochs = first_change(plan)
         needed[strategy.name] = own.flops(epochs) + plan.until(own, epochs)
     full = full_flops(config, seed, corpora[""])
-    parts = rounds_of(len(needed)) * len(needed)
-    if int(int(config.budget * full) / parts) < min(needed.values()):
+    if int(allowance(int(config.budget * full), len(needed), len(needed))) < min(needed.values()):
+        parts = rounds_of(len(needed)) * len(needed)
         least, most = (
             math.ceil(1000 * flops * parts / full + 1) / 1000 for flops in (min(needed.values()), max(needed.values()))
         )
@@ -144,12 +149,11 @@ def run(
     watchers = {name: _scorer(config, runs[name], target, tools, folders[name], 0) for name in arms}
     total = int(config.budget * full_flops(config, seed, corpora[""]))
     alive, spent = list(arms), dict.fromkeys(arms, 0)
-    rounds = rounds_of(len(alive))
     history: list[dict[str, Any]] = []
-    allowance = 0.0
-    for number in range(rounds):
-        allowance += total / rounds / len(alive)
-        until = {name: affordable(runs[name], watchers[name].plan, int(allowance)) for name in alive}
+    allowed = 0.0
+    for number in range(rounds_of(len(arms))):
+        allowed += allowance(total, len(arms), len(alive))
+        until = {name: affordable(runs[name], watchers[name].plan, int(allowed)) for name in alive}
         able = [name for name in alive if until[name] >= first_change(watchers[name].plan)]
         scores: dict[str, float | None] = {}
         for name in able:

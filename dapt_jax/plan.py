@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dapt_jax import halving, scoring, segmentation
 from dapt_jax.adapt import dapt_run, objective_for
-from dapt_jax.cost import memory
+from dapt_jax.cost import hardware
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.report.tables import number
@@ -91,7 +91,7 @@ def largest_batch(run: Run, phases: list[PhasePlan], fsdp: int = 1) -> int:
     """Images of a step, over all devices, that there is memory for in the phase that takes most; 0 for not even one on each."""
     place = max(range(len(phases)), key=lambda number: phases[number].peak_bytes)
     kept = phases[place].cache_bytes if phases[place].place == "memory" else 0
-    left = memory.device_bytes() - kept
+    left = hardware.device_bytes() - kept
     devices = jax.device_count()
     return devices * accounting.largest_batch(run.programs[place], run.dataset.images.size, left, fsdp or devices)
 
@@ -214,7 +214,7 @@ def show(config: Any, strategies: list[Strategy], corpora: Mapping[str, Dataset]
 
 def _about_memory(batch_size: int, lacking: list[str]) -> str:
     """What fits, in a line."""
-    devices, available = jax.device_count(), memory.device_bytes()
+    devices, available = jax.device_count(), hardware.device_bytes()
     of = f"of {devices} devices" if devices > 1 else "of the device"
     line = f"memory: peak and largest batch are estimates for {available / 2**30:.1f} GiB {of}; "
     if lacking:

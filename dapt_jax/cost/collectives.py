@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-from dapt_jax.cost.hlo import Array, Computation, Instruction, Program
+from dapt_jax.cost.hlo import Computation, Instruction, Program, results_of
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
@@ -105,16 +105,12 @@ def _is_sliced(each: Instruction, computation: Computation) -> bool:
 
 def _payload(each: Instruction, computation: Computation) -> int:
     """Bytes of operands or of results, whichever are more; what a start returns besides them is not counted."""
-    operands = [array for name in each.operands for array in _of(computation, name)]
+    operands = [array for name in each.operands for array in results_of(computation, name)]
     given, results = sum(array.nbytes for array in operands), each.results
     if each.opcode.endswith("-start") and each.opcode != "all-reduce-start":
         # (operands, results, and for some kinds contexts): as many results as there are operands follow the operands.
         results = results[len(operands) : 2 * len(operands)] or results
     return max(given, sum(array.nbytes for array in results))
-
-
-def _of(computation: Computation, name: str) -> tuple[Array, ...]:
-    return computation[name].results if name in computation else ()
 
 
 def _group(attributes: str, devices: int) -> int:

@@ -153,6 +153,19 @@ def describe(*, measure: bool = False, watts: float = 0.0, pue: float = Hardware
     return dataclasses.replace(found, watts=watts or found.watts, pue=pue)
 
 
+def device_bytes() -> int:
+    """Memory of a local device in bytes: what it says, or on CPUs its share of the host's main memory; 0 if unknown."""
+    import jax
+
+    from dapt_jax.cost.memory import memory_stats
+
+    devices = jax.local_devices()
+    limits = [memory_stats(device).get("bytes_limit") for device in devices]
+    if all(limits):
+        return min(int(limit) for limit in limits if limit)
+    return _memory_bytes() // len(devices)
+
+
 def _with_measured(found: Hardware, figures: dict[str, float] | None) -> Hardware:
     """A CPU with what was measured of it; its JAX devices share it out among them."""
     assumed = f"{CPU_WATTS_PER_CORE:g} W per core assumed"
@@ -174,7 +187,7 @@ def lookup(kind: str, count: int, platform_name: str, hosts: int = 1) -> Hardwar
         hosts: how many hosts share them.
     """
     cpu, cores = _cpu_model(), os.cpu_count() or 1
-    memory_gb = main_memory_bytes() * hosts / 1e9
+    memory_gb = _memory_bytes() * hosts / 1e9
     if platform_name == "cpu":
         # A process may split one processor into many JAX devices: its power is shared out among them.
         watts = CPU_WATTS_PER_CORE * cores * hosts / count
@@ -236,8 +249,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine() or "unknown CPU"
 
 
-def main_memory_bytes() -> int:
-    """Main memory of this host; 0 where the system does not tell."""
+def _memory_bytes() -> int:
+    """Returns the main memory of this host; 0 where the system does not tell."""
     info = Path("/proc/meminfo")
     if info.exists():
         for line in info.read_text().splitlines():

@@ -178,17 +178,17 @@ class Program:
         if each.opcode.endswith("-done"):
             # What was begun earlier has moved what has arrived: out of the memory, into it, or both.
             begun = computation[each.operands[0]]
-            sources = [array for name in begun.operands for array in _results(computation, name)]
+            sources = [array for name in begun.operands for array in results_of(computation, name)]
             ends = sum(array.space == 0 for array in sources[:1])
             return sum(array.nbytes * ((array.space == 0) + ends) for array in each.results)
         written = sum(array.nbytes for array in each.results if array.space == 0)
         if each.opcode in _PARTS_ALONE:
             return 2 * written
         if each.opcode == "dynamic-update-slice":
-            return 2 * sum(array.nbytes for array in _results(computation, each.operands[1]))
+            return 2 * sum(array.nbytes for array in results_of(computation, each.operands[1]))
         read = 0
         for place, name in enumerate(each.operands):
-            arrays = _results(computation, name)
+            arrays = results_of(computation, name)
             whole = sum(array.nbytes for array in arrays if array.space == 0)
             read += min(whole, self._read_of(each, place, whole)) if each.opcode == "fusion" else whole
         return written + read
@@ -232,7 +232,8 @@ def _added(body: Computation, index: int) -> int | None:
     return steps[0] if before and steps and steps[0] > 0 else None
 
 
-def _results(computation: Computation, name: str) -> tuple[Array, ...]:
+def results_of(computation: Computation, name: str) -> tuple[Array, ...]:
+    """The arrays that an instruction makes; none where there is no such instruction."""
     return computation[name].results if name in computation else ()
 
 

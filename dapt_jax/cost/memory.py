@@ -10,8 +10,6 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
-from dapt_jax.cost import hardware
-
 
 def tree_bytes(tree: Any) -> int:
     """Returns the bytes of every array (or `jax.ShapeDtypeStruct`) in a pytree."""
@@ -62,15 +60,6 @@ def memory_stats(device: Any) -> dict[str, Any]:
         return device.memory_stats() or {}
     except Exception:  # a plugin that has no such figures raises what it likes
         return {}
-
-
-def device_bytes() -> int:
-    """Memory of a local device in bytes: what it says, or on CPUs its share of the host's main memory; 0 if unknown."""
-    devices = jax.local_devices()
-    limits = [memory_stats(device).get("bytes_limit") for device in devices]
-    if all(limits):
-        return min(int(limit) for limit in limits if limit)
-    return hardware.main_memory_bytes() // len(devices)
 
 
 def device_peak_bytes() -> tuple[int, str]:

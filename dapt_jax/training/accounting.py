@@ -119,9 +119,8 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
         )
     waiting = memory.tree_bytes(boundary_shape(model, program.mask.boundary, side)) * (batch - at_once)
     images = batch * image_size * image_size * 3
-    elsewhere = sum(
-        _elsewhere(tree, fsdp) for tree in (train, train, rest, opt)
-    )  # gradients are as large as what trains
+    # Twice what trains: its gradients are as large.
+    elsewhere = sum(_elsewhere(tree, fsdp) for tree in (train, train, rest, opt))
     return kept + waiting + images + _prefix_bytes(program, side, batch) - elsewhere
 
 

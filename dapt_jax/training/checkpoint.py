@@ -83,12 +83,14 @@ class Checkpoints:
     def save(self, step: int, part: State, meta: dict[str, Any]) -> None:
         """Saves in the background; `meta` is JSON: data position, plateau, clock, curve. All processes have to call it."""
         flat = _flat(part)
-        if not all(leaf.is_fully_replicated for leaf in flat.values() if isinstance(leaf, jax.Array)):
-            flat = jax.tree.map(np.array, parallel.fetch(flat))  # a copy: the next step gives the buffers away
-        elif processes.are_several():
-            flat = jax.tree.map(np.array, flat)
+        arrays = [leaf for leaf in flat.values() if isinstance(leaf, jax.Array)]
+        is_spread = processes.are_several() or not all(leaf.is_fully_replicated for leaf in arrays)
+        if is_spread:
+            flat = parallel.fetch(flat)
         if not self._writes:
             return
+        if is_spread:
+            flat = jax.tree.map(np.array, flat)  # copies: the next step gives the buffers away
         self.wait()
         for torn in self._torn:  # where training comes to them again, they would be in its way
             self._remove(torn)

@@ -39,7 +39,7 @@ class Spread:
             mesh: the devices.
         """
         self._function, self._mesh = function, mesh
-        self._weights = parallel.place((params, stats), parallel.state_shardings((params, stats), mesh))
+        self._weights = parallel.spread_state((params, stats), mesh)
 
     def __call__(self, share: Any) -> np.ndarray:
         """The rows of the whole batch, from this process's share of it: see `parallel.share`."""

@@ -95,6 +95,7 @@ class Streamed(_StepByStep):
         activations: Activations | None = None,
     ):
         self._clock, self._mesh, self._tools = clock, tools.mesh, tools
+        own = parallel.share(run.batch_size, tools.mesh)
 
         def read(epoch: int, rows: np.ndarray) -> dict[str, Any]:
             if activations is None:
@@ -107,11 +108,11 @@ class Streamed(_StepByStep):
             run.timeline.epochs,
             read=read,
             threads=tools.threads,
-            share=parallel.share(run.batch_size, tools.mesh),
+            share=own,
         )
         self._batches.set_state(position or {"next_index": int(state["step"])})
         with clock.span("compile"):
-            rows = run.order.epoch(0)[0][0][parallel.share(run.batch_size, tools.mesh)]
+            rows = run.order.epoch(0)[0][0][own]
             example = {
                 **read(program.first_step // program.steps_per_epoch, rows),
                 "label": run.dataset.targets[rows],
