@@ -1,4 +1,4 @@
-"""What the memory settings of `dapt_jax.allocator` are worth: one training step with and without them, in turn.
+"""What the memory settings of `dapt_jax.runtime.allocator` are worth: one training step with and without them, in turn.
 
     python -m benchmarks.allocator --json allocator.json
 
@@ -12,7 +12,7 @@ import os
 import resource
 
 from benchmarks import common, sides
-from dapt_jax import allocator
+from dapt_jax.runtime import allocator
 
 MODULE = "benchmarks.allocator"
 

@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 from benchmarks import common, our_step
-from dapt_jax import allocator
 from dapt_jax.main import set_up_jax
 from dapt_jax.models.classifier import HEAD
+from dapt_jax.runtime import allocator
 from dapt_jax.training import accounting
-from dapt_jax.training.features import Prefix, Store
+from dapt_jax.training.cache.store import Prefix, Store
 
 LAST, POOLED = "last block", "pooled"
 PLACES = ("quarter", "half", "three quarters", LAST, POOLED)

@@ -20,12 +20,12 @@ import numpy as np
 import optax
 
 from benchmarks import common
-from dapt_jax import allocator
 from dapt_jax.data.pipeline import Order
 from dapt_jax.data.splits import grouped_folds
+from dapt_jax.losses import Objective
 from dapt_jax.main import set_up_jax
-from dapt_jax.objectives import Objective
-from dapt_jax.training import heads
+from dapt_jax.runtime import allocator
+from dapt_jax.training import head_sweep
 
 CLASSES = 3
 LRS, DECAYS = (1e-4, 3e-4, 1e-3), (0.0, 1e-4, 1e-2)
@@ -41,7 +41,11 @@ def data(rows: int, features: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plain_loop(
-    features: np.ndarray, labels: np.ndarray, split: heads.Split, settings: heads.HeadSettings, point: heads.Point
+    features: np.ndarray,
+    labels: np.ndarray,
+    split: head_sweep.Split,
+    settings: head_sweep.HeadSettings,
+    point: head_sweep.Point,
 ) -> Any:
     """One head, step by step.
 
@@ -60,7 +64,7 @@ def plain_loop(
 
 
 @functools.cache
-def _adamw(objective: Objective, point: heads.Point) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
+def _adamw(objective: Objective, point: head_sweep.Point) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """The optimizer, and its jitted step."""
     tx = optax.adamw(point.lr, weight_decay=point.weight_decay, mask={"kernel": True, "bias": False})
 
@@ -77,25 +81,27 @@ def _adamw(objective: Objective, point: heads.Point) -> tuple[optax.GradientTran
 def measure(options: argparse.Namespace) -> list[common.Row]:
     """Times both."""
     features, labels = data(options.rows, options.features)
-    settings = heads.HeadSettings((), Objective(CLASSES), options.epochs, options.batch, standardise=True)
-    points = [heads.Point(lr, decay) for lr, decay in itertools.product(LRS, DECAYS)][: options.points]
-    splits: list[heads.Split] = []
+    settings = head_sweep.HeadSettings((), Objective(CLASSES), options.epochs, options.batch, standardise=True)
+    points = [head_sweep.Point(lr, decay) for lr, decay in itertools.product(LRS, DECAYS)][: options.points]
+    splits: list[head_sweep.Split] = []
     for seed in range(options.seeds):
         folds = grouped_folds(labels, np.arange(len(labels)).astype(str), options.folds, seed)
-        splits += heads.of_folds([train for train, _ in folds], seed)
+        splits += head_sweep.of_folds([train for train, _ in folds], seed)
     many_s, one_s = [], []
     for number in range(options.rounds + 1):
         start = time.perf_counter()
         one = plain_loop(features, labels, splits[0], settings, points[0])
         middle = time.perf_counter()
-        many = heads.train(features, labels, splits, settings, [points] * len(splits))
+        many = head_sweep.train(features, labels, splits, settings, [points] * len(splits))
         jax.block_until_ready(many.params)
         if number:
             one_s.append(middle - start)
             many_s.append(time.perf_counter() - middle)
     off = np.abs(np.asarray(many.params["layer0"]["kernel"][0, 0]).T - np.asarray(one["kernel"])).max()
     ratios = [a / b for a, b in zip(many_s, one_s, strict=True)]
-    per_head = len(splits[0].rows) * options.epochs * heads.flops_per_image(options.features, (), settings.objective)
+    per_head = (
+        len(splits[0].rows) * options.epochs * head_sweep.flops_per_image(options.features, (), settings.objective)
+    )
     shared = {"rows": options.rows, "features": options.features, "epochs": options.epochs}
     return [
         {

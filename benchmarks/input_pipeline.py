@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import common, sides
-from dapt_jax import allocator
+from dapt_jax.runtime import allocator
 
 MODULE = "benchmarks.input_pipeline"
 OURS, THEIRS = "dapt_jax", "torch"

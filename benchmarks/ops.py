@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from dapt_jax import allocator, ops
+from dapt_jax import ops
 from dapt_jax.cost import flops
 from dapt_jax.ops.choice import Formulation
+from dapt_jax.runtime import allocator
 
 LARGE = (4096, 1024, 4096)
 PASSES = ("forward", "images", "kernel")

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from dapt_jax.data.augment import Augment
+from dapt_jax.losses import Objective
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
-from dapt_jax.objectives import Objective
 from dapt_jax.training import accounting
 from dapt_jax.training import steps as training
 from dapt_jax.training.evaluate import logits_of

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common, sides
-from dapt_jax import allocator
+from dapt_jax.runtime import allocator
 
 MODULE = "benchmarks.paper_protocol"
 CACHED, UNCACHED, THEIRS = "cached", "uncached", "torch"
@@ -36,11 +36,11 @@ def strategy(model: str, arm: str, divide: int) -> Any:
     """An arm as `configs/mehmood2022.py` has it, for any residual network, its epochs divided.
 
     Returns:
-        `dapt_jax.strategies.Strategy`.
+        `dapt_jax.study.strategies.Strategy`.
     """
     from dapt_jax.models import registry
     from dapt_jax.models.classifier import HEAD
-    from dapt_jax.strategies import Strategy, last_groups
+    from dapt_jax.study.strategies import Strategy, last_groups
     from dapt_jax.training.phases import Phase
 
     encoder = registry.build(model)
@@ -61,10 +61,11 @@ def strategy(model: str, arm: str, divide: int) -> Any:
 
 def make_run(options: common.Row, arm: str, dataset: Any, cache: str) -> Any:
     """The run of an arm on all images of a corpus, as a study would make it."""
-    from dapt_jax import adapt, config
     from dapt_jax.models.classifier import Classifier
+    from dapt_jax.settings import defaults
+    from dapt_jax.study import adapt
 
-    settings = config.default()
+    settings = defaults.default()
     settings.adapt.batch_size, settings.adapt.balance_classes = options["batch"], False
     settings.cache.mode = cache
     made = strategy(options["model"], arm, options["divide"])
@@ -141,16 +142,16 @@ def _write_for_torch(folder: Path, arm: str, run: Any, params: Any, stats: Any) 
 
 def _our_side(options: common.Row) -> None:
     """Serves arms run by dapt_jax's own loop."""
-    from dapt_jax import parallel
     from dapt_jax.cost import hardware
-    from dapt_jax.cost.ledger import Ledger
     from dapt_jax.data.dataset import Dataset
     from dapt_jax.data.decode import ImageStore
     from dapt_jax.main import set_up_jax
-    from dapt_jax.progress import Reporter
+    from dapt_jax.monitoring.progress import Reporter
+    from dapt_jax.records.ledger import Ledger
+    from dapt_jax.runtime import sharding
     from dapt_jax.training import loop
+    from dapt_jax.training.cache.store import Store
     from dapt_jax.training.evaluate import logits_of
-    from dapt_jax.training.features import Store
     from dapt_jax.training.run import Tools
     from dapt_jax.weights import locate
 
@@ -169,7 +170,7 @@ def _our_side(options: common.Row) -> None:
         ledger.unlink(missing_ok=True)
         tools = Tools(
             folder=None, every_s=1e9, ledger=Ledger(ledger), store=Store(4 << 30), hardware=hardware.describe(),
-            mesh=parallel.make_mesh(), reporter=Reporter(1, quiet=True),
+            mesh=sharding.make_mesh(), reporter=Reporter(1, quiet=True),
         )  # fmt: skip
         start = time.perf_counter()
         params, stats = loop.train(run, params, stats, tools)

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import common
 from dapt_jax.errors import EXIT_CODE, UserError
 from dapt_jax.report.marks import LEVEL, marks
-from dapt_jax.report.statistics import Summary, holm, summary_t
+from dapt_jax.statistics import Summary, holm, summary_t
 
 FILE = "taher2021_domain_adapted.csv"
 RUNS = 10

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks import common, our_step
-from dapt_jax import allocator
 from dapt_jax.main import set_up_jax
 from dapt_jax.models.classifier import HEAD
+from dapt_jax.runtime import allocator
 from dapt_jax.training import accounting
 
 BATCH, SIZE, BOUNDARY = "batch", "size", "boundary"

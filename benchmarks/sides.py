@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dapt_jax import allocator
+from dapt_jax.runtime import allocator
 
 Row = dict[str, Any]
 
@@ -25,7 +25,7 @@ class Side:
         Args:
             module: of the benchmark.
             options: handed over.
-            environment: of the process; by default ours with the settings of `dapt_jax.allocator`.
+            environment: of the process; by default ours with the settings of `dapt_jax.runtime.allocator`.
         """
         ours = {**os.environ, **allocator.settings(os.environ)} if environment is None else dict(environment)
         self._name = f"{module} {options.get('side', '')}"

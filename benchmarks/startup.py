@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from dapt_jax import allocator
+from dapt_jax.runtime import allocator
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.py"
 START = "DAPT_JAX_BENCHMARK_START"
@@ -32,11 +32,11 @@ def _child(arguments: list[str]) -> None:
         parts[name] = time.time() - started
 
     from dapt_jax import main
-    from dapt_jax.progress import Reporter
-    from dapt_jax.training import feeds, loop
+    from dapt_jax.monitoring.progress import Reporter
+    from dapt_jax.training import loop, step_runners
 
     mark("imports")
-    train, feeds.SYNC_EVERY_S = loop.train, 0.0
+    train, step_runners.SYNC_EVERY_S = loop.train, 0.0
 
     def marked(*given: Any) -> Any:
         mark("reading")

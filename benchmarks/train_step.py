@@ -18,7 +18,7 @@ import resource
 import sys
 
 from benchmarks import common, sides
-from dapt_jax import allocator
+from dapt_jax.runtime import allocator
 
 MODULE = "benchmarks.train_step"
 OURS, THEIRS = "dapt_jax", "torch"

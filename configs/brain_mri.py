@@ -15,7 +15,7 @@ beside every other; 32 external pituitary images are few. ResNet-50 as the paper
         --config.adapt.partial_groups=1 --config.adapt.cut_after=stage2/block4
 """
 
-from dapt_jax.config import default
+from dapt_jax.settings.defaults import default
 
 TUMOURS = ("glioma", "meningioma", "pituitary")
 

@@ -8,7 +8,7 @@ have no masks, so there is no external set. U-Net on EfficientNet-Lite0, the enc
 every pixel by its own grey value. docs/brain_mri_segmentation.md has the table that it printed and how long it took.
 """
 
-from dapt_jax.config import default
+from dapt_jax.settings.defaults import default
 
 TUMOURS = ("glioma", "meningioma", "pituitary")
 

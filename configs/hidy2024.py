@@ -25,8 +25,8 @@ IDRiD are split into five folds of which one is run, where the paper trained on 
 which are scored here besides.
 """
 
-from dapt_jax.config import default
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.settings.defaults import default
 
 MODELS = {"unet": ("unet", "unet"), "resnet50": ("resnet50", "attention_unet"), "swin": ("swin_tiny", "swin_unet")}
 SCHEMES = ("simple", "advanced")

@@ -25,8 +25,8 @@ Where the recipe differs: only the official training part trains; a tenth of it 
 and a tenth of the rest stands in for the official validation part, by loss and not by AUC.
 """
 
-from dapt_jax.config import default
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.settings.defaults import default
 
 SETS = tuple(
     f"{name}mnist"

@@ -37,8 +37,8 @@ the loss is right, splits are by patient, and scores are of the trained head. Fr
 that the weights were made with.
 """
 
-from dapt_jax.config import default
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.settings.defaults import default
 
 HEAD = {"name": "head", "epochs": 1000, "trainable": ("head",), "lr": 1e-4, "augment": False}
 

@@ -6,7 +6,7 @@ Nothing is downloaded: the EfficientNet-Lite0 weights come from an installed pac
 phantoms are there to see every part work; what they say about strategies says nothing about real cells.
 """
 
-from dapt_jax.config import default
+from dapt_jax.settings.defaults import default
 
 
 def get_config():

@@ -49,8 +49,8 @@ masks are augmented on every image and milder, not on 30% of them; batch norm se
 in-domain training here is 20 epochs with a falling rate, since the benchmark does not tell its own.
 """
 
-from dapt_jax.config import default
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.settings.defaults import default
 from dapt_jax.weights import zoo
 
 _XRAY14 = {"kind": "chestxray14", "path": "ChestX-ray14"}

@@ -11,7 +11,7 @@ photographed at another scale, and a centre crop of 180 px brings its cells to t
 Splits of the corpus are by smear; the target set names no patients, so only look-alike images are kept together.
 """
 
-from dapt_jax.config import default
+from dapt_jax.settings.defaults import default
 
 TYPES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil")
 

@@ -8,7 +8,7 @@ epoch; the winner gets what is left, and it alone goes to the target task. `none
 An eighth of the budget has to bring an arm to its first score, so the phases are longer than those of configs/wbc.py.
 """
 
-from dapt_jax.config import default
+from dapt_jax.settings.defaults import default
 
 TYPES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil")
 

@@ -8,7 +8,7 @@ for good: linear heads on frozen features, five folds, AUC on development and ex
 checkpoint that the rule chooses is handed over as `pretraining`. docs/wbc_pretraining.md has what it printed.
 """
 
-from dapt_jax.config import default
+from dapt_jax.settings.defaults import default
 
 TYPES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil")
 

@@ -8,7 +8,7 @@ frozen and fine-tuned, three seeds; the baseline tells every pixel by its own co
 that it printed and how long it took.
 """
 
-from dapt_jax.config import default
+from dapt_jax.settings.defaults import default
 
 TYPES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil")
 SEGMENTS = ("background", "cytoplasm", "nucleus")

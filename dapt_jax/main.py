@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dapt_jax import allocator, arguments, preemption, storage, user_cache
 from dapt_jax.errors import EXIT_CODE, UserError
+from dapt_jax.runtime import allocator, preemption, storage, user_cache
+from dapt_jax.settings import flags
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
         The exit code, see `command`.
     """
     code = command(argv)
-    if code and (processes := sys.modules.get("dapt_jax.processes")) and processes.are_several():
+    if code and (processes := sys.modules.get("dapt_jax.runtime.processes")) and processes.are_several():
         processes.leave(code)
     return code
 
@@ -38,10 +39,10 @@ def command(argv: Sequence[str]) -> int:
         of the study, and 130 after Ctrl-C, where the same command goes on.
     """
     if {"--help", "-help", "-h"} & set(argv[1:]):
-        print(arguments.usage())
+        print(flags.usage())
         return 0
     try:
-        config, workdir = arguments.parse(argv[1:])
+        config, workdir = flags.parse(argv[1:])
         with preemption.Notice() as notice:
             if config.mode == "run" and workdir is not None:
                 return _run(config, workdir, notice)
@@ -64,7 +65,8 @@ def command(argv: Sequence[str]) -> int:
 def _run(config: Any, workdir: str, notice: preemption.Notice) -> int:
     """A study, in as many processes as there are; returns the exit code."""
     set_up_jax()
-    from dapt_jax import processes, study
+    from dapt_jax.runtime import processes
+    from dapt_jax.study import study
 
     processes.start(config.parallel)
     notice.listen()
@@ -91,30 +93,30 @@ def _run(config: Any, workdir: str, notice: preemption.Notice) -> int:
 def _dispatch(config: Any, workdir: Path | None) -> None:
     if config.mode == "models":
         set_up_jax()
-        from dapt_jax import catalogue
+        from dapt_jax.export import catalogue
 
         catalogue.show()
         return
     if config.mode == "plan":
         set_up_jax()
-        from dapt_jax import plan, prepared
+        from dapt_jax.study import plan, prepare
 
-        ready = prepared.prepare(config)
+        ready = prepare.prepare(config)
         plan.show(config, list(ready.strategies), ready.corpora, list(ready.tasks))
         return
     if config.mode == "aot":
-        from dapt_jax import topology
+        from dapt_jax.aot import topology
 
         topology.set_up()  # before JAX is there
         set_up_jax()
-        from dapt_jax import aot
+        from dapt_jax.aot.report import show
 
-        aot.show(config, workdir)
+        show(config, workdir)
         return
     if workdir is None:
         raise UserError("no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart")
     if config.mode == "status":  # without JAX, which may be busy elsewhere
-        from dapt_jax.watch import status
+        from dapt_jax.monitoring import status
 
         status.show(workdir)
     elif config.mode == "report":  # without JAX: a report can be made where no study could run
@@ -124,9 +126,9 @@ def _dispatch(config: Any, workdir: Path | None) -> None:
         print(f"report: {workdir / 'report.html'}")
     else:
         set_up_jax()
-        from dapt_jax import export
+        from dapt_jax.export import encoders
 
-        export.run(config, workdir)
+        encoders.run(config, workdir)
 
 
 def set_up_jax() -> None:

@@ -14,7 +14,7 @@ _CHECKED = (
     "dapt_jax.data.pipeline",
     "dapt_jax.metrics",
     "dapt_jax.models.classifier",
-    "dapt_jax.objectives",
+    "dapt_jax.losses",
     "dapt_jax.ops.convolution",
     "dapt_jax.ops.depthwise",
     "dapt_jax.ops.pooling",

@@ -55,13 +55,14 @@ def runs(name):
 
 
 def train(name, mesh, fsdp):
-    from dapt_jax import parallel
-    from dapt_jax.cost import collectives, hardware
-    from dapt_jax.cost.hlo import Program
-    from dapt_jax.cost.ledger import Ledger
-    from dapt_jax.progress import Reporter
+    from dapt_jax.aot import collectives
+    from dapt_jax.aot.hlo import Program
+    from dapt_jax.cost import hardware
+    from dapt_jax.monitoring.progress import Reporter
+    from dapt_jax.records.ledger import Ledger
+    from dapt_jax.runtime import sharding
     from dapt_jax.training import loop
-    from dapt_jax.training.features import Store
+    from dapt_jax.training.cache.store import Store
     from dapt_jax.training.run import Tools
 
     run = runs(name)
@@ -81,8 +82,8 @@ def train(name, mesh, fsdp):
 
     watched = {key: [point[key] for row in rows for point in row.curve] for key in ("loss", "val_loss")}
     total = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves((trained, stats))]
-    spread = parallel.state_shardings(jax.eval_shape(lambda: params), mesh)
-    split = sum(not sharding.is_fully_replicated for sharding in jax.tree.leaves(spread))
+    spread = sharding.state_shardings(jax.eval_shape(lambda: params), mesh)
+    split = sum(not each.is_fully_replicated for each in jax.tree.leaves(spread))
     return {
         "name": name, "devices": mesh.size, "fsdp": fsdp, "processes": jax.process_count(), "split": split, "total": total,
         "steps": sum(row.steps for row in rows), "images": sum(row.images for row in rows),
@@ -97,13 +98,13 @@ def main(meshes, *group):
 
     if group:
         jax.distributed.initialize(group[0], int(group[1]), int(group[2]))
-    from dapt_jax import parallel
+    from dapt_jax.runtime import sharding
 
-    parallel.SMALLEST_SPREAD = 16  # the tiny network has no large leaf
+    sharding.SMALLEST_SPREAD = 16  # the tiny network has no large leaf
     for each in meshes.split(","):
         shape, _, names = each.partition(":")
         devices, _, fsdp = shape.partition("/")
-        mesh = parallel.make_mesh(jax.devices()[: int(devices)], int(fsdp or 1))
+        mesh = sharding.make_mesh(jax.devices()[: int(devices)], int(fsdp or 1))
         for name in names.split("+") if names else RUNS:
             found = train(name, mesh, int(fsdp or 1))
             if jax.process_index() == 0:

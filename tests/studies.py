@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dapt_jax.watch import status
-from dapt_jax.watch.writers import METRICS
+from dapt_jax.monitoring import status
+from dapt_jax.monitoring.writers import METRICS
 from tests.command import rows
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,17 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dapt_jax import aot, compiled, parallel, topology
-from dapt_jax.compiled import Compiled, Memory
+from dapt_jax.aot import compile, report, topology
+from dapt_jax.aot.compile import Compiled, Memory
 from dapt_jax.cost import hardware
-from dapt_jax.cost.ledger import Ledger
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
-from dapt_jax.progress import Reporter
+from dapt_jax.monitoring.progress import Reporter
+from dapt_jax.records.ledger import Ledger
+from dapt_jax.runtime import sharding
 from dapt_jax.training import loop
-from dapt_jax.training.caching import Caching
-from dapt_jax.training.feature_files import Files
-from dapt_jax.training.features import Store
+from dapt_jax.training.cache.disk import Files
+from dapt_jax.training.cache.policy import Caching
+from dapt_jax.training.cache.store import Store
 from dapt_jax.training.run import Tools
 from tests import tiny
 from tests.command import ROOT
@@ -63,15 +64,15 @@ def test_a_phase_is_compiled_as_a_run_compiles_it(function, tmp_path):
         every_s=1e9,
         ledger=Ledger(tmp_path / "ledger.jsonl"),
         store=Store(1 << 28, files),
-        mesh=parallel.make_mesh(),
+        mesh=sharding.make_mesh(),
         hardware=hardware.describe(),
         reporter=Reporter(1, quiet=True),
     )
     params, stats = run.programs[0].model.init(0)
     loop.train(run, params, stats, tools)
-    with_shapes = compiled.abstract_arguments(run, 0, parallel.make_mesh())
+    with_shapes = compile.abstract_arguments(run, 0, sharding.make_mesh())
     assert called == [(function, shapes_of(with_shapes))]
-    assert compiled.phase_function(run, 0).__name__ == function
+    assert compile.phase_function(run, 0).__name__ == function
 
 
 def shapes_of(arguments):
@@ -82,11 +83,11 @@ def shapes_of(arguments):
 
 
 def test_a_step_for_a_tpu_has_a_tpu_s_convolutions_on_a_machine_without_one():
-    encoder, mesh = registry.build("efficientnet_lite0").truncate("stage1/block1"), parallel.make_mesh()
+    encoder, mesh = registry.build("efficientnet_lite0").truncate("stage1/block1"), sharding.make_mesh()
     run = tiny.make_run([tiny.FULL], encoder=encoder, data=tiny.dataset())
-    arguments = compiled.abstract_arguments(run, 0, mesh)
-    here = parallel.jit_step(run.programs[0].train_step, *arguments, mesh=mesh).lower(*arguments).as_text()
-    text = compiled.lower(run, 0, mesh).as_text()
+    arguments = compile.abstract_arguments(run, 0, mesh)
+    here = sharding.jit_step(run.programs[0].train_step, *arguments, mesh=mesh).lower(*arguments).as_text()
+    text = compile.lower(run, 0, mesh).as_text()
     kernels = [leaf for leaf in jax.tree.leaves(run.programs[0].model.abstract()[0]) if leaf.ndim == 4]
     # Each forward, with its weight gradient, and all but the first with the gradient of its input.
     assert text.count("stablehlo.convolution") == 3 * len(kernels) - 1
@@ -96,10 +97,10 @@ def test_a_step_for_a_tpu_has_a_tpu_s_convolutions_on_a_machine_without_one():
 def test_whether_a_prefix_is_kept_on_disk_is_decided_for_a_tpu():
     run = tiny_run("activation_step")
     own = dataclasses.replace(run, caching=Caching("auto", memory_bytes=0))
-    assert not compiled.for_tpus(own, 8).cache_decision(own.programs[0]).cached
-    assert "less than 10000" in compiled.for_tpus(own, 8).cache_decision(own.programs[0]).reason
+    assert not compile.for_tpus(own, 8).cache_decision(own.programs[0]).cached
+    assert "less than 10000" in compile.for_tpus(own, 8).cache_decision(own.programs[0]).reason
     told = dataclasses.replace(run, caching=Caching("auto", memory_bytes=0, flops_per_byte=1e-9))
-    assert compiled.for_tpus(told, 8).cache_decision(told.programs[0]).place == "disk"
+    assert compile.for_tpus(told, 8).cache_decision(told.programs[0]).place == "disk"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_whether_a_prefix_is_kept_on_disk_is_decided_for_a_tpu():
     ],
 )
 def test_what_a_compiler_refuses_is_read_off_its_message(message, needed, available):
-    assert compiled.exhausted(f"RESOURCE_EXHAUSTED: {message}") == (int(needed * 2**30), int(available * 2**30))
+    assert compile.exhausted(f"RESOURCE_EXHAUSTED: {message}") == (int(needed * 2**30), int(available * 2**30))
 
 
 # ---- the largest batch --------------------------------------------------------------------------------------------
@@ -134,8 +135,8 @@ def test_what_grows_linearly_is_found_exactly_in_five_compilations(unit, first, 
     def measure(batch):
         return fake(batch, fixed + slope * batch, capacity)
 
-    found = aot.largest_batch(measure, first * unit, unit, capacity, 5)
-    most = aot.MOST_IMAGES // unit * unit
+    found = report.largest_batch(measure, first * unit, unit, capacity, 5)
+    most = report.MOST_IMAGES // unit * unit
     best = min(max(0, capacity - fixed) // slope // unit * unit, most)
     assert found.batch_size == best
     assert found.compilations <= 5
@@ -160,7 +161,7 @@ def test_whatever_grows_is_found_with_compilations_enough(unit, first, growth, c
         place = batch // unit
         return fake(batch, needs[min(place, len(needs) - 1)] + max(0, place - len(growth)) * (1 << 24), capacity)
 
-    found = aot.largest_batch(measure, first * unit, unit, capacity, 64)
+    found = report.largest_batch(measure, first * unit, unit, capacity, 64)
     assert not found.batch_size or measure(found.batch_size).fits
     if found.refused:
         assert not measure(found.refused).fits
@@ -171,7 +172,7 @@ def test_few_compilations_give_bounds_that_hold():
     def measure(batch):
         return fake(batch, batch**2, 10**8)
 
-    found = aot.largest_batch(measure, 8, 8, 10**8, 2)
+    found = report.largest_batch(measure, 8, 8, 10**8, 2)
     assert found.compilations == 2
     assert found.batch_size <= 10_000
     assert not found.refused or found.refused > 10_000
@@ -232,7 +233,7 @@ def start(libtpu, config, workdir, *flags):
 def figures(process, workdir):
     out, err = process.communicate()
     assert process.returncode == 0, err + out
-    return json.loads((workdir / aot.FILE).read_text())
+    return json.loads((workdir / report.FILE).read_text())
 
 
 @pytest.fixture(scope="module")

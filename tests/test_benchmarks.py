@@ -24,8 +24,8 @@ from benchmarks import (
     train_step,
 )
 from benchmarks import ops as ops_benchmark
-from dapt_jax import allocator as settings
-from dapt_jax import arguments
+from dapt_jax.runtime import allocator as settings
+from dapt_jax.settings import flags
 
 ROOT = Path(__file__).resolve().parents[1]
 HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "torchvision", "timm"))
@@ -80,7 +80,7 @@ def test_paper_protocol_gives_one_score_on_all_sides_and_the_cache_saves_flops(r
 
 def test_the_arms_are_those_of_the_paper(monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = arguments.read("configs/mehmood2022.py:full")
+    config = flags.read("configs/mehmood2022.py:full")
     for arm in paper_protocol.ARMS:
         made, written = paper_protocol.strategy("resnet50", arm, 1), config.phases[arm]
         assert made.encoder.groups[-1] == written.get("cut_after", "stage4/block3")

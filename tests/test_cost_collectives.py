@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dapt_jax.cost import collectives
-from dapt_jax.cost.collectives import Collective, Total
-from dapt_jax.cost.hlo import Program
+from dapt_jax.aot import collectives
+from dapt_jax.aot.collectives import Collective, Total
+from dapt_jax.aot.hlo import Program
 from tests.command import ROOT
 
 DEVICES = 8

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from dapt_jax.cost.ledger import Ledger, Row
 from dapt_jax.errors import UserError
+from dapt_jax.records.ledger import Ledger, Row
 
 KEYS = (
     "strategy seed stage phase steps images model_flops hardware_flops train_s compile_s data_s eval_s checkpoint_s "

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from dapt_jax import checks
 from dapt_jax.data import augment, phantoms, records
+from dapt_jax.losses import classification
 from dapt_jax.models import registry
-from dapt_jax.objectives import classification
-from dapt_jax.training import caching, optim, phases
+from dapt_jax.monitoring.heartbeat import STATUS
+from dapt_jax.settings import checks
+from dapt_jax.training import optim, phases
 from dapt_jax.training import run as run_settings
-from dapt_jax.watch.watcher import STATUS
+from dapt_jax.training.cache import policy
 from dapt_jax.weights import export
 from tests.command import QUICKSTART, ROOT, run, small, write_config
 
@@ -179,8 +180,8 @@ def test_every_choice_that_is_checked_early_is_one_that_is_known_later():
         "name": optim.OPTIMIZERS,
         "flip": augment.FLIPS,
         "loss": classification.LOSSES,
-        "cache.mode": caching.MODES,
-        "cache.dtype": caching.DTYPES,
+        "cache.mode": policy.MODES,
+        "cache.dtype": policy.DTYPES,
         "on_bad_image": records.ON_BAD_IMAGE,
         "debug.nan": run_settings.ON_NAN,
     }
@@ -190,7 +191,7 @@ def test_every_choice_that_is_checked_early_is_one_that_is_known_later():
 
 
 def test_a_batch_that_does_not_divide_among_devices(refused, monkeypatch):
-    monkeypatch.setattr("dapt_jax.parallel.jax.device_count", lambda: 3)
+    monkeypatch.setattr("dapt_jax.runtime.sharding.jax.device_count", lambda: 3)
     refused(*small("--config.adapt.batch_size=32"), words=["adapt.batch_size 32", "3 devices", "30 does"])
     flags = ["--config.adapt.batch_size=30", "--config.transfer.protocols=finetune"]
     refused(*small(*flags), words=["transfer.finetune.batch_size 16", "15 does"])
@@ -276,7 +277,7 @@ def test_a_report_of_no_study(refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("arguments", "expected"),
     [
         (["--config.strategies=full,none"], {"strategies": ("full", "none")}),
         (["--config.strategies=('full','none')"], {"strategies": ("full", "none")}),
@@ -291,11 +292,11 @@ def test_a_report_of_no_study(refused, tmp_path):
         (["--config.tasks.leukocytes.external.n=7"], {"tasks.leukocytes.external.n": 7}),
     ],
 )
-def test_ways_to_write_a_value(flags, expected):
-    from dapt_jax import arguments
+def test_ways_to_write_a_value(arguments, expected):
+    from dapt_jax.settings import flags
 
-    for order in ([f"--config={QUICKSTART}", *flags], [*flags, "--config", str(QUICKSTART)]):
-        config, workdir = arguments.parse(order)
+    for order in ([f"--config={QUICKSTART}", *arguments], [*arguments, "--config", str(QUICKSTART)]):
+        config, workdir = flags.parse(order)
         assert workdir is None
         settings = checks.flat(config)
         assert {name: settings[name] for name in expected} == expected

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
-from dapt_jax import adapt, arguments, plan, prepared, strategies, study
 from dapt_jax.data import phantoms
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
+from dapt_jax.settings import flags
+from dapt_jax.study import adapt, plan, prepare, strategies, study
 from dapt_jax.training import freezing
 from tests.command import ROOT, rows, run, small, write_config
 
@@ -29,8 +30,8 @@ PARTS = ("compile_s", "train_s", "data_s", "eval_s", "checkpoint_s", "cache_s")
 @pytest.fixture(scope="session")
 def planned():
     """FLOPs per arm as planned before anything has run."""
-    config, _ = arguments.parse(small())
-    ready = prepared.prepare(config)
+    config, _ = flags.parse(small())
+    ready = prepare.prepare(config)
     found = {}
     for strategy in ready.strategies:
         for seed in config.seeds:
@@ -125,8 +126,8 @@ def test_the_ledger_holds_what_was_planned(finished, planned):
 
 
 def test_the_phases_hold_what_was_planned(finished):
-    config, _ = arguments.parse(small())
-    ready = prepared.prepare(config)
+    config, _ = flags.parse(small())
+    ready = prepare.prepare(config)
     ledger = {
         (row["strategy"], row["phase"]): row
         for row in rows(finished / "ledger.jsonl")
@@ -256,7 +257,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_loads_and_its_strategies_resolve(path):
-    config, _ = arguments.parse([f"--config={path}"])
+    config, _ = flags.parse([f"--config={path}"])
     encoder = registry.build(config.model.name)
     paths = freezing.paths(Classifier(encoder, 2).abstract()[0])
     for name in config.strategies:
@@ -281,7 +282,7 @@ def test_a_config_loads_and_its_strategies_resolve(path):
 )
 def test_the_seven_arms_of_the_paper_train_what_it_reports(arm, trainable, total):
     """Counts of trained parameters as published with arXiv 2204.13280; batch norm is frozen throughout."""
-    config, _ = arguments.parse([f"--config={ROOT / 'configs' / 'mehmood2022.py'}:{arm}"])
+    config, _ = flags.parse([f"--config={ROOT / 'configs' / 'mehmood2022.py'}:{arm}"])
     assert config.strategies == (arm,)
     strategy = strategies.resolve(arm, registry.build(config.model.name), config)
     model = Classifier(strategy.encoder, 1)

@@ -10,12 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from dapt_jax import metrics
-from dapt_jax.checks import check
-from dapt_jax.config import default
 from dapt_jax.errors import UserError
-from dapt_jax.objectives import Objective
-from dapt_jax.report.records import lower_is_better
-from dapt_jax.training import heads
+from dapt_jax.losses import Objective
+from dapt_jax.records.study_records import lower_is_better
+from dapt_jax.settings.checks import check
+from dapt_jax.settings.defaults import default
+from dapt_jax.training import head_sweep
 
 NAMES = ("a", "b", "c")
 
@@ -188,8 +188,10 @@ def test_heads_of_all_folds_are_those_trained_one_by_one_and_as_good_as_logistic
     features[:, 3] = 5.0  # constant: must not be blown up
     folds = [np.setdiff1d(np.arange(150), np.arange(start, 150, 3)) for start in range(3)]
     folds[2] = folds[2][:70]  # fewer batches than the others
-    settings = heads.HeadSettings((), Objective(3), 60, 16, True)
-    together = heads.train(features, labels, heads.of_folds(folds, 0), settings, [[heads.Point(1e-2, 0.0)]] * 3)
+    settings = head_sweep.HeadSettings((), Objective(3), 60, 16, True)
+    together = head_sweep.train(
+        features, labels, head_sweep.of_folds(folds, 0), settings, [[head_sweep.Point(1e-2, 0.0)]] * 3
+    )
     probabilities = together.probabilities(features)[:, 0]
     for fold, rows in enumerate(folds):
         held = np.setdiff1d(np.arange(150), rows)

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import published_tables
-from dapt_jax.report.statistics import Summary
+from dapt_jax.statistics import Summary
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dapt_jax import arguments, checks, plan, prepared, segmentation
-from dapt_jax.adapt import objective_for
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
-from dapt_jax.strategies import resolve
+from dapt_jax.settings import checks, flags
+from dapt_jax.study import plan, prepare, segmentation
+from dapt_jax.study.adapt import objective_for
+from dapt_jax.study.strategies import resolve
 from dapt_jax.weights import zoo
 from tests import command, tiny
 
@@ -120,8 +121,8 @@ def test_the_classification_recipe_runs_on_files_in_the_layout_of_shenzhen(tmp_p
     (ledger,) = command.rows(workdir / "ledger.jsonl")
     assert [set(point) >= {"val_loss", "val_auc"} for point in ledger["curve"]] == [True] * 3
     assert ledger["images"] == 3 * 18  # 30 less a third, less an eighth
-    config, _ = arguments.parse(chosen)
-    ready = prepared.prepare(config)
+    config, _ = flags.parse(chosen)
+    ready = prepare.prepare(config)
     planned = plan.transfer_flops(config, ready.tasks[0], ready.strategies[0], 0)
     assert ledger["model_flops"] == planned["finetune"]  # mixing costs none
 

@@ -5,13 +5,13 @@ import json
 import pytest
 from scipy import stats
 
-from dapt_jax import jsonl
-from dapt_jax.checks import check
-from dapt_jax.config import default
 from dapt_jax.errors import UserError
-from dapt_jax.report import build, claims, marks, tables, words
-from dapt_jax.report.records import Records
-from dapt_jax.report.statistics import holm
+from dapt_jax.records.study_records import Records
+from dapt_jax.report import build, claims, marks, narrative, tables
+from dapt_jax.runtime import atomic_files
+from dapt_jax.settings.checks import check
+from dapt_jax.settings.defaults import default
+from dapt_jax.statistics import holm
 from tests import test_report_example as report_example
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -102,10 +102,10 @@ def test_means_that_print_alike_are_both_the_best():
 
 
 def test_words_say_what_was_shown():
-    text = " ".join(words.summary(records(report={"margin": 0.01}), "one"))
+    text = " ".join(narrative.summary(records(report={"margin": 0.01}), "one"))
     assert "Shown to be no worse than full by a margin of 0.01 AUC: same (p = 0.0" in text
     assert "not shown of near, far and unsure." in text
-    text = " ".join(words.summary(records(levels={"full": 0.9, "far": 0.8}), "one"))
+    text = " ".join(narrative.summary(records(levels={"full": 0.9, "far": 0.8}), "one"))
     assert "Not shown of any strategy: to be no worse than full by a margin of 0.01 AUC." in text
 
 
@@ -165,8 +165,8 @@ def test_classes_of_images_are_no_segments_and_a_task_without_them_has_no_such_t
 
 def test_both_pages_show_the_marks(tmp_path):
     workdir = report_example.write(tmp_path, seeds=range(6))
-    rows = jsonl.read(workdir / "results.jsonl")
-    jsonl.write(workdir / "results.jsonl", rows + [{**row, "task": "grade"} for row in rows])
+    rows = atomic_files.read(workdir / "results.jsonl")
+    atomic_files.write(workdir / "results.jsonl", rows + [{**row, "task": "grade"} for row in rows])
     config = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps({**config, "report": {**config["report"], "margin": 0.02}}))
     build(workdir)

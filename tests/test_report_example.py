@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dapt_jax import jsonl
-from dapt_jax.cost.ledger import Row
+from dapt_jax.records.ledger import Row
+from dapt_jax.runtime import atomic_files
 
 # name: development AUC, external AUC, phases as (name, epochs, TFLOP per epoch, trained parameters)
 STRATEGIES = {
@@ -47,8 +47,8 @@ def write(workdir: Path, seeds=(0, 1, 2), splits=("development", "external"), st
         )
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(config))
-    jsonl.write(workdir / "results.jsonl", results)
-    jsonl.write(workdir / "ledger.jsonl", (dataclasses.asdict(row) for row in rows))
+    atomic_files.write(workdir / "results.jsonl", results)
+    atomic_files.write(workdir / "ledger.jsonl", (dataclasses.asdict(row) for row in rows))
     return workdir
 
 

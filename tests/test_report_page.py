@@ -7,11 +7,11 @@ import sys
 import pytest
 from PIL import Image
 
-from dapt_jax import jsonl
-from dapt_jax.cost.ledger import Ledger
 from dapt_jax.errors import UserError
-from dapt_jax.report import build, tables, words
-from dapt_jax.report.records import Records
+from dapt_jax.records.ledger import Ledger
+from dapt_jax.records.study_records import Records
+from dapt_jax.report import build, narrative, tables
+from dapt_jax.runtime import atomic_files
 from tests import test_report_example as report_example
 
 TASK = "tumour type"
@@ -29,8 +29,8 @@ def read(workdir):
 
 
 def edit(workdir, name, keep):
-    lines = [row for row in jsonl.read(workdir / name) if keep(row)]
-    jsonl.write(workdir / name, lines)
+    lines = [row for row in atomic_files.read(workdir / name) if keep(row)]
+    atomic_files.write(workdir / name, lines)
 
 
 def test_page_is_one_file_and_complete(study):
@@ -111,7 +111,7 @@ def test_utilisation_and_carbon_follow_ledger_and_region(tmp_path):
 
 
 def test_words_do_not_overstate(study):
-    text = " ".join(words.summary(Records.read(study), TASK))
+    text = " ".join(narrative.summary(Records.read(study), TASK))
     assert "full reaches AUC" in text
     assert "no proof that they are equal" in text
     # Clearly worse when tested alone: not to be sold as a bargain.
@@ -120,7 +120,7 @@ def test_words_do_not_overstate(study):
 
 def test_a_clear_difference_is_said_to_be_one(tmp_path):
     workdir = report_example.write(tmp_path, seeds=range(6), strategies=("full", "none"))
-    text = " ".join(words.summary(Records.read(workdir), TASK))
+    text = " ".join(narrative.summary(Records.read(workdir), TASK))
     assert "Different from full beyond chance: none by -0.0" in text
     assert "Nothing that costs fewer FLOPs than full holds its score." in text
 
@@ -144,7 +144,7 @@ def test_no_external_set_but_a_test_set(tmp_path):
 
 def test_reference_is_the_first_where_full_is_absent(tmp_path):
     workdir = report_example.write(tmp_path, strategies=("partial", "none"))
-    assert "partial reaches AUC" in " ".join(words.summary(Records.read(workdir), TASK))
+    assert "partial reaches AUC" in " ".join(narrative.summary(Records.read(workdir), TASK))
 
 
 def test_unfinished_study(tmp_path):
@@ -158,11 +158,11 @@ def test_unfinished_study(tmp_path):
 
 def test_undefined_values_and_mixed_devices(tmp_path):
     workdir = report_example.write(tmp_path)
-    rows = jsonl.read(workdir / "results.jsonl")
+    rows = atomic_files.read(workdir / "results.jsonl")
     for row in rows:
         if row["split"] == "external" and row["strategy"] != "full":
             row["value"] = None
-    jsonl.write(workdir / "results.jsonl", rows)
+    atomic_files.write(workdir / "results.jsonl", rows)
     ledger = Ledger(workdir / "ledger.jsonl")
     ledger.put(dataclasses.replace(ledger.rows()[0], device="TPU v4", energy_source="green-algorithms"))
     build(workdir)
@@ -190,10 +190,10 @@ def test_missing_records_render_with_a_clear_line(tmp_path, missing):
 def test_smallest_config_and_hostile_names(tmp_path):
     workdir = report_example.write(tmp_path, seeds=(0, 1), strategies=("full", "none"))
     (workdir / "config.json").write_text("{}")
-    rows = jsonl.read(workdir / "results.jsonl")
+    rows = atomic_files.read(workdir / "results.jsonl")
     for row in rows:
         row["task"] = "<b>a|b</b>/../x"
-    jsonl.write(workdir / "results.jsonl", rows)
+    atomic_files.write(workdir / "results.jsonl", rows)
     build(workdir)
     page, _ = read(workdir)
     assert "<b>a" not in page
@@ -211,7 +211,7 @@ def test_errors(tmp_path):
     with pytest.raises(UserError, match=r"results.jsonl:1: not a line of JSON"):
         build(workdir)
     row = dict.fromkeys(("strategy", "seed", "task", "split", "protocol", "metric"), "x") | {"value": "0.9"}
-    jsonl.write(workdir / "results.jsonl", [row])
+    atomic_files.write(workdir / "results.jsonl", [row])
     with pytest.raises(UserError, match=r"results.jsonl:1: value is '0.9'"):
         build(workdir)
     (workdir / "config.json").write_text(json.dumps([1]))

@@ -5,9 +5,9 @@ import pytest
 from sklearn import metrics as sk
 
 from dapt_jax.errors import UserError
+from dapt_jax.records.study_records import Records
 from dapt_jax.report import build, predictions, tables
-from dapt_jax.report.records import Records
-from dapt_jax.report.statistics import delong
+from dapt_jax.statistics import delong
 from tests import test_report_example as report_example
 
 TASK = "tumour type"

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from dapt_jax.preemption import RESTART_CODE
-from dapt_jax.watch import status
+from dapt_jax.monitoring import status
+from dapt_jax.runtime.preemption import RESTART_CODE
 from tests.command import rows
 from tests.studies import (
     ROOT,

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from dapt_jax.preemption import RESTART_CODE, STOPPED_CODE
-from dapt_jax.report.records import KINDS
-from dapt_jax.watch import status
+from dapt_jax.monitoring import status
+from dapt_jax.records.study_records import KINDS
+from dapt_jax.runtime.preemption import RESTART_CODE, STOPPED_CODE
 from tests.command import rows
 from tests.studies import (
     assert_same_bits,

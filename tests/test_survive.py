@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dapt_jax import preemption
 from dapt_jax.data import decode, stalls
-from dapt_jax.training import checkpoint, feeds, loop
+from dapt_jax.runtime import preemption
+from dapt_jax.training import checkpoint, loop, step_runners
 from tests import tiny
 from tests.studies import ROOT
 from tests.test_training_loop import DATA, ENCODER, tools
@@ -129,7 +129,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path):
 
 @pytest.mark.parametrize("lacking", ["room", "time"])  # a wall clock that is set forward looks to orbax like a time-out
 def test_a_run_whose_checkpoints_cannot_be_saved_ends_with_the_same_bits(tmp_path, monkeypatch, lacking):
-    monkeypatch.setattr(feeds, "SYNC_EVERY_S", 0.0)
+    monkeypatch.setattr(step_runners, "SYNC_EVERY_S", 0.0)
     run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA)
     params, stats = run.programs[0].model.init(1)
     quiet = loop.train(run, params, stats, tools(tmp_path / "quiet"))

@@ -6,19 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from dapt_jax import parallel
 from dapt_jax.cost import hardware
-from dapt_jax.cost.ledger import Ledger
 from dapt_jax.data import pipeline
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.mix import Mix
 from dapt_jax.errors import UserError
-from dapt_jax.objectives import Objective
-from dapt_jax.progress import Reporter
-from dapt_jax.training import feeds, loop, phase_loop
-from dapt_jax.training.caching import Caching
-from dapt_jax.training.early_stop import EarlyStop
-from dapt_jax.training.features import Store
+from dapt_jax.losses import Objective
+from dapt_jax.monitoring.progress import Reporter
+from dapt_jax.records.ledger import Ledger
+from dapt_jax.runtime import sharding
+from dapt_jax.training import loop, phase, step_runners
+from dapt_jax.training.cache.policy import Caching
+from dapt_jax.training.cache.store import Store
+from dapt_jax.training.early_stopping import EarlyStop
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Tools
@@ -37,7 +37,7 @@ def tools(folder, every_s=1e9, store=None):
         every_s=every_s,
         ledger=Ledger(folder / "ledger.jsonl") if folder else NoLedger(),
         store=store or Store(1 << 28),
-        mesh=parallel.make_mesh(),
+        mesh=sharding.make_mesh(),
         hardware=hardware.describe(),
         reporter=Reporter(1, quiet=True),
         executables=EXECUTABLES,
@@ -128,10 +128,10 @@ def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_bits(tmp_pa
 
     augment = Augment("horizontal", 0.1)
     run = tiny.make_run(phases, encoder=ENCODER, data=DATA, augment=augment, optimizer=optimizer, cache=cache)
-    monkeypatch.setattr(feeds, "SYNC_EVERY_S", 0.0)
+    monkeypatch.setattr(step_runners, "SYNC_EVERY_S", 0.0)
     quiet, quiet_rows = train(run, tmp_path / "quiet", every_s=0.0)
     steps = []
-    save = phase_loop.PhaseLoop._save
+    save = phase.PhaseLoop._save
 
     def save_and_die(self, state, feed):
         save(self, state, feed)
@@ -139,10 +139,10 @@ def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_bits(tmp_pa
         if steps[-1] >= stop:
             raise KilledError
 
-    monkeypatch.setattr(phase_loop.PhaseLoop, "_save", save_and_die)
+    monkeypatch.setattr(phase.PhaseLoop, "_save", save_and_die)
     with pytest.raises(KilledError):
         train(run, tmp_path / "killed", every_s=0.0)
-    monkeypatch.setattr(phase_loop.PhaseLoop, "_save", save)
+    monkeypatch.setattr(phase.PhaseLoop, "_save", save)
     resumed, rows = train(run, tmp_path / "killed", every_s=0.0)
     assert all(np.array_equal(a, b) for a, b in zip(quiet, resumed, strict=True))
     assert [row.curve for row in rows] == [row.curve for row in quiet_rows]
@@ -152,7 +152,7 @@ def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_bits(tmp_pa
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(feeds, "SYNC_EVERY_S", 0.0)
+    monkeypatch.setattr(step_runners, "SYNC_EVERY_S", 0.0)
     run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA)
     quiet, _ = train(run, tmp_path, every_s=0.0)
     newest = max(int(path.name) for path in (tmp_path / "state").iterdir() if path.name.isdigit())
@@ -276,7 +276,7 @@ def test_a_run_ends_when_its_watched_loss_falls_no_longer_with_the_weights_of_it
 
 def test_a_run_killed_and_started_again_stops_where_it_would_have(tmp_path, monkeypatch):
     quiet, quiet_rows, _ = stop_early(tmp_path / "quiet", 2, every_s=0.0)
-    save, saved = phase_loop.PhaseLoop._save, []
+    save, saved = phase.PhaseLoop._save, []
 
     def save_and_die(self, state, feed):
         save(self, state, feed)
@@ -284,7 +284,7 @@ def test_a_run_killed_and_started_again_stops_where_it_would_have(tmp_path, monk
         if len(saved) in (3, 7):
             raise KilledError
 
-    monkeypatch.setattr(phase_loop.PhaseLoop, "_save", save_and_die)
+    monkeypatch.setattr(phase.PhaseLoop, "_save", save_and_die)
     for _ in range(2):
         with pytest.raises(KilledError):
             stop_early(tmp_path / "killed", 2, every_s=0.0)

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from dapt_jax import segmentation
-from dapt_jax.config import default
 from dapt_jax.errors import UserError
-from dapt_jax.tasks import Arm, Task
+from dapt_jax.settings.defaults import default
+from dapt_jax.study import segmentation
+from dapt_jax.study.tasks import Arm, Task
 from dapt_jax.training import accounting
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase

@@ -7,12 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from dapt_jax import checks, halving
 from dapt_jax.data.sources import load
 from dapt_jax.data.textures import PATTERNS, load_textures
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.settings import checks
+from dapt_jax.study import halving
 from tests.command import ROOT, rows, run
 
 TINY = ROOT / "tests" / "configs" / "tiny_study.py"

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from dapt_jax import main as command
 from dapt_jax.errors import UserError
-from dapt_jax.export import parity_image
+from dapt_jax.export.encoders import parity_image
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree

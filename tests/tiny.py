@@ -8,12 +8,12 @@ from flax import nnx
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
+from dapt_jax.losses import Objective
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, Group, Preprocess
 from dapt_jax.models.layers import BatchNorm, Conv
-from dapt_jax.objectives import Objective
 from dapt_jax.training import steps
-from dapt_jax.training.caching import Caching
+from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.optim import Optimizer, Plateau
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import Run

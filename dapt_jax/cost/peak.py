@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dapt_jax import jsonl, user_cache
+from dapt_jax.runtime import atomic_files, user_cache
 
 SIDE = 2048
 """Of the square matrices; their product is 17 GFLOP."""
@@ -80,7 +80,7 @@ def measured(cpu: str, cores: int, *, anew: bool = False) -> dict[str, float]:
         except (OSError, ValueError):
             held = {}
         with contextlib.suppress(OSError):
-            jsonl.write_text(file(), json.dumps({**held, key(cpu, cores): found}, indent=1) + "\n")
+            atomic_files.write_text(file(), json.dumps({**held, key(cpu, cores): found}, indent=1) + "\n")
     return found
 
 

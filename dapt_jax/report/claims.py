@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 
+from dapt_jax.records.study_records import Records, lower_is_better, nice
 from dapt_jax.report.marks import LEVEL
-from dapt_jax.report.records import Records, lower_is_better, nice
-from dapt_jax.report.statistics import Interval, equivalent, holm, mean_interval, no_worse, paired_dz, ranks
 from dapt_jax.report.tables import NONE, Cell, Table, p_value, score
+from dapt_jax.statistics import Interval, equivalent, holm, mean_interval, no_worse, paired_dz, ranks
 
 
 @dataclasses.dataclass(frozen=True)

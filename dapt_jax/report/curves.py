@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dapt_jax.report.records import Records
+from dapt_jax.records.study_records import Records
 from dapt_jax.report.style import GREY, looks
 
 LINES = {"loss": "-", "val_loss": "--"}

@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from dapt_jax.overlays import Kept
+from dapt_jax.records.overlays import Kept
+from dapt_jax.records.study_records import KINDS, Records, lower_is_better, nice
 from dapt_jax.report import masks
 from dapt_jax.report.curves import learning_curves
-from dapt_jax.report.records import KINDS, Records, lower_is_better, nice
 from dapt_jax.report.selection import scores_along
-from dapt_jax.report.statistics import Interval, mean_interval, pareto
 from dapt_jax.report.style import GREY, INK, STYLE, looks, save
+from dapt_jax.statistics import Interval, mean_interval, pareto
 
 # Seconds by kind: train stands out, overheads are quieter.
 KIND_COLOURS = {

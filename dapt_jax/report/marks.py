@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from dapt_jax.report.statistics import mean_interval, paired_t
+from dapt_jax.statistics import mean_interval, paired_t
 
 LEVEL = 0.05
 NOTE = (

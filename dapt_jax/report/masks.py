@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dapt_jax.overlays import Kept
+from dapt_jax.records.overlays import Kept
 from dapt_jax.report.style import COLOURS, GREY
 
 MOST_IMAGES = 4

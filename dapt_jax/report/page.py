@@ -9,10 +9,11 @@ from typing import Any
 
 import jinja2
 
-from dapt_jax import jsonl, overlays
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
-from dapt_jax.report import claims, figures, predictions, selection, tables, words
-from dapt_jax.report.records import BASELINE, Records
+from dapt_jax.records import overlays
+from dapt_jax.records.study_records import BASELINE, Records
+from dapt_jax.report import claims, figures, narrative, predictions, selection, tables
+from dapt_jax.runtime import atomic_files
 
 HOW_TO_READ = (
     "Intervals are 95% Student t-intervals of the mean over seeds; they are symmetric and not cut off at 0 or 1. "
@@ -50,7 +51,7 @@ def build(workdir: Path) -> None:
     )
     environment.filters["md"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     for name in ("report.md", "report.html"):
-        jsonl.write_text(workdir / name, environment.get_template(f"{name}.j2").render(view))
+        atomic_files.write_text(workdir / name, environment.get_template(f"{name}.j2").render(view))
 
 
 def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
             {
                 "task": task,
                 "sizes": _sizes(records, task),
-                "words": " ".join(words.summary(records, task)),
+                "words": " ".join(narrative.summary(records, task)),
                 "main": tables.main(records, task),
                 "figures": shown(task),
                 "tables": [table for table in found if table is not None and table.rows],

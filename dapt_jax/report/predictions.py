@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from dapt_jax.errors import UserError
-from dapt_jax.report.records import Records
-from dapt_jax.report.statistics import auc, delong, patient_draws, patient_interval
+from dapt_jax.records.study_records import Records
 from dapt_jax.report.tables import NONE, Cell, Table, p_value, score
+from dapt_jax.statistics import auc, delong, patient_draws, patient_interval
 
 FOLDER = "predictions"
 RESAMPLES = 1000

@@ -11,7 +11,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dapt_jax.report.records import Records, nice
+from dapt_jax.records.study_records import Records, nice
 from dapt_jax.report.style import GREY, looks
 from dapt_jax.report.tables import NONE, Cell, Table
 

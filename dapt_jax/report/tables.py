@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from dapt_jax.cost.hardware import utilisation
-from dapt_jax.cost.ledger import STAGES, Row
+from dapt_jax.records.ledger import STAGES, Row
+from dapt_jax.records.study_records import BASELINE, KINDS, OF_MASKS, Records, lower_is_better, nice
 from dapt_jax.report import marks
-from dapt_jax.report.records import BASELINE, KINDS, OF_MASKS, Records, lower_is_better, nice
-from dapt_jax.report.statistics import Comparison, Interval, holm, mean_interval, paired_t
+from dapt_jax.statistics import Comparison, Interval, holm, mean_interval, paired_t
 
 NONE = "–"
 

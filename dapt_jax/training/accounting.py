@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dapt_jax import ops, parallel
+from dapt_jax import ops
 from dapt_jax.cost import flops, memory
 from dapt_jax.models.network import Network
+from dapt_jax.runtime import sharding
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram
 
@@ -126,7 +127,7 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
 
 def _elsewhere(state: Any, fsdp: int) -> int:
     """Bytes of a state that other devices hold."""
-    leaves = [leaf for leaf in jax.tree.leaves(state) if parallel.spread_axis(leaf.shape, fsdp) is not None]
+    leaves = [leaf for leaf in jax.tree.leaves(state) if sharding.spread_axis(leaf.shape, fsdp) is not None]
     return sum(memory.tree_bytes(leaf) * (fsdp - 1) // fsdp for leaf in leaves)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from dapt_jax import parallel, processes
+from dapt_jax.runtime import processes, sharding
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram, State
 
@@ -86,7 +86,7 @@ class Checkpoints:
         arrays = [leaf for leaf in flat.values() if isinstance(leaf, jax.Array)]
         is_spread = processes.are_several() or not all(leaf.is_fully_replicated for leaf in arrays)
         if is_spread:
-            flat = parallel.fetch(flat)
+            flat = sharding.fetch(flat)
         if not self._writes:
             return
         if is_spread:

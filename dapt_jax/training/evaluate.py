@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dapt_jax import metrics, parallel, processes
+from dapt_jax import metrics
 from dapt_jax.data import crops, pipeline
+from dapt_jax.losses import MaskObjective
 from dapt_jax.models.network import Network
-from dapt_jax.objectives import MaskObjective
-from dapt_jax.training.features import Activations
+from dapt_jax.runtime import processes, sharding
+from dapt_jax.training.cache.store import Activations
 from dapt_jax.training.run import Run
 from dapt_jax.training.steps import PhaseProgram, State, at_rest, evaluation_params
 
@@ -39,11 +40,11 @@ class Spread:
             mesh: the devices.
         """
         self._function, self._mesh = function, mesh
-        self._weights = parallel.spread_state((params, stats), mesh)
+        self._weights = sharding.spread_state((params, stats), mesh)
 
     def __call__(self, share: Any) -> np.ndarray:
         """The rows of the whole batch, from this process's share of it: see `parallel.share`."""
-        return parallel.fetch(self._function(*self._weights, parallel.split(share, self._mesh)))
+        return sharding.fetch(self._function(*self._weights, sharding.split(share, self._mesh)))
 
 
 class Evaluator:
@@ -67,7 +68,7 @@ class Evaluator:
         if not len(run.val_rows):
             return {}
         logits_of = Spread(self._logits, evaluation_params(state), state["stats"], self._mesh)
-        own = parallel.share(run.batch_size, self._mesh)
+        own = sharding.share(run.batch_size, self._mesh)
         parts = []
         if self._clean:
             for start in range(0, len(run.val_rows), run.batch_size):

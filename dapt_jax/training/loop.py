@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 
-from dapt_jax import parallel
 from dapt_jax.errors import UserError
-from dapt_jax.training import checkpoint, diverged, freezing
+from dapt_jax.runtime import sharding
+from dapt_jax.training import checkpoint, freezing, recovery
 from dapt_jax.training.freezing import Tree
-from dapt_jax.training.phase_loop import PhaseLoop
+from dapt_jax.training.phase import PhaseLoop
 from dapt_jax.training.run import Run, Tools
 from dapt_jax.training.steps import State, evaluation_params
 
@@ -57,7 +57,7 @@ def train(run: Run, params: Tree, stats: Tree, tools: Tools) -> tuple[Tree, Tree
         tools.profiler.close()
         if saver:
             saver.close()
-    return parallel.fetch((evaluation_params(state), state["stats"]))
+    return sharding.fetch((evaluation_params(state), state["stats"]))
 
 
 def _phases(
@@ -75,7 +75,7 @@ def _phases(
         state, phase = _entered(run, number, state, meta, rolled, tools, saver)
         try:
             state = phase.run(state)
-        except diverged.Diverged as error:
+        except recovery.Diverged as error:
             raise _Fell(phase, error) from error
     return state
 
@@ -83,7 +83,7 @@ def _phases(
 class _Fell(Exception):
     """A phase has diverged."""
 
-    def __init__(self, phase: PhaseLoop, error: diverged.Diverged):
+    def __init__(self, phase: PhaseLoop, error: recovery.Diverged):
         super().__init__(str(error))
         self.phase, self.error = phase, error
 
@@ -106,12 +106,12 @@ def _after_fall(
         with fell.phase.meter.clock.span("train"):
             state, again = _entered(run, number, state, meta, rolled, tools, None)
             again.meter = fell.phase.meter
-            found = diverged.find(state, again.replay(state), at)
+            found = recovery.find(state, again.replay(state), at)
         where = f"replayed from step {start} it did not happen again, which points to the hardware"
         if found:
             at, value, where = found.step + 1, found.loss, "its batch is not kept"
             if tools.debug.folder:
-                where = f"its batch is in {diverged.keep_batch(tools.debug.folder, run, number, found)}"
+                where = f"its batch is in {recovery.keep_batch(tools.debug.folder, run, number, found)}"
     epoch = (at - 1) // run.timeline.steps_per_epoch + 1
     line = (
         f"{run.title}: the training loss is {value} in epoch {epoch} of phase {name!r}, step {at} of the run; {where}"
@@ -133,7 +133,7 @@ def _entered(
     """A phase, and the state as it takes it: laid out anew at its first step."""
     is_fresh = int(state["step"]) == run.timeline.first_step(number)
     if is_fresh and number:
-        state = parallel.spread_state(run.programs[number].switch(state), tools.mesh)
+        state = sharding.spread_state(run.programs[number].switch(state), tools.mesh)
     return state, PhaseLoop(run, number, {} if is_fresh else meta, rolled, tools, saver)
 
 
@@ -154,7 +154,7 @@ def _start(
         _, part, meta = found
         full_stats = freezing.overlay(stats, part["stats"])
         state = {**part, "params": freezing.overlay(params, part["params"]), "stats": full_stats}
-    return parallel.spread_state(state, tools.mesh), meta
+    return sharding.spread_state(state, tools.mesh), meta
 
 
 def _work_until(run: Run, step: int) -> float:

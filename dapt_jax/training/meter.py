@@ -6,8 +6,8 @@ from typing import Any
 from dapt_jax.cost.clock import Clock
 from dapt_jax.cost.energy import EnergyMeter
 from dapt_jax.cost.hardware import Hardware
-from dapt_jax.cost.ledger import Row
 from dapt_jax.cost.memory import device_peak_bytes
+from dapt_jax.records.ledger import Row
 
 
 class Meter:

@@ -10,21 +10,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dapt_jax import parallel
 from dapt_jax.cost.hardware import Hardware
-from dapt_jax.cost.ledger import Ledger
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.pipeline import Order
-from dapt_jax.preemption import Notice
-from dapt_jax.progress import Reporter
+from dapt_jax.monitoring.heartbeat import Watcher
+from dapt_jax.monitoring.profiler import Profiler
+from dapt_jax.monitoring.progress import Reporter
+from dapt_jax.records.ledger import Ledger
+from dapt_jax.runtime import sharding
+from dapt_jax.runtime.preemption import Notice
 from dapt_jax.training import accounting
-from dapt_jax.training.caching import Caching, Decision, Place, decide
-from dapt_jax.training.features import Prefix, Store
+from dapt_jax.training.cache.policy import Caching, Decision, Place, decide
+from dapt_jax.training.cache.store import Prefix, Store
 from dapt_jax.training.optim import Plateau
 from dapt_jax.training.phases import Timeline
 from dapt_jax.training.steps import PhaseProgram
-from dapt_jax.watch.profiler import Profiler
-from dapt_jax.watch.watcher import Watcher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +238,6 @@ class Tools:
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments)
         full_key = (key, function.__name__, str(shapes))
         if full_key not in self.executables:
-            step = parallel.jit_step(function, *arguments, mesh=self.mesh)
+            step = sharding.jit_step(function, *arguments, mesh=self.mesh)
             self.executables[full_key] = step.lower(*arguments).compile()
         return self.executables[full_key]

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Int, Num, Shaped
 from dapt_jax import ops
 from dapt_jax.data.augment import Augment, example_keys
 from dapt_jax.data.mix import Mix
+from dapt_jax.losses import AnyObjective, MaskObjective
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
-from dapt_jax.objectives import AnyObjective, MaskObjective
 from dapt_jax.training import freezing, optim
 from dapt_jax.training.freezing import Mask, Tree
 from dapt_jax.training.phases import Phase

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from dapt_jax.errors import UserError
+from dapt_jax.losses import MaskObjective
 from dapt_jax.models.network import Network
-from dapt_jax.objectives import MaskObjective
 
 
 @functools.cache

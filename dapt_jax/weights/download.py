@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dapt_jax import __version__, user_cache
+from dapt_jax import __version__
 from dapt_jax.errors import UserError
+from dapt_jax.runtime import user_cache
 
 FOLDER = "DAPT_JAX_WEIGHTS"
 """Environment variable that names the folder of downloaded weights; by default one in the user's cache folder."""

@@ -1,6 +1,6 @@
 """What is compiled ahead of time: a model by its name, at 64 pixels, a batch of 64, phantoms for images."""
 
-from dapt_jax.config import default
+from dapt_jax.settings.defaults import default
 
 
 def get_config(model="resnet50"):

@@ -1,6 +1,6 @@
 """A study of seconds: EfficientNet-Lite0 cut after its second stage, phantoms of 32 pixels."""
 
-from dapt_jax.config import default
+from dapt_jax.settings.defaults import default
 
 
 def get_config():

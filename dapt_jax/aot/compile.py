@@ -1,0 +1,214 @@
+"""What a phase of a run compiles, for a mesh of devices that need not be there, and what the compiler says of it."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dapt_jax import ops
+from dapt_jax.aot.collectives import Collective, of_program
+from dapt_jax.aot.hlo import Program
+from dapt_jax.runtime import sharding
+from dapt_jax.training import accounting
+from dapt_jax.training.cache.policy import FLOPS_PER_BYTE, kept
+from dapt_jax.training.cache.store import Activations
+from dapt_jax.training.run import Run
+from dapt_jax.training.step_runners import MOST_EPOCHS, Epochs
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of a chip's memory while a step runs.
+
+    Attributes:
+        arguments: the state and what a step takes beside it.
+        outputs: beyond the state, which is given back where it was taken from.
+        temporaries: activations, gradients and whatever else lives between.
+        code: the program's own.
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.arguments + self.outputs + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one program; all but `seconds` and `devices` of one chip.
+
+    Attributes:
+        seconds: that compiling took.
+        devices: chips.
+        needed: bytes of memory: of a program that does not fit, what the compiler says that it would need.
+        available: bytes that the compiler may use; 0 where it has not said, since the program fits.
+        memory: None where the program does not fit, as are all that follow.
+        flops: by the compiler, the bodies of loops once.
+        traffic: bytes from and to memory in a run, those of loops as often as they run.
+        collectives: in a run.
+        unknown_loops: loops whose trips the compiler could not tell; their bodies count once.
+    """
+
+    seconds: float
+    devices: int
+    needed: int
+    available: int = 0
+    memory: Memory | None = None
+    flops: float = 0.0
+    traffic: int = 0
+    collectives: tuple[Collective, ...] = ()
+    unknown_loops: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether the compiler has found room for it."""
+        return self.memory is not None
+
+
+def phase_function(run: Run, place: int) -> Callable[..., Any]:
+    """The function of a phase that a run compiles, where its frozen prefix is cached as planned."""
+    program = run.programs[place]
+    fills = run.fills(place)
+    if not fills:
+        return program.train_step
+    prefix, where = fills[-1]
+    if where == "disk":
+        return program.activation_step
+    in_memory = Activations(None, prefix.views, None, None, 0, 0.0, 0)
+    return program.cached_epochs if Epochs.serve(program, in_memory) else program.cached_step
+
+
+def abstract_arguments(run: Run, place: int, mesh: Mesh) -> tuple[Any, ...]:
+    """What a run calls the function of a phase with: shapes, dtypes and where they go, the state first."""
+    program, size, batch = run.programs[place], run.dataset.images.size, run.batch_size
+    function = phase_function(run, place).__name__
+    whole, split = sharding.whole(mesh), sharding.batch_sharding(mesh)
+    params, stats = program.model.abstract()
+    state = jax.eval_shape(program.fresh_state, params, stats)
+    state = jax.tree.map(_placed, state, sharding.state_shardings(state, mesh))
+    targets = run.dataset.targets
+    rate = _array((), np.float32, whole)
+    draw = {
+        "seed": _array((), np.uint32, whole),
+        "view": _array((), np.int32, whole),
+        "epoch": _array((), np.int32, whole),
+    }
+    rows = {"weight": _array((batch,), np.float32, split), "index": _array((batch,), np.int32, split)}
+    labelled = {**rows, "label": _array((batch, *targets.shape[1:]), targets.dtype, split)}
+    if function == "train_step":
+        return state, {**labelled, "image": _array((batch, size, size, 3), np.uint8, split)}, draw, rate
+    decision = run.cache_decision(program)
+    side = program.augment.size(size)
+    shapes = kept(accounting.boundary_shape(program.model, program.mask.boundary, side), run.caching.dtype)
+
+    def activations(*leading: int, where: Any = whole) -> Any:
+        return jax.tree.map(lambda leaf: _array((*leading, *leaf.shape), leaf.dtype, where), shapes)
+
+    if function == "activation_step":
+        return state, {**labelled, "x": activations(batch, where=split)}, draw, rate
+    cache = {
+        "x": activations(decision.views, len(run.dataset)),
+        "label": _array(targets.shape, targets.dtype, whole),
+    }
+    if function == "cached_step":
+        return state, cache, rows, draw, rate
+    most, steps = min(MOST_EPOCHS, program.phase.epochs), run.order.steps_per_epoch
+    steps_of = sharding.batch_sharding(mesh, axis=2)
+    work = {
+        "index": _array((most, steps, batch), np.int32, steps_of),
+        "weight": _array((most, steps, batch), np.float32, steps_of),
+        "view": _array((most,), np.int32, whole),
+        "rate": _array((most, steps), np.float32, whole),
+        "epochs": _array((), np.int32, whole),
+        "first": _array((), np.int32, whole),
+        "seed": _array((), np.uint32, whole),
+    }
+    return state, {**cache, "watched": activations(len(run.val_rows))}, work
+
+
+def _array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return _array(leaf.shape, leaf.dtype, sharding)
+
+
+def for_tpus(run: Run, norm_groups: int = 1) -> Run:
+    """A run as TPUs would have it: what depends on the kind and the number of devices is theirs, not this machine's.
+
+    Args:
+        run: as this machine would have it.
+        norm_groups: into which batch norm that trains cuts a batch: see `PhaseProgram`.
+    """
+    least = run.caching.flops_per_byte or float(FLOPS_PER_BYTE["tpu"])
+    programs = tuple(dataclasses.replace(program, norm_groups=norm_groups) for program in run.programs)
+    return dataclasses.replace(run, caching=dataclasses.replace(run.caching, flops_per_byte=least), programs=programs)
+
+
+def lower(run: Run, place: int, mesh: Mesh) -> Any:
+    """The program of a phase as an accelerator gets it, before it is compiled; a machine's own backend does not matter."""
+    function = phase_function(run, place)
+
+    def step(*values: Any) -> Any:  # a function of its own, which JAX has not traced for this machine
+        return function(*values)
+
+    with ops.formulation("lax"):
+        arguments = abstract_arguments(run, place, mesh)
+        return sharding.jit_step(step, *arguments, mesh=mesh).lower(*arguments)
+
+
+def compile_phase(run: Run, place: int, mesh: Mesh) -> Compiled:
+    """Compiles a phase of a run for the devices of a mesh."""
+    lowered = lower(run, place, mesh)
+    start = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needed, available = exhausted(str(error))
+        return Compiled(time.monotonic() - start, mesh.size, needed, available)
+    seconds = time.monotonic() - start
+    said = compiled.memory_analysis()
+    memory = Memory(
+        arguments=said.argument_size_in_bytes,
+        outputs=said.output_size_in_bytes - said.alias_size_in_bytes,
+        temporaries=said.temp_size_in_bytes,
+        code=said.generated_code_size_in_bytes,
+    )
+    program = Program.parse(compiled.as_text())
+    costs = compiled.cost_analysis()
+    return Compiled(
+        seconds=seconds,
+        devices=mesh.size,
+        needed=memory.total,
+        memory=memory,
+        flops=float(costs.get("flops", 0.0)),
+        traffic=program.memory_bytes,
+        collectives=tuple(of_program(program)),
+        unknown_loops=program.unknown_loops,
+    )
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def exhausted(message: str) -> tuple[int, int]:
+    """Bytes needed and available, as the compiler's refusal says them; 0 where it does not."""
+    size = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"\({size}\) exceeds available HBM \({size}\)|Used {size} of {size}", message)
+    if not found:
+        return 0, 0
+    used, used_unit, most, most_unit = (part for part in found.groups() if part is not None)
+    return int(float(used) * _UNITS[used_unit]), int(float(most) * _UNITS[most_unit])

@@ -1,0 +1,381 @@
+"""A study's steps, compiled for TPUs that are not there: what they would take of each chip, and the largest batch that fits."""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from dapt_jax import ops
+from dapt_jax.aot import collectives, topology
+from dapt_jax.aot.compile import Compiled, abstract_arguments, compile_phase, for_tpus, phase_function
+from dapt_jax.cost import hardware
+from dapt_jax.cost.hardware import Hardware
+from dapt_jax.errors import UserError
+from dapt_jax.report.tables import number
+from dapt_jax.runtime import atomic_files, sharding
+from dapt_jax.study import prepare
+from dapt_jax.study.adapt import dapt_run
+from dapt_jax.training import accounting, freezing
+from dapt_jax.training.run import Run
+from dapt_jax.training.steps import PhaseProgram
+
+FILE = "aot.json"
+"""Name of the file of figures in a workdir."""
+
+MOST_IMAGES = 1 << 16
+"""Images per step above which no larger batch is looked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Largest:
+    """The largest batch that fits.
+
+    Attributes:
+        batch_size: over all chips; 0 where none was found that fits.
+        refused: the smallest that was found not to fit; 0 where all fitted.
+        compilations: that it took to find out.
+    """
+
+    batch_size: int
+    refused: int
+    compilations: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of a phase on one topology: see `Compiled`.
+
+    Attributes:
+        strategy: whose phase it is.
+        phase: its name.
+        function: of `PhaseProgram`, that is compiled; `cached_epochs` runs all steps of an epoch, and counts per step here.
+        batch_size: over all chips.
+        trainable: bytes of the parameters that train.
+        frozen: bytes of those that do not.
+        model_flops: of a step, over all chips.
+        hardware_flops: the same with what is recomputed.
+        compiled: what the compiler says.
+        steps: of the optimizer that a run of the program makes: what the compiler says of a run is of so many.
+        times: lower bounds in seconds, by what takes them: `arithmetic`, `memory`, `interconnect`; empty where the chip's
+            figures are not known or the step does not fit.
+        largest: batch that fits; None where it was not looked for.
+    """
+
+    strategy: str
+    phase: str
+    function: str
+    batch_size: int
+    trainable: int
+    frozen: int
+    model_flops: int
+    hardware_flops: int
+    compiled: Compiled
+    steps: int
+    times: dict[str, float]
+    largest: Largest | None
+
+    @property
+    def bound(self) -> str:
+        """What takes longest."""
+        return max(self.times, key=lambda name: self.times[name], default="")
+
+    @property
+    def roofline_s(self) -> float:
+        """Seconds that a step takes at least."""
+        return max(self.times.values(), default=0.0)
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs of the step per byte from and to memory."""
+        moved = self.compiled.traffic * self.compiled.devices / self.steps
+        return self.hardware_flops / moved if moved else 0.0
+
+    def totals(self) -> list[collectives.Total]:
+        """Collectives of a run of the program by kind."""
+        return collectives.totals(self.compiled.collectives)
+
+    def as_json(self) -> dict[str, Any]:
+        """Every figure, as plain JSON values; bytes and FLOPs are whole numbers, times are in seconds."""
+        values = dataclasses.asdict(self)
+        values["compiled"]["collectives"] = [dataclasses.asdict(each) for each in self.totals()]
+        values["compiled"]["sent"] = sum(each.sent for each in self.compiled.collectives)
+        return {
+            **values, "fits": self.compiled.fits, "intensity": self.intensity, "bound": self.bound,
+            "roofline_s": self.roofline_s,
+        }  # fmt: skip
+
+
+def largest_batch(
+    measure: Callable[[int], Compiled], first: int, unit: int, capacity: int, compilations: int
+) -> Largest:
+    """Looks for the largest batch that fits, with few compilations.
+
+    What a step needs grows about linearly with its batch: a line through the two known batches that are nearest to the limit
+    says where to look. Once one is known that does not fit, every other look is halfway instead, since near the limit a
+    compiler finds room at the expense of work, and the line is none.
+
+    Args:
+        measure: compiles for a batch size.
+        first: batch size that is compiled already, so that it costs nothing.
+        unit: what batch sizes are multiples of.
+        capacity: bytes of memory; the compiler's own figure takes its place as soon as it says one.
+        compilations: most that may be spent.
+    """
+    known: dict[int, int] = {}
+    low, high = 0, 0
+    most = max(MOST_IMAGES // unit, 1) * unit
+    place, looks_between = first, 0
+    while True:
+        compiled = measure(place)
+        known[place] = compiled.needed
+        capacity = compiled.available or capacity
+        low, high = (max(low, place), high) if compiled.fits else (low, min(high or place, place))
+        spent = len(known) - 1
+        if spent >= compilations or low >= most or (high and high - low <= unit):
+            return Largest(low, high, spent)
+        looks_between += high > 0
+        is_halving = looks_between > 0 and looks_between % 2 == 0
+        looked = (low + high) / 2 if is_halving else _meeting(known, capacity, otherwise=4 * low or high / 4)
+        place = min(max(int(looked) // unit * unit, low + unit), high - unit if high else most)
+
+
+def _meeting(known: dict[int, int], capacity: int, otherwise: float) -> float:
+    """Where the line through the two known batches that are nearest to the limit meets it."""
+    told = sorted((abs(needed - capacity), batch) for batch, needed in known.items() if needed)
+    if len(told) < 2:
+        return otherwise
+    one, other = sorted(batch for _, batch in told[:2])
+    slope = (known[other] - known[one]) / (other - one)
+    return one + (capacity - known[one]) / slope if slope > 0 else otherwise
+
+
+def times(run: Run, flops: int, compiled: Compiled, steps: int, chips: Hardware) -> dict[str, float]:
+    """Lower bounds of a step's seconds, each as if a chip did nothing else, and that at its published best.
+
+    Args:
+        run: for the dtype of its arithmetic.
+        flops: of a step, over all chips.
+        compiled: the program.
+        steps: that a run of it makes.
+        chips: all of them.
+
+    Returns:
+        Seconds by what takes them; empty where the program does not fit or the chips' figures are not known.
+    """
+    peak = chips.peak_for(run.programs[0].model.dtype)
+    if not (compiled.fits and peak and chips.bandwidth and chips.interconnect):
+        return {}
+    return {
+        "arithmetic": flops / peak,
+        "memory": compiled.traffic / steps / chips.bandwidth,
+        "interconnect": sum(each.sent for each in compiled.collectives) / steps / chips.interconnect,
+    }
+
+
+class Compiler:
+    """Compiles phases for a topology; phases that agree share one compilation."""
+
+    def __init__(
+        self, mesh: Mesh, chips: Hardware, compilations: int, say: Callable[[str], None], norm_groups: int = 1
+    ):
+        """Starts with nothing compiled.
+
+        Args:
+            mesh: of the topology's devices.
+            chips: what they are.
+            compilations: that the search for a phase's largest batch may take; 0 for no search.
+            say: takes a line about each compilation.
+            norm_groups: see `for_tpus`.
+        """
+        self._mesh, self._chips, self._compilations, self._say = mesh, chips, compilations, say
+        self._norm_groups = norm_groups
+        self._compiled: dict[Hashable, Compiled] = {}
+        self._largest: dict[Hashable, Largest] = {}
+
+    def steps(self, run: Run) -> Iterator[Step]:
+        """A step of each phase of a run."""
+        run = for_tpus(run, self._norm_groups)
+        for place, program in enumerate(run.programs):
+            yield self._step(run, place, program)
+
+    def _step(self, run: Run, place: int, program: PhaseProgram) -> Step:
+        compiled = self._of(run, place)
+        cost = accounting.image_cost(program, run.dataset.images.size)
+        parts = cost.suffix if run.cache_decision(program).cached else cost.prefix + cost.suffix
+        function = phase_function(run, place).__name__
+        steps = run.order.steps_per_epoch if function == "cached_epochs" else 1
+        flops = parts.hardware * run.batch_size
+        shapes, _ = program.model.abstract()
+        train = freezing.count(shapes, program.mask.trainable)
+        return Step(
+            strategy=run.strategy,
+            phase=run.label + program.phase.name,
+            function=function,
+            batch_size=run.batch_size,
+            trainable=4 * train,
+            frozen=4 * (freezing.count(shapes) - train),
+            model_flops=parts.model * run.batch_size,
+            hardware_flops=flops,
+            compiled=compiled,
+            steps=steps,
+            times=times(run, flops, compiled, steps, self._chips),
+            largest=self._largest_of(run, place) if self._compilations else None,
+        )
+
+    def _key(self, run: Run, place: int) -> Hashable:
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract_arguments(run, place, self._mesh))
+        return run.programs[place].key, phase_function(run, place).__name__, str(shapes)
+
+    def _of(self, run: Run, place: int) -> Compiled:
+        with ops.formulation("lax"):
+            key = self._key(run, place)
+        if key not in self._compiled:
+            compiled = self._compiled[key] = compile_phase(run, place, self._mesh)
+            name = f"{run.strategy}/{run.label}{run.programs[place].phase.name}"
+            words = "fits" if compiled.fits else f"does not fit: {_mib(compiled.needed)} MiB"
+            self._say(f"{name}, {run.batch_size} images a step: compiled in {compiled.seconds:.0f} s, {words}")
+        return self._compiled[key]
+
+    def _largest_of(self, run: Run, place: int) -> Largest:
+        key = (self._key(run, place), "largest")
+        if key not in self._largest:
+
+            def measure(batch: int) -> Compiled:
+                return self._of(dataclasses.replace(run, batch_size=batch), place)
+
+            unit = self._mesh.size * run.programs[place].parts
+            self._largest[key] = largest_batch(
+                measure, run.batch_size, unit, self._chips.memory_bytes or 0, self._compilations
+            )
+        return self._largest[key]
+
+
+def show(config: Any, workdir: Path | None) -> None:
+    """Compiles every strategy's phases, prints a table of each, and writes `aot.json` into the workdir if there is one.
+
+    Raises:
+        UserError: no such topology, a batch that does not divide among its chips, or nothing that adapts.
+    """
+    # JAX cannot read back what it keeps of programs for devices that are not there.
+    jax.config.update("jax_enable_compilation_cache", False)
+    devices = topology.devices(config.aot.topology)
+    mesh = sharding.make_mesh(devices, config.parallel.fsdp)
+    chips = hardware.lookup(devices[0].device_kind, len(devices), "tpu")
+    try:
+        sharding.check_batch(config.adapt.batch_size, config.adapt.accumulate, len(devices))
+    except UserError as error:
+        raise UserError(f"adapt.{error}") from error
+    ready = prepare.prepare(_for_this_machine(config))
+    console = Console(width=None if Console().is_terminal else 150)
+    groups = len(devices) if config.model.batch_norm == "per_device" else 1
+    compiler = Compiler(mesh, chips, config.aot.compilations, lambda line: console.print(line, soft_wrap=True), groups)
+    seed, found = config.seeds[0], []
+    for strategy in ready.strategies:
+        if corpus := ready.corpus_of(strategy):
+            steps = list(compiler.steps(dapt_run(config, strategy, seed, corpus)))
+            found += steps
+            console.print(_table(strategy.name, steps, chips))
+    if not found:
+        raise UserError(
+            f"strategies {', '.join(config.strategies)}: none adapts, so there is no step; expected such as 'full'"
+        )
+    console.print(_words(config, chips, found), soft_wrap=True)
+    if workdir:
+        atomic_files.write_text(workdir / FILE, json.dumps(_figures(config, mesh, chips, found), indent=1) + "\n")
+        console.print(f"figures: {workdir / FILE}", soft_wrap=True)
+
+
+def _for_this_machine(config: Any) -> Any:
+    """The config without what holds for the topology alone, so that the study can be read and checked here."""
+    own = copy.deepcopy(config)
+    own.parallel.fsdp = 1
+    return own
+
+
+def _figures(config: Any, mesh: Mesh, chips: Hardware, steps: list[Step]) -> dict[str, Any]:
+    return {
+        "topology": config.aot.topology,
+        "mesh": dict(mesh.shape),
+        "jax": jax.__version__,
+        "libtpu": topology.version(),
+        "chip": {
+            "kind": chips.kind,
+            "peak_flops": chips.peak_flops,
+            "bandwidth": chips.bandwidth,
+            "memory_bytes": chips.memory_bytes,
+            "interconnect": chips.interconnect,
+            "sources": hardware.TPU_SOURCES,
+        },
+        "steps": [each.as_json() for each in steps],
+    }
+
+
+def _table(strategy: str, steps: list[Step], chips: Hardware) -> Table:
+    table = Table(title=f"{strategy}: a step on {chips.count} x {chips.kind}", title_justify="left")
+    table.add_column("phase")
+    for column in (
+        "images", "GFLOP", "XLA's", "HBM MiB", "state", "between", "collectives", "MiB", "FLOP/byte", "FLOP ms", "HBM ms",
+        "links ms", "fits", "largest",
+    ):  # fmt: skip
+        table.add_column(column, justify="right", no_wrap=column in ("collectives", "largest"))
+    for each in steps:
+        compiled, memory = each.compiled, each.compiled.memory
+        totals = each.totals()
+        table.add_row(
+            f"{each.phase}\n{each.function}",
+            f"{each.batch_size:,}",
+            number(each.model_flops / 1e9),
+            number(compiled.flops / 1e9) if memory else "-",
+            _mib(compiled.needed),
+            _mib(memory.arguments) if memory else "-",
+            _mib(memory.temporaries) if memory else "-",
+            "\n".join(f"{number(kind.count / each.steps)} {kind.kind}" for kind in totals) or "-",
+            "\n".join(number(kind.bytes / each.steps / 2**20) for kind in totals) or "-",
+            number(each.intensity) if memory else "-",
+            *(_time(each, name) for name in ("arithmetic", "memory", "interconnect")),
+            "yes" if compiled.fits else "no",
+            _batch(each.largest),
+        )
+    return table
+
+
+def _time(step: Step, name: str) -> str:
+    """Milliseconds of one resource; an asterisk marks the one that takes longest."""
+    if name not in step.times:
+        return "-"
+    return number(step.times[name] * 1e3) + ("*" if name == step.bound else "")
+
+
+def _batch(largest: Largest | None) -> str:
+    if largest is None:
+        return "-"
+    if not largest.batch_size:
+        return f"below {largest.refused:,}"
+    above = f"\n< {largest.refused:,}" if largest.refused else "\nor more"
+    return f"{largest.batch_size:,}{above}"
+
+
+def _words(config: Any, chips: Hardware, steps: list[Step]) -> str:
+    """What the figures are, and what they are not."""
+    capacity = f"{_mib(chips.memory_bytes)} MiB of HBM" if chips.memory_bytes else "HBM of unknown size"
+    lines = [
+        f"{config.aot.topology}: {capacity} a chip, of which the compiler keeps a little for itself. GFLOP: of the step's "
+        "matrix products over all chips, a multiply-accumulate is 2; XLA's: of all operations of one chip, the bodies of "
+        "loops once. HBM of one chip: the state and what else a step is given, and what lives between. A step takes at least "
+        "the time marked *: the longest of arithmetic, HBM and links between chips, each alone and at its published best. "
+        "Largest: the largest batch over all chips that was compiled and fits; after < the smallest found that does not."
+    ]
+    if unknown := sorted({each.phase for each in steps if each.compiled.unknown_loops}):
+        lines.append(f"Loops whose trips the compiler could not tell are counted once in {', '.join(unknown)}.")
+    return " ".join(lines)
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f}"

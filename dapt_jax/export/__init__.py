@@ -1,0 +1,1 @@
+"""Adapted encoders for other programs, their model cards, and the catalogue of models."""

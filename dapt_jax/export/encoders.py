@@ -1,0 +1,94 @@
+"""`mode=export`: what a study has adapted, for other tools, each encoder with its card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dapt_jax.errors import UserError
+from dapt_jax.export import model_card
+from dapt_jax.models import registry
+from dapt_jax.models.classifier import HEAD, Classifier
+from dapt_jax.records.study_records import Records
+from dapt_jax.study import strategies as named
+from dapt_jax.study.adapt import ADAPTED
+from dapt_jax.study.strategies import Strategy
+from dapt_jax.training.phases import Phase
+from dapt_jax.weights import export, locate
+
+FOLDER = "export"
+
+
+def run(config: Any, workdir: Path) -> list[Path]:
+    """Exports every adapted encoder of the config's strategies and seeds.
+
+    In `workdir/export/ARM`: `timm.safetensors` and `torchvision.safetensors` where these libraries build the model,
+    `encoder.safetensors` (our names), `orbax`, `encoder.stablehlo` and the card, `README.md`.
+
+    Args:
+        config: the study's.
+        workdir: of the study.
+
+    Returns:
+        The folders.
+
+    Raises:
+        UserError: the workdir holds no study, or none of its arms is adapted.
+    """
+    records = Records.read(workdir)
+    encoder = locate.fitted(config.weights, registry.of_config(config.model))
+    adapting = [each for each in (named.resolve(name, encoder, config) for name in config.strategies) if each.phases]
+    arms = [(strategy, f"{strategy.name}-seed{seed}") for strategy in adapting for seed in config.seeds]
+    checkpoints = workdir / "checkpoints"
+    finished = [(strategy, arm) for strategy, arm in arms if (checkpoints / arm / ADAPTED).exists()]
+    if not finished:
+        wanted = ", ".join(arm for _, arm in arms) or "no strategy adapts"
+        raise UserError(
+            f"{checkpoints}: no finished {ADAPTED} ({wanted}); expected the workdir of a study that has run"
+        )
+    made = []
+    for strategy, arm in finished:
+        target = workdir / FOLDER / arm
+        _export(
+            config, records, strategy, checkpoints / arm, target, is_whole=strategy.encoder.groups == encoder.groups
+        )
+        print(f"export: {target}", flush=True)
+        made.append(target)
+    return made
+
+
+def _export(config: Any, records: Records, strategy: Strategy, source: Path, target: Path, *, is_whole: bool) -> None:
+    encoder = strategy.encoder
+    params, stats, _ = locate.load(str(source / ADAPTED), Classifier(encoder, 1), seed=0)
+    params.pop(HEAD)
+    about = json.loads((source / "adapted.json").read_text())
+    target.mkdir(parents=True, exist_ok=True)
+    for library in export.libraries(encoder.name):
+        export.write_named(target / library.file, encoder, params, stats, library.scheme)
+    export.write(target / "encoder.safetensors", params, stats)
+    export.write_orbax(target / "orbax", params, stats)
+    export.write_stablehlo(target / "encoder.stablehlo", encoder, params, stats, about["image_size"])
+    image = parity_image(about["image_size"], encoder.preprocess.channels)
+    features = jax.jit(Classifier(encoder, 1).features)(params, stats, image[None])
+    model_card.write(
+        target / "README.md",
+        records=records,
+        about=about,
+        encoder=encoder,
+        is_whole=is_whole,
+        spec=config.weights,
+        phases=[_phase(phase) for phase in strategy.phases],
+        largest={int(at): float(features[0, at]) for at in np.argsort(-np.asarray(features[0]))[:6]},
+    )
+
+
+def _phase(phase: Phase) -> str:
+    return f"{phase.name}: {phase.epochs} epochs at {phase.lr:g}, training {', '.join(phase.trainable)}"
+
+
+def parity_image(size: int, channels: int) -> np.ndarray:
+    """The uint8 image (h, w, c) whose features a card gives: no two of its rows, columns or channels are alike."""
+    rows, columns, depth = np.ogrid[:size, :size, :channels]
+    return ((3 * rows + 5 * columns + 7 * depth) % 256).astype(np.uint8)

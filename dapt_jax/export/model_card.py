@@ -1,0 +1,154 @@
+"""The card of an adapted encoder: what it was, what it became, at what cost, how good it is, and how to load it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dapt_jax.models.encoder import Encoder
+from dapt_jax.records.study_records import Cost, Records, nice
+from dapt_jax.report.tables import number
+from dapt_jax.weights import export, zoo
+
+
+def write(
+    path: Path,
+    *,
+    records: Records,
+    about: Mapping[str, Any],
+    encoder: Encoder,
+    is_whole: bool,
+    spec: str,
+    phases: Sequence[str],
+    largest: Mapping[int, float],
+) -> None:
+    """Writes a card in Markdown.
+
+    Args:
+        path: where to.
+        records: of the study.
+        about: `adapted.json` of the arm.
+        encoder: as it was adapted.
+        is_whole: whether its strategy left it uncut.
+        spec: `config.weights`.
+        phases: a line for each phase of the strategy.
+        largest: pooled features of `export.parity_image`, the six largest by position.
+    """
+    config, strategy, seed = records.config, about["strategy"], about["seed"]
+    title = config.get("title") or config.get("name") or "study"
+    parts = [
+        f"# {about['model']}, adapted by `{strategy}` (seed {seed})",
+        f"From the study “{title}”."
+        + (" **The images of this study are synthetic.**" if config.get("synthetic") else ""),
+        _table(
+            ("", ""),
+            [
+                (
+                    "encoder",
+                    f"{about['model']}, groups {about['groups'][0]} to {about['groups'][-1]}, {encoder.features} features",
+                ),
+                ("source weights", _source(spec, str(about["source"]))),
+                ("in-domain corpus", _corpus(config, about)),
+                ("strategy", "; ".join([strategy, *phases])),
+                ("image size", f"{about['image_size']} x {about['image_size']}"),
+                ("preprocessing", _preprocessing(encoder)),
+                ("licence", _licence(spec)),
+            ],
+        ),
+        "## Cost",
+        _cost([row for row in records.rows if (row.strategy, row.seed) == (strategy, seed)]),
+        "## Scores",
+        _scores(records, strategy, seed),
+        "## Use",
+        *_use(encoder.name, is_whole=is_whole),
+        "StableHLO, any batch size, normalisation inside (uint8 in, pooled features out):",
+        _code(
+            "program = jax.export.deserialize(open('encoder.stablehlo', 'rb').read())",
+            "features = program.call(images)",
+        ),
+        "In dapt_jax: `--config.weights=PATH` with any `.safetensors` file here, or the folder `orbax`.",
+        "Parity: of the pooled features of the image `x[i, j, k] = (3 i + 5 j + 7 k) mod 256`, uint8, the largest are "
+        + ", ".join(f"[{at}] = {value:.6g}" for at, value in largest.items())
+        + ". Others in another framework mean that a kernel is transposed there, or that it normalises otherwise.",
+        "A research tool: not a medical device.",
+    ]
+    path.write_text("\n\n".join(parts) + "\n")
+
+
+def _code(*lines: str) -> str:
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _source(spec: str, source: str) -> str:
+    if zoo.is_name(spec):
+        entry = zoo.entry(spec)
+        return f"`{spec}` ({entry.citation}); {source}"
+    return f"`{spec}`; {source}"
+
+
+def _licence(spec: str) -> str:
+    return (
+        f"source weights: {zoo.entry(spec).licence}"
+        if zoo.is_name(spec)
+        else "as the source weights and the corpus allow"
+    )
+
+
+def _corpus(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    corpus = config.get("corpus") or {}
+    told = ", ".join(f"{key} {value}" for key, value in corpus.items() if key not in ("val_fraction",) and value != "")
+    images = about.get("images")
+    count = f"{images:,} images, " if isinstance(images, int) else ""
+    print_ = (config.get("images") or {}).get("corpus")
+    return f"{count}classes {', '.join(about['classes'])}; {told}" + (f"; fingerprint `{print_}`" if print_ else "")
+
+
+def _preprocessing(encoder: Encoder) -> str:
+    given = encoder.preprocess
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (given.mean, given.std))
+    return f"(x - [{mean}]) / [{std}] on values 0 to 255, {'blue first' if given.bgr else 'red first'}"
+
+
+def _cost(rows: Sequence[Any]) -> str:
+    if not rows:
+        return "The ledger holds no row of this arm."
+    adapting = [row for row in rows if row.stage == "dapt"]
+    lines = []
+    for row in adapting:
+        flops = number((row.model_flops + row.reused_flops) / 1e12)
+        lines.append((row.phase, f"{row.steps:,}", f"{row.images:,}", flops, f"{row.trainable_params:,}"))
+    cost = Cost.of(adapting)
+    device = ", ".join(dict.fromkeys(f"{row.devices} x {row.device}" for row in adapting))
+    total = (
+        f"In all {number(cost.total_flops / 1e12)} TFLOP, {cost.wall_s:,.0f} s on {device}, {cost.kwh:.3g} kWh "
+        f"({', '.join(dict.fromkeys(row.energy_source for row in adapting)) or 'not measured'})."
+    )
+    return _table(("phase", "steps", "images", "model TFLOP", "trainable parameters"), lines) + f"\n\n{total}"
+
+
+def _scores(records: Records, strategy: str, seed: int) -> str:
+    found = [
+        row
+        for row in records.results
+        if (row["strategy"], row["seed"]) == (strategy, seed) and "/" not in row["metric"] and row["value"] is not None
+    ]
+    if not found:
+        return "None yet: this arm has not been measured on a target task."
+    rows = [
+        (row["task"], row["split"], row["protocol"], nice(row["metric"]), f"{row['value']:.4f}", str(row.get("n", "")))
+        for row in found
+    ]
+    note = "One seed; the study's report compares strategies over all of its seeds."
+    return _table(("task", "set", "protocol", "metric", "value", "images"), rows) + f"\n\n{note}"
+
+
+def _use(model: str, *, is_whole: bool) -> list[str]:
+    parts = []
+    for library in export.libraries(model):
+        parts.append(f"{library.name} (`import {library.name}, safetensors.torch`):")
+        parts.append(_code(library.snippet(is_whole=is_whole)))
+    return parts or ["No PyTorch library builds this variant: its weights are in `encoder.safetensors` and `orbax`."]

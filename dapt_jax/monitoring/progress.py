@@ -1,0 +1,85 @@
+"""What runs, how fast, and what is left: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+
+from dapt_jax.monitoring.heartbeat import Watcher
+
+LINE_EVERY_S = 10.0
+
+
+class Reporter:
+    """Tells how far a study is, in units of work known before it starts (model FLOPs)."""
+
+    def __init__(self, total: float, *, quiet: bool = False, watcher: Watcher | None = None):
+        """Starts at nothing done.
+
+        Args:
+            total: work of the whole study.
+            quiet: say nothing.
+            watcher: is told too.
+        """
+        self.total, self.done, self.skipped = max(total, 1.0), 0.0, 0.0
+        self._start = self._spoken = time.monotonic()
+        self._live = None
+        self._quiet, self._watcher = quiet, watcher or Watcher()
+        if not quiet and sys.stderr.isatty():
+            columns: list[ProgressColumn] = [
+                TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+            ]  # fmt: skip
+            self._live = Progress(*columns, console=Console(stderr=True))
+            self._task = self._live.add_task("starting", total=self.total, left="")
+            self._live.start()
+
+    def skip(self, work: float) -> None:
+        """Counts work that an earlier start of the same study has done."""
+        self.done += work
+        self.skipped += work
+        self._watcher.progress(self.done, self.total, self._left_s(), "", None)
+
+    def advance(self, work: float, doing: str, images_per_s: float | None = None) -> None:
+        """Takes in finished work.
+
+        Args:
+            work: done since the last call.
+            doing: what runs now.
+            images_per_s: how fast it runs.
+        """
+        self.done += work
+        speed = f"  {images_per_s:.0f} images/s" if images_per_s else ""
+        self._watcher.progress(self.done, self.total, self._left_s(), doing, images_per_s)
+        self._show(doing + speed)
+
+    def _left_s(self) -> float | None:
+        """Seconds to the end, at the pace so far; None where nothing is done yet."""
+        run = self.done - self.skipped
+        return (time.monotonic() - self._start) * max(self.total - self.done, 0) / run if run > 0 else None
+
+    def _left(self) -> str:
+        seconds = self._left_s()
+        if seconds is None:
+            return "time left: not known yet"
+        return f"about {int(seconds // 60)}:{int(seconds % 60):02d} left"
+
+    def _show(self, text: str) -> None:
+        if self._live:
+            self._live.update(self._task, completed=self.done, description=text, left=self._left())
+        elif not self._quiet and time.monotonic() - self._spoken > LINE_EVERY_S:
+            self._spoken = time.monotonic()
+            print(f"[{100 * min(self.done / self.total, 1):3.0f}%] {text}  {self._left()}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        if self._live:
+            self._live.console.print(text, highlight=False)
+        elif not self._quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the display."""
+        if self._live:
+            self._live.stop()

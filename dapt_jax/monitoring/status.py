@@ -1,0 +1,107 @@
+"""`--config.mode=status`: how far a study is, from the files in its workdir alone."""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from dapt_jax.errors import UserError
+from dapt_jax.monitoring.heartbeat import BEAT_S, STATUS
+from dapt_jax.records.ledger import Ledger
+
+STALE_S = 15 * BEAT_S
+"""Age from which on a heartbeat is no sign of life: a few beats may be late on a loaded machine."""
+
+
+def show(workdir: Path) -> None:
+    """Prints how far a study is.
+
+    Raises:
+        UserError: no study has begun in the workdir.
+    """
+    print("\n".join(lines(workdir, time.time())))
+
+
+def lines(workdir: Path, now: float) -> list[str]:
+    """What `show` prints.
+
+    Args:
+        workdir: of the study.
+        now: seconds of the wall clock.
+
+    Raises:
+        UserError: no study has begun in the workdir, or its heartbeat is damaged.
+    """
+    path = workdir / STATUS
+    if not path.exists():
+        raise UserError(f"{path}: no such file; expected the --workdir of a study that runs or has run")
+    try:
+        status = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error.msg}); expected a heartbeat: start the study again") from error
+    arms, flops, at = status["arms"], status["flops"], status["at"]
+    shown = [f"{workdir}: {_state(status, now)}"]
+    shown.append(f"arms: {len(arms['done'])} done, {1 if arms['running'] else 0} running, {len(arms['left'])} left")
+    shown += [f"  {word}: {', '.join(names)}" for word, names in _named(arms)]
+    if status["state"] == "running" and status["doing"]:
+        speed = f", {status['images_per_s']:.0f} images/s" if status["images_per_s"] else ""
+        shown.append(f"now: {status['doing']}{speed}, {_span(now - status['progressed'])} ago")
+    if at:
+        shown.append(
+            f"  phase {at['phase']}, epoch {at['epoch']} of {at['epochs']}, step {at['step']} of {at['steps']} of the run"
+        )
+    share = 100 * min(flops["done"] / flops["total"], 1) if flops["total"] else 0.0
+    left = f", about {_span(status['left_s'])} left" if status["left_s"] is not None else ""
+    shown.append(f"progress: {flops['done'] / 1e12:.4g} of {flops['total'] / 1e12:.4g} TFLOP ({share:.0f}%){left}")
+    return [*shown, _cost(workdir, status["row"])]
+
+
+def _named(arms: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    parts = [("done", arms["done"]), ("running", [arms["running"]] if arms["running"] else []), ("left", arms["left"])]
+    return [(word, names) for word, names in parts if names]
+
+
+def _state(status: dict[str, Any], now: float) -> str:
+    """Whether the study lives, in words."""
+    age = now - status["time"]
+    who = f"process {status['pid']} on {status['host']}"
+    if status["state"] == "done":
+        return f"done, {_span(age)} ago"
+    if status["state"] != "running":
+        return f"{status['state']} {_span(age)} ago; the same command goes on"
+    is_here = status["host"] == socket.gethostname()
+    if (is_here and not _lives(status["pid"])) or age > STALE_S:
+        return f"no sign of life for {_span(age)} from {who}: it was killed or cannot write; the same command goes on"
+    return f"running, {who}, heard of {_span(max(age, 0))} ago"
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _cost(workdir: Path, row: dict[str, Any]) -> str:
+    """What the study has cost: its ledger, and the row that is being earned."""
+    under_way = tuple(row.get("key", ()))
+    rows = [each for each in Ledger(workdir / "ledger.jsonl").rows() if each.key != under_way]
+    flops, seconds, kwh = (
+        sum(getattr(each, name) for each in rows) + row.get(name, 0) for name in ("model_flops", "wall_s", "energy_kwh")
+    )
+    return f"cost so far: {flops / 1e12:.4g} TFLOP, {_span(seconds)}, {kwh:.3g} kWh"
+
+
+def _span(seconds: float) -> str:
+    """A time as a person says it."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,8 +1,0 @@
-"""Losses: what a run minimises, per example, and what logits say."""
-
-from dapt_jax.objectives.classification import Objective
-from dapt_jax.objectives.segmentation import MaskObjective
-
-AnyObjective = Objective | MaskObjective
-
-__all__ = ["AnyObjective", "MaskObjective", "Objective"]

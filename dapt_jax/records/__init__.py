@@ -1,0 +1,1 @@
+"""The files of a workdir: ledger, results, predictions, vocabulary; read and written without JAX."""

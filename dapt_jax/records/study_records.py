@@ -1,0 +1,266 @@
+"""What a study has left in its folder, read once and asked by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dapt_jax.errors import UserError
+from dapt_jax.records.ledger import Ledger, Row
+from dapt_jax.runtime import atomic_files
+from dapt_jax.settings.defaults import BASELINE, MARGIN, SPLITS
+from dapt_jax.statistics import Interval, mean_interval
+
+KINDS = ("compile", "train", "data", "eval", "checkpoint", "cache")
+LOWER_IS_BETTER = ("ece", "brier", "nll", "log_loss", "loss", "error", "hd95", "assd")
+OF_MASKS = ("dice", "iou", "dice_pooled", "iou_pooled", "hd95", "assd")
+"""Scores whose parts are segments of masks, not classes of images."""
+NICE = {
+    "auc": "AUC",
+    "ap": "AP",
+    "ece": "ECE",
+    "nll": "NLL",
+    "f1": "F1",
+    "mcc": "MCC",
+    "kappa_quadratic": "quadratic kappa",
+    "dice": "Dice",
+    "dice_pooled": "pooled Dice",
+    "iou": "IoU",
+    "iou_pooled": "pooled IoU",
+    "hd95": "HD95",
+    "assd": "ASSD",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one arm costs on its own: what it ran, plus what it took from another arm's cache.
+
+    Attributes:
+        flops: model FLOPs by stage ("dapt", "score", "transfer").
+        seconds: seconds run by kind (`KINDS`, and "other").
+        reused_s: seconds that another arm had already spent.
+        kwh: energy, the reused part charged in proportion to its seconds.
+        trainable: parameters that the last adaptation phase trains; 0 for an arm that is not adapted.
+    """
+
+    flops: dict[str, int]
+    seconds: dict[str, float]
+    reused_s: float
+    kwh: float
+    trainable: int
+
+    @property
+    def total_flops(self) -> int:
+        """Model FLOPs of all stages."""
+        return sum(self.flops.values())
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of all kinds, reused ones included."""
+        return sum(self.seconds.values()) + self.reused_s
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Cost:
+        """Adds up the rows of one arm."""
+        flops = {"dapt": 0, "score": 0, "transfer": 0}
+        seconds = dict.fromkeys((*KINDS, "other"), 0.0)
+        reused_s = kwh = 0.0
+        trainable = 0
+        for row in rows:
+            flops[row.stage] += row.model_flops + row.reused_flops
+            spent = {kind: float(getattr(row, f"{kind}_s")) for kind in KINDS}
+            for kind, value in spent.items():
+                seconds[kind] += value
+            seconds["other"] += max(0.0, row.wall_s - sum(spent.values()))
+            reused_s += row.reused_s
+            ran = max(row.wall_s, sum(spent.values()))
+            kwh += row.energy_kwh * (1 + row.reused_s / ran if ran > 0 else 1)
+            if row.stage == "dapt":
+                trainable = row.trainable_params
+        return cls(flops, seconds, reused_s, kwh, trainable)
+
+
+class Records:
+    """The records of one study.
+
+    Attributes:
+        config: config.json.
+        results: lines of results.jsonl.
+        rows: rows of ledger.jsonl.
+    """
+
+    def __init__(self, config: Mapping[str, Any], results: list[dict[str, Any]], rows: list[Row]) -> None:
+        self.config = config
+        self.results = results
+        self.rows = rows
+        self._values: dict[tuple[Any, ...], float | None] = {}
+        for row in results:
+            self._values[tuple(row[key] for key in ("strategy", "seed", "task", "split", "protocol", "metric"))] = row[
+                "value"
+            ]
+
+    @classmethod
+    def read(cls, workdir: Path) -> Records:
+        """Reads a study's folder. Results and ledger may be missing (a study that has not begun).
+
+        Raises:
+            UserError: no config.json, a damaged file, or a result without one of its keys.
+        """
+        path = Path(workdir) / "config.json"
+        if not path.exists():
+            raise UserError(f"{path}: no such file; a report needs the folder of a study")
+        try:
+            config = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}")
+        results = atomic_files.read(Path(workdir) / "results.jsonl")
+        for number, row in enumerate(results, start=1):
+            for key in ("strategy", "seed", "task", "split", "protocol", "metric", "value"):
+                if key not in row:
+                    raise UserError(f"{workdir}/results.jsonl:{number}: no key {key!r}")
+            value = row["value"]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise UserError(f"{workdir}/results.jsonl:{number}: value is {value!r}, expected a number or null")
+        return cls(config, results, Ledger(Path(workdir) / "ledger.jsonl").rows())
+
+    @property
+    def planned(self) -> list[str]:
+        """Strategies that the configuration names."""
+        named = self.config.get("strategies") or []
+        return [str(each.get("name", "?")) if isinstance(each, Mapping) else str(each) for each in named]
+
+    @property
+    def strategies(self) -> list[str]:
+        """Strategies in the order of the configuration, then others that have records; the baseline is not one."""
+        found = [*(row["strategy"] for row in self.results), *(row.strategy for row in self.rows)]
+        return [name for name in dict.fromkeys([*self.planned, *found]) if name != BASELINE]
+
+    @property
+    def seeds(self) -> list[Any]:
+        """Seeds that the configuration or the records name."""
+        configured = self.config.get("seeds") or []
+        planned = list(range(configured)) if isinstance(configured, int) else list(configured)
+        found = [row["seed"] for row in self.results if row["strategy"] != BASELINE]
+        return list(dict.fromkeys([*planned, *found, *(row.seed for row in self.rows)]))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Target tasks that have results."""
+        return self._named("task")
+
+    @property
+    def reference(self) -> str | None:
+        """The strategy that others are compared with: "full", else the first."""
+        return "full" if "full" in self.strategies else next(iter(self.strategies), None)
+
+    @property
+    def margin(self) -> float:
+        """The least difference of the primary metric that would matter; 0 to make no claim of being no worse."""
+        return float(self._report().get("margin", MARGIN))
+
+    def metric(self, task: str) -> str:
+        """The primary metric: the configuration's, else AUC, else the first that a task has."""
+        found = self._named("metric", task=task)
+        wanted = self._report().get("metric", "auc")
+        return wanted if wanted in found or not found else found[0]
+
+    def protocol(self, task: str) -> str | None:
+        """The primary protocol: the configuration's, else the first that a task has."""
+        found = self.protocols(task)
+        wanted = self._report().get("protocol")
+        return wanted if wanted in found else next(iter(found), None)
+
+    def protocols(self, task: str) -> list[str]:
+        """Protocols of a task, those of the baseline aside."""
+        of_task = (row for row in self.results if row["task"] == task and row["strategy"] != BASELINE)
+        return list(dict.fromkeys(row["protocol"] for row in of_task))
+
+    def baselines(self, task: str) -> list[str]:
+        """Protocols of the one-number baselines of a task."""
+        return self._named("protocol", task=task, strategy=BASELINE)
+
+    def splits(self, task: str) -> list[str]:
+        """Splits of a task, development first."""
+        found = self._named("split", task=task)
+        return [split for split in dict.fromkeys([*SPLITS, *found]) if split in found]
+
+    def metrics(self, task: str) -> list[str]:
+        """Metrics of a task; those of single classes (`auc/<class>`) aside."""
+        return [name for name in self._named("metric", task=task) if "/" not in name]
+
+    def classes(self, task: str, metric: str = "auc") -> list[str]:
+        """Classes that have a score of their own in a metric."""
+        return [n.partition("/")[2] for n in self._named("metric", task=task) if n.startswith(f"{metric}/")]
+
+    def metric_by_class(self, task: str) -> str | None:
+        """The primary metric if it comes by class as well, else the first that does; None where none does."""
+        found = [name.partition("/")[0] for name in self._named("metric", task=task) if "/" in name]
+        primary = self.metric(task).partition("/")[0]
+        return primary if primary in found else next(iter(found), None)
+
+    def values(self, strategy: str, task: str, split: str, protocol: str | None, metric: str) -> list[float | None]:
+        """Returns one value per seed, in the order of `seeds` (for the baseline: of its own seeds)."""
+        seeds = self.seeds
+        if strategy == BASELINE:
+            seeds = list(dict.fromkeys(r["seed"] for r in self.results if r["strategy"] == BASELINE))
+        return [self._values.get((strategy, seed, task, split, protocol, metric)) for seed in seeds]
+
+    def dips(self, strategy: str, task: str, protocol: str | None, metric: str) -> list[float | None]:
+        """Returns development minus external per seed."""
+        both = (self.values(strategy, task, split, protocol, metric) for split in ("development", "external"))
+        return [None if a is None or b is None else a - b for a, b in zip(*both, strict=True)]
+
+    def costs(self, strategy: str, task: str | None = None) -> dict[Any, Cost]:
+        """Returns the standalone cost of each seed of a strategy that has results and ledger rows.
+
+        An arm that has no result yet has not run to its end, so its bill would be too low. A transfer row belongs to
+        the task whose name its phase begins with (`<task>/...`), or to every task.
+        """
+        tasks = set(self.tasks)
+        finished = {row["seed"] for row in self.results if row["strategy"] == strategy}
+        arms: dict[Any, list[Row]] = {}
+        for row in self.rows:
+            owner = row.phase.partition("/")[0]
+            elsewhere = task is not None and row.stage == "transfer" and owner in tasks and owner != task
+            if row.strategy == strategy and row.seed in finished and not elsewhere:
+                arms.setdefault(row.seed, []).append(row)
+        return {seed: Cost.of(rows) for seed, rows in arms.items()}
+
+    def mean_cost(self, strategy: str, task: str | None, read: Callable[[Cost], float]) -> Interval | None:
+        """Returns mean and interval over seeds of one quantity of the standalone cost."""
+        return mean_interval([read(cost) for cost in self.costs(strategy, task).values()])
+
+    def missing(self) -> list[str]:
+        """Returns the planned arms that have no result, as `strategy seed`; not those that successive halving dropped."""
+        have = {(row["strategy"], row["seed"]) for row in self.results}
+        if self.config.get("budget"):
+            adapted = {(row.strategy, row.seed) for row in self.rows if row.stage == "dapt"}
+            decided = {seed for strategy, seed in have & adapted}
+            have |= {(strategy, seed) for strategy, seed in adapted if seed in decided}
+        return [f"{name} {seed}" for name in self.strategies for seed in self.seeds if (name, seed) not in have]
+
+    def _report(self) -> Mapping[str, Any]:
+        report = self.config.get("report") or {}
+        return report if isinstance(report, Mapping) else {}
+
+    def _named(self, key: str, **only: str) -> list[str]:
+        return list(
+            dict.fromkeys(str(row[key]) for row in self.results if all(row[k] == value for k, value in only.items()))
+        )
+
+
+def nice(metric: str) -> str:
+    """Returns a metric's name as one would write it."""
+    name, slash, label = metric.partition("/")
+    return NICE.get(name, name.replace("_", " ")) + slash + label
+
+
+def lower_is_better(metric: str) -> bool:
+    """Tells whether a small value of a metric is a good one."""
+    return metric.partition("/")[0] in LOWER_IS_BETTER

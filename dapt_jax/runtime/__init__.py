@@ -1,0 +1,1 @@
+"""Processes, device meshes, preemption, storage and files: what a study runs on."""

@@ -1,0 +1,223 @@
+"""Workdirs and data that are elsewhere (`gs://`, `s3://`, anything that fsspec opens): worked on in a local copy.
+
+A study writes its files in single atomic steps, and goes on from whatever a kill has left of them. So a copy that is a few
+seconds old, or was cut off, is one more state to go on from; the newer checkpoint is there before the older one goes.
+"""
+
+import contextlib
+import functools
+import hashlib
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from dapt_jax.errors import UserError
+from dapt_jax.runtime import user_cache
+
+PUSH_S = 10.0
+"""Seconds between two looks for what has changed."""
+
+_STAYS = ("cache/",)
+"""Folders of a workdir that are not copied: what is in them is computed again elsewhere."""
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is not simply a path."""
+    return "://" in place
+
+
+class Mirror:
+    """A folder here and its copy there."""
+
+    def __init__(self, url: str, folder: Path):
+        """Opens the file system; copies nothing yet.
+
+        Args:
+            url: of the place there.
+            folder: here.
+
+        Raises:
+            UserError: no such kind of storage, or its package is missing.
+        """
+        scheme = url.partition("://")[0]
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url)
+        except ImportError as error:
+            extra = _EXTRAS.get(scheme)
+            hint = f"expected pip install 'dapt_jax[{extra}]'" if extra else f"expected its package ({error})"
+            raise UserError(f"{url} needs a package for {scheme}:// that is not installed; {hint}") from error
+        except ValueError as error:
+            raise UserError(f"{url}: {error}; expected a path, gs://, s3:// or another that fsspec knows") from error
+        self.url, self.folder = url, folder
+        self._root = self._root.rstrip("/")
+        self._pushed: dict[str, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+
+    def pull(self, *names: str) -> None:
+        """Makes the folder here what is there; leaves it alone where nothing is there.
+
+        Args:
+            names: of the files that are wanted; all where none is given, and no others are left here.
+
+        Raises:
+            UserError: the place cannot be read.
+        """
+        there = self.there()
+        try:
+            for name in names or there:
+                if name not in there:
+                    continue
+                here = self.folder / name
+                here.parent.mkdir(parents=True, exist_ok=True)
+                partial = here.with_name(f".{here.name}.partial")
+                self._files.get_file(f"{self._root}/{name}", str(partial))
+                partial.replace(here)
+                self._pushed[name] = _mark(here)
+        except OSError as error:
+            raise UserError(f"{self.url}: cannot be read ({error})") from error
+        if there and not names:
+            for path in _files_of(self.folder):
+                if (name := path.relative_to(self.folder).as_posix()) not in there and not _stays(name):
+                    path.unlink()
+
+    def there(self) -> dict[str, int]:
+        """The files there, by their path below it, with their bytes.
+
+        Raises:
+            UserError: the place cannot be read.
+        """
+        try:
+            found = self._files.find(self._root, detail=True) if self._files.exists(self._root) else {}
+        except OSError as error:
+            raise UserError(f"{self.url}: cannot be read ({error}); do the credentials reach that far?") from error
+        return {path[len(self._root) :].lstrip("/"): about["size"] for path, about in found.items()}
+
+    def push(self) -> None:
+        """Copies what has changed here, and removes there what is gone here, in this order."""
+        with self._lock:
+            here = {}
+            for path in _files_of(self.folder):
+                name = path.relative_to(self.folder).as_posix()
+                if _stays(name):
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # replaced or removed while this looks
+                    here[name] = _mark(path)
+            for name, mark in here.items():
+                if self._pushed.get(name) != mark:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._put(name)
+                        self._pushed[name] = mark
+            for name in [name for name in self._pushed if name not in here]:
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.rm_file(f"{self._root}/{name}")
+                del self._pushed[name]
+
+    def _put(self, name: str) -> None:
+        target = f"{self._root}/{name}"
+        if isinstance(self._files, LocalFileSystem):
+            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self._files.put_file(str(self.folder / name), target)
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """What tells a file from what it was before."""
+    about = path.stat()
+    return about.st_mtime_ns, about.st_size
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+
+
+def _stays(name: str) -> bool:
+    is_unfinished = name.endswith(".partial") or ".orbax-checkpoint-tmp" in name
+    return is_unfinished or name.startswith(_STAYS)
+
+
+def _copy_of(url: str, kind: str) -> Path:
+    digest = hashlib.blake2b(url.rstrip("/").encode(), digest_size=8).hexdigest()
+    return user_cache.folder(kind) / f"{url.rstrip('/').rpartition('/')[2]}-{digest}"
+
+
+@contextlib.contextmanager
+def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = None) -> Iterator[Path | None]:
+    """The folder to work in: the place itself, or a local copy that is kept the same as what is there.
+
+    Args:
+        place: path or URL of a workdir, or None.
+        mode: of the command: "status" copies what it shows, and nothing back.
+        say: takes a line, from another thread; by default to standard error.
+
+    Raises:
+        UserError: the place cannot be read or written.
+    """
+    if place is None or not is_url(place):
+        yield Path(place) if place else None
+        return
+    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    mirror = Mirror(place, _copy_of(place, "workdirs"))
+    if mode == "status":
+        shutil.rmtree(mirror.folder.with_suffix(".status"), ignore_errors=True)
+        mirror.folder = mirror.folder.with_suffix(".status")
+        mirror.pull("status.json", "ledger.jsonl")
+        yield mirror.folder
+        return
+    mirror.pull()
+    ended = threading.Event()
+    pusher = threading.Thread(target=_push_on, args=(mirror, ended, say), name="storage", daemon=True)
+    pusher.start()
+    try:
+        yield mirror.folder
+    finally:
+        ended.set()
+        pusher.join()
+        try:
+            mirror.push()
+        except OSError as error:
+            say(f"{place}: cannot be written ({error}); the study's files are in {mirror.folder}")
+            if sys.exc_info()[1] is None:
+                raise
+
+
+def _push_on(mirror: Mirror, ended: threading.Event, say: Callable[[str], None]) -> None:
+    failed = False
+    while not ended.wait(PUSH_S):
+        try:
+            mirror.push()
+            failed = False
+        except OSError as error:
+            if not failed:
+                say(f"{mirror.url}: cannot be written now ({error}); tried again every {PUSH_S:g} s")
+            failed = True
+
+
+@functools.cache
+def data(place: str) -> str:
+    """A folder of data as a path: the place itself, or a local copy that later studies find again.
+
+    Files are taken to be the same where their size is: data sets do not change.
+
+    Raises:
+        UserError: the place cannot be read, or nothing is there.
+    """
+    if not is_url(place):
+        return place
+    folder = _copy_of(place, "data")
+    mirror = Mirror(place, folder)
+    wanted = mirror.there()
+    if not wanted:
+        raise UserError(f"data_dir {place}: nothing is there; expected a folder with the manifest and its images")
+    missing = [
+        name for name, size in wanted.items() if not (folder / name).exists() or (folder / name).stat().st_size != size
+    ]
+    if missing:
+        print(f"data_dir {place}: copying {len(missing)} of {len(wanted)} files to {folder}", flush=True)
+        mirror.pull(*missing)
+    return str(folder)

@@ -1,0 +1,1 @@
+"""The settings of a study: defaults, checks and command-line flags."""

@@ -1,0 +1,198 @@
+"""From the command line to a config: the settings of its file, those of the flags over them, every name checked."""
+
+import inspect
+import itertools
+import re
+import runpy
+import textwrap
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.settings import checks
+from dapt_jax.settings.defaults import OPEN, default
+
+NEED_NO_FILE = ("--config.mode=models", "--config.mode=status")
+USAGE = """\
+python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTING=VALUE ...]
+
+  --config=FILE           a Python file with get_config(), such as configs/quickstart.py; CHOICE is passed to it
+  --workdir=FOLDER        where the study's results are, or will be; the same command goes on where it stopped;
+                          gs://, s3:// and whatever fsspec opens too
+  --config.mode=plan      what the study would cost, without running it
+  --config.mode=aot       what its steps would take of TPUs that are not there (docs/aot.md; needs no workdir)
+  --config.mode=models    the models: parameters, FLOPs, layer groups, known weights (needs no FILE)
+  --config.mode=status    how far the study in the workdir is, from another terminal (needs no FILE)
+  --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
+  --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
+  --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
+
+In the environment:
+
+  DAPT_JAX_ALLOCATOR=off          starts no second process with glibc's memory settings for XLA:CPU
+  JAX_COMPILATION_CACHE_DIR=DIR   where compiled programs are kept (else in the user's cache folder)
+"""
+
+
+def usage() -> str:
+    """What `--help` prints: the flags, and every setting with its default."""
+    settings = "\n".join(f"  --config.{name}={_shown(value)}" for name, value in checks.flat(default()).items())
+    title = "Settings and their defaults (corpus, tasks and phases take more: see dapt_jax/settings/defaults.py):"
+    return f"{USAGE}\n{title}\n\n{settings}"
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def parse(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, str | None]:
+    """Reads a command.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Returns:
+        The config, and the workdir, a path or a URL, if there is one.
+
+    Raises:
+        UserError: anything in them, or in the config file, that cannot be.
+    """
+    spec, rest = _take_config(arguments)
+    config = read(spec) if spec else default()
+    known = checks.flat(config)
+    _check_names(rest, known)
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *rest])
+        workdir = flags.DEFINE_string("workdir", None, "Folder of the study's results.", flag_values=values)
+        strays = values(["", *rest])[1:]
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_wrong_value(str(error), known)) from error
+    except (flags.Error, ValueError) as error:
+        raise UserError(_one_line(error)) from error
+    if strays:
+        raise UserError(f"unexpected argument {strays[0]!r}; expected --workdir=FOLDER or --config.SETTING=VALUE")
+    flag: Any = values["config"]
+    for name, value in flag.override_values.items():
+        if isinstance(value, tuple) and all(isinstance(each, str) for each in value):
+            parts = tuple(part.strip() for each in value for part in each.split(",") if part.strip())
+            flag.value.update_from_flattened_dict({name: parts})
+    checks.check(flag.value)
+    return flag.value, workdir.value or None
+
+
+def read(spec: str) -> config_dict.ConfigDict:
+    """The config that a file makes.
+
+    Args:
+        spec: `FILE` or `FILE:CHOICE`; the choice is what its `get_config` is called with.
+
+    Raises:
+        UserError: no such file, or it fails; names the line.
+    """
+    path, colon, choice = spec.partition(":")
+    if not Path(path).is_file():
+        folder = Path(path).parent if any(Path(path).parent.glob("*.py")) else Path("configs")
+        known = [str(file) for file in sorted(folder.glob("*.py"))]
+        raise UserError(f"no config file {path!r}; {nearest(path, known) if known else 'expected a Python file'}")
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        if not callable(get_config):
+            raise UserError(f"{path}: no function get_config(); expected one that returns the study's config")
+        if colon and not inspect.signature(get_config).parameters:
+            raise UserError(f"{path}: its get_config() takes no choice, so not {choice!r}; expected --config={path}")
+        config = get_config(*([choice] if colon else []))
+    except UserError:
+        raise
+    except Exception as error:  # a config file is the user's code and may raise anything
+        raise UserError(_failure(path, error)) from error
+    try:
+        checks.check(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
+
+
+def _failure(path: str, error: Exception) -> str:
+    """Where in a config file an error is, and what it says."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    if isinstance(error, SyntaxError):
+        return f"{path}:{error.lineno}: not Python ({error.msg}); expected a file such as configs/quickstart.py"
+    place = f"{path}:{lines[-1]}" if lines else path
+    if unknown := re.search(r'Key "(.+?)" does not exist and cannot be added', str(error)):
+        return f"{place}: {checks.no_setting(unknown[1], checks.flat(default()))}"
+    if wrong := re.search(
+        r"override field '(.+?)' \(reference\)\. (.*) is of original type <class '(.+)'> .* to type <class '(.+)'>",
+        str(error),
+    ):
+        name, value, *types = wrong.groups()
+        given, wanted = (type_.rpartition(".")[2] for type_ in types)
+        return f"{place}: {name} is {value} ({given}); expected {_TYPES.get(wanted, wanted)}"
+    return f"{place}: {type(error).__name__}: {_one_line(error)}"
+
+
+_TYPES = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "tuple": "a tuple",
+    "ConfigDict": "settings (a dict)",
+}
+
+
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+
+
+def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The config file, "" where none is needed, and all other arguments."""
+    files, rest = [], []
+    pending = iter(arguments)
+    for argument in pending:
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            files.append(value if equals else next(pending, ""))
+        else:
+            rest.append(argument)
+    if len(files) > 1:
+        raise UserError(f"--config is given {len(files)} times: {', '.join(files)}; expected one file")
+    if not files and set(NEED_NO_FILE) & set(rest):
+        return "", rest
+    if not files or not files[0]:
+        raise UserError("no config; expected --config=FILE, such as --config=configs/quickstart.py")
+    return files[0], rest
+
+
+def _check_names(arguments: Sequence[str], known: dict[str, Any]) -> None:
+    """Refuses flags and settings that do not exist."""
+    sections = {".".join(parts[:end]) for parts in (name.split(".") for name in known) for end in range(1, len(parts))}
+    for argument, following in itertools.pairwise([*arguments, "--"]):
+        flag = re.match(r"--?([A-Za-z][^=]*)", argument)
+        if not flag or flag[1] == "workdir":
+            continue
+        name = flag[1].removeprefix("config.")
+        if name == flag[1] and not name.startswith("noconfig."):
+            hint = checks.hint(f"--{name}", ["--workdir", "--config", *(f"--config.{each}" for each in known)])
+            raise UserError(f"no flag {argument.partition('=')[0]!r}; {hint}")
+        name = name.removeprefix("noconfig.")
+        if name in sections or name in OPEN:
+            below = [each for each in known if each.startswith(f"{name}.")]
+            such = f", such as --config.{below[0]}" if below else ""
+            raise UserError(f"--config.{name} is a section of the config; expected one of its settings{such}")
+        if name not in known:
+            raise UserError(checks.no_setting(name, known))
+        if "=" not in argument and following.startswith("--") and not isinstance(known[name], bool):
+            raise UserError(f"{argument} has no value; expected {checks.wanted(known[name])}")
+
+
+def _wrong_value(message: str, known: dict[str, Any]) -> str:
+    """The line for a value that a setting cannot take, from what absl says about it."""
+    told = re.match(r"flag --config\.(.+?)=(.*?): ", message, re.DOTALL)
+    if not told or told[1] not in known:
+        return " ".join(message.split())
+    return f"--config.{told[1]}={told[2]}: expected {checks.wanted(known[told[1]])}"

@@ -1,0 +1,49 @@
+"""What may be said of scores: intervals, tests, claims of being no worse, areas under curves, and ranks over tasks."""
+
+from dapt_jax.statistics.comparisons import (
+    Comparison,
+    cohens_d,
+    equivalent,
+    hedges_g,
+    holm,
+    no_worse,
+    paired_dz,
+    paired_t,
+    summary_t,
+    welch_t,
+)
+from dapt_jax.statistics.intervals import (
+    Interval,
+    Summary,
+    bootstrap_interval,
+    mean_interval,
+    patient_draws,
+    patient_interval,
+)
+from dapt_jax.statistics.ranks import Ranks, pareto, ranks
+from dapt_jax.statistics.roc import Areas, auc, delong
+
+__all__ = [
+    "Areas",
+    "Comparison",
+    "Interval",
+    "Ranks",
+    "Summary",
+    "auc",
+    "bootstrap_interval",
+    "cohens_d",
+    "delong",
+    "equivalent",
+    "hedges_g",
+    "holm",
+    "mean_interval",
+    "no_worse",
+    "paired_dz",
+    "paired_t",
+    "pareto",
+    "patient_draws",
+    "patient_interval",
+    "ranks",
+    "summary_t",
+    "welch_t",
+]

@@ -1,0 +1,262 @@
+"""Tests of one arm against another: different, no worse, equivalent; and how large a difference is."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from scipy import special, stats
+
+from dapt_jax.statistics.intervals import Interval, Summary, defined
+
+Alternative = Literal["two-sided", "greater", "less"]
+_SIDES = {"two-sided": "two-sided", "greater": "one-sided (greater)", "less": "one-sided (less)"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A comparison of two arms.
+
+    Attributes:
+        difference: mean of the first minus mean of the second, and its interval.
+        p: None where it is undefined.
+        test: what was done, in words, its sides named.
+    """
+
+    difference: Interval
+    p: float | None
+    test: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Estimate:
+    """A difference and its standard error; no error (None) where there are too few values."""
+
+    mean: float
+    error: float | None
+    freedom: float
+    n: int
+    name: str
+
+    def interval(self, level: float) -> Interval:
+        if self.error is None:
+            return Interval(self.mean, None, None, self.n)
+        half = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.error if self.error else 0.0
+        return Interval(self.mean, self.mean - half, self.mean + half, self.n)
+
+    def p(self, null: float, alternative: Alternative) -> float | None:
+        """Of the hypothesis that the difference is `null`; None without spread to measure against."""
+        if self.error is None or self.error == 0:
+            return 1.0 if self.error == 0 and abs(self.mean - null) <= 1e-12 else None
+        t = (self.mean - null) / self.error
+        tail = {"two-sided": 2 * stats.t.sf(abs(t), self.freedom), "greater": stats.t.sf(t, self.freedom)}
+        return float(tail.get(alternative, stats.t.cdf(t, self.freedom)))
+
+
+def _paired(first: Sequence[float | None], second: Sequence[float | None]) -> _Estimate | None:
+    pairs = [defined(pair) for pair in zip(first, second, strict=True)]
+    differences = [pair[0] - pair[1] for pair in pairs if len(pair) == 2]
+    summary = Summary.of(differences)
+    if summary is None:
+        return None
+    error = None if summary.n < 2 else summary.sd / math.sqrt(summary.n)
+    # Differences of equal decimal numbers differ in the last bits; that is no spread either.
+    if error is not None and summary.sd <= 1e-12 * max(1.0, max(map(abs, differences))):
+        error = 0.0
+    return _Estimate(summary.mean, error, summary.n - 1, summary.n, "paired t-test")
+
+
+def _unpaired(first: Summary, second: Summary, equal_variances: bool) -> _Estimate:
+    mean, n = first.mean - second.mean, min(first.n, second.n)
+    name = "Student's two-sample t-test" if equal_variances else "Welch's t-test"
+    if n < 2:
+        return _Estimate(mean, None, 0, n, name)
+    of_each = [each.sd**2 / each.n for each in (first, second)]
+    if equal_variances:
+        freedom = float(first.n + second.n - 2)
+        pooled = sum((each.n - 1) * each.sd**2 for each in (first, second)) / freedom
+        return _Estimate(mean, math.sqrt(pooled * (1 / first.n + 1 / second.n)), freedom, n, name)
+    error = math.sqrt(sum(of_each))
+    shares = (
+        [(part / error**2) ** 2 / (each.n - 1) for part, each in zip(of_each, (first, second), strict=True)]
+        if error
+        else [1.0]
+    )
+    return _Estimate(mean, error, 1 / sum(shares), n, name)
+
+
+def _estimate(first: Sequence[float | None], second: Sequence[float | None], paired: bool) -> _Estimate | None:
+    if paired:
+        return _paired(first, second)
+    a, b = Summary.of(first), Summary.of(second)
+    return None if a is None or b is None else _unpaired(a, b, equal_variances=False)
+
+
+def _tested(estimate: _Estimate, alternative: Alternative, level: float) -> Comparison:
+    name = f"{_SIDES[alternative]} {estimate.name}"
+    return Comparison(estimate.interval(level), estimate.p(0.0, alternative), name)
+
+
+def paired_t(
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    alternative: Alternative = "two-sided",
+    level: float = 0.95,
+) -> Comparison | None:
+    """Compares two arms over the seeds they share, by Student's paired t-test.
+
+    Args:
+        first: one value per seed.
+        second: the values of the same seeds, in the same order.
+        alternative: `greater` where `first` is expected to be the greater.
+        level: coverage of the interval of `first - second`.
+
+    Returns:
+        None when no seed has both values. p is None with one seed, and where every difference is the same but not
+        zero, which leaves no spread to measure against; p is 1 where all differences are zero.
+    """
+    estimate = _paired(first, second)
+    return None if estimate is None else _tested(estimate, alternative, level)
+
+
+def welch_t(
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    alternative: Alternative = "two-sided",
+    level: float = 0.95,
+) -> Comparison | None:
+    """Compares two sets of independent runs by Welch's t-test, which takes no variances for equal (1947).
+
+    Args:
+        first: values.
+        second: values; they need not be as many.
+        alternative: `greater` where `first` is expected to be the greater.
+        level: coverage of the interval of the difference of the means.
+
+    Returns:
+        None when either has no value. p is None where either has one alone, and where neither has any spread.
+    """
+    estimate = _estimate(first, second, paired=False)
+    return None if estimate is None else _tested(estimate, alternative, level)
+
+
+def summary_t(
+    first: Summary,
+    second: Summary,
+    equal_variances: bool = False,
+    alternative: Alternative = "two-sided",
+    level: float = 0.95,
+) -> Comparison:
+    """The same from what a table prints: means, standard deviations and numbers of runs.
+
+    Args:
+        first: one arm.
+        second: the other.
+        equal_variances: Student's test, with one variance for both, instead of Welch's.
+        alternative: `greater` where `first` is expected to be the greater.
+        level: coverage.
+    """
+    return _tested(_unpaired(first, second, equal_variances), alternative, level)
+
+
+def no_worse(
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    margin: float,
+    lower_is_better: bool = False,
+    paired: bool = True,
+    level: float = 0.95,
+) -> Comparison | None:
+    """Tests whether `first` is worse than `second` by less than a margin (non-inferiority).
+
+    A small p is evidence for that claim; a difference that is not significant is none.
+
+    Args:
+        first: one value per seed.
+        second: likewise, of the same seeds where paired.
+        margin: the least difference that would matter, above 0, in the metric's unit.
+        lower_is_better: whether small values are the good ones.
+        paired: by the paired t-test over seeds; else by Welch's.
+        level: 1 minus twice the level of the interval's two one-sided bounds: at 0.95 the interval of `first - second` covers
+            90%, so that it clears the margin exactly where p < 0.05.
+
+    Returns:
+        None when there is nothing to compare. p is None where there is no spread to measure against.
+    """
+    estimate = _estimate(first, second, paired)
+    if estimate is None:
+        return None
+    p = estimate.p(margin, "less") if lower_is_better else estimate.p(-margin, "greater")
+    return Comparison(estimate.interval(2 * level - 1), p, f"one-sided {estimate.name} of non-inferiority")
+
+
+def equivalent(
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    margin: float,
+    paired: bool = True,
+    level: float = 0.95,
+) -> Comparison | None:
+    """Tests whether two arms differ by less than a margin either way: two one-sided tests (TOST; Schuirmann, 1987).
+
+    Args:
+        first: one value per seed.
+        second: likewise, of the same seeds where paired.
+        margin: above 0, in the metric's unit.
+        paired: by paired t-tests over seeds; else by Welch's.
+        level: as in `no_worse`: the interval of 90% lies within the margin exactly where p < 0.05.
+
+    Returns:
+        As `no_worse`; p is the greater of the two.
+    """
+    estimate = _estimate(first, second, paired)
+    if estimate is None:
+        return None
+    sides = [estimate.p(-margin, "greater"), estimate.p(margin, "less")]
+    p = None if None in sides else max(side for side in sides if side is not None)
+    return Comparison(estimate.interval(2 * level - 1), p, f"two one-sided {estimate.name}s of equivalence")
+
+
+def cohens_d(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
+    """Difference of the means in pooled standard deviations (Cohen, 1988); None without spread."""
+    a, b = Summary.of(first), Summary.of(second)
+    if a is None or b is None or min(a.n, b.n) < 2:
+        return None
+    pooled = math.sqrt(((a.n - 1) * a.sd**2 + (b.n - 1) * b.sd**2) / (a.n + b.n - 2))
+    return (a.mean - b.mean) / pooled if pooled else None
+
+
+def hedges_g(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
+    """Cohen's d without its upward bias in small samples, by the exact factor (Hedges, 1981)."""
+    d = cohens_d(first, second)
+    if d is None:
+        return None
+    freedom = len(defined(first)) + len(defined(second)) - 2
+    log_factor = special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2) - math.log(freedom / 2) / 2
+    return d * math.exp(log_factor)
+
+
+def paired_dz(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
+    """Mean of the paired differences in their own standard deviations (Cohen's d_z); None without spread."""
+    estimate = _paired(first, second)
+    if estimate is None or not estimate.error:
+        return None
+    return estimate.mean / (estimate.error * math.sqrt(estimate.n))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjusts p-values for the number of comparisons by Holm's step-down method (1979).
+
+    Args:
+        p_values: None for comparisons without a p-value; they do not count as comparisons.
+
+    Returns:
+        Adjusted values in the order given.
+    """
+    order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank)))
+        adjusted[index] = largest
+    return adjusted

@@ -1,0 +1,85 @@
+"""Areas under ROC curves of the same images: their covariance, intervals and differences by DeLong's method."""
+
+import dataclasses
+import math
+
+import numpy as np
+from scipy import stats
+
+from dapt_jax.errors import UserError
+from dapt_jax.statistics.comparisons import Comparison
+from dapt_jax.statistics.intervals import Interval
+
+
+def auc(positive: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve, ties counted half; NaN without positives or without negatives.
+
+    Args:
+        positive: bool [n].
+        scores: float [n].
+    """
+    m = int(np.count_nonzero(positive))
+    n = len(positive) - m
+    if not m or not n:
+        return math.nan
+    return float((stats.rankdata(scores)[positive].sum() - m * (m + 1) / 2) / (m * n))
+
+
+@dataclasses.dataclass(frozen=True)
+class Areas:
+    """Areas under several ROC curves of the same images.
+
+    Attributes:
+        values: float64 [k].
+        covariance: of the areas, float64 [k, k].
+        n: images.
+    """
+
+    values: np.ndarray
+    covariance: np.ndarray
+    n: int
+
+    def interval(self, which: int, level: float = 0.95) -> Interval:
+        """The area of one, and its interval from the normal distribution, cut off at 0 and 1."""
+        value, error = float(self.values[which]), math.sqrt(self.covariance[which, which])
+        half = float(stats.norm.ppf((1 + level) / 2)) * error
+        return Interval(value, max(0.0, value - half), min(1.0, value + half), self.n)
+
+    def difference(self, first: int, second: int, level: float = 0.95) -> Comparison:
+        """Compares two, two-sided.
+
+        Returns:
+            p is 1 where both are the same, and None where they differ without variance (both curves are perfect or at 0).
+        """
+        value = float(self.values[first] - self.values[second])
+        variance = self.covariance[first, first] + self.covariance[second, second] - 2 * self.covariance[first, second]
+        error = math.sqrt(max(0.0, variance))
+        half = float(stats.norm.ppf((1 + level) / 2)) * error
+        if error > 1e-12:
+            p: float | None = float(2 * stats.norm.sf(abs(value) / error))
+        else:
+            p = 1.0 if abs(value) <= 1e-12 else None
+        return Comparison(Interval(value, value - half, value + half, self.n), p, "two-sided DeLong test")
+
+
+def delong(positive: np.ndarray, scores: np.ndarray) -> Areas:
+    """Areas under ROC curves with the covariance of DeLong et al. (1988), by midranks (Sun and Xu, 2014).
+
+    Images count as independent: with several per patient the variance is too small, and `patient_draws` is the choice.
+
+    Args:
+        positive: bool [n].
+        scores: of k networks for the same images, float [k, n].
+
+    Raises:
+        UserError: fewer than two positives or two negatives, which have no variance.
+    """
+    m = int(np.count_nonzero(positive))
+    n = len(positive) - m
+    if min(m, n) < 2:
+        raise UserError(f"{m} positives and {n} negatives; expected two or more of each for the variance of an AUC")
+    ranks = stats.rankdata(scores, axis=1)
+    above = (ranks[:, positive] - stats.rankdata(scores[:, positive], axis=1)) / n
+    below = 1 - (ranks[:, ~positive] - stats.rankdata(scores[:, ~positive], axis=1)) / m
+    covariance = np.atleast_2d(np.cov(above)) / m + np.atleast_2d(np.cov(below)) / n
+    return Areas(above.mean(1), covariance, m + n)

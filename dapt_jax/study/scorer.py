@@ -1,0 +1,313 @@
+"""Scores a fixed sample of target images along a training run, for a small share of its FLOPs, and chooses a checkpoint.
+
+The scorer is the training loop's hook: after every few epochs in which the encoder has changed it computes the scores,
+enters them into the ledger as a stage of their own, keeps the weights, and says whether training may stop.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.errors import UserError
+from dapt_jax.losses import Objective
+from dapt_jax.models.classifier import HEAD, Classifier, pool
+from dapt_jax.models.encoder import TAP, Encoder, Tree
+from dapt_jax.records.ledger import Row
+from dapt_jax.runtime import processes
+from dapt_jax.training import accounting
+from dapt_jax.training.run import Run, Tools
+from dapt_jax.training.steps import PhaseProgram
+from dapt_jax.transferability import registry
+from dapt_jax.transferability.robustness import jitter
+from dapt_jax.transferability.settings import Settings
+from dapt_jax.weights import export, locate
+
+BATCH = 32
+SEED = 0
+"""Of the sample and of the views: the same for all arms and seeds, so that their scores compare."""
+
+
+def level_group(encoder: Encoder, level: int) -> int:
+    """Index of the group whose output holds the `level`-th feature map from the end, one for each resolution.
+
+    Raises:
+        UserError: the encoder has no such level.
+    """
+    if not 0 < level <= len(encoder.levels):
+        raise UserError(f"score.level is {level}; {encoder.name} has 1 to {len(encoder.levels)}")
+    return encoder.index(encoder.levels[-level].name.removesuffix(f"/{TAP}"))
+
+
+@functools.cache
+def _prefix(model: Classifier, start: int) -> Callable[..., Any]:
+    return jax.jit(lambda params, stats, images: model.prefix(params, stats, images, start))
+
+
+@functools.cache
+def _rest(model: Classifier, start: int, level: int) -> Callable[..., Any]:
+    """Activations at a boundary to the map at a level and the pooled features."""
+
+    def rest(params: Tree, stats: Tree, x: Any) -> Any:
+        at_level, _ = model.encoder.apply(params, stats, x, start=start, stop=level + 1)
+        last, _ = model.encoder.apply(params, stats, at_level, start=level + 1)
+        return model.encoder.as_map(at_level), pool(last)
+
+    return jax.jit(rest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When a run is scored, and at what price: known before it starts.
+
+    Attributes:
+        epochs: of the run, after which scores are computed, and the share of the encoder's training done by then.
+        images: of the sample.
+        first: FLOPs of the frozen prefix on the sample, by phase: paid once.
+        each: FLOPs of one scoring, by phase.
+    """
+
+    epochs: dict[int, float]
+    images: int
+    first: tuple[int, ...]
+    each: tuple[int, ...]
+
+    @classmethod
+    def of(cls, settings: Settings, run: Run, available: int) -> "Plan":
+        """Lays the scores along a run; the sample is as large as settings, images and budget allow.
+
+        Raises:
+            UserError: the budget does not reach for the smallest sample.
+        """
+        timeline, encoder = run.timeline, run.programs[0].model.encoder
+        level = level_group(encoder, settings.level)
+        moving = [
+            epoch
+            for number, program in enumerate(run.programs)
+            if changes_encoder(program)
+            for epoch in range(timeline.first_epoch(number), timeline.first_epoch(number + 1))
+        ]
+        due = {
+            epoch: (place + 1) / len(moving)
+            for place, epoch in enumerate(moving)
+            if (place + 1) % settings.every == 0 or place + 1 == len(moving)
+        }
+        size, passes = run.dataset.images.size, settings.jittered + settings.plain
+        whole = accounting.forward(run.programs[0].model, size, len(encoder.groups)).model
+        first, each = [], []
+        for program in run.programs:
+            before = accounting.forward(program.model, size, _start(program, level)).model
+            first.append(passes * before)
+            each.append(passes * (whole - before))
+        phase_of = {epoch: timeline.position(epoch * timeline.steps_per_epoch).phase for epoch in due}
+        per_image = sum(each[phase] for phase in phase_of.values()) + sum(first[p] for p in set(phase_of.values()))
+        affordable = int(settings.budget * run.flops() / per_image) if per_image else settings.images
+        images = min(settings.images, available, affordable)
+        least = max(2, settings.negatives + 1)
+        if due and images < least:
+            if available < least:
+                raise UserError(f"{available} target images to score; expected {least} or more")
+            raise UserError(
+                f"{run.title}: score.budget of {settings.budget:g} pays for {affordable} images at {len(due)} epochs; "
+                f"expected {least} or more: raise score.every or the budget"
+            )
+        return cls(due, images, tuple(images * f for f in first), tuple(images * f for f in each))
+
+    def until(self, run: Run, epochs: int) -> int:
+        """FLOPs of the scores within a number of epochs of the run."""
+        phases = [
+            run.timeline.position(epoch * run.timeline.steps_per_epoch).phase for epoch in self.epochs if epoch < epochs
+        ]
+        return sum(self.each[phase] for phase in phases) + sum(self.first[phase] for phase in set(phases))
+
+
+def changes_encoder(program: PhaseProgram) -> bool:
+    """Whether a phase changes what the encoder computes: it trains more than the head, or records statistics."""
+    return bool(program.mask.norms) or any(not path.startswith(f"{HEAD}/") for path in program.mask.trainable)
+
+
+def _start(program: PhaseProgram, level: int) -> int:
+    """Boundary at which the sample's activations are kept through a phase."""
+    return min(program.mask.boundary, level + 1, len(program.model.encoder.groups) - 1)
+
+
+class Scorer:
+    """The scores of one run: see the module."""
+
+    def __init__(self, settings: Settings, run: Run, target: Dataset, folder: Path, tools: Tools, until: int = 0):
+        """Draws the sample.
+
+        Args:
+            settings: what is scored.
+            run: that is watched.
+            target: the target task's development images.
+            folder: for the weights of scored epochs.
+            tools: ledger and hardware.
+            until: epochs of the run after which to pause; 0 for none.
+
+        Raises:
+            UserError: the budget does not reach (see `Plan.of`), or an image has no mask where a score needs them.
+        """
+        self.settings, self.run, self.folder, self.tools, self.until = settings, run, folder, tools, until
+        self.plan = Plan.of(settings, run, len(target))
+        rows = np.sort(np.random.default_rng(SEED).permutation(len(target))[: self.plan.images])
+        self.sample = target.take(rows)
+        self._masks = self.sample.load_masks() if settings.dense and target.masks is not None else None
+        model = run.programs[0].model
+        assert isinstance(model, Classifier)
+        self.model, self.level = model, level_group(model.encoder, settings.level)
+        self.points: list[dict[str, Any]] = []
+        self.filled: list[int] = []
+        self.flops = 0
+        self.stopped = False
+        self.done = 0
+        self._kept: tuple[int, list[Any]] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint stores, as plain JSON values."""
+        return {
+            "points": list(self.points), "filled": list(self.filled), "flops": self.flops, "stopped": self.stopped,
+            "done": self.done,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` returned."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the run stops here, for good or for now."""
+        return self.stopped or (bool(self.until) and self.done >= self.until)
+
+    def after_epoch(self, number: int, epoch: int, params: Tree, stats: Tree, scores: Mapping[str, float]) -> bool:
+        """Scores the network if it is time.
+
+        Args:
+            number: of the phase.
+            epoch: of the run, just finished.
+            params: to evaluate with.
+            stats: batch-norm statistics.
+            scores: on the rows that the run watches; the sample's own are what counts here.
+
+        Returns:
+            Whether training ends here.
+        """
+        del scores
+        if epoch in self.plan.epochs:
+            self._score(number, epoch, params, stats)
+            self.tools.ledger.put(self.row())
+        self.done = epoch + 1
+        return self.ends
+
+    def _score(self, number: int, epoch: int, params: Tree, stats: Tree) -> None:
+        material = self.material(number, params, stats)
+        found = processes.told(
+            lambda: registry.evaluate(self.settings.names, material, robustness=self._robustness_settings())
+        )
+        self.flops += self.plan.each[number]
+        values = {name: outcome.value if math.isfinite(outcome.value) else None for name, outcome in found.items()}
+        reasons = {name: outcome.reason for name, outcome in found.items() if outcome.reason}
+        point: dict[str, Any] = {"epoch": epoch, "share": self.plan.epochs[epoch], "scores": values}
+        self.points.append({**point, **({"reasons": reasons} if reasons else {})})
+        if self.settings.select or self.settings.keep:
+            export.write(self.file(epoch), jax.device_get(params), jax.device_get(stats))
+        if self.settings.select:
+            index, self.stopped = self._choice()
+            for place, each in enumerate(self.points):
+                each["chosen"] = place == index
+
+    def _robustness_settings(self) -> dict[str, Any]:
+        return {name: getattr(self.settings, name) for name in ("distance", "margin", "negatives", "pooled")}
+
+    def _choice(self) -> tuple[int, bool]:
+        name = self.settings.select
+        values = [point["scores"][name] for point in self.points]
+        return self.settings.rule.choose(
+            [math.nan if value is None else value for value in values],
+            [point["share"] for point in self.points],
+            registry.entry(name).higher_is_better,
+        )
+
+    def material(self, number: int, params: Tree, stats: Tree) -> registry.Sample:
+        """What the scores need of the sample, from the network as it is."""
+        program, settings = self.run.programs[number], self.settings
+        passes = [self._encode(program, x, params, stats) for x in self._activations(number, params, stats)]
+        jittered, plain = passes[: settings.jittered], passes[settings.jittered :]
+        at_level, last = plain[0] if plain else jittered[0]
+        labels = None if self.sample.multi_label else self.sample.labels
+        maps = masks = source = None
+        if self._masks is not None:
+            every = self.sample.images.size // at_level.shape[1]
+            maps, masks = (at_level,), (self._masks[:, every // 2 :: every, every // 2 :: every],)
+        objective = program.objective
+        if HEAD in params and isinstance(objective, Objective) and not objective.multi_label:
+            head = params[HEAD]
+            source = np.asarray(objective.probabilities(jnp.asarray(last @ head["kernel"] + head["bias"])))
+        views = np.stack([level for level, _ in jittered]) if jittered else None
+        return registry.Sample(last, labels, views, source, maps, masks)
+
+    def _activations(self, number: int, params: Tree, stats: Tree) -> list[np.ndarray]:
+        """The sample's views, then the images as they are, at the boundary below which the phase changes nothing."""
+        if self._kept is not None and self._kept[0] == number:
+            return self._kept[1]
+        program = self.run.programs[number]
+        forward = _prefix(program.model, _start(program, self.level))
+        rows = np.arange(len(self.sample), dtype=np.int32)
+        images = self.sample.images.batch(rows)
+        seen = [np.asarray(jitter(images, SEED, view, rows)) for view in range(self.settings.jittered)]
+        seen += [images] * self.settings.plain
+        kept = [np.concatenate(list(_in_batches(forward, params, stats, view))) for view in seen]
+        if number not in self.filled:  # after a restart the prefix is computed again, and not charged again
+            self.filled.append(number)
+            self.flops += self.plan.first[number]
+        self._kept = number, kept
+        return kept
+
+    def _encode(self, program: PhaseProgram, x: np.ndarray, params: Tree, stats: Tree) -> tuple[np.ndarray, np.ndarray]:
+        forward = _rest(program.model, _start(program, self.level), self.level)
+        parts = list(_in_batches(forward, params, stats, x))
+        at_level, last = (np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True))
+        return at_level, last
+
+    def file(self, epoch: int) -> Path:
+        """Where the weights of a scored epoch are."""
+        return self.folder / f"epoch{epoch + 1:04d}.safetensors"
+
+    def chosen(self, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
+        """The weights that the rule chooses; those given where it chooses the last, or nothing was scored."""
+        if not self.settings.select or not self.points:
+            return params, stats
+        point = self.points[self._choice()[0]]
+        if point is self.points[-1]:
+            return params, stats
+        processes.bring(self.file(point["epoch"]))
+        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.model, seed=0)
+        return chosen, chosen_stats
+
+    def row(self) -> Row:
+        """The ledger's row: FLOPs of the encoder's passes, and the scores as its curve."""
+        passes = self.settings.jittered + self.settings.plain
+        return Row(
+            strategy=self.run.strategy, seed=self.run.seed, stage="score", phase="scores",
+            images=self.plan.images * passes * len(self.points), model_flops=self.flops, hardware_flops=self.flops,
+            device=self.tools.hardware.kind, devices=self.tools.hardware.count, curve=list(self.points),
+        )  # fmt: skip
+
+
+def _in_batches(forward: Callable[..., Any], params: Tree, stats: Tree, x: np.ndarray) -> Sequence[Any]:
+    """A jitted function over rows, in batches of one shape."""
+    found = []
+    for start in range(0, len(x), BATCH):
+        part = x[start : start + BATCH]
+        filled = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), axis=0)])
+        out = jax.device_get(forward(params, stats, filled))
+        found.append(tuple(leaf[: len(part)] for leaf in out) if isinstance(out, tuple) else out[: len(part)])
+    return found

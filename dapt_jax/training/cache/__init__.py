@@ -1,0 +1,1 @@
+"""What is computed once: cached activations of frozen prefixes."""

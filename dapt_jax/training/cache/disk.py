@@ -1,0 +1,264 @@
+"""Activations on disk: past the memory budget, and from one start of a study to the next.
+
+An entry is a folder named by its key: zarr arrays [views, n, ...], sharded, one chunk with a CRC-32C per view and image, so
+that a batch is read at random and damage is noticed; and `entry.json`, written last, which says that the entry is whole.
+A fill that was killed goes on behind the last whole shard.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tensorstore as ts
+
+from dapt_jax.cost.memory import tree_bytes
+from dapt_jax.runtime import atomic_files
+
+FORMAT = 1
+SHARD_BYTES = 64 << 20
+DONE = "entry.json"
+_PROGRESS = "progress.json"
+_READ_AT_ONCE = 2
+"""Entries that a phase reads: its views, and the plain images that it is evaluated on."""
+
+Fill = Callable[[int], Iterator[Any]]
+"""From the first image that is missing to pytrees of arrays [views, k, ...], image after image, up to the last."""
+
+
+class Files:
+    """The entries below a folder."""
+
+    def __init__(self, folder: Path, budget: int, say: Callable[[str], None]):
+        """Makes the folder.
+
+        Args:
+            folder: where the entries are; may be shared by studies and processes.
+            budget: bytes of all entries together; the ones that were used longest ago go first.
+            say: takes a line about what was lost.
+
+        Raises:
+            OSError: the folder cannot be made or written to.
+        """
+        self._folder, self._budget, self._say = folder, budget, say
+        self._in_use: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+
+    def find(self, key: str) -> "Entry | None":
+        """The entry of a key if it is there and whole; one that is damaged is removed, with a line."""
+        path = self._folder / key
+        if not path.exists():
+            return None
+        try:
+            entry = Entry(path)
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            self._say(f"cached activations {path.name[:12]} are damaged ({_first_line(error)}); computed again")
+            shutil.rmtree(path, ignore_errors=True)
+            return None
+        os.utime(path / DONE)
+        self._use(key)
+        return entry
+
+    def fill(self, key: str, shapes: Any, views: int, images: int, fill: Fill, about: Mapping[str, Any]) -> "Entry":
+        """Computes what is missing of an entry and returns it whole; another process that fills it is waited for.
+
+        Args:
+            key: of the entry.
+            shapes: of one image's activations, a pytree of `jax.ShapeDtypeStruct`.
+            views: per image.
+            images: number of images.
+            fill: computes.
+            about: JSON values to keep with the entry.
+
+        Raises:
+            OSError: there is no room, or the folder can no longer be written to; nothing is left behind.
+        """
+        self._use(key)
+        with _lock(self._folder / f"{key}.lock"):
+            found = self.find(key)
+            if found is not None:
+                return found
+            partial = self._folder / f"{key}.partial"
+            try:
+                self._make_room(views * images * tree_bytes(shapes))
+                seconds = _write(partial, shapes, views, images, fill)
+                whole = {**about, "seconds": seconds, **_describe(partial, shapes, views, images)}
+                atomic_files.write_text(partial / DONE, json.dumps(whole))
+                (partial / _PROGRESS).unlink(missing_ok=True)
+                partial.rename(self._folder / key)
+            except (OSError, ValueError) as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                if isinstance(error, OSError):
+                    raise
+                raise OSError(_first_line(error)) from error  # tensorstore's word for a full disk is a ValueError
+        return Entry(self._folder / key)
+
+    def drop(self, key: str) -> None:
+        """Removes an entry."""
+        shutil.rmtree(self._folder / key, ignore_errors=True)
+
+    def _use(self, key: str) -> None:
+        """Notes that an entry is read from now on; the ones noted last are never evicted."""
+        self._in_use = [*(other for other in self._in_use if other != key), key][-_READ_AT_ONCE:]
+
+    def _make_room(self, size: int) -> None:
+        """Evicts entries until `size` more bytes fit the budget."""
+        found = sorted(_used(path) for path in self._folder.glob(f"*/{DONE}"))
+        sizes = {path: size for _, path, size in found if size}
+        for path in [each for each in sizes if each.name not in self._in_use]:
+            if sum(sizes.values()) + size <= self._budget:
+                break
+            shutil.rmtree(path, ignore_errors=True)
+            del sizes[path]
+        used = sum(sizes.values())
+        if used + size > self._budget:
+            raise OSError(f"{(used + size) >> 20} MiB exceed the budget of {self._budget >> 20} MiB")
+        free = shutil.disk_usage(self._folder).free
+        if size > free:
+            raise OSError(f"{size >> 20} MiB are needed and {free >> 20} MiB are free")
+
+
+class Entry:
+    """A whole entry, open for reading."""
+
+    def __init__(self, path: Path):
+        """Opens it and checks that every shard is there at its full size; chunks are checked as they are read.
+
+        Raises:
+            ValueError, OSError, KeyError, TypeError: it is damaged.
+        """
+        self.path = path
+        self.about: dict[str, Any] = json.loads((path / DONE).read_text())
+        if self.about["format"] != FORMAT:
+            raise ValueError(f"format {self.about['format']}")
+        for name, size in self.about["files"].items():
+            if (path / name).stat().st_size != size:
+                raise ValueError(f"{name} is cut short")
+        self._arrays = [_open(path / str(number)) for number in range(self.about["leaves"])]
+
+    def read(self, view: int, rows: np.ndarray) -> list[np.ndarray]:
+        """The leaves of the activations of some rows in one view, each [k, ...]; any thread may call it.
+
+        Raises:
+            ValueError: a chunk does not match its checksum.
+            OSError: a file cannot be read.
+        """
+        futures = [array[view][np.asarray(rows, np.int64)].read() for array in self._arrays]
+        return [np.asarray(future.result()) for future in futures]
+
+
+def _write(path: Path, shapes: Any, views: int, images: int, fill: Fill) -> float:
+    """Writes whole shards, from where an earlier attempt stopped; returns the seconds of all attempts."""
+    begun = time.monotonic()
+    leaves = jax.tree.leaves(shapes)
+    per_shard = max(1, min(images, SHARD_BYTES // (views * tree_bytes(shapes))))
+    plan = {"per_shard": per_shard, "views": views, "images": images}
+    done, spent = 0, 0.0
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        before = json.loads((path / _PROGRESS).read_text())
+        if {name: before[name] for name in plan} == plan:
+            done, spent = before["done"], before["seconds"]
+    if not done:
+        shutil.rmtree(path, ignore_errors=True)
+    arrays = [
+        _open(path / str(number)) if done else _create(path / str(number), leaf, views, images, per_shard)
+        for number, leaf in enumerate(leaves)
+    ]
+    waiting: list[list[np.ndarray]] = [[] for _ in leaves]
+    held, start = 0, done
+    for part in fill(done) if done < images else ():
+        for parts, leaf in zip(waiting, jax.tree.leaves(part), strict=True):
+            parts.append(np.asarray(leaf))
+        held += waiting[0][-1].shape[1]
+        while held >= per_shard or (held and start + held == images):
+            count = min(per_shard, held)
+            for array, parts in zip(arrays, waiting, strict=True):
+                whole = np.concatenate(parts, 1)
+                array[:, start : start + count].write(whole[:, :count].astype(array.dtype.numpy_dtype)).result()
+                parts[:] = [whole[:, count:]]
+            start, held = start + count, held - count
+            progress = {**plan, "done": start, "seconds": spent + time.monotonic() - begun}
+            atomic_files.write_text(path / _PROGRESS, json.dumps(progress))
+    return spent + time.monotonic() - begun
+
+
+def _describe(path: Path, shapes: Any, views: int, images: int) -> dict[str, Any]:
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != _PROGRESS]
+    sizes = {str(file.relative_to(path)): file.stat().st_size for file in files}
+    leaves = len(jax.tree.leaves(shapes))
+    return {"format": FORMAT, "leaves": leaves, "views": views, "images": images, "files": sizes}
+
+
+def _create(path: Path, leaf: jax.ShapeDtypeStruct, views: int, images: int, per_shard: int) -> ts.TensorStore:
+    tail = list(leaf.shape)
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    checked = [little, {"name": "crc32c"}]
+    shard = {"chunk_shape": [1, 1, *tail], "codecs": checked, "index_codecs": checked}
+    metadata = {
+        "shape": [views, images, *tail],
+        "data_type": np.dtype(leaf.dtype).name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, per_shard, *tail]}},
+        "codecs": [{"name": "sharding_indexed", "configuration": shard}],
+    }
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
+    # All-zero chunks (a ReLU of a black image) are written too: a chunk that is not there must mean damage.
+    return ts.open({**spec, "store_data_equal_to_fill_value": True}, create=True, delete_existing=True).result()
+
+
+def _open(path: Path) -> ts.TensorStore:
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    return ts.open(spec, read=True, write=True).result()
+
+
+def _used(done: Path) -> tuple[float, Path, int]:
+    """When an entry was last used, its folder, and its bytes; 0 for one that another thread or process just removed."""
+    try:
+        return done.stat().st_mtime, done.parent, sum(json.loads(done.read_text())["files"].values())
+    except (OSError, ValueError, KeyError):
+        return 0.0, done.parent, 0
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time; given up by the system when a process dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+class Repaired:
+    """An entry that is computed again, once and by one thread, when a chunk of it turns out to be damaged."""
+
+    def __init__(self, entry: Entry, again: Callable[[], Entry], say: Callable[[str], None]):
+        self._entry, self._again, self._say = entry, again, say
+        self._lock = threading.Lock()
+
+    def read(self, view: int, rows: np.ndarray) -> list[np.ndarray]:
+        """See `Entry.read`; a second failure is raised."""
+        entry = self._entry
+        try:
+            return entry.read(view, rows)
+        except (ValueError, OSError) as error:
+            with self._lock:
+                if self._entry is entry:
+                    self._say(f"cached activations are damaged ({_first_line(error)}); computed again")
+                    self._entry = self._again()
+            return self._entry.read(view, rows)

@@ -1,0 +1,280 @@
+"""What a study tells of itself: heartbeat, metrics, trace; read from files alone, and as true after a restart."""
+
+import json
+import os
+import struct
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from dapt_jax.errors import UserError
+from dapt_jax.monitoring import heartbeat, status, writers
+from dapt_jax.monitoring.heartbeat import STATUS, Watcher
+from dapt_jax.monitoring.profiler import Profiler
+from dapt_jax.records.ledger import Ledger, Row
+from dapt_jax.settings.defaults import default
+from dapt_jax.training import loop
+from tests import tiny
+from tests.command import rows, run
+from tests.test_training_loop import DATA, ENCODER, tools
+
+
+def epoch(number, loss=0.5, phase="head", stage="dapt", strategy="full"):
+    return writers.Epoch(strategy, 0, stage, phase, number, 4 * (number + 1), {"loss": loss, "lr": 1e-3})
+
+
+def told(folder, **changes):
+    """A heartbeat of a study under way, with changes."""
+    teller = Watcher(folder)
+    teller.arms(["none seed 0"], "full seed 0", ["full seed 1"])
+    teller.progress(3e12, 12e12, 90.0, "full seed 0  all epoch 2/4", 123.4)
+    teller.at(
+        {"phase": "all", "epoch": 2, "epochs": 4, "step": 17, "steps": 40},
+        {"key": ["full", 0, "dapt", "all"], "model_flops": 5 * 10**11, "wall_s": 30.0, "energy_kwh": 0.25},
+    )
+    teller.close("running")
+    path = folder / STATUS
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return json.loads(path.read_text())["time"]
+
+
+def test_the_status_says_how_far_what_now_and_at_what_cost(tmp_path):
+    now = told(tmp_path)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.put(Row("full", 0, "dapt", "head", model_flops=10**12, wall_s=60.0, energy_kwh=0.5))
+    ledger.put(Row("full", 0, "dapt", "all", model_flops=9 * 10**12, wall_s=9e9, energy_kwh=9.0))  # of before a kill
+    lines = status.lines(tmp_path, now + 1)
+    assert f"running, process {os.getpid()}" in lines[0]
+    assert "heard of 1 s ago" in lines[0]
+    assert lines[1:5] == [
+        "arms: 1 done, 1 running, 1 left", "  done: none seed 0", "  running: full seed 0", "  left: full seed 1"
+    ]  # fmt: skip
+    assert "full seed 0  all epoch 2/4, 123 images/s" in lines[5]
+    assert "phase all, epoch 2 of 4, step 17 of 40 of the run" in lines[6]
+    assert lines[7] == "progress: 3 of 12 TFLOP (25%), about 90 s left"
+    assert lines[8] == "cost so far: 1.5 TFLOP, 90 s, 0.75 kWh"
+
+
+@pytest.mark.parametrize(
+    ("changes", "later", "words"),
+    [
+        ({"host": "elsewhere"}, 400.0, "no sign of life for 6 min"),
+        ({"host": "elsewhere"}, 5.0, "running"),
+        ({"pid": 2**22 + 1}, 1.0, "no sign of life for 1 s"),  # of this host, where no such process is
+        ({"state": "stopped"}, 500.0, "stopped 8 min ago; the same command goes on"),
+        ({"state": "done"}, 9000.0, "done, 2 h 30 min ago"),
+    ],
+)
+def test_a_heartbeat_that_is_old_says_so(tmp_path, changes, later, words):
+    assert words in status.lines(tmp_path, told(tmp_path, **changes) + later)[0]
+
+
+def test_a_status_of_nothing_is_one_line(tmp_path, capsys):
+    assert run("--config.mode=status", f"--workdir={tmp_path}") == 2
+    assert "no such file; expected the --workdir of a study" in capsys.readouterr().err
+    assert run("--config.mode=status") == 2
+    (tmp_path / STATUS).write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        status.lines(tmp_path, 0.0)
+
+
+def test_the_heart_beats_while_the_study_is_busy(tmp_path, monkeypatch):
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.02)
+    teller = Watcher(tmp_path)
+    first = json.loads((tmp_path / STATUS).read_text())["time"]
+    deadline = time.monotonic() + 10
+    while json.loads((tmp_path / STATUS).read_text())["time"] == first:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    teller.close("done")
+    assert json.loads((tmp_path / STATUS).read_text())["state"] == "done"
+
+
+def test_a_heartbeat_that_cannot_be_written_is_told_of_once_and_ends_nothing(tmp_path, monkeypatch):
+    said = []
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(heartbeat.atomic_files, "write_text", full)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
+    teller = Watcher(tmp_path, say=said.append)
+    time.sleep(0.1)
+    teller.close("done")
+    assert said == ["the heartbeat cannot be written (No space left on device): the study goes on without"]
+
+
+def test_an_epoch_that_a_restart_runs_again_replaces_its_line_and_those_after_it(tmp_path):
+    path = tmp_path / writers.METRICS
+    first = writers.Jsonl(path)
+    for number in range(4):
+        first.epoch(epoch(number))
+    first.epoch(epoch(0, phase="cells/finetune/fold0/head", stage="transfer"))
+    with path.open("a") as file:
+        file.write('{"strategy": "full", "se')  # torn by a kill
+    second = writers.Jsonl(path)
+    second.epoch(epoch(2, loss=0.25, phase="all"))
+    second.epoch(epoch(3, loss=0.125, phase="all"))
+    assert [(row["phase"], row["epoch"], row["loss"]) for row in rows(path)] == [
+        ("head", 0, 0.5), ("head", 1, 0.5), ("cells/finetune/fold0/head", 0, 0.5), ("all", 2, 0.25), ("all", 3, 0.125),
+    ]  # fmt: skip
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    path = tmp_path / writers.METRICS
+    writer = writers.Jsonl(path)
+    writer.epoch(epoch(0))
+
+    def cut(value):
+        with path.open("a") as other:
+            other.write('{"torn')
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writers.json, "dumps", cut)
+    with pytest.raises(OSError, match="No space"):
+        writer.epoch(epoch(1))
+    monkeypatch.undo()
+    writer.epoch(epoch(2))
+    assert [row["epoch"] for row in rows(path)] == [0, 2]
+
+
+def test_every_epoch_of_a_run_is_in_the_metrics_with_its_speed(tmp_path):
+    used = tools(tmp_path)
+    used.watcher = Watcher(tmp_path, [writers.Jsonl(tmp_path / writers.METRICS)])
+    made = tiny.make_run([tiny.HEAD, tiny.PARTIAL], encoder=ENCODER, data=DATA, cache="auto")
+    params, stats = made.programs[0].model.init(1)
+    loop.train(made, params, stats, used)
+    used.watcher.close("done")
+    found = rows(tmp_path / writers.METRICS)
+    curves = [(row.phase, point) for row in used.ledger.rows() for point in row.curve]
+    assert [(row["phase"], row["epoch"]) for row in found] == [(phase, point["epoch"]) for phase, point in curves]
+    for row, (_, point) in zip(found, curves, strict=True):
+        assert {key: row[key] for key in point} == point
+        assert row["images_per_s"] > 0
+        assert row["step"] == (row["epoch"] + 1) * made.timeline.steps_per_epoch
+    shown = json.loads((tmp_path / STATUS).read_text())
+    assert shown["at"] == {"phase": "partial", "epoch": 2, "epochs": 2, "step": 16, "steps": 16}
+    planned = sum(row.model_flops for row in used.ledger.rows() if row.phase == "partial")
+    padded = planned * 1.0  # 32 rows in batches of 8: no example is only there to fill up
+    assert shown["row"]["model_flops"] == pytest.approx(padded, rel=1e-6)
+
+
+def events(folder):
+    """Tags and values in the event files of a folder: TFRecords of length, checksum, proto, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.rglob("events*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            found += [(value.tag, event.step, round(value.simple_value, 6)) for value in event.summary.value]
+            data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_gets_a_folder_per_arm(tmp_path):
+    pytest.importorskip("tensorboardX")
+    writer = writers.TensorBoard(tmp_path)
+    writer.epoch(epoch(0))
+    writer.epoch(epoch(1, loss=0.25))
+    writer.epoch(epoch(0, phase="cells/finetune/fold0/head", stage="transfer", strategy="none"))
+    writer.close()
+    assert events(tmp_path / "full-seed0") == [
+        ("loss", 4, 0.5), ("lr", 4, 0.001), ("loss", 8, 0.25), ("lr", 8, 0.001)
+    ]  # fmt: skip
+    assert events(tmp_path / "none-seed0" / "cells" / "finetune" / "fold0") == [("loss", 4, 0.5), ("lr", 4, 0.001)]
+
+
+def test_prometheus_gets_a_file_it_can_parse(tmp_path):
+    parser = pytest.importorskip("prometheus_client.parser")
+    told(tmp_path)
+    writer = writers.Prometheus(tmp_path / "study.prom", "wbc")
+    writer.epoch(epoch(0))
+    writer.beat(json.loads((tmp_path / STATUS).read_text()))
+    families = parser.text_string_to_metric_families((tmp_path / "study.prom").read_text())
+    found = {sample.name: (sample.labels, sample.value) for family in families for sample in family.samples}
+    assert found["dapt_jax_up"] == ({"study": "wbc"}, 1.0)
+    assert found["dapt_jax_flops_done"][1] / found["dapt_jax_flops_planned"][1] == 0.25
+    assert found["dapt_jax_arms_left"][1] == 2
+    assert found["dapt_jax_loss"] == ({"study": "wbc", "arm": "full-seed0"}, 0.5)
+    assert found["dapt_jax_row_energy_joules"][1] == pytest.approx(0.25 * 3.6e6)
+    with pytest.raises(UserError, match=r"NAME\.prom"):
+        writers.Prometheus(tmp_path / "study.txt", "wbc")
+
+
+class Wandb:
+    """Records what is asked of the package."""
+
+    def __init__(self):
+        self.runs = []
+
+    Settings = SimpleNamespace
+
+    def init(self, **settings):
+        run = SimpleNamespace(settings=settings, logged=[], steps={}, finished=0)
+        run.log = run.logged.append
+        run.define_metric = lambda name, step_metric="": run.steps.update({name: step_metric})
+        run.finish = lambda: setattr(run, "finished", run.finished + 1)
+        self.runs.append(run)
+        return run
+
+
+def test_weights_and_biases_get_a_run_per_arm_that_a_restart_goes_on_with(tmp_path, monkeypatch):
+    package = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    writer = writers.WeightsAndBiases("cells", tmp_path / "study", "wbc")
+    writer.epoch(epoch(0))
+    writer.epoch(epoch(0, phase="cells/finetune/fold0/head", stage="transfer"))
+    writer.epoch(epoch(0, strategy="none"))
+    writer.close()
+    first, second = package.runs
+    assert (first.settings["project"], first.settings["group"]) == ("cells", "wbc")
+    assert (first.settings["id"], first.settings["resume"]) == ("study-full-seed0", "allow")
+    assert second.settings["id"] == "study-none-seed0"
+    assert first.logged[0] == {"step": 4, "loss": 0.5, "lr": 1e-3}
+    assert first.logged[1]["cells/finetune/fold0/loss"] == 0.5
+    assert first.steps["cells/finetune/fold0/loss"] == "cells/finetune/fold0/step"
+    assert (first.finished, second.finished) == (1, 1)
+
+
+def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    writer = writers.WeightsAndBiases("cells", tmp_path, "wbc")
+    writer.epoch(epoch(0))
+    writer.close()
+    (written,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert b"full-seed0" in written.read_bytes()
+
+
+@pytest.mark.parametrize(("extra", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb"), ("prometheus", "")])
+def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, monkeypatch, extra, module):
+    settings = default().watch
+    settings[extra] = {"tensorboard": True, "wandb": "cells", "prometheus": str(tmp_path / "a.prom")}[extra]
+    monkeypatch.setitem(sys.modules, module or "prometheus_client", None)
+    with pytest.raises(UserError, match=rf"needs the package .*dapt_jax\[{extra}\]"):
+        writers.open_writers(settings, tmp_path, "wbc")
+
+
+def test_a_trace_of_some_steps_is_left_where_it_was_asked_for(tmp_path, monkeypatch):
+    taken = []
+    start, stop = Profiler.before, Profiler.close
+    used = tools(None)
+    used.profiler = Profiler(tmp_path / "profile", step=3, steps=2)
+
+    def before(self, step, state):
+        was = self._until
+        start(self, step, state)
+        taken.append((step, was, self._until))
+
+    monkeypatch.setattr(Profiler, "before", before)
+    made = tiny.make_run([tiny.PARTIAL], encoder=ENCODER, data=DATA)
+    params, stats = made.programs[0].model.init(1)
+    loop.train(made, params, stats, used)
+    assert [step for step, _, until in taken if until] == [3, 4]
+    assert stop is Profiler.close
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -1,0 +1,149 @@
+"""Workdirs and data that are elsewhere: the same files there as here, whatever fails in between."""
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from dapt_jax.errors import UserError
+from dapt_jax.runtime import storage
+from tests.command import run, small, write_config
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    storage.data.cache_clear()
+
+
+@pytest.fixture
+def bucket():
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    yield files
+    files.store.clear()
+
+
+def there(files):
+    return {path: files.cat_file(path).decode(errors="replace") for path in files.find("/bucket/study")}
+
+
+def test_what_is_new_changed_or_gone_here_is_so_there_too(tmp_path, bucket):
+    mirror = storage.Mirror("memory://bucket/study", tmp_path)
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "2" / "state").write_text("two")
+    (tmp_path / "results.jsonl").write_text("{}\n")
+    (tmp_path / ".results.jsonl.partial").write_text("{")
+    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp-1").mkdir()
+    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp-1" / "state").write_text("thr")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "prefix").write_text("activations")
+    mirror.push()
+    assert there(bucket) == {"/bucket/study/checkpoints/2/state": "two", "/bucket/study/results.jsonl": "{}\n"}
+    (tmp_path / "checkpoints" / "4").mkdir()
+    (tmp_path / "checkpoints" / "4" / "state").write_text("four")
+    (tmp_path / "checkpoints" / "2" / "state").unlink()
+    (tmp_path / "results.jsonl").write_text("{}\n{}\n")
+    mirror.push()
+    assert there(bucket) == {"/bucket/study/checkpoints/4/state": "four", "/bucket/study/results.jsonl": "{}\n{}\n"}
+
+
+def test_the_older_checkpoint_stays_until_the_newer_one_is_there(tmp_path, bucket, monkeypatch):
+    mirror = storage.Mirror("memory://bucket/study", tmp_path)
+    (tmp_path / "2").write_text("two")
+    mirror.push()
+    (tmp_path / "2").unlink()
+    (tmp_path / "4").write_text("four")
+
+    def lost(*_, **__):
+        raise OSError("connection lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(bucket), "put_file", lost)
+        with pytest.raises(OSError, match="connection lost"):
+            mirror.push()
+    assert there(bucket) == {"/bucket/study/2": "two"}
+    mirror.push()
+    assert there(bucket) == {"/bucket/study/4": "four"}
+
+
+def test_what_is_there_counts_and_is_all_that_is_here_afterwards(tmp_path, bucket):
+    bucket.pipe_file("/bucket/study/results.jsonl", b"theirs")
+    bucket.pipe_file("/bucket/study/checkpoints/a/1", b"one")
+    (tmp_path / "results.jsonl").write_text("mine")
+    (tmp_path / "stale").write_text("mine")
+    storage.Mirror("memory://bucket/study", tmp_path).pull()
+    assert {path.name: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {
+        "results.jsonl": "theirs",
+        "1": "one",
+    }
+
+
+def test_nothing_there_leaves_what_is_here(tmp_path, bucket):
+    (tmp_path / "results.jsonl").write_text("mine")
+    storage.Mirror("memory://bucket/study", tmp_path).pull()
+    assert (tmp_path / "results.jsonl").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_for_a_while_is_a_line_and_then_caught_up_with(tmp_path, bucket, monkeypatch):
+    said, failing = [], [True]
+    put = type(bucket).put_file
+
+    def sometimes(self, *arguments, **more):
+        if failing[0]:
+            raise OSError("no route to host")
+        return put(self, *arguments, **more)
+
+    monkeypatch.setattr(type(bucket), "put_file", sometimes)
+    monkeypatch.setattr(storage, "PUSH_S", 0.01)
+    with storage.workdir("memory://bucket/study", "run", said.append) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.jsonl").write_text("{}\n")
+        while not said:
+            pass
+        failing[0] = False
+    assert said == ["memory://bucket/study: cannot be written now (no route to host); tried again every 0.01 s"]
+    assert there(bucket) == {"/bucket/study/results.jsonl": "{}\n"}
+
+
+def test_a_study_runs_with_its_workdir_and_its_data_in_a_bucket(tmp_path, bucket, capsys):
+    rng = np.random.default_rng(0)
+    lines = ["image,label,patient,source"]
+    for number in range(72):
+        source, label = ("corpus", "development", "external")[number % 3], ("a", "b")[number // 3 % 2]
+        image = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+        image[..., 0] //= 1 + (label == "a")
+        Image.fromarray(image).save(tmp_path / "image.png")
+        bucket.put_file(str(tmp_path / "image.png"), f"/bucket/data/images/{number}.png")
+        lines.append(f"images/{number}.png,{label},p{number},{source}")
+    bucket.pipe_file("/bucket/data/manifest.csv", "\n".join(lines).encode())
+    config, place = write_config(tmp_path, 'config.strategies = ("none",)'), "memory://bucket/study"
+    flags = (f"--config={config}", "--config.data_dir=memory://bucket/data", f"--workdir={place}")
+    assert run(*flags) == 0, capsys.readouterr().err
+    assert "copying 73 of 73 files" in capsys.readouterr().out
+    names = set(there(bucket))
+    assert {"/bucket/study/results.jsonl", "/bucket/study/report.html", "/bucket/study/config.json"} <= names
+    before = there(bucket)["/bucket/study/results.jsonl"]
+    assert run("--config.mode=status", f"--workdir={place}") == 0
+    assert "1 done, 0 running, 0 left" in capsys.readouterr().out
+    storage.data.cache_clear()
+    assert run(*flags) == 0  # nothing is left to do, and nothing to copy
+    assert "copying" not in capsys.readouterr().out
+    assert there(bucket)["/bucket/study/results.jsonl"] == before
+
+
+def test_a_place_of_an_unknown_kind_or_without_its_package_is_one_line(tmp_path, capsys, monkeypatch):
+    assert run(*small(), "--workdir=gopher://bucket/study") == 2
+    assert "gopher" in capsys.readouterr().err
+
+    def missing(url):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(storage.fsspec.core, "url_to_fs", missing)
+    with pytest.raises(UserError, match=r"gs://bucket/study needs .* pip install 'dapt_jax\[gcs\]'"):
+        storage.Mirror("gs://bucket/study", tmp_path)
+
+
+def test_data_that_are_not_there_are_one_line(bucket):
+    with pytest.raises(UserError, match="nothing is there; expected a folder with the manifest"):
+        storage.data("memory://bucket/nowhere")

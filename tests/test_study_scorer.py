@@ -1,0 +1,201 @@
+"""Scores along a run: what they cost is planned and kept within the budget, stops are honest, and a kill changes nothing."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from dapt_jax.cost import hardware
+from dapt_jax.errors import UserError
+from dapt_jax.monitoring.progress import Reporter
+from dapt_jax.records.ledger import Ledger
+from dapt_jax.runtime import sharding
+from dapt_jax.settings.defaults import default
+from dapt_jax.study import scorer as scoring
+from dapt_jax.study.scorer import Plan, Scorer
+from dapt_jax.training import loop
+from dapt_jax.training.cache.store import Store
+from dapt_jax.training.phases import Phase
+from dapt_jax.training.run import Tools
+from dapt_jax.transferability.registry import evaluate
+from dapt_jax.transferability.select import Rule
+from dapt_jax.transferability.settings import Settings
+from tests import tiny
+
+ENCODER, DATA, TARGET = tiny.encoder(), tiny.dataset(), tiny.dataset(n=24, seed=5)
+PHASES = (tiny.HEAD, Phase("partial", 2, ("stage3", "head"), 1e-2), Phase("full", 4, ("*",), 1e-2, norm="train"))
+EXECUTABLES = {}
+
+
+def settings(**changes):
+    config = default()
+    config.score.every = 1
+    config.score.names = ("robustness", "logme", "leep", "uniformity")
+    config.score.budget = 0.9
+    for name, value in changes.items():
+        if name == "select":
+            config.select = value
+        else:
+            config.score[name] = value
+    return Settings.of(config)
+
+
+def make_run():
+    return tiny.make_run(PHASES, encoder=ENCODER, data=DATA)
+
+
+def tools(folder, every_s=1e9):
+    return Tools(
+        folder=folder / "state", every_s=every_s, ledger=Ledger(folder / "ledger.jsonl"), store=Store(1 << 28),
+        mesh=sharding.make_mesh(), hardware=hardware.describe(), reporter=Reporter(1, quiet=True),
+        executables=EXECUTABLES,
+    )  # fmt: skip
+
+
+def train(folder, used, until=0):
+    run = make_run()
+    own = tools(folder)
+    hook = Scorer(used, run, TARGET, folder / "scored", own, until)
+    params, stats = run.programs[0].model.init(1)
+    trained = loop.train(run, params, stats, dataclasses.replace(own, hook=hook))
+    return hook, trained, {(row.stage, row.phase): row for row in own.ledger.rows()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("whole"), settings())
+
+
+def test_epochs_of_the_head_alone_are_not_scored_and_the_last_epoch_is():
+    plan = Plan.of(settings(every=4), make_run(), 24)
+    assert plan.epochs == {5: 4 / 6, 7: 1.0}
+    assert list(Plan.of(settings(), make_run(), 24).epochs) == [2, 3, 4, 5, 6, 7]
+
+
+def test_the_sample_shrinks_to_the_budget():
+    run = make_run()
+    for budget in (0.3, 0.6):
+        plan = Plan.of(settings(budget=budget, every=3), run, 1000)
+        spent = plan.first[2] + plan.each[2] * 2  # both scored epochs are of the last phase
+        assert 0.8 * budget < spent / run.flops() <= budget
+    line = "score.budget of 0.001 pays for 0 images at 6 epochs; expected 2 or more"
+    with pytest.raises(UserError, match=line):
+        Plan.of(settings(budget=0.001), run, 24)
+
+
+def test_what_was_planned_is_what_the_ledger_holds(whole):
+    hook, _, rows = whole
+    plan, row = hook.plan, rows["score", "scores"]
+    # The prefix of the partial phase once; the full phase starts from the images.
+    want = plan.first[1] + 2 * plan.each[1] + plan.first[2] + 4 * plan.each[2]
+    assert row.model_flops == want
+    assert row.images == plan.images * 3 * 6
+    assert row.model_flops <= 0.9 * sum(each.model_flops for each in rows.values() if each.stage == "dapt")
+    assert plan.first[1] > plan.each[1]
+    assert not plan.first[2]
+    assert [point["epoch"] for point in row.curve] == [2, 3, 4, 5, 6, 7]
+    assert all(value is not None for point in row.curve for value in point["scores"].values())
+
+
+def test_scoring_does_not_change_what_is_trained(whole, tmp_path):
+    run = make_run()
+    params, stats = run.programs[0].model.init(1)
+    alone = loop.train(run, params, stats, tools(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, alone, whole[1])
+
+
+def test_features_through_the_kept_prefix_are_those_of_the_whole_network(whole):
+    hook, (params, stats), _ = whole
+    model = hook.run.programs[0].model
+    for number in (1, 2):
+        hook._kept = None
+        found = hook.material(number, params, stats)
+        want = jax.jit(model.features)(params, stats, hook.sample.images.batch(np.arange(len(hook.sample))))
+        np.testing.assert_allclose(found.features, want, rtol=2e-4, atol=1e-5)
+        assert found.views.shape[:2] == (2, len(hook.sample))
+        assert found.views.shape[-1] == ENCODER.levels[-2].features
+        np.testing.assert_allclose(found.source.sum(1), 1, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A rule without patience: robustness of an untrained tiny network soon gets no better."""
+    used = dataclasses.replace(settings(select="robustness"), rule=Rule("patience", patience=1))
+    folder = tmp_path_factory.mktemp("stopped")
+    return (folder, used, *train(folder, used))
+
+
+def test_patience_ends_the_run_and_the_ledger_holds_what_was_run(stopped):
+    _, _, hook, _, rows = stopped
+    scores = [point["scores"]["robustness"] for point in hook.points]
+    assert len(scores) < 6
+    assert hook.stopped
+    assert scores[-1] >= min(scores)
+    ran = sum(row.steps for (stage, _), row in rows.items() if stage == "dapt")
+    per_epoch = hook.run.timeline.steps_per_epoch
+    assert ran == per_epoch * (hook.points[-1]["epoch"] + 1)
+    assert ran < hook.run.timeline.steps
+    trained = sum(row.model_flops for (stage, _), row in rows.items() if stage == "dapt")
+    assert trained == hook.run.flops(hook.points[-1]["epoch"] + 1)
+
+
+def test_the_chosen_checkpoint_is_handed_over_not_the_last(stopped):
+    _, _, hook, (params, stats), _ = stopped
+    chosen, _ = hook.chosen(params, stats)
+    index = [point["chosen"] for point in hook.points].index(True)
+    assert index < len(hook.points) - 1
+    phase = hook.run.timeline.position(hook.points[index]["epoch"] * hook.run.timeline.steps_per_epoch).phase
+    hook._kept = None
+    again = evaluate(["robustness"], hook.material(phase, chosen, hook.chosen(params, stats)[1]))["robustness"]
+    assert again.value == pytest.approx(hook.points[index]["scores"]["robustness"], rel=1e-4)
+
+
+def test_a_stopped_run_stays_stopped_when_started_again(stopped):
+    folder, used, hook, trained, rows = stopped
+    again, same, ledger = train(folder, used)
+    assert again.points == hook.points
+    jax.tree.map(np.testing.assert_array_equal, same, trained)
+    assert {key: row.model_flops for key, row in ledger.items()} == {key: row.model_flops for key, row in rows.items()}
+
+
+def test_a_run_paused_twice_ends_as_one_that_was_not(whole, tmp_path):
+    for until in (3, 5, 0):
+        hook, trained, rows = train(tmp_path, settings(), until)
+        assert len(hook.points) == {3: 1, 5: 3, 0: 6}[until]
+    jax.tree.map(np.testing.assert_array_equal, trained, whole[1])
+    assert hook.points == whole[0].points
+    assert {key: row.model_flops for key, row in rows.items()} == {k: r.model_flops for k, r in whole[2].items()}
+
+
+def test_what_cannot_be_scored_is_a_reason_in_the_curve_and_training_goes_on(tmp_path):
+    one_class = dataclasses.replace(TARGET, labels=np.zeros_like(TARGET.labels))
+    run, own = make_run(), tools(tmp_path)
+    hook = Scorer(settings(every=6), run, one_class, tmp_path / "scored", own)
+    params, stats = run.programs[0].model.init(1)
+    assert not hook.after_epoch(2, 7, params, stats, {})
+    point = own.ledger.rows()[0].curve[0]
+    assert point["scores"]["logme"] is None
+    assert "are one class; expected two classes or more" in point["reasons"]["logme"]
+    assert point["scores"]["robustness"] is not None
+    params["stage3"]["block1"]["conv"]["kernel"] = params["stage3"]["block1"]["conv"]["kernel"] * np.nan
+    hook.after_epoch(2, 7, params, stats, {})
+    assert "are not finite" in hook.points[-1]["reasons"]["logme"]
+
+
+def test_bad_settings_are_one_line():
+    lines = {
+        "unknown transferability score 'robust'; did you mean 'robustness'": {"names": ("robust",)},
+        "unknown transferability score 'lgme'; did you mean 'logme'": {"select": "lgme"},
+        "unknown selection rule 'bst'; did you mean 'best'": {"rule": "bst"},
+        "score.negatives is 300 of a sample of 256 images": {"negatives": 300},
+        "unknown score.distance 'cosin'; did you mean 'cosine'": {"distance": "cosin"},
+    }
+    for line, changes in lines.items():
+        with pytest.raises(UserError, match=line):
+            settings(**changes)
+    with pytest.raises(UserError, match=r"score\.level is 9; tiny has 1 to 3"):
+        scoring.level_group(ENCODER, 9)
+    with pytest.raises(UserError, match="5 target images to score; expected 9 or more"):
+        Plan.of(settings(negatives=8), make_run(), 5)
+    assert Settings.of(default()) is None

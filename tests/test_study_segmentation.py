@@ -1,0 +1,313 @@
+"""Tasks of masks: planned to the integer, the frozen encoder untouched, cached views as drawn, patches through windows."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dapt_jax.data.augment import Augment
+from dapt_jax.errors import UserError
+from dapt_jax.losses import MaskObjective
+from dapt_jax.losses.segmentation import of_segments
+from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.runtime import sharding
+from dapt_jax.settings.defaults import default
+from dapt_jax.study import adapt, segmentation
+from dapt_jax.study.tasks import Arm, Task
+from dapt_jax.training import steps, windows
+from dapt_jax.training.optim import Optimizer
+from dapt_jax.training.phases import Phase
+from dapt_jax.training.run import Tools
+from dapt_jax.weights.paths import flatten
+from tests import command, tiny
+
+TINY = [
+    "--config.strategies=whole,scratch",
+    "--config.seeds=0",
+    "--config.model.image_size=32",
+    "--config.tasks.leukocytes.development.n=24",
+    "--config.tasks.leukocytes.external.n=8",
+    "--config.transfer.folds=3",
+    "--config.transfer.segmentation.decoder_epochs=1",
+    "--config.transfer.segmentation.epochs=2",
+    "--config.transfer.segmentation.batch_size=8",
+    "--config.transfer.segmentation.augment.flip=dihedral",
+]
+
+
+def config(folder, *more):
+    """A config of phantoms whose masks are to be found, on the first two stages of the encoder."""
+    path = folder / "masks.py"
+    lines = [
+        "    cells = {'kind': 'phantoms', 'segments': ('background', 'cytoplasm', 'nucleus')}",
+        "    config.tasks.leukocytes = {",
+        "        'development': {**cells, 'name': 'development', 'n': 24}, 'external': {**cells, 'name': 'external', 'n': 8}}",
+        "    config.phases.scratch = {'weights': 'random', 'cut_after': 'stage2/block1', 'phases': ()}",
+        "    config.phases.whole = {'cut_after': 'stage2/block1'}",
+        *more,
+        "    return config",
+    ]
+    path.write_text(
+        "from dapt_jax.config import default\n\n\ndef get_config():\n    config = default()\n" + "\n".join(lines)
+    )
+    return path
+
+
+def test_a_study_of_masks_from_plan_to_report(tmp_path, capsys):
+    chosen = [f"--config={config(tmp_path)}", *TINY]
+    assert command.run(*chosen, "--config.mode=plan") == 0
+    assert "transfer TFLOP" in capsys.readouterr().out
+    workdir = tmp_path / "run"
+    assert command.run(*chosen, f"--workdir={workdir}") == 0
+    rows = command.rows(workdir / "results.jsonl")
+    dice = {(row["strategy"], row["protocol"], row["split"]): row for row in rows if row["metric"] == "dice"}
+    protocols = {"whole": ("frozen", "finetune"), "scratch": ("frozen", "finetune"), "baseline": ("pixel_colour",)}
+    assert set(dice) == {
+        (strategy, protocol, split)
+        for strategy, its_protocols in protocols.items()
+        for protocol in its_protocols
+        for split in ("development", "external")
+    }
+    assert all(0 <= row["value"] <= 1 and row["classes"] == ["cytoplasm", "nucleus"] for row in dice.values())
+    assert {row["init"] for row in rows if row["strategy"] == "scratch"} == {"random"}
+    ledger = command.rows(workdir / "ledger.jsonl")
+    assert sum(row["model_flops"] for row in ledger) == planned(chosen)
+    assert len(list((workdir / "overlays").glob("*.npz"))) == 8
+    page = (workdir / "report.html").read_text()
+    assert "Dice" in page
+    assert "nucleus" in page
+    before = (workdir / "results.jsonl").read_bytes()
+    assert command.run(*chosen, f"--workdir={workdir}") == 0
+    assert (workdir / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_cached_views_and_their_masks_are_those_that_are_drawn(tmp_path, place):
+    more = [
+        "--config.strategies=whole",
+        "--config.transfer.segmentation.protocols=frozen",
+        "--config.transfer.baseline=",
+    ]
+    more += ["--config.transfer.segmentation.views=2", "--config.transfer.segmentation.optimizer.name=sgd"]
+    budget = {"memory": [], "disk": ["--config.cache.memory_mb=0", "--config.cache.flops_per_byte=0.001"]}[place]
+    flags = [each for each in TINY if "strategies" not in each]
+    curves = {}
+    for mode, extra in {"off": [], "on": budget}.items():
+        workdir = tmp_path / mode
+        chosen = [f"--config={config(tmp_path)}", *flags, *more, f"--config.cache.mode={mode}", *extra]
+        assert command.run(*chosen, f"--workdir={workdir}") == 0
+        (row,) = command.rows(workdir / "ledger.jsonl")
+        assert row["cached"] == {"off": "off", "on": "filled"}[mode]
+        curves[mode] = [epoch["loss"] for epoch in row["curve"]]
+    np.testing.assert_allclose(curves["on"], curves["off"], rtol=1e-4)
+    assert curves["off"][-1] < curves["off"][0]
+
+
+def planned(arguments):
+    """Model FLOPs that the plan of a study names, over its strategies."""
+    from dapt_jax.settings import flags
+    from dapt_jax.study import plan, prepare
+
+    settings, _ = flags.parse(arguments)
+    ready = prepare.prepare(settings)
+    return sum(
+        sum(plan.transfer_flops(settings, task, strategy, seed).values())
+        for task in ready.tasks
+        for strategy in ready.strategies
+        for seed in settings.seeds
+    )
+
+
+def test_what_a_decoder_or_the_devices_cannot_do_is_refused_before_training(tmp_path, capsys, monkeypatch):
+    chosen = [f"--config={config(tmp_path)}", *TINY, "--config.mode=plan"]
+    assert command.run(*[each for each in chosen if "image_size" not in each], "--config.model.image_size=34") == 2
+    assert "tasks.leukocytes: images of 34 x 34 pixels" in capsys.readouterr().err
+    monkeypatch.setattr(sharding, "check_batch", only_for(48))
+    assert command.run(*chosen, "--config.adapt.batch_size=48") == 2
+    assert "transfer.segmentation.batch_size 8 does not divide among 48 devices" in capsys.readouterr().err
+
+
+def test_devices_need_not_divide_a_batch_of_masks_where_no_task_has_masks(capsys, monkeypatch):
+    monkeypatch.setattr(sharding, "check_batch", only_for(48))
+    flags = command.small("--config.strategies=none", "--config.mode=plan", "--config.adapt.batch_size=48")
+    assert command.run(*flags) == 0, capsys.readouterr().err
+
+
+def only_for(size):
+    """In place of `check_batch`: devices that no batch of another size divides among."""
+
+    def check_batch(batch_size, parts):
+        if batch_size != size:
+            raise UserError(f"batch_size {batch_size} does not divide among {size} devices")
+
+    return check_batch
+
+
+OBJECTIVES = {
+    "softmax": MaskObjective(3),
+    "one sigmoid": MaskObjective(1),
+    "overlapping": MaskObjective(3, overlapping=True),
+}
+
+
+def masks_for(objective, seed, size=8):
+    values = 1 << objective.outputs if objective.sigmoid else objective.outputs
+    return jnp.asarray(np.random.default_rng(seed).integers(0, values, (4, size, size)), jnp.uint8)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_losses_of_sure_and_of_wrong_masks(objective):
+    masks = masks_for(objective, 0)
+    targets = np.asarray(objective.targets(masks))
+    np.testing.assert_array_equal(objective.decide(jnp.asarray(targets)), masks)
+    for loss in ("dice", "ce", "dice_ce", "tversky"):
+        for batchwise in (False, True):
+            chosen = MaskObjective(objective.outputs, objective.overlapping, loss, batchwise)
+            sure, wrong = (chosen.total(jnp.asarray(40 * targets - 20) * sign, masks, jnp.ones(4)) for sign in (1, -1))
+            assert float(sure) < 1e-3 < 1 < float(wrong)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1))
+@settings(deadline=None, max_examples=15)
+def test_soft_dice_and_tversky_by_hand(seed, share):
+    rng = np.random.default_rng(seed)
+    logits, masks = jnp.asarray(rng.normal(size=(2, 5, 5, 1))), jnp.asarray(rng.integers(0, 2, (2, 5, 5)), jnp.uint8)
+    said, truth = 1 / (1 + np.exp(-np.asarray(logits, float)[..., 0])), np.asarray(masks, float)
+    both, over, under = ((a * b).sum((1, 2)) for a, b in ((said, truth), (said, 1 - truth), (1 - said, truth)))
+    dice = 1 - (2 * both + 1) / (said.sum((1, 2)) + truth.sum((1, 2)) + 1)
+    np.testing.assert_allclose(MaskObjective(1, loss="dice")(logits, masks), dice, atol=1e-5)
+    tversky = 1 - (both + 0.5) / (both + share * over + (1 - share) * under + 0.5)
+    found = MaskObjective(1, loss="tversky", false_positives=share)(logits, masks)
+    np.testing.assert_allclose(found, tversky, atol=1e-5)
+    pooled = 1 - (2 * both.sum() + 1) / (said.sum() + truth.sum() + 1)
+    batch = MaskObjective(1, loss="dice", batchwise=True)
+    np.testing.assert_allclose(batch.total(logits, masks, jnp.ones(2)), 2 * pooled, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batchwise", [False, True])
+def test_the_background_counts_in_cross_entropy_and_not_in_dice(batchwise):
+    rng = np.random.default_rng(3)
+    logits, masks = rng.normal(size=(2, 6, 6, 3)), rng.integers(0, 3, (2, 6, 6))
+    said = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    truth = np.eye(3)[masks]
+    axes = (0, 1, 2) if batchwise else (1, 2)
+    dice = (2 * (said * truth).sum(axes) + 1) / (said.sum(axes) + truth.sum(axes) + 1)
+    overlap = 2 * (1 - dice[1:].mean()) if batchwise else (1 - dice[:, 1:].mean(1)).sum()
+    entropy = -np.log((said * truth).sum(-1)).mean((1, 2)).sum()
+    arguments = jnp.asarray(logits, jnp.float32), jnp.asarray(masks, jnp.uint8), jnp.ones(2)
+    for loss, expected in {"dice": overlap, "ce": entropy, "dice_ce": overlap + entropy}.items():
+        assert float(MaskObjective(3, loss=loss, batchwise=batchwise).total(*arguments)) == pytest.approx(
+            expected, rel=1e-5
+        )
+
+
+def test_a_step_sees_the_masks_of_the_images_that_it_sees():
+    """The loss of a step is that of the augmented images against masks that went the same way, worked out apart."""
+    model, objective = Segmenter(tiny.encoder(), 3), MaskObjective(3)
+    augment = Augment("dihedral", rotate=30.0)
+    (program,) = steps.programs(model, (Phase("all", 1, ("*",), 1e-3),), Optimizer(), objective, augment, 5, 1)
+    params, stats = model.init(0)
+    rng, rows = np.random.default_rng(0), jnp.arange(4)
+    images, masks = jnp.asarray(rng.integers(0, 256, (4, 16, 16, 3)), jnp.uint8), masks_for(objective, 0, 16)
+    batch = {"image": images, "label": masks, "weight": jnp.ones(4), "index": rows}
+    draw = {"seed": np.uint32(5), "view": np.int32(2), "epoch": np.int32(2)}
+    after = jax.jit(program.train_step)(program.fresh_state(params, stats), batch, draw, jnp.float32(0))
+    logits = jax.jit(model.__call__)(params, stats, augment(images, 5, 2, rows))
+    moved = objective.total(logits, augment.masks(masks, 5, 2, rows), jnp.ones(4))
+    assert float(after["loss"]) == pytest.approx(float(moved), rel=1e-5)
+    assert float(moved) != pytest.approx(float(objective.total(logits, masks, jnp.ones(4))), rel=1e-3)
+
+
+@pytest.mark.parametrize("protocol", ["frozen", "finetune"])
+def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_path, monkeypatch, protocol):
+    class BegunError(Exception):
+        pass
+
+    def begin(run, params, stats, *_):
+        raise BegunError(run, params, stats)
+
+    monkeypatch.setattr(adapt, "trained", begin)
+    settings, encoder = default(), tiny.encoder()
+    settings.transfer.segmentation.protocols = (protocol,)
+    masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
+    task = Task("cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {})
+    params, stats = Segmenter(encoder, 1).init(7)
+    adapted = adapt.Adapted(encoder, params, stats, "adapted")
+    tools = Tools(None, 0.0, *[None] * 5)  # nothing of them is reached
+    with pytest.raises(BegunError) as begun:
+        segmentation.transfer(settings, task, Arm("full", 3, "", ""), adapted, tools, tmp_path)
+    run, *started = begun.value.args
+    model = run.programs[0].model
+    fresh, drawn = model.init(3), flatten(model.init(7)[0])
+    for found, of_arm, own in zip(started, (params, stats), fresh, strict=True):
+        for path, leaf in flatten(found).items():
+            is_of_encoder = path.startswith(tuple(encoder.groups))
+            np.testing.assert_array_equal(leaf, flatten(of_arm if is_of_encoder else own)[path], err_msg=path)
+    decoder = [path for path in flatten(started[0]) if not path.startswith(tuple(encoder.groups))]
+    assert any((flatten(started[0])[path] != drawn[path]).any() for path in decoder)
+
+
+@pytest.mark.parametrize("loss", ["dice", "ce", "dice_ce", "tversky"])
+@pytest.mark.parametrize("batchwise", [False, True])
+def test_examples_of_no_weight_change_nothing(loss, batchwise):
+    objective = MaskObjective(3, loss=loss, batchwise=batchwise)
+    logits = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    masks, weights = masks_for(objective, 1), jnp.asarray([1.0, 1.0, 0.0, 0.0])
+    other = np.concatenate([logits[:2], -3 * logits[2:]])
+    first, second = (jax.value_and_grad(objective.total)(jnp.asarray(each), masks, weights) for each in (logits, other))
+    assert float(first[0]) == pytest.approx(float(second[0]), rel=1e-6)
+    np.testing.assert_array_equal(np.asarray(first[1])[2:], 0)
+
+
+def test_two_segments_make_one_output_and_bits_one_each():
+    assert of_segments(("no", "yes"), overlapping=False).outputs == 1
+    assert of_segments(("no", "a", "b"), overlapping=False).outputs == 3
+    assert of_segments(("no", "a", "b"), overlapping=True) == MaskObjective(2, overlapping=True)
+
+
+@given(st.integers(8, 70), st.integers(8, 70), st.sampled_from([0.0, 0.25, 0.5, 0.9]))
+@settings(deadline=None, max_examples=30)
+def test_windows_cover_every_pixel_and_average_to_what_each_says(height, width, overlap):
+    images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
+    found = windows.sliding(lambda part: part.astype(np.float32) / 255, images, 8, overlap, batch_size=5)
+    np.testing.assert_allclose(found, images / 255, atol=1e-5)
+    for side in (height, width):
+        starts = windows.corners(side, 8, overlap)
+        assert starts[0] == 0
+        assert starts[-1] == side - 8
+        assert all(after - before <= max(1, 8 * (1 - overlap)) + 1 for before, after in itertools.pairwise(starts))
+
+
+def test_windows_weigh_their_centre_most():
+    """Two windows that contradict each other: each pixel is told by the one whose centre is nearer."""
+    images = np.zeros((1, 8, 12, 3), np.uint8)
+    images[:, :, 4:] = 1  # the second window, at column 4, starts on a one
+    said = windows.sliding(lambda part: np.broadcast_to(part[:, :1, :1, :1], (*part.shape[:3], 1)), images, 8, 0.5)
+    line = said[0, 4, :, 0]
+    assert (np.diff(line) >= 0).all()
+    assert line[4] < 0.5 < line[7]
+
+
+def test_windows_are_refused_that_do_not_fit():
+    images = np.zeros((1, 8, 12, 3), np.uint8)
+    with pytest.raises(UserError, match="images of 8 x 12 pixels; expected at least the window of 9"):
+        windows.sliding(lambda part: part, images, 9)
+
+
+def test_patches_train_and_cost_as_their_size():
+    """A network trained on patches costs what it costs on images of that size, cached views of patches included."""
+    from dapt_jax.training import accounting
+
+    run = tiny.make_run(
+        [Phase("last", 2, ("stage3", "head"), 1e-2, views=2)],
+        encoder=tiny.encoder(), data=tiny.dataset(size=24), augment=Augment(patch=16), cache="on",
+    )  # fmt: skip
+    small = tiny.make_run([Phase("last", 2, ("stage3", "head"), 1e-2)], encoder=tiny.encoder(), data=tiny.dataset())
+    assert accounting.image_cost(run.programs[0], 24) == accounting.image_cost(small.programs[0], 16)
+    per_image = accounting.forward(run.programs[0].model, 16, run.programs[0].mask.boundary).model
+    assert run.fill_flops(0) == per_image * 2 * len(run.dataset)

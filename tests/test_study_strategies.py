@@ -1,0 +1,64 @@
+"""Arms with weights and a corpus of their own: continual pre-training of several kinds in one study."""
+
+import json
+
+import pytest
+
+from dapt_jax.errors import UserError
+from dapt_jax.models import registry
+from dapt_jax.settings import defaults
+from dapt_jax.study import adapt, strategies
+from tests import command
+
+LINES = (
+    "    config.unlock()",
+    "    config.phases.chained = {'like': 'full', 'corpus': 'other', 'weights': 'random'}",
+    "    config.phases.scratch = {'weights': 'random', 'phases': ()}",
+    "    config.corpora.other = {'kind': 'phantoms', 'name': 'corpus', 'n': 24, 'seed': 1, 'val_fraction': 0.25}",
+    "    return config",
+)
+
+
+def test_an_arm_starts_from_its_weights_and_sees_its_corpus(tmp_path):
+    path = tmp_path / "chained.py"
+    path.write_text(command.QUICKSTART.read_text().replace("    return config", "\n".join(LINES)))
+    flags = command.small("--config.strategies=full,chained,scratch", "--config.seeds=0")
+    assert command.run(f"--config={path}", *flags[1:], f"--workdir={tmp_path / 'run'}") == 0
+    about = {
+        name: json.loads((tmp_path / "run" / "checkpoints" / f"{name}-seed0" / "adapted.json").read_text())
+        for name in ("full", "chained")
+    }
+    assert (about["full"]["images"], about["chained"]["images"]) == (48, 24)
+    assert about["chained"]["source"].startswith("random")
+    assert not about["full"]["source"].startswith("random")
+    ledger = command.rows(tmp_path / "run" / "ledger.jsonl")
+    trained = {row["strategy"]: row["images"] for row in ledger if row["phase"] == "full"}
+    assert trained["chained"] <= 18 < trained["full"]  # a quarter of its own corpus is watched
+    inits = {row["strategy"]: row["init"] for row in command.rows(tmp_path / "run" / "results.jsonl")}
+    assert (inits["full"], inits["chained"], inits["scratch"]) == ("imagenet", "random", "random")
+
+
+def test_an_arm_without_phases_has_its_own_weights(tmp_path):
+    settings = defaults.default()
+    settings.phases.scratch = {"weights": "random", "phases": ()}
+    encoder = registry.of_config(settings.model)
+    found = strategies.resolve("scratch", encoder, settings)
+    adapted = adapt.adapt(settings, found, 0, None, None, tmp_path)
+    assert adapted.source.startswith("random")
+
+
+def test_what_an_arm_of_ones_own_cannot_be():
+    settings = defaults.default()
+    settings.corpora.chest = {"kind": "phantoms"}
+    encoder = registry.of_config(settings.model)
+    cases = {
+        "no corpus 'chets' in corpora; did you mean 'chest'": {"like": "full", "corpus": "chets"},
+        "like='fulll'; did you mean 'full'": {"like": "fulll"},
+        "without phases of its own": {"like": "full", "phases": ({"name": "a"},)},
+        "has no setting 'corpora'": {"corpora": "chest"},
+        "has no list of phases": {"corpus": "chest"},
+    }
+    for words, entry in cases.items():
+        settings.phases.own = entry
+        with pytest.raises(UserError, match=words):
+            strategies.resolve("own", encoder, settings)

@@ -1,0 +1,350 @@
+"""The cache of frozen prefixes: the same numbers from memory and from disk, rebuilt when damaged, done without when it must."""
+
+import dataclasses
+import errno
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dapt_jax.data.augment import Augment
+from dapt_jax.errors import UserError
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.runtime import processes
+from dapt_jax.study import plan
+from dapt_jax.training import accounting
+from dapt_jax.training.cache import disk, policy, store
+from dapt_jax.training.cache.policy import Caching, decide
+from dapt_jax.training.cache.store import Prefix, Store
+from dapt_jax.training.phases import Phase
+from tests import tiny
+from tests.test_training_loop import curve, train
+
+ENCODER, DATA = tiny.encoder(), tiny.dataset()
+VIEWS = Augment("dihedral", 0.1, 0.2, 0.2)
+PARTIAL = Phase("partial", 3, ("stage3", "head"), 1e-2, views=2)
+ON_DISK = Caching("on", memory_bytes=0, disk_bytes=1 << 28)
+
+
+def run_of(caching=ON_DISK, phase=PARTIAL):
+    return tiny.make_run([phase], encoder=ENCODER, data=DATA, augment=VIEWS, cache=caching)
+
+
+def store_in(folder, said=None, memory=0, disk=1 << 28, dtype=""):
+    return Store.open(memory, disk, folder, dtype, (said if said is not None else []).append)
+
+
+@pytest.fixture(scope="module")
+def uncached():
+    return train(run_of(Caching("off")))
+
+
+@pytest.fixture(scope="module")
+def prefix():
+    """The prefix of the phase, and the weights it is computed with."""
+    run = run_of()
+    params, stats = run.programs[0].model.init(1)
+    return Prefix.of(run.programs[0], 2), params, stats
+
+
+def shards(folder):
+    return sorted(path for path in folder.glob("*/*/c/**/*") if path.is_file())
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def relative_difference(a, b):
+    a, b = (np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in (a, b))
+    return np.linalg.norm(a - b) / np.linalg.norm(a)
+
+
+def test_a_run_from_disk_gives_the_numbers_of_the_uncached_one_and_a_second_start_reads_them(tmp_path, uncached):
+    trained, rows = train(run_of(), store=store_in(tmp_path))
+    assert relative_difference(trained, uncached[0]) < 1e-5
+    np.testing.assert_allclose(curve(rows), curve(uncached[1]), rtol=1e-5)
+    again, second = train(run_of(), store=store_in(tmp_path))
+    assert same(trained, again)
+    assert [rows[0].cached, second[0].cached] == ["filled", "reused"]
+    assert second[0].model_flops + second[0].reused_flops == rows[0].model_flops
+    assert second[0].reused_s > 0
+
+
+def test_two_hundred_steps_differ_by_less_than_a_hundred_thousandth_wherever_the_prefix_comes_from(tmp_path):
+    phase = Phase("partial", 50, ("stage3", "head"), 1e-3, views=2)
+    found = {
+        "off": train(run_of(Caching("off"), phase)),
+        "memory": train(run_of(Caching("on"), phase)),
+        "disk": train(run_of(ON_DISK, phase), store=store_in(tmp_path)),
+    }
+    assert found["off"][1][0].steps == 200
+    for place in ("memory", "disk"):
+        assert relative_difference(found["off"][0], found[place][0]) < 1e-5
+        np.testing.assert_allclose(curve(found["off"][1]), curve(found[place][1]), rtol=1e-5)
+
+
+def test_half_precision_takes_half_the_bytes_and_little_of_the_accuracy(prefix, tmp_path):
+    part, params, stats = prefix
+    exact = store_in(tmp_path / "a").get(part, params, stats, DATA.images, "disk")
+    half = store_in(tmp_path / "b", dtype="bfloat16").get(part, params, stats, DATA.images, "disk")
+    a, b = exact.rows(1, np.arange(40)), half.rows(1, np.arange(40))
+    assert (a.dtype.name, b.dtype.name) == ("float32", "bfloat16")
+    np.testing.assert_allclose(a, b.astype(np.float32), rtol=2**-8)
+    sizes = [sum(path.stat().st_size for path in shards(tmp_path / name)) for name in "ab"]
+    raw = a.nbytes * 2  # two views
+    assert sizes[0] - sizes[1] == raw // 2
+
+
+def test_views_are_those_of_the_uncached_pipeline(prefix, tmp_path):
+    part, params, stats = prefix
+    rows = np.asarray([3, 0, 17, 3], np.int32)
+    found = store_in(tmp_path).get(part, params, stats, DATA.images, "disk")
+    program = run_of().programs[0]
+    for view in range(2):
+        draw = {"seed": np.uint32(program.seed), "view": np.int32(view)}
+        state = {"params": params, "stats": stats}
+        expected, _ = jax.jit(program.inputs)(state, DATA.images.batch(rows), draw, rows)
+        np.testing.assert_allclose(found.rows(view, rows), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "no entry", "another format"])
+def test_a_damaged_entry_is_noticed_and_computed_again(prefix, tmp_path, damage):
+    part, params, stats = prefix
+    rows = np.arange(40)
+    whole = store_in(tmp_path).get(part, params, stats, DATA.images, "disk").rows(0, rows)
+    (shard, *_), (entry,) = shards(tmp_path), tmp_path.glob("*/entry.json")
+    if damage == "flipped":
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 3] ^= 255
+        shard.write_bytes(content)
+    elif damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-10])
+    elif damage == "missing":
+        shard.unlink()
+    elif damage == "no entry":
+        entry.unlink()
+    else:
+        entry.write_text(json.dumps({**json.loads(entry.read_text()), "format": 0}))
+    said = []
+    again = store_in(tmp_path, said).get(part, params, stats, DATA.images, "disk")
+    np.testing.assert_array_equal(again.rows(0, rows), whole)
+    assert len(said) == 1
+    assert "damaged" in said[0]
+    assert "\n" not in said[0]
+
+
+def test_a_run_goes_on_over_damage_in_its_middle(tmp_path, uncached, monkeypatch):
+    said = []
+    store = store_in(tmp_path, said)
+    read = disk.Entry.read
+    reads = []
+
+    def damage_after_five(self, view, rows):
+        reads.append(view)
+        if len(reads) == 6:
+            for shard in shards(tmp_path):
+                shard.write_bytes(bytes(shard.stat().st_size))
+        return read(self, view, rows)
+
+    monkeypatch.setattr(disk.Entry, "read", damage_after_five)
+    trained, _ = train(run_of(), store=store)
+    assert relative_difference(trained, uncached[0]) < 1e-5
+    assert said
+    assert all("damaged" in line for line in said)
+
+
+def test_a_fill_that_was_killed_goes_on_where_it_was(prefix, tmp_path, monkeypatch):
+    part, params, stats = prefix
+    monkeypatch.setattr(disk, "SHARD_BYTES", 16 * 2 * 4 * 4 * 6 * 4)
+    monkeypatch.setattr(store, "FILL_BATCH", 8)
+    started = []
+    fill = store._Work.fill
+
+    def dying(self, first):
+        started.append(first)
+        for number, part in enumerate(fill(self, first)):
+            if len(started) == 1 and number == 4:
+                raise KeyboardInterrupt
+            yield part
+
+    monkeypatch.setattr(store._Work, "fill", dying)
+    with pytest.raises(KeyboardInterrupt):
+        store_in(tmp_path).get(part, params, stats, DATA.images, "disk")
+    assert not list(tmp_path.glob("*/entry.json"))
+    found = store_in(tmp_path).get(part, params, stats, DATA.images, "disk")
+    assert started == [0, 32]
+    assert not found.reused
+    in_memory = store_in(tmp_path / "other", memory=1 << 28).get(part, params, stats, DATA.images)
+    for view in range(2):
+        np.testing.assert_array_equal(found.rows(view, np.arange(40)), in_memory.x[view])
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_the_skips_of_a_segmentation_network_are_part_of_what_is_kept(place, tmp_path):
+    model = Segmenter(ENCODER, 2)
+    params, stats = model.init(0)
+    rows = np.asarray([5, 0, 39, 7])
+    whole = jax.jit(model.__call__)(params, stats, DATA.images.batch(rows))
+    suffix = jax.jit(model.suffix, static_argnums=3)
+    inside, behind = 2, model.groups.index("head")
+    for boundary in (inside, len(ENCODER.groups), behind):
+        found = store_in(tmp_path, memory=1 << 28).get(Prefix(model, boundary), params, stats, DATA.images, place)
+        assert bool(found.rows(0, rows)["skips"]) == (boundary != behind)
+        logits, _ = suffix(params, stats, found.rows(0, rows), boundary)
+        np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cut_encoder_and_a_whole_one_do_not_share_an_entry_where_one_of_them_pools(tmp_path):
+    store = store_in(tmp_path, memory=1 << 28)
+    whole, cut = Classifier(ENCODER, 1), Classifier(ENCODER.truncate("stage2/block1"), 1)
+    # Initial weights follow from seed and path alone: the two have the same below the cut.
+    one, other = (store.get(Prefix(model, 2), *model.init(0), DATA.images) for model in (whole, cut))
+    assert (one.x.shape, other.x.shape) == ((1, 40, 4, 4, 6), (1, 40, 6))
+
+
+def test_what_a_later_phase_trains_on_is_computed_on_the_way_up_and_paid_for_once():
+    head = Phase("head", 3, ("head",), 1e-2, augment=False)
+    phases = [
+        head,
+        Phase("last", 2, ("stage3", "head"), 1e-2, augment=False),
+        Phase("again", 2, ("stage3", "head"), 1e-3, augment=False),
+        Phase("head again", 2, ("head",), 1e-3, augment=False),
+    ]
+    run = tiny.make_run(phases, encoder=ENCODER, data=DATA, cache="on")
+    up_to = {boundary: accounting.forward(run.programs[0].model, 16, boundary).model * len(DATA) for boundary in (2, 3)}
+    # The head's features go by way of stage 2; the third phase finds what the second read; the fourth starts from there.
+    assert [run.fill_flops(number) for number in range(4)] == [up_to[3], 0, 0, up_to[3] - up_to[2]]
+    assert [[prefix.boundary for prefix, _ in run.fills(number)] for number in range(4)] == [[2, 3], [2], [2], [2, 3]]
+    trained, rows = train(run)
+    assert [row.cached for row in rows] == ["filled", "reused", "reused", "filled"]
+    assert [row.reused_flops for row in rows] == [0] * 4
+    alone, uncached = train(dataclasses.replace(run, caching=Caching("off")))
+    assert relative_difference(alone, trained) < 1e-5
+    for planned, row, plain in zip(plan.of_run(run), rows, uncached, strict=True):
+        assert planned.flops == row.model_flops
+        assert plain.model_flops > row.model_flops
+    tight = dataclasses.replace(run, caching=Caching("on", memory_bytes=40 * 4 * 4 * 6 * 4, disk_bytes=0))
+    assert [prefix.boundary for prefix, _ in tight.fills(0)] == [3]  # both would not fit
+
+
+def test_an_entry_belongs_to_its_weights_images_and_transform(prefix, tmp_path):
+    part, params, stats = prefix
+    store = store_in(tmp_path)
+    store.get(part, params, stats, DATA.images, "disk")
+    head = {**params, "head": jax.tree.map(lambda leaf: leaf + 1, params["head"])}
+    above = {**params, "stage3": jax.tree.map(lambda leaf: leaf + 1, params["stage3"])}
+    below = {**params, "stage1": jax.tree.map(lambda leaf: leaf + 1, params["stage1"])}
+    other = tiny.dataset(seed=3)
+    assert store.get(part, head, stats, DATA.images, "disk").reused
+    assert store.get(part, above, stats, DATA.images, "disk").reused
+    assert not store.get(part, below, stats, DATA.images, "disk").reused
+    assert not store.get(part, params, stats, other.images, "disk").reused
+    assert not store.get(part.plain, params, stats, DATA.images, "disk").reused
+    relabelled = tiny.dataset()
+    relabelled.labels[:] = 0
+    assert store.get(part, params, stats, relabelled.images, "disk").reused
+
+
+def test_the_budget_on_disk_is_kept_by_dropping_what_was_used_longest_ago(prefix, tmp_path):
+    part, params, stats = prefix
+    size = 2 * 40 * 4 * 4 * 6 * 4
+    said = []
+    store = store_in(tmp_path, said, disk=int(3.9 * size))
+
+    def get(number):
+        weights = jax.tree.map(lambda leaf: leaf + number, params)
+        return store.get(part, weights, stats, DATA.images, "disk")
+
+    for number in range(5):
+        assert not get(number).reused
+        used = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+        assert used < 3.9 * size
+    assert get(4).reused
+    assert not get(0).reused
+    assert not said
+
+
+def test_without_room_or_permission_training_goes_on_and_one_line_says_so(tmp_path, uncached, monkeypatch):
+    (tmp_path / "file").write_text("")
+    said = []
+    trained, rows = train(run_of(), store=store_in(tmp_path / "file", said))
+    assert same(trained, uncached[0])
+    assert rows[0].cached == "off"
+    assert rows[0].model_flops == uncached[1][0].model_flops
+    assert len(said) == 1
+    assert "cannot be written to" in said[0]
+
+    full, said = tmp_path / "full", []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    _, rows = train(run_of(), store=store_in(full, said))
+    assert rows[0].cached == "off"
+    assert len(said) == 1
+    assert "are free" in said[0]
+    assert not list(full.glob("*.partial"))
+
+
+def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(prefix, tmp_path, monkeypatch):
+    part, params, stats = prefix
+    said = []
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "_create", full)
+    assert store_in(tmp_path, said).get(part, params, stats, DATA.images, "disk") is None
+    assert len(said) == 1
+    assert "No space left" in said[0]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+# ---- bytes against FLOPs ------------------------------------------------------------------------------------------
+
+
+def decision(phase=PARTIAL, **settings):
+    program = run_of(Caching(), phase).programs[0]
+    return decide(program, len(DATA), DATA.images.size, Caching(**settings))
+
+
+def test_processes_ask_one_another_alike_whatever_each_has_found(prefix, tmp_path, monkeypatch):
+    """One whose disk has the entry and one whose disk has not come to the same collectives in the same order."""
+    asked = []
+    monkeypatch.setattr(processes, "most", lambda *values: asked.append(len(values)) or tuple(map(int, values)))
+    for place in ("memory", "disk"):
+        calls = []
+        for start in ("without", "with"):
+            folder = tmp_path / place
+            if start == "with":
+                store_in(folder).get(*prefix, DATA.images, "disk")
+            asked.clear()
+            found = store_in(folder, memory=1 << 28).get(*prefix, DATA.images, place)
+            assert found.reused == (start == "with")
+            calls.append(list(asked))
+        assert calls[0] == calls[1] != []
+
+
+def test_memory_is_chosen_while_it_suffices_then_disk_where_a_byte_saves_enough():
+    size = 2 * 40 * 4 * 4 * 6 * 4
+    at_home = decision(memory_bytes=size)
+    assert (at_home.place, at_home.bytes) == ("memory", size)
+    assert decision(memory_bytes=size - 1, flops_per_byte=1).place == "disk"
+    dear = decision(memory_bytes=size - 1, flops_per_byte=1e9)
+    assert dear.place == ""
+    assert "a byte from disk saves" in dear.reason
+    assert decision(memory_bytes=0, disk_bytes=0).place == ""
+    assert decision(memory_bytes=size // 2, dtype="bfloat16").place == "memory"
+    assert "saves" in at_home.reason
+
+
+def test_what_cannot_be_cached_is_said_and_refused_on_request():
+    fresh = Phase("partial", 3, ("stage3", "head"), 1e-2)
+    assert "views=K" in decision(fresh).reason
+    with pytest.raises(UserError, match=r"cache.mode=on, but images are augmented anew"):
+        decision(fresh, mode="on")
+    with pytest.raises(UserError, match=r"exceed the budgets"):
+        decision(mode="on", memory_bytes=0, disk_bytes=0)
+    assert decision(Phase("few", 2, ("stage3", "head"), 1e-2, views=2)).place == ""
+    assert policy.decide(run_of(Caching(), tiny.FULL).programs[0], 40, 16, Caching("on")).place == ""

@@ -1,0 +1,88 @@
+"""Heads trained side by side are those trained one by one; the best of a grid is chosen without the rows it is scored on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dapt_jax.data.pipeline import Order
+from dapt_jax.losses import Objective
+from dapt_jax.training import head_sweep
+from dapt_jax.training.head_sweep import HeadSettings, Point, Split
+
+RNG = np.random.default_rng(3)
+LABELS = RNG.integers(3, size=120).astype(np.int32)
+FEATURES = (RNG.normal(size=(120, 12)) + LABELS[:, None] * 0.5).astype(np.float32)
+POINTS = [Point(1e-2, 0.0), Point(1e-2, 0.3), Point(1e-3, 0.0)]
+SPLITS = [Split(np.arange(0, 80), 0, 0), Split(np.arange(40, 120), 1, 7), Split(np.arange(0, 120, 3), 0, 2)]
+
+
+def one_by_one(split, point, settings):
+    """Plain loop with optax: the oracle."""
+    rows = FEATURES[split.rows]
+    x = (FEATURES - rows.mean(0)) / rows.std(0)
+    initial = head_sweep.draw(head_sweep.parameter_shapes(12, settings.hidden, 3), split.seed)
+    params = {
+        name: {key: leaf * bool(settings.hidden) for key, leaf in layer.items()} for name, layer in initial.items()
+    }
+    is_kernel = {name: {"kernel": True, "bias": False} for name in params}
+    tx = optax.adamw(point.lr, weight_decay=point.weight_decay, mask=is_kernel)
+    opt = tx.init(params)
+    order = Order(tuple(int(row) for row in split.rows), settings.batch_size, split.order)
+
+    def loss(params, x, y, weight):
+        for number in range(len(params)):
+            x = jnp.maximum(x, 0) if number else x
+            x = x @ params[f"layer{number}"]["kernel"] + params[f"layer{number}"]["bias"]
+        return (optax.softmax_cross_entropy_with_integer_labels(x, y) * weight).sum() / weight.sum()
+
+    step = jax.jit(jax.grad(loss))
+    for epoch in range(settings.epochs):
+        for index, weight in zip(*order.epoch(epoch), strict=True):
+            updates, opt = tx.update(step(params, x[index], LABELS[index], weight), opt, params)
+            params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("hidden", [(), (5,)])
+def test_every_split_and_point_gives_the_head_of_a_plain_loop(hidden):
+    settings = HeadSettings(hidden, Objective(3), 4, 16, True)
+    together = head_sweep.train(FEATURES, LABELS, SPLITS, settings, [POINTS] * 3)
+    for place, split in enumerate(SPLITS):
+        for number, point in enumerate(POINTS):
+            alone = one_by_one(split, point, settings)
+            for name, layer in alone.items():
+                mine = together.params[name]
+                np.testing.assert_allclose(mine["kernel"][place, number].T, layer["kernel"], rtol=2e-4, atol=2e-6)
+                np.testing.assert_allclose(mine["bias"][place, number], layer["bias"], rtol=2e-4, atol=2e-6)
+    assert together.images == 4 * 3 * sum(len(split.rows) for split in SPLITS)
+
+
+def test_the_point_that_is_chosen_is_the_best_on_held_out_rows_and_is_trained_on_all():
+    settings = HeadSettings((), Objective(3), 20, 16, True)
+    points = [
+        Point(1e-2, 0.0),
+        Point(1e-6, 0.0),
+        Point(1e-2, 50.0),
+    ]  # one learns, one does not move, one is decayed away
+    inner = [(split.rows[::2], split.rows[1::2]) for split in SPLITS]
+    tuned = head_sweep.tune(FEATURES, LABELS, SPLITS, inner, settings, points)
+    expected = head_sweep.train(FEATURES, LABELS, SPLITS, settings, [[points[0]]] * 3)
+    np.testing.assert_array_equal(tuned.params["layer0"]["kernel"], expected.params["layer0"]["kernel"])
+    trials = sum(len(rows) for rows, _ in inner) * 3 * 20
+    assert tuned.images == expected.images + trials
+    assert tuned.flops == tuned.images * head_sweep.flops_per_image(12, (), Objective(3))
+
+
+def test_many_wide_heads_at_once_are_the_same_as_few():
+    features = RNG.normal(size=(96, 1280)).astype(np.float32)
+    settings = HeadSettings((), Objective(4), 1, 64, True)
+    points = [Point(1e-3 * (1 + number), 1e-4 * number) for number in range(9)]
+    splits = [Split(np.arange(96), number % 2, number % 5) for number in range(10)]
+    many = head_sweep.train(features, LABELS[:96], splits, settings, [points] * 10)
+    few = head_sweep.train(features, LABELS[:96], splits[7:8], settings, [points[4:5]])
+    np.testing.assert_allclose(
+        many.params["layer0"]["kernel"][7, 4], few.params["layer0"]["kernel"][0, 0], rtol=1e-4, atol=1e-7
+    )
+    assert np.abs(many.params["layer0"]["kernel"]).max((2, 3)).min() > 0
