@@ -22,7 +22,7 @@ from dapt_jax.main import set_up_jax
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.runtime import allocator
 from dapt_jax.training import accounting
-from dapt_jax.training.cache.store import Prefix, Store
+from dapt_jax.training.cache.store import ActivationCache, Prefix
 
 LAST, POOLED = "last block", "pooled"
 PLACES = ("quarter", "half", "three quarters", LAST, POOLED)
@@ -44,19 +44,19 @@ def measure(model: str, place: str, corpus: tuple[object, str], batch: int, step
     size, count = dataset.images.size, len(dataset)
     groups = our_step.program(model, (HEAD,)).model.encoder.groups
     made = our_step.program(model, (*groups[boundary(model, place) :], HEAD))
-    params, stats = jax.device_put(made.model.init(0))
+    params, batch_stats = jax.device_put(made.model.init(0))
     prefix = Prefix.of(made, 1)
-    Store(1 << 40).get(prefix, params, stats, dataset.images.take(range(1)))  # compiles
+    ActivationCache(1 << 40).get(prefix, params, batch_stats, dataset.images.take(range(1)))  # compiles
     fills, reads = [], []
     for _ in range(rounds):
         start = time.perf_counter()
-        kept = Store(1 << 40).get(prefix, params, stats, dataset.images)
+        kept = ActivationCache(1 << 40).get(prefix, params, batch_stats, dataset.images)
         assert kept is not None
         jax.block_until_ready(kept.x)
         fills.append(time.perf_counter() - start)
     with tempfile.TemporaryDirectory() as folder:
-        store = Store.open(0, 1 << 40, Path(folder), "", print)
-        filed = store.get(prefix, params, stats, dataset.images, "disk")
+        store = ActivationCache.open(0, 1 << 40, Path(folder), "", print)
+        filed = store.get(prefix, params, batch_stats, dataset.images, "disk")
         assert filed is not None
         order = np.random.default_rng(0).permutation(count)
         for start_row in range(0, count - batch + 1, batch):

@@ -45,7 +45,7 @@ def plain_loop(
     labels: np.ndarray,
     split: head_sweep.Split,
     settings: head_sweep.HeadSettings,
-    point: head_sweep.Point,
+    point: head_sweep.HyperParams,
 ) -> Any:
     """One head, step by step.
 
@@ -64,7 +64,9 @@ def plain_loop(
 
 
 @functools.cache
-def _adamw(objective: Objective, point: head_sweep.Point) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
+def _adamw(
+    objective: Objective, point: head_sweep.HyperParams
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """The optimizer, and its jitted step."""
     tx = optax.adamw(point.lr, weight_decay=point.weight_decay, mask={"kernel": True, "bias": False})
 
@@ -82,7 +84,7 @@ def measure(options: argparse.Namespace) -> list[common.Row]:
     """Times both."""
     features, labels = data(options.rows, options.features)
     settings = head_sweep.HeadSettings((), Objective(CLASSES), options.epochs, options.batch, standardise=True)
-    points = [head_sweep.Point(lr, decay) for lr, decay in itertools.product(LRS, DECAYS)][: options.points]
+    points = [head_sweep.HyperParams(lr, decay) for lr, decay in itertools.product(LRS, DECAYS)][: options.points]
     splits: list[head_sweep.Split] = []
     for seed in range(options.seeds):
         folds = grouped_folds(labels, np.arange(len(labels)).astype(str), options.folds, seed)

@@ -14,7 +14,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.training import accounting
 from dapt_jax.training import steps as training
-from dapt_jax.training.evaluate import logits_of
+from dapt_jax.training.evaluate import forward_fn
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights import tables
@@ -72,10 +72,14 @@ class Step:
                 on pooled features runs many steps as one program); or `forward`, from images to logits.
         """
         self._steps = 1
-        params, stats = made.model.init(0)
-        self._state = jax.device_put(made.fresh_state(params, stats))
+        params, batch_stats = made.model.init(0)
+        self._state = jax.device_put(made.init_state(params, batch_stats))
         if kind == "forward":
-            images, placed, forward = _images(batch, size), jax.device_put((params, stats)), logits_of(made.model, None)
+            images, placed, forward = (
+                _images(batch, size),
+                jax.device_put((params, batch_stats)),
+                forward_fn(made.model, None),
+            )
             self._run: Callable[[Any], Any] = lambda state: (state, forward(*placed, images))
         else:
             function, arguments = self._cached(made, size, batch) if kind == "cached" else _whole(made, size, batch)

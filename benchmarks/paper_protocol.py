@@ -86,11 +86,11 @@ def calibrated(model: Any, images: np.ndarray) -> tuple[Any, Any]:
 
     from dapt_jax.models.resnet import TORCHVISION
 
-    params, stats = model.init(0)
-    x = model.prefix(params, stats, jax.numpy.asarray(images), 0)
-    _, moved = jax.jit(lambda p, s, x: model.encoder.apply(p, s, x, norm="train"))(params, stats, x)
+    params, batch_stats = model.init(0)
+    x = model.prefix(params, batch_stats, jax.numpy.asarray(images), 0)
+    _, moved = jax.jit(lambda p, s, x: model.encoder.apply(p, s, x, norm="train"))(params, batch_stats, x)
     kept = TORCHVISION.momentum
-    return params, jax.tree.map(lambda old, new: (np.asarray(new) - kept * old) / (1 - kept), stats, moved)
+    return params, jax.tree.map(lambda old, new: (np.asarray(new) - kept * old) / (1 - kept), batch_stats, moved)
 
 
 def _prepare(options: argparse.Namespace, folder: Path) -> tuple[common.Row, Any, Any]:
@@ -109,20 +109,20 @@ def _prepare(options: argparse.Namespace, folder: Path) -> tuple[common.Row, Any
     np.savez(folder / "corpus.npz", images=images, labels=corpus.labels, groups=corpus.groups, held_out=seen)
     for arm in common.words(options.arms):
         run = make_run(shared, arm, corpus, "off")
-        params, stats = calibrated(run.programs[0].model, images[:64])
-        export.write(folder / f"{arm}.npz", params, stats)
-        _write_for_torch(folder, arm, run, params, stats)
+        params, batch_stats = calibrated(run.programs[0].model, images[:64])
+        export.write(folder / f"{arm}.npz", params, batch_stats)
+        _write_for_torch(folder, arm, run, params, batch_stats)
     return shared, corpus, held_out
 
 
-def _write_for_torch(folder: Path, arm: str, run: Any, params: Any, stats: Any) -> None:
+def _write_for_torch(folder: Path, arm: str, run: Any, params: Any, batch_stats: Any) -> None:
     """Weights under their torch names and in its layout, and per phase the names that train and the batches."""
     from benchmarks import our_step
     from dapt_jax.weights.paths import flatten
 
     names = our_step.torch_names(run.programs[0])
     axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-    arrays = (flatten(params) | flatten(stats)).items()
+    arrays = (flatten(params) | flatten(batch_stats)).items()
     np.savez(folder / f"{arm}-torch.npz", **{names[path]: np.transpose(a, axes[np.ndim(a)]) for path, a in arrays})
     phases, first = [], 0
     for program in run.programs:
@@ -150,9 +150,9 @@ def _our_side(options: common.Row) -> None:
     from dapt_jax.records.ledger import Ledger
     from dapt_jax.runtime import sharding
     from dapt_jax.training import loop
-    from dapt_jax.training.cache.store import Store
-    from dapt_jax.training.evaluate import logits_of
-    from dapt_jax.training.run import Tools
+    from dapt_jax.training.cache.store import ActivationCache
+    from dapt_jax.training.evaluate import forward_fn
+    from dapt_jax.training.run import RunContext
     from dapt_jax.weights import locate
 
     set_up_jax()
@@ -165,18 +165,18 @@ def _our_side(options: common.Row) -> None:
         arm, cache = what
         run = make_run(options, arm, dataset, cache)
         model = run.programs[0].model
-        params, stats, _ = locate.load(str(folder / f"{arm}.npz"), model, seed=0)
+        params, batch_stats, _ = locate.load(str(folder / f"{arm}.npz"), model, seed=0)
         ledger = folder / f"{arm}-{cache}.jsonl"
         ledger.unlink(missing_ok=True)
-        tools = Tools(
-            folder=None, every_s=1e9, ledger=Ledger(ledger), store=Store(4 << 30), hardware=hardware.describe(),
+        context = RunContext(
+            folder=None, every_s=1e9, ledger=Ledger(ledger), store=ActivationCache(4 << 30), hardware=hardware.describe(),
             mesh=sharding.make_mesh(), reporter=Reporter(1, quiet=True),
         )  # fmt: skip
         start = time.perf_counter()
-        params, stats = loop.train(run, params, stats, tools)
+        params, batch_stats = loop.train(run, params, batch_stats, context)
         wall = time.perf_counter() - start
         rows = Ledger(ledger).rows()
-        logits = logits_of(model, None)(params, stats, corpus["held_out"])
+        logits = forward_fn(model, None)(params, batch_stats, corpus["held_out"])
         return {
             "wall_s": wall,
             "compile_s": sum(row.compile_s for row in rows),

@@ -23,8 +23,8 @@ def main(argv: Sequence[str]) -> int:
         The exit code, see `command`.
     """
     code = command(argv)
-    if code and (processes := sys.modules.get("dapt_jax.runtime.processes")) and processes.are_several():
-        processes.leave(code)
+    if code and (processes := sys.modules.get("dapt_jax.runtime.processes")) and processes.is_multi_process():
+        processes.exit_now(code)
     return code
 
 
@@ -43,9 +43,9 @@ def command(argv: Sequence[str]) -> int:
         return 0
     try:
         config, workdir = flags.parse(argv[1:])
-        with preemption.Notice() as notice:
+        with preemption.PreemptionHandler() as preemption_handler:
             if config.mode == "run" and workdir is not None:
-                return _run(config, workdir, notice)
+                return _run(config, workdir, preemption_handler)
             with storage.workdir(workdir, config.mode) as folder:
                 _dispatch(config, folder)
     except UserError as error:
@@ -62,30 +62,30 @@ def command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(config: Any, workdir: str, notice: preemption.Notice) -> int:
+def _run(config: Any, workdir: str, preemption_handler: preemption.PreemptionHandler) -> int:
     """A study, in as many processes as there are; returns the exit code."""
     set_up_jax()
     from dapt_jax.runtime import processes
     from dapt_jax.study import study
 
     processes.start(config.parallel)
-    notice.listen()
+    preemption_handler.listen()
     try:
         mine = storage.workdir(workdir, config.mode) if processes.is_primary() else processes.scratch()
         with mine as folder:
             assert folder is not None
-            study.run(config, folder, notice)
+            study.run(config, folder, preemption_handler)
     except Exception as error:
-        if isinstance(error, UserError | OSError) or not processes.are_several():
+        if isinstance(error, UserError | OSError) or not processes.is_multi_process():
             raise
-        if not processes.is_loss(error):
+        if not processes.is_peer_failure(error):
             traceback.print_exc()
             return 1
         print(
             "another process of the study is gone; the same command goes on from the last checkpoint", file=sys.stderr
         )
         return preemption.RESTART_CODE
-    except processes.Lost as lost:
+    except processes.PeerFailed as lost:
         return lost.code
     return 0
 

@@ -29,7 +29,7 @@ def small(*flags: str) -> list[str]:
 
 
 MANIFEST_CONFIG = """\
-from dapt_jax.config import default
+from dapt_jax.settings.defaults import default
 
 
 def get_config():

@@ -62,26 +62,28 @@ def train(name, mesh, fsdp):
     from dapt_jax.records.ledger import Ledger
     from dapt_jax.runtime import sharding
     from dapt_jax.training import loop
-    from dapt_jax.training.cache.store import Store
-    from dapt_jax.training.run import Tools
+    from dapt_jax.training.cache.store import ActivationCache
+    from dapt_jax.training.run import RunContext
 
     run = runs(name)
-    params, stats = run.programs[0].model.init(1)
+    params, batch_stats = run.programs[0].model.init(1)
     with tempfile.TemporaryDirectory() as folder:
-        tools = Tools(
-            folder=None, every_s=1e9, ledger=Ledger(Path(folder) / "ledger.jsonl"), store=Store(1 << 28, mesh=mesh), mesh=mesh,
+        context = RunContext(
+            folder=None, every_s=1e9, ledger=Ledger(Path(folder) / "ledger.jsonl"),
+            store=ActivationCache(1 << 28, mesh=mesh), mesh=mesh,
             hardware=hardware.describe(), reporter=Reporter(1, quiet=True),
         )  # fmt: skip
-        trained, stats = loop.train(run, params, stats, tools)
-        rows = tools.ledger.rows()
+        trained, batch_stats = loop.train(run, params, batch_stats, context)
+        rows = context.ledger.rows()
     sent = [
-        collectives.totals(collectives.of_program(Program.parse(each.as_text()))) for each in tools.executables.values()
+        collectives.totals(collectives.of_program(Program.parse(each.as_text())))
+        for each in context.executables.values()
     ]
     import jax
     import numpy as np
 
     watched = {key: [point[key] for row in rows for point in row.curve] for key in ("loss", "val_loss")}
-    total = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves((trained, stats))]
+    total = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves((trained, batch_stats))]
     spread = sharding.state_shardings(jax.eval_shape(lambda: params), mesh)
     split = sum(not each.is_fully_replicated for each in jax.tree.leaves(spread))
     return {
@@ -100,7 +102,7 @@ def main(meshes, *group):
         jax.distributed.initialize(group[0], int(group[1]), int(group[2]))
     from dapt_jax.runtime import sharding
 
-    sharding.SMALLEST_SPREAD = 16  # the tiny network has no large leaf
+    sharding.MIN_SHARD_SIZE = 16  # the tiny network has no large leaf
     for each in meshes.split(","):
         shape, _, names = each.partition(":")
         devices, _, fsdp = shape.partition("/")

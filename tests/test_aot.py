@@ -23,10 +23,10 @@ from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime import sharding
 from dapt_jax.training import loop
-from dapt_jax.training.cache.disk import Files
+from dapt_jax.training.cache.disk import DiskCache
 from dapt_jax.training.cache.policy import Caching
-from dapt_jax.training.cache.store import Store
-from dapt_jax.training.run import Tools
+from dapt_jax.training.cache.store import ActivationCache
+from dapt_jax.training.run import RunContext
 from tests import tiny
 from tests.command import ROOT
 
@@ -53,23 +53,23 @@ def tiny_run(function):
 def test_a_phase_is_compiled_as_a_run_compiles_it(function, tmp_path):
     run, called = tiny_run(function), []
 
-    class Watched(Tools):
+    class Watched(RunContext):
         def compiled(self, key, function, *arguments):
             called.append((function.__name__, shapes_of(arguments)))
             return super().compiled(key, function, *arguments)
 
-    files = Files(tmp_path / "cache", 1 << 28, print)
-    tools = Watched(
+    files = DiskCache(tmp_path / "cache", 1 << 28, print)
+    context = Watched(
         folder=None,
         every_s=1e9,
         ledger=Ledger(tmp_path / "ledger.jsonl"),
-        store=Store(1 << 28, files),
+        store=ActivationCache(1 << 28, files),
         mesh=sharding.make_mesh(),
         hardware=hardware.describe(),
         reporter=Reporter(1, quiet=True),
     )
-    params, stats = run.programs[0].model.init(0)
-    loop.train(run, params, stats, tools)
+    params, batch_stats = run.programs[0].model.init(0)
+    loop.train(run, params, batch_stats, context)
     with_shapes = compile.abstract_arguments(run, 0, sharding.make_mesh())
     assert called == [(function, shapes_of(with_shapes))]
     assert compile.phase_function(run, 0).__name__ == function

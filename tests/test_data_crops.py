@@ -43,7 +43,7 @@ def test_the_patch_in_the_middle_is_what_a_phase_without_augmentation_sees():
         cache="auto",
     )  # fmt: skip
     assert [program.augment.size(24) for program in run.programs] == [16, 16]
-    assert run.programs[0].augment == steps.at_rest(run.programs[0].model, run.programs[1].augment)
+    assert run.programs[0].augment == steps.eval_transform(run.programs[0].model, run.programs[1].augment)
     assert run.cache_decision(run.programs[0]).views == 1
 
 

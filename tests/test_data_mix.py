@@ -95,7 +95,7 @@ def test_the_loss_of_a_mixed_batch_is_that_of_both_labels_each_with_its_own_weig
     weights = np.array([1, 2, 0.5, 1, 1, 3, 0, 0], np.float32)
     batch = {"image": data.images.batch(rows), "label": data.targets[rows], "weight": weights, "index": rows}
     draw = {"seed": np.uint32(3), "view": np.int32(1), "epoch": np.int32(1)}
-    state = program.fresh_state(params, stats, step=5)
+    state = program.init_state(params, stats, step=5)
     after = jax.jit(program.train_step)(state, batch, draw, np.float32(0))
     images, partner, kept = program.mix(program.augment(batch["image"], 3, 1, rows), 3, 5)
     log_p = np.asarray(jax.nn.log_softmax(program.model(*jax.tree.map(jnp.asarray, (params, stats)), images)))

@@ -190,7 +190,7 @@ def test_heads_of_all_folds_are_those_trained_one_by_one_and_as_good_as_logistic
     folds[2] = folds[2][:70]  # fewer batches than the others
     settings = head_sweep.HeadSettings((), Objective(3), 60, 16, True)
     together = head_sweep.train(
-        features, labels, head_sweep.of_folds(folds, 0), settings, [[head_sweep.Point(1e-2, 0.0)]] * 3
+        features, labels, head_sweep.of_folds(folds, 0), settings, [[head_sweep.HyperParams(1e-2, 0.0)]] * 3
     )
     probabilities = together.probabilities(features)[:, 0]
     for fold, rows in enumerate(folds):

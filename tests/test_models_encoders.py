@@ -87,16 +87,18 @@ SMALL = [
 @pytest.mark.parametrize(("name", "side"), [*((name, 64) for name in CONVOLUTIONAL), *((name, 97) for name in SMALL)])
 def test_features_and_reduction_are_as_declared(name: str, side: int) -> None:
     encoder = registry.build(name)
-    params, stats = encoder.abstract()
+    params, batch_stats = encoder.abstract()
 
-    def trail(params, stats, x):
+    def activations_at_boundaries(params, batch_stats, x):
         found = []
         for index in range(len(encoder.specs)):
-            x, _ = encoder.apply(params, stats, x, start=index, stop=index + 1)
+            x, _ = encoder.apply(params, batch_stats, x, start=index, stop=index + 1)
             found.append(x)
         return found
 
-    found = jax.eval_shape(trail, params, stats, jax.ShapeDtypeStruct((1, side, side, 3), np.float32))
+    found = jax.eval_shape(
+        activations_at_boundaries, params, batch_stats, jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    )
     for spec, x in zip(encoder.specs, found, strict=True):
         assert x.shape[::3] == (1, spec.features), spec.name
         # Padded layers round an odd side up, others down; without a reduction the map is one pixel.
@@ -121,9 +123,9 @@ def seeded(model: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
 def test_logits_are_those_of_pytorch(model: str) -> None:
     source, expected = seeded(model)
     classifier = Classifier(registry.build(model), 10)
-    params, stats, report = merge(classifier, source, seed=0, head="load")
+    params, batch_stats, report = merge(classifier, source, seed=0, head="load")
     assert not report.left_over
-    logits = jax.jit(classifier)(params, stats, images())
+    logits = jax.jit(classifier)(params, batch_stats, images())
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 

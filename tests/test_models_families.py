@@ -101,10 +101,10 @@ def small(case: str) -> tuple[Encoder, jax.Array, dict, dict]:
     """A small member of a family, images, and parameters that are not degenerate."""
     make, side = ENCODERS[case]
     encoder = make()
-    params, stats = jax.tree.map(jnp.asarray, encoder.init(0))
+    params, batch_stats = jax.tree.map(jnp.asarray, encoder.init(0))
     params = jax.tree.map_with_path(lambda path, leaf: leaf + 0.3 * ("gamma" in str(path[-1])), params)
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
-    return encoder, jnp.asarray(images), params, stats
+    return encoder, jnp.asarray(images), params, batch_stats
 
 
 FAMILIES = ["resnext50", "densenet121", "efficientnet_b0", "convnext_tiny", "vit_small_dinov3", "swin_tiny"]
@@ -117,8 +117,8 @@ def test_levels_are_as_declared(case: str) -> None:
     images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.bfloat16)
     _, maps, _ = jax.eval_shape(encoder.run, *encoder.abstract(), images)
     assert {each.dtype for each in maps.values()} == {jnp.bfloat16.dtype}
-    assert set(maps) == {level.name for level in encoder.levels}
-    for level in encoder.levels:
+    assert set(maps) == {level.name for level in encoder.pyramid_levels}
+    for level in encoder.pyramid_levels:
         assert maps[level.name].shape[-1] == level.features
         assert abs(maps[level.name].shape[1] * level.reduction - images.shape[1]) < level.reduction
 
@@ -126,33 +126,33 @@ def test_levels_are_as_declared(case: str) -> None:
 # XLA:CPU is slow at EfficientNet's depthwise convolutions in bfloat16.
 @pytest.mark.parametrize("case", [case for case in FAMILIES if case != "efficientnet_b0"])
 def test_bfloat16_is_near_and_norms_say_what_changed(case: str) -> None:
-    encoder, images, params, stats = small(case)
+    encoder, images, params, batch_stats = small(case)
 
     group = encoder.groups[1]
 
     @jax.jit
-    def run(params, stats, images):
+    def run(params, batch_stats, images):
         x = encoder.preprocess(images)
-        half, _ = encoder.apply(params, stats, x.astype(jnp.bfloat16))
-        whole, _ = encoder.apply(params, stats, x)
-        return whole, half, encoder.apply(params, stats, x, stop=2, norm={group: "train"})[1]
+        half, _ = encoder.apply(params, batch_stats, x.astype(jnp.bfloat16))
+        whole, _ = encoder.apply(params, batch_stats, x)
+        return whole, half, encoder.apply(params, batch_stats, x, stop=2, norm={group: "train"})[1]
 
     with ops.formulation("lax"):  # compiles sooner
-        whole, half, after = run(params, stats, images)
+        whole, half, after = run(params, batch_stats, images)
     assert half.dtype == jnp.bfloat16
     assert np.abs(half.astype(np.float32) - whole).max() < 0.1 * np.abs(whole).max()
-    changed = {path for path, leaf in flatten(after).items() if not np.array_equal(leaf, flatten(stats)[path])}
-    assert changed == {path for path in flatten(stats) if path.startswith(f"{group}/")}
+    changed = {path for path, leaf in flatten(after).items() if not np.array_equal(leaf, flatten(batch_stats)[path])}
+    assert changed == {path for path in flatten(batch_stats) if path.startswith(f"{group}/")}
 
 
 def test_rematerialised_groups_cost_more_and_change_nothing() -> None:
-    encoder, images, params, stats = small("vit_small_dinov3")
+    encoder, images, params, batch_stats = small("vit_small_dinov3")
     other = encoder.rematerialised(encoder.groups[1])
     gradients, counts = [], []
     for each in (encoder, other):
 
         def loss(params, each=each):
-            x, _ = each.apply(params, stats, each.preprocess(images))
+            x, _ = each.apply(params, batch_stats, each.preprocess(images))
             return jnp.square(x.astype(jnp.float32)).mean()
 
         gradients.append(jax.jit(jax.grad(loss))(params))
@@ -168,19 +168,19 @@ def test_an_unknown_group_to_rematerialise_names_the_nearest() -> None:
 
 def test_truncated_transformers_end_in_a_level() -> None:
     encoder = registry.build("vit_small").truncate("block4")
-    assert [level.name for level in encoder.levels] == ["block3", "block4"]
-    assert registry.build("vit_small").trunk.groups[-1] == "block12"
-    assert registry.build("efficientnet_b0").trunk.groups[-1] == "stage7/block1"
+    assert [level.name for level in encoder.pyramid_levels] == ["block3", "block4"]
+    assert registry.build("vit_small").feature_trunk.groups[-1] == "block12"
+    assert registry.build("efficientnet_b0").feature_trunk.groups[-1] == "stage7/block1"
     whole = registry.build("resnet18")
-    assert whole.trunk is whole
+    assert whole.feature_trunk is whole
 
 
 def test_copies_keep_what_they_do_not_change() -> None:
     encoder = registry.build("vit_small").rematerialised("block1", "block12")
-    other = encoder.expecting(encoder.preprocess.for_channels(1)).truncate("block2")
+    other = encoder.with_preprocess(encoder.preprocess.for_channels(1)).truncate("block2")
     assert other.remat == {"block1"}
     assert (other.channels, other.image_size, other.as_map) == (1, 224, encoder.as_map)
-    assert other.trunk.preprocess == other.preprocess
+    assert other.feature_trunk.preprocess == other.preprocess
 
 
 def test_dropout_and_drop_path_keep_the_mean() -> None:
@@ -198,25 +198,27 @@ def test_randomness_is_the_key_s_alone() -> None:
     options = Options(drop_path=0.5, dropout=0.5)
     encoder = vit.network("vit_small", vit.Size(16, 2, 2), vit.MAE._replace(patch=4, image_size=16), options)
     plain = vit.network("vit_small", vit.Size(16, 2, 2), vit.MAE._replace(patch=4, image_size=16), DEFAULT)
-    params, stats = jax.tree.map(jnp.asarray, encoder.init(0))
+    params, batch_stats = jax.tree.map(jnp.asarray, encoder.init(0))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16, 16, 3)), jnp.float32)
-    run = jax.jit(lambda rng: encoder.apply(params, stats, x, rng=rng)[0])
+    run = jax.jit(lambda rng: encoder.apply(params, batch_stats, x, rng=rng)[0])
     one, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 0.1
-    still, _ = jax.jit(lambda: encoder.apply(params, stats, x))()
-    np.testing.assert_array_equal(still, jax.jit(lambda: plain.apply(params, stats, x))()[0])
+    still, _ = jax.jit(lambda: encoder.apply(params, batch_stats, x))()
+    np.testing.assert_array_equal(still, jax.jit(lambda: plain.apply(params, batch_stats, x))()[0])
 
 
 def test_the_head_s_dropout_needs_a_key() -> None:
     encoder = vit.network("vit_small", vit.Size(16, 1, 2), vit.MAE._replace(patch=4, image_size=16), DEFAULT)
     model = Classifier(encoder, 3, dropout=0.5)
-    params, stats = jax.tree.map(jnp.asarray, model.init(0))
+    params, batch_stats = jax.tree.map(jnp.asarray, model.init(0))
     pooled = jnp.ones((2, 16))
-    plain, _ = model.suffix(params, stats, pooled, len(encoder.groups))
-    dropped, _ = model.suffix(params, stats, pooled, len(encoder.groups), rng=jax.random.key(0))
+    plain, _ = model.suffix(params, batch_stats, pooled, len(encoder.groups))
+    dropped, _ = model.suffix(params, batch_stats, pooled, len(encoder.groups), rng=jax.random.key(0))
     assert np.abs(plain - dropped).max() > 0
-    np.testing.assert_allclose(plain, Classifier(encoder, 3).suffix(params, stats, pooled, len(encoder.groups))[0])
+    np.testing.assert_allclose(
+        plain, Classifier(encoder, 3).suffix(params, batch_stats, pooled, len(encoder.groups))[0]
+    )
 
 
 def test_transformers_refuse_images_that_are_no_grid() -> None:
@@ -231,7 +233,7 @@ def test_channels_are_free(name: str) -> None:
     encoder = registry.build(name, Options(channels=5))
     assert encoder.channels == 5
     side = 2 * encoder.specs[0].reduction * 8
-    params, stats = encoder.abstract()
+    params, batch_stats = encoder.abstract()
     x = jax.ShapeDtypeStruct((1, side, side, 5), jnp.float32)
-    after = jax.eval_shape(lambda p, s, x: encoder.apply(p, s, x, stop=1)[0], params, stats, x)
+    after = jax.eval_shape(lambda p, s, x: encoder.apply(p, s, x, stop=1)[0], params, batch_stats, x)
     assert after.shape[-1] == encoder.specs[0].features

@@ -43,9 +43,9 @@ def state(library: Library) -> dict[str, tuple[int, ...]]:
 def ours(model: str, scheme: tables.Scheme) -> dict[str, tuple[int, ...]]:
     """What a scheme makes of a model's arrays."""
     classifier = Classifier(registry.build(model), CLASSES)
-    params, stats = classifier.abstract()
+    params, batch_stats = classifier.abstract()
     entries = tables.table(scheme, classifier)
-    shapes = {path: leaf.shape for path, leaf in (flatten(params) | flatten(stats)).items()}
+    shapes = {path: leaf.shape for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
     empty = {path: np.broadcast_to(np.float32(0), shape) for path, shape in shapes.items()}
     return {entry.key: tuple(entry.restore(empty[path]).shape) for path, entry in entries.items()}
 

@@ -86,20 +86,20 @@ def test_logits_and_levels_are_those_of_the_original(case: str) -> None:
     is_headless = case == "unet"
     model = Classifier(encoder, parity.OUTPUTS)
     source = drawn(stored, keras=case.endswith("_keras"))
-    params, stats, report = merge(model, source, seed=0, head="new" if is_headless else "load")
+    params, batch_stats, report = merge(model, source, seed=0, head="new" if is_headless else "load")
     assert not report.left_over
 
     @jax.jit
-    def run(params, stats, images):
-        x, maps, _ = encoder.run(params, stats, encoder.preprocess(images))
+    def run(params, batch_stats, images):
+        x, maps, _ = encoder.run(params, batch_stats, encoder.preprocess(images))
         pooled = pool(x)
-        logits = pooled if is_headless else model.suffix(params, stats, pooled, len(encoder.groups))[0]
+        logits = pooled if is_headless else model.suffix(params, batch_stats, pooled, len(encoder.groups))[0]
         return list(maps.values()), logits
 
-    maps, logits = run(params, stats, parity.images(side))
-    assert [tuple(level.shape) for level in maps] == [shape for shape, _ in stored.levels]
-    assert [level.shape[-1] for level in maps] == [level.features for level in encoder.levels]
-    for ours, (_, theirs) in zip(maps, stored.levels, strict=True):
+    maps, logits = run(params, batch_stats, parity.images(side))
+    assert [tuple(level.shape) for level in maps] == [shape for shape, _ in stored.pyramid_levels]
+    assert [level.shape[-1] for level in maps] == [level.features for level in encoder.pyramid_levels]
+    for ours, (_, theirs) in zip(maps, stored.pyramid_levels, strict=True):
         close(parity.sampled(ours), theirs)
     close(parity.sampled(logits), stored.logits)
 
@@ -151,8 +151,8 @@ def smp_upernet(module: str) -> str:
 def test_unet_on_resnet18_is_that_of_segmentation_models_pytorch() -> None:
     stored = parity.load("unet_on_resnet18")
     segmenter = Segmenter(registry.build("resnet18"), 2)
-    params, stats = of_decoder(segmenter, drawn(stored), smp_unet)
-    logits = jax.jit(segmenter)(params, stats, parity.images(64))
+    params, batch_stats = of_decoder(segmenter, drawn(stored), smp_unet)
+    logits = jax.jit(segmenter)(params, batch_stats, parity.images(64))
     assert logits.shape == (1, 64, 64, 2)
     close(parity.sampled(logits), stored.logits)
 
@@ -160,10 +160,10 @@ def test_unet_on_resnet18_is_that_of_segmentation_models_pytorch() -> None:
 def test_upernet_on_resnet18_is_that_of_segmentation_models_pytorch() -> None:
     stored = parity.load("upernet_on_resnet18")
     segmenter = Segmenter(registry.build("resnet18"), 2, "upernet")
-    params, stats = of_decoder(segmenter, drawn(stored), smp_upernet)
+    params, batch_stats = of_decoder(segmenter, drawn(stored), smp_upernet)
     last = len(segmenter.groups) - 1
-    x = jax.jit(lambda p, s, images: segmenter.prefix(p, s, images, last)["x"])(params, stats, parity.images(64))
-    ((shape, values),) = stored.levels
+    x = jax.jit(lambda p, s, images: segmenter.prefix(p, s, images, last)["x"])(params, batch_stats, parity.images(64))
+    ((shape, values),) = stored.pyramid_levels
     assert x.shape == shape
     close(parity.sampled(x), values)
     head = params["head"]["conv"]
@@ -210,6 +210,6 @@ def test_what_is_stored_is_what_the_original_computes(case: str) -> None:
     stored, result = parity.load(case), make_parity.CASES[case]()
     assert stored.shapes == dict(result.shapes)
     close(parity.sampled(result.logits), stored.logits)
-    for ours, (shape, theirs) in zip(result.levels, stored.levels, strict=True):
+    for ours, (shape, theirs) in zip(result.pyramid_levels, stored.pyramid_levels, strict=True):
         assert ours.shape == shape
         close(parity.sampled(ours), theirs)

@@ -26,54 +26,64 @@ def pictures() -> jax.Array:
 
 
 def test_logits_are_as_large_as_the_images(model) -> None:
-    segmenter, params, stats = model
-    logits = jax.eval_shape(segmenter, params, stats, pictures())
+    segmenter, params, batch_stats = model
+    logits = jax.eval_shape(segmenter, params, batch_stats, pictures())
     assert logits.shape == (2, 16, 16, 3)
     assert logits.dtype == jnp.float32
 
 
 def test_split_at_any_boundary_nothing_changes(model) -> None:
-    segmenter, params, stats = model
+    segmenter, params, batch_stats = model
 
     @jax.jit
-    def run(params, stats, images):
-        trail = segmenter.trail(params, stats, images)
-        suffixes = [segmenter.suffix(params, stats, kept, boundary)[0] for boundary, kept in enumerate(trail)]
-        prefixes = [segmenter.prefix(params, stats, images, boundary) for boundary in range(len(trail))]
-        return segmenter(params, stats, images), suffixes, trail, prefixes
+    def run(params, batch_stats, images):
+        activations_at_boundaries = segmenter.activations_at_boundaries(params, batch_stats, images)
+        suffixes = [
+            segmenter.suffix(params, batch_stats, kept, boundary)[0]
+            for boundary, kept in enumerate(activations_at_boundaries)
+        ]
+        prefixes = [
+            segmenter.prefix(params, batch_stats, images, boundary)
+            for boundary in range(len(activations_at_boundaries))
+        ]
+        return segmenter(params, batch_stats, images), suffixes, activations_at_boundaries, prefixes
 
-    whole, suffixes, trail, prefixes = run(params, stats, pictures())
+    whole, suffixes, activations_at_boundaries, prefixes = run(params, batch_stats, pictures())
     assert whole.std() > 0
-    assert len(trail) == len(segmenter.groups)
+    assert len(activations_at_boundaries) == len(segmenter.groups)
     for boundary, logits in enumerate(suffixes):
         np.testing.assert_allclose(logits, whole, atol=1e-5, err_msg=segmenter.groups[boundary])
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), trail, prefixes)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), activations_at_boundaries, prefixes
+    )
 
 
 def test_what_lies_at_a_boundary_is_read_behind_it(model) -> None:
-    segmenter, params, stats = model
-    for boundary, kept in enumerate(jax.eval_shape(segmenter.trail, params, stats, pictures())):
-        suffix = jax.make_jaxpr(lambda kept, at=boundary: segmenter.suffix(params, stats, kept, at)[0])(kept)
+    segmenter, params, batch_stats = model
+    for boundary, kept in enumerate(
+        jax.eval_shape(segmenter.activations_at_boundaries, params, batch_stats, pictures())
+    ):
+        suffix = jax.make_jaxpr(lambda kept, at=boundary: segmenter.suffix(params, batch_stats, kept, at)[0])(kept)
         _, used = pe.dce_jaxpr(suffix.jaxpr, [True])
         assert all(used), (segmenter.groups[boundary], jax.tree.map(jnp.shape, kept))
 
 
 def test_norms_of_the_decoder_follow_their_group(model) -> None:
-    segmenter, params, stats = model
+    segmenter, params, batch_stats = model
     name = segmenter.groups[3]
-    kept = segmenter.prefix(params, stats, pictures(), 3)
-    after = jax.jit(lambda params, stats, kept: segmenter.suffix(params, stats, kept, 3, {name: "train"})[1])(
-        params, stats, kept
-    )
+    kept = segmenter.prefix(params, batch_stats, pictures(), 3)
+    after = jax.jit(
+        lambda params, batch_stats, kept: segmenter.suffix(params, batch_stats, kept, 3, {name: "train"})[1]
+    )(params, batch_stats, kept)
     changed = {
         jax.tree_util.keystr(path, simple=True, separator="/")
         for (path, old), (_, new) in zip(
-            jax.tree.leaves_with_path(stats), jax.tree.leaves_with_path(after), strict=True
+            jax.tree.leaves_with_path(batch_stats), jax.tree.leaves_with_path(after), strict=True
         )
         if not np.array_equal(old, new)
     }
     assert all(path.startswith(f"{name}/") for path in changed)
-    before = {path for path, _ in jax.tree.leaves_with_path(stats)}
+    before = {path for path, _ in jax.tree.leaves_with_path(batch_stats)}
     assert changed or not any(str(path).startswith(name) for path in before)
 
 
@@ -108,26 +118,26 @@ def test_every_decoder_fits_on_every_family(encoder: str, side: int, decoder: st
     logits = jax.eval_shape(segmenter, *segmenter.abstract(), images)
     assert logits.shape == (1, side, side, 2)
     assert logits.dtype == jnp.float32
-    kept = jax.eval_shape(segmenter.trail, *segmenter.abstract(), images)
+    kept = jax.eval_shape(segmenter.activations_at_boundaries, *segmenter.abstract(), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.bfloat16.dtype}
 
 
 def test_images_of_another_size_name_the_nearest(model) -> None:
-    segmenter, params, stats = model
+    segmenter, params, batch_stats = model
     with pytest.raises(UserError, match=r"20 x 16 pixels.*multiples of 8, such as 16 x 16"):
-        segmenter.prefix(params, stats, np.zeros((1, 20, 16, 3), np.uint8), 0)
+        segmenter.prefix(params, batch_stats, np.zeros((1, 20, 16, 3), np.uint8), 0)
 
 
 def test_an_encoder_is_adopted_whole_and_nothing_else_of_it() -> None:
     encoder = registry.build("efficientnet_lite0")
     segmenter, classifier = Segmenter(encoder, 2), Classifier(encoder, 5)
-    params, stats = segmenter.init(0)
+    params, batch_stats = segmenter.init(0)
     own, other = flatten(params), flatten(classifier.init(1)[0])
     adopted = flatten(segmenter.adopt(params, classifier.init(1)[0]))
     assert set(adopted) == set(own)
     for path, leaf in adopted.items():
         assert leaf is own[path] if path.startswith(("decoder/", "head/")) else np.array_equal(leaf, other[path])
-    assert jax.tree.structure(segmenter.adopt(stats, classifier.init(1)[1])) == jax.tree.structure(stats)
+    assert jax.tree.structure(segmenter.adopt(batch_stats, classifier.init(1)[1])) == jax.tree.structure(batch_stats)
 
 
 def test_unknown_decoders_name_the_nearest() -> None:

@@ -11,14 +11,14 @@ import pytest
 
 from dapt_jax.errors import UserError
 from dapt_jax.monitoring import heartbeat, status, writers
-from dapt_jax.monitoring.heartbeat import STATUS, Watcher
+from dapt_jax.monitoring.heartbeat import STATUS, Heartbeat
 from dapt_jax.monitoring.profiler import Profiler
 from dapt_jax.records.ledger import Ledger, Row
 from dapt_jax.settings.defaults import default
 from dapt_jax.training import loop
 from tests import tiny
 from tests.command import rows, run
-from tests.test_training_loop import DATA, ENCODER, tools
+from tests.test_training_loop import DATA, ENCODER, context
 
 
 def epoch(number, loss=0.5, phase="head", stage="dapt", strategy="full"):
@@ -27,7 +27,7 @@ def epoch(number, loss=0.5, phase="head", stage="dapt", strategy="full"):
 
 def told(folder, **changes):
     """A heartbeat of a study under way, with changes."""
-    teller = Watcher(folder)
+    teller = Heartbeat(folder)
     teller.arms(["none seed 0"], "full seed 0", ["full seed 1"])
     teller.progress(3e12, 12e12, 90.0, "full seed 0  all epoch 2/4", 123.4)
     teller.at(
@@ -82,7 +82,7 @@ def test_a_status_of_nothing_is_one_line(tmp_path, capsys):
 
 def test_the_heart_beats_while_the_study_is_busy(tmp_path, monkeypatch):
     monkeypatch.setattr(heartbeat, "BEAT_S", 0.02)
-    teller = Watcher(tmp_path)
+    teller = Heartbeat(tmp_path)
     first = json.loads((tmp_path / STATUS).read_text())["time"]
     deadline = time.monotonic() + 10
     while json.loads((tmp_path / STATUS).read_text())["time"] == first:
@@ -100,7 +100,7 @@ def test_a_heartbeat_that_cannot_be_written_is_told_of_once_and_ends_nothing(tmp
 
     monkeypatch.setattr(heartbeat.atomic_files, "write_text", full)
     monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
-    teller = Watcher(tmp_path, say=said.append)
+    teller = Heartbeat(tmp_path, say=said.append)
     time.sleep(0.1)
     teller.close("done")
     assert said == ["the heartbeat cannot be written (No space left on device): the study goes on without"]
@@ -141,12 +141,12 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
 
 
 def test_every_epoch_of_a_run_is_in_the_metrics_with_its_speed(tmp_path):
-    used = tools(tmp_path)
-    used.watcher = Watcher(tmp_path, [writers.Jsonl(tmp_path / writers.METRICS)])
+    used = context(tmp_path)
+    used.heartbeat = Heartbeat(tmp_path, [writers.Jsonl(tmp_path / writers.METRICS)])
     made = tiny.make_run([tiny.HEAD, tiny.PARTIAL], encoder=ENCODER, data=DATA, cache="auto")
     params, stats = made.programs[0].model.init(1)
     loop.train(made, params, stats, used)
-    used.watcher.close("done")
+    used.heartbeat.close("done")
     found = rows(tmp_path / writers.METRICS)
     curves = [(row.phase, point) for row in used.ledger.rows() for point in row.curve]
     assert [(row["phase"], row["epoch"]) for row in found] == [(phase, point["epoch"]) for phase, point in curves]
@@ -263,7 +263,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, monkeypatc
 def test_a_trace_of_some_steps_is_left_where_it_was_asked_for(tmp_path, monkeypatch):
     taken = []
     start, stop = Profiler.before, Profiler.close
-    used = tools(None)
+    used = context(None)
     used.profiler = Profiler(tmp_path / "profile", step=3, steps=2)
 
     def before(self, step, state):

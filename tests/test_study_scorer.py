@@ -15,11 +15,11 @@ from dapt_jax.settings.defaults import default
 from dapt_jax.study import scorer as scoring
 from dapt_jax.study.scorer import Plan, Scorer
 from dapt_jax.training import loop
-from dapt_jax.training.cache.store import Store
+from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import Tools
+from dapt_jax.training.run import RunContext
 from dapt_jax.transferability.registry import evaluate
-from dapt_jax.transferability.select import Rule
+from dapt_jax.transferability.select import CheckpointRule
 from dapt_jax.transferability.settings import Settings
 from tests import tiny
 
@@ -45,9 +45,9 @@ def make_run():
     return tiny.make_run(PHASES, encoder=ENCODER, data=DATA)
 
 
-def tools(folder, every_s=1e9):
-    return Tools(
-        folder=folder / "state", every_s=every_s, ledger=Ledger(folder / "ledger.jsonl"), store=Store(1 << 28),
+def context(folder, every_s=1e9):
+    return RunContext(
+        folder=folder / "state", every_s=every_s, ledger=Ledger(folder / "ledger.jsonl"), store=ActivationCache(1 << 28),
         mesh=sharding.make_mesh(), hardware=hardware.describe(), reporter=Reporter(1, quiet=True),
         executables=EXECUTABLES,
     )  # fmt: skip
@@ -55,10 +55,10 @@ def tools(folder, every_s=1e9):
 
 def train(folder, used, until=0):
     run = make_run()
-    own = tools(folder)
+    own = context(folder)
     hook = Scorer(used, run, TARGET, folder / "scored", own, until)
-    params, stats = run.programs[0].model.init(1)
-    trained = loop.train(run, params, stats, dataclasses.replace(own, hook=hook))
+    params, batch_stats = run.programs[0].model.init(1)
+    trained = loop.train(run, params, batch_stats, dataclasses.replace(own, hook=hook))
     return hook, trained, {(row.stage, row.phase): row for row in own.ledger.rows()}
 
 
@@ -100,28 +100,28 @@ def test_what_was_planned_is_what_the_ledger_holds(whole):
 
 def test_scoring_does_not_change_what_is_trained(whole, tmp_path):
     run = make_run()
-    params, stats = run.programs[0].model.init(1)
-    alone = loop.train(run, params, stats, tools(tmp_path))
+    params, batch_stats = run.programs[0].model.init(1)
+    alone = loop.train(run, params, batch_stats, context(tmp_path))
     jax.tree.map(np.testing.assert_array_equal, alone, whole[1])
 
 
 def test_features_through_the_kept_prefix_are_those_of_the_whole_network(whole):
-    hook, (params, stats), _ = whole
+    hook, (params, batch_stats), _ = whole
     model = hook.run.programs[0].model
     for number in (1, 2):
         hook._kept = None
-        found = hook.material(number, params, stats)
-        want = jax.jit(model.features)(params, stats, hook.sample.images.batch(np.arange(len(hook.sample))))
+        found = hook.material(number, params, batch_stats)
+        want = jax.jit(model.features)(params, batch_stats, hook.sample.images.batch(np.arange(len(hook.sample))))
         np.testing.assert_allclose(found.features, want, rtol=2e-4, atol=1e-5)
         assert found.views.shape[:2] == (2, len(hook.sample))
-        assert found.views.shape[-1] == ENCODER.levels[-2].features
+        assert found.views.shape[-1] == ENCODER.pyramid_levels[-2].features
         np.testing.assert_allclose(found.source.sum(1), 1, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A rule without patience: robustness of an untrained tiny network soon gets no better."""
-    used = dataclasses.replace(settings(select="robustness"), rule=Rule("patience", patience=1))
+    used = dataclasses.replace(settings(select="robustness"), rule=CheckpointRule("patience", patience=1))
     folder = tmp_path_factory.mktemp("stopped")
     return (folder, used, *train(folder, used))
 
@@ -141,13 +141,13 @@ def test_patience_ends_the_run_and_the_ledger_holds_what_was_run(stopped):
 
 
 def test_the_chosen_checkpoint_is_handed_over_not_the_last(stopped):
-    _, _, hook, (params, stats), _ = stopped
-    chosen, _ = hook.chosen(params, stats)
+    _, _, hook, (params, batch_stats), _ = stopped
+    chosen, _ = hook.chosen(params, batch_stats)
     index = [point["chosen"] for point in hook.points].index(True)
     assert index < len(hook.points) - 1
     phase = hook.run.timeline.position(hook.points[index]["epoch"] * hook.run.timeline.steps_per_epoch).phase
     hook._kept = None
-    again = evaluate(["robustness"], hook.material(phase, chosen, hook.chosen(params, stats)[1]))["robustness"]
+    again = evaluate(["robustness"], hook.material(phase, chosen, hook.chosen(params, batch_stats)[1]))["robustness"]
     assert again.value == pytest.approx(hook.points[index]["scores"]["robustness"], rel=1e-4)
 
 
@@ -170,16 +170,16 @@ def test_a_run_paused_twice_ends_as_one_that_was_not(whole, tmp_path):
 
 def test_what_cannot_be_scored_is_a_reason_in_the_curve_and_training_goes_on(tmp_path):
     one_class = dataclasses.replace(TARGET, labels=np.zeros_like(TARGET.labels))
-    run, own = make_run(), tools(tmp_path)
+    run, own = make_run(), context(tmp_path)
     hook = Scorer(settings(every=6), run, one_class, tmp_path / "scored", own)
-    params, stats = run.programs[0].model.init(1)
-    assert not hook.after_epoch(2, 7, params, stats, {})
+    params, batch_stats = run.programs[0].model.init(1)
+    assert not hook.after_epoch(2, 7, params, batch_stats, {})
     point = own.ledger.rows()[0].curve[0]
     assert point["scores"]["logme"] is None
     assert "are one class; expected two classes or more" in point["reasons"]["logme"]
     assert point["scores"]["robustness"] is not None
     params["stage3"]["block1"]["conv"]["kernel"] = params["stage3"]["block1"]["conv"]["kernel"] * np.nan
-    hook.after_epoch(2, 7, params, stats, {})
+    hook.after_epoch(2, 7, params, batch_stats, {})
     assert "are not finite" in hook.points[-1]["reasons"]["logme"]
 
 

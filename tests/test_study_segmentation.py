@@ -22,7 +22,7 @@ from dapt_jax.study.tasks import Arm, Task
 from dapt_jax.training import steps, windows
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import Tools
+from dapt_jax.training.run import RunContext
 from dapt_jax.weights.paths import flatten
 from tests import command, tiny
 
@@ -53,7 +53,8 @@ def config(folder, *more):
         "    return config",
     ]
     path.write_text(
-        "from dapt_jax.config import default\n\n\ndef get_config():\n    config = default()\n" + "\n".join(lines)
+        "from dapt_jax.settings.defaults import default\n\n\ndef get_config():\n    config = default()\n"
+        + "\n".join(lines)
     )
     return path
 
@@ -211,13 +212,13 @@ def test_a_step_sees_the_masks_of_the_images_that_it_sees():
     model, objective = Segmenter(tiny.encoder(), 3), MaskObjective(3)
     augment = Augment("dihedral", rotate=30.0)
     (program,) = steps.programs(model, (Phase("all", 1, ("*",), 1e-3),), Optimizer(), objective, augment, 5, 1)
-    params, stats = model.init(0)
+    params, batch_stats = model.init(0)
     rng, rows = np.random.default_rng(0), jnp.arange(4)
     images, masks = jnp.asarray(rng.integers(0, 256, (4, 16, 16, 3)), jnp.uint8), masks_for(objective, 0, 16)
     batch = {"image": images, "label": masks, "weight": jnp.ones(4), "index": rows}
     draw = {"seed": np.uint32(5), "view": np.int32(2), "epoch": np.int32(2)}
-    after = jax.jit(program.train_step)(program.fresh_state(params, stats), batch, draw, jnp.float32(0))
-    logits = jax.jit(model.__call__)(params, stats, augment(images, 5, 2, rows))
+    after = jax.jit(program.train_step)(program.init_state(params, batch_stats), batch, draw, jnp.float32(0))
+    logits = jax.jit(model.__call__)(params, batch_stats, augment(images, 5, 2, rows))
     moved = objective.total(logits, augment.masks(masks, 5, 2, rows), jnp.ones(4))
     assert float(after["loss"]) == pytest.approx(float(moved), rel=1e-5)
     assert float(moved) != pytest.approx(float(objective.total(logits, masks, jnp.ones(4))), rel=1e-3)
@@ -228,23 +229,23 @@ def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_
     class BegunError(Exception):
         pass
 
-    def begin(run, params, stats, *_):
-        raise BegunError(run, params, stats)
+    def begin(run, params, batch_stats, *_):
+        raise BegunError(run, params, batch_stats)
 
     monkeypatch.setattr(adapt, "trained", begin)
     settings, encoder = default(), tiny.encoder()
     settings.transfer.segmentation.protocols = (protocol,)
     masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
     task = Task("cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {})
-    params, stats = Segmenter(encoder, 1).init(7)
-    adapted = adapt.Adapted(encoder, params, stats, "adapted")
-    tools = Tools(None, 0.0, *[None] * 5)  # nothing of them is reached
+    params, batch_stats = Segmenter(encoder, 1).init(7)
+    adapted = adapt.Adapted(encoder, params, batch_stats, "adapted")
+    context = RunContext(None, 0.0, *[None] * 5)  # nothing of them is reached
     with pytest.raises(BegunError) as begun:
-        segmentation.transfer(settings, task, Arm("full", 3, "", ""), adapted, tools, tmp_path)
+        segmentation.transfer(settings, task, Arm("full", 3, "", ""), adapted, context, tmp_path)
     run, *started = begun.value.args
     model = run.programs[0].model
     fresh, drawn = model.init(3), flatten(model.init(7)[0])
-    for found, of_arm, own in zip(started, (params, stats), fresh, strict=True):
+    for found, of_arm, own in zip(started, (params, batch_stats), fresh, strict=True):
         for path, leaf in flatten(found).items():
             is_of_encoder = path.startswith(tuple(encoder.groups))
             np.testing.assert_array_equal(leaf, flatten(of_arm if is_of_encoder else own)[path], err_msg=path)

@@ -19,7 +19,7 @@ from dapt_jax.runtime import preemption
 from dapt_jax.training import checkpoint, loop, step_runners
 from tests import tiny
 from tests.studies import ROOT
-from tests.test_training_loop import DATA, ENCODER, tools
+from tests.test_training_loop import DATA, ENCODER, context
 
 
 def part(step, n=1000):
@@ -131,8 +131,8 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path):
 def test_a_run_whose_checkpoints_cannot_be_saved_ends_with_the_same_bits(tmp_path, monkeypatch, lacking):
     monkeypatch.setattr(step_runners, "SYNC_EVERY_S", 0.0)
     run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA)
-    params, stats = run.programs[0].model.init(1)
-    quiet = loop.train(run, params, stats, tools(tmp_path / "quiet"))
+    params, batch_stats = run.programs[0].model.init(1)
+    quiet = loop.train(run, params, batch_stats, context(tmp_path / "quiet"))
 
     def full(self, step, **_):
         if lacking == "time":
@@ -140,7 +140,7 @@ def test_a_run_whose_checkpoints_cannot_be_saved_ends_with_the_same_bits(tmp_pat
         raise ValueError("write failed") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
-    crowded = loop.train(run, params, stats, tools(tmp_path / "full", every_s=0.0))
+    crowded = loop.train(run, params, batch_stats, context(tmp_path / "full", every_s=0.0))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(quiet), jax.tree.leaves(crowded), strict=True))
 
 
@@ -191,9 +191,9 @@ def test_a_wall_clock_that_jumps_does_the_ledger_no_harm(tmp_path, monkeypatch, 
     jumps = iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: -1e6 * next(jumps) if direction == "back" else 1e9 * (-1) ** next(jumps))
     run = tiny.make_run([tiny.HEAD, tiny.PARTIAL], encoder=ENCODER, data=DATA, cache="auto")
-    params, stats = run.programs[0].model.init(1)
-    used, began = tools(tmp_path if direction == "back" else None, every_s=0.0), time.monotonic()
-    loop.train(run, params, stats, used)
+    params, batch_stats = run.programs[0].model.init(1)
+    used, began = context(tmp_path if direction == "back" else None, every_s=0.0), time.monotonic()
+    loop.train(run, params, batch_stats, used)
     real = time.monotonic() - began
     rows = used.ledger.rows()
     assert 0 < sum(row.wall_s for row in rows) <= real
@@ -204,7 +204,7 @@ def test_a_wall_clock_that_jumps_does_the_ledger_no_harm(tmp_path, monkeypatch, 
 
 
 def test_a_notice_ends_what_has_nothing_to_save_at_once_and_waits_for_what_has():
-    with preemption.Notice() as notice:
+    with preemption.PreemptionHandler() as notice:
         with pytest.raises(preemption.Stopped) as stopped:
             os.kill(os.getpid(), preemption.signal.SIGTERM)
         assert stopped.value.code == preemption.RESTART_CODE == 75
@@ -213,11 +213,11 @@ def test_a_notice_ends_what_has_nothing_to_save_at_once_and_waits_for_what_has()
     def work(notice):
         with notice.deferred():
             os.kill(os.getpid(), preemption.signal.SIGINT)
-            reached.append(notice.given)
+            reached.append(notice.signal_received)
 
-    with preemption.Notice() as notice, pytest.raises(preemption.Stopped) as stopped:
+    with preemption.PreemptionHandler() as notice, pytest.raises(preemption.Stopped) as stopped:
         work(notice)
     assert reached == [preemption.signal.SIGINT]
     assert stopped.value.code == preemption.STOPPED_CODE == 130
-    assert preemption.signal.getsignal(preemption.signal.SIGTERM) is not notice._hear
+    assert preemption.signal.getsignal(preemption.signal.SIGTERM) is not notice._on_signal
     assert sys.exc_info() == (None, None, None)

@@ -17,8 +17,8 @@ from dapt_jax.runtime import processes
 from dapt_jax.study import plan
 from dapt_jax.training import accounting
 from dapt_jax.training.cache import disk, policy, store
-from dapt_jax.training.cache.policy import Caching, decide
-from dapt_jax.training.cache.store import Prefix, Store
+from dapt_jax.training.cache.policy import Caching, choose_cache
+from dapt_jax.training.cache.store import ActivationCache, Prefix
 from dapt_jax.training.phases import Phase
 from tests import tiny
 from tests.test_training_loop import curve, train
@@ -34,7 +34,7 @@ def run_of(caching=ON_DISK, phase=PARTIAL):
 
 
 def store_in(folder, said=None, memory=0, disk=1 << 28, dtype=""):
-    return Store.open(memory, disk, folder, dtype, (said if said is not None else []).append)
+    return ActivationCache.open(memory, disk, folder, dtype, (said if said is not None else []).append)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def uncached():
 def prefix():
     """The prefix of the phase, and the weights it is computed with."""
     run = run_of()
-    params, stats = run.programs[0].model.init(1)
-    return Prefix.of(run.programs[0], 2), params, stats
+    params, batch_stats = run.programs[0].model.init(1)
+    return Prefix.of(run.programs[0], 2), params, batch_stats
 
 
 def shards(folder):
@@ -88,9 +88,9 @@ def test_two_hundred_steps_differ_by_less_than_a_hundred_thousandth_wherever_the
 
 
 def test_half_precision_takes_half_the_bytes_and_little_of_the_accuracy(prefix, tmp_path):
-    part, params, stats = prefix
-    exact = store_in(tmp_path / "a").get(part, params, stats, DATA.images, "disk")
-    half = store_in(tmp_path / "b", dtype="bfloat16").get(part, params, stats, DATA.images, "disk")
+    part, params, batch_stats = prefix
+    exact = store_in(tmp_path / "a").get(part, params, batch_stats, DATA.images, "disk")
+    half = store_in(tmp_path / "b", dtype="bfloat16").get(part, params, batch_stats, DATA.images, "disk")
     a, b = exact.rows(1, np.arange(40)), half.rows(1, np.arange(40))
     assert (a.dtype.name, b.dtype.name) == ("float32", "bfloat16")
     np.testing.assert_allclose(a, b.astype(np.float32), rtol=2**-8)
@@ -100,22 +100,22 @@ def test_half_precision_takes_half_the_bytes_and_little_of_the_accuracy(prefix, 
 
 
 def test_views_are_those_of_the_uncached_pipeline(prefix, tmp_path):
-    part, params, stats = prefix
+    part, params, batch_stats = prefix
     rows = np.asarray([3, 0, 17, 3], np.int32)
-    found = store_in(tmp_path).get(part, params, stats, DATA.images, "disk")
+    found = store_in(tmp_path).get(part, params, batch_stats, DATA.images, "disk")
     program = run_of().programs[0]
     for view in range(2):
         draw = {"seed": np.uint32(program.seed), "view": np.int32(view)}
-        state = {"params": params, "stats": stats}
+        state = {"params": params, "batch_stats": batch_stats}
         expected, _ = jax.jit(program.inputs)(state, DATA.images.batch(rows), draw, rows)
         np.testing.assert_allclose(found.rows(view, rows), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "no entry", "another format"])
 def test_a_damaged_entry_is_noticed_and_computed_again(prefix, tmp_path, damage):
-    part, params, stats = prefix
+    part, params, batch_stats = prefix
     rows = np.arange(40)
-    whole = store_in(tmp_path).get(part, params, stats, DATA.images, "disk").rows(0, rows)
+    whole = store_in(tmp_path).get(part, params, batch_stats, DATA.images, "disk").rows(0, rows)
     (shard, *_), (entry,) = shards(tmp_path), tmp_path.glob("*/entry.json")
     if damage == "flipped":
         content = bytearray(shard.read_bytes())
@@ -130,7 +130,7 @@ def test_a_damaged_entry_is_noticed_and_computed_again(prefix, tmp_path, damage)
     else:
         entry.write_text(json.dumps({**json.loads(entry.read_text()), "format": 0}))
     said = []
-    again = store_in(tmp_path, said).get(part, params, stats, DATA.images, "disk")
+    again = store_in(tmp_path, said).get(part, params, batch_stats, DATA.images, "disk")
     np.testing.assert_array_equal(again.rows(0, rows), whole)
     assert len(said) == 1
     assert "damaged" in said[0]
@@ -140,7 +140,7 @@ def test_a_damaged_entry_is_noticed_and_computed_again(prefix, tmp_path, damage)
 def test_a_run_goes_on_over_damage_in_its_middle(tmp_path, uncached, monkeypatch):
     said = []
     store = store_in(tmp_path, said)
-    read = disk.Entry.read
+    read = disk.CacheEntry.read
     reads = []
 
     def damage_after_five(self, view, rows):
@@ -150,7 +150,7 @@ def test_a_run_goes_on_over_damage_in_its_middle(tmp_path, uncached, monkeypatch
                 shard.write_bytes(bytes(shard.stat().st_size))
         return read(self, view, rows)
 
-    monkeypatch.setattr(disk.Entry, "read", damage_after_five)
+    monkeypatch.setattr(disk.CacheEntry, "read", damage_after_five)
     trained, _ = train(run_of(), store=store)
     assert relative_difference(trained, uncached[0]) < 1e-5
     assert said
@@ -158,11 +158,11 @@ def test_a_run_goes_on_over_damage_in_its_middle(tmp_path, uncached, monkeypatch
 
 
 def test_a_fill_that_was_killed_goes_on_where_it_was(prefix, tmp_path, monkeypatch):
-    part, params, stats = prefix
+    part, params, batch_stats = prefix
     monkeypatch.setattr(disk, "SHARD_BYTES", 16 * 2 * 4 * 4 * 6 * 4)
     monkeypatch.setattr(store, "FILL_BATCH", 8)
     started = []
-    fill = store._Work.fill
+    fill = store._FillJob.fill
 
     def dying(self, first):
         started.append(first)
@@ -171,14 +171,14 @@ def test_a_fill_that_was_killed_goes_on_where_it_was(prefix, tmp_path, monkeypat
                 raise KeyboardInterrupt
             yield part
 
-    monkeypatch.setattr(store._Work, "fill", dying)
+    monkeypatch.setattr(store._FillJob, "fill", dying)
     with pytest.raises(KeyboardInterrupt):
-        store_in(tmp_path).get(part, params, stats, DATA.images, "disk")
+        store_in(tmp_path).get(part, params, batch_stats, DATA.images, "disk")
     assert not list(tmp_path.glob("*/entry.json"))
-    found = store_in(tmp_path).get(part, params, stats, DATA.images, "disk")
+    found = store_in(tmp_path).get(part, params, batch_stats, DATA.images, "disk")
     assert started == [0, 32]
     assert not found.reused
-    in_memory = store_in(tmp_path / "other", memory=1 << 28).get(part, params, stats, DATA.images)
+    in_memory = store_in(tmp_path / "other", memory=1 << 28).get(part, params, batch_stats, DATA.images)
     for view in range(2):
         np.testing.assert_array_equal(found.rows(view, np.arange(40)), in_memory.x[view])
 
@@ -186,15 +186,15 @@ def test_a_fill_that_was_killed_goes_on_where_it_was(prefix, tmp_path, monkeypat
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_the_skips_of_a_segmentation_network_are_part_of_what_is_kept(place, tmp_path):
     model = Segmenter(ENCODER, 2)
-    params, stats = model.init(0)
+    params, batch_stats = model.init(0)
     rows = np.asarray([5, 0, 39, 7])
-    whole = jax.jit(model.__call__)(params, stats, DATA.images.batch(rows))
+    whole = jax.jit(model.__call__)(params, batch_stats, DATA.images.batch(rows))
     suffix = jax.jit(model.suffix, static_argnums=3)
     inside, behind = 2, model.groups.index("head")
     for boundary in (inside, len(ENCODER.groups), behind):
-        found = store_in(tmp_path, memory=1 << 28).get(Prefix(model, boundary), params, stats, DATA.images, place)
+        found = store_in(tmp_path, memory=1 << 28).get(Prefix(model, boundary), params, batch_stats, DATA.images, place)
         assert bool(found.rows(0, rows)["skips"]) == (boundary != behind)
-        logits, _ = suffix(params, stats, found.rows(0, rows), boundary)
+        logits, _ = suffix(params, batch_stats, found.rows(0, rows), boundary)
         np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
 
 
@@ -218,7 +218,12 @@ def test_what_a_later_phase_trains_on_is_computed_on_the_way_up_and_paid_for_onc
     up_to = {boundary: accounting.forward(run.programs[0].model, 16, boundary).model * len(DATA) for boundary in (2, 3)}
     # The head's features go by way of stage 2; the third phase finds what the second read; the fourth starts from there.
     assert [run.fill_flops(number) for number in range(4)] == [up_to[3], 0, 0, up_to[3] - up_to[2]]
-    assert [[prefix.boundary for prefix, _ in run.fills(number)] for number in range(4)] == [[2, 3], [2], [2], [2, 3]]
+    assert [[prefix.boundary for prefix, _ in run.prefixes_to_compute(number)] for number in range(4)] == [
+        [2, 3],
+        [2],
+        [2],
+        [2, 3],
+    ]
     trained, rows = train(run)
     assert [row.cached for row in rows] == ["filled", "reused", "reused", "filled"]
     assert [row.reused_flops for row in rows] == [0] * 4
@@ -228,36 +233,36 @@ def test_what_a_later_phase_trains_on_is_computed_on_the_way_up_and_paid_for_onc
         assert planned.flops == row.model_flops
         assert plain.model_flops > row.model_flops
     tight = dataclasses.replace(run, caching=Caching("on", memory_bytes=40 * 4 * 4 * 6 * 4, disk_bytes=0))
-    assert [prefix.boundary for prefix, _ in tight.fills(0)] == [3]  # both would not fit
+    assert [prefix.boundary for prefix, _ in tight.prefixes_to_compute(0)] == [3]  # both would not fit
 
 
 def test_an_entry_belongs_to_its_weights_images_and_transform(prefix, tmp_path):
-    part, params, stats = prefix
+    part, params, batch_stats = prefix
     store = store_in(tmp_path)
-    store.get(part, params, stats, DATA.images, "disk")
+    store.get(part, params, batch_stats, DATA.images, "disk")
     head = {**params, "head": jax.tree.map(lambda leaf: leaf + 1, params["head"])}
     above = {**params, "stage3": jax.tree.map(lambda leaf: leaf + 1, params["stage3"])}
     below = {**params, "stage1": jax.tree.map(lambda leaf: leaf + 1, params["stage1"])}
     other = tiny.dataset(seed=3)
-    assert store.get(part, head, stats, DATA.images, "disk").reused
-    assert store.get(part, above, stats, DATA.images, "disk").reused
-    assert not store.get(part, below, stats, DATA.images, "disk").reused
-    assert not store.get(part, params, stats, other.images, "disk").reused
-    assert not store.get(part.plain, params, stats, DATA.images, "disk").reused
+    assert store.get(part, head, batch_stats, DATA.images, "disk").reused
+    assert store.get(part, above, batch_stats, DATA.images, "disk").reused
+    assert not store.get(part, below, batch_stats, DATA.images, "disk").reused
+    assert not store.get(part, params, batch_stats, other.images, "disk").reused
+    assert not store.get(part.plain, params, batch_stats, DATA.images, "disk").reused
     relabelled = tiny.dataset()
     relabelled.labels[:] = 0
-    assert store.get(part, params, stats, relabelled.images, "disk").reused
+    assert store.get(part, params, batch_stats, relabelled.images, "disk").reused
 
 
 def test_the_budget_on_disk_is_kept_by_dropping_what_was_used_longest_ago(prefix, tmp_path):
-    part, params, stats = prefix
+    part, params, batch_stats = prefix
     size = 2 * 40 * 4 * 4 * 6 * 4
     said = []
     store = store_in(tmp_path, said, disk=int(3.9 * size))
 
     def get(number):
         weights = jax.tree.map(lambda leaf: leaf + number, params)
-        return store.get(part, weights, stats, DATA.images, "disk")
+        return store.get(part, weights, batch_stats, DATA.images, "disk")
 
     for number in range(5):
         assert not get(number).reused
@@ -288,14 +293,14 @@ def test_without_room_or_permission_training_goes_on_and_one_line_says_so(tmp_pa
 
 
 def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(prefix, tmp_path, monkeypatch):
-    part, params, stats = prefix
+    part, params, batch_stats = prefix
     said = []
 
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(disk, "_create", full)
-    assert store_in(tmp_path, said).get(part, params, stats, DATA.images, "disk") is None
+    assert store_in(tmp_path, said).get(part, params, batch_stats, DATA.images, "disk") is None
     assert len(said) == 1
     assert "No space left" in said[0]
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
@@ -306,7 +311,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(prefix, tmp_pa
 
 def decision(phase=PARTIAL, **settings):
     program = run_of(Caching(), phase).programs[0]
-    return decide(program, len(DATA), DATA.images.size, Caching(**settings))
+    return choose_cache(program, len(DATA), DATA.images.size, Caching(**settings))
 
 
 def test_processes_ask_one_another_alike_whatever_each_has_found(prefix, tmp_path, monkeypatch):
@@ -347,4 +352,4 @@ def test_what_cannot_be_cached_is_said_and_refused_on_request():
     with pytest.raises(UserError, match=r"exceed the budgets"):
         decision(mode="on", memory_bytes=0, disk_bytes=0)
     assert decision(Phase("few", 2, ("stage3", "head"), 1e-2, views=2)).place == ""
-    assert policy.decide(run_of(Caching(), tiny.FULL).programs[0], 40, 16, Caching("on")).place == ""
+    assert policy.choose_cache(run_of(Caching(), tiny.FULL).programs[0], 40, 16, Caching("on")).place == ""

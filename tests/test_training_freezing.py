@@ -22,8 +22,8 @@ ENCODER = tiny.encoder()
 
 def one_step(run, number=0, params=None):
     program = run.programs[number]
-    params, stats = params or program.model.init(0)
-    state = program.fresh_state(params, stats)
+    params, batch_stats = params or program.model.init(0)
+    state = program.init_state(params, batch_stats)
     rows = run.train_rows[: run.batch_size]
     batch = {
         "image": run.dataset.images.batch(rows),
@@ -47,9 +47,9 @@ def test_exactly_the_trainable_leaves_change(trainable, norm):
     for path, old in leaves(before["params"]).items():
         is_same = np.array_equal(old, leaves(after["params"])[path])
         assert is_same == (path not in program.mask.trainable), path
-    for path, old in leaves(before["stats"]).items():
+    for path, old in leaves(before["batch_stats"]).items():
         group = freezing.group_of(path, program.model.groups)
-        assert np.array_equal(old, leaves(after["stats"])[path]) == (group not in program.mask.norm_modes), path
+        assert np.array_equal(old, leaves(after["batch_stats"])[path]) == (group not in program.mask.norm_modes), path
 
 
 def test_frozen_batch_norm_keeps_its_affine_parameters_out_of_training():
@@ -64,7 +64,7 @@ def test_clipping_and_moments_see_the_trained_leaves_alone():
     run = tiny.make_run([tiny.PARTIAL], encoder=ENCODER, data=tiny.dataset(), optimizer=optimizer)
     state, _, (program, _, _) = one_step(run)
     sizes = freezing.count(program.model.abstract()[0], program.mask.trainable)
-    moments = sum(leaf.size for leaf in jax.tree.leaves(state["opt"]) if leaf.ndim)
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim)
     assert moments == 2 * sizes
     assert sum(leaf.size for leaf in jax.tree.leaves(state["ema"])) == sizes
 
@@ -141,13 +141,13 @@ def test_what_a_step_drops_follows_from_seed_and_step_alone():
     settings = SimpleNamespace(name="resnet18", drop_path=0.5, dropout=0.0, remat=("stage1/block1",))
     encoder = registry.of_config(settings).truncate("stage1/block2")
     assert registry.of_config(settings) is registry.of_config(settings)
-    assert encoder.drops
+    assert encoder.is_stochastic
     assert encoder.remat == {"stage1/block1"}
     run = tiny.make_run(
         [Phase("full", 1, ("*",), 1e-2)], encoder=encoder, data=tiny.dataset(size=32), optimizer=Optimizer("sgd")
     )
     program = run.programs[0]
-    state = program.fresh_state(*program.model.init(0))
+    state = program.init_state(*program.model.init(0))
     batch = {
         "image": run.dataset.images.batch(np.arange(8)),
         "label": run.dataset.labels[:8].astype(np.int32),

@@ -9,12 +9,12 @@ import pytest
 from dapt_jax.data.pipeline import Order
 from dapt_jax.losses import Objective
 from dapt_jax.training import head_sweep
-from dapt_jax.training.head_sweep import HeadSettings, Point, Split
+from dapt_jax.training.head_sweep import HeadSettings, HyperParams, Split
 
 RNG = np.random.default_rng(3)
 LABELS = RNG.integers(3, size=120).astype(np.int32)
 FEATURES = (RNG.normal(size=(120, 12)) + LABELS[:, None] * 0.5).astype(np.float32)
-POINTS = [Point(1e-2, 0.0), Point(1e-2, 0.3), Point(1e-3, 0.0)]
+POINTS = [HyperParams(1e-2, 0.0), HyperParams(1e-2, 0.3), HyperParams(1e-3, 0.0)]
 SPLITS = [Split(np.arange(0, 80), 0, 0), Split(np.arange(40, 120), 1, 7), Split(np.arange(0, 120, 3), 0, 2)]
 
 
@@ -62,9 +62,9 @@ def test_every_split_and_point_gives_the_head_of_a_plain_loop(hidden):
 def test_the_point_that_is_chosen_is_the_best_on_held_out_rows_and_is_trained_on_all():
     settings = HeadSettings((), Objective(3), 20, 16, True)
     points = [
-        Point(1e-2, 0.0),
-        Point(1e-6, 0.0),
-        Point(1e-2, 50.0),
+        HyperParams(1e-2, 0.0),
+        HyperParams(1e-6, 0.0),
+        HyperParams(1e-2, 50.0),
     ]  # one learns, one does not move, one is decayed away
     inner = [(split.rows[::2], split.rows[1::2]) for split in SPLITS]
     tuned = head_sweep.tune(FEATURES, LABELS, SPLITS, inner, settings, points)
@@ -78,7 +78,7 @@ def test_the_point_that_is_chosen_is_the_best_on_held_out_rows_and_is_trained_on
 def test_many_wide_heads_at_once_are_the_same_as_few():
     features = RNG.normal(size=(96, 1280)).astype(np.float32)
     settings = HeadSettings((), Objective(4), 1, 64, True)
-    points = [Point(1e-3 * (1 + number), 1e-4 * number) for number in range(9)]
+    points = [HyperParams(1e-3 * (1 + number), 1e-4 * number) for number in range(9)]
     splits = [Split(np.arange(96), number % 2, number % 5) for number in range(10)]
     many = head_sweep.train(features, LABELS[:96], splits, settings, [points] * 10)
     few = head_sweep.train(features, LABELS[:96], splits[7:8], settings, [points[4:5]])

@@ -17,11 +17,11 @@ from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime import sharding
 from dapt_jax.training import loop, phase, step_runners
 from dapt_jax.training.cache.policy import Caching
-from dapt_jax.training.cache.store import Store
+from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.early_stopping import EarlyStop
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import Tools
+from dapt_jax.training.run import RunContext
 from tests import tiny
 
 ENCODER = tiny.encoder()
@@ -31,12 +31,12 @@ DATA = tiny.dataset()
 EXECUTABLES = {}
 
 
-def tools(folder, every_s=1e9, store=None):
-    return Tools(
+def context(folder, every_s=1e9, store=None):
+    return RunContext(
         folder=folder / "state" if folder else None,
         every_s=every_s,
         ledger=Ledger(folder / "ledger.jsonl") if folder else NoLedger(),
-        store=store or Store(1 << 28),
+        store=store or ActivationCache(1 << 28),
         mesh=sharding.make_mesh(),
         hardware=hardware.describe(),
         reporter=Reporter(1, quiet=True),
@@ -56,9 +56,9 @@ class NoLedger(Ledger):
 
 
 def train(run, folder=None, **kwargs):
-    params, stats = run.programs[0].model.init(1)
-    used = tools(folder, **kwargs)
-    trained = loop.train(run, params, stats, used)
+    params, batch_stats = run.programs[0].model.init(1)
+    used = context(folder, **kwargs)
+    trained = loop.train(run, params, batch_stats, used)
     return jax.tree.leaves(trained), used.ledger.rows()
 
 
@@ -100,7 +100,7 @@ def test_a_cached_phase_costs_its_suffix_and_one_pass_over_the_images():
 
 
 def test_activations_are_shared_by_runs_that_agree_and_by_no_others():
-    store = Store(1 << 28)
+    store = ActivationCache(1 << 28)
     run = tiny.make_run([tiny.HEAD], encoder=ENCODER, data=DATA, cache="auto")
     _, first = train(run, store=store)
     other_seed = tiny.make_run([tiny.HEAD], encoder=ENCODER, data=DATA, cache="auto", seed=5)
@@ -256,9 +256,9 @@ def stopping_run(epochs, val=12):
 def stop_early(folder, patience, every_s=1e9):
     run = stopping_run(30)
     stop = EarlyStop(patience, run, folder / "best.safetensors")
-    params, stats = run.programs[0].model.init(1)
-    used = dataclasses.replace(tools(folder, every_s), hook=stop)
-    chosen = stop.chosen(*loop.train(run, params, stats, used))
+    params, batch_stats = run.programs[0].model.init(1)
+    used = dataclasses.replace(context(folder, every_s), hook=stop)
+    chosen = stop.chosen(*loop.train(run, params, batch_stats, used))
     return jax.tree.leaves(chosen), used.ledger.rows(), stop
 
 

@@ -39,19 +39,19 @@ def test_weight_decay_falls_on_kernels_alone():
 
 
 def mask_of(*paths):
-    from dapt_jax.training.freezing import Mask
+    from dapt_jax.training.freezing import TrainableSpec
 
-    return Mask(frozenset(paths), (), 0)
+    return TrainableSpec(frozenset(paths), (), 0)
 
 
 def test_moments_and_step_counts_go_over_a_switch_leaf_by_leaf():
     run = tiny.make_run([tiny.HEAD, tiny.PARTIAL, tiny.FULL], encoder=tiny.encoder(), data=tiny.dataset())
     head, partial, full = run.programs
-    state = head.fresh_state(*head.model.init(0))
-    filled = {**state, "opt": jax.tree.map(lambda leaf: np.full_like(leaf, 7), state["opt"])}
+    state = head.init_state(*head.model.init(0))
+    filled = {**state, "opt_state": jax.tree.map(lambda leaf: np.full_like(leaf, 7), state["opt_state"])}
     for program in (partial, full):
-        filled = program.switch(filled)
-        by_place = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(filled["opt"])}
+        filled = program.transition_from(filled)
+        by_place = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(filled["opt_state"])}
         carried = {place for place, leaf in by_place.items() if np.all(np.asarray(leaf) == 7)}
         assert carried == {place for place in by_place if "phase0" in place}
         assert all("head" in place or "count" in place for place in carried)
@@ -68,9 +68,9 @@ def test_a_leaf_that_stops_training_keeps_its_average():
     phases = [tiny.PARTIAL, Phase("head", 1, ("head",), 1e-2)]
     run = tiny.make_run(phases, encoder=tiny.encoder(), data=tiny.dataset(), optimizer=Optimizer(ema=0.5))
     first, second = run.programs
-    state = first.fresh_state(*first.model.init(0))
+    state = first.init_state(*first.model.init(0))
     state["ema"] = jax.tree.map(lambda leaf: leaf + 1, state["ema"])
-    after = second.switch(state)
+    after = second.transition_from(state)
     kernel = after["params"]["stage3"]["block1"]["conv"]["kernel"]
     np.testing.assert_array_equal(kernel, state["ema"]["stage3"]["block1"]["conv"]["kernel"])
     np.testing.assert_array_equal(after["params"]["head"]["kernel"], state["params"]["head"]["kernel"])

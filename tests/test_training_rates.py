@@ -43,7 +43,7 @@ def test_a_step_moves_a_leaf_its_factor_times_as_far(name):
     draw, moved = {"seed": np.uint32(0), "view": np.int32(0)}, {}
     for rates in ((), RATES):
         program = program_of(rates, optimizer)
-        state = program.fresh_state(*program.model.init(0))
+        state = program.init_state(*program.model.init(0))
         after = jax.jit(program.train_step)(state, batch, draw, np.float32(0.1))
         before = flatten(state["params"])
         moved[rates] = {path: leaf - before[path] for path, leaf in flatten(after["params"]).items()}
@@ -61,8 +61,8 @@ def test_the_later_of_two_patterns_holds_and_frozen_leaves_have_no_factor():
 def test_factors_change_neither_the_layout_of_a_checkpoint_nor_the_cost_and_a_factor_of_one_nothing():
     plain, rated, idle = (program_of(rates, Optimizer(ema=0.9)) for rates in ((), RATES, (("head", 1.0),)))
     assert idle.key == plain.key != rated.key
-    params, stats = plain.model.init(0)
-    layouts = [jax.eval_shape(program.fresh_state, params, stats) for program in (plain, rated)]
+    params, batch_stats = plain.model.init(0)
+    layouts = [jax.eval_shape(program.init_state, params, batch_stats) for program in (plain, rated)]
     assert layouts[0] == layouts[1]
     assert accounting.image_cost(plain, 16) == accounting.image_cost(rated, 16)
 

@@ -11,20 +11,20 @@ from dapt_jax.errors import UserError
 from dapt_jax.training import loop, phase, recovery, step_runners
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import Debug
+from dapt_jax.training.run import NonFinitePolicy
 from dapt_jax.training.steps import PhaseProgram
 from tests import tiny
-from tests.test_training_loop import DATA, ENCODER, tools
+from tests.test_training_loop import DATA, ENCODER, context
 
 SGD = Optimizer("sgd")
 WILD = Phase("full", 2, ("*",), 1e30)
 
 
 def train(run, folder, every_s=1e9, **debug):
-    params, stats = run.programs[0].model.init(1)
-    used = tools(folder, every_s)
-    used.debug = Debug(**debug, folder=folder / "nan")
-    trained = loop.train(run, params, stats, used)
+    params, batch_stats = run.programs[0].model.init(1)
+    used = context(folder, every_s)
+    used.debug = NonFinitePolicy(**debug, folder=folder / "nan")
+    trained = loop.train(run, params, batch_stats, used)
     return jax.tree.leaves(trained), used.ledger.rows()
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks import checkpoint_selection, score_cost
 from benchmarks.released_scores import DEFAULT, LENGTHS, Variant, load
 from dapt_jax.errors import UserError
-from dapt_jax.transferability.select import Rule, best, length_prior, patience
+from dapt_jax.transferability.select import CheckpointRule, best, length_prior, patience
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
 SCORES = st.lists(st.floats(-10, 10), min_size=1, max_size=12).map(np.asarray)
@@ -23,7 +23,7 @@ def test_best_is_the_earliest_of_the_highest_and_skips_what_is_undefined():
     assert best(np.array([1.0, 3, 3, 2])) == 1
     assert best(np.array([np.nan, 1, np.nan])) == 1
     assert best(np.array([np.nan, np.nan])) == 1
-    assert Rule("best").choose([3.0, 1.0, 2.0], [0.3, 0.6, 1.0], higher_is_better=False) == (1, False)
+    assert CheckpointRule("best").choose([3.0, 1.0, 2.0], [0.3, 0.6, 1.0], higher_is_better=False) == (1, False)
 
 
 def test_patience_stops_where_nothing_better_came_and_keeps_the_best():
@@ -71,7 +71,7 @@ def test_bad_rules_are_one_line():
         ("length_prior", 3, 1, -1.0): "selection weight is -1.0; expected 0 or more",
     }.items():
         with pytest.raises(UserError, match=line):
-            Rule(*arguments)
+            CheckpointRule(*arguments)
 
 
 @pytest.fixture(scope="module")

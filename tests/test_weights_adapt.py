@@ -17,8 +17,8 @@ from dapt_jax.weights.paths import flatten
 def source_of(encoder: Encoder, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights of an encoder under the first names that are not ours."""
     model = Classifier(encoder, 1)
-    params, stats = model.init(seed)
-    arrays = flatten(params) | flatten(stats)
+    params, batch_stats = model.init(seed)
+    arrays = flatten(params) | flatten(batch_stats)
     entries = tables.table(tables.schemes(encoder.name)[1], model)
     return {entry.key: entry.restore(arrays[path]) for path, entry in entries.items()}
 
@@ -30,7 +30,7 @@ def test_a_stem_for_other_channels_answers_grey_as_before(name: str, channels: i
     encoder = registry.build(name).truncate("stem")
     other = registry.build(name, Options(channels=channels)).truncate("stem")
     source = source_of(encoder)
-    params, stats, _ = merge(Classifier(encoder, 1), source, seed=0)
+    params, batch_stats, _ = merge(Classifier(encoder, 1), source, seed=0)
     adapted, _, report = merge(Classifier(other, 1), source, seed=0, stem=stem)
     kernel = adapt.first_kernel(other)
     assert report.adapted[0].startswith(f"{kernel}: stem ")
@@ -38,8 +38,8 @@ def test_a_stem_for_other_channels_answers_grey_as_before(name: str, channels: i
     grey = jnp.asarray(np.random.default_rng(0).standard_normal((1, 16, 16, 1)), jnp.float32)
     if (channels, stem) == (2, "repeat"):
         return  # of three channels two are taken: nothing is left of the third
-    before, _ = encoder.apply(*jax.tree.map(jnp.asarray, (params, stats)), jnp.repeat(grey, 3, 3))
-    after, _ = other.apply(*jax.tree.map(jnp.asarray, (adapted, stats)), jnp.repeat(grey, channels, 3))
+    before, _ = encoder.apply(*jax.tree.map(jnp.asarray, (params, batch_stats)), jnp.repeat(grey, 3, 3))
+    after, _ = other.apply(*jax.tree.map(jnp.asarray, (adapted, batch_stats)), jnp.repeat(grey, channels, 3))
     if channels == 1 and stem == "repeat":
         assert np.abs(after - before).max() > 0
     else:
@@ -63,8 +63,8 @@ def test_positions_of_another_grid_are_resampled_once_as_while_running() -> None
     images = np.random.default_rng(0).integers(0, 256, (1, 24, 24, 3)).astype(np.float32)
     outputs = []
     for side in (16, 24):
-        params, stats, report = merge(Classifier(make(side), 1), source, seed=0)
-        outputs.append(jax.jit(Classifier(make(side), 1))(params, stats, images))
+        params, batch_stats, report = merge(Classifier(make(side), 1), source, seed=0)
+        outputs.append(jax.jit(Classifier(make(side), 1))(params, batch_stats, images))
     assert report.adapted == ("stem/position: positions resampled from 4 x 4 to 6 x 6 patches",)
     np.testing.assert_allclose(*outputs, atol=1e-5)
 

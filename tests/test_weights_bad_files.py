@@ -291,9 +291,9 @@ def test_an_array_that_is_never_filled_is_empty(tmp_path: Path) -> None:
 def test_loading_takes_no_more_than_twice_the_file(tmp_path: Path, kind: str) -> None:
     """From the file to a classifier's parameters: 11 MB of ResNet-18, or half of that where it is kept in two bytes each."""
     model = Classifier(registry.build("resnet18").truncate("stage3/block2"), 2)
-    params, stats = model.init(0)
+    params, batch_stats = model.init(0)
     scheme = tables.schemes("resnet18")[1]
-    ours = flatten(params) | flatten(stats)
+    ours = flatten(params) | flatten(batch_stats)
     dtype = (
         np.dtype(ml_dtypes.bfloat16 if kind.startswith("safe") else np.float16) if kind.endswith("16") else np.float32
     )
@@ -324,7 +324,7 @@ def test_loading_takes_no_more_than_twice_the_file(tmp_path: Path, kind: str) ->
     else:
         with path.open("wb") as file:
             (np.savez_compressed if kind.endswith("packed") else np.savez)(file, **source)
-    del source, params, stats, ours
+    del source, params, batch_stats, ours
     size = path.stat().st_size
     if kind == "h5":  # other names: read alone
         assert peak(lambda: [array.sum() for array in readers.read(path).values()]) < 2 * size

@@ -27,13 +27,13 @@ from tests.command import ROOT, run, small
 def drawn(name: str, seed: int = 0) -> tuple[Tree, Tree]:
     """Parameters and statistics of which no two are alike, as after training."""
     rng = np.random.default_rng(seed)
-    params, stats = registry.build(name).init(seed)
+    params, batch_stats = registry.build(name).init(seed)
 
     def moved(leaf):
         near = leaf * rng.uniform(0.9, 1.1, leaf.shape)
         return (near + 0.05 * rng.uniform(-1, 1, leaf.shape) * (leaf.ndim == 1)).astype(np.float32)
 
-    return jax.tree.map(moved, params), jax.tree.map(moved, stats)
+    return jax.tree.map(moved, params), jax.tree.map(moved, batch_stats)
 
 
 def same_bits(before: Tree, after: Tree) -> None:
@@ -46,19 +46,19 @@ def same_bits(before: Tree, after: Tree) -> None:
     "name", ["resnet18", "resnet50", "efficientnet_lite0", "densenet121", "convnext_tiny", "vit_small", "swin_tiny"]
 )
 def test_files_of_other_names_come_back_to_the_bit(tmp_path: Path, name: str) -> None:
-    params, stats = drawn(name)
+    params, batch_stats = drawn(name)
     libraries = export.libraries(name)
     assert libraries
     for library in libraries:
         path = tmp_path / f"{library.name}.safetensors"
-        export.write_named(path, registry.build(name), params, stats, library.scheme)
+        export.write_named(path, registry.build(name), params, batch_stats, library.scheme)
         assert "head/kernel" not in safetensors.numpy.load_file(path)
         back, back_stats, report = merge(Classifier(registry.build(name), 2), readers.read(path), seed=0)
         assert library.scheme.name in report.source
         assert set(report.initialised) == {"head/kernel", "head/bias"}
         assert report.left_over == ()
         same_bits(params, back)
-        same_bits(stats, back_stats)
+        same_bits(batch_stats, back_stats)
 
 
 def test_every_model_but_those_of_keras_has_a_library_or_none_says_so() -> None:
@@ -82,23 +82,25 @@ def test_keys_and_shapes_are_those_of_the_library(which: str) -> None:
     name, _, model = which.partition(" ")
     (library,) = (each for each in export.libraries(model) if each.name == name)
     encoder = registry.build(model)
-    params, stats = (jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tree) for tree in encoder.abstract())
-    found = export.named(encoder, params, stats, library.scheme)
+    params, batch_stats = (
+        jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tree) for tree in encoder.abstract()
+    )
+    found = export.named(encoder, params, batch_stats, library.scheme)
     assert {key: list(array.shape) for key, array in found.items()} == STATE_DICTS[which]
 
 
 def test_an_orbax_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
-    params, stats = drawn("resnet18")
-    export.write_orbax(tmp_path / "orbax", params, stats)
+    params, batch_stats = drawn("resnet18")
+    export.write_orbax(tmp_path / "orbax", params, batch_stats)
     back, back_stats, report = locate.load(str(tmp_path / "orbax"), Classifier(registry.build("resnet18"), 2), seed=0)
     assert "dapt_jax names" in report.source
     same_bits(params, back)
-    same_bits(stats, back_stats)
+    same_bits(batch_stats, back_stats)
 
 
 def test_damaged_orbax_folders_are_one_line(tmp_path: Path) -> None:
-    params, stats = drawn("resnet18")
-    export.write_orbax(tmp_path / "orbax", {"stem": params["stem"]}, {"stem": stats["stem"]})
+    params, batch_stats = drawn("resnet18")
+    export.write_orbax(tmp_path / "orbax", {"stem": params["stem"]}, {"stem": batch_stats["stem"]})
     for path in sorted((tmp_path / "orbax").rglob("*")):
         if path.is_file() and path.name not in ("_METADATA",):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -118,12 +120,12 @@ def test_damaged_orbax_folders_are_one_line(tmp_path: Path) -> None:
 
 def test_a_program_runs_at_any_batch_and_needs_nothing_else(tmp_path: Path) -> None:
     encoder = registry.build("resnet18").truncate("stage1/block1")
-    params, stats = encoder.init(0)
-    export.write_stablehlo(tmp_path / "encoder.stablehlo", encoder, params, stats, 32)
+    params, batch_stats = encoder.init(0)
+    export.write_stablehlo(tmp_path / "encoder.stablehlo", encoder, params, batch_stats, 32)
     program = jax.export.deserialize(bytearray((tmp_path / "encoder.stablehlo").read_bytes()))
     assert set(program.platforms) == set(export.PLATFORMS)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
-    expected = jax.jit(Classifier(encoder, 1).features)(params, stats, images)
+    expected = jax.jit(Classifier(encoder, 1).features)(params, batch_stats, images)
     np.testing.assert_allclose(program.call(images), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(program.call(images[:1]), expected[:1], rtol=1e-4, atol=1e-5)
 
@@ -157,14 +159,14 @@ def test_the_mode_writes_every_form_and_a_card(workdir: Path) -> None:
         "README.md", "encoder.safetensors", "encoder.stablehlo", "orbax", "timm.safetensors",
     }  # fmt: skip
     model = Classifier(registry.build("efficientnet_lite0"), 2)
-    adapted, stats, _ = locate.load(
+    adapted, batch_stats, _ = locate.load(
         str(workdir / "checkpoints" / "partial-seed0" / "adapted.safetensors"), model, seed=0
     )
     del adapted["head"]
     for name in ("encoder.safetensors", "timm.safetensors", "orbax"):
         back, back_stats, _ = locate.load(str(arm / name), model, seed=0)
         same_bits(adapted, back)
-        same_bits(stats, back_stats)
+        same_bits(batch_stats, back_stats)
 
 
 def test_the_card_says_where_from_at_what_cost_and_how_good(workdir: Path) -> None:
@@ -189,14 +191,16 @@ def test_the_parity_hint_tells_a_transposed_kernel(workdir: Path) -> None:
     told = {int(at): float(value) for at, value in re.findall(r"\[(\d+)\] = ([-+.e\d]+\d)", card)}
     assert len(told) == 6
     encoder = registry.build("efficientnet_lite0")
-    params, stats, _ = locate.load(str(workdir / "export" / "partial-seed0" / "orbax"), Classifier(encoder, 2), seed=0)
+    params, batch_stats, _ = locate.load(
+        str(workdir / "export" / "partial-seed0" / "orbax"), Classifier(encoder, 2), seed=0
+    )
     features = jax.jit(Classifier(encoder, 2).features)
     image = parity_image(32, 3)[None]
     places, values = list(told), list(told.values())
-    np.testing.assert_allclose(features(params, stats, image)[0, places], values, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(features(params, batch_stats, image)[0, places], values, rtol=1e-3, atol=1e-4)
     kernel = params["stage1"]["block1"]["depthwise"]["kernel"]  # 3 x 3: fits either way
     params["stage1"]["block1"]["depthwise"]["kernel"] = kernel.swapaxes(0, 1)
-    assert not np.allclose(features(params, stats, image)[0, places], values, rtol=0.01, atol=0.01)
+    assert not np.allclose(features(params, batch_stats, image)[0, places], values, rtol=0.01, atol=0.01)
 
 
 def test_exporting_what_no_study_has_made_is_one_line(tmp_path: Path, workdir: Path, capsys) -> None:
@@ -217,8 +221,8 @@ def test_two_lines_of_pytorch_load_it_and_see_the_same(tmp_path: Path, monkeypat
         module = pytest.importorskip(library.name)
         loader = importlib.import_module("safetensors.torch")
         encoder = registry.build(name)
-        params, stats = drawn(name)
-        export.write_named(tmp_path / library.file, encoder, params, stats, library.scheme)
+        params, batch_stats = drawn(name)
+        export.write_named(tmp_path / library.file, encoder, params, batch_stats, library.scheme)
         monkeypatch.chdir(tmp_path)
         scope = {library.name: module, "safetensors": importlib.import_module("safetensors"), "torch": torch}
         assert loader
@@ -238,5 +242,5 @@ def test_two_lines_of_pytorch_load_it_and_see_the_same(tmp_path: Path, monkeypat
                         kept = list(last.children())[:-1] if isinstance(last, torch.nn.Sequential) else []
                         setattr(model, head, torch.nn.Sequential(*kept))
                 theirs = model(x)
-        ours = np.asarray(jax.jit(Classifier(encoder, 1).features)(params, stats, images))
+        ours = np.asarray(jax.jit(Classifier(encoder, 1).features)(params, batch_stats, images))
         np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-3, atol=1e-3 * np.abs(ours).max())

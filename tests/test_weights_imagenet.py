@@ -38,9 +38,9 @@ def loaded():
 
 @functools.cache
 def logits() -> dict[str, np.ndarray]:
-    model, params, stats, _ = loaded()
+    model, params, batch_stats, _ = loaded()
     images = np.stack([picture(name) for name in CLASSES])
-    return dict(zip(CLASSES, np.asarray(jax.jit(model)(params, stats, images)), strict=True))
+    return dict(zip(CLASSES, np.asarray(jax.jit(model)(params, batch_stats, images)), strict=True))
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -49,8 +49,8 @@ def test_pictures_are_recognised(name: str) -> None:
 
 
 def test_everything_is_loaded_and_nothing_left() -> None:
-    _, params, stats, report = loaded()
-    assert set(report.loaded) == set(flatten(params) | flatten(stats))
+    _, params, batch_stats, report = loaded()
+    assert set(report.loaded) == set(flatten(params) | flatten(batch_stats))
     assert report.left_over == report.initialised == ()
     assert report.prefix == ""
 

@@ -18,8 +18,8 @@ MODEL = Classifier(registry.build("resnet50").truncate("stage1/block2"), 3)
 def named(scheme_name: str, prefix: str = "") -> dict[str, np.ndarray]:
     """Every array of the model, a number of its own in each, as a family of files has them."""
     (scheme,) = (each for each in tables.schemes("resnet50") if each.name == scheme_name)
-    params, stats = MODEL.abstract()
-    shapes = flatten(params) | flatten(stats)
+    params, batch_stats = MODEL.abstract()
+    shapes = flatten(params) | flatten(batch_stats)
     source = {}
     for number, (path, entry) in enumerate(tables.table(scheme, MODEL).items()):
         ours = np.full(shapes[path].shape, number, np.float32)
@@ -59,13 +59,13 @@ def test_layouts_are_told_from_keys_and_named(tmp_path: Path, scheme: str, prefi
     source = named(scheme, prefix)
     extra = {f"{prefix}projection_head.0.weight": np.ones((2, 2), np.float32), "queue": np.ones((4, 2), np.float32)}
     weights = readers.read(checkpoint(tmp_path / "w.pth.tar", source | extra, *containers))
-    params, stats, report = merge(MODEL, weights, seed=0, head="new")
+    params, batch_stats, report = merge(MODEL, weights, seed=0, head="new")
     assert said in str(report)
     assert report.prefix == prefix
     assert set(extra) <= set(report.left_over)
     for number, path in enumerate(tables.table(tables.schemes("resnet50")[1], MODEL)):
         if not path.startswith("head/"):
-            array = (flatten(params) | flatten(stats))[path]
+            array = (flatten(params) | flatten(batch_stats))[path]
             assert (array.flat[0], array.flat[-1]) == (-number, number), path
 
 

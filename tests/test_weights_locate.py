@@ -196,8 +196,8 @@ def test_addresses_that_lead_nowhere(spec: str, message: str) -> None:
 
 def test_a_study_takes_an_address(source, tmp_path: Path, monkeypatch) -> None:
     model = Classifier(registry.build("resnet18"), 2)
-    params, stats = model.init(0)
-    export.write(tmp_path / "w.safetensors", params, stats)
+    params, batch_stats = model.init(0)
+    export.write(tmp_path / "w.safetensors", params, batch_stats)
     data = (tmp_path / "w.safetensors").read_bytes()
     monkeypatch.setattr(f"{__name__}.BODY", data)
     loaded, _, report = locate.load(

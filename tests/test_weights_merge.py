@@ -23,8 +23,8 @@ def classifier(name: str, after: str | None = None) -> Classifier:
 
 def source_of(model: Classifier, scheme: tables.Scheme, prefix: str = "") -> dict[str, np.ndarray]:
     """A file's content: every array filled with a number of its own, in the file's layout."""
-    params, stats = model.abstract()
-    shapes = flatten(params) | flatten(stats)
+    params, batch_stats = model.abstract()
+    shapes = flatten(params) | flatten(batch_stats)
     source = {}
     for number, (path, entry) in enumerate(tables.table(scheme, model).items()):
         ours = np.full(shapes[path].shape, number, np.float32)
@@ -49,12 +49,12 @@ def every_scheme():
 @pytest.mark.parametrize(("name", "scheme"), every_scheme(), ids=lambda value: getattr(value, "name", value))
 def test_every_scheme_names_every_array_once_and_is_recognised(name: str, scheme: tables.Scheme) -> None:
     model = classifier(name)
-    params, stats = model.abstract()
+    params, batch_stats = model.abstract()
     entries = tables.table(scheme, model)
     assert len({entry.key for entry in entries.values()}) == len(entries)
     merged, merged_stats, report = merge(model, source_of(model, scheme), seed=0)
     assert {path: a.shape for path, a in flatten(merged).items()} == {p: a.shape for p, a in flatten(params).items()}
-    assert set(flatten(merged_stats)) == set(flatten(stats))
+    assert set(flatten(merged_stats)) == set(flatten(batch_stats))
     assert set(report.loaded) == set(entries)
     assert report.initialised == report.left_over == ()
     assert scheme.name in str(report)
@@ -172,12 +172,12 @@ def test_rubbish_is_refused_with_examples_of_it() -> None:
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_our_own_export_comes_back_to_the_bit(tmp_path: Path, suffix: str) -> None:
     model = classifier("resnet18", after="stage2/block1")
-    params, stats = model.init(5)
-    export.write(tmp_path / f"w{suffix}", params, stats)
+    params, batch_stats = model.init(5)
+    export.write(tmp_path / f"w{suffix}", params, batch_stats)
     assert [path.name for path in tmp_path.iterdir()] == [f"w{suffix}"]
     back, back_stats, report = locate.load(str(tmp_path / f"w{suffix}"), model, seed=0)
     assert "dapt_jax names" in report.source
-    for before, after in ((params, back), (stats, back_stats)):
+    for before, after in ((params, back), (batch_stats, back_stats)):
         for path, array in flatten(before).items():
             np.testing.assert_array_equal(flatten(after)[path], array)
 
@@ -189,10 +189,10 @@ def test_export_to_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_random_weights_are_the_initial_values() -> None:
     model = classifier("resnet18")
-    params, stats, report = locate.load("random", model, seed=4)
+    params, batch_stats, report = locate.load("random", model, seed=4)
     np.testing.assert_array_equal(params["stem"]["conv"]["kernel"], model.init(4)[0]["stem"]["conv"]["kernel"])
     assert report.loaded == ()
-    assert len(report.initialised) == len(flatten(params) | flatten(stats))
+    assert len(report.initialised) == len(flatten(params) | flatten(batch_stats))
 
 
 def test_missing_files_name_the_nearest(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_one_array_of_another_shape_stops() -> None:
 def test_half_precision_widens_exactly(dtype) -> None:
     model = classifier("resnet18")
     source = {key: a.astype(dtype) for key, a in source_of(model, tables.schemes("resnet18")[1]).items()}
-    params, stats, _ = merge(model, source, seed=0)
-    for path, array in (flatten(params) | flatten(stats)).items():
+    params, batch_stats, _ = merge(model, source, seed=0)
+    for path, array in (flatten(params) | flatten(batch_stats)).items():
         assert array.dtype == np.float32, path
     np.testing.assert_array_equal(params["stem"]["norm"]["scale"], source["bn1.weight"].astype(np.float32))

@@ -15,7 +15,7 @@ from dapt_jax.aot.collectives import Collective, of_program
 from dapt_jax.aot.hlo import Program
 from dapt_jax.runtime import sharding
 from dapt_jax.training import accounting
-from dapt_jax.training.cache.policy import FLOPS_PER_BYTE, kept
+from dapt_jax.training.cache.policy import FLOPS_PER_BYTE, cached_spec
 from dapt_jax.training.cache.store import Activations
 from dapt_jax.training.run import Run
 from dapt_jax.training.step_runners import MOST_EPOCHS, Epochs
@@ -78,10 +78,10 @@ class Compiled:
 def phase_function(run: Run, place: int) -> Callable[..., Any]:
     """The function of a phase that a run compiles, where its frozen prefix is cached as planned."""
     program = run.programs[place]
-    fills = run.fills(place)
-    if not fills:
+    prefixes_to_compute = run.prefixes_to_compute(place)
+    if not prefixes_to_compute:
         return program.train_step
-    prefix, where = fills[-1]
+    prefix, where = prefixes_to_compute[-1]
     if where == "disk":
         return program.activation_step
     in_memory = Activations(None, prefix.views, None, None, 0, 0.0, 0)
@@ -92,9 +92,9 @@ def abstract_arguments(run: Run, place: int, mesh: Mesh) -> tuple[Any, ...]:
     """What a run calls the function of a phase with: shapes, dtypes and where they go, the state first."""
     program, size, batch = run.programs[place], run.dataset.images.size, run.batch_size
     function = phase_function(run, place).__name__
-    whole, split = sharding.whole(mesh), sharding.batch_sharding(mesh)
-    params, stats = program.model.abstract()
-    state = jax.eval_shape(program.fresh_state, params, stats)
+    whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    params, batch_stats = program.model.abstract()
+    state = jax.eval_shape(program.init_state, params, batch_stats)
     state = jax.tree.map(_placed, state, sharding.state_shardings(state, mesh))
     targets = run.dataset.targets
     rate = _array((), np.float32, whole)
@@ -109,7 +109,7 @@ def abstract_arguments(run: Run, place: int, mesh: Mesh) -> tuple[Any, ...]:
         return state, {**labelled, "image": _array((batch, size, size, 3), np.uint8, split)}, draw, rate
     decision = run.cache_decision(program)
     side = program.augment.size(size)
-    shapes = kept(accounting.boundary_shape(program.model, program.mask.boundary, side), run.caching.dtype)
+    shapes = cached_spec(accounting.boundary_shape(program.model, program.mask.boundary, side), run.caching.dtype)
 
     def activations(*leading: int, where: Any = whole) -> Any:
         return jax.tree.map(lambda leaf: _array((*leading, *leaf.shape), leaf.dtype, where), shapes)

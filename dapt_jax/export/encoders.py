@@ -61,17 +61,17 @@ def run(config: Any, workdir: Path) -> list[Path]:
 
 def _export(config: Any, records: Records, strategy: Strategy, source: Path, target: Path, *, is_whole: bool) -> None:
     encoder = strategy.encoder
-    params, stats, _ = locate.load(str(source / ADAPTED), Classifier(encoder, 1), seed=0)
+    params, batch_stats, _ = locate.load(str(source / ADAPTED), Classifier(encoder, 1), seed=0)
     params.pop(HEAD)
     about = json.loads((source / "adapted.json").read_text())
     target.mkdir(parents=True, exist_ok=True)
     for library in export.libraries(encoder.name):
-        export.write_named(target / library.file, encoder, params, stats, library.scheme)
-    export.write(target / "encoder.safetensors", params, stats)
-    export.write_orbax(target / "orbax", params, stats)
-    export.write_stablehlo(target / "encoder.stablehlo", encoder, params, stats, about["image_size"])
+        export.write_named(target / library.file, encoder, params, batch_stats, library.scheme)
+    export.write(target / "encoder.safetensors", params, batch_stats)
+    export.write_orbax(target / "orbax", params, batch_stats)
+    export.write_stablehlo(target / "encoder.stablehlo", encoder, params, batch_stats, about["image_size"])
     image = parity_image(about["image_size"], encoder.preprocess.channels)
-    features = jax.jit(Classifier(encoder, 1).features)(params, stats, image[None])
+    features = jax.jit(Classifier(encoder, 1).features)(params, batch_stats, image[None])
     model_card.write(
         target / "README.md",
         records=records,

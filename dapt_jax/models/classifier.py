@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Num
 
 from dapt_jax.models import layers
 from dapt_jax.models.encoder import Encoder, NormMode, get_group
-from dapt_jax.models.initial import Tree, draw
+from dapt_jax.models.initial import Tree, init_params
 
 HEAD = "head"
 
@@ -40,45 +40,49 @@ class Classifier:
 
     def abstract(self) -> tuple[Tree, Tree]:
         """Shapes and dtypes of parameters and statistics."""
-        params, stats = self.encoder.abstract()
-        return {**params, HEAD: self._head()}, stats
+        params, batch_stats = self.encoder.abstract()
+        return {**params, HEAD: self._head()}, batch_stats
 
     def init(self, seed: int) -> tuple[Tree, Tree]:
         """Fresh parameters and statistics from a seed."""
-        params, stats = self.abstract()
-        return draw(params, seed), draw(stats, seed)
+        params, batch_stats = self.abstract()
+        return init_params(params, seed), init_params(batch_stats, seed)
 
     def _head(self) -> Tree:
         kernel = jax.ShapeDtypeStruct((self.encoder.features, self.outputs), jnp.float32)
         return {"kernel": kernel, "bias": jax.ShapeDtypeStruct((self.outputs,), jnp.float32)}
 
-    def prefix(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"], boundary: int) -> Float[Array, "b ..."]:
+    def prefix(
+        self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"], boundary: int
+    ) -> Float[Array, "b ..."]:
         """Images (0 to 255) to the activations at `boundary`, with every norm frozen.
 
         With boundary 0 these are the preprocessed images; at the number of encoder groups, pooled features (b, features).
         """
-        return self.between(params, stats, self.encoder.preprocess(images, self.dtype), 0, boundary)
+        return self.between(params, batch_stats, self.encoder.preprocess(images, self.dtype), 0, boundary)
 
     def between(
-        self, params: Tree, stats: Tree, x: Float[Array, "b ..."], start: int, stop: int
+        self, params: Tree, batch_stats: Tree, x: Float[Array, "b ..."], start: int, stop: int
     ) -> Float[Array, "b ..."]:
         """Activations at the boundary `start` to those at `stop`, with every norm frozen."""
         if start == stop:
             return x
-        x, _ = self.encoder.apply(params, stats, x, start=start, stop=stop)
+        x, _ = self.encoder.apply(params, batch_stats, x, start=start, stop=stop)
         return pool(x) if stop == len(self.encoder.groups) else x
 
-    def trail(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> list[Float[Array, "b ..."]]:
+    def activations_at_boundaries(
+        self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]
+    ) -> list[Float[Array, "b ..."]]:
         """The activations at every boundary, the preprocessed images first, the pooled features last."""
-        found = [self.prefix(params, stats, images, 0)]
+        found = [self.prefix(params, batch_stats, images, 0)]
         for number in range(len(self.encoder.groups)):
-            found.append(self.between(params, stats, found[-1], number, number + 1))
+            found.append(self.between(params, batch_stats, found[-1], number, number + 1))
         return found
 
     def suffix(
         self,
         params: Tree,
-        stats: Tree,
+        batch_stats: Tree,
         x: Float[Array, "b ..."],
         boundary: int,
         norm: NormMode | Mapping[str, NormMode] = "frozen",
@@ -89,20 +93,20 @@ class Classifier:
         Without `rng`, nothing is dropped.
         """
         if boundary < len(self.encoder.groups):
-            x, stats = self.encoder.apply(params, stats, x, start=boundary, norm=norm, rng=rng)
+            x, batch_stats = self.encoder.apply(params, batch_stats, x, start=boundary, norm=norm, rng=rng)
             x = pool(x)
         if rng is not None:
             x = layers.dropout(x, self.dropout, jax.random.fold_in(rng, len(self.encoder.groups)))
         head = get_group(params, HEAD)
-        return x.astype(jnp.float32) @ head["kernel"] + head["bias"], stats
+        return x.astype(jnp.float32) @ head["kernel"] + head["bias"], batch_stats
 
-    def __call__(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b outputs"]:
+    def __call__(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b outputs"]:
         """Images (0 to 255) to logits, as at test time."""
-        return self.suffix(params, stats, self.prefix(params, stats, images, 0), 0)[0]
+        return self.suffix(params, batch_stats, self.prefix(params, batch_stats, images, 0), 0)[0]
 
-    def features(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b d"]:
+    def features(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b d"]:
         """Images (0 to 255) to pooled features, as at test time."""
-        return self.prefix(params, stats, images, len(self.encoder.groups)).astype(jnp.float32)
+        return self.prefix(params, batch_stats, images, len(self.encoder.groups)).astype(jnp.float32)
 
 
 def pool(x: Float[Array, "b ..."]) -> Float[Array, "b c"]:

@@ -92,7 +92,7 @@ class Top(nnx.Module):
 def network(name: str, depths: Sequence[int], norm: Norm, options: Options) -> Encoder:
     """Groups `stem`, `stage1/layer1`, ..., `stage1/transition`, ..., `top` of a network with `depths` layers per stage."""
     make: Callable[[], nnx.Module] = functools.partial(Stem, norm, options.channels)
-    groups = [group("stem", make, STEM_FEATURES, 4, tap=(STEM_FEATURES, 2))]
+    groups = [group("stem", make, STEM_FEATURES, 4, intermediate=(STEM_FEATURES, 2))]
     features, reduction = STEM_FEATURES, 4
     for stage, depth in enumerate(depths, 1):
         for number in range(1, depth + 1):

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.models.initial import Tree, draw
+from dapt_jax.models.initial import Tree, init_params
 from dapt_jax.models.preprocess import Preprocess
 
 NormMode = Literal["frozen", "stats", "train"]
@@ -71,7 +71,7 @@ class Group:
     features: int
     reduction: int
     level: bool | None = None
-    tap: tuple[int, int] | None = None
+    intermediate: tuple[int, int] | None = None
     is_random: bool = False
 
 
@@ -128,7 +128,7 @@ class Encoder:
         self.options = options
 
     @property
-    def drops(self) -> bool:
+    def is_stochastic(self) -> bool:
         """Whether training leaves something out at random: see `apply`'s `rng`."""
         return bool(self.options.drop_path or self.options.dropout)
 
@@ -148,13 +148,13 @@ class Encoder:
         return self.preprocess.channels
 
     @functools.cached_property
-    def levels(self) -> tuple[Level, ...]:
+    def pyramid_levels(self) -> tuple[Level, ...]:
         """The feature maps of every resolution, finest first."""
         last = {spec.reduction: spec.name for spec in self.specs if spec.level is not False}
         found = []
         for spec in self.specs:
-            if spec.tap:
-                found.append(Level(f"{spec.name}/{TAP}", *spec.tap))
+            if spec.intermediate:
+                found.append(Level(f"{spec.name}/{TAP}", *spec.intermediate))
             if spec.level or last.get(spec.reduction) == spec.name:
                 found.append(Level(spec.name, spec.features, spec.reduction))
         return tuple(found)
@@ -178,9 +178,9 @@ class Encoder:
         return self._like(specs=self.specs[: self.index(after) + 1])
 
     @functools.cached_property
-    def trunk(self) -> "Encoder":
+    def feature_trunk(self) -> "Encoder":
         """The same encoder up to its last level; itself where nothing is behind that."""
-        last = self.levels[-1].name.removesuffix(f"/{TAP}")
+        last = self.pyramid_levels[-1].name.removesuffix(f"/{TAP}")
         return self if last == self.groups[-1] else self.truncate(last)
 
     def rematerialised(self, *groups: str) -> "Encoder":
@@ -195,11 +195,11 @@ class Encoder:
             self.index(group)
         return self._like(remat=groups or self.groups)
 
-    def built_with(self, options: Options) -> "Encoder":
+    def with_options(self, options: Options) -> "Encoder":
         """The same encoder, which remembers what its groups were built with."""
         return self._like(options=options)
 
-    def expecting(self, preprocess: Preprocess) -> "Encoder":
+    def with_preprocess(self, preprocess: Preprocess) -> "Encoder":
         """The same encoder for weights that expect something else of an image."""
         return self._like(preprocess=preprocess)
 
@@ -219,28 +219,28 @@ class Encoder:
         parts = {}
         for spec in self.specs:
             abstract = nnx.eval_shape(lambda build=spec.build: build(nnx.Rngs(0)))
-            graph, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
-            parts[spec.name] = (graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+            graph, params, batch_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+            parts[spec.name] = (graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
         return parts
 
     def abstract(self) -> tuple[Tree, Tree]:
         """Shapes and dtypes of parameters and statistics, as nested dicts of `jax.ShapeDtypeStruct`."""
         params: Tree = {}
-        stats: Tree = {}
+        batch_stats: Tree = {}
         for name, (_, group_params, group_stats) in self._parts.items():
             put_group(params, name, group_params)
-            put_group(stats, name, group_stats)
-        return params, stats
+            put_group(batch_stats, name, group_stats)
+        return params, batch_stats
 
     def init(self, seed: int) -> tuple[Tree, Tree]:
         """Fresh parameters and statistics: see `draw`."""
-        params, stats = self.abstract()
-        return draw(params, seed), draw(stats, seed)
+        params, batch_stats = self.abstract()
+        return init_params(params, seed), init_params(batch_stats, seed)
 
     def apply(
         self,
         params: Tree,
-        stats: Tree,
+        batch_stats: Tree,
         x: Float[Array, "b ..."],
         *,
         start: int = 0,
@@ -252,7 +252,7 @@ class Encoder:
 
         Args:
             params: nested dict; needs to hold the groups that run only.
-            stats: nested dict of batch-norm statistics, likewise.
+            batch_stats: nested dict of batch-norm statistics, likewise.
             x: preprocessed images if `start` is 0, else the output of group `start - 1`.
             start: index of the first group to run.
             stop: index behind the last group to run.
@@ -263,13 +263,13 @@ class Encoder:
             The last group's output: a map (b, h, w, c), or tokens (b, n, c) of a transformer; and `stats` with the
             statistics of the groups that ran unfrozen replaced.
         """
-        x, _, stats = self.run(params, stats, x, start=start, stop=stop, norm=norm, rng=rng)
-        return x, stats
+        x, _, batch_stats = self.run(params, batch_stats, x, start=start, stop=stop, norm=norm, rng=rng)
+        return x, batch_stats
 
     def run(
         self,
         params: Tree,
-        stats: Tree,
+        batch_stats: Tree,
         x: Float[Array, "b ..."],
         *,
         start: int = 0,
@@ -282,37 +282,37 @@ class Encoder:
         With all groups run these are the maps of `levels` (as every dict, in the order of names once jit has returned it).
         """
         maps: dict[str, jax.Array] = {}
-        names = {level.name for level in self.levels}
+        names = {level.name for level in self.pyramid_levels}
         for index, spec in list(enumerate(self.specs))[start:stop]:
             mode = norm if isinstance(norm, str) else norm.get(spec.name, "frozen")
             key = jax.random.fold_in(rng, index) if rng is not None and spec.is_random else None
             step: Callable[..., Any] = functools.partial(self._step, spec, mode)
             if spec.name in self.remat:
                 step = jax.checkpoint(step)
-            x, tap, changed = step(get_group(params, spec.name), get_group(stats, spec.name), x, key)
-            if tap is not None:
-                maps[f"{spec.name}/{TAP}"] = tap
+            x, intermediate, changed = step(get_group(params, spec.name), get_group(batch_stats, spec.name), x, key)
+            if intermediate is not None:
+                maps[f"{spec.name}/{TAP}"] = intermediate
             if spec.name in names:
                 maps[spec.name] = self.as_map(x)
             if changed:
-                stats = copy_along(stats, spec.name)
-                put_group(stats, spec.name, changed)
-        return x, maps, stats
+                batch_stats = copy_along(batch_stats, spec.name)
+                put_group(batch_stats, spec.name, changed)
+        return x, maps, batch_stats
 
     def _step(
-        self, spec: Group, mode: NormMode, params: Tree, stats: Tree, x: jax.Array, key: jax.Array | None
+        self, spec: Group, mode: NormMode, params: Tree, batch_stats: Tree, x: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None, Tree]:
         """One group: its output, its tap if it has one, and its statistics if they changed."""
-        module = nnx.merge(self._parts[spec.name][0], params, stats)
-        tap = None
-        if spec.tap:
-            x, tap = module.tapped(x, mode)
+        module = nnx.merge(self._parts[spec.name][0], params, batch_stats)
+        intermediate = None
+        if spec.intermediate:
+            x, intermediate = module.tapped(x, mode)
         elif spec.is_random:
             x = module(x, mode, key)
         else:
             x = module(x, mode)
         changed = {} if mode == "frozen" else nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
-        return x, tap, changed
+        return x, intermediate, changed
 
 
 def get_group(tree: Tree, name: str) -> Tree:

@@ -9,7 +9,7 @@ import numpy as np
 Tree = dict[str, Any]
 
 
-def draw(tree: Tree, seed: int) -> Tree:
+def init_params(tree: Tree, seed: int) -> Tree:
     """Initial values for a nested dict of shapes, each from (seed, path) alone.
 
     Drawn with numpy: the same on every backend, and no compilation for values that pretrained weights replace anyway.

@@ -80,7 +80,7 @@ def build(name: str, options: Options = DEFAULT) -> Encoder:
     Raises:
         UserError: there is no architecture of that name, and names the nearest; or an option is out of range.
     """
-    return entry(name).build(options).built_with(options)
+    return entry(name).build(options).with_options(options)
 
 
 @functools.cache

@@ -165,7 +165,7 @@ def network(
 ) -> Encoder:
     """Lays out the groups `stem`, `stage1/block1`, ... of a residual network with `depths` blocks per stage."""
     make: Callable[[], nnx.Module] = functools.partial(Stem, flavour, options.channels)
-    groups = [group("stem", make, STEM_FEATURES, 4, tap=(STEM_FEATURES, 2))]
+    groups = [group("stem", make, STEM_FEATURES, 4, intermediate=(STEM_FEATURES, 2))]
     features, reduction = STEM_FEATURES, 4
     rates = iter(linear_rates(options.drop_path, sum(depths)))
     for stage, (depth, width) in enumerate(zip(depths, _WIDTHS, strict=True), 1):

@@ -13,7 +13,7 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import decoders
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder, NormMode, copy_along, get_group, put_group
-from dapt_jax.models.initial import Tree, draw
+from dapt_jax.models.initial import Tree, init_params
 from dapt_jax.models.resize import bilinear
 
 Activations = dict[str, Any]
@@ -47,7 +47,7 @@ class Segmenter:
     def __post_init__(self) -> None:
         # What lies behind the last level (EfficientNet's 1x1 convolution on top, a transformer's last norm) serves
         # classification alone.
-        object.__setattr__(self, "encoder", self.encoder.trunk)
+        object.__setattr__(self, "encoder", self.encoder.feature_trunk)
         if self.decoder not in decoders.BUILDERS:
             raise UserError(f"no decoder {self.decoder!r}; {nearest(self.decoder, decoders.BUILDERS)}")
 
@@ -68,16 +68,16 @@ class Segmenter:
 
     def abstract(self) -> tuple[Tree, Tree]:
         """Shapes and dtypes of parameters and statistics."""
-        params, stats = self.encoder.abstract()
+        params, batch_stats = self.encoder.abstract()
         for name, part in self._parts.items():
             put_group(params, name, part.params)
-            put_group(stats, name, part.stats)
-        return params, stats
+            put_group(batch_stats, name, part.batch_stats)
+        return params, batch_stats
 
     def init(self, seed: int) -> tuple[Tree, Tree]:
         """Fresh parameters and statistics from a seed."""
-        params, stats = self.abstract()
-        return draw(params, seed), draw(stats, seed)
+        params, batch_stats = self.abstract()
+        return init_params(params, seed), init_params(batch_stats, seed)
 
     def adopt(self, own: Tree, encoder: Tree) -> Tree:
         """Parameters (or statistics) with those of an encoder, such as a checkpoint's, in the encoder's place.
@@ -96,7 +96,7 @@ class Segmenter:
         first = max(boundary - len(self.encoder.groups), 0)
         return {skip for step in self._decoder.steps[first:] for skip in step.skips}
 
-    def prefix(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"], boundary: int) -> Activations:
+    def prefix(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"], boundary: int) -> Activations:
         """Images (0 to 255) to the activations at `boundary`, with every norm frozen.
 
         With boundary 0 these are the preprocessed images and no skips.
@@ -106,23 +106,25 @@ class Segmenter:
         """
         self._check_size(images.shape[1:3])
         x: Activations = {"x": self.encoder.preprocess(images, self.dtype), "skips": {}}
-        return self.between(params, stats, x, 0, boundary)
+        return self.between(params, batch_stats, x, 0, boundary)
 
-    def between(self, params: Tree, stats: Tree, x: Activations, start: int, stop: int) -> Activations:
+    def between(self, params: Tree, batch_stats: Tree, x: Activations, start: int, stop: int) -> Activations:
         """Activations at the boundary `start` to those at `stop`, with every norm frozen."""
-        return self._run(params, stats, x, start, stop, "frozen", None)[0]
+        return self._run(params, batch_stats, x, start, stop, "frozen", None)[0]
 
-    def trail(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> list[Activations]:
+    def activations_at_boundaries(
+        self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]
+    ) -> list[Activations]:
         """The activations at every boundary up to the head's, the preprocessed images first."""
-        found = [self.prefix(params, stats, images, 0)]
+        found = [self.prefix(params, batch_stats, images, 0)]
         for number in range(len(self.groups) - 1):
-            found.append(self.between(params, stats, found[-1], number, number + 1))
+            found.append(self.between(params, batch_stats, found[-1], number, number + 1))
         return found
 
     def suffix(
         self,
         params: Tree,
-        stats: Tree,
+        batch_stats: Tree,
         x: Activations,
         boundary: int,
         norm: NormMode | Mapping[str, NormMode] = "frozen",
@@ -132,17 +134,17 @@ class Segmenter:
 
         Without `rng`, nothing is dropped.
         """
-        state, stats = self._run(params, stats, x, boundary, len(self.groups), norm, rng)
-        return state["x"], stats
+        state, batch_stats = self._run(params, batch_stats, x, boundary, len(self.groups), norm, rng)
+        return state["x"], batch_stats
 
-    def __call__(self, params: Tree, stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b h w outputs"]:
+    def __call__(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b h w outputs"]:
         """Images (0 to 255) to logits, as at test time."""
-        return self.suffix(params, stats, self.prefix(params, stats, images, 0), 0)[0]
+        return self.suffix(params, batch_stats, self.prefix(params, batch_stats, images, 0), 0)[0]
 
     def _run(
         self,
         params: Tree,
-        stats: Tree,
+        batch_stats: Tree,
         state: Activations,
         start: int,
         stop: int,
@@ -154,17 +156,19 @@ class Segmenter:
         x: Any = state.get("x")
         skips = state["skips"]
         if start < last:
-            x, maps, stats = self.encoder.run(params, stats, x, start=start, stop=min(stop, last), norm=norm, rng=rng)
+            x, maps, batch_stats = self.encoder.run(
+                params, batch_stats, x, start=start, stop=min(stop, last), norm=norm, rng=rng
+            )
             skips = skips | maps
         for index in range(max(start, last), stop):
             name = self.groups[index]
             mode = norm if isinstance(norm, str) else norm.get(name, "frozen")
             part = self._parts[name]
             read = [skips[skip] for skip in part.step.skips]
-            x, changed = part(get_group(params, name), get_group(stats, name), x, read, mode)
+            x, changed = part(get_group(params, name), get_group(batch_stats, name), x, read, mode)
             if changed:
-                stats = copy_along(stats, name)
-                put_group(stats, name, changed)
+                batch_stats = copy_along(batch_stats, name)
+                put_group(batch_stats, name, changed)
             if part.step.emits:
                 skips = {**skips, part.step.emits: x}
         if stop == len(self.groups):
@@ -175,7 +179,7 @@ class Segmenter:
         behind = self.groups[stop] if last <= stop < len(self.groups) else None
         if behind is None or self._parts[behind].step.has_input:
             after["x"] = x
-        return after, stats
+        return after, batch_stats
 
     def _check_size(self, sides: tuple[int, ...]) -> None:
         unit = self._decoder.unit

@@ -19,7 +19,7 @@ STATUS = "status.json"
 BEAT_S = 2.0
 
 
-class Watcher:
+class Heartbeat:
     """Takes in what a study does, and tells those who watch it.
 
     A thread of its own writes the heartbeat, so that a long compilation is not taken for a death. Times in it are of the

@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
-from dapt_jax.monitoring.heartbeat import Watcher
+from dapt_jax.monitoring.heartbeat import Heartbeat
 
 LINE_EVERY_S = 10.0
 
@@ -14,18 +14,18 @@ LINE_EVERY_S = 10.0
 class Reporter:
     """Tells how far a study is, in units of work known before it starts (model FLOPs)."""
 
-    def __init__(self, total: float, *, quiet: bool = False, watcher: Watcher | None = None):
+    def __init__(self, total: float, *, quiet: bool = False, heartbeat: Heartbeat | None = None):
         """Starts at nothing done.
 
         Args:
             total: work of the whole study.
             quiet: say nothing.
-            watcher: is told too.
+            heartbeat: is told too.
         """
         self.total, self.done, self.skipped = max(total, 1.0), 0.0, 0.0
         self._start = self._spoken = time.monotonic()
         self._live = None
-        self._quiet, self._watcher = quiet, watcher or Watcher()
+        self._quiet, self._heartbeat = quiet, heartbeat or Heartbeat()
         if not quiet and sys.stderr.isatty():
             columns: list[ProgressColumn] = [
                 TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.percentage:>3.0f}%"),
@@ -39,7 +39,7 @@ class Reporter:
         """Counts work that an earlier start of the same study has done."""
         self.done += work
         self.skipped += work
-        self._watcher.progress(self.done, self.total, self._left_s(), "", None)
+        self._heartbeat.progress(self.done, self.total, self._left_s(), "", None)
 
     def advance(self, work: float, doing: str, images_per_s: float | None = None) -> None:
         """Takes in finished work.
@@ -51,7 +51,7 @@ class Reporter:
         """
         self.done += work
         speed = f"  {images_per_s:.0f} images/s" if images_per_s else ""
-        self._watcher.progress(self.done, self.total, self._left_s(), doing, images_per_s)
+        self._heartbeat.progress(self.done, self.total, self._left_s(), doing, images_per_s)
         self._show(doing + speed)
 
     def _left_s(self) -> float | None:

@@ -61,7 +61,7 @@ class Writer(Protocol):
         ...
 
     def beat(self, status: Mapping[str, Any]) -> None:
-        """Takes in how far the study is, every few seconds and from another thread: see `watcher.Watcher`."""
+        """Takes in how far the study is, every few seconds and from another thread: see `heartbeat.Heartbeat`."""
         ...
 
     def close(self) -> None:

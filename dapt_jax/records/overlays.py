@@ -13,7 +13,7 @@ FOLDER = "overlays"
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class SegmentationSamples:
     """What was said of some images.
 
     Attributes:
@@ -51,16 +51,16 @@ class Kept:
         return {name: (truth, said) for name, (truth, said) in zip(self.segments[1:], found, strict=True)}
 
 
-def read(workdir: Path) -> list[Kept]:
+def read(workdir: Path) -> list[SegmentationSamples]:
     """What a study has kept, by file name; files of another kind are left alone."""
     found = []
     for path in sorted((workdir / FOLDER).glob("*.npz")):
         with np.load(path, allow_pickle=False) as file:
-            if set(file.files) == {field.name for field in dataclasses.fields(Kept)}:
+            if set(file.files) == {field.name for field in dataclasses.fields(SegmentationSamples)}:
                 values = {name: file[name] for name in file.files}
                 plain = {name: value.item() if value.ndim == 0 else value for name, value in values.items()}
                 plain |= {name: tuple(map(str, values[name])) for name in ("names", "segments")}
-                found.append(Kept(**plain))
+                found.append(SegmentationSamples(**plain))
     return found
 
 
@@ -89,7 +89,7 @@ class Overlays:
             return
         folder = workdir / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        kept = Kept(
+        kept = SegmentationSamples(
             task=task,
             split=split,
             strategy=strategy,

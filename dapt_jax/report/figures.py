@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from dapt_jax.records.overlays import Kept
+from dapt_jax.records.overlays import SegmentationSamples
 from dapt_jax.records.study_records import KINDS, Records, lower_is_better, nice
 from dapt_jax.report import masks
 from dapt_jax.report.curves import learning_curves
@@ -36,7 +36,7 @@ BOUNDED = ("auc", "ap", "accuracy", "balanced_accuracy", "f1", "dice", "iou", "d
 REUSED: dict[str, Any] = {"facecolor": "white", "edgecolor": GREY, "hatch": "////", "linewidth": 0.8}
 
 
-def draw(records: Records, kept: Sequence[Kept], folder: Path) -> list[tuple[str, Path, str]]:
+def draw(records: Records, kept: Sequence[SegmentationSamples], folder: Path) -> list[tuple[str, Path, str]]:
     """Draws every figure that the records have data for.
 
     Args:

@@ -8,22 +8,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dapt_jax.records.overlays import Kept
+from dapt_jax.records.overlays import SegmentationSamples
 from dapt_jax.report.style import COLOURS, GREY
 
 MOST_IMAGES = 4
 
 
-def by_split(kept: Sequence[Kept], task: str) -> dict[tuple[str, str], list[Kept]]:
+def by_split(kept: Sequence[SegmentationSamples], task: str) -> dict[tuple[str, str], list[SegmentationSamples]]:
     """What was kept of a task by split and protocol, in the order in which splits are shown."""
-    found: dict[tuple[str, str], list[Kept]] = {}
+    found: dict[tuple[str, str], list[SegmentationSamples]] = {}
     for each in kept:
         if each.task == task:
             found.setdefault((each.split, each.protocol), []).append(each)
     return found
 
 
-def overlays(kept: Sequence[Kept], order: Sequence[str]) -> Figure:
+def overlays(kept: Sequence[SegmentationSamples], order: Sequence[str]) -> Figure:
     """One row per strategy, one column per image: the truth above, below it the outlines that each network drew.
 
     Args:
@@ -47,7 +47,7 @@ def overlays(kept: Sequence[Kept], order: Sequence[str]) -> Figure:
     return figure
 
 
-def _picture(axes: Axes, kept: Kept, number: int, colours: dict[str, str], *, is_truth: bool) -> None:
+def _picture(axes: Axes, kept: SegmentationSamples, number: int, colours: dict[str, str], *, is_truth: bool) -> None:
     """An image with the outlines of its segments, and the Dice of each segment below where it was predicted."""
     axes.imshow(kept.images[number])
     told = []

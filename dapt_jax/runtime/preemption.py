@@ -29,20 +29,20 @@ class Stopped(BaseException):
         self.code = STOPPED_CODE if number == signal.SIGINT else RESTART_CODE
 
 
-class Notice:
+class PreemptionHandler:
     """Listens to SIGTERM and SIGINT inside its `with` block; a second one ends the process at once.
 
-    Where training has state to save, the code defers the notice and looks at `given` after its steps. Everywhere else
+    Where training has state to save, the code defers the notice and looks at `signal_received` after its steps. Everywhere else
     there is nothing to save that is not saved already, and the notice ends the study where it is.
     """
 
     def __init__(self) -> None:
         """Hears nothing yet."""
-        self.given = 0
+        self.signal_received = 0
         self._deferred = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Notice":
+    def __enter__(self) -> "PreemptionHandler":
         if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
             self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         self.listen()
@@ -51,7 +51,7 @@ class Notice:
     def listen(self) -> None:
         """Listens again, after something else has taken the signals for itself, as JAX does where it finds other processes."""
         for number in self._before:
-            signal.signal(number, self._hear)
+            signal.signal(number, self._on_signal)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -59,11 +59,11 @@ class Notice:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.given:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.given = number
+        self.signal_received = number
         if self._deferred:
             line = f"{signal.Signals(number).name}: saves at the next step, then ends; once more ends at once\n"
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
@@ -79,12 +79,12 @@ class Notice:
         Raises:
             Stopped: it was.
         """
-        if number := self.given or given:
+        if number := self.signal_received or given:
             raise Stopped(number)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside the `with` block a notice is kept in `given`; at its end it is obeyed.
+        """Inside the `with` block a notice is kept in `signal_received`; at its end it is obeyed.
 
         Raises:
             Stopped: a notice was given meanwhile.

@@ -38,7 +38,7 @@ _CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAM
 """Variables by which a cluster that JAX recognises says how many processes there are."""
 
 
-class Lost(BaseException):
+class PeerFailed(BaseException):
     """Another process of the study has failed, and has said why: this one ends as it does."""
 
     def __init__(self, code: int = EXIT_CODE):
@@ -151,12 +151,12 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def are_several() -> bool:
+def is_multi_process() -> bool:
     """Whether there are others."""
     return jax.process_count() > 1
 
 
-def told(value: Callable[[], Any]) -> Any:
+def broadcast_from_primary(value: Callable[[], Any]) -> Any:
     """What the first process finds; the others do not look.
 
     Args:
@@ -166,7 +166,7 @@ def told(value: Callable[[], Any]) -> Any:
         UserError: it did, in the first process.
         Lost: in the others, then.
     """
-    if not are_several():
+    if not is_multi_process():
         return value()
     content, failed = b"", None
     if is_primary():
@@ -176,7 +176,7 @@ def told(value: Callable[[], Any]) -> Any:
             failed = error
     content = _broadcast(content)
     if failed or not content:
-        raise failed or Lost()
+        raise failed or PeerFailed()
     return pickle.loads(content)
 
 
@@ -191,18 +191,18 @@ def _broadcast(content: bytes) -> bytes:
     return b"".join(parts)
 
 
-def most(*values: float) -> tuple[int, ...]:
+def all_reduce_max(*values: float) -> tuple[int, ...]:
     """The largest of every value over all processes: small numbers, flags among them."""
-    if not are_several():
+    if not is_multi_process():
         return tuple(int(value) for value in values)
     return tuple(int(value) for value in multihost_utils.process_allgather(np.asarray(values, np.int32)).max(0))
 
 
-def bring(path: Path) -> bool:
+def sync_file(path: Path) -> bool:
     """Whether the first process has a file; if so, all have it afterwards, at their own place for it."""
-    if not are_several():
+    if not is_multi_process():
         return path.exists()
-    content = told(lambda: path.read_bytes() if path.exists() else None)
+    content = broadcast_from_primary(lambda: path.read_bytes() if path.exists() else None)
     if content is None:
         return False
     if not is_primary():
@@ -212,7 +212,7 @@ def bring(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def barrier_or_raise() -> Iterator[None]:
     """Goes on behind the block only if all processes have come through it.
 
     Raises:
@@ -224,8 +224,8 @@ def together() -> Iterator[None]:
         yield
     except UserError as error:
         failed = error
-    if most(failed is not None)[0]:
-        raise failed or Lost()
+    if all_reduce_max(failed is not None)[0]:
+        raise failed or PeerFailed()
 
 
 @contextlib.contextmanager
@@ -252,14 +252,14 @@ _GONE = (
 """Of an error of JAX: words that speak of another process."""
 
 
-def is_loss(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error means that another process of the study is gone."""
     said = str(error).lower()
     is_of_jax = isinstance(error, jax.errors.JaxRuntimeError | ValueError | RuntimeError)
-    return is_of_jax and are_several() and any(word in said for word in _GONE)
+    return is_of_jax and is_multi_process() and any(word in said for word in _GONE)
 
 
-def leave(code: int) -> None:
+def exit_now(code: int) -> None:
     """Ends this process at once, the first one last: JAX would wait for those that are gone, and abort those that are left."""
     if is_primary():
         time.sleep(LAST_S)

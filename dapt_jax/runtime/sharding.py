@@ -14,7 +14,7 @@ from dapt_jax.errors import UserError
 DATA, FSDP = "data", "fsdp"
 """Axes of the mesh: copies of the model's state, and the devices over which each copy is spread."""
 
-SMALLEST_SPREAD = 2**14
+MIN_SHARD_SIZE = 2**14
 """Elements from which on an array of the state is spread: a collective costs some microseconds, however little it moves."""
 
 
@@ -61,7 +61,7 @@ def check_batch(batch_size: int, parts: int, devices: int | None = None) -> None
         raise UserError(f"batch_size {batch_size} does not divide among {devices} devices{cut}; {lower} does")
 
 
-def whole(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """On every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -71,10 +71,10 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
 
 
-def spread_axis(shape: Sequence[int], fsdp: int) -> int | None:
+def fsdp_axis(shape: Sequence[int], fsdp: int) -> int | None:
     """The axis along which an array of the state is spread over some devices: the longest that divides, of large arrays."""
     fitting = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
-    if fsdp == 1 or not fitting or np.prod(shape) < SMALLEST_SPREAD:
+    if fsdp == 1 or not fitting or np.prod(shape) < MIN_SHARD_SIZE:
         return None
     return max(fitting, key=lambda axis: shape[axis])
 
@@ -91,13 +91,13 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     """
 
     def of(leaf: Any) -> NamedSharding:
-        axis = spread_axis(np.shape(leaf), mesh.shape[FSDP])
-        return whole(mesh) if axis is None else NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
+        axis = fsdp_axis(np.shape(leaf), mesh.shape[FSDP])
+        return replicated(mesh) if axis is None else NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
 
     return jax.tree.map(of, state)
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def device_put_global(tree: Any, shardings: Any) -> Any:
     """Puts the leaves of a pytree, alike in every process, where they belong."""
 
     def put(value: Any, sharding: NamedSharding) -> jax.Array:
@@ -112,15 +112,15 @@ def place(tree: Any, shardings: Any) -> Any:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts every leaf on every device."""
-    return place(tree, jax.tree.map(lambda _: whole(mesh), tree))
+    return device_put_global(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
-def spread_state(state: Any, mesh: Mesh) -> Any:
+def shard_state(state: Any, mesh: Mesh) -> Any:
     """Puts a state where `state_shardings` says."""
-    return place(state, state_shardings(state, mesh))
+    return device_put_global(state, state_shardings(state, mesh))
 
 
-def split(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
+def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     """Puts a batch, a pytree, on the mesh: this process's rows of each array, split along `axis`.
 
     Arrays without such an axis go to every device.
@@ -128,19 +128,19 @@ def split(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
 
     def put(value: Any) -> jax.Array:
         array = np.asarray(value)
-        sharding = batch_sharding(mesh, axis) if array.ndim > axis else whole(mesh)
+        sharding = batch_sharding(mesh, axis) if array.ndim > axis else replicated(mesh)
         return jax.make_array_from_process_local_data(sharding, array)
 
     return jax.tree.map(put, batch)
 
 
-def share(size: int, mesh: Mesh) -> slice:
+def local_slice(size: int, mesh: Mesh) -> slice:
     """The part of a batch that this process reads: of `size` rows those that go to its own devices."""
     processes = sorted({device.process_index for device in mesh.devices.flat})
     if len(processes) == 1:
         return slice(0, size)
-    place = processes.index(jax.process_index())
-    return slice(place * size // len(processes), (place + 1) * size // len(processes))
+    device_put_global = processes.index(jax.process_index())
+    return slice(device_put_global * size // len(processes), (device_put_global + 1) * size // len(processes))
 
 
 def local_mesh() -> Mesh:
@@ -148,7 +148,7 @@ def local_mesh() -> Mesh:
     return make_mesh(jax.local_devices())
 
 
-def fetch(tree: Any) -> Any:
+def gather_to_host(tree: Any) -> Any:
     """Every leaf, whole, as numpy; all processes have to ask for it where one holds but a part."""
 
     def get(leaf: Any) -> Any:
@@ -171,7 +171,7 @@ def jit_step(function: Callable[..., Any], state: Any, *arguments: Any, mesh: Me
     """
     out = jax.eval_shape(function, state, *arguments)
     laid_out = state_shardings(state, mesh)
-    rest = jax.tree.map(lambda _: whole(mesh), out[1:]) if isinstance(out, tuple) else None
+    rest = jax.tree.map(lambda _: replicated(mesh), out[1:]) if isinstance(out, tuple) else None
     return jax.jit(function, donate_argnums=0, out_shardings=laid_out if rest is None else (laid_out, *rest))
 
 

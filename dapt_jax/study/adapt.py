@@ -26,7 +26,7 @@ from dapt_jax.training import loop, optim, steps
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.early_stopping import EarlyStop
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import Run, Tools
+from dapt_jax.training.run import Run, RunContext
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import export, locate
 
@@ -50,13 +50,13 @@ class Adapted:
     Attributes:
         encoder: cut where the strategy cuts.
         params: of the encoder.
-        stats: of the encoder.
+        batch_stats: of the encoder.
         source: what the weights were before, in words.
     """
 
     encoder: Encoder
     params: Tree
-    stats: Tree
+    batch_stats: Tree
     source: str
 
 
@@ -79,7 +79,7 @@ def objective_for(dataset: Dataset, settings: Any) -> Objective:
         raise UserError(f"{dataset.name}: {error}") from error
 
 
-def balanced(dataset: Dataset, rows: np.ndarray) -> tuple[float, ...]:
+def inverse_frequency_weights(dataset: Dataset, rows: np.ndarray) -> tuple[float, ...]:
     """Weights of rows by the inverse frequency of their class among them, 1 on average; multi-label rows weigh 1."""
     if dataset.multi_label:
         return ()
@@ -125,21 +125,23 @@ def make_run(
         dataset=dataset,
         train_rows=train_rows,
         val_rows=val_rows,
-        weights=balanced(dataset, train_rows) if settings.get("balance_classes", False) else (),
+        weights=inverse_frequency_weights(dataset, train_rows) if settings.get("balance_classes", False) else (),
         batch_size=settings.batch_size,
         caching=Caching.of(config.cache),
         plateau=optim.Plateau(**settings.get("plateau", {})),
     )
 
 
-def trained(run: Run, params: Tree, stats: Tree, tools: Tools, patience: int) -> tuple[Tree, Tree]:
+def train_with_early_stopping(
+    run: Run, params: Tree, batch_stats: Tree, context: RunContext, patience: int
+) -> tuple[Tree, Tree]:
     """Trains a run of a target task; with `patience`, until its watched loss falls no longer, and back to its best epoch."""
     if not patience:
-        return loop.train(run, params, stats, tools)
-    assert tools.folder is not None
-    stop = EarlyStop(patience, run, tools.folder.with_name(f"{tools.folder.name}-best.safetensors"))
-    last = loop.train(run, params, stats, dataclasses.replace(tools, hook=stop))
-    tools.reporter.skip(run.flops() - run.flops(stop.done))
+        return loop.train(run, params, batch_stats, context)
+    assert context.folder is not None
+    stop = EarlyStop(patience, run, context.folder.with_name(f"{context.folder.name}-best.safetensors"))
+    last = loop.train(run, params, batch_stats, dataclasses.replace(context, hook=stop))
+    context.reporter.skip(run.flops() - run.flops(stop.done))
     return stop.chosen(*last)
 
 
@@ -176,7 +178,7 @@ def adapt(
     strategy: Strategy,
     seed: int,
     corpus: Dataset | None,
-    tools: Tools,
+    context: RunContext,
     folder: Path,
     target: Dataset | None = None,
     until: int = 0,
@@ -188,7 +190,7 @@ def adapt(
         strategy: what is trained when.
         seed: of the run.
         corpus: the in-domain images; not needed by strategies without phases.
-        tools: what the run needs of its surroundings.
+        context: what the run needs of its surroundings.
         folder: of this arm, under `checkpoints/`.
         target: images that are scored along the way, where the config says so: see `transferability.scorer`.
         until: epochs after which a scored run ends, though its phases go on; 0 for all of them.
@@ -196,23 +198,25 @@ def adapt(
     finished = folder / ADAPTED
     if not strategy.phases:
         model = Classifier(strategy.encoder, 1, config.model.dtype)
-        params, stats, merged = locate.load(strategy.weights, model, seed=seed)
-        return Adapted(strategy.encoder, without_head(params), stats, merged.source)
-    if processes.bring(finished):
-        processes.bring(folder / "adapted.json")
-        params, stats, _ = locate.load(str(finished), Classifier(strategy.encoder, 1, config.model.dtype), seed=seed)
+        params, batch_stats, merged = locate.load(strategy.weights, model, seed=seed)
+        return Adapted(strategy.encoder, without_head(params), batch_stats, merged.source)
+    if processes.sync_file(finished):
+        processes.sync_file(folder / "adapted.json")
+        params, batch_stats, _ = locate.load(
+            str(finished), Classifier(strategy.encoder, 1, config.model.dtype), seed=seed
+        )
         source = json.loads((folder / "adapted.json").read_text())["source"]
-        return Adapted(strategy.encoder, without_head(params), stats, source)
+        return Adapted(strategy.encoder, without_head(params), batch_stats, source)
     assert corpus is not None
     run = dapt_run(config, strategy, seed, corpus)
     network = run.programs[0].model
     assert isinstance(network, Classifier)
-    params, stats, merged = locate.load(strategy.weights, network, seed=seed)
-    scorer = scorer_for(config, run, target, tools, folder, until)
-    tools = dataclasses.replace(tools, folder=folder / "state", hook=scorer)
-    params, stats = loop.train(run, params, stats, tools)
+    params, batch_stats, merged = locate.load(strategy.weights, network, seed=seed)
+    scorer = scorer_for(config, run, target, context, folder, until)
+    context = dataclasses.replace(context, folder=folder / "state", hook=scorer)
+    params, batch_stats = loop.train(run, params, batch_stats, context)
     if scorer:
-        params, stats = scorer.chosen(params, stats)
+        params, batch_stats = scorer.chosen(params, batch_stats)
     about = {
         "model": strategy.encoder.name,
         "groups": strategy.encoder.groups,
@@ -225,19 +229,19 @@ def adapt(
         "scored": scorer.points if scorer else [],
     }
     atomic_files.write_text(folder / "adapted.json", json.dumps(about, indent=1) + "\n")
-    export.write(finished, params, stats)
+    export.write(finished, params, batch_stats)
     shutil.rmtree(folder / "state")
     if not config.score.downstream:
         shutil.rmtree(folder / SCORED, ignore_errors=True)
-    return Adapted(strategy.encoder, without_head(params), stats, merged.source)
+    return Adapted(strategy.encoder, without_head(params), batch_stats, merged.source)
 
 
 def scorer_for(
-    config: Any, run: Run, target: Dataset | None, tools: Tools, folder: Path, until: int = 0
+    config: Any, run: Run, target: Dataset | None, context: RunContext, folder: Path, until: int = 0
 ) -> Scorer | None:
     """Who scores a run along the way, where the config wants scores: pausing after `until` epochs, if that is not 0."""
     settings = Settings.of(config)
-    return Scorer(settings, run, target, folder / SCORED, tools, until) if settings and target is not None else None
+    return Scorer(settings, run, target, folder / SCORED, context, until) if settings and target is not None else None
 
 
 def without_head(params: Tree) -> Tree:

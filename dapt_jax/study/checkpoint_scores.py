@@ -16,7 +16,7 @@ from dapt_jax.study.adapt import SCORED, Adapted, dapt_run, without_head
 from dapt_jax.study.scorer import Plan
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import Arm, Task
-from dapt_jax.training.run import Tools
+from dapt_jax.training.run import RunContext
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
 
@@ -48,7 +48,7 @@ def plan(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, ima
     return Plan.of(settings, dapt_run(config, strategy, seed, corpus), len(images))
 
 
-def words(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, images: Dataset | None) -> str:
+def score_cost_line(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, images: Dataset | None) -> str:
     """What scoring one arm would take, in a line; empty where it is not scored."""
     planned = plan(config, strategy, seed, corpus, images)
     if planned is None or corpus is None:
@@ -63,7 +63,7 @@ def words(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None, im
 
 def measure_scored(
     config: Any, strategy: Strategy, seed: int, corpus: Dataset, tasks: Sequence[Task], arm: Arm,
-    tools: Tools, folder: Path,
+    context: RunContext, folder: Path,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Measures every scored checkpoint of an arm on the target tasks, as an arm `STRATEGY@EPOCHS` of its own.
 
@@ -71,15 +71,15 @@ def measure_scored(
     """
     run = dapt_run(config, strategy, seed, corpus)
     rows: list[dict[str, Any]] = []
-    processes.bring(folder / "adapted.json")
+    processes.sync_file(folder / "adapted.json")
     for point in json.loads((folder / "adapted.json").read_text())["scored"]:
         epochs = point["epoch"] + 1
         path = folder / SCORED / f"epoch{epochs:04d}.safetensors"
-        processes.bring(path)
+        processes.sync_file(path)
         model = Classifier(strategy.encoder, 1, config.model.dtype)
-        params, stats, merged = locate.load(str(path), model, seed=seed)
+        params, batch_stats, merged = locate.load(str(path), model, seed=seed)
         name = f"{strategy.name}@{epochs}"
-        tools.ledger.put(
+        context.ledger.put(
             Row(
                 name,
                 seed,
@@ -87,12 +87,12 @@ def measure_scored(
                 f"until epoch {epochs}",
                 cached="reused",
                 reused_flops=run.flops(epochs),
-                device=tools.hardware.kind,
-                devices=tools.hardware.count,
+                device=context.hardware.kind,
+                devices=context.hardware.count,
             )
         )
-        adapted = Adapted(strategy.encoder, without_head(params), stats, merged.source)
+        adapted = Adapted(strategy.encoder, without_head(params), batch_stats, merged.source)
         own = dataclasses.replace(arm, strategy=name)
         for task in tasks:
-            rows += classification.transfer(config, task, own, adapted, tools, folder / name)
+            rows += classification.transfer(config, task, own, adapted, context, folder / name)
     return rows

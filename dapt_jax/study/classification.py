@@ -34,10 +34,10 @@ from dapt_jax.study.predictions import Predictions
 from dapt_jax.study.tasks import Arm, Task, check_protocols, result_rows
 from dapt_jax.training import freezing, head_sweep
 from dapt_jax.training.cache import store
-from dapt_jax.training.evaluate import Spread, logits_of
+from dapt_jax.training.evaluate import ShardedForward, forward_fn
 from dapt_jax.training.meter import Meter
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import Run, Tools
+from dapt_jax.training.run import Run, RunContext
 
 FINETUNE = "finetune"
 PROTOCOLS = (*head_sweep.HIDDEN, FINETUNE)
@@ -53,7 +53,7 @@ def check(config: Any) -> None:
 
 
 def transfer(
-    config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, tools: Tools, folder: Path
+    config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, context: RunContext, folder: Path
 ) -> list[dict[str, Any]]:
     """Measures what an encoder is worth on a task.
 
@@ -62,38 +62,40 @@ def transfer(
         task: the task.
         arm: for the results.
         adapted: the encoder.
-        tools: what runs need.
+        context: what runs need.
         folder: of the arm, for the checkpoints of fine-tuning.
 
     Returns:
         Lines for `results.jsonl`.
     """
     if task.is_segmentation:
-        return segmentation.transfer(config, task, arm, adapted, tools, folder)
+        return segmentation.transfer(config, task, arm, adapted, context, folder)
     model = Classifier(adapted.encoder, len(task.development.classes), config.model.dtype)
     rows: list[dict[str, Any]] = []
     keep = Predictions(task)
     protocols = [name for name in config.transfer.protocols if name != FINETUNE]
     if protocols:
-        found = _features(model, adapted, task, arm, tools)
+        found = _features(model, adapted, task, arm, context)
         for protocol in protocols:
-            tools.reporter.advance(0, f"{arm.strategy} seed {arm.seed}  {task.name} {protocol}")
-            rows += on_features(config, task, arm, protocol, found, tools, keep)
+            context.reporter.advance(0, f"{arm.strategy} seed {arm.seed}  {task.name} {protocol}")
+            rows += on_features(config, task, arm, protocol, found, context, keep)
     if FINETUNE in config.transfer.protocols:
-        rows += _finetune(config, task, arm, adapted, tools, folder, keep)
-    if tools.workdir:
-        keep.write(tools.workdir, arm)
+        rows += _finetune(config, task, arm, adapted, context, folder, keep)
+    if context.workdir:
+        keep.write(context.workdir, arm)
     return rows
 
 
-def _features(model: Classifier, adapted: adapt.Adapted, task: Task, arm: Arm, tools: Tools) -> dict[str, np.ndarray]:
+def _features(
+    model: Classifier, adapted: adapt.Adapted, task: Task, arm: Arm, context: RunContext
+) -> dict[str, np.ndarray]:
     """Pooled features of all images of a task, and their entry in the ledger; arms of the same weights share them."""
-    meter = Meter(tools.hardware)
+    meter = Meter(context.hardware)
     found, made = {}, []
     with meter.clock.span("cache"):
         for split, dataset in task.datasets.items():
             found[split], activations = store.pooled(
-                tools.store, model, adapted.params, adapted.stats, dataset.images, meter.clock
+                context.store, model, adapted.params, adapted.batch_stats, dataset.images, meter.clock
             )
             made.append(activations)
     images = sum(len(dataset) for dataset in task.datasets.values())
@@ -105,8 +107,8 @@ def _features(model: Classifier, adapted: adapt.Adapted, task: Task, arm: Arm, t
         model_flops=spent, hardware_flops=spent, cached="filled" if spent else "reused",
         reused_flops=sum(each.flops for each in reused), reused_s=sum(each.seconds for each in reused),
     )  # fmt: skip
-    tools.ledger.put(meter.row(row))
-    tools.reporter.advance(spent, f"{arm.strategy} seed {arm.seed}  {task.name} features")
+    context.ledger.put(meter.row(row))
+    context.reporter.advance(spent, f"{arm.strategy} seed {arm.seed}  {task.name} features")
     return found
 
 
@@ -118,11 +120,11 @@ def head_settings(config: Any, protocol: str, objective: Objective) -> head_swee
     )
 
 
-def head_points(config: Any) -> list[head_sweep.Point]:
+def head_points(config: Any) -> list[head_sweep.HyperParams]:
     """The rates and decays that are tried for every head: those of the grid, or the one that the config names."""
     head = config.transfer.head
     rates, decays = head.grid.lr or (head.lr,), head.grid.weight_decay or (head.weight_decay,)
-    return [head_sweep.Point(rate, decay) for rate, decay in itertools.product(rates, decays)]
+    return [head_sweep.HyperParams(rate, decay) for rate, decay in itertools.product(rates, decays)]
 
 
 def on_features(
@@ -131,7 +133,7 @@ def on_features(
     arm: Arm,
     protocol: str,
     found: dict[str, np.ndarray],
-    tools: Tools | None,
+    context: RunContext | None,
     keep: Predictions | None = None,
 ) -> list[dict[str, Any]]:
     """Trains a protocol's heads on features and scores them.
@@ -142,14 +144,14 @@ def on_features(
         arm: for the results.
         protocol: of `heads.HIDDEN`; any other name is a linear head.
         found: features by split name.
-        tools: for the ledger; None to keep the cost out of it.
+        context: for the ledger; None to keep the cost out of it.
         keep: takes what the heads say of every image; None for nobody.
     """
     development = task.development
     objective = adapt.objective_for(development, config.transfer.head)
     settings = head_settings(config, protocol, objective)
     folds = task.folds(config.transfer.folds, arm.seed)
-    meter = Meter(tools.hardware) if tools else None
+    meter = Meter(context.hardware) if context else None
     labels = development.expected  # losses are linear in the targets
     training, points = [train for train, _ in folds], head_points(config)
     fraction = config.transfer.head.grid.val_fraction
@@ -157,17 +159,17 @@ def on_features(
     splits = head_sweep.of_folds(training, arm.seed)
     trained = head_sweep.tune(found["development"], labels, splits, inner, settings, points)
     jax.block_until_ready(trained.params)
-    if tools and meter:
+    if context and meter:
         seconds = meter.clock.wall
         inputs = found["development"].shape[1]
         size = freezing.count(head_sweep.parameter_shapes(inputs, settings.hidden, objective.outputs))
         row = Row(
             arm.strategy, arm.seed, "transfer", f"{task.name}/{protocol}", steps=trained.steps, images=trained.images,
             model_flops=trained.flops, hardware_flops=trained.flops, trainable_params=size, total_params=size,
-            peak_flops=tools.hardware.peak_for("float32"),
+            peak_flops=context.hardware.peak_for("float32"),
         )  # fmt: skip
-        tools.ledger.put(dataclasses.replace(meter.row(row), train_s=seconds))
-        tools.reporter.advance(trained.flops, f"{arm.strategy} seed {arm.seed}  {task.name} {protocol}")
+        context.ledger.put(dataclasses.replace(meter.row(row), train_s=seconds))
+        context.reporter.advance(trained.flops, f"{arm.strategy} seed {arm.seed}  {task.name} {protocol}")
     by_split = {split: trained.probabilities(values)[:, 0] for split, values in found.items()}
     held = [(by_split["development"][fold, rows], rows) for fold, (_, rows) in enumerate(folds)]
     others = {split: list(values) for split, values in by_split.items() if split != "development"}
@@ -216,7 +218,7 @@ def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int,
 
 
 def _finetune(
-    config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, tools: Tools, folder: Path, keep: Predictions
+    config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, context: RunContext, folder: Path, keep: Predictions
 ) -> list[dict[str, Any]]:
     settings = config.transfer.finetune
     folds = task.folds(config.transfer.folds, arm.seed)[: settings.folds]
@@ -228,9 +230,11 @@ def _finetune(
         model = run.programs[0].model
         shapes, _ = model.abstract()
         params = {**adapted.params, HEAD: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[HEAD].items()}}
-        own = dataclasses.replace(tools, folder=state / f"fold{fold}")
-        params, stats = adapt.trained(run, params, adapted.stats, own, settings.early_stop)
-        predict = functools.partial(predictions, run, params, stats, settings.test_crops, tools.mesh)
+        own = dataclasses.replace(context, folder=state / f"fold{fold}")
+        params, batch_stats = adapt.train_with_early_stopping(
+            run, params, adapted.batch_stats, own, settings.early_stop
+        )
+        predict = functools.partial(predictions, run, params, batch_stats, settings.test_crops, context.mesh)
         held.append((predict(task.development.take(held_rows)), held_rows))
         for split, dataset in task.held_out.items():
             others[split].append(predict(dataset))
@@ -240,14 +244,16 @@ def _finetune(
     return rows
 
 
-def predictions(run: Run, params: Tree, stats: Tree, crop_number: int, mesh: Mesh, dataset: Dataset) -> np.ndarray:
+def predictions(
+    run: Run, params: Tree, batch_stats: Tree, crop_number: int, mesh: Mesh, dataset: Dataset
+) -> np.ndarray:
     """Probabilities of the squares that the network was trained on: the one in the middle, or the mean of ten."""
     objective = run.programs[0].objective
-    forward = Spread(logits_of(run.programs[0].model, None), params, stats, mesh)
+    forward = ShardedForward(forward_fn(run.programs[0].model, None), params, batch_stats, mesh)
     side = run.programs[-1].augment.size(dataset.images.size)
     rows = np.arange(len(dataset), dtype=np.int32)
     parts = []
-    for images, part in pipeline.in_order(dataset, rows, run.batch_size, sharding.share(run.batch_size, mesh)):
+    for images, part in pipeline.in_order(dataset, rows, run.batch_size, sharding.local_slice(run.batch_size, mesh)):
         squares = crops.ten(images, side) if crop_number == 10 else [crops.centre(images, side)]
         found = [np.asarray(objective.probabilities(jnp.asarray(forward(square)))) for square in squares]
         parts.append(np.mean(found, 0, dtype=found[0].dtype)[: len(part)] if len(found) > 1 else found[0][: len(part)])

@@ -21,7 +21,7 @@ from dapt_jax.study.adapt import dapt_run, scorer_for
 from dapt_jax.study.scorer import Plan, Scorer
 from dapt_jax.study.strategies import Strategy, resolve
 from dapt_jax.training import loop
-from dapt_jax.training.run import Run, Tools
+from dapt_jax.training.run import Run, RunContext
 from dapt_jax.transferability.registry import entry
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
@@ -60,9 +60,9 @@ def rounds_of(arms: int) -> int:
     return max(1, math.ceil(math.log2(arms)))
 
 
-def allowance(total: int, arms: int, alive: int) -> float:
+def round_budget(total: int, arms: int, survivors: int) -> float:
     """FLOPs that a round of a competition among `arms` gives to each of those that are still in it."""
-    return total / rounds_of(arms) / alive
+    return total / rounds_of(arms) / survivors
 
 
 def check(
@@ -89,7 +89,7 @@ def check(
         epochs = first_change(plan)
         needed[strategy.name] = own.flops(epochs) + plan.until(own, epochs)
     full = full_flops(config, seed, corpora[""])
-    if int(allowance(int(config.budget * full), len(needed), len(needed))) < min(needed.values()):
+    if int(round_budget(int(config.budget * full), len(needed), len(needed))) < min(needed.values()):
         parts = rounds_of(len(needed)) * len(needed)
         least, most = (
             math.ceil(1000 * flops * parts / full + 1) / 1000 for flops in (min(needed.values()), max(needed.values()))
@@ -125,7 +125,7 @@ def run(
     seed: int,
     corpora: Mapping[str, Dataset],
     target: Dataset,
-    tools: Tools,
+    context: RunContext,
     workdir: Path,
 ) -> Outcome:
     """Lets the strategies compete, or reads how they did; the winner is left where its part of the budget ended.
@@ -136,34 +136,34 @@ def run(
         seed: of all of them.
         corpora: in-domain images, by name.
         target: images that are scored.
-        tools: what runs need.
+        context: what runs need.
         workdir: of the study.
     """
     record = workdir / "checkpoints" / f"halving-seed{seed}.json"
-    if processes.bring(record):
+    if processes.sync_file(record):
         found = json.loads(record.read_text())
         return Outcome(found["winner"], found["epochs"])
     arms = {strategy.name: strategy for strategy in strategies}
     runs = {name: dapt_run(config, strategy, seed, corpora[strategy.corpus]) for name, strategy in arms.items()}
     folders = {name: workdir / "checkpoints" / f"{name}-seed{seed}" for name in arms}
-    watchers = {name: _scorer(config, runs[name], target, tools, folders[name], 0) for name in arms}
+    watchers = {name: _scorer(config, runs[name], target, context, folders[name], 0) for name in arms}
     total = int(config.budget * full_flops(config, seed, corpora[""]))
-    alive, spent = list(arms), dict.fromkeys(arms, 0)
+    survivors, spent = list(arms), dict.fromkeys(arms, 0)
     history: list[dict[str, Any]] = []
     allowed = 0.0
     for number in range(rounds_of(len(arms))):
-        allowed += allowance(total, len(arms), len(alive))
-        until = {name: affordable(runs[name], watchers[name].plan, int(allowed)) for name in alive}
-        able = [name for name in alive if until[name] >= first_change(watchers[name].plan)]
+        allowed += round_budget(total, len(arms), len(survivors))
+        until = {name: affordable(runs[name], watchers[name].plan, int(allowed)) for name in survivors}
+        eligible = [name for name in survivors if until[name] >= first_change(watchers[name].plan)]
         scores: dict[str, float | None] = {}
-        for name in able:
-            scorer = _advance(config, arms[name], runs[name], seed, target, tools, folders[name], until[name])
+        for name in eligible:
+            scorer = _advance(config, arms[name], runs[name], seed, target, context, folders[name], until[name])
             spent[name] = runs[name].flops(until[name]) + scorer.flops
             scores[name] = scorer.points[-1]["scores"][config.select]
         history.append({"round": number + 1, "epochs": until, "scores": scores, "flops": dict(spent)})
-        alive = keep(scores, entry(config.select).higher_is_better, max(1, math.ceil(len(alive) / 2)))
-        tools.reporter.say(f"halving seed {seed}, round {number + 1}: {', '.join(alive)} of {len(until)} go on")
-    winner = alive[0]
+        survivors = keep(scores, entry(config.select).higher_is_better, max(1, math.ceil(len(survivors) / 2)))
+        context.reporter.say(f"halving seed {seed}, round {number + 1}: {', '.join(survivors)} of {len(until)} go on")
+    winner = survivors[0]
     left = total - sum(spent.values()) + spent[winner]
     epochs = affordable(runs[winner], watchers[winner].plan, left)
     for name in arms:
@@ -174,17 +174,17 @@ def run(
     return Outcome(winner, epochs)
 
 
-def _scorer(config: Any, run: Run, target: Dataset, tools: Tools, folder: Path, until: int) -> Scorer:
-    scorer = scorer_for(config, run, target, tools, folder, until)
+def _scorer(config: Any, run: Run, target: Dataset, context: RunContext, folder: Path, until: int) -> Scorer:
+    scorer = scorer_for(config, run, target, context, folder, until)
     assert scorer is not None  # the config names a score
     return scorer
 
 
 def _advance(
-    config: Any, strategy: Strategy, run: Run, seed: int, target: Dataset, tools: Tools, folder: Path, until: int
+    config: Any, strategy: Strategy, run: Run, seed: int, target: Dataset, context: RunContext, folder: Path, until: int
 ) -> Scorer:
     """Trains an arm further, from where it was paused, up to a number of epochs."""
-    scorer = _scorer(config, run, target, tools, folder, until)
-    params, stats, _ = locate.load(strategy.weights, scorer.model, seed=seed)
-    loop.train(run, params, stats, dataclasses.replace(tools, folder=folder / "state", hook=scorer))
+    scorer = _scorer(config, run, target, context, folder, until)
+    params, batch_stats, _ = locate.load(strategy.weights, scorer.model, seed=seed)
+    loop.train(run, params, batch_stats, dataclasses.replace(context, folder=folder / "state", hook=scorer))
     return scorer

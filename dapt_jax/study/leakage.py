@@ -9,7 +9,7 @@ from dapt_jax.data.splits import check_disjoint
 from dapt_jax.study.tasks import Task
 
 
-def check(tasks: Sequence[Task], corpora: Mapping[str, Dataset]) -> None:
+def check_leakage(tasks: Sequence[Task], corpora: Mapping[str, Dataset]) -> None:
     """Refuses an image or a patient that is in two sets which have to be apart.
 
     Args:

@@ -199,7 +199,7 @@ def show(config: Any, strategies: list[Strategy], corpora: Mapping[str, Dataset]
     console.print(_about_memory(config.adapt.batch_size, lacking), soft_wrap=True)
     target = checkpoint_scores.target(config, tasks)
     for strategy in strategies:
-        if line := checkpoint_scores.words(config, strategy, seed, corpus_of[strategy.name], target):
+        if line := checkpoint_scores.score_cost_line(config, strategy, seed, corpus_of[strategy.name], target):
             console.print(line, soft_wrap=True)
     adapting = [dapt_run(config, each, seed, corpora[each.corpus]) for each in strategies if each.phases]
     if line := uncounted(adapting):

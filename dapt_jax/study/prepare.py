@@ -77,7 +77,7 @@ def prepare(config: Any) -> Study:
     corpora = _corpora(config, adapting)
     tasks = tuple(_task(config, name) for name in config.tasks)
     study = Study(config, strategies, corpora, tasks, _about_weights(params, merged))
-    leakage.check(study.tasks, study.corpora)
+    leakage.check_leakage(study.tasks, study.corpora)
     if config.budget and not (config.select and "" in corpora):
         raise UserError(
             "budget is for strategies that adapt, compared by a score; expected select='robustness', or budget=0"

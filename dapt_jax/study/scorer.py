@@ -23,7 +23,7 @@ from dapt_jax.models.encoder import TAP, Encoder, Tree
 from dapt_jax.records.ledger import Row
 from dapt_jax.runtime import processes
 from dapt_jax.training import accounting
-from dapt_jax.training.run import Run, Tools
+from dapt_jax.training.run import Run, RunContext
 from dapt_jax.training.steps import PhaseProgram
 from dapt_jax.transferability import registry
 from dapt_jax.transferability.robustness import jitter
@@ -41,23 +41,23 @@ def level_group(encoder: Encoder, level: int) -> int:
     Raises:
         UserError: the encoder has no such level.
     """
-    if not 0 < level <= len(encoder.levels):
-        raise UserError(f"score.level is {level}; {encoder.name} has 1 to {len(encoder.levels)}")
-    return encoder.index(encoder.levels[-level].name.removesuffix(f"/{TAP}"))
+    if not 0 < level <= len(encoder.pyramid_levels):
+        raise UserError(f"score.level is {level}; {encoder.name} has 1 to {len(encoder.pyramid_levels)}")
+    return encoder.index(encoder.pyramid_levels[-level].name.removesuffix(f"/{TAP}"))
 
 
 @functools.cache
 def _prefix(model: Classifier, start: int) -> Callable[..., Any]:
-    return jax.jit(lambda params, stats, images: model.prefix(params, stats, images, start))
+    return jax.jit(lambda params, batch_stats, images: model.prefix(params, batch_stats, images, start))
 
 
 @functools.cache
 def _rest(model: Classifier, start: int, level: int) -> Callable[..., Any]:
     """Activations at a boundary to the map at a level and the pooled features."""
 
-    def rest(params: Tree, stats: Tree, x: Any) -> Any:
-        at_level, _ = model.encoder.apply(params, stats, x, start=start, stop=level + 1)
-        last, _ = model.encoder.apply(params, stats, at_level, start=level + 1)
+    def rest(params: Tree, batch_stats: Tree, x: Any) -> Any:
+        at_level, _ = model.encoder.apply(params, batch_stats, x, start=start, stop=level + 1)
+        last, _ = model.encoder.apply(params, batch_stats, at_level, start=level + 1)
         return model.encoder.as_map(at_level), pool(last)
 
     return jax.jit(rest)
@@ -141,7 +141,9 @@ def _start(program: PhaseProgram, level: int) -> int:
 class Scorer:
     """The scores of one run: see the module."""
 
-    def __init__(self, settings: Settings, run: Run, target: Dataset, folder: Path, tools: Tools, until: int = 0):
+    def __init__(
+        self, settings: Settings, run: Run, target: Dataset, folder: Path, context: RunContext, until: int = 0
+    ):
         """Draws the sample.
 
         Args:
@@ -149,13 +151,13 @@ class Scorer:
             run: that is watched.
             target: the target task's development images.
             folder: for the weights of scored epochs.
-            tools: ledger and hardware.
+            context: ledger and hardware.
             until: epochs of the run after which to pause; 0 for none.
 
         Raises:
             UserError: the budget does not reach (see `Plan.of`), or an image has no mask where a score needs them.
         """
-        self.settings, self.run, self.folder, self.tools, self.until = settings, run, folder, tools, until
+        self.settings, self.run, self.folder, self.context, self.until = settings, run, folder, context, until
         self.plan = Plan.of(settings, run, len(target))
         rows = np.sort(np.random.default_rng(SEED).permutation(len(target))[: self.plan.images])
         self.sample = target.take(rows)
@@ -187,14 +189,16 @@ class Scorer:
         """Whether the run stops here, for good or for now."""
         return self.stopped or (bool(self.until) and self.done >= self.until)
 
-    def after_epoch(self, number: int, epoch: int, params: Tree, stats: Tree, scores: Mapping[str, float]) -> bool:
+    def after_epoch(
+        self, number: int, epoch: int, params: Tree, batch_stats: Tree, scores: Mapping[str, float]
+    ) -> bool:
         """Scores the network if it is time.
 
         Args:
             number: of the phase.
             epoch: of the run, just finished.
             params: to evaluate with.
-            stats: batch-norm statistics.
+            batch_stats: batch-norm statistics.
             scores: on the rows that the run watches; the sample's own are what counts here.
 
         Returns:
@@ -202,14 +206,14 @@ class Scorer:
         """
         del scores
         if epoch in self.plan.epochs:
-            self._score(number, epoch, params, stats)
-            self.tools.ledger.put(self.row())
+            self._score(number, epoch, params, batch_stats)
+            self.context.ledger.put(self.row())
         self.done = epoch + 1
         return self.ends
 
-    def _score(self, number: int, epoch: int, params: Tree, stats: Tree) -> None:
-        material = self.material(number, params, stats)
-        found = processes.told(
+    def _score(self, number: int, epoch: int, params: Tree, batch_stats: Tree) -> None:
+        material = self.material(number, params, batch_stats)
+        found = processes.broadcast_from_primary(
             lambda: registry.evaluate(self.settings.names, material, robustness=self._robustness_settings())
         )
         self.flops += self.plan.each[number]
@@ -218,7 +222,7 @@ class Scorer:
         point: dict[str, Any] = {"epoch": epoch, "share": self.plan.epochs[epoch], "scores": values}
         self.points.append({**point, **({"reasons": reasons} if reasons else {})})
         if self.settings.select or self.settings.keep:
-            export.write(self.file(epoch), jax.device_get(params), jax.device_get(stats))
+            export.write(self.file(epoch), jax.device_get(params), jax.device_get(batch_stats))
         if self.settings.select:
             index, self.stopped = self._choice()
             for place, each in enumerate(self.points):
@@ -236,10 +240,10 @@ class Scorer:
             registry.entry(name).higher_is_better,
         )
 
-    def material(self, number: int, params: Tree, stats: Tree) -> registry.Sample:
+    def material(self, number: int, params: Tree, batch_stats: Tree) -> registry.Sample:
         """What the scores need of the sample, from the network as it is."""
         program, settings = self.run.programs[number], self.settings
-        passes = [self._encode(program, x, params, stats) for x in self._activations(number, params, stats)]
+        passes = [self._encode(program, x, params, batch_stats) for x in self._activations(number, params, batch_stats)]
         jittered, plain = passes[: settings.jittered], passes[settings.jittered :]
         at_level, last = plain[0] if plain else jittered[0]
         labels = None if self.sample.multi_label else self.sample.labels
@@ -254,7 +258,7 @@ class Scorer:
         views = np.stack([level for level, _ in jittered]) if jittered else None
         return registry.Sample(last, labels, views, source, maps, masks)
 
-    def _activations(self, number: int, params: Tree, stats: Tree) -> list[np.ndarray]:
+    def _activations(self, number: int, params: Tree, batch_stats: Tree) -> list[np.ndarray]:
         """The sample's views, then the images as they are, at the boundary below which the phase changes nothing."""
         if self._kept is not None and self._kept[0] == number:
             return self._kept[1]
@@ -264,16 +268,18 @@ class Scorer:
         images = self.sample.images.batch(rows)
         seen = [np.asarray(jitter(images, SEED, view, rows)) for view in range(self.settings.jittered)]
         seen += [images] * self.settings.plain
-        kept = [np.concatenate(list(_in_batches(forward, params, stats, view))) for view in seen]
+        kept = [np.concatenate(list(_in_batches(forward, params, batch_stats, view))) for view in seen]
         if number not in self.filled:  # after a restart the prefix is computed again, and not charged again
             self.filled.append(number)
             self.flops += self.plan.first[number]
         self._kept = number, kept
         return kept
 
-    def _encode(self, program: PhaseProgram, x: np.ndarray, params: Tree, stats: Tree) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(
+        self, program: PhaseProgram, x: np.ndarray, params: Tree, batch_stats: Tree
+    ) -> tuple[np.ndarray, np.ndarray]:
         forward = _rest(program.model, _start(program, self.level), self.level)
-        parts = list(_in_batches(forward, params, stats, x))
+        parts = list(_in_batches(forward, params, batch_stats, x))
         at_level, last = (np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True))
         return at_level, last
 
@@ -281,14 +287,14 @@ class Scorer:
         """Where the weights of a scored epoch are."""
         return self.folder / f"epoch{epoch + 1:04d}.safetensors"
 
-    def chosen(self, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
+    def chosen(self, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
         """The weights that the rule chooses; those given where it chooses the last, or nothing was scored."""
         if not self.settings.select or not self.points:
-            return params, stats
+            return params, batch_stats
         point = self.points[self._choice()[0]]
         if point is self.points[-1]:
-            return params, stats
-        processes.bring(self.file(point["epoch"]))
+            return params, batch_stats
+        processes.sync_file(self.file(point["epoch"]))
         chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.model, seed=0)
         return chosen, chosen_stats
 
@@ -298,16 +304,16 @@ class Scorer:
         return Row(
             strategy=self.run.strategy, seed=self.run.seed, stage="score", phase="scores",
             images=self.plan.images * passes * len(self.points), model_flops=self.flops, hardware_flops=self.flops,
-            device=self.tools.hardware.kind, devices=self.tools.hardware.count, curve=list(self.points),
+            device=self.context.hardware.kind, devices=self.context.hardware.count, curve=list(self.points),
         )  # fmt: skip
 
 
-def _in_batches(forward: Callable[..., Any], params: Tree, stats: Tree, x: np.ndarray) -> Sequence[Any]:
+def _in_batches(forward: Callable[..., Any], params: Tree, batch_stats: Tree, x: np.ndarray) -> Sequence[Any]:
     """A jitted function over rows, in batches of one shape."""
     found = []
     for start in range(0, len(x), BATCH):
         part = x[start : start + BATCH]
         filled = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), axis=0)])
-        out = jax.device_get(forward(params, stats, filled))
+        out = jax.device_get(forward(params, batch_stats, filled))
         found.append(tuple(leaf[: len(part)] for leaf in out) if isinstance(out, tuple) else out[: len(part)])
     return found

@@ -27,9 +27,9 @@ from dapt_jax.settings.defaults import BASELINE
 from dapt_jax.study import adapt
 from dapt_jax.study.tasks import Arm, Task, check_protocols, result_rows
 from dapt_jax.training import windows
-from dapt_jax.training.evaluate import Spread
+from dapt_jax.training.evaluate import ShardedForward
 from dapt_jax.training.phases import Norm, Phase
-from dapt_jax.training.run import Run, Tools
+from dapt_jax.training.run import Run, RunContext
 
 FROZEN, FINETUNE = "frozen", "finetune"
 PROTOCOLS = (FROZEN, FINETUNE)
@@ -109,7 +109,7 @@ def runs(config: Any, task: Task, arm: Arm, encoder: Encoder, protocol: str) -> 
 
 
 def transfer(
-    config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, tools: Tools, folder: Path
+    config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, context: RunContext, folder: Path
 ) -> list[dict[str, Any]]:
     """Measures what an encoder is worth on a task of masks; arguments and result are those of `transfer.transfer`."""
     settings = config.transfer.segmentation
@@ -120,18 +120,18 @@ def transfer(
         for fold, (run, held_rows) in enumerate(runs(config, task, arm, adapted.encoder, protocol)):
             model = run.programs[0].model
             assert isinstance(model, Segmenter)
-            params, stats = model.init(arm.seed)
-            params, stats = model.adopt(params, adapted.params), model.adopt(stats, adapted.stats)
-            own = dataclasses.replace(tools, folder=state / f"fold{fold}")
-            params, stats = adapt.trained(run, params, stats, own, settings.early_stop)
-            predict = _predictor(run, params, stats, settings, tools.mesh)
-            tools.reporter.advance(0, f"{run.title}: segmenting")
+            params, batch_stats = model.init(arm.seed)
+            params, batch_stats = model.adopt(params, adapted.params), model.adopt(batch_stats, adapted.batch_stats)
+            own = dataclasses.replace(context, folder=state / f"fold{fold}")
+            params, batch_stats = adapt.train_with_early_stopping(run, params, batch_stats, own, settings.early_stop)
+            predict = _predictor(run, params, batch_stats, settings, context.mesh)
+            context.reporter.advance(0, f"{run.title}: segmenting")
             for split, dataset in task.datasets.items():
                 scored = dataset.take(held_rows) if split == "development" else dataset
                 overlays = Overlays(scored, settings.overlays if fold == 0 and arm.seed == config.seeds[0] else 0)
                 found[split].append(_scores(scored, predict, run.batch_size, overlays))
-                if tools.workdir:
-                    overlays.write(tools.workdir, task.name, split, arm.strategy, protocol)
+                if context.workdir:
+                    overlays.write(context.workdir, task.name, split, arm.strategy, protocol)
         rows += result_rows(task, arm, protocol, task.development.segments, found)
         shutil.rmtree(state)
     return rows
@@ -141,12 +141,12 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """Images uint8 [k, h, w, 3] to masks uint8 [k, h, w]."""
 
 
-def _predictor(run: Run, params: Any, stats: Any, settings: Any, mesh: Mesh) -> Predict:
+def _predictor(run: Run, params: Any, batch_stats: Any, settings: Any, mesh: Mesh) -> Predict:
     """Segments images as they are, or through windows of the side that the network was trained on."""
     program = run.programs[-1]
     assert isinstance(program.objective, MaskObjective)
-    spread = Spread(windows.probabilities_of(program.model, program.objective), params, stats, mesh)
-    own = sharding.share(run.batch_size, mesh)
+    spread = ShardedForward(windows.probabilities_of(program.model, program.objective), params, batch_stats, mesh)
+    own = sharding.local_slice(run.batch_size, mesh)
     decide = windows.decide(program.objective)
 
     def predict(images: np.ndarray) -> np.ndarray:

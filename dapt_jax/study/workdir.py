@@ -9,14 +9,14 @@ from dapt_jax.records.study_records import Records
 from dapt_jax.runtime import atomic_files
 from dapt_jax.settings import checks
 
-WHERE_AND_HOW = (
+NON_RESULT_SETTINGS = (
     "mode", "data_dir", "checkpoint", "report", "energy", "measure_peak", "data.threads", "data.cache_mb", "data.stall_s",
     "aot", "cache.dir", "parallel", "watch", "profile", "debug",
 )  # fmt: skip
 """Settings, or sections of them, that may differ between two starts of one study: they do not change its results."""
 
 
-def claim(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:
+def check_workdir(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:
     """Writes `config.json`, or checks that the one that is there is of the same study.
 
     Raises:
@@ -28,7 +28,7 @@ def claim(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:
         ours, held = checks.flat(mine), checks.flat(Records.read(workdir).config)
         for key in sorted({*ours, *held}):
             section, _, name = key.partition(".")
-            if {section, key} & {*WHERE_AND_HOW} or ours.get(key) == held.get(key):
+            if {section, key} & {*NON_RESULT_SETTINGS} or ours.get(key) == held.get(key):
                 continue
             differs = f"{key} was {held.get(key)!r} there and is {ours.get(key)!r} now"
             if section == "images":

@@ -43,10 +43,10 @@ def _traced_with_lax(fn: Any, *args: Any) -> flops.Flops:
 @functools.cache
 def boundary_shapes(model: Network, image_size: int) -> tuple[Any, ...]:
     """Shapes and dtypes of one image's activations at every boundary, pytrees, the preprocessed image first."""
-    params, stats = model.abstract()
+    params, batch_stats = model.abstract()
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
     with ops.formulation("lax"):
-        traced = jax.eval_shape(model.trail, params, stats, images)
+        traced = jax.eval_shape(model.activations_at_boundaries, params, batch_stats, images)
     return tuple(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), out) for out in traced)
 
 
@@ -62,9 +62,9 @@ def _batched(shapes: Any, batch: int) -> Any:
 @functools.cache
 def forward(model: Network, image_size: int, stop: int) -> flops.Flops:
     """FLOPs of one image's forward pass up to a boundary."""
-    params, stats = model.abstract()
+    params, batch_stats = model.abstract()
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
-    return _traced_with_lax(lambda p, s, x: model.prefix(p, s, x, stop), params, stats, images)
+    return _traced_with_lax(lambda p, s, x: model.prefix(p, s, x, stop), params, batch_stats, images)
 
 
 _costs: dict[Hashable, ImageCost] = {}
@@ -81,8 +81,8 @@ def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
 def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     program = dataclasses.replace(program, parts=1, norm_groups=1)  # one image cannot be cut
     model, side = program.model, program.augment.size(image_size)
-    params, stats = model.abstract()
-    state = _abstract(jax.eval_shape(program.fresh_state, params, stats))
+    params, batch_stats = model.abstract()
+    state = _abstract(jax.eval_shape(program.init_state, params, batch_stats))
     one = _batched(boundary_shape(model, program.mask.boundary, side), 1)
     weight, rate = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     suffix = _traced_with_lax(program.update, state, one, program.objective.label_shape(1, side), weight, rate)
@@ -103,20 +103,20 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
             at a time is not counted.
     """
     model, side = program.model, program.augment.size(image_size)
-    params, stats = model.abstract()
+    params, batch_stats = model.abstract()
     train, rest = freezing.partition(params, program.mask.trainable)
     at_once = -(-batch // program.parts)
     inputs = _batched(boundary_shape(model, program.mask.boundary, side), at_once)
 
-    def loss(train: Any, rest: Any, stats: Any, x: Any, labels: Any) -> Any:
+    def loss(train: Any, rest: Any, batch_stats: Any, x: Any, labels: Any) -> Any:
         full = freezing.combine(train, rest)
-        logits, _ = model.suffix(full, stats, x, program.mask.boundary, program.mask.norm_modes)
+        logits, _ = model.suffix(full, batch_stats, x, program.mask.boundary, program.mask.norm_modes)
         return program.objective.total(logits, labels, jnp.ones(at_once))
 
     opt = jax.eval_shape(program.tx.init, params)
     with ops.formulation("lax"):
         kept = memory.train_peak_bytes(
-            loss, train, rest, stats, inputs, program.objective.label_shape(at_once, side), optimizer_state=opt
+            loss, train, rest, batch_stats, inputs, program.objective.label_shape(at_once, side), optimizer_state=opt
         )
     waiting = memory.tree_bytes(boundary_shape(model, program.mask.boundary, side)) * (batch - at_once)
     images = batch * image_size * image_size * 3
@@ -127,7 +127,7 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
 
 def _elsewhere(state: Any, fsdp: int) -> int:
     """Bytes of a state that other devices hold."""
-    leaves = [leaf for leaf in jax.tree.leaves(state) if sharding.spread_axis(leaf.shape, fsdp) is not None]
+    leaves = [leaf for leaf in jax.tree.leaves(state) if sharding.fsdp_axis(leaf.shape, fsdp) is not None]
     return sum(memory.tree_bytes(leaf) * (fsdp - 1) // fsdp for leaf in leaves)
 
 

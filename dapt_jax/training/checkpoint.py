@@ -41,7 +41,7 @@ def saved_part(state: State, programs: list[PhaseProgram], phase: int) -> State:
     return {
         **state,
         "params": freezing.prune(freezing.partition(state["params"], touched)[0]),
-        "stats": state["stats"] if has_new_stats else {},
+        "batch_stats": state["batch_stats"] if has_new_stats else {},
     }
 
 
@@ -75,7 +75,7 @@ class Checkpoints:
         policies = preservation_policy
         kept = policies.AnyPreservationPolicy([policies.LatestN(2), policies.CustomSteps(self._keep)])
         alone = ocp.options.MultiprocessingOptions()
-        if processes.are_several():
+        if processes.is_multi_process():
             alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="primary")
         options = ocp.CheckpointManagerOptions(preservation_policy=kept, multiprocessing_options=alone, create=False)
         return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
@@ -84,9 +84,9 @@ class Checkpoints:
         """Saves in the background; `meta` is JSON: data position, plateau, clock, curve. All processes have to call it."""
         flat = _flat(part)
         arrays = [leaf for leaf in flat.values() if isinstance(leaf, jax.Array)]
-        is_spread = processes.are_several() or not all(leaf.is_fully_replicated for leaf in arrays)
+        is_spread = processes.is_multi_process() or not all(leaf.is_fully_replicated for leaf in arrays)
         if is_spread:
-            flat = sharding.fetch(flat)
+            flat = sharding.gather_to_host(flat)
         if not self._writes:
             return
         if is_spread:
@@ -113,7 +113,7 @@ class Checkpoints:
         Returns:
             Step, the saved part of the state, and `meta`.
         """
-        return processes.told(lambda: self._restore(layout, most))
+        return processes.broadcast_from_primary(lambda: self._restore(layout, most))
 
     def _restore(self, layout: Callable[[int], State], most: int | None) -> tuple[int, State, dict[str, Any]] | None:
         self.wait()

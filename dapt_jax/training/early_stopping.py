@@ -40,14 +40,16 @@ class EarlyStop:
         """Whether the run ends where it is."""
         return self.stopped
 
-    def after_epoch(self, number: int, epoch: int, params: Tree, stats: Tree, scores: Mapping[str, float]) -> bool:
+    def after_epoch(
+        self, number: int, epoch: int, params: Tree, batch_stats: Tree, scores: Mapping[str, float]
+    ) -> bool:
         """Takes in the loss on the watched rows; see `run.Hook`."""
         self.done = epoch + 1
         if number != self.phase:
             return False
         if scores["val_loss"] < self.best:
             self.best, self.epoch, self.waited = scores["val_loss"], epoch, 0
-            export.write(self.file, jax.device_get(params), jax.device_get(stats))
+            export.write(self.file, jax.device_get(params), jax.device_get(batch_stats))
         else:
             self.waited += 1
             self.stopped = self.waited > self.patience
@@ -62,10 +64,10 @@ class EarlyStop:
         for name, value in state.items():
             setattr(self, name, value)
 
-    def chosen(self, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
+    def chosen(self, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
         """The weights of the best epoch; those given where that is the last."""
         if self.epoch < 0 or self.epoch == self.done - 1:
-            return params, stats
-        processes.bring(self.file)
+            return params, batch_stats
+        processes.sync_file(self.file)
         kept = safetensors.numpy.load_file(self.file)
-        return tuple(unflatten({path: kept[path] for path in flatten(tree)}) for tree in (params, stats))  # type: ignore[return-value]
+        return tuple(unflatten({path: kept[path] for path in flatten(tree)}) for tree in (params, batch_stats))  # type: ignore[return-value]

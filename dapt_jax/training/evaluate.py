@@ -16,35 +16,35 @@ from dapt_jax.models.network import Network
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.store import Activations
 from dapt_jax.training.run import Run
-from dapt_jax.training.steps import PhaseProgram, State, at_rest, evaluation_params
+from dapt_jax.training.steps import PhaseProgram, State, eval_transform, evaluation_params
 
 
 @functools.cache
-def logits_of(model: Network, boundary: int | None) -> Callable[..., jax.Array]:
+def forward_fn(model: Network, boundary: int | None) -> Callable[..., jax.Array]:
     """Activations at a boundary, or images where it is None, to logits; compiled once for all arms."""
     if boundary is None:
         return jax.jit(model.__call__)
-    return jax.jit(lambda params, stats, x: model.suffix(params, stats, x, boundary)[0])
+    return jax.jit(lambda params, batch_stats, x: model.suffix(params, batch_stats, x, boundary)[0])
 
 
-class Spread:
+class ShardedForward:
     """A function of a network and a batch, its rows divided among the devices."""
 
-    def __init__(self, function: Callable[..., jax.Array], params: Any, stats: Any, mesh: Mesh):
+    def __init__(self, function: Callable[..., jax.Array], params: Any, batch_stats: Any, mesh: Mesh):
         """Puts the network on every device.
 
         Args:
             function: jitted, from parameters, statistics and a batch to an array with a row for each of the batch's.
             params: of the network.
-            stats: of the network.
+            batch_stats: of the network.
             mesh: the devices.
         """
         self._function, self._mesh = function, mesh
-        self._weights = sharding.spread_state((params, stats), mesh)
+        self._weights = sharding.shard_state((params, batch_stats), mesh)
 
     def __call__(self, share: Any) -> np.ndarray:
         """The rows of the whole batch, from this process's share of it: see `parallel.share`."""
-        return sharding.fetch(self._function(*self._weights, sharding.split(share, self._mesh)))
+        return sharding.gather_to_host(self._function(*self._weights, sharding.shard_batch(share, self._mesh)))
 
 
 class Evaluator:
@@ -60,31 +60,31 @@ class Evaluator:
             mesh: the devices.
         """
         self._run, self._program, self._clean, self._mesh = run, program, clean, mesh
-        self._logits = logits_of(program.model, program.mask.boundary if clean else None)
+        self._logits = forward_fn(program.model, program.mask.boundary if clean else None)
 
     def __call__(self, state: State) -> dict[str, float]:
         """Returns `val_loss`, and `val_auc` or of masks `val_dice`; or nothing where the run watches no rows."""
         run = self._run
         if not len(run.val_rows):
             return {}
-        logits_of = Spread(self._logits, evaluation_params(state), state["stats"], self._mesh)
-        own = sharding.share(run.batch_size, self._mesh)
+        forward_fn = ShardedForward(self._logits, evaluation_params(state), state["batch_stats"], self._mesh)
+        own = sharding.local_slice(run.batch_size, self._mesh)
         parts = []
         if self._clean:
             for start in range(0, len(run.val_rows), run.batch_size):
                 rows = run.val_rows[start : start + run.batch_size]
-                x = self._program.as_computed(self._clean.rows(0, np.resize(rows, run.batch_size)[own]))
-                parts.append(logits_of(x)[: len(rows)])
+                x = self._program.to_compute_dtype(self._clean.rows(0, np.resize(rows, run.batch_size)[own]))
+                parts.append(forward_fn(x)[: len(rows)])
         else:
-            side = at_rest(self._program.model, self._program.augment).size(run.dataset.images.size)
+            side = eval_transform(self._program.model, self._program.augment).size(run.dataset.images.size)
             for share, rows in pipeline.in_order(run.dataset, run.val_rows, run.batch_size, own):
-                parts.append(logits_of(crops.centre(share, side))[: len(rows)])
+                parts.append(forward_fn(crops.centre(share, side))[: len(rows)])
         return self.scores(np.concatenate(parts))
 
     def scores(self, logits: np.ndarray) -> dict[str, float]:
         """The same from the logits of the watched rows, float32 [v, outputs] or [v, h, w, outputs]."""
         # Schedules and early stopping go by them: machines that round differently must not come to differ.
-        return processes.told(lambda: self._scores(logits))
+        return processes.broadcast_from_primary(lambda: self._scores(logits))
 
     def _scores(self, logits: np.ndarray) -> dict[str, float]:
         run, objective = self._run, self._program.objective

@@ -46,7 +46,7 @@ def group_of(path: str, groups: Iterable[str]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mask:
+class TrainableSpec:
     """What a phase trains, resolved against a model: static and hashable, so one mask means one executable.
 
     Attributes:
@@ -67,7 +67,7 @@ class Mask:
         return dict(self.norms)
 
 
-def resolve(phase: Phase, groups: Sequence[str], parameter_paths: Sequence[str]) -> Mask:
+def resolve_trainable(phase: Phase, groups: Sequence[str], parameter_paths: Sequence[str]) -> TrainableSpec:
     """Resolves a phase's patterns against a model.
 
     Args:
@@ -107,7 +107,7 @@ def resolve(phase: Phase, groups: Sequence[str], parameter_paths: Sequence[str])
     active = {group_of(path, groups) for path in trainable} | set(modes)
     boundary = next(index for index, group in enumerate(groups) if group in active)
     ordered = tuple((group, modes[group]) for group in groups if group in modes)
-    return Mask(trainable, ordered, boundary, _rates(phase, groups, trainable))
+    return TrainableSpec(trainable, ordered, boundary, _rates(phase, groups, trainable))
 
 
 def _rates(phase: Phase, groups: Sequence[str], trainable: Iterable[str]) -> tuple[tuple[str, float], ...]:

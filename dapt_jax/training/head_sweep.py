@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Shaped
 from dapt_jax.cost import flops
 from dapt_jax.data.pipeline import Order
 from dapt_jax.losses import Objective
-from dapt_jax.models.encoder import draw
+from dapt_jax.models.encoder import init_params
 
 HIDDEN: dict[str, tuple[int, ...]] = {"linear": (), "mlp_small": (64, 32), "mlp_large": (512, 256, 256, 128)}
 """Hidden layers by protocol; the two perceptrons are Model 1 and Model 2 of arXiv 2204.13280."""
@@ -63,7 +63,7 @@ def of_folds(folds: Sequence[np.ndarray], seed: int) -> list[Split]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class HyperParams:
     """One setting of a grid.
 
     Attributes:
@@ -132,7 +132,7 @@ def train(
     labels: Shaped[np.ndarray, "n ..."],
     splits: Sequence[Split],
     settings: HeadSettings,
-    points: Sequence[Sequence[Point]],
+    points: Sequence[Sequence[HyperParams]],
 ) -> Heads:
     """Trains a head per split and point.
 
@@ -181,7 +181,7 @@ def tune(
     splits: Sequence[Split],
     inner: Sequence[tuple[np.ndarray, np.ndarray]],
     settings: HeadSettings,
-    points: Sequence[Point],
+    points: Sequence[HyperParams],
 ) -> Heads:
     """Trains one head per split, at the point that is best on rows held out of the split's own training rows.
 
@@ -209,7 +209,7 @@ def tune(
 
 def _initial(shapes: Any, splits: Sequence[Split], points: int) -> Any:
     """Initial weights, stacked over splits and points."""
-    drawn = {split.seed: draw(shapes, split.seed) for split in splits}
+    drawn = {split.seed: init_params(shapes, split.seed) for split in splits}
     if len(shapes) == 1:
         # Directions that no training row has keep their initial weights, which would be noise to a new image.
         drawn = {seed: jax.tree.map(np.zeros_like, one) for seed, one in drawn.items()}

@@ -14,7 +14,7 @@ import jax
 import optax
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.training.freezing import FROZEN, Mask, Tree, path_name
+from dapt_jax.training.freezing import FROZEN, TrainableSpec, Tree, path_name
 from dapt_jax.training.phases import Phase
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -61,7 +61,7 @@ class Optimizer:
         return optax.chain(adam, decay) if self.name == "adamw" else optax.chain(decay, adam)
 
 
-def cohort(path: str, masks: Sequence[Mask], phase: int) -> int | None:
+def cohort(path: str, masks: Sequence[TrainableSpec], phase: int) -> int | None:
     """The phase in which a leaf's present span of training began; None for a leaf frozen in `phase`."""
     if path not in masks[phase].trainable:
         return None
@@ -70,7 +70,7 @@ def cohort(path: str, masks: Sequence[Mask], phase: int) -> int | None:
     return phase
 
 
-def labels(paths: Sequence[str], masks: Sequence[Mask], phase: int) -> tuple[str, ...]:
+def labels(paths: Sequence[str], masks: Sequence[TrainableSpec], phase: int) -> tuple[str, ...]:
     """Which transformation updates each parameter in a phase: its cohort's, with or without decay, or none.
 
     Args:
@@ -106,7 +106,7 @@ def transformation(optimizer: Optimizer, params: Tree, labels: Sequence[str]) ->
     return optax.multi_transform(transforms, jax.tree.unflatten(jax.tree.structure(params), labels))
 
 
-def scaled(directions: Tree, rate: Any, mask: Mask) -> Tree:
+def scaled(directions: Tree, rate: Any, mask: TrainableSpec) -> Tree:
     """Directions to updates: minus the rate of the step times each, and times its own factor where the mask has one."""
     factors = dict(mask.rates)
 

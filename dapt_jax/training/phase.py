@@ -13,13 +13,13 @@ from dapt_jax.monitoring.writers import Epoch
 from dapt_jax.records.ledger import Row
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training import accounting, checkpoint, freezing, optim
-from dapt_jax.training.cache.policy import Place
+from dapt_jax.training.cache.policy import Tier
 from dapt_jax.training.cache.store import Activations, Prefix
 from dapt_jax.training.evaluate import Evaluator
 from dapt_jax.training.freezing import Tree
 from dapt_jax.training.meter import Meter
 from dapt_jax.training.recovery import Diverged
-from dapt_jax.training.run import Run, Tools
+from dapt_jax.training.run import Run, RunContext
 from dapt_jax.training.step_runners import Epochs, Feed, OnDevice, Streamed
 from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
 
@@ -28,10 +28,10 @@ class PhaseLoop:
     """One phase of a run."""
 
     def __init__(
-        self, run: Run, number: int, meta: dict[str, Any], rolled: dict[str, Any], tools: Tools,
+        self, run: Run, number: int, meta: dict[str, Any], rolled: dict[str, Any], context: RunContext,
         saver: checkpoint.Checkpoints | None,
     ):  # fmt: skip
-        self.run_, self.number, self.tools, self.saver, self.rolled = run, number, tools, saver, rolled
+        self.run_, self.number, self.context, self.saver, self.rolled = run, number, context, saver, rolled
         self.program: PhaseProgram = run.programs[number]
         is_second_try = rolled.get("phase") == number
         if is_second_try and not meta:
@@ -40,7 +40,7 @@ class PhaseLoop:
                 "plateau": dataclasses.asdict(dataclasses.replace(run.plateau, scale=rolled["factor"])),
             }
         self.lost: int = rolled["steps"] if is_second_try else 0
-        self.meter = Meter(tools.hardware, meta.get("meter"))
+        self.meter = Meter(context.hardware, meta.get("meter"))
         self.curve: list[dict[str, Any]] = list(meta.get("curve", []))
         self.plateau = optim.Plateau(**meta["plateau"]) if meta else dataclasses.replace(run.plateau)
         self.position: dict[str, Any] = meta.get("position", {})
@@ -60,8 +60,8 @@ class PhaseLoop:
             feed, evaluator = self._feed(state)
             self.work_of_step = float(self.run_.flops_per_image(self.number) * self.run_.batch_size)
         epoch = timeline.position(int(state["step"])).epoch
-        with self.tools.notice.deferred():
-            while epoch < end and not (self.tools.hook and self.tools.hook.ends):
+        with self.context.preemption_handler.deferred():
+            while epoch < end and not (self.context.hook and self.context.hook.ends):
                 if isinstance(feed, Epochs):
                     state, count = self._many_epochs(state, epoch, end, feed, evaluator)
                 else:
@@ -105,17 +105,19 @@ class PhaseLoop:
         with self.meter.clock.span("eval"):
             scores = evaluator(state)
         self._end_epoch(epoch, *sums, scores, (steps - first_batch) * self.run_.batch_size / max(trained_s, 1e-9))
-        if self.tools.hook:
+        if self.context.hook:
             with self.meter.clock.span("eval"):
-                params, stats = evaluation_params(state), state["stats"]
-                if processes.are_several() or self.tools.mesh.shape[sharding.FSDP] > 1:
-                    params, stats = sharding.fetch((params, stats))  # a hook looks at them in this process alone
-                self.tools.hook.after_epoch(self.number, epoch, params, stats, scores)
+                params, batch_stats = evaluation_params(state), state["batch_stats"]
+                if processes.is_multi_process() or self.context.mesh.shape[sharding.FSDP] > 1:
+                    params, batch_stats = sharding.gather_to_host(
+                        (params, batch_stats)
+                    )  # a hook looks at them in this process alone
+                self.context.hook.after_epoch(self.number, epoch, params, batch_stats, scores)
         return self._zeroed(state)
 
     def _zeroed(self, state: State) -> State:
         """The state at the start of an epoch."""
-        return {**state, **sharding.replicate({"loss": np.float32(0), "weight": np.float32(0)}, self.tools.mesh)}
+        return {**state, **sharding.replicate({"loss": np.float32(0), "weight": np.float32(0)}, self.context.mesh)}
 
     def _many_epochs(self, state: State, epoch: int, end: int, feed: Epochs, evaluator: Evaluator) -> tuple[State, int]:
         """Epochs that run as one program, and how many they were; a plateau decides on the rate after each."""
@@ -139,30 +141,30 @@ class PhaseLoop:
         local = epoch - run.timeline.first_epoch(self.number) + 1
         doing = f"{run.title}  {phase.name} epoch {local}/{phase.epochs}"
         speed = batches * run.batch_size / max(seconds, 1e-9)
-        self.tools.reporter.advance(batches * self.work_of_step, doing, speed)
+        self.context.reporter.advance(batches * self.work_of_step, doing, speed)
         at = {
             "phase": run.label + phase.name, "epoch": local, "epochs": phase.epochs, "step": step,
             "steps": run.timeline.steps,
         }  # fmt: skip
         done = (step - run.timeline.first_step(self.number)) * self.work_of_step + self.filled.get("flops", 0)
         key = [run.strategy, run.seed, run.stage, run.label + phase.name]
-        self.tools.watcher.at(at, {"key": key, "model_flops": done, **self.meter.spent()})
+        self.context.heartbeat.at(at, {"key": key, "model_flops": done, **self.meter.spent()})
 
     def _feed(self, state: State, stepwise: bool = False) -> tuple[Feed | Epochs, Evaluator]:
         """Where the inputs come from; `stepwise` asks for steps that are each a program of their own."""
-        run, program, tools, clock = self.run_, self.program, self.tools, self.meter.clock
-        fills = run.fills(self.number)
-        if fills:
-            tools.reporter.advance(0, f"{run.title}  {program.phase.name}: computing the frozen prefix once")
-            inputs = state["params"], state["stats"], run.dataset.images
+        run, program, context, clock = self.run_, self.program, self.context, self.meter.clock
+        prefixes_to_compute = run.prefixes_to_compute(self.number)
+        if prefixes_to_compute:
+            context.reporter.advance(0, f"{run.title}  {program.phase.name}: computing the frozen prefix once")
+            inputs = state["params"], state["batch_stats"], run.dataset.images
             with clock.span("cache"):
-                activations, ran = self._climb(fills, *inputs)
+                activations, ran = self._compute_prefixes(prefixes_to_compute, *inputs)
                 clean = activations
-                prefix, place = fills[-1]
+                prefix, place = prefixes_to_compute[-1]
                 if activations and len(run.val_rows) and prefix != prefix.plain:
-                    clean = tools.store.get(prefix.plain, *inputs, place, clock=clock)
+                    clean = context.store.get(prefix.plain, *inputs, place, clock=clock)
             if activations and clean:
-                tools.reporter.advance(ran, f"{run.title}  {program.phase.name}")
+                context.reporter.advance(ran, f"{run.title}  {program.phase.name}")
                 if not self.filled:
                     alone = run.fill_flops(self.number)
                     spent = min(ran, alone)  # what a kill made run once more is not counted twice
@@ -172,16 +174,16 @@ class PhaseLoop:
                         "reused_flops": alone - spent,
                         "reused_s": activations.seconds if alone and not spent else 0.0,
                     }
-                evaluator = Evaluator(run, program, clean, tools.mesh)
+                evaluator = Evaluator(run, program, clean, context.mesh)
                 if not stepwise and Epochs.serve(program, activations):
-                    return Epochs(run, program, tools, clock, state, activations, clean), evaluator
+                    return Epochs(run, program, context, clock, state, activations, clean), evaluator
                 if activations.file is None:
-                    return OnDevice(run, program, tools, clock, state, activations), evaluator
-                return Streamed(run, program, tools, clock, state, self.position, activations), evaluator
-        return Streamed(run, program, tools, clock, state, self.position), Evaluator(run, program, None, tools.mesh)
+                    return OnDevice(run, program, context, clock, state, activations), evaluator
+                return Streamed(run, program, context, clock, state, self.position, activations), evaluator
+        return Streamed(run, program, context, clock, state, self.position), Evaluator(run, program, None, context.mesh)
 
-    def _climb(
-        self, fills: list[tuple[Prefix, Place]], params: Tree, stats: Tree, images: ImageStore
+    def _compute_prefixes(
+        self, prefixes_to_compute: list[tuple[Prefix, Tier]], params: Tree, batch_stats: Tree, images: ImageStore
     ) -> tuple[Activations | None, int]:
         """Computes what is missing of the frozen prefixes, each from the one below it.
 
@@ -190,8 +192,8 @@ class PhaseLoop:
         """
         base: tuple[int, Activations] | None = None
         found, ran = None, 0
-        for prefix, place in fills:
-            found = self.tools.store.get(prefix, params, stats, images, place, base, self.meter.clock)
+        for prefix, place in prefixes_to_compute:
+            found = self.context.store.get(prefix, params, batch_stats, images, place, base, self.meter.clock)
             if found:
                 base, ran = (prefix.boundary, found), ran + found.ran
         return found, ran
@@ -210,15 +212,17 @@ class PhaseLoop:
         self.curve.append({"epoch": epoch, **values, **fell})
         run, phase = self.run_, self.run_.label + self.program.phase.name
         told = {**values, "images_per_s": speed}
-        self.tools.watcher.epoch(Epoch(run.strategy, run.seed, run.stage, phase, epoch, last_step + 1, told))
+        self.context.heartbeat.epoch(Epoch(run.strategy, run.seed, run.stage, phase, epoch, last_step + 1, told))
         if self.program.phase.schedule == "plateau":
             self.plateau.update(scores.get("val_loss", loss / weight))
 
     def _save_if_due(self, state: State, feed: Feed | Epochs) -> None:
-        given, is_due = processes.most(self.tools.notice.given, time.monotonic() - self.saved > self.tools.every_s)
+        given, is_due = processes.all_reduce_max(
+            self.context.preemption_handler.signal_received, time.monotonic() - self.saved > self.context.every_s
+        )
         if self.saver and (given or is_due):
             self._save(state, feed)
-        self.tools.notice.check(given)
+        self.context.preemption_handler.check(given)
 
     def _save(self, state: State, feed: Feed | Epochs) -> None:
         assert self.saver is not None
@@ -232,7 +236,7 @@ class PhaseLoop:
                 "curve": list(self.curve),  # written in the background, while epochs are added to the curve
                 "filled": self.filled,
                 "meter": self.meter.state(),
-                "hook": self.tools.hook.state() if self.tools.hook else {},
+                "hook": self.context.hook.state() if self.context.hook else {},
                 "rolled": self.rolled,
             }
             self.saver.save(int(state["step"]), part, meta)
@@ -247,12 +251,12 @@ class PhaseLoop:
         """Enters the phase into the ledger; a kill between entry and checkpoint replaces the entry by itself."""
         self._check_state(state)
         with self.meter.clock.span("checkpoint"):  # the ledger waits for the disk
-            self.tools.ledger.put(self._row(int(state["step"])))
+            self.context.ledger.put(self._row(int(state["step"])))
         if self.saver:
             self._save(state, feed)
             with self.meter.clock.span("checkpoint"):
                 self.saver.wait()
-            self.tools.ledger.put(self._row(int(state["step"])))
+            self.context.ledger.put(self._row(int(state["step"])))
 
     def _row(self, step: int) -> Row:
         """What was run of the phase, all of it unless the hook ended it, up to a step of the run."""
@@ -281,7 +285,7 @@ class PhaseLoop:
             cached=cached,
             reused_flops=self.filled.get("reused_flops", 0),
             reused_s=self.filled.get("reused_s", 0.0),
-            peak_flops=self.tools.hardware.peak_for(program.model.dtype),
+            peak_flops=self.context.hardware.peak_for(program.model.dtype),
             curve=self.curve,
         )
         return self.meter.row(row)

@@ -13,15 +13,15 @@ from jax.sharding import Mesh
 from dapt_jax.cost.hardware import Hardware
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.pipeline import Order
-from dapt_jax.monitoring.heartbeat import Watcher
+from dapt_jax.monitoring.heartbeat import Heartbeat
 from dapt_jax.monitoring.profiler import Profiler
 from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime import sharding
-from dapt_jax.runtime.preemption import Notice
+from dapt_jax.runtime.preemption import PreemptionHandler
 from dapt_jax.training import accounting
-from dapt_jax.training.cache.policy import Caching, Decision, Place, decide
-from dapt_jax.training.cache.store import Prefix, Store
+from dapt_jax.training.cache.policy import CacheDecision, Caching, Tier, choose_cache
+from dapt_jax.training.cache.store import ActivationCache, Prefix
 from dapt_jax.training.optim import Plateau
 from dapt_jax.training.phases import Timeline
 from dapt_jax.training.steps import PhaseProgram
@@ -74,9 +74,9 @@ class Run:
         """What a person calls it."""
         return f"{self.strategy} seed {self.seed}" + (f" {self.label.rstrip('/')}" if self.label else "")
 
-    def cache_decision(self, program: PhaseProgram) -> Decision:
+    def cache_decision(self, program: PhaseProgram) -> CacheDecision:
         """Whether a phase trains on cached activations."""
-        return decide(program, len(self.dataset), self.dataset.images.size, self.caching)
+        return choose_cache(program, len(self.dataset), self.dataset.images.size, self.caching)
 
     def check_cache(self) -> None:
         """Decides for every phase whether it trains on cached activations.
@@ -104,7 +104,7 @@ class Run:
             left -= done
         return total
 
-    def fills(self, number: int) -> list[tuple[Prefix, Place]]:
+    def prefixes_to_compute(self, number: int) -> list[tuple[Prefix, Tier]]:
         """What a phase needs of frozen prefixes before it begins, lowest boundary first and its own last.
 
         Lower ones are what other phases train on: an earlier phase has kept them, and its own is computed from there; a
@@ -126,7 +126,7 @@ class Run:
                 chosen[boundary] = other
         return [(dataclasses.replace(own, boundary=boundary), chosen[boundary].place) for boundary in sorted(chosen)]
 
-    def _fit(self, decisions: list[Decision]) -> bool:
+    def _fit(self, decisions: list[CacheDecision]) -> bool:
         """Whether entries are within the budgets together."""
         budgets = {"memory": self.caching.memory_bytes, "disk": self.caching.disk_bytes}
         return all(
@@ -139,7 +139,7 @@ class Run:
         cost = 0
         for index in range(number + 1):
             cost = below = 0
-            for prefix, _ in self.fills(index):
+            for prefix, _ in self.prefixes_to_compute(index):
                 whole = prefix.flops(self.dataset.images.size) * len(self.dataset) * prefix.views
                 cost, below = cost + (0 if prefix in kept else whole - below), whole
                 kept.add(prefix)
@@ -156,14 +156,14 @@ class Hook(Protocol):
         """Whether the run ends where it is."""
         ...
 
-    def after_epoch(self, number: int, epoch: int, params: Any, stats: Any, scores: Mapping[str, float]) -> bool:
+    def after_epoch(self, number: int, epoch: int, params: Any, batch_stats: Any, scores: Mapping[str, float]) -> bool:
         """Called when an epoch that may have changed the encoder is done; returns `ends`.
 
         Args:
             number: of its phase.
             epoch: of the run.
             params: to evaluate with.
-            stats: batch-norm statistics.
+            batch_stats: batch-norm statistics.
             scores: on the watched rows; empty where there are none.
         """
         ...
@@ -181,7 +181,7 @@ ON_NAN = ("halt", "rollback")
 
 
 @dataclasses.dataclass(frozen=True)
-class Debug:
+class NonFinitePolicy:
     """What a run does about a loss that is no number.
 
     Attributes:
@@ -196,7 +196,7 @@ class Debug:
 
 
 @dataclasses.dataclass
-class Tools:
+class RunContext:
     """What a run needs of its surroundings.
 
     Attributes:
@@ -208,9 +208,9 @@ class Tools:
         hardware: what they are.
         reporter: tells the user.
         threads: that decode images.
-        watcher: is told of epochs and of where a run is.
+        heartbeat: is told of epochs and of where a run is.
         profiler: traces some steps.
-        notice: says when to save and stop.
+        preemption_handler: says when to save and stop.
         debug: what to do about a loss that is no number.
         hook: looks at the network along the run; None for nobody.
         workdir: of the study, where predictions are kept; None to keep none.
@@ -220,15 +220,15 @@ class Tools:
     folder: Path | None
     every_s: float
     ledger: Ledger
-    store: Store
+    store: ActivationCache
     mesh: Mesh
     hardware: Hardware
     reporter: Reporter
     threads: int = 2
-    watcher: Watcher = dataclasses.field(default_factory=Watcher)
+    heartbeat: Heartbeat = dataclasses.field(default_factory=Heartbeat)
     profiler: Profiler = dataclasses.field(default_factory=Profiler)
-    notice: Notice = dataclasses.field(default_factory=Notice)
-    debug: Debug = dataclasses.field(default_factory=Debug)
+    preemption_handler: PreemptionHandler = dataclasses.field(default_factory=PreemptionHandler)
+    debug: NonFinitePolicy = dataclasses.field(default_factory=NonFinitePolicy)
     hook: Hook | None = None
     workdir: Path | None = None
     executables: dict[Hashable, Any] = dataclasses.field(default_factory=dict)

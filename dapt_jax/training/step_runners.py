@@ -12,7 +12,7 @@ from dapt_jax.data import pipeline
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.store import Activations
-from dapt_jax.training.run import Run, Tools
+from dapt_jax.training.run import Run, RunContext
 from dapt_jax.training.steps import PhaseProgram, State
 
 SYNC_EVERY_S = 0.5
@@ -53,7 +53,7 @@ class _StepByStep:
     _clock: Clock
     _step: Any
     _steps: int
-    _tools: Tools
+    _context: RunContext
 
     def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
         """What a step takes beside the state."""
@@ -65,18 +65,20 @@ class _StepByStep:
         """See `Feed`."""
         done, synced, until = 0, time.monotonic(), first_batch + 1
         for number in range(first_batch, self._steps):
-            self._tools.profiler.before(epoch * self._steps + number + 1, state)
+            self._context.profiler.before(epoch * self._steps + number + 1, state)
             arguments = self._arguments(epoch, number, scale)
             with self._clock.span("train"):
                 state = self._step(state, *arguments)
                 done += 1
-                is_told = each or (bool(self._tools.notice.given) and not processes.are_several())
+                is_told = each or (
+                    bool(self._context.preemption_handler.signal_received) and not processes.is_multi_process()
+                )
                 is_due = is_told or number + 1 == self._steps or number + 1 >= until
                 if is_due:
                     jax.block_until_ready(state["step"])
             if is_due:
                 pace = (time.monotonic() - synced) / done
-                until = number + 1 + processes.most(max(1, int(SYNC_EVERY_S / max(pace, 1e-9))))[0]
+                until = number + 1 + processes.all_reduce_max(max(1, int(SYNC_EVERY_S / max(pace, 1e-9))))[0]
                 yield state, done
                 done, synced = 0, time.monotonic()
 
@@ -88,14 +90,14 @@ class Streamed(_StepByStep):
         self,
         run: Run,
         program: PhaseProgram,
-        tools: Tools,
+        context: RunContext,
         clock: Clock,
         state: State,
         position: dict[str, Any],
         activations: Activations | None = None,
     ):
-        self._clock, self._mesh, self._tools = clock, tools.mesh, tools
-        own = sharding.share(run.batch_size, tools.mesh)
+        self._clock, self._mesh, self._context = clock, context.mesh, context
+        own = sharding.local_slice(run.batch_size, context.mesh)
 
         def read(epoch: int, rows: np.ndarray) -> dict[str, Any]:
             if activations is None:
@@ -107,7 +109,7 @@ class Streamed(_StepByStep):
             run.order,
             run.timeline.epochs,
             read=read,
-            threads=tools.threads,
+            threads=context.threads,
             share=own,
         )
         self._batches.set_state(position or {"next_index": int(state["step"])})
@@ -119,9 +121,9 @@ class Streamed(_StepByStep):
                 "weight": np.ones(len(rows), np.float32),
                 "index": rows,
             }
-            arguments = sharding.split(example, self._mesh), _draw(program, 0), np.float32(1)
+            arguments = sharding.shard_batch(example, self._mesh), _draw(program, 0), np.float32(1)
             function = program.activation_step if activations else program.train_step
-            self._step = tools.compiled(program.key, function, state, *arguments)
+            self._step = context.compiled(program.key, function, state, *arguments)
         self._program, self._steps = program, run.timeline.steps_per_epoch
 
     def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
@@ -132,7 +134,7 @@ class Streamed(_StepByStep):
             raise RuntimeError(f"the data are not in epoch {epoch}, where the run is")
         rate = scale * self._program.rate(epoch * self._steps + number)
         with self._clock.span("train"):
-            return sharding.split(batch, self._mesh), _draw(self._program, epoch), np.float32(rate)
+            return sharding.shard_batch(batch, self._mesh), _draw(self._program, epoch), np.float32(rate)
 
     def position(self) -> dict[str, Any]:
         """The state of grain's iterator."""
@@ -143,15 +145,15 @@ class OnDevice(_StepByStep):
     """Steps from activations that are on the device."""
 
     def __init__(
-        self, run: Run, program: PhaseProgram, tools: Tools, clock: Clock, state: State, activations: Activations
+        self, run: Run, program: PhaseProgram, context: RunContext, clock: Clock, state: State, activations: Activations
     ):
-        self._clock, self._mesh, self._order, self._tools = clock, tools.mesh, run.order, tools
+        self._clock, self._mesh, self._order, self._context = clock, context.mesh, run.order, context
         self._activations, self._program = activations, program
         labels = run.dataset.targets
         self._cache = {"x": activations.x, "label": sharding.replicate(labels, self._mesh)}
         with clock.span("compile"):
             example = self._arguments(program.first_step // program.steps_per_epoch, 0, 1.0)
-            self._step = tools.compiled(program.key, program.cached_step, state, *example)
+            self._step = context.compiled(program.key, program.cached_step, state, *example)
         self._steps = run.timeline.steps_per_epoch
 
     def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
@@ -159,8 +161,8 @@ class OnDevice(_StepByStep):
         indices, weights = self._order.epoch(epoch)
         draw = {**_draw(self._program, epoch), "view": np.int32(_stored_view(self._program, epoch, self._activations))}
         with self._clock.span("train"):
-            own = sharding.share(indices.shape[1], self._mesh)
-            batch = sharding.split({"index": indices[number, own], "weight": weights[number, own]}, self._mesh)
+            own = sharding.local_slice(indices.shape[1], self._mesh)
+            batch = sharding.shard_batch({"index": indices[number, own], "weight": weights[number, own]}, self._mesh)
         rate = scale * self._program.rate(epoch * len(indices) + number)
         return self._cache, batch, draw, np.float32(rate)
 
@@ -180,13 +182,13 @@ class Epochs:
         self,
         run: Run,
         program: PhaseProgram,
-        tools: Tools,
+        context: RunContext,
         clock: Clock,
         state: State,
         activations: Activations,
         clean: Activations,
     ):
-        self._clock, self._mesh, self._order = clock, tools.mesh, run.order
+        self._clock, self._mesh, self._order = clock, context.mesh, run.order
         self._activations, self._program = activations, program
         self._most = min(MOST_EPOCHS, program.phase.epochs)
         self._at_once = 1
@@ -197,7 +199,7 @@ class Epochs:
         }
         with clock.span("compile"):
             example = self._work(program.first_step // program.steps_per_epoch, 1, 1.0)
-            self._run = tools.compiled(program.key, program.cached_epochs, state, self._cache, example)
+            self._run = context.compiled(program.key, program.cached_epochs, state, self._cache, example)
 
     @staticmethod
     def serve(program: PhaseProgram, activations: Activations) -> bool:
@@ -213,7 +215,7 @@ class Epochs:
             [scale * program.rate(epoch * steps + n) for n in range(steps)] for epoch in range(first, first + count)
         ]
         views = [_stored_view(program, epoch, self._activations) for epoch in range(first, first + count)]
-        own = sharding.share(orders[0][0].shape[1], self._mesh)
+        own = sharding.local_slice(orders[0][0].shape[1], self._mesh)
         work = {
             "index": np.stack([index[:, own] for index, _ in orders]),
             "weight": np.stack([weight[:, own] for _, weight in orders]),
@@ -224,7 +226,7 @@ class Epochs:
             name: np.pad(values, [(0, self._most - count), *[(0, 0)] * (values.ndim - 1)])
             for name, values in work.items()
         }
-        return sharding.split(
+        return sharding.shard_batch(
             {**padded, "epochs": np.int32(count), "first": np.int32(first), "seed": np.uint32(program.seed)},
             self._mesh,
             axis=2,
@@ -249,7 +251,9 @@ class Epochs:
             state, sums, logits = self._run(state, self._cache, self._work(first, count, scale))
             sums, logits = np.asarray(sums)[:count], np.asarray(logits)[:count]
         each = (time.monotonic() - start) / count
-        (self._at_once,) = processes.most(max(1, min(self._most, 2 * count, int(2 * SYNC_EVERY_S / max(each, 1e-9)))))
+        (self._at_once,) = processes.all_reduce_max(
+            max(1, min(self._most, 2 * count, int(2 * SYNC_EVERY_S / max(each, 1e-9))))
+        )
         return state, sums, logits
 
     def position(self) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from dapt_jax.losses import AnyObjective, MaskObjective
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
 from dapt_jax.training import freezing, optim
-from dapt_jax.training.freezing import Mask, Tree
+from dapt_jax.training.freezing import TrainableSpec, Tree
 from dapt_jax.training.phases import Phase
 
 State = dict[str, Any]
 """`params`, `stats`, `opt`, `ema` (trained leaves, or empty), `step`, and `loss` and `weight` summed over the epoch."""
 
-Draw = dict[str, Any]
+RngContext = dict[str, Any]
 """What is drawn from: `seed` of the run, number of the `view`, for augmentation, and of the `epoch`, for uncertain labels."""
 
 Mixed = tuple[Array, Array]
@@ -60,7 +60,7 @@ class PhaseProgram:
 
     model: Network
     phase: Phase
-    mask: Mask
+    mask: TrainableSpec
     labels: tuple[str, ...]
     optimizer: optim.Optimizer
     objective: AnyObjective
@@ -94,7 +94,7 @@ class PhaseProgram:
         return epoch % self.phase.views if self.phase.views else epoch
 
     def inputs(
-        self, state: State, images: Num[Array, "b h w 3"], draw: Draw, index: Int[Array, " b"]
+        self, state: State, images: Num[Array, "b h w 3"], draw: RngContext, index: Int[Array, " b"]
     ) -> tuple[Any, Mixed | None]:
         """Images to the activations at the phase's boundary, augmented and mixed.
 
@@ -105,9 +105,11 @@ class PhaseProgram:
         if not self.mix.is_identity:
             images, partner, kept = self.mix(images, draw["seed"], state["step"])
             mixed = partner, kept
-        return self.model.prefix(state["params"], state["stats"], images, self.mask.boundary), mixed
+        return self.model.prefix(state["params"], state["batch_stats"], images, self.mask.boundary), mixed
 
-    def targets(self, labels: Shaped[Array, "b ..."], draw: Draw, index: Int[Array, " b"]) -> Shaped[Array, "b ..."]:
+    def targets(
+        self, labels: Shaped[Array, "b ..."], draw: RngContext, index: Int[Array, " b"]
+    ) -> Shaped[Array, "b ..."]:
         """Labels of augmented images: masks go the way of their images; for an uncertain label a target is drawn."""
         if isinstance(self.objective, MaskObjective):
             return self.augment.masks(labels, draw["seed"], draw["view"], index)
@@ -145,27 +147,27 @@ class PhaseProgram:
         weight = jnp.maximum(weights.sum(), 1e-9)
 
         def loss_of(
-            train: Tree, stats: Tree, part: dict[str, Any], rng: Array | None
+            train: Tree, batch_stats: Tree, part: dict[str, Any], rng: Array | None
         ) -> tuple[Array, tuple[Tree, Array]]:
             params = freezing.combine(train, rest)
             with ops.batch_norm_groups(self.norm_groups):
-                logits, stats = self.model.suffix(
-                    params, stats, part["x"], self.mask.boundary, self.mask.norm_modes, rng
+                logits, batch_stats = self.model.suffix(
+                    params, batch_stats, part["x"], self.mask.boundary, self.mask.norm_modes, rng
                 )
             total = self.objective.total(logits, part["label"], part["weight"])
             if mixed is not None:
                 total += self.objective.total(logits, part["other"], part["other_weight"])
-            return total / weight, (stats, total)
+            return total / weight, (batch_stats, total)
 
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         if self.parts == 1:
-            (_, (stats, total)), gradients = gradient(train, state["stats"], batch, rng)
+            (_, (batch_stats, total)), gradients = gradient(train, state["batch_stats"], batch, rng)
         else:
-            stats, total, gradients = self._accumulated(gradient, train, state["stats"], batch, rng)
+            batch_stats, total, gradients = self._accumulated(gradient, train, state["batch_stats"], batch, rng)
         if self.optimizer.clip:
             clip = optax.clip_by_global_norm(self.optimizer.clip)
             gradients, _ = clip.update(gradients, clip.init(train))
-        directions, opt = self.tx.update(gradients, state["opt"], train)
+        directions, opt = self.tx.update(gradients, state["opt_state"], train)
         train = optax.apply_updates(train, optim.scaled(directions, rate, self.mask))
         ema = state["ema"]
         if self.optimizer.ema:
@@ -173,8 +175,8 @@ class PhaseProgram:
             ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, train)
         return {
             "params": freezing.combine(train, rest),
-            "stats": stats,
-            "opt": opt,
+            "batch_stats": batch_stats,
+            "opt_state": opt,
             "ema": ema,
             "step": state["step"] + 1,
             "loss": state["loss"] + total,
@@ -182,7 +184,7 @@ class PhaseProgram:
         }
 
     def _accumulated(
-        self, gradient: Any, train: Tree, stats: Tree, batch: dict[str, Any], rng: Array | None
+        self, gradient: Any, train: Tree, batch_stats: Tree, batch: dict[str, Any], rng: Array | None
     ) -> tuple[Tree, Array, Tree]:
         """Statistics, summed loss and summed gradient of a batch, part after part."""
 
@@ -191,40 +193,42 @@ class PhaseProgram:
             return leaf.reshape(-1, self.parts, *leaf.shape[1:]).swapaxes(0, 1)
 
         def add(carry: Any, numbered: Any) -> tuple[Any, None]:
-            stats, total, summed = carry
+            batch_stats, total, summed = carry
             number, part = numbered
             key = None if rng is None else jax.random.fold_in(rng, number)
-            (_, (stats, more)), gradients = gradient(train, stats, part, key)
-            return (stats, total + more, jax.tree.map(jnp.add, summed, gradients)), None
+            (_, (batch_stats, more)), gradients = gradient(train, batch_stats, part, key)
+            return (batch_stats, total + more, jax.tree.map(jnp.add, summed, gradients)), None
 
         nothing = jax.tree.map(jnp.zeros_like, train)
         numbered = jnp.arange(self.parts), jax.tree.map(cut, batch)
-        return jax.lax.scan(add, (stats, jnp.float32(0), nothing), numbered)[0]
+        return jax.lax.scan(add, (batch_stats, jnp.float32(0), nothing), numbered)[0]
 
-    def train_step(self, state: State, batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]) -> State:
+    def train_step(self, state: State, batch: dict[str, Array], draw: RngContext, rate: Float[Array, ""]) -> State:
         """One step from a batch of `image`, `label`, `weight` and `index`."""
         labels = self.targets(batch["label"], draw, batch["index"])
         x, mixed = self.inputs(state, batch["image"], draw, batch["index"])
         return self.update(state, x, labels, batch["weight"], rate, self._rng(state, draw), mixed)
 
-    def _rng(self, state: State, draw: Draw) -> Array | None:
+    def _rng(self, state: State, draw: RngContext) -> Array | None:
         """What a step drops follows from (seed, step) alone; a network that drops nothing is compiled without a key."""
-        if not self.model.encoder.drops:
+        if not self.model.encoder.is_stochastic:
             return None
         return jax.random.fold_in(jax.random.key(draw["seed"]), state["step"])
 
-    def activation_step(self, state: State, batch: dict[str, Any], draw: Draw, rate: Float[Array, ""]) -> State:
+    def activation_step(self, state: State, batch: dict[str, Any], draw: RngContext, rate: Float[Array, ""]) -> State:
         """One step from a batch of `x`, the activations at the boundary as they are kept, `label`, `weight`, `index`."""
         labels = self.targets(batch["label"], draw, batch["index"])
-        return self.update(state, self.as_computed(batch["x"]), labels, batch["weight"], rate, self._rng(state, draw))
+        return self.update(
+            state, self.to_compute_dtype(batch["x"]), labels, batch["weight"], rate, self._rng(state, draw)
+        )
 
     def cached_step(
-        self, state: State, cache: dict[str, Any], batch: dict[str, Array], draw: Draw, rate: Float[Array, ""]
+        self, state: State, cache: dict[str, Any], batch: dict[str, Array], draw: RngContext, rate: Float[Array, ""]
     ) -> State:
         """One step from cached activations: `cache` holds `x`, leaves [views, n, ...], and `label` [n]."""
         x = jax.tree.map(lambda leaf: leaf[draw["view"], batch["index"]], cache["x"])
         labels = self.targets(cache["label"][batch["index"]], draw, batch["index"])
-        return self.update(state, self.as_computed(x), labels, batch["weight"], rate, self._rng(state, draw))
+        return self.update(state, self.to_compute_dtype(x), labels, batch["weight"], rate, self._rng(state, draw))
 
     def cached_epochs(
         self, state: State, cache: dict[str, Any], work: dict[str, Array]
@@ -241,13 +245,13 @@ class PhaseProgram:
             The state after them; per epoch the sums of loss and weight; per epoch the logits of the watched rows.
         """
         most = work["view"].shape[0]
-        watched = self.as_computed(cache["watched"])
+        watched = self.to_compute_dtype(cache["watched"])
 
         def logits_of(state: State) -> Array:
             params = evaluation_params(state)
-            return self.model.suffix(params, state["stats"], watched, self.mask.boundary)[0]
+            return self.model.suffix(params, state["batch_stats"], watched, self.mask.boundary)[0]
 
-        def step(draw: Draw, state: State, one: tuple[dict[str, Array], Array]) -> tuple[State, None]:
+        def step(draw: RngContext, state: State, one: tuple[dict[str, Array], Array]) -> tuple[State, None]:
             batch, rate = one
             return self.cached_step(state, cache, batch, draw, rate), None
 
@@ -264,33 +268,33 @@ class PhaseProgram:
         empty = jnp.zeros((most, *jax.eval_shape(logits_of, state).shape), jnp.float32)
         return jax.lax.fori_loop(0, work["epochs"], epoch, (state, jnp.zeros((most, 2), jnp.float32), empty))
 
-    def as_computed(self, x: Any) -> Any:
+    def to_compute_dtype(self, x: Any) -> Any:
         """Activations in the dtype that the network computes in, whichever they were kept in."""
         return jax.tree.map(lambda leaf: leaf.astype(self.model.dtype), x)
 
-    def fresh_state(self, params: Tree, stats: Tree, step: int = 0) -> State:
+    def init_state(self, params: Tree, batch_stats: Tree, step: int = 0) -> State:
         """The state at the start of a run, or of a phase before moments are carried over."""
         train, _ = freezing.partition(params, self.mask.trainable)
         return {
             "params": params,
-            "stats": stats,
-            "opt": self.tx.init(params),
+            "batch_stats": batch_stats,
+            "opt_state": self.tx.init(params),
             "ema": _copy(train) if self.optimizer.ema else {},
             "step": np.int32(step),
             "loss": np.float32(0),
             "weight": np.float32(0),
         }
 
-    def switch(self, state: State) -> State:
+    def transition_from(self, state: State) -> State:
         """The state of the phase before, laid out for this one: leaves that go on training keep their moments."""
         averaged = evaluation_params(state)
         going_on, _ = freezing.partition(state["params"], self.mask.trainable)
         averages, stopped = freezing.partition(averaged, self.mask.trainable)
         # A leaf that stops training keeps its average, if one was kept: nothing would average it from here on.
-        fresh = self.fresh_state(freezing.combine(going_on, stopped), state["stats"])
+        fresh = self.init_state(freezing.combine(going_on, stopped), state["batch_stats"])
         return {
             **fresh,
-            "opt": optim.carry(state["opt"], fresh["opt"]),
+            "opt_state": optim.carry(state["opt_state"], fresh["opt_state"]),
             "ema": _copy(averages) if self.optimizer.ema else {},
             "step": state["step"],
         }
@@ -313,7 +317,7 @@ def evaluation_params(state: State) -> Tree:
     )
 
 
-def at_rest(model: Network, augment: Augment) -> Augment:
+def eval_transform(model: Network, augment: Augment) -> Augment:
     """What is done to images that are not augmented: a classifier that trains on patches sees the patch in the middle."""
     return Augment(patch=augment.patch, centre=True) if augment.patch and isinstance(model, Classifier) else Augment()
 
@@ -332,11 +336,11 @@ def programs(
 ) -> list[PhaseProgram]:
     """One program per phase of a run; phases that do not augment their images do not mix them either."""
     shapes, _ = model.abstract()
-    masks = [freezing.resolve(phase, model.groups, freezing.paths(shapes)) for phase in phases]
+    masks = [freezing.resolve_trainable(phase, model.groups, freezing.paths(shapes)) for phase in phases]
     result, first = [], 0
     for number, (phase, mask) in enumerate(zip(phases, masks, strict=True)):
         labels = optim.labels(freezing.paths(shapes), masks, number)
-        seen = augment if phase.augment else at_rest(model, augment)
+        seen = augment if phase.augment else eval_transform(model, augment)
         mixed = mix if mix and phase.augment else Mix()
         result.append(
             PhaseProgram(

@@ -16,7 +16,7 @@ from dapt_jax.models.network import Network
 @functools.cache
 def probabilities_of(model: Network, objective: MaskObjective) -> Callable[..., jax.Array]:
     """Parameters, statistics and images to probabilities of every pixel; compiled once for all arms."""
-    return jax.jit(lambda params, stats, images: objective.probabilities(model(params, stats, images)))
+    return jax.jit(lambda params, batch_stats, images: objective.probabilities(model(params, batch_stats, images)))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ PRIOR_WEIGHT = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class CheckpointRule:
     """How a checkpoint is chosen, and when training stops.
 
     Attributes:

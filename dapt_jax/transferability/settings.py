@@ -6,7 +6,7 @@ from typing import Any
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.transferability import registry
 from dapt_jax.transferability.robustness import DISTANCES
-from dapt_jax.transferability.select import Rule
+from dapt_jax.transferability.select import CheckpointRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Settings:
     margin: float
     negatives: int
     select: str
-    rule: Rule
+    rule: CheckpointRule
     keep: bool
 
     @classmethod
@@ -59,7 +59,7 @@ class Settings:
             registry.entry(name)
         if score.distance not in DISTANCES:
             raise UserError(f"unknown score.distance {score.distance!r}; {nearest(score.distance, DISTANCES)}")
-        rule = Rule(score.rule, score.patience, score.window, score.weight)
+        rule = CheckpointRule(score.rule, score.patience, score.window, score.weight)
         if score.negatives >= score.images:
             raise UserError(
                 f"score.negatives is {score.negatives} of a sample of {score.images} images; expected fewer than images"

@@ -91,13 +91,13 @@ def libraries(model: str) -> tuple[Library, ...]:
     return tuple(Library(name, calls[name].get(model, model), schemes[name]) for name in calls if name in schemes)
 
 
-def write(path: str | Path, params: Tree, stats: Tree) -> None:
+def write(path: str | Path, params: Tree, batch_stats: Tree) -> None:
     """Writes parameters and batch-norm statistics to one file under our own names.
 
     Args:
         path: where to; its suffix decides the format, `.safetensors` or `.npz`.
         params: nested dict of arrays.
-        stats: likewise; its leaves (`mean`, `var`) share no path with those of `params`.
+        batch_stats: likewise; its leaves (`mean`, `var`) share no path with those of `params`.
 
     Raises:
         UserError: the suffix is neither of the two.
@@ -105,7 +105,7 @@ def write(path: str | Path, params: Tree, stats: Tree) -> None:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: weights are written as {' or '.join(SUFFIXES)}")
-    _save(path, {key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(stats)).items()})
+    _save(path, {key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(batch_stats)).items()})
 
 
 def _save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:
@@ -118,13 +118,13 @@ def _save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = Non
     partial.replace(path)  # all of it or nothing, should the process be killed half-way
 
 
-def named(encoder: Encoder, params: Tree, stats: Tree, scheme: tables.Scheme) -> dict[str, np.ndarray]:
+def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> dict[str, np.ndarray]:
     """An encoder's arrays under the names and in the layouts of other files.
 
     Args:
         encoder: whose they are.
         params: nested dict of the encoder's parameters; a head is left out.
-        stats: likewise of its statistics.
+        batch_stats: likewise of its statistics.
         scheme: the names.
 
     Returns:
@@ -133,7 +133,7 @@ def named(encoder: Encoder, params: Tree, stats: Tree, scheme: tables.Scheme) ->
     Raises:
         UserError: an array cannot be kept under these names.
     """
-    ours = flatten({key: value for key, value in params.items() if key != HEAD}) | flatten(stats)
+    ours = flatten({key: value for key, value in params.items() if key != HEAD}) | flatten(batch_stats)
     entries = tables.table(scheme, Classifier(encoder, 1))
     theirs = {}
     for path, array in ours.items():
@@ -146,20 +146,20 @@ def named(encoder: Encoder, params: Tree, stats: Tree, scheme: tables.Scheme) ->
     return theirs
 
 
-def write_named(path: Path, encoder: Encoder, params: Tree, stats: Tree, scheme: tables.Scheme) -> None:
+def write_named(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> None:
     """Writes an encoder as safetensors under the names of other files; see `named`."""
-    _save(path, named(encoder, params, stats, scheme), {"format": "pt"})
+    _save(path, named(encoder, params, batch_stats, scheme), {"format": "pt"})
 
 
-def write_orbax(folder: Path, params: Tree, stats: Tree) -> None:
+def write_orbax(folder: Path, params: Tree, batch_stats: Tree) -> None:
     """Writes an orbax checkpoint: one array per path, which `locate.load` takes as it takes a file."""
     logging.getLogger("absl").setLevel(logging.ERROR)
-    arrays = {path: np.asarray(leaf) for path, leaf in (flatten(params) | flatten(stats)).items()}
+    arrays = {path: np.asarray(leaf) for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(folder.resolve(), arrays, force=True)
 
 
-def write_stablehlo(path: Path, encoder: Encoder, params: Tree, stats: Tree, image_size: int) -> None:
+def write_stablehlo(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, image_size: int) -> None:
     """Writes an encoder as a program: StableHLO with its weights inside, for any batch size.
 
     `jax.export.deserialize(bytes).call(images)` takes uint8 images (b, h, w, c) of `image_size` and returns pooled float32
@@ -171,7 +171,7 @@ def write_stablehlo(path: Path, encoder: Encoder, params: Tree, stats: Tree, ima
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, channels), jnp.uint8)
 
     def features(images: jax.Array) -> jax.Array:
-        inside, recorded = jax.tree.map(jnp.asarray, (params, stats))
+        inside, recorded = jax.tree.map(jnp.asarray, (params, batch_stats))
         return model.features(inside, recorded, images)
 
     with choice.formulation("lax"):  # the one for every platform, not the one for the machine that writes it

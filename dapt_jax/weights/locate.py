@@ -32,9 +32,9 @@ def load(spec: str, classifier: Classifier, *, seed: int, head: HeadMode = "auto
         UserError: the model has no default source, there is no such file, or the file does not fit the model.
     """
     if spec == RANDOM:
-        params, stats = classifier.init(seed)
-        paths = tuple(flatten(params) | flatten(stats))
-        return params, stats, MergeReport((), paths, (), f"random (seed {seed})", "")
+        params, batch_stats = classifier.init(seed)
+        paths = tuple(flatten(params) | flatten(batch_stats))
+        return params, batch_stats, MergeReport((), paths, (), f"random (seed {seed})", "")
     path = _default(classifier.encoder.name) if spec == IMAGENET else find(spec, classifier.encoder.name)
     return merge(classifier, readers.read(path), seed=seed, head=head)
 
@@ -44,7 +44,7 @@ def fitted(spec: str, encoder: Encoder) -> Encoder:
     if not zoo.is_name(spec):
         return encoder
     wanted = zoo.entry(spec).preprocess.for_channels(encoder.preprocess.channels)
-    return encoder if wanted == encoder.preprocess else encoder.expecting(wanted)
+    return encoder if wanted == encoder.preprocess else encoder.with_preprocess(wanted)
 
 
 def find(spec: str, model: str = "") -> Path:

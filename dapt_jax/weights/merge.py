@@ -10,7 +10,7 @@ import numpy as np
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
-from dapt_jax.models.encoder import Tree, draw
+from dapt_jax.models.encoder import Tree, init_params
 from dapt_jax.weights import adapt, tables
 from dapt_jax.weights.paths import flatten, unflatten
 from dapt_jax.weights.source import Weights
@@ -83,8 +83,8 @@ def merge(
     weights = source if isinstance(source, Weights) else Weights(source, "the given weights")
     source, origin = weights.only(lambda key: not key.endswith("num_batches_tracked")), weights.origin
     scheme, entries, prefix = _recognise(classifier, source, origin)
-    params, stats = classifier.abstract()
-    shapes = {path: leaf.shape for path, leaf in (flatten(params) | flatten(stats)).items()}
+    params, batch_stats = classifier.abstract()
+    shapes = {path: leaf.shape for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
 
     skipped = [path for path in entries if _is_head(path) and not _takes_head(entries, shapes, prefix, source, head)]
     wanted = {path: entry for path, entry in entries.items() if path not in skipped}
@@ -104,11 +104,11 @@ def merge(
     if any(not key.startswith(f"{prefix}{scheme.head}{scheme.separator}") for key in left_over):
         _refuse_larger(classifier, scheme, source, len(loaded), origin)
 
-    drawn = flatten(draw({HEAD: params[HEAD]}, seed)) if skipped else {}
+    drawn = flatten(init_params({HEAD: params[HEAD]}, seed)) if skipped else {}
     report = MergeReport(
         tuple(loaded), tuple(drawn), left_over, f"{origin}, {scheme.name} names", prefix, tuple(adapted)
     )
-    is_stat = flatten(stats)
+    is_stat = flatten(batch_stats)
     merged_params = unflatten({path: a for path, a in (loaded | drawn).items() if path not in is_stat})
     return merged_params, unflatten({path: a for path, a in loaded.items() if path in is_stat}), report
 

@@ -33,12 +33,12 @@ def pyramid(encoder: Encoder) -> tuple[list[Step], list[Level]]:
     None, and the encoder's own, where these differ in resolution. Else the maps of four depths at a quarter to a 32nd of
     the image's side, as ViTDet (Li et al., arXiv 2203.16527) and BEiT's UPerNet do it, without their learnt convolutions.
     """
-    levels = list(encoder.levels)
-    if len({level.reduction for level in levels}) == len(levels):
-        return [], levels
+    pyramid_levels = list(encoder.pyramid_levels)
+    if len({level.reduction for level in pyramid_levels}) == len(pyramid_levels):
+        return [], pyramid_levels
     steps: list[Step] = []
     made: list[Level] = []
-    for reduction, level in zip(_REDUCTIONS[-len(levels) :], levels, strict=True):
+    for reduction, level in zip(_REDUCTIONS[-len(pyramid_levels) :], pyramid_levels, strict=True):
         name = f"decoder/rescale{len(steps) + 1}"
         make = functools.partial(Rescale, level.reduction / reduction)
         steps.append(Step(name, make, (level.name,), name, has_input=False))
@@ -46,6 +46,6 @@ def pyramid(encoder: Encoder) -> tuple[list[Step], list[Level]]:
     return steps, made
 
 
-def unit(encoder: Encoder, levels: Sequence[Level]) -> int:
+def unit(encoder: Encoder, pyramid_levels: Sequence[Level]) -> int:
     """What the sides of images have to be multiples of: every level, rescaled or not, then has whole sides."""
-    return math.lcm(*(level.reduction for level in (*encoder.levels, *levels)))
+    return math.lcm(*(level.reduction for level in (*encoder.pyramid_levels, *pyramid_levels)))

@@ -57,24 +57,24 @@ class Part:
         step: the step.
         graph: its module's graph definition.
         params: its abstract parameters.
-        stats: its abstract statistics.
+        batch_stats: its abstract statistics.
     """
 
     step: Step
     graph: Any
     params: Tree
-    stats: Tree
+    batch_stats: Tree
 
     @classmethod
     def of(cls, step: Step) -> "Part":
         """Works out the shapes of a step."""
-        graph, params, stats = nnx.split(nnx.eval_shape(step.build), nnx.Param, nnx.BatchStat)
-        return cls(step, graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+        graph, params, batch_stats = nnx.split(nnx.eval_shape(step.build), nnx.Param, nnx.BatchStat)
+        return cls(step, graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
 
     def __call__(
-        self, params: Tree, stats: Tree, x: jax.Array | None, skips: Sequence[jax.Array], mode: NormMode
+        self, params: Tree, batch_stats: Tree, x: jax.Array | None, skips: Sequence[jax.Array], mode: NormMode
     ) -> tuple[jax.Array, Tree]:
         """The step's output, and its statistics if they changed."""
-        module = nnx.merge(self.graph, params, stats)
+        module = nnx.merge(self.graph, params, batch_stats)
         x = module(x, skips, mode)
         return x, {} if mode == "frozen" else nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))

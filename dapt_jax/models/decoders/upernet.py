@@ -82,8 +82,8 @@ class Fuse(nnx.Module):
 
 def upernet(encoder: Encoder) -> Decoder:
     """Over the levels of a quarter of the image's side and coarser."""
-    steps, levels = pyramid(encoder)
-    *finer, deepest = [level for level in levels if level.reduction >= min(4, levels[-1].reduction)]
+    steps, pyramid_levels = pyramid(encoder)
+    *finer, deepest = [level for level in pyramid_levels if level.reduction >= min(4, pyramid_levels[-1].reduction)]
     made = ["decoder/pool"]
     steps.append(Step(made[0], functools.partial(PyramidPooling, deepest.features), emits=made[0]))
     for number, level in enumerate(reversed(finer), 1):
@@ -93,4 +93,4 @@ def upernet(encoder: Encoder) -> Decoder:
         made.append(name)
     steps.append(Step("decoder/fuse", functools.partial(Fuse, len(made)), tuple(made), has_input=False))
     finest = (finer or [deepest])[0]
-    return Decoder(tuple(steps), WIDTH, finest.reduction, unit(encoder, levels), head_size=1)
+    return Decoder(tuple(steps), WIDTH, finest.reduction, unit(encoder, pyramid_levels), head_size=1)

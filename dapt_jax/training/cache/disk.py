@@ -34,7 +34,7 @@ Fill = Callable[[int], Iterator[Any]]
 """From the first image that is missing to pytrees of arrays [views, k, ...], image after image, up to the last."""
 
 
-class Files:
+class DiskCache:
     """The entries below a folder."""
 
     def __init__(self, folder: Path, budget: int, say: Callable[[str], None]):
@@ -55,13 +55,13 @@ class Files:
         probe.touch()
         probe.unlink()
 
-    def find(self, key: str) -> "Entry | None":
+    def find(self, key: str) -> "CacheEntry | None":
         """The entry of a key if it is there and whole; one that is damaged is removed, with a line."""
         path = self._folder / key
         if not path.exists():
             return None
         try:
-            entry = Entry(path)
+            entry = CacheEntry(path)
         except (ValueError, OSError, KeyError, TypeError) as error:
             self._say(f"cached activations {path.name[:12]} are damaged ({_first_line(error)}); computed again")
             shutil.rmtree(path, ignore_errors=True)
@@ -70,7 +70,9 @@ class Files:
         self._use(key)
         return entry
 
-    def fill(self, key: str, shapes: Any, views: int, images: int, fill: Fill, about: Mapping[str, Any]) -> "Entry":
+    def fill(
+        self, key: str, shapes: Any, views: int, images: int, fill: Fill, about: Mapping[str, Any]
+    ) -> "CacheEntry":
         """Computes what is missing of an entry and returns it whole; another process that fills it is waited for.
 
         Args:
@@ -102,7 +104,7 @@ class Files:
                 if isinstance(error, OSError):
                     raise
                 raise OSError(_first_line(error)) from error  # tensorstore's word for a full disk is a ValueError
-        return Entry(self._folder / key)
+        return CacheEntry(self._folder / key)
 
     def drop(self, key: str) -> None:
         """Removes an entry."""
@@ -129,7 +131,7 @@ class Files:
             raise OSError(f"{size >> 20} MiB are needed and {free >> 20} MiB are free")
 
 
-class Entry:
+class CacheEntry:
     """A whole entry, open for reading."""
 
     def __init__(self, path: Path):
@@ -244,10 +246,10 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
-class Repaired:
+class SelfHealingReader:
     """An entry that is computed again, once and by one thread, when a chunk of it turns out to be damaged."""
 
-    def __init__(self, entry: Entry, again: Callable[[], Entry], say: Callable[[str], None]):
+    def __init__(self, entry: CacheEntry, again: Callable[[], CacheEntry], say: Callable[[str], None]):
         self._entry, self._again, self._say = entry, again, say
         self._lock = threading.Lock()
 

@@ -16,7 +16,7 @@ from dapt_jax.training.steps import PhaseProgram
 
 MODES = ("auto", "on", "off")
 DTYPES = ("", "float32", "bfloat16")
-Place = Literal["", "memory", "disk"]
+Tier = Literal["", "memory", "disk"]
 
 FLOPS_PER_BYTE = {"cpu": 50, "gpu": 5_000, "tpu": 10_000}
 """Forward-pass FLOPs that a device does in the time in which a disk delivers a byte.
@@ -60,7 +60,7 @@ class Caching:
 
 
 @dataclasses.dataclass(frozen=True)
-class Decision:
+class CacheDecision:
     """Whether a phase trains on cached activations, and why.
 
     Attributes:
@@ -70,7 +70,7 @@ class Decision:
         reason: in words.
     """
 
-    place: Place
+    place: Tier
     views: int
     bytes: int
     reason: str
@@ -81,12 +81,12 @@ class Decision:
         return bool(self.place)
 
 
-def kept(shapes: Any, dtype: str = "") -> Any:
+def cached_spec(shapes: Any, dtype: str = "") -> Any:
     """Shapes of one image's activations as they are kept; `dtype` stands in for their own where it is not empty."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), shapes)
 
 
-def decide(program: PhaseProgram, images: int, image_size: int, caching: Caching) -> Decision:
+def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: Caching) -> CacheDecision:
     """Weighs bytes against FLOPs.
 
     In memory, activations are worth it as soon as an epoch sees a view that an earlier one saw. On disk they are read
@@ -103,12 +103,12 @@ def decide(program: PhaseProgram, images: int, image_size: int, caching: Caching
     """
     boundary, epochs, side = program.mask.boundary, program.phase.epochs, program.augment.size(image_size)
     views = 1 if program.augment.is_fixed else program.phase.views
-    per_row = tree_bytes(kept(accounting.boundary_shape(program.model, boundary, side), caching.dtype))
+    per_row = tree_bytes(cached_spec(accounting.boundary_shape(program.model, boundary, side), caching.dtype))
     size = views * images * per_row
     if caching.mode == "off":
-        return Decision("", views, 0, "switched off")
+        return CacheDecision("", views, 0, "switched off")
     if boundary == 0:
-        return Decision("", views, 0, "nothing below the first trained layer is frozen")
+        return CacheDecision("", views, 0, "nothing below the first trained layer is frozen")
     flops = accounting.forward(program.model, side, boundary).model
     saved = f"saves {flops * images * (epochs - views) / 1e12:.3g} TFLOP"
     impossible = ""
@@ -124,23 +124,23 @@ def decide(program: PhaseProgram, images: int, image_size: int, caching: Caching
     if impossible:
         if caching.mode == "on":
             raise UserError(f"phase {program.phase.name!r}: cache.mode=on, but {impossible}")
-        return Decision("", views, 0, impossible)
+        return CacheDecision("", views, 0, impossible)
     if caching.mode == "auto" and views >= epochs and views > 1:
-        return Decision("", views, 0, f"{epochs} epochs see no view twice")
+        return CacheDecision("", views, 0, f"{epochs} epochs see no view twice")
     if size <= caching.memory_bytes:
-        return Decision("memory", views, size, f"{_mib(size)} in memory instead of {epochs} passes: {saved}")
+        return CacheDecision("memory", views, size, f"{_mib(size)} in memory instead of {epochs} passes: {saved}")
     worth = flops / per_row
     least = caching.flops_per_byte or FLOPS_PER_BYTE.get(jax.default_backend(), FLOPS_PER_BYTE["gpu"])
     if caching.mode == "auto" and worth < least:
-        return Decision(
+        return CacheDecision(
             "",
             views,
             0,
             f"{_mib(size)} exceed memory, and a byte from disk saves {worth:.3g} FLOP: less than {least:g}",
         )
     if caching.mode == "auto" and views >= epochs:
-        return Decision("", views, 0, f"{_mib(size)} exceed memory, and one epoch reads nothing twice")
-    return Decision(
+        return CacheDecision("", views, 0, f"{_mib(size)} exceed memory, and one epoch reads nothing twice")
+    return CacheDecision(
         "disk", views, size, f"{_mib(size)} on disk instead of {epochs} passes: {saved}, {worth:.3g} a byte"
     )
 

@@ -24,9 +24,9 @@ from dapt_jax.data.decode import ImageStore
 from dapt_jax.models.network import Network
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training import accounting, freezing
-from dapt_jax.training.cache.disk import Entry, Files, Repaired
-from dapt_jax.training.cache.policy import Place, kept
-from dapt_jax.training.steps import PhaseProgram, at_rest
+from dapt_jax.training.cache.disk import CacheEntry, DiskCache, SelfHealingReader
+from dapt_jax.training.cache.policy import Tier, cached_spec
+from dapt_jax.training.steps import PhaseProgram, eval_transform
 
 FILL_BATCH = 32
 
@@ -59,11 +59,11 @@ class Prefix:
     @property
     def plain(self) -> "Prefix":
         """The same on images that are not augmented."""
-        return Prefix(self.model, self.boundary, at_rest(self.model, self.augment))
+        return Prefix(self.model, self.boundary, eval_transform(self.model, self.augment))
 
     def shapes(self, image_size: int, dtype: str = "") -> Any:
         """Shapes of one image's activations as they are kept, a pytree; `dtype` overrides where it is not empty."""
-        return kept(accounting.boundary_shape(self.model, self.boundary, self.augment.size(image_size)), dtype)
+        return cached_spec(accounting.boundary_shape(self.model, self.boundary, self.augment.size(image_size)), dtype)
 
     def flops(self, image_size: int) -> int:
         """Model FLOPs of one image in one view."""
@@ -74,7 +74,7 @@ class Prefix:
         groups = self.model.groups
         below = [path for path in freezing.paths(tree) if freezing.group_of(path, groups) in groups[: self.boundary]]
         # A training step gives the buffers of its state away: what is kept has to be a copy.
-        return jax.tree.map(np.array, sharding.fetch(freezing.prune(freezing.partition(tree, below)[0])))
+        return jax.tree.map(np.array, sharding.gather_to_host(freezing.prune(freezing.partition(tree, below)[0])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Activations:
     structure: Any
     views: int
     x: Any
-    file: Entry | Repaired | None
+    file: CacheEntry | SelfHealingReader | None
     flops: int
     seconds: float
     ran: int
@@ -118,13 +118,13 @@ class Activations:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.x))
 
 
-class Store:
+class ActivationCache:
     """Activations by what they depend on: in memory up to a budget, least recently used first out, and on disk."""
 
     def __init__(
         self,
         memory: int,
-        files: Files | None = None,
+        files: DiskCache | None = None,
         dtype: str = "",
         say: Callable[[str], None] = print,
         mesh: Mesh | None = None,
@@ -145,12 +145,12 @@ class Store:
     @classmethod
     def open(
         cls, memory: int, disk: int, folder: Path, dtype: str, say: Callable[[str], None], mesh: Mesh | None = None
-    ) -> "Store":
+    ) -> "ActivationCache":
         """A store with files, or without them and with a line that says why."""
         files = None
         if disk:
             try:
-                files = Files(folder, disk, say)
+                files = DiskCache(folder, disk, say)
             except OSError as error:
                 say(f"no activations are cached on disk: {folder} cannot be written to ({error.strerror or error})")
         return cls(memory, files, dtype, say, mesh)
@@ -159,9 +159,9 @@ class Store:
         self,
         prefix: Prefix,
         params: freezing.Tree,
-        stats: freezing.Tree,
+        batch_stats: freezing.Tree,
         images: ImageStore,
-        place: Place = "memory",
+        place: Tier = "memory",
         base: tuple[int, Activations] | None = None,
         clock: Clock | None = None,
     ) -> Activations | None:
@@ -170,7 +170,7 @@ class Store:
         Args:
             prefix: what is computed.
             params: the network's parameters.
-            stats: its statistics.
+            batch_stats: its statistics.
             images: every one of them is computed.
             place: where to keep them.
             base: a boundary below, and the activations of the same images at it: what is missing is computed from there.
@@ -179,16 +179,18 @@ class Store:
         Returns:
             None where they were to be on disk and cannot be: a line has said why.
         """
-        params_part, stats_part = prefix.part(params), prefix.part(stats)
+        params_part, stats_part = prefix.part(params), prefix.part(batch_stats)
         key = self._key(prefix, params_part, stats_part, images)
         if key in self._entries:
             self._entries.move_to_end(key)
             return dataclasses.replace(self._entries[key], ran=0)
-        work = _Work(prefix, params_part, stats_part, images, self._dtype, base, clock, self._mesh)
+        work = _FillJob(prefix, params_part, stats_part, images, self._dtype, base, clock, self._mesh)
         found = self._files.find(key) if self._files else None
         if place == "disk":
             return self._kept_on_disk(key, work, found)
-        (is_missing,) = processes.most(found is None)  # all ask, whatever each has found: what follows is done together
+        (is_missing,) = processes.all_reduce_max(
+            found is None
+        )  # all ask, whatever each has found: what follows is done together
         if found and not is_missing:
             return self._keep(key, self._load(self._on_disk(key, work, found, ran=0), work))
         start = time.monotonic()
@@ -200,10 +202,10 @@ class Store:
             key, Activations(work.structure, prefix.views, x, None, work.flops, seconds, work.missing_flops)
         )
 
-    def _kept_on_disk(self, key: str, work: "_Work", found: Entry | None) -> Activations | None:
+    def _kept_on_disk(self, key: str, work: "_FillJob", found: CacheEntry | None) -> Activations | None:
         """What is on disk, computed there first if it is not; None in all processes where one of them cannot keep it."""
         # Disks are of a process' own, or shared: whoever fills one does so by itself, while others may wait for it.
-        work = dataclasses.replace(work, mesh=sharding.local_mesh() if processes.are_several() else work.mesh)
+        work = dataclasses.replace(work, mesh=sharding.local_mesh() if processes.is_multi_process() else work.mesh)
         ran, lost = 0 if found else work.missing_flops, ""
         if not found:
             try:
@@ -213,28 +215,28 @@ class Store:
         if lost:
             self._say(lost)
         # What anybody had to compute was computed.
-        is_missing, ran = processes.most(found is None, ran > 0)
+        is_missing, ran = processes.all_reduce_max(found is None, ran > 0)
         if is_missing or found is None:
             return None
         return self._on_disk(key, work, found, ran=work.missing_flops if ran else 0)
 
-    def _write(self, key: str, work: "_Work") -> Entry:
+    def _write(self, key: str, work: "_FillJob") -> CacheEntry:
         assert self._files is not None
         about = {"what": repr(work.prefix)}
         return self._files.fill(key, work.shapes, work.prefix.views, len(work.images), work.fill, about)
 
-    def _on_disk(self, key: str, work: "_Work", entry: Entry, *, ran: int) -> Activations:
-        def again() -> Entry:
+    def _on_disk(self, key: str, work: "_FillJob", entry: CacheEntry, *, ran: int) -> Activations:
+        def again() -> CacheEntry:
             assert self._files is not None
             self._files.drop(key)
             # Whichever thread reads first notices damage; the clock is not its.
             return self._write(key, dataclasses.replace(work, clock=None))
 
-        file = Repaired(entry, again, self._say)
+        file = SelfHealingReader(entry, again, self._say)
         seconds = entry.about["seconds"]
         return Activations(work.structure, work.prefix.views, None, file, work.flops, seconds, ran)
 
-    def _load(self, stored: Activations, work: "_Work") -> Activations:
+    def _load(self, stored: Activations, work: "_FillJob") -> Activations:
         rows = np.arange(len(work.images))
         views = [jax.tree.leaves(stored.rows(view, rows)) for view in range(work.prefix.views)]
         x = jax.tree.unflatten(work.structure, [np.stack(each) for each in zip(*views, strict=True)])
@@ -246,7 +248,7 @@ class Store:
             self._entries.popitem(last=False)
         return activations
 
-    def _key(self, prefix: Prefix, params: Any, stats: Any, images: ImageStore) -> str:
+    def _key(self, prefix: Prefix, params: Any, batch_stats: Any, images: ImageStore) -> str:
         model = prefix.model
         shown = (
             type(model).__name__, getattr(model, "decoder", ""), model.encoder.name, model.encoder.preprocess, model.dtype,
@@ -255,7 +257,7 @@ class Store:
         )  # fmt: skip
         digest = hashlib.sha256(images.digest().encode())
         digest.update(repr(shown).encode())
-        for tree in (params, stats):
+        for tree in (params, batch_stats):
             for path, leaf in jax.tree.leaves_with_path(tree):
                 digest.update(freezing.path_name(path).encode())
                 digest.update(np.ascontiguousarray(leaf).tobytes())
@@ -263,12 +265,12 @@ class Store:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
+class _FillJob:
     """The computation behind an entry."""
 
     prefix: Prefix
     params: freezing.Tree
-    stats: freezing.Tree
+    batch_stats: freezing.Tree
     images: ImageStore
     dtype: str
     base: tuple[int, Activations] | None
@@ -301,12 +303,12 @@ class _Work:
         """Activations [views, k, ...] of the images from `first` on; each image is decoded once for all its views."""
         dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.shapes)]
         size = -(-FILL_BATCH // self.mesh.size) * self.mesh.size
-        own = sharding.share(size, self.mesh)
+        own = sharding.local_slice(size, self.mesh)
         for start in range(first, len(self.images), size):
             rows = np.arange(start, min(start + size, len(self.images)), dtype=np.int32)
             filled = np.resize(rows, size)  # one shape, one executable
             made = [
-                np.stack([sharding.fetch(leaf)[: len(rows)] for leaf in each]).astype(dtype)
+                np.stack([sharding.gather_to_host(leaf)[: len(rows)] for leaf in each]).astype(dtype)
                 for each, dtype in zip(zip(*self._views(filled[own]), strict=True), dtypes, strict=True)
             ]
             yield jax.tree.unflatten(self.structure, made)
@@ -314,7 +316,7 @@ class _Work:
     @functools.cached_property
     def _weights(self) -> tuple[freezing.Tree, freezing.Tree]:
         """Parameters and statistics on the devices."""
-        return sharding.replicate((self.params, self.stats), self.mesh)
+        return sharding.replicate((self.params, self.batch_stats), self.mesh)
 
     def _views(self, rows: np.ndarray) -> list[list[jax.Array]]:
         """The leaves of the activations of some images in every view: of all processes' images, where there are several."""
@@ -322,11 +324,11 @@ class _Work:
         views = range(prefix.views)
         if self.base:
             start, below = self.base
-            rise = _between(prefix.model, start, prefix.boundary)
-            inputs = [sharding.split(below.rows(view, rows), self.mesh) for view in views]
-            return [jax.tree.leaves(self._run(rise, *self._weights, each)) for each in inputs]
+            extend_prefix = _between(prefix.model, start, prefix.boundary)
+            inputs = [sharding.shard_batch(below.rows(view, rows), self.mesh) for view in views]
+            return [jax.tree.leaves(self._run(extend_prefix, *self._weights, each)) for each in inputs]
         forward = _forward(prefix.model, prefix.boundary, prefix.augment)
-        images, index = sharding.split((self.images.batch(rows), rows), self.mesh)
+        images, index = sharding.shard_batch((self.images.batch(rows), rows), self.mesh)
         draws = [{"seed": np.uint32(prefix.seed), "view": np.int32(view)} for view in views]
         return [jax.tree.leaves(self._run(forward, *self._weights, images, draw, index)) for draw in draws]
 
@@ -347,8 +349,8 @@ _executables: dict[tuple[Any, str, Mesh], Callable[..., Any]] = {}
 def _forward(model: Network, boundary: int, augment: Augment) -> Any:
     """Images to activations, compiled once for all arms."""
 
-    def forward(params: Any, stats: Any, images: Any, draw: Any, index: Any) -> Any:
-        return model.prefix(params, stats, augment(images, draw["seed"], draw["view"], index), boundary)
+    def forward(params: Any, batch_stats: Any, images: Any, draw: Any, index: Any) -> Any:
+        return model.prefix(params, batch_stats, augment(images, draw["seed"], draw["view"], index), boundary)
 
     return jax.jit(forward)
 
@@ -357,23 +359,23 @@ def _forward(model: Network, boundary: int, augment: Augment) -> Any:
 def _between(model: Network, start: int, stop: int) -> Any:
     """Activations to activations further up, compiled once for all arms."""
 
-    def rise(params: Any, stats: Any, x: Any) -> Any:
+    def extend_prefix(params: Any, batch_stats: Any, x: Any) -> Any:
         x = jax.tree.map(lambda leaf: leaf.astype(model.dtype), x)
-        return model.between(params, stats, x, start, stop)
+        return model.between(params, batch_stats, x, start, stop)
 
-    return jax.jit(rise)
+    return jax.jit(extend_prefix)
 
 
 def pooled(
-    store: Store,
+    store: ActivationCache,
     model: Network,
     params: freezing.Tree,
-    stats: freezing.Tree,
+    batch_stats: freezing.Tree,
     images: ImageStore,
     clock: Clock | None = None,
 ) -> tuple[np.ndarray, Activations]:
     """Pooled features of a set of images, float32 [n, features], and what they come from."""
     prefix = Prefix(dataclasses.replace(model, outputs=1), len(model.encoder.groups))
-    found = store.get(prefix, params, stats, images, clock=clock)
+    found = store.get(prefix, params, batch_stats, images, clock=clock)
     assert found is not None  # in memory always
     return np.asarray(found.x.addressable_data(0)[0], np.float32), found

@@ -91,8 +91,8 @@ class Entry:
 
 def table(scheme: Scheme, classifier: Classifier) -> dict[str, Entry]:
     """Our path to its source, for every parameter and statistic of a classifier, head included."""
-    params, stats = classifier.abstract()
-    return {path: _entry(scheme, classifier.encoder, path) for path in flatten(params) | flatten(stats)}
+    params, batch_stats = classifier.abstract()
+    return {path: _entry(scheme, classifier.encoder, path) for path in flatten(params) | flatten(batch_stats)}
 
 
 def _entry(scheme: Scheme, encoder: Encoder, path: str) -> Entry:
