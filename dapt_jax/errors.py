@@ -6,8 +6,8 @@ from collections.abc import Iterable
 EXIT_CODE = 2
 
 
-class UserError(Exception):
-    """Something in the user's input is wrong.
+class UserError(ValueError):
+    """Something in the user's input is wrong; a `ValueError`, so that library users catch it as usual.
 
     The message is one line that names the file, row or path, what was expected, and the nearest valid choice.
     `dapt_jax.main` prints it without a traceback and exits with code 2.

@@ -70,6 +70,8 @@ def read(path: Path, protocol: str) -> Predictions | None:
             if f"probability/{protocol}" not in file:
                 return None
             labels, groups, probabilities = (file[name] for name in ("label", "group", f"probability/{protocol}"))
+    except UserError:
+        raise
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not an .npz of predictions ({error})") from error
     n = len(groups)

@@ -89,6 +89,8 @@ def _read_safetensors(path: Path) -> Weights:
             first, last = entry["data_offsets"]
             flat = np.frombuffer(view[start + first : start + last], _SAFETENSORS[entry["dtype"]])
             arrays[name] = flat.reshape(entry["shape"])
+    except UserError:
+        raise
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         told = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: damaged or cut short, or not a safetensors file ({told})") from None

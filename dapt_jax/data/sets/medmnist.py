@@ -99,6 +99,8 @@ def load_medmnist(
             for split, found in zip(SPLITS, labels, strict=True):
                 _read_images(archive, file, split, images[start : start + len(found)], crop)
                 start += len(found)
+    except UserError:
+        raise
     except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({one_line(error)}); expected a whole .npz file") from error
     splits = np.repeat(SPLITS, [len(found) for found in labels])

@@ -1,0 +1,138 @@
+"""Fields of settings dataclasses: default, range, choices, help and effect on results, declared once at the field.
+
+A settings class is a frozen dataclass whose fields are made by `setting` and whose `__post_init__` calls `check_fields`:
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Plateau:
+    ...     factor: float = setting(0.5, above=0, doc="What the learning rate is multiplied by.")
+    ...     patience: int = setting(5, at_least=0, doc="Epochs without improvement before that.")
+    ...     def __post_init__(self) -> None:
+    ...         check_fields(self)
+    >>> Plateau(patience=-1)
+    Traceback (most recent call last):
+    ...
+    dapt_jax.fields.SettingError: patience is -1; expected 0 or more
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from dapt_jax.errors import UserError, nearest
+
+_KEY = "setting"
+
+
+class SettingError(UserError):
+    """A setting has a value that it cannot have.
+
+    Attributes:
+        name: Name of the setting, relative to the object that was checked.
+        value: What it is.
+        expected: What was expected, as the end of an error line.
+        unknown: Whether the value is a name that does not exist; the line then says "unknown NAME".
+    """
+
+    def __init__(self, name: str, value: Any, expected: str, unknown: bool = False):
+        self.name, self.value, self.expected, self.unknown = name, value, expected, unknown
+        line = f"unknown {name} {value!r}; {expected}" if unknown else f"{name} is {value!r}; expected {expected}"
+        super().__init__(line)
+
+    def within(self, section: str) -> "SettingError":
+        """Return the same error with the setting's name in a section of the settings."""
+        return SettingError(f"{section}.{self.name}", self.value, self.expected, self.unknown)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """What a field may hold, and what it does.
+
+    Attributes:
+        doc: Help text: one full phrase, with the unit where there is one.
+        at_least: Smallest value.
+        above: Value that it has to exceed.
+        at_most: Largest value.
+        below: Value that it has to stay below.
+        choices: The values that it may have; empty where any goes.
+        affects_results: Whether a study's results depend on it beyond rounding; a setting that does not may differ
+            between two starts of one study.
+    """
+
+    doc: str = ""
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+    affects_results: bool = True
+
+    @property
+    def range(self) -> str:
+        """The range in words, such as "0 to less than 1"; empty where there is none."""
+        low = None if self.at_least is None else f"{self.at_least:g}"
+        high = f"{self.at_most:g}" if self.at_most is not None else None
+        high = f"less than {self.below:g}" if self.below is not None else high
+        if self.above is not None:
+            return f"more than {self.above:g}" + (
+                f" and {'at most ' if self.below is None else ''}{high}" if high else ""
+            )
+        if low and high:
+            return f"{low} to {high}"
+        return f"{low} or more" if low else high or ""
+
+    def allows(self, value: Any) -> bool:
+        """Whether a number is within the range; NaN never is."""
+        return bool(
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    doc: str = "",
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] = (),
+    affects_results: bool = True,
+    default_factory: Any = dataclasses.MISSING,
+) -> Any:
+    """Return a dataclass field that declares all there is to know of a setting; see `Constraint` for the arguments.
+
+    Args:
+        default: Default value; without one the field is required.
+        doc: Help text.
+        at_least: Smallest value.
+        above: Value that it has to exceed.
+        at_most: Largest value.
+        below: Value that it has to stay below.
+        choices: The values that it may have.
+        affects_results: Whether results depend on it.
+        default_factory: Function that makes a mutable default.
+    """
+    constraint = Constraint(doc, at_least, above, at_most, below, tuple(choices), affects_results)
+    return dataclasses.field(default=default, default_factory=default_factory, metadata={_KEY: constraint})
+
+
+def constraint_of(field: "dataclasses.Field[Any]") -> Constraint:
+    """Return what a field declares; nothing at all for a field that was not made by `setting`."""
+    return field.metadata.get(_KEY, Constraint())
+
+
+def check_fields(instance: Any) -> None:
+    """Refuse a dataclass instance one of whose fields is outside its range or choices.
+
+    Raises:
+        SettingError: Names the first such field, its value, and what was expected.
+    """
+    for field in dataclasses.fields(instance):
+        constraint, value = constraint_of(field), getattr(instance, field.name)
+        if constraint.choices and value not in constraint.choices:
+            raise SettingError(field.name, value, nearest(str(value), constraint.choices), unknown=True)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not constraint.allows(value):
+            raise SettingError(field.name, value, constraint.range)
