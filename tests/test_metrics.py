@@ -14,7 +14,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.losses import Objective
 from dapt_jax.records.study_records import lower_is_better
 from dapt_jax.settings.checks import check
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 from dapt_jax.training import head_sweep
 
 NAMES = ("a", "b", "c")
