@@ -113,7 +113,7 @@ CONFIG_LINES = {
     "a setting misspelt": ("config.adapt.epcohs = 3", ":20: the config has no setting 'epcohs'", "'adapt.epochs'"),
     "one misspelt where all is open": ("config.unlock(); config.stratgies = ('full',)", "'stratgies'", "'strategies'"),
     "a wrong type": ("config.adapt.epochs = 'many'", ":20: epochs is many (str)", "a whole number"),
-    "a section lost": ("config.transfer.head = {'epochs': 3}", "lacks transfer.head.batch_size", "default()"),
+    "a section lost": ("config.transfer.head = {'epochs': 3}", "lacks transfer.head.lr", "default()"),
     "none for a number": ("config.adapt.lr = None", "adapt.lr is None", "a number, such as 0.0001"),
     "a syntax error": ("config.seeds = (0, 1", "config.py:2", "not Python", "never closed"),
     "an unknown name": ("config.seeds = three", ":20: NameError", "'three'"),
@@ -157,7 +157,9 @@ OWN_PHASES = {
 def test_a_phase_of_ones_own(refused, tmp_path, data, case):
     key, value, *words = OWN_PHASES[case]
     phase = "{'name': 'a', 'epochs': 1, 'trainable': ('head',), 'lr': 1e-3, '%s': %s}" % (key, value)  # noqa: UP031
-    config = write_config(tmp_path, "config.strategies = ('mine',)", f"config.custom_strategies.mine = {{'phases': ({phase},)}}")
+    config = write_config(
+        tmp_path, "config.strategies = ('mine',)", f"config.custom_strategies.mine = {{'phases': ({phase},)}}"
+    )
     refused(f"--config={config}", f"--config.data_dir={data.folder}", words=words)
 
 

@@ -48,7 +48,9 @@ In the environment:
 def usage() -> str:
     """Return what `--help` prints: the flags, and every setting with its default and what it does."""
     constraints = declared()
-    settings = [_described(name, value, constraints.get(name)) for name, value in flat(to_dict(StudySettings())).items()]
+    settings = [
+        _described(name, value, constraints.get(name)) for name, value in flat(to_dict(StudySettings())).items()
+    ]
     open_ones = [_described(name, "...", constraints[name]) for name in OPEN if name in constraints]
     title = "Settings, their defaults, and what they do (docs/data_sets.md says what corpus and tasks take):"
     return "\n".join([USAGE, title, "", *settings, *open_ones])
