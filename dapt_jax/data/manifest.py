@@ -40,6 +40,7 @@ def load_manifest(
     segments: Sequence[str] = (),
     window: str = "",
     axis: int = 2,
+    mask_orientation: str = "",
 ) -> Dataset:
     """Reads a manifest and checks every row and file that it names.
 
@@ -60,7 +61,10 @@ def load_manifest(
         name: name of the data set; by default the name of the manifest's folder.
         segments: of a set to be segmented, the name of each value of the masks, see `Dataset.segmented`.
         window: black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
-        axis: of NIfTI volumes, along which "volume.nii.gz[12]" counts: 0 sagittal, 1 coronal, 2 axial.
+        axis: of NIfTI volumes, along which "volume.nii.gz[12]" counts, in the file's own order: 0 sagittal, 1 coronal,
+            2 axial.
+        mask_orientation: of masks without coordinates beside NIfTI slices (or the reverse): "shown" or "stored", see
+            `dapt_jax.data.masks.Placed`; "" refuses them.
 
     Returns:
         The data set; columns that are not image, label, mask or group are in `columns`.
@@ -142,6 +146,7 @@ def load_manifest(
         cache_bytes=cache_bytes,
         workers=workers,
         segments=segments,
+        mask_orientation=mask_orientation,
     )
 
 

@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dapt_jax.data import arrays, formats, masks
+from dapt_jax.data import arrays, formats, intensity, mask_values, masks
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES, ImageStore
+from dapt_jax.data.mask_values import Drawn, Facts
 from dapt_jax.data.masks import Mask
 from dapt_jax.data.plane import Plane, file_of
 from dapt_jax.errors import UserError, nearest
 
 ON_BAD_IMAGE = ("error", "skip")
+_CONSTANT = 0.1
+"""Share of images without content above which the set is named."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ def to_dataset(
     workers: int | None = None,
     segments: Sequence[str] = (),
     overlapping: bool = False,
+    mask_orientation: str = "",
 ) -> Dataset:
     """Checks that every file is there and can be read, and builds the data set.
 
@@ -169,6 +173,7 @@ def to_dataset(
         workers: threads that decode; see `ImageStore.verify`.
         segments: of a set to be segmented, see `Dataset.segmented`; its masks are read and held in memory.
         overlapping: as in `Dataset.segmented`.
+        mask_orientation: how masks lie where coordinates do not say, see `dapt_jax.data.masks.Placed`.
 
     Raises:
         UserError: files missing or unreadable, a mask that is not as large as its image or holds a value that no segment
@@ -176,6 +181,9 @@ def to_dataset(
     """
     check_on_bad_image(on_bad_image)
     skip = on_bad_image == "skip"
+    if mask_orientation not in masks.ORIENTATIONS:
+        raise UserError(f"mask_orientation={mask_orientation!r}; {nearest(mask_orientation, masks.ORIENTATIONS[1:])}")
+    records = [replace(each, mask=masks.place(each.mask, each.image, mask_orientation)) for each in records]
     _check_masks(records, origin)
     there = [file_of(record.image).is_file() for record in records]
     kept = [record for record, found in zip(records, there, strict=True) if found]
@@ -216,7 +224,23 @@ def to_dataset(
         columns={column: np.array(values, dtype=str) for column, values in columns.items()},
         masks=drawn,
         skipped=skipped,
+        spacing=_spacing(kept, image_size, crop) if segments else None,
     )
+    if segments:
+        unit = "pixels of the decoded images" if dataset.spacing is None else "millimetres"
+        logging.info("%s: distances between surfaces are in %s", origin, unit)
+    for row in dataset.intensity_summary():
+        logging.info("%s: %s", origin, intensity.line(row))
+    constant = dataset.images.constant()
+    if constant.mean() > _CONSTANT:
+        example = dataset.images.names[int(constant.argmax())]
+        logging.warning(
+            "%s: %d of %d images are of one grey or colour throughout, first: %s; expected pictures: is their range right?",
+            origin,
+            constant.sum(),
+            len(constant),
+            example,
+        )
     return dataset.segmented(segments, overlapping=overlapping) if segments else dataset
 
 
@@ -260,36 +284,63 @@ def _checked_masks(
         raise UserError(f"{origin}: {len(without)} of {len(records)} images have no mask, first: {first}")
     values = 1 << max(len(segments) - 1, 0) if overlapping else len(segments)
 
-    def attempt(record: Record) -> np.ndarray | str | None:
+    def attempt(record: Record) -> tuple[Drawn, Facts] | str | None:
         if record.mask is None:
             return None
         try:
             image = formats.extent(record.image)
-            classes = masks.read(record.mask) if segments else None
-            mask = masks.extent(record.mask) if classes is None else classes.shape
+            drawn = masks.draw(record.mask) if segments else None
+            mask = masks.extent(record.mask) if drawn is None else drawn.grey.shape
         except UserError as error:
             return str(error)
         if mask != image:
             sizes = f"{mask[1]} x {mask[0]} pixels, its image {image[1]} x {image[0]}"
             return f"{record.mask}: {sizes}; expected a mask as large as its image"
-        if classes is None:
+        if drawn is None:
             return None
-        if classes.max(initial=0) >= values:
-            named = ", ".join(segments)
-            return (
-                f"{record.mask}: holds the value {classes.max()}, expected 0 to {values - 1} for the segments {named}"
-            )
-        return masks.resized(classes, size, crop)
+        alpha = None if drawn.alpha is None else masks.resized(drawn.alpha, size, crop)
+        return Drawn(masks.resized(drawn.grey, size, crop), alpha), drawn.facts()
 
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
         results = list(pool.map(attempt, records))
     bad = [(record, why) for record, why in zip(records, results, strict=True) if isinstance(why, str)]
     if bad:
         raise UserError(f"{len(bad)} masks named in {origin} cannot be used, first: {bad[0][0].place}: {bad[0][1]}")
-    if segments:
-        return np.stack(results)  # type: ignore[arg-type]
-    drawn = tuple(record.mask for record in records)
-    return drawn if any(mask is not None for mask in drawn) else None
+    if not segments:
+        drawn = tuple(record.mask for record in records)
+        return drawn if any(mask is not None for mask in drawn) else None
+    pairs = [(record, result) for record, result in zip(records, results, strict=True) if isinstance(result, tuple)]
+    read = mask_values.convention((f"{each.place}: {each.mask}", facts) for each, (_, facts) in pairs)
+    strange = [(record, facts) for record, (_, facts) in pairs if max(read.values(facts), default=0) >= values]
+    if strange:
+        record, found = strange[0][0], read.values(strange[0][1])
+        raise UserError(
+            f"{len(strange)} masks named in {origin} cannot be used, first: {record.place}: {record.mask}: holds the value "
+            f"{max(found)}, expected 0 to {values - 1} for the segments {', '.join(segments)}"
+            f"{mask_values.between(found, values)}"
+        )
+    _tell_of_empty(origin, [read.values(facts) for _, (_, facts) in pairs])
+    return np.stack([read.apply(drawn) for _, (drawn, _) in pairs])
+
+
+def _tell_of_empty(origin: str, found: Sequence[frozenset[int]]) -> None:
+    """Says so where no mask marks anything, or every mask everything."""
+    if all(values <= {0} for values in found):
+        logging.warning("%s: all of its %d masks are empty; expected some that mark something", origin, len(found))
+    elif all(0 not in values for values in found):
+        logging.warning("%s: all of its %d masks are full, without background; are they inverted?", origin, len(found))
+
+
+def _spacing(records: Sequence[Record], size: int, crop: int | None) -> np.ndarray | None:
+    """Millimetres of a pixel of each decoded image, [n, 2]; None unless all files say it."""
+    found = []
+    for record in records:
+        pixel = formats.spacing(record.image)
+        if pixel is None:
+            return None
+        sides = formats.extent(record.image)
+        found.append([mm * (min(crop, side) if crop else side) / size for mm, side in zip(pixel, sides, strict=True)])
+    return np.array(found)
 
 
 def _near_files(path: Path) -> str:

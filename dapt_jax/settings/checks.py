@@ -125,14 +125,14 @@ def check(config: Any) -> None:
         UserError: a setting is missing, unknown, or not what it has to be; names it.
     """
     if not isinstance(config, config_dict.ConfigDict):
-        raise UserError(f"the config is {type(config).__name__}; expected what dapt_jax.config.default() returns")
+        raise UserError(f"the config is {type(config).__name__}; expected what dapt_jax.settings.default() returns")
     values, defaults = flat(config), flat(default())
     for name in values:
         if name not in defaults and name.partition(".")[0] not in OPEN:
             raise UserError(no_setting(name, defaults))
     for name, standard in defaults.items():
         if name not in values:
-            raise UserError(f"the config lacks {name}; expected one that starts from dapt_jax.config.default()")
+            raise UserError(f"the config lacks {name}; expected one that starts from dapt_jax.settings.default()")
         if not is_like(values[name], standard):
             raise UserError(f"{name} is {values[name]!r}; expected {wanted(standard)}")
     for name, choices in _CHOICES.items():

@@ -126,7 +126,7 @@ def transfer(
             params, batch_stats = adapt.train_with_early_stopping(run, params, batch_stats, own, settings.early_stop)
             predict = _predictor(run, params, batch_stats, settings, context.mesh)
             context.reporter.advance(0, f"{run.title}: segmenting")
-            for split, dataset in task.datasets.items():
+            for split, dataset in _in_one_unit(task).items():
                 scored = dataset.take(held_rows) if split == "development" else dataset
                 overlays = Overlays(scored, settings.overlays if fold == 0 and arm.seed == config.seeds[0] else 0)
                 found[split].append(_scores(scored, predict, run.batch_size, overlays))
@@ -159,11 +159,20 @@ def _predictor(run: Run, params: Any, batch_stats: Any, settings: Any, mesh: Mes
     return predict
 
 
+def _in_one_unit(task: Task) -> dict[str, Dataset]:
+    """The images by split; distances are in millimetres where the files of all of them say it, else in pixels for all."""
+    known = all(dataset.spacing is not None for dataset in task.datasets.values())
+    return {
+        split: dataset if known else dataclasses.replace(dataset, spacing=None)
+        for split, dataset in task.datasets.items()
+    }
+
+
 def _scores(dataset: Dataset, predict: Predict, batch_size: int, overlays: Overlays) -> list[Score]:
     scored = metrics.Segmentation(dataset.segments, dataset.overlapping)
     for images, rows in pipeline.in_order(dataset, np.arange(len(dataset)), batch_size):
         predicted = predict(images)[: len(rows)]
-        scored.add(dataset.targets[rows], predicted)
+        scored.add(dataset.targets[rows], predicted, dataset.pixel_sizes(rows))
         overlays.add(rows, images, predicted)
     return scored.scores()
 
@@ -187,7 +196,7 @@ def baseline(config: Any, task: Task, seed: int) -> list[dict[str, Any]]:
         def predict(images: np.ndarray, fitted: Callable[[np.ndarray], np.ndarray] = fitted) -> np.ndarray:
             return fitted(_colours(images).reshape(-1, 6)).reshape(images.shape[:3])
 
-        for split, dataset in task.datasets.items():
+        for split, dataset in _in_one_unit(task).items():
             scored = dataset.take(held_rows) if split == "development" else dataset
             found[split].append(_scores(scored, predict, 16, Overlays(scored, 0)))
     arm = Arm(BASELINE, seed, "none", "none")
