@@ -50,6 +50,7 @@ def default() -> config_dict.ConfigDict:
     config.data_dir = ""  # what relative paths below start from: a folder, gs://, s3:// ...
     config.data = {
         "on_bad_image": "error",  # error | skip (counted)
+        "leaks": "error",  # images or patients in two sets: error | drop_train | drop_eval | mark | the path of a list.csv
         "cache_mb": 2048,  # decoded images kept in memory
         "threads": 2,  # that decode
         "stall_s": 120.0,  # a read that takes longer is told of, with its file; 0: never

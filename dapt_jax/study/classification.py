@@ -271,11 +271,21 @@ def _score(
     development = task.development
     labels, classes = development.truth, development.classes
     measure = functools.partial(metrics.classification, classes=classes, ordinal=development.ordinal)
-    found = {"development": [measure(labels[rows], values) for values, rows in held]}
+    seen = [_classes_outside(development, rows) for _, rows in held]
+    found = {"development": [measure(labels[rows], v, seen=known) for (v, rows), known in zip(held, seen, strict=True)]}
     for split, values_of_folds in others.items():
         truth = task.held_out[split].truth
-        found[split] = [measure(truth, values) for values in values_of_folds]
+        found[split] = [measure(truth, v, seen=known) for v, known in zip(values_of_folds, seen, strict=True)]
     return result_rows(task, arm, protocol, classes, found)
+
+
+def _classes_outside(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Which classes have an image outside of a fold's held-out rows, so that its head saw them: bool [classes]."""
+    training = np.delete(dataset.truth, rows, axis=0)
+    if dataset.multi_label:
+        seen: np.ndarray = (training == 1).any(axis=0)
+        return seen
+    return np.isin(np.arange(len(dataset.classes)), training)
 
 
 def mean_gradient(dataset: Dataset) -> np.ndarray:

@@ -10,9 +10,10 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from dapt_jax.data import sources
+from dapt_jax.data import findings, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.losses.classification import ORDINAL
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
@@ -38,6 +39,7 @@ class Study:
         corpora: in-domain images that strategies adapt to: "" names `config.corpus`, all else is of `config.corpora`.
         tasks: target tasks.
         weights: what was loaded into the whole encoder, what was newly drawn, what was left over, and every parameter.
+        marks: by task and split, what of its images or patients was seen elsewhere, where the user keeps that: see `leaks`.
     """
 
     config: Any
@@ -45,6 +47,7 @@ class Study:
     corpora: Mapping[str, Dataset]
     tasks: tuple[Task, ...]
     weights: str
+    marks: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
     def corpus_of(self, strategy: Strategy) -> Dataset | None:
         """What a strategy is adapted to; None where nothing is."""
@@ -76,8 +79,13 @@ def prepare(config: Any) -> Study:
         raise UserError("the config names no target task; expected tasks.NAME.development and so on")
     corpora = _corpora(config, adapting)
     tasks = tuple(_task(config, name) for name in config.tasks)
-    study = Study(config, strategies, corpora, tasks, _about_weights(params, merged))
-    leakage.check_leakage(study.tasks, study.corpora)
+    apart = leakage.resolve(tasks, corpora, config.data.leaks)
+    for line in apart.notes:
+        print(f"warning: {line}", flush=True)
+    tasks, corpora = apart.tasks, apart.corpora
+    for task in tasks:
+        _check_folds(config, task)
+    study = Study(config, strategies, corpora, tasks, _about_weights(params, merged), apart.marks)
     if config.budget and not (config.select and "" in corpora):
         raise UserError(
             "budget is for strategies that adapt, compared by a score; expected select='robustness', or budget=0"
@@ -126,7 +134,12 @@ def _corpora(config: Any, adapting: Sequence[Strategy]) -> dict[str, Dataset]:
             if not checks.is_like(fraction, VAL_FRACTION) or not 0 <= fraction < 1:
                 raise UserError(f"{what}.val_fraction is {fraction!r}; expected 0 to less than 1")
             settings = {key: value for key, value in settings.items() if key != "val_fraction"}
-        corpora[strategy.corpus] = _load(config, settings, what)
+        corpora[strategy.corpus] = corpus = _load(config, settings, what, config.adapt.loss)
+        if isinstance(settings, Mapping) and fraction and len(np.unique(corpus.groups)) < 2:
+            raise UserError(
+                f"{what}: all {len(corpus)} images are of one patient ({corpus.groups[0]}), so no part can be held out by "
+                f"patient; expected more patients, or {what}.val_fraction=0 to train on all"
+            )
     return corpora
 
 
@@ -146,7 +159,7 @@ def _about_weights(params: Tree, merged: MergeReport) -> str:
     return "\n\n".join([str(merged), *named, parameter_overview.get_parameter_overview(params)]) + "\n"
 
 
-def _load(config: Any, settings: Any, what: str) -> Dataset:
+def _load(config: Any, settings: Any, what: str, loss: str, is_split: bool = False) -> Dataset:
     with _about(f"{what}: "):
         if not isinstance(settings, Mapping | ConfigDict):
             raise UserError(f"{settings!r}; expected settings such as kind='manifest', path='manifest.csv'")
@@ -157,23 +170,29 @@ def _load(config: Any, settings: Any, what: str) -> Dataset:
             on_bad_image=config.data.on_bad_image,
             cache_bytes=config.data.cache_mb << 20,
         )
+        if loss == ORDINAL:
+            dataset = sources.ordered(dataset, dict(settings.items()))
         if len(dataset.classes) < 2 and not dataset.multi_label and not dataset.segments:
             raise UserError(f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more")
     skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
     counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
-    print(f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset)}{skipped}", flush=True)
+    print(f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset, is_split)}{skipped}", flush=True)
+    for line in findings.of_set(dataset, is_split=is_split):
+        print(f"warning: {what}: {line}", flush=True)
     return dataset
 
 
-def _patients(dataset: Dataset) -> str:
+def _patients(dataset: Dataset, is_split: bool) -> str:
     """How many patients a set has; an image that names none is a group of its own."""
     alone = np.asarray(dataset.groups) == np.asarray(dataset.images.names)
-    if alone.all():
-        return "no patients named"
-    named = f"{len(np.unique(dataset.groups[~alone]))} patients"
-    return f"{named}, {alone.sum()} images of unnamed ones" if alone.any() else named
+    named = "no patients named" if alone.all() else f"{len(np.unique(dataset.groups[~alone]))} patients"
+    if alone.any() and not alone.all():
+        named += f", {alone.sum()} images of unnamed ones"
+    if is_split and (pairs := near_duplicates.merged(dataset).pairs):
+        named += f", {len({row for pair in pairs for row in pair})} look-alikes merged"
+    return named
 
 
 def _task(config: Any, name: str) -> Task:
@@ -188,19 +207,34 @@ def _task(config: Any, name: str) -> Task:
             raise UserError(f"tasks.{name} has no split {split!r}; {hint}")
     if "development" not in splits:
         raise UserError(f"tasks.{name} has no development images")
-    loaded = {split: _load(config, splits[split], f"{name} {split}") for split in splits}
-    task = Task(name, loaded.pop("development"), loaded)
-    with _about(f"{name} development: "):
+    losses = {config.transfer.head.loss, config.transfer.finetune.loss}
+    loss = ORDINAL if ORDINAL in losses else ""
+    loaded = {
+        split: _load(config, splits[split], f"{name} {split}", loss, is_split=split == "development")
+        for split in splits
+    }
+    return Task(name, loaded.pop("development"), loaded)
+
+
+def _check_folds(config: Any, task: Task) -> None:
+    """Refuses a class without images and folds that cannot be; says which class a training part lacks."""
+    what = f"{task.name} development"
+    with _about(f"{what}: "):
         counts = task.development.class_counts()
         for label, count in counts.items():
             if not count and not task.development.multi_label:
                 found = ", ".join(each for each in counts if counts[each])
                 raise UserError(f"no image is {label!r}; expected images of every class, found {found}")
         try:
-            task.folds(config.transfer.folds, config.seeds[0])
+            folds = [task.folds(config.transfer.folds, seed) for seed in config.seeds]
         except UserError as error:
             raise UserError(f"{error}; expected fewer folds (transfer.folds) or more patients") from error
-    return task
+    lacking: dict[str, list[int]] = {}
+    for seed, splits in zip(config.seeds, folds, strict=True):
+        for line in findings.of_folds(task.development, splits):
+            lacking.setdefault(line, []).append(seed)
+    for line, seeds in lacking.items():
+        print(f"warning: {what}, seed {', '.join(map(str, seeds))}: {line}", flush=True)
 
 
 @contextlib.contextmanager

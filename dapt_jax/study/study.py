@@ -1,5 +1,6 @@
 """A study: strategies x seeds, each adapted and measured on every target task; resumable, one ledger, one report."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from dapt_jax.monitoring.profiler import PROFILE, Profiler
 from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.monitoring.writers import open_writers
 from dapt_jax.records.ledger import Ledger
-from dapt_jax.records.study_records import Records
+from dapt_jax.records.study_records import LEAKS, Records
 from dapt_jax.runtime import atomic_files, processes, sharding
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.settings.defaults import BASELINE
@@ -65,6 +66,8 @@ def _run(config: Any, workdir: Path, preemption_handler: PreemptionHandler) -> N
         }
         check_workdir(config, fingerprints(study), workdir)
     atomic_files.write_text(workdir / "weights.txt", study.weights)
+    if study.marks:
+        atomic_files.write_text(workdir / LEAKS, json.dumps(study.marks, indent=1) + "\n")
     ledger, results_file = Ledger(workdir / "ledger.jsonl"), workdir / "results.jsonl"
     results = processes.broadcast_from_primary(lambda: Records.read(workdir).results)
     heartbeat = Heartbeat(workdir if is_primary else None, writers)
