@@ -26,7 +26,7 @@ SETTINGS = {
     "a setting misspelt": ("--config.stratgies=full", "no setting 'stratgies'", "'strategies'"),
     "a setting misspelt below": ("--config.model.imge_size=3", "no setting 'model.imge_size'", "'model.image_size'"),
     "a setting without its section": ("--config.epochs=3", "no setting 'epochs'", "'adapt.epochs'"),
-    "a section": ("--config.adapt=3", "--config.adapt is a section", "--config.adapt.accumulate"),
+    "a section": ("--config.adapt=3", "--config.adapt is a section", "--config.adapt.grad_accum_steps"),
     "a flag without config.": ("--epochs=3", "no flag '--epochs'", "'--config.adapt.epochs'"),
     "a flag misspelt": ("--workdr=x", "no flag '--workdr'", "'--workdir'"),
     "a value of the wrong type": ("--config.adapt.epochs=many", "--config.adapt.epochs=many", "a whole number, such as 3"),
@@ -56,7 +56,7 @@ SETTINGS = {
     "an optimizer": ("--config.adapt.optimizer.name=adm", "adapt.optimizer.name 'adm'", "'adam'"),
     "another optimizer": ("--config.transfer.finetune.optimizer.name=sdg", "transfer.finetune.optimizer.name", "'sgd'"),
     "a schedule": ("--config.adapt.schedule=cosin", "adapt.schedule 'cosin'", "'cosine'"),
-    "a norm": ("--config.adapt.norm=frozn", "adapt.norm 'frozn'", "'frozen'"),
+    "a norm": ("--config.adapt.batch_norm=frozn", "adapt.norm 'frozn'", "'frozen'"),
     "a flip": ("--config.adapt.augment.flip=horizntal", "adapt.augment.flip 'horizntal'", "'horizontal'"),
     "what to do with bad images": ("--config.data.on_bad_image=skp", "data.on_bad_image 'skp'", "'skip'"),
     "a batch of none": ("--config.adapt.batch_size=0", "adapt.batch_size is 0", "1 or more"),
@@ -66,10 +66,10 @@ SETTINGS = {
     "one fold": ("--config.transfer.folds=1", "transfer.folds is 1", "2 or more"),
     "more folds than patients": ("--config.transfer.folds=20", "leukocytes development", "20 patients", "transfer.folds"),
     "more fine-tuned folds than folds": ("--config.transfer.finetune.folds=9", "transfer.finetune.folds", "1 to"),
-    "a loss": ("--config.transfer.head.loss=focl", "unknown transfer.head.loss 'focl'", "'focal'"),
-    "a loss of other labels": ("--config.adapt.loss=bce", "loss 'bce' is of independent outputs", "expected 'ce'"),
+    "a loss": ("--config.transfer.head.loss.name=focl", "unknown transfer.head.loss 'focl'", "'focal'"),
+    "a loss of other labels": ("--config.adapt.loss.name=bce", "loss 'bce' is of independent outputs", "expected 'ce'"),
     "a share of itself above all": ("--config.adapt.mix.switch=2", "adapt.mix.switch is 2", "0 to 1"),
-    "an end by nothing watched": ("--config.transfer.finetune.early_stop=3", "needs rows to watch", "val_fraction"),
+    "an end by nothing watched": ("--config.transfer.finetune.early_stopping_patience=3", "needs rows", "val_fraction"),
     "five crops": ("--config.transfer.finetune.test_crops=5", "test_crops is 5", "expected 1 or 10"),
     "more warm-up than epochs": ("--config.adapt.warmup=10", "phase 'full'", "warmup is 10.0", "0 to 1"),
     "too many groups": ("--config.adapt.partial_groups=99", "adapt.partial_groups is 99", "1 to 18"),
@@ -161,7 +161,9 @@ OWN_PHASES = {
 def test_a_phase_of_ones_own(refused, tmp_path, data, case):
     key, value, *words = OWN_PHASES[case]
     phase = "{'name': 'a', 'epochs': 1, 'trainable': ('head',), 'lr': 1e-3, '%s': %s}" % (key, value)  # noqa: UP031
-    config = write_config(tmp_path, "config.strategies = ('mine',)", f"config.phases.mine = {{'phases': ({phase},)}}")
+    config = write_config(
+        tmp_path, "config.strategies = ('mine',)", f"config.custom_strategies.mine = {{'phases': ({phase},)}}"
+    )
     refused(f"--config={config}", f"--config.data_dir={data.folder}", words=words)
 
 
@@ -169,7 +171,7 @@ def test_a_phase_of_ones_own(refused, tmp_path, data, case):
     "entry", ["'full'", "()", "{'phases': {'name': 'a'}}", "{'phases': ()}", "{'phases': ('head',)}"]
 )
 def test_what_is_no_list_of_phases(refused, tmp_path, entry):
-    config = write_config(tmp_path, "config.strategies = ('mine',)", f"config.phases.mine = {entry}")
+    config = write_config(tmp_path, "config.strategies = ('mine',)", f"config.custom_strategies.mine = {entry}")
     refused(f"--config={config}", words=["phases.mine", "'trainable': ('head',)"])
 
 

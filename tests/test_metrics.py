@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dapt_jax.settings.checks import check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
@@ -13,8 +14,7 @@ from dapt_jax import metrics
 from dapt_jax.errors import UserError
 from dapt_jax.losses import Objective
 from dapt_jax.records.study_records import lower_is_better
-from dapt_jax.settings.checks import check
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 from dapt_jax.training import head_sweep
 
 NAMES = ("a", "b", "c")

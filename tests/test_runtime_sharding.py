@@ -18,7 +18,7 @@ from dapt_jax.losses import Objective
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.runtime import processes, sharding
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 from dapt_jax.training import accounting, freezing, steps
 from dapt_jax.training.optim import Optimizer
 from tests import device_runs, tiny

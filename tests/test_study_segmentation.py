@@ -16,7 +16,7 @@ from dapt_jax.losses import MaskObjective
 from dapt_jax.losses.segmentation import of_segments
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.runtime import sharding
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 from dapt_jax.study import adapt, segmentation
 from dapt_jax.study.tasks import Arm, Task
 from dapt_jax.training import steps, windows
@@ -47,14 +47,13 @@ def config(folder, *more):
         "    cells = {'kind': 'phantoms', 'segments': ('background', 'cytoplasm', 'nucleus')}",
         "    config.tasks.leukocytes = {",
         "        'development': {**cells, 'name': 'development', 'n': 24}, 'external': {**cells, 'name': 'external', 'n': 8}}",
-        "    config.phases.scratch = {'weights': 'random', 'cut_after': 'stage2/block1', 'phases': ()}",
-        "    config.phases.whole = {'cut_after': 'stage2/block1'}",
+        "    config.custom_strategies.scratch = {'weights': 'random', 'cut_after': 'stage2/block1', 'phases': ()}",
+        "    config.custom_strategies.whole = {'cut_after': 'stage2/block1'}",
         *more,
         "    return config",
     ]
     path.write_text(
-        "from dapt_jax.settings.defaults import default\n\n\ndef get_config():\n    config = default()\n"
-        + "\n".join(lines)
+        "from dapt_jax.settings import default\n\n\ndef get_config():\n    config = default()\n" + "\n".join(lines)
     )
     return path
 
@@ -94,7 +93,7 @@ def test_cached_views_and_their_masks_are_those_that_are_drawn(tmp_path, place):
         "--config.transfer.segmentation.protocols=frozen",
         "--config.transfer.baseline=",
     ]
-    more += ["--config.transfer.segmentation.views=2", "--config.transfer.segmentation.optimizer.name=sgd"]
+    more += ["--config.transfer.segmentation.num_fixed_views=2", "--config.transfer.segmentation.optimizer.name=sgd"]
     budget = {"memory": [], "disk": ["--config.cache.memory_mb=0", "--config.cache.flops_per_byte=0.001"]}[place]
     flags = [each for each in TINY if "strategies" not in each]
     curves = {}

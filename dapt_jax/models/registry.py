@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import convnext, densenet, efficientnet, resnet, swin, unet, vit
@@ -84,16 +83,18 @@ def build(name: str, options: Options = DEFAULT) -> Encoder:
 
 
 @functools.cache
-def _configured(name: str, drop_path: float, dropout: float, remat: tuple[str, ...]) -> Encoder:
+def configured(name: str, drop_path: float, dropout: float, remat: tuple[str, ...]) -> Encoder:
+    """Return an encoder with its options; the same object for the same arguments.
+
+    Args:
+        name: Name of the architecture.
+        drop_path: Stochastic depth, of the last residual branch.
+        dropout: Dropout of transformers.
+        remat: Layer groups whose activations are computed again instead of kept; "*" for all.
+
+    Raises:
+        UserError: See `build`; or `remat` names a layer group that does not exist.
+    """
     encoder = build(name, Options(drop_path=drop_path, dropout=dropout))
     groups = () if "*" in remat else remat
     return encoder.rematerialised(*groups) if remat else encoder
-
-
-def of_config(model: Any) -> Encoder:
-    """The encoder that `config.model` describes; the same object for the same settings.
-
-    Raises:
-        UserError: see `build`; or `model.remat` names a layer group that there is not.
-    """
-    return _configured(model.name, model.drop_path, model.dropout, tuple(model.remat))

@@ -10,8 +10,9 @@ from typing import Any
 
 from dapt_jax.errors import UserError
 from dapt_jax.records.ledger import Ledger, Row
+from dapt_jax.records.renamed import upgrade
+from dapt_jax.records.vocabulary import BASELINE, MARGIN, SPLITS
 from dapt_jax.runtime import atomic_files
-from dapt_jax.settings.defaults import BASELINE, MARGIN, SPLITS
 from dapt_jax.statistics import Interval, mean_interval
 
 KINDS = ("compile", "train", "data", "eval", "checkpoint", "cache")
@@ -139,7 +140,7 @@ class Records:
                 raise UserError(f"{workdir}/results.jsonl:{number}: value is {value!r}, expected a number or null")
         kept = Path(workdir) / LEAKS
         leaks = json.loads(kept.read_text()) if kept.exists() else {}
-        return cls(config, results, Ledger(Path(workdir) / "ledger.jsonl").rows(), leaks)
+        return cls(upgrade(config), results, Ledger(Path(workdir) / "ledger.jsonl").rows(), leaks)
 
     @property
     def planned(self) -> list[str]:
@@ -251,7 +252,7 @@ class Records:
     def missing(self) -> list[str]:
         """Returns the planned arms that have no result, as `strategy seed`; not those that successive halving dropped."""
         have = {(row["strategy"], row["seed"]) for row in self.results}
-        if self.config.get("budget"):
+        if self.config.get("compute_budget"):
             adapted = {(row.strategy, row.seed) for row in self.rows if row.stage == "dapt"}
             decided = {seed for strategy, seed in have & adapted}
             have |= {(strategy, seed) for strategy, seed in adapted if seed in decided}
