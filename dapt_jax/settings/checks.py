@@ -9,6 +9,7 @@ from ml_collections import config_dict
 
 from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.losses import AUTO, LOSSES
 from dapt_jax.settings.defaults import BASELINE, MODES, OPEN, default
 
 _RUNS = ("adapt", "transfer.finetune", "transfer.segmentation")
@@ -25,7 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cache.mode": ("auto", "on", "off"),
     "cache.dtype": ("", "float32", "bfloat16"),
     "energy.region": tuple(CARBON_INTENSITY),
-    **{f"{run}.loss": ("auto", "ce", "bce", "focal", "asymmetric", "ordinal") for run in _CLASSIFIERS},
+    **{f"{run}.loss": (AUTO, *LOSSES) for run in _CLASSIFIERS},
     **{f"{run}.schedule": ("constant", "cosine", "linear", "poly", "step", "plateau") for run in _RUNS},
     **{f"{run}.norm": ("frozen", "stats", "train") for run in _RUNS},
     **{f"{run}.optimizer.name": ("adam", "adamw", "sgd") for run in _RUNS},

@@ -231,7 +231,7 @@ def _augment() -> dict[str, object]:
 
 
 def _loss() -> dict[str, object]:
-    """What objectives/classification.py says of each."""
+    """What losses/ says of each."""
     return {
         "loss": "auto",  # auto (ce, or bce of several labels) | ce | bce | focal | asymmetric | ordinal
         "label_smoothing": 0.0,

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from dapt_jax import losses
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.mix import Mix
 from dapt_jax.data.splits import grouped_holdout
 from dapt_jax.errors import UserError
-from dapt_jax.losses import AnyObjective, Objective
-from dapt_jax.losses.classification import of_classes
+from dapt_jax.losses import ClassificationLoss, Loss
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.network import Network
@@ -36,8 +36,14 @@ ADAPTED = "adapted.safetensors"
 VAL_FRACTION = 0.1
 """Share of a corpus on which the loss is watched, where the config does not say another."""
 
-LOSS_SETTINGS = ("loss", "focal_gamma", "focal_alpha", "gamma_positive", "gamma_negative", "margin")
-"""Settings of a loss of classes, beside label smoothing."""
+_LOSS_PARAMETERS = {
+    "focal_gamma": "gamma",
+    "focal_alpha": "alpha",
+    "gamma_positive": "gamma_positive",
+    "gamma_negative": "gamma_negative",
+    "margin": "margin",
+}
+"""Names of losses' parameters by their names in the flat settings."""
 
 SCORED = "scored"
 """Folder, in an arm's, of the weights of scored epochs."""
@@ -60,20 +66,21 @@ class Adapted:
     source: str
 
 
-def objective_for(dataset: Dataset, settings: Any) -> Objective:
+def objective_for(dataset: Dataset, settings: Any) -> ClassificationLoss:
     """The loss of a corpus: `settings.single_logit` makes two classes one sigmoid output, as in the paper.
 
     Raises:
         UserError: the loss does not go with the set's labels.
     """
     try:
-        return of_classes(
-            len(dataset.classes),
+        return losses.make(
+            settings.loss,
+            {name: settings[flat] for flat, name in _LOSS_PARAMETERS.items()},
+            classes=len(dataset.classes),
             multi_label=dataset.multi_label,
             single_logit=bool(settings.get("single_logit", False)),
             smoothing=settings.label_smoothing,
             uncertain=dataset.uncertain,
-            **{name: settings[name] for name in LOSS_SETTINGS},
         )
     except UserError as error:
         raise UserError(f"{dataset.name}: {error}") from error
@@ -95,7 +102,7 @@ def make_run(
     stage: str,
     label: str,
     model: Network,
-    objective: AnyObjective,
+    objective: Loss,
     phases: tuple[Phase, ...],
     dataset: Dataset,
     train_rows: np.ndarray,

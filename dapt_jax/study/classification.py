@@ -23,7 +23,7 @@ from dapt_jax import metrics
 from dapt_jax.data import crops, pipeline
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.losses import Objective
+from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.records.ledger import Row
@@ -112,7 +112,7 @@ def _features(
     return found
 
 
-def head_settings(config: Any, protocol: str, objective: Objective) -> head_sweep.HeadSettings:
+def head_settings(config: Any, protocol: str, objective: ClassificationLoss) -> head_sweep.HeadSettings:
     """How heads of a protocol are trained."""
     head = config.transfer.head
     return head_sweep.HeadSettings(

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from dapt_jax import metrics
 from dapt_jax.data import pipeline
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.losses.segmentation import MaskObjective, of_segments
+from dapt_jax.losses import SegmentationLoss, make_segmentation
 from dapt_jax.metrics import Score
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.models.segmenter import Segmenter
@@ -41,19 +41,23 @@ def check(config: Any) -> None:
     """Refuses settings of segmentation that cannot work, whether or not a task needs them."""
     settings = config.transfer.segmentation
     check_protocols(settings.protocols, PROTOCOLS, "transfer.segmentation")
-    MaskObjective(1, loss=settings.loss, batchwise=settings.batchwise, smooth=settings.smooth)
+    make_segmentation(settings.loss, _loss_parameters(settings), classes=("background", "other"))
 
 
-def objective_for(config: Any, task: Task) -> MaskObjective:
+def objective_for(config: Any, task: Task) -> SegmentationLoss:
     """The loss of a task's masks."""
     settings = config.transfer.segmentation
-    return of_segments(
-        task.development.segments,
-        overlapping=task.development.overlapping,
-        loss=settings.loss,
-        batchwise=settings.batchwise,
-        smooth=settings.smooth,
+    return make_segmentation(
+        settings.loss,
+        _loss_parameters(settings),
+        classes=task.development.segments,
+        multi_label=task.development.overlapping,
     )
+
+
+def _loss_parameters(settings: Any) -> dict[str, Any]:
+    """Return the parameters of losses of masks from the flat settings."""
+    return {"batchwise": settings.batchwise, "smoothing_constant": settings.smooth}
 
 
 def run_of(
@@ -144,7 +148,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 def _predictor(run: Run, params: Any, batch_stats: Any, settings: Any, mesh: Mesh) -> Predict:
     """Segments images as they are, or through windows of the side that the network was trained on."""
     program = run.programs[-1]
-    assert isinstance(program.objective, MaskObjective)
+    assert isinstance(program.objective, SegmentationLoss)
     spread = ShardedForward(windows.probabilities_of(program.model, program.objective), params, batch_stats, mesh)
     own = sharding.local_slice(run.batch_size, mesh)
     decide = windows.decide(program.objective)
