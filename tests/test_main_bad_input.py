@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dapt_jax import losses
 from dapt_jax.data import augment, phantoms, records
-from dapt_jax.losses import classification
 from dapt_jax.models import registry
 from dapt_jax.monitoring.heartbeat import STATUS
 from dapt_jax.settings import checks
@@ -181,7 +181,7 @@ def test_every_choice_that_is_checked_early_is_one_that_is_known_later():
         "norm": phases.NORMS,
         "name": optim.OPTIMIZERS,
         "flip": augment.FLIPS,
-        "loss": classification.LOSSES,
+        "loss": (losses.AUTO, *losses.LOSSES),
         "cache.mode": policy.MODES,
         "cache.dtype": policy.DTYPES,
         "on_bad_image": records.ON_BAD_IMAGE,

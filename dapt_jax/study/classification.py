@@ -19,7 +19,7 @@ from dapt_jax import metrics
 from dapt_jax.data import crops, pipeline
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
-from dapt_jax.losses import Objective
+from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.records.ledger import Row
@@ -105,7 +105,7 @@ def _features(
     return features
 
 
-def sweep_settings(head: HeadSettings, protocol: str, loss: Objective) -> head_sweep.HeadSettings:
+def sweep_settings(head: HeadSettings, protocol: str, loss: ClassificationLoss) -> head_sweep.HeadSettings:
     """Return how heads of a protocol are trained.
 
     Args:

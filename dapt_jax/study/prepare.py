@@ -10,7 +10,6 @@ from clu import parameter_overview
 from dapt_jax.data import findings, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
-from dapt_jax.losses.classification import ORDINAL
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
 from dapt_jax.runtime import sharding, storage
@@ -135,7 +134,7 @@ def _load(settings: StudySettings, source: Source, what: str, loss: str, is_spli
             on_bad_image=settings.data.on_bad_image,
             cache_bytes=settings.data.cache_mb << 20,
         )
-        if loss == ORDINAL:
+        if loss == "ordinal":
             dataset = sources.ordered(dataset, source)
         if len(dataset.classes) < 2 and not dataset.multi_label and not dataset.segments:
             raise UserError(f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more")
@@ -162,7 +161,7 @@ def _patients(dataset: Dataset, is_split: bool) -> str:
 
 def _task(settings: StudySettings, name: str) -> Task:
     losses = {settings.transfer.head.loss.name, settings.transfer.finetune.loss.name}
-    loss = ORDINAL if ORDINAL in losses else ""
+    loss = "ordinal" if "ordinal" in losses else ""
     loaded = {
         split: _load(settings, source, f"{name} {split}", loss, is_split=split == "development")
         for split, source in settings.tasks[name].sources.items()

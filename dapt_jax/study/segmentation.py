@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from dapt_jax import metrics
 from dapt_jax.data import pipeline
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.losses.segmentation import MaskObjective
+from dapt_jax.losses import SegmentationLoss
 from dapt_jax.metrics import Score
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.segmenter import Segmenter
@@ -136,7 +136,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 def _predictor(run: Run, params: Tree, batch_stats: Tree, overlap: float, mesh: Mesh) -> Predict:
     """Return what segments images: as they are, or through windows of the side that the network was trained on."""
     program = run.programs[-1]
-    assert isinstance(program.objective, MaskObjective)
+    assert isinstance(program.objective, SegmentationLoss)
     forward = ShardedForward(windows.probabilities_of(program.model, program.objective), params, batch_stats, mesh)
     own = sharding.local_slice(run.batch_size, mesh)
     decide = windows.decide(program.objective)

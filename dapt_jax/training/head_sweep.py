@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 
 from dapt_jax.cost import flops
 from dapt_jax.data.pipeline import Order
-from dapt_jax.losses import Objective
+from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.encoder import init_params
 
 HIDDEN: dict[str, tuple[int, ...]] = {"linear": (), "mlp_small": (64, 32), "mlp_large": (512, 256, 256, 128)}
@@ -36,7 +36,7 @@ class HeadSettings:
     """
 
     hidden: tuple[int, ...]
-    objective: Objective
+    objective: ClassificationLoss
     epochs: int
     batch_size: int
     standardise: bool
@@ -301,7 +301,7 @@ def _train(settings: HeadSettings, features: Any, labels: Any, per_split: Any) -
 
 
 @functools.cache
-def flops_per_image(inputs: int, hidden: tuple[int, ...], objective: Objective) -> int:
+def flops_per_image(inputs: int, hidden: tuple[int, ...], objective: ClassificationLoss) -> int:
     """Model FLOPs of one row in one step of a head."""
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[::-1], leaf.dtype),
