@@ -77,11 +77,11 @@ def calibrated(model: Any, images: np.ndarray) -> tuple[Any, Any]:
     """
     import jax
 
-    from dapt_jax.models.resnet import TORCHVISION
+    from dapt_jax.models.encoders.resnet import TORCHVISION
 
     params, batch_stats = model.init(0)
     x = model.prefix(params, batch_stats, jax.numpy.asarray(images), 0)
-    _, moved = jax.jit(lambda p, s, x: model.encoder.apply(p, s, x, norm="train"))(params, batch_stats, x)
+    _, moved = jax.jit(lambda p, s, x: model.encoder.apply(p, s, x, batch_norm="train"))(params, batch_stats, x)
     kept = TORCHVISION.momentum
     return params, jax.tree.map(lambda old, new: (np.asarray(new) - kept * old) / (1 - kept), batch_stats, moved)
 

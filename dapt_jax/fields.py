@@ -160,11 +160,11 @@ def with_default(cls: type, name: str, default: Any) -> Any:
     return dataclasses.field(default=default, metadata=settings_of(cls)[name].metadata)
 
 
-def section(cls: type, doc: str = "", affects_results: bool = True) -> Any:
+def section(cls: Any, doc: str = "", affects_results: bool = True) -> Any:
     """Return a field that holds a nested settings class, by default made of its own defaults.
 
     Args:
-        cls: The nested class.
+        cls: The nested class, or a function that makes an instance at its defaults.
         doc: Help text of the section.
         affects_results: Whether results depend on any of its settings.
     """

@@ -65,6 +65,10 @@ class DataSettings(_Checked):
     on_bad_image: str = setting(
         "error", choices=ON_BAD_IMAGE, doc="What an unreadable image does; skipped ones are counted."
     )
+    leaks: str = setting(
+        "error",
+        doc="What images or patients in two sets do: error, drop_train, drop_eval, mark, or the path of a list.csv.",
+    )
     cache_mb: int = setting(2048, at_least=0, affects_results=False, doc="MiB of decoded images kept in memory.")
     threads: int = setting(2, at_least=1, affects_results=False, doc="Threads that decode images.")
     stall_s: float = setting(

@@ -7,7 +7,7 @@ from dapt_jax.data.mix import Mix
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting, with_default
 from dapt_jax.models.decoders import BUILDERS as DECODERS
-from dapt_jax.settings.losses import ClassificationLossSettings, LossSettings, SegmentationLossSettings
+from dapt_jax.settings.losses import LossSettings, classification_loss, segmentation_loss
 from dapt_jax.training.head_sweep import HIDDEN
 from dapt_jax.training.optim import Optimizer, Plateau
 from dapt_jax.training.phases import NORMS, SCHEDULES, Norm
@@ -58,7 +58,7 @@ class AdaptSettings(TrainSettings):
     num_fixed_views: int = setting(0, at_least=0, doc="Fixed augmented views per image; 0: new ones each epoch.")
     balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
     single_logit: bool = setting(False, doc="One sigmoid output for two classes.")
-    loss: LossSettings = section(ClassificationLossSettings, "Loss.")
+    loss: LossSettings = section(classification_loss, "Loss.")
     mix: Mix = section(Mix, "Mixup and CutMix.")
 
 
@@ -90,7 +90,7 @@ class FinetuneSettings(TargetTrainSettings):
     batch_size: int = with_default(TrainSettings, "batch_size", 16)
     head_epochs: int = setting(50, at_least=0, doc="Epochs of the head alone, first.")
     head_lr: float = with_default(AdaptSettings, "head_lr", 1e-3)
-    loss: LossSettings = section(ClassificationLossSettings, "Loss.")
+    loss: LossSettings = section(classification_loss, "Loss.")
     mix: Mix = section(Mix, "Mixup and CutMix.")
     test_crops: int = setting(
         1, doc="Crops that are averaged at test time: 1, or 10 of the size of augment.patch, mirrored ones among them."
@@ -119,7 +119,7 @@ class SegmentationSettings(TargetTrainSettings):
     decoder_epochs: int = setting(5, at_least=0, doc="Epochs of the decoder alone, first.")
     decoder_lr: float = setting(1e-3, above=0, doc="Learning rate of the decoder for as long as it trains.")
     num_fixed_views: int = with_default(AdaptSettings, "num_fixed_views", 0)
-    loss: LossSettings = section(SegmentationLossSettings, "Loss.")
+    loss: LossSettings = section(segmentation_loss, "Loss.")
     overlap: float = setting(
         0.5, at_least=0, below=1, doc="Overlap of neighbouring windows, where augment.patch trains on parts of images."
     )
@@ -155,7 +155,7 @@ class HeadSettings:
     batch_size: int = setting(64, at_least=1, doc="Images per step.")
     weight_decay: float = setting(1e-4, at_least=0, doc="Decoupled weight decay of kernels.")
     standardise: bool = setting(True, doc="Scale features to mean 0 and variance 1 over a fold's training rows.")
-    loss: LossSettings = section(ClassificationLossSettings, "Loss.")
+    loss: LossSettings = section(classification_loss, "Loss.")
     grid: GridSettings = section(GridSettings, "Hyperparameter search.")
 
     def __post_init__(self) -> None:

@@ -63,6 +63,7 @@ class Study:
         corpora: In-domain images by name in `corpora`; the study's own corpus has the empty name.
         tasks: Target tasks.
         weights: What was loaded into the whole encoder, what was newly drawn, what was left over, and every parameter.
+        marks: By task and split, what of its images or patients was seen elsewhere, where the user keeps it: see `leakage`.
     """
 
     settings: StudySettings
@@ -70,6 +71,7 @@ class Study:
     corpora: Mapping[str, Dataset] = dataclasses.field(default_factory=dict)
     tasks: tuple[Task, ...] = ()
     weights: str = ""
+    marks: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     _runs: dict[tuple[str, int], Run] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -19,7 +19,7 @@ from dapt_jax import metrics
 from dapt_jax.data import crops, pipeline
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
-from dapt_jax.losses import Objective
+from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.records.ledger import Row
@@ -105,7 +105,7 @@ def _features(
     return features
 
 
-def sweep_settings(head: HeadSettings, protocol: str, loss: Objective) -> head_sweep.HeadSettings:
+def sweep_settings(head: HeadSettings, protocol: str, loss: ClassificationLoss) -> head_sweep.HeadSettings:
     """Return how heads of a protocol are trained.
 
     Args:
@@ -311,11 +311,27 @@ def score(
     development = task.development
     labels, classes = development.truth, development.classes
     measure = functools.partial(metrics.classification, classes=classes, ordinal=development.ordinal)
-    scores = {"development": [measure(labels[rows], values) for values, rows in out_of_fold]}
+    seen = [_classes_outside(development, rows) for _, rows in out_of_fold]
+    scores = {
+        "development": [
+            measure(labels[rows], values, seen=known) for (values, rows), known in zip(out_of_fold, seen, strict=True)
+        ]
+    }
     for split, values_of_folds in held_out.items():
         truth = task.held_out[split].truth
-        scores[split] = [measure(truth, values) for values in values_of_folds]
+        scores[split] = [
+            measure(truth, values, seen=known) for values, known in zip(values_of_folds, seen, strict=True)
+        ]
     return result_rows(task, key, protocol, classes, scores)
+
+
+def _classes_outside(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Which classes have an image outside of a fold's held-out rows, so that its head saw them: bool [classes]."""
+    training = np.delete(dataset.truth, rows, axis=0)
+    if dataset.multi_label:
+        seen: np.ndarray = (training == 1).any(axis=0)
+        return seen
+    return np.isin(np.arange(len(dataset.classes)), training)
 
 
 def mean_gradient(dataset: Dataset) -> np.ndarray:

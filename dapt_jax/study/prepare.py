@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from clu import parameter_overview
 
-from dapt_jax.data import sources
+from dapt_jax.data import findings, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import Classifier
@@ -48,8 +48,12 @@ def prepare(settings: StudySettings) -> Study:
         raise UserError("the config names no target task; expected tasks.NAME.development and so on")
     corpora = _corpora(settings, [strategy for strategy in resolved if strategy.phases])
     tasks = tuple(_task(settings, name) for name in settings.tasks)
-    study = Study(settings, resolved, corpora, tasks, _about_weights(params, merged))
-    leakage.check_leakage(study.tasks, study.corpora)
+    apart = leakage.resolve(tasks, corpora, settings.data.leaks)
+    for line in apart.notes:
+        print(f"warning: {line}", flush=True)
+    for task in apart.tasks:
+        _check_folds(settings, task)
+    study = Study(settings, resolved, apart.corpora, apart.tasks, _about_weights(params, merged), apart.marks)
     _check_adaptation(study)
     _check_segmentation(study)
     return study
@@ -96,7 +100,12 @@ def _corpora(settings: StudySettings, adapting: Sequence[Strategy]) -> dict[str,
                 f"strategy {strategy.name!r} adapts, but the config names no corpus; expected corpus.kind and so on"
             )
         what = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
-        corpora[strategy.corpus] = _load(settings, corpus.source, what)
+        corpora[strategy.corpus] = images = _load(settings, corpus.source, what, settings.adapt.loss.name)
+        if corpus.val_fraction and len(np.unique(images.groups)) < 2:
+            raise UserError(
+                f"{what}: all {len(images)} images are of one patient ({images.groups[0]}), so no part can be held out by "
+                f"patient; expected more patients, or {what}.val_fraction=0 to train on all"
+            )
     return corpora
 
 
@@ -116,7 +125,7 @@ def _about_weights(params: Tree, merged: MergeReport) -> str:
     return "\n\n".join([str(merged), *named, parameter_overview.get_parameter_overview(params)]) + "\n"
 
 
-def _load(settings: StudySettings, source: Source, what: str) -> Dataset:
+def _load(settings: StudySettings, source: Source, what: str, loss: str, is_split: bool = False) -> Dataset:
     with _about(f"{what}: "):
         dataset = sources.load(
             source,
@@ -125,41 +134,60 @@ def _load(settings: StudySettings, source: Source, what: str) -> Dataset:
             on_bad_image=settings.data.on_bad_image,
             cache_bytes=settings.data.cache_mb << 20,
         )
+        if loss == "ordinal":
+            dataset = sources.ordered(dataset, source)
         if len(dataset.classes) < 2 and not dataset.multi_label and not dataset.segments:
             raise UserError(f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more")
     skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
     counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
-    print(f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset)}{skipped}", flush=True)
+    print(f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset, is_split)}{skipped}", flush=True)
+    for line in findings.of_set(dataset, is_split=is_split):
+        print(f"warning: {what}: {line}", flush=True)
     return dataset
 
 
-def _patients(dataset: Dataset) -> str:
+def _patients(dataset: Dataset, is_split: bool) -> str:
     """Return how many patients a set has; an image that names none is a group of its own."""
     alone = np.asarray(dataset.groups) == np.asarray(dataset.images.names)
-    if alone.all():
-        return "no patients named"
-    named = f"{len(np.unique(dataset.groups[~alone]))} patients"
-    return f"{named}, {alone.sum()} images of unnamed ones" if alone.any() else named
+    named = "no patients named" if alone.all() else f"{len(np.unique(dataset.groups[~alone]))} patients"
+    if alone.any() and not alone.all():
+        named += f", {alone.sum()} images of unnamed ones"
+    if is_split and (pairs := near_duplicates.merged(dataset).pairs):
+        named += f", {len({row for pair in pairs for row in pair})} look-alikes merged"
+    return named
 
 
 def _task(settings: StudySettings, name: str) -> Task:
+    losses = {settings.transfer.head.loss.name, settings.transfer.finetune.loss.name}
+    loss = "ordinal" if "ordinal" in losses else ""
     loaded = {
-        split: _load(settings, source, f"{name} {split}") for split, source in settings.tasks[name].sources.items()
+        split: _load(settings, source, f"{name} {split}", loss, is_split=split == "development")
+        for split, source in settings.tasks[name].sources.items()
     }
-    task = Task(name, loaded.pop("development"), loaded)
-    with _about(f"{name} development: "):
+    return Task(name, loaded.pop("development"), loaded)
+
+
+def _check_folds(settings: StudySettings, task: Task) -> None:
+    """Refuse a class without images and folds that cannot be; say which class a training part lacks."""
+    what = f"{task.name} development"
+    with _about(f"{what}: "):
         counts = task.development.class_counts()
         for label, count in counts.items():
             if not count and not task.development.multi_label:
                 present = ", ".join(each for each in counts if counts[each])
                 raise UserError(f"no image is {label!r}; expected images of every class, found {present}")
         try:
-            task.folds(settings.transfer.folds, settings.seeds[0])
+            folds = [task.folds(settings.transfer.folds, seed) for seed in settings.seeds]
         except UserError as error:
             raise UserError(f"{error}; expected fewer folds (transfer.folds) or more patients") from error
-    return task
+    lacking: dict[str, list[int]] = {}
+    for seed, splits in zip(settings.seeds, folds, strict=True):
+        for line in findings.of_folds(task.development, splits):
+            lacking.setdefault(line, []).append(seed)
+    for line, seeds in lacking.items():
+        print(f"warning: {what}, seed {', '.join(map(str, seeds))}: {line}", flush=True)
 
 
 @contextlib.contextmanager

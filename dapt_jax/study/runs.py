@@ -5,13 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 
+from dapt_jax import losses
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.mix import Mix
 from dapt_jax.data.splits import grouped_holdout
 from dapt_jax.errors import UserError
-from dapt_jax.losses import AnyObjective, Objective
-from dapt_jax.losses.classification import of_classes
-from dapt_jax.losses.segmentation import MaskObjective, of_segments
+from dapt_jax.losses import ClassificationLoss, Loss, SegmentationLoss
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
 from dapt_jax.settings import StudySettings
@@ -57,7 +56,7 @@ class RunTag:
     label: str = ""
 
 
-def classification_loss(dataset: Dataset, loss: LossSettings, single_logit: bool = False) -> Objective:
+def classification_loss(dataset: Dataset, loss: LossSettings, single_logit: bool = False) -> ClassificationLoss:
     """Return the loss of a data set of classes.
 
     Args:
@@ -68,34 +67,27 @@ def classification_loss(dataset: Dataset, loss: LossSettings, single_logit: bool
     Raises:
         UserError: The loss does not go with the set's labels.
     """
-    former = {"gamma": "focal_gamma", "alpha": "focal_alpha", "label_smoothing": "smoothing"}
     try:
-        return of_classes(
-            len(dataset.classes),
+        return losses.make(
+            loss.name,
+            loss.values(),
+            classes=len(dataset.classes),
             multi_label=dataset.multi_label,
             single_logit=single_logit,
             uncertain=dataset.uncertain,
-            loss=loss.name,
-            **{former.get(name, name): value for name, value in loss.values().items()},
         )
     except UserError as error:
         raise UserError(f"{dataset.name}: {error}") from error
 
 
-def segmentation_loss(dataset: Dataset, loss: LossSettings) -> MaskObjective:
+def segmentation_loss(dataset: Dataset, loss: LossSettings) -> SegmentationLoss:
     """Return the loss of a data set of masks.
 
     Args:
         dataset: The data set.
         loss: Settings of the loss.
     """
-    former = {"smoothing_constant": "smooth"}
-    return of_segments(
-        dataset.segments,
-        overlapping=dataset.overlapping,
-        loss=loss.name,
-        **{former.get(name, name): value for name, value in loss.values().items()},
-    )
+    return losses.make_segmentation(loss.name, loss.values(), classes=dataset.segments, multi_label=dataset.overlapping)
 
 
 def inverse_frequency_weights(dataset: Dataset, rows: np.ndarray) -> tuple[float, ...]:
@@ -116,7 +108,7 @@ def make_run(
     study: StudySettings,
     train: TrainSettings,
     model: Network,
-    loss: AnyObjective,
+    loss: Loss,
     phases: tuple[Phase, ...],
     data: TrainData,
     tag: RunTag,

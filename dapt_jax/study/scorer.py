@@ -17,7 +17,7 @@ import numpy as np
 
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
-from dapt_jax.losses import Objective
+from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier, pool
 from dapt_jax.models.encoder import TAP, Encoder, Tree
 from dapt_jax.records.ledger import Row
@@ -253,7 +253,7 @@ class Scorer:
             every = self.sample.images.size // at_level.shape[1]
             maps, masks = (at_level,), (self._masks[:, every // 2 :: every, every // 2 :: every],)
         objective = program.objective
-        if HEAD in params and isinstance(objective, Objective) and not objective.multi_label:
+        if HEAD in params and isinstance(objective, ClassificationLoss) and not objective.multi_label:
             head = params[HEAD]
             source = np.asarray(objective.probabilities(jnp.asarray(last @ head["kernel"] + head["bias"])))
         views = np.stack([level for level, _ in jittered]) if jittered else None

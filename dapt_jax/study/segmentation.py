@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from dapt_jax import metrics
 from dapt_jax.data import pipeline
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.losses.segmentation import MaskObjective
+from dapt_jax.losses import SegmentationLoss
 from dapt_jax.metrics import Score
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.segmenter import Segmenter
@@ -119,7 +119,7 @@ def transfer(study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context
             predict = _predictor(run, params, batch_stats, settings.overlap, context.mesh)
             context.reporter.advance(0, f"{run.title}: segmenting")
             is_shown = fold == 0 and arm.seed == study.settings.seeds[0]
-            for split, dataset in task.datasets.items():
+            for split, dataset in _in_one_unit(task).items():
                 scored = dataset.take(held_rows) if split == "development" else dataset
                 overlays = Overlays(scored, OVERLAYS if is_shown else 0)
                 scores[split].append(_scores(scored, predict, run.batch_size, overlays))
@@ -136,7 +136,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 def _predictor(run: Run, params: Tree, batch_stats: Tree, overlap: float, mesh: Mesh) -> Predict:
     """Return what segments images: as they are, or through windows of the side that the network was trained on."""
     program = run.programs[-1]
-    assert isinstance(program.objective, MaskObjective)
+    assert isinstance(program.objective, SegmentationLoss)
     forward = ShardedForward(windows.probabilities_of(program.model, program.objective), params, batch_stats, mesh)
     own = sharding.local_slice(run.batch_size, mesh)
     decide = windows.decide(program.objective)
@@ -151,11 +151,20 @@ def _predictor(run: Run, params: Tree, batch_stats: Tree, overlap: float, mesh: 
     return predict
 
 
+def _in_one_unit(task: Task) -> dict[str, Dataset]:
+    """The images by split; distances are in millimetres where the files of all of them say it, else in pixels for all."""
+    known = all(dataset.spacing is not None for dataset in task.datasets.values())
+    return {
+        split: dataset if known else dataclasses.replace(dataset, spacing=None)
+        for split, dataset in task.datasets.items()
+    }
+
+
 def _scores(dataset: Dataset, predict: Predict, batch_size: int, overlays: Overlays) -> list[Score]:
     scored = metrics.Segmentation(dataset.segments, dataset.overlapping)
     for images, rows in pipeline.in_order(dataset, np.arange(len(dataset)), batch_size):
         predicted = predict(images)[: len(rows)]
-        scored.add(dataset.targets[rows], predicted)
+        scored.add(dataset.targets[rows], predicted, dataset.pixel_sizes(rows))
         overlays.add(rows, images, predicted)
     return scored.scores()
 
@@ -185,7 +194,7 @@ def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
         def predict(images: np.ndarray, fitted: Callable[[np.ndarray], np.ndarray] = fitted) -> np.ndarray:
             return fitted(_colours(images).reshape(-1, 6)).reshape(images.shape[:3])
 
-        for split, dataset in task.datasets.items():
+        for split, dataset in _in_one_unit(task).items():
             scored = dataset.take(held_rows) if split == "development" else dataset
             scores[split].append(_scores(scored, predict, 16, Overlays(scored, 0)))
     key = ArmKey(BASELINE, seed, "none", "none")

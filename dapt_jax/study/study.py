@@ -1,6 +1,7 @@
 """A study: strategies x seeds, each adapted and measured on every target task; resumable, one ledger, one report."""
 
 import contextlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from dapt_jax.monitoring.profiler import PROFILE, Profiler
 from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.monitoring.writers import Writer, open_writers
 from dapt_jax.records.ledger import Ledger
-from dapt_jax.records.study_records import Records
+from dapt_jax.records.study_records import LEAKS, Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import atomic_files, processes, sharding
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
@@ -86,6 +87,8 @@ def _prepared(
             planned_flops = {arm.title: plan.arm_flops(study, arm) for arm in study.arms}
             check_workdir(study, workdir)
         atomic_files.write_text(workdir / "weights.txt", study.weights)
+        if study.marks:
+            atomic_files.write_text(workdir / LEAKS, json.dumps(study.marks, indent=1) + "\n")
         results = Results(workdir, planned_flops)
         heartbeat = Heartbeat(workdir if is_primary else None, writers)
         reporter = Reporter(sum(planned_flops.values()), quiet=not is_primary, heartbeat=heartbeat)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dapt_jax.data import near_duplicates
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.data.near_duplicates import duplicates
 from dapt_jax.data.splits import grouped_folds, grouped_holdout
 from dapt_jax.errors import UserError
 from dapt_jax.metrics import Score
@@ -58,43 +58,19 @@ class Task:
 
     def folds(self, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Training and held-out rows of the development images; look-alikes share a side as patients do."""
-        groups = merge_groups(self.development)
+        groups = near_duplicates.merged(self.development).groups
         return grouped_folds(self.development.labels, groups, number, seed)
 
     def inner_split(self, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return training rows of a fold, split again by patient: rows to fit on, and a fraction for validation."""
-        labels, groups = self.development.labels[rows], merge_groups(self.development)[rows]
-        fit, validation = grouped_holdout(labels, groups, fraction, seed)
+        groups = near_duplicates.merged(self.development).groups[rows]
+        fit, validation = grouped_holdout(self.development.labels[rows], groups, fraction, seed)
         return rows[fit], rows[validation]
 
 
 def _segments(dataset: Dataset) -> str:
     kind = "overlapping segments" if dataset.overlapping else "the segments"
     return f"{kind} {', '.join(dataset.segments)}" if dataset.segments else "no segments"
-
-
-LOOK_ALIKES_UP_TO = 5000
-_merged: dict[str, np.ndarray] = {}
-
-
-def merge_groups(dataset: Dataset) -> np.ndarray:
-    """Groups in which images that look alike are together, so that a split cannot put copies on both sides."""
-    if len(dataset) > LOOK_ALIKES_UP_TO:
-        return dataset.groups
-    key = dataset.fingerprint()
-    if key not in _merged:
-        names, member = np.unique(dataset.groups, return_inverse=True)
-        parent = np.arange(len(names))
-
-        def root(group: int) -> int:
-            while parent[group] != group:
-                group = parent[group]
-            return group
-
-        for a, b in duplicates(dataset, dataset):
-            parent[root(member[a])] = root(member[b])
-        _merged[key] = names[[root(group) for group in member]]
-    return _merged[key]
 
 
 @dataclasses.dataclass(frozen=True)

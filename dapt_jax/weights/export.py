@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 
 from dapt_jax.errors import UserError
+from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.ops import choice
@@ -55,40 +56,14 @@ class Library:
         return f'model = {made}\nmodel.load_state_dict(safetensors.torch.load_file("{self.file}"){strict})'
 
 
-_TIMM = {
-    "efficientnet_lite0": "tf_efficientnet_lite0",
-    "efficientnet_lite1": "tf_efficientnet_lite1",
-    "resnext50": "resnext50_32x4d",
-    **{f"vit_{size}": f"vit_{size}_patch16_224" for size in ("small", "base", "large")},
-    **{f"vit_{size}_mae": f"vit_{size}_patch16_224" for size in ("base", "large")},
-    **{f"vit_{size}_dinov2": f"vit_{size}_patch14_dinov2" for size in ("small", "base", "large")},
-    **{f"vit_{size}_dinov2_registers": f"vit_{size}_patch14_reg4_dinov2" for size in ("small", "base", "large")},
-    **{f"vit_{size}_dinov3": f"vit_{size}_patch16_dinov3" for size in ("small", "base", "large")},
-    **{f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")},
-}
-_TORCHVISION = {
-    "resnext50": "resnext50_32x4d",
-    "vit_base": "vit_b_16",
-    "vit_large": "vit_l_16",
-    "swin_tiny": "swin_t",
-    "swin_small": "swin_s",
-    "swin_base": "swin_b",
-}
-_SHARED = ("resnet", "wide_resnet", "resnext", "densenet")
-"""Families that have the same names in both libraries."""
-
-
 def libraries(model: str) -> tuple[Library, ...]:
     """The PyTorch libraries that build a model of the registry with weights of the same names; none for Keras' variants."""
     schemes = {scheme.name: scheme for scheme in tables.schemes(model)}
-    if "torchvision" in schemes and model.startswith(_SHARED):
-        schemes.setdefault("timm", schemes["torchvision"])
-    if model not in _TORCHVISION and model.startswith("vit"):
-        schemes.pop("torchvision", None)
-    calls = {"timm": _TIMM, "torchvision": _TORCHVISION}
-    if model.endswith("_keras"):
-        return ()
-    return tuple(Library(name, calls[name].get(model, model), schemes[name]) for name in calls if name in schemes)
+    return tuple(
+        # Where timm has no names of its own for a model, its names are torchvision's.
+        Library(library, name, schemes.get(library) or schemes["torchvision"])
+        for library, name in registry.entry(model).libraries.items()
+    )
 
 
 def write(path: str | Path, params: Tree, batch_stats: Tree) -> None:

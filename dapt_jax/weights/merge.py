@@ -104,7 +104,7 @@ def merge(
     if any(not key.startswith(f"{prefix}{scheme.head}{scheme.separator}") for key in left_over):
         _refuse_larger(classifier, scheme, source, len(loaded), origin)
 
-    drawn = flatten(init_params({HEAD: params[HEAD]}, seed)) if skipped else {}
+    drawn = flatten(init_params({HEAD: params[HEAD]}, classifier.kinds, seed)) if skipped else {}
     report = MergeReport(
         tuple(loaded), tuple(drawn), left_over, f"{origin}, {scheme.name} names", prefix, tuple(adapted)
     )
