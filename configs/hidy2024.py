@@ -50,7 +50,7 @@ def get_config(arm="own,resnet50,simple"):
     config.weights = "random"
     config.strategies = ("none", "pretraining")
     phase = {
-        "name": "pretraining", "epochs": 300, "trainable": ("*",), "lr": 1e-3 if small else 4e-3, "norm": "train",
+        "name": "pretraining", "epochs": 300, "trainable": ("*",), "lr": 1e-3 if small else 4e-3, "batch_norm": "train",
         "schedule": "cosine", "warmup": 5.0 if (model, scheme) == ("unet", "simple") else 20.0,
     }  # fmt: skip
     target = DATASETS[dataset]
@@ -76,7 +76,7 @@ def get_config(arm="own,resnet50,simple"):
     segmentation = config.transfer.segmentation
     segmentation.update({
         "protocols": ("finetune", "frozen"), "decoder": MODELS[model][1], "loss": "dice", "batchwise": True, "smooth": 1e-5,
-        "decoder_epochs": 0, "epochs": 150, "lr": 0.05, "decoder_lr": 0.05, "schedule": "poly", "norm": "train",
+        "decoder_epochs": 0, "epochs": 150, "lr": 0.05, "decoder_lr": 0.05, "schedule": "poly", "batch_norm": "train",
         "batch_size": 24,
     })  # fmt: skip
     segmentation.optimizer.update({"name": "sgd", "b1": 0.9, "weight_decay": 1e-4})

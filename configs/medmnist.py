@@ -59,7 +59,7 @@ def get_config(arm="pneumoniamnist,28"):
     config.transfer.folds = 10
     finetune = config.transfer.finetune
     finetune.update({
-        "head_epochs": 0, "epochs": 100, "lr": 1e-3, "schedule": "step", "norm": "train", "batch_size": 128,
+        "head_epochs": 0, "epochs": 100, "lr": 1e-3, "schedule": "step", "batch_norm": "train", "batch_size": 128,
         "val_fraction": 0.1, "early_stop": 100,
     })  # fmt: skip
     finetune.optimizer.update({"name": "adam", "eps": 1e-8})

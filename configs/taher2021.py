@@ -143,7 +143,7 @@ def _initialise(config, init, task):
         with config.unlocked():
             config.corpus.update({**IN_DOMAIN[corpus], "image_size": 256})
         config.adapt.update({
-            "head_epochs": 0, "epochs": 20, "lr": 2e-4, "schedule": "plateau", "norm": "train", "balance_classes": False,
+            "head_epochs": 0, "epochs": 20, "lr": 2e-4, "schedule": "plateau", "batch_norm": "train", "balance_classes": False,
         })  # fmt: skip
         config.adapt.optimizer.update(ADAM)
         config.adapt.augment.update(SEEN)
@@ -155,7 +155,7 @@ def _classes(config, task):
     config.transfer.protocols = ("finetune",)
     finetune = config.transfer.finetune
     finetune.update({
-        "head_epochs": 0, "epochs": 200, "lr": 2e-4, "schedule": "plateau", "norm": "train", "batch_size": 32,
+        "head_epochs": 0, "epochs": 200, "lr": 2e-4, "schedule": "plateau", "batch_norm": "train", "batch_size": 32,
         "val_fraction": 0.125, "early_stop": 10, "test_crops": 10, "loss": "bce",
     })  # fmt: skip
     finetune.optimizer.update(ADAM)
@@ -169,7 +169,7 @@ def _masks(config, task):
     segmentation = config.transfer.segmentation
     segmentation.update({
         "protocols": ("finetune",), "decoder": "unet", "decoder_epochs": 0, "epochs": 200, "lr": 1e-3, "schedule": "cosine",
-        "norm": "train", "batch_size": 16 if is_drive else 32, "loss": "ce" if is_drive else "dice", "batchwise": True,
+        "batch_norm": "train", "batch_size": 16 if is_drive else 32, "loss": "ce" if is_drive else "dice", "batchwise": True,
         "smooth": 1.0, "val_fraction": 0.125, "early_stop": 20,
     })  # fmt: skip
     segmentation.optimizer.update(ADAM)

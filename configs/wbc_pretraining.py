@@ -33,7 +33,7 @@ def get_config():
         config.phases.pretraining = {
             "phases": (
                 {
-                    "name": "pretraining", "epochs": 16, "trainable": ("*",), "lr": 1e-3, "norm": "train",
+                    "name": "pretraining", "epochs": 16, "trainable": ("*",), "lr": 1e-3, "batch_norm": "train",
                     "schedule": "cosine", "warmup": 1.0,
                 },
             )

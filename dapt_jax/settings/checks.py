@@ -9,6 +9,7 @@ from ml_collections import config_dict
 
 from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.parameters import BATCH_NORM_MODES, LAYER_NORM_MODES
 from dapt_jax.settings.defaults import BASELINE, MODES, OPEN, default
 
 _RUNS = ("adapt", "transfer.finetune", "transfer.segmentation")
@@ -27,7 +28,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "energy.region": tuple(CARBON_INTENSITY),
     **{f"{run}.loss": ("auto", "ce", "bce", "focal", "asymmetric", "ordinal") for run in _CLASSIFIERS},
     **{f"{run}.schedule": ("constant", "cosine", "linear", "poly", "step", "plateau") for run in _RUNS},
-    **{f"{run}.norm": ("frozen", "stats", "train") for run in _RUNS},
+    **{f"{run}.batch_norm": BATCH_NORM_MODES for run in _RUNS},
+    **{f"{run}.layer_norm": LAYER_NORM_MODES for run in _RUNS},
     **{f"{run}.optimizer.name": ("adam", "adamw", "sgd") for run in _RUNS},
     **{f"{run}.augment.flip": ("none", "horizontal", "dihedral") for run in _RUNS},
 }
@@ -112,6 +114,8 @@ _BELOW_1 = (
     *(f"{run}.optimizer.{name}" for run in _RUNS for name in ("b1", "b2", "ema")),
     *(f"{run}.augment.{name}" for run in _RUNS for name in ("shift", "brightness", "contrast")),
 )
+RENAMED = {"norm": "batch_norm, beside layer_norm"}
+"""Settings that had another name, by the last part of it, and their names now."""
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or several values"}
 _OVERLAP = ("dice", "iou", "dice_pooled", "iou_pooled", "hd95", "assd")
 _METRICS = ("auc", "ap", "balanced_accuracy", "accuracy", "f1", "mcc", "kappa", "kappa_quadratic", "ece", *_OVERLAP)
@@ -177,6 +181,8 @@ def hint(name: str, known: Iterable[str]) -> str:
     """The end of such a line: settings whose last part is the same, or else spelt alike."""
     names = list(known)
     leaf = name.lstrip("-").rpartition(".")[2]
+    if leaf in RENAMED:
+        return f"it is {RENAMED[leaf]} now"
     leaves = [each.rpartition(".")[2] for each in names]
     if leaf not in leaves:
         if (near := nearest(name, names)).startswith("did"):

@@ -67,7 +67,8 @@ def default() -> config_dict.ConfigDict:
         "lr": 1e-4,
         "schedule": "cosine",  # constant | cosine | linear | poly | step | plateau, within each phase
         "warmup": 0.0,  # epochs
-        "norm": "frozen",  # frozen | stats | train: batch norm of the groups that train
+        "batch_norm": "frozen",  # frozen | stats | train: batch norm of the groups that train
+        "layer_norm": "train",  # train | frozen: layer norm of the groups that train
         "partial_groups": 2,  # partial: last layer groups that train
         "hybrid_epochs": 2,  # hybrid: of `epochs`, those that are partial
         "cut_after": "",  # simplified: last layer group that is kept
@@ -115,7 +116,8 @@ def default() -> config_dict.ConfigDict:
             "epochs": 8,
             "lr": 1e-4,
             "schedule": "cosine",
-            "norm": "frozen",
+            "batch_norm": "frozen",
+            "layer_norm": "train",
             "batch_size": 16,
             "accumulate": 1,
             **_loss(),
@@ -138,7 +140,8 @@ def default() -> config_dict.ConfigDict:
             "epochs": 15,  # then all layers; of the protocol `frozen`, the decoder still
             "lr": 1e-4,  # of the encoder
             "schedule": "cosine",
-            "norm": "frozen",  # of the encoder; the decoder's batch norm trains always
+            "batch_norm": "frozen",  # of the encoder; the decoder's batch norm and layer norm always train
+            "layer_norm": "train",
             "batch_size": 16,
             "accumulate": 1,
             "views": 0,  # augmented views per image; 0: new ones each epoch

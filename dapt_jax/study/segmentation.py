@@ -21,6 +21,7 @@ from dapt_jax.losses.segmentation import MaskObjective, of_segments
 from dapt_jax.metrics import Score
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.parameters import BatchNormMode
 from dapt_jax.records.overlays import Overlays
 from dapt_jax.runtime import sharding
 from dapt_jax.settings.defaults import BASELINE
@@ -28,13 +29,12 @@ from dapt_jax.study import adapt
 from dapt_jax.study.tasks import Arm, Task, check_protocols, result_rows
 from dapt_jax.training import windows
 from dapt_jax.training.evaluate import ShardedForward
-from dapt_jax.training.phases import Norm, Phase
+from dapt_jax.training.phases import ByGroup, Phase
 from dapt_jax.training.run import Run, RunContext
 
 FROZEN, FINETUNE = "frozen", "finetune"
 PROTOCOLS = (FROZEN, FINETUNE)
 PIXEL_COLOUR = "pixel_colour"
-Norms = tuple[tuple[str, Norm], ...]
 
 
 def check(config: Any) -> None:
@@ -72,18 +72,26 @@ def run_of(
     objective = objective_for(config, task)
     model = Segmenter(encoder, objective.outputs, settings.decoder, config.model.dtype)
     behind = model.groups[len(model.encoder.groups) :]
-    train_decoder: Norms = tuple((group, "train") for group in behind)
+    train_decoder: ByGroup[BatchNormMode] = tuple((group, "train") for group in behind)
     shared = {"schedule": settings.schedule, "views": settings.views}
 
     def decoder(epochs: int) -> Phase:
-        return Phase("decoder", epochs, behind, settings.decoder_lr, norm=train_decoder, **shared)
+        return Phase("decoder", epochs, behind, settings.decoder_lr, batch_norm=train_decoder, **shared)
 
     if protocol == FROZEN:
         phases: tuple[Phase, ...] = (decoder(settings.decoder_epochs + settings.epochs),)
     else:
-        norm: Norms = (*((group, settings.norm) for group in model.encoder.groups), *train_decoder)
-        rates = tuple((group, settings.decoder_lr / settings.lr) for group in behind)
-        whole = Phase("all", settings.epochs, ("*",), settings.lr, norm=norm, rates=rates, **shared)
+        encoder_groups = model.encoder.groups
+        whole = Phase(
+            "all",
+            settings.epochs,
+            ("*",),
+            settings.lr,
+            batch_norm=(*((group, settings.batch_norm) for group in encoder_groups), *train_decoder),
+            layer_norm=tuple((group, settings.layer_norm) for group in encoder_groups),
+            lr_multipliers=tuple((group, settings.decoder_lr / settings.lr) for group in behind),
+            **shared,
+        )
         phases = (decoder(settings.decoder_epochs), whole) if settings.decoder_epochs else (whole,)
     return adapt.make_run(
         strategy=arm.strategy,
