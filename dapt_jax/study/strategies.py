@@ -1,7 +1,10 @@
-"""The named strategies as lists of phases (arXiv 2204.13280), and those a user writes down."""
+"""Named strategies as lists of phases (arXiv 2204.13280), and custom ones from the settings.
+
+A named strategy is one function below `@strategy(NAME, DESCRIPTION)`; README's table and `--help` show the description.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,7 +16,7 @@ from dapt_jax.settings.checks import is_like, wanted
 from dapt_jax.training.phases import Phase, check_names
 from dapt_jax.weights import locate
 
-NAMED = ("none", "full", "partial", "hybrid", "simplified", "truncated", "gradual")
+Phases = tuple[Phase, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,104 +24,197 @@ class Strategy:
     """How an encoder is adapted.
 
     Attributes:
-        name: as in the config.
-        encoder: what is adapted, cut where the strategy cuts.
-        phases: head first; empty where nothing is adapted.
-        weights: that it starts from, as `config.weights` takes them.
-        corpus: that it is adapted to: a name of `config.corpora`, or empty for `config.corpus`.
+        name: Name in the settings.
+        encoder: The encoder that is adapted, cut where the strategy cuts.
+        phases: Phases of training; empty where nothing is adapted.
+        weights: Source weights, as `config.weights` takes them.
+        corpus: Corpus that it is adapted to: a name of `config.corpora`, or empty for `config.corpus`.
     """
 
     name: str
     encoder: Encoder
-    phases: tuple[Phase, ...]
+    phases: Phases
     weights: str
     corpus: str = ""
 
 
-def resolve(name: str, encoder: Encoder, config: Any) -> Strategy:
-    """A strategy by name.
+@dataclasses.dataclass(frozen=True)
+class StrategyEntry:
+    """A named strategy.
 
-    - `none`: the source weights as they are.
-    - `full`: every layer; `partial`: the last `adapt.partial_groups` groups;
-    - `hybrid`: partial for `adapt.hybrid_epochs`, then full;
-    - `simplified`: the encoder cut after `adapt.cut_after`, its pretrained weights kept, then full;
-    - `truncated`: that same cut without adaptation, the control of `simplified`;
-    - `gradual`: groups join from the top in `adapt.gradual_steps` phases (Howard & Ruder, arXiv 1801.06146);
-    - any name under `config.phases`: phases of the user's own, or those `like` one of these; from `weights` and on a
-      `corpus` of its own where it names them.
+    Attributes:
+        description: What it trains, in one sentence.
+        phases: Makes its phases, given the encoder and the settings of adaptation.
+        cuts: Whether the encoder is cut after `adapt.cut_after` first.
+    """
 
-    All but `none` and `truncated` begin with the head alone, as in the paper.
+    description: str
+    phases: Callable[[Encoder, Any], Phases]
+    cuts: bool = False
+
+
+STRATEGIES: dict[str, StrategyEntry] = {}
+
+
+def strategy(
+    name: str, description: str, *, cuts: bool = False
+) -> Callable[[Callable[[Encoder, Any], Phases]], Callable[[Encoder, Any], Phases]]:
+    """Register the function below it as a named strategy: from an encoder and the settings of adaptation to phases.
 
     Args:
-        name: of the strategy.
-        encoder: whole.
-        config: the study's.
+        name: Name in the settings.
+        description: What it trains, in one sentence.
+        cuts: Whether the encoder is cut after `adapt.cut_after` first.
 
     Raises:
-        UserError: unknown name, or settings that make no phase.
+        ValueError: The name is taken.
     """
-    adapt = config.adapt
-    if name in config.phases:
-        return _users_own(name, encoder, config)
-    if name not in NAMED:
-        raise UserError(f"unknown strategy {name!r}; {nearest(name, [*NAMED, *config.phases])}")
-    if name in ("simplified", "truncated"):
-        if not adapt.cut_after:
-            raise UserError(
-                f"strategy {name!r} needs --config.adapt.cut_after, the last layer group to keep; "
-                f"valid: {', '.join(encoder.groups[:-1])}"
-            )
-        encoder = encoder.truncate(adapt.cut_after)
-    if name in ("none", "truncated"):
-        return Strategy(name, encoder, (), config.weights)
 
-    def phase(label: str, epochs: int, trainable: tuple[str, ...]) -> Phase:
-        shared = {"lr": adapt.lr, "norm": adapt.norm, "schedule": adapt.schedule, "warmup": adapt.warmup}
-        return Phase(label, epochs, trainable, views=adapt.views, **shared)
+    def register(phases: Callable[[Encoder, Any], Phases]) -> Callable[[Encoder, Any], Phases]:
+        if name in STRATEGIES:
+            raise ValueError(f"a strategy {name!r} is registered already")
+        STRATEGIES[name] = StrategyEntry(description, phases, cuts)
+        return phases
 
-    whole = (*encoder.groups, HEAD)
-    if name == "partial":
-        later = [phase("partial", adapt.epochs, (*last_groups(encoder, adapt.partial_groups), HEAD))]
-    elif name == "hybrid":
-        if not 0 < adapt.hybrid_epochs < adapt.epochs:
-            raise UserError(
-                f"adapt.hybrid_epochs is {adapt.hybrid_epochs}; expected 1 to {adapt.epochs - 1}, "
-                f"since hybrid has {adapt.epochs} epochs in all (adapt.epochs)"
-            )
-        later = [
-            phase("partial", adapt.hybrid_epochs, (*last_groups(encoder, adapt.partial_groups), HEAD)),
-            phase("full", adapt.epochs - adapt.hybrid_epochs, whole),
-        ]
-    elif name == "gradual":
-        later = _gradual(encoder, adapt, phase)
-    else:
-        later = [phase("full", adapt.epochs, whole)]
-    head = Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False) if adapt.head_epochs else None
-    return Strategy(name, encoder, tuple([head, *later] if head else later), config.weights)
+    return register
+
+
+def listing() -> str:
+    """Return the named strategies as a table in Markdown."""
+    rows = [f"| `{name}` | {entry.description} |" for name, entry in STRATEGIES.items()]
+    return "\n".join(["| strategy | what it trains |", "| --- | --- |", *rows])
+
+
+def head_first(adapt: Any) -> Phases:
+    """Return the phase that trains the head alone, as the paper's strategies begin; none if it has no epochs."""
+    if not adapt.head_epochs:
+        return ()
+    return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False),)
+
+
+def phase(adapt: Any, name: str, epochs: int, groups: tuple[str, ...]) -> Phase:
+    """Return a phase that trains layer groups and the head, under the settings of adaptation."""
+    return Phase(
+        name,
+        epochs,
+        (*groups, HEAD),
+        adapt.lr,
+        adapt.batch_norm,
+        adapt.layer_norm,
+        adapt.schedule,
+        adapt.warmup,
+        views=adapt.views,
+    )
+
+
+@strategy("none", "Nothing: the source weights as they are.")
+def none(encoder: Encoder, adapt: Any) -> Phases:
+    """Return no phase."""
+    return ()
+
+
+@strategy("full", "Every layer.")
+def full(encoder: Encoder, adapt: Any) -> Phases:
+    """Return the head, then every layer."""
+    return (*head_first(adapt), phase(adapt, "full", adapt.epochs, encoder.groups))
+
+
+@strategy("partial", "The last `adapt.partial_groups` layer groups.")
+def partial(encoder: Encoder, adapt: Any) -> Phases:
+    """Return the head, then the last layer groups."""
+    return (*head_first(adapt), phase(adapt, "partial", adapt.epochs, last_groups(encoder, adapt.partial_groups)))
+
+
+@strategy("hybrid", "The last layer groups for `adapt.hybrid_epochs`, then every layer.")
+def hybrid(encoder: Encoder, adapt: Any) -> Phases:
+    """Return the head, then `partial`, then `full`.
+
+    Raises:
+        UserError: One of the two would have no epoch.
+    """
+    if not 0 < adapt.hybrid_epochs < adapt.epochs:
+        raise UserError(
+            f"adapt.hybrid_epochs is {adapt.hybrid_epochs}; expected 1 to {adapt.epochs - 1}, "
+            f"since hybrid has {adapt.epochs} epochs in all (adapt.epochs)"
+        )
+    return (
+        *head_first(adapt),
+        phase(adapt, "partial", adapt.hybrid_epochs, last_groups(encoder, adapt.partial_groups)),
+        phase(adapt, "full", adapt.epochs - adapt.hybrid_epochs, encoder.groups),
+    )
+
+
+@strategy("simplified", "Every layer of the encoder cut after `adapt.cut_after`, whose weights are kept.", cuts=True)
+def simplified(encoder: Encoder, adapt: Any) -> Phases:
+    """Return the phases of `full`."""
+    return full(encoder, adapt)
+
+
+@strategy("truncated", "Nothing, of the encoder cut after `adapt.cut_after`: the control of `simplified`.", cuts=True)
+def truncated(encoder: Encoder, adapt: Any) -> Phases:
+    """Return no phase."""
+    return ()
+
+
+@strategy(
+    "gradual",
+    "Layer groups that join from the top in `adapt.gradual_steps` phases (gradual unfreezing, arXiv 1801.06146).",
+)
+def gradual(encoder: Encoder, adapt: Any) -> Phases:
+    """Return the head, then phases of more and more layer groups.
+
+    Raises:
+        UserError: A phase would have no epoch or no group.
+    """
+    steps, count = adapt.gradual_steps, len(encoder.groups)
+    most = min(adapt.epochs, count)
+    if not 0 < steps <= most:
+        raise UserError(f"adapt.gradual_steps is {steps}; expected 1 to {most}: each phase has an epoch and a group")
+    joined = []
+    for number in range(1, steps + 1):
+        epochs = adapt.epochs * number // steps - adapt.epochs * (number - 1) // steps
+        joined.append(phase(adapt, f"gradual{number}", epochs, encoder.groups[count - count * number // steps :]))
+    return (*head_first(adapt), *joined)
 
 
 def last_groups(encoder: Encoder, number: int) -> tuple[str, ...]:
-    """The last groups of an encoder.
+    """Return the last layer groups of an encoder.
 
     Raises:
-        UserError: it does not have that many.
+        UserError: It does not have that many.
     """
     if not 0 < number <= len(encoder.groups):
         raise UserError(f"adapt.partial_groups is {number}; {encoder.name} has 1 to {len(encoder.groups)} layer groups")
     return encoder.groups[-number:]
 
 
-def _gradual(encoder: Encoder, adapt: Any, phase: Any) -> list[Phase]:
-    steps = adapt.gradual_steps
-    if not 0 < steps <= min(adapt.epochs, len(encoder.groups)):
-        most = min(adapt.epochs, len(encoder.groups))
-        raise UserError(f"adapt.gradual_steps is {steps}; expected 1 to {most}: each phase has an epoch and a group")
-    made = []
-    for number in range(1, steps + 1):
-        epochs = adapt.epochs * number // steps - adapt.epochs * (number - 1) // steps
-        groups = encoder.groups[len(encoder.groups) - len(encoder.groups) * number // steps :]
-        made.append(phase(f"gradual{number}", epochs, (*groups, HEAD)))
-    return made
+def resolve(name: str, encoder: Encoder, config: Any) -> Strategy:
+    """Return a strategy by name: a named one, or one of `config.phases`.
+
+    A custom strategy has phases of its own or those `like` a named one; it starts from `weights` and sees a `corpus` of its
+    own where it names them.
+
+    Args:
+        name: Name of the strategy.
+        encoder: The whole encoder.
+        config: The study's settings.
+
+    Raises:
+        UserError: Unknown name, or settings that make no phase.
+    """
+    if name in config.phases:
+        return _users_own(name, encoder, config)
+    if name not in STRATEGIES:
+        raise UserError(f"unknown strategy {name!r}; {nearest(name, [*STRATEGIES, *config.phases])}")
+    entry = STRATEGIES[name]
+    if entry.cuts:
+        if not config.adapt.cut_after:
+            raise UserError(
+                f"strategy {name!r} needs --config.adapt.cut_after, the last layer group to keep; "
+                f"valid: {', '.join(encoder.groups[:-1])}"
+            )
+        encoder = encoder.truncate(config.adapt.cut_after)
+    return Strategy(name, encoder, entry.phases(encoder, config.adapt), config.weights)
 
 
 _SETTINGS = ("cut_after", "phases", "like", "weights", "corpus")
@@ -136,9 +232,9 @@ def _users_own(name: str, encoder: Encoder, config: Any) -> Strategy:
         raise UserError(f"phases.{name}: no corpus {corpus!r} in corpora; {nearest(corpus, config.corpora)}")
     encoder = locate.fitted(weights, encoder)
     if entry.get("like"):
-        if entry["like"] not in NAMED or entry.get("phases") or entry.get("cut_after"):
+        if entry["like"] not in STRATEGIES or entry.get("phases") or entry.get("cut_after"):
             raise UserError(
-                f"phases.{name}: like={entry['like']!r}; {nearest(entry['like'], NAMED)}, without phases of its own"
+                f"phases.{name}: like={entry['like']!r}; {nearest(entry['like'], STRATEGIES)}, without phases of its own"
             )
         like = resolve(entry["like"], encoder, config)
         return dataclasses.replace(like, name=name, weights=weights, corpus=corpus)
@@ -153,6 +249,11 @@ def _users_own(name: str, encoder: Encoder, config: Any) -> Strategy:
     return Strategy(name, encoder, tuple(phases), weights, corpus)
 
 
+_RESTRATEGIES = {
+    "norm": "it is 'batch_norm' now, beside 'layer_norm'",
+    "rates": "it is 'lr_multipliers' now",
+}
+"""What the settings of a phase are called now that had another name."""
 _EXAMPLE: dict[str, Any] = {"name": "head", "epochs": 10, "trainable": ("head",), "lr": 1e-3}
 
 
@@ -164,26 +265,30 @@ def _phase(where: str, settings: Any) -> Phase:
     fields = vars(Phase(**_EXAMPLE))
     for key in values:
         if key not in fields:
-            raise UserError(f"{where} has no setting {key!r}; {nearest(key, fields)}")
+            raise UserError(f"{where} has no setting {key!r}; {_RESTRATEGIES.get(key) or nearest(key, fields)}")
     if missing := [key for key in _EXAMPLE if key not in values]:
         raise UserError(f"{where} lacks {', '.join(missing)}; expected settings such as {_EXAMPLE}")
     if isinstance(values["trainable"], str):
         values["trainable"] = (values["trainable"],)
-    norm, rates = (values.pop(key, fields[key]) for key in ("norm", "rates"))
+    modes = {key: values.pop(key, fields[key]) for key in ("batch_norm", "layer_norm")}
+    multipliers = values.pop("lr_multipliers", fields["lr_multipliers"])
     for key, value in values.items():
         if not is_like(value, fields[key]):
             raise UserError(f"{where}: {key} is {value!r}; expected {wanted(fields[key])}")
-    if not isinstance(norm, str):
-        pairs = _pairs(norm)
-        if pairs is None:
-            raise UserError(
-                f"{where}: norm is {norm!r}; expected one mode, or a mode by layer group: {{'stage4': 'train'}}"
-            )
-        norm = tuple((pattern, str(mode)) for pattern, mode in pairs)
-    factors = _pairs(rates)
+    for key, mode in modes.items():
+        if not isinstance(mode, str):
+            pairs = _pairs(mode)
+            if pairs is None:
+                raise UserError(
+                    f"{where}: {key} is {mode!r}; expected one mode, or a mode by layer group: {{'stage4': 'train'}}"
+                )
+            modes[key] = tuple((pattern, str(each)) for pattern, each in pairs)
+    factors = _pairs(multipliers)
     if factors is None or not all(is_like(factor, 1.0) for _, factor in factors):
-        raise UserError(f"{where}: rates is {rates!r}; expected a factor by layer group or pattern: {{'stage4': 0.1}}")
-    return Phase(**{**values, "trainable": tuple(map(str, values["trainable"])), "norm": norm, "rates": factors})
+        raise UserError(
+            f"{where}: lr_multipliers is {multipliers!r}; expected a factor by layer group or pattern: {{'stage4': 0.1}}"
+        )
+    return Phase(**{**values, **modes, "trainable": tuple(map(str, values["trainable"])), "lr_multipliers": factors})
 
 
 def _pairs(value: Any) -> tuple[tuple[str, Any], ...] | None:
