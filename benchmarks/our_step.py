@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dapt_jax.data.augment import Augment
-from dapt_jax.losses import Objective
+from dapt_jax.losses.cross_entropy import CrossEntropy
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.training import accounting
@@ -40,7 +40,7 @@ def program(model: str, trained: tuple[str, ...], dtype: str = "float32") -> tra
     """The program of one phase: Adam, frozen batch norm, no augmentation."""
     network = Classifier(registry.build(model), CLASSES, dtype)
     phase = Phase("phase", 1, trained, 1e-4)
-    return training.programs(network, (phase,), Optimizer(), Objective(CLASSES), Augment(), 0, 1)[0]
+    return training.programs(network, (phase,), Optimizer(), CrossEntropy(CLASSES), Augment(), 0, 1)[0]
 
 
 def torch_names(made: training.PhaseProgram) -> dict[str, str]:

@@ -244,7 +244,7 @@ def steps(libtpu, tmp_path_factory):
         # With its cache, a partial step starts from what has been kept; without it, it runs its frozen prefix.
         "vit_base": (f"{config}:vit_base", "--config.strategies=partial,hybrid"),
         "resnet50": (f"{config}:resnet50", "--config.cache.mode=off"),
-        "spread": (f"{config}:resnet50", "--config.parallel.fsdp=8", "--config.strategies=full"),
+        "spread": (f"{config}:resnet50", "--config.runtime.fsdp=8", "--config.strategies=full"),
     }
     folders = {name: tmp_path_factory.mktemp(name) for name in wanted}
 

@@ -204,7 +204,7 @@ def test_a_manifest_and_phases_of_ones_own(tmp_path):
     config = write_config(
         tmp_path,
         "config.strategies = ('mine',)",
-        "config.phases.mine = {'cut_after': 'stage3/block2', 'phases': (",
+        "config.custom_strategies.mine = {'cut_after': 'stage3/block2', 'phases': (",
         "    {'name': 'top', 'epochs': 1, 'trainable': 'head', 'lr': 1e-3, 'augment': False},",
         "    {'name': 'kernels', 'epochs': 1, 'trainable': ('stage3/*/kernel', 'head'), 'lr': 1e-4},",
         ")}",

@@ -14,7 +14,7 @@ from dapt_jax.monitoring import heartbeat, status, writers
 from dapt_jax.monitoring.heartbeat import STATUS, Heartbeat
 from dapt_jax.monitoring.profiler import Profiler
 from dapt_jax.records.ledger import Ledger, Row
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 from dapt_jax.training import loop
 from tests import tiny
 from tests.command import rows, run

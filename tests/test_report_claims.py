@@ -3,14 +3,14 @@
 import json
 
 import pytest
+from dapt_jax.settings.checks import check
 from scipy import stats
 
 from dapt_jax.errors import UserError
 from dapt_jax.records.study_records import Records
 from dapt_jax.report import build, claims, marks, narrative, tables
 from dapt_jax.runtime import atomic_files
-from dapt_jax.settings.checks import check
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 from dapt_jax.statistics import holm
 from tests import test_report_example as report_example
 

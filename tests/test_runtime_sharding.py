@@ -14,11 +14,11 @@ import pytest
 from dapt_jax import ops
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
-from dapt_jax.losses import Objective
+from dapt_jax.losses.cross_entropy import CrossEntropy
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.runtime import processes, sharding
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 from dapt_jax.training import accounting, freezing, steps
 from dapt_jax.training.optim import Optimizer
 from tests import device_runs, tiny
@@ -180,7 +180,7 @@ def test_a_plan_knows_what_one_device_needs_and_what_fits():
 def test_a_spread_state_takes_its_share_of_each_device():
     """Of ResNet-50 with Adam, all but what is small: parameters, gradients and two moments, an eighth of each."""
     model = Classifier(registry.build("resnet50"), 2)
-    (program,) = steps.programs(model, (tiny.FULL,), Optimizer(), Objective(2), Augment(), 0, 10)
+    (program,) = steps.programs(model, (tiny.FULL,), Optimizer(), CrossEntropy(2), Augment(), 0, 10)
     once, spread = (accounting.peak_bytes(program, 64, 1, fsdp) for fsdp in (1, 8))
     state = 4 * 4 * freezing.count(model.abstract()[0])
     assert once - spread == pytest.approx(state * 7 / 8, rel=0.01)

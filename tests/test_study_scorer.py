@@ -11,7 +11,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime import sharding
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 from dapt_jax.study import scorer as scoring
 from dapt_jax.study.scorer import Plan, Scorer
 from dapt_jax.training import loop
@@ -30,12 +30,12 @@ EXECUTABLES = {}
 
 def settings(**changes):
     config = default()
-    config.score.every = 1
-    config.score.names = ("robustness", "logme", "leep", "uniformity")
-    config.score.budget = 0.9
+    config.checkpoint_scoring.every = 1
+    config.checkpoint_scoring.names = ("robustness", "logme", "leep", "uniformity")
+    config.checkpoint_scoring.budget = 0.9
     for name, value in changes.items():
         if name == "select":
-            config.select = value
+            config.checkpoint_selection.score = value
         else:
             config.score[name] = value
     return Settings.of(config)

@@ -12,8 +12,8 @@ from tests import command
 
 LINES = (
     "    config.unlock()",
-    "    config.phases.chained = {'like': 'full', 'corpus': 'other', 'weights': 'random'}",
-    "    config.phases.scratch = {'weights': 'random', 'phases': ()}",
+    "    config.custom_strategies.chained = {'like': 'full', 'corpus': 'other', 'weights': 'random'}",
+    "    config.custom_strategies.scratch = {'weights': 'random', 'phases': ()}",
     "    config.corpora.other = {'kind': 'phantoms', 'name': 'corpus', 'n': 24, 'seed': 1, 'val_fraction': 0.25}",
     "    return config",
 )
@@ -40,7 +40,7 @@ def test_an_arm_starts_from_its_weights_and_sees_its_corpus(tmp_path):
 
 def test_an_arm_without_phases_has_its_own_weights(tmp_path):
     settings = defaults.default()
-    settings.phases.scratch = {"weights": "random", "phases": ()}
+    settings.custom_strategies.scratch = {"weights": "random", "phases": ()}
     encoder = registry.of_config(settings.model)
     found = strategies.resolve("scratch", encoder, settings)
     adapted = adapt.adapt(settings, found, 0, None, None, tmp_path)
@@ -59,6 +59,6 @@ def test_what_an_arm_of_ones_own_cannot_be():
         "has no list of phases": {"corpus": "chest"},
     }
     for words, entry in cases.items():
-        settings.phases.own = entry
+        settings.custom_strategies.own = entry
         with pytest.raises(UserError, match=words):
             strategies.resolve("own", encoder, settings)

@@ -11,7 +11,7 @@ from dapt_jax.data import pipeline
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.mix import Mix
 from dapt_jax.errors import UserError
-from dapt_jax.losses import Objective
+from dapt_jax.losses.cross_entropy import BinaryCrossEntropy
 from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime import sharding
@@ -214,7 +214,7 @@ def uncertain_data():
 
 def test_targets_of_uncertain_labels_are_new_in_every_epoch_and_the_same_from_a_cache():
     data = uncertain_data()
-    objective = Objective(3, multi_label=True, uncertain=data.uncertain)
+    objective = BinaryCrossEntropy(3, multi_label=True, uncertain=data.uncertain)
     phases = [tiny.PARTIAL, Phase("late", 3, ("head",), 1e-2)]
     curves = {}
     for mode in ("off", "auto"):  # one by one from images; then from activations, one by one and many epochs at once

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dapt_jax.errors import UserError
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 from dapt_jax.study import segmentation
 from dapt_jax.study.tasks import Arm, Task
 from dapt_jax.training import accounting

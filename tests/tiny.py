@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 from flax import nnx
 
+from dapt_jax import losses
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
-from dapt_jax.losses import Objective
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, LayerGroup, Preprocess
 from dapt_jax.models.layers import BatchNorm, Conv
@@ -55,7 +55,7 @@ def make_run(
     """A run over `data`, its last `val` rows watched."""
     rows = np.arange(len(data))
     train_rows, val_rows = rows[: len(rows) - val], rows[len(rows) - val :]
-    objective = objective or Objective(len(data.classes))
+    objective = objective or losses.make(classes=len(data.classes))
     model = Classifier(encoder, objective.outputs, dtype)
     programs = steps.programs(
         model,

@@ -16,6 +16,7 @@ def classification(
     probabilities: Float[np.ndarray, "n classes"],
     classes: tuple[str, ...],
     ordinal: bool = False,
+    seen: Bool[np.ndarray, " classes"] | None = None,
 ) -> list[Score]:
     """Ranking, decision and calibration scores.
 
@@ -24,6 +25,8 @@ def classification(
         probabilities: one row per example.
         classes: names of the columns.
         ordinal: whether the class numbers are an order.
+        seen: which classes the predictions were trained on; None for all. Scores of single classes, and their means, leave
+            out a class that a head never saw: what it says of it is chance.
 
     Returns:
         First `auc`, one class against the rest, its mean over the classes that have both positives and negatives, which
@@ -43,16 +46,17 @@ def classification(
     """
     multi_label = labels.ndim == 2
     targets = labels if multi_label else np.eye(len(classes))[labels]
+    known = np.ones(len(classes), bool) if seen is None else seen
     scores = [
-        *_by_class("auc", targets, probabilities, classes, _auc),
-        *_by_class("ap", targets, probabilities, classes, _average_precision),
+        *_by_class("auc", targets, probabilities, classes, _auc, known),
+        *_by_class("ap", targets, probabilities, classes, _average_precision, known),
     ]
     if multi_label:
         predicted = probabilities > THRESHOLD
         for metric, measure in (("f1", _f1), ("accuracy", _accuracy)):
-            scores.append(next(_by_class(metric, targets, predicted, classes, measure)))
+            scores.append(next(_by_class(metric, targets, predicted, classes, measure, known)))
         return scores
-    return scores + list(_of_decisions(labels, probabilities, classes, ordinal))
+    return scores + list(_of_decisions(labels, probabilities, classes, ordinal, known))
 
 
 def _by_class(
@@ -61,8 +65,9 @@ def _by_class(
     predictions: Shaped[np.ndarray, "n classes"],
     classes: tuple[str, ...],
     measure: Callable[[np.ndarray, np.ndarray], float],
+    seen: Bool[np.ndarray, " classes"],
 ) -> Iterator[Score]:
-    """The mean over classes, then each class: of the rows whose label is known."""
+    """The mean over classes that were seen, then each class: of the rows whose label is known."""
     known = ~np.isnan(targets)
     values = np.array(
         [
@@ -70,6 +75,7 @@ def _by_class(
             for column, rows in enumerate(known.T)
         ]
     )
+    values[~seen] = np.nan
     defined = np.isfinite(values)
     mean = float(values[defined].mean()) if defined.any() else float("nan")
     covered = tuple(name for name, is_defined in zip(classes, defined, strict=True) if is_defined)
@@ -100,14 +106,15 @@ def _of_decisions(
     probabilities: Float[np.ndarray, "n classes"],
     classes: tuple[str, ...],
     ordinal: bool,
+    seen: Bool[np.ndarray, " classes"],
 ) -> Iterator[Score]:
     n, predicted = len(labels), probabilities.argmax(1)
-    present = np.unique(labels)
-    recall = float(np.mean([(predicted[labels == each] == each).mean() for each in present]))
+    present = [each for each in np.unique(labels) if seen[each]]
+    recall = float(np.mean([(predicted[labels == each] == each).mean() for each in present])) if present else np.nan
     yield Score("balanced_accuracy", recall, n, tuple(classes[each] for each in present))
     yield Score("accuracy", float((predicted == labels).mean()), n, classes)
     chosen = np.eye(len(classes), dtype=bool)
-    yield next(_by_class("f1", chosen[labels].astype(float), chosen[predicted], classes, _f1))
+    yield next(_by_class("f1", chosen[labels].astype(float), chosen[predicted], classes, _f1, seen))
     yield Score("mcc", float(sk.matthews_corrcoef(labels, predicted)), n, classes)
     yield Score("kappa", kappa(labels, predicted, len(classes)), n, classes)
     if ordinal:

@@ -1,14 +1,13 @@
 """The encoders by name; each registers itself beside its definition, see `register_model`."""
 
 import functools
-from typing import Any
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import encoders as _families  # noqa: F401  (importing them registers them)
 from dapt_jax.models.encoder import DEFAULT, Encoder, Options
 from dapt_jax.models.entry import MODELS, ModelEntry, register_model
 
-__all__ = ["ModelEntry", "build", "entry", "names", "of_config", "register_model"]
+__all__ = ["ModelEntry", "build", "configured", "entry", "names", "register_model"]
 
 
 def names() -> tuple[str, ...]:
@@ -45,16 +44,18 @@ def _build(entry: ModelEntry, options: Options) -> Encoder:
 
 
 @functools.cache
-def _configured(name: str, drop_path: float, dropout: float, remat: tuple[str, ...]) -> Encoder:
+def configured(name: str, drop_path: float, dropout: float, remat: tuple[str, ...]) -> Encoder:
+    """Return an encoder with its options; the same object for the same arguments.
+
+    Args:
+        name: Name of the architecture.
+        drop_path: Stochastic depth, of the last residual branch.
+        dropout: Dropout of transformers.
+        remat: Layer groups whose activations are computed again instead of kept; "*" for all.
+
+    Raises:
+        UserError: See `build`; or `remat` names a layer group that does not exist.
+    """
     encoder = build(name, Options(drop_path=drop_path, dropout=dropout))
     groups = () if "*" in remat else remat
     return encoder.rematerialised(*groups) if remat else encoder
-
-
-def of_config(model: Any) -> Encoder:
-    """Return the encoder that `config.model` describes; the same object for the same settings.
-
-    Raises:
-        UserError: See `build`; or `model.remat` names a layer group that does not exist.
-    """
-    return _configured(model.name, model.drop_path, model.dropout, tuple(model.remat))

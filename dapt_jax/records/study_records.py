@@ -10,12 +10,15 @@ from typing import Any
 
 from dapt_jax.errors import UserError
 from dapt_jax.records.ledger import Ledger, Row
+from dapt_jax.records.renamed import upgrade
+from dapt_jax.records.vocabulary import BASELINE, MARGIN, SPLITS
 from dapt_jax.runtime import atomic_files
-from dapt_jax.settings.defaults import BASELINE, MARGIN, SPLITS
 from dapt_jax.statistics import Interval, mean_interval
 
 KINDS = ("compile", "train", "data", "eval", "checkpoint", "cache")
 LOWER_IS_BETTER = ("ece", "brier", "nll", "log_loss", "loss", "error", "hd95", "assd")
+LEAKS = "leaks.json"
+"""In a workdir whose study was allowed leaks: by task and split, what of it was seen elsewhere."""
 OF_MASKS = ("dice", "iou", "dice_pooled", "iou_pooled", "hd95", "assd")
 """Scores whose parts are segments of masks, not classes of images."""
 NICE = {
@@ -91,10 +94,18 @@ class Records:
         config: config.json.
         results: lines of results.jsonl.
         rows: rows of ledger.jsonl.
+        leaks: leaks.json: by task and split, what of its images or patients was seen elsewhere.
     """
 
-    def __init__(self, config: Mapping[str, Any], results: list[dict[str, Any]], rows: list[Row]) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        results: list[dict[str, Any]],
+        rows: list[Row],
+        leaks: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.config = config
+        self.leaks = leaks or {}
         self.results = results
         self.rows = rows
         self._values: dict[tuple[Any, ...], float | None] = {}
@@ -127,7 +138,9 @@ class Records:
             value = row["value"]
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise UserError(f"{workdir}/results.jsonl:{number}: value is {value!r}, expected a number or null")
-        return cls(config, results, Ledger(Path(workdir) / "ledger.jsonl").rows())
+        kept = Path(workdir) / LEAKS
+        leaks = json.loads(kept.read_text()) if kept.exists() else {}
+        return cls(upgrade(config), results, Ledger(Path(workdir) / "ledger.jsonl").rows(), leaks)
 
     @property
     def planned(self) -> list[str]:
@@ -239,7 +252,7 @@ class Records:
     def missing(self) -> list[str]:
         """Returns the planned arms that have no result, as `strategy seed`; not those that successive halving dropped."""
         have = {(row["strategy"], row["seed"]) for row in self.results}
-        if self.config.get("budget"):
+        if self.config.get("compute_budget"):
             adapted = {(row.strategy, row.seed) for row in self.rows if row.stage == "dapt"}
             decided = {seed for strategy, seed in have & adapted}
             have |= {(strategy, seed) for strategy, seed in adapted if seed in decided}

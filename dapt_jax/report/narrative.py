@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dapt_jax.records.study_records import Records, lower_is_better, nice
+from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report.claims import claims
 from dapt_jax.report.marks import LEVEL
 from dapt_jax.report.tables import comparisons, number, p_value
-from dapt_jax.settings.defaults import BASELINE
 from dapt_jax.statistics import Comparison, mean_interval
 
 

@@ -84,9 +84,9 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
                 "task": task,
                 "sizes": _sizes(records, task),
                 "words": " ".join(narrative.summary(records, task)),
-                "main": tables.main(records, task),
+                "main": tables.marked_leaks(records, tables.main(records, task), task),
                 "figures": shown(task),
-                "tables": [table for table in found if table is not None and table.rows],
+                "tables": [tables.marked_leaks(records, t, task) for t in found if t is not None and t.rows],
             }
         )
     return {
@@ -97,7 +97,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
         "facts": _facts(records),
         "warnings": _warnings(records),
         "sections": sections,
-        "ranks": claims.over_tasks(records),
+        "ranks": [tables.marked_leaks(records, table) for table in claims.over_tasks(records)],
         "figures": shown(""),
         "bill": tables.totals(records) if records.rows else None,
         "bill_words": _bill_words(records),
@@ -134,6 +134,11 @@ def _warnings(records: Records) -> list[str]:
         listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         arms = len(records.strategies) * len(records.seeds)
         lines.append(f"Unfinished: {len(missing)} of {arms} arms have no result yet (strategy seed): {listed}.")
+    for task, of_task in records.leaks.items():
+        for split, what in of_task.items():
+            lines.append(
+                f"LEAK: {what} of {task} {split} were seen in training or in another set; marked ‡ in every table."
+            )
     undefined = sum(row["value"] is None for row in records.results)
     if undefined:
         lines.append(f"{undefined} of {len(records.results)} results are undefined and left out of means.")

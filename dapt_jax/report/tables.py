@@ -79,6 +79,31 @@ def mark(cell: Cell, name: str, marked: marks.Marks) -> Cell:
     return dataclasses.replace(cell, best=name in marked.best, held=name in marked.held)
 
 
+def marked_leaks(records: Records, table: Table, task: str | None = None) -> Table:
+    """Return a table with a mark beside the splits whose images or patients were seen elsewhere, and a note that says so.
+
+    Args:
+        records: Of the study.
+        table: Of one task, or over several.
+        task: The task; None for all.
+    """
+    leaks = {split: what for name, of in records.leaks.items() if task in (None, name) for split, what in of.items()}
+    if not leaks:
+        return table
+
+    def shown(text: str) -> str:
+        return f"{text} ‡" if text in leaks else text
+
+    listed = "; ".join(f"{split}: {what}" for split, what in leaks.items())
+    return dataclasses.replace(
+        table,
+        groups=[(shown(heading), width) for heading, width in table.groups],
+        columns=[shown(column) for column in table.columns],
+        rows=[[dataclasses.replace(cell, text=shown(cell.text)) for cell in row] for row in table.rows],
+        note=f"‡ Leak, kept on request; seen in training or in another set: {listed}. {table.note}".strip(),
+    )
+
+
 def p_value(p: float | None) -> str:
     """Formats a p-value."""
     if p is None:

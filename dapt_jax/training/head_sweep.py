@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 
 from dapt_jax.cost import flops
 from dapt_jax.data.pipeline import Order
-from dapt_jax.losses import Objective
+from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.initial import init_params
 from dapt_jax.parameters import Kind
 
@@ -37,7 +37,7 @@ class HeadSettings:
     """
 
     hidden: tuple[int, ...]
-    objective: Objective
+    objective: ClassificationLoss
     epochs: int
     batch_size: int
     standardise: bool
@@ -306,7 +306,7 @@ def _train(settings: HeadSettings, features: Any, labels: Any, per_split: Any) -
 
 
 @functools.cache
-def flops_per_image(inputs: int, hidden: tuple[int, ...], objective: Objective) -> int:
+def flops_per_image(inputs: int, hidden: tuple[int, ...], objective: ClassificationLoss) -> int:
     """Model FLOPs of one row in one step of a head."""
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[::-1], leaf.dtype),

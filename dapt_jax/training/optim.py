@@ -38,8 +38,8 @@ class Optimizer:
         ema: Decay of an exponential moving average of the trained leaves; 0: none is kept.
     """
 
-    name: str = setting("adam", choices=OPTIMIZERS, doc="Optimizer.")
-    weight_decay: float = setting(0.0, at_least=0, doc="Weight decay of kernels; decoupled for adamw.")
+    name: str = setting("adam", choices=OPTIMIZERS, doc="Update rule.")
+    weight_decay: float = setting(0.0, at_least=0, doc="Weight decay of kernels: decoupled for adamw, else L2.")
     b1: float = setting(0.9, at_least=0, below=1, doc="Decay of the first moment, or momentum of sgd.")
     b2: float = setting(0.999, at_least=0, below=1, doc="Decay of the second moment.")
     eps: float = setting(1e-7, above=0, doc="Summand of Adam's denominator.")
@@ -174,7 +174,7 @@ class Plateau:
 
     factor: float = setting(0.5, above=0, doc="Factor that the learning rate is multiplied by.")
     patience: int = setting(5, at_least=0, doc="Epochs without improvement before that.")
-    threshold: float = setting(1e-4, at_least=0, below=1, doc="Relative improvement of the loss that counts.")
+    threshold: float = 1e-4
 
     def __post_init__(self) -> None:
         check_fields(self)

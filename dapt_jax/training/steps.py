@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Num, Shaped
 from dapt_jax import ops
 from dapt_jax.data.augment import Augment, example_keys
 from dapt_jax.data.mix import Mix
-from dapt_jax.losses import AnyObjective, MaskObjective
+from dapt_jax.losses import Loss, SegmentationLoss
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
 from dapt_jax.training import freezing, optim
@@ -63,7 +63,7 @@ class PhaseProgram:
     mask: TrainableSpec
     labels: tuple[str, ...]
     optimizer: optim.Optimizer
-    objective: AnyObjective
+    objective: Loss
     augment: Augment
     mix: Mix
     first_step: int
@@ -111,12 +111,12 @@ class PhaseProgram:
         self, labels: Shaped[Array, "b ..."], draw: RngContext, index: Int[Array, " b"]
     ) -> Shaped[Array, "b ..."]:
         """Labels of augmented images: masks go the way of their images; for an uncertain label a target is drawn."""
-        if isinstance(self.objective, MaskObjective):
+        if isinstance(self.objective, SegmentationLoss):
             return self.augment.masks(labels, draw["seed"], draw["view"], index)
         if self.objective.uncertain is None:
             return labels
         keys = example_keys(draw["seed"], draw["epoch"], index)
-        return self.objective.drawn(labels, jax.vmap(lambda key: jax.random.fold_in(key, _FOR_LABELS))(keys))
+        return self.objective.sample_targets(labels, jax.vmap(lambda key: jax.random.fold_in(key, _FOR_LABELS))(keys))
 
     def update(
         self,
@@ -326,7 +326,7 @@ def programs(
     model: Network,
     phases: tuple[Phase, ...],
     optimizer: optim.Optimizer,
-    objective: AnyObjective,
+    objective: Loss,
     augment: Augment,
     seed: int,
     steps_per_epoch: int,
