@@ -23,7 +23,7 @@ from dapt_jax.transferability.settings import SelectionSettings
 from tests import tiny
 
 ENCODER, DATA, TARGET = tiny.encoder(), tiny.dataset(), tiny.dataset(n=24, seed=5)
-PHASES = (tiny.HEAD, Phase("partial", 2, ("stage3", "head"), 1e-2), Phase("full", 4, ("*",), 1e-2, norm="train"))
+PHASES = (tiny.HEAD, Phase("partial", 2, ("stage3", "head"), 1e-2), Phase("full", 4, ("*",), 1e-2, batch_norm="train"))
 EXECUTABLES = {}
 
 
