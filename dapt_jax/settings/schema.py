@@ -39,6 +39,11 @@ class ModelSettings(_Checked):
 
     name: str = setting("efficientnet_lite0", doc="Architecture; --config.mode=models lists them.")
     image_size: int = setting(96, at_least=8, doc="Side of the images in pixels.")
+    preprocess: str = setting(
+        "",
+        doc="Normalisation of images: imagenet, half, unit, torchxrayvision, keras_caffe, or MEAN,STD of pixel values; "
+        "empty: as the weights say.",
+    )
     dtype: str = setting("float32", choices=("float32", "bfloat16"), doc="Dtype of activations.")
     drop_path: float = setting(
         0.0, at_least=0, below=1, doc="Stochastic depth while training: rate of the last residual branch."

@@ -32,7 +32,7 @@ def prepare(settings: StudySettings) -> Study:
     Raises:
         UserError: Something in the settings, the data or the weights cannot work.
     """
-    encoder = locate.fitted(settings.weights, settings.model.encoder())
+    encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
     resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
     sharding.make_mesh(fsdp=settings.runtime.fsdp)
     with _about("adapt."):

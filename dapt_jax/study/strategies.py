@@ -131,7 +131,7 @@ def _gradual(
 def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     spec = settings.custom_strategies[name]
     weights = spec.weights or settings.weights
-    encoder = locate.fitted(weights, encoder)
+    encoder = locate.fitted(weights, encoder, settings.model.preprocess)
     if spec.like:
         like = resolve(spec.like, encoder, settings)
         return dataclasses.replace(like, name=name, weights=weights, corpus=spec.corpus)
