@@ -241,7 +241,13 @@ def to_dataset(
         logging.warning("%s: skipped %d of %d images, first: %s", origin, skipped, len(records), reason)
     if not len(good):
         raise UserError(f"{origin}: none of its {len(records)} images can be read")
-    kept = with_patients([kept[index] for index in good])
+    kept = [kept[index] for index in good]
+    named = with_patients(kept)
+    if inside := sum(a.group != b.group for a, b in zip(named, kept, strict=True)):
+        notes = [*notes, f"{origin}: the PatientID of {inside} DICOM files names their patients"]
+        splits = [record.columns.get("split", "") for record in named]
+        check_splits([r.place for r in named], [r.group for r in named], splits, "patient", origin)
+    kept = named
     images = store.take(good)
     near_duplicates.remember(images, seen.looks(good))
 
