@@ -84,7 +84,7 @@ def _shape(plane: Plane, array: Any) -> tuple[int, ...]:
         raise UserError(f"{plane}: an array {list(shape)}, expected a picture [h, w] or [h, w, 3]")
     if 0 in picture:
         raise UserError(f"{plane}: an array {list(shape)} without pixels, expected a picture [h, w] or [h, w, 3]")
-    size = int(np.prod(picture, dtype=object)) * (2 * array.dtype.itemsize + 10)
+    size = int(np.prod(picture, dtype=object)) * (2 * array.dtype.itemsize + 18)
     limits.check(plane.path, size, f"a picture {list(picture)} of {array.dtype}")
     return shape
 
