@@ -1,5 +1,6 @@
 """Pictures in arrays on disk: NumPy's .npy, and HDF5 files, which MATLAB's .mat files of version 7.3 are."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from dapt_jax.data.plane import Plane, one_line
 from dapt_jax.errors import UserError, nearest
 
 _HEADER_BYTES = 1 << 20
+# Files of Python 2 are read as any others.
+warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required", category=UserWarning)
 _NAMES = 1000
 
 

@@ -8,6 +8,7 @@ import logging
 import warnings
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,7 @@ def _grey(dataset: Any, stored: np.ndarray, frame: int, plane: Plane) -> Samples
     pool = " ".join(filter(None, ("DICOM", str(dataset.get("Modality", "") or ""), units, "" if plain else "rescaled")))
     found = Samples(values, known, pool, padding, inverted, depth=plain)
     if window and window.percent and not window.of_set:
-        known = found.own_range("the file", window)
-        return Samples(values, known, pool, padding, inverted)
+        return replace(found, known=replace(found, depth=False).own_range("the file", window))
     return found
 
 
@@ -244,7 +244,8 @@ def _lacks_a_package(syntax: Any, error: Exception, path: Path) -> bool:
         known = medical("pydicom.pixels", path).get_decoder(syntax).is_available
     except NotImplementedError:
         known = False
-    return not known or "missing dependencies" in str(error)
+    # Some decoders know a syntax but not all of its depths: Pillow's JPEG has 8 bits.
+    return not known or "missing dependencies" in str(error) or "does not support" in str(error)
 
 
 def _stored(plane: Plane, dataset: Any) -> tuple[Any, np.ndarray, int]:

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
 """What Pillow is allowed to open, by content: others of its readers start programs (PostScript) or never end."""
 
 _EXPECTED = "a whole PNG, JPEG, BMP or TIFF file"
-_PHOTOMETRIC, _BITS_PER_SAMPLE = 262, 258
+_PHOTOMETRIC, _BITS_PER_SAMPLE, _TILE = 262, 258, (322, 323)
 # Bytes that reading takes for each pixel, by Pillow's mode: its own image, one that is upright, arrays, and grey of 8 bits.
 _BYTES = {"1": 4, "L": 4, "P": 16, "I;16": 12, "I;16B": 12, "I;16L": 12, "I;16N": 12}
 _BYTES_OF_COLOUR, _BYTES_OF_DEEP_COLOUR = 16, 40
@@ -84,6 +84,9 @@ def _check_size(path: Path, image: Image.Image) -> None:
     each = _BYTES_OF_DEEP_COLOUR if ";16" in _raw_mode(image) else _BYTES_OF_COLOUR
     size = width * height * _BYTES.get(image.mode, each) + (width + height) * RESIZING
     limits.check(path, size, f"an image of {width} x {height} pixels")
+    sides = [_tag(image, number) for number in _TILE]
+    if all(isinstance(side, int) for side in sides):
+        limits.check(path, sides[0] * sides[1] * 8, f"a tile of {sides[0]} x {sides[1]} pixels")
 
 
 def extent(source: Plane) -> tuple[int, int]:
@@ -179,12 +182,11 @@ def windowed(found: Samples, source: Plane) -> Samples:
     window = source.window
     if window is None:
         return found
-    more = (found.excluded, found.inverted)
     if window.of_set:
-        return Samples(found.values, None, found.pool or "8-bit images", *more)
+        return replace(found, known=None, pool=found.pool or "8-bit images", depth=True)
     if window.percent:
-        return Samples(found.values, found.own_range("the file", window), found.pool, *more)
-    return Samples(found.values, Range(window.low, window.high, "window of the setting"), found.pool, *more)
+        return replace(found, known=replace(found, depth=False).own_range("the file", window))
+    return replace(found, known=Range(window.low, window.high, "window of the setting"))
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

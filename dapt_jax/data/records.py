@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dapt_jax.data import arrays, formats, intensity, mask_values, masks
+from dapt_jax.data import arrays, formats, intensity, limits, mask_values, masks
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES, ImageStore
 from dapt_jax.data.mask_values import Drawn, Facts
@@ -288,9 +288,10 @@ def _checked_masks(
         if record.mask is None:
             return None
         try:
-            image = formats.extent(record.image)
-            drawn = masks.draw(record.mask) if segments else None
-            mask = masks.extent(record.mask) if drawn is None else drawn.grey.shape
+            with limits.border(next(masks.files(record.mask), file_of(record.image)), "a mask"):
+                image = formats.extent(record.image)
+                drawn = masks.draw(record.mask) if segments else None
+                mask = masks.extent(record.mask) if drawn is None else drawn.grey.shape
         except UserError as error:
             return str(error)
         if mask != image:
