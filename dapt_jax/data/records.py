@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dapt_jax.data import arrays, dicom, formats, identity, intensity, mask_values, masks, near_duplicates
+from dapt_jax.data import arrays, dicom, formats, identity, intensity, limits, mask_values, masks, near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES, ImageStore
 from dapt_jax.data.mask_values import Drawn, Facts
@@ -320,9 +320,10 @@ def _checked_masks(
         if record.mask is None:
             return None
         try:
-            image = formats.extent(record.image)
-            drawn = masks.draw(record.mask) if segments else None
-            mask = masks.extent(record.mask) if drawn is None else drawn.grey.shape
+            with limits.border(next(masks.files(record.mask), file_of(record.image)), "a mask"):
+                image = formats.extent(record.image)
+                drawn = masks.draw(record.mask) if segments else None
+                mask = masks.extent(record.mask) if drawn is None else drawn.grey.shape
         except UserError as error:
             return str(error)
         if mask != image:
