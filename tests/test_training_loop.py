@@ -123,7 +123,7 @@ def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_bits(tmp_pa
     phases = [
         tiny.HEAD,
         Phase("partial", 2, ("stage3", "head"), 1e-2, schedule="plateau"),
-        Phase("full", 2, ("*",), 1e-2, norm="train", schedule="cosine"),
+        Phase("full", 2, ("*",), 1e-2, batch_norm="train", schedule="cosine"),
     ]
 
     augment = Augment("horizontal", 0.1)
@@ -249,7 +249,7 @@ def test_uncertain_labels_are_not_scored():
 
 
 def stopping_run(epochs, val=12):
-    phases = [tiny.HEAD, Phase("full", epochs, ("*",), 3e-2, norm="train")]
+    phases = [tiny.HEAD, Phase("full", epochs, ("*",), 3e-2, batch_norm="train")]
     return tiny.make_run(phases, encoder=ENCODER, data=DATA, val=val, mix=Mix(mixup=0.5, cutmix=1.0))
 
 

@@ -13,7 +13,7 @@ from dapt_jax.models.registry import configured
 from dapt_jax.records.vocabulary import MARGIN
 from dapt_jax.runtime.processes import Group
 from dapt_jax.settings.names import is_like
-from dapt_jax.settings.sources import NAMED, CorpusSettings, StrategySpec, TaskSettings, check_name
+from dapt_jax.settings.sources import CorpusSettings, StrategySpec, TaskSettings, check_name
 from dapt_jax.settings.training import AdaptSettings, TransferSettings, check_names
 from dapt_jax.training.cache.policy import DTYPES, FLOPS_PER_BYTE, Caching
 from dapt_jax.training.cache.policy import MODES as CACHE_MODES
@@ -240,9 +240,6 @@ class StudySettings(_Checked):
             for name in getattr(self, section_name):
                 check_name(section_name, name)
         check_names("strategies", self.strategies)
-        for name in self.strategies:
-            if name not in NAMED and name not in self.custom_strategies:
-                raise UserError(f"unknown strategy {name!r}; {nearest(name, [*NAMED, *self.custom_strategies])}")
         self._check_seeds()
         for name, spec in self.custom_strategies.items():
             if spec.corpus and spec.corpus not in self.corpora:

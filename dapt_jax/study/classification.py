@@ -228,7 +228,15 @@ def finetune_run(study: Study, arm: Arm, task: Task, encoder: Encoder, fold: int
     val_rows = np.arange(0)
     if settings.val_fraction:
         train_rows, val_rows = task.inner_split(train_rows, settings.val_fraction, arm.seed)
-    whole = Phase("all", settings.epochs, ("*",), settings.lr, settings.batch_norm, settings.schedule)
+    whole = Phase(
+        "all",
+        settings.epochs,
+        ("*",),
+        settings.lr,
+        settings.batch_norm,
+        settings.layer_norm,
+        settings.schedule,
+    )
     head: tuple[Phase, ...] = ()
     if settings.head_epochs:
         head = (Phase("head", settings.head_epochs, (HEAD,), settings.head_lr, augment=False),)

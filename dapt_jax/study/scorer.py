@@ -131,7 +131,9 @@ class Plan:
 
 def changes_encoder(program: PhaseProgram) -> bool:
     """Whether a phase changes what the encoder computes: it trains more than the head, or records statistics."""
-    return bool(program.mask.norms) or any(not path.startswith(f"{HEAD}/") for path in program.mask.trainable)
+    return bool(program.mask.batch_norm_modes) or any(
+        not path.startswith(f"{HEAD}/") for path in program.mask.trainable
+    )
 
 
 def _start(program: PhaseProgram, level: int) -> int:

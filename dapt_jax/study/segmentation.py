@@ -19,6 +19,7 @@ from dapt_jax.losses import SegmentationLoss
 from dapt_jax.metrics import Score
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.parameters import BatchNormMode
 from dapt_jax.records.overlays import Overlays
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
@@ -30,22 +31,20 @@ from dapt_jax.study.runs import RunTag, TrainData, make_run, segmentation_loss
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import windows
 from dapt_jax.training.evaluate import ShardedForward
-from dapt_jax.training.phases import Norm, Phase
+from dapt_jax.training.phases import ByGroup, Phase
 from dapt_jax.training.run import Run, RunContext
 
 PIXEL_COLOUR = "pixel_colour"
 OVERLAYS = 4
 """Images of each set whose masks the report shows."""
 
-Norms = tuple[tuple[str, Norm], ...]
-
 
 def fold_run(study: Study, arm: Arm, task: Task, encoder: Encoder, label: str, train_rows: np.ndarray) -> Run:
     """Return the training of one fold.
 
     `frozen`: the decoder alone, for all epochs. `finetune`: the decoder alone for the first of them, then all layers, each
-    side at a learning rate of its own: what is new learns at `decoder_lr` for as long as it trains. The decoder's batch
-    norm is new and trains always.
+    side at a learning rate of its own: what is new learns at `decoder_lr` for as long as it trains. The decoder's norms
+    are new and always train.
 
     Args:
         study: The study.
@@ -62,19 +61,28 @@ def fold_run(study: Study, arm: Arm, task: Task, encoder: Encoder, label: str, t
     loss = segmentation_loss(task.development, settings.loss)
     model = Segmenter(encoder, loss.outputs, settings.decoder, study.settings.model.dtype)
     behind = model.groups[len(model.encoder.groups) :]
-    train_decoder: Norms = tuple((group, "train") for group in behind)
+    train_decoder: ByGroup[BatchNormMode] = tuple((group, "train") for group in behind)
     schedule, views = settings.schedule, settings.num_fixed_views
 
     def decoder(epochs: int) -> Phase:
-        return Phase("decoder", epochs, behind, settings.decoder_lr, norm=train_decoder, schedule=schedule, views=views)
+        return Phase(
+            "decoder", epochs, behind, settings.decoder_lr, batch_norm=train_decoder, schedule=schedule, views=views
+        )
 
     if label.partition("/")[0] == FROZEN:
         phases: tuple[Phase, ...] = (decoder(settings.decoder_epochs + settings.epochs),)
     else:
-        norm: Norms = (*((group, settings.batch_norm) for group in model.encoder.groups), *train_decoder)
-        rates = tuple((group, settings.decoder_lr / settings.lr) for group in behind)
+        encoder_groups = model.encoder.groups
         whole = Phase(
-            "all", settings.epochs, ("*",), settings.lr, norm=norm, schedule=schedule, views=views, rates=rates
+            "all",
+            settings.epochs,
+            ("*",),
+            settings.lr,
+            batch_norm=(*((group, settings.batch_norm) for group in encoder_groups), *train_decoder),
+            layer_norm=tuple((group, settings.layer_norm) for group in encoder_groups),
+            schedule=schedule,
+            views=views,
+            lr_multipliers=tuple((group, settings.decoder_lr / settings.lr) for group in behind),
         )
         phases = (decoder(settings.decoder_epochs), whole) if settings.decoder_epochs else (whole,)
     tag = RunTag(arm.name, arm.seed, "transfer", f"{task.name}/{label}/")

@@ -38,7 +38,7 @@ def saved_part(state: State, programs: list[PhaseProgram], phase: int) -> State:
     """What a checkpoint in `phase` holds: everything that may differ from the source weights, and nothing else."""
     seen = programs[: phase + 1]
     touched = frozenset().union(*(program.mask.trainable for program in seen))
-    has_new_stats = any(program.mask.norms for program in seen)
+    has_new_stats = any(program.mask.batch_norm_modes for program in seen)
     return {
         **state,
         "params": freezing.prune(freezing.partition(state["params"], touched)[0]),

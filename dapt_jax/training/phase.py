@@ -1,6 +1,5 @@
 """One phase of a run: [compile], per epoch [steps, evaluate, save], then its row of the ledger."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -37,12 +36,12 @@ class PhaseLoop:
         if is_second_try and not meta:
             meta = {
                 **rolled["spent"],
-                "plateau": dataclasses.asdict(dataclasses.replace(run.plateau, scale=rolled["factor"])),
+                "plateau": optim.PlateauState(scale=rolled["factor"])._asdict(),
             }
         self.lost: int = rolled["steps"] if is_second_try else 0
         self.meter = Meter(context.hardware, meta.get("meter"))
         self.curve: list[dict[str, Any]] = list(meta.get("curve", []))
-        self.plateau = optim.Plateau(**meta["plateau"]) if meta else dataclasses.replace(run.plateau)
+        self.plateau = optim.PlateauState(**meta["plateau"]) if meta else optim.PlateauState()
         self.position: dict[str, Any] = meta.get("position", {})
         self.filled: dict[str, Any] = meta.get("filled", {})
         self.saved = time.monotonic()
@@ -84,7 +83,8 @@ class PhaseLoop:
                 state = stepped
                 yield state
             if self.program.phase.schedule == "plateau":
-                self.plateau.update(evaluator(state).get("val_loss", float(state["loss"]) / float(state["weight"])))
+                loss = evaluator(state).get("val_loss", float(state["loss"]) / float(state["weight"]))
+                self.plateau = self.run_.plateau.update(self.plateau, loss)
             state = self._zeroed(state)
 
     def _one_epoch(self, state: State, epoch: int, feed: Feed, evaluator: Evaluator) -> State:
@@ -214,7 +214,7 @@ class PhaseLoop:
         told = {**values, "images_per_s": speed}
         self.context.heartbeat.epoch(Epoch(run.strategy, run.seed, run.stage, phase, epoch, last_step + 1, told))
         if self.program.phase.schedule == "plateau":
-            self.plateau.update(scores.get("val_loss", loss / weight))
+            self.plateau = self.run_.plateau.update(self.plateau, scores.get("val_loss", loss / weight))
 
     def _save_if_due(self, state: State, feed: Feed | Epochs) -> None:
         given, is_due = processes.all_reduce_max(
@@ -232,7 +232,7 @@ class PhaseLoop:
             meta = {
                 "position": feed.position(),
                 "seed": self.run_.seed,
-                "plateau": dataclasses.asdict(self.plateau),
+                "plateau": self.plateau._asdict(),
                 "curve": list(self.curve),  # written in the background, while epochs are added to the curve
                 "filled": self.filled,
                 "meter": self.meter.state(),

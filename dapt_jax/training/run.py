@@ -43,7 +43,7 @@ class Run:
         weights: of the training rows in the loss; empty for 1 each.
         batch_size: images per step, over all devices.
         caching: what of a frozen prefix may be cached, and where.
-        plateau: fresh state of the plateau schedule.
+        plateau: the plateau schedule.
     """
 
     strategy: str

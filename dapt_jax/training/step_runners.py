@@ -205,7 +205,7 @@ class Epochs:
     def serve(program: PhaseProgram, activations: Activations) -> bool:
         """Whether nothing but the head trains, on features that are on the device."""
         is_head_alone = all(path.startswith(f"{HEAD}/") for path in program.mask.trainable)
-        return is_head_alone and not program.mask.norms and activations.file is None
+        return is_head_alone and not program.mask.batch_norm_modes and activations.file is None
 
     def _work(self, first: int, count: int, scale: float) -> dict[str, Any]:
         """What the program is told of `count` epochs from `first` on."""

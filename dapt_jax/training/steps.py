@@ -152,7 +152,7 @@ class PhaseProgram:
             params = freezing.combine(train, rest)
             with ops.batch_norm_groups(self.norm_groups):
                 logits, batch_stats = self.model.suffix(
-                    params, batch_stats, part["x"], self.mask.boundary, self.mask.norm_modes, rng
+                    params, batch_stats, part["x"], self.mask.boundary, self.mask.batch_norm_modes, rng
                 )
             total = self.objective.total(logits, part["label"], part["weight"])
             if mixed is not None:
@@ -336,10 +336,10 @@ def programs(
 ) -> list[PhaseProgram]:
     """One program per phase of a run; phases that do not augment their images do not mix them either."""
     shapes, _ = model.abstract()
-    masks = [freezing.resolve_trainable(phase, model.groups, freezing.paths(shapes)) for phase in phases]
+    masks = [freezing.resolve_trainable(phase, model.groups, model.kinds) for phase in phases]
     result, first = [], 0
     for number, (phase, mask) in enumerate(zip(phases, masks, strict=True)):
-        labels = optim.labels(freezing.paths(shapes), masks, number)
+        labels = optim.labels(freezing.paths(shapes), model.kinds, masks, number)
         seen = augment if phase.augment else eval_transform(model, augment)
         mixed = mix if mix and phase.augment else Mix()
         result.append(
