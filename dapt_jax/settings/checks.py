@@ -10,7 +10,9 @@ from ml_collections import config_dict
 from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.losses import AUTO, LOSSES
-from dapt_jax.settings.defaults import BASELINE, MODES, OPEN, default
+from dapt_jax.metrics import METRICS
+from dapt_jax.records.vocabulary import BASELINE
+from dapt_jax.settings.defaults import MODES, OPEN, default
 
 _RUNS = ("adapt", "transfer.finetune", "transfer.segmentation")
 _CLASSIFIERS = ("adapt", "transfer.finetune", "transfer.head")
@@ -114,9 +116,6 @@ _BELOW_1 = (
     *(f"{run}.augment.{name}" for run in _RUNS for name in ("shift", "brightness", "contrast")),
 )
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or several values"}
-_OVERLAP = ("dice", "iou", "dice_pooled", "iou_pooled", "hd95", "assd")
-_METRICS = ("auc", "ap", "balanced_accuracy", "accuracy", "f1", "mcc", "kappa", "kappa_quadratic", "ece", *_OVERLAP)
-_BY_CLASS = ("auc", "ap", *_OVERLAP)
 
 
 def check(config: Any) -> None:
@@ -140,8 +139,9 @@ def check(config: Any) -> None:
         if values[name] not in choices:
             raise UserError(f"unknown {name} {values[name]!r}; {nearest(values[name], choices)}")
     metric = values["report.metric"]
-    if metric not in _METRICS and not (metric.partition("/")[0] in _BY_CLASS and metric.partition("/")[2]):
-        choices = (*_METRICS, *(f"{each}/CLASS" for each in _BY_CLASS))
+    by_class = [each.name for each in METRICS.values() if each.per_class]
+    if metric not in METRICS and not (metric.partition("/")[0] in by_class and metric.partition("/")[2]):
+        choices = (*METRICS, *(f"{each}/CLASS" for each in by_class))
         raise UserError(f"unknown report.metric {metric!r}; {nearest(metric, choices)}")
     _check_numbers(values)
     _check_watched(values)

@@ -2,13 +2,9 @@
 
 from ml_collections import config_dict
 
+from dapt_jax.records.vocabulary import MARGIN
+
 MODES = ("run", "plan", "aot", "status", "report", "export", "models")
-SPLITS = ("development", "test", "external")
-"""Sets of a target task, in the order in which they are shown."""
-BASELINE = "baseline"
-"""In results, stands where a strategy's name would."""
-MARGIN = 0.01
-"""Default of `report.margin`."""
 OPEN = ("corpus", "corpora", "tasks", "phases")
 """Sections whose settings are the user's own."""
 

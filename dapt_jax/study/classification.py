@@ -27,8 +27,8 @@ from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.records.ledger import Row
+from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
-from dapt_jax.settings.defaults import BASELINE
 from dapt_jax.study import adapt, segmentation
 from dapt_jax.study.predictions import Predictions
 from dapt_jax.study.tasks import Arm, Task, check_protocols, result_rows

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from dapt_jax.cost import hardware
 from dapt_jax.data.dataset import Dataset
+from dapt_jax.formatting import number
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.report.tables import number
 from dapt_jax.study import checkpoint_scores, halving, segmentation
 from dapt_jax.study.adapt import dapt_run, objective_for
 from dapt_jax.study.classification import FINETUNE, finetune_run, head_points, head_settings

@@ -16,9 +16,9 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
+from dapt_jax.records.vocabulary import SPLITS
 from dapt_jax.runtime import sharding, storage
 from dapt_jax.settings import checks
-from dapt_jax.settings.defaults import SPLITS
 from dapt_jax.study import checkpoint_scores, classification, halving, leakage, segmentation
 from dapt_jax.study import strategies as named
 from dapt_jax.study.adapt import VAL_FRACTION, corpus_settings, dapt_run

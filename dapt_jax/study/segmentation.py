@@ -21,10 +21,10 @@ from dapt_jax.losses import SegmentationLoss, make_segmentation
 from dapt_jax.metrics import Score
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.models.segmenter import Segmenter
-from dapt_jax.records.overlays import Overlays
+from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
-from dapt_jax.settings.defaults import BASELINE
 from dapt_jax.study import adapt
+from dapt_jax.study.overlays import Overlays
 from dapt_jax.study.tasks import Arm, Task, check_protocols, result_rows
 from dapt_jax.training import windows
 from dapt_jax.training.evaluate import ShardedForward

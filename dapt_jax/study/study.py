@@ -16,9 +16,9 @@ from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.monitoring.writers import open_writers
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.records.study_records import Records
+from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import atomic_files, processes, sharding
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
-from dapt_jax.settings.defaults import BASELINE
 from dapt_jax.study import checkpoint_scores, classification, halving, plan
 from dapt_jax.study.adapt import ADAPTED, adapt
 from dapt_jax.study.prepare import Study, fingerprints, prepare
