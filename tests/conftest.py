@@ -18,7 +18,10 @@ _CHECKED = (
     "dapt_jax.ops.convolution",
     "dapt_jax.ops.depthwise",
     "dapt_jax.ops.pooling",
-    *(f"dapt_jax.training.{room}" for room in ("evaluate", "features", "feeds", "freezing", "heads", "steps")),
+    *(
+        f"dapt_jax.training.{room}"
+        for room in ("cache.store", "evaluate", "freezing", "head_sweep", "step_runners", "steps")
+    ),
 )
 install_import_hook(_CHECKED, "beartype.beartype")
 

@@ -1,5 +1,7 @@
 """Small files in the true formats, written by the libraries that own them."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import h5py
@@ -62,6 +64,20 @@ def matlab(path: Path, **arrays: np.ndarray) -> Path:
 def image(path: Path, values: np.ndarray, **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path, **options)
+    return path
+
+
+def png_16_bits(path: Path, values: np.ndarray) -> Path:
+    """Writes uint16 [h, w, 2] as grey and alpha, which Pillow cannot write."""
+    height, width, _ = values.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 4, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     return path
 
 

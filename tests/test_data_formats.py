@@ -128,13 +128,22 @@ def oriented(axes: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SAL"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_slice_is_the_same_however_the_scanner_stored_the_volume(tmp_path, axes, axis):
+def test_a_slice_is_the_files_own_and_looks_the_same_however_the_scanner_stored_the_volume(tmp_path, axes, axis):
     stored, affine = oriented(axes)
     path = write.nifti(tmp_path / f"{axes}.nii.gz", stored, affine)
     canonical = np.arange(5 * 6 * 7, dtype=np.float32).reshape(5, 6, 7)
+    own_axis = next(own for own, letter in enumerate(axes) if letter in ("RL", "AP", "SI")[axis])
     found = nifti.values(Plane(path, 2, axis=axis))
-    np.testing.assert_array_equal(found, np.take(canonical, 2, axis=axis).T[::-1, ::-1])
+    # The same voxels as index 2 of the stored array ...
+    np.testing.assert_array_equal(np.sort(found.ravel()), np.sort(np.take(stored, 2, axis=own_axis).ravel()))
+    # ... shown as the canonical volume's slice is.
+    place = 2 if axes[own_axis] in "RAS" else canonical.shape[axis] - 1 - 2
+    np.testing.assert_array_equal(found, np.take(canonical, place, axis=axis).T[::-1, ::-1])
     assert formats.extent(Plane(path, 2, axis=axis)) == found.shape
+    np.testing.assert_array_equal(nifti.slices(path, axis)[2].T[::-1, ::-1], found)
+    flat = np.take(stored, 2, axis=own_axis)
+    np.testing.assert_array_equal(nifti.as_shown(Plane(path, 2, axis=axis), flat), found)
+    np.testing.assert_array_equal(nifti.as_stored(Plane(path, 2, axis=axis), found), flat)
 
 
 def test_an_axial_slice_has_the_front_up_and_the_patients_right_on_the_left(tmp_path):

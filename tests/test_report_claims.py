@@ -10,8 +10,7 @@ from dapt_jax.formatting import NONE
 from dapt_jax.records.study_records import Records
 from dapt_jax.report import build, claims, main_table, marks, narrative, tables
 from dapt_jax.runtime import atomic_files
-from dapt_jax.settings.checks import check
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default, resolve
 from dapt_jax.statistics import holm
 from tests import test_report_example as report_example
 
@@ -63,7 +62,7 @@ def test_a_wider_margin_lets_more_through_and_0_makes_no_claim():
     config = default()
     config.report.margin = -0.1
     with pytest.raises(UserError, match=r"report.margin is -0.1; expected 0 or more"):
-        check(config)
+        resolve(config)
 
 
 def test_where_lower_is_better_the_other_side_is_worse():

@@ -10,7 +10,7 @@ from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.models.encoder import Encoder, Group, Preprocess
+from dapt_jax.models.encoder import Encoder, LayerGroup, Preprocess
 from dapt_jax.models.layers import BatchNorm, Conv
 from dapt_jax.training import steps
 from dapt_jax.training.cache.policy import Caching
@@ -31,7 +31,7 @@ class Block(nnx.Module):
 def encoder():
     widths = (3, 4, 6, 8)
     groups = [
-        Group(f"stage{n}/block1", lambda rngs, a=a, b=b: Block(a, b), b, 2**n)
+        LayerGroup(f"stage{n}/block1", lambda a=a, b=b: Block(a, b), b, 2**n)
         for n, (a, b) in enumerate(itertools.pairwise(widths), start=1)
     ]
     half = (127.5,) * 3

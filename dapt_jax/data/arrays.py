@@ -8,15 +8,24 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dapt_jax.data.pixels import scaled
+from dapt_jax.data import hdf5_trial, limits
+from dapt_jax.data.intensity import Samples, integers_or_floats
+from dapt_jax.data.pixels import windowed
 from dapt_jax.data.plane import Plane, one_line
 from dapt_jax.errors import UserError, nearest
 
+_HEADER_BYTES = 1 << 20
+_NAMES = 1000
+
 
 def pixels(plane: Plane) -> np.ndarray:
-    """The picture as uint8 [h, w] or [h, w, 3], by `plane.window` or the rule of `dapt_jax.data.decode.decode`."""
-    found = values(plane)
-    return plane.window.apply(found) if plane.window else scaled(found)
+    """The picture as uint8 [h, w] or [h, w, 3], see `samples`."""
+    return samples(plane).shown()[0]
+
+
+def samples(plane: Plane) -> Samples:
+    """The numbers of a picture: by `plane.window`, or by the type of the array and the range of the set."""
+    return windowed(integers_or_floats(values(plane), plane.path.suffix.lower().lstrip(".")), plane)
 
 
 def values(plane: Plane) -> np.ndarray:
@@ -44,6 +53,7 @@ def extent(plane: Plane) -> tuple[int, int]:
 def scalar(path: Path, key: str) -> np.ndarray:
     """A small array of an HDF5 file, flat: a label, or the codes of a text."""
     with _opened(Plane(path, key=key)) as array:
+        limits.check(path, array.size * array.dtype.itemsize, f"{key}")
         return np.asarray(array[()]).ravel()
 
 
@@ -72,6 +82,10 @@ def _shape(plane: Plane, array: Any) -> tuple[int, ...]:
     picture = _picture(shape)
     if len(picture) != 2 and not (len(picture) == 3 and picture[2] == 3):
         raise UserError(f"{plane}: an array {list(shape)}, expected a picture [h, w] or [h, w, 3]")
+    if 0 in picture:
+        raise UserError(f"{plane}: an array {list(shape)} without pixels, expected a picture [h, w] or [h, w, 3]")
+    size = int(np.prod(picture, dtype=object)) * (2 * array.dtype.itemsize + 10)
+    limits.check(plane.path, size, f"a picture {list(picture)} of {array.dtype}")
     return shape
 
 
@@ -82,25 +96,31 @@ def _opened(plane: Plane) -> Iterator[Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".npy":
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            if "allow_pickle" in str(error) or "Python objects" in str(error):
-                raise UserError(
-                    f"{path}: holds pickled objects, which can run code; expected an array of numbers"
-                ) from error
-            raise UserError(f"{path}: cannot be read ({one_line(error)}); expected a whole .npy file") from error
-        yield array
+        with limits.border(path, "a whole .npy file"):
+            try:
+                array = np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=_HEADER_BYTES)
+            except ValueError as error:
+                if "allow_pickle" in str(error) or "Python objects" in str(error):
+                    raise UserError(
+                        f"{path}: holds pickled objects, which can run code; expected an array of numbers"
+                    ) from error
+                raise
+            yield array
         return
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        hint = "; save it in MATLAB with -v7.3" if path.suffix == ".mat" else ""
-        raise UserError(f"{path}: not an HDF5 file ({one_line(error)}){hint}") from error
-    with file:
-        found = file.get(plane.key) if plane.key else None
-        if not isinstance(found, h5py.Dataset):
-            names: list[str] = []
-            file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-            raise UserError(f"{path}: no array {plane.key!r}; {nearest(plane.key, names)}")
-        yield found
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start != hdf5_trial.MAGIC and path.suffix == ".mat" and not h5py.is_hdf5(path):
+        raise UserError(f"{path}: not an HDF5 file (another mark at its start); save it in MATLAB with -v7.3")
+    hdf5_trial.check(path)
+    with limits.border(path, "a whole HDF5 file"):
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            raise UserError(f"{path}: not an HDF5 file ({one_line(error)})") from error
+        with file:
+            found = hdf5_trial.follow(file, plane.key) if plane.key else None
+            if not isinstance(found, h5py.Dataset):
+                names = [name for name, _ in hdf5_trial.datasets(file, _NAMES)]
+                raise UserError(f"{path}: no array {plane.key!r}; {nearest(plane.key, names)}")
+            hdf5_trial.check_dataset(path, plane.key, found)
+            yield found

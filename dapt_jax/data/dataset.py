@@ -3,11 +3,14 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from dapt_jax.data.decode import ImageStore, decode_mask
-from dapt_jax.data.masks import Mask
+from dapt_jax.data import identity, intensity
+from dapt_jax.data.decode import ImageStore
+from dapt_jax.data.mask_values import convention
+from dapt_jax.data.masks import Mask, draw, resized
 from dapt_jax.errors import UserError, nearest
 
 
@@ -33,6 +36,11 @@ class Dataset:
         ordinal: whether the classes are grades, in their order.
         uncertain: what an uncertain label of -1 stands for: a target drawn uniformly between these two, anew for every image
             and epoch (LSR of Pham et al., 2021). None where no label is -1.
+        spacing: float64 [n, 2], height and width in millimetres of a pixel of each decoded image, where the files of all images
+            say it; else None, and distances are in pixels.
+        merge_look_alikes: whether splits keep images that look alike on one side, as they do images of one patient.
+        cohort: whose numbering its patients' names are of: sets of two cohorts share no patient, whatever the names say.
+        notes: what its reader took for what and what it left out, a line each; see `dapt_jax.data.findings.of_set`.
     """
 
     name: str
@@ -47,11 +55,17 @@ class Dataset:
     overlapping: bool = False
     ordinal: bool = False
     uncertain: tuple[float, float] | None = None
+    spacing: np.ndarray | None = None
+    merge_look_alikes: bool = True
+    cohort: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parts = {"labels": self.labels, "groups": self.groups, **self.columns}
         if self.masks is not None:
             parts["masks"] = self.masks  # type: ignore[assignment]
+        if self.spacing is not None:
+            parts["spacing"] = self.spacing
         for part, values in parts.items():
             if len(values) != len(self.images):
                 raise ValueError(f"{self.name}: {len(values)} {part} for {len(self.images)} images")
@@ -79,7 +93,21 @@ class Dataset:
             groups=self.groups[chosen],
             columns={name: values[chosen] for name, values in self.columns.items()},
             masks=masks,
+            spacing=None if self.spacing is None else self.spacing[chosen],
         )
+
+    def intensity_summary(self) -> list[dict[str, Any]]:
+        """Returns how the images got their black and white, a row for each origin, see `dapt_jax.data.intensity.summary`.
+
+        Rows hold numbers and text alone, as JSON does; `dapt_jax.data.intensity.line` makes one line of a row. Images that
+        are not in memory and were never read are read.
+        """
+        return intensity.summary(self.images.ranges(), self.images.names)
+
+    def pixel_sizes(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns height and width of a pixel of the decoded images at `rows`, [k, 2], in millimetres; 1 where unknown."""
+        chosen = np.asarray(rows, np.int64)
+        return np.ones((len(chosen), 2)) if self.spacing is None else self.spacing[chosen]
 
     def where(self, condition: str) -> "Dataset":
         """Returns the images whose columns have the given values.
@@ -139,7 +167,9 @@ class Dataset:
         if without:
             raise UserError(f"{self.name}: {len(without)} of {len(self)} images have no mask, first: {without[0]}")
         size = self.images.size
-        masks = [decode_mask(mask, size, self.images.crop) for mask in sources if mask is not None]
+        drawn = [draw(mask) for mask in sources if mask is not None]
+        read = convention((str(mask), each.facts()) for mask, each in zip(sources, drawn, strict=True))
+        masks = [resized(read.apply(each), size, self.images.crop) for each in drawn]
         return np.stack(masks) if masks else np.zeros((0, size, size), np.uint8)
 
     def segmented(self, segments: Sequence[str], *, overlapping: bool = False) -> "Dataset":
@@ -233,12 +263,18 @@ def matching(columns: Mapping[str, Sequence[str] | np.ndarray], condition: str, 
         column, equals, value = (part.strip() for part in clause.partition("="))
         if not equals:
             raise UserError(f"{origin}: cannot read the condition {clause!r}; expected column=value")
+        if len(meant := identity.column(column, columns)) == 1:
+            column = meant[0]
         if column not in columns:
             raise UserError(f"{origin}: the condition {clause!r} names no column here; {nearest(column, columns)}")
-        values = np.asarray(columns[column], dtype=str)
-        if not (values == value).any():
+        values = np.asarray([identity.clean(cell) for cell in columns[column]], dtype=str)
+        value = identity.clean(value)
+        found = values == value
+        if not found.any() and (split := identity.split_name(value)):
+            found = np.array([identity.split_name(cell) == split for cell in values.tolist()], bool)
+        if not found.any():
             raise UserError(f"{origin}: no row has {clause!r}; {nearest(value, sorted(set(values.tolist())))}")
-        kept &= values == value
+        kept &= found
     if length and not kept.any():
         raise UserError(f"{origin}: no row meets all of {condition!r}, though each part of it is met by some")
     return kept

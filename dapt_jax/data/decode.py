@@ -2,16 +2,18 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from dapt_jax.data import formats, pixels, stalls
+from dapt_jax.data import formats, intensity, limits, pixels, stalls
+from dapt_jax.data.intensity import Range, Samples
 from dapt_jax.data.masks import Mask, read, resized
-from dapt_jax.data.pixels import crop_and_resize, opened, to_8_bit
+from dapt_jax.data.pixels import crop_and_resize
 from dapt_jax.data.plane import Source, file_of, plane
 from dapt_jax.errors import UserError
 
@@ -20,21 +22,18 @@ DRAFT_MARGIN = 2
 """A JPEG may be decoded at a fraction of its size down to this many times the size that is wanted."""
 
 
-def decode(source: Source, size: int, crop: int | None = None) -> np.ndarray:
+def decode(source: Source, size: int, crop: int | None = None, ranges: dict[str, Range] | None = None) -> np.ndarray:
     """Reads one image as square 8-bit RGB.
 
-    Pixel values, by kind of file:
+    Pixel values follow the one order of `dapt_jax.data.intensity`; by kind of file:
 
     * 8-bit colour is taken as it is, palettes are looked up, an alpha channel is dropped (not blended),
       bilevel and grey images are replicated to three channels.
-    * 16-bit grey and 32-bit integers are shifted down from the smallest of 8, 12 and 16 bits that holds the image's
-      maximum: scanners store 12-bit samples in 16-bit files, and shifting those by 8 would leave them nearly black.
-      Integers that are negative or beyond 16 bits are stretched over the image's own range.
-    * 16-bit colour keeps the upper byte of each sample.
-    * 32-bit floats within 0 to 1 are multiplied by 255; others are stretched over the image's own range
-      (values that are not finite become 0). Arrays in .npy and .mat files follow the rules of their number type.
-    * DICOM is rescaled and windowed as its header says, see `dapt_jax.data.dicom.pixels`; a slice of a NIfTI volume spans
-      the volume's 1st to 99th percentile, see `dapt_jax.data.nifti.pixels`.
+    * Samples of 16 bits, grey or colour, and other integers are shifted down from the depth of the *set*: the least of
+      `DEPTHS` that holds its values, stray pixels and markers apart. Integers that are negative or beyond 16 bits, and
+      floats, span the 1st to 99th percentile of the set; floats from 0 to 1 are multiplied by 255.
+    * DICOM is rescaled and windowed as its header says, see `dapt_jax.data.dicom.samples`; a slice of a NIfTI volume spans
+      the 1st to 99th percentile of the volume's foreground, see `dapt_jax.data.nifti.samples`.
     * A `Plane` with a window says itself which values are black and white, whatever the file.
 
     The EXIF orientation is applied. Images that are not square are resized to a square without keeping their aspect;
@@ -47,6 +46,7 @@ def decode(source: Source, size: int, crop: int | None = None) -> np.ndarray:
         size: side of the result in pixels.
         crop: side in pixels of a centre crop of the file's pixels, taken before resizing and limited to the image;
             None or 0 takes the whole image.
+        ranges: ranges of the set that the image belongs to, see `ImageStore.ranges`; without them it is a set of one.
 
     Returns:
         uint8 [size, size, 3].
@@ -54,16 +54,22 @@ def decode(source: Source, size: int, crop: int | None = None) -> np.ndarray:
     Raises:
         UserError: the file is missing, cut short, no image, or holds several and none is named; names the path.
     """
-    found = plane(source)
-    reader = formats.module(found.path)
-    if reader is pixels:
-        with opened(found, 0 if crop else DRAFT_MARGIN * size) as opened_image:
-            image = to_8_bit(opened_image, found.window)
-    else:
-        image = Image.fromarray(reader.pixels(found))
-    # Grey is replicated last: three equal channels resize to three equal channels, at three times the cost.
-    square = np.asarray(crop_and_resize(image, size, crop, Image.Resampling.BILINEAR))
-    return square if square.ndim == 3 else np.repeat(square[..., None], 3, axis=2)
+    return _decode(source, size, crop, lambda: ranges or {})[0]
+
+
+def _decode(
+    source: Source, size: int, crop: int | None, ranges: Callable[[], dict[str, Range]]
+) -> tuple[np.ndarray, Range]:
+    """The pixels of `decode`, and the range that they have; the set's ranges are asked for where they are needed."""
+    with limits.border(file_of(source), "an image"):
+        samples = formats.samples(source, 0 if crop else DRAFT_MARGIN * size)
+        shown, used = samples.shown(None if samples.known else ranges())
+        image = Image.fromarray(np.ascontiguousarray(shown))
+        height, width = shown.shape[:2]
+        limits.check(file_of(source), (width + height) * pixels.RESIZING, f"an image of {width} x {height} pixels")
+        # Grey is replicated last: three equal channels resize to three equal channels, at three times the cost.
+        square = np.asarray(crop_and_resize(image, size, crop, Image.Resampling.BILINEAR))
+    return (square if square.ndim == 3 else np.repeat(square[..., None], 3, axis=2)), used
 
 
 def decode_mask(mask: Mask, size: int, crop: int | None = None) -> np.ndarray:
@@ -122,6 +128,10 @@ class _Pixels:
         # np.empty costs address space only: memory is used as images are decoded.
         self.cache = np.empty((len(sources), size, size, 3), np.uint8) if cached else None
         self.ready = np.zeros(len(sources), bool)
+        self.used: dict[int, Range] = {}
+        self.constant = np.zeros(len(sources), bool)
+        self._ranges: dict[str, Range] | None = None
+        self._lock = threading.Lock()
 
     def read(self, row: int) -> np.ndarray:
         if self.cache is None:
@@ -134,7 +144,28 @@ class _Pixels:
 
     def _decode(self, row: int) -> np.ndarray:
         with stalls.reading(file_of(self.sources[row])):
-            return decode(self.sources[row], self.size, self.crop)
+            image, used = _decode(self.sources[row], self.size, self.crop, self.ranges)
+        self.constant[row] = bool((image == image[:1, :1]).all())
+        self.used[row] = used
+        return image
+
+    def ranges(self) -> dict[str, Range]:
+        """The ranges of the whole set, computed once, from all files and in no order."""
+        with self._lock:
+            if self._ranges is None:
+                self._ranges = intensity.of_set(self.sources, self._samples, _workers(None))
+            return self._ranges
+
+    def _samples(self, source: Source) -> Samples | None:
+        try:
+            with stalls.reading(file_of(source)), limits.border(file_of(source), "an image"):
+                return formats.samples(source)
+        except UserError:
+            return None
+
+
+def _workers(asked: int | None) -> int:
+    return asked or min(os.cpu_count() or 1, 16)
 
 
 class ImageStore:
@@ -195,6 +226,10 @@ class ImageStore:
     def __getitem__(self, index: int) -> np.ndarray:
         return self._pixels.read(int(self._rows[index]))
 
+    def source(self, index: int) -> Source | None:
+        """Returns where an image lies; None for one that never was a file."""
+        return self._pixels.sources[self._rows[index]] if self._pixels.sources else None
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns the images at `indices` as a new uint8 [k, size, size, 3] array."""
         out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
@@ -207,11 +242,14 @@ class ImageStore:
         chosen = np.asarray(indices, np.int64)
         return ImageStore(self._pixels, self._rows[chosen], tuple(self.names[index] for index in chosen))
 
-    def verify(self, workers: int | None = None) -> list[BadImage]:
+    def verify(
+        self, workers: int | None = None, visit: Callable[[int, np.ndarray], None] | None = None
+    ) -> list[BadImage]:
         """Decodes every image once, in threads, which also fills the cache.
 
         Args:
             workers: number of threads; by default one per CPU, at most 16.
+            visit: is given the index and the pixels of every image that can be read, from any thread.
 
         Returns:
             The images that cannot be read, in order; empty when all are good.
@@ -219,25 +257,47 @@ class ImageStore:
 
         def attempt(index: int) -> BadImage | None:
             try:
-                self[index]
+                pixels = self[index]
             except UserError as error:
                 return BadImage(index, self.names[index], str(error))
+            if visit:
+                visit(index, pixels)
             return None
 
-        with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
+        with ThreadPoolExecutor(_workers(workers)) as pool:
             return [bad for bad in pool.map(attempt, range(len(self))) if bad is not None]
+
+    def ranges(self) -> list[Range]:
+        """Returns which values of each image are black and white, and how that is known."""
+        if not self._pixels.sources:
+            return [intensity.EIGHT_BITS] * len(self)
+        for row in self._rows:
+            if int(row) not in self._pixels.used:
+                self._pixels._decode(int(row))
+        return [self._pixels.used[int(row)] for row in self._rows]
+
+    def constant(self) -> np.ndarray:
+        """Returns bool [n], which images are of one colour throughout."""
+        self.ranges()
+        if not self._pixels.sources:
+            images = (self[index] for index in range(len(self)))
+            return np.array([bool((image == image[:1, :1]).all()) for image in images], bool)
+        return self._pixels.constant[self._rows]
 
     def digest(self) -> str:
         """Returns a hash of the pixels, so that files may move; of path, bytes and time where they are not in memory."""
         hashed = hashlib.blake2b(f"{self.size} {self.crop}".encode(), digest_size=16)
-        for row in self._rows:
+        ranges = [] if self._pixels.cache is not None else self.ranges()
+        for index, row in enumerate(self._rows):
             if self._pixels.cache is not None:
                 hashed.update(self._pixels.read(row).tobytes())
             else:
                 source = self._pixels.sources[row]
                 path = file_of(source)
                 stat = path.stat()
+                # Where the pixels are not at hand, the set's ranges tell that it has become another set.
                 hashed.update(
+                    f"{ranges[index]}"
                     f"{replace(plane(source), path=path.absolute())}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode()
                 )
         return hashed.hexdigest()

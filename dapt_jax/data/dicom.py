@@ -1,57 +1,121 @@
-"""DICOM files by pydicom: rescale slope and intercept, window or look-up table, MONOCHROME1, palettes, frames."""
+"""DICOM files by pydicom: stored values to grey, colour, frames, and where a slice lies in the patient.
 
+The order of operations is that of `dapt_jax.data.intensity`; what a header says about it is read by
+`dapt_jax.data.dicom_grey`.
+"""
+
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dapt_jax.data.pixels import scaled
+from dapt_jax.data import dicom_grey, limits
+from dapt_jax.data.geometry import Geometry
+from dapt_jax.data.intensity import EIGHT_BITS, Range, Samples, of_bits
 from dapt_jax.data.plane import Plane, medical, one_line
 from dapt_jax.errors import UserError
 
-# What pydicom raises for files that are cut, corrupt or of a kind it does not know. Its warnings are listed for callers
-# who run with `-W error`.
-_UNREADABLE = (
-    OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, EOFError, Warning
-)  # fmt: skip
+_WHOLE = "a whole DICOM file"
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_CHUNK = 1 << 20
+_RLE_RATIO = 64
+_RLE, _DEFLATED = "1.2.840.10008.1.2.5", b"1.2.840.10008.1.2.1.99"
+_OUTLIERS = 1e-3
 
 
 def pixels(plane: Plane) -> np.ndarray:
-    """The picture as it is shown: uint8 [h, w], or [h, w, 3] of a colour image.
+    """The picture as it is shown: uint8 [h, w], or [h, w, 3] of a colour image; its own set where a set has to be asked."""
+    return samples(plane).shown()[0]
 
-    Values are rescaled (slope and intercept), then windowed: by `plane.window` if it is given, else by the file's first
-    window or look-up table, else by the rule for integers and floats of `dapt_jax.data.decode.decode`. MONOCHROME1 is
-    inverted, so that more is brighter.
+
+def samples(plane: Plane) -> Samples:
+    """The numbers of a frame after the modality transform (and the table of interest), and the range that the header says.
+
+    Without a window or table of interest the range is the depth (BitsStored) of unsigned values that are not rescaled,
+    where that is less than the bits allocated; else that of the set, of the images of one modality and unit.
 
     Raises:
-        UserError: see `values`.
+        UserError: See `values`; or a photometric interpretation that is not known.
     """
-    dataset, stored = _read(plane)
-    library = medical("pydicom.pixels", plane.path)
-    try:
-        if dataset.PhotometricInterpretation == "PALETTE COLOR":
-            stored = library.apply_color_lut(stored, dataset)
+    dataset, stored, frame = _read(plane)
+    with limits.border(plane.path, "a DICOM image whose values can be shown"):
+        kind = dicom_grey.photometric(dataset)
+        if kind == "PALETTE COLOR":
+            return _palette(dataset, stored, plane)
         if stored.ndim == 3:
-            # Palettes have 16 bits a colour, whatever the depth of their indices.
-            bits = 8 * stored.dtype.itemsize if stored.max(initial=0) > 255 else 8
-            return (stored >> (bits - 8)).astype(np.uint8)
-        if dataset.BitsAllocated == 1:
-            stored = stored * np.uint8(255)
-        rescaled = library.apply_modality_lut(stored, dataset)
-        if plane.window:
-            shown = plane.window.apply(rescaled)
-        elif "WindowCenter" in dataset or "VOILUTSequence" in dataset:
-            # The ends of a window, in the values that the library gives: what it maps the least and the most to.
-            ends = np.array([np.iinfo(np.int32).min, np.iinfo(np.int32).max], np.int32)
-            low, high = (float(end) for end in library.apply_voi_lut(ends, dataset))
-            windowed = library.apply_voi_lut(rescaled, dataset)
-            shown = np.rint((windowed - low) * (255 / ((high - low) or 1))).clip(0, 255).astype(np.uint8)
-        else:
-            shown = scaled(rescaled)
-    except _UNREADABLE as error:
-        raise UserError(f"{plane}: its values cannot be shown ({one_line(error)})") from error
-    return 255 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown
+            return _colour(dataset, stored)
+        return _grey(dataset, stored, frame, plane)
+
+
+def _grey(dataset: Any, stored: np.ndarray, frame: int, plane: Plane) -> Samples:
+    path, window = plane.path, plane.window
+    padding = dicom_grey.padding(dataset, stored)
+    inverted = dicom_grey.is_inverted(dataset)
+    if dataset.BitsAllocated == 1:
+        return Samples(stored * np.uint8(255), Range(0, 255, "one bit", 8), inverted=inverted)
+    table, slope, intercept = dicom_grey.modality(dataset, frame, path)
+    known: Range | None = None
+    plain = not table and slope == 1 and intercept == 0
+    values = table.apply(stored) if table else stored if plain else _rescaled(stored, slope, intercept)
+    if window and not window.of_set and not window.percent:
+        known = Range(window.low, window.high, "window of the setting")
+    elif window is None:
+        signed = stored.dtype.kind in "if" or intercept < 0
+        values, known = dicom_grey.interest(dataset, frame, path, values, signed)
+        if known is None and table:
+            known = of_bits(table.bits, f"modality table of the file ({table.bits} bits)")
+        elif known is None and plain:
+            known = _declared(dataset, stored, padding)
+    units = str(dataset.get("Units", "") or dataset.get("RescaleType", "") or "") if not plain else ""
+    pool = " ".join(filter(None, ("DICOM", str(dataset.get("Modality", "") or ""), units, "" if plain else "rescaled")))
+    found = Samples(values, known, pool, padding, inverted, depth=plain)
+    if window and window.percent and not window.of_set:
+        known = found.own_range("the file", window)
+        return Samples(values, known, pool, padding, inverted)
+    return found
+
+
+def _rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    if stored.dtype.kind in "ui" and slope == 1 and intercept == int(intercept) and abs(intercept) < 1 << 30:
+        return stored.astype(np.int32 if stored.dtype.itemsize < 4 else np.int64) + int(intercept)
+    return stored.astype(np.float64) * slope + intercept
+
+
+def _declared(dataset: Any, stored: np.ndarray, padding: np.ndarray | None) -> Range | None:
+    """The range of the depth in the header, where it says more than the container and is not belied by the values."""
+    bits, allocated = int(dataset.get("BitsStored", 0) or 0), int(dataset.BitsAllocated)
+    if stored.dtype.kind != "u" or not 0 < bits <= 16 or (bits == allocated and bits != 8):
+        return None
+    above = stored >= 1 << bits if padding is None else (stored >= 1 << bits) & ~padding
+    if above.mean() > _OUTLIERS:
+        return None
+    return of_bits(bits, f"depth in the header ({bits} bits)")
+
+
+def _palette(dataset: Any, stored: np.ndarray, plane: Plane) -> Samples:
+    library = medical("pydicom.pixels", plane.path)
+    coloured = library.apply_color_lut(stored, dataset)[..., :3]
+    if coloured.dtype == np.uint8:
+        return Samples(coloured, EIGHT_BITS)
+    # Palettes have 16 bits a colour, whatever the depth of their indices; some hold 8 in them. The table tells, not the image.
+    count, first = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor[:2])
+    inputs = np.arange(first, first + ((count & 0xFFFF) or 1 << 16), dtype=np.int64)
+    bits = 8 if library.apply_color_lut(inputs[None], dataset)[..., :3].max() < 1 << 8 else 16
+    return Samples(coloured, of_bits(bits, f"palette of the file ({bits} bits)"))
+
+
+def _colour(dataset: Any, stored: np.ndarray) -> Samples:
+    bits, allocated = int(dataset.get("BitsStored", 0) or 0), int(dataset.BitsAllocated)
+    if stored.dtype == np.uint8:
+        return Samples(stored, EIGHT_BITS)
+    if 8 <= bits < allocated or (bits == allocated == 16 and stored.dtype.kind != "u"):
+        return Samples(stored, of_bits(bits, f"depth in the header ({bits} bits)"))
+    if allocated > 16:
+        return Samples(stored, of_bits(bits, f"depth in the header ({bits} bits)"))
+    return Samples(stored, None, "DICOM colour", depth=True)
 
 
 def values(plane: Plane) -> np.ndarray:
@@ -67,46 +131,155 @@ def values(plane: Plane) -> np.ndarray:
 def extent(plane: Plane) -> tuple[int, int]:
     """Height and width, from the header alone."""
     dataset = _open(plane.path, stop_before_pixels=True)
-    return int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
+    with limits.border(plane.path, _WHOLE):
+        return int(dataset.get("Rows", 0) or 0), int(dataset.get("Columns", 0) or 0)
+
+
+def geometry(plane: Plane) -> Geometry | None:
+    """Where the frame lies in the patient, in RAS+ (DICOM's own axes point left, back and up); None where nothing says."""
+    dataset = _open(plane.path, stop_before_pixels=True)
+    with limits.border(plane.path, _WHOLE):
+        frame = plane.index or 0
+        position = _vector(dataset, frame, "PlanePositionSequence", "ImagePositionPatient", 3)
+        turned = _vector(dataset, frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
+        steps = _spacing(dataset, frame)
+        if position is None or turned is None or steps is None:
+            return None
+        to_ras = np.array([-1.0, -1.0, 1.0])
+        return Geometry(position * to_ras, turned[3:] * to_ras * steps[0], turned[:3] * to_ras * steps[1])
+
+
+def spacing(plane: Plane) -> tuple[float, float] | None:
+    """Height and width of a pixel in the patient, in millimetres; None where the header does not say.
+
+    The spacing at a detector (ImagerPixelSpacing) is not that in the patient and does not count.
+    """
+    dataset = _open(plane.path, stop_before_pixels=True)
+    with limits.border(plane.path, _WHOLE):
+        return _spacing(dataset, plane.index or 0)
+
+
+def _spacing(dataset: Any, frame: int) -> tuple[float, float] | None:
+    found = _vector(dataset, frame, "PixelMeasuresSequence", "PixelSpacing", 2)
+    return None if found is None or (found <= 0).any() else (float(found[0]), float(found[1]))
+
+
+def _vector(dataset: Any, frame: int, sequence: str, name: str, length: int) -> np.ndarray | None:
+    for item in dicom_grey.macros(dataset, frame, sequence):
+        try:
+            found = np.array([float(value) for value in item.get(name) or ()])
+        except (TypeError, ValueError):
+            continue
+        if found.shape == (length,) and np.isfinite(found).all():
+            return found
+    return None
 
 
 def header(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     """Elements of the header as text, such as `("PatientID",)`; "" for what is not there."""
     dataset = _open(path, stop_before_pixels=True, specific_tags=list(names))
-    return tuple(str(dataset.get(name, "") or "").strip() for name in names)
+    with limits.border(path, _WHOLE):
+        return tuple(str(dataset.get(name, "") or "").strip() for name in names)
 
 
 def _open(path: Path, **options: Any) -> Any:
     library = medical("pydicom", path)
-    try:
-        return library.dcmread(path, **options)
-    except library.errors.InvalidDicomError as error:
-        raise UserError(f"{path}: not a DICOM file (it has no DICM mark after its preamble)") from error
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)}); expected a whole DICOM file") from error
+    with limits.border(path, _WHOLE):
+        try:
+            _check_deflated(path, library)
+            return library.dcmread(path, **options)
+        except library.errors.InvalidDicomError as error:
+            raise UserError(f"{path}: not a DICOM file (it has no DICM mark after its preamble)") from error
 
 
-def _read(plane: Plane) -> tuple[Any, np.ndarray]:
+def _check_deflated(path: Path, library: Any) -> None:
+    """Refuses a deflated file that unpacks to more than the limit; the library unpacks the whole at once."""
+    with path.open("rb") as file:
+        if _DEFLATED not in file.read(_CHUNK):
+            return
+        meta = library.filereader.read_file_meta_info(path)
+        if str(meta.get("TransferSyntaxUID", "")).encode() != _DEFLATED:
+            return
+        # The preamble, the mark, the element of the group's length, and the group.
+        file.seek(128 + 4 + 12 + int(meta.FileMetaInformationGroupLength))
+        unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while chunk := file.read(_CHUNK):
+            while chunk:
+                size += len(unpacker.decompress(chunk, _CHUNK))
+                chunk = unpacker.unconsumed_tail
+                limits.check(path, 2 * size, "its deflated content")
+
+
+def _read(plane: Plane) -> tuple[Any, np.ndarray, int]:
+    """The data set, its stored values, and the frame's number."""
     dataset = _open(plane.path)
-    try:
-        return dataset, _stored(plane, dataset)
-    except _UNREADABLE as error:
-        if "plugin" in str(error) or isinstance(error, NotImplementedError):
+    with limits.border(plane.path, "pixels as the header describes them"):
+        try:
+            return _stored(plane, dataset)
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:
+            if _lacks_a_package(dataset, error):
+                raise UserError(
+                    f"{plane.path}: its pixels are packed as {dataset.file_meta.TransferSyntaxUID.name}, which no "
+                    "installed package unpacks; pip install 'pylibjpeg[all]' or export it as Explicit VR"
+                ) from error
             raise UserError(
-                f"{plane.path}: its pixels are packed as {dataset.file_meta.TransferSyntaxUID.name}, which no installed "
-                "package unpacks; pip install 'pylibjpeg[all]' or export it as Explicit VR"
+                f"{plane.path}: its pixels cannot be read ({one_line(error)}); expected {_WHOLE}"
             ) from error
-        raise UserError(f"{plane.path}: its pixels cannot be read ({one_line(error)})") from error
 
 
-def _stored(plane: Plane, dataset: Any) -> np.ndarray:
+def _lacks_a_package(dataset: Any, error: Exception) -> bool:
+    """Whether pixels are only packed in a way that nothing here knows; a damaged file names its plugins too."""
+    said = str(error)
+    return isinstance(error, NotImplementedError) or "missing dependencies" in said or "missing required dep" in said
+
+
+def _stored(plane: Plane, dataset: Any) -> tuple[Any, np.ndarray, int]:
+    path = plane.path
     name = next((name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in dataset), "")
     if not name or not dataset[name].value:
         kind = getattr(dataset.get("SOPClassUID", ""), "name", "") or "no class named"
-        raise UserError(f"{plane.path}: a DICOM file without pixel data ({kind}); expected an image")
+        raise UserError(f"{path}: a DICOM file without pixel data ({kind}); expected an image")
     syntax = dataset.file_meta.get("TransferSyntaxUID", "")
     if not syntax or not syntax.is_transfer_syntax or syntax.is_private:
-        raise UserError(f"{plane.path}: unknown transfer syntax {str(syntax) or '(none)'}; export it as Explicit VR")
+        raise UserError(f"{path}: unknown transfer syntax {str(syntax) or '(none)'}; export it as Explicit VR")
+    kind, bands = dicom_grey.photometric(dataset), int(dataset.get("SamplesPerPixel", 1) or 1)
+    expected = (*_GREY, "PALETTE COLOR") if bands == 1 else _COLOUR
+    if kind not in expected or bands not in (1, 3):
+        raise UserError(
+            f"{path}: photometric interpretation {kind or '(none)'} with {bands} samples a pixel; expected one of "
+            f"{', '.join((*_GREY, 'PALETTE COLOR'))} with 1, or {', '.join(_COLOUR)} with 3"
+        )
+    dataset.PhotometricInterpretation = kind
     frame = plane.at(plane.index, int(dataset.get("NumberOfFrames", 1) or 1), "frame")
-    stored: np.ndarray = medical("pydicom.pixels", plane.path).pixel_array(dataset, index=frame)
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    wide = max(int(dataset.get("BitsAllocated", 8) or 8) // 8, 1)
+    # Stored values, a copy, their mapping in blocks, and the picture.
+    size = rows * columns * bands * (2 * wide + 8 + 2)
+    limits.check(path, size, f"a frame of {columns} x {rows} pixels")
+    if str(syntax) == _RLE:
+        _check_run_lengths(path, dataset, rows * columns * bands * wide)
+    stored: np.ndarray = medical("pydicom.pixels", path).pixel_array(dataset, index=frame)
+    return dataset, _without_overlays(dataset, stored), frame
+
+
+def _check_run_lengths(path: Path, dataset: Any, frame_bytes: int) -> None:
+    """Refuses run lengths that unpack to more than the limit; two bytes become at most 128."""
+    packed = len(dataset.PixelData)
+    if packed * _RLE_RATIO > max(limits.decoded_bytes(), 0) and packed > 4 * frame_bytes * int(
+        dataset.get("NumberOfFrames", 1) or 1
+    ):
+        limits.check(path, packed * _RLE_RATIO, "its run lengths")
+
+
+def _without_overlays(dataset: Any, stored: np.ndarray) -> np.ndarray:
+    """Stored values without the overlays that old objects keep in their unused upper bits."""
+    bits, high = int(dataset.get("BitsStored", 0) or 0), int(dataset.get("HighBit", 0) or 0)
+    shared = any(
+        element.tag.group >> 8 == 0x60 and element.tag.element == 0x0102 and element.value
+        for element in dataset.group_dataset(0x6000)
+    )
+    if shared and stored.dtype.kind == "u" and 0 < bits < 8 * stored.dtype.itemsize and high == bits - 1:
+        return stored & stored.dtype.type((1 << bits) - 1)
     return stored

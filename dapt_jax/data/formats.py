@@ -4,6 +4,8 @@ from pathlib import Path
 from types import ModuleType
 
 from dapt_jax.data import arrays, dicom, nifti, pixels
+from dapt_jax.data.geometry import Geometry
+from dapt_jax.data.intensity import Samples
 from dapt_jax.data.plane import Source, plane
 
 _SUFFIXES = {
@@ -18,12 +20,27 @@ _SUFFIXES = {
 
 
 def module(path: Path) -> ModuleType:
-    """The module whose `pixels`, `values` and `extent` read a file; `dapt_jax.data.pixels` where Pillow is to try."""
+    """The module whose `samples`, `values` and `extent` read a file; `dapt_jax.data.pixels` where Pillow is to try."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-2:] == [".nii", ".gz"]:
         return nifti
     known = _SUFFIXES.get(suffixes[-1] if suffixes else "")
     return known or (dicom if not _is_named_image(suffixes) and _has_dicom_mark(path) else pixels)
+
+
+def samples(source: Source, at_least: int = 0) -> Samples:
+    """The numbers of an image and what its file says about their range.
+
+    Args:
+        source: Of the image.
+        at_least: See `dapt_jax.data.pixels.opened`.
+
+    Raises:
+        UserError: The file is missing or cannot be read; names it.
+    """
+    found = plane(source)
+    reader = module(found.path)
+    return pixels.samples(found, at_least) if reader is pixels else reader.samples(found)
 
 
 def extent(source: Source) -> tuple[int, int]:
@@ -35,6 +52,20 @@ def extent(source: Source) -> tuple[int, int]:
     found = plane(source)
     height, width = module(found.path).extent(found)
     return height, width
+
+
+def geometry(source: Source) -> Geometry | None:
+    """Where a picture lies in the patient; None where its file does not say."""
+    found = plane(source)
+    reader = module(found.path)
+    return reader.geometry(found) if reader in (dicom, nifti) else None
+
+
+def spacing(source: Source) -> tuple[float, float] | None:
+    """Height and width of a pixel in millimetres; None where the file does not say (resolutions of photographs do not)."""
+    found = plane(source)
+    reader = module(found.path)
+    return reader.spacing(found) if reader in (dicom, nifti) else None
 
 
 def _is_named_image(suffixes: list[str]) -> bool:

@@ -1,13 +1,15 @@
 """Masks: a file, a slice of a volume, several files laid over each other, or run lengths in a table."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from dapt_jax.data import formats, pixels
+from dapt_jax.data import dicom, formats, mask_values, nifti, pixels
+from dapt_jax.data.geometry import turn_onto
+from dapt_jax.data.mask_values import Drawn
 from dapt_jax.data.plane import Plane, Source, file_of, plane
 from dapt_jax.errors import UserError
 
@@ -49,19 +51,66 @@ class Rle:
         return f"run lengths in {self.place}"
 
 
-Mask = Path | Plane | Parts | Rle
+@dataclass(frozen=True)
+class Placed:
+    """A mask beside an image of which at least one has coordinates in the patient; it is brought onto the image by them.
+
+    Attributes:
+        mask: The mask.
+        on: The image.
+        orientation: How the two lie where coordinates do not say: "shown" as the image is shown, "stored" as the array of
+            the NIfTI file lies (its first axis down, its second across); "" refuses.
+    """
+
+    mask: Path | Plane
+    on: Source
+    orientation: str = ""
+
+    def __str__(self) -> str:
+        return str(self.mask)
+
+
+ORIENTATIONS = ("", "shown", "stored")
+Mask = Path | Plane | Parts | Rle | Placed
+
+
+def place(mask: Mask | None, image: Source, orientation: str = "") -> Mask | None:
+    """Return a mask that is brought onto its image where a file has coordinates; others lie as their images do."""
+    if not isinstance(mask, Path | Plane):
+        return mask
+    kinds = [formats.module(file_of(source)) for source in (mask, image)]
+    return Placed(mask, image, orientation) if nifti in kinds or kinds == [dicom, dicom] else mask
 
 
 def files(mask: Mask) -> Iterator[Path]:
     """The files of a mask, all of which must be there."""
     if isinstance(mask, Parts):
         yield from (file_of(part) for part, _ in mask.parts)
+    elif isinstance(mask, Placed):
+        yield file_of(mask.mask)
     elif not isinstance(mask, Rle):
         yield file_of(mask)
 
 
+def draw(mask: Mask) -> Drawn:
+    """A mask as its source has it; what its values mean, its whole set tells (`dapt_jax.data.mask_values.convention`).
+
+    Raises:
+        UserError: a file is unreadable, its values are not classes from 0 to 255, parts differ in size, run lengths leave
+            the image, or a mask does not lie on its image; names the path.
+    """
+    if isinstance(mask, Rle):
+        return Drawn(_unrolled(mask))
+    if isinstance(mask, Parts):
+        return Drawn(_joined(mask))
+    drawn = mask_values.read(plane(mask.mask if isinstance(mask, Placed) else mask))
+    if not isinstance(mask, Placed):
+        return drawn
+    return Drawn(_onto(drawn.grey, mask), None if drawn.alpha is None else _onto(drawn.alpha, mask))
+
+
 def read(mask: Mask) -> np.ndarray:
-    """A mask as its source has it.
+    """A mask alone as classes.
 
     A mask of 0 and 255 alone is read as 0 and 1, the way most drawing tools store two classes.
 
@@ -69,38 +118,73 @@ def read(mask: Mask) -> np.ndarray:
         uint8 [h, w].
 
     Raises:
-        UserError: a file is unreadable, its values are not classes from 0 to 255, parts differ in size, or run lengths
-            leave the image; names the path.
+        UserError: see `draw`.
     """
-    if isinstance(mask, Rle):
-        return _unrolled(mask)
-    if isinstance(mask, Parts):
-        return _joined(mask)
-    found = plane(mask)
-    if formats.module(found.path) is pixels:
-        with pixels.opened(found) as image:
-            # A palette's indices are the classes; its colours are only for the eye.
-            values = np.asarray(ImageOps.exif_transpose(image))
-    else:
-        values = formats.module(found.path).values(found)
-    if values.ndim == 3:
-        colour = values[..., :3] if values.shape[-1] >= 3 else values[..., :1]
-        if (colour != colour[..., :1]).any():
-            raise UserError(f"{mask}: a colour image, expected a mask of class indices (one channel)")
-        values = colour[..., 0]
-    if values.size and not (values.min() >= 0 and values.max() <= 255 and (values == values.astype(np.uint8)).all()):
-        raise UserError(f"{mask}: mask values {values.min()} to {values.max()}, expected classes from 0 to 255")
-    classes = values.astype(np.uint8)
-    if classes.max(initial=0) == 255 and np.isin(classes, (0, 255)).all():
-        classes = classes // 255
-    return classes
+    drawn = draw(mask)
+    return mask_values.convention([(str(mask), drawn.facts())]).apply(drawn)
 
 
 def extent(mask: Mask) -> tuple[int, int]:
-    """Height and width of a mask, from headers where they say it."""
+    """Height and width of a mask as it lies on its image, from headers where they say it."""
     if isinstance(mask, Rle) or (isinstance(mask, Parts) and not mask.parts):
         return formats.extent(mask.like)
-    return formats.extent(mask.parts[0][0] if isinstance(mask, Parts) else mask)
+    if isinstance(mask, Parts):
+        return formats.extent(mask.parts[0][0])
+    if not isinstance(mask, Placed):
+        return formats.extent(mask)
+    shape = formats.extent(mask.mask)
+    turned = _onto(np.broadcast_to(np.uint8(0), shape), mask)
+    return turned.shape[0], turned.shape[1]
+
+
+def _onto(values: np.ndarray, mask: Placed) -> np.ndarray:
+    """Bring the values of a mask onto its image.
+
+    Raises:
+        UserError: The two lie elsewhere in the patient, or where one lies is not known; names both.
+    """
+    drawn, image = plane(mask.mask), plane(mask.on)
+    kinds = [formats.module(source.path) for source in (drawn, image)]
+    where = [formats.geometry(source) for source in (drawn, image)]
+    shape = formats.extent(image)
+    if sorted(values.shape[:2]) != sorted(shape):
+        return values  # not as large as its image, which is said by who knows the row
+    if where[0] and where[1]:
+        turn = turn_onto(where[0], (values.shape[0], values.shape[1]), where[1], shape)
+        if turn is None:
+            raise UserError(_apart(drawn, image))
+        return turn.apply(values)
+    if where == [None, None] and kinds[0] is kinds[1]:
+        return values  # two arrays of one kind without coordinates: their indices are all there is
+    if mask.orientation == "shown":
+        return values
+    if mask.orientation == "stored":
+        return nifti.as_shown(image, values) if kinds[1] is nifti else nifti.as_stored(drawn, values)
+    without = " and ".join(str(source) for source, found in zip((drawn, image), where, strict=True) if not found)
+    raise UserError(
+        f"{drawn}: how it lies on {image} is not known ({without} has no coordinates); expected files with coordinates, or "
+        "mask_orientation='shown' (as this library shows the image) or 'stored' (as the NIfTI file's array lies)"
+    )
+
+
+def _apart(drawn: Plane, image: Plane) -> str:
+    """The line about a mask that lies elsewhere than its image: both affines, and the slice that lies on it, if one does."""
+    said = []
+    for source in (drawn, image):
+        if formats.module(source.path) is nifti:
+            said.append(f"affine {nifti.affine_of(source.path)}")
+        else:
+            said.append(str(formats.geometry(source)))
+    hint = "if it was drawn on the image's own voxels, give it the image's affine"
+    on = formats.geometry(image)
+    if formats.module(drawn.path) is nifti and on is not None:
+        for index in range(nifti.length(drawn.path, drawn.axis)):
+            other = replace(drawn, index=index)
+            there = formats.geometry(other)
+            if there and turn_onto(there, formats.extent(other), on, formats.extent(image)):
+                hint = f"the slice that lies there is {other}"
+                break
+    return f"{drawn}: lies elsewhere in the patient than {image} ({said[0]}; {said[1]}); {hint}"
 
 
 def _joined(mask: Parts) -> np.ndarray:
@@ -109,6 +193,9 @@ def _joined(mask: Parts) -> np.ndarray:
     joined: np.ndarray | None = None
     for part, value in mask.parts:
         marked = _brightness(plane(part)) > mask.above
+        placed = place(plane(part), mask.like)
+        if isinstance(placed, Placed):
+            marked = _onto(marked, placed)
         if joined is None:
             joined = np.zeros(marked.shape, np.uint8)
         if marked.shape != joined.shape:
@@ -125,6 +212,8 @@ def _brightness(part: Plane) -> np.ndarray:
         with pixels.opened(part) as image:
             upright = ImageOps.exif_transpose(image)
             values = np.asarray(upright.convert("RGB") if upright.mode[0] in "PRC" else upright)
+            if upright.mode == "LA":
+                values = values[..., 0]
     else:
         values = formats.module(part.path).values(part)
     return values[..., :3].max(axis=-1) if values.ndim == 3 else values

@@ -1,60 +1,131 @@
-"""Slices of NIfTI volumes by nibabel, in one orientation whatever the scanner's."""
+"""Slices of NIfTI volumes by nibabel: counted as the file stores them, shown in one orientation whatever the scanner's."""
 
 import functools
 import threading
-import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dapt_jax.data.plane import Plane, Window, medical, one_line
+from dapt_jax.data import limits
+from dapt_jax.data.geometry import Geometry, Turn
+from dapt_jax.data.intensity import PERCENTILES, Range, Samples, foreground_span
+from dapt_jax.data.plane import Plane, Window, medical
 from dapt_jax.errors import UserError
 
-DEFAULT_WINDOW = Window(1, 99, percent=True)
-"""MR intensities have no unit; the brightest vessels and a few stray voxels must not set the range."""
-
-_UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, zlib.error, Warning)
+_WHOLE = "a whole NIfTI file"
 _ONE_AT_A_TIME = threading.Lock()
+Stamp = tuple[int, int]
 
 
 def pixels(plane: Plane) -> np.ndarray:
-    """The slice as uint8 [h, w], by `plane.window` or the volume's 1st and 99th percentile.
+    """The slice as uint8 [h, w], see `samples`."""
+    return samples(plane).shown()[0]
 
-    Volumes are turned to canonical orientation (RAS+) first. A slice is shown as radiologists see it: axial with the
-    front up, coronal and sagittal with the head up; the patient's right is on the left, and in sagittal slices the front is.
+
+def samples(plane: Plane) -> Samples:
+    """The numbers of a slice, and their range: `plane.window`, or percentiles of the volume's foreground.
+
+    A slice is shown as radiologists see it: axial with the front up, coronal and sagittal with the head up; the patient's right
+    is on the left, and in sagittal slices the front is. Which slice it is, the file's own order says: `[k]` is index k of the
+    stored array along the axis that comes nearest to `plane.axis`, as other tools count too.
 
     Raises:
         UserError: see `volume`; or no such slice.
     """
-    whole = volume(plane.path)
-    window = plane.window or DEFAULT_WINDOW
+    found = values(plane)
+    window = plane.window or PERCENTILES
+    if window.of_set:
+        return Samples(found, None, "NIfTI volumes")
     if window.percent:
-        window = _range(plane.path, _stamp(plane.path), window)
-    return window.apply(_slice(plane, whole))
+        return Samples(found, _range(plane.path, _stamp(plane.path), window))
+    return Samples(found, Range(window.low, window.high, "window of the setting"))
 
 
 def values(plane: Plane) -> np.ndarray:
-    """The numbers of the slice, float32 [h, w], placed as `pixels` places them."""
-    return _slice(plane, volume(plane.path))
+    """The numbers of the slice, float32 [h, w], placed as `samples` places them; NaN and infinity as the file has them."""
+    index = _canonical_index(plane)
+    # A view: numpy.take would bring the whole volume into another order in memory for every slice.
+    return np.moveaxis(volume(plane.path), plane.axis, 0)[index].T[::-1, ::-1]
+
+
+def as_shown(plane: Plane, stored: np.ndarray) -> np.ndarray:
+    """Turn an array [i, j] of a slice, its axes those of the file in their order, as `samples` turns the slice itself."""
+    return _stored_to_shown(plane).apply(stored)
+
+
+def as_stored(plane: Plane, shown: np.ndarray) -> np.ndarray:
+    """Undo `as_shown`."""
+    return _stored_to_shown(plane).inverse.apply(shown)
+
+
+def _stored_to_shown(plane: Plane) -> Turn:
+    codes = _header(plane.path, _stamp(plane.path)).codes
+    first, second = (axis for axis in range(3) if codes[axis, 0] != plane.axis)
+    rows, columns = codes[first, 1] > 0, codes[second, 1] > 0
+    # Shown, both canonical axes run backwards, and the later of them is the rows.
+    return Turn(bool(rows), bool(columns), swap=bool(codes[first, 0] < codes[second, 0]))
 
 
 def extent(plane: Plane) -> tuple[int, int]:
-    """Height and width of the slice."""
-    height, width = _slice(plane, volume(plane.path)).shape
-    return height, width
+    """Height and width of the slice, from the header alone."""
+    _canonical_index(plane)
+    _, shape = _canonical(plane.path)
+    first, second = (side for axis, side in enumerate(shape) if axis != plane.axis)
+    return second, first
+
+
+def length(path: Path, axis: int = 2) -> int:
+    """Number of slices along an axis of the patient: 0 sagittal, 1 coronal, 2 axial."""
+    return int(_canonical(path)[1][axis])
+
+
+def slices(path: Path, axis: int = 2) -> np.ndarray:
+    """A volume as its slices, float32 [n, ...], in the file's own order, in which `[k]` counts."""
+    codes = _header(path, _stamp(path)).codes
+    first = np.moveaxis(volume(path), axis, 0)
+    return first[::-1] if _is_reversed(codes, axis) else first
+
+
+def geometry(plane: Plane) -> Geometry | None:
+    """Where the slice lies in the patient as it is shown; None where the header has no coordinates (both codes 0)."""
+    header = _header(plane.path, _stamp(plane.path))
+    if not header.placed:
+        return None
+    affine, shape = _canonical(plane.path)
+    column, row = (axis for axis in range(3) if axis != plane.axis)
+    corner = np.ones(4)
+    corner[plane.axis] = _canonical_index(plane)
+    corner[row], corner[column] = shape[row] - 1, shape[column] - 1
+    return Geometry((affine @ corner)[:3], -affine[:3, row], -affine[:3, column])
+
+
+def spacing(plane: Plane) -> tuple[float, float] | None:
+    """Height and width of a pixel in millimetres; None where the header's unit is unknown and its size a placeholder."""
+    header = _header(plane.path, _stamp(plane.path))
+    affine, _ = _canonical(plane.path)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0) * header.unit
+    column, row = (axis for axis in range(3) if axis != plane.axis)
+    return (float(sizes[row]), float(sizes[column])) if header.unit and (sizes > 0).all() else None
+
+
+def affine_of(path: Path) -> str:
+    """The affine of a file, for an error line."""
+    rows = _header(path, _stamp(path)).affine[:3]
+    return "[" + "; ".join(" ".join(f"{value:.4g}" for value in row) for row in rows) + "]"
 
 
 def volume(path: Path) -> np.ndarray:
     """A volume in canonical orientation, float32 [right, front, up]; the last few are kept, for slices come one by one.
 
     Raises:
-        UserError: the file is unreadable, or its rank is not 3; names the path.
+        UserError: the file is unreadable, its rank is not 3, or it is larger than the limit; names the path.
     """
     with _ONE_AT_A_TIME:
         return _volume(path, _stamp(path))
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path) -> Stamp:
     try:
         stat = path.stat()
     except OSError as error:
@@ -62,32 +133,81 @@ def _stamp(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-@functools.lru_cache(maxsize=4)
-def _volume(path: Path, stamp: tuple[int, int]) -> np.ndarray:
-    library = medical("nibabel", path)
-    try:
-        image = library.load(path)
+class _Header:
+    """Shape [3], affine and orientation codes [3, 2] as stored; whether it has coordinates; its unit in mm."""
+
+    def __init__(self, path: Path, image: Any, library: Any):
         shape = image.shape
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
-        if len(shape) != 3:
+        if len(shape) != 3 or min(shape) < 1:
             raise UserError(
                 f"{path}: a NIfTI image of rank {len(shape)} {list(image.shape)}; expected a volume of rank 3"
             )
-        canonical = library.as_closest_canonical(image)
-        array = np.asarray(canonical.dataobj, np.float32).reshape(canonical.shape[:3])
-    except (library.filebasedimages.ImageFileError, *_UNREADABLE) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)}); expected a whole NIfTI file") from error
-    return np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
+        kind = image.get_data_dtype()
+        if kind.kind not in "uif":
+            raise UserError(f"{path}: voxels of type {kind}; expected numbers")
+        self.shape, self.affine = tuple(map(int, shape)), np.asarray(image.affine, float)
+        codes = library.io_orientation(self.affine) if np.isfinite(self.affine).all() else np.full((3, 2), np.nan)
+        if np.isnan(codes).any() or abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
+            raise UserError(f"{path}: its affine names no orientation; expected one with three independent axes")
+        self.codes = codes.astype(int)
+        header = image.header
+        coded = "sform_code" in header and "qform_code" in header
+        self.placed = not coded or bool(int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0)
+        unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
+        # Many writers leave the unit out; NIfTI without one is read in millimetres by every tool.
+        self.unit = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}.get(unit, 0.0)
+        voxels = int(np.prod(self.shape, dtype=object))
+        # Stored numbers, the volume as float32, and the conversion between the two.
+        limits.check(path, voxels * (kind.itemsize + 8), f"a volume of {' x '.join(map(str, self.shape))} voxels")
+        start = int(header["vox_offset"]) if "vox_offset" in header else 0
+        limits.check(path, start, "what lies before its voxels")
+        named = path.name.lower().endswith(".gz")
+        if not named and path.stat().st_size < start + voxels * kind.itemsize and path.suffix.lower() == ".nii":
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes, cut short; expected {_WHOLE}")
 
 
-@functools.lru_cache(maxsize=64)
-def _range(path: Path, stamp: tuple[int, int], window: Window) -> Window:
-    low, high = np.percentile(volume(path), (window.low, window.high))
-    return Window(float(low), float(high))
+@functools.lru_cache(maxsize=256)
+def _header(path: Path, stamp: Stamp) -> _Header:
+    library = medical("nibabel", path)
+    with limits.border(path, _WHOLE):
+        return _Header(path, library.load(path), library)
 
 
-def _slice(plane: Plane, whole: np.ndarray) -> np.ndarray:
-    index = plane.at(plane.index, whole.shape[plane.axis], "slice")
-    # A view: numpy.take would bring the whole volume into another order in memory for every slice.
-    return np.moveaxis(whole, plane.axis, 0)[index].T[::-1, ::-1]
+def _canonical(path: Path) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Affine and shape of the volume in canonical orientation."""
+    library, header = medical("nibabel", path), _header(path, _stamp(path))
+    affine = header.affine @ library.orientations.inv_ornt_aff(header.codes, header.shape)
+    shape = [0, 0, 0]
+    for axis, (to, _) in enumerate(header.codes):
+        shape[to] = header.shape[axis]
+    return affine, tuple(shape)
+
+
+def _is_reversed(codes: np.ndarray, axis: int) -> bool:
+    return bool(codes[codes[:, 0] == axis, 1][0] < 0)
+
+
+def _canonical_index(plane: Plane) -> int:
+    """The slice's index in canonical orientation, from the file's own."""
+    count = length(plane.path, plane.axis)
+    index = plane.at(plane.index, count, "slice")
+    return count - 1 - index if _is_reversed(_header(plane.path, _stamp(plane.path)).codes, plane.axis) else index
+
+
+@functools.lru_cache(maxsize=4)
+def _volume(path: Path, stamp: Stamp) -> np.ndarray:
+    header, library = _header(path, stamp), medical("nibabel", path)
+    with limits.border(path, _WHOLE):
+        image = library.load(path)
+        proxy = image.dataobj
+        stored = proxy.get_scaled(np.float32) if hasattr(proxy, "get_scaled") else np.asarray(proxy)
+        array = np.asarray(stored, np.float32).reshape(header.shape)
+        return library.orientations.apply_orientation(array, header.codes)
+
+
+@functools.lru_cache(maxsize=4096)
+def _range(path: Path, stamp: Stamp, window: Window) -> Range:
+    low, high = foreground_span(volume(path), window)
+    return Range(low, high, f"{window.low:g}% to {window.high:g}% of the volume")

@@ -1,18 +1,30 @@
-"""From an open image file to 8-bit pixels; the rules are told in `dapt_jax.data.decode.decode`."""
+"""Files that Pillow opens: samples of 8 and 16 bits, grey and colour; the rules are told in `dapt_jax.data.intensity`."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from dapt_jax.data.plane import Plane, Source, Window, plane
+from dapt_jax.data import limits
+from dapt_jax.data.intensity import Range, Samples, integers_or_floats, of_bits
+from dapt_jax.data.plane import Plane, Source, plane
 from dapt_jax.errors import UserError
 
-# Pillow's own exceptions for files that are cut, corrupt, or no image at all. Warnings are listed because a
-# caller who runs with `-W error` gets Pillow's warnings about damaged files as exceptions.
-_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, Image.DecompressionBombError, Warning)
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
+"""What Pillow is allowed to open, by content: others of its readers start programs (PostScript) or never end."""
+
+_EXPECTED = "a whole PNG, JPEG, BMP or TIFF file"
+_PHOTOMETRIC, _BITS_PER_SAMPLE = 262, 258
+# Bytes a pixel of Pillow's modes; RGB takes four.
+_WIDTH = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+_COPIES = 3
+RESIZING = 40
+"""Bytes that resizing takes for each pixel of a side: the weights of a filter as wide as the image."""
 
 
 @contextmanager
@@ -25,81 +37,193 @@ def opened(source: Source, at_least: int = 0) -> Iterator[Image.Image]:
             decodes every pixel.
     """
     found = plane(source)
+    with limits.border(found.path, _EXPECTED), _image(found) as image:
+        if at_least:
+            image.draft(image.mode, (at_least, at_least))
+        _check_size(found.path, image)
+        image.load()
+        yield image
+
+
+@contextmanager
+def _image(found: Plane) -> Iterator[Image.Image]:
+    """The open file at the right page, of one of the documented formats; nothing is decoded yet."""
     path = found.path
+    if not path.is_file():
+        missing = "no such image file" if not path.exists() else "cannot be read (it is no file)"
+        raise UserError(f"{path}: {missing}; expected an image")
     try:
-        with Image.open(path) as image:
-            # Phone cameras write JPEGs with a preview as a second frame (MPO); those hold one picture.
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            if frames > 1 or found.index:
-                image.seek(found.at(found.index, frames, "frame"))
-            if at_least:
-                image.draft(image.mode, (at_least, at_least))
-            image.load()
-            yield image
-    except _UNREADABLE as error:
-        raise UserError(_reason(path, error)) from error
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UserError(f"{path}: more pixels than Pillow opens ({most:,}); cut it into tiles first") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(
+            f"{path}: not an image that Pillow reads; expected PNG, JPEG, BMP or TIFF (or GIF, WebP, PGM), "
+            "or .dcm, .nii, .npy or .mat"
+        ) from error
+    with image:
+        # Phone cameras write JPEGs with a preview as a second frame (MPO); those hold one picture.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if frames > 1 or found.index:
+            image.seek(found.at(found.index, frames, "frame"))
+        yield image
 
 
-def _reason(path: str | Path, error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{path}: no such image file"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"{path}: more pixels than Pillow opens ({2 * (Image.MAX_IMAGE_PIXELS or 0):,}); cut it into tiles first"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return f"{path}: not an image that Pillow reads; expected PNG, JPEG, BMP or TIFF, or .dcm, .nii, .npy or .mat"
-    what = str(error) or type(error).__name__
-    return f"{path}: cannot be read ({what}); expected a whole PNG, JPEG, BMP or TIFF file"
+def _check_size(path: Path, image: Image.Image) -> None:
+    deep = max(_tag(image, _BITS_PER_SAMPLE) or (8,)) > 8
+    if deep and image.mode not in ("L", "P") and image.mode[0] not in "IF" and ";16" not in _raw_mode(image):
+        raise UserError(f"{path}: a TIFF of 16 bits whose colours lie in separate planes; expected them side by side")
+    width, height = image.size
+    size = width * height * _WIDTH.get(image.mode, 4) * _COPIES + (width + height) * RESIZING
+    limits.check(path, size, f"an image of {width} x {height} pixels")
 
 
 def extent(source: Plane) -> tuple[int, int]:
     """Height and width of the upright image, from the file's header alone."""
-    try:
-        with Image.open(source.path) as image:
-            if source.index:
-                image.seek(source.index)
-            width, height = image.size
-            # Values 5 to 8 of the EXIF orientation turn the image by a quarter.
-            return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
-    except _UNREADABLE as error:
-        raise UserError(_reason(source.path, error)) from error
+    with limits.border(source.path, _EXPECTED), _image(source) as image:
+        width, height = image.size
+        # Values 5 to 8 of the EXIF orientation turn the image by a quarter.
+        return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
 
 
-def to_8_bit(image: Image.Image, window: Window | None = None) -> Image.Image:
-    """Turns an image of any mode into an upright one of 8 bits a sample: grey stays one channel, all else becomes RGB.
+def samples(source: Plane, at_least: int = 0) -> Samples:
+    """The numbers of an upright image: grey [h, w], all else RGB [h, w, 3]; alpha is dropped, palettes are looked up.
 
     Args:
-        image: as Pillow opened it.
-        window: black and white of a grey image; None for the rule that `decode` tells.
+        source: The file, with a page and a window.
+        at_least: As in `opened`.
     """
-    image = ImageOps.exif_transpose(image)
-    if window and (image.mode == "L" or image.mode[0] in "IF"):
-        return Image.fromarray(window.apply(np.asarray(image)))
+    with limits.border(source.path, _EXPECTED), _image(source) as image:
+        raw = _raw_mode(image)
+        if at_least:
+            image.draft(image.mode, (at_least, at_least))
+        _check_size(source.path, image)
+        image.load()
+        mode = image.mode
+        if mode in ("RGB", "RGBA") and ";16" in raw:
+            deep = _sixteen_bits(source, image, raw)
+            found = Samples(deep, None, "16-bit colour" if deep.ndim == 3 else "16-bit grey", depth=True)
+        elif mode == "L" or mode[0] in "IF":
+            array = np.asarray(ImageOps.exif_transpose(image))
+            if image.format == "PPM" and mode == "I":
+                # Pillow brings grey maps of more than 8 bits to 16 by the greatest value that their header names.
+                found = Samples(array.astype(np.uint16), of_bits(16, "greatest value in the header"))
+            else:
+                # Pillow turns bilevel and 8-bit images with white at zero, and no others.
+                white = mode != "L" and _tag(image, _PHOTOMETRIC) == 0
+                bits = "16-bit" if mode.startswith("I;16") else "32-bit"
+                found = integers_or_floats(array, f"{bits} grey", inverted=white)
+        else:
+            return Samples(np.asarray(_to_8_bit(ImageOps.exif_transpose(image))), of_bits(8, "8 bits"))
+    return windowed(found, source)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The numbers of a file as masks have them.
+
+    Attributes:
+        values: [h, w], or [h, w, 3] of a colour file.
+        alpha: The alpha channel, uint8 [h, w]; None for a file without.
+        lossy: Whether the format changes values.
+    """
+
+    values: np.ndarray
+    alpha: np.ndarray | None = None
+    lossy: bool = False
+
+
+def stored(source: Plane) -> Stored:
+    """The numbers of an upright file: palette indices rather than colours, values of white-at-zero files as they are stored.
+
+    A palette of black and white alone is read by its colours, whichever is first. Of a white-at-zero file with two values, the
+    white is 255.
+    """
+    with limits.border(source.path, _EXPECTED), _image(source) as image:
+        raw = _raw_mode(image)
+        _check_size(source.path, image)
+        image.load()
+        lossy, mode = image.format in ("JPEG", "MPO"), image.mode
+        if mode in ("RGB", "RGBA") and ";16" in raw:
+            deep = _sixteen_bits(source, image, raw)
+            return Stored(deep, np.asarray(ImageOps.exif_transpose(image))[..., 3] if mode == "RGBA" else None)
+        values = np.asarray(ImageOps.exif_transpose(image))
+        if mode == "P":
+            return Stored(_of_palette(values, image.getpalette() or []))
+        if mode == "L" and _tag(image, _PHOTOMETRIC) == 0 and not np.isin(values, (0, 255)).all():
+            # Of fewer bits than 8, Pillow has spread the values too.
+            bits = max(_tag(image, _BITS_PER_SAMPLE) or (8,))
+            return Stored((255 - values) // (255 // ((1 << bits) - 1)))
+        if mode in ("LA", "PA", "RGBA"):
+            return Stored(values[..., 0] if mode != "RGBA" else values[..., :3], values[..., -1])
+        return Stored(values, lossy=lossy)
+
+
+def _of_palette(indices: np.ndarray, palette: list[int]) -> np.ndarray:
+    colours = np.array(palette, np.uint8).reshape(-1, 3)
+    if len(colours) and (colours[0] == 255).all() and not colours[1:].any():
+        return np.where(indices == 0, np.uint8(255), np.uint8(0))
+    return indices
+
+
+def windowed(found: Samples, source: Plane) -> Samples:
+    """Samples with the range of the source's window in place of their own, where it has one."""
+    window = source.window
+    if window is None:
+        return found
+    more = (found.excluded, found.inverted)
+    if window.of_set:
+        return Samples(found.values, None, found.pool or "8-bit images", *more)
+    if window.percent:
+        return Samples(found.values, found.own_range("the file", window), found.pool, *more)
+    return Samples(found.values, Range(window.low, window.high, "window of the setting"), found.pool, *more)
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode in ("RGB", "L"):
         return image
     if image.mode == "1":
         return image.convert("L")
-    if image.mode[0] in "IF":
-        return Image.fromarray(scaled(np.asarray(image)))
     if image.mode in ("P", "PA"):
         # Straight to RGB, Pillow warns about palettes whose transparency is given in bytes.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def scaled(values: np.ndarray) -> np.ndarray:
-    """Scales numbers of any type and shape to uint8 of that shape; the rule is in `decode`."""
-    if values.dtype.kind == "b":
-        return values.astype(np.uint8) * 255
-    if values.dtype.kind == "f":
-        values = np.where(np.isfinite(values), values, 0)
-    low, high = values.min(), values.max()
-    if values.dtype.kind == "f" and low >= 0 and high <= 1:
-        return np.rint(values * 255).astype(np.uint8)
-    if values.dtype.kind != "f" and low >= 0 and high < 1 << 16:
-        bits = next(bits for bits in (8, 12, 16) if high < 1 << bits)
-        return (values >> (bits - 8)).astype(np.uint8)
-    span = float(high) - float(low)
-    return np.rint((values.astype(np.float64) - float(low)) * (255 / span if span else 0)).astype(np.uint8)
+def _sixteen_bits(source: Plane, image: Image.Image, raw: str) -> np.ndarray:
+    """The samples of a colour or grey-and-alpha image of 16 bits, uint16 [h, w, 3] or [h, w].
+
+    Pillow holds such an image as the upper bytes of its samples. The lower ones are there when the file is decoded once more
+    as if its bytes were in the other order.
+    """
+    with _image(source) as again:
+        if raw == "LA;16B":
+            _set_raw_mode(again, "RGBA")
+            parts = np.asarray(ImageOps.exif_transpose(again)).astype(np.uint16)
+            return parts[..., 0] << 8 | parts[..., 1]
+        other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[raw[-1]]
+        _set_raw_mode(again, raw[:-1] + other)
+        low, high = (np.asarray(ImageOps.exif_transpose(each))[..., :3] for each in (again, image))
+        return high.astype(np.uint16) << 8 | low
+
+
+def _raw_mode(image: Image.Image) -> str:
+    tiles: Any = getattr(image, "tile", None)
+    args = tiles[0].args if tiles else ""
+    return args if isinstance(args, str) else str(args[0]) if args else ""
+
+
+def _set_raw_mode(image: Any, raw: str) -> None:
+    image.tile = [
+        tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:])) for tile in image.tile
+    ]
+    image.load()
+
+
+def _tag(image: Image.Image, number: int) -> Any:
+    tags = getattr(image, "tag_v2", None)
+    return tags.get(number) if tags else None
 
 
 def crop_and_resize(image: Image.Image, size: int, crop: int | None, how: Image.Resampling) -> Image.Image:

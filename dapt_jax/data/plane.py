@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dapt_jax.errors import UserError
+
+_SHOWN = 200
+"""Characters of an exception's text that go into a line: some libraries quote whole files."""
 
 
 @dataclass(frozen=True)
@@ -19,21 +20,25 @@ class Window:
         low: black.
         high: white.
         percent: whether the two are percentiles (of the whole volume, where the picture is a slice of one).
+        of_set: whether they are percentiles of the whole set, whatever windows its files have.
     """
 
     low: float
     high: float
     percent: bool = False
+    of_set: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Window | None":
-        """Reads "-160,240" (values, such as Hounsfield units) or "1%,99%" (percentiles); "" is None.
+        """Reads "-160,240" (values, such as Hounsfield units), "1%,99%" (percentiles of each file) or "set"; "" is None.
 
         Raises:
             UserError: anything else, or black that is not below white.
         """
         if not text:
             return None
+        if text.strip() == "set":
+            return cls(1, 99, percent=True, of_set=True)
         found = re.fullmatch(r"\s*(-?[\d.]+)(%?)\s*,\s*(-?[\d.]+)(%?)\s*", text)
         try:
             low, high = (float(found[1]), float(found[3])) if found and found[2] == found[4] else (0.0, 0.0)
@@ -41,17 +46,11 @@ class Window:
             low = high = 0.0
         percent = bool(found and found[2])
         if not low < high or (percent and not (low >= 0 and high <= 100)):
-            raise UserError(f"window={text!r}; expected black and white as values '-160,240' or percentiles '1%,99%'")
+            raise UserError(
+                f"window={text!r}; expected black and white as values '-160,240' or percentiles '1%,99%', "
+                "or 'set' for those of the whole set"
+            )
         return cls(low, high, percent)
-
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        """Turns values of any number type and shape into uint8; what is not finite counts as 0."""
-        values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = self.low, self.high
-        if self.percent:
-            low, high = np.percentile(values, (low, high))
-        span = high - low
-        return np.rint(np.clip((values - low) / (span or 1), 0, 1) * 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class Plane:
 
     Attributes:
         path: the file.
-        index: the slice of a NIfTI volume, frame of a DICOM file, page of a TIFF, or picture of an array [n, h, w]; None
-            where the file holds one.
+        index: the slice of a NIfTI volume, counted as its file stores them, frame of a DICOM file, page of a TIFF, or
+            picture of an array [n, h, w]; None where the file holds one.
         axis: of a NIfTI volume in canonical orientation: 0 sagittal, 1 coronal, 2 axial slices.
         key: the array in an HDF5 file, such as "cjdata/image".
         window: black and white; None for the rule of the kind of file, see `dapt_jax.data.decode.decode`.
@@ -118,5 +117,8 @@ def medical(package: str, path: Path) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an exception says, on one line without control characters."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    text = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    return " ".join(text.split())[:_SHOWN] or type(error).__name__

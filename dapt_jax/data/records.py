@@ -1,5 +1,6 @@
 """From rows about images to a `Dataset`: the checks that every reader of files shares."""
 
+import functools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dapt_jax.data import arrays, formats, masks
+from dapt_jax.data import arrays, dicom, formats, identity, intensity, mask_values, masks, near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES, ImageStore
+from dapt_jax.data.mask_values import Drawn, Facts
 from dapt_jax.data.masks import Mask
-from dapt_jax.data.plane import Plane, file_of
+from dapt_jax.data.paths import true_path
+from dapt_jax.data.plane import Plane, file_of, plane
 from dapt_jax.errors import UserError, nearest
 
 ON_BAD_IMAGE = ("error", "skip")
@@ -31,7 +34,7 @@ class Record:
         labels: names of its classes: exactly one, unless the set is multi-label.
         values: one 0, 1 or NaN per class, instead of `labels`, where the source has a column per class.
         mask: where its mask lies, or None.
-        group: the patient; "" for none.
+        group: the patient, see `identity.patient`; "" for none.
         columns: every other column.
     """
 
@@ -52,22 +55,22 @@ def check_on_bad_image(choice: str) -> None:
 
 
 def check_splits(places: Sequence[str], groups: Sequence[str], splits: Sequence[str], word: str, origin: str) -> None:
-    """Refuses a source in which one group is in two splits.
+    """Refuse a source in which one group is in two splits.
 
     Args:
-        places: where each row is ("row 5").
-        groups: the group of each row; rows with "" are not checked.
-        splits: the split of each row.
-        word: what a group is called ("patient").
-        origin: the file to name.
+        places: Where each row is ("row 5").
+        groups: The group of each row; rows with "" are not checked.
+        splits: The split of each row, in any spelling; rows with a missing one are not checked.
+        word: What a group is called ("patient").
+        origin: The file to name.
     """
     seen: dict[str, tuple[str, str]] = {}
     torn: dict[str, str] = {}
     for place, group, split in zip(places, groups, splits, strict=True):
-        if not group:
+        if not group or identity.is_missing(split):
             continue
         first_split, first_place = seen.setdefault(group, (split, place))
-        if split != first_split and group not in torn:
+        if _canonical(split) != _canonical(first_split) and group not in torn:
             numbered = all(where.startswith("row ") for where in (first_place, place))
             where = f"rows {first_place[4:]}, {place[4:]}" if numbered else f"{first_place}; {place}"
             torn[group] = f"{word} {group} is in splits {first_split!r} and {split!r} ({where})"
@@ -76,11 +79,16 @@ def check_splits(places: Sequence[str], groups: Sequence[str], splits: Sequence[
         raise UserError(f"{origin}: {next(iter(torn.values()))}{more}; a {word} belongs in one split")
 
 
+def _canonical(split: str) -> str:
+    return identity.split_name(split) or split
+
+
 def check_once(records: Sequence[Record], origin: str) -> None:
     """Refuses a source that names an image twice: it would count twice, or under two labels."""
     seen: dict[Path | Plane, Record] = {}
     for record in records:
-        first = seen.setdefault(record.image, record)
+        image = plane(record.image)
+        first = seen.setdefault(replace(image, path=Path(true_path(image.path))), record)
         if first is not record:
             labels = f", as {'|'.join(first.labels)!r}, and here as {'|'.join(record.labels)!r}" if first.labels else ""
             raise UserError(
@@ -89,14 +97,41 @@ def check_once(records: Sequence[Record], origin: str) -> None:
             )
 
 
+def with_patients(records: Sequence[Record]) -> list[Record]:
+    """Return the records with the PatientID of DICOM files as the patient of those that name none."""
+    return [replace(record, group=record.group or patient_of_file(file_of(record.image))) for record in records]
+
+
+def patient_of_file(file: Path) -> str:
+    """Return whom a DICOM file's PatientID names; "" for other files and for those that name nobody.
+
+    Numbers of nothing but zeros, and words such as "anonymous", name nobody.
+    """
+    try:
+        stat = file.stat()
+        return _patient_of_file(file, stat.st_mtime_ns, stat.st_size)
+    except (OSError, UserError):
+        return ""  # what cannot be read is told of by whoever reads the pixels
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _patient_of_file(file: Path, changed: int, length: int) -> str:
+    del changed, length  # the same path may come to hold another file
+    if formats.module(file) is not dicom:
+        return ""
+    found = identity.patient(dicom.header(file, ("PatientID",))[0])
+    return found if found.strip("0") else ""
+
+
 def drop(records: Sequence[Record], names: Sequence[str], origin: str, multi_label: bool = False) -> list[Record]:
-    """Leaves out the records of the named classes, and logs how many.
+    """Leave out the records of the named classes, and log how many.
 
     In a multi-label set the records stay and the named labels are taken off them.
 
     Raises:
-        UserError: a name that no record has.
+        UserError: A name that no record has.
     """
+    names = [identity.clean(name) for name in names]
     present = Counter(label for record in records for label in record.labels)
     for name in names:
         if name not in present:
@@ -110,23 +145,21 @@ def drop(records: Sequence[Record], names: Sequence[str], origin: str, multi_lab
 
 
 def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: str) -> tuple[str, ...]:
-    """Returns the classes in order: those asked for, or all labels sorted by name.
+    """Return the classes in order: those asked for, or all labels, numbers in numerical order, names by name.
 
     Raises:
-        UserError: a record has a label outside `classes`, or a class is named twice.
+        UserError: A record has a label outside `classes`, a class is named twice, or one label is spelt in two ways.
     """
     present = Counter(label for record in records for label in record.labels)
     if not classes:
-        spelt: dict[str, str] = {}
-        for name in sorted(present):
-            other = spelt.setdefault(" ".join(name.casefold().split()), name)
-            if other != name:
-                place = next(record.place for record in records if name in record.labels)
-                raise UserError(
-                    f"{origin}: {place}: label {name!r} ({present[name]} rows), elsewhere {other!r} ({present[other]} rows); "
-                    "expected one spelling; labels that differ on purpose go into classes"
-                )
-        return tuple(sorted(present))
+        for first, other, *_ in identity.near_spellings(present):
+            place = next(record.place for record in records if other in record.labels)
+            raise UserError(
+                f"{origin}: {place}: label {other!r} ({present[other]} rows), elsewhere {first!r} "
+                f"({present[first]} rows); expected one spelling; labels that differ on purpose go into classes"
+            )
+        return identity.in_order(present)[0]
+    classes = tuple(identity.clean(name) for name in classes)
     if len(set(classes)) < len(classes):
         raise UserError(f"{origin}: classes name {Counter(classes).most_common(1)[0][0]!r} twice")
     for record in records:
@@ -136,7 +169,7 @@ def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: s
                     f"{origin}: {record.place}: label {label!r} ({present[label]} rows) is not in classes; "
                     f"{nearest(label, classes)}; rows to leave out go into drop_classes"
                 )
-    return tuple(classes)
+    return classes
 
 
 def to_dataset(
@@ -153,6 +186,8 @@ def to_dataset(
     workers: int | None = None,
     segments: Sequence[str] = (),
     overlapping: bool = False,
+    mask_orientation: str = "",
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """Checks that every file is there and can be read, and builds the data set.
 
@@ -169,6 +204,8 @@ def to_dataset(
         workers: threads that decode; see `ImageStore.verify`.
         segments: of a set to be segmented, see `Dataset.segmented`; its masks are read and held in memory.
         overlapping: as in `Dataset.segmented`.
+        mask_orientation: how masks lie where coordinates do not say, see `dapt_jax.data.masks.Placed`.
+        notes: see `Dataset.notes`.
 
     Raises:
         UserError: files missing or unreadable, a mask that is not as large as its image or holds a value that no segment
@@ -176,6 +213,9 @@ def to_dataset(
     """
     check_on_bad_image(on_bad_image)
     skip = on_bad_image == "skip"
+    if mask_orientation not in masks.ORIENTATIONS:
+        raise UserError(f"mask_orientation={mask_orientation!r}; {nearest(mask_orientation, masks.ORIENTATIONS[1:])}")
+    records = [replace(each, mask=masks.place(each.mask, each.image, mask_orientation)) for each in records]
     _check_masks(records, origin)
     there = [file_of(record.image).is_file() for record in records]
     kept = [record for record, found in zip(records, there, strict=True) if found]
@@ -186,7 +226,8 @@ def to_dataset(
             f"first: {first.place}: {first.written}; {_near_files(file_of(first.image))}"
         )
     store = ImageStore.from_files([record.image for record in kept], image_size, crop, cache_bytes)
-    bad = store.verify(workers)
+    seen = near_duplicates.Collector(len(kept))
+    bad = store.verify(workers, seen.add)
     if bad and not skip:
         raise UserError(
             f"{len(bad)} of {len(kept)} images named in {origin} cannot be read, "
@@ -200,7 +241,9 @@ def to_dataset(
         logging.warning("%s: skipped %d of %d images, first: %s", origin, skipped, len(records), reason)
     if not len(good):
         raise UserError(f"{origin}: none of its {len(records)} images can be read")
-    kept = [kept[index] for index in good]
+    kept = with_patients([kept[index] for index in good])
+    images = store.take(good)
+    near_duplicates.remember(images, seen.looks(good))
 
     columns: dict[str, list[str]] = defaultdict(list)
     for record in kept:
@@ -209,14 +252,21 @@ def to_dataset(
     drawn = _checked_masks(kept, origin, image_size, crop, segments, overlapping, workers)
     dataset = Dataset(
         name=name,
-        images=store.take(good),
+        images=images,
         labels=_labels(kept, classes, multi_label),
         classes=classes,
-        groups=np.array([record.group or _own_group(record.image) for record in kept], dtype=str),
+        groups=np.array([identity.patient(record.group) or _own_group(record.image) for record in kept], dtype=str),
         columns={column: np.array(values, dtype=str) for column, values in columns.items()},
         masks=drawn,
         skipped=skipped,
+        spacing=_spacing(kept, image_size, crop) if segments else None,
+        notes=tuple(notes),
     )
+    if segments:
+        unit = "pixels of the decoded images" if dataset.spacing is None else "millimetres"
+        logging.info("%s: distances between surfaces are in %s", origin, unit)
+    for row in dataset.intensity_summary():
+        logging.info("%s: %s", origin, intensity.line(row))
     return dataset.segmented(segments, overlapping=overlapping) if segments else dataset
 
 
@@ -260,36 +310,63 @@ def _checked_masks(
         raise UserError(f"{origin}: {len(without)} of {len(records)} images have no mask, first: {first}")
     values = 1 << max(len(segments) - 1, 0) if overlapping else len(segments)
 
-    def attempt(record: Record) -> np.ndarray | str | None:
+    def attempt(record: Record) -> tuple[Drawn, Facts] | str | None:
         if record.mask is None:
             return None
         try:
             image = formats.extent(record.image)
-            classes = masks.read(record.mask) if segments else None
-            mask = masks.extent(record.mask) if classes is None else classes.shape
+            drawn = masks.draw(record.mask) if segments else None
+            mask = masks.extent(record.mask) if drawn is None else drawn.grey.shape
         except UserError as error:
             return str(error)
         if mask != image:
             sizes = f"{mask[1]} x {mask[0]} pixels, its image {image[1]} x {image[0]}"
             return f"{record.mask}: {sizes}; expected a mask as large as its image"
-        if classes is None:
+        if drawn is None:
             return None
-        if classes.max(initial=0) >= values:
-            named = ", ".join(segments)
-            return (
-                f"{record.mask}: holds the value {classes.max()}, expected 0 to {values - 1} for the segments {named}"
-            )
-        return masks.resized(classes, size, crop)
+        alpha = None if drawn.alpha is None else masks.resized(drawn.alpha, size, crop)
+        return Drawn(masks.resized(drawn.grey, size, crop), alpha), drawn.facts()
 
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
         results = list(pool.map(attempt, records))
     bad = [(record, why) for record, why in zip(records, results, strict=True) if isinstance(why, str)]
     if bad:
         raise UserError(f"{len(bad)} masks named in {origin} cannot be used, first: {bad[0][0].place}: {bad[0][1]}")
-    if segments:
-        return np.stack(results)  # type: ignore[arg-type]
-    drawn = tuple(record.mask for record in records)
-    return drawn if any(mask is not None for mask in drawn) else None
+    if not segments:
+        drawn = tuple(record.mask for record in records)
+        return drawn if any(mask is not None for mask in drawn) else None
+    pairs = [(record, result) for record, result in zip(records, results, strict=True) if isinstance(result, tuple)]
+    read = mask_values.convention((f"{each.place}: {each.mask}", facts) for each, (_, facts) in pairs)
+    strange = [(record, facts) for record, (_, facts) in pairs if max(read.values(facts), default=0) >= values]
+    if strange:
+        record, found = strange[0][0], read.values(strange[0][1])
+        raise UserError(
+            f"{len(strange)} masks named in {origin} cannot be used, first: {record.place}: {record.mask}: holds the value "
+            f"{max(found)}, expected 0 to {values - 1} for the segments {', '.join(segments)}"
+            f"{mask_values.between(found, values)}"
+        )
+    _tell_of_empty(origin, [read.values(facts) for _, (_, facts) in pairs])
+    return np.stack([read.apply(drawn) for _, (drawn, _) in pairs])
+
+
+def _tell_of_empty(origin: str, found: Sequence[frozenset[int]]) -> None:
+    """Says so where no mask marks anything, or every mask everything."""
+    if all(values <= {0} for values in found):
+        logging.warning("%s: all of its %d masks are empty; expected some that mark something", origin, len(found))
+    elif all(0 not in values for values in found):
+        logging.warning("%s: all of its %d masks are full, without background; are they inverted?", origin, len(found))
+
+
+def _spacing(records: Sequence[Record], size: int, crop: int | None) -> np.ndarray | None:
+    """Millimetres of a pixel of each decoded image, [n, 2]; None unless all files say it."""
+    found = []
+    for record in records:
+        pixel = formats.spacing(record.image)
+        if pixel is None:
+            return None
+        sides = formats.extent(record.image)
+        found.append([mm * (min(crop, side) if crop else side) / size for mm, side in zip(pixel, sides, strict=True)])
+    return np.array(found)
 
 
 def _near_files(path: Path) -> str:

@@ -18,6 +18,7 @@ def classification(
     probabilities: Float[np.ndarray, "n classes"],
     classes: tuple[str, ...],
     ordinal: bool = False,
+    seen: Bool[np.ndarray, " classes"] | None = None,
 ) -> list[Score]:
     """Return the ranking, decision and calibration scores of predictions: every registered metric that they have.
 
@@ -26,6 +27,8 @@ def classification(
         probabilities: One row per example.
         classes: Names of the columns.
         ordinal: Whether the class numbers are an order.
+        seen: Which classes the predictions were trained on; None for all. Scores of single classes, and their means,
+            leave out a class that a head never saw: what it predicts of it is chance.
 
     Returns:
         First `auc`, one class against the rest, its mean over the classes that have both positives and negatives, which
@@ -47,7 +50,7 @@ def classification(
         kinds: tuple[str, ...] = (MULTI_LABEL,)
     else:
         kinds = (SINGLE_LABEL, ORDINAL) if ordinal else (SINGLE_LABEL,)
-    predictions = Predictions(labels, probabilities, classes)
+    predictions = Predictions(labels, probabilities, classes, np.ones(len(classes), bool) if seen is None else seen)
     return [score for function in measures(*kinds) for score in function(predictions)]
 
 
@@ -59,11 +62,13 @@ class Predictions:
         labels: Class numbers [n], or 0/1 with NaN for missing [n, classes].
         probabilities: One row per example.
         classes: Names of the columns.
+        seen: Which classes the predictions were trained on.
     """
 
     labels: Shaped[np.ndarray, "n ..."]
     probabilities: Float[np.ndarray, "n classes"]
     classes: tuple[str, ...]
+    seen: Bool[np.ndarray, " classes"]
 
     @property
     def targets(self) -> Shaped[np.ndarray, "n classes"]:
@@ -92,7 +97,7 @@ class Predictions:
         columns: Shaped[np.ndarray, "n classes"],
         function: Callable[[np.ndarray, np.ndarray], float],
     ) -> list[Score]:
-        """Return the mean over classes, then each class: of the rows whose label is known.
+        """Return the mean over classes that were seen, then each class: of the rows whose label is known.
 
         Args:
             name: Name of the metric.
@@ -107,6 +112,7 @@ class Predictions:
                 for column, rows in enumerate(known.T)
             ]
         )
+        values[~self.seen] = np.nan
         defined = np.isfinite(values)
         mean = float(values[defined].mean()) if defined.any() else float("nan")
         covered = tuple(each for each, is_defined in zip(self.classes, defined, strict=True) if is_defined)
@@ -139,9 +145,10 @@ def _accuracies(found: Predictions) -> Iterable[Score]:
 
 @metric("balanced_accuracy", title="balanced accuracy", kinds=(SINGLE_LABEL,))
 def _balanced_accuracy(found: Predictions) -> Iterable[Score]:
-    present = np.unique(found.labels)
+    present = [each for each in np.unique(found.labels) if found.seen[each]]
     recalls = [(found.predicted[found.labels == each] == each).mean() for each in present]
-    return found.whole("balanced_accuracy", float(np.mean(recalls)), tuple(found.classes[each] for each in present))
+    mean = float(np.mean(recalls)) if present else float("nan")
+    return found.whole("balanced_accuracy", mean, tuple(found.classes[each] for each in present))
 
 
 @measure("accuracy", (SINGLE_LABEL,))

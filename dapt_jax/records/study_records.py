@@ -11,6 +11,7 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.metrics import METRICS
 from dapt_jax.records import typed
 from dapt_jax.records.ledger import Ledger, Row
+from dapt_jax.records.renamed import upgrade
 from dapt_jax.records.vocabulary import BASELINE, KINDS, MARGIN, SPLITS, STAGES
 from dapt_jax.runtime import atomic_files
 from dapt_jax.statistics import Interval, mean_interval
@@ -28,6 +29,9 @@ _RESULT = {
     "init": typed.TEXT.or_null,
     "model": typed.TEXT.or_null,
 }
+LEAKS = "leaks.json"
+"""In a workdir whose study was allowed leaks: by task and split, what of it was seen elsewhere."""
+
 _KEY = ("strategy", "seed", "task", "split", "protocol", "metric")
 _CONFIG = {
     "title": typed.TEXT,
@@ -37,7 +41,7 @@ _CONFIG = {
     "model": typed.either(typed.OBJECT, typed.TEXT),
     "strategies": typed.list_of(typed.TEXT),
     "seeds": typed.list_of(typed.COUNT),
-    "budget": typed.NUMBER,
+    "compute_budget": typed.NUMBER,
     "report": typed.OBJECT,
     "energy": typed.OBJECT,
 }
@@ -104,10 +108,18 @@ class Records:
         config: The settings in config.json.
         results: The lines of results.jsonl.
         rows: The rows of ledger.jsonl.
+        leaks: leaks.json: by task and split, which of its images or patients were seen elsewhere.
     """
 
-    def __init__(self, config: Mapping[str, Any], results: list[dict[str, Any]], rows: list[Row]) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        results: list[dict[str, Any]],
+        rows: list[Row],
+        leaks: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.config = config
+        self.leaks = leaks or {}
         self.results = results
         self.rows = rows
         self._values: dict[tuple[Any, ...], float | None] = {}
@@ -124,7 +136,7 @@ class Records:
         path = Path(workdir) / "config.json"
         if not path.exists():
             raise UserError(f"{path}: no such file; a report needs the folder of a study")
-        config = typed.read_object(path)
+        config = _upgraded(path)
         typed.check(str(path), config, _CONFIG)
         for section, kinds in _SECTIONS.items():
             if isinstance(values := config.get(section), Mapping):
@@ -135,7 +147,7 @@ class Records:
             typed.check(where, row, _RESULT, required=(*_KEY, "value"))
             if row["metric"].partition("/")[0] not in METRICS:
                 raise UserError(f"{where}: unknown metric {row['metric']!r}; {nearest(row['metric'], METRICS)}")
-        return cls(config, results, Ledger(Path(workdir) / "ledger.jsonl").rows())
+        return cls(config, results, Ledger(Path(workdir) / "ledger.jsonl").rows(), _leaks(Path(workdir) / LEAKS))
 
     @property
     def planned(self) -> list[str]:
@@ -244,7 +256,7 @@ class Records:
     def missing(self) -> list[str]:
         """Return the planned arms that have no result, as `strategy seed`; not those that successive halving dropped."""
         have = {(row["strategy"], row["seed"]) for row in self.results}
-        if self.config.get("budget"):
+        if self.config.get("compute_budget"):
             adapted = {(row.strategy, row.seed) for row in self.rows if row.stage == "dapt"}
             decided = {seed for strategy, seed in have & adapted}
             have |= {(strategy, seed) for strategy, seed in adapted if seed in decided}
@@ -257,3 +269,27 @@ class Records:
         return list(
             dict.fromkeys(str(row[key]) for row in self.results if all(row[k] == value for k, value in only.items()))
         )
+
+
+def _upgraded(path: Path) -> dict[str, Any]:
+    """Return the settings in a `config.json` by today's names.
+
+    Raises:
+        UserError: It is damaged: a setting's former and present name are both there, one of them as a section.
+    """
+    found = typed.read_object(path)
+    try:
+        return upgrade(found)
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{path}: two settings that are one today do not go together; delete the older") from error
+
+
+def _leaks(path: Path) -> dict[str, dict[str, str]]:
+    """Return what is known of leaks; nothing where there is no such file."""
+    if not path.exists():
+        return {}
+    found = typed.read_object(path)
+    typed.check(str(path), found, dict.fromkeys(found, typed.OBJECT))
+    for task, by_split in found.items():
+        typed.check(f"{path}: {task}", by_split, dict.fromkeys(by_split, typed.TEXT))
+    return found

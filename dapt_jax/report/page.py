@@ -14,7 +14,7 @@ from dapt_jax.formatting import number
 from dapt_jax.records import overlays
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.report import claims, figures, main_table, narrative, predictions, selection, tables
+from dapt_jax.report import claims, figures, leak_marks, main_table, narrative, predictions, selection, tables
 from dapt_jax.runtime import atomic_files
 
 HOW_TO_READ = (
@@ -87,9 +87,9 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
                 "task": task,
                 "sizes": _sizes(records, task),
                 "words": " ".join(narrative.summary(records, task)),
-                "main": main_table.table(records, task),
+                "main": leak_marks.marked(records, main_table.table(records, task), task),
                 "figures": shown(task),
-                "tables": [table for table in found if table is not None and table.rows],
+                "tables": [leak_marks.marked(records, each, task) for each in found if each is not None and each.rows],
             }
         )
     return {
@@ -100,7 +100,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
         "facts": _facts(records),
         "warnings": _warnings(records),
         "sections": sections,
-        "ranks": claims.over_tasks(records),
+        "ranks": [leak_marks.marked(records, table) for table in claims.over_tasks(records)],
         "figures": shown(""),
         "totals": tables.totals(records) if records.rows else None,
         "totals_words": _totals_words(records),
@@ -137,6 +137,11 @@ def _warnings(records: Records) -> list[str]:
         listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         arms = len(records.strategies) * len(records.seeds)
         lines.append(f"Unfinished: {len(missing)} of {arms} arms have no result yet (strategy seed): {listed}.")
+    for task, of_task in records.leaks.items():
+        for split, what in of_task.items():
+            lines.append(
+                f"LEAK: {what} of {task} {split} were seen in training or in another set; marked ‡ in every table."
+            )
     undefined = sum(row["value"] is None for row in records.results)
     if undefined:
         lines.append(f"{undefined} of {len(records.results)} results are undefined and left out of means.")

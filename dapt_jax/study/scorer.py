@@ -42,7 +42,7 @@ def level_group(encoder: Encoder, level: int) -> int:
         UserError: the encoder has no such level.
     """
     if not 0 < level <= len(encoder.pyramid_levels):
-        raise UserError(f"score.level is {level}; {encoder.name} has 1 to {len(encoder.pyramid_levels)}")
+        raise UserError(f"checkpoint_scoring.level is {level}; {encoder.name} has 1 to {len(encoder.pyramid_levels)}")
     return encoder.index(encoder.pyramid_levels[-level].name.removesuffix(f"/{TAP}"))
 
 
@@ -115,8 +115,9 @@ class Plan:
             if available < least:
                 raise UserError(f"{available} target images to score; expected {least} or more")
             raise UserError(
-                f"{run.title}: score.budget of {settings.budget:g} pays for {affordable} images at {len(due)} epochs; "
-                f"expected {least} or more: raise score.every or the budget"
+                f"{run.title}: checkpoint_scoring.budget of {settings.budget:g} pays for {affordable} images at "
+                f"{len(due)} epochs; "
+                f"expected {least} or more: raise checkpoint_scoring.every or the budget"
             )
         return cls(due, images, tuple(images * f for f in first), tuple(images * f for f in each))
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import optax
 
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.fields import check_fields, setting
 from dapt_jax.training.freezing import FROZEN, TrainableSpec, Tree, path_name
 from dapt_jax.training.phases import Phase
 
@@ -37,20 +37,17 @@ class Optimizer:
         ema: decay of an exponential moving average of the trained leaves; 0 for none.
     """
 
-    name: str = "adam"
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-7
-    nesterov: bool = False
-    clip: float = 0.0
-    ema: float = 0.0
+    name: str = setting("adam", choices=OPTIMIZERS, doc="Update rule.")
+    weight_decay: float = setting(0.0, at_least=0, doc="Weight decay of kernels: decoupled for adamw, else L2.")
+    b1: float = setting(0.9, at_least=0, below=1, doc="Decay of the first moment; momentum of sgd.")
+    b2: float = setting(0.999, at_least=0, below=1, doc="Decay of the second moment.")
+    eps: float = setting(1e-7, above=0, doc="Added to Adam's denominator.")
+    nesterov: bool = setting(False, doc="Nesterov momentum, for sgd.")
+    clip: float = setting(0.0, at_least=0, doc="Global norm to which gradients are clipped; 0: not clipped.")
+    ema: float = setting(0.0, at_least=0, below=1, doc="Decay of the moving average of weights; 0: none.")
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise UserError(f"unknown optimizer {self.name!r}; {nearest(self.name, OPTIMIZERS)}")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema decay is {self.ema}; expected 0 (none) to less than 1")
+        check_fields(self)
 
     def direction(self, decayed: bool) -> optax.GradientTransformation:
         """The update before it is scaled by minus the learning rate."""
@@ -154,8 +151,8 @@ class Plateau:
         waited: epochs since it.
     """
 
-    factor: float = 0.5
-    patience: int = 5
+    factor: float = setting(0.5, above=0, doc="Factor on the learning rate where the loss stops falling.")
+    patience: int = setting(5, at_least=0, doc="Epochs without improvement before that.")
     threshold: float = 1e-4
     scale: float = 1.0
     best: float = float("inf")

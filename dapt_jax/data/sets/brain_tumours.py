@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import scipy.io
 
 from dapt_jax.data import arrays, nifti
@@ -57,7 +56,7 @@ def brats(root: Path, *, modality: str = "t1", slices: str = "tumour", window: s
             raise UserError(
                 f"{drawn}: no grade of {patient}; expected it in name_mapping.csv, or a folder LGG or HGG above"
             )
-        marked = np.any(nifti.volume(drawn), axis=(0, 1)).tolist()
+        marked = [bool(part.any()) for part in nifti.slices(drawn)]
         for index, some in enumerate(marked):
             if some or slices == "all":
                 place = f"{tree.relative(image, root)}[{index}]"

@@ -39,7 +39,7 @@ def acdc(root: Path, *, window: str = "") -> Iterator[Record]:
             stem = f"{patient}_frame{int(about[phase]):02d}"
             image = tree.needed(info.parent, f"{stem}.nii.gz", f"{stem}.nii")
             drawn = tree.needed(info.parent, f"{stem}_gt.nii.gz", f"{stem}_gt.nii")
-            for index in range(nifti.volume(image).shape[2]):
+            for index in range(nifti.length(image)):
                 written = f"{tree.relative(image, root)}[{index}]"
                 yield Record(
                     written,

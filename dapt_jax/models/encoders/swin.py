@@ -10,9 +10,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dapt_jax.models.attention import Attention, Mlp
-from dapt_jax.models.encoder import DEFAULT, Encoder, NormMode, Options, group
+from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Options
+from dapt_jax.models.entry import register_model
 from dapt_jax.models.layers import Conv, Dense, LayerNorm, drop_path, dropout, linear_rates, split
+from dapt_jax.models.parameters import RelativePositionBias
 from dapt_jax.models.preprocess import IMAGENET
+from dapt_jax.parameters import BatchNormMode
 
 WINDOW = 7
 _EPS = 1e-5
@@ -27,7 +30,7 @@ class Stem(nnx.Module):
         self.conv = Conv(channels, features, 4, stride=4, padding="VALID", bias=True)
         self.norm = LayerNorm(features, eps=_EPS)
 
-    def __call__(self, x: Float[Array, "b h w c"], norm: NormMode) -> Float[Array, "b h4 w4 d"]:
+    def __call__(self, x: Float[Array, "b h w c"], mode: BatchNormMode) -> Float[Array, "b h4 w4 d"]:
         return self.norm(self.conv(x))
 
 
@@ -38,7 +41,7 @@ class Merge(nnx.Module):
         self.norm = LayerNorm(4 * features, eps=_EPS)
         self.reduce = Dense(4 * features, 2 * features, bias=False)
 
-    def __call__(self, x: Float[Array, "b h w c"], norm: NormMode) -> Float[Array, "b h2 w2 d"]:
+    def __call__(self, x: Float[Array, "b h w c"], mode: BatchNormMode) -> Float[Array, "b h2 w2 d"]:
         batch, high, wide, features = x.shape
         x = jnp.pad(x, ((0, 0), (0, high % 2), (0, wide % 2), (0, 0)))
         windows = x.reshape(batch, -(-high // 2), 2, -(-wide // 2), 2, features)
@@ -53,13 +56,13 @@ class Block(nnx.Module):
     def __init__(self, features: int, heads: int, shift: int, options: Options, drop: float):
         self.norm1 = LayerNorm(features, eps=_EPS)
         self.attention = Attention(features, heads)
-        self.relative_bias = nnx.Param(jnp.zeros(((2 * WINDOW - 1) ** 2, heads)))
+        self.relative_bias = RelativePositionBias(jnp.zeros(((2 * WINDOW - 1) ** 2, heads)))
         self.norm2 = LayerNorm(features, eps=_EPS)
         self.mlp = Mlp(features, options.dropout)
         self.shift, self.dropout, self.drop_path = shift, options.dropout, drop
 
     def __call__(
-        self, x: Float[Array, "b h w c"], norm: NormMode, key: jax.Array | None = None
+        self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
     ) -> Float[Array, "b h w c"]:
         keys = split(key, 4)
         y = dropout(self._attend(self.norm1(x)), self.dropout, keys[0])
@@ -112,40 +115,45 @@ class Top(nnx.Module):
     def __init__(self, features: int):
         self.norm = LayerNorm(features, eps=_EPS)
 
-    def __call__(self, x: Float[Array, "b h w c"], norm: NormMode) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], mode: BatchNormMode) -> Float[Array, "b h w c"]:
         return self.norm(x)
 
 
 def network(name: str, features: int, depths: Sequence[int], heads: Sequence[int], options: Options) -> Encoder:
     """Groups `stem`, `stage1/block1`, ..., `stage2/merge`, `stage2/block1`, ..., `top`."""
     make: Callable[[], nnx.Module] = functools.partial(Stem, options.channels, features)
-    groups = [group("stem", make, features, 4)]
+    groups = [LayerGroup("stem", make, features, 4)]
     reduction = 4
     rates = iter(linear_rates(options.drop_path, sum(depths)))
     for stage, (depth, count) in enumerate(zip(depths, heads, strict=True), 1):
         if stage > 1:
             make = functools.partial(Merge, features)
             features, reduction = 2 * features, 2 * reduction
-            groups.append(group(f"stage{stage}/merge", make, features, reduction))
+            groups.append(LayerGroup(f"stage{stage}/merge", make, features, reduction))
         for number in range(1, depth + 1):
             rate, shift = next(rates), 0 if number % 2 else WINDOW // 2
             make = functools.partial(Block, features, count, shift, options, rate)
-            is_random = rate > 0 or options.dropout > 0
-            groups.append(group(f"stage{stage}/block{number}", make, features, reduction, is_random=is_random))
-    groups.append(group("top", functools.partial(Top, features), features, reduction, level=False))
+            is_stochastic = rate > 0 or options.dropout > 0
+            groups.append(
+                LayerGroup(f"stage{stage}/block{number}", make, features, reduction, is_stochastic=is_stochastic)
+            )
+    groups.append(LayerGroup("top", functools.partial(Top, features), features, reduction, level=False))
     return Encoder(name, groups, preprocess=IMAGENET.for_channels(options.channels))
 
 
+@register_model("swin_tiny", timm="swin_tiny_patch4_window7_224", torchvision="swin_t")
 def swin_tiny(options: Options = DEFAULT) -> Encoder:
     """Swin-T: 768 features, 27,519,354 parameters without a head."""
     return network("swin_tiny", 96, (2, 2, 6, 2), (3, 6, 12, 24), options)
 
 
+@register_model("swin_small", timm="swin_small_patch4_window7_224", torchvision="swin_s")
 def swin_small(options: Options = DEFAULT) -> Encoder:
     """Swin-S: 768 features, 48,837,258 parameters without a head."""
     return network("swin_small", 96, (2, 2, 18, 2), (3, 6, 12, 24), options)
 
 
+@register_model("swin_base", timm="swin_base_patch4_window7_224", torchvision="swin_b")
 def swin_base(options: Options = DEFAULT) -> Encoder:
     """Swin-B: 1024 features, 86,743,224 parameters without a head."""
     return network("swin_base", 128, (2, 2, 18, 2), (4, 8, 16, 32), options)

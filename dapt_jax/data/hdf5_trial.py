@@ -1,0 +1,171 @@
+"""HDF5 files that may be damaged or hostile: tried in another process first, no link out of the file followed, chunks bounded.
+
+The HDF5 library hangs or crashes on some damaged files. One helper process per reading process opens every file before it is
+read here; a file that the helper does not come back from is refused, and another helper takes its place.
+"""
+
+import atexit
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from dapt_jax.data import limits
+from dapt_jax.errors import UserError
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+_SECONDS = 20
+_DEPTH = 16
+_OBJECTS = 100_000
+_CODE = "import sys; sys.path.insert(0, sys.argv[1]); from dapt_jax.data import hdf5_trial; hdf5_trial.serve()"
+_lock = threading.Lock()
+_helper: subprocess.Popen[bytes] | None = None
+_owner = 0
+
+
+def check(path: Path) -> None:
+    """Try a file in another process, once as long as it is unchanged.
+
+    Raises:
+        UserError: The HDF5 library crashes on it or does not come to an end.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: no such file") from error
+    if why := _tried(path, (stat.st_size, stat.st_mtime_ns)):
+        raise UserError(f"{path}: damaged: {why}; expected a whole HDF5 file")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _tried(path: Path, stamp: tuple[int, int]) -> str:
+    """Why a file cannot be read; "" where the helper came back."""
+    global _helper, _owner
+    with _lock:
+        if _helper is None or _owner != os.getpid() or _helper.poll() is not None:
+            root = str(Path(__file__).parents[2])
+            _helper = subprocess.Popen(
+                [sys.executable, "-c", _CODE, root],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            _owner = os.getpid()
+        helper = _helper
+        assert helper.stdin
+        assert helper.stdout
+        ended = threading.Timer(_SECONDS, helper.kill)
+        ended.start()
+        try:
+            helper.stdin.write(os.fsencode(os.path.abspath(path)).replace(b"\n", b"\0") + b"\n")
+            helper.stdin.flush()
+            answer = helper.stdout.readline()
+        except OSError:
+            answer = b""
+        finally:
+            late = not ended.is_alive()
+            ended.cancel()
+        if answer.strip() == b"done":
+            return ""
+        _close()
+        return f"the HDF5 library {'does not come to an end with it' if late else 'fails on it'}"
+
+
+def _close() -> None:
+    global _helper
+    helper, _helper = _helper, None
+    if helper is not None and _owner == os.getpid():
+        helper.kill()
+        with helper:
+            pass
+
+
+atexit.register(_close)
+
+
+def serve() -> None:
+    """Open the files that are named on standard input, one a line; what the helper does."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name in sys.stdin.buffer:
+        with contextlib.suppress(Exception):
+            _walk(Path(os.fsdecode(name.rstrip(b"\n").replace(b"\0", b"\n"))))
+        sys.stdout.write("done\n")
+        sys.stdout.flush()
+
+
+def _walk(path: Path) -> None:
+    """Does to every array what reading will do, but for those that are refused."""
+    with h5py.File(path, "r") as file:
+        for key, found in datasets(file, _OBJECTS):
+            with contextlib.suppress(UserError):
+                check_dataset(path, key, found)
+                if found.ndim:
+                    found[0]
+                else:
+                    found[()]
+
+
+def follow(group: Any, key: str) -> Any:
+    """Return what a path inside a file leads to, or None; links out of the file, and soft links, are not followed."""
+    for part in filter(None, key.split("/")):
+        if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            return None
+        group = group[part]
+    return group
+
+
+def datasets(group: Any, most: int, prefix: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
+    """Yield the arrays of a file with their paths, by hard links alone, at most so many and not too deep."""
+    left = most
+    for name in group:
+        found = follow(group, name) if "/" not in name else None
+        if isinstance(found, h5py.Dataset):
+            yield prefix + name, found
+            left -= 1
+        elif isinstance(found, h5py.Group) and depth:
+            for pair in datasets(found, left, f"{prefix}{name}/", depth - 1):
+                yield pair
+                left -= 1
+        if left <= 0:
+            return
+
+
+def check_dataset(path: Path, key: str, found: Any) -> None:
+    """Refuse an array that is kept in another file, or a chunk of which unpacks to more than the limit.
+
+    Raises:
+        UserError: It is, or does; or its filters are not those of HDF5 itself.
+    """
+    if found.external or found.is_virtual:
+        raise UserError(f"{path}: {key!r} is kept in another file; expected a file that holds its own numbers")
+    if found.chunks is None:
+        return
+    chunk = int(found.dtype.itemsize)
+    for side in found.chunks:
+        chunk *= int(side)
+    limits.check(path, 2 * chunk, f"a chunk of {key}")
+    packed = found.id.get_storage_size()
+    # Deflate packs at most 1,032 to one, whatever size the chunk claims to have.
+    if found.compression == "gzip" and packed * 1032 > limits.decoded_bytes():
+        for number in range(found.id.get_num_chunks()):
+            _check_chunk(path, key, found.id.read_direct_chunk(found.id.get_chunk_info(number).chunk_offset)[1], chunk)
+
+
+def _check_chunk(path: Path, key: str, packed: bytes, size: int) -> None:
+    unpacker, found = zlib.decompressobj(), 0
+    while packed and not unpacker.eof:
+        found += len(unpacker.decompress(packed, 1 << 20))
+        packed = unpacker.unconsumed_tail
+        if found > size + 64:
+            raise UserError(f"{path}: a chunk of {key} unpacks to more than its {size:,} bytes; it is damaged")

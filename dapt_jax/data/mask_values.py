@@ -1,0 +1,167 @@
+"""What the numbers of mask files mean: classes in grey, palette or alpha; 255 for one; decided for a whole set."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dapt_jax.data import formats, pixels
+from dapt_jax.data.plane import Plane
+from dapt_jax.errors import UserError
+
+_ROUNDING = 1e-3
+_NAMED = 6
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The numbers of one mask file.
+
+    Attributes:
+        grey: Values, uint8 [h, w].
+        alpha: The alpha channel, uint8 [h, w]; None for a file without.
+    """
+
+    grey: np.ndarray
+    alpha: np.ndarray | None = None
+
+    def facts(self) -> "Facts":
+        """Return what the convention of a set is found from."""
+        grey = frozenset(np.unique(self.grey).tolist())
+        if self.alpha is None:
+            return Facts(grey)
+        clear = self.alpha == 0
+        agree = not self.grey[clear].any() and bool(np.isin(self.alpha, (0, 255)).all())
+        return Facts(grey, frozenset(np.unique(self.alpha).tolist()), agree)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The values that occur in a mask file.
+
+    Attributes:
+        grey: Of its grey channel.
+        alpha: Of its alpha channel; None for a file without.
+        agree: Whether what is transparent is also 0, so that alpha adds nothing.
+    """
+
+    grey: frozenset[int]
+    alpha: frozenset[int] | None = None
+    agree: bool = True
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How the masks of a set are to be read.
+
+    Attributes:
+        in_alpha: Whether the classes are in the alpha channel.
+        halved: Whether 255 stands for class 1, as most drawing tools store two classes.
+    """
+
+    in_alpha: bool = False
+    halved: bool = False
+
+    def apply(self, drawn: Drawn) -> np.ndarray:
+        """Return classes, uint8 [h, w]."""
+        values = drawn.grey
+        if self.in_alpha:
+            assert drawn.alpha is not None
+            values = drawn.alpha
+        elif drawn.alpha is not None:
+            values = np.where(drawn.alpha > 0, values, np.uint8(0))
+        return values // 255 if self.halved else values
+
+    def values(self, facts: Facts) -> frozenset[int]:
+        """Return the classes of a mask with these facts."""
+        found = facts.alpha if self.in_alpha and facts.alpha is not None else facts.grey
+        return frozenset(value // 255 for value in found) if self.halved else found
+
+
+def convention(named: Iterable[tuple[str, Facts]]) -> Convention:
+    """Return how the masks of a set are to be read, from all of them: a file alone may not show it.
+
+    Args:
+        named: Names and facts of the files.
+
+    Raises:
+        UserError: Some have their classes in the alpha channel and some in grey.
+    """
+    files = list(named)
+    in_alpha = next((name for name, facts in files if _only_alpha(facts)), None)
+    union: set[int] = set()
+    for name, facts in files:
+        if in_alpha is not None and (facts.alpha is None or (len(facts.grey) > 1 and not _only_alpha(facts))):
+            raise UserError(
+                f"{name}: its mask is in its grey values, that of {in_alpha} in its alpha channel; expected one way for all"
+            )
+        if in_alpha is None and facts.alpha is not None and len(facts.alpha) > 1 and not facts.agree:
+            raise UserError(
+                f"{name}: both its grey values and its alpha channel hold something; expected a mask of one channel"
+            )
+        union |= (facts.alpha or frozenset()) if in_alpha is not None else facts.grey
+    return Convention(in_alpha is not None, halved=255 in union and union <= {0, 255})
+
+
+def _only_alpha(facts: Facts) -> bool:
+    return facts.alpha is not None and len(facts.alpha) > 1 and len(facts.grey) == 1
+
+
+def between(values: Iterable[int], expected: int) -> str:
+    """Return, for an error line, the values that no class has; "" for one or two, which are a mistake of names."""
+    strange = sorted(value for value in values if value >= expected)
+    if strange == [255]:
+        return "; 255 beside other classes mostly marks pixels to ignore, which are not supported: give them a class"
+    if len(strange) <= 2:
+        return ""
+    return (
+        f"; between its classes it holds {listed(strange)}, as after JPEG or interpolation: save it losslessly, as PNG"
+    )
+
+
+def listed(values: list[int] | list[float]) -> str:
+    """Return the first few of some values and how many there are."""
+    more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
+    return ", ".join(f"{value:g}" for value in values[:_NAMED]) + more
+
+
+def read(source: Plane) -> Drawn:
+    """Read the numbers of a mask file, as it has them.
+
+    Raises:
+        UserError: It is unreadable or in colour, its values are not whole numbers from 0 to 255, or a JPEG that is not of
+            black and white alone.
+    """
+    alpha: np.ndarray | None = None
+    if formats.module(source.path) is pixels:
+        stored = pixels.stored(source)
+        values, alpha = stored.values, stored.alpha
+        if stored.lossy and not np.isin(values, (0, 255)).all():
+            strange = np.setdiff1d(values, (0, 255)).tolist()
+            raise UserError(
+                f"{source}: a JPEG with {listed(strange)} between black and white; JPEG changes values: expected a "
+                "mask that is saved losslessly, as PNG"
+            )
+    else:
+        values = formats.module(source.path).values(source)
+    if values.ndim == 3:
+        if (values != values[..., :1]).any():
+            raise UserError(f"{source}: a colour image, expected a mask of class indices (one channel)")
+        values = values[..., 0]
+    return Drawn(_classes(source, values), alpha)
+
+
+def _classes(source: Plane, values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8)
+    finite = np.isfinite(values)
+    whole = np.rint(np.where(finite, values, -1)) if values.dtype.kind == "f" else values
+    near = np.abs(values - whole) <= _ROUNDING if values.dtype.kind == "f" else np.ones(values.shape, bool)
+    if not (finite.all() and near.all() and whole.min(initial=0) >= 0 and whole.max(initial=0) <= 255):
+        strange = np.unique(values[finite & ~near]).tolist()
+        range_ = f"mask values {values.min()} to {values.max()}, expected classes from 0 to 255"
+        why = f"; between classes it holds {listed(strange)}, as after interpolation: resample it to the nearest"
+        raise UserError(f"{source}: {range_}{why if strange else ''}")
+    return whole.astype(np.uint8)
