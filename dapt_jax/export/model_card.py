@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from dapt_jax.errors import redact
+from dapt_jax.formatting import number
+from dapt_jax.metrics import display_name
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.records.study_records import Cost, Records, nice
-from dapt_jax.report.tables import number
+from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.weights import export, locate, normalisation, zoo
 
 
@@ -139,7 +140,14 @@ def _scores(records: Records, strategy: str, seed: int) -> str:
     if not found:
         return "None yet: this arm has not been measured on a target task."
     rows = [
-        (row["task"], row["split"], row["protocol"], nice(row["metric"]), f"{row['value']:.4f}", str(row.get("n", "")))
+        (
+            row["task"],
+            row["split"],
+            row["protocol"],
+            display_name(row["metric"]),
+            f"{row['value']:.4f}",
+            str(row.get("n", "")),
+        )
         for row in found
     ]
     note = "One seed; the study's report compares strategies over all of its seeds."

@@ -8,6 +8,7 @@ from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.data.records import ON_BAD_IMAGE
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting
+from dapt_jax.metrics import METRICS
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.models.registry import configured
 from dapt_jax.records.vocabulary import MARGIN
@@ -21,10 +22,6 @@ from dapt_jax.training.run import ON_NAN
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 
 MODES = ("run", "plan", "aot", "status", "report", "export", "models")
-
-_OVERLAP = ("dice", "iou", "dice_pooled", "iou_pooled", "hd95", "assd")
-_METRICS = ("auc", "ap", "balanced_accuracy", "accuracy", "f1", "mcc", "kappa", "kappa_quadratic", "ece", *_OVERLAP)
-_BY_CLASS = ("auc", "ap", *_OVERLAP)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,8 +164,9 @@ class ReportSettings(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         name, _, of_class = self.metric.partition("/")
-        if self.metric not in _METRICS and not (name in _BY_CLASS and of_class):
-            choices = (*_METRICS, *(f"{each}/CLASS" for each in _BY_CLASS))
+        by_class = [each.name for each in METRICS.values() if each.per_class]
+        if self.metric not in METRICS and not (name in by_class and of_class):
+            choices = (*METRICS, *(f"{each}/CLASS" for each in by_class))
             raise SettingError("metric", self.metric, nearest(self.metric, choices), unknown=True)
 
 
