@@ -60,7 +60,7 @@ def test_the_ledger_says_what_each_checkpoint_took_and_the_report_shows_the_scor
     assert 0 < scores["model_flops"] <= 0.5 * trained
     assert (measured / "figures" / "scores_along_cells.png").exists()
     text = (measured / "report.md").read_text()
-    assert "Scores against what the checkpoints are worth" in text
+    assert "Transferability scores against downstream scores" in text
     assert "| robustness | " in text
 
 
