@@ -68,7 +68,7 @@ def from_json(values: Mapping[str, Any]) -> StudySettings:
     return resolve(config)
 
 
-def to_dict(settings: Any) -> dict[str, Any]:
+def to_dict(settings: object) -> dict[str, Any]:
     """Return settings as nested dicts of plain values, as a config says them."""
     return {name: _said(getattr(settings, name)) for name in settings_of(type(settings))}
 
@@ -123,7 +123,7 @@ def differences(one: StudySettings, other: StudySettings) -> Iterator[tuple[str,
             yield name, ours.get(name), theirs.get(name)
 
 
-def _said(value: Any) -> Any:
+def _said(value: object) -> Any:
     if hasattr(value, "to_config"):
         return value.to_config()
     if dataclasses.is_dataclass(value):
