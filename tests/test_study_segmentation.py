@@ -19,10 +19,9 @@ from dapt_jax.runtime import sharding
 from dapt_jax.settings.defaults import default
 from dapt_jax.study import adapt, segmentation
 from dapt_jax.study.tasks import Arm, Task
-from dapt_jax.training import steps, windows
-from dapt_jax.training.optim import Optimizer
+from dapt_jax.training import windows
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import RunContext
+from dapt_jax.training.run import TrainData, TrainingRun
 from dapt_jax.weights.paths import flatten
 from tests import command, tiny
 
@@ -211,7 +210,9 @@ def test_a_step_sees_the_masks_of_the_images_that_it_sees():
     """The loss of a step is that of the augmented images against masks that went the same way, worked out apart."""
     model, objective = Segmenter(tiny.encoder(), 3), MaskObjective(3)
     augment = Augment("dihedral", rotate=30.0)
-    (program,) = steps.programs(model, (Phase("all", 1, ("*",), 1e-3),), Optimizer(), objective, augment, 5, 1)
+    data = dataclasses.replace(tiny.dataset(), masks=np.zeros((40, 16, 16), np.uint8))
+    run = TrainingRun(model, (Phase("all", 1, ("*",), 1e-3),), TrainData(data, [0]), objective, augment=augment, seed=5)
+    (program,) = run.programs
     params, batch_stats = model.init(0)
     rng, rows = np.random.default_rng(0), jnp.arange(4)
     images, masks = jnp.asarray(rng.integers(0, 256, (4, 16, 16, 3)), jnp.uint8), masks_for(objective, 0, 16)
@@ -232,16 +233,15 @@ def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_
     def begin(run, params, batch_stats, *_):
         raise BegunError(run, params, batch_stats)
 
-    monkeypatch.setattr(adapt, "trained", begin)
+    monkeypatch.setattr(adapt, "train_with_early_stopping", begin)
     settings, encoder = default(), tiny.encoder()
     settings.transfer.segmentation.protocols = (protocol,)
     masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
     task = Task("cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {})
     params, batch_stats = Segmenter(encoder, 1).init(7)
     adapted = adapt.Adapted(encoder, params, batch_stats, "adapted")
-    context = RunContext(None, 0.0, *[None] * 5)  # nothing of them is reached
     with pytest.raises(BegunError) as begun:
-        segmentation.transfer(settings, task, Arm("full", 3, "", ""), adapted, context, tmp_path)
+        segmentation.transfer(settings, task, Arm("full", 3, "", ""), adapted, RunContext(), tmp_path)
     run, *started = begun.value.args
     model = run.programs[0].model
     fresh, drawn = model.init(3), flatten(model.init(7)[0])

@@ -18,15 +18,15 @@ from dapt_jax.losses import AnyObjective, Objective
 from dapt_jax.losses.classification import of_classes
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
-from dapt_jax.models.network import Network
 from dapt_jax.runtime import atomic_files, processes
 from dapt_jax.study.scorer import Scorer
 from dapt_jax.study.strategies import Strategy
-from dapt_jax.training import loop, optim, steps
+from dapt_jax.training import loop, optim
 from dapt_jax.training.cache.policy import Caching
-from dapt_jax.training.early_stopping import EarlyStop
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.early_stopping import EarlyStopping
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import Run, RunContext
+from dapt_jax.training.run import ModelT, RunTag, TrainData, TrainingRun
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import export, locate
 
@@ -94,7 +94,7 @@ def make_run(
     seed: int,
     stage: str,
     label: str,
-    model: Network,
+    model: ModelT,
     objective: AnyObjective,
     phases: tuple[Phase, ...],
     dataset: Dataset,
@@ -102,47 +102,50 @@ def make_run(
     val_rows: np.ndarray,
     settings: Any,
     config: Any,
-) -> Run:
-    """A training run from a config's settings: its `adapt`, its `transfer.finetune` or its `transfer.segmentation`."""
-    programs = steps.programs(
+) -> TrainingRun[ModelT]:
+    """Return a run from a config's settings: its `adapt`, its `transfer.finetune` or its `transfer.segmentation`."""
+    weights = inverse_frequency_weights(dataset, train_rows) if settings.get("balance_classes", False) else ()
+    return TrainingRun(
         model,
         phases,
-        optim.Optimizer(**settings.optimizer.to_dict()),
+        TrainData(dataset, train_rows, val_rows, weights),
         objective,
-        Augment(**settings.augment.to_dict()),
-        seed,
-        -(-len(train_rows) // settings.batch_size),
-        Mix(**settings.get("mix", {})),
-        settings.accumulate,
-        jax.device_count() if config.model.batch_norm == "per_device" else 1,
-    )
-    return Run(
-        strategy=strategy,
-        seed=seed,
-        stage=stage,
-        label=label,
-        programs=tuple(programs),
-        dataset=dataset,
-        train_rows=train_rows,
-        val_rows=val_rows,
-        weights=inverse_frequency_weights(dataset, train_rows) if settings.get("balance_classes", False) else (),
-        batch_size=settings.batch_size,
-        caching=Caching.of(config.cache),
+        optimizer=optim.Optimizer(**settings.optimizer.to_dict()),
+        augment=Augment(**settings.augment.to_dict()),
+        mix=Mix(**settings.get("mix", {})),
         plateau=optim.Plateau(**settings.get("plateau", {})),
+        caching=Caching.of(config.cache),
+        batch_size=settings.batch_size,
+        grad_accum_steps=settings.accumulate,
+        batch_norm_groups=jax.device_count() if config.model.batch_norm == "per_device" else 1,
+        seed=seed,
+        tag=RunTag(strategy, stage, label),
     )
 
 
 def train_with_early_stopping(
-    run: Run, params: Tree, batch_stats: Tree, context: RunContext, patience: int
+    run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext, patience: int
 ) -> tuple[Tree, Tree]:
-    """Trains a run of a target task; with `patience`, until its watched loss falls no longer, and back to its best epoch."""
+    """Train a run of a target task; with `patience`, until its validation loss falls no longer.
+
+    Args:
+        run: The run.
+        params: Parameters before it.
+        batch_stats: Batch-norm statistics before it.
+        context: Surroundings.
+        patience: Epochs in a row without a lower loss that are let pass; 0 to run all epochs.
+
+    Returns:
+        Parameters and statistics of the last epoch, or with `patience` of the best.
+    """
     if not patience:
-        return loop.train(run, params, batch_stats, context)
-    assert context.folder is not None
-    stop = EarlyStop(patience, run, context.folder.with_name(f"{context.folder.name}-best.safetensors"))
-    last = loop.train(run, params, batch_stats, dataclasses.replace(context, hook=stop))
+        trained = loop.train(run, params, batch_stats, context)
+        return trained.params, trained.batch_stats
+    folder = context.checkpoint_dir
+    stop = EarlyStopping(patience, run, folder.with_name(f"{folder.name}-best.safetensors") if folder else None)
+    last = loop.train(run, params, batch_stats, dataclasses.replace(context, callbacks=(*context.callbacks, stop)))
     context.reporter.skip(run.flops() - run.flops(stop.done))
-    return stop.chosen(*last)
+    return stop.best_weights(last.params, last.batch_stats)
 
 
 def corpus_settings(config: Any, name: str) -> Any:
@@ -150,7 +153,7 @@ def corpus_settings(config: Any, name: str) -> Any:
     return config.corpora[name] if name else config.corpus
 
 
-def dapt_run(config: Any, strategy: Strategy, seed: int, corpus: Dataset) -> Run:
+def dapt_run(config: Any, strategy: Strategy, seed: int, corpus: Dataset) -> TrainingRun[Classifier]:
     """The run that adapts an encoder to a corpus: split by patient, phases as the strategy says."""
     if fraction := corpus_settings(config, strategy.corpus).get("val_fraction", VAL_FRACTION):
         train_rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, fraction, seed)
@@ -207,14 +210,15 @@ def adapt(
         )
         source = json.loads((folder / "adapted.json").read_text())["source"]
         return Adapted(strategy.encoder, without_head(params), batch_stats, source)
-    assert corpus is not None
+    if corpus is None:
+        raise ValueError(f"strategy {strategy.name!r} has phases; expected a corpus to train them on")
     run = dapt_run(config, strategy, seed, corpus)
-    network = run.programs[0].model
-    assert isinstance(network, Classifier)
-    params, batch_stats, merged = locate.load(strategy.weights, network, seed=seed)
+    params, batch_stats, merged = locate.load(strategy.weights, run.model, seed=seed)
     scorer = scorer_for(config, run, target, context, folder, until)
-    context = dataclasses.replace(context, folder=folder / "state", hook=scorer)
-    params, batch_stats = loop.train(run, params, batch_stats, context)
+    callbacks = (*context.callbacks, scorer) if scorer else context.callbacks
+    own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)
+    trained = loop.train(run, params, batch_stats, own)
+    params, batch_stats = trained.params, trained.batch_stats
     if scorer:
         params, batch_stats = scorer.chosen(params, batch_stats)
     about = {
@@ -237,7 +241,7 @@ def adapt(
 
 
 def scorer_for(
-    config: Any, run: Run, target: Dataset | None, context: RunContext, folder: Path, until: int = 0
+    config: Any, run: TrainingRun[Classifier], target: Dataset | None, context: RunContext, folder: Path, until: int = 0
 ) -> Scorer | None:
     """Who scores a run along the way, where the config wants scores: pausing after `until` epochs, if that is not 0."""
     settings = Settings.of(config)

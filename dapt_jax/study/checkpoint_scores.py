@@ -16,7 +16,7 @@ from dapt_jax.study.adapt import SCORED, Adapted, dapt_run, without_head
 from dapt_jax.study.scorer import Plan
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import Arm, Task
-from dapt_jax.training.run import RunContext
+from dapt_jax.training.context import RunContext
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
 

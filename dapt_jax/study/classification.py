@@ -34,10 +34,12 @@ from dapt_jax.study.predictions import Predictions
 from dapt_jax.study.tasks import Arm, Task, check_protocols, result_rows
 from dapt_jax.training import freezing, head_sweep
 from dapt_jax.training.cache import store
+from dapt_jax.training.cache.fill import Filling
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.cost_meter import CostMeter
 from dapt_jax.training.evaluate import ShardedForward, forward_fn
-from dapt_jax.training.meter import Meter
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import Run, RunContext
+from dapt_jax.training.run import TrainingRun
 
 FINETUNE = "finetune"
 PROTOCOLS = (*head_sweep.HIDDEN, FINETUNE)
@@ -90,12 +92,13 @@ def _features(
     model: Classifier, adapted: adapt.Adapted, task: Task, arm: Arm, context: RunContext
 ) -> dict[str, np.ndarray]:
     """Pooled features of all images of a task, and their entry in the ledger; arms of the same weights share them."""
-    meter = Meter(context.hardware)
+    meter = CostMeter(context.hardware)
     found, made = {}, []
     with meter.clock.span("cache"):
         for split, dataset in task.datasets.items():
+            filling = Filling(clock=meter.clock, mesh=context.mesh)
             found[split], activations = store.pooled(
-                context.store, model, adapted.params, adapted.batch_stats, dataset.images, meter.clock
+                context.cache, model, adapted.params, adapted.batch_stats, dataset.images, filling
             )
             made.append(activations)
     images = sum(len(dataset) for dataset in task.datasets.values())
@@ -107,7 +110,7 @@ def _features(
         model_flops=spent, hardware_flops=spent, cached="filled" if spent else "reused",
         reused_flops=sum(each.flops for each in reused), reused_s=sum(each.seconds for each in reused),
     )  # fmt: skip
-    context.ledger.put(meter.row(row))
+    context.ledger.put(meter.finalize(row))
     context.reporter.advance(spent, f"{arm.strategy} seed {arm.seed}  {task.name} features")
     return found
 
@@ -151,7 +154,7 @@ def on_features(
     objective = adapt.objective_for(development, config.transfer.head)
     settings = head_settings(config, protocol, objective)
     folds = task.folds(config.transfer.folds, arm.seed)
-    meter = Meter(context.hardware) if context else None
+    meter = CostMeter(context.hardware) if context else None
     labels = development.expected  # losses are linear in the targets
     training, points = [train for train, _ in folds], head_points(config)
     fraction = config.transfer.head.grid.val_fraction
@@ -168,7 +171,7 @@ def on_features(
             model_flops=trained.flops, hardware_flops=trained.flops, trainable_params=size, total_params=size,
             peak_flops=context.hardware.peak_for("float32"),
         )  # fmt: skip
-        context.ledger.put(dataclasses.replace(meter.row(row), train_s=seconds))
+        context.ledger.put(dataclasses.replace(meter.finalize(row), train_s=seconds))
         context.reporter.advance(trained.flops, f"{arm.strategy} seed {arm.seed}  {task.name} {protocol}")
     by_split = {split: trained.probabilities(values)[:, 0] for split, values in found.items()}
     held = [(by_split["development"][fold, rows], rows) for fold, (_, rows) in enumerate(folds)]
@@ -178,7 +181,7 @@ def on_features(
     return list(_score(task, arm, protocol, held, others))
 
 
-def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int, train_rows: np.ndarray) -> Run:
+def finetune_run(config: Any, task: Task, arm: Arm, encoder: Encoder, fold: int, train_rows: np.ndarray) -> TrainingRun:
     """Linear probing, then fine-tuning of all layers (LP-FT, arXiv 2202.10054) on one fold's training rows.
 
     Of these, `val_fraction` is watched instead.
@@ -230,7 +233,7 @@ def _finetune(
         model = run.programs[0].model
         shapes, _ = model.abstract()
         params = {**adapted.params, HEAD: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[HEAD].items()}}
-        own = dataclasses.replace(context, folder=state / f"fold{fold}")
+        own = dataclasses.replace(context, checkpoint_dir=state / f"fold{fold}")
         params, batch_stats = adapt.train_with_early_stopping(
             run, params, adapted.batch_stats, own, settings.early_stop
         )
@@ -245,7 +248,7 @@ def _finetune(
 
 
 def predictions(
-    run: Run, params: Tree, batch_stats: Tree, crop_number: int, mesh: Mesh, dataset: Dataset
+    run: TrainingRun, params: Tree, batch_stats: Tree, crop_number: int, mesh: Mesh, dataset: Dataset
 ) -> np.ndarray:
     """Probabilities of the squares that the network was trained on: the one in the middle, or the mean of ten."""
     objective = run.programs[0].objective

@@ -16,12 +16,14 @@ from typing import Any
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
+from dapt_jax.models.classifier import Classifier
 from dapt_jax.runtime import atomic_files, processes
 from dapt_jax.study.adapt import dapt_run, scorer_for
 from dapt_jax.study.scorer import Plan, Scorer
 from dapt_jax.study.strategies import Strategy, resolve
 from dapt_jax.training import loop
-from dapt_jax.training.run import Run, RunContext
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.run import TrainingRun
 from dapt_jax.transferability.registry import entry
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
@@ -40,7 +42,7 @@ class Outcome:
     epochs: int
 
 
-def affordable(run: Run, plan: Plan, flops: int) -> int:
+def affordable(run: TrainingRun[Classifier], plan: Plan, flops: int) -> int:
     """Epochs of a run whose training and scoring fit a number of FLOPs."""
     most = 0
     for epochs in range(1, run.timeline.epochs + 1):
@@ -174,17 +176,31 @@ def run(
     return Outcome(winner, epochs)
 
 
-def _scorer(config: Any, run: Run, target: Dataset, context: RunContext, folder: Path, until: int) -> Scorer:
+def _scorer(
+    config: Any, run: TrainingRun[Classifier], target: Dataset, context: RunContext, folder: Path, until: int
+) -> Scorer:
     scorer = scorer_for(config, run, target, context, folder, until)
     assert scorer is not None  # the config names a score
     return scorer
 
 
 def _advance(
-    config: Any, strategy: Strategy, run: Run, seed: int, target: Dataset, context: RunContext, folder: Path, until: int
+    config: Any,
+    strategy: Strategy,
+    run: TrainingRun[Classifier],
+    seed: int,
+    target: Dataset,
+    context: RunContext,
+    folder: Path,
+    until: int,
 ) -> Scorer:
     """Trains an arm further, from where it was paused, up to a number of epochs."""
     scorer = _scorer(config, run, target, context, folder, until)
     params, batch_stats, _ = locate.load(strategy.weights, scorer.model, seed=seed)
-    loop.train(run, params, batch_stats, dataclasses.replace(context, folder=folder / "state", hook=scorer))
+    loop.train(
+        run,
+        params,
+        batch_stats,
+        dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=(*context.callbacks, scorer)),
+    )
     return scorer

@@ -27,9 +27,10 @@ from dapt_jax.settings.defaults import BASELINE
 from dapt_jax.study import adapt
 from dapt_jax.study.tasks import Arm, Task, check_protocols, result_rows
 from dapt_jax.training import windows
+from dapt_jax.training.context import RunContext
 from dapt_jax.training.evaluate import ShardedForward
 from dapt_jax.training.phases import Norm, Phase
-from dapt_jax.training.run import Run, RunContext
+from dapt_jax.training.run import TrainingRun
 
 FROZEN, FINETUNE = "frozen", "finetune"
 PROTOCOLS = (FROZEN, FINETUNE)
@@ -58,7 +59,7 @@ def objective_for(config: Any, task: Task) -> MaskObjective:
 
 def run_of(
     config: Any, task: Task, arm: Arm, encoder: Encoder, protocol: str, fold: int, train_rows: np.ndarray
-) -> Run:
+) -> TrainingRun[Segmenter]:
     """The training of one fold.
 
     `frozen`: the decoder alone, for all epochs. `finetune`: the decoder alone for the first of them, then all layers, each
@@ -101,7 +102,9 @@ def run_of(
     )
 
 
-def runs(config: Any, task: Task, arm: Arm, encoder: Encoder, protocol: str) -> Iterator[tuple[Run, np.ndarray]]:
+def runs(
+    config: Any, task: Task, arm: Arm, encoder: Encoder, protocol: str
+) -> Iterator[tuple[TrainingRun[Segmenter], np.ndarray]]:
     """The run of every fold that is run, and the rows that it is scored on."""
     folds = task.folds(config.transfer.folds, arm.seed)[: config.transfer.segmentation.folds]
     for fold, (train_rows, held_rows) in enumerate(folds):
@@ -118,11 +121,10 @@ def transfer(
         state = folder / f"{protocol}-{task.name}"
         found: dict[str, list[list[Score]]] = {split: [] for split in task.datasets}
         for fold, (run, held_rows) in enumerate(runs(config, task, arm, adapted.encoder, protocol)):
-            model = run.programs[0].model
-            assert isinstance(model, Segmenter)
+            model = run.model
             params, batch_stats = model.init(arm.seed)
             params, batch_stats = model.adopt(params, adapted.params), model.adopt(batch_stats, adapted.batch_stats)
-            own = dataclasses.replace(context, folder=state / f"fold{fold}")
+            own = dataclasses.replace(context, checkpoint_dir=state / f"fold{fold}")
             params, batch_stats = adapt.train_with_early_stopping(run, params, batch_stats, own, settings.early_stop)
             predict = _predictor(run, params, batch_stats, settings, context.mesh)
             context.reporter.advance(0, f"{run.title}: segmenting")
@@ -141,7 +143,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """Images uint8 [k, h, w, 3] to masks uint8 [k, h, w]."""
 
 
-def _predictor(run: Run, params: Any, batch_stats: Any, settings: Any, mesh: Mesh) -> Predict:
+def _predictor(run: TrainingRun, params: Any, batch_stats: Any, settings: Any, mesh: Mesh) -> Predict:
     """Segments images as they are, or through windows of the side that the network was trained on."""
     program = run.programs[-1]
     assert isinstance(program.objective, MaskObjective)

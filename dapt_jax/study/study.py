@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
 from dapt_jax import report
 from dapt_jax.cost import hardware
 from dapt_jax.data import stalls
@@ -27,8 +25,8 @@ from dapt_jax.study.tasks import Arm
 from dapt_jax.study.workdir import check_workdir
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.cache.store import ActivationCache
+from dapt_jax.training.context import NonFinitePolicy, RunContext
 from dapt_jax.training.recovery import NAN
-from dapt_jax.training.run import NonFinitePolicy, RunContext
 from dapt_jax.weights import locate
 
 CACHE = "cache"
@@ -71,10 +69,9 @@ def _run(config: Any, workdir: Path, preemption_handler: PreemptionHandler) -> N
     reporter = Reporter(sum(total.values()), quiet=not is_primary, heartbeat=heartbeat)
     mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
     context = RunContext(
-        folder=None,
-        every_s=config.checkpoint.every_s,
+        checkpoint_every_s=config.checkpoint.every_s,
         ledger=ledger,
-        store=_store(config, workdir, reporter, mesh),
+        cache=_cache(config, workdir, reporter),
         mesh=mesh,
         hardware=hardware.describe(measure=config.measure_peak, watts=config.energy.watts, pue=config.energy.pue),
         reporter=reporter,
@@ -82,7 +79,7 @@ def _run(config: Any, workdir: Path, preemption_handler: PreemptionHandler) -> N
         heartbeat=heartbeat,
         profiler=Profiler(workdir / PROFILE if is_primary else None, config.profile.step, config.profile.steps),
         preemption_handler=preemption_handler,
-        debug=NonFinitePolicy(config.debug.nan, config.debug.nan_factor, workdir / NAN),
+        non_finite=NonFinitePolicy(config.debug.nan, config.debug.nan_factor, workdir / NAN),
         workdir=workdir,
     )
     ended = "failed"
@@ -118,12 +115,12 @@ def _run(config: Any, workdir: Path, preemption_handler: PreemptionHandler) -> N
     processes.all_reduce_max(0)  # the others wait, since JAX would not wait for long at the end of a process
 
 
-def _store(config: Any, workdir: Path, reporter: Reporter, mesh: Mesh) -> ActivationCache:
+def _cache(config: Any, workdir: Path, reporter: Reporter) -> ActivationCache:
     """The cache of frozen prefixes: in memory, and on disk where the config says."""
     caching = Caching.of(config.cache)
     folder = Path(config.cache.dir).expanduser() if config.cache.dir else workdir / CACHE
     disk = 0 if caching.mode == "off" else caching.disk_bytes
-    return ActivationCache.open(caching.memory_bytes, disk, folder, caching.dtype, reporter.say, mesh)
+    return ActivationCache.open(caching.memory_bytes, disk, folder, caching.dtype, reporter.say)
 
 
 def _arms_to_evaluate(study: Study, seed: int, context: RunContext, workdir: Path) -> list[tuple[Strategy, int]]:
