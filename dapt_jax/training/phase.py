@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dapt_jax.data.decode import ImageStore
-from dapt_jax.monitoring.writers import Epoch
+from dapt_jax.monitoring.metric_writer import Epoch
 from dapt_jax.records.ledger import Row
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training import accounting, checkpoint, freezing, optim
