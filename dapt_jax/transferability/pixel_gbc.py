@@ -12,7 +12,8 @@ from dapt_jax.transferability.registry import Sample, score
 
 def _finest(sample: Sample) -> tuple[Any, Any]:
     """Return the last map and its masks."""
-    assert sample.maps and sample.masks
+    assert sample.maps
+    assert sample.masks
     return sample.maps[-1], sample.masks[-1]
 
 
