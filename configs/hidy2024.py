@@ -51,7 +51,7 @@ def get_config(arm="own,resnet50,simple"):
     config.weights = "random"
     config.strategies = ("none", "pretraining")
     phase = {
-        "name": "pretraining", "epochs": 300, "trainable": ("*",), "lr": 1e-3 if small else 4e-3, "norm": "train",
+        "name": "pretraining", "epochs": 300, "trainable": ("*",), "lr": 1e-3 if small else 4e-3, "batch_norm": "train",
         "schedule": "cosine", "warmup": 5.0 if (model, scheme) == ("unet", "simple") else 20.0,
     }  # fmt: skip
     target = DATASETS[dataset]

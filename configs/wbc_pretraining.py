@@ -32,7 +32,7 @@ def get_config():
     config.custom_strategies.pretraining = {
         "phases": (
             {
-                "name": "pretraining", "epochs": 16, "trainable": ("*",), "lr": 1e-3, "norm": "train",
+                "name": "pretraining", "epochs": 16, "trainable": ("*",), "lr": 1e-3, "batch_norm": "train",
                 "schedule": "cosine", "warmup": 1.0,
             },
         )

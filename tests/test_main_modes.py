@@ -262,7 +262,7 @@ def test_a_config_loads_and_its_strategies_resolve(path):
         strategy = strategies.resolve(name, encoder, config)
         model = Classifier(strategy.encoder, 2)
         for phase in strategy.phases:
-            mask = freezing.resolve_trainable(phase, model.groups, freezing.paths(model.abstract()[0]))
+            mask = freezing.resolve_trainable(phase, model.groups, model.kinds)
             assert mask.trainable <= set(paths)
 
 
@@ -285,9 +285,9 @@ def test_the_seven_arms_of_the_paper_train_what_it_reports(arm, trainable, total
     strategy = strategies.resolve(arm, registry.build(config.model.name), config)
     model = Classifier(strategy.encoder, 1)
     params, batch_stats = model.abstract()
-    masks = [freezing.resolve_trainable(phase, model.groups, freezing.paths(params)) for phase in strategy.phases]
+    masks = [freezing.resolve_trainable(phase, model.groups, model.kinds) for phase in strategy.phases]
     assert [freezing.count(params, mask.trainable) for mask in masks] == trainable
     assert freezing.count(params) + freezing.count(batch_stats) == total
     for mask in masks:
-        assert not any(freezing.is_norm(path) for path in mask.trainable)
-        assert mask.norms == ()
+        assert not any(model.kinds[path].is_batch_norm for path in mask.trainable)
+        assert mask.batch_norm_modes == {}

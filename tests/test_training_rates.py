@@ -25,7 +25,7 @@ FACTORS = {"stage2/block1": 0.5, "stage3/block1": 4.0, "head/bias": 0.25}
 
 
 def program_of(rates, optimizer=None):
-    phase = Phase("last", 1, ("stage2", "stage3", "head"), 1e-2, rates=rates)
+    phase = Phase("last", 1, ("stage2", "stage3", "head"), 1e-2, lr_multipliers=rates)
     return tiny.make_run([phase], encoder=ENCODER, data=tiny.dataset(), optimizer=optimizer).programs[0]
 
 
@@ -57,8 +57,8 @@ def test_a_step_moves_a_leaf_its_factor_times_as_far(name):
 
 def test_the_later_of_two_patterns_holds_and_frozen_leaves_have_no_factor():
     mask = program_of(RATES).mask
-    assert dict(mask.rates) == {path: factor_of(path) for path in mask.trainable if factor_of(path) != 1}
-    assert {factor for _, factor in mask.rates} == set(FACTORS.values())
+    assert dict(mask.lr_multipliers) == {path: factor_of(path) for path in mask.trainable if factor_of(path) != 1}
+    assert {factor for _, factor in mask.lr_multipliers} == set(FACTORS.values())
 
 
 def test_factors_change_neither_the_layout_of_a_checkpoint_nor_the_cost_and_a_factor_of_one_nothing():
@@ -73,10 +73,14 @@ def test_factors_change_neither_the_layout_of_a_checkpoint_nor_the_cost_and_a_fa
 @pytest.mark.parametrize(
     ("pattern", "factor", "words"),
     [
-        ("stage4", 0.1, "phase 'last': rates pattern 'stage4' matches no parameter that trains; did you mean 'stage3'"),
-        ("stage1", 0.1, "rates pattern 'stage1' matches no parameter that trains; did you mean 'stage"),
-        ("head", 0.0, "the rate factor of 'head' is 0.0; expected a positive number"),
-        ("head", float("nan"), "the rate factor of 'head' is nan; expected a positive number"),
+        (
+            "stage4",
+            0.1,
+            "phase 'last': lr_multipliers pattern 'stage4' matches no parameter that trains; did you mean 'stage",
+        ),
+        ("stage1", 0.1, "lr_multipliers pattern 'stage1' matches no parameter that trains; did you mean 'stage"),
+        ("head", 0.0, "the lr multiplier of 'head' is 0.0; expected a positive number"),
+        ("head", float("nan"), "the lr multiplier of 'head' is nan; expected a positive number"),
     ],
 )
 def test_a_rate_of_nothing_or_of_no_size_is_refused(pattern, factor, words):
@@ -95,11 +99,11 @@ def test_a_new_decoder_keeps_its_rate_while_the_encoder_is_fine_tuned():
         return segmentation.fold_run(Study(own), arm, task, ENCODER, "finetune/fold0", np.arange(30)).programs
 
     alone, whole = programs(settings.lr)
-    assert alone.mask.rates == ()
-    factors = dict(whole.mask.rates)
+    assert alone.mask.lr_multipliers == ()
+    factors = dict(whole.mask.lr_multipliers)
     assert set(factors) == {path for path in whole.mask.trainable if not path.startswith(tuple(ENCODER.groups))}
     for program, step in ((alone, 0), (whole, whole.first_step)):
-        rate = program.rate(step) * dict(program.mask.rates).get(next(iter(factors)), 1.0)
+        rate = program.lr(step) * dict(program.mask.lr_multipliers).get(next(iter(factors)), 1.0)
         assert rate == pytest.approx(settings.decoder_lr)
-    assert whole.rate(whole.first_step) == settings.lr
-    assert programs(settings.decoder_lr)[1].mask.rates == ()
+    assert whole.lr(whole.first_step) == settings.lr
+    assert programs(settings.decoder_lr)[1].mask.lr_multipliers == ()

@@ -48,6 +48,9 @@ RENAMED: dict[str, str] = {
 }
 """Former names of settings, and of sections, with those of today."""
 
+PHASE_RENAMED = {"norm": "batch_norm", "rates": "lr_multipliers"}
+"""Former names of the settings of a phase of a custom strategy, with those of today."""
+
 REMOVED: dict[str, Any] = {
     **{f"{run}.plateau.threshold": 1e-4 for run in _RUNS},
     **{f"{run}.mix.probability": 1.0 for run in ("adapt", "transfer.finetune")},
@@ -81,8 +84,30 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         place = upgraded
         for section in sections:
             place = place.setdefault(section, {})
-        place[leaf] = value
+        place[leaf] = _upgrade_phases(value) if leaf == "phases" else value
+        if leaf == "batch_norm" and path[-1] == "norm":
+            place["layer_norm"] = _layer_norm(value)
     return upgraded
+
+
+def _upgrade_phases(phases: Any) -> Any:
+    """Return the phases of a custom strategy by today's names."""
+    if not isinstance(phases, list | tuple):
+        return phases
+    return [_upgrade_phase(phase) if isinstance(phase, Mapping) else phase for phase in phases]
+
+
+def _upgrade_phase(phase: Mapping[str, Any]) -> dict[str, Any]:
+    upgraded = {PHASE_RENAMED.get(key, key): value for key, value in phase.items()}
+    return {**upgraded, "layer_norm": _layer_norm(phase["norm"])} if "norm" in phase else upgraded
+
+
+def _layer_norm(norm: Any) -> Any:
+    """Return the mode of layer norm that a former `norm` meant: it was batch norm's and layer norm's."""
+    if isinstance(norm, str):
+        return "train" if norm == "train" else "frozen"
+    pairs = norm.items() if isinstance(norm, Mapping) else norm
+    return [["*", "frozen"], *([pattern, _layer_norm(mode)] for pattern, mode in pairs)]
 
 
 def _leaves(section: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

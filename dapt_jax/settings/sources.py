@@ -7,12 +7,10 @@ from typing import Any
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError
+from dapt_jax.records.renamed import PHASE_RENAMED
 from dapt_jax.records.vocabulary import BASELINE, SPLITS
 from dapt_jax.settings.names import is_like, wanted
 from dapt_jax.training.phases import Phase, check_names
-
-NAMED = ("none", "full", "partial", "hybrid", "simplified", "truncated", "gradual")
-"""The built-in strategies: see `study.strategies.resolve`."""
 
 VAL_FRACTION = 0.1
 """Share of a corpus that is held out for validation, unless its settings say another."""
@@ -121,8 +119,8 @@ class StrategySpec:
             if key != "phases" and not isinstance(values[key], str):
                 raise UserError(f"{where}.{key} is {values[key]!r}; expected text")
         if like := values.get("like", ""):
-            if like not in NAMED or values.get("phases") or values.get("cut_after"):
-                raise UserError(f"{where}: like={like!r}; {nearest(like, NAMED)}, without phases of its own")
+            if values.get("phases") or values.get("cut_after"):
+                raise UserError(f"{where}: like={like!r}; expected a built-in strategy, without phases of its own")
             return cls(**{**values, "phases": ()})
         listed = values.get("phases", ())
         is_of_its_own = listed or values.get("cut_after") or values.get("weights")
@@ -176,26 +174,31 @@ def _phase(where: str, settings: Any) -> Phase:
     fields = vars(Phase(**_EXAMPLE))
     for key in values:
         if key not in fields:
-            raise UserError(f"{where} has no setting {key!r}; {nearest(key, fields)}")
+            now = f"it is called {PHASE_RENAMED[key]!r} now" if key in PHASE_RENAMED else nearest(key, fields)
+            raise UserError(f"{where} has no setting {key!r}; {now}")
     if missing := [key for key in _EXAMPLE if key not in values]:
         raise UserError(f"{where} lacks {', '.join(missing)}; expected settings such as {_EXAMPLE}")
     if isinstance(values["trainable"], str):
         values["trainable"] = (values["trainable"],)
-    norm, rates = (values.pop(key, fields[key]) for key in ("norm", "rates"))
+    modes = {key: values.pop(key, fields[key]) for key in ("batch_norm", "layer_norm")}
+    multipliers = values.pop("lr_multipliers", fields["lr_multipliers"])
     for key, value in values.items():
         if not is_like(value, fields[key]):
             raise UserError(f"{where}: {key} is {value!r}; expected {wanted(fields[key])}")
-    if not isinstance(norm, str):
-        pairs = _pairs(norm)
-        if pairs is None:
-            raise UserError(
-                f"{where}: norm is {norm!r}; expected one mode, or a mode by layer group: {{'stage4': 'train'}}"
-            )
-        norm = tuple((pattern, str(mode)) for pattern, mode in pairs)
-    factors = _pairs(rates)
+    for key, mode in modes.items():
+        if not isinstance(mode, str):
+            pairs = _pairs(mode)
+            if pairs is None:
+                raise UserError(
+                    f"{where}: {key} is {mode!r}; expected one mode, or a mode by layer group: {{'stage4': 'train'}}"
+                )
+            modes[key] = tuple((pattern, str(each)) for pattern, each in pairs)
+    factors = _pairs(multipliers)
     if factors is None or not all(is_like(factor, 1.0) for _, factor in factors):
-        raise UserError(f"{where}: rates is {rates!r}; expected a factor by layer group or pattern: {{'stage4': 0.1}}")
-    return Phase(**{**values, "trainable": tuple(map(str, values["trainable"])), "norm": norm, "rates": factors})
+        raise UserError(
+            f"{where}: lr_multipliers is {multipliers!r}; expected a factor by layer group or pattern: {{'stage4': 0.1}}"
+        )
+    return Phase(**{**values, **modes, "trainable": tuple(map(str, values["trainable"])), "lr_multipliers": factors})
 
 
 def _said(phase: Phase) -> dict[str, Any]:

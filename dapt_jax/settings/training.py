@@ -7,10 +7,11 @@ from dapt_jax.data.mix import Mix
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting, with_default
 from dapt_jax.models.decoders import BUILDERS as DECODERS
+from dapt_jax.parameters import BATCH_NORM_MODES, LAYER_NORM_MODES, BatchNormMode, LayerNormMode
 from dapt_jax.settings.losses import LossSettings, classification_loss, segmentation_loss
 from dapt_jax.training.head_sweep import HIDDEN
 from dapt_jax.training.optim import Optimizer, Plateau
-from dapt_jax.training.phases import NORMS, SCHEDULES, Norm
+from dapt_jax.training.phases import SCHEDULES
 
 FROZEN, FINETUNE = "frozen", "finetune"
 PROTOCOLS = (*HIDDEN, FINETUNE)
@@ -27,10 +28,13 @@ class TrainSettings:
     epochs: int = setting(4, at_least=1, doc="Epochs of the encoder's training.")
     lr: float = setting(1e-4, above=0, doc="Peak learning rate of it.")
     schedule: str = setting("cosine", choices=SCHEDULES, doc="Learning-rate schedule within each phase.")
-    batch_norm: Norm = setting(
+    batch_norm: BatchNormMode = setting(
         "frozen",
-        choices=NORMS,
+        choices=BATCH_NORM_MODES,
         doc="Batch norm of layer groups that train: frozen, only its statistics move, or all of it.",
+    )
+    layer_norm: LayerNormMode = setting(
+        "train", choices=LAYER_NORM_MODES, doc="Scale and bias of layer norm, of layer groups that train."
     )
     batch_size: int = setting(32, at_least=1, doc="Images per step, over all devices.")
     grad_accum_steps: int = setting(

@@ -19,6 +19,7 @@ from dapt_jax.losses import SegmentationLoss
 from dapt_jax.metrics import Score
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.parameters import BatchNormMode
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
 from dapt_jax.settings import StudySettings
@@ -26,26 +27,27 @@ from dapt_jax.settings.training import FROZEN
 from dapt_jax.study import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.overlays import Overlays
-from dapt_jax.study.runs import RunTag, TrainData, make_run, segmentation_loss
+from dapt_jax.study.runs import make_run, segmentation_loss
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import windows
+from dapt_jax.training.context import RunContext
 from dapt_jax.training.evaluate import ShardedForward
-from dapt_jax.training.phases import Norm, Phase
-from dapt_jax.training.run import Run, RunContext
+from dapt_jax.training.phases import ByGroup, Phase
+from dapt_jax.training.run import RunTag, TrainData, TrainingRun
 
 PIXEL_COLOUR = "pixel_colour"
 OVERLAYS = 4
 """Images of each set whose masks the report shows."""
 
-Norms = tuple[tuple[str, Norm], ...]
 
-
-def fold_run(study: Study, arm: Arm, task: Task, encoder: Encoder, label: str, train_rows: np.ndarray) -> Run:
+def fold_run(
+    study: Study, arm: Arm, task: Task, encoder: Encoder, label: str, train_rows: np.ndarray
+) -> TrainingRun[Segmenter]:
     """Return the training of one fold.
 
     `frozen`: the decoder alone, for all epochs. `finetune`: the decoder alone for the first of them, then all layers, each
-    side at a learning rate of its own: what is new learns at `decoder_lr` for as long as it trains. The decoder's batch
-    norm is new and trains always.
+    side at a learning rate of its own: what is new learns at `decoder_lr` for as long as it trains. The decoder's norms
+    are new and always train.
 
     Args:
         study: The study.
@@ -62,28 +64,38 @@ def fold_run(study: Study, arm: Arm, task: Task, encoder: Encoder, label: str, t
     loss = segmentation_loss(task.development, settings.loss)
     model = Segmenter(encoder, loss.outputs, settings.decoder, study.settings.model.dtype)
     behind = model.groups[len(model.encoder.groups) :]
-    train_decoder: Norms = tuple((group, "train") for group in behind)
+    train_decoder: ByGroup[BatchNormMode] = tuple((group, "train") for group in behind)
     schedule, views = settings.schedule, settings.num_fixed_views
 
     def decoder(epochs: int) -> Phase:
-        return Phase("decoder", epochs, behind, settings.decoder_lr, norm=train_decoder, schedule=schedule, views=views)
+        return Phase(
+            "decoder", epochs, behind, settings.decoder_lr, batch_norm=train_decoder, schedule=schedule, views=views
+        )
 
     if label.partition("/")[0] == FROZEN:
         phases: tuple[Phase, ...] = (decoder(settings.decoder_epochs + settings.epochs),)
     else:
-        norm: Norms = (*((group, settings.batch_norm) for group in model.encoder.groups), *train_decoder)
-        rates = tuple((group, settings.decoder_lr / settings.lr) for group in behind)
+        encoder_groups = model.encoder.groups
         whole = Phase(
-            "all", settings.epochs, ("*",), settings.lr, norm=norm, schedule=schedule, views=views, rates=rates
+            "all",
+            settings.epochs,
+            ("*",),
+            settings.lr,
+            batch_norm=(*((group, settings.batch_norm) for group in encoder_groups), *train_decoder),
+            layer_norm=tuple((group, settings.layer_norm) for group in encoder_groups),
+            schedule=schedule,
+            views=views,
+            lr_multipliers=tuple((group, settings.decoder_lr / settings.lr) for group in behind),
         )
         phases = (decoder(settings.decoder_epochs), whole) if settings.decoder_epochs else (whole,)
-    tag = RunTag(arm.name, arm.seed, "transfer", f"{task.name}/{label}/")
-    return make_run(
-        study.settings, settings, model, loss, phases, TrainData(task.development, train_rows, val_rows), tag
-    )
+    data = TrainData(task.development, train_rows, val_rows)
+    tag = RunTag(arm.name, "transfer", f"{task.name}/{label}/")
+    return make_run(study.settings, settings, model, loss, phases, data, arm.seed, tag)
 
 
-def fold_runs(study: Study, arm: Arm, task: Task, encoder: Encoder, protocol: str) -> Iterator[tuple[Run, np.ndarray]]:
+def fold_runs(
+    study: Study, arm: Arm, task: Task, encoder: Encoder, protocol: str
+) -> Iterator[tuple[TrainingRun[Segmenter], np.ndarray]]:
     """Yield the run of every fold that is run, and the rows that it is scored on.
 
     Args:
@@ -103,16 +115,15 @@ def transfer(study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context
     """Measure an encoder on a task of masks; arguments and result are those of `classification.transfer`."""
     settings = study.settings.transfer.segmentation
     rows: list[ResultRow] = []
-    assert context.workdir is not None
+    workdir = context.study_folder()
     for protocol in settings.protocols:
-        state = arm.folder(context.workdir) / f"{protocol}-{task.name}"
+        state = arm.folder(workdir) / f"{protocol}-{task.name}"
         scores: dict[str, list[list[Score]]] = {split: [] for split in task.datasets}
         for fold, (run, held_rows) in enumerate(fold_runs(study, arm, task, adapted.encoder, protocol)):
-            model = run.programs[0].model
-            assert isinstance(model, Segmenter)
+            model = run.model
             params, batch_stats = model.init(arm.seed)
             params, batch_stats = model.adopt(params, adapted.params), model.adopt(batch_stats, adapted.batch_stats)
-            own = dataclasses.replace(context, folder=state / f"fold{fold}")
+            own = dataclasses.replace(context, checkpoint_dir=state / f"fold{fold}")
             params, batch_stats = adapt.train_with_early_stopping(
                 run, params, batch_stats, own, settings.early_stopping_patience
             )
@@ -123,7 +134,7 @@ def transfer(study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context
                 scored = dataset.take(held_rows) if split == "development" else dataset
                 overlays = Overlays(scored, OVERLAYS if is_shown else 0)
                 scores[split].append(_scores(scored, predict, run.batch_size, overlays))
-                overlays.write(context.workdir, task.name, split, arm.name, protocol)
+                overlays.write(workdir, task.name, split, arm.name, protocol)
         rows += result_rows(task, arm.key, protocol, task.development.segments, scores)
         shutil.rmtree(state)
     return rows
@@ -133,7 +144,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """Images uint8 [k, h, w, 3] to masks uint8 [k, h, w]."""
 
 
-def _predictor(run: Run, params: Tree, batch_stats: Tree, overlap: float, mesh: Mesh) -> Predict:
+def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float, mesh: Mesh) -> Predict:
     """Return what segments images: as they are, or through windows of the side that the network was trained on."""
     program = run.programs[-1]
     assert isinstance(program.objective, SegmentationLoss)

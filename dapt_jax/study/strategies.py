@@ -1,4 +1,7 @@
-"""The strategies of a study as lists of phases: the built-in ones (arXiv 2204.13280) and custom ones."""
+"""The strategies of a study as lists of phases: the built-in ones (arXiv 2204.13280) and custom ones.
+
+A built-in strategy is one function below `@strategy(NAME, DESCRIPTION)`; `listing` shows the descriptions.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,10 +10,12 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.settings import StudySettings
-from dapt_jax.settings.sources import NAMED
 from dapt_jax.settings.training import AdaptSettings
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights import locate
+
+Phases = tuple[Phase, ...]
+MakePhases = Callable[[Encoder, AdaptSettings], Phases]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,31 +25,171 @@ class Strategy:
     Attributes:
         name: Name in the settings.
         encoder: The encoder that is adapted, cut where the strategy cuts.
-        phases: Phases of training, the head's first; empty where nothing is adapted.
-        weights: Weights that it starts from, as the setting `weights` names them.
+        phases: Phases of training; empty where nothing is adapted.
+        weights: Source weights, as the setting `weights` names them.
         corpus: Name in `corpora` of the images that it is adapted to; empty for the study's corpus.
     """
 
     name: str
     encoder: Encoder
-    phases: tuple[Phase, ...]
+    phases: Phases
     weights: str
     corpus: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class StrategyEntry:
+    """A built-in strategy.
+
+    Attributes:
+        description: What it trains, in one sentence.
+        phases: Makes its phases, given the encoder and the settings of adaptation.
+        cuts: Whether the encoder is cut after `adapt.cut_after` first.
+    """
+
+    description: str
+    phases: MakePhases
+    cuts: bool = False
+
+
+STRATEGIES: dict[str, StrategyEntry] = {}
+
+
+def strategy(name: str, description: str, *, cuts: bool = False) -> Callable[[MakePhases], MakePhases]:
+    """Register the function below it as a built-in strategy: from an encoder and the settings of adaptation to phases.
+
+    Args:
+        name: Name in the settings.
+        description: What it trains, in one sentence.
+        cuts: Whether the encoder is cut after `adapt.cut_after` first.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+
+    def register(phases: MakePhases) -> MakePhases:
+        if name in STRATEGIES:
+            raise ValueError(f"a strategy {name!r} is registered already")
+        STRATEGIES[name] = StrategyEntry(description, phases, cuts)
+        return phases
+
+    return register
+
+
+def listing() -> str:
+    """Return the built-in strategies as a table in Markdown."""
+    rows = [f"| `{name}` | {entry.description} |" for name, entry in STRATEGIES.items()]
+    return "\n".join(["| strategy | what it trains |", "| --- | --- |", *rows])
+
+
+def head_first(adapt: AdaptSettings) -> Phases:
+    """Return the phase that trains the head alone, as the paper's strategies begin; none if it has no epochs."""
+    if not adapt.head_epochs:
+        return ()
+    return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False),)
+
+
+def phase(adapt: AdaptSettings, name: str, epochs: int, groups: tuple[str, ...]) -> Phase:
+    """Return a phase that trains layer groups and the head, under the settings of adaptation."""
+    return Phase(
+        name,
+        epochs,
+        (*groups, HEAD),
+        adapt.lr,
+        adapt.batch_norm,
+        adapt.layer_norm,
+        adapt.schedule,
+        adapt.warmup,
+        views=adapt.num_fixed_views,
+    )
+
+
+@strategy("none", "Nothing: the source weights as they are.")
+def none(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return no phase."""
+    return ()
+
+
+@strategy("full", "Every layer.")
+def full(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then every layer."""
+    return (*head_first(adapt), phase(adapt, "full", adapt.epochs, encoder.groups))
+
+
+@strategy("partial", "The last `adapt.partial_groups` layer groups.")
+def partial(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then the last layer groups."""
+    return (*head_first(adapt), phase(adapt, "partial", adapt.epochs, last_groups(encoder, adapt.partial_groups)))
+
+
+@strategy("hybrid", "The last layer groups for `adapt.hybrid_epochs`, then every layer.")
+def hybrid(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then `partial`, then `full`.
+
+    Raises:
+        UserError: One of the two would have no epoch.
+    """
+    if not 0 < adapt.hybrid_epochs < adapt.epochs:
+        raise UserError(
+            f"adapt.hybrid_epochs is {adapt.hybrid_epochs}; expected 1 to {adapt.epochs - 1}, "
+            f"since hybrid has {adapt.epochs} epochs in all (adapt.epochs)"
+        )
+    return (
+        *head_first(adapt),
+        phase(adapt, "partial", adapt.hybrid_epochs, last_groups(encoder, adapt.partial_groups)),
+        phase(adapt, "full", adapt.epochs - adapt.hybrid_epochs, encoder.groups),
+    )
+
+
+@strategy("simplified", "Every layer of the encoder cut after `adapt.cut_after`, whose weights are kept.", cuts=True)
+def simplified(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the phases of `full`."""
+    return full(encoder, adapt)
+
+
+@strategy("truncated", "Nothing, of the encoder cut after `adapt.cut_after`: the control of `simplified`.", cuts=True)
+def truncated(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return no phase."""
+    return ()
+
+
+@strategy(
+    "gradual",
+    "Layer groups that join from the top in `adapt.gradual_steps` phases (gradual unfreezing, arXiv 1801.06146).",
+)
+def gradual(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then phases of more and more layer groups.
+
+    Raises:
+        UserError: A phase would have no epoch or no group.
+    """
+    steps, count = adapt.gradual_steps, len(encoder.groups)
+    most = min(adapt.epochs, count)
+    if not 0 < steps <= most:
+        raise UserError(f"adapt.gradual_steps is {steps}; expected 1 to {most}: each phase has an epoch and a group")
+    joined = []
+    for number in range(1, steps + 1):
+        epochs = adapt.epochs * number // steps - adapt.epochs * (number - 1) // steps
+        joined.append(phase(adapt, f"gradual{number}", epochs, encoder.groups[count - count * number // steps :]))
+    return (*head_first(adapt), *joined)
+
+
+def last_groups(encoder: Encoder, number: int) -> tuple[str, ...]:
+    """Return the last layer groups of an encoder.
+
+    Raises:
+        UserError: It does not have that many.
+    """
+    if not 0 < number <= len(encoder.groups):
+        raise UserError(f"adapt.partial_groups is {number}; {encoder.name} has 1 to {len(encoder.groups)} layer groups")
+    return encoder.groups[-number:]
+
+
 def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
-    """Return a strategy by name.
+    """Return a strategy by name: a built-in one, or one of `custom_strategies`.
 
-    - `none`: the source weights as they are.
-    - `full`: every layer; `partial`: the last `adapt.partial_groups` groups;
-    - `hybrid`: partial for `adapt.hybrid_epochs`, then full;
-    - `simplified`: the encoder cut after `adapt.cut_after`, its pretrained weights kept, then full;
-    - `truncated`: that same cut without adaptation, the control of `simplified`;
-    - `gradual`: groups join from the top in `adapt.gradual_steps` phases (Howard & Ruder, arXiv 1801.06146);
-    - any name under `custom_strategies`: phases of its own, or those `like` one of these; from `weights` and on a
-      `corpus` of its own where it names them.
-
-    All but `none` and `truncated` begin with the head alone, as in the paper.
+    A custom strategy has phases of its own or those `like` a built-in one; it starts from `weights` and sees a `corpus` of
+    its own where it names them.
 
     Args:
         name: Name of the strategy.
@@ -56,76 +201,17 @@ def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     """
     if name in settings.custom_strategies:
         return _custom(name, encoder, settings)
-    if name not in NAMED:
-        raise UserError(f"unknown strategy {name!r}; {nearest(name, [*NAMED, *settings.custom_strategies])}")
-    adapt = settings.adapt
-    if name in ("simplified", "truncated"):
+    if name not in STRATEGIES:
+        raise UserError(f"unknown strategy {name!r}; {nearest(name, [*STRATEGIES, *settings.custom_strategies])}")
+    entry, adapt = STRATEGIES[name], settings.adapt
+    if entry.cuts:
         if not adapt.cut_after:
             raise UserError(
                 f"strategy {name!r} needs --config.adapt.cut_after, the last layer group to keep; "
                 f"valid: {', '.join(encoder.groups[:-1])}"
             )
         encoder = encoder.truncate(adapt.cut_after)
-    if name in ("none", "truncated"):
-        return Strategy(name, encoder, (), settings.weights)
-
-    def phase(label: str, epochs: int, trainable: tuple[str, ...]) -> Phase:
-        return Phase(
-            label,
-            epochs,
-            trainable,
-            adapt.lr,
-            norm=adapt.batch_norm,
-            schedule=adapt.schedule,
-            warmup=adapt.warmup,
-            views=adapt.num_fixed_views,
-        )
-
-    whole = (*encoder.groups, HEAD)
-    if name == "partial":
-        later = [phase("partial", adapt.epochs, (*last_groups(encoder, adapt.partial_groups), HEAD))]
-    elif name == "hybrid":
-        if not 0 < adapt.hybrid_epochs < adapt.epochs:
-            raise UserError(
-                f"adapt.hybrid_epochs is {adapt.hybrid_epochs}; expected 1 to {adapt.epochs - 1}, "
-                f"since hybrid has {adapt.epochs} epochs in all (adapt.epochs)"
-            )
-        later = [
-            phase("partial", adapt.hybrid_epochs, (*last_groups(encoder, adapt.partial_groups), HEAD)),
-            phase("full", adapt.epochs - adapt.hybrid_epochs, whole),
-        ]
-    elif name == "gradual":
-        later = _gradual(encoder, adapt, phase)
-    else:
-        later = [phase("full", adapt.epochs, whole)]
-    head = Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False) if adapt.head_epochs else None
-    return Strategy(name, encoder, tuple([head, *later] if head else later), settings.weights)
-
-
-def last_groups(encoder: Encoder, number: int) -> tuple[str, ...]:
-    """Return the last groups of an encoder.
-
-    Raises:
-        UserError: It does not have that many.
-    """
-    if not 0 < number <= len(encoder.groups):
-        raise UserError(f"adapt.partial_groups is {number}; {encoder.name} has 1 to {len(encoder.groups)} layer groups")
-    return encoder.groups[-number:]
-
-
-def _gradual(
-    encoder: Encoder, adapt: AdaptSettings, phase: Callable[[str, int, tuple[str, ...]], Phase]
-) -> list[Phase]:
-    steps = adapt.gradual_steps
-    if not 0 < steps <= min(adapt.epochs, len(encoder.groups)):
-        most = min(adapt.epochs, len(encoder.groups))
-        raise UserError(f"adapt.gradual_steps is {steps}; expected 1 to {most}: each phase has an epoch and a group")
-    made = []
-    for number in range(1, steps + 1):
-        epochs = adapt.epochs * number // steps - adapt.epochs * (number - 1) // steps
-        groups = encoder.groups[len(encoder.groups) - len(encoder.groups) * number // steps :]
-        made.append(phase(f"gradual{number}", epochs, (*groups, HEAD)))
-    return made
+    return Strategy(name, encoder, entry.phases(encoder, adapt), settings.weights)
 
 
 def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
@@ -133,6 +219,8 @@ def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     weights = spec.weights or settings.weights
     encoder = locate.fitted(weights, encoder, settings.model.preprocess)
     if spec.like:
+        if spec.like not in STRATEGIES:
+            raise UserError(f"custom_strategies.{name}: like={spec.like!r}; {nearest(spec.like, STRATEGIES)}")
         like = resolve(spec.like, encoder, settings)
         return dataclasses.replace(like, name=name, weights=weights, corpus=spec.corpus)
     if spec.cut_after:

@@ -7,17 +7,16 @@ from jaxtyping import Float, Int, Num
 
 from dapt_jax.transferability.gbc import gbc
 from dapt_jax.transferability.inputs import FeatureStatistics, maps_with_masks
-from dapt_jax.transferability.registry import Sample, score
+from dapt_jax.transferability.registry import score
 
 
-def _finest(sample: Sample) -> tuple[Any, Any]:
-    """Return the last map and its masks."""
-    assert sample.maps
-    assert sample.masks
-    return sample.maps[-1], sample.masks[-1]
-
-
-@score("pixel_gbc", needs="masks", higher_is_better=True, title="pixel GBC", arguments=_finest)
+@score(
+    "pixel_gbc",
+    needs="masks",
+    higher_is_better=True,
+    title="pixel GBC",
+    arguments=lambda sample: ((sample.maps or ())[-1], (sample.masks or ())[-1]),
+)
 def pixel_gbc(
     features: Num[Any, "n h w d"],
     masks: Int[Any, "n h w"],
