@@ -356,7 +356,7 @@ def test_the_largest_batch_fits_and_the_next_one_tried_does_not(libtpu, tmp_path
     [
         ("aot.topology=v5e:3x3", "aot.topology is 'v5e:3x3', which libtpu refuses (Topology layout"),
         ("adapt.batch_size=30", "adapt.batch_size 30 does not divide among 8 devices; 24 does"),
-        ("parallel.fsdp=3", "parallel.fsdp is 3, which does not divide 8 devices"),
+        ("runtime.fsdp=3", "runtime.fsdp is 3, which does not divide 8 devices"),
         ("strategies=none", "none adapts"),
     ],
 )

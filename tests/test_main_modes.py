@@ -12,7 +12,7 @@ from dapt_jax.data import phantoms
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.settings import flags
-from dapt_jax.study import adapt, plan, prepare, strategies, study
+from dapt_jax.study import plan, prepare, strategies, study
 from dapt_jax.training import freezing
 from tests.command import ROOT, rows, run, small, write_config
 
@@ -30,15 +30,13 @@ PARTS = ("compile_s", "train_s", "data_s", "eval_s", "checkpoint_s", "cache_s")
 @pytest.fixture(scope="session")
 def planned():
     """FLOPs per arm as planned before anything has run."""
-    config, _ = flags.parse(small())
-    ready = prepare.prepare(config)
-    found = {}
-    for strategy in ready.strategies:
-        for seed in config.seeds:
-            dapt = plan.dapt_flops(config, strategy, seed, ready.corpus_of(strategy))
-            (task,) = ready.tasks
-            found[strategy.name, seed] = {"dapt": dapt, **plan.transfer_flops(config, task, strategy, seed)}
-    return found
+    settings, _ = flags.parse(small())
+    ready = prepare.prepare(settings)
+    (task,) = ready.tasks
+    return {
+        (arm.name, arm.seed): {"dapt": plan.adaptation_flops(ready, arm), **plan.transfer_flops(ready, arm, task)}
+        for arm in ready.arms
+    }
 
 
 @pytest.fixture(scope="session")
@@ -126,16 +124,16 @@ def test_the_ledger_holds_what_was_planned(finished, planned):
 
 
 def test_the_phases_hold_what_was_planned(finished):
-    config, _ = flags.parse(small())
-    ready = prepare.prepare(config)
+    settings, _ = flags.parse(small())
+    ready = prepare.prepare(settings)
     ledger = {
         (row["strategy"], row["phase"]): row
         for row in rows(finished / "ledger.jsonl")
         if row["stage"] == "dapt" and row["seed"] == 0
     }
-    for strategy in ready.strategies[1:]:
-        for phase in plan.of_run(adapt.dapt_run(config, strategy, 0, ready.corpus_of(strategy))):
-            row = ledger[strategy.name, phase.name]
+    for arm in ready.arms_of(0)[1:]:
+        for phase in plan.of_run(ready.run_of(arm)):
+            row = ledger[arm.name, phase.name]
             assert row["model_flops"] + row["reused_flops"] == phase.flops
             told = (row["steps"], row["images"], row["trainable_params"], row["total_params"])
             assert told == (phase.steps, phase.images, phase.trainable, phase.total)

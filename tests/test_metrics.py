@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dapt_jax.settings.checks import check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
@@ -14,7 +13,7 @@ from dapt_jax import metrics
 from dapt_jax.errors import UserError
 from dapt_jax.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
 from dapt_jax.records.study_records import lower_is_better
-from dapt_jax.settings import default
+from dapt_jax.settings import default, resolve
 from dapt_jax.training import head_sweep
 
 NAMES = ("a", "b", "c")
@@ -119,7 +118,7 @@ def test_every_metric_can_be_the_report_s():
     config = default()
     for name in names:
         config.report.metric = name
-        check(config)
+        resolve(config)
     assert {name for name in names if lower_is_better(name)} == {"ece", "hd95", "hd95/a", "assd", "assd/a"}
 
 

@@ -3,14 +3,13 @@
 import json
 
 import pytest
-from dapt_jax.settings.checks import check
 from scipy import stats
 
 from dapt_jax.errors import UserError
 from dapt_jax.records.study_records import Records
 from dapt_jax.report import build, claims, marks, narrative, tables
 from dapt_jax.runtime import atomic_files
-from dapt_jax.settings import default
+from dapt_jax.settings import default, resolve
 from dapt_jax.statistics import holm
 from tests import test_report_example as report_example
 
@@ -62,7 +61,7 @@ def test_a_wider_margin_lets_more_through_and_0_makes_no_claim():
     config = default()
     config.report.margin = -0.1
     with pytest.raises(UserError, match=r"report.margin is -0.1; expected 0 or more"):
-        check(config)
+        resolve(config)
 
 
 def test_where_lower_is_better_the_other_side_is_worse():

@@ -18,7 +18,7 @@ from dapt_jax.losses.cross_entropy import CrossEntropy
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.runtime import processes, sharding
-from dapt_jax.settings import default
+from dapt_jax.settings import StudySettings
 from dapt_jax.training import accounting, freezing, steps
 from dapt_jax.training.optim import Optimizer
 from tests import device_runs, tiny
@@ -123,31 +123,32 @@ def test_a_batch_that_cannot_be_divided(size, parts, devices, words):
 
 
 def test_a_mesh_that_does_not_divide_the_devices():
-    with pytest.raises(UserError, match=r"parallel\.fsdp is 3, which does not divide 8 devices; 2 does"):
+    with pytest.raises(UserError, match=r"runtime\.fsdp is 3, which does not divide 8 devices; 2 does"):
         sharding.make_mesh([None] * 8, 3)
 
 
 @pytest.mark.parametrize(
     ("settings", "environment", "words"),
     [
-        ({"coordinator": "here:1"}, {}, "parallel.count, parallel.number is not set"),
-        ({"count": 2, "number": 2, "coordinator": "here:1"}, {}, "parallel.number is 2; expected 0 to 1"),
+        ({"coordinator_address": "here:1"}, {}, "runtime.num_processes, runtime.process_id is not set"),
+        (
+            {"num_processes": 2, "process_id": 2, "coordinator_address": "here:1"},
+            {},
+            "runtime.process_id is 2; expected 0 to 1",
+        ),
         ({}, {"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'"),
-        ({}, {"JAX_NUM_PROCESSES": "2"}, "parallel.coordinator, parallel.number is not set"),
+        ({}, {"JAX_NUM_PROCESSES": "2"}, "runtime.coordinator_address, runtime.process_id is not set"),
     ],
 )
 def test_processes_that_are_half_described(settings, environment, words):
-    config = default()
-    config.parallel.update(settings)
     with pytest.raises(UserError, match=words):
-        processes.Group.of(config.parallel, environment)
+        processes.Group(**settings).completed(environment)
 
 
 def test_who_finds_whom(monkeypatch):
     """Three variables or settings describe a group; clusters that JAX knows describe themselves; one process is alone."""
-    config = default()
     three = {"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    assert processes.Group.of(config.parallel, three) == processes.Group("auto", "here:1", 4, 3)
+    assert StudySettings().runtime.group().completed(three) == processes.Group("auto", "here:1", 4, 3)
     for name in processes._CLUSTERS:
         monkeypatch.delenv(name, raising=False)
     assert not processes.Group().is_several

@@ -11,7 +11,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime import sharding
-from dapt_jax.settings import default
+from dapt_jax.settings import StudySettings, default, resolve
 from dapt_jax.study import scorer as scoring
 from dapt_jax.study.scorer import Plan, Scorer
 from dapt_jax.training import loop
@@ -19,8 +19,7 @@ from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import RunContext
 from dapt_jax.transferability.registry import evaluate
-from dapt_jax.transferability.select import CheckpointRule
-from dapt_jax.transferability.settings import Settings
+from dapt_jax.transferability.settings import SelectionSettings
 from tests import tiny
 
 ENCODER, DATA, TARGET = tiny.encoder(), tiny.dataset(), tiny.dataset(n=24, seed=5)
@@ -37,8 +36,8 @@ def settings(**changes):
         if name == "select":
             config.checkpoint_selection.score = value
         else:
-            config.score[name] = value
-    return Settings.of(config)
+            config.checkpoint_scoring[name] = value
+    return resolve(config).scores
 
 
 def make_run():
@@ -79,7 +78,7 @@ def test_the_sample_shrinks_to_the_budget():
         plan = Plan.of(settings(budget=budget, every=3), run, 1000)
         spent = plan.first[2] + plan.each[2] * 2  # both scored epochs are of the last phase
         assert 0.8 * budget < spent / run.flops() <= budget
-    line = "score.budget of 0.001 pays for 0 images at 6 epochs; expected 2 or more"
+    line = "checkpoint_scoring.budget of 0.001 pays for 0 images at 6 epochs; expected 2 or more"
     with pytest.raises(UserError, match=line):
         Plan.of(settings(budget=0.001), run, 24)
 
@@ -121,7 +120,9 @@ def test_features_through_the_kept_prefix_are_those_of_the_whole_network(whole):
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A rule without patience: robustness of an untrained tiny network soon gets no better."""
-    used = dataclasses.replace(settings(select="robustness"), rule=CheckpointRule("patience", patience=1))
+    used = dataclasses.replace(
+        settings(select="robustness"), selection=SelectionSettings(score="robustness", rule="patience", patience=1)
+    )
     folder = tmp_path_factory.mktemp("stopped")
     return (folder, used, *train(folder, used))
 
@@ -198,4 +199,4 @@ def test_bad_settings_are_one_line():
         scoring.level_group(ENCODER, 9)
     with pytest.raises(UserError, match="5 target images to score; expected 9 or more"):
         Plan.of(settings(negatives=8), make_run(), 5)
-    assert Settings.of(default()) is None
+    assert StudySettings().scores is None

@@ -16,9 +16,11 @@ from dapt_jax.losses import SEGMENTATION_LOSSES, make_segmentation
 from dapt_jax.losses.overlap import Dice, DiceCrossEntropy, Tversky
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.runtime import sharding
-from dapt_jax.settings import default
+from dapt_jax.settings import default, resolve
 from dapt_jax.study import adapt, segmentation
-from dapt_jax.study.tasks import Arm, Task
+from dapt_jax.study.arms import Arm, Study
+from dapt_jax.study.strategies import Strategy
+from dapt_jax.study.tasks import Task
 from dapt_jax.training import steps, windows
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
@@ -115,12 +117,7 @@ def planned(arguments):
 
     settings, _ = flags.parse(arguments)
     ready = prepare.prepare(settings)
-    return sum(
-        sum(plan.transfer_flops(settings, task, strategy, seed).values())
-        for task in ready.tasks
-        for strategy in ready.strategies
-        for seed in settings.seeds
-    )
+    return sum(sum(plan.transfer_flops(ready, arm, task).values()) for task in ready.tasks for arm in ready.arms)
 
 
 def test_what_a_decoder_or_the_devices_cannot_do_is_refused_before_training(tmp_path, capsys, monkeypatch):
@@ -235,15 +232,16 @@ def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_
         raise BegunError(run, params, batch_stats)
 
     monkeypatch.setattr(adapt, "train_with_early_stopping", begin)
-    settings, encoder = default(), tiny.encoder()
-    settings.transfer.segmentation.protocols = (protocol,)
+    config, encoder = default(), tiny.encoder()
+    config.transfer.segmentation.protocols = (protocol,)
+    study, arm = Study(resolve(config)), Arm(Strategy("full", encoder, (), "random"), 3)
     masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
     task = Task("cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {})
     params, batch_stats = Segmenter(encoder, 1).init(7)
     adapted = adapt.Adapted(encoder, params, batch_stats, "adapted")
-    context = RunContext(None, 0.0, *[None] * 5)  # nothing of them is reached
+    context = RunContext(None, 0.0, *[None] * 5, workdir=tmp_path)  # nothing of them is reached
     with pytest.raises(BegunError) as begun:
-        segmentation.transfer(settings, task, Arm("full", 3, "", ""), adapted, context, tmp_path)
+        segmentation.transfer(study, arm, task, adapted, context)
     run, *started = begun.value.args
     model = run.programs[0].model
     fresh, drawn = model.init(3), flatten(model.init(7)[0])

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from dapt_jax.errors import UserError
-from dapt_jax.models import registry
-from dapt_jax.settings import defaults
+from dapt_jax.settings import StrategySpec, StudySettings, default, from_json, resolve
 from dapt_jax.study import adapt, strategies
-from tests import command
+from dapt_jax.study.arms import Arm, Study
+from tests import command, tiny
 
 LINES = (
     "    config.unlock()",
@@ -38,19 +38,16 @@ def test_an_arm_starts_from_its_weights_and_sees_its_corpus(tmp_path):
     assert (inits["full"], inits["chained"], inits["scratch"]) == ("imagenet", "random", "random")
 
 
-def test_an_arm_without_phases_has_its_own_weights(tmp_path):
-    settings = defaults.default()
-    settings.custom_strategies.scratch = {"weights": "random", "phases": ()}
-    encoder = registry.of_config(settings.model)
-    found = strategies.resolve("scratch", encoder, settings)
-    adapted = adapt.adapt(settings, found, 0, None, None, tmp_path)
+def test_an_arm_without_phases_has_its_own_weights():
+    settings = StudySettings(custom_strategies={"scratch": StrategySpec(weights="random")})
+    scratch = strategies.resolve("scratch", settings.model.encoder(), settings)
+    adapted = adapt.adapt(Study(settings, (scratch,)), Arm(scratch, 0), None)
     assert adapted.source.startswith("random")
 
 
 def test_what_an_arm_of_ones_own_cannot_be():
-    settings = defaults.default()
-    settings.corpora.chest = {"kind": "phantoms"}
-    encoder = registry.of_config(settings.model)
+    config = default()
+    config.corpora.chest = {"kind": "phantoms"}
     cases = {
         "no corpus 'chets' in corpora; did you mean 'chest'": {"like": "full", "corpus": "chets"},
         "like='fulll'; did you mean 'full'": {"like": "fulll"},
@@ -59,6 +56,24 @@ def test_what_an_arm_of_ones_own_cannot_be():
         "has no list of phases": {"corpus": "chest"},
     }
     for words, entry in cases.items():
-        settings.custom_strategies.own = entry
+        config.custom_strategies.own = entry
         with pytest.raises(UserError, match=words):
-            strategies.resolve("own", encoder, settings)
+            strategies.resolve("own", tiny.encoder(), resolve(config))
+
+
+@pytest.mark.parametrize(("norm", "layer_norm"), [("frozen", "frozen"), ("stats", "frozen"), ("train", "train")])
+def test_a_workdir_of_an_earlier_version_says_what_its_norm_meant_for_layer_norm(norm, layer_norm):
+    phase = {"name": "a", "epochs": 1, "trainable": ["*"], "lr": 1e-3}
+    old = {
+        "adapt": {"norm": norm},
+        "phases": {
+            "mine": {"phases": [{**phase, "norm": norm, "rates": [["head", 2.0]]}]},
+            "paired": {"phases": [{**phase, "norm": [["stem", norm]]}]},
+        },
+    }
+    settings = from_json(old)
+    assert (settings.adapt.batch_norm, settings.adapt.layer_norm) == (norm, layer_norm)
+    assert settings.transfer.finetune.layer_norm == "train"
+    (mine,), (paired,) = (settings.custom_strategies[name].phases for name in ("mine", "paired"))
+    assert (mine.batch_norm, mine.layer_norm, mine.lr_multipliers) == (norm, layer_norm, (("head", 2.0),))
+    assert (paired.batch_norm, paired.layer_norm) == ((("stem", norm),), (("*", "frozen"), ("stem", layer_norm)))

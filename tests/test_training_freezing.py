@@ -1,7 +1,5 @@
 """What is frozen stays, bit for bit, and is never computed."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +15,7 @@ from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, LayerGroup
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.parameters import Kind
+from dapt_jax.settings.schema import ModelSettings
 from dapt_jax.training import accounting, freezing
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
@@ -222,9 +221,9 @@ def test_a_group_whose_norm_adapts_is_above_the_boundary():
 
 
 def test_what_a_step_drops_follows_from_seed_and_step_alone():
-    settings = SimpleNamespace(name="resnet18", drop_path=0.5, dropout=0.0, remat=("stage1/block1",))
-    encoder = registry.of_config(settings).truncate("stage1/block2")
-    assert registry.of_config(settings) is registry.of_config(settings)
+    settings = ModelSettings(name="resnet18", drop_path=0.5, remat=("stage1/block1",))
+    encoder = settings.encoder().truncate("stage1/block2")
+    assert settings.encoder() is settings.encoder()
     assert encoder.is_stochastic
     assert encoder.remat == {"stage1/block1"}
     run = tiny.make_run(

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from dapt_jax.errors import UserError
-from dapt_jax.settings import default
+from dapt_jax.settings import StudySettings
+from dapt_jax.settings.training import SegmentationSettings, TransferSettings
 from dapt_jax.study import segmentation
-from dapt_jax.study.tasks import Arm, Task
+from dapt_jax.study.arms import Arm, Study
+from dapt_jax.study.strategies import Strategy
+from dapt_jax.study.tasks import Task
 from dapt_jax.training import accounting
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
@@ -86,12 +89,16 @@ def test_a_rate_of_nothing_or_of_no_size_is_refused(pattern, factor, words):
 
 
 def test_a_new_decoder_keeps_its_rate_while_the_encoder_is_fine_tuned():
-    config = default()
-    settings = config.transfer.segmentation
+    settings = SegmentationSettings()
     masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
     task = Task("cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {})
-    arm = Arm("full", 0, "", "")
-    alone, whole = segmentation.run_of(config, task, arm, ENCODER, "finetune", 0, np.arange(30)).programs
+    arm = Arm(Strategy("full", ENCODER, (), "random"), 0)
+
+    def programs(lr):
+        own = StudySettings(transfer=TransferSettings(segmentation=dataclasses.replace(settings, lr=lr)))
+        return segmentation.fold_run(Study(own), arm, task, ENCODER, "finetune/fold0", np.arange(30)).programs
+
+    alone, whole = programs(settings.lr)
     assert alone.mask.lr_multipliers == ()
     factors = dict(whole.mask.lr_multipliers)
     assert set(factors) == {path for path in whole.mask.trainable if not path.startswith(tuple(ENCODER.groups))}
@@ -99,8 +106,4 @@ def test_a_new_decoder_keeps_its_rate_while_the_encoder_is_fine_tuned():
         rate = program.rate(step) * dict(program.mask.lr_multipliers).get(next(iter(factors)), 1.0)
         assert rate == pytest.approx(settings.decoder_lr)
     assert whole.rate(whole.first_step) == settings.lr
-    settings.lr = settings.decoder_lr
-    assert (
-        segmentation.run_of(config, task, arm, ENCODER, "finetune", 0, np.arange(30)).programs[1].mask.lr_multipliers
-        == ()
-    )
+    assert programs(settings.decoder_lr)[1].mask.lr_multipliers == ()

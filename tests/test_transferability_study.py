@@ -12,7 +12,7 @@ from dapt_jax.data.textures import PATTERNS, load_textures
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
-from dapt_jax.settings import checks
+from dapt_jax.settings import resolve
 from dapt_jax.study import halving
 from tests.command import ROOT, rows, run
 
@@ -79,8 +79,7 @@ def test_arms_within_a_budget_compete_and_one_is_left(tmp_path):
         "    return config",
         """    first, *_, last = phases
     shorter = dict(last, name="top", trainable=("stage2", "head"))
-    with config.unlocked():
-        config.custom_strategies.top = {"cut_after": "stage2/block2", "phases": (first, shorter)}
+    config.custom_strategies.top = {"cut_after": "stage2/block2", "phases": (first, shorter)}
     config.strategies = ("truncated", "switching", "top")
     return config""",
     )
@@ -119,7 +118,7 @@ def test_a_budget_too_small_for_a_first_score_is_refused_with_the_one_that_is_en
     )
     assert run(*flags, "--config.compute_budget=0.01") == 2
     line = capsys.readouterr().err
-    assert "a budget of 0.01 of full DAPT brings none of switching to a first score" in line
+    assert "a compute_budget of 0.01 of full DAPT brings none of switching to a first score" in line
     least = float(re.search(r"expected ([\d.]+) or more", line)[1])
     assert run(*flags, f"--config.compute_budget={least}") == 0
     assert run(*flags, f"--config.compute_budget={least - 0.003}") == 2
@@ -137,10 +136,13 @@ def test_the_better_half_goes_on_and_what_has_no_score_goes_first():
         ("--config.checkpoint_selection.score=logm", "unknown transferability score 'logm'; did you mean 'logme'?"),
         (
             "--config.compute_budget=0.5",
-            "budget is for strategies that adapt, compared by a score; expected select='robustness'",
+            "compute_budget is for strategies that adapt, compared by a score; expected checkpoint_selection.score",
         ),
-        ("--config.checkpoint_scoring.budget=1.5", "score.budget is 1.5; expected 0 to less than 1"),
-        ("--config.checkpoint_scoring.every=-1", "score.every is -1; expected 0 or more"),
+        (
+            "--config.checkpoint_scoring.budget=1.5",
+            "checkpoint_scoring.budget is 1.5; expected more than 0 and less than 1",
+        ),
+        ("--config.checkpoint_scoring.every=-1", "checkpoint_scoring.every is -1; expected 0 or more"),
     ],
 )
 def test_a_bad_setting_is_one_line(flag, line, tmp_path, capsys):
@@ -156,9 +158,12 @@ def test_a_task_that_is_none_and_a_budget_that_buys_nothing_are_one_line(tmp_pat
         "--config.checkpoint_scoring.level=1",
     )
     assert run(*common, "--config.checkpoint_scoring.task=cell") == 2
-    assert "score.task 'cell' is not one of the tasks; did you mean 'cells'?" in capsys.readouterr().err
+    assert "checkpoint_scoring.task 'cell' is not one of the tasks; did you mean 'cells'?" in capsys.readouterr().err
     assert run(*common, "--config.checkpoint_scoring.budget=1e-6") == 2
-    assert "score.budget of 1e-06 pays for 0 images at 4 epochs; expected 2 or more" in capsys.readouterr().err
+    assert (
+        "checkpoint_scoring.budget of 1e-06 pays for 0 images at 4 epochs; expected 2 or more"
+        in capsys.readouterr().err
+    )
 
 
 def test_textures_are_the_same_whatever_their_number_and_all_unlike():
@@ -182,7 +187,7 @@ def test_the_papers_models_exist_and_its_recipes_are_settings():
         assert built.groups[-1] == "head"
         for dataset in hidy.DATASETS:
             config = hidy.get_config(f"{dataset},{model},advanced")
-            checks.check(config)
+            resolve(config)
             assert (config.model.name, config.transfer.segmentation.decoder) == (encoder, decoder)
     assert (config.adapt.batch_size, config.custom_strategies.pretraining["phases"][0]["lr"]) == (1024, 1e-3)
     assert hidy.get_config("own,unet").phases.pretraining["phases"][0]["warmup"] == 5

@@ -18,7 +18,7 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import Constraint
 from dapt_jax.records.renamed import RENAMED
 from dapt_jax.settings import names
-from dapt_jax.settings.defaults import OPEN, declared, default, flat, resolve
+from dapt_jax.settings.defaults import OPEN, declared, default, flat, resolve, to_dict
 from dapt_jax.settings.schema import StudySettings
 
 NEED_NO_FILE = ("--config.mode=models", "--config.mode=status")
@@ -48,7 +48,9 @@ In the environment:
 def usage() -> str:
     """Return what `--help` prints: the flags, and every setting with its default and what it does."""
     constraints = declared()
-    settings = [_described(name, value, constraints.get(name)) for name, value in flat(default()).items()]
+    settings = [
+        _described(name, value, constraints.get(name)) for name, value in flat(to_dict(StudySettings())).items()
+    ]
     open_ones = [_described(name, "...", constraints[name]) for name in OPEN if name in constraints]
     title = "Settings, their defaults, and what they do (docs/data_sets.md says what corpus and tasks take):"
     return "\n".join([USAGE, title, "", *settings, *open_ones])
@@ -221,7 +223,7 @@ def _check_names(arguments: Sequence[str], known: dict[str, Any]) -> None:
         if name not in known and (line := names.former(name)):
             raise UserError(line)
         if name in sections or name in OPEN:
-            below = [each for each in known if each.startswith(f"{name}.")]
+            below = sorted((each for each in known if each.startswith(f"{name}.")), key=lambda each: each.count("."))
             such = f", such as --config.{below[0]}" if below else ""
             raise UserError(f"--config.{name} is a section of the config; expected one of its settings{such}")
         if name not in known:

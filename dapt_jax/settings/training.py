@@ -113,7 +113,11 @@ class SegmentationSettings(TargetTrainSettings):
     protocols: tuple[str, ...] = setting(
         SEGMENTATION_PROTOCOLS, doc="frozen: the decoder alone trains; finetune: the encoder after it, too."
     )
-    epochs: int = with_default(TrainSettings, "epochs", 15)
+    epochs: int = setting(
+        15,
+        at_least=1,
+        doc="Epochs of all layers, after the decoder alone; of the protocol frozen, more of the decoder.",
+    )
     batch_size: int = with_default(TrainSettings, "batch_size", 16)
     decoder: str = setting("unet", choices=tuple(DECODERS), doc="Decoder.")
     decoder_epochs: int = setting(5, at_least=0, doc="Epochs of the decoder alone, first.")
