@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from dapt_jax import metrics
 from dapt_jax.errors import UserError
 from dapt_jax.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
-from dapt_jax.records.study_records import lower_is_better
+from dapt_jax.metrics import lower_is_better
 from dapt_jax.settings import default, resolve
 from dapt_jax.training import head_sweep
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dapt_jax.report import predictions
+from dapt_jax.records import predictions
 from dapt_jax.study.predictions import Predictions
 from dapt_jax.study.tasks import Task
 from tests import tiny

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from dapt_jax.monitoring import status
-from dapt_jax.records.study_records import KINDS
+from dapt_jax.records.vocabulary import KINDS
 from dapt_jax.runtime.preemption import RESTART_CODE, STOPPED_CODE
 from tests.command import rows
 from tests.studies import (

@@ -33,8 +33,8 @@ def settings(**changes):
     config.checkpoint_scoring.names = ("robustness", "logme", "leep", "uniformity")
     config.checkpoint_scoring.budget = 0.9
     for name, value in changes.items():
-        if name == "select":
-            config.checkpoint_selection.score = value
+        if name in ("select", "rule"):
+            config.checkpoint_selection["score" if name == "select" else name] = value
         else:
             config.checkpoint_scoring[name] = value
     return resolve(config).scores
@@ -188,14 +188,14 @@ def test_bad_settings_are_one_line():
     lines = {
         "unknown transferability score 'robust'; did you mean 'robustness'": {"names": ("robust",)},
         "unknown transferability score 'lgme'; did you mean 'logme'": {"select": "lgme"},
-        "unknown selection rule 'bst'; did you mean 'best'": {"rule": "bst"},
-        "score.negatives is 300 of a sample of 256 images": {"negatives": 300},
-        "unknown score.distance 'cosin'; did you mean 'cosine'": {"distance": "cosin"},
+        "unknown checkpoint_selection.rule 'bst'; did you mean 'best'": {"rule": "bst"},
+        "checkpoint_scoring.negatives is 300 of a sample of 256 images": {"negatives": 300},
+        "unknown checkpoint_scoring.distance 'cosin'; did you mean 'cosine'": {"distance": "cosin"},
     }
     for line, changes in lines.items():
         with pytest.raises(UserError, match=line):
             settings(**changes)
-    with pytest.raises(UserError, match=r"score\.level is 9; tiny has 1 to 3"):
+    with pytest.raises(UserError, match=r"checkpoint_scoring\.level is 9; tiny has 1 to 3"):
         scoring.level_group(ENCODER, 9)
     with pytest.raises(UserError, match="5 target images to score; expected 9 or more"):
         Plan.of(settings(negatives=8), make_run(), 5)

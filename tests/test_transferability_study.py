@@ -60,7 +60,7 @@ def test_the_ledger_says_what_each_checkpoint_took_and_the_report_shows_the_scor
     assert 0 < scores["model_flops"] <= 0.5 * trained
     assert (measured / "figures" / "scores_along_cells.png").exists()
     text = (measured / "report.md").read_text()
-    assert "Scores against what the checkpoints are worth" in text
+    assert "Transferability scores against downstream scores" in text
     assert "| robustness | " in text
 
 
@@ -136,7 +136,7 @@ def test_the_better_half_goes_on_and_what_has_no_score_goes_first():
         ("--config.checkpoint_selection.score=logm", "unknown transferability score 'logm'; did you mean 'logme'?"),
         (
             "--config.compute_budget=0.5",
-            "compute_budget is for strategies that adapt, compared by a score; expected checkpoint_selection.score",
+            "compute_budget is for strategies that adapt, compared by a score; expected checkpoint_selection.score=",
         ),
         (
             "--config.checkpoint_scoring.budget=1.5",

@@ -17,7 +17,7 @@ from dapt_jax.aot.compile import Compiled, abstract_arguments, compile_phase, fo
 from dapt_jax.cost import hardware
 from dapt_jax.cost.hardware import Hardware
 from dapt_jax.errors import UserError
-from dapt_jax.report.tables import number
+from dapt_jax.formatting import number
 from dapt_jax.runtime import atomic_files, sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import prepare

@@ -1,4 +1,4 @@
-"""Which column of a table is the image, the label, the patient, the split and the mask, by the names that people give them."""
+"""Which columns of a table are image, label, patient, split and mask, by the names that people give them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from dapt_jax.data.paths import IMAGES, VOLUMES, Finder, true_path
 from dapt_jax.errors import UserError, nearest
 
 _FEW = 10
+_INDEX = r"\[\d+\]$"
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Roles:
         group: The column of patients; "" where there is none.
         split: The column of splits; "" where there is none.
         mask: The column of masks; "" where there is none.
-        notes: A line for each column that was taken though it has another name, and for one that seems to name patients and
-            is not used.
+        find: Finds the files of images: beside the table, or in the one folder below that holds them all.
+        notes: A line for each column that was taken though it has another name, and for one that seems to
+            name patients and is not used.
     """
 
     image: str
@@ -31,14 +33,15 @@ class Roles:
     group: str
     split: str
     mask: str
+    find: Finder
     notes: list[str] = field(default_factory=list)
 
 
 def columns_of(manifest: Path, columns: Mapping[str, Sequence[str]], find: Finder, *, label: str, group: str) -> Roles:
     """Return the roles of a table's columns.
 
-    A column is taken under another name only where one can be meant: that of images where its cells name files, that of
-    labels where its values repeat, that of splits where every value is the name of a split.
+    A column is taken under another name only where one can be meant: that of images where its cells name
+    files, that of labels where its values repeat, that of splits where every value is the name of a split.
 
     Args:
         manifest: The table, for error lines.
@@ -51,6 +54,12 @@ def columns_of(manifest: Path, columns: Mapping[str, Sequence[str]], find: Finde
         UserError: No column, or several, can be meant.
     """
     notes: list[str] = []
+    for name in identity.column("image", columns, identity.IMAGE_NAMES):
+        bare = [re.sub(_INDEX, "", cell) for cell in columns[name] if not identity.is_missing(cell)]
+        if folder := find.below(bare):
+            find = Finder(folder)
+            notes.append(f"{manifest}: its images lie in {folder}")
+            break
     image = _image(manifest, columns, find, notes)
     free = {name: cells for name, cells in columns.items() if name != image}
     labels = _labels(manifest, columns, free, label, notes)
@@ -59,7 +68,7 @@ def columns_of(manifest: Path, columns: Mapping[str, Sequence[str]], find: Finde
     split = _split(free, notes, manifest)
     free = {name: cells for name, cells in free.items() if name not in (mask, split)}
     patients = _group(manifest, columns, free, group, image, notes)
-    return Roles(image, labels, patients, split, mask, notes)
+    return Roles(image, labels, patients, split, mask, find, notes)
 
 
 def _image(manifest: Path, columns: Mapping[str, Sequence[str]], find: Finder, notes: list[str]) -> str:
@@ -79,7 +88,7 @@ def _distinct(names: Sequence[str], columns: Mapping[str, Sequence[str]], find: 
 
 def _name_files(cells: Sequence[str], find: Finder) -> bool:
     named = [cell for cell in cells[:200] if not identity.is_missing(cell)]
-    return any(find(re.sub(r"\[\d+\]$", "", cell)).is_file() for cell in named)
+    return any(find(re.sub(_INDEX, "", cell)).is_file() for cell in named)
 
 
 def _labels(
@@ -127,7 +136,7 @@ def _mask(free: Mapping[str, Sequence[str]], notes: list[str], manifest: Path) -
 
 
 def _is_file_name(cell: str) -> bool:
-    return re.sub(r"\[\d+\]$", "", cell.lower()).endswith((*IMAGES, *VOLUMES, ".npy"))
+    return re.sub(_INDEX, "", cell.lower()).endswith((*IMAGES, *VOLUMES, ".npy"))
 
 
 def _split(free: Mapping[str, Sequence[str]], notes: list[str], manifest: Path) -> str:
@@ -158,11 +167,13 @@ def _group(
     if group != "patient":
         found = _one(manifest, group, identity.column(group, columns), columns, notes)
         return "" if found == image else found
-    candidates = identity.column("patient", free, identity.PATIENT_NAMES)
-    if candidates[:1] != ["patient"]:
-        candidates = [name for name in candidates if not identity.names_two_states(free[name])]
+    candidates = [
+        name
+        for name in identity.patient_columns(free)
+        if name == "patient" or not identity.names_two_states(free[name])
+    ]
     chosen = candidates[0] if candidates else ""
-    if chosen:
+    if chosen and chosen != "patient":
         own = [identity.patient(cell) for cell in free[chosen]]
         for other in candidates[1:]:
             if identity.joins([identity.patient(cell) for cell in free[other]], own):
@@ -170,13 +181,12 @@ def _group(
                     f"{manifest}: columns {chosen!r} and {other!r} both seem to name patients and disagree; "
                     f"expected one, such as group={chosen!r}"
                 )
-        if chosen != "patient":
-            notes.append(f"{manifest}: column {chosen!r} names the patients")
+        notes.append(f"{manifest}: column {chosen!r} names the patients")
     groups = [identity.patient(cell) for cell in free[chosen]] if chosen else [""] * len(columns[image])
     groups = [name or f"row {row}" for row, name in enumerate(groups)]
     for name, cells in free.items():
         named = [identity.patient(cell) for cell in cells]
-        if name not in candidates and identity.looks_like_identities(name, cells) and identity.joins(named, groups):
+        if name != chosen and identity.looks_like_identities(name, cells) and identity.joins(named, groups):
             used = f"patients are those of {chosen!r}" if chosen else "no column names patients"
             notes.append(
                 f"{manifest}: {used}, but {name!r} looks like identities ({len({*named} - {''})} in {len(cells)} rows); "

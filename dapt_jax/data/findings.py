@@ -1,4 +1,4 @@
-"""What is odd about a set of images, in a line each: what a study says before it trains, and `mode=data` shows."""
+"""What is odd about a set of images, in a line each: what a study says before it trains."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dapt_jax.data import formats, identity, near_duplicates
+from dapt_jax.data import formats, identity, near_duplicates, pixels
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.data.plane import file_of, plane
+from dapt_jax.data.plane import Source, file_of, plane
 from dapt_jax.data.splits import Split
 from dapt_jax.errors import UserError
 
 
 def of_set(dataset: Dataset, *, is_split: bool = False) -> list[str]:
-    """Return warnings about a set: what its reader noticed, images without content, images and patients that repeat.
+    """Return warnings about a set: what its reader noticed, empty images, images and patients that repeat.
 
     Nothing is decoded a second time: what is asked of the pixels was seen when the set was read.
 
@@ -86,11 +86,20 @@ def _without_content(dataset: Dataset) -> list[str]:
 def _kind(dataset: Dataset, index: int, seen: near_duplicates.Looks) -> str:
     source = dataset.images.source(index)
     try:
-        if source and np.isnan(np.asarray(formats.module(file_of(source)).values(plane(source)), float)).all():
+        if source and np.isnan(_values(source)).all():
             return "all NaN"
-    except (UserError, AttributeError, TypeError, ValueError):
-        pass  # colour files and made-up images have no numbers of their own
+    except (UserError, TypeError, ValueError):
+        pass  # told of by whoever reads the pixels
     return "all black" if seen.black[index] else "one grey value"
+
+
+def _values(source: Source) -> np.ndarray:
+    """The numbers of a file, before they were made 8-bit."""
+    reader = formats.module(file_of(source))
+    if reader is not pixels:
+        return np.asarray(reader.values(plane(source)), np.float64)
+    with pixels.opened(source) as image:
+        return np.asarray(image, np.float64)
 
 
 def _spellings(dataset: Dataset, found: list[tuple[str, ...]] | None) -> list[str]:

@@ -32,11 +32,12 @@ def load_folder(
 ) -> Dataset:
     r"""Read `path/CLASS/*.png`, `path/SPLIT/CLASS/*.png` or `path/CLASS/SPLIT/*.png`.
 
-    Folders are taken for splits where they are named as such in any spelling (`Training`, `TEST`, `fold_0`, see
-    `identity.split_name`); the split is then in `columns["split"]` as "train", "val", "dev", "test" or "fold_0". Images may
-    lie deeper within a class's folder. A file is an image by its suffix or, where that says nothing, by its first bytes.
-    Folders of systems and archives (`__MACOSX`, `.Trash`) are left out, links are followed, and whatever was left out or
-    taken for something is in `Dataset.notes`, see `dapt_jax.data.layout`.
+    Folders are taken for splits where they are named as such in any spelling (`Training`, `TEST`, `fold_0`,
+    see `identity.split_name`); the split is then in `columns["split"]` as "train", "val", "dev", "test" or
+    "fold_0". Images may lie deeper within a class's folder. A file is an image by its suffix or, where that
+    says nothing, by its first bytes. Folders of systems and archives (`__MACOSX`, `.Trash`) are left out,
+    links are followed, and whatever was left out or taken for something is in `Dataset.notes`, see
+    `dapt_jax.data.layout`.
 
     Args:
         path: The folder.
@@ -45,9 +46,9 @@ def load_folder(
         drop_classes: Classes whose images are left out.
         where: Which images to use, such as "split=train", see `Dataset.where`.
         crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
-        group: Regular expression whose first group, searched in an image's path below `path`, names its patient, such
-            as r"(P\d+)_"; by default DICOM files are of the patient that their PatientID names, and every other image is
-            a group of its own.
+        group: Regular expression whose first group, searched in an image's path below `path`, names its
+            patient, such as r"(P\d+)_"; by default DICOM files are of the patient that their PatientID
+            names, and every other image is a group of its own.
         on_bad_image: "error", or "skip" to leave out and count images that cannot be read.
         cache_bytes: See `ImageStore.from_files`.
         workers: Threads that decode; see `ImageStore.verify`.
@@ -55,8 +56,8 @@ def load_folder(
         window: Black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
 
     Raises:
-        UserError: One line that names the folder or file, what was expected, and the nearest valid choice: no such
-            folder, a class folder without images, folders that are neither classes nor splits.
+        UserError: One line that names the folder or file, what was expected, and the nearest valid choice:
+            no such folder, a class folder without images, folders that are neither classes nor splits.
     """
     root = Path(path)
     records.check_on_bad_image(on_bad_image)
@@ -64,7 +65,6 @@ def load_folder(
     if shown := Window.parse(window):
         found = [replace(record, image=Plane(file_of(record.image), window=shown)) for record in found]
     records.check_once(found, str(root))
-    found = records.with_patients(found)
     if seen.has_splits:
         places, splits = [record.place for record in found], [record.columns["split"] for record in found]
         records.check_splits(places, [record.group for record in found], splits, "patient", str(root))
@@ -73,7 +73,9 @@ def load_folder(
     columns |= {"label": [record.labels[0] for record in found]}
     kept = matching(columns, where, str(root))
     found = [record for record, keep in zip(found, kept, strict=True) if keep]
-    found = records.drop(found, drop_classes, str(root))
+    there = {record.labels[0] for record in found}
+    bare = {label for _, label, _ in seen.empty} - there  # classes without images are not there to be dropped
+    found = records.drop(found, [name for name in drop_classes if name not in bare], str(root))
     return records.to_dataset(
         found,
         records.resolve_classes(found, classes, str(root)),

@@ -1,4 +1,4 @@
-"""Names that people write in many ways: of columns, splits, labels and patients; what is the same, and what is missing."""
+"""Names of columns, splits, labels and patients: which are the same, and which are missing."""
 
 import re
 import unicodedata
@@ -10,7 +10,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# Byte-order marks, zero-width characters and directional marks: invisible, and left behind by spreadsheets and web pages.
+# Byte-order marks, zero-width characters and directional marks: invisible, left by spreadsheets and web pages.
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u202a\u202b\u202c\u202d\u202e\x00"))
 
 MISSING = frozenset(("", "nan", "na", "n/a", "n.a.", "#n/a", "#na", "<na>", "nat", "null"))
@@ -20,27 +20,27 @@ _NOBODY = MISSING | {
     "anonymised", "anonym", "anon", "deidentified", "de-identified", "removed", "redacted", "no patient",
 }  # fmt: skip
 
-_PATIENT_TIERS = (
-    "patient patients patientid patientids patientno patientnr patientnum patientnumber patientcode patientkey patientuid "
-    "patientindex patientname idpatient patid ptid ptno ptnum pid mrn pacientid paciente pacienteid patientenid "
-    "patientennummer patientennr paziente pazienteid anonpatientid patientanonid anonymizedpatientid dicompatientid",
-    "subject subjects subjectid subjectno subjectnr subjectnum subjectnumber subjectcode subjectkey subjectuid subjectname "
-    "subjid subj participant participantid participantno participantnumber participantcode proband probandid volunteer "
-    "volunteerid donor donorid person personid individual individualid",
-    "case cases caseid caseno casenr casenum casenumber casecode casename caseuid",
+_WHOSE = r"(?:id|ids|no|nr|num|number|code|key|uid|uuid|guid|index|name|hash|ref|identifier|pseudonym)"
+_PATIENT_KEYS = tuple(
+    re.compile(rf"(?:anon|anonymi[sz]ed|pseudo|dicom|deid|hospital)?{kind}{_WHOSE}?|{more}")
+    for kind, more in (
+        (r"(?:patients?|pat|pts?|pacientes?|pazient[ei]|patienten)", r"id(?:patient|paciente)|pid|mrn|pseudonym"),
+        (r"(?:subjects?|subj|participants?|probands?|volunteers?|donors?|persons?|people|individuals?)", "idsubject"),
+        (r"cases?", "idcase"),
+    )
 )
-PATIENT_NAMES = _words(" ".join(_PATIENT_TIERS))
-"""Keys (see `column_key`) of columns that name patients, the surest first."""
+"""Keys (see `column_key`) of columns that name patients, the surest kind first."""
 IMAGE_NAMES = _words(
     "image images img imgs imagepath imagepaths imgpath imagefile imagefiles imgfile imagefilename imgfilename imagename "
     "imgname imageid imgid imageindex file files filename filenames filepath filepaths path paths dicom dicompath "
     "dicomfile dicomfilename dcm dcmpath scan scanpath slice slicepath sliceid picture photo png jpg jpeg relpath "
-    "relativepath idcode isicid id"
+    "relativepath fullpath imagefilepath imagefullpath fname imageuid sopinstanceuid idcode isicid id"
 )
 LABEL_NAMES = _words(
     "label labels class classes classname classlabel target targets diagnosis diagnoses dx category categories grade "
     "grades level disease pathology finding findings findinglabel findinglabels condition groundtruth gt tumortype "
-    "tumourtype lesiontype celltype labelname imagelabel truth outcome severity stage klgrade birads y"
+    "tumourtype lesiontype celltype labelname labelid labeltext imagelabel truelabel classid classindex "
+    "classification categoryid diag diseasetype ytrue truth outcome severity stage klgrade birads y"
 )
 MASK_NAMES = _words(
     "mask masks maskpath maskfile maskfilename maskname segmentation segmentations segmentationpath segmentationfile "
@@ -80,7 +80,7 @@ def clean(text: str) -> str:
 
 
 def spelling(text: str) -> str:
-    """Return the key that names share which differ only in case, separators, leading zeros or a spreadsheet's ".0".
+    """Return the key of names that differ in case, separators, leading zeros or a trailing ".0" alone.
 
     >>> spelling("P_009") == spelling("p-9"), spelling("007") == spelling("7.0"), spelling("12") == spelling("1-2")
     (True, True, False)
@@ -93,7 +93,7 @@ def spelling(text: str) -> str:
 
 
 def column_key(name: str) -> str:
-    """Return a column's name without case, blanks, separators and accents of form: "Patient ID" is "patientid"."""
+    """Return a column's name without case, blanks and separators: "Patient ID" is "patientid"."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", clean(name)).casefold())
 
 
@@ -103,7 +103,7 @@ def is_missing(cell: str) -> bool:
 
 
 def patient(cell: str) -> str:
-    """Return a patient's name in clean form; "" where a cell names nobody ("", "NaN", "unknown", "anonymous")."""
+    """Return a patient's name in clean form; "" where a cell names nobody ("NaN", "unknown", "anonymous")."""
     name = clean(cell)
     return "" if name.casefold() in _NOBODY else name
 
@@ -136,13 +136,27 @@ def column(name: str, columns: Iterable[str], names: Sequence[str] = ()) -> list
         names: keys of other usual names.
 
     Returns:
-        The column itself if it is there; else those that differ in case or separators; else those of a usual name.
+        The column itself if it is there; else those that differ in case or separators; else those of a usual
+        name.
     """
     present = list(columns)
     if clean(name) in present:
         return [clean(name)]
     same = [each for each in present if column_key(each) == column_key(name)]
     return same or [each for usual in names for each in present if column_key(each) == usual]
+
+
+def patient_columns(columns: Iterable[str]) -> list[str]:
+    """Return the columns that may name patients by what they are called, the surest first.
+
+    >>> patient_columns(["image", "Case_No", "Patient Age", "PATIENT-ID"])
+    ['PATIENT-ID', 'Case_No']
+    """
+    present = list(columns)
+    if exact := column("patient", present):
+        present = exact + [each for each in present if each not in exact]
+    found = [each for kind in _PATIENT_KEYS for each in present if kind.fullmatch(column_key(each))]
+    return list(dict.fromkeys(found))
 
 
 def names_two_states(cells: Sequence[str]) -> bool:
@@ -161,7 +175,7 @@ def looks_like_identities(name: str, cells: Sequence[str]) -> bool:
     tokens = set(re.split(r"[\W_]+", words)) - {""}
     if tokens & {"class", "label", "category", "target", "split", "dataset"}:
         return False
-    if tokens & _IDENTITY_WORDS or words.endswith("id") or column_key(name) in PATIENT_NAMES:
+    if tokens & _IDENTITY_WORDS or words.endswith("id") or patient_columns([name]):
         return all(len(cell) <= 80 for cell in named)
     # Codes such as P001, sub-12 or 0007, but neither measures nor ages.
     code = re.compile(r"[A-Za-z]{1,12}[\W_]?\d+\w{0,3}|0\d{2,}|\d{5,}")
@@ -175,7 +189,7 @@ def joins(cells: Sequence[str], groups: Sequence[str]) -> bool:
 
 
 def near_spellings(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return names that are different but for case, separators or zeros, those of one key together, in order."""
+    """Return names that differ in case, separators or zeros alone, those of one key together, in order."""
     by_key: dict[str, list[str]] = {}
     for name in sorted(set(names)):
         by_key.setdefault(spelling(name), []).append(name)

@@ -8,14 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dapt_jax.data import identity
-from dapt_jax.data.paths import VOLUMES, holds_picture
+from dapt_jax.data.paths import VOLUMES, holds_picture, is_of_system
 from dapt_jax.errors import UserError
 
-_SYSTEM = frozenset(
-    ("__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found",
-     "__pycache__", "recycler", "found.000")
-)  # fmt: skip
-"""Folders that systems and archives make, in lower case; so are those whose name begins with a dot or a tilde."""
 _JUNK = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"))
 _MASKS = frozenset(
     ("mask", "masks", "segmentation", "segmentations", "segmentationmask", "segmentationmasks", "annotation",
@@ -106,7 +101,29 @@ def _read_splits(
                 "without a label they serve no task"
             )
         for class_folder in walker.folders(inner):
-            _read_class(class_folder, split, layout, walker)
+            if _split_of(class_folder, named):
+                count = sum(1 for _ in walker.pictures(class_folder))
+                layout.notes.append(
+                    f"{class_folder}: left out {_images(count)} in a folder named as a split, not as a class"
+                )
+            else:
+                _read_class(class_folder, split, layout, walker)
+    _compare_classes(layout, walker.root)
+
+
+def _compare_classes(layout: Layout, root: Path) -> None:
+    """Names classes that some splits lack."""
+    present: dict[str, set[str]] = {}
+    for image in layout.images:
+        present.setdefault(image.label, set()).add(str(image.split))
+    splits = set().union(*present.values())
+    for label, held in sorted(present.items()):
+        if held != splits:
+            layout.notes.append(f"{root}: class {label!r} is in {_list(held)} alone, not in {_list(splits - held)}")
+
+
+def _list(names: set[str]) -> str:
+    return " and ".join(sorted(names))
 
 
 def _read_classes(folders: Sequence[Path], layout: Layout, walker: "_Walker", named: set[str]) -> None:
@@ -222,7 +239,7 @@ class _Walker:
         kept = []
         for name in sorted(os.listdir(folder)):
             entry = folder / name
-            if name.lower() in _SYSTEM or name.startswith((".", "~")):
+            if is_of_system(name):
                 if entry.is_dir():
                     self._skipped.add(entry)
             elif not os.path.exists(entry):
@@ -233,7 +250,7 @@ class _Walker:
 
 
 def _unwrapped(root: Path, walker: _Walker, named: set[str]) -> Path:
-    """The folder below which classes or splits are: past folders that hold one folder of folders and nothing else."""
+    """The folder of classes or splits: past folders that hold one folder of folders and nothing else."""
     folder = root
     while True:
         inner = walker.folders(folder)

@@ -1,11 +1,12 @@
 """The manifest: a CSV file beside the images, one row per image.
 
-`image,label[,mask][,patient][,split][,source][,...]`, image and mask paths relative to the manifest. Several labels of
-one image are joined by `|`, or there is one 0/1 column per class (then `label="edema,effusion"` names the columns). A slice of
-a volume, page of a TIFF or frame of a DICOM file is written `scan.nii.gz[12]`, counted from 0.
+`image,label[,mask][,patient][,split][,source][,...]`, image and mask paths relative to the manifest. Several
+labels of one image are joined by `|`, or there is one 0/1 column per class (then `label="edema,effusion"`
+names the columns). A slice of a volume, page of a TIFF or frame of a DICOM file is written
+`scan.nii.gz[12]`, counted from 0.
 
-Columns of other usual names (`filename`, `diagnosis`, `Patient ID`, `subset`) are taken where only one can be meant, and
-`Dataset.notes` says so; see `dapt_jax.data.columns`.
+Columns of other usual names (`filename`, `diagnosis`, `Patient ID`, `subset`) are taken where only one can
+be meant, and `Dataset.notes` says so; see `dapt_jax.data.columns`.
 """
 
 import re
@@ -53,16 +54,17 @@ def load_manifest(
         path: The CSV file (comma, semicolon or tab between cells; UTF-8).
         image_size: Side of the images in pixels.
         label: The label column; or several 0/1 columns joined by commas, one per class, blank where missing.
-            A label column in which any cell holds `|` makes the set multi-label; there a blank means no class.
-        classes: The classes in the order wanted; by default all labels of the rows kept, numbers in numerical order, names
-            by name (or the 0/1 columns).
-        drop_classes: Labels whose rows are left out; "nan" stands for rows without a label. In a multi-label set the labels
-            go and the rows stay.
+            A label column in which any cell holds `|` makes the set multi-label; there a blank means no
+            class.
+        classes: The classes in the order wanted; by default all labels of the rows kept, numbers in
+            numerical order, names by name (or the 0/1 columns).
+        drop_classes: Labels whose rows are left out; "nan" stands for rows without a label. In a multi-label
+            set the labels go and the rows stay.
         where: Which rows to use, see `Dataset.where`; applied before any label or file is looked at.
         crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
-        group: Column that names the patient, or another group that splits must not separate; "image" for images that all
-            stand alone. By default "patient" or a column of another usual name; where there is none, the PatientID of DICOM
-            files; other images are groups of their own.
+        group: Column that names the patient, or another group that splits must not separate; "image" for
+            images that all stand alone. By default "patient" or a column of another usual name; where there
+            is none, the PatientID of DICOM files; other images are groups of their own.
         on_bad_image: "error", or "skip" to leave out and count images that are missing or cannot be read.
         cache_bytes: See `ImageStore.from_files`.
         workers: Threads that decode; see `ImageStore.verify`.
@@ -75,8 +77,8 @@ def load_manifest(
             `dapt_jax.data.masks.Placed`; "" refuses them.
 
     Returns:
-        The data set; columns that are not image, label, mask or group are in `columns`, a split column of another name under
-        "split" as well.
+        The data set; columns that are not image, label, mask or group are in `columns`, a split column of
+        another name under "split" as well.
 
     Raises:
         UserError: One line that names the file and row, what was expected, and the nearest valid choice.
@@ -92,10 +94,11 @@ def load_manifest(
         records.check_splits(places, groups, columns["split"], group, str(manifest))
         files = [_INDEX.sub("", image) for image in columns[roles.image]]
         named: dict[str, str] = {}
-        files = [named.setdefault(true_path(find(file)), file) if file else "" for file in files]
+        files = [named.setdefault(true_path(roles.find(file)), file) if file else "" for file in files]
         records.check_splits(places, files, columns["split"], "image", str(manifest))
 
-    known = columns | ({"patient": columns[roles.group]} if roles.group else {})
+    known = {"image": columns[roles.image], "label": columns[roles.labels[0]], **columns}
+    known |= {"patient": columns[roles.group]} if roles.group else {}
     rows = np.flatnonzero(matching(known, where, str(manifest)))
     label_columns = roles.labels
     per_class = len(label_columns) > 1
@@ -107,10 +110,10 @@ def load_manifest(
     if per_class:
         label_columns = tuple(column for column in classes or label_columns if column not in drop_classes)
     multi_label = per_class or any("|" in cell for cell in columns[label_columns[0]])
-    spoken = {*classes, *drop_classes}
+    spoken = set(classes)
     unlabelled = [] if multi_label else [row for row in rows if _is_unlabelled(columns[label_columns[0]][row], spoken)]
-    dropped = [name for name in drop_classes if identity.is_missing(name)]
-    if dropped and unlabelled and not spoken & {columns[label_columns[0]][row] for row in unlabelled}:
+    dropped = {name for name in drop_classes if identity.is_missing(name)} - spoken
+    if dropped and unlabelled:
         rows = np.setdiff1d(rows, unlabelled)
         drop_classes = tuple(name for name in drop_classes if name not in dropped)
         roles.notes.append(f"{manifest}: left out {len(unlabelled)} rows without a label on request")
@@ -140,7 +143,7 @@ def load_manifest(
         mask = columns[roles.mask][row] if roles.mask else ""
         return Record(
             place=place,
-            image=_source(find, image, axis, shown),
+            image=_source(roles.find, image, axis, shown),
             written=image,
             labels=labels,
             values=values,

@@ -1,4 +1,4 @@
-"""The same picture in two sets, though its files differ: what is seen of every image in the pass that first decodes it."""
+"""The same picture in different files: what is seen of every image in the pass that first decodes it."""
 
 import functools
 import hashlib
@@ -21,7 +21,8 @@ CORRELATION = 0.995
 FLAT = 2
 """Grey levels out of 256 over which an image without content may spread."""
 _BLOCK = 1024
-_ALL_PAIRS = 4e7
+_ALL_PAIRS = 1e9
+"""Up to so many pairs one matrix product is quicker than a tree."""
 _DIMENSIONS = 12
 
 
@@ -57,7 +58,7 @@ class Looks:
 
     @functools.cached_property
     def vectors(self) -> np.ndarray:
-        """Thumbnails of mean 0 per channel and length 1, or 0 for an image of one colour: float32 [n, 768]."""
+        """Thumbnails of mean 0 per channel and length 1 (0 for one colour alone): float32 [n, 768]."""
         found = self.thumbnails.astype(np.float32)
         found -= found.mean(axis=(1, 2), keepdims=True)
         found = found.reshape(len(found), -1)
@@ -113,10 +114,12 @@ def looks(images: ImageStore) -> Looks:
 def duplicates(dataset_a: Dataset, dataset_b: Dataset, correlation: float = CORRELATION) -> list[tuple[int, int]]:
     """Find images of one set that are, to the eye, also in the other.
 
-    Two images match when their 16-pixel colour thumbnails correlate above `correlation` after the mean colour is taken
-    out: copies in another file format, size, brightness or colour depth match; other crops, rotations and mirror images
-    do not. Sets of very similar scenes give false matches: look at them before believing the number. Images of one colour
-    match nothing.
+    Two images match when their 16-pixel colour thumbnails correlate above `correlation` after the mean
+    colour is taken
+    out: copies in another file format, size, brightness or colour depth match; other crops, rotations and
+        mirror images
+    do not. Sets of very similar scenes give false matches: look at them before believing the number. Images
+    of one colour match nothing.
 
     Args:
         dataset_a: One set.
@@ -138,17 +141,18 @@ def duplicates(dataset_a: Dataset, dataset_b: Dataset, correlation: float = CORR
 def _alike(a: np.ndarray, b: np.ndarray, correlation: float) -> np.ndarray:
     """int64 [k, 2]: rows of two sets of unit vectors whose product is above `correlation`, in order.
 
-    Where there are too many pairs to try all, those are tried whose projections are near: unit vectors of correlation r
-    are sqrt(2 - 2 r) apart, and no projection takes two points further apart, so none is missed.
+    Where there are too many pairs to try all, those are tried whose projections are near: unit vectors of
+    correlation r are sqrt(2 - 2 r) apart, and no projection takes two points further apart, so none is
+    missed.
     """
     if not len(a) or not len(b):
         return np.zeros((0, 2), np.int64)
     if len(a) * len(b) <= _ALL_PAIRS:
-        found = [
-            np.argwhere(a[start : start + _BLOCK] @ b.T > correlation) + np.array([start, 0])
-            for start in range(0, len(a), _BLOCK)
-        ]
-        return np.concatenate(found)
+        step = max(1, 20_000_000 // len(b))
+        starts = range(0, len(a), step)
+        return np.concatenate(
+            [np.argwhere(a[start : start + step] @ b.T > correlation) + np.array([start, 0]) for start in starts]
+        )
     sample = np.concatenate([a[:: -(-len(a) // 1000)], b[:: -(-len(b) // 1000)]])
     axes = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)[2][:_DIMENSIONS].T
     near = cKDTree(b @ axes)

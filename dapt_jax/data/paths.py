@@ -1,6 +1,8 @@
-"""From a name as a table writes it to a file: composed and decomposed letters, upper and lower case, suffixes left out."""
+"""From a name as a table writes it to a file: Unicode forms, upper and lower case, suffixes left out."""
 
 import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dapt_jax.data import identity
@@ -12,6 +14,12 @@ IMAGES = (
 """Suffixes of files that hold one picture."""
 VOLUMES = (".nii", ".nii.gz", ".mat", ".h5", ".hdf5", ".nrrd", ".mha", ".mhd", ".hdr", ".img")
 """Suffixes of files that hold several pictures, of which a table has to name one."""
+
+_SYSTEM = frozenset(
+    ("__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found",
+     "__pycache__", "recycler", "found.000")
+)  # fmt: skip
+"""Folders that systems and archives make, in lower case; names with a dot or a tilde in front are theirs too."""
 
 _MARKS = (
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+",
@@ -37,8 +45,8 @@ class Finder:
     def __call__(self, written: str) -> Path:
         """Return the file that a name means.
 
-        A name that fits no file to the letter may fit one after Unicode normalisation, or in another case, or, if it has
-        no suffix of an image, with one; but only where a single file fits.
+        A name that fits no file to the letter may fit one after Unicode normalisation, or in another case,
+        or, if it has no suffix of an image, with one; but only where a single file fits.
 
         Args:
             written: The name, relative to the root or absolute; folders may be separated by backslashes.
@@ -61,6 +69,19 @@ class Finder:
             found = candidate
         return found
 
+    def below(self, names: Sequence[str]) -> Path | None:
+        """Return the one folder that holds all of several files whose names, without a folder, fit none in
+        the root itself.
+
+        Args:
+            names: As a table writes them.
+        """
+        if not names or any(re.search(r"[\\/]", name) for name in names) or any(self(name).is_file() for name in names):
+            return None
+        folders = sorted({file.parent for file in walk(self._root)})
+        holding = [folder for folder in folders if all(self._fitting(folder, name, is_file=True) for name in names)]
+        return holding[0] if len(holding) == 1 else None
+
     def _fitting(self, folder: Path, part: str, *, is_file: bool) -> list[str]:
         """Names in a folder that a part of a path may mean, of the surest kind alone."""
         there = self._names(folder)
@@ -81,6 +102,26 @@ class Finder:
                 pass
             self._listed[folder] = listed
         return self._listed[folder]
+
+
+def is_of_system(name: str) -> bool:
+    """Return whether a file or folder is hidden, or made by a system or an archive."""
+    return name.lower() in _SYSTEM or name.startswith((".", "~"))
+
+
+def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield the files in a folder and below it; links are followed once, files of systems left out."""
+    place = os.path.realpath(folder)
+    if place in above:
+        return
+    for name in sorted(os.listdir(folder)):
+        entry = folder / name
+        if is_of_system(name):
+            continue
+        if entry.is_dir():
+            yield from walk(entry, (*above, place))
+        elif entry.is_file():
+            yield entry
 
 
 def true_path(path: str | Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dapt_jax.data import arrays, dicom, formats, identity, intensity, mask_values, masks, near_duplicates
+from dapt_jax.data import arrays, dicom, formats, identity, intensity, limits, mask_values, masks, near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES, ImageStore
 from dapt_jax.data.mask_values import Drawn, Facts
@@ -241,7 +241,13 @@ def to_dataset(
         logging.warning("%s: skipped %d of %d images, first: %s", origin, skipped, len(records), reason)
     if not len(good):
         raise UserError(f"{origin}: none of its {len(records)} images can be read")
-    kept = with_patients([kept[index] for index in good])
+    kept = [kept[index] for index in good]
+    named = with_patients(kept)
+    if inside := sum(a.group != b.group for a, b in zip(named, kept, strict=True)):
+        notes = [*notes, f"{origin}: the PatientID of {inside} DICOM files names their patients"]
+        splits = [record.columns.get("split", "") for record in named]
+        check_splits([r.place for r in named], [r.group for r in named], splits, "patient", origin)
+    kept = named
     images = store.take(good)
     near_duplicates.remember(images, seen.looks(good))
 
@@ -314,9 +320,10 @@ def _checked_masks(
         if record.mask is None:
             return None
         try:
-            image = formats.extent(record.image)
-            drawn = masks.draw(record.mask) if segments else None
-            mask = masks.extent(record.mask) if drawn is None else drawn.grey.shape
+            with limits.border(next(masks.files(record.mask), file_of(record.image)), "a mask"):
+                image = formats.extent(record.image)
+                drawn = masks.draw(record.mask) if segments else None
+                mask = masks.extent(record.mask) if drawn is None else drawn.grey.shape
         except UserError as error:
             return str(error)
         if mask != image:

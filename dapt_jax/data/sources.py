@@ -102,8 +102,8 @@ def ordered(dataset: Dataset, spec: Mapping[str, Any]) -> Dataset:
     if not given and not are_numbers:
         listed = ", ".join(dataset.classes)
         raise UserError(
-            f"{dataset.name}: grades need an order, but these are names ({listed}); "
-            f"expected classes={','.join(dataset.classes)!r} from the lowest grade to the highest"
+            f"{dataset.name}: grades need an order, but these are names: {listed}; "
+            "expected classes='LOWEST,...,HIGHEST' with all of them"
         )
     return replace(dataset, ordinal=True)
 

@@ -37,7 +37,7 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
         UserError: The workdir holds no study, or none of its arms is adapted.
     """
     records = Records.read(workdir)
-    encoder = locate.fitted(settings.weights, settings.model.encoder())
+    encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
     resolved = [strategies.resolve(name, encoder, settings) for name in settings.strategies]
     arms = [Arm(strategy, seed) for strategy in resolved if strategy.phases for seed in settings.seeds]
     checkpoints = workdir / "checkpoints"
@@ -60,13 +60,15 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
 
 def _export(records: Records, strategy: Strategy, source: Path, target: Path, *, is_whole: bool) -> None:
     encoder = strategy.encoder
+    if remembered := locate.remembered(source / ADAPTED):  # the source weights may be elsewhere by now
+        encoder = encoder.with_preprocess(remembered)
     params, batch_stats, _ = locate.load(str(source / ADAPTED), Classifier(encoder, 1), seed=0)
     params.pop(HEAD)
     about = read_about(source)
     target.mkdir(parents=True, exist_ok=True)
     for library in export.libraries(encoder.name):
         export.write_named(target / library.file, encoder, params, batch_stats, library.scheme)
-    export.write(target / "encoder.safetensors", params, batch_stats)
+    export.write(target / "encoder.safetensors", params, batch_stats, encoder)
     export.write_orbax(target / "orbax", params, batch_stats)
     export.write_stablehlo(target / "encoder.stablehlo", encoder, params, batch_stats, about["image_size"])
     image = parity_image(about["image_size"], encoder.preprocess.channels)

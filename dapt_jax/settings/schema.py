@@ -8,6 +8,7 @@ from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.data.records import ON_BAD_IMAGE
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting
+from dapt_jax.metrics import METRICS
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.models.registry import configured
 from dapt_jax.records.vocabulary import MARGIN
@@ -22,10 +23,6 @@ from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings
 
 MODES = ("run", "plan", "aot", "status", "report", "export", "models")
 
-_OVERLAP = ("dice", "iou", "dice_pooled", "iou_pooled", "hd95", "assd")
-_METRICS = ("auc", "ap", "balanced_accuracy", "accuracy", "f1", "mcc", "kappa", "kappa_quadratic", "ece", *_OVERLAP)
-_BY_CLASS = ("auc", "ap", *_OVERLAP)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Checked:
@@ -39,6 +36,11 @@ class ModelSettings(_Checked):
 
     name: str = setting("efficientnet_lite0", doc="Architecture; --config.mode=models lists them.")
     image_size: int = setting(96, at_least=8, doc="Side of the images in pixels.")
+    preprocess: str = setting(
+        "",
+        doc="Normalisation of images: imagenet, half, unit, torchxrayvision, keras_caffe, or MEAN,STD of pixel values; "
+        "empty: as the weights say.",
+    )
     dtype: str = setting("float32", choices=("float32", "bfloat16"), doc="Dtype of activations.")
     drop_path: float = setting(
         0.0, at_least=0, below=1, doc="Stochastic depth while training: rate of the last residual branch."
@@ -162,8 +164,9 @@ class ReportSettings(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         name, _, of_class = self.metric.partition("/")
-        if self.metric not in _METRICS and not (name in _BY_CLASS and of_class):
-            choices = (*_METRICS, *(f"{each}/CLASS" for each in _BY_CLASS))
+        by_class = [each.name for each in METRICS.values() if each.per_class]
+        if self.metric not in METRICS and not (name in by_class and of_class):
+            choices = (*METRICS, *(f"{each}/CLASS" for each in by_class))
             raise SettingError("metric", self.metric, nearest(self.metric, choices), unknown=True)
 
 

@@ -102,7 +102,7 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         "scored": scorer.points if scorer else [],
     }
     atomic_files.write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
-    export.write(folder / ADAPTED, params, batch_stats)
+    export.write(folder / ADAPTED, params, batch_stats, strategy.encoder)
     shutil.rmtree(folder / "state")
     if not study.settings.checkpoint_scoring.downstream:
         shutil.rmtree(folder / SCORED, ignore_errors=True)

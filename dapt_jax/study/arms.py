@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import UserError, nearest, redact
 from dapt_jax.settings import StudySettings
 from dapt_jax.study.runs import adaptation_run
 from dapt_jax.study.scorer import Plan
@@ -44,7 +44,7 @@ class Arm:
     def key(self) -> ArmKey:
         """Leading keys of its lines in `results.jsonl`."""
         weights = self.strategy.weights
-        init = weights if weights in (locate.IMAGENET, locate.RANDOM) else Path(weights).name
+        init = weights if weights in (locate.IMAGENET, locate.RANDOM) else Path(redact(weights)).name
         return ArmKey(self.name, self.seed, init, self.strategy.encoder.name)
 
     def folder(self, workdir: Path) -> Path:

@@ -1,7 +1,8 @@
 """No image and no patient on both sides: what an encoder has seen in adaptation is not what it is scored on.
 
-Sets of a study are compared by file, by content (bytes, and decoded pixels), by look (thumbnails) and by patient, whatever
-folder or table they come from. `data.leaks` says what is done with what is found: see `resolve`.
+Sets of a study are compared by file, by content (bytes, and decoded pixels), by look (thumbnails) and by
+patient, whatever folder or table they come from. `data.leaks` says what is done with what is found: see
+`resolve`.
 """
 
 import csv
@@ -28,8 +29,7 @@ from dapt_jax.study.tasks import Task
 ERROR, DROP_TRAIN, DROP_EVAL, MARK = POLICIES = ("error", "drop_train", "drop_eval", "mark")
 DISTINCT = "distinct"
 CORRELATION = 0.99
-"""Least correlation of the thumbnails of one picture in two sets: no two of the sets that docs/data_sets.md names as checked
-have pictures so alike, and copies in another format, size, brightness or depth do."""
+"""Least correlation of one picture's thumbnails in two sets; docs/data_sets.md says what was measured."""
 _FILE, _CONTENT, _LOOK, _PATIENT = ("file", "content", "look", "patient")
 _COLUMNS = ("kind", "set_a", "image_a", "set_b", "image_b", "patient", "decision")
 _SPLIT_ORDER = ("development", "test", "external")
@@ -64,7 +64,8 @@ class Outcome:
         tasks: As they were, without what was dropped.
         corpora: As they were, without what was dropped.
         notes: What was found and done, a line each.
-        marks: For each task, the splits whose scores are of images or patients that were seen, and how many: for the report.
+        marks: For each task, the splits whose scores are of images or patients that were seen, and how many:
+            for the report.
     """
 
     tasks: tuple[Task, ...]
@@ -79,13 +80,15 @@ def resolve(tasks: Sequence[Task], corpora: Mapping[str, Dataset], policy: str =
     Args:
         tasks: Of a study.
         corpora: By name; that without a name is the study's own.
-        policy: "error" refuses; "drop_train" drops images from the set that is nearer to training (a corpus, then
-            development, test, external), "drop_eval" from the other; "mark" keeps them and marks every table; anything else
-            is the path of a CSV list, written with all that is found where there is none, in whose column `decision` each
-            row gets "drop_train", "drop_eval", "mark" or "distinct" (no leak).
+        policy: "error" refuses; "drop_train" drops images from the set that is nearer to training (a corpus,
+            then development, test, external), "drop_eval" from the other; "mark" keeps them and marks every
+            table; anything else is the path of a CSV list, written with all that is found where there is
+            none, in whose column `decision` each row gets "drop_train", "drop_eval", "mark" or "distinct"
+            (no leak).
 
     Raises:
-        UserError: Something was found and the policy does not say what to do with it; or nothing is left of a set.
+        UserError: Something was found and the policy does not say what to do with it; or nothing is left of
+            a set.
     """
     if policy not in POLICIES and not Path(policy).suffix:
         raise UserError(f"data.leaks is {policy!r}; {nearest(policy, POLICIES)}, or the path of a list.csv")
@@ -146,7 +149,8 @@ def between(a: Dataset, b: Dataset, name_a: str, name_b: str) -> list[Leak]:
 
 
 def patients(dataset: Dataset) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return the name and the images of every named patient, by a key in which spellings of one name are alike.
+    """Return the name and the images of every named patient, by a key in which spellings of one name are
+    alike.
 
     Names are those of the set's groups and, of DICOM files, of their PatientID.
     """
@@ -171,7 +175,7 @@ def _matches(keys_a: Iterable[object], keys_b: Iterable[object]) -> Iterable[tup
 
 
 def _files(dataset: Dataset) -> list[object]:
-    """One name for each file and picture in it, whichever way it is referred to; made-up names of images in memory stay."""
+    """One name for each file and picture in it, however it is referred to; images in memory keep theirs."""
     sources = [dataset.images.source(row) for row in range(len(dataset))]
     return [
         (true_path(file_of(source)), *_place(source)) if source else name

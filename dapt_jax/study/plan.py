@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dapt_jax.cost import hardware
+from dapt_jax.formatting import number
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.report.tables import number
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study import checkpoint_scores, halving, segmentation
 from dapt_jax.study.arms import Arm, Study

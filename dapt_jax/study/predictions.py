@@ -1,15 +1,11 @@
-"""What heads said of every image, kept for what a report can only tell from single predictions.
-
-`WORKDIR/predictions/STRATEGY-seedN/TASK-SPLIT.npz` holds `label`, `group` (the patient), `image` and, for each protocol,
-`probability/PROTOCOL`.
-"""
+"""Predictions of an arm's heads, image by image: see `records.predictions` for the files."""
 
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from dapt_jax.report.predictions import FOLDER
+from dapt_jax.records import predictions
 from dapt_jax.study.tasks import Task
 
 FoldPredictions = list[tuple[Float[np.ndarray, "k classes"], np.ndarray]]
@@ -51,12 +47,6 @@ class Predictions:
             if not by_protocol:
                 continue
             dataset = self._task.datasets[split]
-            folder = workdir / FOLDER / f"{name}-seed{seed}"
-            folder.mkdir(parents=True, exist_ok=True)
-            arrays = {
-                "label": dataset.truth,
-                "group": np.asarray(dataset.groups, str),
-                "image": np.asarray([Path(name).name for name in dataset.images.names]),
-                **{f"probability/{each}": values.astype(np.float32) for each, values in by_protocol.items()},
-            }
-            np.savez_compressed(folder / f"{self._task.name}-{split}.npz", **arrays)  # type: ignore[arg-type]
+            images = np.asarray([Path(each).name for each in dataset.images.names])
+            path = predictions.path_of(workdir, name, seed, self._task.name, split)
+            predictions.write(path, dataset.truth, dataset.groups, images, by_protocol)

@@ -32,7 +32,7 @@ def prepare(settings: StudySettings) -> Study:
     Raises:
         UserError: Something in the settings, the data or the weights cannot work.
     """
-    encoder = locate.fitted(settings.weights, settings.model.encoder())
+    encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
     resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
     sharding.make_mesh(fsdp=settings.runtime.fsdp)
     with _about("adapt."):
@@ -181,7 +181,9 @@ def _check_folds(settings: StudySettings, task: Task) -> None:
         try:
             folds = [task.folds(settings.transfer.folds, seed) for seed in settings.seeds]
         except UserError as error:
-            raise UserError(f"{error}; expected fewer folds (transfer.folds) or more patients") from error
+            pairs = near_duplicates.merged(task.development).pairs
+            merged = f", or merge_look_alikes=False: {len(pairs)} pairs of look-alikes were merged" if pairs else ""
+            raise UserError(f"{error}; expected fewer folds (transfer.folds) or more patients{merged}") from error
     lacking: dict[str, list[int]] = {}
     for seed, splits in zip(settings.seeds, folds, strict=True):
         for line in findings.of_folds(task.development, splits):

@@ -222,7 +222,13 @@ class Scorer:
         self.flops += self.plan.each[number]
         values = {name: outcome.value if math.isfinite(outcome.value) else None for name, outcome in found.items()}
         reasons = {name: outcome.reason for name, outcome in found.items() if outcome.reason}
-        point: dict[str, Any] = {"epoch": epoch, "share": self.plan.epochs[epoch], "scores": values}
+        directions = {name: registry.entry(name).higher_is_better for name in values}
+        point: dict[str, Any] = {
+            "epoch": epoch,
+            "share": self.plan.epochs[epoch],
+            "scores": values,
+            "higher_is_better": directions,  # so that a report needs no code of the scores
+        }
         self.points.append({**point, **({"reasons": reasons} if reasons else {})})
         if self.settings.select or self.settings.keep:
             export.write(self.file(epoch), jax.device_get(params), jax.device_get(batch_stats))

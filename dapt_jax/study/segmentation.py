@@ -20,13 +20,13 @@ from dapt_jax.metrics import Score
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.parameters import BatchNormMode
-from dapt_jax.records.overlays import Overlays
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FROZEN
 from dapt_jax.study import adapt
 from dapt_jax.study.arms import Arm, Study
+from dapt_jax.study.overlays import Overlays
 from dapt_jax.study.runs import RunTag, TrainData, make_run, segmentation_loss
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import windows

@@ -217,7 +217,7 @@ def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
 def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     spec = settings.custom_strategies[name]
     weights = spec.weights or settings.weights
-    encoder = locate.fitted(weights, encoder)
+    encoder = locate.fitted(weights, encoder, settings.model.preprocess)
     if spec.like:
         if spec.like not in STRATEGIES:
             raise UserError(f"custom_strategies.{name}: like={spec.like!r}; {nearest(spec.like, STRATEGIES)}")

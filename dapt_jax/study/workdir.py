@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from dapt_jax.errors import UserError
+from dapt_jax.errors import UserError, redact
 from dapt_jax.records.study_records import Records
 from dapt_jax.runtime import atomic_files
 from dapt_jax.settings import from_json, to_dict
@@ -26,7 +27,7 @@ def check_workdir(study: Study, workdir: Path) -> None:
     elif any((workdir / name).exists() for name in ("results.jsonl", "ledger.jsonl", "checkpoints")):
         raise UserError(f"{workdir} holds results but no config.json; expected an empty or a new --workdir")
     try:
-        values = {**to_dict(study.settings), "images": fingerprints}
+        values = {**_without_secrets(to_dict(study.settings)), "images": fingerprints}
         atomic_files.write_text(path, json.dumps(values, indent=1, sort_keys=False) + "\n")
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written to ({error.strerror}); expected another --workdir") from error
@@ -40,10 +41,19 @@ def _check_same(study: Study, fingerprints: dict[str, str], workdir: Path) -> No
         there = from_json(values)
     except UserError as error:
         raise UserError(f"{workdir / 'config.json'}: {error}; {expected}") from error
-    for name, now, before in differences(study.settings, there):
+    for name, now, before in differences(from_json(_without_secrets(to_dict(study.settings))), there):
         difference = f"{name} was {before!r} there and is {now!r} now"
         raise UserError(f"{workdir} holds the study of another config: {difference}; {expected}")
     for name in sorted({*fingerprints, *images}):
         if fingerprints.get(name) != images.get(name):
             difference = f"the images or labels of {name} are others now"
             raise UserError(f"{workdir} holds the study of another config: {difference}; {expected}")
+
+
+def _without_secrets(value: Any) -> Any:
+    """Return settings as `config.json` holds them: plain JSON, addresses without their secrets, which identify no study."""
+    if isinstance(value, dict):
+        return {str(key): _without_secrets(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_without_secrets(each) for each in value]
+    return redact(value) if isinstance(value, str) else value

@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from dapt_jax.errors import UserError
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram, State
@@ -54,17 +55,18 @@ class Checkpoints:
     devices or processes has saved another goes on from, and nobody else needs to reach the folder.
     """
 
-    def __init__(self, folder: Path, keep: Sequence[int] = (), say: Callable[[str], None] = print):
+    def __init__(self, folder: Path, keep: Sequence[int] = (), say: Callable[[str], None] = print, source: str = ""):
         """Opens a folder, which need not exist.
 
         Args:
             folder: of the run.
             keep: steps whose checkpoints stay beside the two newest.
             say: takes a line for the user.
+            source: Fingerprint of the weights that the run starts from; checkpoints of a run from others are refused.
         """
         # What orbax logs as an error it raises too.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._folder, self._keep, self._say = folder.resolve(), tuple(keep), say
+        self._folder, self._keep, self._say, self._source = folder.resolve(), tuple(keep), say, source
         self._torn: list[int] = []
         self._writes = processes.is_primary()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +99,8 @@ class Checkpoints:
         self._torn = []
         if step in self._manager.all_steps():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(meta))
+        about = {**meta, "source": self._source}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(about))
         with self._tolerant():
             self._manager.save(step, args=items)
 
@@ -112,6 +115,9 @@ class Checkpoints:
 
         Returns:
             Step, the saved part of the state, and `meta`.
+
+        Raises:
+            UserError: it is of a run from other source weights.
         """
         return processes.broadcast_from_primary(lambda: self._restore(layout, most))
 
@@ -134,6 +140,11 @@ class Checkpoints:
                 )
                 self._torn.append(step)
                 continue
+            if (source := meta.pop("source", self._source)) != self._source:
+                raise UserError(
+                    f"{self._folder}: this run was begun from other source weights (fingerprint {source[:16]} there, "
+                    f"{self._source[:16]} now); expected the same file as then, or another --workdir"
+                )
             return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta
         return None
 

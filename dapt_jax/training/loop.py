@@ -5,12 +5,14 @@ from typing import Any
 import jax
 
 from dapt_jax.errors import UserError
-from dapt_jax.runtime import sharding
+from dapt_jax.runtime import processes, sharding
 from dapt_jax.training import checkpoint, freezing, recovery
 from dapt_jax.training.freezing import Tree
 from dapt_jax.training.phase import PhaseLoop
 from dapt_jax.training.run import Run, RunContext
 from dapt_jax.training.steps import State, evaluation_params
+from dapt_jax.weights import identity
+from dapt_jax.weights.paths import flatten
 
 
 def train(run: Run, params: Tree, batch_stats: Tree, context: RunContext) -> tuple[Tree, Tree]:
@@ -27,7 +29,7 @@ def train(run: Run, params: Tree, batch_stats: Tree, context: RunContext) -> tup
         ended the run, if it did.
 
     Raises:
-        UserError: the loss is no longer a number.
+        UserError: the loss is no longer a number; or the checkpoints are of a run from other source weights.
         Stopped: the study was told to end; what was done is saved.
     """
     params, batch_stats = jax.device_get(
@@ -35,7 +37,8 @@ def train(run: Run, params: Tree, batch_stats: Tree, context: RunContext) -> tup
     )  # a step gives its buffers away, and a second try needs them again
     starts = [run.timeline.first_step(number) for number in range(len(run.programs))]
     kept = starts if context.debug.nan == "rollback" else ()
-    saver = checkpoint.Checkpoints(context.folder, kept, context.reporter.say) if context.folder else None
+    source = _fingerprint(run, params, batch_stats)
+    saver = checkpoint.Checkpoints(context.folder, kept, context.reporter.say, source) if context.folder else None
     try:
         blank = context.hook.state() if context.hook else {}
         state, meta = _start(run, params, batch_stats, saver, context)
@@ -137,6 +140,18 @@ def _entered(
     if is_fresh and number:
         state = sharding.shard_state(run.programs[number].transition_from(state), context.mesh)
     return state, PhaseLoop(run, number, {} if is_fresh else meta, rolled, context, saver)
+
+
+def _fingerprint(run: Run, params: Tree, batch_stats: Tree) -> str:
+    """What identifies the weights that a run starts from: the same in all processes, or the run does not start."""
+    own = identity.fingerprint(flatten(params) | flatten(batch_stats))
+    with processes.barrier_or_raise():
+        if own != processes.broadcast_from_primary(lambda: own):
+            raise UserError(
+                f"{run.title}: process {jax.process_index()} has loaded other source weights than the first process has; "
+                "expected the same file in all"
+            )
+    return own
 
 
 def _start(

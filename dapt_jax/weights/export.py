@@ -16,7 +16,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.ops import choice
-from dapt_jax.weights import tables
+from dapt_jax.weights import normalisation, tables
 from dapt_jax.weights.paths import flatten
 
 SUFFIXES = (".safetensors", ".npz")
@@ -66,13 +66,14 @@ def libraries(model: str) -> tuple[Library, ...]:
     )
 
 
-def write(path: str | Path, params: Tree, batch_stats: Tree) -> None:
+def write(path: str | Path, params: Tree, batch_stats: Tree, encoder: Encoder | None = None) -> None:
     """Writes parameters and batch-norm statistics to one file under our own names.
 
     Args:
         path: where to; its suffix decides the format, `.safetensors` or `.npz`.
         params: nested dict of arrays.
         batch_stats: likewise; its leaves (`mean`, `var`) share no path with those of `params`.
+        encoder: Encoder that they are of; a `.safetensors` file remembers what it expects of an image.
 
     Raises:
         UserError: the suffix is neither of the two.
@@ -80,7 +81,13 @@ def write(path: str | Path, params: Tree, batch_stats: Tree) -> None:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: weights are written as {' or '.join(SUFFIXES)}")
-    _save(path, {key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(batch_stats)).items()})
+    arrays = {key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(batch_stats)).items()}
+    _save(path, arrays, _about(encoder) if encoder else None)
+
+
+def _about(encoder: Encoder) -> dict[str, str]:
+    """What a file remembers of the encoder whose weights it holds."""
+    return {"dapt_jax.model": encoder.name, **normalisation.to_metadata(encoder.preprocess)}
 
 
 def _save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:
@@ -123,7 +130,7 @@ def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Sche
 
 def write_named(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> None:
     """Writes an encoder as safetensors under the names of other files; see `named`."""
-    _save(path, named(encoder, params, batch_stats, scheme), {"format": "pt"})
+    _save(path, named(encoder, params, batch_stats, scheme), {"format": "pt", **_about(encoder)})
 
 
 def write_orbax(folder: Path, params: Tree, batch_stats: Tree) -> None:

@@ -11,10 +11,10 @@ are therefore computed from an encoder's own parameter paths and cannot miss one
 import importlib
 import pkgutil
 
-from dapt_jax.weights.tables.prefixes import LAYOUTS, prefix
+from dapt_jax.weights.tables.prefixes import LAYOUTS
 from dapt_jax.weights.tables.scheme import OWN, Entry, Scheme, table
 
-__all__ = ["LAYOUTS", "OWN", "SCHEMES", "Entry", "Scheme", "prefix", "schemes", "table"]
+__all__ = ["LAYOUTS", "OWN", "SCHEMES", "Entry", "Scheme", "schemes", "table"]
 
 SCHEMES: dict[str, tuple[Scheme, ...]] = {}
 """Schemes of other libraries by model."""

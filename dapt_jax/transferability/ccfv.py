@@ -1,4 +1,4 @@
-"""Scores of dense features for segmentation: class separability by pixel, and class consistency with feature variety."""
+"""CC-FV: class consistency with feature variety, for segmentation."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,65 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from dapt_jax.errors import UserError
-from dapt_jax.transferability.inputs import Moments, finite, in_double
-from dapt_jax.transferability.separation import gbc
+from dapt_jax.transferability.inputs import in_double, maps_with_masks
+from dapt_jax.transferability.registry import score
 
 
-def pixel_gbc(
-    features: Num[Any, "n h w d"],
-    masks: Int[Any, "n h w"],
-    *,
-    components: int = 64,
-    images: int = 150,
-    pixels: int = 1000,
-    seed: int = 0,
-) -> float:
-    """The Bhattacharyya coefficient between the classes of pixels, for segmentation, at most 0 (higher is better).
-
-    Of at most 150 images, 1,000 pixels each, as many of each class present as there are; 64 principal components; diagonal
-    covariance. Pandy et al., arXiv 2111.12780, section on segmentation.
-
-    Args:
-        features: a map for each image.
-        masks: class of each position of the map.
-        components: principal components that are kept.
-        images: at most, the first ones.
-        pixels: drawn from each image.
-        seed: of the draw.
-
-    Raises:
-        UserError: the masks do not fit the maps, or hold one class alone.
-    """
-    rows, labels = _balanced_pixels(features, masks, images=images, pixels=pixels, seed=seed)
-    found = Moments.of(rows, labels)
-    return gbc(found.projected(components), found.labels)
-
-
-def _balanced_pixels(
-    features: Any, masks: Any, *, images: int, pixels: int, seed: int
-) -> tuple[Float[np.ndarray, "m d"], Int[np.ndarray, " m"]]:
-    """Pixels of each image, drawn so that its classes have equal shares as far as they reach."""
-    maps, classes = _maps(features, masks)
-    rows, labels = [], []
-    for number in range(min(images, len(maps))):
-        rng = np.random.default_rng([seed, number])
-        flat, names = maps[number].reshape(-1, maps.shape[-1]), classes[number].ravel()
-        present = np.unique(names)
-        for name in present:
-            where = np.flatnonzero(names == name)
-            chosen = rng.permutation(where)[: max(1, pixels // len(present))]
-            rows.append(flat[chosen])
-            labels.append(names[chosen])
-    return np.concatenate(rows).astype(np.float64), np.concatenate(labels)
-
-
-def _maps(features: Any, masks: Any) -> tuple[Float[np.ndarray, "n h w d"], Int[np.ndarray, "n h w"]]:
-    maps, classes = finite(features, 4, "feature maps"), np.asarray(masks)
-    if classes.shape != maps.shape[:3]:
-        raise UserError(f"masks have shape {classes.shape}; expected that of the feature maps, {maps.shape[:3]}")
-    return maps, classes
-
-
+@score("ccfv", needs="masks", higher_is_better=True, title="CC-FV")
 @in_double
 def ccfv(
     levels: Sequence[Num[Any, "n h w d"]],
@@ -77,7 +23,7 @@ def ccfv(
     samples: Sequence[int] = (100, 200, 400),
     seed: int = 0,
 ) -> float:
-    """Class consistency with feature variety, for segmentation (higher is better).
+    """Return the class consistency with feature variety, for segmentation (higher is better).
 
     Sum over decoder levels of ln(V / W). W, class consistency: the mean over foreground classes and pairs of images of the
     2-Wasserstein distance between Gaussians fitted to a class's features in either image,
@@ -87,17 +33,17 @@ def ccfv(
     2023. The authors' code adds each class's running total to itself; here W is the mean.
 
     Args:
-        levels: feature maps of the decoder, coarse to fine.
-        masks: class of each position at each level, 0 for background.
-        samples: positions drawn of each class, by level; the last number stands for the levels beyond.
-        seed: of the draw.
+        levels: Feature maps of the decoder, coarse to fine.
+        masks: Class of each position at each level, 0 for background.
+        samples: Number of positions drawn of each class, by level; the last number stands for the levels beyond.
+        seed: Seed of the draw.
 
     Raises:
-        UserError: masks that do not fit, or no class that two images share.
+        UserError: Masks that do not fit, or no class that two images share.
     """
     total = 0.0
     for number, (features, classes) in enumerate(zip(levels, masks, strict=True)):
-        maps, names = _maps(features, classes)
+        maps, names = maps_with_masks(features, classes)
         most = samples[min(number, len(samples) - 1)]
         drawn = [
             _drawn(maps[image], names[image], most, np.random.default_rng([seed, image])) for image in range(len(maps))
