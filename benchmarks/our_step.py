@@ -9,24 +9,25 @@ import jax
 import numpy as np
 
 from dapt_jax.data.augment import Augment
+from dapt_jax.data.mix import Mix
 from dapt_jax.losses.cross_entropy import CrossEntropy
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
-from dapt_jax.training import accounting
-from dapt_jax.training import steps as training
+from dapt_jax.training import accounting, steps
 from dapt_jax.training.evaluate import forward_fn
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
+from dapt_jax.training.steps import PhaseProgram
 from dapt_jax.weights import tables
 
 CLASSES = 3
-FULL, LAST, FORWARD = STRATEGIES = ("full", "last block", "forward")
+FULL, LAST, FORWARD = STLRGIES = ("full", "last block", "forward")
 TORCH = ("torchvision", "timm")
 """Schemes of `weights.tables` whose names the PyTorch side's networks have."""
 HEAD_STEPS = 64
 """Steps of a head on pooled features that run as one program."""
 DRAW: dict[str, Any] = {"seed": np.uint32(0), "view": np.int32(0)}
-RATE = np.float32(1e-4)
+LR = np.float32(1e-4)
 
 
 def trained_by(model: str, strategy: str) -> tuple[str, ...]:
@@ -36,20 +37,29 @@ def trained_by(model: str, strategy: str) -> tuple[str, ...]:
     return {FULL: ("*",), LAST: (*groups[last:], HEAD), FORWARD: (HEAD,)}[strategy]
 
 
-def program(model: str, trained: tuple[str, ...], dtype: str = "float32") -> training.PhaseProgram:
+def program(model: str, trained: tuple[str, ...], dtype: str = "float32") -> PhaseProgram:
     """The program of one phase: Adam, frozen batch norm, no augmentation."""
     network = Classifier(registry.build(model), CLASSES, dtype)
     phase = Phase("phase", 1, trained, 1e-4)
-    return training.programs(network, (phase,), Optimizer(), CrossEntropy(CLASSES), Augment(), 0, 1)[0]
+    return steps.programs(
+        network,
+        (phase,),
+        optimizer=Optimizer(),
+        loss=CrossEntropy(CLASSES),
+        augment=Augment(),
+        mix=Mix(),
+        seed=0,
+        steps_per_epoch=1,
+    )[0]
 
 
-def torch_names(made: training.PhaseProgram) -> dict[str, str]:
+def torch_names(made: PhaseProgram) -> dict[str, str]:
     """What torchvision or timm calls each parameter and statistic of a model."""
     scheme = next(each for each in tables.schemes(made.model.encoder.name) if each.name in TORCH)
     return {path: entry.key for path, entry in tables.table(scheme, made.model).items()}
 
 
-def model_flops(made: training.PhaseProgram, strategy: str, size: int) -> int:
+def model_flops(made: PhaseProgram, strategy: str, size: int) -> int:
     """Model FLOPs of one image in a step of a strategy, its prefix not cached."""
     if strategy == FORWARD:
         model = made.model
@@ -61,7 +71,7 @@ def model_flops(made: training.PhaseProgram, strategy: str, size: int) -> int:
 class Step:
     """One compiled step, with a batch of random images."""
 
-    def __init__(self, made: training.PhaseProgram, size: int, batch: int, kind: str = "whole"):
+    def __init__(self, made: PhaseProgram, size: int, batch: int, kind: str = "whole"):
         """Compiles the step and runs it once.
 
         Args:
@@ -87,25 +97,25 @@ class Step:
             self._run = lambda state: _pair(step(state, *arguments))
         self()
 
-    def _cached(self, made: training.PhaseProgram, size: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
+    def _cached(self, made: PhaseProgram, size: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
         shape = accounting.boundary_shape(made.model, made.mask.boundary, size)
         rows = 4 * batch
         x = np.random.default_rng(0).standard_normal((1, rows, *shape.shape), np.float32).astype(shape.dtype)
         cache = jax.device_put({"x": x, "label": np.arange(rows, dtype=np.int32) % CLASSES})
         index, weight = np.arange(batch, dtype=np.int32), np.ones(batch, np.float32)
         if not all(path.startswith(f"{HEAD}/") for path in made.mask.trainable):
-            return made.cached_step, (cache, {"index": index, "weight": weight}, DRAW, RATE)
+            return made.cached_step, (cache, {"index": index, "weight": weight}, DRAW, LR)
         self._steps = HEAD_STEPS
         work = {
             "epochs": np.int32(1),
             "first": np.int32(0),
             "seed": np.uint32(0),
             "view": np.zeros(1, np.int32),
-            "rate": np.full((1, HEAD_STEPS), RATE),
+            "lr": np.full((1, HEAD_STEPS), LR),
             "index": np.tile(index, (1, HEAD_STEPS, 1)),
             "weight": np.tile(weight, (1, HEAD_STEPS, 1)),
         }
-        return made.cached_epochs, (cache | {"watched": cache["x"][0, :1]}, work)
+        return made.cached_epochs, (cache | {"validation": cache["x"][0, :1]}, work)
 
     def __call__(self) -> None:
         """Runs the step to its end."""
@@ -131,7 +141,7 @@ def _images(batch: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (batch, size, size, 3)).astype(np.uint8)
 
 
-def _whole(made: training.PhaseProgram, size: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
+def _whole(made: PhaseProgram, size: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
     index = np.arange(batch, dtype=np.int32)
     data = {
         "image": _images(batch, size),
@@ -139,4 +149,4 @@ def _whole(made: training.PhaseProgram, size: int, batch: int) -> tuple[Any, tup
         "weight": np.ones(batch, np.float32),
         "index": index,
     }
-    return made.train_step, (data, DRAW, RATE)
+    return made.train_step, (data, DRAW, LR)

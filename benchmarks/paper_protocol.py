@@ -135,17 +135,13 @@ def _write_for_torch(folder: Path, arm: str, run: Any, params: Any, batch_stats:
 
 def _our_side(options: common.Row) -> None:
     """Serves arms run by dapt_jax's own loop."""
-    from dapt_jax.cost import hardware
     from dapt_jax.data.dataset import Dataset
     from dapt_jax.data.decode import ImageStore
     from dapt_jax.main import set_up_jax
-    from dapt_jax.monitoring.progress import Reporter
-    from dapt_jax.records.ledger import Ledger
-    from dapt_jax.runtime import sharding
     from dapt_jax.training import loop
     from dapt_jax.training.cache.store import ActivationCache
+    from dapt_jax.training.context import RunContext
     from dapt_jax.training.evaluate import forward_fn
-    from dapt_jax.training.run import RunContext
     from dapt_jax.weights import locate
 
     set_up_jax()
@@ -159,17 +155,12 @@ def _our_side(options: common.Row) -> None:
         run = make_run(options, arm, dataset, cache)
         model = run.programs[0].model
         params, batch_stats, _ = locate.load(str(folder / f"{arm}.npz"), model, seed=0)
-        ledger = folder / f"{arm}-{cache}.jsonl"
-        ledger.unlink(missing_ok=True)
-        context = RunContext(
-            folder=None, every_s=1e9, ledger=Ledger(ledger), store=ActivationCache(4 << 30), hardware=hardware.describe(),
-            mesh=sharding.make_mesh(), reporter=Reporter(1, quiet=True),
-        )  # fmt: skip
+        context = RunContext(cache=ActivationCache(4 << 30))
         start = time.perf_counter()
-        params, batch_stats = loop.train(run, params, batch_stats, context)
+        trained = loop.train(run, params, batch_stats, context)
         wall = time.perf_counter() - start
-        rows = Ledger(ledger).rows()
-        logits = forward_fn(model, None)(params, batch_stats, corpus["held_out"])
+        rows = trained.costs
+        logits = forward_fn(model, None)(trained.params, trained.batch_stats, corpus["held_out"])
         return {
             "wall_s": wall,
             "compile_s": sum(row.compile_s for row in rows),

@@ -8,6 +8,7 @@ are there and training begins, `step` until the first step has ended: placing, t
 program, and the step itself.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -33,10 +34,12 @@ def _child(arguments: list[str]) -> None:
 
     from dapt_jax import main
     from dapt_jax.monitoring.progress import Reporter
-    from dapt_jax.training import loop, step_runners
+    from dapt_jax.study import study
+    from dapt_jax.training import loop
 
     mark("imports")
-    train, step_runners.SYNC_EVERY_S = loop.train, 0.0
+    train = loop.train
+    study.RunContext = functools.partial(study.RunContext, sync_every_s=0.0)  # type: ignore[misc]
 
     def marked(*given: Any) -> Any:
         mark("reading")

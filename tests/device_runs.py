@@ -10,8 +10,6 @@ import dataclasses
 import json
 import os
 import sys
-import tempfile
-from pathlib import Path
 
 RUNS = (
     "head-cached",
@@ -55,31 +53,22 @@ def runs(name):
     return tiny.make_run(
         phases, encoder=tiny.encoder(), data=data, cache="on" if "cached" in name else "off",
         augment=Augment("dihedral", 0.1), optimizer=Optimizer(clip=1.0, ema=0.9, eps=1e-4),
-        parts=2 if name == "accumulated" else 1, norm_groups=8 if name == "ghost" else 1, batch_size=16 if is_twice else 8,
+        grad_accum_steps=2 if name == "accumulated" else 1, batch_norm_groups=8 if name == "ghost" else 1,
+        batch_size=16 if is_twice else 8,
     )  # fmt: skip
 
 
 def train(name, mesh, fsdp):
     from dapt_jax.aot import collectives
     from dapt_jax.aot.hlo import Program
-    from dapt_jax.cost import hardware
-    from dapt_jax.monitoring.progress import Reporter
-    from dapt_jax.records.ledger import Ledger
     from dapt_jax.runtime import sharding
     from dapt_jax.training import loop
-    from dapt_jax.training.cache.store import ActivationCache
-    from dapt_jax.training.run import RunContext
+    from dapt_jax.training.context import RunContext
 
-    run = runs(name)
-    params, batch_stats = run.programs[0].model.init(1)
-    with tempfile.TemporaryDirectory() as folder:
-        context = RunContext(
-            folder=None, every_s=1e9, ledger=Ledger(Path(folder) / "ledger.jsonl"),
-            store=ActivationCache(1 << 28, mesh=mesh), mesh=mesh,
-            hardware=hardware.describe(), reporter=Reporter(1, quiet=True),
-        )  # fmt: skip
-        trained, batch_stats = loop.train(run, params, batch_stats, context)
-        rows = context.ledger.rows()
+    run, context = runs(name), RunContext(mesh=mesh)
+    params, batch_stats = run.model.init(1)
+    trained = loop.train(run, params, batch_stats, context)
+    rows = trained.costs
     sent = [
         collectives.totals(collectives.of_program(Program.parse(each.as_text())))
         for each in context.executables.values()
@@ -88,7 +77,7 @@ def train(name, mesh, fsdp):
     import numpy as np
 
     watched = {key: [point[key] for row in rows for point in row.curve] for key in ("loss", "val_loss")}
-    total = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves((trained, batch_stats))]
+    total = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves((trained.params, trained.batch_stats))]
     spread = sharding.state_shardings(jax.eval_shape(lambda: params), mesh)
     split = sum(not each.is_fully_replicated for each in jax.tree.leaves(spread))
     return {

@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A checkpoint and a word of every step, with time to act on it: what a kill finds does not depend on the machine's pace.
 CODE = """\
-import sys, time
+import functools, sys, time
 from dapt_jax.monitoring import heartbeat
 from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.runtime import storage
-from dapt_jax.training import step_runners
-step_runners.SYNC_EVERY_S, heartbeat.BEAT_S, storage.PUSH_S, advance = 0.0, 0.05, 0.05, Reporter.advance
+from dapt_jax.study import study
+study.RunContext = functools.partial(study.RunContext, sync_every_s=0.0)
+heartbeat.BEAT_S, storage.PUSH_S, advance = 0.05, 0.05, Reporter.advance
 Reporter.advance = lambda self, *told: (advance(self, *told), time.sleep(PAUSE))
 from dapt_jax.main import main
 sys.exit(main(sys.argv))

@@ -16,17 +16,14 @@ from hypothesis import strategies as st
 
 from dapt_jax.aot import compile, report, topology
 from dapt_jax.aot.compile import Compiled, Memory
-from dapt_jax.cost import hardware
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
-from dapt_jax.monitoring.progress import Reporter
-from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime import sharding
 from dapt_jax.training import loop
 from dapt_jax.training.cache.disk import DiskCache
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.cache.store import ActivationCache
-from dapt_jax.training.run import RunContext
+from dapt_jax.training.context import RunContext
 from tests import tiny
 from tests.command import ROOT
 
@@ -59,17 +56,7 @@ def test_a_phase_is_compiled_as_a_run_compiles_it(function, tmp_path):
             return super().compiled(key, function, *arguments)
 
     files = DiskCache(tmp_path / "cache", 1 << 28, print)
-    context = Watched(
-        folder=None,
-        every_s=1e9,
-        ledger=Ledger(tmp_path / "ledger.jsonl"),
-        store=ActivationCache(1 << 28, files),
-        mesh=sharding.make_mesh(),
-        hardware=hardware.describe(),
-        reporter=Reporter(1, quiet=True),
-    )
-    params, batch_stats = run.programs[0].model.init(0)
-    loop.train(run, params, batch_stats, context)
+    loop.train(run, *run.model.init(0), Watched(cache=ActivationCache(1 << 28, files)))
     with_shapes = compile.abstract_arguments(run, 0, sharding.make_mesh())
     assert called == [(function, shapes_of(with_shapes))]
     assert compile.phase_function(run, 0).__name__ == function
@@ -100,7 +87,7 @@ def test_whether_a_prefix_is_kept_on_disk_is_decided_for_a_tpu():
     assert not compile.for_tpus(own, 8).cache_decision(own.programs[0]).cached
     assert "less than 10000" in compile.for_tpus(own, 8).cache_decision(own.programs[0]).reason
     told = dataclasses.replace(run, caching=Caching("auto", memory_bytes=0, flops_per_byte=1e-9))
-    assert compile.for_tpus(told, 8).cache_decision(told.programs[0]).place == "disk"
+    assert compile.for_tpus(told, 8).cache_decision(told.programs[0]).tier == "disk"
 
 
 @pytest.mark.parametrize(

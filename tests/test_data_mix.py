@@ -109,7 +109,7 @@ def test_the_loss_of_a_mixed_batch_is_that_of_both_labels_each_with_its_own_weig
 
 def test_activations_that_are_kept_are_never_mixed():
     late = Phase("late", 2, ("head",), 1e-2)
-    assert run_of((late,), cache="auto").cache_decision(run_of((late,)).programs[0]).place == ""
+    assert run_of((late,), cache="auto").cache_decision(run_of((late,)).programs[0]).tier == ""
     on = run_of((late,), cache="on")
     with pytest.raises(UserError, match="images are mixed anew in each step"):
         on.cache_decision(on.programs[0])

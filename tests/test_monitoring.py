@@ -140,11 +140,10 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
 
 
 def test_every_epoch_of_a_run_is_in_the_metrics_with_its_speed(tmp_path):
-    used = context(tmp_path)
-    used.heartbeat = Heartbeat(tmp_path, [writers.Jsonl(tmp_path / writers.METRICS)])
+    heartbeat = Heartbeat(tmp_path, [writers.Jsonl(tmp_path / writers.METRICS)])
+    used = context(tmp_path, heartbeat=heartbeat)
     made = tiny.make_run([tiny.HEAD, tiny.PARTIAL], encoder=ENCODER, data=DATA, cache="auto")
-    params, stats = made.programs[0].model.init(1)
-    loop.train(made, params, stats, used)
+    loop.train(made, *made.model.init(1), used)
     used.heartbeat.close("done")
     found = rows(tmp_path / writers.METRICS)
     curves = [(row.phase, point) for row in used.ledger.rows() for point in row.curve]
@@ -258,21 +257,16 @@ def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, monkeypatc
         writers.open_writers(tmp_path, "wbc", **{extra: value})
 
 
-def test_a_trace_of_some_steps_is_left_where_it_was_asked_for(tmp_path, monkeypatch):
-    taken = []
-    start, stop = Profiler.before, Profiler.close
-    used = context(None)
-    used.profiler = Profiler(tmp_path / "profile", step=3, steps=2)
+def test_a_trace_of_some_steps_is_left_where_it_was_asked_for(tmp_path):
+    traced = []
 
-    def before(self, step, state):
-        was = self._until
-        start(self, step, state)
-        taken.append((step, was, self._until))
+    class Noted(Profiler):
+        def before(self, step, state):
+            super().before(step, state)
+            traced.extend([step] if self._until else [])
 
-    monkeypatch.setattr(Profiler, "before", before)
+    used = context(profiler=Noted(tmp_path / "profile", step=3, steps=2))
     made = tiny.make_run([tiny.PARTIAL], encoder=ENCODER, data=DATA)
-    params, stats = made.programs[0].model.init(1)
-    loop.train(made, params, stats, used)
-    assert [step for step, _, until in taken if until] == [3, 4]
-    assert stop is Profiler.close
+    loop.train(made, *made.model.init(1), used)
+    assert traced == [3, 4]
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 
 from dapt_jax import ops
-from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.losses.cross_entropy import CrossEntropy
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.settings import StudySettings
-from dapt_jax.training import accounting, freezing, steps
-from dapt_jax.training.optim import Optimizer
+from dapt_jax.training import accounting, freezing
 from tests import device_runs, tiny
 from tests.device_runs import RUNS
 from tests.studies import ROOT, free_port
@@ -170,7 +168,7 @@ def test_a_plan_knows_what_one_device_needs_and_what_fits():
     (program,) = run.programs
     whole = accounting.peak_bytes(program, 16, 8)
     assert accounting.peak_bytes(program, 16, 1) < whole < accounting.peak_bytes(program, 16, 64)
-    cut = accounting.peak_bytes(dataclasses.replace(program, parts=4), 16, 8)
+    cut = accounting.peak_bytes(dataclasses.replace(program, grad_accum_steps=4), 16, 8)
     assert accounting.peak_bytes(program, 16, 2) < cut < whole
     for batch in (1, 7, 200):
         most = accounting.peak_bytes(program, 16, batch)
@@ -181,7 +179,7 @@ def test_a_plan_knows_what_one_device_needs_and_what_fits():
 def test_a_spread_state_takes_its_share_of_each_device():
     """Of ResNet-50 with Adam, all but what is small: parameters, gradients and two moments, an eighth of each."""
     model = Classifier(registry.build("resnet50"), 2)
-    (program,) = steps.programs(model, (tiny.FULL,), Optimizer(), CrossEntropy(2), Augment(), 0, 10)
+    (program,) = TrainingRun(model, (tiny.FULL,), TrainData(tiny.dataset(), [0]), CrossEntropy(2)).programs
     once, spread = (accounting.peak_bytes(program, 64, 1, fsdp) for fsdp in (1, 8))
     state = 4 * 4 * freezing.count(model.abstract()[0])
     assert once - spread == pytest.approx(state * 7 / 8, rel=0.01)

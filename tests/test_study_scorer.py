@@ -6,18 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from dapt_jax.cost import hardware
 from dapt_jax.errors import UserError
-from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.records.ledger import Ledger
-from dapt_jax.runtime import sharding
 from dapt_jax.settings import StudySettings, default, resolve
 from dapt_jax.study import scorer as scoring
 from dapt_jax.study.scorer import Plan, Scorer
 from dapt_jax.training import loop
-from dapt_jax.training.cache.store import ActivationCache
+from dapt_jax.training.context import RunContext
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import RunContext
 from dapt_jax.transferability.registry import evaluate
 from dapt_jax.transferability.settings import SelectionSettings
 from tests import tiny
@@ -44,21 +40,22 @@ def make_run():
     return tiny.make_run(PHASES, encoder=ENCODER, data=DATA)
 
 
-def context(folder, every_s=1e9):
+def context(folder, **others):
     return RunContext(
-        folder=folder / "state", every_s=every_s, ledger=Ledger(folder / "ledger.jsonl"), store=ActivationCache(1 << 28),
-        mesh=sharding.make_mesh(), hardware=hardware.describe(), reporter=Reporter(1, quiet=True),
+        checkpoint_dir=folder / "state",
+        checkpoint_every_s=1e9,
+        ledger=Ledger(folder / "ledger.jsonl"),
         executables=EXECUTABLES,
-    )  # fmt: skip
+        **others,
+    )
 
 
 def train(folder, used, until=0):
     run = make_run()
-    own = context(folder)
-    hook = Scorer(used, run, TARGET, folder / "scored", own, until)
-    params, batch_stats = run.programs[0].model.init(1)
-    trained = loop.train(run, params, batch_stats, dataclasses.replace(own, hook=hook))
-    return hook, trained, {(row.stage, row.phase): row for row in own.ledger.rows()}
+    scorer = Scorer(used, run, TARGET, folder / "scored", context(folder), until)
+    trained = loop.train(run, *run.model.init(1), context(folder, callbacks=(scorer,)))
+    weights = trained.params, trained.batch_stats
+    return scorer, weights, {(row.stage, row.phase): row for row in Ledger(folder / "ledger.jsonl").rows()}
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +96,15 @@ def test_what_was_planned_is_what_the_ledger_holds(whole):
 
 def test_scoring_does_not_change_what_is_trained(whole, tmp_path):
     run = make_run()
-    params, batch_stats = run.programs[0].model.init(1)
-    alone = loop.train(run, params, batch_stats, context(tmp_path))
-    jax.tree.map(np.testing.assert_array_equal, alone, whole[1])
+    alone = loop.train(run, *run.model.init(1), context(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, (alone.params, alone.batch_stats), whole[1])
 
 
 def test_features_through_the_kept_prefix_are_those_of_the_whole_network(whole):
     hook, (params, batch_stats), _ = whole
-    model = hook.run.programs[0].model
+    model = hook.run.model
     for number in (1, 2):
-        hook._kept = None
+        hook._activations_of = None
         found = hook.material(number, params, batch_stats)
         want = jax.jit(model.features)(params, batch_stats, hook.sample.images.batch(np.arange(len(hook.sample))))
         np.testing.assert_allclose(found.features, want, rtol=2e-4, atol=1e-5)
@@ -147,7 +143,7 @@ def test_the_chosen_checkpoint_is_handed_over_not_the_last(stopped):
     index = [point["chosen"] for point in hook.points].index(True)
     assert index < len(hook.points) - 1
     phase = hook.run.timeline.position(hook.points[index]["epoch"] * hook.run.timeline.steps_per_epoch).phase
-    hook._kept = None
+    hook._activations_of = None
     again = evaluate(["robustness"], hook.material(phase, chosen, hook.chosen(params, batch_stats)[1]))["robustness"]
     assert again.value == pytest.approx(hook.points[index]["scores"]["robustness"], rel=1e-4)
 
@@ -173,7 +169,7 @@ def test_what_cannot_be_scored_is_a_reason_in_the_curve_and_training_goes_on(tmp
     one_class = dataclasses.replace(TARGET, labels=np.zeros_like(TARGET.labels))
     run, own = make_run(), context(tmp_path)
     hook = Scorer(settings(every=6), run, one_class, tmp_path / "scored", own)
-    params, batch_stats = run.programs[0].model.init(1)
+    params, batch_stats = run.model.init(1)
     assert not hook.after_epoch(2, 7, params, batch_stats, {})
     point = own.ledger.rows()[0].curve[0]
     assert point["scores"]["logme"] is None

@@ -21,10 +21,10 @@ from dapt_jax.study import adapt, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import Task
-from dapt_jax.training import steps, windows
-from dapt_jax.training.optim import Optimizer
+from dapt_jax.training import windows
+from dapt_jax.training.context import RunContext
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import RunContext
+from dapt_jax.training.run import TrainData, TrainingRun
 from dapt_jax.weights.paths import flatten
 from tests import command, tiny
 
@@ -210,7 +210,9 @@ def test_a_step_sees_the_masks_of_the_images_that_it_sees():
     """The loss of a step is that of the augmented images against masks that went the same way, worked out apart."""
     model, objective = Segmenter(tiny.encoder(), 3), DiceCrossEntropy(3)
     augment = Augment("dihedral", rotate=30.0)
-    (program,) = steps.programs(model, (Phase("all", 1, ("*",), 1e-3),), Optimizer(), objective, augment, 5, 1)
+    data = dataclasses.replace(tiny.dataset(), masks=np.zeros((40, 16, 16), np.uint8))
+    run = TrainingRun(model, (Phase("all", 1, ("*",), 1e-3),), TrainData(data, [0]), objective, augment=augment, seed=5)
+    (program,) = run.programs
     params, batch_stats = model.init(0)
     rng, rows = np.random.default_rng(0), jnp.arange(4)
     images, masks = jnp.asarray(rng.integers(0, 256, (4, 16, 16, 3)), jnp.uint8), masks_for(objective, 0, 16)
@@ -239,9 +241,8 @@ def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_
     task = Task("cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {})
     params, batch_stats = Segmenter(encoder, 1).init(7)
     adapted = adapt.Adapted(encoder, params, batch_stats, "adapted")
-    context = RunContext(None, 0.0, *[None] * 5, workdir=tmp_path)  # nothing of them is reached
     with pytest.raises(BegunError) as begun:
-        segmentation.transfer(study, arm, task, adapted, context)
+        segmentation.transfer(study, arm, task, adapted, RunContext(workdir=tmp_path))
     run, *started = begun.value.args
     model = run.programs[0].model
     fresh, drawn = model.init(3), flatten(model.init(7)[0])

@@ -16,10 +16,10 @@ from PIL import Image
 
 from dapt_jax.data import decode, stalls
 from dapt_jax.runtime import preemption
-from dapt_jax.training import checkpoint, loop, step_runners
+from dapt_jax.training import checkpoint, loop
 from tests import tiny
 from tests.studies import ROOT
-from tests.test_training_loop import DATA, ENCODER, context
+from tests.test_training_loop import DATA, ENCODER, SAVE_ALWAYS, context, leaves
 
 
 def part(step, n=1000):
@@ -35,7 +35,7 @@ def layout(n=1000):
 def saved(tmp_path):
     """Checkpoints of steps 1 to 3 of which two are kept, and what they say."""
     said = []
-    saver = checkpoint.Checkpoints(tmp_path / "state", say=said.append)
+    saver = checkpoint.CheckpointFolder(tmp_path / "state", say=said.append)
     for step in (1, 2, 3):
         saver.save(step, part(step), {"at": step})
     saver.wait()
@@ -83,12 +83,12 @@ def test_a_torn_checkpoint_is_skipped_with_a_line_and_replaced_when_training_com
 
 
 def test_checkpoints_of_later_steps_are_forgotten_and_the_kept_ones_stay(tmp_path):
-    saver = checkpoint.Checkpoints(tmp_path, keep=(1,))
+    saver = checkpoint.CheckpointFolder(tmp_path, keep=(1,))
     for step in (1, 2, 3, 4):
         saver.save(step, part(step), {})
     saver.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3", "4"]
-    assert saver.restore(layout(), most=3)[0] == 3
+    assert saver.restore(layout(), at_most=3)[0] == 3
     saver.forget_after(1)
     assert saver.restore(layout())[0] == 1
     saver.save(2, part(2), {})
@@ -103,7 +103,7 @@ from dapt_jax.training import checkpoint
 from tests.test_survive import layout, part
 
 folder, said = pathlib.Path(sys.argv[1]), []
-saver = checkpoint.Checkpoints(folder, say=said.append)
+saver = checkpoint.CheckpointFolder(folder, say=said.append)
 saver.save(1, part(1), {})
 saver.wait()
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -129,10 +129,8 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path):
 
 @pytest.mark.parametrize("lacking", ["room", "time"])  # a wall clock that is set forward looks to orbax like a time-out
 def test_a_run_whose_checkpoints_cannot_be_saved_ends_with_the_same_bits(tmp_path, monkeypatch, lacking):
-    monkeypatch.setattr(step_runners, "SYNC_EVERY_S", 0.0)
     run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA)
-    params, batch_stats = run.programs[0].model.init(1)
-    quiet = loop.train(run, params, batch_stats, context(tmp_path / "quiet"))
+    quiet = loop.train(run, *run.model.init(1), context(tmp_path / "quiet"))
 
     def full(self, step, **_):
         if lacking == "time":
@@ -140,8 +138,8 @@ def test_a_run_whose_checkpoints_cannot_be_saved_ends_with_the_same_bits(tmp_pat
         raise ValueError("write failed") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
-    crowded = loop.train(run, params, batch_stats, context(tmp_path / "full", every_s=0.0))
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(quiet), jax.tree.leaves(crowded), strict=True))
+    crowded = loop.train(run, *run.model.init(1), context(tmp_path / "full", **SAVE_ALWAYS))
+    assert all(np.array_equal(a, b) for a, b in zip(leaves(quiet), leaves(crowded), strict=True))
 
 
 def test_an_error_that_is_no_full_disk_is_not_swallowed(saved, monkeypatch):
@@ -191,11 +189,9 @@ def test_a_wall_clock_that_jumps_does_the_ledger_no_harm(tmp_path, monkeypatch, 
     jumps = iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: -1e6 * next(jumps) if direction == "back" else 1e9 * (-1) ** next(jumps))
     run = tiny.make_run([tiny.HEAD, tiny.PARTIAL], encoder=ENCODER, data=DATA, cache="auto")
-    params, batch_stats = run.programs[0].model.init(1)
     used, began = context(tmp_path if direction == "back" else None, every_s=0.0), time.monotonic()
-    loop.train(run, params, batch_stats, used)
+    rows = loop.train(run, *run.model.init(1), used).costs
     real = time.monotonic() - began
-    rows = used.ledger.rows()
     assert 0 < sum(row.wall_s for row in rows) <= real
     for row in rows:
         parts = {name: getattr(row, name) for name in vars(row) if name.endswith("_s") and name != "wall_s"}

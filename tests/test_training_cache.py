@@ -1,5 +1,6 @@
 """The cache of frozen prefixes: the same numbers from memory and from disk, rebuilt when damaged, done without when it must."""
 
+import copy
 import dataclasses
 import errno
 import json
@@ -9,19 +10,21 @@ import jax
 import numpy as np
 import pytest
 
+from dapt_jax.data import decode
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.monitoring.heartbeat import Heartbeat
 from dapt_jax.runtime import processes
 from dapt_jax.study import plan
 from dapt_jax.training import accounting
-from dapt_jax.training.cache import disk, policy, store
+from dapt_jax.training.cache import disk, policy
 from dapt_jax.training.cache.policy import Caching, choose_cache
 from dapt_jax.training.cache.store import ActivationCache, Prefix
 from dapt_jax.training.phases import Phase
 from tests import tiny
-from tests.test_training_loop import curve, train
+from tests.test_training_loop import KilledError, KillingLedger, counts, curve, train
 
 ENCODER, DATA = tiny.encoder(), tiny.dataset()
 VIEWS = Augment("dihedral", 0.1, 0.2, 0.2)
@@ -33,7 +36,7 @@ def run_of(caching=ON_DISK, phase=PARTIAL):
     return tiny.make_run([phase], encoder=ENCODER, data=DATA, augment=VIEWS, cache=caching)
 
 
-def store_in(folder, said=None, memory=0, disk=1 << 28, dtype=""):
+def cache_in(folder, said=None, memory=0, disk=1 << 28, dtype=""):
     return ActivationCache.open(memory, disk, folder, dtype, (said if said is not None else []).append)
 
 
@@ -64,10 +67,10 @@ def relative_difference(a, b):
 
 
 def test_a_run_from_disk_gives_the_numbers_of_the_uncached_one_and_a_second_start_reads_them(tmp_path, uncached):
-    trained, rows = train(run_of(), store=store_in(tmp_path))
+    trained, rows = train(run_of(), cache=cache_in(tmp_path))
     assert relative_difference(trained, uncached[0]) < 1e-5
     np.testing.assert_allclose(curve(rows), curve(uncached[1]), rtol=1e-5)
-    again, second = train(run_of(), store=store_in(tmp_path))
+    again, second = train(run_of(), cache=cache_in(tmp_path))
     assert same(trained, again)
     assert [rows[0].cached, second[0].cached] == ["filled", "reused"]
     assert second[0].model_flops + second[0].reused_flops == rows[0].model_flops
@@ -79,7 +82,7 @@ def test_two_hundred_steps_differ_by_less_than_a_hundred_thousandth_wherever_the
     found = {
         "off": train(run_of(Caching("off"), phase)),
         "memory": train(run_of(Caching("on"), phase)),
-        "disk": train(run_of(ON_DISK, phase), store=store_in(tmp_path)),
+        "disk": train(run_of(ON_DISK, phase), cache=cache_in(tmp_path)),
     }
     assert found["off"][1][0].steps == 200
     for place in ("memory", "disk"):
@@ -89,8 +92,8 @@ def test_two_hundred_steps_differ_by_less_than_a_hundred_thousandth_wherever_the
 
 def test_half_precision_takes_half_the_bytes_and_little_of_the_accuracy(prefix, tmp_path):
     part, params, batch_stats = prefix
-    exact = store_in(tmp_path / "a").get(part, params, batch_stats, DATA.images, "disk")
-    half = store_in(tmp_path / "b", dtype="bfloat16").get(part, params, batch_stats, DATA.images, "disk")
+    exact = cache_in(tmp_path / "a").get(part, params, batch_stats, DATA.images, "disk")
+    half = cache_in(tmp_path / "b", dtype="bfloat16").get(part, params, batch_stats, DATA.images, "disk")
     a, b = exact.rows(1, np.arange(40)), half.rows(1, np.arange(40))
     assert (a.dtype.name, b.dtype.name) == ("float32", "bfloat16")
     np.testing.assert_allclose(a, b.astype(np.float32), rtol=2**-8)
@@ -102,7 +105,7 @@ def test_half_precision_takes_half_the_bytes_and_little_of_the_accuracy(prefix, 
 def test_views_are_those_of_the_uncached_pipeline(prefix, tmp_path):
     part, params, batch_stats = prefix
     rows = np.asarray([3, 0, 17, 3], np.int32)
-    found = store_in(tmp_path).get(part, params, batch_stats, DATA.images, "disk")
+    found = cache_in(tmp_path).get(part, params, batch_stats, DATA.images, "disk")
     program = run_of().programs[0]
     for view in range(2):
         draw = {"seed": np.uint32(program.seed), "view": np.int32(view)}
@@ -115,7 +118,7 @@ def test_views_are_those_of_the_uncached_pipeline(prefix, tmp_path):
 def test_a_damaged_entry_is_noticed_and_computed_again(prefix, tmp_path, damage):
     part, params, batch_stats = prefix
     rows = np.arange(40)
-    whole = store_in(tmp_path).get(part, params, batch_stats, DATA.images, "disk").rows(0, rows)
+    whole = cache_in(tmp_path).get(part, params, batch_stats, DATA.images, "disk").rows(0, rows)
     (shard, *_), (entry,) = shards(tmp_path), tmp_path.glob("*/entry.json")
     if damage == "flipped":
         content = bytearray(shard.read_bytes())
@@ -130,61 +133,84 @@ def test_a_damaged_entry_is_noticed_and_computed_again(prefix, tmp_path, damage)
     else:
         entry.write_text(json.dumps({**json.loads(entry.read_text()), "format": 0}))
     said = []
-    again = store_in(tmp_path, said).get(part, params, batch_stats, DATA.images, "disk")
+    again = cache_in(tmp_path, said).get(part, params, batch_stats, DATA.images, "disk")
     np.testing.assert_array_equal(again.rows(0, rows), whole)
     assert len(said) == 1
     assert "damaged" in said[0]
     assert "\n" not in said[0]
 
 
-def test_a_run_goes_on_over_damage_in_its_middle(tmp_path, uncached, monkeypatch):
+def test_a_run_goes_on_over_damage_in_its_middle(tmp_path, uncached):
     said = []
-    store = store_in(tmp_path, said)
-    read = disk.CacheEntry.read
-    reads = []
 
-    def damage_after_five(self, view, rows):
-        reads.append(view)
-        if len(reads) == 6:
-            for shard in shards(tmp_path):
-                shard.write_bytes(bytes(shard.stat().st_size))
-        return read(self, view, rows)
+    class Damage(Heartbeat):
+        def at(self, at, row):
+            if at["step"] == 6:
+                for shard in shards(tmp_path):
+                    shard.write_bytes(bytes(shard.stat().st_size))
 
-    monkeypatch.setattr(disk.CacheEntry, "read", damage_after_five)
-    trained, _ = train(run_of(), store=store)
+    trained, _ = train(run_of(), cache=cache_in(tmp_path, said), heartbeat=Damage(), sync_every_s=0.0)
     assert relative_difference(trained, uncached[0]) < 1e-5
     assert said
     assert all("damaged" in line for line in said)
 
 
-def test_a_fill_that_was_killed_goes_on_where_it_was(prefix, tmp_path, monkeypatch):
+class Images(decode.ImageStore):
+    """Images that note where each batch begins, and end the process before one of them."""
+
+    def batch(self, rows):
+        self.asked.append(int(rows[0]))
+        if len(self.asked) == self.last:
+            raise KeyboardInterrupt
+        return super().batch(rows)
+
+
+def images_until(last=0):
+    images = copy.copy(DATA.images)
+    images.__class__, images.asked, images.last = Images, [], last
+    return images
+
+
+def test_a_fill_that_was_killed_goes_on_where_it_was(prefix, tmp_path):
     part, params, batch_stats = prefix
-    monkeypatch.setattr(disk, "SHARD_BYTES", 16 * 2 * 4 * 4 * 6 * 4)
-    monkeypatch.setattr(store, "FILL_BATCH", 8)
-    started = []
-    fill = store._FillJob.fill
 
-    def dying(self, first):
-        started.append(first)
-        for number, part in enumerate(fill(self, first)):
-            if len(started) == 1 and number == 4:
-                raise KeyboardInterrupt
-            yield part
+    def cache():
+        files = disk.DiskCache(tmp_path / "files", 1 << 28, print, shard_bytes=16 * 2 * 4 * 4 * 6 * 4)
+        return ActivationCache(0, files, fill_batch=8)
 
-    monkeypatch.setattr(store._FillJob, "fill", dying)
+    first, second = images_until(5), images_until()
     with pytest.raises(KeyboardInterrupt):
-        store_in(tmp_path).get(part, params, batch_stats, DATA.images, "disk")
-    assert not list(tmp_path.glob("*/entry.json"))
-    found = store_in(tmp_path).get(part, params, batch_stats, DATA.images, "disk")
-    assert started == [0, 32]
+        cache().get(part, params, batch_stats, first, "disk")
+    assert not list(tmp_path.glob("files/*/entry.json"))
+    found = cache().get(part, params, batch_stats, second, "disk")
+    assert (first.asked, second.asked) == ([0, 8, 16, 24, 32], [32])
     assert not found.reused
-    in_memory = store_in(tmp_path / "other", memory=1 << 28).get(part, params, batch_stats, DATA.images)
+    in_memory = cache_in(tmp_path / "other", memory=1 << 28).get(part, params, batch_stats, DATA.images)
     for view in range(2):
         np.testing.assert_array_equal(found.rows(view, np.arange(40)), in_memory.x[view])
 
 
+@pytest.mark.parametrize("caching", [Caching("on"), ON_DISK], ids=["memory", "disk"])
+@pytest.mark.parametrize("entry", [1, 2])
+def test_what_a_fill_has_cost_is_in_the_ledger_before_anything_can_be_killed(tmp_path, caching, entry):
+    """Entered as soon as the activations are computed, and once more when all of them are there."""
+    quiet = train(run_of(caching), cache=cache_in(tmp_path / "quiet", memory=1 << 28))[1]
+    folder = tmp_path / "killed"
+    ledger = KillingLedger(folder / "ledger.jsonl", entry)
+    with pytest.raises(KilledError):
+        train(run_of(caching), folder, cache=cache_in(folder / "cache", memory=1 << 28), ledger=ledger)
+    (row,) = ledger.rows()
+    assert (row.cached, row.steps, row.images) == ("filled", 0, 0)
+    assert row.model_flops == run_of(caching).fill_flops(0)
+    assert row.cache_s + row.compile_s > 0
+    spent = row.wall_s
+    _, (row,) = train(run_of(caching), folder, cache=cache_in(folder / "cache", memory=1 << 28))
+    assert counts([row]) == counts(quiet)
+    assert row.wall_s > spent
+
+
 @pytest.mark.parametrize("place", ["memory", "disk"])
-def test_the_skips_of_a_segmentation_network_are_part_of_what_is_kept(place, tmp_path):
+def test_the_skips_of_a_segmentation_network_are_part_of_what_is_kept(tier, tmp_path):
     model = Segmenter(ENCODER, 2)
     params, batch_stats = model.init(0)
     rows = np.asarray([5, 0, 39, 7])
@@ -192,17 +218,17 @@ def test_the_skips_of_a_segmentation_network_are_part_of_what_is_kept(place, tmp
     suffix = jax.jit(model.suffix, static_argnums=3)
     inside, behind = 2, model.groups.index("head")
     for boundary in (inside, len(ENCODER.groups), behind):
-        found = store_in(tmp_path, memory=1 << 28).get(Prefix(model, boundary), params, batch_stats, DATA.images, place)
+        found = cache_in(tmp_path, memory=1 << 28).get(Prefix(model, boundary), params, batch_stats, DATA.images, place)
         assert bool(found.rows(0, rows)["skips"]) == (boundary != behind)
         logits, _ = suffix(params, batch_stats, found.rows(0, rows), boundary)
         np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_a_cut_encoder_and_a_whole_one_do_not_share_an_entry_where_one_of_them_pools(tmp_path):
-    store = store_in(tmp_path, memory=1 << 28)
+    cache = cache_in(tmp_path, memory=1 << 28)
     whole, cut = Classifier(ENCODER, 1), Classifier(ENCODER.truncate("stage2/block1"), 1)
     # Initial weights follow from seed and path alone: the two have the same below the cut.
-    one, other = (store.get(Prefix(model, 2), *model.init(0), DATA.images) for model in (whole, cut))
+    one, other = (cache.get(Prefix(model, 2), *model.init(0), DATA.images) for model in (whole, cut))
     assert (one.x.shape, other.x.shape) == ((1, 40, 4, 4, 6), (1, 40, 6))
 
 
@@ -238,31 +264,31 @@ def test_what_a_later_phase_trains_on_is_computed_on_the_way_up_and_paid_for_onc
 
 def test_an_entry_belongs_to_its_weights_images_and_transform(prefix, tmp_path):
     part, params, batch_stats = prefix
-    store = store_in(tmp_path)
-    store.get(part, params, batch_stats, DATA.images, "disk")
+    cache = cache_in(tmp_path)
+    cache.get(part, params, batch_stats, DATA.images, "disk")
     head = {**params, "head": jax.tree.map(lambda leaf: leaf + 1, params["head"])}
     above = {**params, "stage3": jax.tree.map(lambda leaf: leaf + 1, params["stage3"])}
     below = {**params, "stage1": jax.tree.map(lambda leaf: leaf + 1, params["stage1"])}
     other = tiny.dataset(seed=3)
-    assert store.get(part, head, batch_stats, DATA.images, "disk").reused
-    assert store.get(part, above, batch_stats, DATA.images, "disk").reused
-    assert not store.get(part, below, batch_stats, DATA.images, "disk").reused
-    assert not store.get(part, params, batch_stats, other.images, "disk").reused
-    assert not store.get(part.plain, params, batch_stats, DATA.images, "disk").reused
+    assert cache.get(part, head, batch_stats, DATA.images, "disk").reused
+    assert cache.get(part, above, batch_stats, DATA.images, "disk").reused
+    assert not cache.get(part, below, batch_stats, DATA.images, "disk").reused
+    assert not cache.get(part, params, batch_stats, other.images, "disk").reused
+    assert not cache.get(part.plain, params, batch_stats, DATA.images, "disk").reused
     relabelled = tiny.dataset()
     relabelled.labels[:] = 0
-    assert store.get(part, params, batch_stats, relabelled.images, "disk").reused
+    assert cache.get(part, params, batch_stats, relabelled.images, "disk").reused
 
 
 def test_the_budget_on_disk_is_kept_by_dropping_what_was_used_longest_ago(prefix, tmp_path):
     part, params, batch_stats = prefix
     size = 2 * 40 * 4 * 4 * 6 * 4
     said = []
-    store = store_in(tmp_path, said, disk=int(3.9 * size))
+    cache = cache_in(tmp_path, said, disk=int(3.9 * size))
 
     def get(number):
         weights = jax.tree.map(lambda leaf: leaf + number, params)
-        return store.get(part, weights, batch_stats, DATA.images, "disk")
+        return cache.get(part, weights, batch_stats, DATA.images, "disk")
 
     for number in range(5):
         assert not get(number).reused
@@ -276,7 +302,7 @@ def test_the_budget_on_disk_is_kept_by_dropping_what_was_used_longest_ago(prefix
 def test_without_room_or_permission_training_goes_on_and_one_line_says_so(tmp_path, uncached, monkeypatch):
     (tmp_path / "file").write_text("")
     said = []
-    trained, rows = train(run_of(), store=store_in(tmp_path / "file", said))
+    trained, rows = train(run_of(), cache=cache_in(tmp_path / "file", said))
     assert same(trained, uncached[0])
     assert rows[0].cached == "off"
     assert rows[0].model_flops == uncached[1][0].model_flops
@@ -285,7 +311,7 @@ def test_without_room_or_permission_training_goes_on_and_one_line_says_so(tmp_pa
 
     full, said = tmp_path / "full", []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
-    _, rows = train(run_of(), store=store_in(full, said))
+    _, rows = train(run_of(), cache=cache_in(full, said))
     assert rows[0].cached == "off"
     assert len(said) == 1
     assert "are free" in said[0]
@@ -300,7 +326,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(prefix, tmp_pa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(disk, "_create", full)
-    assert store_in(tmp_path, said).get(part, params, batch_stats, DATA.images, "disk") is None
+    assert cache_in(tmp_path, said).get(part, params, batch_stats, DATA.images, "disk") is None
     assert len(said) == 1
     assert "No space left" in said[0]
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
@@ -317,15 +343,17 @@ def decision(phase=PARTIAL, **settings):
 def test_processes_ask_one_another_alike_whatever_each_has_found(prefix, tmp_path, monkeypatch):
     """One whose disk has the entry and one whose disk has not come to the same collectives in the same order."""
     asked = []
-    monkeypatch.setattr(processes, "most", lambda *values: asked.append(len(values)) or tuple(map(int, values)))
+    monkeypatch.setattr(
+        processes, "all_reduce_max", lambda *values: asked.append(len(values)) or tuple(map(int, values))
+    )
     for place in ("memory", "disk"):
         calls = []
         for start in ("without", "with"):
             folder = tmp_path / place
             if start == "with":
-                store_in(folder).get(*prefix, DATA.images, "disk")
+                cache_in(folder).get(*prefix, DATA.images, "disk")
             asked.clear()
-            found = store_in(folder, memory=1 << 28).get(*prefix, DATA.images, place)
+            found = cache_in(folder, memory=1 << 28).get(*prefix, DATA.images, place)
             assert found.reused == (start == "with")
             calls.append(list(asked))
         assert calls[0] == calls[1] != []
@@ -334,13 +362,13 @@ def test_processes_ask_one_another_alike_whatever_each_has_found(prefix, tmp_pat
 def test_memory_is_chosen_while_it_suffices_then_disk_where_a_byte_saves_enough():
     size = 2 * 40 * 4 * 4 * 6 * 4
     at_home = decision(memory_bytes=size)
-    assert (at_home.place, at_home.bytes) == ("memory", size)
-    assert decision(memory_bytes=size - 1, flops_per_byte=1).place == "disk"
+    assert (at_home.tier, at_home.bytes) == ("memory", size)
+    assert decision(memory_bytes=size - 1, flops_per_byte=1).tier == "disk"
     dear = decision(memory_bytes=size - 1, flops_per_byte=1e9)
-    assert dear.place == ""
+    assert dear.tier == ""
     assert "a byte from disk saves" in dear.reason
-    assert decision(memory_bytes=0, disk_bytes=0).place == ""
-    assert decision(memory_bytes=size // 2, dtype="bfloat16").place == "memory"
+    assert decision(memory_bytes=0, disk_bytes=0).tier == ""
+    assert decision(memory_bytes=size // 2, dtype="bfloat16").tier == "memory"
     assert "saves" in at_home.reason
 
 
@@ -351,5 +379,5 @@ def test_what_cannot_be_cached_is_said_and_refused_on_request():
         decision(fresh, mode="on")
     with pytest.raises(UserError, match=r"exceed the budgets"):
         decision(mode="on", memory_bytes=0, disk_bytes=0)
-    assert decision(Phase("few", 2, ("stage3", "head"), 1e-2, views=2)).place == ""
-    assert policy.choose_cache(run_of(Caching(), tiny.FULL).programs[0], 40, 16, Caching("on")).place == ""
+    assert decision(Phase("few", 2, ("stage3", "head"), 1e-2, views=2)).tier == ""
+    assert policy.choose_cache(run_of(Caching(), tiny.FULL).programs[0], 40, 16, Caching("on")).tier == ""

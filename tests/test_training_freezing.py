@@ -200,9 +200,13 @@ def test_partition_and_combine_are_inverse(chosen):
     again = freezing.combine(train, rest)
     assert jax.tree.structure(again) == jax.tree.structure(params)
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True))
-    ones = jax.tree.map(np.ones_like, train)
-    restored = freezing.overlay(jax.tree.map(np.zeros_like, params), freezing.prune(ones))
-    assert all(leaf.all() == (path in chosen) for path, leaf in leaves(restored).items())
+    marked = jax.tree.map(np.ones_like, train)
+    restored = freezing.overlay(jax.tree.map(np.zeros_like, params), freezing.prune(train))
+    ones = freezing.overlay(jax.tree.map(np.zeros_like, params), freezing.prune(marked))
+    assert {path for path, leaf in leaves(ones).items() if leaf.all()} == chosen
+    assert {path for path, leaf in leaves(ones).items() if leaf.any()} == chosen
+    for path, leaf in leaves(restored).items():
+        np.testing.assert_array_equal(leaf, leaves(params)[path] if path in chosen else np.zeros_like(leaf))
 
 
 @given(st.lists(st.booleans(), min_size=4, max_size=4).filter(any))

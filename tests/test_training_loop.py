@@ -1,27 +1,30 @@
 """Invariances of a whole run: cached or not, resumed or not, in whatever order the data come."""
 
 import dataclasses
+import traceback
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from dapt_jax.cost import hardware
 from dapt_jax.data import pipeline
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.mix import Mix
 from dapt_jax.errors import UserError
-from dapt_jax.losses.cross_entropy import BinaryCrossEntropy
-from dapt_jax.monitoring.progress import Reporter
+from dapt_jax.losses import ClassificationLoss
+from dapt_jax.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
+from dapt_jax.monitoring.heartbeat import Heartbeat
 from dapt_jax.records.ledger import Ledger
-from dapt_jax.runtime import sharding
-from dapt_jax.training import loop, phase, step_runners
+from dapt_jax.training import loop
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.cache.store import ActivationCache
-from dapt_jax.training.early_stopping import EarlyStop
+from dapt_jax.training.callbacks import Callback
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.early_stopping import EarlyStopping
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import RunContext
+from dapt_jax.training.run import TrainData, TrainingRun
 from tests import tiny
 
 ENCODER = tiny.encoder()
@@ -31,35 +34,20 @@ DATA = tiny.dataset()
 EXECUTABLES = {}
 
 
-def context(folder, every_s=1e9, store=None):
-    return RunContext(
-        folder=folder / "state" if folder else None,
-        every_s=every_s,
-        ledger=Ledger(folder / "ledger.jsonl") if folder else NoLedger(),
-        store=store or ActivationCache(1 << 28),
-        mesh=sharding.make_mesh(),
-        hardware=hardware.describe(),
-        reporter=Reporter(1, quiet=True),
-        executables=EXECUTABLES,
-    )
+def context(folder=None, every_s=1e9, **others):
+    """Surroundings of a run in a folder, or in memory; `others` as in `RunContext`."""
+    files = {"checkpoint_dir": folder / "state", "ledger": Ledger(folder / "ledger.jsonl")} if folder else {}
+    return RunContext(checkpoint_every_s=every_s, executables=EXECUTABLES, **{**files, **others})
 
 
-class NoLedger(Ledger):
-    def __init__(self):
-        self.entries = []
-
-    def put(self, row):
-        self.entries = [old for old in self.entries if old.key != row.key] + [row]
-
-    def rows(self):
-        return self.entries
+def train(run, folder=None, **others):
+    params, batch_stats = run.model.init(1)
+    trained = loop.train(run, params, batch_stats, context(folder, **others))
+    return leaves(trained), trained.costs
 
 
-def train(run, folder=None, **kwargs):
-    params, batch_stats = run.programs[0].model.init(1)
-    used = context(folder, **kwargs)
-    trained = loop.train(run, params, batch_stats, used)
-    return jax.tree.leaves(trained), used.ledger.rows()
+def leaves(trained):
+    return jax.tree.leaves((trained.params, trained.batch_stats))
 
 
 def curve(rows):
@@ -100,13 +88,13 @@ def test_a_cached_phase_costs_its_suffix_and_one_pass_over_the_images():
 
 
 def test_activations_are_shared_by_runs_that_agree_and_by_no_others():
-    store = ActivationCache(1 << 28)
+    cache = ActivationCache(1 << 28)
     run = tiny.make_run([tiny.HEAD], encoder=ENCODER, data=DATA, cache="auto")
-    _, first = train(run, store=store)
+    _, first = train(run, cache=cache)
     other_seed = tiny.make_run([tiny.HEAD], encoder=ENCODER, data=DATA, cache="auto", seed=5)
-    _, second = train(other_seed, store=store)
+    _, second = train(other_seed, cache=cache)
     other_data = tiny.make_run([tiny.HEAD], encoder=ENCODER, data=tiny.dataset(seed=9), cache="auto")
-    _, third = train(other_data, store=store)
+    _, third = train(other_data, cache=cache)
     assert [rows[0].cached for rows in (first, second, third)] == ["filled", "reused", "filled"]
     assert second[0].model_flops + second[0].reused_flops == first[0].model_flops
 
@@ -115,10 +103,50 @@ class KilledError(BaseException):
     pass
 
 
+class Killer(Heartbeat):
+    """Ends a run, as a kill would, when it says that a step is done: the step before is the last that is saved."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def at(self, at, row):
+        if at["step"] >= self.step:
+            raise KilledError
+
+
+class KillingLedger(Ledger):
+    """Ends a run, as a kill would, behind one of its entries."""
+
+    def __init__(self, path, number):
+        super().__init__(path)
+        self.left = number
+
+    def put(self, row):
+        super().put(row)
+        self.left -= 1
+        if not self.left:
+            raise KilledError
+
+
+SAVE_ALWAYS = {"every_s": 0.0, "sync_every_s": 0.0}
+COUNTED = ("steps", "images", "model_flops", "hardware_flops", "cached", "reused_flops", "curve")
+
+
+def counts(rows):
+    return [{name: getattr(row, name) for name in COUNTED} for row in rows]
+
+
+KILLS = {"off": ((3, 8, 9, 13, 22), (1, 3)), "auto": ((4, 9, 12), (1, 2, 3, 6))}
+"""By cache: steps, and entries of the ledger, behind which a run is killed."""
+
+
 @pytest.mark.parametrize(
-    ("cache", "stop"), [("off", 3), ("off", 8), ("off", 13), ("off", 22), ("auto", 4), ("auto", 12)]
+    ("cache", "step", "entry"),
+    [(cache, step, 0) for cache, (steps, _) in KILLS.items() for step in steps]
+    + [(cache, 0, entry) for cache, (_, entries) in KILLS.items() for entry in entries],
 )
-def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_bits(tmp_path, monkeypatch, cache, stop):
+def test_a_run_killed_anywhere_and_resumed_ends_with_the_same_bits_and_counts(tmp_path, cache, step, entry):
     optimizer = Optimizer("adamw", weight_decay=0.01, clip=1.0, ema=0.9)
     phases = [
         tiny.HEAD,
@@ -128,42 +156,54 @@ def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_bits(tmp_pa
 
     augment = Augment("horizontal", 0.1)
     run = tiny.make_run(phases, encoder=ENCODER, data=DATA, augment=augment, optimizer=optimizer, cache=cache)
-    monkeypatch.setattr(step_runners, "SYNC_EVERY_S", 0.0)
-    quiet, quiet_rows = train(run, tmp_path / "quiet", every_s=0.0)
-    steps = []
-    save = phase.PhaseLoop._save
-
-    def save_and_die(self, state, feed):
-        save(self, state, feed)
-        steps.append(int(state["step"]))
-        if steps[-1] >= stop:
-            raise KilledError
-
-    monkeypatch.setattr(phase.PhaseLoop, "_save", save_and_die)
+    quiet, quiet_rows = train(run, tmp_path / "quiet", **SAVE_ALWAYS)
+    folder = tmp_path / "killed"
+    killer = {"ledger": KillingLedger(folder / "ledger.jsonl", entry)} if entry else {"heartbeat": Killer(step)}
     with pytest.raises(KilledError):
-        train(run, tmp_path / "killed", every_s=0.0)
-    monkeypatch.setattr(phase.PhaseLoop, "_save", save)
-    resumed, rows = train(run, tmp_path / "killed", every_s=0.0)
+        train(run, folder, **SAVE_ALWAYS, **killer)
+    resumed, rows = train(run, folder, **SAVE_ALWAYS)
     assert all(np.array_equal(a, b) for a, b in zip(quiet, resumed, strict=True))
-    assert [row.curve for row in rows] == [row.curve for row in quiet_rows]
-    assert [(row.steps, row.images, row.model_flops) for row in rows] == [
-        (row.steps, row.images, row.model_flops) for row in quiet_rows
-    ]
+    assert counts(rows) == counts(quiet_rows)
 
 
-def test_a_torn_checkpoint_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(step_runners, "SYNC_EVERY_S", 0.0)
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
     run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA)
-    quiet, _ = train(run, tmp_path, every_s=0.0)
+    quiet, _ = train(run, tmp_path, **SAVE_ALWAYS)
     newest = max(int(path.name) for path in (tmp_path / "state").iterdir() if path.name.isdigit())
     for file in (tmp_path / "state" / str(newest) / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(b"torn")
-    again, _ = train(run, tmp_path, every_s=0.0)
+    again, _ = train(run, tmp_path, **SAVE_ALWAYS)
     assert all(np.array_equal(a, b) for a, b in zip(quiet, again, strict=True))
 
 
-def test_a_loss_that_is_no_number_stops_with_one_line():
+def test_a_run_needs_nothing_but_itself_and_says_what_it_cost():
+    run = tiny.make_run([tiny.HEAD, tiny.PARTIAL], encoder=ENCODER, data=DATA, cache="auto")
+    trained = loop.train(run, *run.model.init(1))
+    assert all(isinstance(leaf, np.ndarray) for leaf in leaves(trained))
+    assert [point["epoch"] for point in trained.curve] == [0, 1, 2, 3]
+    assert {"loss", "lr", "val_loss", "val_auc"} <= set(trained.curve[0])
+    assert sum(row.model_flops for row in trained.costs) == run.flops()
+
+
+def test_few_frames_lie_between_the_loop_and_the_gradient(monkeypatch):
+    frames = []
+    total = ClassificationLoss.total
+
+    def looking(self, *arguments):
+        stack = traceback.extract_stack()
+        names = [frame.name for frame in stack if "dapt_jax" in Path(frame.filename).parts]
+        frames.append(names[names.index("train") :] if "train" in names else [])
+        return total(self, *arguments)
+
+    monkeypatch.setattr(ClassificationLoss, "total", looking)
+    run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA)
+    loop.train(run, *run.model.init(1))
+    # FLOPs are counted first; the last one takes the gradient, while the step is traced to be compiled.
+    assert frames[-1] == ["train", "compile", "compiled", "jit_step", "train_step", "update", "loss_of"]
+
+
+def test_a_non_finite_loss_stops_with_one_line():
     run = tiny.make_run([Phase("full", 3, ("*",), 1e30)], encoder=ENCODER, data=DATA, optimizer=Optimizer("sgd"))
     with pytest.raises(UserError, match=r"training loss is (nan|inf).*lower its lr"):
         train(run)
@@ -253,16 +293,16 @@ def stopping_run(epochs, val=12):
     return tiny.make_run(phases, encoder=ENCODER, data=DATA, val=val, mix=Mix(mixup=0.5, cutmix=1.0))
 
 
-def stop_early(folder, patience, every_s=1e9):
+def stop_early(folder, patience, **others):
     run = stopping_run(30)
-    stop = EarlyStop(patience, run, folder / "best.safetensors")
-    params, batch_stats = run.programs[0].model.init(1)
-    used = dataclasses.replace(context(folder, every_s), hook=stop)
-    chosen = stop.chosen(*loop.train(run, params, batch_stats, used))
-    return jax.tree.leaves(chosen), used.ledger.rows(), stop
+    stop = EarlyStopping(patience, run, folder / "best.safetensors")
+    params, batch_stats = run.model.init(1)
+    trained = loop.train(run, params, batch_stats, context(folder, callbacks=(stop,), **others))
+    best = stop.best_weights(trained.params, trained.batch_stats)
+    return jax.tree.leaves(best), trained.costs, stop
 
 
-def test_a_run_ends_when_its_watched_loss_falls_no_longer_with_the_weights_of_its_best_epoch(tmp_path):
+def test_early_stopping_returns_the_weights_of_the_best_epoch(tmp_path):
     found, rows, stop = stop_early(tmp_path, 2)
     losses = [point["val_loss"] for point in rows[-1].curve]
     best = int(np.argmin(losses))
@@ -274,21 +314,110 @@ def test_a_run_ends_when_its_watched_loss_falls_no_longer_with_the_weights_of_it
     assert all(np.array_equal(a, b) for a, b in zip(found, short, strict=True))
 
 
-def test_a_run_killed_and_started_again_stops_where_it_would_have(tmp_path, monkeypatch):
-    quiet, quiet_rows, _ = stop_early(tmp_path / "quiet", 2, every_s=0.0)
-    save, saved = phase.PhaseLoop._save, []
+def test_early_stopping_without_a_file_remembers_the_best_epoch():
+    run = stopping_run(30)
+    stop = EarlyStopping(2, run)
+    trained = loop.train(run, *run.model.init(1), context(callbacks=(stop,)))
+    best = stop.best_weights(trained.params, trained.batch_stats)
+    short, _ = train(stopping_run(int(np.argmin([point["val_loss"] for point in trained.costs[-1].curve])) + 1))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(best), short, strict=True))
 
-    def save_and_die(self, state, feed):
-        save(self, state, feed)
-        saved.append(int(state["step"]))
-        if len(saved) in (3, 7):
-            raise KilledError
 
-    monkeypatch.setattr(phase.PhaseLoop, "_save", save_and_die)
-    for _ in range(2):
+def test_a_killed_run_stops_early_where_it_would_have(tmp_path):
+    quiet, quiet_rows, _ = stop_early(tmp_path / "quiet", 2, **SAVE_ALWAYS)
+    for step in (6, 15):
         with pytest.raises(KilledError):
-            stop_early(tmp_path / "killed", 2, every_s=0.0)
+            stop_early(tmp_path / "killed", 2, **SAVE_ALWAYS, heartbeat=Killer(step))
     for _ in range(2):  # once to its end, and once more when it has ended
-        again, rows, _ = stop_early(tmp_path / "killed", 2, every_s=0.0)
+        again, rows, _ = stop_early(tmp_path / "killed", 2, **SAVE_ALWAYS)
         assert all(np.array_equal(a, b) for a, b in zip(quiet, again, strict=True))
         assert [row.curve for row in rows] == [row.curve for row in quiet_rows]
+
+
+# ---- callbacks ----------------------------------------------------------------------------------------------------
+
+
+class Watch(Callback):
+    """Notes every epoch, and ends the run after some of them."""
+
+    def __init__(self, until=99, name="watch"):
+        self.until, self.seen, self._name = until, [], name
+
+    @property
+    def name(self):
+        return self._name
+
+    def after_epoch(self, phase, epoch, params, batch_stats, metrics):
+        self.seen.append([phase, epoch, metrics["val_loss"], float(np.asarray(params["head"]["bias"]).sum())])
+        return epoch + 1 >= self.until
+
+    def state(self):
+        return {"seen": list(self.seen)}
+
+    def restore(self, state):
+        self.seen = state["seen"]
+        return len(self.seen) >= self.until
+
+
+@pytest.mark.parametrize("cache", ["off", "auto"])
+def test_several_callbacks_see_every_epoch_and_each_may_end_the_run(cache):
+    phases = [dataclasses.replace(tiny.HEAD, epochs=3), tiny.PARTIAL]
+    run = tiny.make_run(phases, encoder=ENCODER, data=DATA, cache=cache)
+    first, second, stop = Watch(), Watch(until=4, name="another"), EarlyStopping(9, run)
+    trained = loop.train(run, *run.model.init(1), context(callbacks=(first, second, stop)))
+    assert [each[:2] for each in first.seen] == [[0, 0], [0, 1], [0, 2], [1, 3]]
+    assert [each[2] for each in first.seen] == [point["val_loss"] for point in trained.curve]
+    assert first.seen == second.seen
+    assert len({each[3] for each in first.seen}) == 4  # the parameters of each epoch, though a program may run many
+    assert stop.done == 4
+    _, rows = train(run)
+    assert [point["loss"] for point in trained.curve] == curve(rows)[:4]
+
+
+def test_the_state_of_every_callback_is_resumed_under_its_name(tmp_path):
+    run = tiny.make_run([tiny.HEAD, tiny.PARTIAL], encoder=ENCODER, data=DATA, cache="auto")
+
+    def callbacks():
+        return Watch(name="one"), Watch(until=3, name="other")
+
+    quiet = callbacks()
+    train(run, tmp_path / "quiet", callbacks=quiet, **SAVE_ALWAYS)
+    with pytest.raises(KilledError):
+        train(run, tmp_path / "killed", callbacks=callbacks(), heartbeat=Killer(10), **SAVE_ALWAYS)
+    for _ in range(2):  # once to its end, and once more when it has ended
+        resumed = callbacks()
+        train(run, tmp_path / "killed", callbacks=resumed, **SAVE_ALWAYS)
+        assert [each.seen for each in resumed] == [each.seen for each in quiet]
+    with pytest.raises(UserError, match="2 callbacks are named 'watch'; expected each name once"):
+        context(callbacks=(Watch(), Watch()))
+
+
+# ---- runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_a_run_is_one_line():
+    rows, model = np.arange(32), tiny.make_run([tiny.HEAD], encoder=ENCODER, data=DATA).model
+    lines = {
+        "tiny: train_rows holds 40; expected rows from 0 to 39": lambda: TrainData(DATA, [3, 40]),
+        "tiny: val_rows holds -1; expected rows from 0 to 39": lambda: TrainData(DATA, rows, [-1]),
+        "tiny: no rows to train on": lambda: TrainData(DATA, []),
+        "tiny: 2 weights for 32 training rows": lambda: TrainData(DATA, rows, weights=(1.0, 1.0)),
+        "2 phases are named 'head'": lambda: TrainingRun(
+            model, (tiny.HEAD, tiny.HEAD), TrainData(DATA, rows), CrossEntropy(3)
+        ),
+        "batch_size is 0; expected 1 or more": lambda: TrainingRun(
+            model, (tiny.HEAD,), TrainData(DATA, rows), CrossEntropy(3), batch_size=0
+        ),
+    }
+    for line, make in lines.items():
+        with pytest.raises(UserError, match=line):
+            make()
+
+
+@pytest.mark.parametrize("batch_size", [3, 8, 32])
+def test_a_run_derives_its_steps_from_its_rows_and_its_batch_size(batch_size):
+    run = tiny.make_run([tiny.HEAD, tiny.PARTIAL], encoder=ENCODER, data=DATA, batch_size=batch_size)
+    assert run.steps_per_epoch == -(-32 // batch_size)
+    assert [program.first_step for program in run.programs] == [0, 2 * run.steps_per_epoch]
+    larger = dataclasses.replace(run, batch_size=2 * batch_size)
+    assert larger.programs[1].first_step == 2 * larger.steps_per_epoch == 2 * -(-32 // (2 * batch_size))

@@ -103,7 +103,7 @@ def test_a_new_decoder_keeps_its_rate_while_the_encoder_is_fine_tuned():
     factors = dict(whole.mask.lr_multipliers)
     assert set(factors) == {path for path in whole.mask.trainable if not path.startswith(tuple(ENCODER.groups))}
     for program, step in ((alone, 0), (whole, whole.first_step)):
-        rate = program.rate(step) * dict(program.mask.lr_multipliers).get(next(iter(factors)), 1.0)
+        rate = program.lr(step) * dict(program.mask.lr_multipliers).get(next(iter(factors)), 1.0)
         assert rate == pytest.approx(settings.decoder_lr)
-    assert whole.rate(whole.first_step) == settings.lr
+    assert whole.lr(whole.first_step) == settings.lr
     assert programs(settings.decoder_lr)[1].mask.lr_multipliers == ()

@@ -6,17 +6,14 @@ import numpy as np
 from flax import nnx
 
 from dapt_jax import losses
-from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, LayerGroup, Preprocess
 from dapt_jax.models.layers import BatchNorm, Conv
-from dapt_jax.training import steps
 from dapt_jax.training.cache.policy import Caching
-from dapt_jax.training.optim import Optimizer, Plateau
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import Run
+from dapt_jax.training.run import RunTag, TrainData, TrainingRun
 
 
 class Block(nnx.Module):
@@ -48,41 +45,15 @@ def dataset(n=40, size=16, classes=3, seed=0):
     return Dataset("tiny", ImageStore.from_arrays(images.astype(np.uint8), size), labels, names, groups)
 
 
-def make_run(
-    phases, *, encoder, data, batch_size=8, cache="off", augment=None, optimizer=None, seed=0, val=8, dtype="float32",
-    objective=None, mix=None, parts=1, norm_groups=1,
-):  # fmt: skip
-    """A run over `data`, its last `val` rows watched."""
+def make_run(phases, *, encoder, data, batch_size=8, cache="off", val=8, dtype="float32", objective=None, **others):
+    """A run over `data`, whose last `val` rows are the validation rows; `others` as in `TrainingRun`."""
     rows = np.arange(len(data))
-    train_rows, val_rows = rows[: len(rows) - val], rows[len(rows) - val :]
     objective = objective or losses.make(classes=len(data.classes))
     model = Classifier(encoder, objective.outputs, dtype)
-    programs = steps.programs(
-        model,
-        tuple(phases),
-        optimizer or Optimizer(),
-        objective,
-        augment or Augment(),
-        seed,
-        -(-len(train_rows) // batch_size),
-        mix,
-        parts,
-        norm_groups,
-    )
-    return Run(
-        strategy="test",
-        seed=seed,
-        stage="dapt",
-        label="",
-        programs=tuple(programs),
-        dataset=data,
-        train_rows=train_rows,
-        val_rows=val_rows,
-        weights=(),
-        batch_size=batch_size,
-        caching=Caching(cache, 1 << 28) if isinstance(cache, str) else cache,
-        plateau=Plateau(),
-    )
+    data = TrainData(data, rows[: len(rows) - val], rows[len(rows) - val :])
+    caching = Caching(cache, 1 << 28) if isinstance(cache, str) else cache
+    tag = RunTag(strategy="test")
+    return TrainingRun(model, phases, data, objective, batch_size=batch_size, caching=caching, tag=tag, **others)
 
 
 HEAD = Phase("head", 2, ("head",), 1e-2, augment=False)

@@ -16,9 +16,8 @@ from dapt_jax.aot.hlo import Program
 from dapt_jax.runtime import sharding
 from dapt_jax.training import accounting
 from dapt_jax.training.cache.policy import FLOPS_PER_BYTE, cached_spec
-from dapt_jax.training.cache.store import Activations
-from dapt_jax.training.run import Run
-from dapt_jax.training.step_runners import MOST_EPOCHS, Epochs
+from dapt_jax.training.run import TrainingRun
+from dapt_jax.training.step_runners import MAX_FUSED_EPOCHS, FusedEpochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +74,19 @@ class Compiled:
         return self.memory is not None
 
 
-def phase_function(run: Run, place: int) -> Callable[..., Any]:
+def phase_function(run: TrainingRun, place: int) -> Callable[..., Any]:
     """The function of a phase that a run compiles, where its frozen prefix is cached as planned."""
     program = run.programs[place]
     prefixes_to_compute = run.prefixes_to_compute(place)
     if not prefixes_to_compute:
         return program.train_step
-    prefix, where = prefixes_to_compute[-1]
-    if where == "disk":
+    _, tier = prefixes_to_compute[-1]
+    if tier == "disk":
         return program.activation_step
-    in_memory = Activations(None, prefix.views, None, None, 0, 0.0, 0)
-    return program.cached_epochs if Epochs.serve(program, in_memory) else program.cached_step
+    return program.cached_epochs if FusedEpochs.applies(program) else program.cached_step
 
 
-def abstract_arguments(run: Run, place: int, mesh: Mesh) -> tuple[Any, ...]:
+def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, ...]:
     """What a run calls the function of a phase with: shapes, dtypes and where they go, the state first."""
     program, size, batch = run.programs[place], run.dataset.images.size, run.batch_size
     function = phase_function(run, place).__name__
@@ -122,18 +120,18 @@ def abstract_arguments(run: Run, place: int, mesh: Mesh) -> tuple[Any, ...]:
     }
     if function == "cached_step":
         return state, cache, rows, draw, rate
-    most, steps = min(MOST_EPOCHS, program.phase.epochs), run.order.steps_per_epoch
+    most, steps = min(MAX_FUSED_EPOCHS, program.phase.epochs), run.order.steps_per_epoch
     steps_of = sharding.batch_sharding(mesh, axis=2)
     work = {
         "index": _array((most, steps, batch), np.int32, steps_of),
         "weight": _array((most, steps, batch), np.float32, steps_of),
         "view": _array((most,), np.int32, whole),
-        "rate": _array((most, steps), np.float32, whole),
+        "lr": _array((most, steps), np.float32, whole),
         "epochs": _array((), np.int32, whole),
         "first": _array((), np.int32, whole),
         "seed": _array((), np.uint32, whole),
     }
-    return state, {**cache, "watched": activations(len(run.val_rows))}, work
+    return state, {**cache, "validation": activations(len(run.val_rows))}, work
 
 
 def _array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
@@ -144,7 +142,7 @@ def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return _array(leaf.shape, leaf.dtype, sharding)
 
 
-def for_tpus(run: Run, norm_groups: int = 1) -> Run:
+def for_tpus(run: TrainingRun, norm_groups: int = 1) -> TrainingRun:
     """A run as TPUs would have it: what depends on the kind and the number of devices is theirs, not this machine's.
 
     Args:
@@ -152,11 +150,11 @@ def for_tpus(run: Run, norm_groups: int = 1) -> Run:
         norm_groups: into which batch norm that trains cuts a batch: see `PhaseProgram`.
     """
     least = run.caching.flops_per_byte or float(FLOPS_PER_BYTE["tpu"])
-    programs = tuple(dataclasses.replace(program, norm_groups=norm_groups) for program in run.programs)
-    return dataclasses.replace(run, caching=dataclasses.replace(run.caching, flops_per_byte=least), programs=programs)
+    caching = dataclasses.replace(run.caching, flops_per_byte=least)
+    return dataclasses.replace(run, caching=caching, batch_norm_groups=norm_groups)
 
 
-def lower(run: Run, place: int, mesh: Mesh) -> Any:
+def lower(run: TrainingRun, place: int, mesh: Mesh) -> Any:
     """The program of a phase as an accelerator gets it, before it is compiled; a machine's own backend does not matter."""
     function = phase_function(run, place)
 
@@ -168,7 +166,7 @@ def lower(run: Run, place: int, mesh: Mesh) -> Any:
         return sharding.jit_step(step, *arguments, mesh=mesh).lower(*arguments)
 
 
-def compile_phase(run: Run, place: int, mesh: Mesh) -> Compiled:
+def compile_phase(run: TrainingRun, place: int, mesh: Mesh) -> Compiled:
     """Compiles a phase of a run for the devices of a mesh."""
     lowered = lower(run, place, mesh)
     start = time.monotonic()

@@ -22,7 +22,7 @@ from dapt_jax.runtime import atomic_files, sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import prepare
 from dapt_jax.training import accounting, freezing
-from dapt_jax.training.run import Run
+from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram
 
 FILE = "aot.json"
@@ -155,7 +155,7 @@ def _meeting(known: dict[int, int], capacity: int, otherwise: float) -> float:
     return one + (capacity - known[one]) / slope if slope > 0 else otherwise
 
 
-def times(run: Run, flops: int, compiled: Compiled, steps: int, chips: Hardware) -> dict[str, float]:
+def times(run: TrainingRun, flops: int, compiled: Compiled, steps: int, chips: Hardware) -> dict[str, float]:
     """Lower bounds of a step's seconds, each as if a chip did nothing else, and that at its published best.
 
     Args:
@@ -198,13 +198,13 @@ class Compiler:
         self._compiled: dict[Hashable, Compiled] = {}
         self._largest: dict[Hashable, Largest] = {}
 
-    def steps(self, run: Run) -> Iterator[Step]:
+    def steps(self, run: TrainingRun) -> Iterator[Step]:
         """A step of each phase of a run."""
         run = for_tpus(run, self._norm_groups)
         for place, program in enumerate(run.programs):
             yield self._step(run, place, program)
 
-    def _step(self, run: Run, place: int, program: PhaseProgram) -> Step:
+    def _step(self, run: TrainingRun, place: int, program: PhaseProgram) -> Step:
         compiled = self._of(run, place)
         cost = accounting.image_cost(program, run.dataset.images.size)
         parts = cost.suffix if run.cache_decision(program).cached else cost.prefix + cost.suffix
@@ -214,8 +214,8 @@ class Compiler:
         shapes, _ = program.model.abstract()
         train = freezing.count(shapes, program.mask.trainable)
         return Step(
-            strategy=run.strategy,
-            phase=run.label + program.phase.name,
+            strategy=run.tag.strategy,
+            phase=run.tag.label + program.phase.name,
             function=function,
             batch_size=run.batch_size,
             trainable=4 * train,
@@ -228,28 +228,28 @@ class Compiler:
             largest=self._largest_of(run, place) if self._compilations else None,
         )
 
-    def _key(self, run: Run, place: int) -> Hashable:
+    def _key(self, run: TrainingRun, place: int) -> Hashable:
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract_arguments(run, place, self._mesh))
         return run.programs[place].key, phase_function(run, place).__name__, str(shapes)
 
-    def _of(self, run: Run, place: int) -> Compiled:
+    def _of(self, run: TrainingRun, place: int) -> Compiled:
         with ops.formulation("lax"):
             key = self._key(run, place)
         if key not in self._compiled:
             compiled = self._compiled[key] = compile_phase(run, place, self._mesh)
-            name = f"{run.strategy}/{run.label}{run.programs[place].phase.name}"
+            name = f"{run.tag.strategy}/{run.tag.label}{run.programs[place].phase.name}"
             words = "fits" if compiled.fits else f"does not fit: {_mib(compiled.needed)} MiB"
             self._say(f"{name}, {run.batch_size} images a step: compiled in {compiled.seconds:.0f} s, {words}")
         return self._compiled[key]
 
-    def _largest_of(self, run: Run, place: int) -> Largest:
+    def _largest_of(self, run: TrainingRun, place: int) -> Largest:
         key = (self._key(run, place), "largest")
         if key not in self._largest:
 
             def measure(batch: int) -> Compiled:
                 return self._of(dataclasses.replace(run, batch_size=batch), place)
 
-            unit = self._mesh.size * run.programs[place].parts
+            unit = self._mesh.size * run.grad_accum_steps
             self._largest[key] = largest_batch(
                 measure, run.batch_size, unit, self._chips.memory_bytes or 0, self._compilations
             )

@@ -131,19 +131,20 @@ class Row:
 
 
 class Ledger:
-    """Rows in a file, one per (strategy, seed, stage, phase).
+    """Rows in a file, or in memory without one, one per (strategy, seed, stage, phase).
 
     A row that is put again replaces the old one, and the file changes in one atomic step: a phase that is run again
     after a kill is not counted twice, and a kill while writing loses nothing. With several processes, one writes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         """Open a ledger; the file need not exist yet.
 
         Args:
-            path: A JSON-lines file.
+            path: A JSON-lines file; None to keep the rows in memory.
         """
-        self.path = Path(path)
+        self.path = None if path is None else Path(path)
+        self._rows: list[Row] = []
 
     def rows(self) -> list[Row]:
         """Return all rows in the order they were first put.
@@ -151,6 +152,8 @@ class Ledger:
         Raises:
             UserError: A line is damaged or is no row; names the file and the line.
         """
+        if self.path is None:
+            return list(self._rows)
         found = []
         for number, values in enumerate(atomic_files.read(self.path), start=1):
             try:
@@ -159,8 +162,15 @@ class Ledger:
                 raise UserError(f"{self.path}:{number}: {error}") from error
         return found
 
+    def find(self, key: tuple[str, int, str, str]) -> Row | None:
+        """Return the row of a key (see `Row.key`), or None."""
+        return next((row for row in self.rows() if row.key == key), None)
+
     def put(self, row: Row) -> None:
         """Add a row, or replaces the one with its key, in place."""
         rows = {old.key: old for old in self.rows()}
         rows[row.key] = row
+        if self.path is None:
+            self._rows = list(rows.values())
+            return
         atomic_files.write(self.path, (dataclasses.asdict(each) for each in rows.values()))

@@ -18,7 +18,7 @@ from dapt_jax.settings.sources import CorpusSettings, StrategySpec, TaskSettings
 from dapt_jax.settings.training import AdaptSettings, TransferSettings, check_names
 from dapt_jax.training.cache.policy import DTYPES, FLOPS_PER_BYTE, Caching
 from dapt_jax.training.cache.policy import MODES as CACHE_MODES
-from dapt_jax.training.run import ON_NAN
+from dapt_jax.training.context import ON_NON_FINITE
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 
 MODES = ("run", "plan", "aot", "status", "report", "export", "models")
@@ -136,7 +136,9 @@ class RuntimeSettings(_Checked):
 class NonFiniteSettings(_Checked):
     """What a run does about a loss that is not finite: the section `non_finite`."""
 
-    policy: str = setting("halt", choices=ON_NAN, doc="Save the batch, then stop, or return to the phase's start once.")
+    policy: str = setting(
+        "halt", choices=ON_NON_FINITE, doc="Save the batch, then stop, or return to the phase's start once."
+    )
     lr_factor: float = setting(0.1, above=0, below=1, doc="Factor on the learning rate after a rollback.")
 
 

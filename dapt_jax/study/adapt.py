@@ -12,8 +12,9 @@ from dapt_jax.runtime import atomic_files, processes
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Scorer
 from dapt_jax.training import loop
-from dapt_jax.training.early_stopping import EarlyStop
-from dapt_jax.training.run import Run, RunContext
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.early_stopping import EarlyStopping
+from dapt_jax.training.run import TrainingRun
 from dapt_jax.weights import export, locate
 
 ADAPTED = "adapted.safetensors"
@@ -44,7 +45,7 @@ class Adapted:
 
 
 def train_with_early_stopping(
-    run: Run, params: Tree, batch_stats: Tree, context: RunContext, patience: int
+    run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext, patience: int
 ) -> tuple[Tree, Tree]:
     """Train a run of a target task, and return its parameters and batch-norm statistics.
 
@@ -56,12 +57,13 @@ def train_with_early_stopping(
         patience: Epochs without a lower validation loss before it stops and returns to its best epoch; 0 to train on.
     """
     if not patience:
-        return loop.train(run, params, batch_stats, context)
-    assert context.folder is not None
-    stop = EarlyStop(patience, run, context.folder.with_name(f"{context.folder.name}-best.safetensors"))
-    last = loop.train(run, params, batch_stats, dataclasses.replace(context, hook=stop))
+        trained = loop.train(run, params, batch_stats, context)
+        return trained.params, trained.batch_stats
+    folder = context.checkpoint_dir
+    stop = EarlyStopping(patience, run, folder.with_name(f"{folder.name}-best.safetensors") if folder else None)
+    last = loop.train(run, params, batch_stats, dataclasses.replace(context, callbacks=(*context.callbacks, stop)))
     context.reporter.skip(run.flops() - run.flops(stop.done))
-    return stop.chosen(*last)
+    return stop.best_weights(last.params, last.batch_stats)
 
 
 def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> Adapted:
@@ -76,18 +78,17 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     strategy, dtype = arm.strategy, study.settings.model.dtype
     if not strategy.phases:
         return load_adapted(arm, strategy.weights, dtype)
-    assert context.workdir is not None
-    folder = arm.folder(context.workdir)
+    folder = arm.folder(context.study_folder())
     run = study.run_of(arm)
     if processes.sync_file(folder / ADAPTED):
         context.reporter.skip(run.flops())
         return dataclasses.replace(load_adapted(arm, str(folder / ADAPTED), dtype), source=read_about(folder)["source"])
-    network = run.programs[0].model
-    assert isinstance(network, Classifier)
-    params, batch_stats, merged = locate.load(strategy.weights, network, seed=arm.seed)
+    params, batch_stats, merged = locate.load(strategy.weights, run.model, seed=arm.seed)
     scorer = scorer_for(study, arm, context, max_epochs)
-    own = dataclasses.replace(context, folder=folder / "state", hook=scorer)
-    params, batch_stats = loop.train(run, params, batch_stats, own)
+    callbacks = (*context.callbacks, scorer) if scorer else context.callbacks
+    own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)
+    trained = loop.train(run, params, batch_stats, own)
+    params, batch_stats = trained.params, trained.batch_stats
     if scorer:
         params, batch_stats = scorer.chosen(params, batch_stats)
     about = {
@@ -144,8 +145,7 @@ def scorer_for(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0)
     images = study.scored_images
     if study.scores is None or images is None:
         return None
-    assert context.workdir is not None
-    folder = arm.folder(context.workdir) / SCORED
+    folder = arm.folder(context.study_folder()) / SCORED
     return Scorer(study.scores, study.run_of(arm), images, folder, context, max_epochs)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest, redact
+from dapt_jax.models.classifier import Classifier
 from dapt_jax.settings import StudySettings
 from dapt_jax.study.runs import adaptation_run
 from dapt_jax.study.scorer import Plan
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import ArmKey, Task
-from dapt_jax.training.run import Run
+from dapt_jax.training.run import TrainingRun
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
 
@@ -72,7 +73,9 @@ class Study:
     tasks: tuple[Task, ...] = ()
     weights: str = ""
     marks: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    _runs: dict[tuple[str, int], Run] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    _runs: dict[tuple[str, int], TrainingRun[Classifier]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -87,7 +90,7 @@ class Study:
         """Return the images that an arm is adapted to; None where it is not adapted."""
         return self.corpora.get(arm.strategy.corpus) if arm.strategy.phases else None
 
-    def run_of(self, arm: Arm) -> Run:
+    def run_of(self, arm: Arm) -> TrainingRun[Classifier]:
         """Return the run that adapts an arm's encoder; the same object each time.
 
         Raises:

@@ -9,7 +9,7 @@ from dapt_jax.study import classification
 from dapt_jax.study.adapt import SCORED, Adapted, read_about, without_head
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.tasks import ResultRow
-from dapt_jax.training.run import RunContext
+from dapt_jax.training.context import RunContext
 from dapt_jax.weights import locate
 
 
@@ -41,8 +41,7 @@ def measure_scored(study: Study, arm: Arm, context: RunContext) -> list[ResultRo
     """
     run, encoder = study.run_of(arm), arm.strategy.encoder
     rows: list[ResultRow] = []
-    assert context.workdir is not None
-    folder = arm.folder(context.workdir)
+    folder = arm.folder(context.study_folder())
     for point in read_about(folder)["scored"]:
         checkpoint = dataclasses.replace(arm, epochs=point["epoch"] + 1)
         path = folder / SCORED / f"epoch{checkpoint.epochs:04d}.safetensors"

@@ -30,14 +30,16 @@ from dapt_jax.settings.training import FINETUNE, HeadSettings
 from dapt_jax.study import adapt, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.predictions import FoldPredictions, Predictions
-from dapt_jax.study.runs import RunTag, TrainData, classification_loss, make_run
+from dapt_jax.study.runs import classification_loss, make_run
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import freezing, head_sweep
 from dapt_jax.training.cache import store
+from dapt_jax.training.cache.fill import Filling
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.cost_meter import CostMeter
 from dapt_jax.training.evaluate import ShardedForward, forward_fn
-from dapt_jax.training.meter import Meter
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import Run, RunContext
+from dapt_jax.training.run import RunTag, TrainData, TrainingRun
 
 
 def transfer(study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context: RunContext) -> list[ResultRow]:
@@ -77,12 +79,13 @@ def _features(
     model: Classifier, adapted: adapt.Adapted, task: Task, arm: Arm, context: RunContext
 ) -> dict[str, np.ndarray]:
     """Return pooled features of a task's images by split, entered in the ledger; arms of the same weights share them."""
-    meter = Meter(context.hardware)
+    meter = CostMeter(context.hardware)
     features, made = {}, []
+    filling = Filling(clock=meter.clock, mesh=context.mesh)
     with meter.clock.span("cache"):
         for split, dataset in task.datasets.items():
             features[split], activations = store.pooled(
-                context.store, model, adapted.params, adapted.batch_stats, dataset.images, meter.clock
+                context.cache, model, adapted.params, adapted.batch_stats, dataset.images, filling
             )
             made.append(activations)
     spent = sum(each.ran for each in made)
@@ -100,7 +103,7 @@ def _features(
         reused_flops=sum(each.flops for each in reused),
         reused_s=sum(each.seconds for each in reused),
     )
-    context.ledger.put(meter.row(row))
+    context.ledger.put(meter.finalize(row))
     context.reporter.advance(spent, f"{arm.title}  {task.name} features")
     return features
 
@@ -156,7 +159,7 @@ class HeadRun:
         loss = classification_loss(development, head.loss)
         settings = sweep_settings(head, self.protocol, loss)
         folds = self.task.folds(self.settings.transfer.folds, self.key.seed)
-        meter = Meter(context.hardware) if context else None
+        meter = CostMeter(context.hardware) if context else None
         labels = development.expected  # losses are linear in the targets
         training, grid = [train for train, _ in folds], hyper_params(head)
         fraction = head.grid.val_fraction
@@ -179,7 +182,7 @@ class HeadRun:
         inputs: int,
         settings: head_sweep.HeadSettings,
         context: RunContext,
-        meter: Meter,
+        meter: CostMeter,
     ) -> None:
         """Enter the cost of the heads into the ledger."""
         seconds, phase = meter.clock.wall, f"{self.task.name}/{self.protocol}"
@@ -197,12 +200,14 @@ class HeadRun:
             total_params=size,
             peak_flops=context.hardware.peak_for("float32"),
         )
-        context.ledger.put(dataclasses.replace(meter.row(row), train_s=seconds))
+        context.ledger.put(dataclasses.replace(meter.finalize(row), train_s=seconds))
         title = f"{self.key.strategy} seed {self.key.seed}  {self.task.name} {self.protocol}"
         context.reporter.advance(trained.flops, title)
 
 
-def finetune_run(study: Study, arm: Arm, task: Task, encoder: Encoder, fold: int, train_rows: np.ndarray) -> Run:
+def finetune_run(
+    study: Study, arm: Arm, task: Task, encoder: Encoder, fold: int, train_rows: np.ndarray
+) -> TrainingRun[Classifier]:
     """Return linear probing, then fine-tuning of all layers (LP-FT, arXiv 2202.10054) on one fold's training rows.
 
     Of these, `val_fraction` is held out for validation.
@@ -243,8 +248,8 @@ def finetune_run(study: Study, arm: Arm, task: Task, encoder: Encoder, fold: int
     loss = classification_loss(task.development, settings.loss)
     model = Classifier(encoder, loss.outputs, study.settings.model.dtype)
     data = TrainData(task.development, train_rows, val_rows)
-    tag = RunTag(arm.name, arm.seed, "transfer", f"{task.name}/{FINETUNE}/fold{fold}/")
-    return make_run(study.settings, settings, model, loss, (*head, whole), data, tag)
+    tag = RunTag(arm.name, "transfer", f"{task.name}/{FINETUNE}/fold{fold}/")
+    return make_run(study.settings, settings, model, loss, (*head, whole), data, arm.seed, tag)
 
 
 def _finetune(
@@ -254,13 +259,12 @@ def _finetune(
     folds = task.folds(study.settings.transfer.folds, arm.seed)[: settings.folds]
     out_of_fold: FoldPredictions = []
     held_out: dict[str, list[np.ndarray]] = {split: [] for split in task.held_out}
-    assert context.workdir is not None
-    state = arm.folder(context.workdir) / f"finetune-{task.name}"
+    state = arm.folder(context.study_folder()) / f"finetune-{task.name}"
     for fold, (train_rows, held_rows) in enumerate(folds):
         run = finetune_run(study, arm, task, adapted.encoder, fold, train_rows)
-        shapes, _ = run.programs[0].model.abstract()
+        shapes, _ = run.model.abstract()
         params = {**adapted.params, HEAD: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[HEAD].items()}}
-        own = dataclasses.replace(context, folder=state / f"fold{fold}")
+        own = dataclasses.replace(context, checkpoint_dir=state / f"fold{fold}")
         params, batch_stats = adapt.train_with_early_stopping(
             run, params, adapted.batch_stats, own, settings.early_stopping_patience
         )
@@ -275,7 +279,7 @@ def _finetune(
 
 
 def probabilities(
-    run: Run, params: Tree, batch_stats: Tree, num_crops: int, mesh: Mesh, dataset: Dataset
+    run: TrainingRun, params: Tree, batch_stats: Tree, num_crops: int, mesh: Mesh, dataset: Dataset
 ) -> np.ndarray:
     """Return probabilities of the squares that a network was trained on, float [images, classes].
 

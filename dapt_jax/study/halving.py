@@ -20,7 +20,8 @@ from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Plan, Scorer
 from dapt_jax.study.strategies import resolve
 from dapt_jax.training import loop
-from dapt_jax.training.run import Run, RunContext
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.run import TrainingRun
 from dapt_jax.transferability.registry import entry
 from dapt_jax.weights import locate
 
@@ -38,7 +39,7 @@ class Outcome:
     epochs: int
 
 
-def affordable(run: Run, plan: Plan, flops: int) -> int:
+def affordable(run: TrainingRun, plan: Plan, flops: int) -> int:
     """Return the epochs of a run whose training and scoring fit a number of FLOPs."""
     longest = 0
     for epochs in range(1, run.timeline.epochs + 1):
@@ -129,8 +130,8 @@ def run(study: Study, seed: int, context: RunContext) -> Outcome:
         seed: Seed of all arms.
         context: Surroundings of runs.
     """
-    assert context.workdir is not None
-    record = context.workdir / "checkpoints" / f"halving-seed{seed}.json"
+    workdir = context.study_folder()
+    record = workdir / "checkpoints" / f"halving-seed{seed}.json"
     if processes.sync_file(record):
         decided = json.loads(record.read_text())
         return Outcome(decided["winner"], decided["epochs"])
@@ -154,7 +155,7 @@ def run(study: Study, seed: int, context: RunContext) -> Outcome:
     epochs = competitors[winner].affordable(left)
     for name, competitor in competitors.items():
         if name != winner:
-            shutil.rmtree(competitor.arm.folder(context.workdir), ignore_errors=True)
+            shutil.rmtree(competitor.arm.folder(workdir), ignore_errors=True)
     decided = {"winner": winner, "epochs": epochs, "budget_flops": total, "rounds": history}
     atomic_files.write_text(record, json.dumps(decided, indent=1) + "\n")
     return Outcome(winner, epochs)
@@ -188,9 +189,9 @@ class Competitor:
         """Train the arm further, from where it was paused, up to a number of epochs; return its last scores by name."""
         scorer = self._scorer(epochs)
         params, batch_stats, _ = locate.load(self.arm.strategy.weights, scorer.model, seed=self.arm.seed)
-        assert self._context.workdir is not None
-        folder = self.arm.folder(self._context.workdir) / "state"
-        own = dataclasses.replace(self._context, folder=folder, hook=scorer)
+        folder = self.arm.folder(self._context.study_folder()) / "state"
+        callbacks = (*self._context.callbacks, scorer)
+        own = dataclasses.replace(self._context, checkpoint_dir=folder, callbacks=callbacks)
         loop.train(self._run, params, batch_stats, own)
         self.spent = self._run.flops(epochs) + scorer.flops
         return scorer.points[-1]["scores"]

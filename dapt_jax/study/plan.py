@@ -17,7 +17,7 @@ from dapt_jax.study.classification import finetune_run, hyper_params, sweep_sett
 from dapt_jax.study.runs import classification_loss
 from dapt_jax.study.tasks import Task
 from dapt_jax.training import accounting, freezing, head_sweep
-from dapt_jax.training.run import Run
+from dapt_jax.training.run import TrainingRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PhasePlan:
     why: str
 
 
-def of_run(run: Run, fsdp: int = 1) -> list[PhasePlan]:
+def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
     """The phases of a run on the devices that there are, each copy of the model's state spread over `fsdp` of them."""
     planned = []
     devices = jax.device_count()
@@ -66,7 +66,7 @@ def of_run(run: Run, fsdp: int = 1) -> list[PhasePlan]:
         per_image = run.flops_per_image(place)
         fill = run.fill_flops(place)
         peak = accounting.peak_bytes(program, size, -(-run.batch_size // devices), fsdp)
-        kept = decision.bytes if decision.place == "memory" else 0
+        kept = decision.bytes if decision.tier == "memory" else 0
         planned.append(
             PhasePlan(
                 name=program.phase.name,
@@ -79,14 +79,14 @@ def of_run(run: Run, fsdp: int = 1) -> list[PhasePlan]:
                 flops=per_image * images + fill,
                 peak_bytes=peak + kept,
                 cache_bytes=decision.bytes,
-                place=decision.place,
+                place=decision.tier,
                 why=decision.reason,
             )
         )
     return planned
 
 
-def largest_batch(run: Run, phases: list[PhasePlan], fsdp: int = 1) -> int:
+def largest_batch(run: TrainingRun, phases: list[PhasePlan], fsdp: int = 1) -> int:
     """Images of a step, over all devices, that there is memory for in the phase that takes most; 0 for not even one on each."""
     place = max(range(len(phases)), key=lambda number: phases[number].peak_bytes)
     kept = phases[place].cache_bytes if phases[place].place == "memory" else 0
@@ -95,7 +95,7 @@ def largest_batch(run: Run, phases: list[PhasePlan], fsdp: int = 1) -> int:
     return devices * accounting.largest_batch(run.programs[place], run.dataset.images.size, left, fsdp or devices)
 
 
-def uncounted(runs: Iterable[Run]) -> str:
+def uncounted(runs: Iterable[TrainingRun]) -> str:
     """A line that names the operations whose FLOPs are not known, or nothing where all are."""
     costs = [accounting.image_cost(program, run.dataset.images.size) for run in runs for program in run.programs]
     names = sorted({name for cost in costs for name in (*cost.prefix.unknown, *cost.suffix.unknown)})

@@ -1,7 +1,5 @@
 """Training runs made from settings: the only place where a study constructs one."""
 
-import dataclasses
-
 import jax
 import numpy as np
 
@@ -12,48 +10,12 @@ from dapt_jax.data.splits import grouped_holdout
 from dapt_jax.errors import UserError
 from dapt_jax.losses import ClassificationLoss, Loss, SegmentationLoss
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.models.network import Network
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.losses import LossSettings
 from dapt_jax.settings.training import TrainSettings
 from dapt_jax.study.strategies import Strategy
-from dapt_jax.training import steps
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import Run
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainData:
-    """The images of a run.
-
-    Attributes:
-        dataset: All of them.
-        train_rows: Rows that are trained on.
-        val_rows: Rows on which the loss is evaluated after each epoch; none by default.
-        weights: Weight of each training row; empty where all weigh 1.
-    """
-
-    dataset: Dataset
-    train_rows: np.ndarray
-    val_rows: np.ndarray = dataclasses.field(default_factory=lambda: np.arange(0))
-    weights: tuple[float, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class RunTag:
-    """How a run is named in the ledger.
-
-    Attributes:
-        strategy: Name of the arm.
-        seed: Seed of the arm.
-        stage: "dapt" or "transfer".
-        label: What stands before the names of its phases.
-    """
-
-    strategy: str
-    seed: int
-    stage: str = "dapt"
-    label: str = ""
+from dapt_jax.training.run import ModelT, RunTag, TrainData, TrainingRun
 
 
 def classification_loss(dataset: Dataset, loss: LossSettings, single_logit: bool = False) -> ClassificationLoss:
@@ -107,12 +69,13 @@ def inverse_frequency_weights(dataset: Dataset, rows: np.ndarray) -> tuple[float
 def make_run(
     study: StudySettings,
     train: TrainSettings,
-    model: Network,
+    model: ModelT,
     loss: Loss,
     phases: tuple[Phase, ...],
     data: TrainData,
+    seed: int,
     tag: RunTag,
-) -> Run:
+) -> TrainingRun[ModelT]:
     """Return a training run.
 
     Args:
@@ -122,37 +85,28 @@ def make_run(
         loss: Its loss.
         phases: Phases in order.
         data: Images.
+        seed: Seed of the arm.
         tag: Names of the run in the ledger.
     """
-    programs = steps.programs(
+    return TrainingRun(
         model,
         phases,
-        train.optimizer,
+        data,
         loss,
-        train.augment,
-        tag.seed,
-        -(-len(data.train_rows) // train.batch_size),
-        getattr(train, "mix", Mix()),
-        train.grad_accum_steps,
-        jax.device_count() if study.model.batch_norm_statistics == "per_device" else 1,
-    )
-    return Run(
-        strategy=tag.strategy,
-        seed=tag.seed,
-        stage=tag.stage,
-        label=tag.label,
-        programs=tuple(programs),
-        dataset=data.dataset,
-        train_rows=data.train_rows,
-        val_rows=data.val_rows,
-        weights=data.weights,
-        batch_size=train.batch_size,
-        caching=study.cache.policy(),
+        optimizer=train.optimizer,
+        augment=train.augment,
+        mix=getattr(train, "mix", Mix()),
         plateau=train.plateau,
+        caching=study.cache.policy(),
+        batch_size=train.batch_size,
+        grad_accum_steps=train.grad_accum_steps,
+        batch_norm_groups=jax.device_count() if study.model.batch_norm_statistics == "per_device" else 1,
+        seed=seed,
+        tag=tag,
     )
 
 
-def adaptation_run(settings: StudySettings, strategy: Strategy, seed: int, corpus: Dataset) -> Run:
+def adaptation_run(settings: StudySettings, strategy: Strategy, seed: int, corpus: Dataset) -> TrainingRun[Classifier]:
     """Return the run that adapts an encoder to a corpus, split by patient.
 
     Args:
@@ -169,4 +123,4 @@ def adaptation_run(settings: StudySettings, strategy: Strategy, seed: int, corpu
     model = Classifier(strategy.encoder, loss.outputs, settings.model.dtype)
     weights = inverse_frequency_weights(corpus, train_rows) if adapt.balance_classes else ()
     data = TrainData(corpus, train_rows, val_rows, weights)
-    return make_run(settings, adapt, model, loss, strategy.phases, data, RunTag(strategy.name, seed))
+    return make_run(settings, adapt, model, loss, strategy.phases, data, seed, RunTag(strategy.name))

@@ -1,7 +1,7 @@
 """Scores a fixed sample of target images along a training run, for a small share of its FLOPs, and chooses a checkpoint.
 
-The scorer is the training loop's hook: after every few epochs in which the encoder has changed it computes the scores,
-enters them into the ledger as a stage of their own, keeps the weights, and says whether training may stop.
+The scorer is a callback of the training loop: after every few epochs in which the encoder has changed it computes the
+scores, enters them into the ledger as a stage of their own, saves the weights, and decides whether training stops.
 """
 
 import dataclasses
@@ -23,7 +23,9 @@ from dapt_jax.models.encoder import TAP, Encoder, Tree
 from dapt_jax.records.ledger import Row
 from dapt_jax.runtime import processes
 from dapt_jax.training import accounting
-from dapt_jax.training.run import Run, RunContext
+from dapt_jax.training.callbacks import Callback
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram
 from dapt_jax.transferability import registry
 from dapt_jax.transferability.robustness import jitter
@@ -80,7 +82,7 @@ class Plan:
     each: tuple[int, ...]
 
     @classmethod
-    def of(cls, settings: Settings, run: Run, available: int) -> "Plan":
+    def of(cls, settings: Settings, run: TrainingRun, available: int) -> "Plan":
         """Lays the scores along a run; the sample is as large as settings, images and budget allow.
 
         Raises:
@@ -121,7 +123,7 @@ class Plan:
             )
         return cls(due, images, tuple(images * f for f in first), tuple(images * f for f in each))
 
-    def until(self, run: Run, epochs: int) -> int:
+    def until(self, run: TrainingRun, epochs: int) -> int:
         """FLOPs of the scores within a number of epochs of the run."""
         phases = [
             run.timeline.position(epoch * run.timeline.steps_per_epoch).phase for epoch in self.epochs if epoch < epochs
@@ -141,11 +143,17 @@ def _start(program: PhaseProgram, level: int) -> int:
     return min(program.mask.boundary, level + 1, len(program.model.encoder.groups) - 1)
 
 
-class Scorer:
+class Scorer(Callback):
     """The scores of one run: see the module."""
 
     def __init__(
-        self, settings: Settings, run: Run, target: Dataset, folder: Path, context: RunContext, until: int = 0
+        self,
+        settings: Settings,
+        run: TrainingRun[Classifier],
+        target: Dataset,
+        folder: Path,
+        context: RunContext,
+        until: int = 0,
     ):
         """Draws the sample.
 
@@ -165,54 +173,44 @@ class Scorer:
         rows = np.sort(np.random.default_rng(SEED).permutation(len(target))[: self.plan.images])
         self.sample = target.take(rows)
         self._masks = self.sample.load_masks() if settings.dense and target.masks is not None else None
-        model = run.programs[0].model
-        assert isinstance(model, Classifier)
-        self.model, self.level = model, level_group(model.encoder, settings.level)
+        self.model, self.level = run.model, level_group(run.model.encoder, settings.level)
         self.points: list[dict[str, Any]] = []
         self.filled: list[int] = []
         self.flops = 0
         self.stopped = False
         self.done = 0
-        self._kept: tuple[int, list[Any]] | None = None
+        self._activations_of: tuple[int, list[Any]] | None = None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint stores, as plain JSON values."""
+        """Return what a checkpoint stores, as plain JSON values."""
         return {
-            "points": list(self.points), "filled": list(self.filled), "flops": self.flops, "stopped": self.stopped,
+            "points": list(self.points),
+            "filled": list(self.filled),
+            "flops": self.flops,
+            "stopped": self.stopped,
             "done": self.done,
-        }  # fmt: skip
+        }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` returned."""
+    def restore(self, state: dict[str, Any]) -> bool:
+        """Go on from what `state` returned, and return whether the run has stopped there."""
         for name, value in state.items():
             setattr(self, name, value)
+        return self._is_ended()
 
-    @property
-    def ends(self) -> bool:
-        """Whether the run stops here, for good or for now."""
+    def _is_ended(self) -> bool:
+        """Return whether the run stops here, for good or for now."""
         return self.stopped or (bool(self.until) and self.done >= self.until)
 
     def after_epoch(
-        self, number: int, epoch: int, params: Tree, batch_stats: Tree, scores: Mapping[str, float]
+        self, phase: int, epoch: int, params: Tree, batch_stats: Tree, metrics: Mapping[str, float]
     ) -> bool:
-        """Scores the network if it is time.
-
-        Args:
-            number: of the phase.
-            epoch: of the run, just finished.
-            params: to evaluate with.
-            batch_stats: batch-norm statistics.
-            scores: on the rows that the run watches; the sample's own are what counts here.
-
-        Returns:
-            Whether training ends here.
-        """
-        del scores
+        """Score the network if it is time, and return whether the run stops: see `Callback`."""
+        del metrics  # the scores of the sample are what counts here
         if epoch in self.plan.epochs:
-            self._score(number, epoch, params, batch_stats)
+            self._score(phase, epoch, params, batch_stats)
             self.context.ledger.put(self.row())
         self.done = epoch + 1
-        return self.ends
+        return self._is_ended()
 
     def _score(self, number: int, epoch: int, params: Tree, batch_stats: Tree) -> None:
         material = self.material(number, params, batch_stats)
@@ -269,20 +267,20 @@ class Scorer:
 
     def _activations(self, number: int, params: Tree, batch_stats: Tree) -> list[np.ndarray]:
         """The sample's views, then the images as they are, at the boundary below which the phase changes nothing."""
-        if self._kept is not None and self._kept[0] == number:
-            return self._kept[1]
+        if self._activations_of is not None and self._activations_of[0] == number:
+            return self._activations_of[1]
         program = self.run.programs[number]
         forward = _prefix(program.model, _start(program, self.level))
         rows = np.arange(len(self.sample), dtype=np.int32)
         images = self.sample.images.batch(rows)
         seen = [np.asarray(jitter(images, SEED, view, rows)) for view in range(self.settings.jittered)]
         seen += [images] * self.settings.plain
-        kept = [np.concatenate(list(_in_batches(forward, params, batch_stats, view))) for view in seen]
+        computed = [np.concatenate(list(_in_batches(forward, params, batch_stats, view))) for view in seen]
         if number not in self.filled:  # after a restart the prefix is computed again, and not charged again
             self.filled.append(number)
             self.flops += self.plan.first[number]
-        self._kept = number, kept
-        return kept
+        self._activations_of = number, computed
+        return computed
 
     def _encode(
         self, program: PhaseProgram, x: np.ndarray, params: Tree, batch_stats: Tree
@@ -311,7 +309,7 @@ class Scorer:
         """The ledger's row: FLOPs of the encoder's passes, and the scores as its curve."""
         passes = self.settings.jittered + self.settings.plain
         return Row(
-            strategy=self.run.strategy, seed=self.run.seed, stage="score", phase="scores",
+            strategy=self.run.tag.strategy, seed=self.run.seed, stage="score", phase="scores",
             images=self.plan.images * passes * len(self.points), model_flops=self.flops, hardware_flops=self.flops,
             device=self.context.hardware.kind, devices=self.context.hardware.count, curve=list(self.points),
         )  # fmt: skip

@@ -27,19 +27,22 @@ from dapt_jax.settings.training import FROZEN
 from dapt_jax.study import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.overlays import Overlays
-from dapt_jax.study.runs import RunTag, TrainData, make_run, segmentation_loss
+from dapt_jax.study.runs import make_run, segmentation_loss
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import windows
+from dapt_jax.training.context import RunContext
 from dapt_jax.training.evaluate import ShardedForward
 from dapt_jax.training.phases import ByGroup, Phase
-from dapt_jax.training.run import Run, RunContext
+from dapt_jax.training.run import RunTag, TrainData, TrainingRun
 
 PIXEL_COLOUR = "pixel_colour"
 OVERLAYS = 4
 """Images of each set whose masks the report shows."""
 
 
-def fold_run(study: Study, arm: Arm, task: Task, encoder: Encoder, label: str, train_rows: np.ndarray) -> Run:
+def fold_run(
+    study: Study, arm: Arm, task: Task, encoder: Encoder, label: str, train_rows: np.ndarray
+) -> TrainingRun[Segmenter]:
     """Return the training of one fold.
 
     `frozen`: the decoder alone, for all epochs. `finetune`: the decoder alone for the first of them, then all layers, each
@@ -85,13 +88,14 @@ def fold_run(study: Study, arm: Arm, task: Task, encoder: Encoder, label: str, t
             lr_multipliers=tuple((group, settings.decoder_lr / settings.lr) for group in behind),
         )
         phases = (decoder(settings.decoder_epochs), whole) if settings.decoder_epochs else (whole,)
-    tag = RunTag(arm.name, arm.seed, "transfer", f"{task.name}/{label}/")
-    return make_run(
-        study.settings, settings, model, loss, phases, TrainData(task.development, train_rows, val_rows), tag
-    )
+    data = TrainData(task.development, train_rows, val_rows)
+    tag = RunTag(arm.name, "transfer", f"{task.name}/{label}/")
+    return make_run(study.settings, settings, model, loss, phases, data, arm.seed, tag)
 
 
-def fold_runs(study: Study, arm: Arm, task: Task, encoder: Encoder, protocol: str) -> Iterator[tuple[Run, np.ndarray]]:
+def fold_runs(
+    study: Study, arm: Arm, task: Task, encoder: Encoder, protocol: str
+) -> Iterator[tuple[TrainingRun[Segmenter], np.ndarray]]:
     """Yield the run of every fold that is run, and the rows that it is scored on.
 
     Args:
@@ -111,16 +115,15 @@ def transfer(study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context
     """Measure an encoder on a task of masks; arguments and result are those of `classification.transfer`."""
     settings = study.settings.transfer.segmentation
     rows: list[ResultRow] = []
-    assert context.workdir is not None
+    workdir = context.study_folder()
     for protocol in settings.protocols:
-        state = arm.folder(context.workdir) / f"{protocol}-{task.name}"
+        state = arm.folder(workdir) / f"{protocol}-{task.name}"
         scores: dict[str, list[list[Score]]] = {split: [] for split in task.datasets}
         for fold, (run, held_rows) in enumerate(fold_runs(study, arm, task, adapted.encoder, protocol)):
-            model = run.programs[0].model
-            assert isinstance(model, Segmenter)
+            model = run.model
             params, batch_stats = model.init(arm.seed)
             params, batch_stats = model.adopt(params, adapted.params), model.adopt(batch_stats, adapted.batch_stats)
-            own = dataclasses.replace(context, folder=state / f"fold{fold}")
+            own = dataclasses.replace(context, checkpoint_dir=state / f"fold{fold}")
             params, batch_stats = adapt.train_with_early_stopping(
                 run, params, batch_stats, own, settings.early_stopping_patience
             )
@@ -131,7 +134,7 @@ def transfer(study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context
                 scored = dataset.take(held_rows) if split == "development" else dataset
                 overlays = Overlays(scored, OVERLAYS if is_shown else 0)
                 scores[split].append(_scores(scored, predict, run.batch_size, overlays))
-                overlays.write(context.workdir, task.name, split, arm.name, protocol)
+                overlays.write(workdir, task.name, split, arm.name, protocol)
         rows += result_rows(task, arm.key, protocol, task.development.segments, scores)
         shutil.rmtree(state)
     return rows
@@ -141,7 +144,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """Images uint8 [k, h, w, 3] to masks uint8 [k, h, w]."""
 
 
-def _predictor(run: Run, params: Tree, batch_stats: Tree, overlap: float, mesh: Mesh) -> Predict:
+def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float, mesh: Mesh) -> Predict:
     """Return what segments images: as they are, or through windows of the side that the network was trained on."""
     program = run.programs[-1]
     assert isinstance(program.objective, SegmentationLoss)

@@ -27,8 +27,8 @@ from dapt_jax.study.prepare import prepare
 from dapt_jax.study.tasks import ResultRow, Task
 from dapt_jax.study.workdir import check_workdir
 from dapt_jax.training.cache.store import ActivationCache
+from dapt_jax.training.context import NonFinitePolicy, RunContext
 from dapt_jax.training.recovery import NAN
-from dapt_jax.training.run import NonFinitePolicy, RunContext
 
 CACHE = "cache"
 """Folder of cached activations in a workdir."""
@@ -126,16 +126,14 @@ def _context(
     mesh = sharding.make_mesh(fsdp=runtime.fsdp)
     caching, directory = settings.cache.policy(), settings.cache.dir
     return RunContext(
-        folder=None,
-        every_s=runtime.checkpoint_every_s,
+        checkpoint_every_s=runtime.checkpoint_every_s,
         ledger=Ledger(workdir / "ledger.jsonl"),
-        store=ActivationCache.open(
+        cache=ActivationCache.open(
             caching.memory_bytes,
             0 if caching.mode == "off" else caching.disk_bytes,
             Path(directory).expanduser() if directory else workdir / CACHE,
             caching.dtype,
             reporter.say,
-            mesh,
         ),
         mesh=mesh,
         hardware=hardware.describe(measure=runtime.measure_peak, watts=settings.energy.watts, pue=settings.energy.pue),
@@ -146,7 +144,7 @@ def _context(
             workdir / PROFILE if processes.is_primary() else None, monitoring.profile_step, monitoring.profile_steps
         ),
         preemption_handler=preemption_handler,
-        debug=NonFinitePolicy(settings.non_finite.policy, settings.non_finite.lr_factor, workdir / NAN),
+        non_finite=NonFinitePolicy(settings.non_finite.policy, settings.non_finite.lr_factor, workdir / NAN),
         workdir=workdir,
     )
 

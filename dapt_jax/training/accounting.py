@@ -22,8 +22,8 @@ class ImageCost:
     """Model and hardware FLOPs of one image in one phase.
 
     Attributes:
-        prefix: forward pass below the boundary.
-        suffix: forward and backward pass above it, with what is frozen there left out.
+        prefix: Forward pass below the boundary.
+        suffix: Forward and backward pass above it, without what is frozen there.
     """
 
     prefix: flops.Flops
@@ -35,14 +35,14 @@ def _abstract(tree: Any) -> Any:
 
 
 def _traced_with_lax(fn: Any, *args: Any) -> flops.Flops:
-    """Counts a function in its textbook form: what a backend makes of a convolution does not change the mathematics."""
+    """Count a function in its textbook form: what a backend makes of a convolution does not change the mathematics."""
     with ops.formulation("lax"):
         return flops.count(lambda *values: fn(*values), *args)
 
 
 @functools.cache
 def boundary_shapes(model: Network, image_size: int) -> tuple[Any, ...]:
-    """Shapes and dtypes of one image's activations at every boundary, pytrees, the preprocessed image first."""
+    """Return shapes and dtypes of one image's activations at every boundary, the preprocessed image first; pytrees."""
     params, batch_stats = model.abstract()
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
     with ops.formulation("lax"):
@@ -51,7 +51,7 @@ def boundary_shapes(model: Network, image_size: int) -> tuple[Any, ...]:
 
 
 def boundary_shape(model: Network, boundary: int, image_size: int) -> Any:
-    """Shapes and dtypes of one image's activations at a boundary, a pytree of `jax.ShapeDtypeStruct`."""
+    """Return shapes and dtypes of one image's activations at a boundary, a pytree of `jax.ShapeDtypeStruct`."""
     return boundary_shapes(model, image_size)[boundary]
 
 
@@ -61,7 +61,7 @@ def _batched(shapes: Any, batch: int) -> Any:
 
 @functools.cache
 def forward(model: Network, image_size: int, stop: int) -> flops.Flops:
-    """FLOPs of one image's forward pass up to a boundary."""
+    """Return FLOPs of one image's forward pass up to a boundary."""
     params, batch_stats = model.abstract()
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
     return _traced_with_lax(lambda p, s, x: model.prefix(p, s, x, stop), params, batch_stats, images)
@@ -71,7 +71,12 @@ _costs: dict[Hashable, ImageCost] = {}
 
 
 def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
-    """FLOPs of one image in a phase, from images of a side in pixels; linear in the batch, so one image tells all."""
+    """Return FLOPs of one image in a phase; they are linear in the batch, so one image is enough to know them.
+
+    Args:
+        program: The phase.
+        image_size: Side of the images in pixels.
+    """
     key = (program.key, image_size)
     if key not in _costs:
         _costs[key] = _image_cost(program, image_size)
@@ -79,33 +84,33 @@ def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
 
 
 def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
-    program = dataclasses.replace(program, parts=1, norm_groups=1)  # one image cannot be cut
+    program = dataclasses.replace(program, grad_accum_steps=1, batch_norm_groups=1)  # one image cannot be cut
     model, side = program.model, program.augment.size(image_size)
     params, batch_stats = model.abstract()
     state = _abstract(jax.eval_shape(program.init_state, params, batch_stats))
     one = _batched(boundary_shape(model, program.mask.boundary, side), 1)
-    weight, rate = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
-    suffix = _traced_with_lax(program.update, state, one, program.objective.label_shape(1, side), weight, rate)
+    weight, lr = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    suffix = _traced_with_lax(program.update, state, one, program.objective.label_shape(1, side), weight, lr)
     return ImageCost(forward(model, side, program.mask.boundary), suffix)
 
 
 def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1) -> int:
-    """Estimated peak memory of one training step of a phase, in bytes of one device, without compiling it.
+    """Estimate peak memory of one training step of a phase, in bytes of one device, without compiling it.
 
-    Parameters, statistics, optimizer state, gradients, the batch, and what the backward pass keeps of the forward pass of the
-    part of it that is gone through at a time.
+    Counted are parameters, statistics, optimizer state, gradients, the batch, and the activations that the backward pass
+    needs of one part of the batch (see `PhaseProgram.grad_accum_steps`).
 
     Args:
-        program: the phase.
-        image_size: side in pixels.
-        batch: images of a step that the device has.
-        fsdp: devices over which parameters, gradients and optimizer state are spread; what is gathered of them for a layer
-            at a time is not counted.
+        program: The phase.
+        image_size: Side of the images in pixels.
+        batch: Images of a step on the device.
+        fsdp: Devices over which parameters, gradients and optimizer state are sharded; what is gathered of them for one
+            layer at a time is not counted.
     """
     model, side = program.model, program.augment.size(image_size)
     params, batch_stats = model.abstract()
     train, rest = freezing.partition(params, program.mask.trainable)
-    at_once = -(-batch // program.parts)
+    at_once = -(-batch // program.grad_accum_steps)
     inputs = _batched(boundary_shape(model, program.mask.boundary, side), at_once)
 
     def loss(train: Any, rest: Any, batch_stats: Any, x: Any, labels: Any) -> Any:
@@ -115,25 +120,25 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
 
     opt = jax.eval_shape(program.tx.init, params)
     with ops.formulation("lax"):
-        kept = memory.train_peak_bytes(
+        stored = memory.train_peak_bytes(
             loss, train, rest, batch_stats, inputs, program.objective.label_shape(at_once, side), optimizer_state=opt
         )
     waiting = memory.tree_bytes(boundary_shape(model, program.mask.boundary, side)) * (batch - at_once)
     images = batch * image_size * image_size * 3
     # Twice what trains: its gradients are as large.
     elsewhere = sum(_elsewhere(tree, fsdp) for tree in (train, train, rest, opt))
-    return kept + waiting + images + _prefix_bytes(program, side, batch) - elsewhere
+    return stored + waiting + images + _prefix_bytes(program, side, batch) - elsewhere
 
 
 def _elsewhere(state: Any, fsdp: int) -> int:
-    """Bytes of a state that other devices hold."""
+    """Return the bytes of a state that other devices hold."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if sharding.fsdp_axis(leaf.shape, fsdp) is not None]
     return sum(memory.tree_bytes(leaf) * (fsdp - 1) // fsdp for leaf in leaves)
 
 
 def largest_batch(program: PhaseProgram, image_size: int, memory_bytes: int, fsdp: int = 1) -> int:
-    """Images of a step that one device has room for, by the same estimate, which grows evenly with them; 0 for none."""
-    unit = program.parts
+    """Return the images of a step that one device has room for, by the same estimate, which is linear in them."""
+    unit = program.grad_accum_steps
     first, second = (peak_bytes(program, image_size, number * unit, fsdp) for number in (1, 2))
     if first > memory_bytes:
         return 0
@@ -141,7 +146,7 @@ def largest_batch(program: PhaseProgram, image_size: int, memory_bytes: int, fsd
 
 
 def _prefix_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:
-    """The largest pair of neighbouring activations of an uncached prefix: input and output of the group that runs."""
+    """Return the bytes of the largest pair of neighbouring activations of an uncached prefix."""
     shapes = boundary_shapes(program.model, image_size)[: program.mask.boundary + 1]
     sizes = [memory.tree_bytes(_batched(shape, batch)) for shape in shapes]
     return max((a + b for a, b in itertools.pairwise(sizes)), default=0)

@@ -12,7 +12,7 @@ import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -25,17 +25,19 @@ from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram, State
 
 Flat = dict[str, Any]
+Restored = tuple[int, State, dict[str, Any]]
+"""Step, the saved part of the state, and what was stored beside it."""
 
 
 def _flat(tree: Any) -> Flat:
-    """A pytree as one dict from dotted paths to leaves: the form in which orbax files stay readable."""
+    """Return a pytree as one dict from dotted paths to leaves: the form in which orbax files stay readable."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 
-def saved_part(state: State, programs: list[PhaseProgram], phase: int) -> State:
-    """What a checkpoint in `phase` holds: everything that may differ from the source weights, and nothing else."""
+def saved_part(state: State, programs: Sequence[PhaseProgram], phase: int) -> State:
+    """Return what a checkpoint in `phase` holds: what may differ from the source weights, and nothing else."""
     seen = programs[: phase + 1]
     touched = frozenset().union(*(program.mask.trainable for program in seen))
     has_new_stats = any(program.mask.batch_norm_modes for program in seen)
@@ -46,22 +48,60 @@ def saved_part(state: State, programs: list[PhaseProgram], phase: int) -> State:
     }
 
 
-class Checkpoints:
+class CheckpointStore(Protocol):
+    """Where the checkpoints of a run go: see `CheckpointFolder`."""
+
+    def save(self, step: int, part: State, meta: dict[str, Any]) -> None:
+        """Save in the background."""
+
+    def restore(self, layout: Callable[[int], State], at_most: int | None = None) -> Restored | None:
+        """Return the newest checkpoint that can be read, or None."""
+
+    def forget_after(self, step: int) -> None:
+        """Remove every checkpoint of a later step."""
+
+    def wait(self) -> None:
+        """Wait until what was saved is on disk."""
+
+    def close(self) -> None:
+        """Wait, and close."""
+
+
+class NoCheckpoints:
+    """Saves nothing and holds nothing."""
+
+    def save(self, step: int, part: State, meta: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def restore(self, layout: Callable[[int], State], at_most: int | None = None) -> None:
+        """Return nothing."""
+
+    def forget_after(self, step: int) -> None:
+        """Do nothing."""
+
+    def wait(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class CheckpointFolder:
     """The checkpoints of one run in a folder; the two newest are kept, so a torn one loses nothing.
 
     A full disk costs the checkpoint that did not fit, not the run: a line says so, and the ones before stay.
 
-    They hold whole arrays, written by the first process and told to the others when they are read: what one number of
-    devices or processes has saved another goes on from, and nobody else needs to reach the folder.
+    They hold whole arrays, written by the primary process and broadcast to the others when they are read: a run may go on
+    with another number of devices or processes, and only the primary process needs to reach the folder.
     """
 
     def __init__(self, folder: Path, keep: Sequence[int] = (), say: Callable[[str], None] = print, source: str = ""):
-        """Opens a folder, which need not exist.
+        """Open a folder, which need not exist.
 
         Args:
-            folder: of the run.
-            keep: steps whose checkpoints stay beside the two newest.
-            say: takes a line for the user.
+            folder: Folder of the run.
+            keep: Steps whose checkpoints stay beside the two newest.
+            say: Receiver of a line for the user.
             source: Fingerprint of the weights that the run starts from; checkpoints of a run from others are refused.
         """
         # What orbax logs as an error it raises too.
@@ -83,16 +123,16 @@ class Checkpoints:
         return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
 
     def save(self, step: int, part: State, meta: dict[str, Any]) -> None:
-        """Saves in the background; `meta` is JSON: data position, plateau, clock, curve. All processes have to call it."""
+        """Save in the background; `meta` holds plain JSON values. All processes have to call it."""
         flat = _flat(part)
         arrays = [leaf for leaf in flat.values() if isinstance(leaf, jax.Array)]
-        is_spread = processes.is_multi_process() or not all(leaf.is_fully_replicated for leaf in arrays)
-        if is_spread:
+        is_sharded = processes.is_multi_process() or not all(leaf.is_fully_replicated for leaf in arrays)
+        if is_sharded:
             flat = sharding.gather_to_host(flat)
         if not self._writes:
             return
-        if is_spread:
-            flat = jax.tree.map(np.array, flat)  # copies: the next step gives the buffers away
+        if is_sharded:
+            flat = jax.tree.map(np.array, flat)  # copies: the next step donates the buffers
         self.wait()
         for torn in self._torn:  # where training comes to them again, they would be in its way
             self._remove(torn)
@@ -104,27 +144,25 @@ class Checkpoints:
         with self._tolerant():
             self._manager.save(step, args=items)
 
-    def restore(
-        self, layout: Callable[[int], State], most: int | None = None
-    ) -> tuple[int, State, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, or None.
+    def restore(self, layout: Callable[[int], State], at_most: int | None = None) -> Restored | None:
+        """Return the newest checkpoint that can be read, or None.
 
         Args:
-            layout: from a step to the abstract tree that `save` was given there; known from the config alone.
-            most: the step that it may have at most.
+            layout: Function from a step to the abstract tree that `save` was given there.
+            at_most: Largest step that it may have.
 
         Returns:
             Step, the saved part of the state, and `meta`.
 
         Raises:
-            UserError: it is of a run from other source weights.
+            UserError: The checkpoint is of a run from other source weights.
         """
-        return processes.broadcast_from_primary(lambda: self._restore(layout, most))
+        return processes.broadcast_from_primary(lambda: self._restore(layout, at_most))
 
-    def _restore(self, layout: Callable[[int], State], most: int | None) -> tuple[int, State, dict[str, Any]] | None:
+    def _restore(self, layout: Callable[[int], State], at_most: int | None) -> Restored | None:
         self.wait()
         for step in sorted(self._manager.all_steps(), reverse=True):
-            if most is not None and step > most:
+            if at_most is not None and step > at_most:
                 continue
             abstract = layout(step)
             flat = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _flat(abstract))
@@ -149,7 +187,7 @@ class Checkpoints:
         return None
 
     def forget_after(self, step: int) -> None:
-        """Removes every checkpoint of a later step: a run that goes back comes to those steps again."""
+        """Remove every checkpoint of a later step: a run that goes back comes to those steps again."""
         if not self._writes:
             return
         self.wait()
@@ -162,14 +200,14 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk."""
+        """Wait until what was saved is on disk."""
         if not self._writes:
             return
         with self._tolerant():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and frees the manager's threads."""
+        """Wait, and free the manager's threads."""
         if not self._writes:
             return
         with self._tolerant():
@@ -177,7 +215,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
-        """Goes on after a save for which there was no room or, by the wall clock that orbax goes by, no time."""
+        """Go on after a save for which there was no room or, by the wall clock that orbax goes by, no time."""
         try:
             yield
         except Exception as error:
@@ -191,7 +229,7 @@ class Checkpoints:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a disk, a quota or a largest file size that is reached."""
+    """Return whether an error, or what caused it, is a full disk, a quota or a largest file size."""
     limits = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     while error is not None:
         if isinstance(error, OSError) and error.errno in limits:

@@ -1,4 +1,4 @@
-"""Ends a run when the loss on its watched rows falls no longer, and goes back to its best epoch."""
+"""Early stopping: a run ends when its validation loss falls no longer, and goes back to its best epoch."""
 
 import math
 from collections.abc import Mapping
@@ -6,68 +6,81 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import safetensors.numpy
 
 from dapt_jax.runtime import processes
+from dapt_jax.training.callbacks import Callback
 from dapt_jax.training.freezing import Tree
-from dapt_jax.training.run import Run
+from dapt_jax.training.run import TrainingRun
 from dapt_jax.weights import export
 from dapt_jax.weights.paths import flatten, unflatten
 
 
-class EarlyStop:
-    """The hook of one run: see the module. It watches the run's last phase.
+class EarlyStopping(Callback):
+    """Ends the last phase of a run when its validation loss falls no longer.
 
     Attributes:
-        stopped: whether the run has ended early.
-        done: epochs of the run that it has seen the end of.
+        stopped: Whether the run has ended early.
+        done: Epochs of the run that are done.
     """
 
-    def __init__(self, patience: int, run: Run, file: Path):
-        """Waits for the first epoch.
+    def __init__(self, patience: int, run: TrainingRun, file: Path | None = None):
+        """Wait for the first epoch.
 
         Args:
-            patience: epochs in a row without a lower loss that are let pass; one more ends the run.
-            run: that is watched.
-            file: where the weights of its best epoch are kept, a `.safetensors`; a run that is killed and started again
-                writes the same ones.
+            patience: Epochs in a row without a lower loss that are let pass; one more ends the run.
+            run: The run.
+            file: File for the weights of the best epoch, a `.safetensors`; a run that is killed and started again
+                writes the same ones. Without one they are in memory, and a run that is started again has lost them.
         """
-        self.patience, self.phase, self.file = patience, len(run.programs) - 1, file
+        self.patience, self.phase, self.file = patience, len(run.phases) - 1, file
         self.best, self.epoch, self.waited, self.stopped, self.done = math.inf, -1, 0, False, 0
-
-    @property
-    def ends(self) -> bool:
-        """Whether the run ends where it is."""
-        return self.stopped
+        self._weights: dict[str, np.ndarray] = {}
 
     def after_epoch(
-        self, number: int, epoch: int, params: Tree, batch_stats: Tree, scores: Mapping[str, float]
+        self, phase: int, epoch: int, params: Tree, batch_stats: Tree, metrics: Mapping[str, float]
     ) -> bool:
-        """Takes in the loss on the watched rows; see `run.Hook`."""
+        """Take in the validation loss of an epoch, and return whether the run stops: see `Callback`."""
         self.done = epoch + 1
-        if number != self.phase:
+        if phase != self.phase:
             return False
-        if scores["val_loss"] < self.best:
-            self.best, self.epoch, self.waited = scores["val_loss"], epoch, 0
-            export.write(self.file, jax.device_get(params), jax.device_get(batch_stats))
+        if metrics["val_loss"] < self.best:
+            self.best, self.epoch, self.waited = metrics["val_loss"], epoch, 0
+            self._save(params, batch_stats)
         else:
             self.waited += 1
             self.stopped = self.waited > self.patience
         return self.stopped
 
+    def _save(self, params: Tree, batch_stats: Tree) -> None:
+        params, batch_stats = jax.device_get((params, batch_stats))
+        if self.file:
+            export.write(self.file, params, batch_stats)
+        else:
+            self._weights = {path: np.array(leaf) for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
+
     def state(self) -> dict[str, Any]:
-        """What a checkpoint stores, as plain JSON values."""
+        """Return what a checkpoint stores, as plain JSON values."""
         return {name: getattr(self, name) for name in ("best", "epoch", "waited", "stopped", "done")}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` returned."""
+    def restore(self, state: dict[str, Any]) -> bool:
+        """Go on from what `state` returned, and return whether the run has stopped there."""
         for name, value in state.items():
             setattr(self, name, value)
+        return self.stopped
 
-    def chosen(self, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-        """The weights of the best epoch; those given where that is the last."""
+    def best_weights(self, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
+        """Return parameters and statistics of the best epoch, which are those of the last epoch where that is best.
+
+        Args:
+            params: Parameters of the last epoch.
+            batch_stats: Batch-norm statistics of the last epoch.
+        """
         if self.epoch < 0 or self.epoch == self.done - 1:
             return params, batch_stats
-        processes.sync_file(self.file)
-        kept = safetensors.numpy.load_file(self.file)
-        return tuple(unflatten({path: kept[path] for path in flatten(tree)}) for tree in (params, batch_stats))  # type: ignore[return-value]
+        stored = self._weights
+        if self.file:
+            processes.sync_file(self.file)
+            stored = safetensors.numpy.load_file(self.file)
+        return tuple(unflatten({path: stored[path] for path in flatten(tree)}) for tree in (params, batch_stats))  # type: ignore[return-value]

@@ -14,14 +14,14 @@ from dapt_jax.data import crops, pipeline
 from dapt_jax.losses import SegmentationLoss
 from dapt_jax.models.network import Network
 from dapt_jax.runtime import processes, sharding
-from dapt_jax.training.cache.store import Activations
-from dapt_jax.training.run import Run
+from dapt_jax.training.cache.prefix import Activations
+from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State, eval_transform, evaluation_params
 
 
 @functools.cache
 def forward_fn(model: Network, boundary: int | None) -> Callable[..., jax.Array]:
-    """Activations at a boundary, or images where it is None, to logits; compiled once for all arms."""
+    """Return the function from activations at a boundary, or images where it is None, to logits; compiled once."""
     if boundary is None:
         return jax.jit(model.__call__)
     return jax.jit(lambda params, batch_stats, x: model.suffix(params, batch_stats, x, boundary)[0])
@@ -31,65 +31,71 @@ class ShardedForward:
     """A function of a network and a batch, its rows divided among the devices."""
 
     def __init__(self, function: Callable[..., jax.Array], params: Any, batch_stats: Any, mesh: Mesh):
-        """Puts the network on every device.
+        """Put the network on every device.
 
         Args:
-            function: jitted, from parameters, statistics and a batch to an array with a row for each of the batch's.
-            params: of the network.
-            batch_stats: of the network.
-            mesh: the devices.
+            function: Jitted function from parameters, statistics and a batch to an array with a row for each of the
+                batch's.
+            params: Parameters of the network.
+            batch_stats: Batch-norm statistics of the network.
+            mesh: Devices.
         """
         self._function, self._mesh = function, mesh
         self._weights = sharding.shard_state((params, batch_stats), mesh)
 
-    def __call__(self, share: Any) -> np.ndarray:
-        """The rows of the whole batch, from this process's share of it: see `parallel.share`."""
-        return sharding.gather_to_host(self._function(*self._weights, sharding.shard_batch(share, self._mesh)))
+    def __call__(self, local_batch: Any) -> np.ndarray:
+        """Return the rows of the whole batch, from this process's part of it: see `sharding.local_slice`."""
+        return sharding.gather_to_host(self._function(*self._weights, sharding.shard_batch(local_batch, self._mesh)))
 
 
 class Evaluator:
-    """Scores the network of a phase on the run's validation rows, through the cached prefix where there is one."""
+    """Metrics of the network of a phase on the run's validation rows, through the cached prefix where there is one."""
 
-    def __init__(self, run: Run, program: PhaseProgram, clean: Activations | None, mesh: Mesh):
-        """Prepares.
+    def __init__(self, run: TrainingRun, program: PhaseProgram, clean: Activations | None, mesh: Mesh):
+        """Prepare the forward pass.
 
         Args:
-            run: the run.
-            program: its phase.
-            clean: activations of the run's data set without augmentation, or None to start from images.
-            mesh: the devices.
+            run: The run.
+            program: Program of its phase.
+            clean: Activations of the run's data set without augmentation, or None to start from images.
+            mesh: Devices.
         """
         self._run, self._program, self._clean, self._mesh = run, program, clean, mesh
-        self._logits = forward_fn(program.model, program.mask.boundary if clean else None)
+        self._forward = forward_fn(program.model, program.mask.boundary if clean else None)
 
-    def __call__(self, state: State) -> dict[str, float]:
-        """Returns `val_loss`, and `val_auc` or of masks `val_dice`; or nothing where the run watches no rows."""
-        run = self._run
-        if not len(run.val_rows):
+    def __call__(self, state: State, logits: np.ndarray | None = None) -> dict[str, float]:
+        """Return `val_loss`, and `val_auc` or of masks `val_dice`; nothing where the run has no validation rows.
+
+        Args:
+            state: State of the phase.
+            logits: Logits of the validation rows, float32 [v, outputs] or [v, h, w, outputs], where they are known.
+        """
+        if not len(self._run.val_rows):
             return {}
-        forward_fn = ShardedForward(self._logits, evaluation_params(state), state["batch_stats"], self._mesh)
+        known = self._logits(state) if logits is None else logits
+        # Schedules and early stopping go by them: processes that round differently must not come to differ.
+        return processes.broadcast_from_primary(lambda: self._metrics(known))
+
+    def _logits(self, state: State) -> np.ndarray:
+        """Return the logits of the validation rows."""
+        run = self._run
+        forward = ShardedForward(self._forward, evaluation_params(state), state["batch_stats"], self._mesh)
         own = sharding.local_slice(run.batch_size, self._mesh)
         parts = []
         if self._clean:
             for start in range(0, len(run.val_rows), run.batch_size):
                 rows = run.val_rows[start : start + run.batch_size]
                 x = self._program.to_compute_dtype(self._clean.rows(0, np.resize(rows, run.batch_size)[own]))
-                parts.append(forward_fn(x)[: len(rows)])
+                parts.append(forward(x)[: len(rows)])
         else:
             side = eval_transform(self._program.model, self._program.augment).size(run.dataset.images.size)
-            for share, rows in pipeline.in_order(run.dataset, run.val_rows, run.batch_size, own):
-                parts.append(forward_fn(crops.centre(share, side))[: len(rows)])
-        return self.scores(np.concatenate(parts))
+            for images, rows in pipeline.in_order(run.dataset, run.val_rows, run.batch_size, own):
+                parts.append(forward(crops.centre(images, side))[: len(rows)])
+        return np.concatenate(parts)
 
-    def scores(self, logits: np.ndarray) -> dict[str, float]:
-        """The same from the logits of the watched rows, float32 [v, outputs] or [v, h, w, outputs]."""
-        # Schedules and early stopping go by them: machines that round differently must not come to differ.
-        return processes.broadcast_from_primary(lambda: self._scores(logits))
-
-    def _scores(self, logits: np.ndarray) -> dict[str, float]:
+    def _metrics(self, logits: np.ndarray) -> dict[str, float]:
+        """Return the metrics of logits."""
         run, objective = self._run, self._program.objective
-        if not len(run.val_rows):
-            return {}
         targets = run.dataset.targets[run.val_rows]
         loss = float(objective(jnp.asarray(logits), jnp.asarray(targets)).mean())
         probabilities = objective.probabilities(jnp.asarray(logits))

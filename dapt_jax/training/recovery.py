@@ -1,7 +1,8 @@
-"""A loss that is no number: which batch made it so, kept in a file."""
+"""A loss that is not finite: the step that caused it is found by a replay, and its batch is saved."""
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,20 @@ import jax
 import numpy as np
 
 from dapt_jax.runtime import sharding
-from dapt_jax.training.run import Run
+from dapt_jax.training.run import TrainingRun
+from dapt_jax.training.step_runners import StepReport
 from dapt_jax.training.steps import State
 
 NAN = "nan"
 """Name of the folder of such batches in a workdir."""
 
 
-class Diverged(Exception):
-    """The loss, or a parameter, is no longer a number.
+class PhaseDiverged(Exception):
+    """The loss, or a parameter, is no longer finite.
 
     Attributes:
-        step: steps of the run that were done when it was noticed.
-        value: of the loss.
+        step: Steps of the run that were done when it was noticed.
+        value: The loss.
     """
 
     def __init__(self, step: int, value: float):
@@ -30,8 +32,37 @@ class Diverged(Exception):
         self.step, self.value = step, value
 
 
+@dataclasses.dataclass(frozen=True)
+class Rollback:
+    """The one return of a run to the start of a phase that has diverged.
+
+    Attributes:
+        phase: Index of the phase.
+        step: Step of the run at which it had diverged.
+        steps: Steps of the phase that were run in vain.
+        lr_factor: Factor on the learning rate of the second attempt.
+        spent: What the first attempt has cost: the state of its meter, and its cache fill.
+    """
+
+    phase: int
+    step: int
+    steps: int
+    lr_factor: float
+    spent: dict[str, Any]
+
+
+def check_loss(report: StepReport) -> None:
+    """Refuse to go on from a loss that is not finite.
+
+    Raises:
+        PhaseDiverged: It is not.
+    """
+    if not math.isfinite(report.loss):
+        raise PhaseDiverged(report.step, report.loss / report.weight)
+
+
 def checksum(params: Any) -> str:
-    """BLAKE2b of all parameters in tree order, to tell on another machine whether they are the same."""
+    """Return BLAKE2b of all parameters in tree order, to tell on another machine whether they are the same."""
     hashed = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(sharding.gather_to_host(params)):
         hashed.update(np.ascontiguousarray(leaf).tobytes())
@@ -39,13 +70,13 @@ def checksum(params: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """The step that made something no number.
+class NonFiniteStep:
+    """The step after which something was not finite.
 
     Attributes:
-        step: of the run, from 0.
-        checksum: of the parameters before it.
-        loss: of its batch, the weighted mean.
+        step: Index of the step in the run.
+        checksum: Checksum of the parameters before it.
+        loss: Weighted mean loss of its batch.
     """
 
     step: int
@@ -53,55 +84,64 @@ class Found:
     loss: float
 
 
-def find(state: State, later: Iterator[State], until: int) -> Found | None:
-    """Replays a run step by step.
+def find_step(state: State, replayed: Iterator[State], last_step: int) -> NonFiniteStep | None:
+    """Find the step that made something non-finite.
 
     Args:
-        state: where the replay starts; holds numbers only.
-        later: the state after each step from there.
-        until: number of steps of the run by which it was noticed.
+        state: State that the replay starts from; it is finite.
+        replayed: State after each step from there.
+        last_step: Steps of the run by which it was noticed.
 
     Returns:
-        The first step after which the loss or a parameter is no number; None where that does not happen again.
+        The first step after which the loss or a parameter is not finite; None where that does not happen again.
     """
     before, total, weight = checksum(state["params"]), float(state["loss"]), float(state["weight"])
-    for state in later:
+    for state in replayed:
         step = int(state["step"])
-        fresh_epoch = float(state["weight"]) <= weight
-        loss = float(state["loss"]) - (0.0 if fresh_epoch else total)
-        mean = loss / max(float(state["weight"]) - (0.0 if fresh_epoch else weight), 1e-9)
+        is_new_epoch = float(state["weight"]) <= weight
+        loss = float(state["loss"]) - (0.0 if is_new_epoch else total)
+        mean = loss / max(float(state["weight"]) - (0.0 if is_new_epoch else weight), 1e-9)
         if not (np.isfinite(mean) and sharding.all_finite(state["params"])):
-            return Found(step - 1, before, mean)
-        if step >= until:
+            return NonFiniteStep(step - 1, before, mean)
+        if step >= last_step:
             return None
         before, total, weight = checksum(state["params"]), float(state["loss"]), float(state["weight"])
     return None
 
 
-def keep_batch(folder: Path, run: Run, number: int, found: Found) -> Path:
-    """Writes the batch of a step, as it was read and before any augmentation, with all that is needed to run it again.
+def save_batch(folder: Path, run: TrainingRun, number: int, found: NonFiniteStep) -> Path:
+    """Write the batch of a step as it was read, before any augmentation, with all that is needed to run it again.
 
     Args:
-        folder: of a workdir, for such files.
-        run: that diverged.
-        number: of the phase.
-        found: the step.
+        folder: Folder of a workdir for such files.
+        run: Run that has diverged.
+        number: Index of the phase.
+        found: The step.
 
     Returns:
-        The file: an npz with `images` uint8 [b, size, size, 3], `labels` (see `Dataset.targets`), `weights` float32 [b], `rows`
-        int32 [b] (of the data set), `names` of the images, and `step`, `epoch`, `phase`, `seed`, `lr`, `loss`,
+        Path of an npz with `images` uint8 [b, size, size, 3], `labels` (see `Dataset.targets`), `weights` float32 [b],
+        `rows` int32 [b] (of the data set), `names` of the images, and `step`, `epoch`, `phase`, `seed`, `lr`, `loss`,
         `params_checksum`.
     """
-    epoch, batch = divmod(found.step, run.timeline.steps_per_epoch)
+    epoch, batch = divmod(found.step, run.steps_per_epoch)
     rows, weights = (each[batch] for each in run.order.epoch(epoch))
-    program = run.programs[number]
-    arm = f"{run.strategy}-seed{run.seed}" + (f"-{run.label.strip('/').replace('/', '-')}" if run.label else "")
+    program, tag = run.programs[number], run.tag
+    arm = f"{tag.strategy}-seed{run.seed}" + (f"-{tag.label.strip('/').replace('/', '-')}" if tag.label else "")
     path = folder / f"{arm}-step{found.step + 1}.npz"
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
-        path, images=run.dataset.images.batch(rows), labels=run.dataset.targets[rows], weights=weights, rows=rows,
-        names=np.asarray([run.dataset.images.names[row] for row in rows]), step=found.step, epoch=epoch,
-        phase=program.phase.name, seed=run.seed, lr=program.rate(found.step), loss=found.loss,
+        path,
+        images=run.dataset.images.batch(rows),
+        labels=run.dataset.targets[rows],
+        weights=weights,
+        rows=rows,
+        names=np.asarray([run.dataset.images.names[row] for row in rows]),
+        step=found.step,
+        epoch=epoch,
+        phase=program.phase.name,
+        seed=run.seed,
+        lr=program.lr(found.step),
+        loss=found.loss,
         params_checksum=found.checksum,
-    )  # fmt: skip
+    )
     return path

@@ -1,243 +1,270 @@
-"""One training run, fully known from the config before anything is loaded, and the tools that it runs with."""
+"""One training run: what is trained on what, and how. Everything else about it is derived, before anything is loaded."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from dapt_jax.cost.hardware import Hardware
+from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.mix import Mix
 from dapt_jax.data.pipeline import Order
-from dapt_jax.monitoring.heartbeat import Heartbeat
-from dapt_jax.monitoring.profiler import Profiler
-from dapt_jax.monitoring.progress import Reporter
-from dapt_jax.records.ledger import Ledger
-from dapt_jax.runtime import sharding
-from dapt_jax.runtime.preemption import PreemptionHandler
-from dapt_jax.training import accounting
+from dapt_jax.errors import UserError
+from dapt_jax.losses import Loss
+from dapt_jax.models.network import Network
+from dapt_jax.training import accounting, steps
 from dapt_jax.training.cache.policy import CacheDecision, Caching, Tier, choose_cache
-from dapt_jax.training.cache.store import ActivationCache, Prefix
-from dapt_jax.training.optim import Plateau
-from dapt_jax.training.phases import Timeline
+from dapt_jax.training.cache.store import Prefix
+from dapt_jax.training.optim import Optimizer, Plateau
+from dapt_jax.training.phases import Phase, Timeline, check_names
 from dapt_jax.training.steps import PhaseProgram
+
+ModelT = TypeVar("ModelT", bound=Network)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainData:
+    """The images of a run.
+
+    Attributes:
+        dataset: Data set that holds all rows.
+        train_rows: Row numbers that are trained on, int [n].
+        val_rows: Row numbers on which the validation loss is computed after every epoch, int [v]; may be empty.
+        weights: Weight of every training row in the loss, in the order of `train_rows`; empty for 1 each.
+    """
+
+    dataset: Dataset
+    train_rows: np.ndarray
+    val_rows: np.ndarray = dataclasses.field(default_factory=lambda: np.arange(0))
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Turn sequences of rows into arrays.
+
+        Raises:
+            UserError: A row is not in the data set, there is no training row, or weights do not go with the rows.
+        """
+        for name in ("train_rows", "val_rows"):
+            rows = np.asarray(getattr(self, name), int)
+            outside = rows[(rows < 0) | (rows >= len(self.dataset))]
+            if len(outside):
+                last = len(self.dataset) - 1
+                raise UserError(f"{self.dataset.name}: {name} holds {outside[0]}; expected rows from 0 to {last}")
+            object.__setattr__(self, name, rows)
+        if not len(self.train_rows):
+            raise UserError(f"{self.dataset.name}: no rows to train on; expected 1 or more")
+        if self.weights and len(self.weights) != len(self.train_rows):
+            raise UserError(
+                f"{self.dataset.name}: {len(self.weights)} weights for {len(self.train_rows)} training rows; "
+                "expected one for each, or none"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A training run: phases of one model on one data set.
+class RunTag:
+    """What a run is called in the ledger and on the screen.
 
     Attributes:
-        strategy: for the ledger.
-        seed: of data order, augmentation and new weights.
-        stage: of the ledger.
-        label: put before the phases' names in the ledger.
-        programs: one per phase.
-        dataset: where all rows are.
-        train_rows: that are trained on.
-        val_rows: that the loss is watched on; may be empty.
-        weights: of the training rows in the loss; empty for 1 each.
-        batch_size: images per step, over all devices.
-        caching: what of a frozen prefix may be cached, and where.
-        plateau: the plateau schedule.
+        strategy: Name of the strategy.
+        stage: Stage of the ledger: "dapt" or "transfer".
+        label: Text before the names of the phases in the ledger, such as "task/finetune/fold0/".
     """
 
-    strategy: str
-    seed: int
-    stage: str
-    label: str
-    programs: tuple[PhaseProgram, ...]
-    dataset: Dataset
-    train_rows: np.ndarray
-    val_rows: np.ndarray
-    weights: tuple[float, ...]
-    batch_size: int
-    caching: Caching
-    plateau: Plateau
+    strategy: str = "run"
+    stage: str = "dapt"
+    label: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingRun(Generic[ModelT]):
+    """Phases of one model on one data set.
+
+    Attributes:
+        model: Network, its head included.
+        phases: Spans of training, one after the other, each with a name of its own.
+        data: Images and rows.
+        loss: What is minimised.
+        optimizer: How trained parameters are updated.
+        augment: Augmentation of the images, in phases that augment.
+        mix: Mixing of the images of a batch with one another, in phases that augment.
+        plateau: Settings of the schedule `plateau`.
+        caching: What of a frozen prefix may be cached, and where.
+        batch_size: Images per step, over all devices.
+        grad_accum_steps: Parts into which a batch is cut; their gradients are summed before the update.
+        batch_norm_groups: Equal runs of examples into which batch norm that trains cuts what it sees, each with
+            statistics of its own; 1 for those of all examples.
+        seed: Seed of data order, augmentation and new weights.
+        tag: What the run is called.
+    """
+
+    model: ModelT
+    phases: tuple[Phase, ...]
+    data: TrainData
+    loss: Loss
+    _: dataclasses.KW_ONLY
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    mix: Mix = dataclasses.field(default_factory=Mix)
+    plateau: Plateau = dataclasses.field(default_factory=Plateau)
+    caching: Caching = dataclasses.field(default_factory=Caching)
+    batch_size: int = 32
+    grad_accum_steps: int = 1
+    batch_norm_groups: int = 1
+    seed: int = 0
+    tag: RunTag = dataclasses.field(default_factory=RunTag)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            UserError: There is no phase, two have one name, or a number of images is not positive.
+        """
+        object.__setattr__(self, "phases", tuple(self.phases))
+        if not self.phases:
+            raise UserError("a training run without phases; expected 1 or more")
+        check_names(self.phases)
+        for name in ("batch_size", "grad_accum_steps", "batch_norm_groups"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
+
+    @property
+    def dataset(self) -> Dataset:
+        """Data set that holds all rows."""
+        return self.data.dataset
+
+    @property
+    def train_rows(self) -> np.ndarray:
+        """Rows that are trained on."""
+        return self.data.train_rows
+
+    @property
+    def val_rows(self) -> np.ndarray:
+        """Rows of the validation loss."""
+        return self.data.val_rows
 
     @functools.cached_property
     def order(self) -> Order:
-        """In which order the rows are seen."""
-        return Order(tuple(int(row) for row in self.train_rows), self.batch_size, self.seed, self.weights)
+        """The order in which the rows are seen."""
+        rows = tuple(int(row) for row in self.data.train_rows)
+        return Order(rows, self.batch_size, self.seed, self.data.weights)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch; the last batch is filled up with rows of weight 0."""
+        return self.order.steps_per_epoch
 
     @functools.cached_property
     def timeline(self) -> Timeline:
         """The phases along the steps."""
-        return Timeline(tuple(program.phase for program in self.programs), self.order.steps_per_epoch)
+        return Timeline(self.phases, self.steps_per_epoch)
+
+    @functools.cached_property
+    def programs(self) -> tuple[PhaseProgram, ...]:
+        """What is compiled for each phase."""
+        return steps.programs(
+            self.model,
+            self.phases,
+            optimizer=self.optimizer,
+            loss=self.loss,
+            augment=self.augment,
+            mix=self.mix,
+            seed=self.seed,
+            steps_per_epoch=self.steps_per_epoch,
+            grad_accum_steps=self.grad_accum_steps,
+            batch_norm_groups=self.batch_norm_groups,
+        )
 
     @property
     def title(self) -> str:
-        """What a person calls it."""
-        return f"{self.strategy} seed {self.seed}" + (f" {self.label.rstrip('/')}" if self.label else "")
+        """The run's name on the screen."""
+        label = self.tag.label.rstrip("/")
+        return f"{self.tag.strategy} seed {self.seed}" + (f" {label}" if label else "")
+
+    def row_key(self, number: int) -> tuple[str, int, str, str]:
+        """Return the key of a phase's row in the ledger."""
+        tag = self.tag
+        return tag.strategy, self.seed, tag.stage, tag.label + self.phases[number].name
 
     def cache_decision(self, program: PhaseProgram) -> CacheDecision:
-        """Whether a phase trains on cached activations."""
+        """Return whether a phase trains on cached activations, and why."""
         return choose_cache(program, len(self.dataset), self.dataset.images.size, self.caching)
 
     def check_cache(self) -> None:
-        """Decides for every phase whether it trains on cached activations.
+        """Decide for every phase whether it trains on cached activations.
 
         Raises:
-            UserError: the config insists where it cannot be, or the network does not take images of this size.
+            UserError: The settings insist where it cannot, or the network does not take images of this size.
         """
         for program in self.programs:
             self.cache_decision(program)
 
     def flops_per_image(self, number: int) -> int:
-        """Model FLOPs of one image in one step of a phase; its frozen prefix is left out where that is cached."""
+        """Return model FLOPs of one image in one step of a phase; a cached prefix is left out."""
         program = self.programs[number]
         cost = accounting.image_cost(program, self.dataset.images.size)
         return cost.suffix.model + (0 if self.cache_decision(program).cached else cost.prefix.model)
 
     def flops(self, epochs: int | None = None) -> int:
-        """Model FLOPs of the run, or of its first epochs."""
+        """Return model FLOPs of the run, or of its first epochs."""
         total, left = 0, self.timeline.epochs if epochs is None else epochs
-        for number, program in enumerate(self.programs):
-            done = min(left, program.phase.epochs)
+        for number, phase in enumerate(self.phases):
+            done = min(left, phase.epochs)
             if not done:
                 break
             total += self.flops_per_image(number) * len(self.train_rows) * done + self.fill_flops(number)
             left -= done
         return total
 
-    def prefixes_to_compute(self, number: int) -> list[tuple[Prefix, Tier]]:
-        """What a phase needs of frozen prefixes before it begins, lowest boundary first and its own last.
+    def flops_until(self, step: int) -> float:
+        """Return model FLOPs of the run's first steps without cache fills, for the display."""
+        total = 0.0
+        for number in range(len(self.phases)):
+            first, end = self.timeline.first_step(number), self.timeline.first_step(number + 1)
+            if step > first:
+                total += self.flops_per_image(number) * (min(step, end) - first) * self.batch_size
+        return total
 
-        Lower ones are what other phases train on: an earlier phase has kept them, and its own is computed from there; a
-        later phase will need them, and computed on the way up they cost nothing.
+    def prefixes_to_compute(self, number: int) -> list[tuple[Prefix, Tier]]:
+        """Return the frozen prefixes that a phase needs before it begins, lowest boundary first and its own last.
+
+        Lower ones are what other phases train on: an earlier phase has left them in the cache, and the phase's own is
+        computed from there; a later phase will need them, and computed on the way up they cost nothing.
         """
         first = self.programs[number]
         decision = self.cache_decision(first)
-        if not decision.place:
+        if not decision.cached:
             return []
         own = Prefix.of(first, decision.views)
         chosen = {own.boundary: decision}
-        for place, program in enumerate(self.programs):
+        for other_number, program in enumerate(self.programs):
             other = self.cache_decision(program)
             boundary = program.mask.boundary
-            is_below = other.place and Prefix.of(program, other.views) == dataclasses.replace(own, boundary=boundary)
-            since = self.programs[min(number, place) : max(number, place)]
-            is_left_alone = all(between.mask.boundary >= boundary for between in since)
-            if is_below and boundary < own.boundary and is_left_alone and self._fit([*chosen.values(), other]):
+            is_same = other.cached and Prefix.of(program, other.views) == dataclasses.replace(own, boundary=boundary)
+            between = self.programs[min(number, other_number) : max(number, other_number)]
+            is_unchanged = all(each.mask.boundary >= boundary for each in between)
+            if is_same and boundary < own.boundary and is_unchanged and self._fit([*chosen.values(), other]):
                 chosen[boundary] = other
-        return [(dataclasses.replace(own, boundary=boundary), chosen[boundary].place) for boundary in sorted(chosen)]
+        return [(dataclasses.replace(own, boundary=boundary), chosen[boundary].tier) for boundary in sorted(chosen)]
 
-    def _fit(self, decisions: list[CacheDecision]) -> bool:
-        """Whether entries are within the budgets together."""
+    def _fit(self, decisions: Sequence[CacheDecision]) -> bool:
+        """Return whether entries are within the budgets together."""
         budgets = {"memory": self.caching.memory_bytes, "disk": self.caching.disk_bytes}
         return all(
-            sum(each.bytes for each in decisions if each.place == place) <= budget for place, budget in budgets.items()
+            sum(each.bytes for each in decisions if each.tier == tier) <= budget for tier, budget in budgets.items()
         )
 
     def fill_flops(self, number: int) -> int:
-        """Model FLOPs of what a phase computes of frozen prefixes, beyond what the phases before it have kept."""
-        kept: set[Prefix] = set()
+        """Return model FLOPs of the frozen prefixes that a phase computes, beyond what the phases before it have."""
+        cached: set[Prefix] = set()
         cost = 0
         for index in range(number + 1):
             cost = below = 0
             for prefix, _ in self.prefixes_to_compute(index):
-                whole = prefix.flops(self.dataset.images.size) * len(self.dataset) * prefix.views
-                cost, below = cost + (0 if prefix in kept else whole - below), whole
-                kept.add(prefix)
+                total = prefix.flops(self.dataset.images.size) * len(self.dataset) * prefix.views
+                cost, below = cost + (0 if prefix in cached else total - below), total
+                cached.add(prefix)
             # What the phase trains makes everything above its boundary stale.
-            kept = {prefix for prefix in kept if prefix.boundary <= self.programs[index].mask.boundary}
+            cached = {prefix for prefix in cached if prefix.boundary <= self.programs[index].mask.boundary}
         return cost
-
-
-class Hook(Protocol):
-    """Looks at the network of a run after its epochs, and may end it."""
-
-    @property
-    def ends(self) -> bool:
-        """Whether the run ends where it is."""
-        ...
-
-    def after_epoch(self, number: int, epoch: int, params: Any, batch_stats: Any, scores: Mapping[str, float]) -> bool:
-        """Called when an epoch that may have changed the encoder is done; returns `ends`.
-
-        Args:
-            number: of its phase.
-            epoch: of the run.
-            params: to evaluate with.
-            batch_stats: batch-norm statistics.
-            scores: on the watched rows; empty where there are none.
-        """
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint stores, as plain JSON values."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` returned; from nothing where it is empty."""
-        ...
-
-
-ON_NAN = ("halt", "rollback")
-
-
-@dataclasses.dataclass(frozen=True)
-class NonFinitePolicy:
-    """What a run does about a loss that is no number.
-
-    Attributes:
-        nan: of `ON_NAN`; a rollback goes to the start of the phase, once in a run.
-        nan_factor: what the rate of the phase is multiplied by then.
-        folder: where the batch is kept; None to keep none.
-    """
-
-    nan: str = "halt"
-    nan_factor: float = 0.1
-    folder: Path | None = None
-
-
-@dataclasses.dataclass
-class RunContext:
-    """What a run needs of its surroundings.
-
-    Attributes:
-        folder: where its checkpoints go; None to keep none.
-        every_s: seconds between checkpoints.
-        ledger: where its costs go.
-        store: cached activations, shared by all runs of a study.
-        mesh: the devices.
-        hardware: what they are.
-        reporter: tells the user.
-        threads: that decode images.
-        heartbeat: is told of epochs and of where a run is.
-        profiler: traces some steps.
-        preemption_handler: says when to save and stop.
-        debug: what to do about a loss that is no number.
-        hook: looks at the network along the run; None for nobody.
-        workdir: of the study, where predictions are kept; None to keep none.
-        executables: compiled steps by what they depend on: phases, arms and seeds that agree share them.
-    """
-
-    folder: Path | None
-    every_s: float
-    ledger: Ledger
-    store: ActivationCache
-    mesh: Mesh
-    hardware: Hardware
-    reporter: Reporter
-    threads: int = 2
-    heartbeat: Heartbeat = dataclasses.field(default_factory=Heartbeat)
-    profiler: Profiler = dataclasses.field(default_factory=Profiler)
-    preemption_handler: PreemptionHandler = dataclasses.field(default_factory=PreemptionHandler)
-    debug: NonFinitePolicy = dataclasses.field(default_factory=NonFinitePolicy)
-    hook: Hook | None = None
-    workdir: Path | None = None
-    executables: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
-
-    def compiled(self, key: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
-        """A function compiled for arguments (the first of them is donated), or the one that `key` has already."""
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments)
-        full_key = (key, function.__name__, str(shapes))
-        if full_key not in self.executables:
-            step = sharding.jit_step(function, *arguments, mesh=self.mesh)
-            self.executables[full_key] = step.lower(*arguments).compile()
-        return self.executables[full_key]

@@ -1,8 +1,10 @@
-"""Where the steps of a phase get their inputs: read ahead from images or files, or from activations on the device."""
+"""Step runners: they run the steps of an epoch, from images, from cached activations, or as one program for a head."""
 
+import collections
+import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -11,219 +13,324 @@ from dapt_jax.cost.clock import Clock
 from dapt_jax.data import pipeline
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.runtime import processes, sharding
-from dapt_jax.training.cache.store import Activations
-from dapt_jax.training.run import Run, RunContext
+from dapt_jax.training.cache.prefix import Activations, DeviceActivations
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State
 
-SYNC_EVERY_S = 0.5
-"""Seconds between two moments at which the device is waited for; all processes come to them after the same step."""
-MOST_EPOCHS = 64
+MAX_FUSED_EPOCHS = 64
 """Epochs of a head that one program may run: bounds what is uploaded for it, not what is compiled."""
 
 
-def _draw(program: PhaseProgram, epoch: int) -> dict[str, Any]:
-    return {"seed": np.uint32(program.seed), "view": np.int32(program.view(epoch)), "epoch": np.int32(epoch)}
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """What a step runner says now and then, when the device has finished what it was given.
+
+    Attributes:
+        state: State after the steps. That of `step`, or of a later step where the runner has gone ahead: then it is not
+            to be saved.
+        step: Steps of the run that are done.
+        steps: Steps since the report before.
+        seconds: Wall time since the report before.
+        loss: Sum over the epoch so far of the weighted losses of its examples.
+        weight: Sum over the epoch so far of the weights of its examples.
+        val_logits: Logits of the validation rows after `step`, float32 [v, ...], where the runner computes them too.
+    """
+
+    state: State
+    step: int
+    steps: int
+    seconds: float
+    loss: float
+    weight: float
+    val_logits: np.ndarray | None = None
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the state is that of a later step."""
+        return int(self.state["step"]) != self.step
 
 
-class Feed(Protocol):
+@runtime_checkable
+class StepRunner(Protocol):
     """Runs the steps of an epoch."""
 
-    def epoch(
-        self, state: State, epoch: int, first_batch: int, scale: float, each: bool = False
-    ) -> Iterator[tuple[State, int]]:
-        """Runs an epoch's batches from one on; yields the state and the batches done since the last yield.
+    def compile(self, state: State) -> None:
+        """Compile the steps for a state of the phase; called once, before the first epoch."""
+        ...
+
+    def epoch(self, state: State, epoch: int, lr_scale: float, every_step: bool = False) -> Iterator[StepReport]:
+        """Run the steps of an epoch that are left, and report about twice a second and at its end.
 
         Args:
-            state: before them.
-            epoch: of the run.
-            first_batch: of the epoch.
-            scale: of the learning rate.
-            each: yield after each batch, not only now and then.
+            state: State before them; its step says where in the epoch it is.
+            epoch: Index of the epoch in the run.
+            lr_scale: Factor on the learning rate.
+            every_step: Report after every step.
         """
         ...
 
-    def position(self) -> dict[str, Any]:
-        """Where the data are, for a checkpoint."""
+    def data_position(self) -> dict[str, Any]:
+        """Return where the data are, for a checkpoint; empty where the step says it."""
         ...
 
 
-class _StepByStep:
-    """One program per step; the device works on a step while the arguments of the next one are made ready."""
+@dataclasses.dataclass(frozen=True)
+class RunnerSetup:
+    """What every step runner is made of.
 
-    _clock: Clock
+    Attributes:
+        run: The run.
+        program: Program of its phase.
+        context: Surroundings.
+        clock: Clock of the phase.
+        first_step: Step of the run that is run first.
+        data_position: What `data_position` of an earlier runner has returned, to go on from there; or empty.
+    """
+
+    run: TrainingRun
+    program: PhaseProgram
+    context: RunContext
+    clock: Clock
+    first_step: int
+    data_position: dict[str, Any]
+
+
+def choose(
+    setup: RunnerSetup, activations: Activations | None, clean: Activations | None, *, fuse: bool = True
+) -> StepRunner:
+    """Return the quickest step runner of a phase.
+
+    Args:
+        setup: What it is made of.
+        activations: Cached activations at the phase's boundary; None to start from images.
+        clean: The same without augmentation, for the validation rows.
+        fuse: Whether many steps may run as one program.
+    """
+    if not isinstance(activations, DeviceActivations):
+        return ImageSteps(setup, activations)
+    if fuse and isinstance(clean, DeviceActivations) and FusedEpochs.applies(setup.program):
+        return FusedEpochs(setup, activations, clean)
+    return CachedSteps(setup, activations)
+
+
+class _Steps:
+    """One program per step; the device works on a step while the arguments of the next one are prepared."""
+
     _step: Any
-    _steps: int
-    _context: RunContext
 
-    def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
-        """What a step takes beside the state."""
+    def __init__(self, setup: RunnerSetup):
+        self._run, self._program, self._context, self._clock = setup.run, setup.program, setup.context, setup.clock
+        self._mesh, self._steps = setup.context.mesh, setup.run.steps_per_epoch
+
+    def _arguments(self, epoch: int, number: int, lr_scale: float) -> tuple[Any, ...]:
+        """Return what a step takes beside the state."""
         raise NotImplementedError
 
-    def epoch(
-        self, state: State, epoch: int, first_batch: int, scale: float, each: bool = False
-    ) -> Iterator[tuple[State, int]]:
-        """See `Feed`."""
-        done, synced, until = 0, time.monotonic(), first_batch + 1
-        for number in range(first_batch, self._steps):
+    def _lr(self, epoch: int, number: int, lr_scale: float) -> np.float32:
+        return np.float32(lr_scale * self._program.lr(epoch * self._steps + number))
+
+    def epoch(self, state: State, epoch: int, lr_scale: float, every_step: bool = False) -> Iterator[StepReport]:
+        """Run the steps of an epoch that are left: see `StepRunner`."""
+        first = int(state["step"]) - epoch * self._steps
+        handler = self._context.preemption_handler
+        done, since, next_sync = 0, time.monotonic(), first + 1
+        for number in range(first, self._steps):
             self._context.profiler.before(epoch * self._steps + number + 1, state)
-            arguments = self._arguments(epoch, number, scale)
+            arguments = self._arguments(epoch, number, lr_scale)
             with self._clock.span("train"):
                 state = self._step(state, *arguments)
                 done += 1
-                is_told = each or (
-                    bool(self._context.preemption_handler.signal_received) and not processes.is_multi_process()
-                )
-                is_due = is_told or number + 1 == self._steps or number + 1 >= until
+                is_stopping = bool(handler.signal_received) and not processes.is_multi_process()
+                is_due = every_step or is_stopping or number + 1 >= min(self._steps, next_sync)
                 if is_due:
                     jax.block_until_ready(state["step"])
             if is_due:
-                pace = (time.monotonic() - synced) / done
-                until = number + 1 + processes.all_reduce_max(max(1, int(SYNC_EVERY_S / max(pace, 1e-9))))[0]
-                yield state, done
-                done, synced = 0, time.monotonic()
+                seconds = time.monotonic() - since
+                steps = max(1, int(self._context.sync_every_s / max(seconds / done, 1e-9)))
+                next_sync = number + 1 + processes.all_reduce_max(steps)[0]
+                step, loss, weight = int(state["step"]), float(state["loss"]), float(state["weight"])
+                yield StepReport(state, step, done, seconds, loss, weight)
+                done, since = 0, time.monotonic()
 
 
-class Streamed(_StepByStep):
+class ImageSteps(_Steps):
     """Steps from batches that grain reads ahead: images, or cached activations that are on disk."""
 
-    def __init__(
-        self,
-        run: Run,
-        program: PhaseProgram,
-        context: RunContext,
-        clock: Clock,
-        state: State,
-        position: dict[str, Any],
-        activations: Activations | None = None,
-    ):
-        self._clock, self._mesh, self._context = clock, context.mesh, context
-        own = sharding.local_slice(run.batch_size, context.mesh)
+    def __init__(self, setup: RunnerSetup, activations: Activations | None = None):
+        """Start reading.
+
+        Args:
+            setup: The run and its surroundings.
+            activations: Cached activations at the phase's boundary; None to read images.
+        """
+        super().__init__(setup)
+        run, program = setup.run, setup.program
+        self._own = sharding.local_slice(run.batch_size, self._mesh)
+        self._function = program.activation_step if activations else program.train_step
 
         def read(epoch: int, rows: np.ndarray) -> dict[str, Any]:
             if activations is None:
                 return {"image": run.dataset.images.batch(rows)}
-            return {"x": activations.rows(_stored_view(program, epoch, activations), rows)}
+            return {"x": activations.rows(_cached_view(program, epoch, activations), rows)}
 
+        self._read = read
         self._batches = pipeline.batches(
             run.dataset,
             run.order,
             run.timeline.epochs,
             read=read,
-            threads=context.threads,
-            share=own,
+            threads=self._context.threads,
+            share=self._own,
         )
-        self._batches.set_state(position or {"next_index": int(state["step"])})
-        with clock.span("compile"):
-            rows = run.order.epoch(0)[0][0][own]
+        self._batches.set_state(setup.data_position or {"next_index": setup.first_step})
+
+    def compile(self, state: State) -> None:
+        """Compile the step for a batch of the first rows."""
+        run, program = self._run, self._program
+        with self._clock.span("compile"):
+            rows = run.order.epoch(0)[0][0][self._own]
             example = {
-                **read(program.first_step // program.steps_per_epoch, rows),
+                **self._read(program.first_step // program.steps_per_epoch, rows),
                 "label": run.dataset.targets[rows],
                 "weight": np.ones(len(rows), np.float32),
                 "index": rows,
             }
-            arguments = sharding.shard_batch(example, self._mesh), _draw(program, 0), np.float32(1)
-            function = program.activation_step if activations else program.train_step
-            self._step = context.compiled(program.key, function, state, *arguments)
-        self._program, self._steps = program, run.timeline.steps_per_epoch
+            arguments = sharding.shard_batch(example, self._mesh), _rng(program, 0), np.float32(1)
+            self._step = self._context.compiled(program.key, self._function, state, *arguments)
 
-    def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
-        """The next batch, draw and rate."""
+    def _arguments(self, epoch: int, number: int, lr_scale: float) -> tuple[Any, ...]:
+        """Return the next batch, what is drawn from, and the learning rate."""
         with self._clock.span("data"):
             batch = next(self._batches)
         if int(batch.pop("epoch")) != epoch:
             raise RuntimeError(f"the data are not in epoch {epoch}, where the run is")
-        rate = scale * self._program.rate(epoch * self._steps + number)
+        lr = self._lr(epoch, number, lr_scale)
         with self._clock.span("train"):
-            return sharding.shard_batch(batch, self._mesh), _draw(self._program, epoch), np.float32(rate)
+            return sharding.shard_batch(batch, self._mesh), _rng(self._program, epoch), lr
 
-    def position(self) -> dict[str, Any]:
-        """The state of grain's iterator."""
+    def data_position(self) -> dict[str, Any]:
+        """Return the state of grain's iterator."""
         return self._batches.get_state()
 
 
-class OnDevice(_StepByStep):
+class CachedSteps(_Steps):
     """Steps from activations that are on the device."""
 
-    def __init__(
-        self, run: Run, program: PhaseProgram, context: RunContext, clock: Clock, state: State, activations: Activations
-    ):
-        self._clock, self._mesh, self._order, self._context = clock, context.mesh, run.order, context
-        self._activations, self._program = activations, program
-        labels = run.dataset.targets
-        self._cache = {"x": activations.x, "label": sharding.replicate(labels, self._mesh)}
-        with clock.span("compile"):
-            example = self._arguments(program.first_step // program.steps_per_epoch, 0, 1.0)
-            self._step = context.compiled(program.key, program.cached_step, state, *example)
-        self._steps = run.timeline.steps_per_epoch
+    def __init__(self, setup: RunnerSetup, activations: DeviceActivations):
+        """Put the labels beside the activations.
 
-    def _arguments(self, epoch: int, number: int, scale: float) -> tuple[Any, ...]:
-        """Cache, batch, draw and rate of a step."""
+        Args:
+            setup: The run and its surroundings.
+            activations: Cached activations at the phase's boundary.
+        """
+        super().__init__(setup)
+        self._activations, self._order = activations, setup.run.order
+        labels = sharding.replicate(setup.run.dataset.targets, self._mesh)
+        self._cache = {"x": activations.x, "label": labels}
+
+    def compile(self, state: State) -> None:
+        """Compile the step for the first batch of the phase."""
+        program = self._program
+        with self._clock.span("compile"):
+            example = self._arguments(program.first_step // program.steps_per_epoch, 0, 1.0)
+            self._step = self._context.compiled(program.key, program.cached_step, state, *example)
+
+    def _arguments(self, epoch: int, number: int, lr_scale: float) -> tuple[Any, ...]:
+        """Return the cache, the rows of a batch, what is drawn from, and the learning rate."""
         indices, weights = self._order.epoch(epoch)
-        draw = {**_draw(self._program, epoch), "view": np.int32(_stored_view(self._program, epoch, self._activations))}
+        rng = {**_rng(self._program, epoch), "view": np.int32(_cached_view(self._program, epoch, self._activations))}
         with self._clock.span("train"):
             own = sharding.local_slice(indices.shape[1], self._mesh)
             batch = sharding.shard_batch({"index": indices[number, own], "weight": weights[number, own]}, self._mesh)
-        rate = scale * self._program.rate(epoch * len(indices) + number)
-        return self._cache, batch, draw, np.float32(rate)
+        return self._cache, batch, rng, self._lr(epoch, number, lr_scale)
 
-    def position(self) -> dict[str, Any]:
-        """Nothing: the step says it."""
+    def data_position(self) -> dict[str, Any]:
+        """Return nothing: the step says it."""
         return {}
 
 
-class Epochs:
-    """A head on pooled features that are on the device: many epochs, and their evaluation, as one program.
+class FusedEpochs:
+    """Epochs of a head on pooled features that are on the device: many epochs, and their evaluation, as one program.
 
-    How many are run at once follows from how long the last ones took; it changes neither the program nor a bit of the
-    result, since each epoch is the same iteration of one loop.
+    How many run at once follows from how long the last ones took, and is one where something looks at the state after
+    every epoch. It changes neither the program nor a bit of the result, since each epoch is the same iteration of one
+    loop. The reports of epochs that ran at once come one by one, all with the state after the last of them.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        program: PhaseProgram,
-        context: RunContext,
-        clock: Clock,
-        state: State,
-        activations: Activations,
-        clean: Activations,
-    ):
-        self._clock, self._mesh, self._order = clock, context.mesh, run.order
-        self._activations, self._program = activations, program
-        self._most = min(MOST_EPOCHS, program.phase.epochs)
-        self._at_once = 1
+    def __init__(self, setup: RunnerSetup, activations: DeviceActivations, clean: DeviceActivations):
+        """Put labels and validation rows beside the features.
+
+        Args:
+            setup: The run and its surroundings.
+            activations: Cached features of all images.
+            clean: The same without augmentation.
+        """
+        run, program, context = setup.run, setup.program, setup.context
+        self._program, self._context, self._clock, self._order = program, context, setup.clock, run.order
+        self._activations, self._mesh = activations, context.mesh
+        self._size = min(MAX_FUSED_EPOCHS, program.phase.epochs)
+        self._end = program.first_step // program.steps_per_epoch + program.phase.epochs
+        self._at_once, self._reports = 1, collections.deque[StepReport]()
+        self._one_by_one = bool(context.callbacks) or program.phase.schedule == "plateau"
         self._cache = {
             "x": activations.x,
             "label": sharding.replicate(run.dataset.targets, self._mesh),
-            "watched": jax.tree.map(lambda leaf: leaf[0, run.val_rows], clean.x),
+            "validation": jax.tree.map(lambda leaf: leaf[0, run.val_rows], clean.x),
         }
-        with clock.span("compile"):
+
+    def compile(self, state: State) -> None:
+        """Compile the program for as many epochs as it may run at once."""
+        program = self._program
+        with self._clock.span("compile"):
             example = self._work(program.first_step // program.steps_per_epoch, 1, 1.0)
-            self._run = context.compiled(program.key, program.cached_epochs, state, self._cache, example)
+            self._fused = self._context.compiled(program.key, program.cached_epochs, state, self._cache, example)
 
     @staticmethod
-    def serve(program: PhaseProgram, activations: Activations) -> bool:
-        """Whether nothing but the head trains, on features that are on the device."""
+    def applies(program: PhaseProgram) -> bool:
+        """Return whether a phase trains nothing but the head."""
         is_head_alone = all(path.startswith(f"{HEAD}/") for path in program.mask.trainable)
-        return is_head_alone and not program.mask.batch_norm_modes and activations.file is None
+        return is_head_alone and not program.mask.batch_norm_modes
 
-    def _work(self, first: int, count: int, scale: float) -> dict[str, Any]:
-        """What the program is told of `count` epochs from `first` on."""
+    def epoch(self, state: State, epoch: int, lr_scale: float, every_step: bool = False) -> Iterator[StepReport]:
+        """Report an epoch, once: see `StepRunner`."""
+        del every_step
+        if not self._reports:
+            self._run_some(state, epoch, lr_scale)
+        yield self._reports.popleft()
+
+    def _run_some(self, state: State, first: int, lr_scale: float) -> None:
+        """Run some epochs as one program."""
+        # The same number in all processes, as `_at_once` is.
+        count = min(1 if self._one_by_one else self._at_once, self._end - first, self._size)
+        start = time.monotonic()
+        with self._clock.span("train"):
+            state, sums, logits = self._fused(state, self._cache, self._work(first, count, lr_scale))
+            sums, logits = np.asarray(sums)[:count], np.asarray(logits)[:count]
+        seconds = (time.monotonic() - start) / count
+        fitting = int(2 * self._context.sync_every_s / max(seconds, 1e-9))
+        (self._at_once,) = processes.all_reduce_max(max(1, min(self._size, 2 * count, fitting)))
+        steps = self._order.steps_per_epoch
+        for number, ((loss, weight), each) in enumerate(zip(sums, logits, strict=True), start=first):
+            step = (number + 1) * steps
+            self._reports.append(StepReport(state, step, steps, seconds, float(loss), float(weight), each))
+
+    def _work(self, first: int, count: int, lr_scale: float) -> dict[str, Any]:
+        """Return what the program takes for `count` epochs from `first` on, padded to one shape."""
         program, steps = self._program, self._order.steps_per_epoch
-        orders = [self._order.epoch(epoch) for epoch in range(first, first + count)]
-        rates = [
-            [scale * program.rate(epoch * steps + n) for n in range(steps)] for epoch in range(first, first + count)
-        ]
-        views = [_stored_view(program, epoch, self._activations) for epoch in range(first, first + count)]
+        epochs = range(first, first + count)
+        orders = [self._order.epoch(epoch) for epoch in epochs]
+        lrs = [[lr_scale * program.lr(epoch * steps + number) for number in range(steps)] for epoch in epochs]
+        views = [_cached_view(program, epoch, self._activations) for epoch in epochs]
         own = sharding.local_slice(orders[0][0].shape[1], self._mesh)
         work = {
             "index": np.stack([index[:, own] for index, _ in orders]),
             "weight": np.stack([weight[:, own] for _, weight in orders]),
             "view": np.asarray(views, np.int32),
-            "rate": np.asarray(rates, np.float32),
+            "lr": np.asarray(lrs, np.float32),
         }
         padded = {
-            name: np.pad(values, [(0, self._most - count), *[(0, 0)] * (values.ndim - 1)])
+            name: np.pad(values, [(0, self._size - count), *[(0, 0)] * (values.ndim - 1)])
             for name, values in work.items()
         }
         return sharding.shard_batch(
@@ -232,35 +339,16 @@ class Epochs:
             axis=2,
         )
 
-    def epochs(self, state: State, first: int, most: int, scale: float) -> tuple[State, np.ndarray, np.ndarray]:
-        """Runs some epochs.
-
-        Args:
-            state: before them.
-            first: the first one's number.
-            most: how many there may be.
-            scale: of the learning rate.
-
-        Returns:
-            The state; per epoch the sums of loss and weight, float32 [k, 2]; and the logits of the run's validation
-            rows, float32 [k, v, outputs].
-        """
-        count = min(self._at_once, most, self._most)  # the same in all processes, as `_at_once` is
-        start = time.monotonic()
-        with self._clock.span("train"):
-            state, sums, logits = self._run(state, self._cache, self._work(first, count, scale))
-            sums, logits = np.asarray(sums)[:count], np.asarray(logits)[:count]
-        each = (time.monotonic() - start) / count
-        (self._at_once,) = processes.all_reduce_max(
-            max(1, min(self._most, 2 * count, int(2 * SYNC_EVERY_S / max(each, 1e-9))))
-        )
-        return state, sums, logits
-
-    def position(self) -> dict[str, Any]:
-        """Nothing: the step says it."""
+    def data_position(self) -> dict[str, Any]:
+        """Return nothing: the step says it."""
         return {}
 
 
-def _stored_view(program: PhaseProgram, epoch: int, activations: Activations) -> int:
-    """Which of the views that are kept an epoch sees."""
+def _rng(program: PhaseProgram, epoch: int) -> dict[str, Any]:
+    """Return what the random numbers of an epoch follow from."""
+    return {"seed": np.uint32(program.seed), "view": np.int32(program.view(epoch)), "epoch": np.int32(epoch)}
+
+
+def _cached_view(program: PhaseProgram, epoch: int, activations: Activations) -> int:
+    """Return the index of the cached view that an epoch sees."""
     return program.view(epoch) % activations.views

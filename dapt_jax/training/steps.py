@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Hashable
+import itertools
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -22,40 +23,44 @@ from dapt_jax.training.freezing import TrainableSpec, Tree
 from dapt_jax.training.phases import Phase
 
 State = dict[str, Any]
-"""`params`, `stats`, `opt`, `ema` (trained leaves, or empty), `step`, and `loss` and `weight` summed over the epoch."""
+"""State of a run: `params`, `batch_stats`, `opt_state`, `ema` (trained leaves, or empty), `step`, and the sums over the
+epoch so far of `loss` and `weight`."""
 
 RngContext = dict[str, Any]
-"""What is drawn from: `seed` of the run, number of the `view`, for augmentation, and of the `epoch`, for uncertain labels."""
+"""What random numbers follow from: `seed` of the run, index of the `view` (augmentation), and of the `epoch` (uncertain
+labels)."""
 
 Mixed = tuple[Array, Array]
-"""Of a batch whose images are mixed: the row of each one's partner, and the share of itself that every image has kept."""
+"""Of a batch whose images are mixed: the row of each image's partner, and each image's own share in the mix."""
 
 _FOR_LABELS = 48
+"""Folded into an example's key for its label, so that it differs from those of the augmentation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PhaseProgram:
     """Everything static about one phase, and the functions that jax compiles for it.
 
-    What changes between seeds, epochs and strategies of the same mask (the rate, the seed, the weights of the examples)
-    is an argument of these functions, so that all of them share one executable: see `key`.
+    What changes between seeds, epochs and strategies of the same mask (the learning rate, the seed, the weights of the
+    examples) is an argument of these functions, so that all of them share one executable: see `key`.
 
     Attributes:
-        model: the network.
-        phase: what is trained, and how.
-        mask: the phase resolved against the model.
-        labels: of every parameter, in tree order: which transformation updates it.
-        optimizer: how.
-        objective: the loss.
-        augment: of images; the identity when the phase sees them as they are.
-        mix: of the images of a batch with one another; the identity when the phase sees each by itself.
-        first_step: steps of the run before the phase.
-        steps_per_epoch: of the run.
-        seed: of the run.
-        parts: into which a batch is cut, one after the other, to keep the activations of one part at a time (gradient
-            accumulation). The step is that of the whole batch, but that batch norm that trains sees a part at a time.
-        norm_groups: into how many equal runs of examples what batch norm sees at a time is cut, each with statistics of its
-            own; 1 for those of all examples, wherever they are.
+        model: Network.
+        phase: What is trained, and how.
+        mask: The phase resolved against the model.
+        labels: Name of the transformation that updates each parameter, in tree order.
+        optimizer: How trained parameters are updated.
+        objective: Loss.
+        augment: Augmentation of the images; the identity in a phase that does not augment.
+        mix: Mixing of the images of a batch; the identity in a phase that sees each image by itself.
+        first_step: Steps of the run before the phase.
+        steps_per_epoch: Steps of an epoch of the run.
+        seed: Seed of the run.
+        grad_accum_steps: Parts into which a batch is cut, one after the other, so that the activations of one part at a
+            time are in memory. The step is that of the whole batch, except that batch norm that trains sees one part at
+            a time.
+        batch_norm_groups: Equal runs of examples into which what batch norm sees at a time is cut, each with statistics
+            of its own; 1 for those of all examples, wherever they are.
     """
 
     model: Network
@@ -69,53 +74,61 @@ class PhaseProgram:
     first_step: int
     steps_per_epoch: int
     seed: int
-    parts: int = 1
-    norm_groups: int = 1
+    grad_accum_steps: int = 1
+    batch_norm_groups: int = 1
 
     @property
     def key(self) -> Hashable:
         """What the compiled functions depend on, beside the shapes of their arguments."""
         return (
-            self.model, self.mask, self.labels, self.optimizer, self.objective, self.augment, self.mix, self.parts,
-            self.norm_groups,
-        )  # fmt: skip
+            self.model,
+            self.mask,
+            self.labels,
+            self.optimizer,
+            self.objective,
+            self.augment,
+            self.mix,
+            self.grad_accum_steps,
+            self.batch_norm_groups,
+        )
 
     @functools.cached_property
     def tx(self) -> optax.GradientTransformation:
         """The phase's optimizer transformation, over the whole parameter tree."""
         return optim.transformation(self.optimizer, self.model.abstract()[0], self.labels)
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step of the run, before what a plateau has taken off."""
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a step of the run, before the factor of a plateau."""
         return optim.learning_rate(self.phase, step - self.first_step, self.steps_per_epoch)
 
     def view(self, epoch: int) -> int:
-        """Number of the augmented view that an epoch sees."""
+        """Return the index of the augmented view that an epoch sees."""
         return epoch % self.phase.views if self.phase.views else epoch
 
     def inputs(
-        self, state: State, images: Num[Array, "b h w 3"], draw: RngContext, index: Int[Array, " b"]
+        self, state: State, images: Num[Array, "b h w 3"], rng: RngContext, index: Int[Array, " b"]
     ) -> tuple[Any, Mixed | None]:
-        """Images to the activations at the phase's boundary, augmented and mixed.
+        """Augment and mix images, and run them through the prefix.
 
         Returns:
-            An array or a pytree of arrays [b, ...]; and with whom each image is mixed, None where none is.
+            Activations at the phase's boundary, an array or a pytree of arrays [b, ...]; and with whom each image is
+            mixed, None where none is.
         """
-        images, mixed = self.augment(images, draw["seed"], draw["view"], index), None
+        images, mixed = self.augment(images, rng["seed"], rng["view"], index), None
         if not self.mix.is_identity:
-            images, partner, kept = self.mix(images, draw["seed"], state["step"])
-            mixed = partner, kept
+            images, partner, own_share = self.mix(images, rng["seed"], state["step"])
+            mixed = partner, own_share
         return self.model.prefix(state["params"], state["batch_stats"], images, self.mask.boundary), mixed
 
     def targets(
-        self, labels: Shaped[Array, "b ..."], draw: RngContext, index: Int[Array, " b"]
+        self, labels: Shaped[Array, "b ..."], rng: RngContext, index: Int[Array, " b"]
     ) -> Shaped[Array, "b ..."]:
-        """Labels of augmented images: masks go the way of their images; for an uncertain label a target is drawn."""
+        """Return the labels of augmented images: masks are transformed as they are, uncertain labels are sampled."""
         if isinstance(self.objective, SegmentationLoss):
-            return self.augment.masks(labels, draw["seed"], draw["view"], index)
+            return self.augment.masks(labels, rng["seed"], rng["view"], index)
         if self.objective.uncertain is None:
             return labels
-        keys = example_keys(draw["seed"], draw["epoch"], index)
+        keys = example_keys(rng["seed"], rng["epoch"], index)
         return self.objective.sample_targets(labels, jax.vmap(lambda key: jax.random.fold_in(key, _FOR_LABELS))(keys))
 
     def update(
@@ -124,35 +137,42 @@ class PhaseProgram:
         x: Any,
         labels: Shaped[Array, "b ..."],
         weights: Float[Array, " b"],
-        rate: Float[Array, ""],
-        rng: Array | None = None,
+        lr: Float[Array, ""],
+        key: Array | None = None,
         mixed: Mixed | None = None,
     ) -> State:
-        """One step of the optimizer on activations at the boundary.
+        """Take one step of the optimizer on activations at the boundary.
 
         Args:
-            state: before the step.
-            x: activations at the boundary, an array or a pytree of arrays [b, ...].
-            labels: of the examples.
-            weights: of the examples in the loss, which is their weighted mean.
-            rate: learning rate.
-            rng: of what is dropped at random; None to drop nothing.
-            mixed: whose labels an image has besides its own, and how much of these; each label keeps its own weight.
+            state: State before the step.
+            x: Activations at the boundary, an array or a pytree of arrays [b, ...].
+            labels: Labels of the examples.
+            weights: Weights of the examples in the loss, which is their weighted mean.
+            lr: Learning rate.
+            key: Key of dropout and stochastic depth; None to drop nothing.
+            mixed: Whose labels an image has besides its own, and its own share; each label keeps its own weight.
+
+        Returns:
+            The state after the step.
         """
         train, rest = freezing.partition(state["params"], self.mask.trainable)
         batch = {"x": x, "label": labels, "weight": weights}
         if mixed is not None:
-            partner, kept = mixed
-            batch |= {"weight": kept * weights, "other": labels[partner], "other_weight": (1 - kept) * weights[partner]}
+            partner, own_share = mixed
+            batch |= {
+                "weight": own_share * weights,
+                "other": labels[partner],
+                "other_weight": (1 - own_share) * weights[partner],
+            }
         weight = jnp.maximum(weights.sum(), 1e-9)
 
         def loss_of(
-            train: Tree, batch_stats: Tree, part: dict[str, Any], rng: Array | None
+            train: Tree, batch_stats: Tree, part: dict[str, Any], key: Array | None
         ) -> tuple[Array, tuple[Tree, Array]]:
             params = freezing.combine(train, rest)
-            with ops.batch_norm_groups(self.norm_groups):
+            with ops.batch_norm_groups(self.batch_norm_groups):
                 logits, batch_stats = self.model.suffix(
-                    params, batch_stats, part["x"], self.mask.boundary, self.mask.batch_norm_modes, rng
+                    params, batch_stats, part["x"], self.mask.boundary, self.mask.batch_norm_modes, key
                 )
             total = self.objective.total(logits, part["label"], part["weight"])
             if mixed is not None:
@@ -160,15 +180,15 @@ class PhaseProgram:
             return total / weight, (batch_stats, total)
 
         gradient = jax.value_and_grad(loss_of, has_aux=True)
-        if self.parts == 1:
-            (_, (batch_stats, total)), gradients = gradient(train, state["batch_stats"], batch, rng)
+        if self.grad_accum_steps == 1:
+            (_, (batch_stats, total)), gradients = gradient(train, state["batch_stats"], batch, key)
         else:
-            batch_stats, total, gradients = self._accumulated(gradient, train, state["batch_stats"], batch, rng)
+            batch_stats, total, gradients = self._accumulated(gradient, train, state["batch_stats"], batch, key)
         if self.optimizer.clip:
             clip = optax.clip_by_global_norm(self.optimizer.clip)
             gradients, _ = clip.update(gradients, clip.init(train))
         directions, opt = self.tx.update(gradients, state["opt_state"], train)
-        train = optax.apply_updates(train, optim.scaled(directions, rate, self.mask))
+        train = optax.apply_updates(train, optim.scaled(directions, lr, self.mask))
         ema = state["ema"]
         if self.optimizer.ema:
             decay = self.optimizer.ema
@@ -184,96 +204,95 @@ class PhaseProgram:
         }
 
     def _accumulated(
-        self, gradient: Any, train: Tree, batch_stats: Tree, batch: dict[str, Any], rng: Array | None
+        self, gradient: Any, train: Tree, batch_stats: Tree, batch: dict[str, Any], key: Array | None
     ) -> tuple[Tree, Array, Tree]:
-        """Statistics, summed loss and summed gradient of a batch, part after part."""
+        """Return batch statistics, summed loss and summed gradient of a batch, part after part."""
 
         def cut(leaf: Array) -> Array:
-            # Every device's run of examples is cut by itself, so that no example changes its device.
-            return leaf.reshape(-1, self.parts, *leaf.shape[1:]).swapaxes(0, 1)
+            # Every device's run of examples is cut by itself, so that no example moves to another device.
+            return leaf.reshape(-1, self.grad_accum_steps, *leaf.shape[1:]).swapaxes(0, 1)
 
         def add(carry: Any, numbered: Any) -> tuple[Any, None]:
             batch_stats, total, summed = carry
             number, part = numbered
-            key = None if rng is None else jax.random.fold_in(rng, number)
-            (_, (batch_stats, more)), gradients = gradient(train, batch_stats, part, key)
+            own_key = None if key is None else jax.random.fold_in(key, number)
+            (_, (batch_stats, more)), gradients = gradient(train, batch_stats, part, own_key)
             return (batch_stats, total + more, jax.tree.map(jnp.add, summed, gradients)), None
 
         nothing = jax.tree.map(jnp.zeros_like, train)
-        numbered = jnp.arange(self.parts), jax.tree.map(cut, batch)
+        numbered = jnp.arange(self.grad_accum_steps), jax.tree.map(cut, batch)
         return jax.lax.scan(add, (batch_stats, jnp.float32(0), nothing), numbered)[0]
 
-    def train_step(self, state: State, batch: dict[str, Array], draw: RngContext, rate: Float[Array, ""]) -> State:
-        """One step from a batch of `image`, `label`, `weight` and `index`."""
-        labels = self.targets(batch["label"], draw, batch["index"])
-        x, mixed = self.inputs(state, batch["image"], draw, batch["index"])
-        return self.update(state, x, labels, batch["weight"], rate, self._rng(state, draw), mixed)
+    def train_step(self, state: State, batch: dict[str, Array], rng: RngContext, lr: Float[Array, ""]) -> State:
+        """Take one step from a batch of `image`, `label`, `weight` and `index`."""
+        labels = self.targets(batch["label"], rng, batch["index"])
+        x, mixed = self.inputs(state, batch["image"], rng, batch["index"])
+        return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng), mixed)
 
-    def _rng(self, state: State, draw: RngContext) -> Array | None:
-        """What a step drops follows from (seed, step) alone; a network that drops nothing is compiled without a key."""
+    def _dropout_key(self, state: State, rng: RngContext) -> Array | None:
+        """Return the key of (seed, step); none for a network without dropout, which is compiled without one."""
         if not self.model.encoder.is_stochastic:
             return None
-        return jax.random.fold_in(jax.random.key(draw["seed"]), state["step"])
+        return jax.random.fold_in(jax.random.key(rng["seed"]), state["step"])
 
-    def activation_step(self, state: State, batch: dict[str, Any], draw: RngContext, rate: Float[Array, ""]) -> State:
-        """One step from a batch of `x`, the activations at the boundary as they are kept, `label`, `weight`, `index`."""
-        labels = self.targets(batch["label"], draw, batch["index"])
-        return self.update(
-            state, self.to_compute_dtype(batch["x"]), labels, batch["weight"], rate, self._rng(state, draw)
-        )
+    def activation_step(self, state: State, batch: dict[str, Any], rng: RngContext, lr: Float[Array, ""]) -> State:
+        """Take one step from a batch of `x` (cached activations at the boundary), `label`, `weight` and `index`."""
+        labels = self.targets(batch["label"], rng, batch["index"])
+        x = self.to_compute_dtype(batch["x"])
+        return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng))
 
     def cached_step(
-        self, state: State, cache: dict[str, Any], batch: dict[str, Array], draw: RngContext, rate: Float[Array, ""]
+        self, state: State, cache: dict[str, Any], batch: dict[str, Array], rng: RngContext, lr: Float[Array, ""]
     ) -> State:
-        """One step from cached activations: `cache` holds `x`, leaves [views, n, ...], and `label` [n]."""
-        x = jax.tree.map(lambda leaf: leaf[draw["view"], batch["index"]], cache["x"])
-        labels = self.targets(cache["label"][batch["index"]], draw, batch["index"])
-        return self.update(state, self.to_compute_dtype(x), labels, batch["weight"], rate, self._rng(state, draw))
+        """Take one step from activations on the device: `cache` holds `x`, leaves [views, n, ...], and `label` [n]."""
+        x = jax.tree.map(lambda leaf: leaf[rng["view"], batch["index"]], cache["x"])
+        labels = self.targets(cache["label"][batch["index"]], rng, batch["index"])
+        x = self.to_compute_dtype(x)
+        return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng))
 
     def cached_epochs(
         self, state: State, cache: dict[str, Any], work: dict[str, Array]
     ) -> tuple[State, Float[Array, "most 2"], Float[Array, "most v outputs"]]:
-        """Many epochs in one program, each followed by the logits of the rows that are watched.
+        """Run many epochs in one program, each followed by the logits of the validation rows.
 
         Args:
-            state: before them.
-            cache: as in `cached_step`, and `watched`, the activations of the watched rows, leaves [v, ...].
-            work: `epochs` to run, `seed` of the run, number of the `first` epoch, and for `most` epochs, of which the first
-                ones are run: `index` and `weight` [most, steps, b], `view` [most], `rate` [most, steps].
+            state: State before them.
+            cache: As in `cached_step`, and `validation`, the activations of the validation rows, leaves [v, ...].
+            work: `epochs` to run, `seed` of the run, index of the `first` epoch, and for `most` epochs, of which the
+                first ones are run: `index` and `weight` [most, steps, b], `view` [most], `lr` [most, steps].
 
         Returns:
-            The state after them; per epoch the sums of loss and weight; per epoch the logits of the watched rows.
+            The state after them; per epoch the sums of loss and weight; per epoch the logits of the validation rows.
         """
         most = work["view"].shape[0]
-        watched = self.to_compute_dtype(cache["watched"])
+        validation = self.to_compute_dtype(cache["validation"])
 
-        def logits_of(state: State) -> Array:
+        def validation_logits(state: State) -> Array:
             params = evaluation_params(state)
-            return self.model.suffix(params, state["batch_stats"], watched, self.mask.boundary)[0]
+            return self.model.suffix(params, state["batch_stats"], validation, self.mask.boundary)[0]
 
-        def step(draw: RngContext, state: State, one: tuple[dict[str, Array], Array]) -> tuple[State, None]:
-            batch, rate = one
-            return self.cached_step(state, cache, batch, draw, rate), None
+        def step(rng: RngContext, state: State, one: tuple[dict[str, Array], Array]) -> tuple[State, None]:
+            batch, lr = one
+            return self.cached_step(state, cache, batch, rng, lr), None
 
         def epoch(number: Array, carry: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
             state, sums, logits = carry
-            rates = work["rate"][number]
             batches = {name: work[name][number] for name in ("index", "weight")}
-            draw = {"seed": work["seed"], "view": work["view"][number], "epoch": work["first"] + number}
-            state, _ = jax.lax.scan(functools.partial(step, draw), state, (batches, rates))
+            rng = {"seed": work["seed"], "view": work["view"][number], "epoch": work["first"] + number}
+            state, _ = jax.lax.scan(functools.partial(step, rng), state, (batches, work["lr"][number]))
             sums = sums.at[number].set(jnp.stack([state["loss"], state["weight"]]))
-            logits = logits.at[number].set(logits_of(state))
+            logits = logits.at[number].set(validation_logits(state))
             return {**state, "loss": jnp.float32(0), "weight": jnp.float32(0)}, sums, logits
 
-        empty = jnp.zeros((most, *jax.eval_shape(logits_of, state).shape), jnp.float32)
+        empty = jnp.zeros((most, *jax.eval_shape(validation_logits, state).shape), jnp.float32)
         return jax.lax.fori_loop(0, work["epochs"], epoch, (state, jnp.zeros((most, 2), jnp.float32), empty))
 
     def to_compute_dtype(self, x: Any) -> Any:
-        """Activations in the dtype that the network computes in, whichever they were kept in."""
+        """Return activations in the dtype in which the network computes, whichever they are cached in."""
         return jax.tree.map(lambda leaf: leaf.astype(self.model.dtype), x)
 
     def init_state(self, params: Tree, batch_stats: Tree, step: int = 0) -> State:
-        """The state at the start of a run, or of a phase before moments are carried over."""
+        """Return the state at the start of a run, or of a phase before moments are carried over."""
         train, _ = freezing.partition(params, self.mask.trainable)
         return {
             "params": params,
@@ -286,11 +305,11 @@ class PhaseProgram:
         }
 
     def transition_from(self, state: State) -> State:
-        """The state of the phase before, laid out for this one: leaves that go on training keep their moments."""
+        """Return the state of the phase before, laid out for this one: leaves that train on keep their moments."""
         averaged = evaluation_params(state)
         going_on, _ = freezing.partition(state["params"], self.mask.trainable)
         averages, stopped = freezing.partition(averaged, self.mask.trainable)
-        # A leaf that stops training keeps its average, if one was kept: nothing would average it from here on.
+        # A leaf that stops training is set to its average, if there is one: nothing would average it from here on.
         fresh = self.init_state(freezing.combine(going_on, stopped), state["batch_stats"])
         return {
             **fresh,
@@ -301,12 +320,12 @@ class PhaseProgram:
 
 
 def _copy(tree: Tree) -> Tree:
-    """Buffers of its own: a step gives all of its state away, and one buffer cannot be given twice."""
+    """Return buffers of its own: a step donates all of its state, and no buffer can be donated twice."""
     return jax.tree.map(lambda leaf: leaf + 0, tree)
 
 
 def evaluation_params(state: State) -> Tree:
-    """The parameters to evaluate and hand on: averaged ones where an average is kept."""
+    """Return the parameters to evaluate and hand on: averaged ones where there is an average."""
     if not state["ema"]:
         return state["params"]
     return jax.tree.map(
@@ -318,46 +337,45 @@ def evaluation_params(state: State) -> Tree:
 
 
 def eval_transform(model: Network, augment: Augment) -> Augment:
-    """What is done to images that are not augmented: a classifier that trains on patches sees the patch in the middle."""
+    """Return the transform of images that are not augmented: a classifier of patches sees the one in the middle."""
     return Augment(patch=augment.patch, centre=True) if augment.patch and isinstance(model, Classifier) else Augment()
 
 
 def programs(
     model: Network,
-    phases: tuple[Phase, ...],
+    phases: Sequence[Phase],
+    *,
     optimizer: optim.Optimizer,
-    objective: Loss,
+    loss: Loss,
     augment: Augment,
+    mix: Mix,
     seed: int,
     steps_per_epoch: int,
-    mix: Mix | None = None,
-    parts: int = 1,
-    norm_groups: int = 1,
-) -> list[PhaseProgram]:
-    """One program per phase of a run; phases that do not augment their images do not mix them either."""
-    shapes, _ = model.abstract()
+    grad_accum_steps: int = 1,
+    batch_norm_groups: int = 1,
+) -> tuple[PhaseProgram, ...]:
+    """Return the program of each phase of a run; see `TrainingRun` for the arguments.
+
+    A phase that does not augment its images does not mix them either.
+    """
+    paths = freezing.paths(model.abstract()[0])
     masks = [freezing.resolve_trainable(phase, model.groups, model.kinds) for phase in phases]
-    result, first = [], 0
-    for number, (phase, mask) in enumerate(zip(phases, masks, strict=True)):
-        labels = optim.labels(freezing.paths(shapes), model.kinds, masks, number)
-        seen = augment if phase.augment else eval_transform(model, augment)
-        mixed = mix if mix and phase.augment else Mix()
-        result.append(
-            PhaseProgram(
-                model,
-                phase,
-                mask,
-                labels,
-                optimizer,
-                objective,
-                seen,
-                mixed,
-                first,
-                steps_per_epoch,
-                seed,
-                parts,
-                norm_groups,
-            )
+    first_epochs = itertools.accumulate((phase.epochs for phase in phases), initial=0)
+    return tuple(
+        PhaseProgram(
+            model=model,
+            phase=phase,
+            mask=mask,
+            labels=optim.labels(paths, model.kinds, masks, number),
+            optimizer=optimizer,
+            objective=loss,
+            augment=augment if phase.augment else eval_transform(model, augment),
+            mix=mix if phase.augment else Mix(),
+            first_step=first_epoch * steps_per_epoch,
+            steps_per_epoch=steps_per_epoch,
+            seed=seed,
+            grad_accum_steps=grad_accum_steps,
+            batch_norm_groups=batch_norm_groups,
         )
-        first += phase.epochs * steps_per_epoch
-    return result
+        for number, (phase, mask, first_epoch) in enumerate(zip(phases, masks, first_epochs, strict=False))
+    )

@@ -15,7 +15,7 @@ from dapt_jax.transferability.registry import score
     needs="masks",
     higher_is_better=True,
     title="pixel GBC",
-    arguments=lambda sample: (sample.maps[-1], sample.masks[-1]),
+    arguments=lambda sample: ((sample.maps or ())[-1], (sample.masks or ())[-1]),
 )
 def pixel_gbc(
     features: Num[Any, "n h w d"],

@@ -1,1 +1,1 @@
-"""What is computed once: cached activations of frozen prefixes."""
+"""The activation cache: frozen prefixes are computed once, and read from memory or disk afterwards."""

@@ -37,18 +37,19 @@ Fill = Callable[[int], Iterator[Any]]
 class DiskCache:
     """The entries below a folder."""
 
-    def __init__(self, folder: Path, budget: int, say: Callable[[str], None]):
-        """Makes the folder.
+    def __init__(self, folder: Path, budget: int, say: Callable[[str], None], shard_bytes: int = SHARD_BYTES):
+        """Create the folder.
 
         Args:
-            folder: where the entries are; may be shared by studies and processes.
-            budget: bytes of all entries together; the ones that were used longest ago go first.
-            say: takes a line about what was lost.
+            folder: Folder of the entries; may be shared by studies and processes.
+            budget: Bytes of all entries together; the ones that were used longest ago are evicted first.
+            say: Receiver of a line about what was lost.
+            shard_bytes: Bytes of a shard: what a kill costs at most.
 
         Raises:
-            OSError: the folder cannot be made or written to.
+            OSError: The folder cannot be created or written to.
         """
-        self._folder, self._budget, self._say = folder, budget, say
+        self._folder, self._budget, self._say, self._shard_bytes = folder, budget, say, shard_bytes
         self._in_use: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
@@ -94,7 +95,8 @@ class DiskCache:
             partial = self._folder / f"{key}.partial"
             try:
                 self._make_room(views * images * tree_bytes(shapes))
-                seconds = _write(partial, shapes, views, images, fill)
+                per_shard = max(1, min(images, self._shard_bytes // (views * tree_bytes(shapes))))
+                seconds = _write(partial, shapes, views, images, fill, per_shard)
                 whole = {**about, "seconds": seconds, **_describe(partial, shapes, views, images)}
                 atomic_files.write_text(partial / DONE, json.dumps(whole))
                 (partial / _PROGRESS).unlink(missing_ok=True)
@@ -160,11 +162,10 @@ class CacheEntry:
         return [np.asarray(future.result()) for future in futures]
 
 
-def _write(path: Path, shapes: Any, views: int, images: int, fill: Fill) -> float:
-    """Writes whole shards, from where an earlier attempt stopped; returns the seconds of all attempts."""
+def _write(path: Path, shapes: Any, views: int, images: int, fill: Fill, per_shard: int) -> float:
+    """Write whole shards, from where an earlier attempt stopped; return the seconds of all attempts."""
     begun = time.monotonic()
     leaves = jax.tree.leaves(shapes)
-    per_shard = max(1, min(images, SHARD_BYTES // (views * tree_bytes(shapes))))
     plan = {"per_shard": per_shard, "views": views, "images": images}
     done, spent = 0, 0.0
     with contextlib.suppress(OSError, ValueError, KeyError):

@@ -1,6 +1,6 @@
-"""Whether a phase trains on cached activations of its frozen prefix, and where they are kept: bytes against FLOPs.
+"""Whether a phase trains on cached activations of its frozen prefix, and in which tier: bytes against FLOPs.
 
-A pure function of the config, the corpus' size and the kind of device, so that a plan, a run and a resumed run agree.
+A pure function of the settings, the size of the corpus and the kind of device, so that a plan, a run and a resumed run agree.
 """
 
 import dataclasses
@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from dapt_jax.cost.memory import tree_bytes
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import UserError
+from dapt_jax.fields import check_fields, setting
 from dapt_jax.training import accounting
 from dapt_jax.training.steps import PhaseProgram
 
@@ -28,28 +29,27 @@ orders of magnitude. `python -m benchmarks.feature_cache` measures both sides; `
 
 @dataclasses.dataclass(frozen=True)
 class Caching:
-    """What a config says about the cache of frozen prefixes.
+    """Which frozen prefixes may be cached, and where.
 
     Attributes:
         mode: `auto`, `on` (refuses a phase that could be cached but does not fit) or `off`.
-        memory_bytes: that activations may take on the device.
-        disk_bytes: that they may take on disk; 0 to use none.
-        dtype: in which they are kept: `float32`, `bfloat16` (half the bytes, rounded to 8 bits of mantissa), or empty
-            for the one they are computed in.
-        flops_per_byte: least forward FLOPs that a byte read from disk has to save; 0 for the kind of device.
+        memory_bytes: Bytes that activations may take on the device.
+        disk_bytes: Bytes that they may take on disk; 0 to use none.
+        dtype: Dtype of cached activations: `float32`, `bfloat16` (half the bytes, 8 bits of mantissa), or empty for the
+            dtype in which they are computed.
+        flops_per_byte: Least forward FLOPs that a byte read from disk has to save; 0 for the kind of device.
     """
 
-    mode: str = "auto"
-    memory_bytes: int = 2 << 30
-    disk_bytes: int = 8 << 30
-    dtype: str = ""
-    flops_per_byte: float = 0.0
+    mode: str = setting("auto", choices=MODES, doc="Whether activations of a frozen prefix are cached.")
+    memory_bytes: int = setting(2 << 30, at_least=0, doc="Bytes of cached activations on the device.")
+    disk_bytes: int = setting(8 << 30, at_least=0, doc="Bytes of cached activations on disk; 0: none.")
+    dtype: str = setting("", choices=DTYPES, doc="Dtype of cached activations; empty: the one they are computed in.")
+    flops_per_byte: float = setting(
+        0.0, at_least=0, doc="Least forward FLOPs that a byte read from disk has to save; 0: by the kind of device."
+    )
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UserError(f"unknown cache.mode {self.mode!r}; {nearest(self.mode, MODES)}")
-        if self.dtype not in DTYPES:
-            raise UserError(f"unknown cache.dtype {self.dtype!r}; {nearest(self.dtype, DTYPES)}")
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +57,13 @@ class CacheDecision:
     """Whether a phase trains on cached activations, and why.
 
     Attributes:
-        place: `memory`, `disk`, or empty for no cache.
-        views: views per image that are kept.
-        bytes: that the cache holds for this phase.
-        reason: in words.
+        tier: `memory`, `disk`, or empty for no cache.
+        views: Views per image that are cached.
+        bytes: Bytes that the cache holds for this phase.
+        reason: Why, in words.
     """
 
-    place: Tier
+    tier: Tier
     views: int
     bytes: int
     reason: str
@@ -71,25 +71,25 @@ class CacheDecision:
     @property
     def cached(self) -> bool:
         """Whether the phase trains on cached activations."""
-        return bool(self.place)
+        return bool(self.tier)
 
 
 def cached_spec(shapes: Any, dtype: str = "") -> Any:
-    """Shapes of one image's activations as they are kept; `dtype` stands in for their own where it is not empty."""
+    """Return shapes of one image's activations as they are cached; `dtype` replaces their own where it is not empty."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), shapes)
 
 
 def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: Caching) -> CacheDecision:
-    """Weighs bytes against FLOPs.
+    """Weigh bytes against FLOPs.
 
-    In memory, activations are worth it as soon as an epoch sees a view that an earlier one saw. On disk they are read
-    again in every epoch, so a byte has to save more forward FLOPs than the device does while it is being read.
+    In memory, activations pay as soon as an epoch sees a view that an earlier one saw. On disk they are read again in
+    every epoch, so a byte has to save more forward FLOPs than the device does while it is being read.
 
     Args:
-        program: the phase.
-        images: in the corpus.
-        image_size: side in pixels.
-        caching: what the config says.
+        program: The phase.
+        images: Number of images in the corpus.
+        image_size: Side of the images in pixels.
+        caching: What may be cached.
 
     Raises:
         UserError: `mode` is `on` where a frozen prefix cannot be cached.
@@ -122,19 +122,19 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
         return CacheDecision("", views, 0, f"{epochs} epochs see no view twice")
     if size <= caching.memory_bytes:
         return CacheDecision("memory", views, size, f"{_mib(size)} in memory instead of {epochs} passes: {saved}")
-    worth = flops / per_row
+    flops_per_byte = flops / per_row
     least = caching.flops_per_byte or FLOPS_PER_BYTE.get(jax.default_backend(), FLOPS_PER_BYTE["gpu"])
-    if caching.mode == "auto" and worth < least:
+    if caching.mode == "auto" and flops_per_byte < least:
         return CacheDecision(
             "",
             views,
             0,
-            f"{_mib(size)} exceed memory, and a byte from disk saves {worth:.3g} FLOP: less than {least:g}",
+            f"{_mib(size)} exceed memory, and a byte from disk saves {flops_per_byte:.3g} FLOP: less than {least:g}",
         )
     if caching.mode == "auto" and views >= epochs:
         return CacheDecision("", views, 0, f"{_mib(size)} exceed memory, and one epoch reads nothing twice")
     return CacheDecision(
-        "disk", views, size, f"{_mib(size)} on disk instead of {epochs} passes: {saved}, {worth:.3g} a byte"
+        "disk", views, size, f"{_mib(size)} on disk instead of {epochs} passes: {saved}, {flops_per_byte:.3g} a byte"
     )
 
 

@@ -1,24 +1,24 @@
-"""Seconds and energy of one ledger row while it is being earned; part of every checkpoint."""
+"""Seconds and energy of one ledger row; part of every checkpoint."""
 
 import dataclasses
 from typing import Any
 
-from dapt_jax.cost.clock import Clock
+from dapt_jax.cost.clock import NAMES, Clock
 from dapt_jax.cost.energy import EnergyMeter
 from dapt_jax.cost.hardware import Hardware
 from dapt_jax.cost.memory import device_peak_bytes
 from dapt_jax.records.ledger import Row
 
 
-class Meter:
+class CostMeter:
     """A clock and an energy meter that start together."""
 
     def __init__(self, hardware: Hardware, state: dict[str, Any] | None = None):
-        """Starts at zero, or goes on from a checkpoint's state.
+        """Start at zero, or go on from a checkpoint's state.
 
         Args:
-            hardware: what runs.
-            state: what `state` returned before a restart.
+            hardware: Devices that do the work.
+            state: What `state` returned before a restart.
         """
         self._hardware = hardware
         self.clock = Clock.from_state(state["clock"]) if state else Clock()
@@ -26,17 +26,17 @@ class Meter:
         self._energy.start()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint stores, as plain JSON values."""
+        """Return what a checkpoint stores, as plain JSON values."""
         self._energy.sample()
         return {"clock": self.clock.state(), "energy": self._energy.state()}
 
     def spent(self) -> dict[str, float]:
-        """Seconds and kWh so far."""
+        """Return seconds and kWh so far."""
         self._energy.sample()
         return {"wall_s": self.clock.wall, "energy_kwh": self._energy.kwh}
 
-    def row(self, row: Row) -> Row:
-        """The row with seconds, energy, memory and device filled in as they stand now."""
+    def finalize(self, row: Row) -> Row:
+        """Return the row with seconds, energy, memory and device filled in as they stand now."""
         self._energy.sample()
         seconds = self.clock.seconds()
         parts: dict[str, Any] = {f"{name}_s": spent for name, spent in seconds.items() if name != "other"}
@@ -50,3 +50,10 @@ class Meter:
             energy_kwh=self._energy.kwh,
             energy_source=self._energy.source,
         )
+
+
+def state_of_row(row: Row) -> dict[str, Any]:
+    """Return the state of the meter that has written a row, to go on from there."""
+    clock = {name: getattr(row, f"{name}_s") for name in NAMES if name != "other"}
+    clock["other"] = max(row.wall_s - sum(clock.values()), 0.0)
+    return {"clock": clock, "energy": {row.energy_source: row.energy_kwh}}

@@ -1,0 +1,161 @@
+"""What one phase of a run has cost so far, and its loss curve: a row of the ledger on its way."""
+
+import dataclasses
+from typing import Any
+
+from dapt_jax.cost.clock import Clock
+from dapt_jax.records.ledger import Row
+from dapt_jax.runtime import processes
+from dapt_jax.training import accounting, freezing
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.cost_meter import CostMeter, state_of_row
+from dapt_jax.training.run import TrainingRun
+
+
+@dataclasses.dataclass(frozen=True)
+class FillCost:
+    """What the cached activations of a phase have cost it.
+
+    Attributes:
+        cached: "filled" if the phase computed any of them, "reused" if none, "off" if it trains without.
+        flops: Model FLOPs that were run for them.
+        reused_flops: Model FLOPs that another arm has run for them.
+        reused_s: Seconds that another arm has spent on them.
+    """
+
+    cached: str = "off"
+    flops: int = 0
+    reused_flops: int = 0
+    reused_s: float = 0.0
+
+
+class PhaseAccount:
+    """Seconds, energy, FLOPs and loss curve of one phase.
+
+    Attributes:
+        meter: Seconds and energy.
+        curve: A point for every epoch that is done.
+        fill: What cached activations have cost.
+    """
+
+    def __init__(
+        self, run: TrainingRun, number: int, context: RunContext, stored: dict[str, Any], repeated_steps: int = 0
+    ):
+        """Start at zero, or go on from what a checkpoint, or the ledger, holds of the phase.
+
+        What filling a cache costs is entered into the ledger at once: a phase that was killed between that and its first
+        checkpoint finds it there.
+
+        Args:
+            run: The run.
+            number: Index of the phase.
+            context: Surroundings.
+            stored: What `state` returned before a restart; empty at the start of the phase.
+            repeated_steps: Steps of a first attempt that has diverged; they were run too.
+        """
+        self._run, self._number, self._context = run, number, context
+        self._program, self._ledger = run.programs[number], context.ledger
+        self._repeated_steps = repeated_steps
+        self.curve: list[dict[str, Any]] = list(stored.get("curve", []))
+        self.fill, self._is_settled = FillCost(**stored.get("fill", {})), "fill" in stored
+        self._filled_before, meter = 0, stored.get("meter")
+        if not stored and run.cache_decision(self._program).cached:
+            meter = self._resume_fill()
+        self.meter = CostMeter(context.hardware, meter)
+
+    @property
+    def clock(self) -> Clock:
+        """Seconds of the phase."""
+        return self.meter.clock
+
+    def _resume_fill(self) -> dict[str, Any] | None:
+        """Take over what the ledger holds of filling the cache, and return the meter's state at that time."""
+        key = self._run.row_key(self._number)
+        row: Row | None = processes.broadcast_from_primary(lambda: self._ledger.find(key))
+        if row is None or row.cached == "off":
+            return None
+        suffix = accounting.image_cost(self._program, self._run.dataset.images.size).suffix
+        self._filled_before = row.model_flops - suffix.model * row.images
+        self.fill = FillCost(row.cached, self._filled_before, row.reused_flops, row.reused_s)
+        self._is_settled = self._filled_before + row.reused_flops == self._run.fill_flops(self._number)
+        # Seconds of steps that are run again are not counted twice.
+        return None if row.steps else state_of_row(row)
+
+    def add_fill(self, flops: int) -> None:
+        """Enter FLOPs that were run to fill the cache into the ledger, at once."""
+        if self._is_settled:  # what a kill made run once more is not counted twice
+            return
+        total = min(self.fill.flops + flops, self._run.fill_flops(self._number))
+        self.fill = FillCost("filled", total)
+        self.enter(self._first_step)
+
+    def settle_fill(self, ran: int, seconds: float, cached: bool = True) -> None:
+        """Take in what all cached activations of the phase have cost together.
+
+        Args:
+            ran: Model FLOPs that were run for them now.
+            seconds: Seconds that computing the phase's own has taken, now or earlier.
+            cached: Whether the phase trains on them; if not, they could not be cached.
+        """
+        if self._is_settled:
+            return
+        alone = self._run.fill_flops(self._number)
+        spent = min(self._filled_before + ran, alone)
+        if cached:
+            reused_s = seconds if alone and not spent else 0.0
+            self.fill = FillCost("filled" if spent else "reused", spent, alone - spent, reused_s)
+        else:
+            self.fill = FillCost("off", spent)
+        self._is_settled = True
+        self.enter(self._first_step)
+
+    @property
+    def _first_step(self) -> int:
+        return self._run.timeline.first_step(self._number)
+
+    def add_epoch(self, epoch: int, values: dict[str, Any]) -> None:
+        """Add an epoch to the curve."""
+        self.curve.append({"epoch": epoch, **values})
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint stores, as plain JSON values."""
+        return {
+            "curve": list(self.curve),  # written in the background, while epochs are added to the curve
+            "fill": dataclasses.asdict(self.fill),
+            "meter": self.meter.state(),
+        }
+
+    def enter(self, step: int) -> None:
+        """Enter the phase into the ledger as it is after a step of the run; it replaces an earlier entry."""
+        self._ledger.put(self.meter.finalize(self._row(step)))
+
+    def _row(self, step: int) -> Row:
+        """Return counts of what was run of the phase, all of it unless a callback ended it, up to a step of the run."""
+        run, program = self._run, self._program
+        cost = accounting.image_cost(program, run.dataset.images.size)
+        shapes, _ = program.model.abstract()
+        own, per_epoch = step - self._first_step, run.steps_per_epoch
+        # What was run before a rollback was run too, up to the step that made it necessary.
+        repeated = self._repeated_steps
+        steps = own + repeated
+        images = len(run.train_rows) * (own // per_epoch + repeated // per_epoch)
+        images += repeated % per_epoch * run.batch_size
+        per_image = cost.prefix + cost.suffix if self.fill.cached == "off" else cost.suffix
+        strategy, seed, stage, phase = run.row_key(self._number)
+        return Row(
+            strategy=strategy,
+            seed=seed,
+            stage=stage,
+            phase=phase,
+            steps=steps,
+            images=images,
+            model_flops=per_image.model * images + self.fill.flops,
+            hardware_flops=per_image.hardware * steps * run.batch_size + self.fill.flops,
+            trainable_params=freezing.count(shapes, program.mask.trainable),
+            total_params=freezing.count(shapes),
+            cached=self.fill.cached,
+            reused_flops=self.fill.reused_flops,
+            reused_s=self.fill.reused_s,
+            peak_flops=self._context.hardware.peak_for(program.model.dtype),
+            curve=list(self.curve),
+        )

@@ -1,0 +1,158 @@
+"""The computation of cached activations: every image once, from the image or from activations further down."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dapt_jax.cost.clock import Clock
+from dapt_jax.data.augment import Augment
+from dapt_jax.data.decode import ImageStore
+from dapt_jax.models.network import Network
+from dapt_jax.runtime import sharding
+from dapt_jax.training import freezing
+from dapt_jax.training.cache.prefix import Activations, Prefix
+
+
+def ignore(flops: int) -> None:
+    """Take no notice of what was computed."""
+    del flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Filling:
+    """How activations that are not cached yet are computed.
+
+    Attributes:
+        base: A boundary below theirs and the activations of the same images there, from which they are computed; None
+            to compute them from the images.
+        clock: Clock of the caller, to which seconds of compilation are credited.
+        mesh: Devices that compute them, and hold those that are cached in memory.
+        on_computed: Receiver of the model FLOPs that were run, called when all images are computed and before others
+            can find the activations: what a caller writes down there is not lost by a kill.
+    """
+
+    base: tuple[int, Activations] | None = None
+    clock: Clock = dataclasses.field(default_factory=Clock)
+    mesh: Mesh = dataclasses.field(default_factory=sharding.make_mesh)
+    on_computed: Callable[[int], None] = ignore
+
+
+@dataclasses.dataclass(frozen=True)
+class FillJob:
+    """The computation behind one entry of the cache.
+
+    Attributes:
+        prefix: What is computed.
+        params: Parameters of the prefix.
+        batch_stats: Batch-norm statistics of the prefix.
+        images: All images.
+        dtype: Dtype of cached activations; empty for their own.
+        batch_size: Images at a time; rounded up to a multiple of the devices.
+        filling: How they are computed.
+    """
+
+    prefix: Prefix
+    params: freezing.Tree
+    batch_stats: freezing.Tree
+    images: ImageStore
+    dtype: str
+    batch_size: int
+    filling: Filling
+
+    @functools.cached_property
+    def shapes(self) -> Any:
+        """Shapes of one image's activations, a pytree."""
+        return self.prefix.shapes(self.images.size, self.dtype)
+
+    @property
+    def structure(self) -> Any:
+        """Structure of the activations."""
+        return jax.tree.structure(self.shapes)
+
+    @property
+    def flops(self) -> int:
+        """Model FLOPs from the images."""
+        return self._flops(self.prefix)
+
+    @property
+    def missing_flops(self) -> int:
+        """Model FLOPs from the base."""
+        if not self.filling.base:
+            return self.flops
+        return self.flops - self._flops(dataclasses.replace(self.prefix, boundary=self.filling.base[0]))
+
+    def _flops(self, prefix: Prefix) -> int:
+        return prefix.flops(self.images.size) * len(self.images) * prefix.views
+
+    def fill(self, first: int) -> Iterator[Any]:
+        """Yield activations [views, k, ...] of the images from `first` on; an image is decoded once for all views."""
+        dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.shapes)]
+        mesh = self.filling.mesh
+        size = -(-self.batch_size // mesh.size) * mesh.size
+        own = sharding.local_slice(size, mesh)
+        for start in range(first, len(self.images), size):
+            rows = np.arange(start, min(start + size, len(self.images)), dtype=np.int32)
+            filled = np.resize(rows, size)  # one shape, one executable
+            computed = [
+                np.stack([sharding.gather_to_host(leaf)[: len(rows)] for leaf in each]).astype(dtype)
+                for each, dtype in zip(zip(*self._views(filled[own]), strict=True), dtypes, strict=True)
+            ]
+            yield jax.tree.unflatten(self.structure, computed)
+        self.filling.on_computed(self.missing_flops)
+
+    @functools.cached_property
+    def _weights(self) -> tuple[freezing.Tree, freezing.Tree]:
+        """Parameters and statistics on the devices."""
+        return sharding.replicate((self.params, self.batch_stats), self.filling.mesh)
+
+    def _views(self, rows: np.ndarray) -> list[list[jax.Array]]:
+        """Return the leaves of the activations of some images in every view; with several processes, of all images."""
+        prefix, mesh = self.prefix, self.filling.mesh
+        views = range(prefix.views)
+        if self.filling.base:
+            start, below = self.filling.base
+            extend_prefix = _between(prefix.model, start, prefix.boundary)
+            inputs = [sharding.shard_batch(below.rows(view, rows), mesh) for view in views]
+            return [jax.tree.leaves(self._run(extend_prefix, *self._weights, each)) for each in inputs]
+        forward = _forward(prefix.model, prefix.boundary, prefix.augment)
+        images, index = sharding.shard_batch((self.images.batch(rows), rows), mesh)
+        rngs = [{"seed": np.uint32(prefix.seed), "view": np.int32(view)} for view in views]
+        return [jax.tree.leaves(self._run(forward, *self._weights, images, rng, index)) for rng in rngs]
+
+    def _run(self, function: Any, *arguments: Any) -> Any:
+        """Call a jitted function; seconds of its first call are credited to compilation."""
+        shapes = str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments))
+        key = function, shapes, self.filling.mesh
+        if key not in _executables:
+            with self.filling.clock.span("compile"):
+                _executables[key] = function.lower(*arguments).compile()
+        return _executables[key](*arguments)
+
+
+_executables: dict[tuple[Any, str, Mesh], Callable[..., Any]] = {}
+
+
+@functools.cache
+def _forward(model: Network, boundary: int, augment: Augment) -> Any:
+    """Return the function from images to activations, compiled once for all arms."""
+
+    def forward(params: Any, batch_stats: Any, images: Any, rng: Any, index: Any) -> Any:
+        return model.prefix(params, batch_stats, augment(images, rng["seed"], rng["view"], index), boundary)
+
+    return jax.jit(forward)
+
+
+@functools.cache
+def _between(model: Network, start: int, stop: int) -> Any:
+    """Return the function from activations to activations further up, compiled once for all arms."""
+
+    def extend_prefix(params: Any, batch_stats: Any, x: Any) -> Any:
+        x = jax.tree.map(lambda leaf: leaf.astype(model.dtype), x)
+        return model.between(params, batch_stats, x, start, stop)
+
+    return jax.jit(extend_prefix)

@@ -1,0 +1,133 @@
+"""Frozen prefixes, and the activations that they make of a set of images."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from dapt_jax.data.augment import Augment
+from dapt_jax.models.network import Network
+from dapt_jax.runtime import sharding
+from dapt_jax.training import accounting, freezing
+from dapt_jax.training.cache.policy import cached_spec
+from dapt_jax.training.steps import PhaseProgram, eval_transform
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """What is computed once: the groups below a boundary, on plain images or on fixed augmented views of them.
+
+    Attributes:
+        model: Network; nothing depends on its outputs.
+        boundary: Index of the first group that is not run.
+        augment: Augmentation of the images.
+        seed: Seed of the views; 0 where there is nothing to draw.
+        views: Augmented views per image; 1 for plain images.
+    """
+
+    model: Network
+    boundary: int
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    seed: int = 0
+    views: int = 1
+
+    @classmethod
+    def of(cls, program: PhaseProgram, views: int) -> "Prefix":
+        """Return the prefix of a phase, which draws its views as the uncached phase draws them."""
+        seed = 0 if program.augment.is_fixed else program.seed
+        model = dataclasses.replace(program.model, outputs=1)
+        return cls(model, program.mask.boundary, program.augment, seed, views)
+
+    @property
+    def plain(self) -> "Prefix":
+        """The same on images that are not augmented."""
+        return Prefix(self.model, self.boundary, eval_transform(self.model, self.augment))
+
+    def shapes(self, image_size: int, dtype: str = "") -> Any:
+        """Return shapes of one image's cached activations, a pytree; `dtype` overrides where it is not empty."""
+        return cached_spec(accounting.boundary_shape(self.model, self.boundary, self.augment.size(image_size)), dtype)
+
+    def flops(self, image_size: int) -> int:
+        """Return model FLOPs of one image in one view."""
+        return accounting.forward(self.model, self.augment.size(image_size), self.boundary).model
+
+    def part(self, tree: freezing.Tree) -> freezing.Tree:
+        """Return copies, on the host, of the leaves of a nested dict that the prefix depends on."""
+        groups = self.model.groups
+        below = [path for path in freezing.paths(tree) if freezing.group_of(path, groups) in groups[: self.boundary]]
+        # A training step donates the buffers of its state: what outlives it has to be a copy.
+        return jax.tree.map(np.array, sharding.gather_to_host(freezing.prune(freezing.partition(tree, below)[0])))
+
+
+class ActivationReader(Protocol):
+    """Reads activations from disk."""
+
+    def read(self, view: int, rows: np.ndarray) -> list[np.ndarray]:
+        """Return the leaves of the activations of some rows in one view, each [k, ...]; any thread may call it."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """What a prefix makes of a set of images: a pytree.
+
+    Attributes:
+        structure: Structure of the pytree.
+        views: Views per image.
+        flops: Model FLOPs of computing them from images.
+        seconds: Wall time that it took.
+        ran: Model FLOPs that were run for them now: 0 if they were cached already, fewer than `flops` if activations
+            below them were.
+    """
+
+    structure: Any
+    views: int
+    flops: int
+    seconds: float
+    ran: int
+
+    @property
+    def reused(self) -> bool:
+        """Whether they were cached already."""
+        return not self.ran
+
+    def rows(self, view: int, rows: np.ndarray) -> Any:
+        """Return the activations of some rows in one view, each leaf [k, ...]."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceActivations(Activations):
+    """Activations in memory.
+
+    Attributes:
+        x: Leaves [views, n, ...] on every device.
+    """
+
+    x: Any = dataclasses.field(kw_only=True)
+
+    def rows(self, view: int, rows: np.ndarray) -> Any:
+        """Return the activations of some rows in one view, each leaf [k, ...]."""
+        # Of the copy on a device of this process: others may ask at other times, or not at all.
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0)[view, rows], self.x)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on a device."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.x))
+
+
+@dataclasses.dataclass(frozen=True)
+class DiskActivations(Activations):
+    """Activations on disk.
+
+    Attributes:
+        reader: Reads them.
+    """
+
+    reader: ActivationReader = dataclasses.field(kw_only=True)
+
+    def rows(self, view: int, rows: np.ndarray) -> Any:
+        """Return the activations of some rows in one view, each leaf [k, ...]."""
+        return jax.tree.unflatten(self.structure, self.reader.read(view, rows))

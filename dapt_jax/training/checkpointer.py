@@ -1,0 +1,117 @@
+"""When a run is saved, and what of it: its state, the progress of its phase, and what its callbacks remember."""
+
+import math
+import time
+from typing import Any
+
+import jax
+
+from dapt_jax.runtime import processes, sharding
+from dapt_jax.training import freezing
+from dapt_jax.training.checkpoint import CheckpointFolder, CheckpointStore, NoCheckpoints, saved_part
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.freezing import Tree
+from dapt_jax.training.phase import ActivePhase
+from dapt_jax.training.recovery import PhaseDiverged
+from dapt_jax.training.run import TrainingRun
+from dapt_jax.training.steps import State
+
+
+class Checkpointer:
+    """Saves and restores one run."""
+
+    def __init__(self, run: TrainingRun, context: RunContext, source: str):
+        """Open the run's folder, if it has one.
+
+        Args:
+            run: The run.
+            context: Surroundings.
+            source: Fingerprint of the weights that the run starts from.
+        """
+        self._run, self._context = run, context
+        starts = [run.timeline.first_step(number) for number in range(len(run.phases))]
+        keep = starts if context.non_finite.nan == "rollback" else []
+        self._store: CheckpointStore = NoCheckpoints()
+        if context.checkpoint_dir:
+            self._store = CheckpointFolder(context.checkpoint_dir, keep, context.reporter.say, source)
+        self._saved_at = time.monotonic()
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether checkpoints are saved."""
+        return self._context.checkpoint_dir is not None
+
+    def restore(self, params: Tree, batch_stats: Tree, at_most: int | None = None) -> tuple[State, dict[str, Any]]:
+        """Return the newest checkpoint laid over the weights before the run, or a fresh state.
+
+        Args:
+            params: Parameters before the run.
+            batch_stats: Batch-norm statistics before the run.
+            at_most: Largest step of the checkpoint.
+
+        Returns:
+            The state, on the devices; and what was stored beside it, empty for a fresh state.
+        """
+        run = self._run
+        state, stored = run.programs[0].init_state(params, batch_stats), dict[str, Any]()
+
+        def layout(step: int) -> State:
+            phase = run.timeline.phase_of_state(step)
+            fresh = jax.eval_shape(run.programs[phase].init_state, params, batch_stats)
+            return saved_part(fresh, run.programs, phase)
+
+        if found := self._store.restore(layout, at_most):
+            _, part, stored = found
+            full_stats = freezing.overlay(batch_stats, part["batch_stats"])
+            state = {**part, "params": freezing.overlay(params, part["params"]), "batch_stats": full_stats}
+        return sharding.shard_state(state, self._context.mesh), stored
+
+    def save_if_due(self, phase: ActivePhase, state: State) -> None:
+        """Save where it is time, or where the run is told to stop; all processes come here after the same step.
+
+        Raises:
+            Stopped: The run was told to stop; what was done is saved.
+            PhaseDiverged: A parameter is not finite.
+        """
+        handler = self._context.preemption_handler
+        is_late = time.monotonic() - self._saved_at > self._context.checkpoint_every_s
+        signal_received, is_due = processes.all_reduce_max(handler.signal_received, is_late)
+        if self.is_enabled and (signal_received or is_due):
+            self.save(phase, state)
+        handler.check(signal_received)
+
+    def save(self, phase: ActivePhase, state: State) -> None:
+        """Save a state in the background.
+
+        Raises:
+            PhaseDiverged: A parameter is not finite.
+        """
+        self.check_finite(phase, state)
+        with phase.account.clock.span("checkpoint"):
+            part = saved_part(state, self._run.programs, phase.number)
+            callbacks = {callback.name: callback.state() for callback in self._context.callbacks}
+            meta = {**phase.state(), "seed": self._run.seed, "callbacks": callbacks}
+            self._store.save(int(state["step"]), part, meta)
+        self._saved_at = time.monotonic()
+
+    @staticmethod
+    def check_finite(phase: ActivePhase, state: State) -> None:
+        """Let nothing but finite parameters into a checkpoint or out of a phase: the last update has no loss yet.
+
+        Raises:
+            PhaseDiverged: A parameter is not finite.
+        """
+        if not sharding.all_finite(freezing.partition(state["params"], phase.program.mask.trainable)[0]):
+            raise PhaseDiverged(int(state["step"]), math.nan)
+
+    def forget_after(self, step: int) -> None:
+        """Remove checkpoints of later steps: a run that goes back comes to those steps again."""
+        self._store.forget_after(step)
+
+    def wait(self) -> None:
+        """Wait until what was saved is on disk."""
+        self._store.wait()
+
+    def close(self) -> None:
+        """Wait, and close the folder."""
+        self._store.close()
