@@ -71,7 +71,7 @@ def test_predictions_are_of_patches_and_means_over_their_crops(number):
     found = classification.predictions(run, params, stats, number, sharding.make_mesh(), data)
     images = data.images.batch(np.arange(11))
     squares = list(crops.ten(images, 16)) if number == 10 else [images[:, 2:18, 2:18]]
-    forward = classification.logits_of(model, None)
+    forward = classification.forward_fn(model, None)
     expected = np.mean([np.asarray(objective.probabilities(forward(params, stats, each))) for each in squares], 0)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)

@@ -21,9 +21,9 @@ ENCODER = tiny.encoder()
 FACTORS = {"stage2/block1": 0.5, "stage3/block1": 4.0, "head/bias": 0.25}
 
 
-def program_of(rates, optimizer=None):
+def program_of(rates, **others):
     phase = Phase("last", 1, ("stage2", "stage3", "head"), 1e-2, rates=rates)
-    return tiny.make_run([phase], encoder=ENCODER, data=tiny.dataset(), optimizer=optimizer).programs[0]
+    return tiny.make_run([phase], encoder=ENCODER, data=tiny.dataset(), **others).programs[0]
 
 
 def factor_of(path):
@@ -42,7 +42,7 @@ def test_a_step_moves_a_leaf_its_factor_times_as_far(name):
     }
     draw, moved = {"seed": np.uint32(0), "view": np.int32(0)}, {}
     for rates in ((), RATES):
-        program = program_of(rates, optimizer)
+        program = program_of(rates, optimizer=optimizer)
         state = program.init_state(*program.model.init(0))
         after = jax.jit(program.train_step)(state, batch, draw, np.float32(0.1))
         before = flatten(state["params"])
