@@ -82,17 +82,17 @@ def fixed(released: Released, index: int) -> Picks:
 
 def families(released: Released) -> dict[str, dict[str, Picks]]:
     """Rules by family: the settings of a family are what is chosen out of sample."""
-    pyramid_levels = [v for v in released.goodness if v.level <= 2 and v.margin <= 0.5]
+    variants = [v for v in released.goodness if v.level <= 2 and v.margin <= 0.5]
     good = released.goodness
     patience = {
         f"{v}; patience {wait}, window {window}": patient(good[v], wait, window)
-        for v in pyramid_levels for wait in (1, 2, 3) for window in (1, 2)
+        for v in variants for wait in (1, 2, 3) for window in (1, 2)
     }  # fmt: skip
-    prior = {f"{v}; weight {w:g}": with_prior(good[v], w) for v in pyramid_levels for w in WEIGHTS}
+    prior = {f"{v}; weight {w:g}": with_prior(good[v], w) for v in variants for w in WEIGHTS}
     own = {f"{DEFAULT}; weight {w:g}": with_prior(good[DEFAULT], w) for w in WEIGHTS}
     stopped = {f"{DEFAULT}; weight {w:g}, 200 run": with_prior(good[DEFAULT], w, 7) for w in WEIGHTS}
     return {
-        "arg-best, any variant": {str(v): arg_best(good[v]) for v in pyramid_levels},
+        "arg-best, any variant": {str(v): arg_best(good[v]) for v in variants},
         "patience, any variant": patience,
         "length prior, any variant": prior,
         "length prior, default variant": own,

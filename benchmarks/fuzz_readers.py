@@ -1,13 +1,15 @@
-"""Feeds damaged weight files to the readers and counts what they make of them.
+"""Feeds damaged weight and image files to the readers and counts what they make of them.
 
     python -m benchmarks.fuzz_readers --count=100000
+    python -m benchmarks.fuzz_readers --kind=images --count=100000
 
 Every input is a well-formed small file of one format (written here, without the framework that it belongs to) after one of
 these: bits flipped, a run of bytes overwritten, cut, a piece removed, doubled or swapped, a number that looks like a length
 set to an extreme, or, for pickles, instructions inserted. A reader may return arrays or raise `UserError` of one line. All
 else is a finding: another exception, a dead process, more than `--seconds` for one file, or more memory than twice the file
-and the allowance of `weights.source.SPARE`. Inputs follow from (seed, number) alone, so that each can be made again:
-`--first=NUMBER --count=1`.
+and the allowance: of weights `weights.source.SPARE`, of images the limit for decoded data (`benchmarks.fuzz_images.LIMIT`); the
+worst ratio of memory to that is printed for each format. Inputs follow from (seed, number) alone, so that each can be made
+again: `--first=NUMBER --count=1`.
 
 HDF5 files are read here without the process that the readers try them out in (`weights.keras_hdf5`): one for each would take
 hours. Where the HDF5 library hangs or crashes, the file is read once more as users read it, and counted as *guarded* if that
@@ -20,17 +22,20 @@ names, and repeats long ones in its errors; a pickle may make an array and never
 
 import argparse
 import collections
+import dataclasses
 import io
 import json
 import multiprocessing
 import pickle
 import random
+import resource
 import signal
 import struct
 import sys
 import tempfile
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,32 +186,87 @@ def read_all(path: Path) -> str:
     return "read"
 
 
-def _work(seeds: dict[str, bytes], seed: int, numbers: range, folder: str, seconds: int, channel: Any) -> None:
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is fuzzed.
+
+    Attributes:
+        suffixes: Suffix of each format's files.
+        write_seeds: Writes and returns a well-formed file of each.
+        damaged: Damages one.
+        read_all: Reads a file.
+        prepare: What a process does first.
+        spare: Bytes of memory that reading may take beside twice the file.
+    """
+
+    suffixes: dict[str, str]
+    write_seeds: Callable[[Path], dict[str, bytes]]
+    damaged: Callable[[str, bytes, random.Random], bytes]
+    read_all: Callable[[Path], str]
+    prepare: Callable[[], None]
+    spare: int
+
+
+def target(kind: str) -> Target:
+    """The weight or the image formats."""
+    if kind == "images":
+        from benchmarks import fuzz_images as images
+
+        return Target(
+            images.SUFFIXES, images.write_seeds, images.damaged, images.read_all, images.prepare, images.LIMIT
+        )
+    return Target(SUFFIXES, write_seeds, damaged, read_all, _without_trial, SPARE)
+
+
+def _without_trial() -> None:
+    keras_hdf5._try_out = lambda path: None
+
+
+def _resident() -> int:
+    """Most bytes of this process that were ever in memory, those of C libraries too."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _work(
+    kind: str, seeds: dict[str, bytes], seed: int, numbers: range, folder: str, seconds: int, channel: Any
+) -> None:
     """Reads a batch; tells of each number before it is read, so that a crash has a name."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, even inside a library's loop
-    keras_hdf5._try_out = lambda path: None
+    fuzzed = target(kind)
+    fuzzed.prepare()
     tracemalloc.start()
-    names = list(SUFFIXES)
+    names = list(fuzzed.suffixes)
+    highest = _resident()
     for number in numbers:
         rng = random.Random(f"{seed}/{number}")
         name = names[number % len(names)]
-        data = damaged(name, seeds[name], rng)
-        path = Path(folder) / f"input{SUFFIXES[name]}"
+        data = fuzzed.damaged(name, seeds[name], rng)
+        path = Path(folder) / f"input{fuzzed.suffixes[name]}"
         path.write_bytes(data)
-        channel.send((number, name, "started"))
+        channel.send((number, name, "started", 0.0))
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
         signal.setitimer(signal.ITIMER_PROF, seconds)  # processor time: a busy machine is no finding
-        outcome = read_all(path)
+        outcome = fuzzed.read_all(path)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        peak = tracemalloc.get_traced_memory()[1] - before
-        if peak > 2 * len(data) + SPARE:
+        peak = max(tracemalloc.get_traced_memory()[1] - before, _resident() - highest)
+        highest = max(highest, _resident())
+        allowed = 2 * len(data) + fuzzed.spare
+        if peak > allowed:
             outcome = f"{peak:,} bytes of memory for a file of {len(data):,}"
-        channel.send((number, name, outcome))
+        channel.send((number, name, outcome, peak / allowed))
     channel.send(None)
 
 
-def run(count: int, *, seed: int = 0, first: int = 0, seconds: int = 5) -> tuple[collections.Counter, list[str]]:
+def run(
+    count: int,
+    *,
+    seed: int = 0,
+    first: int = 0,
+    seconds: int = 5,
+    kind: str = "weights",
+    worst: dict[str, float] | None = None,
+) -> tuple[collections.Counter, list[str]]:
     """Reads `count` inputs in processes of their own.
 
     Args:
@@ -214,6 +274,8 @@ def run(count: int, *, seed: int = 0, first: int = 0, seconds: int = 5) -> tuple
         seed: of all of them.
         first: number of the first.
         seconds: that one input may take.
+        kind: "weights" or "images".
+        worst: takes, for each format, the greatest ratio of memory to what is allowed.
 
     Returns:
         How many there were of each (format, outcome), and the findings, a line each.
@@ -222,27 +284,30 @@ def run(count: int, *, seed: int = 0, first: int = 0, seconds: int = 5) -> tuple
     findings = []
     context = multiprocessing.get_context("fork" if "jax" not in sys.modules else "spawn")
     with tempfile.TemporaryDirectory() as folder:
-        seeds = write_seeds(Path(folder))
+        fuzzed = target(kind)
+        seeds = fuzzed.write_seeds(Path(folder))
         at, end = first, first + count
         while at < end:
             ours, theirs = context.Pipe()
             numbers = range(at, min(at + _BATCH, end))
-            worker = context.Process(target=_work, args=(seeds, seed, numbers, folder, seconds, theirs), daemon=True)
+            worker = context.Process(target=_work, args=(kind, seeds, seed, numbers, folder, seconds, theirs))
             worker.start()
             theirs.close()
             number, name, outcome = at, "", "started"
             try:
                 while (told := ours.recv()) is not None:
-                    number, name, outcome = told
+                    number, name, outcome, ratio = told
                     if outcome == "started":
                         continue
+                    if worst is not None:
+                        worst[name] = max(worst.get(name, 0.0), ratio)
                     is_finding = outcome not in ("read", "refused")
                     outcomes[name, "finding" if is_finding else outcome] += 1
                     if is_finding:
                         findings.append(f"input {number} ({name}): {outcome}")
             except EOFError:
                 worker.join()
-                again = read_all(Path(folder) / f"input{SUFFIXES[name]}") if name in _HDF5 else ""
+                again = read_all(Path(folder) / f"input{fuzzed.suffixes[name]}") if name in _HDF5 else ""
                 outcomes[name, "guarded" if again == "refused" else "finding"] += 1
                 if again != "refused":
                     findings.append(f"input {number} ({name}): the process ended with {worker.exitcode} {again}")
@@ -258,12 +323,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--kind", choices=("weights", "images"), default="weights")
     options = parser.parse_args()
-    outcomes, findings = run(options.count, seed=options.seed, first=options.first, seconds=options.seconds)
-    print(f"{'format':<11}{'read':>9}{'refused':>9}{'guarded':>9}{'findings':>9}")
-    for name in SUFFIXES:
-        counts = "".join(f"{outcomes[name, each]:>9}" for each in ("read", "refused", "guarded", "finding"))
-        print(f"{name:<11}{counts}")
+    worst: dict[str, float] = {}
+    outcomes, findings = run(
+        options.count,
+        seed=options.seed,
+        first=options.first,
+        seconds=options.seconds,
+        kind=options.kind,
+        worst=worst,
+    )
+    columns = ("read", "refused", "guarded", "finding")
+    print(f"{'format':<15}{'tried':>9}" + "".join(f"{each:>9}" for each in columns) + f"{'memory':>9}")
+    for name in target(options.kind).suffixes:
+        counts = [outcomes[name, each] for each in columns]
+        print(f"{name:<15}{sum(counts):>9}" + "".join(f"{each:>9}" for each in counts) + f"{worst.get(name, 0):>9.2f}")
     for finding in findings:
         print(finding)
     print(f"{sum(outcomes.values())} inputs, {len(findings)} findings")

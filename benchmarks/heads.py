@@ -22,7 +22,8 @@ import optax
 from benchmarks import common
 from dapt_jax.data.pipeline import Order
 from dapt_jax.data.splits import grouped_folds
-from dapt_jax.losses import Objective
+from dapt_jax.losses import ClassificationLoss
+from dapt_jax.losses.cross_entropy import CrossEntropy
 from dapt_jax.main import set_up_jax
 from dapt_jax.runtime import allocator
 from dapt_jax.training import head_sweep
@@ -65,7 +66,7 @@ def plain_loop(
 
 @functools.cache
 def _adamw(
-    objective: Objective, point: head_sweep.HyperParams
+    objective: ClassificationLoss, point: head_sweep.HyperParams
 ) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """The optimizer, and its jitted step."""
     tx = optax.adamw(point.lr, weight_decay=point.weight_decay, mask={"kernel": True, "bias": False})
@@ -83,7 +84,7 @@ def _adamw(
 def measure(options: argparse.Namespace) -> list[common.Row]:
     """Times both."""
     features, labels = data(options.rows, options.features)
-    settings = head_sweep.HeadSettings((), Objective(CLASSES), options.epochs, options.batch, standardise=True)
+    settings = head_sweep.HeadSettings((), CrossEntropy(CLASSES), options.epochs, options.batch, standardise=True)
     points = [head_sweep.HyperParams(lr, decay) for lr, decay in itertools.product(LRS, DECAYS)][: options.points]
     splits: list[head_sweep.Split] = []
     for seed in range(options.seeds):

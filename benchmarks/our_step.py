@@ -10,7 +10,7 @@ import numpy as np
 
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.mix import Mix
-from dapt_jax.losses import Objective
+from dapt_jax.losses.cross_entropy import CrossEntropy
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.training import accounting, steps
@@ -45,7 +45,7 @@ def program(model: str, trained: tuple[str, ...], dtype: str = "float32") -> Pha
         network,
         (phase,),
         optimizer=Optimizer(),
-        loss=Objective(CLASSES),
+        loss=CrossEntropy(CLASSES),
         augment=Augment(),
         mix=Mix(),
         seed=0,

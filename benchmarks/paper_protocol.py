@@ -61,20 +61,13 @@ def strategy(model: str, arm: str, divide: int) -> Any:
 
 def make_run(options: common.Row, arm: str, dataset: Any, cache: str) -> Any:
     """The run of an arm on all images of a corpus, as a study would make it."""
-    from dapt_jax.models.classifier import Classifier
-    from dapt_jax.settings import defaults
-    from dapt_jax.study import adapt
+    from dapt_jax.settings import default, resolve
+    from dapt_jax.study import runs
 
-    settings = defaults.default()
-    settings.adapt.batch_size, settings.adapt.balance_classes = options["batch"], False
-    settings.cache.mode = cache
-    made = strategy(options["model"], arm, options["divide"])
-    objective = adapt.objective_for(dataset, settings.adapt)
-    model = Classifier(made.encoder, objective.outputs, settings.model.dtype)
-    return adapt.make_run(
-        strategy=arm, seed=0, stage="dapt", label="", model=model, objective=objective, phases=made.phases, dataset=dataset,
-        train_rows=np.arange(len(dataset)), val_rows=np.arange(0), settings=settings.adapt, config=settings,
-    )  # fmt: skip
+    config = default()
+    config.adapt.batch_size, config.adapt.balance_classes = options["batch"], False
+    config.cache.mode, config.corpus.val_fraction = cache, 0.0
+    return runs.adaptation_run(resolve(config), strategy(options["model"], arm, options["divide"]), 0, dataset)
 
 
 def calibrated(model: Any, images: np.ndarray) -> tuple[Any, Any]:
@@ -84,11 +77,11 @@ def calibrated(model: Any, images: np.ndarray) -> tuple[Any, Any]:
     """
     import jax
 
-    from dapt_jax.models.resnet import TORCHVISION
+    from dapt_jax.models.encoders.resnet import TORCHVISION
 
     params, batch_stats = model.init(0)
     x = model.prefix(params, batch_stats, jax.numpy.asarray(images), 0)
-    _, moved = jax.jit(lambda p, s, x: model.encoder.apply(p, s, x, norm="train"))(params, batch_stats, x)
+    _, moved = jax.jit(lambda p, s, x: model.encoder.apply(p, s, x, batch_norm="train"))(params, batch_stats, x)
     kept = TORCHVISION.momentum
     return params, jax.tree.map(lambda old, new: (np.asarray(new) - kept * old) / (1 - kept), batch_stats, moved)
 

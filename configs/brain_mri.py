@@ -15,7 +15,7 @@ beside every other; 32 external pituitary images are few. ResNet-50 as the paper
         --config.adapt.partial_groups=1 --config.adapt.cut_after=stage2/block4
 """
 
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 TUMOURS = ("glioma", "meningioma", "pituitary")
 
@@ -27,13 +27,12 @@ def get_config():
     config.note = "Corpus, development and test: CE-MRI, split by runs of slices. External: web images with a subtype."
     config.model.image_size = 112
     slices = {"kind": "manifest", "path": "brain_mri/manifest.csv", "classes": TUMOURS}
-    with config.unlocked():
-        config.corpus.update({**slices, "where": "split=corpus"})
-        config.tasks.tumour = {
-            "development": {**slices, "where": "split=dev"},
-            "test": {**slices, "where": "split=test"},
-            "external": {**slices, "where": "split=external", "drop_classes": ("no_tumor", "tumor")},
-        }
+    config.corpus.update({**slices, "where": "split=corpus"})
+    config.tasks.tumour = {
+        "development": {**slices, "where": "split=dev"},
+        "test": {**slices, "where": "split=test"},
+        "external": {**slices, "where": "split=external", "drop_classes": ("no_tumor", "tumor")},
+    }
     config.adapt.head_epochs = 20
     config.adapt.epochs = 4
     config.adapt.hybrid_epochs = 2

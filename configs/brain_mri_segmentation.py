@@ -8,7 +8,7 @@ have no masks, so there is no external set. U-Net on EfficientNet-Lite0, the enc
 every pixel by its own grey value. docs/brain_mri_segmentation.md has the table that it printed and how long it took.
 """
 
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 TUMOURS = ("glioma", "meningioma", "pituitary")
 
@@ -22,20 +22,19 @@ def get_config():
     config.model.image_size = 96
     slices = {"kind": "manifest", "path": "brain_mri/manifest.csv", "classes": TUMOURS}
     masks = {**slices, "segments": ("background", "tumour")}
-    with config.unlocked():
-        config.corpus.update({**slices, "where": "split=corpus"})
-        config.tasks.tumour = {
-            "development": {**masks, "where": "split=dev"},
-            "test": {**masks, "where": "split=test"},
-        }
-        config.phases.scratch = {"weights": "random", "phases": ()}
+    config.corpus.update({**slices, "where": "split=corpus"})
+    config.tasks.tumour = {
+        "development": {**masks, "where": "split=dev"},
+        "test": {**masks, "where": "split=test"},
+    }
+    config.custom_strategies.scratch = {"weights": "random", "phases": ()}
     config.adapt.head_epochs = 5
     config.adapt.epochs = 3
     config.adapt.augment.update({"flip": "horizontal", "shift": 0.05})
     segmentation = config.transfer.segmentation
     segmentation.decoder_epochs = 2
     segmentation.epochs = 4
-    segmentation.views = 3
+    segmentation.num_fixed_views = 3
     segmentation.augment.update(
         {"flip": "horizontal", "rotate": 20.0, "scale": 0.2, "elastic": 0.02, "brightness": 0.1}
     )

@@ -9,7 +9,8 @@ ImageNet-1k), and the target set as docs/data_sets.md says, or `target/manifest.
 
 300 epochs from scratch at 224 px: AdamW (.9, .999) with decay .05, label smoothing .1, 20 epochs of warm-up, then
 cosine; batch 4,096 at 4e-3 (Swin advanced: 1,024 at 1e-3; U-Net simple: 5 epochs of warm-up).
-`--config.adapt.batch_size=256 --config.phases...` where that does not fit; `--config.mode=plan` says what it takes.
+`--config.adapt.batch_size=256 --config.custom_strategies...` where that does not fit; `--config.mode=plan` says what
+it takes.
 The robustness score (cosine, margin .5, pooled, deepest skip: the paper's defaults) is computed on 256 target images
 every 5 epochs; the checkpoint is chosen by it with a bonus for length, as docs/checkpoint_selection.md found best.
 
@@ -26,7 +27,7 @@ which are scored here besides.
 """
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 MODELS = {"unet": ("unet", "unet"), "resnet50": ("resnet50", "attention_unet"), "swin": ("swin_tiny", "swin_unet")}
 SCHEMES = ("simple", "advanced")
@@ -50,21 +51,20 @@ def get_config(arm="own,resnet50,simple"):
     config.weights = "random"
     config.strategies = ("none", "pretraining")
     phase = {
-        "name": "pretraining", "epochs": 300, "trainable": ("*",), "lr": 1e-3 if small else 4e-3, "norm": "train",
+        "name": "pretraining", "epochs": 300, "trainable": ("*",), "lr": 1e-3 if small else 4e-3, "batch_norm": "train",
         "schedule": "cosine", "warmup": 5.0 if (model, scheme) == ("unet", "simple") else 20.0,
     }  # fmt: skip
     target = DATASETS[dataset]
-    with config.unlocked():
-        config.corpus.update({"kind": "folder", "path": "generic"})
-        config.tasks[dataset] = {"development": target}
-        if dataset != "own":
-            config.tasks[dataset] = {
-                "development": {**target, "where": "split=train"},
-                "test": {**target, "where": "split=test"},
-            }
-        config.phases.pretraining = {"phases": (phase,)}
+    config.corpus.update({"kind": "folder", "path": "generic"})
+    config.tasks[dataset] = {"development": target}
+    if dataset != "own":
+        config.tasks[dataset] = {
+            "development": {**target, "where": "split=train"},
+            "test": {**target, "where": "split=test"},
+        }
+    config.custom_strategies.pretraining = {"phases": (phase,)}
     config.adapt.batch_size = 1024 if small else 4096
-    config.adapt.label_smoothing = 0.1
+    config.adapt.loss.label_smoothing = 0.1
     config.adapt.balance_classes = False
     config.adapt.optimizer.update({"name": "adamw", "weight_decay": 0.05, "eps": 1e-8})
     config.adapt.augment.update({"flip": "horizontal", "crop": 0.8})
@@ -75,9 +75,10 @@ def get_config(arm="own,resnet50,simple"):
         config.model.drop_path = 0.1 if model != "unet" else 0.0
     segmentation = config.transfer.segmentation
     segmentation.update({
-        "protocols": ("finetune", "frozen"), "decoder": MODELS[model][1], "loss": "dice", "batchwise": True, "smooth": 1e-5,
-        "decoder_epochs": 0, "epochs": 150, "lr": 0.05, "decoder_lr": 0.05, "schedule": "poly", "norm": "train",
-        "batch_size": 24,
+        "protocols": ("finetune", "frozen"), "decoder": MODELS[model][1],
+        "loss": {"name": "dice", "batchwise": True, "smoothing_constant": 1e-5},
+        "decoder_epochs": 0, "epochs": 150, "lr": 0.05, "decoder_lr": 0.05, "schedule": "poly",
+        "batch_norm": "train", "batch_size": 24,
     })  # fmt: skip
     segmentation.optimizer.update({"name": "sgd", "b1": 0.9, "weight_decay": 1e-4})
     segmentation.augment.update({"flip": "dihedral", "rotate": 180.0})
@@ -85,9 +86,9 @@ def get_config(arm="own,resnet50,simple"):
         segmentation.augment.update(
             {"patch": 224, "scale": 1.0, "brightness": 0.1, "contrast": 0.05, "saturation": 0.1, "hue": 0.05}
         )
-    config.score.every = 5
-    config.score.rule = "length_prior"
-    config.select = "robustness"
+    config.checkpoint_scoring.every = 5
+    config.checkpoint_selection.rule = "length_prior"
+    config.checkpoint_selection.score = "robustness"
     return config
 
 

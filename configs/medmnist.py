@@ -26,7 +26,7 @@ and a tenth of the rest stands in for the official validation part, by loss and 
 """
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 SETS = tuple(
     f"{name}mnist"
@@ -49,18 +49,17 @@ def get_config(arm="pneumoniamnist,28"):
     config.model.name = "resnet18"
     config.model.image_size = 224 if size == "28" else int(size)
     config.weights = "random"
-    with config.unlocked():
-        whole = {"kind": name, "path": ".", "pixels": int(size)}
-        config.tasks[name] = {
-            "development": {**whole, "where": "split=train"},
-            "test": {**whole, "where": "split=test"},
-        }
+    whole = {"kind": name, "path": ".", "pixels": int(size)}
+    config.tasks[name] = {
+        "development": {**whole, "where": "split=train"},
+        "test": {**whole, "where": "split=test"},
+    }
     config.transfer.protocols = ("finetune",)
     config.transfer.folds = 10
     finetune = config.transfer.finetune
     finetune.update({
-        "head_epochs": 0, "epochs": 100, "lr": 1e-3, "schedule": "step", "norm": "train", "batch_size": 128,
-        "val_fraction": 0.1, "early_stop": 100,
+        "head_epochs": 0, "epochs": 100, "lr": 1e-3, "schedule": "step", "batch_norm": "train",
+        "batch_size": 128, "val_fraction": 0.1, "early_stopping_patience": 100,
     })  # fmt: skip
     finetune.optimizer.update({"name": "adam", "eps": 1e-8})
     return config

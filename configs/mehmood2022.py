@@ -38,7 +38,7 @@ that the weights were made with.
 """
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 HEAD = {"name": "head", "epochs": 1000, "trainable": ("head",), "lr": 1e-4, "augment": False}
 
@@ -70,13 +70,12 @@ def get_config(arm="full"):
     config.model.name = "resnet50_keras"
     config.model.image_size = 240
     three = {"kind": "manifest", "classes": ("meningioma", "glioma", "pituitary")}
-    with config.unlocked():
-        config.phases.update(ARMS)
-        config.corpus.update({"kind": "manifest", "path": "brats/manifest.csv", "classes": ("LGG", "HGG")})
-        config.tasks.tumour = {
-            "development": {**three, "path": "ce_mri/manifest.csv"},
-            "external": {**three, "path": "external/manifest.csv"},
-        }
+    config.custom_strategies.update(ARMS)
+    config.corpus.update({"kind": "manifest", "path": "brats/manifest.csv", "classes": ("LGG", "HGG")})
+    config.tasks.tumour = {
+        "development": {**three, "path": "ce_mri/manifest.csv"},
+        "external": {**three, "path": "external/manifest.csv"},
+    }
     config.strategies = (arm,)
     config.corpus.val_fraction = 0.0
     config.adapt.batch_size = 16

@@ -6,7 +6,7 @@ Nothing is downloaded: the EfficientNet-Lite0 weights come from an installed pac
 phantoms are there to see every part work; what they say about strategies says nothing about real cells.
 """
 
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 
 def get_config():
@@ -19,12 +19,11 @@ def get_config():
     config.synthetic = True
     config.seeds = (0, 1, 2)
     config.model.image_size = 64
-    with config.unlocked():
-        config.corpus.update({"kind": "phantoms", "name": "corpus", "n": 900})
-        config.tasks.leukocytes = {
-            "development": {"kind": "phantoms", "name": "development", "n": 300},
-            "external": {"kind": "phantoms", "name": "external", "n": 300},
-        }
+    config.corpus.update({"kind": "phantoms", "name": "corpus", "n": 900})
+    config.tasks.leukocytes = {
+        "development": {"kind": "phantoms", "name": "development", "n": 300},
+        "external": {"kind": "phantoms", "name": "external", "n": 300},
+    }
     config.adapt.head_epochs = 10
     config.adapt.epochs = 3
     config.adapt.hybrid_epochs = 2

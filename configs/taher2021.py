@@ -50,7 +50,7 @@ in-domain training here is 20 epochs with a falling rate, since the benchmark do
 """
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 from dapt_jax.weights import zoo
 
 _XRAY14 = {"kind": "chestxray14", "path": "ChestX-ray14"}
@@ -104,8 +104,7 @@ def get_config(arm="shenzhen,imagenet"):
     config.title = f"arXiv 2108.05930, {task}, {init}"
     config.seeds = tuple(range(10))
     config.model.name = "resnet50"
-    with config.unlocked():
-        config.tasks[task] = TASKS[task]
+    config.tasks[task] = TASKS[task]
     config.transfer.baseline = ""
     config.transfer.folds = 10 if "test" in TASKS[task] else 5
     config.report.protocol = "finetune"
@@ -136,14 +135,13 @@ def _initialise(config, init, task):
     config.strategies = ("none",)
     if init == "table":
         config.strategies = tuple(name for name in TABLE if not (task in IN_DOMAIN and name.endswith(task)))
-        with config.unlocked():
-            config.phases.update({name: {"weights": _weights(name), "phases": ()} for name in config.strategies})
+        config.custom_strategies.update({name: {"weights": _weights(name), "phases": ()} for name in config.strategies})
     if corpus:
         config.strategies = ("full",)
-        with config.unlocked():
-            config.corpus.update({**IN_DOMAIN[corpus], "image_size": 256})
+        config.corpus.update({**IN_DOMAIN[corpus], "image_size": 256})
         config.adapt.update({
-            "head_epochs": 0, "epochs": 20, "lr": 2e-4, "schedule": "plateau", "norm": "train", "balance_classes": False,
+            "head_epochs": 0, "epochs": 20, "lr": 2e-4, "schedule": "plateau", "batch_norm": "train",
+            "balance_classes": False,
         })  # fmt: skip
         config.adapt.optimizer.update(ADAM)
         config.adapt.augment.update(SEEN)
@@ -155,8 +153,8 @@ def _classes(config, task):
     config.transfer.protocols = ("finetune",)
     finetune = config.transfer.finetune
     finetune.update({
-        "head_epochs": 0, "epochs": 200, "lr": 2e-4, "schedule": "plateau", "norm": "train", "batch_size": 32,
-        "val_fraction": 0.125, "early_stop": 10, "test_crops": 10, "loss": "bce",
+        "head_epochs": 0, "epochs": 200, "lr": 2e-4, "schedule": "plateau", "batch_norm": "train",
+        "batch_size": 32, "val_fraction": 0.125, "early_stopping_patience": 10, "test_crops": 10, "loss": {"name": "bce"},
     })  # fmt: skip
     finetune.optimizer.update(ADAM)
     finetune.augment.update(SEEN)
@@ -169,8 +167,8 @@ def _masks(config, task):
     segmentation = config.transfer.segmentation
     segmentation.update({
         "protocols": ("finetune",), "decoder": "unet", "decoder_epochs": 0, "epochs": 200, "lr": 1e-3, "schedule": "cosine",
-        "norm": "train", "batch_size": 16 if is_drive else 32, "loss": "ce" if is_drive else "dice", "batchwise": True,
-        "smooth": 1.0, "val_fraction": 0.125, "early_stop": 20,
+        "batch_norm": "train", "batch_size": 16 if is_drive else 32, "val_fraction": 0.125, "early_stopping_patience": 20,
+        "loss": {"name": "ce"} if is_drive else {"name": "dice", "batchwise": True},
     })  # fmt: skip
     segmentation.optimizer.update(ADAM)
     if not is_drive:

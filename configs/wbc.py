@@ -11,7 +11,7 @@ photographed at another scale, and a centre crop of 180 px brings its cells to t
 Splits of the corpus are by smear; the target set names no patients, so only look-alike images are kept together.
 """
 
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 TYPES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil")
 
@@ -25,12 +25,11 @@ def get_config():
     )
     config.model.image_size = 96
     wbc = {"kind": "manifest", "path": "wbc/manifest.csv", "classes": TYPES, "drop_classes": ("basophil",)}
-    with config.unlocked():
-        config.corpus.update({"kind": "manifest", "path": "bccd/manifest.csv"})
-        config.tasks.types = {
-            "development": {**wbc, "where": "source=dataset1"},
-            "external": {**wbc, "where": "source=dataset2", "crop": 180},
-        }
+    config.corpus.update({"kind": "manifest", "path": "bccd/manifest.csv"})
+    config.tasks.types = {
+        "development": {**wbc, "where": "source=dataset1"},
+        "external": {**wbc, "where": "source=dataset2", "crop": 180},
+    }
     config.adapt.head_epochs = 10
     config.adapt.epochs = 3
     config.adapt.hybrid_epochs = 2

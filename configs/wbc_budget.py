@@ -8,7 +8,7 @@ epoch; the winner gets what is left, and it alone goes to the target task. `none
 An eighth of the budget has to bring an arm to its first score, so the phases are longer than those of configs/wbc.py.
 """
 
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 TYPES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil")
 
@@ -22,12 +22,11 @@ def get_config():
     )
     config.model.image_size = 96
     wbc = {"kind": "manifest", "path": "wbc/manifest.csv", "classes": TYPES, "drop_classes": ("basophil",)}
-    with config.unlocked():
-        config.corpus.update({"kind": "manifest", "path": "bccd/manifest.csv"})
-        config.tasks.types = {
-            "development": {**wbc, "where": "source=dataset1"},
-            "external": {**wbc, "where": "source=dataset2", "crop": 180},
-        }
+    config.corpus.update({"kind": "manifest", "path": "bccd/manifest.csv"})
+    config.tasks.types = {
+        "development": {**wbc, "where": "source=dataset1"},
+        "external": {**wbc, "where": "source=dataset2", "crop": 180},
+    }
     config.adapt.head_epochs = 10
     config.adapt.epochs = 24
     config.adapt.hybrid_epochs = 12
@@ -35,8 +34,8 @@ def get_config():
     config.adapt.cut_after = "stage3/block2"
     config.adapt.lr = 1e-4
     config.adapt.augment.flip = "dihedral"
-    config.select = "robustness"
-    config.score.every = 1
-    config.score.rule = "best"
-    config.budget = 0.5
+    config.checkpoint_selection.score = "robustness"
+    config.checkpoint_scoring.every = 1
+    config.checkpoint_selection.rule = "best"
+    config.compute_budget = 0.5
     return config

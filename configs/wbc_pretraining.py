@@ -8,7 +8,7 @@ for good: linear heads on frozen features, five folds, AUC on development and ex
 checkpoint that the rule chooses is handed over as `pretraining`. docs/wbc_pretraining.md has what it printed.
 """
 
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 TYPES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil")
 
@@ -23,37 +23,36 @@ def get_config():
     config.weights = "random"
     config.strategies = ("pretraining",)
     config.seeds = (0,)
-    with config.unlocked():
-        config.corpus.update({"kind": "textures", "name": "all", "n": 1200})
-        wbc = {"kind": "manifest", "path": "wbc/manifest.csv", "classes": TYPES, "drop_classes": ("basophil",)}
-        config.tasks.types = {
-            "development": {**wbc, "where": "source=dataset1"},
-            "external": {**wbc, "where": "source=dataset2", "crop": 180},
-        }
-        config.phases.pretraining = {
-            "phases": (
-                {
-                    "name": "pretraining", "epochs": 16, "trainable": ("*",), "lr": 1e-3, "norm": "train",
-                    "schedule": "cosine", "warmup": 1.0,
-                },
-            )
-        }  # fmt: skip
+    config.corpus.update({"kind": "textures", "name": "all", "n": 1200})
+    wbc = {"kind": "manifest", "path": "wbc/manifest.csv", "classes": TYPES, "drop_classes": ("basophil",)}
+    config.tasks.types = {
+        "development": {**wbc, "where": "source=dataset1"},
+        "external": {**wbc, "where": "source=dataset2", "crop": 180},
+    }
+    config.custom_strategies.pretraining = {
+        "phases": (
+            {
+                "name": "pretraining", "epochs": 16, "trainable": ("*",), "lr": 1e-3, "batch_norm": "train",
+                "schedule": "cosine", "warmup": 1.0,
+            },
+        )
+    }  # fmt: skip
     config.adapt.batch_size = 32
     config.adapt.optimizer.name = "adamw"
     config.adapt.optimizer.weight_decay = 0.05
-    config.adapt.label_smoothing = 0.1
+    config.adapt.loss.label_smoothing = 0.1
     config.adapt.augment.flip = "dihedral"
     config.adapt.augment.shift = 0.1
     config.adapt.augment.brightness = 0.2
     config.adapt.augment.contrast = 0.2
-    config.score.every = 2
-    config.score.names = (
+    config.checkpoint_scoring.every = 2
+    config.checkpoint_scoring.names = (
         "robustness", "alignment", "uniformity", "logme", "h_score", "regularised_h_score", "transrate", "gbc", "sfda",
         "parc", "knn", "linear_probe", "leep", "nce", "nleep",
     )  # fmt: skip
-    config.score.images = 299
-    config.score.downstream = True
-    config.select = "robustness"
+    config.checkpoint_scoring.images = 299
+    config.checkpoint_scoring.downstream = True
+    config.checkpoint_selection.score = "robustness"
     config.transfer.protocols = ("linear",)
-    config.checkpoint.every_s = 120.0
+    config.runtime.checkpoint_every_s = 120.0
     return config

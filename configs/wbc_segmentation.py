@@ -8,7 +8,7 @@ frozen and fine-tuned, three seeds; the baseline tells every pixel by its own co
 that it printed and how long it took.
 """
 
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 TYPES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil")
 SEGMENTS = ("background", "cytoplasm", "nucleus")
@@ -25,19 +25,18 @@ def get_config():
         "kind": "manifest", "path": "wbc/manifest.csv", "classes": TYPES, "drop_classes": ("basophil",),
         "segments": SEGMENTS,
     }  # fmt: skip
-    with config.unlocked():
-        config.corpus.update({"kind": "manifest", "path": "bccd/manifest.csv"})
-        config.tasks.cells = {
-            "development": {**wbc, "where": "source=dataset1"},
-            "external": {**wbc, "where": "source=dataset2", "crop": 180},
-        }
-        config.phases.scratch = {"weights": "random", "phases": ()}
+    config.corpus.update({"kind": "manifest", "path": "bccd/manifest.csv"})
+    config.tasks.cells = {
+        "development": {**wbc, "where": "source=dataset1"},
+        "external": {**wbc, "where": "source=dataset2", "crop": 180},
+    }
+    config.custom_strategies.scratch = {"weights": "random", "phases": ()}
     config.adapt.head_epochs = 5
     config.adapt.epochs = 2
     config.adapt.augment.flip = "dihedral"
     segmentation = config.transfer.segmentation
     segmentation.decoder_epochs = 2
     segmentation.epochs = 6
-    segmentation.views = 4
+    segmentation.num_fixed_views = 4
     segmentation.augment.update({"flip": "dihedral", "rotate": 45.0, "scale": 0.2, "brightness": 0.1, "contrast": 0.1})
     return config

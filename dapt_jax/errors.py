@@ -1,17 +1,88 @@
 """Errors that a user can mend: one clear line, exit code 2."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 EXIT_CODE = 2
+_URL = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*)://([^\s\"'`<>]+)")
+_TOKEN = re.compile(
+    r"(?i)\b(bearer|basic)\s+(?!\*)[\w+/=.~-]{8,}"
+    r"|\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-)[\w-]{8,}"
+)
+_HARMLESS = re.compile(r"(?:dl|raw|download)=(?:0|1|true|false)")
+_PUBLIC = re.compile(r"(?:sha256=[0-9A-Fa-f]*|prefix=[\w./~:-]*)")
+_HIDDEN = "***"
 
 
 class UserError(ValueError):
     """Something in the user's input is wrong; a `ValueError`, so that library users catch it as usual.
 
     The message is one line that names the file, row or path, what was expected, and the nearest valid choice.
-    `dapt_jax.main` prints it without a traceback and exits with code 2.
+    `dapt_jax.main` prints it without a traceback and exits with code 2. Whatever the words are made of (names inside
+    files, a server's answer), the line holds no secret of a URL (`redact`) and nothing that a terminal would obey.
     """
+
+    def __init__(self, message: object = "", *more: object):
+        """Create the error.
+
+        Args:
+            message: The line.
+            more: Further arguments, kept as they are.
+        """
+        super().__init__(one_line(redact(str(message))), *more)
+
+
+def redact(text: str) -> str:
+    """Return a text without the secrets of the URLs in it.
+
+    User names and passwords, query strings (signatures, tokens) and fragments become `***`; the scheme, the host and the
+    path stay, so that a reader knows which address is meant. Queries that say no more than `dl=1` stay, and so do the
+    fragments `sha256=` and `prefix=`. Tokens that stand alone (`Bearer ...`, `hf_...`) become `***` as well.
+
+    Args:
+        text: Any text: a URL, or a line that mentions some.
+
+    Returns:
+        The text; `redact(redact(text)) == redact(text)`.
+
+    Example:
+        >>> redact("https://me:pw@host/w.pth?sig=5f: HTTP 403")
+        'https://***@host/w.pth?***: HTTP 403'
+    """
+    shown = _URL.sub(_redact_url, text)
+    return _TOKEN.sub(lambda found: f"{found[1]} {_HIDDEN}" if found[1] else f"{found[2]}{_HIDDEN}", shown)
+
+
+def _redact_url(found: re.Match[str]) -> str:
+    scheme, rest = found[1], found[2]
+    end = re.search(r"[:;,.!?)\]}]*$", rest)
+    assert end is not None
+    rest, tail = rest[: end.start()], rest[end.start() :]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    _, _, port = authority.rpartition("]")[2].partition(":")
+    # A password may hold any of / ? # @, unescaped: then the host stands behind the last @.
+    if "@" in rest and ("@" in authority or (port and not port.isdigit())):
+        rest = f"{_HIDDEN}@{rest.rpartition('@')[2]}"
+    elif port and not port.isdigit():  # a password, of an address that was cut
+        rest = _HIDDEN
+    address, sharp, fragment = rest.partition("#")
+    address, mark, query = address.partition("?")
+    if mark and not all(_HARMLESS.fullmatch(each) for each in query.split("&")):
+        query = _HIDDEN
+    if sharp and not all(_PUBLIC.fullmatch(each) for each in fragment.split("&")):
+        fragment = _HIDDEN
+    return f"{scheme}://{address}{mark}{query}{sharp}{fragment}{tail}"
+
+
+def one_line(text: str) -> str:
+    r"""Return a text with every character that is not printable (line ends, escapes, bytes of odd file names) escaped.
+
+    Example:
+        >>> one_line("a\nb")
+        'a\\nb'
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:

@@ -136,3 +136,36 @@ def check_fields(instance: Any) -> None:
             raise SettingError(field.name, value, nearest(str(value), constraint.choices), unknown=True)
         if isinstance(value, int | float) and not isinstance(value, bool) and not constraint.allows(value):
             raise SettingError(field.name, value, constraint.range)
+
+
+def settings_of(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
+    """Return the fields of a dataclass that were made by `setting`, by name; its other fields are no settings."""
+    return {field.name: field for field in dataclasses.fields(cls) if _KEY in field.metadata}
+
+
+def default_of(field: "dataclasses.Field[Any]") -> Any:
+    """Return the default of a field that has one."""
+    factory = field.default_factory
+    return field.default if isinstance(factory, dataclasses._MISSING_TYPE) else factory()
+
+
+def with_default(cls: type, name: str, default: Any) -> Any:
+    """Return a field that declares what one of another class does, but for its default.
+
+    Args:
+        cls: The other class, such as a base class.
+        name: Name of its field.
+        default: Default value.
+    """
+    return dataclasses.field(default=default, metadata=settings_of(cls)[name].metadata)
+
+
+def section(cls: Any, doc: str = "", affects_results: bool = True) -> Any:
+    """Return a field that holds a nested settings class, by default made of its own defaults.
+
+    Args:
+        cls: The nested class, or a function that makes an instance at its defaults.
+        doc: Help text of the section.
+        affects_results: Whether results depend on any of its settings.
+    """
+    return setting(default_factory=cls, doc=doc, affects_results=affects_results)

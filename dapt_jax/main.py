@@ -1,138 +1,170 @@
 """The command line: `python -m dapt_jax.main --config=configs/quickstart.py --workdir=runs/quickstart`."""
 
+import contextlib
 import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dapt_jax.errors import EXIT_CODE, UserError
 from dapt_jax.runtime import allocator, preemption, storage, user_cache
-from dapt_jax.settings import flags
+
+if TYPE_CHECKING:
+    from dapt_jax.settings import StudySettings
+
+HELP = {"--help", "-help", "-h"}
+OF_RECORDS = ("status", "report")
+"""Modes that read the records of a workdir alone: they need no settings, and so no JAX."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command, and ends this process at once where others of the study are, or were, and it failed.
+    """Run one command.
 
     Args:
-        argv: of the command line, the program's name first.
+        argv: Arguments of the command line, the program's name first.
 
     Returns:
-        The exit code, see `command`.
+        The exit code: 0; 2 after one line that says what the user can mend; 75 after SIGTERM, and 130 after Ctrl-C,
+        where the same command resumes the study.
     """
-    code = command(argv)
-    if code and (processes := sys.modules.get("dapt_jax.runtime.processes")) and processes.is_multi_process():
-        processes.exit_now(code)
-    return code
-
-
-def command(argv: Sequence[str]) -> int:
-    """Runs one command.
-
-    Args:
-        argv: of the command line, the program's name first.
-
-    Returns:
-        The exit code: 0; 2 after one line that says what the user can mend; 75 after SIGTERM, or the loss of another process
-        of the study, and 130 after Ctrl-C, where the same command goes on.
-    """
-    if {"--help", "-help", "-h"} & set(argv[1:]):
-        print(flags.usage())
-        return 0
     try:
-        config, workdir = flags.parse(argv[1:])
         with preemption.PreemptionHandler() as preemption_handler:
-            if config.mode == "run" and workdir is not None:
-                return _run(config, workdir, preemption_handler)
-            with storage.workdir(workdir, config.mode) as folder:
-                _dispatch(config, folder)
-    except UserError as error:
+            mode, workdir = _mode_and_workdir(argv[1:])
+            if mode in OF_RECORDS:
+                _show_records(mode, workdir)
+                return 0
+            set_up_jax()
+            from dapt_jax.settings import flags
+
+            if HELP & set(argv[1:]):
+                print(flags.usage())
+                return 0
+            settings, workdir = flags.parse(argv[1:])
+            if settings.mode != "run" or workdir is None:
+                _show(settings, workdir)
+                return 0
+            from dapt_jax.study import study
+
+            with _one_of_several(settings, workdir, preemption_handler) as folder:
+                study.run(settings, folder, preemption_handler)
+    except (Exception, preemption.Stopped) as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        return code
+    return 0
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """Return the exit code after an error of the user's or a stop, with its line printed; None for any other error."""
+    if isinstance(error, preemption.Stopped):
+        print(f"stopped by {error}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return error.code
+    if isinstance(error, UserError):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_CODE
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: {error.strerror}: make room; the same command goes on from the last checkpoint", file=sys.stderr)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        line = f"error: {error.strerror}: make room; the same command goes on from the last checkpoint"
+        print(line, file=sys.stderr)
         return EXIT_CODE
-    except preemption.Stopped as stopped:
-        print(f"stopped by {stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
-        return stopped.code
-    return 0
+    return None
 
 
-def _run(config: Any, workdir: str, preemption_handler: preemption.PreemptionHandler) -> int:
-    """A study, in as many processes as there are; returns the exit code."""
-    set_up_jax()
+@contextlib.contextmanager
+def _one_of_several(
+    settings: "StudySettings", workdir: str, preemption_handler: preemption.PreemptionHandler
+) -> Iterator[Path]:
+    """Find the study's other processes, if there are any, and give the folder to work in.
+
+    Where there are others, a process that fails ends at once, since they would wait for it: with the codes of `main`,
+    or 75 where another process is gone.
+    """
     from dapt_jax.runtime import processes
-    from dapt_jax.study import study
 
-    processes.start(config.parallel)
+    processes.start(settings.runtime.group())
     preemption_handler.listen()
     try:
-        mine = storage.workdir(workdir, config.mode) if processes.is_primary() else processes.scratch()
-        with mine as folder:
+        own = storage.workdir(workdir, settings.mode) if processes.is_primary() else processes.scratch()
+        with own as folder:
             assert folder is not None
-            study.run(config, folder, preemption_handler)
-    except Exception as error:
-        if isinstance(error, UserError | OSError) or not processes.is_multi_process():
+            yield folder
+    except (Exception, preemption.Stopped, processes.PeerFailed) as error:
+        if not processes.is_multi_process():
             raise
-        if not processes.is_peer_failure(error):
-            traceback.print_exc()
-            return 1
-        print(
-            "another process of the study is gone; the same command goes on from the last checkpoint", file=sys.stderr
-        )
-        return preemption.RESTART_CODE
-    except processes.PeerFailed as lost:
-        return lost.code
-    return 0
+        code = error.code if isinstance(error, processes.PeerFailed) else _exit_code(error)
+        if code is None and processes.is_peer_failure(error):
+            line = "another process of the study is gone; the same command goes on from the last checkpoint"
+            print(line, file=sys.stderr)
+            code = preemption.RESTART_CODE
+        elif code is None:
+            traceback.print_exception(error)
+            code = 1
+        processes.exit_now(code)
 
 
-def _dispatch(config: Any, workdir: Path | None) -> None:
-    if config.mode == "models":
-        set_up_jax()
-        from dapt_jax.export import catalogue
+def _mode_and_workdir(arguments: Sequence[str]) -> tuple[str, str | None]:
+    """Return the mode and the workdir that arguments name, without a look at anything else; empty and None for none."""
+    mode, workdir = "", None
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if name == "config.mode":
+            mode = value if equals else following
+        elif name == "workdir":
+            workdir = (value if equals else following) or None
+    return mode, workdir
 
-        catalogue.show()
+
+def _show_records(mode: str, workdir: str | None) -> None:
+    """Run a mode that reads a workdir alone."""
+    with storage.workdir(workdir, mode) as folder:
+        if folder is None:
+            raise UserError(NO_WORKDIR)
+        if mode == "status":
+            from dapt_jax.monitoring import status
+
+            status.show(folder)
+        else:
+            from dapt_jax import report
+
+            report.build(folder)
+            print(f"report: {folder / 'report.html'}")
+
+
+NO_WORKDIR = "no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart"
+
+
+def _show(settings: "StudySettings", workdir: str | None) -> None:
+    """Run a mode that does not train."""
+    if settings.mode in OF_RECORDS:
+        _show_records(settings.mode, workdir)
         return
-    if config.mode == "plan":
-        set_up_jax()
-        from dapt_jax.study import plan, prepare
+    with storage.workdir(workdir, settings.mode) as folder:
+        if settings.mode == "models":
+            from dapt_jax.export import catalogue
 
-        ready = prepare.prepare(config)
-        plan.show(config, list(ready.strategies), ready.corpora, list(ready.tasks))
-        return
-    if config.mode == "aot":
-        from dapt_jax.aot import topology
+            catalogue.show()
+        elif settings.mode == "plan":
+            from dapt_jax.study import plan, prepare
 
-        topology.set_up()  # before JAX is there
-        set_up_jax()
-        from dapt_jax.aot.report import show
+            plan.show(prepare.prepare(settings))
+        elif settings.mode == "aot":
+            from dapt_jax.aot import report, topology
 
-        show(config, workdir)
-        return
-    if workdir is None:
-        raise UserError("no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart")
-    if config.mode == "status":  # without JAX, which may be busy elsewhere
-        from dapt_jax.monitoring import status
+            topology.set_up()
+            report.show(settings, folder)
+        elif folder is None:
+            raise UserError(NO_WORKDIR)
+        else:
+            from dapt_jax.export import encoders
 
-        status.show(workdir)
-    elif config.mode == "report":  # without JAX: a report can be made where no study could run
-        from dapt_jax import report
-
-        report.build(workdir)
-        print(f"report: {workdir / 'report.html'}")
-    else:
-        set_up_jax()
-        from dapt_jax.export import encoders
-
-        encoders.run(config, workdir)
+            encoders.run(settings, folder)
 
 
 def set_up_jax() -> None:
-    """Compiled programs are kept between starts, in the user's cache folder."""
+    """Keep compiled programs between starts, in the user's cache folder."""
     import jax
     from absl import logging
 

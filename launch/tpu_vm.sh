@@ -118,7 +118,7 @@ delete() {
 start() {
   local study end_last
   end_last="{ [ ! -f ~/group ] || kill -KILL -- -\$(cat ~/group) 2>/dev/null || true; }"
-  study="echo \$\$ > ~/group; ~/venv/bin/python -m dapt_jax.main --config.parallel.processes=on $(quoted "$@"); echo \$? > ~/ended"
+  study="echo \$\$ > ~/group; ~/venv/bin/python -m dapt_jax.main --config.runtime.multi_process=on $(quoted "$@"); echo \$? > ~/ended"
   study="cd ~/dapt_jax && rm -f ~/ended && $end_last && setsid nohup bash -c $(quoted "$study") >> ~/study.log 2>&1 < /dev/null &"
   retry "$TRIES" "$POLL_S" on all "$study"
 }

@@ -29,7 +29,7 @@ def small(*flags: str) -> list[str]:
 
 
 MANIFEST_CONFIG = """\
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 
 def get_config():

@@ -26,6 +26,7 @@ _CHECKED = (
 install_import_hook(_CHECKED, "beartype.beartype")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED_CASES = SHARED_DATA.with_name("cases")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,6 +41,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no folder of real images at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def shared_cases() -> Path:
+    """The folder of small inputs that came out wrong, beside the checkout; the test is skipped where there is none."""
+    if not SHARED_CASES.is_dir():
+        pytest.skip(f"no folder of small inputs at {SHARED_CASES}")
+    return SHARED_CASES
 
 
 # What the fixtures below import, they import themselves: JAX must not be there before its settings are.

@@ -35,7 +35,12 @@ def runs(name):
     head = Phase("head", 4, ("head",), 5e-3, augment=False)
     partial = Phase("partial", 13, ("stage3", "head"), 5e-3, augment=False)
     full = Phase(
-        "full", 13, ("*",), 5e-3, norm="train" if name in ("norm", "ghost") else "frozen", augment="cached" not in name
+        "full",
+        13,
+        ("*",),
+        5e-3,
+        batch_norm="train" if name in ("norm", "ghost") else "frozen",
+        augment="cached" not in name,
     )
     phases = {
         "head": (dataclasses.replace(head, epochs=26),),

@@ -231,7 +231,7 @@ def steps(libtpu, tmp_path_factory):
         # With its cache, a partial step starts from what has been kept; without it, it runs its frozen prefix.
         "vit_base": (f"{config}:vit_base", "--config.strategies=partial,hybrid"),
         "resnet50": (f"{config}:resnet50", "--config.cache.mode=off"),
-        "spread": (f"{config}:resnet50", "--config.parallel.fsdp=8", "--config.strategies=full"),
+        "spread": (f"{config}:resnet50", "--config.runtime.fsdp=8", "--config.strategies=full"),
     }
     folders = {name: tmp_path_factory.mktemp(name) for name in wanted}
 
@@ -343,7 +343,7 @@ def test_the_largest_batch_fits_and_the_next_one_tried_does_not(libtpu, tmp_path
     [
         ("aot.topology=v5e:3x3", "aot.topology is 'v5e:3x3', which libtpu refuses (Topology layout"),
         ("adapt.batch_size=30", "adapt.batch_size 30 does not divide among 8 devices; 24 does"),
-        ("parallel.fsdp=3", "parallel.fsdp is 3, which does not divide 8 devices"),
+        ("runtime.fsdp=3", "runtime.fsdp is 3, which does not divide 8 devices"),
         ("strategies=none", "none adapts"),
     ],
 )

@@ -82,7 +82,7 @@ def test_the_arms_are_those_of_the_paper(monkeypatch):
     monkeypatch.chdir(ROOT)
     config = flags.read("configs/mehmood2022.py:full")
     for arm in paper_protocol.ARMS:
-        made, written = paper_protocol.strategy("resnet50", arm, 1), config.phases[arm]
+        made, written = paper_protocol.strategy("resnet50", arm, 1), config.custom_strategies[arm]
         assert made.encoder.groups[-1] == written.get("cut_after", "stage4/block3")
         for phase, other in zip(made.phases, written["phases"], strict=True):
             assert (phase.epochs, phase.lr, set(phase.trainable)) == (

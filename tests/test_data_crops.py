@@ -68,7 +68,7 @@ def test_predictions_are_of_patches_and_means_over_their_crops(number):
     )
     model, objective = run.programs[0].model, run.programs[0].objective
     params, stats = model.init(0)
-    found = classification.predictions(run, params, stats, number, sharding.make_mesh(), data)
+    found = classification.probabilities(run, params, stats, number, sharding.make_mesh(), data)
     images = data.images.batch(np.arange(11))
     squares = list(crops.ten(images, 16)) if number == 10 else [images[:, 2:18, 2:18]]
     forward = classification.forward_fn(model, None)

@@ -140,7 +140,7 @@ def test_a_slice_is_the_files_own_and_looks_the_same_however_the_scanner_stored_
     place = 2 if axes[own_axis] in "RAS" else canonical.shape[axis] - 1 - 2
     np.testing.assert_array_equal(found, np.take(canonical, place, axis=axis).T[::-1, ::-1])
     assert formats.extent(Plane(path, 2, axis=axis)) == found.shape
-    np.testing.assert_array_equal(nifti.slices(path, axis)[2].T[::-1, ::-1], found)
+    np.testing.assert_array_equal(list(nifti.slices(path, axis))[2].T[::-1, ::-1], found)
     flat = np.take(stored, 2, axis=own_axis)
     np.testing.assert_array_equal(nifti.as_shown(Plane(path, 2, axis=axis), flat), found)
     np.testing.assert_array_equal(nifti.as_stored(Plane(path, 2, axis=axis), found), flat)

@@ -144,7 +144,7 @@ def test_a_missing_manifest_names_the_nearest_file(home):
     ("text", "options", "message"),
     [
         ("image,lable\na.png,x\n", {}, r"no column 'label'; did you mean 'lable'\? its columns: image, lable"),
-        ("file,label\na.png,x\n", {}, r"no column 'image'; .*'file', 'label'"),
+        ("thing,label\na.png,x\n", {}, r"no column 'image'; .*'thing', 'label'"),
         ("image,label\na.png,x\n", {"group": "subject"}, r"no column 'subject'"),
         ("image,label\n", {}, "no rows; expected a header such as image,label"),
         ("", {}, "no rows"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dapt_jax.settings import checks
-from dapt_jax.settings.defaults import MODES, OPEN, default
+from dapt_jax.settings import MODES, default, flat
+from dapt_jax.settings.defaults import OPEN
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -19,7 +19,7 @@ FOLDERS = ("dapt_jax", "configs", "launch", "tests", "benchmarks", "docs", ".ci"
 
 
 def known_settings():
-    names = set(checks.flat(default()))
+    names = set(flat(default()))
     return names | {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 1)}
 
 

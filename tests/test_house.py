@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dapt_jax"
 ORDER = (
     "main", "aot", "export", "study", "settings", "training", "losses", "monitoring", "report", "records", "statistics",
-    "transferability", "weights", "models", "data", "metrics", "cost", "runtime", "ops", "formatting", "fields", "errors",
+    "transferability", "weights", "models", "data", "metrics", "cost", "runtime", "ops", "formatting",
+    "parameters", "fields", "errors",
 )  # fmt: skip
 """Rooms from top to bottom: a module imports from its own room and from rooms below it."""
 ROOT_MODULES = 8

@@ -268,7 +268,10 @@ def test_a_tpu_is_asked_for_set_up_and_run_on(world):
     command = start[-1].removeprefix("--command=")
     inner = shlex.split(command.partition("bash -c ")[2].partition(" >> ")[0])[0]
     flags = shlex.split(inner.partition("dapt_jax.main ")[2].partition(";")[0])
-    assert flags == ["--config.parallel.processes=on", *STUDY[1:]]  # the workers find each other by the TPU's metadata
+    assert flags == [
+        "--config.runtime.multi_process=on",
+        *STUDY[1:],
+    ]  # the workers find each other by the TPU's metadata
     assert not world.made("delete")
 
 

@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dapt_jax.errors import UserError
-from dapt_jax.losses import Objective
-from dapt_jax.losses.classification import of_classes
+from dapt_jax.losses import LOSSES, SEGMENTATION_LOSSES, make, make_segmentation
+from dapt_jax.losses.asymmetric import AsymmetricLoss
+from dapt_jax.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
+from dapt_jax.losses.focal import FocalLoss
 
-ONE_OF = (Objective(4), Objective(4, loss="focal"), of_classes(5, loss="ordinal"))
-SEVERAL = tuple(Objective(4, multi_label=True, loss=loss) for loss in ("bce", "focal", "asymmetric"))
+ONE_OF = (CrossEntropy(4), FocalLoss(4), make("ordinal", classes=5))
+SEVERAL = tuple(LOSSES[name](4, multi_label=True) for name in ("bce", "focal", "asymmetric"))
 
 
 def draw(seed, *, several=False, shape=(6, 4)):
@@ -36,12 +38,12 @@ def test_focal_loss_by_its_formula(seed, gamma, alpha):
     logits, labels = draw(seed, several=True)
     p, t = sigmoid(logits), labels
     p_t, alpha_t = np.where(t == 1, p, 1 - p), np.where(t == 1, alpha, 1 - alpha) if alpha else 1.0
-    found = loss(Objective(4, multi_label=True, loss="focal", focal_gamma=gamma, focal_alpha=alpha), logits, labels)
+    found = loss(FocalLoss(4, multi_label=True, gamma=gamma, alpha=alpha), logits, labels)
     np.testing.assert_allclose(found, (-alpha_t * (1 - p_t) ** gamma * np.log(p_t)).mean(1), rtol=2e-4, atol=1e-6)
     logits, labels = draw(seed)
     p = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(1, keepdims=True)
     own = p[np.arange(6), labels]
-    found = loss(Objective(4, loss="focal", focal_gamma=gamma), logits, labels)
+    found = loss(FocalLoss(4, gamma=gamma), logits, labels)
     np.testing.assert_allclose(found, -((1 - own) ** gamma) * np.log(own), rtol=2e-4, atol=1e-5)
 
 
@@ -54,22 +56,18 @@ def test_asymmetric_loss_by_its_formula(seed, positive, negative, margin):
     p = sigmoid(logits)
     shifted = np.maximum(p - margin, 0)
     each = labels * (1 - p) ** positive * np.log(p) + (1 - labels) * shifted**negative * np.log(1 - shifted)
-    chosen = Objective(
-        4, True, loss="asymmetric", gamma_positive=positive, gamma_negative=negative, margin=margin
-    )  # fmt: skip
+    chosen = AsymmetricLoss(4, True, gamma_positive=positive, gamma_negative=negative, margin=margin)
     np.testing.assert_allclose(loss(chosen, logits, labels), -each.mean(1), rtol=2e-4, atol=1e-6)
 
 
 def test_without_their_powers_focal_and_asymmetric_loss_are_cross_entropy():
     logits, labels = draw(0)
-    np.testing.assert_array_equal(
-        loss(Objective(4, loss="focal", focal_gamma=0.0), logits, labels), loss(Objective(4), logits, labels)
-    )
+    np.testing.assert_array_equal(loss(FocalLoss(4, gamma=0.0), logits, labels), loss(CrossEntropy(4), logits, labels))
     logits, labels = draw(0, several=True)
-    plain = loss(Objective(4, multi_label=True), logits, labels)
-    flat = Objective(4, True, loss="asymmetric", gamma_negative=0.0, margin=0.0)
+    plain = loss(BinaryCrossEntropy(4, multi_label=True), logits, labels)
+    flat = AsymmetricLoss(4, True, gamma_negative=0.0, margin=0.0)
     np.testing.assert_allclose(loss(flat, logits, labels), plain, rtol=1e-6)
-    np.testing.assert_array_equal(loss(Objective(4, True, loss="focal", focal_gamma=0.0), logits, labels), plain)
+    np.testing.assert_array_equal(loss(FocalLoss(4, True, gamma=0.0), logits, labels), plain)
 
 
 @given(st.integers(0, 10_000), st.integers(2, 7))
@@ -77,7 +75,7 @@ def test_without_their_powers_focal_and_asymmetric_loss_are_cross_entropy():
 def test_grades_by_their_thresholds(seed, classes):
     """The loss is the mean of K - 1 binary cross-entropies; probabilities are a distribution, whatever the logits."""
     rng = np.random.default_rng(seed)
-    objective = of_classes(classes, loss="ordinal")
+    objective = make("ordinal", classes=classes)
     logits = rng.normal(size=(8, classes - 1), scale=4).astype(np.float32)
     labels = rng.integers(classes, size=8).astype(np.int32)
     above = labels[:, None] > np.arange(classes - 1)
@@ -96,11 +94,11 @@ def test_grades_by_their_thresholds(seed, classes):
     )  # the probability of a grade above k is the k-th sigmoid
 
 
-@pytest.mark.parametrize("objective", [*ONE_OF, *SEVERAL], ids=lambda each: f"{each.loss}-{each.multi_label}")
+@pytest.mark.parametrize("objective", [*ONE_OF, *SEVERAL], ids=lambda each: f"{each.name}-{each.multi_label}")
 def test_sure_answers_cost_little_and_no_gradient_is_lost_at_extremes(objective):
     several = objective.multi_label
     _, labels = draw(1, several=several)
-    grades = labels[:, None] > np.arange(4) if objective.loss == "ordinal" else None
+    grades = labels[:, None] > np.arange(4) if objective.name == "ordinal" else None
     targets = labels if several else np.eye(4)[labels] if grades is None else grades
     for size in (10.0, 1e4):
         sure = jnp.asarray(np.where(targets, size, -size), jnp.float32)
@@ -110,17 +108,17 @@ def test_sure_answers_cost_little_and_no_gradient_is_lost_at_extremes(objective)
             assert np.isfinite(jax.grad(lambda z: loss(objective, z, labels).sum())(logits)).all()
 
 
-@pytest.mark.parametrize("objective", SEVERAL, ids=lambda each: each.loss)
+@pytest.mark.parametrize("objective", SEVERAL, ids=lambda each: each.name)
 def test_missing_and_uncertain_labels_take_no_part_in_any_loss(objective):
     logits, labels = draw(2, several=True)
     labels[0, 1], labels[0, 2] = np.nan, -1
-    kept = loss(Objective(2, multi_label=True, loss=objective.loss), logits[:, [0, 3]], labels[:, [0, 3]])
+    kept = loss(type(objective)(2, multi_label=True), logits[:, [0, 3]], labels[:, [0, 3]])
     np.testing.assert_allclose(loss(objective, logits, labels)[0], kept[0], rtol=1e-6)
     gradient = jax.grad(lambda z: loss(objective, z, labels).sum())(jnp.asarray(logits))
     np.testing.assert_array_equal(np.asarray(gradient)[0, 1:3], 0)
 
 
-@pytest.mark.parametrize("objective", SEVERAL, ids=lambda each: each.loss)
+@pytest.mark.parametrize("objective", SEVERAL, ids=lambda each: each.name)
 def test_losses_are_linear_in_the_target(objective):
     """So a target that is the mean of what would be drawn has the mean of the losses."""
     logits, labels = draw(3, several=True)
@@ -129,10 +127,10 @@ def test_losses_are_linear_in_the_target(objective):
 
 
 def test_targets_of_uncertain_labels_are_drawn_between_their_bounds():
-    objective = Objective(3, multi_label=True, uncertain=(0.55, 0.85))
+    objective = BinaryCrossEntropy(3, multi_label=True, uncertain=(0.55, 0.85))
     labels = np.full((2000, 3), -1, np.float32)
     labels[:, 0], labels[5, 1] = 1, np.nan
-    found = np.asarray(objective.drawn(jnp.asarray(labels), jax.random.split(jax.random.key(0), 2000)))
+    found = np.asarray(objective.sample_targets(jnp.asarray(labels), jax.random.split(jax.random.key(0), 2000)))
     np.testing.assert_array_equal(found[:, 0], 1)
     assert np.isnan(found[5, 1])
     drawn = found[:, 2]
@@ -144,23 +142,45 @@ def test_targets_of_uncertain_labels_are_drawn_between_their_bounds():
 @pytest.mark.parametrize(
     ("classes", "settings", "message"),
     [
-        (3, {"loss": "hinge"}, "unknown loss 'hinge'"),
-        (3, {"loss": "bce"}, "has one of 3 classes; expected 'ce'"),
-        (3, {"loss": "asymmetric"}, "has one of 3 classes"),
-        (3, {"loss": "ce", "multi_label": True}, "outputs are independent; expected 'bce'"),
-        (3, {"loss": "ordinal", "multi_label": True}, "several labels; expected 'bce'"),
-        (3, {"focal_gamma": -1.0}, "focal_gamma is -1"),
-        (3, {"margin": 1.0}, "margin is 1"),
+        (3, {"name": "hinge"}, "unknown loss 'hinge'"),
+        (3, {"name": "focl"}, "did you mean 'focal'"),
+        (3, {"name": "bce"}, "has one of 3 classes; expected 'ce' or 'focal'"),
+        (3, {"name": "asymmetric"}, "has one of 3 classes"),
+        (3, {"name": "ce", "multi_label": True}, "independent; expected 'asymmetric', 'bce' or 'focal'"),
+        (3, {"name": "ordinal", "multi_label": True}, "several labels; expected 'bce'"),
+        (3, {"name": "focal", "params": {"gamma": -1.0}}, "gamma is -1.0; expected 0 or more"),
+        (3, {"name": "asymmetric", "params": {"margin": 1.0}, "multi_label": True}, "margin is 1.0; expected 0 to"),
+        (3, {"smoothing": float("nan")}, "label_smoothing is nan"),
+        (3, {"params": {"gamma": 3.0}}, "gamma is 3.0; expected 2.0, since loss 'ce' has no gamma; 'focal' has"),
+        (3, {"params": {"gama": 3.0}}, "unknown parameter 'gama' of a loss; did you mean 'gamma'"),
     ],
 )
 def test_losses_that_do_not_go_with_the_labels_are_refused(classes, settings, message):
     with pytest.raises(UserError, match=message):
-        of_classes(classes, **settings)
+        make(classes=classes, **settings)
 
 
 def test_how_many_outputs_a_loss_has():
-    assert of_classes(2).outputs == 2
-    assert of_classes(2, single_logit=True) == Objective(1)
-    assert of_classes(2, loss="bce").outputs == of_classes(2, loss="asymmetric").outputs == 1
-    assert of_classes(5, loss="ordinal").outputs == 4
-    assert of_classes(2, multi_label=True, single_logit=True).outputs == 2
+    assert make(classes=2) == CrossEntropy(2)
+    assert make(classes=2, single_logit=True) == BinaryCrossEntropy(1)
+    assert make("bce", classes=2).outputs == make("asymmetric", classes=2).outputs == 1
+    assert make("ordinal", classes=5).outputs == 4
+    assert make(classes=2, multi_label=True, single_logit=True) == BinaryCrossEntropy(2, multi_label=True)
+
+
+def test_a_parameter_that_a_loss_lacks_may_stay_at_its_default():
+    assert make("ce", {"gamma": 2.0, "margin": 0.05, "label_smoothing": 0.1}, classes=3) == CrossEntropy(
+        3, label_smoothing=0.1
+    )
+    assert make_segmentation("ce", {"smoothing_constant": 1.0}, classes=("no", "yes")).outputs == 1
+    with pytest.raises(UserError, match=r"smoothing_constant is 0\.5; expected 1\.0, since loss 'ce' has no"):
+        make_segmentation("ce", {"smoothing_constant": 0.5}, classes=("no", "yes"))
+    with pytest.raises(UserError, match=r"smoothing_constant is 0\.0; expected more than 0"):
+        make_segmentation("dice", {"smoothing_constant": 0.0}, classes=("no", "yes"))
+
+
+def test_two_losses_of_one_name_are_refused():
+    with pytest.raises(TypeError, match="two losses are called 'ce'"):
+        type("Other", (CrossEntropy,), {}, name="ce")
+    assert LOSSES["ce"] is CrossEntropy
+    assert set(SEGMENTATION_LOSSES) == {"ce", "dice", "dice_ce", "tversky"}

@@ -9,14 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dapt_jax.data import augment, phantoms, records
-from dapt_jax.losses import classification
+from dapt_jax.data import phantoms
 from dapt_jax.models import registry
 from dapt_jax.monitoring.heartbeat import STATUS
-from dapt_jax.settings import checks
-from dapt_jax.training import optim, phases
-from dapt_jax.training import run as run_settings
-from dapt_jax.training.cache import policy
+from dapt_jax.settings import flat, to_dict
 from dapt_jax.weights import export
 from tests.command import QUICKSTART, ROOT, run, small, write_config
 
@@ -26,7 +22,7 @@ SETTINGS = {
     "a setting misspelt": ("--config.stratgies=full", "no setting 'stratgies'", "'strategies'"),
     "a setting misspelt below": ("--config.model.imge_size=3", "no setting 'model.imge_size'", "'model.image_size'"),
     "a setting without its section": ("--config.epochs=3", "no setting 'epochs'", "'adapt.epochs'"),
-    "a section": ("--config.adapt=3", "--config.adapt is a section", "--config.adapt.accumulate"),
+    "a section": ("--config.adapt=3", "--config.adapt is a section", "--config.adapt.balance_classes"),
     "a flag without config.": ("--epochs=3", "no flag '--epochs'", "'--config.adapt.epochs'"),
     "a flag misspelt": ("--workdr=x", "no flag '--workdr'", "'--workdir'"),
     "a value of the wrong type": ("--config.adapt.epochs=many", "--config.adapt.epochs=many", "a whole number, such as 3"),
@@ -56,7 +52,7 @@ SETTINGS = {
     "an optimizer": ("--config.adapt.optimizer.name=adm", "adapt.optimizer.name 'adm'", "'adam'"),
     "another optimizer": ("--config.transfer.finetune.optimizer.name=sdg", "transfer.finetune.optimizer.name", "'sgd'"),
     "a schedule": ("--config.adapt.schedule=cosin", "adapt.schedule 'cosin'", "'cosine'"),
-    "a norm": ("--config.adapt.norm=frozn", "adapt.norm 'frozn'", "'frozen'"),
+    "a norm": ("--config.adapt.batch_norm=frozn", "adapt.batch_norm 'frozn'", "'frozen'"),
     "a flip": ("--config.adapt.augment.flip=horizntal", "adapt.augment.flip 'horizntal'", "'horizontal'"),
     "what to do with bad images": ("--config.data.on_bad_image=skp", "data.on_bad_image 'skp'", "'skip'"),
     "a batch of none": ("--config.adapt.batch_size=0", "adapt.batch_size is 0", "1 or more"),
@@ -66,10 +62,10 @@ SETTINGS = {
     "one fold": ("--config.transfer.folds=1", "transfer.folds is 1", "2 or more"),
     "more folds than patients": ("--config.transfer.folds=20", "leukocytes development", "20 patients", "transfer.folds"),
     "more fine-tuned folds than folds": ("--config.transfer.finetune.folds=9", "transfer.finetune.folds", "1 to"),
-    "a loss": ("--config.transfer.head.loss=focl", "unknown transfer.head.loss 'focl'", "'focal'"),
-    "a loss of other labels": ("--config.adapt.loss=bce", "loss 'bce' is of independent outputs", "expected 'ce'"),
+    "a loss": ("--config.transfer.head.loss.name=focl", "unknown transfer.head.loss.name 'focl'", "'focal'"),
+    "a loss of other labels": ("--config.adapt.loss.name=bce", "loss 'bce' is of independent outputs", "expected 'ce'"),
     "a share of itself above all": ("--config.adapt.mix.switch=2", "adapt.mix.switch is 2", "0 to 1"),
-    "an end by nothing watched": ("--config.transfer.finetune.early_stop=3", "needs rows to watch", "val_fraction"),
+    "an end by nothing watched": ("--config.transfer.finetune.early_stopping_patience=3", "needs rows", "val_fraction"),
     "five crops": ("--config.transfer.finetune.test_crops=5", "test_crops is 5", "expected 1 or 10"),
     "more warm-up than epochs": ("--config.adapt.warmup=10", "phase 'full'", "warmup is 10.0", "0 to 1"),
     "too many groups": ("--config.adapt.partial_groups=99", "adapt.partial_groups is 99", "1 to 18"),
@@ -117,7 +113,7 @@ CONFIG_LINES = {
     "a setting misspelt": ("config.adapt.epcohs = 3", ":20: the config has no setting 'epcohs'", "'adapt.epochs'"),
     "one misspelt where all is open": ("config.unlock(); config.stratgies = ('full',)", "'stratgies'", "'strategies'"),
     "a wrong type": ("config.adapt.epochs = 'many'", ":20: epochs is many (str)", "a whole number"),
-    "a section lost": ("config.transfer.head = {'epochs': 3}", "lacks transfer.head.batch_size", "default()"),
+    "a section lost": ("config.transfer.head = {'epochs': 3}", "lacks transfer.head.lr", "default()"),
     "none for a number": ("config.adapt.lr = None", "adapt.lr is None", "a number, such as 0.0001"),
     "a syntax error": ("config.seeds = (0, 1", "config.py:2", "not Python", "never closed"),
     "an unknown name": ("config.seeds = three", ":20: NameError", "'three'"),
@@ -144,15 +140,15 @@ def test_a_config_file_without_get_config(refused, tmp_path):
 OWN_PHASES = {
     "a pattern of nothing": ("trainable", "('stage9/*',)", "phase 'a': pattern 'stage9/*' matches no parameter", "'stage7'"),
     "batch norm alone": ("trainable", "'stage7/*/norm*'", "phase 'a' trains nothing", "norm='train'"),
-    "a setting misspelt": ("epohcs", "1", "phases.mine.phases[0] has no setting 'epohcs'", "'epochs'"),
-    "a wrong type": ("epochs", "'1'", "phases.mine.phases[0]: epochs is '1'", "a whole number"),
+    "a setting misspelt": ("epohcs", "1", "custom_strategies.mine.phases[0] has no setting 'epohcs'", "'epochs'"),
+    "a wrong type": ("epochs", "'1'", "custom_strategies.mine.phases[0]: epochs is '1'", "a whole number"),
     "no epoch": ("epochs", "0", "phase 'a': epochs is 0", "1 or more"),
     "an unknown norm": ("norm", "'frozn'", "phase 'a': unknown norm 'frozn'", "'frozen'"),
     "a norm of no group": ("norm", "{'stage7/block9': 'train'}", "'stage7/block9' matches no layer group", "'stage7/block1'"),
-    "a norm that is a number": ("norm", "3", "phases.mine.phases[0]: norm is 3", "'train'"),
+    "a norm that is a number": ("norm", "3", "custom_strategies.mine.phases[0]: norm is 3", "'train'"),
     "rates of no group": ("rates", "{'stage9': 0.1}", "rates pattern 'stage9' matches no parameter that trains", "'head'"),
-    "a rate for all": ("rates", "0.1", "phases.mine.phases[0]: rates is 0.1", "{'stage4': 0.1}"),
-    "a rate in words": ("rates", "{'head': 'slow'}", "phases.mine.phases[0]: rates is {'head': 'slow'}", "a factor"),
+    "a rate for all": ("rates", "0.1", "custom_strategies.mine.phases[0]: rates is 0.1", "{'stage4': 0.1}"),
+    "a rate in words": ("rates", "{'head': 'slow'}", "custom_strategies.mine.phases[0]: rates is {'head': 'slow'}", "a factor"),
     "a rate of nothing": ("rates", "(('head', 0),)", "phase 'a': the rate factor of 'head' is 0", "a positive number"),
 }  # fmt: skip
 
@@ -161,7 +157,9 @@ OWN_PHASES = {
 def test_a_phase_of_ones_own(refused, tmp_path, data, case):
     key, value, *words = OWN_PHASES[case]
     phase = "{'name': 'a', 'epochs': 1, 'trainable': ('head',), 'lr': 1e-3, '%s': %s}" % (key, value)  # noqa: UP031
-    config = write_config(tmp_path, "config.strategies = ('mine',)", f"config.phases.mine = {{'phases': ({phase},)}}")
+    config = write_config(
+        tmp_path, "config.strategies = ('mine',)", f"config.custom_strategies.mine = {{'phases': ({phase},)}}"
+    )
     refused(f"--config={config}", f"--config.data_dir={data.folder}", words=words)
 
 
@@ -169,25 +167,8 @@ def test_a_phase_of_ones_own(refused, tmp_path, data, case):
     "entry", ["'full'", "()", "{'phases': {'name': 'a'}}", "{'phases': ()}", "{'phases': ('head',)}"]
 )
 def test_what_is_no_list_of_phases(refused, tmp_path, entry):
-    config = write_config(tmp_path, "config.strategies = ('mine',)", f"config.phases.mine = {entry}")
-    refused(f"--config={config}", words=["phases.mine", "'trainable': ('head',)"])
-
-
-def test_every_choice_that_is_checked_early_is_one_that_is_known_later():
-    known = {
-        "schedule": phases.SCHEDULES,
-        "norm": phases.NORMS,
-        "name": optim.OPTIMIZERS,
-        "flip": augment.FLIPS,
-        "loss": classification.LOSSES,
-        "cache.mode": policy.MODES,
-        "cache.dtype": policy.DTYPES,
-        "on_bad_image": records.ON_BAD_IMAGE,
-        "debug.nan": run_settings.ON_NAN,
-    }
-    for name, choices in checks._CHOICES.items():
-        if name not in ("mode", "model.dtype", "model.batch_norm", "parallel.processes", "energy.region"):
-            assert choices == known.get(name, known.get(name.rpartition(".")[2])), name
+    config = write_config(tmp_path, "config.strategies = ('mine',)", f"config.custom_strategies.mine = {entry}")
+    refused(f"--config={config}", words=["custom_strategies.mine", "'trainable': ('head',)"])
 
 
 def test_a_batch_that_does_not_divide_among_devices(refused, monkeypatch):
@@ -298,7 +279,7 @@ def test_ways_to_write_a_value(arguments, expected):
     for order in ([f"--config={QUICKSTART}", *arguments], [*arguments, "--config", str(QUICKSTART)]):
         config, workdir = flags.parse(order)
         assert workdir is None
-        settings = checks.flat(config)
+        settings = flat(to_dict(config))
         assert {name: settings[name] for name in expected} == expected
 
 

@@ -10,9 +10,9 @@ from tests.command import run, write_config
 @pytest.mark.parametrize(
     ("column", "name", "words"),
     [
-        ("label", "class", ["no column 'label'", "'image', 'class', 'mask', 'patient', 'source'"]),
-        ("image", "file", ["no column 'image'", "'file', 'label'"]),
-        ("image", "Image", ["no column 'image'", "did you mean 'Image'?"]),
+        ("label", "kind", ["no column 'label'", "'image', 'kind', 'mask', 'patient', 'source'"]),
+        ("image", "thing", ["no column 'image'", "'thing', 'label'"]),
+        ("image", "Imagge", ["no column 'image'", "did you mean 'Imagge'?"]),
         ("source", "set", ["'source=corpus' names no column", "'image'"]),
     ],
 )

@@ -12,7 +12,7 @@ from dapt_jax.data import phantoms
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.settings import flags
-from dapt_jax.study import adapt, plan, prepare, strategies, study
+from dapt_jax.study import plan, prepare, strategies, study
 from dapt_jax.training import freezing
 from tests.command import ROOT, rows, run, small, write_config
 
@@ -30,15 +30,13 @@ PARTS = ("compile_s", "train_s", "data_s", "eval_s", "checkpoint_s", "cache_s")
 @pytest.fixture(scope="session")
 def planned():
     """FLOPs per arm as planned before anything has run."""
-    config, _ = flags.parse(small())
-    ready = prepare.prepare(config)
-    found = {}
-    for strategy in ready.strategies:
-        for seed in config.seeds:
-            dapt = plan.dapt_flops(config, strategy, seed, ready.corpus_of(strategy))
-            (task,) = ready.tasks
-            found[strategy.name, seed] = {"dapt": dapt, **plan.transfer_flops(config, task, strategy, seed)}
-    return found
+    settings, _ = flags.parse(small())
+    ready = prepare.prepare(settings)
+    (task,) = ready.tasks
+    return {
+        (arm.name, arm.seed): {"dapt": plan.adaptation_flops(ready, arm), **plan.transfer_flops(ready, arm, task)}
+        for arm in ready.arms
+    }
 
 
 @pytest.fixture(scope="session")
@@ -126,16 +124,16 @@ def test_the_ledger_holds_what_was_planned(finished, planned):
 
 
 def test_the_phases_hold_what_was_planned(finished):
-    config, _ = flags.parse(small())
-    ready = prepare.prepare(config)
+    settings, _ = flags.parse(small())
+    ready = prepare.prepare(settings)
     ledger = {
         (row["strategy"], row["phase"]): row
         for row in rows(finished / "ledger.jsonl")
         if row["stage"] == "dapt" and row["seed"] == 0
     }
-    for strategy in ready.strategies[1:]:
-        for phase in plan.of_run(adapt.dapt_run(config, strategy, 0, ready.corpus_of(strategy))):
-            row = ledger[strategy.name, phase.name]
+    for arm in ready.arms_of(0)[1:]:
+        for phase in plan.of_run(ready.run_of(arm)):
+            row = ledger[arm.name, phase.name]
             assert row["model_flops"] + row["reused_flops"] == phase.flops
             told = (row["steps"], row["images"], row["trainable_params"], row["total_params"])
             assert told == (phase.steps, phase.images, phase.trainable, phase.total)
@@ -204,7 +202,7 @@ def test_a_manifest_and_phases_of_ones_own(tmp_path):
     config = write_config(
         tmp_path,
         "config.strategies = ('mine',)",
-        "config.phases.mine = {'cut_after': 'stage3/block2', 'phases': (",
+        "config.custom_strategies.mine = {'cut_after': 'stage3/block2', 'phases': (",
         "    {'name': 'top', 'epochs': 1, 'trainable': 'head', 'lr': 1e-3, 'augment': False},",
         "    {'name': 'kernels', 'epochs': 1, 'trainable': ('stage3/*/kernel', 'head'), 'lr': 1e-4},",
         ")}",
@@ -264,7 +262,7 @@ def test_a_config_loads_and_its_strategies_resolve(path):
         strategy = strategies.resolve(name, encoder, config)
         model = Classifier(strategy.encoder, 2)
         for phase in strategy.phases:
-            mask = freezing.resolve_trainable(phase, model.groups, freezing.paths(model.abstract()[0]))
+            mask = freezing.resolve_trainable(phase, model.groups, model.kinds)
             assert mask.trainable <= set(paths)
 
 
@@ -287,9 +285,9 @@ def test_the_seven_arms_of_the_paper_train_what_it_reports(arm, trainable, total
     strategy = strategies.resolve(arm, registry.build(config.model.name), config)
     model = Classifier(strategy.encoder, 1)
     params, batch_stats = model.abstract()
-    masks = [freezing.resolve_trainable(phase, model.groups, freezing.paths(params)) for phase in strategy.phases]
+    masks = [freezing.resolve_trainable(phase, model.groups, model.kinds) for phase in strategy.phases]
     assert [freezing.count(params, mask.trainable) for mask in masks] == trainable
     assert freezing.count(params) + freezing.count(batch_stats) == total
     for mask in masks:
-        assert not any(freezing.is_norm(path) for path in mask.trainable)
-        assert mask.norms == ()
+        assert not any(model.kinds[path].is_batch_norm for path in mask.trainable)
+        assert mask.batch_norm_modes == {}

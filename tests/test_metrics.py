@@ -11,10 +11,9 @@ from sklearn.preprocessing import StandardScaler
 
 from dapt_jax import metrics
 from dapt_jax.errors import UserError
-from dapt_jax.losses import Objective
-from dapt_jax.records.study_records import lower_is_better
-from dapt_jax.settings.checks import check
-from dapt_jax.settings.defaults import default
+from dapt_jax.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
+from dapt_jax.metrics import lower_is_better
+from dapt_jax.settings import default, resolve
 from dapt_jax.training import head_sweep
 
 NAMES = ("a", "b", "c")
@@ -119,7 +118,7 @@ def test_every_metric_can_be_the_report_s():
     config = default()
     for name in names:
         config.report.metric = name
-        check(config)
+        resolve(config)
     assert {name for name in names if lower_is_better(name)} == {"ece", "hd95", "hd95/a", "assd", "assd/a"}
 
 
@@ -155,14 +154,14 @@ def test_losses_equal_scikit_learn_s_log_loss():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(50, 3)).astype(np.float32)
     labels = rng.integers(3, size=50).astype(np.int32)
-    softmax = Objective(3)
+    softmax = CrossEntropy(3)
     expected = sk.log_loss(labels, chances(softmax, logits), labels=[0, 1, 2])
     assert loss(softmax, logits, labels).mean() == pytest.approx(expected, rel=1e-5)
-    one = Objective(1)
+    one = BinaryCrossEntropy(1)
     binary = (labels > 0).astype(np.int32)
     expected = sk.log_loss(binary, chances(one, logits[:, :1])[:, 1])
     assert loss(one, logits[:, :1], binary).mean() == pytest.approx(expected, rel=1e-5)
-    smooth = Objective(3, smoothing=0.3)
+    smooth = CrossEntropy(3, label_smoothing=0.3)
     by_hand = 0.7 * loss(softmax, logits, labels)
     by_hand += 0.1 * sum(loss(softmax, logits, np.full(50, k, np.int32)) for k in range(3))
     np.testing.assert_allclose(loss(smooth, logits, labels), by_hand, rtol=1e-5)
@@ -171,14 +170,14 @@ def test_losses_equal_scikit_learn_s_log_loss():
 def test_missing_labels_take_no_part_in_the_loss():
     logits = np.array([[2.0, -1.0]], np.float32)
     both, first = np.array([[1, np.nan]], np.float32), np.array([[1]], np.float32)
-    two, one = Objective(2, multi_label=True), Objective(1, multi_label=True)
+    two, one = BinaryCrossEntropy(2, multi_label=True), BinaryCrossEntropy(1, multi_label=True)
     np.testing.assert_allclose(loss(two, logits, both), loss(one, logits[:, :1], first))
     assert np.isfinite(loss(two, logits, np.full((1, 2), np.nan, np.float32))).all()
 
 
 def test_smoothing_out_of_range_is_refused():
-    with pytest.raises(UserError, match="label smoothing is 1"):
-        Objective(3, smoothing=1.0)
+    with pytest.raises(UserError, match="label_smoothing is 1"):
+        CrossEntropy(3, label_smoothing=1.0)
 
 
 def test_heads_of_all_folds_are_those_trained_one_by_one_and_as_good_as_logistic_regression():
@@ -188,7 +187,7 @@ def test_heads_of_all_folds_are_those_trained_one_by_one_and_as_good_as_logistic
     features[:, 3] = 5.0  # constant: must not be blown up
     folds = [np.setdiff1d(np.arange(150), np.arange(start, 150, 3)) for start in range(3)]
     folds[2] = folds[2][:70]  # fewer batches than the others
-    settings = head_sweep.HeadSettings((), Objective(3), 60, 16, True)
+    settings = head_sweep.HeadSettings((), CrossEntropy(3), 60, 16, True)
     together = head_sweep.train(
         features, labels, head_sweep.of_folds(folds, 0), settings, [[head_sweep.HyperParams(1e-2, 0.0)]] * 3
     )

@@ -89,16 +89,14 @@ def test_features_and_reduction_are_as_declared(name: str, side: int) -> None:
     encoder = registry.build(name)
     params, batch_stats = encoder.abstract()
 
-    def activations_at_boundaries(params, batch_stats, x):
+    def outputs(params, batch_stats, x):
         found = []
         for index in range(len(encoder.specs)):
             x, _ = encoder.apply(params, batch_stats, x, start=index, stop=index + 1)
             found.append(x)
         return found
 
-    found = jax.eval_shape(
-        activations_at_boundaries, params, batch_stats, jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-    )
+    found = jax.eval_shape(outputs, params, batch_stats, jax.ShapeDtypeStruct((1, side, side, 3), np.float32))
     for spec, x in zip(encoder.specs, found, strict=True):
         assert x.shape[::3] == (1, spec.features), spec.name
         # Padded layers round an odd side up, others down; without a reduction the map is one pixel.

@@ -8,9 +8,10 @@ import pytest
 from dapt_jax import ops
 from dapt_jax.cost import flops
 from dapt_jax.errors import UserError
-from dapt_jax.models import registry, vit
+from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import DEFAULT, Encoder, Options
+from dapt_jax.models.encoders import vit
 from dapt_jax.models.layers import drop_path, dropout
 from dapt_jax.training import accounting
 from dapt_jax.weights.paths import flatten
@@ -135,7 +136,7 @@ def test_bfloat16_is_near_and_norms_say_what_changed(case: str) -> None:
         x = encoder.preprocess(images)
         half, _ = encoder.apply(params, batch_stats, x.astype(jnp.bfloat16))
         whole, _ = encoder.apply(params, batch_stats, x)
-        return whole, half, encoder.apply(params, batch_stats, x, stop=2, norm={group: "train"})[1]
+        return whole, half, encoder.apply(params, batch_stats, x, stop=2, batch_norm={group: "train"})[1]
 
     with ops.formulation("lax"):  # compiles sooner
         whole, half, after = run(params, batch_stats, images)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dapt_jax.models import convnext, densenet, efficientnet, registry, resnet, swin, vit
+from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier, pool
 from dapt_jax.models.decoders.unet import Gate
 from dapt_jax.models.encoder import DEFAULT, Encoder
+from dapt_jax.models.encoders import convnext, densenet, efficientnet, resnet, swin, vit
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.weights.merge import merge
 from dapt_jax.weights.paths import flatten, unflatten
@@ -97,9 +98,9 @@ def test_logits_and_levels_are_those_of_the_original(case: str) -> None:
         return list(maps.values()), logits
 
     maps, logits = run(params, batch_stats, parity.images(side))
-    assert [tuple(level.shape) for level in maps] == [shape for shape, _ in stored.pyramid_levels]
+    assert [tuple(level.shape) for level in maps] == [shape for shape, _ in stored.levels]
     assert [level.shape[-1] for level in maps] == [level.features for level in encoder.pyramid_levels]
-    for ours, (_, theirs) in zip(maps, stored.pyramid_levels, strict=True):
+    for ours, (_, theirs) in zip(maps, stored.levels, strict=True):
         close(parity.sampled(ours), theirs)
     close(parity.sampled(logits), stored.logits)
 
@@ -163,7 +164,7 @@ def test_upernet_on_resnet18_is_that_of_segmentation_models_pytorch() -> None:
     params, batch_stats = of_decoder(segmenter, drawn(stored), smp_upernet)
     last = len(segmenter.groups) - 1
     x = jax.jit(lambda p, s, images: segmenter.prefix(p, s, images, last)["x"])(params, batch_stats, parity.images(64))
-    ((shape, values),) = stored.pyramid_levels
+    ((shape, values),) = stored.levels
     assert x.shape == shape
     close(parity.sampled(x), values)
     head = params["head"]["conv"]
@@ -210,6 +211,6 @@ def test_what_is_stored_is_what_the_original_computes(case: str) -> None:
     stored, result = parity.load(case), make_parity.CASES[case]()
     assert stored.shapes == dict(result.shapes)
     close(parity.sampled(result.logits), stored.logits)
-    for ours, (shape, theirs) in zip(result.pyramid_levels, stored.pyramid_levels, strict=True):
+    for ours, (shape, theirs) in zip(result.levels, stored.levels, strict=True):
         assert ours.shape == shape
         close(parity.sampled(ours), theirs)

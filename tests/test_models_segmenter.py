@@ -37,25 +37,19 @@ def test_split_at_any_boundary_nothing_changes(model) -> None:
 
     @jax.jit
     def run(params, batch_stats, images):
-        activations_at_boundaries = segmenter.activations_at_boundaries(params, batch_stats, images)
+        activations = segmenter.activations_at_boundaries(params, batch_stats, images)
         suffixes = [
-            segmenter.suffix(params, batch_stats, kept, boundary)[0]
-            for boundary, kept in enumerate(activations_at_boundaries)
+            segmenter.suffix(params, batch_stats, kept, boundary)[0] for boundary, kept in enumerate(activations)
         ]
-        prefixes = [
-            segmenter.prefix(params, batch_stats, images, boundary)
-            for boundary in range(len(activations_at_boundaries))
-        ]
-        return segmenter(params, batch_stats, images), suffixes, activations_at_boundaries, prefixes
+        prefixes = [segmenter.prefix(params, batch_stats, images, boundary) for boundary in range(len(activations))]
+        return segmenter(params, batch_stats, images), suffixes, activations, prefixes
 
-    whole, suffixes, activations_at_boundaries, prefixes = run(params, batch_stats, pictures())
+    whole, suffixes, activations, prefixes = run(params, batch_stats, pictures())
     assert whole.std() > 0
-    assert len(activations_at_boundaries) == len(segmenter.groups)
+    assert len(activations) == len(segmenter.groups)
     for boundary, logits in enumerate(suffixes):
         np.testing.assert_allclose(logits, whole, atol=1e-5, err_msg=segmenter.groups[boundary])
-    jax.tree.map(
-        lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), activations_at_boundaries, prefixes
-    )
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), activations, prefixes)
 
 
 def test_what_lies_at_a_boundary_is_read_behind_it(model) -> None:

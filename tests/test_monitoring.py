@@ -14,7 +14,6 @@ from dapt_jax.monitoring import heartbeat, status, writers
 from dapt_jax.monitoring.heartbeat import STATUS, Heartbeat
 from dapt_jax.monitoring.profiler import Profiler
 from dapt_jax.records.ledger import Ledger, Row
-from dapt_jax.settings.defaults import default
 from dapt_jax.training import loop
 from tests import tiny
 from tests.command import rows, run
@@ -252,11 +251,10 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("extra", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb"), ("prometheus", "")])
 def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, monkeypatch, extra, module):
-    settings = default().watch
-    settings[extra] = {"tensorboard": True, "wandb": "cells", "prometheus": str(tmp_path / "a.prom")}[extra]
+    value = {"tensorboard": True, "wandb": "cells", "prometheus": str(tmp_path / "a.prom")}[extra]
     monkeypatch.setitem(sys.modules, module or "prometheus_client", None)
     with pytest.raises(UserError, match=rf"needs the package .*dapt_jax\[{extra}\]"):
-        writers.open_writers(settings, tmp_path, "wbc")
+        writers.open_writers(tmp_path, "wbc", **{extra: value})
 
 
 def test_a_trace_of_some_steps_is_left_where_it_was_asked_for(tmp_path):

@@ -8,10 +8,9 @@ from PIL import Image
 
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
-from dapt_jax.settings import checks, flags
-from dapt_jax.study import plan, prepare, segmentation
-from dapt_jax.study.adapt import objective_for
-from dapt_jax.study.strategies import resolve
+from dapt_jax.settings import flags, resolve
+from dapt_jax.study import plan, prepare, strategies
+from dapt_jax.study.runs import classification_loss
 from dapt_jax.weights import zoo
 from tests import command, tiny
 
@@ -43,12 +42,11 @@ def test_every_init_of_the_benchmark_is_a_config_that_can_run(task):
                 TAHER.get_config(f"{task},{init}")
             continue
         config = TAHER.get_config(f"{task},{init}")
-        checks.check(config)
-        segmentation.check(config)
+        settings = resolve(config)
         assert len(config.seeds) == 10
         assert config.weights == "random" or zoo.entry(config.weights).model == "resnet50"
         if init != "table":
-            (strategy,) = (resolve(name, encoder, config) for name in config.strategies)
+            (strategy,) = (strategies.resolve(name, encoder, settings) for name in settings.strategies)
             assert bool(strategy.phases) == ("->" in init)
         for sets in (*config.tasks[task].values(), *([config.corpus] if config.corpus.kind else [])):
             assert set(sets) >= {"kind", "path"}
@@ -62,20 +60,20 @@ def test_the_table_s_arms_leave_out_those_made_from_the_task_s_own_set():
         "chestxray14",
         "imagenet-chestxray14",
     )
-    assert TAHER.get_config("chestxray14,table").phases.chexpert["weights"] == "taher2021:chexpert"
+    assert TAHER.get_config("chestxray14,table").custom_strategies.chexpert["weights"] == "taher2021:chexpert"
     assert len(TAHER.released()) == 20  # and the supervised one make the benchmark's 21
 
 
 def test_the_classification_recipe_s_loss_is_one_sigmoid_of_two_classes_and_one_each_of_several_labels():
-    settings = TAHER.get_config("shenzhen,random").transfer.finetune
-    assert objective_for(tiny.dataset(classes=2), settings).outputs == 1
+    settings = resolve(TAHER.get_config("shenzhen,random")).transfer.finetune
+    assert classification_loss(tiny.dataset(classes=2), settings.loss).outputs == 1
 
 
 @pytest.mark.parametrize("name", MEDMNIST.SETS)
 def test_every_set_and_size_of_medmnist_is_a_config(name):
     for size in MEDMNIST.SIZES:
         config = MEDMNIST.get_config(f"{name},{size}")
-        checks.check(config)
+        resolve(config)
         assert config.tasks[name].development["pixels"] == int(size)
 
 
@@ -121,9 +119,9 @@ def test_the_classification_recipe_runs_on_files_in_the_layout_of_shenzhen(tmp_p
     (ledger,) = command.rows(workdir / "ledger.jsonl")
     assert [set(point) >= {"val_loss", "val_auc"} for point in ledger["curve"]] == [True] * 3
     assert ledger["images"] == 3 * 18  # 30 less a third, less an eighth
-    config, _ = flags.parse(chosen)
-    ready = prepare.prepare(config)
-    planned = plan.transfer_flops(config, ready.tasks[0], ready.strategies[0], 0)
+    settings, _ = flags.parse(chosen)
+    ready = prepare.prepare(settings)
+    planned = plan.transfer_flops(ready, ready.arms[0], ready.tasks[0])
     assert ledger["model_flops"] == planned["finetune"]  # mixing costs none
 
 

@@ -6,11 +6,11 @@ import pytest
 from scipy import stats
 
 from dapt_jax.errors import UserError
+from dapt_jax.formatting import NONE
 from dapt_jax.records.study_records import Records
-from dapt_jax.report import build, claims, marks, narrative, tables
+from dapt_jax.report import build, claims, main_table, marks, narrative, tables
 from dapt_jax.runtime import atomic_files
-from dapt_jax.settings.checks import check
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default, resolve
 from dapt_jax.statistics import holm
 from tests import test_report_example as report_example
 
@@ -43,42 +43,42 @@ def test_claims_are_shifted_t_tests_adjusted_over_the_strategies():
     names = list(of)
     assert names == ["same", "near", "far", "unsure"]
     by_hand = [stats.ttest_1samp(differences(found, name), -0.01, alternative="greater").pvalue for name in names]
-    assert [of[name].no_worse for name in names] == pytest.approx(holm(by_hand))
+    assert [of[name].non_inferiority for name in names] == pytest.approx(holm(by_hand))
     above = [stats.ttest_1samp(differences(found, name), 0.01, alternative="less").pvalue for name in names]
-    assert [of[name].equivalent for name in names] == pytest.approx(holm(list(map(max, by_hand, above))))
-    assert {name: claim.says for name, claim in of.items()} == {
+    assert [of[name].equivalence for name in names] == pytest.approx(holm(list(map(max, by_hand, above))))
+    assert {name: claim.verdict for name, claim in of.items()} == {
         "same": "equivalent",
-        "near": "not shown",
-        "far": "worse",
-        "unsure": "not shown",
+        "near": "inconclusive",
+        "far": "inferior",
+        "unsure": "inconclusive",
     }
 
 
 def test_a_wider_margin_lets_more_through_and_0_makes_no_claim():
-    assert claims.claims(records(report={"margin": 0.02}), "one", "development")["near"].says == "equivalent"
+    assert claims.claims(records(report={"margin": 0.02}), "one", "development")["near"].verdict == "equivalent"
     assert claims.claims(records(report={"margin": 0.0}), "one", "development") == {}
     assert claims.table(records(report={"margin": 0.0}), "one") is None
     assert records().margin == default().report.margin == 0.01
     config = default()
     config.report.margin = -0.1
     with pytest.raises(UserError, match=r"report.margin is -0.1; expected 0 or more"):
-        check(config)
+        resolve(config)
 
 
 def test_where_lower_is_better_the_other_side_is_worse():
     levels = {"full": 5.0, "greater": 5.4, "lower": 4.6}
     of = claims.claims(records("hd95", report={"margin": 0.1}, levels=levels), "one", "development")
-    assert {name: claim.says for name, claim in of.items()} == {"greater": "worse", "lower": "no worse"}
+    assert {name: claim.verdict for name, claim in of.items()} == {"greater": "inferior", "lower": "non-inferior"}
     table = tables.everything(records("hd95", levels=levels), "one")
     assert [row[1].text for row in table.rows if row[2].best] == ["lower"]
 
 
 def test_one_seed_claims_nothing():
     found = records(seeds=(0,))
-    assert claims.claims(found, "one", "development")["same"].says == tables.NONE
+    assert claims.claims(found, "one", "development")["same"].verdict == NONE
     assert claims.table(found, "one") is None
     row = tables.everything(found, "one").rows
-    assert [cell.held for cells in row for cell in cells] == [False] * 15
+    assert [cell.not_significantly_worse for cells in row for cell in cells] == [False] * 15
 
 
 def test_the_best_and_those_not_significantly_worse_are_marked_and_the_test_is_named():
@@ -86,27 +86,27 @@ def test_the_best_and_those_not_significantly_worse_are_marked_and_the_test_is_n
     values = {n: found.values(n, "one", "development", "linear", "auc") for n in LEVELS}
     expected = {n for n in LEVELS if n != "unsure" and stats.ttest_rel(values[n], values["unsure"]).pvalue >= 0.05}
     assert expected == {"full", "same", "near"}
-    for table in (tables.main(found, "one"), tables.everything(found, "one")):
+    for table in (main_table.table(found, "one"), tables.everything(found, "one")):
         column = table.columns.index("development")
         name = table.columns.index("strategy")
         assert {row[name].text for row in table.rows if row[column].best} == {"unsure"}
-        assert {row[name].text for row in table.rows if row[column].held} == expected
+        assert {row[name].text for row in table.rows if row[column].not_significantly_worse} == expected
         assert "two-sided paired t-test over seeds (p ≥ 0.05, not adjusted)" in table.note
 
 
 def test_means_that_print_alike_are_both_the_best():
     marked = marks.over_seeds({"a": [0.90001, 0.91], "b": [0.90003, 0.91], "c": [0.80, 0.81]})
     assert marked.best == {"a", "b"}
-    assert marked.held == set()
+    assert marked.not_significantly_worse == set()
     assert marks.over_seeds({"a": [0.9], "b": [None]}).best == frozenset()
 
 
 def test_words_say_what_was_shown():
     text = " ".join(narrative.summary(records(report={"margin": 0.01}), "one"))
-    assert "Shown to be no worse than full by a margin of 0.01 AUC: same (p = 0.0" in text
-    assert "not shown of near, far and unsure." in text
+    assert "Non-inferiority to full with a margin of 0.01 AUC was shown for same (p = 0.0" in text
+    assert "it was not shown for near, far and unsure." in text
     text = " ".join(narrative.summary(records(levels={"full": 0.9, "far": 0.8}), "one"))
-    assert "Not shown of any strategy: to be no worse than full by a margin of 0.01 AUC." in text
+    assert "Non-inferiority to full with a margin of 0.01 AUC was not shown for any strategy." in text
 
 
 def test_ranks_need_several_tasks_and_tell_when_they_can_tell_nothing():
@@ -115,11 +115,11 @@ def test_ranks_need_several_tasks_and_tell_when_they_can_tell_nothing():
     assert {row[0].text: row[-1].text for row in table.rows} == {
         "unsure": "1.00", "same": "2.00", "full": "3.00", "near": "4.00", "far": "5.00",
     }  # fmt: skip
-    assert "on 2 tasks: nothing can be told apart" in table.note
+    assert "on 2 tasks: no two strategies can be told apart" in table.note
     (table,) = claims.over_tasks(records(tasks=[f"task {k}" for k in range(12)]))
     # q(0.05, 5) = 2.728; 2.728 * sqrt(5 * 6 / (6 * 12)) = 1.76.
     assert "critical difference of it at 0.05, 1.76." in table.note
-    assert [row[0].text for row in table.rows if row[-1].held] == ["same"]
+    assert [row[0].text for row in table.rows if row[-1].not_significantly_worse] == ["same"]
     assert [row[0].text for row in table.rows if row[-1].best] == ["unsure"]
 
 
@@ -137,7 +137,7 @@ def test_every_protocol_shows_its_classes_in_the_primary_metric_where_it_has_the
     results.append({**pixels, "metric": "dice/nucleus", "value": 0.5})
     config = {"strategies": list(strategies), "seeds": list(seeds), "report": {"metric": "dice"}}
     table = tables.per_class(Records(config, results, []), "cells")
-    assert table.title == "Dice by segment"
+    assert table.title == "Dice by class of pixels"
     assert table.groups == [("", 2), ("nucleus", 2), ("cytoplasm", 2)]
     assert table.flat[2:] == ["nucleus development", "nucleus external", "cytoplasm development", "cytoplasm external"]
     half = stats.t.ppf(0.975, 2) * 0.01 / 3**0.5
@@ -171,10 +171,10 @@ def test_both_pages_show_the_marks(tmp_path):
     (workdir / "config.json").write_text(json.dumps({**config, "report": {**config["report"], "margin": 0.02}}))
     build(workdir)
     page, text = (workdir / "report.html").read_text(), (workdir / "report.md").read_text()
-    assert '<td class="held">0.964<sup>†</sup><small>' in page
+    assert '<td class="close">0.964<sup>†</sup><small>' in page
     assert "0.964† [" in text
     for word in (
-        "No worse than full?",
+        "Non-inferiority to full",
         "Margin: 0.02 AUC",
         "Ranks over the tasks, external",
         "not significantly worse",

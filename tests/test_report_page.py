@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from dapt_jax.errors import UserError
+from dapt_jax.formatting import NONE, number
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.records.study_records import Records
-from dapt_jax.report import build, narrative, tables
+from dapt_jax.report import build, main_table, narrative, tables
 from dapt_jax.runtime import atomic_files
 from tests import test_report_example as report_example
 
@@ -56,7 +57,7 @@ def test_page_is_one_file_and_complete(study):
 
 def test_numbers_of_the_main_table(study):
     records = Records.read(study)
-    table = tables.main(records, TASK)
+    table = main_table.table(records, TASK)
     rows = {row[0].text: dict(zip(table.flat, row, strict=True)) for row in table.rows}
     development = [
         row["value"]
@@ -69,11 +70,11 @@ def test_numbers_of_the_main_table(study):
     # Of partial's 160 TFLOP of head training it ran a tenth; alone it would have run it all.
     assert rows["partial"]["adapt TFLOP"].text == "880"
     assert rows["partial"]["FLOPs"].text == "17%"
-    assert rows["partial"]["trained params"].text == "4.46 M"
+    assert rows["partial"]["trained parameters"].text == "4.46 M"
     assert rows["none"]["adapt TFLOP"].text == "0"
     assert rows["full"]["p external"].text == "reference"
     assert rows["baseline"]["development"].text == "0.710"
-    assert rows["baseline"]["kWh"].text == tables.NONE
+    assert rows["baseline"]["kWh"].text == NONE
     assert [name for name, row in rows.items() if row["development"].best] == ["full"]
     assert all(len(row) == len(table.columns) == sum(width for _, width in table.groups) for row in table.rows)
 
@@ -107,13 +108,13 @@ def test_utilisation_and_carbon_follow_ledger_and_region(tmp_path):
     for region, grams in (("world", 475.0), ("france", 51.28)):
         (workdir / "config.json").write_text(json.dumps({**config, "energy": {"region": region}}))
         build(workdir)
-        assert f"{tables.number(kwh * grams / 1000)} kg of CO2 equivalent at {grams:g} g/kWh" in read(workdir)[1]
+        assert f"{number(kwh * grams / 1000)} kg of CO2 equivalent at {grams:g} g/kWh" in read(workdir)[1]
 
 
 def test_words_do_not_overstate(study):
     text = " ".join(narrative.summary(Records.read(study), TASK))
     assert "full reaches AUC" in text
-    assert "no proof that they are equal" in text
+    assert "does not show that they are equal" in text
     # Clearly worse when tested alone: not to be sold as a bargain.
     assert "is none, at" not in text
 
@@ -121,8 +122,8 @@ def test_words_do_not_overstate(study):
 def test_a_clear_difference_is_said_to_be_one(tmp_path):
     workdir = report_example.write(tmp_path, seeds=range(6), strategies=("full", "none"))
     text = " ".join(narrative.summary(Records.read(workdir), TASK))
-    assert "Different from full beyond chance: none by -0.0" in text
-    assert "Nothing that costs fewer FLOPs than full holds its score." in text
+    assert "Significantly different from full: none by -0.0" in text
+    assert "Nothing that costs fewer FLOPs than full reaches its score." in text
 
 
 def test_one_seed(tmp_path):
@@ -130,14 +131,14 @@ def test_one_seed(tmp_path):
     build(workdir)
     page, _ = read(workdir)
     assert "One seed: no interval" in page
-    assert "nothing can be said of chance" in page
+    assert "With one seed there is no test." in page
 
 
 def test_no_external_set_but_a_test_set(tmp_path):
     workdir = report_example.write(tmp_path, seeds=(0, 1), splits=("development", "test"), strategies=("full", "none"))
     build(workdir)
     page, _ = read(workdir)
-    assert "No external set: no dip." in page
+    assert "No external set: no generalization gap." in page
     assert "<th>test</th>" in page
     assert not (workdir / "figures" / "seeds_tumour_type.png").exists()
 
@@ -168,7 +169,7 @@ def test_undefined_values_and_mixed_devices(tmp_path):
     build(workdir)
     page, _ = read(workdir)
     assert "results are undefined and left out of means" in page
-    assert "different devices: seconds and kWh do not compare" in page
+    assert "different devices: seconds and kWh are not comparable" in page
     assert "Energy was obtained in different ways" in page
     assert "No other strategy has a score to compare." in page
 
@@ -210,9 +211,12 @@ def test_errors(tmp_path):
     (workdir / "results.jsonl").write_text("{torn")
     with pytest.raises(UserError, match=r"results.jsonl:1: not a line of JSON"):
         build(workdir)
-    row = dict.fromkeys(("strategy", "seed", "task", "split", "protocol", "metric"), "x") | {"value": "0.9"}
+    row = dict.fromkeys(("strategy", "seed", "task", "split", "protocol", "metric"), "x") | {"value": "0.9", "seed": 0}
     atomic_files.write(workdir / "results.jsonl", [row])
     with pytest.raises(UserError, match=r"results.jsonl:1: value is '0.9'"):
+        build(workdir)
+    atomic_files.write(workdir / "results.jsonl", [{**row, "value": 0.9, "metric": "acc"}])
+    with pytest.raises(UserError, match=r"results.jsonl:1: unknown metric 'acc'; "):
         build(workdir)
     (workdir / "config.json").write_text(json.dumps([1]))
     with pytest.raises(UserError, match="expected a JSON object, found list"):

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from dapt_jax import formatting
 from dapt_jax.errors import UserError
+from dapt_jax.records import predictions as files
 from dapt_jax.records.study_records import Records
-from dapt_jax.report import build, predictions, tables
+from dapt_jax.report import build, predictions
 from dapt_jax.statistics import delong
 from tests import test_report_example as report_example
 
@@ -24,7 +26,7 @@ def keep(workdir, images=60, patients=60, classes=2):
         logits = rng.normal(size=(images, classes)) + np.eye(classes)[labels] * (1.5 if name == "full" else 0.8)
         chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         found[name, seed] = chances
-        folder = workdir / predictions.FOLDER / f"{name}-seed{seed}"
+        folder = workdir / files.FOLDER / f"{name}-seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / f"{TASK}-external.npz", label=labels, group=groups, **{"probability/linear": chances})
     return labels, groups, found
@@ -54,7 +56,7 @@ def test_two_classes_and_one_image_per_patient(study):
     none = rows["none", "0"]
     assert none["difference"].text == f"{area['none', 0] - area['full', 0]:+.3f}"
     both = delong(labels == 1, np.stack([chances["none", 0][:, 1], chances["full", 0][:, 1]]))
-    assert none["p DeLong"].text == tables.p_value(both.difference(0, 1).p)
+    assert none["p DeLong"].text == formatting.p_value(both.difference(0, 1).p)
     # The bootstrap's interval and DeLong's tell of the same spread.
     low, high = (float(part) for part in none["difference"].small.strip("[]").split(", "))
     theirs = both.difference(0, 1).difference
@@ -66,7 +68,7 @@ def test_two_classes_and_one_image_per_patient(study):
 def test_several_images_per_patient_widen_the_interval_and_have_no_delong_test(study):
     labels, _, chances = keep(study, images=120, patients=12)
     rows = rows_of(study)
-    assert rows["none", "0"]["p DeLong"].text == tables.NONE
+    assert rows["none", "0"]["p DeLong"].text == formatting.NONE
     assert rows["none", "0"]["AUC"].text == f"{sk.roc_auc_score(labels, chances['none', 0][:, 1]):.3f}"
 
 
@@ -75,13 +77,13 @@ def test_several_classes_have_the_macro_auc(study):
     rows = rows_of(study)
     expected = sk.roc_auc_score(labels, chances["full", 1], multi_class="ovr")
     assert rows["full", "1"]["AUC"].text == f"{expected:.3f}"
-    assert rows["none", "0"]["p DeLong"].text == tables.NONE
+    assert rows["none", "0"]["p DeLong"].text == formatting.NONE
 
 
 def test_missing_labels_are_left_out_and_undefined_classes_too():
     targets = np.array([[1, 0, np.nan], [0, 0, 1], [1, 0, 0], [0, 0, np.nan], [np.nan, 0, 1]])
     chances = np.random.default_rng(0).random((5, 3))
-    found = predictions.Predictions(targets, np.arange(5), chances)
+    found = files.Predictions(targets, np.arange(5), chances)
     by_hand = []
     for column in (0, 2):
         known = ~np.isnan(targets[:, column])
@@ -93,11 +95,11 @@ def test_missing_labels_are_left_out_and_undefined_classes_too():
 
 def test_predictions_of_other_images_are_not_compared(study):
     labels, groups, chances = keep(study)
-    path = study / predictions.FOLDER / "none-seed0" / f"{TASK}-external.npz"
+    path = study / files.FOLDER / "none-seed0" / f"{TASK}-external.npz"
     np.savez(path, label=labels, group=groups[::-1], **{"probability/linear": chances["none", 0]})
     none = rows_of(study)["none", "0"]
-    assert none["AUC"].text != tables.NONE
-    assert (none["difference"].text, none["p DeLong"].text) == (tables.NONE, tables.NONE)
+    assert none["AUC"].text != formatting.NONE
+    assert (none["difference"].text, none["p DeLong"].text) == (formatting.NONE, formatting.NONE)
 
 
 def test_the_report_shows_them(study):
@@ -120,7 +122,7 @@ def test_the_report_shows_them(study):
         ),
         (
             {"label": [0], "group": np.array(["a"], object), "probability/linear": [[0.5, 0.5]]},
-            "not an .npz of predictions",
+            "not an .npz of arrays",
         ),
     ],
 )
@@ -128,14 +130,14 @@ def test_a_file_that_is_not_so_is_named(tmp_path, arrays, said):
     path = tmp_path / "x.npz"
     np.savez(path, **arrays)
     with pytest.raises(UserError, match=said) as error:
-        predictions.read(path, "linear")
+        files.read(path, "linear")
     assert str(path) in str(error.value)
 
 
 def test_a_file_of_another_protocol_or_torn_is_not_read(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, label=[0], group=["a"], **{"probability/linear": [[0.5, 0.5]]})
-    assert predictions.read(path, "finetune") is None
+    assert files.read(path, "finetune") is None
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"not an \.npz of predictions"):
-        predictions.read(path, "linear")
+    with pytest.raises(UserError, match=r"not an \.npz of arrays"):
+        files.read(path, "linear")

@@ -13,11 +13,11 @@ import pytest
 
 from dapt_jax import ops
 from dapt_jax.errors import UserError
-from dapt_jax.losses import Objective
+from dapt_jax.losses.cross_entropy import CrossEntropy
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.runtime import processes, sharding
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import StudySettings
 from dapt_jax.training import accounting, freezing
 from tests import device_runs, tiny
 from tests.device_runs import RUNS
@@ -121,31 +121,32 @@ def test_a_batch_that_cannot_be_divided(size, parts, devices, words):
 
 
 def test_a_mesh_that_does_not_divide_the_devices():
-    with pytest.raises(UserError, match=r"parallel\.fsdp is 3, which does not divide 8 devices; 2 does"):
+    with pytest.raises(UserError, match=r"runtime\.fsdp is 3, which does not divide 8 devices; 2 does"):
         sharding.make_mesh([None] * 8, 3)
 
 
 @pytest.mark.parametrize(
     ("settings", "environment", "words"),
     [
-        ({"coordinator": "here:1"}, {}, "parallel.count, parallel.number is not set"),
-        ({"count": 2, "number": 2, "coordinator": "here:1"}, {}, "parallel.number is 2; expected 0 to 1"),
+        ({"coordinator_address": "here:1"}, {}, "runtime.num_processes, runtime.process_id is not set"),
+        (
+            {"num_processes": 2, "process_id": 2, "coordinator_address": "here:1"},
+            {},
+            "runtime.process_id is 2; expected 0 to 1",
+        ),
         ({}, {"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'"),
-        ({}, {"JAX_NUM_PROCESSES": "2"}, "parallel.coordinator, parallel.number is not set"),
+        ({}, {"JAX_NUM_PROCESSES": "2"}, "runtime.coordinator_address, runtime.process_id is not set"),
     ],
 )
 def test_processes_that_are_half_described(settings, environment, words):
-    config = default()
-    config.parallel.update(settings)
     with pytest.raises(UserError, match=words):
-        processes.Group.of(config.parallel, environment)
+        processes.Group(**settings).completed(environment)
 
 
 def test_who_finds_whom(monkeypatch):
     """Three variables or settings describe a group; clusters that JAX knows describe themselves; one process is alone."""
-    config = default()
     three = {"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    assert processes.Group.of(config.parallel, three) == processes.Group("auto", "here:1", 4, 3)
+    assert StudySettings().runtime.group().completed(three) == processes.Group("auto", "here:1", 4, 3)
     for name in processes._CLUSTERS:
         monkeypatch.delenv(name, raising=False)
     assert not processes.Group().is_several
@@ -178,7 +179,7 @@ def test_a_plan_knows_what_one_device_needs_and_what_fits():
 def test_a_spread_state_takes_its_share_of_each_device():
     """Of ResNet-50 with Adam, all but what is small: parameters, gradients and two moments, an eighth of each."""
     model = Classifier(registry.build("resnet50"), 2)
-    (program,) = TrainingRun(model, (tiny.FULL,), TrainData(tiny.dataset(), [0]), Objective(2)).programs
+    (program,) = TrainingRun(model, (tiny.FULL,), TrainData(tiny.dataset(), [0]), CrossEntropy(2)).programs
     once, spread = (accounting.peak_bytes(program, 64, 1, fsdp) for fsdp in (1, 8))
     state = 4 * 4 * freezing.count(model.abstract()[0])
     assert once - spread == pytest.approx(state * 7 / 8, rel=0.01)

@@ -16,11 +16,11 @@ from dapt_jax.statistics import (
     bootstrap_interval,
     cohens_d,
     delong,
-    equivalent,
+    equivalence,
     hedges_g,
     holm,
     mean_interval,
-    no_worse,
+    non_inferiority,
     paired_dz,
     paired_t,
     pareto,
@@ -102,21 +102,23 @@ def test_tests_name_their_sides_and_say_nothing_without_spread():
     assert welch_t([1, 1], [2, 2]).p is None
     assert welch_t([1, 1], [1, 1]).p == 1
     assert welch_t([None], [1, 1]) is None
-    assert no_worse([1, 1], [1, 1], 0.1).p is None
+    assert non_inferiority([1, 1], [1, 1], 0.1).p is None
 
 
 @settings(max_examples=50, deadline=None)
 @given(pairs_of_runs, st.floats(0.5, 50), st.booleans())
-def test_no_worse_and_equivalent_are_shifted_t_tests_and_agree_with_their_interval(pairs, margin, paired):
+def test_non_inferiority_and_equivalence_are_shifted_t_tests_and_agree_with_their_interval(pairs, margin, paired):
     first, second = (np.array(each, float) for each in zip(*pairs, strict=True))
     assume(np.ptp(first - second) > 0 and np.ptp(first) > 0 and np.ptp(second) > 0)
     test = stats.ttest_rel if paired else lambda *a, **k: stats.ttest_ind(*a, equal_var=False, **k)
     above = test(first + margin, second, alternative="greater").pvalue
     below = test(first - margin, second, alternative="less").pvalue
-    held = no_worse(first, second, margin, paired=paired)
+    held = non_inferiority(first, second, margin, paired=paired)
     assert held.p == pytest.approx(above, rel=1e-6)
-    assert no_worse(first, second, margin, lower_is_better=True, paired=paired).p == pytest.approx(below, rel=1e-6)
-    both = equivalent(first, second, margin, paired)
+    assert non_inferiority(first, second, margin, lower_is_better=True, paired=paired).p == pytest.approx(
+        below, rel=1e-6
+    )
+    both = equivalence(first, second, margin, paired)
     assert both.p == pytest.approx(max(above, below), rel=1e-6)
     assert (both.p < 0.05) == (-margin < both.difference.low and both.difference.high < margin)
     assert (held.p < 0.05) == (-margin < held.difference.low)

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from dapt_jax.report import predictions
+from dapt_jax.records import predictions
 from dapt_jax.study.predictions import Predictions
-from dapt_jax.study.tasks import Arm, Task
+from dapt_jax.study.tasks import Task
 from tests import tiny
 
 
@@ -17,7 +17,7 @@ def test_what_folds_say_is_kept_in_the_order_of_the_images(tmp_path):
     kept = Predictions(task)
     kept.add("linear", [(said[rows], rows) for rows in parts], {"external": others})
     kept.add("finetune", [(said[parts[0]], parts[0])], {"external": others[:1]})
-    kept.write(tmp_path, Arm("full", 3, "imagenet", "tiny"))
+    kept.write(tmp_path, "full", 3)
     folder = tmp_path / "predictions" / "full-seed3"
     found = predictions.read(folder / "cells-development.npz", "linear")
     np.testing.assert_allclose(found.probabilities, said, rtol=1e-6)

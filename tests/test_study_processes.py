@@ -113,7 +113,7 @@ def test_one_of_two_killed_at_random_moments_the_study_ends_with_the_same_bits(t
 
 
 def test_a_notice_to_one_process_is_a_notice_to_all(tmp_path, alone, cache):
-    rarely = (*SMALL, "--config.checkpoint.every_s=1e9")
+    rarely = (*SMALL, "--config.runtime.checkpoint_every_s=1e9")
     state = tmp_path / "checkpoints" / "switching-seed0" / "state"
 
     def now():

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from dapt_jax.monitoring import status
-from dapt_jax.records.study_records import KINDS
+from dapt_jax.records.vocabulary import KINDS
 from dapt_jax.runtime.preemption import RESTART_CODE, STOPPED_CODE
 from tests.command import rows
 from tests.studies import (
@@ -102,7 +102,7 @@ def test_the_data_order_and_the_devices_do_not_change_the_result(tmp_path, quiet
 
 @pytest.mark.parametrize(("told", "code"), [(signal.SIGTERM, RESTART_CODE), (signal.SIGINT, STOPPED_CODE)])
 def test_a_notice_is_saved_at_the_next_step_and_the_same_command_goes_on(tmp_path, quiet, cache, told, code):
-    rarely = "--config.checkpoint.every_s=1e9"  # so that nothing but the notice saves inside a phase
+    rarely = "--config.runtime.checkpoint_every_s=1e9"  # so that nothing but the notice saves inside a phase
 
     def now():
         return status.lines(tmp_path, time.time()) if (tmp_path / status.STATUS).exists() else [""]

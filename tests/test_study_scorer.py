@@ -8,33 +8,32 @@ import pytest
 
 from dapt_jax.errors import UserError
 from dapt_jax.records.ledger import Ledger
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import StudySettings, default, resolve
 from dapt_jax.study import scorer as scoring
 from dapt_jax.study.scorer import Plan, Scorer
 from dapt_jax.training import loop
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.phases import Phase
 from dapt_jax.transferability.registry import evaluate
-from dapt_jax.transferability.select import CheckpointRule
-from dapt_jax.transferability.settings import Settings
+from dapt_jax.transferability.settings import SelectionSettings
 from tests import tiny
 
 ENCODER, DATA, TARGET = tiny.encoder(), tiny.dataset(), tiny.dataset(n=24, seed=5)
-PHASES = (tiny.HEAD, Phase("partial", 2, ("stage3", "head"), 1e-2), Phase("full", 4, ("*",), 1e-2, norm="train"))
+PHASES = (tiny.HEAD, Phase("partial", 2, ("stage3", "head"), 1e-2), Phase("full", 4, ("*",), 1e-2, batch_norm="train"))
 EXECUTABLES = {}
 
 
 def settings(**changes):
     config = default()
-    config.score.every = 1
-    config.score.names = ("robustness", "logme", "leep", "uniformity")
-    config.score.budget = 0.9
+    config.checkpoint_scoring.every = 1
+    config.checkpoint_scoring.names = ("robustness", "logme", "leep", "uniformity")
+    config.checkpoint_scoring.budget = 0.9
     for name, value in changes.items():
-        if name == "select":
-            config.select = value
+        if name in ("select", "rule"):
+            config.checkpoint_selection["score" if name == "select" else name] = value
         else:
-            config.score[name] = value
-    return Settings.of(config)
+            config.checkpoint_scoring[name] = value
+    return resolve(config).scores
 
 
 def make_run():
@@ -76,7 +75,7 @@ def test_the_sample_shrinks_to_the_budget():
         plan = Plan.of(settings(budget=budget, every=3), run, 1000)
         spent = plan.first[2] + plan.each[2] * 2  # both scored epochs are of the last phase
         assert 0.8 * budget < spent / run.flops() <= budget
-    line = "score.budget of 0.001 pays for 0 images at 6 epochs; expected 2 or more"
+    line = "checkpoint_scoring.budget of 0.001 pays for 0 images at 6 epochs; expected 2 or more"
     with pytest.raises(UserError, match=line):
         Plan.of(settings(budget=0.001), run, 24)
 
@@ -117,7 +116,9 @@ def test_features_through_the_kept_prefix_are_those_of_the_whole_network(whole):
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A rule without patience: robustness of an untrained tiny network soon gets no better."""
-    used = dataclasses.replace(settings(select="robustness"), rule=CheckpointRule("patience", patience=1))
+    used = dataclasses.replace(
+        settings(select="robustness"), selection=SelectionSettings(score="robustness", rule="patience", patience=1)
+    )
     folder = tmp_path_factory.mktemp("stopped")
     return (folder, used, *train(folder, used))
 
@@ -183,15 +184,15 @@ def test_bad_settings_are_one_line():
     lines = {
         "unknown transferability score 'robust'; did you mean 'robustness'": {"names": ("robust",)},
         "unknown transferability score 'lgme'; did you mean 'logme'": {"select": "lgme"},
-        "unknown selection rule 'bst'; did you mean 'best'": {"rule": "bst"},
-        "score.negatives is 300 of a sample of 256 images": {"negatives": 300},
-        "unknown score.distance 'cosin'; did you mean 'cosine'": {"distance": "cosin"},
+        "unknown checkpoint_selection.rule 'bst'; did you mean 'best'": {"rule": "bst"},
+        "checkpoint_scoring.negatives is 300 of a sample of 256 images": {"negatives": 300},
+        "unknown checkpoint_scoring.distance 'cosin'; did you mean 'cosine'": {"distance": "cosin"},
     }
     for line, changes in lines.items():
         with pytest.raises(UserError, match=line):
             settings(**changes)
-    with pytest.raises(UserError, match=r"score\.level is 9; tiny has 1 to 3"):
+    with pytest.raises(UserError, match=r"checkpoint_scoring\.level is 9; tiny has 1 to 3"):
         scoring.level_group(ENCODER, 9)
     with pytest.raises(UserError, match="5 target images to score; expected 9 or more"):
         Plan.of(settings(negatives=8), make_run(), 5)
-    assert Settings.of(default()) is None
+    assert StudySettings().scores is None

@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
-from dapt_jax.losses import MaskObjective
-from dapt_jax.losses.segmentation import of_segments
+from dapt_jax.losses import SEGMENTATION_LOSSES, make_segmentation
+from dapt_jax.losses.overlap import Dice, DiceCrossEntropy, Tversky
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.runtime import sharding
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default, resolve
 from dapt_jax.study import adapt, segmentation
-from dapt_jax.study.tasks import Arm, Task
+from dapt_jax.study.arms import Arm, Study
+from dapt_jax.study.strategies import Strategy
+from dapt_jax.study.tasks import Task
 from dapt_jax.training import windows
+from dapt_jax.training.context import RunContext
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import TrainData, TrainingRun
 from dapt_jax.weights.paths import flatten
@@ -46,14 +49,13 @@ def config(folder, *more):
         "    cells = {'kind': 'phantoms', 'segments': ('background', 'cytoplasm', 'nucleus')}",
         "    config.tasks.leukocytes = {",
         "        'development': {**cells, 'name': 'development', 'n': 24}, 'external': {**cells, 'name': 'external', 'n': 8}}",
-        "    config.phases.scratch = {'weights': 'random', 'cut_after': 'stage2/block1', 'phases': ()}",
-        "    config.phases.whole = {'cut_after': 'stage2/block1'}",
+        "    config.custom_strategies.scratch = {'weights': 'random', 'cut_after': 'stage2/block1', 'phases': ()}",
+        "    config.custom_strategies.whole = {'cut_after': 'stage2/block1'}",
         *more,
         "    return config",
     ]
     path.write_text(
-        "from dapt_jax.settings.defaults import default\n\n\ndef get_config():\n    config = default()\n"
-        + "\n".join(lines)
+        "from dapt_jax.settings import default\n\n\ndef get_config():\n    config = default()\n" + "\n".join(lines)
     )
     return path
 
@@ -93,7 +95,7 @@ def test_cached_views_and_their_masks_are_those_that_are_drawn(tmp_path, place):
         "--config.transfer.segmentation.protocols=frozen",
         "--config.transfer.baseline=",
     ]
-    more += ["--config.transfer.segmentation.views=2", "--config.transfer.segmentation.optimizer.name=sgd"]
+    more += ["--config.transfer.segmentation.num_fixed_views=2", "--config.transfer.segmentation.optimizer.name=sgd"]
     budget = {"memory": [], "disk": ["--config.cache.memory_mb=0", "--config.cache.flops_per_byte=0.001"]}[place]
     flags = [each for each in TINY if "strategies" not in each]
     curves = {}
@@ -115,12 +117,7 @@ def planned(arguments):
 
     settings, _ = flags.parse(arguments)
     ready = prepare.prepare(settings)
-    return sum(
-        sum(plan.transfer_flops(settings, task, strategy, seed).values())
-        for task in ready.tasks
-        for strategy in ready.strategies
-        for seed in settings.seeds
-    )
+    return sum(sum(plan.transfer_flops(ready, arm, task).values()) for task in ready.tasks for arm in ready.arms)
 
 
 def test_what_a_decoder_or_the_devices_cannot_do_is_refused_before_training(tmp_path, capsys, monkeypatch):
@@ -149,10 +146,15 @@ def only_for(size):
 
 
 OBJECTIVES = {
-    "softmax": MaskObjective(3),
-    "one sigmoid": MaskObjective(1),
-    "overlapping": MaskObjective(3, overlapping=True),
+    "softmax": DiceCrossEntropy(3),
+    "one sigmoid": DiceCrossEntropy(1),
+    "overlapping": DiceCrossEntropy(3, multi_label=True),
 }
+
+
+def loss_of(name, batchwise, outputs, multi_label=False):
+    params = {} if name == "ce" else {"batchwise": batchwise}
+    return SEGMENTATION_LOSSES[name](outputs, multi_label, **params)
 
 
 def masks_for(objective, seed, size=8):
@@ -167,7 +169,7 @@ def test_losses_of_sure_and_of_wrong_masks(objective):
     np.testing.assert_array_equal(objective.decide(jnp.asarray(targets)), masks)
     for loss in ("dice", "ce", "dice_ce", "tversky"):
         for batchwise in (False, True):
-            chosen = MaskObjective(objective.outputs, objective.overlapping, loss, batchwise)
+            chosen = loss_of(loss, batchwise, objective.outputs, objective.multi_label)
             sure, wrong = (chosen.total(jnp.asarray(40 * targets - 20) * sign, masks, jnp.ones(4)) for sign in (1, -1))
             assert float(sure) < 1e-3 < 1 < float(wrong)
 
@@ -180,12 +182,12 @@ def test_soft_dice_and_tversky_by_hand(seed, share):
     said, truth = 1 / (1 + np.exp(-np.asarray(logits, float)[..., 0])), np.asarray(masks, float)
     both, over, under = ((a * b).sum((1, 2)) for a, b in ((said, truth), (said, 1 - truth), (1 - said, truth)))
     dice = 1 - (2 * both + 1) / (said.sum((1, 2)) + truth.sum((1, 2)) + 1)
-    np.testing.assert_allclose(MaskObjective(1, loss="dice")(logits, masks), dice, atol=1e-5)
+    np.testing.assert_allclose(Dice(1)(logits, masks), dice, atol=1e-5)
     tversky = 1 - (both + 0.5) / (both + share * over + (1 - share) * under + 0.5)
-    found = MaskObjective(1, loss="tversky", false_positives=share)(logits, masks)
+    found = Tversky(1, false_positives=share)(logits, masks)
     np.testing.assert_allclose(found, tversky, atol=1e-5)
     pooled = 1 - (2 * both.sum() + 1) / (said.sum() + truth.sum() + 1)
-    batch = MaskObjective(1, loss="dice", batchwise=True)
+    batch = Dice(1, batchwise=True)
     np.testing.assert_allclose(batch.total(logits, masks, jnp.ones(2)), 2 * pooled, rtol=1e-5)
 
 
@@ -201,14 +203,12 @@ def test_the_background_counts_in_cross_entropy_and_not_in_dice(batchwise):
     entropy = -np.log((said * truth).sum(-1)).mean((1, 2)).sum()
     arguments = jnp.asarray(logits, jnp.float32), jnp.asarray(masks, jnp.uint8), jnp.ones(2)
     for loss, expected in {"dice": overlap, "ce": entropy, "dice_ce": overlap + entropy}.items():
-        assert float(MaskObjective(3, loss=loss, batchwise=batchwise).total(*arguments)) == pytest.approx(
-            expected, rel=1e-5
-        )
+        assert float(loss_of(loss, batchwise, 3).total(*arguments)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_step_sees_the_masks_of_the_images_that_it_sees():
     """The loss of a step is that of the augmented images against masks that went the same way, worked out apart."""
-    model, objective = Segmenter(tiny.encoder(), 3), MaskObjective(3)
+    model, objective = Segmenter(tiny.encoder(), 3), DiceCrossEntropy(3)
     augment = Augment("dihedral", rotate=30.0)
     data = dataclasses.replace(tiny.dataset(), masks=np.zeros((40, 16, 16), np.uint8))
     run = TrainingRun(model, (Phase("all", 1, ("*",), 1e-3),), TrainData(data, [0]), objective, augment=augment, seed=5)
@@ -234,14 +234,15 @@ def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_
         raise BegunError(run, params, batch_stats)
 
     monkeypatch.setattr(adapt, "train_with_early_stopping", begin)
-    settings, encoder = default(), tiny.encoder()
-    settings.transfer.segmentation.protocols = (protocol,)
+    config, encoder = default(), tiny.encoder()
+    config.transfer.segmentation.protocols = (protocol,)
+    study, arm = Study(resolve(config)), Arm(Strategy("full", encoder, (), "random"), 3)
     masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
     task = Task("cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {})
     params, batch_stats = Segmenter(encoder, 1).init(7)
     adapted = adapt.Adapted(encoder, params, batch_stats, "adapted")
     with pytest.raises(BegunError) as begun:
-        segmentation.transfer(settings, task, Arm("full", 3, "", ""), adapted, RunContext(), tmp_path)
+        segmentation.transfer(study, arm, task, adapted, RunContext(workdir=tmp_path))
     run, *started = begun.value.args
     model = run.programs[0].model
     fresh, drawn = model.init(3), flatten(model.init(7)[0])
@@ -256,7 +257,7 @@ def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_
 @pytest.mark.parametrize("loss", ["dice", "ce", "dice_ce", "tversky"])
 @pytest.mark.parametrize("batchwise", [False, True])
 def test_examples_of_no_weight_change_nothing(loss, batchwise):
-    objective = MaskObjective(3, loss=loss, batchwise=batchwise)
+    objective = loss_of(loss, batchwise, 3)
     logits = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
     masks, weights = masks_for(objective, 1), jnp.asarray([1.0, 1.0, 0.0, 0.0])
     other = np.concatenate([logits[:2], -3 * logits[2:]])
@@ -266,9 +267,9 @@ def test_examples_of_no_weight_change_nothing(loss, batchwise):
 
 
 def test_two_segments_make_one_output_and_bits_one_each():
-    assert of_segments(("no", "yes"), overlapping=False).outputs == 1
-    assert of_segments(("no", "a", "b"), overlapping=False).outputs == 3
-    assert of_segments(("no", "a", "b"), overlapping=True) == MaskObjective(2, overlapping=True)
+    assert make_segmentation("dice", classes=("no", "yes")).outputs == 1
+    assert make_segmentation("dice", classes=("no", "a", "b")).outputs == 3
+    assert make_segmentation("dice", classes=("no", "a", "b"), multi_label=True) == Dice(2, multi_label=True)
 
 
 @given(st.integers(8, 70), st.integers(8, 70), st.sampled_from([0.0, 0.25, 0.5, 0.9]))

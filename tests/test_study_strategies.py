@@ -5,15 +5,15 @@ import json
 import pytest
 
 from dapt_jax.errors import UserError
-from dapt_jax.models import registry
-from dapt_jax.settings import defaults
+from dapt_jax.settings import StrategySpec, StudySettings, default, resolve
 from dapt_jax.study import adapt, strategies
+from dapt_jax.study.arms import Arm, Study
 from tests import command
 
 LINES = (
     "    config.unlock()",
-    "    config.phases.chained = {'like': 'full', 'corpus': 'other', 'weights': 'random'}",
-    "    config.phases.scratch = {'weights': 'random', 'phases': ()}",
+    "    config.custom_strategies.chained = {'like': 'full', 'corpus': 'other', 'weights': 'random'}",
+    "    config.custom_strategies.scratch = {'weights': 'random', 'phases': ()}",
     "    config.corpora.other = {'kind': 'phantoms', 'name': 'corpus', 'n': 24, 'seed': 1, 'val_fraction': 0.25}",
     "    return config",
 )
@@ -38,19 +38,16 @@ def test_an_arm_starts_from_its_weights_and_sees_its_corpus(tmp_path):
     assert (inits["full"], inits["chained"], inits["scratch"]) == ("imagenet", "random", "random")
 
 
-def test_an_arm_without_phases_has_its_own_weights(tmp_path):
-    settings = defaults.default()
-    settings.phases.scratch = {"weights": "random", "phases": ()}
-    encoder = registry.of_config(settings.model)
-    found = strategies.resolve("scratch", encoder, settings)
-    adapted = adapt.adapt(settings, found, 0, None, None, tmp_path)
+def test_an_arm_without_phases_has_its_own_weights():
+    settings = StudySettings(custom_strategies={"scratch": StrategySpec(weights="random")})
+    scratch = strategies.resolve("scratch", settings.model.encoder(), settings)
+    adapted = adapt.adapt(Study(settings, (scratch,)), Arm(scratch, 0), None)
     assert adapted.source.startswith("random")
 
 
 def test_what_an_arm_of_ones_own_cannot_be():
-    settings = defaults.default()
-    settings.corpora.chest = {"kind": "phantoms"}
-    encoder = registry.of_config(settings.model)
+    config = default()
+    config.corpora.chest = {"kind": "phantoms"}
     cases = {
         "no corpus 'chets' in corpora; did you mean 'chest'": {"like": "full", "corpus": "chets"},
         "like='fulll'; did you mean 'full'": {"like": "fulll"},
@@ -59,6 +56,6 @@ def test_what_an_arm_of_ones_own_cannot_be():
         "has no list of phases": {"corpus": "chest"},
     }
     for words, entry in cases.items():
-        settings.phases.own = entry
+        config.custom_strategies.own = entry
         with pytest.raises(UserError, match=words):
-            strategies.resolve("own", encoder, settings)
+            resolve(config)

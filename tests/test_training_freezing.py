@@ -1,17 +1,21 @@
 """What is frozen stays, bit for bit, and is never computed."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dapt_jax.cost import flops
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.encoder import Encoder, LayerGroup
+from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.parameters import Kind
+from dapt_jax.settings.schema import ModelSettings
 from dapt_jax.training import accounting, freezing
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
@@ -49,7 +53,9 @@ def test_exactly_the_trainable_leaves_change(trainable, norm):
         assert is_same == (path not in program.mask.trainable), path
     for path, old in leaves(before["batch_stats"]).items():
         group = freezing.group_of(path, program.model.groups)
-        assert np.array_equal(old, leaves(after["batch_stats"])[path]) == (group not in program.mask.norm_modes), path
+        assert np.array_equal(old, leaves(after["batch_stats"])[path]) == (
+            group not in program.mask.batch_norm_modes
+        ), path
 
 
 def test_frozen_batch_norm_keeps_its_affine_parameters_out_of_training():
@@ -57,6 +63,84 @@ def test_frozen_batch_norm_keeps_its_affine_parameters_out_of_training():
     assert not [path for path in run.programs[0].mask.trainable if "norm" in path]
     trained = tiny.make_run([Phase("p", 1, ("*",), 1e-2, "train")], encoder=ENCODER, data=tiny.dataset())
     assert len([path for path in trained.programs[0].mask.trainable if "norm" in path]) == 6
+
+
+def parameters_of(model):
+    return set(freezing.paths(model.abstract()[0]))
+
+
+def trained_by(phase, model):
+    return set(freezing.resolve_trainable(phase, model.groups, model.kinds).trainable)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_full_trains_every_parameter_that_is_not_of_frozen_batch_norm(name):
+    model = Classifier(registry.build(name), 2)
+    every = parameters_of(model)
+    # A convolutional block's norm has running statistics beside its scale and bias; a layer norm has none.
+    statistics = freezing.paths(model.abstract()[1])
+    of_batch_norm = {path.rpartition("/")[0] for path in statistics}
+    affine = {path for path in every if path.rpartition("/")[0] in of_batch_norm}
+    assert trained_by(Phase("full", 1, ("*",), 1e-4), model) == every - affine
+    assert trained_by(Phase("full", 1, (*model.encoder.groups, "head"), 1e-4), model) == every - affine
+    assert trained_by(Phase("full", 1, ("*",), 1e-4, batch_norm="stats"), model) == every - affine
+    assert trained_by(Phase("full", 1, ("*",), 1e-4, batch_norm="train"), model) == every
+
+
+@pytest.mark.parametrize(
+    ("name", "norms"), [("vit_small", 50), ("convnext_tiny", 46), ("swin_tiny", 58), ("resnet18", 0)]
+)
+def test_layer_norm_can_be_frozen_by_itself_and_by_group(name, norms):
+    model = Classifier(registry.build(name), 2)
+    full = trained_by(Phase("p", 1, ("*",), 1e-4), model)
+    frozen = full - trained_by(Phase("p", 1, ("*",), 1e-4, layer_norm="frozen"), model)
+    assert len(frozen) == norms
+    assert {model.kinds[path] for path in frozen} <= {Kind.LAYER_NORM_SCALE, Kind.LAYER_NORM_BIAS}
+    last = model.encoder.groups[-1]
+    mixed = trained_by(Phase("p", 1, ("*",), 1e-4, layer_norm=((last, "frozen"),)), model)
+    assert full - mixed == {path for path in frozen if path.startswith(f"{last}/")}
+
+
+@pytest.mark.parametrize("decoder", ["unet", "attention_unet", "swin_unet", "upernet"])
+def test_a_segmenter_trains_whole_where_batch_norm_trains(decoder):
+    model = Segmenter(registry.build("swin_tiny"), 2, decoder)
+    assert trained_by(Phase("p", 1, ("*",), 1e-4, batch_norm="train"), model) == parameters_of(model)
+
+
+def test_the_biases_of_a_transformer_hold_those_of_its_layer_norms():
+    model = Classifier(registry.build("vit_small"), 2)
+    trained = trained_by(Phase("bitfit", 1, ("*/bias", "head"), 1e-4), model)
+    assert trained == {path for path in parameters_of(model) if path.endswith("/bias")} | {"head/kernel"}
+    assert sum(model.kinds[path] is Kind.LAYER_NORM_BIAS for path in trained) == 25
+
+
+@pytest.mark.parametrize("pattern", ["*/bias", "stage1/*/bias", "*/norm*", "stage4/block2/norm1/scale"])
+def test_a_pattern_of_frozen_batch_norm_alone_is_told_of(pattern):
+    model = Classifier(registry.build("resnet18"), 2)
+    with pytest.raises(UserError, match=r"phase 'p': pattern '.*' matches in '.*' only parameters of batch norm"):
+        trained_by(Phase("p", 1, (pattern, "head"), 1e-4), model)
+    trained = trained_by(Phase("p", 1, (pattern, "head"), 1e-4, batch_norm="train"), model)
+    assert trained == {path for path in parameters_of(model) if freezing.matches(path, pattern)} | {
+        "head/kernel",
+        "head/bias",
+    }
+
+
+def test_a_group_that_is_nothing_but_batch_norm_can_be_named():
+    model = Classifier(registry.build("densenet121"), 2)
+    assert trained_by(Phase("p", 1, ("top", "head"), 1e-4), model) == {"head/kernel", "head/bias"}
+    with pytest.raises(UserError, match="phase 'p' trains nothing: top holds only parameters of batch norm"):
+        trained_by(Phase("p", 1, ("top",), 1e-4), model)
+
+
+def test_a_parameter_without_a_kind_is_refused():
+    class Bare(nnx.Module):
+        def __init__(self):
+            self.gain = nnx.Param(jnp.ones(3))
+
+    encoder = Encoder("bare", [LayerGroup("stem", Bare, 3, 1)], preprocess=ENCODER.preprocess)
+    with pytest.raises(TypeError, match="stem/gain is a Param; expected one of the classes"):
+        encoder.kinds  # noqa: B018
 
 
 def test_clipping_and_moments_see_the_trained_leaves_alone():
@@ -103,7 +187,7 @@ def test_a_pattern_that_matches_nothing_names_near_ones():
 
 
 def test_a_phase_of_frozen_norms_alone_is_refused():
-    with pytest.raises(UserError, match="trains nothing"):
+    with pytest.raises(UserError, match="only parameters of batch norm"):
         tiny.make_run([Phase("p", 1, ("*/norm",), 1e-2)], encoder=ENCODER, data=tiny.dataset())
 
 
@@ -134,16 +218,16 @@ def test_the_boundary_is_the_longest_frozen_run_of_leading_groups(trains):
 
 
 def test_a_group_whose_norm_adapts_is_above_the_boundary():
-    phase = Phase("p", 1, ("head",), 1e-2, norm=(("stage2", "stats"),))
+    phase = Phase("p", 1, ("head",), 1e-2, batch_norm=(("stage2", "stats"),))
     mask = tiny.make_run([phase], encoder=ENCODER, data=tiny.dataset()).programs[0].mask
     assert mask.boundary == 1
-    assert mask.norm_modes == {"stage2/block1": "stats"}
+    assert mask.batch_norm_modes == {"stage2/block1": "stats"}
 
 
 def test_what_a_step_drops_follows_from_seed_and_step_alone():
-    settings = SimpleNamespace(name="resnet18", drop_path=0.5, dropout=0.0, remat=("stage1/block1",))
-    encoder = registry.of_config(settings).truncate("stage1/block2")
-    assert registry.of_config(settings) is registry.of_config(settings)
+    settings = ModelSettings(name="resnet18", drop_path=0.5, remat=("stage1/block1",))
+    encoder = settings.encoder().truncate("stage1/block2")
+    assert settings.encoder() is settings.encoder()
     assert encoder.is_stochastic
     assert encoder.remat == {"stage1/block1"}
     run = tiny.make_run(

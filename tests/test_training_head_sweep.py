@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from dapt_jax.data.pipeline import Order
-from dapt_jax.losses import Objective
+from dapt_jax.losses.cross_entropy import CrossEntropy
 from dapt_jax.training import head_sweep
 from dapt_jax.training.head_sweep import HeadSettings, HyperParams, Split
 
@@ -47,7 +47,7 @@ def one_by_one(split, point, settings):
 
 @pytest.mark.parametrize("hidden", [(), (5,)])
 def test_every_split_and_point_gives_the_head_of_a_plain_loop(hidden):
-    settings = HeadSettings(hidden, Objective(3), 4, 16, True)
+    settings = HeadSettings(hidden, CrossEntropy(3), 4, 16, True)
     together = head_sweep.train(FEATURES, LABELS, SPLITS, settings, [POINTS] * 3)
     for place, split in enumerate(SPLITS):
         for number, point in enumerate(POINTS):
@@ -60,7 +60,7 @@ def test_every_split_and_point_gives_the_head_of_a_plain_loop(hidden):
 
 
 def test_the_point_that_is_chosen_is_the_best_on_held_out_rows_and_is_trained_on_all():
-    settings = HeadSettings((), Objective(3), 20, 16, True)
+    settings = HeadSettings((), CrossEntropy(3), 20, 16, True)
     points = [
         HyperParams(1e-2, 0.0),
         HyperParams(1e-6, 0.0),
@@ -72,12 +72,12 @@ def test_the_point_that_is_chosen_is_the_best_on_held_out_rows_and_is_trained_on
     np.testing.assert_array_equal(tuned.params["layer0"]["kernel"], expected.params["layer0"]["kernel"])
     trials = sum(len(rows) for rows, _ in inner) * 3 * 20
     assert tuned.images == expected.images + trials
-    assert tuned.flops == tuned.images * head_sweep.flops_per_image(12, (), Objective(3))
+    assert tuned.flops == tuned.images * head_sweep.flops_per_image(12, (), CrossEntropy(3))
 
 
 def test_many_wide_heads_at_once_are_the_same_as_few():
     features = RNG.normal(size=(96, 1280)).astype(np.float32)
-    settings = HeadSettings((), Objective(4), 1, 64, True)
+    settings = HeadSettings((), CrossEntropy(4), 1, 64, True)
     points = [HyperParams(1e-3 * (1 + number), 1e-4 * number) for number in range(9)]
     splits = [Split(np.arange(96), number % 2, number % 5) for number in range(10)]
     many = head_sweep.train(features, LABELS[:96], splits, settings, [points] * 10)

@@ -12,7 +12,8 @@ from dapt_jax.data import pipeline
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.mix import Mix
 from dapt_jax.errors import UserError
-from dapt_jax.losses import Objective
+from dapt_jax.losses import ClassificationLoss
+from dapt_jax.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
 from dapt_jax.monitoring.heartbeat import Heartbeat
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.training import loop
@@ -150,7 +151,7 @@ def test_a_run_killed_anywhere_and_resumed_ends_with_the_same_bits_and_counts(tm
     phases = [
         tiny.HEAD,
         Phase("partial", 2, ("stage3", "head"), 1e-2, schedule="plateau"),
-        Phase("full", 2, ("*",), 1e-2, norm="train", schedule="cosine"),
+        Phase("full", 2, ("*",), 1e-2, batch_norm="train", schedule="cosine"),
     ]
 
     augment = Augment("horizontal", 0.1)
@@ -187,7 +188,7 @@ def test_a_run_needs_nothing_but_itself_and_says_what_it_cost():
 
 def test_few_frames_lie_between_the_loop_and_the_gradient(monkeypatch):
     frames = []
-    total = Objective.total
+    total = ClassificationLoss.total
 
     def looking(self, *arguments):
         stack = traceback.extract_stack()
@@ -195,7 +196,7 @@ def test_few_frames_lie_between_the_loop_and_the_gradient(monkeypatch):
         frames.append(names[names.index("train") :] if "train" in names else [])
         return total(self, *arguments)
 
-    monkeypatch.setattr(Objective, "total", looking)
+    monkeypatch.setattr(ClassificationLoss, "total", looking)
     run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA)
     loop.train(run, *run.model.init(1))
     # FLOPs are counted first; the last one takes the gradient, while the step is traced to be compiled.
@@ -253,7 +254,7 @@ def uncertain_data():
 
 def test_targets_of_uncertain_labels_are_new_in_every_epoch_and_the_same_from_a_cache():
     data = uncertain_data()
-    objective = Objective(3, multi_label=True, uncertain=data.uncertain)
+    objective = BinaryCrossEntropy(3, multi_label=True, uncertain=data.uncertain)
     phases = [tiny.PARTIAL, Phase("late", 3, ("head",), 1e-2)]
     curves = {}
     for mode in ("off", "auto"):  # one by one from images; then from activations, one by one and many epochs at once
@@ -288,7 +289,7 @@ def test_uncertain_labels_are_not_scored():
 
 
 def stopping_run(epochs, val=12):
-    phases = [tiny.HEAD, Phase("full", epochs, ("*",), 3e-2, norm="train")]
+    phases = [tiny.HEAD, Phase("full", epochs, ("*",), 3e-2, batch_norm="train")]
     return tiny.make_run(phases, encoder=ENCODER, data=DATA, val=val, mix=Mix(mixup=0.5, cutmix=1.0))
 
 
@@ -402,10 +403,10 @@ def test_what_cannot_be_a_run_is_one_line():
         "tiny: no rows to train on": lambda: TrainData(DATA, []),
         "tiny: 2 weights for 32 training rows": lambda: TrainData(DATA, rows, weights=(1.0, 1.0)),
         "2 phases are named 'head'": lambda: TrainingRun(
-            model, (tiny.HEAD, tiny.HEAD), TrainData(DATA, rows), Objective(3)
+            model, (tiny.HEAD, tiny.HEAD), TrainData(DATA, rows), CrossEntropy(3)
         ),
         "batch_size is 0; expected 1 or more": lambda: TrainingRun(
-            model, (tiny.HEAD,), TrainData(DATA, rows), Objective(3), batch_size=0
+            model, (tiny.HEAD,), TrainData(DATA, rows), CrossEntropy(3), batch_size=0
         ),
     }
     for line, make in lines.items():

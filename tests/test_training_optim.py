@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dapt_jax.errors import UserError
+from dapt_jax.parameters import Kind
 from dapt_jax.training import optim
-from dapt_jax.training.optim import Optimizer, Plateau
+from dapt_jax.training.optim import Optimizer, Plateau, PlateauState
 from dapt_jax.training.phases import Phase, Timeline
 from tests import tiny
 
@@ -30,12 +31,13 @@ def test_a_run_that_trains_all_is_optax_s_own(name):
 def test_weight_decay_falls_on_kernels_alone():
     params = {"a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}}
     optimizer = Optimizer("sgd", weight_decay=0.5, b1=0.0)
-    tx = optim.transformation(
-        optimizer, params, optim.labels(("a/bias", "a/kernel"), [mask_of("a/bias", "a/kernel")], 0)
-    )
+    tx = optim.transformation(optimizer, params, optim.labels(tuple(KINDS), KINDS, [mask_of(*KINDS)], 0))
     direction, _ = tx.update(jax.tree.map(np.zeros_like, params), tx.init(params), params)
     assert np.all(direction["a"]["kernel"] == 0.5)
     assert np.all(direction["a"]["bias"] == 0)
+
+
+KINDS = {"a/bias": Kind.BIAS, "a/kernel": Kind.DENSE_KERNEL}
 
 
 def mask_of(*paths):
@@ -101,12 +103,13 @@ def test_steps_are_at_a_half_and_at_three_quarters():
 
 
 def test_the_plateau_waits_and_then_halves():
-    plateau = Plateau(patience=2)
-    for loss in (1.0, 0.9, 0.9, 0.9, 0.9):
-        plateau.update(loss)
-    assert plateau.scale == 0.5
-    plateau.update(0.5)
-    assert (plateau.scale, plateau.best, plateau.waited) == (0.5, 0.5, 0)
+    plateau, state = Plateau(patience=2), PlateauState()
+    for loss in (1.0, 0.9, 0.9, 0.9):
+        state = plateau.update(state, loss)
+    assert state == PlateauState(1.0, 0.9, 2)
+    state = plateau.update(state, 0.9)
+    assert state == PlateauState(0.5, 0.9, 0)
+    assert plateau.update(state, 0.5) == PlateauState(0.5, 0.5, 0)
 
 
 def test_unknown_settings_name_the_valid_ones():

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from dapt_jax.errors import UserError
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import StudySettings
+from dapt_jax.settings.training import SegmentationSettings, TransferSettings
 from dapt_jax.study import segmentation
-from dapt_jax.study.tasks import Arm, Task
+from dapt_jax.study.arms import Arm, Study
+from dapt_jax.study.strategies import Strategy
+from dapt_jax.study.tasks import Task
 from dapt_jax.training import accounting
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
@@ -22,7 +25,7 @@ FACTORS = {"stage2/block1": 0.5, "stage3/block1": 4.0, "head/bias": 0.25}
 
 
 def program_of(rates, **others):
-    phase = Phase("last", 1, ("stage2", "stage3", "head"), 1e-2, rates=rates)
+    phase = Phase("last", 1, ("stage2", "stage3", "head"), 1e-2, lr_multipliers=rates)
     return tiny.make_run([phase], encoder=ENCODER, data=tiny.dataset(), **others).programs[0]
 
 
@@ -54,12 +57,12 @@ def test_a_step_moves_a_leaf_its_factor_times_as_far(name):
 
 def test_the_later_of_two_patterns_holds_and_frozen_leaves_have_no_factor():
     mask = program_of(RATES).mask
-    assert dict(mask.rates) == {path: factor_of(path) for path in mask.trainable if factor_of(path) != 1}
-    assert {factor for _, factor in mask.rates} == set(FACTORS.values())
+    assert dict(mask.lr_multipliers) == {path: factor_of(path) for path in mask.trainable if factor_of(path) != 1}
+    assert {factor for _, factor in mask.lr_multipliers} == set(FACTORS.values())
 
 
 def test_factors_change_neither_the_layout_of_a_checkpoint_nor_the_cost_and_a_factor_of_one_nothing():
-    plain, rated, idle = (program_of(rates, Optimizer(ema=0.9)) for rates in ((), RATES, (("head", 1.0),)))
+    plain, rated, idle = (program_of(rates, optimizer=Optimizer(ema=0.9)) for rates in ((), RATES, (("head", 1.0),)))
     assert idle.key == plain.key != rated.key
     params, batch_stats = plain.model.init(0)
     layouts = [jax.eval_shape(program.init_state, params, batch_stats) for program in (plain, rated)]
@@ -70,10 +73,14 @@ def test_factors_change_neither_the_layout_of_a_checkpoint_nor_the_cost_and_a_fa
 @pytest.mark.parametrize(
     ("pattern", "factor", "words"),
     [
-        ("stage4", 0.1, "phase 'last': rates pattern 'stage4' matches no parameter that trains; did you mean 'stage3'"),
-        ("stage1", 0.1, "rates pattern 'stage1' matches no parameter that trains; did you mean 'stage"),
-        ("head", 0.0, "the rate factor of 'head' is 0.0; expected a positive number"),
-        ("head", float("nan"), "the rate factor of 'head' is nan; expected a positive number"),
+        (
+            "stage4",
+            0.1,
+            "phase 'last': lr_multipliers pattern 'stage4' matches no parameter that trains; did you mean 'stage",
+        ),
+        ("stage1", 0.1, "lr_multipliers pattern 'stage1' matches no parameter that trains; did you mean 'stage"),
+        ("head", 0.0, "the lr multiplier of 'head' is 0.0; expected a positive number"),
+        ("head", float("nan"), "the lr multiplier of 'head' is nan; expected a positive number"),
     ],
 )
 def test_a_rate_of_nothing_or_of_no_size_is_refused(pattern, factor, words):
@@ -82,18 +89,21 @@ def test_a_rate_of_nothing_or_of_no_size_is_refused(pattern, factor, words):
 
 
 def test_a_new_decoder_keeps_its_rate_while_the_encoder_is_fine_tuned():
-    config = default()
-    settings = config.transfer.segmentation
+    settings = SegmentationSettings()
     masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
     task = Task("cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {})
-    arm = Arm("full", 0, "", "")
-    alone, whole = segmentation.run_of(config, task, arm, ENCODER, "finetune", 0, np.arange(30)).programs
-    assert alone.mask.rates == ()
-    factors = dict(whole.mask.rates)
+    arm = Arm(Strategy("full", ENCODER, (), "random"), 0)
+
+    def programs(lr):
+        own = StudySettings(transfer=TransferSettings(segmentation=dataclasses.replace(settings, lr=lr)))
+        return segmentation.fold_run(Study(own), arm, task, ENCODER, "finetune/fold0", np.arange(30)).programs
+
+    alone, whole = programs(settings.lr)
+    assert alone.mask.lr_multipliers == ()
+    factors = dict(whole.mask.lr_multipliers)
     assert set(factors) == {path for path in whole.mask.trainable if not path.startswith(tuple(ENCODER.groups))}
     for program, step in ((alone, 0), (whole, whole.first_step)):
-        rate = program.lr(step) * dict(program.mask.rates).get(next(iter(factors)), 1.0)
+        rate = program.lr(step) * dict(program.mask.lr_multipliers).get(next(iter(factors)), 1.0)
         assert rate == pytest.approx(settings.decoder_lr)
     assert whole.lr(whole.first_step) == settings.lr
-    settings.lr = settings.decoder_lr
-    assert segmentation.run_of(config, task, arm, ENCODER, "finetune", 0, np.arange(30)).programs[1].mask.rates == ()
+    assert programs(settings.decoder_lr)[1].mask.lr_multipliers == ()

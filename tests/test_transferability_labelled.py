@@ -14,13 +14,20 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
 
 from dapt_jax.errors import UserError
-from dapt_jax.transferability.evidence import h_score, logme, regularised_h_score
-from dapt_jax.transferability.inputs import Moments
-from dapt_jax.transferability.leep import leep, nce, nleep
+from dapt_jax.transferability.gbc import gbc
+from dapt_jax.transferability.h_score import h_score, regularised_h_score
+from dapt_jax.transferability.inputs import FeatureStatistics
+from dapt_jax.transferability.knn import knn
+from dapt_jax.transferability.leep import leep
+from dapt_jax.transferability.linear_probe import linear_probe
+from dapt_jax.transferability.logme import logme
 from dapt_jax.transferability.mixture import responsibilities
-from dapt_jax.transferability.neighbours import knn, linear_probe, parc
+from dapt_jax.transferability.nce import nce
+from dapt_jax.transferability.nleep import nleep
+from dapt_jax.transferability.parc import parc
 from dapt_jax.transferability.registry import SCORES, Sample, evaluate
-from dapt_jax.transferability.separation import gbc, sfda, transrate
+from dapt_jax.transferability.sfda import sfda
+from dapt_jax.transferability.transrate import transrate
 
 LABELLED = [name for name, entry in SCORES.items() if entry.needs == "labels"]
 
@@ -333,7 +340,7 @@ def test_bad_input_is_one_line_that_says_what_was_expected():
     }
     for line, arguments in lines.items():
         with pytest.raises(UserError, match=line):
-            Moments.of(*arguments)
+            FeatureStatistics.of(*arguments)
     with pytest.raises(UserError, match="expected 100 or more, found 40"):
         nleep(f, np.arange(N) % 20)
     with pytest.raises(UserError, match="source probabilities do not sum to 1 in every row"):

@@ -12,21 +12,25 @@ from dapt_jax.data.textures import PATTERNS, load_textures
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
-from dapt_jax.settings import checks
+from dapt_jax.settings import resolve
 from dapt_jax.study import halving
 from tests.command import ROOT, rows, run
 
 TINY = ROOT / "tests" / "configs" / "tiny_study.py"
 FLAGS = (
-    "--config.transfer.protocols=linear,", "--config.score.budget=0.5", "--config.score.images=24",
-    "--config.score.names=robustness,knn", "--config.score.level=1",
+    "--config.transfer.protocols=linear,", "--config.checkpoint_scoring.budget=0.5", "--config.checkpoint_scoring.images=24",
+    "--config.checkpoint_scoring.names=robustness,knn", "--config.checkpoint_scoring.level=1",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
-    flags = ("--config.select=knn", "--config.score.downstream=true", "--config.strategies=switching,")
+    flags = (
+        "--config.checkpoint_selection.score=knn",
+        "--config.checkpoint_scoring.downstream=true",
+        "--config.strategies=switching,",
+    )
     assert run(f"--config={TINY}", f"--workdir={folder}", *FLAGS, *flags) == 0
     return folder
 
@@ -56,12 +60,12 @@ def test_the_ledger_says_what_each_checkpoint_took_and_the_report_shows_the_scor
     assert 0 < scores["model_flops"] <= 0.5 * trained
     assert (measured / "figures" / "scores_along_cells.png").exists()
     text = (measured / "report.md").read_text()
-    assert "Scores against what the checkpoints are worth" in text
+    assert "Transferability scores against downstream scores" in text
     assert "| robustness | " in text
 
 
 def test_the_plan_says_what_scoring_takes_and_the_ledger_agrees(measured, capsys):
-    flags = ("--config.select=knn", "--config.strategies=switching,", "--config.mode=plan")
+    flags = ("--config.checkpoint_selection.score=knn", "--config.strategies=switching,", "--config.mode=plan")
     assert run(f"--config={TINY}", *FLAGS, *flags) == 0
     line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("switching: "))
     scores = next(row for row in rows(measured / "ledger.jsonl") if row["stage"] == "score")
@@ -75,14 +79,19 @@ def test_arms_within_a_budget_compete_and_one_is_left(tmp_path):
         "    return config",
         """    first, *_, last = phases
     shorter = dict(last, name="top", trainable=("stage2", "head"))
-    with config.unlocked():
-        config.phases.top = {"cut_after": "stage2/block2", "phases": (first, shorter)}
+    config.custom_strategies.top = {"cut_after": "stage2/block2", "phases": (first, shorter)}
     config.strategies = ("truncated", "switching", "top")
     return config""",
     )
     config.write_text(source)
     folder = tmp_path / "run"
-    flags = (f"--config={config}", f"--workdir={folder}", *FLAGS, "--config.select=knn", "--config.budget=0.5")
+    flags = (
+        f"--config={config}",
+        f"--workdir={folder}",
+        *FLAGS,
+        "--config.checkpoint_selection.score=knn",
+        "--config.compute_budget=0.5",
+    )
     flags = (*flags, "--config.adapt.head_epochs=2", "--config.adapt.epochs=12")
     assert run(*flags) == 0
     record = json.loads((folder / "checkpoints" / "halving-seed0.json").read_text())
@@ -100,13 +109,19 @@ def test_arms_within_a_budget_compete_and_one_is_left(tmp_path):
 
 
 def test_a_budget_too_small_for_a_first_score_is_refused_with_the_one_that_is_enough(tmp_path, capsys):
-    flags = (f"--config={TINY}", *FLAGS, "--config.select=knn", "--config.mode=plan", "--config.adapt.head_epochs=2")
-    assert run(*flags, "--config.budget=0.01") == 2
+    flags = (
+        f"--config={TINY}",
+        *FLAGS,
+        "--config.checkpoint_selection.score=knn",
+        "--config.mode=plan",
+        "--config.adapt.head_epochs=2",
+    )
+    assert run(*flags, "--config.compute_budget=0.01") == 2
     line = capsys.readouterr().err
-    assert "a budget of 0.01 of full DAPT brings none of switching to a first score" in line
+    assert "a compute_budget of 0.01 of full DAPT brings none of switching to a first score" in line
     least = float(re.search(r"expected ([\d.]+) or more", line)[1])
-    assert run(*flags, f"--config.budget={least}") == 0
-    assert run(*flags, f"--config.budget={least - 0.003}") == 2
+    assert run(*flags, f"--config.compute_budget={least}") == 0
+    assert run(*flags, f"--config.compute_budget={least - 0.003}") == 2
 
 
 def test_the_better_half_goes_on_and_what_has_no_score_goes_first():
@@ -118,13 +133,16 @@ def test_the_better_half_goes_on_and_what_has_no_score_goes_first():
 @pytest.mark.parametrize(
     ("flag", "line"),
     [
-        ("--config.select=logm", "unknown transferability score 'logm'; did you mean 'logme'?"),
+        ("--config.checkpoint_selection.score=logm", "unknown transferability score 'logm'; did you mean 'logme'?"),
         (
-            "--config.budget=0.5",
-            "budget is for strategies that adapt, compared by a score; expected select='robustness'",
+            "--config.compute_budget=0.5",
+            "compute_budget is for strategies that adapt, compared by a score; expected checkpoint_selection.score=",
         ),
-        ("--config.score.budget=1.5", "score.budget is 1.5; expected 0 to less than 1"),
-        ("--config.score.every=-1", "score.every is -1; expected 0 or more"),
+        (
+            "--config.checkpoint_scoring.budget=1.5",
+            "checkpoint_scoring.budget is 1.5; expected more than 0 and less than 1",
+        ),
+        ("--config.checkpoint_scoring.every=-1", "checkpoint_scoring.every is -1; expected 0 or more"),
     ],
 )
 def test_a_bad_setting_is_one_line(flag, line, tmp_path, capsys):
@@ -133,11 +151,19 @@ def test_a_bad_setting_is_one_line(flag, line, tmp_path, capsys):
 
 
 def test_a_task_that_is_none_and_a_budget_that_buys_nothing_are_one_line(tmp_path, capsys):
-    common = (f"--config={TINY}", f"--workdir={tmp_path}", "--config.select=robustness", "--config.score.level=1")
-    assert run(*common, "--config.score.task=cell") == 2
-    assert "score.task 'cell' is not one of the tasks; did you mean 'cells'?" in capsys.readouterr().err
-    assert run(*common, "--config.score.budget=1e-6") == 2
-    assert "score.budget of 1e-06 pays for 0 images at 4 epochs; expected 2 or more" in capsys.readouterr().err
+    common = (
+        f"--config={TINY}",
+        f"--workdir={tmp_path}",
+        "--config.checkpoint_selection.score=robustness",
+        "--config.checkpoint_scoring.level=1",
+    )
+    assert run(*common, "--config.checkpoint_scoring.task=cell") == 2
+    assert "checkpoint_scoring.task 'cell' is not one of the tasks; did you mean 'cells'?" in capsys.readouterr().err
+    assert run(*common, "--config.checkpoint_scoring.budget=1e-6") == 2
+    assert (
+        "checkpoint_scoring.budget of 1e-06 pays for 0 images at 4 epochs; expected 2 or more"
+        in capsys.readouterr().err
+    )
 
 
 def test_textures_are_the_same_whatever_their_number_and_all_unlike():
@@ -161,9 +187,9 @@ def test_the_papers_models_exist_and_its_recipes_are_settings():
         assert built.groups[-1] == "head"
         for dataset in hidy.DATASETS:
             config = hidy.get_config(f"{dataset},{model},advanced")
-            checks.check(config)
+            resolve(config)
             assert (config.model.name, config.transfer.segmentation.decoder) == (encoder, decoder)
-    assert (config.adapt.batch_size, config.phases.pretraining["phases"][0]["lr"]) == (1024, 1e-3)
+    assert (config.adapt.batch_size, config.custom_strategies.pretraining["phases"][0]["lr"]) == (1024, 1e-3)
     assert hidy.get_config("own,unet").phases.pretraining["phases"][0]["warmup"] == 5
     with pytest.raises(UserError, match="unknown 'resnet' in 'own,resnet,simple'; did you mean 'resnet50'"):
         hidy.get_config("own,resnet,simple")

@@ -10,10 +10,13 @@ import pytest
 import scipy.linalg
 
 from dapt_jax.errors import UserError
-from dapt_jax.transferability.dense import ccfv, pixel_gbc
+from dapt_jax.transferability.alignment import alignment
+from dapt_jax.transferability.ccfv import ccfv
+from dapt_jax.transferability.gbc import gbc
+from dapt_jax.transferability.pixel_gbc import pixel_gbc
 from dapt_jax.transferability.registry import SCORES, Sample, evaluate
-from dapt_jax.transferability.robustness import Jitter, alignment, jitter, pool, robustness, uniformity
-from dapt_jax.transferability.separation import gbc
+from dapt_jax.transferability.robustness import Jitter, jitter, pool, robustness
+from dapt_jax.transferability.uniformity import uniformity
 
 RNG = np.random.default_rng(0)
 MAPS = RNG.normal(size=(2, 7, 3, 3, 5)) + 0.5

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dapt_jax.errors import UserError
-from dapt_jax.models import registry, swin, vit
+from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import DEFAULT, Encoder, Options
+from dapt_jax.models.encoders import swin, vit
 from dapt_jax.weights import adapt, tables
 from dapt_jax.weights.merge import merge
 from dapt_jax.weights.paths import flatten

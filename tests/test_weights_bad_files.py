@@ -85,7 +85,7 @@ def test_a_zip_file_of_a_hundred_thousand_members_is_refused(tmp_path: Path) -> 
     path = tmp_path / "crowd.npz"
     end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, archive.MEMBERS * 600, 0, 0)
     path.write_bytes(b"PK\x03\x04" + end)
-    assert "a table of contents of 60,000,000 bytes" in refused(path)
+    assert f"a table of contents of {archive.MEMBERS * 600:,} bytes" in refused(path)
 
 
 def test_hdf5_that_declares_more_than_it_holds_is_refused(tmp_path: Path) -> None:

@@ -152,8 +152,9 @@ def test_what_cannot_be_had_says_what_to_put_where(source, name: str, sha256, me
 
 
 def test_an_address_that_leads_out_of_https_is_refused(source, monkeypatch) -> None:
-    real = urllib.request.urlopen
-    monkeypatch.setattr(urllib.request, "urlopen", lambda request, **more: real(f"{source.address}/a.pth", **more))
+    director = urllib.request.OpenerDirector
+    real = director.open
+    monkeypatch.setattr(director, "open", lambda self, _, **more: real(self, f"{source.address}/a.pth", **more))
     with pytest.raises(UserError, match=r"https://example\.org/a\.pth: leads to http://127"):
         download.fetch("https://example.org/a.pth")
     assert not list(download.folder().rglob("a.pth"))

@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 from flax import nnx
 
+from dapt_jax import losses
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
-from dapt_jax.losses import Objective
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.models.encoder import Encoder, Group, Preprocess
+from dapt_jax.models.encoder import Encoder, LayerGroup, Preprocess
 from dapt_jax.models.layers import BatchNorm, Conv
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.phases import Phase
@@ -28,7 +28,7 @@ class Block(nnx.Module):
 def encoder():
     widths = (3, 4, 6, 8)
     groups = [
-        Group(f"stage{n}/block1", lambda rngs, a=a, b=b: Block(a, b), b, 2**n)
+        LayerGroup(f"stage{n}/block1", lambda a=a, b=b: Block(a, b), b, 2**n)
         for n, (a, b) in enumerate(itertools.pairwise(widths), start=1)
     ]
     half = (127.5,) * 3
@@ -48,7 +48,7 @@ def dataset(n=40, size=16, classes=3, seed=0):
 def make_run(phases, *, encoder, data, batch_size=8, cache="off", val=8, dtype="float32", objective=None, **others):
     """A run over `data`, whose last `val` rows are the validation rows; `others` as in `TrainingRun`."""
     rows = np.arange(len(data))
-    objective = objective or Objective(len(data.classes))
+    objective = objective or losses.make(classes=len(data.classes))
     model = Classifier(encoder, objective.outputs, dtype)
     data = TrainData(data, rows[: len(rows) - val], rows[len(rows) - val :])
     caching = Caching(cache, 1 << 28) if isinstance(cache, str) else cache

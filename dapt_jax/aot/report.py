@@ -1,6 +1,5 @@
-"""A study's steps, compiled for TPUs that are not there: what they would take of each chip, and the largest batch that fits."""
+"""Ahead-of-time compilation of a study's steps for a TPU topology: their costs, and the largest batch that fits."""
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable, Hashable, Iterator
@@ -18,10 +17,10 @@ from dapt_jax.aot.compile import Compiled, abstract_arguments, compile_phase, fo
 from dapt_jax.cost import hardware
 from dapt_jax.cost.hardware import Hardware
 from dapt_jax.errors import UserError
-from dapt_jax.report.tables import number
+from dapt_jax.formatting import number
 from dapt_jax.runtime import atomic_files, sharding
+from dapt_jax.settings import StudySettings
 from dapt_jax.study import prepare
-from dapt_jax.study.adapt import dapt_run
 from dapt_jax.training import accounting, freezing
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram
@@ -257,51 +256,53 @@ class Compiler:
         return self._largest[key]
 
 
-def show(config: Any, workdir: Path | None) -> None:
-    """Compiles every strategy's phases, prints a table of each, and writes `aot.json` into the workdir if there is one.
+def show(settings: StudySettings, workdir: Path | None) -> None:
+    """Compile every strategy's phases, print a table of each, and write `aot.json` into the workdir if there is one.
+
+    Args:
+        settings: Settings of the study.
+        workdir: Folder of `aot.json`; None to write none.
 
     Raises:
         UserError: no such topology, a batch that does not divide among its chips, or nothing that adapts.
     """
     # JAX cannot read back what it keeps of programs for devices that are not there.
     jax.config.update("jax_enable_compilation_cache", False)
-    devices = topology.devices(config.aot.topology)
-    mesh = sharding.make_mesh(devices, config.parallel.fsdp)
+    devices = topology.devices(settings.aot.topology)
+    mesh = sharding.make_mesh(devices, settings.runtime.fsdp)
     chips = hardware.lookup(devices[0].device_kind, len(devices), "tpu")
     try:
-        sharding.check_batch(config.adapt.batch_size, config.adapt.accumulate, len(devices))
+        sharding.check_batch(settings.adapt.batch_size, settings.adapt.grad_accum_steps, len(devices))
     except UserError as error:
         raise UserError(f"adapt.{error}") from error
-    ready = prepare.prepare(_for_this_machine(config))
+    # What holds for the topology alone is left out, so that the study can be read and checked here.
+    runtime = dataclasses.replace(settings.runtime, fsdp=1)
+    study = prepare.prepare(dataclasses.replace(settings, runtime=runtime))
     console = Console(width=None if Console().is_terminal else 150)
-    groups = len(devices) if config.model.batch_norm == "per_device" else 1
-    compiler = Compiler(mesh, chips, config.aot.compilations, lambda line: console.print(line, soft_wrap=True), groups)
-    seed, found = config.seeds[0], []
-    for strategy in ready.strategies:
-        if corpus := ready.corpus_of(strategy):
-            steps = list(compiler.steps(dapt_run(config, strategy, seed, corpus)))
-            found += steps
-            console.print(_table(strategy.name, steps, chips))
-    if not found:
+    groups = len(devices) if settings.model.batch_norm_statistics == "per_device" else 1
+    compiler = Compiler(
+        mesh, chips, settings.aot.compilations, lambda line: console.print(line, soft_wrap=True), groups
+    )
+    compiled: list[Step] = []
+    for arm in study.arms_of(settings.seeds[0]):
+        if study.corpus_of(arm):
+            steps = list(compiler.steps(study.run_of(arm)))
+            compiled += steps
+            console.print(_table(arm.name, steps, chips))
+    if not compiled:
         raise UserError(
-            f"strategies {', '.join(config.strategies)}: none adapts, so there is no step; expected such as 'full'"
+            f"strategies {', '.join(settings.strategies)}: none adapts, so there is no step; expected such as 'full'"
         )
-    console.print(_words(config, chips, found), soft_wrap=True)
+    console.print(_footnote(settings.aot.topology, chips, compiled), soft_wrap=True)
     if workdir:
-        atomic_files.write_text(workdir / FILE, json.dumps(_figures(config, mesh, chips, found), indent=1) + "\n")
+        figures = json.dumps(_figures(settings.aot.topology, mesh, chips, compiled), indent=1) + "\n"
+        atomic_files.write_text(workdir / FILE, figures)
         console.print(f"figures: {workdir / FILE}", soft_wrap=True)
 
 
-def _for_this_machine(config: Any) -> Any:
-    """The config without what holds for the topology alone, so that the study can be read and checked here."""
-    own = copy.deepcopy(config)
-    own.parallel.fsdp = 1
-    return own
-
-
-def _figures(config: Any, mesh: Mesh, chips: Hardware, steps: list[Step]) -> dict[str, Any]:
+def _figures(name: str, mesh: Mesh, chips: Hardware, steps: list[Step]) -> dict[str, Any]:
     return {
-        "topology": config.aot.topology,
+        "topology": name,
         "mesh": dict(mesh.shape),
         "jax": jax.__version__,
         "libtpu": topology.version(),
@@ -362,11 +363,11 @@ def _batch(largest: Largest | None) -> str:
     return f"{largest.batch_size:,}{above}"
 
 
-def _words(config: Any, chips: Hardware, steps: list[Step]) -> str:
-    """What the figures are, and what they are not."""
+def _footnote(name: str, chips: Hardware, steps: list[Step]) -> str:
+    """Return what the figures are, and what they are not."""
     capacity = f"{_mib(chips.memory_bytes)} MiB of HBM" if chips.memory_bytes else "HBM of unknown size"
     lines = [
-        f"{config.aot.topology}: {capacity} a chip, of which the compiler keeps a little for itself. GFLOP: of the step's "
+        f"{name}: {capacity} a chip, of which the compiler keeps a little for itself. GFLOP: of the step's "
         "matrix products over all chips, a multiply-accumulate is 2; XLA's: of all operations of one chip, the bodies of "
         "loops once. HBM of one chip: the state and what else a step is given, and what lives between. A step takes at least "
         "the time marked *: the longest of arithmetic, HBM and links between chips, each alone and at its published best. "

@@ -36,7 +36,7 @@ _CHIPS = {
 
 
 def set_up() -> None:
-    """Lets this process compile for TPUs: before JAX is imported.
+    """Let this process compile for TPUs: before JAX has looked at its devices.
 
     The process itself computes on the CPU, whatever else there is. libtpu is taken from `TPU_LIBRARY_PATH`, or else from the
     environment's own packages; it is kept from asking a cloud's metadata server what machine this is, and from minding
@@ -54,7 +54,10 @@ def set_up() -> None:
         raise UserError(f"{_LIBRARY} is {library!r}, which is no file; {how}")
     if not library and importlib.util.find_spec("libtpu") is None:
         raise UserError(f"mode=aot compiles with libtpu, which is not installed; {how}")
+    import jax
+
     os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),  # of this machine, which has none: it only keeps libtpu from asking

@@ -1,5 +1,6 @@
 """Pictures in arrays on disk: NumPy's .npy, and HDF5 files, which MATLAB's .mat files of version 7.3 are."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from dapt_jax.data.plane import Plane, one_line
 from dapt_jax.errors import UserError, nearest
 
 _HEADER_BYTES = 1 << 20
+# Files of Python 2 are read as any others.
+warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required", category=UserWarning)
 _NAMES = 1000
 
 
@@ -84,7 +87,7 @@ def _shape(plane: Plane, array: Any) -> tuple[int, ...]:
         raise UserError(f"{plane}: an array {list(shape)}, expected a picture [h, w] or [h, w, 3]")
     if 0 in picture:
         raise UserError(f"{plane}: an array {list(shape)} without pixels, expected a picture [h, w] or [h, w, 3]")
-    size = int(np.prod(picture, dtype=object)) * (2 * array.dtype.itemsize + 10)
+    size = int(np.prod(picture, dtype=object)) * (2 * array.dtype.itemsize + 18)
     limits.check(plane.path, size, f"a picture {list(picture)} of {array.dtype}")
     return shape
 

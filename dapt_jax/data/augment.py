@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num, PRNGKeyArray, UInt8
 
 from dapt_jax.data import colour, randaugment, warp
-from dapt_jax.data.randaugment import Drawn
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.data.randaugment import STRONGEST, Drawn
+from dapt_jax.errors import UserError
+from dapt_jax.fields import check_fields, setting
 from dapt_jax.ops import choice
 
 AnyArray = Array | np.ndarray
@@ -50,38 +51,28 @@ class Augment:
         centre: the patch is the one in the middle.
     """
 
-    flip: str = "none"
-    shift: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    rotate: float = 0.0
-    scale: float = 0.0
-    crop: float = 0.0
-    elastic: float = 0.0
-    grid: float = 0.0
-    patch: int = 0
-    gamma: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    erase: float = 0.0
-    randaugment: int = 0
-    magnitude: float = 9.0
+    flip: str = setting("none", choices=FLIPS, doc="Random flips; dihedral adds quarter turns.")
+    shift: float = setting(0.0, at_least=0, below=1, doc="Largest translation, as a share of the side.")
+    brightness: float = setting(0.0, at_least=0, below=1, doc="Largest relative change of brightness.")
+    contrast: float = setting(0.0, at_least=0, below=1, doc="Largest relative change of contrast.")
+    rotate: float = setting(0.0, at_least=0, at_most=180, doc="Largest rotation either way, in degrees.")
+    scale: float = setting(0.0, at_least=0, doc="Largest zoom in or out, by up to 1 + scale.")
+    crop: float = setting(0.0, at_least=0, below=1, doc="Smallest share of the area of a random resized crop; 0: none.")
+    elastic: float = setting(
+        0.0, at_least=0, below=1, doc="Deviation of the elastic displacement, as a share of the side."
+    )
+    grid: float = setting(0.0, at_least=0, below=1, doc="Largest relative change of the cells of a grid distortion.")
+    patch: int = setting(0, at_least=0, doc="Side in pixels of a random square that is cut out; 0: the whole image.")
+    gamma: float = setting(0.0, at_least=0, doc="Largest change of the exponent of intensities, up to 1 + gamma.")
+    saturation: float = setting(0.0, at_least=0, below=1, doc="Largest relative change of saturation.")
+    hue: float = setting(0.0, at_least=0, at_most=0.5, doc="Largest turn of the hue, as a share of the circle.")
+    erase: float = setting(0.0, at_least=0, at_most=1, doc="Probability that a rectangle is replaced by noise.")
+    randaugment: int = setting(0, at_least=0, doc="Number of RandAugment operations per image; 0: none.")
+    magnitude: float = setting(9.0, at_least=0, at_most=STRONGEST, doc="Magnitude of each RandAugment operation.")
     centre: bool = False
 
     def __post_init__(self) -> None:
-        if self.flip not in FLIPS:
-            raise UserError(f"unknown flip {self.flip!r}; {nearest(self.flip, FLIPS)}")
-        for name in ("shift", "brightness", "contrast", "crop", "elastic", "grid", "saturation"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"augment.{name} is {getattr(self, name)}; expected 0 (off) to less than 1")
-        for name, most in (("rotate", 180), ("hue", 0.5), ("erase", 1)):
-            if not 0 <= getattr(self, name) <= most:
-                raise UserError(f"augment.{name} is {getattr(self, name)}; expected 0 (off) to {most}")
-        for name in ("scale", "gamma", "patch", "randaugment"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"augment.{name} is {getattr(self, name)}; expected 0 (off) or more")
-        if not 0 <= self.magnitude <= randaugment.STRONGEST:
-            raise UserError(f"augment.magnitude is {self.magnitude}; expected 0 to {randaugment.STRONGEST:g}")
+        check_fields(self)
 
     @property
     def is_identity(self) -> bool:

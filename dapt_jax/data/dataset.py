@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dapt_jax.data import intensity
+from dapt_jax.data import identity, intensity
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.mask_values import convention
 from dapt_jax.data.masks import Mask, draw, resized
@@ -38,6 +38,9 @@ class Dataset:
             and epoch (LSR of Pham et al., 2021). None where no label is -1.
         spacing: float64 [n, 2], height and width in millimetres of a pixel of each decoded image, where the files of all images
             say it; else None, and distances are in pixels.
+        merge_look_alikes: whether splits keep images that look alike on one side, as they do images of one patient.
+        cohort: whose numbering its patients' names are of: sets of two cohorts share no patient, whatever the names say.
+        notes: what its reader took for what and what it left out, a line each; see `dapt_jax.data.findings.of_set`.
     """
 
     name: str
@@ -53,6 +56,9 @@ class Dataset:
     ordinal: bool = False
     uncertain: tuple[float, float] | None = None
     spacing: np.ndarray | None = None
+    merge_look_alikes: bool = True
+    cohort: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parts = {"labels": self.labels, "groups": self.groups, **self.columns}
@@ -257,12 +263,18 @@ def matching(columns: Mapping[str, Sequence[str] | np.ndarray], condition: str, 
         column, equals, value = (part.strip() for part in clause.partition("="))
         if not equals:
             raise UserError(f"{origin}: cannot read the condition {clause!r}; expected column=value")
+        if len(meant := identity.column(column, columns)) == 1:
+            column = meant[0]
         if column not in columns:
             raise UserError(f"{origin}: the condition {clause!r} names no column here; {nearest(column, columns)}")
-        values = np.asarray(columns[column], dtype=str)
-        if not (values == value).any():
+        values = np.asarray([identity.clean(cell) for cell in columns[column]], dtype=str)
+        value = identity.clean(value)
+        found = values == value
+        if not found.any() and (split := identity.split_name(value)):
+            found = np.array([identity.split_name(cell) == split for cell in values.tolist()], bool)
+        if not found.any():
             raise UserError(f"{origin}: no row has {clause!r}; {nearest(value, sorted(set(values.tolist())))}")
-        kept &= values == value
+        kept &= found
     if length and not kept.any():
         raise UserError(f"{origin}: no row meets all of {condition!r}, though each part of it is met by some")
     return kept

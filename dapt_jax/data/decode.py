@@ -226,6 +226,10 @@ class ImageStore:
     def __getitem__(self, index: int) -> np.ndarray:
         return self._pixels.read(int(self._rows[index]))
 
+    def source(self, index: int) -> Source | None:
+        """Returns where an image lies; None for one that never was a file."""
+        return self._pixels.sources[self._rows[index]] if self._pixels.sources else None
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns the images at `indices` as a new uint8 [k, size, size, 3] array."""
         out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
@@ -238,11 +242,14 @@ class ImageStore:
         chosen = np.asarray(indices, np.int64)
         return ImageStore(self._pixels, self._rows[chosen], tuple(self.names[index] for index in chosen))
 
-    def verify(self, workers: int | None = None) -> list[BadImage]:
+    def verify(
+        self, workers: int | None = None, visit: Callable[[int, np.ndarray], None] | None = None
+    ) -> list[BadImage]:
         """Decodes every image once, in threads, which also fills the cache.
 
         Args:
             workers: number of threads; by default one per CPU, at most 16.
+            visit: is given the index and the pixels of every image that can be read, from any thread.
 
         Returns:
             The images that cannot be read, in order; empty when all are good.
@@ -250,9 +257,11 @@ class ImageStore:
 
         def attempt(index: int) -> BadImage | None:
             try:
-                self[index]
+                pixels = self[index]
             except UserError as error:
                 return BadImage(index, self.names[index], str(error))
+            if visit:
+                visit(index, pixels)
             return None
 
         with ThreadPoolExecutor(_workers(workers)) as pool:

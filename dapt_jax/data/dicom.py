@@ -4,8 +4,11 @@ The order of operations is that of `dapt_jax.data.intensity`; what a header says
 `dapt_jax.data.dicom_grey`.
 """
 
+import logging
+import warnings
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ _CHUNK = 1 << 20
 _RLE_RATIO = 64
 _RLE, _DEFLATED = "1.2.840.10008.1.2.5", b"1.2.840.10008.1.2.1.99"
 _OUTLIERS = 1e-3
+
+warnings.filterwarnings("ignore", module=r"pydicom\b")
 
 
 def pixels(plane: Plane) -> np.ndarray:
@@ -73,8 +78,7 @@ def _grey(dataset: Any, stored: np.ndarray, frame: int, plane: Plane) -> Samples
     pool = " ".join(filter(None, ("DICOM", str(dataset.get("Modality", "") or ""), units, "" if plain else "rescaled")))
     found = Samples(values, known, pool, padding, inverted, depth=plain)
     if window and window.percent and not window.of_set:
-        known = found.own_range("the file", window)
-        return Samples(values, known, pool, padding, inverted)
+        return replace(found, known=replace(found, depth=False).own_range("the file", window))
     return found
 
 
@@ -184,27 +188,32 @@ def header(path: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 def _open(path: Path, **options: Any) -> Any:
     library = medical("pydicom", path)
+    # It writes of what it mends to standard error, with pieces of the file.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     with limits.border(path, _WHOLE):
         try:
-            _check_deflated(path, library)
-            return library.dcmread(path, **options)
+            _check_deflated(path)
+            with limits.Bounded(path) as file:
+                return library.dcmread(file, **options)
         except library.errors.InvalidDicomError as error:
             raise UserError(f"{path}: not a DICOM file (it has no DICM mark after its preamble)") from error
 
 
-def _check_deflated(path: Path, library: Any) -> None:
+def _check_deflated(path: Path) -> None:
     """Refuses a deflated file that unpacks to more than the limit; the library unpacks the whole at once."""
     with path.open("rb") as file:
-        if _DEFLATED not in file.read(_CHUNK):
+        head = file.read(_CHUNK)
+        if _DEFLATED not in head:
             return
-        meta = library.filereader.read_file_meta_info(path)
-        if str(meta.get("TransferSyntaxUID", "")).encode() != _DEFLATED:
-            return
-        # The preamble, the mark, the element of the group's length, and the group.
-        file.seek(128 + 4 + 12 + int(meta.FileMetaInformationGroupLength))
+        at = 132
+        while head[at : at + 2] == b"\x02\x00":
+            long = head[at + 4 : at + 6] in (b"OB", b"OW", b"UN", b"SQ", b"UT")
+            size = int.from_bytes(head[at + 8 : at + 12] if long else head[at + 6 : at + 8], "little")
+            at += (12 if long else 8) + size
+        file.seek(at)
         unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while chunk := file.read(_CHUNK):
-            while chunk:
+        while not unpacker.eof and (chunk := file.read(_CHUNK)):
+            while chunk and not unpacker.eof:
                 size += len(unpacker.decompress(chunk, _CHUNK))
                 chunk = unpacker.unconsumed_tail
                 limits.check(path, 2 * size, "its deflated content")
@@ -219,9 +228,9 @@ def _read(plane: Plane) -> tuple[Any, np.ndarray, int]:
         except (UserError, MemoryError):
             raise
         except Exception as error:
-            if _lacks_a_package(dataset, error):
+            if _lacks_a_package(dataset.file_meta.TransferSyntaxUID, error, plane.path):
                 raise UserError(
-                    f"{plane.path}: its pixels are packed as {dataset.file_meta.TransferSyntaxUID.name}, which no "
+                    f"{plane.path}: its pixels are packed as {one_line(dataset.file_meta.TransferSyntaxUID.name)}, which no "
                     "installed package unpacks; pip install 'pylibjpeg[all]' or export it as Explicit VR"
                 ) from error
             raise UserError(
@@ -229,34 +238,40 @@ def _read(plane: Plane) -> tuple[Any, np.ndarray, int]:
             ) from error
 
 
-def _lacks_a_package(dataset: Any, error: Exception) -> bool:
+def _lacks_a_package(syntax: Any, error: Exception, path: Path) -> bool:
     """Whether pixels are only packed in a way that nothing here knows; a damaged file names its plugins too."""
-    said = str(error)
-    return isinstance(error, NotImplementedError) or "missing dependencies" in said or "missing required dep" in said
+    try:
+        known = medical("pydicom.pixels", path).get_decoder(syntax).is_available
+    except NotImplementedError:
+        known = False
+    # Some decoders know a syntax but not all of its depths: Pillow's JPEG has 8 bits.
+    return not known or "missing dependencies" in str(error) or "does not support" in str(error)
 
 
 def _stored(plane: Plane, dataset: Any) -> tuple[Any, np.ndarray, int]:
     path = plane.path
     name = next((name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in dataset), "")
     if not name or not dataset[name].value:
-        kind = getattr(dataset.get("SOPClassUID", ""), "name", "") or "no class named"
+        kind = one_line(getattr(dataset.get("SOPClassUID", ""), "name", "")) or "no class named"
         raise UserError(f"{path}: a DICOM file without pixel data ({kind}); expected an image")
     syntax = dataset.file_meta.get("TransferSyntaxUID", "")
     if not syntax or not syntax.is_transfer_syntax or syntax.is_private:
-        raise UserError(f"{path}: unknown transfer syntax {str(syntax) or '(none)'}; export it as Explicit VR")
+        raise UserError(
+            f"{path}: unknown transfer syntax {one_line(str(syntax)) or '(none)'}; export it as Explicit VR"
+        )
     kind, bands = dicom_grey.photometric(dataset), int(dataset.get("SamplesPerPixel", 1) or 1)
     expected = (*_GREY, "PALETTE COLOR") if bands == 1 else _COLOUR
     if kind not in expected or bands not in (1, 3):
         raise UserError(
-            f"{path}: photometric interpretation {kind or '(none)'} with {bands} samples a pixel; expected one of "
+            f"{path}: photometric interpretation {one_line(kind) or '(none)'} with {bands} samples a pixel; expected one of "
             f"{', '.join((*_GREY, 'PALETTE COLOR'))} with 1, or {', '.join(_COLOUR)} with 3"
         )
     dataset.PhotometricInterpretation = kind
     frame = plane.at(plane.index, int(dataset.get("NumberOfFrames", 1) or 1), "frame")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     wide = max(int(dataset.get("BitsAllocated", 8) or 8) // 8, 1)
-    # Stored values, a copy, their mapping in blocks, and the picture.
-    size = rows * columns * bands * (2 * wide + 8 + 2)
+    # Stored values, a copy, rescaled ones, places in a table, and the picture.
+    size = rows * columns * bands * (2 * wide + 26)
     limits.check(path, size, f"a frame of {columns} x {rows} pixels")
     if str(syntax) == _RLE:
         _check_run_lengths(path, dataset, rows * columns * bands * wide)

@@ -90,7 +90,7 @@ def interest(dataset: Any, frame: int, path: Path, values: np.ndarray, signed: b
                 ramp = 1 / (1 + np.exp((-4 * (values.astype(np.float64) - centre) / width).clip(-700, 700)))
                 return ramp, Range(0.0, 1.0, "sigmoid window of the file")
             if shape not in ("LINEAR", "LINEAR_EXACT"):
-                raise UserError(f"{path}: VOI LUT function {shape!r}; expected LINEAR, LINEAR_EXACT or SIGMOID")
+                raise UserError(f"{path}: VOI LUT function {shape[:40]!r}; expected LINEAR, LINEAR_EXACT or SIGMOID")
             # PS3.3 C.11.2.1.2: widths below 1 are of LINEAR_EXACT alone.
             exact = shape == "LINEAR_EXACT" or width < 1
             middle, half = (centre, width / 2) if exact else (centre - 0.5, (width - 1) / 2)

@@ -1,19 +1,18 @@
-"""Image folders: one folder per class, if need be below train, val and test."""
+"""Image folders: one folder per class, above or below folders of splits if there are any."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dapt_jax.data import records
+from dapt_jax.data import identity, layout, records
 from dapt_jax.data.dataset import Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
+from dapt_jax.data.layout import Layout, why_empty
+from dapt_jax.data.paths import IMAGES
 from dapt_jax.data.plane import Plane, Window, file_of
 from dapt_jax.data.records import Record
 from dapt_jax.errors import UserError, nearest
-
-SPLITS = ("train", "val", "valid", "validation", "dev", "test", "external")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 
 
 def load_folder(
@@ -31,43 +30,52 @@ def load_folder(
     name: str = "",
     window: str = "",
 ) -> Dataset:
-    r"""Reads `path/CLASS/*.png` or `path/SPLIT/CLASS/*.png`.
+    r"""Read `path/CLASS/*.png`, `path/SPLIT/CLASS/*.png` or `path/CLASS/SPLIT/*.png`.
 
-    Folders are taken for splits when all of them are named as in `SPLITS`; the split is then in `columns["split"]`.
-    Images may lie deeper within a class's folder. Hidden files, and files that are no images by their suffix, are not
-    looked at.
+    Folders are taken for splits where they are named as such in any spelling (`Training`, `TEST`, `fold_0`,
+    see `identity.split_name`); the split is then in `columns["split"]` as "train", "val", "dev", "test" or
+    "fold_0". Images may lie deeper within a class's folder. A file is an image by its suffix or, where that
+    says nothing, by its first bytes. Folders of systems and archives (`__MACOSX`, `.Trash`) are left out,
+    links are followed, and whatever was left out or taken for something is in `Dataset.notes`, see
+    `dapt_jax.data.layout`.
 
     Args:
-        path: the folder.
-        image_size: side of the images in pixels.
-        classes: the classes in the order wanted; by default all folders' names, sorted.
-        drop_classes: classes whose images are left out.
-        where: which images to use, such as "split=train", see `Dataset.where`.
-        crop: side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
-        group: regular expression whose first group, searched in an image's path below `path`, names its patient, such
-            as r"(P\d+)_"; "" makes each image its own group.
+        path: The folder.
+        image_size: Side of the images in pixels.
+        classes: The classes in the order wanted; by default all folders' names, numbers in numerical order.
+        drop_classes: Classes whose images are left out.
+        where: Which images to use, such as "split=train", see `Dataset.where`.
+        crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        group: Regular expression whose first group, searched in an image's path below `path`, names its
+            patient, such as r"(P\d+)_"; by default DICOM files are of the patient that their PatientID
+            names, and every other image is a group of its own.
         on_bad_image: "error", or "skip" to leave out and count images that cannot be read.
-        cache_bytes: see `ImageStore.from_files`.
-        workers: threads that decode; see `ImageStore.verify`.
-        name: name of the data set; by default the folder's.
-        window: black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
+        cache_bytes: See `ImageStore.from_files`.
+        workers: Threads that decode; see `ImageStore.verify`.
+        name: Name of the data set; by default the folder's.
+        window: Black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
 
     Raises:
-        UserError: one line that names the folder or file, what was expected, and the nearest valid choice.
+        UserError: One line that names the folder or file, what was expected, and the nearest valid choice:
+            no such folder, a class folder without images, folders that are neither classes nor splits.
     """
     root = Path(path)
     records.check_on_bad_image(on_bad_image)
-    found = _records(root, _pattern(group))
+    found, seen = _records(root, _pattern(group), (*classes, *drop_classes))
     if shown := Window.parse(window):
         found = [replace(record, image=Plane(file_of(record.image), window=shown)) for record in found]
-    if "split" in found[0].columns:
+    records.check_once(found, str(root))
+    if seen.has_splits:
         places, splits = [record.place for record in found], [record.columns["split"] for record in found]
         records.check_splits(places, [record.group for record in found], splits, "patient", str(root))
+    _check_empty(seen, where, drop_classes, classes)
     columns = {key: [record.columns[key] for record in found] for key in found[0].columns}
     columns |= {"label": [record.labels[0] for record in found]}
     kept = matching(columns, where, str(root))
     found = [record for record, keep in zip(found, kept, strict=True) if keep]
-    found = records.drop(found, drop_classes, str(root))
+    there = {record.labels[0] for record in found}
+    bare = {label for _, label, _ in seen.empty} - there  # classes without images are not there to be dropped
+    found = records.drop(found, [name for name in drop_classes if name not in bare], str(root))
     return records.to_dataset(
         found,
         records.resolve_classes(found, classes, str(root)),
@@ -79,7 +87,23 @@ def load_folder(
         on_bad_image=on_bad_image,
         cache_bytes=cache_bytes,
         workers=workers,
+        notes=seen.notes,
     )
+
+
+def _check_empty(found: Layout, where: str, dropped: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse a class folder without images, unless it is left out on request."""
+    clauses = dict(clause.split("=", 1) for clause in where.replace(" ", "").split(",") if "=" in clause)
+    wanted = {key: identity.clean(value) for key, value in clauses.items()}
+    for split, label, folder in found.empty:
+        other_split = "split" in wanted and identity.split_name(wanted["split"]) not in ("", split)
+        if label in dropped or wanted.get("label", label) != label or other_split:
+            continue
+        if split is not None and any(each.split == split for each in found.images) and label in classes:
+            continue  # the user says that the class is one; a split may lack it
+        raise UserError(
+            f"{folder}: a class folder without images; {why_empty(folder)}; expected images, or drop_classes={label!r}"
+        )
 
 
 def _pattern(group: str) -> re.Pattern[str] | None:
@@ -94,34 +118,29 @@ def _pattern(group: str) -> re.Pattern[str] | None:
     return pattern
 
 
-def _records(root: Path, pattern: re.Pattern[str] | None) -> list[Record]:
+def _records(root: Path, pattern: re.Pattern[str] | None, classes: Sequence[str]) -> tuple[list[Record], Layout]:
     if not root.is_dir():
         there = (
             sorted(folder.name for folder in root.parent.iterdir() if folder.is_dir()) if root.parent.is_dir() else []
         )
         hint = nearest(root.name, there) if there else f"there are no folders in {root.parent}"
         raise UserError(f"{root}: no such folder; {hint}")
-    tops = _folders(root)
-    split = bool(tops) and all(folder.name in SPLITS for folder in tops)
-    found = []
-    for folder in (inner for top in tops for inner in _folders(top)) if split else tops:
-        for file in sorted(folder.rglob("*")):
-            if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
-                continue
-            written = file.relative_to(root).as_posix()
-            match = pattern.search(written) if pattern else None
-            if pattern and not (match and match[1]):
-                raise UserError(f"{file}: group={pattern.pattern!r} finds no patient in {written!r}")
-            columns = {"split": folder.parent.name} if split else {}
-            group = match[1] if match else ""
-            found.append(
-                Record(written, image=file, written=written, labels=(folder.name,), group=group, columns=columns)
-            )
-    if not found:
-        layout = "SPLIT/CLASS/image.png" if split else "CLASS/image.png"
-        raise UserError(f"{root}: no images; expected {layout} with one of {', '.join(SUFFIXES)}")
-    return found
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    found = layout.read(root, classes)
+    if not found.images:
+        if found.empty:
+            _, label, folder = found.empty[0]
+            raise UserError(f"{root}: no images; class folder {label!r}: {why_empty(folder)}")
+        expected = "SPLIT/CLASS/image.png" if found.has_splits else "CLASS/image.png"
+        raise UserError(f"{root}: no images; expected {expected} with one of {', '.join(IMAGES)}")
+    images = []
+    for image in found.images:
+        written = image.file.relative_to(root).as_posix()
+        match = pattern.search(written) if pattern else None
+        if pattern and not (match and match[1]):
+            raise UserError(f"{image.file}: group={pattern.pattern!r} finds no patient in {written!r}")
+        columns = {} if image.split is None else {"split": image.split}
+        group = match[1] if match else ""
+        images.append(
+            Record(written, image=image.file, written=written, labels=(image.label,), group=group, columns=columns)
+        )
+    return images, found

@@ -22,8 +22,10 @@ from dapt_jax.data import limits
 from dapt_jax.errors import UserError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-_SECONDS = 20
+_SECONDS, _START_SECONDS = 5, 20
+_BYTES_PER_SECOND = 20 << 20
 _DEPTH = 16
+_WHOLE_BYTES = 64 << 20
 _OBJECTS = 100_000
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from dapt_jax.data import hdf5_trial; hdf5_trial.serve()"
 _lock = threading.Lock()
@@ -49,6 +51,7 @@ def check(path: Path) -> None:
 def _tried(path: Path, stamp: tuple[int, int]) -> str:
     """Why a file cannot be read; "" where the helper came back."""
     global _helper, _owner
+    seconds = _SECONDS + stamp[0] // _BYTES_PER_SECOND
     with _lock:
         if _helper is None or _owner != os.getpid() or _helper.poll() is not None:
             root = str(Path(__file__).parents[2])
@@ -59,10 +62,11 @@ def _tried(path: Path, stamp: tuple[int, int]) -> str:
                 stderr=subprocess.DEVNULL,
             )
             _owner = os.getpid()
+            seconds += _START_SECONDS
         helper = _helper
         assert helper.stdin
         assert helper.stdout
-        ended = threading.Timer(_SECONDS, helper.kill)
+        ended = threading.Timer(seconds, helper.kill)
         ended.start()
         try:
             helper.stdin.write(os.fsencode(os.path.abspath(path)).replace(b"\n", b"\0") + b"\n")
@@ -110,10 +114,10 @@ def _walk(path: Path) -> None:
         for key, found in datasets(file, _OBJECTS):
             with contextlib.suppress(UserError):
                 check_dataset(path, key, found)
-                if found.ndim:
-                    found[0]
-                else:
-                    found[()]
+                # Of large stacks the ends: reading them whole for every picture would take for ever.
+                whole = not found.ndim or found.size * found.dtype.itemsize <= _WHOLE_BYTES
+                for part in [()] if whole else [0, -1]:
+                    found[part]
 
 
 def follow(group: Any, key: str) -> Any:

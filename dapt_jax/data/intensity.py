@@ -14,7 +14,8 @@ are scaled by their own numbers, never by each other's, unless one `window=LOW,H
 fixed histogram, so that they depend on what the set holds alone, and not on order, threads or processes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,7 @@ _MARKER = 0.05
 _BACKGROUND = 0.05
 _BLOCK = 1 << 20
 _CODE_BITS = 20
+_OF_THE_SET = "the set's "
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,7 @@ def of_set(images: Iterable[Any], read: Callable[[Any], Samples | None], workers
                 take(waiting)
                 waiting = []
         take(waiting)
-    return {name: counted.range(f"the set's {name}", kinds[name]) for name, counted in sorted(pools.items())}
+    return {name: counted.range(f"{_OF_THE_SET}{name}", kinds[name]) for name, counted in sorted(pools.items())}
 
 
 def summary(ranges: Sequence[Range], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -329,6 +331,27 @@ def summary(ranges: Sequence[Range], names: Sequence[str]) -> list[dict[str, Any
             "example": names[indices[0]],
         }
         for origin, indices in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+
+
+def disagreements(summaries: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
+    """Return a line for each kind of image that several sets hold and that each scales by statistics of its own.
+
+    Args:
+        summaries: Rows of `summary` by the name of the set, such as "development" and "external".
+    """
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for name, rows in summaries.items():
+        for row in rows:
+            kind = re.sub(r" \(\d+ bits\)$", "", row["origin"])
+            if _OF_THE_SET in kind:
+                found.setdefault(kind.partition(_OF_THE_SET)[2], {})[name] = (row["low"][0], row["high"][1])
+    return [
+        f"{kind}: "
+        + "; ".join(f"{name} has black {low:g}, white {high:g}" for name, (low, high) in ranges.items())
+        + "; each set is scaled by its own values: where their numbers mean the same, give all of them one window='LOW,HIGH'"
+        for kind, ranges in found.items()
+        if len(set(ranges.values())) > 1
     ]
 
 

@@ -1,6 +1,7 @@
 """What a file may cost: one limit for decoded data, and one border at which whatever a decoder raises becomes one line."""
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def check(path: Path, size: int, what: str) -> None:
 
 def _gibibytes(size: int) -> str:
     return f"{size / (1 << 30):,.3g} GiB"
+
+
+class Bounded(io.BufferedReader):
+    """A file of which nobody asks for more bytes than it has: buffers are made as long as damaged headers say."""
+
+    def __init__(self, path: Path):
+        """Opens a file."""
+        super().__init__(io.FileIO(path))
+        self._length = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read at most so many bytes, and no more than are left."""
+        left = max(self._length - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 @contextlib.contextmanager

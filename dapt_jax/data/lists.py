@@ -1,11 +1,14 @@
 """Lists in files: tables with a header, rows without one, and names one to a line."""
 
+import codecs
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dapt_jax.data import identity
 from dapt_jax.errors import UserError, nearest
 
 
@@ -73,47 +76,64 @@ def class_name(path: Path, place: str, cell: str, names: Sequence[str]) -> str:
 
 
 def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[str, list[str]]]:
-    """Reads a CSV file by column.
+    """Read a CSV file by column.
+
+    Commas, semicolons or tabs separate cells, whichever the header holds most of outside quotation marks; a first line
+    "sep=;" as spreadsheets write it says so itself. Columns without a name in which no row has a value are left out, and
+    so is a first column without a name, the row numbers of pandas.
 
     Args:
-        path: the file; a byte-order mark, any line ends and blank lines are allowed.
-        what: what to call it in error lines.
+        path: The file; a byte-order mark, any line ends and blank lines are allowed. UTF-8, or UTF-16 with its mark.
+        what: What to call it in error lines.
 
     Returns:
-        Where each row is in the file ("row 2" is the first below the header, as a spreadsheet counts), and the stripped
-        cells of each column.
+        Where each row is in the file ("row 2" is the first below the header, as a spreadsheet counts), and the cells of
+        each column as `identity.clean` gives them.
 
     Raises:
-        UserError: no such file, not text, no rows, a column named twice, or a row of the wrong length.
+        UserError: No such file, not text, no rows, a column named twice, or a row of the wrong length.
     """
     text = _text(path, what)
-    # Spreadsheets write semicolons where the comma is the decimal mark.
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+    delimiter, skipped = _delimiter(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t")
     header: list[str] = []
     places: list[str] = []
     rows: list[list[str]] = []
     try:
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if not any(cells):
+        for number, raw in enumerate(reader):
+            cells = [identity.clean(cell) for cell in raw]
+            if number < skipped or not any(cells):
                 continue
             if not header:
                 header = cells
                 continue
-            if len(cells) != len(header):
+            extra = cells[len(header) :]
+            if len(cells) < len(header) or any(extra):
                 raise UserError(
                     f"{path}: row {reader.line_num}: {len(cells)} cells, expected {len(header)} as in the header"
                 )
             places.append(f"row {reader.line_num}")
-            rows.append(cells)
+            rows.append(cells[: len(header)])
     except csv.Error as error:
         raise UserError(f"{path}: row {reader.line_num}: {error}; is a quotation mark left open?") from error
     if not rows:
         raise UserError(f"{path}: no rows; expected a header such as image,label,patient and one row per image")
-    if twice := [column for column in header if header.count(column) > 1]:
+    columns = [(name, [row[index] for row in rows]) for index, name in enumerate(header)]
+    columns = [(name, cells) for index, (name, cells) in enumerate(columns) if name or (index and any(cells))]
+    names = [name for name, _ in columns]
+    if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path}: column {twice[0]!r} is there twice")
-    return places, {column: [row[index] for row in rows] for index, column in enumerate(header)}
+    return places, dict(columns)
+
+
+def _delimiter(text: str) -> tuple[str, int]:
+    """The mark between cells, and how many lines come before the header."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if said := re.fullmatch(r"\s*\"?sep=(.)\"?\s*", first):
+        return said[1], 1
+    bare = re.sub(r'"[^"]*"', "", first)
+    # Spreadsheets write semicolons where the comma is the decimal mark.
+    return max(",;\t", key=bare.count), 0
 
 
 def _text(path: Path, what: str) -> str:
@@ -126,7 +146,9 @@ def _text(path: Path, what: str) -> str:
         there = sorted(file.name for file in folder.iterdir())
         hint = nearest(path.name, there) if there else "the folder is empty"
         raise UserError(f"{path}: no such {what}; {hint}")
+    raw = path.read_bytes()
+    encoding = "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return raw.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error

@@ -1,26 +1,32 @@
 """The manifest: a CSV file beside the images, one row per image.
 
-`image,label[,mask][,patient][,split][,source][,...]`, image and mask paths relative to the manifest. Several labels of
-one image are joined by `|`, or there is one 0/1 column per class (then `label="edema,effusion"` names the columns). A slice of
-a volume, page of a TIFF or frame of a DICOM file is written `scan.nii.gz[12]`, counted from 0.
+`image,label[,mask][,patient][,split][,source][,...]`, image and mask paths relative to the manifest. Several
+labels of one image are joined by `|`, or there is one 0/1 column per class (then `label="edema,effusion"`
+names the columns). A slice of a volume, page of a TIFF or frame of a DICOM file is written
+`scan.nii.gz[12]`, counted from 0.
+
+Columns of other usual names (`filename`, `diagnosis`, `Patient ID`, `subset`) are taken where only one can
+be meant, and `Dataset.notes` says so; see `dapt_jax.data.columns`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dapt_jax.data import records
+from dapt_jax.data import identity, records
+from dapt_jax.data.columns import columns_of
 from dapt_jax.data.dataset import Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
 from dapt_jax.data.lists import read_columns
+from dapt_jax.data.paths import Finder, true_path
 from dapt_jax.data.plane import Plane, Window
 from dapt_jax.data.records import Record
 from dapt_jax.errors import UserError, nearest
 
 _INDEX = re.compile(r"\[(\d+)\]$")
-_VALUES = {"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "": float("nan")}
+_VALUES = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
 
 
 def load_manifest(
@@ -42,69 +48,83 @@ def load_manifest(
     axis: int = 2,
     mask_orientation: str = "",
 ) -> Dataset:
-    """Reads a manifest and checks every row and file that it names.
+    """Read a manifest and check every row and file that it names.
 
     Args:
-        path: the CSV file (comma, semicolon or tab between cells; UTF-8).
-        image_size: side of the images in pixels.
-        label: the label column; or several 0/1 columns joined by commas, one per class, blank where missing.
-            A label column in which any cell holds `|` makes the set multi-label; there a blank means no class.
-        classes: the classes in the order wanted; by default all labels of the rows kept, sorted (or the 0/1 columns).
-        drop_classes: labels whose rows are left out. In a multi-label set the labels go and the rows stay.
-        where: which rows to use, see `Dataset.where`; applied before any label or file is looked at.
-        crop: side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
-        group: column that names the patient, or another group that splits must not separate. A manifest without a
-            "patient" column is fine: each image is its own group.
+        path: The CSV file (comma, semicolon or tab between cells; UTF-8).
+        image_size: Side of the images in pixels.
+        label: The label column; or several 0/1 columns joined by commas, one per class, blank where missing.
+            A label column in which any cell holds `|` makes the set multi-label; there a blank means no
+            class.
+        classes: The classes in the order wanted; by default all labels of the rows kept, numbers in
+            numerical order, names by name (or the 0/1 columns).
+        drop_classes: Labels whose rows are left out; "nan" stands for rows without a label. In a multi-label
+            set the labels go and the rows stay.
+        where: Which rows to use, see `Dataset.where`; applied before any label or file is looked at.
+        crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        group: Column that names the patient, or another group that splits must not separate; "image" for
+            images that all stand alone. By default "patient" or a column of another usual name; where there
+            is none, the PatientID of DICOM files; other images are groups of their own.
         on_bad_image: "error", or "skip" to leave out and count images that are missing or cannot be read.
-        cache_bytes: see `ImageStore.from_files`.
-        workers: threads that decode; see `ImageStore.verify`.
-        name: name of the data set; by default the name of the manifest's folder.
-        segments: of a set to be segmented, the name of each value of the masks, see `Dataset.segmented`.
-        window: black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
-        axis: of NIfTI volumes, along which "volume.nii.gz[12]" counts, in the file's own order: 0 sagittal, 1 coronal,
+        cache_bytes: See `ImageStore.from_files`.
+        workers: Threads that decode; see `ImageStore.verify`.
+        name: Name of the data set; by default the name of the manifest's folder.
+        segments: Of a set to be segmented, the name of each value of the masks, see `Dataset.segmented`.
+        window: Black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
+        axis: Of NIfTI volumes, along which "volume.nii.gz[12]" counts, in the file's own order: 0 sagittal, 1 coronal,
             2 axial.
-        mask_orientation: of masks without coordinates beside NIfTI slices (or the reverse): "shown" or "stored", see
+        mask_orientation: Of masks without coordinates beside NIfTI slices (or the reverse): "shown" or "stored", see
             `dapt_jax.data.masks.Placed`; "" refuses them.
 
     Returns:
-        The data set; columns that are not image, label, mask or group are in `columns`.
+        The data set; columns that are not image, label, mask or group are in `columns`, a split column of
+        another name under "split" as well.
 
     Raises:
-        UserError: one line that names the file and row, what was expected, and the nearest valid choice.
+        UserError: One line that names the file and row, what was expected, and the nearest valid choice.
     """
     manifest = Path(path)
     records.check_on_bad_image(on_bad_image)
     places, columns = read_columns(manifest)
-    label_columns = [part.strip() for part in label.split(",")]
-    wanted = ["image", *label_columns, *([group] if group != "patient" else [])]
-    for column in wanted:
-        if column not in columns:
-            hint = nearest(column, columns)
-            listed = "" if hint.startswith("valid") else f" its columns: {', '.join(columns)}"
-            raise UserError(f"{manifest}: no column {column!r}; {hint}{listed}")
-    if "split" in columns:
-        groups = columns.get(group, [""] * len(places))
+    find = Finder(manifest.parent)
+    roles = columns_of(manifest, columns, find, label=label, group=group)
+    if roles.split:
+        columns.setdefault("split", columns[roles.split])
+        groups = [identity.patient(cell) for cell in columns.get(roles.group, [""] * len(places))]
         records.check_splits(places, groups, columns["split"], group, str(manifest))
-        files = [_INDEX.sub("", image) for image in columns["image"]]
+        files = [_INDEX.sub("", image) for image in columns[roles.image]]
+        named: dict[str, str] = {}
+        files = [named.setdefault(true_path(roles.find(file)), file) if file else "" for file in files]
         records.check_splits(places, files, columns["split"], "image", str(manifest))
 
-    rows = np.flatnonzero(matching(columns, where, str(manifest)))
+    known = {"image": columns[roles.image], "label": columns[roles.labels[0]], **columns}
+    known |= {"patient": columns[roles.group]} if roles.group else {}
+    rows = np.flatnonzero(matching(known, where, str(manifest)))
+    label_columns = roles.labels
     per_class = len(label_columns) > 1
+    classes, drop_classes = (tuple(map(identity.clean, names)) for names in (classes, drop_classes))
     if per_class and (strange := [other for other in (*classes, *drop_classes) if other not in label_columns]):
         raise UserError(
             f"{manifest}: class {strange[0]!r} is not in label={label!r}; {nearest(strange[0], label_columns)}"
         )
     if per_class:
-        label_columns = [column for column in classes or label_columns if column not in drop_classes]
+        label_columns = tuple(column for column in classes or label_columns if column not in drop_classes)
     multi_label = per_class or any("|" in cell for cell in columns[label_columns[0]])
+    spoken = set(classes)
+    unlabelled = [] if multi_label else [row for row in rows if _is_unlabelled(columns[label_columns[0]][row], spoken)]
+    dropped = {name for name in drop_classes if identity.is_missing(name)} - spoken
+    if dropped and unlabelled:
+        rows = np.setdiff1d(rows, unlabelled)
+        drop_classes = tuple(name for name in drop_classes if name not in dropped)
+        roles.notes.append(f"{manifest}: left out {len(unlabelled)} rows without a label on request")
     shown = Window.parse(window)
     if axis not in (0, 1, 2):
         raise UserError(f"axis={axis}; expected 0 (sagittal), 1 (coronal) or 2 (axial)")
-    plain = set(columns) - {"image", "mask", group, *label_columns}
+    plain = set(columns) - {roles.image, roles.mask, roles.group, *label_columns}
 
     def record(row: int) -> Record:
-        place, image = places[row], columns["image"][row]
-        if not image:
+        place, image = places[row], columns[roles.image][row]
+        if identity.is_missing(image):
             raise UserError(f"{manifest}: {place}: no image named")
         cells = [columns[column][row] for column in label_columns]
         labels: tuple[str, ...] = ()
@@ -112,18 +132,23 @@ def load_manifest(
         if per_class:
             values = _values(cells, label_columns, f"{manifest}: {place}")
         else:
-            labels = tuple(part for part in map(str.strip, cells[0].split("|")) if part)
+            parts = cells[0].split("|") if multi_label else cells
+            labels = tuple(part for part in map(str.strip, parts) if not _is_unlabelled(part, spoken))
             if not labels and not multi_label:
-                raise UserError(f"{manifest}: {place}: {image} has no label; expected a name in column {label!r}")
-        mask = columns["mask"][row] if "mask" in columns else ""
+                said = f" ({cells[0]!r})" if cells[0] else ""
+                raise UserError(
+                    f"{manifest}: {place}: {image} has no label{said}; expected a name in column {label_columns[0]!r}; "
+                    "drop_classes='nan' leaves such rows out"
+                )
+        mask = columns[roles.mask][row] if roles.mask else ""
         return Record(
             place=place,
-            image=_resolve(manifest, image, axis, shown),
+            image=_source(roles.find, image, axis, shown),
             written=image,
             labels=labels,
             values=values,
-            mask=_resolve(manifest, mask, axis) if mask else None,
-            group=columns[group][row] if group in columns else "",
+            mask=None if identity.is_missing(mask) else _source(find, mask, axis),
+            group=identity.patient(columns[roles.group][row]) if roles.group else "",
             columns={column: columns[column][row] for column in columns if column in plain},
         )
 
@@ -147,20 +172,27 @@ def load_manifest(
         workers=workers,
         segments=segments,
         mask_orientation=mask_orientation,
+        notes=roles.notes,
     )
 
 
-def _resolve(manifest: Path, written: str, axis: int, window: Window | None = None) -> Path | Plane:
-    # Manifests made on Windows separate folders by backslashes.
-    path = manifest.parent / _INDEX.sub("", written).replace("\\", "/")
-    found = _INDEX.search(written)
+def _is_unlabelled(cell: str, named: Collection[str]) -> bool:
+    """Whether a cell names no class; "NA" names one where the user says so."""
+    return identity.is_missing(cell) and cell not in named
+
+
+def _source(find: Finder, written: str, axis: int, window: Window | None = None) -> Path | Plane:
+    path, found = find(_INDEX.sub("", written)), _INDEX.search(written)
     if found is None and window is None:
         return path
     return Plane(path, int(found[1]) if found else None, axis, window=window)
 
 
 def _values(cells: Sequence[str], label_columns: Sequence[str], place: str) -> tuple[float, ...]:
+    found = []
     for cell, column in zip(cells, label_columns, strict=True):
-        if cell not in _VALUES:
+        value = float("nan") if identity.is_missing(cell) else _VALUES.get(cell.casefold())
+        if value is None:
             raise UserError(f"{place}: {column} is {cell!r}, expected 0, 1 or blank (missing)")
-    return tuple(_VALUES[cell] for cell in cells)
+        found.append(value)
+    return tuple(found)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from dapt_jax.errors import UserError
+from dapt_jax.fields import check_fields, setting
 
 AnyArray = Array | np.ndarray
 _FOR_MIX = 64
@@ -26,18 +26,13 @@ class Mix:
         probability: that a batch is mixed at all.
     """
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    switch: float = 0.5
+    mixup: float = setting(0.0, at_least=0, doc="Both parameters of mixup's beta distribution; 0: no mixup.")
+    cutmix: float = setting(0.0, at_least=0, doc="Both parameters of CutMix's beta distribution; 0: no CutMix.")
+    switch: float = setting(0.5, at_least=0, at_most=1, doc="Probability of CutMix where there is mixup as well.")
     probability: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"mix.{name} is {getattr(self, name)}; expected 0 (off) or more")
-        for name in ("switch", "probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"mix.{name} is {getattr(self, name)}; expected 0 to 1")
+        check_fields(self)
 
     @property
     def is_identity(self) -> bool:

@@ -1,46 +1,216 @@
-"""The same picture in two sets, though its files differ: a look at thumbnails."""
+"""The same picture in different files: what is seen of every image in the pass that first decodes it."""
+
+import functools
+import hashlib
+import weakref
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
+from dapt_jax.data import identity
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
 
 THUMBNAIL = 16
-_BLOCK = 4096
+CORRELATION = 0.995
+"""Least Pearson correlation of the thumbnails of images that look alike."""
+FLAT = 2
+"""Grey levels out of 256 over which an image without content may spread."""
+_BLOCK = 1024
+_ALL_PAIRS = 1e9
+"""Up to so many pairs one matrix product is quicker than a tree."""
+_DIMENSIONS = 12
 
 
-def duplicates(dataset_a: Dataset, dataset_b: Dataset, correlation: float = 0.995) -> list[tuple[int, int]]:
-    """Finds images of one set that are, to the eye, also in the other.
+@dataclass(frozen=True)
+class Looks:
+    """What was seen of the images of a store.
 
-    Two images match when their 16-pixel colour thumbnails correlate above `correlation` after the mean colour is taken
-    out: copies in another file format, size, brightness or colour depth match; other crops, rotations and mirror images
-    do not. Sets of very similar scenes give false matches: look at them before believing the number.
+    Attributes:
+        thumbnails: uint8 [n, 16, 16, 3].
+        digests: uint64 [n], of the decoded pixels: equal pixels have equal digests.
+        darkest: uint8 [n], the least value of any pixel and channel.
+        brightest: uint8 [n], the greatest.
+    """
+
+    thumbnails: np.ndarray
+    digests: np.ndarray
+    darkest: np.ndarray
+    brightest: np.ndarray
+
+    @property
+    def flat(self) -> np.ndarray:
+        """Whether an image is of (nearly) one value: bool [n]."""
+        return self.brightest.astype(int) - self.darkest <= FLAT
+
+    @property
+    def black(self) -> np.ndarray:
+        """Whether an image is (nearly) black: bool [n]."""
+        return self.brightest <= FLAT
+
+    def take(self, indices: np.ndarray) -> "Looks":
+        """Return those of the images at `indices`."""
+        return Looks(self.thumbnails[indices], self.digests[indices], self.darkest[indices], self.brightest[indices])
+
+    @functools.cached_property
+    def vectors(self) -> np.ndarray:
+        """Thumbnails of mean 0 per channel and length 1 (0 for one colour alone): float32 [n, 768]."""
+        found = self.thumbnails.astype(np.float32)
+        found -= found.mean(axis=(1, 2), keepdims=True)
+        found = found.reshape(len(found), -1)
+        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
+        found[self.flat] = 0
+        return found
+
+
+class Collector:
+    """Looks at images one by one as they are decoded, from any thread."""
+
+    def __init__(self, count: int):
+        """Make room for a number of images."""
+        self._looks = Looks(
+            np.zeros((count, THUMBNAIL, THUMBNAIL, 3), np.uint8),
+            np.zeros(count, np.uint64),
+            np.zeros(count, np.uint8),
+            np.zeros(count, np.uint8),
+        )
+
+    def add(self, index: int, pixels: np.ndarray) -> None:
+        """Look at one image, uint8 [size, size, 3]."""
+        small = Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        seen = self._looks
+        seen.thumbnails[index] = np.asarray(small)
+        digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).digest()
+        seen.digests[index] = int.from_bytes(digest, "little")
+        seen.darkest[index], seen.brightest[index] = pixels.min(), pixels.max()
+
+    def looks(self, indices: np.ndarray) -> Looks:
+        """Return what was seen of the images at `indices`."""
+        return self._looks.take(indices)
+
+
+_seen: "weakref.WeakKeyDictionary[ImageStore, Looks]" = weakref.WeakKeyDictionary()
+
+
+def remember(images: ImageStore, seen: Looks) -> None:
+    """Keep what was seen of a store's images for as long as the store lives."""
+    _seen[images] = seen
+
+
+def looks(images: ImageStore) -> Looks:
+    """Return what was seen of a store's images; those of a store that nobody has looked at are read."""
+    if images not in _seen:
+        collector = Collector(len(images))
+        for index in range(len(images)):
+            collector.add(index, images[index])
+        remember(images, collector.looks(np.arange(len(images))))
+    return _seen[images]
+
+
+def duplicates(dataset_a: Dataset, dataset_b: Dataset, correlation: float = CORRELATION) -> list[tuple[int, int]]:
+    """Find images of one set that are, to the eye, also in the other.
+
+    Two images match when their 16-pixel colour thumbnails correlate above `correlation` after the mean
+    colour is taken
+    out: copies in another file format, size, brightness or colour depth match; other crops, rotations and
+        mirror images
+    do not. Sets of very similar scenes give false matches: look at them before believing the number. Images
+    of one colour match nothing.
 
     Args:
-        dataset_a: one set.
-        dataset_b: the other; the same object to look within one set, each pair then being listed once.
-        correlation: the least Pearson correlation of a match.
+        dataset_a: One set.
+        dataset_b: The other; the same object to look within one set, each pair then being listed once.
+        correlation: The least Pearson correlation of a match.
 
     Returns:
         Pairs (index in `dataset_a`, index in `dataset_b`), in order.
     """
-    a = _thumbnails(dataset_a.images)
-    b = a if dataset_b is dataset_a else _thumbnails(dataset_b.images)
-    pairs = []
-    for start in range(0, len(a), _BLOCK):
-        rows, columns = np.nonzero(a[start : start + _BLOCK] @ b.T > correlation)
-        pairs += list(zip((rows + start).tolist(), columns.tolist(), strict=True))
+    a = looks(dataset_a.images).vectors
     if dataset_b is dataset_a:
-        pairs = [(i, j) for i, j in pairs if i < j]
-    return pairs
+        pairs = _alike(a, a, correlation)
+        pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    else:
+        pairs = _alike(a, looks(dataset_b.images).vectors, correlation)
+    return [(int(i), int(j)) for i, j in pairs]
 
 
-def _thumbnails(images: ImageStore) -> np.ndarray:
-    """float32 [n, 768] thumbnails of mean 0 per channel and length 1 (length 0 for an image of one colour)."""
-    size = (THUMBNAIL, THUMBNAIL)
-    small = [Image.fromarray(images[i]).resize(size, Image.Resampling.BOX) for i in range(len(images))]
-    thumbnails = np.stack([np.asarray(image) for image in small]).astype(np.float32)
-    thumbnails -= thumbnails.mean(axis=(1, 2), keepdims=True)
-    flat = thumbnails.reshape(len(thumbnails), -1)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+def _alike(a: np.ndarray, b: np.ndarray, correlation: float) -> np.ndarray:
+    """int64 [k, 2]: rows of two sets of unit vectors whose product is above `correlation`, in order.
+
+    Where there are too many pairs to try all, those are tried whose projections are near: unit vectors of
+    correlation r are sqrt(2 - 2 r) apart, and no projection takes two points further apart, so none is
+    missed.
+    """
+    if not len(a) or not len(b):
+        return np.zeros((0, 2), np.int64)
+    if len(a) * len(b) <= _ALL_PAIRS:
+        step = max(1, 20_000_000 // len(b))
+        starts = range(0, len(a), step)
+        return np.concatenate(
+            [np.argwhere(a[start : start + step] @ b.T > correlation) + np.array([start, 0]) for start in starts]
+        )
+    sample = np.concatenate([a[:: -(-len(a) // 1000)], b[:: -(-len(b) // 1000)]])
+    axes = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)[2][:_DIMENSIONS].T
+    near = cKDTree(b @ axes)
+    radius = np.sqrt(2 - 2 * correlation) + 1e-4
+    found = []
+    for start in range(0, len(a), _BLOCK):
+        block = a[start : start + _BLOCK]
+        candidates = near.query_ball_point(block @ axes, radius, return_sorted=True)
+        rows = np.repeat(np.arange(len(block)), [len(each) for each in candidates])
+        columns = np.concatenate([np.asarray(each, np.int64) for each in candidates])
+        for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 50_000) or 1):
+            kept = np.einsum("ij,ij->i", block[rows[part]], b[columns[part]]) > correlation
+            found.append(np.column_stack([rows[part][kept] + start, columns[part][kept]]))
+    return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Groups that splits must not divide, and why they are larger than the patients.
+
+    Attributes:
+        groups: str [n].
+        pairs: Indices of images of different patients that look alike.
+        spellings: Names of patients that differ in case, separators or zeros alone.
+    """
+
+    groups: np.ndarray
+    pairs: list[tuple[int, int]]
+    spellings: list[tuple[str, ...]]
+
+
+_merged: dict[str, Merged] = {}
+
+
+def merged(dataset: Dataset) -> Merged:
+    """Return the groups of a set, those joined that share a look-alike or whose names are nearly one.
+
+    The former alone is switched off by `Dataset.merge_look_alikes`.
+    """
+    key = f"{dataset.fingerprint()} {dataset.merge_look_alikes}"
+    if key in _merged:
+        return _merged[key]
+    names, member = np.unique(dataset.groups, return_inverse=True)
+    own = set(dataset.images.names)
+    spellings = identity.near_spellings(name for name in names.tolist() if name not in own)
+    links = [(name, group[0]) for group in spellings for name in group[1:]]
+    edges = [tuple(np.searchsorted(names, link)) for link in links]
+    pairs = []
+    if dataset.merge_look_alikes:
+        pairs = [(a, b) for a, b in duplicates(dataset, dataset) if member[a] != member[b]]
+        edges += [(member[a], member[b]) for a, b in pairs]
+    if edges:
+        rows, columns = np.array(edges).T
+        graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(names), len(names)))
+        component = connected_components(graph, directed=False)[1]
+        first = np.unique(component, return_index=True)[1]
+        groups = names[first[component[member]]]
+    else:
+        groups = dataset.groups
+    _merged[key] = Merged(groups, pairs, spellings)
+    return _merged[key]

@@ -2,6 +2,9 @@
 
 import functools
 import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,12 @@ import numpy as np
 
 from dapt_jax.data import limits
 from dapt_jax.data.geometry import Geometry, Turn
-from dapt_jax.data.intensity import PERCENTILES, Range, Samples, foreground_span
+from dapt_jax.data.intensity import PERCENTILES, Range, Samples, Statistics, foreground_span
 from dapt_jax.data.plane import Plane, Window, medical
 from dapt_jax.errors import UserError
 
 _WHOLE = "a whole NIfTI file"
+_EXACT = 1 << 24
 _ONE_AT_A_TIME = threading.Lock()
 Stamp = tuple[int, int]
 
@@ -45,8 +49,7 @@ def samples(plane: Plane) -> Samples:
 def values(plane: Plane) -> np.ndarray:
     """The numbers of the slice, float32 [h, w], placed as `samples` places them; NaN and infinity as the file has them."""
     index = _canonical_index(plane)
-    # A view: numpy.take would bring the whole volume into another order in memory for every slice.
-    return np.moveaxis(volume(plane.path), plane.axis, 0)[index].T[::-1, ::-1]
+    return volume(plane.path).slice(plane.axis, index).T[::-1, ::-1]
 
 
 def as_shown(plane: Plane, stored: np.ndarray) -> np.ndarray:
@@ -80,11 +83,11 @@ def length(path: Path, axis: int = 2) -> int:
     return int(_canonical(path)[1][axis])
 
 
-def slices(path: Path, axis: int = 2) -> np.ndarray:
-    """A volume as its slices, float32 [n, ...], in the file's own order, in which `[k]` counts."""
-    codes = _header(path, _stamp(path)).codes
-    first = np.moveaxis(volume(path), axis, 0)
-    return first[::-1] if _is_reversed(codes, axis) else first
+def slices(path: Path, axis: int = 2) -> Iterator[np.ndarray]:
+    """The slices of a volume one by one, float32, in the file's own order, in which `[k]` counts."""
+    whole, count = volume(path), length(path, axis)
+    for index in range(count)[:: -1 if _is_reversed(_header(path, _stamp(path)).codes, axis) else 1]:
+        yield whole.slice(axis, index)
 
 
 def geometry(plane: Plane) -> Geometry | None:
@@ -115,14 +118,62 @@ def affine_of(path: Path) -> str:
     return "[" + "; ".join(" ".join(f"{value:.4g}" for value in row) for row in rows) + "]"
 
 
-def volume(path: Path) -> np.ndarray:
-    """A volume in canonical orientation, float32 [right, front, up]; the last few are kept, for slices come one by one.
+@dataclass(frozen=True)
+class Volume:
+    """A volume in canonical orientation [right, front, up], its numbers as stored: slices alone are scaled.
+
+    Attributes:
+        stored: Numbers of the file's type.
+        slope: Of the header.
+        intercept: Of the header.
+    """
+
+    stored: np.ndarray
+    slope: float
+    intercept: float
+
+    def slice(self, axis: int, index: int) -> np.ndarray:
+        """Return a slice, float32."""
+        # A view: numpy.take would bring the whole volume into another order in memory for every slice.
+        return self._scaled(np.moveaxis(self.stored, axis, 0)[index])
+
+    def _scaled(self, part: np.ndarray) -> np.ndarray:
+        if (self.slope, self.intercept) == (1, 0):
+            return part.astype(np.float32)
+        return (part.astype(np.float64) * self.slope + self.intercept).astype(np.float32)
+
+    def span(self, window: Window) -> tuple[float, float]:
+        """Return percentiles of the foreground: exact ones, or, of a volume that is large, those of bins."""
+        if self.stored.size <= _EXACT:
+            return foreground_span(self._scaled(self.stored), window)
+        counted = Statistics()
+        for index in range(self.stored.shape[2]):
+            counted.add(self.slice(2, index))
+        found = counted.range("the volume", depth=False, window=window)
+        return found.low, found.high
+
+
+def volume(path: Path) -> Volume:
+    """A volume; the last few are kept as far as the limit allows, for slices come one by one.
 
     Raises:
         UserError: the file is unreadable, its rank is not 3, or it is larger than the limit; names the path.
     """
+    key = path, _stamp(path)
     with _ONE_AT_A_TIME:
-        return _volume(path, _stamp(path))
+        found = _volumes.pop(key, None)
+        if found is None:
+            header = _header(*key)
+            # Make room before anything is read.
+            while _volumes and header.stored_bytes + sum(v.stored.nbytes for v in _volumes.values()) > _kept_bytes():
+                _volumes.popitem(last=False)
+            found = _read(path, header)
+        _volumes[key] = found
+        return found
+
+
+def _kept_bytes() -> int:
+    return limits.decoded_bytes() // 2
 
 
 def _stamp(path: Path) -> Stamp:
@@ -140,7 +191,9 @@ class _Header:
         shape = image.shape
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
-        if len(shape) != 3 or min(shape) < 1:
+        if len(shape) == 3 and min(shape) < 1:
+            raise UserError(f"{path}: a volume {list(shape)} without voxels; expected some along every axis")
+        if len(shape) != 3:
             raise UserError(
                 f"{path}: a NIfTI image of rank {len(shape)} {list(image.shape)}; expected a volume of rank 3"
             )
@@ -159,18 +212,25 @@ class _Header:
         # Many writers leave the unit out; NIfTI without one is read in millimetres by every tool.
         self.unit = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}.get(unit, 0.0)
         voxels = int(np.prod(self.shape, dtype=object))
-        # Stored numbers, the volume as float32, and the conversion between the two.
-        limits.check(path, voxels * (kind.itemsize + 8), f"a volume of {' x '.join(map(str, self.shape))} voxels")
+        self.stored_bytes = voxels * kind.itemsize
+        # Stored numbers, and of small volumes copies to sort.
+        size = self.stored_bytes + 20 * min(voxels, _EXACT)
+        limits.check(path, size, f"a volume of {' x '.join(map(str, self.shape))} voxels")
         start = int(header["vox_offset"]) if "vox_offset" in header else 0
         limits.check(path, start, "what lies before its voxels")
         named = path.name.lower().endswith(".gz")
-        if not named and path.stat().st_size < start + voxels * kind.itemsize and path.suffix.lower() == ".nii":
+        if not named and path.stat().st_size < start + self.stored_bytes and path.suffix.lower() == ".nii":
             raise UserError(f"{path}: {path.stat().st_size:,} bytes, cut short; expected {_WHOLE}")
+
+
+_volumes: OrderedDict[tuple[Path, Stamp], Volume] = OrderedDict()
 
 
 @functools.lru_cache(maxsize=256)
 def _header(path: Path, stamp: Stamp) -> _Header:
     library = medical("nibabel", path)
+    # It writes of what it mends to standard error, beside the one line that is raised.
+    library.imageglobals.logger.setLevel("CRITICAL")
     with limits.border(path, _WHOLE):
         return _Header(path, library.load(path), library)
 
@@ -196,18 +256,17 @@ def _canonical_index(plane: Plane) -> int:
     return count - 1 - index if _is_reversed(_header(plane.path, _stamp(plane.path)).codes, plane.axis) else index
 
 
-@functools.lru_cache(maxsize=4)
-def _volume(path: Path, stamp: Stamp) -> np.ndarray:
-    header, library = _header(path, stamp), medical("nibabel", path)
+def _read(path: Path, header: _Header) -> Volume:
+    library = medical("nibabel", path)
     with limits.border(path, _WHOLE):
-        image = library.load(path)
-        proxy = image.dataobj
-        stored = proxy.get_scaled(np.float32) if hasattr(proxy, "get_scaled") else np.asarray(proxy)
-        array = np.asarray(stored, np.float32).reshape(header.shape)
-        return library.orientations.apply_orientation(array, header.codes)
+        # Not mapped: a mapped file that becomes shorter ends the process.
+        proxy = library.load(path, mmap=False).dataobj
+        stored = np.asarray(proxy.get_unscaled()).reshape(header.shape)
+        slope, intercept = float(proxy.slope), float(proxy.inter)
+        return Volume(library.orientations.apply_orientation(stored, header.codes), slope, intercept)
 
 
 @functools.lru_cache(maxsize=4096)
 def _range(path: Path, stamp: Stamp, window: Window) -> Range:
-    low, high = foreground_span(volume(path), window)
+    low, high = volume(path).span(window)
     return Range(low, high, f"{window.low:g}% to {window.high:g}% of the volume")

@@ -1,9 +1,10 @@
 """Files that Pillow opens: samples of 8 and 16 bits, grey and colour; the rules are told in `dapt_jax.data.intensity`."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
 """What Pillow is allowed to open, by content: others of its readers start programs (PostScript) or never end."""
 
 _EXPECTED = "a whole PNG, JPEG, BMP or TIFF file"
-_PHOTOMETRIC, _BITS_PER_SAMPLE = 262, 258
-# Bytes a pixel of Pillow's modes; RGB takes four.
-_WIDTH = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-_COPIES = 3
+_PHOTOMETRIC, _BITS_PER_SAMPLE, _TILE = 262, 258, (322, 323)
+# Bytes that reading takes for each pixel, by Pillow's mode: its own image, one that is upright, arrays, and grey of 8 bits.
+_BYTES = {"1": 4, "L": 4, "P": 16, "I;16": 12, "I;16B": 12, "I;16L": 12, "I;16N": 12}
+_BYTES_OF_COLOUR, _BYTES_OF_DEEP_COLOUR = 16, 40
 RESIZING = 40
 """Bytes that resizing takes for each pixel of a side: the weights of a filter as wide as the image."""
+
+# The limit of `dapt_jax.data.limits` is checked before anything is decoded, and refuses in one line.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What is wrong with a photograph's metadata changes no pixel; what is wrong with its pixels is raised.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\b")
 
 
 @contextmanager
@@ -75,8 +81,12 @@ def _check_size(path: Path, image: Image.Image) -> None:
     if deep and image.mode not in ("L", "P") and image.mode[0] not in "IF" and ";16" not in _raw_mode(image):
         raise UserError(f"{path}: a TIFF of 16 bits whose colours lie in separate planes; expected them side by side")
     width, height = image.size
-    size = width * height * _WIDTH.get(image.mode, 4) * _COPIES + (width + height) * RESIZING
+    each = _BYTES_OF_DEEP_COLOUR if ";16" in _raw_mode(image) else _BYTES_OF_COLOUR
+    size = width * height * _BYTES.get(image.mode, each) + (width + height) * RESIZING
     limits.check(path, size, f"an image of {width} x {height} pixels")
+    sides = [_tag(image, number) for number in _TILE]
+    if all(isinstance(side, int) for side in sides):
+        limits.check(path, sides[0] * sides[1] * 8, f"a tile of {sides[0]} x {sides[1]} pixels")
 
 
 def extent(source: Plane) -> tuple[int, int]:
@@ -172,12 +182,11 @@ def windowed(found: Samples, source: Plane) -> Samples:
     window = source.window
     if window is None:
         return found
-    more = (found.excluded, found.inverted)
     if window.of_set:
-        return Samples(found.values, None, found.pool or "8-bit images", *more)
+        return replace(found, known=None, pool=found.pool or "8-bit images", depth=True)
     if window.percent:
-        return Samples(found.values, found.own_range("the file", window), found.pool, *more)
-    return Samples(found.values, Range(window.low, window.high, "window of the setting"), found.pool, *more)
+        return replace(found, known=replace(found, depth=False).own_range("the file", window))
+    return replace(found, known=Range(window.low, window.high, "window of the setting"))
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

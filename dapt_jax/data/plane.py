@@ -116,9 +116,9 @@ def medical(package: str, path: Path) -> Any:
         raise UserError(f"{path}: reading it takes {package}; pip install 'dapt_jax[medical]'") from error
 
 
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line without control characters."""
-    if isinstance(error, MemoryError):
+def one_line(said: BaseException | str) -> str:
+    """What an exception, or a text out of a file, says: on one line, not long, without control characters."""
+    if isinstance(said, MemoryError):
         return "not enough memory"
-    text = "".join(letter if letter.isprintable() else " " for letter in str(error))
-    return " ".join(text.split())[:_SHOWN] or type(error).__name__
+    text = "".join(letter if letter.isprintable() else " " for letter in str(said))
+    return " ".join(text.split())[:_SHOWN] or ("" if isinstance(said, str) else type(said).__name__)

@@ -1,5 +1,6 @@
 """From rows about images to a `Dataset`: the checks that every reader of files shares."""
 
+import functools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,17 +11,16 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dapt_jax.data import arrays, formats, intensity, mask_values, masks
+from dapt_jax.data import arrays, dicom, formats, identity, intensity, limits, mask_values, masks, near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES, ImageStore
 from dapt_jax.data.mask_values import Drawn, Facts
 from dapt_jax.data.masks import Mask
-from dapt_jax.data.plane import Plane, file_of
+from dapt_jax.data.paths import true_path
+from dapt_jax.data.plane import Plane, file_of, plane
 from dapt_jax.errors import UserError, nearest
 
 ON_BAD_IMAGE = ("error", "skip")
-_CONSTANT = 0.1
-"""Share of images without content above which the set is named."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Record:
         labels: names of its classes: exactly one, unless the set is multi-label.
         values: one 0, 1 or NaN per class, instead of `labels`, where the source has a column per class.
         mask: where its mask lies, or None.
-        group: the patient; "" for none.
+        group: the patient, see `identity.patient`; "" for none.
         columns: every other column.
     """
 
@@ -55,22 +55,22 @@ def check_on_bad_image(choice: str) -> None:
 
 
 def check_splits(places: Sequence[str], groups: Sequence[str], splits: Sequence[str], word: str, origin: str) -> None:
-    """Refuses a source in which one group is in two splits.
+    """Refuse a source in which one group is in two splits.
 
     Args:
-        places: where each row is ("row 5").
-        groups: the group of each row; rows with "" are not checked.
-        splits: the split of each row.
-        word: what a group is called ("patient").
-        origin: the file to name.
+        places: Where each row is ("row 5").
+        groups: The group of each row; rows with "" are not checked.
+        splits: The split of each row, in any spelling; rows with a missing one are not checked.
+        word: What a group is called ("patient").
+        origin: The file to name.
     """
     seen: dict[str, tuple[str, str]] = {}
     torn: dict[str, str] = {}
     for place, group, split in zip(places, groups, splits, strict=True):
-        if not group:
+        if not group or identity.is_missing(split):
             continue
         first_split, first_place = seen.setdefault(group, (split, place))
-        if split != first_split and group not in torn:
+        if _canonical(split) != _canonical(first_split) and group not in torn:
             numbered = all(where.startswith("row ") for where in (first_place, place))
             where = f"rows {first_place[4:]}, {place[4:]}" if numbered else f"{first_place}; {place}"
             torn[group] = f"{word} {group} is in splits {first_split!r} and {split!r} ({where})"
@@ -79,11 +79,16 @@ def check_splits(places: Sequence[str], groups: Sequence[str], splits: Sequence[
         raise UserError(f"{origin}: {next(iter(torn.values()))}{more}; a {word} belongs in one split")
 
 
+def _canonical(split: str) -> str:
+    return identity.split_name(split) or split
+
+
 def check_once(records: Sequence[Record], origin: str) -> None:
     """Refuses a source that names an image twice: it would count twice, or under two labels."""
     seen: dict[Path | Plane, Record] = {}
     for record in records:
-        first = seen.setdefault(record.image, record)
+        image = plane(record.image)
+        first = seen.setdefault(replace(image, path=Path(true_path(image.path))), record)
         if first is not record:
             labels = f", as {'|'.join(first.labels)!r}, and here as {'|'.join(record.labels)!r}" if first.labels else ""
             raise UserError(
@@ -92,14 +97,41 @@ def check_once(records: Sequence[Record], origin: str) -> None:
             )
 
 
+def with_patients(records: Sequence[Record]) -> list[Record]:
+    """Return the records with the PatientID of DICOM files as the patient of those that name none."""
+    return [replace(record, group=record.group or patient_of_file(file_of(record.image))) for record in records]
+
+
+def patient_of_file(file: Path) -> str:
+    """Return whom a DICOM file's PatientID names; "" for other files and for those that name nobody.
+
+    Numbers of nothing but zeros, and words such as "anonymous", name nobody.
+    """
+    try:
+        stat = file.stat()
+        return _patient_of_file(file, stat.st_mtime_ns, stat.st_size)
+    except (OSError, UserError):
+        return ""  # what cannot be read is told of by whoever reads the pixels
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _patient_of_file(file: Path, changed: int, length: int) -> str:
+    del changed, length  # the same path may come to hold another file
+    if formats.module(file) is not dicom:
+        return ""
+    found = identity.patient(dicom.header(file, ("PatientID",))[0])
+    return found if found.strip("0") else ""
+
+
 def drop(records: Sequence[Record], names: Sequence[str], origin: str, multi_label: bool = False) -> list[Record]:
-    """Leaves out the records of the named classes, and logs how many.
+    """Leave out the records of the named classes, and log how many.
 
     In a multi-label set the records stay and the named labels are taken off them.
 
     Raises:
-        UserError: a name that no record has.
+        UserError: A name that no record has.
     """
+    names = [identity.clean(name) for name in names]
     present = Counter(label for record in records for label in record.labels)
     for name in names:
         if name not in present:
@@ -113,23 +145,21 @@ def drop(records: Sequence[Record], names: Sequence[str], origin: str, multi_lab
 
 
 def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: str) -> tuple[str, ...]:
-    """Returns the classes in order: those asked for, or all labels sorted by name.
+    """Return the classes in order: those asked for, or all labels, numbers in numerical order, names by name.
 
     Raises:
-        UserError: a record has a label outside `classes`, or a class is named twice.
+        UserError: A record has a label outside `classes`, a class is named twice, or one label is spelt in two ways.
     """
     present = Counter(label for record in records for label in record.labels)
     if not classes:
-        spelt: dict[str, str] = {}
-        for name in sorted(present):
-            other = spelt.setdefault(" ".join(name.casefold().split()), name)
-            if other != name:
-                place = next(record.place for record in records if name in record.labels)
-                raise UserError(
-                    f"{origin}: {place}: label {name!r} ({present[name]} rows), elsewhere {other!r} ({present[other]} rows); "
-                    "expected one spelling; labels that differ on purpose go into classes"
-                )
-        return tuple(sorted(present))
+        for first, other, *_ in identity.near_spellings(present):
+            place = next(record.place for record in records if other in record.labels)
+            raise UserError(
+                f"{origin}: {place}: label {other!r} ({present[other]} rows), elsewhere {first!r} "
+                f"({present[first]} rows); expected one spelling; labels that differ on purpose go into classes"
+            )
+        return identity.in_order(present)[0]
+    classes = tuple(identity.clean(name) for name in classes)
     if len(set(classes)) < len(classes):
         raise UserError(f"{origin}: classes name {Counter(classes).most_common(1)[0][0]!r} twice")
     for record in records:
@@ -139,7 +169,7 @@ def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: s
                     f"{origin}: {record.place}: label {label!r} ({present[label]} rows) is not in classes; "
                     f"{nearest(label, classes)}; rows to leave out go into drop_classes"
                 )
-    return tuple(classes)
+    return classes
 
 
 def to_dataset(
@@ -157,6 +187,7 @@ def to_dataset(
     segments: Sequence[str] = (),
     overlapping: bool = False,
     mask_orientation: str = "",
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """Checks that every file is there and can be read, and builds the data set.
 
@@ -174,6 +205,7 @@ def to_dataset(
         segments: of a set to be segmented, see `Dataset.segmented`; its masks are read and held in memory.
         overlapping: as in `Dataset.segmented`.
         mask_orientation: how masks lie where coordinates do not say, see `dapt_jax.data.masks.Placed`.
+        notes: see `Dataset.notes`.
 
     Raises:
         UserError: files missing or unreadable, a mask that is not as large as its image or holds a value that no segment
@@ -194,7 +226,8 @@ def to_dataset(
             f"first: {first.place}: {first.written}; {_near_files(file_of(first.image))}"
         )
     store = ImageStore.from_files([record.image for record in kept], image_size, crop, cache_bytes)
-    bad = store.verify(workers)
+    seen = near_duplicates.Collector(len(kept))
+    bad = store.verify(workers, seen.add)
     if bad and not skip:
         raise UserError(
             f"{len(bad)} of {len(kept)} images named in {origin} cannot be read, "
@@ -209,6 +242,14 @@ def to_dataset(
     if not len(good):
         raise UserError(f"{origin}: none of its {len(records)} images can be read")
     kept = [kept[index] for index in good]
+    named = with_patients(kept)
+    if inside := sum(a.group != b.group for a, b in zip(named, kept, strict=True)):
+        notes = [*notes, f"{origin}: the PatientID of {inside} DICOM files names their patients"]
+        splits = [record.columns.get("split", "") for record in named]
+        check_splits([r.place for r in named], [r.group for r in named], splits, "patient", origin)
+    kept = named
+    images = store.take(good)
+    near_duplicates.remember(images, seen.looks(good))
 
     columns: dict[str, list[str]] = defaultdict(list)
     for record in kept:
@@ -217,30 +258,21 @@ def to_dataset(
     drawn = _checked_masks(kept, origin, image_size, crop, segments, overlapping, workers)
     dataset = Dataset(
         name=name,
-        images=store.take(good),
+        images=images,
         labels=_labels(kept, classes, multi_label),
         classes=classes,
-        groups=np.array([record.group or _own_group(record.image) for record in kept], dtype=str),
+        groups=np.array([identity.patient(record.group) or _own_group(record.image) for record in kept], dtype=str),
         columns={column: np.array(values, dtype=str) for column, values in columns.items()},
         masks=drawn,
         skipped=skipped,
         spacing=_spacing(kept, image_size, crop) if segments else None,
+        notes=tuple(notes),
     )
     if segments:
         unit = "pixels of the decoded images" if dataset.spacing is None else "millimetres"
         logging.info("%s: distances between surfaces are in %s", origin, unit)
     for row in dataset.intensity_summary():
         logging.info("%s: %s", origin, intensity.line(row))
-    constant = dataset.images.constant()
-    if constant.mean() > _CONSTANT:
-        example = dataset.images.names[int(constant.argmax())]
-        logging.warning(
-            "%s: %d of %d images are of one grey or colour throughout, first: %s; expected pictures: is their range right?",
-            origin,
-            constant.sum(),
-            len(constant),
-            example,
-        )
     return dataset.segmented(segments, overlapping=overlapping) if segments else dataset
 
 
@@ -288,9 +320,10 @@ def _checked_masks(
         if record.mask is None:
             return None
         try:
-            image = formats.extent(record.image)
-            drawn = masks.draw(record.mask) if segments else None
-            mask = masks.extent(record.mask) if drawn is None else drawn.grey.shape
+            with limits.border(next(masks.files(record.mask), file_of(record.image)), "a mask"):
+                image = formats.extent(record.image)
+                drawn = masks.draw(record.mask) if segments else None
+                mask = masks.extent(record.mask) if drawn is None else drawn.grey.shape
         except UserError as error:
             return str(error)
         if mask != image:

@@ -2,9 +2,11 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dapt_jax.data import identity
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.folders import load_folder
 from dapt_jax.data.manifest import load_manifest
@@ -23,6 +25,8 @@ KINDS: dict[str, Callable[..., Dataset]] = {
     **{kind: entry.load for kind, entry in SETS.items()},
 }
 SEGMENTS = "segments"
+_OF_ANY = {SEGMENTS: (), "ordinal": False, "merge_look_alikes": True, "cohort": ""}
+"""Keys that every kind has, whatever its reader knows, with their defaults."""
 # Set by the study for all of its data, not by one set's description.
 _SHARED = ("on_bad_image", "cache_bytes", "workers")
 
@@ -38,7 +42,10 @@ def load(
             `{"kind": "manifest", "path": "wbc/manifest.csv", "where": "source=dataset1", "classes": ("monocyte",)}`.
             None, "" and () stand for the reader's default; several names in one text are joined by commas. Of any kind
             that has masks, `segments=("background", "nucleus")` names their values and makes the set one to be
-            segmented; values of one name become one segment. The readers are `load_manifest`, `load_folder`,
+            segmented; values of one name become one segment. `ordinal=True` says that the classes are grades in their order:
+            numbers, or names whose order `classes` gives. `merge_look_alikes=False` lets splits divide images that look alike.
+            `cohort="hospital A"` says whose patients are named: sets of two cohorts share none, whatever the names say.
+            The readers are `load_manifest`, `load_folder`,
             `load_phantoms`, `load_textures` and `load_tfds`.
         data_dir: the folder that `path` is relative to; not needed for absolute paths and for phantoms.
         image_size: side of the images in pixels, unless `spec` has one of its own (large images, which a network sees
@@ -56,8 +63,8 @@ def load(
     known = inspect.signature(reader).parameters
     keys = [key for key in known if key not in _SHARED]
     for key in spec:
-        if key not in ("kind", SEGMENTS) and key not in keys:
-            raise UserError(f"kind {kind!r} has no key {key!r}; {nearest(str(key), [*keys, SEGMENTS])}")
+        if key not in ("kind", *_OF_ANY) and key not in keys:
+            raise UserError(f"kind {kind!r} has no key {key!r}; {nearest(str(key), [*keys, *_OF_ANY])}")
     arguments = {"image_size": image_size, "on_bad_image": on_bad_image, **shared}
     arguments = {key: value for key, value in arguments.items() if key in known}
     given = {key: _plain(key, spec[key], known[key].default) for key in spec if key in keys}
@@ -66,9 +73,39 @@ def load(
         arguments["path"] = _resolve(arguments.get("path", ""), kind, data_dir)
     elif "name" not in arguments:
         raise UserError(f"kind {kind!r} needs a name")
-    segments = _plain(SEGMENTS, spec.get(SEGMENTS, ()), ())
+    of_any = {key: _plain(key, spec.get(key, default), default) for key, default in _OF_ANY.items()}
     dataset = reader(**arguments)
-    return dataset.segmented(segments) if segments and SEGMENTS not in known else dataset
+    if of_any[SEGMENTS] and SEGMENTS not in known:
+        dataset = dataset.segmented(of_any[SEGMENTS])
+    if of_any["ordinal"]:
+        dataset = ordered(dataset, spec)
+    cohort = of_any["cohort"] or (kind if kind in SETS else "")
+    return replace(dataset, merge_look_alikes=of_any["merge_look_alikes"], cohort=cohort)
+
+
+def ordered(dataset: Dataset, spec: Mapping[str, Any]) -> Dataset:
+    """Return a set whose classes are grades in their order.
+
+    Args:
+        dataset: The set, its classes in the order that its reader gave them.
+        spec: What the config says of it; `classes` gives names an order.
+
+    Raises:
+        UserError: The classes are names without an order, or an image has several.
+    """
+    if dataset.ordinal or dataset.segments:
+        return dataset
+    if dataset.multi_label:
+        raise UserError("grades are one per image, but an image has several labels here; expected ordinal=False")
+    given = _plain("classes", spec.get("classes", ()), ())
+    _, are_numbers = identity.in_order(dataset.classes)
+    if not given and not are_numbers:
+        listed = ", ".join(dataset.classes)
+        raise UserError(
+            f"{dataset.name}: grades need an order, but these are names: {listed}; "
+            "expected classes='LOWEST,...,HIGHEST' with all of them"
+        )
+    return replace(dataset, ordinal=True)
 
 
 def _plain(key: str, value: Any, standard: Any) -> Any:
@@ -79,6 +116,11 @@ def _plain(key: str, value: Any, standard: Any) -> Any:
         raise UserError(f"image_size is {value!r}; expected a side in pixels")
     if standard is inspect.Parameter.empty:
         return value
+    if isinstance(standard, bool):
+        found = {"true": True, "false": False}.get(str(value).lower())
+        if found is None:
+            raise UserError(f"{key} is {value!r}; expected true or false")
+        return found
     if isinstance(standard, tuple):
         names = value.split(",") if isinstance(value, str) else value
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):

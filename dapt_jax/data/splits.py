@@ -43,7 +43,7 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int)
     """Divides the images into folds, each of which is held out once.
 
     A class with fewer groups than folds is missing from some held-out parts; it is in every training part if it is in
-    two groups or more.
+    two groups or more and the groups' other classes allow it. `dapt_jax.data.findings.of_folds` names what is missing where.
 
     Args:
         labels: int [n], or float [n, classes] of 0, 1 and NaN.
@@ -127,6 +127,7 @@ def _deal(
             filled[side] |= counts[group] > 0
         left = left[side_of[left] < 0]
     _fill_empty_sides(side_of, counts, len(shares))
+    _keep_promise(side_of, counts, len(shares), lone)
     return side_of[members]
 
 
@@ -144,6 +145,43 @@ def _fill_empty_sides(side_of: np.ndarray, counts: np.ndarray, sides: int) -> No
         fullest = np.bincount(side_of, minlength=sides).argmax()
         movable = np.flatnonzero(side_of == fullest)
         side_of[movable[counts[movable].sum(axis=1).argmin()]] = side
+
+
+def _keep_promise(side_of: np.ndarray, counts: np.ndarray, sides: int, lone: int | None) -> None:
+    """Moves groups so that every class of two groups or more is in every training part, where that can be.
+
+    A group that several classes share may have been dealt out for one of them at another's cost.
+    """
+    has = counts > 0
+    wanted = np.flatnonzero(has.sum(axis=0) >= 2)
+
+    def lacking(placed: np.ndarray) -> int:
+        """How many classes some training part lacks."""
+        on = np.stack([has[placed == side].any(axis=0) for side in range(sides)])[:, wanted]
+        broken = ~on[lone] if lone is not None else on.sum(axis=0) < 2
+        return int(broken.sum())
+
+    worst = lacking(side_of)
+    while worst:
+        best: tuple[int, float, int, int] | None = None
+        on = np.stack([has[side_of == side].any(axis=0) for side in range(sides)])
+        broken = wanted[~on[lone][wanted]] if lone is not None else wanted[on[:, wanted].sum(axis=0) < 2]
+        for group in np.flatnonzero(has[:, broken].any(axis=1)):
+            home = side_of[group]
+            if (side_of == home).sum() < 2:
+                continue
+            for side in range(sides):
+                if side == home:
+                    continue
+                side_of[group] = side
+                left = lacking(side_of)
+                if left < worst:
+                    best = min(best or (worst, 0.0, 0, 0), (left, float(counts[group].sum()), int(group), side))
+                side_of[group] = home
+        if best is None:
+            return
+        worst, _, moved, side = best
+        side_of[moved] = side
 
 
 def _counts(labels: np.ndarray, members: np.ndarray, groups: int) -> np.ndarray:

@@ -1,19 +1,18 @@
 """`mode=export`: what a study has adapted, for other tools, each encoder with its card."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from dapt_jax.errors import UserError
 from dapt_jax.export import model_card
-from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.records.study_records import Records
-from dapt_jax.study import strategies as named
-from dapt_jax.study.adapt import ADAPTED
+from dapt_jax.settings import StudySettings
+from dapt_jax.study import strategies
+from dapt_jax.study.adapt import ADAPTED, read_about
+from dapt_jax.study.arms import Arm
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights import export, locate
@@ -21,53 +20,55 @@ from dapt_jax.weights import export, locate
 FOLDER = "export"
 
 
-def run(config: Any, workdir: Path) -> list[Path]:
-    """Exports every adapted encoder of the config's strategies and seeds.
+def run(settings: StudySettings, workdir: Path) -> list[Path]:
+    """Export every adapted encoder of the strategies and seeds of a study.
 
     In `workdir/export/ARM`: `timm.safetensors` and `torchvision.safetensors` where these libraries build the model,
     `encoder.safetensors` (our names), `orbax`, `encoder.stablehlo` and the card, `README.md`.
 
     Args:
-        config: the study's.
-        workdir: of the study.
+        settings: Settings of the study.
+        workdir: Folder of the study.
 
     Returns:
-        The folders.
+        Their folders.
 
     Raises:
-        UserError: the workdir holds no study, or none of its arms is adapted.
+        UserError: The workdir holds no study, or none of its arms is adapted.
     """
     records = Records.read(workdir)
-    encoder = locate.fitted(config.weights, registry.of_config(config.model))
-    adapting = [each for each in (named.resolve(name, encoder, config) for name in config.strategies) if each.phases]
-    arms = [(strategy, f"{strategy.name}-seed{seed}") for strategy in adapting for seed in config.seeds]
+    encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
+    resolved = [strategies.resolve(name, encoder, settings) for name in settings.strategies]
+    arms = [Arm(strategy, seed) for strategy in resolved if strategy.phases for seed in settings.seeds]
     checkpoints = workdir / "checkpoints"
-    finished = [(strategy, arm) for strategy, arm in arms if (checkpoints / arm / ADAPTED).exists()]
+    finished = [arm for arm in arms if (arm.folder(workdir) / ADAPTED).exists()]
     if not finished:
-        wanted = ", ".join(arm for _, arm in arms) or "no strategy adapts"
+        wanted = ", ".join(arm.folder(workdir).name for arm in arms) or "no strategy adapts"
         raise UserError(
             f"{checkpoints}: no finished {ADAPTED} ({wanted}); expected the workdir of a study that has run"
         )
     made = []
-    for strategy, arm in finished:
-        target = workdir / FOLDER / arm
-        _export(
-            config, records, strategy, checkpoints / arm, target, is_whole=strategy.encoder.groups == encoder.groups
-        )
+    for arm in finished:
+        source = arm.folder(workdir)
+        target = workdir / FOLDER / source.name
+        is_whole = arm.strategy.encoder.groups == encoder.groups
+        _export(records, arm.strategy, source, target, is_whole=is_whole)
         print(f"export: {target}", flush=True)
         made.append(target)
     return made
 
 
-def _export(config: Any, records: Records, strategy: Strategy, source: Path, target: Path, *, is_whole: bool) -> None:
+def _export(records: Records, strategy: Strategy, source: Path, target: Path, *, is_whole: bool) -> None:
     encoder = strategy.encoder
+    if remembered := locate.remembered(source / ADAPTED):  # the source weights may be elsewhere by now
+        encoder = encoder.with_preprocess(remembered)
     params, batch_stats, _ = locate.load(str(source / ADAPTED), Classifier(encoder, 1), seed=0)
     params.pop(HEAD)
-    about = json.loads((source / "adapted.json").read_text())
+    about = read_about(source)
     target.mkdir(parents=True, exist_ok=True)
     for library in export.libraries(encoder.name):
         export.write_named(target / library.file, encoder, params, batch_stats, library.scheme)
-    export.write(target / "encoder.safetensors", params, batch_stats)
+    export.write(target / "encoder.safetensors", params, batch_stats, encoder)
     export.write_orbax(target / "orbax", params, batch_stats)
     export.write_stablehlo(target / "encoder.stablehlo", encoder, params, batch_stats, about["image_size"])
     image = parity_image(about["image_size"], encoder.preprocess.channels)
@@ -78,7 +79,7 @@ def _export(config: Any, records: Records, strategy: Strategy, source: Path, tar
         about=about,
         encoder=encoder,
         is_whole=is_whole,
-        spec=config.weights,
+        spec=records.config["weights"],
         phases=[_phase(phase) for phase in strategy.phases],
         largest={int(at): float(features[0, at]) for at in np.argsort(-np.asarray(features[0]))[:6]},
     )

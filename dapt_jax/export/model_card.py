@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dapt_jax.errors import redact
+from dapt_jax.formatting import number
+from dapt_jax.metrics import display_name
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.records.study_records import Cost, Records, nice
-from dapt_jax.report.tables import number
-from dapt_jax.weights import export, zoo
+from dapt_jax.records.study_records import Cost, Records
+from dapt_jax.weights import export, locate, normalisation, zoo
 
 
 def write(
@@ -84,16 +86,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _source(spec: str, source: str) -> str:
-    if zoo.is_name(spec):
-        entry = zoo.entry(spec)
-        return f"`{spec}` ({entry.citation}); {source}"
-    return f"`{spec}`; {source}"
+    place, shown = locate.Address.of(spec).place, redact(spec)
+    if zoo.is_name(place):
+        return f"`{shown}` ({zoo.entry(place).citation}); {source}"
+    return f"`{shown}`; {source}"
 
 
 def _licence(spec: str) -> str:
+    place = locate.Address.of(spec).place
     return (
-        f"source weights: {zoo.entry(spec).licence}"
-        if zoo.is_name(spec)
+        f"source weights: {zoo.entry(place).licence}"
+        if zoo.is_name(place)
         else "as the source weights and the corpus allow"
     )
 
@@ -108,9 +111,7 @@ def _corpus(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
 
 
 def _preprocessing(encoder: Encoder) -> str:
-    given = encoder.preprocess
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (given.mean, given.std))
-    return f"(x - [{mean}]) / [{std}] on values 0 to 255, {'blue first' if given.bgr else 'red first'}"
+    return normalisation.describe(encoder.preprocess) + ("" if encoder.preprocess.bgr else ", red first")
 
 
 def _cost(rows: Sequence[Any]) -> str:
@@ -139,7 +140,14 @@ def _scores(records: Records, strategy: str, seed: int) -> str:
     if not found:
         return "None yet: this arm has not been measured on a target task."
     rows = [
-        (row["task"], row["split"], row["protocol"], nice(row["metric"]), f"{row['value']:.4f}", str(row.get("n", "")))
+        (
+            row["task"],
+            row["split"],
+            row["protocol"],
+            display_name(row["metric"]),
+            f"{row['value']:.4f}",
+            str(row.get("n", "")),
+        )
         for row in found
     ]
     note = "One seed; the study's report compares strategies over all of its seeds."

@@ -1,11 +1,13 @@
-"""Scores of predicted probabilities of classes."""
+"""Metrics of predicted probabilities of classes."""
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from sklearn import metrics as sk
 
+from dapt_jax.metrics.registry import MULTI_LABEL, ORDINAL, SINGLE_LABEL, measure, measures, metric
 from dapt_jax.metrics.score import Score
 
 THRESHOLD = 0.5
@@ -16,14 +18,17 @@ def classification(
     probabilities: Float[np.ndarray, "n classes"],
     classes: tuple[str, ...],
     ordinal: bool = False,
+    seen: Bool[np.ndarray, " classes"] | None = None,
 ) -> list[Score]:
-    """Ranking, decision and calibration scores.
+    """Return the ranking, decision and calibration scores of predictions: every registered metric that they have.
 
     Args:
-        labels: class numbers [n], or 0/1 with NaN for missing [n, classes] for multi-label tasks.
-        probabilities: one row per example.
-        classes: names of the columns.
-        ordinal: whether the class numbers are an order.
+        labels: Class numbers [n], or 0/1 with NaN for missing [n, classes] for multi-label tasks.
+        probabilities: One row per example.
+        classes: Names of the columns.
+        ordinal: Whether the class numbers are an order.
+        seen: Which classes the predictions were trained on; None for all. Scores of single classes, and their means,
+            leave out a class that a head never saw: what it predicts of it is chance.
 
     Returns:
         First `auc`, one class against the rest, its mean over the classes that have both positives and negatives, which
@@ -41,41 +46,137 @@ def classification(
 
         Classes that are not named in a score do not count in it; a score that covers none is NaN.
     """
-    multi_label = labels.ndim == 2
-    targets = labels if multi_label else np.eye(len(classes))[labels]
-    scores = [
-        *_by_class("auc", targets, probabilities, classes, _auc),
-        *_by_class("ap", targets, probabilities, classes, _average_precision),
-    ]
-    if multi_label:
-        predicted = probabilities > THRESHOLD
-        for metric, measure in (("f1", _f1), ("accuracy", _accuracy)):
-            scores.append(next(_by_class(metric, targets, predicted, classes, measure)))
-        return scores
-    return scores + list(_of_decisions(labels, probabilities, classes, ordinal))
+    if labels.ndim == 2:
+        kinds: tuple[str, ...] = (MULTI_LABEL,)
+    else:
+        kinds = (SINGLE_LABEL, ORDINAL) if ordinal else (SINGLE_LABEL,)
+    predictions = Predictions(labels, probabilities, classes, np.ones(len(classes), bool) if seen is None else seen)
+    return [score for function in measures(*kinds) for score in function(predictions)]
 
 
-def _by_class(
-    metric: str,
-    targets: Shaped[np.ndarray, "n classes"],
-    predictions: Shaped[np.ndarray, "n classes"],
-    classes: tuple[str, ...],
-    measure: Callable[[np.ndarray, np.ndarray], float],
-) -> Iterator[Score]:
-    """The mean over classes, then each class: of the rows whose label is known."""
-    known = ~np.isnan(targets)
-    values = np.array(
-        [
-            measure(targets[rows, column], predictions[rows, column]) if rows.any() else np.nan
-            for column, rows in enumerate(known.T)
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What the metrics of classes are computed from.
+
+    Attributes:
+        labels: Class numbers [n], or 0/1 with NaN for missing [n, classes].
+        probabilities: One row per example.
+        classes: Names of the columns.
+        seen: Which classes the predictions were trained on.
+    """
+
+    labels: Shaped[np.ndarray, "n ..."]
+    probabilities: Float[np.ndarray, "n classes"]
+    classes: tuple[str, ...]
+    seen: Bool[np.ndarray, " classes"]
+
+    @property
+    def targets(self) -> Shaped[np.ndarray, "n classes"]:
+        """What each probability should be: 0 or 1, NaN where it is not known."""
+        return self.labels if self.labels.ndim == 2 else np.eye(len(self.classes))[self.labels]
+
+    @property
+    def predicted(self) -> Int[np.ndarray, " n"]:
+        """The class of the highest probability."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def decisions(self) -> Bool[np.ndarray, "n classes"]:
+        """Whether each class is predicted: several labels by a threshold, one label by the highest probability."""
+        if self.labels.ndim == 2:
+            return self.probabilities > THRESHOLD
+        return np.eye(len(self.classes), dtype=bool)[self.predicted]
+
+    def whole(self, name: str, value: float, classes: tuple[str, ...] | None = None) -> list[Score]:
+        """Return one score of all rows together, of all classes unless some are named."""
+        return [Score(name, value, len(self.labels), self.classes if classes is None else classes)]
+
+    def by_class(
+        self,
+        name: str,
+        columns: Shaped[np.ndarray, "n classes"],
+        function: Callable[[np.ndarray, np.ndarray], float],
+    ) -> list[Score]:
+        """Return the mean over classes that were seen, then each class: of the rows whose label is known.
+
+        Args:
+            name: Name of the metric.
+            columns: Probabilities or decisions.
+            function: From the targets and the column of a class to its value; NaN where it is undefined.
+        """
+        targets = self.targets
+        known = ~np.isnan(targets)
+        values = np.array(
+            [
+                function(targets[rows, column], columns[rows, column]) if rows.any() else np.nan
+                for column, rows in enumerate(known.T)
+            ]
+        )
+        values[~self.seen] = np.nan
+        defined = np.isfinite(values)
+        mean = float(values[defined].mean()) if defined.any() else float("nan")
+        covered = tuple(each for each, is_defined in zip(self.classes, defined, strict=True) if is_defined)
+        of_classes = [
+            Score(f"{name}/{each}", float(value), int(rows.sum()), (each,))
+            for each, value, rows in zip(self.classes, values, known.T, strict=True)
         ]
-    )
-    defined = np.isfinite(values)
-    mean = float(values[defined].mean()) if defined.any() else float("nan")
-    covered = tuple(name for name, is_defined in zip(classes, defined, strict=True) if is_defined)
-    yield Score(metric, mean, int(known.any(1).sum()), covered)
-    for name, value, rows in zip(classes, values, known.T, strict=True):
-        yield Score(f"{metric}/{name}", float(value), int(rows.sum()), (name,))
+        return [Score(name, mean, int(known.any(1).sum()), covered), *of_classes]
+
+
+@metric("auc", title="AUC", kinds=(SINGLE_LABEL, MULTI_LABEL), chance=0.5, per_class=True)
+def _aucs(found: Predictions) -> Iterable[Score]:
+    return found.by_class("auc", found.probabilities, _auc)
+
+
+@metric("ap", title="AP", kinds=(SINGLE_LABEL, MULTI_LABEL), per_class=True)
+def _average_precisions(found: Predictions) -> Iterable[Score]:
+    return found.by_class("ap", found.probabilities, _average_precision)
+
+
+@metric("f1", title="F1", kinds=(MULTI_LABEL,))
+def _f1s(found: Predictions) -> Iterable[Score]:
+    return found.by_class("f1", found.decisions, _f1)[:1]
+
+
+@metric("accuracy", title="accuracy", kinds=(MULTI_LABEL,))
+def _accuracies(found: Predictions) -> Iterable[Score]:
+    return found.by_class("accuracy", found.decisions, lambda truth, predicted: float((truth == predicted).mean()))[:1]
+
+
+@metric("balanced_accuracy", title="balanced accuracy", kinds=(SINGLE_LABEL,))
+def _balanced_accuracy(found: Predictions) -> Iterable[Score]:
+    present = [each for each in np.unique(found.labels) if found.seen[each]]
+    recalls = [(found.predicted[found.labels == each] == each).mean() for each in present]
+    mean = float(np.mean(recalls)) if present else float("nan")
+    return found.whole("balanced_accuracy", mean, tuple(found.classes[each] for each in present))
+
+
+@measure("accuracy", (SINGLE_LABEL,))
+def _accuracy(found: Predictions) -> Iterable[Score]:
+    return found.whole("accuracy", float((found.predicted == found.labels).mean()))
+
+
+measure("f1", (SINGLE_LABEL,))(_f1s)
+
+
+@metric("mcc", title="MCC", kinds=(SINGLE_LABEL,), low=-1.0, chance=0.0)
+def _matthews(found: Predictions) -> Iterable[Score]:
+    return found.whole("mcc", float(sk.matthews_corrcoef(found.labels, found.predicted)))
+
+
+@metric("kappa", title="kappa", kinds=(SINGLE_LABEL,), low=-1.0, chance=0.0)
+def _kappa(found: Predictions) -> Iterable[Score]:
+    return found.whole("kappa", kappa(found.labels, found.predicted, len(found.classes)))
+
+
+@metric("kappa_quadratic", title="quadratic kappa", kinds=(ORDINAL,), low=-1.0, chance=0.0)
+def _quadratic_kappa(found: Predictions) -> Iterable[Score]:
+    return found.whole("kappa_quadratic", kappa(found.labels, found.predicted, len(found.classes), "quadratic"))
+
+
+@metric("ece", title="ECE", kinds=(SINGLE_LABEL,), higher_is_better=False)
+def _calibration_error(found: Predictions) -> Iterable[Score]:
+    return found.whole("ece", calibration_error(found.labels, found.probabilities))
 
 
 def _auc(truth: Shaped[np.ndarray, " n"], probability: Float[np.ndarray, " n"]) -> float:
@@ -91,39 +192,15 @@ def _f1(truth: Shaped[np.ndarray, " n"], predicted: Bool[np.ndarray, " n"]) -> f
     return float(2 * both / either) if either else float("nan")
 
 
-def _accuracy(truth: Shaped[np.ndarray, " n"], predicted: Bool[np.ndarray, " n"]) -> float:
-    return float((truth == predicted).mean())
-
-
-def _of_decisions(
-    labels: Shaped[np.ndarray, " n"],
-    probabilities: Float[np.ndarray, "n classes"],
-    classes: tuple[str, ...],
-    ordinal: bool,
-) -> Iterator[Score]:
-    n, predicted = len(labels), probabilities.argmax(1)
-    present = np.unique(labels)
-    recall = float(np.mean([(predicted[labels == each] == each).mean() for each in present]))
-    yield Score("balanced_accuracy", recall, n, tuple(classes[each] for each in present))
-    yield Score("accuracy", float((predicted == labels).mean()), n, classes)
-    chosen = np.eye(len(classes), dtype=bool)
-    yield next(_by_class("f1", chosen[labels].astype(float), chosen[predicted], classes, _f1))
-    yield Score("mcc", float(sk.matthews_corrcoef(labels, predicted)), n, classes)
-    yield Score("kappa", kappa(labels, predicted, len(classes)), n, classes)
-    if ordinal:
-        yield Score("kappa_quadratic", kappa(labels, predicted, len(classes), "quadratic"), n, classes)
-    yield Score("ece", calibration_error(labels, probabilities), n, classes)
-
-
 def kappa(
     labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int, weights: str | None = None
 ) -> float:
-    """Cohen's kappa; NaN where both are the same one class, so that no disagreement could be expected by chance.
+    """Return Cohen's kappa; NaN where both are the same one class, so that no disagreement could be expected by chance.
 
     Args:
-        labels: class numbers.
-        predicted: class numbers.
-        classes: how many there are. Absent ones count for the distance between the others.
+        labels: Class numbers.
+        predicted: Class numbers.
+        classes: Number of classes. Absent ones count for the distance between the others.
         weights: `quadratic` for the squared distance; None for agreement or not.
     """
     if len(np.union1d(labels, predicted)) < 2:
@@ -134,7 +211,7 @@ def kappa(
 def calibration_error(
     labels: Shaped[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"], bins: int = 15
 ) -> float:
-    """Expected calibration error: mean gap between confidence and accuracy over bins, weighted by their size."""
+    """Return the expected calibration error: mean gap between confidence and accuracy over bins, weighted by their size."""
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
     size = np.bincount(bin_of, minlength=bins)

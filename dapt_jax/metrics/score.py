@@ -1,4 +1,4 @@
-"""What every score is."""
+"""The result of one metric."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ class Score:
     """One number about one set of predictions.
 
     Attributes:
-        metric: its name; `<metric>/<class>` of one class alone.
-        value: NaN where it is undefined.
-        n: examples that it covers.
-        classes: names of the classes that it covers.
+        metric: Name of the metric; `<metric>/<class>` of one class alone.
+        value: The number; NaN where it is undefined.
+        n: Number of examples that it covers.
+        classes: Names of the classes that it covers.
     """
 
     metric: str

@@ -1,28 +1,29 @@
-"""Scores of predicted masks: overlap and distance of surfaces, per image and pooled over pixels."""
+"""Metrics of predicted masks: overlap and distance of surfaces, per image and pooled over pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
 from dapt_jax.errors import UserError
+from dapt_jax.metrics.registry import MASKS, SURFACES, measures, metric
 from dapt_jax.metrics.score import Score
 
 
 class Segmentation:
-    """Scores of masks that are added batch by batch; of an image five numbers per segment are kept, and no pixels.
+    """Scores of masks that are added batch by batch; five numbers per image and class are kept, and no pixels.
 
     See `segmentation` for what the scores are.
     """
 
     def __init__(self, segments: Sequence[str], overlapping: bool = False, surfaces: bool = True):
-        """Begins with no image.
+        """Begin with no image.
 
         Args:
-            segments: names of the values of a mask, the background, which is not scored, first.
-            overlapping: whether masks are bit fields, bit k for `segments[k + 1]`.
-            surfaces: whether `hd95` and `assd`, which take most of the time, are wanted.
+            segments: Names of the values of a mask, the background, which is not scored, first.
+            overlapping: Whether masks are bit fields, bit k for `segments[k + 1]`.
+            surfaces: Whether `hd95` and `assd`, which take most of the time, are wanted.
         """
         self._names = tuple(segments[1:])
         self._overlapping = overlapping
@@ -35,15 +36,15 @@ class Segmentation:
         predicted: UInt8[np.ndarray, "n2 h2 w2"],
         spacing: Sequence[float] | Float[np.ndarray, "n 2"] = (1.0, 1.0),
     ) -> None:
-        """Adds images.
+        """Add images.
 
         Args:
-            truth: masks.
-            predicted: masks of the same images.
-            spacing: height and width of a pixel, of all images or of each: distances are in its unit.
+            truth: True masks.
+            predicted: Predicted masks of the same images.
+            spacing: Height and width of a pixel, of all images or of each: distances are in its unit.
 
         Raises:
-            UserError: the masks differ in shape, or hold a value that has no name.
+            UserError: The masks differ in shape, or hold a value that has no name.
         """
         if truth.shape != predicted.shape:
             raise UserError(
@@ -65,32 +66,36 @@ class Segmentation:
         self._images.append(found)
 
     def per_image(self) -> dict[str, Float[np.ndarray, "n segments"]]:
-        """`dice`, `iou`, `hd95` and `assd` of every image and foreground segment, in the order in which they were added."""
+        """Return `dice`, `iou`, `hd95` and `assd` of every image and foreground class, in the order of adding."""
         both, truth, predicted, hd95, assd = np.moveaxis(np.concatenate(self._images), -1, 0)
         found = {"dice": _dice(both, truth, predicted), "iou": _iou(both, truth, predicted)}
         return {**found, "hd95": hd95, "assd": assd} if self._surfaces else found
 
     def scores(self) -> list[Score]:
-        """The scores of all images so far; NaN where there is none."""
-        images = self.per_image()
-        both, truth, predicted = np.concatenate(self._images)[..., :3].sum(0).T
-        n = len(images["dice"])
-        scores: list[Score] = []
-        for metric in ("dice", "iou"):
-            scores += self._means(metric, images[metric])
-        for metric, measure in (("dice_pooled", _dice), ("iou_pooled", _iou)):
-            values = measure(both, truth, predicted) if n else np.full(len(self._names), np.nan)
-            scores += self._with_macro(metric, values, np.full(len(values), n), n)
-        for metric in ("hd95", "assd") if self._surfaces else ():
-            scores += self._means(metric, images[metric])
-        return scores
+        """Return the scores of all images so far, of every registered metric of masks; NaN where there is none."""
+        kinds = (MASKS, SURFACES) if self._surfaces else (MASKS,)
+        return [score for function in measures(*kinds) for score in function(self)]
 
-    def _means(self, metric: str, values: Float[np.ndarray, "n segments"]) -> list[Score]:
+    def means(self, metric: str) -> list[Score]:
+        """Return the scores of a metric of images, see `per_image`: the mean over the images that have it."""
+        values = self.per_image()[metric]
         known = np.isfinite(values)
         covered = known.sum(0)
         means = np.full(len(self._names), np.nan)
         np.divide(np.where(known, values, 0).sum(0), covered, out=means, where=covered > 0)
         return self._with_macro(metric, means, covered, int(known.any(1).sum()))
+
+    def pooled(self, metric: str, function: Callable[..., np.ndarray]) -> list[Score]:
+        """Return the scores of the pixels of all images taken as one.
+
+        Args:
+            metric: Name of the metric.
+            function: From the pixels of the intersection, of the truth and of the prediction, each by class, to values.
+        """
+        counts = np.concatenate(self._images)[..., :3]
+        n = len(counts)
+        values = function(*counts.sum(0).T) if n else np.full(len(self._names), np.nan)
+        return self._with_macro(metric, values, np.full(len(values), n), n)
 
     def _with_macro(self, metric: str, values: np.ndarray, covered: np.ndarray, images: int) -> list[Score]:
         defined = np.isfinite(values)
@@ -108,6 +113,36 @@ class Segmentation:
         return (masks >> segment & 1).astype(bool) if self._overlapping else masks == segment + 1
 
 
+@metric("dice", title="Dice", kinds=(MASKS,), per_class=True)
+def _dices(images: Segmentation) -> Iterable[Score]:
+    return images.means("dice")
+
+
+@metric("iou", title="IoU", kinds=(MASKS,), per_class=True)
+def _ious(images: Segmentation) -> Iterable[Score]:
+    return images.means("iou")
+
+
+@metric("dice_pooled", title="pooled Dice", kinds=(MASKS,), per_class=True)
+def _pooled_dices(images: Segmentation) -> Iterable[Score]:
+    return images.pooled("dice_pooled", _dice)
+
+
+@metric("iou_pooled", title="pooled IoU", kinds=(MASKS,), per_class=True)
+def _pooled_ious(images: Segmentation) -> Iterable[Score]:
+    return images.pooled("iou_pooled", _iou)
+
+
+@metric("hd95", title="HD95", kinds=(SURFACES,), higher_is_better=False, high=None, per_class=True)
+def _hausdorff_distances(images: Segmentation) -> Iterable[Score]:
+    return images.means("hd95")
+
+
+@metric("assd", title="ASSD", kinds=(SURFACES,), higher_is_better=False, high=None, per_class=True)
+def _surface_distances(images: Segmentation) -> Iterable[Score]:
+    return images.means("assd")
+
+
 def segmentation(
     truth: UInt8[np.ndarray, "n h w"],
     predicted: UInt8[np.ndarray, "n2 h2 w2"],
@@ -115,14 +150,14 @@ def segmentation(
     overlapping: bool = False,
     spacing: Sequence[float] | Float[np.ndarray, "n 2"] = (1.0, 1.0),
 ) -> list[Score]:
-    """Scores of every foreground segment, `<metric>/<segment>`, and their mean over the segments, `<metric>`.
+    """Return the scores of every foreground class, `<metric>/<class>`, and their mean over the classes, `<metric>`.
 
     Args:
-        truth: masks: segment numbers, or bit fields.
-        predicted: masks of the same images.
-        segments: names of the values of a mask, the background, which is not scored, first.
-        overlapping: whether masks are bit fields, bit k for `segments[k + 1]`.
-        spacing: height and width of a pixel in mm, of all images or of each; without it distances are in pixels.
+        truth: True masks: class numbers, or bit fields.
+        predicted: Predicted masks of the same images.
+        segments: Names of the values of a mask, the background, which is not scored, first.
+        overlapping: Whether masks are bit fields, bit k for `segments[k + 1]`.
+        spacing: Height and width of a pixel in mm, of all images or of each; without it distances are in pixels.
 
     Returns:
         `dice` and `iou`: mean over images; an image without the segment in either mask counts as 1.
@@ -138,7 +173,7 @@ def segmentation(
         images that count for any, and `classes` names the segments.
 
     Raises:
-        UserError: the masks differ in shape, or hold a value that has no name.
+        UserError: The masks differ in shape, or hold a value that has no name.
     """
     scored = Segmentation(segments, overlapping)
     scored.add(truth, predicted, spacing)
@@ -148,7 +183,7 @@ def segmentation(
 def surface_distances(
     first: Bool[np.ndarray, "h w"], second: Bool[np.ndarray, "h w"], spacing: Float[np.ndarray, " 2"]
 ) -> tuple[float, float]:
-    """Hausdorff-95 and average symmetric surface distance of two regions that are not empty, in the unit of the spacing."""
+    """Return Hausdorff-95 and average symmetric surface distance of two regions with pixels, in the spacing's unit."""
     # Surfaces lie in the smallest box around both regions, so nothing outside it can be nearer.
     rows, columns = (np.flatnonzero((first | second).any(axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

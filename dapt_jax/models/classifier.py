@@ -1,6 +1,7 @@
 """An encoder with a linear head behind its pooled features, split at any boundary into prefix and suffix."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -8,24 +9,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from dapt_jax.models import layers
-from dapt_jax.models.encoder import Encoder, NormMode, get_group
+from dapt_jax.models.encoder import Encoder, get_group
 from dapt_jax.models.initial import Tree, init_params
+from dapt_jax.parameters import BatchNormMode, Kind
 
 HEAD = "head"
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """Encoder, pooling (see `pool`) and a dense layer, as pure functions.
+    """Encoder, global pooling (see `pool`) and a dense layer, as pure functions.
 
     A *boundary* b splits it: the *prefix* is the groups before b, the *suffix* the rest. With b equal to the number of
     encoder groups the prefix includes the pooling and the suffix is the head alone.
 
     Attributes:
-        encoder: the encoder.
-        outputs: number of logits.
-        dtype: of activations; parameters are float32 always.
-        dropout: share of the pooled features that are dropped while training.
+        encoder: The encoder.
+        outputs: Number of logits.
+        dtype: Type of activations; parameters are float32 always.
+        dropout: Share of the pooled features that are dropped while training.
     """
 
     encoder: Encoder
@@ -38,15 +40,20 @@ class Classifier:
         """The encoder's groups and the head."""
         return (*self.encoder.groups, HEAD)
 
+    @functools.cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """Kind of every parameter and running statistic by path."""
+        return {**self.encoder.kinds, f"{HEAD}/kernel": Kind.DENSE_KERNEL, f"{HEAD}/bias": Kind.BIAS}
+
     def abstract(self) -> tuple[Tree, Tree]:
-        """Shapes and dtypes of parameters and statistics."""
+        """Return shapes and dtypes of parameters and running statistics."""
         params, batch_stats = self.encoder.abstract()
         return {**params, HEAD: self._head()}, batch_stats
 
     def init(self, seed: int) -> tuple[Tree, Tree]:
-        """Fresh parameters and statistics from a seed."""
+        """Return fresh parameters and running statistics from a seed."""
         params, batch_stats = self.abstract()
-        return init_params(params, seed), init_params(batch_stats, seed)
+        return init_params(params, self.kinds, seed), init_params(batch_stats, self.kinds, seed)
 
     def _head(self) -> Tree:
         kernel = jax.ShapeDtypeStruct((self.encoder.features, self.outputs), jnp.float32)
@@ -55,7 +62,7 @@ class Classifier:
     def prefix(
         self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"], boundary: int
     ) -> Float[Array, "b ..."]:
-        """Images (0 to 255) to the activations at `boundary`, with every norm frozen.
+        """Compute the activations at `boundary` from images (0 to 255), with batch norm frozen.
 
         With boundary 0 these are the preprocessed images; at the number of encoder groups, pooled features (b, features).
         """
@@ -64,7 +71,7 @@ class Classifier:
     def between(
         self, params: Tree, batch_stats: Tree, x: Float[Array, "b ..."], start: int, stop: int
     ) -> Float[Array, "b ..."]:
-        """Activations at the boundary `start` to those at `stop`, with every norm frozen."""
+        """Compute the activations at the boundary `stop` from those at `start`, with batch norm frozen."""
         if start == stop:
             return x
         x, _ = self.encoder.apply(params, batch_stats, x, start=start, stop=stop)
@@ -73,11 +80,11 @@ class Classifier:
     def activations_at_boundaries(
         self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]
     ) -> list[Float[Array, "b ..."]]:
-        """The activations at every boundary, the preprocessed images first, the pooled features last."""
-        found = [self.prefix(params, batch_stats, images, 0)]
+        """Return the activations at every boundary, the preprocessed images first, the pooled features last."""
+        activations = [self.prefix(params, batch_stats, images, 0)]
         for number in range(len(self.encoder.groups)):
-            found.append(self.between(params, batch_stats, found[-1], number, number + 1))
-        return found
+            activations.append(self.between(params, batch_stats, activations[-1], number, number + 1))
+        return activations
 
     def suffix(
         self,
@@ -85,15 +92,21 @@ class Classifier:
         batch_stats: Tree,
         x: Float[Array, "b ..."],
         boundary: int,
-        norm: NormMode | Mapping[str, NormMode] = "frozen",
+        batch_norm: BatchNormMode | Mapping[str, BatchNormMode] = "frozen",
         rng: jax.Array | None = None,
     ) -> tuple[Float[Array, "b outputs"], Tree]:
-        """Activations at `boundary` to float32 logits, and the statistics after the pass.
+        """Compute float32 logits from the activations at `boundary`; return them and the running statistics after the pass.
 
-        Without `rng`, nothing is dropped.
+        Args:
+            params: Nested dict of parameters.
+            batch_stats: Nested dict of running statistics.
+            x: Activations at `boundary`.
+            boundary: Index of the first group to run.
+            batch_norm: One mode for all groups, or one per group name (groups not named are frozen).
+            rng: PRNG key of dropout and stochastic depth; None: neither.
         """
         if boundary < len(self.encoder.groups):
-            x, batch_stats = self.encoder.apply(params, batch_stats, x, start=boundary, norm=norm, rng=rng)
+            x, batch_stats = self.encoder.apply(params, batch_stats, x, start=boundary, batch_norm=batch_norm, rng=rng)
             x = pool(x)
         if rng is not None:
             x = layers.dropout(x, self.dropout, jax.random.fold_in(rng, len(self.encoder.groups)))
@@ -101,17 +114,17 @@ class Classifier:
         return x.astype(jnp.float32) @ head["kernel"] + head["bias"], batch_stats
 
     def __call__(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b outputs"]:
-        """Images (0 to 255) to logits, as at test time."""
+        """Compute logits from images (0 to 255), as at test time."""
         return self.suffix(params, batch_stats, self.prefix(params, batch_stats, images, 0), 0)[0]
 
     def features(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b d"]:
-        """Images (0 to 255) to pooled features, as at test time."""
+        """Compute pooled features from images (0 to 255), as at test time."""
         return self.prefix(params, batch_stats, images, len(self.encoder.groups)).astype(jnp.float32)
 
 
 def pool(x: Float[Array, "b ..."]) -> Float[Array, "b c"]:
-    """What an encoder says of an image as a whole, from its last group's output.
+    """Global pooling of the last feature map.
 
-    Of a map (b, h, w, c) the average over space, accumulated in float32; of tokens (b, n, c) the first, the class token.
+    Of a map (b, h, w, c) the average over space, accumulated in float32; of tokens (b, n, c) the class token, the first.
     """
     return x[:, 0] if x.ndim == 3 else x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)

@@ -1,18 +1,18 @@
-"""The contract that every encoder keeps: ordered, named groups as pure functions over nested dicts.
+"""The contract of every encoder: ordered, named layer groups as pure functions over nested dicts.
 
-An encoder is a list of groups (`stem`, `stage1/block1`, ...). Each group is a small `flax.nnx` module that is called as
-`module(x, norm)`; nnx serves to define it and is not seen outside this package. Parameters and batch-norm statistics are
-plain nested dicts whose leading keys are the group's name, so that the path of a parameter reads
-`stage1/block1/conv1/kernel`. Sub-modules that normalise have attribute names that start with `norm`: that is how a
-parameter path alone tells a parameter of a norm from the rest. Layer norm has no statistics, so its mode changes nothing.
+An encoder is a list of layer groups (`stem`, `stage1/block1`, ...). Each group is a small `flax.nnx` module that is called
+as `module(x, mode)` with the mode of batch norm; nnx serves to define it and is not seen outside this package. Parameters
+and running statistics are plain nested dicts whose leading keys are the group's name, so that the path of a parameter reads
+`stage1/block1/conv1/kernel`. What a parameter is, its `Kind`, is declared by the variable class that the module gives it
+(`dapt_jax.models.parameters`) and offered as `Encoder.kinds`.
 
-*Levels* are the feature maps that decoders and multi-scale heads read: of every resolution, the last one.
+*Pyramid levels* are the feature maps that decoders and multi-scale heads read: of every resolution, the last one.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from flax import nnx
@@ -20,14 +20,9 @@ from jaxtyping import Array, Float
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.initial import Tree, init_params
+from dapt_jax.models.parameters import kinds_of
 from dapt_jax.models.preprocess import Preprocess
-
-NormMode = Literal["frozen", "stats", "train"]
-"""How batch norm runs: on stored statistics that stay (`frozen`), or on the batch's own, which are then recorded.
-
-`stats` and `train` compute the same; they differ in whether the affine parameters are trained, which is the mask's part.
-"""
-
+from dapt_jax.parameters import BatchNormMode, Kind
 
 TAP = "tap"
 
@@ -37,10 +32,10 @@ class Options:
     """What a user may choose about an encoder, whatever its family.
 
     Attributes:
-        channels: of the images.
-        drop_path: chance to skip the last residual branch while training (stochastic depth, Huang et al., arXiv
-            1603.09382); it grows linearly from 0 at the first. Networks without residual branches have none.
-        dropout: share of activations that transformers drop while training.
+        channels: Channels of the images.
+        drop_path: Probability to skip the last residual branch while training (stochastic depth, Huang et al., arXiv
+            1603.09382); it grows linearly from 0 at the first. Networks without residual branches ignore it.
+        dropout: Share of activations that transformers drop while training.
     """
 
     channels: int = 3
@@ -52,32 +47,27 @@ DEFAULT = Options()
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class LayerGroup:
     """One named step of an encoder.
 
     Attributes:
-        name: slash-separated, the leading part of the paths of its parameters.
-        build: makes the nnx module from an rng.
-        features: channels of its output.
-        reduction: side of the encoder's input over side of this group's output.
-        level: whether its output is a level; None for "if it is the last of its resolution".
-        tap: (features, reduction) of a level inside the group; its module then has a method `tapped(x, norm)` that
-            returns the output and that map.
-        is_random: whether its module takes a third argument, a PRNG key or None.
+        name: Slash-separated; the leading part of the paths of its parameters.
+        build: Makes the nnx module. Values are not used, shapes alone: initial values follow from the parameters' kinds.
+        features: Channels of its output.
+        reduction: Side of the encoder's input over side of this group's output.
+        level: Whether its output is a pyramid level; None: if it is the last group of its resolution.
+        intermediate: (features, reduction) of a pyramid level inside the group; its module then has a method
+            `tapped(x, mode)` that returns the output and that map.
+        is_stochastic: Whether its module takes a third argument, a PRNG key or None.
     """
 
     name: str
-    build: Callable[[nnx.Rngs], nnx.Module]
+    build: Callable[[], nnx.Module]
     features: int
     reduction: int
     level: bool | None = None
     intermediate: tuple[int, int] | None = None
-    is_random: bool = False
-
-
-def group(name: str, make: Callable[[], nnx.Module], features: int, reduction: int, **more: Any) -> Group:
-    """A group whose module needs no rng to be made, as none does whose initial values come from `initial.draw`."""
-    return Group(name, lambda rngs: make(), features, reduction, **more)
+    is_stochastic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +75,9 @@ class Level:
     """A feature map that an encoder offers beside its output.
 
     Attributes:
-        name: of the group that makes it, with `/tap` behind it where it lies inside that group.
-        features: channels.
-        reduction: side of the encoder's input over side of the map.
+        name: Name of the group that makes it, followed by `/tap` where it lies inside that group.
+        features: Channels.
+        reduction: Side of the encoder's input over side of the map.
     """
 
     name: str
@@ -95,23 +85,33 @@ class Level:
     reduction: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A layer group, ready to run: its graph definition, abstract parameters and statistics, and their kinds by path."""
+
+    graph: Any
+    params: Tree
+    batch_stats: Tree
+    kinds: Mapping[str, Kind]
+
+
 class Encoder:
-    """An image encoder as ordered groups of pure functions.
+    """An image encoder as ordered layer groups of pure functions.
 
     Attributes:
-        name: the registry's name of the architecture.
-        specs: the groups, first to last.
-        preprocess: what its pretrained weights expect of an image.
-        image_size: side in pixels that its pretrained weights were made at.
-        remat: names of the groups whose activations the backward pass computes again instead of keeping them.
-        as_map: makes a feature map (b, h, w, c) of a group's output; the identity but for transformers.
-        options: that its groups were built with.
+        name: Name of the architecture in the registry.
+        specs: The layer groups, first to last.
+        preprocess: What its pretrained weights expect of an image.
+        image_size: Side in pixels that its pretrained weights were made at.
+        remat: Names of the groups whose activations the backward pass computes again instead of keeping them.
+        as_map: Makes a feature map (b, h, w, c) of a group's output; the identity but for transformers.
+        options: Options that its groups were built with.
     """
 
     def __init__(
         self,
         name: str,
-        specs: Sequence[Group],
+        specs: Sequence[LayerGroup],
         *,
         preprocess: Preprocess,
         image_size: int = 224,
@@ -129,12 +129,12 @@ class Encoder:
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether training leaves something out at random: see `apply`'s `rng`."""
+        """Whether training drops something at random: see `apply`'s `rng`."""
         return bool(self.options.drop_path or self.options.dropout)
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Names of the groups, first to last."""
+        """Names of the layer groups, first to last."""
         return tuple(spec.name for spec in self.specs)
 
     @property
@@ -148,94 +148,105 @@ class Encoder:
         return self.preprocess.channels
 
     @functools.cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """Kind of every parameter and running statistic by path.
+
+        >>> from dapt_jax.models import registry
+        >>> registry.build("vit_small").kinds["block1/norm1/scale"]
+        <Kind.LAYER_NORM_SCALE: 'layer_norm_scale'>
+        """
+        return {path: kind for part in self._parts.values() for path, kind in part.kinds.items()}
+
+    @functools.cached_property
     def pyramid_levels(self) -> tuple[Level, ...]:
-        """The feature maps of every resolution, finest first."""
+        """The last feature map of every resolution, finest first."""
         last = {spec.reduction: spec.name for spec in self.specs if spec.level is not False}
-        found = []
+        levels = []
         for spec in self.specs:
             if spec.intermediate:
-                found.append(Level(f"{spec.name}/{TAP}", *spec.intermediate))
+                levels.append(Level(f"{spec.name}/{TAP}", *spec.intermediate))
             if spec.level or last.get(spec.reduction) == spec.name:
-                found.append(Level(spec.name, spec.features, spec.reduction))
-        return tuple(found)
+                levels.append(Level(spec.name, spec.features, spec.reduction))
+        return tuple(levels)
 
     def index(self, group: str) -> int:
-        """Position of a group.
+        """Return the position of a layer group.
 
         Raises:
-            UserError: there is no group of that name; names the nearest.
+            UserError: There is no group of that name; names the nearest.
         """
         if group not in self.groups:
             raise UserError(f"model {self.name!r} has no layer group {group!r}; {nearest(group, self.groups)}")
         return self.groups.index(group)
 
     def group_of(self, path: str) -> str:
-        """The group that a parameter path belongs to."""
+        """Return the layer group that a parameter path belongs to."""
         return next(name for name in self.groups if path.startswith(f"{name}/"))
 
     def truncate(self, after: str) -> "Encoder":
-        """The same encoder cut behind the group `after`: the paper's *simplified* architectures (arXiv 2204.13280)."""
-        return self._like(specs=self.specs[: self.index(after) + 1])
+        """Return the same encoder cut after the group `after`: the *simplified* architectures of arXiv 2204.13280."""
+        return self._replace(specs=self.specs[: self.index(after) + 1])
 
     @functools.cached_property
     def feature_trunk(self) -> "Encoder":
-        """The same encoder up to its last level; itself where nothing is behind that."""
+        """The same encoder up to its last pyramid level; itself where nothing follows that."""
         last = self.pyramid_levels[-1].name.removesuffix(f"/{TAP}")
         return self if last == self.groups[-1] else self.truncate(last)
 
     def rematerialised(self, *groups: str) -> "Encoder":
-        """The same encoder, whose backward pass computes the activations of `groups` again (all of them if none is named).
+        """Return the same encoder, whose backward pass computes the activations of `groups` again (all, if none is named).
 
         Saves memory for one more forward pass of those groups (Chen et al., arXiv 1604.06174); results stay the same.
 
         Raises:
-            UserError: there is no group of that name; names the nearest.
+            UserError: There is no group of that name; names the nearest.
         """
         for group in groups:
             self.index(group)
-        return self._like(remat=groups or self.groups)
+        return self._replace(remat=groups or self.groups)
 
     def with_options(self, options: Options) -> "Encoder":
-        """The same encoder, which remembers what its groups were built with."""
-        return self._like(options=options)
+        """Return the same encoder with a record of the options that its groups were built with."""
+        return self._replace(options=options)
 
     def with_preprocess(self, preprocess: Preprocess) -> "Encoder":
-        """The same encoder for weights that expect something else of an image."""
-        return self._like(preprocess=preprocess)
+        """Return the same encoder for weights that expect another normalisation of the image."""
+        return self._replace(preprocess=preprocess)
 
-    def _like(self, **changes: Any) -> "Encoder":
-        """A copy with some of the constructor's arguments changed."""
-        kept = {
+    def _replace(self, **changes: Any) -> "Encoder":
+        """Return a copy with some of the constructor's arguments changed."""
+        arguments = {
             "specs": self.specs,
             "preprocess": self.preprocess,
             "image_size": self.image_size,
+            "remat": self.remat,
+            "as_map": self.as_map,
             "options": self.options,
         }
-        return Encoder(self.name, **{**kept, "remat": self.remat, "as_map": self.as_map, **changes})
+        return Encoder(self.name, **{**arguments, **changes})
 
     @functools.cached_property
-    def _parts(self) -> dict[str, tuple[Any, Tree, Tree]]:
-        """Per group: the nnx graph definition, abstract parameters, abstract statistics."""
+    def _parts(self) -> dict[str, _Part]:
         parts = {}
         for spec in self.specs:
-            abstract = nnx.eval_shape(lambda build=spec.build: build(nnx.Rngs(0)))
-            graph, params, batch_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
-            parts[spec.name] = (graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
+            graph, params, batch_stats = nnx.split(nnx.eval_shape(spec.build), nnx.Param, nnx.BatchStat)
+            kinds = kinds_of(spec.name, params, batch_stats)
+            parts[spec.name] = _Part(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats), kinds)
         return parts
 
     def abstract(self) -> tuple[Tree, Tree]:
-        """Shapes and dtypes of parameters and statistics, as nested dicts of `jax.ShapeDtypeStruct`."""
+        """Return shapes and dtypes of parameters and running statistics, as nested dicts of `jax.ShapeDtypeStruct`."""
         params: Tree = {}
         batch_stats: Tree = {}
-        for name, (_, group_params, group_stats) in self._parts.items():
-            put_group(params, name, group_params)
-            put_group(batch_stats, name, group_stats)
+        for name, part in self._parts.items():
+            put_group(params, name, part.params)
+            put_group(batch_stats, name, part.batch_stats)
         return params, batch_stats
 
     def init(self, seed: int) -> tuple[Tree, Tree]:
-        """Fresh parameters and statistics: see `draw`."""
+        """Return fresh parameters and running statistics: see `init_params`."""
         params, batch_stats = self.abstract()
-        return init_params(params, seed), init_params(batch_stats, seed)
+        return init_params(params, self.kinds, seed), init_params(batch_stats, self.kinds, seed)
 
     def apply(
         self,
@@ -245,25 +256,25 @@ class Encoder:
         *,
         start: int = 0,
         stop: int | None = None,
-        norm: NormMode | Mapping[str, NormMode] = "frozen",
+        batch_norm: BatchNormMode | Mapping[str, BatchNormMode] = "frozen",
         rng: jax.Array | None = None,
     ) -> tuple[Float[Array, "b ..."], Tree]:
-        """Runs the groups `start` to `stop` (exclusive; None for all).
+        """Run the groups `start` to `stop` (exclusive; None: all).
 
         Args:
-            params: nested dict; needs to hold the groups that run only.
-            batch_stats: nested dict of batch-norm statistics, likewise.
-            x: preprocessed images if `start` is 0, else the output of group `start - 1`.
-            start: index of the first group to run.
-            stop: index behind the last group to run.
-            norm: one mode for all groups, or one per group name (those not named are frozen).
-            rng: what dropout and stochastic depth draw from; None for none of either, as at test time.
+            params: Nested dict of parameters; needs to hold the groups that run only.
+            batch_stats: Nested dict of running statistics, likewise.
+            x: Preprocessed images if `start` is 0, else the output of group `start - 1`.
+            start: Index of the first group to run.
+            stop: Index after the last group to run.
+            batch_norm: One mode for all groups, or one per group name (groups not named are frozen).
+            rng: PRNG key of dropout and stochastic depth; None: neither, as at test time.
 
         Returns:
-            The last group's output: a map (b, h, w, c), or tokens (b, n, c) of a transformer; and `stats` with the
+            The last group's output: a map (b, h, w, c), or tokens (b, n, c) of a transformer; and `batch_stats` with the
             statistics of the groups that ran unfrozen replaced.
         """
-        x, _, batch_stats = self.run(params, batch_stats, x, start=start, stop=stop, norm=norm, rng=rng)
+        x, _, batch_stats = self.run(params, batch_stats, x, start=start, stop=stop, batch_norm=batch_norm, rng=rng)
         return x, batch_stats
 
     def run(
@@ -274,18 +285,18 @@ class Encoder:
         *,
         start: int = 0,
         stop: int | None = None,
-        norm: NormMode | Mapping[str, NormMode] = "frozen",
+        batch_norm: BatchNormMode | Mapping[str, BatchNormMode] = "frozen",
         rng: jax.Array | None = None,
     ) -> tuple[Float[Array, "b ..."], dict[str, Float[Array, "b h w c"]], Tree]:
-        """As `apply`, and the levels that were met on the way, by name, in between.
+        """Run as `apply` does and return, second, the pyramid levels that were computed on the way, by name.
 
-        With all groups run these are the maps of `levels` (as every dict, in the order of names once jit has returned it).
+        With all groups run these are the maps of `pyramid_levels` (in the order of names once jit has returned them).
         """
         maps: dict[str, jax.Array] = {}
         names = {level.name for level in self.pyramid_levels}
         for index, spec in list(enumerate(self.specs))[start:stop]:
-            mode = norm if isinstance(norm, str) else norm.get(spec.name, "frozen")
-            key = jax.random.fold_in(rng, index) if rng is not None and spec.is_random else None
+            mode = batch_norm if isinstance(batch_norm, str) else batch_norm.get(spec.name, "frozen")
+            key = jax.random.fold_in(rng, index) if rng is not None and spec.is_stochastic else None
             step: Callable[..., Any] = functools.partial(self._step, spec, mode)
             if spec.name in self.remat:
                 step = jax.checkpoint(step)
@@ -300,14 +311,20 @@ class Encoder:
         return x, maps, batch_stats
 
     def _step(
-        self, spec: Group, mode: NormMode, params: Tree, batch_stats: Tree, x: jax.Array, key: jax.Array | None
+        self,
+        spec: LayerGroup,
+        mode: BatchNormMode,
+        params: Tree,
+        batch_stats: Tree,
+        x: jax.Array,
+        key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array | None, Tree]:
-        """One group: its output, its tap if it has one, and its statistics if they changed."""
-        module = nnx.merge(self._parts[spec.name][0], params, batch_stats)
+        """Run one group; return its output, its intermediate map if it has one, and its statistics if they changed."""
+        module = nnx.merge(self._parts[spec.name].graph, params, batch_stats)
         intermediate = None
         if spec.intermediate:
             x, intermediate = module.tapped(x, mode)
-        elif spec.is_random:
+        elif spec.is_stochastic:
             x = module(x, mode, key)
         else:
             x = module(x, mode)
@@ -316,14 +333,14 @@ class Encoder:
 
 
 def get_group(tree: Tree, name: str) -> Tree:
-    """The part of a nested dict below the group `name`; empty when it holds nothing of it."""
+    """Return the part of a nested dict below the group `name`; empty when it holds nothing of it."""
     for key in name.split("/"):
         tree = tree.get(key, {})
     return tree
 
 
 def put_group(tree: Tree, name: str, value: Tree) -> None:
-    """Sets the part of a nested dict below the group `name`, in place; an empty part leaves no key behind."""
+    """Set the part of a nested dict below the group `name`, in place; an empty part leaves no key behind."""
     if not value:
         return
     *parents, last = name.split("/")
@@ -333,6 +350,6 @@ def put_group(tree: Tree, name: str, value: Tree) -> None:
 
 
 def copy_along(tree: Tree, name: str) -> Tree:
-    """A copy of the dicts on the way to a group, so that setting it leaves the caller's tree alone."""
+    """Copy the dicts on the way to a group, so that setting it leaves the caller's tree alone."""
     key, _, rest = name.partition("/")
     return {**tree, key: copy_along(tree[key], rest)} if rest else dict(tree)

@@ -1,44 +1,61 @@
-"""Initial values of parameters."""
+"""Initial values of parameters and statistics, by their kind."""
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from dapt_jax.parameters import Kind
+
 Tree = dict[str, Any]
 
+_CONSTANTS = {
+    Kind.BIAS: 0.0,
+    Kind.BATCH_NORM_SCALE: 1.0,
+    Kind.BATCH_NORM_BIAS: 0.0,
+    Kind.LAYER_NORM_SCALE: 1.0,
+    Kind.LAYER_NORM_BIAS: 0.0,
+    Kind.LAYER_SCALE: 1e-6,
+    Kind.RUNNING_MEAN: 0.0,
+    Kind.RUNNING_VARIANCE: 1.0,
+}
 
-def init_params(tree: Tree, seed: int) -> Tree:
-    """Initial values for a nested dict of shapes, each from (seed, path) alone.
 
-    Drawn with numpy: the same on every backend, and no compilation for values that pretrained weights replace anyway.
-    A leaf's name decides: `kernel` is normal with variance 2 / fan-out for convolutions (He et al., arXiv 1502.01852) and
-    1 / fan-in for dense layers; `scale` and `var` are one; `bias` and `mean` are zero; `gamma`, the scale of a residual
-    branch, is 1e-6 (Liu et al., arXiv 2201.03545); tokens, positions and attention's biases are normal with deviation
-    0.02 (Dosovitskiy et al., arXiv 2010.11929). A module whose name starts with `depthwise` has one input per output.
+def init_params(tree: Tree, kinds: Mapping[str, Kind], seed: int) -> Tree:
+    """Return initial values for a nested dict of shapes, each a function of (seed, path) alone.
+
+    They are drawn with NumPy: the same on every backend, and without compilation for values that pretrained weights
+    replace anyway. Kernels are normal, with variance 2 / fan-out for convolutions (He et al., arXiv 1502.01852) and
+    1 / fan-in for dense layers. Layer scale is 1e-6 (Liu et al., arXiv 2201.03545). Tokens, positions and relative position
+    biases are normal with standard deviation 0.02 (Dosovitskiy et al., arXiv 2010.11929). Scales and running variances are
+    one; biases and running means zero.
 
     Args:
-        tree: nested dict of `jax.ShapeDtypeStruct`.
-        seed: any non-negative integer.
+        tree: Nested dict of `jax.ShapeDtypeStruct`.
+        kinds: Kind of every leaf by slash-separated path.
+        seed: Any non-negative integer.
     """
 
-    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        names = [key.key for key in path]
-        if names[-1] in ("scale", "var"):
-            return np.ones(leaf.shape, leaf.dtype)
-        if names[-1] in ("bias", "mean"):
-            return np.zeros(leaf.shape, leaf.dtype)
-        if names[-1] == "gamma":
-            return np.full(leaf.shape, 1e-6, leaf.dtype)
-        rng = np.random.default_rng([seed, zlib.crc32("/".join(map(str, names)).encode())])
-        if names[-1] != "kernel":
-            variance = 0.02**2
-        elif len(leaf.shape) == 4:
-            height, width, _, out = leaf.shape
-            variance = 2.0 / (height * width * (1 if names[-2].startswith("depthwise") else out))
-        else:
-            variance = 1.0 / leaf.shape[0]
-        return (rng.standard_normal(leaf.shape, np.float32) * np.sqrt(variance)).astype(leaf.dtype)
+    def one(key_path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        path = "/".join(str(key.key) for key in key_path)
+        kind = kinds[path]
+        if kind in _CONSTANTS:
+            return np.full(leaf.shape, _CONSTANTS[kind], leaf.dtype)
+        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+        deviation = np.sqrt(_variance(kind, leaf.shape))
+        return (rng.standard_normal(leaf.shape, np.float32) * deviation).astype(leaf.dtype)
 
     return jax.tree.map_with_path(one, tree)
+
+
+def _variance(kind: Kind, shape: tuple[int, ...]) -> float:
+    if kind is Kind.CONV_KERNEL:
+        height, width, _, outputs = shape
+        return 2.0 / (height * width * outputs)
+    if kind is Kind.DEPTHWISE_KERNEL:
+        return 2.0 / (shape[0] * shape[1])
+    if kind is Kind.DENSE_KERNEL:
+        return 1.0 / shape[0]
+    return 0.02**2

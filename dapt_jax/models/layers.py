@@ -8,7 +8,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dapt_jax import ops
-from dapt_jax.models.encoder import NormMode
+from dapt_jax.models.parameters import (
+    BatchNormBias,
+    BatchNormScale,
+    Bias,
+    ConvKernel,
+    DenseKernel,
+    DepthwiseKernel,
+    LayerNormBias,
+    LayerNormScale,
+    RunningMean,
+    RunningVariance,
+)
+from dapt_jax.parameters import BatchNormMode
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -27,8 +39,9 @@ class Conv(nnx.Module):
         groups: int = 1,
         bias: bool = False,
     ):
-        self.kernel = nnx.Param(jnp.zeros((size, size, inputs // groups, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        make = DepthwiseKernel if 1 < groups == inputs == outputs else ConvKernel
+        self.kernel = make(jnp.zeros((size, size, inputs // groups, outputs)))
+        self.bias = Bias(jnp.zeros(outputs)) if bias else None
         self.stride, self.padding, self.groups = stride, padding, groups
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
@@ -41,8 +54,8 @@ class Dense(nnx.Module):
     """A dense layer over the last axis; `kernel` is (in, out)."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True):
-        self.kernel = nnx.Param(jnp.zeros((inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        self.kernel = DenseKernel(jnp.zeros((inputs, outputs)))
+        self.bias = Bias(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         y = x @ self.kernel[...].astype(x.dtype)
@@ -53,8 +66,8 @@ class LayerNorm(nnx.Module):
     """Layer normalisation of the last axis (Ba et al., arXiv 1607.06450), in float32; there are no running statistics."""
 
     def __init__(self, features: int, *, eps: float = 1e-6):
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
+        self.scale = LayerNormScale(jnp.ones(features))
+        self.bias = LayerNormBias(jnp.zeros(features))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
@@ -114,14 +127,14 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, eps: float = 1e-5, momentum: float = 0.9):
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
+        self.scale = BatchNormScale(jnp.ones(features))
+        self.bias = BatchNormBias(jnp.zeros(features))
+        self.mean = RunningMean(jnp.zeros(features))
+        self.var = RunningVariance(jnp.ones(features))
         self.eps, self.momentum = eps, momentum
 
-    def __call__(self, x: Float[Array, "b h w c"], norm: NormMode) -> Float[Array, "b h w c"]:
-        if norm == "frozen":
+    def __call__(self, x: Float[Array, "b h w c"], mode: BatchNormMode) -> Float[Array, "b h w c"]:
+        if mode == "frozen":
             factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
             shift = self.bias[...] - self.mean[...] * factor
             return x * factor.astype(x.dtype) + shift.astype(x.dtype)
@@ -139,5 +152,5 @@ class ConvNormRelu(nnx.Module):
         self.conv = Conv(inputs, outputs, size, stride=stride, padding=((pad, pad), (pad, pad)))
         self.norm = BatchNorm(outputs)
 
-    def __call__(self, x: Float[Array, "b h w c"], norm: NormMode) -> Float[Array, "b h2 w2 d"]:
-        return jax.nn.relu(self.norm(self.conv(x), norm))
+    def __call__(self, x: Float[Array, "b h w c"], mode: BatchNormMode) -> Float[Array, "b h2 w2 d"]:
+        return jax.nn.relu(self.norm(self.conv(x), mode))

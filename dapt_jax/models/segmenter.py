@@ -12,16 +12,16 @@ from jaxtyping import Array, Float, Num
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import decoders
 from dapt_jax.models.classifier import HEAD
-from dapt_jax.models.encoder import Encoder, NormMode, copy_along, get_group, put_group
+from dapt_jax.models.encoder import Encoder, copy_along, get_group, put_group
 from dapt_jax.models.initial import Tree, init_params
 from dapt_jax.models.resize import bilinear
+from dapt_jax.parameters import BatchNormMode, Kind
 
 Activations = dict[str, Any]
-"""What lies at a boundary: `x`, the output of the group before it, and `skips`, the maps that groups behind it read.
+"""Activations at a boundary: `x`, the output of the group before it, and `skips`, the maps that later groups read.
 
-Nothing else: there is no `x` where the group behind reads `skips` alone.
-
-A pytree of arrays, batch first: it can be kept, and the suffix be run from it.
+There is no `x` where the next group reads `skips` alone. A pytree of arrays, batch first: it can be cached, and the suffix
+can be run from it.
 """
 
 
@@ -29,14 +29,14 @@ A pytree of arrays, batch first: it can be kept, and the suffix be run from it.
 class Segmenter:
     """Encoder, decoder and a convolution to logits of every pixel, as pure functions.
 
-    A *boundary* b splits it: the *prefix* is the groups before b, the *suffix* the rest. Boundaries inside the encoder and
-    inside the decoder are alike.
+    A *boundary* b splits it: the *prefix* is the groups before b, the *suffix* the rest. A boundary may lie inside the
+    encoder or inside the decoder.
 
     Attributes:
-        encoder: the encoder, up to its last level.
-        outputs: number of logits of a pixel.
-        decoder: `unet`, `attention_unet`, `swin_unet` or `upernet`; see `decoders`.
-        dtype: of activations; parameters are float32 always.
+        encoder: The encoder, up to its last pyramid level.
+        outputs: Number of logits of a pixel.
+        decoder: Name of the decoder: `unet`, `attention_unet`, `swin_unet` or `upernet`; see `decoders`.
+        dtype: Type of activations; parameters are float32 always.
     """
 
     encoder: Encoder
@@ -45,7 +45,7 @@ class Segmenter:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        # What lies behind the last level (EfficientNet's 1x1 convolution on top, a transformer's last norm) serves
+        # Layers after the last pyramid level (EfficientNet's 1x1 convolution on top, a transformer's last layer norm) serve
         # classification alone.
         object.__setattr__(self, "encoder", self.encoder.feature_trunk)
         if self.decoder not in decoders.BUILDERS:
@@ -66,8 +66,14 @@ class Segmenter:
         make = functools.partial(decoders.Head, decoder.features, self.outputs, decoder.head_size)
         return {step.name: decoders.Part.of(step) for step in (*decoder.steps, decoders.Step(HEAD, make))}
 
+    @functools.cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """Kind of every parameter and running statistic by path."""
+        own = {path: kind for part in self._parts.values() for path, kind in part.kinds.items()}
+        return {**self.encoder.kinds, **own}
+
     def abstract(self) -> tuple[Tree, Tree]:
-        """Shapes and dtypes of parameters and statistics."""
+        """Return shapes and dtypes of parameters and running statistics."""
         params, batch_stats = self.encoder.abstract()
         for name, part in self._parts.items():
             put_group(params, name, part.params)
@@ -75,16 +81,16 @@ class Segmenter:
         return params, batch_stats
 
     def init(self, seed: int) -> tuple[Tree, Tree]:
-        """Fresh parameters and statistics from a seed."""
+        """Return fresh parameters and running statistics from a seed."""
         params, batch_stats = self.abstract()
-        return init_params(params, seed), init_params(batch_stats, seed)
+        return init_params(params, self.kinds, seed), init_params(batch_stats, self.kinds, seed)
 
     def adopt(self, own: Tree, encoder: Tree) -> Tree:
-        """Parameters (or statistics) with those of an encoder, such as a checkpoint's, in the encoder's place.
+        """Replace the encoder's parameters (or statistics) by those of an encoder, such as a checkpoint's.
 
         Args:
-            own: of the segmenter.
-            encoder: of the encoder; a classification head and groups behind the last level are left out.
+            own: Parameters of the segmenter.
+            encoder: Parameters of the encoder; a classification head and groups after the last pyramid level are left out.
         """
         found: Tree = {}
         for name in self.groups:
@@ -92,34 +98,34 @@ class Segmenter:
         return found
 
     def _wanted(self, boundary: int) -> set[str]:
-        """Names of the maps that the groups from `boundary` on read."""
+        """Return the names of the maps that the groups from `boundary` on read."""
         first = max(boundary - len(self.encoder.groups), 0)
         return {skip for step in self._decoder.steps[first:] for skip in step.skips}
 
     def prefix(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"], boundary: int) -> Activations:
-        """Images (0 to 255) to the activations at `boundary`, with every norm frozen.
+        """Compute the activations at `boundary` from images (0 to 255), with batch norm frozen.
 
         With boundary 0 these are the preprocessed images and no skips.
 
         Raises:
-            UserError: a side of the images is not a multiple of the decoder's unit.
+            UserError: A side of the images is not a multiple of the decoder's unit.
         """
         self._check_size(images.shape[1:3])
         x: Activations = {"x": self.encoder.preprocess(images, self.dtype), "skips": {}}
         return self.between(params, batch_stats, x, 0, boundary)
 
     def between(self, params: Tree, batch_stats: Tree, x: Activations, start: int, stop: int) -> Activations:
-        """Activations at the boundary `start` to those at `stop`, with every norm frozen."""
+        """Compute the activations at the boundary `stop` from those at `start`, with batch norm frozen."""
         return self._run(params, batch_stats, x, start, stop, "frozen", None)[0]
 
     def activations_at_boundaries(
         self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]
     ) -> list[Activations]:
-        """The activations at every boundary up to the head's, the preprocessed images first."""
-        found = [self.prefix(params, batch_stats, images, 0)]
+        """Return the activations at every boundary up to the head's, the preprocessed images first."""
+        activations = [self.prefix(params, batch_stats, images, 0)]
         for number in range(len(self.groups) - 1):
-            found.append(self.between(params, batch_stats, found[-1], number, number + 1))
-        return found
+            activations.append(self.between(params, batch_stats, activations[-1], number, number + 1))
+        return activations
 
     def suffix(
         self,
@@ -127,18 +133,18 @@ class Segmenter:
         batch_stats: Tree,
         x: Activations,
         boundary: int,
-        norm: NormMode | Mapping[str, NormMode] = "frozen",
+        batch_norm: BatchNormMode | Mapping[str, BatchNormMode] = "frozen",
         rng: jax.Array | None = None,
     ) -> tuple[Float[Array, "b h w outputs"], Tree]:
-        """Activations at `boundary` to float32 logits at the size of the images, and the statistics after the pass.
+        """Compute float32 logits at the size of the images from the activations at `boundary`.
 
-        Without `rng`, nothing is dropped.
+        Returns them and the running statistics after the pass. The arguments are those of `Classifier.suffix`.
         """
-        state, batch_stats = self._run(params, batch_stats, x, boundary, len(self.groups), norm, rng)
+        state, batch_stats = self._run(params, batch_stats, x, boundary, len(self.groups), batch_norm, rng)
         return state["x"], batch_stats
 
     def __call__(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b h w outputs"]:
-        """Images (0 to 255) to logits, as at test time."""
+        """Compute logits from images (0 to 255), as at test time."""
         return self.suffix(params, batch_stats, self.prefix(params, batch_stats, images, 0), 0)[0]
 
     def _run(
@@ -148,21 +154,21 @@ class Segmenter:
         state: Activations,
         start: int,
         stop: int,
-        norm: NormMode | Mapping[str, NormMode],
+        batch_norm: BatchNormMode | Mapping[str, BatchNormMode],
         rng: jax.Array | None,
     ) -> tuple[Activations, Tree]:
-        """Runs the groups `start` to `stop` (exclusive) on the activations at `start`."""
+        """Run the groups `start` to `stop` (exclusive) on the activations at `start`."""
         last = len(self.encoder.groups)
         x: Any = state.get("x")
         skips = state["skips"]
         if start < last:
             x, maps, batch_stats = self.encoder.run(
-                params, batch_stats, x, start=start, stop=min(stop, last), norm=norm, rng=rng
+                params, batch_stats, x, start=start, stop=min(stop, last), batch_norm=batch_norm, rng=rng
             )
             skips = skips | maps
         for index in range(max(start, last), stop):
             name = self.groups[index]
-            mode = norm if isinstance(norm, str) else norm.get(name, "frozen")
+            mode = batch_norm if isinstance(batch_norm, str) else batch_norm.get(name, "frozen")
             part = self._parts[name]
             read = [skips[skip] for skip in part.step.skips]
             x, changed = part(get_group(params, name), get_group(batch_stats, name), x, read, mode)

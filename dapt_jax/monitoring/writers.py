@@ -69,24 +69,28 @@ class Writer(Protocol):
         ...
 
 
-def open_writers(settings: Any, workdir: Path, name: str) -> list[Writer]:
-    """The writers that a config asks for, the JSON lines first.
+def open_writers(
+    workdir: Path, name: str, *, tensorboard: bool = False, wandb: str = "", prometheus: str = ""
+) -> list[Writer]:
+    """Return the writers that are asked for, the JSON lines first.
 
     Args:
-        settings: the config's `watch`.
-        workdir: of the study.
-        name: of the study.
+        workdir: Folder of the study.
+        name: Name of the study.
+        tensorboard: Whether TensorBoard event files are written.
+        wandb: Weights & Biases project; empty for none.
+        prometheus: Folder of node_exporter's textfile collector; empty for none.
 
     Raises:
-        UserError: a package is missing; names the extra that brings it.
+        UserError: A package is missing; names the extra that brings it.
     """
     writers: list[Writer] = [Jsonl(workdir / METRICS)]
-    if settings.tensorboard:
+    if tensorboard:
         writers.append(TensorBoard(workdir / TENSORBOARD))
-    if settings.wandb:
-        writers.append(WeightsAndBiases(settings.wandb, workdir, name))
-    if settings.prometheus:
-        writers.append(Prometheus(Path(settings.prometheus), name))
+    if wandb:
+        writers.append(WeightsAndBiases(wandb, workdir, name))
+    if prometheus:
+        writers.append(Prometheus(Path(prometheus), name))
     return writers
 
 
@@ -100,8 +104,8 @@ def _package(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"config.watch.{extra} needs the package {module}; expected pip install 'dapt_jax[{extra}]', "
-            f"or another value for --config.watch.{extra}"
+            f"config.monitoring.{extra} needs the package {module}; expected pip install 'dapt_jax[{extra}]', "
+            f"or another value for --config.monitoring.{extra}"
         ) from error
 
 
@@ -250,7 +254,7 @@ class Prometheus:
         """
         if path.suffix != ".prom" or not path.parent.is_dir():
             raise UserError(
-                f"config.watch.prometheus is {str(path)!r}; expected a file NAME.prom in a folder that exists, the one of "
+                f"config.monitoring.prometheus is {str(path)!r}; expected a file NAME.prom in a folder that exists, the one of "
                 "node_exporter's --collector.textfile.directory"
             )
         self._package, self._path, self._name = _package("prometheus_client", "prometheus"), path, name

@@ -6,10 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.records import typed
+from dapt_jax.records.vocabulary import CACHED, STAGES
 from dapt_jax.runtime import atomic_files
 
-STAGES = ("dapt", "transfer", "score")
-CACHED = ("off", "filled", "reused")
+_KINDS: dict[Any, typed.Kind] = {str: typed.TEXT, int: typed.COUNT, float: typed.NUMBER}
+_CURVE = {
+    "epoch": typed.COUNT,
+    "loss": typed.MEASURED.or_null,
+    "val_loss": typed.MEASURED.or_null,
+    "lr": typed.MEASURED.or_null,
+    "share": typed.NUMBER,
+    "scores": typed.OBJECT,
+    "higher_is_better": typed.OBJECT,
+    "chosen": typed.TRUTH,
+}
 
 
 @dataclasses.dataclass
@@ -22,33 +33,34 @@ class Row:
     an arm, by which strategies are compared, is the sum of both.
 
     Attributes:
-        strategy: name of the strategy.
-        seed: seed of the arm.
-        stage: "dapt", "transfer" or "score".
-        phase: name of the phase within the stage.
-        steps: optimizer steps.
-        images: images gone through, repeats counted.
+        strategy: Name of the strategy.
+        seed: Seed of the arm.
+        stage: Stage of the study: "dapt", "transfer" or "score".
+        phase: Name of the phase within the stage.
+        steps: Optimizer steps.
+        images: Images gone through, repeats counted.
         model_flops: FLOPs of the mathematics, over all devices (`Flops.model`).
         hardware_flops: FLOPs with recomputation.
-        train_s: seconds in training steps and in the loop around them.
-        compile_s: seconds tracing and compiling.
-        data_s: seconds waiting for input.
-        eval_s: seconds evaluating.
-        checkpoint_s: seconds saving and restoring.
-        cache_s: seconds computing or reading cached activations.
-        wall_s: all seconds of the row, other ones included.
-        peak_bytes: most memory in use.
-        device: kind of device.
-        devices: how many.
-        energy_kwh: energy.
-        energy_source: "rapl", "nvml", "green-algorithms", or several joined by "+".
-        trainable_params: parameters that the phase trains.
-        total_params: parameters of the model.
-        cached: "off", "filled" (this row computed the prefix and stored it) or "reused".
-        reused_flops: model FLOPs that another arm had already run for this row.
-        reused_s: seconds that another arm had already spent for this row.
+        train_s: Seconds in training steps and in the loop around them.
+        compile_s: Seconds tracing and compiling.
+        data_s: Seconds waiting for input.
+        eval_s: Seconds evaluating.
+        checkpoint_s: Seconds saving and restoring.
+        cache_s: Seconds computing or reading cached activations.
+        wall_s: All seconds of the row, other ones included.
+        peak_bytes: Largest amount of memory in use.
+        device: Kind of device.
+        devices: Number of devices.
+        energy_kwh: Energy in kWh.
+        energy_source: Where the energy comes from: "rapl", "nvml", "green-algorithms", or several joined by "+".
+        trainable_params: Parameters that the phase trains.
+        total_params: Parameters of the model.
+        cached: What became of cached activations: "off", "filled" (this row computed the prefix and stored it) or "reused".
+        reused_flops: Model FLOPs that another arm had already run for this row.
+        reused_s: Seconds that another arm had already spent for this row.
         peak_flops: FLOP/s that all devices together could do in the type of the activations; 0 where it is not known.
-        curve: by epoch: `{"epoch": int, "loss": float, "val_loss": float, "lr": float}`.
+        curve: Values by epoch: `{"epoch": int, "loss": float, "val_loss": float, "lr": float}`; of the stage
+            "score" `{"epoch": int, "share": float, "scores": {...}, "higher_is_better": {...}}`, both by name of a score.
     """
 
     strategy: str
@@ -80,7 +92,7 @@ class Row:
     curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Checks the words.
+        """Check the words.
 
         Raises:
             UserError: `stage` or `cached` is not one of the words it may be.
@@ -96,18 +108,25 @@ class Row:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Row":
-        """Makes a row from a line of a ledger.
+        """Make a row from a line of a ledger.
 
         Raises:
-            UserError: a key is unknown, or one of strategy, seed, stage, phase is missing.
+            UserError: A key is unknown or missing, or a value is not of its type.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
+        kinds = {field.name: _KINDS.get(field.type, typed.list_of(typed.OBJECT)) for field in dataclasses.fields(cls)}
         for name in values:
-            if name not in fields:
-                raise UserError(f"ledger row: unknown key {name!r}; {nearest(name, fields)}")
+            if name not in kinds:
+                raise UserError(f"ledger row: unknown key {name!r}; {nearest(name, kinds)}")
         missing = [name for name in ("strategy", "seed", "stage", "phase") if name not in values]
         if missing:
             raise UserError(f"ledger row: no {' or '.join(missing)}")
+        typed.check("ledger row", values, kinds)
+        for number, point in enumerate(values.get("curve", ())):
+            where = f"ledger row: curve[{number}]"
+            typed.check(where, point, _CURVE, required=("epoch",) if "scores" in point else ())
+            for key, kind in (("scores", typed.NUMBER.or_null), ("higher_is_better", typed.TRUTH)):
+                found = point.get(key, {})
+                typed.check(f"{where}.{key}", found, dict.fromkeys(found, kind))
         return cls(**values)
 
 
@@ -128,10 +147,10 @@ class Ledger:
         self._rows: list[Row] = []
 
     def rows(self) -> list[Row]:
-        """Returns all rows in the order they were first put.
+        """Return all rows in the order they were first put.
 
         Raises:
-            UserError: a line is damaged or is no row; names the file and the line.
+            UserError: A line is damaged or is no row; names the file and the line.
         """
         if self.path is None:
             return list(self._rows)
@@ -148,7 +167,7 @@ class Ledger:
         return next((row for row in self.rows() if row.key == key), None)
 
     def put(self, row: Row) -> None:
-        """Adds a row, or replaces the one with its key, in place."""
+        """Add a row, or replaces the one with its key, in place."""
         rows = {old.key: old for old in self.rows()}
         rows[row.key] = row
         if self.path is None:

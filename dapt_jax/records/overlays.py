@@ -2,28 +2,29 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
-from dapt_jax.data.dataset import Dataset
+from dapt_jax.errors import UserError
+from dapt_jax.records import arrays
 
 FOLDER = "overlays"
-"""In a workdir, of `TASK-SPLIT-STRATEGY-PROTOCOL.npz`; each holds its fields, see `Kept`."""
+"""Name of the folder in a workdir, of `TASK-SPLIT-STRATEGY-PROTOCOL.npz`; each holds the fields of `SegmentationSamples`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationSamples:
-    """What was said of some images.
+    """Some images of a split with their true masks and what a network predicted.
 
     Attributes:
-        task: whose images.
-        split: of the task.
-        strategy: whose network.
-        protocol: by which it was trained.
-        names: of the files.
-        segments: names of the masks' values.
-        overlapping: whether masks are bit fields.
+        task: Name of the task.
+        split: Split of the task.
+        strategy: Strategy of the network.
+        protocol: Protocol by which it was trained.
+        names: Names of the images' files.
+        segments: Names of the masks' values, the background first.
+        overlapping: Whether masks are bit fields.
         images: uint8 [k, h, w, 3].
         truth: uint8 [k, h, w].
         predicted: uint8 [k, h, w].
@@ -42,63 +43,49 @@ class SegmentationSamples:
 
     @property
     def regions(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """By segment, the background left out: where it is and where it is said to be, bool [k, h, w] each."""
+        """By class, the background left out: true and predicted pixels, bool [k, h, w] each."""
         masks = self.truth, self.predicted
         if self.overlapping:
             found = [tuple((mask >> bit & 1).astype(bool) for mask in masks) for bit in range(len(self.segments) - 1)]
         else:
             found = [tuple(mask == value for mask in masks) for value in range(1, len(self.segments))]
-        return {name: (truth, said) for name, (truth, said) in zip(self.segments[1:], found, strict=True)}
+        return {name: (truth, predicted) for name, (truth, predicted) in zip(self.segments[1:], found, strict=True)}
 
 
 def read(workdir: Path) -> list[SegmentationSamples]:
-    """What a study has kept, by file name; files of another kind are left alone."""
+    """Read what a study has kept, by file name; files with other arrays are left alone.
+
+    Raises:
+        UserError: A file is damaged; names it.
+    """
+    fields = {field.name for field in dataclasses.fields(SegmentationSamples)}
     found = []
     for path in sorted((workdir / FOLDER).glob("*.npz")):
-        with np.load(path, allow_pickle=False) as file:
-            if set(file.files) == {field.name for field in dataclasses.fields(SegmentationSamples)}:
-                values = {name: file[name] for name in file.files}
-                plain = {name: value.item() if value.ndim == 0 else value for name, value in values.items()}
-                plain |= {name: tuple(map(str, values[name])) for name in ("names", "segments")}
-                found.append(SegmentationSamples(**plain))
+        values = arrays.read(path)
+        if set(values) == fields:
+            _check(path, values)
+            plain: dict[str, Any] = {name: value.item() if value.ndim == 0 else value for name, value in values.items()}
+            plain |= {name: tuple(map(str, values[name])) for name in ("names", "segments")}
+            found.append(SegmentationSamples(**plain))
     return found
 
 
-class Overlays:
-    """Picks some images of a set, the same for every arm, and keeps what was said of them."""
+def write(workdir: Path, samples: SegmentationSamples) -> None:
+    """Write the samples of an arm, in one atomic step."""
+    name = f"{samples.task}-{samples.split}-{samples.strategy}-{samples.protocol}.npz"
+    arrays.write(workdir / FOLDER / name, vars(samples))
 
-    def __init__(self, dataset: Dataset, count: int):
-        """Spreads the images over the set; `count` 0 keeps none."""
-        self._dataset = dataset
-        self._rows = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int))
-        self._images: list[np.ndarray] = []
-        self._predicted: list[np.ndarray] = []
 
-    def add(
-        self, rows: np.ndarray, images: UInt8[np.ndarray, "k h w 3"], predicted: UInt8[np.ndarray, "b h w"]
-    ) -> None:
-        """Takes a batch: `rows` of the set in order, and what was predicted of each."""
-        for place, row in enumerate(rows):
-            if row in self._rows:
-                self._images.append(images[place])
-                self._predicted.append(predicted[place])
-
-    def write(self, workdir: Path, task: str, split: str, strategy: str, protocol: str) -> None:
-        """Writes what was kept, if anything."""
-        if not len(self._images):
-            return
-        folder = workdir / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = SegmentationSamples(
-            task=task,
-            split=split,
-            strategy=strategy,
-            protocol=protocol,
-            names=tuple(Path(self._dataset.images.names[row]).name for row in self._rows),
-            segments=self._dataset.segments,
-            overlapping=self._dataset.overlapping,
-            images=np.stack(self._images),
-            truth=self._dataset.targets[self._rows],
-            predicted=np.stack(self._predicted),
-        )
-        np.savez_compressed(folder / f"{task}-{split}-{strategy}-{protocol}.npz", **vars(kept))
+def _check(path: Path, values: dict[str, np.ndarray]) -> None:
+    """Refuse arrays that are not what `SegmentationSamples` says."""
+    kinds = {**dict.fromkeys(("task", "split", "strategy", "protocol"), ("U", 0)), "overlapping": ("b", 0)}
+    kinds |= {"names": ("U", 1), "segments": ("U", 1), "images": ("u", 4), "truth": ("u", 3), "predicted": ("u", 3)}
+    for name, (kind, axes) in kinds.items():
+        if values[name].dtype.kind != kind or values[name].ndim != axes:
+            raise UserError(f"{path}: {name} is {values[name].dtype} with {values[name].ndim} axes; delete the file")
+    images = values["images"]
+    is_one_size = images.shape[:3] == values["truth"].shape == values["predicted"].shape
+    if not images.size or images.shape[3] != 3 or images.dtype != np.uint8 or not is_one_size:
+        raise UserError(f"{path}: images are {images.shape}, masks {values['truth'].shape}; delete the file")
+    if len(values["names"]) != len(images) or len(values["segments"]) < 2:
+        raise UserError(f"{path}: {len(values['names'])} names of {len(images)} images; delete the file")

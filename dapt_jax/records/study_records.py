@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dapt_jax.errors import UserError
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.metrics import METRICS
+from dapt_jax.records import typed
 from dapt_jax.records.ledger import Ledger, Row
+from dapt_jax.records.renamed import upgrade
+from dapt_jax.records.vocabulary import BASELINE, KINDS, MARGIN, SPLITS, STAGES
 from dapt_jax.runtime import atomic_files
-from dapt_jax.settings.defaults import BASELINE, MARGIN, SPLITS
 from dapt_jax.statistics import Interval, mean_interval
 
-KINDS = ("compile", "train", "data", "eval", "checkpoint", "cache")
-LOWER_IS_BETTER = ("ece", "brier", "nll", "log_loss", "loss", "error", "hd95", "assd")
-OF_MASKS = ("dice", "iou", "dice_pooled", "iou_pooled", "hd95", "assd")
-"""Scores whose parts are segments of masks, not classes of images."""
-NICE = {
-    "auc": "AUC",
-    "ap": "AP",
-    "ece": "ECE",
-    "nll": "NLL",
-    "f1": "F1",
-    "mcc": "MCC",
-    "kappa_quadratic": "quadratic kappa",
-    "dice": "Dice",
-    "dice_pooled": "pooled Dice",
-    "iou": "IoU",
-    "iou_pooled": "pooled IoU",
-    "hd95": "HD95",
-    "assd": "ASSD",
+_RESULT = {
+    "strategy": typed.TEXT,
+    "seed": typed.COUNT,
+    "task": typed.TEXT,
+    "split": typed.TEXT,
+    "protocol": typed.TEXT,
+    "metric": typed.TEXT,
+    "value": typed.NUMBER.or_null,
+    "n": typed.COUNT.or_null,
+    "classes": typed.either(typed.list_of(typed.TEXT), typed.COUNT).or_null,
+    "init": typed.TEXT.or_null,
+    "model": typed.TEXT.or_null,
+}
+LEAKS = "leaks.json"
+"""In a workdir whose study was allowed leaks: by task and split, what of it was seen elsewhere."""
+
+_KEY = ("strategy", "seed", "task", "split", "protocol", "metric")
+_CONFIG = {
+    "title": typed.TEXT,
+    "note": typed.TEXT,
+    "synthetic": typed.TRUTH,
+    "data_note": typed.TEXT,
+    "model": typed.either(typed.OBJECT, typed.TEXT),
+    "strategies": typed.list_of(typed.TEXT),
+    "seeds": typed.list_of(typed.COUNT),
+    "compute_budget": typed.NUMBER,
+    "report": typed.OBJECT,
+    "energy": typed.OBJECT,
+}
+_SECTIONS = {
+    "model": {"name": typed.TEXT},
+    "report": {"metric": typed.TEXT, "protocol": typed.TEXT, "margin": typed.AMOUNT},
+    "energy": {"region": typed.TEXT},
 }
 
 
@@ -40,11 +57,11 @@ class Cost:
     """What one arm costs on its own: what it ran, plus what it took from another arm's cache.
 
     Attributes:
-        flops: model FLOPs by stage ("dapt", "score", "transfer").
-        seconds: seconds run by kind (`KINDS`, and "other").
-        reused_s: seconds that another arm had already spent.
-        kwh: energy, the reused part charged in proportion to its seconds.
-        trainable: parameters that the last adaptation phase trains; 0 for an arm that is not adapted.
+        flops: Model FLOPs by stage (`STAGES`).
+        seconds: Seconds run by kind (`KINDS`, and "other").
+        reused_s: Seconds that another arm had already spent.
+        kwh: Energy, the reused part charged in proportion to its seconds.
+        trainable: Number of parameters that the last adaptation phase trains; 0 for an arm that is not adapted.
     """
 
     flops: dict[str, int]
@@ -65,8 +82,8 @@ class Cost:
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Cost:
-        """Adds up the rows of one arm."""
-        flops = {"dapt": 0, "score": 0, "transfer": 0}
+        """Add up the rows of one arm."""
+        flops = dict.fromkeys(STAGES, 0)
         seconds = dict.fromkeys((*KINDS, "other"), 0.0)
         reused_s = kwh = 0.0
         trainable = 0
@@ -88,52 +105,54 @@ class Records:
     """The records of one study.
 
     Attributes:
-        config: config.json.
-        results: lines of results.jsonl.
-        rows: rows of ledger.jsonl.
+        config: The settings in config.json.
+        results: The lines of results.jsonl.
+        rows: The rows of ledger.jsonl.
+        leaks: leaks.json: by task and split, which of its images or patients were seen elsewhere.
     """
 
-    def __init__(self, config: Mapping[str, Any], results: list[dict[str, Any]], rows: list[Row]) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        results: list[dict[str, Any]],
+        rows: list[Row],
+        leaks: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.config = config
+        self.leaks = leaks or {}
         self.results = results
         self.rows = rows
         self._values: dict[tuple[Any, ...], float | None] = {}
         for row in results:
-            self._values[tuple(row[key] for key in ("strategy", "seed", "task", "split", "protocol", "metric"))] = row[
-                "value"
-            ]
+            self._values[tuple(row[key] for key in _KEY)] = row["value"]
 
     @classmethod
     def read(cls, workdir: Path) -> Records:
-        """Reads a study's folder. Results and ledger may be missing (a study that has not begun).
+        """Read a study's folder. Results and ledger may be missing (a study that has not begun).
 
         Raises:
-            UserError: no config.json, a damaged file, or a result without one of its keys.
+            UserError: There is no config.json, a file is damaged, or a value is not of its type; names file and line.
         """
         path = Path(workdir) / "config.json"
         if not path.exists():
             raise UserError(f"{path}: no such file; a report needs the folder of a study")
-        try:
-            config = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
-        if not isinstance(config, dict):
-            raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}")
+        config = _upgraded(path)
+        typed.check(str(path), config, _CONFIG)
+        for section, kinds in _SECTIONS.items():
+            if isinstance(values := config.get(section), Mapping):
+                typed.check(f"{path}: {section}", values, kinds)
         results = atomic_files.read(Path(workdir) / "results.jsonl")
         for number, row in enumerate(results, start=1):
-            for key in ("strategy", "seed", "task", "split", "protocol", "metric", "value"):
-                if key not in row:
-                    raise UserError(f"{workdir}/results.jsonl:{number}: no key {key!r}")
-            value = row["value"]
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise UserError(f"{workdir}/results.jsonl:{number}: value is {value!r}, expected a number or null")
-        return cls(config, results, Ledger(Path(workdir) / "ledger.jsonl").rows())
+            where = f"{workdir}/results.jsonl:{number}"
+            typed.check(where, row, _RESULT, required=(*_KEY, "value"))
+            if row["metric"].partition("/")[0] not in METRICS:
+                raise UserError(f"{where}: unknown metric {row['metric']!r}; {nearest(row['metric'], METRICS)}")
+        return cls(config, results, Ledger(Path(workdir) / "ledger.jsonl").rows(), _leaks(Path(workdir) / LEAKS))
 
     @property
     def planned(self) -> list[str]:
         """Strategies that the configuration names."""
-        named = self.config.get("strategies") or []
-        return [str(each.get("name", "?")) if isinstance(each, Mapping) else str(each) for each in named]
+        return list(self.config.get("strategies", ()))
 
     @property
     def strategies(self) -> list[str]:
@@ -144,10 +163,8 @@ class Records:
     @property
     def seeds(self) -> list[Any]:
         """Seeds that the configuration or the records name."""
-        configured = self.config.get("seeds") or []
-        planned = list(range(configured)) if isinstance(configured, int) else list(configured)
         found = [row["seed"] for row in self.results if row["strategy"] != BASELINE]
-        return list(dict.fromkeys([*planned, *found, *(row.seed for row in self.rows)]))
+        return list(dict.fromkeys([*self.config.get("seeds", ()), *found, *(row.seed for row in self.rows)]))
 
     @property
     def tasks(self) -> list[str]:
@@ -161,7 +178,7 @@ class Records:
 
     @property
     def margin(self) -> float:
-        """The least difference of the primary metric that would matter; 0 to make no claim of being no worse."""
+        """The smallest difference of the primary metric that matters; 0 to claim no non-inferiority."""
         return float(self._report().get("margin", MARGIN))
 
     def metric(self, task: str) -> str:
@@ -205,21 +222,21 @@ class Records:
         return primary if primary in found else next(iter(found), None)
 
     def values(self, strategy: str, task: str, split: str, protocol: str | None, metric: str) -> list[float | None]:
-        """Returns one value per seed, in the order of `seeds` (for the baseline: of its own seeds)."""
+        """Return one value per seed, in the order of `seeds` (for the baseline: of its own seeds)."""
         seeds = self.seeds
         if strategy == BASELINE:
             seeds = list(dict.fromkeys(r["seed"] for r in self.results if r["strategy"] == BASELINE))
         return [self._values.get((strategy, seed, task, split, protocol, metric)) for seed in seeds]
 
-    def dips(self, strategy: str, task: str, protocol: str | None, metric: str) -> list[float | None]:
-        """Returns development minus external per seed."""
+    def generalization_gaps(self, strategy: str, task: str, protocol: str | None, metric: str) -> list[float | None]:
+        """Return development minus external per seed."""
         both = (self.values(strategy, task, split, protocol, metric) for split in ("development", "external"))
         return [None if a is None or b is None else a - b for a, b in zip(*both, strict=True)]
 
     def costs(self, strategy: str, task: str | None = None) -> dict[Any, Cost]:
-        """Returns the standalone cost of each seed of a strategy that has results and ledger rows.
+        """Return the standalone cost of each seed of a strategy that has results and ledger rows.
 
-        An arm that has no result yet has not run to its end, so its bill would be too low. A transfer row belongs to
+        An arm that has no result yet has not run to its end, so its cost would be too low. A transfer row belongs to
         the task whose name its phase begins with (`<task>/...`), or to every task.
         """
         tasks = set(self.tasks)
@@ -233,21 +250,20 @@ class Records:
         return {seed: Cost.of(rows) for seed, rows in arms.items()}
 
     def mean_cost(self, strategy: str, task: str | None, read: Callable[[Cost], float]) -> Interval | None:
-        """Returns mean and interval over seeds of one quantity of the standalone cost."""
+        """Return mean and interval over seeds of one quantity of the standalone cost."""
         return mean_interval([read(cost) for cost in self.costs(strategy, task).values()])
 
     def missing(self) -> list[str]:
-        """Returns the planned arms that have no result, as `strategy seed`; not those that successive halving dropped."""
+        """Return the planned arms that have no result, as `strategy seed`; not those that successive halving dropped."""
         have = {(row["strategy"], row["seed"]) for row in self.results}
-        if self.config.get("budget"):
+        if self.config.get("compute_budget"):
             adapted = {(row.strategy, row.seed) for row in self.rows if row.stage == "dapt"}
             decided = {seed for strategy, seed in have & adapted}
             have |= {(strategy, seed) for strategy, seed in adapted if seed in decided}
         return [f"{name} {seed}" for name in self.strategies for seed in self.seeds if (name, seed) not in have]
 
     def _report(self) -> Mapping[str, Any]:
-        report = self.config.get("report") or {}
-        return report if isinstance(report, Mapping) else {}
+        return self.config.get("report", {})
 
     def _named(self, key: str, **only: str) -> list[str]:
         return list(
@@ -255,12 +271,25 @@ class Records:
         )
 
 
-def nice(metric: str) -> str:
-    """Returns a metric's name as one would write it."""
-    name, slash, label = metric.partition("/")
-    return NICE.get(name, name.replace("_", " ")) + slash + label
+def _upgraded(path: Path) -> dict[str, Any]:
+    """Return the settings in a `config.json` by today's names.
+
+    Raises:
+        UserError: It is damaged: a setting's former and present name are both there, one of them as a section.
+    """
+    found = typed.read_object(path)
+    try:
+        return upgrade(found)
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{path}: two settings that are one today do not go together; delete the older") from error
 
 
-def lower_is_better(metric: str) -> bool:
-    """Tells whether a small value of a metric is a good one."""
-    return metric.partition("/")[0] in LOWER_IS_BETTER
+def _leaks(path: Path) -> dict[str, dict[str, str]]:
+    """Return what is known of leaks; nothing where there is no such file."""
+    if not path.exists():
+        return {}
+    found = typed.read_object(path)
+    typed.check(str(path), found, dict.fromkeys(found, typed.OBJECT))
+    for task, by_split in found.items():
+        typed.check(f"{path}: {task}", by_split, dict.fromkeys(by_split, typed.TEXT))
+    return found

@@ -1,4 +1,4 @@
-"""What holds beyond one table: strategies that are no worse than the reference, and their ranks over tasks."""
+"""Non-inferiority to the reference, and the ranks of the strategies over tasks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import dataclasses
 
 import numpy as np
 
-from dapt_jax.records.study_records import Records, lower_is_better, nice
+from dapt_jax.formatting import NONE, p_value
+from dapt_jax.metrics import display_name, lower_is_better
+from dapt_jax.records.study_records import Records
+from dapt_jax.report.columns import Cell, Column, Table, score
 from dapt_jax.report.marks import LEVEL
-from dapt_jax.report.tables import NONE, Cell, Table, p_value, score
-from dapt_jax.statistics import Interval, equivalent, holm, mean_interval, no_worse, paired_dz, ranks
+from dapt_jax.statistics import Interval, equivalence, holm, mean_interval, non_inferiority, paired_dz, ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,84 +19,91 @@ class Claim:
     """A strategy against the reference, with a margin.
 
     Attributes:
-        difference: from the reference, with the interval of 90% that goes with two one-sided tests at 0.05.
-        no_worse: p of being worse by less than the margin, adjusted by Holm's method over the strategies.
-        equivalent: p of differing by less than the margin, adjusted likewise.
-        dz: the difference in standard deviations of the paired differences.
-        says: the verdict in words.
+        difference: Difference from the reference, with the interval of 90% that goes with two one-sided tests at 0.05.
+        non_inferiority: p of the test of being worse by less than the margin, adjusted by Holm's method over strategies.
+        equivalence: p of the tests of differing by less than the margin, adjusted likewise.
+        dz: The difference in standard deviations of the paired differences.
+        verdict: The verdict: "equivalent", "non-inferior", "inferior", "inconclusive", or `NONE`.
     """
 
     difference: Interval
-    no_worse: float | None
-    equivalent: float | None
+    non_inferiority: float | None
+    equivalence: float | None
     dz: float | None
-    says: str
+    verdict: str
 
 
 def claims(records: Records, task: str, split: str) -> dict[str, Claim]:
-    """Tests every strategy's claim of being no worse than the reference; none where the margin is 0."""
+    """Test the non-inferiority of every strategy to the reference; none where the margin is 0."""
     reference, metric, margin = records.reference, records.metric(task), records.margin
     if reference is None or not margin:
         return {}
     lowest = lower_is_better(metric)
     values = {n: records.values(n, task, split, records.protocol(task), metric) for n in records.strategies}
     against = values.pop(reference)
-    held = {n: test for n, each in values.items() if (test := no_worse(each, against, margin, lowest)) is not None}
-    both = {n: equivalent(values[n], against, margin) for n in held}
-    p_held = holm([test.p for test in held.values()])
+    tests = {n: t for n, each in values.items() if (t := non_inferiority(each, against, margin, lowest)) is not None}
+    both = {n: equivalence(values[n], against, margin) for n in tests}
+    p_one_sided = holm([test.p for test in tests.values()])
     p_both = holm([None if test is None else test.p for test in both.values()])
     return {
         name: Claim(
             test.difference, p, q, paired_dz(values[name], against), _verdict(test.difference, p, q, margin, lowest)
         )
-        for (name, test), p, q in zip(held.items(), p_held, p_both, strict=True)
+        for (name, test), p, q in zip(tests.items(), p_one_sided, p_both, strict=True)
     }
 
 
-def _verdict(difference: Interval, p_held: float | None, p_both: float | None, margin: float, lowest: bool) -> str:
+def _verdict(difference: Interval, p_one_sided: float | None, p_both: float | None, margin: float, lowest: bool) -> str:
     if p_both is not None and p_both < LEVEL:
         return "equivalent"
-    if p_held is not None and p_held < LEVEL:
-        return "no worse"
+    if p_one_sided is not None and p_one_sided < LEVEL:
+        return "non-inferior"
     if difference.low is None or difference.high is None:
         return NONE
-    is_worse = difference.low > margin if lowest else difference.high < -margin
-    return "worse" if is_worse else "not shown"
+    is_inferior = difference.low > margin if lowest else difference.high < -margin
+    return "inferior" if is_inferior else "inconclusive"
+
+
+CLAIM_COLUMNS: tuple[Column[Claim], ...] = (
+    Column("difference", lambda claim: score(claim.difference, signed=True)),
+    Column("Cohen's dz", lambda claim: NONE if claim.dz is None else f"{claim.dz:+.2f}"),
+    Column("p non-inferiority", lambda claim: p_value(claim.non_inferiority)),
+    Column("p equivalence", lambda claim: p_value(claim.equivalence)),
+    Column("verdict", lambda claim: claim.verdict),
+)
+"""What the table of non-inferiority shows of a strategy, on each split."""
 
 
 def table(records: Records, task: str) -> Table | None:
-    """The claims of a task on development and external data; None where there are no two seeds or no margin."""
+    """Return the claims of a task on development and external data; None where there are no two seeds or no margin."""
     found = {split: claims(records, task, split) for split in records.splits(task) if split != "test"}
-    tested = [claim for of_split in found.values() for claim in of_split.values() if claim.no_worse is not None]
+    tested = [claim for of_split in found.values() for claim in of_split.values() if claim.non_inferiority is not None]
     if not tested:
         return None
-    metric, margin = nice(records.metric(task)), records.margin
+    metric, margin = display_name(records.metric(task)), records.margin
     names = [name for name in records.strategies if any(name in of_split for of_split in found.values())]
-    rows = []
-    for name in names:
-        row = [Cell(name)]
-        for of_split in found.values():
-            claim = of_split.get(name)
-            if claim is None:
-                row += [Cell(NONE)] * 5
-                continue
-            row += [score(claim.difference, signed=True), Cell(NONE if claim.dz is None else f"{claim.dz:+.2f}")]
-            row += [Cell(p_value(claim.no_worse)), Cell(p_value(claim.equivalent)), Cell(claim.says)]
-        rows.append(row)
-    columns = ["strategy", *["difference", "dz", "p no worse", "p equivalent", "says"] * len(found)]
-    groups = [("", 1), *((f"{split} {metric}", 5) for split in found)]
+
+    def on(split: str, column: Column[Claim]) -> Column[str]:
+        of_split = found[split]
+        return Column(
+            column.title, lambda name: column.read(of_split[name]) if name in of_split else NONE, f"{split} {metric}"
+        )
+
+    columns = [Column[str]("strategy", lambda name: name)]
+    columns += [on(split, column) for split in found for column in CLAIM_COLUMNS]
     note = (
-        f"Margin: {margin:g} {metric}. No worse: the difference from {records.reference}, on the worse side, is less than "
-        "the margin (one-sided paired t-test over seeds of non-inferiority). Equivalent: it is less than the margin either "
-        "way (two one-sided paired t-tests, TOST). p adjusted by Holm's method over the strategies, each split on its "
-        "own; intervals are of 90%, as befits one-sided tests at 0.05, and not adjusted. Worse: the whole interval is beyond "
-        "the margin; not shown does not mean worse. dz: the mean difference in standard deviations of the paired differences."
+        f"Margin: {margin:g} {metric}. Non-inferior: the difference from {records.reference}, on the worse side, is "
+        "less than the margin (one-sided paired t-test over seeds of non-inferiority). Equivalent: it is less than the "
+        "margin either way (two one-sided paired t-tests, TOST). p adjusted by Holm's method over the strategies, "
+        "each split on its own; intervals are of 90%, as befits one-sided tests at 0.05, and not adjusted. Inferior: "
+        "the whole interval is beyond the margin; inconclusive does not mean inferior. Cohen's dz: the mean difference "
+        "in standard deviations of the paired differences."
     )
-    return Table(f"No worse than {records.reference}?", columns, rows, groups, note)
+    return Table.of(f"Non-inferiority to {records.reference}", columns, names, note)
 
 
 def over_tasks(records: Records) -> list[Table]:
-    """Ranks of the strategies over the tasks, a table per split that several tasks have."""
+    """Return the ranks of the strategies over the tasks, a table per split that several tasks have."""
     tables = []
     splits = list(dict.fromkeys(split for task in records.tasks for split in records.splits(task)))
     for split in splits:
@@ -110,18 +119,22 @@ def over_tasks(records: Records) -> list[Table]:
             [
                 Cell(name),
                 *(Cell(f"{rank:g}") for rank in of_tasks),
-                Cell(f"{mean:.2f}", best=bool(mean == least), held=can_tell and bool(least < mean <= least + critical)),
+                Cell(
+                    f"{mean:.2f}",
+                    best=bool(mean == least),
+                    not_significantly_worse=can_tell and bool(least < mean <= least + critical),
+                ),
             ]
             for name, of_tasks, mean in zip(known, found.by_task.T, found.mean, strict=True)
         ]
-        friedman = "" if found.p is None else f" Friedman's test that all are alike: p {_is(found.p)}."
+        friedman = "" if found.p is None else f" Friedman's test that all strategies are equal: p {_is(found.p)}."
         note = (
             "Rank 1 is the best mean; ties share. Bold: the best mean rank. "
             + (
                 f"†: within Nemenyi's critical difference of it at 0.05, {critical:.2f}."
                 if can_tell
                 else f"Nemenyi's critical difference at 0.05 is {critical:.2f}, more than any two can differ by on "
-                f"{len(tasks)} tasks: nothing can be told apart."
+                f"{len(tasks)} tasks: no two strategies can be told apart."
             )
             + friedman
         )
@@ -136,7 +149,7 @@ def _is(p: float) -> str:
 
 
 def _good(records: Records, name: str, task: str, split: str) -> float | None:
-    """Mean of the primary metric, turned so that more is better."""
+    """Return the mean of the primary metric, negated where lower is better."""
     metric = records.metric(task)
     mean = mean_interval(records.values(name, task, split, records.protocol(task), metric))
     return None if mean is None else (-1 if lower_is_better(metric) else 1) * mean.mean

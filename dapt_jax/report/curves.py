@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dapt_jax.records.study_records import Records
-from dapt_jax.report.style import GREY, looks
+from dapt_jax.report.style import GREY, strategy_styles
 
 LINES = {"loss": "-", "val_loss": "--"}
 
 
 def learning_curves(records: Records) -> Figure | None:
-    """Loss by epoch over the adaptation phases, one panel per strategy, on common axes."""
+    """Draw the loss by epoch over the adaptation phases, one panel per strategy, on common axes."""
     strategies = {name: _series(records, name) for name in records.strategies}
     strategies = {name: found for name, found in strategies.items() if found[0]}
     if not strategies:
@@ -25,7 +25,7 @@ def learning_curves(records: Records) -> Figure | None:
     lines = math.ceil(len(strategies) / columns)
     figure = Figure(figsize=(2.6 * columns + 0.4, 2.6 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharey=True, sharex=True, squeeze=False)
-    style = looks(records.strategies)
+    style = strategy_styles(records.strategies)
     positive: list[float] = []
     for axes, (name, (series, switches)) in zip(panels.flat, strategies.items(), strict=False):
         colour, _ = style[name]
@@ -72,7 +72,7 @@ _NAMES = {"loss": "training", "val_loss": "validation"}
 
 
 def _series(records: Records, strategy: str) -> tuple[list[dict[str, dict[int, float]]], list[tuple[int, str]]]:
-    """Joins each seed's phases end to end.
+    """Join each seed's phases end to end.
 
     Returns:
         Per seed, by kind of loss, its values by epoch; and where each phase begins, as (epochs before, name).
@@ -104,7 +104,7 @@ def _epoch(point: Mapping[str, Any], index: int) -> int:
 
 
 def _mean(runs: list[dict[int, float]]) -> dict[int, float]:
-    """Averages the seeds epoch by epoch, over those that have one."""
+    """Average the seeds epoch by epoch, over those that have one."""
     epochs = sorted({epoch for run in runs for epoch in run})
     found = {epoch: [run[epoch] for run in runs if epoch in run] for epoch in epochs}
     return {epoch: sum(values) / len(values) for epoch, values in found.items()}

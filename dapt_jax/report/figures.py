@@ -12,12 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from dapt_jax.metrics import display_name, lookup, lower_is_better
 from dapt_jax.records.overlays import SegmentationSamples
-from dapt_jax.records.study_records import KINDS, Records, lower_is_better, nice
-from dapt_jax.report import masks
+from dapt_jax.records.study_records import Records
+from dapt_jax.records.vocabulary import KINDS
+from dapt_jax.report import masks, selection
 from dapt_jax.report.curves import learning_curves
-from dapt_jax.report.selection import scores_along
-from dapt_jax.report.style import GREY, INK, STYLE, looks, save
+from dapt_jax.report.style import GREY, INK, STYLE, save, strategy_styles
 from dapt_jax.statistics import Interval, mean_interval, pareto
 
 # Seconds by kind: train stands out, overheads are quieter.
@@ -30,19 +31,16 @@ KIND_COLOURS = {
     "cache": "#8C6D31",
     "other": "#BBBBBB",
 }
-# Scores that cannot pass 1, though a t-interval can.
-BOUNDED = ("auc", "ap", "accuracy", "balanced_accuracy", "f1", "dice", "iou", "dice_pooled", "iou_pooled")
-
 REUSED: dict[str, Any] = {"facecolor": "white", "edgecolor": GREY, "hatch": "////", "linewidth": 0.8}
 
 
-def draw(records: Records, kept: Sequence[SegmentationSamples], folder: Path) -> list[tuple[str, Path, str]]:
-    """Draws every figure that the records have data for.
+def draw(records: Records, samples: Sequence[SegmentationSamples], folder: Path) -> list[tuple[str, Path, str]]:
+    """Draw every figure that the records have data for.
 
     Args:
-        records: the study.
-        kept: images with predicted masks, if it has any.
-        folder: where the PNG files go.
+        records: Records of the study.
+        samples: Images with predicted masks, if there are any.
+        folder: Folder of the PNG files.
 
     Returns:
         `(task or "", path, caption)` of each, in reading order.
@@ -56,7 +54,7 @@ def draw(records: Records, kept: Sequence[SegmentationSamples], folder: Path) ->
 
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         for task in records.tasks:
-            metric, slug = nice(records.metric(task)), _slug(task)
+            metric, slug = display_name(records.metric(task)), _slug(task)
             keep(
                 task,
                 f"cost_score_{slug}",
@@ -69,16 +67,16 @@ def draw(records: Records, kept: Sequence[SegmentationSamples], folder: Path) ->
                 f"seeds_{slug}",
                 seeds(records, task),
                 f"{metric} of each seed on development and external data; the bold line is the mean. "
-                "Steep means a large dip.",
+                "A steep line means a large generalization gap.",
             )
             keep(
                 task,
                 f"scores_along_{slug}",
-                scores_along(records, task),
-                f"Above and first, where checkpoints were measured: their {metric}. Then each score by epoch; robustness, "
-                "alignment and uniformity are losses. Stars: the checkpoint that the rule chose.",
+                selection.scores_along(records, task),
+                f"Above and first, where checkpoints were measured: their {metric}. Then each transferability score by "
+                f"epoch{selection.lower_is_better_words(records)}. Stars: the checkpoint that the rule chose.",
             )
-            for (split, protocol), of_split in masks.by_split(kept, task).items():
+            for (split, protocol), of_split in masks.by_split(samples, task).items():
                 keep(
                     task,
                     f"masks_{slug}_{split}_{protocol}",
@@ -104,10 +102,10 @@ def draw(records: Records, kept: Sequence[SegmentationSamples], folder: Path) ->
 
 
 def cost_score(records: Records, task: str) -> Figure | None:
-    """Cost against score, one panel per split (development, external)."""
+    """Draw cost against score, one panel per split (development, external)."""
     splits = [split for split in ("development", "external") if split in records.splits(task)]
     metric, protocol = records.metric(task), records.protocol(task)
-    style = looks(records.strategies)
+    style = strategy_styles(records.strategies)
     points: dict[str, dict[str, tuple[float, list[tuple[float, float]]]]] = {split: {} for split in splits}
     for split in splits:
         for name in records.strategies:
@@ -144,15 +142,15 @@ def cost_score(records: Records, task: str) -> Figure | None:
         axes.margins(x=0.14, y=0.1)
         axes.set_title(split)
         axes.set_xlabel("TFLOP per arm, standalone" + (" (log scale)" if log else ""))
-        axes.set_ylabel(f"{nice(metric)} ({protocol})")
-        if metric in BOUNDED and axes.get_ylim()[1] > 1:
+        axes.set_ylabel(f"{display_name(metric)} ({protocol})")
+        if lookup(metric).high == 1 and axes.get_ylim()[1] > 1:  # an interval can pass the bound, the metric cannot
             axes.set_ylim(top=1.003)
         _label(figure, axes, labels)
     return figure
 
 
 def seeds(records: Records, task: str) -> Figure | None:
-    """Development and external score of each seed, joined, one panel per strategy."""
+    """Draw development and external score of each seed, joined, one panel per strategy."""
     metric, protocol = records.metric(task), records.protocol(task)
     pairs = {}
     for name in records.strategies:
@@ -162,7 +160,7 @@ def seeds(records: Records, task: str) -> Figure | None:
             pairs[name] = known
     if not pairs:
         return None
-    style = looks(records.strategies)
+    style = strategy_styles(records.strategies)
     figure = Figure(figsize=(max(4.0, 1.55 * len(pairs) + 0.9), 3.1), layout="constrained")
     panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
     for axes, (name, known) in zip(panels, pairs.items(), strict=True):
@@ -175,12 +173,12 @@ def seeds(records: Records, task: str) -> Figure | None:
         axes.set_xlim(-0.3, 1.3)
         axes.set_title(name, color=colour)
         axes.grid(axis="x", visible=False)
-    panels[0].set_ylabel(nice(metric))
+    panels[0].set_ylabel(display_name(metric))
     return figure
 
 
 def time_bars(records: Records) -> Figure | None:
-    """Stacked bars of the seconds of one arm by kind, mean over seeds."""
+    """Draw stacked bars of the seconds of one arm by kind, mean over seeds."""
     costs = {name: list(records.costs(name).values()) for name in records.strategies}
     costs = {name: each for name, each in costs.items() if each}
     if not costs:
@@ -222,7 +220,7 @@ def time_bars(records: Records) -> Figure | None:
 
 
 def _label(figure: Figure, axes: Axes, labels: Sequence[tuple[float, Interval, str, str]]) -> None:
-    """Writes each point's name to its right or left, moved up or down where it would hide a point, bar or name."""
+    """Write each point's name to its right or left, moved up or down where it would hide a point, bar or name."""
     figure.draw_without_rendering()
     to_pixels = axes.transData.transform
     low, high = axes.get_window_extent().intervalx

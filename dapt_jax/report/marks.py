@@ -1,14 +1,15 @@
 """Which of several arms a table marks: the best, and those not significantly worse than it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from dapt_jax.report.columns import Cell
 from dapt_jax.statistics import mean_interval, paired_t
 
 LEVEL = 0.05
 NOTE = (
     "Bold: the best mean. †: not significantly worse than the best by a two-sided paired t-test over seeds "
-    f"(p ≥ {LEVEL}, not adjusted), which is no proof of being as good."
+    f"(p ≥ {LEVEL}, not adjusted), which does not show that they are equal."
 )
 
 
@@ -17,31 +18,36 @@ class Marks:
     """What is marked in a column.
 
     Attributes:
-        best: names of the best mean as printed; none where fewer than two have a mean.
-        held: names of those whose test against the best is not significant.
-        p: of the test against the best, by name; None where it is undefined.
+        best: Names of the best mean as printed; none where fewer than two have a mean.
+        not_significantly_worse: Names of those whose test against the best is not significant.
+        p: p of the test against the best, by name; None where it is undefined.
     """
 
     best: frozenset[str]
-    held: frozenset[str]
+    not_significantly_worse: frozenset[str]
     p: Mapping[str, float | None]
 
+    def mark(self, cell: Cell, name: str) -> Cell:
+        """Return a cell with the marks that its arm has in its column."""
+        is_close = name in self.not_significantly_worse
+        return dataclasses.replace(cell, best=name in self.best, not_significantly_worse=is_close)
 
-def marks(
+
+def significance_marks(
     means: Mapping[str, float],
     p_against: Callable[[str, str], float | None],
     lowest: bool = False,
     digits: int = 3,
     level: float = LEVEL,
 ) -> Marks:
-    """Marks a column.
+    """Return the marks of a column.
 
     Args:
-        means: by name, of the arms that have one.
-        p_against: the p of an arm's test against the best, given both names; None where there is none.
-        lowest: whether small values are the good ones.
-        digits: decimals that are printed: means that print alike are alike.
-        level: p from here on is not significant.
+        means: Means by name, of the arms that have one.
+        p_against: The p of an arm's test against the best, given both names; None where there is none.
+        lowest: Whether small values are the good ones.
+        digits: Number of decimals that are printed: means that print alike are alike.
+        level: Smallest p that is not significant.
     """
     if len(means) < 2:
         return Marks(frozenset(), frozenset(), {})
@@ -50,16 +56,16 @@ def marks(
     target = round(means[leader], digits)
     best = frozenset(name for name, mean in means.items() if round(mean, digits) == target)
     p = {name: p_against(name, leader) for name in means if name not in best}
-    held = frozenset(name for name, value in p.items() if value is not None and value >= level)
-    return Marks(best, held, p)
+    close = frozenset(name for name, value in p.items() if value is not None and value >= level)
+    return Marks(best, close, p)
 
 
 def over_seeds(values: Mapping[str, Sequence[float | None]], lowest: bool = False) -> Marks:
-    """Marks arms by the paired t-test over seeds.
+    """Return the marks by the paired t-test over seeds.
 
     Args:
-        values: by name, one value per seed in the same order; None where there is none.
-        lowest: whether small values are the good ones.
+        values: Values by name, one per seed in the same order; None where there is none.
+        lowest: Whether small values are the good ones.
     """
     intervals = {name: mean_interval(each) for name, each in values.items()}
     means = {name: interval.mean for name, interval in intervals.items() if interval is not None}
@@ -68,4 +74,12 @@ def over_seeds(values: Mapping[str, Sequence[float | None]], lowest: bool = Fals
         test = paired_t(values[name], values[leader])
         return None if test is None else test.p
 
-    return marks(means, p_against, lowest)
+    return significance_marks(means, p_against, lowest)
+
+
+def note_of_marks(note: str, rows: Iterable[Sequence[Cell]]) -> str:
+    """Return a table's note with what its marks mean, where it has any."""
+    cells = [cell for row in rows for cell in row]
+    if any(cell.not_significantly_worse for cell in cells):
+        return f"{note} {NOTE}".strip()
+    return f"{note} Bold: the best mean.".strip() if any(cell.best for cell in cells) else note

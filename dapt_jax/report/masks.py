@@ -1,4 +1,4 @@
-"""Pictures of predicted masks: the same images for every strategy, outlines of the truth and of what was said."""
+"""Pictures of predicted masks: the same images for every strategy, outlines of true and of predicted masks."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from dapt_jax.report.style import COLOURS, GREY
 MOST_IMAGES = 4
 
 
-def by_split(kept: Sequence[SegmentationSamples], task: str) -> dict[tuple[str, str], list[SegmentationSamples]]:
-    """What was kept of a task by split and protocol, in the order in which splits are shown."""
+def by_split(samples: Sequence[SegmentationSamples], task: str) -> dict[tuple[str, str], list[SegmentationSamples]]:
+    """Return the samples of a task by split and protocol, in the order in which splits are shown."""
     found: dict[tuple[str, str], list[SegmentationSamples]] = {}
-    for each in kept:
+    for each in samples:
         if each.task == task:
             found.setdefault((each.split, each.protocol), []).append(each)
     return found
 
 
-def overlays(kept: Sequence[SegmentationSamples], order: Sequence[str]) -> Figure:
-    """One row per strategy, one column per image: the truth above, below it the outlines that each network drew.
+def overlays(samples: Sequence[SegmentationSamples], order: Sequence[str]) -> Figure:
+    """Draw one row per strategy, one column per image: the true masks above, below them the predicted ones.
 
     Args:
-        kept: of one task, split and protocol.
-        order: of the strategies.
+        samples: Samples of one task, split and protocol.
+        order: Names of the strategies in their order.
     """
-    rows = sorted(kept, key=lambda each: order.index(each.strategy) if each.strategy in order else len(order))
+    rows = sorted(samples, key=lambda each: order.index(each.strategy) if each.strategy in order else len(order))
     shown = min(MOST_IMAGES, *(len(each.images) for each in rows))
     figure = Figure(figsize=(1.9 * shown + 0.4, 1.95 * (len(rows) + 1) + 0.5), layout="constrained")
     grid = figure.subplots(len(rows) + 1, shown, squeeze=False)
@@ -47,21 +47,21 @@ def overlays(kept: Sequence[SegmentationSamples], order: Sequence[str]) -> Figur
     return figure
 
 
-def _picture(axes: Axes, kept: SegmentationSamples, number: int, colours: dict[str, str], *, is_truth: bool) -> None:
-    """An image with the outlines of its segments, and the Dice of each segment below where it was predicted."""
-    axes.imshow(kept.images[number])
-    told = []
-    for name, (truth, said) in kept.regions.items():
-        region = truth[number] if is_truth else said[number]
+def _picture(axes: Axes, samples: SegmentationSamples, number: int, colours: dict[str, str], *, is_truth: bool) -> None:
+    """Draw an image with the outlines of its classes, and the Dice of each class below where it was predicted."""
+    axes.imshow(samples.images[number])
+    dices = []
+    for name, (truth, predicted) in samples.regions.items():
+        region = truth[number] if is_truth else predicted[number]
         if region.any():
             axes.contour(region.astype(float), [0.5], colors=[colours[name]], linewidths=1.4)
-        both = 2 * (truth[number] & said[number]).sum()
-        size = truth[number].sum() + said[number].sum()
-        told.append(f"{both / size if size else 1.0:.2f}")
+        both = 2 * (truth[number] & predicted[number]).sum()
+        size = truth[number].sum() + predicted[number].sum()
+        dices.append(f"{both / size if size else 1.0:.2f}")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
     if not is_truth:
-        axes.set_xlabel("Dice " + " / ".join(told), fontsize=8, labelpad=2)
+        axes.set_xlabel("Dice " + " / ".join(dices), fontsize=8, labelpad=2)

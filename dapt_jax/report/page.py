@@ -1,4 +1,4 @@
-"""Puts a report together: report.md, report.html and the figures."""
+"""Put a report together: report.md, report.html and the figures."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from typing import Any
 import jinja2
 
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
+from dapt_jax.formatting import number
 from dapt_jax.records import overlays
-from dapt_jax.records.study_records import BASELINE, Records
-from dapt_jax.report import claims, figures, narrative, predictions, selection, tables
+from dapt_jax.records.study_records import Records
+from dapt_jax.records.vocabulary import BASELINE
+from dapt_jax.report import claims, figures, leak_marks, main_table, narrative, predictions, selection, tables
 from dapt_jax.runtime import atomic_files
 
 HOW_TO_READ = (
-    "Intervals are 95% Student t-intervals of the mean over seeds; they are symmetric and not cut off at 0 or 1. "
-    "p comes from a two-sided paired t-test over seeds against the reference strategy, adjusted by Holm's method for "
-    "the number of strategies, each split on its own. Dip is development minus external, seed by seed. Standalone is "
-    "what one arm costs on its own: what it ran plus what it took from activations that another arm of the study had "
-    "computed (energy in proportion to time); only the seconds of training are those that were run. FLOPs are those "
-    "of matrix products and convolutions, a multiply-accumulate counted as 2, recomputation left out. Adapt covers "
-    "domain-adaptive pre-training and choosing a checkpoint; transfer covers the heads on the target task. What is "
-    "marked in a table, and by which test, is said below it."
+    "Intervals are 95% Student t-intervals of the mean over seeds; they are symmetric and not cut off at 0 "
+    "or 1. p comes from a two-sided paired t-test over seeds against the reference strategy, adjusted by "
+    "Holm's method for the number of strategies, each split on its own. The generalization gap is "
+    "development minus external, seed by seed. Standalone is what one arm costs on its own: what it ran "
+    "plus what it took from activations that another arm of the study had computed (energy in proportion to"
+    " time); only the seconds of training are those that were run. FLOPs are those of matrix products and "
+    "convolutions, a multiply-accumulate counted as 2, recomputation left out. Adapt covers domain-adaptive"
+    " pre-training and choosing a checkpoint; transfer covers the heads on the target task. The note below "
+    "a table says what its marks mean and which test they come from."
 )
 
 
 def build(workdir: Path) -> None:
-    """Writes report.md, report.html and figures/*.png from what a study left in its folder.
+    """Write report.md, report.html and figures/*.png from what a study left in its folder.
 
     Reads config.json, results.jsonl, ledger.jsonl, predictions/ and the images in overlays/, nothing else; a study that is
     not finished gives a report on what there is. The HTML page is one file: pictures inside, no scripts, nothing from the
     network.
 
     Raises:
-        UserError: config.json is missing, or a line of one of the files is damaged.
+        UserError: config.json is missing, or one of the files is damaged.
     """
     workdir = Path(workdir)
     records = Records.read(workdir)
@@ -55,7 +58,7 @@ def build(workdir: Path) -> None:
 
 
 def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path) -> dict[str, Any]:
-    """Returns what the templates print."""
+    """Return what the templates print."""
     config = records.config
 
     def shown(of_task: str) -> list[dict[str, str]]:
@@ -84,9 +87,9 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
                 "task": task,
                 "sizes": _sizes(records, task),
                 "words": " ".join(narrative.summary(records, task)),
-                "main": tables.main(records, task),
+                "main": leak_marks.marked(records, main_table.table(records, task), task),
                 "figures": shown(task),
-                "tables": [table for table in found if table is not None and table.rows],
+                "tables": [leak_marks.marked(records, each, task) for each in found if each is not None and each.rows],
             }
         )
     return {
@@ -97,16 +100,16 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
         "facts": _facts(records),
         "warnings": _warnings(records),
         "sections": sections,
-        "ranks": claims.over_tasks(records),
+        "ranks": [leak_marks.marked(records, table) for table in claims.over_tasks(records)],
         "figures": shown(""),
-        "bill": tables.totals(records) if records.rows else None,
-        "bill_words": _bill_words(records),
+        "totals": tables.totals(records) if records.rows else None,
+        "totals_words": _totals_words(records),
         "how_to_read": HOW_TO_READ,
     }
 
 
 def _facts(records: Records) -> list[tuple[str, str]]:
-    """Returns what was run, on what."""
+    """Return what was run, on what."""
     model = records.config.get("model")
     if isinstance(model, Mapping):
         model = model.get("name") or model.get("kind")
@@ -126,7 +129,7 @@ def _facts(records: Records) -> list[tuple[str, str]]:
 
 
 def _warnings(records: Records) -> list[str]:
-    """Returns what makes the report less than a full one, one line each."""
+    """Return what makes the report less than a full one, one line each."""
     lines = []
     if not records.results:
         lines.append("No results yet: results.jsonl is missing or empty.")
@@ -134,22 +137,27 @@ def _warnings(records: Records) -> list[str]:
         listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         arms = len(records.strategies) * len(records.seeds)
         lines.append(f"Unfinished: {len(missing)} of {arms} arms have no result yet (strategy seed): {listed}.")
+    for task, of_task in records.leaks.items():
+        for split, what in of_task.items():
+            lines.append(
+                f"LEAK: {what} of {task} {split} were seen in training or in another set; marked ‡ in every table."
+            )
     undefined = sum(row["value"] is None for row in records.results)
     if undefined:
         lines.append(f"{undefined} of {len(records.results)} results are undefined and left out of means.")
     if not records.rows:
         lines.append("No costs: ledger.jsonl is missing or empty.")
     if len({(row.device, row.devices) for row in records.rows if row.device}) > 1:
-        lines.append("Arms ran on different devices: seconds and kWh do not compare; FLOPs do.")
+        lines.append("Arms ran on different devices: seconds and kWh are not comparable; FLOPs are.")
     if len({row.energy_source for row in records.rows if row.energy_source}) > 1:
-        lines.append("Energy was obtained in different ways: kWh do not compare.")
+        lines.append("Energy was obtained in different ways: kWh are not comparable.")
     if records.results and len(records.seeds) == 1:
         lines.append("One seed: no interval, no test.")
     return lines
 
 
 def _sizes(records: Records, task: str) -> str:
-    """Says how many images and classes a task has."""
+    """Say how many images and classes a task has."""
     found: dict[str, str] = {}
     classes = ""
     for row in records.results:
@@ -162,8 +170,8 @@ def _sizes(records: Records, task: str) -> str:
     return "; ".join([*found.values(), *([f"classes: {classes}"] if classes else [])])
 
 
-def _bill_words(records: Records) -> str:
-    """Says what the whole study took, and what its cache saved."""
+def _totals_words(records: Records) -> str:
+    """Say what the whole study took, and what its cache saved."""
     if not records.rows:
         return ""
     wall, reused = sum(row.wall_s for row in records.rows), sum(row.reused_s for row in records.rows)
@@ -173,15 +181,13 @@ def _bill_words(records: Records) -> str:
     if reused:
         text += f"; cached activations saved it another {_duration(reused)} ({reused / (wall + reused):.0%})"
     region = _region(records)
-    text += (
-        f". It used {tables.number(kwh)} kWh, about {tables.number(carbon_kg(kwh, region))} kg of CO2 equivalent at "
-    )
+    text += f". It used {number(kwh)} kWh, about {number(carbon_kg(kwh, region))} kg of CO2 equivalent at "
     text += f"{CARBON_INTENSITY[region]:g} g/kWh ({'mean of the world' if region == 'world' else region})."
     return text + (f" Peak memory was {peak / 2**30:.1f} GiB." if peak else "")
 
 
 def _region(records: Records) -> str:
-    """Returns the region whose electricity was used; the world where the configuration names none that is known."""
+    """Return the region whose electricity was used; the world where the configuration names none that is known."""
     energy = records.config.get("energy")
     region = str(energy.get("region", "world")) if isinstance(energy, Mapping) else "world"
     return region if region in CARBON_INTENSITY else "world"

@@ -1,4 +1,4 @@
-"""Scores along adaptation: their curves, and how they go with what the checkpoints are worth."""
+"""Transferability scores along adaptation: their curves, and how they agree with downstream scores."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import scipy.stats
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dapt_jax.records.study_records import Records, nice
-from dapt_jax.report.style import GREY, looks
-from dapt_jax.report.tables import NONE, Cell, Table
-
-AT = "@"
-"""Between a strategy and an epoch, in the name of an arm that is one of its checkpoints."""
+from dapt_jax.formatting import NONE
+from dapt_jax.metrics import display_name, lower_is_better
+from dapt_jax.records.study_records import Records
+from dapt_jax.records.vocabulary import CHECKPOINT_MARK
+from dapt_jax.report.columns import Column, Table
+from dapt_jax.report.style import GREY, strategy_styles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,10 @@ class Curve:
     """The scored epochs of one arm.
 
     Attributes:
-        strategy: of the arm.
-        seed: of the arm.
-        points: as the ledger has them: `epoch`, `share`, `scores`, `chosen` where a rule chose.
+        strategy: Strategy of the arm.
+        seed: Seed of the arm.
+        points: Points as the ledger has them: `epoch`, `share`, `scores`, `higher_is_better`, and `chosen` where a rule
+            chose.
     """
 
     strategy: str
@@ -34,9 +35,14 @@ class Curve:
     points: list[dict[str, Any]]
 
     def series(self, name: str) -> dict[int, float]:
-        """A score by number of epochs, where it is defined."""
+        """Return a score by number of epochs, where it is defined."""
         values = {point["epoch"] + 1: point["scores"].get(name) for point in self.points}
         return {epochs: value for epochs, value in values.items() if value is not None}
+
+    def higher_is_better(self, name: str) -> bool | None:
+        """Return which way a score is better, as the ledger says; None where it does not, or not always the same."""
+        found = {point.get("higher_is_better", {}).get(name) for point in self.points if name in point["scores"]}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def chosen(self) -> int | None:
@@ -45,48 +51,59 @@ class Curve:
 
 
 def curves(records: Records) -> list[Curve]:
-    """All arms that were scored."""
+    """Return the curves of all arms that were scored."""
     return [
-        Curve(row.strategy, row.seed, row.curve)
+        Curve(row.strategy, row.seed, points)
         for row in records.rows
-        if row.stage == "score" and any("scores" in point for point in row.curve)
+        if row.stage == "score" and (points := [point for point in row.curve if "scores" in point])
     ]
 
 
 def names(found: list[Curve]) -> list[str]:
-    """The scores that some arm has."""
+    """Return the scores that some arm has."""
     return list(dict.fromkeys(name for curve in found for point in curve.points for name in point["scores"]))
 
 
-def worth(records: Records, curve: Curve, task: str, split: str) -> dict[int, float]:
-    """The primary metric of the measured checkpoints of an arm, by number of epochs; empty where none was measured."""
+def downstream_scores(records: Records, curve: Curve, task: str, split: str) -> dict[int, float]:
+    """Return the primary metric of the measured checkpoints of an arm, by number of epochs; empty where none was."""
     metric, protocol = records.metric(task), records.protocol(task)
     found = {}
     for row in records.results:
-        strategy, at, epochs = row["strategy"].partition(AT)
+        strategy, at, epochs = row["strategy"].partition(CHECKPOINT_MARK)
         wanted = (curve.strategy, curve.seed, task, split, protocol, metric)
         keys = (strategy, *(row[key] for key in ("seed", "task", "split", "protocol", "metric")))
-        if at and keys == wanted and row["value"] is not None:
+        if at and epochs.isdecimal() and keys == wanted and row["value"] is not None:
             found[int(epochs)] = row["value"]
     return found
 
 
+def lower_is_better_words(records: Records) -> str:
+    """Return which scores are better where they are lower, as part of a sentence; empty where none is."""
+    found = curves(records)
+    lower = [name for name in names(found) if any(curve.higher_is_better(name) is False for curve in found)]
+    return f"; lower is better of {', '.join(lower)}" if lower else ""
+
+
 def scores_along(records: Records, task: str) -> Figure | None:
-    """Each score by epoch, a panel each, under what the checkpoints are worth on the task; stars are chosen checkpoints."""
+    """Draw each score by epoch, a panel each, under the downstream scores of the checkpoints; stars are chosen ones."""
     found = curves(records)
     if not found:
         return None
-    splits = [split for split in records.splits(task) if any(worth(records, curve, task, split) for curve in found)]
-    titles = [*(f"{split} {nice(records.metric(task))}" for split in splits), *names(found)]
+    splits = [
+        split
+        for split in records.splits(task)
+        if any(downstream_scores(records, curve, task, split) for curve in found)
+    ]
+    titles = [*(f"{split} {display_name(records.metric(task))}" for split in splits), *names(found)]
     columns = min(4, len(titles))
     lines = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(2.7 * columns + 0.3, 2.2 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharex=True, squeeze=False).flat)
-    style = looks([name for name in records.strategies if AT not in name])
+    style = strategy_styles([name for name in records.strategies if CHECKPOINT_MARK not in name])
     for number, (axes, title) in enumerate(zip(panels, titles, strict=False)):
         for curve in found:
-            is_worth = number < len(splits)
-            values = worth(records, curve, task, splits[number]) if is_worth else curve.series(title)
+            is_downstream = number < len(splits)
+            values = downstream_scores(records, curve, task, splits[number]) if is_downstream else curve.series(title)
             colour, _ = style[curve.strategy]
             axes.plot(values.keys(), values.values(), ".-", color=colour, linewidth=1.2, markersize=4)
             if curve.chosen in values:
@@ -105,44 +122,80 @@ def scores_along(records: Records, task: str) -> Figure | None:
     return figure
 
 
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How a transferability score agrees with the downstream score of the checkpoints of an arm.
+
+    Attributes:
+        pearson: Pearson's correlation, positive where the score predicts.
+        kendall: Kendall's tau, likewise.
+        weighted: Weighted tau, likewise.
+        selected: Downstream score of the checkpoint with the best transferability score, less that of the best one.
+    """
+
+    pearson: float
+    kendall: float
+    weighted: float
+    selected: float
+
+
+AGREEMENT_COLUMNS: tuple[Column[Agreement], ...] = (
+    Column("Pearson", lambda each: f"{each.pearson:+.2f}"),
+    Column("Kendall", lambda each: f"{each.kendall:+.2f}"),
+    Column("weighted tau", lambda each: f"{each.weighted:+.2f}"),
+    Column("selected - best", lambda each: f"{each.selected:+.3f}"),
+)
+"""What the table of agreement shows of a score, on each split."""
+
+
 def agreement(records: Records, task: str) -> Table | None:
-    """How each score goes with the worth of the checkpoints; None where no checkpoint was measured."""
+    """Return how each score agrees with the downstream scores of the checkpoints; None where none was measured."""
     found = curves(records)
-    splits = [split for split in records.splits(task) if any(worth(records, curve, task, split) for curve in found)]
+    splits = [
+        split
+        for split in records.splits(task)
+        if any(downstream_scores(records, curve, task, split) for curve in found)
+    ]
     if not splits:
         return None
-    rows = [
-        [
-            Cell(name.replace("_", " ")),
-            *(cell for split in splits for cell in _agreement(records, found, task, split, name)),
-        ]
-        for name in names(found)
-    ]
+    metric = display_name(records.metric(task))
+
+    def on(split: str, column: Column[Agreement]) -> Column[str]:
+        by_score = {name: _agreement(records, found, task, split, name) for name in names(found)}
+        return Column(
+            column.title,
+            lambda name: NONE if (each := by_score[name]) is None else column.read(each),
+            f"{split} {metric}",
+        )
+
+    columns = [Column[str]("score", lambda name: name.replace("_", " "))]
+    columns += [on(split, column) for split in splits for column in AGREEMENT_COLUMNS]
     note = (
-        "Over the checkpoints of an arm, signs turned so that a score that predicts is positive; mean over seeds. Picked "
-        "minus best: what the checkpoint with the best score lost against the best one."
+        "Over the checkpoints of an arm, signs turned so that a score that predicts is positive; mean over seeds. Selected "
+        "minus best: what the checkpoint with the best transferability score lost against the best one."
     )
-    groups = [("", 1), *((f"{split} {nice(records.metric(task))}", 4) for split in splits)]
-    columns = ["score", *["Pearson", "Kendall", "weighted tau", "picked - best"] * len(splits)]
-    return Table("Scores against what the checkpoints are worth", columns, rows, groups, note)
+    if any(curve.higher_is_better(name) is None for curve in found for name in curve.points[-1]["scores"]):
+        note += " Scores whose direction the ledger does not record, as of earlier versions, are left out."
+    return Table.of("Transferability scores against downstream scores", columns, names(found), note)
 
 
-def _agreement(records: Records, found: list[Curve], task: str, split: str, name: str) -> list[Cell]:
-    # The names of scores for which lower is better; the report reads files alone and knows no code of theirs.
-    sign = -1 if name in ("robustness", "alignment", "uniformity") else 1
+def _agreement(records: Records, found: list[Curve], task: str, split: str, name: str) -> Agreement | None:
+    """Return the agreement of a score, mean over the arms with three different checkpoints or more and its direction."""
     values = []
     for curve in found:
-        of_score, of_task = curve.series(name), worth(records, curve, task, split)
+        of_score, of_task = curve.series(name), downstream_scores(records, curve, task, split)
         shared = sorted(of_score.keys() & of_task.keys())
-        score = sign * np.asarray([of_score[epochs] for epochs in shared])
+        higher_is_better = curve.higher_is_better(name)
+        if len(shared) < 3 or higher_is_better is None:
+            continue
+        score = np.asarray([of_score[epochs] for epochs in shared]) * (1 if higher_is_better else -1)
         result = np.asarray([of_task[epochs] for epochs in shared])
-        if len(shared) > 2 and all(np.ptp(each) > 1e-9 * np.abs(each).max() for each in (score, result)):
+        if lower_is_better(records.metric(task)):
+            result = -result
+        if all(np.ptp(each) > 1e-9 * np.abs(each).max() for each in (score, result)):
             pearson, kendall, weighted = (
                 measure(score, result)[0]
                 for measure in (scipy.stats.pearsonr, scipy.stats.kendalltau, scipy.stats.weightedtau)
             )
             values.append((pearson, kendall, weighted, result[score.argmax()] - result.max()))
-    if not values:
-        return [Cell(NONE)] * 4
-    means = np.mean(values, 0)
-    return [Cell(f"{value:+.2f}") for value in means[:3]] + [Cell(f"{means[3]:+.3f}")]
+    return Agreement(*np.mean(values, 0).tolist()) if values else None

@@ -1,4 +1,4 @@
-"""How figures look."""
+"""Colours, markers and fonts of the figures."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ STYLE: dict[str, Any] = {
     "text.color": INK,
     "legend.frameon": False,
     "hatch.linewidth": 0.7,
+    "text.parse_math": False,  # names of classes and tasks may hold a dollar sign
 }
 
 
-def looks(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Returns colour and marker by strategy, the same in every figure of a report."""
+def strategy_styles(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return colour and marker by strategy, the same in every figure of a report."""
     return {
         name: (COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)])
         for index, name in enumerate(strategies)
@@ -48,7 +49,7 @@ def looks(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG at 160 dots per inch, without the state that `pyplot` keeps."""
+    """Write a PNG at 160 dots per inch, without the state that `pyplot` keeps."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
     return path

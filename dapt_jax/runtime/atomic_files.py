@@ -1,28 +1,34 @@
-"""JSON-lines files that a kill cannot tear."""
+"""Files that a kill cannot tear: written beside the old ones and renamed."""
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dapt_jax.errors import UserError
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Reads every line of a JSON-lines file; a file that does not exist has no lines.
+    """Read every line of a JSON-lines file; a file that does not exist has no lines.
 
     Raises:
-        UserError: a line is not a JSON object; names the file and the line.
+        UserError: The file cannot be read, or a line is not a JSON object; names the file and the line.
     """
-    if not path.exists():
-        return []
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and not line:  # what follows the last end of line
+            break
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not a line of JSON ({error.msg}); delete or mend the line") from error
+        except (ValueError, RecursionError) as error:
+            what = getattr(error, "msg", str(error).splitlines()[0])
+            raise UserError(f"{path}:{number}: not a line of JSON ({what}); delete or mend the line") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
         rows.append(row)
@@ -30,17 +36,33 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replaces a JSON-lines file in one atomic step: a reader, or a kill, sees the old file or the new one."""
+    """Replace a JSON-lines file in one atomic step: a reader, or a kill, sees the old file or the new one."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replaces a text file in one atomic step; without `durable`, a machine that loses power may lose the new one."""
+    """Replace a text file in one atomic step; without `durable`, a machine that loses power may lose the new one."""
+    with replacing(path, durable=durable) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of another in one atomic step, once the block has ended without an error.
+
+    Args:
+        path: The file to replace; its folder is made where it is missing.
+        durable: Whether the new file is on disk before it takes the old one's place.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -12,7 +12,7 @@ import pickle
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +56,25 @@ class Group:
     """How the processes of a study find each other.
 
     Attributes:
-        mode: `auto` (if the environment names several), `on` or `off`.
-        coordinator: HOST:PORT of the first process; empty for what the cluster says.
-        count: of processes; 0 for what the cluster says.
-        number: of this one, from 0; -1 for what the cluster says.
+        mode: "auto" (several if the environment says so), "on" or "off".
+        coordinator_address: HOST:PORT of the first process; empty for what the cluster says.
+        num_processes: Number of processes; 0 for what the cluster says.
+        process_id: Number of this one, from 0; -1 for what the cluster says.
     """
 
     mode: str = "auto"
-    coordinator: str = ""
-    count: int = 0
-    number: int = -1
+    coordinator_address: str = ""
+    num_processes: int = 0
+    process_id: int = -1
 
-    @classmethod
-    def of(cls, settings: Any, environment: Any = os.environ) -> "Group":
-        """From `config.parallel`, and where that is silent from `JAX_COORDINATOR_ADDRESS` and its like.
+    def completed(self, environment: Mapping[str, str] = os.environ) -> "Group":
+        """Return the group with what it does not say taken from `JAX_COORDINATOR_ADDRESS` and its like.
+
+        Args:
+            environment: Environment variables.
 
         Raises:
-            UserError: a variable is no number, or some of the three are there and others are not.
+            UserError: A variable is no number, or some of the three are known and others are not.
         """
 
         def number(name: str, given: int, absent: int) -> int:
@@ -83,62 +85,67 @@ class Group:
             except ValueError:
                 raise UserError(f"{name} is {environment[name]!r}; expected a number") from None
 
-        found = cls(
-            settings.processes,
-            settings.coordinator or environment.get("JAX_COORDINATOR_ADDRESS", ""),
-            number("JAX_NUM_PROCESSES", settings.count, 0),
-            number("JAX_PROCESS_ID", settings.number, -1),
+        full = Group(
+            self.mode,
+            self.coordinator_address or environment.get("JAX_COORDINATOR_ADDRESS", ""),
+            number("JAX_NUM_PROCESSES", self.num_processes, 0),
+            number("JAX_PROCESS_ID", self.process_id, -1),
         )
         known = {
-            "coordinator": bool(found.coordinator), "count": found.count > 0, "number": found.number >= 0,
-        }  # fmt: skip
-        if found.mode != "off" and any(known.values()) and not all(known.values()):
-            missing = ", ".join(f"parallel.{name}" for name, is_known in known.items() if not is_known)
+            "coordinator_address": bool(full.coordinator_address),
+            "num_processes": full.num_processes > 0,
+            "process_id": full.process_id >= 0,
+        }
+        if full.mode != "off" and any(known.values()) and not all(known.values()):
+            missing = ", ".join(f"runtime.{name}" for name, is_known in known.items() if not is_known)
             raise UserError(
-                f"{missing} is not set; expected parallel.coordinator, parallel.count and parallel.number together "
-                "(or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), or none of them on a cluster"
+                f"{missing} is not set; expected runtime.coordinator_address, runtime.num_processes and "
+                "runtime.process_id together (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), "
+                "or none of them on a cluster"
             )
-        if found.count and found.number >= found.count:
-            raise UserError(f"parallel.number is {found.number}; expected 0 to {found.count - 1}")
-        return found
+        if full.num_processes and full.process_id >= full.num_processes:
+            raise UserError(f"runtime.process_id is {full.process_id}; expected 0 to {full.num_processes - 1}")
+        return full
 
     @property
     def is_several(self) -> bool:
-        """Whether there is anybody to be found."""
-        if self.mode == "off" or self.count == 1:
+        """Whether there are other processes to be found."""
+        if self.mode == "off" or self.num_processes == 1:
             return False
-        if self.mode == "on" or self.count > 1:
+        if self.mode == "on" or self.num_processes > 1:
             return True
         sizes = {name: os.environ.get(name, "") for name in _CLUSTERS}
         return any(int(size) > 1 if size.isdigit() else len(size.split(",")) > 1 for size in sizes.values() if size)
 
 
-def start(settings: Any) -> None:
-    """Finds the other processes, if there are any; before anything else is asked of JAX.
+def start(group: Group) -> None:
+    """Find the other processes, if there are any; before anything else is asked of JAX.
 
     Clusters that JAX recognises (TPU pods, Slurm, Open MPI, Kubernetes) need no settings.
 
     Args:
-        settings: `config.parallel`.
+        group: What the settings say of the processes.
 
     Raises:
-        UserError: they cannot be found.
+        UserError: They cannot be found.
     """
-    group = Group.of(settings)
+    group = group.completed()
     if not group.is_several:
         return
     explicit: dict[str, Any] = {
-        "coordinator_address": group.coordinator,
-        "num_processes": group.count,
-        "process_id": group.number,
+        "coordinator_address": group.coordinator_address,
+        "num_processes": group.num_processes,
+        "process_id": group.process_id,
     }
     try:
         jax.distributed.initialize(
-            **(explicit if group.coordinator else {}), heartbeat_timeout_seconds=HEARTBEAT_S,
-            initialization_timeout=START_S, shutdown_timeout_seconds=HEARTBEAT_S,
-        )  # fmt: skip
+            **(explicit if group.coordinator_address else {}),
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+            initialization_timeout=START_S,
+            shutdown_timeout_seconds=HEARTBEAT_S,
+        )
     except (ValueError, RuntimeError) as error:
-        who = f" at {group.coordinator}" if group.coordinator else ""
+        who = f" at {group.coordinator_address}" if group.coordinator_address else ""
         raise UserError(f"the other processes of the study were not found{who} ({_first_line(error)})") from error
 
 
@@ -256,6 +263,7 @@ def is_peer_failure(error: BaseException) -> bool:
     """Whether an error means that another process of the study is gone."""
     said = str(error).lower()
     is_of_jax = isinstance(error, jax.errors.JaxRuntimeError | ValueError | RuntimeError)
+    is_of_jax &= not isinstance(error, UserError)  # a ValueError as well
     return is_of_jax and is_multi_process() and any(word in said for word in _GONE)
 
 

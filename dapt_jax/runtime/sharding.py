@@ -35,7 +35,7 @@ def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
     if fsdp < 0 or len(found) % fsdp:
         fitting = [each for each in range(1, len(found) + 1) if len(found) % each == 0]
         near = min(fitting, key=lambda each: abs(each - fsdp))
-        raise UserError(f"parallel.fsdp is {fsdp}, which does not divide {len(found)} devices; {near} does")
+        raise UserError(f"runtime.fsdp is {fsdp}, which does not divide {len(found)} devices; {near} does")
     # The compiler lays out what is between inputs and outputs; newer JAX would have every array typed by its sharding.
     return Mesh(np.asarray(found).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
 

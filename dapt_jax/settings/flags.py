@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import linecache
 import re
 import runpy
 import textwrap
@@ -14,10 +15,14 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.settings import checks
-from dapt_jax.settings.defaults import OPEN, default
+from dapt_jax.fields import Constraint
+from dapt_jax.records.renamed import RENAMED
+from dapt_jax.settings import names
+from dapt_jax.settings.defaults import OPEN, declared, default, flat, resolve, to_dict
+from dapt_jax.settings.schema import StudySettings
 
 NEED_NO_FILE = ("--config.mode=models", "--config.mode=status")
+_LINE = 110
 USAGE = """\
 python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTING=VALUE ...]
 
@@ -25,7 +30,8 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --workdir=FOLDER        where the study's results are, or will be; the same command goes on where it stopped;
                           gs://, s3:// and whatever fsspec opens too
   --config.mode=plan      what the study would cost, without running it
-  --config.mode=aot       what its steps would take of TPUs that are not there (docs/aot.md; needs no workdir)
+  --config.mode=aot       what its steps would take of a TPU topology, compiled ahead of time (docs/aot.md;
+                          needs no workdir)
   --config.mode=models    the models: parameters, FLOPs, layer groups, known weights (needs no FILE)
   --config.mode=status    how far the study in the workdir is, from another terminal (needs no FILE)
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
@@ -40,31 +46,45 @@ In the environment:
 
 
 def usage() -> str:
-    """What `--help` prints: the flags, and every setting with its default."""
-    settings = "\n".join(f"  --config.{name}={_shown(value)}" for name, value in checks.flat(default()).items())
-    title = "Settings and their defaults (corpus, tasks and phases take more: see dapt_jax/settings/defaults.py):"
-    return f"{USAGE}\n{title}\n\n{settings}"
+    """Return what `--help` prints: the flags, and every setting with its default and what it does."""
+    constraints = declared()
+    settings = [
+        _described(name, value, constraints.get(name)) for name, value in flat(to_dict(StudySettings())).items()
+    ]
+    open_ones = [_described(name, "...", constraints[name]) for name in OPEN if name in constraints]
+    title = "Settings, their defaults, and what they do (docs/data_sets.md says what corpus and tasks take):"
+    return "\n".join([USAGE, title, "", *settings, *open_ones])
+
+
+def _described(name: str, value: Any, constraint: Constraint | None) -> str:
+    """Return a setting's lines in `--help`."""
+    line = f"  --config.{name}={_shown(value)}"
+    if constraint is None:
+        return line
+    valid = " | ".join(each or "''" for each in constraint.choices) or constraint.range
+    words = f"{constraint.doc} ({valid})" if valid else constraint.doc
+    return "\n".join([line, *textwrap.wrap(words, _LINE, initial_indent=" " * 6, subsequent_indent=" " * 6)])
 
 
 def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def parse(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, str | None]:
-    """Reads a command.
+def parse(arguments: Sequence[str]) -> tuple[StudySettings, str | None]:
+    """Read a command.
 
     Args:
-        arguments: of the command line, without the program's name.
+        arguments: Arguments of the command line, without the program's name.
 
     Returns:
-        The config, and the workdir, a path or a URL, if there is one.
+        The settings, and the workdir, a path or a URL, if there is one.
 
     Raises:
-        UserError: anything in them, or in the config file, that cannot be.
+        UserError: Something in them, or in the config file, is wrong.
     """
     spec, rest = _take_config(arguments)
     config = read(spec) if spec else default()
-    known = checks.flat(config)
+    known = flat(config)
     _check_names(rest, known)
     values = flags.FlagValues()
     try:
@@ -82,8 +102,7 @@ def parse(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, str | None]
         if isinstance(value, tuple) and all(isinstance(each, str) for each in value):
             parts = tuple(part.strip() for each in value for part in each.split(",") if part.strip())
             flag.value.update_from_flattened_dict({name: parts})
-    checks.check(flag.value)
-    return flag.value, workdir.value or None
+    return resolve(flag.value), workdir.value or None
 
 
 def read(spec: str) -> config_dict.ConfigDict:
@@ -112,7 +131,7 @@ def read(spec: str) -> config_dict.ConfigDict:
     except Exception as error:  # a config file is the user's code and may raise anything
         raise UserError(_failure(path, error)) from error
     try:
-        checks.check(config)
+        resolve(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return config
@@ -120,12 +139,19 @@ def read(spec: str) -> config_dict.ConfigDict:
 
 def _failure(path: str, error: Exception) -> str:
     """Where in a config file an error is, and what it says."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno or 0 for frame in frames if frame.filename == path]
     if isinstance(error, SyntaxError):
         return f"{path}:{error.lineno}: not Python ({error.msg}); expected a file such as configs/quickstart.py"
     place = f"{path}:{lines[-1]}" if lines else path
+    if isinstance(error, AttributeError | KeyError | TypeError) and (line := _former(path, lines)):
+        return f"{place}: {line}"
+    if isinstance(error, AttributeError) and (missing := re.fullmatch(r"\W*'(\w+)'\W*", str(error))):
+        return f"{place}: {names.no_setting(missing[1], flat(default()))}"
     if unknown := re.search(r'Key "(.+?)" does not exist and cannot be added', str(error)):
-        return f"{place}: {checks.no_setting(unknown[1], checks.flat(default()))}"
+        return f"{place}: {names.no_setting(unknown[1], flat(default()))}"
+    if isinstance(error, ModuleNotFoundError) and error.name in _MOVED:
+        return f"{place}: no module {error.name}; expected {_MOVED[error.name]}"
     if wrong := re.search(
         r"override field '(.+?)' \(reference\)\. (.*) is of original type <class '(.+)'> .* to type <class '(.+)'>",
         str(error),
@@ -136,6 +162,20 @@ def _failure(path: str, error: Exception) -> str:
     return f"{place}: {type(error).__name__}: {_one_line(error)}"
 
 
+def _former(path: str, lines: Sequence[int]) -> str:
+    """Return the line for a setting of an earlier version that a line of a config file names; empty where none is."""
+    text = linecache.getline(path, lines[-1]) if lines else ""
+    for old in sorted(RENAMED, key=len, reverse=True):
+        end = r"\b" if old == "phases" else r"(?![\w.])"
+        if re.search(rf"\bconfig\.{re.escape(old)}{end}", text):
+            return names.former(old)
+    return ""
+
+
+_MOVED = {
+    "dapt_jax.config": "from dapt_jax.settings import default",
+    "dapt_jax.checks": "from dapt_jax.settings import resolve",
+}
 _TYPES = {
     "str": "text",
     "int": "a whole number",
@@ -177,17 +217,19 @@ def _check_names(arguments: Sequence[str], known: dict[str, Any]) -> None:
             continue
         name = flag[1].removeprefix("config.")
         if name == flag[1] and not name.startswith("noconfig."):
-            hint = checks.hint(f"--{name}", ["--workdir", "--config", *(f"--config.{each}" for each in known)])
+            hint = names.hint(f"--{name}", ["--workdir", "--config", *(f"--config.{each}" for each in known)])
             raise UserError(f"no flag {argument.partition('=')[0]!r}; {hint}")
         name = name.removeprefix("noconfig.")
+        if name not in known and (line := names.former(name)):
+            raise UserError(line)
         if name in sections or name in OPEN:
-            below = [each for each in known if each.startswith(f"{name}.")]
+            below = sorted((each for each in known if each.startswith(f"{name}.")), key=lambda each: each.count("."))
             such = f", such as --config.{below[0]}" if below else ""
             raise UserError(f"--config.{name} is a section of the config; expected one of its settings{such}")
         if name not in known:
-            raise UserError(checks.no_setting(name, known))
+            raise UserError(names.no_setting(name, known))
         if "=" not in argument and following.startswith("--") and not isinstance(known[name], bool):
-            raise UserError(f"{argument} has no value; expected {checks.wanted(known[name])}")
+            raise UserError(f"{argument} has no value; expected {names.wanted(known[name])}")
 
 
 def _wrong_value(message: str, known: dict[str, Any]) -> str:
@@ -195,4 +237,4 @@ def _wrong_value(message: str, known: dict[str, Any]) -> str:
     told = re.match(r"flag --config\.(.+?)=(.*?): ", message, re.DOTALL)
     if not told or told[1] not in known:
         return " ".join(message.split())
-    return f"--config.{told[1]}={told[2]}: expected {checks.wanted(known[told[1]])}"
+    return f"--config.{told[1]}={told[2]}: expected {names.wanted(known[told[1]])}"

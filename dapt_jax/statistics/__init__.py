@@ -1,12 +1,12 @@
-"""What may be said of scores: intervals, tests, claims of being no worse, areas under curves, and ranks over tasks."""
+"""Intervals and tests for scores: means, differences, non-inferiority, areas under curves, and ranks over tasks."""
 
 from dapt_jax.statistics.comparisons import (
     Comparison,
     cohens_d,
-    equivalent,
+    equivalence,
     hedges_g,
     holm,
-    no_worse,
+    non_inferiority,
     paired_dz,
     paired_t,
     summary_t,
@@ -33,11 +33,11 @@ __all__ = [
     "bootstrap_interval",
     "cohens_d",
     "delong",
-    "equivalent",
+    "equivalence",
     "hedges_g",
     "holm",
     "mean_interval",
-    "no_worse",
+    "non_inferiority",
     "paired_dz",
     "paired_t",
     "pareto",

@@ -1,4 +1,4 @@
-"""Tests of one arm against another: different, no worse, equivalent; and how large a difference is."""
+"""Tests of one arm against another: difference, non-inferiority, equivalence; and effect sizes."""
 
 import dataclasses
 import math
@@ -159,7 +159,7 @@ def summary_t(
     return _tested(_unpaired(first, second, equal_variances), alternative, level)
 
 
-def no_worse(
+def non_inferiority(
     first: Sequence[float | None],
     second: Sequence[float | None],
     margin: float,
@@ -190,7 +190,7 @@ def no_worse(
     return Comparison(estimate.interval(2 * level - 1), p, f"one-sided {estimate.name} of non-inferiority")
 
 
-def equivalent(
+def equivalence(
     first: Sequence[float | None],
     second: Sequence[float | None],
     margin: float,
@@ -204,10 +204,10 @@ def equivalent(
         second: likewise, of the same seeds where paired.
         margin: above 0, in the metric's unit.
         paired: by paired t-tests over seeds; else by Welch's.
-        level: as in `no_worse`: the interval of 90% lies within the margin exactly where p < 0.05.
+        level: as in `non_inferiority`: the interval of 90% lies within the margin exactly where p < 0.05.
 
     Returns:
-        As `no_worse`; p is the greater of the two.
+        As `non_inferiority`; p is the greater of the two.
     """
     estimate = _estimate(first, second, paired)
     if estimate is None:

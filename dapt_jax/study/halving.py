@@ -1,206 +1,202 @@
 """Successive halving: the best adaptation that a FLOP budget allows, chosen among strategies by their scores.
 
 The budget, a share of what full DAPT takes, is split evenly over the rounds, and in a round over the arms that are left.
-Each trains as far as its part reaches; then the half with the better scores goes on. What is left over is the winner's.
-Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", arXiv 1502.07943.
+Each trains as far as its part reaches; then the half with the better scores goes on. The winner receives the unspent
+budget. Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
+arXiv 1502.07943.
 """
 
 import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
-from dapt_jax.models import registry
-from dapt_jax.models.classifier import Classifier
 from dapt_jax.runtime import atomic_files, processes
-from dapt_jax.study.adapt import dapt_run, scorer_for
+from dapt_jax.study.adapt import scorer_for
+from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Plan, Scorer
-from dapt_jax.study.strategies import Strategy, resolve
+from dapt_jax.study.strategies import resolve
 from dapt_jax.training import loop
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.transferability.registry import entry
-from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Who won, and how far the budget takes it.
+    """The winner, and how far the budget takes it.
 
     Attributes:
-        winner: name of the strategy.
-        epochs: of its run, head included.
+        winner: Name of the strategy.
+        epochs: Epochs of its run, head included.
     """
 
     winner: str
     epochs: int
 
 
-def affordable(run: TrainingRun[Classifier], plan: Plan, flops: int) -> int:
-    """Epochs of a run whose training and scoring fit a number of FLOPs."""
-    most = 0
+def affordable(run: TrainingRun, plan: Plan, flops: int) -> int:
+    """Return the epochs of a run whose training and scoring fit a number of FLOPs."""
+    longest = 0
     for epochs in range(1, run.timeline.epochs + 1):
         if run.flops(epochs) + plan.until(run, epochs) > flops:
             break
-        most = epochs
-    return most
+        longest = epochs
+    return longest
 
 
-def first_change(plan: Plan) -> int:
-    """Epochs until the first score: what an arm needs to be compared at all."""
+def first_score(plan: Plan) -> int:
+    """Return the epochs until the first score: what an arm needs to be compared at all."""
     return min(plan.epochs) + 1
 
 
 def rounds_of(arms: int) -> int:
-    """Rounds after which one arm is left."""
+    """Return the rounds after which one arm is left."""
     return max(1, math.ceil(math.log2(arms)))
 
 
 def round_budget(total: int, arms: int, survivors: int) -> float:
-    """FLOPs that a round of a competition among `arms` gives to each of those that are still in it."""
+    """Return the FLOPs that a round among `arms` arms gives to each of those that are still in it."""
     return total / rounds_of(arms) / survivors
 
 
-def check(
-    config: Any, strategies: Sequence[Strategy], seed: int, corpora: Mapping[str, Dataset], target: Dataset
-) -> None:
-    """Refuses a budget that does not bring one arm to its first score in the first round, and says which one would.
+def entrants(study: Study, seed: int) -> list[Arm]:
+    """Return the arms of a seed that compete: those that adapt."""
+    return [arm for arm in study.arms_of(seed) if arm.strategy.phases]
+
+
+def check(study: Study, seed: int) -> None:
+    """Refuse a budget that does not bring one arm to its first score in the first round, and say which one would.
 
     Args:
-        config: the study's, with `budget` and `select`.
-        strategies: that adapt.
-        seed: of all of them.
-        corpora: in-domain images, by name.
-        target: images that are scored.
+        study: The study, with a `compute_budget`.
+        seed: The seed.
 
     Raises:
-        UserError: it does not.
+        UserError: It does not.
     """
-    settings = Settings.of(config)
-    assert settings is not None  # the config names a score
     needed = {}
-    for strategy in strategies:
-        own = dapt_run(config, strategy, seed, corpora[strategy.corpus])
-        plan = Plan.of(settings, own, len(target))
-        epochs = first_change(plan)
-        needed[strategy.name] = own.flops(epochs) + plan.until(own, epochs)
-    full = full_flops(config, seed, corpora[""])
-    if int(round_budget(int(config.budget * full), len(needed), len(needed))) < min(needed.values()):
+    for arm in entrants(study, seed):
+        run, plan = study.run_of(arm), _plan(study, arm)
+        epochs = first_score(plan)
+        needed[arm.name] = run.flops(epochs) + plan.until(run, epochs)
+    full, budget = full_flops(study, seed), study.settings.compute_budget
+    if int(round_budget(int(budget * full), len(needed), len(needed))) < min(needed.values()):
         parts = rounds_of(len(needed)) * len(needed)
         least, most = (
             math.ceil(1000 * flops * parts / full + 1) / 1000 for flops in (min(needed.values()), max(needed.values()))
         )
         raise UserError(
-            f"a budget of {config.budget:g} of full DAPT brings none of {', '.join(needed)} to a first score; expected "
-            f"{least:g} or more ({most:g} for all of them), fewer strategies, more epochs, or a smaller score.every"
+            f"a compute_budget of {budget:g} of full DAPT brings none of {', '.join(needed)} to a first score; expected "
+            f"{least:g} or more ({most:g} for all of them), fewer strategies, more epochs, or a smaller "
+            "checkpoint_scoring.every"
         )
 
 
+def _plan(study: Study, arm: Arm) -> Plan:
+    plan = study.scoring_plan(arm)
+    assert plan is not None  # the settings name a score, and the arm adapts
+    return plan
+
+
 def keep(scores: Mapping[str, float | None], higher_is_better: bool, number: int) -> list[str]:
-    """The names with the best scores; those without a score come last.
+    """Return the names with the best scores; those without a score come last.
 
     Args:
-        scores: by name.
-        higher_is_better: which way the score goes.
-        number: of names to keep.
+        scores: Scores by name.
+        higher_is_better: Whether higher scores are better.
+        number: Number of names to keep.
     """
     sign = -1 if higher_is_better else 1
     undefined = math.inf
     return sorted(scores, key=lambda name: undefined if (s := scores[name]) is None else sign * s)[:number]
 
 
-def full_flops(config: Any, seed: int, corpus: Dataset) -> int:
-    """Model FLOPs of full DAPT, whether or not it is an arm."""
-    encoder = registry.of_config(config.model)
-    return dapt_run(config, resolve("full", encoder, config), seed, corpus).flops()
+def full_flops(study: Study, seed: int) -> int:
+    """Return the model FLOPs of full DAPT, whether or not it is an arm."""
+    strategy = resolve("full", study.settings.model.encoder(), study.settings)
+    return study.run_of(Arm(strategy, seed)).flops()
 
 
-def run(
-    config: Any,
-    strategies: Sequence[Strategy],
-    seed: int,
-    corpora: Mapping[str, Dataset],
-    target: Dataset,
-    context: RunContext,
-    workdir: Path,
-) -> Outcome:
-    """Lets the strategies compete, or reads how they did; the winner is left where its part of the budget ended.
+def run(study: Study, seed: int, context: RunContext) -> Outcome:
+    """Let the strategies compete, or read how they did; the winner is left where its part of the budget ended.
 
     Args:
-        config: the study's, with `budget` and `select`.
-        strategies: that adapt.
-        seed: of all of them.
-        corpora: in-domain images, by name.
-        target: images that are scored.
-        context: what runs need.
-        workdir: of the study.
+        study: The study, with a `compute_budget`.
+        seed: Seed of all arms.
+        context: Surroundings of runs.
     """
+    workdir = context.study_folder()
     record = workdir / "checkpoints" / f"halving-seed{seed}.json"
     if processes.sync_file(record):
-        found = json.loads(record.read_text())
-        return Outcome(found["winner"], found["epochs"])
-    arms = {strategy.name: strategy for strategy in strategies}
-    runs = {name: dapt_run(config, strategy, seed, corpora[strategy.corpus]) for name, strategy in arms.items()}
-    folders = {name: workdir / "checkpoints" / f"{name}-seed{seed}" for name in arms}
-    watchers = {name: _scorer(config, runs[name], target, context, folders[name], 0) for name in arms}
-    total = int(config.budget * full_flops(config, seed, corpora[""]))
-    survivors, spent = list(arms), dict.fromkeys(arms, 0)
+        decided = json.loads(record.read_text())
+        return Outcome(decided["winner"], decided["epochs"])
+    competitors = {arm.name: Competitor(study, arm, context) for arm in entrants(study, seed)}
+    score = study.settings.checkpoint_selection.score
+    total = int(study.settings.compute_budget * full_flops(study, seed))
+    survivors = list(competitors)
     history: list[dict[str, Any]] = []
     allowed = 0.0
-    for number in range(rounds_of(len(arms))):
-        allowed += round_budget(total, len(arms), len(survivors))
-        until = {name: affordable(runs[name], watchers[name].plan, int(allowed)) for name in survivors}
-        eligible = [name for name in survivors if until[name] >= first_change(watchers[name].plan)]
-        scores: dict[str, float | None] = {}
-        for name in eligible:
-            scorer = _advance(config, arms[name], runs[name], seed, target, context, folders[name], until[name])
-            spent[name] = runs[name].flops(until[name]) + scorer.flops
-            scores[name] = scorer.points[-1]["scores"][config.select]
-        history.append({"round": number + 1, "epochs": until, "scores": scores, "flops": dict(spent)})
-        survivors = keep(scores, entry(config.select).higher_is_better, max(1, math.ceil(len(survivors) / 2)))
-        context.reporter.say(f"halving seed {seed}, round {number + 1}: {', '.join(survivors)} of {len(until)} go on")
+    for number in range(rounds_of(len(competitors))):
+        allowed += round_budget(total, len(competitors), len(survivors))
+        reach = {name: competitors[name].affordable(int(allowed)) for name in survivors}
+        eligible = [name for name in survivors if reach[name] >= first_score(competitors[name].plan)]
+        scores = {name: competitors[name].advance(reach[name])[score] for name in eligible}
+        spent = {name: competitor.spent for name, competitor in competitors.items()}
+        history.append({"round": number + 1, "epochs": reach, "scores": scores, "flops": spent})
+        survivors = keep(scores, entry(score).higher_is_better, max(1, math.ceil(len(survivors) / 2)))
+        context.reporter.say(f"halving seed {seed}, round {number + 1}: {', '.join(survivors)} of {len(reach)} go on")
     winner = survivors[0]
-    left = total - sum(spent.values()) + spent[winner]
-    epochs = affordable(runs[winner], watchers[winner].plan, left)
-    for name in arms:
+    left = total - sum(competitor.spent for name, competitor in competitors.items() if name != winner)
+    epochs = competitors[winner].affordable(left)
+    for name, competitor in competitors.items():
         if name != winner:
-            shutil.rmtree(folders[name], ignore_errors=True)
-    found = {"winner": winner, "epochs": epochs, "budget_flops": total, "rounds": history}
-    atomic_files.write_text(record, json.dumps(found, indent=1) + "\n")
+            shutil.rmtree(competitor.arm.folder(workdir), ignore_errors=True)
+    decided = {"winner": winner, "epochs": epochs, "budget_flops": total, "rounds": history}
+    atomic_files.write_text(record, json.dumps(decided, indent=1) + "\n")
     return Outcome(winner, epochs)
 
 
-def _scorer(
-    config: Any, run: TrainingRun[Classifier], target: Dataset, context: RunContext, folder: Path, until: int
-) -> Scorer:
-    scorer = scorer_for(config, run, target, context, folder, until)
-    assert scorer is not None  # the config names a score
-    return scorer
+class Competitor:
+    """An arm in the competition.
 
+    Attributes:
+        arm: The arm.
+        plan: What scoring it takes.
+        spent: FLOPs of its training and scoring so far.
+    """
 
-def _advance(
-    config: Any,
-    strategy: Strategy,
-    run: TrainingRun[Classifier],
-    seed: int,
-    target: Dataset,
-    context: RunContext,
-    folder: Path,
-    until: int,
-) -> Scorer:
-    """Trains an arm further, from where it was paused, up to a number of epochs."""
-    scorer = _scorer(config, run, target, context, folder, until)
-    params, batch_stats, _ = locate.load(strategy.weights, scorer.model, seed=seed)
-    loop.train(
-        run,
-        params,
-        batch_stats,
-        dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=(*context.callbacks, scorer)),
-    )
-    return scorer
+    def __init__(self, study: Study, arm: Arm, context: RunContext):
+        """Start with nothing spent.
+
+        Args:
+            study: The study.
+            arm: The arm.
+            context: Surroundings of runs.
+        """
+        self.arm, self.plan, self.spent = arm, _plan(study, arm), 0
+        self._study, self._context, self._run = study, context, study.run_of(arm)
+
+    def affordable(self, flops: int) -> int:
+        """Return how many epochs of training and scoring fit a number of FLOPs."""
+        return affordable(self._run, self.plan, flops)
+
+    def advance(self, epochs: int) -> dict[str, float | None]:
+        """Train the arm further, from where it was paused, up to a number of epochs; return its last scores by name."""
+        scorer = self._scorer(epochs)
+        params, batch_stats, _ = locate.load(self.arm.strategy.weights, scorer.model, seed=self.arm.seed)
+        folder = self.arm.folder(self._context.study_folder()) / "state"
+        callbacks = (*self._context.callbacks, scorer)
+        own = dataclasses.replace(self._context, checkpoint_dir=folder, callbacks=callbacks)
+        loop.train(self._run, params, batch_stats, own)
+        self.spent = self._run.flops(epochs) + scorer.flops
+        return scorer.points[-1]["scores"]
+
+    def _scorer(self, epochs: int) -> Scorer:
+        scorer = scorer_for(self._study, self.arm, self._context, epochs)
+        assert scorer is not None  # the settings name a score
+        return scorer

@@ -1,22 +1,21 @@
 """What a study would cost, before it runs: the same numbers that its ledger will hold."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
 from dapt_jax.cost import hardware
-from dapt_jax.data.dataset import Dataset
+from dapt_jax.formatting import number
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.report.tables import number
+from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study import checkpoint_scores, halving, segmentation
-from dapt_jax.study.adapt import dapt_run, objective_for
-from dapt_jax.study.classification import FINETUNE, finetune_run, head_points, head_settings
-from dapt_jax.study.strategies import Strategy
-from dapt_jax.study.tasks import Arm, Task
+from dapt_jax.study.arms import Arm, Study
+from dapt_jax.study.classification import finetune_run, hyper_params, sweep_settings
+from dapt_jax.study.runs import classification_loss
+from dapt_jax.study.tasks import Task
 from dapt_jax.training import accounting, freezing, head_sweep
 from dapt_jax.training.run import TrainingRun
 
@@ -103,60 +102,67 @@ def uncounted(runs: Iterable[TrainingRun]) -> str:
     return f"FLOPs are a lower bound: not counted are {', '.join(names)}" if names else ""
 
 
-def dapt_flops(config: Any, strategy: Strategy, seed: int, corpus: Dataset | None) -> int:
-    """Model FLOPs of adapting by one strategy, on its own."""
-    if not strategy.phases or corpus is None:
-        return 0
-    return dapt_run(config, strategy, seed, corpus).flops()
+def adaptation_flops(study: Study, arm: Arm) -> int:
+    """Return the model FLOPs of adapting an arm, on its own."""
+    return study.run_of(arm).flops() if study.corpus_of(arm) is not None else 0
 
 
-def transfer_flops(config: Any, task: Task, strategy: Strategy, seed: int) -> dict[str, int]:
-    """Model FLOPs of a target task by protocol; `features` stands for the pass that all heads share."""
-    arm = Arm(strategy.name, seed, "", "")
+def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
+    """Return the model FLOPs of a target task by protocol; `features` stands for the pass that all heads share.
+
+    Args:
+        study: The study.
+        arm: The arm.
+        task: The task.
+    """
+    settings, encoder = study.settings.transfer, arm.strategy.encoder
     if task.is_segmentation:
         return {
-            protocol: sum(run.flops() for run, _ in segmentation.runs(config, task, arm, strategy.encoder, protocol))
-            for protocol in config.transfer.segmentation.protocols
+            protocol: sum(run.flops() for run, _ in segmentation.fold_runs(study, arm, task, encoder, protocol))
+            for protocol in settings.segmentation.protocols
         }
-    model = Classifier(strategy.encoder, len(task.development.classes), config.model.dtype)
-    size = task.development.images.size
+    model = Classifier(encoder, len(task.development.classes), study.settings.model.dtype)
     images = sum(len(dataset) for dataset in task.datasets.values())
-    folds = task.folds(config.transfer.folds, seed)
+    folds = task.folds(settings.folds, arm.seed)
     costs: dict[str, int] = {}
-    objective = objective_for(task.development, config.transfer.head)
-    for protocol in config.transfer.protocols:
+    for protocol in settings.protocols:
         if protocol == FINETUNE:
             runs = [
-                finetune_run(config, task, arm, strategy.encoder, fold, train)
-                for fold, (train, _) in enumerate(folds[: config.transfer.finetune.folds])
+                finetune_run(study, arm, task, encoder, fold, train)
+                for fold, (train, _) in enumerate(folds[: settings.finetune.folds])
             ]
             costs[protocol] = sum(run.flops() for run in runs)
             continue
-        costs.setdefault("features", accounting.forward(model, size, len(model.encoder.groups)).model * images)
-        settings = head_settings(config, protocol, objective)
-        points = head_points(config)
+        side = task.development.images.size
+        costs.setdefault("features", accounting.forward(model, side, len(model.encoder.groups)).model * images)
+        loss = classification_loss(task.development, settings.head.loss)
+        sweep, grid = sweep_settings(settings.head, protocol, loss), hyper_params(settings.head)
         rows = sum(len(train) for train, _ in folds)
-        if len(points) > 1:
-            rows += len(points) * sum(
-                len(task.inner(train, config.transfer.head.grid.val_fraction, seed)[0]) for train, _ in folds
-            )
-        costs[protocol] = (
-            rows * settings.epochs * head_sweep.flops_per_image(model.encoder.features, settings.hidden, objective)
-        )
+        if len(grid) > 1:
+            fraction = settings.head.grid.val_fraction
+            rows += len(grid) * sum(len(task.inner_split(train, fraction, arm.seed)[0]) for train, _ in folds)
+        per_row = head_sweep.flops_per_image(model.encoder.features, sweep.hidden, loss)
+        costs[protocol] = rows * sweep.epochs * per_row
     return costs
 
 
-def show(config: Any, strategies: list[Strategy], corpora: Mapping[str, Dataset], tasks: list[Task]) -> None:
-    """Prints a table per strategy and the comparison with full DAPT."""
+def arm_flops(study: Study, arm: Arm) -> int:
+    """Return the planned model FLOPs of an arm, adaptation and target tasks: the unit of progress."""
+    of_tasks = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
+    return adaptation_flops(study, arm) + of_tasks
+
+
+def show(study: Study) -> None:
+    """Print a table for each strategy, and the comparison with full DAPT."""
     console = Console(width=None if Console().is_terminal else 150)
-    seed = config.seeds[0]
-    corpus_of = {strategy.name: corpora.get(strategy.corpus) for strategy in strategies}
-    totals = {each.name: dapt_flops(config, each, seed, corpus_of[each.name]) for each in strategies}
+    settings = study.settings
+    arms = study.arms_of(settings.seeds[0])
+    totals = {arm.name: adaptation_flops(study, arm) for arm in arms}
     full = totals.get("full", 0)
-    if not full and "" in corpora:
-        full = halving.full_flops(config, seed, corpora[""])
+    if not full and "" in study.corpora:
+        full = halving.full_flops(study, settings.seeds[0])
     overview = Table(
-        title=f"{config.title or config.name}: one seed of each strategy; the study has {len(config.seeds)}"
+        title=f"{settings.title or settings.name}: one seed of each strategy; the study has {len(settings.seeds)}"
     )
     for column in (
         "strategy",
@@ -171,38 +177,36 @@ def show(config: Any, strategies: list[Strategy], corpora: Mapping[str, Dataset]
         "largest batch",
     ):
         overview.add_column(column, justify="left" if column == "strategy" else "right")
-    lacking: list[str] = []
-    for strategy in strategies:
-        corpus = corpus_of[strategy.name]
+    too_large: list[str] = []
+    fsdp = settings.runtime.fsdp
+    for arm in arms:
         phases, largest = list[PhasePlan](), 0
-        if corpus is not None and strategy.phases:
-            run = dapt_run(config, strategy, seed, corpus)
-            phases = of_run(run, config.parallel.fsdp)
-            largest = largest_batch(run, phases, config.parallel.fsdp)
-            lacking += [strategy.name] if largest < run.batch_size else []
-            console.print(_phase_table(strategy.name, phases))
-        spent = sum(sum(transfer_flops(config, task, strategy, seed).values()) for task in tasks)
-        shapes, _ = strategy.encoder.abstract()
+        if study.corpus_of(arm) is not None:
+            run = study.run_of(arm)
+            phases = of_run(run, fsdp)
+            largest = largest_batch(run, phases, fsdp)
+            too_large += [arm.name] if largest < run.batch_size else []
+            console.print(_phase_table(arm.name, phases))
+        spent = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
+        shapes, _ = arm.strategy.encoder.abstract()
         overview.add_row(
-            strategy.name,
+            arm.name,
             f"{phases[-1].trainable:,}" if phases else "0",
             f"{phases[-1].total:,}" if phases else f"{freezing.count(shapes):,}",
             f"{sum(phase.images for phase in phases):,}",
             f"{sum(phase.steps for phase in phases):,}",
-            number(totals[strategy.name] / 1e12),
-            f"{totals[strategy.name] / full:.3f}" if full else "-",
+            number(totals[arm.name] / 1e12),
+            f"{totals[arm.name] / full:.3f}" if full else "-",
             number(spent / 1e12),
             f"{max((phase.peak_bytes for phase in phases), default=0) / 2**20:.0f}",
             f"{largest:,}" if phases else "-",
         )
     console.print(overview)
-    console.print(_about_memory(config.adapt.batch_size, lacking), soft_wrap=True)
-    target = checkpoint_scores.target(config, tasks)
-    for strategy in strategies:
-        if line := checkpoint_scores.score_cost_line(config, strategy, seed, corpus_of[strategy.name], target):
+    console.print(_about_memory(settings.adapt.batch_size, too_large), soft_wrap=True)
+    for arm in arms:
+        if line := checkpoint_scores.score_cost_line(study, arm):
             console.print(line, soft_wrap=True)
-    adapting = [dapt_run(config, each, seed, corpora[each.corpus]) for each in strategies if each.phases]
-    if line := uncounted(adapting):
+    if line := uncounted(study.run_of(arm) for arm in arms if study.corpus_of(arm) is not None):
         console.print(line, soft_wrap=True)
     console.print(
         "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; evaluation is "
@@ -212,15 +216,15 @@ def show(config: Any, strategies: list[Strategy], corpora: Mapping[str, Dataset]
     )
 
 
-def _about_memory(batch_size: int, lacking: list[str]) -> str:
+def _about_memory(batch_size: int, too_large: list[str]) -> str:
     """What fits, in a line."""
     devices, available = jax.device_count(), hardware.device_bytes()
     of = f"of {devices} devices" if devices > 1 else "of the device"
     line = f"memory: peak and largest batch are estimates for {available / 2**30:.1f} GiB {of}; "
-    if lacking:
+    if too_large:
         return (
-            f"{line}a batch of {batch_size} does NOT fit for {', '.join(lacking)}: cut it (adapt.accumulate), spread the state "
-            "(parallel.fsdp), or compute activations again (model.remat)"
+            f"{line}a batch of {batch_size} does NOT fit for {', '.join(too_large)}: split it "
+            "(adapt.grad_accum_steps), shard the state (runtime.fsdp), or compute activations again (model.remat)"
         )
     return f"{line}a batch of {batch_size} fits for every strategy"
 

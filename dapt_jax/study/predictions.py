@@ -1,50 +1,52 @@
-"""What heads said of every image, kept for what a report can only tell from single predictions.
-
-`WORKDIR/predictions/STRATEGY-seedN/TASK-SPLIT.npz` holds `label`, `group` (the patient), `image` and, for each protocol,
-`probability/PROTOCOL`.
-"""
+"""Predictions of an arm's heads, image by image: see `records.predictions` for the files."""
 
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from dapt_jax.report.predictions import FOLDER
-from dapt_jax.study.tasks import Arm, Task
+from dapt_jax.records import predictions
+from dapt_jax.study.tasks import Task
 
-Held = list[tuple[Float[np.ndarray, "k classes"], np.ndarray]]
-"""Probabilities of each fold's held-out rows, and these rows."""
+FoldPredictions = list[tuple[Float[np.ndarray, "k classes"], np.ndarray]]
+"""Probabilities of the rows that each fold holds out, and these rows."""
 
 
 class Predictions:
-    """Of one arm on one task."""
+    """Predicted probabilities of one arm on one task."""
 
     def __init__(self, task: Task):
-        """Begins with none."""
+        """Start with none."""
         self._task = task
-        self._found: dict[str, dict[str, np.ndarray]] = {split: {} for split in task.datasets}
+        self._by_split: dict[str, dict[str, np.ndarray]] = {split: {} for split in task.datasets}
 
-    def add(self, protocol: str, held: Held, others: dict[str, list[np.ndarray]]) -> None:
-        """Takes a protocol's: of development images where every one was held out once, of others the mean over folds."""
-        rows = np.concatenate([part for _, part in held])
+    def add(self, protocol: str, out_of_fold: FoldPredictions, held_out: dict[str, list[np.ndarray]]) -> None:
+        """Add the predictions of a protocol.
+
+        Args:
+            protocol: The protocol.
+            out_of_fold: Predictions of development images; they count only if every image was held out once.
+            held_out: Predictions of each fold for other splits, of which the mean over folds counts.
+        """
+        rows = np.concatenate([part for _, part in out_of_fold])
         if len(rows) == len(self._task.development):
-            said = np.concatenate([values for values, _ in held])
-            self._found["development"][protocol] = said[np.argsort(rows)]
-        for split, folds in others.items():
-            self._found[split][protocol] = np.mean(folds, 0)
+            values = np.concatenate([values for values, _ in out_of_fold])
+            self._by_split["development"][protocol] = values[np.argsort(rows)]
+        for split, folds in held_out.items():
+            self._by_split[split][protocol] = np.mean(folds, 0)
 
-    def write(self, workdir: Path, arm: Arm) -> None:
-        """Writes a file for each split of which there are any."""
-        for split, by_protocol in self._found.items():
+    def write(self, workdir: Path, name: str, seed: int) -> None:
+        """Write a file for each split of which there are any.
+
+        Args:
+            workdir: Folder of the study.
+            name: Name of the arm.
+            seed: Seed of the arm.
+        """
+        for split, by_protocol in self._by_split.items():
             if not by_protocol:
                 continue
             dataset = self._task.datasets[split]
-            folder = workdir / FOLDER / f"{arm.strategy}-seed{arm.seed}"
-            folder.mkdir(parents=True, exist_ok=True)
-            arrays = {
-                "label": dataset.truth,
-                "group": np.asarray(dataset.groups, str),
-                "image": np.asarray([Path(name).name for name in dataset.images.names]),
-                **{f"probability/{name}": said.astype(np.float32) for name, said in by_protocol.items()},
-            }
-            np.savez_compressed(folder / f"{self._task.name}-{split}.npz", **arrays)  # type: ignore[arg-type]
+            images = np.asarray([Path(each).name for each in dataset.images.names])
+            path = predictions.path_of(workdir, name, seed, self._task.name, split)
+            predictions.write(path, dataset.truth, dataset.groups, images, by_protocol)

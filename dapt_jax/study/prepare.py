@@ -1,220 +1,201 @@
 """A study before it runs: images, weights and strategies read, resolved and checked; what cannot work is refused here."""
 
 import contextlib
-import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from clu import parameter_overview
-from ml_collections import ConfigDict
 
-from dapt_jax.data import sources
+from dapt_jax.data import findings, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.errors import UserError, nearest
-from dapt_jax.models import registry
+from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
 from dapt_jax.runtime import sharding, storage
-from dapt_jax.settings import checks
-from dapt_jax.settings.defaults import SPLITS
-from dapt_jax.study import checkpoint_scores, classification, halving, leakage, segmentation
-from dapt_jax.study import strategies as named
-from dapt_jax.study.adapt import VAL_FRACTION, corpus_settings, dapt_run
+from dapt_jax.settings import Source, StudySettings
+from dapt_jax.settings.training import FINETUNE
+from dapt_jax.study import halving, leakage, segmentation, strategies
+from dapt_jax.study.arms import Study
 from dapt_jax.study.strategies import Strategy
-from dapt_jax.study.tasks import Arm, Task
+from dapt_jax.study.tasks import Task
 from dapt_jax.weights import locate
 from dapt_jax.weights.merge import MergeReport
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """Everything that a study needs, read and checked before anything is trained.
+def prepare(settings: StudySettings) -> Study:
+    """Read images and weights, resolve every strategy, and return the study.
 
-    Attributes:
-        config: its settings.
-        strategies: resolved against the model.
-        corpora: in-domain images that strategies adapt to: "" names `config.corpus`, all else is of `config.corpora`.
-        tasks: target tasks.
-        weights: what was loaded into the whole encoder, what was newly drawn, what was left over, and every parameter.
-    """
-
-    config: Any
-    strategies: tuple[Strategy, ...]
-    corpora: Mapping[str, Dataset]
-    tasks: tuple[Task, ...]
-    weights: str
-
-    def corpus_of(self, strategy: Strategy) -> Dataset | None:
-        """What a strategy is adapted to; None where nothing is."""
-        return self.corpora.get(strategy.corpus) if strategy.phases else None
-
-
-def prepare(config: Any) -> Study:
-    """Reads images and weights and resolves every strategy.
+    Args:
+        settings: Settings of the study.
 
     Raises:
-        UserError: anything in the config, the data or the weights that cannot work.
+        UserError: Something in the settings, the data or the weights cannot work.
     """
-    checks.check(config)
-    classification.check(config)
-    segmentation.check(config)
-    encoder = locate.fitted(config.weights, registry.of_config(config.model))
-    strategies = tuple(named.resolve(name, encoder, config) for name in config.strategies)
-    sharding.make_mesh(fsdp=config.parallel.fsdp)
+    encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
+    resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
+    sharding.make_mesh(fsdp=settings.runtime.fsdp)
     with _about("adapt."):
-        sharding.check_batch(config.adapt.batch_size, config.adapt.accumulate)
-    if classification.FINETUNE in config.transfer.protocols:
+        sharding.check_batch(settings.adapt.batch_size, settings.adapt.grad_accum_steps)
+    if FINETUNE in settings.transfer.protocols:
+        finetune = settings.transfer.finetune
         with _about("transfer.finetune."):
-            sharding.check_batch(config.transfer.finetune.batch_size, config.transfer.finetune.accumulate)
-    params, _, merged = locate.load(config.weights, Classifier(encoder, 1), seed=0)
+            sharding.check_batch(finetune.batch_size, finetune.grad_accum_steps)
+    params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
     print(f"weights: {merged}", flush=True)
-    _check_weights(config, strategies)
-    adapting = [strategy for strategy in strategies if strategy.phases]
-    if not config.tasks:
+    _check_weights(settings, resolved)
+    if not settings.tasks:
         raise UserError("the config names no target task; expected tasks.NAME.development and so on")
-    corpora = _corpora(config, adapting)
-    tasks = tuple(_task(config, name) for name in config.tasks)
-    study = Study(config, strategies, corpora, tasks, _about_weights(params, merged))
-    leakage.check_leakage(study.tasks, study.corpora)
-    if config.budget and not (config.select and "" in corpora):
-        raise UserError(
-            "budget is for strategies that adapt, compared by a score; expected select='robustness', or budget=0"
-        )
-    if config.budget and (images := checkpoint_scores.target(config, tasks)):
-        for seed in config.seeds:
-            halving.check(config, adapting, seed, corpora, images)
-    for strategy in adapting:
-        corpus = corpora[strategy.corpus]
-        checkpoint_scores.plan(config, strategy, config.seeds[0], corpus, checkpoint_scores.target(config, tasks))
-        run = dapt_run(config, strategy, config.seeds[0], corpus)
-        run.check_cache()
-    _check_masks(study)
+    corpora = _corpora(settings, [strategy for strategy in resolved if strategy.phases])
+    tasks = tuple(_task(settings, name) for name in settings.tasks)
+    apart = leakage.resolve(tasks, corpora, settings.data.leaks)
+    for line in apart.notes:
+        print(f"warning: {line}", flush=True)
+    for task in apart.tasks:
+        _check_folds(settings, task)
+    study = Study(settings, resolved, apart.corpora, apart.tasks, _about_weights(params, merged), apart.marks)
+    _check_adaptation(study)
+    _check_segmentation(study)
     return study
 
 
-def _check_masks(study: Study) -> None:
-    """Lets the decoder, the cache and the devices refuse what they would refuse in the middle of a study."""
-    config, seed = study.config, study.config.seeds[0]
-    settings = config.transfer.segmentation
+def _check_adaptation(study: Study) -> None:
+    """Let budget, scores and cache refuse what they would refuse in the middle of a study."""
+    settings = study.settings
+    if settings.compute_budget:
+        if "" not in study.corpora:
+            raise UserError(
+                "compute_budget is for strategies that adapt, compared by a score; expected "
+                "checkpoint_selection.score='robustness', or compute_budget=0"
+            )
+        for seed in settings.seeds:
+            halving.check(study, seed)
+    for arm in study.arms_of(settings.seeds[0]):
+        if arm.strategy.phases:
+            study.scoring_plan(arm)
+            study.run_of(arm).check_cache()
+
+
+def _check_segmentation(study: Study) -> None:
+    """Let the decoder, the cache and the devices refuse what they would refuse in the middle of a study."""
+    settings = study.settings.transfer.segmentation
     for task in (task for task in study.tasks if task.is_segmentation):
         with _about("transfer.segmentation."):
-            sharding.check_batch(settings.batch_size, settings.accumulate)
-        for strategy, protocol in itertools.product(study.strategies, settings.protocols):
+            sharding.check_batch(settings.batch_size, settings.grad_accum_steps)
+        for arm, protocol in itertools.product(study.arms_of(study.settings.seeds[0]), settings.protocols):
             with _about(f"tasks.{task.name}: "):
-                for run, _ in segmentation.runs(
-                    config, task, Arm(strategy.name, seed, "", ""), strategy.encoder, protocol
-                ):
+                for run, _ in segmentation.fold_runs(study, arm, task, arm.strategy.encoder, protocol):
                     run.check_cache()
 
 
-def _corpora(config: Any, adapting: Sequence[Strategy]) -> dict[str, Dataset]:
-    """Reads what strategies adapt to."""
+def _corpora(settings: StudySettings, adapting: Sequence[Strategy]) -> dict[str, Dataset]:
+    """Read what strategies adapt to."""
     corpora: dict[str, Dataset] = {}
     for strategy in adapting:
         if strategy.corpus in corpora:
             continue
-        if not strategy.corpus and not config.corpus.kind:
+        corpus = settings.corpus_named(strategy.corpus)
+        if not strategy.corpus and not corpus.source.get("kind"):
             raise UserError(
                 f"strategy {strategy.name!r} adapts, but the config names no corpus; expected corpus.kind and so on"
             )
-        settings = corpus_settings(config, strategy.corpus)
         what = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
-        if isinstance(settings, Mapping | ConfigDict):
-            fraction = settings.get("val_fraction", VAL_FRACTION)
-            if not checks.is_like(fraction, VAL_FRACTION) or not 0 <= fraction < 1:
-                raise UserError(f"{what}.val_fraction is {fraction!r}; expected 0 to less than 1")
-            settings = {key: value for key, value in settings.items() if key != "val_fraction"}
-        corpora[strategy.corpus] = _load(config, settings, what)
+        corpora[strategy.corpus] = images = _load(settings, corpus.source, what, settings.adapt.loss.name)
+        if corpus.val_fraction and len(np.unique(images.groups)) < 2:
+            raise UserError(
+                f"{what}: all {len(images)} images are of one patient ({images.groups[0]}), so no part can be held out by "
+                f"patient; expected more patients, or {what}.val_fraction=0 to train on all"
+            )
     return corpora
 
 
-def _check_weights(config: Any, strategies: Sequence[Strategy]) -> None:
-    """Reads the weights of strategies that have their own, so that a wrong file is told before anything is trained."""
-    own = {strategy.weights: strategy for strategy in strategies if strategy.weights != config.weights}
+def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> None:
+    """Read the weights of strategies that have their own, so that a wrong file is refused before anything is trained."""
+    own = {strategy.weights: strategy for strategy in resolved if strategy.weights != settings.weights}
     for strategy in own.values():
-        with _about(f"phases.{strategy.name}: "):
+        with _about(f"custom_strategies.{strategy.name}: "):
             _, _, merged = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
         print(f"weights of {strategy.name}: {merged}", flush=True)
 
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:
-    """The merge, name by name, and shape, mean and deviation of every parameter: what a wrong file shows first."""
+    """Return the merge, name by name, and shape, mean and deviation of every parameter: what a wrong file shows first."""
     lists = {"newly drawn": merged.initialised, "left over in the file": merged.left_over, "loaded": merged.loaded}
     named = [f"{title}: {', '.join(names) or 'nothing'}" for title, names in lists.items()]
     return "\n\n".join([str(merged), *named, parameter_overview.get_parameter_overview(params)]) + "\n"
 
 
-def _load(config: Any, settings: Any, what: str) -> Dataset:
+def _load(settings: StudySettings, source: Source, what: str, loss: str, is_split: bool = False) -> Dataset:
     with _about(f"{what}: "):
-        if not isinstance(settings, Mapping | ConfigDict):
-            raise UserError(f"{settings!r}; expected settings such as kind='manifest', path='manifest.csv'")
         dataset = sources.load(
-            dict(settings.items()),
-            data_dir=storage.data(config.data_dir) or None,
-            image_size=config.model.image_size,
-            on_bad_image=config.data.on_bad_image,
-            cache_bytes=config.data.cache_mb << 20,
+            source,
+            data_dir=storage.data(settings.data_dir) or None,
+            image_size=settings.model.image_size,
+            on_bad_image=settings.data.on_bad_image,
+            cache_bytes=settings.data.cache_mb << 20,
         )
+        if loss == "ordinal":
+            dataset = sources.ordered(dataset, source)
         if len(dataset.classes) < 2 and not dataset.multi_label and not dataset.segments:
             raise UserError(f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more")
     skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
     counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
-    print(f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset)}{skipped}", flush=True)
+    print(f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset, is_split)}{skipped}", flush=True)
+    for line in findings.of_set(dataset, is_split=is_split):
+        print(f"warning: {what}: {line}", flush=True)
     return dataset
 
 
-def _patients(dataset: Dataset) -> str:
-    """How many patients a set has; an image that names none is a group of its own."""
+def _patients(dataset: Dataset, is_split: bool) -> str:
+    """Return how many patients a set has; an image that names none is a group of its own."""
     alone = np.asarray(dataset.groups) == np.asarray(dataset.images.names)
-    if alone.all():
-        return "no patients named"
-    named = f"{len(np.unique(dataset.groups[~alone]))} patients"
-    return f"{named}, {alone.sum()} images of unnamed ones" if alone.any() else named
+    named = "no patients named" if alone.all() else f"{len(np.unique(dataset.groups[~alone]))} patients"
+    if alone.any() and not alone.all():
+        named += f", {alone.sum()} images of unnamed ones"
+    if is_split and (pairs := near_duplicates.merged(dataset).pairs):
+        named += f", {len({row for pair in pairs for row in pair})} look-alikes merged"
+    return named
 
 
-def _task(config: Any, name: str) -> Task:
-    splits = config.tasks[name]
-    if not isinstance(splits, ConfigDict):
-        raise UserError(
-            f"tasks.{name} is {splits!r}; expected its sets: development, and test or external if there are"
-        )
-    for split in splits:
-        if split not in SPLITS:
-            hint = nearest(split, SPLITS)
-            raise UserError(f"tasks.{name} has no split {split!r}; {hint}")
-    if "development" not in splits:
-        raise UserError(f"tasks.{name} has no development images")
-    loaded = {split: _load(config, splits[split], f"{name} {split}") for split in splits}
-    task = Task(name, loaded.pop("development"), loaded)
-    with _about(f"{name} development: "):
+def _task(settings: StudySettings, name: str) -> Task:
+    losses = {settings.transfer.head.loss.name, settings.transfer.finetune.loss.name}
+    loss = "ordinal" if "ordinal" in losses else ""
+    loaded = {
+        split: _load(settings, source, f"{name} {split}", loss, is_split=split == "development")
+        for split, source in settings.tasks[name].sources.items()
+    }
+    return Task(name, loaded.pop("development"), loaded)
+
+
+def _check_folds(settings: StudySettings, task: Task) -> None:
+    """Refuse a class without images and folds that cannot be; say which class a training part lacks."""
+    what = f"{task.name} development"
+    with _about(f"{what}: "):
         counts = task.development.class_counts()
         for label, count in counts.items():
             if not count and not task.development.multi_label:
-                found = ", ".join(each for each in counts if counts[each])
-                raise UserError(f"no image is {label!r}; expected images of every class, found {found}")
+                present = ", ".join(each for each in counts if counts[each])
+                raise UserError(f"no image is {label!r}; expected images of every class, found {present}")
         try:
-            task.folds(config.transfer.folds, config.seeds[0])
+            folds = [task.folds(settings.transfer.folds, seed) for seed in settings.seeds]
         except UserError as error:
-            raise UserError(f"{error}; expected fewer folds (transfer.folds) or more patients") from error
-    return task
+            pairs = near_duplicates.merged(task.development).pairs
+            merged = f", or merge_look_alikes=False: {len(pairs)} pairs of look-alikes were merged" if pairs else ""
+            raise UserError(f"{error}; expected fewer folds (transfer.folds) or more patients{merged}") from error
+    lacking: dict[str, list[int]] = {}
+    for seed, splits in zip(settings.seeds, folds, strict=True):
+        for line in findings.of_folds(task.development, splits):
+            lacking.setdefault(line, []).append(seed)
+    for line, seeds in lacking.items():
+        print(f"warning: {what}, seed {', '.join(map(str, seeds))}: {line}", flush=True)
 
 
 @contextlib.contextmanager
 def _about(what: str) -> Iterator[None]:
-    """Puts before an error line what it is about."""
+    """Put before an error line what it is about."""
     try:
         yield
     except UserError as error:
         raise UserError(f"{what}{error}") from error
-
-
-def fingerprints(study: Study) -> dict[str, str]:
-    """What identifies the images of a study."""
-    found = {
-        f"{task.name}/{split}": data.fingerprint() for task in study.tasks for split, data in task.datasets.items()
-    }
-    return found | {name or "corpus": corpus.fingerprint() for name, corpus in study.corpora.items()}

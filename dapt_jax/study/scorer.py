@@ -17,7 +17,7 @@ import numpy as np
 
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
-from dapt_jax.losses import Objective
+from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier, pool
 from dapt_jax.models.encoder import TAP, Encoder, Tree
 from dapt_jax.records.ledger import Row
@@ -44,7 +44,7 @@ def level_group(encoder: Encoder, level: int) -> int:
         UserError: the encoder has no such level.
     """
     if not 0 < level <= len(encoder.pyramid_levels):
-        raise UserError(f"score.level is {level}; {encoder.name} has 1 to {len(encoder.pyramid_levels)}")
+        raise UserError(f"checkpoint_scoring.level is {level}; {encoder.name} has 1 to {len(encoder.pyramid_levels)}")
     return encoder.index(encoder.pyramid_levels[-level].name.removesuffix(f"/{TAP}"))
 
 
@@ -117,8 +117,9 @@ class Plan:
             if available < least:
                 raise UserError(f"{available} target images to score; expected {least} or more")
             raise UserError(
-                f"{run.title}: score.budget of {settings.budget:g} pays for {affordable} images at {len(due)} epochs; "
-                f"expected {least} or more: raise score.every or the budget"
+                f"{run.title}: checkpoint_scoring.budget of {settings.budget:g} pays for {affordable} images at "
+                f"{len(due)} epochs; "
+                f"expected {least} or more: raise checkpoint_scoring.every or the budget"
             )
         return cls(due, images, tuple(images * f for f in first), tuple(images * f for f in each))
 
@@ -132,7 +133,9 @@ class Plan:
 
 def changes_encoder(program: PhaseProgram) -> bool:
     """Whether a phase changes what the encoder computes: it trains more than the head, or records statistics."""
-    return bool(program.mask.norms) or any(not path.startswith(f"{HEAD}/") for path in program.mask.trainable)
+    return bool(program.mask.batch_norm_modes) or any(
+        not path.startswith(f"{HEAD}/") for path in program.mask.trainable
+    )
 
 
 def _start(program: PhaseProgram, level: int) -> int:
@@ -217,7 +220,13 @@ class Scorer(Callback):
         self.flops += self.plan.each[number]
         values = {name: outcome.value if math.isfinite(outcome.value) else None for name, outcome in found.items()}
         reasons = {name: outcome.reason for name, outcome in found.items() if outcome.reason}
-        point: dict[str, Any] = {"epoch": epoch, "share": self.plan.epochs[epoch], "scores": values}
+        directions = {name: registry.entry(name).higher_is_better for name in values}
+        point: dict[str, Any] = {
+            "epoch": epoch,
+            "share": self.plan.epochs[epoch],
+            "scores": values,
+            "higher_is_better": directions,  # so that a report needs no code of the scores
+        }
         self.points.append({**point, **({"reasons": reasons} if reasons else {})})
         if self.settings.select or self.settings.keep:
             export.write(self.file(epoch), jax.device_get(params), jax.device_get(batch_stats))
@@ -250,7 +259,7 @@ class Scorer(Callback):
             every = self.sample.images.size // at_level.shape[1]
             maps, masks = (at_level,), (self._masks[:, every // 2 :: every, every // 2 :: every],)
         objective = program.objective
-        if HEAD in params and isinstance(objective, Objective) and not objective.multi_label:
+        if HEAD in params and isinstance(objective, ClassificationLoss) and not objective.multi_label:
             head = params[HEAD]
             source = np.asarray(objective.probabilities(jnp.asarray(last @ head["kernel"] + head["bias"])))
         views = np.stack([level for level, _ in jittered]) if jittered else None

@@ -1,14 +1,12 @@
 """One target task of masks: a decoder on the encoder, frozen or fine-tuned; scored on development, test and external images.
 
-Development scores are of held-out folds, as `transfer` has them; test and external images are segmented by the network of
-each fold in turn, and a score is the mean over folds.
+Development scores are of held-out folds, as `classification` has them; test and external images are segmented by the
+network of each fold in turn, and a score is the mean over folds.
 """
 
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -17,124 +15,127 @@ from sklearn.linear_model import LogisticRegression
 from dapt_jax import metrics
 from dapt_jax.data import pipeline
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.losses.segmentation import MaskObjective, of_segments
+from dapt_jax.losses import SegmentationLoss
 from dapt_jax.metrics import Score
-from dapt_jax.models.encoder import Encoder
+from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.segmenter import Segmenter
-from dapt_jax.records.overlays import Overlays
+from dapt_jax.parameters import BatchNormMode
+from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
-from dapt_jax.settings.defaults import BASELINE
+from dapt_jax.settings import StudySettings
+from dapt_jax.settings.training import FROZEN
 from dapt_jax.study import adapt
-from dapt_jax.study.tasks import Arm, Task, check_protocols, result_rows
+from dapt_jax.study.arms import Arm, Study
+from dapt_jax.study.overlays import Overlays
+from dapt_jax.study.runs import make_run, segmentation_loss
+from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import windows
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.evaluate import ShardedForward
-from dapt_jax.training.phases import Norm, Phase
-from dapt_jax.training.run import TrainingRun
+from dapt_jax.training.phases import ByGroup, Phase
+from dapt_jax.training.run import RunTag, TrainData, TrainingRun
 
-FROZEN, FINETUNE = "frozen", "finetune"
-PROTOCOLS = (FROZEN, FINETUNE)
 PIXEL_COLOUR = "pixel_colour"
-Norms = tuple[tuple[str, Norm], ...]
+OVERLAYS = 4
+"""Images of each set whose masks the report shows."""
 
 
-def check(config: Any) -> None:
-    """Refuses settings of segmentation that cannot work, whether or not a task needs them."""
-    settings = config.transfer.segmentation
-    check_protocols(settings.protocols, PROTOCOLS, "transfer.segmentation")
-    MaskObjective(1, loss=settings.loss, batchwise=settings.batchwise, smooth=settings.smooth)
-
-
-def objective_for(config: Any, task: Task) -> MaskObjective:
-    """The loss of a task's masks."""
-    settings = config.transfer.segmentation
-    return of_segments(
-        task.development.segments,
-        overlapping=task.development.overlapping,
-        loss=settings.loss,
-        batchwise=settings.batchwise,
-        smooth=settings.smooth,
-    )
-
-
-def run_of(
-    config: Any, task: Task, arm: Arm, encoder: Encoder, protocol: str, fold: int, train_rows: np.ndarray
+def fold_run(
+    study: Study, arm: Arm, task: Task, encoder: Encoder, label: str, train_rows: np.ndarray
 ) -> TrainingRun[Segmenter]:
-    """The training of one fold.
+    """Return the training of one fold.
 
     `frozen`: the decoder alone, for all epochs. `finetune`: the decoder alone for the first of them, then all layers, each
-    side at a rate of its own: what is new learns at `decoder_lr` for as long as it trains. The decoder's batch norm is new and
-    trains always.
+    side at a learning rate of its own: what is new learns at `decoder_lr` for as long as it trains. The decoder's norms
+    are new and always train.
+
+    Args:
+        study: The study.
+        arm: The arm.
+        task: The task.
+        encoder: The arm's encoder.
+        label: PROTOCOL/FOLD.
+        train_rows: Training rows of the fold.
     """
-    settings = config.transfer.segmentation
+    settings = study.settings.transfer.segmentation
     val_rows = np.arange(0)
     if settings.val_fraction:
-        train_rows, val_rows = task.inner(train_rows, settings.val_fraction, arm.seed)
-    objective = objective_for(config, task)
-    model = Segmenter(encoder, objective.outputs, settings.decoder, config.model.dtype)
+        train_rows, val_rows = task.inner_split(train_rows, settings.val_fraction, arm.seed)
+    loss = segmentation_loss(task.development, settings.loss)
+    model = Segmenter(encoder, loss.outputs, settings.decoder, study.settings.model.dtype)
     behind = model.groups[len(model.encoder.groups) :]
-    train_decoder: Norms = tuple((group, "train") for group in behind)
-    shared = {"schedule": settings.schedule, "views": settings.views}
+    train_decoder: ByGroup[BatchNormMode] = tuple((group, "train") for group in behind)
+    schedule, views = settings.schedule, settings.num_fixed_views
 
     def decoder(epochs: int) -> Phase:
-        return Phase("decoder", epochs, behind, settings.decoder_lr, norm=train_decoder, **shared)
+        return Phase(
+            "decoder", epochs, behind, settings.decoder_lr, batch_norm=train_decoder, schedule=schedule, views=views
+        )
 
-    if protocol == FROZEN:
+    if label.partition("/")[0] == FROZEN:
         phases: tuple[Phase, ...] = (decoder(settings.decoder_epochs + settings.epochs),)
     else:
-        norm: Norms = (*((group, settings.norm) for group in model.encoder.groups), *train_decoder)
-        rates = tuple((group, settings.decoder_lr / settings.lr) for group in behind)
-        whole = Phase("all", settings.epochs, ("*",), settings.lr, norm=norm, rates=rates, **shared)
+        encoder_groups = model.encoder.groups
+        whole = Phase(
+            "all",
+            settings.epochs,
+            ("*",),
+            settings.lr,
+            batch_norm=(*((group, settings.batch_norm) for group in encoder_groups), *train_decoder),
+            layer_norm=tuple((group, settings.layer_norm) for group in encoder_groups),
+            schedule=schedule,
+            views=views,
+            lr_multipliers=tuple((group, settings.decoder_lr / settings.lr) for group in behind),
+        )
         phases = (decoder(settings.decoder_epochs), whole) if settings.decoder_epochs else (whole,)
-    return adapt.make_run(
-        strategy=arm.strategy,
-        seed=arm.seed,
-        stage="transfer",
-        label=f"{task.name}/{protocol}/fold{fold}/",
-        model=model,
-        objective=objective,
-        phases=phases,
-        dataset=task.development,
-        train_rows=train_rows,
-        val_rows=val_rows,
-        settings=settings,
-        config=config,
-    )
+    data = TrainData(task.development, train_rows, val_rows)
+    tag = RunTag(arm.name, "transfer", f"{task.name}/{label}/")
+    return make_run(study.settings, settings, model, loss, phases, data, arm.seed, tag)
 
 
-def runs(
-    config: Any, task: Task, arm: Arm, encoder: Encoder, protocol: str
+def fold_runs(
+    study: Study, arm: Arm, task: Task, encoder: Encoder, protocol: str
 ) -> Iterator[tuple[TrainingRun[Segmenter], np.ndarray]]:
-    """The run of every fold that is run, and the rows that it is scored on."""
-    folds = task.folds(config.transfer.folds, arm.seed)[: config.transfer.segmentation.folds]
+    """Yield the run of every fold that is run, and the rows that it is scored on.
+
+    Args:
+        study: The study.
+        arm: The arm.
+        task: The task.
+        encoder: The arm's encoder.
+        protocol: `frozen` or `finetune`.
+    """
+    settings = study.settings.transfer
+    folds = task.folds(settings.folds, arm.seed)[: settings.segmentation.folds]
     for fold, (train_rows, held_rows) in enumerate(folds):
-        yield run_of(config, task, arm, encoder, protocol, fold, train_rows), held_rows
+        yield fold_run(study, arm, task, encoder, f"{protocol}/fold{fold}", train_rows), held_rows
 
 
-def transfer(
-    config: Any, task: Task, arm: Arm, adapted: adapt.Adapted, context: RunContext, folder: Path
-) -> list[dict[str, Any]]:
-    """Measures what an encoder is worth on a task of masks; arguments and result are those of `transfer.transfer`."""
-    settings = config.transfer.segmentation
-    rows: list[dict[str, Any]] = []
+def transfer(study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context: RunContext) -> list[ResultRow]:
+    """Measure an encoder on a task of masks; arguments and result are those of `classification.transfer`."""
+    settings = study.settings.transfer.segmentation
+    rows: list[ResultRow] = []
+    workdir = context.study_folder()
     for protocol in settings.protocols:
-        state = folder / f"{protocol}-{task.name}"
-        found: dict[str, list[list[Score]]] = {split: [] for split in task.datasets}
-        for fold, (run, held_rows) in enumerate(runs(config, task, arm, adapted.encoder, protocol)):
+        state = arm.folder(workdir) / f"{protocol}-{task.name}"
+        scores: dict[str, list[list[Score]]] = {split: [] for split in task.datasets}
+        for fold, (run, held_rows) in enumerate(fold_runs(study, arm, task, adapted.encoder, protocol)):
             model = run.model
             params, batch_stats = model.init(arm.seed)
             params, batch_stats = model.adopt(params, adapted.params), model.adopt(batch_stats, adapted.batch_stats)
             own = dataclasses.replace(context, checkpoint_dir=state / f"fold{fold}")
-            params, batch_stats = adapt.train_with_early_stopping(run, params, batch_stats, own, settings.early_stop)
-            predict = _predictor(run, params, batch_stats, settings, context.mesh)
+            params, batch_stats = adapt.train_with_early_stopping(
+                run, params, batch_stats, own, settings.early_stopping_patience
+            )
+            predict = _predictor(run, params, batch_stats, settings.overlap, context.mesh)
             context.reporter.advance(0, f"{run.title}: segmenting")
+            is_shown = fold == 0 and arm.seed == study.settings.seeds[0]
             for split, dataset in _in_one_unit(task).items():
                 scored = dataset.take(held_rows) if split == "development" else dataset
-                overlays = Overlays(scored, settings.overlays if fold == 0 and arm.seed == config.seeds[0] else 0)
-                found[split].append(_scores(scored, predict, run.batch_size, overlays))
-                if context.workdir:
-                    overlays.write(context.workdir, task.name, split, arm.strategy, protocol)
-        rows += result_rows(task, arm, protocol, task.development.segments, found)
+                overlays = Overlays(scored, OVERLAYS if is_shown else 0)
+                scores[split].append(_scores(scored, predict, run.batch_size, overlays))
+                overlays.write(workdir, task.name, split, arm.name, protocol)
+        rows += result_rows(task, arm.key, protocol, task.development.segments, scores)
         shutil.rmtree(state)
     return rows
 
@@ -143,20 +144,20 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """Images uint8 [k, h, w, 3] to masks uint8 [k, h, w]."""
 
 
-def _predictor(run: TrainingRun, params: Any, batch_stats: Any, settings: Any, mesh: Mesh) -> Predict:
-    """Segments images as they are, or through windows of the side that the network was trained on."""
+def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float, mesh: Mesh) -> Predict:
+    """Return what segments images: as they are, or through windows of the side that the network was trained on."""
     program = run.programs[-1]
-    assert isinstance(program.objective, MaskObjective)
-    spread = ShardedForward(windows.probabilities_of(program.model, program.objective), params, batch_stats, mesh)
+    assert isinstance(program.objective, SegmentationLoss)
+    forward = ShardedForward(windows.probabilities_of(program.model, program.objective), params, batch_stats, mesh)
     own = sharding.local_slice(run.batch_size, mesh)
     decide = windows.decide(program.objective)
 
     def predict(images: np.ndarray) -> np.ndarray:
         side = program.augment.size(images.shape[1])
         if side == images.shape[1]:
-            return np.asarray(decide(spread(images[own])))
-        found = windows.sliding(lambda part: spread(part[own]), images, side, settings.overlap, run.batch_size)
-        return np.asarray(decide(found))
+            return np.asarray(decide(forward(images[own])))
+        windowed = windows.sliding(lambda part: forward(part[own]), images, side, overlap, run.batch_size)
+        return np.asarray(decide(windowed))
 
     return predict
 
@@ -179,15 +180,21 @@ def _scores(dataset: Dataset, predict: Predict, batch_size: int, overlays: Overl
     return scored.scores()
 
 
-def baseline(config: Any, task: Task, seed: int) -> list[dict[str, Any]]:
-    """Scores of telling every pixel by its own colour alone, through the same folds: what any network has to beat.
+def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
+    """Return scores of telling every pixel by its own colour alone, through the folds that networks go through.
 
     A logistic regression on the three channels and their squares, fitted to at most 200 pixels of each training image.
+
+    Args:
+        settings: Settings of the study.
+        task: The task.
+        seed: Seed of the folds and of the sample.
     """
     rng = np.random.default_rng(seed)
     development = task.development
-    found: dict[str, list[list[Score]]] = {split: [] for split in task.datasets}
-    for train_rows, held_rows in task.folds(config.transfer.folds, seed)[: config.transfer.segmentation.folds]:
+    scores: dict[str, list[list[Score]]] = {split: [] for split in task.datasets}
+    number = settings.transfer.segmentation.folds
+    for train_rows, held_rows in task.folds(settings.transfer.folds, seed)[:number]:
         places = rng.integers(development.images.size**2, size=(len(train_rows), 200))
         sampled, said = [], []
         for row, place in zip(train_rows, places, strict=True):
@@ -200,9 +207,9 @@ def baseline(config: Any, task: Task, seed: int) -> list[dict[str, Any]]:
 
         for split, dataset in _in_one_unit(task).items():
             scored = dataset.take(held_rows) if split == "development" else dataset
-            found[split].append(_scores(scored, predict, 16, Overlays(scored, 0)))
-    arm = Arm(BASELINE, seed, "none", "none")
-    return list(result_rows(task, arm, PIXEL_COLOUR, development.segments, found))
+            scores[split].append(_scores(scored, predict, 16, Overlays(scored, 0)))
+    key = ArmKey(BASELINE, seed, "none", "none")
+    return list(result_rows(task, key, PIXEL_COLOUR, development.segments, scores))
 
 
 def _colours(images: np.ndarray) -> np.ndarray:

@@ -1,15 +1,14 @@
 """Target tasks: whose images are split how, and the lines that their scores make."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
+from dapt_jax.data import near_duplicates
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.data.near_duplicates import duplicates
 from dapt_jax.data.splits import grouped_folds, grouped_holdout
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import UserError
 from dapt_jax.metrics import Score
 
 
@@ -59,14 +58,14 @@ class Task:
 
     def folds(self, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Training and held-out rows of the development images; look-alikes share a side as patients do."""
-        groups = merge_groups(self.development)
+        groups = near_duplicates.merged(self.development).groups
         return grouped_folds(self.development.labels, groups, number, seed)
 
-    def inner(self, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training rows of a fold, split again by patient: to fit on, and a fraction to judge by."""
-        labels, groups = self.development.labels[rows], merge_groups(self.development)[rows]
-        fit, judge = grouped_holdout(labels, groups, fraction, seed)
-        return rows[fit], rows[judge]
+    def inner_split(self, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return training rows of a fold, split again by patient: rows to fit on, and a fraction for validation."""
+        groups = near_duplicates.merged(self.development).groups[rows]
+        fit, validation = grouped_holdout(self.development.labels[rows], groups, fraction, seed)
+        return rows[fit], rows[validation]
 
 
 def _segments(dataset: Dataset) -> str:
@@ -74,33 +73,16 @@ def _segments(dataset: Dataset) -> str:
     return f"{kind} {', '.join(dataset.segments)}" if dataset.segments else "no segments"
 
 
-LOOK_ALIKES_UP_TO = 5000
-_merged: dict[str, np.ndarray] = {}
-
-
-def merge_groups(dataset: Dataset) -> np.ndarray:
-    """Groups in which images that look alike are together, so that a split cannot put copies on both sides."""
-    if len(dataset) > LOOK_ALIKES_UP_TO:
-        return dataset.groups
-    key = dataset.fingerprint()
-    if key not in _merged:
-        names, member = np.unique(dataset.groups, return_inverse=True)
-        parent = np.arange(len(names))
-
-        def root(group: int) -> int:
-            while parent[group] != group:
-                group = parent[group]
-            return group
-
-        for a, b in duplicates(dataset, dataset):
-            parent[root(member[a])] = root(member[b])
-        _merged[key] = names[[root(group) for group in member]]
-    return _merged[key]
-
-
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """Whose scores these are: leading keys of `results.jsonl`."""
+class ArmKey:
+    """Leading keys of the lines of one arm in `results.jsonl`.
+
+    Attributes:
+        strategy: Name of the strategy, or what stands in its place.
+        seed: Seed of the arm.
+        init: Weights that it started from.
+        model: Name of the encoder.
+    """
 
     strategy: str
     seed: int
@@ -108,43 +90,34 @@ class Arm:
     model: str
 
 
-def check_protocols(protocols: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Refuses a protocol that there is not.
-
-    Args:
-        protocols: that are asked for.
-        known: that there are.
-        where: the config's section that asks.
-    """
-    for protocol in protocols:
-        if protocol not in known:
-            raise UserError(f"unknown {where} protocol {protocol!r}; {nearest(protocol, known)}")
+ResultRow = dict[str, str | int | float | list[str] | None]
+"""A line of `results.jsonl`."""
 
 
 def result_rows(
-    task: Task, arm: Arm, protocol: str, names: tuple[str, ...], found: dict[str, list[list[Score]]]
-) -> Iterator[dict[str, Any]]:
-    """Lines for `results.jsonl`: the mean of each score over the folds in which it is defined.
+    task: Task, arm: ArmKey, protocol: str, names: tuple[str, ...], scores: dict[str, list[list[Score]]]
+) -> Iterator[ResultRow]:
+    """Yield lines for `results.jsonl`: the mean of each score over the folds in which it is defined.
 
     Args:
-        task: the task.
-        arm: whose scores they are.
-        protocol: by which the encoder was used.
-        names: of classes or segments, in their order.
-        found: by split, the scores of each fold; of the development images a fold's are those held out, so that all
-            together are counted.
+        task: The task.
+        arm: The arm whose scores they are.
+        protocol: How the encoder was used.
+        names: Names of the classes, in their order.
+        scores: Scores of each fold by split; those of the development images are of the images that a fold holds out,
+            which are counted together.
     """
-    for split, folds in found.items():
-        for scores in zip(*folds, strict=True):
-            values = [score.value for score in scores if not np.isnan(score.value)]
-            covered = set.intersection(*(set(score.classes) for score in scores))
-            n = sum(score.n for score in scores) if split == "development" else scores[0].n
+    for split, folds in scores.items():
+        for of_folds in zip(*folds, strict=True):
+            values = [score.value for score in of_folds if not np.isnan(score.value)]
+            covered = set.intersection(*(set(score.classes) for score in of_folds))
+            n = sum(score.n for score in of_folds) if split == "development" else of_folds[0].n
             yield {
                 **dataclasses.asdict(arm),
                 "task": task.name,
                 "split": split,
                 "protocol": protocol,
-                "metric": scores[0].metric,
+                "metric": of_folds[0].metric,
                 "value": float(np.mean(values)) if values else None,
                 "n": n,
                 "classes": [name for name in names if name in covered],

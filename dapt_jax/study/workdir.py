@@ -4,41 +4,56 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dapt_jax.errors import UserError
+from dapt_jax.errors import UserError, redact
 from dapt_jax.records.study_records import Records
 from dapt_jax.runtime import atomic_files
-from dapt_jax.settings import checks
-
-NON_RESULT_SETTINGS = (
-    "mode", "data_dir", "checkpoint", "report", "energy", "measure_peak", "data.threads", "data.cache_mb", "data.stall_s",
-    "aot", "cache.dir", "parallel", "watch", "profile", "debug",
-)  # fmt: skip
-"""Settings, or sections of them, that may differ between two starts of one study: they do not change its results."""
+from dapt_jax.settings import from_json, to_dict
+from dapt_jax.settings.defaults import differences
+from dapt_jax.study.arms import Study
 
 
-def check_workdir(config: Any, fingerprints: dict[str, str], workdir: Path) -> None:
-    """Writes `config.json`, or checks that the one that is there is of the same study.
+def check_workdir(study: Study, workdir: Path) -> None:
+    """Write `config.json`, or check that the one that is there is of the same study.
+
+    Settings on which results do not depend may differ, and names of an earlier version count as today's.
 
     Raises:
-        UserError: the workdir holds another study; names the first setting that differs.
+        UserError: The workdir holds another study; names the first setting that differs.
     """
     path = workdir / "config.json"
-    mine = json.loads(json.dumps({**config.to_dict(), "images": fingerprints}))
+    fingerprints = study.fingerprints()
     if path.exists():
-        ours, held = checks.flat(mine), checks.flat(Records.read(workdir).config)
-        for key in sorted({*ours, *held}):
-            section, _, name = key.partition(".")
-            if {section, key} & {*NON_RESULT_SETTINGS} or ours.get(key) == held.get(key):
-                continue
-            differs = f"{key} was {held.get(key)!r} there and is {ours.get(key)!r} now"
-            if section == "images":
-                differs = f"the images or labels of {name} are others now"
-            raise UserError(
-                f"{workdir} holds the study of another config: {differs}; expected the same, or another --workdir"
-            )
+        _check_same(study, fingerprints, workdir)
     elif any((workdir / name).exists() for name in ("results.jsonl", "ledger.jsonl", "checkpoints")):
         raise UserError(f"{workdir} holds results but no config.json; expected an empty or a new --workdir")
     try:
-        atomic_files.write_text(path, json.dumps(mine, indent=1, sort_keys=False) + "\n")
+        values = {**_without_secrets(to_dict(study.settings)), "images": fingerprints}
+        atomic_files.write_text(path, json.dumps(values, indent=1, sort_keys=False) + "\n")
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written to ({error.strerror}); expected another --workdir") from error
+
+
+def _check_same(study: Study, fingerprints: dict[str, str], workdir: Path) -> None:
+    expected = "expected the same, or another --workdir"
+    values = dict(Records.read(workdir).config)
+    images = values.pop("images", {})
+    try:
+        there = from_json(values)
+    except UserError as error:
+        raise UserError(f"{workdir / 'config.json'}: {error}; {expected}") from error
+    for name, now, before in differences(from_json(_without_secrets(to_dict(study.settings))), there):
+        difference = f"{name} was {before!r} there and is {now!r} now"
+        raise UserError(f"{workdir} holds the study of another config: {difference}; {expected}")
+    for name in sorted({*fingerprints, *images}):
+        if fingerprints.get(name) != images.get(name):
+            difference = f"the images or labels of {name} are others now"
+            raise UserError(f"{workdir} holds the study of another config: {difference}; {expected}")
+
+
+def _without_secrets(value: Any) -> Any:
+    """Return settings as `config.json` holds them: plain JSON, addresses without their secrets, which identify no study."""
+    if isinstance(value, dict):
+        return {str(key): _without_secrets(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_without_secrets(each) for each in value]
+    return redact(value) if isinstance(value, str) else value

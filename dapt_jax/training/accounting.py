@@ -115,7 +115,7 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
 
     def loss(train: Any, rest: Any, batch_stats: Any, x: Any, labels: Any) -> Any:
         full = freezing.combine(train, rest)
-        logits, _ = model.suffix(full, batch_stats, x, program.mask.boundary, program.mask.norm_modes)
+        logits, _ = model.suffix(full, batch_stats, x, program.mask.boundary, program.mask.batch_norm_modes)
         return program.objective.total(logits, labels, jnp.ones(at_once))
 
     opt = jax.eval_shape(program.tx.init, params)

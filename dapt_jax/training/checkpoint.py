@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from dapt_jax.errors import UserError
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram, State
@@ -39,7 +40,7 @@ def saved_part(state: State, programs: Sequence[PhaseProgram], phase: int) -> St
     """Return what a checkpoint in `phase` holds: what may differ from the source weights, and nothing else."""
     seen = programs[: phase + 1]
     touched = frozenset().union(*(program.mask.trainable for program in seen))
-    has_new_stats = any(program.mask.norms for program in seen)
+    has_new_stats = any(program.mask.batch_norm_modes for program in seen)
     return {
         **state,
         "params": freezing.prune(freezing.partition(state["params"], touched)[0]),
@@ -94,17 +95,18 @@ class CheckpointFolder:
     with another number of devices or processes, and only the primary process needs to reach the folder.
     """
 
-    def __init__(self, folder: Path, keep: Sequence[int] = (), say: Callable[[str], None] = print):
+    def __init__(self, folder: Path, keep: Sequence[int] = (), say: Callable[[str], None] = print, source: str = ""):
         """Open a folder, which need not exist.
 
         Args:
             folder: Folder of the run.
             keep: Steps whose checkpoints stay beside the two newest.
             say: Receiver of a line for the user.
+            source: Fingerprint of the weights that the run starts from; checkpoints of a run from others are refused.
         """
         # What orbax logs as an error it raises too.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._folder, self._keep, self._say = folder.resolve(), tuple(keep), say
+        self._folder, self._keep, self._say, self._source = folder.resolve(), tuple(keep), say, source
         self._torn: list[int] = []
         self._writes = processes.is_primary()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,8 @@ class CheckpointFolder:
         self._torn = []
         if step in self._manager.all_steps():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(meta))
+        about = {**meta, "source": self._source}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(about))
         with self._tolerant():
             self._manager.save(step, args=items)
 
@@ -150,6 +153,9 @@ class CheckpointFolder:
 
         Returns:
             Step, the saved part of the state, and `meta`.
+
+        Raises:
+            UserError: The checkpoint is of a run from other source weights.
         """
         return processes.broadcast_from_primary(lambda: self._restore(layout, at_most))
 
@@ -172,6 +178,11 @@ class CheckpointFolder:
                 )
                 self._torn.append(step)
                 continue
+            if (source := meta.pop("source", self._source)) != self._source:
+                raise UserError(
+                    f"{self._folder}: this run was begun from other source weights (fingerprint {source[:16]} there, "
+                    f"{self._source[:16]} now); expected the same file as then, or another --workdir"
+                )
             return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta
         return None
 

@@ -20,14 +20,20 @@ from dapt_jax.training.steps import State
 class Checkpointer:
     """Saves and restores one run."""
 
-    def __init__(self, run: TrainingRun, context: RunContext):
-        """Open the run's folder, if it has one."""
+    def __init__(self, run: TrainingRun, context: RunContext, source: str):
+        """Open the run's folder, if it has one.
+
+        Args:
+            run: The run.
+            context: Surroundings.
+            source: Fingerprint of the weights that the run starts from.
+        """
         self._run, self._context = run, context
         starts = [run.timeline.first_step(number) for number in range(len(run.phases))]
         keep = starts if context.non_finite.nan == "rollback" else []
         self._store: CheckpointStore = NoCheckpoints()
         if context.checkpoint_dir:
-            self._store = CheckpointFolder(context.checkpoint_dir, keep, context.reporter.say)
+            self._store = CheckpointFolder(context.checkpoint_dir, keep, context.reporter.say, source)
         self._saved_at = time.monotonic()
 
     @property

@@ -86,6 +86,16 @@ class RunContext:
     def __post_init__(self) -> None:
         check_callbacks(self.callbacks)
 
+    def study_folder(self) -> Path:
+        """Return the folder of the study.
+
+        Raises:
+            ValueError: The runs are of no study.
+        """
+        if self.workdir is None:
+            raise ValueError("RunContext.workdir is None; expected the folder of the study")
+        return self.workdir
+
     def compiled(self, key: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return a function compiled for its arguments, whose first is donated; one compiled before is used again.
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from dapt_jax import metrics
 from dapt_jax.data import crops, pipeline
-from dapt_jax.losses import MaskObjective
+from dapt_jax.losses import SegmentationLoss
 from dapt_jax.models.network import Network
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.prefix import Activations
@@ -99,7 +99,7 @@ class Evaluator:
         targets = run.dataset.targets[run.val_rows]
         loss = float(objective(jnp.asarray(logits), jnp.asarray(targets)).mean())
         probabilities = objective.probabilities(jnp.asarray(logits))
-        if isinstance(objective, MaskObjective):
+        if isinstance(objective, SegmentationLoss):
             scored = metrics.Segmentation(run.dataset.segments, run.dataset.overlapping, surfaces=False)
             scored.add(targets, np.asarray(objective.decide(probabilities)))
             return {"val_loss": loss, "val_dice": scored.scores()[0].value}

@@ -1,136 +1,188 @@
-"""Which parameters a phase trains: masks as sets of paths, and trees partitioned by them BEFORE the gradient.
+"""Which parameters a phase trains: sets of paths, and trees partitioned by them BEFORE the gradient.
 
 A frozen leaf never meets `value_and_grad`: autodiff then builds no backward pass for it, nor for anything below the
-first trained leaf. Knows parameter paths and group names, not models; a path component that starts with `norm` marks
-the parameters of a normalisation layer.
+first trained leaf. Knows paths, kinds and group names of parameters, not models.
 """
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.training.phases import Norm, Phase
+from dapt_jax.parameters import BatchNormMode, Kind, LayerNormMode
+from dapt_jax.training.phases import ByGroup, Phase
 
 Tree = dict[str, Any]
 FROZEN = "frozen"
 
+T = TypeVar("T")
+
 
 def path_name(path: Sequence[Any]) -> str:
-    """A jax key path of nested dicts as a slash-separated string."""
+    """Return a jax key path of nested dicts as a slash-separated string."""
     return "/".join(str(key.key) for key in path)
 
 
 def paths(tree: Tree) -> tuple[str, ...]:
-    """The paths of all leaves of a nested dict, in tree order."""
+    """Return the paths of all leaves of a nested dict, in tree order."""
     return tuple(path_name(path) for path, _ in jax.tree.leaves_with_path(tree))
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Whether a pattern speaks of a path: as a glob over the whole path, or over a leading part of it."""
+    """Return whether a pattern matches a path: as a glob over the whole path, or over a leading part of it."""
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern.rstrip('/')}/*")
 
 
-def is_norm(path: str) -> bool:
-    """Whether a path belongs to a normalisation layer."""
-    return any(part.startswith("norm") for part in path.split("/")[:-1])
-
-
 def group_of(path: str, groups: Iterable[str]) -> str:
-    """The layer group that a parameter path belongs to."""
+    """Return the layer group that a parameter path belongs to."""
     return next(group for group in groups if path.startswith(f"{group}/"))
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainableSpec:
-    """What a phase trains, resolved against a model: static and hashable, so one mask means one executable.
+    """What a phase trains, resolved against a model: static and hashable, so one spec means one executable.
 
     Attributes:
-        trainable: paths of the parameters that train.
-        norms: batch-norm mode of every encoder group that is not frozen.
-        boundary: index of the first group that trains something or whose norm is not frozen; all before is the prefix.
-        rates: path and factor of every parameter whose learning rate is not the phase's own, by path.
+        trainable: Paths of the parameters that train.
+        batch_norm: (group, mode) of every layer group whose batch norm is not frozen, in order.
+        boundary: Index of the first group that trains a parameter or whose batch norm is not frozen; all groups before it
+            are the prefix.
+        lr_multipliers: (path, factor) of every parameter whose learning rate is not the phase's own, by path.
     """
 
     trainable: frozenset[str]
-    norms: tuple[tuple[str, Norm], ...]
+    batch_norm: tuple[tuple[str, BatchNormMode], ...]
     boundary: int
-    rates: tuple[tuple[str, float], ...] = ()
+    lr_multipliers: tuple[tuple[str, float], ...] = ()
 
     @property
-    def norm_modes(self) -> dict[str, Norm]:
-        """Batch-norm mode by group; groups not named are frozen."""
-        return dict(self.norms)
+    def batch_norm_modes(self) -> dict[str, BatchNormMode]:
+        """Mode of batch norm by group; groups that are not named are frozen."""
+        return dict(self.batch_norm)
 
 
-def resolve_trainable(phase: Phase, groups: Sequence[str], parameter_paths: Sequence[str]) -> TrainableSpec:
-    """Resolves a phase's patterns against a model.
+def resolve_trainable(phase: Phase, groups: Sequence[str], kinds: Mapping[str, Kind]) -> TrainableSpec:
+    """Resolve a phase's patterns against a model.
+
+    Scale and bias of a norm are left out where the phase freezes that norm: `("*",)` means every parameter but those of
+    frozen batch norm.
 
     Args:
-        phase: the phase.
-        groups: the model's layer groups in order, head last.
-        parameter_paths: the paths of all its parameters.
+        phase: The phase.
+        groups: The model's layer groups in order, head last.
+        kinds: Kind of every parameter and running statistic by path: `model.kinds`.
 
     Raises:
-        UserError: a pattern matches no parameter or no group, one of a rate none that trains, or nothing is left to train.
+        UserError: A pattern matches no parameter or no group, or of a group only the norm, which is frozen; a pattern of a
+            learning rate matches none that trains; or nothing is left to train.
     """
-    wanted: set[str] = set()
+    parameters = [path for path, kind in kinds.items() if not kind.is_statistic]
+    matched: dict[str, list[str]] = {}
     for pattern in phase.trainable:
-        found = [path for path in parameter_paths if matches(path, pattern)]
-        if not found:
-            hint = _near(pattern, groups, parameter_paths)
+        matched[pattern] = [path for path in parameters if matches(path, pattern)]
+        if not matched[pattern]:
+            hint = _near(pattern, groups, parameters)
             raise UserError(f"phase {phase.name!r}: pattern {pattern!r} matches no parameter; {hint}")
-        wanted.update(found)
-    modes: dict[str, Norm]
-    if isinstance(phase.norm, str):
-        training = {group_of(path, groups) for path in wanted}
-        modes = {group: phase.norm for group in groups if group in training and phase.norm != "frozen"}
-    else:
-        modes = {}
-        for pattern, mode in phase.norm:
-            named = [group for group in groups if matches(group, pattern)]
-            if not named:
-                hint = nearest(pattern, groups)
-                raise UserError(f"phase {phase.name!r}: norm pattern {pattern!r} matches no layer group; {hint}")
-            modes.update(dict.fromkeys(named, mode))
-        modes = {group: mode for group, mode in modes.items() if mode != "frozen"}
-    trainable = frozenset(path for path in wanted if not is_norm(path) or modes.get(group_of(path, groups)) == "train")
+    wanted = {path for found in matched.values() for path in found}
+    training = {group_of(path, groups) for path in wanted}
+    batch_norm: dict[str, BatchNormMode] = _by_group(phase, "batch_norm", phase.batch_norm, groups, training)
+    modes = {group: batch_norm[group] for group in groups if batch_norm.get(group, "frozen") != "frozen"}
+    layer_norm: dict[str, LayerNormMode] = _by_group(phase, "layer_norm", phase.layer_norm, groups, training)
+
+    def is_frozen(path: str) -> bool:
+        group = group_of(path, groups)
+        if kinds[path].is_batch_norm:
+            return modes.get(group) != "train"
+        return kinds[path].is_layer_norm and layer_norm.get(group) == "frozen"
+
+    frozen = {path for path in wanted if is_frozen(path)}
+    for pattern, found in matched.items():
+        _refuse_frozen_norms(phase, pattern, found, frozen, groups, kinds)
+    trainable = frozenset(wanted - frozen)
     if not trainable:
         raise UserError(
-            f"phase {phase.name!r} trains nothing: {', '.join(phase.trainable)} holds batch norm only "
-            "and norm is not 'train'; expected another pattern or norm='train'"
+            f"phase {phase.name!r} trains nothing: {', '.join(phase.trainable)} holds {_whose_norm(frozen, kinds)}"
         )
     active = {group_of(path, groups) for path in trainable} | set(modes)
     boundary = next(index for index, group in enumerate(groups) if group in active)
-    ordered = tuple((group, modes[group]) for group in groups if group in modes)
-    return TrainableSpec(trainable, ordered, boundary, _rates(phase, groups, trainable))
+    return TrainableSpec(trainable, tuple(modes.items()), boundary, _lr_multipliers(phase, groups, trainable))
 
 
-def _rates(phase: Phase, groups: Sequence[str], trainable: Iterable[str]) -> tuple[tuple[str, float], ...]:
-    """The factors of a phase by parameter; a factor of 1 is as good as none."""
+def _by_group(
+    phase: Phase, name: str, modes: T | ByGroup[T], groups: Sequence[str], training: Collection[str]
+) -> dict[str, T]:
+    """Return the mode of a norm by layer group: one mode for all groups that train, or as patterns say it."""
+    if not isinstance(modes, tuple):
+        return {group: modes for group in groups if group in training}
+    by_group: dict[str, T] = {}
+    for pattern, mode in modes:
+        named = [group for group in groups if matches(group, pattern)]
+        if not named:
+            raise UserError(
+                f"phase {phase.name!r}: {name} pattern {pattern!r} matches no layer group; {nearest(pattern, groups)}"
+            )
+        by_group.update(dict.fromkeys(named, mode))
+    return by_group
+
+
+def _refuse_frozen_norms(
+    phase: Phase,
+    pattern: str,
+    found: Sequence[str],
+    frozen: Collection[str],
+    groups: Sequence[str],
+    kinds: Mapping[str, Kind],
+) -> None:
+    """Refuse a pattern that picks frozen norms out of a layer group, and nothing else of it: it would train none of it.
+
+    `*/bias` in a network whose convolutions have no biases is such a pattern; the name of a group that consists of a norm
+    is none.
+    """
+    members = [path for path, kind in kinds.items() if not kind.is_statistic]
+    for group in groups:
+        own = [path for path in found if path.startswith(f"{group}/")]
+        if not own or not all(path in frozen for path in own):
+            continue
+        if len(own) < sum(path.startswith(f"{group}/") for path in members):
+            raise UserError(f"phase {phase.name!r}: pattern {pattern!r} matches in {group!r} {_whose_norm(own, kinds)}")
+
+
+def _whose_norm(frozen: Iterable[str], kinds: Mapping[str, Kind]) -> str:
+    """Return the end of an error line about parameters that all belong to frozen norms."""
+    name = "batch norm" if any(kinds[path].is_batch_norm for path in frozen) else "layer norm"
+    return (
+        f"only parameters of {name}, which do not train under this setting; "
+        f"expected another pattern or {name.replace(' ', '_')}='train'"
+    )
+
+
+def _lr_multipliers(phase: Phase, groups: Sequence[str], trainable: Collection[str]) -> tuple[tuple[str, float], ...]:
+    """Return the factors of a phase's learning rate by parameter; a factor of 1 is left out."""
     factors: dict[str, float] = {}
-    for pattern, factor in phase.rates:
+    for pattern, factor in phase.lr_multipliers:
         found = [path for path in trainable if matches(path, pattern)]
         if not found:
             training = [group for group in groups if any(path.startswith(f"{group}/") for path in trainable)]
             hint = _near(pattern, training, sorted(trainable))
-            raise UserError(f"phase {phase.name!r}: rates pattern {pattern!r} matches no parameter that trains; {hint}")
+            raise UserError(
+                f"phase {phase.name!r}: lr_multipliers pattern {pattern!r} matches no parameter that trains; {hint}"
+            )
         factors.update(dict.fromkeys(found, factor))
     return tuple(sorted((path, factor) for path, factor in factors.items() if factor != 1))
 
 
 def _near(pattern: str, groups: Sequence[str], parameter_paths: Iterable[str]) -> str:
-    """The stages, groups and paths that a pattern that matches nothing may have meant."""
+    """Return the stages, groups and paths nearest to a pattern that matches nothing, as the end of an error line."""
     stages = dict.fromkeys(group.split("/")[0] for group in groups)
     return nearest(pattern, dict.fromkeys([*stages, *groups, *parameter_paths]))
 
 
 def partition(tree: Tree, trainable: Iterable[str]) -> tuple[Tree, Tree]:
-    """Splits a nested dict in two of the same keys: the leaves that train, and the rest; None where a leaf is not.
+    """Split a nested dict in two of the same keys: the leaves that train, and the rest; None in place of the others.
 
     None is an empty pytree to jax: `value_and_grad` over the first tree sees the trained leaves alone.
     """
@@ -141,12 +193,12 @@ def partition(tree: Tree, trainable: Iterable[str]) -> tuple[Tree, Tree]:
 
 
 def combine(train: Tree, rest: Tree) -> Tree:
-    """The inverse of `partition`."""
+    """Invert `partition`."""
     return jax.tree.map(lambda a, b: b if a is None else a, train, rest, is_leaf=lambda leaf: leaf is None)
 
 
 def prune(tree: Tree) -> Tree:
-    """A nested dict without its None leaves and without dicts left empty."""
+    """Return a nested dict without its None leaves and without the dicts that this leaves empty."""
     kept: Tree = {}
     for key, value in tree.items():
         inner = prune(value) if isinstance(value, dict) else value
@@ -156,7 +208,7 @@ def prune(tree: Tree) -> Tree:
 
 
 def overlay(tree: Tree, part: Tree) -> Tree:
-    """A nested dict with the leaves of `part` in place of its own; `part` may hold some of the keys only."""
+    """Return a nested dict with the leaves of `part` in place of its own; `part` may hold some of the keys only."""
     return {
         key: overlay(value, part[key]) if isinstance(value, dict) and key in part else part.get(key, value)
         for key, value in tree.items()
@@ -164,7 +216,7 @@ def overlay(tree: Tree, part: Tree) -> Tree:
 
 
 def count(tree: Tree, chosen: Iterable[str] | None = None) -> int:
-    """Number of values in a nested dict of arrays or shapes, of all leaves or of the chosen paths."""
+    """Count the values in a nested dict of arrays or shapes, of all leaves or of the chosen paths."""
     wanted = None if chosen is None else frozenset(chosen)
     return sum(
         int(np.prod(leaf.shape))
@@ -174,7 +226,7 @@ def count(tree: Tree, chosen: Iterable[str] | None = None) -> int:
 
 
 def count_by_group(tree: Tree, groups: Sequence[str], chosen: Iterable[str]) -> Mapping[str, tuple[int, int]]:
-    """Per layer group: (values that train, values in all)."""
+    """Count, per layer group, (values that train, values in all)."""
     wanted = frozenset(chosen)
     counts = dict.fromkeys(groups, (0, 0))
     for path, leaf in jax.tree.leaves_with_path(tree):

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Shaped
 
 from dapt_jax.cost import flops
 from dapt_jax.data.pipeline import Order
-from dapt_jax.losses import Objective
-from dapt_jax.models.encoder import init_params
+from dapt_jax.losses import ClassificationLoss
+from dapt_jax.models.initial import init_params
+from dapt_jax.parameters import Kind
 
 HIDDEN: dict[str, tuple[int, ...]] = {"linear": (), "mlp_small": (64, 32), "mlp_large": (512, 256, 256, 128)}
 """Hidden layers by protocol; the two perceptrons are Model 1 and Model 2 of arXiv 2204.13280."""
@@ -36,7 +37,7 @@ class HeadSettings:
     """
 
     hidden: tuple[int, ...]
-    objective: Objective
+    objective: ClassificationLoss
     epochs: int
     batch_size: int
     standardise: bool
@@ -113,6 +114,9 @@ class Heads:
             for of_split, part in zip(logits, rows, strict=True)
         ]
         return np.asarray(found)
+
+
+_KINDS = {"kernel": Kind.DENSE_KERNEL, "bias": Kind.BIAS}
 
 
 def parameter_shapes(inputs: int, hidden: tuple[int, ...], outputs: int) -> Any:
@@ -209,7 +213,8 @@ def tune(
 
 def _initial(shapes: Any, splits: Sequence[Split], points: int) -> Any:
     """Initial weights, stacked over splits and points."""
-    drawn = {split.seed: init_params(shapes, split.seed) for split in splits}
+    kinds = {f"{layer}/{leaf}": kind for layer in shapes for leaf, kind in _KINDS.items()}
+    drawn = {split.seed: init_params(shapes, kinds, split.seed) for split in splits}
     if len(shapes) == 1:
         # Directions that no training row has keep their initial weights, which would be noise to a new image.
         drawn = {seed: jax.tree.map(np.zeros_like, one) for seed, one in drawn.items()}
@@ -286,7 +291,7 @@ def _train(settings: HeadSettings, features: Any, labels: Any, per_split: Any) -
 
         def step(path: Any, leaf: Array, mean: Array, square: Array) -> Array:
             rate, decay = (grid[name].reshape(-1, *[1] * (leaf.ndim - 1)) for name in ("lr", "weight_decay"))
-            rate, decay = active * rate, decay if path[-1].key == "kernel" else 0.0
+            rate, decay = active * rate, decay if _KINDS[path[-1].key].is_kernel else 0.0
             return leaf - rate * (mean * first / (jnp.sqrt(square * second) + eps) + decay * leaf)
 
         return (jax.tree.map_with_path(step, params, means, squares), means, squares, count), None
@@ -301,7 +306,7 @@ def _train(settings: HeadSettings, features: Any, labels: Any, per_split: Any) -
 
 
 @functools.cache
-def flops_per_image(inputs: int, hidden: tuple[int, ...], objective: Objective) -> int:
+def flops_per_image(inputs: int, hidden: tuple[int, ...], objective: ClassificationLoss) -> int:
     """Model FLOPs of one row in one step of a head."""
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[::-1], leaf.dtype),

@@ -7,13 +7,14 @@ fresh beside leaves that carry their moments over a switch.
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.fields import check_fields, setting
+from dapt_jax.parameters import Kind
 from dapt_jax.training.freezing import FROZEN, TrainableSpec, Tree, path_name
 from dapt_jax.training.phases import Phase
 
@@ -26,34 +27,31 @@ class Optimizer:
 
     Attributes:
         name: `adam`, `adamw` (Loshchilov & Hutter, arXiv 1711.05101) or `sgd`.
-        weight_decay: decoupled for `adamw`; added to the gradient for `adam` and `sgd`. Kernels only: biases, and the
-            parameters of norms, are never decayed.
-        b1: first-moment decay, or the momentum of `sgd`.
-        b2: second-moment decay.
-        eps: of Adam's denominator.
-        nesterov: for `sgd`.
-        clip: global norm of the trained leaves' gradient; 0 for none. Frozen leaves are not part of it: reading their
-            gradient would bring the whole backward pass back.
-        ema: decay of an exponential moving average of the trained leaves; 0 for none.
+        weight_decay: Weight decay, decoupled for `adamw`, added to the gradient for `adam` and `sgd`. It applies to kernels:
+            biases, and scales of norms, are never decayed.
+        b1: Decay of the first moment, or momentum of `sgd`.
+        b2: Decay of the second moment.
+        eps: Summand of Adam's denominator.
+        nesterov: Whether `sgd` takes Nesterov's momentum.
+        clip: Global norm that the trained leaves' gradient is clipped to; 0: not clipped. Frozen leaves are not part of it:
+            reading their gradient would bring the whole backward pass back.
+        ema: Decay of an exponential moving average of the trained leaves; 0: none is kept.
     """
 
-    name: str = "adam"
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-7
-    nesterov: bool = False
-    clip: float = 0.0
-    ema: float = 0.0
+    name: str = setting("adam", choices=OPTIMIZERS, doc="Update rule.")
+    weight_decay: float = setting(0.0, at_least=0, doc="Weight decay of kernels: decoupled for adamw, else L2.")
+    b1: float = setting(0.9, at_least=0, below=1, doc="Decay of the first moment, or momentum of sgd.")
+    b2: float = setting(0.999, at_least=0, below=1, doc="Decay of the second moment.")
+    eps: float = setting(1e-7, above=0, doc="Summand of Adam's denominator.")
+    nesterov: bool = setting(False, doc="Whether sgd takes Nesterov's momentum.")
+    clip: float = setting(0.0, at_least=0, doc="Global norm that the gradient is clipped to; 0: not clipped.")
+    ema: float = setting(0.0, at_least=0, below=1, doc="Decay of averaged weights; 0: none are kept.")
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise UserError(f"unknown optimizer {self.name!r}; {nearest(self.name, OPTIMIZERS)}")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema decay is {self.ema}; expected 0 (none) to less than 1")
+        check_fields(self)
 
     def direction(self, decayed: bool) -> optax.GradientTransformation:
-        """The update before it is scaled by minus the learning rate."""
+        """Return the update before it is scaled by minus the learning rate."""
         decay = optax.add_decayed_weights(self.weight_decay if decayed else 0.0)
         if self.name == "sgd":
             return optax.chain(decay, optax.trace(self.b1, self.nesterov) if self.b1 else optax.identity())
@@ -62,7 +60,7 @@ class Optimizer:
 
 
 def cohort(path: str, masks: Sequence[TrainableSpec], phase: int) -> int | None:
-    """The phase in which a leaf's present span of training began; None for a leaf frozen in `phase`."""
+    """Return the phase in which a leaf's present span of training began; None for a leaf frozen in `phase`."""
     if path not in masks[phase].trainable:
         return None
     while phase and path in masks[phase - 1].trainable:
@@ -70,31 +68,34 @@ def cohort(path: str, masks: Sequence[TrainableSpec], phase: int) -> int | None:
     return phase
 
 
-def labels(paths: Sequence[str], masks: Sequence[TrainableSpec], phase: int) -> tuple[str, ...]:
-    """Which transformation updates each parameter in a phase: its cohort's, with or without decay, or none.
+def labels(
+    paths: Sequence[str], kinds: Mapping[str, Kind], masks: Sequence[TrainableSpec], phase: int
+) -> tuple[str, ...]:
+    """Return which transformation updates each parameter in a phase: its cohort's, with or without decay, or none.
 
     Args:
-        paths: of all parameters.
-        masks: of every phase of the run.
-        phase: index of the phase.
+        paths: Paths of all parameters.
+        kinds: Kind of every parameter by path.
+        masks: What every phase of the run trains.
+        phase: Index of the phase.
     """
 
     def label(path: str) -> str:
         start = cohort(path, masks, phase)
         if start is None:
             return FROZEN
-        return f"phase{start}_{'decayed' if path.endswith('/kernel') else 'plain'}"
+        return f"phase{start}_{'decayed' if kinds[path].is_kernel else 'plain'}"
 
     return tuple(label(path) for path in paths)
 
 
 def transformation(optimizer: Optimizer, params: Tree, labels: Sequence[str]) -> optax.GradientTransformation:
-    """The `optax.multi_transform` of one phase, over the whole parameter tree.
+    """Return the `optax.multi_transform` of one phase, over the whole parameter tree.
 
     Args:
-        optimizer: what to do with trained leaves.
-        params: the parameters, or their shapes.
-        labels: of its leaves, in tree order.
+        optimizer: How trained leaves are updated.
+        params: The parameters, or their shapes.
+        labels: Labels of its leaves, in tree order.
 
     Returns:
         A transformation whose `update` takes gradients and parameters with None in place of frozen leaves.
@@ -106,25 +107,25 @@ def transformation(optimizer: Optimizer, params: Tree, labels: Sequence[str]) ->
     return optax.multi_transform(transforms, jax.tree.unflatten(jax.tree.structure(params), labels))
 
 
-def scaled(directions: Tree, rate: Any, mask: TrainableSpec) -> Tree:
-    """Directions to updates: minus the rate of the step times each, and times its own factor where the mask has one."""
-    factors = dict(mask.rates)
+def scaled(directions: Tree, lr: Any, mask: TrainableSpec) -> Tree:
+    """Scale directions by minus the learning rate of the step, and by a parameter's multiplier where it has one."""
+    factors = dict(mask.lr_multipliers)
 
     def update(path: Any, direction: Any) -> Any:
         factor = factors.get(path_name(path))
-        return -(rate if factor is None else rate * factor) * direction
+        return -(lr if factor is None else lr * factor) * direction
 
     return jax.tree.map_with_path(update, directions)
 
 
 def carry(old: Any, new: Any) -> Any:
-    """The state `new` with every leaf that `old` holds at the same place: cohorts that go on keep their moments."""
+    """Return the state `new` with every leaf that `old` holds at the same place: cohorts that go on keep their moments."""
     known = dict(jax.tree.leaves_with_path(old))
     return jax.tree.map_with_path(lambda path, leaf: known.get(path, leaf), new)
 
 
 def learning_rate(phase: Phase, step: int, steps_per_epoch: int) -> float:
-    """The rate at a step of a phase (0 is its first), before what a plateau has taken off."""
+    """Return the learning rate at a step of a phase (0 is its first), before the factor of a plateau."""
     total = phase.epochs * steps_per_epoch
     warm = round(phase.warmup * steps_per_epoch)
     if step < warm:
@@ -141,31 +142,47 @@ def learning_rate(phase: Phase, step: int, steps_per_epoch: int) -> float:
     return phase.lr
 
 
-@dataclasses.dataclass
-class Plateau:
-    """Lowers the rate when a loss stops falling, as `ReduceLROnPlateau` is commonly defined.
+class PlateauState(NamedTuple):
+    """What a plateau schedule remembers between epochs.
 
     Attributes:
-        factor: what the rate is multiplied by.
-        patience: epochs without improvement that are let pass.
-        threshold: relative improvement that counts.
-        scale: what the rate has been multiplied by so far.
-        best: lowest loss so far.
-        waited: epochs since it.
+        scale: Factor of the learning rate so far.
+        best: Lowest loss so far.
+        waited: Epochs since then.
     """
 
-    factor: float = 0.5
-    patience: int = 5
-    threshold: float = 1e-4
     scale: float = 1.0
-    best: float = float("inf")
+    best: float = math.inf
     waited: int = 0
 
-    def update(self, loss: float) -> None:
-        """Takes in the loss of an epoch."""
-        if loss < self.best * (1.0 - self.threshold):
-            self.best, self.waited = loss, 0
-            return
-        self.waited += 1
-        if self.waited > self.patience:
-            self.scale, self.waited = self.scale * self.factor, 0
+
+@dataclasses.dataclass(frozen=True)
+class Plateau:
+    """Lowers the learning rate when a loss stops falling, as `ReduceLROnPlateau` is commonly defined.
+
+    >>> plateau, state = Plateau(factor=0.1, patience=0), PlateauState()
+    >>> for loss in (1.0, 0.5, 0.5):
+    ...     state = plateau.update(state, loss)
+    >>> state
+    PlateauState(scale=0.1, best=0.5, waited=0)
+
+    Attributes:
+        factor: Factor that the learning rate is multiplied by.
+        patience: Epochs without improvement before that.
+        threshold: Relative improvement that counts.
+    """
+
+    factor: float = setting(0.5, above=0, doc="Factor that the learning rate is multiplied by.")
+    patience: int = setting(5, at_least=0, doc="Epochs without improvement before that.")
+    threshold: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def update(self, state: PlateauState, loss: float) -> PlateauState:
+        """Return the state after an epoch with this loss."""
+        if loss < state.best * (1.0 - self.threshold):
+            return PlateauState(state.scale, loss, 0)
+        if state.waited + 1 > self.patience:
+            return PlateauState(state.scale * self.factor, state.best, 0)
+        return state._replace(waited=state.waited + 1)

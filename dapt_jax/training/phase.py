@@ -14,7 +14,7 @@ from dapt_jax.training.cache.fill import Filling
 from dapt_jax.training.cache.prefix import Activations
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.evaluate import Evaluator
-from dapt_jax.training.optim import Plateau
+from dapt_jax.training.optim import PlateauState
 from dapt_jax.training.recovery import Rollback, check_loss
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.step_runners import RunnerSetup, StepReport, StepRunner
@@ -58,16 +58,16 @@ class ActivePhase:
         """
         self.run, self.number, self.context, self.rollback = run, number, context, rollback
         self.program = run.programs[number]
-        self.plateau = dataclasses.replace(run.plateau)
+        self.plateau = PlateauState()
         self._is_second_attempt = rollback is not None and rollback.phase == number
         repeated_steps = 0
         if rollback is not None and self._is_second_attempt:
             repeated_steps = rollback.steps
             if not stored:
                 stored = dict(rollback.spent)
-                self.plateau.scale = rollback.lr_factor
+                self.plateau = PlateauState(scale=rollback.lr_factor)
         if "plateau" in stored:
-            self.plateau = Plateau(**stored["plateau"])
+            self.plateau = PlateauState(**stored["plateau"])
         self._data_position: dict[str, Any] = stored.get("data_position", {})
         self.account = account or PhaseAccount(run, number, context, stored, repeated_steps)
         self._step_work, self._epoch_steps, self._epoch_seconds = 0.0, 0, 0.0
@@ -185,7 +185,7 @@ class ActivePhase:
 
     def _update_plateau(self, loss: float, metrics: dict[str, float]) -> None:
         if self.program.phase.schedule == "plateau":
-            self.plateau.update(metrics.get("val_loss", loss))
+            self.plateau = self.run.plateau.update(self.plateau, metrics.get("val_loss", loss))
 
     def reset_sums(self, state: State) -> State:
         """Return the state at the start of an epoch: the sums of loss and weight are zero."""
@@ -210,6 +210,6 @@ class ActivePhase:
         return {
             **self.account.state(),
             "data_position": self.runner.data_position(),
-            "plateau": dataclasses.asdict(self.plateau),
+            "plateau": self.plateau._asdict(),
             "rollback": dataclasses.asdict(self.rollback) if self.rollback else {},
         }

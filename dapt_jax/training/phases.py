@@ -1,74 +1,87 @@
-"""Phases: spans of training with one static mask, and where in them a step lies."""
+"""Phases: spans of training with one static set of trainable parameters, and where in them a step lies."""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.fields import SettingError, check_fields, setting
+from dapt_jax.parameters import BATCH_NORM_MODES, LAYER_NORM_MODES, BatchNormMode, LayerNormMode
 
-Norm = Literal["frozen", "stats", "train"]
-NORMS = ("frozen", "stats", "train")
 SCHEDULES = ("constant", "cosine", "linear", "poly", "step", "plateau")
+
+T = TypeVar("T")
+ByGroup = tuple[tuple[str, T], ...]
+"""Pairs of a pattern and what holds for what it matches; of two that match, the later one holds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A span of training with one static mask and one executable.
+    """A span of training with one static set of trainable parameters and one executable.
+
+    >>> Phase("top", 5, ("stage4", "head"), 1e-4, batch_norm="train", lr_multipliers=(("stage4", 0.1),)).layer_norm
+    'train'
 
     Attributes:
-        name: shown in the ledger; unique within a run.
-        epochs: passes over the corpus.
-        trainable: layer groups or glob patterns over parameter paths; a group's name stands for all below it.
-        lr: peak learning rate.
-        norm: batch norm of the groups that train something: `frozen` (statistics and affine stay), `stats` (batch
-            statistics, affine stays) or `train`. Pairs of (group pattern, mode) instead say it for every group.
-        schedule: of the learning rate within the phase; `step` divides it by ten at a half and at three quarters.
-        warmup: epochs of linear warm-up from zero.
-        augment: whether images are augmented as the run says; without, a frozen prefix sees the same input every epoch.
-        views: number of fixed augmented views per image; 0 draws new ones each epoch.
-        rates: discriminative learning rates (Howard & Ruder, arXiv 1801.06146): pairs of a layer group or glob pattern, as in
-            `trainable`, and the factor by which its rate differs from `lr` at every step; of two that speak of a parameter the
-            later one holds. Decoupled weight decay is scaled along.
+        name: Name in the ledger; unique within a run.
+        epochs: Passes over the corpus.
+        trainable: Layer groups or glob patterns over parameter paths; a group's name stands for all below it.
+        lr: Peak learning rate.
+        batch_norm: Batch norm of the groups that train: `frozen` (statistics, scale and bias stay), `stats` (batch
+            statistics; scale and bias stay) or `train`. Pairs of (group pattern, mode) say it for every group instead;
+            groups that no pattern names are frozen.
+        layer_norm: Layer norm of the groups that train: `train`, or `frozen` (scale and bias stay). Pairs, likewise; groups
+            that no pattern names train it.
+        schedule: Schedule of the learning rate within the phase; `step` divides it by ten at a half and at three quarters.
+        warmup: Epochs of linear warm-up from zero.
+        augment: Whether images are augmented as the run says; without, a frozen prefix sees the same input every epoch.
+        views: Number of fixed augmented views per image; 0 draws new ones each epoch.
+        lr_multipliers: Discriminative learning rates (Howard & Ruder, arXiv 1801.06146): pairs of a layer group or glob
+            pattern, as in `trainable`, and the factor of its learning rate to `lr` at every step; of two that match a
+            parameter the later one holds. Decoupled weight decay is scaled along.
     """
 
     name: str
-    epochs: int
-    trainable: tuple[str, ...]
-    lr: float
-    norm: Norm | tuple[tuple[str, Norm], ...] = "frozen"
-    schedule: str = "constant"
-    warmup: float = 0.0
-    augment: bool = True
-    views: int = 0
-    rates: tuple[tuple[str, float], ...] = ()
+    epochs: int = setting(at_least=1, doc="Passes over the corpus.")
+    trainable: tuple[str, ...] = setting(doc="Layer groups or patterns over parameter paths.")
+    lr: float = setting(above=0, doc="Peak learning rate.")
+    batch_norm: BatchNormMode | ByGroup[BatchNormMode] = setting(
+        "frozen", doc="Batch norm of the groups that train: frozen, stats or train; or pairs of group and mode."
+    )
+    layer_norm: LayerNormMode | ByGroup[LayerNormMode] = setting(
+        "train", doc="Layer norm of the groups that train: train or frozen; or pairs of group and mode."
+    )
+    schedule: str = setting("constant", choices=SCHEDULES, doc="Schedule of the learning rate within the phase.")
+    warmup: float = setting(0.0, at_least=0, doc="Epochs of linear warm-up from zero.")
+    augment: bool = setting(True, doc="Whether images are augmented.")
+    views: int = setting(0, at_least=0, doc="Fixed augmented views per image; 0 draws new ones each epoch.")
+    lr_multipliers: ByGroup[float] = setting((), doc="Pairs of a pattern and the factor of its learning rate to lr.")
 
     def __post_init__(self) -> None:
         where = f"phase {self.name!r}"
-        if self.epochs < 1:
-            raise UserError(f"{where}: epochs is {self.epochs}; expected 1 or more")
-        if not self.lr > 0:
-            raise UserError(f"{where}: lr is {self.lr}; expected a positive number")
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"{where}: unknown schedule {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}")
-        for mode in [self.norm] if isinstance(self.norm, str) else [mode for _, mode in self.norm]:
-            if mode not in NORMS:
-                raise UserError(f"{where}: unknown norm {mode!r}; {nearest(mode, NORMS)}")
-        if not 0 <= self.warmup <= self.epochs:
+        try:
+            check_fields(self)
+        except SettingError as error:
+            raise UserError(f"{where}: {error}") from None
+        for setting_name, choices in (("batch_norm", BATCH_NORM_MODES), ("layer_norm", LAYER_NORM_MODES)):
+            value = getattr(self, setting_name)
+            for mode in [value] if isinstance(value, str) else [mode for _, mode in value]:
+                if mode not in choices:
+                    raise UserError(f"{where}: unknown {setting_name} {mode!r}; {nearest(mode, choices)}")
+        if self.warmup > self.epochs:
             raise UserError(f"{where}: warmup is {self.warmup} epochs; expected 0 to {self.epochs}")
-        if self.views < 0:
-            raise UserError(f"{where}: views is {self.views}; expected 0 (new ones each epoch) or more")
-        for pattern, factor in self.rates:
+        for pattern, factor in self.lr_multipliers:
             if not 0 < factor < math.inf:
                 raise UserError(
-                    f"{where}: the rate factor of {pattern!r} is {factor!r}; expected a positive number: what must not move "
-                    "is left out of trainable"
+                    f"{where}: the lr multiplier of {pattern!r} is {factor!r}; expected a positive number: what must not "
+                    "move is left out of trainable"
                 )
 
 
 class Position(NamedTuple):
-    """Where a step lies: `phase` (index), `epoch` (over the whole run) and `batch` (within the epoch)."""
+    """Position of a step: `phase` (index), `epoch` (over the whole run) and `batch` (within the epoch)."""
 
     phase: int
     epoch: int
@@ -93,18 +106,18 @@ class Timeline:
         return self.epochs * self.steps_per_epoch
 
     def first_epoch(self, phase: int) -> int:
-        """The epoch at which a phase begins."""
+        """Return the epoch at which a phase begins."""
         return list(itertools.accumulate((p.epochs for p in self.phases), initial=0))[phase]
 
     def first_step(self, phase: int) -> int:
-        """Steps of the run before a phase."""
+        """Return the number of steps of the run before a phase."""
         return self.first_epoch(phase) * self.steps_per_epoch
 
     def position(self, step: int) -> Position:
-        """Where the step that is run next lies, after `step` steps are done.
+        """Return the position of the step that is run next, after `step` steps are done.
 
         Raises:
-            IndexError: the run has no such step.
+            IndexError: The run has no such step.
         """
         epoch, batch = divmod(step, self.steps_per_epoch)
         for index in range(len(self.phases)):
@@ -113,12 +126,12 @@ class Timeline:
         raise IndexError(f"step {step} of a run of {self.steps}")
 
     def phase_of_state(self, step: int) -> int:
-        """The phase whose layout a state has after `step` steps: that of the last step run, so a switch comes after."""
+        """Return the phase whose layout a state has after `step` steps: the phase of the last step, so a switch comes after."""
         return self.position(max(step - 1, 0)).phase
 
 
 def check_names(phases: Sequence[Phase]) -> None:
-    """Refuses two phases of one name: the ledger and the checkpoints speak of phases by name."""
+    """Refuse two phases of one name: the ledger and the checkpoints speak of phases by name."""
     names = [phase.name for phase in phases]
     for name in names:
         if names.count(name) > 1:

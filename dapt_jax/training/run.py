@@ -12,7 +12,7 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.mix import Mix
 from dapt_jax.data.pipeline import Order
 from dapt_jax.errors import UserError
-from dapt_jax.losses import AnyObjective
+from dapt_jax.losses import Loss
 from dapt_jax.models.network import Network
 from dapt_jax.training import accounting, steps
 from dapt_jax.training.cache.policy import CacheDecision, Caching, Tier, choose_cache
@@ -102,7 +102,7 @@ class TrainingRun(Generic[ModelT]):
     model: ModelT
     phases: tuple[Phase, ...]
     data: TrainData
-    loss: AnyObjective
+    loss: Loss
     _: dataclasses.KW_ONLY
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     augment: Augment = dataclasses.field(default_factory=Augment)

@@ -15,17 +15,35 @@ from dapt_jax.training.phase import ActivePhase
 from dapt_jax.training.recovery import PhaseDiverged, Rollback
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import State, evaluation_params
+from dapt_jax.weights import identity
+from dapt_jax.weights.paths import flatten
 
 
 @contextlib.contextmanager
 def open_session(run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext) -> Iterator["Session"]:
     """Yield the session of a run; checkpoints and profiler are closed behind the block."""
-    checkpointer = Checkpointer(run, context)
+    checkpointer = Checkpointer(run, context, source_fingerprint(run, params, batch_stats))
     try:
         yield Session(run, params, batch_stats, context, checkpointer)
     finally:
         context.profiler.close()
         checkpointer.close()
+
+
+def source_fingerprint(run: TrainingRun, params: Tree, batch_stats: Tree) -> str:
+    """Return what identifies the weights that a run starts from: the same in all processes.
+
+    Raises:
+        UserError: This process has loaded other weights than the first one.
+    """
+    own = identity.fingerprint(flatten(params) | flatten(batch_stats))
+    with processes.barrier_or_raise():
+        if own != processes.broadcast_from_primary(lambda: own):
+            raise UserError(
+                f"{run.title}: process {jax.process_index()} has loaded other source weights than the first process; "
+                "expected the same file in all"
+            )
+    return own
 
 
 class Session:

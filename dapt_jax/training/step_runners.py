@@ -290,7 +290,7 @@ class FusedEpochs:
     def applies(program: PhaseProgram) -> bool:
         """Return whether a phase trains nothing but the head."""
         is_head_alone = all(path.startswith(f"{HEAD}/") for path in program.mask.trainable)
-        return is_head_alone and not program.mask.norms
+        return is_head_alone and not program.mask.batch_norm_modes
 
     def epoch(self, state: State, epoch: int, lr_scale: float, every_step: bool = False) -> Iterator[StepReport]:
         """Report an epoch, once: see `StepRunner`."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Num, Shaped
 from dapt_jax import ops
 from dapt_jax.data.augment import Augment, example_keys
 from dapt_jax.data.mix import Mix
-from dapt_jax.losses import AnyObjective, MaskObjective
+from dapt_jax.losses import Loss, SegmentationLoss
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
 from dapt_jax.training import freezing, optim
@@ -68,7 +68,7 @@ class PhaseProgram:
     mask: TrainableSpec
     labels: tuple[str, ...]
     optimizer: optim.Optimizer
-    objective: AnyObjective
+    objective: Loss
     augment: Augment
     mix: Mix
     first_step: int
@@ -124,12 +124,12 @@ class PhaseProgram:
         self, labels: Shaped[Array, "b ..."], rng: RngContext, index: Int[Array, " b"]
     ) -> Shaped[Array, "b ..."]:
         """Return the labels of augmented images: masks are transformed as they are, uncertain labels are sampled."""
-        if isinstance(self.objective, MaskObjective):
+        if isinstance(self.objective, SegmentationLoss):
             return self.augment.masks(labels, rng["seed"], rng["view"], index)
         if self.objective.uncertain is None:
             return labels
         keys = example_keys(rng["seed"], rng["epoch"], index)
-        return self.objective.drawn(labels, jax.vmap(lambda key: jax.random.fold_in(key, _FOR_LABELS))(keys))
+        return self.objective.sample_targets(labels, jax.vmap(lambda key: jax.random.fold_in(key, _FOR_LABELS))(keys))
 
     def update(
         self,
@@ -172,7 +172,7 @@ class PhaseProgram:
             params = freezing.combine(train, rest)
             with ops.batch_norm_groups(self.batch_norm_groups):
                 logits, batch_stats = self.model.suffix(
-                    params, batch_stats, part["x"], self.mask.boundary, self.mask.norm_modes, key
+                    params, batch_stats, part["x"], self.mask.boundary, self.mask.batch_norm_modes, key
                 )
             total = self.objective.total(logits, part["label"], part["weight"])
             if mixed is not None:
@@ -346,7 +346,7 @@ def programs(
     phases: Sequence[Phase],
     *,
     optimizer: optim.Optimizer,
-    loss: AnyObjective,
+    loss: Loss,
     augment: Augment,
     mix: Mix,
     seed: int,
@@ -358,16 +358,15 @@ def programs(
 
     A phase that does not augment its images does not mix them either.
     """
-    shapes, _ = model.abstract()
-    paths = freezing.paths(shapes)
-    masks = [freezing.resolve_trainable(phase, model.groups, paths) for phase in phases]
+    paths = freezing.paths(model.abstract()[0])
+    masks = [freezing.resolve_trainable(phase, model.groups, model.kinds) for phase in phases]
     first_epochs = itertools.accumulate((phase.epochs for phase in phases), initial=0)
     return tuple(
         PhaseProgram(
             model=model,
             phase=phase,
             mask=mask,
-            labels=optim.labels(paths, masks, number),
+            labels=optim.labels(paths, model.kinds, masks, number),
             optimizer=optimizer,
             objective=loss,
             augment=augment if phase.augment else eval_transform(model, augment),

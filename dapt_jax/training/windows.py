@@ -9,18 +9,18 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from dapt_jax.errors import UserError
-from dapt_jax.losses import MaskObjective
+from dapt_jax.losses import SegmentationLoss
 from dapt_jax.models.network import Network
 
 
 @functools.cache
-def probabilities_of(model: Network, objective: MaskObjective) -> Callable[..., jax.Array]:
+def probabilities_of(model: Network, objective: SegmentationLoss) -> Callable[..., jax.Array]:
     """Parameters, statistics and images to probabilities of every pixel; compiled once for all arms."""
     return jax.jit(lambda params, batch_stats, images: objective.probabilities(model(params, batch_stats, images)))
 
 
 @functools.cache
-def decide(objective: MaskObjective) -> Callable[..., jax.Array]:
+def decide(objective: SegmentationLoss) -> Callable[..., jax.Array]:
     """Probabilities to masks."""
     return jax.jit(objective.decide)
 

@@ -30,7 +30,7 @@ def in_double(function: Callable[P, R]) -> Callable[P, R]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Moments:
+class FeatureStatistics:
     """Features with their labels, and what several scores need of both, computed when first asked for.
 
     Attributes:
@@ -42,7 +42,7 @@ class Moments:
     labels: Int[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, features: Num[Any, "n d"], labels: Int[Any, " n"]) -> "Moments":
+    def of(cls, features: Num[Any, "n d"], labels: Int[Any, " n"]) -> "FeatureStatistics":
         """Checks features and labels; classes that no row has are left out.
 
         Raises:
@@ -122,6 +122,18 @@ def finite(values: Any, ndim: int, what: str = "features") -> Any:
             "expected numbers"
         )
     return array
+
+
+def maps_with_masks(features: Any, masks: Any) -> tuple[Float[np.ndarray, "n h w d"], Int[np.ndarray, "n h w"]]:
+    """Return feature maps as float64 and the class of each of their positions.
+
+    Raises:
+        UserError: The maps are not finite, or the masks do not fit them.
+    """
+    maps, classes = finite(features, 4, "feature maps"), np.asarray(masks)
+    if classes.shape != maps.shape[:3]:
+        raise UserError(f"masks have shape {classes.shape}; expected that of the feature maps, {maps.shape[:3]}")
+    return maps, classes
 
 
 def class_sums(rows: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], classes: int) -> Float[np.ndarray, "c d"]:

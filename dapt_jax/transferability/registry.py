@@ -1,16 +1,27 @@
-"""The scores by name: what each needs, which way is better, and one call that computes several."""
+"""The scores by name: what each needs, which way is better, and one call that computes several.
+
+A score registers beside its definition; the file is found by being in this folder:
+
+    >>> @score("mean_norm", needs="nothing", higher_is_better=False, title="mean norm")
+    ... def mean_norm(features):
+    ...     return float(np.linalg.norm(features, axis=1).mean())
+    >>> evaluate(["mean_norm"], Sample(np.array([[3.0, 4.0]])))
+    {'mean_norm': Outcome(value=5.0, reason='')}
+    >>> del SCORES["mean_norm"]
+"""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.transferability import dense, evidence, leep, neighbours, robustness, separation
-from dapt_jax.transferability.inputs import Moments
+from dapt_jax.transferability.inputs import FeatureStatistics
+
+F = TypeVar("F", bound=Callable[..., float])
 
 NEEDS = ("nothing", "views", "labels", "source head", "masks")
 """What a score can need beside features: nothing, features of two views, class labels, the source classes' probabilities
@@ -22,12 +33,12 @@ class Sample:
     """What scores are computed from; a part that is not there is None.
 
     Attributes:
-        features: pooled [n, d].
-        labels: class numbers [n].
-        views: features of two views or more, [v, n, d] or [v, n, h, w, d].
-        source: probabilities of the source classes [n, z].
-        maps: feature maps [n, h, w, d], coarse to fine.
-        masks: classes [n, h, w] at each of these levels.
+        features: Pooled features [n, d].
+        labels: Class numbers [n].
+        views: Features of two views or more, [v, n, d] or [v, n, h, w, d].
+        source: Probabilities of the source classes [n, z].
+        maps: Feature maps [n, h, w, d], coarse to fine.
+        masks: Classes [n, h, w] at each of these levels.
     """
 
     features: np.ndarray
@@ -38,12 +49,12 @@ class Sample:
     masks: tuple[np.ndarray, ...] | None = None
 
     @functools.cached_property
-    def moments(self) -> Moments:
-        """Shared by all scores of labels."""
-        return Moments.of(self.features, np.asarray(self.labels))
+    def statistics(self) -> FeatureStatistics:
+        """Statistics of features and labels, shared by all scores of labels."""
+        return FeatureStatistics.of(self.features, np.asarray(self.labels))
 
     def has(self, need: str) -> bool:
-        """Whether what a score needs is there."""
+        """Return whether what a score needs is there."""
         if need == "masks":
             return self.maps is not None and self.masks is not None
         if need == "source head":
@@ -51,16 +62,28 @@ class Sample:
         return need == "nothing" or getattr(self, need) is not None
 
 
+_ARGUMENTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+    "nothing": lambda sample: (sample.features,),
+    "views": lambda sample: (sample.views,),
+    "labels": lambda sample: (sample.features, sample.statistics.labels),
+    "source head": lambda sample: (sample.source, sample.statistics.labels),
+    "masks": lambda sample: (sample.maps, sample.masks),
+}
+"""What a score's function is called with, by what it needs."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ScoreEntry:
     """One score.
 
     Attributes:
-        needs: one of `NEEDS`.
-        higher_is_better: which way a checkpoint is better.
-        compute: from a sample to a number.
+        title: Its name in the literature.
+        needs: What it needs, one of `NEEDS`.
+        higher_is_better: Which way a checkpoint is better.
+        compute: Function from a sample and settings of the score to a number.
     """
 
+    title: str
     needs: str
     higher_is_better: bool
     compute: Callable[..., float]
@@ -74,50 +97,56 @@ class Outcome:
     reason: str = ""
 
 
-def _labelled(function: Callable[..., float]) -> Entry:
-    return Entry(
-        "labels", True, lambda sample: function(sample.features, sample.moments.labels, moments=sample.moments)
-    )
+SCORES: dict[str, ScoreEntry] = {}
+"""The scores by their names in the settings."""
 
 
-SCORES: dict[str, Entry] = {
-    "robustness": Entry("views", False, lambda sample, **how: robustness.robustness(sample.views, **how)),
-    "alignment": Entry(
-        "views", False, lambda sample: robustness.alignment(np.stack([robustness.pool(v) for v in _views(sample)]))
-    ),
-    "uniformity": Entry("nothing", False, lambda sample: robustness.uniformity(sample.features)),
-    "leep": Entry("source head", True, lambda sample: leep.leep(sample.source, sample.moments.labels)),
-    "nce": Entry("source head", True, lambda sample: leep.nce(sample.source, sample.moments.labels)),
-    "nleep": _labelled(leep.nleep),
-    "logme": _labelled(evidence.logme),
-    "h_score": _labelled(evidence.h_score),
-    "regularised_h_score": _labelled(evidence.regularised_h_score),
-    "transrate": _labelled(separation.transrate),
-    "gbc": _labelled(separation.gbc),
-    "sfda": _labelled(separation.sfda),
-    "parc": _labelled(neighbours.parc),
-    "knn": _labelled(neighbours.knn),
-    "linear_probe": _labelled(neighbours.linear_probe),
-    "pixel_gbc": Entry("masks", True, lambda sample: dense.pixel_gbc(_last(sample.maps), _last(sample.masks))),
-    "ccfv": Entry("masks", True, lambda sample: dense.ccfv(sample.maps or (), sample.masks or ())),
-}
+def score(
+    name: str,
+    *,
+    needs: str,
+    higher_is_better: bool,
+    title: str,
+    arguments: Callable[[Sample], tuple[Any, ...]] | None = None,
+) -> Callable[[F], F]:
+    """Register a score, at the function that computes it.
 
+    Args:
+        name: Its name in the settings.
+        needs: What it needs, one of `NEEDS`, which says what the function is called with: features; views; features and
+            labels (and, by name, their shared `statistics`); source probabilities and labels; or maps and masks.
+        higher_is_better: Which way a checkpoint is better.
+        title: Its name in the literature.
+        arguments: What the function is called with, where it is something else.
 
-def _views(sample: Sample) -> np.ndarray:
-    assert sample.views is not None
-    return sample.views
-
-
-def _last(levels: tuple[np.ndarray, ...] | None) -> np.ndarray:
-    assert levels
-    return levels[-1]
-
-
-def entry(name: str) -> Entry:
-    """The score of that name.
+    Returns:
+        A decorator that leaves the function as it is.
 
     Raises:
-        UserError: there is none; names the nearest.
+        TypeError: A score of that name is registered, or `needs` is unknown.
+    """
+    if name in SCORES:
+        raise TypeError(f"two scores are called {name!r}")
+    if needs not in NEEDS:
+        raise TypeError(f"score {name!r} needs {needs!r}; {nearest(needs, NEEDS)}")
+
+    def register(function: F) -> F:
+        def compute(sample: Sample, **settings: Any) -> float:
+            if needs == "labels":
+                settings = {"statistics": sample.statistics, **settings}
+            return function(*(arguments or _ARGUMENTS[needs])(sample), **settings)
+
+        SCORES[name] = ScoreEntry(title, needs, higher_is_better, compute)
+        return function
+
+    return register
+
+
+def entry(name: str) -> ScoreEntry:
+    """Return the score of that name.
+
+    Raises:
+        UserError: There is none; names the nearest.
     """
     if name not in SCORES:
         raise UserError(f"unknown transferability score {name!r}; {nearest(name, SCORES)}")
@@ -125,15 +154,17 @@ def entry(name: str) -> Entry:
 
 
 def evaluate(names: Iterable[str], sample: Sample, **settings: Mapping[str, Any]) -> dict[str, Outcome]:
-    """Several scores of one checkpoint; what cannot be computed is NaN with the reason, so that no training run ends here.
+    """Return several scores of one checkpoint.
+
+    What cannot be computed is NaN with the reason, so that no training run ends here.
 
     Args:
-        names: of scores.
-        sample: what there is.
-        **settings: by name of a score, arguments of its function.
+        names: Names of scores.
+        sample: What there is.
+        **settings: Arguments of a score's function, by name of the score.
 
     Raises:
-        UserError: no score of that name.
+        UserError: There is no score of that name.
     """
     found = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Scores that need no labels: contrastive robustness to small changes of colour, alignment and uniformity.
+"""Contrastive robustness to small changes of colour, and the views that it compares.
 
 Two views of each image that differ a little in brightness, contrast, saturation and hue should lie closer together than
 views of different images. "Enhancing pretraining efficiency for medical image segmentation via transferability metrics",
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 from dapt_jax.data.colour import grey, saturate, turn_hue
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.transferability.inputs import in_double
+from dapt_jax.transferability.registry import score
 
 ALL = 0
 """Number of negatives that stands for every other image."""
@@ -111,7 +112,7 @@ def pool(features: Float[Any, "n *rest"], *, reference_compatible: bool = False)
     """Mean over space of maps [n, h, w, d] or tokens [n, l, d]; pooled features [n, d] stay as they are.
 
     Args:
-        features: of n images.
+        features: Features of n images.
         reference_compatible: tokens are averaged over their channels instead, which leaves one number per place.
     """
     if features.ndim == 3:
@@ -119,6 +120,7 @@ def pool(features: Float[Any, "n *rest"], *, reference_compatible: bool = False)
     return features.mean((1, 2)) if features.ndim == 4 else features
 
 
+@score("robustness", needs="views", higher_is_better=False, title="contrastive robustness")
 @in_double
 def robustness(
     views: Num[Any, "v n *rest"],
@@ -129,26 +131,26 @@ def robustness(
     pooled: bool = True,
     reference_compatible: bool = False,
 ) -> float:
-    """Contrastive robustness, a loss: 0 or more, lower is more robust.
+    """Return the contrastive robustness, a loss: 0 or more, lower is more robust.
 
     The mean over images and negatives of max(0, d(a_i, b_i) - d(a_i, b_j) + margin), a and b the features of two views;
     with more views, also over all pairs of them. The negatives of image i are i + 1, i + 2, ... around the data set, so no
     image is its own. With a margin of .5 the hinge is nearly always active, and the score is E[d+] - E[d-] + margin.
 
     Args:
-        views: features of v views of n images: pooled [v, n, d], tokens [v, n, l, d] or maps [v, n, h, w, d].
-        distance: `cosine`, `l2` or `inverse_pearson`.
-        margin: of the hinge.
-        negatives: per image: 1 as in the paper, up to n - 1; 0 (`ALL`) for every other image.
-        pooled: mean over space first; otherwise maps and tokens are compared place by place.
-        reference_compatible: the one negative of image i is image (n + 1 - i) mod n, as in the authors' code, which for odd
-            n makes image (n + 1) / 2 its own; tokens are pooled over channels.
+        views: Features of v views of n images: pooled [v, n, d], tokens [v, n, l, d] or maps [v, n, h, w, d].
+        distance: Distance between features: `cosine`, `l2` or `inverse_pearson`.
+        margin: Margin of the hinge.
+        negatives: Number of negatives per image: 1 as in the paper, up to n - 1; 0 (`ALL`) for every other image.
+        pooled: Whether to take the mean over space first; otherwise maps and tokens are compared place by place.
+        reference_compatible: Whether the one negative of image i is image (n + 1 - i) mod n, as in the authors' code,
+            which for odd n makes image (n + 1) / 2 its own; tokens are then pooled over channels.
 
     Returns:
         The score; NaN where a cosine or a correlation is undefined (a feature vector without length or variance).
 
     Raises:
-        UserError: an unknown distance, features that are not finite, fewer than two views, or more negatives than images.
+        UserError: An unknown distance, features that are not finite, fewer than two views, or more negatives than images.
     """
     if distance not in DISTANCES:
         raise UserError(f"unknown distance {distance!r}; {nearest(distance, DISTANCES)}")
@@ -183,57 +185,3 @@ def _hinge(a: Any, b: Any, partners: Any, margin: Any, distance: str) -> Float[A
     return jnp.mean(
         jax.lax.map(lambda others: jnp.mean(jnp.maximum(0.0, near - measure(a, b[others]) + margin)), partners)
     )
-
-
-@in_double
-def alignment(views: Num[Any, "v n d"]) -> float:
-    """Mean squared distance between two views of an image, on features of length 1: 0 to 4, lower is better.
-
-    With more views, the mean over all pairs of them. Wang and Isola, arXiv 2005.10242.
-
-    Args:
-        views: features of v views of n images.
-
-    Raises:
-        UserError: fewer than two views, or a feature vector without length.
-    """
-    found = [_unit(view) for view in np.asarray(views, np.float64)]
-    if len(found) < 2:
-        raise UserError(f"{len(found)} views; expected two or more")
-    pairs = itertools.combinations(found, 2)
-    return float(np.mean([np.mean(np.sum((a - b) ** 2, 1)) for a, b in pairs]))
-
-
-@in_double
-def uniformity(features: Num[Any, "n d"]) -> float:
-    """Log of the mean over pairs of exp(-2 |x_i - x_j|^2), on features of length 1: -8 to 0, lower is better.
-
-    Wang and Isola, arXiv 2005.10242.
-
-    Args:
-        features: of n images.
-
-    Raises:
-        UserError: fewer than two images, or a feature vector without length.
-    """
-    rows = _unit(np.asarray(features, np.float64))
-    if len(rows) < 2:
-        raise UserError(f"{len(rows)} image; expected two or more")
-    return float(_uniformity(rows))
-
-
-@jax.jit
-def _uniformity(rows: Any) -> Float[Array, ""]:
-    kernel = jnp.exp(-2 * jnp.maximum(2 - 2 * rows @ rows.T, 0.0))
-    pairs = len(rows) * (len(rows) - 1)
-    return jnp.log((kernel.sum() - jnp.trace(kernel)) / pairs)
-
-
-def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
-    bad = ~(np.isfinite(lengths) & (lengths > 0)).ravel()
-    if bad.any():
-        raise UserError(
-            f"features of image {int(np.flatnonzero(bad)[0])} have no direction; expected finite, not all 0"
-        )
-    return rows / lengths

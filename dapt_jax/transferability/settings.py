@@ -1,74 +1,102 @@
-"""What a study scores along adaptation, from its config."""
+"""What a study scores along adaptation, and how it chooses a checkpoint by a score."""
 
 import dataclasses
-from typing import Any
 
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import UserError
+from dapt_jax.fields import check_fields, setting
 from dapt_jax.transferability import registry
 from dapt_jax.transferability.robustness import DISTANCES
-from dapt_jax.transferability.select import CheckpointRule
+from dapt_jax.transferability.select import RULES, CheckpointRule
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is scored, and how: `config.score` and `config.select`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoringSettings:
+    """Scores of target images along adaptation: the section `checkpoint_scoring`."""
 
-    Attributes:
-        every: epochs between scores.
-        names: scores of `registry.SCORES`.
-        images: of the sample, at most.
-        budget: share of the training run's FLOPs that scoring may take; the sample shrinks to fit.
-        views: of each image, for scores of views.
-        level: whose features the scores of views and of masks see: 1 the encoder's last, 2 the deepest skip (the last
-            before the final reduction), and so on.
-        pooled: whether scores of views compare spatial means.
-        distance: of the robustness score.
-        margin: of its hinge.
-        negatives: per image.
-        select: the score that chooses; empty to keep the last checkpoint.
-        rule: how it chooses.
-        keep: whether the weights of every scored epoch are kept.
+    every: int = setting(
+        0, at_least=0, doc="Epochs between scores; 0: none, or each epoch if one selects a checkpoint."
+    )
+    names: tuple[str, ...] = setting(("robustness",), doc="Scores of dapt_jax/transferability/registry.py.")
+    task: str = setting("", doc="Task whose development images are scored; empty: the first.")
+    images: int = setting(256, at_least=2, doc="Largest number of images in the sample.")
+    budget: float = setting(
+        0.02, above=0, below=1, doc="Share of the training FLOPs for scoring: the sample shrinks to fit."
+    )
+    views: int = setting(2, at_least=2, doc="Jittered views of an image, for scores of views.")
+    level: int = setting(
+        2, at_least=1, doc="Features that scores of views and masks see: 1 the encoder's last, 2 the deepest skip, ..."
+    )
+    pooled: bool = setting(True, doc="Whether scores of views compare spatial means.")
+    distance: str = setting("cosine", choices=tuple(DISTANCES), doc="Distance of the robustness score.")
+    margin: float = setting(0.5, at_least=0, doc="Margin of the robustness score's hinge.")
+    negatives: int = setting(1, at_least=0, doc="Negatives per image of the robustness score; 0: all other images.")
+    downstream: bool = setting(False, doc="Measure each scored checkpoint on the target tasks, as an arm of its own.")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in self.names:
+            registry.entry(name)
+        if self.negatives >= self.images:
+            raise UserError(
+                f"checkpoint_scoring.negatives is {self.negatives} of a sample of {self.images} images; "
+                "expected fewer than images"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectionSettings:
+    """Choice of the checkpoint that adaptation hands on: the section `checkpoint_selection`."""
+
+    score: str = setting("", doc="Score by which adaptation stops and the checkpoint is chosen; empty: the last one.")
+    rule: str = setting("length_prior", choices=RULES, doc="Rule by which the score chooses.")
+    patience: int = setting(3, at_least=1, doc="Scores without improvement before the rule patience stops.")
+    length_weight: float = setting(
+        1.0, at_least=0, doc="Standard deviations of the score that the whole length is worth, for length_prior."
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.score:
+            registry.entry(self.score)
+
+    def checkpoint_rule(self) -> CheckpointRule:
+        """Return the rule as an object."""
+        return CheckpointRule(self.rule, self.patience, weight=self.length_weight)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(ScoringSettings):
+    """What is scored, and how: both sections, for a study that scores.
+
+    `names` holds every score that is computed, that which selects among them; `every` is 1 or more.
     """
 
-    every: int
-    names: tuple[str, ...]
-    images: int
-    budget: float
-    views: int
-    level: int
-    pooled: bool
-    distance: str
-    margin: float
-    negatives: int
-    select: str
-    rule: CheckpointRule
-    keep: bool
+    selection: SelectionSettings = SelectionSettings()
 
     @classmethod
-    def of(cls, config: Any) -> "Settings | None":
-        """The settings of a study, or None where it scores nothing.
-
-        Raises:
-            UserError: an unknown score, distance or rule.
-        """
-        score, select = config.score, str(config.select)
-        if not (score.every or select):
+    def of(cls, scoring: ScoringSettings, selection: SelectionSettings) -> "Settings | None":
+        """Return the settings of a study, or None where it scores nothing."""
+        if not (scoring.every or selection.score):
             return None
-        names = tuple(dict.fromkeys([*score.names, *([select] if select else [])]))
-        for name in names:
-            registry.entry(name)
-        if score.distance not in DISTANCES:
-            raise UserError(f"unknown score.distance {score.distance!r}; {nearest(score.distance, DISTANCES)}")
-        rule = CheckpointRule(score.rule, score.patience, score.window, score.weight)
-        if score.negatives >= score.images:
-            raise UserError(
-                f"score.negatives is {score.negatives} of a sample of {score.images} images; expected fewer than images"
-            )
-        return cls(
-            every=max(score.every, 1), names=names, images=score.images, budget=score.budget, views=score.views,
-            level=score.level, pooled=score.pooled, distance=score.distance, margin=score.margin,
-            negatives=score.negatives, select=select, rule=rule, keep=score.downstream,
-        )  # fmt: skip
+        chosen = [selection.score] if selection.score else []
+        names = tuple(dict.fromkeys([*scoring.names, *chosen]))
+        own = {**vars(scoring), "names": names, "every": max(scoring.every, 1)}
+        return cls(**own, selection=selection)
+
+    @property
+    def select(self) -> str:
+        """The score that chooses; empty to keep the last checkpoint."""
+        return self.selection.score
+
+    @property
+    def rule(self) -> CheckpointRule:
+        """How it chooses."""
+        return self.selection.checkpoint_rule()
+
+    @property
+    def keep(self) -> bool:
+        """Whether the weights of every scored epoch are kept."""
+        return self.downstream
 
     @property
     def _needs(self) -> set[str]:
@@ -76,12 +104,12 @@ class Settings:
 
     @property
     def jittered(self) -> int:
-        """Passes over jittered views."""
+        """Number of passes over jittered views."""
         return self.views if "views" in self._needs else 0
 
     @property
     def plain(self) -> int:
-        """Passes over the images as they are: 0 or 1."""
+        """Number of passes over the images as they are: 0 or 1."""
         return int(bool(self._needs - {"views"}))
 
     @property

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.models import vit
 from dapt_jax.models.encoder import Encoder, get_group
+from dapt_jax.models.encoders import vit
+from dapt_jax.parameters import Kind
 from dapt_jax.weights.paths import flatten
 
 Stem = Literal["auto", "sum", "repeat"]
@@ -39,13 +40,13 @@ def way(
     """
     if path == first_kernel(encoder) and _differ_at(found, wanted, 2):
         return _channels(found[2], wanted[2], stem)
-    leaf = path.rpartition("/")[2]
-    if leaf == "position" and _differ_at(found, wanted, 1):
+    kind = encoder.kinds.get(path)
+    if kind is Kind.POSITION and _differ_at(found, wanted, 1):
         sides = [round((shape[1] - 1) ** 0.5) for shape in (found, wanted)]
         if [side**2 + 1 for side in sides] == [found[1], wanted[1]]:
             words = f"positions resampled from {sides[0]} x {sides[0]} to {sides[1]} x {sides[1]} patches"
             return Way(lambda array: np.asarray(vit.resampled(jax.numpy.asarray(array), sides[1])), words)
-    if leaf == "relative_bias" and _differ_at(found, wanted, 0):
+    if kind is Kind.RELATIVE_POSITION_BIAS and _differ_at(found, wanted, 0):
         sides = [round(shape[0] ** 0.5) for shape in (found, wanted)]
         if [side**2 for side in sides] == [found[0], wanted[0]]:
             old, new = ((side + 1) // 2 for side in sides)

@@ -14,8 +14,9 @@ from typing import Any
 from dapt_jax.errors import UserError
 from dapt_jax.weights.source import check_unpacked
 
-MEMBERS = 100_000
-"""More members than this no weight file has; each costs memory before any is read."""
+MEMBERS = 30_000
+"""Arrays at most in a file of any format, and members of a zip file: each costs about 2 kB before any is read. A large
+transformer with its optimiser's state has some thousands."""
 _LOCAL = struct.Struct("<4s5H3I2H")
 _END = struct.Struct("<4s4H2IH")
 
@@ -57,17 +58,22 @@ class Archive:
         self._verified: set[str] = set()
 
     def _refuse_crowds(self) -> None:
-        """Counts the members as the end of the file declares them, before zipfile makes an object of each."""
-        at = bytes(self._map[-66_000:]).rfind(b"PK\x05\x06")
-        end = bytes(self._map[-66_000:])[at : at + _END.size]
+        """Counts the members before zipfile makes an object of each: as the file declares them, and as they are."""
+        tail = bytes(self._map[-66_000:])
+        at = tail.rfind(b"PK\x05\x06")
+        end = tail[at : at + _END.size]
         if at < 0 or len(end) < _END.size:
             return  # zipfile says what is wrong
-        directory = _END.unpack(end)[5]
+        size = _END.unpack(end)[5]
+        if (long := tail.rfind(b"PK\x06\x06", 0, at)) >= 0 and len(tail) >= long + 56:  # zip64
+            size = max(0 if size == 0xFFFFFFFF else size, int.from_bytes(tail[long + 40 : long + 48], "little"))
         # A record of the central directory takes 46 bytes and its name; a directory larger than this is not a file of weights.
-        if directory > MEMBERS * 512 or _END.unpack(end)[4] > MEMBERS:
-            raise UserError(
-                f"{self.path}: a zip file with a table of contents of {directory:,} bytes; expected weights"
-            )
+        if size > MEMBERS * 512:
+            raise UserError(f"{self.path}: a zip file with a table of contents of {size:,} bytes; expected weights")
+        stop = len(self._map) - len(tail) + at
+        count = bytes(self._map[max(0, stop - size - 1000) : stop]).count(b"PK\x01\x02")
+        if count > MEMBERS:
+            raise UserError(f"{self.path}: a zip file of {count:,} members; expected at most {MEMBERS:,}")
 
     def is_stored(self, name: str) -> bool:
         """Whether a member is stored as it is, not compressed."""

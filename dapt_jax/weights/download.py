@@ -1,29 +1,44 @@
 """Weight files from the network: resumed where they stopped, verified, and kept.
 
-A file that is here is not asked for again. Without a network, the error says which file to put where.
+A file that is here is not asked for again. Without a network, the error says which file to put where. What a server says is
+not trusted: a download ends within the length that it announces, the room on the disk and a time.
 """
 
+import base64
 import contextlib
 import hashlib
-import http.client
 import json
 import os
-import urllib.error
+import re
+import shutil
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import NamedTuple
 
-from dapt_jax import __version__
-from dapt_jax.errors import UserError
+from dapt_jax.errors import UserError, redact
 from dapt_jax.runtime import user_cache
+from dapt_jax.weights import transport, unreadable
+from dapt_jax.weights.identity import digest
 
 FOLDER = "DAPT_JAX_WEIGHTS"
 """Environment variable that names the folder of downloaded weights; by default one in the user's cache folder."""
 _ATTEMPTS = 4
-_PIECE = 1 << 20
-_TIMEOUT_S = 30
+_LONGEST_NAME = 120
+
+
+class _Source(NamedTuple):
+    """Where a file comes from, as it is asked for and as it is written.
+
+    Attributes:
+        url: Without a user's name and password.
+        headers: With them.
+        shown: For lines, without any secret.
+    """
+
+    url: str
+    headers: dict[str, str]
+    shown: str
 
 
 def folder() -> Path:
@@ -47,19 +62,19 @@ def fetch(url: str, *, sha256: str | None = None, name: str = "") -> Path:
     Raises:
         UserError: it cannot be reached, is not there, or is another file; says which file to put where.
     """
-    parts = urllib.parse.urlsplit(url)
+    source, parts = _source(url)
     is_here = parts.hostname in ("127.0.0.1", "::1", "localhost")
     if parts.scheme != "https" and not (parts.scheme == "http" and (sha256 or is_here)):
-        raise UserError(f"{url}: expected https://, or http:// with #sha256=...")
-    _check_digits(url, sha256)
+        raise UserError(f"{source.shown}: expected https://, or http:// with #sha256=...")
+    check_digits(source.shown, sha256)
     # Two sources may call their files alike; a hash of the address keeps them apart.
-    place = folder() / hashlib.sha256(url.encode()).hexdigest()[:8]
-    path = place / (name or Path(urllib.parse.unquote(parts.path)).name or "weights")
+    place = folder() / hashlib.sha256(source.url.encode()).hexdigest()[:8]
+    path = place / (name or file_name(parts.path))
     if path.is_file():
         if _is(path, sha256):
             return path
         raise UserError(
-            f"{path}: its sha256 is {digest(path)}, expected {sha256}: delete it, or put the file of {url} there"
+            f"{path}: its sha256 is {digest(path)}, expected {sha256}: delete it, or put the file of {source.shown} there"
         )
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -69,19 +84,50 @@ def fetch(url: str, *, sha256: str | None = None, name: str = "") -> Path:
         ) from None
     with _alone(path):
         if not path.is_file():
-            _download(url, path, sha256)
+            _download(source, path, sha256)
     return path
 
 
-def digest(path: Path) -> str:
-    """The sha256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_name(path: str) -> str:
+    """Return what the file at the path of a URL is called here: letters, digits and `._+-` of its last part.
+
+    Example:
+        >>> file_name("/a/b%2F..%2Fresnet 50.pth"), file_name("/a/..")
+        ('resnet_50.pth', 'weights')
+    """
+    last = re.split(r"[/\\]", urllib.parse.unquote(path))[-1]
+    clean = re.sub(r"[^A-Za-z0-9._+-]", "_", last).lstrip(".")
+    return clean[-_LONGEST_NAME:].lstrip(".") or "weights"
 
 
-def _check_digits(url: str, sha256: str | None) -> None:
+def check_digits(url: str, sha256: str | None) -> None:
+    """Refuse what is no checksum."""
     if sha256 is not None and (not 8 <= len(sha256) <= 64 or set(sha256) - set("0123456789abcdef")):
         raise UserError(f"{url}: sha256 {sha256!r}; expected 8 to 64 hexadecimal digits")
+
+
+def _source(url: str) -> tuple[_Source, urllib.parse.SplitResult]:
+    """Takes the user's name and password out of a URL; they are sent to its host, and stand nowhere else."""
+    shown = redact(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port, url.encode("ascii")
+        if re.search(r"[\s\x00-\x1f\x7f]", url) or not parts.hostname:
+            raise ValueError
+    except ValueError:
+        hint = "" if "@" not in url else " (in a password, / is %2F, @ is %40, # is %23)"
+        shown = shown if not re.search(r"\s", url) else shown.partition("://")[0] + "://***"
+        raise UserError(
+            f"{shown}: not an address of a file; expected https://HOST/FILE, odd characters as %XX{hint}"
+        ) from None
+    headers = {}
+    if parts.username is not None:
+        user, password = (urllib.parse.unquote(each or "") for each in (parts.username, parts.password))
+        token = base64.b64encode(f"{user}:{password}".encode()).decode()
+        headers["Authorization"] = f"Basic {token}"
+        parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+    parts = parts._replace(fragment="")
+    return _Source(parts.geturl(), headers, shown), parts
 
 
 def _is(path: Path, sha256: str | None) -> bool:
@@ -96,80 +142,88 @@ def _alone(path: Path) -> Iterator[None]:
     except ImportError:  # not on Windows: there, two processes may download it twice
         yield
         return
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    try:
+        lock = path.with_name(f".{path.name}.lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot be written to ({error.strerror}); set {FOLDER} to a folder that can"
+        ) from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _download(url: str, path: Path, sha256: str | None) -> None:
+def _download(source: _Source, path: Path, sha256: str | None) -> None:
     """Downloads in pieces; a connection that breaks, now or in an earlier start, is taken up again where it broke."""
     partial, about = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.partial.json")
     failure = ""
-    for _ in range(_ATTEMPTS):
-        try:
-            _take_up(url, partial, about, is_verified=sha256 is not None)
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code == 416:  # what is here is longer than the file: begin again
+    try:
+        for _ in range(_ATTEMPTS):
+            try:
+                _take_up(source, partial, about, is_verified=sha256 is not None)
+            except transport.Broken as error:
+                failure = str(error)
+                if error.is_too_long:  # what is here is longer than the file: begin again
                     partial.unlink(missing_ok=True)
-                    continue
-                if error.code < 500:
-                    raise UserError(_put(f"{url}: HTTP {error.code} {error.reason}", url, path, sha256)) from None
-                failure = f"HTTP {error.code} {error.reason}"
+                if error.is_final:
+                    break
                 continue
-        except urllib.error.URLError as error:  # not even a connection: no network, or no such host
-            raise UserError(_put(f"{url}: cannot be reached ({error.reason})", url, path, sha256)) from None
-        except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            failure = str(error)
-            continue
-        if _is(partial, sha256):
+            if _is(partial, sha256):
+                _refuse_others(source, partial, sha256)
+                about.unlink(missing_ok=True)
+                partial.replace(path)
+                return
+            failure = f"sha256 {digest(partial)}, expected {sha256}{'' if len(sha256 or '') == 64 else '...'}"
+            partial.unlink()  # a wrong beginning is not mended by resuming
+        raise UserError(_put(f"{source.shown}: {failure}", path, sha256))
+    except (transport.NotWritten, OSError) as error:
+        partial.unlink(missing_ok=True)  # its room may be what is missing
+        told = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path.parent}: cannot be written to ({told}); make room, or set {FOLDER} to a folder that can"
+        ) from None
+    finally:
+        if not partial.exists() or not (sha256 or _seal(about)):  # it could not be taken up
+            partial.unlink(missing_ok=True)
             about.unlink(missing_ok=True)
-            partial.replace(path)
-            return
-        failure = f"sha256 {digest(partial)}, expected {sha256}{'' if len(sha256 or '') == 64 else '...'}"
-        partial.unlink()  # a wrong beginning is not mended by resuming
-    raise UserError(_put(f"{url}: {failure}", url, path, sha256))
 
 
-def _put(what: str, url: str, path: Path, sha256: str | None) -> str:
+def _refuse_others(source: _Source, partial: Path, sha256: str | None) -> None:
+    """Refuses a web page or a pointer that a server sent as a file; it would be kept otherwise."""
+    with partial.open("rb") as file:
+        head = file.read(1024)
+    if sha256 is None and (what := unreadable.identify(partial, head)):
+        partial.unlink()
+        raise UserError(f"{source.shown}: {what}")
+
+
+def _put(what: str, path: Path, sha256: str | None) -> str:
     """The end of an error line: what to do by hand."""
     check = f" with sha256 {sha256}{'' if len(sha256) == 64 else '...'}" if sha256 else ""
     return f"{what}; download it where there is a network and put the file{check} at {path}"
 
 
-def _take_up(url: str, partial: Path, about: Path, *, is_verified: bool) -> None:
+def _take_up(source: _Source, partial: Path, about: Path, *, is_verified: bool) -> None:
     """Downloads what is missing of a file; all of it, where nothing would tell that its source has changed meanwhile."""
     have = partial.stat().st_size if partial.exists() else 0
     seal = _seal(about) if have else ""
-    headers = {"User-Agent": f"dapt_jax/{__version__}", "Accept-Encoding": "identity"}
-    if have and (seal or is_verified):
-        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": seal} if seal else {})
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S) as answer:
-        is_rest = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if url.startswith("https:") and not answer.url.startswith("https:"):
-            raise UserError(f"{url}: leads to {answer.url}, which is not https; pass the address of the file itself")
-        if answer.headers.get_content_type() == "text/html":
-            raise UserError(f"{url}: a web page, not a file; download it with a browser and pass the file's path")
-        seal = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-        about.write_text(json.dumps({"url": url, "seal": "" if seal.startswith("W/") else seal}))
-        length = answer.headers.get("Content-Length")
-        with partial.open("ab" if is_rest else "wb") as file:
-            taken = _copy(answer, file)
-    if length is not None and taken != int(length):
-        raise ConnectionError(f"the connection ended after {taken:,} of {int(length):,} bytes")
+    if not (seal or is_verified):
+        have = 0
+    with transport.opened(source.url, source.headers, source.shown, have, seal) as answer:
+        room = shutil.disk_usage(partial.parent).free
+        if answer.length is not None and answer.length > room:
+            raise UserError(
+                f"{source.shown}: {answer.length:,} bytes, and {room:,} are free in {partial.parent}; make room, or set "
+                f"{FOLDER} to a folder on another disk"
+            )
+        about.write_text(json.dumps({"seal": answer.seal}), encoding="utf-8")
+        with partial.open("ab" if answer.is_rest else "wb") as file:
+            answer.copy(file, room)
 
 
 def _seal(about: Path) -> str:
     """What the source called the version of the file that is partly here."""
     try:
-        return str(json.loads(about.read_text())["seal"])
+        return str(json.loads(about.read_text(encoding="utf-8"))["seal"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def _copy(answer: Any, file: BinaryIO) -> int:
-    taken = 0
-    while piece := answer.read(_PIECE):
-        file.write(piece)
-        taken += len(piece)
-    return taken

@@ -12,10 +12,11 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 
 from dapt_jax.errors import UserError
+from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.ops import choice
-from dapt_jax.weights import tables
+from dapt_jax.weights import normalisation, tables
 from dapt_jax.weights.paths import flatten
 
 SUFFIXES = (".safetensors", ".npz")
@@ -55,49 +56,24 @@ class Library:
         return f'model = {made}\nmodel.load_state_dict(safetensors.torch.load_file("{self.file}"){strict})'
 
 
-_TIMM = {
-    "efficientnet_lite0": "tf_efficientnet_lite0",
-    "efficientnet_lite1": "tf_efficientnet_lite1",
-    "resnext50": "resnext50_32x4d",
-    **{f"vit_{size}": f"vit_{size}_patch16_224" for size in ("small", "base", "large")},
-    **{f"vit_{size}_mae": f"vit_{size}_patch16_224" for size in ("base", "large")},
-    **{f"vit_{size}_dinov2": f"vit_{size}_patch14_dinov2" for size in ("small", "base", "large")},
-    **{f"vit_{size}_dinov2_registers": f"vit_{size}_patch14_reg4_dinov2" for size in ("small", "base", "large")},
-    **{f"vit_{size}_dinov3": f"vit_{size}_patch16_dinov3" for size in ("small", "base", "large")},
-    **{f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")},
-}
-_TORCHVISION = {
-    "resnext50": "resnext50_32x4d",
-    "vit_base": "vit_b_16",
-    "vit_large": "vit_l_16",
-    "swin_tiny": "swin_t",
-    "swin_small": "swin_s",
-    "swin_base": "swin_b",
-}
-_SHARED = ("resnet", "wide_resnet", "resnext", "densenet")
-"""Families that have the same names in both libraries."""
-
-
 def libraries(model: str) -> tuple[Library, ...]:
     """The PyTorch libraries that build a model of the registry with weights of the same names; none for Keras' variants."""
     schemes = {scheme.name: scheme for scheme in tables.schemes(model)}
-    if "torchvision" in schemes and model.startswith(_SHARED):
-        schemes.setdefault("timm", schemes["torchvision"])
-    if model not in _TORCHVISION and model.startswith("vit"):
-        schemes.pop("torchvision", None)
-    calls = {"timm": _TIMM, "torchvision": _TORCHVISION}
-    if model.endswith("_keras"):
-        return ()
-    return tuple(Library(name, calls[name].get(model, model), schemes[name]) for name in calls if name in schemes)
+    return tuple(
+        # Where timm has no names of its own for a model, its names are torchvision's.
+        Library(library, name, schemes.get(library) or schemes["torchvision"])
+        for library, name in registry.entry(model).libraries.items()
+    )
 
 
-def write(path: str | Path, params: Tree, batch_stats: Tree) -> None:
+def write(path: str | Path, params: Tree, batch_stats: Tree, encoder: Encoder | None = None) -> None:
     """Writes parameters and batch-norm statistics to one file under our own names.
 
     Args:
         path: where to; its suffix decides the format, `.safetensors` or `.npz`.
         params: nested dict of arrays.
         batch_stats: likewise; its leaves (`mean`, `var`) share no path with those of `params`.
+        encoder: Encoder that they are of; a `.safetensors` file remembers what it expects of an image.
 
     Raises:
         UserError: the suffix is neither of the two.
@@ -105,7 +81,13 @@ def write(path: str | Path, params: Tree, batch_stats: Tree) -> None:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: weights are written as {' or '.join(SUFFIXES)}")
-    _save(path, {key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(batch_stats)).items()})
+    arrays = {key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(batch_stats)).items()}
+    _save(path, arrays, _about(encoder) if encoder else None)
+
+
+def _about(encoder: Encoder) -> dict[str, str]:
+    """What a file remembers of the encoder whose weights it holds."""
+    return {"dapt_jax.model": encoder.name, **normalisation.to_metadata(encoder.preprocess)}
 
 
 def _save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:
@@ -148,7 +130,7 @@ def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Sche
 
 def write_named(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> None:
     """Writes an encoder as safetensors under the names of other files; see `named`."""
-    _save(path, named(encoder, params, batch_stats, scheme), {"format": "pt"})
+    _save(path, named(encoder, params, batch_stats, scheme), {"format": "pt", **_about(encoder)})
 
 
 def write_orbax(folder: Path, params: Tree, batch_stats: Tree) -> None:

@@ -8,7 +8,7 @@ The HDF5 library itself is not safe: some damaged files make it loop without end
 such). So a file is first read to its end by a process of its own, with a limit on its time; what that survives is read.
 """
 
-import contextlib
+import functools
 import io
 import json
 import os
@@ -22,9 +22,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dapt_jax.data import hdf5
 from dapt_jax.errors import EXIT_CODE, UserError
 from dapt_jax.weights.archive import Archive
-from dapt_jax.weights.source import Stored, Weights, check_unpacked
+from dapt_jax.weights.source import SPARE, Stored, Weights, check_unpacked
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _INSIDE = "model.weights.h5"
@@ -85,16 +86,22 @@ def read_zip(archive: Archive) -> Weights:
 
 
 def _try_out(path: Path) -> None:
-    """Reads a file to its end in another process, which may hang or crash.
+    """Reads a file to its end in another process, which may hang or crash; a file that has not changed, once.
 
     Raises:
         UserError: it did; or the file is damaged, or not of Keras.
     """
+    about = path.stat()
+    _try(path, sys.executable, (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino))
+
+
+@functools.lru_cache(maxsize=64)
+def _try(path: Path, python: str, about: tuple[int, ...]) -> None:
     root = str(Path(__file__).parents[2])
     known = os.environ.get("PYTHONPATH")
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{known}" if known else root}
     seconds = _SECONDS + path.stat().st_size // _BYTES_PER_SECOND
-    command = [sys.executable, "-m", __name__, str(path), str(seconds)]
+    command = [python, "-m", __name__, str(path), str(seconds)]
     try:
         # Ten times what it may compute, for machines without a limit on that and for those with other work.
         tried = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10 * seconds)
@@ -108,10 +115,7 @@ def _try_out(path: Path) -> None:
 
 def _main(path: Path, seconds: int) -> int:
     """What the other process does."""
-    with contextlib.suppress(ImportError):  # not on Windows
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    hdf5.limit_process(seconds, 2 * (2 * path.stat().st_size + SPARE))
     try:
         for array in read_here(path).values():
             del array
@@ -181,7 +185,7 @@ def _read(path: Path, file: Any, norms: dict[str, tuple[str, ...]]) -> Weights:
             if key in arrays:
                 raise UserError(f"{path}: {key[:80]!r} is there twice")
             arrays[key] = _stored(path, key, dataset)
-            size += dataset.size * dataset.dtype.itemsize
+            size += hdf5.check(dataset, path)
             check_unpacked(size, path, path.stat().st_size)
     except _ERRORS as error:
         raise _damaged(path, error) from None
@@ -190,7 +194,7 @@ def _read(path: Path, file: Any, norms: dict[str, tuple[str, ...]]) -> Weights:
             f"{path}: an HDF5 file without named layers (the first .weights.h5 of Keras 3 number them); expected what "
             "model.save('model.keras'), model.save('model.h5') or model.save_weights('x.weights.h5') writes"
         )
-    return Weights(arrays, str(path))
+    return Weights(arrays, str(path), path=path)
 
 
 _ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
@@ -205,8 +209,6 @@ def _damaged(path: Path, error: Exception) -> UserError:
 def _stored(path: Path, key: str, dataset: Any) -> Stored:
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
         raise UserError(f"{path}: {key[:80]!r} is not an array of numbers")
-    if dataset.external or dataset.is_virtual:
-        raise UserError(f"{path}: {key[:80]!r} is kept in another file; expected a file that holds its own numbers")
 
     def build() -> np.ndarray:
         try:
@@ -220,9 +222,9 @@ def _stored(path: Path, key: str, dataset: Any) -> Stored:
 def _named(root: Any) -> Iterator[tuple[str, Any]]:
     """The layout that Keras calls legacy HDF5: weights only, or under `model_weights` of a whole saved model."""
     for layer in _attribute(root, "layer_names") or []:
-        group = _follow(root, layer)
+        group = hdf5.follow(root, layer)
         for weight in _attribute(group, "weight_names") or []:
-            yield _key(layer, weight), _follow(group, weight)
+            yield _key(layer, weight), hdf5.follow(group, weight)
 
 
 def _numbered(group: Any, norms: dict[str, tuple[str, ...]], depth: int) -> Iterator[tuple[str, Any]]:
@@ -230,7 +232,7 @@ def _numbered(group: Any, norms: dict[str, tuple[str, ...]], depth: int) -> Iter
     if not depth:
         raise UserError(f"{group.file.filename}: groups within groups, {_DEPTH} deep; expected a model's layers")
     for name in group:
-        found = _follow(group, name)
+        found = hdf5.follow(group, name)
         if not isinstance(found, h5py.Group) or name == "optimizer":
             continue
         if name != "vars":
@@ -241,16 +243,7 @@ def _numbered(group: Any, norms: dict[str, tuple[str, ...]], depth: int) -> Iter
             for number in sorted(found, key=lambda each: (len(each), each)):
                 position = int(number) if number.isdigit() else len(found)
                 known = names and len(names) == len(found) and position < len(names)
-                yield f"{layer}/{names[position] if known and names else f'vars/{number}'}", _follow(found, number)
-
-
-def _follow(group: Any, path: str) -> Any:
-    """What a path inside the file leads to; links out of it are not followed."""
-    for part in filter(None, path.split("/")):
-        if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink):
-            raise KeyError(f"no {path!r} in it")
-        group = group[part]
-    return group
+                yield f"{layer}/{names[position] if known and names else f'vars/{number}'}", hdf5.follow(found, number)
 
 
 def _attribute(group: Any, name: str) -> list[str] | None:
@@ -273,6 +266,8 @@ def _strings(values: Any) -> list[str]:
 def _key(layer: str, weight: str) -> str:
     """`layer/kernel` of a weight's name: `conv1_conv/kernel:0`, `kernel`, `model/conv1_conv/kernel` or `conv1_W_1:0`."""
     name = weight.split(":")[0]
+    # Keras 2 has a / inside two names of layers, those of DenseNet's stem; Keras 3 has a _ there.
+    name = re.sub(r"(^|/)conv1/(conv|bn)/(\w+)$", r"\1conv1_\2/\3", name)
     if "/" in name:
         return "/".join(name.split("/")[-2:])
     if old := re.fullmatch(rf"{re.escape(layer)}_({'|'.join(_KERAS1)})(_\d+)?", name):

@@ -1,13 +1,17 @@
 """From what a config says about weights to arrays."""
 
+import dataclasses
 import importlib.util
+import urllib.parse
 from pathlib import Path
+from typing import NamedTuple
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, Tree
-from dapt_jax.weights import download, readers, zoo
+from dapt_jax.models.preprocess import Preprocess
+from dapt_jax.weights import download, identity, normalisation, readers, recognise, sharded, unreadable, zoo
 from dapt_jax.weights.merge import HeadMode, MergeReport, merge
 from dapt_jax.weights.paths import flatten
 
@@ -29,22 +33,116 @@ def load(spec: str, classifier: Classifier, *, seed: int, head: HeadMode = "auto
         Nested dicts of float32 NumPy arrays, and what came from where.
 
     Raises:
-        UserError: the model has no default source, there is no such file, or the file does not fit the model.
+        UserError: the model has no default source, there is no such file, the file does not fit the model, or it holds
+            several encoders and nothing says which is meant.
     """
+    encoder = classifier.encoder
     if spec == RANDOM:
         params, batch_stats = classifier.init(seed)
         paths = tuple(flatten(params) | flatten(batch_stats))
         return params, batch_stats, MergeReport((), paths, (), f"random (seed {seed})", "")
-    path = _default(classifier.encoder.name) if spec == IMAGENET else find(spec, classifier.encoder.name)
-    return merge(classifier, readers.read(path), seed=seed, head=head)
+    address = Address.of(spec)
+    path = _default(encoder.name) if spec == IMAGENET else find(spec, encoder.name)
+    params, batch_stats, report = merge(classifier, readers.read(path), seed=seed, head=head, prefix=address.prefix)
+    said = _normalisation(encoder, recognise.expected(str(path) if spec == IMAGENET else address.place, path))
+    return params, batch_stats, dataclasses.replace(report, normalisation=said)
 
 
-def fitted(spec: str, encoder: Encoder) -> Encoder:
-    """The encoder with the preprocessing that the named weights expect; other weights leave it as its architecture has it."""
-    if not zoo.is_name(spec):
-        return encoder
-    wanted = zoo.entry(spec).preprocess.for_channels(encoder.preprocess.channels)
+def fitted(spec: str, encoder: Encoder, preprocess: str = "") -> Encoder:
+    """The encoder with the normalisation that the named weights expect.
+
+    Args:
+        spec: See `load`.
+        encoder: Of which the rest stays as it is.
+        preprocess: `config.model.preprocess`; if it is not empty, it says (`normalisation.parse`).
+
+    Returns:
+        The same object, where it has that normalisation already. Weights of which nothing tells what they expect
+        (`recognise`) get the default of the architecture.
+    """
+    wanted = normalisation.parse(preprocess, encoder.channels)
+    if wanted is None and spec not in (IMAGENET, RANDOM):
+        place = Address.of(spec).place
+        known = recognise.expected(place)
+        if not known.is_certain and (path := _here(spec)):
+            known = recognise.expected(place, path)
+        wanted = known.preprocess.for_channels(encoder.channels) if known.preprocess else None
+    if wanted is None:
+        wanted = _default_normalisation(encoder)
     return encoder if wanted == encoder.preprocess else encoder.with_preprocess(wanted)
+
+
+def remembered(path: Path) -> Preprocess | None:
+    """What a file of ours remembers of the images that its weights expect; None for a file that remembers nothing."""
+    return normalisation.from_metadata(readers.read(path).metadata, str(path))
+
+
+def _here(spec: str) -> Path | None:
+    """The file, downloaded if need be; None for a path where there is none, of which `load` says so."""
+    place = Address.of(spec).place
+    if "://" not in place and not zoo.is_name(place) and not Path(place).expanduser().exists():
+        return None
+    return find(spec)
+
+
+def _default_normalisation(encoder: Encoder) -> Preprocess:
+    if encoder.name not in registry.names():
+        return encoder.preprocess
+    return registry.build(encoder.name).preprocess.for_channels(encoder.channels)
+
+
+def _normalisation(encoder: Encoder, expected: recognise.Expected) -> str:
+    """How the images of an encoder are normalised, and who says so."""
+    said = normalisation.describe(encoder.preprocess)
+    if expected.preprocess and expected.preprocess.for_channels(encoder.channels) == encoder.preprocess:
+        return f"{said} ({expected.why})"
+    if expected.preprocess:
+        return f"{said} (by model.preprocess; {expected.why}: {normalisation.describe(expected.preprocess)})"
+    if encoder.preprocess == _default_normalisation(encoder):
+        return f"{said} (the default of {encoder.name}; {expected.why})"
+    return f"{said} (by model.preprocess)"
+
+
+class Address(NamedTuple):
+    """A `config.weights` in its parts: `PLACE#prefix=student.backbone&sha256=DIGITS`.
+
+    Attributes:
+        place: A path, a name of the zoo or an address.
+        prefix: Which of several encoders in the file is meant, or None.
+        sha256: Digits that the file's checksum has to start with, or None.
+    """
+
+    place: str
+    prefix: str | None = None
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, spec: str) -> "Address":
+        """Take a spec apart; a file whose own name has a # in it is meant as it is.
+
+        Raises:
+            UserError: What follows the # is neither of the two.
+        """
+        place, sharp, fragment = spec.partition("#")
+        if "://" not in spec:
+            if Path(spec).expanduser().exists():
+                return cls(spec)
+            place, sharp, fragment = spec.rpartition("#")
+            if not sharp or not fragment.startswith(("prefix=", "sha256=")):
+                return cls(spec)
+        options: dict[str, str] = {}
+        for option in fragment.split("&") if sharp else ():
+            name, equals, value = option.partition("=")
+            if name not in ("prefix", "sha256") or not equals or name in options:
+                raise UserError(
+                    f"{place}: behind the # expected sha256=DIGITS, prefix=NAME (of several encoders in one file), or both "
+                    "with & between them"
+                )
+            options[name] = value
+        digits = options["sha256"].lower() if "sha256" in options else None
+        if digits is not None:
+            download.check_digits(place, digits)
+        return cls(place, options.get("prefix"), digits)
 
 
 def find(spec: str, model: str = "") -> Path:
@@ -52,31 +150,33 @@ def find(spec: str, model: str = "") -> Path:
 
     Args:
         spec: a path; a name of the zoo; `https://HOST/FILE`, `hf://OWNER/REPOSITORY/FILE` or `package://PACKAGE/FILE`, each
-            with `#sha256=DIGITS` behind it to have the file checked (`hf://...@REVISION` takes a revision).
+            with `#sha256=DIGITS` behind it to have the file checked (`hf://...@REVISION` takes a revision), and with
+            `#prefix=NAME` to say which of several encoders in the file is meant.
         model: name of the model that it is for; a zoo entry for another is refused.
 
     Raises:
         UserError: there is no such file, or it cannot be had; says what to do.
     """
-    if zoo.is_name(spec):
-        return _from_zoo(spec, model)
-    address, _, fragment = spec.partition("#")
-    digits = fragment.removeprefix("sha256=").lower() or None
-    if "://" in spec and fragment and not fragment.startswith("sha256="):
-        raise UserError(f"{spec}: {fragment!r} behind the #; expected sha256=DIGITS")
-    scheme = address.partition("://")[0] if "://" in address else ""
+    place, _, digits = Address.of(spec)
+    if zoo.is_name(place):
+        return _verified(_from_zoo(place, model), digits)
+    scheme = place.partition("://")[0] if "://" in place else ""
     if scheme in ("https", "http"):
-        return download.fetch(address, sha256=digits)
+        if urllib.parse.urlsplit(place).path.endswith(sharded.SUFFIX):
+            raise UserError(f"{place}: an index of several files; download them into one folder and pass its path")
+        return download.fetch(place, sha256=digits)
     if scheme == "hf":
-        return _verified(_from_hub(address), digits)
+        return _verified(_from_hub(place), digits)
     if scheme == "package":
-        return _verified(_packaged(address), digits)
+        return _verified(_packaged(place), digits)
     if scheme:
-        raise UserError(f"{spec}: unknown address {scheme}://; expected {EXPECTED}")
-    path = Path(spec).expanduser()
+        raise UserError(f"{place}: unknown address {scheme}://; expected {EXPECTED}")
+    path = Path(place).expanduser()
     if not path.exists():
+        if unreadable.is_tensorflow_prefix(path):
+            raise UserError(unreadable.tensorflow_prefix(path))
         raise UserError(_missing(path))
-    return path
+    return _verified(path, digits)
 
 
 def _default(model: str) -> Path:
@@ -132,18 +232,29 @@ def _from_hub(address: str) -> Path:
     repository, _, file = rest.partition("/")
     if not (owner and repository and file):
         raise UserError(f"{address}: expected hf://OWNER/REPOSITORY/FILE")
-    try:
-        return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file, revision=revision or None))
-    except Exception as error:  # the client's own errors, and those of the two HTTP libraries that it has used so far
-        told = " ".join(str(error).split())[:160]
-        page = f"https://huggingface.co/{owner}/{repository}/resolve/{revision or 'main'}/{file}"
-        raise UserError(
-            f"{address}: {type(error).__name__}: {told}; download {page} where there is a network and pass the file's path"
-        ) from None
+
+    def download_one(file: str) -> Path:
+        try:
+            return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file, revision=revision or None))
+        except (
+            Exception
+        ) as error:  # the client's own errors, and those of the two HTTP libraries that it has used so far
+            told = " ".join(str(error).split())[:160]
+            page = f"https://huggingface.co/{owner}/{repository}/resolve/{revision or 'main'}/{file}"
+            raise UserError(
+                f"{address}: {type(error).__name__}: {told}; download {page} where there is a network and pass the file's path"
+            ) from None
+
+    path = download_one(file)
+    if path.name.endswith(sharded.SUFFIX):
+        folder = file.rpartition("/")[0]
+        for each in sorted(set(sharded.shards(path).values())):
+            download_one(f"{folder}/{each}" if folder else each)
+    return path
 
 
 def _verified(path: Path, sha256: str | None) -> Path:
-    if sha256 and not (found := download.digest(path)).startswith(sha256):
+    if sha256 and not (found := identity.digest(path)).startswith(sha256):
         raise UserError(f"{path}: its sha256 is {found}, expected {sha256}")
     return path
 

@@ -11,9 +11,11 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Tree, init_params
-from dapt_jax.weights import adapt, tables
+from dapt_jax.weights import adapt, encoders, identity, tables
 from dapt_jax.weights.paths import flatten, unflatten
 from dapt_jax.weights.source import Weights
+from dapt_jax.weights.tables import prefixes
+from dapt_jax.weights.tables.prefixes import Choice
 
 HeadMode = Literal["auto", "load", "new"]
 
@@ -29,6 +31,11 @@ class MergeReport:
         source: the file, and the names that it uses.
         prefix: what stood before every key.
         adapted: our paths whose arrays were made to fit, each with what was done.
+        choice: of a file with several encoders, which one was taken, why, and how to take another.
+        normalisation: what the encoder does to an image first, and who says so.
+        fingerprint: sha256 of the encoder's arrays as they were loaded; see `identity.fingerprint`. A head is no part of it,
+            so that the fingerprints of one encoder with heads for several tasks are the same.
+        source_sha256: sha256 of the file, or of the folder's files; empty for arrays that come from none.
     """
 
     loaded: tuple[str, ...]
@@ -37,16 +44,23 @@ class MergeReport:
     source: str
     prefix: str
     adapted: tuple[str, ...] = ()
+    choice: str = ""
+    normalisation: str = ""
+    fingerprint: str = ""
+    source_sha256: str = ""
 
     def __str__(self) -> str:
         parts = [f"{self.source}: {len(self.loaded)} arrays loaded"]
         if self.prefix:
             whose = f" ({tables.LAYOUTS[self.prefix]})" if self.prefix in tables.LAYOUTS else ""
             parts.append(f"behind the prefix {self.prefix!r}{whose}")
+        parts += [self.choice] if self.choice else []
         parts += self.adapted[:1]
         parts += [f"{len(self.adapted) - 1} more likewise"] if len(self.adapted) > 1 else []
         parts += [f"{len(self.initialised)} initialised{_examples(self.initialised)}"] if self.initialised else []
         parts += [f"{len(self.left_over)} left over{_examples(self.left_over)}"] if self.left_over else []
+        parts += [f"images normalised as {self.normalisation}"] if self.normalisation else []
+        parts += [f"fingerprint {self.fingerprint[:16]}"] if self.fingerprint else []
         return ", ".join(parts)
 
 
@@ -61,6 +75,7 @@ def merge(
     seed: int,
     head: HeadMode = "auto",
     stem: adapt.Stem = "auto",
+    prefix: str | None = None,
 ) -> tuple[Tree, Tree, MergeReport]:
     """Fills a classifier's parameters and statistics from a file's arrays.
 
@@ -72,17 +87,19 @@ def merge(
         seed: of what is initialised.
         head: `auto` takes the file's head where its shape fits, `load` insists on it, `new` never does.
         stem: what becomes of a stem for another number of channels; see `adapt`.
+        prefix: which of several encoders in the file is meant (`student.backbone`; see `tables.prefixes.named`); None
+            for the averaged copy (`tables.prefixes.choose`).
 
     Returns:
         Parameters and statistics as nested dicts of float32 arrays, and the report.
 
     Raises:
-        UserError: an array of the encoder is missing, has another shape, or is not finite floating point; or the file
-            is of another model, which the message names if it is known.
+        UserError: an array of the encoder is missing, has another shape, or is not finite floating point; the file is of
+            another model, which the message names if it is known; or it has several encoders and nothing decides.
     """
     weights = source if isinstance(source, Weights) else Weights(source, "the given weights")
-    source, origin = weights.only(lambda key: not key.endswith("num_batches_tracked")), weights.origin
-    scheme, entries, prefix = _recognise(classifier, source, origin)
+    scheme, entries, source, chosen = _recognise(classifier, weights, prefix)
+    prefix, origin = chosen.prefix, source.origin
     params, batch_stats = classifier.abstract()
     shapes = {path: leaf.shape for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
 
@@ -104,9 +121,17 @@ def merge(
     if any(not key.startswith(f"{prefix}{scheme.head}{scheme.separator}") for key in left_over):
         _refuse_larger(classifier, scheme, source, len(loaded), origin)
 
-    drawn = flatten(init_params({HEAD: params[HEAD]}, seed)) if skipped else {}
+    drawn = flatten(init_params({HEAD: params[HEAD]}, classifier.kinds, seed)) if skipped else {}
     report = MergeReport(
-        tuple(loaded), tuple(drawn), left_over, f"{origin}, {scheme.name} names", prefix, tuple(adapted)
+        tuple(loaded),
+        tuple(drawn),
+        left_over,
+        f"{origin}, {scheme.name} names",
+        prefix,
+        tuple(adapted),
+        chosen.why,
+        fingerprint=identity.fingerprint({path: array for path, array in loaded.items() if not _is_head(path)}),
+        source_sha256=identity.digest_all(weights.path, weights.files) if weights.path else "",
     )
     is_stat = flatten(batch_stats)
     merged_params = unflatten({path: a for path, a in (loaded | drawn).items() if path not in is_stat})
@@ -118,31 +143,53 @@ def _is_head(path: str) -> bool:
 
 
 def _recognise(
-    classifier: Classifier, source: Weights, origin: str
-) -> tuple[tables.Scheme, dict[str, tables.Entry], str]:
-    """The scheme under which most of the encoder is found in the file."""
+    classifier: Classifier, weights: Weights, given: str | None
+) -> tuple[tables.Scheme, dict[str, tables.Entry], Weights, Choice]:
+    """The scheme under which most of the encoder is found in the file, the arrays that it names, and which encoder it is."""
     model = classifier.encoder.name
-    candidates = [(scheme, *_hits(classifier, scheme, source)) for scheme in tables.schemes(model)]
-    scheme, entries, prefix, hits = max(candidates, key=lambda candidate: candidate[-1])
-    if hits < len(entries) / 2:
-        others = [name for name in registry.names() if name != model and _share(name, source) > 0.9]
-        if others:
-            looks = f"the names look like {' or '.join(others)}"
-        else:
-            looks = f"it holds {_examples(tuple(source)).strip(' ()') or 'nothing'}"
-        known = ", ".join(scheme.name for scheme in tables.schemes(model))
-        raise UserError(
-            f"{origin}: not weights of {model!r}: {hits} of its {len(entries)} arrays found (names tried: {known}); {looks}"
-        )
-    return scheme, entries, prefix
+    schemes = [(scheme, tables.table(scheme, classifier)) for scheme in tables.schemes(model)]
+    found = [(each, encoders.find(weights, given, scheme, _body(each))) for scheme, each in schemes]
+    entries, best = max(found, key=lambda pair: pair[1].hits)
+    scheme = best.scheme
+    if given is not None and not best.hits:
+        raise encoders.not_there(weights, given, [(scheme, _body(each)) for scheme, each in schemes])
+    if best.hits < len(entries) / 2:
+        raise _not_of(classifier, weights, best.hits, len(entries))
+    shapes = {path: leaf.shape for tree in classifier.abstract() for path, leaf in flatten(tree).items()}
+    source, chosen = encoders.decide(best, {path: shapes[path] for path in _body(entries)})
+    return scheme, entries, source, chosen
+
+
+def _not_of(classifier: Classifier, weights: Weights, hits: int, size: int) -> UserError:
+    model, source = classifier.encoder.name, weights.only(_is_wanted)
+    others = [name for name in registry.names() if name != model and _share(name, source) > 0.9]
+    if others:
+        looks = f"the names look like {' or '.join(others)}"
+    else:
+        looks = f"it holds {_examples(tuple(source)).strip(' ()') or 'nothing'}"
+    unread = f"; objects of {', '.join(weights.unread[:3])} in it are not read" if weights.unread else ""
+    known = ", ".join(scheme.name for scheme in tables.schemes(model))
+    return UserError(
+        f"{weights.origin}: not weights of {model!r}: {hits} of its {size} arrays found (names tried: {known}); "
+        f"{looks}{unread}"
+    )
+
+
+def _is_wanted(key: str) -> bool:
+    return not key.endswith("num_batches_tracked")
+
+
+def _body(entries: Mapping[str, tables.Entry]) -> dict[str, tables.Entry]:
+    """The encoder's part of a table."""
+    return {path: entry for path, entry in entries.items() if not _is_head(path)}
 
 
 def _hits(classifier: Classifier, scheme: tables.Scheme, source: Weights) -> tuple[dict[str, tables.Entry], str, int]:
-    """The table of a scheme, the prefix behind which the file has it, and how many of the encoder's keys are there."""
+    """The table of a scheme, the prefix behind which the file has most of it, and how many of the encoder's keys are there."""
     entries = tables.table(scheme, classifier)
-    body = {path: entry for path, entry in entries.items() if not _is_head(path)}
-    prefix, hits = tables.prefix(body, scheme, dict.fromkeys(source))
-    return entries, prefix, hits
+    found = prefixes.hits(_body(entries), scheme.separator, source)
+    prefix = max(found, key=lambda name: (found[name], -len(name), name), default="")
+    return entries, prefix, found.get(prefix, 0)
 
 
 def _share(model: str, source: Weights) -> float:

@@ -36,7 +36,7 @@ def read(path: Path) -> Weights:
         if key in arrays:
             raise UserError(f"{path}: {key[:80]!r} is there twice")
         arrays[key] = _stored(archive, name)
-    return Weights(arrays, str(path))
+    return Weights(arrays, str(path), path=path)
 
 
 def _stored(archive: Archive, name: str) -> Stored:

@@ -13,17 +13,28 @@ from dapt_jax.weights.source import Stored, Weights
 _MARK = "_METADATA"
 
 
+def is_one(path: Path) -> bool:
+    """Whether a folder is an orbax checkpoint."""
+    return (path / _MARK).is_file()
+
+
 def read(path: Path) -> Weights:
     """Reads the arrays of an orbax checkpoint by path, each when it is asked for.
 
     Raises:
         UserError: the folder is no such checkpoint, or is damaged.
     """
-    if not (path / _MARK).is_file():
+    if not is_one(path):
         names = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
         raise UserError(
             f"{path}: a folder that is not an orbax checkpoint (no {_MARK}); expected a weight file; it holds {names}"
         )
+    root = path.resolve()
+    for child in path.rglob("*"):
+        if child.is_symlink() and not child.resolve().is_relative_to(root):
+            raise UserError(
+                f"{path}: {child.relative_to(path)} in it leads to another folder; expected files, not links"
+            )
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it would log becomes the error's line
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
@@ -37,7 +48,7 @@ def read(path: Path) -> Weights:
         arrays[key] = Stored(tuple(leaf.shape), np.dtype(leaf.dtype), _reader(path, key, leaf))
     if not arrays:
         raise UserError(f"{path}: an orbax checkpoint without arrays")
-    return Weights(arrays, str(path))
+    return Weights(arrays, str(path), path=path)
 
 
 def _reader(path: Path, key: str, leaf: Any) -> Any:

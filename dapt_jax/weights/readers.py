@@ -10,15 +10,19 @@ import numpy as np
 import safetensors
 
 from dapt_jax.errors import UserError
-from dapt_jax.weights import keras_hdf5, npz, orbax_folder, pickled_arrays, torch_pickle
-from dapt_jax.weights.archive import Archive
+from dapt_jax.weights import keras_hdf5, npz, orbax_folder, pickled_arrays, sharded, torch_pickle, unreadable
+from dapt_jax.weights.archive import MEMBERS, Archive
 from dapt_jax.weights.source import Weights
 
 FORMATS = (
-    "PyTorch (.pth, .pt, .tar), .safetensors, .npz, Keras (.h5, .keras), a pickle of arrays (.pkl), or an orbax folder"
+    "PyTorch (.pth, .pt, .tar, .bin, .ckpt), .safetensors, .npz, Keras (.h5, .keras), a pickle of arrays (.pkl), an index of "
+    "several files (.index.json), or an orbax folder"
 )
+_TORCH = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 _HEADER = 8 << 20
 """Bytes at most of a safetensors header; a large model's has 0.1 MB."""
+_SIGNS = 12
+"""Brackets and commas of an array in a safetensors header, at most."""
 _SAFETENSORS = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -46,20 +50,40 @@ def read(path: str | Path) -> Weights:
     """
     path = Path(path)
     if path.is_dir():
-        return orbax_folder.read(path)
+        return _read_folder(path)
     if not path.is_file():
+        if unreadable.is_tensorflow_prefix(path):
+            raise UserError(unreadable.tensorflow_prefix(path))
         raise UserError(f"{path}: no such weight file")
+    if path.name.endswith(sharded.SUFFIX):
+        return sharded.read(path, _read_file)
+    sharded.refuse_alone(path)
+    return _read_file(path)
+
+
+def _read_folder(path: Path) -> Weights:
+    if orbax_folder.is_one(path):
+        return orbax_folder.read(path)
+    if found := sharded.in_folder(path):
+        return read(found)
+    if what := unreadable.folder(path):
+        raise UserError(f"{path}: {what}")
+    return orbax_folder.read(path)
+
+
+def _read_file(path: Path) -> Weights:
     with path.open("rb") as file:
-        head = file.read(16)
+        head = file.read(1024)
     if not head:
         raise UserError(f"{path}: an empty file; expected {FORMATS}")
     if head.startswith(keras_hdf5.MAGIC):
         return keras_hdf5.read(path)
     if head.startswith(b"PK"):
         return _read_zip(path)
+    unreadable.refuse(path, head)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return _read_safetensors(path)
-    if head.startswith(torch_pickle.OLD_HEAD) or path.suffix in (".pth", ".pt", ".tar"):
+    if head.startswith(torch_pickle.OLD_HEAD) or path.suffix in _TORCH:
         return torch_pickle.read(path)
     if head.startswith(b"\x80") or path.suffix == ".pkl":
         return pickled_arrays.read(path)
@@ -70,7 +94,18 @@ def _read_zip(path: Path) -> Weights:
     archive = Archive(path)
     if keras_hdf5.is_keras(archive):
         return keras_hdf5.read_zip(archive)
-    if any(name.split("/")[-1] == "data.pkl" for name in archive.names) or path.suffix in (".pth", ".pt", ".tar"):
+    pickles = [name for name in archive.names if name.split("/")[-1] == "data.pkl"]
+    if any(name.split("/")[-1] == "constants.pkl" for name in archive.names):
+        raise UserError(
+            f"{path}: a TorchScript program; expected a state_dict (torch.save of torch.jit.load(...).state_dict())"
+        )
+    if not pickles and not any(name.endswith(".npy") for name in archive.names):
+        inside = [
+            name for name in archive.names if Path(name).suffix in (*_TORCH, ".h5", ".safetensors", ".npz", ".pkl")
+        ]
+        if inside:
+            raise UserError(f"{path}: a zip archive that holds {inside[0][:80]!r}: unpack it first")
+    if pickles or path.suffix in _TORCH:
         return torch_pickle.read(path)
     return npz.read(path)
 
@@ -78,7 +113,7 @@ def _read_zip(path: Path) -> Weights:
 def _read_safetensors(path: Path) -> Weights:
     """The library checks the header; the arrays are views of the mapped file, where it would copy each."""
     try:
-        header, start = _header(path)
+        header, metadata, start = _header(path)
         with safetensors.safe_open(path, framework="numpy"), path.open("rb") as file:
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         arrays = {}
@@ -96,16 +131,19 @@ def _read_safetensors(path: Path) -> Weights:
         raise UserError(f"{path}: damaged or cut short, or not a safetensors file ({told})") from None
     if not arrays:
         raise UserError(f"{path}: a safetensors file without arrays")
-    return Weights(arrays, str(path))
+    return Weights(arrays, str(path), path=path, metadata=metadata)
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
     """A safetensors header, in which each name has to be there once (the library takes the last of two); and its end."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _HEADER:
             raise UserError(f"{path}: a safetensors header of {length:,} bytes; expected at most {_HEADER:,}")
         text = file.read(length)
+    # Each array has an object, two lists and its numbers; whatever else JSON may hold costs as much.
+    if sum(text.count(sign) for sign in (b"{", b"[", b",")) > MEMBERS * _SIGNS:
+        raise UserError(f"{path}: a safetensors header of more than {MEMBERS:,} arrays; expected weights")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -115,4 +153,5 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         return found
 
     header = json.loads(text, object_pairs_hook=pairs)
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}, 8 + length
+    metadata = header.pop("__metadata__", None)
+    return header, metadata if isinstance(metadata, dict) else {}, 8 + length

@@ -94,6 +94,31 @@ class Ignored(Record):
         super().__init__()
 
 
+class Foreign(Record):
+    """Stands in for an object that is never built: a hyper-parameter, a callback, a path.
+
+    Of a kind of dict (`AttributeDict`, `defaultdict`) it has the items, so that a state dict kept in one is found.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignClass:
+    """Stands in for a class or function that the table does not know: what it makes is `Foreign`.
+
+    Attributes:
+        name: `module.name` in the pickle.
+    """
+
+    name: str
+
+    def make(self, *arguments: Any) -> Foreign:
+        """Return a stand-in; the items of a dict that it would be made of are its own."""
+        made = Foreign()
+        if arguments and isinstance(arguments[0], dict):
+            made.update(arguments[0])
+        return made
+
+
 @dataclasses.dataclass(frozen=True)
 class DtypeRecord:
     """Stands in for a torch dtype or a typed storage class."""
@@ -172,22 +197,23 @@ class NumpyDtype:
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
             self.order = state[1]
 
-    def resolve(self) -> np.dtype[Any]:
-        """The dtype, if it is one of plain numbers.
-
-        Raises:
-            Refused: it is not.
-        """
+    def resolve(self) -> np.dtype[Any] | None:
+        """Return the dtype, or None if it is not one of plain numbers."""
         if not isinstance(self.code, str) or self.code[:1] not in "fiubc" or not self.code[1:].isdigit():
-            raise Refused(f"an array of NumPy type {self.code!r}")
+            return None
         return np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
 
 
 class NumpyArray:
-    """Stands in for a NumPy array: shape, dtype and bytes, as its state sets them; empty until then."""
+    """Stands in for a NumPy array: shape, dtype and bytes, as its state sets them; empty until then.
+
+    Attributes:
+        shape: Of the array.
+        dtype: Of its elements; None for text and objects, which are not read.
+    """
 
     shape: tuple[int, ...] = (0,)
-    dtype: np.dtype[Any] = np.dtype("u1")
+    dtype: np.dtype[Any] | None = np.dtype("u1")
 
     def __init__(self, *_: Any):
         self._data: bytes | EncodedText = b""
@@ -195,6 +221,9 @@ class NumpyArray:
 
     def __setstate__(self, state: Any) -> None:
         match state:
+            case (int(), tuple(), NumpyDtype() as dtype, bool(), _) if dtype.resolve() is None:
+                self.dtype = None
+                return
             case (
                 int(),
                 tuple() as shape,
@@ -202,15 +231,17 @@ class NumpyArray:
                 bool() as is_fortran,
                 (bytes() | EncodedText()) as data,
             ):
-                self.shape, self.dtype, self._is_fortran, self._data = shape, dtype.resolve(), is_fortran, data
+                known = dtype.resolve()
             case _:
                 raise Refused("a NumPy array that is not described by a shape, a dtype and bytes")
+        assert known is not None
+        self.shape, self.dtype, self._is_fortran, self._data = shape, known, is_fortran, data
         length = len(data.text) if isinstance(data, EncodedText) else len(data)
-        if not is_shape(shape) or int(np.prod(shape, dtype=object)) * self.dtype.itemsize != length:
-            raise Refused(f"a NumPy array of shape {shape} and type {self.dtype} out of {length} bytes")
+        if not is_shape(shape) or int(np.prod(shape, dtype=object)) * known.itemsize != length:
+            raise Refused(f"a NumPy array of shape {shape} and type {known} out of {length} bytes")
 
     def build(self) -> np.ndarray:
-        """The array."""
+        """Return the array."""
         flat = np.frombuffer(bytes(self._data), self.dtype)
         return flat.reshape(self.shape, order="F" if self._is_fortran else "C")
 
@@ -226,13 +257,15 @@ def _sides(values: Any) -> tuple[int, ...]:
     return sides
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorRecord:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorRecord | Foreign:
+    if isinstance(storage, Foreign):  # of a dtype that is not read
+        return Foreign()
     return TensorRecord(storage, offset, _sides(size), _sides(stride))
 
 
 def _tensor_of_dtype(
     storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
-) -> TensorRecord:
+) -> TensorRecord | Foreign:
     """A tensor over raw bytes: the record's storage is read anew as elements of the dtype named."""
     if not isinstance(storage, StorageRecord) or not isinstance(dtype, DtypeRecord):
         raise Refused("a tensor that is not described by a storage and a dtype")
@@ -241,12 +274,20 @@ def _tensor_of_dtype(
     return _tensor(dataclasses.replace(storage, dtype=elements, count=count), offset, size, stride)
 
 
+def _tensor_of_kind(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+    """A tensor of a class of its own (MONAI's `MetaTensor`): the tensor."""
+    if function in (_tensor, _tensor_of_dtype, _first) and isinstance(arguments, tuple):
+        return function(*arguments)
+    return Foreign()
+
+
 def _first(value: Any, *_: Any) -> Any:
     return value
 
 
-def _nothing(*_: Any) -> None:
+def _nothing(*_: Any) -> Foreign:
     """For what a checkpoint carries beside its arrays and nobody here reads: devices, NumPy scalars."""
+    return Foreign()
 
 
 def _ordered(pairs: Any = (), *_: Any) -> Record:
@@ -293,12 +334,19 @@ def set_item(target: Any, key: Any, value: Any) -> None:
     """
     if not isinstance(target, dict):
         raise Refused(f"an item of a {type(target).__name__}")
-    # The hash of nested tuples may take for ever: 30 of them, each of the one before twice, have 2^30 parts.
-    if not isinstance(key, str | int | float | bytes | None | DtypeRecord):
+    if not is_key(key):
         raise Refused(f"a dict whose key is a {type(key).__name__}")
     if key in target:
         raise Refused(f"the key {key!r} twice in one dict")
     target[key] = value
+
+
+def is_key(key: Any) -> bool:
+    """Whether something may be the key of a dict here.
+
+    The hash of nested tuples may take for ever: 30 of them, each of the one before twice, have 2^30 parts.
+    """
+    return isinstance(key, str | int | float | bytes | None | DtypeRecord)
 
 
 ALLOWED: dict[tuple[str, str], Callable[..., Any] | DtypeRecord | NamedTuple | type] = {
@@ -306,6 +354,7 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any] | DtypeRecord | NamedTuple | t
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_dtype,
+    ("torch._tensor", "_rebuild_from_type_v2"): _tensor_of_kind,
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch._utils", "_rebuild_parameter_with_state"): _first,
     ("torch", "Size"): _sides,
@@ -346,14 +395,33 @@ MODULES = (
 """Where the classes of networks come from that are read when they are pickled whole; the classes are not."""
 
 
+_PROGRAMS = (
+    "os",
+    "posix",
+    "nt",
+    "subprocess",
+    "shutil",
+    "socket",
+    "ctypes",
+    "importlib",
+    "runpy",
+    "pty",
+    "commands",
+    "code",
+)
+_CODE = ("eval", "exec", "compile", "open", "__import__", "input", "breakpoint")
+
+
 def resolve(module: str, name: str) -> Any:
-    """What a name in a pickle stands for here.
+    """Return what a name in a pickle stands for here; `ForeignClass` where the table does not know it.
 
     Raises:
-        Refused: nothing.
+        Refused: It is one that only a hostile file asks for. It would not be called either: the user should know.
     """
     if (module, name) in ALLOWED:
         return ALLOWED[module, name]
     if module.startswith(MODULES) and name.isidentifier():
         return Module
-    raise Refused(f"{module}.{name}")
+    if module.partition(".")[0] in _PROGRAMS or (module in ("builtins", "__builtin__") and name in _CODE):
+        raise Refused(f"{module}.{name}")
+    return ForeignClass(f"{module}.{name}")

@@ -1,27 +1,31 @@
-"""An unpickler that builds arrays and plain containers and refuses all else by name.
+"""An unpickler that builds arrays and plain containers; for every other object a stand-in, which does nothing.
 
 A pickle is a program: it may import and call anything. This one resolves names through a fixed table whose entries are
 inert (`records`), knows only the instructions that writers of protocols 2 to 5 use for data, and stops after a fixed number
-of them; so the worst a hostile file can do is to be refused. It is Python's own unpickler in Python, not the one in C,
+of them; so the worst a hostile file can do is to be refused. What stands beside the arrays (hyper-parameters of any class) is
+neither imported nor built, and does not keep them from being read. It is Python's own unpickler in Python, not the one in C,
 because that one reserves whatever a length in the file claims.
 """
 
 import pickle
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dapt_jax.weights import records
 from dapt_jax.weights.records import (
     ALLOWED,
     DTYPES,
     DtypeRecord,
+    Foreign,
+    ForeignClass,
     Ignored,
     Module,
-    NamedTuple,
     Record,
     Refused,
     StorageRecord,
+    is_key,
     resolve,
     set_item,
 )
@@ -32,9 +36,10 @@ _DATA = (
     "PROTO STOP MARK POP POP_MARK FRAME MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE NEWFALSE INT LONG BININT "
     "BININT1 BININT2 LONG1 LONG4 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES "
     "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM "
-    "SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ BINPERSID"
+    "SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ NEWOBJ_EX BINPERSID"
 )
 _LONG_TEXT = 1 << 16
+_NOTED = 20
 
 
 class File(Protocol):
@@ -74,6 +79,7 @@ class _Unpickler(pickle._Unpickler):
             "SETITEMS": _Unpickler.set_several,
             "BUILD": _Unpickler.set_state,
             "NEWOBJ": _Unpickler.make,
+            "NEWOBJ_EX": _Unpickler.make_with_names,
             "REDUCE": _Unpickler.call,
             "APPEND": _Unpickler.append_one,
             "APPENDS": _Unpickler.append_several,
@@ -84,9 +90,18 @@ class _Unpickler(pickle._Unpickler):
         known = {code: own.get(name, pickle._Unpickler.dispatch[code]) for code, name in codes.items()}
         self.dispatch = _Instructions(known)  # type: ignore[misc]
         self.storages: dict[str, np.dtype[Any]] = {}
+        self.unread: dict[str, None] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        return resolve(module, name)
+        found = resolve(module, name)
+        if isinstance(found, ForeignClass):
+            self._leave(found.name)
+        return found
+
+    def _leave(self, what: str) -> None:
+        """Notes what is not read, so that an error can name it."""
+        if len(self.unread) < _NOTED:
+            self.unread[what] = None
 
     def persistent_load(self, pid: Any) -> Any:
         match pid:
@@ -99,8 +114,10 @@ class _Unpickler(pickle._Unpickler):
                     raise Refused("a storage of negative size")
                 self.storages[str(key)] = DTYPES[name]
                 return StorageRecord(str(key), DTYPES[name], count, start)
-            case ("module", kind, *_) if kind is Module:  # the older format keeps the source of a class beside it
-                return kind
+            case ("module", kind, *_) if kind is Module or isinstance(kind, ForeignClass):
+                return kind  # the older format keeps the source of a class beside it
+            case ("storage", ForeignClass(), *_):
+                return Foreign()
             case (str() as kind, *_):
                 raise Refused(f"a persistent {kind[:40]!r}")
         raise Refused("a persistent object that is not a storage")
@@ -108,12 +125,19 @@ class _Unpickler(pickle._Unpickler):
     def set_one(self) -> None:
         """SETITEM."""
         value, key = self.stack.pop(), self.stack.pop()
-        set_item(self.stack[-1], key, value)
+        self._set(key, value)
 
     def set_several(self) -> None:
         """SETITEMS."""
         items = self.pop_mark()
         for key, value in zip(items[::2], items[1::2], strict=True):
+            self._set(key, value)
+
+    def _set(self, key: Any, value: Any) -> None:
+        """Sets an item; one whose key is no name of an array is left out, without so much as its hash."""
+        if isinstance(self.stack[-1], dict) and not is_key(key):
+            self._leave(f"a dict whose key is a {type(key).__name__}")
+        else:
             set_item(self.stack[-1], key, value)
 
     def append_one(self) -> None:
@@ -127,6 +151,8 @@ class _Unpickler(pickle._Unpickler):
         self._list().extend(values)
 
     def _list(self) -> list[Any]:
+        if isinstance(self.stack[-1], Foreign):
+            return []
         if not isinstance(self.stack[-1], list):
             raise Refused(f"an element of a {type(self.stack[-1]).__name__}")
         return self.stack[-1]
@@ -134,6 +160,8 @@ class _Unpickler(pickle._Unpickler):
     def set_state(self) -> None:
         """BUILD: only for stand-ins, which know what to do with a state."""
         state = self.stack.pop()
+        if isinstance(self.stack[-1], ForeignClass):
+            return
         if not hasattr(type(self.stack[-1]), "__setstate__"):
             raise Refused(f"the state of a {type(self.stack[-1]).__name__}")
         self.stack[-1].__setstate__(state)
@@ -143,19 +171,34 @@ class _Unpickler(pickle._Unpickler):
         arguments, made = self.stack.pop(), self.stack.pop()
         if made is ALLOWED["collections", "OrderedDict"]:
             made = Record()
-        elif isinstance(made, NamedTuple) and isinstance(arguments, tuple):
+        elif isinstance(made, records.NamedTuple) and isinstance(arguments, tuple):
             made = made.make(*arguments)
+        elif isinstance(made, ForeignClass):
+            made = made.make()
         elif made is Ignored or made is Module:
             made = made()
         else:
             raise Refused("a new object of something that is not a container")
         self.stack.append(made)
 
+    def make_with_names(self) -> None:
+        """NEWOBJ_EX: a new object of arguments with names, which no array is."""
+        del self.stack[-2:]
+        if not isinstance(self.stack.pop(), ForeignClass):
+            raise Refused("a new object of something that is not a container")
+        self.stack.append(Foreign())
+
     def call(self) -> None:
         """REDUCE: what it is given is counted too, since a function of the table may copy it."""
         arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(arguments, tuple) or not any(function is each for each in ALLOWED.values()):
+        if isinstance(function, ForeignClass):
+            function = function.make
+        elif isinstance(function, Foreign):  # what a method of an object that is not built would return
+            function = ForeignClass("").make
+        elif not any(function is each for each in ALLOWED.values()):
             raise Refused("a call of something that is not a function")
+        if not isinstance(arguments, tuple):
+            raise Refused("a call without arguments")
         self.dispatch.left -= sum(len(each) for each in arguments if isinstance(each, list | tuple | dict))  # type: ignore[attr-defined]
         self.stack.append(function(*arguments))
 
@@ -179,19 +222,29 @@ class _Unpickler(pickle._Unpickler):
         self.stack.append(str(data, "utf-8", "surrogatepass"))
 
 
-def load(file: File) -> tuple[Any, dict[str, np.dtype[Any]]]:
-    """Reads one pickle off a file.
+class Content(NamedTuple):
+    """What a pickle holds.
+
+    Attributes:
+        value: Plain containers, with a `TensorRecord` or `NumpyArray` for every array and a `Foreign` for all else.
+        storages: The dtype that every storage was declared with.
+        unread: Names of classes and functions that stand-ins are there for, the first 20.
+    """
+
+    value: Any
+    storages: dict[str, np.dtype[Any]]
+    unread: tuple[str, ...]
+
+
+def load(file: File) -> Content:
+    """Read one pickle off a file.
 
     Args:
-        file: one whose `read` gives no more than there is (a map of a file, or `BytesIO`).
-
-    Returns:
-        Plain containers, with a `TensorRecord` or `NumpyArray` for every array; and the dtype that every storage was
-        declared with.
+        file: One whose `read` gives no more than there is (a map of a file, or `BytesIO`).
 
     Raises:
-        Refused: the pickle asks for anything else; the message is its name.
-        Exception: the bytes are not a pickle (an unpickler raises many kinds).
+        Refused: The pickle asks for what no weights need; the message is its name.
+        Exception: The bytes are not a pickle (an unpickler raises many kinds).
     """
     unpickler = _Unpickler(file)
-    return unpickler.load(), unpickler.storages
+    return Content(unpickler.load(), unpickler.storages, tuple(unpickler.unread))

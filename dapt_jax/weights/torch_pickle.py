@@ -12,42 +12,29 @@ The file is mapped and its tensors are views of it, so reading takes no memory f
 import io
 import mmap
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dapt_jax.errors import UserError
-from dapt_jax.weights import restricted
+from dapt_jax.weights import nested, restricted
 from dapt_jax.weights.archive import Archive
-from dapt_jax.weights.records import Module, NumpyArray, Refused, TensorRecord
+from dapt_jax.weights.nested import refusals
+from dapt_jax.weights.records import NumpyArray, TensorRecord
 from dapt_jax.weights.source import Stored, Weights
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 OLD_HEAD = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little")
 """How the older format starts: the magic number, pickled by protocol 2 as LONG1 of ten bytes."""
-CONTAINERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "resnet",
-    "net",
-    "network",
-    "teacher",
-    "student",
-    "encoder",
-)
-"""Keys under which training scripts put the state dict, in the order in which they are tried."""
-
 Run = Callable[[str, np.dtype[Any]], np.ndarray]
 """Storage key and dtype to all elements of that run."""
 
 
 def read(path: str | Path) -> Weights:
-    """Reads the tensors of a checkpoint: those at its top level, else those under one of `CONTAINERS`.
+    """Reads the tensors of a checkpoint, wherever in its nested dicts they are; see `nested.arrays`.
 
     A network that was pickled whole is read as its state dict, without its class, if it is made of the parts of known
     libraries (`records.MODULES`).
@@ -66,33 +53,10 @@ def read(path: str | Path) -> Weights:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"
         content, run = _open_zip(path) if is_zip else _open_old(path)
-        return _tensors(content, run, path)
+        return nested.weights(content, path, lambda record: _stored(record, run, path), "tensors")
 
 
-class refusals:  # noqa: N801  reads as a statement
-    """Makes one clear line of whatever goes wrong in reading a pickle."""
-
-    def __init__(self, path: Path, what: str):
-        self.path, self.what = path, what
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Refused):
-            asked = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{self.path}: the file asks for {asked}; only arrays, OrderedDict and plain containers are read "
-                "(save the model's state_dict() instead)"
-            ) from None
-        if isinstance(error, OSError):
-            raise UserError(f"{self.path}: {error.strerror or error}") from None
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            # A damaged pickle raises nearly anything, from EOFError to UnicodeDecodeError.
-            told = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            raise UserError(f"{self.path}: damaged or cut short, or not a {self.what} ({told})") from None
-
-
-def _open_zip(path: Path) -> tuple[Any, Run]:
+def _open_zip(path: Path) -> tuple[restricted.Content, Run]:
     archive = Archive(path)
     pickles = [name for name in archive.names if name.split("/")[-1] == "data.pkl"]
     if not pickles:
@@ -110,27 +74,27 @@ def _open_zip(path: Path) -> tuple[Any, Run]:
             raise UserError(f"{path}: {name[:80]!r} is compressed; torch.save stores numbers as they are")
         return _elements(archive.read(name), dtype, order)
 
-    return restricted.load(io.BytesIO(archive.read(pickles[0])))[0], run
+    return restricted.load(io.BytesIO(archive.read(pickles[0]))), run
 
 
-def _open_old(path: Path) -> tuple[Any, Run]:
+def _open_old(path: Path) -> tuple[restricted.Content, Run]:
     with path.open("rb") as opened:
         if opened.read(len(OLD_HEAD)) != OLD_HEAD:
             raise UserError(f"{path}: not a PyTorch checkpoint (neither a zip file nor the format before PyTorch 1.6)")
         file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     restricted.load(file)
-    if (protocol := restricted.load(file)[0]) != PROTOCOL:
+    if (protocol := restricted.load(file).value) != PROTOCOL:
         raise UserError(f"{path}: written by protocol {protocol!r} of PyTorch; expected {PROTOCOL}")
     restricted.load(file)  # sizes and byte order of the machine that wrote it; the numbers are little-endian always
-    content, dtypes = restricted.load(file)
-    keys, _ = restricted.load(file)
+    content = restricted.load(file)
+    keys = restricted.load(file).value
     view = memoryview(file)
     runs, at = {}, file.tell()
     for key in keys:
         if len(view) < at + 8:
             raise UserError(f"{path}: cut short: no numbers for storage {str(key)[:40]!r}")
         (count,) = struct.unpack("<q", view[at : at + 8])
-        dtype = dtypes[str(key)]
+        dtype = content.storages[str(key)]
         data = view[at + 8 : at + 8 + max(count, 0) * dtype.itemsize]
         if len(data) != count * dtype.itemsize:
             raise UserError(
@@ -151,42 +115,9 @@ def _elements(data: memoryview, dtype: np.dtype[Any], order: str) -> np.ndarray:
     return np.frombuffer(data, dtype)
 
 
-def _tensors(content: Any, run: Run, path: Path) -> Weights:
-    """The named tensors of a checkpoint, and which container they were in."""
-    inside: list[str] = []
-    node = content
-    while isinstance(node, dict) and len(inside) < 8:  # deeper than any training script nests; a dict may hold itself
-        if isinstance(node, Module):
-            node = dict(_parts(node, "", set()))
-        tensors = {key: value for key, value in node.items() if isinstance(value, TensorRecord | NumpyArray)}
-        if any(isinstance(key, str) for key in tensors):
-            origin = " ".join([str(path), *(f"[{key!r}]" for key in inside)])
-            return Weights(
-                {key: _stored(each, run, path) for key, each in tensors.items() if isinstance(key, str)}, origin
-            )
-        container = next((key for key in CONTAINERS if isinstance(node.get(key), dict)), None)
-        if container is None:
-            break
-        inside.append(container)
-        node = node[container]
-    found = (
-        ", ".join(repr(key)[:60] for key in list(content)[:6]) if isinstance(content, dict) else type(content).__name__
-    )
-    raise UserError(f"{path}: no named tensors at the top level or under {', '.join(CONTAINERS)}; it holds {found}")
-
-
-def _parts(module: Module, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The tensors of a network that was pickled whole, named as its state dict would; of a part used twice, once."""
-    seen.add(id(module))
-    for key, part in module.items():
-        if not isinstance(part, Module):
-            yield f"{path}{key}", part
-        elif id(part) not in seen:
-            yield from _parts(part, f"{path}{key}.", seen)
-
-
 def _stored(record: TensorRecord | NumpyArray, run: Run, path: Path) -> Stored:
     if isinstance(record, NumpyArray):
+        assert record.dtype is not None
         return Stored(record.shape, record.dtype, record.build)
 
     def build() -> np.ndarray:

@@ -12,14 +12,12 @@ import dataclasses
 import re
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.models.encoder import Preprocess
+from dapt_jax.models.preprocess import HALF, IMAGENET, Preprocess
+from dapt_jax.weights import normalisation
 
-_IMAGENET = Preprocess((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-_HALF = Preprocess((127.5,) * 3, (127.5,) * 3)
-_CAFFE = Preprocess((103.939, 116.779, 123.68), (1.0,) * 3, bgr=True)
-_UNIT = Preprocess((0.0,) * 3, (255.0,) * 3)
+_IMAGENET, _HALF, _UNIT = IMAGENET, HALF, normalisation.UNIT
+_CAFFE, _XRV = normalisation.KERAS_CAFFE, normalisation.TORCHXRAYVISION
 _LITE0 = Preprocess((127.0,) * 3, (128.0,) * 3)
-_XRV = Preprocess((127.5,) * 3, (127.5 / 1024,) * 3)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What is compiled ahead of time: a model by its name, at 64 pixels, a batch of 64, phantoms for images."""
 
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 
 def get_config(model="resnet50"):
@@ -14,8 +14,7 @@ def get_config(model="resnet50"):
     config.model.image_size = 64
     config.adapt.head_epochs = 0
     config.adapt.batch_size = 64
-    with config.unlocked():
-        config.corpus.update({"kind": "phantoms", "name": "corpus", "n": 96})
-        config.tasks.cells = {"development": {"kind": "phantoms", "name": "development", "n": 48}}
+    config.corpus.update({"kind": "phantoms", "name": "corpus", "n": 96})
+    config.tasks.cells = {"development": {"kind": "phantoms", "name": "development", "n": 48}}
     config.aot.compilations = 0
     return config

@@ -1,6 +1,6 @@
 """A study of seconds: EfficientNet-Lite0 cut after its second stage, phantoms of 32 pixels."""
 
-from dapt_jax.settings.defaults import default
+from dapt_jax.settings import default
 
 
 def get_config():
@@ -16,13 +16,12 @@ def get_config():
         {"name": "partial", "epochs": 2, "trainable": ("stage2", "head"), "lr": 1e-3},
         {"name": "full", "epochs": 2, "trainable": ("*",), "lr": 1e-3, "schedule": "cosine"},
     )
-    with config.unlocked():
-        config.corpus.update({"kind": "phantoms", "name": "corpus", "n": 96})
-        config.tasks.cells = {
-            "development": {"kind": "phantoms", "name": "development", "n": 80},
-            "external": {"kind": "phantoms", "name": "external", "n": 40},
-        }
-        config.phases.switching = {"cut_after": "stage2/block2", "phases": phases}
+    config.corpus.update({"kind": "phantoms", "name": "corpus", "n": 96})
+    config.tasks.cells = {
+        "development": {"kind": "phantoms", "name": "development", "n": 80},
+        "external": {"kind": "phantoms", "name": "external", "n": 40},
+    }
+    config.custom_strategies.switching = {"cut_after": "stage2/block2", "phases": phases}
     config.adapt.cut_after = "stage2/block2"
     config.adapt.batch_size = 8
     config.adapt.augment.flip = "dihedral"
@@ -32,5 +31,5 @@ def get_config():
     config.transfer.finetune.epochs = 2
     config.transfer.finetune.head_epochs = 2
     config.transfer.finetune.batch_size = 8
-    config.checkpoint.every_s = 0.0
+    config.runtime.checkpoint_every_s = 0.0
     return config

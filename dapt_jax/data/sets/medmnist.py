@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from dapt_jax.data import limits
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore, resize
-from dapt_jax.data.plane import one_line
 from dapt_jax.data.sets.registry import CLASSIFICATION, SETS, Entry
 from dapt_jax.errors import UserError, nearest
 
@@ -90,19 +90,16 @@ def load_medmnist(
         file = file / wanted
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected {flag}.npz or a folder that holds it")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            _check_names(archive, file)
-            labels = [_labels(archive, file, split, known) for split in SPLITS]
-            images = np.empty((sum(map(len, labels)), image_size, image_size, 3), np.uint8)
-            start = 0
-            for split, found in zip(SPLITS, labels, strict=True):
-                _read_images(archive, file, split, images[start : start + len(found)], crop)
-                start += len(found)
-    except UserError:
-        raise
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({one_line(error)}); expected a whole .npz file") from error
+    with limits.border(file, "a whole .npz file"), zipfile.ZipFile(file) as archive:
+        _check_names(archive, file)
+        labels = [_labels(archive, file, split, known) for split in SPLITS]
+        for split, found in zip(SPLITS, labels, strict=True):
+            _check_images(archive, file, split, len(found))
+        images = np.empty((sum(map(len, labels)), image_size, image_size, 3), np.uint8)
+        start = 0
+        for split, found in zip(SPLITS, labels, strict=True):
+            _read_images(archive, file, split, images[start : start + len(found)], crop)
+            start += len(found)
     splits = np.repeat(SPLITS, [len(found) for found in labels])
     title = name or flag
     names = [f"{title}/{split}/{row:06d}" for row, split in enumerate(splits)]
@@ -160,6 +157,7 @@ def _labels(archive: zipfile.ZipFile, file: Path, split: str, known: _Set) -> np
     with _opened(archive, file, key) as (stream, shape, dtype):
         if len(shape) != 2 or shape[1] != width or dtype.kind not in "ui":
             raise UserError(f"{file}: {key} is {dtype} {list(shape)}, expected whole numbers [n, {width}]")
+        limits.check(file, int(np.prod(shape, dtype=object)) * (dtype.itemsize + 8), f"{key} {list(shape)}")
         labels = _read(stream, shape, dtype)
     highest = 1 if known.multi_label else len(known.classes) - 1
     if wrong := np.argwhere((labels < 0) | (labels > highest)).tolist():
@@ -168,16 +166,24 @@ def _labels(archive: zipfile.ZipFile, file: Path, split: str, known: _Set) -> np
     return labels.astype(np.float32) if known.multi_label else labels[:, 0].astype(np.int64)
 
 
-def _read_images(archive: zipfile.ZipFile, file: Path, split: str, into: np.ndarray, crop: int | None) -> None:
-    """Fills uint8 [n, size, size, 3]."""
-    key, count, size = f"{split}_images", len(into), into.shape[1]
-    with _opened(archive, file, key) as (stream, shape, dtype):
+def _check_images(archive: zipfile.ZipFile, file: Path, split: str, count: int) -> None:
+    """Refuses, from the header alone, images of another type or number than the labels say."""
+    key = f"{split}_images"
+    with _opened(archive, file, key) as (_, shape, dtype):
         grey = len(shape) == 3
         if dtype != np.uint8 or not (grey or (len(shape) == 4 and shape[3] == 3)) or shape[0] != count:
             raise UserError(
                 f"{file}: {key} is {dtype} {list(shape)}, expected uint8 [{count}, h, w] or [{count}, h, w, 3], as many "
                 f"as {split}_labels"
             )
+        limits.check(file, 4 * _CHUNK * int(np.prod(shape[1:], dtype=object)), f"{key} {list(shape)}")
+
+
+def _read_images(archive: zipfile.ZipFile, file: Path, split: str, into: np.ndarray, crop: int | None) -> None:
+    """Fills uint8 [n, size, size, 3]."""
+    count, size = len(into), into.shape[1]
+    with _opened(archive, file, f"{split}_images") as (stream, shape, dtype):
+        grey = len(shape) == 3
         for start in range(0, count, _CHUNK):
             part = _read(stream, (min(_CHUNK, count - start), *shape[1:]), dtype)
             rgb = np.repeat(part[..., None], 3, axis=3) if grey else part

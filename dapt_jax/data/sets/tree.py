@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from dapt_jax.data.paths import walk
 from dapt_jax.errors import UserError, nearest
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".dcm", ".dicom", ".nii", ".nii.gz")
@@ -16,8 +17,8 @@ def stem(name: str) -> str:
 
 
 def images(folder: Path) -> list[Path]:
-    """Images in a folder and below it, sorted; hidden files are not looked at."""
-    return sorted(file for file in folder.rglob("*") if stem(file.name) != file.name and not file.name.startswith("."))
+    """Images in a folder and below it, sorted; hidden files and folders and those of systems are not looked at."""
+    return sorted(file for file in walk(folder) if stem(file.name) != file.name)
 
 
 def first(root: Path, *names: str) -> Path | None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dapt_jax.models.encoder import NormMode
 from dapt_jax.models.layers import Conv
+from dapt_jax.parameters import BatchNormMode
 
 
 class Head(nnx.Module):
@@ -16,6 +16,6 @@ class Head(nnx.Module):
         self.conv = Conv(features, outputs, size, bias=True)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
+        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], mode: BatchNormMode
     ) -> Float[Array, "b h w d"]:
         return self.conv(x)

@@ -8,8 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dapt_jax.models.decoders.step import Step
-from dapt_jax.models.encoder import Encoder, Level, NormMode
+from dapt_jax.models.encoder import Encoder, Level
 from dapt_jax.models.resize import bilinear
+from dapt_jax.parameters import BatchNormMode
 
 _REDUCTIONS = (4, 8, 16, 32)
 
@@ -21,7 +22,7 @@ class Rescale(nnx.Module):
         self.factor = factor
 
     def __call__(
-        self, x: None, skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
+        self, x: None, skips: Sequence[Float[Array, "b h2 w2 d"]], mode: BatchNormMode
     ) -> Float[Array, "b h3 w3 d"]:
         sides = (max(round(side * self.factor), 1) for side in skips[0].shape[1:3])
         return bilinear(skips[0], (next(sides), next(sides)))
@@ -33,12 +34,12 @@ def pyramid(encoder: Encoder) -> tuple[list[Step], list[Level]]:
     None, and the encoder's own, where these differ in resolution. Else the maps of four depths at a quarter to a 32nd of
     the image's side, as ViTDet (Li et al., arXiv 2203.16527) and BEiT's UPerNet do it, without their learnt convolutions.
     """
-    pyramid_levels = list(encoder.pyramid_levels)
-    if len({level.reduction for level in pyramid_levels}) == len(pyramid_levels):
-        return [], pyramid_levels
+    levels = list(encoder.pyramid_levels)
+    if len({level.reduction for level in levels}) == len(levels):
+        return [], levels
     steps: list[Step] = []
     made: list[Level] = []
-    for reduction, level in zip(_REDUCTIONS[-len(pyramid_levels) :], pyramid_levels, strict=True):
+    for reduction, level in zip(_REDUCTIONS[-len(levels) :], levels, strict=True):
         name = f"decoder/rescale{len(steps) + 1}"
         make = functools.partial(Rescale, level.reduction / reduction)
         steps.append(Step(name, make, (level.name,), name, has_input=False))
@@ -46,6 +47,6 @@ def pyramid(encoder: Encoder) -> tuple[list[Step], list[Level]]:
     return steps, made
 
 
-def unit(encoder: Encoder, pyramid_levels: Sequence[Level]) -> int:
+def unit(encoder: Encoder, levels: Sequence[Level]) -> int:
     """What the sides of images have to be multiples of: every level, rescaled or not, then has whole sides."""
-    return math.lcm(*(level.reduction for level in (*encoder.pyramid_levels, *pyramid_levels)))
+    return math.lcm(*(level.reduction for level in (*encoder.pyramid_levels, *levels)))

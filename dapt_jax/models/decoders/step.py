@@ -1,13 +1,15 @@
-"""Decoders as ordered steps: what they read of the encoder's maps, and what they leave for later steps."""
+"""Decoders as ordered steps: which maps of the encoder a step reads, and which of its own it leaves to later steps."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
-from dapt_jax.models.encoder import NormMode, Tree
+from dapt_jax.models.encoder import Tree
+from dapt_jax.models.parameters import kinds_of
+from dapt_jax.parameters import BatchNormMode, Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +17,12 @@ class Step:
     """One named layer group of a decoder.
 
     Attributes:
-        name: slash-separated, the leading part of the paths of its parameters.
-        build: makes its nnx module, which is called as `module(x, skips, norm)`: the output of the step before (of the
-            encoder, for the first), and the maps named by `skips`.
-        skips: names of levels of the encoder, or of what earlier steps emit.
-        emits: name under which later steps may read its output.
-        has_input: whether it reads the output of the step before; else its module is given None for it.
+        name: Slash-separated; the leading part of the paths of its parameters.
+        build: Makes its nnx module, which is called as `module(x, skips, mode)` with the output of the step before (of the
+            encoder, for the first), the maps named by `skips`, and the mode of batch norm.
+        skips: Names of pyramid levels of the encoder, or of maps that earlier steps emit.
+        emits: Name under which later steps may read its output.
+        has_input: Whether it reads the output of the step before; otherwise its module is given None.
     """
 
     name: str
@@ -32,14 +34,14 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """The steps of a decoder behind a certain encoder.
+    """The steps of a decoder on a certain encoder.
 
     Attributes:
-        steps: first to last.
-        features: channels of the last step's output.
-        reduction: side of the image over side of that output.
-        unit: sides of the images have to be multiples of it.
-        head_size: side of the kernel of the convolution that makes logits of that output.
+        steps: The steps, first to last.
+        features: Channels of the last step's output.
+        reduction: Side of the image over side of that output.
+        unit: Number that sides of the images have to be multiples of.
+        head_size: Side of the kernel of the convolution from that output to logits.
     """
 
     steps: tuple[Step, ...]
@@ -54,27 +56,30 @@ class Part:
     """A step, ready to run.
 
     Attributes:
-        step: the step.
-        graph: its module's graph definition.
-        params: its abstract parameters.
-        batch_stats: its abstract statistics.
+        step: The step.
+        graph: Graph definition of its module.
+        params: Abstract parameters.
+        batch_stats: Abstract running statistics.
+        kinds: Kind of each of these by path.
     """
 
     step: Step
     graph: Any
     params: Tree
     batch_stats: Tree
+    kinds: Mapping[str, Kind]
 
     @classmethod
     def of(cls, step: Step) -> "Part":
-        """Works out the shapes of a step."""
+        """Work out shapes and kinds of a step."""
         graph, params, batch_stats = nnx.split(nnx.eval_shape(step.build), nnx.Param, nnx.BatchStat)
-        return cls(step, graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
+        kinds = kinds_of(step.name, params, batch_stats)
+        return cls(step, graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats), kinds)
 
     def __call__(
-        self, params: Tree, batch_stats: Tree, x: jax.Array | None, skips: Sequence[jax.Array], mode: NormMode
+        self, params: Tree, batch_stats: Tree, x: jax.Array | None, skips: Sequence[jax.Array], mode: BatchNormMode
     ) -> tuple[jax.Array, Tree]:
-        """The step's output, and its statistics if they changed."""
+        """Run the step; return its output, and its statistics if they changed."""
         module = nnx.merge(self.graph, params, batch_stats)
         x = module(x, skips, mode)
         return x, {} if mode == "frozen" else nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))

@@ -9,9 +9,10 @@ from jaxtyping import Array, Float
 
 from dapt_jax.models.decoders.pyramid import pyramid, unit
 from dapt_jax.models.decoders.step import Decoder, Step
-from dapt_jax.models.encoder import DEFAULT, Encoder, NormMode
+from dapt_jax.models.encoder import DEFAULT, Encoder
+from dapt_jax.models.encoders.swin import WINDOW, Block
 from dapt_jax.models.layers import Dense, LayerNorm
-from dapt_jax.models.swin import WINDOW, Block
+from dapt_jax.parameters import BatchNormMode
 
 HEAD_SIZE = 32
 """Channels of an attention head."""
@@ -29,7 +30,7 @@ class Expand(nnx.Module):
         self.factor = factor
 
     def __call__(
-        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
+        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], mode: BatchNormMode
     ) -> Float[Array, "b h2 w2 e"]:
         batch, high, wide, _ = x.shape
         factor = self.factor
@@ -48,14 +49,14 @@ class Stage(nnx.Module):
         self.blocks = nnx.List([Block(outputs, heads, shift, DEFAULT, 0.0) for shift in shifts])
 
     def __call__(
-        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
+        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], mode: BatchNormMode
     ) -> Float[Array, "b h2 w2 e"]:
-        x = self.expand(x, (), norm)
+        x = self.expand(x, (), mode)
         if self.join is not None:
             (skip,) = skips
             x = self.join(jnp.concatenate([x, skip], -1))
         for block in self.blocks:
-            x = block(x, norm)
+            x = block(x, mode)
         return x
 
 

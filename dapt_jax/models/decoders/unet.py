@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 
 from dapt_jax.models.decoders.pyramid import pyramid, unit
 from dapt_jax.models.decoders.step import Decoder, Step
-from dapt_jax.models.encoder import Encoder, NormMode
+from dapt_jax.models.encoder import Encoder
 from dapt_jax.models.layers import BatchNorm, Conv, ConvNormRelu
 from dapt_jax.models.resize import nearest
+from dapt_jax.parameters import BatchNormMode
 
 WIDTHS = (256, 128, 64, 32, 16)
 """Channels of the blocks, coarsest first; a network of fewer resolutions has the first of them."""
@@ -31,10 +32,10 @@ class Gate(nnx.Module):
         self.weight, self.norm_weight = Conv(inner, 1, 1, bias=True), BatchNorm(1)
 
     def __call__(
-        self, signal: Float[Array, "b h w c"], x: Float[Array, "b h w d"], norm: NormMode
+        self, signal: Float[Array, "b h w c"], x: Float[Array, "b h w d"], mode: BatchNormMode
     ) -> Float[Array, "b h w d"]:
-        both = self.norm_signal(self.signal(signal), norm) + self.norm_map(self.map(x), norm)
-        return x * jax.nn.sigmoid(self.norm_weight(self.weight(jax.nn.relu(both)), norm))
+        both = self.norm_signal(self.signal(signal), mode) + self.norm_map(self.map(x), mode)
+        return x * jax.nn.sigmoid(self.norm_weight(self.weight(jax.nn.relu(both)), mode))
 
 
 class Block(nnx.Module):
@@ -46,12 +47,12 @@ class Block(nnx.Module):
         self.conv2 = ConvNormRelu(outputs, outputs, 3)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
+        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], mode: BatchNormMode
     ) -> Float[Array, "b h2 w2 e"]:
         x = nearest(x, 2)
         for skip in skips:
-            x = jnp.concatenate([x, skip if self.gate is None else self.gate(x, skip, norm)], -1)
-        return self.conv2(self.conv1(x, norm), norm)
+            x = jnp.concatenate([x, skip if self.gate is None else self.gate(x, skip, mode)], -1)
+        return self.conv2(self.conv1(x, mode), mode)
 
 
 def unet(encoder: Encoder, *, has_gate: bool = False) -> Decoder:

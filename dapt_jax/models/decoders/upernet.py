@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 
 from dapt_jax.models.decoders.pyramid import pyramid, unit
 from dapt_jax.models.decoders.step import Decoder, Step
-from dapt_jax.models.encoder import Encoder, NormMode
+from dapt_jax.models.encoder import Encoder
 from dapt_jax.models.layers import ConvNormRelu, LayerNorm
 from dapt_jax.models.resize import bilinear
+from dapt_jax.parameters import BatchNormMode
 
 WIDTH = 256
 SIZES = (1, 2, 3, 6)
@@ -32,12 +33,12 @@ class PyramidPooling(nnx.Module):
         self.fuse = ConvNormRelu(inputs + len(SIZES) * WIDTH, WIDTH, 3)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], norm: NormMode
+        self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], mode: BatchNormMode
     ) -> Float[Array, "b h w e"]:
         x = self.norm(x)
         size = (x.shape[1], x.shape[2])
-        parts = [conv(averaged(x, cells), norm) for conv, cells in zip(self.pools, SIZES, strict=True)]
-        return self.fuse(jnp.concatenate([x, *(bilinear(part, size) for part in parts)], -1), norm)
+        parts = [conv(averaged(x, cells), mode) for conv, cells in zip(self.pools, SIZES, strict=True)]
+        return self.fuse(jnp.concatenate([x, *(bilinear(part, size) for part in parts)], -1), mode)
 
 
 def averaged(x: Float[Array, "b h w c"], cells: int) -> Float[Array, "b cells cells c"]:
@@ -60,9 +61,11 @@ class Lateral(nnx.Module):
         self.norm = LayerNorm(inputs)
         self.conv = ConvNormRelu(inputs, WIDTH, 1)
 
-    def __call__(self, x: None, skips: Sequence[Float[Array, "b _ _ _"]], norm: NormMode) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: None, skips: Sequence[Float[Array, "b _ _ _"]], mode: BatchNormMode
+    ) -> Float[Array, "b h w c"]:
         level, coarser = skips
-        y = self.conv(self.norm(level), norm)
+        y = self.conv(self.norm(level), mode)
         return y + bilinear(coarser, (y.shape[1], y.shape[2]))
 
 
@@ -73,17 +76,19 @@ class Fuse(nnx.Module):
         self.convs = nnx.List([ConvNormRelu(WIDTH, WIDTH, 3) for _ in range(maps - 1)])
         self.fuse = ConvNormRelu(maps * WIDTH, WIDTH, 3)
 
-    def __call__(self, x: None, skips: Sequence[Float[Array, "b _ _ c"]], norm: NormMode) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: None, skips: Sequence[Float[Array, "b _ _ c"]], mode: BatchNormMode
+    ) -> Float[Array, "b h w c"]:
         coarsest, *finer = skips
-        maps = [coarsest, *(conv(each, norm) for conv, each in zip(self.convs, finer, strict=True))]
+        maps = [coarsest, *(conv(each, mode) for conv, each in zip(self.convs, finer, strict=True))]
         size = (maps[-1].shape[1], maps[-1].shape[2])
-        return self.fuse(jnp.concatenate([bilinear(each, size) for each in reversed(maps)], -1), norm)
+        return self.fuse(jnp.concatenate([bilinear(each, size) for each in reversed(maps)], -1), mode)
 
 
 def upernet(encoder: Encoder) -> Decoder:
     """Over the levels of a quarter of the image's side and coarser."""
-    steps, pyramid_levels = pyramid(encoder)
-    *finer, deepest = [level for level in pyramid_levels if level.reduction >= min(4, pyramid_levels[-1].reduction)]
+    steps, levels = pyramid(encoder)
+    *finer, deepest = [level for level in levels if level.reduction >= min(4, levels[-1].reduction)]
     made = ["decoder/pool"]
     steps.append(Step(made[0], functools.partial(PyramidPooling, deepest.features), emits=made[0]))
     for number, level in enumerate(reversed(finer), 1):
@@ -93,4 +98,4 @@ def upernet(encoder: Encoder) -> Decoder:
         made.append(name)
     steps.append(Step("decoder/fuse", functools.partial(Fuse, len(made)), tuple(made), has_input=False))
     finest = (finer or [deepest])[0]
-    return Decoder(tuple(steps), WIDTH, finest.reduction, unit(encoder, pyramid_levels), head_size=1)
+    return Decoder(tuple(steps), WIDTH, finest.reduction, unit(encoder, levels), head_size=1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dapt_jax.cost.memory import tree_bytes
 from dapt_jax.errors import UserError
-from dapt_jax.fields import SettingError, check_fields, setting
+from dapt_jax.fields import check_fields, setting
 from dapt_jax.training import accounting
 from dapt_jax.training.steps import PhaseProgram
 
@@ -50,20 +50,6 @@ class Caching:
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-    @classmethod
-    def of(cls, settings: Any) -> "Caching":
-        """Return the policy of `config.cache`."""
-        try:
-            return cls(
-                settings.mode,
-                settings.memory_mb << 20,
-                settings.disk_mb << 20,
-                settings.dtype,
-                settings.flops_per_byte,
-            )
-        except SettingError as error:
-            raise error.within("cache") from error
 
 
 @dataclasses.dataclass(frozen=True)

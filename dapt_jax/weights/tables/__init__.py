@@ -1,19 +1,29 @@
 """What the models' parameters are called elsewhere: one file per family, over the shared code of `scheme`.
 
+A module of this folder with a dict `SCHEMES` (model to schemes) is such a file, because it is here. A model without any has
+our own names alone.
+
 A *scheme* names the parameters of one family of files. It maps a module of ours (`stage1/block1/conv1`) to the name of
 its counterpart; the endings (`kernel` to `weight`) and layouts follow from the framework. Tables are therefore computed
 from an encoder's own parameter paths and cannot miss one.
 """
 
-from dapt_jax.weights.tables import convnext, densenet, efficientnet, resnet, resnet_elsewhere, swin, unet, vit
-from dapt_jax.weights.tables.prefixes import LAYOUTS, prefix
+import importlib
+import pkgutil
+
+from dapt_jax.weights.tables.prefixes import LAYOUTS
 from dapt_jax.weights.tables.scheme import OWN, Entry, Scheme, table
 
-__all__ = ["LAYOUTS", "OWN", "Entry", "Scheme", "prefix", "schemes", "table"]
+__all__ = ["LAYOUTS", "OWN", "SCHEMES", "Entry", "Scheme", "schemes", "table"]
 
-_FAMILIES = (convnext, densenet, efficientnet, resnet, resnet_elsewhere, swin, unet, vit)
+SCHEMES: dict[str, tuple[Scheme, ...]] = {}
+"""Schemes of other libraries by model."""
+
+for _name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    for _model, _schemes in getattr(importlib.import_module(f"{__name__}.{_name}"), "SCHEMES", {}).items():
+        SCHEMES[_model] = (*SCHEMES.get(_model, ()), *_schemes)
 
 
 def schemes(model: str) -> tuple[Scheme, ...]:
     """The schemes whose files fit a model of the registry; our own comes first."""
-    return (OWN, *(scheme for family in _FAMILIES for scheme in family.SCHEMES.get(model, ())))
+    return (OWN, *SCHEMES.get(model, ()))

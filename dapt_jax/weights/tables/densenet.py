@@ -25,6 +25,11 @@ def _torchvision_2017(encoder: Encoder, group: str, part: str) -> str:
     return f"{name[:-1]}.{name[-1]}" if "denselayer" in name else name
 
 
+def _sequence(encoder: Encoder, group: str, part: str) -> str:
+    """The names within `features`, whatever that is called: RadImageNet's files have `backbone.0.conv0`."""
+    return _torchvision(encoder, group, part).removeprefix("features.")
+
+
 def _keras(encoder: Encoder, group: str, part: str) -> str:
     kind = {"conv": "conv", "norm": "bn"}[part.rstrip("12")]
     if group == "stem":
@@ -40,6 +45,7 @@ def _keras(encoder: Encoder, group: str, part: str) -> str:
 _TORCH = (
     Scheme("torchvision", "torch", _torchvision, "classifier"),
     Scheme("torchvision of 2017", "torch", _torchvision_2017, "classifier"),
+    Scheme("features of torchvision", "torch", _sequence, "classifier"),
 )
 _KERAS = (Scheme("Keras", "keras", _keras, "predictions"),)
 SCHEMES = {

@@ -1,25 +1,12 @@
-"""What training scripts put before every key of a model that they wrap."""
+"""What training scripts put before every key of a model that they wrap, and which of several encoders is meant."""
 
-from typing import Any
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
-from dapt_jax.weights.tables.scheme import Entry, Scheme
-
-
-def prefix(entries: dict[str, Entry], scheme: Scheme, source: dict[str, Any]) -> tuple[str, int]:
-    """What stands before every key of a table in a file, and how many of the table's keys are found behind it.
-
-    Training scripts wrap models (`module.`, `backbone.`, `module.encoder_q.`). Any prefix is tried that makes some key of
-    the file the table's first; the one with most keys wins. Where several hold as many, a student or query encoder is
-    preferred to its averaged copy, as the copy's own names come later in `_PREFERRED`.
-    """
-    keys = [entry.key for entry in entries.values()]
-    marker = min(keys, key=lambda key: (len(key), key)) if keys else ""
-    candidates = {""}
-    candidates |= {key.removesuffix(marker) for key in source if key.endswith(scheme.separator + marker)}
-    hits = {candidate: sum(candidate + key in source for key in keys) for candidate in candidates}
-    best = max(hits, key=lambda name: (hits[name], -_rank(name), -len(name)))
-    return best, hits[best]
-
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.weights.tables.scheme import Entry
 
 LAYOUTS = {
     "module.": "DataParallel, as SwAV, DeepCluster and SeLa save",
@@ -36,8 +23,125 @@ LAYOUTS = {
     "encoder.": "an encoder within a model, as segmentation networks save",
 }
 """Whose checkpoints put what before every key."""
-_PREFERRED = ("", "module.", "module.encoder_q.", "encoder_q.", "student.", "backbone.", "model.", "encoder.")
+Role = Literal["averaged", "query", "key", "trained", ""]
+_ROLES: dict[str, Role] = {
+    **dict.fromkeys(("teacher", "target", "ema", "momentum", "averaged", "avg", "swa", "shadow"), "averaged"),
+    **dict.fromkeys(("query", "q"), "query"),
+    **dict.fromkeys(("key", "k"), "key"),
+    **dict.fromkeys(("student", "online"), "trained"),
+}
+_LONGEST = 500
+"""Characters of a key; longer ones are no parameter's."""
 
 
-def _rank(name: str) -> int:
-    return _PREFERRED.index(name) if name in _PREFERRED else len(_PREFERRED)
+class Choice(NamedTuple):
+    """Which of a file's encoders is taken.
+
+    Attributes:
+        prefix: What stands before every key of it.
+        why: In words, what decided where there were several; empty where there was one.
+    """
+
+    prefix: str
+    why: str = ""
+
+
+def hits(entries: Mapping[str, Entry], separator: str, keys: Iterable[str]) -> dict[str, int]:
+    """Count how many keys of a table a file holds behind each prefix, in the order in which the file has the prefixes.
+
+    Args:
+        entries: A table of names; see `scheme.table`.
+        separator: What stands between the parts of a key.
+        keys: The file's names.
+    """
+    wanted = Counter(entry.key for entry in entries.values())
+    found: dict[str, int] = {}
+    for key in keys:
+        if len(key) > _LONGEST:
+            continue
+        starts = [0, *(match.end() for match in re.finditer(re.escape(separator), key))]
+        for start in starts:
+            if key[start:] in wanted:
+                found[key[:start]] = found.get(key[:start], 0) + wanted[key[start:]]
+    return found
+
+
+def role(prefix: str) -> Role:
+    """Return the part that an encoder plays in its training, as the words of its prefix tell it."""
+    words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", prefix).lower())
+    found = [_ROLES[word] for word in words if word in _ROLES]
+    return next((each for each in ("averaged", "query", "key", "trained") if each in found), "")
+
+
+def choose(candidates: Sequence[str]) -> Choice | None:
+    """Decide between encoders that fit equally well.
+
+    The averaged copy is taken (teacher, target, EMA, momentum encoder), since that is the one that methods with such a copy
+    evaluate. MoCo is the exception, by its own names: of `encoder_q` and `encoder_k` the query encoder is taken, as its
+    authors do (arXiv 1911.05722). The order of the candidates is of no consequence.
+
+    Args:
+        candidates: Prefixes, each once.
+
+    Returns:
+        The choice, or None where nothing decides.
+    """
+    if len(candidates) == 1:
+        return Choice(candidates[0])
+    roles = {prefix: role(prefix) for prefix in candidates}
+    averaged = [prefix for prefix in candidates if roles[prefix] == "averaged"]
+    if len(averaged) == 1:
+        return Choice(averaged[0], "the averaged copy")
+    queries = [prefix for prefix in candidates if roles[prefix] != "key"]
+    if not averaged and len(queries) == 1:
+        return Choice(queries[0], "the query encoder, which MoCo's authors evaluate")
+    return None
+
+
+def named(given: str, found: Mapping[str, int]) -> list[str]:
+    """Return the prefixes that a user's `prefix=` means, those behind which most of the encoder is found.
+
+    A prefix is meant if it is the same, or if the parts given stand in it in that order: `student.backbone` means
+    `student.module.backbone.` as well.
+
+    Args:
+        given: What the user wrote, with or without a separator at its end.
+        found: How much of the encoder is found behind each prefix of the file; see `hits`.
+    """
+    parts = _parts(given)
+    same = [prefix for prefix in found if _parts(prefix) == parts]
+    meant = same or [prefix for prefix in found if parts and _is_within(parts, _parts(prefix))]
+    most = max((found[prefix] for prefix in meant), default=0)
+    return [prefix for prefix in meant if found[prefix] == most]
+
+
+def undecided(origin: str, candidates: Iterable[str]) -> UserError:
+    """Return the error for a file in which nothing decides between several encoders."""
+    listed = sorted(shown(prefix) for prefix in candidates)
+    more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
+    return UserError(
+        f"{origin}: {len(listed)} encoders that fit, behind {', '.join(map(repr, listed[:4]))}{more}, and nothing that tells "
+        f"which is meant; expected one of them, such as #prefix={listed[0]} behind the file's name"
+    )
+
+
+def not_there(origin: str, given: str, found: Iterable[str]) -> UserError:
+    """Return the error for a `prefix=` that the file has no encoder behind."""
+    known = [shown(prefix) for prefix in found]
+    hint = nearest(given, known) if known else "no part of this model is in the file"
+    return UserError(f"{origin}: no encoder behind #prefix={given}; {hint}")
+
+
+def shown(prefix: str) -> str:
+    """Return a prefix as a user writes it."""
+    return prefix.rstrip("./")
+
+
+def _parts(prefix: str) -> list[str]:
+    return [part for part in re.split(r"[./]", prefix) if part]
+
+
+def _is_within(parts: list[str], whole: list[str]) -> bool:
+    """Return whether parts stand in a list in their order, others between them or not."""
+    rest = iter(whole)
+    return all(part in rest for part in parts)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder
+from dapt_jax.parameters import Kind
 from dapt_jax.weights.paths import flatten
 
 Framework = Literal["torch", "keras", "dapt_jax"]
@@ -92,24 +93,26 @@ class Entry:
 def table(scheme: Scheme, classifier: Classifier) -> dict[str, Entry]:
     """Our path to its source, for every parameter and statistic of a classifier, head included."""
     params, batch_stats = classifier.abstract()
-    return {path: _entry(scheme, classifier.encoder, path) for path in flatten(params) | flatten(batch_stats)}
+    return {
+        path: _entry(scheme, classifier.encoder, path, classifier.kinds[path])
+        for path in flatten(params) | flatten(batch_stats)
+    }
 
 
-def _entry(scheme: Scheme, encoder: Encoder, path: str) -> Entry:
+def _entry(scheme: Scheme, encoder: Encoder, path: str, kind: Kind) -> Entry:
     module, _, leaf = path.rpartition("/")
     ending = {**_ENDINGS[scheme.framework], **scheme.leaves}.get(leaf, leaf)
     fit = scheme.fits.get(leaf)
-    kind = module.rpartition("/")[2]
     if module == HEAD:
         name = scheme.head
     else:
         group = encoder.group_of(path)
         name = scheme.module(encoder, group, module.removeprefix(group).removeprefix("/"))
-        if scheme.framework == "keras" and kind.startswith("norm") and leaf == "bias":
+        if scheme.framework == "keras" and kind in (Kind.BATCH_NORM_BIAS, Kind.LAYER_NORM_BIAS):
             ending = "beta"
-        if scheme.framework == "keras" and kind.startswith("depthwise") and leaf == "kernel":
+        if scheme.framework == "keras" and kind is Kind.DEPTHWISE_KERNEL:
             ending, fit = scheme.leaves.get("depthwise", ending), _SWAPPED
-    separator = scheme.separators.get(kind, scheme.separator)
+    separator = scheme.separators.get(module.rpartition("/")[2], scheme.separator)
     return Entry(f"{name}{separator}{ending}" if name else ending, scheme.framework, fit)
 
 

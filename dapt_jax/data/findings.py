@@ -1,0 +1,136 @@
+"""What is odd about a set of images, in a line each: what a study says before it trains."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dapt_jax.data import formats, identity, near_duplicates, pixels
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.plane import Source, file_of, plane
+from dapt_jax.data.splits import Split
+from dapt_jax.errors import UserError
+
+
+def of_set(dataset: Dataset, *, is_split: bool = False) -> list[str]:
+    """Return warnings about a set: what its reader noticed, empty images, images and patients that repeat.
+
+    Nothing is decoded a second time: what is asked of the pixels was seen when the set was read.
+
+    Args:
+        dataset: The set.
+        is_split: Whether the study divides it into folds, so that look-alikes matter within it.
+
+    Returns:
+        A line each, without the set's name in front.
+    """
+    lines = [*dataset.notes, *_without_content(dataset)]
+    found = near_duplicates.merged(dataset) if is_split else None
+    lines += _spellings(dataset, found.spellings if found else None)
+    if found and found.pairs:
+        images = len({index for pair in found.pairs for index in pair})
+        first = " and ".join(dataset.images.names[index] for index in found.pairs[0])
+        lines.append(
+            f"{images} images of different patients look alike ({len(found.pairs)} pairs, first: {first}): each pair stays "
+            "on one side of every split; merge_look_alikes=False divides them"
+        )
+    lines += _torn_labels(dataset)
+    return lines
+
+
+def of_folds(dataset: Dataset, splits: Sequence[Split]) -> list[str]:
+    """Return a line for each class that some training part lacks, so that its head cannot know the class.
+
+    Args:
+        dataset: The set that is divided.
+        splits: Training and held-out rows of each fold.
+    """
+    lines = []
+    present = dataset.labels == 1 if dataset.multi_label else dataset.labels[:, None] == np.arange(len(dataset.classes))
+    for column, name in enumerate(dataset.classes):
+        folds = [fold for fold, (train, _) in enumerate(splits) if not present[train, column].any()]
+        if folds and present[:, column].any():
+            groups = len(np.unique(near_duplicates.merged(dataset).groups[present[:, column]]))
+            patients = "1 patient" if groups == 1 else f"{groups} patients"
+            listed = ", ".join(str(fold + 1) for fold in folds)
+            lines.append(
+                f"class {name!r} has {patients}: the training part of fold {listed} of {len(splits)} lacks it, so the head "
+                "of that fold is not scored on it"
+            )
+    return lines
+
+
+def _without_content(dataset: Dataset) -> list[str]:
+    """Names the set, the classes or the images that are constant."""
+    seen = near_duplicates.looks(dataset.images)
+    flat = seen.flat
+    if not flat.any():
+        return []
+    kinds = Counter(_kind(dataset, int(index), seen) for index in np.flatnonzero(flat)[:2000])
+    first = dataset.images.names[int(np.argmax(flat))]
+    listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    lines = []
+    if flat.all():
+        lines.append(f"all {len(flat)} images are without content ({listed}), first: {first}; nothing can be learned")
+    else:
+        share = flat.mean()
+        lines.append(f"{flat.sum()} of {len(flat)} images ({share:.1%}) are without content ({listed}), first: {first}")
+        for column, name in enumerate(dataset.classes):
+            has = dataset.labels[:, column] == 1 if dataset.multi_label else dataset.labels == column
+            if has.any() and flat[has].all():
+                lines.append(f"all {has.sum()} images of class {name!r} are without content")
+    return lines
+
+
+def _kind(dataset: Dataset, index: int, seen: near_duplicates.Looks) -> str:
+    source = dataset.images.source(index)
+    try:
+        if source and np.isnan(_values(source)).all():
+            return "all NaN"
+    except (UserError, TypeError, ValueError):
+        pass  # told of by whoever reads the pixels
+    return "all black" if seen.black[index] else "one grey value"
+
+
+def _values(source: Source) -> np.ndarray:
+    """The numbers of a file, before they were made 8-bit."""
+    reader = formats.module(file_of(source))
+    if reader is not pixels:
+        return np.asarray(reader.values(plane(source)), np.float64)
+    with pixels.opened(source) as image:
+        return np.asarray(image, np.float64)
+
+
+def _spellings(dataset: Dataset, found: list[tuple[str, ...]] | None) -> list[str]:
+    """Names patients that are written in nearly the same way."""
+    if found is None:
+        own = set(dataset.images.names)
+        found = identity.near_spellings(name for name in np.unique(dataset.groups).tolist() if name not in own)
+    if not found:
+        return []
+    more = f", and {len(found) - 1} more like it" if len(found) > 1 else ""
+    listed = " and ".join(map(repr, found[0]))
+    return [f"patients {listed} differ in case, separators or zeros alone{more}; splits keep them on one side"]
+
+
+def _torn_labels(dataset: Dataset) -> list[str]:
+    """Names pictures that are in the set twice, pixel for pixel, under two labels."""
+    if dataset.segments:
+        return []
+    seen = near_duplicates.looks(dataset.images)
+    rows: dict[int, list[int]] = defaultdict(list)
+    for index in np.flatnonzero(~seen.flat).tolist():
+        rows[int(seen.digests[index])].append(index)
+    same = [group for group in rows.values() if len(group) > 1]
+    torn = [group for group in same if len({dataset.labels[index].tobytes() for index in group}) > 1]
+    lines = []
+    if same:
+        first = " and ".join(Path(dataset.images.names[index]).name for index in same[0][:2])
+        lines.append(
+            f"{sum(map(len, same))} images are {len(same)} pictures under several names, pixel for pixel, first: {first}"
+        )
+    if torn:
+        first = " and ".join(dataset.images.names[index] for index in torn[0][:2])
+        lines.append(f"{len(torn)} of these pictures have several labels, first: {first}")
+    return lines

@@ -1,0 +1,299 @@
+"""Which files below a folder are images of which class and split, and what was left aside."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dapt_jax.data import identity
+from dapt_jax.data.paths import VOLUMES, holds_picture, is_of_system
+from dapt_jax.errors import UserError
+
+_JUNK = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"))
+_MASKS = frozenset(
+    ("mask", "masks", "segmentation", "segmentations", "segmentationmask", "segmentationmasks", "annotation",
+     "annotations", "groundtruth", "groundtruths", "gt", "labelmap", "labelmaps")
+)  # fmt: skip
+"""Keys of folders that hold masks, below a class."""
+_OF_MASK = re.compile(r"^(.+?)[\s_\-]+(?:mask|seg|segmentation|gt|roi|label)(?:[\s_\-]*\d+)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image of a class: its file, and its split if the folders name splits."""
+
+    file: Path
+    label: str
+    split: str | None = None
+
+
+@dataclass
+class Layout:
+    """What was found below a folder.
+
+    Attributes:
+        images: In the order of their paths.
+        empty: Class folders without an image, as (split or None, class, folder).
+        notes: What was left aside and what was taken for what, a line each.
+        has_splits: Whether folders name splits.
+    """
+
+    images: list[Found] = field(default_factory=list)
+    empty: list[tuple[str | None, str, Path]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    has_splits: bool = False
+
+
+def read(root: Path, classes: Sequence[str] = ()) -> Layout:
+    """Read CLASS/image, SPLIT/CLASS/image or CLASS/SPLIT/image below a folder.
+
+    Args:
+        root: The folder. One that holds a single folder of folders, as archives unpack, is entered.
+        classes: Classes that the user names; a folder of such a name is a class, whatever else it looks like.
+
+    Raises:
+        UserError: The folders are neither classes nor splits, or some are this and some that.
+    """
+    layout = Layout()
+    named = {identity.clean(name) for name in classes}
+    walker = _Walker(root, layout.notes)
+    top = _unwrapped(root, walker, named)
+    folders = walker.folders(top)
+    splits = {folder: _split_of(folder, named) for folder in folders}
+    with_classes = [folder for folder in folders if splits[folder] and walker.folders(_inner(folder, walker, named))]
+    if any(splits.values()) and not with_classes and not all(splits.values()):
+        strange = next(folder for folder in folders if splits[folder])
+        raise UserError(
+            f"{strange}: a folder named as a split, without class folders, beside {_others(folders, strange)}; expected "
+            f"SPLIT/CLASS/image or CLASS/image; if it is a class, say so by classes"
+        )
+    if with_classes or (folders and all(splits.values())):
+        _read_splits(folders, splits, layout, walker, named)
+    else:
+        _read_classes(folders, layout, walker, named)
+    walker.finish()
+    if pictures := [file for file in walker.files(top) if holds_picture(file)]:
+        layout.notes.append(f"{top}: left out {_images(len(pictures))} in no class folder, first: {pictures[0].name}")
+    return layout
+
+
+def _read_splits(
+    folders: Sequence[Path], splits: dict[Path, str], layout: Layout, walker: "_Walker", named: set[str]
+) -> None:
+    layout.has_splits = True
+    spelt = {folder.name: split for folder, split in splits.items() if split and folder.name != split}
+    if spelt:
+        listed = ", ".join(f"{name} is {split}" for name, split in spelt.items())
+        layout.notes.append(f"{walker.root}: folders taken for splits: {listed}")
+    for folder in folders:
+        split = splits[folder]
+        if not split:
+            count = sum(1 for _ in walker.pictures(folder))
+            layout.notes.append(f"{folder}: left out, a folder of {_images(count)} beside those of splits")
+            continue
+        inner = _inner(folder, walker, named)
+        loose = [file for file in walker.files(inner) if holds_picture(file)]
+        if loose:
+            layout.notes.append(
+                f"{inner}: left out {_images(len(loose))} in no class folder, first: {loose[0].name}; "
+                "without a label they serve no task"
+            )
+        for class_folder in walker.folders(inner):
+            if _split_of(class_folder, named):
+                count = sum(1 for _ in walker.pictures(class_folder))
+                layout.notes.append(
+                    f"{class_folder}: left out {_images(count)} in a folder named as a split, not as a class"
+                )
+            else:
+                _read_class(class_folder, split, layout, walker)
+    _compare_classes(layout, walker.root)
+
+
+def _compare_classes(layout: Layout, root: Path) -> None:
+    """Names classes that some splits lack."""
+    present: dict[str, set[str]] = {}
+    for image in layout.images:
+        present.setdefault(image.label, set()).add(str(image.split))
+    splits = set().union(*present.values())
+    for label, held in sorted(present.items()):
+        if held != splits:
+            layout.notes.append(f"{root}: class {label!r} is in {_list(held)} alone, not in {_list(splits - held)}")
+
+
+def _list(names: set[str]) -> str:
+    return " and ".join(sorted(names))
+
+
+def _read_classes(folders: Sequence[Path], layout: Layout, walker: "_Walker", named: set[str]) -> None:
+    keys = {identity.column_key(folder.name) for folder in folders}
+    if keys & {"image", "images", "imgs"} and keys & (_MASKS | {"labels"}) and not named:
+        raise UserError(
+            f"{walker.root}: {', '.join(folder.name for folder in folders)} are folders of images and masks, not of classes; "
+            "expected CLASS/image; images with masks take kind 'manifest' with a column mask"
+        )
+    # CLASS/SPLIT/image: the folders of every class are named as splits.
+    by_split = {folder: [(inner, _split_of(inner, set())) for inner in walker.folders(folder)] for folder in folders}
+    sided = {folder for folder, inner in by_split.items() if inner and all(split for _, split in inner)}
+    layout.has_splits = bool(sided)
+    for folder in folders:
+        if not sided:
+            _read_class(folder, None, layout, walker)
+            continue
+        loose = [file for file in walker.files(folder) if holds_picture(file)]
+        if folder not in sided or loose:
+            raise UserError(
+                f"{folder}: holds {loose[0].name if loose else 'folders'} outside of splits, while "
+                f"{min(sided)} is divided into splits; expected CLASS/SPLIT/image throughout"
+            )
+        for inner, split in by_split[folder]:
+            _read_class(inner, split, layout, walker, identity.clean(folder.name))
+
+
+def _read_class(folder: Path, split: str | None, layout: Layout, walker: "_Walker", label: str = "") -> None:
+    label = label or identity.clean(folder.name)
+    files = list(walker.pictures(folder, skip=_MASKS))
+    stems = {file.with_suffix("") for file in files}
+    masks = [file for file in files if (found := _OF_MASK.match(file.stem)) and file.with_name(found[1]) in stems]
+    if masks and len(masks) < len(files):
+        layout.notes.append(
+            f"{folder}: left out {len(masks)} masks beside their images, first: {masks[0].name}; kind 'manifest' reads masks"
+        )
+        files = [file for file in files if file not in set(masks)]
+    layout.images += [Found(file, label, split) for file in files]
+    if not files:
+        layout.empty.append((split, label, folder))
+
+
+def why_empty(folder: Path) -> str:
+    """Return what a class folder holds in place of images, as the end of an error line."""
+    names = [file.name for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    if not names:
+        return "it is empty"
+    kinds = ", ".join(
+        f"{suffix or 'no suffix'} {count}" for suffix, count in Counter(map(_suffix, names)).most_common(4)
+    )
+    hint = (
+        "; of volumes, kind 'manifest' names slices: scan.nii.gz[12]" if any(_is_volume(name) for name in names) else ""
+    )
+    return f"it holds files of other kinds ({kinds}){hint}"
+
+
+class _Walker:
+    """Goes through folders and remembers what it left aside."""
+
+    def __init__(self, root: Path, notes: list[str]):
+        self.root, self._notes = root, notes
+        self._skipped: set[Path] = set()
+        self._links: list[Path] = []
+        self._broken: set[Path] = set()
+        self._others: dict[Path, Counter[str]] = {}
+
+    def folders(self, folder: Path) -> list[Path]:
+        """Folders in a folder, sorted, but for those of the system."""
+        return [entry for entry in self._entries(folder) if entry.is_dir()]
+
+    def files(self, folder: Path) -> list[Path]:
+        """Files in a folder itself, sorted; hidden ones and those of the system are not looked at."""
+        return [entry for entry in self._entries(folder) if entry.is_file()]
+
+    def pictures(self, folder: Path, skip: frozenset[str] = frozenset(), above: tuple[str, ...] = ()) -> Iterator[Path]:
+        """Images in a folder and below it; links are followed, but never in a circle."""
+        place = os.path.realpath(folder)
+        if place in above:
+            self._links.append(folder)
+            return
+        inner = self.folders(folder)
+        pictures = []
+        for file in self.files(folder):
+            if holds_picture(file):
+                pictures.append(file)
+            elif file.name.lower() not in _JUNK:
+                self._others.setdefault(folder, Counter())[_suffix(file.name)] += 1
+        yield from pictures
+        for below in inner:
+            if identity.column_key(below.name) in skip:
+                count = sum(1 for _ in self.pictures(below))
+                self._notes.append(f"{below}: left out, a folder of {_images(count)} named as masks")
+                continue
+            yield from self.pictures(below, skip, (*above, place))
+
+    def finish(self) -> None:
+        """Say what was left aside."""
+        for name, count in sorted(Counter(folder.name for folder in self._skipped).items()):
+            times = f" ({count} of them)" if count > 1 else ""
+            self._notes.append(f"{self.root}: left out system folder {name}{times}")
+        for link in dict.fromkeys(self._links):
+            self._notes.append(f"{link}: left out, a link that leads back into its own folder")
+        for link in sorted(self._broken):
+            self._notes.append(f"{link}: left out, a link to a file that does not exist")
+        if self._others:
+            total: Counter[str] = sum(self._others.values(), Counter())
+            kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in total.most_common(6))
+            folders = ", ".join(str(folder.relative_to(self.root)) for folder in list(self._others)[:4])
+            more = f" and {len(self._others) - 4} more" if len(self._others) > 4 else ""
+            self._notes.append(f"{self.root}: left out files that are not images: {kinds} (in {folders}{more})")
+
+    def _entries(self, folder: Path) -> list[Path]:
+        kept = []
+        for name in sorted(os.listdir(folder)):
+            entry = folder / name
+            if is_of_system(name):
+                if entry.is_dir():
+                    self._skipped.add(entry)
+            elif not os.path.exists(entry):
+                self._broken.add(entry)
+            else:
+                kept.append(entry)
+        return kept
+
+
+def _unwrapped(root: Path, walker: _Walker, named: set[str]) -> Path:
+    """The folder of classes or splits: past folders that hold one folder of folders and nothing else."""
+    folder = root
+    while True:
+        inner = walker.folders(folder)
+        if len(inner) != 1 or identity.clean(inner[0].name) in named or _split_of(inner[0], named):
+            break
+        below = walker.folders(inner[0])
+        if len(below) < 1 or any(holds_picture(file) for file in walker.files(inner[0])):
+            break
+        if len(below) == 1 and not walker.folders(below[0]):
+            break
+        folder = inner[0]
+    if folder != root:
+        walker._notes.append(f"{root}: its one folder holds folders, so classes and splits are those below {folder}")
+    return folder
+
+
+def _inner(folder: Path, walker: _Walker, named: set[str]) -> Path:
+    """A split's folder, or the one in it that holds the classes (train/train/CLASS)."""
+    inner = walker.folders(folder)
+    if len(inner) == 1 and walker.folders(inner[0]):
+        only = inner[0]
+        if _split_of(only, named) == _split_of(folder, named) or identity.column_key(only.name) in ("images", "data"):
+            return only
+    return folder
+
+
+def _split_of(folder: Path, named: set[str]) -> str:
+    name = identity.clean(folder.name)
+    return "" if name in named else identity.split_name(name)
+
+
+def _others(folders: Sequence[Path], one: Path) -> str:
+    return ", ".join(folder.name for folder in folders if folder != one)
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _suffix(name: str) -> str:
+    lower = name.lower()
+    return ".nii.gz" if lower.endswith(".nii.gz") else Path(lower).suffix
+
+
+def _is_volume(name: str) -> bool:
+    return name.lower().endswith(VOLUMES)

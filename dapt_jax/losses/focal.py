@@ -1,0 +1,40 @@
+"""The focal loss, of a softmax or of sigmoids."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dapt_jax.fields import setting
+from dapt_jax.losses.base import ClassificationLoss, power
+
+
+@dataclasses.dataclass(frozen=True)
+class FocalLoss(ClassificationLoss, name="focal"):
+    """Cross-entropy times (1 - p)^gamma, p the probability of the truth (Lin et al., arXiv 1708.02002).
+
+    Attributes:
+        gamma: The power; 0 leaves the cross-entropy.
+        alpha: Share of the weight that positive targets of sigmoids have; 0 to weigh all alike.
+    """
+
+    gamma: float = setting(2.0, at_least=0, doc="Power by which examples that are classified well count less.")
+    alpha: float = setting(
+        0.0, at_least=0, below=1, doc="Share of the weight that positive targets of sigmoids have; 0: all alike."
+    )
+
+    def softmax_log_likelihood(self, logits: Float[Array, "b outputs"]) -> Float[Array, "b outputs"]:
+        """See `ClassificationLoss`."""
+        log_p = jax.nn.log_softmax(logits)
+        return log_p * power(-jnp.expm1(log_p), self.gamma)
+
+    def sigmoid_loss(
+        self, logits: Float[Array, "b outputs"], targets: Float[Array, "b outputs"]
+    ) -> Float[Array, "b outputs"]:
+        """See `ClassificationLoss`."""
+        p = jax.nn.sigmoid(logits)
+        of_positive, of_negative = (self.alpha, 1 - self.alpha) if self.alpha else (1.0, 1.0)
+        positive = -jax.nn.log_sigmoid(logits) * power(1 - p, self.gamma) * of_positive
+        negative = -jax.nn.log_sigmoid(-logits) * power(p, self.gamma) * of_negative
+        return targets * positive + (1 - targets) * negative

@@ -1,0 +1,117 @@
+"""Predictions of single images, for what a report can only tell from them.
+
+`WORKDIR/predictions/STRATEGY-seedN/TASK-SPLIT.npz` holds `label` ([n] class numbers, or [n, classes] of 0, 1 and NaN),
+`group` (str [n], the patient), `image` (str [n]) and, for each protocol, `probability/PROTOCOL` (float [n, classes]).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dapt_jax.errors import UserError
+from dapt_jax.records import arrays
+from dapt_jax.statistics import auc
+
+FOLDER = "predictions"
+"""Name of the folder in a workdir."""
+
+
+def path_of(workdir: Path, strategy: str, seed: object, task: str, split: str) -> Path:
+    """Return where the predictions of an arm on a split of a task are."""
+    return workdir / FOLDER / f"{strategy}-seed{seed}" / f"{task}-{split}.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What a run predicted of the images of a split.
+
+    Attributes:
+        targets: Whether an image has each class, 0 or 1, NaN where it is not known, float [n, classes].
+        groups: The patient of each image, [n].
+        probabilities: Predicted probabilities, float [n, classes].
+    """
+
+    targets: np.ndarray
+    groups: np.ndarray
+    probabilities: np.ndarray
+
+    def auc(self, rows: np.ndarray) -> float:
+        """Return the mean one-versus-rest AUC of some rows.
+
+        It is the mean over the classes that have both positives and negatives among the rows; NaN where none has.
+        """
+        targets, probabilities = self.targets[rows], self.probabilities[rows]
+        known = ~np.isnan(targets)
+        areas = [auc(t[k] == 1, p[k]) for t, p, k in zip(targets.T, probabilities.T, known.T, strict=True)]
+        found = [area for area in areas if np.isfinite(area)]
+        return float(np.mean(found)) if found else float("nan")
+
+    @property
+    def positive(self) -> np.ndarray | None:
+        """Bool [n] where there are two classes, one of which each image has, and no patient has two images; else None."""
+        is_binary = self.targets.shape[1] == 2 and bool((self.targets.sum(1) == 1).all())
+        return self.targets[:, 1] == 1 if is_binary and len(np.unique(self.groups)) == len(self.groups) else None
+
+    def same_images(self, other: Predictions) -> bool:
+        """Return whether both are of the same images in the same order, as far as labels and patients tell."""
+        return np.array_equal(self.groups, other.groups) and np.array_equal(self.targets, other.targets, equal_nan=True)
+
+
+def read(path: Path, protocol: str) -> Predictions | None:
+    """Read one file; None where it has nothing of a protocol.
+
+    Raises:
+        UserError: The file cannot be read, lacks an array, or its arrays do not go together.
+    """
+    file = arrays.read(path)
+    for name in ("label", "group"):
+        if name not in file:
+            raise UserError(f"{path}: no array {name!r}; expected label, group and probability/<protocol>")
+    if f"probability/{protocol}" not in file:
+        return None
+    labels, groups, probabilities = file["label"], file["group"], file[f"probability/{protocol}"]
+    n = len(groups) if groups.ndim == 1 and groups.dtype.kind in "USiu" else -1
+    if probabilities.ndim != 2 or len(probabilities) != n or labels.shape not in ((n,), probabilities.shape):
+        raise UserError(
+            f"{path}: label is {labels.shape}, group {groups.shape}, probability/{protocol} {probabilities.shape}; "
+            "expected one row for each image in all"
+        )
+    if probabilities.dtype.kind != "f" or not ((probabilities >= 0) & (probabilities <= 1.0001)).all():
+        raise UserError(f"{path}: probability/{protocol} holds values that are no probabilities; expected 0 to 1")
+    classes = probabilities.shape[1]
+    if labels.ndim == 1:
+        if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
+            raise UserError(f"{path}: labels {_range(labels)}; expected classes from 0 to {classes - 1}")
+        return Predictions(np.eye(classes)[labels], groups, probabilities)
+    if labels.dtype.kind not in "fiub" or not (np.isnan(labels) | (labels == 0) | (labels == 1)).all():
+        raise UserError(f"{path}: labels {_range(labels)}; expected 0, 1 or NaN for each class")
+    return Predictions(labels.astype(float), groups, probabilities)
+
+
+def write(
+    path: Path,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    images: np.ndarray,
+    probabilities: Mapping[str, np.ndarray],
+) -> None:
+    """Write one file, in one atomic step.
+
+    Args:
+        path: Where it goes, see `path_of`.
+        labels: Class numbers [n], or 0, 1 and NaN [n, classes].
+        groups: The patient of each image.
+        images: The name of each image's file.
+        probabilities: Predicted probabilities by protocol.
+    """
+    by_protocol = {f"probability/{name}": each.astype(np.float32) for name, each in probabilities.items()}
+    arrays.write(path, {"label": labels, "group": np.asarray(groups, str), "image": images, **by_protocol})
+
+
+def _range(labels: np.ndarray) -> str:
+    """Return what labels there are, as part of an error line."""
+    return f"{labels.min()} to {labels.max()}" if labels.dtype.kind in "iuf" and labels.size else f"of {labels.dtype}"

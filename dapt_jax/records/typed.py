@@ -1,0 +1,112 @@
+"""Types of the values in a workdir's files, checked when they are read: one line names the file, the key and the value."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dapt_jax.errors import UserError
+
+_LARGEST = 2**62
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of value.
+
+    Attributes:
+        words: What it is, as the end of an error line.
+        allows: Whether a value is of the kind.
+    """
+
+    words: str
+    allows: Callable[[Any], bool]
+
+    @property
+    def or_null(self) -> "Kind":
+        """The same kind, or null."""
+        return Kind(f"{self.words} or null", lambda value: value is None or self.allows(value))
+
+
+def list_of(kind: Kind) -> Kind:
+    """Return the kind of lists whose members are of a kind."""
+    return Kind(
+        f"a list, each member {kind.words}", lambda value: isinstance(value, list) and all(map(kind.allows, value))
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value) and abs(value) < 1e100)
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is text that can be written down: half a surrogate pair cannot."""
+    return isinstance(value, str) and value == value.encode(errors="replace").decode()
+
+
+TEXT = Kind("text", _is_text)
+TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
+WHOLE = Kind("a whole number", _is_whole)
+COUNT = Kind("a whole number from 0", lambda value: _is_whole(value) and value >= 0)
+NUMBER = Kind("a number", _is_number)
+AMOUNT = Kind("a number from 0", lambda value: _is_number(value) and value >= 0)
+MEASURED = Kind("a number", lambda value: _is_number(value) or isinstance(value, float))
+"""A number that may have come out as NaN or infinity."""
+OBJECT = Kind("a JSON object", lambda value: isinstance(value, dict))
+ANY = Kind("anything", lambda value: True)
+
+
+def either(*kinds: Kind) -> Kind:
+    """Return the kind of values that are of one of several kinds."""
+    return Kind(" or ".join(kind.words for kind in kinds), lambda value: any(kind.allows(value) for kind in kinds))
+
+
+def check(where: str, values: Mapping[str, Any], kinds: Mapping[str, Kind], required: Iterable[str] = ()) -> None:
+    """Refuse values that lack a key, or one of which is not of its kind.
+
+    Args:
+        where: The file, and the line where there are several.
+        values: Values by key; keys that have no kind may be anything.
+        kinds: Kinds by key.
+        required: Keys that have to be there.
+
+    Raises:
+        UserError: Names the first such key.
+    """
+    for key in required:
+        if key not in values:
+            raise UserError(f"{where}: no key {key!r}")
+    for key, kind in kinds.items():
+        if key in values and not kind.allows(values[key]):
+            raise UserError(f"{where}: {key} is {shortened(values[key])}; expected {kind.words}")
+
+
+def shortened(value: Any, most: int = 60) -> str:
+    """Return a value as an error line shows it: on one line, and cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({str(error).splitlines()[0]})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found

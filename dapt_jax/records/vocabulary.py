@@ -1,0 +1,22 @@
+"""Words and defaults that the files of a workdir share with those who write and read them."""
+
+SPLITS = ("development", "test", "external")
+"""Sets of a target task, in the order in which they are shown."""
+
+BASELINE = "baseline"
+"""Stands in results where a strategy's name would."""
+
+MARGIN = 0.01
+"""Default of `report.margin`, in the unit of the metric."""
+
+STAGES = ("dapt", "transfer", "score")
+"""What a row of the ledger can be the cost of."""
+
+CACHED = ("off", "filled", "reused")
+"""What a row of the ledger did with cached activations."""
+
+KINDS = ("compile", "train", "data", "eval", "checkpoint", "cache")
+"""Kinds of seconds that a row of the ledger tells apart."""
+
+CHECKPOINT_MARK = "@"
+"""Between a strategy and an epoch, in the name of an arm that is one of its checkpoints."""

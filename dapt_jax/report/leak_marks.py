@@ -1,0 +1,33 @@
+"""Which splits of a table were seen elsewhere: marked wherever they are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dapt_jax.records.study_records import Records
+from dapt_jax.report.columns import Table
+
+
+def marked(records: Records, table: Table, task: str | None = None) -> Table:
+    """Return a table with a mark beside the splits whose images or patients were seen elsewhere, and a note that says so.
+
+    Args:
+        records: Records of the study.
+        table: A table of one task, or over several.
+        task: The task; None for all.
+    """
+    leaks = {split: what for name, of in records.leaks.items() if task in (None, name) for split, what in of.items()}
+    if not leaks:
+        return table
+
+    def shown(text: str) -> str:
+        return f"{text} ‡" if text in leaks else text
+
+    listed = "; ".join(f"{split}: {what}" for split, what in leaks.items())
+    return dataclasses.replace(
+        table,
+        groups=[(shown(heading), width) for heading, width in table.groups],
+        columns=[shown(column) for column in table.columns],
+        rows=[[dataclasses.replace(cell, text=shown(cell.text)) for cell in row] for row in table.rows],
+        note=f"‡ Leak, kept on request; seen in training or in another set: {listed}. {table.note}".strip(),
+    )

@@ -1,0 +1,166 @@
+"""The first table of a task: scores, cost, and both against the reference; `COST_COLUMNS` and `RATIO_COLUMNS` are open."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from dapt_jax.formatting import NONE, millions, number, p_value, percent
+from dapt_jax.metrics import display_name, lower_is_better
+from dapt_jax.records.study_records import Cost, Records
+from dapt_jax.records.vocabulary import BASELINE
+from dapt_jax.report.columns import Cell, Column, Table, score
+from dapt_jax.report.marks import Marks, note_of_marks, over_seeds
+from dapt_jax.statistics import Comparison, holm, mean_interval, paired_t
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskArm:
+    """A row of the table: a strategy, or a one-feature baseline, on a task.
+
+    Attributes:
+        records: Records of the study.
+        task: Name of the task.
+        name: Name of the strategy; `BASELINE` of a baseline.
+        protocol: The primary protocol; the baseline's own.
+    """
+
+    records: Records
+    task: str
+    name: str
+    protocol: str | None
+
+    @functools.cached_property
+    def metric(self) -> str:
+        """The primary metric."""
+        return self.records.metric(self.task)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the others are compared with it."""
+        return self.name == self.records.reference
+
+    def values(self, split: str) -> list[float | None]:
+        """Return the primary metric of each seed."""
+        return self.records.values(self.name, self.task, split, self.protocol, self.metric)
+
+    def gaps(self) -> list[float | None]:
+        """Return development minus external of each seed."""
+        return self.records.generalization_gaps(self.name, self.task, self.protocol, self.metric)
+
+    def mean_cost(self, read: Callable[[Cost], float]) -> float | None:
+        """Return a quantity of the standalone cost, mean over seeds."""
+        interval = self.records.mean_cost(self.name, self.task, read)
+        return None if interval is None else interval.mean
+
+    def ratio(self, read: Callable[[Cost], float]) -> str:
+        """Return a quantity of the standalone cost as a percentage of the reference's."""
+        own = self.mean_cost(read)
+        reference = dataclasses.replace(self, name=self.records.reference or "").mean_cost(read)
+        return NONE if own is None or not reference else percent(own / reference)
+
+
+STANDALONE = "standalone cost of one seed, mean"
+
+COST_COLUMNS: tuple[Column[TaskArm], ...] = (
+    Column(
+        "adapt TFLOP",
+        lambda arm: number(arm.mean_cost(lambda c: (c.flops["dapt"] + c.flops["score"]) / 1e12)),
+        STANDALONE,
+    ),
+    Column("transfer TFLOP", lambda arm: number(arm.mean_cost(lambda c: c.flops["transfer"] / 1e12)), STANDALONE),
+    Column("train s", lambda arm: number(arm.mean_cost(lambda c: c.seconds["train"])), STANDALONE),
+    Column("wall s", lambda arm: number(arm.mean_cost(lambda c: c.wall_s)), STANDALONE),
+    Column("kWh", lambda arm: number(arm.mean_cost(lambda c: c.kwh)), STANDALONE),
+    Column("trained parameters", lambda arm: millions(arm.mean_cost(lambda c: c.trainable)), STANDALONE),
+)
+"""What a strategy costs on its own."""
+
+RATIO_COLUMNS: tuple[Column[TaskArm], ...] = (
+    Column("FLOPs", lambda arm: arm.ratio(lambda c: c.total_flops)),
+    Column("time", lambda arm: arm.ratio(lambda c: c.wall_s)),
+)
+"""What a strategy costs against the reference."""
+
+
+def table(records: Records, task: str) -> Table:
+    """Return the scores of a task, their cost, and cost and significance against the reference."""
+    arms = [TaskArm(records, task, name, records.protocol(task)) for name in records.strategies]
+    rows = arms + [TaskArm(records, task, BASELINE, protocol) for protocol in records.baselines(task)]
+    title = Column[TaskArm](
+        "strategy", lambda arm: Cell(arm.name, (arm.protocol or "") if arm.name == BASELINE else "")
+    )
+    against = f"against {records.reference}"
+    columns = [title, *_scores(records, task, arms), *COST_COLUMNS]
+    columns += [dataclasses.replace(column, group=against) for column in RATIO_COLUMNS]
+    columns += [_significance(records, task, split, against) for split in records.splits(task) if split != "test"]
+    found = Table.of("Scores and cost", columns, rows)
+    return dataclasses.replace(found, note=note_of_marks(_note(records, task), found.rows))
+
+
+def _scores(records: Records, task: str, arms: list[TaskArm]) -> list[Column[TaskArm]]:
+    """Return a column for each split, and one for the generalization gap where there are both of its splits."""
+    metric, protocol, splits = records.metric(task), records.protocol(task), records.splits(task)
+    lowest, group = lower_is_better(metric), f"{display_name(metric)}, {protocol or 'no protocol'}"
+
+    def of_split(split: str, marks: Marks) -> Column[TaskArm]:
+        return Column(split, lambda arm: marks.mark(score(mean_interval(arm.values(split))), arm.name), group)
+
+    columns = [of_split(split, over_seeds({arm.name: arm.values(split) for arm in arms}, lowest)) for split in splits]
+    if {"development", "external"} <= set(splits):
+        marks = over_seeds({arm.name: arm.gaps() for arm in arms}, not lowest)
+        columns.append(
+            Column(
+                "generalization gap",
+                lambda arm: marks.mark(score(mean_interval(arm.gaps()), signed=True), arm.name),
+                group,
+            )
+        )
+    return columns
+
+
+def _significance(records: Records, task: str, split: str, group: str) -> Column[TaskArm]:
+    tests = comparisons(records, task, split)
+
+    def read(arm: TaskArm) -> str:
+        return "reference" if arm.is_reference else p_value(tests[arm.name][1] if arm.name in tests else None)
+
+    return Column(f"p {split}", read, group)
+
+
+def comparisons(records: Records, task: str, split: str) -> dict[str, tuple[Comparison, float | None]]:
+    """Test every strategy against the reference on one split.
+
+    Returns:
+        By strategy, the paired test over seeds and its p adjusted by Holm's method over the strategies.
+    """
+    reference, protocol, metric = records.reference, records.protocol(task), records.metric(task)
+    if reference is None:
+        return {}
+    against = records.values(reference, task, split, protocol, metric)
+    tests = {
+        name: test
+        for name in records.strategies
+        if name != reference
+        and (test := paired_t(records.values(name, task, split, protocol, metric), against)) is not None
+    }
+    adjusted = holm([test.p for test in tests.values()])
+    return {name: (test, p) for (name, test), p in zip(tests.items(), adjusted, strict=True)}
+
+
+def _note(records: Records, task: str) -> str:
+    """Return what a reader must know of this table's gaps."""
+    metric, protocol, splits = records.metric(task), records.protocol(task), records.splits(task)
+    values = [records.values(name, task, split, protocol, metric) for name in records.strategies for split in splits]
+    counts = [sum(value is not None for value in each) for each in values]
+    notes = []
+    if max(counts, default=0) == 1:
+        notes.append("One seed: no interval and no test.")
+    elif len(set(counts)) > 1:
+        notes.append(f"Values per cell: {min(counts)} to {max(counts)} seeds.")
+    if "external" not in splits:
+        notes.append("No external set: no generalization gap.")
+    if not records.rows:
+        notes.append("The ledger is empty: no costs.")
+    return " ".join(notes)

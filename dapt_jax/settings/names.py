@@ -1,0 +1,66 @@
+"""Error lines about settings: what does not exist, what has another name now, and what a value has to be."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from dapt_jax.errors import nearest
+from dapt_jax.records.renamed import REMOVED, RENAMED, renamed
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or several values"}
+
+
+def wanted(standard: Any) -> str:
+    """Return what a setting has to be, as its default shows."""
+    return f"{_WORDS.get(type(standard), type(standard).__name__)}, such as {standard!r}"
+
+
+def is_like(value: Any, standard: Any) -> bool:
+    """Return whether a value is of the kind of a default; whole numbers are numbers, and lists are as good as tuples."""
+    if isinstance(standard, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(standard, bool)
+    if isinstance(standard, float):
+        return isinstance(value, int | float)
+    return isinstance(value, tuple | list if isinstance(standard, tuple) else type(standard))
+
+
+def no_setting(name: str, known: Iterable[str]) -> str:
+    """Return the error line for a setting that does not exist.
+
+    Args:
+        name: Its dotted name, or the last part of it where no more is known.
+        known: Dotted names of the settings that there are.
+    """
+    if now := former(name):
+        return now
+    known = list(known)
+    pairs = [f"{old!r} is called {new!r}" for old, new in RENAMED.items() if name in old.split(".")]
+    others = f" (and {len(pairs) - 3} more: see dapt_jax/records/renamed.py)" if len(pairs) > 3 else ""
+    earlier = f"of an earlier version {', '.join(pairs[:3])} now{others}" if pairs else ""
+    if earlier and name not in {each.rpartition(".")[2] for each in known}:
+        return f"the config has no setting {name!r}; {earlier}"
+    line = f"the config has no setting {name!r}; {hint(name, known)}"
+    return f"{line} ({earlier})" if earlier else line
+
+
+def former(name: str) -> str:
+    """Return the line for a setting of an earlier version: its present name or its constant; empty for any other."""
+    if name in REMOVED:
+        return f"{name!r} is no setting any more; its value is {REMOVED[name]!r} always"
+    now = renamed(name)
+    return f"the setting {name!r} is called {now!r} now" if now else ""
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return the end of such a line: settings whose last part is the same, or else spelt alike."""
+    names = list(known)
+    leaf = name.lstrip("-").rpartition(".")[2]
+    leaves = [each.rpartition(".")[2] for each in names]
+    if leaf not in leaves:
+        if (near := nearest(name, names)).startswith("did"):
+            return near
+        leaf = next(iter(difflib.get_close_matches(leaf, leaves, n=1)), "")
+    namesakes = [each for each, last in zip(names, leaves, strict=True) if last == leaf]
+    if not namesakes:
+        return "python -m dapt_jax.main --help lists them all"
+    return f"did you mean {' or '.join(map(repr, namesakes[:3]))}?"

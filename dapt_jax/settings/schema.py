@@ -1,0 +1,284 @@
+"""Every setting of a study: default, range, choices, help and whether results depend on it, written once, at its field."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dapt_jax.cost.energy import CARBON_INTENSITY
+from dapt_jax.data.records import ON_BAD_IMAGE
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.fields import SettingError, check_fields, section, setting
+from dapt_jax.metrics import METRICS
+from dapt_jax.models.encoder import Encoder
+from dapt_jax.models.registry import configured
+from dapt_jax.records.vocabulary import MARGIN
+from dapt_jax.runtime.processes import Group
+from dapt_jax.settings.names import is_like
+from dapt_jax.settings.sources import CorpusSettings, StrategySpec, TaskSettings, check_name
+from dapt_jax.settings.training import AdaptSettings, TransferSettings, check_names
+from dapt_jax.training.cache.policy import DTYPES, FLOPS_PER_BYTE, Caching
+from dapt_jax.training.cache.policy import MODES as CACHE_MODES
+from dapt_jax.training.context import ON_NON_FINITE
+from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
+
+MODES = ("run", "plan", "aot", "status", "report", "export", "models")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Checked:
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings(_Checked):
+    """The encoder: the section `model`."""
+
+    name: str = setting("efficientnet_lite0", doc="Architecture; --config.mode=models lists them.")
+    image_size: int = setting(96, at_least=8, doc="Side of the images in pixels.")
+    preprocess: str = setting(
+        "",
+        doc="Normalisation of images: imagenet, half, unit, torchxrayvision, keras_caffe, or MEAN,STD of pixel values; "
+        "empty: as the weights say.",
+    )
+    dtype: str = setting("float32", choices=("float32", "bfloat16"), doc="Dtype of activations.")
+    drop_path: float = setting(
+        0.0, at_least=0, below=1, doc="Stochastic depth while training: rate of the last residual branch."
+    )
+    dropout: float = setting(0.0, at_least=0, below=1, doc="Dropout while training, of transformers.")
+    batch_norm_statistics: str = setting(
+        "global",
+        choices=("global", "per_device"),
+        doc="Images over which batch norm that trains takes its statistics: the batch, or each device's part of it.",
+    )
+    remat: tuple[str, ...] = setting(
+        (), doc="Layer groups whose activations are computed again instead of kept; * for all."
+    )
+
+    def encoder(self) -> Encoder:
+        """Return the encoder; the same object for the same settings."""
+        return configured(self.name, self.drop_path, self.dropout, self.remat)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings(_Checked):
+    """Reading images: the section `data`."""
+
+    on_bad_image: str = setting(
+        "error", choices=ON_BAD_IMAGE, doc="What an unreadable image does; skipped ones are counted."
+    )
+    leaks: str = setting(
+        "error",
+        doc="What images or patients in two sets do: error, drop_train, drop_eval, mark, or the path of a list.csv.",
+    )
+    cache_mb: int = setting(2048, at_least=0, affects_results=False, doc="MiB of decoded images kept in memory.")
+    threads: int = setting(2, at_least=1, affects_results=False, doc="Threads that decode images.")
+    stall_s: float = setting(
+        120.0, at_least=0, affects_results=False, doc="Seconds after which a read is reported as stalled; 0: never."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheSettings(_Checked):
+    """Activations of frozen prefixes, computed once for all arms, seeds and tasks: the section `cache`."""
+
+    mode: str = setting(Caching().mode, choices=CACHE_MODES, doc="on refuses a frozen prefix that cannot be cached.")
+    memory_mb: int = setting(Caching().memory_bytes >> 20, at_least=0, doc="MiB of activations on the device.")
+    disk_mb: int = setting(Caching().disk_bytes >> 20, at_least=0, doc="MiB of activations on disk; 0: none.")
+    dir: str = setting(
+        "", affects_results=False, doc="Folder of the cache on disk; empty: in the workdir, and removed at the end."
+    )
+    dtype: str = setting(Caching().dtype, choices=DTYPES, doc="Dtype of cached activations; empty: as computed.")
+    flops_per_byte: float = setting(
+        Caching().flops_per_byte,
+        at_least=0,
+        doc=f"Smallest number of FLOPs that a byte read from disk has to save; 0: by device, {FLOPS_PER_BYTE}.",
+    )
+
+    def policy(self) -> Caching:
+        """Return them as the training loop takes them."""
+        return Caching(self.mode, self.memory_mb << 20, self.disk_mb << 20, self.dtype, self.flops_per_byte)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnergySettings(_Checked):
+    """Energy where the hardware has no counter, by the formula of Green Algorithms: the section `energy`."""
+
+    region: str = setting(
+        "world", choices=tuple(CARBON_INTENSITY), doc="Region whose carbon intensity the report takes."
+    )
+    pue: float = setting(1.67, at_least=1, doc="Power usage effectiveness of the data centre.")
+    watts: float = setting(0.0, at_least=0, doc="Power of each device in watts; 0: from a table.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuntimeSettings(_Checked):
+    """Devices, processes and checkpoints; nothing of it changes results beyond rounding: the section `runtime`."""
+
+    fsdp: int = setting(
+        1, at_least=0, doc="Devices over which each copy of parameters and optimizer state is sharded; 0: all."
+    )
+    multi_process: str = setting(
+        "auto", choices=("auto", "on", "off"), doc="Several processes; auto: if the cluster or the environment says so."
+    )
+    coordinator_address: str = setting("", doc="HOST:PORT of the first process, where no cluster says it.")
+    num_processes: int = setting(0, at_least=0, doc="Number of processes; 0: what the cluster says.")
+    process_id: int = setting(-1, at_least=-1, doc="Number of this process, from 0; -1: what the cluster says.")
+    checkpoint_every_s: float = setting(30.0, at_least=0, doc="Seconds between checkpoints.")
+    measure_peak: bool = setting(False, doc="Measure a CPU's peak FLOP/s for the report; takes two seconds.")
+
+    def group(self) -> Group:
+        """Return what they say of the study's processes."""
+        return Group(self.multi_process, self.coordinator_address, self.num_processes, self.process_id)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NonFiniteSettings(_Checked):
+    """What a run does about a loss that is not finite: the section `non_finite`."""
+
+    policy: str = setting(
+        "halt", choices=ON_NON_FINITE, doc="Save the batch, then stop, or return to the phase's start once."
+    )
+    lr_factor: float = setting(0.1, above=0, below=1, doc="Factor on the learning rate after a rollback.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MonitoringSettings(_Checked):
+    """What is written beside metrics.jsonl and status.json: the section `monitoring`."""
+
+    tensorboard: bool = setting(False, doc="Write TensorBoard event files into the workdir.")
+    wandb: str = setting("", doc="Weights & Biases project; WANDB_MODE=offline needs no account.")
+    prometheus: str = setting("", doc="Folder of node_exporter's textfile collector, for NAME.prom.")
+    profile_step: int = setting(0, at_least=0, doc="First step, from 1, of a profiler trace; 0: none.")
+    profile_steps: int = setting(5, at_least=1, doc="Number of traced steps.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportSettings(_Checked):
+    """What the report shows first: the section `report`."""
+
+    metric: str = setting("auc", doc="Primary metric, or METRIC/CLASS.")
+    protocol: str = setting("", doc="Primary protocol; empty: the first of each task.")
+    margin: float = setting(
+        MARGIN, at_least=0, doc="Margin of the metric within which a strategy is not inferior to full DAPT; 0: no test."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name, _, of_class = self.metric.partition("/")
+        by_class = [each.name for each in METRICS.values() if each.per_class]
+        if self.metric not in METRICS and not (name in by_class and of_class):
+            choices = (*METRICS, *(f"{each}/CLASS" for each in by_class))
+            raise SettingError("metric", self.metric, nearest(self.metric, choices), unknown=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AotSettings(_Checked):
+    """Compilation ahead of time for a TPU topology, `mode=aot`: the section `aot`."""
+
+    topology: str = setting("v5e:2x4", doc="CHIP:SHAPE: v4, v5e, v5p or v6e, and chips along each axis.")
+    compilations: int = setting(
+        6, at_least=0, doc="Compilations that the search for a phase's largest batch may take; 0: no search."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudySettings(_Checked):
+    """All settings of a study.
+
+    `default()` is made of its defaults, and `resolve` turns what a user made of that into one of these.
+    """
+
+    name: str = setting("study", doc="Name of the study.")
+    title: str = setting("", doc="Title of the report.")
+    note: str = setting("", doc="A line below the title.")
+    synthetic: bool = setting(False, doc="Images are made by a generator: said wherever results are shown.")
+    mode: str = setting("run", choices=MODES, affects_results=False, doc="What the command does.")
+    strategies: tuple[str, ...] = setting(
+        ("none", "full", "partial", "hybrid", "simplified"), doc="Built-in and custom strategies that are compared."
+    )
+    seeds: tuple[int, ...] = setting((0, 1, 2), doc="Seeds with which each strategy runs.")
+    model: ModelSettings = section(ModelSettings, "The encoder.")
+    weights: str = setting(
+        "imagenet", doc="imagenet, random, a name of weights/zoo.py, a path, https://, hf:// or package://."
+    )
+    data_dir: str = setting(
+        "", affects_results=False, doc="Where relative paths of data sets start: a folder, gs://, s3:// ..."
+    )
+    data: DataSettings = section(DataSettings, "Reading images.")
+    corpus: CorpusSettings = section(CorpusSettings, "The in-domain corpus: docs/data_sets.md says what it takes.")
+    corpora: Mapping[str, CorpusSettings] = setting(
+        default_factory=dict, doc="More corpora by name, for custom strategies that name one."
+    )
+    tasks: Mapping[str, TaskSettings] = setting(
+        default_factory=dict, doc="Target tasks by name: development, and test and external where there are any."
+    )
+    adapt: AdaptSettings = section(AdaptSettings, "Domain-adaptive pre-training.")
+    cache: CacheSettings = section(CacheSettings, "Activations of frozen prefixes.")
+    custom_strategies: Mapping[str, StrategySpec] = setting(
+        default_factory=dict,
+        doc="Strategies by name: phases, or like, and weights, corpus, cut_after where they differ.",
+    )
+    transfer: TransferSettings = section(TransferSettings, "Target tasks.")
+    checkpoint_scoring: ScoringSettings = section(ScoringSettings, "Transferability scores along adaptation.")
+    checkpoint_selection: SelectionSettings = section(SelectionSettings, "Choice of a checkpoint by a score.")
+    compute_budget: float = setting(
+        0.0,
+        at_least=0,
+        doc="Share of full DAPT's FLOPs for all strategies: successive halving by the selecting score; 0: no limit.",
+    )
+    runtime: RuntimeSettings = section(RuntimeSettings, "Devices and processes.", affects_results=False)
+    non_finite: NonFiniteSettings = section(NonFiniteSettings, "Losses that are not finite.", affects_results=False)
+    monitoring: MonitoringSettings = section(MonitoringSettings, "What is written on the way.", affects_results=False)
+    energy: EnergySettings = section(EnergySettings, "Energy by formula.", affects_results=False)
+    report: ReportSettings = section(ReportSettings, "The report.", affects_results=False)
+    aot: AotSettings = section(AotSettings, "Ahead-of-time compilation.", affects_results=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for section_name in ("tasks", "custom_strategies"):
+            for name in getattr(self, section_name):
+                check_name(section_name, name)
+        check_names("strategies", self.strategies)
+        self._check_seeds()
+        for name, spec in self.custom_strategies.items():
+            if spec.corpus and spec.corpus not in self.corpora:
+                raise UserError(
+                    f"custom_strategies.{name}: no corpus {spec.corpus!r} in corpora; {nearest(spec.corpus, self.corpora)}"
+                )
+        protocols = (*self.transfer.protocols, *self.transfer.segmentation.protocols)
+        if (protocol := self.report.protocol) and protocol not in protocols:
+            raise UserError(
+                f"report.protocol {protocol!r} is not one of transfer.protocols; {nearest(protocol, protocols)}"
+            )
+        if self.compute_budget and not self.checkpoint_selection.score:
+            raise UserError(
+                "compute_budget is for strategies that adapt, compared by a score; expected "
+                "checkpoint_selection.score='robustness', or compute_budget=0"
+            )
+
+    def _check_seeds(self) -> None:
+        for seed in self.seeds:
+            if not (is_like(seed, 0) and 0 <= seed < 1 << 32):
+                raise UserError(f"seeds holds {seed!r}; expected whole numbers from 0")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds is {self.seeds}; expected one or more, each once")
+
+    @property
+    def scores(self) -> Settings | None:
+        """What is scored along adaptation; None where nothing is."""
+        return Settings.of(self.checkpoint_scoring, self.checkpoint_selection)
+
+    def corpus_named(self, name: str) -> CorpusSettings:
+        """Return the settings of a corpus by its name in `corpora`; empty for the study's own."""
+        return self.corpora[name] if name else self.corpus
+
+
+def open_sections() -> dict[str, Any]:
+    """Return the sections whose names are the user's own, with the class of each entry; `corpus` is one itself."""
+    return {
+        "corpus": CorpusSettings,
+        "corpora": CorpusSettings,
+        "tasks": TaskSettings,
+        "custom_strategies": StrategySpec,
+    }

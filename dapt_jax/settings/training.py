@@ -1,0 +1,212 @@
+"""Sections about training: what adaptation and the target tasks' networks have in common, and what each adds."""
+
+import dataclasses
+
+from dapt_jax.data.augment import Augment
+from dapt_jax.data.mix import Mix
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.fields import SettingError, check_fields, section, setting, with_default
+from dapt_jax.models.decoders import BUILDERS as DECODERS
+from dapt_jax.parameters import BATCH_NORM_MODES, LAYER_NORM_MODES, BatchNormMode, LayerNormMode
+from dapt_jax.settings.losses import LossSettings, classification_loss, segmentation_loss
+from dapt_jax.training.head_sweep import HIDDEN
+from dapt_jax.training.optim import Optimizer, Plateau
+from dapt_jax.training.phases import SCHEDULES
+
+FROZEN, FINETUNE = "frozen", "finetune"
+PROTOCOLS = (*HIDDEN, FINETUNE)
+"""Ways to use an encoder for a task of classes: heads on its features, or fine-tuning."""
+
+SEGMENTATION_PROTOCOLS = (FROZEN, FINETUNE)
+"""Ways to use an encoder for a task of masks."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What every kind of training has."""
+
+    epochs: int = setting(4, at_least=1, doc="Epochs of the encoder's training.")
+    lr: float = setting(1e-4, above=0, doc="Peak learning rate of it.")
+    schedule: str = setting("cosine", choices=SCHEDULES, doc="Learning-rate schedule within each phase.")
+    batch_norm: BatchNormMode = setting(
+        "frozen",
+        choices=BATCH_NORM_MODES,
+        doc="Batch norm of layer groups that train: frozen, only its statistics move, or all of it.",
+    )
+    layer_norm: LayerNormMode = setting(
+        "train", choices=LAYER_NORM_MODES, doc="Scale and bias of layer norm, of layer groups that train."
+    )
+    batch_size: int = setting(32, at_least=1, doc="Images per step, over all devices.")
+    grad_accum_steps: int = setting(
+        1, at_least=1, doc="Parts of a batch that each device computes one after the other."
+    )
+    augment: Augment = section(Augment, "Augmentation.")
+    optimizer: Optimizer = section(Optimizer, "Optimizer.")
+    plateau: Plateau = section(Plateau, "The schedule plateau.")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptSettings(TrainSettings):
+    """Domain-adaptive pre-training: the section `adapt`."""
+
+    head_epochs: int = setting(10, at_least=0, doc="Epochs of the head alone, with which every strategy begins.")
+    head_lr: float = setting(1e-3, above=0, doc="Learning rate of the head alone.")
+    warmup: float = setting(0.0, doc="Epochs of linear warm-up in each phase.")
+    partial_groups: int = setting(2, doc="Number of last layer groups that partial trains.")
+    hybrid_epochs: int = setting(2, doc="Epochs of hybrid, of all its epochs, that are partial.")
+    cut_after: str = setting("", doc="Last layer group that simplified and truncated keep.")
+    gradual_steps: int = setting(4, doc="Phases in which gradual unfreezes the encoder from the top.")
+    num_fixed_views: int = setting(0, at_least=0, doc="Fixed augmented views per image; 0: new ones each epoch.")
+    balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
+    single_logit: bool = setting(False, doc="One sigmoid output for two classes.")
+    loss: LossSettings = section(classification_loss, "Loss.")
+    mix: Mix = section(Mix, "Mixup and CutMix.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetTrainSettings(TrainSettings):
+    """Training of a network on a target task."""
+
+    folds: int = setting(1, at_least=1, doc="Folds that are run, of transfer.folds.")
+    val_fraction: float = setting(
+        0.0, at_least=0, below=1, doc="Share of a fold's training images, split by patient, held out for validation."
+    )
+    early_stopping_patience: int = setting(
+        0, at_least=0, doc="Epochs without a lower validation loss, then back to the best; 0: train all epochs."
+    )
+
+    def check_validation(self, where: str) -> None:
+        """Refuse early stopping without validation rows; `where` is the name of the section."""
+        if self.early_stopping_patience and not self.val_fraction:
+            raise UserError(
+                f"{where}.early_stopping_patience needs rows to watch; expected {where}.val_fraction above 0, such as 0.1"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(TargetTrainSettings):
+    """Fine-tuning on a task of classes: the section `transfer.finetune`."""
+
+    epochs: int = with_default(TrainSettings, "epochs", 8)
+    batch_size: int = with_default(TrainSettings, "batch_size", 16)
+    head_epochs: int = setting(50, at_least=0, doc="Epochs of the head alone, first.")
+    head_lr: float = with_default(AdaptSettings, "head_lr", 1e-3)
+    loss: LossSettings = section(classification_loss, "Loss.")
+    mix: Mix = section(Mix, "Mixup and CutMix.")
+    test_crops: int = setting(
+        1, doc="Crops that are averaged at test time: 1, or 10 of the size of augment.patch, mirrored ones among them."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.test_crops not in (1, 10):
+            raise SettingError("test_crops", self.test_crops, "1 or 10")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentationSettings(TargetTrainSettings):
+    """A decoder on the encoder, for a task of masks: the section `transfer.segmentation`."""
+
+    protocols: tuple[str, ...] = setting(
+        SEGMENTATION_PROTOCOLS, doc="frozen: the decoder alone trains; finetune: the encoder after it, too."
+    )
+    epochs: int = setting(
+        15,
+        at_least=1,
+        doc="Epochs of all layers, after the decoder alone; of the protocol frozen, more of the decoder.",
+    )
+    batch_size: int = with_default(TrainSettings, "batch_size", 16)
+    decoder: str = setting("unet", choices=tuple(DECODERS), doc="Decoder.")
+    decoder_epochs: int = setting(5, at_least=0, doc="Epochs of the decoder alone, first.")
+    decoder_lr: float = setting(1e-3, above=0, doc="Learning rate of the decoder for as long as it trains.")
+    num_fixed_views: int = with_default(AdaptSettings, "num_fixed_views", 0)
+    loss: LossSettings = section(segmentation_loss, "Loss.")
+    overlap: float = setting(
+        0.5, at_least=0, below=1, doc="Overlap of neighbouring windows, where augment.patch trains on parts of images."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridSettings:
+    """Hyperparameters that are searched for heads: the section `transfer.head.grid`."""
+
+    lr: tuple[float, ...] = setting((), doc="Learning rates to choose among by validation; empty: transfer.head.lr.")
+    weight_decay: tuple[float, ...] = setting(
+        (), doc="Weight decays to choose among; empty: transfer.head.weight_decay."
+    )
+    val_fraction: float = setting(0.2, at_least=0, below=1, doc="Share of a fold's training rows that choose.")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, is_valid, expected in (
+            ("lr", lambda value: value > 0, "numbers above 0"),
+            ("weight_decay", lambda value: value >= 0, "numbers from 0"),
+        ):
+            for value in getattr(self, name):
+                if isinstance(value, bool) or not isinstance(value, int | float) or not is_valid(value):
+                    raise UserError(f"transfer.head.grid.{name} holds {value!r}; expected {expected}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """Heads on frozen features: the section `transfer.head`."""
+
+    epochs: int = setting(100, at_least=1, doc="Epochs.")
+    lr: float = setting(3e-4, above=0, doc="Learning rate.")
+    batch_size: int = setting(64, at_least=1, doc="Images per step.")
+    weight_decay: float = setting(1e-4, at_least=0, doc="Decoupled weight decay of kernels.")
+    standardise: bool = setting(True, doc="Scale features to mean 0 and variance 1 over a fold's training rows.")
+    loss: LossSettings = section(classification_loss, "Loss.")
+    grid: GridSettings = section(GridSettings, "Hyperparameter search.")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferSettings:
+    """How encoders are measured on the target tasks: the section `transfer`."""
+
+    protocols: tuple[str, ...] = setting(
+        ("linear", "mlp_small", "mlp_large"), doc="Heads on frozen features, and finetune."
+    )
+    folds: int = setting(5, at_least=2, doc="Folds of each task's development images, split by patient.")
+    baseline: str = setting(
+        "mean_gradient", choices=("", "mean_gradient"), doc="One feature per image, for comparison; empty: none."
+    )
+    head: HeadSettings = section(HeadSettings, "Heads on frozen features.")
+    finetune: FinetuneSettings = section(FinetuneSettings, "Fine-tuning.")
+    segmentation: SegmentationSettings = section(SegmentationSettings, "Tasks of masks.")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, run in (("finetune", self.finetune), ("segmentation", self.segmentation)):
+            if run.folds > self.folds:
+                raise SettingError(f"{name}.folds", run.folds, f"1 to transfer.folds, {self.folds}")
+            run.check_validation(f"transfer.{name}")
+        check_names("transfer.protocols", self.protocols)
+        check_names("transfer.segmentation.protocols", self.segmentation.protocols)
+        for where, protocols, known in (
+            ("transfer", self.protocols, PROTOCOLS),
+            ("transfer.segmentation", self.segmentation.protocols, SEGMENTATION_PROTOCOLS),
+        ):
+            for protocol in protocols:
+                if protocol not in known:
+                    raise UserError(f"unknown {where} protocol {protocol!r}; {nearest(protocol, known)}")
+
+
+def check_names(name: str, values: tuple[object, ...]) -> None:
+    """Refuse a setting that is not a list of names, each once.
+
+    Args:
+        name: Name of the setting.
+        values: Its values.
+    """
+    for value in values:
+        if not isinstance(value, str):
+            raise UserError(f"{name} holds {value!r}; expected names")
+    if not values or len(set(values)) < len(values):
+        raise UserError(f"{name} is {values}; expected one or more, each once")

@@ -1,0 +1,47 @@
+"""Which images of a set the report shows with their masks: the same for every arm."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.records import overlays
+
+
+class Overlays:
+    """Picks some images of a set and keeps what was predicted of them."""
+
+    def __init__(self, dataset: Dataset, count: int):
+        """Spread the images over the set; `count` 0 keeps none."""
+        self._dataset = dataset
+        self._rows = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int))
+        self._images: list[np.ndarray] = []
+        self._predicted: list[np.ndarray] = []
+
+    def add(
+        self, rows: np.ndarray, images: UInt8[np.ndarray, "k h w 3"], predicted: UInt8[np.ndarray, "b h w"]
+    ) -> None:
+        """Take a batch: `rows` of the set in order, and what was predicted of each."""
+        for place, row in enumerate(rows):
+            if row in self._rows:
+                self._images.append(images[place])
+                self._predicted.append(predicted[place])
+
+    def write(self, workdir: Path, task: str, split: str, strategy: str, protocol: str) -> None:
+        """Write what was kept, if anything."""
+        if not len(self._images):
+            return
+        samples = overlays.SegmentationSamples(
+            task=task,
+            split=split,
+            strategy=strategy,
+            protocol=protocol,
+            names=tuple(Path(self._dataset.images.names[row]).name for row in self._rows),
+            segments=self._dataset.segments,
+            overlapping=self._dataset.overlapping,
+            images=np.stack(self._images),
+            truth=self._dataset.targets[self._rows],
+            predicted=np.stack(self._predicted),
+        )
+        overlays.write(workdir, samples)

@@ -1,0 +1,212 @@
+"""Which published weights a file holds, and so what they expect of an image, however the file was named to us.
+
+In this order: what a file of ours remembers; the zoo's entry of that name or address; the entry whose checksum the file has;
+its file name; the files beside it, in a folder of the Hugging Face hub; names that one library alone gives its arrays. What
+none of these tells is not guessed: the default of the architecture is taken, and reports say so.
+"""
+
+import functools
+import json
+import re
+import urllib.parse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dapt_jax.errors import UserError
+from dapt_jax.models.preprocess import IMAGENET, Preprocess
+from dapt_jax.weights import identity, normalisation, readers, zoo
+from dapt_jax.weights.source import Weights
+
+
+class Expected(NamedTuple):
+    """What weights expect of an image.
+
+    Attributes:
+        preprocess: For three channels, or as many as the file says; None where nothing tells.
+        why: In words, what tells.
+        is_certain: Whether the name or the address alone tells, so that the file need not be read for it.
+    """
+
+    preprocess: Preprocess | None
+    why: str
+    is_certain: bool = False
+
+
+_NOTHING = Expected(None, "nothing tells what these weights expect: model.preprocess can")
+_PUBLISHED = (
+    (r"radimagenet", normalisation.NAMED["half"], "RadImageNet"),
+    (r"(^|/|-)densenet121-d121-tw-lr001|resnet50-test512-e400", normalisation.TORCHXRAYVISION, "TorchXRayVision"),
+    (r"(^|/)resnet50-[124]x\.", normalisation.UNIT, "SimCLR, converted"),
+    (r"(^|/)r(50|101|152)_[123]x_sk[01]", normalisation.UNIT, "SimCLR-v2, converted"),
+    (r"/vit_\w+\.(dino|mae)/", IMAGENET, "timm"),
+    (r"(^|/)dino_(vit|deit|resnet50)|(^|/)dinov2_vit", IMAGENET, "DINO"),
+    (r"(^|/)mae_(pretrain|finetuned)_vit", IMAGENET, "MAE"),
+    (r"(^|/)deit3?_(tiny|small|base|large)(_distilled)?_(patch|\d)", IMAGENET, "DeiT"),
+    (r"(^|/)vit-[sbl]-300ep", IMAGENET, "MoCo v3"),
+)
+"""Of file names as their publishers have them, with the folder or repository before it: what the weights expect."""
+_LIBRARIES = {
+    ("op_threshs",): Expected(normalisation.TORCHXRAYVISION, "TorchXRayVision, by its names"),
+    ("conv_proj.weight", "encoder.layers.encoder_layer_0.ln_1.weight"): Expected(IMAGENET, "torchvision, by its names"),
+    ("net.0.0.weight", "net.1.blocks.0.net.0.weight"): Expected(normalisation.UNIT, "SimCLR-v2, by its names"),
+}
+"""Of names that one library alone gives its arrays: what its weights expect."""
+_PLAIN = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "checkpoint.pth",
+    "model.pth",
+    "weights",
+    "resnet50.pth",
+    "resnet50.pt",
+)
+"""File names that say nothing."""
+
+
+def expected(spec: str, path: Path | None = None) -> Expected:
+    """Return what the weights that a config names expect of an image.
+
+    Args:
+        spec: As in the config, without a `#` and what follows.
+        path: The file, where it is here already.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    if zoo.is_name(spec):
+        return _entry(spec)._replace(is_certain=True)
+    if path is not None and (found := _remembered(path)):
+        return found
+    if "://" in spec and (name := _addresses().get(_canonical(spec))):
+        return _entry(name)._replace(is_certain=True)
+    if path is not None and (name := _by_checksum(path)):
+        return _entry(name)
+    if found := _by_name(spec, path):
+        return found
+    if path is not None and (found := _from_content(path)):
+        return found
+    return _NOTHING
+
+
+def _entry(name: str, how: str = "") -> Expected:
+    return Expected(zoo.entry(name).preprocess, f"{name}{how}")
+
+
+# ---- the file itself ------------------------------------------------------------------------------------------------
+
+
+def _remembered(path: Path) -> Expected | None:
+    found = normalisation.from_metadata(_keys(path).metadata, str(path))
+    return Expected(found, "as the file remembers") if found else None
+
+
+def _by_checksum(path: Path) -> str | None:
+    if path.is_dir():
+        return None
+    digest = identity.digest(path)
+    return next((name for digits, name in _checksums().items() if digest.startswith(digits)), None)
+
+
+def _from_content(path: Path) -> Expected | None:
+    """What the files beside the weights say, in a folder that is one model; or names that one library alone gives."""
+    if path.is_dir() or path.name.endswith(".index.json"):
+        folder = path if path.is_dir() else path.parent
+        if found := _sidecar(folder):
+            return found
+    keys = _keys(path).marks
+    return next((found for marks, found in _LIBRARIES.items() if keys.issuperset(marks)), None)
+
+
+def _sidecar(folder: Path) -> Expected | None:
+    """The normalisation in timm's `config.json` or in transformers' `preprocessor_config.json`."""
+    for name, mean, std in (("config.json", "mean", "std"), ("preprocessor_config.json", "image_mean", "image_std")):
+        found = _json(folder / name)
+        values = found.get("pretrained_cfg") if name == "config.json" else found
+        if isinstance(values, dict) and mean in values and std in values:
+            try:
+                text = ",".join(f"{float(each):.10g}" for each in (*values[mean], *values[std]))
+                parsed = normalisation.parse(text, len(values[mean]))
+            except (UserError, TypeError, ValueError):
+                continue
+            return Expected(parsed, f"{name} beside it")
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() and path.stat().st_size < 1 << 20 else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class _Keys(NamedTuple):
+    """Which names of `_LIBRARIES` a file has, behind whatever prefix; and its metadata."""
+
+    marks: frozenset[str]
+    metadata: dict[str, str]
+
+
+def _keys(path: Path) -> _Keys:
+    about = path.stat()
+    return _read(path, (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino))
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, about: tuple[int, ...]) -> _Keys:
+    weights: Weights = readers.read(path)
+    marks = {mark for each in _LIBRARIES for mark in each}
+    found = {mark for mark in marks for key in weights if key == mark or key.endswith(f".{mark}")}
+    return _Keys(frozenset(found), weights.metadata)
+
+
+# ---- names and addresses --------------------------------------------------------------------------------------------
+
+
+def _by_name(spec: str, path: Path | None) -> Expected | None:
+    address = spec.partition("?")[0]
+    file = urllib.parse.unquote(address).rstrip("/").rpartition("/")[2]
+    if file.lower() not in _PLAIN and (name := _files().get(file)):
+        return _entry(name, ", by its file name")
+    place = urllib.parse.unquote(address).lower()
+    if path is not None and "://" not in spec:
+        place = f"{path.resolve().parent.name}/{path.name}".lower()
+    for pattern, preprocess, publisher in _PUBLISHED:
+        if re.search(pattern, place):
+            return Expected(preprocess, f"{publisher}, by its file name")
+    return None
+
+
+@functools.cache
+def _checksums() -> dict[str, str]:
+    return {entry.sha256: name for name in reversed(zoo.names()) if (entry := zoo.entry(name)).sha256}
+
+
+@functools.cache
+def _addresses() -> dict[str, str]:
+    found = {_canonical(zoo.entry(name).url): name for name in reversed(zoo.names()) if zoo.entry(name).url}
+    # timm serves all of its weights from the hub too, in repositories that are called as its models are.
+    tags = [name for name in zoo.names() if name.startswith("timm:")]
+    hub = ("model.safetensors", "pytorch_model.bin")
+    return found | {f"hf://timm/{name.removeprefix('timm:')}/{file}": name for name in tags for file in hub}
+
+
+@functools.cache
+def _files() -> dict[str, str]:
+    """Zoo entries by file name; a name that entries with other expectations share stands for none."""
+    found: dict[str, str] = {}
+    for name in zoo.names():
+        entry = zoo.entry(name)
+        by_hand = re.findall(r"[\w.-]+\.(?:h5|pth|pt|tar|pkl)\b", entry.by_hand)
+        for file in [urllib.parse.urlsplit(entry.url).path.rpartition("/")[2], *by_hand]:
+            if (other := found.setdefault(file, name)) and zoo.entry(other).preprocess != entry.preprocess:
+                found[file] = ""
+    return {file: name for file, name in found.items() if file and name}
+
+
+def _canonical(address: str) -> str:
+    """An address in one spelling: `hf://timm/TAG/FILE` for what the hub serves."""
+    address = urllib.parse.unquote(address.partition("?")[0]).rstrip("/")
+    if found := re.fullmatch(r"https://huggingface\.co/([^/]+)/([^/]+)/(?:resolve|blob)/main/(.+)", address):
+        return f"hf://{found[1]}/{found[2]}/{found[3]}"
+    return address.removesuffix("@main")

@@ -1,0 +1,275 @@
+"""Damaged and hostile files: one line that can be skipped, bounded memory, no link followed, no other program."""
+
+import gzip
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
+
+from benchmarks import fuzz_readers
+from dapt_jax.data import arrays, dicom, formats, hdf5_trial, limits, nifti, pixels
+from dapt_jax.data.decode import decode
+from dapt_jax.data.manifest import load_manifest
+from dapt_jax.data.plane import Plane
+from dapt_jax.errors import UserError
+from tests import medical_files as write
+from tests.conftest import SHARED_DATA
+
+HOSTILE = SHARED_DATA.parent / "cases" / "hostile_images"
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+@pytest.fixture
+def small_limit():
+    limits.set_decoded_bytes(1 << 20)
+    yield
+    limits.set_decoded_bytes(limits.DECODED_BYTES)
+
+
+def line_of(source) -> str:
+    with pytest.raises(UserError) as caught:
+        decode(source, 8)
+    line = str(caught.value)
+    assert line.isprintable()
+    assert str(source.path if isinstance(source, Plane) else source) in line
+    return line
+
+
+@pytest.mark.skipif(not HOSTILE.is_dir(), reason=f"no folder of hostile images at {HOSTILE}")
+@pytest.mark.parametrize("path", sorted(HOSTILE.glob("*")), ids=lambda path: path.name)
+def test_every_hostile_image_is_one_line(path):
+    line_of(Plane(path, None if path.suffix in (".h5", ".png") else 0, key="a" if path.suffix == ".h5" else ""))
+
+
+def test_mutated_files_of_every_image_format_are_read_or_one_line():
+    """A short run of `python -m benchmarks.fuzz_readers --kind=images`."""
+    outcomes, findings = fuzz_readers.run(200, seed=7, kind="images")
+    assert not findings
+    formats_tried = fuzz_readers.target("images").suffixes
+    assert all(outcomes[name, "refused"] + outcomes[name, "read"] == 10 for name in formats_tried)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RecursionError("deep\ndown"), AssertionError(), SystemError("\x1b[31m")]
+)
+@pytest.mark.parametrize("module", ["pixels", "dicom", "nifti", "arrays"])
+def test_whatever_a_decoder_raises_is_one_line_that_can_be_skipped(tmp_path, monkeypatch, error, module):
+    def fail(*_, **__):
+        raise error
+
+    names = {"pixels": "bad.png", "dicom": "bad.dcm", "nifti": "bad.nii", "arrays": "bad.npy"}
+    bad = tmp_path / names[module]
+    write.image(tmp_path / "good.bmp", GREY)
+    if module == "pixels":
+        write.image(bad, GREY)
+        real = Image.open
+        monkeypatch.setattr(
+            Image, "open", lambda path, **k: fail() if Path(path).name == "bad.png" else real(path, **k)
+        )
+    elif module == "dicom":
+        write.dicom(bad, GREY)
+        monkeypatch.setattr("pydicom.pixels.pixel_array", fail)
+    elif module == "nifti":
+        write.nifti(bad, np.zeros((4, 4, 1), np.float32))
+        monkeypatch.setattr("nibabel.load", fail)
+    else:
+        np.save(bad, GREY)
+        monkeypatch.setattr("numpy.load", fail)
+    index = "[0]" if module == "nifti" else ""
+    (tmp_path / "manifest.csv").write_text(f"image,label\ngood.bmp,x\n{bad.name}{index},x\n")
+    with pytest.raises(UserError, match=rf"1 of 2 images .*row 3: .*{bad.name}: .*cannot be read") as caught:
+        load_manifest(tmp_path / "manifest.csv", image_size=8)
+    assert str(caught.value).isprintable()
+    assert load_manifest(tmp_path / "manifest.csv", image_size=8, on_bad_image="skip").skipped == 1
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a", "a.eps"])
+def test_postscript_under_any_name_starts_no_program(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    path = tmp_path / name
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n")
+    assert "not an image that Pillow reads; expected PNG" in line_of(path)
+
+
+def test_only_documented_formats_are_opened_whatever_their_name(tmp_path):
+    documented = {"PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM"}
+    assert set(pixels.FORMATS) == documented
+    Image.init()
+    for kind in ("TGA", "SGI", "PCX", "ICO", "DDS", "JPEG2000", "PDF"):
+        path = tmp_path / f"{kind}.png"
+        Image.fromarray(np.dstack([GREY] * 3)).save(path, format=kind)
+        assert "not an image that Pillow reads" in line_of(path)
+
+
+# --- HDF5
+
+
+def test_no_link_leads_out_of_an_hdf5_file(tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["image"] = GREY
+    (tmp_path / "secret.bin").write_bytes(bytes(256))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["outside"] = h5py.ExternalLink("other.h5", "/image")
+        file["soft"] = h5py.SoftLink("/good")
+        file["good"] = GREY
+        file.create_dataset("raw", (16, 16), "u1", external=[(str(tmp_path / "secret.bin"), 0, 256)])
+        layout = h5py.VirtualLayout((16, 16), "u1")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "image", (16, 16))
+        file.create_virtual_dataset("virtual", layout)
+    for key in ("outside", "soft"):
+        assert f"no array {key!r}" in line_of(Plane(tmp_path / "a.h5", key=key))
+    for key in ("raw", "virtual"):
+        assert "kept in another file" in line_of(Plane(tmp_path / "a.h5", key=key))
+    np.testing.assert_array_equal(arrays.values(Plane(tmp_path / "a.h5", key="good")), GREY)
+
+
+def test_a_chunk_that_unpacks_to_more_than_the_limit_is_refused_before(tmp_path, small_limit):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        chunked = {"compression": "gzip", "compression_opts": 9}
+        file.create_dataset("chunk", (8, 8), "u1", maxshape=(None, None), chunks=(4096, 4096), **chunked)[:] = 1
+        made = file.create_dataset("lies", (16, 16), "u1", chunks=(16, 16), **chunked)
+        made.id.write_direct_chunk((0, 0), zlib.compress(bytes(64 << 20), 9))
+    assert "a chunk of chunk takes" in line_of(Plane(tmp_path / "a.h5", key="chunk"))
+    assert "unpacks to more than its 256 bytes" in line_of(Plane(tmp_path / "a.h5", key="lies"))
+
+
+def test_a_file_on_which_the_library_hangs_is_refused_and_the_next_one_read(tmp_path, monkeypatch):
+    for name in ("hangs", "good"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["image"] = GREY
+    hdf5_trial._close()
+    monkeypatch.setattr(hdf5_trial, "_START_SECONDS", 0)
+    slow = (
+        "import time; real = hdf5_trial._walk; "
+        "hdf5_trial._walk = lambda p: time.sleep(60) if 'hangs' in str(p) else real(p); "
+    )
+    monkeypatch.setattr(hdf5_trial, "_CODE", hdf5_trial._CODE.replace("hdf5_trial.serve", slow + "hdf5_trial.serve"))
+    assert "does not come to an end" in line_of(Plane(tmp_path / "hangs.h5", key="image"))
+    np.testing.assert_array_equal(arrays.values(Plane(tmp_path / "good.h5", key="image")), GREY)
+    hdf5_trial._close()
+
+
+# --- the limit
+
+
+def bomb_nifti(path, shape, dtype=np.int16):
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header["dim"][:4] = (3, *shape)
+    header["pixdim"][:4] = 1
+    header["sform_code"], header["vox_offset"] = 1, 352
+    header["srow_x"][0] = header["srow_y"][1] = header["srow_z"][2] = 1
+    data = header.binaryblock + bytes(4)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def deflated(path, content: bytes) -> Path:
+    write.dicom(path, GREY)
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(path)
+    raw = path.read_bytes()
+    start = 144 + int.from_bytes(raw[140:144], "little")
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    path.write_bytes(raw[:start] + packer.compress(content) + packer.flush())
+    return path
+
+
+def png_header(path, width, height) -> Path:
+    write.image(path, GREY)
+    raw = bytearray(path.read_bytes())
+    raw[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    raw[29:33] = zlib.crc32(raw[12:29]).to_bytes(4, "big")
+    path.write_bytes(raw)
+    return path
+
+
+BOMBS = {
+    "square.png": lambda path: png_header(path, 9000, 9000),
+    "wide.png": lambda path: png_header(path, 1 << 20, 1),
+    "a.npy": lambda path: np.lib.format.open_memmap(path, "w+", np.float64, (2000, 2000)),
+    "a.h5": lambda path: h5py.File(path, "w").create_dataset("image", (1 << 20, 1 << 20), "u1", chunks=(64, 64)),
+    "a.nii": lambda path: bomb_nifti(path, (3000, 3000, 1)),
+    "a.nii.gz": lambda path: bomb_nifti(path, (300, 300, 300)),
+    "a.dcm": lambda path: write.dicom(path, GREY, Rows=60000, Columns=60000),
+    "deflated.dcm": lambda path: deflated(path, bytes(8 << 20)),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_takes_more_than_the_limit_is_refused_before_it_is_decoded(tmp_path, small_limit, name):
+    path = tmp_path / name
+    made = BOMBS[name](path)
+    if isinstance(made, h5py.Dataset):
+        made.file.close()
+    source = Plane(path, 0 if ".nii" in name else None, key="image" if name == "a.h5" else "")
+    line = line_of(source)
+    assert "takes" in line
+    assert "GiB to read, and the limit for decoded data is 0.000977 GiB" in line
+
+
+def test_a_limit_too_low_to_read_anything_is_refused():
+    with pytest.raises(UserError, match=r"a limit of 5 bytes"):
+        limits.set_decoded_bytes(5)
+
+
+def test_volumes_are_kept_only_as_far_as_the_limit_allows(tmp_path, small_limit):
+    for number in range(6):
+        write.nifti(tmp_path / f"{number}.nii", np.full((40, 40, 20), number, np.float32))
+        assert nifti.values(Plane(tmp_path / f"{number}.nii", 0)).max() == number
+    assert sum(volume.stored.nbytes for volume in nifti._volumes.values()) <= 1 << 19
+
+
+def test_a_length_in_a_header_asks_for_no_more_memory_than_the_file_has(tmp_path):
+    path = write.dicom(tmp_path / "a.dcm", GREY)
+    raw = path.read_bytes()
+    at = raw.index(b"\xe0\x7f\x10\x00OB")
+    path.write_bytes(raw[: at + 8] + (0x7FFFFFF0).to_bytes(4, "little") + raw[at + 12 :])
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nimport pydicom.pixels\nfrom dapt_jax.data import dicom\n"
+        "from dapt_jax.data.plane import Plane\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    dicom.pixels(Plane(Path(sys.argv[1])))\nexcept Exception as error:\n    print(error)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, env=os.environ
+    )
+    *_, grown = said.stdout.split()
+    assert int(grown) < 64
+    assert not said.stderr
+
+
+# --- damaged is not packed
+
+
+def test_damaged_compressed_dicom_does_not_ask_for_a_package(tmp_path):
+    path = write.dicom(tmp_path / "a.dcm", GREY)
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xe0 no JPEG at all \xff\xd9"])
+    data["PixelData"].VR = "OB"
+    data.save_as(path)
+    assert "pip install" not in line_of(path)
+    data.file_meta.TransferSyntaxUID = pydicom.uid.HTJ2KLossless
+    data.save_as(path)
+    assert "which no installed package unpacks; pip install" in line_of(path)
+    assert dicom.extent(Plane(path)) == (16, 16)
+
+
+def test_a_folder_in_place_of_a_file_is_one_line(tmp_path):
+    for suffix in (".png", ".dcm", ".nii", ".npy", ".h5"):
+        (tmp_path / f"a{suffix}").mkdir()
+        line_of(Plane(tmp_path / f"a{suffix}", key="x"))
+        with pytest.raises(UserError):
+            formats.extent(Plane(tmp_path / f"a{suffix}", key="x"))

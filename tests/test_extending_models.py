@@ -1,0 +1,116 @@
+"""An encoder family is one new file, a name table another, a strategy one function: each is run here from end to end."""
+
+import importlib
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dapt_jax.models import encoders, registry
+from dapt_jax.models.classifier import HEAD
+from dapt_jax.models.entry import MODELS
+from dapt_jax.parameters import Kind
+from dapt_jax.study import strategies
+from dapt_jax.training.phases import Phase
+from dapt_jax.weights import export, tables
+from dapt_jax.weights.paths import flatten
+from dapt_jax.weights.tables.scheme import Scheme
+from tests import command
+
+FAMILY = '''
+    """Patches, and layer norm."""
+
+    import functools
+
+    import jax
+    from flax import nnx
+
+    from dapt_jax.models.encoder import Encoder, LayerGroup, Options
+    from dapt_jax.models.entry import register_model
+    from dapt_jax.models.layers import Conv, LayerNorm
+    from dapt_jax.models.preprocess import IMAGENET
+
+
+    class Patches(nnx.Module):
+        def __init__(self, inputs, outputs):
+            self.project = Conv(inputs, outputs, 4, stride=4, bias=True)
+            self.scaling = LayerNorm(outputs)
+
+        def __call__(self, x, mode):
+            return jax.nn.relu(self.scaling(self.project(x)))
+
+
+    @register_model("patchnet")
+    def patchnet(options: Options) -> Encoder:
+        groups = [
+            LayerGroup("fine", functools.partial(Patches, options.channels, 4), 4, 4),
+            LayerGroup("coarse", functools.partial(Patches, 4, 8), 8, 16),
+        ]
+        return Encoder("patchnet", groups, preprocess=IMAGENET.for_channels(options.channels))
+'''
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+    """A file among those of `dapt_jax.models.encoders`, and a name table for it."""
+    (tmp_path / "patchnet.py").write_text(textwrap.dedent(FAMILY))
+    monkeypatch.setattr(encoders, "__path__", [*encoders.__path__, str(tmp_path)])
+    importlib.import_module("dapt_jax.models.encoders.patchnet")
+    names = Scheme("other", "torch", lambda encoder, group, part: f"{group}.{part[:4]}", "fc")
+    monkeypatch.setitem(tables.SCHEMES, "patchnet", (names,))
+    yield names
+    del MODELS["patchnet"], sys.modules["dapt_jax.models.encoders.patchnet"], encoders.patchnet
+    registry._configured.cache_clear()
+
+
+@pytest.fixture
+def bitfit():
+    @strategies.strategy("bitfit", "The biases and the head (arXiv 2106.10199).")
+    def phases(encoder, adapt):
+        last = Phase("biases", adapt.epochs, ("*/bias", HEAD), adapt.lr, adapt.batch_norm, adapt.layer_norm)
+        return (*strategies.head_first(adapt), last)
+
+    yield
+    del strategies.STRATEGIES["bitfit"]
+
+
+def test_every_file_of_the_folder_is_a_family_that_is_known():
+    files = {path.stem for path in command.ROOT.glob("dapt_jax/models/encoders/*.py")} - {"__init__"}
+    assert files == {name.rpartition(".")[2] for name in sys.modules if name.startswith(f"{encoders.__name__}.")}
+    assert all(registry.build(name).name == name for name in registry.names())
+
+
+def test_a_new_family_and_a_new_strategy_run_from_end_to_end(family, bitfit, tmp_path, capsys):
+    encoder = registry.build("patchnet")
+    assert encoder.kinds["fine/scaling/bias"] is Kind.LAYER_NORM_BIAS  # the name of a module says nothing
+    params, batch_stats = encoder.init(7)
+    np.savez(tmp_path / "other.npz", **export.named(encoder, params, batch_stats, family))
+    study = command.small(
+        "--config.model.name=patchnet",
+        f"--config.weights={tmp_path / 'other.npz'}",
+        "--config.strategies=none,bitfit",
+        "--config.seeds=0",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert command.run(*study, "--config.mode=plan") == 0
+    assert "bitfit" in capsys.readouterr().out
+    assert command.run(*study) == 0
+    adapted = safetensors.numpy.load_file(tmp_path / "run" / "checkpoints" / "bitfit-seed0" / "adapted.safetensors")
+    changed = {path for path, array in flatten(params).items() if not np.array_equal(array, adapted[path])}
+    assert changed == {path for path in flatten(params) if path.endswith("/bias")}
+    assert {row["strategy"] for row in command.rows(tmp_path / "run" / "results.jsonl")} >= {"none", "bitfit"}
+
+
+def test_a_strategy_is_listed_with_what_it_trains(bitfit):
+    table = strategies.listing().splitlines()
+    assert "| `bitfit` | The biases and the head (arXiv 2106.10199). |" in table
+    assert len(table) == 2 + len(strategies.STRATEGIES)
+
+
+def test_a_name_is_registered_once(bitfit):
+    with pytest.raises(ValueError, match="a strategy 'bitfit' is registered already"):
+        strategies.strategy("bitfit", "Again.")(lambda encoder, adapt: ())
+    with pytest.raises(ValueError, match="a model 'resnet18' is registered already"):
+        registry.register_model("resnet18")(lambda options: registry.build("resnet34"))
