@@ -240,6 +240,8 @@ def _read(plane: Plane) -> tuple[Any, np.ndarray, int]:
 
 def _lacks_a_package(syntax: Any, error: Exception, path: Path) -> bool:
     """Whether pixels are only packed in a way that nothing here knows; a damaged file names its plugins too."""
+    if str(syntax) not in medical("pydicom.uid", path).UID_dictionary:
+        return False
     try:
         known = medical("pydicom.pixels", path).get_decoder(syntax).is_available
     except NotImplementedError:
