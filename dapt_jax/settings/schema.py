@@ -186,6 +186,9 @@ class AotSettings(_Checked):
 class StudySettings(_Checked):
     """All settings of a study.
 
+    >>> StudySettings(seeds=(0, 1)).adapt.batch_size
+    32
+
     `default()` is made of its defaults, and `resolve` turns what a user made of that into one of these.
     """
 

@@ -46,6 +46,9 @@ class NonFinitePolicy:
 class RunContext:
     """Surroundings of a run. `RunContext()` trains on all devices in memory, silently, and leaves no file behind.
 
+    >>> RunContext().checkpoint_dir is None
+    True
+
     Attributes:
         checkpoint_dir: Folder for the run's checkpoints; None to save none.
         checkpoint_every_s: Seconds between checkpoints.

@@ -28,6 +28,11 @@ ModelT = TypeVar("ModelT", bound=Network)
 class TrainData:
     """The images of a run.
 
+    >>> from dapt_jax.data.sources import load
+    >>> data = load({"kind": "phantoms", "name": "corpus", "n": 12}, data_dir=None, image_size=32)
+    >>> TrainData(data, train_rows=range(8), val_rows=range(8, 12)).val_rows
+    array([ 8,  9, 10, 11])
+
     Attributes:
         dataset: Data set that holds all rows.
         train_rows: Row numbers that are trained on, int [n].
@@ -80,6 +85,17 @@ class RunTag:
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingRun(Generic[ModelT]):
     """Phases of one model on one data set.
+
+    >>> from dapt_jax import losses
+    >>> from dapt_jax.data.sources import load
+    >>> from dapt_jax.models.classifier import Classifier
+    >>> from dapt_jax.models.registry import build
+    >>> data = load({"kind": "phantoms", "name": "corpus", "n": 12}, data_dir=None, image_size=32)
+    >>> phases = (Phase("head", 1, trainable=("head",), lr=1e-3), Phase("full", 1, trainable=("*",), lr=1e-4))
+    >>> model, loss = Classifier(build("resnet18"), outputs=3), losses.make(classes=3)
+    >>> run = TrainingRun(model, phases, TrainData(data, range(12)), loss, batch_size=4)
+    >>> run.steps_per_epoch, run.timeline.steps
+    (3, 6)
 
     Attributes:
         model: Network, its head included.
