@@ -30,7 +30,7 @@ from dapt_jax.settings.training import FINETUNE, HeadSettings
 from dapt_jax.study import adapt, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.predictions import FoldPredictions, Predictions
-from dapt_jax.study.runs import classification_loss, make_run
+from dapt_jax.study.runs import classification_loss, run_options
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import freezing, head_sweep
 from dapt_jax.training.cache import store
@@ -249,7 +249,8 @@ def finetune_run(
     model = Classifier(encoder, loss.outputs, study.settings.model.dtype)
     data = TrainData(task.development, train_rows, val_rows)
     tag = RunTag(arm.name, "transfer", f"{task.name}/{FINETUNE}/fold{fold}/")
-    return make_run(study.settings, settings, model, loss, (*head, whole), data, arm.seed, tag)
+    options = run_options(study.settings, settings)
+    return TrainingRun(model, (*head, whole), data, loss, seed=arm.seed, tag=tag, **options)
 
 
 def _finetune(

@@ -27,7 +27,7 @@ from dapt_jax.settings.training import FROZEN
 from dapt_jax.study import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.overlays import Overlays
-from dapt_jax.study.runs import make_run, segmentation_loss
+from dapt_jax.study.runs import run_options, segmentation_loss
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import windows
 from dapt_jax.training.context import RunContext
@@ -90,7 +90,8 @@ def fold_run(
         phases = (decoder(settings.decoder_epochs), whole) if settings.decoder_epochs else (whole,)
     data = TrainData(task.development, train_rows, val_rows)
     tag = RunTag(arm.name, "transfer", f"{task.name}/{label}/")
-    return make_run(study.settings, settings, model, loss, phases, data, arm.seed, tag)
+    options = run_options(study.settings, settings)
+    return TrainingRun(model, phases, data, loss, seed=arm.seed, tag=tag, **options)
 
 
 def fold_runs(
