@@ -1,4 +1,4 @@
-"""Sections about training: what adaptation and the target tasks' networks have in common, and what each adds."""
+"""Sections about training: what adaptation and target tasks have in common, and what each adds."""
 
 import dataclasses
 
@@ -100,7 +100,7 @@ class FinetuneSettings(ClassifierTrainSettings, TargetTrainSettings):
     batch_size: int = with_default(TrainSettings, "batch_size", 16)
     head_epochs: int = with_default(ClassifierTrainSettings, "head_epochs", 50)
     test_crops: int = setting(
-        1, doc="Crops that are averaged at test time: 1, or 10 of the size of augment.patch, mirrored ones among them."
+        1, doc="Crops averaged at test time: 1, or 10 of the size of augment.patch, half of them mirrored."
     )
 
     def __post_init__(self) -> None:

@@ -57,7 +57,9 @@ def segmentation_loss(dataset: Dataset, loss: LossSettings) -> SegmentationLoss:
 
 
 def inverse_frequency_weights(dataset: Dataset, rows: np.ndarray) -> tuple[float, ...]:
-    """Return weights of rows by the inverse frequency of their class, 1 on average; none for several labels per image.
+    """Return weights of rows by the inverse frequency of their class, 1 on average.
+
+    Where an image has several labels there are none.
 
     Args:
         dataset: The data set.
