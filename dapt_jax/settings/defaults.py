@@ -55,7 +55,8 @@ def resolve(config: config_dict.ConfigDict) -> StudySettings:
 def from_json(values: Mapping[str, Any]) -> StudySettings:
     """Return the settings that a workdir's `config.json` holds.
 
-    Settings that an earlier version did not have are at their defaults, as are parameters that the chosen loss does not have: earlier versions ignored them.
+    Settings that an earlier version did not have are at their defaults, as are parameters that the chosen loss
+    does not have: earlier versions ignored them.
 
     Raises:
         UserError: They are no settings, or outside their ranges.

@@ -2,8 +2,8 @@
 
 The budget, a share of what full DAPT takes, is split evenly over the rounds, and in a round over the arms
 that are left. Each trains as far as its part reaches; then the half with the better scores goes on. The
-winner receives the unspent budget. Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
-arXiv 1502.07943.
+winner receives the unspent budget. Jamieson and Talwalkar, "Non-stochastic best arm identification and
+hyperparameter optimization", arXiv 1502.07943.
 """
 
 import dataclasses
