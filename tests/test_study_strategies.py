@@ -50,7 +50,6 @@ def test_what_an_arm_of_ones_own_cannot_be():
     config.corpora.chest = {"kind": "phantoms"}
     cases = {
         "no corpus 'chets' in corpora; did you mean 'chest'": {"like": "full", "corpus": "chets"},
-        "like='fulll'; did you mean 'full'": {"like": "fulll"},
         "without phases of its own": {"like": "full", "phases": ({"name": "a"},)},
         "has no setting 'corpora'": {"corpora": "chest"},
         "has no list of phases": {"corpus": "chest"},
