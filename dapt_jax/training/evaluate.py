@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dapt_jax import metrics
 from dapt_jax.data import crops, pipeline
 from dapt_jax.losses import SegmentationLoss
 from dapt_jax.models.network import Network
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.prefix import Activations
+from dapt_jax.training.epoch_metrics import validation_metrics
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State, eval_transform, evaluation_params
 
@@ -62,6 +62,7 @@ class Evaluator:
         """
         self._run, self._program, self._clean, self._mesh = run, program, clean, mesh
         self._forward = forward_fn(program.model, program.mask.boundary if clean else None)
+        self._collection = validation_metrics(run.dataset)
 
     def __call__(self, state: State, logits: np.ndarray | None = None) -> dict[str, float]:
         """Return `val_loss`, and `val_auc` or of masks `val_dice`; nothing where the run has no validation rows.
@@ -97,12 +98,11 @@ class Evaluator:
         """Return the metrics of logits."""
         run, objective = self._run, self._program.objective
         targets = run.dataset.targets[run.val_rows]
-        loss = float(objective(jnp.asarray(logits), jnp.asarray(targets)).mean())
-        probabilities = objective.probabilities(jnp.asarray(logits))
+        loss = objective(jnp.asarray(logits), jnp.asarray(targets))
+        predicted = objective.probabilities(jnp.asarray(logits))
         if isinstance(objective, SegmentationLoss):
-            scored = metrics.Segmentation(run.dataset.segments, run.dataset.overlapping, surfaces=False)
-            scored.add(targets, np.asarray(objective.decide(probabilities)))
-            return {"val_loss": loss, "val_dice": scored.scores()[0].value}
-        labels = run.dataset.truth[run.val_rows]
-        scores = metrics.classification(labels, np.asarray(probabilities), run.dataset.classes)
-        return {"val_loss": loss, "val_auc": scores[0].value}
+            predicted, truth = objective.decide(predicted), targets
+        else:
+            truth = run.dataset.truth[run.val_rows]
+        found = self._collection.single_from_model_output(loss=loss, truth=truth, predicted=predicted)
+        return dict(found.compute())

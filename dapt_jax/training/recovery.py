@@ -57,8 +57,8 @@ def check_loss(report: StepReport) -> None:
     Raises:
         PhaseDiverged: It is not.
     """
-    if not math.isfinite(report.loss):
-        raise PhaseDiverged(report.step, report.loss / report.weight)
+    if not math.isfinite(loss := report.metrics.compute()["loss"]):
+        raise PhaseDiverged(report.step, loss)
 
 
 def checksum(params: Any) -> str:

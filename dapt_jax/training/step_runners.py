@@ -15,6 +15,7 @@ from dapt_jax.models.classifier import HEAD
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.prefix import Activations, DeviceActivations
 from dapt_jax.training.context import RunContext
+from dapt_jax.training.epoch_metrics import EpochMetrics
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State
 
@@ -32,8 +33,7 @@ class StepReport:
         step: Steps of the run that are done.
         steps: Steps since the report before.
         seconds: Wall time since the report before.
-        loss: Sum over the epoch so far of the weighted losses of its examples.
-        weight: Sum over the epoch so far of the weights of its examples.
+        metrics: Metrics of the training rows over the epoch so far.
         val_logits: Logits of the validation rows after `step`, float32 [v, ...], where the runner computes them too.
     """
 
@@ -41,8 +41,7 @@ class StepReport:
     step: int
     steps: int
     seconds: float
-    loss: float
-    weight: float
+    metrics: EpochMetrics
     val_logits: np.ndarray | None = None
 
     @property
@@ -149,8 +148,8 @@ class _Steps:
                 seconds = time.monotonic() - since
                 steps = max(1, int(self._context.sync_every_s / max(seconds / done, 1e-9)))
                 next_sync = number + 1 + processes.all_reduce_max(steps)[0]
-                step, loss, weight = int(state["step"]), float(state["loss"]), float(state["weight"])
-                yield StepReport(state, step, done, seconds, loss, weight)
+                metrics = _epoch_metrics(state["loss"], state["weight"])
+                yield StepReport(state, int(state["step"]), done, seconds, metrics)
                 done, since = 0, time.monotonic()
 
 
@@ -313,7 +312,7 @@ class FusedEpochs:
         steps = self._order.steps_per_epoch
         for number, ((loss, weight), each) in enumerate(zip(sums, logits, strict=True), start=first):
             step = (number + 1) * steps
-            self._reports.append(StepReport(state, step, steps, seconds, float(loss), float(weight), each))
+            self._reports.append(StepReport(state, step, steps, seconds, _epoch_metrics(loss, weight), each))
 
     def _work(self, first: int, count: int, lr_scale: float) -> dict[str, Any]:
         """Return what the program takes for `count` epochs from `first` on, padded to one shape."""
@@ -342,6 +341,12 @@ class FusedEpochs:
     def data_position(self) -> dict[str, Any]:
         """Return nothing: the step says it."""
         return {}
+
+
+def _epoch_metrics(loss: Any, weight: Any) -> EpochMetrics:
+    """Return the metrics of an epoch from its sums of loss and weight, over all devices."""
+    found: EpochMetrics = EpochMetrics.single_from_model_output(loss_sum=float(loss), weight_sum=float(weight))
+    return found
 
 
 def _rng(program: PhaseProgram, epoch: int) -> dict[str, Any]:
