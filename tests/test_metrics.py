@@ -31,7 +31,7 @@ def scored(labels, probabilities, **more):
     return {score.metric: score for score in metrics.classification(labels, probabilities, NAMES, **more)}
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000))
 def test_scores_equal_scikit_learn_s(seed):
     rng = np.random.default_rng(seed)

@@ -1,16 +1,19 @@
 """What a study tells of itself: heartbeat, metrics, trace; read from files alone, and as true after a restart."""
 
+import importlib.util
+import inspect
 import json
 import os
 import struct
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from dapt_jax.errors import UserError
-from dapt_jax.monitoring import heartbeat, status, writers
+from dapt_jax.monitoring import heartbeat, metric_writer, status, writers
 from dapt_jax.monitoring.heartbeat import STATUS, Heartbeat
 from dapt_jax.monitoring.profiler import Profiler
 from dapt_jax.records.ledger import Ledger, Row
@@ -21,7 +24,7 @@ from tests.test_training_loop import DATA, ENCODER, context
 
 
 def epoch(number, loss=0.5, phase="head", stage="dapt", strategy="full"):
-    return writers.Epoch(strategy, 0, stage, phase, number, 4 * (number + 1), {"loss": loss, "lr": 1e-3})
+    return metric_writer.Epoch(strategy, 0, stage, phase, number, 4 * (number + 1), {"loss": loss, "lr": 1e-3})
 
 
 def told(folder, **changes):
@@ -176,7 +179,7 @@ def events(folder):
 
 def test_tensorboard_gets_a_folder_per_arm(tmp_path):
     pytest.importorskip("tensorboardX")
-    writer = writers.TensorBoard(tmp_path)
+    writer = writers.tensorboard_writer(tmp_path)
     writer.epoch(epoch(0))
     writer.epoch(epoch(1, loss=0.25))
     writer.epoch(epoch(0, phase="cells/finetune/fold0/head", stage="transfer", strategy="none"))
@@ -185,6 +188,64 @@ def test_tensorboard_gets_a_folder_per_arm(tmp_path):
         ("loss", 4, 0.5), ("lr", 4, 0.001), ("loss", 8, 0.25), ("lr", 8, 0.001)
     ]  # fmt: skip
     assert events(tmp_path / "none-seed0" / "cells" / "finetune" / "fold0") == [("loss", 4, 0.5), ("lr", 4, 0.001)]
+
+
+class Recorder(metric_writer.ScalarWriter):
+    """Records what is written."""
+
+    def __init__(self, run):
+        self.run, self.written, self.closed = run, [], 0
+
+    def write_scalars(self, step, scalars):
+        self.written.append((step, dict(scalars)))
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("per_arm", [False, True])
+def test_a_metric_writer_is_opened_per_run_or_per_arm_and_closed_when_another_arm_begins(per_arm):
+    opened = []
+    writer = metric_writer.PerRun(lambda first: opened.append(Recorder(first.run)) or opened[-1], per_arm)
+    writer.epoch(epoch(0))
+    writer.epoch(epoch(0, phase="cells/finetune/fold0/head", stage="transfer"))
+    assert [each.closed for each in opened] == [0] * (1 if per_arm else 2)
+    writer.epoch(epoch(0, strategy="none"))
+    writer.close()
+    assert [each.closed for each in opened] == [1] * (2 if per_arm else 3)
+    prefix = "cells/finetune/fold0/" if per_arm else ""
+    written = [each for recorder in opened for each in recorder.written]
+    assert written[1] == (4, {f"{prefix}loss": 0.5, f"{prefix}lr": 1e-3})
+
+
+def test_writers_have_the_methods_of_clu_s_metric_writer():
+    spec = importlib.util.find_spec("clu")
+    path = Path(spec.submodule_search_locations[0]) / "metric_writers" / "interface.py"
+    loaded = importlib.util.spec_from_file_location("clu_interface", path)  # the package itself imports TensorFlow
+    interface = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(interface)
+    for name in interface.MetricWriter.__abstractmethods__:
+        theirs = inspect.signature(getattr(interface.MetricWriter, name)).parameters
+        ours = inspect.signature(getattr(metric_writer.ScalarWriter, name)).parameters
+        assert [(each.name, each.kind) for each in theirs.values()] == [
+            (each.name, each.kind) for each in ours.values()
+        ]
+    called = {name for name in vars(metric_writer.MetricWriter) if not name.startswith("_")}
+    assert called <= interface.MetricWriter.__abstractmethods__
+
+
+def test_clu_s_own_writer_can_be_plugged_in(tmp_path):
+    tensorflow = pytest.importorskip("tensorflow")
+    from clu import metric_writers
+
+    teller = Heartbeat(
+        tmp_path, [metric_writer.PerRun(lambda first: metric_writers.SummaryWriter(str(tmp_path / first.run)))]
+    )
+    teller.epoch(epoch(0))
+    teller.close("done")
+    (path,) = (tmp_path / "full-seed0").glob("events*")
+    found = [value for each in tensorflow.compat.v1.train.summary_iterator(str(path)) for value in each.summary.value]
+    assert {value.tag for value in found} == {"loss", "lr"}
 
 
 def test_prometheus_gets_a_file_it_can_parse(tmp_path):
@@ -224,7 +285,7 @@ class Wandb:
 def test_weights_and_biases_get_a_run_per_arm_that_a_restart_goes_on_with(tmp_path, monkeypatch):
     package = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", package)
-    writer = writers.WeightsAndBiases("cells", tmp_path / "study", "wbc")
+    writer = writers.wandb_writer("cells", tmp_path / "study", "wbc")
     writer.epoch(epoch(0))
     writer.epoch(epoch(0, phase="cells/finetune/fold0/head", stage="transfer"))
     writer.epoch(epoch(0, strategy="none"))
@@ -242,7 +303,7 @@ def test_weights_and_biases_get_a_run_per_arm_that_a_restart_goes_on_with(tmp_pa
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    writer = writers.WeightsAndBiases("cells", tmp_path, "wbc")
+    writer = writers.wandb_writer("cells", tmp_path, "wbc")
     writer.epoch(epoch(0))
     writer.close()
     (written,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dapt_jax.monitoring.writers import Epoch, Writer
+from dapt_jax.monitoring.metric_writer import Epoch, Writer
 from dapt_jax.runtime import atomic_files
 
 STATUS = "status.json"

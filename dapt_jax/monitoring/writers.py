@@ -1,15 +1,15 @@
 """Where the metrics of an epoch go: JSON lines always; TensorBoard, Weights & Biases and Prometheus where asked for."""
 
-import dataclasses
 import functools
 import importlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dapt_jax.errors import UserError
+from dapt_jax.monitoring.metric_writer import Epoch, PerRun, ScalarWriter, Writer
 from dapt_jax.runtime import atomic_files
 
 METRICS = "metrics.jsonl"
@@ -17,56 +17,6 @@ METRICS = "metrics.jsonl"
 
 TENSORBOARD = "tensorboard"
 """Name of the folder of event files in a workdir."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Epoch:
-    """What an epoch of a run showed.
-
-    Attributes:
-        strategy: of the arm.
-        seed: of the arm.
-        stage: of the ledger, "dapt" or "transfer".
-        phase: as in the ledger, with the run's label before the name.
-        epoch: of the run, from 0.
-        step: optimizer steps of the run by its end.
-        values: loss, lr, images_per_s, and scores of watched rows where there are any.
-    """
-
-    strategy: str
-    seed: int
-    stage: str
-    phase: str
-    epoch: int
-    step: int
-    values: Mapping[str, float]
-
-    @property
-    def arm(self) -> str:
-        """Whose epoch it is."""
-        return f"{self.strategy}-seed{self.seed}"
-
-    @property
-    def prefix(self) -> str:
-        """Of its values' names where one arm has several runs: empty for its adaptation, else `TASK/finetune/foldN/`."""
-        label, slash, _ = self.phase.rpartition("/")
-        return label + slash
-
-
-class Writer(Protocol):
-    """A place for metrics."""
-
-    def epoch(self, epoch: Epoch) -> None:
-        """Takes in an epoch that is done; one that a restart runs again replaces itself."""
-        ...
-
-    def beat(self, status: Mapping[str, Any]) -> None:
-        """Takes in how far the study is, every few seconds and from another thread: see `heartbeat.Heartbeat`."""
-        ...
-
-    def close(self) -> None:
-        """Writes what is left."""
-        ...
 
 
 def open_writers(
@@ -79,26 +29,26 @@ def open_writers(
         name: Name of the study.
         tensorboard: Whether TensorBoard event files are written.
         wandb: Weights & Biases project; empty for none.
-        prometheus: Folder of node_exporter's textfile collector; empty for none.
+        prometheus: File NAME.prom in the folder of node_exporter's textfile collector; empty for none.
 
     Raises:
         UserError: A package is missing; names the extra that brings it.
     """
     writers: list[Writer] = [Jsonl(workdir / METRICS)]
     if tensorboard:
-        writers.append(TensorBoard(workdir / TENSORBOARD))
+        writers.append(tensorboard_writer(workdir / TENSORBOARD))
     if wandb:
-        writers.append(WeightsAndBiases(wandb, workdir, name))
+        writers.append(wandb_writer(wandb, workdir, name))
     if prometheus:
         writers.append(Prometheus(Path(prometheus), name))
     return writers
 
 
 def _package(module: str, extra: str) -> Any:
-    """An optional package.
+    """Return an optional package.
 
     Raises:
-        UserError: it is not installed.
+        UserError: It is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -113,12 +63,12 @@ class Jsonl:
     """`metrics.jsonl`: a line per epoch, appended; what a restart runs again replaces its lines and those after it."""
 
     def __init__(self, path: Path):
-        """Reads and writes nothing yet."""
+        """Read and write nothing yet."""
         self._path = path
 
     @functools.cached_property
     def _last(self) -> dict[tuple[Any, ...], int]:
-        """The last epoch of every run that the file has; a last line that a kill has torn is dropped."""
+        """The last epoch of every run in the file; a last line that a kill has torn is dropped."""
         text = self._path.read_text() if self._path.exists() else ""
         whole, newline, torn = text.rpartition("\n")
         if torn:
@@ -152,110 +102,124 @@ _KEYS = ("strategy", "seed", "stage", "phase", "epoch", "step")
 
 
 def _run_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Which of a study's runs a line is of."""
+    """Return which of a study's runs a line is of."""
     return row["strategy"], row["seed"], row["stage"], str(row["phase"]).rpartition("/")[0]
 
 
-class TensorBoard:
-    """Event files for TensorBoard by tensorboardX, which needs no TensorFlow: a folder per arm."""
+class TensorBoardWriter(ScalarWriter):
+    """Event files for TensorBoard by tensorboardX, which needs no TensorFlow."""
 
-    def __init__(self, folder: Path):
-        """Opens nothing yet.
+    def __init__(self, package: Any, folder: Path, purge_step: int):
+        """Open a folder; what an earlier start has written from a step on is shown no more."""
+        self._writer = package.SummaryWriter(str(folder), purge_step=purge_step)
 
-        Raises:
-            UserError: the package is missing.
-        """
-        self._package, self._folder = _package("tensorboardX", "tensorboard"), folder
-        self._open: dict[str, Any] = {}
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Write numbers of a step, by name."""
+        for key, value in scalars.items():
+            self._writer.add_scalar(key, value, step)
 
-    def epoch(self, epoch: Epoch) -> None:
-        """See `Writer`."""
-        name = f"{epoch.arm}/{epoch.prefix}".rstrip("/")
-        if name not in self._open:  # what an earlier start has written from this step on is to be shown no more
-            self._open[name] = self._package.SummaryWriter(str(self._folder / name), purge_step=epoch.step)
-        for key, value in epoch.values.items():
-            self._open[name].add_scalar(key, value, epoch.step)
-        self._open[name].flush()
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Write texts of a step, by name."""
+        for key, value in texts.items():
+            self._writer.add_text(key, value, step)
 
-    def beat(self, status: Mapping[str, Any]) -> None:
-        """See `Writer`: metrics come by epoch alone."""
+    def flush(self) -> None:
+        """Write out what is held back."""
+        self._writer.flush()
 
     def close(self) -> None:
-        """See `Writer`."""
-        for writer in self._open.values():
-            writer.close()
+        """Flush, and close the files."""
+        self._writer.close()
 
 
-class WeightsAndBiases:
-    """A Weights & Biases run per arm, all arms of a study in one group; `WANDB_MODE=offline` needs no account."""
+def tensorboard_writer(folder: Path) -> PerRun:
+    """Return a writer of event files, in a folder per run.
 
-    def __init__(self, project: str, workdir: Path, name: str):
-        """Opens nothing yet.
+    Raises:
+        UserError: The package tensorboardX is missing.
+    """
+    package = _package("tensorboardX", "tensorboard")
+    return PerRun(lambda epoch: TensorBoardWriter(package, folder / epoch.run, epoch.step))
 
-        Args:
-            project: name of the project there.
-            workdir: where its files go; its name tells runs of different workdirs apart.
-            name: of the study: the group.
 
-        Raises:
-            UserError: the package is missing.
-        """
-        self._package = _package("wandb", "wandb")
-        self._project, self._workdir, self._name = project, workdir, name
-        self._arm, self._run = "", None
+class WandbWriter(ScalarWriter):
+    """A Weights & Biases run; scalars of one prefix have a step of their own, since each counts from 0."""
+
+    def __init__(self, run: Any):
+        """Write to an open run."""
+        self._run = run
         self._known: set[str] = set()
 
-    def epoch(self, epoch: Epoch) -> None:
-        """See `Writer`."""
-        if epoch.arm != self._arm:
-            self.close()
-            self._arm, self._known = epoch.arm, set()
-            self._run = self._package.init(
-                project=self._project,
-                group=self._name,
-                name=epoch.arm,
-                id=f"{self._workdir.resolve().name}-{epoch.arm}",
-                resume="allow",
-                dir=str(self._workdir),
-                config={"strategy": epoch.strategy, "seed": epoch.seed},
-                settings=self._package.Settings(silent=True),
-            )
-        step = f"{epoch.prefix}step"
-        run: Any = self._run
-        if step not in self._known:  # runs of one arm count their steps each from 0
-            self._known.add(step)
-            run.define_metric(step)
-            for key in epoch.values:
-                run.define_metric(f"{epoch.prefix}{key}", step_metric=step)
-        run.log({step: epoch.step, **{f"{epoch.prefix}{key}": value for key, value in epoch.values.items()}})
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Write numbers of a step, by name."""
+        for name in scalars:
+            if name not in self._known:
+                self._known.add(name)
+                self._run.define_metric(_step_of(name))
+                self._run.define_metric(name, step_metric=_step_of(name))
+        self._run.log({**{_step_of(name): step for name in scalars}, **scalars})
 
-    def beat(self, status: Mapping[str, Any]) -> None:
-        """See `Writer`: metrics come by epoch alone."""
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Write hyper-parameters to the run's config."""
+        self._run.config.update(dict(hparams))
 
     def close(self) -> None:
-        """See `Writer`."""
-        if self._run is not None:
-            self._run.finish()
-            self._run = None
+        """End the run."""
+        self._run.finish()
+
+
+def _step_of(name: str) -> str:
+    """Return the name of the step that a scalar's steps count in."""
+    prefix, slash, _ = name.rpartition("/")
+    return f"{prefix}{slash}step"
+
+
+def wandb_writer(project: str, workdir: Path, name: str) -> PerRun:
+    """Return a writer of a Weights & Biases run per arm, all arms in one group; `WANDB_MODE=offline` needs no account.
+
+    Args:
+        project: Name of the project there.
+        workdir: Folder of its files; its name tells runs of different workdirs apart.
+        name: Name of the study, which is the group.
+
+    Raises:
+        UserError: The package is missing.
+    """
+    package = _package("wandb", "wandb")
+
+    def open_arm(epoch: Epoch) -> WandbWriter:
+        run = package.init(
+            project=project,
+            group=name,
+            name=epoch.arm,
+            id=f"{workdir.resolve().name}-{epoch.arm}",
+            resume="allow",
+            dir=str(workdir),
+            config={"strategy": epoch.strategy, "seed": epoch.seed},
+            settings=package.Settings(silent=True),
+        )
+        return WandbWriter(run)
+
+    return PerRun(open_arm, per_arm=True)
 
 
 class Prometheus:
     """A file for the textfile collector of Prometheus' node_exporter: how far, how fast, at what cost."""
 
     def __init__(self, path: Path, name: str):
-        """Writes nothing yet.
+        """Write nothing yet.
 
         Args:
-            path: of the file, which the collector wants to end in `.prom`.
-            name: of the study: a label.
+            path: Path of the file, which the collector wants to end in `.prom`.
+            name: Name of the study, which is a label.
 
         Raises:
-            UserError: the package is missing, or the path is none that the collector reads.
+            UserError: The package is missing, or the collector does not read the path.
         """
         if path.suffix != ".prom" or not path.parent.is_dir():
             raise UserError(
-                f"config.monitoring.prometheus is {str(path)!r}; expected a file NAME.prom in a folder that exists, the one of "
-                "node_exporter's --collector.textfile.directory"
+                f"config.monitoring.prometheus is {str(path)!r}; expected a file NAME.prom in a folder that exists, the "
+                "one of node_exporter's --collector.textfile.directory"
             )
         self._package, self._path, self._name = _package("prometheus_client", "prometheus"), path, name
         self._epoch: Epoch | None = None

@@ -11,9 +11,10 @@ from dapt_jax import report
 from dapt_jax.cost import hardware
 from dapt_jax.data import stalls
 from dapt_jax.monitoring.heartbeat import Heartbeat
+from dapt_jax.monitoring.metric_writer import Writer
 from dapt_jax.monitoring.profiler import PROFILE, Profiler
 from dapt_jax.monitoring.progress import Reporter
-from dapt_jax.monitoring.writers import Writer, open_writers
+from dapt_jax.monitoring.writers import open_writers
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.records.study_records import LEAKS, Records
 from dapt_jax.records.vocabulary import BASELINE

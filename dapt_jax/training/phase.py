@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dapt_jax.monitoring.writers import Epoch
+from dapt_jax.monitoring.metric_writer import Epoch
 from dapt_jax.runtime import sharding
 from dapt_jax.training import step_runners
 from dapt_jax.training.account import PhaseAccount
