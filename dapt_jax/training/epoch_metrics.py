@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
+import numpy as np
 from clu import metrics as clu_metrics
 
 from dapt_jax import metrics
@@ -21,7 +22,11 @@ class WeightedAverage(clu_metrics.Average):
     @classmethod
     def from_model_output(cls, loss_sum: Any, weight_sum: Any, **_: Any) -> "WeightedAverage":
         """Return the mean of what the sums are over."""
-        return cls(total=loss_sum, count=weight_sum)
+        return cls(total=np.float64(loss_sum), count=np.float64(weight_sum))
+
+    def compute(self) -> float:
+        """Return the mean."""
+        return float(self.total) / float(self.count)
 
 
 @flax.struct.dataclass

@@ -345,7 +345,7 @@ class FusedEpochs:
 
 def _epoch_metrics(loss: Any, weight: Any) -> EpochMetrics:
     """Return the metrics of an epoch from its sums of loss and weight, over all devices."""
-    found: EpochMetrics = EpochMetrics.single_from_model_output(loss_sum=float(loss), weight_sum=float(weight))
+    found: EpochMetrics = EpochMetrics.single_from_model_output(loss_sum=loss, weight_sum=weight)
     return found
 
 

@@ -76,18 +76,17 @@ def sliding(
         for left in corners(width, window, overlap)
     ]
     weight = weights(window)[..., None]
-    total: np.ndarray | None = None
+    total = np.zeros((len(images), height, width, 0), np.float32)
     norm = np.zeros((len(images), height, width, 1), np.float32)
     for start in range(0, len(places), batch_size):
         part = places[start : start + batch_size]
         cut = [images[number, top : top + window, left : left + window] for number, top, left in part]
         filled = np.stack(cut + [cut[-1]] * (batch_size - len(cut)))
-        said = np.asarray(predict(filled))[: len(part)]
-        if total is None:
-            total = np.zeros((len(images), height, width, said.shape[-1]), np.float32)
-        for (number, top, left), each in zip(part, said, strict=True):
-            there = number, slice(top, top + window), slice(left, left + window)
-            total[there] += weight * each
-            norm[there] += weight
-    assert total is not None
+        predicted = np.asarray(predict(filled))[: len(part)]
+        if not start:
+            total = np.zeros((len(images), height, width, predicted.shape[-1]), np.float32)
+        for (number, top, left), each in zip(part, predicted, strict=True):
+            window_of_image = number, slice(top, top + window), slice(left, left + window)
+            total[window_of_image] += weight * each
+            norm[window_of_image] += weight
     return total / norm
