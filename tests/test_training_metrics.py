@@ -15,6 +15,7 @@ from tests import tiny
 DATA = tiny.dataset()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.125, 4)), min_size=1, max_size=8))
 def test_the_loss_of_an_epoch_is_the_sum_over_its_parts_by_their_weight(parts):
     parts = [(float(np.float32(loss)), float(np.float32(weight))) for loss, weight in parts]

@@ -1,7 +1,7 @@
 """Metrics of an epoch and of an evaluation, as collections of `clu.metrics`.
 
-Their inputs are reduced over all devices before: the sums of an epoch inside the jitted step, whose batch is that of all
-devices, and the logits of the validation rows by `ShardedForward`.
+Their inputs are reduced over all devices before: the sums of an epoch inside the jitted step, whose batch is
+that of all devices, and the logits of the validation rows by `ShardedForward`.
 """
 
 from typing import Any
@@ -56,8 +56,9 @@ def validation_metrics(dataset: Dataset) -> type[clu_metrics.Collection]:
         dataset: Data set; its labels and classes say how predictions are scored.
 
     Returns:
-        `val_loss`, from an output `loss` [b], and `val_auc` or of masks `val_dice`, from outputs `truth` (class numbers
-        [b], 0/1/NaN [b, classes] or masks [b, h, w]) and `predicted` (probabilities [b, classes] or masks [b, h, w]).
+        `val_loss`, from an output `loss` [b], and `val_auc` or of masks `val_dice`, from outputs `truth`
+        (class numbers [b], 0/1/NaN [b, classes] or masks [b, h, w]) and `predicted` (probabilities [b,
+        classes] or masks [b, h, w]).
     """
 
     @flax.struct.dataclass

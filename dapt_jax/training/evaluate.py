@@ -21,7 +21,7 @@ from dapt_jax.training.steps import PhaseProgram, State, eval_transform, evaluat
 
 @functools.cache
 def forward_fn(model: Network, boundary: int | None) -> Callable[..., jax.Array]:
-    """Return the function from activations at a boundary, or images where it is None, to logits; compiled once."""
+    """Return the jitted function from activations at a boundary, or images for None, to logits."""
     if boundary is None:
         return jax.jit(model.__call__)
     return jax.jit(lambda params, batch_stats, x: model.suffix(params, batch_stats, x, boundary)[0])
@@ -34,8 +34,8 @@ class ShardedForward:
         """Put the network on every device.
 
         Args:
-            function: Jitted function from parameters, statistics and a batch to an array with a row for each of the
-                batch's.
+            function: Jitted function from parameters, statistics and a batch to an array with a row for each
+                of the batch's.
             params: Parameters of the network.
             batch_stats: Batch-norm statistics of the network.
             mesh: Devices.
@@ -49,7 +49,7 @@ class ShardedForward:
 
 
 class Evaluator:
-    """Metrics of the network of a phase on the run's validation rows, through the cached prefix where there is one."""
+    """Metrics of a phase's network on the run's validation rows, through the cached prefix if any."""
 
     def __init__(self, run: TrainingRun, program: PhaseProgram, clean: Activations | None, mesh: Mesh):
         """Prepare the forward pass.
@@ -65,11 +65,12 @@ class Evaluator:
         self._collection = validation_metrics(run.dataset)
 
     def __call__(self, state: State, logits: np.ndarray | None = None) -> dict[str, float]:
-        """Return `val_loss`, and `val_auc` or of masks `val_dice`; nothing where the run has no validation rows.
+        """Return `val_loss`, and `val_auc` or of masks `val_dice`; nothing without validation rows.
 
         Args:
             state: State of the phase.
-            logits: Logits of the validation rows, float32 [v, outputs] or [v, h, w, outputs], where they are known.
+            logits: Logits of the validation rows, float32 [v, outputs] or [v, h, w, outputs], where they are
+                known.
         """
         if not len(self._run.val_rows):
             return {}

@@ -107,7 +107,7 @@ class ActivePhase:
             self._step_work = float(self.run.flops_per_image(self.number) * self.run.batch_size)
 
     def _activations(self, state: State) -> tuple[Activations | None, Activations | None]:
-        """Return the phase's cached activations, and those of images that are not augmented; None without a cache."""
+        """Return the phase's cached activations, and those of images that are not augmented; or None."""
         run, context, account = self.run, self.context, self.account
         wanted = run.prefixes_to_compute(self.number)
         if not wanted:

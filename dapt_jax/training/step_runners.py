@@ -1,4 +1,4 @@
-"""Step runners: they run the steps of an epoch, from images, from cached activations, or as one program for a head."""
+"""Step runners: the steps of an epoch from images, from cached activations, or fused for a head."""
 
 import collections
 import dataclasses
@@ -28,13 +28,14 @@ class StepReport:
     """What a step runner says now and then, when the device has finished what it was given.
 
     Attributes:
-        state: State after the steps. That of `step`, or of a later step where the runner has gone ahead: then it is not
-            to be saved.
+        state: State after the steps. That of `step`, or of a later step where the runner has gone ahead: then
+            it is not to be saved.
         step: Steps of the run that are done.
         steps: Steps since the report before.
         seconds: Wall time since the report before.
         metrics: Metrics of the training rows over the epoch so far.
-        val_logits: Logits of the validation rows after `step`, float32 [v, ...], where the runner computes them too.
+        val_logits: Logits of the validation rows after `step`, float32 [v, ...], where the runner computes
+            them too.
     """
 
     state: State
@@ -250,11 +251,12 @@ class CachedSteps(_Steps):
 
 
 class FusedEpochs:
-    """Epochs of a head on pooled features that are on the device: many epochs, and their evaluation, as one program.
+    """Epochs of a head on features that are on the device: many, with their evaluation, as one program.
 
-    How many run at once follows from how long the last ones took, and is one where something looks at the state after
-    every epoch. It changes neither the program nor a bit of the result, since each epoch is the same iteration of one
-    loop. The reports of epochs that ran at once come one by one, all with the state after the last of them.
+    How many run at once follows from how long the last ones took, and is one where something looks at the
+    state after every epoch. It changes neither the program nor a bit of the result, since each epoch is the
+    same iteration of one loop. The reports of epochs that ran at once come one by one, all with the state
+    after the last of them.
     """
 
     def __init__(self, setup: RunnerSetup, activations: DeviceActivations, clean: DeviceActivations):
