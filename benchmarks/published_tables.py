@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import common
 from dapt_jax.errors import EXIT_CODE, UserError
-from dapt_jax.report.marks import LEVEL, marks
+from dapt_jax.report.marks import LEVEL, significance_marks
 from dapt_jax.statistics import Summary, holm, summary_t
 
 FILE = "taher2021_domain_adapted.csv"
@@ -66,7 +66,7 @@ def check(task: str, cells: dict[str, Summary]) -> list[common.Row]:
 
     def marked(of: dict[str, Summary], equal_variances: bool) -> dict[str, float | None]:
         p_against = lambda name, best: summary_t(of[name], of[best], equal_variances).p  # noqa: E731
-        return dict(marks(means, p_against, digits=2).p)
+        return dict(significance_marks(means, p_against, digits=2).p)
 
     student, welch, divisor_n = marked(cells, True), marked(cells, False), marked(wider, True)
     adjusted = dict(zip(student, holm(list(student.values())), strict=True))
