@@ -135,17 +135,16 @@ def _damaged_png(seed: bytes, rng: random.Random) -> bytes:
 
 
 def read_all(path: Path) -> str:
-    """What the readers make of a file: `read`, `refused`, or what went wrong."""
+    """What the readers make of a file: `read`, `refused` (by one of them at least), or what went wrong."""
     key = "image" if path.suffix in (".h5", ".mat") else ""
     source = Plane(path, 0 if ".nii" in path.name else None, key=key)
-    outcome = "refused"
+    outcome = "read"
     for ask in (lambda: decode(source, 8), lambda: masks.read(source), lambda: formats.extent(source),
                 lambda: formats.spacing(source), lambda: formats.geometry(source)):  # fmt: skip
         try:
             ask()
-            outcome = "read"
         except UserError as error:
-            line = str(error)
+            line, outcome = str(error), "refused"
             if "\n" in line or len(line) > 1500 or path.name not in line or not line.isprintable():
                 return f"a line of {len(line)} characters: {line[:160]!r}"
             if "pip install" in line and "[medical]" not in line:

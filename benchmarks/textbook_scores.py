@@ -6,8 +6,8 @@ Written from the formulas and the algorithms of the released code (which decompo
 from collections.abc import Callable
 
 import numpy as np
-import scipy.batch_stats
 import scipy.linalg
+import scipy.stats
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeClassifier
 from sklearn.mixture import GaussianMixture
@@ -139,7 +139,7 @@ def parc(f: np.ndarray, y: np.ndarray) -> float:
     upper = np.triu_indices(len(y), 1)
     of_features = (1 - np.corrcoef(reduced))[upper]
     of_labels = (1 - np.corrcoef(np.eye(y.max() + 1, dtype=np.float32)[y]))[upper].round(6)
-    return float(100 * scipy.batch_stats.spearmanr(of_features, of_labels)[0])
+    return float(100 * scipy.stats.spearmanr(of_features, of_labels)[0])
 
 
 def knn(f: np.ndarray, y: np.ndarray) -> float:

@@ -16,9 +16,12 @@ A settings class is a frozen dataclass whose fields are made by `setting` and wh
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dapt_jax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _KEY = "setting"
 
@@ -33,7 +36,7 @@ class SettingError(UserError):
         unknown: Whether the value is a name that does not exist; the line then says "unknown NAME".
     """
 
-    def __init__(self, name: str, value: Any, expected: str, unknown: bool = False):
+    def __init__(self, name: str, value: object, expected: str, unknown: bool = False):
         self.name, self.value, self.expected, self.unknown = name, value, expected, unknown
         line = f"unknown {name} {value!r}; {expected}" if unknown else f"{name} is {value!r}; expected {expected}"
         super().__init__(line)
@@ -80,7 +83,7 @@ class Constraint:
             return f"{low} to {high}"
         return f"{low} or more" if low else high or ""
 
-    def allows(self, value: Any) -> bool:
+    def allows(self, value: float) -> bool:
         """Whether a number is within the range; NaN never is."""
         return bool(
             (self.at_least is None or value >= self.at_least)
@@ -124,7 +127,7 @@ def constraint_of(field: "dataclasses.Field[Any]") -> Constraint:
     return field.metadata.get(_KEY, Constraint())
 
 
-def check_fields(instance: Any) -> None:
+def check_fields(instance: "DataclassInstance") -> None:
     """Refuse a dataclass instance one of whose fields is outside its range or choices.
 
     Raises:

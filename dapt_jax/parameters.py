@@ -1,16 +1,20 @@
-"""Kinds of parameters: declared where a model defines them, asked for by whatever treats parameters differently.
+"""Kinds of parameters: declared where a model defines them, asked for where parameters are treated apart.
 
-A parameter's path (`stage1/block1/conv1/kernel`) is its address and says nothing about it; its `Kind` decides its initial
-value, whether weight decay applies, under which setting of normalisation it trains, and how other frameworks lay it out.
-Models offer kinds as `kinds`, a dict from path to kind (see `dapt_jax.models.parameters` for the declarations).
+A parameter's path (`stage1/block1/conv1/kernel`) is its address and says nothing about it; its `Kind` decides
+its initial value, whether weight decay applies, under which setting of normalisation it trains, and how other
+frameworks lay it out. Models offer kinds as `kinds`, a dict from path to kind (see
+`dapt_jax.models.parameters` for the declarations).
 """
 
 import enum
 from typing import Literal
 
 BatchNormMode = Literal["frozen", "stats", "train"]
-"""How batch norm runs: on the stored statistics and with fixed scale and bias (`frozen`); on those of the batch, which are
-recorded, with fixed scale and bias (`stats`); or on those of the batch, with scale and bias that train (`train`)."""
+"""How batch norm runs.
+
+`frozen`: on running statistics, with fixed scale and bias. `stats`: on those of the batch, which are recorded, with fixed
+scale and bias. `train`: on those of the batch, with scale and bias that train.
+"""
 
 LayerNormMode = Literal["frozen", "train"]
 """Whether scale and bias of layer norm train; there are no statistics."""
@@ -22,8 +26,8 @@ LAYER_NORM_MODES = ("frozen", "train")
 class Kind(enum.StrEnum):
     """What a parameter or a statistic is.
 
-    A module that adds parameters beside a kernel (a low-rank adapter, say) gets a kind of its own here: it is then frozen,
-    decayed and initialised by that kind, and the kernel beside it by its own.
+    A module that adds parameters beside a kernel (a low-rank adapter, say) gets a kind of its own here: it is
+    then frozen, decayed and initialised by that kind, and the kernel beside it by its own.
     """
 
     CONV_KERNEL = "conv_kernel"

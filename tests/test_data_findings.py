@@ -18,7 +18,7 @@ from dapt_jax.data.sources import load
 from dapt_jax.data.splits import grouped_folds, grouped_holdout
 from dapt_jax.errors import UserError
 from dapt_jax.study import classification
-from dapt_jax.study.tasks import Arm, Task
+from dapt_jax.study.tasks import ArmKey, Task
 
 
 def dataset(images: np.ndarray, labels, classes=("a", "b"), groups=None) -> Dataset:
@@ -181,7 +181,7 @@ def test_scores_of_folds_leave_out_the_class_that_one_head_never_saw():
     rng = np.random.default_rng(0)
     held = [(rng.dirichlet(np.ones(3), len(rows)), rows) for _, rows in folds]
     others = {"external": [rng.dirichlet(np.ones(3), 9) for _ in folds]}
-    rows = list(classification._score(task, Arm("none", 0, "random", "m"), "linear", held, others))
+    rows = list(classification.score(task, ArmKey("none", 0, "random", "m"), "linear", held, others))
     value = {(row["split"], row["metric"]): row for row in rows}
     assert value["development", "auc"]["classes"] == ["a", "b"]
     assert value["development", "auc/rare"]["value"] is None
@@ -202,6 +202,6 @@ def test_tasks_of_the_users_own_grades_have_a_quadratic_kappa(tmp_path):
     task = Task("t", data, {})
     held = [(np.eye(4)[data.labels[rows]], rows) for _, rows in task.folds(3, 0)]
     rows = {
-        row["metric"]: row["value"] for row in classification._score(task, Arm("n", 0, "r", "m"), "linear", held, {})
+        row["metric"]: row["value"] for row in classification.score(task, ArmKey("n", 0, "r", "m"), "linear", held, {})
     }
     assert rows["kappa_quadratic"] == 1

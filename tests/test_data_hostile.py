@@ -273,3 +273,16 @@ def test_a_folder_in_place_of_a_file_is_one_line(tmp_path):
         line_of(Plane(tmp_path / f"a{suffix}", key="x"))
         with pytest.raises(UserError):
             formats.extent(Plane(tmp_path / f"a{suffix}", key="x"))
+
+
+def test_a_header_of_npy_that_claims_to_be_long_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", GREY)
+    raw = bytearray((tmp_path / "a.npy").read_bytes())
+    raw[6], raw[8:12] = 2, (0x7FFFFFFF).to_bytes(4, "little")
+    (tmp_path / "a.npy").write_bytes(raw)
+    assert "a header of more than" in line_of(tmp_path / "a.npy")
+
+
+def test_a_transfer_syntax_that_no_standard_names_is_unknown_rather_than_not_installed(tmp_path):
+    path = write.dicom(tmp_path / "a.dcm", GREY, syntax="1.2.840.10008.9.9.9")
+    assert "unknown transfer syntax 1.2.840.10008.9.9.9" in line_of(path)

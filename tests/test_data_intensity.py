@@ -85,6 +85,30 @@ def test_tables_of_any_depth_direction_and_length_span_their_depth(
     np.testing.assert_array_equal(shown, found >> (depth - 8))
 
 
+@pytest.mark.parametrize("vr", ["SS", "US"])
+@pytest.mark.parametrize("modality", [False, True])
+def test_the_first_input_of_a_table_is_signed_where_its_inputs_are(tmp_path, vr, modality):
+    values = scene(9, -1000, 1000, np.int16)
+    entries = np.linspace(4095, 0, 2048).astype(int)
+    made = Dataset()
+    made.add_new("LUTDescriptor", vr, [2048, -1024 if vr == "SS" else 65536 - 1024, 12])
+    made.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    name = "ModalityLUTSequence" if modality else "VOILUTSequence"
+    path = write.dicom(tmp_path / "a.dcm", values, **{name: Sequence([made])})
+    np.testing.assert_array_equal(dicom.pixels(Plane(path)), entries[values.astype(int) + 1024] >> 4)
+
+
+def test_a_table_of_interest_after_a_negative_intercept_takes_signed_inputs(tmp_path):
+    values = scene(10, 0, 2000)
+    made = Dataset()
+    made.add_new("LUTDescriptor", "US", [2048, 65536 - 1024, 12])
+    made.add_new("LUTData", "OW", np.arange(0, 4096, 2).astype("<u2").tobytes())
+    path = write.dicom(
+        tmp_path / "a.dcm", values, RescaleSlope=1, RescaleIntercept=-1024, VOILUTSequence=Sequence([made])
+    )
+    np.testing.assert_array_equal(dicom.pixels(Plane(path)), (2 * values) >> 4)
+
+
 @pytest.mark.parametrize("vr", ["US", "OW"])
 @pytest.mark.parametrize(("said", "held"), [(16, 12), (12, 16), (16, 8), (0, 12)])
 def test_a_table_whose_descriptor_is_wrong_about_its_depth_spans_what_it_holds(tmp_path, said, held, vr):

@@ -62,7 +62,7 @@ def family(tmp_path, monkeypatch):
     monkeypatch.setitem(tables.SCHEMES, "patchnet", (names,))
     yield names
     del MODELS["patchnet"], sys.modules["dapt_jax.models.encoders.patchnet"], encoders.patchnet
-    registry._configured.cache_clear()
+    registry.configured.cache_clear()
 
 
 @pytest.fixture

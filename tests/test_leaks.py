@@ -71,6 +71,12 @@ def sets(tmp_path):
     return Sets(tmp_path / "sets")
 
 
+def test_equal_files_are_found_though_each_set_crops_and_sizes_them_in_its_own_way(sets):
+    ours = sets.table("ours", [(number, f"p{number}") for number in range(8)])
+    theirs = sets.table("theirs", [(number, f"q{number}") for number in range(4, 12)], size=24, crop=20)
+    assert kinds(leakage.between(ours, theirs, "ours", "theirs")) == {**kinds([]), "content": 4}
+
+
 def kinds(found: list[leakage.Leak]) -> dict[str, int]:
     return {kind: sum(leak.kind == kind for leak in found) for kind in ("file", "content", "look", "patient")}
 

@@ -52,7 +52,8 @@ SETTINGS = {
     "an optimizer": ("--config.adapt.optimizer.name=adm", "adapt.optimizer.name 'adm'", "'adam'"),
     "another optimizer": ("--config.transfer.finetune.optimizer.name=sdg", "transfer.finetune.optimizer.name", "'sgd'"),
     "a schedule": ("--config.adapt.schedule=cosin", "adapt.schedule 'cosin'", "'cosine'"),
-    "a norm": ("--config.adapt.batch_norm=frozn", "adapt.batch_norm 'frozn'", "'frozen'"),
+    "a mode of batch norm": ("--config.adapt.batch_norm=frozn", "adapt.batch_norm 'frozn'", "'frozen'"),
+    "a mode of layer norm": ("--config.adapt.layer_norm=stats", "adapt.layer_norm 'stats'", "'train'"),
     "a flip": ("--config.adapt.augment.flip=horizntal", "adapt.augment.flip 'horizntal'", "'horizontal'"),
     "what to do with bad images": ("--config.data.on_bad_image=skp", "data.on_bad_image 'skp'", "'skip'"),
     "a batch of none": ("--config.adapt.batch_size=0", "adapt.batch_size is 0", "1 or more"),
@@ -139,17 +140,18 @@ def test_a_config_file_without_get_config(refused, tmp_path):
 
 OWN_PHASES = {
     "a pattern of nothing": ("trainable", "('stage9/*',)", "phase 'a': pattern 'stage9/*' matches no parameter", "'stage7'"),
-    "batch norm alone": ("trainable", "'stage7/*/norm*'", "phase 'a' trains nothing", "norm='train'"),
+    "batch norm alone": ("trainable", "'stage7/*/norm*'", "matches in 'stage7/block1' only", "batch_norm='train'"),
     "a setting misspelt": ("epohcs", "1", "custom_strategies.mine.phases[0] has no setting 'epohcs'", "'epochs'"),
     "a wrong type": ("epochs", "'1'", "custom_strategies.mine.phases[0]: epochs is '1'", "a whole number"),
     "no epoch": ("epochs", "0", "phase 'a': epochs is 0", "1 or more"),
-    "an unknown norm": ("norm", "'frozn'", "phase 'a': unknown norm 'frozn'", "'frozen'"),
-    "a norm of no group": ("norm", "{'stage7/block9': 'train'}", "'stage7/block9' matches no layer group", "'stage7/block1'"),
-    "a norm that is a number": ("norm", "3", "custom_strategies.mine.phases[0]: norm is 3", "'train'"),
-    "rates of no group": ("rates", "{'stage9': 0.1}", "rates pattern 'stage9' matches no parameter that trains", "'head'"),
-    "a rate for all": ("rates", "0.1", "custom_strategies.mine.phases[0]: rates is 0.1", "{'stage4': 0.1}"),
-    "a rate in words": ("rates", "{'head': 'slow'}", "custom_strategies.mine.phases[0]: rates is {'head': 'slow'}", "a factor"),
-    "a rate of nothing": ("rates", "(('head', 0),)", "phase 'a': the rate factor of 'head' is 0", "a positive number"),
+    "an unknown norm": ("batch_norm", "'frozn'", "phase 'a': unknown batch_norm 'frozn'", "'frozen'"),
+    "a norm of no group": ("batch_norm", "{'stage7/block9': 'train'}", "'stage7/block9' matches no layer group", "'stage7/"),
+    "a norm that is a number": ("layer_norm", "3", "custom_strategies.mine.phases[0]: layer_norm is 3", "'train'"),
+    "a renamed setting": ("norm", "'train'", "phases[0] has no setting 'norm'", "called 'batch_norm' now"),
+    "a multiplier of no group": ("lr_multipliers", "{'stage9': 0.1}", "lr_multipliers pattern 'stage9' matches no", "'head'"),
+    "a multiplier for all": ("lr_multipliers", "0.1", "phases[0]: lr_multipliers is 0.1", "{'stage4': 0.1}"),
+    "a multiplier in words": ("lr_multipliers", "{'head': 'slow'}", "lr_multipliers is {'head': 'slow'}", "a factor"),
+    "a multiplier of zero": ("lr_multipliers", "(('head', 0),)", "the lr multiplier of 'head' is 0", "a positive"),
 }  # fmt: skip
 
 

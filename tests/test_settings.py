@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -236,8 +237,6 @@ def text_of(spec):
 @pytest.mark.parametrize("name", ["default", *SHIPPED])
 def test_a_shipped_config_resolves_to_what_it_did(name, request):
     """Where a change is meant, `REGENERATE=1 pytest tests/test_settings.py` writes the files again."""
-    import os
-
     text = settings.to_text(StudySettings()) if name == "default" else text_of(SHIPPED[name])
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("REGENERATE"):

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from dapt_jax.errors import UserError
-from dapt_jax.settings import StrategySpec, StudySettings, default, resolve
+from dapt_jax.settings import StrategySpec, StudySettings, default, from_json, resolve
 from dapt_jax.study import adapt, strategies
 from dapt_jax.study.arms import Arm, Study
-from tests import command
+from tests import command, tiny
 
 LINES = (
     "    config.unlock()",
@@ -50,7 +50,6 @@ def test_what_an_arm_of_ones_own_cannot_be():
     config.corpora.chest = {"kind": "phantoms"}
     cases = {
         "no corpus 'chets' in corpora; did you mean 'chest'": {"like": "full", "corpus": "chets"},
-        "like='fulll'; did you mean 'full'": {"like": "fulll"},
         "without phases of its own": {"like": "full", "phases": ({"name": "a"},)},
         "has no setting 'corpora'": {"corpora": "chest"},
         "has no list of phases": {"corpus": "chest"},
@@ -58,4 +57,22 @@ def test_what_an_arm_of_ones_own_cannot_be():
     for words, entry in cases.items():
         config.custom_strategies.own = entry
         with pytest.raises(UserError, match=words):
-            resolve(config)
+            strategies.resolve("own", tiny.encoder(), resolve(config))
+
+
+@pytest.mark.parametrize(("norm", "layer_norm"), [("frozen", "frozen"), ("stats", "frozen"), ("train", "train")])
+def test_a_workdir_of_an_earlier_version_says_what_its_norm_meant_for_layer_norm(norm, layer_norm):
+    phase = {"name": "a", "epochs": 1, "trainable": ["*"], "lr": 1e-3}
+    old = {
+        "adapt": {"norm": norm},
+        "phases": {
+            "mine": {"phases": [{**phase, "norm": norm, "rates": [["head", 2.0]]}]},
+            "paired": {"phases": [{**phase, "norm": [["stem", norm]]}]},
+        },
+    }
+    settings = from_json(old)
+    assert (settings.adapt.batch_norm, settings.adapt.layer_norm) == (norm, layer_norm)
+    assert settings.transfer.finetune.layer_norm == "train"
+    (mine,), (paired,) = (settings.custom_strategies[name].phases for name in ("mine", "paired"))
+    assert (mine.batch_norm, mine.layer_norm, mine.lr_multipliers) == (norm, layer_norm, (("head", 2.0),))
+    assert (paired.batch_norm, paired.layer_norm) == ((("stem", norm),), (("*", "frozen"), ("stem", layer_norm)))

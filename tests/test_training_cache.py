@@ -85,9 +85,9 @@ def test_two_hundred_steps_differ_by_less_than_a_hundred_thousandth_wherever_the
         "disk": train(run_of(ON_DISK, phase), cache=cache_in(tmp_path)),
     }
     assert found["off"][1][0].steps == 200
-    for place in ("memory", "disk"):
-        assert relative_difference(found["off"][0], found[place][0]) < 1e-5
-        np.testing.assert_allclose(curve(found["off"][1]), curve(found[place][1]), rtol=1e-5)
+    for tier in ("memory", "disk"):
+        assert relative_difference(found["off"][0], found[tier][0]) < 1e-5
+        np.testing.assert_allclose(curve(found["off"][1]), curve(found[tier][1]), rtol=1e-5)
 
 
 def test_half_precision_takes_half_the_bytes_and_little_of_the_accuracy(prefix, tmp_path):
@@ -209,7 +209,7 @@ def test_what_a_fill_has_cost_is_in_the_ledger_before_anything_can_be_killed(tmp
     assert row.wall_s > spent
 
 
-@pytest.mark.parametrize("place", ["memory", "disk"])
+@pytest.mark.parametrize("tier", ["memory", "disk"])
 def test_the_skips_of_a_segmentation_network_are_part_of_what_is_kept(tier, tmp_path):
     model = Segmenter(ENCODER, 2)
     params, batch_stats = model.init(0)
@@ -218,7 +218,7 @@ def test_the_skips_of_a_segmentation_network_are_part_of_what_is_kept(tier, tmp_
     suffix = jax.jit(model.suffix, static_argnums=3)
     inside, behind = 2, model.groups.index("head")
     for boundary in (inside, len(ENCODER.groups), behind):
-        found = cache_in(tmp_path, memory=1 << 28).get(Prefix(model, boundary), params, batch_stats, DATA.images, place)
+        found = cache_in(tmp_path, memory=1 << 28).get(Prefix(model, boundary), params, batch_stats, DATA.images, tier)
         assert bool(found.rows(0, rows)["skips"]) == (boundary != behind)
         logits, _ = suffix(params, batch_stats, found.rows(0, rows), boundary)
         np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
@@ -346,14 +346,14 @@ def test_processes_ask_one_another_alike_whatever_each_has_found(prefix, tmp_pat
     monkeypatch.setattr(
         processes, "all_reduce_max", lambda *values: asked.append(len(values)) or tuple(map(int, values))
     )
-    for place in ("memory", "disk"):
+    for tier in ("memory", "disk"):
         calls = []
         for start in ("without", "with"):
-            folder = tmp_path / place
+            folder = tmp_path / tier
             if start == "with":
                 cache_in(folder).get(*prefix, DATA.images, "disk")
             asked.clear()
-            found = cache_in(folder, memory=1 << 28).get(*prefix, DATA.images, place)
+            found = cache_in(folder, memory=1 << 28).get(*prefix, DATA.images, tier)
             assert found.reused == (start == "with")
             calls.append(list(asked))
         assert calls[0] == calls[1] != []

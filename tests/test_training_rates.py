@@ -24,9 +24,9 @@ ENCODER = tiny.encoder()
 FACTORS = {"stage2/block1": 0.5, "stage3/block1": 4.0, "head/bias": 0.25}
 
 
-def program_of(rates, optimizer=None):
+def program_of(rates, **others):
     phase = Phase("last", 1, ("stage2", "stage3", "head"), 1e-2, lr_multipliers=rates)
-    return tiny.make_run([phase], encoder=ENCODER, data=tiny.dataset(), optimizer=optimizer).programs[0]
+    return tiny.make_run([phase], encoder=ENCODER, data=tiny.dataset(), **others).programs[0]
 
 
 def factor_of(path):
@@ -45,7 +45,7 @@ def test_a_step_moves_a_leaf_its_factor_times_as_far(name):
     }
     draw, moved = {"seed": np.uint32(0), "view": np.int32(0)}, {}
     for rates in ((), RATES):
-        program = program_of(rates, optimizer)
+        program = program_of(rates, optimizer=optimizer)
         state = program.init_state(*program.model.init(0))
         after = jax.jit(program.train_step)(state, batch, draw, np.float32(0.1))
         before = flatten(state["params"])
@@ -62,7 +62,7 @@ def test_the_later_of_two_patterns_holds_and_frozen_leaves_have_no_factor():
 
 
 def test_factors_change_neither_the_layout_of_a_checkpoint_nor_the_cost_and_a_factor_of_one_nothing():
-    plain, rated, idle = (program_of(rates, Optimizer(ema=0.9)) for rates in ((), RATES, (("head", 1.0),)))
+    plain, rated, idle = (program_of(rates, optimizer=Optimizer(ema=0.9)) for rates in ((), RATES, (("head", 1.0),)))
     assert idle.key == plain.key != rated.key
     params, batch_stats = plain.model.init(0)
     layouts = [jax.eval_shape(program.init_state, params, batch_stats) for program in (plain, rated)]

@@ -286,6 +286,10 @@ def test_dinos_checkpoint_has_its_encoders_in_containers(tmp_path: Path) -> None
             {"state_dict": encoder("", 2.0), "ema_state_dict": encoder("module.", 1.0), "message_hub": {}, "meta": {}},
             2.0,
         ),
+        (
+            {"state_dict": encoder("", 2.0), "ema_state_dict": encoder("module."), "meta": {"mmengine_version": "1"}},
+            2.0,
+        ),
         ({"generator": {"w": np.ones(2)}, "feature_extractor": encoder("", 4.0)}, 4.0),
     ],
     ids=[
@@ -299,11 +303,18 @@ def test_dinos_checkpoint_has_its_encoders_in_containers(tmp_path: Path) -> None
         "lightning",
         "mean_teacher",
         "mmengine",
+        "mmengine_published",
         "any",
     ],
 )
 def test_checkpoints_of_the_usual_scripts(tmp_path: Path, content: dict, value: float) -> None:
     assert loaded(checkpoint(tmp_path / "w.pth", content))[0] == value
+
+
+def test_names_in_a_file_do_not_reach_a_terminal_as_they_are() -> None:
+    report = loaded(encoder("\x1b[31m.") | {"left\nover\x07": np.ones(1, np.float32)})[1]
+    assert str(report).isprintable()
+    assert "\\x1b[31m" in str(report)
 
 
 def test_mmengines_other_weights_can_be_had(tmp_path: Path) -> None:

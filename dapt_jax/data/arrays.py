@@ -92,6 +92,15 @@ def _shape(plane: Plane, array: Any) -> tuple[int, ...]:
     return shape
 
 
+def _check_header(path: Path) -> None:
+    """Refuses a header of .npy that says to be longer than one ever is: a buffer is made as long as it says."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    # Versions from 2 on have four bytes for the length, version 1 has two.
+    if start[:6] == b"\x93NUMPY" and start[6] > 1 and int.from_bytes(start[8:12], "little") > _HEADER_BYTES:
+        raise UserError(f"{path}: cannot be read (a header of more than {_HEADER_BYTES:,} bytes); expected a .npy file")
+
+
 @contextmanager
 def _opened(plane: Plane) -> Iterator[Any]:
     """The array, read only where it is indexed."""
@@ -100,6 +109,7 @@ def _opened(plane: Plane) -> Iterator[Any]:
         raise UserError(f"{path}: no such file")
     if path.suffix == ".npy":
         with limits.border(path, "a whole .npy file"):
+            _check_header(path)
             try:
                 array = np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=_HEADER_BYTES)
             except ValueError as error:

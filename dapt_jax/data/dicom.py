@@ -240,6 +240,8 @@ def _read(plane: Plane) -> tuple[Any, np.ndarray, int]:
 
 def _lacks_a_package(syntax: Any, error: Exception, path: Path) -> bool:
     """Whether pixels are only packed in a way that nothing here knows; a damaged file names its plugins too."""
+    if str(syntax) not in medical("pydicom.uid", path).UID_dictionary:
+        return False
     try:
         known = medical("pydicom.pixels", path).get_decoder(syntax).is_available
     except NotImplementedError:
@@ -255,7 +257,8 @@ def _stored(plane: Plane, dataset: Any) -> tuple[Any, np.ndarray, int]:
         kind = one_line(getattr(dataset.get("SOPClassUID", ""), "name", "")) or "no class named"
         raise UserError(f"{path}: a DICOM file without pixel data ({kind}); expected an image")
     syntax = dataset.file_meta.get("TransferSyntaxUID", "")
-    if not syntax or not syntax.is_transfer_syntax or syntax.is_private:
+    known = medical("pydicom.uid", path).UID_dictionary
+    if str(syntax) not in known or not syntax.is_transfer_syntax:
         raise UserError(
             f"{path}: unknown transfer syntax {one_line(str(syntax)) or '(none)'}; export it as Explicit VR"
         )

@@ -1,4 +1,4 @@
-"""Self-attention and the other half of a transformer's block (Vaswani et al., arXiv 1706.03762)."""
+"""Self-attention and the MLP of a transformer's block (Vaswani et al., arXiv 1706.03762)."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from dapt_jax.models.layers import Dense, dropout, gelu
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; queries, keys and values come of one dense layer. The softmax is in float32."""
+    """Multi-head self-attention; queries, keys and values are one dense layer. The softmax is in float32."""
 
     def __init__(self, features: int, heads: int, *, qkv_bias: bool = True):
         self.qkv = Dense(features, 3 * features, bias=qkv_bias)
@@ -24,12 +24,12 @@ class Attention(nnx.Module):
         rotation: tuple[np.ndarray, np.ndarray] | None = None,
         bias: Float[Array, "#b h n n"] | None = None,
     ) -> Float[Array, "b n c"]:
-        """Attends.
+        """Attend from every token to every token.
 
         Args:
-            x: tokens.
-            rotation: cosine and sine (m, features / heads) that turn queries and keys of the last m tokens.
-            bias: added to the scores of every head before the softmax.
+            x: Tokens.
+            rotation: Cosine and sine (m, features / heads) that rotate queries and keys of the last m tokens.
+            bias: Summand of the scores of every head before the softmax.
         """
         batch, count, features = x.shape
         qkv = self.qkv(x).reshape(batch, count, 3, self.heads, features // self.heads)
@@ -41,7 +41,7 @@ class Attention(nnx.Module):
 
 
 def _rotate(x: Float[Array, "b n h d"], rotation: tuple[np.ndarray, np.ndarray]) -> Float[Array, "b n h d"]:
-    """Rotary position embedding (Su et al., arXiv 2104.09864) of the last tokens, first half against second."""
+    """Apply rotary position embedding (Su et al., arXiv 2104.09864) to the last tokens."""
     cos, sin = (jnp.asarray(part[:, None], x.dtype) for part in rotation)
     still, moved = jnp.split(x, [x.shape[1] - len(cos)], 1)
     first, second = jnp.split(moved, 2, -1)

@@ -20,8 +20,8 @@ HEAD = "head"
 class Classifier:
     """Encoder, global pooling (see `pool`) and a dense layer, as pure functions.
 
-    A *boundary* b splits it: the *prefix* is the groups before b, the *suffix* the rest. With b equal to the number of
-    encoder groups the prefix includes the pooling and the suffix is the head alone.
+    A *boundary* b splits it: the *prefix* is the groups before b, the *suffix* the rest. With b equal to the
+    number of encoder groups the prefix includes the pooling and the suffix is the head alone.
 
     Attributes:
         encoder: The encoder.
@@ -64,7 +64,8 @@ class Classifier:
     ) -> Float[Array, "b ..."]:
         """Compute the activations at `boundary` from images (0 to 255), with batch norm frozen.
 
-        With boundary 0 these are the preprocessed images; at the number of encoder groups, pooled features (b, features).
+        With boundary 0 these are the preprocessed images; at the number of encoder groups, pooled features
+        (b, features).
         """
         return self.between(params, batch_stats, self.encoder.preprocess(images, self.dtype), 0, boundary)
 
@@ -80,7 +81,7 @@ class Classifier:
     def activations_at_boundaries(
         self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]
     ) -> list[Float[Array, "b ..."]]:
-        """Return the activations at every boundary, the preprocessed images first, the pooled features last."""
+        """Return the activations at every boundary, from the preprocessed images to the pooled features."""
         activations = [self.prefix(params, batch_stats, images, 0)]
         for number in range(len(self.encoder.groups)):
             activations.append(self.between(params, batch_stats, activations[-1], number, number + 1))
@@ -125,6 +126,7 @@ class Classifier:
 def pool(x: Float[Array, "b ..."]) -> Float[Array, "b c"]:
     """Global pooling of the last feature map.
 
-    Of a map (b, h, w, c) the average over space, accumulated in float32; of tokens (b, n, c) the class token, the first.
+    Of a map (b, h, w, c) the average over space, accumulated in float32; of tokens (b, n, c) the class token,
+    the first.
     """
     return x[:, 0] if x.ndim == 3 else x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)

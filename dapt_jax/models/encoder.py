@@ -1,12 +1,14 @@
 """The contract of every encoder: ordered, named layer groups as pure functions over nested dicts.
 
-An encoder is a list of layer groups (`stem`, `stage1/block1`, ...). Each group is a small `flax.nnx` module that is called
-as `module(x, mode)` with the mode of batch norm; nnx serves to define it and is not seen outside this package. Parameters
-and running statistics are plain nested dicts whose leading keys are the group's name, so that the path of a parameter reads
-`stage1/block1/conv1/kernel`. What a parameter is, its `Kind`, is declared by the variable class that the module gives it
-(`dapt_jax.models.parameters`) and offered as `Encoder.kinds`.
+An encoder is a list of layer groups (`stem`, `stage1/block1`, ...). Each group is a small `flax.nnx` module
+that is called as `module(x, mode)` with the mode of batch norm; nnx serves to define it and is not seen
+outside this package. Parameters and running statistics are plain nested dicts whose leading keys are the
+group's name, so that the path of a parameter reads `stage1/block1/conv1/kernel`. What a parameter is, its
+`Kind`, is declared by the variable class that the module gives it (`dapt_jax.models.parameters`) and offered
+as `Encoder.kinds`.
 
-*Pyramid levels* are the feature maps that decoders and multi-scale heads read: of every resolution, the last one.
+*Pyramid levels* are the feature maps that decoders and multi-scale heads read: of every resolution, the last
+one.
 """
 
 import dataclasses
@@ -33,8 +35,9 @@ class Options:
 
     Attributes:
         channels: Channels of the images.
-        drop_path: Probability to skip the last residual branch while training (stochastic depth, Huang et al., arXiv
-            1603.09382); it grows linearly from 0 at the first. Networks without residual branches ignore it.
+        drop_path: Probability to skip the last residual branch while training (stochastic depth, Huang et
+            al., arXiv 1603.09382); it grows linearly from 0 at the first. Networks without residual branches
+            ignore it.
         dropout: Share of activations that transformers drop while training.
     """
 
@@ -52,7 +55,8 @@ class LayerGroup:
 
     Attributes:
         name: Slash-separated; the leading part of the paths of its parameters.
-        build: Makes the nnx module. Values are not used, shapes alone: initial values follow from the parameters' kinds.
+        build: Makes the nnx module. Values are not used, shapes alone: initial values follow from the
+            parameters' kinds.
         features: Channels of its output.
         reduction: Side of the encoder's input over side of this group's output.
         level: Whether its output is a pyramid level; None: if it is the last group of its resolution.
@@ -87,7 +91,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A layer group, ready to run: its graph definition, abstract parameters and statistics, and their kinds by path."""
+    """A layer group, ready to run: graph definition, abstract parameters and statistics, kinds by path."""
 
     graph: Any
     params: Tree
@@ -184,7 +188,7 @@ class Encoder:
         return next(name for name in self.groups if path.startswith(f"{name}/"))
 
     def truncate(self, after: str) -> "Encoder":
-        """Return the same encoder cut after the group `after`: the *simplified* architectures of arXiv 2204.13280."""
+        """Return the encoder cut after the group `after`: a *simplified* architecture of arXiv 2204.13280."""
         return self._replace(specs=self.specs[: self.index(after) + 1])
 
     @functools.cached_property
@@ -194,9 +198,10 @@ class Encoder:
         return self if last == self.groups[-1] else self.truncate(last)
 
     def rematerialised(self, *groups: str) -> "Encoder":
-        """Return the same encoder, whose backward pass computes the activations of `groups` again (all, if none is named).
+        """Return the encoder with the activations of `groups` (all, if none is named) rematerialised.
 
-        Saves memory for one more forward pass of those groups (Chen et al., arXiv 1604.06174); results stay the same.
+        Saves memory for one more forward pass of those groups (Chen et al., arXiv 1604.06174); results stay
+        the same.
 
         Raises:
             UserError: There is no group of that name; names the nearest.
@@ -235,7 +240,7 @@ class Encoder:
         return parts
 
     def abstract(self) -> tuple[Tree, Tree]:
-        """Return shapes and dtypes of parameters and running statistics, as nested dicts of `jax.ShapeDtypeStruct`."""
+        """Return parameters and running statistics as nested dicts of `jax.ShapeDtypeStruct`."""
         params: Tree = {}
         batch_stats: Tree = {}
         for name, part in self._parts.items():
@@ -271,8 +276,8 @@ class Encoder:
             rng: PRNG key of dropout and stochastic depth; None: neither, as at test time.
 
         Returns:
-            The last group's output: a map (b, h, w, c), or tokens (b, n, c) of a transformer; and `batch_stats` with the
-            statistics of the groups that ran unfrozen replaced.
+            The last group's output: a map (b, h, w, c), or tokens (b, n, c) of a transformer; and
+            `batch_stats` with the statistics of the groups that ran unfrozen replaced.
         """
         x, _, batch_stats = self.run(params, batch_stats, x, start=start, stop=stop, batch_norm=batch_norm, rng=rng)
         return x, batch_stats
@@ -290,7 +295,8 @@ class Encoder:
     ) -> tuple[Float[Array, "b ..."], dict[str, Float[Array, "b h w c"]], Tree]:
         """Run as `apply` does and return, second, the pyramid levels that were computed on the way, by name.
 
-        With all groups run these are the maps of `pyramid_levels` (in the order of names once jit has returned them).
+        With all groups run these are the maps of `pyramid_levels` (in the order of names once jit has
+        returned them).
         """
         maps: dict[str, jax.Array] = {}
         names = {level.name for level in self.pyramid_levels}

@@ -1,4 +1,4 @@
-"""What an architecture declares about itself, beside its definition; `dapt_jax.models.registry` looks it up by name."""
+"""What an architecture declares beside its definition; `dapt_jax.models.registry` looks it up by name."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,9 +14,10 @@ class ModelEntry:
 
     Attributes:
         build: Makes the encoder.
-        libraries: Names of the same architecture in PyTorch libraries (`timm`, `torchvision`), by library; empty where none
-            builds it with arrays of the same shapes.
-        package: Installed Python package that carries ImageNet weights; None where the user has to name a file.
+        libraries: Names of the same architecture in PyTorch libraries (`timm`, `torchvision`), by library;
+            empty where none builds it with arrays of the same shapes.
+        package: Installed Python package that carries ImageNet weights; None where the user has to name a
+            file.
         file: Path of these weights inside that package.
     """
 
@@ -38,7 +39,8 @@ def register_model(
 
         @register_model("tiny")
         def tiny(options: Options) -> Encoder:
-            return Encoder("tiny", [LayerGroup("stem", ...), ...], preprocess=IMAGENET.for_channels(options.channels))
+            return Encoder("tiny", [LayerGroup("stem", ...), ...],
+            preprocess=IMAGENET.for_channels(options.channels))
 
     Args:
         name: Name of the architecture, as `config.model.name` takes it; the encoder's name is the same.

@@ -1,4 +1,4 @@
-"""The layers that encoders and decoders are built of, as nnx modules over the operations of `dapt_jax.ops`."""
+"""Layers of encoders and decoders, as nnx modules over the operations of `dapt_jax.ops`."""
 
 from collections.abc import Sequence
 
@@ -63,7 +63,7 @@ class Dense(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation of the last axis (Ba et al., arXiv 1607.06450), in float32; there are no running statistics."""
+    """Layer normalisation of the last axis (Ba et al., arXiv 1607.06450), computed in float32."""
 
     def __init__(self, features: int, *, eps: float = 1e-6):
         self.scale = LayerNormScale(jnp.ones(features))
@@ -78,7 +78,7 @@ class LayerNorm(nnx.Module):
 
 
 def average_pool(x: Float[Array, "b h w c"], *, ceil: bool = False) -> Float[Array, "b h2 w2 c"]:
-    """Averages 2x2 windows; an odd row or column at the end is left out, or (`ceil`) averaged alone."""
+    """Average 2x2 windows; an odd row or column at the end is left out, or (`ceil`) averaged alone."""
     batch, *sides, features = x.shape
     if ceil:
         # The average of a row and its copy is the row.
@@ -89,41 +89,41 @@ def average_pool(x: Float[Array, "b h w c"], *, ceil: bool = False) -> Float[Arr
 
 
 def gelu(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    """The exact Gaussian error linear unit (Hendrycks & Gimpel, arXiv 1606.08415), as vision transformers use it."""
+    """Apply the exact Gaussian error linear unit (Hendrycks & Gimpel, arXiv 1606.08415)."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def dropout(x: Float[Array, "*b"], rate: float, key: jax.Array | None) -> Float[Array, "*b"]:
-    """Sets elements to zero with probability `rate` and scales the rest by 1 / (1 - rate); nothing without a key."""
+    """Zero elements with probability `rate`, scale the rest by 1 / (1 - rate); the identity without a key."""
     return x if key is None or not rate else _keep(x, rate, key, x.shape)
 
 
 def drop_path(branch: Float[Array, "b ..."], rate: float, key: jax.Array | None) -> Float[Array, "b ..."]:
-    """Stochastic depth (Huang et al., arXiv 1603.09382), per image: as `dropout`, of a whole residual branch."""
+    """Apply stochastic depth (Huang et al., arXiv 1603.09382): dropout of an image's whole residual branch."""
     shape = (branch.shape[0], *(1,) * (branch.ndim - 1))
     return branch if key is None or not rate else _keep(branch, rate, key, shape)
 
 
 def _keep(x: jax.Array, rate: float, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    kept = jax.random.bernoulli(key, 1 - rate, shape)
-    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+    keep = jax.random.bernoulli(key, 1 - rate, shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
 def split(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
-    """Keys for `count` random layers; as many times None without a key."""
+    """Return keys for `count` random layers; as many times None without a key."""
     return (None,) * count if key is None else tuple(jax.random.split(key, count))
 
 
 def linear_rates(last: float, count: int) -> list[float]:
-    """Rates of stochastic depth of `count` blocks, linear from 0 to `last`."""
+    """Return the rates of stochastic depth of `count` blocks, linear from 0 to `last`."""
     return [last * number / max(count - 1, 1) for number in range(count)]
 
 
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe & Szegedy, arXiv 1502.03167); statistics in float32, over the global batch.
 
-    Under jit the batch axis is the global one whatever its sharding, so statistics do not depend on the device count;
-    `ops.batch_norm_groups` makes them each device's own.
+    Under jit the batch axis is the global one whatever its sharding, so statistics do not depend on the
+    device count; under `ops.batch_norm_groups` each group of examples has its own.
     """
 
     def __init__(self, features: int, *, eps: float = 1e-5, momentum: float = 0.9):

@@ -1,7 +1,7 @@
 """Parameters and statistics as nnx variables, one class per kind; every parameter of a model is one of these.
 
-The class is given where a layer defines its parameter (`self.kernel = DenseKernel(jnp.zeros((4, 8)))`). Outside of models
-variables are plain arrays, and the kind is looked up by path: see `Encoder.kinds`.
+The class is given where a layer defines its parameter (`self.kernel = DenseKernel(jnp.zeros((4, 8)))`).
+Outside of models variables are plain arrays, and the kind is looked up by path: see `Encoder.kinds`.
 """
 
 from typing import Any, ClassVar

@@ -31,8 +31,8 @@ class Preprocess:
     def for_channels(self, channels: int) -> "Preprocess":
         """The same for images of another number of channels.
 
-        One channel is taken for grey: mean and deviation are the averages of the three. More than one take turns at
-        the values of the three.
+        One channel is taken for grey: mean and deviation are the averages of the three. More than one take
+        turns at the values of the three.
         """
         if channels == self.channels:
             return self
@@ -42,7 +42,7 @@ class Preprocess:
         return Preprocess(mean, std, self.bgr and channels > 2)
 
     def __call__(self, images: Num[Array, "b h w c"], dtype: Any = jnp.float32) -> Float[Array, "b h w c"]:
-        """Normalises images with values 0 to 255, uint8 or float, RGB first if there are three channels or more."""
+        """Normalise images with values 0 to 255, uint8 or float; of three or more channels RGB come first."""
         if self.bgr:
             images = images[..., [2, 1, 0, *range(3, self.channels)]]
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)

@@ -27,7 +27,7 @@ def entry(name: str) -> ModelEntry:
 
 
 def build(name: str, options: Options = DEFAULT) -> Encoder:
-    """Return the encoder of that name: the same object for the same options, so that its shapes are worked out once.
+    """Return the encoder of that name, the same object for the same options.
 
     >>> build("resnet18").groups[:3]
     ('stem', 'stage1/block1', 'stage1/block2')

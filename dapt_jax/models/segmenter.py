@@ -1,4 +1,4 @@
-"""An encoder with a decoder that labels every pixel, split at any boundary into prefix and suffix as `Classifier` is."""
+"""An encoder with a decoder that labels every pixel, split at any boundary as `Classifier` is."""
 
 import dataclasses
 import functools
@@ -18,10 +18,10 @@ from dapt_jax.models.resize import bilinear
 from dapt_jax.parameters import BatchNormMode, Kind
 
 Activations = dict[str, Any]
-"""Activations at a boundary: `x`, the output of the group before it, and `skips`, the maps that later groups read.
+"""Activations at a boundary: `x`, the output of the group before it; `skips`, maps that later groups read.
 
-There is no `x` where the next group reads `skips` alone. A pytree of arrays, batch first: it can be cached, and the suffix
-can be run from it.
+There is no `x` where the next group reads `skips` alone. A pytree of arrays, batch first: it can be cached,
+and the suffix can be run from it.
 """
 
 
@@ -29,8 +29,8 @@ can be run from it.
 class Segmenter:
     """Encoder, decoder and a convolution to logits of every pixel, as pure functions.
 
-    A *boundary* b splits it: the *prefix* is the groups before b, the *suffix* the rest. A boundary may lie inside the
-    encoder or inside the decoder.
+    A *boundary* b splits it: the *prefix* is the groups before b, the *suffix* the rest. A boundary may lie
+    inside the encoder or inside the decoder.
 
     Attributes:
         encoder: The encoder, up to its last pyramid level.
@@ -90,7 +90,8 @@ class Segmenter:
 
         Args:
             own: Parameters of the segmenter.
-            encoder: Parameters of the encoder; a classification head and groups after the last pyramid level are left out.
+            encoder: Parameters of the encoder; a classification head and groups after the last pyramid level
+                are left out.
         """
         found: Tree = {}
         for name in self.groups:
@@ -138,7 +139,8 @@ class Segmenter:
     ) -> tuple[Float[Array, "b h w outputs"], Tree]:
         """Compute float32 logits at the size of the images from the activations at `boundary`.
 
-        Returns them and the running statistics after the pass. The arguments are those of `Classifier.suffix`.
+        Returns them and the running statistics after the pass. The arguments are those of
+        `Classifier.suffix`.
         """
         state, batch_stats = self._run(params, batch_stats, x, boundary, len(self.groups), batch_norm, rng)
         return state["x"], batch_stats

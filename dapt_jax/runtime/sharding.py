@@ -11,6 +11,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dapt_jax.errors import UserError
 
+PyTree = Any
+"""Arrays, or what stands for them, in nested containers."""
+
+AnyArray = jax.Array | np.ndarray
 DATA, FSDP = "data", "fsdp"
 """Axes of the mesh: copies of the model's state, and the devices over which each copy is spread."""
 
@@ -18,7 +22,7 @@ MIN_SHARD_SIZE = 2**14
 """Elements from which on an array of the state is spread: a collective costs some microseconds, however little it moves."""
 
 
-def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
     """A mesh of `data` x `fsdp`.
 
     Args:
@@ -79,7 +83,7 @@ def fsdp_axis(shape: Sequence[int], fsdp: int) -> int | None:
     return max(fitting, key=lambda axis: shape[axis])
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
+def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
     """Where the leaves of a state go: the large ones spread over `fsdp` along their longest axis that divides.
 
     Args:
@@ -90,17 +94,17 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
         The same pytree of shardings.
     """
 
-    def of(leaf: Any) -> NamedSharding:
+    def of(leaf: AnyArray) -> NamedSharding:
         axis = fsdp_axis(np.shape(leaf), mesh.shape[FSDP])
         return replicated(mesh) if axis is None else NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
 
     return jax.tree.map(of, state)
 
 
-def device_put_global(tree: Any, shardings: Any) -> Any:
+def device_put_global(tree: PyTree, shardings: PyTree) -> PyTree:
     """Puts the leaves of a pytree, alike in every process, where they belong."""
 
-    def put(value: Any, sharding: NamedSharding) -> jax.Array:
+    def put(value: AnyArray, sharding: NamedSharding) -> jax.Array:
         is_spread = isinstance(value, jax.Array) and not value.is_fully_addressable
         if is_spread or sharding.is_fully_addressable:
             return jax.device_put(value, sharding)
@@ -110,23 +114,23 @@ def device_put_global(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts every leaf on every device."""
     return device_put_global(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
-def shard_state(state: Any, mesh: Mesh) -> Any:
+def shard_state(state: PyTree, mesh: Mesh) -> PyTree:
     """Puts a state where `state_shardings` says."""
     return device_put_global(state, state_shardings(state, mesh))
 
 
-def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
+def shard_batch(batch: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
     """Puts a batch, a pytree, on the mesh: this process's rows of each array, split along `axis`.
 
     Arrays without such an axis go to every device.
     """
 
-    def put(value: Any) -> jax.Array:
+    def put(value: AnyArray) -> jax.Array:
         array = np.asarray(value)
         sharding = batch_sharding(mesh, axis) if array.ndim > axis else replicated(mesh)
         return jax.make_array_from_process_local_data(sharding, array)
@@ -139,8 +143,8 @@ def local_slice(size: int, mesh: Mesh) -> slice:
     processes = sorted({device.process_index for device in mesh.devices.flat})
     if len(processes) == 1:
         return slice(0, size)
-    device_put_global = processes.index(jax.process_index())
-    return slice(device_put_global * size // len(processes), (device_put_global + 1) * size // len(processes))
+    position = processes.index(jax.process_index())
+    return slice(position * size // len(processes), (position + 1) * size // len(processes))
 
 
 def local_mesh() -> Mesh:
@@ -148,10 +152,10 @@ def local_mesh() -> Mesh:
     return make_mesh(jax.local_devices())
 
 
-def gather_to_host(tree: Any) -> Any:
+def gather_to_host(tree: PyTree) -> PyTree:
     """Every leaf, whole, as numpy; all processes have to ask for it where one holds but a part."""
 
-    def get(leaf: Any) -> Any:
+    def get(leaf: AnyArray) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             return multihost_utils.process_allgather(leaf, tiled=True)
         return np.asarray(leaf)
@@ -159,7 +163,7 @@ def gather_to_host(tree: Any) -> Any:
     return jax.tree.map(get, tree)
 
 
-def jit_step(function: Callable[..., Any], state: Any, *arguments: Any, mesh: Mesh) -> Any:
+def jit_step(function: Callable[..., PyTree], state: PyTree, *arguments: PyTree, mesh: Mesh) -> Any:
     """A step, ready to be lowered for its arguments: the state is given away, and what comes out is laid out as it went in.
 
     Args:
@@ -175,7 +179,7 @@ def jit_step(function: Callable[..., Any], state: Any, *arguments: Any, mesh: Me
     return jax.jit(function, donate_argnums=0, out_shardings=laid_out if rest is None else (laid_out, *rest))
 
 
-def all_finite(tree: Any) -> bool:
+def all_finite(tree: PyTree) -> bool:
     """Whether every number in a pytree of arrays is one; wherever they are, all processes hear the same."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
     return bool(_all_finite(leaves))

@@ -55,6 +55,8 @@ def resolve(config: config_dict.ConfigDict) -> StudySettings:
 def from_json(values: Mapping[str, Any]) -> StudySettings:
     """Return the settings that a workdir's `config.json` holds; what an earlier version did not have is at its default.
 
+    So are parameters that the chosen loss does not have: earlier versions ignored them.
+
     Raises:
         UserError: They are no settings, or outside their ranges.
     """
@@ -65,10 +67,19 @@ def from_json(values: Mapping[str, Any]) -> StudySettings:
         for name in OPEN:
             if name in given:
                 config[name] = config_dict.ConfigDict(given[name])
+    standard = StudySettings()
+    for ours, theirs in (
+        (standard.adapt.loss, config.adapt.loss),
+        (standard.transfer.head.loss, config.transfer.head.loss),
+        (standard.transfer.finetune.loss, config.transfer.finetune.loss),
+        (standard.transfer.segmentation.loss, config.transfer.segmentation.loss),
+    ):
+        used = dataclasses.replace(ours, name=theirs.name).values()
+        theirs.update({name: value for name, value in to_dict(ours).items() if name not in ("name", *used)})
     return resolve(config)
 
 
-def to_dict(settings: Any) -> dict[str, Any]:
+def to_dict(settings: object) -> dict[str, Any]:
     """Return settings as nested dicts of plain values, as a config says them."""
     return {name: _said(getattr(settings, name)) for name in settings_of(type(settings))}
 
@@ -123,7 +134,7 @@ def differences(one: StudySettings, other: StudySettings) -> Iterator[tuple[str,
             yield name, ours.get(name), theirs.get(name)
 
 
-def _said(value: Any) -> Any:
+def _said(value: object) -> Any:
     if hasattr(value, "to_config"):
         return value.to_config()
     if dataclasses.is_dataclass(value):

@@ -56,7 +56,7 @@ def usage() -> str:
     return "\n".join([USAGE, title, "", *settings, *open_ones])
 
 
-def _described(name: str, value: Any, constraint: Constraint | None) -> str:
+def _described(name: str, value: object, constraint: Constraint | None) -> str:
     """Return a setting's lines in `--help`."""
     line = f"  --config.{name}={_shown(value)}"
     if constraint is None:
@@ -66,7 +66,7 @@ def _described(name: str, value: Any, constraint: Constraint | None) -> str:
     return "\n".join([line, *textwrap.wrap(words, _LINE, initial_indent=" " * 6, subsequent_indent=" " * 6)])
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 from dapt_jax.errors import nearest
 from dapt_jax.records.renamed import REMOVED, RENAMED, renamed
@@ -10,12 +9,12 @@ from dapt_jax.records.renamed import REMOVED, RENAMED, renamed
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or several values"}
 
 
-def wanted(standard: Any) -> str:
+def wanted(standard: object) -> str:
     """Return what a setting has to be, as its default shows."""
     return f"{_WORDS.get(type(standard), type(standard).__name__)}, such as {standard!r}"
 
 
-def is_like(value: Any, standard: Any) -> bool:
+def is_like(value: object, standard: object) -> bool:
     """Return whether a value is of the kind of a default; whole numbers are numbers, and lists are as good as tuples."""
     if isinstance(standard, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(standard, bool)

@@ -37,7 +37,7 @@ class CorpusSettings:
             raise SettingError("val_fraction", fraction, "0 to less than 1")
 
     @classmethod
-    def from_config(cls, values: Any, where: str) -> "CorpusSettings":
+    def from_config(cls, values: object, where: str) -> "CorpusSettings":
         """Return what a config says of a corpus."""
         source = source_from_config(values, where)
         fraction = source.pop("val_fraction", VAL_FRACTION)
@@ -72,7 +72,7 @@ class TaskSettings:
         return {split: source for split, source in found.items() if source is not None}
 
     @classmethod
-    def from_config(cls, values: Any, where: str) -> "TaskSettings":
+    def from_config(cls, values: object, where: str) -> "TaskSettings":
         """Return what a config says of a task."""
         if not isinstance(values, Mapping):
             expected = "expected its sets: development, and test or external if there are"
@@ -109,7 +109,7 @@ class StrategySpec:
     cut_after: str = ""
 
     @classmethod
-    def from_config(cls, values: Any, where: str) -> "StrategySpec":
+    def from_config(cls, values: object, where: str) -> "StrategySpec":
         """Return what a config says of a custom strategy; a list of phases stands for a strategy of these."""
         values = values if isinstance(values, Mapping) else {"phases": values}
         known = [field.name for field in dataclasses.fields(cls)]
@@ -136,7 +136,7 @@ class StrategySpec:
         return {"phases": tuple(_said(phase) for phase in self.phases), **said}
 
 
-def source_from_config(values: Any, where: str) -> dict[str, Any]:
+def source_from_config(values: object, where: str) -> dict[str, Any]:
     """Return what a config says of a data set.
 
     Args:
@@ -166,7 +166,7 @@ def check_name(section: str, name: str) -> None:
 _EXAMPLE: dict[str, Any] = {"name": "head", "epochs": 10, "trainable": ("head",), "lr": 1e-3}
 
 
-def _phase(where: str, settings: Any) -> Phase:
+def _phase(where: str, settings: object) -> Phase:
     """Return a phase that a config describes; a lone pattern needs no tuple around it."""
     if not isinstance(settings, Mapping):
         raise UserError(f"{where} is {settings!r}; expected settings such as {_EXAMPLE}")
@@ -207,7 +207,7 @@ def _said(phase: Phase) -> dict[str, Any]:
     return {key: value for key, value in vars(phase).items() if key in _EXAMPLE or value != standard[key]}
 
 
-def _pairs(value: Any) -> tuple[tuple[str, Any], ...] | None:
+def _pairs(value: object) -> tuple[tuple[str, Any], ...] | None:
     """Return what a config says by pattern, as a mapping or as pairs; None if it is neither."""
     pairs = list(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(pairs, tuple | list) or not all(isinstance(p, tuple | list) and len(p) == 2 for p in pairs):

@@ -9,7 +9,7 @@ from clu import parameter_overview
 
 from dapt_jax.data import findings, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.errors import UserError
+from dapt_jax.errors import UserError, one_line
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
 from dapt_jax.runtime import sharding, storage
@@ -121,8 +121,9 @@ def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> Non
 def _about_weights(params: Tree, merged: MergeReport) -> str:
     """Return the merge, name by name, and shape, mean and deviation of every parameter: what a wrong file shows first."""
     lists = {"newly drawn": merged.initialised, "left over in the file": merged.left_over, "loaded": merged.loaded}
-    named = [f"{title}: {', '.join(names) or 'nothing'}" for title, names in lists.items()]
-    return "\n\n".join([str(merged), *named, parameter_overview.get_parameter_overview(params)]) + "\n"
+    named = [one_line(f"{title}: {', '.join(names) or 'nothing'}") for title, names in lists.items()]
+    identity = f"fingerprint: {merged.fingerprint or 'none'}\nsha256 of the source: {merged.source_sha256 or 'none'}"
+    return "\n\n".join([str(merged), identity, *named, parameter_overview.get_parameter_overview(params)]) + "\n"
 
 
 def _load(settings: StudySettings, source: Source, what: str, loss: str, is_split: bool = False) -> Dataset:

@@ -56,7 +56,7 @@ STRATEGIES: dict[str, StrategyEntry] = {}
 
 
 def strategy(name: str, description: str, *, cuts: bool = False) -> Callable[[MakePhases], MakePhases]:
-    """Register the function below it as a built-in strategy: from an encoder and the settings of adaptation to phases.
+    """Register the function below it, from an encoder and the settings of adaptation to phases, as a strategy.
 
     Args:
         name: Name in the settings.
@@ -83,7 +83,7 @@ def listing() -> str:
 
 
 def head_first(adapt: AdaptSettings) -> Phases:
-    """Return the phase that trains the head alone, as the paper's strategies begin; none if it has no epochs."""
+    """Return the phase that trains the head alone, which comes first; none if it has no epochs."""
     if not adapt.head_epochs:
         return ()
     return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False),)
@@ -188,8 +188,8 @@ def last_groups(encoder: Encoder, number: int) -> tuple[str, ...]:
 def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     """Return a strategy by name: a built-in one, or one of `custom_strategies`.
 
-    A custom strategy has phases of its own or those `like` a built-in one; it starts from `weights` and sees a `corpus` of
-    its own where it names them.
+    A custom strategy has phases of its own or those `like` a built-in one; it starts from `weights` and sees
+    a `corpus` of its own where it names them.
 
     Args:
         name: Name of the strategy.

@@ -1,7 +1,7 @@
 """Which parameters a phase trains: sets of paths, and trees partitioned by them BEFORE the gradient.
 
-A frozen leaf never meets `value_and_grad`: autodiff then builds no backward pass for it, nor for anything below the
-first trained leaf. Knows paths, kinds and group names of parameters, not models.
+A frozen leaf never meets `value_and_grad`: autodiff then builds no backward pass for it, nor for anything
+below the first trained leaf. Knows paths, kinds and group names of parameters, not models.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def paths(tree: Tree) -> tuple[str, ...]:
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Return whether a pattern matches a path: as a glob over the whole path, or over a leading part of it."""
+    """Return whether a pattern matches a path: as a glob over all of it, or over a leading part."""
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern.rstrip('/')}/*")
 
 
@@ -49,8 +49,8 @@ class TrainableSpec:
     Attributes:
         trainable: Paths of the parameters that train.
         batch_norm: (group, mode) of every layer group whose batch norm is not frozen, in order.
-        boundary: Index of the first group that trains a parameter or whose batch norm is not frozen; all groups before it
-            are the prefix.
+        boundary: Index of the first group that trains a parameter or whose batch norm is not frozen; all
+            groups before it are the prefix.
         lr_multipliers: (path, factor) of every parameter whose learning rate is not the phase's own, by path.
     """
 
@@ -68,8 +68,8 @@ class TrainableSpec:
 def resolve_trainable(phase: Phase, groups: Sequence[str], kinds: Mapping[str, Kind]) -> TrainableSpec:
     """Resolve a phase's patterns against a model.
 
-    Scale and bias of a norm are left out where the phase freezes that norm: `("*",)` means every parameter but those of
-    frozen batch norm.
+    Scale and bias of a norm are left out where the phase freezes that norm: `("*",)` means every parameter
+    but those of frozen batch norm.
 
     Args:
         phase: The phase.
@@ -77,8 +77,8 @@ def resolve_trainable(phase: Phase, groups: Sequence[str], kinds: Mapping[str, K
         kinds: Kind of every parameter and running statistic by path: `model.kinds`.
 
     Raises:
-        UserError: A pattern matches no parameter or no group, or of a group only the norm, which is frozen; a pattern of a
-            learning rate matches none that trains; or nothing is left to train.
+        UserError: A pattern matches no parameter or no group, or of a group only the norm, which is frozen; a
+            pattern of a learning rate matches none that trains; or nothing is left to train.
     """
     parameters = [path for path, kind in kinds.items() if not kind.is_statistic]
     matched: dict[str, list[str]] = {}
@@ -137,10 +137,10 @@ def _refuse_frozen_norms(
     groups: Sequence[str],
     kinds: Mapping[str, Kind],
 ) -> None:
-    """Refuse a pattern that picks frozen norms out of a layer group, and nothing else of it: it would train none of it.
+    """Refuse a pattern that picks frozen norms, and nothing else, out of a layer group.
 
-    `*/bias` in a network whose convolutions have no biases is such a pattern; the name of a group that consists of a norm
-    is none.
+    `*/bias` in a network whose convolutions have no biases is such a pattern; the name of a group that
+    consists of a norm is none.
     """
     members = [path for path, kind in kinds.items() if not kind.is_statistic]
     for group in groups:
@@ -176,13 +176,13 @@ def _lr_multipliers(phase: Phase, groups: Sequence[str], trainable: Collection[s
 
 
 def _near(pattern: str, groups: Sequence[str], parameter_paths: Iterable[str]) -> str:
-    """Return the stages, groups and paths nearest to a pattern that matches nothing, as the end of an error line."""
+    """Return the groups and paths nearest to a pattern that matches nothing, as the end of an error line."""
     stages = dict.fromkeys(group.split("/")[0] for group in groups)
     return nearest(pattern, dict.fromkeys([*stages, *groups, *parameter_paths]))
 
 
 def partition(tree: Tree, trainable: Iterable[str]) -> tuple[Tree, Tree]:
-    """Split a nested dict in two of the same keys: the leaves that train, and the rest; None in place of the others.
+    """Split a nested dict in two of the same keys, the leaves that train and the rest; None elsewhere.
 
     None is an empty pytree to jax: `value_and_grad` over the first tree sees the trained leaves alone.
     """
@@ -208,7 +208,7 @@ def prune(tree: Tree) -> Tree:
 
 
 def overlay(tree: Tree, part: Tree) -> Tree:
-    """Return a nested dict with the leaves of `part` in place of its own; `part` may hold some of the keys only."""
+    """Return a nested dict with the leaves of `part`, which may hold some keys only, in place of its own."""
     return {
         key: overlay(value, part[key]) if isinstance(value, dict) and key in part else part.get(key, value)
         for key, value in tree.items()

@@ -1,8 +1,8 @@
-"""Optimizers whose state is laid out by `optax.multi_transform`: frozen leaves carry none, and a switch loses none.
+"""Optimizers with a state by `optax.multi_transform`: frozen leaves carry none, a mask switch loses none.
 
 Leaves are labelled by *cohort*: the phase in which their present span of training began. Each cohort has a
-transformation of its own and so its own step count, which makes Adam's bias correction right for leaves that start
-fresh beside leaves that carry their moments over a switch.
+transformation of its own and so its own step count, which makes Adam's bias correction right for leaves that
+start fresh beside leaves that carry their moments over a switch.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ class Optimizer:
 
     Attributes:
         name: `adam`, `adamw` (Loshchilov & Hutter, arXiv 1711.05101) or `sgd`.
-        weight_decay: Weight decay, decoupled for `adamw`, added to the gradient for `adam` and `sgd`. It applies to kernels:
-            biases, and scales of norms, are never decayed.
+        weight_decay: Weight decay, decoupled for `adamw`, added to the gradient for `adam` and `sgd`. It
+            applies to kernels: biases, and scales of norms, are never decayed.
         b1: Decay of the first moment, or momentum of `sgd`.
         b2: Decay of the second moment.
         eps: Summand of Adam's denominator.
         nesterov: Whether `sgd` takes Nesterov's momentum.
-        clip: Global norm that the trained leaves' gradient is clipped to; 0: not clipped. Frozen leaves are not part of it:
-            reading their gradient would bring the whole backward pass back.
+        clip: Global norm that the trained leaves' gradient is clipped to; 0: not clipped. Frozen leaves are
+            not part of it: reading their gradient would bring the whole backward pass back.
         ema: Decay of an exponential moving average of the trained leaves; 0: none is kept.
     """
 
@@ -60,7 +60,7 @@ class Optimizer:
 
 
 def cohort(path: str, masks: Sequence[TrainableSpec], phase: int) -> int | None:
-    """Return the phase in which a leaf's present span of training began; None for a leaf frozen in `phase`."""
+    """Return the phase in which a leaf's span of training began; None for a leaf frozen in `phase`."""
     if path not in masks[phase].trainable:
         return None
     while phase and path in masks[phase - 1].trainable:
@@ -71,7 +71,7 @@ def cohort(path: str, masks: Sequence[TrainableSpec], phase: int) -> int | None:
 def labels(
     paths: Sequence[str], kinds: Mapping[str, Kind], masks: Sequence[TrainableSpec], phase: int
 ) -> tuple[str, ...]:
-    """Return which transformation updates each parameter in a phase: its cohort's, with or without decay, or none.
+    """Return the label of each parameter's transformation: its cohort's, with or without decay, or none.
 
     Args:
         paths: Paths of all parameters.
@@ -108,7 +108,7 @@ def transformation(optimizer: Optimizer, params: Tree, labels: Sequence[str]) ->
 
 
 def scaled(directions: Tree, lr: Any, mask: TrainableSpec) -> Tree:
-    """Scale directions by minus the learning rate of the step, and by a parameter's multiplier where it has one."""
+    """Scale directions by minus the learning rate, and by a parameter's multiplier where it has one."""
     factors = dict(mask.lr_multipliers)
 
     def update(path: Any, direction: Any) -> Any:
@@ -119,7 +119,7 @@ def scaled(directions: Tree, lr: Any, mask: TrainableSpec) -> Tree:
 
 
 def carry(old: Any, new: Any) -> Any:
-    """Return the state `new` with every leaf that `old` holds at the same place: cohorts that go on keep their moments."""
+    """Return the state `new` with the leaves that `old` has, too: cohorts that go on keep their moments."""
     known = dict(jax.tree.leaves_with_path(old))
     return jax.tree.map_with_path(lambda path, leaf: known.get(path, leaf), new)
 

@@ -29,18 +29,20 @@ class Phase:
         epochs: Passes over the corpus.
         trainable: Layer groups or glob patterns over parameter paths; a group's name stands for all below it.
         lr: Peak learning rate.
-        batch_norm: Batch norm of the groups that train: `frozen` (statistics, scale and bias stay), `stats` (batch
-            statistics; scale and bias stay) or `train`. Pairs of (group pattern, mode) say it for every group instead;
-            groups that no pattern names are frozen.
-        layer_norm: Layer norm of the groups that train: `train`, or `frozen` (scale and bias stay). Pairs, likewise; groups
-            that no pattern names train it.
-        schedule: Schedule of the learning rate within the phase; `step` divides it by ten at a half and at three quarters.
+        batch_norm: Batch norm of the groups that train: `frozen` (statistics, scale and bias stay), `stats`
+            (batch statistics; scale and bias stay) or `train`. Pairs of (group pattern, mode) say it for
+            every group instead; groups that no pattern names are frozen.
+        layer_norm: Layer norm of the groups that train: `train`, or `frozen` (scale and bias stay). Pairs,
+            likewise; groups that no pattern names train it.
+        schedule: Schedule of the learning rate within the phase; `step` divides it by ten at a half and at
+            three quarters.
         warmup: Epochs of linear warm-up from zero.
-        augment: Whether images are augmented as the run says; without, a frozen prefix sees the same input every epoch.
+        augment: Whether images are augmented as the run says; without, a frozen prefix sees the same input
+            every epoch.
         views: Number of fixed augmented views per image; 0 draws new ones each epoch.
-        lr_multipliers: Discriminative learning rates (Howard & Ruder, arXiv 1801.06146): pairs of a layer group or glob
-            pattern, as in `trainable`, and the factor of its learning rate to `lr` at every step; of two that match a
-            parameter the later one holds. Decoupled weight decay is scaled along.
+        lr_multipliers: Discriminative learning rates (Howard & Ruder, arXiv 1801.06146): pairs of a layer
+            group or glob pattern, as in `trainable`, and the factor of its learning rate to `lr` at every
+            step; of two that match a parameter the later one holds. Decoupled weight decay is scaled along.
     """
 
     name: str
@@ -90,7 +92,7 @@ class Position(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """The phases of a run laid along its steps: a pure function of the config, known before a checkpoint is opened."""
+    """The phases of a run along its steps: a pure function of the settings, known before a checkpoint is read."""
 
     phases: tuple[Phase, ...]
     steps_per_epoch: int
@@ -126,7 +128,7 @@ class Timeline:
         raise IndexError(f"step {step} of a run of {self.steps}")
 
     def phase_of_state(self, step: int) -> int:
-        """Return the phase whose layout a state has after `step` steps: the phase of the last step, so a switch comes after."""
+        """Return the phase whose layout a state has after `step` steps: that of the last step."""
         return self.position(max(step - 1, 0)).phase
 
 

@@ -119,7 +119,8 @@ class TrainingRun(Generic[ModelT]):
         """Refuse what cannot be run.
 
         Raises:
-            UserError: There is no phase, two have one name, or a number of images is not positive.
+            UserError: There is no phase, two have one name, one trains nothing or names what the model does not have,
+                or a number of images is not positive.
         """
         object.__setattr__(self, "phases", tuple(self.phases))
         if not self.phases:
@@ -128,6 +129,7 @@ class TrainingRun(Generic[ModelT]):
         for name in ("batch_size", "grad_accum_steps", "batch_norm_groups"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        _ = self.programs  # resolves every phase against the model
 
     @property
     def dataset(self) -> Dataset:

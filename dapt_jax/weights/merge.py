@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import UserError, nearest, one_line
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Tree, init_params
@@ -61,7 +61,7 @@ class MergeReport:
         parts += [f"{len(self.left_over)} left over{_examples(self.left_over)}"] if self.left_over else []
         parts += [f"images normalised as {self.normalisation}"] if self.normalisation else []
         parts += [f"fingerprint {self.fingerprint[:16]}"] if self.fingerprint else []
-        return ", ".join(parts)
+        return one_line(", ".join(parts))  # names in a file may be any characters
 
 
 def _examples(names: tuple[str, ...], most: int = 3) -> str:

@@ -135,7 +135,9 @@ def _swapped(tree: Tree, content: Any, inside: tuple[str, ...]) -> str:
 
     See `before_save_checkpoint` in mmengine/hooks/ema_hook.py (open-mmlab/mmengine, Apache-2.0).
     """
-    is_mmengine = not inside and isinstance(content, dict) and "message_hub" in content
+    meta = content.get("meta") if isinstance(content, dict) else None
+    is_signed = isinstance(meta, dict) and "mmengine_version" in meta
+    is_mmengine = not inside and isinstance(content, dict) and ("message_hub" in content or is_signed)
     both = all(isinstance(tree.get(name), dict) for name in ("state_dict", "ema_state_dict"))
     return "state_dict" if is_mmengine and both else ""
 

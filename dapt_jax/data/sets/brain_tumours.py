@@ -100,7 +100,7 @@ def ce_mri(root: Path, *, window: str = "") -> Iterator[Record]:
 
     Args:
         root: the folder of the files.
-        window: black and white, see `Window.parse`; by default the image's own range.
+        window: black and white, see `Window.parse`; by default the range of the set.
     """
     shown, folds = Window.parse(window), _folds(tree.first(root, "cvind.mat"))
     numbered = {int(file.stem): file for file in root.rglob("*.mat") if file.stem.isdecimal()}

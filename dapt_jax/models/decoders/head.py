@@ -1,4 +1,4 @@
-"""The convolution that makes logits of a decoder's last map."""
+"""The convolution from a decoder's last map to logits."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Levels of one resolution, as plain transformers have, made a pyramid."""
+"""A feature pyramid from levels of one resolution, as plain transformers have them."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ _REDUCTIONS = (4, 8, 16, 32)
 
 
 class Rescale(nnx.Module):
-    """The one map that it reads, enlarged or shrunk."""
+    """The map that it reads, resized by a factor."""
 
     def __init__(self, factor: float):
         self.factor = factor
@@ -29,10 +29,11 @@ class Rescale(nnx.Module):
 
 
 def pyramid(encoder: Encoder) -> tuple[list[Step], list[Level]]:
-    """The steps before a decoder, and the levels that it then finds, finest first.
+    """Return the steps that come before a decoder, and the pyramid levels that it then reads, finest first.
 
-    None, and the encoder's own, where these differ in resolution. Else the maps of four depths at a quarter to a 32nd of
-    the image's side, as ViTDet (Li et al., arXiv 2203.16527) and BEiT's UPerNet do it, without their learnt convolutions.
+    Where the encoder's levels differ in resolution these are no step and the encoder's levels. Otherwise they
+    are the maps of four depths at a quarter to a 32nd of the image's side, as ViTDet (Li et al., arXiv
+    2203.16527) and BEiT's UPerNet do it, without their learnt convolutions.
     """
     levels = list(encoder.pyramid_levels)
     if len({level.reduction for level in levels}) == len(levels):
@@ -48,5 +49,5 @@ def pyramid(encoder: Encoder) -> tuple[list[Step], list[Level]]:
 
 
 def unit(encoder: Encoder, levels: Sequence[Level]) -> int:
-    """What the sides of images have to be multiples of: every level, rescaled or not, then has whole sides."""
+    """Return the number whose multiples, as sides of images, give every level whole sides."""
     return math.lcm(*(level.reduction for level in (*encoder.pyramid_levels, *levels)))

@@ -1,4 +1,4 @@
-"""Decoders as ordered steps: which maps of the encoder a step reads, and which of its own it leaves to later steps."""
+"""Decoders as ordered steps: the maps that each reads of the encoder, and leaves to later steps."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,8 @@ class Step:
 
     Attributes:
         name: Slash-separated; the leading part of the paths of its parameters.
-        build: Makes its nnx module, which is called as `module(x, skips, mode)` with the output of the step before (of the
-            encoder, for the first), the maps named by `skips`, and the mode of batch norm.
+        build: Makes its nnx module, which is called as `module(x, skips, mode)` with the output of the step
+            before (of the encoder, for the first), the maps named by `skips`, and the mode of batch norm.
         skips: Names of pyramid levels of the encoder, or of maps that earlier steps emit.
         emits: Name under which later steps may read its output.
         has_input: Whether it reads the output of the step before; otherwise its module is given None.

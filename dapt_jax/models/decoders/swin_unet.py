@@ -1,4 +1,4 @@
-"""The decoder of Swin-Unet (Cao et al., arXiv 2105.05537) on any encoder: Swin blocks, and patches that are expanded."""
+"""The decoder of Swin-Unet (Cao et al., arXiv 2105.05537) on any encoder: Swin blocks and patch expansion."""
 
 import functools
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ HEAD_SIZE = 32
 """Channels of an attention head."""
 BLOCKS = 2
 FINEST = 4
-"""Side of the patches that are expanded to pixels at once, at the end."""
+"""Side of the patches that the last step expands to pixels at once."""
 
 
 class Expand(nnx.Module):
-    """Makes factor x factor patches of one: a dense layer, its outputs laid out in space, and layer norm."""
+    """Patch expansion to factor x factor: a dense layer, its outputs laid out in space, and layer norm."""
 
     def __init__(self, inputs: int, outputs: int, factor: int):
         self.expand = Dense(inputs, outputs * factor**2, bias=False)
@@ -61,7 +61,7 @@ class Stage(nnx.Module):
 
 
 def swin_unet(encoder: Encoder) -> Decoder:
-    """Stages of half the channels each, up to patches of 4 pixels, which are then expanded at once."""
+    """Return stages of half the channels each, up to patches of 4 pixels, and their final expansion."""
     steps, (*finer, deepest) = pyramid(encoder)
     by_reduction = {level.reduction: level for level in finer}
     reduction, features = deepest.reduction, deepest.features

@@ -1,6 +1,7 @@
-"""The U-Net decoder (Ronneberger et al., arXiv 1505.04597) as segmentation_models_pytorch builds it, on any encoder.
+"""The U-Net decoder (Ronneberger et al., arXiv 1505.04597) of segmentation_models_pytorch, on any encoder.
 
-With attention (Oktay et al., arXiv 1804.03999), every map of the encoder is weighted by a gate of what it is joined to.
+With attention (Oktay et al., arXiv 1804.03999), a gate weights every map of the encoder by the map that it
+joins.
 """
 
 import functools
@@ -19,11 +20,11 @@ from dapt_jax.models.resize import nearest
 from dapt_jax.parameters import BatchNormMode
 
 WIDTHS = (256, 128, 64, 32, 16)
-"""Channels of the blocks, coarsest first; a network of fewer resolutions has the first of them."""
+"""Channels of the blocks, coarsest first; a network with fewer resolutions takes the first of them."""
 
 
 class Gate(nnx.Module):
-    """Weights from 0 to 1 of a map's pixels: additive attention, figure 2 of arXiv 1804.03999."""
+    """Additive attention gate (figure 2 of arXiv 1804.03999): weights from 0 to 1 of a map's pixels."""
 
     def __init__(self, signal: int, features: int):
         inner = max(features // 2, 1)
@@ -56,7 +57,7 @@ class Block(nnx.Module):
 
 
 def unet(encoder: Encoder, *, has_gate: bool = False) -> Decoder:
-    """One block per halving of the encoder, 256 to 16 channels; its maps are joined where it has one of the resolution."""
+    """Return one block per halving of the encoder, each joined to the encoder's map of its resolution."""
     steps, (*finer, deepest) = pyramid(encoder)
     by_reduction = {level.reduction: level for level in finer}
     reduction, features = deepest.reduction, deepest.features
@@ -70,5 +71,5 @@ def unet(encoder: Encoder, *, has_gate: bool = False) -> Decoder:
 
 
 def attention_unet(encoder: Encoder) -> Decoder:
-    """The same with a gate on every map of the encoder."""
+    """Return the same decoder with a gate on every map of the encoder."""
     return unet(encoder, has_gate=True)

@@ -1,4 +1,4 @@
-"""UPerNet (Xiao et al., arXiv 1807.10221): pyramid pooling of the coarsest map, and a feature pyramid over the rest.
+"""UPerNet (Xiao et al., arXiv 1807.10221): pyramid pooling, and a feature pyramid over the other maps.
 
 As segmentation_models_pytorch builds it: 256 channels, a layer norm on every map of the encoder.
 """
@@ -25,7 +25,7 @@ SIZES = (1, 2, 3, 6)
 
 
 class PyramidPooling(nnx.Module):
-    """The coarsest map with averages of itself over grids of several sizes (Zhao et al., arXiv 1612.01105)."""
+    """Pyramid pooling of the coarsest map (Zhao et al., arXiv 1612.01105)."""
 
     def __init__(self, inputs: int):
         self.norm = LayerNorm(inputs)
@@ -42,7 +42,7 @@ class PyramidPooling(nnx.Module):
 
 
 def averaged(x: Float[Array, "b h w c"], cells: int) -> Float[Array, "b cells cells c"]:
-    """Averages over a grid of cells, which overlap by a pixel where the side does not divide (PyTorch's adaptive pool)."""
+    """Average over a grid of cells, which may overlap by a pixel (PyTorch's adaptive pooling)."""
 
     def weights(side: int) -> jax.Array:
         number = np.arange(cells)
@@ -55,7 +55,7 @@ def averaged(x: Float[Array, "b h w c"], cells: int) -> Float[Array, "b cells ce
 
 
 class Lateral(nnx.Module):
-    """A map of the encoder in the decoder's channels, plus what comes from the coarser one."""
+    """Lateral connection: the encoder's map in the decoder's channels, plus the pyramid's coarser map."""
 
     def __init__(self, inputs: int):
         self.norm = LayerNorm(inputs)
@@ -70,7 +70,7 @@ class Lateral(nnx.Module):
 
 
 class Fuse(nnx.Module):
-    """Convolves the maps of the pyramid but the coarsest, joins all at the finest resolution and convolves them to one."""
+    """Convolves the finer maps of the pyramid, joins all at the finest resolution and fuses them."""
 
     def __init__(self, maps: int):
         self.convs = nnx.List([ConvNormRelu(WIDTH, WIDTH, 3) for _ in range(maps - 1)])
@@ -86,7 +86,7 @@ class Fuse(nnx.Module):
 
 
 def upernet(encoder: Encoder) -> Decoder:
-    """Over the levels of a quarter of the image's side and coarser."""
+    """Return the decoder over the pyramid levels of a quarter of the image's side and coarser."""
     steps, levels = pyramid(encoder)
     *finer, deepest = [level for level in levels if level.reduction >= min(4, levels[-1].reduction)]
     made = ["decoder/pool"]

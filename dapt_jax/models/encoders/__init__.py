@@ -1,4 +1,4 @@
-"""Families of encoders, a file each; a module that is put here registers its architectures because it is here."""
+"""Families of encoders, a file each; a module in this folder is imported, and so registered, by being here."""
 
 import importlib
 import pkgutil

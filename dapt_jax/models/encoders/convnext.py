@@ -41,7 +41,7 @@ class Downsample(nnx.Module):
 
 
 class Block(nnx.Module):
-    """7x7 depthwise convolution, layer norm, a dense layer four times as wide and one back, scaled by channel."""
+    """7x7 depthwise convolution, layer norm, an MLP of four times the width, and layer scale."""
 
     def __init__(self, features: int, drop: float):
         self.depthwise = Conv(features, features, 7, padding=_THREE, groups=features, bias=True)

@@ -26,7 +26,7 @@ _ONE = ((1, 1), (1, 1))
 
 
 class Norm(NamedTuple):
-    """What sets one family of pretrained networks apart from the other."""
+    """How one family of pretrained networks differs from the other."""
 
     eps: float
     momentum: float
@@ -92,7 +92,7 @@ class Top(nnx.Module):
 
 
 def network(name: str, depths: Sequence[int], norm: Norm, options: Options) -> Encoder:
-    """Groups `stem`, `stage1/layer1`, ..., `stage1/transition`, ..., `top` of a network with `depths` layers per stage."""
+    """Return groups `stem`, `stage1/layer1`, ..., `stage1/transition`, ..., `top`; `depths`: layers per stage."""
     make: Callable[[], nnx.Module] = functools.partial(Stem, norm, options.channels)
     groups = [LayerGroup("stem", make, STEM_FEATURES, 4, intermediate=(STEM_FEATURES, 2))]
     features, reduction = STEM_FEATURES, 4

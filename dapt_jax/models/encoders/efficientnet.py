@@ -1,10 +1,12 @@
 """EfficientNet-B0 and its Lite relatives without squeeze-and-excitation and with ReLU6.
 
-Architecture: Tan & Le, arXiv 1905.11946, table 1; inverted residuals: Sandler et al., arXiv 1801.04381; squeeze and
-excitation: Hu et al., arXiv 1709.01507. The Lite variants are the TensorFlow team's (tensorflow/tpu, efficientnet/lite):
-widths and depths of stem, first stage, last stage and top do not grow. TensorFlow's weights, Keras' among them, want
-convolutions padded as its "SAME" does: at stride 2 an even side gets its zeros behind the last pixel. Those trained in
-PyTorch (torchvision, timm) want them on both sides, and another epsilon.
+Architecture: Tan & Le, arXiv 1905.11946, table 1; inverted residuals: Sandler et al., arXiv 1801.04381;
+squeeze and
+excitation: Hu et al., arXiv 1709.01507. The Lite variants are the TensorFlow team's (tensorflow/tpu,
+efficientnet/lite): widths and depths of stem, first stage, last stage and top do not grow. TensorFlow's
+weights, Keras' among them, want convolutions padded as its "SAME" does: at stride 2 an even side is padded
+after the last pixel. Those trained in PyTorch (torchvision, timm) want them on both sides, and another
+epsilon.
 """
 
 import functools
@@ -29,7 +31,7 @@ _ACTIVATIONS = {"relu6": jax.nn.relu6, "swish": jax.nn.silu}
 
 
 class Stage(NamedTuple):
-    """A row of the architecture's table; the stride is the first block's, the others have 1."""
+    """A row of the architecture's table; the stride is that of the first block, the others have 1."""
 
     blocks: int
     size: int
@@ -50,15 +52,15 @@ B0 = (
 
 
 class Flavour(NamedTuple):
-    """What sets one family of pretrained networks apart from another.
+    """How one family of pretrained networks differs from another.
 
     Attributes:
-        activation: behind every norm but a block's last.
-        has_gate: whether blocks have squeeze-and-excitation.
-        is_padded_behind: whether convolutions pad as TensorFlow does.
-        eps: of batch norm.
-        momentum: of batch norm.
-        preprocess: what the weights expect of an image.
+        activation: Activation after every norm but a block's last.
+        has_gate: Whether blocks have squeeze-and-excitation.
+        is_padded_behind: Whether convolutions pad as TensorFlow does.
+        eps: Epsilon of batch norm.
+        momentum: Momentum of batch norm.
+        preprocess: What the weights expect of an image.
     """
 
     activation: Literal["relu6", "swish"]
@@ -101,7 +103,7 @@ class ConvNorm(nnx.Module):
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 expansion (none at a ratio of 1), depthwise convolution, gate, linear 1x1 projection, skip where shapes allow."""
+    """1x1 expansion (none at a ratio of 1), depthwise convolution, gate, linear 1x1 projection, skip."""
 
     def __init__(self, flavour: Flavour, inputs: int, stage: Stage, stride: int, drop: float):
         wide, outputs = inputs * stage.expansion, stage.features
@@ -134,7 +136,7 @@ class InvertedResidual(nnx.Module):
 def network(
     name: str, stages: Sequence[Stage], flavour: Flavour, options: Options, *, image_size: int = 224
 ) -> Encoder:
-    """Groups `stem`, `stage1/block1` to `stage7/block1`, `top`: for B0 and Lite0 18 of them, and 1280 features."""
+    """Return groups `stem`, `stage1/block1` to `stage7/block1`, `top`: 18 for B0 and Lite0."""
     make: Callable[[], nnx.Module] = functools.partial(ConvNorm, flavour, options.channels, STEM_FEATURES, 3, 2)
     groups = [LayerGroup("stem", make, STEM_FEATURES, 2)]
     features, reduction = STEM_FEATURES, 2
@@ -152,7 +154,7 @@ def network(
 
 
 def deeper(stages: Sequence[Stage], factor: float) -> tuple[Stage, ...]:
-    """The stages of a Lite variant: all but the first and the last with more blocks, rounded up."""
+    """Return the stages of a Lite variant: all but the first and the last with more blocks, rounded up."""
     first, *middle, last = stages
     return (first, *(stage._replace(blocks=math.ceil(stage.blocks * factor)) for stage in middle), last)
 
@@ -176,7 +178,7 @@ def efficientnet_lite1(options: Options = DEFAULT) -> Encoder:
 
 @register_model("efficientnet_b0", timm="efficientnet_b0", torchvision="efficientnet_b0")
 def efficientnet_b0(options: Options = DEFAULT) -> Encoder:
-    """EfficientNet-B0 as torchvision and timm have it: 1280 features, 5,288,548 parameters with a 1000-way head."""
+    """EfficientNet-B0 as in torchvision and timm: 1280 features, 5,288,548 parameters with a 1000-way head."""
     return network("efficientnet_b0", B0, PYTORCH, options)
 
 

@@ -10,9 +10,9 @@ The two differ where it matters to pretrained weights:
 | padding at 3x3 stride 1 | 1 pixel | "SAME", which is 1 pixel |
 | input | RGB, ImageNet mean and deviation | BGR, ImageNet mean only |
 
-The D variant (He et al., arXiv 1812.01187, section 4) is torchvision's with three 3x3 convolutions for a stem and an average
-pool before the projection of a skip. Wide residual networks (Zagoruyko & Komodakis, arXiv 1605.07146) widen the 3x3
-convolution, ResNeXt (Xie et al., arXiv 1611.05431) splits it into groups.
+The D variant (He et al., arXiv 1812.01187, section 4) is torchvision's with three 3x3 convolutions for a stem
+and an average pool before the projection of a skip. Wide residual networks (Zagoruyko & Komodakis, arXiv
+1605.07146) widen the 3x3 convolution, ResNeXt (Xie et al., arXiv 1611.05431) splits it into groups.
 """
 
 import functools
@@ -37,7 +37,7 @@ KERAS_INPUT = Preprocess(mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0), b
 
 
 class Flavour(NamedTuple):
-    """What sets one family of pretrained residual networks apart from another."""
+    """How one family of pretrained residual networks differs from another."""
 
     bias: bool
     eps: float
@@ -99,7 +99,7 @@ class Stem(nnx.Module):
 
 
 class _Residual(nnx.Module):
-    """What both kinds of block share: the skip, projected where the shape changes, and the sum."""
+    """The part that both kinds of block share: the skip, projected where the shape changes, and the sum."""
 
     def __init__(self, flavour: Flavour, inputs: int, outputs: int, stride: int, drop: float):
         has_projection = stride > 1 or inputs != outputs
@@ -111,7 +111,7 @@ class _Residual(nnx.Module):
     def join(
         self, x: Float[Array, "b h w c"], y: Float[Array, "b h2 w2 d"], mode: BatchNormMode, key: jax.Array | None
     ) -> Float[Array, "b h2 w2 d"]:
-        """Input and branch to output."""
+        """Add the branch to the input."""
         if self.has_pool:
             x = average_pool(x, ceil=True)
         if self.conv_skip is not None and self.norm_skip is not None:
@@ -165,7 +165,7 @@ def network(
     options: Options,
     shape: Shape = PLAIN,
 ) -> Encoder:
-    """Lays out the groups `stem`, `stage1/block1`, ... of a residual network with `depths` blocks per stage."""
+    """Return the groups `stem`, `stage1/block1`, ... of a residual network with `depths` blocks per stage."""
     make: Callable[[], nnx.Module] = functools.partial(Stem, flavour, options.channels)
     groups = [LayerGroup("stem", make, STEM_FEATURES, 4, intermediate=(STEM_FEATURES, 2))]
     features, reduction = STEM_FEATURES, 4

@@ -1,4 +1,4 @@
-"""Swin transformers (Liu et al., arXiv 2103.14030) of any image size, after torchvision's treatment of borders."""
+"""Swin transformers (Liu et al., arXiv 2103.14030) of any image size, with borders as in torchvision."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from dapt_jax.parameters import BatchNormMode
 WINDOW = 7
 _EPS = 1e-5
 _APART = -100.0
-"""Added to the score of two patches that a shifted window holds though they are no neighbours."""
+"""Attention mask of two patches in one shifted window that are not neighbours in the image."""
 
 
 class Stem(nnx.Module):
@@ -35,7 +35,7 @@ class Stem(nnx.Module):
 
 
 class Merge(nnx.Module):
-    """Joins 2x2 patches to one: layer norm of the four together, and a dense layer to half of that."""
+    """Patch merging: layer norm of 2x2 patches together, and a dense layer to half of their channels."""
 
     def __init__(self, features: int):
         self.norm = LayerNorm(4 * features, eps=_EPS)
@@ -51,7 +51,7 @@ class Merge(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention within windows, shifted or not, and two dense layers, each behind a layer norm and added to its input."""
+    """Pre-norm block: attention within windows, shifted or not, and an MLP, each added to its input."""
 
     def __init__(self, features: int, heads: int, shift: int, options: Options, drop: float):
         self.norm1 = LayerNorm(features, eps=_EPS)
@@ -92,14 +92,14 @@ class Block(nnx.Module):
 
 @functools.cache
 def relative_index(window: int) -> np.ndarray:
-    """Row of the table of relative positions for every pair of patches of a window, (window^2, window^2)."""
+    """Return the row of the table of relative positions for pairs of a window, (window^2, window^2)."""
     rows, columns = (each.ravel() for each in np.indices((window, window)))
     return (rows[:, None] - rows + window - 1) * (2 * window - 1) + columns[:, None] - columns + window - 1
 
 
 @functools.cache
 def _apart(counts: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
-    """What is added to the scores in every window of a shifted image, (windows, window^2, window^2)."""
+    """Return the attention mask of every window of a shifted image, (windows, window^2, window^2)."""
     regions = [
         np.repeat([0, 1, 2], [(count - 1) * WINDOW, WINDOW - by, by]) if by else np.zeros(count * WINDOW, int)
         for count, by in zip(counts, shift, strict=True)

@@ -1,4 +1,4 @@
-"""The contracting path of the U-Net (Ronneberger et al., arXiv 1505.04597), with batch norm and padded convolutions."""
+"""The contracting path of the U-Net (Ronneberger et al., arXiv 1505.04597), padded, with batch norm."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al., arXiv 2010.11929) of any grid, with the variants of self-supervision.
+"""Vision transformers (Dosovitskiy et al., arXiv 2010.11929) of any grid, and self-supervised variants.
 
 | | positions | registers | layer scale | layer norm epsilon |
 |---|---|---|---|---|
@@ -6,9 +6,9 @@
 | DINOv2 (arXiv 2304.07193, registers 2309.16588) | learnt | 0 or 4 | yes | 1e-6 |
 | DINOv3 (arXiv 2508.10104) | rotary | 4 | yes | 1e-5 |
 
-Groups: `stem`, `block1` to the last, `top`. Between groups the activation is tokens (b, n, c): the class token, registers,
-and the patches of a square image row by row. Learnt positions are those of the pretrained grid; for an image of another
-size they are resampled while the network runs, so parameters keep their shapes.
+Groups: `stem`, `block1` to the last, `top`. Between groups the activation is tokens (b, n, c): the class
+token, registers, and the patches of a square image row by row. Learnt positions are those of the pretrained
+grid; for an image of another size they are resampled while the network runs, so parameters keep their shapes.
 """
 
 import functools
@@ -32,16 +32,16 @@ from dapt_jax.parameters import BatchNormMode
 
 
 class Variant(NamedTuple):
-    """What sets one family of pretrained transformers apart from another.
+    """How one family of pretrained transformers differs from another.
 
     Attributes:
-        patch: side of a patch in pixels.
-        image_size: side in pixels of the images that learnt positions are for.
-        registers: tokens beside the class token that no patch belongs to.
-        has_scale: whether residual branches are scaled by channel.
-        is_rotary: whether positions turn queries and keys instead of being learnt.
-        eps: of layer norm.
-        preprocess: what the weights expect of an image.
+        patch: Side of a patch in pixels.
+        image_size: Side in pixels of the images that learnt positions are for.
+        registers: Number of tokens beside the class token that belong to no patch.
+        has_scale: Whether residual branches are scaled by channel.
+        is_rotary: Whether positions rotate queries and keys instead of being learnt.
+        eps: Epsilon of layer norm.
+        preprocess: What the weights expect of an image.
     """
 
     patch: int = 16
@@ -106,13 +106,13 @@ class Stem(nnx.Module):
 
 
 def resampled(position: Float[Array, "1 n c"], side: int) -> Float[Array, "1 m c"]:
-    """Positions of the class token and a square grid for another grid: bicubic, smoothed where it shrinks.
+    """Resample the positions of a square grid to another grid: bicubic, with antialiasing where it shrinks.
 
-    As timm and DINOv2 with registers do it; the class token's stays.
+    As timm and DINOv2 with registers do it; the class token keeps its own.
 
     Args:
-        position: class token first, then the grid row by row.
-        side: of the new grid.
+        position: Positions, the class token's first, then the grid's row by row.
+        side: Side of the new grid.
     """
     old = round((position.shape[1] - 1) ** 0.5)
     if old == side:
@@ -123,13 +123,16 @@ def resampled(position: Float[Array, "1 n c"], side: int) -> Float[Array, "1 m c
 
 
 def rotation(side: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine (side squared, size) of a square grid's positions: half of the angles tell rows, half columns.
+    """Return cosine and sine (side squared, size) of a square grid's positions.
 
-    Positions run from -1 to 1 over the image whatever the grid (Siméoni et al., arXiv 2508.10104, section 3.2).
+    Half of the angles are those of rows, half those of columns.
+
+    Positions run from -1 to 1 over the image whatever the grid (Siméoni et al., arXiv 2508.10104, section
+    3.2).
 
     Args:
-        side: of the grid.
-        size: of a head.
+        side: Side of the grid.
+        size: Channels of a head.
     """
     centres = 2 * (np.arange(side, dtype=np.float32) + 0.5) / side - 1
     periods = ROTARY_BASE ** (np.arange(size // 4, dtype=np.float32) / (size // 4))
@@ -140,7 +143,7 @@ def rotation(side: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Block(nnx.Module):
-    """Attention and two dense layers, each behind a layer norm and added to its input."""
+    """Pre-norm block: attention and an MLP, each after a layer norm and added to its input."""
 
     def __init__(self, variant: Variant, size: Size, options: Options, drop: float):
         features = size.features
@@ -179,18 +182,18 @@ class Top(nnx.Module):
 
 
 def grid_side(x: Float[Array, "b n c"], extra: int) -> int:
-    """Side of the grid of patches among tokens, `extra` of which belong to none."""
+    """Return the side of the grid of patches among tokens, `extra` of which belong to no patch."""
     return round((x.shape[1] - extra) ** 0.5)
 
 
 def as_map(extra: int, x: Float[Array, "b n c"]) -> Float[Array, "b h w c"]:
-    """The patches among tokens as a map."""
+    """Return the patches among tokens as a map."""
     side = grid_side(x, extra)
     return x[:, extra:].reshape(x.shape[0], side, side, x.shape[2])
 
 
 def network(name: str, size: Size, variant: Variant, options: Options) -> Encoder:
-    """A transformer; its levels are the outputs of four blocks at equal distances, the last one's among them."""
+    """Return a transformer; its pyramid levels are four blocks at equal distances, the last among them."""
     reduction = variant.patch
     make: Callable[[], nnx.Module] = functools.partial(Stem, variant, size.features, options.channels, options.dropout)
     is_stochastic = options.dropout > 0

@@ -1,11 +1,11 @@
 """What the models' parameters are called elsewhere: one file per family, over the shared code of `scheme`.
 
-A module of this folder with a dict `SCHEMES` (model to schemes) is such a file, because it is here. A model without any has
-our own names alone.
+A module of this folder with a dict `SCHEMES` (model to schemes) is such a file, because it is here. A model
+without any has our own names alone.
 
-A *scheme* names the parameters of one family of files. It maps a module of ours (`stage1/block1/conv1`) to the name of
-its counterpart; the endings (`kernel` to `weight`) and layouts follow from the framework. Tables are therefore computed
-from an encoder's own parameter paths and cannot miss one.
+A *scheme* names the parameters of one family of files. It maps a module of ours (`stage1/block1/conv1`) to
+the name of its counterpart; the endings (`kernel` to `weight`) and layouts follow from the framework. Tables
+are therefore computed from an encoder's own parameter paths and cannot miss one.
 """
 
 import importlib

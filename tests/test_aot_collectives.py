@@ -21,8 +21,8 @@ PROGRAMS = """
     import jax, jax.numpy as jnp
     from jax import lax
     from jax.sharding import AxisType, PartitionSpec as P
-    from dapt_jax.cost import collectives
-    from dapt_jax.cost.hlo import Program
+    from dapt_jax.aot import collectives
+    from dapt_jax.aot.hlo import Program
 
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 
