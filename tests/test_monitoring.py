@@ -236,6 +236,7 @@ def test_writers_have_the_methods_of_clu_s_metric_writer():
 
 def test_clu_s_own_writer_can_be_plugged_in(tmp_path):
     tensorflow = pytest.importorskip("tensorflow")
+    pytest.importorskip("tensorboard")  # which clu imports, too
     from clu import metric_writers
 
     teller = Heartbeat(

@@ -26,11 +26,12 @@ SMALLEST_BASE = 1e-7
 class ClassificationLoss:
     """A loss over the logits of classes, registered by being defined.
 
-    With `multi_label`, or with one output for two classes, each logit has a sigmoid and labels are 0 or 1. Labels that are
-    missing (NaN) or uncertain (-1, unless `sample_targets` has replaced them) take no part. Else the logits have one
-    softmax and labels are class numbers.
+    With `multi_label`, or with one output for two classes, each logit has a sigmoid and labels are 0 or 1.
+    Labels that are missing (NaN) or uncertain (-1, unless `sample_targets` has replaced them) take no part.
+    Else the logits have one softmax and labels are class numbers.
 
-    A subclass defines `sigmoid_loss`, `softmax_log_likelihood` or both; targets, smoothing, masks and weights are here:
+    A subclass defines `sigmoid_loss`, `softmax_log_likelihood` or both; targets, smoothing, masks and weights
+    are here:
 
         >>> @dataclasses.dataclass(frozen=True)
         ... class Brier(ClassificationLoss, name="brier"):
@@ -43,8 +44,10 @@ class ClassificationLoss:
     Attributes:
         outputs: Number of logits.
         multi_label: Whether an image may have several labels, or none.
-        uncertain: Bounds between which the target of a label of -1 is drawn; None where there is no such label.
-        label_smoothing: Share of the target that is spread evenly over the classes (Szegedy et al., arXiv 1512.00567).
+        uncertain: Bounds between which the target of a label of -1 is drawn; None where there is no such
+            label.
+        label_smoothing: Share of the target that is spread evenly over the classes (Szegedy et al., arXiv
+            1512.00567).
     """
 
     name: ClassVar[str] = ""
@@ -206,8 +209,8 @@ def make(
         uncertain: Bounds between which the targets of uncertain labels are drawn.
 
     Raises:
-        UserError: There is no such loss or parameter, a value is outside its range, or the loss does not go with the
-            classes.
+        UserError: There is no such loss or parameter, a value is outside its range, or the loss does not go
+            with the classes.
     """
     check_name(LOSSES, name, (AUTO,))
     if name == AUTO:

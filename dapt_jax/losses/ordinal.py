@@ -14,8 +14,8 @@ from dapt_jax.losses.cross_entropy import BinaryCrossEntropy
 class OrdinalLoss(BinaryCrossEntropy, name="ordinal"):
     """Cross-entropies of the sigmoids that tell whether a grade is above each threshold.
 
-    Logit k says whether the class number is above k (Niu et al., CVPR 2016; Cao et al., arXiv 1901.07884, who share the
-    weights of the outputs).
+    Logit k says whether the class number is above k (Niu et al., CVPR 2016; Cao et al., arXiv 1901.07884, who
+    share the weights of the outputs).
     """
 
     def check_labels(self) -> None:

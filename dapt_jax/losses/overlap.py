@@ -18,8 +18,8 @@ class Dice(SegmentationLoss, name="dice"):
 
     Attributes:
         batchwise: Whether the pixels of a batch are taken together instead of image by image.
-        smoothing_constant: Added to twice the overlap above and below, so that a class that is neither in the mask nor
-            predicted costs nothing.
+        smoothing_constant: Added to twice the overlap above and below, so that a class that is neither in the
+            mask nor predicted costs nothing.
     """
 
     with_cross_entropy: ClassVar[bool] = False

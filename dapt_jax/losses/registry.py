@@ -72,7 +72,8 @@ def of_loss(losses: Mapping[str, type], name: str, params: Mapping[str, Any]) ->
         params: Values of parameters of any of its losses.
 
     Raises:
-        UserError: A parameter is unknown, outside its range, or changed from its default although the loss lacks it.
+        UserError: A parameter is unknown, outside its range, or changed from its default although the loss
+            lacks it.
     """
     known, own = parameters(losses), own_parameters(losses[name])
     for key, value in params.items():

@@ -19,8 +19,9 @@ SEGMENTATION_LOSSES: dict[str, "type[SegmentationLoss]"] = {}
 class SegmentationLoss:
     """A loss over the logits of pixels; a subclass says what an image costs, and is registered by being defined.
 
-    With one output a sigmoid tells the one class from the background. With `multi_label` each output has a sigmoid and
-    stands for a class, bit by bit of the mask. Else the outputs, the background's first, have one softmax.
+    With one output a sigmoid tells the one class from the background. With `multi_label` each output has a
+    sigmoid and stands for a class, bit by bit of the mask. Else the outputs, the background's first, have one
+    softmax.
 
     Attributes:
         outputs: Number of logits of a pixel.

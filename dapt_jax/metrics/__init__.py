@@ -1,7 +1,7 @@
 """Metrics of predictions; undefined scores are NaN, and which classes and how many examples they cover is said.
 
-A metric is one function under `@metric(...)`, which declares its title, direction, range and chance level: settings, tables
-and figures read them from `METRICS`. Needs no JAX.
+A metric is one function under `@metric(...)`, which declares its title, direction, range and chance level:
+settings, tables and figures read them from `METRICS`. Needs no JAX.
 """
 
 from dapt_jax.metrics.classification import Predictions, calibration_error, classification

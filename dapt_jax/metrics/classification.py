@@ -27,22 +27,25 @@ def classification(
         probabilities: One row per example.
         classes: Names of the columns.
         ordinal: Whether the class numbers are an order.
-        seen: Which classes the predictions were trained on; None for all. Scores of single classes, and their means,
-            leave out a class that a head never saw: what it predicts of it is chance.
+        seen: Which classes the predictions were trained on; None for all. Scores of single classes, and their
+            means, leave out a class that a head never saw: what it predicts of it is chance.
 
     Returns:
-        First `auc`, one class against the rest, its mean over the classes that have both positives and negatives, which
-        it names, and `auc/<class>`; then `ap`, average precision, over the classes that have positives, and `ap/<class>`.
+        First `auc`, one class against the rest, its mean over the classes that have both positives and
+        negatives, which it names, and `auc/<class>`; then `ap`, average precision, over the classes that have
+        positives, and `ap/<class>`.
 
-        Of tasks with one class per image, by the class of the highest probability: `balanced_accuracy` (mean recall over
-        the classes present), `accuracy`, `f1` (mean over the classes that are present or predicted), `mcc` (Matthews'
-        correlation, of several classes as in Gorodkin, 2004; 0 where truth or prediction is one class alone), `kappa`
-        (Cohen, 1960) and, of ordinal tasks, `kappa_quadratic` (weighted by the squared distance of the classes; Cohen,
-        1968), both undefined where truth and prediction are the same one class; `ece` (15 bins of equal width over
-        the probability of the predicted class: Guo et al., arXiv 1706.04599).
+        Of tasks with one class per image, by the class of the highest probability: `balanced_accuracy` (mean
+        recall over the classes present), `accuracy`, `f1` (mean over the classes that are present or
+        predicted), `mcc` (Matthews' correlation, of several classes as in Gorodkin, 2004; 0 where truth or
+        prediction is one class alone), `kappa` (Cohen, 1960) and, of ordinal tasks, `kappa_quadratic`
+        (weighted by the squared distance of the classes; Cohen, 1968), both undefined where truth and
+        prediction are the same one class; `ece` (15 bins of equal width over the probability of the predicted
+        class: Guo et al., arXiv 1706.04599).
 
-        Of multi-label tasks, a class being predicted above a probability of 0.5: `f1` (mean over the classes that are
-        present or predicted) and `accuracy` (mean over the classes that have labels; MedMNIST's, arXiv 2110.14795).
+        Of multi-label tasks, a class being predicted above a probability of 0.5: `f1` (mean over the classes
+        that are present or predicted) and `accuracy` (mean over the classes that have labels; MedMNIST's,
+        arXiv 2110.14795).
 
         Classes that are not named in a score do not count in it; a score that covers none is NaN.
     """

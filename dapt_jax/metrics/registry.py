@@ -55,7 +55,8 @@ def metric(
     Args:
         name: See `Metric`, as are the others.
         title: See `Metric`.
-        kinds: The kinds of predictions that have it: `SINGLE_LABEL`, `MULTI_LABEL`, `ORDINAL`, `MASKS` or `SURFACES`.
+        kinds: The kinds of predictions that have it: `SINGLE_LABEL`, `MULTI_LABEL`, `ORDINAL`, `MASKS` or
+            `SURFACES`.
         higher_is_better: See `Metric`.
         low: See `Metric`.
         high: See `Metric`.

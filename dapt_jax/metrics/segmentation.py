@@ -90,7 +90,8 @@ class Segmentation:
 
         Args:
             metric: Name of the metric.
-            function: From the pixels of the intersection, of the truth and of the prediction, each by class, to values.
+            function: From the pixels of the intersection, of the truth and of the prediction, each by class,
+                to values.
         """
         counts = np.concatenate(self._images)[..., :3]
         n = len(counts)
@@ -157,20 +158,23 @@ def segmentation(
         predicted: Predicted masks of the same images.
         segments: Names of the values of a mask, the background, which is not scored, first.
         overlapping: Whether masks are bit fields, bit k for `segments[k + 1]`.
-        spacing: Height and width of a pixel in mm, of all images or of each; without it distances are in pixels.
+        spacing: Height and width of a pixel in mm, of all images or of each; without it distances are in
+            pixels.
 
     Returns:
         `dice` and `iou`: mean over images; an image without the segment in either mask counts as 1.
 
-        `dice_pooled` and `iou_pooled`: of the pixels of all images taken as one; 1 where no image has the segment in either.
+        `dice_pooled` and `iou_pooled`: of the pixels of all images taken as one; 1 where no image has the
+        segment in either.
 
-        `hd95` and `assd`, mean over images: between the surfaces of both masks, which are the pixels that have a
-        4-neighbour outside or lie at the image's border, the greater of the two directed 95th percentiles of distances
-        (Hausdorff-95) and the mean over the pixels of both surfaces (average symmetric surface distance). As MONAI has
-        them; medpy takes the percentile of both directions' distances together, and the mean of the two directed means.
-        An image in which either mask lacks the segment has no distance and is left out: `n` is the number of
-        images that are covered, and a score that covers none is NaN. Of a mean over segments, `n` is the number of
-        images that count for any, and `classes` names the segments.
+        `hd95` and `assd`, mean over images: between the surfaces of both masks, which are the pixels that
+        have a 4-neighbour outside or lie at the image's border, the greater of the two directed 95th
+        percentiles of distances (Hausdorff-95) and the mean over the pixels of both surfaces (average
+        symmetric surface distance). As MONAI has them; medpy takes the percentile of both directions'
+        distances together, and the mean of the two directed means. An image in which either mask lacks the
+        segment has no distance and is left out: `n` is the number of images that are covered, and a score
+        that covers none is NaN. Of a mean over segments, `n` is the number of images that count for any, and
+        `classes` names the segments.
 
     Raises:
         UserError: The masks differ in shape, or hold a value that has no name.

@@ -23,7 +23,7 @@ class Epoch:
         phase: Phase as in the ledger, with the run's label before the name.
         epoch: Epoch of the run, from 0.
         step: Optimizer steps of the run by the epoch's end.
-        values: loss, lr, images_per_s, and scores of validation rows where there are any.
+        values: Values by name: loss, lr, images_per_s, and scores of validation rows where there are any.
     """
 
     strategy: str
@@ -79,7 +79,7 @@ class MetricWriter(Protocol):
         ...
 
     def close(self) -> None:
-        """Flush, and end."""
+        """End, with nothing held back."""
         ...
 
 
@@ -124,7 +124,7 @@ class ScalarWriter:
         """Hold nothing back."""
 
     def close(self) -> None:
-        """Flush, and end."""
+        """End, with nothing held back."""
         self.flush()
 
     def _warn(self, what: str, *given: Any) -> None:
@@ -140,7 +140,8 @@ class PerRun:
 
         Args:
             open_writer: Function from the first epoch of a run to its writer.
-            per_arm: Whether the runs of an arm share a writer; the names of their scalars then have `Epoch.prefix`.
+            per_arm: Whether the runs of an arm share a writer; the names of their scalars then have
+                `Epoch.prefix`.
         """
         self._open_writer, self._per_arm = open_writer, per_arm
         self._arm, self._writers = "", dict[str, MetricWriter]()

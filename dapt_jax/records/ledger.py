@@ -27,10 +27,10 @@ _CURVE = {
 class Row:
     """The cost of one phase of one arm.
 
-    An arm whose frozen prefix another arm of the study had already computed did not pay for it. `model_flops`,
-    `hardware_flops` and the seconds hold what was run for this row; `reused_flops` and `reused_s` hold what this row
-    would have run besides, had it been alone. So a study's bill is the sum of the former, and the *standalone* cost of
-    an arm, by which strategies are compared, is the sum of both.
+    An arm whose frozen prefix another arm of the study had already computed did not pay for it.
+    `model_flops`, `hardware_flops` and the seconds hold what was run for this row; `reused_flops` and
+    `reused_s` hold what this row would have run besides, had it been alone. So a study's bill is the sum of
+    the former, and the *standalone* cost of an arm, by which strategies are compared, is the sum of both.
 
     Attributes:
         strategy: Name of the strategy.
@@ -52,15 +52,19 @@ class Row:
         device: Kind of device.
         devices: Number of devices.
         energy_kwh: Energy in kWh.
-        energy_source: Where the energy comes from: "rapl", "nvml", "green-algorithms", or several joined by "+".
+        energy_source: Where the energy comes from: "rapl", "nvml", "green-algorithms", or several joined by
+            "+".
         trainable_params: Parameters that the phase trains.
         total_params: Parameters of the model.
-        cached: What became of cached activations: "off", "filled" (this row computed the prefix and stored it) or "reused".
+        cached: What became of cached activations: "off", "filled" (this row computed the prefix and stored
+            it) or "reused".
         reused_flops: Model FLOPs that another arm had already run for this row.
         reused_s: Seconds that another arm had already spent for this row.
-        peak_flops: FLOP/s that all devices together could do in the type of the activations; 0 where it is not known.
+        peak_flops: FLOP/s that all devices together could do in the type of the activations; 0 where it is
+            not known.
         curve: Values by epoch: `{"epoch": int, "loss": float, "val_loss": float, "lr": float}`; of the stage
-            "score" `{"epoch": int, "share": float, "scores": {...}, "higher_is_better": {...}}`, both by name of a score.
+            "score" `{"epoch": int, "share": float, "scores": {...}, "higher_is_better": {...}}`, both by name
+            of a score.
     """
 
     strategy: str
@@ -133,8 +137,9 @@ class Row:
 class Ledger:
     """Rows in a file, or in memory without one, one per (strategy, seed, stage, phase).
 
-    A row that is put again replaces the old one, and the file changes in one atomic step: a phase that is run again
-    after a kill is not counted twice, and a kill while writing loses nothing. With several processes, one writes.
+    A row that is put again replaces the old one, and the file changes in one atomic step: a phase that is run
+    again after a kill is not counted twice, and a kill while writing loses nothing. With several processes,
+    one writes.
     """
 
     def __init__(self, path: Path | None = None) -> None:

@@ -25,9 +25,9 @@ class SegmentationSamples:
         names: Names of the images' files.
         segments: Names of the masks' values, the background first.
         overlapping: Whether masks are bit fields.
-        images: uint8 [k, h, w, 3].
-        truth: uint8 [k, h, w].
-        predicted: uint8 [k, h, w].
+        images: Images, uint8 [k, h, w, 3].
+        truth: True masks, uint8 [k, h, w].
+        predicted: Predicted masks, uint8 [k, h, w].
     """
 
     task: str

@@ -1,7 +1,8 @@
 """Predictions of single images, for what a report can only tell from them.
 
-`WORKDIR/predictions/STRATEGY-seedN/TASK-SPLIT.npz` holds `label` ([n] class numbers, or [n, classes] of 0, 1 and NaN),
-`group` (str [n], the patient), `image` (str [n]) and, for each protocol, `probability/PROTOCOL` (float [n, classes]).
+`WORKDIR/predictions/STRATEGY-seedN/TASK-SPLIT.npz` holds `label` ([n] class numbers, or [n, classes] of 0, 1
+and NaN), `group` (str [n], the patient), `image` (str [n]) and, for each protocol, `probability/PROTOCOL`
+(float [n, classes]).
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Predictions:
     def auc(self, rows: np.ndarray) -> float:
         """Return the mean one-versus-rest AUC of some rows.
 
-        It is the mean over the classes that have both positives and negatives among the rows; NaN where none has.
+        It is the mean over the classes that have both positives and negatives among the rows; NaN where none
+        has.
         """
         targets, probabilities = self.targets[rows], self.probabilities[rows]
         known = ~np.isnan(targets)

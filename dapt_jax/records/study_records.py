@@ -61,7 +61,8 @@ class Cost:
         seconds: Seconds run by kind (`KINDS`, and "other").
         reused_s: Seconds that another arm had already spent.
         kwh: Energy, the reused part charged in proportion to its seconds.
-        trainable: Number of parameters that the last adaptation phase trains; 0 for an arm that is not adapted.
+        trainable: Number of parameters that the last adaptation phase trains; 0 for an arm that is not
+            adapted.
     """
 
     flops: dict[str, int]
@@ -108,7 +109,8 @@ class Records:
         config: The settings in config.json.
         results: The lines of results.jsonl.
         rows: The rows of ledger.jsonl.
-        leaks: leaks.json: by task and split, which of its images or patients were seen elsewhere.
+        leaks: The content of leaks.json: by task and split, which of its images or patients were seen
+            elsewhere.
     """
 
     def __init__(
@@ -131,7 +133,8 @@ class Records:
         """Read a study's folder. Results and ledger may be missing (a study that has not begun).
 
         Raises:
-            UserError: There is no config.json, a file is damaged, or a value is not of its type; names file and line.
+            UserError: There is no config.json, a file is damaged, or a value is not of its type; names file
+                and line.
         """
         path = Path(workdir) / "config.json"
         if not path.exists():
@@ -182,41 +185,41 @@ class Records:
         return float(self._report().get("margin", MARGIN))
 
     def metric(self, task: str) -> str:
-        """The primary metric: the configuration's, else AUC, else the first that a task has."""
+        """Return the primary metric: the configuration's, else AUC, else the first that a task has."""
         found = self._named("metric", task=task)
         wanted = self._report().get("metric", "auc")
         return wanted if wanted in found or not found else found[0]
 
     def protocol(self, task: str) -> str | None:
-        """The primary protocol: the configuration's, else the first that a task has."""
+        """Return the primary protocol: the configuration's, else the first that a task has."""
         found = self.protocols(task)
         wanted = self._report().get("protocol")
         return wanted if wanted in found else next(iter(found), None)
 
     def protocols(self, task: str) -> list[str]:
-        """Protocols of a task, those of the baseline aside."""
+        """Return the protocols of a task, those of the baseline aside."""
         of_task = (row for row in self.results if row["task"] == task and row["strategy"] != BASELINE)
         return list(dict.fromkeys(row["protocol"] for row in of_task))
 
     def baselines(self, task: str) -> list[str]:
-        """Protocols of the one-number baselines of a task."""
+        """Return the protocols of the one-feature baselines of a task."""
         return self._named("protocol", task=task, strategy=BASELINE)
 
     def splits(self, task: str) -> list[str]:
-        """Splits of a task, development first."""
+        """Return the splits of a task, development first."""
         found = self._named("split", task=task)
         return [split for split in dict.fromkeys([*SPLITS, *found]) if split in found]
 
     def metrics(self, task: str) -> list[str]:
-        """Metrics of a task; those of single classes (`auc/<class>`) aside."""
+        """Return the metrics of a task; those of single classes (`auc/<class>`) aside."""
         return [name for name in self._named("metric", task=task) if "/" not in name]
 
     def classes(self, task: str, metric: str = "auc") -> list[str]:
-        """Classes that have a score of their own in a metric."""
+        """Return the classes that have a score of their own in a metric."""
         return [n.partition("/")[2] for n in self._named("metric", task=task) if n.startswith(f"{metric}/")]
 
     def metric_by_class(self, task: str) -> str | None:
-        """The primary metric if it comes by class as well, else the first that does; None where none does."""
+        """Return the primary metric if it comes by class as well, else the first that does; None where none does."""
         found = [name.partition("/")[0] for name in self._named("metric", task=task) if "/" in name]
         primary = self.metric(task).partition("/")[0]
         return primary if primary in found else next(iter(found), None)
@@ -236,8 +239,8 @@ class Records:
     def costs(self, strategy: str, task: str | None = None) -> dict[Any, Cost]:
         """Return the standalone cost of each seed of a strategy that has results and ledger rows.
 
-        An arm that has no result yet has not run to its end, so its cost would be too low. A transfer row belongs to
-        the task whose name its phase begins with (`<task>/...`), or to every task.
+        An arm that has no result yet has not run to its end, so its cost would be too low. A transfer row
+        belongs to the task whose name its phase begins with (`<task>/...`), or to every task.
         """
         tasks = set(self.tasks)
         finished = {row["seed"] for row in self.results if row["strategy"] == strategy}
@@ -275,7 +278,8 @@ def _upgraded(path: Path) -> dict[str, Any]:
     """Return the settings in a `config.json` by today's names.
 
     Raises:
-        UserError: It is damaged: a setting's former and present name are both there, one of them as a section.
+        UserError: It is damaged: a setting's former and present name are both there, one of them as a
+            section.
     """
     found = typed.read_object(path)
     try:

@@ -19,9 +19,11 @@ class Claim:
     """A strategy against the reference, with a margin.
 
     Attributes:
-        difference: Difference from the reference, with the interval of 90% that goes with two one-sided tests at 0.05.
-        non_inferiority: p of the test of being worse by less than the margin, adjusted by Holm's method over strategies.
-        equivalence: p of the tests of differing by less than the margin, adjusted likewise.
+        difference: Difference from the reference, with the interval of 90% that goes with two one-sided tests
+            at 0.05.
+        non_inferiority: The p of the test of being worse by less than the margin, adjusted by Holm's method
+            over strategies.
+        equivalence: The p of the tests of differing by less than the margin, adjusted likewise.
         dz: The difference in standard deviations of the paired differences.
         verdict: The verdict: "equivalent", "non-inferior", "inferior", "inconclusive", or `NONE`.
     """

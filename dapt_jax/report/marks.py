@@ -20,7 +20,7 @@ class Marks:
     Attributes:
         best: Names of the best mean as printed; none where fewer than two have a mean.
         not_significantly_worse: Names of those whose test against the best is not significant.
-        p: p of the test against the best, by name; None where it is undefined.
+        p: The p of the test against the best, by name; None where it is undefined.
     """
 
     best: frozenset[str]

@@ -33,12 +33,12 @@ HOW_TO_READ = (
 def build(workdir: Path) -> None:
     """Write report.md, report.html and figures/*.png from what a study left in its folder.
 
-    Reads config.json, results.jsonl, ledger.jsonl, predictions/ and the images in overlays/, nothing else; a study that is
-    not finished gives a report on what there is. The HTML page is one file: pictures inside, no scripts, nothing from the
-    network.
+    Reads config.json, results.jsonl, ledger.jsonl, predictions/ and the images in overlays/, nothing else; a
+    study that is not finished gives a report on what there is. The HTML page is one file: pictures inside, no
+    scripts, nothing from the network.
 
     Raises:
-        UserError: config.json is missing, or one of the files is damaged.
+        UserError: The file config.json is missing, or one of the files is damaged.
     """
     workdir = Path(workdir)
     records = Records.read(workdir)

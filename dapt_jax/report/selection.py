@@ -26,8 +26,8 @@ class Curve:
     Attributes:
         strategy: Strategy of the arm.
         seed: Seed of the arm.
-        points: Points as the ledger has them: `epoch`, `share`, `scores`, `higher_is_better`, and `chosen` where a rule
-            chose.
+        points: Points as the ledger has them: `epoch`, `share`, `scores`, `higher_is_better`, and `chosen`
+            where a rule chose.
     """
 
     strategy: str
@@ -130,7 +130,8 @@ class Agreement:
         pearson: Pearson's correlation, positive where the score predicts.
         kendall: Kendall's tau, likewise.
         weighted: Weighted tau, likewise.
-        selected: Downstream score of the checkpoint with the best transferability score, less that of the best one.
+        selected: Downstream score of the checkpoint with the best transferability score, less that of the
+            best one.
     """
 
     pearson: float

@@ -18,9 +18,9 @@ class Comparison:
     """A comparison of two arms.
 
     Attributes:
-        difference: mean of the first minus mean of the second, and its interval.
+        difference: Mean of the first minus mean of the second, and its interval.
         p: None where it is undefined.
-        test: what was done, in words, its sides named.
+        test: Name of the test, with its sides.
     """
 
     difference: Interval
@@ -45,7 +45,7 @@ class _Estimate:
         return Interval(self.mean, self.mean - half, self.mean + half, self.n)
 
     def p(self, null: float, alternative: Alternative) -> float | None:
-        """Of the hypothesis that the difference is `null`; None without spread to measure against."""
+        """Return the p of the hypothesis that the difference is `null`; None without spread to measure against."""
         if self.error is None or self.error == 0:
             return 1.0 if self.error == 0 and abs(self.mean - null) <= 1e-12 else None
         t = (self.mean - null) / self.error
@@ -103,17 +103,17 @@ def paired_t(
     alternative: Alternative = "two-sided",
     level: float = 0.95,
 ) -> Comparison | None:
-    """Compares two arms over the seeds they share, by Student's paired t-test.
+    """Compare two arms over the seeds they share, by Student's paired t-test.
 
     Args:
-        first: one value per seed.
-        second: the values of the same seeds, in the same order.
+        first: Values of the first arm, one per seed.
+        second: Values of the second arm for the same seeds, in the same order.
         alternative: `greater` where `first` is expected to be the greater.
-        level: coverage of the interval of `first - second`.
+        level: Coverage of the interval of `first - second`.
 
     Returns:
-        None when no seed has both values. p is None with one seed, and where every difference is the same but not
-        zero, which leaves no spread to measure against; p is 1 where all differences are zero.
+        None when no seed has both values. p is None with one seed, and where every difference is the same but
+        not zero, which leaves no spread to measure against; p is 1 where all differences are zero.
     """
     estimate = _paired(first, second)
     return None if estimate is None else _tested(estimate, alternative, level)
@@ -125,13 +125,13 @@ def welch_t(
     alternative: Alternative = "two-sided",
     level: float = 0.95,
 ) -> Comparison | None:
-    """Compares two sets of independent runs by Welch's t-test, which takes no variances for equal (1947).
+    """Compare two sets of independent runs by Welch's t-test, which does not assume equal variances (1947).
 
     Args:
-        first: values.
-        second: values; they need not be as many.
+        first: Values of the first set.
+        second: Values of the second set; they need not be as many.
         alternative: `greater` where `first` is expected to be the greater.
-        level: coverage of the interval of the difference of the means.
+        level: Coverage of the interval of the difference of the means.
 
     Returns:
         None when either has no value. p is None where either has one alone, and where neither has any spread.
@@ -147,14 +147,14 @@ def summary_t(
     alternative: Alternative = "two-sided",
     level: float = 0.95,
 ) -> Comparison:
-    """The same from what a table prints: means, standard deviations and numbers of runs.
+    """Compare two arms by what a table prints: means, standard deviations and numbers of runs.
 
     Args:
-        first: one arm.
-        second: the other.
+        first: Summary of the first arm.
+        second: Summary of the second arm.
         equal_variances: Student's test, with one variance for both, instead of Welch's.
         alternative: `greater` where `first` is expected to be the greater.
-        level: coverage.
+        level: Coverage of the interval.
     """
     return _tested(_unpaired(first, second, equal_variances), alternative, level)
 
@@ -167,18 +167,18 @@ def non_inferiority(
     paired: bool = True,
     level: float = 0.95,
 ) -> Comparison | None:
-    """Tests whether `first` is worse than `second` by less than a margin (non-inferiority).
+    """Test whether `first` is worse than `second` by less than a margin (non-inferiority).
 
     A small p is evidence for that claim; a difference that is not significant is none.
 
     Args:
-        first: one value per seed.
-        second: likewise, of the same seeds where paired.
-        margin: the least difference that would matter, above 0, in the metric's unit.
-        lower_is_better: whether small values are the good ones.
-        paired: by the paired t-test over seeds; else by Welch's.
-        level: 1 minus twice the level of the interval's two one-sided bounds: at 0.95 the interval of `first - second` covers
-            90%, so that it clears the margin exactly where p < 0.05.
+        first: Values of the first arm, one per seed.
+        second: Values of the second arm, of the same seeds where paired.
+        margin: Smallest difference that matters, above 0, in the metric's unit.
+        lower_is_better: Whether small values are the good ones.
+        paired: Whether to test by the paired t-test over seeds; else by Welch's.
+        level: 1 minus twice the level of the interval's two one-sided bounds: at 0.95 the interval of `first
+            - second` covers 90%, so that it clears the margin exactly where p < 0.05.
 
     Returns:
         None when there is nothing to compare. p is None where there is no spread to measure against.
@@ -197,14 +197,15 @@ def equivalence(
     paired: bool = True,
     level: float = 0.95,
 ) -> Comparison | None:
-    """Tests whether two arms differ by less than a margin either way: two one-sided tests (TOST; Schuirmann, 1987).
+    """Test whether two arms differ by less than a margin either way: two one-sided tests (TOST; Schuirmann, 1987).
 
     Args:
-        first: one value per seed.
-        second: likewise, of the same seeds where paired.
-        margin: above 0, in the metric's unit.
-        paired: by paired t-tests over seeds; else by Welch's.
-        level: as in `non_inferiority`: the interval of 90% lies within the margin exactly where p < 0.05.
+        first: Values of the first arm, one per seed.
+        second: Values of the second arm, of the same seeds where paired.
+        margin: Margin above 0, in the metric's unit.
+        paired: Whether to test by paired t-tests over seeds; else by Welch's.
+        level: Level as in `non_inferiority`: the interval of 90% lies within the margin exactly where p <
+            0.05.
 
     Returns:
         As `non_inferiority`; p is the greater of the two.
@@ -218,7 +219,7 @@ def equivalence(
 
 
 def cohens_d(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
-    """Difference of the means in pooled standard deviations (Cohen, 1988); None without spread."""
+    """Return the difference of the means in pooled standard deviations (Cohen, 1988); None without spread."""
     a, b = Summary.of(first), Summary.of(second)
     if a is None or b is None or min(a.n, b.n) < 2:
         return None
@@ -227,7 +228,7 @@ def cohens_d(first: Sequence[float | None], second: Sequence[float | None]) -> f
 
 
 def hedges_g(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
-    """Cohen's d without its upward bias in small samples, by the exact factor (Hedges, 1981)."""
+    """Return Cohen's d without its upward bias in small samples, by the exact factor (Hedges, 1981)."""
     d = cohens_d(first, second)
     if d is None:
         return None
@@ -237,7 +238,7 @@ def hedges_g(first: Sequence[float | None], second: Sequence[float | None]) -> f
 
 
 def paired_dz(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
-    """Mean of the paired differences in their own standard deviations (Cohen's d_z); None without spread."""
+    """Return the mean of the paired differences in their own standard deviations (Cohen's d_z); None without spread."""
     estimate = _paired(first, second)
     if estimate is None or not estimate.error:
         return None
@@ -245,10 +246,10 @@ def paired_dz(first: Sequence[float | None], second: Sequence[float | None]) -> 
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjusts p-values for the number of comparisons by Holm's step-down method (1979).
+    """Adjust p-values for the number of comparisons by Holm's step-down method (1979).
 
     Args:
-        p_values: None for comparisons without a p-value; they do not count as comparisons.
+        p_values: The p-values; None for comparisons without a p-value; they do not count as comparisons.
 
     Returns:
         Adjusted values in the order given.

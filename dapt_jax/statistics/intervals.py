@@ -30,9 +30,9 @@ class Summary:
     """What a table prints of several runs.
 
     Attributes:
-        mean: of the values.
-        sd: their standard deviation, divisor n - 1; NaN of one value.
-        n: how many there are.
+        mean: Mean of the values.
+        sd: Their standard deviation, divisor n - 1; NaN of one value.
+        n: Number of values.
     """
 
     mean: float
@@ -41,7 +41,7 @@ class Summary:
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> "Summary | None":
-        """Of values, None and NaN left out; None where no value is defined."""
+        """Return the summary of values, None and NaN left out; None where no value is defined."""
         known = defined(values)
         if not known:
             return None
@@ -50,11 +50,11 @@ class Summary:
 
 
 def mean_interval(values: Sequence[float | None], level: float = 0.95) -> Interval | None:
-    """Returns the mean and Student's t interval of independent runs.
+    """Return the mean and Student's t interval of independent runs.
 
     Args:
-        values: one value per run; None and NaN (undefined) are left out.
-        level: coverage.
+        values: Values, one per run; None and NaN (undefined) are left out.
+        level: Coverage of the interval.
 
     Returns:
         None when no value is defined; no bounds when there is only one.
@@ -69,15 +69,16 @@ def mean_interval(values: Sequence[float | None], level: float = 0.95) -> Interv
 def bootstrap_interval(
     values: Sequence[float | None], level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval | None:
-    """Returns the mean and its bootstrap interval, bias-corrected and accelerated (BCa; Efron, 1987).
+    """Return the mean and its bootstrap interval, bias-corrected and accelerated (BCa; Efron, 1987).
 
-    For values far from normal. With fewer than about ten it is too narrow; `mean_interval` is the better choice for seeds.
+    For values far from normal. With fewer than about ten it is too narrow; `mean_interval` is the better
+    choice for seeds.
 
     Args:
-        values: independent values; None and NaN are left out.
-        level: coverage.
-        resamples: draws with replacement.
-        seed: of the draws, so that a report does not change when it is built again.
+        values: Independent values; None and NaN are left out.
+        level: Coverage of the interval.
+        resamples: Number of draws with replacement.
+        seed: Seed of the draws, so that a report does not change when it is built again.
     """
     known = np.asarray(defined(values))
     if not known.size:
@@ -106,21 +107,22 @@ def patient_draws(
 ) -> np.ndarray:
     """Bootstrap over the patients of one run: patients are drawn with replacement, each with all of its images.
 
-    Drawing images instead would take those of one patient for independent, and give intervals that are too narrow
-    (cluster bootstrap; Field and Welsh, 2007). Networks measured on the same groups, in the same order, with the same seed are
-    measured on the same draws, so that their differences are paired.
+    Drawing images instead would take those of one patient for independent, and give intervals that are too
+    narrow (cluster bootstrap; Field and Welsh, 2007). Networks measured on the same groups, in the same
+    order, with the same seed are measured on the same draws, so that their differences are paired.
 
     Args:
-        measure: a score of the images at some rows, int64 [m]; a row can come several times. NaN where it is undefined.
-        groups: the patient of each image, [n].
-        resamples: draws.
-        seed: of the draws.
+        measure: Function that returns a score of the images at some rows, int64 [m]; a row can come several
+            times. NaN where it is undefined.
+        groups: The patient of each image, [n].
+        resamples: Number of draws.
+        seed: Seed of the draws.
 
     Returns:
         The score of each draw, float64 [resamples].
 
     Raises:
-        UserError: there is no image.
+        UserError: There is no image.
     """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     if not len(names):
@@ -132,17 +134,17 @@ def patient_draws(
 
 
 def patient_interval(value: float, draws: np.ndarray, patients: int, level: float = 0.95) -> Interval:
-    """A score with the percentile interval of its draws of patients.
+    """Return a score with the percentile interval of its draws of patients.
 
     Args:
-        value: the score of all images, or the difference of two networks' scores.
-        draws: see `patient_draws`; of a difference, the difference of the draws.
-        patients: how many there are.
-        level: coverage.
+        value: The score of all images, or the difference of two networks' scores.
+        draws: Draws, see `patient_draws`; of a difference, the difference of the draws.
+        patients: Number of patients.
+        level: Coverage of the interval.
 
     Returns:
-        `n` counts patients. Draws with an undefined score (such as the AUC of draws without positives) are left out; no
-        bounds where more than half are, or where there is one patient.
+        `n` counts patients. Draws with an undefined score (such as the AUC of draws without positives) are
+        left out; no bounds where more than half are, or where there is one patient.
     """
     known = draws[np.isfinite(draws)]
     if patients < 2 or 2 * len(known) <= len(draws):
@@ -152,5 +154,5 @@ def patient_interval(value: float, draws: np.ndarray, patients: int, level: floa
 
 
 def defined(values: Sequence[float | None]) -> list[float]:
-    """The values that are neither None nor NaN nor infinite."""
+    """Return the values that are neither None nor NaN nor infinite."""
     return [float(value) for value in values if value is not None and math.isfinite(value)]

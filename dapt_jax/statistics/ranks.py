@@ -13,10 +13,12 @@ class Ranks:
     """Strategies ranked over tasks (Demsar, JMLR 7, 2006).
 
     Attributes:
-        by_task: rank 1 is the best, ties share the mean of their ranks, float64 [tasks, strategies].
-        mean: of each strategy over tasks, float64 [strategies].
-        p: of Friedman's test that all are alike; None with fewer than three strategies or where all are tied everywhere.
-        critical_difference: of two mean ranks by Nemenyi's test: those closer than it are not told apart.
+        by_task: Ranks by task: rank 1 is the best, ties share the mean of their ranks, float64 [tasks,
+            strategies].
+        mean: Mean rank of each strategy over tasks, float64 [strategies].
+        p: The p of Friedman's test that all are equal; None with fewer than three strategies or where all are
+            tied everywhere.
+        critical_difference: Critical difference of two mean ranks by Nemenyi's test.
     """
 
     by_task: np.ndarray
@@ -26,12 +28,12 @@ class Ranks:
 
 
 def ranks(scores: np.ndarray, lower_is_better: bool = False, level: float = 0.05) -> Ranks:
-    """Ranks strategies over tasks.
+    """Rank strategies over tasks.
 
     Args:
-        scores: one row per task, two or more strategies, no NaN, float [tasks, strategies].
-        lower_is_better: whether small scores are the good ones.
-        level: of Nemenyi's test.
+        scores: Scores, one row per task, two or more strategies, no NaN, float [tasks, strategies].
+        lower_is_better: Whether small scores are the good ones.
+        level: Level of Nemenyi's test.
     """
     tasks, strategies = scores.shape
     by_task = stats.rankdata(scores if lower_is_better else -scores, axis=1)
@@ -44,7 +46,7 @@ def ranks(scores: np.ndarray, lower_is_better: bool = False, level: float = 0.05
 
 
 def pareto(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
-    """Returns the indices that nothing beats on both axes (lower cost, higher score), by rising cost."""
+    """Return the indices that nothing beats on both axes (lower cost, higher score), by rising cost."""
     front: list[int] = []
     for index in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
         if not front or scores[index] > scores[front[-1]]:

@@ -12,11 +12,11 @@ from dapt_jax.statistics.intervals import Interval
 
 
 def auc(positive: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve, ties counted half; NaN without positives or without negatives.
+    """Return the area under the ROC curve, ties counted half; NaN without positives or without negatives.
 
     Args:
-        positive: bool [n].
-        scores: float [n].
+        positive: Whether an image is positive, bool [n].
+        scores: Scores of the images, float [n].
     """
     m = int(np.count_nonzero(positive))
     n = len(positive) - m
@@ -30,9 +30,9 @@ class Areas:
     """Areas under several ROC curves of the same images.
 
     Attributes:
-        values: float64 [k].
-        covariance: of the areas, float64 [k, k].
-        n: images.
+        values: The areas, float64 [k].
+        covariance: Covariance of the areas, float64 [k, k].
+        n: Number of images.
     """
 
     values: np.ndarray
@@ -40,16 +40,17 @@ class Areas:
     n: int
 
     def interval(self, which: int, level: float = 0.95) -> Interval:
-        """The area of one, and its interval from the normal distribution, cut off at 0 and 1."""
+        """Return the area of one curve, and its interval from the normal distribution, cut off at 0 and 1."""
         value, error = float(self.values[which]), math.sqrt(self.covariance[which, which])
         half = float(stats.norm.ppf((1 + level) / 2)) * error
         return Interval(value, max(0.0, value - half), min(1.0, value + half), self.n)
 
     def difference(self, first: int, second: int, level: float = 0.95) -> Comparison:
-        """Compares two, two-sided.
+        """Compare two areas, two-sided.
 
         Returns:
-            p is 1 where both are the same, and None where they differ without variance (both curves are perfect or at 0).
+            p is 1 where both are the same, and None where they differ without variance (both curves are
+            perfect or at 0).
         """
         value = float(self.values[first] - self.values[second])
         variance = self.covariance[first, first] + self.covariance[second, second] - 2 * self.covariance[first, second]
@@ -63,16 +64,17 @@ class Areas:
 
 
 def delong(positive: np.ndarray, scores: np.ndarray) -> Areas:
-    """Areas under ROC curves with the covariance of DeLong et al. (1988), by midranks (Sun and Xu, 2014).
+    """Return areas under ROC curves with the covariance of DeLong et al. (1988), by midranks (Sun and Xu, 2014).
 
-    Images count as independent: with several per patient the variance is too small, and `patient_draws` is the choice.
+    Images count as independent: with several per patient the variance is too small, and `patient_draws` is
+    the choice.
 
     Args:
-        positive: bool [n].
-        scores: of k networks for the same images, float [k, n].
+        positive: Whether an image is positive, bool [n].
+        scores: Scores of k networks for the same images, float [k, n].
 
     Raises:
-        UserError: fewer than two positives or two negatives, which have no variance.
+        UserError: Fewer than two positives or two negatives, which have no variance.
     """
     m = int(np.count_nonzero(positive))
     n = len(positive) - m

@@ -25,17 +25,19 @@ def ccfv(
 ) -> float:
     """Return the class consistency with feature variety, for segmentation (higher is better).
 
-    Sum over decoder levels of ln(V / W). W, class consistency: the mean over foreground classes and pairs of images of the
-    2-Wasserstein distance between Gaussians fitted to a class's features in either image,
-    sqrt(|dmu|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))). V, feature variety: the mean over pairs of images of
-    1 / sqrt(|v_i - v_j|^2 + 1e-3), v_i the mean over classes of an image's sampled features (a hyperspherical energy). Yang
-    et al., "Pick the Best Pre-trained Model: Towards Transferability Estimation for Medical Image Segmentation", MICCAI
-    2023. The authors' code adds each class's running total to itself; here W is the mean.
+    Sum over decoder levels of ln(V / W). W, class consistency: the mean over foreground classes and pairs of
+    images of the 2-Wasserstein distance between Gaussians fitted to a class's features in either image,
+    sqrt(|dmu|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))). V, feature variety: the mean over pairs of images of 1 /
+    sqrt(|v_i - v_j|^2 + 1e-3), v_i the mean over classes of an image's sampled features (a hyperspherical
+    energy). Yang et al., "Pick the Best Pre-trained Model: Towards Transferability Estimation for Medical
+    Image Segmentation", MICCAI 2023. The authors' code adds each class's running total to itself; here W is
+    the mean.
 
     Args:
         levels: Feature maps of the decoder, coarse to fine.
         masks: Class of each position at each level, 0 for background.
-        samples: Number of positions drawn of each class, by level; the last number stands for the levels beyond.
+        samples: Number of positions drawn of each class, by level; the last number stands for the levels
+            beyond.
         seed: Seed of the draw.
 
     Raises:
@@ -64,7 +66,7 @@ def ccfv(
 def _drawn(
     features: Float[np.ndarray, "h w d"], names: Int[np.ndarray, "h w"], most: int, rng: np.random.Generator
 ) -> dict[int, Float[np.ndarray, "m d"]]:
-    """Sampled features of an image by class."""
+    """Return sampled features of an image by class."""
     flat, labels = features.reshape(-1, features.shape[-1]), names.ravel()
     return {
         int(name): flat[rng.permutation(np.flatnonzero(labels == name))[:most]] for name in np.unique(labels).tolist()
@@ -72,7 +74,7 @@ def _drawn(
 
 
 def _consistency(of_images: list[Float[np.ndarray, "m d"]]) -> float | None:
-    """Mean distance of a class's Gaussians between images that have two positions of it or more."""
+    """Return the mean distance of a class's Gaussians between images that have two positions of it or more."""
     kept = [rows for rows in of_images if len(rows) > 1]
     if len(kept) < 2:
         return None
@@ -99,6 +101,6 @@ def _wasserstein(means: Any, covariances: Any, first: Any, second: Any) -> Float
 
 
 def _energy(vectors: Float[np.ndarray, "n d"]) -> float:
-    """Mean over pairs of 1 / sqrt(squared distance + 1e-3)."""
+    """Return the mean over pairs of 1 / sqrt(squared distance + 1e-3)."""
     first, second = np.triu_indices(len(vectors), 1)
     return float(np.mean(1 / np.sqrt(np.sum((vectors[first] - vectors[second]) ** 2, 1) + 1e-3)))

@@ -26,10 +26,11 @@ def gbc(
 ) -> float:
     """Return the Gaussian Bhattacharyya coefficient, at most 0 (higher is better: 0 where no two classes overlap).
 
-    - sum_{i != j} exp(-D_B), D_B = 1/8 sum (mu_i - mu_j)^2 / s + 1/2 sum ln(s / sqrt(s_i s_j)), s = (s_i + s_j) / 2, with
-    variances of 1e-4 or more. Pandy et al., "Transferability Estimation using Bhattacharyya Class Separability", arXiv
-    2111.12780. With one variance for all d features (`spherical`) the logarithm counts d times, as the formula of a
-    d-dimensional Gaussian has it; the authors' code counts it once.
+    - sum_{i != j} exp(-D_B), D_B = 1/8 sum (mu_i - mu_j)^2 / s + 1/2 sum ln(s / sqrt(s_i s_j)), s = (s_i +
+        s_j) / 2, with
+    variances of 1e-4 or more. Pandy et al., "Transferability Estimation using Bhattacharyya Class
+    Separability", arXiv 2111.12780. With one variance for all d features (`spherical`) the logarithm counts d
+    times, as the formula of a d-dimensional Gaussian has it; the authors' code counts it once.
 
     Args:
         features: Features of n images, or pixels.

@@ -14,8 +14,8 @@ from dapt_jax.transferability.registry import score
 def h_score(features: Num[Any, "n d"], labels: Int[Any, " n"], *, statistics: FeatureStatistics | None = None) -> float:
     """Return the trace of pinv(cov F) cov(E[F|y]), 0 to classes - 1 (higher is better).
 
-    Both covariances are divided by n; directions without variance count for nothing. Bao et al., "An Information-Theoretic
-    Approach to Transferability in Task Transfer Learning", ICIP 2019.
+    Both covariances are divided by n; directions without variance count for nothing. Bao et al., "An
+    Information-Theoretic Approach to Transferability in Task Transfer Learning", ICIP 2019.
 
     Args:
         features: Features of n images.

@@ -1,4 +1,4 @@
-"""What the scores are given, checked once, and the second moments that several of them share."""
+"""Features and labels that scores are computed from, checked once, and the statistics that several scores share."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ _x64: Callable[[bool], Any] = getattr(jax if hasattr(jax, "enable_x64") else jax
 
 
 def in_double(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs a function with JAX in float64: determinants and inverses of feature covariances need it."""
+    """Run a function with JAX in float64: determinants and inverses of feature covariances need it."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -31,11 +31,11 @@ def in_double(function: Callable[P, R]) -> Callable[P, R]:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStatistics:
-    """Features with their labels, and what several scores need of both, computed when first asked for.
+    """Features with their labels, and statistics of both that several scores need, computed when first asked for.
 
     Attributes:
-        features: float64 [n, d], finite.
-        labels: class of each row, 0 to the number of classes present minus 1.
+        features: Features, float64 [n, d], finite.
+        labels: Class of each row, 0 to the number of classes present minus 1.
     """
 
     features: Float[np.ndarray, "n d"]
@@ -43,10 +43,10 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Num[Any, "n d"], labels: Int[Any, " n"]) -> "FeatureStatistics":
-        """Checks features and labels; classes that no row has are left out.
+        """Check features and labels; classes that no row has are left out.
 
         Raises:
-            UserError: a feature is not finite, the numbers of rows differ, or all labels are one class.
+            UserError: A feature is not finite, the numbers of rows differ, or all labels are one class.
         """
         values, names = finite(features, 2), np.asarray(labels)
         if names.shape != values.shape[:1] or not np.issubdtype(names.dtype, np.integer):
@@ -101,16 +101,17 @@ class FeatureStatistics:
         return largest if largest > 1e-20 * float(np.max(self.features**2, initial=0.0)) else 0.0
 
     def projected(self, dimensions: int) -> Float[np.ndarray, "n k"]:
-        """Principal components of the rows, those of largest variance first."""
+        """Return principal components of the rows, those of largest variance first."""
         _, vectors = self.spectrum
         return self.centred @ vectors[:, ::-1][:, :dimensions]
 
 
 def finite(values: Any, ndim: int, what: str = "features") -> Any:
-    """Float64 values with `ndim` axes.
+    """Return float64 values with `ndim` axes.
 
     Raises:
-        UserError: they have another number of axes, no rows, or hold NaN or infinity; names the first such row.
+        UserError: They have another number of axes, no rows, or hold NaN or infinity; names the first such
+            row.
     """
     array = np.asarray(values, np.float64)
     if array.ndim != ndim or not array.size:
@@ -137,7 +138,7 @@ def maps_with_masks(features: Any, masks: Any) -> tuple[Float[np.ndarray, "n h w
 
 
 def class_sums(rows: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], classes: int) -> Float[np.ndarray, "c d"]:
-    """Sum of the rows of each class."""
+    """Return the sum of the rows of each class."""
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], np.arange(classes))
     return np.add.reduceat(rows[order], starts, axis=0)
@@ -150,12 +151,12 @@ def _gram(rows: Any) -> Any:
 
 @in_double
 def gram(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
-    """Transposed rows times rows, in float64."""
+    """Return transposed rows times rows, in float64."""
     return np.asarray(_gram(rows))
 
 
 def eigh(matrix: Float[np.ndarray, "d d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
-    """Eigenvalues of a positive semi-definite matrix, ascending and not below 0, and its eigenvectors as columns.
+    """Return eigenvalues of a positive semi-definite matrix, ascending and not below 0, and its eigenvectors as columns.
 
     By numpy: XLA:CPU calls the same routine with one thread, and took 16 s against 8 s at 2,048 features.
     """

@@ -19,7 +19,8 @@ def knn(
 ) -> float:
     """Return the leave-one-out accuracy of the k nearest neighbours by Euclidean distance, 0 to 1 (higher is better).
 
-    The most frequent class among the neighbours; of several, the lowest number. Distances in float32 from centred features.
+    The most frequent class among the neighbours; of several, the lowest number. Distances in float32 from
+    centred features.
 
     Args:
         features: Features of n images.

@@ -17,15 +17,16 @@ from dapt_jax.transferability.registry import score
 def leep(probabilities: Num[Any, "n z"], labels: Int[Any, " n"]) -> float:
     """Return the log expected empirical prediction, at most 0 (higher is better).
 
-    mean_i log sum_z P(y_i|z) theta(x_i)_z with P(y, z) = (1/n) sum_{i: y_i = y} theta(x_i)_z. Nguyen et al., "LEEP: A New
-    Measure to Evaluate Transferability of Learned Representations", arXiv 2002.12462.
+    mean_i log sum_z P(y_i|z) theta(x_i)_z with P(y, z) = (1/n) sum_{i: y_i = y} theta(x_i)_z. Nguyen et al.,
+    "LEEP: A New Measure to Evaluate Transferability of Learned Representations", arXiv 2002.12462.
 
     Args:
         probabilities: Probabilities theta of the source classes, each row summing to 1.
         labels: Target class numbers.
 
     Raises:
-        UserError: Rows that are not probabilities, or labels that are no classes (see `FeatureStatistics.of`).
+        UserError: Rows that are not probabilities, or labels that are no classes (see
+            `FeatureStatistics.of`).
     """
     found = checked_probabilities(probabilities, labels)
     return float(_leep(found.features, jax.nn.one_hot(found.labels, len(found.counts), dtype=jnp.float64)))

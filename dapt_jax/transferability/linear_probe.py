@@ -24,8 +24,9 @@ def linear_probe(
 ) -> float:
     """Return the held-out accuracy of a linear classifier, 0 to 1 (higher is better): the yardstick for all other scores.
 
-    Ridge regression on one-hot labels, fitted to all folds but one and judged on that one, by arg-max; the penalty is
-    `ridge` times the rows fitted to times the mean variance of a feature. Folds are stratified at random.
+    Ridge regression on one-hot labels, fitted to all folds but one and judged on that one, by arg-max; the
+    penalty is `ridge` times the rows fitted to times the mean variance of a feature. Folds are stratified at
+    random.
 
     Args:
         features: Features of n images.
@@ -64,7 +65,7 @@ def linear_probe(
 
 @jax.jit
 def _ridge(scatter: Any, x: Any, products: Any, y: Any, mean: Any, share: Any, kept: Any, penalty: Any) -> Any:
-    """Weights fitted to all rows but the held-out ones, from sums over all rows less those over the held-out ones."""
+    """Return weights fitted to all rows but the held-out ones, from sums over all rows less those over the held-out ones."""
     left = scatter - x.T @ x - kept * jnp.outer(mean, mean)
     right = products - y.T @ x - kept * jnp.outer(share, mean)
     factor = jax.scipy.linalg.cho_factor(left + kept * penalty * jnp.eye(len(left)))

@@ -30,8 +30,9 @@ def logme(
 
     It is the mean over one-versus-rest labels.
 
-    For each class with y in {0, 1}, y ~ N(F w, I/b), w ~ N(0, I/a): with the eigenvalues s of F'F (all d of them, those
-    that are 0 too, so that the ln a terms balance), g = sum s / (s + a/b), a = g / |m|^2, b = (n - g) / |y - F m|^2, and
+    For each class with y in {0, 1}, y ~ N(F w, I/b), w ~ N(0, I/a): with the eigenvalues s of F'F (all d of
+    them, those that are 0 too, so that the ln a terms balance), g = sum s / (s + a/b), a = g / |m|^2, b = (n
+    - g) / |y - F m|^2, and
 
         (1/n) [d/2 ln a + n/2 ln b - 1/2 sum ln(a + b s) - b/2 |y - F m|^2 - a/2 |m|^2 - n/2 ln 2 pi]
 
@@ -63,7 +64,7 @@ def logme(
 
 @functools.partial(jax.jit, static_argnums=4)
 def _evidence(values: Any, parts: Any, totals: Any, rows: Any, steps: int, tolerance: Any) -> Float[Array, " c"]:
-    """Evidence per image of each class; `parts` [c, d] are squared projections of a label on the left singular vectors."""
+    """Return the evidence per image of each class; `parts` [c, d] are squared projections on left singular vectors."""
 
     def one(part: Any, total: Any) -> Any:
         left = jnp.maximum(total - part.sum(), 0.0)

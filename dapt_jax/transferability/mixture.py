@@ -1,8 +1,9 @@
 """A mixture of Gaussians with full covariances, fast where components have fewer images than dimensions.
 
-That is the rule for NLEEP: five components a class, hundreds of principal components. A component's covariance is then of low
-rank but for a floor on its diagonal, and what costs d^2 a row costs its few images times d (Woodbury's identity). The
-result is that of scikit-learn's `GaussianMixture` with the same start, to rounding.
+That is the rule for NLEEP: five components a class, hundreds of principal components. A component's
+covariance is then of low rank but for a floor on its diagonal, and what costs d^2 a row costs its few images
+times d (Woodbury's identity). The result is that of scikit-learn's `GaussianMixture` with the same start, to
+rounding.
 """
 
 import dataclasses
@@ -26,11 +27,11 @@ class _Component:
     """A Gaussian as something that takes its density quickly.
 
     Attributes:
-        weight: of the mixture.
+        weight: Weight in the mixture.
         mean: [d].
         factor: Z [m, d]: the inverse covariance is (I - Z'Z) / FLOOR where `is_low_rank`, else Z'Z.
-        is_low_rank: which of the two.
-        log_det: log determinant of the covariance.
+        is_low_rank: Whether `factor` is the low-rank form.
+        log_det: Log determinant of the covariance.
     """
 
     weight: float
@@ -41,7 +42,7 @@ class _Component:
 
     @classmethod
     def of(cls, x: Float[np.ndarray, "n d"], responsibility: Float[np.ndarray, " n"]) -> "_Component":
-        """The maximum-likelihood Gaussian of rows by their responsibilities."""
+        """Return the maximum-likelihood Gaussian of rows by their responsibilities."""
         total = responsibility.sum() + 10 * np.finfo(float).eps
         counting = np.flatnonzero(responsibility > NEGLIGIBLE)
         mean = responsibility[counting] @ x[counting] / total
@@ -58,7 +59,7 @@ class _Component:
 
 
 def _log_joint(x: Float[np.ndarray, "n d"], mixture: list[_Component]) -> Float[np.ndarray, "n k"]:
-    """Log of weight times density of each row under each component."""
+    """Return the log of weight times density of each row under each component."""
     squares = np.einsum("nd,nd->n", x, x)
     joint = np.empty((len(x), len(mixture)))
     for first in range(0, len(mixture), AT_ONCE):
@@ -81,14 +82,14 @@ def _log_joint(x: Float[np.ndarray, "n d"], mixture: list[_Component]) -> Float[
 def responsibilities(
     x: Float[np.ndarray, "n d"], components: int, seed: int = 0, most: int = 100, tolerance: float = 1e-3
 ) -> Float[np.ndarray, "n k"]:
-    """Fits a mixture by expectation and maximisation, from k-means, and says which component each row is of.
+    """Fit a mixture by expectation and maximisation, from k-means, and return the component of each row.
 
     Args:
-        x: float64 rows.
-        components: number of Gaussians.
-        seed: of k-means.
-        most: iterations.
-        tolerance: change of the mean log-likelihood below which the fit ends.
+        x: Rows, float64.
+        components: Number of Gaussians.
+        seed: Seed of k-means.
+        most: Largest number of iterations.
+        tolerance: Change of the mean log-likelihood below which the fit ends.
 
     Returns:
         Probability of each component given the row.

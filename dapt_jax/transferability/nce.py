@@ -19,15 +19,16 @@ def nce(probabilities: Num[Any, "n z"], labels: Int[Any, " n"]) -> float:
 
     It is at most 0:
 
-    sum_{y,z} P(y, z) log[P(y, z) / P(z)]. Tran et al., "Transferability and Hardness of Supervised Classification Tasks",
-    arXiv 1908.08142.
+    sum_{y,z} P(y, z) log[P(y, z) / P(z)]. Tran et al., "Transferability and Hardness of Supervised
+    Classification Tasks", arXiv 1908.08142.
 
     Args:
         probabilities: Probabilities of the source classes.
         labels: Target class numbers.
 
     Raises:
-        UserError: Rows that are not probabilities, or labels that are no classes (see `FeatureStatistics.of`).
+        UserError: Rows that are not probabilities, or labels that are no classes (see
+            `FeatureStatistics.of`).
     """
     found = checked_probabilities(probabilities, labels)
     joint = np.zeros((len(found.counts), found.features.shape[1]))

@@ -26,8 +26,8 @@ def nleep(
 ) -> float:
     """Return LEEP with the components of a Gaussian mixture as source classes, at most 0 (higher is better).
 
-    The mixture is fitted to the principal components that hold 80% of the variance. Li et al., "Ranking Neural
-    Checkpoints", arXiv 2011.11200.
+    The mixture is fitted to the principal components that hold 80% of the variance. Li et al., "Ranking
+    Neural Checkpoints", arXiv 2011.11200.
 
     Args:
         features: Features of n images.
@@ -35,7 +35,8 @@ def nleep(
         statistics: Statistics of the same features and labels, where they have been computed.
         per_class: Number of components of the mixture for each class.
         variance: Share of the variance that is kept.
-        covariance: Kind of covariance of a component: `full`, `diag`, `tied` or `spherical` (scikit-learn's words).
+        covariance: Kind of covariance of a component: `full`, `diag`, `tied` or `spherical` (scikit-learn's
+            words).
         seed: Seed of the k-means that the mixture starts from.
 
     Raises:

@@ -20,17 +20,18 @@ def parc(
 ) -> float:
     """Return the pairwise annotation-representation comparison, -100 to 100 (higher is better).
 
-    100 times Spearman's correlation, over all pairs of images, between 1 - corr(F_i, F_j) and 1 - corr(y_i, y_j) with
-    one-hot labels; the features are 32 principal components, standardised. Bolya et al., "Scalable Diverse Model Selection
-    for Accessible Transfer Learning", arXiv 2111.06977.
+    100 times Spearman's correlation, over all pairs of images, between 1 - corr(F_i, F_j) and 1 - corr(y_i,
+    y_j) with one-hot labels; the features are 32 principal components, standardised. Bolya et al., "Scalable
+    Diverse Model Selection for Accessible Transfer Learning", arXiv 2111.06977.
 
-    A correlation over components changes when one of them changes its sign, which an eigenvector is free to do: here the
-    image that is farthest out along a component is on its positive side, whatever the basis of the features.
+    A correlation over components changes when one of them changes its sign, which an eigenvector is free to
+    do: here the image that is farthest out along a component is on its positive side, whatever the basis of
+    the features.
 
     Rounding errors of the labels' correlations are not ranked either, as they are in the authors' code.
 
-    The labels' side has two values alone, so ranks are needed of pairs within a class only: the correlation follows from
-    one sort, without ranking every pair.
+    The labels' side has two values alone, so ranks are needed of pairs within a class only: the correlation
+    follows from one sort, without ranking every pair.
 
     Args:
         features: Features of n images.

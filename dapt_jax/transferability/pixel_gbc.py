@@ -28,8 +28,8 @@ def pixel_gbc(
 ) -> float:
     """Return the Bhattacharyya coefficient between the classes of pixels, for segmentation, at most 0 (higher is better).
 
-    Of at most 150 images, 1,000 pixels each, as many of each class present as there are; 64 principal components; diagonal
-    covariance. Pandy et al., arXiv 2111.12780, section on segmentation.
+    Of at most 150 images, 1,000 pixels each, as many of each class present as there are; 64 principal
+    components; diagonal covariance. Pandy et al., arXiv 2111.12780, section on segmentation.
 
     Args:
         features: A map for each image.
@@ -50,7 +50,7 @@ def pixel_gbc(
 def _balanced_pixels(
     features: Any, masks: Any, *, images: int, pixels: int, seed: int
 ) -> tuple[Float[np.ndarray, "m d"], Int[np.ndarray, " m"]]:
-    """Pixels of each image, drawn so that its classes have equal shares as far as they reach."""
+    """Return pixels of each image, drawn so that its classes have equal shares as far as they reach."""
     maps, classes = maps_with_masks(features, masks)
     rows, labels = [], []
     for number in range(min(images, len(maps))):

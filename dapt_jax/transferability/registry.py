@@ -113,8 +113,9 @@ def score(
 
     Args:
         name: Its name in the settings.
-        needs: What it needs, one of `NEEDS`, which says what the function is called with: features; views; features and
-            labels (and, by name, their shared `statistics`); source probabilities and labels; or maps and masks.
+        needs: What it needs, one of `NEEDS`, which says what the function is called with: features; views;
+            features and labels (and, by name, their shared `statistics`); source probabilities and labels; or
+            maps and masks.
         higher_is_better: Which way a checkpoint is better.
         title: Its name in the literature.
         arguments: What the function is called with, where it is something else.

@@ -1,8 +1,8 @@
 """Contrastive robustness to small changes of colour, and the views that it compares.
 
-Two views of each image that differ a little in brightness, contrast, saturation and hue should lie closer together than
-views of different images. "Enhancing pretraining efficiency for medical image segmentation via transferability metrics",
-arXiv 2410.18677.
+Two views of each image that differ a little in brightness, contrast, saturation and hue should lie closer
+together than views of different images. "Enhancing pretraining efficiency for medical image segmentation via
+transferability metrics", arXiv 2410.18677.
 """
 
 import dataclasses
@@ -66,17 +66,17 @@ def jitter(
     limits: Jitter = Jitter(),
     reference_compatible: bool = False,
 ) -> Float[Array, "n h w 3"]:
-    """One view of each image: the four changes in a random order, drawn from (seed, view, row).
+    """Return one view of each image: the four changes in a random order, drawn from (seed, view, row).
 
     Args:
-        images: RGB, values 0 to 255.
-        seed: an integer.
-        view: number of the view.
-        index: row of each image in its data set.
-        limits: how much may change.
-        reference_compatible: one draw for the whole batch instead of one per image, and intensities cut off at 1
-            whatever their range, as the reference does: images have to come with values 0 to 1, and what lies above
-            saturates.
+        images: Images, RGB, values 0 to 255.
+        seed: Seed of the study, an integer.
+        view: Number of the view.
+        index: Row of each image in its data set.
+        limits: Largest changes.
+        reference_compatible: Whether to make one draw for the whole batch instead of one per image, and
+            intensities cut off at 1 whatever their range, as the reference does: images have to come with
+            values 0 to 1, and what lies above saturates.
     """
     key = jax.random.fold_in(jax.random.key(seed), view)
     peak = 1.0 if reference_compatible else 255.0
@@ -89,7 +89,7 @@ def jitter(
 
 
 def _jitter_one(image: Float[Array, "h w 3"], key: PRNGKeyArray, limits: Jitter) -> Float[Array, "h w 3"]:
-    """Changes an image with values 0 to 1, after torchvision's definition of the four changes."""
+    """Change an image with values 0 to 1, after torchvision's definition of the four changes."""
     for_order, for_amount = jax.random.split(key)
     drawn = jax.random.uniform(for_amount, (4,), minval=-1.0, maxval=1.0)
     amounts = drawn * jnp.array([limits.brightness, limits.contrast, limits.saturation, limits.hue])
@@ -109,11 +109,12 @@ def _jitter_one(image: Float[Array, "h w 3"], key: PRNGKeyArray, limits: Jitter)
 
 
 def pool(features: Float[Any, "n *rest"], *, reference_compatible: bool = False) -> Float[Any, "n d"]:
-    """Mean over space of maps [n, h, w, d] or tokens [n, l, d]; pooled features [n, d] stay as they are.
+    """Return the mean over space of maps [n, h, w, d] or tokens [n, l, d]; pooled features [n, d] stay as they are.
 
     Args:
         features: Features of n images.
-        reference_compatible: tokens are averaged over their channels instead, which leaves one number per place.
+        reference_compatible: Whether tokens are averaged over their channels instead, which leaves one number
+            per place.
     """
     if features.ndim == 3:
         return features.mean(2 if reference_compatible else 1)
@@ -133,24 +134,30 @@ def robustness(
 ) -> float:
     """Return the contrastive robustness, a loss: 0 or more, lower is more robust.
 
-    The mean over images and negatives of max(0, d(a_i, b_i) - d(a_i, b_j) + margin), a and b the features of two views;
-    with more views, also over all pairs of them. The negatives of image i are i + 1, i + 2, ... around the data set, so no
-    image is its own. With a margin of .5 the hinge is nearly always active, and the score is E[d+] - E[d-] + margin.
+    The mean over images and negatives of max(0, d(a_i, b_i) - d(a_i, b_j) + margin), a and b the features of
+    two views; with more views, also over all pairs of them. The negatives of image i are i + 1, i + 2, ...
+    around the data set, so no image is its own. With a margin of .5 the hinge is nearly always active, and
+    the score is E[d+] - E[d-] + margin.
 
     Args:
         views: Features of v views of n images: pooled [v, n, d], tokens [v, n, l, d] or maps [v, n, h, w, d].
         distance: Distance between features: `cosine`, `l2` or `inverse_pearson`.
         margin: Margin of the hinge.
-        negatives: Number of negatives per image: 1 as in the paper, up to n - 1; 0 (`ALL`) for every other image.
-        pooled: Whether to take the mean over space first; otherwise maps and tokens are compared place by place.
-        reference_compatible: Whether the one negative of image i is image (n + 1 - i) mod n, as in the authors' code,
-            which for odd n makes image (n + 1) / 2 its own; tokens are then pooled over channels.
+        negatives: Number of negatives per image: 1 as in the paper, up to n - 1; 0 (`ALL`) for every other
+            image.
+        pooled: Whether to take the mean over space first; otherwise maps and tokens are compared place by
+            place.
+        reference_compatible: Whether the one negative of image i is image (n + 1 - i) mod n, as in the
+            authors' code, which for odd n makes image (n + 1) / 2 its own; tokens are then pooled over
+            channels.
 
     Returns:
-        The score; NaN where a cosine or a correlation is undefined (a feature vector without length or variance).
+        The score; NaN where a cosine or a correlation is undefined (a feature vector without length or
+        variance).
 
     Raises:
-        UserError: An unknown distance, features that are not finite, fewer than two views, or more negatives than images.
+        UserError: An unknown distance, features that are not finite, fewer than two views, or more negatives
+            than images.
     """
     if distance not in DISTANCES:
         raise UserError(f"unknown distance {distance!r}; {nearest(distance, DISTANCES)}")

@@ -19,11 +19,12 @@ class CheckpointRule:
     """How a checkpoint is chosen, and when training stops.
 
     Attributes:
-        name: `best` runs to the end and keeps the best score; `patience` stops when the smoothed score has not improved for
-            a while and keeps its best; `length_prior` does as `best`, with a bonus for length (see `length_prior`).
-        patience: scores without improvement before `patience` stops.
-        window: scores that are averaged for `patience`.
-        weight: of `length_prior`.
+        name: Name of the rule: `best` runs to the end and keeps the best score; `patience` stops when the
+            smoothed score has not improved for a while and keeps its best; `length_prior` does as `best`,
+            with a bonus for length (see `length_prior`).
+        patience: Scores without improvement before `patience` stops.
+        window: Number of scores that are averaged for `patience`.
+        weight: Weight of the length for `length_prior`.
     """
 
     name: str = "best"
@@ -41,12 +42,12 @@ class CheckpointRule:
             raise UserError(f"selection weight is {self.weight}; expected 0 or more")
 
     def choose(self, scores: Sequence[float], shares: Sequence[float], higher_is_better: bool) -> tuple[int, bool]:
-        """The checkpoint to keep so far, and whether to stop here.
+        """Return the checkpoint to keep so far, and whether to stop here.
 
         Args:
-            scores: in the order of training; NaN where one is undefined.
-            shares: of the planned training that was done at each, 0 to 1.
-            higher_is_better: which way the score goes.
+            scores: Scores in the order of training; NaN where one is undefined.
+            shares: Shares of the planned training that was done at each, 0 to 1.
+            higher_is_better: Which way the score is better.
 
         Returns:
             Index into `scores` (the last one where none is defined), and whether training may stop.
@@ -60,17 +61,17 @@ class CheckpointRule:
 
 
 def best(scores: Num[np.ndarray, " k"]) -> int:
-    """Index of the highest score, the earliest of several; the last index where none is a number."""
+    """Return the index of the highest score, the earliest of several; the last index where none is a number."""
     return len(scores) - 1 if np.isnan(scores).all() else int(np.nanargmax(scores))
 
 
 def patience(scores: Num[np.ndarray, " k"], wait: int, window: int = 1) -> tuple[int, bool]:
-    """The best of scores averaged over the last `window`, looking no further once `wait` brought no better one.
+    """Return the best of scores averaged over the last `window`, looking no further once `wait` brought no better one.
 
     Args:
-        scores: higher is better; NaN counts as no improvement.
-        wait: scores without improvement that are borne.
-        window: scores that are averaged.
+        scores: Scores, higher is better; NaN counts as no improvement.
+        wait: Number of scores without improvement before it ends.
+        window: Number of scores that are averaged.
 
     Returns:
         Index of the best, and whether patience ran out.
@@ -86,16 +87,16 @@ def patience(scores: Num[np.ndarray, " k"], wait: int, window: int = 1) -> tuple
 
 
 def length_prior(scores: Float[np.ndarray, " k"], shares: Sequence[float], weight: float = PRIOR_WEIGHT) -> int:
-    """The best of score plus length: longer training is taken to be better unless the score says otherwise.
+    """Return the best of score plus length: longer training is taken to be better unless the score says otherwise.
 
-    Scores are put in units of their own standard deviation over the checkpoints; then `weight` times the share of the
-    planned training is added. On the released results of arXiv 2410.18677 this is the rule that, chosen out of sample,
-    saves a third of the epochs at the smallest loss (docs/checkpoint_selection.md).
+    Scores are put in units of their own standard deviation over the checkpoints; then `weight` times the
+    share of the planned training is added. On the released results of arXiv 2410.18677 this is the rule that,
+    chosen out of sample, saves a third of the epochs at the smallest loss (docs/checkpoint_selection.md).
 
     Args:
-        scores: higher is better; NaN is never chosen unless all are.
-        shares: of the planned training at each score, 0 to 1.
-        weight: standard deviations that the whole length is worth.
+        scores: Scores, higher is better; NaN is never chosen unless all are.
+        shares: Shares of the planned training at each score, 0 to 1.
+        weight: Standard deviations of the score that the whole length adds.
     """
     if np.isnan(scores).all():
         return len(scores) - 1

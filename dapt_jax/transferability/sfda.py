@@ -25,16 +25,17 @@ def sfda(
 
     Self-challenging Fisher discriminant analysis (SFDA).
 
-    The covariance within classes is shrunk, S <- (1 - l) S + l tr(S)/d I with l = exp(-5 smax(S)); Fisher scores through a
-    softmax give p(y|x); every row is then mixed with the mean of the other classes' means by its own confidence,
-    x <- p_y x + (1 - p_y) m_y; the analysis is fitted again to these harder rows. Shao et al., "Not All Models Are Equal",
-    arXiv 2207.03036.
+    The covariance within classes is shrunk, S <- (1 - l) S + l tr(S)/d I with l = exp(-5 smax(S)); Fisher
+    scores through a softmax give p(y|x); every row is then mixed with the mean of the other classes' means by
+    its own confidence, x <- p_y x + (1 - p_y) m_y; the analysis is fitted again to these harder rows. Shao et
+    al., "Not All Models Are Equal", arXiv 2207.03036.
 
     Args:
         features: Features of n images.
         labels: Class numbers.
         statistics: Statistics of the same features and labels, where they have been computed.
-        reference_compatible: Return the mean probability instead of the mean log, as the authors' code has it.
+        reference_compatible: Return the mean probability instead of the mean log, as the authors' code has
+            it.
 
     Raises:
         UserError: No class has two different rows, or what `FeatureStatistics.of` refuses.
@@ -50,7 +51,7 @@ def sfda(
 
 
 def _fisher(statistics: FeatureStatistics) -> Float[np.ndarray, "n c"]:
-    """Log probability of each class by Fisher analysis with the shrunk covariance."""
+    """Return the log probability of each class by Fisher analysis with the shrunk covariance."""
     within = statistics.within
     level = float(np.trace(within)) / len(within)
     if level <= 1e-20 * float(np.max(statistics.features**2)):
@@ -70,7 +71,7 @@ def _log_posterior(within: Any, level: Any, rows: Any, means: Any, log_shares: A
 
 
 def _largest_eigenvalue(matrix: Any, steps: int = 1000) -> Any:
-    """By power iteration, until it changes by less than 1e-12 of itself."""
+    """Return the largest eigenvalue by power iteration, until it changes by less than 1e-12 of itself."""
 
     def goes_on(carry: Any) -> Any:
         step, _, before, now = carry

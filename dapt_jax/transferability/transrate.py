@@ -18,8 +18,9 @@ def transrate(
 ) -> float:
     """Return the coding rate of all features less that of a class, in nats (higher is better).
 
-    R(Z) - (1/C) sum_c R(Z_c), Z centred, R(Z) = 1/2 logdet(I + Z'Z / (n eps)). Huang et al., "Frustratingly Easy
-    Transferability Estimation", arXiv 2106.09362. Unchanged by rotations; grows with the features' scale.
+    R(Z) - (1/C) sum_c R(Z_c), Z centred, R(Z) = 1/2 logdet(I + Z'Z / (n eps)). Huang et al., "Frustratingly
+    Easy Transferability Estimation", arXiv 2106.09362. Unchanged by rotations; grows with the features'
+    scale.
 
     Args:
         features: Features of n images.
@@ -44,7 +45,7 @@ def transrate(
 
 @jax.jit
 def _rate(scaled: Any) -> Float[Array, ""]:
-    """1/2 logdet(I + M) of a positive semi-definite M."""
+    """Return 1/2 logdet(I + M) of a positive semi-definite M."""
     factor = jnp.linalg.cholesky(jnp.eye(len(scaled)) + scaled)
     return jnp.sum(jnp.log(jnp.diagonal(factor)))
 
