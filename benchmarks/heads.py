@@ -3,7 +3,7 @@
     python -m benchmarks.heads --json out.json
 
 Features are random with a weak signal. The plain loop is one jitted step of `optax.adamw` per batch, batches gathered on the
-host; `training.heads` trains all heads in one program. The first run of each compiles and is left out. `times one` is the
+host; `training.head_sweep` trains all heads in one program. The first run of each compiles and is left out. `times one` is the
 time in that of the one head; `differs by` compares that head's kernel with the same head of the many.
 """
 

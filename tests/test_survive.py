@@ -157,14 +157,14 @@ def test_a_read_that_hangs_is_told_of_once_with_its_file(tmp_path, monkeypatch):
     path, other = tmp_path / "slow.png", tmp_path / "quick.png"
     for each in (path, other):
         Image.new("RGB", (8, 8)).save(each)
-    said, go_on, read = [], threading.Event(), decode.decode
+    said, go_on, read = [], threading.Event(), decode._decode
 
-    def hanging(file, size, crop=None):
+    def hanging(file, *others):
         if file == path:
             go_on.wait(20)
-        return read(file, size, crop)
+        return read(file, *others)
 
-    monkeypatch.setattr(decode, "decode", hanging)
+    monkeypatch.setattr(decode, "_decode", hanging)
     images = decode.ImageStore.from_files([path, other], 8)
     reader = threading.Thread(target=images.batch, args=([1, 0],))
     with stalls.told(0.05, said.append):

@@ -81,7 +81,7 @@ def test_a_rollback_goes_on_from_the_start_of_the_phase_at_a_lower_rate_and_the_
     quiet = tiny.make_run([before, tame], encoder=ENCODER, data=DATA, optimizer=SGD)
     wild = tiny.make_run([before, WILD], encoder=ENCODER, data=DATA, optimizer=SGD)
     expected, planned = train(quiet, tmp_path / "quiet")
-    policy, often = {"nan": "rollback", "nan_factor": 1e-32}, {"sync_every_s": 0.0}
+    policy, often = {"policy": "rollback", "lr_factor": 1e-32}, {"sync_every_s": 0.0}
     ended = [train(wild, tmp_path / f"wild{every_s}", policy, every_s=every_s, **often) for every_s in (0.0, 1e9)]
     for found, rows in ended:  # whenever checkpoints were written
         for a, b in zip(expected, found, strict=True):
@@ -100,12 +100,12 @@ def test_a_rollback_goes_on_from_the_start_of_the_phase_at_a_lower_rate_and_the_
 def test_a_second_non_finite_loss_halts(tmp_path):
     run = tiny.make_run([WILD], encoder=ENCODER, data=DATA, optimizer=SGD)
     with pytest.raises(UserError, match="after a rollback; expected a finite loss: lower its lr"):
-        train(run, tmp_path, {"nan": "rollback", "nan_factor": 0.5})
+        train(run, tmp_path, {"policy": "rollback", "lr_factor": 0.5})
 
 
 def test_a_rollback_that_is_killed_ends_with_the_same_bits(tmp_path):
     run = tiny.make_run([WILD], encoder=ENCODER, data=DATA, optimizer=SGD)
-    policy = {"nan": "rollback", "nan_factor": 1e-32}
+    policy = {"policy": "rollback", "lr_factor": 1e-32}
     quiet, quiet_rows = train(run, tmp_path / "quiet", policy, **SAVE_ALWAYS)
     with pytest.raises(KilledError):  # the first attempt ends at its second step
         train(run, tmp_path / "killed", policy, heartbeat=Killer(4), **SAVE_ALWAYS)
@@ -122,6 +122,6 @@ def test_a_rollback_takes_back_what_callbacks_have_seen(tmp_path):
     for folder in (tmp_path / "saved", None):
         watch = Watch()
         files = {} if folder else {"checkpoint_dir": None}
-        policy = {"nan": "rollback", "nan_factor": 1e-32}
+        policy = {"policy": "rollback", "lr_factor": 1e-32}
         train(run, tmp_path / "saved", policy, callbacks=(watch,), **files)
         assert [each[1] for each in watch.seen] == [0, 1, 2]

@@ -18,7 +18,7 @@ from dapt_jax.settings.sources import CorpusSettings, StrategySpec, TaskSettings
 from dapt_jax.settings.training import AdaptSettings, TransferSettings, check_names
 from dapt_jax.training.cache.policy import DTYPES, FLOPS_PER_BYTE, Caching
 from dapt_jax.training.cache.policy import MODES as CACHE_MODES
-from dapt_jax.training.context import ON_NON_FINITE
+from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 
 MODES = ("run", "plan", "aot", "status", "report", "export", "models")
@@ -133,16 +133,6 @@ class RuntimeSettings(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NonFiniteSettings(_Checked):
-    """What a run does about a loss that is not finite: the section `non_finite`."""
-
-    policy: str = setting(
-        "halt", choices=ON_NON_FINITE, doc="Save the batch, then stop, or return to the phase's start once."
-    )
-    lr_factor: float = setting(0.1, above=0, below=1, doc="Factor on the learning rate after a rollback.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class MonitoringSettings(_Checked):
     """What is written beside metrics.jsonl and status.json: the section `monitoring`."""
 
@@ -231,7 +221,7 @@ class StudySettings(_Checked):
         doc="Share of full DAPT's FLOPs for all strategies, by successive halving; 0: no limit.",
     )
     runtime: RuntimeSettings = section(RuntimeSettings, "Devices and processes.", affects_results=False)
-    non_finite: NonFiniteSettings = section(NonFiniteSettings, "Losses that are not finite.", affects_results=False)
+    non_finite: NonFinitePolicy = section(NonFinitePolicy, "Losses that are not finite.", affects_results=False)
     monitoring: MonitoringSettings = section(MonitoringSettings, "What is written on the way.", affects_results=False)
     energy: EnergySettings = section(EnergySettings, "Energy by formula.", affects_results=False)
     report: ReportSettings = section(ReportSettings, "The report.", affects_results=False)

@@ -1,6 +1,7 @@
 """A study: strategies x seeds, each adapted and measured on every target task."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import sys
@@ -28,7 +29,7 @@ from dapt_jax.study.prepare import prepare
 from dapt_jax.study.tasks import ResultRow, Task
 from dapt_jax.study.workdir import check_workdir
 from dapt_jax.training.cache.store import ActivationCache
-from dapt_jax.training.context import NonFinitePolicy, RunContext
+from dapt_jax.training.context import RunContext
 from dapt_jax.training.recovery import NAN
 
 CACHE = "cache"
@@ -145,7 +146,7 @@ def _context(
             workdir / PROFILE if processes.is_primary() else None, monitoring.profile_step, monitoring.profile_steps
         ),
         preemption_handler=preemption_handler,
-        non_finite=NonFinitePolicy(settings.non_finite.policy, settings.non_finite.lr_factor, workdir / NAN),
+        non_finite=dataclasses.replace(settings.non_finite, folder=workdir / NAN),
         workdir=workdir,
     )
 

@@ -30,7 +30,7 @@ class Checkpointer:
         """
         self._run, self._context = run, context
         starts = [run.timeline.first_step(number) for number in range(len(run.phases))]
-        keep = starts if context.non_finite.nan == "rollback" else []
+        keep = starts if context.non_finite.policy == "rollback" else []
         self._store: CheckpointStore = NoCheckpoints()
         if context.checkpoint_dir:
             self._store = CheckpointFolder(context.checkpoint_dir, keep, context.reporter.say, source)

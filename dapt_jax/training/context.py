@@ -26,16 +26,18 @@ SYNC_EVERY_S = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class NonFinitePolicy:
-    """What a run does about a non-finite loss.
+    """What a run does about a non-finite loss: the section `non_finite` of the settings.
 
     Attributes:
-        nan: Whether the run halts, or goes back to the start of the phase, once in a run.
-        nan_factor: Factor on the learning rate of the phase after that.
+        policy: Whether the run halts, or goes back to the start of the phase, once in a run.
+        lr_factor: Factor on the learning rate of the phase after that.
         folder: Folder for the batch that caused it; None to save none.
     """
 
-    nan: str = setting("halt", choices=ON_NON_FINITE, doc="What follows a non-finite loss, once its batch is saved.")
-    nan_factor: float = setting(0.1, above=0, below=1, doc="Factor on the learning rate after a rollback.")
+    policy: str = setting(
+        "halt", choices=ON_NON_FINITE, doc="Save the batch, then stop, or return to the phase's start once."
+    )
+    lr_factor: float = setting(0.1, above=0, below=1, doc="Factor on the learning rate after a rollback.")
     folder: Path | None = None
 
     def __post_init__(self) -> None:

@@ -109,19 +109,19 @@ class Session:
             self._recover(phase, error)
 
     def _recover(self, phase: ActivePhase, error: PhaseDiverged) -> None:
-        run, policy, reporter = self._run, self._context.non_finite, self._context.reporter
+        run, non_finite, reporter = self._run, self._context.non_finite, self._context.reporter
         self.state, self._stored = self.checkpointer.restore(*self._source)
         step, loss, where = self._diagnose(phase, error)
         epoch, name = (step - 1) // run.steps_per_epoch + 1, phase.program.phase.name
         line = f"{run.title}: the training loss is {loss} in epoch {epoch} of phase {name!r}, step {step} of the run; {where}"
-        if self._rollback or policy.nan != "rollback":
+        if self._rollback or non_finite.policy != "rollback":
             second = ", after a rollback" if self._rollback else ""
             raise UserError(f"{line}{second}; expected a finite loss: lower its lr, or clip the gradient")
         steps = step - phase.first_step
-        reporter.say(f"{line}; back to the start of the phase, with {policy.nan_factor:g} of its learning rate")
+        reporter.say(f"{line}; back to the start of the phase, with {non_finite.lr_factor:g} of its learning rate")
         reporter.advance(-phase.work(error.step), f"{run.title}  {name} again")
         spent = {name: value for name, value in phase.account.state().items() if name != "curve"}
-        self._rollback = Rollback(phase.number, step, steps, policy.nan_factor, spent)
+        self._rollback = Rollback(phase.number, step, steps, non_finite.lr_factor, spent)
         # From the phase's start, whatever was saved since: what comes out does not depend on when that was.
         self.state, self._stored = self.checkpointer.restore(*self._source, phase.first_step)
         self._stored.setdefault("callbacks", self._blank)
