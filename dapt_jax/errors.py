@@ -18,6 +18,12 @@ _HIDDEN = "***"
 class UserError(ValueError):
     """Something in the user's input is wrong; a `ValueError`, so that library users catch it as usual.
 
+    >>> try:
+    ...     raise UserError("scan.png: no such file; expected a path below /data")
+    ... except ValueError as error:
+    ...     print(error)
+    scan.png: no such file; expected a path below /data
+
     The message is one line that names the file, row or path, what was expected, and the nearest valid choice.
     `dapt_jax.main` prints it without a traceback and exits with code 2. Whatever the words are made of (names inside
     files, a server's answer), the line holds no secret of a URL (`redact`) and nothing that a terminal would obey.

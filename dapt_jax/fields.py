@@ -105,7 +105,7 @@ def setting(
     affects_results: bool = True,
     default_factory: Any = dataclasses.MISSING,
 ) -> Any:
-    """Return a dataclass field that declares all there is to know of a setting; see `Constraint` for the arguments.
+    """Return a dataclass field that declares all there is to know of a setting; see `Constraint`.
 
     Args:
         default: Default value; without one the field is required.
@@ -142,7 +142,7 @@ def check_fields(instance: "DataclassInstance") -> None:
 
 
 def settings_of(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
-    """Return the fields of a dataclass that were made by `setting`, by name; its other fields are no settings."""
+    """Return the fields of a dataclass that were made by `setting`, by name; others are no settings."""
     return {field.name: field for field in dataclasses.fields(cls) if _KEY in field.metadata}
 
 

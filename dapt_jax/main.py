@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
         argv: Arguments of the command line, the program's name first.
 
     Returns:
-        The exit code: 0; 2 after one line that says what the user can mend; 75 after SIGTERM, and 130 after Ctrl-C,
-        where the same command resumes the study.
+        The exit code: 0; 2 after one line that says what the user can mend; 75 after SIGTERM, and 130 after
+        Ctrl-C, where the same command resumes the study.
     """
     try:
         with preemption.PreemptionHandler() as preemption_handler:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _exit_code(error: BaseException) -> int | None:
-    """Return the exit code after an error of the user's or a stop, with its line printed; None for any other error."""
+    """Print the line of a user's error or a stop, and return its exit code; None for any other error."""
     if isinstance(error, preemption.Stopped):
         print(f"stopped by {error}; the same command goes on from the last checkpoint", file=sys.stderr)
         return error.code
@@ -79,8 +79,8 @@ def _one_of_several(
 ) -> Iterator[Path]:
     """Find the study's other processes, if there are any, and give the folder to work in.
 
-    Where there are others, a process that fails ends at once, since they would wait for it: with the codes of `main`,
-    or 75 where another process is gone.
+    Where there are others, a process that fails ends at once, since they would wait for it: with the codes of
+    `main`, or 75 where another process is gone.
     """
     from dapt_jax.runtime import processes
 
@@ -106,7 +106,7 @@ def _one_of_several(
 
 
 def _mode_and_workdir(arguments: Sequence[str]) -> tuple[str, str | None]:
-    """Return the mode and the workdir that arguments name, without a look at anything else; empty and None for none."""
+    """Return the mode and the workdir that arguments name; empty and None where they name none."""
     mode, workdir = "", None
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")

@@ -12,7 +12,8 @@ from dapt_jax.models import encoders, registry
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.entry import MODELS
 from dapt_jax.parameters import Kind
-from dapt_jax.study import strategies
+from dapt_jax.settings import flags
+from dapt_jax.study import plan, prepare, strategies
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights import export, tables
 from dapt_jax.weights.paths import flatten
@@ -90,17 +91,28 @@ def test_a_new_family_and_a_new_strategy_run_from_end_to_end(family, bitfit, tmp
     study = command.small(
         "--config.model.name=patchnet",
         f"--config.weights={tmp_path / 'other.npz'}",
-        "--config.strategies=none,bitfit",
+        "--config.strategies=none,bitfit,partial",
+        "--config.adapt.partial_groups=1",
         "--config.seeds=0",
-        f"--workdir={tmp_path / 'run'}",
     )
-    assert command.run(*study, "--config.mode=plan") == 0
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert command.run(*study, workdir, "--config.mode=plan") == 0
     assert "bitfit" in capsys.readouterr().out
-    assert command.run(*study) == 0
+    ready = prepare.prepare(flags.parse(study)[0])
+    planned = {arm.name: plan.adaptation_flops(ready, arm) for arm in ready.arms if arm.name != "none"}
+    assert command.run(*study, workdir) == 0
+    spent = dict.fromkeys(planned, 0)
+    for row in command.rows(tmp_path / "run" / "ledger.jsonl"):
+        if row["stage"] == "dapt":
+            spent[row["strategy"]] += row["model_flops"] + row["reused_flops"]
+    assert spent == planned
     adapted = safetensors.numpy.load_file(tmp_path / "run" / "checkpoints" / "bitfit-seed0" / "adapted.safetensors")
     changed = {path for path, array in flatten(params).items() if not np.array_equal(array, adapted[path])}
     assert changed == {path for path in flatten(params) if path.endswith("/bias")}
     assert {row["strategy"] for row in command.rows(tmp_path / "run" / "results.jsonl")} >= {"none", "bitfit"}
+    adapted = safetensors.numpy.load_file(tmp_path / "run" / "checkpoints" / "partial-seed0" / "adapted.safetensors")
+    changed = {path for path, array in flatten(params).items() if not np.array_equal(array, adapted[path])}
+    assert changed == {path for path in flatten(params) if path.startswith("coarse/")}  # layer norm among them
 
 
 def test_a_strategy_is_listed_with_what_it_trains(bitfit):

@@ -13,6 +13,7 @@ from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import DEFAULT, Encoder, Options
 from dapt_jax.models.encoders import vit
 from dapt_jax.models.layers import drop_path, dropout
+from dapt_jax.parameters import Kind
 from dapt_jax.training import accounting
 from dapt_jax.weights.paths import flatten
 from tests.test_models_parity import ENCODERS
@@ -238,3 +239,39 @@ def test_channels_are_free(name: str) -> None:
     x = jax.ShapeDtypeStruct((1, side, side, 5), jnp.float32)
     after = jax.eval_shape(lambda p, s, x: encoder.apply(p, s, x, stop=1)[0], params, batch_stats, x)
     assert after.shape[-1] == encoder.specs[0].features
+
+
+INITIAL = {
+    Kind.BIAS: 0,
+    Kind.BATCH_NORM_SCALE: 1,
+    Kind.BATCH_NORM_BIAS: 0,
+    Kind.LAYER_NORM_SCALE: 1,
+    Kind.LAYER_NORM_BIAS: 0,
+    Kind.LAYER_SCALE: 1e-6,
+    Kind.RUNNING_MEAN: 0,
+    Kind.RUNNING_VARIANCE: 1,
+}
+
+
+def drawn_variance(kind: Kind, shape: tuple[int, ...]) -> float:
+    """He et al. by fan-out for convolutions, LeCun by fan-in for dense layers, 0.02 squared for embeddings."""
+    if kind is Kind.DENSE_KERNEL:
+        return 1 / shape[0]
+    if kind in (Kind.CONV_KERNEL, Kind.DEPTHWISE_KERNEL):
+        return 2 / (shape[0] * shape[1] * (shape[3] if kind is Kind.CONV_KERNEL else 1))
+    return 0.02**2
+
+
+@pytest.mark.parametrize("name", ["vit_small_dinov2_registers", "convnext_tiny", "swin_tiny", "efficientnet_b0"])
+def test_initial_values_follow_from_kinds(name: str) -> None:
+    model = Classifier(registry.build(name), 2)
+    params, batch_stats = (flatten(tree) for tree in model.init(0))
+    assert model.kinds.keys() == params.keys() | batch_stats.keys()
+    for path, array in (params | batch_stats).items():
+        kind = model.kinds[path]
+        if kind in INITIAL:
+            assert (array == np.float32(INITIAL[kind])).all(), path
+        else:
+            variance = drawn_variance(kind, array.shape)
+            # The variance of a normal sample of n values deviates by about sqrt(2 / n) of it.
+            assert array.var() == pytest.approx(variance, rel=6 * (2 / array.size) ** 0.5), path

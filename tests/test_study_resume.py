@@ -39,13 +39,12 @@ def quiet(tmp_path_factory, cache):
 def test_killed_in_a_phase_around_a_switch_and_in_a_target_task(tmp_path, quiet, cache):
     state = tmp_path / "checkpoints" / "switching-seed0" / "state"
     finetune = tmp_path / "checkpoints" / "switching-seed0" / "finetune-cells" / "fold0"
-    steps_per_epoch = rows(quiet / "ledger.jsonl")[-2]["steps"]
     per_phase = next(
         row["steps"]
         for row in rows(quiet / "ledger.jsonl")
         if row["strategy"] == "switching" and row["phase"] == "partial"
     )
-    assert steps_per_epoch
+    assert per_phase > 1  # or no step would lie inside a phase
     moments = {
         "inside a phase": lambda: any(per_phase < step < 2 * per_phase for step in steps_saved(state)),
         "around a mask switch": lambda: any(step >= 2 * per_phase for step in steps_saved(state)),

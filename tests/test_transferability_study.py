@@ -190,6 +190,6 @@ def test_the_papers_models_exist_and_its_recipes_are_settings():
             resolve(config)
             assert (config.model.name, config.transfer.segmentation.decoder) == (encoder, decoder)
     assert (config.adapt.batch_size, config.custom_strategies.pretraining["phases"][0]["lr"]) == (1024, 1e-3)
-    assert hidy.get_config("own,unet").phases.pretraining["phases"][0]["warmup"] == 5
+    assert hidy.get_config("own,unet").custom_strategies.pretraining["phases"][0]["warmup"] == 5
     with pytest.raises(UserError, match="unknown 'resnet' in 'own,resnet,simple'; did you mean 'resnet50'"):
         hidy.get_config("own,resnet,simple")

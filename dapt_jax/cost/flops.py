@@ -100,7 +100,11 @@ def register(name: str, formula: Formula) -> None:
 
 
 def count(fn: Callable[..., Any], *args: Any) -> Flops:
-    """Counts the FLOPs of `fn(*args)` without running or compiling it.
+    """Count the FLOPs of `fn(*args)` without running or compiling it.
+
+    >>> matrix = jax.ShapeDtypeStruct((8, 8), "float32")
+    >>> count(lambda a, b: a @ b, matrix, matrix).model
+    1024
 
     What no output depends on is removed first, so gradients of frozen parameters cost nothing unless something reads
     them. Recomputation is counted against a forward pass that is there: count a function that returns its loss

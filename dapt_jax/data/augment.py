@@ -29,6 +29,9 @@ _FOR_WARPS, _FOR_PATCH, _FOR_MORE_COLOUR, _FOR_RANDAUGMENT = 16, 32, 33, 34
 class Augment:
     """What is drawn per image, in the order in which it is done.
 
+    >>> Augment(flip="horizontal", rotate=10.0).is_identity
+    False
+
     Attributes:
         flip: `none`, `horizontal`, or `dihedral` (flips and quarter turns; needs square images).
         shift: largest translation, as a fraction of the side; the border is reflected.

@@ -18,6 +18,12 @@ from dapt_jax.errors import UserError, nearest
 class Dataset:
     """Images with labels, groups and whatever else their manifest says.
 
+    >>> images = ImageStore.from_arrays(np.zeros((4, 8, 8, 3), np.uint8), 8)
+    >>> patients = np.array(["P1", "P1", "P2", "P3"])
+    >>> data = Dataset("mine", images, np.array([0, 1, 0, 1]), ("benign", "malignant"), patients)
+    >>> len(data), data.class_counts()
+    (4, {'benign': 2, 'malignant': 2})
+
     Attributes:
         name: what to call the set in messages and tables.
         images: the pixels, by index.

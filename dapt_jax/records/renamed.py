@@ -1,4 +1,4 @@
-"""Settings that have had other names, or are no longer settings: for configs and workdirs of earlier versions."""
+"""Former names of settings, and former settings, for configs and workdirs of earlier versions."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -69,7 +69,7 @@ def renamed(name: str) -> str:
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a workdir's `config.json` by today's names, without those that are constants now.
+    """Return the settings of a `config.json` by today's names, without those that are constants now.
 
     Args:
         config: Nested settings, as an earlier version wrote them or as this one does.

@@ -18,7 +18,7 @@ OPEN = open_sections()
 def default() -> config_dict.ConfigDict:
     """Return a study's settings, all at their defaults, for a config file to change.
 
-    The config is locked but for corpus, corpora, tasks and custom_strategies: no setting can be added elsewhere.
+    The config is locked but for corpus, corpora, tasks and custom_strategies: nothing can be added elsewhere.
 
         >>> config = default()
         >>> config.adapt.lr = 3e-4
@@ -36,7 +36,7 @@ def resolve(config: config_dict.ConfigDict) -> StudySettings:
         config: What `default` returned, changed.
 
     Raises:
-        UserError: A setting is unknown, missing, of another type, outside its range, or at odds with another; names it.
+        UserError: A setting is unknown, missing, of another type, outside its range, or at odds with another.
     """
     if not isinstance(config, config_dict.ConfigDict):
         raise UserError(f"the config is {type(config).__name__}; expected what dapt_jax.settings.default() returns")
@@ -53,9 +53,10 @@ def resolve(config: config_dict.ConfigDict) -> StudySettings:
 
 
 def from_json(values: Mapping[str, Any]) -> StudySettings:
-    """Return the settings that a workdir's `config.json` holds; what an earlier version did not have is at its default.
+    """Return the settings that a workdir's `config.json` holds.
 
-    So are parameters that the chosen loss does not have: earlier versions ignored them.
+    Settings that an earlier version did not have are at their defaults, as are parameters that the chosen loss
+    does not have: earlier versions ignored them.
 
     Raises:
         UserError: They are no settings, or outside their ranges.

@@ -1,4 +1,4 @@
-"""From the command line to a config: the settings of its file, those of the flags over them, every name checked."""
+"""From the command line to settings: those of the config file, those of the flags over them."""
 
 import inspect
 import itertools
@@ -163,7 +163,7 @@ def _failure(path: str, error: Exception) -> str:
 
 
 def _former(path: str, lines: Sequence[int]) -> str:
-    """Return the line for a setting of an earlier version that a line of a config file names; empty where none is."""
+    """Return the line for a former setting that a line of a config file names; empty where it names none."""
     text = linecache.getline(path, lines[-1]) if lines else ""
     for old in sorted(RENAMED, key=len, reverse=True):
         end = r"\b" if old == "phases" else r"(?![\w.])"

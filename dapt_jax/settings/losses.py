@@ -39,12 +39,12 @@ class LossSettings:
 
 
 def classification_loss() -> LossSettings:
-    """Return the default settings of a loss of classes, with the parameters of all losses that are registered now."""
+    """Return the default settings of a loss of classes, with the parameters of all registered losses."""
     return _settings_class("classification", tuple(LOSSES))()
 
 
 def segmentation_loss() -> LossSettings:
-    """Return the default settings of a loss of masks, with the parameters of all losses that are registered now."""
+    """Return the default settings of a loss of masks, with the parameters of all registered losses."""
     return _settings_class("segmentation", tuple(SEGMENTATION_LOSSES))()
 
 

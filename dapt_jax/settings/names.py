@@ -15,7 +15,7 @@ def wanted(standard: object) -> str:
 
 
 def is_like(value: object, standard: object) -> bool:
-    """Return whether a value is of the kind of a default; whole numbers are numbers, and lists are as good as tuples."""
+    """Return whether a value is of the kind of a default; whole numbers are numbers, and lists are tuples."""
     if isinstance(standard, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(standard, bool)
     if isinstance(standard, float):
@@ -43,7 +43,7 @@ def no_setting(name: str, known: Iterable[str]) -> str:
 
 
 def former(name: str) -> str:
-    """Return the line for a setting of an earlier version: its present name or its constant; empty for any other."""
+    """Return the line for a former setting, with its present name or its constant; empty for any other."""
     if name in REMOVED:
         return f"{name!r} is no setting any more; its value is {REMOVED[name]!r} always"
     now = renamed(name)

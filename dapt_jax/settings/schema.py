@@ -1,4 +1,4 @@
-"""Every setting of a study: default, range, choices, help and whether results depend on it, written once, at its field."""
+"""Every setting of a study: default, range, choices, help and effect on results, written once, at its field."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class ModelSettings(_Checked):
     batch_norm_statistics: str = setting(
         "global",
         choices=("global", "per_device"),
-        doc="Images over which batch norm that trains takes its statistics: the batch, or each device's part of it.",
+        doc="Images over which batch norm that trains takes statistics: the batch, or each device's part.",
     )
     remat: tuple[str, ...] = setting(
         (), doc="Layer groups whose activations are computed again instead of kept; * for all."
@@ -92,7 +92,7 @@ class CacheSettings(_Checked):
     flops_per_byte: float = setting(
         Caching().flops_per_byte,
         at_least=0,
-        doc=f"Smallest number of FLOPs that a byte read from disk has to save; 0: by device, {FLOPS_PER_BYTE}.",
+        doc=f"FLOPs that a byte read from disk has to save at least; 0: by device, {FLOPS_PER_BYTE}.",
     )
 
     def policy(self) -> Caching:
@@ -113,7 +113,7 @@ class EnergySettings(_Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeSettings(_Checked):
-    """Devices, processes and checkpoints; nothing of it changes results beyond rounding: the section `runtime`."""
+    """Devices, processes and checkpoints, which change no result beyond rounding: the section `runtime`."""
 
     fsdp: int = setting(
         1, at_least=0, doc="Devices over which each copy of parameters and optimizer state is sharded; 0: all."
@@ -186,6 +186,9 @@ class AotSettings(_Checked):
 class StudySettings(_Checked):
     """All settings of a study.
 
+    >>> StudySettings(seeds=(0, 1)).adapt.batch_size
+    32
+
     `default()` is made of its defaults, and `resolve` turns what a user made of that into one of these.
     """
 
@@ -225,7 +228,7 @@ class StudySettings(_Checked):
     compute_budget: float = setting(
         0.0,
         at_least=0,
-        doc="Share of full DAPT's FLOPs for all strategies: successive halving by the selecting score; 0: no limit.",
+        doc="Share of full DAPT's FLOPs for all strategies, by successive halving; 0: no limit.",
     )
     runtime: RuntimeSettings = section(RuntimeSettings, "Devices and processes.", affects_results=False)
     non_finite: NonFiniteSettings = section(NonFiniteSettings, "Losses that are not finite.", affects_results=False)
@@ -275,7 +278,7 @@ class StudySettings(_Checked):
 
 
 def open_sections() -> dict[str, Any]:
-    """Return the sections whose names are the user's own, with the class of each entry; `corpus` is one itself."""
+    """Return the sections whose names are the user's own, with the class of an entry; `corpus` is one entry."""
     return {
         "corpus": CorpusSettings,
         "corpora": CorpusSettings,

@@ -1,4 +1,4 @@
-"""Sections about training: what adaptation and the target tasks' networks have in common, and what each adds."""
+"""Sections about training: what adaptation and target tasks have in common, and what each adds."""
 
 import dataclasses
 
@@ -49,11 +49,19 @@ class TrainSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaptSettings(TrainSettings):
+class ClassifierTrainSettings(TrainSettings):
+    """Training of an encoder with a head for classes."""
+
+    head_epochs: int = setting(10, at_least=0, doc="Epochs of the head alone, first; 0: all layers from the start.")
+    head_lr: float = setting(1e-3, above=0, doc="Learning rate of the head alone.")
+    loss: LossSettings = section(classification_loss, "Loss.")
+    mix: Mix = section(Mix, "Mixup and CutMix.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptSettings(ClassifierTrainSettings):
     """Domain-adaptive pre-training: the section `adapt`."""
 
-    head_epochs: int = setting(10, at_least=0, doc="Epochs of the head alone, with which every strategy begins.")
-    head_lr: float = setting(1e-3, above=0, doc="Learning rate of the head alone.")
     warmup: float = setting(0.0, doc="Epochs of linear warm-up in each phase.")
     partial_groups: int = setting(2, doc="Number of last layer groups that partial trains.")
     hybrid_epochs: int = setting(2, doc="Epochs of hybrid, of all its epochs, that are partial.")
@@ -62,8 +70,6 @@ class AdaptSettings(TrainSettings):
     num_fixed_views: int = setting(0, at_least=0, doc="Fixed augmented views per image; 0: new ones each epoch.")
     balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
     single_logit: bool = setting(False, doc="One sigmoid output for two classes.")
-    loss: LossSettings = section(classification_loss, "Loss.")
-    mix: Mix = section(Mix, "Mixup and CutMix.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,17 +93,14 @@ class TargetTrainSettings(TrainSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(TargetTrainSettings):
+class FinetuneSettings(ClassifierTrainSettings, TargetTrainSettings):
     """Fine-tuning on a task of classes: the section `transfer.finetune`."""
 
     epochs: int = with_default(TrainSettings, "epochs", 8)
     batch_size: int = with_default(TrainSettings, "batch_size", 16)
-    head_epochs: int = setting(50, at_least=0, doc="Epochs of the head alone, first.")
-    head_lr: float = with_default(AdaptSettings, "head_lr", 1e-3)
-    loss: LossSettings = section(classification_loss, "Loss.")
-    mix: Mix = section(Mix, "Mixup and CutMix.")
+    head_epochs: int = with_default(ClassifierTrainSettings, "head_epochs", 50)
     test_crops: int = setting(
-        1, doc="Crops that are averaged at test time: 1, or 10 of the size of augment.patch, mirrored ones among them."
+        1, doc="Crops averaged at test time: 1, or 10 of the size of augment.patch, half of them mirrored."
     )
 
     def __post_init__(self) -> None:

@@ -54,7 +54,7 @@ def train_with_early_stopping(
         params: Parameters to start from.
         batch_stats: Batch-norm statistics to start from.
         context: Surroundings of the run.
-        patience: Epochs without a lower validation loss before it stops and returns to its best epoch; 0 to train on.
+        patience: Epochs without a lower validation loss before it returns to its best epoch; 0 to train on.
     """
     if not patience:
         trained = loop.train(run, params, batch_stats, context)

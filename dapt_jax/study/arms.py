@@ -24,7 +24,7 @@ class Arm:
     Attributes:
         strategy: The strategy.
         seed: The seed.
-        epochs: Epochs of adaptation after which it ends, where it is a scored checkpoint; 0 for the arm itself.
+        epochs: Epochs of adaptation after which a scored checkpoint ends; 0 for the arm itself.
     """
 
     strategy: Strategy
@@ -63,7 +63,7 @@ class Study:
         strategies: Its strategies, resolved against the model.
         corpora: In-domain images by name in `corpora`; the study's own corpus has the empty name.
         tasks: Target tasks.
-        weights: What was loaded into the whole encoder, what was newly drawn, what was left over, and every parameter.
+        weights: What was loaded into the encoder, newly drawn, and left over in the file, and every parameter.
         marks: By task and split, what of its images or patients was seen elsewhere, where the user keeps it: see `leakage`.
     """
 
@@ -111,7 +111,7 @@ class Study:
 
     @property
     def scored_images(self) -> Dataset | None:
-        """The images that are scored along adaptation, a task's development images; None where nothing is scored.
+        """The development images that are scored along adaptation; None where nothing is scored.
 
         Raises:
             UserError: `checkpoint_scoring.task` is not one of the tasks.

@@ -1,7 +1,8 @@
-"""One target task of classes: heads on frozen features, or fine-tuning; scored on development, test and external images.
+"""One target task of classes: heads on frozen features, or fine-tuning.
 
-Tasks of masks are `segmentation`'s. Development scores are of held-out folds, stratified and split by patient. Test and
-external images are scored by the same heads, never refitted, each fold's in turn; a score is the mean over folds.
+Tasks of masks are `segmentation`'s. Development scores are of held-out folds, stratified and split by
+patient. Test and external images are scored by the same heads, never refitted, each fold's in turn; a
+score is the mean over folds.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from dapt_jax.settings.training import FINETUNE, HeadSettings
 from dapt_jax.study import adapt, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.predictions import FoldPredictions, Predictions
-from dapt_jax.study.runs import classification_loss, make_run
+from dapt_jax.study.runs import classification_loss, run_options
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import freezing, head_sweep
 from dapt_jax.training.cache import store
@@ -78,7 +79,7 @@ def transfer(study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context
 def _features(
     model: Classifier, adapted: adapt.Adapted, task: Task, arm: Arm, context: RunContext
 ) -> dict[str, np.ndarray]:
-    """Return pooled features of a task's images by split, entered in the ledger; arms of the same weights share them."""
+    """Return pooled features of a task's images by split; arms of the same weights share them."""
     meter = CostMeter(context.hardware)
     features, made = {}, []
     filling = Filling(clock=meter.clock, mesh=context.mesh)
@@ -121,7 +122,7 @@ def sweep_settings(head: HeadSettings, protocol: str, loss: ClassificationLoss) 
 
 
 def hyper_params(head: HeadSettings) -> list[head_sweep.HyperParams]:
-    """Return the learning rates and weight decays that are tried for every head: those of the grid, or the only ones."""
+    """Return the learning rates and weight decays that are tried for every head."""
     rates, decays = head.grid.lr or (head.lr,), head.grid.weight_decay or (head.weight_decay,)
     return [head_sweep.HyperParams(rate, decay) for rate, decay in itertools.product(rates, decays)]
 
@@ -208,7 +209,7 @@ class HeadRun:
 def finetune_run(
     study: Study, arm: Arm, task: Task, encoder: Encoder, fold: int, train_rows: np.ndarray
 ) -> TrainingRun[Classifier]:
-    """Return linear probing, then fine-tuning of all layers (LP-FT, arXiv 2202.10054) on one fold's training rows.
+    """Return linear probing, then fine-tuning (LP-FT, arXiv 2202.10054), on one fold's training rows.
 
     Of these, `val_fraction` is held out for validation.
 
@@ -249,7 +250,8 @@ def finetune_run(
     model = Classifier(encoder, loss.outputs, study.settings.model.dtype)
     data = TrainData(task.development, train_rows, val_rows)
     tag = RunTag(arm.name, "transfer", f"{task.name}/{FINETUNE}/fold{fold}/")
-    return make_run(study.settings, settings, model, loss, (*head, whole), data, arm.seed, tag)
+    options = run_options(study.settings, settings)
+    return TrainingRun(model, (*head, whole), data, loss, seed=arm.seed, tag=tag, **options)
 
 
 def _finetune(
@@ -287,7 +289,7 @@ def probabilities(
         run: The run that trained it.
         params: Its parameters.
         batch_stats: Its batch-norm statistics.
-        num_crops: 1 for the square in the middle, 10 for the mean over corners and middle, mirrored ones among them.
+        num_crops: 1 for the middle, 10 for the mean over corners and middle, each also mirrored.
         mesh: Devices to compute on.
         dataset: The images.
     """
@@ -347,7 +349,7 @@ def _classes_outside(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def mean_gradient(dataset: Dataset) -> np.ndarray:
-    """Return the mean absolute horizontal difference of each grey image, float32 [n, 1]: a scalar that knows no anatomy."""
+    """Return the mean absolute horizontal difference of each grey image, float32 [n, 1]."""
     rows = np.arange(len(dataset))
     parts = [
         np.abs(np.diff(dataset.images.batch(part).astype(np.float32).mean(-1), axis=2)).mean((1, 2))
@@ -360,7 +362,7 @@ BASELINES = {"mean_gradient": mean_gradient}
 
 
 def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
-    """Return scores of one scalar per image, or of each pixel by itself, through the folds that encoders go through.
+    """Return scores of one scalar per image, or of each pixel by itself, over the folds of encoders.
 
     Args:
         settings: Settings of the study.

@@ -1,9 +1,9 @@
 """Successive halving: the best adaptation that a FLOP budget allows, chosen among strategies by their scores.
 
-The budget, a share of what full DAPT takes, is split evenly over the rounds, and in a round over the arms that are left.
-Each trains as far as its part reaches; then the half with the better scores goes on. The winner receives the unspent
-budget. Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
-arXiv 1502.07943.
+The budget, a share of what full DAPT takes, is split evenly over the rounds, and in a round over the arms
+that are left. Each trains as far as its part reaches; then the half with the better scores goes on. The
+winner receives the unspent budget. Jamieson and Talwalkar, "Non-stochastic best arm identification and
+hyperparameter optimization", arXiv 1502.07943.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def entrants(study: Study, seed: int) -> list[Arm]:
 
 
 def check(study: Study, seed: int) -> None:
-    """Refuse a budget that does not bring one arm to its first score in the first round, and say which one would.
+    """Refuse a budget that brings no arm to its first score in the first round, and say which one would.
 
     Args:
         study: The study, with a `compute_budget`.
@@ -123,7 +123,7 @@ def full_flops(study: Study, seed: int) -> int:
 
 
 def run(study: Study, seed: int, context: RunContext) -> Outcome:
-    """Let the strategies compete, or read how they did; the winner is left where its part of the budget ended.
+    """Let the strategies compete, or read how they did; the winner stays where its budget ended.
 
     Args:
         study: The study, with a `compute_budget`.
@@ -186,7 +186,7 @@ class Competitor:
         return affordable(self._run, self.plan, flops)
 
     def advance(self, epochs: int) -> dict[str, float | None]:
-        """Train the arm further, from where it was paused, up to a number of epochs; return its last scores by name."""
+        """Train the arm on to a number of epochs, and return its last scores by name."""
         scorer = self._scorer(epochs)
         params, batch_stats, _ = locate.load(self.arm.strategy.weights, scorer.model, seed=self.arm.seed)
         folder = self.arm.folder(self._context.study_folder()) / "state"

@@ -54,7 +54,7 @@ class PhasePlan:
 
 
 def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
-    """The phases of a run on the devices that there are, each copy of the model's state spread over `fsdp` of them."""
+    """Return the phases of a run on the devices at hand, each copy of the state sharded over `fsdp` of them."""
     planned = []
     devices = jax.device_count()
     fsdp = fsdp or devices
@@ -87,7 +87,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
 
 
 def largest_batch(run: TrainingRun, phases: list[PhasePlan], fsdp: int = 1) -> int:
-    """Images of a step, over all devices, that there is memory for in the phase that takes most; 0 for not even one on each."""
+    """Return the images of a step, over all devices, that fit in the largest phase; 0 for less than one on each."""
     place = max(range(len(phases)), key=lambda number: phases[number].peak_bytes)
     kept = phases[place].cache_bytes if phases[place].place == "memory" else 0
     left = hardware.device_bytes() - kept
@@ -108,7 +108,7 @@ def adaptation_flops(study: Study, arm: Arm) -> int:
 
 
 def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
-    """Return the model FLOPs of a target task by protocol; `features` stands for the pass that all heads share.
+    """Return the model FLOPs of a target task by protocol; `features` is the pass that all heads share.
 
     Args:
         study: The study.

@@ -1,4 +1,4 @@
-"""A study before it runs: images, weights and strategies read, resolved and checked; what cannot work is refused here."""
+"""A study before it runs: images, weights and strategies are read, resolved and checked."""
 
 import contextlib
 import itertools
@@ -110,7 +110,7 @@ def _corpora(settings: StudySettings, adapting: Sequence[Strategy]) -> dict[str,
 
 
 def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> None:
-    """Read the weights of strategies that have their own, so that a wrong file is refused before anything is trained."""
+    """Read weights that strategies have of their own, so that a wrong file is refused before training."""
     own = {strategy.weights: strategy for strategy in resolved if strategy.weights != settings.weights}
     for strategy in own.values():
         with _about(f"custom_strategies.{strategy.name}: "):
@@ -119,7 +119,7 @@ def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> Non
 
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:
-    """Return the merge, name by name, and shape, mean and deviation of every parameter: what a wrong file shows first."""
+    """Return the merge name by name, and shape, mean and deviation of every parameter."""
     lists = {"newly drawn": merged.initialised, "left over in the file": merged.left_over, "loaded": merged.loaded}
     named = [one_line(f"{title}: {', '.join(names) or 'nothing'}") for title, names in lists.items()]
     identity = f"fingerprint: {merged.fingerprint or 'none'}\nsha256 of the source: {merged.source_sha256 or 'none'}"

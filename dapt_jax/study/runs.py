@@ -1,21 +1,25 @@
-"""Training runs made from settings: the only place where a study constructs one."""
+"""Training runs made from settings: losses, options, and the run that adapts an encoder."""
+
+from typing import TypedDict
 
 import jax
 import numpy as np
 
 from dapt_jax import losses
+from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.mix import Mix
 from dapt_jax.data.splits import grouped_holdout
 from dapt_jax.errors import UserError
-from dapt_jax.losses import ClassificationLoss, Loss, SegmentationLoss
+from dapt_jax.losses import ClassificationLoss, SegmentationLoss
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.losses import LossSettings
-from dapt_jax.settings.training import TrainSettings
+from dapt_jax.settings.training import ClassifierTrainSettings, TrainSettings
 from dapt_jax.study.strategies import Strategy
-from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import ModelT, RunTag, TrainData, TrainingRun
+from dapt_jax.training.cache.policy import Caching
+from dapt_jax.training.optim import Optimizer, Plateau
+from dapt_jax.training.run import RunTag, TrainData, TrainingRun
 
 
 def classification_loss(dataset: Dataset, loss: LossSettings, single_logit: bool = False) -> ClassificationLoss:
@@ -53,7 +57,9 @@ def segmentation_loss(dataset: Dataset, loss: LossSettings) -> SegmentationLoss:
 
 
 def inverse_frequency_weights(dataset: Dataset, rows: np.ndarray) -> tuple[float, ...]:
-    """Return weights of rows by the inverse frequency of their class, 1 on average; none for several labels per image.
+    """Return weights of rows by the inverse frequency of their class, 1 on average.
+
+    Where an image has several labels there are none.
 
     Args:
         dataset: The data set.
@@ -66,43 +72,35 @@ def inverse_frequency_weights(dataset: Dataset, rows: np.ndarray) -> tuple[float
     return tuple(float(weight) for weight in len(rows) / (np.count_nonzero(counts) * counts[labels]))
 
 
-def make_run(
-    study: StudySettings,
-    train: TrainSettings,
-    model: ModelT,
-    loss: Loss,
-    phases: tuple[Phase, ...],
-    data: TrainData,
-    seed: int,
-    tag: RunTag,
-) -> TrainingRun[ModelT]:
-    """Return a training run.
+class RunOptions(TypedDict):
+    """Arguments of a `TrainingRun` that settings alone decide on."""
+
+    optimizer: Optimizer
+    augment: Augment
+    mix: Mix
+    plateau: Plateau
+    caching: Caching
+    batch_size: int
+    grad_accum_steps: int
+    batch_norm_groups: int
+
+
+def run_options(settings: StudySettings, train: TrainSettings) -> RunOptions:
+    """Return the arguments of a `TrainingRun` that settings alone decide on.
 
     Args:
-        study: Settings of the study, of which those of the model and of the cache count.
+        settings: Settings of the study, of which those of the model and of the cache count.
         train: Settings of the training: `adapt`, `transfer.finetune` or `transfer.segmentation`.
-        model: The network.
-        loss: Its loss.
-        phases: Phases in order.
-        data: Images.
-        seed: Seed of the arm.
-        tag: Names of the run in the ledger.
     """
-    return TrainingRun(
-        model,
-        phases,
-        data,
-        loss,
+    return RunOptions(
         optimizer=train.optimizer,
         augment=train.augment,
-        mix=getattr(train, "mix", Mix()),
+        mix=train.mix if isinstance(train, ClassifierTrainSettings) else Mix(),
         plateau=train.plateau,
-        caching=study.cache.policy(),
+        caching=settings.cache.policy(),
         batch_size=train.batch_size,
         grad_accum_steps=train.grad_accum_steps,
-        batch_norm_groups=jax.device_count() if study.model.batch_norm_statistics == "per_device" else 1,
-        seed=seed,
-        tag=tag,
+        batch_norm_groups=jax.device_count() if settings.model.batch_norm_statistics == "per_device" else 1,
     )
 
 
@@ -123,4 +121,5 @@ def adaptation_run(settings: StudySettings, strategy: Strategy, seed: int, corpu
     model = Classifier(strategy.encoder, loss.outputs, settings.model.dtype)
     weights = inverse_frequency_weights(corpus, train_rows) if adapt.balance_classes else ()
     data = TrainData(corpus, train_rows, val_rows, weights)
-    return make_run(settings, adapt, model, loss, strategy.phases, data, seed, RunTag(strategy.name))
+    options = run_options(settings, adapt)
+    return TrainingRun(model, strategy.phases, data, loss, seed=seed, tag=RunTag(strategy.name), **options)

@@ -1,7 +1,8 @@
-"""Scores a fixed sample of target images along a training run, for a small share of its FLOPs, and chooses a checkpoint.
+"""Scores of a fixed sample of target images along a run, at a small share of its FLOPs, that choose a checkpoint.
 
-The scorer is a callback of the training loop: after every few epochs in which the encoder has changed it computes the
-scores, enters them into the ledger as a stage of their own, saves the weights, and decides whether training stops.
+The scorer is a callback of the training loop: after every few epochs in which the encoder has changed it
+computes the scores, enters them into the ledger as a stage of their own, saves the weights, and decides
+whether training stops.
 """
 
 import dataclasses
@@ -55,7 +56,7 @@ def _prefix(model: Classifier, start: int) -> Callable[..., Any]:
 
 @functools.cache
 def _rest(model: Classifier, start: int, level: int) -> Callable[..., Any]:
-    """Activations at a boundary to the map at a level and the pooled features."""
+    """Return the function from activations at a boundary to the map at a level and the pooled features."""
 
     def rest(params: Tree, batch_stats: Tree, x: Any) -> Any:
         at_level, _ = model.encoder.apply(params, batch_stats, x, start=start, stop=level + 1)
@@ -70,8 +71,9 @@ class Plan:
     """When a run is scored, and at what price: known before it starts.
 
     Attributes:
-        epochs: of the run, after which scores are computed, and the share of the encoder's training done by then.
-        images: of the sample.
+        epochs: Epochs of the run after which scores are computed, and the share of the encoder's training
+            that is done by then.
+        images: Images of the sample.
         first: FLOPs of the frozen prefix on the sample, by phase: paid once.
         each: FLOPs of one scoring, by phase.
     """
@@ -83,10 +85,10 @@ class Plan:
 
     @classmethod
     def of(cls, settings: Settings, run: TrainingRun, available: int) -> "Plan":
-        """Lays the scores along a run; the sample is as large as settings, images and budget allow.
+        """Lay the scores along a run; the sample is as large as settings, images and budget allow.
 
         Raises:
-            UserError: the budget does not reach for the smallest sample.
+            UserError: The budget does not reach for the smallest sample.
         """
         timeline, encoder = run.timeline, run.programs[0].model.encoder
         level = level_group(encoder, settings.level)
@@ -124,7 +126,7 @@ class Plan:
         return cls(due, images, tuple(images * f for f in first), tuple(images * f for f in each))
 
     def until(self, run: TrainingRun, epochs: int) -> int:
-        """FLOPs of the scores within a number of epochs of the run."""
+        """Return FLOPs of the scores within a number of epochs of the run."""
         phases = [
             run.timeline.position(epoch * run.timeline.steps_per_epoch).phase for epoch in self.epochs if epoch < epochs
         ]
@@ -132,14 +134,14 @@ class Plan:
 
 
 def changes_encoder(program: PhaseProgram) -> bool:
-    """Whether a phase changes what the encoder computes: it trains more than the head, or records statistics."""
+    """Return whether a phase changes the encoder: it trains more than the head, or updates statistics."""
     return bool(program.mask.batch_norm_modes) or any(
         not path.startswith(f"{HEAD}/") for path in program.mask.trainable
     )
 
 
 def _start(program: PhaseProgram, level: int) -> int:
-    """Boundary at which the sample's activations are kept through a phase."""
+    """Return the boundary at which the sample's activations are cached through a phase."""
     return min(program.mask.boundary, level + 1, len(program.model.encoder.groups) - 1)
 
 
@@ -155,18 +157,19 @@ class Scorer(Callback):
         context: RunContext,
         until: int = 0,
     ):
-        """Draws the sample.
+        """Draw the sample.
 
         Args:
-            settings: what is scored.
-            run: that is watched.
-            target: the target task's development images.
-            folder: for the weights of scored epochs.
-            context: ledger and hardware.
-            until: epochs of the run after which to pause; 0 for none.
+            settings: What is scored.
+            run: The run.
+            target: Development images of the target task.
+            folder: Folder for the weights of scored epochs.
+            context: Ledger and hardware.
+            until: Epochs of the run after which it pauses; 0 for none.
 
         Raises:
-            UserError: the budget does not reach (see `Plan.of`), or an image has no mask where a score needs them.
+            UserError: The budget does not reach (see `Plan.of`), or an image has no mask where a score needs
+                them.
         """
         self.settings, self.run, self.folder, self.context, self.until = settings, run, folder, context, until
         self.plan = Plan.of(settings, run, len(target))
@@ -248,7 +251,7 @@ class Scorer(Callback):
         )
 
     def material(self, number: int, params: Tree, batch_stats: Tree) -> registry.Sample:
-        """What the scores need of the sample, from the network as it is."""
+        """Return what the scores need of the sample, from the network as it is."""
         program, settings = self.run.programs[number], self.settings
         passes = [self._encode(program, x, params, batch_stats) for x in self._activations(number, params, batch_stats)]
         jittered, plain = passes[: settings.jittered], passes[settings.jittered :]
@@ -266,7 +269,7 @@ class Scorer(Callback):
         return registry.Sample(last, labels, views, source, maps, masks)
 
     def _activations(self, number: int, params: Tree, batch_stats: Tree) -> list[np.ndarray]:
-        """The sample's views, then the images as they are, at the boundary below which the phase changes nothing."""
+        """Return activations of the sample's views, then of its images, below which the phase changes nothing."""
         if self._activations_of is not None and self._activations_of[0] == number:
             return self._activations_of[1]
         program = self.run.programs[number]
@@ -291,11 +294,11 @@ class Scorer(Callback):
         return at_level, last
 
     def file(self, epoch: int) -> Path:
-        """Where the weights of a scored epoch are."""
+        """Return the file of a scored epoch's weights."""
         return self.folder / f"epoch{epoch + 1:04d}.safetensors"
 
     def chosen(self, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-        """The weights that the rule chooses; those given where it chooses the last, or nothing was scored."""
+        """Return the weights that the rule chooses; those given where it chooses the last, or nothing was scored."""
         if not self.settings.select or not self.points:
             return params, batch_stats
         point = self.points[self._choice()[0]]
@@ -306,7 +309,7 @@ class Scorer(Callback):
         return chosen, chosen_stats
 
     def row(self) -> Row:
-        """The ledger's row: FLOPs of the encoder's passes, and the scores as its curve."""
+        """Return the row of the ledger: FLOPs of the encoder's passes, and the scores as its curve."""
         passes = self.settings.jittered + self.settings.plain
         return Row(
             strategy=self.run.tag.strategy, seed=self.run.seed, stage="score", phase="scores",
@@ -316,7 +319,7 @@ class Scorer(Callback):
 
 
 def _in_batches(forward: Callable[..., Any], params: Tree, batch_stats: Tree, x: np.ndarray) -> Sequence[Any]:
-    """A jitted function over rows, in batches of one shape."""
+    """Return a jitted function's results for all rows, in batches of one shape."""
     found = []
     for start in range(0, len(x), BATCH):
         part = x[start : start + BATCH]

@@ -1,7 +1,7 @@
-"""One target task of masks: a decoder on the encoder, frozen or fine-tuned; scored on development, test and external images.
+"""One target task of masks: a decoder on the encoder, which is frozen or fine-tuned.
 
-Development scores are of held-out folds, as `classification` has them; test and external images are segmented by the
-network of each fold in turn, and a score is the mean over folds.
+Development scores are of held-out folds, as in `classification`; test and external images are segmented by
+the network of each fold in turn, and a score is the mean over folds.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from dapt_jax.settings.training import FROZEN
 from dapt_jax.study import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.overlays import Overlays
-from dapt_jax.study.runs import make_run, segmentation_loss
+from dapt_jax.study.runs import run_options, segmentation_loss
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import windows
 from dapt_jax.training.context import RunContext
@@ -90,7 +90,8 @@ def fold_run(
         phases = (decoder(settings.decoder_epochs), whole) if settings.decoder_epochs else (whole,)
     data = TrainData(task.development, train_rows, val_rows)
     tag = RunTag(arm.name, "transfer", f"{task.name}/{label}/")
-    return make_run(study.settings, settings, model, loss, phases, data, arm.seed, tag)
+    options = run_options(study.settings, settings)
+    return TrainingRun(model, phases, data, loss, seed=arm.seed, tag=tag, **options)
 
 
 def fold_runs(
@@ -145,7 +146,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float, mesh: Mesh) -> Predict:
-    """Return what segments images: as they are, or through windows of the side that the network was trained on."""
+    """Return what segments images: whole, or through windows of the side that the network was trained on."""
     program = run.programs[-1]
     assert isinstance(program.objective, SegmentationLoss)
     forward = ShardedForward(windows.probabilities_of(program.model, program.objective), params, batch_stats, mesh)
@@ -181,9 +182,9 @@ def _scores(dataset: Dataset, predict: Predict, batch_size: int, overlays: Overl
 
 
 def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
-    """Return scores of telling every pixel by its own colour alone, through the folds that networks go through.
+    """Return scores of classifying every pixel by its own colour, over the folds of networks.
 
-    A logistic regression on the three channels and their squares, fitted to at most 200 pixels of each training image.
+    A logistic regression on the three channels and their squares, fitted to at most 200 pixels of each image.
 
     Args:
         settings: Settings of the study.

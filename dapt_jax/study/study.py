@@ -1,4 +1,4 @@
-"""A study: strategies x seeds, each adapted and measured on every target task; resumable, one ledger, one report."""
+"""A study: strategies x seeds, each adapted and measured on every target task."""
 
 import contextlib
 import json
@@ -151,7 +151,7 @@ def _context(
 
 
 def _arms_to_evaluate(study: Study, seed: int, context: RunContext) -> list[tuple[Arm, int]]:
-    """Return the arms that go to the target tasks, and after how many epochs each has to end (0: none has to)."""
+    """Return the arms that go to the target tasks, each with its largest number of epochs (0: no limit)."""
     arms = study.arms_of(seed)
     if not study.settings.compute_budget:
         return [(arm, 0) for arm in arms]

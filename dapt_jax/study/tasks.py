@@ -62,7 +62,7 @@ class Task:
         return grouped_folds(self.development.labels, groups, number, seed)
 
     def inner_split(self, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return training rows of a fold, split again by patient: rows to fit on, and a fraction for validation."""
+        """Return a fold's training rows, split again by patient: to fit on, and a fraction for validation."""
         groups = near_duplicates.merged(self.development).groups[rows]
         fit, validation = grouped_holdout(self.development.labels[rows], groups, fraction, seed)
         return rows[fit], rows[validation]
@@ -104,8 +104,8 @@ def result_rows(
         arm: The arm whose scores they are.
         protocol: How the encoder was used.
         names: Names of the classes, in their order.
-        scores: Scores of each fold by split; those of the development images are of the images that a fold holds out,
-            which are counted together.
+        scores: Scores of each fold by split; of the development images, those that a fold holds out, which
+            are counted together.
     """
     for split, folds in scores.items():
         for of_folds in zip(*folds, strict=True):

@@ -1,1 +1,1 @@
-"""Phases, masks, steps, cached prefixes, the loop and its checkpoints: how a network is trained, and what that costs."""
+"""How one run trains: phases, masks, steps, the loop, cached prefixes, checkpoints, and what it costs."""

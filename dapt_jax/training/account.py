@@ -43,8 +43,8 @@ class PhaseAccount:
     ):
         """Start at zero, or go on from what a checkpoint, or the ledger, holds of the phase.
 
-        What filling a cache costs is entered into the ledger at once: a phase that was killed between that and its first
-        checkpoint finds it there.
+        What filling a cache costs is entered into the ledger at once: a phase that was killed between that
+        and its first checkpoint finds it there.
 
         Args:
             run: The run.
@@ -130,7 +130,7 @@ class PhaseAccount:
         self._ledger.put(self.meter.finalize(self._row(step)))
 
     def _row(self, step: int) -> Row:
-        """Return counts of what was run of the phase, all of it unless a callback ended it, up to a step of the run."""
+        """Return counts of what was run of the phase up to a step of the run."""
         run, program = self._run, self._program
         cost = accounting.image_cost(program, run.dataset.images.size)
         shapes, _ = program.model.abstract()

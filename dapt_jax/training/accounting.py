@@ -35,14 +35,14 @@ def _abstract(tree: Any) -> Any:
 
 
 def _traced_with_lax(fn: Any, *args: Any) -> flops.Flops:
-    """Count a function in its textbook form: what a backend makes of a convolution does not change the mathematics."""
+    """Count a function in its textbook form, whatever a backend makes of a convolution."""
     with ops.formulation("lax"):
         return flops.count(lambda *values: fn(*values), *args)
 
 
 @functools.cache
 def boundary_shapes(model: Network, image_size: int) -> tuple[Any, ...]:
-    """Return shapes and dtypes of one image's activations at every boundary, the preprocessed image first; pytrees."""
+    """Return shapes and dtypes, pytrees, of one image's activations at every boundary, its pixels first."""
     params, batch_stats = model.abstract()
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
     with ops.formulation("lax"):
@@ -51,7 +51,7 @@ def boundary_shapes(model: Network, image_size: int) -> tuple[Any, ...]:
 
 
 def boundary_shape(model: Network, boundary: int, image_size: int) -> Any:
-    """Return shapes and dtypes of one image's activations at a boundary, a pytree of `jax.ShapeDtypeStruct`."""
+    """Return a pytree of `jax.ShapeDtypeStruct`: one image's activations at a boundary."""
     return boundary_shapes(model, image_size)[boundary]
 
 
@@ -71,7 +71,7 @@ _costs: dict[Hashable, ImageCost] = {}
 
 
 def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
-    """Return FLOPs of one image in a phase; they are linear in the batch, so one image is enough to know them.
+    """Return FLOPs of one image in a phase; those of a batch are linear in its size.
 
     Args:
         program: The phase.
@@ -97,15 +97,15 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
 def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1) -> int:
     """Estimate peak memory of one training step of a phase, in bytes of one device, without compiling it.
 
-    Counted are parameters, statistics, optimizer state, gradients, the batch, and the activations that the backward pass
-    needs of one part of the batch (see `PhaseProgram.grad_accum_steps`).
+    Counted are parameters, statistics, optimizer state, gradients, the batch, and the activations that the
+    backward pass needs of one part of the batch (see `PhaseProgram.grad_accum_steps`).
 
     Args:
         program: The phase.
         image_size: Side of the images in pixels.
         batch: Images of a step on the device.
-        fsdp: Devices over which parameters, gradients and optimizer state are sharded; what is gathered of them for one
-            layer at a time is not counted.
+        fsdp: Devices over which parameters, gradients and optimizer state are sharded; what is gathered of
+            them for one layer at a time is not counted.
     """
     model, side = program.model, program.augment.size(image_size)
     params, batch_stats = model.abstract()
@@ -137,7 +137,7 @@ def _elsewhere(state: Any, fsdp: int) -> int:
 
 
 def largest_batch(program: PhaseProgram, image_size: int, memory_bytes: int, fsdp: int = 1) -> int:
-    """Return the images of a step that one device has room for, by the same estimate, which is linear in them."""
+    """Return the images of a step that one device has room for by the same estimate; 0 for none."""
     unit = program.grad_accum_steps
     first, second = (peak_bytes(program, image_size, number * unit, fsdp) for number in (1, 2))
     if first > memory_bytes:

@@ -1,4 +1,4 @@
-"""What looks at a run after each of its epochs, and may end it: early stopping, scores, whatever a user adds."""
+"""What looks at a run after each of its epochs, and may end it: early stopping, scores, your own."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,9 +10,10 @@ from dapt_jax.training.freezing import Tree
 class Callback:
     """Looks at the network of a run after every epoch.
 
-    A subclass defines `after_epoch`; one that remembers something between epochs also defines `state` and `restore`, and
-    then a run that is killed and started again goes on as if nothing had happened. With several processes every process
-    calls the same callbacks in the same order, and all of them have to return the same.
+    A subclass defines `after_epoch`; one that remembers something between epochs also defines `state` and
+    `restore`, and then a run that is killed and started again goes on as if nothing had happened. With
+    several processes every process calls the same callbacks in the same order, and all of them have to return
+    the same.
 
         >>> class Print(Callback):
         ...     def after_epoch(self, phase, epoch, params, batch_stats, metrics):
@@ -25,7 +26,7 @@ class Callback:
 
     @property
     def name(self) -> str:
-        """The name under which a checkpoint keeps the callback's state; unique among the callbacks of a run."""
+        """Name under which a checkpoint keeps the callback's state; unique within a run."""
         return type(self).__name__
 
     def after_epoch(
@@ -36,8 +37,8 @@ class Callback:
         Args:
             phase: Index of the epoch's phase.
             epoch: Index of the epoch in the run.
-            params: Parameters to evaluate with: averaged ones where an average is kept. The next step donates their
-                buffers, so what is kept has to be copied.
+            params: Parameters to evaluate with: averaged ones where an average is kept. The next step donates
+                their buffers, so what is kept has to be copied.
             batch_stats: Batch-norm statistics.
             metrics: Metrics of the validation rows; empty where the run has none.
         """

@@ -1,7 +1,7 @@
 """Checkpoints of a run: state, data position, random seed and ledger as one, saved by orbax.
 
-Saved are the leaves that some phase so far has trained, not the whole network again each time: what was never trained
-is rebuilt from the source weights.
+Saved are the leaves that some phase so far has trained, not the whole network again each time: what was never
+trained is rebuilt from the source weights.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ Restored = tuple[int, State, dict[str, Any]]
 
 
 def _flat(tree: Any) -> Flat:
-    """Return a pytree as one dict from dotted paths to leaves: the form in which orbax files stay readable."""
+    """Return a pytree as one dict from dotted paths to leaves, so that orbax files stay readable."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 
 def saved_part(state: State, programs: Sequence[PhaseProgram], phase: int) -> State:
-    """Return what a checkpoint in `phase` holds: what may differ from the source weights, and nothing else."""
+    """Return what a checkpoint in `phase` holds: what may differ from the source weights."""
     seen = programs[: phase + 1]
     touched = frozenset().union(*(program.mask.trainable for program in seen))
     has_new_stats = any(program.mask.batch_norm_modes for program in seen)
@@ -91,8 +91,9 @@ class CheckpointFolder:
 
     A full disk costs the checkpoint that did not fit, not the run: a line says so, and the ones before stay.
 
-    They hold whole arrays, written by the primary process and broadcast to the others when they are read: a run may go on
-    with another number of devices or processes, and only the primary process needs to reach the folder.
+    They hold whole arrays, written by the primary process and broadcast to the others when they are read: a
+    run may go on with another number of devices or processes, and only the primary process needs to reach the
+    folder.
     """
 
     def __init__(self, folder: Path, keep: Sequence[int] = (), say: Callable[[str], None] = print, source: str = ""):
@@ -102,7 +103,8 @@ class CheckpointFolder:
             folder: Folder of the run.
             keep: Steps whose checkpoints stay beside the two newest.
             say: Receiver of a line for the user.
-            source: Fingerprint of the weights that the run starts from; checkpoints of a run from others are refused.
+            source: Fingerprint of the weights that the run starts from; checkpoints of a run from others are
+                refused.
         """
         # What orbax logs as an error it raises too.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -215,7 +217,7 @@ class CheckpointFolder:
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
-        """Go on after a save for which there was no room or, by the wall clock that orbax goes by, no time."""
+        """Go on after a save without room or, by the wall clock that orbax uses, without time."""
         try:
             yield
         except Exception as error:

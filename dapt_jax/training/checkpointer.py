@@ -1,4 +1,4 @@
-"""When a run is saved, and what of it: its state, the progress of its phase, and what its callbacks remember."""
+"""When a run is saved, and what of it: its state, the progress of its phase, and its callbacks."""
 
 import math
 import time
@@ -67,10 +67,10 @@ class Checkpointer:
         return sharding.shard_state(state, self._context.mesh), stored
 
     def save_if_due(self, phase: ActivePhase, state: State) -> None:
-        """Save where it is time, or where the run is told to stop; all processes come here after the same step.
+        """Save where it is time, or where the run has to stop; all processes call it after the same step.
 
         Raises:
-            Stopped: The run was told to stop; what was done is saved.
+            Stopped: A signal to stop was received; what was done is saved.
             PhaseDiverged: A parameter is not finite.
         """
         handler = self._context.preemption_handler
@@ -96,7 +96,7 @@ class Checkpointer:
 
     @staticmethod
     def check_finite(phase: ActivePhase, state: State) -> None:
-        """Let nothing but finite parameters into a checkpoint or out of a phase: the last update has no loss yet.
+        """Refuse parameters that are not finite: the last update has not been seen by a loss yet.
 
         Raises:
             PhaseDiverged: A parameter is not finite.

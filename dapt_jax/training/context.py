@@ -1,4 +1,4 @@
-"""What a run needs of its surroundings: devices, cache, ledger, checkpoints, display. Everything has a default."""
+"""What a run needs of its surroundings: devices, cache, ledger, checkpoints, display."""
 
 import dataclasses
 from collections.abc import Callable, Hashable
@@ -44,7 +44,10 @@ class NonFinitePolicy:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Surroundings of a run. `RunContext()` trains on all devices in memory, silently, and leaves no file behind.
+    """Surroundings of a run: `RunContext()` trains on all devices, silently, and writes no file.
+
+    >>> RunContext().checkpoint_dir is None
+    True
 
     Attributes:
         checkpoint_dir: Folder for the run's checkpoints; None to save none.
@@ -61,8 +64,9 @@ class RunContext:
         non_finite: What to do about a non-finite loss.
         callbacks: What looks at the network after every epoch, in this order, and may end the run.
         workdir: Folder of the study, for predictions; None to save none.
-        sync_every_s: Seconds between two moments at which the host waits for the device: at each of them the loss is
-            checked, progress is shown, and a checkpoint may be saved. All processes reach them after the same step.
+        sync_every_s: Seconds between two moments at which the host waits for the device: at each of them the
+            loss is checked, progress is shown, and a checkpoint may be saved. All processes reach them after
+            the same step.
         executables: Compiled steps by what they depend on: phases, arms and seeds that agree share them.
     """
 
@@ -97,11 +101,12 @@ class RunContext:
         return self.workdir
 
     def compiled(self, key: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return a function compiled for its arguments, whose first is donated; one compiled before is used again.
+        """Return a function compiled for its arguments, whose first is donated; compiled once.
 
         Args:
             key: What the function depends on beside its arguments.
-            function: Function from a state and other arguments to a state, or to a tuple that begins with one.
+            function: Function from a state and other arguments to a state, or to a tuple that begins with
+                one.
             arguments: Arguments of the shapes, dtypes and shardings that it is called with.
         """
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments)

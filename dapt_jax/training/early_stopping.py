@@ -31,8 +31,9 @@ class EarlyStopping(Callback):
         Args:
             patience: Epochs in a row without a lower loss that are let pass; one more ends the run.
             run: The run.
-            file: File for the weights of the best epoch, a `.safetensors`; a run that is killed and started again
-                writes the same ones. Without one they are in memory, and a run that is started again has lost them.
+            file: File for the weights of the best epoch, a `.safetensors`; a run that is killed and started
+                again writes the same ones. Without one they are in memory, and a run that is started again
+                has lost them.
         """
         self.patience, self.phase, self.file = patience, len(run.phases) - 1, file
         self.best, self.epoch, self.waited, self.stopped, self.done = math.inf, -1, 0, False, 0
@@ -71,7 +72,7 @@ class EarlyStopping(Callback):
         return self.stopped
 
     def best_weights(self, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-        """Return parameters and statistics of the best epoch, which are those of the last epoch where that is best.
+        """Return parameters and statistics of the best epoch.
 
         Args:
             params: Parameters of the last epoch.
@@ -83,4 +84,5 @@ class EarlyStopping(Callback):
         if self.file:
             processes.sync_file(self.file)
             stored = safetensors.numpy.load_file(self.file)
-        return tuple(unflatten({path: stored[path] for path in flatten(tree)}) for tree in (params, batch_stats))  # type: ignore[return-value]
+        best = [unflatten({path: stored[path] for path in flatten(tree)}) for tree in (params, batch_stats)]
+        return best[0], best[1]

@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dapt_jax import metrics
 from dapt_jax.data import crops, pipeline
 from dapt_jax.losses import SegmentationLoss
 from dapt_jax.models.network import Network
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.prefix import Activations
+from dapt_jax.training.epoch_metrics import validation_metrics
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State, eval_transform, evaluation_params
 
 
 @functools.cache
 def forward_fn(model: Network, boundary: int | None) -> Callable[..., jax.Array]:
-    """Return the function from activations at a boundary, or images where it is None, to logits; compiled once."""
+    """Return the jitted function from activations at a boundary, or images for None, to logits."""
     if boundary is None:
         return jax.jit(model.__call__)
     return jax.jit(lambda params, batch_stats, x: model.suffix(params, batch_stats, x, boundary)[0])
@@ -34,8 +34,8 @@ class ShardedForward:
         """Put the network on every device.
 
         Args:
-            function: Jitted function from parameters, statistics and a batch to an array with a row for each of the
-                batch's.
+            function: Jitted function from parameters, statistics and a batch to an array with a row for each
+                of the batch's.
             params: Parameters of the network.
             batch_stats: Batch-norm statistics of the network.
             mesh: Devices.
@@ -49,7 +49,7 @@ class ShardedForward:
 
 
 class Evaluator:
-    """Metrics of the network of a phase on the run's validation rows, through the cached prefix where there is one."""
+    """Metrics of a phase's network on the run's validation rows, through the cached prefix if any."""
 
     def __init__(self, run: TrainingRun, program: PhaseProgram, clean: Activations | None, mesh: Mesh):
         """Prepare the forward pass.
@@ -62,13 +62,15 @@ class Evaluator:
         """
         self._run, self._program, self._clean, self._mesh = run, program, clean, mesh
         self._forward = forward_fn(program.model, program.mask.boundary if clean else None)
+        self._collection = validation_metrics(run.dataset)
 
     def __call__(self, state: State, logits: np.ndarray | None = None) -> dict[str, float]:
-        """Return `val_loss`, and `val_auc` or of masks `val_dice`; nothing where the run has no validation rows.
+        """Return `val_loss`, and `val_auc` or of masks `val_dice`; nothing without validation rows.
 
         Args:
             state: State of the phase.
-            logits: Logits of the validation rows, float32 [v, outputs] or [v, h, w, outputs], where they are known.
+            logits: Logits of the validation rows, float32 [v, outputs] or [v, h, w, outputs], where they are
+                known.
         """
         if not len(self._run.val_rows):
             return {}
@@ -97,12 +99,11 @@ class Evaluator:
         """Return the metrics of logits."""
         run, objective = self._run, self._program.objective
         targets = run.dataset.targets[run.val_rows]
-        loss = float(objective(jnp.asarray(logits), jnp.asarray(targets)).mean())
-        probabilities = objective.probabilities(jnp.asarray(logits))
+        loss = objective(jnp.asarray(logits), jnp.asarray(targets))
+        predicted = objective.probabilities(jnp.asarray(logits))
         if isinstance(objective, SegmentationLoss):
-            scored = metrics.Segmentation(run.dataset.segments, run.dataset.overlapping, surfaces=False)
-            scored.add(targets, np.asarray(objective.decide(probabilities)))
-            return {"val_loss": loss, "val_dice": scored.scores()[0].value}
-        labels = run.dataset.truth[run.val_rows]
-        scores = metrics.classification(labels, np.asarray(probabilities), run.dataset.classes)
-        return {"val_loss": loss, "val_auc": scores[0].value}
+            predicted, truth = objective.decide(predicted), targets
+        else:
+            truth = run.dataset.truth[run.val_rows]
+        found = self._collection.single_from_model_output(loss=loss, truth=truth, predicted=predicted)
+        return dict(found.compute())

@@ -68,6 +68,13 @@ class TrainableSpec:
 def resolve_trainable(phase: Phase, groups: Sequence[str], kinds: Mapping[str, Kind]) -> TrainableSpec:
     """Resolve a phase's patterns against a model.
 
+    >>> from dapt_jax.models.classifier import Classifier
+    >>> from dapt_jax.models.registry import build
+    >>> model = Classifier(build("resnet18"), outputs=2)
+    >>> spec = resolve_trainable(Phase("head", 1, trainable=("head",), lr=1e-3), model.groups, model.kinds)
+    >>> sorted(spec.trainable)
+    ['head/bias', 'head/kernel']
+
     Scale and bias of a norm are left out where the phase freezes that norm: `("*",)` means every parameter
     but those of frozen batch norm.
 

@@ -1,4 +1,4 @@
-"""Heads on frozen features: every seed, fold, rate and decay of a task trains side by side, all epochs in one program."""
+"""Heads on frozen features: all seeds, folds and grid points of a task train side by side in one program."""
 
 import dataclasses
 import functools
@@ -26,14 +26,14 @@ CONSTANT = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class HeadSettings:
-    """How heads are trained: Adam with decoupled weight decay of kernels and a constant rate.
+    """How heads are trained: Adam with decoupled weight decay of kernels and a constant learning rate.
 
     Attributes:
-        hidden: sizes of the hidden layers (ReLU).
-        objective: the loss.
-        epochs: over a split's training rows.
-        batch_size: rows per step.
-        standardise: scale features to mean 0 and variance 1 by the split's training rows.
+        hidden: Sizes of the hidden layers (ReLU).
+        objective: Loss.
+        epochs: Passes over a split's training rows.
+        batch_size: Rows per step.
+        standardise: Whether features are scaled to mean 0 and variance 1 by the split's training rows.
     """
 
     hidden: tuple[int, ...]
@@ -48,9 +48,9 @@ class Split:
     """The training rows of one fold with one seed.
 
     Attributes:
-        rows: row numbers.
-        seed: of initial weights.
-        order: seed of the order in which the rows are seen.
+        rows: Row numbers.
+        seed: Seed of the initial weights.
+        order: Seed of the order in which the rows are seen.
     """
 
     rows: np.ndarray
@@ -59,17 +59,17 @@ class Split:
 
 
 def of_folds(folds: Sequence[np.ndarray], seed: int) -> list[Split]:
-    """The folds of one seed: the same initial weights, each fold in an order of its own."""
+    """Return the folds of one seed: the same initial weights, each fold in an order of its own."""
     return [Split(rows, seed, seed * len(folds) + number) for number, rows in enumerate(folds)]
 
 
 @dataclasses.dataclass(frozen=True)
 class HyperParams:
-    """One setting of a grid.
+    """One point of a grid.
 
     Attributes:
-        lr: learning rate.
-        weight_decay: of kernels, decoupled.
+        lr: Learning rate.
+        weight_decay: Decoupled weight decay of kernels.
     """
 
     lr: float
@@ -78,16 +78,16 @@ class HyperParams:
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """Trained heads, one per split and point.
+    """Trained heads, one per split and point of the grid.
 
     Attributes:
-        settings: how they were trained.
-        params: parameters, each leaf with leading axes of splits and points; kernels are (outputs, inputs).
-        shift: [splits, d], taken off features.
-        factor: [splits, d], what they are then multiplied by.
-        flops: model FLOPs that training took.
-        steps: of all heads.
-        images: rows gone through by all heads, repeats counted.
+        settings: How they were trained.
+        params: Parameters, each leaf with leading axes of splits and points; kernels are (outputs, inputs).
+        shift: Means [splits, d], subtracted from features.
+        factor: Factors [splits, d], by which they are then multiplied.
+        flops: Model FLOPs that training took.
+        steps: Steps of all heads.
+        images: Rows that all heads were trained on, repeats counted.
     """
 
     settings: HeadSettings
@@ -99,14 +99,14 @@ class Heads:
     images: int
 
     def probabilities(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "splits points n classes"]:
-        """Probability of each class by each head."""
+        """Return the probability of each class by each head."""
         logits = _predict(self.params, self.shift, self.factor, features)
         return np.asarray(jax.vmap(jax.vmap(self.settings.objective.probabilities))(logits))
 
     def losses(
         self, features: Float[np.ndarray, "n d"], labels: Shaped[np.ndarray, "n ..."], rows: Sequence[np.ndarray]
     ) -> Float[np.ndarray, "splits points"]:
-        """Mean loss of each head on some rows for each split."""
+        """Return the mean loss of each head on some rows for each split."""
         logits = _predict(self.params, self.shift, self.factor, features)
         objective = self.settings.objective
         found = [
@@ -120,7 +120,7 @@ _KINDS = {"kernel": Kind.DENSE_KERNEL, "bias": Kind.BIAS}
 
 
 def parameter_shapes(inputs: int, hidden: tuple[int, ...], outputs: int) -> Any:
-    """Shapes of a head's parameters, kernels (inputs, outputs)."""
+    """Return shapes of a head's parameters, kernels (inputs, outputs)."""
     sizes = (inputs, *hidden, outputs)
     return {
         f"layer{number}": {
@@ -138,32 +138,33 @@ def train(
     settings: HeadSettings,
     points: Sequence[Sequence[HyperParams]],
 ) -> Heads:
-    """Trains a head per split and point.
+    """Train a head per split and point.
 
     Args:
-        features: of all rows.
-        labels: int32 class numbers [n] or float32 0/1 [n, classes].
-        splits: of as many seeds and folds as there are.
-        settings: how.
-        points: for each split as many points as for every other.
+        features: Features of all rows.
+        labels: Class numbers, int32 [n], or 0/1, float32 [n, classes].
+        splits: Training rows of all seeds and folds.
+        settings: How heads are trained.
+        points: Points of the grid for each split, as many as for every other.
     """
     number, size, inputs = len(splits), settings.batch_size, features.shape[1]
     orders = [Order(tuple(int(row) for row in split.rows), size, split.order) for split in splits]
     steps = max(order.steps_per_epoch for order in orders)
     index = np.zeros((settings.epochs, steps, number, size), np.int32)
     weight = np.zeros(index.shape, np.float32)
-    for place, order in enumerate(orders):
+    for column, order in enumerate(orders):
         for epoch in range(settings.epochs):
             rows, weights = order.epoch(epoch)
-            index[epoch, : len(rows), place], weight[epoch, : len(rows), place] = rows, weights
+            index[epoch, : len(rows), column], weight[epoch, : len(rows), column] = rows, weights
     shift = np.zeros((number, inputs), np.float32)
     factor = np.ones_like(shift)
     if settings.standardise:
-        for place, split in enumerate(splits):
-            shift[place] = features[split.rows].mean(0)
-            spread = features[split.rows].std(0)
-            # What is constant over the training rows tells a head nothing; scaled up, it would drown a new image.
-            factor[place] = np.divide(1, spread, out=np.zeros_like(spread), where=spread > CONSTANT)
+        for column, split in enumerate(splits):
+            shift[column] = features[split.rows].mean(0)
+            deviation = features[split.rows].std(0)
+            # What is constant over the training rows tells a head nothing; scaled up, it would drown a new
+            # image.
+            factor[column] = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > CONSTANT)
     grid = {
         name: np.asarray([[getattr(point, name) for point in each] for each in points], np.float32)
         for name in ("lr", "weight_decay")
@@ -187,15 +188,15 @@ def tune(
     settings: HeadSettings,
     points: Sequence[HyperParams],
 ) -> Heads:
-    """Trains one head per split, at the point that is best on rows held out of the split's own training rows.
+    """Train one head per split, at the point that is best on an inner split of its training rows.
 
     Args:
-        features: of all rows.
-        labels: of all rows.
-        splits: what is trained.
-        inner: of each split's training rows, those to try the points on and those to judge them by.
-        settings: how.
-        points: that are tried; where there is only one, nothing is.
+        features: Features of all rows.
+        labels: Labels of all rows.
+        splits: Training rows of all seeds and folds.
+        inner: Inner split of each split's training rows: those to train on and those to validate on.
+        settings: How heads are trained.
+        points: Points of the grid; with one alone nothing is searched.
 
     Returns:
         Heads with one point each; its cost includes the search.
@@ -205,26 +206,26 @@ def tune(
     trials = [dataclasses.replace(split, rows=rows) for split, (rows, _) in zip(splits, inner, strict=True)]
     tried = train(features, labels, trials, settings, [points] * len(splits))
     best = tried.losses(features, labels, [rows for _, rows in inner]).argmin(1)
-    final = train(features, labels, splits, settings, [[points[place]] for place in best])
+    final = train(features, labels, splits, settings, [[points[index]] for index in best])
     return dataclasses.replace(
         final, flops=final.flops + tried.flops, steps=final.steps + tried.steps, images=final.images + tried.images
     )
 
 
 def _initial(shapes: Any, splits: Sequence[Split], points: int) -> Any:
-    """Initial weights, stacked over splits and points."""
+    """Return initial weights, stacked over splits and points."""
     kinds = {f"{layer}/{leaf}": kind for layer in shapes for leaf, kind in _KINDS.items()}
-    drawn = {split.seed: init_params(shapes, kinds, split.seed) for split in splits}
+    initial = {split.seed: init_params(shapes, kinds, split.seed) for split in splits}
     if len(shapes) == 1:
         # Directions that no training row has keep their initial weights, which would be noise to a new image.
-        drawn = {seed: jax.tree.map(np.zeros_like, one) for seed, one in drawn.items()}
+        initial = {seed: jax.tree.map(np.zeros_like, one) for seed, one in initial.items()}
 
     def stack(*leaves: np.ndarray) -> np.ndarray:
-        # Outputs first: heads that see the same rows are then one matrix product, and so is their gradient, with nothing
-        # to transpose on the way to it.
+        # Outputs first: heads that see the same rows are then one matrix product, and so is their gradient,
+        # with nothing to transpose on the way to it.
         return np.repeat(np.stack([leaf.T for leaf in leaves])[:, None], points, 1)
 
-    return jax.tree.map(stack, *[drawn[split.seed] for split in splits])
+    return jax.tree.map(stack, *[initial[split.seed] for split in splits])
 
 
 def _forward(params: Any, x: Float[Array, "b d"]) -> Float[Array, "b outputs"]:
@@ -244,31 +245,31 @@ def _predict(params: Any, shift: Any, factor: Any, features: Any) -> Float[Array
 
 
 def _each(function: Callable[[Any], Any], stacked: Any) -> Any:
-    """A function of one split for all of them: side by side, but on a CPU one after the other.
+    """Apply a function of one split to all of them: side by side, but on a CPU one after the other.
 
-    XLA:CPU (jaxlib 0.10.2, its YNN fusions) returns zeros for some batched products of this shape, 10 splits x 9 points of
-    1,280 features among them; one split at a time has no such product, and is no slower there.
+    XLA:CPU (jaxlib 0.10.2, its YNN fusions) returns zeros for some batched products of this shape, 10 splits
+    x 9 points of 1,280 features among them; one split at a time has no such product, and is no slower there.
     """
     return jax.lax.map(function, stacked) if jax.default_backend() == "cpu" else jax.vmap(function)(stacked)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _train(settings: HeadSettings, features: Any, labels: Any, per_split: Any) -> Any:
-    """Trains the heads of some splits.
+    """Train the heads of some splits.
 
     Args:
-        settings: how.
-        features: [n, d].
-        labels: [n, ...].
-        per_split: initial parameters, shift, factor, points, row numbers [splits, steps, b] and weights.
+        settings: How heads are trained.
+        features: Features [n, d].
+        labels: Labels [n, ...].
+        per_split: Initial parameters, shift, factor, grid, row numbers [splits, steps, b] and weights.
 
     Returns:
-        Parameters.
+        Trained parameters.
     """
     b1, b2, eps = 0.9, 0.999, 1e-8
 
     def step_of(shift: Array, factor: Array, grid: Any, carry: Any, batch: Any) -> tuple[Any, None]:
-        """One step of all points of a split."""
+        """Take one step of all points of a split."""
         params, means, squares, count = carry
         rows, weights = batch
         x, y = (features[rows] - shift) * factor, labels[rows]
@@ -281,8 +282,8 @@ def _train(settings: HeadSettings, features: Any, labels: Any, per_split: Any) -
             return jax.vmap(loss)(params).sum()
 
         gradients = jax.grad(all_points)(params)
-        # A split with fewer batches than the others sits the rest of their epoch out. As a factor, and not as a choice
-        # between old and new, that stays in one pass over the parameters.
+        # A split with fewer batches than the others sits the rest of their epoch out. As a factor, and not as
+        # a choice between old and new, that stays in one pass over the parameters.
         active = (weights.sum() > 0).astype(jnp.float32)
         count = count + active
         means = jax.tree.map(lambda mean, g: mean + active * (1 - b1) * (g - mean), means, gradients)
@@ -290,9 +291,9 @@ def _train(settings: HeadSettings, features: Any, labels: Any, per_split: Any) -
         first, second = 1 / (1 - b1**count), 1 / (1 - b2**count)
 
         def step(path: Any, leaf: Array, mean: Array, square: Array) -> Array:
-            rate, decay = (grid[name].reshape(-1, *[1] * (leaf.ndim - 1)) for name in ("lr", "weight_decay"))
-            rate, decay = active * rate, decay if _KINDS[path[-1].key].is_kernel else 0.0
-            return leaf - rate * (mean * first / (jnp.sqrt(square * second) + eps) + decay * leaf)
+            lr, decay = (grid[name].reshape(-1, *[1] * (leaf.ndim - 1)) for name in ("lr", "weight_decay"))
+            lr, decay = active * lr, decay if _KINDS[path[-1].key].is_kernel else 0.0
+            return leaf - lr * (mean * first / (jnp.sqrt(square * second) + eps) + decay * leaf)
 
         return (jax.tree.map_with_path(step, params, means, squares), means, squares, count), None
 
@@ -307,7 +308,7 @@ def _train(settings: HeadSettings, features: Any, labels: Any, per_split: Any) -
 
 @functools.cache
 def flops_per_image(inputs: int, hidden: tuple[int, ...], objective: ClassificationLoss) -> int:
-    """Model FLOPs of one row in one step of a head."""
+    """Return model FLOPs of one row in one step of a head."""
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[::-1], leaf.dtype),
         parameter_shapes(inputs, hidden, objective.outputs),

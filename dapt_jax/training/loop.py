@@ -15,7 +15,7 @@ class TrainResult:
     """What a run leaves behind.
 
     Attributes:
-        params: Parameters, on the host: averaged ones where an average is kept.
+        params: Parameters, on the host: averaged ones with `Optimizer.ema`.
         batch_stats: Batch-norm statistics, on the host.
         costs: Rows of the ledger, one per phase.
     """
@@ -26,7 +26,7 @@ class TrainResult:
 
     @property
     def curve(self) -> list[dict[str, Any]]:
-        """A point for every epoch of the run: `epoch`, `loss`, `lr`, and the metrics of the validation rows."""
+        """A point for every epoch of the run: `epoch`, `loss`, `lr`, and the validation metrics."""
         return [point for row in self.costs for point in row.curve]
 
 
@@ -35,13 +35,14 @@ def train(run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext
 
     The order is not to be changed, since resumption to the bit, the ledger and several processes rely on it:
 
-    - of a phase: lay out the state (mask, moments), compute frozen prefixes and compile, run the epochs, enter the phase
-      into the ledger, save;
-    - of an epoch: steps (each report of the runner is checked, shown, and saved where that is due), evaluate, curve and
-      plateau, callbacks, reset of the epoch's sums, save where that is due.
+    - of a phase: lay out the state (mask, moments), compute frozen prefixes and compile, run the epochs,
+      enter the phase into the ledger, save;
+    - of an epoch: steps (each report of the runner is checked, shown, and saved where that is due), evaluate,
+      curve and plateau, callbacks, reset of the epoch's sums, save where that is due.
 
-    So a checkpoint inside an epoch comes before its evaluation and one at its end after it: no epoch is evaluated twice or
-    never. A phase whose loss is not finite ends at once; `Session.recovering` may send it back to its start.
+    So a checkpoint inside an epoch comes before its evaluation and one at its end after it: no epoch is
+    evaluated twice or never. A phase whose loss is not finite ends at once; `Session.recovering` may send it
+    back to its start.
 
     Args:
         run: What to train, on what, and how.
@@ -54,7 +55,7 @@ def train(run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext
 
     Raises:
         UserError: The loss is no longer finite.
-        Stopped: The run was told to stop; what was done is saved.
+        Stopped: A signal to stop was received; what was done is saved.
     """
     context = context or RunContext()
     with open_session(run, params, batch_stats, context) as session:

@@ -25,6 +25,9 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 class Optimizer:
     """How the trained leaves are updated.
 
+    >>> Optimizer(name="adamw", weight_decay=0.05).clip
+    0.0
+
     Attributes:
         name: `adam`, `adamw` (Loshchilov & Hutter, arXiv 1711.05101) or `sgd`.
         weight_decay: Weight decay, decoupled for `adamw`, added to the gradient for `adam` and `sgd`. It

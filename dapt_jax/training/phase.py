@@ -107,7 +107,7 @@ class ActivePhase:
             self._step_work = float(self.run.flops_per_image(self.number) * self.run.batch_size)
 
     def _activations(self, state: State) -> tuple[Activations | None, Activations | None]:
-        """Return the phase's cached activations, and those of images that are not augmented; None without a cache."""
+        """Return the phase's cached activations, and those of images that are not augmented; or None."""
         run, context, account = self.run, self.context, self.account
         wanted = run.prefixes_to_compute(self.number)
         if not wanted:
@@ -171,8 +171,8 @@ class ActivePhase:
             report: The runner's last report of the epoch.
             metrics: Metrics of the validation rows.
         """
-        loss = report.loss / report.weight
-        values = {"loss": loss, "lr": self.plateau.scale * self.program.lr(report.step - 1), **metrics}
+        trained = report.metrics.compute()
+        values = {**trained, "lr": self.plateau.scale * self.program.lr(report.step - 1), **metrics}
         rolled_back = {}
         if self._is_second_attempt and self.rollback and not self.account.curve:
             rolled_back = {"rolled_back_from": self.rollback.step}
@@ -181,7 +181,7 @@ class ActivePhase:
         self._epoch_steps, self._epoch_seconds = 0, 0.0
         shown = {**values, "images_per_s": speed}
         self.context.heartbeat.epoch(Epoch(*self.run.row_key(self.number), epoch, report.step, shown))
-        self._update_plateau(loss, metrics)
+        self._update_plateau(trained["loss"], metrics)
 
     def _update_plateau(self, loss: float, metrics: dict[str, float]) -> None:
         if self.program.phase.schedule == "plateau":
@@ -202,7 +202,7 @@ class ActivePhase:
                 yield state
                 last = report
             if self.program.phase.schedule == "plateau":
-                self._update_plateau(last.loss / last.weight, self._evaluator(state))
+                self._update_plateau(last.metrics.compute()["loss"], self._evaluator(state))
             state = self.reset_sums(state)
 
     def state(self) -> dict[str, Any]:

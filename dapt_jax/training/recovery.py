@@ -57,12 +57,12 @@ def check_loss(report: StepReport) -> None:
     Raises:
         PhaseDiverged: It is not.
     """
-    if not math.isfinite(report.loss):
-        raise PhaseDiverged(report.step, report.loss / report.weight)
+    if not math.isfinite(loss := report.metrics.compute()["loss"]):
+        raise PhaseDiverged(report.step, loss)
 
 
 def checksum(params: Any) -> str:
-    """Return BLAKE2b of all parameters in tree order, to tell on another machine whether they are the same."""
+    """Return BLAKE2b of all parameters in tree order, to compare them with those of another machine."""
     hashed = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(sharding.gather_to_host(params)):
         hashed.update(np.ascontiguousarray(leaf).tobytes())
@@ -93,7 +93,8 @@ def find_step(state: State, replayed: Iterator[State], last_step: int) -> NonFin
         last_step: Steps of the run by which it was noticed.
 
     Returns:
-        The first step after which the loss or a parameter is not finite; None where that does not happen again.
+        The first step after which the loss or a parameter is not finite; None where that does not happen
+        again.
     """
     before, total, weight = checksum(state["params"]), float(state["loss"]), float(state["weight"])
     for state in replayed:
@@ -110,7 +111,7 @@ def find_step(state: State, replayed: Iterator[State], last_step: int) -> NonFin
 
 
 def save_batch(folder: Path, run: TrainingRun, number: int, found: NonFiniteStep) -> Path:
-    """Write the batch of a step as it was read, before any augmentation, with all that is needed to run it again.
+    """Write the batch of a step before any augmentation, with all that is needed to run it again.
 
     Args:
         folder: Folder of a workdir for such files.
@@ -119,9 +120,9 @@ def save_batch(folder: Path, run: TrainingRun, number: int, found: NonFiniteStep
         found: The step.
 
     Returns:
-        Path of an npz with `images` uint8 [b, size, size, 3], `labels` (see `Dataset.targets`), `weights` float32 [b],
-        `rows` int32 [b] (of the data set), `names` of the images, and `step`, `epoch`, `phase`, `seed`, `lr`, `loss`,
-        `params_checksum`.
+        Path of an npz with `images` uint8 [b, size, size, 3], `labels` (see `Dataset.targets`), `weights`
+        float32 [b], `rows` int32 [b] (of the data set), `names` of the images, and `step`, `epoch`, `phase`,
+        `seed`, `lr`, `loss`, `params_checksum`.
     """
     epoch, batch = divmod(found.step, run.steps_per_epoch)
     rows, weights = (each[batch] for each in run.order.epoch(epoch))

@@ -1,4 +1,4 @@
-"""One training run: what is trained on what, and how. Everything else about it is derived, before anything is loaded."""
+"""One training run: what is trained on what, and how. Everything else about it is derived."""
 
 import dataclasses
 import functools
@@ -28,10 +28,16 @@ ModelT = TypeVar("ModelT", bound=Network)
 class TrainData:
     """The images of a run.
 
+    >>> from dapt_jax.data.sources import load
+    >>> data = load({"kind": "phantoms", "name": "corpus", "n": 12}, data_dir=None, image_size=32)
+    >>> TrainData(data, train_rows=range(8), val_rows=range(8, 12)).val_rows
+    array([ 8,  9, 10, 11])
+
     Attributes:
         dataset: Data set that holds all rows.
         train_rows: Row numbers that are trained on, int [n].
-        val_rows: Row numbers on which the validation loss is computed after every epoch, int [v]; may be empty.
+        val_rows: Row numbers on which the validation loss is computed after every epoch, int [v]; may be
+            empty.
         weights: Weight of every training row in the loss, in the order of `train_rows`; empty for 1 each.
     """
 
@@ -44,7 +50,8 @@ class TrainData:
         """Turn sequences of rows into arrays.
 
         Raises:
-            UserError: A row is not in the data set, there is no training row, or weights do not go with the rows.
+            UserError: A row is not in the data set, there is no training row, or weights do not go with the
+                rows.
         """
         for name in ("train_rows", "val_rows"):
             rows = np.asarray(getattr(self, name), int)
@@ -81,6 +88,17 @@ class RunTag:
 class TrainingRun(Generic[ModelT]):
     """Phases of one model on one data set.
 
+    >>> from dapt_jax import losses
+    >>> from dapt_jax.data.sources import load
+    >>> from dapt_jax.models.classifier import Classifier
+    >>> from dapt_jax.models.registry import build
+    >>> data = load({"kind": "phantoms", "name": "corpus", "n": 12}, data_dir=None, image_size=32)
+    >>> phases = (Phase("head", 1, trainable=("head",), lr=1e-3), Phase("full", 1, trainable=("*",), lr=1e-4))
+    >>> model, loss = Classifier(build("resnet18"), outputs=3), losses.make(classes=3)
+    >>> run = TrainingRun(model, phases, TrainData(data, range(12)), loss, batch_size=4)
+    >>> run.steps_per_epoch, run.timeline.steps
+    (3, 6)
+
     Attributes:
         model: Network, its head included.
         phases: Spans of training, one after the other, each with a name of its own.
@@ -93,8 +111,8 @@ class TrainingRun(Generic[ModelT]):
         caching: What of a frozen prefix may be cached, and where.
         batch_size: Images per step, over all devices.
         grad_accum_steps: Parts into which a batch is cut; their gradients are summed before the update.
-        batch_norm_groups: Equal runs of examples into which batch norm that trains cuts what it sees, each with
-            statistics of its own; 1 for those of all examples.
+        batch_norm_groups: Equal runs of examples into which batch norm that trains cuts what it sees, each
+            with statistics of its own; 1 for those of all examples.
         seed: Seed of data order, augmentation and new weights.
         tag: What the run is called.
     """
@@ -119,8 +137,8 @@ class TrainingRun(Generic[ModelT]):
         """Refuse what cannot be run.
 
         Raises:
-            UserError: There is no phase, two have one name, one trains nothing or names what the model does not have,
-                or a number of images is not positive.
+            UserError: There is no phase, two have one name, one trains nothing or names what the model does
+                not have, or a number of images is not positive.
         """
         object.__setattr__(self, "phases", tuple(self.phases))
         if not self.phases:
@@ -229,10 +247,11 @@ class TrainingRun(Generic[ModelT]):
         return total
 
     def prefixes_to_compute(self, number: int) -> list[tuple[Prefix, Tier]]:
-        """Return the frozen prefixes that a phase needs before it begins, lowest boundary first and its own last.
+        """Return the frozen prefixes that a phase needs, lowest boundary first and its own last.
 
-        Lower ones are what other phases train on: an earlier phase has left them in the cache, and the phase's own is
-        computed from there; a later phase will need them, and computed on the way up they cost nothing.
+        Lower ones are what other phases train on: an earlier phase has left them in the cache, and the
+        phase's own is computed from there; a later phase will need them, and computed on the way up they cost
+        nothing.
         """
         first = self.programs[number]
         decision = self.cache_decision(first)
@@ -258,7 +277,7 @@ class TrainingRun(Generic[ModelT]):
         )
 
     def fill_flops(self, number: int) -> int:
-        """Return model FLOPs of the frozen prefixes that a phase computes, beyond what the phases before it have."""
+        """Return model FLOPs of the frozen prefixes that a phase computes beyond those of earlier phases."""
         cached: set[Prefix] = set()
         cost = 0
         for index in range(number + 1):

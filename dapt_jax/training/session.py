@@ -1,4 +1,4 @@
-"""Where a run stands: which phase comes next, from which state, and what happens when one diverges or is stopped."""
+"""Where a run stands: its state, its next phase, and what follows when one diverges or is stopped."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -129,7 +129,7 @@ class Session:
         self.checkpointer.forget_after(int(self.state["step"]))
 
     def _diagnose(self, phase: ActivePhase, error: PhaseDiverged) -> tuple[int, float, str]:
-        """Replay a phase from the newest checkpoint; return steps of the run, loss, and where the batch is."""
+        """Replay a phase from the newest checkpoint; return steps, loss, and where the batch is."""
         start = int(self.state["step"])
         if not phase.first_step <= start < error.step:
             return error.step, error.value, "no checkpoint of its phase is there to replay it from"
@@ -162,7 +162,7 @@ class Session:
         return self.is_stopped
 
     def _restore_callbacks(self) -> bool:
-        """Hand every callback what the checkpoint holds for it; return whether one of them has ended the run."""
+        """Restore every callback from the checkpoint; return whether one of them has ended the run."""
         states = self._stored.get("callbacks", {})
         restored = [each.restore(states[each.name]) for each in self._context.callbacks if each.name in states]
         return any(restored)

@@ -1,4 +1,4 @@
-"""Step runners: they run the steps of an epoch, from images, from cached activations, or as one program for a head."""
+"""Step runners: the steps of an epoch from images, from cached activations, or fused for a head."""
 
 import collections
 import dataclasses
@@ -15,6 +15,7 @@ from dapt_jax.models.classifier import HEAD
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.prefix import Activations, DeviceActivations
 from dapt_jax.training.context import RunContext
+from dapt_jax.training.epoch_metrics import EpochMetrics
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State
 
@@ -27,22 +28,21 @@ class StepReport:
     """What a step runner says now and then, when the device has finished what it was given.
 
     Attributes:
-        state: State after the steps. That of `step`, or of a later step where the runner has gone ahead: then it is not
-            to be saved.
+        state: State after the steps. That of `step`, or of a later step where the runner has gone ahead: then
+            it is not to be saved.
         step: Steps of the run that are done.
         steps: Steps since the report before.
         seconds: Wall time since the report before.
-        loss: Sum over the epoch so far of the weighted losses of its examples.
-        weight: Sum over the epoch so far of the weights of its examples.
-        val_logits: Logits of the validation rows after `step`, float32 [v, ...], where the runner computes them too.
+        metrics: Metrics of the training rows over the epoch so far.
+        val_logits: Logits of the validation rows after `step`, float32 [v, ...], where the runner computes
+            them too.
     """
 
     state: State
     step: int
     steps: int
     seconds: float
-    loss: float
-    weight: float
+    metrics: EpochMetrics
     val_logits: np.ndarray | None = None
 
     @property
@@ -149,8 +149,8 @@ class _Steps:
                 seconds = time.monotonic() - since
                 steps = max(1, int(self._context.sync_every_s / max(seconds / done, 1e-9)))
                 next_sync = number + 1 + processes.all_reduce_max(steps)[0]
-                step, loss, weight = int(state["step"]), float(state["loss"]), float(state["weight"])
-                yield StepReport(state, step, done, seconds, loss, weight)
+                metrics = _epoch_metrics(state["loss"], state["weight"])
+                yield StepReport(state, int(state["step"]), done, seconds, metrics)
                 done, since = 0, time.monotonic()
 
 
@@ -251,11 +251,12 @@ class CachedSteps(_Steps):
 
 
 class FusedEpochs:
-    """Epochs of a head on pooled features that are on the device: many epochs, and their evaluation, as one program.
+    """Epochs of a head on features that are on the device: many, with their evaluation, as one program.
 
-    How many run at once follows from how long the last ones took, and is one where something looks at the state after
-    every epoch. It changes neither the program nor a bit of the result, since each epoch is the same iteration of one
-    loop. The reports of epochs that ran at once come one by one, all with the state after the last of them.
+    How many run at once follows from how long the last ones took, and is one where something looks at the
+    state after every epoch. It changes neither the program nor a bit of the result, since each epoch is the
+    same iteration of one loop. The reports of epochs that ran at once come one by one, all with the state
+    after the last of them.
     """
 
     def __init__(self, setup: RunnerSetup, activations: DeviceActivations, clean: DeviceActivations):
@@ -313,7 +314,7 @@ class FusedEpochs:
         steps = self._order.steps_per_epoch
         for number, ((loss, weight), each) in enumerate(zip(sums, logits, strict=True), start=first):
             step = (number + 1) * steps
-            self._reports.append(StepReport(state, step, steps, seconds, float(loss), float(weight), each))
+            self._reports.append(StepReport(state, step, steps, seconds, _epoch_metrics(loss, weight), each))
 
     def _work(self, first: int, count: int, lr_scale: float) -> dict[str, Any]:
         """Return what the program takes for `count` epochs from `first` on, padded to one shape."""
@@ -342,6 +343,12 @@ class FusedEpochs:
     def data_position(self) -> dict[str, Any]:
         """Return nothing: the step says it."""
         return {}
+
+
+def _epoch_metrics(loss: Any, weight: Any) -> EpochMetrics:
+    """Return the metrics of an epoch from its sums of loss and weight, over all devices."""
+    found: EpochMetrics = EpochMetrics.single_from_model_output(loss_sum=loss, weight_sum=weight)
+    return found
 
 
 def _rng(program: PhaseProgram, epoch: int) -> dict[str, Any]:

@@ -23,15 +23,15 @@ from dapt_jax.training.freezing import TrainableSpec, Tree
 from dapt_jax.training.phases import Phase
 
 State = dict[str, Any]
-"""State of a run: `params`, `batch_stats`, `opt_state`, `ema` (trained leaves, or empty), `step`, and the sums over the
-epoch so far of `loss` and `weight`."""
+"""State of a run: `params`, `batch_stats`, `opt_state`, `ema` (trained leaves, or empty), `step`, and the sums of
+`loss` and `weight` over the epoch so far."""
 
 RngContext = dict[str, Any]
-"""What random numbers follow from: `seed` of the run, index of the `view` (augmentation), and of the `epoch` (uncertain
-labels)."""
+"""What random numbers follow from: `seed` of the run, index of the `view` (augmentation), and of the `epoch`
+(uncertain labels)."""
 
 Mixed = tuple[Array, Array]
-"""Of a batch whose images are mixed: the row of each image's partner, and each image's own share in the mix."""
+"""Of a mixed batch: the row of each image's partner, and each image's own share in the mix."""
 
 _FOR_LABELS = 48
 """Folded into an example's key for its label, so that it differs from those of the augmentation."""
@@ -41,8 +41,9 @@ _FOR_LABELS = 48
 class PhaseProgram:
     """Everything static about one phase, and the functions that jax compiles for it.
 
-    What changes between seeds, epochs and strategies of the same mask (the learning rate, the seed, the weights of the
-    examples) is an argument of these functions, so that all of them share one executable: see `key`.
+    What changes between seeds, epochs and strategies of the same mask (the learning rate, the seed, the
+    weights of the examples) is an argument of these functions, so that all of them share one executable: see
+    `key`.
 
     Attributes:
         model: Network.
@@ -56,11 +57,11 @@ class PhaseProgram:
         first_step: Steps of the run before the phase.
         steps_per_epoch: Steps of an epoch of the run.
         seed: Seed of the run.
-        grad_accum_steps: Parts into which a batch is cut, one after the other, so that the activations of one part at a
-            time are in memory. The step is that of the whole batch, except that batch norm that trains sees one part at
-            a time.
-        batch_norm_groups: Equal runs of examples into which what batch norm sees at a time is cut, each with statistics
-            of its own; 1 for those of all examples, wherever they are.
+        grad_accum_steps: Parts into which a batch is cut, one after the other, so that the activations of one
+            part at a time are in memory. The step is that of the whole batch, except that batch norm that
+            trains sees one part at a time.
+        batch_norm_groups: Equal runs of examples into which what batch norm sees at a time is cut, each with
+            statistics of its own; 1 for those of all examples, wherever they are.
     """
 
     model: Network
@@ -111,8 +112,8 @@ class PhaseProgram:
         """Augment and mix images, and run them through the prefix.
 
         Returns:
-            Activations at the phase's boundary, an array or a pytree of arrays [b, ...]; and with whom each image is
-            mixed, None where none is.
+            Activations at the phase's boundary, an array or a pytree of arrays [b, ...]; and with whom each
+            image is mixed, None where none is.
         """
         images, mixed = self.augment(images, rng["seed"], rng["view"], index), None
         if not self.mix.is_identity:
@@ -123,7 +124,7 @@ class PhaseProgram:
     def targets(
         self, labels: Shaped[Array, "b ..."], rng: RngContext, index: Int[Array, " b"]
     ) -> Shaped[Array, "b ..."]:
-        """Return the labels of augmented images: masks are transformed as they are, uncertain labels are sampled."""
+        """Return labels of augmented images: masks are transformed too, uncertain labels are sampled."""
         if isinstance(self.objective, SegmentationLoss):
             return self.augment.masks(labels, rng["seed"], rng["view"], index)
         if self.objective.uncertain is None:
@@ -150,7 +151,8 @@ class PhaseProgram:
             weights: Weights of the examples in the loss, which is their weighted mean.
             lr: Learning rate.
             key: Key of dropout and stochastic depth; None to drop nothing.
-            mixed: Whose labels an image has besides its own, and its own share; each label keeps its own weight.
+            mixed: Whose labels an image has besides its own, and its own share; each label keeps its own
+                weight.
 
         Returns:
             The state after the step.
@@ -230,13 +232,13 @@ class PhaseProgram:
         return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng), mixed)
 
     def _dropout_key(self, state: State, rng: RngContext) -> Array | None:
-        """Return the key of (seed, step); none for a network without dropout, which is compiled without one."""
+        """Return the key of (seed, step); none for a network without dropout."""
         if not self.model.encoder.is_stochastic:
             return None
         return jax.random.fold_in(jax.random.key(rng["seed"]), state["step"])
 
     def activation_step(self, state: State, batch: dict[str, Any], rng: RngContext, lr: Float[Array, ""]) -> State:
-        """Take one step from a batch of `x` (cached activations at the boundary), `label`, `weight` and `index`."""
+        """Take one step from a batch of `x` (cached activations), `label`, `weight` and `index`."""
         labels = self.targets(batch["label"], rng, batch["index"])
         x = self.to_compute_dtype(batch["x"])
         return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng))
@@ -244,7 +246,7 @@ class PhaseProgram:
     def cached_step(
         self, state: State, cache: dict[str, Any], batch: dict[str, Array], rng: RngContext, lr: Float[Array, ""]
     ) -> State:
-        """Take one step from activations on the device: `cache` holds `x`, leaves [views, n, ...], and `label` [n]."""
+        """Take one step from `cache`: `x`, leaves [views, n, ...] on the device, and `label` [n]."""
         x = jax.tree.map(lambda leaf: leaf[rng["view"], batch["index"]], cache["x"])
         labels = self.targets(cache["label"][batch["index"]], rng, batch["index"])
         x = self.to_compute_dtype(x)
@@ -257,12 +259,15 @@ class PhaseProgram:
 
         Args:
             state: State before them.
-            cache: As in `cached_step`, and `validation`, the activations of the validation rows, leaves [v, ...].
-            work: `epochs` to run, `seed` of the run, index of the `first` epoch, and for `most` epochs, of which the
-                first ones are run: `index` and `weight` [most, steps, b], `view` [most], `lr` [most, steps].
+            cache: As in `cached_step`, and `validation`, the activations of the validation rows, leaves [v,
+                ...].
+            work: `epochs` to run, `seed` of the run, index of the `first` epoch, and for `most` epochs, of
+                which the first ones are run: `index` and `weight` [most, steps, b], `view` [most], `lr`
+                [most, steps].
 
         Returns:
-            The state after them; per epoch the sums of loss and weight; per epoch the logits of the validation rows.
+            The state after them; per epoch the sums of loss and weight; per epoch the logits of the
+            validation rows.
         """
         most = work["view"].shape[0]
         validation = self.to_compute_dtype(cache["validation"])
@@ -305,11 +310,12 @@ class PhaseProgram:
         }
 
     def transition_from(self, state: State) -> State:
-        """Return the state of the phase before, laid out for this one: leaves that train on keep their moments."""
+        """Return the state of the phase before in the layout of this one; moments are carried over."""
         averaged = evaluation_params(state)
         going_on, _ = freezing.partition(state["params"], self.mask.trainable)
         averages, stopped = freezing.partition(averaged, self.mask.trainable)
-        # A leaf that stops training is set to its average, if there is one: nothing would average it from here on.
+        # A leaf that stops training is set to its average, if there is one: nothing would average it from
+        # here on.
         fresh = self.init_state(freezing.combine(going_on, stopped), state["batch_stats"])
         return {
             **fresh,
@@ -337,7 +343,7 @@ def evaluation_params(state: State) -> Tree:
 
 
 def eval_transform(model: Network, augment: Augment) -> Augment:
-    """Return the transform of images that are not augmented: a classifier of patches sees the one in the middle."""
+    """Return the transform of images that are not augmented: the middle patch for patch classifiers."""
     return Augment(patch=augment.patch, centre=True) if augment.patch and isinstance(model, Classifier) else Augment()
 
 

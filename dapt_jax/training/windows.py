@@ -15,33 +15,33 @@ from dapt_jax.models.network import Network
 
 @functools.cache
 def probabilities_of(model: Network, objective: SegmentationLoss) -> Callable[..., jax.Array]:
-    """Parameters, statistics and images to probabilities of every pixel; compiled once for all arms."""
+    """Return the jitted function from parameters, statistics and images to probabilities of every pixel."""
     return jax.jit(lambda params, batch_stats, images: objective.probabilities(model(params, batch_stats, images)))
 
 
 @functools.cache
 def decide(objective: SegmentationLoss) -> Callable[..., jax.Array]:
-    """Probabilities to masks."""
+    """Return the jitted function from probabilities to masks."""
     return jax.jit(objective.decide)
 
 
 def corners(side: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin along a side: evenly spread, each pair of neighbours sharing at least `overlap` of a window."""
+    """Return where windows begin along a side: evenly spaced, neighbours share at least `overlap`."""
     if window >= side:
         return [0]
     most = max(1, int(window * (1 - overlap)))
     count = -(-(side - window) // most) + 1
-    return [round(place) for place in np.linspace(0, side - window, count)]
+    return [round(corner) for corner in np.linspace(0, side - window, count)]
 
 
 def weights(window: int) -> Float[np.ndarray, "w w"]:
-    """Weights of a window's pixels, a Gaussian about its centre (deviation: an eighth of the side), never 0.
+    """Return weights of a window's pixels: a Gaussian about its centre, deviation an eighth of the side.
 
-    What a network says near the border of a window, where it sees least around, counts least (Isensee et al., arXiv
-    1809.10486).
+    Predictions near the border of a window, where the network sees least around, count least (Isensee et al.,
+    arXiv 1809.10486).
     """
-    places = (np.arange(window) - (window - 1) / 2) / (window / 8)
-    one = np.exp(-0.5 * places**2)
+    offsets = (np.arange(window) - (window - 1) / 2) / (window / 8)
+    one = np.exp(-0.5 * offsets**2)
     return np.maximum(np.outer(one, one), 1e-3).astype(np.float32)
 
 
@@ -52,42 +52,43 @@ def sliding(
     overlap: float = 0.5,
     batch_size: int = 16,
 ) -> Float[np.ndarray, "k h w outputs"]:
-    """Probabilities of large images, averaged over windows that overlap.
+    """Return probabilities of large images, averaged over windows that overlap.
 
     Args:
-        predict: windows [batch, window, window, c], in batches of one shape, to probabilities of their pixels.
-        images: of any size from `window` on.
-        window: side in pixels.
-        overlap: least share of a window that neighbours have in common.
-        batch_size: windows at once.
+        predict: windows [batch, window, window, c], in batches of one shape, to probabilities of their
+            pixels.
+        images: Images of any size from `window` on.
+        window: Side of a window in pixels.
+        overlap: Least share of a window that neighbours have in common.
+        batch_size: Windows at a time.
 
     Raises:
-        UserError: a side of the images is smaller than the window, or the overlap is not from 0 to less than 1.
+        UserError: A side of the images is smaller than the window, or the overlap is not from 0 to less than
+            1.
     """
     height, width = images.shape[1:3]
     if min(height, width) < window:
         raise UserError(f"images of {height} x {width} pixels; expected at least the window of {window}")
     if not 0 <= overlap < 1:
         raise UserError(f"an overlap of {overlap}; expected 0 to less than 1")
-    places = [
+    windows = [
         (number, top, left)
         for number in range(len(images))
         for top in corners(height, window, overlap)
         for left in corners(width, window, overlap)
     ]
     weight = weights(window)[..., None]
-    total: np.ndarray | None = None
+    total = np.zeros((len(images), height, width, 0), np.float32)
     norm = np.zeros((len(images), height, width, 1), np.float32)
-    for start in range(0, len(places), batch_size):
-        part = places[start : start + batch_size]
+    for start in range(0, len(windows), batch_size):
+        part = windows[start : start + batch_size]
         cut = [images[number, top : top + window, left : left + window] for number, top, left in part]
         filled = np.stack(cut + [cut[-1]] * (batch_size - len(cut)))
-        said = np.asarray(predict(filled))[: len(part)]
-        if total is None:
-            total = np.zeros((len(images), height, width, said.shape[-1]), np.float32)
-        for (number, top, left), each in zip(part, said, strict=True):
-            there = number, slice(top, top + window), slice(left, left + window)
-            total[there] += weight * each
-            norm[there] += weight
-    assert total is not None
+        predicted = np.asarray(predict(filled))[: len(part)]
+        if not start:
+            total = np.zeros((len(images), height, width, predicted.shape[-1]), np.float32)
+        for (number, top, left), each in zip(part, predicted, strict=True):
+            window_of_image = number, slice(top, top + window), slice(left, left + window)
+            total[window_of_image] += weight * each
+            norm[window_of_image] += weight
     return total / norm

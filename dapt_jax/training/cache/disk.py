@@ -1,8 +1,8 @@
 """Activations on disk: past the memory budget, and from one start of a study to the next.
 
-An entry is a folder named by its key: zarr arrays [views, n, ...], sharded, one chunk with a CRC-32C per view and image, so
-that a batch is read at random and damage is noticed; and `entry.json`, written last, which says that the entry is whole.
-A fill that was killed goes on behind the last whole shard.
+An entry is a folder named by its key: zarr arrays [views, n, ...], sharded, one chunk with a CRC-32C per view
+and image, so that a batch is read at random and damage is noticed; and `entry.json`, written last, which says
+that the entry is whole. A fill that was killed goes on behind the last whole shard.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _READ_AT_ONCE = 2
 """Entries that a phase reads: its views, and the plain images that it is evaluated on."""
 
 Fill = Callable[[int], Iterator[Any]]
-"""From the first image that is missing to pytrees of arrays [views, k, ...], image after image, up to the last."""
+"""From the first missing image to pytrees of arrays [views, k, ...], in order, up to the last."""
 
 
 class DiskCache:
@@ -57,7 +57,7 @@ class DiskCache:
         probe.unlink()
 
     def find(self, key: str) -> "CacheEntry | None":
-        """The entry of a key if it is there and whole; one that is damaged is removed, with a line."""
+        """Return the entry of a key if it is whole; one that is damaged is removed, with a line."""
         path = self._folder / key
         if not path.exists():
             return None
@@ -74,18 +74,18 @@ class DiskCache:
     def fill(
         self, key: str, shapes: Any, views: int, images: int, fill: Fill, about: Mapping[str, Any]
     ) -> "CacheEntry":
-        """Computes what is missing of an entry and returns it whole; another process that fills it is waited for.
+        """Compute what is missing of an entry and return it whole; wait for a process that fills it.
 
         Args:
-            key: of the entry.
-            shapes: of one image's activations, a pytree of `jax.ShapeDtypeStruct`.
-            views: per image.
-            images: number of images.
-            fill: computes.
-            about: JSON values to keep with the entry.
+            key: Key of the entry.
+            shapes: Shapes of one image's activations, a pytree of `jax.ShapeDtypeStruct`.
+            views: Views per image.
+            images: Number of images.
+            fill: Computes activations.
+            about: JSON values to store with the entry.
 
         Raises:
-            OSError: there is no room, or the folder can no longer be written to; nothing is left behind.
+            OSError: There is no room, or the folder can no longer be written to; nothing is left behind.
         """
         self._use(key)
         with _lock(self._folder / f"{key}.lock"):
@@ -109,15 +109,15 @@ class DiskCache:
         return CacheEntry(self._folder / key)
 
     def drop(self, key: str) -> None:
-        """Removes an entry."""
+        """Remove an entry."""
         shutil.rmtree(self._folder / key, ignore_errors=True)
 
     def _use(self, key: str) -> None:
-        """Notes that an entry is read from now on; the ones noted last are never evicted."""
+        """Note that an entry is read from now on; the ones noted last are never evicted."""
         self._in_use = [*(other for other in self._in_use if other != key), key][-_READ_AT_ONCE:]
 
     def _make_room(self, size: int) -> None:
-        """Evicts entries until `size` more bytes fit the budget."""
+        """Evict entries until `size` more bytes fit the budget."""
         found = sorted(_used(path) for path in self._folder.glob(f"*/{DONE}"))
         sizes = {path: size for _, path, size in found if size}
         for path in [each for each in sizes if each.name not in self._in_use]:
@@ -137,10 +137,10 @@ class CacheEntry:
     """A whole entry, open for reading."""
 
     def __init__(self, path: Path):
-        """Opens it and checks that every shard is there at its full size; chunks are checked as they are read.
+        """Open it and check that every shard has its full size; chunks are checked as they are read.
 
         Raises:
-            ValueError, OSError, KeyError, TypeError: it is damaged.
+            ValueError, OSError, KeyError, TypeError: It is damaged.
         """
         self.path = path
         self.about: dict[str, Any] = json.loads((path / DONE).read_text())
@@ -152,11 +152,11 @@ class CacheEntry:
         self._arrays = [_open(path / str(number)) for number in range(self.about["leaves"])]
 
     def read(self, view: int, rows: np.ndarray) -> list[np.ndarray]:
-        """The leaves of the activations of some rows in one view, each [k, ...]; any thread may call it.
+        """Return the leaves of the activations of some rows in one view, each [k, ...]; thread-safe.
 
         Raises:
-            ValueError: a chunk does not match its checksum.
-            OSError: a file cannot be read.
+            ValueError: A chunk does not match its checksum.
+            OSError: A file cannot be read.
         """
         futures = [array[view][np.asarray(rows, np.int64)].read() for array in self._arrays]
         return [np.asarray(future.result()) for future in futures]
@@ -225,7 +225,7 @@ def _open(path: Path) -> ts.TensorStore:
 
 
 def _used(done: Path) -> tuple[float, Path, int]:
-    """When an entry was last used, its folder, and its bytes; 0 for one that another thread or process just removed."""
+    """Return when an entry was last used, its folder, and its bytes; 0 for one just removed."""
     try:
         return done.stat().st_mtime, done.parent, sum(json.loads(done.read_text())["files"].values())
     except (OSError, ValueError, KeyError):
@@ -234,7 +234,7 @@ def _used(done: Path) -> tuple[float, Path, int]:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; given up by the system when a process dies."""
+    """Hold a lock that one process has at a time; the system releases it when the process dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -255,7 +255,7 @@ class SelfHealingReader:
         self._lock = threading.Lock()
 
     def read(self, view: int, rows: np.ndarray) -> list[np.ndarray]:
-        """See `Entry.read`; a second failure is raised."""
+        """Return activations: see `CacheEntry.read`; a second failure is raised."""
         entry = self._entry
         try:
             return entry.read(view, rows)

@@ -1,4 +1,4 @@
-"""The computation of cached activations: every image once, from the image or from activations further down."""
+"""The computation of cached activations, from images or from activations further down."""
 
 import dataclasses
 import functools
@@ -28,12 +28,12 @@ class Filling:
     """How activations that are not cached yet are computed.
 
     Attributes:
-        base: A boundary below theirs and the activations of the same images there, from which they are computed; None
-            to compute them from the images.
+        base: A boundary below theirs and the activations of the same images there, from which they are
+            computed; None to compute them from the images.
         clock: Clock of the caller, to which seconds of compilation are credited.
         mesh: Devices that compute them, and hold those that are cached in memory.
-        on_computed: Receiver of the model FLOPs that were run, called when all images are computed and before others
-            can find the activations: what a caller writes down there is not lost by a kill.
+        on_computed: Receiver of the model FLOPs that were run, called when all images are computed and before
+            others can find the activations: what a caller writes down there is not lost by a kill.
     """
 
     base: tuple[int, Activations] | None = None
@@ -90,7 +90,7 @@ class FillJob:
         return prefix.flops(self.images.size) * len(self.images) * prefix.views
 
     def fill(self, first: int) -> Iterator[Any]:
-        """Yield activations [views, k, ...] of the images from `first` on; an image is decoded once for all views."""
+        """Yield activations [views, k, ...] of the images from `first` on, each decoded once."""
         dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.shapes)]
         mesh = self.filling.mesh
         size = -(-self.batch_size // mesh.size) * mesh.size
@@ -111,7 +111,7 @@ class FillJob:
         return sharding.replicate((self.params, self.batch_stats), self.filling.mesh)
 
     def _views(self, rows: np.ndarray) -> list[list[jax.Array]]:
-        """Return the leaves of the activations of some images in every view; with several processes, of all images."""
+        """Return the leaves of the activations, in every view, of the images of all processes."""
         prefix, mesh = self.prefix, self.filling.mesh
         views = range(prefix.views)
         if self.filling.base:

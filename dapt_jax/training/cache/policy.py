@@ -1,6 +1,7 @@
 """Whether a phase trains on cached activations of its frozen prefix, and in which tier: bytes against FLOPs.
 
-A pure function of the settings, the size of the corpus and the kind of device, so that a plan, a run and a resumed run agree.
+A pure function of the settings, the size of the corpus and the kind of device, so that a plan, a run and a
+resumed run agree.
 """
 
 import dataclasses
@@ -22,8 +23,9 @@ Tier = Literal["", "memory", "disk"]
 FLOPS_PER_BYTE = {"cpu": 50, "gpu": 5_000, "tpu": 10_000}
 """Forward-pass FLOPs that a device does in the time in which a disk delivers a byte.
 
-A disk of 1 GB/s beside a processor that reaches 50 GFLOP/s in convolutions, a GPU that reaches 5 TFLOP/s, a TPU 10:
-orders of magnitude. `python -m benchmarks.feature_cache` measures both sides; `cache.flops_per_byte` sets it.
+A disk of 1 GB/s beside a processor that reaches 50 GFLOP/s in convolutions, a GPU that reaches 5 TFLOP/s, a
+TPU 10: orders of magnitude. `python -m benchmarks.feature_cache` measures both sides; `cache.flops_per_byte`
+sets it.
 """
 
 
@@ -35,8 +37,8 @@ class Caching:
         mode: `auto`, `on` (refuses a phase that could be cached but does not fit) or `off`.
         memory_bytes: Bytes that activations may take on the device.
         disk_bytes: Bytes that they may take on disk; 0 to use none.
-        dtype: Dtype of cached activations: `float32`, `bfloat16` (half the bytes, 8 bits of mantissa), or empty for the
-            dtype in which they are computed.
+        dtype: Dtype of cached activations: `float32`, `bfloat16` (half the bytes, 8 bits of mantissa), or
+            empty for the dtype in which they are computed.
         flops_per_byte: Least forward FLOPs that a byte read from disk has to save; 0 for the kind of device.
     """
 
@@ -75,15 +77,16 @@ class CacheDecision:
 
 
 def cached_spec(shapes: Any, dtype: str = "") -> Any:
-    """Return shapes of one image's activations as they are cached; `dtype` replaces their own where it is not empty."""
+    """Return shapes of one image's cached activations; `dtype` replaces their own if not empty."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), shapes)
 
 
 def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: Caching) -> CacheDecision:
     """Weigh bytes against FLOPs.
 
-    In memory, activations pay as soon as an epoch sees a view that an earlier one saw. On disk they are read again in
-    every epoch, so a byte has to save more forward FLOPs than the device does while it is being read.
+    In memory, activations pay as soon as an epoch sees a view that an earlier one saw. On disk they are read
+    again in every epoch, so a byte has to save more forward FLOPs than the device does while it is being
+    read.
 
     Args:
         program: The phase.

@@ -16,7 +16,7 @@ from dapt_jax.training.steps import PhaseProgram, eval_transform
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """What is computed once: the groups below a boundary, on plain images or on fixed augmented views of them.
+    """What is computed once: the groups below a boundary, on plain images or on fixed views of them.
 
     Attributes:
         model: Network; nothing depends on its outputs.
@@ -45,7 +45,7 @@ class Prefix:
         return Prefix(self.model, self.boundary, eval_transform(self.model, self.augment))
 
     def shapes(self, image_size: int, dtype: str = "") -> Any:
-        """Return shapes of one image's cached activations, a pytree; `dtype` overrides where it is not empty."""
+        """Return shapes of one image's cached activations, a pytree; `dtype` overrides if not empty."""
         return cached_spec(accounting.boundary_shape(self.model, self.boundary, self.augment.size(image_size)), dtype)
 
     def flops(self, image_size: int) -> int:
@@ -64,7 +64,7 @@ class ActivationReader(Protocol):
     """Reads activations from disk."""
 
     def read(self, view: int, rows: np.ndarray) -> list[np.ndarray]:
-        """Return the leaves of the activations of some rows in one view, each [k, ...]; any thread may call it."""
+        """Return the leaves of the activations of some rows in one view, each [k, ...]; thread-safe."""
         ...
 
 
@@ -77,8 +77,8 @@ class Activations:
         views: Views per image.
         flops: Model FLOPs of computing them from images.
         seconds: Wall time that it took.
-        ran: Model FLOPs that were run for them now: 0 if they were cached already, fewer than `flops` if activations
-            below them were.
+        ran: Model FLOPs that were run for them now: 0 if they were cached already, fewer than `flops` if
+            activations below them were.
     """
 
     structure: Any

@@ -1,7 +1,7 @@
 """The activation cache: a frozen prefix is computed once, and only what lies above it is trained.
 
-The cache is shared by all phases, arms, seeds and target tasks of a study whose prefix weights and images agree; what
-another arm has computed is not paid for again, and the ledger says so.
+The cache is shared by all phases, arms, seeds and target tasks of a study whose prefix weights and images
+agree; what another arm has computed is not paid for again, and the ledger says so.
 """
 
 import collections
@@ -30,7 +30,7 @@ FILL_BATCH = 32
 
 
 class ActivationCache:
-    """Activations by what they depend on: in memory up to a budget, least recently used first out, and on disk."""
+    """Activations by what they depend on: in memory, where the least recently used leave, and on disk."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class ActivationCache:
 
     @classmethod
     def open(cls, memory: int, disk: int, folder: Path, dtype: str, say: Callable[[str], None]) -> "ActivationCache":
-        """Return a cache with files of `disk` bytes in a folder; without them, and with a line, if it is not writable."""
+        """Return a cache with up to `disk` bytes of files; with none, and a line, if that cannot be."""
         files = None
         if disk:
             try:
@@ -143,9 +143,10 @@ class ActivationCache:
         return (self._files, entry) if self._files and entry else None
 
     def _on_disk(self, key: str, job: FillJob) -> DiskActivations | None:
-        """Return what is on disk, computed first if need be; None in all processes where one of them cannot write it."""
+        """Return what is on disk, computed if need be; None in all processes where one cannot write."""
         stored = self._find_on_disk(key)
-        # Disks belong to one process, or are shared: each process fills by itself, while others may wait for it.
+        # Disks belong to one process, or are shared: each process fills by itself, while others may wait for
+        # it.
         if processes.is_multi_process():
             job = dataclasses.replace(job, filling=dataclasses.replace(job.filling, mesh=sharding.local_mesh()))
         ran = 0 if stored else job.missing_flops
@@ -231,7 +232,7 @@ def pooled(
     images: ImageStore,
     filling: Filling | None = None,
 ) -> tuple[np.ndarray, Activations]:
-    """Return pooled features of a set of images, float32 [n, features], and the activations that hold them."""
+    """Return pooled features of images, float32 [n, features], and the activations that hold them."""
     prefix = Prefix(dataclasses.replace(model, outputs=1), len(model.encoder.groups))
     found = cache.in_memory(prefix, params, batch_stats, images, filling)
     return np.asarray(found.x.addressable_data(0)[0], np.float32), found

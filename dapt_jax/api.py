@@ -1,0 +1,451 @@
+"""The front door: encoders with weights, data, features, adaptation, evaluation and whole studies, in a call each.
+
+Everything here is put together from the rooms below; `import dapt_jax as dj` offers it. A notebook needs no config, no
+workdir and no device mesh:
+
+    >>> import dapt_jax as dj
+    >>> encoder = dj.load_encoder("efficientnet_lite0", cut_after="stage1/block1")
+    >>> corpus = dj.load_dataset("phantoms", name="corpus", n=24, image_size=32)
+    >>> run = dj.adaptation_run(encoder, corpus, [dj.Phase("head", 1, trainable=("head",), lr=1e-3)])
+    >>> [phase.trainable for phase in dj.plan(run)]
+    [51]
+    >>> adapted = dj.train(run, encoder).encoder
+    >>> dj.extract_features(adapted, corpus).shape
+    (24, 16)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from dapt_jax import losses, settings
+from dapt_jax.data import sources
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.splits import grouped_holdout
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.models import registry
+from dapt_jax.models.classifier import HEAD, Classifier
+from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.records.ledger import Row
+from dapt_jax.records.study_records import Records
+from dapt_jax.settings import StudySettings
+from dapt_jax.settings.training import TransferSettings
+from dapt_jax.study import plan as planning
+from dapt_jax.study import prepare, study
+from dapt_jax.study.classification import HeadRun
+from dapt_jax.study.plan import PhasePlan
+from dapt_jax.study.runs import inverse_frequency_weights
+from dapt_jax.study.tasks import ArmKey, ResultRow, Task
+from dapt_jax.training import head_sweep, loop
+from dapt_jax.training.context import RunContext
+from dapt_jax.training.evaluate import ShardedForward
+from dapt_jax.training.phases import Phase
+from dapt_jax.training.run import TrainData, TrainingRun
+from dapt_jax.transferability.registry import Outcome, Sample
+from dapt_jax.transferability.registry import evaluate as evaluate_scores
+from dapt_jax.weights import export, locate
+from dapt_jax.weights.merge import MergeReport
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PretrainedEncoder:
+    """An encoder with its weights; made by `load_encoder`, or by `train`.
+
+    >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
+    >>> encoder.encoder.groups
+    ('stem', 'stage1/block1')
+
+    Attributes:
+        encoder: Its layer groups, as pure functions; see `dapt_jax.models.encoder.Encoder`.
+        params: Its parameters, nested dicts of float32 arrays.
+        batch_stats: Its batch-norm statistics, likewise.
+        report: What was loaded from where, and how images are normalised.
+    """
+
+    encoder: Encoder
+    params: Tree
+    batch_stats: Tree
+    report: MergeReport
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights to one file that `load_encoder(..., weights=path)` takes.
+
+        Args:
+            path: File to write; its suffix is `.safetensors` or `.npz`.
+        """
+        export.write(path, self.params, self.batch_stats, self.encoder)
+
+    def export(self, path: str | Path, library: str = "timm") -> None:
+        """Write the weights as safetensors under the names of a PyTorch library.
+
+        Args:
+            path: File to write.
+            library: "timm" or "torchvision".
+
+        Raises:
+            UserError: The library has no such model; names those that do.
+        """
+        by_name = {each.name: each for each in export.libraries(self.encoder.name)}
+        if library not in by_name:
+            hint = nearest(library, by_name) if by_name else "no library has this model"
+            raise UserError(f"{self.encoder.name}: not a model of {library!r}; {hint}")
+        export.write_named(Path(path), self.encoder, self.params, self.batch_stats, by_name[library].scheme)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """What `train` returns.
+
+    >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
+    >>> corpus = load_dataset("phantoms", name="corpus", n=24, image_size=32)
+    >>> trained = train(adaptation_run(encoder, corpus, [Phase("head", 1, ("head",), lr=1e-3)]), encoder)
+    >>> sorted(trained.curve[0])
+    ['epoch', 'loss', 'lr', 'val_auc', 'val_loss']
+
+    Attributes:
+        encoder: The trained encoder, without the head.
+        params: Parameters of the whole network, the head included.
+        batch_stats: Its batch-norm statistics.
+        costs: Rows of the ledger, one per phase: FLOPs, images, seconds by kind, energy.
+        curve: A point per epoch: `epoch`, `loss`, `lr`, and metrics of the validation rows.
+    """
+
+    encoder: PretrainedEncoder
+    params: Tree
+    batch_stats: Tree
+    costs: tuple[Row, ...]
+    curve: list[dict[str, Any]]
+
+
+def list_encoders() -> tuple[str, ...]:
+    """Return the names of all architectures.
+
+    >>> "resnet50" in list_encoders()
+    True
+    """
+    return registry.names()
+
+
+def load_encoder(
+    name: str, weights: str = "imagenet", *, preprocess: str = "", cut_after: str = "", seed: int = 0
+) -> PretrainedEncoder:
+    """Return an encoder with pretrained weights.
+
+    >>> load_encoder("efficientnet_lite0", cut_after="stage1/block1").params["stem"]["conv"]["kernel"].shape
+    (3, 3, 3, 32)
+
+    Args:
+        name: Name of the architecture; `list_encoders` has them all.
+        weights: `imagenet`, `random`, a name of the zoo, a file or folder, `https://`, `hf://` or `package://`.
+        preprocess: Normalisation of images where the weights do not say it: see the setting `model.preprocess`.
+        cut_after: Last layer group that is kept; empty for all.
+        seed: Seed of what is drawn: everything under `random`.
+
+    Raises:
+        UserError: There is no such architecture, layer group or file, or the file does not fit; says what does.
+    """
+    encoder = locate.fitted(weights, registry.build(name), preprocess)
+    if cut_after:
+        encoder = encoder.truncate(cut_after)
+    params, batch_stats, report = locate.load(weights, Classifier(encoder, 1), seed=seed)
+    return PretrainedEncoder(encoder, _without_head(params), batch_stats, report)
+
+
+def load_dataset(
+    kind: str,
+    path: str | Path = "",
+    *,
+    image_size: int,
+    on_bad_image: str = "error",
+    **source: Any,
+) -> Dataset:
+    """Return a data set of images with labels, patients and whatever else its manifest says.
+
+    >>> data = load_dataset("phantoms", name="development", n=12, image_size=32)
+    >>> len(data), data.images.batch([0]).shape
+    (12, (1, 32, 32, 3))
+
+    Args:
+        kind: "manifest" (a CSV next to the images), "folder" (a folder per class), "phantoms", "tfds", or a public set.
+        path: File or folder of the set; not needed for phantoms.
+        image_size: Side of the images in pixels.
+        on_bad_image: "error", or "skip" to leave out and count images that cannot be read.
+        **source: Whatever else the reader takes, such as `where="split=dev"` or `classes=("benign", "malignant")`; see
+            docs/data_sets.md.
+
+    Raises:
+        UserError: Something in the set cannot be; names the file, row or key.
+    """
+    spec = {"kind": kind, **source, **({"path": str(Path(path).resolve())} if str(path) else {})}
+    return sources.load(spec, data_dir=None, image_size=image_size, on_bad_image=on_bad_image)
+
+
+def extract_features(encoder: PretrainedEncoder, images: Dataset | np.ndarray, *, batch_size: int = 64) -> np.ndarray:
+    """Return the pooled features of images, in batches that are divided among all devices.
+
+    >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
+    >>> extract_features(encoder, np.zeros((3, 32, 32, 3), np.uint8)).shape
+    (3, 16)
+
+    Args:
+        encoder: The encoder.
+        images: A data set, or uint8 [n, h, w, 3] with values 0 to 255; the encoder normalises them itself.
+        batch_size: Images of a batch, over all devices; rounded up to a multiple of their number.
+
+    Returns:
+        float32 [n, features].
+    """
+    context = RunContext()
+    batch_size = -(-batch_size // context.mesh.size) * context.mesh.size
+    forward = ShardedForward(_features_of(encoder.encoder), encoder.params, encoder.batch_stats, context.mesh)
+    found = []
+    for start in range(0, len(images), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(images)))
+        batch = images.images.batch(rows) if isinstance(images, Dataset) else images[rows]
+        padding = [(0, batch_size - len(batch)), *[(0, 0)] * (batch.ndim - 1)]
+        found.append(np.asarray(forward(np.pad(batch, padding)))[: len(batch)])
+    return np.concatenate(found) if found else np.zeros((0, encoder.encoder.features), np.float32)
+
+
+@functools.cache
+def _features_of(encoder: Encoder) -> Any:
+    return Classifier(encoder, 1).features
+
+
+def adaptation_run(
+    encoder: PretrainedEncoder,
+    corpus: Dataset,
+    phases: Sequence[Phase],
+    *,
+    val_fraction: float = 0.1,
+    balance_classes: bool = True,
+    loss: str = "auto",
+    dtype: str = "float32",
+    seed: int = 0,
+    **options: Any,
+) -> TrainingRun[Classifier]:
+    """Return the run that adapts an encoder to the images and labels of a corpus, split by patient.
+
+    >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
+    >>> corpus = load_dataset("phantoms", name="corpus", n=24, image_size=32)
+    >>> run = adaptation_run(encoder, corpus, [Phase("all", 2, trainable=("*",), lr=1e-4)], batch_size=8)
+    >>> run.timeline.epochs, run.model.outputs
+    (2, 3)
+
+    Args:
+        encoder: The encoder.
+        corpus: In-domain images of two or more classes.
+        phases: Spans of training in order; each trains what its patterns name and nothing else.
+        val_fraction: Share of the images, by patient, on which the loss is measured after every epoch; 0 for none.
+        balance_classes: Whether classes are weighted by their inverse frequency.
+        loss: Name of the loss; `auto` is cross-entropy.
+        dtype: Dtype of activations: `float32` or `bfloat16`.
+        seed: Seed of the split, of data order, augmentation and the new head.
+        **options: Other fields of `TrainingRun`: `batch_size`, `optimizer`, `augment`, `caching` and so on.
+
+    Raises:
+        UserError: A pattern matches no parameter, the corpus has one class, or no patient can be held out.
+    """
+    if len(corpus.classes) < 2 and not corpus.multi_label:
+        raise UserError(f"{corpus.name}: all images are {corpus.classes[0]!r}; expected two classes or more")
+    rows, val_rows = np.arange(len(corpus)), np.arange(0)
+    if val_fraction:
+        rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, val_fraction, seed)
+    objective = losses.make(
+        loss, classes=len(corpus.classes), multi_label=corpus.multi_label, uncertain=corpus.uncertain
+    )
+    data = TrainData(corpus, rows, val_rows, inverse_frequency_weights(corpus, rows) if balance_classes else ())
+    model = Classifier(encoder.encoder, objective.outputs, dtype)
+    return TrainingRun(model, tuple(phases), data, objective, seed=seed, **options)
+
+
+def plan(run: TrainingRun) -> list[PhasePlan]:
+    """Return what each phase of a run will cost, without running it: parameters, FLOPs, images, steps, memory.
+
+    >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
+    >>> corpus = load_dataset("phantoms", name="corpus", n=24, image_size=32)
+    >>> run = adaptation_run(encoder, corpus, [Phase("head", 3, trainable=("head",), lr=1e-3)])
+    >>> [(phase.name, phase.trainable, phase.cache_bytes > 0) for phase in plan(run)]
+    [('head', 51, True)]
+
+    Args:
+        run: The run.
+    """
+    return planning.of_run(run)
+
+
+def train(
+    run: TrainingRun[Classifier], start: PretrainedEncoder | None = None, context: RunContext | None = None
+) -> Trained:
+    """Train a run; by default in memory, silently, on all devices.
+
+    >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
+    >>> corpus = load_dataset("phantoms", name="corpus", n=24, image_size=32)
+    >>> run = adaptation_run(encoder, corpus, [Phase("head", 2, trainable=("head",), lr=1e-3)])
+    >>> trained = train(run, encoder)
+    >>> len(trained.curve), trained.costs[0].model_flops == sum(phase.flops for phase in plan(run))
+    (2, True)
+
+    Args:
+        run: The run.
+        start: Encoder whose weights it starts from; None to start from random weights. The head is new in any case.
+        context: Checkpoints, ledger, display, callbacks; by default everything stays in memory.
+
+    Raises:
+        UserError: The loss is not finite; or the encoder is not the run's.
+    """
+    params, batch_stats = run.model.init(run.seed)
+    report = MergeReport((), (), (), f"random (seed {run.seed})", "")
+    if start is not None:
+        if start.encoder.groups != run.model.encoder.groups:
+            raise UserError(
+                f"the run is of {run.model.encoder.name!r} with {len(run.model.encoder.groups)} layer groups, start of "
+                f"{start.encoder.name!r} with {len(start.encoder.groups)}; expected the same encoder"
+            )
+        params, batch_stats, report = {**params, **start.params}, start.batch_stats, start.report
+    result = loop.train(run, params, batch_stats, context)
+    encoder = PretrainedEncoder(run.model.encoder, _without_head(result.params), result.batch_stats, report)
+    return Trained(encoder, result.params, result.batch_stats, result.costs, result.curve)
+
+
+def evaluate(
+    encoder: PretrainedEncoder,
+    development: Dataset,
+    external: Dataset | None = None,
+    *,
+    protocol: str = "linear",
+    folds: int = 5,
+    seed: int = 0,
+) -> list[ResultRow]:
+    """Train heads on an encoder's features by cross-validation, and score them; test images are never trained on.
+
+    >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
+    >>> data = load_dataset("phantoms", name="development", n=60, image_size=32)
+    >>> rows = evaluate(encoder, data, folds=2)
+    >>> [row["split"] for row in rows if row["metric"] == "auc"]
+    ['development']
+
+    Args:
+        encoder: The encoder.
+        development: Images that heads are trained on and, fold by fold, scored on; folds are divided by patient.
+        external: Images of another source that are scored only.
+        protocol: Kind of head: `linear`, `mlp_small` or `mlp_large`.
+        folds: Number of folds.
+        seed: Seed of the folds and of the heads.
+
+    Returns:
+        Rows as in `results.jsonl`: `split`, `metric`, `value`, `n`, `classes` and more.
+
+    Raises:
+        UserError: The sets have other classes, or a class has fewer patients than there are folds.
+    """
+    if protocol not in head_sweep.HIDDEN:
+        raise UserError(f"unknown protocol {protocol!r}; {nearest(protocol, head_sweep.HIDDEN)}")
+    task = Task("task", development, {} if external is None else {"external": external})
+    transfer = dataclasses.replace(TransferSettings(), folds=folds, protocols=(protocol,))
+    features = {split: extract_features(encoder, dataset) for split, dataset in task.datasets.items()}
+    key = ArmKey("encoder", seed, "", encoder.encoder.name)
+    return HeadRun(StudySettings(transfer=transfer), task, key, protocol).measure(features, None)
+
+
+def transferability_scores(names: Iterable[str], features: np.ndarray, labels: np.ndarray) -> dict[str, Outcome]:
+    """Return transferability scores of features of target images, without training anything.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.arange(60) % 3
+    >>> scores = transferability_scores(["logme", "gbc"], rng.normal(size=(60, 8)) + labels[:, None], labels)
+    >>> sorted(scores), all(np.isfinite(score.value) for score in scores.values())
+    (['gbc', 'logme'], True)
+
+    Args:
+        names: Names of scores, such as `logme`, `h_score`, `gbc`, `transrate`, `sfda`, `parc`, `knn`.
+        features: Features of the images, float [n, d].
+        labels: Class numbers, int [n].
+
+    Returns:
+        By name the value, NaN with a reason where it is undefined.
+
+    Raises:
+        UserError: There is no score of that name.
+    """
+    return evaluate_scores(names, Sample(np.asarray(features), np.asarray(labels)))
+
+
+def plan_study(config: config_dict.ConfigDict | StudySettings) -> dict[str, list[PhasePlan]]:
+    """Return what adaptation costs by strategy, for a study that has not run.
+
+    >>> config = settings.default()
+    >>> config.strategies, config.seeds = ("full",), (0,)
+    >>> config.model.image_size = 32
+    >>> config.corpus.update({"kind": "phantoms", "name": "corpus", "n": 36})
+    >>> config.tasks.cells = {"development": {"kind": "phantoms", "name": "development", "n": 60}}
+    >>> [phase.name for phase in plan_study(config)["full"]]  # doctest: +ELLIPSIS
+    weights: ...
+    ['head', 'full']
+
+    Args:
+        config: What `default_config` returned, changed; or settings.
+
+    Raises:
+        UserError: Something in the settings, the data or the weights cannot work.
+    """
+    ready = prepare.prepare(_settings(config))
+    arms = [arm for arm in ready.arms_of(ready.settings.seeds[0]) if ready.corpus_of(arm) is not None]
+    return {arm.name: planning.of_run(ready.run_of(arm)) for arm in arms}
+
+
+def run_study(config: config_dict.ConfigDict | StudySettings, workdir: str | Path) -> Records:
+    """Run what is left of a study, write its report, and return its records.
+
+    The same call resumes a study that was interrupted, and does nothing more when all is done.
+
+    >>> import tempfile
+    >>> config = settings.default()
+    >>> config.strategies, config.seeds = ("cut",), (0,)
+    >>> config.model.image_size, config.transfer.folds = 32, 2
+    >>> config.custom_strategies.cut = {"cut_after": "stage1/block1"}
+    >>> config.transfer.protocols = ("linear",)
+    >>> config.tasks.cells = {"development": {"kind": "phantoms", "name": "development", "n": 60}}
+    >>> records = run_study(config, tempfile.mkdtemp())  # doctest: +ELLIPSIS
+    weights: ...
+    >>> sorted({row["strategy"] for row in records.results})
+    ['baseline', 'cut']
+
+    Args:
+        config: What `default_config` returned, changed; or settings.
+        workdir: Folder of the study.
+
+    Raises:
+        UserError: Something cannot work; one line says what.
+    """
+    study.run(_settings(config), Path(workdir))
+    return Records.read(Path(workdir))
+
+
+def read_study(workdir: str | Path) -> Records:
+    """Return the records of a study: settings, results and ledger.
+
+    >>> read_study("docs/wbc").results[0]["task"]
+    'types'
+
+    Args:
+        workdir: Folder of the study.
+
+    Raises:
+        UserError: There is no study, or a file of it is damaged; names file and line.
+    """
+    return Records.read(Path(workdir))
+
+
+def _settings(config: config_dict.ConfigDict | StudySettings) -> StudySettings:
+    return config if isinstance(config, StudySettings) else settings.resolve(config)
+
+
+def _without_head(params: Tree) -> Tree:
+    return {key: value for key, value in jax.device_get(params).items() if key != HEAD}

@@ -1,0 +1,77 @@
+"""The front door: every public name has an example that runs, and `import dapt_jax` costs nothing."""
+
+import doctest
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dapt_jax as dj
+from dapt_jax import api
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("name", dj.__all__)
+def test_every_public_name_has_an_example_that_runs(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    value = getattr(dj, name)
+    module = sys.modules[value.__module__]
+    found = doctest.DocTestFinder(recurse=False).find(value, name, module=module, globs={**vars(module), "dj": dj})
+    assert [test for test in found if test.examples], f"{name} has no example in its docstring"
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    for test in found:
+        assert not doctest.DocTestRunner(optionflags=options).run(test).failed
+
+
+def test_the_examples_of_the_module_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    finder = doctest.DocTestFinder(recurse=False)
+    for module in (dj, api):
+        for test in finder.find(module):
+            assert not doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed
+
+
+def test_importing_the_package_imports_no_jax():
+    code = (
+        "import sys; before = set(sys.modules); import dapt_jax; print(*({'jax', 'numpy', 'flax'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == ""
+
+
+def test_the_names_that_type_checkers_see_are_those_that_there_are():
+    source = inspect.getsource(dj)
+    for name in dj.__all__:
+        assert f"as {name}\n" in source
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        dj.trian  # noqa: B018
+
+
+def test_features_do_not_depend_on_the_batch(monkeypatch):
+    encoder = dj.load_encoder("efficientnet_lite0", "random", cut_after="stage1/block1")
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3)).astype(np.uint8)
+    whole, parts = (dj.extract_features(encoder, images, batch_size=size) for size in (7, 3))
+    np.testing.assert_allclose(whole, parts, rtol=1e-5, atol=1e-6)
+
+
+def test_a_saved_encoder_loads_to_the_bit(tmp_path):
+    encoder = dj.load_encoder("efficientnet_lite0", cut_after="stage1/block1")
+    encoder.save(tmp_path / "encoder.safetensors")
+    again = dj.load_encoder("efficientnet_lite0", str(tmp_path / "encoder.safetensors"), cut_after="stage1/block1")
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    assert np.array_equal(dj.extract_features(encoder, images), dj.extract_features(again, images))
+    with pytest.raises(dj.UserError, match="did you mean 'timm'"):
+        encoder.export(tmp_path / "other.safetensors", library="tim")
+
+
+def test_training_refuses_another_encoder_than_the_runs():
+    encoder = dj.load_encoder("efficientnet_lite0", "random", cut_after="stage1/block1")
+    other = dj.load_encoder("efficientnet_lite0", "random", cut_after="stem")
+    corpus = dj.load_dataset("phantoms", name="corpus", n=24, image_size=32)
+    run = dj.adaptation_run(encoder, corpus, [dj.Phase("head", 1, trainable=("head",), lr=1e-3)])
+    with pytest.raises(dj.UserError, match="expected the same encoder"):
+        dj.train(run, other)
