@@ -29,7 +29,7 @@ class Row:
 
     An arm whose frozen prefix another arm of the study had already computed did not pay for it.
     `model_flops`, `hardware_flops` and the seconds hold what was run for this row; `reused_flops` and
-    `reused_s` hold what this row would have run besides, had it been alone. So a study's bill is the sum of
+    `reused_s` hold what this row would have run besides, had it been alone. So a study's total cost is the sum of
     the former, and the *standalone* cost of an arm, by which strategies are compared, is the sum of both.
 
     Attributes:
