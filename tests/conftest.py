@@ -56,9 +56,10 @@ TRACES = ("results.jsonl", "ledger.jsonl", "checkpoints", "report.html")
 
 
 @pytest.fixture
-def refused(tmp_path, capsys):
+def refused(request, tmp_path, tmp_path_factory, capsys):
     """Runs a command that must be refused, and returns its error line without `error: `."""
     from tests.command import run
+    from tests.golden import errors
 
     def refuse(*flags, workdir=tmp_path / "workdir", words=()):
         before = sorted(workdir.rglob("*")) if workdir.is_dir() else None
@@ -74,6 +75,7 @@ def refused(tmp_path, capsys):
         line = err.removeprefix("error: ").rstrip("\n")
         for word in words:
             assert word in line, f"no {word!r} in: {line}"
+        errors.hold(request.node.nodeid, line, {"TMP": tmp_path, "TEMPORARY": tmp_path_factory.getbasetemp()})
         return line
 
     return refuse

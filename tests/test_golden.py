@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.golden import configs, errors, interface, plans, renamed, studies
+from tests.golden import errors, interface, plans, renamed, studies
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)
@@ -24,15 +24,6 @@ def test_a_plan_prints_the_golden_numbers(name, capsys):
     assert plans.parse(capsys.readouterr().out) == plans.golden()[name]
 
 
-@pytest.mark.parametrize("name", configs.names())
-def test_a_config_resolves_to_the_golden_text(name):
-    assert configs.resolved(name) == configs.golden(name)
-
-
-def test_every_golden_config_is_one_that_is_shipped():
-    assert set(configs.PLACE.glob("*.txt")) == {configs.path(name) for name in configs.names()}
-
-
 def test_no_case_of_a_golden_error_line_is_lost(request):
     """The lines themselves are compared where they are seen: by the fixture `refused`."""
     option = request.config.option
@@ -46,13 +37,6 @@ def test_no_case_of_a_golden_error_line_is_lost(request):
 def test_every_rename_translates_something():
     lines = errors.golden().values()
     assert [old for old in renamed.RENAMED if not any(old in line for line in lines)] == []
-    settings = {
-        line.partition(" = ")[0] for path in configs.PLACE.glob("*.txt") for line in path.read_text().splitlines()
-    }
-    unused = [
-        old for old in renamed.SETTINGS if all(renamed.setting(name, {old: None}) is not None for name in settings)
-    ]
-    assert unused == []
 
 
 # ---- the golden files can fail ------------------------------------------------------------------------------------

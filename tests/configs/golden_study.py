@@ -77,7 +77,9 @@ def _scored():
     config = _all_but_results("scored")
     config.strategies = ("hybrid_like",)
     config.checkpoint_selection.score = "knn"
-    config.checkpoint_scoring.update({"names": ("robustness", "knn"), "images": 16, "budget": 0.9, "level": 1, "downstream": True})
+    config.checkpoint_scoring.update(
+        {"names": ("robustness", "knn"), "images": 16, "budget": 0.9, "level": 1, "downstream": True}
+    )
     return config
 
 

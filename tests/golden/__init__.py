@@ -1,4 +1,4 @@
-"""What must not change without being announced: records of four tiny studies, plans, error lines and resolved configs.
+"""What must not change without being announced: records of four tiny studies, plans and error lines.
 
     python -m tests.golden                            compares the code with the golden files
     python -m tests.golden --regenerate PART ...      writes them anew: a change that has to be announced

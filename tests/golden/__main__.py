@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.command import ROOT
-from tests.golden import configs, environment, errors, interface, plans, studies
+from tests.golden import environment, errors, interface, plans, studies
 
 WARNING = """\
 ************************************************************************************************************************
@@ -41,14 +41,6 @@ def of_plans() -> None:
     plans.write(made)
 
 
-def of_configs() -> None:
-    """Write all resolved configs; files of configs that are gone are removed."""
-    for old in configs.PLACE.glob("*.txt"):
-        old.unlink()
-    for name in configs.names():
-        configs.write(name, configs.resolved(name))
-
-
 def of_errors() -> None:
     """Write the error lines that the tests of wrong input see."""
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +53,7 @@ def of_errors() -> None:
     print(errors.write(lines))
 
 
-PARTS = {"studies": of_studies, "plans": of_plans, "configs": of_configs, "errors": of_errors}
+PARTS = {"studies": of_studies, "plans": of_plans, "errors": of_errors}
 
 
 def main() -> int:

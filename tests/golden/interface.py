@@ -1,8 +1,6 @@
 """The few places of the library that golden files are made from; what moves in the library is mended here alone."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 from tests.command import run
@@ -21,20 +19,6 @@ def print_plan(config: str) -> int:
     """Print the plan of a study for a device of `MEMORY`; return the exit code."""
     with mock.patch("dapt_jax.cost.hardware.device_bytes", return_value=MEMORY):
         return run(f"--config={config}", "--config.mode=plan")
-
-
-def flat(config: str) -> Mapping[str, Any]:
-    """Return the settings that a config file resolves to, by dotted name.
-
-    Args:
-        config: `FILE` or `FILE:CHOICE`; empty for the defaults.
-    """
-    from dapt_jax import settings
-    from dapt_jax.settings import flags
-
-    if not config:
-        return settings.flat(settings.default())
-    return settings.flat(settings.to_dict(flags.parse([f"--config={config}"])[0]))
 
 
 def is_on_cpu() -> bool:

@@ -10,9 +10,6 @@ from collections.abc import Mapping
 RENAMED: dict[str, str] = {}
 """Error lines: fragment as it was -> fragment as it is. All fragments are replaced at once, the longest first."""
 
-SETTINGS: dict[str, str | None] = {}
-"""Settings of resolved configs: dotted name, or the section that it begins with, as it was -> as it is; None if dropped."""
-
 
 def line(text: str, table: Mapping[str, str] | None = None) -> str:
     """Return an error line of a golden file as it has to read now.
@@ -25,20 +22,3 @@ def line(text: str, table: Mapping[str, str] | None = None) -> str:
         return text
     fragments = sorted(table, key=len, reverse=True)
     return re.sub("|".join(map(re.escape, fragments)), lambda found: table[found[0]], text)
-
-
-def setting(name: str, table: Mapping[str, str | None] | None = None) -> str | None:
-    """Return the name that a setting of a golden file has now; None if there is no such setting any more.
-
-    >>> setting("parallel.count", {"parallel": "runtime", "parallel.count": "runtime.num_processes"})
-    'runtime.num_processes'
-    >>> setting("parallel.fsdp", {"parallel": "runtime"})
-    'runtime.fsdp'
-    """
-    table = SETTINGS if table is None else table
-    prefixes = [old for old in table if name == old or name.startswith((f"{old}.", f"{old}["))]
-    if not prefixes:
-        return name
-    old = max(prefixes, key=len)
-    new = table[old]
-    return None if new is None else new + name[len(old) :]
