@@ -75,3 +75,10 @@ def test_training_refuses_another_encoder_than_the_runs():
     run = dj.adaptation_run(encoder, corpus, [dj.Phase("head", 1, trainable=("head",), lr=1e-3)])
     with pytest.raises(dj.UserError, match="expected the same encoder"):
         dj.train(run, other)
+
+
+def test_the_api_page_is_made_from_the_docstrings():
+    from tests import api_page
+
+    assert sorted(name for names in api_page.GROUPS.values() for name in names) == sorted(dj.__all__)
+    assert api_page.PAGE.read_text() == api_page.page(), "python -m tests.api_page makes it anew"
