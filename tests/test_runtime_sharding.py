@@ -19,6 +19,7 @@ from dapt_jax.models.classifier import Classifier
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.training import accounting, freezing
+from dapt_jax.training.run import TrainData, TrainingRun
 from tests import device_runs, tiny
 from tests.device_runs import RUNS
 from tests.studies import ROOT, free_port

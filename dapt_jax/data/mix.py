@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from dapt_jax.fields import check_fields, setting
+from dapt_jax.fields import SettingError, check_fields, setting
 
 AnyArray = Array | np.ndarray
 _FOR_MIX = 64
@@ -33,6 +33,8 @@ class Mix:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not 0 <= self.probability <= 1:
+            raise SettingError("probability", self.probability, "0 to 1")
 
     @property
     def is_identity(self) -> bool:
