@@ -13,7 +13,7 @@ SPARE = 64 << 20
 """Bytes that reading may take beyond twice a file's size: room for names, and for files of a few bytes."""
 
 
-def check_unpacked(size: int, path: Any, packed: int) -> None:
+def check_unpacked(size: int, path: Path, packed: int) -> None:
     """Refuses what would unpack to more than twice its file (and `SPARE`): weights hardly compress, bombs do.
 
     Args:
