@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, Num, PRNGKeyArray, UInt8
 
 from dapt_jax.data import colour, randaugment, warp
@@ -98,7 +99,7 @@ class Augment:
         return self.patch or side
 
     def __call__(
-        self, images: Num[AnyArray, "b h w c"], seed: Any, view: Any, index: Int[AnyArray, " b"]
+        self, images: Num[AnyArray, "b h w c"], seed: ArrayLike, view: ArrayLike, index: Int[AnyArray, " b"]
     ) -> Num[Array, "b h2 w2 c"]:
         """Augments a batch.
 
@@ -118,7 +119,7 @@ class Augment:
         return self._each(self._image)(images.astype(jnp.float32), example_keys(seed, view, index))
 
     def masks(
-        self, masks: UInt8[AnyArray, "b h w"], seed: Any, view: Any, index: Int[AnyArray, " b"]
+        self, masks: UInt8[AnyArray, "b h w"], seed: ArrayLike, view: ArrayLike, index: Int[AnyArray, " b"]
     ) -> UInt8[Array, "b h2 w2"]:
         """Masks to those of the images that `__call__` makes of the same arguments; no value appears that was not there."""
         masks = jnp.asarray(masks)
@@ -224,7 +225,7 @@ class Augment:
         return jnp.where(inside[..., None], jax.random.uniform(for_noise, image.shape, maxval=255.0), image)
 
 
-def example_keys(seed: Any, view: Any, index: Any) -> Key[Array, " b"]:
+def example_keys(seed: ArrayLike, view: ArrayLike, index: ArrayLike) -> Key[Array, " b"]:
     """One key per example, from the seed of the run, the number of the view or epoch, and its row."""
     key = jax.random.fold_in(jax.random.key(seed), view)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.asarray(index))

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
@@ -56,7 +56,7 @@ class _Steps:
     def __len__(self) -> int:
         return self.epochs * self.order.steps_per_epoch
 
-    def __getitem__(self, step: Any) -> tuple[int, np.ndarray, np.ndarray]:
+    def __getitem__(self, step: SupportsIndex) -> tuple[int, np.ndarray, np.ndarray]:
         epoch, batch = divmod(int(step), self.order.steps_per_epoch)
         indices, weights = self.order.epoch(epoch)
         return epoch, indices[batch], weights[batch]
