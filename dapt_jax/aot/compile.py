@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from dapt_jax import ops
 from dapt_jax.aot.collectives import Collective, of_program
@@ -109,7 +110,7 @@ def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, .
     side = program.augment.size(size)
     shapes = cached_spec(accounting.boundary_shape(program.model, program.mask.boundary, side), run.caching.dtype)
 
-    def activations(*leading: int, where: Any = whole) -> Any:
+    def activations(*leading: int, where: jax.sharding.Sharding = whole) -> Any:
         return jax.tree.map(lambda leaf: _array((*leading, *leaf.shape), leaf.dtype, where), shapes)
 
     if function == "activation_step":
@@ -134,11 +135,11 @@ def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, .
     return state, {**cache, "validation": activations(len(run.val_rows))}, work
 
 
-def _array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def _array(shape: tuple[int, ...], dtype: DTypeLike, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def _placed(leaf: jax.Array | jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return _array(leaf.shape, leaf.dtype, sharding)
 
 

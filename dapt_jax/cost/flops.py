@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -195,9 +195,9 @@ def _leaf(name: str, model: int, padded: int, replayed: bool) -> Flops:
     return Flops(model, model, padded, {name: model})
 
 
-def _sum(parts: Any) -> Flops:
+def _sum(parts: Iterable[Flops]) -> Flops:
     return functools.reduce(Flops.__add__, parts, Flops())
 
 
-def _open(jaxpr: Any) -> jex.Jaxpr:
+def _open(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jaxpr
