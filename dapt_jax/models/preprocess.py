@@ -2,10 +2,10 @@
 
 import dataclasses
 import itertools
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 
@@ -41,7 +41,11 @@ class Preprocess:
         mean, std = (tuple(itertools.islice(itertools.cycle(values), channels)) for values in (self.mean, self.std))
         return Preprocess(mean, std, self.bgr and channels > 2)
 
-    def __call__(self, images: Num[Array, "b h w c"], dtype: Any = jnp.float32) -> Float[Array, "b h w c"]:
+    def __call__(
+        self,
+        images: Num[Array, "b h w c"],
+        dtype: DTypeLike = jnp.float32,
+    ) -> Float[Array, "b h w c"]:
         """Normalise images with values 0 to 255, uint8 or float; of three or more channels RGB come first."""
         if self.bgr:
             images = images[..., [2, 1, 0, *range(3, self.channels)]]

@@ -1,7 +1,6 @@
 """A trace of a few steps by JAX's profiler, on request."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -24,7 +23,7 @@ class Profiler:
         self._folder, self._step, self._steps = folder, step if folder else 0, steps
         self._until = 0
 
-    def before(self, step: int, state: Any) -> None:
+    def before(self, step: int, state: object) -> None:
         """Starts or ends the trace where it is time; waits for the device then, so that it holds whole steps.
 
         Args:
@@ -38,7 +37,7 @@ class Profiler:
             jax.profiler.start_trace(str(self._folder))
             self._until = step + self._steps
 
-    def close(self, state: Any = None) -> None:
+    def close(self, state: object = None) -> None:
         """Ends a trace that is open."""
         if self._until:
             jax.block_until_ready(state)
