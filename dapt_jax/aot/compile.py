@@ -48,15 +48,15 @@ class Compiled:
     """What the compiler says of one program; all but `seconds` and `devices` of one chip.
 
     Attributes:
-        seconds: that compiling took.
-        devices: chips.
-        needed: bytes of memory: of a program that does not fit, what the compiler says that it would need.
-        available: bytes that the compiler may use; 0 where it has not said, since the program fits.
+        seconds: Seconds that compiling took.
+        devices: Number of chips.
+        needed: Bytes of memory: of a program that does not fit, what the compiler says that it would need.
+        available: Bytes that the compiler may use; 0 where it has not said, since the program fits.
         memory: None where the program does not fit, as are all that follow.
-        flops: by the compiler, the bodies of loops once.
-        traffic: bytes from and to memory in a run, those of loops as often as they run.
-        collectives: in a run.
-        unknown_loops: loops whose trips the compiler could not tell; their bodies count once.
+        flops: FLOPs that the compiler counts, the bodies of loops once.
+        traffic: Bytes from and to memory in a run, those of loops as often as they run.
+        collectives: Collective operations of a run.
+        unknown_loops: Loops whose trips the compiler could not tell; their bodies count once.
     """
 
     seconds: float
@@ -147,8 +147,8 @@ def for_tpus(run: TrainingRun, norm_groups: int = 1) -> TrainingRun:
     """A run as TPUs would have it: what depends on the kind and the number of devices is theirs, not this machine's.
 
     Args:
-        run: as this machine would have it.
-        norm_groups: into which batch norm that trains cuts a batch: see `PhaseProgram`.
+        run: The run as this machine would have it.
+        norm_groups: Groups into which batch norm that trains cuts a batch: see `PhaseProgram`.
     """
     least = run.caching.flops_per_byte or float(FLOPS_PER_BYTE["tpu"])
     caching = dataclasses.replace(run.caching, flops_per_byte=least)

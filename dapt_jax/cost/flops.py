@@ -89,11 +89,12 @@ def register(name: str, formula: Formula) -> None:
     output (an unread output is cut away before the formula is asked).
 
     Args:
-        name: the function's `__name__`, as it is when `jax.jit` wraps it.
-        formula: from the abstract values of the operands (`.shape`, `.dtype`), in order, to FLOPs (MAC = 2).
+        name: The function's `__name__`, as it is when `jax.jit` wraps it.
+        formula: Function from the abstract values of the operands (`.shape`, `.dtype`), in order, to FLOPs
+            (MAC = 2).
 
     Raises:
-        UserError: another formula already has the name.
+        UserError: Another formula already has the name.
     """
     if _formulas.setdefault(name, formula) is not formula:
         raise UserError(f"a FLOP formula is already registered for the jit-ed function {name!r}")

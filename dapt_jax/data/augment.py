@@ -35,24 +35,25 @@ class Augment:
 
     Attributes:
         flip: `none`, `horizontal`, or `dihedral` (flips and quarter turns; needs square images).
-        shift: largest translation, as a fraction of the side; the border is reflected.
-        brightness: largest relative change of brightness.
-        contrast: largest relative change of contrast.
-        rotate: largest rotation, in degrees, either way.
-        scale: largest zoom in or out: by up to 1 + scale.
-        crop: least share of the area of a random crop that is resized to the whole; 0 for none.
-        elastic: deviation of the smooth displacement of knots, as a fraction of the side.
-        grid: largest relative change of the cells of a grid distortion.
-        patch: side in pixels of a random square that is cut out and not resized, or that a random crop is resized to; 0 for
-            none.
-        gamma: largest change of the exponent of the intensities, up to 1 + gamma or down to 1 / (1 + gamma).
-        saturation: largest relative change of saturation.
-        hue: largest turn of the hue, as a share of the circle.
-        erase: probability that a rectangle of 2% to a third of the area is replaced by noise (Zhong et al., arXiv 1708.04896).
-        randaugment: operations of RandAugment (see `data/randaugment.py`), after what else moves pixels and before what else
-            changes colours; 0 for none.
-        magnitude: of each of them, 0 to 30.
-        centre: the patch is the one in the middle.
+        shift: Largest translation, as a fraction of the side; the border is reflected.
+        brightness: Largest relative change of brightness.
+        contrast: Largest relative change of contrast.
+        rotate: Largest rotation, in degrees, either way.
+        scale: Largest zoom in or out: by up to 1 + scale.
+        crop: Least share of the area of a random crop that is resized to the whole; 0 for none.
+        elastic: Deviation of the smooth displacement of knots, as a fraction of the side.
+        grid: Largest relative change of the cells of a grid distortion.
+        patch: Side in pixels of a random square that is cut out and not resized, or that a random crop is
+            resized to; 0 for none.
+        gamma: Largest change of the exponent of the intensities, up to 1 + gamma or down to 1 / (1 + gamma).
+        saturation: Largest relative change of saturation.
+        hue: Largest turn of the hue, as a share of the circle.
+        erase: Probability that a rectangle of 2% to a third of the area is replaced by noise (Zhong et al.,
+            arXiv 1708.04896).
+        randaugment: Number of operations of RandAugment (see `data/randaugment.py`), after what else moves
+            pixels and before what else changes colours; 0 for none.
+        magnitude: Magnitude of each of these operations, 0 to 30.
+        centre: Whether the patch is the one in the middle.
     """
 
     flip: str = setting("none", choices=FLIPS, doc="Random flips; dihedral adds quarter turns.")
@@ -104,10 +105,10 @@ class Augment:
         """Augments a batch.
 
         Args:
-            images: values 0 to 255, uint8 or float.
-            seed: of the run, an integer.
-            view: an integer, number of the view, the epoch where every epoch has new ones.
-            index: row of each example in its data set.
+            images: Values 0 to 255, uint8 or float.
+            seed: Seed of the run, an integer.
+            view: Number of the view, an integer: the epoch where every epoch has new ones.
+            index: Row of each example in its data set.
 
         Returns:
             The images as they came if this is the identity, else float32 of the same shape (or of the patch's), values 0

@@ -45,9 +45,9 @@ class Mix:
         """Mixes a batch.
 
         Args:
-            images: of any range.
-            seed: of the run, an integer.
-            step: of the run, an integer.
+            images: Images with values of any range.
+            seed: Seed of the run, an integer.
+            step: Number of the step of the run, an integer.
 
         Returns:
             The mixed images; the row of each one's partner, every row being one's partner once; and the share of itself

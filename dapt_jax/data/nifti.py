@@ -125,8 +125,8 @@ class Volume:
 
     Attributes:
         stored: Numbers of the file's type.
-        slope: Of the header.
-        intercept: Of the header.
+        slope: Slope in the header.
+        intercept: Intercept in the header.
     """
 
     stored: np.ndarray

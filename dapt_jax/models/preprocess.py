@@ -14,9 +14,9 @@ class Preprocess:
     """`(x - mean) / std` per channel, x in 0..255.
 
     Attributes:
-        mean: per channel, in the order that the weights expect.
-        std: per channel, likewise.
-        bgr: the weights expect blue first (Keras "caffe" models).
+        mean: Mean of each channel, in the order that the weights expect.
+        std: Standard deviation of each channel, likewise.
+        bgr: The weights expect blue first (Keras "caffe" models).
     """
 
     mean: tuple[float, ...]

@@ -15,10 +15,10 @@ class Profiler:
         """Waits for the step.
 
         Args:
-            folder: of the trace; None for none.
-            step: of a run, counted from 1, that is the first one traced; where it is in a phase whose epochs run as one
-                program, the next step that stands alone. 0 traces none.
-            steps: how many.
+            folder: Folder of the trace; None for no trace.
+            step: First step that is traced, counted from 1 in a run; where it is in a phase whose epochs run
+                as one program, the next step that stands alone. 0 traces none.
+            steps: Number of steps to trace.
         """
         self._folder, self._step, self._steps = folder, step if folder else 0, steps
         self._until = 0
@@ -27,8 +27,8 @@ class Profiler:
         """Starts or ends the trace where it is time; waits for the device then, so that it holds whole steps.
 
         Args:
-            step: that is about to run, from 1.
-            state: whose arrays the steps before it are computing.
+            step: Number of the step that is about to run, from 1.
+            state: State whose arrays the steps before it are computing.
         """
         if self._until and step >= self._until:
             self.close(state)

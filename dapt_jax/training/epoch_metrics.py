@@ -23,8 +23,8 @@ class WeightedAverage(clu_metrics.Average):
     @classmethod
     def from_model_output(
         cls,
-        loss_sum: jax.Array | np.ndarray | float,
-        weight_sum: jax.Array | np.ndarray | float,
+        loss_sum: jax.Array | np.floating | float,
+        weight_sum: jax.Array | np.floating | float,
         **_: Any,
     ) -> "WeightedAverage":
         """Return the mean of what the sums are over."""

@@ -206,7 +206,12 @@ class PhaseProgram:
         }
 
     def _accumulated(
-        self, gradient: Callable[..., Any], train: Tree, batch_stats: Tree, batch: dict[str, Any], key: Array | None
+        self,
+        gradient: Callable[..., Any],
+        train: Tree,
+        batch_stats: Tree,
+        batch: dict[str, Any],
+        key: Array | None,
     ) -> tuple[Tree, Array, Tree]:
         """Return batch statistics, summed loss and summed gradient of a batch, part after part."""
 
@@ -259,8 +264,8 @@ class PhaseProgram:
 
         Args:
             state: State before them.
-            cache: As in `cached_step`, and `validation`, the activations of the validation rows, leaves [v,
-                ...].
+            cache: The cache that `cached_step` takes, and `validation`, the activations of the validation
+                rows, leaves [v, ...].
             work: `epochs` to run, `seed` of the run, index of the `first` epoch, and for `most` epochs, of
                 which the first ones are run: `index` and `weight` [most, steps, b], `view` [most], `lr`
                 [most, steps].

@@ -24,8 +24,8 @@ class Archive:
     """An open zip file.
 
     Attributes:
-        path: of the file.
-        names: of its members, in order.
+        path: Path of the file.
+        names: Names of its members, in order.
     """
 
     def __init__(self, path: Path):

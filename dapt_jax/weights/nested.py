@@ -34,7 +34,7 @@ def weights(content: Content, path: Path, stored: Callable[[TensorRecord | Numpy
     Args:
         content: What the pickle holds.
         path: The file.
-        stored: From an array's record to the array.
+        stored: Function from an array's record to the array.
         what: What the arrays are called in an error.
 
     Raises:

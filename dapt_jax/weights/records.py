@@ -131,10 +131,10 @@ class StorageRecord:
     """A run of numbers elsewhere in the file.
 
     Attributes:
-        key: its name there.
-        dtype: of its elements.
-        count: number of elements.
-        start: element of the named run that it starts at; not 0 for the views of the older format.
+        key: Name of the run there.
+        dtype: Type of its elements.
+        count: Number of elements.
+        start: Element of the named run that it starts at; not 0 for the views of the older format.
     """
 
     key: str
@@ -208,8 +208,8 @@ class NumpyArray:
     """Stands in for a NumPy array: shape, dtype and bytes, as its state sets them; empty until then.
 
     Attributes:
-        shape: Of the array.
-        dtype: Of its elements; None for text and objects, which are not read.
+        shape: Shape of the array.
+        dtype: Type of its elements; None for text and objects, which are not read.
     """
 
     shape: tuple[int, ...] = (0,)
@@ -291,7 +291,8 @@ def _tensor_of_dtype(
 
 def _tensor_of_kind(function: object, kind: object, arguments: object, *_: object) -> object:
     """A tensor of a class of its own (MONAI's `MetaTensor`): the tensor."""
-    if callable(function) and function in (_tensor, _tensor_of_dtype, _first) and isinstance(arguments, tuple):
+    known = (_tensor, _tensor_of_dtype, _first)
+    if callable(function) and function in known and isinstance(arguments, tuple):
         return function(*arguments)
     return Foreign()
 

@@ -60,10 +60,10 @@ class Answer:
         """Check the headers of an answer.
 
         Args:
-            response: Of `urllib.request`.
+            response: Response of `urllib.request`.
             shown: The address for error lines.
             have: Bytes that are here already.
-            seal: Of the version that they are of.
+            seal: Entity tag or date of the version that these bytes are of.
 
         Raises:
             UserError: It is a web page or something else that is no file.
@@ -232,11 +232,11 @@ def opened(url: str, headers: dict[str, str], shown: str, have: int, seal: str) 
     """Ask for a file, or for the rest of one.
 
     Args:
-        url: Of the file.
-        headers: To send to its host, and to no other that it leads to.
+        url: Address of the file.
+        headers: Headers to send to its host, and to no other that it leads to.
         shown: The address for error lines.
         have: Bytes that are here already.
-        seal: Of the version that they are of; empty if that is not known.
+        seal: Entity tag or date of the version that these bytes are of; empty if that is not known.
 
     Raises:
         UserError: The file is not there, or cannot be had.

@@ -178,7 +178,13 @@ class ActivationCache:
             self._entries.popitem(last=False)
         return activations
 
-    def _key(self, prefix: Prefix, params: freezing.Tree, batch_stats: freezing.Tree, images: ImageStore) -> str:
+    def _key(
+        self,
+        prefix: Prefix,
+        params: freezing.Tree,
+        batch_stats: freezing.Tree,
+        images: ImageStore,
+    ) -> str:
         model = prefix.model
         shown = (
             type(model).__name__,
