@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from dapt_jax import ops
 from dapt_jax.aot.collectives import Collective, of_program
@@ -47,15 +48,15 @@ class Compiled:
     """What the compiler says of one program; all but `seconds` and `devices` of one chip.
 
     Attributes:
-        seconds: that compiling took.
-        devices: chips.
-        needed: bytes of memory: of a program that does not fit, what the compiler says that it would need.
-        available: bytes that the compiler may use; 0 where it has not said, since the program fits.
+        seconds: Seconds that compiling took.
+        devices: Number of chips.
+        needed: Bytes of memory: of a program that does not fit, what the compiler says that it would need.
+        available: Bytes that the compiler may use; 0 where it has not said, since the program fits.
         memory: None where the program does not fit, as are all that follow.
-        flops: by the compiler, the bodies of loops once.
-        traffic: bytes from and to memory in a run, those of loops as often as they run.
-        collectives: in a run.
-        unknown_loops: loops whose trips the compiler could not tell; their bodies count once.
+        flops: FLOPs that the compiler counts, the bodies of loops once.
+        traffic: Bytes from and to memory in a run, those of loops as often as they run.
+        collectives: Collective operations of a run.
+        unknown_loops: Loops whose trips the compiler could not tell; their bodies count once.
     """
 
     seconds: float
@@ -109,7 +110,7 @@ def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, .
     side = program.augment.size(size)
     shapes = cached_spec(accounting.boundary_shape(program.model, program.mask.boundary, side), run.caching.dtype)
 
-    def activations(*leading: int, where: Any = whole) -> Any:
+    def activations(*leading: int, where: jax.sharding.Sharding = whole) -> Any:
         return jax.tree.map(lambda leaf: _array((*leading, *leaf.shape), leaf.dtype, where), shapes)
 
     if function == "activation_step":
@@ -134,11 +135,11 @@ def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, .
     return state, {**cache, "validation": activations(len(run.val_rows))}, work
 
 
-def _array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def _array(shape: tuple[int, ...], dtype: DTypeLike, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def _placed(leaf: jax.Array | jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return _array(leaf.shape, leaf.dtype, sharding)
 
 
@@ -146,8 +147,8 @@ def for_tpus(run: TrainingRun, norm_groups: int = 1) -> TrainingRun:
     """A run as TPUs would have it: what depends on the kind and the number of devices is theirs, not this machine's.
 
     Args:
-        run: as this machine would have it.
-        norm_groups: into which batch norm that trains cuts a batch: see `PhaseProgram`.
+        run: The run as this machine would have it.
+        norm_groups: Groups into which batch norm that trains cuts a batch: see `PhaseProgram`.
     """
     least = run.caching.flops_per_byte or float(FLOPS_PER_BYTE["tpu"])
     caching = dataclasses.replace(run.caching, flops_per_byte=least)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,11 +89,12 @@ def register(name: str, formula: Formula) -> None:
     output (an unread output is cut away before the formula is asked).
 
     Args:
-        name: the function's `__name__`, as it is when `jax.jit` wraps it.
-        formula: from the abstract values of the operands (`.shape`, `.dtype`), in order, to FLOPs (MAC = 2).
+        name: The function's `__name__`, as it is when `jax.jit` wraps it.
+        formula: Function from the abstract values of the operands (`.shape`, `.dtype`), in order, to FLOPs
+            (MAC = 2).
 
     Raises:
-        UserError: another formula already has the name.
+        UserError: Another formula already has the name.
     """
     if _formulas.setdefault(name, formula) is not formula:
         raise UserError(f"a FLOP formula is already registered for the jit-ed function {name!r}")
@@ -195,9 +196,9 @@ def _leaf(name: str, model: int, padded: int, replayed: bool) -> Flops:
     return Flops(model, model, padded, {name: model})
 
 
-def _sum(parts: Any) -> Flops:
+def _sum(parts: Iterable[Flops]) -> Flops:
     return functools.reduce(Flops.__add__, parts, Flops())
 
 
-def _open(jaxpr: Any) -> jex.Jaxpr:
+def _open(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jaxpr

@@ -9,14 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import core as jex
+from jaxtyping import Array, PyTree
 
 
-def tree_bytes(tree: Any) -> int:
+def tree_bytes(tree: object) -> int:
     """Returns the bytes of every array (or `jax.ShapeDtypeStruct`) in a pytree."""
     return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def residual_bytes(fn: Callable[..., Any], params: Any, *args: Any) -> int:
+def residual_bytes(fn: Callable[..., Any], params: PyTree[Array | jax.ShapeDtypeStruct], *args: Any) -> int:
     """Returns the bytes that `jax.vjp(fn, params)` keeps from the forward for the backward pass.
 
     Nothing is run or compiled. Each distinct residual counts once, the parameters themselves not at all. Inputs in
@@ -35,7 +36,12 @@ def residual_bytes(fn: Callable[..., Any], params: Any, *args: Any) -> int:
     return kept + inputs
 
 
-def train_peak_bytes(fn: Callable[..., Any], params: Any, *args: Any, optimizer_state: Any = ()) -> int:
+def train_peak_bytes(
+    fn: Callable[..., Any],
+    params: PyTree[Array | jax.ShapeDtypeStruct],
+    *args: Any,
+    optimizer_state: object = (),
+) -> int:
     """Estimates the peak of one training step without compiling it.
 
     The sum of parameters, their gradients, optimizer state, other inputs and residuals: all of them are alive when
@@ -54,7 +60,7 @@ def train_peak_bytes(fn: Callable[..., Any], params: Any, *args: Any, optimizer_
     return 2 * tree_bytes(params) + tree_bytes(optimizer_state) + tree_bytes(args) + kept
 
 
-def memory_stats(device: Any) -> dict[str, Any]:
+def memory_stats(device: jax.Device) -> dict[str, Any]:
     """What a JAX device says of its memory; empty where it says nothing, as CPUs do."""
     try:
         return device.memory_stats() or {}
@@ -78,10 +84,14 @@ def device_peak_bytes() -> tuple[int, str]:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process peak resident size"
 
 
-def _residuals(fn: Callable[..., Any], params: Any, *args: Any) -> tuple[int, int]:
+def _residuals(
+    fn: Callable[..., Any],
+    params: PyTree[Array | jax.ShapeDtypeStruct],
+    *args: Any,
+) -> tuple[int, int]:
     """Returns the bytes of residuals that the forward pass computes, and of those that are inputs in `args`."""
 
-    def backward_state(params: Any, args: Any) -> list[Any]:
+    def backward_state(params: PyTree[Array], args: tuple[Any, ...]) -> list[Any]:
         _, backward = jax.vjp(lambda trained: fn(trained, *args), params)
         return jax.tree.leaves(backward)
 
@@ -93,7 +103,7 @@ def _residuals(fn: Callable[..., Any], params: Any, *args: Any) -> tuple[int, in
     return sum(_bytes(var.aval) for var in residuals) - given, given
 
 
-def _bytes(leaf: Any) -> int:
+def _bytes(leaf: object) -> int:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return math.prod(leaf.shape) * leaf.dtype.itemsize
     return np.asarray(leaf).nbytes

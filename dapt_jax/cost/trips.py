@@ -18,7 +18,7 @@ class Known:
     """The integer scalars of a jaxpr whose value is known without running it."""
 
     def __init__(self) -> None:
-        self._values: dict[Any, int] = {}
+        self._values: dict[jex.Var, int] = {}
 
     @classmethod
     def of(cls, jaxpr: jex.Jaxpr, consts: Sequence[Any]) -> Known:
@@ -41,11 +41,11 @@ class Known:
         if eqn.primitive.name in ("convert_element_type", "copy", "copy_p", "stop_gradient"):
             self._put(eqn.outvars[0], self.value(eqn.invars[0]))
 
-    def value(self, atom: Any) -> int | None:
+    def value(self, atom: jex.Var | jex.Literal) -> int | None:
         """Returns the value of a literal or of a known variable, else None."""
         return _integer(atom.val) if isinstance(atom, jex.Literal) else self._values.get(atom)
 
-    def _put(self, var: Any, value: Any) -> None:
+    def _put(self, var: jex.Var, value: object) -> None:
         number = _integer(value)
         if number is not None:
             self._values[var] = number
@@ -60,11 +60,11 @@ def while_trips(eqn: jex.JaxprEqn, known: Known) -> int | None:
     cond_consts, body_consts = params["cond_nconsts"], params["body_nconsts"]
     carry = eqn.invars[cond_consts + body_consts :]
 
-    def slot(atom: Any) -> int | None:
+    def slot(atom: jex.Var) -> int | None:
         index = cond.invars.index(atom) - cond_consts if atom in cond.invars else -1
         return index if index >= 0 else None
 
-    def bound(atom: Any) -> int | None:
+    def bound(atom: jex.Var | jex.Literal) -> int | None:
         if isinstance(atom, jex.Literal):
             return known.value(atom)
         index = slot(atom)
@@ -85,7 +85,7 @@ def while_trips(eqn: jex.JaxprEqn, known: Known) -> int | None:
     return max(0, -(-(stop - start) // step))
 
 
-def _step(body: jex.Jaxpr, before: Any, after: Any) -> int | None:
+def _step(body: jex.Jaxpr, before: jex.Var, after: jex.Var) -> int | None:
     """Returns the positive constant that a body adds to its counter, or None."""
     for eqn in body.eqns:
         if eqn.primitive.name == "add" and eqn.outvars[0] is after and before in eqn.invars:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, Num, PRNGKeyArray, UInt8
 
 from dapt_jax.data import colour, randaugment, warp
@@ -34,24 +35,25 @@ class Augment:
 
     Attributes:
         flip: `none`, `horizontal`, or `dihedral` (flips and quarter turns; needs square images).
-        shift: largest translation, as a fraction of the side; the border is reflected.
-        brightness: largest relative change of brightness.
-        contrast: largest relative change of contrast.
-        rotate: largest rotation, in degrees, either way.
-        scale: largest zoom in or out: by up to 1 + scale.
-        crop: least share of the area of a random crop that is resized to the whole; 0 for none.
-        elastic: deviation of the smooth displacement of knots, as a fraction of the side.
-        grid: largest relative change of the cells of a grid distortion.
-        patch: side in pixels of a random square that is cut out and not resized, or that a random crop is resized to; 0 for
-            none.
-        gamma: largest change of the exponent of the intensities, up to 1 + gamma or down to 1 / (1 + gamma).
-        saturation: largest relative change of saturation.
-        hue: largest turn of the hue, as a share of the circle.
-        erase: probability that a rectangle of 2% to a third of the area is replaced by noise (Zhong et al., arXiv 1708.04896).
-        randaugment: operations of RandAugment (see `data/randaugment.py`), after what else moves pixels and before what else
-            changes colours; 0 for none.
-        magnitude: of each of them, 0 to 30.
-        centre: the patch is the one in the middle.
+        shift: Largest translation, as a fraction of the side; the border is reflected.
+        brightness: Largest relative change of brightness.
+        contrast: Largest relative change of contrast.
+        rotate: Largest rotation, in degrees, either way.
+        scale: Largest zoom in or out: by up to 1 + scale.
+        crop: Least share of the area of a random crop that is resized to the whole; 0 for none.
+        elastic: Deviation of the smooth displacement of knots, as a fraction of the side.
+        grid: Largest relative change of the cells of a grid distortion.
+        patch: Side in pixels of a random square that is cut out and not resized, or that a random crop is
+            resized to; 0 for none.
+        gamma: Largest change of the exponent of the intensities, up to 1 + gamma or down to 1 / (1 + gamma).
+        saturation: Largest relative change of saturation.
+        hue: Largest turn of the hue, as a share of the circle.
+        erase: Probability that a rectangle of 2% to a third of the area is replaced by noise (Zhong et al.,
+            arXiv 1708.04896).
+        randaugment: Number of operations of RandAugment (see `data/randaugment.py`), after what else moves
+            pixels and before what else changes colours; 0 for none.
+        magnitude: Magnitude of each of these operations, 0 to 30.
+        centre: Whether the patch is the one in the middle.
     """
 
     flip: str = setting("none", choices=FLIPS, doc="Random flips; dihedral adds quarter turns.")
@@ -98,15 +100,15 @@ class Augment:
         return self.patch or side
 
     def __call__(
-        self, images: Num[AnyArray, "b h w c"], seed: Any, view: Any, index: Int[AnyArray, " b"]
+        self, images: Num[AnyArray, "b h w c"], seed: ArrayLike, view: ArrayLike, index: Int[AnyArray, " b"]
     ) -> Num[Array, "b h2 w2 c"]:
         """Augments a batch.
 
         Args:
-            images: values 0 to 255, uint8 or float.
-            seed: of the run, an integer.
-            view: an integer, number of the view, the epoch where every epoch has new ones.
-            index: row of each example in its data set.
+            images: Values 0 to 255, uint8 or float.
+            seed: Seed of the run, an integer.
+            view: Number of the view, an integer: the epoch where every epoch has new ones.
+            index: Row of each example in its data set.
 
         Returns:
             The images as they came if this is the identity, else float32 of the same shape (or of the patch's), values 0
@@ -118,7 +120,7 @@ class Augment:
         return self._each(self._image)(images.astype(jnp.float32), example_keys(seed, view, index))
 
     def masks(
-        self, masks: UInt8[AnyArray, "b h w"], seed: Any, view: Any, index: Int[AnyArray, " b"]
+        self, masks: UInt8[AnyArray, "b h w"], seed: ArrayLike, view: ArrayLike, index: Int[AnyArray, " b"]
     ) -> UInt8[Array, "b h2 w2"]:
         """Masks to those of the images that `__call__` makes of the same arguments; no value appears that was not there."""
         masks = jnp.asarray(masks)
@@ -224,7 +226,7 @@ class Augment:
         return jnp.where(inside[..., None], jax.random.uniform(for_noise, image.shape, maxval=255.0), image)
 
 
-def example_keys(seed: Any, view: Any, index: Any) -> Key[Array, " b"]:
+def example_keys(seed: ArrayLike, view: ArrayLike, index: ArrayLike) -> Key[Array, " b"]:
     """One key per example, from the seed of the run, the number of the view or epoch, and its row."""
     key = jax.random.fold_in(jax.random.key(seed), view)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.asarray(index))

@@ -1,7 +1,5 @@
 """Changes of colour, of images with values 0 to 1."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,13 +9,13 @@ def grey(image: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
     return image @ jnp.array([0.299, 0.587, 0.114])
 
 
-def saturate(image: Float[Array, "h w 3"], factor: Any) -> Float[Array, "h w 3"]:
+def saturate(image: Float[Array, "h w 3"], factor: Array | float) -> Float[Array, "h w 3"]:
     """Moves every pixel away from its luma by a factor; 0 makes it grey."""
     base = grey(image)[..., None]
     return jnp.clip(base + factor * (image - base), 0, 1)
 
 
-def turn_hue(image: Float[Array, "h w 3"], turn: Any) -> Float[Array, "h w 3"]:
+def turn_hue(image: Float[Array, "h w 3"], turn: Array | float) -> Float[Array, "h w 3"]:
     """Turns the hue by a share of the full circle, saturation and value kept (the HSV hexcone)."""
     value, low = image.max(-1), image.min(-1)
     chroma = value - low

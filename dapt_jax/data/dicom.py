@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from dapt_jax.data.geometry import Geometry
 from dapt_jax.data.intensity import EIGHT_BITS, Range, Samples, of_bits
 from dapt_jax.data.plane import Plane, medical, one_line
 from dapt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.uid import UID
 
 _WHOLE = "a whole DICOM file"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -55,7 +59,7 @@ def samples(plane: Plane) -> Samples:
         return _grey(dataset, stored, frame, plane)
 
 
-def _grey(dataset: Any, stored: np.ndarray, frame: int, plane: Plane) -> Samples:
+def _grey(dataset: "Dataset", stored: np.ndarray, frame: int, plane: Plane) -> Samples:
     path, window = plane.path, plane.window
     padding = dicom_grey.padding(dataset, stored)
     inverted = dicom_grey.is_inverted(dataset)
@@ -88,7 +92,7 @@ def _rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     return stored.astype(np.float64) * slope + intercept
 
 
-def _declared(dataset: Any, stored: np.ndarray, padding: np.ndarray | None) -> Range | None:
+def _declared(dataset: "Dataset", stored: np.ndarray, padding: np.ndarray | None) -> Range | None:
     """The range of the depth in the header, where it says more than the container and is not belied by the values."""
     bits, allocated = int(dataset.get("BitsStored", 0) or 0), int(dataset.BitsAllocated)
     if stored.dtype.kind != "u" or not 0 < bits <= 16 or (bits == allocated and bits != 8):
@@ -99,7 +103,7 @@ def _declared(dataset: Any, stored: np.ndarray, padding: np.ndarray | None) -> R
     return of_bits(bits, f"depth in the header ({bits} bits)")
 
 
-def _palette(dataset: Any, stored: np.ndarray, plane: Plane) -> Samples:
+def _palette(dataset: "Dataset", stored: np.ndarray, plane: Plane) -> Samples:
     library = medical("pydicom.pixels", plane.path)
     coloured = library.apply_color_lut(stored, dataset)[..., :3]
     if coloured.dtype == np.uint8:
@@ -111,7 +115,7 @@ def _palette(dataset: Any, stored: np.ndarray, plane: Plane) -> Samples:
     return Samples(coloured, of_bits(bits, f"palette of the file ({bits} bits)"))
 
 
-def _colour(dataset: Any, stored: np.ndarray) -> Samples:
+def _colour(dataset: "Dataset", stored: np.ndarray) -> Samples:
     bits, allocated = int(dataset.get("BitsStored", 0) or 0), int(dataset.BitsAllocated)
     if stored.dtype == np.uint8:
         return Samples(stored, EIGHT_BITS)
@@ -163,12 +167,12 @@ def spacing(plane: Plane) -> tuple[float, float] | None:
         return _spacing(dataset, plane.index or 0)
 
 
-def _spacing(dataset: Any, frame: int) -> tuple[float, float] | None:
+def _spacing(dataset: "Dataset", frame: int) -> tuple[float, float] | None:
     found = _vector(dataset, frame, "PixelMeasuresSequence", "PixelSpacing", 2)
     return None if found is None or (found <= 0).any() else (float(found[0]), float(found[1]))
 
 
-def _vector(dataset: Any, frame: int, sequence: str, name: str, length: int) -> np.ndarray | None:
+def _vector(dataset: "Dataset", frame: int, sequence: str, name: str, length: int) -> np.ndarray | None:
     for item in dicom_grey.macros(dataset, frame, sequence):
         try:
             found = np.array([float(value) for value in item.get(name) or ()])
@@ -238,7 +242,7 @@ def _read(plane: Plane) -> tuple[Any, np.ndarray, int]:
             ) from error
 
 
-def _lacks_a_package(syntax: Any, error: Exception, path: Path) -> bool:
+def _lacks_a_package(syntax: "UID", error: Exception, path: Path) -> bool:
     """Whether pixels are only packed in a way that nothing here knows; a damaged file names its plugins too."""
     if str(syntax) not in medical("pydicom.uid", path).UID_dictionary:
         return False
@@ -250,7 +254,7 @@ def _lacks_a_package(syntax: Any, error: Exception, path: Path) -> bool:
     return not known or "missing dependencies" in str(error) or "does not support" in str(error)
 
 
-def _stored(plane: Plane, dataset: Any) -> tuple[Any, np.ndarray, int]:
+def _stored(plane: Plane, dataset: "Dataset") -> tuple[Any, np.ndarray, int]:
     path = plane.path
     name = next((name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in dataset), "")
     if not name or not dataset[name].value:
@@ -282,7 +286,7 @@ def _stored(plane: Plane, dataset: Any) -> tuple[Any, np.ndarray, int]:
     return dataset, _without_overlays(dataset, stored), frame
 
 
-def _check_run_lengths(path: Path, dataset: Any, frame_bytes: int) -> None:
+def _check_run_lengths(path: Path, dataset: "Dataset", frame_bytes: int) -> None:
     """Refuses run lengths that unpack to more than the limit; two bytes become at most 128."""
     packed = len(dataset.PixelData)
     if packed * _RLE_RATIO > max(limits.decoded_bytes(), 0) and packed > 4 * frame_bytes * int(
@@ -291,7 +295,7 @@ def _check_run_lengths(path: Path, dataset: Any, frame_bytes: int) -> None:
         limits.check(path, packed * _RLE_RATIO, "its run lengths")
 
 
-def _without_overlays(dataset: Any, stored: np.ndarray) -> np.ndarray:
+def _without_overlays(dataset: "Dataset", stored: np.ndarray) -> np.ndarray:
     """Stored values without the overlays that old objects keep in their unused upper bits."""
     bits, high = int(dataset.get("BitsStored", 0) or 0), int(dataset.get("HighBit", 0) or 0)
     shared = any(

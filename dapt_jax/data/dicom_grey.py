@@ -8,12 +8,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dapt_jax.data.intensity import DEPTHS, Range, of_bits
 from dapt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Table:
         return found
 
 
-def groups(dataset: Any, frame: int) -> list[Any]:
+def groups(dataset: "Dataset", frame: int) -> list[Any]:
     """Return where a frame's attributes may stand, the most specific first: its own groups, shared groups, the object."""
     found = []
     for name, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
@@ -49,7 +52,7 @@ def groups(dataset: Any, frame: int) -> list[Any]:
     return [*found, dataset]
 
 
-def macros(dataset: Any, frame: int, sequence: str) -> Iterator[Any]:
+def macros(dataset: "Dataset", frame: int, sequence: str) -> Iterator[Any]:
     """Yield the items of a functional group's sequence for a frame, the most specific first, then the object itself."""
     *inner, whole = groups(dataset, frame)
     for group in inner:
@@ -57,7 +60,7 @@ def macros(dataset: Any, frame: int, sequence: str) -> Iterator[Any]:
     yield whole
 
 
-def modality(dataset: Any, frame: int, path: Path) -> tuple[Table | None, float, float]:
+def modality(dataset: "Dataset", frame: int, path: Path) -> tuple[Table | None, float, float]:
     """Return the modality table of a frame, or slope and intercept (1 and 0 where the header has none)."""
     for item in macros(dataset, frame, "PixelValueTransformationSequence"):
         for entry in _items(item, "ModalityLUTSequence"):
@@ -71,7 +74,9 @@ def modality(dataset: Any, frame: int, path: Path) -> tuple[Table | None, float,
     return None, 1.0, 0.0
 
 
-def interest(dataset: Any, frame: int, path: Path, values: np.ndarray, signed: bool) -> tuple[np.ndarray, Range | None]:
+def interest(
+    dataset: "Dataset", frame: int, path: Path, values: np.ndarray, signed: bool
+) -> tuple[np.ndarray, Range | None]:
     """Return the values that are shown, and their range, by the frame's table or window of interest.
 
     The first that is whole: a table goes before a window, the frame's own before those that it shares. Tags that are
@@ -98,7 +103,7 @@ def interest(dataset: Any, frame: int, path: Path, values: np.ndarray, signed: b
     return values, None
 
 
-def padding(dataset: Any, stored: np.ndarray) -> np.ndarray | None:
+def padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray | None:
     """Return which stored values are padding, bool of their shape; None where the header names none."""
     name = "PixelPaddingValue"
     if stored.dtype.kind == "f":
@@ -118,7 +123,7 @@ def padding(dataset: Any, stored: np.ndarray) -> np.ndarray | None:
     return marked if marked.any() else None
 
 
-def is_inverted(dataset: Any) -> bool:
+def is_inverted(dataset: "Dataset") -> bool:
     """Whether the least value is white: as the presentation shape says, and where there is none, the photometric type."""
     shape = str(dataset.get("PresentationLUTShape", "") or "").strip().upper()
     if shape in ("IDENTITY", "INVERSE"):
@@ -126,12 +131,12 @@ def is_inverted(dataset: Any) -> bool:
     return photometric(dataset) == "MONOCHROME1"
 
 
-def photometric(dataset: Any) -> str:
+def photometric(dataset: "Dataset") -> str:
     """Return the photometric interpretation in capitals; "" where there is none."""
     return str(dataset.get("PhotometricInterpretation", "") or "").strip().upper()
 
 
-def table(item: Any, dataset: Any, path: Path, signed: bool) -> Table | None:
+def table(item: "Dataset", dataset: "Dataset", path: Path, signed: bool) -> Table | None:
     """Read a table of a sequence's item; None where it is there without a value.
 
     The output's depth is the descriptor's, unless the entries exceed it or leave three quarters of it unused: then it is
@@ -163,7 +168,7 @@ def table(item: Any, dataset: Any, path: Path, signed: bool) -> Table | None:
     return Table(entries, first, depth)
 
 
-def _entries(raw: Any, count: int, depth: int, dataset: Any) -> np.ndarray:
+def _entries(raw: bytes | Sequence[int], count: int, depth: int, dataset: "Dataset") -> np.ndarray:
     """The entries of a table, as many as there are up to `count`; of 8 bits they may lie two to a word."""
     little = _is_little(dataset)
     if not isinstance(raw, bytes):
@@ -176,23 +181,23 @@ def _entries(raw: Any, count: int, depth: int, dataset: Any) -> np.ndarray:
     return np.frombuffer(raw[: len(raw) // 2 * 2], "<u2" if little else ">u2")[:count].astype(np.uint16)
 
 
-def _is_little(dataset: Any) -> bool:
+def _is_little(dataset: "Dataset") -> bool:
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     return bool(getattr(syntax, "is_little_endian", True))
 
 
-def _signed(dataset: Any) -> bool:
+def _signed(dataset: "Dataset") -> bool:
     return int(dataset.get("PixelRepresentation", 0) or 0) == 1
 
 
-def _word(value: Any, dataset: Any) -> Any:
+def _word(value: object, dataset: "Dataset") -> object:
     """A value of ambiguous type, which implicit files may leave as bytes."""
     if isinstance(value, bytes) and len(value) == 2:
         return int.from_bytes(value, "little" if _is_little(dataset) else "big", signed=_signed(dataset))
     return value
 
 
-def _items(dataset: Any, name: str) -> Sequence[Any]:
+def _items(dataset: "Dataset", name: str) -> Sequence[Any]:
     found = dataset.get(name)
     return found if found is not None and not isinstance(found, str | bytes) and hasattr(found, "__len__") else ()
 
@@ -203,7 +208,7 @@ def _sequence(value: Any) -> Sequence[Any]:
     return value if hasattr(value, "__len__") and not isinstance(value, str | bytes) else (value,)
 
 
-def _numbers(value: Any) -> list[float | None]:
+def _numbers(value: object) -> list[float | None]:
     return [_number(each) for each in _sequence(value)]
 
 

@@ -24,7 +24,7 @@ _FILTERS = {
 """Others are code that the library would load from a folder of plug-ins."""
 
 
-def follow(group: Any, path: str) -> Any:
+def follow(group: h5py.Group | h5py.Dataset, path: str) -> Any:
     """Return what a path inside the file leads to; soft and external links are not followed.
 
     Args:
@@ -41,7 +41,7 @@ def follow(group: Any, path: str) -> Any:
     return group
 
 
-def check(dataset: Any, path: Path) -> int:
+def check(dataset: h5py.Dataset, path: Path) -> int:
     """Refuse a dataset that reaches out of its file or needs foreign code, and say what reading it takes.
 
     Args:

@@ -120,7 +120,7 @@ def _walk(path: Path) -> None:
                     found[part]
 
 
-def follow(group: Any, key: str) -> Any:
+def follow(group: h5py.Group | h5py.Dataset, key: str) -> Any:
     """Return what a path inside a file leads to, or None; links out of the file, and soft links, are not followed."""
     for part in filter(None, key.split("/")):
         if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink):
@@ -129,7 +129,12 @@ def follow(group: Any, key: str) -> Any:
     return group
 
 
-def datasets(group: Any, most: int, prefix: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
+def datasets(
+    group: h5py.Group,
+    most: int,
+    prefix: str = "",
+    depth: int = _DEPTH,
+) -> Iterator[tuple[str, Any]]:
     """Yield the arrays of a file with their paths, by hard links alone, at most so many and not too deep."""
     left = most
     for name in group:
@@ -145,7 +150,7 @@ def datasets(group: Any, most: int, prefix: str = "", depth: int = _DEPTH) -> It
             return
 
 
-def check_dataset(path: Path, key: str, found: Any) -> None:
+def check_dataset(path: Path, key: str, found: h5py.Dataset) -> None:
     """Refuse an array that is kept in another file, or a chunk of which unpacks to more than the limit.
 
     Raises:

@@ -1,11 +1,11 @@
 """Two images in one: mixup and CutMix, drawn on the device from (seed, step) alone."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from dapt_jax.fields import SettingError, check_fields, setting
@@ -42,14 +42,14 @@ class Mix:
         return not (self.mixup or self.cutmix) or not self.probability
 
     def __call__(
-        self, images: Num[AnyArray, "b h w c"], seed: Any, step: Any
+        self, images: Num[AnyArray, "b h w c"], seed: ArrayLike, step: ArrayLike
     ) -> tuple[Float[Array, "b h w c"], Int[Array, " b"], Float[Array, ""]]:
         """Mixes a batch.
 
         Args:
-            images: of any range.
-            seed: of the run, an integer.
-            step: of the run, an integer.
+            images: Images with values of any range.
+            seed: Seed of the run, an integer.
+            step: Number of the step of the run, an integer.
 
         Returns:
             The mixed images; the row of each one's partner, every row being one's partner once; and the share of itself

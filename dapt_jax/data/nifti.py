@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -124,8 +125,8 @@ class Volume:
 
     Attributes:
         stored: Numbers of the file's type.
-        slope: Of the header.
-        intercept: Of the header.
+        slope: Slope in the header.
+        intercept: Intercept in the header.
     """
 
     stored: np.ndarray
@@ -187,7 +188,7 @@ def _stamp(path: Path) -> Stamp:
 class _Header:
     """Shape [3], affine and orientation codes [3, 2] as stored; whether it has coordinates; its unit in mm."""
 
-    def __init__(self, path: Path, image: Any, library: Any):
+    def __init__(self, path: Path, image: Any, library: ModuleType):
         shape = image.shape
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]

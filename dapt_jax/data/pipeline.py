@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
@@ -20,10 +20,10 @@ class Order:
     once per epoch and every batch has one shape.
 
     Attributes:
-        rows: row numbers of the examples in their data set.
-        batch_size: examples per batch.
-        seed: of the permutations.
-        weights: of `rows` in the loss; empty for 1 each.
+        rows: Row numbers of the examples in their data set.
+        batch_size: Examples per batch.
+        seed: Seed of the permutations.
+        weights: Weights of `rows` in the loss; empty for 1 each.
     """
 
     rows: tuple[int, ...]
@@ -56,7 +56,7 @@ class _Steps:
     def __len__(self) -> int:
         return self.epochs * self.order.steps_per_epoch
 
-    def __getitem__(self, step: Any) -> tuple[int, np.ndarray, np.ndarray]:
+    def __getitem__(self, step: SupportsIndex) -> tuple[int, np.ndarray, np.ndarray]:
         epoch, batch = divmod(int(step), self.order.steps_per_epoch)
         indices, weights = self.order.epoch(epoch)
         return epoch, indices[batch], weights[batch]
@@ -78,12 +78,12 @@ def batches(
     """The batches of a run, read ahead by grain.
 
     Args:
-        dataset: where the rows of `order` are.
-        order: which rows make which batch.
-        epochs: of the whole run.
-        read: what a batch holds beside labels; by default the images.
-        share: of every batch, what is read here; other processes read the rest.
-        threads: that decode.
+        dataset: Data set of the rows of `order`.
+        order: Which rows make which batch.
+        epochs: Number of epochs of the whole run.
+        read: What a batch holds beside labels; by default the images.
+        share: Part of every batch that is read here; other processes read the rest.
+        threads: Number of threads that decode.
 
     Returns:
         An iterator with `get_state` and `set_state`, over dicts: what `read` gives (`image` uint8 [b, size, size, 3]),
@@ -114,10 +114,10 @@ def in_order(
     """Every row once, in order, in batches of one shape.
 
     Args:
-        dataset: where the rows are.
-        rows: row numbers.
-        batch_size: images in a batch.
-        share: of every batch, the images that are read.
+        dataset: Data set of the rows.
+        rows: Row numbers.
+        batch_size: Images in a batch.
+        share: Part of every batch that is read.
 
     Yields:
         Images uint8 [batch, size, size, 3], or the share of them, and row numbers [k] of the whole batch with k <= batch; the

@@ -4,7 +4,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def _version_folder(path: Path) -> Path:
     return versions[0]
 
 
-def _prepared(tfds: Any, folder: Path, dataset: str) -> Path:
+def _prepared(tfds: ModuleType, folder: Path, dataset: str) -> Path:
     """The version's folder of a set by name, prepared now if it is not there yet."""
     if any((folder / dataset).glob("**/dataset_info.json")):
         return _version_folder(folder / dataset)
@@ -133,5 +133,5 @@ def _rgb(image: np.ndarray, place: str) -> np.ndarray:
     return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return re.sub(r"\s+", " ", value.decode()) if isinstance(value, bytes) else str(value)

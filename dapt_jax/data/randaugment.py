@@ -63,19 +63,23 @@ def masks(mask: Num[Array, "h w c"], operations: Drawn, magnitude: float) -> Num
     return jax.lax.scan(lambda now, one: (_moved(now, *one, magnitude), None), mask, operations)[0]
 
 
-def _strength(other_way: Any, magnitude: float) -> Float[Array, ""]:
+def _strength(other_way: Int[Array, ""], magnitude: float) -> Float[Array, ""]:
     """How much is kept of what an image has more than that which it is blended with."""
     return jnp.where(other_way, 1 - _BLEND * magnitude / STRONGEST, 1 + _BLEND * magnitude / STRONGEST)
 
 
-def _blended(image: Float[Array, "h w 3"], operation: Any, other_way: Any, magnitude: float) -> Float[Array, "h w 3"]:
+def _blended(
+    image: Float[Array, "h w 3"], operation: Int[Array, ""], other_way: Int[Array, ""], magnitude: float
+) -> Float[Array, "h w 3"]:
     """More or less of what an image has beyond its grey or its smoothed self."""
     is_colour = operation == OPERATIONS.index("saturation")
     base = jnp.where(is_colour, _whole(colour.grey(image))[..., None], _whole(_smoothed(image)))
     return base + _strength(other_way, magnitude) * (image - base)
 
 
-def _looked_up(image: Float[Array, "h w 3"], operation: Any, other_way: Any, magnitude: float) -> Float[Array, "h w 3"]:
+def _looked_up(
+    image: Float[Array, "h w 3"], operation: Int[Array, ""], other_way: Int[Array, ""], magnitude: float
+) -> Float[Array, "h w 3"]:
     """Each value by the table of the operation."""
     table = _whole(_table(image, operation, _strength(other_way, magnitude), magnitude))
     return table[jnp.arange(3), image.astype(jnp.int32)]
@@ -85,7 +89,9 @@ def _whole(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.clip(jnp.round(values), 0, 255)
 
 
-def _moved(pixels: Num[Array, "h w c"], operation: Any, other_way: Any, magnitude: float) -> Num[Array, "h w c"]:
+def _moved(
+    pixels: Num[Array, "h w c"], operation: Int[Array, ""], other_way: Int[Array, ""], magnitude: float
+) -> Num[Array, "h w c"]:
     """Pixels read where the operation says, the image mirrored beyond its border."""
     height, width, _ = pixels.shape
     matrix = jnp.asarray(_matrices(height, width, magnitude))[other_way, operation]
@@ -113,7 +119,9 @@ def _matrices(height: int, width: int, magnitude: float) -> Float[np.ndarray, "2
     return found.astype(np.float32)
 
 
-def _table(image: Float[Array, "h w 3"], operation: Any, strength: Any, magnitude: float) -> Float[Array, "3 256"]:
+def _table(
+    image: Float[Array, "h w 3"], operation: Int[Array, ""], strength: Float[Array, ""], magnitude: float
+) -> Float[Array, "3 256"]:
     """By channel, what becomes of each value from 0 to 255."""
     values = jnp.arange(256.0)
     share = magnitude / STRONGEST

@@ -108,7 +108,7 @@ def ordered(dataset: Dataset, spec: Mapping[str, Any]) -> Dataset:
     return replace(dataset, ordinal=True)
 
 
-def _plain(key: str, value: Any, standard: Any) -> Any:
+def _plain(key: str, value: object, standard: object) -> Any:
     """A value as the reader's default has it; configs hold tuples as lists after a trip through JSON."""
     if value in (None, "", (), []):
         return value

@@ -1,7 +1,7 @@
 """Initial values of parameters and statistics, by their kind."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ def init_params(tree: Tree, kinds: Mapping[str, Kind], seed: int) -> Tree:
         seed: Any non-negative integer.
     """
 
-    def one(key_path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    def one(key_path: Sequence[jax.tree_util.DictKey], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         path = "/".join(str(key.key) for key in key_path)
         kind = kinds[path]
         if kind in _CONSTANTS:

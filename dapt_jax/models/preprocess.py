@@ -2,10 +2,10 @@
 
 import dataclasses
 import itertools
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 
@@ -14,9 +14,9 @@ class Preprocess:
     """`(x - mean) / std` per channel, x in 0..255.
 
     Attributes:
-        mean: per channel, in the order that the weights expect.
-        std: per channel, likewise.
-        bgr: the weights expect blue first (Keras "caffe" models).
+        mean: Mean of each channel, in the order that the weights expect.
+        std: Standard deviation of each channel, likewise.
+        bgr: The weights expect blue first (Keras "caffe" models).
     """
 
     mean: tuple[float, ...]
@@ -41,7 +41,11 @@ class Preprocess:
         mean, std = (tuple(itertools.islice(itertools.cycle(values), channels)) for values in (self.mean, self.std))
         return Preprocess(mean, std, self.bgr and channels > 2)
 
-    def __call__(self, images: Num[Array, "b h w c"], dtype: Any = jnp.float32) -> Float[Array, "b h w c"]:
+    def __call__(
+        self,
+        images: Num[Array, "b h w c"],
+        dtype: DTypeLike = jnp.float32,
+    ) -> Float[Array, "b h w c"]:
         """Normalise images with values 0 to 255, uint8 or float; of three or more channels RGB come first."""
         if self.bgr:
             images = images[..., [2, 1, 0, *range(3, self.channels)]]

@@ -1,7 +1,6 @@
 """A trace of a few steps by JAX's profiler, on request."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -16,20 +15,20 @@ class Profiler:
         """Waits for the step.
 
         Args:
-            folder: of the trace; None for none.
-            step: of a run, counted from 1, that is the first one traced; where it is in a phase whose epochs run as one
-                program, the next step that stands alone. 0 traces none.
-            steps: how many.
+            folder: Folder of the trace; None for no trace.
+            step: First step that is traced, counted from 1 in a run; where it is in a phase whose epochs run
+                as one program, the next step that stands alone. 0 traces none.
+            steps: Number of steps to trace.
         """
         self._folder, self._step, self._steps = folder, step if folder else 0, steps
         self._until = 0
 
-    def before(self, step: int, state: Any) -> None:
+    def before(self, step: int, state: object) -> None:
         """Starts or ends the trace where it is time; waits for the device then, so that it holds whole steps.
 
         Args:
-            step: that is about to run, from 1.
-            state: whose arrays the steps before it are computing.
+            step: Number of the step that is about to run, from 1.
+            state: State whose arrays the steps before it are computing.
         """
         if self._until and step >= self._until:
             self.close(state)
@@ -38,7 +37,7 @@ class Profiler:
             jax.profiler.start_trace(str(self._folder))
             self._until = step + self._steps
 
-    def close(self, state: Any = None) -> None:
+    def close(self, state: object = None) -> None:
         """Ends a trace that is open."""
         if self._until:
             jax.block_until_ready(state)

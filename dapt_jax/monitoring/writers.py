@@ -6,11 +6,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from dapt_jax.errors import UserError
 from dapt_jax.monitoring.metric_writer import Epoch, PerRun, ScalarWriter, Writer
 from dapt_jax.runtime import atomic_files
+
+if TYPE_CHECKING:
+    import wandb
 
 METRICS = "metrics.jsonl"
 """Name of the file of metrics in a workdir."""
@@ -109,7 +113,7 @@ def _run_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
 class TensorBoardWriter(ScalarWriter):
     """Event files for TensorBoard by tensorboardX, which needs no TensorFlow."""
 
-    def __init__(self, package: Any, folder: Path, purge_step: int):
+    def __init__(self, package: ModuleType, folder: Path, purge_step: int):
         """Open a folder; what an earlier start has written from a step on is shown no more."""
         self._writer = package.SummaryWriter(str(folder), purge_step=purge_step)
 
@@ -145,7 +149,7 @@ def tensorboard_writer(folder: Path) -> PerRun:
 class WandbWriter(ScalarWriter):
     """A Weights & Biases run; scalars of one prefix have a step of their own, since each counts from 0."""
 
-    def __init__(self, run: Any):
+    def __init__(self, run: "wandb.Run"):
         """Write to an open run."""
         self._run = run
         self._known: set[str] = set()

@@ -90,7 +90,7 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     return upgraded
 
 
-def _upgrade_phases(phases: Any) -> Any:
+def _upgrade_phases(phases: object) -> object:
     """Return the phases of a custom strategy by today's names."""
     if not isinstance(phases, list | tuple):
         return phases

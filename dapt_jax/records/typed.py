@@ -37,15 +37,15 @@ def list_of(kind: Kind) -> Kind:
     )
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return _is_whole(value) or (isinstance(value, float) and math.isfinite(value) and abs(value) < 1e100)
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     """Return whether a value is text that can be written down: half a surrogate pair cannot."""
     return isinstance(value, str) and value == value.encode(errors="replace").decode()
 
@@ -87,7 +87,7 @@ def check(where: str, values: Mapping[str, Any], kinds: Mapping[str, Kind], requ
             raise UserError(f"{where}: {key} is {shortened(values[key])}; expected {kind.words}")
 
 
-def shortened(value: Any, most: int = 60) -> str:
+def shortened(value: object, most: int = 60) -> str:
     """Return a value as an error line shows it: on one line, and cut off where it is long."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 4]} ..."

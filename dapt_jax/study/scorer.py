@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
@@ -58,7 +59,7 @@ def _prefix(model: Classifier, start: int) -> Callable[..., Any]:
 def _rest(model: Classifier, start: int, level: int) -> Callable[..., Any]:
     """Return the function from activations at a boundary to the map at a level and the pooled features."""
 
-    def rest(params: Tree, batch_stats: Tree, x: Any) -> Any:
+    def rest(params: Tree, batch_stats: Tree, x: PyTree[Array]) -> PyTree[Array]:
         at_level, _ = model.encoder.apply(params, batch_stats, x, start=start, stop=level + 1)
         last, _ = model.encoder.apply(params, batch_stats, at_level, start=level + 1)
         return model.encoder.as_map(at_level), pool(last)

@@ -50,7 +50,7 @@ def _check_same(study: Study, fingerprints: dict[str, str], workdir: Path) -> No
             raise UserError(f"{workdir} holds the study of another config: {difference}; {expected}")
 
 
-def _without_secrets(value: Any) -> Any:
+def _without_secrets(value: object) -> Any:
     """Return settings as `config.json` holds them: plain JSON, addresses without their secrets, which identify no study."""
     if isinstance(value, dict):
         return {str(key): _without_secrets(each) for key, each in value.items()}

@@ -3,17 +3,19 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from dapt_jax import ops
 from dapt_jax.cost import flops, memory
 from dapt_jax.models.network import Network
 from dapt_jax.runtime import sharding
 from dapt_jax.training import freezing
+from dapt_jax.training.freezing import Tree
 from dapt_jax.training.steps import PhaseProgram
 
 
@@ -30,11 +32,11 @@ class ImageCost:
     suffix: flops.Flops
 
 
-def _abstract(tree: Any) -> Any:
+def _abstract(tree: PyTree[jax.ShapeDtypeStruct]) -> PyTree[jax.ShapeDtypeStruct]:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def _traced_with_lax(fn: Any, *args: Any) -> flops.Flops:
+def _traced_with_lax(fn: Callable[..., Any], *args: Any) -> flops.Flops:
     """Count a function in its textbook form, whatever a backend makes of a convolution."""
     with ops.formulation("lax"):
         return flops.count(lambda *values: fn(*values), *args)
@@ -55,7 +57,7 @@ def boundary_shape(model: Network, boundary: int, image_size: int) -> Any:
     return boundary_shapes(model, image_size)[boundary]
 
 
-def _batched(shapes: Any, batch: int) -> Any:
+def _batched(shapes: PyTree[jax.ShapeDtypeStruct], batch: int) -> PyTree[jax.ShapeDtypeStruct]:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape), leaf.dtype), shapes)
 
 
@@ -113,7 +115,13 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
     at_once = -(-batch // program.grad_accum_steps)
     inputs = _batched(boundary_shape(model, program.mask.boundary, side), at_once)
 
-    def loss(train: Any, rest: Any, batch_stats: Any, x: Any, labels: Any) -> Any:
+    def loss(
+        train: Tree,
+        rest: Tree,
+        batch_stats: Tree,
+        x: PyTree[jax.Array],
+        labels: jax.Array,
+    ) -> jax.Array:
         full = freezing.combine(train, rest)
         logits, _ = model.suffix(full, batch_stats, x, program.mask.boundary, program.mask.batch_norm_modes)
         return program.objective.total(logits, labels, jnp.ones(at_once))
@@ -130,7 +138,7 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
     return stored + waiting + images + _prefix_bytes(program, side, batch) - elsewhere
 
 
-def _elsewhere(state: Any, fsdp: int) -> int:
+def _elsewhere(state: object, fsdp: int) -> int:
     """Return the bytes of a state that other devices hold."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if sharding.fsdp_axis(leaf.shape, fsdp) is not None]
     return sum(memory.tree_bytes(leaf) * (fsdp - 1) // fsdp for leaf in leaves)

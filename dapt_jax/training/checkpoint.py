@@ -29,7 +29,7 @@ Restored = tuple[int, State, dict[str, Any]]
 """Step, the saved part of the state, and what was stored beside it."""
 
 
-def _flat(tree: Any) -> Flat:
+def _flat(tree: object) -> Flat:
     """Return a pytree as one dict from dotted paths to leaves, so that orbax files stay readable."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)

@@ -7,6 +7,7 @@ that of all devices, and the logits of the validation rows by `ShardedForward`.
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
@@ -20,7 +21,12 @@ class WeightedAverage(clu_metrics.Average):
     """A weighted mean, from a sum of weighted values (`total`) and the sum of their weights (`count`)."""
 
     @classmethod
-    def from_model_output(cls, loss_sum: Any, weight_sum: Any, **_: Any) -> "WeightedAverage":
+    def from_model_output(
+        cls,
+        loss_sum: jax.Array | np.floating | float,
+        weight_sum: jax.Array | np.floating | float,
+        **_: Any,
+    ) -> "WeightedAverage":
         """Return the mean of what the sums are over."""
         return cls(total=np.float64(loss_sum), count=np.float64(weight_sum))
 

@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from dapt_jax.data import crops, pipeline
 from dapt_jax.losses import SegmentationLoss
@@ -15,6 +15,7 @@ from dapt_jax.models.network import Network
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.prefix import Activations
 from dapt_jax.training.epoch_metrics import validation_metrics
+from dapt_jax.training.freezing import Tree
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State, eval_transform, evaluation_params
 
@@ -30,7 +31,7 @@ def forward_fn(model: Network, boundary: int | None) -> Callable[..., jax.Array]
 class ShardedForward:
     """A function of a network and a batch, its rows divided among the devices."""
 
-    def __init__(self, function: Callable[..., jax.Array], params: Any, batch_stats: Any, mesh: Mesh):
+    def __init__(self, function: Callable[..., jax.Array], params: Tree, batch_stats: Tree, mesh: Mesh):
         """Put the network on every device.
 
         Args:
@@ -43,7 +44,7 @@ class ShardedForward:
         self._function, self._mesh = function, mesh
         self._weights = sharding.shard_state((params, batch_stats), mesh)
 
-    def __call__(self, local_batch: Any) -> np.ndarray:
+    def __call__(self, local_batch: PyTree[jax.Array | np.ndarray]) -> np.ndarray:
         """Return the rows of the whole batch, from this process's part of it: see `sharding.local_slice`."""
         return sharding.gather_to_host(self._function(*self._weights, sharding.shard_batch(local_batch, self._mesh)))
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,16 @@ from dapt_jax.data.pipeline import Order
 from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.initial import init_params
 from dapt_jax.parameters import Kind
+from dapt_jax.training.freezing import Tree
 
 HIDDEN: dict[str, tuple[int, ...]] = {"linear": (), "mlp_small": (64, 32), "mlp_large": (512, 256, 256, 128)}
 """Hidden layers by protocol; the two perceptrons are Model 1 and Model 2 of arXiv 2204.13280."""
+
+PerSplit = tuple[Tree, Array, Array, dict[str, Array], Array, Array]
+"""Initial parameters, shift, factor, grid, row numbers [splits, steps, b] and their weights;
+those of one split are without the axis of splits."""
+
+Stacked = TypeVar("Stacked")
 
 CONSTANT = 1e-6
 """Standard deviation up to which a feature counts as constant."""
@@ -91,9 +98,9 @@ class Heads:
     """
 
     settings: HeadSettings
-    params: Any
-    shift: Any
-    factor: Any
+    params: Tree
+    shift: np.ndarray
+    factor: np.ndarray
     flops: int
     steps: int
     images: int
@@ -119,7 +126,7 @@ class Heads:
 _KINDS = {"kernel": Kind.DENSE_KERNEL, "bias": Kind.BIAS}
 
 
-def parameter_shapes(inputs: int, hidden: tuple[int, ...], outputs: int) -> Any:
+def parameter_shapes(inputs: int, hidden: tuple[int, ...], outputs: int) -> Tree:
     """Return shapes of a head's parameters, kernels (inputs, outputs)."""
     sizes = (inputs, *hidden, outputs)
     return {
@@ -212,7 +219,7 @@ def tune(
     )
 
 
-def _initial(shapes: Any, splits: Sequence[Split], points: int) -> Any:
+def _initial(shapes: Tree, splits: Sequence[Split], points: int) -> Tree:
     """Return initial weights, stacked over splits and points."""
     kinds = {f"{layer}/{leaf}": kind for layer in shapes for leaf, kind in _KINDS.items()}
     initial = {split.seed: init_params(shapes, kinds, split.seed) for split in splits}
@@ -228,7 +235,7 @@ def _initial(shapes: Any, splits: Sequence[Split], points: int) -> Any:
     return jax.tree.map(stack, *[initial[split.seed] for split in splits])
 
 
-def _forward(params: Any, x: Float[Array, "b d"]) -> Float[Array, "b outputs"]:
+def _forward(params: Tree, x: Float[Array, "b d"]) -> Float[Array, "b outputs"]:
     for number in range(len(params)):
         layer = params[f"layer{number}"]
         x = (jax.nn.relu(x) if number else x) @ layer["kernel"].T + layer["bias"]
@@ -236,15 +243,20 @@ def _forward(params: Any, x: Float[Array, "b d"]) -> Float[Array, "b outputs"]:
 
 
 @jax.jit
-def _predict(params: Any, shift: Any, factor: Any, features: Any) -> Float[Array, "splits points n outputs"]:
-    def of_split(one: Any) -> Array:
+def _predict(
+    params: Tree,
+    shift: Float[Array, "splits d"],
+    factor: Float[Array, "splits d"],
+    features: Float[Array, "n d"],
+) -> Float[Array, "splits points n outputs"]:
+    def of_split(one: tuple[Tree, Array, Array]) -> Array:
         params, shift, factor = one
         return jax.vmap(_forward, (0, None))(params, (features - shift) * factor)
 
     return _each(of_split, (params, shift, factor))
 
 
-def _each(function: Callable[[Any], Any], stacked: Any) -> Any:
+def _each(function: Callable[[Stacked], Any], stacked: Stacked) -> Any:
     """Apply a function of one split to all of them: side by side, but on a CPU one after the other.
 
     XLA:CPU (jaxlib 0.10.2, its YNN fusions) returns zeros for some batched products of this shape, 10 splits
@@ -254,7 +266,9 @@ def _each(function: Callable[[Any], Any], stacked: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _train(settings: HeadSettings, features: Any, labels: Any, per_split: Any) -> Any:
+def _train(
+    settings: HeadSettings, features: Float[Array, "n d"], labels: Shaped[Array, "n ..."], per_split: PerSplit
+) -> Tree:
     """Train the heads of some splits.
 
     Args:
@@ -268,17 +282,23 @@ def _train(settings: HeadSettings, features: Any, labels: Any, per_split: Any) -
     """
     b1, b2, eps = 0.9, 0.999, 1e-8
 
-    def step_of(shift: Array, factor: Array, grid: Any, carry: Any, batch: Any) -> tuple[Any, None]:
+    def step_of(
+        shift: Array,
+        factor: Array,
+        grid: dict[str, Array],
+        carry: tuple[Tree, Tree, Tree, Array],
+        batch: tuple[Array, Array],
+    ) -> tuple[tuple[Tree, Tree, Tree, Array], None]:
         """Take one step of all points of a split."""
         params, means, squares, count = carry
         rows, weights = batch
         x, y = (features[rows] - shift) * factor, labels[rows]
 
-        def loss(params: Any) -> Array:
+        def loss(params: Tree) -> Array:
             each = settings.objective(_forward(params, x), y)
             return jnp.sum(each * weights) / jnp.maximum(weights.sum(), 1.0)
 
-        def all_points(params: Any) -> Array:
+        def all_points(params: Tree) -> Array:
             return jax.vmap(loss)(params).sum()
 
         gradients = jax.grad(all_points)(params)
@@ -290,14 +310,14 @@ def _train(settings: HeadSettings, features: Any, labels: Any, per_split: Any) -
         squares = jax.tree.map(lambda square, g: square + active * (1 - b2) * (g * g - square), squares, gradients)
         first, second = 1 / (1 - b1**count), 1 / (1 - b2**count)
 
-        def step(path: Any, leaf: Array, mean: Array, square: Array) -> Array:
+        def step(path: Sequence[jax.tree_util.DictKey], leaf: Array, mean: Array, square: Array) -> Array:
             lr, decay = (grid[name].reshape(-1, *[1] * (leaf.ndim - 1)) for name in ("lr", "weight_decay"))
-            lr, decay = active * lr, decay if _KINDS[path[-1].key].is_kernel else 0.0
-            return leaf - lr * (mean * first / (jnp.sqrt(square * second) + eps) + decay * leaf)
+            rate, shrinkage = active * lr, decay if _KINDS[path[-1].key].is_kernel else 0.0
+            return leaf - rate * (mean * first / (jnp.sqrt(square * second) + eps) + shrinkage * leaf)
 
         return (jax.tree.map_with_path(step, params, means, squares), means, squares, count), None
 
-    def of_split(one: Any) -> Any:
+    def of_split(one: PerSplit) -> Tree:
         params, shift, factor, grid, *batches = one
         zeros = jax.tree.map(jnp.zeros_like, params)
         body = functools.partial(step_of, shift, factor, grid)
@@ -314,7 +334,7 @@ def flops_per_image(inputs: int, hidden: tuple[int, ...], objective: Classificat
         parameter_shapes(inputs, hidden, objective.outputs),
     )
 
-    def gradient(params: Any, x: Any, labels: Any) -> Any:
+    def gradient(params: Tree, x: Array, labels: Array) -> Tree:
         return jax.grad(lambda params: objective(_forward(params, x), labels).sum())(params)
 
     return flops.count(

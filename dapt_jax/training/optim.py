@@ -8,10 +8,11 @@ start fresh beside leaves that carry their moments over a switch.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
+from jaxtyping import PyTree
 
 from dapt_jax.fields import check_fields, setting
 from dapt_jax.parameters import Kind
@@ -110,18 +111,18 @@ def transformation(optimizer: Optimizer, params: Tree, labels: Sequence[str]) ->
     return optax.multi_transform(transforms, jax.tree.unflatten(jax.tree.structure(params), labels))
 
 
-def scaled(directions: Tree, lr: Any, mask: TrainableSpec) -> Tree:
+def scaled(directions: Tree, lr: jax.Array | float, mask: TrainableSpec) -> Tree:
     """Scale directions by minus the learning rate, and by a parameter's multiplier where it has one."""
     factors = dict(mask.lr_multipliers)
 
-    def update(path: Any, direction: Any) -> Any:
+    def update(path: Sequence[jax.tree_util.DictKey], direction: jax.Array) -> jax.Array:
         factor = factors.get(path_name(path))
         return -(lr if factor is None else lr * factor) * direction
 
     return jax.tree.map_with_path(update, directions)
 
 
-def carry(old: Any, new: Any) -> Any:
+def carry(old: PyTree[jax.Array], new: PyTree[jax.Array]) -> PyTree[jax.Array]:
     """Return the state `new` with the leaves that `old` has, too: cohorts that go on keep their moments."""
     known = dict(jax.tree.leaves_with_path(old))
     return jax.tree.map_with_path(lambda path, leaf: known.get(path, leaf), new)

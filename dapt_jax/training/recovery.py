@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from dapt_jax.runtime import sharding
+from dapt_jax.training.freezing import Tree
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.step_runners import StepReport
 from dapt_jax.training.steps import State
@@ -61,7 +62,7 @@ def check_loss(report: StepReport) -> None:
         raise PhaseDiverged(report.step, loss)
 
 
-def checksum(params: Any) -> str:
+def checksum(params: Tree) -> str:
     """Return BLAKE2b of all parameters in tree order, to compare them with those of another machine."""
     hashed = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(sharding.gather_to_host(params)):

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from dapt_jax.cost.clock import Clock
 from dapt_jax.data import pipeline
@@ -345,7 +346,7 @@ class FusedEpochs:
         return {}
 
 
-def _epoch_metrics(loss: Any, weight: Any) -> EpochMetrics:
+def _epoch_metrics(loss: ArrayLike, weight: ArrayLike) -> EpochMetrics:
     """Return the metrics of an epoch from its sums of loss and weight, over all devices."""
     found: EpochMetrics = EpochMetrics.single_from_model_output(loss_sum=loss, weight_sum=weight)
     return found

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Num, Shaped
+from jaxtyping import Array, Float, Int, Num, PyTree, Shaped
 
 from dapt_jax import ops
 from dapt_jax.data.augment import Augment, example_keys
@@ -135,7 +135,7 @@ class PhaseProgram:
     def update(
         self,
         state: State,
-        x: Any,
+        x: PyTree[Array],
         labels: Shaped[Array, "b ..."],
         weights: Float[Array, " b"],
         lr: Float[Array, ""],
@@ -206,7 +206,12 @@ class PhaseProgram:
         }
 
     def _accumulated(
-        self, gradient: Any, train: Tree, batch_stats: Tree, batch: dict[str, Any], key: Array | None
+        self,
+        gradient: Callable[..., Any],
+        train: Tree,
+        batch_stats: Tree,
+        batch: dict[str, Any],
+        key: Array | None,
     ) -> tuple[Tree, Array, Tree]:
         """Return batch statistics, summed loss and summed gradient of a batch, part after part."""
 
@@ -214,7 +219,7 @@ class PhaseProgram:
             # Every device's run of examples is cut by itself, so that no example moves to another device.
             return leaf.reshape(-1, self.grad_accum_steps, *leaf.shape[1:]).swapaxes(0, 1)
 
-        def add(carry: Any, numbered: Any) -> tuple[Any, None]:
+        def add(carry: tuple[Tree, Array, Tree], numbered: tuple[Array, dict[str, Any]]) -> tuple[Any, None]:
             batch_stats, total, summed = carry
             number, part = numbered
             own_key = None if key is None else jax.random.fold_in(key, number)
@@ -259,8 +264,8 @@ class PhaseProgram:
 
         Args:
             state: State before them.
-            cache: As in `cached_step`, and `validation`, the activations of the validation rows, leaves [v,
-                ...].
+            cache: The cache that `cached_step` takes, and `validation`, the activations of the validation
+                rows, leaves [v, ...].
             work: `epochs` to run, `seed` of the run, index of the `first` epoch, and for `most` epochs, of
                 which the first ones are run: `index` and `weight` [most, steps, b], `view` [most], `lr`
                 [most, steps].
@@ -292,7 +297,7 @@ class PhaseProgram:
         empty = jnp.zeros((most, *jax.eval_shape(validation_logits, state).shape), jnp.float32)
         return jax.lax.fori_loop(0, work["epochs"], epoch, (state, jnp.zeros((most, 2), jnp.float32), empty))
 
-    def to_compute_dtype(self, x: Any) -> Any:
+    def to_compute_dtype(self, x: PyTree[Array | np.ndarray]) -> PyTree[Array | np.ndarray]:
         """Return activations in the dtype in which the network computes, whichever they are cached in."""
         return jax.tree.map(lambda leaf: leaf.astype(self.model.dtype), x)
 

@@ -85,11 +85,16 @@ def _consistency(of_images: list[Float[np.ndarray, "m d"]]) -> float | None:
 
 
 @jax.jit
-def _wasserstein(means: Any, covariances: Any, first: Any, second: Any) -> Float[Array, " pairs"]:
+def _wasserstein(
+    means: Float[Array, "c d"],
+    covariances: Float[Array, "c d d"],
+    first: Int[Array, " pairs"],
+    second: Int[Array, " pairs"],
+) -> Float[Array, " pairs"]:
     values, vectors = jnp.linalg.eigh(covariances)
     roots = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None]) @ vectors.mT
 
-    def pair(indices: Any) -> Any:
+    def pair(indices: tuple[Array, Array]) -> Float[Array, ""]:
         a, b = indices
         # The eigenvalues of S1 S2 are those of the symmetric R1 S2 R1, which has a square root without complex numbers.
         inner = jnp.linalg.eigvalsh(roots[a] @ covariances[b] @ roots[a])

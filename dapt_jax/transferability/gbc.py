@@ -53,8 +53,8 @@ def gbc(
 
 
 @jax.jit
-def _gbc(means: Any, variances: Any) -> Float[Array, ""]:
-    def row(one: Any) -> Any:
+def _gbc(means: Float[Array, "c d"], variances: Float[Array, "c d"]) -> Float[Array, ""]:
+    def row(one: tuple[Array, Array, Array]) -> Float[Array, ""]:
         number, mean, variance = one
         middle = (variances + variance) / 2
         apart = jnp.sum((means - mean) ** 2 / middle, 1) / 8

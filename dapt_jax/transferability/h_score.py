@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Array, Float, Int, Num
 
 from dapt_jax.transferability.inputs import FeatureStatistics, in_double
 from dapt_jax.transferability.registry import score
@@ -68,5 +68,5 @@ def regularised_h_score(
 
 
 @jax.jit
-def _solve(matrix: Any, right: Any) -> Any:
+def _solve(matrix: Float[Array, "d d"], right: Float[Array, "d c"]) -> Float[Array, "d c"]:
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), right)

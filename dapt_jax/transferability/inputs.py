@@ -7,7 +7,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Num
 
 from dapt_jax.errors import UserError
 
@@ -106,7 +107,7 @@ class FeatureStatistics:
         return self.centred @ vectors[:, ::-1][:, :dimensions]
 
 
-def finite(values: Any, ndim: int, what: str = "features") -> Any:
+def finite(values: ArrayLike, ndim: int, what: str = "features") -> np.ndarray:
     """Return float64 values with `ndim` axes.
 
     Raises:
@@ -125,7 +126,9 @@ def finite(values: Any, ndim: int, what: str = "features") -> Any:
     return array
 
 
-def maps_with_masks(features: Any, masks: Any) -> tuple[Float[np.ndarray, "n h w d"], Int[np.ndarray, "n h w"]]:
+def maps_with_masks(
+    features: ArrayLike, masks: ArrayLike
+) -> tuple[Float[np.ndarray, "n h w d"], Int[np.ndarray, "n h w"]]:
     """Return feature maps as float64 and the class of each of their positions.
 
     Raises:
@@ -145,7 +148,7 @@ def class_sums(rows: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], cl
 
 
 @jax.jit
-def _gram(rows: Any) -> Any:
+def _gram(rows: Float[Array, "n d"]) -> Float[Array, "d d"]:
     return rows.T @ rows
 
 

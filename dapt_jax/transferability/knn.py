@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Float, Int, Num
 
 from dapt_jax.errors import UserError
 from dapt_jax.transferability.inputs import FeatureStatistics
@@ -49,7 +49,7 @@ def knn(
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _nearest(values: Any, start: Any, block: int, k: int) -> Int[Array, "b k"]:
+def _nearest(values: Float[Array, "n d"], start: Int[Array, ""], block: int, k: int) -> Int[Array, "b k"]:
     part = jax.lax.dynamic_slice_in_dim(values, start, block)
     distances = jnp.sum(values**2, 1) - 2 * part @ values.T  # the row's own length is the same for all its neighbours
     itself = jnp.arange(len(values)) == (start + jnp.arange(block))[:, None]

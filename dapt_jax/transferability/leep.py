@@ -33,14 +33,17 @@ def leep(probabilities: Num[Any, "n z"], labels: Int[Any, " n"]) -> float:
 
 
 @jax.jit
-def _leep(theta: Any, onehot: Any) -> Float[Array, ""]:
+def _leep(theta: Float[Array, "n z"], onehot: Num[Array, "n c"]) -> Float[Array, ""]:
     joint = onehot.T @ theta / len(theta)
     seen = joint.sum(0)
     conditional = joint / jnp.where(seen > 0, seen, 1.0)
     return jnp.mean(jnp.log(jnp.sum((onehot @ conditional) * theta, 1)))
 
 
-def checked_probabilities(probabilities: Any, labels: Any) -> FeatureStatistics:
+def checked_probabilities(
+    probabilities: Num[Any, "n z"],
+    labels: Int[Any, " n"],
+) -> FeatureStatistics:
     """Return a source classifier's probabilities with target labels, checked.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Array, Float, Int, Num
 
 from dapt_jax.transferability.inputs import FeatureStatistics, in_double
 from dapt_jax.transferability.registry import score
@@ -64,7 +64,16 @@ def linear_probe(
 
 
 @jax.jit
-def _ridge(scatter: Any, x: Any, products: Any, y: Any, mean: Any, share: Any, kept: Any, penalty: Any) -> Any:
+def _ridge(
+    scatter: Float[Array, "d d"],
+    x: Float[Array, "n d"],
+    products: Float[Array, "c d"],
+    y: Float[Array, "n c"],
+    mean: Float[Array, " d"],
+    share: Float[Array, " c"],
+    kept: Float[Array, ""],
+    penalty: Float[Array, ""],
+) -> Float[Array, "d c"]:
     """Return weights fitted to all rows but the held-out ones, from sums over all rows less those over the held-out ones."""
     left = scatter - x.T @ x - kept * jnp.outer(mean, mean)
     right = products - y.T @ x - kept * jnp.outer(share, mean)

@@ -63,13 +63,22 @@ def logme(
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _evidence(values: Any, parts: Any, totals: Any, rows: Any, steps: int, tolerance: Any) -> Float[Array, " c"]:
+def _evidence(
+    values: Float[Array, " d"],
+    parts: Float[Array, "c d"],
+    totals: Float[Array, " c"],
+    rows: Float[Array, ""],
+    steps: int,
+    tolerance: Float[Array, ""],
+) -> Float[Array, " c"]:
     """Return the evidence per image of each class; `parts` [c, d] are squared projections on left singular vectors."""
 
-    def one(part: Any, total: Any) -> Any:
+    def one(part: Float[Array, " d"], total: Float[Array, ""]) -> Float[Array, ""]:
         left = jnp.maximum(total - part.sum(), 0.0)
 
-        def update(carry: Any) -> Any:
+        def update(
+            carry: tuple[Any, Array, Array, Array, Array, Array],
+        ) -> tuple[Any, Array, Array, Array, Array, Array]:
             step, a, b, *_ = carry
             ratio = a / b
             g = jnp.sum(values / (values + ratio))
@@ -79,7 +88,7 @@ def _evidence(values: Any, parts: Any, totals: Any, rows: Any, steps: int, toler
             change = jnp.abs(new_a / new_b - ratio) / ratio
             return step + 1, new_a, new_b, weights, residual, change
 
-        def goes_on(carry: Any) -> Any:
+        def goes_on(carry: tuple[Any, Array, Array, Array, Array, Array]) -> Array:
             return (carry[0] < steps) & (carry[-1] > tolerance)
 
         start = (0, jnp.float64(1), jnp.float64(1), jnp.float64(0), jnp.float64(0), jnp.float64(jnp.inf))

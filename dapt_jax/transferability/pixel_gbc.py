@@ -48,7 +48,7 @@ def pixel_gbc(
 
 
 def _balanced_pixels(
-    features: Any, masks: Any, *, images: int, pixels: int, seed: int
+    features: Num[Any, "n h w d"], masks: Int[Any, "n h w"], *, images: int, pixels: int, seed: int
 ) -> tuple[Float[np.ndarray, "m d"], Int[np.ndarray, " m"]]:
     """Return pixels of each image, drawn so that its classes have equal shares as far as they reach."""
     maps, classes = maps_with_masks(features, masks)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from dapt_jax.data.colour import grey, saturate, turn_hue
@@ -25,20 +26,20 @@ ALL = 0
 """Number of negatives that stands for every other image."""
 
 
-def _cosine(a: Any, b: Any) -> Any:
+def _cosine(a: Float[Array, "*n d"], b: Float[Array, "*n d"]) -> Float[Array, "*n"]:
     lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     return 1 - jnp.sum(a * b, -1) / lengths
 
 
-def _l2(a: Any, b: Any) -> Any:
+def _l2(a: Float[Array, "*n d"], b: Float[Array, "*n d"]) -> Float[Array, "*n"]:
     return jnp.mean((a - b) ** 2, -1)
 
 
-def _inverse_pearson(a: Any, b: Any) -> Any:
+def _inverse_pearson(a: Float[Array, "*n d"], b: Float[Array, "*n d"]) -> Float[Array, "*n"]:
     return _cosine(a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True))
 
 
-DISTANCES: dict[str, Callable[[Any, Any], Any]] = {
+DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
     "cosine": _cosine,
     "l2": _l2,
     "inverse_pearson": _inverse_pearson,
@@ -59,8 +60,8 @@ class Jitter:
 @functools.partial(jax.jit, static_argnames=("limits", "reference_compatible"))
 def jitter(
     images: Num[Array, "n h w 3"],
-    seed: Any,
-    view: Any,
+    seed: ArrayLike,
+    view: ArrayLike,
     index: Int[Array, " n"],
     *,
     limits: Jitter = Jitter(),
@@ -94,7 +95,11 @@ def _jitter_one(image: Float[Array, "h w 3"], key: PRNGKeyArray, limits: Jitter)
     drawn = jax.random.uniform(for_amount, (4,), minval=-1.0, maxval=1.0)
     amounts = drawn * jnp.array([limits.brightness, limits.contrast, limits.saturation, limits.hue])
 
-    def blend(x: Any, other: Any, amount: Any) -> Any:
+    def blend(
+        x: Float[Array, "h w 3"],
+        other: Array | float,
+        amount: Float[Array, ""],
+    ) -> Float[Array, "h w 3"]:
         return jnp.clip(other + (1 + amount) * (x - other), 0, 1)
 
     changes = (
@@ -186,7 +191,13 @@ def robustness(
 
 
 @functools.partial(jax.jit, static_argnames="distance")
-def _hinge(a: Any, b: Any, partners: Any, margin: Any, distance: str) -> Float[Array, ""]:
+def _hinge(
+    a: Float[Array, "n d"],
+    b: Float[Array, "n d"],
+    partners: Int[Array, "negatives n"],
+    margin: Float[Array, ""],
+    distance: str,
+) -> Float[Array, ""]:
     measure = DISTANCES[distance]
     near = measure(a, b)
     return jnp.mean(

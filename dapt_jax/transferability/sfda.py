@@ -62,7 +62,13 @@ def _fisher(statistics: FeatureStatistics) -> Float[np.ndarray, "n c"]:
 
 
 @jax.jit
-def _log_posterior(within: Any, level: Any, rows: Any, means: Any, log_shares: Any) -> Float[Array, "n c"]:
+def _log_posterior(
+    within: Float[Array, "d d"],
+    level: Float[Array, ""],
+    rows: Float[Array, "n d"],
+    means: Float[Array, "c d"],
+    log_shares: Float[Array, " c"],
+) -> Float[Array, "n c"]:
     shrinkage = jnp.maximum(jnp.exp(-5 * _largest_eigenvalue(within)), 1e-10)
     shrunk = (1 - shrinkage) * within + shrinkage * level * jnp.eye(len(within))
     coefficients = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(shrunk), means.T)
@@ -70,14 +76,14 @@ def _log_posterior(within: Any, level: Any, rows: Any, means: Any, log_shares: A
     return jax.nn.log_softmax(rows @ coefficients + constants)
 
 
-def _largest_eigenvalue(matrix: Any, steps: int = 1000) -> Any:
+def _largest_eigenvalue(matrix: Float[Array, "d d"], steps: int = 1000) -> Float[Array, ""]:
     """Return the largest eigenvalue by power iteration, until it changes by less than 1e-12 of itself."""
 
-    def goes_on(carry: Any) -> Any:
+    def goes_on(carry: tuple[Any, Array, Array, Array]) -> Array:
         step, _, before, now = carry
         return (step < steps) & (jnp.abs(now - before) > 1e-12 * jnp.abs(now))
 
-    def multiply(carry: Any) -> Any:
+    def multiply(carry: tuple[Any, Array, Array, Array]) -> tuple[Any, Array, Array, Array]:
         step, vector, _, now = carry
         image = matrix @ vector
         size = jnp.linalg.norm(image)

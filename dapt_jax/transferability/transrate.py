@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from dapt_jax.transferability.inputs import FeatureStatistics, in_double
 from dapt_jax.transferability.registry import score
@@ -44,15 +44,20 @@ def transrate(
 
 
 @jax.jit
-def _rate(scaled: Any) -> Float[Array, ""]:
+def _rate(scaled: Float[Array, "d d"]) -> Float[Array, ""]:
     """Return 1/2 logdet(I + M) of a positive semi-definite M."""
     factor = jnp.linalg.cholesky(jnp.eye(len(scaled)) + scaled)
     return jnp.sum(jnp.log(jnp.diagonal(factor)))
 
 
 @jax.jit
-def _class_rates(centred: Any, rows: Any, inside: Any, scales: Any) -> Float[Array, " c"]:
-    def one(arguments: Any) -> Any:
+def _class_rates(
+    centred: Float[Array, "n d"],
+    rows: Int[Array, "c most"],
+    inside: Bool[Array, "c most"],
+    scales: Float[Array, " c"],
+) -> Float[Array, " c"]:
+    def one(arguments: tuple[Array, Array, Array]) -> Float[Array, ""]:
         index, is_inside, scale = arguments
         z = centred[index] * is_inside[:, None]
         # Z'Z and ZZ' have the same determinant beside the identity: the smaller one is taken.

@@ -33,7 +33,7 @@ def uniformity(features: Num[Any, "n d"]) -> float:
 
 
 @jax.jit
-def _uniformity(rows: Any) -> Float[Array, ""]:
+def _uniformity(rows: Float[Array, "n d"]) -> Float[Array, ""]:
     kernel = jnp.exp(-2 * jnp.maximum(2 - 2 * rows @ rows.T, 0.0))
     pairs = len(rows) * (len(rows) - 1)
     return jnp.log((kernel.sum() - jnp.trace(kernel)) / pairs)

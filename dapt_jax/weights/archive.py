@@ -9,7 +9,6 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 from dapt_jax.errors import UserError
 from dapt_jax.weights.source import check_unpacked
@@ -25,8 +24,8 @@ class Archive:
     """An open zip file.
 
     Attributes:
-        path: of the file.
-        names: of its members, in order.
+        path: Path of the file.
+        names: Names of its members, in order.
     """
 
     def __init__(self, path: Path):
@@ -122,7 +121,7 @@ class Archive:
         except zlib.error as error:
             raise UserError(f"{self.path}: {info.filename[:80]!r} cannot be unpacked ({_told(error)})") from None
 
-    def __contains__(self, name: Any) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._members
 
 

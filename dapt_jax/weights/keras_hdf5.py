@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ class _Bytes(io.RawIOBase):
         return self._at
 
 
-def _norms(config: Any, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _norms(config: object, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Of every batch norm in a model's config, the variables that it has."""
     if isinstance(config, dict) and depth:
         settings = config.get("config")
@@ -174,7 +174,7 @@ def _norms(config: Any, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield from _norms(value, depth - 1)
 
 
-def _read(path: Path, file: Any, norms: dict[str, tuple[str, ...]]) -> Weights:
+def _read(path: Path, file: Path | io.RawIOBase, norms: dict[str, tuple[str, ...]]) -> Weights:
     try:
         opened = h5py.File(file, "r")
         root: Any = opened.get("model_weights", opened)
@@ -206,7 +206,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: damaged or cut short, or not a Keras weight file ({told})")
 
 
-def _stored(path: Path, key: str, dataset: Any) -> Stored:
+def _stored(path: Path, key: str, dataset: object) -> Stored:
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
         raise UserError(f"{path}: {key[:80]!r} is not an array of numbers")
 
@@ -219,7 +219,7 @@ def _stored(path: Path, key: str, dataset: Any) -> Stored:
     return Stored(dataset.shape, dataset.dtype, build)
 
 
-def _named(root: Any) -> Iterator[tuple[str, Any]]:
+def _named(root: h5py.Group | h5py.Dataset) -> Iterator[tuple[str, Any]]:
     """The layout that Keras calls legacy HDF5: weights only, or under `model_weights` of a whole saved model."""
     for layer in _attribute(root, "layer_names") or []:
         group = hdf5.follow(root, layer)
@@ -227,7 +227,7 @@ def _named(root: Any) -> Iterator[tuple[str, Any]]:
             yield _key(layer, weight), hdf5.follow(group, weight)
 
 
-def _numbered(group: Any, norms: dict[str, tuple[str, ...]], depth: int) -> Iterator[tuple[str, Any]]:
+def _numbered(group: h5py.Group, norms: dict[str, tuple[str, ...]], depth: int) -> Iterator[tuple[str, Any]]:
     """The layout of Keras 3: groups within groups, `vars` in each layer's, with the layer's name."""
     if not depth:
         raise UserError(f"{group.file.filename}: groups within groups, {_DEPTH} deep; expected a model's layers")
@@ -246,7 +246,7 @@ def _numbered(group: Any, norms: dict[str, tuple[str, ...]], depth: int) -> Iter
                 yield f"{layer}/{names[position] if known and names else f'vars/{number}'}", hdf5.follow(found, number)
 
 
-def _attribute(group: Any, name: str) -> list[str] | None:
+def _attribute(group: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
     """A list of names; Keras cuts one of more than 64 kB into `name0`, `name1` and so on."""
     if name in group.attrs:
         return _strings(group.attrs[name])
@@ -259,7 +259,7 @@ def _attribute(group: Any, name: str) -> list[str] | None:
     return found
 
 
-def _strings(values: Any) -> list[str]:
+def _strings(values: Iterable[bytes | str]) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 

@@ -9,6 +9,7 @@ within are the keys. Where several dicts hold arrays side by side (`student` and
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from dapt_jax.errors import UserError
@@ -33,7 +34,7 @@ def weights(content: Content, path: Path, stored: Callable[[TensorRecord | Numpy
     Args:
         content: What the pickle holds.
         path: The file.
-        stored: From an array's record to the array.
+        stored: Function from an array's record to the array.
         what: What the arrays are called in an error.
 
     Raises:
@@ -68,7 +69,7 @@ def _origin(path: Path, inside: tuple[str, ...]) -> str:
     return " ".join([str(path), *(f"[{key[:80]!r}]" for key in inside)])
 
 
-def _tree(node: Any, depth: int, seen: set[int]) -> Tree:
+def _tree(node: object, depth: int, seen: set[int]) -> Tree:
     """The dicts that hold arrays at any depth; one that is there twice is taken where it is first."""
     if isinstance(node, Module):
         return {key: each for key, each in _parts(node, "", seen) if _is_array(each)}
@@ -86,7 +87,7 @@ def _tree(node: Any, depth: int, seen: set[int]) -> Tree:
     return found
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: object) -> bool:
     return isinstance(value, TensorRecord) or (isinstance(value, NumpyArray) and value.dtype is not None)
 
 
@@ -130,7 +131,7 @@ def _leaves(tree: Tree, path: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}{key}", value
 
 
-def _swapped(tree: Tree, content: Any, inside: tuple[str, ...]) -> str:
+def _swapped(tree: Tree, content: object, inside: tuple[str, ...]) -> str:
     """The name of the averaged copy where it is not what it says: mmengine saves it as `state_dict`, and the other way round.
 
     See `before_save_checkpoint` in mmengine/hooks/ema_hook.py (open-mmlab/mmengine, Apache-2.0).
@@ -190,7 +191,9 @@ class refusals:  # noqa: N801  reads as a statement
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, Refused):
             raise asks_for(self.path, " ".join(str(error).split())[:200]) from None
         if isinstance(error, OSError):

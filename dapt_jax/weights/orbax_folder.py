@@ -1,8 +1,8 @@
 """Reads checkpoints of our own that orbax wrote: a folder with one array per path (`export.write_orbax`)."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -51,7 +51,7 @@ def read(path: Path) -> Weights:
     return Weights(arrays, str(path), path=path)
 
 
-def _reader(path: Path, key: str, leaf: Any) -> Any:
+def _reader(path: Path, key: str, leaf: ocp.metadata.ArrayMetadata) -> Callable[[], np.ndarray]:
     def build() -> np.ndarray:
         try:
             with ocp.PyTreeCheckpointer() as checkpointer:

@@ -53,7 +53,7 @@ class _Encoder(NamedTuple):
     name: str
 
 
-def _encoders(content: Any) -> tuple[list[_Encoder], str]:
+def _encoders(content: object) -> tuple[list[_Encoder], str]:
     """The encoders of a pickle, the one to load first; and why that one."""
     state = content.get("experiment_state") if isinstance(content, dict) else None
     if isinstance(state, dict) and "online_params" in state:
@@ -91,7 +91,7 @@ def _arrays(path: Path, encoder: _Encoder, note: str, unread: tuple[str, ...]) -
     return Weights(found, f"{path}{encoder.inside}", path=path, note=note, unread=unread)
 
 
-def _leaves(tree: Any, path: str, depth: int) -> Iterator[tuple[str, NumpyArray]]:
+def _leaves(tree: object, path: str, depth: int) -> Iterator[tuple[str, NumpyArray]]:
     if isinstance(tree, NumpyArray):
         if tree.dtype is not None:
             yield path, tree

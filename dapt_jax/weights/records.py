@@ -54,13 +54,13 @@ class Refused(Exception):
 class Record(dict[Any, Any]):
     """Stands in for `OrderedDict` and its like; what a file would set as attributes (`_metadata`) is dropped."""
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __setstate__(self, state: object) -> None: ...
 
 
 class Module(Record):
     """Stands in for a network or a part of one, pickled whole: parameters, buffers and parts by name, and nothing else."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         for kept in ("_parameters", "_buffers", "_modules"):
             if isinstance(state, dict) and isinstance(state.get(kept), dict):
                 self.update({key: each for key, each in state[kept].items() if isinstance(key, str)})
@@ -76,7 +76,7 @@ class NamedTuple:
         if not isinstance(self.fields, tuple) or not all(isinstance(field, str) for field in self.fields):
             raise Refused("a named tuple whose fields are not names")
 
-    def make(self, *values: Any) -> Record:
+    def make(self, *values: object) -> Record:
         """One named tuple.
 
         Raises:
@@ -90,7 +90,7 @@ class NamedTuple:
 class Ignored(Record):
     """Stands in for named tuples that hold no weights (an optimiser's state)."""
 
-    def __init__(self, *_: Any):
+    def __init__(self, *_: object):
         super().__init__()
 
 
@@ -111,7 +111,7 @@ class ForeignClass:
 
     name: str
 
-    def make(self, *arguments: Any) -> Foreign:
+    def make(self, *arguments: object) -> Foreign:
         """Return a stand-in; the items of a dict that it would be made of are its own."""
         made = Foreign()
         if arguments and isinstance(arguments[0], dict):
@@ -131,10 +131,10 @@ class StorageRecord:
     """A run of numbers elsewhere in the file.
 
     Attributes:
-        key: its name there.
-        dtype: of its elements.
-        count: number of elements.
-        start: element of the named run that it starts at; not 0 for the views of the older format.
+        key: Name of the run there.
+        dtype: Type of its elements.
+        count: Number of elements.
+        start: Element of the named run that it starts at; not 0 for the views of the older format.
     """
 
     key: str
@@ -190,10 +190,10 @@ class EncodedText:
 class NumpyDtype:
     """Stands in for a NumPy dtype: `f4` and the byte order that is set after it."""
 
-    def __init__(self, code: Any, *_: Any):
+    def __init__(self, code: object, *_: object):
         self.code, self.order = code, "="
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
             self.order = state[1]
 
@@ -208,18 +208,18 @@ class NumpyArray:
     """Stands in for a NumPy array: shape, dtype and bytes, as its state sets them; empty until then.
 
     Attributes:
-        shape: Of the array.
-        dtype: Of its elements; None for text and objects, which are not read.
+        shape: Shape of the array.
+        dtype: Type of its elements; None for text and objects, which are not read.
     """
 
     shape: tuple[int, ...] = (0,)
     dtype: np.dtype[Any] | None = np.dtype("u1")
 
-    def __init__(self, *_: Any):
+    def __init__(self, *_: object):
         self._data: bytes | EncodedText = b""
         self._is_fortran = False
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         match state:
             case (int(), tuple(), NumpyDtype() as dtype, bool(), _) if dtype.resolve() is None:
                 self.dtype = None
@@ -246,25 +246,40 @@ class NumpyArray:
         return flat.reshape(self.shape, order="F" if self._is_fortran else "C")
 
 
-def is_shape(sides: Any) -> bool:
+def is_shape(sides: object) -> bool:
     """Whether something is a tuple of a few non-negative integers, as shapes and strides are."""
     return isinstance(sides, tuple) and len(sides) <= 2 * _SIDES + 1 and all(type(n) is int and n >= 0 for n in sides)
 
 
-def _sides(values: Any) -> tuple[int, ...]:
+def _sides(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not is_shape(sides := tuple(values[: 2 * _SIDES + 2])):
         raise Refused("a tensor that is not described by a storage and non-negative integers")
     return sides
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorRecord | Foreign:
+def _tensor(
+    storage: object,
+    offset: object,
+    size: object,
+    stride: object,
+    *_: object,
+) -> TensorRecord | Foreign:
     if isinstance(storage, Foreign):  # of a dtype that is not read
         return Foreign()
+    if not isinstance(storage, StorageRecord) or not isinstance(offset, int):
+        raise Refused("a tensor that is not described by a storage and non-negative integers")
     return TensorRecord(storage, offset, _sides(size), _sides(stride))
 
 
 def _tensor_of_dtype(
-    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+    storage: object,
+    offset: object,
+    size: object,
+    stride: object,
+    grad: object,
+    hooks: object,
+    dtype: object,
+    *_: object,
 ) -> TensorRecord | Foreign:
     """A tensor over raw bytes: the record's storage is read anew as elements of the dtype named."""
     if not isinstance(storage, StorageRecord) or not isinstance(dtype, DtypeRecord):
@@ -274,23 +289,24 @@ def _tensor_of_dtype(
     return _tensor(dataclasses.replace(storage, dtype=elements, count=count), offset, size, stride)
 
 
-def _tensor_of_kind(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+def _tensor_of_kind(function: object, kind: object, arguments: object, *_: object) -> object:
     """A tensor of a class of its own (MONAI's `MetaTensor`): the tensor."""
-    if function in (_tensor, _tensor_of_dtype, _first) and isinstance(arguments, tuple):
+    known = (_tensor, _tensor_of_dtype, _first)
+    if callable(function) and function in known and isinstance(arguments, tuple):
         return function(*arguments)
     return Foreign()
 
 
-def _first(value: Any, *_: Any) -> Any:
+def _first(value: object, *_: object) -> object:
     return value
 
 
-def _nothing(*_: Any) -> Foreign:
+def _nothing(*_: object) -> Foreign:
     """For what a checkpoint carries beside its arrays and nobody here reads: devices, NumPy scalars."""
     return Foreign()
 
 
-def _ordered(pairs: Any = (), *_: Any) -> Record:
+def _ordered(pairs: object = (), *_: object) -> Record:
     """An `OrderedDict`; Python 2 wrote its pairs as an argument."""
     if not isinstance(pairs, tuple | list) or any(not isinstance(p, tuple | list) or len(p) != 2 for p in pairs):
         raise Refused("an OrderedDict that is not made of pairs")
@@ -300,33 +316,35 @@ def _ordered(pairs: Any = (), *_: Any) -> Record:
     return made
 
 
-def _encode(text: Any, encoding: Any = "", *_: Any) -> EncodedText | None:
+def _encode(text: object, encoding: object = "", *_: object) -> EncodedText | None:
     return EncodedText(text) if isinstance(text, str) and encoding == "latin1" else None
 
 
-def _dill_array(function: Any, arguments: Any, state: Any, *_: Any) -> NumpyArray:
+def _dill_array(function: object, arguments: object, state: object, *_: object) -> NumpyArray:
     made = NumpyArray()
     made.__setstate__(state)
     return made
 
 
-def _numpy_buffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> NumpyArray:
+def _numpy_buffer(data: object, dtype: object, shape: object, order: object, *_: object) -> NumpyArray:
     """An array as protocol 5 has it."""
     made = NumpyArray()
     made.__setstate__((1, shape, dtype, order == "F", data))
     return made
 
 
-def _dill_named_tuple(name: Any, fields: Any, *_: Any) -> NamedTuple:
-    return NamedTuple(tuple(fields) if isinstance(fields, tuple | list) else fields)
+def _dill_named_tuple(name: object, fields: object, *_: object) -> NamedTuple:
+    if not isinstance(fields, tuple | list):
+        raise Refused("a named tuple whose fields are not names")
+    return NamedTuple(tuple(fields))
 
 
-def _mapping(mapping: Any = None, *_: Any) -> Any:
+def _mapping(mapping: object = None, *_: object) -> dict[Any, Any]:
     """A haiku mapping: what it wraps."""
     return mapping if isinstance(mapping, dict) else Record()
 
 
-def set_item(target: Any, key: Any, value: Any) -> None:
+def set_item(target: object, key: object, value: object) -> None:
     """Sets an item of a dict, as a pickle says.
 
     Raises:
@@ -341,7 +359,7 @@ def set_item(target: Any, key: Any, value: Any) -> None:
     target[key] = value
 
 
-def is_key(key: Any) -> bool:
+def is_key(key: object) -> bool:
     """Whether something may be the key of a dict here.
 
     The hash of nested tuples may take for ever: 30 of them, each of the one before twice, have 2^30 parts.

@@ -133,7 +133,7 @@ class _Unpickler(pickle._Unpickler):
         for key, value in zip(items[::2], items[1::2], strict=True):
             self._set(key, value)
 
-    def _set(self, key: Any, value: Any) -> None:
+    def _set(self, key: object, value: object) -> None:
         """Sets an item; one whose key is no name of an array is left out, without so much as its hash."""
         if isinstance(self.stack[-1], dict) and not is_key(key):
             self._leave(f"a dict whose key is a {type(key).__name__}")

@@ -13,16 +13,16 @@ SPARE = 64 << 20
 """Bytes that reading may take beyond twice a file's size: room for names, and for files of a few bytes."""
 
 
-def check_unpacked(size: int, path: Any, packed: int) -> None:
+def check_unpacked(size: int, path: Path, packed: int) -> None:
     """Refuses what would unpack to more than twice its file (and `SPARE`): weights hardly compress, bombs do.
 
     Args:
-        size: bytes when unpacked.
-        path: of the file, for the error line.
-        packed: bytes of the file.
+        size: Bytes when unpacked.
+        path: Path of the file, for the error line.
+        packed: Bytes of the file.
 
     Raises:
-        UserError: it is too large.
+        UserError: It is too large.
     """
     if size > 2 * packed + SPARE:
         raise UserError(
@@ -36,9 +36,9 @@ class Stored:
     """An array that is still in its file.
 
     Attributes:
-        shape: of the array.
-        dtype: of its elements in the file.
-        read: gets the numbers; raises UserError where the file is damaged there.
+        shape: Shape of the array.
+        dtype: Type of its elements in the file.
+        read: Function that reads the numbers; raises UserError where the file is damaged there.
     """
 
     shape: tuple[int, ...]

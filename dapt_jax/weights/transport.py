@@ -1,6 +1,7 @@
 """One answer of a web server, read within bounds: of length, of the room on the disk, of time and of rate."""
 
 import contextlib
+import email.message
 import http.client
 import re
 import socket
@@ -10,7 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from dapt_jax import __version__
 from dapt_jax.errors import UserError, one_line, redact
@@ -55,14 +56,14 @@ class Answer:
         seal: What the server calls this version of the file; empty if nothing that can be relied on.
     """
 
-    def __init__(self, response: Any, shown: str, have: int, seal: str):
+    def __init__(self, response: http.client.HTTPResponse, shown: str, have: int, seal: str):
         """Check the headers of an answer.
 
         Args:
-            response: Of `urllib.request`.
+            response: Response of `urllib.request`.
             shown: The address for error lines.
             have: Bytes that are here already.
-            seal: Of the version that they are of.
+            seal: Entity tag or date of the version that these bytes are of.
 
         Raises:
             UserError: It is a web page or something else that is no file.
@@ -131,7 +132,7 @@ class Answer:
             raise Broken(f"the connection ended after {taken:,} of {self.length:,} bytes")
 
 
-def _length(headers: Any) -> int | None:
+def _length(headers: email.message.Message) -> int | None:
     said = headers.get_all("Content-Length") or []
     if not said or headers.get("Transfer-Encoding"):
         return None
@@ -150,7 +151,15 @@ class _Https(urllib.request.HTTPRedirectHandler):
     def __init__(self, shown: str):
         self._shown = shown
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         """Return the request to go on with."""
         try:
             check_redirect(self._shown, req.full_url, newurl)
@@ -208,11 +217,11 @@ class _Watch:
                 sockets.append(self.sock)
 
         class PlainHandler(urllib.request.HTTPHandler):
-            def http_open(self, req: Any) -> Any:
+            def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
                 return self.do_open(Plain, req)
 
         class SecureHandler(urllib.request.HTTPSHandler):
-            def https_open(self, req: Any) -> Any:
+            def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
                 return self.do_open(Secure, req, context=self._context)  # type: ignore[attr-defined]
 
         return [PlainHandler(), SecureHandler()]
@@ -223,11 +232,11 @@ def opened(url: str, headers: dict[str, str], shown: str, have: int, seal: str) 
     """Ask for a file, or for the rest of one.
 
     Args:
-        url: Of the file.
-        headers: To send to its host, and to no other that it leads to.
+        url: Address of the file.
+        headers: Headers to send to its host, and to no other that it leads to.
         shown: The address for error lines.
         have: Bytes that are here already.
-        seal: Of the version that they are of; empty if that is not known.
+        seal: Entity tag or date of the version that these bytes are of; empty if that is not known.
 
     Raises:
         UserError: The file is not there, or cannot be had.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -143,7 +143,7 @@ def _opened(archive: zipfile.ZipFile, file: Path, key: str) -> Iterator[tuple[An
         yield stream, shape, dtype
 
 
-def _read(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _read(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     wanted = int(np.prod(shape)) * dtype.itemsize
     read = stream.read(wanted)
     if len(read) < wanted:

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import tensorstore as ts
+from jaxtyping import PyTree
 
 from dapt_jax.cost.memory import tree_bytes
 from dapt_jax.runtime import atomic_files
@@ -72,7 +73,13 @@ class DiskCache:
         return entry
 
     def fill(
-        self, key: str, shapes: Any, views: int, images: int, fill: Fill, about: Mapping[str, Any]
+        self,
+        key: str,
+        shapes: PyTree[jax.ShapeDtypeStruct],
+        views: int,
+        images: int,
+        fill: Fill,
+        about: Mapping[str, Any],
     ) -> "CacheEntry":
         """Compute what is missing of an entry and return it whole; wait for a process that fills it.
 
@@ -162,7 +169,9 @@ class CacheEntry:
         return [np.asarray(future.result()) for future in futures]
 
 
-def _write(path: Path, shapes: Any, views: int, images: int, fill: Fill, per_shard: int) -> float:
+def _write(
+    path: Path, shapes: PyTree[jax.ShapeDtypeStruct], views: int, images: int, fill: Fill, per_shard: int
+) -> float:
     """Write whole shards, from where an earlier attempt stopped; return the seconds of all attempts."""
     begun = time.monotonic()
     leaves = jax.tree.leaves(shapes)
@@ -196,7 +205,7 @@ def _write(path: Path, shapes: Any, views: int, images: int, fill: Fill, per_sha
     return spent + time.monotonic() - begun
 
 
-def _describe(path: Path, shapes: Any, views: int, images: int) -> dict[str, Any]:
+def _describe(path: Path, shapes: PyTree[jax.ShapeDtypeStruct], views: int, images: int) -> dict[str, Any]:
     files = [file for file in path.rglob("*") if file.is_file() and file.name != _PROGRESS]
     sizes = {str(file.relative_to(path)): file.stat().st_size for file in files}
     leaves = len(jax.tree.leaves(shapes))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from dapt_jax.cost.clock import Clock
 from dapt_jax.data.augment import Augment
@@ -16,6 +17,7 @@ from dapt_jax.models.network import Network
 from dapt_jax.runtime import sharding
 from dapt_jax.training import freezing
 from dapt_jax.training.cache.prefix import Activations, Prefix
+from dapt_jax.training.freezing import Tree
 
 
 def ignore(flops: int) -> None:
@@ -124,7 +126,7 @@ class FillJob:
         rngs = [{"seed": np.uint32(prefix.seed), "view": np.int32(view)} for view in views]
         return [jax.tree.leaves(self._run(forward, *self._weights, images, rng, index)) for rng in rngs]
 
-    def _run(self, function: Any, *arguments: Any) -> Any:
+    def _run(self, function: jax.stages.Wrapped, *arguments: Any) -> Any:
         """Call a jitted function; seconds of its first call are credited to compilation."""
         shapes = str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments))
         key = function, shapes, self.filling.mesh
@@ -141,7 +143,9 @@ _executables: dict[tuple[Any, str, Mesh], Callable[..., Any]] = {}
 def _forward(model: Network, boundary: int, augment: Augment) -> Any:
     """Return the function from images to activations, compiled once for all arms."""
 
-    def forward(params: Any, batch_stats: Any, images: Any, rng: Any, index: Any) -> Any:
+    def forward(
+        params: Tree, batch_stats: Tree, images: jax.Array, rng: dict[str, jax.Array], index: jax.Array
+    ) -> PyTree[jax.Array]:
         return model.prefix(params, batch_stats, augment(images, rng["seed"], rng["view"], index), boundary)
 
     return jax.jit(forward)
@@ -151,7 +155,7 @@ def _forward(model: Network, boundary: int, augment: Augment) -> Any:
 def _between(model: Network, start: int, stop: int) -> Any:
     """Return the function from activations to activations further up, compiled once for all arms."""
 
-    def extend_prefix(params: Any, batch_stats: Any, x: Any) -> Any:
+    def extend_prefix(params: Tree, batch_stats: Tree, x: PyTree[jax.Array]) -> PyTree[jax.Array]:
         x = jax.tree.map(lambda leaf: leaf.astype(model.dtype), x)
         return model.between(params, batch_stats, x, start, stop)
 

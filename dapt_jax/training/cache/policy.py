@@ -5,10 +5,11 @@ resumed run agree.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from dapt_jax.cost.memory import tree_bytes
 from dapt_jax.errors import UserError
@@ -76,7 +77,7 @@ class CacheDecision:
         return bool(self.tier)
 
 
-def cached_spec(shapes: Any, dtype: str = "") -> Any:
+def cached_spec(shapes: PyTree[jax.ShapeDtypeStruct], dtype: str = "") -> PyTree[jax.ShapeDtypeStruct]:
     """Return shapes of one image's cached activations; `dtype` replaces their own if not empty."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), shapes)
 

@@ -10,7 +10,6 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -179,7 +178,13 @@ class ActivationCache:
             self._entries.popitem(last=False)
         return activations
 
-    def _key(self, prefix: Prefix, params: Any, batch_stats: Any, images: ImageStore) -> str:
+    def _key(
+        self,
+        prefix: Prefix,
+        params: freezing.Tree,
+        batch_stats: freezing.Tree,
+        images: ImageStore,
+    ) -> str:
         model = prefix.model
         shown = (
             type(model).__name__,
