@@ -2,8 +2,8 @@
 
     python -m benchmarks.allocator --json allocator.json
 
-Each side is a process of its own, since glibc reads the settings when a process starts. `faults` and `system s` are page
-faults and seconds in the kernel per step; the ratio of images/s is taken round by round.
+Each side is a process of its own, since glibc reads the settings when a process starts. `faults` and `system
+s` are page faults and seconds in the kernel per step; the ratio of images/s is taken round by round.
 """
 
 import argparse
@@ -50,7 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
     if options.side:
         _side(json.loads(options.side))
         return
-    plain = {name: value for name, value in os.environ.items() if name not in (*allocator.SETTINGS, allocator.SWITCH)}
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (*allocator.SETTINGS, allocator.SWITCH)
+    }
     environments = {"as the command sets": {**plain, **allocator.SETTINGS}, "glibc's own": plain}
     shared = {"model": options.model, "size": options.size, "batch": options.batch}
     started = {name: sides.Side(MODULE, shared, environment) for name, environment in environments.items()}
@@ -69,9 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         }
         for number, (name, rounds) in enumerate(found.items())
     ]
-    title = (
-        f"full step of {options.model}, {options.size} px, batch {options.batch}; medians of {options.rounds} rounds"
-    )
+    title = f"full step of {options.model}, {options.size} px, batch {options.batch}; medians of {options.rounds} rounds"
     common.report(options, title, rows, rounds=found)
 
 

@@ -2,11 +2,12 @@
 
     python -m benchmarks.checkpoint_selection --reference ../shared/reference --json selection.json
 
-36 cells (encoder x dataset x scheme x freeze mode), nine lengths each. `kept` are the epochs of the checkpoint that is
-chosen, `run` those that have to be trained before the rule can choose it. Intervals: 95%, 10,000 bootstrap resamples of
-the 18 score cells, both freeze modes of a cell together since they share a score. `meets` is the share of resamples in
-which a rule saves a third of the epochs (kept) and loses less than 0.20 points. Settings of a rule are chosen on the
-other datasets (or encoders, or cells) as those with the highest `meets` there.
+36 cells (encoder x dataset x scheme x freeze mode), nine lengths each. `kept` are the epochs of the
+checkpoint that is chosen, `run` those that have to be trained before the rule can choose it. Intervals: 95%,
+10,000 bootstrap resamples of the 18 score cells, both freeze modes of a cell together since they share a
+score. `meets` is the share of resamples in which a rule saves a third of the epochs (kept) and loses less
+than 0.20 points. Settings of a rule are chosen on the other datasets (or encoders, or cells) as those with
+the highest `meets` there.
 """
 
 import argparse
@@ -72,7 +73,9 @@ def patient(goodness: np.ndarray, wait: int, window: int) -> Picks:
 
 def with_prior(goodness: np.ndarray, weight: float, longest: int = len(LENGTHS)) -> Picks:
     """The best of score plus length among the first lengths."""
-    return by_row(goodness, lambda row: (select.length_prior(row[:longest], SHARES[:longest], weight), longest - 1))
+    return by_row(
+        goodness, lambda row: (select.length_prior(row[:longest], SHARES[:longest], weight), longest - 1)
+    )
 
 
 def fixed(released: Released, index: int) -> Picks:
@@ -105,7 +108,9 @@ class Judge:
 
     def __init__(self, released: Released, resamples: int, seed: int = 0):
         self.released = released
-        self._draws = functools.cache(lambda size: np.random.default_rng(seed).integers(0, size, (resamples, size)))
+        self._draws = functools.cache(
+            lambda size: np.random.default_rng(seed).integers(0, size, (resamples, size))
+        )
         self.draws = self._draws(len(released.cells))
 
     def by_cell(self, picks: Picks) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +128,9 @@ class Judge:
         """A line of the table."""
         saved, points = self.by_cell(picks)
         better = points - self.released.gain[..., LENGTHS.index(200)].mean(1)
-        bounds = [np.percentile(values[self.draws].mean(1), (2.5, 97.5)) for values in (saved, points, better)]
+        bounds = [
+            np.percentile(values[self.draws].mean(1), (2.5, 97.5)) for values in (saved, points, better)
+        ]
         return {
             "rule": name,
             "kept": EPOCHS[picks.kept].mean(),
@@ -151,7 +158,10 @@ def out_of_sample(judge: Judge, candidates: dict[str, Picks], held_out: str) -> 
         # Of several that are equally sure, the one that loses least.
         best = max(
             candidates,
-            key=lambda key: (judge.meets(candidates[key], ~inside), judge.by_cell(candidates[key])[1][~inside].mean()),
+            key=lambda key: (
+                judge.meets(candidates[key], ~inside),
+                judge.by_cell(candidates[key])[1][~inside].mean(),
+            ),
         )
         kept[inside], run[inside] = candidates[best].kept[inside], candidates[best].run[inside]
         chosen[str(name)] = best
@@ -196,7 +206,9 @@ def measure(folder: Path, resamples: int) -> dict[str, Any]:
         warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
         cells = {variant: correlations(released, variant) for variant in PUBLISHED}
     table = [judge.row(f"arg-best: {variant}", arg_best(released.goodness[variant])) for variant in PUBLISHED]
-    table += [judge.row(f"always {LENGTHS[index]}", fixed(released, index)) for index in range(3, len(LENGTHS))]
+    table += [
+        judge.row(f"always {LENGTHS[index]}", fixed(released, index)) for index in range(3, len(LENGTHS))
+    ]
     gain = released.gain
     oracle_points = gain.max(2).mean(1)
     oracle_saved = 1 - SHARES[gain.argmax(2)].mean(1)
@@ -209,7 +221,9 @@ def measure(folder: Path, resamples: int) -> dict[str, Any]:
             chosen[name] = which if held_out != "cell" else dict.fromkeys(which.values(), "")
     return {
         "correlations": {
-            str(variant): {name: mean_correlation(judge, rows, name) for name in ("pearson", "kendall", "weighted_tau")}
+            str(variant): {
+                name: mean_correlation(judge, rows, name) for name in ("pearson", "kendall", "weighted_tau")
+            }
             for variant, rows in cells.items()
         },
         "cells": [row for rows in cells.values() for row in rows],
@@ -223,7 +237,9 @@ def show(found: dict[str, Any]) -> None:
     """Prints the tables."""
     print("mean over 36 cells of the correlation of -score with Dice [95% interval]")
     for variant, values in found["correlations"].items():
-        shown = "   ".join(f"{name} {mean:.2f} [{low:.2f}, {high:.2f}]" for name, (mean, low, high) in values.items())
+        shown = "   ".join(
+            f"{name} {mean:.2f} [{low:.2f}, {high:.2f}]" for name, (mean, low, high) in values.items()
+        )
         print(f"  {variant:52} {shown}")
     print(
         f"{'rule':80} {'kept':>5} {'run':>4} {'saved':>16}  {'points against 300':>20}  {'against always 200':>20}  meets"
@@ -232,7 +248,9 @@ def show(found: dict[str, Any]) -> None:
         saved = f"{row['saved']:.0%} [{row['saved_low']:.0%}, {row['saved_high']:.0%}]"
         points = f"{row['points']:+.2f} [{row['points_low']:+.2f}, {row['points_high']:+.2f}]"
         other = f"{row['against_200']:+.2f} [{row['against_200_low']:+.2f}, {row['against_200_high']:+.2f}]"
-        numbers = f"{row['kept']:5.0f} {row['run']:4.0f} {saved:>16}  {points:>20}  {other:>20}  {row['meets']:.2f}"
+        numbers = (
+            f"{row['kept']:5.0f} {row['run']:4.0f} {saved:>16}  {points:>20}  {other:>20}  {row['meets']:.2f}"
+        )
         print(f"{row['rule']:80} {numbers}")
     print(f"oracle: {found['oracle']['points']:+.2f} points, {found['oracle']['saved']:.0%} saved")
 

@@ -63,7 +63,10 @@ def has_torch() -> bool:
     """Whether the PyTorch side can run; says so once where it cannot."""
     found = all(importlib.util.find_spec(name) for name in ("torch", "torchvision", "timm"))
     if not found:
-        print("PyTorch side left out: it needs pip install -e '.[benchmarks]' (torch, torchvision, timm)", flush=True)
+        print(
+            "PyTorch side left out: it needs pip install -e '.[benchmarks]' (torch, torchvision, timm)",
+            flush=True,
+        )
     return found
 
 
@@ -83,7 +86,9 @@ def images_of(data: str, count: int, size: int) -> tuple[Dataset, str]:
         settings = {"kind": "manifest", "path": "manifest.csv"}
         whole, what = sources.load(settings, data_dir=str(folder), image_size=size), "BCCD cells"
     else:
-        whole = sources.load({"kind": "phantoms", "name": "corpus", "n": 4 * count}, data_dir=None, image_size=size)
+        whole = sources.load(
+            {"kind": "phantoms", "name": "corpus", "n": 4 * count}, data_dir=None, image_size=size
+        )
         what = "SYNTHETIC phantoms"
     order = np.random.default_rng(0).permutation(len(whole))
     places = np.empty(len(whole), int)
@@ -134,7 +139,11 @@ def report(options: argparse.Namespace, title: str, rows: Sequence[Row], **more:
             writer.writerows({key: _plain(value) for key, value in row.items()} | here for row in rows)
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"title": title, "about": here, "options": vars(options), "rows": rows, **more}, file, indent=1)
+            json.dump(
+                {"title": title, "about": here, "options": vars(options), "rows": rows, **more},
+                file,
+                indent=1,
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -2,12 +2,13 @@
 
     python -m benchmarks.feature_cache --json out.json
 
-A boundary lies below the first group that trains. `fill` computes its activations for all images once; `cached` and
-`uncached` are one training step of what lies above it, from activations in memory and from images. `break even` is the
-number of epochs after which filling has paid for itself: fill / (uncached - cached epoch). By FLOPs it is 1 everywhere, since
-to fill is to run the prefix once over the images, as every uncached epoch does. `disk ms` is what reading a batch of
-activations from files adds to a cached step (the files are young, so the system may still have them in memory), and `FLOP per
-byte` how much forward work takes as long as reading one byte: `cache.flops_per_byte`.
+A boundary lies below the first group that trains. `fill` computes its activations for all images once;
+`cached` and `uncached` are one training step of what lies above it, from activations in memory and from
+images. `break even` is the number of epochs after which filling has paid for itself: fill / (uncached -
+cached epoch). By FLOPs it is 1 everywhere, since to fill is to run the prefix once over the images, as every
+uncached epoch does. `disk ms` is what reading a batch of activations from files adds to a cached step (the
+files are young, so the system may still have them in memory), and `FLOP per byte` how much forward work takes
+as long as reading one byte: `cache.flops_per_byte`.
 """
 
 import tempfile
@@ -38,7 +39,9 @@ def boundary(model: str, place: str) -> int:
     return round(len(groups) * (PLACES.index(place) + 1) / 4)
 
 
-def measure(model: str, place: str, corpus: tuple[object, str], batch: int, steps: int, rounds: int) -> common.Row:
+def measure(
+    model: str, place: str, corpus: tuple[object, str], batch: int, steps: int, rounds: int
+) -> common.Row:
     """Times filling, and one step with and without the cache."""
     dataset, _ = corpus
     size, count = dataset.images.size, len(dataset)
@@ -79,7 +82,8 @@ def measure(model: str, place: str, corpus: tuple[object, str], batch: int, step
         "times faster": uncached / step,
         "FLOP ratio": (cost.prefix.model + cost.suffix.model) / cost.suffix.model,
         "break even epochs": common.middle(fills) / ((uncached - step) * count / batch),
-        "FLOP per byte": (kept.flops / common.middle(fills)) / (kept.nbytes / count * batch / common.middle(reads)),
+        "FLOP per byte": (kept.flops / common.middle(fills))
+        / (kept.nbytes / count * batch / common.middle(reads)),
     }
 
 

@@ -62,11 +62,23 @@ def write_seeds(folder: Path) -> dict[str, bytes]:
     Image.fromarray(deep).save(paths["tiff_packed"], compression="tiff_lzw")
     paths["pgm"].write_bytes(b"P5 24 20 4095\n" + deep.astype(">u2").tobytes())
     header = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 40, "WindowWidth": 400, "PixelPaddingValue": 0}
-    place = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 2]}
+    place = {
+        "ImagePositionPatient": [0, 0, 0],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "PixelSpacing": [1, 2],
+    }
     table = pydicom.Dataset()
     table.LUTDescriptor = [256, 0, 12]
     table.add_new("LUTData", "OW", np.arange(0, 4096, 16).astype("<u2").tobytes())
-    write.dicom(paths["dicom"], deep, RescaleSlope=1, RescaleIntercept=-1024, VOILUTSequence=[table], **header, **place)
+    write.dicom(
+        paths["dicom"],
+        deep,
+        RescaleSlope=1,
+        RescaleIntercept=-1024,
+        VOILUTSequence=[table],
+        **header,
+        **place,
+    )
     for name in ("dicom_rle", "dicom_deflated", "dicom_jpeg"):
         write.dicom(paths[name], deep, **header)
         data = pydicom.dcmread(paths[name])
@@ -82,7 +94,9 @@ def write_seeds(folder: Path) -> dict[str, bytes]:
     window = pydicom.Dataset()
     window.WindowCenter, window.WindowWidth = 40, 400
     frame.FrameVOILUTSequence = [window]
-    write.dicom(paths["dicom_enhanced"], deep[None], SharedFunctionalGroupsSequence=[frame], BitsStored=12, HighBit=11)
+    write.dicom(
+        paths["dicom_enhanced"], deep[None], SharedFunctionalGroupsSequence=[frame], BitsStored=12, HighBit=11
+    )
     for name in ("nifti", "nifti_gz"):
         nibabel.Nifti1Image(volume, np.diag([-1.0, -1, 2, 1])).to_filename(paths[name])
     np.save(paths["npy"], deep)

@@ -3,21 +3,24 @@
     python -m benchmarks.fuzz_readers --count=100000
     python -m benchmarks.fuzz_readers --kind=images --count=100000
 
-Every input is a well-formed small file of one format (written here, without the framework that it belongs to) after one of
-these: bits flipped, a run of bytes overwritten, cut, a piece removed, doubled or swapped, a number that looks like a length
-set to an extreme, or, for pickles, instructions inserted. A reader may return arrays or raise `UserError` of one line. All
-else is a finding: another exception, a dead process, more than `--seconds` for one file, or more memory than twice the file
-and the allowance: of weights `weights.source.SPARE`, of images the limit for decoded data (`benchmarks.fuzz_images.LIMIT`); the
-worst ratio of memory to that is printed for each format. Inputs follow from (seed, number) alone, so that each can be made
+Every input is a well-formed small file of one format (written here, without the framework that it belongs to)
+after one of
+these: bits flipped, a run of bytes overwritten, cut, a piece removed, doubled or swapped, a number that looks
+like a length set to an extreme, or, for pickles, instructions inserted. A reader may return arrays or raise
+`UserError` of one line. All else is a finding: another exception, a dead process, more than `--seconds` for
+one file, or more memory than twice the file and the allowance: of weights `weights.source.SPARE`, of images
+the limit for decoded data (`benchmarks.fuzz_images.LIMIT`); the worst ratio of memory to that is printed for
+each format. Inputs follow from (seed, number) alone, so that each can be made
 again: `--first=NUMBER --count=1`.
 
-HDF5 files are read here without the process that the readers try them out in (`weights.keras_hdf5`): one for each would take
-hours. Where the HDF5 library hangs or crashes, the file is read once more as users read it, and counted as *guarded* if that
-gives one line.
+HDF5 files are read here without the process that the readers try them out in (`weights.keras_hdf5`): one for
+each would take hours. Where the HDF5 library hangs or crashes, the file is read once more as users read it,
+and counted as *guarded* if that gives one line.
 
-Found so far, and mended: NumPy's parser of array headers raises `TokenError`; HDF5 2.0 loops without end on some damaged
-attributes; zipfile reserves what a damaged size claims (a gigabyte for a file of a kilobyte, LZMA likewise), cannot decode some
-names, and repeats long ones in its errors; a pickle may make an array and never fill it.
+Found so far, and mended: NumPy's parser of array headers raises `TokenError`; HDF5 2.0 loops without end on
+some damaged attributes; zipfile reserves what a damaged size claims (a gigabyte for a file of a kilobyte,
+LZMA likewise), cannot decode some names, and repeats long ones in its errors; a pickle may make an array and
+never fill it.
 """
 
 import argparse
@@ -93,7 +96,10 @@ def write_seeds(folder: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(folder / "keras", "w") as archive:
         archive.writestr("config.json", json.dumps({"class_name": "Functional", "config": {"layers": []}}))
         archive.writestr("model.weights.h5", (folder / "weights_h5").read_bytes())
-    nested = {"net/~/conv": {"w": flat["conv/kernel"]}, "net/~/norm": {"scale": np.ones((1, 1, 1, 4), np.float32)}}
+    nested = {
+        "net/~/conv": {"w": flat["conv/kernel"]},
+        "net/~/norm": {"scale": np.ones((1, 1, 1, 4), np.float32)},
+    }
     (folder / "haiku").write_bytes(pickle.dumps((nested, {"ema": {"average": np.zeros(4)}}), protocol=4))
     return {name: (folder / name).read_bytes() for name in SUFFIXES}
 
@@ -145,9 +151,13 @@ def damage(data: bytes, rng: random.Random) -> bytes:
                 spoilt[at : at + wide] = value.to_bytes(wide, rng.choice(("little", "big")))
             case 8:
                 known = [
-                    code.encode("latin1") for code in vars(pickle).values() if isinstance(code, str) and len(code) == 1
+                    code.encode("latin1")
+                    for code in vars(pickle).values()
+                    if isinstance(code, str) and len(code) == 1
                 ]
-                known += [code for code in vars(pickle).values() if isinstance(code, bytes) and len(code) == 1]
+                known += [
+                    code for code in vars(pickle).values() if isinstance(code, bytes) and len(code) == 1
+                ]
                 spoilt[at:at] = b"".join(rng.choice(known) for _ in range(rng.randrange(1, 5)))
     return bytes(spoilt)
 
@@ -158,12 +168,16 @@ def damaged(name: str, seed: bytes, rng: random.Random) -> bytes:
         buffer = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(seed)) as old, zipfile.ZipFile(buffer, "w") as new:
             names = old.namelist()
-            chosen = rng.choice([each for each in names if each.endswith((".pkl", ".npy", ".h5", ".json"))] or names)
+            chosen = rng.choice(
+                [each for each in names if each.endswith((".pkl", ".npy", ".h5", ".json"))] or names
+            )
             for member in names:
                 content = old.read(member)
                 new.writestr(member, damage(content, rng) if member == chosen else content)
         return buffer.getvalue()
-    if name == "safetensors" and rng.random() < 0.5:  # the header's length kept true, so that its text is reached
+    if (
+        name == "safetensors" and rng.random() < 0.5
+    ):  # the header's length kept true, so that its text is reached
         (length,) = struct.unpack("<Q", seed[:8])
         header = damage(seed[8 : 8 + length], rng)
         return struct.pack("<Q", len(header)) + header + seed[8 + length :]
@@ -310,7 +324,9 @@ def run(
                 again = read_all(Path(folder) / f"input{fuzzed.suffixes[name]}") if name in _HDF5 else ""
                 outcomes[name, "guarded" if again == "refused" else "finding"] += 1
                 if again != "refused":
-                    findings.append(f"input {number} ({name}): the process ended with {worker.exitcode} {again}")
+                    findings.append(
+                        f"input {number} ({name}): the process ended with {worker.exitcode} {again}"
+                    )
             worker.join()
             at = number + 1
     return outcomes, findings
@@ -338,7 +354,11 @@ def main() -> int:
     print(f"{'format':<15}{'tried':>9}" + "".join(f"{each:>9}" for each in columns) + f"{'memory':>9}")
     for name in target(options.kind).suffixes:
         counts = [outcomes[name, each] for each in columns]
-        print(f"{name:<15}{sum(counts):>9}" + "".join(f"{each:>9}" for each in counts) + f"{worst.get(name, 0):>9.2f}")
+        print(
+            f"{name:<15}{sum(counts):>9}"
+            + "".join(f"{each:>9}" for each in counts)
+            + f"{worst.get(name, 0):>9.2f}"
+        )
     for finding in findings:
         print(finding)
     print(f"{sum(outcomes.values())} inputs, {len(findings)} findings")

@@ -2,9 +2,10 @@
 
     python -m benchmarks.heads --json out.json
 
-Features are random with a weak signal. The plain loop is one jitted step of `optax.adamw` per batch, batches gathered on the
-host; `training.head_sweep` trains all heads in one program. The first run of each compiles and is left out. `times one` is the
-time in that of the one head; `differs by` compares that head's kernel with the same head of the many.
+Features are random with a weak signal. The plain loop is one jitted step of `optax.adamw` per batch, batches
+gathered on the host; `training.head_sweep` trains all heads in one program. The first run of each compiles
+and is left out. `times one` is the time in that of the one head; `differs by` compares that head's kernel
+with the same head of the many.
 """
 
 import argparse
@@ -84,8 +85,12 @@ def _adamw(
 def measure(options: argparse.Namespace) -> list[common.Row]:
     """Times both."""
     features, labels = data(options.rows, options.features)
-    settings = head_sweep.HeadSettings((), CrossEntropy(CLASSES), options.epochs, options.batch, standardise=True)
-    points = [head_sweep.HyperParams(lr, decay) for lr, decay in itertools.product(LRS, DECAYS)][: options.points]
+    settings = head_sweep.HeadSettings(
+        (), CrossEntropy(CLASSES), options.epochs, options.batch, standardise=True
+    )
+    points = [head_sweep.HyperParams(lr, decay) for lr, decay in itertools.product(LRS, DECAYS)][
+        : options.points
+    ]
     splits: list[head_sweep.Split] = []
     for seed in range(options.seeds):
         folds = grouped_folds(labels, np.arange(len(labels)).astype(str), options.folds, seed)
@@ -103,7 +108,9 @@ def measure(options: argparse.Namespace) -> list[common.Row]:
     off = np.abs(np.asarray(many.params["layer0"]["kernel"][0, 0]).T - np.asarray(one["kernel"])).max()
     ratios = [a / b for a, b in zip(many_s, one_s, strict=True)]
     per_head = (
-        len(splits[0].rows) * options.epochs * head_sweep.flops_per_image(options.features, (), settings.objective)
+        len(splits[0].rows)
+        * options.epochs
+        * head_sweep.flops_per_image(options.features, (), settings.objective)
     )
     shared = {"rows": options.rows, "features": options.features, "epochs": options.epochs}
     return [

@@ -2,13 +2,15 @@
 
     python -m benchmarks.input_pipeline --json out.json
 
-Both decode, turn to RGB, resize with Pillow's anti-aliased bilinear filter to uint8 and batch; both have all cores, dapt_jax
-as threads, the DataLoader as worker processes that stay, started before the clock is. dapt_jax resizes grey images before it
-makes three channels of them, and decodes a JPEG of four times the size that is wanted, or more, at a fraction of its size.
-The files are real images written out anew: grey slices (CE-MRI) and colour cells (WBC), as JPEG and PNG.
+Both decode, turn to RGB, resize with Pillow's anti-aliased bilinear filter to uint8 and batch; both have all
+cores, dapt_jax as threads, the DataLoader as worker processes that stay, started before the clock is.
+dapt_jax resizes grey images before it makes three channels of them, and decodes a JPEG of four times the size
+that is wanted, or more, at a fraction of its size. The files are real images written out anew: grey slices
+(CE-MRI) and colour cells (WBC), as JPEG and PNG.
 
-`ratio` is that of a first epoch, in which both decode. `later epochs` is what dapt_jax gives once images are in memory, as it
-keeps them; the DataLoader decodes again in every epoch, so `over 10 epochs` is the ratio that a short training sees.
+`ratio` is that of a first epoch, in which both decode. `later epochs` is what dapt_jax gives once images are
+in memory, as it keeps them; the DataLoader decodes again in every epoch, so `over 10 epochs` is the ratio
+that a short training sees.
 """
 
 import argparse
@@ -81,7 +83,9 @@ def _ours(options: common.Row) -> None:
             images = ImageStore.from_files(options["paths"], options["size"], cache_bytes=budget)
             if budget:
                 images.verify()
-            dataset = Dataset("files", images, np.zeros(count, np.int64), ("a",), np.arange(count).astype(str))
+            dataset = Dataset(
+                "files", images, np.zeros(count, np.int64), ("a",), np.arange(count).astype(str)
+            )
             start = time.perf_counter()
             for each in pipeline.batches(dataset, order, 1, threads=os.cpu_count() or 1):
                 assert each["image"].shape[0] == batch

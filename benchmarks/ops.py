@@ -2,9 +2,10 @@
 
     python -m benchmarks.ops --json out.json
 
-Rows are the shapes of ResNet-50 and EfficientNet-Lite0 at 128 px, and their three computations: `forward`, `images` (the
-gradient with respect to them) and `kernel`. FLOPs are those of the direct sum without padding taps, so a formulation that
-needs fewer multiplications may pass the matrix product. The formulations take turns; times are medians.
+Rows are the shapes of ResNet-50 and EfficientNet-Lite0 at 128 px, and their three computations: `forward`,
+`images` (the gradient with respect to them) and `kernel`. FLOPs are those of the direct sum without padding
+taps, so a formulation that needs fewer multiplications may pass the matrix product. The formulations take
+turns; times are medians.
 """
 
 import functools
@@ -56,7 +57,9 @@ SHAPES = (
 def computation(shape: Shape, kind: str) -> Callable[..., jax.Array]:
     """Images, kernel and a gradient of the output to the result of one pass; a new function each time, for jit's sake."""
     pad = shape.size // 2
-    conv = functools.partial(ops.conv, stride=shape.stride, padding=((pad, pad), (pad, pad)), groups=shape.groups)
+    conv = functools.partial(
+        ops.conv, stride=shape.stride, padding=((pad, pad), (pad, pad)), groups=shape.groups
+    )
 
     def run(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
         if kind == "forward":
@@ -77,7 +80,9 @@ def operands(shape: Shape, batch: int, dtype: str) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(rng.standard_normal(each, np.float32), dtype) for each in shapes)
 
 
-def timed(functions: dict[str, Callable[..., jax.Array]], operands: tuple[jax.Array, ...], rounds: int) -> common.Row:
+def timed(
+    functions: dict[str, Callable[..., jax.Array]], operands: tuple[jax.Array, ...], rounds: int
+) -> common.Row:
     """Median seconds of each function; they take turns."""
     found: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
@@ -126,7 +131,9 @@ def main(arguments: list[str] | None = None) -> None:
             row |= {"pass": kind, "lax ms": 1000 * found["lax"], "cpu ms": 1000 * found["cpu"]}
             row |= {"cpu GFLOP/s": gflop / found["cpu"], "of product": gflop / found["cpu"] / peak}
             rows.append({**row, "lax / cpu": found["lax"] / found["cpu"]})
-    title = f"convolutions, batch {options.batch}, {options.dtype}; a product {LARGE} runs at {peak:.0f} GFLOP/s"
+    title = (
+        f"convolutions, batch {options.batch}, {options.dtype}; a product {LARGE} runs at {peak:.0f} GFLOP/s"
+    )
     common.report(options, title, rows, product=peak)
 
 

@@ -63,7 +63,10 @@ def model_flops(made: PhaseProgram, strategy: str, size: int) -> int:
     """Model FLOPs of one image in a step of a strategy, its prefix not cached."""
     if strategy == FORWARD:
         model = made.model
-        return accounting.forward(model, size, len(model.encoder.groups)).model + 2 * model.encoder.features * CLASSES
+        return (
+            accounting.forward(model, size, len(model.encoder.groups)).model
+            + 2 * model.encoder.features * CLASSES
+        )
     cost = accounting.image_cost(made, size)
     return cost.prefix.model + cost.suffix.model
 
@@ -78,8 +81,9 @@ class Step:
             made: what trains.
             size: side of the images in pixels.
             batch: images.
-            kind: `whole`, from images; `cached`, from activations at the program's boundary as the loop keeps them (a head
-                on pooled features runs many steps as one program); or `forward`, from images to logits.
+            kind: `whole`, from images; `cached`, from activations at the program's boundary as the loop keeps
+                them (a head on pooled features runs many steps as one program); or `forward`, from images to
+                logits.
         """
         self._steps = 1
         params, batch_stats = made.model.init(0)
@@ -92,7 +96,9 @@ class Step:
             )
             self._run: Callable[[Any], Any] = lambda state: (state, forward(*placed, images))
         else:
-            function, arguments = self._cached(made, size, batch) if kind == "cached" else _whole(made, size, batch)
+            function, arguments = (
+                self._cached(made, size, batch) if kind == "cached" else _whole(made, size, batch)
+            )
             step = jax.jit(function, donate_argnums=0)
             self._run = lambda state: _pair(step(state, *arguments))
         self()

@@ -2,15 +2,17 @@
 
     python -m benchmarks.paper_protocol --json out.json
 
-The paper's epochs (1,000 of the head, then 150; hybrids 100 and 50) divided by `--divide`; its batch of 16, Adam, rates of
-1e-4 and 1e-5, frozen batch norm, no augmentation. ResNet-50 with random weights whose batch-norm statistics are those of
-the corpus; images are as many of each class, split by patient. All three sides start from the same weights and see the same
-batches in the same order, so their scores (macro AUC on the held-out images) have to agree. dapt_jax runs its real loop,
-data reading included; PyTorch has all images decoded in memory. Each arm stands alone: nothing is reused between arms.
+The paper's epochs (1,000 of the head, then 150; hybrids 100 and 50) divided by `--divide`; its batch of 16,
+Adam, rates of 1e-4 and 1e-5, frozen batch norm, no augmentation. ResNet-50 with random weights whose
+batch-norm statistics are those of the corpus; images are as many of each class, split by patient. All three
+sides start from the same weights and see the same batches in the same order, so their scores (macro AUC on
+the held-out images) have to agree. dapt_jax runs its real loop, data reading included; PyTorch has all images
+decoded in memory. Each arm stands alone: nothing is reused between arms.
 
-`wall` is all seconds, compilation included (its programs come from the user's cache folder after the first run);
-`compile` is that part of it, which the paper's fifty times longer run would not notice, and `ratio` leaves it out. FLOPs
-are model FLOPs; PyTorch's are those of the same mathematics without a cache. Energy is that of `cost.energy`.
+`wall` is all seconds, compilation included (its programs come from the user's cache folder after the first
+run); `compile` is that part of it, which the paper's fifty times longer run would not notice, and `ratio`
+leaves it out. FLOPs are model FLOPs; PyTorch's are those of the same mathematics without a cache. Energy is
+that of `cost.energy`.
 """
 
 import argparse
@@ -54,7 +56,9 @@ def strategy(model: str, arm: str, divide: int) -> Any:
 
     head = phase("head", 1000, (HEAD,), 1e-4)
     if arm.endswith("_pft"):
-        return Strategy(arm, encoder, (head, phase("partial", 100, partial), phase("full", 50, ("*",))), "random")
+        return Strategy(
+            arm, encoder, (head, phase("partial", 100, partial), phase("full", 50, ("*",))), "random"
+        )
     later = phase("partial", 150, partial) if arm.startswith("l") else phase("full", 150, ("*",))
     return Strategy(arm, encoder, (head, later), "random")
 
@@ -67,7 +71,9 @@ def make_run(options: common.Row, arm: str, dataset: Any, cache: str) -> Any:
     config = default()
     config.adapt.batch_size, config.adapt.balance_classes = options["batch"], False
     config.cache.mode, config.corpus.val_fraction = cache, 0.0
-    return runs.adaptation_run(resolve(config), strategy(options["model"], arm, options["divide"]), 0, dataset)
+    return runs.adaptation_run(
+        resolve(config), strategy(options["model"], arm, options["divide"]), 0, dataset
+    )
 
 
 def calibrated(model: Any, images: np.ndarray) -> tuple[Any, Any]:
@@ -81,9 +87,13 @@ def calibrated(model: Any, images: np.ndarray) -> tuple[Any, Any]:
 
     params, batch_stats = model.init(0)
     x = model.prefix(params, batch_stats, jax.numpy.asarray(images), 0)
-    _, moved = jax.jit(lambda p, s, x: model.encoder.apply(p, s, x, batch_norm="train"))(params, batch_stats, x)
+    _, moved = jax.jit(lambda p, s, x: model.encoder.apply(p, s, x, batch_norm="train"))(
+        params, batch_stats, x
+    )
     kept = TORCHVISION.momentum
-    return params, jax.tree.map(lambda old, new: (np.asarray(new) - kept * old) / (1 - kept), batch_stats, moved)
+    return params, jax.tree.map(
+        lambda old, new: (np.asarray(new) - kept * old) / (1 - kept), batch_stats, moved
+    )
 
 
 def _prepare(options: argparse.Namespace, folder: Path) -> tuple[common.Row, Any, Any]:
@@ -116,7 +126,9 @@ def _write_for_torch(folder: Path, arm: str, run: Any, params: Any, batch_stats:
     names = our_step.torch_names(run.programs[0])
     axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     arrays = (flatten(params) | flatten(batch_stats)).items()
-    np.savez(folder / f"{arm}-torch.npz", **{names[path]: np.transpose(a, axes[np.ndim(a)]) for path, a in arrays})
+    np.savez(
+        folder / f"{arm}-torch.npz", **{names[path]: np.transpose(a, axes[np.ndim(a)]) for path, a in arrays}
+    )
     phases, first = [], 0
     for program in run.programs:
         epochs = [run.order.epoch(first + number) for number in range(program.phase.epochs)]
@@ -201,7 +213,13 @@ def _torch_side(options: common.Row) -> None:
         wall = time.perf_counter() - start
         kwh, source = meter.stop()
         logits = trainer.forward(held_out)
-        return {"wall_s": wall, "compile_s": 0.0, "kwh": kwh, "energy_source": source, "logits": logits.tolist()}
+        return {
+            "wall_s": wall,
+            "compile_s": 0.0,
+            "kwh": kwh,
+            "energy_source": source,
+            "logits": logits.tolist(),
+        }
 
     sides.serve(measure)
 
@@ -219,7 +237,11 @@ def _measure(options: argparse.Namespace, folder: Path) -> tuple[list[common.Row
     rows = []
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(sides.Side(MODULE, {**shared, "side": "dapt_jax"}))
-        theirs = stack.enter_context(sides.Side(MODULE, {**shared, "side": THEIRS})) if common.has_torch() else None
+        theirs = (
+            stack.enter_context(sides.Side(MODULE, {**shared, "side": THEIRS}))
+            if common.has_torch()
+            else None
+        )
         for arm in common.words(options.arms):
             planned = make_run(shared, arm, corpus, "off").flops()
             found = {CACHED: ours.measure((arm, "auto")), UNCACHED: ours.measure((arm, "off"))}

@@ -1,8 +1,9 @@
 """What a published table shades as best or not significantly worse, against what its own numbers say.
 
-The table of arXiv 2108.05930 on domain-adapted models gives mean and deviation of ten runs, and shades in each column the best
-mean and those not significantly worse by a two-sample t-test at 0.05. The code that marks the tables of a report is
-given the same means and deviations here: `python -m benchmarks.published_tables --reference ../shared/reference`.
+The table of arXiv 2108.05930 on domain-adapted models gives mean and deviation of ten runs, and shades in
+each column the best mean and those not significantly worse by a two-sample t-test at 0.05. The code that
+marks the tables of a report is given the same means and deviations here: `python -m
+benchmarks.published_tables --reference ../shared/reference`.
 """
 
 import argparse
@@ -57,9 +58,9 @@ def check(task: str, cells: dict[str, Summary]) -> list[common.Row]:
         cells: by row.
 
     Returns:
-        A line per cell: two-sided p of Student's test (one variance for both), of Welch's, of Student's where the
-        deviations are taken to have the divisor n, as NumPy's default does, and Student's p adjusted by Holm's method
-        over the column.
+        A line per cell: two-sided p of Student's test (one variance for both), of Welch's, of Student's where
+        the deviations are taken to have the divisor n, as NumPy's default does, and Student's p adjusted by
+        Holm's method over the column.
     """
     means = {name: cell.mean for name, cell in cells.items()}
     wider = {n: Summary(c.mean, c.sd * math.sqrt(c.n / (c.n - 1)), c.n) for n, c in cells.items()}
@@ -117,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common.report(options, f"p against the best of the column, two-sided, {RUNS} runs each", rows)
     unsupported = [row for row in rows if row["says"].startswith("shaded, but")]
     for row in unsupported:
-        print(f"{row['task']}: {row['init']} is {row['says']} (p = {row['student']:.3f}, adjusted {row['holm']:.3f})")
+        print(
+            f"{row['task']}: {row['init']} is {row['says']} (p = {row['student']:.3f}, adjusted {row['holm']:.3f})"
+        )
     print(
         f"{len(unsupported)} of {sum(map(len, SHADED.values()))} shaded cells are not supported by the table's own numbers."
     )

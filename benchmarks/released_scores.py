@@ -10,8 +10,13 @@ import numpy as np
 from dapt_jax.errors import UserError
 
 LENGTHS = (1, 5, 20, 50, 100, 150, 200, 250, 300)
-"""Epochs of pre-training of the checkpoints. The files' length 0 repeats length 300 in the scores, and is left out."""
-ENCODERS = {"resnet50": "ResNet50 Attention U-Net", "u-net_encoder": "basic U-Net", "swin_transformer": "Swin U-Net"}
+"""Epochs of pre-training of the checkpoints. The files' length 0 repeats length 300 in the scores, and is
+left out."""
+ENCODERS = {
+    "resnet50": "ResNet50 Attention U-Net",
+    "u-net_encoder": "basic U-Net",
+    "swin_transformer": "Swin U-Net",
+}
 DISTANCES = ("cosine_distance", "l2_loss", "inv_pearson_corr")
 MARGINS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -64,7 +69,9 @@ def load(folder: Path) -> Released:
     Raises:
         UserError: a file is not there, or lacks a column or a checkpoint.
     """
-    scores = _read(folder / "medseg_robustness_scores.csv", ("encoder", "dataset", "pretraining_length", "robustness"))
+    scores = _read(
+        folder / "medseg_robustness_scores.csv", ("encoder", "dataset", "pretraining_length", "robustness")
+    )
     results = _read(folder / "medseg_downstream_scores.csv", ("model", "dataset", "pretraining length"))
     found: dict[tuple[str, str, str], dict[tuple[Variant, int], float]] = collections.defaultdict(dict)
     deepest = {name: max(int(row["level"]) for row in scores if row["encoder"] == name) for name in ENCODERS}
@@ -88,7 +95,9 @@ def load(folder: Path) -> Released:
         shared = sorted(set.intersection(*({variant for variant, _ in values} for values in found.values())))
         goodness = {v: -np.array([[found[cell][v, n] for n in LENGTHS] for cell in cells]) for v in shared}
     except KeyError as error:
-        raise UserError(f"{folder}: no result for {error.args[0]}; expected every checkpoint of {LENGTHS}") from error
+        raise UserError(
+            f"{folder}: no result for {error.args[0]}; expected every checkpoint of {LENGTHS}"
+        ) from error
     return Released(cells, goodness, dice)
 
 

@@ -1,7 +1,7 @@
 """The rooms of the library and the imports between them, read from syntax trees: edges, order, circles.
 
-A *room* is a module or a folder directly in `dapt_jax`. Imports count wherever they stand in a file, but those under
-`if TYPE_CHECKING`; several between the same two rooms are one edge.
+A *room* is a module or a folder directly in `dapt_jax`. Imports count wherever they stand in a file, but
+those under `if TYPE_CHECKING`; several between the same two rooms are one edge.
 """
 
 import ast
@@ -36,7 +36,8 @@ ROOMS: tuple[str | tuple[str, ...], ...] = (
     "ops",
     ("errors", "formatting"),
 )
-"""The order of the rooms, top to bottom, where neither a test nor CONTRIBUTING.md says it; those in a tuple are level."""
+"""The order of the rooms, top to bottom, where neither a test nor CONTRIBUTING.md says it; those in a tuple
+are level."""
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -84,7 +85,9 @@ def modules(root: Path) -> list[Module]:
         inside = path.relative_to(root / PACKAGE)
         room = inside.parts[0].removesuffix(".py")
         text = path.read_text()
-        found.append(Module(path.relative_to(root), "" if room == "__init__" else room, text, ast.parse(text)))
+        found.append(
+            Module(path.relative_to(root), "" if room == "__init__" else room, text, ast.parse(text))
+        )
     return found
 
 
@@ -133,7 +136,9 @@ def order(root: Path, rooms: Iterable[str]) -> tuple[dict[str, int], str]:
             if isinstance(target, ast.Name) and target.id == "ROOMS":
                 return _levels(ast.literal_eval(node.value), rooms), str(path.relative_to(root))  # type: ignore[attr-defined]
     contributing = root / "CONTRIBUTING.md"
-    _, _, block = contributing.read_text().partition(f"{PACKAGE}/\n") if contributing.exists() else ("", "", "")
+    _, _, block = (
+        contributing.read_text().partition(f"{PACKAGE}/\n") if contributing.exists() else ("", "", "")
+    )
     lines = block.partition("\n```")[0].splitlines()
     written = _levels([tuple(re.findall(r"(\w+)(?:\.py|/)(?![\w/])", line)) for line in lines], rooms)
     if len(written) >= 0.8 * len(rooms):

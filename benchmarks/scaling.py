@@ -2,10 +2,10 @@
 
     python -m benchmarks.scaling --json out.json
 
-Along batch and size, `exponent` is the slope of log time against log batch or log size, and `of FLOPs` that of the FLOPs:
-1 and 2 but for what padding taps and rounded sizes do to them. Along the boundary the steps start from cached activations
-and both are slopes against FLOPs, so the latter is 1. Time that grows more slowly than FLOPs is overhead that larger work
-hides; more quickly, memory.
+Along batch and size, `exponent` is the slope of log time against log batch or log size, and `of FLOPs` that
+of the FLOPs: 1 and 2 but for what padding taps and rounded sizes do to them. Along the boundary the steps
+start from cached activations and both are slopes against FLOPs, so the latter is 1. Time that grows more
+slowly than FLOPs is overhead that larger work hides; more quickly, memory.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     set_up_jax()
     steps = options.steps * options.rounds
-    batches, sizes, below = (common.numbers(text) for text in (options.batches, options.sizes, options.boundaries))
+    batches, sizes, below = (
+        common.numbers(text) for text in (options.batches, options.sizes, options.boundaries)
+    )
     axes = [
         [point(options.model, BATCH, batch, options.size, batch, steps) for batch in batches],
         [point(options.model, SIZE, size, size, options.batch, steps) for size in sizes],

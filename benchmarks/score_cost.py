@@ -2,9 +2,10 @@
 
     python -m benchmarks.score_cost --json score_cost.json
 
-Synthetic features of 10,000 images in 100 classes, 2,048 each, with a spectrum that falls off as those of trained networks
-do, and 1,000 source classes. Each score is computed once; what scores share is charged to the first that needs it, and
-compilation to the score that compiles. Both sides read float32 features, as a network gives them.
+Synthetic features of 10,000 images in 100 classes, 2,048 each, with a spectrum that falls off as those of
+trained networks do, and 1,000 source classes. Each score is computed once; what scores share is charged to
+the first that needs it, and compilation to the score that compiles. Both sides read float32 features, as a
+network gives them.
 """
 
 import argparse
@@ -35,11 +36,15 @@ def material(images: int, features: int, classes: int, source: int, seed: int = 
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(images) % classes)
     scales = 1 / np.sqrt(np.arange(1, features + 1))
-    values = (0.7 * rng.normal(size=(classes, features))[labels] + rng.normal(size=(images, features))) * scales
+    values = (
+        0.7 * rng.normal(size=(classes, features))[labels] + rng.normal(size=(images, features))
+    ) * scales
     rotation = np.linalg.qr(rng.normal(size=(features, features)))[0]
     logits = 3 * rng.normal(size=(classes, source))[labels] + rng.normal(size=(images, source))
     theta = np.exp(logits - logits.max(1, keepdims=True))
-    return Sample((values @ rotation + 0.5).astype(np.float32), labels, source=(theta / theta.sum(1, keepdims=True)))
+    return Sample(
+        (values @ rotation + 0.5).astype(np.float32), labels, source=(theta / theta.sum(1, keepdims=True))
+    )
 
 
 def measure(sample: Sample) -> list[dict[str, Any]]:
@@ -54,7 +59,9 @@ def measure(sample: Sample) -> list[dict[str, Any]]:
         of_source = row["score"] in ("leep", "nce")
         given = sample.source if of_source else sample.features
         start = time.perf_counter()
-        row["textbook_value"] = textbook_scores.SCORES[row["score"]](np.asarray(given, np.float64), sample.labels)
+        row["textbook_value"] = textbook_scores.SCORES[row["score"]](
+            np.asarray(given, np.float64), sample.labels
+        )
         row["textbook_seconds"] = time.perf_counter() - start
     return rows
 

@@ -1,19 +1,23 @@
 """How the library is built, in figures: size, types, parameter lists, rooms and the imports between them, docstrings.
 
-    python -m benchmarks.shell_measures [--root CHECKOUT] [--frames] [--no-imports] [--places MEASURE] [--json FILE]
+    python -m benchmarks.shell_measures [--root CHECKOUT] [--frames] [--no-imports] [--places MEASURE] [--json
+    FILE]
 
-Reads the syntax trees of `dapt_jax` in any checkout of this project, of whatever layout, and runs nothing of it but for two
-measures: `import dapt_jax` in fresh processes (median of 5), and with `--frames` a tiny study whose gradient is wrapped, to
-count the frames of the library between `main` and the gradient. `--places` lists where a measure finds what it counts, by the
-beginning of its name.
+Reads the syntax trees of `dapt_jax` in any checkout of this project, of whatever layout, and runs nothing of
+it but for two
+measures: `import dapt_jax` in fresh processes (median of 5), and with `--frames` a tiny study whose gradient
+is wrapped, to count the frames of the library between `main` and the gradient. `--places` lists where a
+measure finds what it counts, by the beginning of its name.
 
 - Rooms, and the imports between them, are those of benchmarks/rooms.py.
-- The *order* of the rooms is, if there is one, a tuple `ROOMS` in a file of tests/ (strings, or tuples of rooms of one
-  level), else the map in CONTRIBUTING.md, a line a level, else that of benchmarks/rooms.py. An import *runs up* if what it
-  imports is on an earlier level. A *circle* is a set of rooms each of which reaches all others.
+- The *order* of the rooms is, if there is one, a tuple `ROOMS` in a file of tests/ (strings, or tuples of
+  rooms of one level), else the map in CONTRIBUTING.md, a line a level, else that of benchmarks/rooms.py. An
+  import *runs up* if what it imports is on an earlier level. A *circle* is a set of rooms each of which
+  reaches all others.
 - Parameters are counted without `self`, `cls`, `*args` and `**kwargs`.
 - *Public* is what neither a leading underscore nor its module, class or enclosing function hides.
-- An argument's text that *begins with a preposition* takes the argument's name for its noun ("seed: of the run.").
+- An argument's text that *begins with a preposition* takes the argument's name for its noun ("seed: of the
+  run.").
 """
 
 import argparse
@@ -54,7 +58,8 @@ class Measure:
     places: Sequence[str] = ()
 
 
-# ---- size, types, parameters ----------------------------------------------------------------------------------------
+# ---- size, types, parameters
+# ----------------------------------------------------------------------------------------
 
 
 def sizes(library: Sequence[Module]) -> Iterator[Measure]:
@@ -77,7 +82,9 @@ def sizes(library: Sequence[Module]) -> Iterator[Measure]:
         if len(line) > WIDTH
     ]
     full = sum(bool(line.strip()) for module in library for line in module.text.splitlines())
-    yield Measure(f"lines over {WIDTH} columns", f"{len(long):,} ({len(long) / full:.1%} of non-blank lines)", long)
+    yield Measure(
+        f"lines over {WIDTH} columns", f"{len(long):,} ({len(long) / full:.1%} of non-blank lines)", long
+    )
 
 
 def signatures(library: Sequence[Module]) -> Iterator[Measure]:
@@ -95,13 +102,17 @@ def signatures(library: Sequence[Module]) -> Iterator[Measure]:
                 long.append(module.at(function, f"{function.name}: {len(named)} parameters"))
     yield Measure("functions", f"{functions:,}")
     yield Measure("parameters typed bare `Any`", f"{len(bare)} of {total:,} ({len(bare) / total:.1%})", bare)
-    yield Measure(f"functions with {MANY} or more parameters", f"{len(long)} ({len(long) / functions:.1%})", long)
+    yield Measure(
+        f"functions with {MANY} or more parameters", f"{len(long)} ({len(long) / functions:.1%})", long
+    )
 
 
 def _parameters(function: Function, is_method: bool) -> list[ast.arg]:
     arguments = function.args
     named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    is_static = any(isinstance(each, ast.Name) and each.id == "staticmethod" for each in function.decorator_list)
+    is_static = any(
+        isinstance(each, ast.Name) and each.id == "staticmethod" for each in function.decorator_list
+    )
     if is_method and not is_static:
         named = named[1:]
     return named
@@ -112,7 +123,8 @@ def _is_any(annotation: ast.expr | None) -> bool:
     return text in ("Any", "typing.Any")
 
 
-# ---- rooms and imports ----------------------------------------------------------------------------------------------
+# ---- rooms and imports
+# ----------------------------------------------------------------------------------------------
 
 
 def architecture(root: Path, library: Sequence[Module]) -> Iterator[Measure]:
@@ -138,21 +150,26 @@ def architecture(root: Path, library: Sequence[Module]) -> Iterator[Measure]:
     yield Measure("circles of rooms", str(len(found)), [" <-> ".join(circle) for circle in found])
 
 
-# ---- docstrings -----------------------------------------------------------------------------------------------------
+# ---- docstrings
+# -----------------------------------------------------------------------------------------------------
 
 
 def documentation(library: Sequence[Module]) -> Iterator[Measure]:
     """Measure docstrings: whether there are any, their examples, how their arguments are described."""
     public, bare, examples, described, fragments = 0, [], [], 0, []
     for module in library:
-        is_public_module = not any(part.startswith("_") and part != "__init__.py" for part in module.path.parts)
+        is_public_module = not any(
+            part.startswith("_") and part != "__init__.py" for part in module.path.parts
+        )
         for function, _, is_public in module.functions:
             if is_public and is_public_module:
                 public += 1
                 if not ast.get_docstring(function):
                     bare.append(module.at(function, function.name))
         for node in ast.walk(module.tree):
-            if not isinstance(node, Function | ast.ClassDef | ast.Module) or not (text := ast.get_docstring(node)):
+            if not isinstance(node, Function | ast.ClassDef | ast.Module) or not (
+                text := ast.get_docstring(node)
+            ):
                 continue
             if ">>>" in text:
                 examples.append(module.at(node, getattr(node, "name", "the module")))
@@ -161,7 +178,9 @@ def documentation(library: Sequence[Module]) -> Iterator[Measure]:
                 if PREPOSITIONS.match(said):
                     fragments.append(module.at(node, f"{name}: {said}"))
     with_one = public - len(bare)
-    yield Measure("public functions with a docstring", f"{with_one:,} of {public:,} ({with_one / public:.0%})", bare)
+    yield Measure(
+        "public functions with a docstring", f"{with_one:,} of {public:,} ({with_one / public:.0%})", bare
+    )
     yield Measure("docstrings with an example", str(len(examples)), examples)
     share = f"{len(fragments)} of {described:,} ({len(fragments) / max(described, 1):.0%})"
     yield Measure("argument docs that begin with a preposition", share, fragments)
@@ -179,7 +198,8 @@ def _described(docstring: str) -> Iterator[tuple[str, str]]:
             yield entry[1], entry[2]
 
 
-# ---- what has to be run ---------------------------------------------------------------------------------------------
+# ---- what has to be run
+# ---------------------------------------------------------------------------------------------
 
 IMPORT = "import time; began = time.perf_counter(); import {name}; print(time.perf_counter() - began)"
 
@@ -211,7 +231,10 @@ SETTINGS = "strategies=full adapt.head_epochs=0 adapt.epochs=1 transfer.baseline
 def import_seconds(root: Path, name: str, rounds: int = 5) -> Measure:
     """Time an import in fresh processes."""
     command = [sys.executable, "-c", IMPORT.format(name=name)]
-    taken = [float(subprocess.run(command, cwd=root, check=True, capture_output=True).stdout) for _ in range(rounds)]
+    taken = [
+        float(subprocess.run(command, cwd=root, check=True, capture_output=True).stdout)
+        for _ in range(rounds)
+    ]
     return Measure(f"seconds of `import {name}`, median of {rounds}", f"{statistics.median(taken):.3f}")
 
 
@@ -242,10 +265,14 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.shell_measures", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1], help="the checkout")
-    parser.add_argument("--frames", action="store_true", help="run a tiny study and count frames to the gradient")
+    parser.add_argument(
+        "--frames", action="store_true", help="run a tiny study and count frames to the gradient"
+    )
     parser.add_argument("--frames-flags", default=SETTINGS, help="its settings")
     parser.add_argument("--no-imports", action="store_true", help="do not time imports")
-    parser.add_argument("--places", default="", help="also list what a measure counts; the beginning of its name")
+    parser.add_argument(
+        "--places", default="", help="also list what a measure counts; the beginning of its name"
+    )
     parser.add_argument("--json", type=Path, help="file for the figures and all places")
     options = parser.parse_args(arguments)
     root = options.root.resolve()
@@ -263,7 +290,9 @@ def main(arguments: list[str] | None = None) -> None:
         if options.places and measure.name.startswith(options.places):
             print("", f"{measure.name}:", *measure.places, sep="\n")
     if options.json:
-        options.json.write_text(json.dumps([dataclasses.asdict(measure) for measure in measures], indent=1) + "\n")
+        options.json.write_text(
+            json.dumps([dataclasses.asdict(measure) for measure in measures], indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

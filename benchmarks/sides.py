@@ -30,7 +30,9 @@ class Side:
         ours = {**os.environ, **allocator.settings(os.environ)} if environment is None else dict(environment)
         self._name = f"{module} {options.get('side', '')}"
         command = [sys.executable, "-m", module, "--side", json.dumps(dict(options))]
-        self._process = subprocess.Popen(command, env=ours, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, env=ours, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def __enter__(self) -> "Side":
         return self

@@ -2,10 +2,10 @@
 
     python -m benchmarks.startup --json out.json
 
-Runs `python -m dapt_jax.main` on a config, in a process of its own each time, restart for the allocator's sake included, and
-ends it after the first step of full training. `imports` is until the command line is read, `reading` until images and weights
-are there and training begins, `step` until the first step has ended: placing, tracing, compiling or reading the compiled
-program, and the step itself.
+Runs `python -m dapt_jax.main` on a config, in a process of its own each time, restart for the allocator's
+sake included, and ends it after the first step of full training. `imports` is until the command line is read,
+`reading` until images and weights are there and training begins, `step` until the first step has ended:
+placing, tracing, compiling or reading the compiled program, and the step itself.
 """
 
 import functools
@@ -105,7 +105,9 @@ def main(arguments: list[str] | None = None) -> None:
         totals = [each["total s"] for each in rounds]
         medians = {key: common.middle([each[key] for each in rounds]) for key in rounds[0]}
         rows.append({"compilation cache": name, **medians, "lowest": min(totals), "highest": max(totals)})
-    title = f"from command to first step: {options.model}, {options.size} px, {options.images} synthetic images"
+    title = (
+        f"from command to first step: {options.model}, {options.size} px, {options.images} synthetic images"
+    )
     common.report(options, f"{title}; medians of {options.rounds}", rows, rounds=found)
 
 

@@ -1,6 +1,7 @@
 """The label-based scores as their authors' code computes them, in plain numpy, scipy and scikit-learn: what to be faster than.
 
-Written from the formulas and the algorithms of the released code (which decomposition, which loop), for timing alone.
+Written from the formulas and the algorithms of the released code (which decomposition, which loop), for
+timing alone.
 """
 
 from collections.abc import Callable

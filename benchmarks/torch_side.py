@@ -1,7 +1,8 @@
 """The PyTorch side, as a good PyTorch user would write it.
 
-Channels-last, uint8 images normalised in the step, `requires_grad=False` for what is frozen (autograd then builds nothing
-below the first trained layer), batch norm in evaluation mode, fused Adam, inference mode where nothing trains. Imports no
+Channels-last, uint8 images normalised in the step, `requires_grad=False` for what is frozen (autograd then
+builds nothing below the first trained layer), batch norm in evaluation mode, fused Adam, inference mode where
+nothing trains. Imports no
 JAX: its memory is its own.
 """
 
@@ -104,7 +105,8 @@ class Step:
         """Runs it once.
 
         Args:
-            options: `model`, `outputs`, `dtype`, `names` (parameters that train; none for a forward pass), `size`, `batch`.
+            options: `model`, `outputs`, `dtype`, `names` (parameters that train; none for a forward pass),
+                `size`, `batch`.
         """
         self._trainer = Trainer(network(options["model"], options["outputs"]), options["dtype"])
         batch, size = options["batch"], options["size"]

@@ -2,12 +2,13 @@
 
     python -m benchmarks.train_step --json out.json
 
-Rows are model x dtype x what trains: `full` (all but batch norm), `last block` (the last residual block and what is behind
-it; the frozen rest is run each time, not cached) and `forward` (images to logits). Each side is a process of its own with
-the memory settings of the command and all cores; sides take turns. Both do the same mathematics: FLOPs are counted once,
-without padding taps. Ratios are of images/s, dapt_jax to PyTorch, round by round. Peak memory is the process's, its
-framework and compiler included. bfloat16 rows are of `--bfloat16` alone, one step a round: where a processor has no fast
-products of that type, a step takes many seconds.
+Rows are model x dtype x what trains: `full` (all but batch norm), `last block` (the last residual block and
+what is behind it; the frozen rest is run each time, not cached) and `forward` (images to logits). Each side
+is a process of its own with the memory settings of the command and all cores; sides take turns. Both do the
+same mathematics: FLOPs are counted once, without padding taps. Ratios are of images/s, dapt_jax to PyTorch,
+round by round. Peak memory is the process's, its framework and compiler included. bfloat16 rows are of
+`--bfloat16` alone, one step a round: where a processor has no fast products of that type, a step takes many
+seconds.
 """
 
 import argparse
@@ -58,9 +59,17 @@ def _row(options: argparse.Namespace, model: str, dtype: str, strategy: str) -> 
     made = our_step.program(model, trained, dtype)
     flops = our_step.model_flops(made, strategy, options.size) * options.batch
     names = our_step.torch_names(made)
-    shared = {"model": model, "dtype": dtype, "strategy": strategy, "size": options.size, "batch": options.batch}
+    shared = {
+        "model": model,
+        "dtype": dtype,
+        "strategy": strategy,
+        "size": options.size,
+        "batch": options.batch,
+    }
     shared |= {"trained": trained, "outputs": our_step.CLASSES}
-    shared["names"] = [] if strategy == our_step.FORWARD else sorted(names[path] for path in made.mask.trainable)
+    shared["names"] = (
+        [] if strategy == our_step.FORWARD else sorted(names[path] for path in made.mask.trainable)
+    )
     row: common.Row = {"model": model, "dtype": dtype, "strategy": strategy, "gflop": flops / 1e9}
     with contextlib.ExitStack() as stack:
         names = [OURS, THEIRS] if common.has_torch() else [OURS]

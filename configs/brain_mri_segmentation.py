@@ -1,11 +1,13 @@
 """Tumours in contrast-enhanced T1 slices: ImageNet, DAPT and random weights under a U-Net.
 
-    python -m dapt_jax.main --config=configs/brain_mri_segmentation.py --config.data_dir=../shared/data --workdir=runs/masks
+    python -m dapt_jax.main --config=configs/brain_mri_segmentation.py --config.data_dir=../shared/data
+    --workdir=runs/masks
 
-The images of configs/brain_mri.py with their masks, by their `split` column: `corpus` for DAPT (its labels, not its masks),
-`dev` as the target task (one fold of five held out by runs of neighbouring slices), `test` segmented besides. The web images
-have no masks, so there is no external set. U-Net on EfficientNet-Lite0, the encoder frozen and fine-tuned; the baseline tells
-every pixel by its own grey value. docs/brain_mri_segmentation.md has the table that it printed and how long it took.
+The images of configs/brain_mri.py with their masks, by their `split` column: `corpus` for DAPT (its labels,
+not its masks), `dev` as the target task (one fold of five held out by runs of neighbouring slices), `test`
+segmented besides. The web images have no masks, so there is no external set. U-Net on EfficientNet-Lite0, the
+encoder frozen and fine-tuned; the baseline tells every pixel by its own grey value.
+docs/brain_mri_segmentation.md has the table that it printed and how long it took.
 """
 
 from dapt_jax.settings import default
@@ -17,7 +19,9 @@ def get_config():
     config = default()
     config.name = "brain_mri_segmentation"
     config.title = "Brain tumours in CE-MRI slices: ImageNet, DAPT and random weights"
-    config.note = "Corpus, development and test: CE-MRI, split by runs of slices; masks drawn from published outlines."
+    config.note = (
+        "Corpus, development and test: CE-MRI, split by runs of slices; masks drawn from published outlines."
+    )
     config.strategies = ("none", "full", "scratch")
     config.model.image_size = 96
     slices = {"kind": "manifest", "path": "brain_mri/manifest.csv", "classes": TUMOURS}

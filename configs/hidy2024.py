@@ -1,35 +1,43 @@
 """Pre-training of "Enhancing pretraining efficiency for medical image segmentation via transferability metrics" (arXiv
 2410.18677), scored along the way, and its segmentation targets.
 
-    python -m dapt_jax.main --config=configs/hidy2024.py:acdc,resnet50,simple --config.data_dir=DATA --workdir=runs/acdc
+    python -m dapt_jax.main --config=configs/hidy2024.py:acdc,resnet50,simple --config.data_dir=DATA
+    --workdir=runs/acdc
 
-`DATASET,MODEL[,SCHEME]`: a target of `DATASETS` (`acdc`, `covid_qu`, `idrid`, or `own`), a model of `MODELS` (`unet`,
-`resnet50`, `swin`) and a scheme (`simple`, `advanced`). DATA holds `generic/`, a folder per class (the paper:
-ImageNet-1k), and the target set as docs/data_sets.md says, or `target/manifest.csv` with masks of 0 and 1 for `own`.
+`DATASET,MODEL[,SCHEME]`: a target of `DATASETS` (`acdc`, `covid_qu`, `idrid`, or `own`), a model of `MODELS`
+(`unet`, `resnet50`, `swin`) and a scheme (`simple`, `advanced`). DATA holds `generic/`, a folder per class
+(the paper: ImageNet-1k), and the target set as docs/data_sets.md says, or `target/manifest.csv` with masks of
+0 and 1 for `own`.
 
-300 epochs from scratch at 224 px: AdamW (.9, .999) with decay .05, label smoothing .1, 20 epochs of warm-up, then
-cosine; batch 4,096 at 4e-3 (Swin advanced: 1,024 at 1e-3; U-Net simple: 5 epochs of warm-up).
-`--config.adapt.batch_size=256 --config.custom_strategies...` where that does not fit; `--config.mode=plan` says what
-it takes.
-The robustness score (cosine, margin .5, pooled, deepest skip: the paper's defaults) is computed on 256 target images
-every 5 epochs; the checkpoint is chosen by it with a bonus for length, as docs/checkpoint_selection.md found best.
+300 epochs from scratch at 224 px: AdamW (.9, .999) with decay .05, label smoothing .1, 20 epochs of warm-up,
+then cosine; batch 4,096 at 4e-3 (Swin advanced: 1,024 at 1e-3; U-Net simple: 5 epochs of warm-up).
+`--config.adapt.batch_size=256 --config.custom_strategies...` where that does not fit; `--config.mode=plan`
+says what it takes.
+The robustness score (cosine, margin .5, pooled, deepest skip: the paper's defaults) is computed on 256 target
+images every 5 epochs; the checkpoint is chosen by it with a bonus for length, as docs/checkpoint_selection.md
+found best.
 
-Downstream: U-Net decoder, attention U-Net or Swin U-Net; 150 epochs, batch 24, SGD at .05 with momentum .9 and decay
-1e-4, the rate falling as (1 - t)^.9, Dice over the batch with a smoothing of 1e-5; encoder frozen and fine-tuned;
-from the chosen checkpoint, from the last one and from scratch, five seeds. IDRiD (microaneurysms) trains on crops of
-448 px resized to 224 and is segmented through windows. Expected of the paper's released scores: from scratch 2.75
-points of Dice below 300 epochs where fine-tuned, 6.59 where frozen.
+Downstream: U-Net decoder, attention U-Net or Swin U-Net; 150 epochs, batch 24, SGD at .05 with momentum .9
+and decay 1e-4, the rate falling as (1 - t)^.9, Dice over the batch with a smoothing of 1e-5; encoder frozen
+and fine-tuned; from the chosen checkpoint, from the last one and from scratch, five seeds. IDRiD
+(microaneurysms) trains on crops of 448 px resized to 224 and is segmented through windows. Expected of the
+paper's released scores: from scratch 2.75 points of Dice below 300 epochs where fine-tuned, 6.59 where
+frozen.
 
 Where the recipe differs: RandAugment is two operations of magnitude 9, torchvision's defaults, and mirrors
-what comes in from beyond the border; the rate falls to 0, not to 1e-6; the development images of `own`, COVID-QU and
-IDRiD are split into five folds of which one is run, where the paper trained on all and scored the official test images,
-which are scored here besides.
+what comes in from beyond the border; the rate falls to 0, not to 1e-6; the development images of `own`,
+COVID-QU and IDRiD are split into five folds of which one is run, where the paper trained on all and scored
+the official test images, which are scored here besides.
 """
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.settings import default
 
-MODELS = {"unet": ("unet", "unet"), "resnet50": ("resnet50", "attention_unet"), "swin": ("swin_tiny", "swin_unet")}
+MODELS = {
+    "unet": ("unet", "unet"),
+    "resnet50": ("resnet50", "attention_unet"),
+    "swin": ("swin_tiny", "swin_unet"),
+}
 SCHEMES = ("simple", "advanced")
 DATASETS = {
     "acdc": {"kind": "acdc", "path": "ACDC"},
@@ -98,7 +106,9 @@ def _read(arm: str) -> tuple[str, str, str]:
     if len(parts) == 2:
         parts.append(SCHEMES[0])
     if len(parts) != 3:
-        raise UserError(f"configs/hidy2024.py: {arm!r}; expected DATASET,MODEL[,SCHEME], such as acdc,resnet50,simple")
+        raise UserError(
+            f"configs/hidy2024.py: {arm!r}; expected DATASET,MODEL[,SCHEME], such as acdc,resnet50,simple"
+        )
     for part, known in zip(parts, (DATASETS, MODELS, SCHEMES), strict=True):
         if part not in known:
             raise UserError(f"configs/hidy2024.py: unknown {part!r} in {arm!r}; {nearest(part, known)}")

@@ -1,12 +1,14 @@
 """MedMNIST v2 (Yang et al., Scientific Data 2023) and MedMNIST+, all two-dimensional sets, from scratch.
 
-    python -m dapt_jax.main --config=configs/medmnist.py:pneumoniamnist,28 --config.data_dir=DATA --workdir=runs/pneumonia28
+    python -m dapt_jax.main --config=configs/medmnist.py:pneumoniamnist,28 --config.data_dir=DATA
+    --workdir=runs/pneumonia28
 
-`SET,SIZE`: a set of `SETS` and the side of its files, 28, 64, 128 or 224. DATA holds the `.npz` files as published
-(docs/data_sets.md). ResNet-18 from random weights; Adam at 1e-3, a tenth of it from half of the 100 epochs on and a
-hundredth from three quarters, batch 128, no augmentation, the epoch with the best validation loss; three seeds. Files of 28
-px are enlarged to 224 px, the paper's setting `(224)`; larger ones are seen as they are. With pretrained weights, or
-another network: `--config.model.name=resnet50 --config.weights=torchvision:resnet50.v1`.
+`SET,SIZE`: a set of `SETS` and the side of its files, 28, 64, 128 or 224. DATA holds the `.npz` files as
+published (docs/data_sets.md). ResNet-18 from random weights; Adam at 1e-3, a tenth of it from half of the 100
+epochs on and a hundredth from three quarters, batch 128, no augmentation, the epoch with the best validation
+loss; three seeds. Files of 28 px are enlarged to 224 px, the paper's setting `(224)`; larger ones are seen as
+they are. With pretrained weights, or another network: `--config.model.name=resnet50
+--config.weights=torchvision:resnet50.v1`.
 
 Expected on the official test part (paper, table 3; AUC / accuracy of one label per image):
 
@@ -14,15 +16,17 @@ Expected on the official test part (paper, table 3; AUC / accuracy of one label 
     pneumoniamnist        .956 / .864       .962 / .884
     chestmnist            .773              .773
 
-and of networks that saw 28 px, which this recipe does not have (their first layers are others): pathmnist .983 / .907,
-breastmnist .901 / .863. The other sets and sizes have numbers in the papers that were not at hand.
+and of networks that saw 28 px, which this recipe does not have (their first layers are others): pathmnist
+.983 / .907, breastmnist .901 / .863. The other sets and sizes have numbers in the papers that were not at
+hand.
 
-Time, an ESTIMATE from the counted FLOPs (9.8 GFLOP an image of 224 px in training) on a device that reaches 40 TFLOP/s: a
-run of pneumoniamnist (3,813 images train) takes 1.6 minutes, of pathmnist (72,897) 30 minutes; two CPU cores at 50 GFLOP/s
-take 800 times as long: there `--config.model.image_size=64` (a fifteenth of the FLOPs) and a few epochs.
+Time, an ESTIMATE from the counted FLOPs (9.8 GFLOP an image of 224 px in training) on a device that reaches
+40 TFLOP/s: a run of pneumoniamnist (3,813 images train) takes 1.6 minutes, of pathmnist (72,897) 30 minutes;
+two CPU cores at 50 GFLOP/s take 800 times as long: there `--config.model.image_size=64` (a fifteenth of the
+FLOPs) and a few epochs.
 
-Where the recipe differs: only the official training part trains; a tenth of it is held out and scored as `development`,
-and a tenth of the rest stands in for the official validation part, by loss and not by AUC.
+Where the recipe differs: only the official training part trains; a tenth of it is held out and scored as
+`development`, and a tenth of the rest stands in for the official validation part, by loss and not by AUC.
 """
 
 from dapt_jax.errors import UserError, nearest

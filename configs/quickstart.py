@@ -2,8 +2,9 @@
 
     python -m dapt_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Nothing is downloaded: the EfficientNet-Lite0 weights come from an installed package, the images from a generator. The
-phantoms are there to see every part work; what they say about strategies says nothing about real cells.
+Nothing is downloaded: the EfficientNet-Lite0 weights come from an installed package, the images from a
+generator. The phantoms are there to see every part work; what they say about strategies says nothing about
+real cells.
 """
 
 from dapt_jax.settings import default
@@ -14,7 +15,8 @@ def get_config():
     config.name = "quickstart"
     config.title = "Quickstart: DAPT on synthetic blood-smear phantoms"
     config.note = (
-        "In-domain corpus: crops of phantom smears; target: five leukocyte types; external: another stain and scanner."
+        "In-domain corpus: crops of phantom smears; target: five leukocyte types; "
+        "external: another stain and scanner."
     )
     config.synthetic = True
     config.seeds = (0, 1, 2)

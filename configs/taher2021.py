@@ -3,29 +3,34 @@
     python -m dapt_jax.main --config=configs/taher2021.py:shenzhen,imagenet --config.data_dir=DATA \
         --workdir=runs/taher2021/shenzhen-imagenet
 
-`TASK,INIT`, ten runs. TASK, of `TASKS`: chestxray14, chexpert, shenzhen, rsna_pe (classes), drive, siim_acr, montgomery
-(masks). INIT, in quotes where it holds a `>`:
+`TASK,INIT`, ten runs. TASK, of `TASKS`: chestxray14, chexpert, shenzhen, rsna_pe (classes), drive, siim_acr,
+montgomery (masks). INIT, in quotes where it holds a `>`:
 
 - `random`; `imagenet`, the supervised ImageNet ResNet-50;
-- any other of the benchmark's checkpoints, by its name in the zoo: moco-v2, swav, inat2021, ...; `chestxray14` and
-  `chexpert` (in-domain only), `imagenet-chestxray14` and `imagenet-chexpert` (domain-adapted), as released;
-- `random->chestxray14`, `imagenet->chexpert` and so on: those last four made here, from the labels of the in-domain set;
-- `table`: random, imagenet and the four released ones as arms of one study, but for those made from the task's own set.
+- any other of the benchmark's checkpoints, by its name in the zoo: moco-v2, swav, inat2021, ...;
+  `chestxray14` and `chexpert` (in-domain only), `imagenet-chestxray14` and `imagenet-chexpert`
+  (domain-adapted), as released;
+- `random->chestxray14`, `imagenet->chexpert` and so on: those last four made here, from the labels of the
+  in-domain set;
+- `table`: random, imagenet and the four released ones as arms of one study, but for those made from the
+  task's own set.
 
-DATA holds ChestX-ray14/, CheXpert-v1.0-small/, Shenzhen/, RSNA-PE/, DRIVE/, SIIM-ACR/, Montgomery/ as docs/data_sets.md
-says, each with the benchmark's lists where it has any.
+DATA holds ChestX-ray14/, CheXpert-v1.0-small/, Shenzhen/, RSNA-PE/, DRIVE/, SIIM-ACR/, Montgomery/ as
+docs/data_sets.md says, each with the benchmark's lists where it has any.
 
-Classification: Adam at 2e-4, halved after 5 epochs without a better validation loss; ended after 10 and back to the best;
-batch 32, all layers, batch norm trained; random resized crop of 224, mirrored, turned by up to 7 degrees; ten crops of
-224 at test time from images of 256. Binary cross-entropy; uncertain labels of CheXpert are drawn between .55 and .85.
-Segmentation: U-Net, Adam at 1e-3, cosine over 200 epochs, ended after 20 without a better validation loss; Dice over the
-batch at 224 px, batch 32; DRIVE cross-entropy at 512 px, batch 16, no augmentation.
+Classification: Adam at 2e-4, halved after 5 epochs without a better validation loss; ended after 10 and back
+to the best; batch 32, all layers, batch norm trained; random resized crop of 224, mirrored, turned by up to 7
+degrees; ten crops of 224 at test time from images of 256. Binary cross-entropy; uncertain labels of CheXpert
+are drawn between .55 and .85.
+Segmentation: U-Net, Adam at 1e-3, cosine over 200 epochs, ended after 20 without a better validation loss;
+Dice over the batch at 224 px, batch 32; DRIVE cross-entropy at 512 px, batch 16, no augmentation.
 
 Expected (mean AUC or Dice of ten runs, as printed; rsna_pe, drive read off figures):
 
-    init                  chestxray14   chexpert      shenzhen      siim_acr      montgomery    drive   rsna_pe
-    random                80.31+-.10    86.60+-.17    89.03+-1.82   67.54+-.60    97.55+-.36    78.26   90.4
-    imagenet              81.70+-.15    87.10+-.36    95.62+-.63    67.93+-1.45   98.19+-.13    79.20   94.73
+    init                  chestxray14   chexpert      shenzhen      siim_acr      montgomery    drive
+    rsna_pe random                80.31+-.10    86.60+-.17    89.03+-1.82   67.54+-.60    97.55+-.36    78.26
+     90.4 imagenet              81.70+-.15    87.10+-.36    95.62+-.63    67.93+-1.45   98.19+-.13    79.20
+     94.73
     chestxray14           -             87.40+-.26    96.32+-.65    68.92+-.98    98.18+-.06
     chexpert              81.99+-.08    -             97.07+-.95    69.30+-.50    98.25+-.04
     imagenet-chestxray14  -             87.09+-.44    98.47+-.26    69.52+-.38    98.27+-.03
@@ -33,20 +38,23 @@ Expected (mean AUC or Dice of ten runs, as printed; rsna_pe, drive read off figu
     swav                  81.93         87.06         95.72         70.45         98.28         79.65   95.62
     moco-v2               80.45         86.94         95.57         67.01         97.79         79.23   89.2
 
-These were not reproduced here: none of the sets may be handed on. Of CheXpert the paper reports the mean over Atelectasis,
-Cardiomegaly, Consolidation, Edema and Pleural Effusion: take the mean of their `auc/CLASS`; `auc` is over all that have both.
+These were not reproduced here: none of the sets may be handed on. Of CheXpert the paper reports the mean over
+Atelectasis, Cardiomegaly, Consolidation, Edema and Pleural Effusion: take the mean of their `auc/CLASS`;
+`auc` is over all that have both.
 
-Time, an ESTIMATE from the counted FLOPs (23.4 GFLOP an image of 224 px in training, 46.5 through the U-Net, 249 at 512
-px) on a device that reaches 40 TFLOP/s and is never kept waiting for images: an epoch of chestxray14 takes 40 s, of
-chexpert 1.7 minutes, of rsna_pe 12 minutes, of siim_acr 10 s, of the other three below a second; a run of chestxray14
-that ends after 30 epochs 20 minutes, ten of them 3.3 hours. Two CPU cores reach about 50 GFLOP/s, 800 times less.
-`--config.mode=plan` counts all epochs, as if no run ended early.
+Time, an ESTIMATE from the counted FLOPs (23.4 GFLOP an image of 224 px in training, 46.5 through the U-Net,
+249 at 512 px) on a device that reaches 40 TFLOP/s and is never kept waiting for images: an epoch of
+chestxray14 takes 40 s, of chexpert 1.7 minutes, of rsna_pe 12 minutes, of siim_acr 10 s, of the other three
+below a second; a run of chestxray14 that ends after 30 epochs 20 minutes, ten of them 3.3 hours. Two CPU
+cores reach about 50 GFLOP/s, 800 times less. `--config.mode=plan` counts all epochs, as if no run ended
+early.
 
-Where the recipe differs: a tenth (sets with an official test part) or a fifth (the others, held out instead of a
-test part) of the development patients is held out and scored as `development`, and an eighth of the rest is watched, where
-the benchmark had its own validation lists; 200 epochs of classification at most, not 1,000, which no run reaches;
-masks are augmented on every image and milder, not on 30% of them; batch norm sees ImageNet's means on all tasks; and
-in-domain training here is 20 epochs with a falling rate, since the benchmark does not tell its own.
+Where the recipe differs: a tenth (sets with an official test part) or a fifth (the others, held out instead
+of a test part) of the development patients is held out and scored as `development`, and an eighth of the rest
+is watched, where the benchmark had its own validation lists; 200 epochs of classification at most, not 1,000,
+which no run reaches; masks are augmented on every image and milder, not on 30% of them; batch norm sees
+ImageNet's means on all tasks; and in-domain training here is 20 epochs with a falling rate, since the
+benchmark does not tell its own.
 """
 
 from dapt_jax.errors import UserError, nearest
@@ -87,7 +95,9 @@ ADAM = {"name": "adam", "eps": 1e-8}
 
 def released():
     """Inits that are files of the zoo."""
-    names = [name.removeprefix("taher2021:") for name in zoo.names("resnet50") if name.startswith("taher2021:")]
+    names = [
+        name.removeprefix("taher2021:") for name in zoo.names("resnet50") if name.startswith("taher2021:")
+    ]
     return [name for name in names if name != "supervised"]
 
 
@@ -135,7 +145,9 @@ def _initialise(config, init, task):
     config.strategies = ("none",)
     if init == "table":
         config.strategies = tuple(name for name in TABLE if not (task in IN_DOMAIN and name.endswith(task)))
-        config.custom_strategies.update({name: {"weights": _weights(name), "phases": ()} for name in config.strategies})
+        config.custom_strategies.update(
+            {name: {"weights": _weights(name), "phases": ()} for name in config.strategies}
+        )
     if corpus:
         config.strategies = ("full",)
         config.corpus.update({**IN_DOMAIN[corpus], "image_size": 256})
@@ -172,4 +184,6 @@ def _masks(config, task):
     })  # fmt: skip
     segmentation.optimizer.update(ADAM)
     if not is_drive:
-        segmentation.augment.update({"brightness": 0.1, "gamma": 0.1, "elastic": 0.01, "grid": 0.1, "scale": 0.2})
+        segmentation.augment.update(
+            {"brightness": 0.1, "gamma": 0.1, "elastic": 0.01, "grid": 0.1, "scale": 0.2}
+        )

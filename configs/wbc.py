@@ -2,13 +2,14 @@
 
     python -m dapt_jax.main --config=configs/wbc.py --config.data_dir=../shared/data --workdir=runs/wbc
 
-`data_dir` holds `bccd/` (4,886 crops of 364 smears, labelled RBC, WBC, Platelets) and `wbc/` (300 + 100 white cells of two
-laboratories), each with a `manifest.csv`. Five strategies, three seeds; docs/wbc.md has the table that it printed and how
-long it took.
+`data_dir` holds `bccd/` (4,886 crops of 364 smears, labelled RBC, WBC, Platelets) and `wbc/` (300 + 100 white
+cells of two laboratories), each with a `manifest.csv`. Five strategies, three seeds; docs/wbc.md has the
+table that it printed and how long it took.
 
 What to know of the data: the development set has one basophil, so that class is dropped; the external set was
-photographed at another scale, and a centre crop of 180 px brings its cells to the size they have in the development set.
-Splits of the corpus are by smear; the target set names no patients, so only look-alike images are kept together.
+photographed at another scale, and a centre crop of 180 px brings its cells to the size they have in the
+development set. Splits of the corpus are by smear; the target set names no patients, so only look-alike
+images are kept together.
 """
 
 from dapt_jax.settings import default
@@ -20,9 +21,7 @@ def get_config():
     config = default()
     config.name = "wbc"
     config.title = "DAPT on blood-smear crops, transferred to white-cell types"
-    config.note = (
-        "Corpus: BCCD crops, split by smear. Target: 299 white cells in five folds; external: 97 cells, other stain."
-    )
+    config.note = "Corpus: BCCD crops, split by smear. Target: 299 white cells in five folds; external: 97 cells, other stain."
     config.model.image_size = 96
     wbc = {"kind": "manifest", "path": "wbc/manifest.csv", "classes": TYPES, "drop_classes": ("basophil",)}
     config.corpus.update({"kind": "manifest", "path": "bccd/manifest.csv"})

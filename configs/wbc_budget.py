@@ -1,11 +1,13 @@
 """The best adaptation for at most half of full DAPT's compute: strategies compete by a score, and the loser stops early.
 
-    python -m dapt_jax.main --config=configs/wbc_budget.py --config.data_dir=../shared/data --workdir=runs/wbc_budget
+    python -m dapt_jax.main --config=configs/wbc_budget.py --config.data_dir=../shared/data
+    --workdir=runs/wbc_budget
 
-The study of configs/wbc.py, with a budget: full, partial, hybrid and simplified DAPT share 50% of what full DAPT takes alone.
-Two rounds of successive halving by the robustness score, computed on 256 target images without their labels after each
-epoch; the winner gets what is left, and it alone goes to the target task. `none` runs beside them for comparison.
-An eighth of the budget has to bring an arm to its first score, so the phases are longer than those of configs/wbc.py.
+The study of configs/wbc.py, with a budget: full, partial, hybrid and simplified DAPT share 50% of what full
+DAPT takes alone. Two rounds of successive halving by the robustness score, computed on 256 target images
+without their labels after each epoch; the winner gets what is left, and it alone goes to the target task.
+`none` runs beside them for comparison. An eighth of the budget has to bring an arm to its first score, so the
+phases are longer than those of configs/wbc.py.
 """
 
 from dapt_jax.settings import default
@@ -17,9 +19,7 @@ def get_config():
     config = default()
     config.name = "wbc_budget"
     config.title = "The best adaptation to blood cells for half of full DAPT's compute"
-    config.note = (
-        "Corpus: BCCD crops. Target: white cells. Strategies compete by the robustness score on unlabelled cells."
-    )
+    config.note = "Corpus: BCCD crops. Target: white cells. Strategies compete by the robustness score on unlabelled cells."
     config.model.image_size = 96
     wbc = {"kind": "manifest", "path": "wbc/manifest.csv", "classes": TYPES, "drop_classes": ("basophil",)}
     config.corpus.update({"kind": "manifest", "path": "bccd/manifest.csv"})

@@ -1,11 +1,13 @@
 """Which pre-training length transfers best, known from a score: a small encoder from scratch, every checkpoint measured.
 
-    python -m dapt_jax.main --config=configs/wbc_pretraining.py --config.data_dir=../shared/data --workdir=runs/wbc_pretraining
+    python -m dapt_jax.main --config=configs/wbc_pretraining.py --config.data_dir=../shared/data
+    --workdir=runs/wbc_pretraining
 
-A ResNet-18 is pre-trained from scratch on 1,200 SYNTHETIC textures (12 classes). After every other epoch, scores without
-labels (robustness, alignment, uniformity) and with labels are computed on white blood cells, and the checkpoint is measured
-for good: linear heads on frozen features, five folds, AUC on development and external cells. The report has the curves; the
-checkpoint that the rule chooses is handed over as `pretraining`. docs/wbc_pretraining.md has what it printed.
+A ResNet-18 is pre-trained from scratch on 1,200 SYNTHETIC textures (12 classes). After every other epoch,
+scores without labels (robustness, alignment, uniformity) and with labels are computed on white blood cells,
+and the checkpoint is measured for good: linear heads on frozen features, five folds, AUC on development and
+external cells. The report has the curves; the checkpoint that the rule chooses is handed over as
+`pretraining`. docs/wbc_pretraining.md has what it printed.
 """
 
 from dapt_jax.settings import default
@@ -17,7 +19,9 @@ def get_config():
     config = default()
     config.name = "wbc_pretraining"
     config.title = "Pre-training from scratch on textures: which checkpoint transfers best to white cells"
-    config.note = "Pre-training on SYNTHETIC textures; target: real white cells, linear heads on frozen features."
+    config.note = (
+        "Pre-training on SYNTHETIC textures; target: real white cells, linear heads on frozen features."
+    )
     config.model.name = "resnet18"
     config.model.image_size = 32
     config.weights = "random"

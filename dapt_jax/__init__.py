@@ -6,8 +6,8 @@
     >>> features.shape
     (6, 16)
 
-Names are imported when they are first used: `import dapt_jax` itself imports nothing, so that reports and `--help` need
-no JAX.
+Names are imported when they are first used: `import dapt_jax` itself imports nothing, so that reports and
+`--help` need no JAX.
 """
 
 import importlib
@@ -76,7 +76,10 @@ _EXPORTS = {
     "UserError": "dapt_jax.errors",
     "resolve_trainable": "dapt_jax.training.freezing",
 }
-_RENAMED = {"count_flops": ("dapt_jax.cost.flops", "count"), "default_config": ("dapt_jax.settings", "default")}
+_RENAMED = {
+    "count_flops": ("dapt_jax.cost.flops", "count"),
+    "default_config": ("dapt_jax.settings", "default"),
+}
 
 __all__ = [
     "Augment",

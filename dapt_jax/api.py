@@ -1,7 +1,7 @@
 """The front door: encoders with weights, data, features, adaptation, evaluation and whole studies, in a call each.
 
-Everything here is put together from the rooms below; `import dapt_jax as dj` offers it. A notebook needs no config, no
-workdir and no device mesh:
+Everything here is put together from the rooms below; `import dapt_jax as dj` offers it. A notebook needs no
+config, no workdir and no device mesh:
 
     >>> import dapt_jax as dj
     >>> encoder = dj.load_encoder("efficientnet_lite0", cut_after="stage1/block1")
@@ -142,13 +142,16 @@ def load_encoder(
 
     Args:
         name: Name of the architecture; `list_encoders` has them all.
-        weights: `imagenet`, `random`, a name of the zoo, a file or folder, `https://`, `hf://` or `package://`.
-        preprocess: Normalisation of images where the weights do not say it: see the setting `model.preprocess`.
+        weights: `imagenet`, `random`, a name of the zoo, a file or folder, `https://`, `hf://` or
+            `package://`.
+        preprocess: Normalisation of images where the weights do not say it: see the setting
+            `model.preprocess`.
         cut_after: Last layer group that is kept; empty for all.
         seed: Seed of what is drawn: everything under `random`.
 
     Raises:
-        UserError: There is no such architecture, layer group or file, or the file does not fit; says what does.
+        UserError: There is no such architecture, layer group or file, or the file does not fit; says what
+            does.
     """
     encoder = locate.fitted(weights, registry.build(name), preprocess)
     if cut_after:
@@ -172,12 +175,13 @@ def load_dataset(
     (12, (1, 32, 32, 3))
 
     Args:
-        kind: "manifest" (a CSV next to the images), "folder" (a folder per class), "phantoms", "tfds", or a public set.
+        kind: "manifest" (a CSV next to the images), "folder" (a folder per class), "phantoms", "tfds", or a
+            public set.
         path: File or folder of the set; not needed for phantoms.
         image_size: Side of the images in pixels.
         on_bad_image: "error", or "skip" to leave out and count images that cannot be read.
-        **source: Whatever else the reader takes, such as `where="split=dev"` or `classes=("benign", "malignant")`; see
-            docs/data_sets.md.
+        **source: Whatever else the reader takes, such as `where="split=dev"` or `classes=("benign",
+            "malignant")`; see docs/data_sets.md.
 
     Raises:
         UserError: Something in the set cannot be; names the file, row or key.
@@ -186,7 +190,9 @@ def load_dataset(
     return sources.load(spec, data_dir=None, image_size=image_size, on_bad_image=on_bad_image)
 
 
-def extract_features(encoder: PretrainedEncoder, images: Dataset | np.ndarray, *, batch_size: int = 64) -> np.ndarray:
+def extract_features(
+    encoder: PretrainedEncoder, images: Dataset | np.ndarray, *, batch_size: int = 64
+) -> np.ndarray:
     """Return the pooled features of images, in batches that are divided among all devices.
 
     >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
@@ -242,7 +248,8 @@ def adaptation_run(
         encoder: The encoder.
         corpus: In-domain images of two or more classes.
         phases: Spans of training in order; each trains what its patterns name and nothing else.
-        val_fraction: Share of the images, by patient, on which the loss is measured after every epoch; 0 for none.
+        val_fraction: Share of the images, by patient, on which the loss is measured after every epoch; 0 for
+            none.
         balance_classes: Whether classes are weighted by their inverse frequency.
         loss: Name of the loss; `auto` is cross-entropy.
         dtype: Dtype of activations: `float32` or `bfloat16`.
@@ -260,7 +267,9 @@ def adaptation_run(
     objective = losses.make(
         loss, classes=len(corpus.classes), multi_label=corpus.multi_label, uncertain=corpus.uncertain
     )
-    data = TrainData(corpus, rows, val_rows, inverse_frequency_weights(corpus, rows) if balance_classes else ())
+    data = TrainData(
+        corpus, rows, val_rows, inverse_frequency_weights(corpus, rows) if balance_classes else ()
+    )
     model = Classifier(encoder.encoder, objective.outputs, dtype)
     return TrainingRun(model, tuple(phases), data, objective, seed=seed, **options)
 
@@ -294,7 +303,8 @@ def train(
 
     Args:
         run: The run.
-        start: Encoder whose weights it starts from; None to start from random weights. The head is new in any case.
+        start: Encoder whose weights it starts from; None to start from random weights. The head is new in any
+            case.
         context: Checkpoints, ledger, display, callbacks; by default everything stays in memory.
 
     Raises:
@@ -333,7 +343,8 @@ def evaluate(
 
     Args:
         encoder: The encoder.
-        development: Images that heads are trained on and, fold by fold, scored on; folds are divided by patient.
+        development: Images that heads are trained on and, fold by fold, scored on; folds are divided by
+            patient.
         external: Images of another source that are scored only.
         protocol: Kind of head: `linear`, `mlp_small` or `mlp_large`.
         folds: Number of folds.
@@ -354,7 +365,9 @@ def evaluate(
     return HeadRun(StudySettings(transfer=transfer), task, key, protocol).measure(features, None)
 
 
-def transferability_scores(names: Iterable[str], features: np.ndarray, labels: np.ndarray) -> dict[str, Outcome]:
+def transferability_scores(
+    names: Iterable[str], features: np.ndarray, labels: np.ndarray
+) -> dict[str, Outcome]:
     """Return transferability scores of features of target images, without training anything.
 
     >>> rng = np.random.default_rng(0)

@@ -25,8 +25,9 @@ class UserError(ValueError):
     scan.png: no such file; expected a path below /data
 
     The message is one line that names the file, row or path, what was expected, and the nearest valid choice.
-    `dapt_jax.main` prints it without a traceback and exits with code 2. Whatever the words are made of (names inside
-    files, a server's answer), the line holds no secret of a URL (`redact`) and nothing that a terminal would obey.
+    `dapt_jax.main` prints it without a traceback and exits with code 2. Whatever the words are made of (names
+    inside files, a server's answer), the line holds no secret of a URL (`redact`) and nothing that a terminal
+    would obey.
     """
 
     def __init__(self, message: object = "", *more: object):
@@ -42,9 +43,10 @@ class UserError(ValueError):
 def redact(text: str) -> str:
     """Return a text without the secrets of the URLs in it.
 
-    User names and passwords, query strings (signatures, tokens) and fragments become `***`; the scheme, the host and the
-    path stay, so that a reader knows which address is meant. Queries that say no more than `dl=1` stay, and so do the
-    fragments `sha256=` and `prefix=`. Tokens that stand alone (`Bearer ...`, `hf_...`) become `***` as well.
+    User names and passwords, query strings (signatures, tokens) and fragments become `***`; the scheme, the
+    host and the path stay, so that a reader knows which address is meant. Queries that say no more than
+    `dl=1` stay, and so do the fragments `sha256=` and `prefix=`. Tokens that stand alone (`Bearer ...`,
+    `hf_...`) become `***` as well.
 
     Args:
         text: Any text: a URL, or a line that mentions some.
@@ -88,7 +90,9 @@ def one_line(text: str) -> str:
         >>> one_line("a\nb")
         'a\\nb'
     """
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text
+    )
 
 
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:

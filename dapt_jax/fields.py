@@ -1,6 +1,7 @@
 """Fields of settings dataclasses: default, range, choices, help and effect on results, declared once at the field.
 
-A settings class is a frozen dataclass whose fields are made by `setting` and whose `__post_init__` calls `check_fields`:
+A settings class is a frozen dataclass whose fields are made by `setting` and whose `__post_init__` calls
+`check_fields`:
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Plateau:
@@ -38,7 +39,11 @@ class SettingError(UserError):
 
     def __init__(self, name: str, value: object, expected: str, unknown: bool = False):
         self.name, self.value, self.expected, self.unknown = name, value, expected, unknown
-        line = f"unknown {name} {value!r}; {expected}" if unknown else f"{name} is {value!r}; expected {expected}"
+        line = (
+            f"unknown {name} {value!r}; {expected}"
+            if unknown
+            else f"{name} is {value!r}; expected {expected}"
+        )
         super().__init__(line)
 
     def within(self, section: str) -> "SettingError":
@@ -57,8 +62,8 @@ class Constraint:
         at_most: Largest value.
         below: Value that it has to stay below.
         choices: The values that it may have; empty where any goes.
-        affects_results: Whether a study's results depend on it beyond rounding; a setting that does not may differ
-            between two starts of one study.
+        affects_results: Whether a study's results depend on it beyond rounding; a setting that does not may
+            differ between two starts of one study.
     """
 
     doc: str = ""

@@ -12,8 +12,8 @@ from typing import Literal
 BatchNormMode = Literal["frozen", "stats", "train"]
 """How batch norm runs.
 
-`frozen`: on running statistics, with fixed scale and bias. `stats`: on those of the batch, which are recorded, with fixed
-scale and bias. `train`: on those of the batch, with scale and bias that train.
+`frozen`: on running statistics, with fixed scale and bias. `stats`: on those of the batch, which are
+recorded, with fixed scale and bias. `train`: on those of the batch, with scale and bias that train.
 """
 
 LayerNormMode = Literal["frozen", "train"]

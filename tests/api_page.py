@@ -40,7 +40,18 @@ def page() -> str:
         for name in names:
             value = getattr(dj, name)
             doc = inspect.getdoc(value) or ""
-            parts += ["", f"### {name}", "", "```python", signature(name, value), "```", "", "```text", doc, "```"]
+            parts += [
+                "",
+                f"### {name}",
+                "",
+                "```python",
+                signature(name, value),
+                "```",
+                "",
+                "```text",
+                doc,
+                "```",
+            ]
     return "\n".join(parts) + "\n"
 
 

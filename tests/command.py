@@ -24,7 +24,9 @@ SMALL = {
 def small(*flags: str) -> list[str]:
     """Flags of a quickstart of seconds, those given in place of its own."""
     given = {flag.partition("=")[0] for flag in flags}
-    standard = [f"--config.{name}={value}" for name, value in SMALL.items() if f"--config.{name}" not in given]
+    standard = [
+        f"--config.{name}={value}" for name, value in SMALL.items() if f"--config.{name}" not in given
+    ]
     return [f"--config={QUICKSTART}", *standard, *flags]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-# The shapes and dtypes in the signatures of the numeric core are checked at every call that a test makes. Not those of
-# what takes a user's settings: these check themselves, and say more.
+# The shapes and dtypes in the signatures of the numeric core are checked at every call that a test makes. Not
+# those of what takes a user's settings: these check themselves, and say more.
 _CHECKED = (
     "dapt_jax.data.augment",
     "dapt_jax.data.pipeline",
@@ -31,7 +31,9 @@ SHARED_CASES = SHARED_DATA.with_name("cases")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compiled programs are kept beside pytest's own cache: the second run of the tests is the quicker one."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("xla")))  # before jax is imported
+    os.environ.setdefault(
+        "JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("xla"))
+    )  # before jax is imported
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.device_runs MESHES [COORDINATOR COUNT NUMBER]
 
-MESHES: as `1,8,8/4:full+hybrid`: devices, behind a stroke those over which the state is spread, behind a colon the runs (all
-of them if there is none). With several processes the devices of all of them are one mesh.
+MESHES: as `1,8,8/4:full+hybrid`: devices, behind a stroke those over which the state is spread, behind a
+colon the runs (all of them if there is none). With several processes the devices of all of them are one mesh.
 """
 
 import dataclasses
@@ -47,7 +47,8 @@ def runs(name):
         "full": (full, dataclasses.replace(full, name="more")),
         "partial": (partial, dataclasses.replace(partial, name="more")),
     }.get(name.split("-")[0], (head, dataclasses.replace(partial, epochs=9), full))
-    # 32 rows of 40 make 4 steps of 8: 26 epochs are 104 steps; "uneven" ends each epoch with a batch that is filled up.
+    # 32 rows of 40 make 4 steps of 8: 26 epochs are 104 steps; "uneven" ends each epoch with a batch that is
+    # filled up.
     data = tiny.dataset(40 if name != "uneven" else 37)
     is_twice = name in ("accumulated", "doubled")
     return tiny.make_run(

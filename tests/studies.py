@@ -20,7 +20,8 @@ from tests.command import rows
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# A checkpoint and a word of every step, with time to act on it: what a kill finds does not depend on the machine's pace.
+# A checkpoint and a word of every step, with time to act on it: what a kill finds does not depend on the
+# machine's pace.
 CODE = """\
 import functools, sys, time
 from dapt_jax.monitoring import heartbeat
@@ -77,7 +78,9 @@ def complete_together(workdir, cache, processes, *more, **others):
     """Runs a study to its end in several processes; returns what each wrote to its standard error."""
     with together(workdir, cache, processes, *more, **others) as running:
         told = [process.communicate(timeout=400)[1] for process in running]
-        assert [process.returncode for process in running] == [0] * processes, "\n".join(text[-1500:] for text in told)
+        assert [process.returncode for process in running] == [0] * processes, "\n".join(
+            text[-1500:] for text in told
+        )
     return told
 
 
@@ -145,7 +148,9 @@ def kill_at_random(workdir, kills, start):
         since = time.time()
         with start() as running:
             if moment > 0:
-                wait_until(lambda moment=moment: share() >= moment, running[0], f"at {moment:.0%} of the work")
+                wait_until(
+                    lambda moment=moment: share() >= moment, running[0], f"at {moment:.0%} of the work"
+                )
             time.sleep(draw.uniform(0, 0.3) if moment > 0 else draw.uniform(0, 6))
             victim = draw.choice(running)
             victim.send_signal(signal.SIGKILL)

@@ -29,7 +29,8 @@ from tests.command import ROOT
 
 pytestmark = pytest.mark.timeout(1800)  # the first test that needs them waits for all compilations
 
-# ---- what is compiled ---------------------------------------------------------------------------------------------
+# ---- what is compiled
+# ---------------------------------------------------------------------------------------------
 
 HEAD = dataclasses.replace(tiny.HEAD, epochs=3)
 RUNS = {
@@ -93,17 +94,25 @@ def test_whether_a_prefix_is_kept_on_disk_is_decided_for_a_tpu():
 @pytest.mark.parametrize(
     ("message", "needed", "available"),
     [
-        ("total memory required for HLO temporaries (187.96G) exceeds available HBM (15.75G).", 187.96, 15.75),
+        (
+            "total memory required for HLO temporaries (187.96G) exceeds available HBM (15.75G).",
+            187.96,
+            15.75,
+        ),
         ("Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded by 4.75G.", 20.5, 15.75),
         ("Ran out of memory in memory space hbm. Used 16385M of 15.75G hbm.", 16385 / 1024, 15.75),
         ("out of memory", 0, 0),
     ],
 )
 def test_what_a_compiler_refuses_is_read_off_its_message(message, needed, available):
-    assert compile.exhausted(f"RESOURCE_EXHAUSTED: {message}") == (int(needed * 2**30), int(available * 2**30))
+    assert compile.exhausted(f"RESOURCE_EXHAUSTED: {message}") == (
+        int(needed * 2**30),
+        int(available * 2**30),
+    )
 
 
-# ---- the largest batch --------------------------------------------------------------------------------------------
+# ---- the largest batch
+# --------------------------------------------------------------------------------------------
 
 
 def fake(batch, needed, capacity):
@@ -146,7 +155,9 @@ def test_whatever_grows_is_found_with_compilations_enough(unit, first, growth, c
     def measure(batch):
         assert batch % unit == 0
         place = batch // unit
-        return fake(batch, needs[min(place, len(needs) - 1)] + max(0, place - len(growth)) * (1 << 24), capacity)
+        return fake(
+            batch, needs[min(place, len(needs) - 1)] + max(0, place - len(growth)) * (1 << 24), capacity
+        )
 
     found = report.largest_batch(measure, first * unit, unit, capacity, 64)
     assert not found.batch_size or measure(found.batch_size).fits
@@ -165,7 +176,8 @@ def test_few_compilations_give_bounds_that_hold():
     assert not found.refused or found.refused > 10_000
 
 
-# ---- bad input ----------------------------------------------------------------------------------------------------
+# ---- bad input
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -174,7 +186,10 @@ def test_few_compilations_give_bounds_that_hold():
         "no shape": ("v5e", "CHIP:SHAPE, such as v5e:2x4"),
         "a cloud's name": ("v5litepod-8", "CHIP:SHAPE"),
         "an unknown chip": ("v5x:2x4", "no chip 'v5x'; did you mean 'v5p' or 'v5e'?"),
-        "a flat chip deep": ("v5e:2x2x2", "which no slice of v5e has; expected v5e:1x1 or v5e:2x2 or v5e:2x4"),
+        "a flat chip deep": (
+            "v5e:2x2x2",
+            "which no slice of v5e has; expected v5e:1x1 or v5e:2x2 or v5e:2x4",
+        ),
         "a deep chip flat": ("v4:2x2", "expected v4:2x2x1 or v4:2x2x2"),
         "too many": ("v6e:32x32", "which no slice of v6e has"),
         "none": ("v6e:0x4", "which no slice of v6e has"),
@@ -190,15 +205,22 @@ def test_a_topology_that_there_is_not(name, words):
 def test_without_libtpu_the_line_says_how_to_get_it(refused, monkeypatch):
     config = ROOT / "tests" / "configs" / "aot.py"
     monkeypatch.setenv("TPU_LIBRARY_PATH", "nowhere/libtpu.so")
-    refused(f"--config={config}", "--config.mode=aot", words=("'nowhere/libtpu.so', which is no file", topology.LIBTPU))
+    refused(
+        f"--config={config}",
+        "--config.mode=aot",
+        words=("'nowhere/libtpu.so', which is no file", topology.LIBTPU),
+    )
     monkeypatch.delenv("TPU_LIBRARY_PATH")
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     refused(
-        f"--config={config}", "--config.mode=aot", words=("libtpu, which is not installed", "pip install --no-deps")
+        f"--config={config}",
+        "--config.mode=aot",
+        words=("libtpu, which is not installed", "pip install --no-deps"),
     )
 
 
-# ---- eight chips --------------------------------------------------------------------------------------------------
+# ---- eight chips
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +233,14 @@ def libtpu():
 
 
 def start(libtpu, config, workdir, *flags):
-    command = [sys.executable, "-m", "dapt_jax.main", f"--config={config}", "--config.mode=aot", f"--workdir={workdir}"]
+    command = [
+        sys.executable,
+        "-m",
+        "dapt_jax.main",
+        f"--config={config}",
+        "--config.mode=aot",
+        f"--workdir={workdir}",
+    ]
     return subprocess.Popen(
         [*command, *flags], env=libtpu, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -228,7 +257,8 @@ def steps(libtpu, tmp_path_factory):
     """The figures of each model's steps by strategy and phase, and those of full DAPT with its state spread."""
     config = ROOT / "tests" / "configs" / "aot.py"
     wanted = {
-        # With its cache, a partial step starts from what has been kept; without it, it runs its frozen prefix.
+        # With its cache, a partial step starts from what has been kept; without it, it runs its frozen
+        # prefix.
         "vit_base": (f"{config}:vit_base", "--config.strategies=partial,hybrid"),
         "resnet50": (f"{config}:resnet50", "--config.cache.mode=off"),
         "spread": (f"{config}:resnet50", "--config.runtime.fsdp=8", "--config.strategies=full"),
@@ -262,8 +292,8 @@ def test_the_gradients_of_what_trains_are_reduced_and_nothing_else_is_said(steps
     for step in steps[model].values():
         said = bytes_by_kind(step)
         assert set(said) == {"all-reduce"}  # with whole copies on every chip nothing is gathered
-        # Beside the gradients, the sums of losses and of weights: a few numbers. The gradient of position embeddings is
-        # reduced at the size to which the images' own grid has them resized.
+        # Beside the gradients, the sums of losses and of weights: a few numbers. The gradient of position
+        # embeddings is reduced at the size to which the images' own grid has them resized.
         resized = POSITIONS if step["trainable"] > step["frozen"] and model == "vit_base" else 0
         assert step["trainable"] - resized <= said["all-reduce"] <= step["trainable"] + 64
     assert steps[model]["partial/partial"]["frozen"] > 0
@@ -281,7 +311,8 @@ def test_partial_computes_less_by_what_we_count(steps, model):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_chip_holds_a_state_of_what_we_count(steps, model):
     for step in steps[model].values():
-        # Parameters, and two moments of those that train; a batch's images, or what is cached of a frozen prefix.
+        # Parameters, and two moments of those that train; a batch's images, or what is cached of a frozen
+        # prefix.
         state = step["frozen"] + 3 * step["trainable"]
         given = step["compiled"]["memory"]["arguments"]
         assert state <= given <= 1.02 * state + 2**20 * (8 if step["function"].startswith("cached") else 1)
@@ -290,7 +321,9 @@ def test_a_chip_holds_a_state_of_what_we_count(steps, model):
     assert partial["compiled"]["memory"]["temporaries"] < full["compiled"]["memory"]["temporaries"]
 
 
-@pytest.mark.parametrize(("model", "phase"), [("resnet50", "partial"), ("resnet50", "full"), ("vit_base", "partial")])
+@pytest.mark.parametrize(
+    ("model", "phase"), [("resnet50", "partial"), ("resnet50", "full"), ("vit_base", "partial")]
+)
 def test_hybrid_is_partial_and_then_full(steps, model, phase):
     hybrid, alone = steps[model][f"hybrid/{phase}"], steps[model][f"{phase}/{phase}"]
     assert hybrid["function"] == alone["function"]
@@ -313,7 +346,8 @@ def test_a_step_takes_at_least_what_its_longest_part_takes(steps, model):
     for step in steps[model].values():
         assert step["roofline_s"] == max(step["times"].values()) == step["times"][step["bound"]]
         chips = step["compiled"]["devices"]
-        # The maker's figures of a v5e chip: 197 TFLOP/s, 819 GB/s, 200 GB/s out; an all-reduce sends 2 x 7/8 of itself.
+        # The maker's figures of a v5e chip: 197 TFLOP/s, 819 GB/s, 200 GB/s out; an all-reduce sends 2 x 7/8
+        # of itself.
         assert step["times"]["arithmetic"] == pytest.approx(step["hardware_flops"] / chips / 197e12)
         assert step["times"]["memory"] == pytest.approx(step["compiled"]["traffic"] / 819e9)
         reduced = bytes_by_kind(step)["all-reduce"]

@@ -66,7 +66,11 @@ def looked():
     """What is found in programs for eight devices, which a process of its own has."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROGRAMS)],
-        env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}", "JAX_PLATFORMS": "cpu"},
+        env={
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+            "JAX_PLATFORMS": "cpu",
+        },
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -179,17 +183,23 @@ def test_what_a_tpu_compiler_spreads_over_fusions_counts_once():
 
 
 def test_traffic_is_of_the_arrays_in_the_device_s_memory_alone():
-    # x is copied onto the chip, a row of the table is read, the result is written; all else stays on the chip.
+    # x is copied onto the chip, a row of the table is read, the result is written; all else stays on the
+    # chip.
     assert Program.parse(TPU).memory_bytes == 8 * 4 + 4 * 4 + 8 * 4
 
 
 @given(st.sampled_from(collectives.KINDS), st.integers(0, 1 << 40), st.integers(1, 4096), st.integers(1, 100))
-def test_no_device_sends_more_than_twice_what_there_is_and_alone_reduces_for_nothing(kind, size, group, count):
+def test_no_device_sends_more_than_twice_what_there_is_and_alone_reduces_for_nothing(
+    kind, size, group, count
+):
     one = Collective(kind, size, group, count)
     assert 0 <= one.sent <= 2 * size * count
     if group == 1 and kind in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all"):
         assert one.sent == 0
-    both = Collective("all-gather", size, group, count).sent + Collective("reduce-scatter", size, group, count).sent
+    both = (
+        Collective("all-gather", size, group, count).sent
+        + Collective("reduce-scatter", size, group, count).sent
+    )
     assert Collective("all-reduce", size, group, count).sent == pytest.approx(both)
 
 
@@ -234,7 +244,9 @@ ENTRY %main (y: f32[32]) -> f32[32] {
 def test_the_trips_of_a_loop_are_those_of_its_counter(start, stop, step):
     text = LOOP.replace("START", str(start)).replace("LIMIT", f"constant({stop})").replace("STEP", str(step))
     program = Program.parse(text)
-    assert collectives.of_program(program) == [Collective("all-reduce", 32 * 4, 2, len(range(start, stop, step)))]
+    assert collectives.of_program(program) == [
+        Collective("all-reduce", 32 * 4, 2, len(range(start, stop, step)))
+    ]
     assert program.unknown_loops == 0
 
 

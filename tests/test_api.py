@@ -20,7 +20,9 @@ def test_every_public_name_has_an_example_that_runs(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     value = getattr(dj, name)
     module = sys.modules[value.__module__]
-    found = doctest.DocTestFinder(recurse=False).find(value, name, module=module, globs={**vars(module), "dj": dj})
+    found = doctest.DocTestFinder(recurse=False).find(
+        value, name, module=module, globs={**vars(module), "dj": dj}
+    )
     assert [test for test in found if test.examples], f"{name} has no example in its docstring"
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     for test in found:
@@ -36,9 +38,7 @@ def test_the_examples_of_the_module_run(monkeypatch):
 
 
 def test_importing_the_package_imports_no_jax():
-    code = (
-        "import sys; before = set(sys.modules); import dapt_jax; print(*({'jax', 'numpy', 'flax'} & set(sys.modules)))"
-    )
+    code = "import sys; before = set(sys.modules); import dapt_jax; print(*({'jax', 'numpy', 'flax'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == ""
 
@@ -61,7 +61,9 @@ def test_features_do_not_depend_on_the_batch(monkeypatch):
 def test_a_saved_encoder_loads_to_the_bit(tmp_path):
     encoder = dj.load_encoder("efficientnet_lite0", cut_after="stage1/block1")
     encoder.save(tmp_path / "encoder.safetensors")
-    again = dj.load_encoder("efficientnet_lite0", str(tmp_path / "encoder.safetensors"), cut_after="stage1/block1")
+    again = dj.load_encoder(
+        "efficientnet_lite0", str(tmp_path / "encoder.safetensors"), cut_after="stage1/block1"
+    )
     images = np.zeros((2, 32, 32, 3), np.uint8)
     assert np.array_equal(dj.extract_features(encoder, images), dj.extract_features(again, images))
     with pytest.raises(dj.UserError, match="did you mean 'timm'"):

@@ -93,7 +93,9 @@ def test_the_arms_are_those_of_the_paper(monkeypatch):
 
 
 @needs_torch
-@pytest.mark.parametrize(("model", "strategy"), [("resnet18", "last block"), ("efficientnet_lite0", "forward")])
+@pytest.mark.parametrize(
+    ("model", "strategy"), [("resnet18", "last block"), ("efficientnet_lite0", "forward")]
+)
 def test_both_sides_do_the_same_work(model, strategy):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -164,11 +166,20 @@ def test_startup_tells_a_cold_cache_from_a_warm_one(run):
     rows = run(startup, "--model=resnet18", "--weights=random", "--size=32", "--images=64")
     assert [row["compilation cache"] for row in rows] == ["cold", "warm"]
     for row in rows:
-        assert row["total s"] == pytest.approx(sum(row[f"{part} s"] for part in ("imports", "reading", "step")))
+        assert row["total s"] == pytest.approx(
+            sum(row[f"{part} s"] for part in ("imports", "reading", "step"))
+        )
 
 
 def test_input_pipeline_reads_the_same_files_on_both_sides(run):
-    flags = ["--images=8", "--file-sizes=64", "--size=16", "--batch=4", "--kinds=colour", "--formats=jpeg,png"]
+    flags = [
+        "--images=8",
+        "--file-sizes=64",
+        "--size=16",
+        "--batch=4",
+        "--kinds=colour",
+        "--formats=jpeg,png",
+    ]
     rows = run(input_pipeline, *flags)
     assert [row["files"] for row in rows] == ["colour jpeg", "colour png"]
     for row in rows:
@@ -210,5 +221,7 @@ def test_a_corpus_has_as_many_images_of_each_class_as_there_are(tmp_path):
 
 def test_a_benchmark_is_a_command(tmp_path):
     command = [sys.executable, "-m", "benchmarks.input_pipeline", "--help"]
-    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300).stdout
+    printed = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300
+    ).stdout
     assert "--json" in printed

@@ -33,7 +33,12 @@ def test_time_goes_to_the_innermost_span():
     with clock.span("data"):
         now.sleep(32)
     now.sleep(64)
-    assert clock.seconds() == dict.fromkeys(NAMES, 0.0) | {"other": 65, "train": 18, "compile": 12, "data": 32}
+    assert clock.seconds() == dict.fromkeys(NAMES, 0.0) | {
+        "other": 65,
+        "train": 18,
+        "compile": 12,
+        "data": 32,
+    }
     assert clock.wall == sum(clock.seconds().values()) == 127
 
 

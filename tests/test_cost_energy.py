@@ -14,8 +14,9 @@ CPU = Hardware("cpu", 2, "cpu", 125.0, 35.0, None, None, "cpu", 8)
 @pytest.mark.parametrize(
     ("hours", "kwh"),
     [
-        # Strategy by strategy: full, L1SB, L2SB, L1SB_PFT, L2SB_PFT, F1B, F2B. Mehmood et al., "Resource-efficient
-        # domain adaptive pre-training for medical images" (arXiv 2204.13280), tables B1 and B2: hours of its phases.
+        # Strategy by strategy: full, L1SB, L2SB, L1SB_PFT, L2SB_PFT, F1B, F2B. Mehmood et al.,
+        # "Resource-efficient domain adaptive pre-training for medical images" (arXiv 2204.13280), tables B1
+        # and B2: hours of its phases.
         ((132.2, 83.75, 0), 94.86),
         ((132.2, 22.433333333333334, 0), 67.93),
         ((132.2, 27.45, 0), 70.12),
@@ -26,12 +27,16 @@ CPU = Hardware("cpu", 2, "cpu", 125.0, 35.0, None, None, "cpu", 8)
     ],
 )
 def test_published_energies(hours, kwh):
-    assert green_algorithms(sum(hours) * 3600, device_watts=250, memory_gb=35) == pytest.approx(kwh, rel=0.005)
+    assert green_algorithms(sum(hours) * 3600, device_watts=250, memory_gb=35) == pytest.approx(
+        kwh, rel=0.005
+    )
 
 
 def test_formula_by_hand_and_its_errors():
     assert green_algorithms(7200, device_watts=100, memory_gb=0, pue=1) == pytest.approx(0.2)
-    assert green_algorithms(3600, device_watts=0, memory_gb=10, pue=2, memory_watts_per_gb=0.5) == pytest.approx(0.01)
+    assert green_algorithms(
+        3600, device_watts=0, memory_gb=10, pue=2, memory_watts_per_gb=0.5
+    ) == pytest.approx(0.01)
     with pytest.raises(UserError, match="seconds is -1"):
         green_algorithms(-1, device_watts=1, memory_gb=1)
     with pytest.raises(UserError, match="memory_gb is nan"):

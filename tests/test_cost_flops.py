@@ -77,7 +77,9 @@ def test_frozen_gradients_cost_nothing():
     ],
 )
 def test_dot_general(equation, shapes, expected):
-    assert count(functools.partial(jnp.einsum, equation), *(spec(*shape) for shape in shapes)).model == expected
+    assert (
+        count(functools.partial(jnp.einsum, equation), *(spec(*shape) for shape in shapes)).model == expected
+    )
 
 
 def test_agrees_with_xla_on_matrix_products():
@@ -208,7 +210,9 @@ def test_while_of_unknown_length_is_counted_once_and_named():
     assert flops.model == 2 * 27
     assert flops.unknown == ("while",)
     # A loop without matrix work is no cause for alarm.
-    idle = count(lambda n: jax.lax.fori_loop(0, n, lambda i, h: h + i, 0), jax.ShapeDtypeStruct((), jnp.int32))
+    idle = count(
+        lambda n: jax.lax.fori_loop(0, n, lambda i, h: h + i, 0), jax.ShapeDtypeStruct((), jnp.int32)
+    )
     assert idle == Flops()
 
 

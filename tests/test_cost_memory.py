@@ -22,7 +22,8 @@ PARAMS = {"first": spec(5, 7), "last": spec(7, 3)}
 
 
 def test_residuals_of_two_layers():
-    # Kept: the images, tanh's output for the last weight, and what tanh's derivative is made from. Not the weights.
+    # Kept: the images, tanh's output for the last weight, and what tanh's derivative is made from. Not the
+    # weights.
     kept = residual_bytes(loss, PARAMS, spec(4, 5))
     images, hidden = 4 * 4 * 5, 4 * 4 * 7
     assert images + hidden <= kept <= images + 3 * hidden
@@ -44,7 +45,9 @@ def test_each_residual_counts_once():
 
 def test_checkpoint_keeps_inputs_only():
     plain = residual_bytes(lambda w, x: jnp.sin(jnp.sin(jnp.sin(x @ w))).sum(), spec(5, 7), spec(4, 5))
-    saved = residual_bytes(jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(jnp.sin(x @ w))).sum()), spec(5, 7), spec(4, 5))
+    saved = residual_bytes(
+        jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(jnp.sin(x @ w))).sum()), spec(5, 7), spec(4, 5)
+    )
     assert saved == 4 * 4 * 5 < plain
 
 
@@ -52,7 +55,10 @@ def test_train_peak_counts_inputs_once():
     x = spec(4, 5)
     params = tree_bytes(PARAMS)
     kept = residual_bytes(loss, PARAMS, x) - tree_bytes(x)
-    assert train_peak_bytes(loss, PARAMS, x, optimizer_state=(PARAMS, PARAMS)) == 4 * params + tree_bytes(x) + kept
+    assert (
+        train_peak_bytes(loss, PARAMS, x, optimizer_state=(PARAMS, PARAMS))
+        == 4 * params + tree_bytes(x) + kept
+    )
 
 
 def test_device_peak_names_its_source():

@@ -58,7 +58,9 @@ def test_resnet50_is_the_published_figure():
     assert forward.model == sum(sum(each) for each in resnet50(224).values())
 
 
-@pytest.mark.parametrize("last", ["head", "stage4/block3", "stage4/block2", "stage3/block1", "stage1/block1", "*"])
+@pytest.mark.parametrize(
+    "last", ["head", "stage4/block3", "stage4/block2", "stage3/block1", "stage1/block1", "*"]
+)
 def test_resnet50_for_each_mask(last):
     """Forward once; above the boundary every convolution has a weight gradient, and an input gradient unless it is first."""
     groups = resnet50(SIZE)
@@ -72,7 +74,8 @@ def test_resnet50_for_each_mask(last):
     above = [groups[name] for name in names[below:]]
     flops = 3 * sum(map(sum, above)) + 3 * head
     if above:
-        # Nothing asks for the gradient of what comes in; a block takes it in twice where its skip has a convolution.
+        # Nothing asks for the gradient of what comes in; a block takes it in twice where its skip has a
+        # convolution.
         first = above[0]
         flops -= first[0] + (first[3] if len(first) == 4 else 0)
     else:
@@ -104,7 +107,12 @@ def spec(*shape):
 
 
 def vit_params():
-    block = {"qkv": (WIDTH, 3 * WIDTH), "out": (WIDTH, WIDTH), "up": (WIDTH, 4 * WIDTH), "down": (4 * WIDTH, WIDTH)}
+    block = {
+        "qkv": (WIDTH, 3 * WIDTH),
+        "out": (WIDTH, WIDTH),
+        "up": (WIDTH, 4 * WIDTH),
+        "down": (4 * WIDTH, WIDTH),
+    }
     blocks = [{name: spec(*shape) for name, shape in block.items()} for _ in range(DEPTH)]
     return {"patch": spec(PATCH, WIDTH), "blocks": blocks, "head": spec(WIDTH, CLASSES)}
 
@@ -180,7 +188,8 @@ def test_unet_for_each_mask(mask):
     merges = [conv(side // 2, 3, 1, 2 * UNET[1], UNET[1]), conv(side, 3, 1, 2 * UNET[0], UNET[0])]
     out = 2 * side**2 * UNET[0] * 2
     forward, decoder = sum(encoder) + sum(ups) + sum(merges) + out, sum(ups) + sum(merges) + out
-    # The decoder's gradients need none of its first input; joined skips take no gradient apart from the whole.
+    # The decoder's gradients need none of its first input; joined skips take no gradient apart from the
+    # whole.
     expected = forward + 2 * decoder - ups[0] if mask == "decoder" else 3 * forward - encoder[0]
     assert counted.model == counted.hardware == expected
 
@@ -189,7 +198,9 @@ def test_convolutions_without_padding_are_what_xla_counts():
     """Where `cost_analysis` is right: no padding, no loop; elementwise work, which it adds, is none here."""
 
     def fn(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
     args = [spec(2, 9, 9, 4), spec(3, 3, 4, 8)]
     compiled = jax.jit(fn).lower(*args).compile().cost_analysis()

@@ -98,7 +98,9 @@ def test_a_grid_distortion_is_monotonic_and_keeps_the_corners() -> None:
     rows, columns = np.asarray(warp.grid_distortion(warp.identity(21, 31), jax.random.key(0), 0.9))
     assert (np.diff(rows, axis=0) > 0).all()
     assert (np.diff(columns, axis=1) > 0).all()
-    np.testing.assert_allclose([rows[0, 0], rows[-1, 0], columns[0, 0], columns[0, -1]], [0, 20, 0, 30], atol=1e-4)
+    np.testing.assert_allclose(
+        [rows[0, 0], rows[-1, 0], columns[0, 0], columns[0, -1]], [0, 20, 0, 30], atol=1e-4
+    )
 
 
 def test_colours_are_those_of_hsv() -> None:

@@ -20,7 +20,13 @@ def test_ten_crops_are_the_corners_and_the_middle_and_the_same_mirrored(side, mo
     height, width = side + more_down, side + more_across
     images = np.arange(2 * height * width * 3).reshape(2, height, width, 3)
     found = list(crops.ten(images, side))
-    corners = [(0, 0), (0, more_across), (more_down, 0), (more_down, more_across), (more_down // 2, more_across // 2)]
+    corners = [
+        (0, 0),
+        (0, more_across),
+        (more_down, 0),
+        (more_down, more_across),
+        (more_down // 2, more_across // 2),
+    ]
     assert [tuple(crop[0, 0, 0] // 3) for crop in found[:5]] == [
         (down * width + across,) * 3 for down, across in corners
     ]
@@ -53,7 +59,8 @@ def test_a_random_crop_is_resized_to_the_patch():
     rows = np.arange(4, dtype=np.int32)
     found = np.asarray(Augment(crop=0.999, patch=16)(ramp, 0, 0, rows))
     assert found.shape == (4, 16, 16, 3)
-    # Areas from 0.999 to 1, but sides of 3:4 to 4:3 that are cut to the whole: a side is 0.86 of the image at least.
+    # Areas from 0.999 to 1, but sides of 3:4 to 4:3 that are cut to the whole: a side is 0.86 of the image at
+    # least.
     spans = found[:, -1, 0, 0] - found[:, 0, 0, 0]
     assert spans.min() > 0.8 * 240 * 23 / 24
     cut = np.asarray(Augment(patch=16)(ramp, 0, 0, rows))
@@ -72,6 +79,8 @@ def test_predictions_are_of_patches_and_means_over_their_crops(number):
     images = data.images.batch(np.arange(11))
     squares = list(crops.ten(images, 16)) if number == 10 else [images[:, 2:18, 2:18]]
     forward = classification.forward_fn(model, None)
-    expected = np.mean([np.asarray(objective.probabilities(forward(params, stats, each))) for each in squares], 0)
+    expected = np.mean(
+        [np.asarray(objective.probabilities(forward(params, stats, each))) for each in squares], 0
+    )
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)

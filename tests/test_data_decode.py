@@ -74,7 +74,9 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_to_nearly_the_same_pi
     off = np.abs(decode(path, 64) - fair)
     assert 0 < off.mean() < 0.5
     assert off.max() <= 4
-    np.testing.assert_array_equal(decode(path, 65), np.asarray(whole.resize((65, 65), Image.Resampling.BILINEAR)))
+    np.testing.assert_array_equal(
+        decode(path, 65), np.asarray(whole.resize((65, 65), Image.Resampling.BILINEAR))
+    )
     np.testing.assert_array_equal(decode(path, 64, crop=256), fair)  # a crop counts the file's own pixels
 
 

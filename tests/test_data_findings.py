@@ -105,14 +105,18 @@ def test_one_picture_under_two_labels_is_named():
     lines = findings.of_set(dataset(images, [0, 0, 0, 1, 1, 1]))
     assert any("2 images are 1 pictures under several names" in line for line in lines)
     assert any(
-        "1 of these pictures have several labels, first: array/000000 and array/000005" in line for line in lines
+        "1 of these pictures have several labels, first: array/000000 and array/000005" in line
+        for line in lines
     )
 
 
 def lacking(labels: np.ndarray, sides: np.ndarray, folds: int) -> int:
     """How many classes of two groups or more some training part lacks; images are groups here."""
     wanted = labels[:, labels.sum(axis=0) >= 2] == 1
-    return sum(any(not (wanted[:, c] & (sides != fold)).any() for fold in range(folds)) for c in range(wanted.shape[1]))
+    return sum(
+        any(not (wanted[:, c] & (sides != fold)).any() for fold in range(folds))
+        for c in range(wanted.shape[1])
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -160,7 +164,9 @@ def test_a_class_that_a_head_never_saw_is_in_no_mean_over_classes(seed, multi_la
     said = rng.dirichlet(np.ones(3), len(labels))
     targets = np.eye(3)[labels] if multi_label else labels
     seen = np.array([True, True, False])
-    scores = {score.metric: score for score in metrics.classification(targets, said, ("a", "b", "c"), seen=seen)}
+    scores = {
+        score.metric: score for score in metrics.classification(targets, said, ("a", "b", "c"), seen=seen)
+    }
     every = {score.metric: score for score in metrics.classification(targets, said, ("a", "b", "c"))}
     assert scores["auc"].classes == ("a", "b")
     assert scores["auc"].value == pytest.approx((every["auc/a"].value + every["auc/b"].value) / 2)
@@ -198,10 +204,13 @@ def test_tasks_of_the_users_own_grades_have_a_quadratic_kappa(tmp_path):
         Image.fromarray(noise(1, number)[0]).save(tmp_path / f"{number}.png")
         lines.append(f"{number}.png,{number % 4},P{number}")
     (tmp_path / "m.csv").write_text("\n".join(lines))
-    data = load({"kind": "manifest", "path": str(tmp_path / "m.csv"), "ordinal": True}, data_dir=None, image_size=16)
+    data = load(
+        {"kind": "manifest", "path": str(tmp_path / "m.csv"), "ordinal": True}, data_dir=None, image_size=16
+    )
     task = Task("t", data, {})
     held = [(np.eye(4)[data.labels[rows]], rows) for _, rows in task.folds(3, 0)]
     rows = {
-        row["metric"]: row["value"] for row in classification.score(task, ArmKey("n", 0, "r", "m"), "linear", held, {})
+        row["metric"]: row["value"]
+        for row in classification.score(task, ArmKey("n", 0, "r", "m"), "linear", held, {})
     }
     assert rows["kappa_quadratic"] == 1

@@ -160,7 +160,9 @@ def test_images_and_masks_are_no_classes(tree):
 def test_splits_among_classes_are_refused_unless_declared(tree):
     for name in ("normal/1.png", "sick/1.png", "test/1.png"):
         tree.image(name)
-    with pytest.raises(UserError, match=r"test: a folder named as a split, without class folders, beside normal, sick"):
+    with pytest.raises(
+        UserError, match=r"test: a folder named as a split, without class folders, beside normal, sick"
+    ):
         tree.read()
     assert len(tree.read(classes=("normal", "sick", "test"))) == 3
 
@@ -177,7 +179,9 @@ def test_unlabelled_images_of_a_split_are_no_class(tree):
 def test_a_class_that_is_partly_divided_into_splits_is_refused(tree):
     for name in ("a/train/1.png", "a/test/1.png", "b/1.png"):
         tree.image(name)
-    with pytest.raises(UserError, match=r"b: holds 1\.png outside of splits.*expected CLASS/SPLIT/image throughout"):
+    with pytest.raises(
+        UserError, match=r"b: holds 1\.png outside of splits.*expected CLASS/SPLIT/image throughout"
+    ):
         tree.read()
 
 
@@ -223,7 +227,12 @@ def test_the_patient_of_dicom_files_keeps_splits_apart(tree):
     ("folder", "counts", "splits", "named"),
     [
         ("folders/kaggle_brain", [8, 8, 8], ["test", "train"], ["Testing is test, Training is train"]),
-        ("folders/kaggle_chest", [9, 9], ["test", "train", "val"], ["__MACOSX", "chest_xray: left out, a folder of 6"]),
+        (
+            "folders/kaggle_chest",
+            [9, 9],
+            ["test", "train", "val"],
+            ["__MACOSX", "chest_xray: left out, a folder of 6"],
+        ),
         ("folders/unlabelled_test", [3, 3], ["train"], ["test: left out 3 images in no class folder"]),
         ("no_suffix/set", [4, 4, 4, 4, 4], [], []),
     ],

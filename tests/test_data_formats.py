@@ -26,7 +26,9 @@ def ramp(values, low, high):
 # --- windows
 
 
-@pytest.mark.parametrize(("text", "window"), [("-160,240", Window(-160, 240)), ("1%, 99%", Window(1, 99, True))])
+@pytest.mark.parametrize(
+    ("text", "window"), [("-160,240", Window(-160, 240)), ("1%, 99%", Window(1, 99, True))]
+)
 def test_a_window_is_values_or_percentiles(text, window):
     assert Window.parse(text) == window
     assert Window.parse("") is None
@@ -34,7 +36,9 @@ def test_a_window_is_values_or_percentiles(text, window):
 
 @pytest.mark.parametrize("text", ["lung", "5", "240,-160", "1%,99", "-1%,50%", "1%,101%", "1.2.3,4"])
 def test_another_window_is_refused(text):
-    with pytest.raises(UserError, match=r"window=.*expected black and white as values '-160,240' or percentiles"):
+    with pytest.raises(
+        UserError, match=r"window=.*expected black and white as values '-160,240' or percentiles"
+    ):
         Window.parse(text)
 
 
@@ -45,7 +49,12 @@ def test_dicom_values_are_rescaled_and_windowed_as_the_standard_says(tmp_path):
     stored = (HOUNSFIELD + 1024).astype(np.uint16)
     centre, width = 40, 400
     path = write.dicom(
-        tmp_path / "ct.dcm", stored, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=centre, WindowWidth=width
+        tmp_path / "ct.dcm",
+        stored,
+        RescaleSlope=1,
+        RescaleIntercept=-1024,
+        WindowCenter=centre,
+        WindowWidth=width,
     )
     # PS3.3 C.11.2.1.2: linear between c - 0.5 - (w - 1) / 2 and c - 0.5 + (w - 1) / 2.
     low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
@@ -66,7 +75,9 @@ def test_dicom_without_a_window_follows_the_rule_for_16_bits(tmp_path):
 def test_monochrome1_is_inverted(tmp_path):
     stored = RNG.integers(0, 256, (12, 16)).astype(np.uint8)
     bright = dicom.pixels(Plane(write.dicom(tmp_path / "2.dcm", stored)))
-    dark = dicom.pixels(Plane(write.dicom(tmp_path / "1.dcm", stored, PhotometricInterpretation="MONOCHROME1")))
+    dark = dicom.pixels(
+        Plane(write.dicom(tmp_path / "1.dcm", stored, PhotometricInterpretation="MONOCHROME1"))
+    )
     np.testing.assert_array_equal(bright, stored)
     np.testing.assert_array_equal(dark, 255 - stored)
 
@@ -81,7 +92,9 @@ def test_dicom_needs_no_suffix_and_colour_stays_colour(tmp_path):
 def test_a_frame_of_several_has_to_be_named(tmp_path):
     frames = RNG.integers(0, 256, (3, 8, 10)).astype(np.uint8)
     path = write.dicom(tmp_path / "cine.dcm", frames)
-    with pytest.raises(UserError, match=r"cine\.dcm: holds 3 frames, expected one image per file; name one, 0 to 2"):
+    with pytest.raises(
+        UserError, match=r"cine\.dcm: holds 3 frames, expected one image per file; name one, 0 to 2"
+    ):
         decode(path, 8)
     np.testing.assert_array_equal(dicom.pixels(Plane(path, 1)), frames[1])
     with pytest.raises(UserError, match=r"no frame 3; it holds 3"):
@@ -128,7 +141,9 @@ def oriented(axes: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SAL"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_slice_is_the_files_own_and_looks_the_same_however_the_scanner_stored_the_volume(tmp_path, axes, axis):
+def test_a_slice_is_the_files_own_and_looks_the_same_however_the_scanner_stored_the_volume(
+    tmp_path, axes, axis
+):
     stored, affine = oriented(axes)
     path = write.nifti(tmp_path / f"{axes}.nii.gz", stored, affine)
     canonical = np.arange(5 * 6 * 7, dtype=np.float32).reshape(5, 6, 7)
@@ -171,7 +186,9 @@ def test_a_volume_that_is_written_again_is_read_again(tmp_path):
 
 def test_a_nifti_of_wrong_rank_or_cut_short_or_without_the_slice_is_one_line(tmp_path):
     path = write.nifti(tmp_path / "time.nii.gz", np.zeros((3, 4, 5, 6), np.float32))
-    with pytest.raises(UserError, match=r"time\.nii\.gz: a NIfTI image of rank 4 \[3, 4, 5, 6\]; expected .* rank 3"):
+    with pytest.raises(
+        UserError, match=r"time\.nii\.gz: a NIfTI image of rank 4 \[3, 4, 5, 6\]; expected .* rank 3"
+    ):
         decode(Plane(path, 0), 8)
     with pytest.raises(UserError, match=r"flat\.nii: a NIfTI image of rank 2"):
         decode(Plane(write.nifti(tmp_path / "flat.nii", np.zeros((3, 4), np.float32)), 0), 8)
@@ -215,7 +232,9 @@ def test_bad_arrays_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"line\.npy: an array \[5\], expected a picture"):
         decode(tmp_path / "line.npy", 8)
     np.save(tmp_path / "stack.npy", np.zeros((3, 4, 4)))
-    with pytest.raises(UserError, match=r"stack\.npy\[3\]: no picture 3|stack\.npy: no picture 3; it holds 3"):
+    with pytest.raises(
+        UserError, match=r"stack\.npy\[3\]: no picture 3|stack\.npy: no picture 3; it holds 3"
+    ):
         decode(Plane(tmp_path / "stack.npy", 3), 8)
     (tmp_path / "old.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
     with pytest.raises(UserError, match=r"old\.mat: not an HDF5 file .*; save it in MATLAB with -v7\.3"):
@@ -240,14 +259,19 @@ def test_a_page_of_a_tiff_has_to_be_named(tmp_path):
 def test_a_window_applies_to_16_bit_png(tmp_path):
     values = RNG.integers(0, 5000, (9, 9)).astype(np.uint16)
     path = write.image(tmp_path / "a.png", values)
-    np.testing.assert_array_equal(decode(Plane(path, window=Window(100, 1100)), 9)[..., 0], ramp(values, 100, 1100))
+    np.testing.assert_array_equal(
+        decode(Plane(path, window=Window(100, 1100)), 9)[..., 0], ramp(values, 100, 1100)
+    )
 
 
 def test_a_manifest_names_slices_frames_pages_and_dicom(tmp_path):
     volume = RNG.integers(0, 100, (9, 9, 4)).astype(np.int16)
     write.nifti(tmp_path / "scan.nii.gz", volume)
     write.nifti(tmp_path / "drawn.nii.gz", (volume > 50).astype(np.uint8))
-    rows = ["image,label,mask,split", *(f"scan.nii.gz[{index}],x,drawn.nii.gz[{index}],train" for index in (0, 3))]
+    rows = [
+        "image,label,mask,split",
+        *(f"scan.nii.gz[{index}],x,drawn.nii.gz[{index}],train" for index in (0, 3)),
+    ]
     path = tmp_path / "manifest.csv"
     path.write_text("\n".join(rows))
     spec = {"kind": "manifest", "path": str(path), "window": "0,100"}
@@ -263,7 +287,9 @@ def test_a_manifest_names_slices_frames_pages_and_dicom(tmp_path):
     with pytest.raises(UserError, match=r"image scan\.nii\.gz is in splits 'train' and 'test' \(rows 2, 4\)"):
         load(spec, data_dir=None, image_size=9)
     path.write_text("\n".join([*rows, "scan.nii.gz[4],x,drawn.nii.gz[3],train"]))
-    with pytest.raises(UserError, match=r"1 of 3 images .* first: row 4: .*scan\.nii\.gz: no slice 4; it holds 4"):
+    with pytest.raises(
+        UserError, match=r"1 of 3 images .* first: row 4: .*scan\.nii\.gz: no slice 4; it holds 4"
+    ):
         load(spec, data_dir=None, image_size=9)
     with pytest.raises(UserError, match=r"axis=3; expected 0 \(sagittal\)"):
         load({**spec, "axis": 3}, data_dir=None, image_size=9)

@@ -47,7 +47,9 @@ def line_of(source) -> str:
 @pytest.mark.skipif(not HOSTILE.is_dir(), reason=f"no folder of hostile images at {HOSTILE}")
 @pytest.mark.parametrize("path", sorted(HOSTILE.glob("*")), ids=lambda path: path.name)
 def test_every_hostile_image_is_one_line(path):
-    line_of(Plane(path, None if path.suffix in (".h5", ".png") else 0, key="a" if path.suffix == ".h5" else ""))
+    line_of(
+        Plane(path, None if path.suffix in (".h5", ".png") else 0, key="a" if path.suffix == ".h5" else "")
+    )
 
 
 def test_mutated_files_of_every_image_format_are_read_or_one_line():
@@ -135,7 +137,9 @@ def test_no_link_leads_out_of_an_hdf5_file(tmp_path):
 def test_a_chunk_that_unpacks_to_more_than_the_limit_is_refused_before(tmp_path, small_limit):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         chunked = {"compression": "gzip", "compression_opts": 9}
-        file.create_dataset("chunk", (8, 8), "u1", maxshape=(None, None), chunks=(4096, 4096), **chunked)[:] = 1
+        file.create_dataset("chunk", (8, 8), "u1", maxshape=(None, None), chunks=(4096, 4096), **chunked)[
+            :
+        ] = 1
         made = file.create_dataset("lies", (16, 16), "u1", chunks=(16, 16), **chunked)
         made.id.write_direct_chunk((0, 0), zlib.compress(bytes(64 << 20), 9))
     assert "a chunk of chunk takes" in line_of(Plane(tmp_path / "a.h5", key="chunk"))
@@ -152,7 +156,9 @@ def test_a_file_on_which_the_library_hangs_is_refused_and_the_next_one_read(tmp_
         "import time; real = hdf5_trial._walk; "
         "hdf5_trial._walk = lambda p: time.sleep(60) if 'hangs' in str(p) else real(p); "
     )
-    monkeypatch.setattr(hdf5_trial, "_CODE", hdf5_trial._CODE.replace("hdf5_trial.serve", slow + "hdf5_trial.serve"))
+    monkeypatch.setattr(
+        hdf5_trial, "_CODE", hdf5_trial._CODE.replace("hdf5_trial.serve", slow + "hdf5_trial.serve")
+    )
     assert "does not come to an end" in line_of(Plane(tmp_path / "hangs.h5", key="image"))
     np.testing.assert_array_equal(arrays.values(Plane(tmp_path / "good.h5", key="image")), GREY)
     hdf5_trial._close()
@@ -198,7 +204,9 @@ BOMBS = {
     "square.png": lambda path: png_header(path, 9000, 9000),
     "wide.png": lambda path: png_header(path, 1 << 20, 1),
     "a.npy": lambda path: np.lib.format.open_memmap(path, "w+", np.float64, (2000, 2000)),
-    "a.h5": lambda path: h5py.File(path, "w").create_dataset("image", (1 << 20, 1 << 20), "u1", chunks=(64, 64)),
+    "a.h5": lambda path: h5py.File(path, "w").create_dataset(
+        "image", (1 << 20, 1 << 20), "u1", chunks=(64, 64)
+    ),
     "a.nii": lambda path: bomb_nifti(path, (3000, 3000, 1)),
     "a.nii.gz": lambda path: bomb_nifti(path, (300, 300, 300)),
     "a.dcm": lambda path: write.dicom(path, GREY, Rows=60000, Columns=60000),

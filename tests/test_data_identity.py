@@ -17,7 +17,9 @@ from dapt_jax.data.sources import load
 from dapt_jax.errors import UserError
 from tests import medical_files as write
 
-PER_EXAMPLE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PER_EXAMPLE = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 SEPARATORS = st.sampled_from(["", "_", " ", "-", "."])
 NAMES = st.text("abcdefghéüñøß", min_size=1, max_size=8)
 
@@ -63,7 +65,14 @@ def spelt(*names: str):
     image=spelt("image", "file name", "image path", "img", "file path"),
     label=spelt("label", "class", "target", "diagnosis", "finding labels"),
     patient=spelt(
-        "patient id", "patient identifier", "subject", "participant no", "case id", "pid", "mrn", "anon patient id"
+        "patient id",
+        "patient identifier",
+        "subject",
+        "participant no",
+        "case id",
+        "pid",
+        "mrn",
+        "anon patient id",
     ),
     split=spelt("split", "subset", "data set", "usage"),
     order=st.permutations(range(4)),
@@ -87,7 +96,9 @@ def test_columns_are_found_by_usual_names_in_any_order_and_spelling(
 def test_composed_and_decomposed_letters_are_one_patient_and_one_label(pictures, names, random):
     forms = ["NFC", "NFD"]
     patients = [unicodedata.normalize(random.choice(forms), names[number // 3]) for number in range(12)]
-    labels = [unicodedata.normalize(random.choice(forms), f"{names[0]}ü{number % 2}") + " " for number in range(12)]
+    labels = [
+        unicodedata.normalize(random.choice(forms), f"{names[0]}ü{number % 2}") + " " for number in range(12)
+    ]
     data = read(pictures, table(image=FILES, label=labels, patient=patients))
     assert len(data.classes) == 2
     assert len(set(data.groups.tolist())) == 4
@@ -112,7 +123,9 @@ def test_a_file_is_found_in_either_unicode_form_and_any_case(tmp_path, on_disk, 
 def test_missing_values_name_no_class_and_nobody_unless_declared(pictures, missing):
     patients = [missing, *PATIENTS[1:]]
     rows = table(image=FILES, label=[missing, *LABELS[1:]], patient=patients)
-    with pytest.raises(UserError, match=r"row 2: 0\.png has no label.*drop_classes='nan' leaves such rows out"):
+    with pytest.raises(
+        UserError, match=r"row 2: 0\.png has no label.*drop_classes='nan' leaves such rows out"
+    ):
         read(pictures, rows)
     left = read(pictures, rows, drop_classes=("nan",))
     assert left.class_counts() == {"sick": 5, "well": 6}
@@ -154,16 +167,21 @@ def test_a_column_that_looks_like_identities_is_pointed_out(pictures, name):
 
 def test_measures_are_no_identities(pictures):
     ages, sexes = [str(40 + number // 3) for number in range(12)], ["F", "M"] * 6
-    assert not read(pictures, table(image=FILES, label=LABELS, age=ages, sex=sexes, source=["site1"] * 12)).notes
+    assert not read(
+        pictures, table(image=FILES, label=LABELS, age=ages, sex=sexes, source=["site1"] * 12)
+    ).notes
 
 
 def test_two_columns_of_patients_that_disagree_are_refused(pictures):
     other = [f"S{number % 4}" for number in range(12)]
-    with pytest.raises(UserError, match=r"'PatientID' and 'subject' both seem to name patients.*group='PatientID'"):
+    with pytest.raises(
+        UserError, match=r"'PatientID' and 'subject' both seem to name patients.*group='PatientID'"
+    ):
         read(pictures, table(image=FILES, label=LABELS, subject=other, PatientID=PATIENTS))
     finer = [f"{patient}-{number % 2}" for number, patient in enumerate(PATIENTS)]
     assert (
-        read(pictures, table(image=FILES, label=LABELS, case_id=finer, PatientID=PATIENTS)).groups.tolist() == PATIENTS
+        read(pictures, table(image=FILES, label=LABELS, case_id=finer, PatientID=PATIENTS)).groups.tolist()
+        == PATIENTS
     )
 
 
@@ -187,7 +205,9 @@ def test_names_without_a_folder_are_found_in_the_one_folder_that_holds_them_all(
 
 def test_several_columns_that_could_be_the_label_are_named(pictures):
     rows = table(image=FILES, diagnosis=LABELS, grade=["1", "2", "3"] * 4)
-    with pytest.raises(UserError, match=r"no column 'label'; it could be 'diagnosis' or 'grade'; expected label='diag"):
+    with pytest.raises(
+        UserError, match=r"no column 'label'; it could be 'diagnosis' or 'grade'; expected label='diag"
+    ):
         read(pictures, rows)
     assert read(pictures, rows, label="Grade").classes == ("1", "2", "3")
     numbered = table(image=FILES, class_id=[str(LABELS.index(name)) for name in LABELS], class_name=LABELS)
@@ -214,11 +234,19 @@ def test_identities_without_suffix_name_files_where_one_fits(pictures):
     st.booleans(),
     st.booleans(),
 )
-def test_a_table_is_read_as_spreadsheets_write_it(pictures, separator, mark, encoding, end, quoted, numbered, said):
-    rows = table(image=FILES, label=["né, oui" if separator != "," or quoted else "né", "well"] * 6, patient=PATIENTS)
+def test_a_table_is_read_as_spreadsheets_write_it(
+    pictures, separator, mark, encoding, end, quoted, numbered, said
+):
+    rows = table(
+        image=FILES, label=["né, oui" if separator != "," or quoted else "né", "well"] * 6, patient=PATIENTS
+    )
     cells = [[f'"{cell}"' if quoted else cell for cell in row] for row in rows]
-    cells = [[("" if place == 0 else str(place)), *row] for place, row in enumerate(cells)] if numbered else cells
-    lines = [separator.join(row) + separator for row in cells]  # a column without a name, as a stray cell leaves it
+    cells = (
+        [[("" if place == 0 else str(place)), *row] for place, row in enumerate(cells)] if numbered else cells
+    )
+    lines = [
+        separator.join(row) + separator for row in cells
+    ]  # a column without a name, as a stray cell leaves it
     text = end.join([*(["sep=" + separator] if said else []), *lines, separator * 3, ""])
     path = pictures / "saved.csv"
     path.write_bytes((mark if encoding == "utf-8" else b"") + text.encode(encoding))
@@ -231,7 +259,9 @@ def test_a_table_is_read_as_spreadsheets_write_it(pictures, separator, mark, enc
 def test_the_patient_of_a_dicom_file_is_used_where_no_column_names_one(tmp_path):
     rng = np.random.default_rng(0)
     for number, patient in enumerate(("A1", "A1", "B2", "anonymous", "0000")):
-        write.dicom(tmp_path / f"{number}.dcm", rng.integers(0, 99, (8, 8)).astype(np.uint16), PatientID=patient)
+        write.dicom(
+            tmp_path / f"{number}.dcm", rng.integers(0, 99, (8, 8)).astype(np.uint16), PatientID=patient
+        )
     lines = ["image,label", *(f"{number}.dcm,{'ab'[number % 2]}" for number in range(5))]
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
     groups = load_manifest(tmp_path / "manifest.csv", image_size=8).groups.tolist()
@@ -269,11 +299,14 @@ def test_grades_are_in_numerical_order(numbers, prefix, random):
 def test_named_grades_need_an_order_and_numbers_have_one(shared_cases):
     def grades(table, **more):
         return load(
-            {"kind": "manifest", "path": str(shared_cases / "grades" / table), "ordinal": True, **more}, **WHERE
+            {"kind": "manifest", "path": str(shared_cases / "grades" / table), "ordinal": True, **more},
+            **WHERE,
         )
 
     assert grades("numbers.csv").classes == tuple(map(str, range(12)))
-    with pytest.raises(UserError, match=r"grades need an order, but these are names: mild, moderate, none, severe"):
+    with pytest.raises(
+        UserError, match=r"grades need an order, but these are names: mild, moderate, none, severe"
+    ):
         grades("names.csv")
     named = grades("names.csv", classes="none,mild,moderate,severe")
     assert named.ordinal
@@ -296,13 +329,19 @@ def test_the_case_of_composed_letters(shared_cases):
     assert len(load_manifest(shared_cases / "nfd" / "manifest.csv", image_size=16)) == 2
 
 
-@given(st.sampled_from(["train", "Training", "TRAIN", "train_images", "1. Training Set", "TrainData", "seg_train"]))
+@given(
+    st.sampled_from(
+        ["train", "Training", "TRAIN", "train_images", "1. Training Set", "TrainData", "seg_train"]
+    )
+)
 def test_splits_are_known_in_any_spelling(name):
     assert identity.split_name(name) == "train"
 
 
 @given(
-    st.sampled_from(["trained", "contest", "normal", "testis", "tests of liver", "devil", "set", "fold", "train test"])
+    st.sampled_from(
+        ["trained", "contest", "normal", "testis", "tests of liver", "devil", "set", "fold", "train test"]
+    )
 )
 def test_other_words_are_no_splits(name):
     assert identity.split_name(name) == ""

@@ -172,7 +172,9 @@ def test_windows_are_those_of_the_standard(tmp_path, centre, width, function, ex
 
 def test_a_sigmoid_window_rises_smoothly_through_its_centre(tmp_path):
     values = np.arange(SHAPE[0] * SHAPE[1], dtype=np.uint16).reshape(SHAPE) * 20
-    path = write.dicom(tmp_path / "a.dcm", values, WindowCenter=2000, WindowWidth=1000, VOILUTFunction="SIGMOID")
+    path = write.dicom(
+        tmp_path / "a.dcm", values, WindowCenter=2000, WindowWidth=1000, VOILUTFunction="SIGMOID"
+    )
     expected = np.rint(255 / (1 + np.exp(-4 * (values - 2000.0) / 1000)))
     np.testing.assert_array_equal(dicom.pixels(Plane(path)), expected)
 
@@ -184,7 +186,9 @@ def enhanced(path, frames, shared=None, per_frame=(), **elements):
 
 
 def rescale(slope, intercept):
-    return {"PixelValueTransformationSequence": Sequence([item(RescaleSlope=slope, RescaleIntercept=intercept)])}
+    return {
+        "PixelValueTransformationSequence": Sequence([item(RescaleSlope=slope, RescaleIntercept=intercept)])
+    }
 
 
 def window(centre, width):
@@ -193,7 +197,11 @@ def window(centre, width):
 
 @quick
 @given(
-    seed=seeds, own=st.booleans(), slope=st.sampled_from([1, 2.5]), intercept=st.integers(-1024, 0), empty=st.booleans()
+    seed=seeds,
+    own=st.booleans(),
+    slope=st.sampled_from([1, 2.5]),
+    intercept=st.integers(-1024, 0),
+    empty=st.booleans(),
 )
 def test_a_frame_of_an_enhanced_object_is_as_the_classic_slice(tmp_path, seed, own, slope, intercept, empty):
     frames = np.stack([scene(seed + k, 0, 4095) for k in range(2)])
@@ -245,7 +253,9 @@ def test_padding_is_part_of_no_range_and_black(tmp_path, signed, limit, monochro
 )
 def test_the_presentation_shape_inverts_once(tmp_path, photometric, shape, inverted):
     values = scene(3, 0, 255, np.uint8)
-    path = write.dicom(tmp_path / "a.dcm", values, PhotometricInterpretation=photometric, PresentationLUTShape=shape)
+    path = write.dicom(
+        tmp_path / "a.dcm", values, PhotometricInterpretation=photometric, PresentationLUTShape=shape
+    )
     np.testing.assert_array_equal(dicom.pixels(Plane(path)), 255 - values if inverted else values)
 
 
@@ -254,7 +264,9 @@ def test_the_presentation_shape_inverts_once(tmp_path, photometric, shape, inver
 )
 def test_an_unknown_photometric_interpretation_is_refused_by_name(tmp_path, photometric, samples):
     values = np.zeros((8, 8, 3) if samples == 3 else (8, 8), np.uint8)
-    path = write.dicom(tmp_path / "a.dcm", values, SamplesPerPixel=samples, PhotometricInterpretation=photometric)
+    path = write.dicom(
+        tmp_path / "a.dcm", values, SamplesPerPixel=samples, PhotometricInterpretation=photometric
+    )
     with pytest.raises(UserError, match=rf"a\.dcm: photometric interpretation {photometric or '.none.'}"):
         decode(path, 8)
 
@@ -374,15 +386,22 @@ def test_tiff_with_white_at_zero_is_inverted_at_every_depth(tmp_path, dtype):
 def test_a_grey_map_spans_the_greatest_value_of_its_header(tmp_path):
     values = scene(8, 0, 1000)
     (tmp_path / "a.pgm").write_bytes(b"P5 16 12 1023\n" + values.astype(">u2").tobytes())
-    assert np.abs(pixels.samples(Plane(tmp_path / "a.pgm")).shown()[0].astype(int) - ramp(values, 0, 1023)).max() <= 1
+    assert (
+        np.abs(pixels.samples(Plane(tmp_path / "a.pgm")).shown()[0].astype(int) - ramp(values, 0, 1023)).max()
+        <= 1
+    )
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (0.0, 4000.0), (0.0, 0.003)])
 def test_float_stacks_are_scaled_together(tmp_path, low, high):
-    stacks = [np.linspace(low, low + (high - low) * share, 3 * 12 * 16).reshape(3, 12, 16) for share in (1, 0.5)]
+    stacks = [
+        np.linspace(low, low + (high - low) * share, 3 * 12 * 16).reshape(3, 12, 16) for share in (1, 0.5)
+    ]
     for number, stack in enumerate(stacks):
         np.save(tmp_path / f"{number}.npy", stack.astype(np.float32))
-    store = ImageStore.from_files([Plane(tmp_path / f"{n}.npy", k) for n in range(2) for k in range(3)], 12, crop=12)
+    store = ImageStore.from_files(
+        [Plane(tmp_path / f"{n}.npy", k) for n in range(2) for k in range(3)], 12, crop=12
+    )
     (used,) = set(store.ranges())
     assert store[2].max() > 250
     for place, (n, k) in enumerate(itertools.product(range(2), range(3))):
@@ -422,7 +441,11 @@ def test_sets_whose_scales_differ_are_named_with_the_way_out(tmp_path):
 
     two = {"development": set_of("d", 4095), "external": set_of("e", 16383)}
     (said,) = intensity.disagreements(two)
-    for word in ("development has black 0, white 4095", "external has black 0, white 16383", "window='LOW,HIGH'"):
+    for word in (
+        "development has black 0, white 4095",
+        "external has black 0, white 16383",
+        "window='LOW,HIGH'",
+    ):
         assert word in said
     assert not intensity.disagreements({"development": two["development"], "test": set_of("t", 4000)})
 
@@ -430,7 +453,8 @@ def test_sets_whose_scales_differ_are_named_with_the_way_out(tmp_path):
 def test_window_set_goes_before_the_files_own_windows(tmp_path):
     values = [scene(k, 0, 4000) for k in range(2)]
     files = [
-        write.dicom(tmp_path / f"{k}.dcm", values[k], WindowCenter=100 * (k + 1), WindowWidth=50) for k in range(2)
+        write.dicom(tmp_path / f"{k}.dcm", values[k], WindowCenter=100 * (k + 1), WindowWidth=50)
+        for k in range(2)
     ]
     store = ImageStore.from_files([Plane(path, window=Window.parse("set")) for path in files], 12, crop=12)
     np.testing.assert_array_equal(store[0][..., 0], values[0][:, 2:14] >> 4)
@@ -470,7 +494,9 @@ def test_binned_percentiles_are_those_of_numpy(seed, scale, share):
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.sampled_from([np.uint8, np.uint16, np.int16, np.int32, np.uint32, np.int64, np.float32, np.float64, bool]),
+    st.sampled_from(
+        [np.uint8, np.uint16, np.int16, np.int32, np.uint32, np.int64, np.float32, np.float64, bool]
+    ),
     st.lists(st.floats(width=32), min_size=4, max_size=4),
 )
 def test_numbers_of_every_type_become_grey_without_a_warning(dtype, numbers):

@@ -34,7 +34,9 @@ def test_tags_without_a_value_count_as_absent(name):
 
 def test_a_study_of_files_with_empty_windows_is_read_right():
     data = load(
-        {"kind": "manifest", "path": str(CASES / "empty_window_study" / "manifest.csv")}, data_dir=None, image_size=48
+        {"kind": "manifest", "path": str(CASES / "empty_window_study" / "manifest.csv")},
+        data_dir=None,
+        image_size=48,
     )
     assert not data.images.constant().any()
     (row,) = data.intensity_summary()
@@ -56,14 +58,18 @@ def test_one_scale_for_a_series_and_never_by_one_pixel():
 @pytest.mark.parametrize("name", ["stripped", "stripped_0_1"])
 def test_background_does_not_set_the_range(name):
     shown = np.stack([decode(Plane(CASES / "small_foreground" / f"{name}.nii.gz", k), 64) for k in range(8)])
-    stored = [formats.samples(Plane(CASES / "small_foreground" / f"{name}.nii.gz", k)).values for k in range(8)]
+    stored = [
+        formats.samples(Plane(CASES / "small_foreground" / f"{name}.nii.gz", k)).values for k in range(8)
+    ]
     assert len(np.unique(shown)) >= 0.9 * len(np.unique(stored))
 
 
 def test_a_slice_is_the_files_own_index():
     folder = CASES / "direction"
     for k in range(6):
-        up, down = (formats.samples(Plane(folder / f"stored_{way}.nii.gz", k)).values for way in ("up", "down"))
+        up, down = (
+            formats.samples(Plane(folder / f"stored_{way}.nii.gz", k)).values for way in ("up", "down")
+        )
         other = formats.samples(Plane(folder / "stored_up.nii.gz", 5 - k)).values
         assert (down == other).all() or (down == up).all()
     import nibabel
@@ -91,7 +97,9 @@ def test_a_mask_elsewhere_in_the_world_is_refused_with_both_affines_and_one_in_p
     path = tmp_path / "manifest.csv"
     path.write_text("\n".join(["image,label,mask", *rows]))
     data = load({**spec, "path": str(path)}, data_dir=None, image_size=32)
-    image, mask = (np.asarray(nibabel.load(folder / f"{name}.nii.gz").dataobj) for name in ("image", "mask_same"))
+    image, mask = (
+        np.asarray(nibabel.load(folder / f"{name}.nii.gz").dataobj) for name in ("image", "mask_same")
+    )
     for k in range(4):
         pixels = data.images[k][..., 0]
         assert data.masks[k].sum() == mask[:, :, k].sum()
@@ -102,7 +110,11 @@ def test_a_mask_elsewhere_in_the_world_is_refused_with_both_affines_and_one_in_p
 
 
 def test_the_lines_of_a_summary_say_how_many_and_how():
-    data = load({"kind": "manifest", "path": str(CASES / "enhanced_ct" / "manifest.csv")}, data_dir=None, image_size=48)
+    data = load(
+        {"kind": "manifest", "path": str(CASES / "enhanced_ct" / "manifest.csv")},
+        data_dir=None,
+        image_size=48,
+    )
     lines = [intensity.line(row) for row in data.intensity_summary()]
     assert lines == [
         f"2 images: black -160, white 239, by window of the file (first: {Path(CASES / 'enhanced_ct' / 'enhanced.dcm')}[0])"

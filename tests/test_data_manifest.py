@@ -143,7 +143,11 @@ def test_a_missing_manifest_names_the_nearest_file(home):
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("image,lable\na.png,x\n", {}, r"no column 'label'; did you mean 'lable'\? its columns: image, lable"),
+        (
+            "image,lable\na.png,x\n",
+            {},
+            r"no column 'label'; did you mean 'lable'\? its columns: image, lable",
+        ),
         ("thing,label\na.png,x\n", {}, r"no column 'image'; .*'thing', 'label'"),
         ("image,label\na.png,x\n", {"group": "subject"}, r"no column 'subject'"),
         ("image,label\n", {}, "no rows; expected a header such as image,label"),
@@ -158,7 +162,11 @@ def test_a_missing_manifest_names_the_nearest_file(home):
             {"classes": ("x", "neutrophil")},
             r"manifest\.csv: row 3: label 'neutrophill' \(2 rows\) is not in classes; did you mean 'neutrophil'\?",
         ),
-        ("image,label\na.png,x\n", {"drop_classes": ("y",)}, "drop_classes names 'y', which no row has; valid: 'x'"),
+        (
+            "image,label\na.png,x\n",
+            {"drop_classes": ("y",)},
+            "drop_classes names 'y', which no row has; valid: 'x'",
+        ),
         ("image,label\na.png,x\n", {"classes": ("x", "x")}, "classes name 'x' twice"),
         (
             "image,label,patient,split\na.png,x,P006,train\nb.png,x,P007,train\nc.png,x,P007,test\n",
@@ -197,7 +205,9 @@ def test_missing_images_are_all_counted_and_the_first_is_named(home):
     home.image("a.png")
     home.image("set/bb.png")
     path = home.manifest(MISSING, images=False)
-    with pytest.raises(UserError, match=r"2 of 3 images .* do not exist, first: row 3: set/b\.png; .*'bb\.png'"):
+    with pytest.raises(
+        UserError, match=r"2 of 3 images .* do not exist, first: row 3: set/b\.png; .*'bb\.png'"
+    ):
         load_manifest(path, image_size=8)
 
 
@@ -292,7 +302,9 @@ def test_the_white_blood_cells_are_read_with_masks(shared_data):
     data = load_manifest(path, image_size=48, where="source=dataset1", classes=classes)
     assert list(data.class_counts().values()) == [176, 53, 48, 22, 1]
     assert set(np.unique(data.take(range(20)).load_masks())) == {0, 1, 2}
-    external = load_manifest(path, image_size=48, where="source=dataset2", drop_classes=("basophil",), crop=180)
+    external = load_manifest(
+        path, image_size=48, where="source=dataset2", drop_classes=("basophil",), crop=180
+    )
     assert len(external) == 97
     assert duplicates(data, external) == []
 

@@ -74,7 +74,9 @@ def test_a_part_may_be_coloured_or_have_a_palette_and_a_threshold(tmp_path):
     np.testing.assert_array_equal(masks.read(Parts(((path, 1),), like=path)), marked)
     drawn = Image.fromarray(np.where(marked, 255, 0).astype(np.uint8))
     drawn.save(tmp_path / "drawn.gif")
-    np.testing.assert_array_equal(masks.read(Parts(((tmp_path / "drawn.gif", 1),), like=path, above=127)), marked)
+    np.testing.assert_array_equal(
+        masks.read(Parts(((tmp_path / "drawn.gif", 1),), like=path, above=127)), marked
+    )
 
 
 def test_a_slice_and_a_matlab_array_are_masks(tmp_path):
@@ -85,7 +87,9 @@ def test_a_slice_and_a_matlab_array_are_masks(tmp_path):
     path = write.matlab(tmp_path / "1.mat", tumorMask=volume[:, :, 0] > 1)
     np.testing.assert_array_equal(masks.read(Plane(path, key="cjdata/tumorMask")), volume[:, :, 0] > 1)
     path = write.nifti(tmp_path / "odd.nii.gz", (volume * 0.5).astype(np.float32))
-    with pytest.raises(UserError, match=r"odd\.nii\.gz\[1\]: mask values 0\.0 to 1\.5, expected classes from 0 to 255"):
+    with pytest.raises(
+        UserError, match=r"odd\.nii\.gz\[1\]: mask values 0\.0 to 1\.5, expected classes from 0 to 255"
+    ):
         masks.read(Plane(path, 1))
 
 

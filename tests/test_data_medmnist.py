@@ -19,7 +19,9 @@ def arrays(flag: str, side: int = 28) -> dict[str, np.ndarray]:
     colour = flag in ("pathmnist", "dermamnist", "retinamnist", "bloodmnist")
     found = {}
     for split, count in COUNTS.items():
-        found[f"{split}_images"] = rng.integers(0, 256, (count, side, side, *([3] if colour else [])), dtype=np.uint8)
+        found[f"{split}_images"] = rng.integers(
+            0, 256, (count, side, side, *([3] if colour else [])), dtype=np.uint8
+        )
         if known.multi_label:
             found[f"{split}_labels"] = rng.integers(0, 2, (count, len(known.classes)), dtype=np.uint8)
         else:
@@ -102,7 +104,10 @@ def changed(**new):
             changed(val_labels=np.zeros((4, 2), np.uint8)),
             r"val_labels is uint8 \[4, 2\], expected whole numbers \[n, 1\]",
         ),
-        (changed(val_labels=np.array([[0], [1], [2], [0]], np.uint8)), r"val_labels\[2\] is 2, expected 0 to 1"),
+        (
+            changed(val_labels=np.array([[0], [1], [2], [0]], np.uint8)),
+            r"val_labels\[2\] is 2, expected 0 to 1",
+        ),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_the_array(tmp_path, held, message):
@@ -118,7 +123,9 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, name):
     np.savez(path, **arrays("pneumoniamnist"))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, b"")
-    with pytest.raises(UserError, match=r"pneumoniamnist\.npz: holds '.*', a name that leads out of its folder"):
+    with pytest.raises(
+        UserError, match=r"pneumoniamnist\.npz: holds '.*', a name that leads out of its folder"
+    ):
         read(path, "pneumoniamnist")
 
 

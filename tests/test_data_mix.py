@@ -27,8 +27,12 @@ def test_mixup_takes_the_same_share_of_every_pixel():
     mixed, partners, kept = drawn(Mix(mixup=1.0), 300)
     for images, partner, share in zip(mixed, partners, kept, strict=True):
         assert sorted(partner) == list(range(8))
-        np.testing.assert_allclose(images, share * IMAGES + (1 - share) * IMAGES[partner].astype(float), atol=1e-2)
-    assert kept.mean() == pytest.approx(0.5, abs=0.05)  # beta(1, 1) is uniform: mean 1/2, deviation 1/sqrt(12)
+        np.testing.assert_allclose(
+            images, share * IMAGES + (1 - share) * IMAGES[partner].astype(float), atol=1e-2
+        )
+    assert kept.mean() == pytest.approx(
+        0.5, abs=0.05
+    )  # beta(1, 1) is uniform: mean 1/2, deviation 1/sqrt(12)
     assert kept.std() == pytest.approx(12**-0.5, abs=0.03)
     _, _, edges = drawn(Mix(mixup=0.1), 300)
     assert (np.minimum(edges, 1 - edges) < 0.05).mean() > 0.6
@@ -49,7 +53,8 @@ def test_cutmix_takes_a_rectangle_and_its_share_is_what_is_left():
         assert share == pytest.approx(1 - rectangle.mean(), abs=1e-6)
         sizes.add(round(float(share), 2))
     assert len(sizes) > 20
-    # The rectangle has 1 - lambda of the area where it does not reach over the border: 1 - E(kept) is below 1/2.
+    # The rectangle has 1 - lambda of the area where it does not reach over the border: 1 - E(kept) is below
+    # 1/2.
     assert 0.5 < kept.mean() < 0.75
 
 
@@ -78,13 +83,16 @@ def test_values_out_of_range_are_refused():
     assert Mix(mixup=1.0, probability=0.0).is_identity
 
 
-# ---- in a step ----------------------------------------------------------------------------------------------------
+# ---- in a step
+# ----------------------------------------------------------------------------------------------------
 
 FULL = Phase("full", 2, ("*",), 1e-2)
 
 
 def run_of(phases=(FULL,), mix=None, **settings):
-    return tiny.make_run(phases, encoder=tiny.encoder(), data=tiny.dataset(), mix=mix or Mix(mixup=1.0), **settings)
+    return tiny.make_run(
+        phases, encoder=tiny.encoder(), data=tiny.dataset(), mix=mix or Mix(mixup=1.0), **settings
+    )
 
 
 def test_the_loss_of_a_mixed_batch_is_that_of_both_labels_each_with_its_own_weight():

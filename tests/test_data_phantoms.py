@@ -47,7 +47,9 @@ def test_nuclei_are_darker_than_the_cytoplasm_and_that_than_the_background():
 
 
 def test_no_smear_is_in_two_sets():
-    sets = [load_phantoms(name, 30, 24, seed) for name in ("corpus", "development", "external") for seed in (0, 1)]
+    sets = [
+        load_phantoms(name, 30, 24, seed) for name in ("corpus", "development", "external") for seed in (0, 1)
+    ]
     smears = [set(data.groups.tolist()) for data in sets]
     assert sum(map(len, smears)) == len(set.union(*smears))
 
@@ -63,7 +65,9 @@ def test_ready_made_sets_say_where_they_come_from():
 
 
 def thumbnails(data: Dataset) -> np.ndarray:
-    small = [Image.fromarray(data.images[index]).resize((8, 8), Image.Resampling.BOX) for index in range(len(data))]
+    small = [
+        Image.fromarray(data.images[index]).resize((8, 8), Image.Resampling.BOX) for index in range(len(data))
+    ]
     return np.stack([np.asarray(image) for image in small]).reshape(len(data), -1) / 255
 
 
@@ -84,7 +88,9 @@ def test_written_phantoms_read_back_to_the_same_pixels(tmp_path, capsys):
     assert "SYNTHETIC" in capsys.readouterr().out
     for name in ("corpus", "development", "external"):
         drawn = load_phantoms(name, 8, 24, seed=5)
-        read = load_manifest(tmp_path / "manifest.csv", image_size=24, where=f"source={name}", classes=drawn.classes)
+        read = load_manifest(
+            tmp_path / "manifest.csv", image_size=24, where=f"source={name}", classes=drawn.classes
+        )
         np.testing.assert_array_equal(read.images.batch(range(8)), drawn.images.batch(range(8)))
         np.testing.assert_array_equal(read.load_masks(), drawn.load_masks())
         np.testing.assert_array_equal(read.labels, drawn.labels)

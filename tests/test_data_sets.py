@@ -54,7 +54,10 @@ def test_chestxray14_lists_are_read_whatever_their_line_ends(chestxray14):
             "00000001_000.png" + " 0" * 14,
             r"patient 00000001 is in splits 'train' and 'val' \(Xray14_train_.* row 1; Xray",
         ),
-        ("00000002_000.png" + " 0" * 14, r"Xray14_val_official.txt row 2: 00000002_000.png is in .* row 1 already"),
+        (
+            "00000002_000.png" + " 0" * 14,
+            r"Xray14_val_official.txt row 2: 00000002_000.png is in .* row 1 already",
+        ),
         (
             "00000009_000.png" + " 0" * 14,
             r"1 of 5 images .* do not exist, first: Xray14_val_official.txt row 2: 00000009",
@@ -73,7 +76,9 @@ def test_missing_lists_and_folders_and_unknown_classes_are_named(chestxray14):
     refused(chestxray14 / "nowhere", "chestxray14", r"nowhere: no such folder; ")
     refused(chestxray14, "chestxray14", r"tells no split", lists=("dataset.txt",))
     one = {"lists": ("Xray14_train_official.txt",)}
-    refused(chestxray14, "chestxray14", r"no class 'Hernya'; did you mean 'Hernia'", classes=("Hernya",), **one)
+    refused(
+        chestxray14, "chestxray14", r"no class 'Hernya'; did you mean 'Hernia'", classes=("Hernya",), **one
+    )
 
 
 def test_a_checksum_pins_the_splits_and_not_the_folders(chestxray14):
@@ -88,11 +93,16 @@ def test_a_checksum_pins_the_splits_and_not_the_folders(chestxray14):
     path.write_text("")
     refused(chestxray14, "chestxray14", r"Xray14_val_official\.txt: no rows", checksum=digest)
     path.write_text("00000002_001.png" + " 0" * 14)
-    refused(chestxray14, "chestxray14", rf"the checksum of its splits is .*, expected {digest}", checksum=digest)
+    refused(
+        chestxray14, "chestxray14", rf"the checksum of its splits is .*, expected {digest}", checksum=digest
+    )
 
 
 def test_vindr_lists_name_images_without_suffix_and_dicom_serves_too(tmp_path):
-    text(tmp_path / "VinDrCXR_train_pe_global_one.txt", "train_jpeg/a1 0 0 0 0 0 1 \r\ntrain_jpeg/b2 0 1 1 0 0 0 \r\n")
+    text(
+        tmp_path / "VinDrCXR_train_pe_global_one.txt",
+        "train_jpeg/a1 0 0 0 0 0 1 \r\ntrain_jpeg/b2 0 1 1 0 0 0 \r\n",
+    )
     text(tmp_path / "VinDrCXR_test_pe_global_one.txt", "test_jpeg/c3 1 0 0 0 0 0 \r\n")
     write.image(tmp_path / "train_jpeg" / "a1.jpeg", np.zeros((9, 9), np.uint8))
     write.dicom(tmp_path / "train" / "b2.dicom", RNG.integers(0, 4096, (9, 9)).astype(np.uint16))
@@ -103,7 +113,11 @@ def test_vindr_lists_name_images_without_suffix_and_dicom_serves_too(tmp_path):
 
 
 def test_rsna_pneumonia_lists_hold_class_numbers(tmp_path):
-    for split, rows in {"train": "a-1.png 0\nb-2.png 2\n", "val": "c-3.png 1\n", "test": "d-4.png 2\n"}.items():
+    for split, rows in {
+        "train": "a-1.png 0\nb-2.png 2\n",
+        "val": "c-3.png 1\n",
+        "test": "d-4.png 2\n",
+    }.items():
         text(tmp_path / f"RSNAPneumonia_{split}.txt", rows)
     for name in ("a-1", "b-2", "c-3"):
         grey(tmp_path / f"{name}.png")
@@ -112,14 +126,22 @@ def test_rsna_pneumonia_lists_hold_class_numbers(tmp_path):
     assert data.labels.tolist() == [0, 2, 1, 2]
     assert data.classes == ("Normal", "No Lung Opacity/Not Normal", "Lung Opacity")
     text(tmp_path / "RSNAPneumonia_val.txt", "c-3.png 3\n")
-    refused(tmp_path, "rsna_pneumonia", r"RSNAPneumonia_val\.txt: row 1: class '3', expected one of 0 Normal, 1 No")
+    refused(
+        tmp_path,
+        "rsna_pneumonia",
+        r"RSNAPneumonia_val\.txt: row 1: class '3', expected one of 0 Normal, 1 No",
+    )
 
 
 def test_shenzhen_is_read_by_its_lists_or_by_its_names(tmp_path):
     for name in ("CHNCXR_0001_0", "CHNCXR_0402_1", "CHNCXR_0403_1"):
         grey(tmp_path / "CXR_png" / f"{name}.png")
     assert read(tmp_path, "shenzhen").class_counts() == {"normal": 1, "tuberculosis": 2}
-    rows = {"train": "CHNCXR_0402_1.png,1\r\n", "valid": "CHNCXR_0001_0.png,0 \n", "test": "CHNCXR_0403_1.png,1\n"}
+    rows = {
+        "train": "CHNCXR_0402_1.png,1\r\n",
+        "valid": "CHNCXR_0001_0.png,0 \n",
+        "test": "CHNCXR_0403_1.png,1\n",
+    }
     for split, content in rows.items():
         text(tmp_path / f"ShenzenCXR_{split}_data.txt", content)
     data = read(tmp_path, "shenzhen")
@@ -184,7 +206,9 @@ def test_chexpert_policies_say_what_an_uncertain_label_is(chexpert_folder, polic
 def test_blanks_of_chexpert_may_be_missing_labels_and_the_fingerprint_knows_the_policy(chexpert_folder):
     data = read(chexpert_folder, "chexpert", uncertain="ignore", blanks="ignore")
     assert np.isnan(data.labels[0]).sum() == 11
-    prints = {read(chexpert_folder, "chexpert", uncertain=policy).fingerprint() for policy in chexpert.POLICIES}
+    prints = {
+        read(chexpert_folder, "chexpert", uncertain=policy).fingerprint() for policy in chexpert.POLICIES
+    }
     assert len(prints) == 5
 
 
@@ -197,7 +221,10 @@ def test_blanks_of_chexpert_may_be_missing_labels_and_the_fingerprint_knows_the_
             r"train\.csv: row 4: No Finding is '2', expected 1, 0",
         ),
         (ROW.format("train/patient00009/a.jpg"), r"train\.csv: row 4: 5 cells, expected 19"),
-        (f"{ROW.format('train/patient64541/a.jpg')}" + "," * 14, r"patient64541 is in splits 'train' and 'val'"),
+        (
+            f"{ROW.format('train/patient64541/a.jpg')}" + "," * 14,
+            r"patient64541 is in splits 'train' and 'val'",
+        ),
         (
             f"{ROW.format('train/patient00009/a.jpg')}" + "," * 14,
             r"1 of 4 images .* first: train\.csv row 4: CheXpert-v1",
@@ -211,14 +238,20 @@ def test_a_wrong_row_of_chexpert_names_file_and_row(chexpert_folder, line, messa
 
 
 def test_wrong_policies_name_the_nearest(chexpert_folder):
-    refused(chexpert_folder, "chexpert", r"uncertain='lsr-ones'; did you mean 'lsr_ones'", uncertain="lsr-ones")
+    refused(
+        chexpert_folder, "chexpert", r"uncertain='lsr-ones'; did you mean 'lsr_ones'", uncertain="lsr-ones"
+    )
     refused(chexpert_folder, "chexpert", r"blanks='zero'; did you mean 'zeros'", blanks="zero")
 
 
 def test_an_image_that_cannot_be_read_is_named_with_its_row_or_left_out_and_counted(chestxray14):
     broken = chestxray14 / "images_002" / "images" / "00000002_000.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    refused(chestxray14, "chestxray14", r"1 of 4 images .* cannot be read, first: Xray14_val_official\.txt row 1: ")
+    refused(
+        chestxray14,
+        "chestxray14",
+        r"1 of 4 images .* cannot be read, first: Xray14_val_official\.txt row 1: ",
+    )
     spec = {"kind": "chestxray14", "path": str(chestxray14)}
     data = load(spec, data_dir=None, image_size=16, on_bad_image="skip")
     assert (len(data), data.skipped) == (3, 1)
@@ -234,8 +267,12 @@ def test_the_page_lists_the_sets_as_they_are():
     assert listing() in PAGE.read_text(encoding="utf-8")
     for entry in SETS.values():
         assert entry.kind in sources.KINDS
-        assert all((entry.title, entry.recipe, entry.licence, entry.size, entry.splits, entry.checksum, entry.tasks))
-        assert not {"|", "\n"} & set("".join((entry.recipe, entry.licence, entry.size, entry.splits, entry.checksum)))
+        assert all(
+            (entry.title, entry.recipe, entry.licence, entry.size, entry.splits, entry.checksum, entry.tasks)
+        )
+        assert not {"|", "\n"} & set(
+            "".join((entry.recipe, entry.licence, entry.size, entry.splits, entry.checksum))
+        )
 
 
 def test_the_reader_that_the_page_shows_works(tmp_path, monkeypatch):

@@ -26,7 +26,9 @@ def test_montgomery_merges_left_and_right_lung(tmp_path):
     np.testing.assert_array_equal(as_classes.load_masks(), data.load_masks())
     refused(tmp_path, "montgomery", r"no task 'segment'; did you mean 'segmentation'", task="segment")
     (tmp_path / "ManualMask" / "leftMask" / "MCUCXR_0104_1.png").unlink()
-    refused(tmp_path, "montgomery", r"1 of 2 masks .* do not exist, first: CXR_png/MCUCXR_0104_1\.png: .*leftMask")
+    refused(
+        tmp_path, "montgomery", r"1 of 2 masks .* do not exist, first: CXR_png/MCUCXR_0104_1\.png: .*leftMask"
+    )
 
 
 @pytest.fixture
@@ -57,7 +59,11 @@ def test_siim_acr_is_dicom_with_run_lengths_in_a_table(siim):
     table.write_text(table.read_text() + "\n1.2.3.6,1 2 3")
     refused(folder, "siim_acr", r"1 of 3 images .* first: train-rle\.csv row 5: 1\.2\.3\.6")
     table.write_text("ImageId, EncodedPixels\n1.2.3.5,1 2 3")
-    refused(folder, "siim_acr", r"first: train-rle\.csv row 2: .*train-rle\.csv: row 2: 3 run lengths; expected pairs")
+    refused(
+        folder,
+        "siim_acr",
+        r"first: train-rle\.csv row 2: .*train-rle\.csv: row 2: 3 run lengths; expected pairs",
+    )
     table.write_text("ImageId, EncodedPixels\n,-1")
     refused(folder, "siim_acr", r"train-rle\.csv: row 2: no image named in column 'ImageId'")
     table.write_text("Image, EncodedPixels\n1.2.3.5,-1")
@@ -85,7 +91,9 @@ def test_drive_is_read_as_published_or_as_preprocessed(tmp_path, folders, splits
     for number, (folder, drawn) in enumerate(folders.items(), start=21):
         colour = RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8)
         write.image(tmp_path / folder / "images" / f"{number}_{folder}.tif", colour)
-        write.image(tmp_path / folder / drawn / f"{number}_manual1.gif", np.where(vessels, 255, 0).astype(np.uint8))
+        write.image(
+            tmp_path / folder / drawn / f"{number}_manual1.gif", np.where(vessels, 255, 0).astype(np.uint8)
+        )
     data = read(tmp_path, "drive")
     assert data.columns["split"].tolist() == splits
     np.testing.assert_array_equal(data.load_masks(), np.stack([vessels] * len(splits)))
@@ -94,7 +102,11 @@ def test_drive_is_read_as_published_or_as_preprocessed(tmp_path, folders, splits
 
 def test_idrid_lesions_overlap_in_bit_fields(tmp_path):
     root = tmp_path / "A. Segmentation"
-    drawn = {"MA": RNG.random((12, 18)) < 0.3, "HE": RNG.random((12, 18)) < 0.3, "OD": RNG.random((12, 18)) < 0.3}
+    drawn = {
+        "MA": RNG.random((12, 18)) < 0.3,
+        "HE": RNG.random((12, 18)) < 0.3,
+        "OD": RNG.random((12, 18)) < 0.3,
+    }
     folders = {"MA": "1. Microaneurysms", "HE": "2. Haemorrhages", "OD": "5. Optic Disc"}
     for folder, number in (("a. Training Set", "01"), ("b. Testing Set", "55")):
         colour = RNG.integers(0, 256, (12, 18, 3)).astype(np.uint8)
@@ -104,7 +116,13 @@ def test_idrid_lesions_overlap_in_bit_fields(tmp_path):
                 continue  # no file where there is no such lesion
             red = np.zeros((12, 18, 3), np.uint8)
             red[..., 0] = marked * 255
-            file = root / "2. All Segmentation Groundtruths" / folder / folders[lesion] / f"IDRiD_{number}_{lesion}.tif"
+            file = (
+                root
+                / "2. All Segmentation Groundtruths"
+                / folder
+                / folders[lesion]
+                / f"IDRiD_{number}_{lesion}.tif"
+            )
             write.image(file, red)
     data = read(tmp_path, "idrid", crop=12, image_size=12)
     assert data.overlapping
@@ -117,7 +135,9 @@ def test_idrid_lesions_overlap_in_bit_fields(tmp_path):
     assert one.segments == ("background", "haemorrhage")
     np.testing.assert_array_equal(one.load_masks()[0], drawn["HE"][:, middle])
     assert not one.load_masks()[1].any()
-    refused(tmp_path, "idrid", r"lesions name 'hemorrhage'; did you mean 'haemorrhage'", lesions=("hemorrhage",))
+    refused(
+        tmp_path, "idrid", r"lesions name 'hemorrhage'; did you mean 'haemorrhage'", lesions=("hemorrhage",)
+    )
 
 
 @pytest.fixture
@@ -152,7 +172,9 @@ def test_a_wrong_acdc_is_one_line(acdc):
     home = folder / "database" / "training" / "patient001"
     write.nifti(home / "patient001_frame12_gt.nii.gz", np.full((10, 12, 3), 4, np.uint8))
     refused(
-        folder, "acdc", r"3 masks .* first: .*patient001_frame12\.nii\.gz\[0\]: .*holds the value 4, expected 0 to 3"
+        folder,
+        "acdc",
+        r"3 masks .* first: .*patient001_frame12\.nii\.gz\[0\]: .*holds the value 4, expected 0 to 3",
     )
     write.nifti(home / "patient001_frame12_gt.nii.gz", np.zeros((11, 12, 3), np.uint8))
     refused(folder, "acdc", r"11 x 12 pixels, its image 10 x 12; expected a mask as large as its image")
@@ -258,7 +280,9 @@ def test_ce_mri_is_read_from_matlab_files(tmp_path, kind):
 def test_kaggle_bttc_is_folders_with_the_names_of_ce_mri(tmp_path):
     for split in ("Training", "Testing"):
         for name in ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor"):
-            write.image(tmp_path / split / name / "image (1).jpg", RNG.integers(0, 256, (9, 9)).astype(np.uint8))
+            write.image(
+                tmp_path / split / name / "image (1).jpg", RNG.integers(0, 256, (9, 9)).astype(np.uint8)
+            )
     data = read(tmp_path, "kaggle_bttc")
     assert data.class_counts() == {"glioma": 2, "meningioma": 2, "pituitary": 2, "no tumour": 2}
     three = ("meningioma", "glioma", "pituitary")
@@ -275,7 +299,10 @@ def test_rsna_pe_slices_are_windowed_in_hounsfield_units(tmp_path):
     for study, image, present in (("1.1", "1.1.1.1", 0), ("1.1", "1.1.1.2", 1), ("1.2", "1.2.1.1", 0)):
         stored = (hounsfield + 1024).astype(np.uint16)
         write.dicom(
-            tmp_path / "train" / study / f"{study}.1" / f"{image}.dcm", stored, RescaleSlope=1, RescaleIntercept=-1024
+            tmp_path / "train" / study / f"{study}.1" / f"{image}.dcm",
+            stored,
+            RescaleSlope=1,
+            RescaleIntercept=-1024,
         )
         rows.append(f"{study},{study}.1,{image},{present},0")
     text(tmp_path / "train.csv", "\n".join(rows))
@@ -294,6 +321,8 @@ def test_rsna_pe_slices_are_windowed_in_hounsfield_units(tmp_path):
     refused(tmp_path, "rsna_pe", r"no train\.csv; did you mean 'Train\.csv'")
 
 
-@pytest.mark.parametrize("kind", ["montgomery", "drive", "covid_qu", "kaggle_bttc", "ce_mri", "brats", "acdc"])
+@pytest.mark.parametrize(
+    "kind", ["montgomery", "drive", "covid_qu", "kaggle_bttc", "ce_mri", "brats", "acdc"]
+)
 def test_an_empty_folder_is_refused(tmp_path, kind):
     refused(tmp_path, kind, r"no images of .*; expected |no leftMask|no images")

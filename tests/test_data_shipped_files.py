@@ -32,15 +32,21 @@ def test_pixels_that_no_installed_package_unpacks_are_one_line(tmp_path, monkeyp
     path = shipped(PYDICOM_FILES, "JPEG-lossy.dcm")
 
     def refuse(*_, **__):
-        raise RuntimeError("Unable to decompress because all plugins are missing dependencies:\n\tgdcm - requires gdcm")
+        raise RuntimeError(
+            "Unable to decompress because all plugins are missing dependencies:\n\tgdcm - requires gdcm"
+        )
 
     monkeypatch.setattr("pydicom.pixels.pixel_array", refuse)
-    with pytest.raises(UserError, match=r"packed as JPEG.*no installed package unpacks; pip install") as caught:
+    with pytest.raises(
+        UserError, match=r"packed as JPEG.*no installed package unpacks; pip install"
+    ) as caught:
         decode(path, 8)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm"])
+@pytest.mark.parametrize(
+    "name", ["CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm"]
+)
 def test_grey_files_that_pydicom_ships_are_shown_as_pydicom_windows_them(name):
     path = shipped(PYDICOM_FILES, name)
     data = pydicom.dcmread(path)
@@ -54,7 +60,9 @@ def test_grey_files_that_pydicom_ships_are_shown_as_pydicom_windows_them(name):
     assert shown.shape == (data.Rows, data.Columns) == formats.extent(path)
 
 
-@pytest.mark.parametrize("name", ["SC_rgb_rle.dcm", "SC_ybr_full_422_uncompressed.dcm", "examples_palette.dcm"])
+@pytest.mark.parametrize(
+    "name", ["SC_rgb_rle.dcm", "SC_ybr_full_422_uncompressed.dcm", "examples_palette.dcm"]
+)
 def test_colour_files_that_pydicom_ships_are_read(name):
     pixels = dicom.pixels(Plane(shipped(PYDICOM_FILES, name)))
     assert pixels.dtype == np.uint8
@@ -89,7 +97,9 @@ def test_every_file_that_pydicom_ships_is_a_picture_or_one_line():
             lines[path] = str(error)
     if not files:
         pytest.skip("this release of pydicom ships no files")
-    assert all(pixels.dtype == np.uint8 and pixels.max() > 127 for pixels in shown)  # nothing comes out nearly black
+    assert all(
+        pixels.dtype == np.uint8 and pixels.max() > 127 for pixels in shown
+    )  # nothing comes out nearly black
     assert all(line.startswith(str(path)) and "\n" not in line for path, line in lines.items())
     assert len(shown) > len(lines)
 

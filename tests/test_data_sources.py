@@ -22,7 +22,14 @@ def folder(tmp_path):
 
 
 def test_a_manifest_spec_reads_below_the_data_folder(folder):
-    spec = {"kind": "manifest", "path": "manifest.csv", "classes": ["y", "x"], "crop": 0, "where": "", "group": None}
+    spec = {
+        "kind": "manifest",
+        "path": "manifest.csv",
+        "classes": ["y", "x"],
+        "crop": 0,
+        "where": "",
+        "group": None,
+    }
     data = load(spec, data_dir=folder, image_size=8)
     assert data.classes == ("y", "x")
     assert data.labels.tolist() == [1, 0]
@@ -72,7 +79,9 @@ def test_a_wrong_spec_is_explained(spec, message):
 
 
 def test_a_data_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no folder .*nowhere; pass the folder that holds a\.csv as --config"):
+    with pytest.raises(
+        UserError, match=r"no folder .*nowhere; pass the folder that holds a\.csv as --config"
+    ):
         load({"kind": "manifest", "path": "a.csv"}, data_dir=tmp_path / "nowhere", image_size=8)
 
 
@@ -112,12 +121,17 @@ def test_values_of_masks_are_named_checked_and_merged():
     spec = {"kind": "phantoms", "name": "development", "n": 6}
     parts = load({**spec, "segments": ("background", "cytoplasm", "nucleus")}, data_dir=None, image_size=32)
     cells = load({**spec, "segments": "background,cell,cell"}, data_dir=None, image_size=32)
-    assert (parts.segments, cells.segments) == (("background", "cytoplasm", "nucleus"), ("background", "cell"))
+    assert (parts.segments, cells.segments) == (
+        ("background", "cytoplasm", "nucleus"),
+        ("background", "cell"),
+    )
     assert (parts.targets.dtype, parts.targets.shape) == (np.uint8, (6, 32, 32))
     np.testing.assert_array_equal(cells.targets, parts.targets > 0)
     np.testing.assert_array_equal(parts.take([4, 1]).targets, parts.targets[[4, 1]])
     assert parts.fingerprint() != cells.fingerprint()
-    with pytest.raises(UserError, match=r"the mask of \S+ holds the value 2; expected 0 to 1, one for each of"):
+    with pytest.raises(
+        UserError, match=r"the mask of \S+ holds the value 2; expected 0 to 1, one for each of"
+    ):
         load({**spec, "segments": ("background", "cell")}, data_dir=None, image_size=32)
 
 
@@ -160,7 +174,9 @@ def test_a_set_that_tfds_does_not_know_or_cannot_prepare_is_one_line(tmp_path, m
     unknown = tfds.core.registered.DatasetNotFoundError("never heard of it")
     monkeypatch.setattr("tensorflow_datasets.builder", builder(unknown))
     monkeypatch.setattr("tensorflow_datasets.list_builders", lambda: ["mnist", "colorectal_histology"])
-    with pytest.raises(UserError, match=r"no set 'colorectal_histologie' in TFDS; did you mean 'colorectal_histology'"):
+    with pytest.raises(
+        UserError, match=r"no set 'colorectal_histologie' in TFDS; did you mean 'colorectal_histology'"
+    ):
         load(spec, data_dir=None, image_size=16)
     monkeypatch.setattr("tensorflow_datasets.builder", builder(ConnectionError("no route\nto host")))
     with pytest.raises(UserError, match=r"colorectal_histologie cannot be prepared \(no route to host\)"):
@@ -187,5 +203,7 @@ assert data.class_counts() == {{"a": 3, "b": 3}}, data.class_counts()
 assert sorted(data.images.batch(range(6))[:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 4, 5]
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    again = load({"kind": "tfds", "path": str(tmp_path), "dataset": "named_toy"}, data_dir=None, image_size=16)
+    again = load(
+        {"kind": "tfds", "path": str(tmp_path), "dataset": "named_toy"}, data_dir=None, image_size=16
+    )
     assert len(again) == 6

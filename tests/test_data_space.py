@@ -22,7 +22,11 @@ from tests import medical_files as write
 
 RNG = np.random.default_rng(0)
 SHAPE = (5, 6, 7)
-AXES = ["".join(signs) for order in itertools.permutations(("RL", "AP", "SI")) for signs in itertools.product(*order)]
+AXES = [
+    "".join(signs)
+    for order in itertools.permutations(("RL", "AP", "SI"))
+    for signs in itertools.product(*order)
+]
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -49,7 +53,9 @@ def place_of(axes: str, axis: int, index: int) -> int:
     image_axes=st.sampled_from(AXES), mask_axes=st.sampled_from(AXES), axis=st.integers(0, 2), seed=st.integers(0, 9999),
     tilt=st.sampled_from([0.0, 0.3, -0.6]), zooms=st.sampled_from([(1.0, 1.0, 1.0), (0.5, 0.7, 3.0)]),
 )  # fmt: skip
-def test_a_mask_lies_on_its_image_however_each_is_stored(tmp_path, image_axes, mask_axes, axis, seed, tilt, zooms):
+def test_a_mask_lies_on_its_image_however_each_is_stored(
+    tmp_path, image_axes, mask_axes, axis, seed, tilt, zooms
+):
     rng = np.random.default_rng(seed)
     marked = rng.integers(0, 3, SHAPE).astype(np.uint8)
     image_of(marked * 100.0, image_axes, zooms, tilt).to_filename(tmp_path / "i.nii")
@@ -63,7 +69,9 @@ def test_a_mask_lies_on_its_image_however_each_is_stored(tmp_path, image_axes, m
     rest = [size for other, size in enumerate(zooms) if other != axis]
     np.testing.assert_allclose(formats.spacing(image), rest[::-1], rtol=1e-5)
     # The slice beside it lies elsewhere: refused, with both files and the slice that would be right.
-    wrong = masks.place(Plane(tmp_path / "m.nii", place_of(mask_axes, axis, (index + 1) % SHAPE[axis]), axis), image)
+    wrong = masks.place(
+        Plane(tmp_path / "m.nii", place_of(mask_axes, axis, (index + 1) % SHAPE[axis]), axis), image
+    )
     with pytest.raises(UserError) as caught:
         masks.read(wrong)
     for word in ("m.nii", "i.nii", f"the slice that lies there is {mask}"):
@@ -91,7 +99,11 @@ def test_a_mask_of_another_grid_is_refused_with_both_affines(tmp_path, change):
     image.to_filename(tmp_path / "i.nii")
     mask.to_filename(tmp_path / "m.nii")
     placed = masks.place(Plane(tmp_path / "m.nii", 2), Plane(tmp_path / "i.nii", 2))
-    words = r"m\.nii\[2\].*has no coordinates" if change == "uncoded" else r"m\.nii.*elsewhere.*i\.nii.*affine.*affine"
+    words = (
+        r"m\.nii\[2\].*has no coordinates"
+        if change == "uncoded"
+        else r"m\.nii.*elsewhere.*i\.nii.*affine.*affine"
+    )
     with pytest.raises(UserError, match=words):
         masks.read(placed)
 
@@ -129,8 +141,12 @@ def test_a_nifti_mask_lies_on_a_dicom_slice_by_its_position(tmp_path, axes, inde
     mask = masks.place(Plane(tmp_path / "m.nii.gz", place_of(axes, 2, index)), tmp_path / "i.dcm")
     np.testing.assert_array_equal(masks.read(mask), formats.samples(tmp_path / "i.dcm").values)
     assert formats.spacing(tmp_path / "i.dcm") == (0.75, 0.5)
-    with pytest.raises(UserError, match=rf"the slice that lies there is .*m\.nii\.gz\[{place_of(axes, 2, index)}\]"):
-        masks.read(masks.place(Plane(tmp_path / "m.nii.gz", place_of(axes, 2, (index + 1) % 7)), tmp_path / "i.dcm"))
+    with pytest.raises(
+        UserError, match=rf"the slice that lies there is .*m\.nii\.gz\[{place_of(axes, 2, index)}\]"
+    ):
+        masks.read(
+            masks.place(Plane(tmp_path / "m.nii.gz", place_of(axes, 2, (index + 1) % 7)), tmp_path / "i.dcm")
+        )
 
 
 def test_a_nifti_mask_of_a_radiograph_without_coordinates_is_refused(tmp_path):
@@ -246,10 +262,14 @@ MARKED[2:4, 1:5] = 1
 
 
 def test_255_is_one_for_the_whole_set_or_for_no_file(segment):
-    np.testing.assert_array_equal(segment(grey(MARKED * 255), grey(MARKED * 0), grey(MARKED * 0 + 255))[0], MARKED)
+    np.testing.assert_array_equal(
+        segment(grey(MARKED * 255), grey(MARKED * 0), grey(MARKED * 0 + 255))[0], MARKED
+    )
     ignored = MARKED.copy()
     ignored[0, 0] = 255
-    with pytest.raises(UserError, match=r"2 masks .*row 2: .*0_m\.png: holds the value 255.*pixels to ignore"):
+    with pytest.raises(
+        UserError, match=r"2 masks .*row 2: .*0_m\.png: holds the value 255.*pixels to ignore"
+    ):
         segment(grey(MARKED * 255), grey(ignored))
     with pytest.raises(UserError, match=r"holds the value 255"):
         segment(grey(MARKED * 255), grey(MARKED))  # 0 and 255 here, 0 and 1 there
@@ -269,7 +289,9 @@ def test_a_mask_in_the_alpha_channel_is_read_from_there_in_every_file(segment):
     for colour in (0, 255):
         found = segment(alpha(MARKED * 255, colour), alpha(full, colour), alpha(none, colour))
         np.testing.assert_array_equal(found, np.stack([MARKED, MARKED * 0 + 1, MARKED * 0]))
-    with pytest.raises(UserError, match=r"1_m\.png: its mask is in its grey values, that of .*0_m\.png in its alpha"):
+    with pytest.raises(
+        UserError, match=r"1_m\.png: its mask is in its grey values, that of .*0_m\.png in its alpha"
+    ):
         segment(alpha(MARKED * 255), grey(MARKED * 255))
 
     def both(path):
@@ -277,7 +299,9 @@ def test_a_mask_in_the_alpha_channel_is_read_from_there_in_every_file(segment):
         pixels[..., 3] = np.arange(36).reshape(6, 6)
         Image.fromarray(pixels).save(path)
 
-    with pytest.raises(UserError, match=r"0_m\.png: both its grey values and its alpha channel hold something"):
+    with pytest.raises(
+        UserError, match=r"0_m\.png: both its grey values and its alpha channel hold something"
+    ):
         segment(both)
 
 
@@ -302,7 +326,9 @@ def test_a_palette_of_black_and_white_is_read_by_its_colours_and_others_by_index
     black, white, red = (0, 0, 0), (255, 255, 255), (200, 0, 0)
     np.testing.assert_array_equal(segment(palette(1 - MARKED, [white, black]))[0], MARKED)
     np.testing.assert_array_equal(segment(palette(MARKED, [black, white]))[0], MARKED)
-    np.testing.assert_array_equal(segment(palette(MARKED, [white, red]), palette(MARKED * 0, [white, red]))[0], MARKED)
+    np.testing.assert_array_equal(
+        segment(palette(MARKED, [white, red]), palette(MARKED * 0, [white, red]))[0], MARKED
+    )
 
 
 def test_a_bilevel_or_white_at_zero_tiff_marks_what_is_white_or_what_is_stored(segment):
@@ -321,7 +347,9 @@ def test_a_bilevel_or_white_at_zero_tiff_marks_what_is_white_or_what_is_stored(s
 def test_jpeg_and_interpolation_are_named_with_the_values_in_between(segment, tmp_path):
     with pytest.raises(UserError, match=r"0_m\.jpg: a JPEG with [\d, ]+.* between black and white"):
         segment(grey(RNG.integers(0, 2, (6, 6)) * 255, quality=30), suffix="jpg")
-    smooth = np.asarray(Image.fromarray(MARKED * 255).resize((12, 12), Image.Resampling.BILINEAR).resize((6, 6)))
+    smooth = np.asarray(
+        Image.fromarray(MARKED * 255).resize((12, 12), Image.Resampling.BILINEAR).resize((6, 6))
+    )
     with pytest.raises(UserError, match=r"between its classes it holds .*, as after JPEG or interpolation"):
         segment(grey(smooth))
     volume = np.zeros((5, 6, 2), np.float32)
@@ -330,10 +358,14 @@ def test_jpeg_and_interpolation_are_named_with_the_values_in_between(segment, tm
     with pytest.raises(UserError, match=r"between classes it holds 0\.5, as after interpolation"):
         masks.read(Plane(tmp_path / "m.nii", 0))
     volume[2] = 0.9999999
-    np.testing.assert_array_equal(np.unique(masks.read(Plane(write.nifti(tmp_path / "n.nii", volume), 0))), [0, 1])
+    np.testing.assert_array_equal(
+        np.unique(masks.read(Plane(write.nifti(tmp_path / "n.nii", volume), 0))), [0, 1]
+    )
 
 
-@pytest.mark.parametrize(("value", "word"), [(0, "all of its 2 masks are empty"), (1, "all of its 2 masks are full")])
+@pytest.mark.parametrize(
+    ("value", "word"), [(0, "all of its 2 masks are empty"), (1, "all of its 2 masks are full")]
+)
 def test_a_set_whose_masks_are_all_empty_or_full_is_told_of(segment, caplog, value, word):
     with caplog.at_level("WARNING"):
         segment(grey(MARKED * 0 + value), grey(MARKED * 0 + value))

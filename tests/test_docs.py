@@ -20,7 +20,9 @@ FOLDERS = ("dapt_jax", "configs", "launch", "tests", "benchmarks", "docs", ".ci"
 
 def known_settings():
     names = set(flat(default()))
-    return names | {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 1)}
+    return names | {
+        ".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 1)
+    }
 
 
 @pytest.fixture(scope="module", params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -40,7 +42,9 @@ def test_every_path_and_link_exists(page):
 
 def test_every_setting_exists(page):
     settings = known_settings()
-    for name, value in re.findall(r"(?:--config\.|\bconfig\.)([a-z_0-9]+(?:\.[a-z_0-9]+)*)(?:=([\w/|,]*))?", page[1]):
+    for name, value in re.findall(
+        r"(?:--config\.|\bconfig\.)([a-z_0-9]+(?:\.[a-z_0-9]+)*)(?:=([\w/|,]*))?", page[1]
+    ):
         if name.split(".")[0] in (*OPEN, "py", "json", "unlocked", "update"):
             continue
         assert name in settings, f"setting {name}"

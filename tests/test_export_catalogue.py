@@ -14,7 +14,9 @@ def test_the_table_needs_no_config_and_no_workdir(
     assert main.main(["dapt_jax", "--config.mode=models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {
-        cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in lines if len(cells := line.split("│")) > 2
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
+        for line in lines
+        if len(cells := line.split("│")) > 2
     }
     assert rows["resnet18"][:3] == ["11,689,512", "224", "3.36"]
     assert rows["resnet18"][3].startswith("stem, stage1 (2), stage2 (2)")
@@ -30,7 +32,9 @@ def test_other_modes_still_need_a_config(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_groups_are_condensed_by_stage() -> None:
-    assert catalogue.condensed(("stem", "stage1/layer1", "stage1/transition", "top")) == "stem, stage1 (2), top"
+    assert (
+        catalogue.condensed(("stem", "stage1/layer1", "stage1/transition", "top")) == "stem, stage1 (2), top"
+    )
 
 
 def test_weights_are_counted_past_the_second() -> None:

@@ -38,7 +38,9 @@ def extended():
     class GeneralizedCrossEntropy(ClassificationLoss, name="gce"):
         """(1 - p^q) / q of the true class (Zhang and Sabuncu, arXiv 1805.07836)."""
 
-        q: float = setting(0.7, above=0, at_most=1, doc="Power of the probability; towards 0 it is cross-entropy.")
+        q: float = setting(
+            0.7, above=0, at_most=1, doc="Power of the probability; towards 0 it is cross-entropy."
+        )
 
         def softmax_log_likelihood(self, logits):
             return (jax.nn.softmax(logits) ** self.q - 1) / self.q
@@ -116,7 +118,9 @@ def test_a_score_that_predicts_has_positive_correlations_whichever_way_it_and_th
             "split": "development",
             "protocol": "linear",
         }
-        results.append({**key, "metric": metric_name, "value": goodness if metric_name == "auc" else 1 - goodness})
+        results.append(
+            {**key, "metric": metric_name, "value": goodness if metric_name == "auc" else 1 - goodness}
+        )
         value = goodness if higher_is_better else -goodness
         scores = {"scores": {"made_up": value}, "higher_is_better": {"made_up": higher_is_better}}
         points.append({"epoch": epoch, "share": 1.0, **scores})
@@ -129,7 +133,9 @@ def test_a_score_of_an_earlier_ledger_without_directions_has_no_agreement_and_th
     points = [{"epoch": epoch, "share": 1.0, "scores": {"knn": epoch / 4}} for epoch in range(4)]
     key = {"seed": 0, "task": "cells", "split": "development", "protocol": "linear", "metric": "auc"}
     results = [{**key, "strategy": f"full@{epoch + 1}", "value": epoch / 5} for epoch in range(4)]
-    found = selection.agreement(Records({}, results, [Row("full", 0, "score", "scores", curve=points)]), "cells")
+    found = selection.agreement(
+        Records({}, results, [Row("full", 0, "score", "scores", curve=points)]), "cells"
+    )
     assert [cell.text for cell in found.rows[0]] == ["knn", "–", "–", "–", "–"]
     assert "direction the ledger does not record" in found.note
 

@@ -79,7 +79,9 @@ def bitfit():
 
 def test_every_file_of_the_folder_is_a_family_that_is_known():
     files = {path.stem for path in command.ROOT.glob("dapt_jax/models/encoders/*.py")} - {"__init__"}
-    assert files == {name.rpartition(".")[2] for name in sys.modules if name.startswith(f"{encoders.__name__}.")}
+    assert files == {
+        name.rpartition(".")[2] for name in sys.modules if name.startswith(f"{encoders.__name__}.")
+    }
     assert all(registry.build(name).name == name for name in registry.names())
 
 
@@ -106,13 +108,19 @@ def test_a_new_family_and_a_new_strategy_run_from_end_to_end(family, bitfit, tmp
         if row["stage"] == "dapt":
             spent[row["strategy"]] += row["model_flops"] + row["reused_flops"]
     assert spent == planned
-    adapted = safetensors.numpy.load_file(tmp_path / "run" / "checkpoints" / "bitfit-seed0" / "adapted.safetensors")
+    adapted = safetensors.numpy.load_file(
+        tmp_path / "run" / "checkpoints" / "bitfit-seed0" / "adapted.safetensors"
+    )
     changed = {path for path, array in flatten(params).items() if not np.array_equal(array, adapted[path])}
     assert changed == {path for path in flatten(params) if path.endswith("/bias")}
     assert {row["strategy"] for row in command.rows(tmp_path / "run" / "results.jsonl")} >= {"none", "bitfit"}
-    adapted = safetensors.numpy.load_file(tmp_path / "run" / "checkpoints" / "partial-seed0" / "adapted.safetensors")
+    adapted = safetensors.numpy.load_file(
+        tmp_path / "run" / "checkpoints" / "partial-seed0" / "adapted.safetensors"
+    )
     changed = {path for path, array in flatten(params).items() if not np.array_equal(array, adapted[path])}
-    assert changed == {path for path in flatten(params) if path.startswith("coarse/")}  # layer norm among them
+    assert changed == {
+        path for path in flatten(params) if path.startswith("coarse/")
+    }  # layer norm among them
 
 
 def test_a_strategy_is_listed_with_what_it_trains(bitfit):

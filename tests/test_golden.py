@@ -28,7 +28,9 @@ def test_no_case_of_a_golden_error_line_is_lost(request):
     """The lines themselves are compared where they are seen: by the fixture `refused`."""
     option = request.config.option
     collected = {errors.case_of(item.nodeid) for item in request.session.items}
-    is_whole = all(any(case.startswith(f"{module[6:-3]}::") for case in collected) for module in errors.MODULES)
+    is_whole = all(
+        any(case.startswith(f"{module[6:-3]}::") for case in collected) for module in errors.MODULES
+    )
     if not is_whole or option.keyword or option.markexpr or any("::" in each for each in request.config.args):
         pytest.skip(f"runs with all of {' and '.join(errors.MODULES)}")
     assert {re.sub(r" \(\d+\)$", "", case) for case in errors.golden()} <= collected
@@ -39,7 +41,8 @@ def test_every_rename_translates_something():
     assert [old for old in renamed.RENAMED if not any(old in line for line in lines)] == []
 
 
-# ---- the golden files can fail ------------------------------------------------------------------------------------
+# ---- the golden files can fail
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)

@@ -51,7 +51,9 @@ def test_imports_run_from_top_to_bottom():
     place = {name: number for number, name in enumerate(ORDER)}
     upward = [(a, b) for a, b in imports() if room(a) and room(b) and place[room(a)] > place[room(b)]]
     assert not upward
-    assert not [(a, b) for a, b in imports() if room(b) == "" and room(a) != "main"], "nobody imports the front door"
+    assert not [(a, b) for a, b in imports() if room(b) == "" and room(a) != "main"], (
+        "nobody imports the front door"
+    )
 
 
 def test_no_import_circle():
@@ -90,7 +92,9 @@ def test_the_root_is_small_and_every_folder_says_what_it_offers():
         assert ast.get_docstring(tree), f"{init} has no docstring"
 
 
-@pytest.mark.parametrize("module", ["dapt_jax.report", "dapt_jax.records.ledger", "dapt_jax.monitoring.status"])
+@pytest.mark.parametrize(
+    "module", ["dapt_jax.report", "dapt_jax.records.ledger", "dapt_jax.monitoring.status"]
+)
 def test_reports_and_records_need_no_jax(module):
     code = f"import sys; sys.modules['jax'] = sys.modules['flax'] = None; import {module}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

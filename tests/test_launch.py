@@ -52,7 +52,9 @@ class World:
 
     def answer(self, when, out="", *, err="", code=0, times=99, after=0.0):
         """What a call that contains some text gives, the first answer that fits before later ones."""
-        self.answers.append({"when": when, "out": out, "err": err, "code": code, "times": times, "after": after})
+        self.answers.append(
+            {"when": when, "out": out, "err": err, "code": code, "times": times, "after": after}
+        )
 
     @property
     def environment(self):
@@ -83,7 +85,9 @@ def world(tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_shellcheck_has_nothing_to_say(script):
-    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    shellcheck = shutil.which(
+        "shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    )
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
     said = subprocess.run([shellcheck, "-x", str(LAUNCH / script)], cwd=ROOT, capture_output=True, text=True)
@@ -135,7 +139,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(world, script, arguments, words):
     assert world.calls == []
 
 
-# ---- one machine --------------------------------------------------------------------------------------------------
+# ---- one machine
+# --------------------------------------------------------------------------------------------------
 
 
 def test_locally_a_study_that_was_told_to_stop_is_started_again_and_one_with_a_mistake_is_not(world):
@@ -218,7 +223,9 @@ def test_the_notice_of_a_job_reaches_its_tasks(world):
     stub.chmod(0o755)
     (world.folder / "answers.json").write_text("[]")
     command = ["bash", str(LAUNCH / "slurm.sbatch"), *STUDY[1:]]
-    process = subprocess.Popen(command, env={**world.environment, "SLURM_JOB_ID": "7"}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env={**world.environment, "SLURM_JOB_ID": "7"}, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 20
     while not (world.folder / "ready").exists():
         assert time.monotonic() < deadline
@@ -230,7 +237,10 @@ def test_the_notice_of_a_job_reaches_its_tasks(world):
 
 def test_submitting_is_tried_again_where_slurm_is_busy_and_only_there(world):
     world.answer(
-        "sbatch", err="sbatch: error: Batch job submission failed: Socket timed out on send/recv", code=1, times=2
+        "sbatch",
+        err="sbatch: error: Batch job submission failed: Socket timed out on send/recv",
+        code=1,
+        times=2,
     )
     world.answer("sbatch", "4711;cluster")
     ended = world.run("slurm.sh", "--gpus=2", *STUDY)
@@ -241,11 +251,14 @@ def test_submitting_is_tried_again_where_slurm_is_busy_and_only_there(world):
     world.answer("sbatch", err="sbatch: error: QOSMaxSubmitJobPerUserLimit", code=1)
     ended = world.run("slurm.sh", "--gpus=2", *STUDY)
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1] == "slurm.sh: not submitted: sbatch: error: QOSMaxSubmitJobPerUserLimit"
+    assert (
+        ended.stderr.splitlines()[-1] == "slurm.sh: not submitted: sbatch: error: QOSMaxSubmitJobPerUserLimit"
+    )
     assert len(world.calls) == 4
 
 
-# ---- TPU VMs ------------------------------------------------------------------------------------------------------
+# ---- TPU VMs
+# ------------------------------------------------------------------------------------------------------
 
 GONE = "ERROR: (gcloud) NOT_FOUND: no such resource"
 
@@ -259,7 +272,13 @@ def test_a_tpu_is_asked_for_set_up_and_run_on(world):
     ended = world.run("tpu_vm.sh", "run", *TPU, *STUDY)
     assert ended.returncode == 0, ended.stderr
     (create,) = world.made("queued-resources create")
-    for flag in ("--node-id=dapt", "--zone=us-west4-a", "--project=lab", "--spot", "--accelerator-type=v5litepod-8"):
+    for flag in (
+        "--node-id=dapt",
+        "--zone=us-west4-a",
+        "--project=lab",
+        "--spot",
+        "--accelerator-type=v5litepod-8",
+    ):
         assert flag in create
     assert len(world.made("describe")) == 4
     assert len(world.made("scp")) == 1
@@ -335,7 +354,8 @@ def test_without_quota_there_is_one_line_and_no_second_try(world):
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert (
-        line == "tpu_vm.sh: no TPU v5litepod-8 in us-west4-a: ERROR: RESOURCE_EXHAUSTED: Quota limit has been exceeded."
+        line
+        == "tpu_vm.sh: no TPU v5litepod-8 in us-west4-a: ERROR: RESOURCE_EXHAUSTED: Quota limit has been exceeded."
     )
     assert len(world.calls) == 1
 
@@ -358,13 +378,20 @@ def test_a_tpu_that_does_not_come_is_one_line(world):
     assert "no TPU v5litepod-8 in us-west4-a within 0 s" in ended.stderr
 
 
-# ---- Kubernetes ---------------------------------------------------------------------------------------------------
+# ---- Kubernetes
+# ---------------------------------------------------------------------------------------------------
 
 
 def manifest(world, *arguments):
     yaml = pytest.importorskip("yaml")
     ended = world.run(
-        "kubernetes/launch.sh", "run", "--dry_run", "--name=dapt", "--image=registry/dapt:1", *arguments, *STUDY
+        "kubernetes/launch.sh",
+        "run",
+        "--dry_run",
+        "--name=dapt",
+        "--image=registry/dapt:1",
+        *arguments,
+        *STUDY,
     )
     assert ended.returncode == 0, ended.stderr
     lines = [line for line in ended.stdout.splitlines() if not line.startswith("kubectl")]
@@ -374,7 +401,11 @@ def manifest(world, *arguments):
 @pytest.mark.parametrize(
     ("platform", "resource", "selected"),
     [
-        ("tpu-gke", "google.com/tpu", {"gke-tpu-accelerator": "tpu-v5-lite-podslice", "gke-tpu-topology": "2x4"}),
+        (
+            "tpu-gke",
+            "google.com/tpu",
+            {"gke-tpu-accelerator": "tpu-v5-lite-podslice", "gke-tpu-topology": "2x4"},
+        ),
         ("gpu-gke", "nvidia.com/gpu", {"gke-accelerator": "nvidia-l4"}),
         ("gpu", "nvidia.com/gpu", {}),
     ],

@@ -85,18 +85,24 @@ def kinds(found: list[leakage.Leak]) -> dict[str, int]:
     ("how", "kind"), [("link", "file"), ("same", "content"), ("jpeg", "look"), ("brighter", "look")]
 )
 def test_copies_are_found_however_they_were_made_and_nothing_else_is(sets, how, kind):
-    ours = sets.table("ours", [(number, f"p{number}") for number in range(30)], "link" if how == "link" else "same")
+    ours = sets.table(
+        "ours", [(number, f"p{number}") for number in range(30)], "link" if how == "link" else "same"
+    )
     copies = [(number, f"q{number}") for number in range(20, 30)]
     theirs = sets.table("theirs", copies + [(number, f"q{number}") for number in range(100, 120)], how)
     found = leakage.between(ours, theirs, "ours", "theirs")
     assert kinds(found) == {**kinds([]), kind: 10}
-    assert {(leak.rows_a[0] - 20, leak.rows_b[0]) for leak in found} == {(number, number) for number in range(10)}
+    assert {(leak.rows_a[0] - 20, leak.rows_b[0]) for leak in found} == {
+        (number, number) for number in range(10)
+    }
 
 
 @FEW
 @given(
     st.lists(
-        st.sampled_from([("P7", "p07"), ("007", "7"), ("12.0", "12"), ("José", "Jose\u0301"), ("A-1", "a_1")]),
+        st.sampled_from(
+            [("P7", "p07"), ("007", "7"), ("12.0", "12"), ("José", "Jose\u0301"), ("A-1", "a_1")]
+        ),
         min_size=1,
         unique=True,
     )
@@ -104,18 +110,27 @@ def test_copies_are_found_however_they_were_made_and_nothing_else_is(sets, how, 
 def test_patients_are_found_though_the_tables_spell_them_in_two_ways(tmp_path, pairs):
     sets = Sets(tmp_path / "spelt")
     ours = sets.table("ours", [(number, pair[0]) for number, pair in enumerate(pairs)] + [(90, "other")])
-    theirs = sets.table("theirs", [(100 + number, pair[1]) for number, pair in enumerate(pairs)] + [(190, "another")])
+    theirs = sets.table(
+        "theirs", [(100 + number, pair[1]) for number, pair in enumerate(pairs)] + [(190, "another")]
+    )
     found = leakage.between(ours, theirs, "ours", "theirs")
-    assert kinds(found) == {**kinds([]), "patient": len({leakage.identity.spelling(pair[0]) for pair in pairs})}
+    assert kinds(found) == {
+        **kinds([]),
+        "patient": len({leakage.identity.spelling(pair[0]) for pair in pairs}),
+    }
 
 
 def test_images_without_a_patient_and_images_without_content_leak_nothing(sets):
     ours, theirs = (
-        sets.table(name, [(number + start, "") for number in range(8)]) for name, start in (("o", 0), ("t", 50))
+        sets.table(name, [(number + start, "") for number in range(8)])
+        for name, start in (("o", 0), ("t", 50))
     )
     for number, data in enumerate((ours, theirs)):
         Image.fromarray(np.full((9 + number, 9), 7, np.uint8)).save(Path(data.images.names[0]))
-    again = [load_manifest(sets.folder / name / "table.csv", image_size=32, classes=("a", "b")) for name in ("o", "t")]
+    again = [
+        load_manifest(sets.folder / name / "table.csv", image_size=32, classes=("a", "b"))
+        for name in ("o", "t")
+    ]
     assert leakage.between(*again, "o", "t") == []
 
 
@@ -164,7 +179,9 @@ def test_a_policy_drops_from_one_side_or_marks(sets, policy, sizes):
     left = found.tasks[0]
     assert (len(found.corpora[""]), len(left.development), len(left.held_out["external"])) == sizes
     assert len(found.notes) == 1
-    assert found.marks == ({"t": {"external": "2 images (by content 2); 1 patient"}} if policy == "mark" else {})
+    assert found.marks == (
+        {"t": {"external": "2 images (by content 2); 1 patient"}} if policy == "mark" else {}
+    )
     if policy != "mark":
         assert leakage.resolve(found.tasks, found.corpora).notes == []  # nothing is left to be found
 
@@ -184,7 +201,9 @@ def test_a_corpus_is_nearer_to_training_than_any_target(sets):
 def test_a_list_is_written_filled_in_and_followed(sets, tmp_path):
     task, corpus = study(sets)
     path = tmp_path / "lists" / "leaks.csv"
-    with pytest.raises(UserError, match=rf"all are listed in {re.escape(str(path))}: fill in its column decision"):
+    with pytest.raises(
+        UserError, match=rf"all are listed in {re.escape(str(path))}: fill in its column decision"
+    ):
         leakage.resolve([task], {"": corpus}, str(path))
     with pytest.raises(UserError, match=r"leaks\.csv: no decision on 2 images"):
         leakage.resolve([task], {"": corpus}, str(path))
@@ -205,7 +224,9 @@ def test_a_list_is_written_filled_in_and_followed(sets, tmp_path):
     assert decided("distinct", "distinct", "distinct").notes == []
     with pytest.raises(UserError, match=r"row 3: decision 'drop'; did you mean 'drop_"):
         decided("mark", "drop", "mark")
-    with pytest.raises(UserError, match=r"data\.leaks is 'marc'; did you mean 'mark'\?, or the path of a list\.csv"):
+    with pytest.raises(
+        UserError, match=r"data\.leaks is 'marc'; did you mean 'mark'\?, or the path of a list\.csv"
+    ):
         leakage.resolve([task], {"": corpus}, "marc")
 
 
@@ -215,7 +236,11 @@ def test_patients_of_two_cohorts_are_others_whatever_their_names(sets):
     assert len(leakage.between(ours, theirs, "a", "b")) == 4
     spec = {"kind": "manifest", "classes": ("a", "b")}
     apart = [
-        load({**spec, "path": str(sets.folder / name / "table.csv"), "cohort": name}, data_dir=None, image_size=32)
+        load(
+            {**spec, "path": str(sets.folder / name / "table.csv"), "cohort": name},
+            data_dir=None,
+            image_size=32,
+        )
         for name in ("ours", "theirs")
     ]
     assert leakage.between(*apart, "a", "b") == []
@@ -223,7 +248,9 @@ def test_patients_of_two_cohorts_are_others_whatever_their_names(sets):
 
 @pytest.mark.parametrize("where", ["two", "one"])
 def test_the_case_of_leaks(shared_cases, where):
-    tables = ("train/manifest.csv", "test/manifest.csv") if where == "two" else ("one/train.csv", "one/test.csv")
+    tables = (
+        ("train/manifest.csv", "test/manifest.csv") if where == "two" else ("one/train.csv", "one/test.csv")
+    )
     a, b = (load_manifest(shared_cases / "leak" / table, image_size=32) for table in tables)
     found = leakage.between(a, b, "a", "b")
     assert kinds(found) == {"file": 0, "content": 6, "look": 0, "patient": 7}
@@ -243,7 +270,9 @@ def test_hidden_slices_are_found_among_real_ones(shared_data, tmp_path):
     hidden = load_manifest(tmp_path / "m.csv", image_size=96)
     found = leakage.between(test, hidden, "a", "b")
     assert {leak.rows_b[0] for leak in found} == set(range(60, 90))
-    assert set(rows.tolist()) <= {leak.rows_a[0] for leak in found}  # and neighbours of some, that look like them
+    assert set(rows.tolist()) <= {
+        leak.rows_a[0] for leak in found
+    }  # and neighbours of some, that look like them
 
 
 @settings(max_examples=6, deadline=None)
@@ -252,7 +281,10 @@ def test_no_pair_of_look_alikes_is_missed_where_not_all_pairs_are_tried(seed, n,
     rng = np.random.default_rng(seed)
     a = rng.normal(size=(n, 768)).astype(np.float32)
     b = np.concatenate(
-        [a[rng.integers(0, n, m)] + rng.normal(size=(m, 768)) * rng.uniform(0, 0.5, (m, 1)), rng.normal(size=(3, 768))]
+        [
+            a[rng.integers(0, n, m)] + rng.normal(size=(m, 768)) * rng.uniform(0, 0.5, (m, 1)),
+            rng.normal(size=(3, 768)),
+        ]
     )
     a, b = (x.astype(np.float32) / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     every = near_duplicates._alike(a, b, correlation)
@@ -282,6 +314,9 @@ def test_marked_leaks_are_in_every_table_of_the_report(tmp_path):
     tables = re.findall(r"^### .*?(?=^###|^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert len(tables) >= 3
     for table in tables:
-        assert "‡ Leak, kept on request; seen in training or in another set: external: 2 images (by look 2)" in table
+        assert (
+            "‡ Leak, kept on request; seen in training or in another set: external: 2 images (by look 2)"
+            in table
+        )
     assert "external ‡" in text
     assert "LEAK: 2 images (by look 2) of t external" in text

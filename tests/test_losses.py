@@ -39,7 +39,9 @@ def test_focal_loss_by_its_formula(seed, gamma, alpha):
     p, t = sigmoid(logits), labels
     p_t, alpha_t = np.where(t == 1, p, 1 - p), np.where(t == 1, alpha, 1 - alpha) if alpha else 1.0
     found = loss(FocalLoss(4, multi_label=True, gamma=gamma, alpha=alpha), logits, labels)
-    np.testing.assert_allclose(found, (-alpha_t * (1 - p_t) ** gamma * np.log(p_t)).mean(1), rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        found, (-alpha_t * (1 - p_t) ** gamma * np.log(p_t)).mean(1), rtol=2e-4, atol=1e-6
+    )
     logits, labels = draw(seed)
     p = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(1, keepdims=True)
     own = p[np.arange(6), labels]
@@ -48,7 +50,10 @@ def test_focal_loss_by_its_formula(seed, gamma, alpha):
 
 
 @given(
-    st.integers(0, 10_000), st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 4.0]), st.sampled_from([0.0, 0.05, 0.2])
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 1.0]),
+    st.sampled_from([0.0, 4.0]),
+    st.sampled_from([0.0, 0.05, 0.2]),
 )
 @settings(deadline=None, max_examples=25)
 def test_asymmetric_loss_by_its_formula(seed, positive, negative, margin):
@@ -62,7 +67,9 @@ def test_asymmetric_loss_by_its_formula(seed, positive, negative, margin):
 
 def test_without_their_powers_focal_and_asymmetric_loss_are_cross_entropy():
     logits, labels = draw(0)
-    np.testing.assert_array_equal(loss(FocalLoss(4, gamma=0.0), logits, labels), loss(CrossEntropy(4), logits, labels))
+    np.testing.assert_array_equal(
+        loss(FocalLoss(4, gamma=0.0), logits, labels), loss(CrossEntropy(4), logits, labels)
+    )
     logits, labels = draw(0, several=True)
     plain = loss(BinaryCrossEntropy(4, multi_label=True), logits, labels)
     flat = AsymmetricLoss(4, True, gamma_negative=0.0, margin=0.0)
@@ -123,14 +130,18 @@ def test_losses_are_linear_in_the_target(objective):
     """So a target that is the mean of what would be drawn has the mean of the losses."""
     logits, labels = draw(3, several=True)
     low, high = (loss(objective, logits, np.full_like(labels, each)) for each in (0, 1))
-    np.testing.assert_allclose(loss(objective, logits, np.full_like(labels, 0.7)), 0.3 * low + 0.7 * high, rtol=1e-4)
+    np.testing.assert_allclose(
+        loss(objective, logits, np.full_like(labels, 0.7)), 0.3 * low + 0.7 * high, rtol=1e-4
+    )
 
 
 def test_targets_of_uncertain_labels_are_drawn_between_their_bounds():
     objective = BinaryCrossEntropy(3, multi_label=True, uncertain=(0.55, 0.85))
     labels = np.full((2000, 3), -1, np.float32)
     labels[:, 0], labels[5, 1] = 1, np.nan
-    found = np.asarray(objective.sample_targets(jnp.asarray(labels), jax.random.split(jax.random.key(0), 2000)))
+    found = np.asarray(
+        objective.sample_targets(jnp.asarray(labels), jax.random.split(jax.random.key(0), 2000))
+    )
     np.testing.assert_array_equal(found[:, 0], 1)
     assert np.isnan(found[5, 1])
     drawn = found[:, 2]
@@ -149,9 +160,17 @@ def test_targets_of_uncertain_labels_are_drawn_between_their_bounds():
         (3, {"name": "ce", "multi_label": True}, "independent; expected 'asymmetric', 'bce' or 'focal'"),
         (3, {"name": "ordinal", "multi_label": True}, "several labels; expected 'bce'"),
         (3, {"name": "focal", "params": {"gamma": -1.0}}, "gamma is -1.0; expected 0 or more"),
-        (3, {"name": "asymmetric", "params": {"margin": 1.0}, "multi_label": True}, "margin is 1.0; expected 0 to"),
+        (
+            3,
+            {"name": "asymmetric", "params": {"margin": 1.0}, "multi_label": True},
+            "margin is 1.0; expected 0 to",
+        ),
         (3, {"smoothing": float("nan")}, "label_smoothing is nan"),
-        (3, {"params": {"gamma": 3.0}}, "gamma is 3.0; expected 2.0, since loss 'ce' has no gamma; 'focal' has"),
+        (
+            3,
+            {"params": {"gamma": 3.0}},
+            "gamma is 3.0; expected 2.0, since loss 'ce' has no gamma; 'focal' has",
+        ),
         (3, {"params": {"gama": 3.0}}, "unknown parameter 'gama' of a loss; did you mean 'gamma'"),
     ],
 )

@@ -16,7 +16,8 @@ from dapt_jax.settings import flat, to_dict
 from dapt_jax.weights import export
 from tests.command import QUICKSTART, ROOT, run, small, write_config
 
-# ---- flags and settings -------------------------------------------------------------------------------------------
+# ---- flags and settings
+# -------------------------------------------------------------------------------------------
 
 SETTINGS = {
     "a setting misspelt": ("--config.stratgies=full", "no setting 'stratgies'", "'strategies'"),
@@ -106,13 +107,22 @@ def test_a_config_that_is_not_there(refused, flags, words):
 def test_no_workdir(capsys):
     assert run(f"--config={QUICKSTART}") == 2
     assert (
-        capsys.readouterr().err == "error: no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart\n"
+        capsys.readouterr().err
+        == "error: no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart\n"
     )
 
 
 CONFIG_LINES = {
-    "a setting misspelt": ("config.adapt.epcohs = 3", ":20: the config has no setting 'epcohs'", "'adapt.epochs'"),
-    "one misspelt where all is open": ("config.unlock(); config.stratgies = ('full',)", "'stratgies'", "'strategies'"),
+    "a setting misspelt": (
+        "config.adapt.epcohs = 3",
+        ":20: the config has no setting 'epcohs'",
+        "'adapt.epochs'",
+    ),
+    "one misspelt where all is open": (
+        "config.unlock(); config.stratgies = ('full',)",
+        "'stratgies'",
+        "'strategies'",
+    ),
     "a wrong type": ("config.adapt.epochs = 'many'", ":20: epochs is many (str)", "a whole number"),
     "a section lost": ("config.transfer.head = {'epochs': 3}", "lacks transfer.head.lr", "default()"),
     "none for a number": ("config.adapt.lr = None", "adapt.lr is None", "a number, such as 0.0001"),
@@ -121,7 +131,11 @@ CONFIG_LINES = {
     "a file it misses": ("open('classes.txt')", ":20: FileNotFoundError", "classes.txt"),
     "no return": ("return None", "the config is NoneType", "default()"),
     "a task without sets": ("config.tasks.other = {}", "tasks.other has no development images"),
-    "a task that is text": ("config.tasks.cells = 'manifest.csv'", ":20: cells is manifest.csv (str)", "a dict"),
+    "a task that is text": (
+        "config.tasks.cells = 'manifest.csv'",
+        ":20: cells is manifest.csv (str)",
+        "a dict",
+    ),
     "a name for no folder": ("config.tasks['a/b'] = config.tasks.cells", "'a/b'", "letters, digits"),
     "a split misspelt": ("config.tasks.cells.extrnal = {}", "no split 'extrnal'", "'external'"),
 }
@@ -169,7 +183,9 @@ def test_a_phase_of_ones_own(refused, tmp_path, data, case):
     "entry", ["'full'", "()", "{'phases': {'name': 'a'}}", "{'phases': ()}", "{'phases': ('head',)}"]
 )
 def test_what_is_no_list_of_phases(refused, tmp_path, entry):
-    config = write_config(tmp_path, "config.strategies = ('mine',)", f"config.custom_strategies.mine = {entry}")
+    config = write_config(
+        tmp_path, "config.strategies = ('mine',)", f"config.custom_strategies.mine = {entry}"
+    )
     refused(f"--config={config}", words=["custom_strategies.mine", "'trainable': ('head',)"])
 
 
@@ -188,12 +204,15 @@ def test_ten_crops_of_images_that_are_no_larger(refused):
 def test_weights_of_another_model(refused, tmp_path):
     for name in ("resnet18.npz", "resnet18.safetensors"):
         export.write(tmp_path / name, *registry.build("resnet18").init(0))
-        refused(*small(f"--config.weights={tmp_path / name}"), words=[name, "'efficientnet_lite0'", "resnet18"])
+        refused(
+            *small(f"--config.weights={tmp_path / name}"), words=[name, "'efficientnet_lite0'", "resnet18"]
+        )
     near = f"--config.weights={tmp_path}/resnet81.npz"
     refused(*small(near), words=["resnet81.npz: no such weight file", "'resnet18.npz'"])
 
 
-# ---- the workdir --------------------------------------------------------------------------------------------------
+# ---- the workdir
+# --------------------------------------------------------------------------------------------------
 
 ALONE = ("--config.strategies=none", "--config.seeds=0", "--config.transfer.protocols=linear")
 
@@ -237,26 +256,35 @@ def test_a_damaged_file_in_the_workdir(refused, alone, tmp_path, name, text, wor
 def test_results_of_an_unknown_config(refused, alone, tmp_path):
     (tmp_path / "old").mkdir()
     shutil.copy(alone / "results.jsonl", tmp_path / "old")
-    refused(*small(*ALONE), workdir=tmp_path / "old", words=["holds results but no config.json", "new --workdir"])
+    refused(
+        *small(*ALONE), workdir=tmp_path / "old", words=["holds results but no config.json", "new --workdir"]
+    )
 
 
 def test_a_workdir_below_a_file(refused, tmp_path):
     (tmp_path / "file").touch()
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
-        refused(*small(*ALONE), workdir=workdir, words=[str(workdir), "cannot be written to", "another --workdir"])
+        refused(
+            *small(*ALONE), workdir=workdir, words=[str(workdir), "cannot be written to", "another --workdir"]
+        )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_workdir_that_may_not_be_written(refused, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    refused(*small(*ALONE), workdir=tmp_path / "locked", words=["locked: cannot be written to (Permission denied)"])
+    refused(
+        *small(*ALONE),
+        workdir=tmp_path / "locked",
+        words=["locked: cannot be written to (Permission denied)"],
+    )
 
 
 def test_a_report_of_no_study(refused, tmp_path):
     refused(f"--config={QUICKSTART}", "--config.mode=report", words=["workdir/config.json: no such file"])
 
 
-# ---- what works all the same --------------------------------------------------------------------------------------
+# ---- what works all the same
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -301,7 +329,13 @@ def test_help_lists_the_flags_and_the_settings(capsys):
 
 def test_from_a_shell(tmp_path):
     """The true exit code, and nothing else on stderr, whatever the libraries would like to say."""
-    command = [sys.executable, "-m", "dapt_jax.main", *small("--config.strategies=fll"), f"--workdir={tmp_path / 'w'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "dapt_jax.main",
+        *small("--config.strategies=fll"),
+        f"--workdir={tmp_path / 'w'}",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert ended.returncode == 2
     assert ended.stderr == "error: unknown strategy 'fll'; did you mean 'full'?\n"

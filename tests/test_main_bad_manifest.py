@@ -51,7 +51,9 @@ def test_bad_images_are_skipped_on_request_and_counted(tmp_path, data, capsys):
     data.image(6).unlink()
     flags = (f"--config={write_config(tmp_path)}", f"--config.data_dir={data.folder}", "--config.mode=plan")
     assert run(*flags, "--config.data.on_bad_image=skip") == 0
-    assert re.search(r"corpus: 34 images \(.*\), 6 patients, 2 unreadable images skipped", capsys.readouterr().out)
+    assert re.search(
+        r"corpus: 34 images \(.*\), 6 patients, 2 unreadable images skipped", capsys.readouterr().out
+    )
 
 
 DATA = {
@@ -92,12 +94,32 @@ def test_a_config_that_does_not_fit_its_manifest(refused_data, case):
 
 
 ROWS = {
-    "a blank label": (5, "label", "", ["manifest.csv: row 5: corpus/images/000003.png has no label", "'label'"]),
+    "a blank label": (
+        5,
+        "label",
+        "",
+        ["manifest.csv: row 5: corpus/images/000003.png has no label", "'label'"],
+    ),
     "a blank image": (5, "image", "", ["manifest.csv: row 5: no image named"]),
-    "an image twice": (5, "image", "corpus/images/000000.png", ["row 5", "in row 2 already", "one row per image"]),
+    "an image twice": (
+        5,
+        "image",
+        "corpus/images/000000.png",
+        ["row 5", "in row 2 already", "one row per image"],
+    ),
     "a folder as image": (5, "image", "corpus/images", ["row 5: corpus/images; it is a folder"]),
-    "a mask that is not there": (5, "mask", "corpus/masks/x.png", ["1 of 36 masks", "row 5", "corpus/masks/x.png"]),
-    "a row too long": (5, "label", "platelet,x", ["manifest.csv: row 5: 6 cells, expected 5 as in the header"]),
+    "a mask that is not there": (
+        5,
+        "mask",
+        "corpus/masks/x.png",
+        ["1 of 36 masks", "row 5", "corpus/masks/x.png"],
+    ),
+    "a row too long": (
+        5,
+        "label",
+        "platelet,x",
+        ["manifest.csv: row 5: 6 cells, expected 5 as in the header"],
+    ),
 }
 
 
@@ -133,7 +155,9 @@ def test_a_manifest_of_nothing(refused_data, data):
 
 
 def test_a_patient_in_two_splits(refused_data, data):
-    data.write([f"{line},{'split' if n == 0 else 'train' if n % 6 else 'test'}" for n, line in enumerate(data.lines)])
+    data.write(
+        [f"{line},{'split' if n == 0 else 'train' if n % 6 else 'test'}" for n, line in enumerate(data.lines)]
+    )
     line = refused_data(words=["manifest.csv: patient smear-0-1-00000", "belongs in one split"])
     assert re.search(r"splits 'train' and 'test' \(rows 2, 7\), and 17 more like it", line)
 
@@ -141,27 +165,41 @@ def test_a_patient_in_two_splits(refused_data, data):
 def test_a_patient_of_the_target_in_the_corpus(refused_data, data):
     patient = data.lines[40].split(",")[3]
     data.change(2, "patient", patient)
-    refused_data(words=[f"1 patient is in both cells development and corpus, first: {patient}", "one side only"])
+    refused_data(
+        words=[f"1 patient is in both cells development and corpus, first: {patient}", "one side only"]
+    )
 
 
 def test_an_image_of_the_target_in_the_corpus_under_another_path(refused_data, data):
     (data.folder / "other").mkdir()
-    rows = [line.replace("development/", "../development/") for line in data.lines if line.endswith(",development")]
+    rows = [
+        line.replace("development/", "../development/")
+        for line in data.lines
+        if line.endswith(",development")
+    ]
     (data.folder / "other" / "manifest.csv").write_text("\n".join([data.lines[0], *rows]))
     more = "config.corpus.update({'path': 'other/manifest.csv', 'where': ''})"
-    refused_data(more, words=["36 images are in both cells development and corpus", "development/images/000000.png"])
+    refused_data(
+        more, words=["36 images are in both cells development and corpus", "development/images/000000.png"]
+    )
 
 
 def test_other_classes_outside(refused_data, data):
     for row, line in enumerate(data.lines, start=1):
         if line.endswith(",external") and "basophil" in line:
             data.change(row, "label", "monocyte")
-    refused_data(words=["'cells': external has the classes eosinophil", "basophil", "name all as its classes"])
+    refused_data(
+        words=["'cells': external has the classes eosinophil", "basophil", "name all as its classes"]
+    )
 
 
 def test_several_labels_on_one_side_alone(refused_data, data):
     (data.folder / "outside.csv").write_text("\n".join(data.lines))
-    data.change(next(n for n, line in enumerate(data.lines, 1) if "neutrophil" in line), "label", "neutrophil|basophil")
+    data.change(
+        next(n for n, line in enumerate(data.lines, 1) if "neutrophil" in line),
+        "label",
+        "neutrophil|basophil",
+    )
     more = "config.tasks.cells.external.path = 'outside.csv'"
     refused_data(more, words=["'cells'", "development has several labels per image, external has one"])
 

@@ -30,11 +30,15 @@ def test_columns_taken_by_another_name_are_said_once_for_each_set(planned, data)
     assert out.count("'class' holds the labels") == 3
     assert "warning: corpus: " in out
     assert "warning: cells external: " in out
-    assert "group='Smear_ID' keeps each of them on one side of every split" in out  # external, which does not use it
+    assert (
+        "group='Smear_ID' keeps each of them on one side of every split" in out
+    )  # external, which does not use it
 
 
 def test_look_alikes_are_counted_beside_the_patients(planned, data):
-    first, copy = (row for row, line in enumerate(data.lines, 1) if line.endswith(",development") and row in (38, 47))
+    first, copy = (
+        row for row, line in enumerate(data.lines, 1) if line.endswith(",development") and row in (38, 47)
+    )
     data.spoil(copy, data.image(first).read_bytes())
     out = planned()
     assert "patients, 2 look-alikes merged" in out
@@ -47,12 +51,19 @@ def test_a_corpus_of_one_patient_names_the_corpus_and_the_setting(refused_data, 
     for row, line in enumerate(data.lines, 1):
         if line.endswith(",corpus"):
             data.change(row, "patient", "only-one")
-    refused_data(RANDOM, words=["corpus: all 36 images are of one patient (only-one)", "corpus.val_fraction=0"])
+    refused_data(
+        RANDOM, words=["corpus: all 36 images are of one patient (only-one)", "corpus.val_fraction=0"]
+    )
     planned("config.corpus.val_fraction = 0.0")
 
 
 def test_named_grades_without_an_order_are_refused(refused_data):
-    words = ["cells development: ", "grades need an order", "basophil, eosinophil", "classes='LOWEST,...,HIGHEST'"]
+    words = [
+        "cells development: ",
+        "grades need an order",
+        "basophil, eosinophil",
+        "classes='LOWEST,...,HIGHEST'",
+    ]
     refused_data(RANDOM, "config.transfer.head.loss = 'ordinal'", words=words)
     words = ["corpus: ", "grades need an order", "erythrocyte, leukocyte, platelet"]
     refused_data(RANDOM, "config.adapt.loss = 'ordinal'", words=words)
@@ -80,9 +91,14 @@ def test_leaks_between_sets_are_refused_dropped_or_marked(refused_data, planned,
     inside = next(row for row, line in enumerate(data.lines, 1) if line.endswith(",development"))
     outside = next(row for row, line in enumerate(data.lines, 1) if line.endswith(",external"))
     data.spoil(outside, data.image(inside).read_bytes())
-    words = ["1 image is in both cells external and cells development (by content 1)", "data.leaks='drop_train'"]
+    words = [
+        "1 image is in both cells external and cells development (by content 1)",
+        "data.leaks='drop_train'",
+    ]
     refused_data(RANDOM, words=words)
-    assert "warning: leaks dropped: 1 images of cells external, since" in planned("config.data.leaks = 'drop_eval'")
+    assert "warning: leaks dropped: 1 images of cells external, since" in planned(
+        "config.data.leaks = 'drop_eval'"
+    )
     config = write_config(
         tmp_path, RANDOM, "config.data.leaks = 'mark'", "config.strategies = ('none',)",
         "config.transfer.head.loss = 'ordinal'",
@@ -92,7 +108,9 @@ def test_leaks_between_sets_are_refused_dropped_or_marked(refused_data, planned,
     workdir = tmp_path / "marked"
     assert run(f"--config={config}", f"--config.data_dir={data.folder}", f"--workdir={workdir}") == 0
     assert "warning: leaks kept, and marked in every table: 1 image is in both" in capsys.readouterr().out
-    assert json.loads((workdir / "leaks.json").read_text()) == {"cells": {"external": "1 image (by content 1)"}}
+    assert json.loads((workdir / "leaks.json").read_text()) == {
+        "cells": {"external": "1 image (by content 1)"}
+    }
     assert "external ‡" in (workdir / "report.md").read_text()
     # Own data that is declared ordinal, by its loss, has a quadratic kappa too.
     metrics = {row["metric"] for row in rows(workdir / "results.jsonl")}

@@ -34,7 +34,10 @@ def planned():
     ready = prepare.prepare(settings)
     (task,) = ready.tasks
     return {
-        (arm.name, arm.seed): {"dapt": plan.adaptation_flops(ready, arm), **plan.transfer_flops(ready, arm, task)}
+        (arm.name, arm.seed): {
+            "dapt": plan.adaptation_flops(ready, arm),
+            **plan.transfer_flops(ready, arm, task),
+        }
         for arm in ready.arms
     }
 
@@ -182,7 +185,9 @@ def test_the_next_start_has_the_same_programs():
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         command = [sys.executable, "-c", LOWER]
         found.add(
-            subprocess.run(command, capture_output=True, check=True, cwd=ROOT, env=environment, timeout=120).stdout
+            subprocess.run(
+                command, capture_output=True, check=True, cwd=ROOT, env=environment, timeout=120
+            ).stdout
         )
     assert len(found) == 1
 
@@ -192,7 +197,9 @@ def test_an_arm_that_lacks_results_runs_alone(finished, tmp_path, monkeypatch):
     lines = (workdir / "results.jsonl").read_text().splitlines(keepends=True)
     lost = [line for line in lines if '"partial"' in line and '"seed": 1' in line]
     (workdir / "results.jsonl").write_text("".join(line for line in lines if line not in lost))
-    monkeypatch.setattr("dapt_jax.training.loop.train", lambda *_: pytest.fail("adapted weights are there already"))
+    monkeypatch.setattr(
+        "dapt_jax.training.loop.train", lambda *_: pytest.fail("adapted weights are there already")
+    )
     assert run(*small(), f"--workdir={workdir}") == 0
     assert (workdir / "results.jsonl").read_text().splitlines(keepends=True)[-len(lost) :] == lost
 
@@ -213,7 +220,9 @@ def test_a_manifest_and_phases_of_ones_own(tmp_path):
     assert [row["phase"] for row in ledger] == ["top", "kernels"]
     encoder = registry.build("efficientnet_lite0").truncate("stage3/block2")
     shapes, _ = Classifier(encoder, 3).abstract()
-    kernels = [path for path in freezing.paths(shapes) if path.startswith("stage3/") and path.endswith("/kernel")]
+    kernels = [
+        path for path in freezing.paths(shapes) if path.startswith("stage3/") and path.endswith("/kernel")
+    ]
     expected = freezing.count(shapes, [*kernels, "head/kernel", "head/bias"])
     assert ledger[1]["trainable_params"] == expected
     assert ledger[1]["total_params"] == freezing.count(shapes)
@@ -221,7 +230,8 @@ def test_a_manifest_and_phases_of_ones_own(tmp_path):
     assert {row["n"] for row in results if row["metric"] == "auc"} == {36}
 
 
-# ---- report -------------------------------------------------------------------------------------------------------
+# ---- report
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_a_report_is_made_from_the_records_alone(finished, tmp_path):
@@ -243,12 +253,15 @@ def test_a_report_is_made_from_the_records_alone(finished, tmp_path):
     assert {path: path.read_bytes() for path in records} == records
     names = {path.relative_to(finished) for path in finished.rglob("*") if "checkpoints" not in path.parts}
     assert {path.relative_to(workdir) for path in workdir.rglob("*")} == {
-        name for name in names if name.name not in ("checkpoints", "weights.txt", "metrics.jsonl", "status.json")
+        name
+        for name in names
+        if name.name not in ("checkpoints", "weights.txt", "metrics.jsonl", "status.json")
     }
     assert (workdir / "report.md").read_bytes() == (finished / "report.md").read_bytes()
 
 
-# ---- the configs of this repository -------------------------------------------------------------------------------
+# ---- the configs of this repository
+# -------------------------------------------------------------------------------
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 

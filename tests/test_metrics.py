@@ -46,7 +46,9 @@ def test_scores_equal_scikit_learn_s(seed):
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 2), min_size=1, max_size=8))
-@pytest.mark.filterwarnings("ignore::UserWarning")  # scikit-learn's, of classes that are predicted but not there
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # scikit-learn's, of classes that are predicted but not there
 def test_scores_of_decisions_equal_scikit_learn_s_whichever_classes_are_there(seed, labels):
     labels = np.array(labels)
     probabilities = np.random.default_rng(seed).dirichlet(np.ones(3), size=len(labels))
@@ -54,7 +56,9 @@ def test_scores_of_decisions_equal_scikit_learn_s_whichever_classes_are_there(se
     found = scored(labels, probabilities, ordinal=True)
     assert found["balanced_accuracy"].value == pytest.approx(sk.balanced_accuracy_score(labels, predicted))
     assert found["accuracy"].value == pytest.approx(sk.accuracy_score(labels, predicted))
-    assert found["f1"].value == pytest.approx(sk.f1_score(labels, predicted, average="macro", zero_division=np.nan))
+    assert found["f1"].value == pytest.approx(
+        sk.f1_score(labels, predicted, average="macro", zero_division=np.nan)
+    )
     assert found["mcc"].value == pytest.approx(sk.matthews_corrcoef(labels, predicted))
     present = np.union1d(labels, predicted)
     assert found["f1"].classes == tuple(NAMES[each] for each in present)

@@ -89,7 +89,9 @@ def test_batches_bit_fields_and_exchanged_sides_change_no_score(pair, cut):
         "turned": metrics.segmentation(np.rot90(truth, axes=(1, 2)), np.rot90(predicted, axes=(1, 2)), NAMES),
     }
     for what, scores in others.items():
-        assert [(s.metric, s.n, s.classes) for s in scores] == [(s.metric, s.n, s.classes) for s in whole], what
+        assert [(s.metric, s.n, s.classes) for s in scores] == [(s.metric, s.n, s.classes) for s in whole], (
+            what
+        )
         np.testing.assert_allclose([s.value for s in scores], [s.value for s in whole], err_msg=what)
 
 
@@ -110,7 +112,9 @@ def test_pooled_overlap_is_that_of_one_image_that_holds_all_pixels(pair):
 def test_segments_that_overlap_are_scored_each_on_its_own():
     truth = np.array([[[0b11, 0b01, 0b00, 0b10]]], np.uint8)
     predicted = np.array([[[0b11, 0b10, 0b00, 0b10]]], np.uint8)
-    found = by_name(metrics.segmentation(truth, predicted, ("background", "nucleus", "cell"), overlapping=True))
+    found = by_name(
+        metrics.segmentation(truth, predicted, ("background", "nucleus", "cell"), overlapping=True)
+    )
     assert found["iou/nucleus"].value == pytest.approx(1 / 2)
     assert found["iou/cell"].value == pytest.approx(2 / 3)
 
@@ -135,7 +139,9 @@ def test_nothing_in_either_mask_is_agreement_but_has_no_distance():
 
 def test_masks_that_cannot_be_compared_are_refused():
     truth = np.zeros((2, 4, 4), np.uint8)
-    with pytest.raises(UserError, match=r"predicted masks are \(2, 4, 5\); expected the shape of the true ones"):
+    with pytest.raises(
+        UserError, match=r"predicted masks are \(2, 4, 5\); expected the shape of the true ones"
+    ):
         metrics.segmentation(truth, np.zeros((2, 4, 5), np.uint8), NAMES)
     with pytest.raises(UserError, match="a predicted mask holds the value 4; expected 0 to 3"):
         metrics.segmentation(truth, truth + 4, NAMES)

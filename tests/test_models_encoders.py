@@ -35,7 +35,9 @@ def trainable(encoder: Encoder, *groups: str) -> int:
     """Parameters other than batch norm's of some groups, and the head's."""
     params, _ = Classifier(encoder, 1).abstract()
     parts = groups or encoder.groups
-    return sum(count(get_group(params, group), lambda path: not is_norm(f"x/{path}")) for group in (*parts, "head"))
+    return sum(
+        count(get_group(params, group), lambda path: not is_norm(f"x/{path}")) for group in (*parts, "head")
+    )
 
 
 def test_keras_resnet50_counts_as_in_mehmood_2022() -> None:
@@ -84,7 +86,9 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize(("name", "side"), [*((name, 64) for name in CONVOLUTIONAL), *((name, 97) for name in SMALL)])
+@pytest.mark.parametrize(
+    ("name", "side"), [*((name, 64) for name in CONVOLUTIONAL), *((name, 97) for name in SMALL)]
+)
 def test_features_and_reduction_are_as_declared(name: str, side: int) -> None:
     encoder = registry.build(name)
     params, batch_stats = encoder.abstract()
@@ -100,7 +104,11 @@ def test_features_and_reduction_are_as_declared(name: str, side: int) -> None:
     for spec, x in zip(encoder.specs, found, strict=True):
         assert x.shape[::3] == (1, spec.features), spec.name
         # Padded layers round an odd side up, others down; without a reduction the map is one pixel.
-        assert x.shape[1] == 1 if not spec.reduction else abs(x.shape[1] * spec.reduction - side) < spec.reduction
+        assert (
+            x.shape[1] == 1
+            if not spec.reduction
+            else abs(x.shape[1] * spec.reduction - side) < spec.reduction
+        )
 
 
 def test_unknown_model_names_the_nearest() -> None:

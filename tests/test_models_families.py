@@ -18,7 +18,8 @@ from dapt_jax.training import accounting
 from dapt_jax.weights.paths import flatten
 from tests.test_models_parity import ENCODERS
 
-# With a 1000-way head. torchvision's model pages; for DINOv2 and DINOv3 timm's counts of the body, Keras' for its own.
+# With a 1000-way head. torchvision's model pages; for DINOv2 and DINOv3 timm's counts of the body, Keras' for
+# its own.
 PARAMETERS = {
     "efficientnet_lite0": 4_652_008,
     "efficientnet_lite1": 5_416_680,
@@ -96,7 +97,9 @@ def test_flops_are_as_many_as_published(name: str, billions: float) -> None:
     encoder = registry.build(name)
     counted = accounting.forward(Classifier(encoder, 1000), 224, len(encoder.groups))
     head = 2 * encoder.features * 1000
-    assert round((counted.padded + head) / 2e9, 2 if billions < 10 else 1) == round(billions, 2 if billions < 10 else 1)
+    assert round((counted.padded + head) / 2e9, 2 if billions < 10 else 1) == round(
+        billions, 2 if billions < 10 else 1
+    )
 
 
 def small(case: str) -> tuple[Encoder, jax.Array, dict, dict]:
@@ -143,7 +146,9 @@ def test_bfloat16_is_near_and_norms_say_what_changed(case: str) -> None:
         whole, half, after = run(params, batch_stats, images)
     assert half.dtype == jnp.bfloat16
     assert np.abs(half.astype(np.float32) - whole).max() < 0.1 * np.abs(whole).max()
-    changed = {path for path, leaf in flatten(after).items() if not np.array_equal(leaf, flatten(batch_stats)[path])}
+    changed = {
+        path for path, leaf in flatten(after).items() if not np.array_equal(leaf, flatten(batch_stats)[path])
+    }
     assert changed == {path for path in flatten(batch_stats) if path.startswith(f"{group}/")}
 
 
@@ -230,7 +235,9 @@ def test_transformers_refuse_images_that_are_no_grid() -> None:
         jax.eval_shape(lambda *args: encoder.apply(*args, stop=1), *encoder.abstract(), images)
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names() if "large" not in name and "base" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in registry.names() if "large" not in name and "base" not in name]
+)
 def test_channels_are_free(name: str) -> None:
     encoder = registry.build(name, Options(channels=5))
     assert encoder.channels == 5
@@ -262,7 +269,9 @@ def drawn_variance(kind: Kind, shape: tuple[int, ...]) -> float:
     return 0.02**2
 
 
-@pytest.mark.parametrize("name", ["vit_small_dinov2_registers", "convnext_tiny", "swin_tiny", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name", ["vit_small_dinov2_registers", "convnext_tiny", "swin_tiny", "efficientnet_b0"]
+)
 def test_initial_values_follow_from_kinds(name: str) -> None:
     model = Classifier(registry.build(name), 2)
     params, batch_stats = (flatten(tree) for tree in model.init(0))

@@ -115,6 +115,8 @@ def test_names_and_shapes_are_those_of_keras(model: str, theirs: str) -> None:
 
     built = getattr(keras.applications, theirs)(weights=None, classes=CLASSES)
     found = {
-        weight.path: tuple(weight.shape) for weight in built.weights if not weight.path.startswith("normalization")
+        weight.path: tuple(weight.shape)
+        for weight in built.weights
+        if not weight.path.startswith("normalization")
     }
     assert ours(model, tables.schemes(model)[1]) == found

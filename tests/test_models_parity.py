@@ -28,7 +28,10 @@ def transformer(name: str, variant: vit.Variant) -> Encoder:
 
 
 def gated() -> Encoder:
-    stages = [row._replace(blocks=blocks) for row, blocks in zip(efficientnet.B0, (1, 1, 2, 1, 1, 2, 1), strict=True)]
+    stages = [
+        row._replace(blocks=blocks)
+        for row, blocks in zip(efficientnet.B0, (1, 1, 2, 1, 1, 2, 1), strict=True)
+    ]
     return efficientnet.network("efficientnet_b0", stages, efficientnet.PYTORCH, DEFAULT)
 
 
@@ -63,7 +66,10 @@ ENCODERS: dict[str, tuple[Callable[[], Encoder], int]] = {
     "vit_small_larger_image": (lambda: transformer("vit_small", vit.SUPERVISED), 56),
     "vit_small_smaller_image": (lambda: transformer("vit_small", vit.SUPERVISED), 16),
     "vit_small_torchvision": (lambda: transformer("vit_small", vit.SUPERVISED), 32),
-    "vit_small_dinov2_registers": (lambda: transformer("vit_small_dinov2_registers", vit.DINOV2_REGISTERS), 32),
+    "vit_small_dinov2_registers": (
+        lambda: transformer("vit_small_dinov2_registers", vit.DINOV2_REGISTERS),
+        32,
+    ),
     "vit_small_dinov3": (lambda: transformer("vit_small_dinov3", vit.DINOV3), 48),
     "swin_tiny": (windows, 72),
     "swin_tiny_timm": (windows, 112),
@@ -107,7 +113,9 @@ def test_logits_and_levels_are_those_of_the_original(case: str) -> None:
 
 def of_decoder(segmenter: Segmenter, source: dict[str, np.ndarray], name: Callable[[str], str]):
     """Parameters and statistics of a segmenter from a file of segmentation_models_pytorch."""
-    body = {key.removeprefix("encoder."): array for key, array in source.items() if key.startswith("encoder.")}
+    body = {
+        key.removeprefix("encoder."): array for key, array in source.items() if key.startswith("encoder.")
+    }
     *loaded, report = merge(Classifier(segmenter.encoder, 1), body, seed=0)
     assert not report.left_over
     trees = []
@@ -116,7 +124,12 @@ def of_decoder(segmenter: Segmenter, source: dict[str, np.ndarray], name: Callab
         for path, leaf in flatten(shapes).items():
             if path.startswith(("decoder/", "head/")):
                 module, _, ending = path.rpartition("/")
-                torch_ending = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+                torch_ending = {
+                    "kernel": "weight",
+                    "scale": "weight",
+                    "mean": "running_mean",
+                    "var": "running_var",
+                }
                 array = source.pop(f"{name(module)}.{torch_ending.get(ending, ending)}")
                 arrays[path] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
                 assert arrays[path].shape == leaf.shape
@@ -140,9 +153,17 @@ def smp_upernet(module: str) -> str:
     if step == "pool":
         if parts == ["norm"]:
             return "decoder.feature_norms.3"
-        return f"decoder.psp.out_conv.{layer}" if parts[0] == "fuse" else f"decoder.psp.blocks.{parts[1]}.1.{layer}"
+        return (
+            f"decoder.psp.out_conv.{layer}"
+            if parts[0] == "fuse"
+            else f"decoder.psp.blocks.{parts[1]}.1.{layer}"
+        )
     if step == "fuse":
-        return f"decoder.fusion_block.{layer}" if parts[0] == "fuse" else f"decoder.fpn_conv_blocks.{parts[1]}.{layer}"
+        return (
+            f"decoder.fusion_block.{layer}"
+            if parts[0] == "fuse"
+            else f"decoder.fpn_conv_blocks.{parts[1]}.{layer}"
+        )
     number = int(step[-1]) - 1
     if parts == ["norm"]:
         return f"decoder.feature_norms.{2 - number}"
@@ -163,7 +184,9 @@ def test_upernet_on_resnet18_is_that_of_segmentation_models_pytorch() -> None:
     segmenter = Segmenter(registry.build("resnet18"), 2, "upernet")
     params, batch_stats = of_decoder(segmenter, drawn(stored), smp_upernet)
     last = len(segmenter.groups) - 1
-    x = jax.jit(lambda p, s, images: segmenter.prefix(p, s, images, last)["x"])(params, batch_stats, parity.images(64))
+    x = jax.jit(lambda p, s, images: segmenter.prefix(p, s, images, last)["x"])(
+        params, batch_stats, parity.images(64)
+    )
     ((shape, values),) = stored.levels
     assert x.shape == shape
     close(parity.sampled(x), values)
@@ -197,7 +220,9 @@ def package_of(case: str) -> str:
         return "segmentation_models_pytorch"
     if case == "attention_gate":
         return "monai"
-    is_torchvision = case == "vit_small_torchvision" or not case.startswith(("vit_", "resnet50d", "efficientnet_lite"))
+    is_torchvision = case == "vit_small_torchvision" or not case.startswith(
+        ("vit_", "resnet50d", "efficientnet_lite")
+    )
     return "torchvision" if is_torchvision and not case.endswith("_timm") else "timm"
 
 

@@ -39,9 +39,12 @@ def test_split_at_any_boundary_nothing_changes(model) -> None:
     def run(params, batch_stats, images):
         activations = segmenter.activations_at_boundaries(params, batch_stats, images)
         suffixes = [
-            segmenter.suffix(params, batch_stats, kept, boundary)[0] for boundary, kept in enumerate(activations)
+            segmenter.suffix(params, batch_stats, kept, boundary)[0]
+            for boundary, kept in enumerate(activations)
         ]
-        prefixes = [segmenter.prefix(params, batch_stats, images, boundary) for boundary in range(len(activations))]
+        prefixes = [
+            segmenter.prefix(params, batch_stats, images, boundary) for boundary in range(len(activations))
+        ]
         return segmenter(params, batch_stats, images), suffixes, activations, prefixes
 
     whole, suffixes, activations, prefixes = run(params, batch_stats, pictures())
@@ -57,7 +60,9 @@ def test_what_lies_at_a_boundary_is_read_behind_it(model) -> None:
     for boundary, kept in enumerate(
         jax.eval_shape(segmenter.activations_at_boundaries, params, batch_stats, pictures())
     ):
-        suffix = jax.make_jaxpr(lambda kept, at=boundary: segmenter.suffix(params, batch_stats, kept, at)[0])(kept)
+        suffix = jax.make_jaxpr(lambda kept, at=boundary: segmenter.suffix(params, batch_stats, kept, at)[0])(
+            kept
+        )
         _, used = pe.dce_jaxpr(suffix.jaxpr, [True])
         assert all(used), (segmenter.groups[boundary], jax.tree.map(jnp.shape, kept))
 
@@ -130,8 +135,12 @@ def test_an_encoder_is_adopted_whole_and_nothing_else_of_it() -> None:
     adopted = flatten(segmenter.adopt(params, classifier.init(1)[0]))
     assert set(adopted) == set(own)
     for path, leaf in adopted.items():
-        assert leaf is own[path] if path.startswith(("decoder/", "head/")) else np.array_equal(leaf, other[path])
-    assert jax.tree.structure(segmenter.adopt(batch_stats, classifier.init(1)[1])) == jax.tree.structure(batch_stats)
+        assert (
+            leaf is own[path] if path.startswith(("decoder/", "head/")) else np.array_equal(leaf, other[path])
+        )
+    assert jax.tree.structure(segmenter.adopt(batch_stats, classifier.init(1)[1])) == jax.tree.structure(
+        batch_stats
+    )
 
 
 def test_unknown_decoders_name_the_nearest() -> None:
@@ -139,7 +148,9 @@ def test_unknown_decoders_name_the_nearest() -> None:
         Segmenter(tiny.encoder(), 3, "unett")
 
 
-@pytest.mark.parametrize(("old", "new"), [((3, 4), (6, 12)), ((5, 2), (7, 2)), ((6, 7), (3, 3)), ((1, 1), (4, 3))])
+@pytest.mark.parametrize(
+    ("old", "new"), [((3, 4), (6, 12)), ((5, 2), (7, 2)), ((6, 7), (3, 3)), ((1, 1), (4, 3))]
+)
 def test_bilinear_is_that_of_jax(old: tuple[int, int], new: tuple[int, int]) -> None:
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *old, 3)), jnp.float32)
     expected = jax.image.resize(x, (2, *new, 3), "bilinear", antialias=False)

@@ -24,7 +24,9 @@ from tests.test_training_loop import DATA, ENCODER, context
 
 
 def epoch(number, loss=0.5, phase="head", stage="dapt", strategy="full"):
-    return metric_writer.Epoch(strategy, 0, stage, phase, number, 4 * (number + 1), {"loss": loss, "lr": 1e-3})
+    return metric_writer.Epoch(
+        strategy, 0, stage, phase, number, 4 * (number + 1), {"loss": loss, "lr": 1e-3}
+    )
 
 
 def told(folder, **changes):
@@ -46,7 +48,9 @@ def test_the_status_says_how_far_what_now_and_at_what_cost(tmp_path):
     now = told(tmp_path)
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.put(Row("full", 0, "dapt", "head", model_flops=10**12, wall_s=60.0, energy_kwh=0.5))
-    ledger.put(Row("full", 0, "dapt", "all", model_flops=9 * 10**12, wall_s=9e9, energy_kwh=9.0))  # of before a kill
+    ledger.put(
+        Row("full", 0, "dapt", "all", model_flops=9 * 10**12, wall_s=9e9, energy_kwh=9.0)
+    )  # of before a kill
     lines = status.lines(tmp_path, now + 1)
     assert f"running, process {os.getpid()}" in lines[0]
     assert "heard of 1 s ago" in lines[0]
@@ -150,7 +154,9 @@ def test_every_epoch_of_a_run_is_in_the_metrics_with_its_speed(tmp_path):
     used.heartbeat.close("done")
     found = rows(tmp_path / writers.METRICS)
     curves = [(row.phase, point) for row in used.ledger.rows() for point in row.curve]
-    assert [(row["phase"], row["epoch"]) for row in found] == [(phase, point["epoch"]) for phase, point in curves]
+    assert [(row["phase"], row["epoch"]) for row in found] == [
+        (phase, point["epoch"]) for phase, point in curves
+    ]
     for row, (_, point) in zip(found, curves, strict=True):
         assert {key: row[key] for key in point} == point
         assert row["images_per_s"] > 0
@@ -187,7 +193,10 @@ def test_tensorboard_gets_a_folder_per_arm(tmp_path):
     assert events(tmp_path / "full-seed0") == [
         ("loss", 4, 0.5), ("lr", 4, 0.001), ("loss", 8, 0.25), ("lr", 8, 0.001)
     ]  # fmt: skip
-    assert events(tmp_path / "none-seed0" / "cells" / "finetune" / "fold0") == [("loss", 4, 0.5), ("lr", 4, 0.001)]
+    assert events(tmp_path / "none-seed0" / "cells" / "finetune" / "fold0") == [
+        ("loss", 4, 0.5),
+        ("lr", 4, 0.001),
+    ]
 
 
 class Recorder(metric_writer.ScalarWriter):
@@ -221,7 +230,9 @@ def test_a_metric_writer_is_opened_per_run_or_per_arm_and_closed_when_another_ar
 def test_writers_have_the_methods_of_clu_s_metric_writer():
     spec = importlib.util.find_spec("clu")
     path = Path(spec.submodule_search_locations[0]) / "metric_writers" / "interface.py"
-    loaded = importlib.util.spec_from_file_location("clu_interface", path)  # the package itself imports TensorFlow
+    loaded = importlib.util.spec_from_file_location(
+        "clu_interface", path
+    )  # the package itself imports TensorFlow
     interface = importlib.util.module_from_spec(loaded)
     loaded.loader.exec_module(interface)
     for name in interface.MetricWriter.__abstractmethods__:
@@ -240,12 +251,17 @@ def test_clu_s_own_writer_can_be_plugged_in(tmp_path):
     from clu import metric_writers
 
     teller = Heartbeat(
-        tmp_path, [metric_writer.PerRun(lambda first: metric_writers.SummaryWriter(str(tmp_path / first.run)))]
+        tmp_path,
+        [metric_writer.PerRun(lambda first: metric_writers.SummaryWriter(str(tmp_path / first.run)))],
     )
     teller.epoch(epoch(0))
     teller.close("done")
     (path,) = (tmp_path / "full-seed0").glob("events*")
-    found = [value for each in tensorflow.compat.v1.train.summary_iterator(str(path)) for value in each.summary.value]
+    found = [
+        value
+        for each in tensorflow.compat.v1.train.summary_iterator(str(path))
+        for value in each.summary.value
+    ]
     assert {value.tag for value in found} == {"loss", "lr"}
 
 
@@ -311,7 +327,9 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     assert b"full-seed0" in written.read_bytes()
 
 
-@pytest.mark.parametrize(("extra", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb"), ("prometheus", "")])
+@pytest.mark.parametrize(
+    ("extra", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb"), ("prometheus", "")]
+)
 def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, monkeypatch, extra, module):
     value = {"tensorboard": True, "wandb": "cells", "prometheus": str(tmp_path / "a.prom")}[extra]
     monkeypatch.setitem(sys.modules, module or "prometheus_client", None)

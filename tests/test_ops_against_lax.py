@@ -78,7 +78,9 @@ def test_convolution_equals_lax(case) -> None:
         assert_close(actual, expected, case["dtype"])
 
 
-@pytest.mark.parametrize(("size", "stride", "side"), [(3, 1, 12), (3, 2, 12), (5, 2, 7), (5, 1, 3), (3, 2, 3)])
+@pytest.mark.parametrize(
+    ("size", "stride", "side"), [(3, 1, 12), (3, 2, 12), (5, 2, 7), (5, 1, 3), (3, 2, 3)]
+)
 def test_depthwise_equals_lax_at_the_shapes_of_lite0(size: int, stride: int, side: int) -> None:
     x, kernel = draw(1, (2, side, side, 32), "float32"), draw(2, (size, size, 1, 32), "float32")
     for expected, actual in both(lambda x, k: ops.conv(x, k, stride=stride, groups=32), x, kernel):
@@ -94,7 +96,9 @@ def test_winograd_equals_lax(inputs: int, outputs: int, sides, padding) -> None:
     pads = pairs(padding, (3, 3), sides, 1)
 
     def conv(x, kernel):
-        return winograd(pads, x, kernel) if choice.current() == "cpu" else ops.conv(x, kernel, padding=padding)
+        return (
+            winograd(pads, x, kernel) if choice.current() == "cpu" else ops.conv(x, kernel, padding=padding)
+        )
 
     for expected, actual in both(conv, x, kernel):
         assert_close(actual, expected, "float32")
@@ -102,7 +106,12 @@ def test_winograd_equals_lax(inputs: int, outputs: int, sides, padding) -> None:
 
 @pytest.mark.parametrize(
     ("side", "channels", "dtype", "is_taken"),
-    [(32, 64, "float32", True), (32, 64, "bfloat16", False), (4, 64, "float32", False), (96, 16, "float32", False)],
+    [
+        (32, 64, "float32", True),
+        (32, 64, "bfloat16", False),
+        (4, 64, "float32", False),
+        (96, 16, "float32", False),
+    ],
 )
 def test_winograd_is_taken_where_it_pays_whatever_the_batch(side, channels, dtype, is_taken) -> None:
     kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), dtype)
@@ -118,7 +127,9 @@ def test_winograd_is_taken_where_it_pays_whatever_the_batch(side, channels, dtyp
     shape=st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9), st.integers(1, 3)),
     size=st.integers(1, 3),
     stride=st.integers(1, 3),
-    padding=st.one_of(st.sampled_from(["SAME", "VALID"]), st.just(((1, 1), (1, 1))), st.just(((0, 1), (1, 0)))),
+    padding=st.one_of(
+        st.sampled_from(["SAME", "VALID"]), st.just(((1, 1), (1, 1))), st.just(((0, 1), (1, 0)))
+    ),
     dtype=st.sampled_from(["float32", "bfloat16"]),
     has_ties=st.booleans(),
 )

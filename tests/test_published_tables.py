@@ -16,7 +16,9 @@ def rows():
     if not (REFERENCE / published_tables.FILE).is_file():
         pytest.skip(f"no published table in {REFERENCE}")
     found = published_tables.read(REFERENCE)
-    return {(row["task"], row["init"]): row for task in found for row in published_tables.check(task, found[task])}
+    return {
+        (row["task"], row["init"]): row for task in found for row in published_tables.check(task, found[task])
+    }
 
 
 def test_p_values_are_those_of_scipy_from_summaries(rows):
@@ -27,7 +29,9 @@ def test_p_values_are_those_of_scipy_from_summaries(rows):
             continue
         numbers = (row["mean"], row["sd"], 10, best["mean"], best["sd"], 10)
         assert row["student"] == pytest.approx(stats.ttest_ind_from_stats(*numbers).pvalue, rel=1e-6)
-        assert row["welch"] == pytest.approx(stats.ttest_ind_from_stats(*numbers, equal_var=False).pvalue, rel=1e-6)
+        assert row["welch"] == pytest.approx(
+            stats.ttest_ind_from_stats(*numbers, equal_var=False).pvalue, rel=1e-6
+        )
 
 
 def test_three_shaded_cells_are_not_supported(rows):
@@ -39,10 +43,13 @@ def test_three_shaded_cells_are_not_supported(rows):
     }
     for cell, value in p.items():
         assert rows[cell]["student"] == pytest.approx(value, abs=5e-4)
-    unsupported = {cell for cell, row in rows.items() if row["says"].startswith("shaded, but significantly worse")}
+    unsupported = {
+        cell for cell, row in rows.items() if row["says"].startswith("shaded, but significantly worse")
+    }
     assert unsupported == {("Montgomery", "chexpert"), ("Montgomery", "imagenet"), ("CheXpert", "imagenet")}
     assert not [row for row in rows.values() if row["says"].startswith("not shaded, but")]
-    # Adjusted for the comparisons of its column, or with deviations of divisor n, one of the three is as shaded.
+    # Adjusted for the comparisons of its column, or with deviations of divisor n, one of the three is as
+    # shaded.
     assert {cell for cell in unsupported if rows[cell]["holm"] >= 0.05} == {("CheXpert", "imagenet")}
     assert {cell for cell in unsupported if rows[cell]["divisor_n"] >= 0.05} == {("CheXpert", "imagenet")}
 

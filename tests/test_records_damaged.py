@@ -50,7 +50,13 @@ def good(tmp_path_factory):
     workdir = report_example.write(tmp_path_factory.mktemp("good"), seeds=(0, 1), strategies=("none", "full"))
     (workdir / "leaks.json").write_text(json.dumps({TASK: {"external": "3 images"}}))
     ledger = atomic_files.read(workdir / "ledger.jsonl")
-    point = {"epoch": 0, "share": 0.5, "scores": {"knn": 0.5}, "higher_is_better": {"knn": True}, "chosen": True}
+    point = {
+        "epoch": 0,
+        "share": 0.5,
+        "scores": {"knn": 0.5},
+        "higher_is_better": {"knn": True},
+        "chosen": True,
+    }
     ledger.append({"strategy": "full", "seed": 0, "stage": "score", "phase": "scores", "curve": [point] * 3})
     atomic_files.write(workdir / "ledger.jsonl", ledger)
     rng = np.random.default_rng(0)
@@ -73,7 +79,13 @@ def show(workdir):
     records = Records.read(workdir)
     overlays.read(workdir)
     for task in records.tasks:
-        for make in (main_table.table, tables.everything, tables.per_class, claims.table, selection.agreement):
+        for make in (
+            main_table.table,
+            tables.everything,
+            tables.per_class,
+            claims.table,
+            selection.agreement,
+        ):
             make(records, task)
         narrative.summary(records, task)
         report_predictions.table(workdir, records, task)
@@ -113,7 +125,9 @@ def damaged(good, tmp_path):
 
 def paths_of(value, path=()):
     yield path
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
     for key, child in children:
         yield from paths_of(child, (*path, key))
 
@@ -236,6 +250,8 @@ def test_reports_records_metrics_and_statistics_import_neither_jax_nor_settings(
         "sys.meta_path.insert(0, Blocker())\n"
     )
     rooms = ("report", "records", "metrics", "statistics")
-    modules = [f"{room}.{path.stem}" for room in rooms for path in sorted((ROOT / "dapt_jax" / room).glob("*.py"))]
+    modules = [
+        f"{room}.{path.stem}" for room in rooms for path in sorted((ROOT / "dapt_jax" / room).glob("*.py"))
+    ]
     imports = "\n".join(f"import dapt_jax.{module}" for module in modules)
     subprocess.run([sys.executable, "-c", f"{blocker}{imports}"], check=True, cwd=ROOT)

@@ -26,14 +26,26 @@ def records(metric="auc", tasks=("one",), report=None, seeds=SEEDS, levels=LEVEL
         for index, (name, level) in enumerate(levels.items()):
             for seed in seeds:
                 luck = WOBBLE[(seed + index) % 5] * (10 if name == "unsure" else 1)
-                row = {"strategy": name, "seed": seed, "task": task, "split": "development", "protocol": "linear"}
+                row = {
+                    "strategy": name,
+                    "seed": seed,
+                    "task": task,
+                    "split": "development",
+                    "protocol": "linear",
+                }
                 results.append({**row, "metric": metric, "value": level + WOBBLE[seed] + luck})
-    config = {"strategies": list(levels), "seeds": list(seeds), "report": {"metric": metric, **(report or {})}}
+    config = {
+        "strategies": list(levels),
+        "seeds": list(seeds),
+        "report": {"metric": metric, **(report or {})},
+    }
     return Records(config, results, [])
 
 
 def differences(found, name):
-    values = [found.values(each, "one", "development", "linear", found.metric("one")) for each in (name, "full")]
+    values = [
+        found.values(each, "one", "development", "linear", found.metric("one")) for each in (name, "full")
+    ]
     return [a - b for a, b in zip(*values, strict=True)]
 
 
@@ -42,7 +54,9 @@ def test_claims_are_shifted_t_tests_adjusted_over_the_strategies():
     of = claims.claims(found, "one", "development")
     names = list(of)
     assert names == ["same", "near", "far", "unsure"]
-    by_hand = [stats.ttest_1samp(differences(found, name), -0.01, alternative="greater").pvalue for name in names]
+    by_hand = [
+        stats.ttest_1samp(differences(found, name), -0.01, alternative="greater").pvalue for name in names
+    ]
     assert [of[name].non_inferiority for name in names] == pytest.approx(holm(by_hand))
     above = [stats.ttest_1samp(differences(found, name), 0.01, alternative="less").pvalue for name in names]
     assert [of[name].equivalence for name in names] == pytest.approx(holm(list(map(max, by_hand, above))))
@@ -55,7 +69,9 @@ def test_claims_are_shifted_t_tests_adjusted_over_the_strategies():
 
 
 def test_a_wider_margin_lets_more_through_and_0_makes_no_claim():
-    assert claims.claims(records(report={"margin": 0.02}), "one", "development")["near"].verdict == "equivalent"
+    assert (
+        claims.claims(records(report={"margin": 0.02}), "one", "development")["near"].verdict == "equivalent"
+    )
     assert claims.claims(records(report={"margin": 0.0}), "one", "development") == {}
     assert claims.table(records(report={"margin": 0.0}), "one") is None
     assert records().margin == default().report.margin == 0.01
@@ -68,7 +84,10 @@ def test_a_wider_margin_lets_more_through_and_0_makes_no_claim():
 def test_where_lower_is_better_the_other_side_is_worse():
     levels = {"full": 5.0, "greater": 5.4, "lower": 4.6}
     of = claims.claims(records("hd95", report={"margin": 0.1}, levels=levels), "one", "development")
-    assert {name: claim.verdict for name, claim in of.items()} == {"greater": "inferior", "lower": "non-inferior"}
+    assert {name: claim.verdict for name, claim in of.items()} == {
+        "greater": "inferior",
+        "lower": "non-inferior",
+    }
     table = tables.everything(records("hd95", levels=levels), "one")
     assert [row[1].text for row in table.rows if row[2].best] == ["lower"]
 
@@ -84,7 +103,9 @@ def test_one_seed_claims_nothing():
 def test_the_best_and_those_not_significantly_worse_are_marked_and_the_test_is_named():
     found = records()
     values = {n: found.values(n, "one", "development", "linear", "auc") for n in LEVELS}
-    expected = {n for n in LEVELS if n != "unsure" and stats.ttest_rel(values[n], values["unsure"]).pvalue >= 0.05}
+    expected = {
+        n for n in LEVELS if n != "unsure" and stats.ttest_rel(values[n], values["unsure"]).pvalue >= 0.05
+    }
     assert expected == {"full", "same", "near"}
     for table in (main_table.table(found, "one"), tables.everything(found, "one")):
         column = table.columns.index("development")
@@ -133,13 +154,24 @@ def test_every_protocol_shows_its_classes_in_the_primary_metric_where_it_has_the
         for protocol in ("frozen", "finetune") for name in strategies for seed in seeds for split in splits
         for metric in ("iou/nucleus", "dice", *(f"dice/{segment}" for segment in segments))
     ]  # fmt: skip
-    pixels = {"strategy": "baseline", "seed": 0, "task": "cells", "split": "external", "protocol": "pixel_colour"}
+    pixels = {
+        "strategy": "baseline",
+        "seed": 0,
+        "task": "cells",
+        "split": "external",
+        "protocol": "pixel_colour",
+    }
     results.append({**pixels, "metric": "dice/nucleus", "value": 0.5})
     config = {"strategies": list(strategies), "seeds": list(seeds), "report": {"metric": "dice"}}
     table = tables.per_class(Records(config, results, []), "cells")
     assert table.title == "Dice by class of pixels"
     assert table.groups == [("", 2), ("nucleus", 2), ("cytoplasm", 2)]
-    assert table.flat[2:] == ["nucleus development", "nucleus external", "cytoplasm development", "cytoplasm external"]
+    assert table.flat[2:] == [
+        "nucleus development",
+        "nucleus external",
+        "cytoplasm development",
+        "cytoplasm external",
+    ]
     half = stats.t.ppf(0.975, 2) * 0.01 / 3**0.5
     means = {
         ("frozen", "full"): (0.81, 0.76, 0.51, 0.46),
@@ -149,7 +181,11 @@ def test_every_protocol_shows_its_classes_in_the_primary_metric_where_it_has_the
     }
     *arms, baseline = table.rows
     for (protocol, name), row in zip(means, arms, strict=True):
-        assert [cell.text for cell in row] == [protocol, name, *(f"{mean:.3f}" for mean in means[protocol, name])]
+        assert [cell.text for cell in row] == [
+            protocol,
+            name,
+            *(f"{mean:.3f}" for mean in means[protocol, name]),
+        ]
         assert {cell.small for cell in row[2:]} == {f"±{half:.3f}"}
         assert all(cell.best == (name == "full") for cell in row[2:])
     assert [cell.text for cell in baseline] == ["pixel_colour", "baseline", "–", "0.500", "–", "–"]
@@ -168,7 +204,9 @@ def test_both_pages_show_the_marks(tmp_path):
     rows = atomic_files.read(workdir / "results.jsonl")
     atomic_files.write(workdir / "results.jsonl", rows + [{**row, "task": "grade"} for row in rows])
     config = json.loads((workdir / "config.json").read_text())
-    (workdir / "config.json").write_text(json.dumps({**config, "report": {**config["report"], "margin": 0.02}}))
+    (workdir / "config.json").write_text(
+        json.dumps({**config, "report": {**config["report"], "margin": 0.02}})
+    )
     build(workdir)
     page, text = (workdir / "report.html").read_text(), (workdir / "report.md").read_text()
     assert '<td class="close">0.964<sup>†</sup><small>' in page

@@ -15,13 +15,19 @@ STRATEGIES = {
     "none": (0.941, 0.812, []),
     "full": (0.974, 0.858, [("head", 4, 40, 2_049), ("body", 12, 420, 23_455_000)]),
     "partial": (0.966, 0.842, [("head", 4, 40, 2_049), ("last block", 12, 60, 4_461_569)]),
-    "hybrid": (0.975, 0.863, [("head", 4, 40, 2_049), ("last block", 8, 60, 4_461_569), ("body", 4, 420, 23_455_000)]),
+    "hybrid": (
+        0.975,
+        0.863,
+        [("head", 4, 40, 2_049), ("last block", 8, 60, 4_461_569), ("body", 4, 420, 23_455_000)],
+    ),
     "simplified": (0.921, 0.871, [("head", 4, 12, 257), ("body", 12, 110, 224_129)]),
 }
 CLASSES = ["glioma", "meningioma", "pituitary"]
 
 
-def write(workdir: Path, seeds=(0, 1, 2), splits=("development", "external"), strategies=tuple(STRATEGIES)) -> Path:
+def write(
+    workdir: Path, seeds=(0, 1, 2), splits=("development", "external"), strategies=tuple(STRATEGIES)
+) -> Path:
     """Writes config.json, results.jsonl and ledger.jsonl."""
     random = np.random.default_rng(7)
     config = {
@@ -60,7 +66,9 @@ def _results(random, name, seed, splits):
         for protocol, gain in (("linear", 0.0), ("mlp_small", 0.006)):
             auc = level + gain + luck + random.normal(0, 0.004 if split == "development" else 0.009)
             metrics = {"auc": auc, "balanced_accuracy": auc - 0.12, "ece": 0.3 * (1 - auc) + 0.01}
-            metrics |= {f"auc/{label}": auc + shift for label, shift in zip(CLASSES, (0.01, -0.02, 0.01), strict=True)}
+            metrics |= {
+                f"auc/{label}": auc + shift for label, shift in zip(CLASSES, (0.01, -0.02, 0.01), strict=True)
+            }
             for metric, value in metrics.items():
                 yield {
                     "strategy": name,
@@ -78,7 +86,12 @@ def _results(random, name, seed, splits):
 
 
 def _rows(random, name, seed):
-    machine = {"device": "NVIDIA A100-SXM4-40GB", "devices": 1, "energy_source": "nvml", "total_params": 23_508_032}
+    machine = {
+        "device": "NVIDIA A100-SXM4-40GB",
+        "devices": 1,
+        "energy_source": "nvml",
+        "total_params": 23_508_032,
+    }
     loss = 0.69
     for phase, epochs, teraflops, trained in STRATEGIES[name][2]:
         flops = int(epochs * teraflops * 1e12)
@@ -88,10 +101,21 @@ def _rows(random, name, seed):
         for epoch in range(epochs):
             loss *= (0.97 if phase == "head" else 0.9) + random.normal(0, 0.01)
             curve.append(
-                {"epoch": epoch, "loss": loss, "val_loss": loss * 1.1 + 0.02 + random.normal(0, 0.006), "lr": 1e-4}
+                {
+                    "epoch": epoch,
+                    "loss": loss,
+                    "val_loss": loss * 1.1 + 0.02 + random.normal(0, 0.006),
+                    "lr": 1e-4,
+                }
             )
         spent = 0.1 * train_s if reused else train_s
-        parts = {"train_s": spent, "compile_s": 21.0, "data_s": 0.06 * spent, "eval_s": 9.0, "checkpoint_s": 4.0}
+        parts = {
+            "train_s": spent,
+            "compile_s": 21.0,
+            "data_s": 0.06 * spent,
+            "eval_s": 9.0,
+            "checkpoint_s": 4.0,
+        }
         parts["cache_s"] = 11.0 if phase == "head" else 0.0
         wall = math.fsum(parts.values()) + 3.0
         yield Row(

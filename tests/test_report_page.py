@@ -48,7 +48,14 @@ def test_page_is_one_file_and_complete(study):
         assert f"figures/{name}" in text
         with Image.open(study / "figures" / name) as image:
             assert min(image.size) > 300
-    for word in ("Holm", "paired t-test", "Student t", "Standalone", "mean_gradient", *report_example.STRATEGIES):
+    for word in (
+        "Holm",
+        "paired t-test",
+        "Student t",
+        "Standalone",
+        "mean_gradient",
+        *report_example.STRATEGIES,
+    ):
         assert word in page
         assert word in text
     assert "kWh" in page
@@ -62,7 +69,8 @@ def test_numbers_of_the_main_table(study):
     development = [
         row["value"]
         for row in records.results
-        if (row["strategy"], row["split"], row["protocol"], row["metric"]) == ("full", "development", "linear", "auc")
+        if (row["strategy"], row["split"], row["protocol"], row["metric"])
+        == ("full", "development", "linear", "auc")
     ]
     assert len(development) == 3
     assert rows["full"]["development"].text == f"{sum(development) / 3:.3f}"
@@ -76,14 +84,17 @@ def test_numbers_of_the_main_table(study):
     assert rows["baseline"]["development"].text == "0.710"
     assert rows["baseline"]["kWh"].text == NONE
     assert [name for name, row in rows.items() if row["development"].best] == ["full"]
-    assert all(len(row) == len(table.columns) == sum(width for _, width in table.groups) for row in table.rows)
+    assert all(
+        len(row) == len(table.columns) == sum(width for _, width in table.groups) for row in table.rows
+    )
 
 
 def test_bill_adds_up_and_cost_is_standalone(study):
     records = Records.read(study)
     full = {row[0].text: row for row in tables.totals(records).rows}
     assert (
-        full["all"][tables.totals(records).columns.index("wall")].text == f"{sum(r.wall_s for r in records.rows):,.0f}"
+        full["all"][tables.totals(records).columns.index("wall")].text
+        == f"{sum(r.wall_s for r in records.rows):,.0f}"
     )
     rows = [row for row in records.rows if (row.strategy, row.seed) == ("partial", 0)]
     cost = records.costs("partial", TASK)[0]
@@ -135,7 +146,9 @@ def test_one_seed(tmp_path):
 
 
 def test_no_external_set_but_a_test_set(tmp_path):
-    workdir = report_example.write(tmp_path, seeds=(0, 1), splits=("development", "test"), strategies=("full", "none"))
+    workdir = report_example.write(
+        tmp_path, seeds=(0, 1), splits=("development", "test"), strategies=("full", "none")
+    )
     build(workdir)
     page, _ = read(workdir)
     assert "No external set: no generalization gap." in page
@@ -150,7 +163,11 @@ def test_reference_is_the_first_where_full_is_absent(tmp_path):
 
 def test_unfinished_study(tmp_path):
     workdir = report_example.write(tmp_path)
-    edit(workdir, "results.jsonl", lambda row: (row["strategy"], row["seed"]) not in {("hybrid", 2), ("partial", 1)})
+    edit(
+        workdir,
+        "results.jsonl",
+        lambda row: (row["strategy"], row["seed"]) not in {("hybrid", 2), ("partial", 1)},
+    )
     build(workdir)
     page, _ = read(workdir)
     assert "Unfinished: 2 of 15 arms have no result yet (strategy seed): partial 1, hybrid 2." in page
@@ -211,7 +228,10 @@ def test_errors(tmp_path):
     (workdir / "results.jsonl").write_text("{torn")
     with pytest.raises(UserError, match=r"results.jsonl:1: not a line of JSON"):
         build(workdir)
-    row = dict.fromkeys(("strategy", "seed", "task", "split", "protocol", "metric"), "x") | {"value": "0.9", "seed": 0}
+    row = dict.fromkeys(("strategy", "seed", "task", "split", "protocol", "metric"), "x") | {
+        "value": "0.9",
+        "seed": 0,
+    }
     atomic_files.write(workdir / "results.jsonl", [row])
     with pytest.raises(UserError, match=r"results.jsonl:1: value is '0.9'"):
         build(workdir)

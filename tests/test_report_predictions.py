@@ -23,12 +23,16 @@ def keep(workdir, images=60, patients=60, classes=2):
     labels = rng.permutation(np.arange(images) % classes)
     found = {}
     for name, seed in ARMS:
-        logits = rng.normal(size=(images, classes)) + np.eye(classes)[labels] * (1.5 if name == "full" else 0.8)
+        logits = rng.normal(size=(images, classes)) + np.eye(classes)[labels] * (
+            1.5 if name == "full" else 0.8
+        )
         chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         found[name, seed] = chances
         folder = workdir / files.FOLDER / f"{name}-seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / f"{TASK}-external.npz", label=labels, group=groups, **{"probability/linear": chances})
+        np.savez(
+            folder / f"{TASK}-external.npz", label=labels, group=groups, **{"probability/linear": chances}
+        )
     return labels, groups, found
 
 
@@ -39,7 +43,9 @@ def study(tmp_path_factory):
 
 def rows_of(workdir):
     table = predictions.table(workdir, Records.read(workdir), TASK)
-    return {(row[0].text, row[1].text): dict(zip(table.columns[5:], row[5:], strict=True)) for row in table.rows}
+    return {
+        (row[0].text, row[1].text): dict(zip(table.columns[5:], row[5:], strict=True)) for row in table.rows
+    }
 
 
 def test_no_predictions_no_table(study):

@@ -54,7 +54,9 @@ def lines(processes):
 def found():
     alone = started(f"1,4:{STRATEGIES},8,8/4:{STRATEGIES}+norm+accumulated", 8)
     address = f"localhost:{free_port()}"
-    two = [started(f"8:{STRATEGIES}+head-cached+uneven,8/8:hybrid", 4, address, "2", str(n)) for n in range(2)]
+    two = [
+        started(f"8:{STRATEGIES}+head-cached+uneven,8/8:hybrid", 4, address, "2", str(n)) for n in range(2)
+    ]
     return {(run["devices"], run["fsdp"], run["processes"], run["name"]): run for run in lines([alone, *two])}
 
 
@@ -66,7 +68,11 @@ def test_losses_and_weights_do_not_depend_on_devices_and_processes(found):
     for (*layout, name), run in found.items():
         alone = found[1, 1, 1, name]
         about = f"{name} on {layout}"
-        assert (run["steps"], run["images"], run["flops"]) == (alone["steps"], alone["images"], alone["flops"]), about
+        assert (run["steps"], run["images"], run["flops"]) == (
+            alone["steps"],
+            alone["images"],
+            alone["flops"],
+        ), about
         assert run["steps"] == (52 if name == "accumulated" else 104)
         assert len(run["loss"]) == len(run["val_loss"]) == 26
         for key in ("loss", "val_loss"):
@@ -80,13 +86,15 @@ def test_losses_and_weights_do_not_depend_on_devices_and_processes(found):
 def test_only_the_gradients_of_what_trains_are_sent(found):
     """Of each compiled program: bytes all-reduced are those of the trained parameters, and three numbers of four bytes.
 
-    They are the weight of the batch, its loss, and both again for the epoch, of which one is the same. Batch norm that trains
-    adds mean and variance of its 18 channels; a batch in parts sends the gradient of each.
+    They are the weight of the batch, its loss, and both again for the epoch, of which one is the same. Batch
+    norm that trains adds mean and variance of its 18 channels; a batch in parts sends the gradient of each.
     """
     for (*layout, name), run in found.items():
         if layout != [8, 1, 1]:
             continue
-        steps = [4 if name.endswith("cached") and trained == 108 else 1 for trained in run["trained"]]  # of one program
+        steps = [
+            4 if name.endswith("cached") and trained == 108 else 1 for trained in run["trained"]
+        ]  # of one program
         norms = 2 * 18 * 4 if name in ("norm", "ghost") else 0
         for sent, trained, times in zip(run["sent"], run["trained"], steps, strict=True):
             expected = 2 * trained + 16 if name == "accumulated" else times * (trained + 12)

@@ -39,13 +39,19 @@ def test_what_is_new_changed_or_gone_here_is_so_there_too(tmp_path, bucket):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "prefix").write_text("activations")
     mirror.push()
-    assert there(bucket) == {"/bucket/study/checkpoints/2/state": "two", "/bucket/study/results.jsonl": "{}\n"}
+    assert there(bucket) == {
+        "/bucket/study/checkpoints/2/state": "two",
+        "/bucket/study/results.jsonl": "{}\n",
+    }
     (tmp_path / "checkpoints" / "4").mkdir()
     (tmp_path / "checkpoints" / "4" / "state").write_text("four")
     (tmp_path / "checkpoints" / "2" / "state").unlink()
     (tmp_path / "results.jsonl").write_text("{}\n{}\n")
     mirror.push()
-    assert there(bucket) == {"/bucket/study/checkpoints/4/state": "four", "/bucket/study/results.jsonl": "{}\n{}\n"}
+    assert there(bucket) == {
+        "/bucket/study/checkpoints/4/state": "four",
+        "/bucket/study/results.jsonl": "{}\n{}\n",
+    }
 
 
 def test_the_older_checkpoint_stays_until_the_newer_one_is_there(tmp_path, bucket, monkeypatch):
@@ -85,7 +91,9 @@ def test_nothing_there_leaves_what_is_here(tmp_path, bucket):
     assert (tmp_path / "results.jsonl").read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_written_for_a_while_is_a_line_and_then_caught_up_with(tmp_path, bucket, monkeypatch):
+def test_a_place_that_cannot_be_written_for_a_while_is_a_line_and_then_caught_up_with(
+    tmp_path, bucket, monkeypatch
+):
     said, failing = [], [True]
     put = type(bucket).put_file
 
@@ -102,7 +110,9 @@ def test_a_place_that_cannot_be_written_for_a_while_is_a_line_and_then_caught_up
         while not said:
             pass
         failing[0] = False
-    assert said == ["memory://bucket/study: cannot be written now (no route to host); tried again every 0.01 s"]
+    assert said == [
+        "memory://bucket/study: cannot be written now (no route to host); tried again every 0.01 s"
+    ]
     assert there(bucket) == {"/bucket/study/results.jsonl": "{}\n"}
 
 

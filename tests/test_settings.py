@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from dapt_jax import settings
 from dapt_jax.errors import UserError
-from dapt_jax.settings import RENAMED, StudySettings, default, flags, flat, from_json, resolve, to_configdict, to_dict
+from dapt_jax.settings import (
+    RENAMED,
+    StudySettings,
+    default,
+    flags,
+    flat,
+    from_json,
+    resolve,
+    to_configdict,
+    to_dict,
+)
 from dapt_jax.settings.defaults import OPEN, declared, differences
 from tests.command import QUICKSTART, ROOT, write_config
 
@@ -31,8 +41,14 @@ def test_the_defaults_come_back_from_the_config_that_is_made_of_them():
 @st.composite
 def changes(draw):
     """Some settings with other valid values; those that one alone can hold."""
-    names = [name for name in LEAVES if name in DECLARED and not name.startswith(("transfer.finetune.folds", "corpus"))]
-    return {name: draw(valid(name)) for name in draw(st.lists(st.sampled_from(names), max_size=4, unique=True))}
+    names = [
+        name
+        for name in LEAVES
+        if name in DECLARED and not name.startswith(("transfer.finetune.folds", "corpus"))
+    ]
+    return {
+        name: draw(valid(name)) for name in draw(st.lists(st.sampled_from(names), max_size=4, unique=True))
+    }
 
 
 def valid(name):
@@ -109,7 +125,10 @@ def test_every_number_has_a_range_and_every_setting_a_doc():
     free = [
         name
         for name, value in LEAVES.items()
-        if name in DECLARED and isinstance(value, int | float) and not isinstance(value, bool) and name not in RANGED
+        if name in DECLARED
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and name not in RANGED
     ]
     # What these may be depends on the encoder or on other settings, and is checked where it is known.
     assert free == [
@@ -130,7 +149,8 @@ def test_help_says_what_every_setting_does():
         assert " ".join(constraint.doc.split()) in words, name
 
 
-# ---- former names -------------------------------------------------------------------------------------------------
+# ---- former names
+# -------------------------------------------------------------------------------------------------
 
 
 def test_no_setting_of_a_former_version_is_lost_and_there_are_fewer_now():
@@ -157,7 +177,10 @@ def test_a_former_name_on_the_command_line_is_answered_with_the_present_one(name
         ("config.select = 'robustness'", "'select' is called 'checkpoint_selection.score' now"),
         ("config.adapt.loss = 'focal'", "'adapt.loss' is called 'adapt.loss.name' now"),
         ("config.phases.mine = {}", "'phases' is called 'custom_strategies' now"),
-        ("adapt = config.adapt; adapt.accumulate = 2", "'adapt.accumulate' is called 'adapt.grad_accum_steps'"),
+        (
+            "adapt = config.adapt; adapt.accumulate = 2",
+            "'adapt.accumulate' is called 'adapt.grad_accum_steps'",
+        ),
         ("config.adapt.update({'early_stop': 3})", "'transfer.finetune.early_stop' is called"),
     ],
 )
@@ -186,7 +209,9 @@ def test_a_config_of_a_former_version_is_read():
     # Layer norm was frozen with batch norm then: the study is another one where a model has it.
     runs = ("adapt", "transfer.finetune", "transfer.segmentation")
     assert list(differences(now, there)) == [(f"{run}.layer_norm", "train", "frozen") for run in runs]
-    with pytest.raises(UserError, match=r"'adapt\.plateau\.threshold' is no setting any more; its value is 0\.0001"):
+    with pytest.raises(
+        UserError, match=r"'adapt\.plateau\.threshold' is no setting any more; its value is 0\.0001"
+    ):
         from_json({"adapt": {"plateau": {"threshold": 0.5}}})
 
 
@@ -213,7 +238,8 @@ def changed(name, value):
     return config
 
 
-# ---- what is shipped ----------------------------------------------------------------------------------------------
+# ---- what is shipped
+# ----------------------------------------------------------------------------------------------
 
 ARMS = {
     "taher2021": ("shenzhen,imagenet", "drive,random", "chexpert,imagenet->chestxray14"),

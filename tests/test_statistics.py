@@ -82,7 +82,9 @@ def test_paired_t_over_the_seeds_both_have():
 
 @settings(max_examples=50, deadline=None)
 @given(some, some, st.sampled_from(SIDES), st.booleans())
-def test_welch_s_and_student_s_tests_are_scipy_s_from_values_and_from_what_a_table_prints(first, second, side, equal):
+def test_welch_s_and_student_s_tests_are_scipy_s_from_values_and_from_what_a_table_prints(
+    first, second, side, equal
+):
     assume(len(set(first)) > 1 and len(set(second)) > 1)
     theirs = stats.ttest_ind(first, second, equal_var=equal, alternative=side)
     found = summary_t(Summary.of(first), Summary.of(second), equal, side)
@@ -107,7 +109,9 @@ def test_tests_name_their_sides_and_say_nothing_without_spread():
 
 @settings(max_examples=50, deadline=None)
 @given(pairs_of_runs, st.floats(0.5, 50), st.booleans())
-def test_non_inferiority_and_equivalence_are_shifted_t_tests_and_agree_with_their_interval(pairs, margin, paired):
+def test_non_inferiority_and_equivalence_are_shifted_t_tests_and_agree_with_their_interval(
+    pairs, margin, paired
+):
     first, second = (np.array(each, float) for each in zip(*pairs, strict=True))
     assume(np.ptp(first - second) > 0 and np.ptp(first) > 0 and np.ptp(second) > 0)
     test = stats.ttest_rel if paired else lambda *a, **k: stats.ttest_ind(*a, equal_var=False, **k)
@@ -139,7 +143,9 @@ def test_effect_sizes_follow_from_the_t_statistics(first, second):
         d * (1 - 3 / (4 * (n + m - 2) - 1)), rel=0.03 if n + m < 12 else 5e-4
     )
     if n == m and len({a - b for a, b in zip(first, second, strict=True)}) > 1:
-        assert paired_dz(first, second) == pytest.approx(stats.ttest_rel(first, second).statistic / math.sqrt(n))
+        assert paired_dz(first, second) == pytest.approx(
+            stats.ttest_rel(first, second).statistic / math.sqrt(n)
+        )
 
 
 def test_effect_sizes_without_spread_are_none():
@@ -199,7 +205,10 @@ def test_bootstrap_over_patients_knows_that_images_of_one_patient_are_no_news():
 def test_draws_of_the_same_patients_are_the_same_so_that_differences_are_paired():
     rng = np.random.default_rng(0)
     first, groups = rng.normal(size=90), np.repeat(np.arange(30), 3)
-    draws = [patient_draws(lambda rows, each=each: float(each[rows].mean()), groups) for each in (first, first + 0.1)]
+    draws = [
+        patient_draws(lambda rows, each=each: float(each[rows].mean()), groups)
+        for each in (first, first + 0.1)
+    ]
     np.testing.assert_allclose(draws[1] - draws[0], 0.1)
 
 
@@ -236,7 +245,9 @@ def test_delong_by_midranks_is_delong_by_all_pairs(seed, m, n):
     np.testing.assert_allclose(found.values, areas)
     np.testing.assert_allclose(found.covariance, covariance, atol=1e-12)
     for values, area in zip(scores, areas, strict=True):
-        assert auc(positive, values) == pytest.approx(area) == pytest.approx(sk.roc_auc_score(positive, values))
+        assert (
+            auc(positive, values) == pytest.approx(area) == pytest.approx(sk.roc_auc_score(positive, values))
+        )
     order = rng.permutation(m + n)
     moved = delong(positive[order], np.exp(scores[:, order]))  # neither order nor scale matters
     np.testing.assert_allclose(moved.covariance, found.covariance, atol=1e-12)
@@ -256,7 +267,9 @@ def test_delong_keeps_its_level_and_covers_where_there_is_no_difference():
         areas = delong(positive, shared + rng.normal(size=(2, 120)))
         rejected += areas.difference(0, 1).p < 0.05
         interval = areas.interval(0)
-        covered += interval.low < stats.norm.cdf(1 / 2) < interval.high  # of two normals sqrt(2) wide, 1 apart
+        covered += (
+            interval.low < stats.norm.cdf(1 / 2) < interval.high
+        )  # of two normals sqrt(2) wide, 1 apart
     assert 0.02 < rejected / 400 < 0.085
     assert covered / 400 > 0.92
 
@@ -275,7 +288,9 @@ def test_critical_differences_are_those_of_the_table():
     # Demsar 2006, table 5: q at 0.05 for 2, 5 and 10 classifiers.
     for k, q in ((2, 1.960), (5, 2.728), (10, 3.164)):
         scores = np.random.default_rng(k).random((14, k))
-        assert ranks(scores).critical_difference == pytest.approx(q * math.sqrt(k * (k + 1) / (6 * 14)), rel=1e-3)
+        assert ranks(scores).critical_difference == pytest.approx(
+            q * math.sqrt(k * (k + 1) / (6 * 14)), rel=1e-3
+        )
 
 
 @settings(max_examples=40, deadline=None)

@@ -27,7 +27,17 @@ from tests.studies import (
 from tests.test_study_resume import steps_saved
 
 SMALL = ("--config.strategies=switching", "--config.transfer.protocols=linear")
-COUNTED = ("strategy", "seed", "stage", "phase", "steps", "images", "model_flops", "hardware_flops", "trainable_params")
+COUNTED = (
+    "strategy",
+    "seed",
+    "stage",
+    "phase",
+    "steps",
+    "images",
+    "model_flops",
+    "hardware_flops",
+    "trainable_params",
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,9 @@ def assert_same(workdir, alone):
 def test_one_of_four_is_killed_all_end_and_two_go_on(tmp_path, alone, cache):
     """Behind the mask switch; two processes of two devices each take over from what four have saved."""
     state = tmp_path / "checkpoints" / "switching-seed0" / "state"
-    phases = {row["phase"]: row["steps"] for row in rows(alone / "ledger.jsonl") if row["strategy"] == "switching"}
+    phases = {
+        row["phase"]: row["steps"] for row in rows(alone / "ledger.jsonl") if row["strategy"] == "switching"
+    }
     switched = phases["head"] + phases["partial"]
     with together(tmp_path, cache, 4, *SMALL, pause=0.05) as running:
         wait_until(lambda: any(step > switched for step in steps_saved(state)), running[0])
@@ -83,7 +95,10 @@ def test_one_of_four_is_killed_all_end_and_two_go_on(tmp_path, alone, cache):
 def test_the_launcher_ends_what_is_left_and_starts_all_again(tmp_path, alone, cache):
     """`launch/local.sh` with two real processes, of which the first, which writes and by which they met, is killed."""
     flags = [f"--config={ROOT}/tests/configs/tiny_study.py", f"--workdir={tmp_path / 'run'}", *SMALL]
-    beat, state = tmp_path / "run" / status.STATUS, tmp_path / "run" / "checkpoints" / "switching-seed0" / "state"
+    beat, state = (
+        tmp_path / "run" / status.STATUS,
+        tmp_path / "run" / "checkpoints" / "switching-seed0" / "state",
+    )
     launcher = subprocess.Popen(
         ["bash", f"{ROOT}/launch/local.sh", "--processes=2", f"--port={free_port()}", "--", *flags],
         env=environment(cache, PYTHON=sys.executable, GRACE_S="5"),
@@ -128,8 +143,13 @@ def test_a_notice_to_one_process_is_a_notice_to_all(tmp_path, alone, cache):
         told = [process.stderr.read() for process in running]
     assert "SIGTERM: saves at the next step" in told[1]
     assert "stopped by SIGTERM; the same command goes on from the last checkpoint" in told[0]
-    phases = {row["phase"]: row["steps"] for row in rows(alone / "ledger.jsonl") if row["strategy"] == "switching"}
-    assert not {max(steps_saved(state))} & {phases["head"], phases["head"] + phases["partial"]}  # inside a phase
+    phases = {
+        row["phase"]: row["steps"] for row in rows(alone / "ledger.jsonl") if row["strategy"] == "switching"
+    }
+    assert not {max(steps_saved(state))} & {
+        phases["head"],
+        phases["head"] + phases["partial"],
+    }  # inside a phase
     complete_together(tmp_path, cache, 2, *rarely)
     assert_same(tmp_path, alone)
 

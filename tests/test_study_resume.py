@@ -58,9 +58,20 @@ def test_killed_in_a_phase_around_a_switch_and_in_a_target_task(tmp_path, quiet,
     ended = complete(tmp_path, cache)
     assert "goes on from step" in ended.stderr
     assert (tmp_path / "results.jsonl").read_bytes() == (quiet / "results.jsonl").read_bytes()
-    counted = ("strategy", "seed", "stage", "phase", "steps", "images", "model_flops", "hardware_flops", "curve")
+    counted = (
+        "strategy",
+        "seed",
+        "stage",
+        "phase",
+        "steps",
+        "images",
+        "model_flops",
+        "hardware_flops",
+        "curve",
+    )
     counts = [
-        [{key: row[key] for key in counted} for row in rows(folder / "ledger.jsonl")] for folder in (tmp_path, quiet)
+        [{key: row[key] for key in counted} for row in rows(folder / "ledger.jsonl")]
+        for folder in (tmp_path, quiet)
     ]
     assert counts[0] == counts[1]
     for folder in (tmp_path, quiet):
@@ -114,9 +125,13 @@ def test_a_notice_is_saved_at_the_next_step_and_the_same_command_goes_on(tmp_pat
         assert process.wait(60) == code
         error = process.stderr.read()
     assert f"{told.name}: saves at the next step" in error
-    assert error.splitlines()[-1] == f"stopped by {told.name}; the same command goes on from the last checkpoint"
+    assert (
+        error.splitlines()[-1] == f"stopped by {told.name}; the same command goes on from the last checkpoint"
+    )
     assert "stopped" in now()[0]
-    steps = {row["phase"]: row["steps"] for row in rows(quiet / "ledger.jsonl") if row["strategy"] == "switching"}
+    steps = {
+        row["phase"]: row["steps"] for row in rows(quiet / "ledger.jsonl") if row["strategy"] == "switching"
+    }
     saved = max(steps_saved(tmp_path / "checkpoints" / "switching-seed0" / "state"))
     assert steps["head"] + steps["partial"] < saved < steps["head"] + steps["partial"] + steps["full"]
     if told == signal.SIGINT:

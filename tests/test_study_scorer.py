@@ -19,7 +19,11 @@ from dapt_jax.transferability.settings import SelectionSettings
 from tests import tiny
 
 ENCODER, DATA, TARGET = tiny.encoder(), tiny.dataset(), tiny.dataset(n=24, seed=5)
-PHASES = (tiny.HEAD, Phase("partial", 2, ("stage3", "head"), 1e-2), Phase("full", 4, ("*",), 1e-2, batch_norm="train"))
+PHASES = (
+    tiny.HEAD,
+    Phase("partial", 2, ("stage3", "head"), 1e-2),
+    Phase("full", 4, ("*",), 1e-2, batch_norm="train"),
+)
 EXECUTABLES = {}
 
 
@@ -106,7 +110,9 @@ def test_features_through_the_kept_prefix_are_those_of_the_whole_network(whole):
     for number in (1, 2):
         hook._activations_of = None
         found = hook.material(number, params, batch_stats)
-        want = jax.jit(model.features)(params, batch_stats, hook.sample.images.batch(np.arange(len(hook.sample))))
+        want = jax.jit(model.features)(
+            params, batch_stats, hook.sample.images.batch(np.arange(len(hook.sample)))
+        )
         np.testing.assert_allclose(found.features, want, rtol=2e-4, atol=1e-5)
         assert found.views.shape[:2] == (2, len(hook.sample))
         assert found.views.shape[-1] == ENCODER.pyramid_levels[-2].features
@@ -117,7 +123,8 @@ def test_features_through_the_kept_prefix_are_those_of_the_whole_network(whole):
 def stopped(tmp_path_factory):
     """A rule without patience: robustness of an untrained tiny network soon gets no better."""
     used = dataclasses.replace(
-        settings(select="robustness"), selection=SelectionSettings(score="robustness", rule="patience", patience=1)
+        settings(select="robustness"),
+        selection=SelectionSettings(score="robustness", rule="patience", patience=1),
     )
     folder = tmp_path_factory.mktemp("stopped")
     return (folder, used, *train(folder, used))
@@ -144,7 +151,9 @@ def test_the_chosen_checkpoint_is_handed_over_not_the_last(stopped):
     assert index < len(hook.points) - 1
     phase = hook.run.timeline.position(hook.points[index]["epoch"] * hook.run.timeline.steps_per_epoch).phase
     hook._activations_of = None
-    again = evaluate(["robustness"], hook.material(phase, chosen, hook.chosen(params, batch_stats)[1]))["robustness"]
+    again = evaluate(["robustness"], hook.material(phase, chosen, hook.chosen(params, batch_stats)[1]))[
+        "robustness"
+    ]
     assert again.value == pytest.approx(hook.points[index]["scores"]["robustness"], rel=1e-4)
 
 
@@ -153,7 +162,9 @@ def test_a_stopped_run_stays_stopped_when_started_again(stopped):
     again, same, ledger = train(folder, used)
     assert again.points == hook.points
     jax.tree.map(np.testing.assert_array_equal, same, trained)
-    assert {key: row.model_flops for key, row in ledger.items()} == {key: row.model_flops for key, row in rows.items()}
+    assert {key: row.model_flops for key, row in ledger.items()} == {
+        key: row.model_flops for key, row in rows.items()
+    }
 
 
 def test_a_run_paused_twice_ends_as_one_that_was_not(whole, tmp_path):
@@ -162,7 +173,9 @@ def test_a_run_paused_twice_ends_as_one_that_was_not(whole, tmp_path):
         assert len(hook.points) == {3: 1, 5: 3, 0: 6}[until]
     jax.tree.map(np.testing.assert_array_equal, trained, whole[1])
     assert hook.points == whole[0].points
-    assert {key: row.model_flops for key, row in rows.items()} == {k: r.model_flops for k, r in whole[2].items()}
+    assert {key: row.model_flops for key, row in rows.items()} == {
+        k: r.model_flops for k, r in whole[2].items()
+    }
 
 
 def test_what_cannot_be_scored_is_a_reason_in_the_curve_and_training_goes_on(tmp_path):

@@ -55,7 +55,8 @@ def config(folder, *more):
         "    return config",
     ]
     path.write_text(
-        "from dapt_jax.settings import default\n\n\ndef get_config():\n    config = default()\n" + "\n".join(lines)
+        "from dapt_jax.settings import default\n\n\ndef get_config():\n    config = default()\n"
+        + "\n".join(lines)
     )
     return path
 
@@ -68,7 +69,11 @@ def test_a_study_of_masks_from_plan_to_report(tmp_path, capsys):
     assert command.run(*chosen, f"--workdir={workdir}") == 0
     rows = command.rows(workdir / "results.jsonl")
     dice = {(row["strategy"], row["protocol"], row["split"]): row for row in rows if row["metric"] == "dice"}
-    protocols = {"whole": ("frozen", "finetune"), "scratch": ("frozen", "finetune"), "baseline": ("pixel_colour",)}
+    protocols = {
+        "whole": ("frozen", "finetune"),
+        "scratch": ("frozen", "finetune"),
+        "baseline": ("pixel_colour",),
+    }
     assert set(dice) == {
         (strategy, protocol, split)
         for strategy, its_protocols in protocols.items()
@@ -95,8 +100,13 @@ def test_cached_views_and_their_masks_are_those_that_are_drawn(tmp_path, place):
         "--config.transfer.segmentation.protocols=frozen",
         "--config.transfer.baseline=",
     ]
-    more += ["--config.transfer.segmentation.num_fixed_views=2", "--config.transfer.segmentation.optimizer.name=sgd"]
-    budget = {"memory": [], "disk": ["--config.cache.memory_mb=0", "--config.cache.flops_per_byte=0.001"]}[place]
+    more += [
+        "--config.transfer.segmentation.num_fixed_views=2",
+        "--config.transfer.segmentation.optimizer.name=sgd",
+    ]
+    budget = {"memory": [], "disk": ["--config.cache.memory_mb=0", "--config.cache.flops_per_byte=0.001"]}[
+        place
+    ]
     flags = [each for each in TINY if "strategies" not in each]
     curves = {}
     for mode, extra in {"off": [], "on": budget}.items():
@@ -117,12 +127,17 @@ def planned(arguments):
 
     settings, _ = flags.parse(arguments)
     ready = prepare.prepare(settings)
-    return sum(sum(plan.transfer_flops(ready, arm, task).values()) for task in ready.tasks for arm in ready.arms)
+    return sum(
+        sum(plan.transfer_flops(ready, arm, task).values()) for task in ready.tasks for arm in ready.arms
+    )
 
 
 def test_what_a_decoder_or_the_devices_cannot_do_is_refused_before_training(tmp_path, capsys, monkeypatch):
     chosen = [f"--config={config(tmp_path)}", *TINY, "--config.mode=plan"]
-    assert command.run(*[each for each in chosen if "image_size" not in each], "--config.model.image_size=34") == 2
+    assert (
+        command.run(*[each for each in chosen if "image_size" not in each], "--config.model.image_size=34")
+        == 2
+    )
     assert "tasks.leukocytes: images of 34 x 34 pixels" in capsys.readouterr().err
     monkeypatch.setattr(sharding, "check_batch", only_for(48))
     assert command.run(*chosen, "--config.adapt.batch_size=48") == 2
@@ -170,7 +185,9 @@ def test_losses_of_sure_and_of_wrong_masks(objective):
     for loss in ("dice", "ce", "dice_ce", "tversky"):
         for batchwise in (False, True):
             chosen = loss_of(loss, batchwise, objective.outputs, objective.multi_label)
-            sure, wrong = (chosen.total(jnp.asarray(40 * targets - 20) * sign, masks, jnp.ones(4)) for sign in (1, -1))
+            sure, wrong = (
+                chosen.total(jnp.asarray(40 * targets - 20) * sign, masks, jnp.ones(4)) for sign in (1, -1)
+            )
             assert float(sure) < 1e-3 < 1 < float(wrong)
 
 
@@ -178,9 +195,14 @@ def test_losses_of_sure_and_of_wrong_masks(objective):
 @settings(deadline=None, max_examples=15)
 def test_soft_dice_and_tversky_by_hand(seed, share):
     rng = np.random.default_rng(seed)
-    logits, masks = jnp.asarray(rng.normal(size=(2, 5, 5, 1))), jnp.asarray(rng.integers(0, 2, (2, 5, 5)), jnp.uint8)
+    logits, masks = (
+        jnp.asarray(rng.normal(size=(2, 5, 5, 1))),
+        jnp.asarray(rng.integers(0, 2, (2, 5, 5)), jnp.uint8),
+    )
     said, truth = 1 / (1 + np.exp(-np.asarray(logits, float)[..., 0])), np.asarray(masks, float)
-    both, over, under = ((a * b).sum((1, 2)) for a, b in ((said, truth), (said, 1 - truth), (1 - said, truth)))
+    both, over, under = (
+        (a * b).sum((1, 2)) for a, b in ((said, truth), (said, 1 - truth), (1 - said, truth))
+    )
     dice = 1 - (2 * both + 1) / (said.sum((1, 2)) + truth.sum((1, 2)) + 1)
     np.testing.assert_allclose(Dice(1)(logits, masks), dice, atol=1e-5)
     tversky = 1 - (both + 0.5) / (both + share * over + (1 - share) * under + 0.5)
@@ -211,7 +233,9 @@ def test_a_step_sees_the_masks_of_the_images_that_it_sees():
     model, objective = Segmenter(tiny.encoder(), 3), DiceCrossEntropy(3)
     augment = Augment("dihedral", rotate=30.0)
     data = dataclasses.replace(tiny.dataset(), masks=np.zeros((40, 16, 16), np.uint8))
-    run = TrainingRun(model, (Phase("all", 1, ("*",), 1e-3),), TrainData(data, [0]), objective, augment=augment, seed=5)
+    run = TrainingRun(
+        model, (Phase("all", 1, ("*",), 1e-3),), TrainData(data, [0]), objective, augment=augment, seed=5
+    )
     (program,) = run.programs
     params, batch_stats = model.init(0)
     rng, rows = np.random.default_rng(0), jnp.arange(4)
@@ -238,7 +262,9 @@ def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_
     config.transfer.segmentation.protocols = (protocol,)
     study, arm = Study(resolve(config)), Arm(Strategy("full", encoder, (), "random"), 3)
     masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
-    task = Task("cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {})
+    task = Task(
+        "cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {}
+    )
     params, batch_stats = Segmenter(encoder, 1).init(7)
     adapted = adapt.Adapted(encoder, params, batch_stats, "adapted")
     with pytest.raises(BegunError) as begun:
@@ -261,7 +287,9 @@ def test_examples_of_no_weight_change_nothing(loss, batchwise):
     logits = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
     masks, weights = masks_for(objective, 1), jnp.asarray([1.0, 1.0, 0.0, 0.0])
     other = np.concatenate([logits[:2], -3 * logits[2:]])
-    first, second = (jax.value_and_grad(objective.total)(jnp.asarray(each), masks, weights) for each in (logits, other))
+    first, second = (
+        jax.value_and_grad(objective.total)(jnp.asarray(each), masks, weights) for each in (logits, other)
+    )
     assert float(first[0]) == pytest.approx(float(second[0]), rel=1e-6)
     np.testing.assert_array_equal(np.asarray(first[1])[2:], 0)
 
@@ -282,14 +310,18 @@ def test_windows_cover_every_pixel_and_average_to_what_each_says(height, width, 
         starts = windows.corners(side, 8, overlap)
         assert starts[0] == 0
         assert starts[-1] == side - 8
-        assert all(after - before <= max(1, 8 * (1 - overlap)) + 1 for before, after in itertools.pairwise(starts))
+        assert all(
+            after - before <= max(1, 8 * (1 - overlap)) + 1 for before, after in itertools.pairwise(starts)
+        )
 
 
 def test_windows_weigh_their_centre_most():
     """Two windows that contradict each other: each pixel is told by the one whose centre is nearer."""
     images = np.zeros((1, 8, 12, 3), np.uint8)
     images[:, :, 4:] = 1  # the second window, at column 4, starts on a one
-    said = windows.sliding(lambda part: np.broadcast_to(part[:, :1, :1, :1], (*part.shape[:3], 1)), images, 8, 0.5)
+    said = windows.sliding(
+        lambda part: np.broadcast_to(part[:, :1, :1, :1], (*part.shape[:3], 1)), images, 8, 0.5
+    )
     line = said[0, 4, :, 0]
     assert (np.diff(line) >= 0).all()
     assert line[4] < 0.5 < line[7]
@@ -309,7 +341,9 @@ def test_patches_train_and_cost_as_their_size():
         [Phase("last", 2, ("stage3", "head"), 1e-2, views=2)],
         encoder=tiny.encoder(), data=tiny.dataset(size=24), augment=Augment(patch=16), cache="on",
     )  # fmt: skip
-    small = tiny.make_run([Phase("last", 2, ("stage3", "head"), 1e-2)], encoder=tiny.encoder(), data=tiny.dataset())
+    small = tiny.make_run(
+        [Phase("last", 2, ("stage3", "head"), 1e-2)], encoder=tiny.encoder(), data=tiny.dataset()
+    )
     assert accounting.image_cost(run.programs[0], 24) == accounting.image_cost(small.programs[0], 16)
     per_image = accounting.forward(run.programs[0].model, 16, run.programs[0].mask.boundary).model
     assert run.fill_flops(0) == per_image * 2 * len(run.dataset)

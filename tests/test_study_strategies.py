@@ -60,7 +60,9 @@ def test_what_an_arm_of_ones_own_cannot_be():
             strategies.resolve("own", tiny.encoder(), resolve(config))
 
 
-@pytest.mark.parametrize(("norm", "layer_norm"), [("frozen", "frozen"), ("stats", "frozen"), ("train", "train")])
+@pytest.mark.parametrize(
+    ("norm", "layer_norm"), [("frozen", "frozen"), ("stats", "frozen"), ("train", "train")]
+)
 def test_a_workdir_of_an_earlier_version_says_what_its_norm_meant_for_layer_norm(norm, layer_norm):
     phase = {"name": "a", "epochs": 1, "trainable": ["*"], "lr": 1e-3}
     old = {
@@ -75,4 +77,7 @@ def test_a_workdir_of_an_earlier_version_says_what_its_norm_meant_for_layer_norm
     assert settings.transfer.finetune.layer_norm == "train"
     (mine,), (paired,) = (settings.custom_strategies[name].phases for name in ("mine", "paired"))
     assert (mine.batch_norm, mine.layer_norm, mine.lr_multipliers) == (norm, layer_norm, (("head", 2.0),))
-    assert (paired.batch_norm, paired.layer_norm) == ((("stem", norm),), (("*", "frozen"), ("stem", layer_norm)))
+    assert (paired.batch_norm, paired.layer_norm) == (
+        (("stem", norm),),
+        (("*", "frozen"), ("stem", layer_norm)),
+    )

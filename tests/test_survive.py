@@ -64,7 +64,8 @@ TEARS = {
 }
 
 
-# The reader under orbax may leave a promise that nobody waits for when what it reads is torn; when it is told of is chance.
+# The reader under orbax may leave a promise that nobody waits for when what it reads is torn; when it is told
+# of is chance.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("tear", TEARS)
 def test_a_torn_checkpoint_is_skipped_with_a_line_and_replaced_when_training_comes_there_again(saved, tear):
@@ -127,7 +128,9 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path):
     subprocess.run([sys.executable, "-c", CROWDED, str(tmp_path)], check=True, cwd=ROOT, timeout=120)
 
 
-@pytest.mark.parametrize("lacking", ["room", "time"])  # a wall clock that is set forward looks to orbax like a time-out
+@pytest.mark.parametrize(
+    "lacking", ["room", "time"]
+)  # a wall clock that is set forward looks to orbax like a time-out
 def test_a_run_whose_checkpoints_cannot_be_saved_ends_with_the_same_bits(tmp_path, monkeypatch, lacking):
     run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA)
     quiet = loop.train(run, *run.model.init(1), context(tmp_path / "quiet"))
@@ -187,7 +190,9 @@ def test_a_read_that_hangs_is_told_of_once_with_its_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("direction", ["back", "to and fro"])
 def test_a_wall_clock_that_jumps_does_the_ledger_no_harm(tmp_path, monkeypatch, direction):
     jumps = iter(range(10**9))
-    monkeypatch.setattr(time, "time", lambda: -1e6 * next(jumps) if direction == "back" else 1e9 * (-1) ** next(jumps))
+    monkeypatch.setattr(
+        time, "time", lambda: -1e6 * next(jumps) if direction == "back" else 1e9 * (-1) ** next(jumps)
+    )
     run = tiny.make_run([tiny.HEAD, tiny.PARTIAL], encoder=ENCODER, data=DATA, cache="auto")
     used, began = context(tmp_path if direction == "back" else None, every_s=0.0), time.monotonic()
     rows = loop.train(run, *run.model.init(1), used).costs

@@ -66,7 +66,9 @@ def relative_difference(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(a)
 
 
-def test_a_run_from_disk_gives_the_numbers_of_the_uncached_one_and_a_second_start_reads_them(tmp_path, uncached):
+def test_a_run_from_disk_gives_the_numbers_of_the_uncached_one_and_a_second_start_reads_them(
+    tmp_path, uncached
+):
     trained, rows = train(run_of(), cache=cache_in(tmp_path))
     assert relative_difference(trained, uncached[0]) < 1e-5
     np.testing.assert_allclose(curve(rows), curve(uncached[1]), rtol=1e-5)
@@ -218,7 +220,9 @@ def test_the_skips_of_a_segmentation_network_are_part_of_what_is_kept(tier, tmp_
     suffix = jax.jit(model.suffix, static_argnums=3)
     inside, behind = 2, model.groups.index("head")
     for boundary in (inside, len(ENCODER.groups), behind):
-        found = cache_in(tmp_path, memory=1 << 28).get(Prefix(model, boundary), params, batch_stats, DATA.images, tier)
+        found = cache_in(tmp_path, memory=1 << 28).get(
+            Prefix(model, boundary), params, batch_stats, DATA.images, tier
+        )
         assert bool(found.rows(0, rows)["skips"]) == (boundary != behind)
         logits, _ = suffix(params, batch_stats, found.rows(0, rows), boundary)
         np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
@@ -241,8 +245,12 @@ def test_what_a_later_phase_trains_on_is_computed_on_the_way_up_and_paid_for_onc
         Phase("head again", 2, ("head",), 1e-3, augment=False),
     ]
     run = tiny.make_run(phases, encoder=ENCODER, data=DATA, cache="on")
-    up_to = {boundary: accounting.forward(run.programs[0].model, 16, boundary).model * len(DATA) for boundary in (2, 3)}
-    # The head's features go by way of stage 2; the third phase finds what the second read; the fourth starts from there.
+    up_to = {
+        boundary: accounting.forward(run.programs[0].model, 16, boundary).model * len(DATA)
+        for boundary in (2, 3)
+    }
+    # The head's features go by way of stage 2; the third phase finds what the second read; the fourth starts
+    # from there.
     assert [run.fill_flops(number) for number in range(4)] == [up_to[3], 0, 0, up_to[3] - up_to[2]]
     assert [[prefix.boundary for prefix, _ in run.prefixes_to_compute(number)] for number in range(4)] == [
         [2, 3],
@@ -332,7 +340,8 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(prefix, tmp_pa
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
-# ---- bytes against FLOPs ------------------------------------------------------------------------------------------
+# ---- bytes against FLOPs
+# ------------------------------------------------------------------------------------------
 
 
 def decision(phase=PARTIAL, **settings):

@@ -117,7 +117,9 @@ def test_the_biases_of_a_transformer_hold_those_of_its_layer_norms():
 @pytest.mark.parametrize("pattern", ["*/bias", "stage1/*/bias", "*/norm*", "stage4/block2/norm1/scale"])
 def test_a_pattern_of_frozen_batch_norm_alone_is_told_of(pattern):
     model = Classifier(registry.build("resnet18"), 2)
-    with pytest.raises(UserError, match=r"phase 'p': pattern '.*' matches in '.*' only parameters of batch norm"):
+    with pytest.raises(
+        UserError, match=r"phase 'p': pattern '.*' matches in '.*' only parameters of batch norm"
+    ):
         trained_by(Phase("p", 1, (pattern, "head"), 1e-4), model)
     trained = trained_by(Phase("p", 1, (pattern, "head"), 1e-4, batch_norm="train"), model)
     assert trained == {path for path in parameters_of(model) if freezing.matches(path, pattern)} | {
@@ -199,7 +201,9 @@ def test_partition_and_combine_are_inverse(chosen):
     assert set(freezing.paths(freezing.prune(train))) == chosen
     again = freezing.combine(train, rest)
     assert jax.tree.structure(again) == jax.tree.structure(params)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True)
+    )
     marked = jax.tree.map(np.ones_like, train)
     restored = freezing.overlay(jax.tree.map(np.zeros_like, params), freezing.prune(train))
     ones = freezing.overlay(jax.tree.map(np.zeros_like, params), freezing.prune(marked))
@@ -231,7 +235,10 @@ def test_what_a_step_drops_follows_from_seed_and_step_alone():
     assert encoder.is_stochastic
     assert encoder.remat == {"stage1/block1"}
     run = tiny.make_run(
-        [Phase("full", 1, ("*",), 1e-2)], encoder=encoder, data=tiny.dataset(size=32), optimizer=Optimizer("sgd")
+        [Phase("full", 1, ("*",), 1e-2)],
+        encoder=encoder,
+        data=tiny.dataset(size=32),
+        optimizer=Optimizer("sgd"),
     )
     program = run.programs[0]
     state = program.init_state(*program.model.init(0))

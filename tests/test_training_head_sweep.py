@@ -24,7 +24,8 @@ def one_by_one(split, point, settings):
     x = (FEATURES - rows.mean(0)) / rows.std(0)
     initial = head_sweep.draw(head_sweep.parameter_shapes(12, settings.hidden, 3), split.seed)
     params = {
-        name: {key: leaf * bool(settings.hidden) for key, leaf in layer.items()} for name, layer in initial.items()
+        name: {key: leaf * bool(settings.hidden) for key, leaf in layer.items()}
+        for name, layer in initial.items()
     }
     is_kernel = {name: {"kernel": True, "bias": False} for name in params}
     tx = optax.adamw(point.lr, weight_decay=point.weight_decay, mask=is_kernel)
@@ -54,7 +55,9 @@ def test_every_split_and_point_gives_the_head_of_a_plain_loop(hidden):
             alone = one_by_one(split, point, settings)
             for name, layer in alone.items():
                 mine = together.params[name]
-                np.testing.assert_allclose(mine["kernel"][place, number].T, layer["kernel"], rtol=2e-4, atol=2e-6)
+                np.testing.assert_allclose(
+                    mine["kernel"][place, number].T, layer["kernel"], rtol=2e-4, atol=2e-6
+                )
                 np.testing.assert_allclose(mine["bias"][place, number], layer["bias"], rtol=2e-4, atol=2e-6)
     assert together.images == 4 * 3 * sum(len(split.rows) for split in SPLITS)
 

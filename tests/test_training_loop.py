@@ -70,7 +70,11 @@ def test_cached_and_uncached_runs_give_the_same_losses_and_parameters(augment):
     (plain, rows), (cached, cached_rows) = made["off"], made["auto"]
     assert [row.cached for row in rows] == ["off"] * 3
     # On plain images the head's features were computed by way of what the partial phase trains on.
-    assert [row.cached for row in cached_rows] == ["filled", "reused" if augment.is_identity else "filled", "filled"]
+    assert [row.cached for row in cached_rows] == [
+        "filled",
+        "reused" if augment.is_identity else "filled",
+        "filled",
+    ]
     np.testing.assert_allclose(curve(rows), curve(cached_rows), rtol=1e-5)
     a, b = (np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in (plain, cached))
     assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(a)
@@ -78,7 +82,9 @@ def test_cached_and_uncached_runs_give_the_same_losses_and_parameters(augment):
 
 
 def test_a_cached_phase_costs_its_suffix_and_one_pass_over_the_images():
-    run = tiny.make_run([Phase("head", 50, ("head",), 1e-2, augment=False)], encoder=ENCODER, data=DATA, cache="auto")
+    run = tiny.make_run(
+        [Phase("head", 50, ("head",), 1e-2, augment=False)], encoder=ENCODER, data=DATA, cache="auto"
+    )
     _, (row,) = train(run)
     plain = dataclasses.replace(run, caching=Caching("off"))
     _, (uncached,) = train(plain)
@@ -159,7 +165,9 @@ def test_a_run_killed_anywhere_and_resumed_ends_with_the_same_bits_and_counts(tm
     run = tiny.make_run(phases, encoder=ENCODER, data=DATA, augment=augment, optimizer=optimizer, cache=cache)
     quiet, quiet_rows = train(run, tmp_path / "quiet", **SAVE_ALWAYS)
     folder = tmp_path / "killed"
-    killer = {"ledger": KillingLedger(folder / "ledger.jsonl", entry)} if entry else {"heartbeat": Killer(step)}
+    killer = (
+        {"ledger": KillingLedger(folder / "ledger.jsonl", entry)} if entry else {"heartbeat": Killer(step)}
+    )
     with pytest.raises(KilledError):
         train(run, folder, **SAVE_ALWAYS, **killer)
     resumed, rows = train(run, folder, **SAVE_ALWAYS)
@@ -208,7 +216,9 @@ def test_few_frames_lie_between_the_loop_and_the_gradient():
 
 
 def test_a_non_finite_loss_stops_with_one_line():
-    run = tiny.make_run([Phase("full", 3, ("*",), 1e30)], encoder=ENCODER, data=DATA, optimizer=Optimizer("sgd"))
+    run = tiny.make_run(
+        [Phase("full", 3, ("*",), 1e30)], encoder=ENCODER, data=DATA, optimizer=Optimizer("sgd")
+    )
     with pytest.raises(UserError, match=r"training loss is (nan|inf).*lower its lr"):
         train(run)
 
@@ -226,7 +236,9 @@ def test_every_row_is_seen_once_an_epoch_whatever_the_batch_size():
 def test_hosts_read_disjoint_shares_of_the_same_batches():
     order = pipeline.Order(tuple(range(len(DATA))), 8, seed=0)
     whole = list(pipeline.batches(DATA, order, 2))
-    shares = [list(pipeline.batches(DATA, order, 2, share=slice(2 * host, 2 * host + 2))) for host in range(4)]
+    shares = [
+        list(pipeline.batches(DATA, order, 2, share=slice(2 * host, 2 * host + 2))) for host in range(4)
+    ]
     for batch, *parts in zip(whole, *shares, strict=True):
         np.testing.assert_array_equal(batch["index"], np.concatenate([part["index"] for part in parts]))
         np.testing.assert_array_equal(batch["image"], np.concatenate([part["image"] for part in parts]))
@@ -247,7 +259,8 @@ def test_augmentation_depends_on_seed_view_and_row_alone():
     np.testing.assert_array_equal(np.sort(flips.reshape(8, -1)), np.sort(images.reshape(8, -1)))
 
 
-# ---- uncertain labels ---------------------------------------------------------------------------------------------
+# ---- uncertain labels
+# ---------------------------------------------------------------------------------------------
 
 
 def uncertain_data():
@@ -261,7 +274,10 @@ def test_targets_of_uncertain_labels_are_new_in_every_epoch_and_the_same_from_a_
     objective = BinaryCrossEntropy(3, multi_label=True, uncertain=data.uncertain)
     phases = [tiny.PARTIAL, Phase("late", 3, ("head",), 1e-2)]
     curves = {}
-    for mode in ("off", "auto"):  # one by one from images; then from activations, one by one and many epochs at once
+    for mode in (
+        "off",
+        "auto",
+    ):  # one by one from images; then from activations, one by one and many epochs at once
         run = tiny.make_run(phases, encoder=ENCODER, data=data, cache=mode, objective=objective)
         _, rows = train(run)
         curves[mode] = curve(rows)
@@ -289,7 +305,8 @@ def test_uncertain_labels_are_not_scored():
     np.testing.assert_allclose(data.expected[data.labels == -1], 0.7)
 
 
-# ---- early stopping -----------------------------------------------------------------------------------------------
+# ---- early stopping
+# -----------------------------------------------------------------------------------------------
 
 
 def stopping_run(epochs, val=12):
@@ -323,7 +340,9 @@ def test_early_stopping_without_a_file_remembers_the_best_epoch():
     stop = EarlyStopping(2, run)
     trained = loop.train(run, *run.model.init(1), context(callbacks=(stop,)))
     best = stop.best_weights(trained.params, trained.batch_stats)
-    short, _ = train(stopping_run(int(np.argmin([point["val_loss"] for point in trained.costs[-1].curve])) + 1))
+    short, _ = train(
+        stopping_run(int(np.argmin([point["val_loss"] for point in trained.costs[-1].curve])) + 1)
+    )
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(best), short, strict=True))
 
 
@@ -338,7 +357,8 @@ def test_a_killed_run_stops_early_where_it_would_have(tmp_path):
         assert [row.curve for row in rows] == [row.curve for row in quiet_rows]
 
 
-# ---- callbacks ----------------------------------------------------------------------------------------------------
+# ---- callbacks
+# ----------------------------------------------------------------------------------------------------
 
 
 class Watch(Callback):
@@ -372,7 +392,9 @@ def test_several_callbacks_see_every_epoch_and_each_may_end_the_run(cache):
     assert [each[:2] for each in first.seen] == [[0, 0], [0, 1], [0, 2], [1, 3]]
     assert [each[2] for each in first.seen] == [point["val_loss"] for point in trained.curve]
     assert first.seen == second.seen
-    assert len({each[3] for each in first.seen}) == 4  # the parameters of each epoch, though a program may run many
+    assert (
+        len({each[3] for each in first.seen}) == 4
+    )  # the parameters of each epoch, though a program may run many
     assert stop.done == 4
     _, rows = train(run)
     assert [point["loss"] for point in trained.curve] == curve(rows)[:4]

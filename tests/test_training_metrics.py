@@ -38,7 +38,9 @@ def test_validation_metrics_do_not_depend_on_the_batches_that_rows_come_in(cut, 
         "predicted": rng.dirichlet(np.ones(3), 40).astype(np.float32),
     }
     collection = validation_metrics(DATA)
-    parts = [{name: values[part] for name, values in outputs.items()} for part in (slice(cut), slice(cut, None))]
+    parts = [
+        {name: values[part] for name, values in outputs.items()} for part in (slice(cut), slice(cut, None))
+    ]
     first, second = (collection.single_from_model_output(**part) for part in parts)
     found = first.merge(second).compute()
     assert found == collection.single_from_model_output(**outputs).compute()

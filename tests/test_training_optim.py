@@ -20,7 +20,9 @@ def test_a_run_that_trains_all_is_optax_s_own(name):
     params = {"a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}}
     gradients = [jax.tree.map(lambda leaf, k=k: leaf * (k + 1), params) for k in range(3)]
     ours = optim.transformation(Optimizer(name, eps=1e-8), params, ["phase0_plain", "phase0_decayed"])
-    theirs = {"adam": optax.adam(1.0), "adamw": optax.adamw(1.0, weight_decay=0), "sgd": optax.sgd(1.0, 0.9)}[name]
+    theirs = {"adam": optax.adam(1.0), "adamw": optax.adamw(1.0, weight_decay=0), "sgd": optax.sgd(1.0, 0.9)}[
+        name
+    ]
     mine, other = ours.init(params), theirs.init(params)
     for gradient in gradients:
         direction, mine = ours.update(gradient, mine, params)
@@ -53,7 +55,9 @@ def test_moments_and_step_counts_go_over_a_switch_leaf_by_leaf():
     filled = {**state, "opt_state": jax.tree.map(lambda leaf: np.full_like(leaf, 7), state["opt_state"])}
     for program in (partial, full):
         filled = program.transition_from(filled)
-        by_place = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(filled["opt_state"])}
+        by_place = {
+            jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(filled["opt_state"])
+        }
         carried = {place for place, leaf in by_place.items() if np.all(np.asarray(leaf) == 7)}
         assert carried == {place for place in by_place if "phase0" in place}
         assert all("head" in place or "count" in place for place in carried)

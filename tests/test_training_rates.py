@@ -51,18 +51,24 @@ def test_a_step_moves_a_leaf_its_factor_times_as_far(name):
         before = flatten(state["params"])
         moved[rates] = {path: leaf - before[path] for path, leaf in flatten(after["params"]).items()}
     for path, distance in moved[RATES].items():
-        np.testing.assert_allclose(distance, factor_of(path) * moved[()][path], rtol=1e-4, atol=1e-7, err_msg=path)
+        np.testing.assert_allclose(
+            distance, factor_of(path) * moved[()][path], rtol=1e-4, atol=1e-7, err_msg=path
+        )
         assert np.any(distance) == (path in program.mask.trainable), path
 
 
 def test_the_later_of_two_patterns_holds_and_frozen_leaves_have_no_factor():
     mask = program_of(RATES).mask
-    assert dict(mask.lr_multipliers) == {path: factor_of(path) for path in mask.trainable if factor_of(path) != 1}
+    assert dict(mask.lr_multipliers) == {
+        path: factor_of(path) for path in mask.trainable if factor_of(path) != 1
+    }
     assert {factor for _, factor in mask.lr_multipliers} == set(FACTORS.values())
 
 
 def test_factors_change_neither_the_layout_of_a_checkpoint_nor_the_cost_and_a_factor_of_one_nothing():
-    plain, rated, idle = (program_of(rates, optimizer=Optimizer(ema=0.9)) for rates in ((), RATES, (("head", 1.0),)))
+    plain, rated, idle = (
+        program_of(rates, optimizer=Optimizer(ema=0.9)) for rates in ((), RATES, (("head", 1.0),))
+    )
     assert idle.key == plain.key != rated.key
     params, batch_stats = plain.model.init(0)
     layouts = [jax.eval_shape(program.init_state, params, batch_stats) for program in (plain, rated)]
@@ -78,7 +84,11 @@ def test_factors_change_neither_the_layout_of_a_checkpoint_nor_the_cost_and_a_fa
             0.1,
             "phase 'last': lr_multipliers pattern 'stage4' matches no parameter that trains; did you mean 'stage",
         ),
-        ("stage1", 0.1, "lr_multipliers pattern 'stage1' matches no parameter that trains; did you mean 'stage"),
+        (
+            "stage1",
+            0.1,
+            "lr_multipliers pattern 'stage1' matches no parameter that trains; did you mean 'stage",
+        ),
         ("head", 0.0, "the lr multiplier of 'head' is 0.0; expected a positive number"),
         ("head", float("nan"), "the lr multiplier of 'head' is nan; expected a positive number"),
     ],
@@ -91,7 +101,9 @@ def test_a_rate_of_nothing_or_of_no_size_is_refused(pattern, factor, words):
 def test_a_new_decoder_keeps_its_rate_while_the_encoder_is_fine_tuned():
     settings = SegmentationSettings()
     masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
-    task = Task("cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {})
+    task = Task(
+        "cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {}
+    )
     arm = Arm(Strategy("full", ENCODER, (), "random"), 0)
 
     def programs(lr):
@@ -101,7 +113,9 @@ def test_a_new_decoder_keeps_its_rate_while_the_encoder_is_fine_tuned():
     alone, whole = programs(settings.lr)
     assert alone.mask.lr_multipliers == ()
     factors = dict(whole.mask.lr_multipliers)
-    assert set(factors) == {path for path in whole.mask.trainable if not path.startswith(tuple(ENCODER.groups))}
+    assert set(factors) == {
+        path for path in whole.mask.trainable if not path.startswith(tuple(ENCODER.groups))
+    }
     for program, step in ((alone, 0), (whole, whole.first_step)):
         rate = program.lr(step) * dict(program.mask.lr_multipliers).get(next(iter(factors)), 1.0)
         assert rate == pytest.approx(settings.decoder_lr)

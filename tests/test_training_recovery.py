@@ -39,13 +39,17 @@ def explode(monkeypatch, step, times=math.inf):
     monkeypatch.setattr(PhaseProgram, "lr", infinite)
 
 
-@pytest.mark.parametrize(("phase", "cache"), [(tiny.FULL, "off"), (tiny.PARTIAL, "auto"), (tiny.HEAD, "auto")])
+@pytest.mark.parametrize(
+    ("phase", "cache"), [(tiny.FULL, "off"), (tiny.PARTIAL, "auto"), (tiny.HEAD, "auto")]
+)
 @pytest.mark.parametrize("saving", [SAVE_ALWAYS, {}], ids=["always", "never"])
 def test_the_batch_that_did_it_is_found_and_saved(tmp_path, monkeypatch, phase, cache, saving):
     step = 5  # of eight
     explode(monkeypatch, step)
     run = tiny.make_run([phase], encoder=ENCODER, data=DATA, cache=cache)
-    with pytest.raises(UserError, match=rf"training loss is .* step {step + 1} of the run; its batch is in .*\.npz"):
+    with pytest.raises(
+        UserError, match=rf"training loss is .* step {step + 1} of the run; its batch is in .*\.npz"
+    ):
         train(run, tmp_path, **saving)
     (path,) = (tmp_path / "nan").iterdir()
     kept = np.load(path)
@@ -56,7 +60,12 @@ def test_the_batch_that_did_it_is_found_and_saved(tmp_path, monkeypatch, phase, 
     np.testing.assert_array_equal(kept["images"], DATA.images.batch(rows))
     np.testing.assert_array_equal(kept["labels"], DATA.labels[rows])
     assert list(kept["names"]) == [DATA.images.names[row] for row in rows]
-    assert (kept["step"], kept["epoch"], kept["seed"], str(kept["phase"])) == (step, epoch, run.seed, phase.name)
+    assert (kept["step"], kept["epoch"], kept["seed"], str(kept["phase"])) == (
+        step,
+        epoch,
+        run.seed,
+        phase.name,
+    )
 
 
 def test_the_checksum_is_that_of_the_parameters_before_the_step(tmp_path, monkeypatch):
@@ -71,7 +80,9 @@ def test_the_checksum_is_that_of_the_parameters_before_the_step(tmp_path, monkey
 def test_what_does_not_happen_again_is_said_to_come_from_the_hardware(tmp_path, monkeypatch):
     explode(monkeypatch, 4, times=1)
     run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA)
-    with pytest.raises(UserError, match="replayed from step 0 it did not happen again, which points to the hardware"):
+    with pytest.raises(
+        UserError, match="replayed from step 0 it did not happen again, which points to the hardware"
+    ):
         train(run, tmp_path)
 
 
@@ -82,12 +93,16 @@ def test_a_rollback_goes_on_from_the_start_of_the_phase_at_a_lower_rate_and_the_
     wild = tiny.make_run([before, WILD], encoder=ENCODER, data=DATA, optimizer=SGD)
     expected, planned = train(quiet, tmp_path / "quiet")
     policy, often = {"policy": "rollback", "lr_factor": 1e-32}, {"sync_every_s": 0.0}
-    ended = [train(wild, tmp_path / f"wild{every_s}", policy, every_s=every_s, **often) for every_s in (0.0, 1e9)]
+    ended = [
+        train(wild, tmp_path / f"wild{every_s}", policy, every_s=every_s, **often) for every_s in (0.0, 1e9)
+    ]
     for found, rows in ended:  # whenever checkpoints were written
         for a, b in zip(expected, found, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
         fell = rows[1].curve[0]["rolled_back_from"]
-        assert fell == 6  # the second step of the phase, which begins at step 4, is the first to see what the first did
+        assert (
+            fell == 6
+        )  # the second step of the phase, which begins at step 4, is the first to see what the first did
         assert [point["lr"] for point in rows[1].curve] == pytest.approx([1e-2] * 2)
         assert rows[1].steps - planned[1].steps == 2
         assert rows[1].images - planned[1].images == 2 * wild.batch_size

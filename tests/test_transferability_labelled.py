@@ -67,7 +67,10 @@ def test_leep_and_nce_follow_their_sums(data):
     for label, row in zip(y, theta, strict=True):
         hard[label, row.argmax()] += 1 / len(y)
     want = sum(
-        hard[a, z] * np.log(hard[a, z] / hard[:, z].sum()) for a in range(classes) for z in range(6) if hard[a, z]
+        hard[a, z] * np.log(hard[a, z] / hard[:, z].sum())
+        for a in range(classes)
+        for z in range(6)
+        if hard[a, z]
     )
     np.testing.assert_allclose(nce(theta, y), want, rtol=1e-12)
 
@@ -91,7 +94,9 @@ def test_logme_follows_the_published_fixed_point(data):
         a = b = 1.0
         for _ in range(11):
             ratio = a / b
-            m = np.linalg.lstsq(np.vstack([f, np.sqrt(ratio) * np.eye(d)]), np.append(t, np.zeros(d)), rcond=None)[0]
+            m = np.linalg.lstsq(
+                np.vstack([f, np.sqrt(ratio) * np.eye(d)]), np.append(t, np.zeros(d)), rcond=None
+            )[0]
             gamma = sum(s / (s + ratio))
             m2, r2 = m @ m, np.sum((t - f @ m) ** 2)
             a, b = gamma / (m2 + 1e-5), (n - gamma) / (r2 + 1e-5)
@@ -114,7 +119,9 @@ def test_logme_at_its_fixed_point_is_the_marginal_likelihood_also_where_the_rank
             covariance = np.eye(len(f)) / b + f @ f.T / a
             return -scipy.stats.multivariate_normal(cov=covariance).logpdf(target)
 
-        best = scipy.optimize.minimize(minus, [0.0, 1.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9})
+        best = scipy.optimize.minimize(
+            minus, [0.0, 1.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9}
+        )
         return -best.fun / len(f)
 
     want = np.mean([evidence((y == label).astype(float)) for label in range(3)])
@@ -159,12 +166,17 @@ def test_gbc_is_the_overlap_of_gaussians(data, covariance):
             for label in (i, j):
                 v = np.maximum(f[y == label].var(0), 1e-4)
                 pair.append(
-                    (f[y == label].mean(0), np.diag(np.full_like(v, v.mean()) if covariance == "spherical" else v))
+                    (
+                        f[y == label].mean(0),
+                        np.diag(np.full_like(v, v.mean()) if covariance == "spherical" else v),
+                    )
                 )
             (m1, s1), (m2, s2) = pair
             s = (s1 + s2) / 2
             logs = [np.linalg.slogdet(each)[1] for each in (s, s1, s2)]
-            want += np.exp(-(m1 - m2) @ np.linalg.solve(s, m1 - m2) / 8 - (logs[0] - (logs[1] + logs[2]) / 2) / 2)
+            want += np.exp(
+                -(m1 - m2) @ np.linalg.solve(s, m1 - m2) / 8 - (logs[0] - (logs[1] + logs[2]) / 2) / 2
+            )
     np.testing.assert_allclose(gbc(f, y, covariance=covariance), -want, rtol=1e-9)
 
 
@@ -212,7 +224,9 @@ def test_parc_ranks_ties_as_scipy_does():
     f, y = np.random.default_rng(0).normal(size=(5, 4))[np.arange(30) % 5], np.arange(30) % 3
     reduced = PCA(4).fit_transform(f)
     farthest = np.take_along_axis(reduced, np.abs(reduced).argmax(0)[None], 0)
-    distances = np.round(1 - np.corrcoef(np.sign(farthest) * reduced / reduced.std(0)), 9)[np.triu_indices(30, 1)]
+    distances = np.round(1 - np.corrcoef(np.sign(farthest) * reduced / reduced.std(0)), 9)[
+        np.triu_indices(30, 1)
+    ]
     assert len(np.unique(distances)) < 12
     want = scipy.stats.spearmanr(distances, (y[:, None] != y)[np.triu_indices(30, 1)])[0]
     np.testing.assert_allclose(parc(f, y), 100 * want, rtol=1e-9)
@@ -279,7 +293,9 @@ def test_scores_do_not_depend_on_the_order_of_images_or_the_names_of_classes(see
     score = lambda f, y: evaluate([name], Sample(f, y))[name].value  # noqa: E731
     if name != "linear_probe":  # whose folds are drawn by row
         np.testing.assert_allclose(score(f[order], y[order]), score(f, y), rtol=1e-6)
-    np.testing.assert_allclose(score(f, 7 * (C - 1 - y) if name != "linear_probe" else y + 5), score(f, y), rtol=1e-6)
+    np.testing.assert_allclose(
+        score(f, 7 * (C - 1 - y) if name != "linear_probe" else y + 5), score(f, y), rtol=1e-6
+    )
 
 
 @settings(max_examples=8, deadline=None)
@@ -350,4 +366,9 @@ def test_bad_input_is_one_line_that_says_what_was_expected():
     with pytest.raises(UserError, match="did you mean 'logme'"):
         evaluate(["logmee"], Sample(f, y))
     found = evaluate(["logme", "leep", "robustness", "ccfv"], Sample(broken, y))
-    assert [outcome.reason.split(" ")[0] for outcome in found.values()] == ["features", "needs", "needs", "needs"]
+    assert [outcome.reason.split(" ")[0] for outcome in found.values()] == [
+        "features",
+        "needs",
+        "needs",
+        "needs",
+    ]

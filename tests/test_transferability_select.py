@@ -23,7 +23,10 @@ def test_best_is_the_earliest_of_the_highest_and_skips_what_is_undefined():
     assert best(np.array([1.0, 3, 3, 2])) == 1
     assert best(np.array([np.nan, 1, np.nan])) == 1
     assert best(np.array([np.nan, np.nan])) == 1
-    assert CheckpointRule("best").choose([3.0, 1.0, 2.0], [0.3, 0.6, 1.0], higher_is_better=False) == (1, False)
+    assert CheckpointRule("best").choose([3.0, 1.0, 2.0], [0.3, 0.6, 1.0], higher_is_better=False) == (
+        1,
+        False,
+    )
 
 
 def test_patience_stops_where_nothing_better_came_and_keeps_the_best():
@@ -93,7 +96,9 @@ def test_the_released_files_are_read_whole(released):
         )
     scheme = first["pretraining_scheme"].removesuffix("_training")
     cell = released.cells.index((first["encoder"], first["dataset"], scheme))
-    variant = Variant(first["metric"], float(first["margin"]), first["pooled"] == "True", 6 - int(first["level"]))
+    variant = Variant(
+        first["metric"], float(first["margin"]), first["pooled"] == "True", 6 - int(first["level"])
+    )
     where = LENGTHS.index(int(first["pretraining_length"]))
     assert released.goodness[variant][cell, where] == -float(first["robustness"])
 
@@ -134,7 +139,9 @@ def test_what_is_held_out_has_no_say(released):
     """Scores and results of one dataset are replaced by noise: what is chosen for it stays."""
     judge = checkpoint_selection.Judge(released, 200)
     names = released.group("dataset")
-    candidates = {str(w): checkpoint_selection.with_prior(released.goodness[DEFAULT], w) for w in (0.0, 0.9, 3.0)}
+    candidates = {
+        str(w): checkpoint_selection.with_prior(released.goodness[DEFAULT], w) for w in (0.0, 0.9, 3.0)
+    }
     _, chosen = checkpoint_selection.out_of_sample(judge, candidates, "dataset")
     noisy = released.dice.copy()
     noisy[names == "IDRiD"] += 10 * np.random.default_rng(0).normal(size=noisy[names == "IDRiD"].shape)

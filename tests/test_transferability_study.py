@@ -51,10 +51,14 @@ def test_every_scored_checkpoint_is_an_arm_and_the_chosen_one_is_handed_over(mea
 def test_the_ledger_says_what_each_checkpoint_took_and_the_report_shows_the_scores(measured):
     ledger = rows(measured / "ledger.jsonl")
     taken = {
-        row["strategy"]: row["reused_flops"] for row in ledger if "@" in row["strategy"] and row["stage"] == "dapt"
+        row["strategy"]: row["reused_flops"]
+        for row in ledger
+        if "@" in row["strategy"] and row["stage"] == "dapt"
     }
     assert sorted(taken.values()) == [taken[f"switching@{number}"] for number in (3, 4, 5, 6)]
-    trained = sum(row["model_flops"] for row in ledger if (row["strategy"], row["stage"]) == ("switching", "dapt"))
+    trained = sum(
+        row["model_flops"] for row in ledger if (row["strategy"], row["stage"]) == ("switching", "dapt")
+    )
     assert taken["switching@6"] == trained
     scores = next(row for row in ledger if row["stage"] == "score")
     assert 0 < scores["model_flops"] <= 0.5 * trained
@@ -65,7 +69,11 @@ def test_the_ledger_says_what_each_checkpoint_took_and_the_report_shows_the_scor
 
 
 def test_the_plan_says_what_scoring_takes_and_the_ledger_agrees(measured, capsys):
-    flags = ("--config.checkpoint_selection.score=knn", "--config.strategies=switching,", "--config.mode=plan")
+    flags = (
+        "--config.checkpoint_selection.score=knn",
+        "--config.strategies=switching,",
+        "--config.mode=plan",
+    )
     assert run(f"--config={TINY}", *FLAGS, *flags) == 0
     line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("switching: "))
     scores = next(row for row in rows(measured / "ledger.jsonl") if row["stage"] == "score")
@@ -133,7 +141,10 @@ def test_the_better_half_goes_on_and_what_has_no_score_goes_first():
 @pytest.mark.parametrize(
     ("flag", "line"),
     [
-        ("--config.checkpoint_selection.score=logm", "unknown transferability score 'logm'; did you mean 'logme'?"),
+        (
+            "--config.checkpoint_selection.score=logm",
+            "unknown transferability score 'logm'; did you mean 'logme'?",
+        ),
         (
             "--config.compute_budget=0.5",
             "compute_budget is for strategies that adapt, compared by a score; expected checkpoint_selection.score=",
@@ -158,7 +169,10 @@ def test_a_task_that_is_none_and_a_budget_that_buys_nothing_are_one_line(tmp_pat
         "--config.checkpoint_scoring.level=1",
     )
     assert run(*common, "--config.checkpoint_scoring.task=cell") == 2
-    assert "checkpoint_scoring.task 'cell' is not one of the tasks; did you mean 'cells'?" in capsys.readouterr().err
+    assert (
+        "checkpoint_scoring.task 'cell' is not one of the tasks; did you mean 'cells'?"
+        in capsys.readouterr().err
+    )
     assert run(*common, "--config.checkpoint_scoring.budget=1e-6") == 2
     assert (
         "checkpoint_scoring.budget of 1e-06 pays for 0 images at 4 epochs; expected 2 or more"

@@ -55,10 +55,13 @@ def test_the_references_negatives_are_reproduced_on_request_and_avoided_otherwis
     shifted = np.roll(b[::-1], 2, axis=0)
     d = DISTANCES["cosine"]
     want = [max(0, d(a[i], b[i]) - d(a[i], shifted[i]) + 0.5) for i in range(images)]
-    np.testing.assert_allclose(robustness(MAPS[:, :images], reference_compatible=True), np.mean(want), rtol=1e-12)
+    np.testing.assert_allclose(
+        robustness(MAPS[:, :images], reference_compatible=True), np.mean(want), rtol=1e-12
+    )
     own = sum(np.array_equal(b[i], shifted[i]) for i in range(images))
     assert own == images % 2
-    # Identical views of images that are all apart: only a negative that is no negative leaves the margin whole.
+    # Identical views of images that are all apart: only a negative that is no negative leaves the margin
+    # whole.
     same = np.stack([np.eye(images)] * 2)
     assert robustness(same, margin=1.0) == pytest.approx(0)
     assert robustness(same, margin=1.0, reference_compatible=True) == pytest.approx(own / images)
@@ -116,7 +119,10 @@ def test_each_image_has_its_own_draw_but_not_in_the_references_way():
 
 def test_the_hue_turns_as_in_the_standard_library():
     pixels = images(1, 4)
-    found = np.asarray(jitter(jnp.asarray(pixels), 3, 0, np.arange(1), limits=Jitter(0.0, 0.0, 0.0, 0.4)))[0] / 255
+    found = (
+        np.asarray(jitter(jnp.asarray(pixels), 3, 0, np.arange(1), limits=Jitter(0.0, 0.0, 0.0, 0.4)))[0]
+        / 255
+    )
     before = [colorsys.rgb_to_hsv(*pixel) for pixel in pixels[0].reshape(-1, 3) / 255]
     after = [colorsys.rgb_to_hsv(*pixel) for pixel in found.reshape(-1, 3).tolist()]
     turns = [(b[0] - a[0]) % 1 for a, b in zip(before, after, strict=True) if a[1] > 0.2]
@@ -157,7 +163,9 @@ def test_pixel_gbc_of_all_pixels_is_gbc_of_the_pixels():
     truth = masks()[:, :, :4] % 2
     maps = truth[..., None] + RNG.normal(size=(*truth.shape, 1))
     assert np.bincount(truth.ravel()).tolist() == [64, 64]
-    np.testing.assert_allclose(pixel_gbc(maps, truth, pixels=64), gbc(maps.reshape(-1, 1), truth.ravel()), rtol=1e-9)
+    np.testing.assert_allclose(
+        pixel_gbc(maps, truth, pixels=64), gbc(maps.reshape(-1, 1), truth.ravel()), rtol=1e-9
+    )
     apart = pixel_gbc(maps + 9 * truth[..., None], truth)
     assert pixel_gbc(maps, truth) < apart <= 0
 

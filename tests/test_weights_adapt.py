@@ -58,7 +58,9 @@ def test_preprocessing_of_other_channels() -> None:
 
 def test_positions_of_another_grid_are_resampled_once_as_while_running() -> None:
     def make(side: int) -> Encoder:
-        return vit.network("vit_small", vit.Size(16, 1, 2), vit.MAE._replace(patch=4, image_size=side), DEFAULT)
+        return vit.network(
+            "vit_small", vit.Size(16, 1, 2), vit.MAE._replace(patch=4, image_size=side), DEFAULT
+        )
 
     source = source_of(make(16))
     images = np.random.default_rng(0).integers(0, 256, (1, 24, 24, 3)).astype(np.float32)
@@ -77,7 +79,9 @@ def test_biases_of_another_window_are_resampled() -> None:
     larger = np.repeat(np.repeat(ours.reshape(13, 13, 1), 2, 0), 2, 1)[:23, :23]
     source["features.1.0.attn.relative_position_bias_table"] = larger.reshape(529, 1)
     params, _, report = merge(Classifier(encoder, 1), source, seed=0)
-    assert report.adapted == ("stage1/block1/relative_bias: biases resampled from a window of 12 x 12 to 7 x 7",)
+    assert report.adapted == (
+        "stage1/block1/relative_bias: biases resampled from a window of 12 x 12 to 7 x 7",
+    )
     assert params["stage1"]["block1"]["relative_bias"].shape == (169, 1)
     constant = adapt.way(encoder, "stage1/block1/relative_bias", (529, 1), (169, 1))
     assert constant is not None

@@ -50,7 +50,8 @@ def peak(function) -> int:
         tracemalloc.stop()
 
 
-# ---- bombs and lies ---------------------------------------------------------------------------------------------------
+# ---- bombs and lies
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
@@ -130,14 +131,31 @@ def test_hdf5_that_reaches_into_other_files_is_refused(tmp_path: Path, link: str
         (b"\x80\x02\x82\x01.", "the instruction 0x82"),
         (b"\x80\x05\x97.", "the instruction 0x97"),
         (b"\x80\x04\x8f.", "the instruction 0x8f"),
-        (b"\x80\x02X" + struct.pack("<I", 100_004) + b"a" * 100_000 + "\N{GRINNING FACE}".encode() + b".", "a text of"),
+        (
+            b"\x80\x02X" + struct.pack("<I", 100_004) + b"a" * 100_000 + "\N{GRINNING FACE}".encode() + b".",
+            "a text of",
+        ),
     ],
-    ids=["steps", "bytes", "text", "bytearray", "memo", "global", "instance", "extension", "buffer", "set", "wide"],
+    ids=[
+        "steps",
+        "bytes",
+        "text",
+        "bytearray",
+        "memo",
+        "global",
+        "instance",
+        "extension",
+        "buffer",
+        "set",
+        "wide",
+    ],
 )
 def test_pickles_that_would_take_memory_or_run_code_are_refused(
     tmp_path: Path, monkeypatch, content: bytes, said: str
 ) -> None:
-    monkeypatch.setattr(restricted._Instructions, "left", restricted.INSTRUCTIONS // 10)  # for the test's speed
+    monkeypatch.setattr(
+        restricted._Instructions, "left", restricted.INSTRUCTIONS // 10
+    )  # for the test's speed
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a/data.pkl", content)
@@ -160,7 +178,8 @@ def test_what_is_called_is_counted(tmp_path: Path) -> None:
         restricted.load(io.BytesIO(b"\x80\x02" + lists + calls + b"N."))
 
 
-# ---- names given twice ------------------------------------------------------------------------------------------------
+# ---- names given twice
+# ------------------------------------------------------------------------------------------------
 
 
 def twice_safetensors(path: Path) -> None:
@@ -208,7 +227,8 @@ def test_a_name_given_twice_is_refused(tmp_path: Path, name: str, write) -> None
     assert "twice" in refused(tmp_path / name)
 
 
-# ---- damage -----------------------------------------------------------------------------------------------------------
+# ---- damage
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_flipped_bit_in_the_numbers_is_told_by_the_checksum(tmp_path: Path) -> None:
@@ -242,7 +262,9 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path) -> None:
 def test_an_npy_header_that_lies_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)}
+    )
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a.npy", header.getvalue() + bytes(4))
     assert "4 bytes for shape (1099511627776,)" in refused(path)
@@ -282,7 +304,8 @@ def test_an_array_that_is_never_filled_is_empty(tmp_path: Path) -> None:
     assert readers.read(tmp_path / "a.pkl")["layer/w"].shape == (0,)
 
 
-# ---- memory -----------------------------------------------------------------------------------------------------------
+# ---- memory
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -295,7 +318,9 @@ def test_loading_takes_no_more_than_twice_the_file(tmp_path: Path, kind: str) ->
     scheme = tables.schemes("resnet18")[1]
     ours = flatten(params) | flatten(batch_stats)
     dtype = (
-        np.dtype(ml_dtypes.bfloat16 if kind.startswith("safe") else np.float16) if kind.endswith("16") else np.float32
+        np.dtype(ml_dtypes.bfloat16 if kind.startswith("safe") else np.float16)
+        if kind.endswith("16")
+        else np.float32
     )
     turn = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     source = {
@@ -336,7 +361,8 @@ def test_loading_takes_no_more_than_twice_the_file(tmp_path: Path, kind: str) ->
         assert used < size * 0.7
 
 
-# ---- chance -----------------------------------------------------------------------------------------------------------
+# ---- chance
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_random_damage_is_always_one_line() -> None:

@@ -133,7 +133,10 @@ def left() -> list[str]:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("huge.pth", "576,460,752,303,423,488 bytes, and .* are free in .*; make room, or set DAPT_JAX_WEIGHTS"),
+        (
+            "huge.pth",
+            "576,460,752,303,423,488 bytes, and .* are free in .*; make room, or set DAPT_JAX_WEIGHTS",
+        ),
         ("negative.pth", "a length of '-5'; expected a number of bytes"),
         ("words.pth", "a length of 'many'"),
         ("two.pth", "a length of '7, 102400'"),
@@ -236,12 +239,15 @@ def test_an_address_that_is_none_is_one_line(url: str) -> None:
     assert "not an address of a file; expected https://HOST/FILE" in refused(url)
 
 
-# ---- secrets ----------------------------------------------------------------------------------------------------------
+# ---- secrets
+# ----------------------------------------------------------------------------------------------------------
 
 SECRET = st.text(string.ascii_letters + string.digits + "/?#@:%+=&!~", min_size=4, max_size=30).map(
     lambda text: f"S3{text}cr3t"
 )
-PLAIN = st.text(string.ascii_letters + string.digits, min_size=4, max_size=30).map(lambda text: f"S3{text}cr3t")
+PLAIN = st.text(string.ascii_letters + string.digits, min_size=4, max_size=30).map(
+    lambda text: f"S3{text}cr3t"
+)
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)

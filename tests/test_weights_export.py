@@ -43,7 +43,8 @@ def same_bits(before: Tree, after: Tree) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "resnet50", "efficientnet_lite0", "densenet121", "convnext_tiny", "vit_small", "swin_tiny"]
+    "name",
+    ["resnet18", "resnet50", "efficientnet_lite0", "densenet121", "convnext_tiny", "vit_small", "swin_tiny"],
 )
 def test_files_of_other_names_come_back_to_the_bit(tmp_path: Path, name: str) -> None:
     params, batch_stats = drawn(name)
@@ -92,7 +93,9 @@ def test_keys_and_shapes_are_those_of_the_library(which: str) -> None:
 def test_an_orbax_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
     params, batch_stats = drawn("resnet18")
     export.write_orbax(tmp_path / "orbax", params, batch_stats)
-    back, back_stats, report = locate.load(str(tmp_path / "orbax"), Classifier(registry.build("resnet18"), 2), seed=0)
+    back, back_stats, report = locate.load(
+        str(tmp_path / "orbax"), Classifier(registry.build("resnet18"), 2), seed=0
+    )
     assert "dapt_jax names" in report.source
     same_bits(params, back)
     same_bits(batch_stats, back_stats)
@@ -104,7 +107,8 @@ def test_damaged_orbax_folders_are_one_line(tmp_path: Path) -> None:
     for path in sorted((tmp_path / "orbax").rglob("*")):
         if path.is_file() and path.name not in ("_METADATA",):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    # In a process of its own: what orbax has begun to read goes on behind the error, and complains at the end.
+    # In a process of its own: what orbax has begun to read goes on behind the error, and complains at the
+    # end.
     script = "import sys; from dapt_jax.weights import readers; dict(readers.read(sys.argv[1]))"
     for _ in range(2):
         ended = subprocess.run(

@@ -34,9 +34,13 @@ def arrays() -> dict[str, np.ndarray]:
 
 def write(path: Path, form: str, wrap=lambda state: state) -> Path:
     flat = arrays()
-    state = collections.OrderedDict((name, tensor(array, str(n))) for n, (name, array) in enumerate(flat.items()))
+    state = collections.OrderedDict(
+        (name, tensor(array, str(n))) for n, (name, array) in enumerate(flat.items())
+    )
     if form == "zip":
-        return write_zip(path, wrap(state), {str(n): array.tobytes() for n, array in enumerate(flat.values())})
+        return write_zip(
+            path, wrap(state), {str(n): array.tobytes() for n, array in enumerate(flat.values())}
+        )
     legacy = {name: tensor(array, str(n), view=(None,)) for n, (name, array) in enumerate(flat.items())}
     return write_old(
         path, wrap(collections.OrderedDict(legacy)), {str(n): array for n, array in enumerate(flat.values())}
@@ -57,7 +61,9 @@ def test_torch_files_are_read(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["zip", "old"])
 def test_containers_are_searched_and_named(tmp_path: Path, form: str) -> None:
-    path = write(tmp_path / "a.pth.tar", form, lambda state: {"epoch": 3, "arch": "x", "model": {"state_dict": state}})
+    path = write(
+        tmp_path / "a.pth.tar", form, lambda state: {"epoch": 3, "arch": "x", "model": {"state_dict": state}}
+    )
     weights = readers.read(path)
     assert_same(weights, arrays())
     assert weights.origin == f"{path} ['model'] ['state_dict']"
@@ -72,7 +78,9 @@ def test_strides_and_offsets_are_followed(tmp_path: Path) -> None:
 
 def test_views_of_the_old_format_are_followed(tmp_path: Path) -> None:
     run = np.arange(10, dtype=np.float32)
-    path = write_old(tmp_path / "a.pt", {"t": tensor(run, "k", shape=(2, 2), view=(("v", 3, 4),))}, {"k": run})
+    path = write_old(
+        tmp_path / "a.pt", {"t": tensor(run, "k", shape=(2, 2), view=(("v", 3, 4),))}, {"k": run}
+    )
     np.testing.assert_array_equal(torch_pickle.read(path)["t"], [[3, 4], [5, 6]])
 
 
@@ -152,14 +160,21 @@ def test_parts_within_parts_without_end_are_named_once(tmp_path: Path) -> None:
 
 def test_state_set_on_containers_is_dropped(tmp_path: Path) -> None:
     run = np.ones(2, np.float32)
-    poisoned = Call(Named("collections", "OrderedDict"), state={"items": Named("torch._utils", "_rebuild_tensor_v2")})
+    poisoned = Call(
+        Named("collections", "OrderedDict"), state={"items": Named("torch._utils", "_rebuild_tensor_v2")}
+    )
     path = write_zip(tmp_path / "a.pt", {"extra": poisoned, "t": tensor(run, "0")}, {"0": run.tobytes()})
     np.testing.assert_array_equal(torch_pickle.read(path)["t"], run)
 
 
 @pytest.mark.parametrize(
     "lie",
-    [{"shape": (3,), "strides": (1,)}, {"offset": 1}, {"shape": (10**6, 10**6), "strides": (0, 0)}, {"strides": (-1,)}],
+    [
+        {"shape": (3,), "strides": (1,)},
+        {"offset": 1},
+        {"shape": (10**6, 10**6), "strides": (0, 0)},
+        {"strides": (-1,)},
+    ],
 )
 def test_tensors_beyond_their_storage_are_refused(tmp_path: Path, lie) -> None:
     run = np.ones(2, np.float32)
@@ -236,7 +251,8 @@ def test_hdf5_of_another_kind_is_a_user_error(tmp_path: Path) -> None:
         readers.read(tmp_path / "a.h5")
 
 
-# ---- Keras 3 ----------------------------------------------------------------------------------------------------------
+# ---- Keras 3
+# ----------------------------------------------------------------------------------------------------------
 
 
 def write_keras3(file: h5py.File, layers: dict[str, tuple[str, int]], named: bool = True) -> None:
@@ -264,15 +280,27 @@ def test_keras_3_names_layers_and_numbers_their_variables(tmp_path: Path) -> Non
         write_keras3(file, KERAS3)
     read = readers.read(tmp_path / "a.weights.h5")
     numbers = {key: int(array[0]) for key, array in read.items()}
-    batch = {"conv1_bn/gamma": 0, "conv1_bn/beta": 1, "conv1_bn/moving_mean": 2, "conv1_bn/moving_variance": 3}
-    unnamed = {f"slim_bn/vars/{number}": number for number in range(3)}  # gamma or beta is missing: which, is not told
-    assert numbers == {"conv1_conv/kernel": 0, "conv1_conv/bias": 1, "predictions/kernel": 0} | batch | unnamed
+    batch = {
+        "conv1_bn/gamma": 0,
+        "conv1_bn/beta": 1,
+        "conv1_bn/moving_mean": 2,
+        "conv1_bn/moving_variance": 3,
+    }
+    unnamed = {
+        f"slim_bn/vars/{number}": number for number in range(3)
+    }  # gamma or beta is missing: which, is not told
+    assert (
+        numbers == {"conv1_conv/kernel": 0, "conv1_conv/bias": 1, "predictions/kernel": 0} | batch | unnamed
+    )
 
 
 def test_a_keras_file_tells_which_variables_a_norm_lacks(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "model.weights.h5", "w") as file:
         write_keras3(file, KERAS3)
-    inner = {"class_name": "BatchNormalization", "config": {"name": "slim_bn", "scale": False, "center": True}}
+    inner = {
+        "class_name": "BatchNormalization",
+        "config": {"name": "slim_bn", "scale": False, "center": True},
+    }
     config = {
         "class_name": "Functional",
         "config": {"layers": [{"class_name": "Functional", "config": {"layers": [inner]}}]},
@@ -281,13 +309,19 @@ def test_a_keras_file_tells_which_variables_a_norm_lacks(tmp_path: Path) -> None
         archive.writestr("config.json", json.dumps(config))
         archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
     read = readers.read(tmp_path / "a.keras")
-    assert [int(read[f"slim_bn/{name}"][0]) for name in ("beta", "moving_mean", "moving_variance")] == [0, 1, 2]
+    assert [int(read[f"slim_bn/{name}"][0]) for name in ("beta", "moving_mean", "moving_variance")] == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_the_first_files_of_keras_3_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.weights.h5", "w") as file:
         write_keras3(file, KERAS3, named=False)
-    with pytest.raises(UserError, match=r"without named layers \(the first \.weights\.h5 of Keras 3 number them\)"):
+    with pytest.raises(
+        UserError, match=r"without named layers \(the first \.weights\.h5 of Keras 3 number them\)"
+    ):
         readers.read(tmp_path / "a.weights.h5")
 
 
@@ -300,7 +334,8 @@ def test_lists_of_names_that_keras_cuts_are_put_together(tmp_path: Path) -> None
     assert list(readers.read(tmp_path / "a.h5")) == ["one/kernel", "two/kernel"]
 
 
-# ---- pickles of arrays, exports of TensorFlow ---------------------------------------------------------------------------
+# ---- pickles of arrays, exports of TensorFlow
+# ---------------------------------------------------------------------------
 
 
 def flat_mapping(tree: dict) -> Call:
@@ -316,10 +351,13 @@ def test_byols_online_encoder_is_read(tmp_path: Path) -> None:
     state = flat_mapping({"net/~/norm/~/mean_ema": {"average": average, "counter": np.array(3)}})
     moments = [New(Named("byol.utils.optimizers", "ScaleByLarsState"), args=(target,))]
     experiment = New(
-        Named("byol.byol_experiment", "_ByolExperimentState"), args=(online, target, state, flat_mapping({}), moments)
+        Named("byol.byol_experiment", "_ByolExperimentState"),
+        args=(online, target, state, flat_mapping({}), moments),
     )
     path = tmp_path / "pretrain.pkl"
-    path.write_bytes(pickled({"experiment_state": experiment, "step": np.array(7), "rng": np.zeros(2, np.uint32)}))
+    path.write_bytes(
+        pickled({"experiment_state": experiment, "step": np.array(7), "rng": np.zeros(2, np.uint32)})
+    )
     read = readers.read(path)
     assert read.origin == f"{path} ['experiment_state'] online_params, online_state"
     expected = {

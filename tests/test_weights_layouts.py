@@ -36,7 +36,9 @@ def checkpoint(path: Path, source: dict[str, np.ndarray], *containers: str) -> P
     content = {key: tensor(array, str(number)) for number, (key, array) in enumerate(source.items())}
     for container in reversed(containers):
         content = {"epoch": 200, "arch": "resnet50", container: content}
-    return write_zip(path, content, {str(number): array.tobytes() for number, array in enumerate(source.values())})
+    return write_zip(
+        path, content, {str(number): array.tobytes() for number, array in enumerate(source.values())}
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,9 +57,14 @@ def checkpoint(path: Path, source: dict[str, np.ndarray], *containers: str) -> P
         ("haiku", "res_net50/~/", (), "haiku names"),
     ],
 )
-def test_layouts_are_told_from_keys_and_named(tmp_path: Path, scheme: str, prefix: str, containers, said: str) -> None:
+def test_layouts_are_told_from_keys_and_named(
+    tmp_path: Path, scheme: str, prefix: str, containers, said: str
+) -> None:
     source = named(scheme, prefix)
-    extra = {f"{prefix}projection_head.0.weight": np.ones((2, 2), np.float32), "queue": np.ones((4, 2), np.float32)}
+    extra = {
+        f"{prefix}projection_head.0.weight": np.ones((2, 2), np.float32),
+        "queue": np.ones((4, 2), np.float32),
+    }
     weights = readers.read(checkpoint(tmp_path / "w.pth.tar", source | extra, *containers))
     params, batch_stats, report = merge(MODEL, weights, seed=0, head="new")
     assert said in str(report)
@@ -72,7 +79,9 @@ def test_layouts_are_told_from_keys_and_named(tmp_path: Path, scheme: str, prefi
 def test_both_encoders_of_moco_and_its_queue_are_told_apart(tmp_path: Path) -> None:
     source = named("torchvision", "module.encoder_q.")
     keys = {key.replace("encoder_q", "encoder_k"): array + 1 for key, array in source.items()}
-    _, _, report = merge(MODEL, readers.read(checkpoint(tmp_path / "moco.tar", keys | source, "state_dict")), seed=0)
+    _, _, report = merge(
+        MODEL, readers.read(checkpoint(tmp_path / "moco.tar", keys | source, "state_dict")), seed=0
+    )
     assert report.prefix == "module.encoder_q."
     assert set(report.left_over) == set(keys)
 
@@ -81,8 +90,13 @@ def test_an_optimiser_inside_is_never_read(tmp_path: Path) -> None:
     source = named("torchvision")
     state = {key: tensor(array, str(number)) for number, (key, array) in enumerate(source.items())}
     # The moments' numbers are not even there: reading them would fail.
-    moments = {number: {"exp_avg": tensor(array, f"m{number}")} for number, array in enumerate(source.values())}
-    content = {"optimizer": {"state": moments, "param_groups": [{"lr": 0.1, "params": [0, 1]}]}, "state_dict": state}
+    moments = {
+        number: {"exp_avg": tensor(array, f"m{number}")} for number, array in enumerate(source.values())
+    }
+    content = {
+        "optimizer": {"state": moments, "param_groups": [{"lr": 0.1, "params": [0, 1]}]},
+        "state_dict": state,
+    }
     runs = {str(number): array.tobytes() for number, array in enumerate(source.values())}
     report = merge(MODEL, readers.read(write_zip(tmp_path / "w.pth", content, runs)), seed=0)[2]
     assert report.left_over == ()

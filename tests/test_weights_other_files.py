@@ -38,7 +38,8 @@ def refused(path: Path) -> str:
     return line
 
 
-# ---- shards -----------------------------------------------------------------------------------------------------------
+# ---- shards
+# -----------------------------------------------------------------------------------------------------------
 
 
 def write_shards(folder: Path, count: int, form: str = "safetensors") -> Path:
@@ -51,7 +52,9 @@ def write_shards(folder: Path, count: int, form: str = "safetensors") -> Path:
             safetensors.numpy.save_file(part, folder / file)
         else:
             write_zip(
-                folder / file, {k: tensor(a, k) for k, a in part.items()}, {k: a.tobytes() for k, a in part.items()}
+                folder / file,
+                {k: tensor(a, k) for k, a in part.items()},
+                {k: a.tobytes() for k, a in part.items()},
             )
     index = folder / f"{stem}.{form}.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 144}, "weight_map": where}))
@@ -84,8 +87,12 @@ def test_a_shard_that_is_missing_or_lacks_an_array_is_named(tmp_path: Path) -> N
     index = write_shards(tmp_path, 2)
     (tmp_path / "model-00002-of-00002.safetensors").rename(tmp_path / "aside")
     assert "'model-00002-of-00002.safetensors', which it names, is not beside it" in refused(index)
-    safetensors.numpy.save_file({"other": np.ones(1, np.float32)}, tmp_path / "model-00002-of-00002.safetensors")
-    assert "'layer1.weight' is not in 'model-00002-of-00002.safetensors', where the index has it" in refused(index)
+    safetensors.numpy.save_file(
+        {"other": np.ones(1, np.float32)}, tmp_path / "model-00002-of-00002.safetensors"
+    )
+    assert "'layer1.weight' is not in 'model-00002-of-00002.safetensors', where the index has it" in refused(
+        index
+    )
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -118,7 +125,8 @@ def test_an_index_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
     assert "index of" in refused(tmp_path / "a.index.json")
 
 
-# ---- what is something else -------------------------------------------------------------------------------------------
+# ---- what is something else
+# -------------------------------------------------------------------------------------------
 
 
 def tar() -> bytes:
@@ -143,7 +151,10 @@ OTHERS = {
         b"x" * 40 + bytes.fromhex("57fb808b247547db"),
         "a part of the TensorFlow checkpoint 'model.ckpt'",
     ),
-    "model.ckpt-250228.data-00000-of-00001": (bytes(100), "a part of the TensorFlow checkpoint 'model.ckpt-250228'"),
+    "model.ckpt-250228.data-00000-of-00001": (
+        bytes(100),
+        "a part of the TensorFlow checkpoint 'model.ckpt-250228'",
+    ),
     "model.ckpt.meta": (b"\x0a\x10graph", "a part of the TensorFlow checkpoint 'model.ckpt'"),
     "saved_model.pb": (b"\x08\x01", "a part of the TensorFlow checkpoint"),
     "m.onnx": (b"\x08\x07\x12", "an ONNX model"),
@@ -185,7 +196,8 @@ def test_zip_files_of_other_kinds_are_told(tmp_path: Path) -> None:
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
-    content=st.binary(max_size=300), name=st.sampled_from(["w.pth", "w", "w.index", "w.bin", "w.safetensors", "w.ckpt"])
+    content=st.binary(max_size=300),
+    name=st.sampled_from(["w.pth", "w", "w.index", "w.bin", "w.safetensors", "w.ckpt"]),
 )
 def test_any_bytes_are_arrays_or_one_line(tmp_path_factory, content: bytes, name: str) -> None:
     path = tmp_path_factory.mktemp("any") / name
@@ -194,7 +206,8 @@ def test_any_bytes_are_arrays_or_one_line(tmp_path_factory, content: bytes, name
     assert "\n" not in unreadable.identify(path, content)
 
 
-# ---- layouts of RadImageNet -------------------------------------------------------------------------------------------
+# ---- layouts of RadImageNet
+# -------------------------------------------------------------------------------------------
 
 DENSE = Classifier(registry.build("densenet121").truncate("stage1/layer1"), 2)
 
@@ -203,9 +216,12 @@ DENSE = Classifier(registry.build("densenet121").truncate("stage1/layer1"), 2)
 def test_radimagenets_densenet_is_read_behind_any_name_of_its_features(prefix: str) -> None:
     scheme = next(each for each in tables.schemes("densenet121") if each.name == "features of torchvision")
     shapes = {path: leaf.shape for tree in DENSE.abstract() for path, leaf in flatten(tree).items()}
-    entries = {path: entry for path, entry in tables.table(scheme, DENSE).items() if not path.startswith("head/")}
+    entries = {
+        path: entry for path, entry in tables.table(scheme, DENSE).items() if not path.startswith("head/")
+    }
     source = {
-        prefix + entry.key: entry.restore(np.full(shapes[path], 3, np.float32)) for path, entry in entries.items()
+        prefix + entry.key: entry.restore(np.full(shapes[path], 3, np.float32))
+        for path, entry in entries.items()
     }
     assert prefix + "conv0.weight" in source
     params, _, report = merge(DENSE, source, seed=0, head="new")
@@ -217,7 +233,9 @@ def test_radimagenets_densenet_is_read_behind_any_name_of_its_features(prefix: s
     ("layer", "weight"),
     [("conv1/{}", "conv1/{}/x:0"), ("densenet121", "conv1/{}/x:0"), ("conv1/{}", "model/conv1/{}/x")],
 )
-def test_the_slashes_in_keras_2s_names_of_densenets_stem_are_read(tmp_path: Path, layer: str, weight: str) -> None:
+def test_the_slashes_in_keras_2s_names_of_densenets_stem_are_read(
+    tmp_path: Path, layer: str, weight: str
+) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         names: dict[str, list[str]] = {}
         for kind in ("conv", "bn"):
@@ -232,7 +250,8 @@ def test_the_slashes_in_keras_2s_names_of_densenets_stem_are_read(tmp_path: Path
     assert set(readers.read(tmp_path / "a.h5")) == {"conv1_conv/x", "conv1_bn/x", "bn/x"}
 
 
-# ---- memory -----------------------------------------------------------------------------------------------------------
+# ---- memory
+# -----------------------------------------------------------------------------------------------------------
 
 
 def keras(path: Path, make) -> Path:
@@ -247,7 +266,9 @@ def keras(path: Path, make) -> Path:
 
 def test_a_chunk_that_is_larger_than_its_array_counts(tmp_path: Path) -> None:
     def make(group) -> None:
-        made = group.create_dataset("kernel", (10,), "u1", chunks=(1 << 29,), maxshape=(None,), compression="gzip")
+        made = group.create_dataset(
+            "kernel", (10,), "u1", chunks=(1 << 29,), maxshape=(None,), compression="gzip"
+        )
         made.id.write_direct_chunk((0,), zlib.compress(bytes(1 << 10)))
 
     assert "unpack to 536,870,922; expected at most twice" in refused(keras(tmp_path / "a.h5", make))
@@ -268,7 +289,8 @@ def test_a_chunk_that_unpacks_to_more_than_it_declares_is_refused(tmp_path: Path
 
 def test_an_array_packed_by_a_plug_in_is_refused_by_number(tmp_path: Path) -> None:
     path = keras(
-        tmp_path / "a.h5", lambda group: group.create_dataset("kernel", (64,), "u1", chunks=(64,), scaleoffset=0)
+        tmp_path / "a.h5",
+        lambda group: group.create_dataset("kernel", (64,), "u1", chunks=(64,), scaleoffset=0),
     )
     with h5py.File(path, "r") as file:
         assert hdf5.check(file["conv/kernel"], path) == 128
@@ -292,7 +314,9 @@ def test_a_zip_file_of_more_members_than_any_model_has_is_refused_before_it_is_l
     tmp_path: Path, declared: bool
 ) -> None:
     count = archive.MEMBERS + 1
-    record = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    record = (
+        struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    )
     body = b"PK\x03\x04" + bytes(40) + record * count
     size = len(record) * count
     if declared:
@@ -302,11 +326,15 @@ def test_a_zip_file_of_more_members_than_any_model_has_is_refused_before_it_is_l
         tail += struct.pack("<4sIQI", b"PK\x06\x07", 0, len(body), 1)
         tail += struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     (tmp_path / "a.npz").write_bytes(body + tail)
-    assert f"a zip file of {count:,} members; expected at most {archive.MEMBERS:,}" in refused(tmp_path / "a.npz")
+    assert f"a zip file of {count:,} members; expected at most {archive.MEMBERS:,}" in refused(
+        tmp_path / "a.npz"
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ['"{n:x}":{{"dtype":"U8","shape":[],"data_offsets":[0,0]}}', '"{n:x}":[]'], ids=["arrays", "lists"]
+    "text",
+    ['"{n:x}":{{"dtype":"U8","shape":[],"data_offsets":[0,0]}}', '"{n:x}":[]'],
+    ids=["arrays", "lists"],
 )
 def test_a_safetensors_header_of_more_arrays_than_any_model_has_is_refused(tmp_path: Path, text: str) -> None:
     count = archive.MEMBERS * 12 if text.endswith("[]") else archive.MEMBERS * 4

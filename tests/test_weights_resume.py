@@ -16,7 +16,9 @@ def test_a_run_begun_from_other_weights_is_refused_with_both_fingerprints(tmp_pa
     run = tiny.make_run([tiny.HEAD], encoder=tiny.encoder(), data=DATA, val=4)
     params, batch_stats = jax.device_get(run.programs[0].model.init(1))
     first = loop.train(run, params, batch_stats, context(tmp_path, every_s=0))
-    again = loop.train(run, params, batch_stats, context(tmp_path, every_s=0))  # the last checkpoint is the whole run
+    again = loop.train(
+        run, params, batch_stats, context(tmp_path, every_s=0)
+    )  # the last checkpoint is the whole run
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)
     for tree, path in (
@@ -29,7 +31,8 @@ def test_a_run_begun_from_other_weights_is_refused_with_both_fingerprints(tmp_pa
             leaf = leaf[name]
         leaf.flat[0] = np.nextafter(leaf.flat[0], np.float32(9))
         with pytest.raises(
-            UserError, match=r"begun from other source weights \(fingerprint [0-9a-f]{16} there, [0-9a-f]{16} now\)"
+            UserError,
+            match=r"begun from other source weights \(fingerprint [0-9a-f]{16} there, [0-9a-f]{16} now\)",
         ):
             loop.train(run, params, batch_stats, context(tmp_path, every_s=0))
         jax.tree.map(np.copyto, tree, kept)

@@ -30,7 +30,10 @@ BODY = {path: entry for path, entry in tables.table(SCHEME, MODEL).items() if no
 
 def encoder(prefix: str = "", value: float = 1.0) -> dict[str, np.ndarray]:
     """A file's part that holds one encoder, full of one number, so that what was loaded shows whose it is."""
-    return {prefix + entry.key: entry.restore(np.full(SHAPES[path], value, np.float32)) for path, entry in BODY.items()}
+    return {
+        prefix + entry.key: entry.restore(np.full(SHAPES[path], value, np.float32))
+        for path, entry in BODY.items()
+    }
 
 
 def checkpoint(path: Path, content: dict) -> Path:
@@ -154,7 +157,8 @@ def test_a_prefix_that_is_not_there_names_those_that_are() -> None:
         loaded(source, "studnet.backbone")
 
 
-# ---- neither the order of a set nor of a file -------------------------------------------------------------------------
+# ---- neither the order of a set nor of a file
+# -------------------------------------------------------------------------
 
 WORDS = [
     "teacher",
@@ -201,7 +205,12 @@ def test_the_choice_does_not_depend_on_the_order_of_the_file(names: list[str], s
 def test_hits_are_counted_as_the_definition_says(keys: list[str], entries: list[str]) -> None:
     table = {f"path{n}": tables.Entry(key, "torch") for n, key in enumerate(entries)}
     found = prefixes.hits(table, ".", dict.fromkeys(keys))
-    starts = {key.removesuffix(entry) for key in keys for entry in entries if key == entry or key.endswith(f".{entry}")}
+    starts = {
+        key.removesuffix(entry)
+        for key in keys
+        for entry in entries
+        if key == entry or key.endswith(f".{entry}")
+    }
     assert found == {start: sum(start + entry in keys for entry in entries) for start in starts}
 
 
@@ -223,14 +232,17 @@ def test_the_choice_does_not_depend_on_pythons_hash_seed() -> None:
     said = set()
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
-        run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         assert run.returncode == 0, run.stderr
         said.add(run.stdout)
     assert len(said) == 1
     assert said.pop().count("\n") == 4
 
 
-# ---- checkpoints as training scripts write them -----------------------------------------------------------------------
+# ---- checkpoints as training scripts write them
+# -----------------------------------------------------------------------
 
 
 def test_dinos_checkpoint_has_its_encoders_in_containers(tmp_path: Path) -> None:
@@ -255,11 +267,17 @@ def test_dinos_checkpoint_has_its_encoders_in_containers(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "value"),
     [
-        ({"state_dict": encoder(), "state_dict_ema": encoder("", 2.0), "arch": "resnet18", "metric": 80.1}, 2.0),
+        (
+            {"state_dict": encoder(), "state_dict_ema": encoder("", 2.0), "arch": "resnet18", "metric": 80.1},
+            2.0,
+        ),
         ({"model": encoder(), "model_ema": encoder("module.", 2.0), "n_averaged": np.array(3)}, 2.0),
         ({"model": encoder("student.backbone.") | encoder("teacher.backbone.", 2.0), "iteration": 3}, 2.0),
         (
-            {"online_network_state_dict": encoder("encoder."), "target_network_state_dict": encoder("encoder.", 2.0)},
+            {
+                "online_network_state_dict": encoder("encoder."),
+                "target_network_state_dict": encoder("encoder.", 2.0),
+            },
             2.0,
         ),
         (
@@ -271,23 +289,43 @@ def test_dinos_checkpoint_has_its_encoders_in_containers(tmp_path: Path) -> None
             },
             2.0,
         ),
-        ({"state_dict": encoder("module.encoder."), "best_acc1": np.array(71.5), "optimizer": encoder()}, 1.0),
+        (
+            {"state_dict": encoder("module.encoder."), "best_acc1": np.array(71.5), "optimizer": encoder()},
+            1.0,
+        ),
         (
             {
                 "classy_state_dict": {
-                    "base_model": {"model": {"trunk": encoder("_feature_blocks."), "heads": {"w": np.ones(2)}}}
+                    "base_model": {
+                        "model": {"trunk": encoder("_feature_blocks."), "heads": {"w": np.ones(2)}}
+                    }
                 }
             },
             1.0,
         ),
-        ({"model": {"state_dict": encoder("backbone.")}, "hyper_parameters": {"backbone": encoder("", 5.0)}}, 1.0),
+        (
+            {
+                "model": {"state_dict": encoder("backbone.")},
+                "hyper_parameters": {"backbone": encoder("", 5.0)},
+            },
+            1.0,
+        ),
         ({"state_dict": encoder(), "ema_state_dict": encoder("module.", 2.0)}, 2.0),
         (
-            {"state_dict": encoder("", 2.0), "ema_state_dict": encoder("module.", 1.0), "message_hub": {}, "meta": {}},
+            {
+                "state_dict": encoder("", 2.0),
+                "ema_state_dict": encoder("module.", 1.0),
+                "message_hub": {},
+                "meta": {},
+            },
             2.0,
         ),
         (
-            {"state_dict": encoder("", 2.0), "ema_state_dict": encoder("module."), "meta": {"mmengine_version": "1"}},
+            {
+                "state_dict": encoder("", 2.0),
+                "ema_state_dict": encoder("module."),
+                "meta": {"mmengine_version": "1"},
+            },
             2.0,
         ),
         ({"generator": {"w": np.ones(2)}, "feature_extractor": encoder("", 4.0)}, 4.0),
@@ -346,10 +384,13 @@ def test_byols_target_can_be_had(tmp_path: Path) -> None:
     params, _, report = merge(model, weights, seed=0, head="new")
     assert params["stem"]["conv"]["kernel"].flat[0] == 1.0
     assert "the online encoder, which BYOL's authors evaluate; #prefix=target for another" in report.choice
-    assert merge(model, weights, seed=0, head="new", prefix="target")[0]["stem"]["conv"]["kernel"].flat[0] == 2.0
+    assert (
+        merge(model, weights, seed=0, head="new", prefix="target")[0]["stem"]["conv"]["kernel"].flat[0] == 2.0
+    )
 
 
-# ---- hyper-parameters of any class ------------------------------------------------------------------------------------
+# ---- hyper-parameters of any class
+# ------------------------------------------------------------------------------------
 
 FOREIGN = {
     "a path": Call(Named("pathlib", "PosixPath"), "data", "x"),
@@ -372,7 +413,9 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("what", FOREIGN)
-def test_what_stands_beside_the_tensors_is_never_built_and_never_in_the_way(tmp_path: Path, what: str) -> None:
+def test_what_stands_beside_the_tensors_is_never_built_and_never_in_the_way(
+    tmp_path: Path, what: str
+) -> None:
     content = {
         "state_dict": encoder("model.", 7.0),
         "hyper_parameters": {"it": FOREIGN[what], "lr": 0.1},
@@ -383,8 +426,12 @@ def test_what_stands_beside_the_tensors_is_never_built_and_never_in_the_way(tmp_
     assert not {"my", "omegaconf", "my.settings"} & (set(sys.modules) - modules)
 
 
-@pytest.mark.parametrize("kind", [("os", "system"), ("builtins", "exec"), ("subprocess", "Popen"), ("posix", "system")])
-def test_a_file_that_asks_for_programs_is_told_of_even_beside_tensors(tmp_path: Path, kind: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "kind", [("os", "system"), ("builtins", "exec"), ("subprocess", "Popen"), ("posix", "system")]
+)
+def test_a_file_that_asks_for_programs_is_told_of_even_beside_tensors(
+    tmp_path: Path, kind: tuple[str, str]
+) -> None:
     content = {"state_dict": encoder(), "hyper_parameters": {"it": Call(Named(*kind), "true")}}
     with pytest.raises(UserError, match=rf"asks for {kind[0]}\.{kind[1]}"):
         loaded(checkpoint(tmp_path / "a.ckpt", content))
@@ -401,12 +448,18 @@ def test_a_state_dict_in_a_dict_of_another_class_is_found(tmp_path: Path) -> Non
 
 
 def test_a_network_of_an_unknown_class_is_named_where_nothing_else_fits(tmp_path: Path) -> None:
-    content = {"model": New(Named("my.models", "Net"), {"_parameters": {}}), "class_weights": np.ones(3, np.float32)}
-    with pytest.raises(UserError, match=r"not weights of 'resnet18'.*objects of my\.models\.Net in it are not read"):
+    content = {
+        "model": New(Named("my.models", "Net"), {"_parameters": {}}),
+        "class_weights": np.ones(3, np.float32),
+    }
+    with pytest.raises(
+        UserError, match=r"not weights of 'resnet18'.*objects of my\.models\.Net in it are not read"
+    ):
         loaded(checkpoint(tmp_path / "a.pt", content))
 
 
-# ---- what a config says -----------------------------------------------------------------------------------------------
+# ---- what a config says
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_config_selects_behind_the_files_name(tmp_path: Path) -> None:
@@ -430,13 +483,19 @@ def test_a_file_whose_name_has_a_sharp_in_it_is_meant_as_it_is(tmp_path: Path) -
     assert locate.load(str(path), MODEL, seed=0)[0]["stem"]["conv"]["kernel"].flat[0] == 5.0
 
 
-# ---- fingerprints -----------------------------------------------------------------------------------------------------
+# ---- fingerprints
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_fingerprint_is_of_the_numbers_and_not_of_the_file(tmp_path: Path) -> None:
     first = loaded(encoder("module.", 1.0))[1]
-    assert first.fingerprint == loaded(checkpoint(tmp_path / "a.pth", {"state_dict": encoder()}))[1].fingerprint
-    assert first.fingerprint == merge(Classifier(MODEL.encoder, 5), Weights(encoder(), "x"), seed=3)[2].fingerprint
+    assert (
+        first.fingerprint == loaded(checkpoint(tmp_path / "a.pth", {"state_dict": encoder()}))[1].fingerprint
+    )
+    assert (
+        first.fingerprint
+        == merge(Classifier(MODEL.encoder, 5), Weights(encoder(), "x"), seed=3)[2].fingerprint
+    )
     assert first.fingerprint[:16] in str(first)
     other = encoder()
     other["bn1.bias"] = np.nextafter(other["bn1.bias"], np.float32(2))
@@ -449,7 +508,8 @@ def loaded_any(source: dict[str, np.ndarray]) -> MergeReport:
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(
-    names=st.lists(st.text("ab/", min_size=1, max_size=4), min_size=2, max_size=5, unique=True), seed=st.integers(0, 9)
+    names=st.lists(st.text("ab/", min_size=1, max_size=4), min_size=2, max_size=5, unique=True),
+    seed=st.integers(0, 9),
 )
 def test_a_fingerprint_depends_on_names_shapes_and_bits_alone(names: list[str], seed: int) -> None:
     rng = np.random.default_rng(seed)

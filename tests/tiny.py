@@ -45,7 +45,9 @@ def dataset(n=40, size=16, classes=3, seed=0):
     return Dataset("tiny", ImageStore.from_arrays(images.astype(np.uint8), size), labels, names, groups)
 
 
-def make_run(phases, *, encoder, data, batch_size=8, cache="off", val=8, dtype="float32", objective=None, **others):
+def make_run(
+    phases, *, encoder, data, batch_size=8, cache="off", val=8, dtype="float32", objective=None, **others
+):
     """A run over `data`, whose last `val` rows are the validation rows; `others` as in `TrainingRun`."""
     rows = np.arange(len(data))
     objective = objective or losses.make(classes=len(data.classes))
@@ -53,7 +55,9 @@ def make_run(phases, *, encoder, data, batch_size=8, cache="off", val=8, dtype="
     data = TrainData(data, rows[: len(rows) - val], rows[len(rows) - val :])
     caching = Caching(cache, 1 << 28) if isinstance(cache, str) else cache
     tag = RunTag(strategy="test")
-    return TrainingRun(model, phases, data, objective, batch_size=batch_size, caching=caching, tag=tag, **others)
+    return TrainingRun(
+        model, phases, data, objective, batch_size=batch_size, caching=caching, tag=tag, **others
+    )
 
 
 HEAD = Phase("head", 2, ("head",), 1e-2, augment=False)

@@ -102,7 +102,11 @@ def write_zip(path: Path, content, runs: dict[str, bytes], order: bytes = b"litt
 
 
 def write_old(path: Path, content, runs: dict[str, np.ndarray]) -> Path:
-    machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    machine = {
+        "protocol_version": 1001,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
     parts = [pickled(MAGIC), pickled(1001), pickled(machine), pickled(content), pickled(list(runs))]
     parts += [struct.pack("<q", array.size) + array.tobytes() for array in runs.values()]
     path.write_bytes(b"".join(parts))

@@ -7,7 +7,14 @@ from collections.abc import Iterable, Iterator
 
 from dapt_jax.aot.hlo import Computation, Instruction, Program, results_of
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +23,8 @@ class Collective:
 
     Attributes:
         kind: of `KINDS`.
-        bytes: of one device's part in one run: what is reduced, or what has been gathered; the larger of operand and result.
+        bytes: of one device's part in one run: what is reduced, or what has been gathered; the larger of
+            operand and result.
         group: devices that take part together.
         count: how often a run of the program does it.
     """
@@ -30,12 +38,14 @@ class Collective:
     def sent(self) -> float:
         """Bytes that each device has to send for it, all times together, at least.
 
-        Of the best algorithms for large arrays, a ring among them: 2 (n - 1) / n of what is all-reduced by n devices, half of
-        that for a gather or a scatter (Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
-        workstations", JPDC 69, 2009), and once what is permuted or broadcast.
+        Of the best algorithms for large arrays, a ring among them: 2 (n - 1) / n of what is all-reduced by n
+        devices, half of that for a gather or a scatter (Patarasuk & Yuan, "Bandwidth optimal all-reduce
+        algorithms for clusters of workstations", JPDC 69, 2009), and once what is permuted or broadcast.
         """
         share = (self.group - 1) / self.group
-        per_byte = {"all-reduce": 2 * share, "collective-permute": 1, "collective-broadcast": 1}.get(self.kind, share)
+        per_byte = {"all-reduce": 2 * share, "collective-permute": 1, "collective-broadcast": 1}.get(
+            self.kind, share
+        )
         return self.bytes * per_byte * self.count
 
 
@@ -51,9 +61,9 @@ class Total:
 def of_program(program: Program) -> list[Collective]:
     """Every collective that a run of a program does.
 
-    Where the compiler lets others run meanwhile, the beginning counts and the end does not; a collective that it spreads
-    over several fusions is in each of them under the same channel, and counts once. An all-reduce of which every device
-    keeps only a slice, in one fusion, is a reduce-scatter.
+    Where the compiler lets others run meanwhile, the beginning counts and the end does not; a collective that
+    it spreads over several fusions is in each of them under the same channel, and counts once. An all-reduce
+    of which every device keeps only a slice, in one fusion, is a reduce-scatter.
     """
     found: list[Collective] = []
     channels: set[str] = set()
@@ -71,7 +81,9 @@ def of_program(program: Program) -> list[Collective]:
                 channels.add(channel[1])
             if kind == "all-reduce" and _is_sliced(each, where):
                 kind = "reduce-scatter"
-            found.append(Collective(kind, _payload(each, where), _group(each.attributes, program.devices), times))
+            found.append(
+                Collective(kind, _payload(each, where), _group(each.attributes, program.devices), times)
+            )
     return found
 
 
@@ -83,7 +95,11 @@ def totals(found: Iterable[Collective]) -> list[Total]:
         of_kind = [each for each in collectives if each.kind == kind]
         if of_kind:
             made.append(
-                Total(kind, sum(each.count for each in of_kind), sum(each.bytes * each.count for each in of_kind))
+                Total(
+                    kind,
+                    sum(each.count for each in of_kind),
+                    sum(each.bytes * each.count for each in of_kind),
+                )
             )
     return made
 
@@ -108,7 +124,8 @@ def _payload(each: Instruction, computation: Computation) -> int:
     operands = [array for name in each.operands for array in results_of(computation, name)]
     given, results = sum(array.nbytes for array in operands), each.results
     if each.opcode.endswith("-start") and each.opcode != "all-reduce-start":
-        # (operands, results, and for some kinds contexts): as many results as there are operands follow the operands.
+        # (operands, results, and for some kinds contexts): as many results as there are operands follow the
+        # operands.
         results = results[len(operands) : 2 * len(operands)] or results
     return max(given, sum(array.nbytes for array in results))
 

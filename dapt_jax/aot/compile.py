@@ -108,7 +108,9 @@ def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, .
         return state, {**labelled, "image": _array((batch, size, size, 3), np.uint8, split)}, draw, rate
     decision = run.cache_decision(program)
     side = program.augment.size(size)
-    shapes = cached_spec(accounting.boundary_shape(program.model, program.mask.boundary, side), run.caching.dtype)
+    shapes = cached_spec(
+        accounting.boundary_shape(program.model, program.mask.boundary, side), run.caching.dtype
+    )
 
     def activations(*leading: int, where: jax.sharding.Sharding = whole) -> Any:
         return jax.tree.map(lambda leaf: _array((*leading, *leaf.shape), leaf.dtype, where), shapes)

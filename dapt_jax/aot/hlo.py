@@ -1,7 +1,8 @@
 """A compiled program's text, read: which instructions run, how often, and what they move through the device's memory.
 
-`jax.stages.Compiled.cost_analysis` counts the body of a loop once, however often it runs, and bytes of operands wherever they
-are; a TPU's compiler keeps much of them on the chip itself (memory spaces other than 0 in the text).
+`jax.stages.Compiled.cost_analysis` counts the body of a loop once, however often it runs, and bytes of
+operands wherever they are; a TPU's compiler keeps much of them on the chip itself (memory spaces other than 0
+in the text).
 """
 
 import dataclasses
@@ -97,7 +98,8 @@ class Program:
     def parse(cls, text: str) -> "Program":
         """Reads what `jax.stages.Compiled.as_text` returns."""
         counts = [
-            int(found) for found in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.split("\n", 1)[0])
+            int(found)
+            for found in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.split("\n", 1)[0])
         ]
         computations: dict[str, dict[str, Instruction]] = {}
         entry = ""
@@ -142,13 +144,15 @@ class Program:
     @property
     def unknown_loops(self) -> int:
         """Loops that run whose trips cannot be told."""
-        return sum(each.opcode == "while" and self.trips(each, where) is None for each, where, _ in self.run())
+        return sum(
+            each.opcode == "while" and self.trips(each, where) is None for each, where, _ in self.run()
+        )
 
     def trips(self, loop: Instruction, computation: Computation) -> int | None:
         """How often a loop's body runs; None where that cannot be told.
 
-        XLA:CPU says it. Of what a TPU's compiler leaves, a counter is read: it starts from a constant, a constant is added to
-        it, and it is compared with one.
+        XLA:CPU says it. Of what a TPU's compiler leaves, a counter is read: it starts from a constant, a
+        constant is added to it, and it is compared with one.
         """
         if said := _TRIPS.search(loop.attributes):
             return int(said[1])
@@ -202,7 +206,9 @@ class Program:
                 for each in computation.values()
                 if each.opcode == "parameter" and each.arguments == str(place)
             ]
-            users = [each for each in computation.values() if each.operands and set(names) & set(each.operands)]
+            users = [
+                each for each in computation.values() if each.operands and set(names) & set(each.operands)
+            ]
             if users and all(each.opcode in _PARTS_ALONE and each.operands[0] in names for each in users):
                 return sum(array.nbytes for each in users for array in each.results)
         return whole
@@ -246,7 +252,9 @@ def _instruction(name: str, rest: str, is_root: bool) -> Instruction:
     arguments = rest[opening + 1 : closing]
     arrays = tuple(_array(found) for found in _ARRAY.finditer(shape))
     operands = tuple(_REFERENCE.findall(arguments))
-    return Instruction(name, rest[:opening].strip(), arrays, operands, rest[closing + 1 :], arguments, is_root)
+    return Instruction(
+        name, rest[:opening].strip(), arrays, operands, rest[closing + 1 :], arguments, is_root
+    )
 
 
 def _array(found: re.Match[str]) -> Array:

@@ -54,16 +54,18 @@ class Step:
     Attributes:
         strategy: whose phase it is.
         phase: its name.
-        function: of `PhaseProgram`, that is compiled; `cached_epochs` runs all steps of an epoch, and counts per step here.
+        function: of `PhaseProgram`, that is compiled; `cached_epochs` runs all steps of an epoch, and counts
+            per step here.
         batch_size: over all chips.
         trainable: bytes of the parameters that train.
         frozen: bytes of those that do not.
         model_flops: of a step, over all chips.
         hardware_flops: the same with what is recomputed.
         compiled: what the compiler says.
-        steps: of the optimizer that a run of the program makes: what the compiler says of a run is of so many.
-        times: lower bounds in seconds, by what takes them: `arithmetic`, `memory`, `interconnect`; empty where the chip's
-            figures are not known or the step does not fit.
+        steps: of the optimizer that a run of the program makes: what the compiler says of a run is of so
+            many.
+        times: lower bounds in seconds, by what takes them: `arithmetic`, `memory`, `interconnect`; empty
+            where the chip's figures are not known or the step does not fit.
         largest: batch that fits; None where it was not looked for.
     """
 
@@ -116,9 +118,9 @@ def largest_batch(
 ) -> Largest:
     """Looks for the largest batch that fits, with few compilations.
 
-    What a step needs grows about linearly with its batch: a line through the two known batches that are nearest to the limit
-    says where to look. Once one is known that does not fit, every other look is halfway instead, since near the limit a
-    compiler finds room at the expense of work, and the line is none.
+    What a step needs grows about linearly with its batch: a line through the two known batches that are
+    nearest to the limit says where to look. Once one is known that does not fit, every other look is halfway
+    instead, since near the limit a compiler finds room at the expense of work, and the line is none.
 
     Args:
         measure: compiles for a batch size.
@@ -229,7 +231,9 @@ class Compiler:
         )
 
     def _key(self, run: TrainingRun, place: int) -> Hashable:
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract_arguments(run, place, self._mesh))
+        shapes = jax.tree.map(
+            lambda leaf: (leaf.shape, leaf.dtype), abstract_arguments(run, place, self._mesh)
+        )
         return run.programs[place].key, phase_function(run, place).__name__, str(shapes)
 
     def _of(self, run: TrainingRun, place: int) -> Compiled:
@@ -239,7 +243,9 @@ class Compiler:
             compiled = self._compiled[key] = compile_phase(run, place, self._mesh)
             name = f"{run.tag.strategy}/{run.tag.label}{run.programs[place].phase.name}"
             words = "fits" if compiled.fits else f"does not fit: {_mib(compiled.needed)} MiB"
-            self._say(f"{name}, {run.batch_size} images a step: compiled in {compiled.seconds:.0f} s, {words}")
+            self._say(
+                f"{name}, {run.batch_size} images a step: compiled in {compiled.seconds:.0f} s, {words}"
+            )
         return self._compiled[key]
 
     def _largest_of(self, run: TrainingRun, place: int) -> Largest:
@@ -374,7 +380,9 @@ def _footnote(name: str, chips: Hardware, steps: list[Step]) -> str:
         "Largest: the largest batch over all chips that was compiled and fits; after < the smallest found that does not."
     ]
     if unknown := sorted({each.phase for each in steps if each.compiled.unknown_loops}):
-        lines.append(f"Loops whose trips the compiler could not tell are counted once in {', '.join(unknown)}.")
+        lines.append(
+            f"Loops whose trips the compiler could not tell are counted once in {', '.join(unknown)}."
+        )
     return " ".join(lines)
 
 

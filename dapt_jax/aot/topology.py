@@ -38,9 +38,9 @@ _CHIPS = {
 def set_up() -> None:
     """Let this process compile for TPUs: before JAX has looked at its devices.
 
-    The process itself computes on the CPU, whatever else there is. libtpu is taken from `TPU_LIBRARY_PATH`, or else from the
-    environment's own packages; it is kept from asking a cloud's metadata server what machine this is, and from minding
-    another process that has it open.
+    The process itself computes on the CPU, whatever else there is. libtpu is taken from `TPU_LIBRARY_PATH`,
+    or else from the environment's own packages; it is kept from asking a cloud's metadata server what machine
+    this is, and from minding another process that has it open.
 
     Raises:
         UserError: there is no libtpu.
@@ -60,7 +60,10 @@ def set_up() -> None:
     jax.config.update("jax_platforms", "cpu")
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),  # of this machine, which has none: it only keeps libtpu from asking
+        (
+            "TPU_ACCELERATOR_TYPE",
+            "v5litepod-8",
+        ),  # of this machine, which has none: it only keeps libtpu from asking
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
         ("TPU_MIN_LOG_LEVEL", "3"),
@@ -117,5 +120,7 @@ def devices(name: str) -> list[Any]:
         said = str(error).partition(": ")[2].partition("\n")[0] or str(error)
         raise UserError(f"aot.topology is {name!r}, which libtpu refuses ({said}); {valid}") from error
     except RuntimeError as error:
-        raise UserError(f"libtpu cannot be used ({error}); jax {jax.__version__} goes with {LIBTPU}") from error
+        raise UserError(
+            f"libtpu cannot be used ({error}); jax {jax.__version__} goes with {LIBTPU}"
+        ) from error
     return list(found.devices)

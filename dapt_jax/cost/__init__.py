@@ -1,5 +1,5 @@
 """What a function costs: FLOPs, seconds, bytes and watt-hours.
 
-This package knows functions, not studies. `ledger`, `clock` and `energy` import no JAX, so that a report can be built
-on a machine that has none.
+This package knows functions, not studies. `ledger`, `clock` and `energy` import no JAX, so that a report can
+be built on a machine that has none.
 """

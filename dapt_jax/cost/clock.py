@@ -15,10 +15,10 @@ NAMES = ("compile", "train", "data", "eval", "checkpoint", "cache", "other")
 class Clock:
     """Gives every second since it was made to exactly one name, so that the parts add up to the wall time.
 
-    Spans nest: inside `with clock.span("train")`, a `with clock.span("compile")` takes its seconds away from training.
-    Time outside every span is "other". Times come from a monotonic clock, so that a wall clock that is set back or
-    forward while a run goes on does no harm. JAX runs asynchronously: block on a result before its span ends. A clock
-    belongs to one thread.
+    Spans nest: inside `with clock.span("train")`, a `with clock.span("compile")` takes its seconds away from
+    training. Time outside every span is "other". Times come from a monotonic clock, so that a wall clock that
+    is set back or forward while a run goes on does no harm. JAX runs asynchronously: block on a result before
+    its span ends. A clock belongs to one thread.
 
         clock = Clock()
         with clock.span("train"):

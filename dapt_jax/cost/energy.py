@@ -1,9 +1,10 @@
 """Energy and carbon: measured by the hardware's own counters where it has them, by a published formula elsewhere.
 
-The formula is that of Green Algorithms (Lannelongue, Grealey and Inouye, Advanced Science 2021, equation 1), with which
-the costs of resource-efficient domain-adaptive pre-training were published (Mehmood et al., arXiv 2204.13280, appendix
-B). It is proportional to time; a counter is not. Counters see the devices only: the formula also charges memory and
-cooling (PUE), so figures from different sources do not compare, and every figure comes with its source.
+The formula is that of Green Algorithms (Lannelongue, Grealey and Inouye, Advanced Science 2021, equation 1),
+with which the costs of resource-efficient domain-adaptive pre-training were published (Mehmood et al., arXiv
+2204.13280, appendix B). It is proportional to time; a counter is not. Counters see the devices only: the
+formula also charges memory and cooling (PUE), so figures from different sources do not compare, and every
+figure comes with its source.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from dapt_jax.errors import UserError, nearest
 FORMULA = "green-algorithms"
 JOULES_PER_KWH = 3.6e6
 
-# Grams of CO2 equivalent per kWh, as Green Algorithms 2.2 has them: world IEA 2019; US EPA eGRID 2019; UK Defra 2021;
-# Europe AIB 2020 production mix; China, India and Japan Climate Transparency 2020.
+# Grams of CO2 equivalent per kWh, as Green Algorithms 2.2 has them: world IEA 2019; US EPA eGRID 2019; UK
+# Defra 2021; Europe AIB 2020 production mix; China, India and Japan Climate Transparency 2020.
 CARBON_INTENSITY = {
     "world": 475.0,
     "us": 423.94,
@@ -70,7 +71,9 @@ def carbon_kg(kwh: float, region: str = "world") -> float:
         UserError: the region is not in `CARBON_INTENSITY`.
     """
     if region.lower() not in CARBON_INTENSITY:
-        raise UserError(f"no carbon intensity for region {region!r}; {nearest(region.lower(), CARBON_INTENSITY)}")
+        raise UserError(
+            f"no carbon intensity for region {region!r}; {nearest(region.lower(), CARBON_INTENSITY)}"
+        )
     return kwh * CARBON_INTENSITY[region.lower()] / 1000
 
 
@@ -113,7 +116,8 @@ class Rapl:
         now = self._read()
         used = {path: (now[path] - self._last[path]) % (self._zones[path] + 1) for path in self._zones}
         self._last = now
-        # A counter of a package wraps after some tens of minutes. At 500 W a socket, the span must be shorter.
+        # A counter of a package wraps after some tens of minutes. At 500 W a socket, the span must be
+        # shorter.
         if seconds * 500 >= min(self._zones.values()) / 1e6:
             return None
         return sum(used.values()) / 1e6
@@ -128,7 +132,8 @@ class Nvml:
         """Opens every GPU that the driver shows.
 
         Args:
-            devices: how many GPUs the run uses. The counters say nothing of who used a GPU, so it must be all of them.
+            devices: how many GPUs the run uses. The counters say nothing of who used a GPU, so it must be all
+                of them.
 
         Raises:
             Exception: no package, no driver, no counter, or other GPUs beside ours; whatever `pynvml` raises.
@@ -170,8 +175,8 @@ class EnergyMeter:
             train()
         meter.kwh, meter.source
 
-    Keep spans under some ten minutes, or call `sample` inside them, where a RAPL counter may wrap; a span that is too
-    long is charged by the formula instead, and `source` then names both.
+    Keep spans under some ten minutes, or call `sample` inside them, where a RAPL counter may wrap; a span
+    that is too long is charged by the formula instead, and `source` then names both.
     """
 
     def __init__(
@@ -197,7 +202,9 @@ class EnergyMeter:
     def __call__(self, seconds: float) -> float:
         """Returns what the formula charges for a time, in kWh: for rows whose energy was not metered."""
         watts = self._device.watts * self._device.count
-        return green_algorithms(seconds, device_watts=watts, memory_gb=self._device.memory_gb, pue=self._device.pue)
+        return green_algorithms(
+            seconds, device_watts=watts, memory_gb=self._device.memory_gb, pue=self._device.pue
+        )
 
     def start(self) -> None:
         """Begins a span; one that is open goes on."""

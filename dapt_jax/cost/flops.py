@@ -1,9 +1,10 @@
 """FLOPs of any JAX function, from its jaxpr: freeze-aware, exact, and without compiling it.
 
-`jax.stages.Compiled.cost_analysis` counts the body of a `lax.scan` once whatever its length, counts elementwise work
-with matrix work, and differs between backends. Here only matrix products and convolutions count (a multiply-accumulate
-is 2), as in the FLOPs of published model cards and in the PaLM paper's model FLOPs utilisation (arXiv 2204.02311,
-appendix B); elementwise operations and reductions are bound by memory bandwidth, not by arithmetic.
+`jax.stages.Compiled.cost_analysis` counts the body of a `lax.scan` once whatever its length, counts
+elementwise work with matrix work, and differs between backends. Here only matrix products and convolutions
+count (a multiply-accumulate is 2), as in the FLOPs of published model cards and in the PaLM paper's model
+FLOPs utilisation (arXiv 2204.02311, appendix B); elementwise operations and reductions are bound by memory
+bandwidth, not by arithmetic.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Flops:
         hardware: what runs: `model` plus what `jax.checkpoint` recomputes.
         padded: `model` plus the taps of convolutions that fall on padding; the textbook convolution count.
         by_op: `model` by operation: primitive name, or `jit:<name>` for a registered function.
-        unknown: operations met that could not be counted, sorted; the count is a lower bound when there are any.
+        unknown: operations met that could not be counted, sorted; the count is a lower bound when there are
+            any.
     """
 
     model: int = 0
@@ -83,10 +85,10 @@ class Flops:
 def register(name: str, formula: Formula) -> None:
     """Lets a formula stand for every `jax.jit`-ed function called `name`; its body is then not walked.
 
-    For operations written in terms that hide their arithmetic, such as a depthwise convolution as a sum of shifted
-    multiplies. JAX gives the pieces of a differentiated jit the name of the whole, so give the function a
-    `jax.custom_vjp` whose forward and backward rules are jit-ed functions with names of their own, each with one
-    output (an unread output is cut away before the formula is asked).
+    For operations written in terms that hide their arithmetic, such as a depthwise convolution as a sum of
+    shifted multiplies. JAX gives the pieces of a differentiated jit the name of the whole, so give the
+    function a `jax.custom_vjp` whose forward and backward rules are jit-ed functions with names of their own,
+    each with one output (an unread output is cut away before the formula is asked).
 
     Args:
         name: The function's `__name__`, as it is when `jax.jit` wraps it.
@@ -107,10 +109,10 @@ def count(fn: Callable[..., Any], *args: Any) -> Flops:
     >>> count(lambda a, b: a @ b, matrix, matrix).model
     1024
 
-    What no output depends on is removed first, so gradients of frozen parameters cost nothing unless something reads
-    them. Recomputation is counted against a forward pass that is there: count a function that returns its loss
-    (`jax.value_and_grad`), or the forward pass that only the gradient needs may itself be the recomputed one.
-    Under `shard_map` every device of the mesh counts.
+    What no output depends on is removed first, so gradients of frozen parameters cost nothing unless
+    something reads them. Recomputation is counted against a forward pass that is there: count a function that
+    returns its loss (`jax.value_and_grad`), or the forward pass that only the gradient needs may itself be
+    the recomputed one. Under `shard_map` every device of the mesh counts.
 
     Args:
         fn: any traceable function.
@@ -127,7 +129,9 @@ def count(fn: Callable[..., Any], *args: Any) -> Flops:
             leaf, bool | int | float | complex
         ):
             where = jax.tree_util.keystr(path)
-            raise UserError(f"count: argument {where} is a {type(leaf).__name__}; expected arrays or ShapeDtypeStruct")
+            raise UserError(
+                f"count: argument {where} is a {type(leaf).__name__}; expected arrays or ShapeDtypeStruct"
+            )
     closed = jax.make_jaxpr(fn)(*args)
     jaxpr, _ = pe.dce_jaxpr(closed.jaxpr, True, True)
     return _walk(jaxpr, trips.Known.of(jaxpr, closed.consts), replayed=False)
@@ -162,21 +166,30 @@ def _equation(eqn: jex.JaxprEqn, known: trips.Known, replayed: bool) -> Flops:
     if name == "while":
         return _while(eqn, known, replayed)
     if name == "cond":
-        return max((walk(_open(branch)) for branch in eqn.params["branches"]), key=lambda branch: branch.hardware)
+        return max(
+            (walk(_open(branch)) for branch in eqn.params["branches"]), key=lambda branch: branch.hardware
+        )
     if name == "shard_map":
-        axes = eqn.params.get("newly_manual_axes") or eqn.params.get("manual_axes") or eqn.params["mesh"].axis_names
+        axes = (
+            eqn.params.get("newly_manual_axes")
+            or eqn.params.get("manual_axes")
+            or eqn.params["mesh"].axis_names
+        )
         return walk(_open(eqn.params["jaxpr"])) * math.prod(eqn.params["mesh"].shape[axis] for axis in axes)
     if name in UNCOUNTED:
         return Flops(unknown=(name,))
     inside = _sum(walk(body) for body in jex.jaxprs_in_params(eqn.params))
-    # Reducers, comparators and scatter updates carry scalar bodies, which come to nothing. A body that does matrix
-    # work runs a number of times that only its primitive knows.
+    # Reducers, comparators and scatter updates carry scalar bodies, which come to nothing. A body that does
+    # matrix work runs a number of times that only its primitive knows.
     return inside + Flops(unknown=(name,)) if inside.hardware else inside
 
 
 def _while(eqn: jex.JaxprEqn, known: trips.Known, replayed: bool) -> Flops:
     """Counts body and condition, times the trips where they can be told; else once, and says so."""
-    bodies = [_walk(_open(eqn.params[key]), trips.Known(), replayed=replayed) for key in ("body_jaxpr", "cond_jaxpr")]
+    bodies = [
+        _walk(_open(eqn.params[key]), trips.Known(), replayed=replayed)
+        for key in ("body_jaxpr", "cond_jaxpr")
+    ]
     inside = _sum(bodies)
     if not inside.hardware and not inside.unknown:
         return inside

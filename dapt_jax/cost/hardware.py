@@ -1,9 +1,10 @@
 """What the devices are: peak arithmetic, bandwidth and power, from the makers' published figures; of a CPU, measured.
 
-Sources: NVIDIA data sheets of A100, H100, H200, L4 and T4 (dense figures, without structured sparsity); Google Cloud
-TPU documentation for peak, memory and bandwidth; Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural
-Networks" (CACM 2020) and "TPU v4" (ISCA 2023, maximum measured) for TPU power and the links of v2, v3 and v4. Google has
-published no power for v5e, v5p and v6e. Of TPUs alone are memory and interconnect in the table: `mode=aot` asks for them.
+Sources: NVIDIA data sheets of A100, H100, H200, L4 and T4 (dense figures, without structured sparsity);
+Google Cloud TPU documentation for peak, memory and bandwidth; Jouppi et al., "A Domain-Specific Supercomputer
+for Training Deep Neural Networks" (CACM 2020) and "TPU v4" (ISCA 2023, maximum measured) for TPU power and
+the links of v2, v3 and v4. Google has published no power for v5e, v5p and v6e. Of TPUs alone are memory and
+interconnect in the table: `mode=aot` asks for them.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pathlib import Path
 
 from dapt_jax.cost import peak
 
-# Green Algorithms (Lannelongue et al. 2021) charges a processor its thermal design power per core; the entries of its
-# table lie between 4 and 24 W, and 12 W is what it takes for a processor it does not know.
+# Green Algorithms (Lannelongue et al. 2021) charges a processor its thermal design power per core; the
+# entries of its table lie between 4 and 24 W, and 12 W is what it takes for a processor it does not know.
 CPU_WATTS_PER_CORE = 12.0
 
-# What Green Algorithms charges for a TPU v2 and for many GPUs of its day; stands in where nothing is published.
+# What Green Algorithms charges for a TPU v2 and for many GPUs of its day; stands in where nothing is
+# published.
 UNKNOWN_WATTS = 250.0
 
 
@@ -33,7 +35,8 @@ class Hardware:
         platform: "cpu", "gpu" or "tpu".
         watts: power per JAX device under load, in watts.
         memory_gb: main memory of the hosts in GB (10^9 bytes); what the energy formula charges.
-        peak_flops: dense FLOP/s per JAX device by type ("bfloat16", "float16", "tensorfloat32", "float32"), or None.
+        peak_flops: dense FLOP/s per JAX device by type ("bfloat16", "float16", "tensorfloat32", "float32"),
+            or None.
         bandwidth: device memory bandwidth per JAX device in bytes/s, or None.
         memory_bytes: device memory per JAX device, or None.
         interconnect: bytes/s that leave a JAX device over all its links to others together, or None.
@@ -60,7 +63,8 @@ class Hardware:
     def peak_for(self, dtype: str) -> float:
         """Dense FLOP/s of all devices together with activations of a type, 0 where it is not known.
 
-        What JAX does with float32 by default counts: TPUs multiply it as bfloat16, recent NVIDIA GPUs as tensorfloat32.
+        What JAX does with float32 by default counts: TPUs multiply it as bfloat16, recent NVIDIA GPUs as
+        tensorfloat32.
         """
         known = self.peak_flops or {}
         names = [dtype, *({"float32": ["tensorfloat32"], "bfloat16": ["float16"]}.get(dtype, []))]
@@ -80,7 +84,8 @@ class _Chip:
         gigabytes: GB/s of its memory.
         watts: under load; None: not published.
         gibibytes: GiB of its memory; None: not asked for.
-        links: GB/s that leave it over all its links: half of what is published as bidirectional; None: not asked for.
+        links: GB/s that leave it over all its links: half of what is published as bidirectional; None: not
+            asked for.
     """
 
     teraflops: dict[str, float]
@@ -106,8 +111,8 @@ TPU_SOURCES = (
 )
 """Where the figures of TPUs are published."""
 
-# Looked up by the first key that the device's name begins with, so longer names come first. JAX sees the two cores of
-# a TPU v2 or v3 chip as two devices; their rows hold half a chip.
+# Looked up by the first key that the device's name begins with, so longer names come first. JAX sees the two
+# cores of a TPU v2 or v3 chip as two devices; their rows hold half a chip.
 _CHIPS: dict[str, _Chip] = {
     "NVIDIA H200": _nvidia(989.4, 494.7, 66.9, 4800, 700),
     "NVIDIA H100 PCIe": _nvidia(756, 378, 51, 2000, 350),
@@ -195,7 +200,9 @@ def lookup(kind: str, count: int, platform_name: str, hosts: int = 1) -> Hardwar
     name = "gpu" if platform_name in ("gpu", "cuda", "rocm") else platform_name
     chip = next((chip for prefix, chip in _CHIPS.items() if _begins(kind, prefix)), None)
     if chip is None:
-        note = f"{kind!r} is not in the table: peak FLOP/s and bandwidth not known, {UNKNOWN_WATTS:g} W assumed"
+        note = (
+            f"{kind!r} is not in the table: peak FLOP/s and bandwidth not known, {UNKNOWN_WATTS:g} W assumed"
+        )
         return Hardware(kind, count, name, UNKNOWN_WATTS, memory_gb, None, None, cpu, cores, note)
     note = "" if chip.watts is not None else f"{kind}: no published power, {UNKNOWN_WATTS:g} W assumed"
     return Hardware(
@@ -217,8 +224,9 @@ def lookup(kind: str, count: int, platform_name: str, hosts: int = 1) -> Hardwar
 def utilisation(flops: float, seconds: float, peak_flops: float) -> float | None:
     """Returns the share of the devices' peak that some FLOPs were: MFU or HFU, by which FLOPs they are.
 
-    Model FLOPs utilisation takes model FLOPs (`Flops.model`): what is recomputed is not work done, so it lowers the figure.
-    Hardware FLOPs utilisation takes all that ran (`Flops.hardware`). As in PaLM (arXiv 2204.02311, appendix B) and MaxText.
+    Model FLOPs utilisation takes model FLOPs (`Flops.model`): what is recomputed is not work done, so it
+    lowers the figure. Hardware FLOPs utilisation takes all that ran (`Flops.hardware`). As in PaLM (arXiv
+    2204.02311, appendix B) and MaxText.
 
     Args:
         flops: of the work, over all devices.

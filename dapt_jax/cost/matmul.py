@@ -18,11 +18,12 @@ def dot_general(eqn: jex.JaxprEqn) -> int:
 def conv_general_dilated(eqn: jex.JaxprEqn) -> tuple[int, int]:
     """Returns the FLOPs of a convolution, without and with the taps that fall on padding.
 
-    Along each spatial axis only the pairs (output position, kernel tap) that meet an element of the input count: the
-    holes of `lhs_dilation` never do. Without padding taps, a layer's forward pass, its input gradient (a convolution
-    dilated by the stride) and its weight gradient (a convolution whose kernel is the output) go through the very same
-    (input, output, tap) triples, so all three have one count. With padding taps the forward pass has the textbook
-    `2 * positions * taps * channels_in * channels_out / groups`.
+    Along each spatial axis only the pairs (output position, kernel tap) that meet an element of the input
+    count: the holes of `lhs_dilation` never do. Without padding taps, a layer's forward pass, its input
+        gradient (a convolution
+    dilated by the stride) and its weight gradient (a convolution whose kernel is the output) go through the
+    very same (input, output, tap) triples, so all three have one count. With padding taps the forward pass
+    has the textbook `2 * positions * taps * channels_in * channels_out / groups`.
 
     Returns:
         `(model, padded)`, both in FLOPs.
@@ -30,8 +31,8 @@ def conv_general_dilated(eqn: jex.JaxprEqn) -> tuple[int, int]:
     params: dict[str, Any] = eqn.params
     numbers = params["dimension_numbers"]
     lhs, rhs, out = (_shape(var) for var in (*eqn.invars[:2], eqn.outvars[0]))
-    # The kernel's input-feature dimension is already divided by the feature groups, and the output's batch dimension
-    # by the batch groups, so neither count of groups appears below.
+    # The kernel's input-feature dimension is already divided by the feature groups, and the output's batch
+    # dimension by the batch groups, so neither count of groups appears below.
     per_tap = 2 * out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]
     model = padded = per_tap
     for axis in range(len(out) - 2):
@@ -55,8 +56,8 @@ def _pairs(
     """Counts the pairs (output position, kernel tap) along one axis.
 
     Returns:
-        The pairs that hit a real element, and the pairs that hit a real element or padding. Padding is taken to
-        continue the grid of the dilated input, so that its holes count in neither.
+        The pairs that hit a real element, and the pairs that hit a real element or padding. Padding is taken
+        to continue the grid of the dilated input, so that its holes count in neither.
     """
     starts = np.arange(positions)[:, None] * stride - low
     where = starts + np.arange(taps)[None, :] * rhs_dilation

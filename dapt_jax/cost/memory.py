@@ -20,9 +20,9 @@ def tree_bytes(tree: object) -> int:
 def residual_bytes(fn: Callable[..., Any], params: PyTree[Array | jax.ShapeDtypeStruct], *args: Any) -> int:
     """Returns the bytes that `jax.vjp(fn, params)` keeps from the forward for the backward pass.
 
-    Nothing is run or compiled. Each distinct residual counts once, the parameters themselves not at all. Inputs in
-    `args` that the backward pass reads (the images under a first trained convolution) do count. A compiler may fuse
-    or recompute residuals, so a measured peak can lie below.
+    Nothing is run or compiled. Each distinct residual counts once, the parameters themselves not at all.
+    Inputs in `args` that the backward pass reads (the images under a first trained convolution) do count. A
+    compiler may fuse or recompute residuals, so a measured peak can lie below.
 
     Args:
         fn: a differentiable function `fn(params, *args)`.
@@ -44,8 +44,8 @@ def train_peak_bytes(
 ) -> int:
     """Estimates the peak of one training step without compiling it.
 
-    The sum of parameters, their gradients, optimizer state, other inputs and residuals: all of them are alive when
-    the backward pass begins to write its last gradients, and none of them can be dropped before.
+    The sum of parameters, their gradients, optimizer state, other inputs and residuals: all of them are alive
+    when the backward pass begins to write its last gradients, and none of them can be dropped before.
 
     Args:
         fn: a differentiable function `fn(params, *args)` that returns the loss.
@@ -72,8 +72,8 @@ def device_peak_bytes() -> tuple[int, str]:
     """Returns the most bytes in use so far on the fullest local device, and the name of the source.
 
     Returns:
-        `(bytes, "device memory_stats")` where devices report it; on others, CPU among them, the process's peak
-        resident size, as `(bytes, "process peak resident size")`.
+        `(bytes, "device memory_stats")` where devices report it; on others, CPU among them, the process's
+        peak resident size, as `(bytes, "process peak resident size")`.
     """
     peaks = [memory_stats(device).get("peak_bytes_in_use") for device in jax.local_devices()]
     reported = [int(peak) for peak in peaks if peak is not None]

@@ -2,7 +2,8 @@
 
     python -m dapt_jax.cost.hardware
 
-Measured once per processor, number of cores and JAX version, and kept in the user's cache folder; takes about two seconds.
+Measured once per processor, number of cores and JAX version, and kept in the user's cache folder; takes about
+two seconds.
 """
 
 import contextlib
@@ -27,8 +28,8 @@ def measure() -> dict[str, float]:
     """Measures the default device.
 
     Returns:
-        FLOP/s of a large matrix product by dtype, and `bandwidth` in bytes/s of reading and writing an array; the best of
-        several runs each, by all JAX devices of this process's processor together.
+        FLOP/s of a large matrix product by dtype, and `bandwidth` in bytes/s of reading and writing an array;
+        the best of several runs each, by all JAX devices of this process's processor together.
     """
     import jax
     import jax.numpy as jnp

@@ -1,8 +1,8 @@
 """How often a `lax.while_loop` runs its body, where the jaxpr says so.
 
-`lax.fori_loop` with bounds that are not Python numbers, and hand-written counting loops, trace to `while`. When the
-condition is `i < n`, the body adds a constant to `i` and leaves `n` alone, and both start from numbers known while
-tracing, the count is arithmetic.
+`lax.fori_loop` with bounds that are not Python numbers, and hand-written counting loops, trace to `while`.
+When the condition is `i < n`, the body adds a constant to `i` and leaves `n` alone, and both start from
+numbers known while tracing, the count is arithmetic.
 """
 
 from __future__ import annotations
@@ -55,7 +55,11 @@ def while_trips(eqn: jex.JaxprEqn, known: Known) -> int | None:
     """Returns how often a `while` equation runs its body, or None when that cannot be told from the jaxpr."""
     params = eqn.params
     cond, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
-    if len(cond.eqns) != 1 or cond.eqns[0].primitive.name not in ("lt", "le") or cond.outvars != cond.eqns[0].outvars:
+    if (
+        len(cond.eqns) != 1
+        or cond.eqns[0].primitive.name not in ("lt", "le")
+        or cond.outvars != cond.eqns[0].outvars
+    ):
         return None
     cond_consts, body_consts = params["cond_nconsts"], params["body_nconsts"]
     carry = eqn.invars[cond_consts + body_consts :]

@@ -86,7 +86,9 @@ def _shape(plane: Plane, array: Any) -> tuple[int, ...]:
     if len(picture) != 2 and not (len(picture) == 3 and picture[2] == 3):
         raise UserError(f"{plane}: an array {list(shape)}, expected a picture [h, w] or [h, w, 3]")
     if 0 in picture:
-        raise UserError(f"{plane}: an array {list(shape)} without pixels, expected a picture [h, w] or [h, w, 3]")
+        raise UserError(
+            f"{plane}: an array {list(shape)} without pixels, expected a picture [h, w] or [h, w, 3]"
+        )
     size = int(np.prod(picture, dtype=object)) * (2 * array.dtype.itemsize + 18)
     limits.check(plane.path, size, f"a picture {list(picture)} of {array.dtype}")
     return shape
@@ -98,7 +100,9 @@ def _check_header(path: Path) -> None:
         start = file.read(12)
     # Versions from 2 on have four bytes for the length, version 1 has two.
     if start[:6] == b"\x93NUMPY" and start[6] > 1 and int.from_bytes(start[8:12], "little") > _HEADER_BYTES:
-        raise UserError(f"{path}: cannot be read (a header of more than {_HEADER_BYTES:,} bytes); expected a .npy file")
+        raise UserError(
+            f"{path}: cannot be read (a header of more than {_HEADER_BYTES:,} bytes); expected a .npy file"
+        )
 
 
 @contextmanager

@@ -62,18 +62,32 @@ class Augment:
     contrast: float = setting(0.0, at_least=0, below=1, doc="Largest relative change of contrast.")
     rotate: float = setting(0.0, at_least=0, at_most=180, doc="Largest rotation either way, in degrees.")
     scale: float = setting(0.0, at_least=0, doc="Largest zoom in or out, by up to 1 + scale.")
-    crop: float = setting(0.0, at_least=0, below=1, doc="Smallest share of the area of a random resized crop; 0: none.")
+    crop: float = setting(
+        0.0, at_least=0, below=1, doc="Smallest share of the area of a random resized crop; 0: none."
+    )
     elastic: float = setting(
         0.0, at_least=0, below=1, doc="Deviation of the elastic displacement, as a share of the side."
     )
-    grid: float = setting(0.0, at_least=0, below=1, doc="Largest relative change of the cells of a grid distortion.")
-    patch: int = setting(0, at_least=0, doc="Side in pixels of a random square that is cut out; 0: the whole image.")
-    gamma: float = setting(0.0, at_least=0, doc="Largest change of the exponent of intensities, up to 1 + gamma.")
+    grid: float = setting(
+        0.0, at_least=0, below=1, doc="Largest relative change of the cells of a grid distortion."
+    )
+    patch: int = setting(
+        0, at_least=0, doc="Side in pixels of a random square that is cut out; 0: the whole image."
+    )
+    gamma: float = setting(
+        0.0, at_least=0, doc="Largest change of the exponent of intensities, up to 1 + gamma."
+    )
     saturation: float = setting(0.0, at_least=0, below=1, doc="Largest relative change of saturation.")
-    hue: float = setting(0.0, at_least=0, at_most=0.5, doc="Largest turn of the hue, as a share of the circle.")
-    erase: float = setting(0.0, at_least=0, at_most=1, doc="Probability that a rectangle is replaced by noise.")
+    hue: float = setting(
+        0.0, at_least=0, at_most=0.5, doc="Largest turn of the hue, as a share of the circle."
+    )
+    erase: float = setting(
+        0.0, at_least=0, at_most=1, doc="Probability that a rectangle is replaced by noise."
+    )
     randaugment: int = setting(0, at_least=0, doc="Number of RandAugment operations per image; 0: none.")
-    magnitude: float = setting(9.0, at_least=0, at_most=STRONGEST, doc="Magnitude of each RandAugment operation.")
+    magnitude: float = setting(
+        9.0, at_least=0, at_most=STRONGEST, doc="Magnitude of each RandAugment operation."
+    )
     centre: bool = False
 
     def __post_init__(self) -> None:
@@ -111,8 +125,8 @@ class Augment:
             index: Row of each example in its data set.
 
         Returns:
-            The images as they came if this is the identity, else float32 of the same shape (or of the patch's), values 0
-            to 255.
+            The images as they came if this is the identity, else float32 of the same shape (or of the
+            patch's), values 0 to 255.
         """
         images = jnp.asarray(images)
         if self.is_identity:
@@ -178,7 +192,9 @@ class Augment:
             room = jnp.asarray([height - self.patch + 1, width - self.patch + 1])
             corner = jax.random.randint(jax.random.fold_in(key, _FOR_PATCH), (2,), 0, room)
             corner = (room - 1) // 2 if self.centre else corner
-            pixels = jax.lax.dynamic_slice(pixels, (corner[0], corner[1], 0), (self.patch, self.patch, channels))
+            pixels = jax.lax.dynamic_slice(
+                pixels, (corner[0], corner[1], 0), (self.patch, self.patch, channels)
+            )
         return pixels
 
     def _mask(self, mask: UInt8[Array, "h w"], key: PRNGKeyArray) -> UInt8[Array, "h2 w2"]:
@@ -216,7 +232,9 @@ class Augment:
         """Random erasing, with noise over the whole range of intensities."""
         for_whether, for_shape, for_corner, for_noise = jax.random.split(key, 4)
         height, width, _ = image.shape
-        area, tall = jax.random.uniform(for_shape, (2,), minval=jnp.array([0.02, -1.2]), maxval=jnp.array([1 / 3, 1.2]))
+        area, tall = jax.random.uniform(
+            for_shape, (2,), minval=jnp.array([0.02, -1.2]), maxval=jnp.array([1 / 3, 1.2])
+        )
         sides = jnp.minimum(jnp.sqrt(area) * jnp.exp(jnp.array([tall, -tall]) / 2), 1.0)
         corner = (1 - sides) * jax.random.uniform(for_corner, (2,))
         row, column = (jnp.arange(height) + 0.5) / height, (jnp.arange(width) + 0.5) / width

@@ -37,7 +37,9 @@ class Roles:
     notes: list[str] = field(default_factory=list)
 
 
-def columns_of(manifest: Path, columns: Mapping[str, Sequence[str]], find: Finder, *, label: str, group: str) -> Roles:
+def columns_of(
+    manifest: Path, columns: Mapping[str, Sequence[str]], find: Finder, *, label: str, group: str
+) -> Roles:
     """Return the roles of a table's columns.
 
     A column is taken under another name only where one can be meant: that of images where its cells name
@@ -73,8 +75,12 @@ def columns_of(manifest: Path, columns: Mapping[str, Sequence[str]], find: Finde
 
 def _image(manifest: Path, columns: Mapping[str, Sequence[str]], find: Finder, notes: list[str]) -> str:
     candidates = identity.column("image", columns, identity.IMAGE_NAMES)
-    if len(candidates) > 1 or (candidates and identity.column_key(candidates[0]) in ("id", "imageid", "idcode")):
-        candidates = _distinct([name for name in candidates if _name_files(columns[name], find)], columns, find)
+    if len(candidates) > 1 or (
+        candidates and identity.column_key(candidates[0]) in ("id", "imageid", "idcode")
+    ):
+        candidates = _distinct(
+            [name for name in candidates if _name_files(columns[name], find)], columns, find
+        )
     return _one(manifest, "image", candidates, columns, notes, "names the images")
 
 
@@ -108,7 +114,11 @@ def _labels(
             # A class's number and its name say the same; the name says more.
             candidates = sorted(candidates, key=lambda name: identity.in_order(set(free[name]))[1])[:1]
     if not candidates:
-        flags = [name for name, cells in free.items() if {*cells} <= {"0", "1", "0.0", "1.0"} and len({*cells}) == 2]
+        flags = [
+            name
+            for name, cells in free.items()
+            if {*cells} <= {"0", "1", "0.0", "1.0"} and len({*cells}) == 2
+        ]
         if len(flags) > 1:
             raise UserError(
                 f"{manifest}: no column 'label', but {len(flags)} columns of 0 and 1: label={','.join(flags[:30])!r}"
@@ -127,7 +137,8 @@ def _mask(free: Mapping[str, Sequence[str]], notes: list[str], manifest: Path) -
     candidates = [
         name
         for name in identity.column("mask", free, identity.MASK_NAMES)
-        if all(_is_file_name(cell) for cell in free[name] if not identity.is_missing(cell)) and any(free[name])
+        if all(_is_file_name(cell) for cell in free[name] if not identity.is_missing(cell))
+        and any(free[name])
     ]
     if len(candidates) != 1:
         return ""

@@ -27,26 +27,30 @@ class Dataset:
     Attributes:
         name: what to call the set in messages and tables.
         images: the pixels, by index.
-        labels: int64 [n], one class per image; or float32 [n, classes] of 0 and 1, NaN where a label is missing, and -1
-            where it is uncertain if `uncertain` says what that stands for.
+        labels: int64 [n], one class per image; or float32 [n, classes] of 0 and 1, NaN where a label is
+            missing, and -1 where it is uncertain if `uncertain` says what that stands for.
         classes: name of each class; labels index into it.
-        groups: str [n], the patient (or other group) of each image. Splits never separate a group. An image without one
-            is its own group.
+        groups: str [n], the patient (or other group) of each image. Splits never separate a group. An image
+            without one is its own group.
         columns: other columns of the manifest, each str [n] ("split", "source", ...).
-        masks: where each mask lies (None for an image without), or uint8 [n, h, w] class indices; None if no image has a
-            mask.
+        masks: where each mask lies (None for an image without), or uint8 [n, h, w] class indices; None if no
+            image has a mask.
         skipped: images left out because they could not be read, on the user's request.
-        segments: of a set to be segmented, the names of the values of its masks, which are in memory; the first is the
-            background. Empty for a set to be classified.
-        overlapping: whether a pixel may be of several segments: masks are bit fields then, bit k for `segments[k + 1]`.
+        segments: of a set to be segmented, the names of the values of its masks, which are in memory; the
+            first is the background. Empty for a set to be classified.
+        overlapping: whether a pixel may be of several segments: masks are bit fields then, bit k for
+            `segments[k + 1]`.
         ordinal: whether the classes are grades, in their order.
-        uncertain: what an uncertain label of -1 stands for: a target drawn uniformly between these two, anew for every image
-            and epoch (LSR of Pham et al., 2021). None where no label is -1.
-        spacing: float64 [n, 2], height and width in millimetres of a pixel of each decoded image, where the files of all images
-            say it; else None, and distances are in pixels.
-        merge_look_alikes: whether splits keep images that look alike on one side, as they do images of one patient.
-        cohort: whose numbering its patients' names are of: sets of two cohorts share no patient, whatever the names say.
-        notes: what its reader took for what and what it left out, a line each; see `dapt_jax.data.findings.of_set`.
+        uncertain: what an uncertain label of -1 stands for: a target drawn uniformly between these two, anew
+            for every image and epoch (LSR of Pham et al., 2021). None where no label is -1.
+        spacing: float64 [n, 2], height and width in millimetres of a pixel of each decoded image, where the
+            files of all images say it; else None, and distances are in pixels.
+        merge_look_alikes: whether splits keep images that look alike on one side, as they do images of one
+            patient.
+        cohort: whose numbering its patients' names are of: sets of two cohorts share no patient, whatever the
+            names say.
+        notes: what its reader took for what and what it left out, a line each; see
+            `dapt_jax.data.findings.of_set`.
     """
 
     name: str
@@ -105,8 +109,8 @@ class Dataset:
     def intensity_summary(self) -> list[dict[str, Any]]:
         """Returns how the images got their black and white, a row for each origin, see `dapt_jax.data.intensity.summary`.
 
-        Rows hold numbers and text alone, as JSON does; `dapt_jax.data.intensity.line` makes one line of a row. Images that
-        are not in memory and were never read are read.
+        Rows hold numbers and text alone, as JSON does; `dapt_jax.data.intensity.line` makes one line of a
+        row. Images that are not in memory and were never read are read.
         """
         return intensity.summary(self.images.ranges(), self.images.names)
 
@@ -119,8 +123,8 @@ class Dataset:
         """Returns the images whose columns have the given values.
 
         Args:
-            condition: "column=value", several joined by commas, all of which must hold; "" keeps everything. Beside
-                `columns`, "label" (unless multi-label) and "group" can be asked for.
+            condition: "column=value", several joined by commas, all of which must hold; "" keeps everything.
+                Beside `columns`, "label" (unless multi-label) and "group" can be asked for.
 
         Raises:
             UserError: no such column, or no image has such a value; names the nearest.
@@ -153,7 +157,11 @@ class Dataset:
 
     def class_counts(self) -> dict[str, int]:
         """Returns the number of images of each class, in the order of `classes`; missing or uncertain labels count for none."""
-        one_each = np.arange(len(self.classes)) == self.labels[:, None] if self.labels.ndim == 1 else self.labels == 1
+        one_each = (
+            np.arange(len(self.classes)) == self.labels[:, None]
+            if self.labels.ndim == 1
+            else self.labels == 1
+        )
         counts = one_each.sum(axis=0)
         return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
 
@@ -171,7 +179,9 @@ class Dataset:
         sources = self.masks or (None,) * len(self)
         without = [name for name, mask in zip(self.images.names, sources, strict=True) if mask is None]
         if without:
-            raise UserError(f"{self.name}: {len(without)} of {len(self)} images have no mask, first: {without[0]}")
+            raise UserError(
+                f"{self.name}: {len(without)} of {len(self)} images have no mask, first: {without[0]}"
+            )
         size = self.images.size
         drawn = [draw(mask) for mask in sources if mask is not None]
         read = convention((str(mask), each.facts()) for mask, each in zip(sources, drawn, strict=True))
@@ -182,11 +192,13 @@ class Dataset:
         """Returns the same images with their masks in memory, to be segmented.
 
         Args:
-            segments: name of each value of the masks, the background first. Values of one name become one segment.
+            segments: name of each value of the masks, the background first. Values of one name become one
+                segment.
             overlapping: see the attribute.
 
         Raises:
-            UserError: an image has no mask, a mask holds a value that has no name, or fewer than two names are given.
+            UserError: an image has no mask, a mask holds a value that has no name, or fewer than two names
+                are given.
         """
         names = tuple(dict.fromkeys(segments))
         if len(names) < 2:
@@ -196,7 +208,9 @@ class Dataset:
         masks = self.load_masks()
         values = (1 << (len(segments) - 1)) if overlapping else len(segments)
         if overlapping and (len(names) < len(segments) or len(segments) > 9):
-            raise UserError(f"{self.name}: overlapping segments are {tuple(segments)}; expected 2 to 9 different names")
+            raise UserError(
+                f"{self.name}: overlapping segments are {tuple(segments)}; expected 2 to 9 different names"
+            )
         for image, mask in zip(self.images.names, masks, strict=True):
             if mask.max(initial=0) >= values:
                 raise UserError(
@@ -212,8 +226,8 @@ class Dataset:
         """What a network is trained to say of each image, in the dtype that devices hold.
 
         Returns:
-            int32 [n] class numbers; float32 [n, classes] of 0, 1, NaN and -1 (see `labels`) of a multi-label set; uint8
-            [n, h, w] masks of a set to be segmented.
+            int32 [n] class numbers; float32 [n, classes] of 0, 1, NaN and -1 (see `labels`) of a multi-label
+            set; uint8 [n, h, w] masks of a set to be segmented.
         """
         if self.segments:
             assert isinstance(self.masks, np.ndarray)
@@ -272,14 +286,18 @@ def matching(columns: Mapping[str, Sequence[str] | np.ndarray], condition: str, 
         if len(meant := identity.column(column, columns)) == 1:
             column = meant[0]
         if column not in columns:
-            raise UserError(f"{origin}: the condition {clause!r} names no column here; {nearest(column, columns)}")
+            raise UserError(
+                f"{origin}: the condition {clause!r} names no column here; {nearest(column, columns)}"
+            )
         values = np.asarray([identity.clean(cell) for cell in columns[column]], dtype=str)
         value = identity.clean(value)
         found = values == value
         if not found.any() and (split := identity.split_name(value)):
             found = np.array([identity.split_name(cell) == split for cell in values.tolist()], bool)
         if not found.any():
-            raise UserError(f"{origin}: no row has {clause!r}; {nearest(value, sorted(set(values.tolist())))}")
+            raise UserError(
+                f"{origin}: no row has {clause!r}; {nearest(value, sorted(set(values.tolist())))}"
+            )
         kept &= found
     if length and not kept.any():
         raise UserError(f"{origin}: no row meets all of {condition!r}, though each part of it is met by some")

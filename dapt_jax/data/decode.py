@@ -22,37 +22,44 @@ DRAFT_MARGIN = 2
 """A JPEG may be decoded at a fraction of its size down to this many times the size that is wanted."""
 
 
-def decode(source: Source, size: int, crop: int | None = None, ranges: dict[str, Range] | None = None) -> np.ndarray:
+def decode(
+    source: Source, size: int, crop: int | None = None, ranges: dict[str, Range] | None = None
+) -> np.ndarray:
     """Reads one image as square 8-bit RGB.
 
     Pixel values follow the one order of `dapt_jax.data.intensity`; by kind of file:
 
     * 8-bit colour is taken as it is, palettes are looked up, an alpha channel is dropped (not blended),
       bilevel and grey images are replicated to three channels.
-    * Samples of 16 bits, grey or colour, and other integers are shifted down from the depth of the *set*: the least of
-      `DEPTHS` that holds its values, stray pixels and markers apart. Integers that are negative or beyond 16 bits, and
-      floats, span the 1st to 99th percentile of the set; floats from 0 to 1 are multiplied by 255.
-    * DICOM is rescaled and windowed as its header says, see `dapt_jax.data.dicom.samples`; a slice of a NIfTI volume spans
+    * Samples of 16 bits, grey or colour, and other integers are shifted down from the depth of the *set*: the
+    least of
+      `DEPTHS` that holds its values, stray pixels and markers apart. Integers that are negative or beyond 16
+      bits, and floats, span the 1st to 99th percentile of the set; floats from 0 to 1 are multiplied by 255.
+    * DICOM is rescaled and windowed as its header says, see `dapt_jax.data.dicom.samples`; a slice of a NIfTI
+    volume spans
       the 1st to 99th percentile of the volume's foreground, see `dapt_jax.data.nifti.samples`.
     * A `Plane` with a window says itself which values are black and white, whatever the file.
 
-    The EXIF orientation is applied. Images that are not square are resized to a square without keeping their aspect;
-    resizing is bilinear with anti-aliasing. A JPEG at least four times as large as `size` is decoded at 1/2, 1/4 or 1/8 of
-    its size (its transform scaled, so anti-aliased too) as long as that leaves twice `size`, and resized from there.
+    The EXIF orientation is applied. Images that are not square are resized to a square without keeping their
+    aspect; resizing is bilinear with anti-aliasing. A JPEG at least four times as large as `size` is decoded
+    at 1/2, 1/4 or 1/8 of its size (its transform scaled, so anti-aliased too) as long as that leaves twice
+    `size`, and resized from there.
 
     Args:
-        source: a PNG, JPEG, BMP, TIFF or any other file that Pillow reads, a DICOM file, or an array, that holds one
-            image; or a `Plane` that says which of several.
+        source: a PNG, JPEG, BMP, TIFF or any other file that Pillow reads, a DICOM file, or an array, that
+            holds one image; or a `Plane` that says which of several.
         size: side of the result in pixels.
-        crop: side in pixels of a centre crop of the file's pixels, taken before resizing and limited to the image;
-            None or 0 takes the whole image.
-        ranges: ranges of the set that the image belongs to, see `ImageStore.ranges`; without them it is a set of one.
+        crop: side in pixels of a centre crop of the file's pixels, taken before resizing and limited to the
+            image; None or 0 takes the whole image.
+        ranges: ranges of the set that the image belongs to, see `ImageStore.ranges`; without them it is a set
+            of one.
 
     Returns:
         uint8 [size, size, 3].
 
     Raises:
-        UserError: the file is missing, cut short, no image, or holds several and none is named; names the path.
+        UserError: the file is missing, cut short, no image, or holds several and none is named; names the
+            path.
     """
     return _decode(source, size, crop, lambda: ranges or {})[0]
 
@@ -66,8 +73,11 @@ def _decode(
         shown, used = samples.shown(None if samples.known else ranges())
         image = Image.fromarray(np.ascontiguousarray(shown))
         height, width = shown.shape[:2]
-        limits.check(file_of(source), (width + height) * pixels.RESIZING, f"an image of {width} x {height} pixels")
-        # Grey is replicated last: three equal channels resize to three equal channels, at three times the cost.
+        limits.check(
+            file_of(source), (width + height) * pixels.RESIZING, f"an image of {width} x {height} pixels"
+        )
+        # Grey is replicated last: three equal channels resize to three equal channels, at three times the
+        # cost.
         square = np.asarray(crop_and_resize(image, size, crop, Image.Resampling.BILINEAR))
     return (square if square.ndim == 3 else np.repeat(square[..., None], 3, axis=2)), used
 
@@ -78,8 +88,8 @@ def decode_mask(mask: Mask, size: int, crop: int | None = None) -> np.ndarray:
     Resizing takes the nearest pixel, so no class appears that the mask does not hold.
 
     Args:
-        mask: a single-channel image whose values (or palette indices) are classes, or colour with equal channels; or
-            any other kind of `dapt_jax.data.masks.Mask`.
+        mask: a single-channel image whose values (or palette indices) are classes, or colour with equal
+            channels; or any other kind of `dapt_jax.data.masks.Mask`.
         size: side of the result in pixels.
         crop: as in `decode`.
 
@@ -107,7 +117,9 @@ def resize(images: np.ndarray, size: int, crop: int | None = None) -> np.ndarray
         return images
     out = np.empty((len(images), size, size, 3), np.uint8)
     for target, image in zip(out, images, strict=True):
-        target[...] = np.asarray(crop_and_resize(Image.fromarray(image), size, crop, Image.Resampling.BILINEAR))
+        target[...] = np.asarray(
+            crop_and_resize(Image.fromarray(image), size, crop, Image.Resampling.BILINEAR)
+        )
     return out
 
 
@@ -137,7 +149,8 @@ class _Pixels:
         if self.cache is None:
             return self._decode(row)
         if not self.ready[row]:
-            # Two threads may decode the same file at once; both write the same bytes, and the flag comes last.
+            # Two threads may decode the same file at once; both write the same bytes, and the flag comes
+            # last.
             self.cache[row] = self._decode(row)
             self.ready[row] = True
         return self.cache[row]
@@ -171,7 +184,8 @@ def _workers(asked: int | None) -> int:
 class ImageStore:
     """A sequence of images of one size, safe to read from several threads.
 
-    Indexing gives a uint8 [size, size, 3] array, which must not be written to: it may be the cached image itself.
+    Indexing gives a uint8 [size, size, 3] array, which must not be written to: it may be the cached image
+    itself.
 
     Attributes:
         names: path (and slice) of each image as it was given, or a made-up name such as "phantom/000012".
@@ -195,10 +209,12 @@ class ImageStore:
             sources: one file, or `Plane` of a file, per image.
             size: side of the decoded images in pixels.
             crop: see `decode`.
-            cache_bytes: decoded images are kept in memory if all of them fit into this many bytes; if not, each
-                access decodes again.
+            cache_bytes: decoded images are kept in memory if all of them fit into this many bytes; if not,
+                each access decodes again.
         """
-        shared = _Pixels(tuple(sources), size, crop or None, cached=len(sources) * size * size * 3 <= cache_bytes)
+        shared = _Pixels(
+            tuple(sources), size, crop or None, cached=len(sources) * size * size * 3 <= cache_bytes
+        )
         return cls(shared, np.arange(len(sources)), tuple(map(str, sources)))
 
     @classmethod
@@ -218,7 +234,11 @@ class ImageStore:
         shared = _Pixels((), size, crop or None, cached=False)
         shared.cache = resize(images, size, crop)
         shared.ready = np.ones(len(images), bool)
-        return cls(shared, np.arange(len(images)), tuple(names) or tuple(f"array/{i:06d}" for i in range(len(images))))
+        return cls(
+            shared,
+            np.arange(len(images)),
+            tuple(names) or tuple(f"array/{i:06d}" for i in range(len(images))),
+        )
 
     def __len__(self) -> int:
         return len(self._rows)

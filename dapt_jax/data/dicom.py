@@ -43,8 +43,9 @@ def pixels(plane: Plane) -> np.ndarray:
 def samples(plane: Plane) -> Samples:
     """The numbers of a frame after the modality transform (and the table of interest), and the range that the header says.
 
-    Without a window or table of interest the range is the depth (BitsStored) of unsigned values that are not rescaled,
-    where that is less than the bits allocated; else that of the set, of the images of one modality and unit.
+    Without a window or table of interest the range is the depth (BitsStored) of unsigned values that are not
+    rescaled, where that is less than the bits allocated; else that of the set, of the images of one modality
+    and unit.
 
     Raises:
         UserError: See `values`; or a photometric interpretation that is not known.
@@ -79,7 +80,9 @@ def _grey(dataset: "Dataset", stored: np.ndarray, frame: int, plane: Plane) -> S
         elif known is None and plain:
             known = _declared(dataset, stored, padding)
     units = str(dataset.get("Units", "") or dataset.get("RescaleType", "") or "") if not plain else ""
-    pool = " ".join(filter(None, ("DICOM", str(dataset.get("Modality", "") or ""), units, "" if plain else "rescaled")))
+    pool = " ".join(
+        filter(None, ("DICOM", str(dataset.get("Modality", "") or ""), units, "" if plain else "rescaled"))
+    )
     found = Samples(values, known, pool, padding, inverted, depth=plain)
     if window and window.percent and not window.of_set:
         return replace(found, known=replace(found, depth=False).own_range("the file", window))
@@ -108,7 +111,8 @@ def _palette(dataset: "Dataset", stored: np.ndarray, plane: Plane) -> Samples:
     coloured = library.apply_color_lut(stored, dataset)[..., :3]
     if coloured.dtype == np.uint8:
         return Samples(coloured, EIGHT_BITS)
-    # Palettes have 16 bits a colour, whatever the depth of their indices; some hold 8 in them. The table tells, not the image.
+    # Palettes have 16 bits a colour, whatever the depth of their indices; some hold 8 in them. The table
+    # tells, not the image.
     count, first = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor[:2])
     inputs = np.arange(first, first + ((count & 0xFFFF) or 1 << 16), dtype=np.int64)
     bits = 8 if library.apply_color_lut(inputs[None], dataset)[..., :3].max() < 1 << 8 else 16
@@ -130,8 +134,8 @@ def values(plane: Plane) -> np.ndarray:
     """The stored numbers [h, w] or [h, w, 3], as masks have them.
 
     Raises:
-        UserError: not a DICOM file, no pixel data, a transfer syntax that is unknown or that no installed package
-            decodes, or several frames of which none is chosen.
+        UserError: not a DICOM file, no pixel data, a transfer syntax that is unknown or that no installed
+            package decodes, or several frames of which none is chosen.
     """
     return _read(plane)[1]
 
@@ -256,7 +260,9 @@ def _lacks_a_package(syntax: "UID", error: Exception, path: Path) -> bool:
 
 def _stored(plane: Plane, dataset: "Dataset") -> tuple[Any, np.ndarray, int]:
     path = plane.path
-    name = next((name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in dataset), "")
+    name = next(
+        (name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in dataset), ""
+    )
     if not name or not dataset[name].value:
         kind = one_line(getattr(dataset.get("SOPClassUID", ""), "name", "")) or "no class named"
         raise UserError(f"{path}: a DICOM file without pixel data ({kind}); expected an image")

@@ -1,7 +1,7 @@
 """What a DICOM header says about grey: modality table or rescale, table or window of interest, padding, inversion.
 
-Own code where pydicom's `apply_modality_lut` and `apply_voi_lut` take every header to be whole: tags without values, empty
-sequences, tables of 8 bits packed two to a word, functional groups of enhanced objects.
+Own code where pydicom's `apply_modality_lut` and `apply_voi_lut` take every header to be whole: tags without
+values, empty sequences, tables of 8 bits packed two to a word, functional groups of enhanced objects.
 """
 
 import math
@@ -79,8 +79,8 @@ def interest(
 ) -> tuple[np.ndarray, Range | None]:
     """Return the values that are shown, and their range, by the frame's table or window of interest.
 
-    The first that is whole: a table goes before a window, the frame's own before those that it shares. Tags that are
-    there without a value count as absent.
+    The first that is whole: a table goes before a window, the frame's own before those that it shares. Tags
+    that are there without a value count as absent.
     """
     for item in macros(dataset, frame, "FrameVOILUTSequence"):
         for entry in _items(item, "VOILUTSequence"):
@@ -95,7 +95,9 @@ def interest(
                 ramp = 1 / (1 + np.exp((-4 * (values.astype(np.float64) - centre) / width).clip(-700, 700)))
                 return ramp, Range(0.0, 1.0, "sigmoid window of the file")
             if shape not in ("LINEAR", "LINEAR_EXACT"):
-                raise UserError(f"{path}: VOI LUT function {shape[:40]!r}; expected LINEAR, LINEAR_EXACT or SIGMOID")
+                raise UserError(
+                    f"{path}: VOI LUT function {shape[:40]!r}; expected LINEAR, LINEAR_EXACT or SIGMOID"
+                )
             # PS3.3 C.11.2.1.2: widths below 1 are of LINEAR_EXACT alone.
             exact = shape == "LINEAR_EXACT" or width < 1
             middle, half = (centre, width / 2) if exact else (centre - 0.5, (width - 1) / 2)
@@ -107,7 +109,11 @@ def padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray | None:
     """Return which stored values are padding, bool of their shape; None where the header names none."""
     name = "PixelPaddingValue"
     if stored.dtype.kind == "f":
-        name = "FloatPixelPaddingValue" if "FloatPixelPaddingValue" in dataset else "DoubleFloatPixelPaddingValue"
+        name = (
+            "FloatPixelPaddingValue"
+            if "FloatPixelPaddingValue" in dataset
+            else "DoubleFloatPixelPaddingValue"
+        )
     first = _number(_word(dataset.get(name), dataset))
     if first is None:
         return None
@@ -115,7 +121,9 @@ def padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray | None:
     last = _number(_word(dataset.get(limit), dataset))
     low, high = sorted((first, first if last is None else last))
     if stored.dtype.kind != "f" and not _signed(dataset):
-        low, high = (value + 65536 if value < 0 and dataset.BitsAllocated == 16 else value for value in (low, high))
+        low, high = (
+            value + 65536 if value < 0 and dataset.BitsAllocated == 16 else value for value in (low, high)
+        )
         low, high = sorted((low, high))
     elif stored.dtype.kind != "f" and dataset.BitsAllocated == 16:
         low, high = sorted(value - 65536 if value > 32767 else value for value in (low, high))
@@ -139,15 +147,20 @@ def photometric(dataset: "Dataset") -> str:
 def table(item: "Dataset", dataset: "Dataset", path: Path, signed: bool) -> Table | None:
     """Read a table of a sequence's item; None where it is there without a value.
 
-    The output's depth is the descriptor's, unless the entries exceed it or leave three quarters of it unused: then it is
-    the least usual depth that holds them.
+    The output's depth is the descriptor's, unless the entries exceed it or leave three quarters of it unused:
+    then it is the least usual depth that holds them.
 
     Raises:
         UserError: It has fewer entries than it says.
     """
     descriptor = [_number(value) for value in _sequence(item.get("LUTDescriptor"))]
     raw = item.get("LUTData")
-    if len(descriptor) != 3 or None in descriptor or raw is None or (hasattr(raw, "__len__") and not len(raw)):
+    if (
+        len(descriptor) != 3
+        or None in descriptor
+        or raw is None
+        or (hasattr(raw, "__len__") and not len(raw))
+    ):
         return None
     count, first, depth = (int(value) for value in descriptor if value is not None)
     count = (count & 0xFFFF) or 1 << 16
@@ -164,7 +177,9 @@ def table(item: "Dataset", dataset: "Dataset", path: Path, signed: bool) -> Tabl
     if not most:
         return None
     if depth not in range(1, 17) or most >= 1 << depth or most < 1 << max(depth - 2, 0):
-        depth = next(bits for bits in (*range(1, 8), *DEPTHS) if most < 1 << bits and (bits >= 8 or depth < 8))
+        depth = next(
+            bits for bits in (*range(1, 8), *DEPTHS) if most < 1 << bits and (bits >= 8 or depth < 8)
+        )
     return Table(entries, first, depth)
 
 
@@ -199,7 +214,11 @@ def _word(value: object, dataset: "Dataset") -> object:
 
 def _items(dataset: "Dataset", name: str) -> Sequence[Any]:
     found = dataset.get(name)
-    return found if found is not None and not isinstance(found, str | bytes) and hasattr(found, "__len__") else ()
+    return (
+        found
+        if found is not None and not isinstance(found, str | bytes) and hasattr(found, "__len__")
+        else ()
+    )
 
 
 def _sequence(value: Any) -> Sequence[Any]:

@@ -47,7 +47,11 @@ def of_folds(dataset: Dataset, splits: Sequence[Split]) -> list[str]:
         splits: Training and held-out rows of each fold.
     """
     lines = []
-    present = dataset.labels == 1 if dataset.multi_label else dataset.labels[:, None] == np.arange(len(dataset.classes))
+    present = (
+        dataset.labels == 1
+        if dataset.multi_label
+        else dataset.labels[:, None] == np.arange(len(dataset.classes))
+    )
     for column, name in enumerate(dataset.classes):
         folds = [fold for fold, (train, _) in enumerate(splits) if not present[train, column].any()]
         if folds and present[:, column].any():
@@ -72,10 +76,14 @@ def _without_content(dataset: Dataset) -> list[str]:
     listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
     lines = []
     if flat.all():
-        lines.append(f"all {len(flat)} images are without content ({listed}), first: {first}; nothing can be learned")
+        lines.append(
+            f"all {len(flat)} images are without content ({listed}), first: {first}; nothing can be learned"
+        )
     else:
         share = flat.mean()
-        lines.append(f"{flat.sum()} of {len(flat)} images ({share:.1%}) are without content ({listed}), first: {first}")
+        lines.append(
+            f"{flat.sum()} of {len(flat)} images ({share:.1%}) are without content ({listed}), first: {first}"
+        )
         for column, name in enumerate(dataset.classes):
             has = dataset.labels[:, column] == 1 if dataset.multi_label else dataset.labels == column
             if has.any() and flat[has].all():
@@ -106,12 +114,16 @@ def _spellings(dataset: Dataset, found: list[tuple[str, ...]] | None) -> list[st
     """Names patients that are written in nearly the same way."""
     if found is None:
         own = set(dataset.images.names)
-        found = identity.near_spellings(name for name in np.unique(dataset.groups).tolist() if name not in own)
+        found = identity.near_spellings(
+            name for name in np.unique(dataset.groups).tolist() if name not in own
+        )
     if not found:
         return []
     more = f", and {len(found) - 1} more like it" if len(found) > 1 else ""
     listed = " and ".join(map(repr, found[0]))
-    return [f"patients {listed} differ in case, separators or zeros alone{more}; splits keep them on one side"]
+    return [
+        f"patients {listed} differ in case, separators or zeros alone{more}; splits keep them on one side"
+    ]
 
 
 def _torn_labels(dataset: Dataset) -> list[str]:

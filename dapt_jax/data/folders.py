@@ -114,14 +114,20 @@ def _pattern(group: str) -> re.Pattern[str] | None:
     except re.error as error:
         raise UserError(f"group={group!r} is not a regular expression ({error})") from error
     if pattern.groups < 1:
-        raise UserError(f"group={group!r} marks no part of the path as the patient; put it in brackets: ({group})")
+        raise UserError(
+            f"group={group!r} marks no part of the path as the patient; put it in brackets: ({group})"
+        )
     return pattern
 
 
-def _records(root: Path, pattern: re.Pattern[str] | None, classes: Sequence[str]) -> tuple[list[Record], Layout]:
+def _records(
+    root: Path, pattern: re.Pattern[str] | None, classes: Sequence[str]
+) -> tuple[list[Record], Layout]:
     if not root.is_dir():
         there = (
-            sorted(folder.name for folder in root.parent.iterdir() if folder.is_dir()) if root.parent.is_dir() else []
+            sorted(folder.name for folder in root.parent.iterdir() if folder.is_dir())
+            if root.parent.is_dir()
+            else []
         )
         hint = nearest(root.name, there) if there else f"there are no folders in {root.parent}"
         raise UserError(f"{root}: no such folder; {hint}")
@@ -141,6 +147,13 @@ def _records(root: Path, pattern: re.Pattern[str] | None, classes: Sequence[str]
         columns = {} if image.split is None else {"split": image.split}
         group = match[1] if match else ""
         images.append(
-            Record(written, image=image.file, written=written, labels=(image.label,), group=group, columns=columns)
+            Record(
+                written,
+                image=image.file,
+                written=written,
+                labels=(image.label,),
+                group=group,
+                columns=columns,
+            )
         )
     return images, found

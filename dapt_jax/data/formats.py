@@ -69,7 +69,16 @@ def spacing(source: Source) -> tuple[float, float] | None:
 
 
 def _is_named_image(suffixes: list[str]) -> bool:
-    return bool(suffixes) and suffixes[-1] in (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+    return bool(suffixes) and suffixes[-1] in (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".gif",
+    )
 
 
 def _has_dicom_mark(path: Path) -> bool:

@@ -68,7 +68,9 @@ class Turn:
         return Turn(self.columns, self.rows, True) if self.swap else self
 
 
-_TURNS = [Turn(rows, columns, swap) for swap in (False, True) for rows in (False, True) for columns in (False, True)]
+_TURNS = [
+    Turn(rows, columns, swap) for swap in (False, True) for rows in (False, True) for columns in (False, True)
+]
 
 
 def turn_onto(

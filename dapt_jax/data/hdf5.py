@@ -1,8 +1,8 @@
 """Reads from HDF5 files that are not trusted: no link out of the file, no other file's numbers, no chunk that is a bomb.
 
-For images and for weights. What can be told from the file's description is refused here, before anything is allocated; the
-HDF5 library itself may still hang or crash on a damaged file, so readers try such files out in a process with limits
-(`limit_process`).
+For images and for weights. What can be told from the file's description is refused here, before anything is
+allocated; the HDF5 library itself may still hang or crash on a damaged file, so readers try such files out in
+a process with limits (`limit_process`).
 """
 
 import contextlib
@@ -49,15 +49,17 @@ def check(dataset: h5py.Dataset, path: Path) -> int:
         path: The file, for the error line.
 
     Returns:
-        Bytes that reading it takes: those of the array and, where it is kept in chunks, those of one chunk, which the library
-        unpacks whole whatever the array's size.
+        Bytes that reading it takes: those of the array and, where it is kept in chunks, those of one chunk,
+        which the library unpacks whole whatever the array's size.
 
     Raises:
         UserError: It is kept in another file, or packed in a way that is not known.
     """
     name = dataset.name[:80]
     if dataset.external or dataset.is_virtual:
-        raise UserError(f"{path}: {name!r} is kept in another file; expected a file that holds its own numbers")
+        raise UserError(
+            f"{path}: {name!r} is kept in another file; expected a file that holds its own numbers"
+        )
     plan = dataset.id.get_create_plist()
     for number in range(plan.get_nfilters()):
         code = plan.get_filter(number)[0]
@@ -73,7 +75,8 @@ def check(dataset: h5py.Dataset, path: Path) -> int:
 def limit_process(seconds: int, spare: int) -> None:
     """Limit what this process may compute and allocate from here on; for one that only tries a file out.
 
-    A chunk may unpack to more than it declares, and an attribute may declare any size: the limit makes an error of it.
+    A chunk may unpack to more than it declares, and an attribute may declare any size: the limit makes an
+    error of it.
 
     Args:
         seconds: CPU time.

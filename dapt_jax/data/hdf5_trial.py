@@ -1,7 +1,8 @@
 """HDF5 files that may be damaged or hostile: tried in another process first, no link out of the file followed, chunks bounded.
 
-The HDF5 library hangs or crashes on some damaged files. One helper process per reading process opens every file before it is
-read here; a file that the helper does not come back from is refused, and another helper takes its place.
+The HDF5 library hangs or crashes on some damaged files. One helper process per reading process opens every
+file before it is read here; a file that the helper does not come back from is refused, and another helper
+takes its place.
 """
 
 import atexit
@@ -27,7 +28,9 @@ _BYTES_PER_SECOND = 20 << 20
 _DEPTH = 16
 _WHOLE_BYTES = 64 << 20
 _OBJECTS = 100_000
-_CODE = "import sys; sys.path.insert(0, sys.argv[1]); from dapt_jax.data import hdf5_trial; hdf5_trial.serve()"
+_CODE = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from dapt_jax.data import hdf5_trial; hdf5_trial.serve()"
+)
 _lock = threading.Lock()
 _helper: subprocess.Popen[bytes] | None = None
 _owner = 0
@@ -157,7 +160,9 @@ def check_dataset(path: Path, key: str, found: h5py.Dataset) -> None:
         UserError: It is, or does; or its filters are not those of HDF5 itself.
     """
     if found.external or found.is_virtual:
-        raise UserError(f"{path}: {key!r} is kept in another file; expected a file that holds its own numbers")
+        raise UserError(
+            f"{path}: {key!r} is kept in another file; expected a file that holds its own numbers"
+        )
     if found.chunks is None:
         return
     chunk = int(found.dtype.itemsize)
@@ -168,7 +173,9 @@ def check_dataset(path: Path, key: str, found: h5py.Dataset) -> None:
     # Deflate packs at most 1,032 to one, whatever size the chunk claims to have.
     if found.compression == "gzip" and packed * 1032 > limits.decoded_bytes():
         for number in range(found.id.get_num_chunks()):
-            _check_chunk(path, key, found.id.read_direct_chunk(found.id.get_chunk_info(number).chunk_offset)[1], chunk)
+            _check_chunk(
+                path, key, found.id.read_direct_chunk(found.id.get_chunk_info(number).chunk_offset)[1], chunk
+            )
 
 
 def _check_chunk(path: Path, key: str, packed: bytes, size: int) -> None:
@@ -177,4 +184,6 @@ def _check_chunk(path: Path, key: str, packed: bytes, size: int) -> None:
         found += len(unpacker.decompress(packed, 1 << 20))
         packed = unpacker.unconsumed_tail
         if found > size + 64:
-            raise UserError(f"{path}: a chunk of {key} unpacks to more than its {size:,} bytes; it is damaged")
+            raise UserError(
+                f"{path}: a chunk of {key} unpacks to more than its {size:,} bytes; it is damaged"
+            )

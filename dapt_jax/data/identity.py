@@ -10,8 +10,11 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# Byte-order marks, zero-width characters and directional marks: invisible, left by spreadsheets and web pages.
-_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u202a\u202b\u202c\u202d\u202e\x00"))
+# Byte-order marks, zero-width characters and directional marks: invisible, left by spreadsheets and web
+# pages.
+_INVISIBLE = dict.fromkeys(
+    map(ord, "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u202a\u202b\u202c\u202d\u202e\x00")
+)
 
 MISSING = frozenset(("", "nan", "na", "n/a", "n.a.", "#n/a", "#na", "<na>", "nat", "null"))
 """Cells that stand for no value, in lower case."""
@@ -24,8 +27,14 @@ _WHOSE = r"(?:id|ids|no|nr|num|number|code|key|uid|uuid|guid|index|name|hash|ref
 _PATIENT_KEYS = tuple(
     re.compile(rf"(?:anon|anonymi[sz]ed|pseudo|dicom|deid|hospital)?{kind}{_WHOSE}?|{more}")
     for kind, more in (
-        (r"(?:patients?|pat|pts?|pacientes?|pazient[ei]|patienten)", r"id(?:patient|paciente)|pid|mrn|pseudonym"),
-        (r"(?:subjects?|subj|participants?|probands?|volunteers?|donors?|persons?|people|individuals?)", "idsubject"),
+        (
+            r"(?:patients?|pat|pts?|pacientes?|pazient[ei]|patienten)",
+            r"id(?:patient|paciente)|pid|mrn|pseudonym",
+        ),
+        (
+            r"(?:subjects?|subj|participants?|probands?|volunteers?|donors?|persons?|people|individuals?)",
+            "idsubject",
+        ),
         (r"cases?", "idcase"),
     )
 )
@@ -185,7 +194,9 @@ def looks_like_identities(name: str, cells: Sequence[str]) -> bool:
 def joins(cells: Sequence[str], groups: Sequence[str]) -> bool:
     """Whether two groups share a name in a column: splits by group would then divide it."""
     first: dict[str, str] = {}
-    return any(cell and first.setdefault(cell, group) != group for cell, group in zip(cells, groups, strict=True))
+    return any(
+        cell and first.setdefault(cell, group) != group for cell, group in zip(cells, groups, strict=True)
+    )
 
 
 def near_spellings(names: Iterable[str]) -> list[tuple[str, ...]]:
@@ -220,4 +231,6 @@ def in_order(labels: Iterable[str]) -> tuple[tuple[str, ...], bool]:
 
 def same_partition(columns: Mapping[str, Sequence[str]], names: Sequence[str]) -> bool:
     """Whether several columns divide the rows alike, as a class's number and its name do."""
-    return all(not joins(columns[a], columns[b]) and not joins(columns[b], columns[a]) for a, b in pairwise(names))
+    return all(
+        not joins(columns[a], columns[b]) and not joins(columns[b], columns[a]) for a, b in pairwise(names)
+    )

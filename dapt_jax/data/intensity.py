@@ -2,16 +2,21 @@
 
 The order, for every kind of file:
 
-1. stored value; padding (DICOM's PixelPaddingValue), NaN and infinity are set apart: they are part of no statistic and
+1. stored value; padding (DICOM's PixelPaddingValue), NaN and infinity are set apart: they are part of no
+statistic and
    come out black;
 2. modality transform (DICOM's modality table, or slope and intercept; NIfTI's slope and intercept);
-3. range: the window that the user set; else the file's own table or window; else the depth that the file declares where
-   that says something; else the range of the *set* (of the volume, for NIfTI), computed once from all of its images;
-4. 8 bits; inversion where the least value is white (MONOCHROME1, presentation shape INVERSE, TIFF with white at zero).
+3. range: the window that the user set; else the file's own table or window; else the depth that the file
+declares where
+   that says something; else the range of the *set* (of the volume, for NIfTI), computed once from all of its
+   images;
+4. 8 bits; inversion where the least value is white (MONOCHROME1, presentation shape INVERSE, TIFF with white
+at zero).
 
-The set is the images that one source of a study names, after `where` and `drop_classes`: development, test and external data
-are scaled by their own numbers, never by each other's, unless one `window=LOW,HIGH` is given to all. Statistics are counts in a
-fixed histogram, so that they depend on what the set holds alone, and not on order, threads or processes.
+The set is the images that one source of a study names, after `where` and `drop_classes`: development, test
+and external data are scaled by their own numbers, never by each other's, unless one `window=LOW,HIGH` is
+given to all. Statistics are counts in a fixed histogram, so that they depend on what the set holds alone, and
+not on order, threads or processes.
 """
 
 import re
@@ -49,7 +54,8 @@ class Range:
     Attributes:
         low: The value shown as black.
         high: The value shown as white.
-        origin: Where the two come from, such as "window of the file" or "depth of the set's 16-bit grey (12 bits)".
+        origin: Where the two come from, such as "window of the file" or "depth of the set's 16-bit grey (12
+            bits)".
         bits: For integers from 0 to 2**bits - 1, which are shifted down to 8 bits; 0 for a linear ramp.
     """
 
@@ -63,9 +69,9 @@ class Range:
         if self.bits >= 8 and values.dtype.kind in "ui":
             if values.dtype == np.uint8 and self.bits == 8:
                 return values
-            return (values.clip(0, min((1 << self.bits) - 1, np.iinfo(values.dtype).max)) >> (self.bits - 8)).astype(
-                np.uint8
-            )
+            return (
+                values.clip(0, min((1 << self.bits) - 1, np.iinfo(values.dtype).max)) >> (self.bits - 8)
+            ).astype(np.uint8)
         shown = np.empty(values.shape, np.uint8)
         flat_in, flat_out = values.reshape(-1), shown.reshape(-1)
         # Sums and differences of the largest numbers overflow unless halved.
@@ -146,8 +152,8 @@ def integers_or_floats(values: np.ndarray, pool: str, **more: Any) -> Samples:
 class Statistics:
     """Counts of values in bins that are the same for all images, whatever their order.
 
-    A bin is the upper 20 bits of a float32: integers below 4,096 have one each, others share one with values that differ by
-    less than one in 2,048. Memory is 8 MiB, however large the set.
+    A bin is the upper 20 bits of a float32: integers below 4,096 have one each, others share one with values
+    that differ by less than one in 2,048. Memory is 8 MiB, however large the set.
     """
 
     counts: np.ndarray = field(default_factory=lambda: np.zeros(1 << _CODE_BITS, np.int64))
@@ -188,9 +194,10 @@ class Statistics:
 
         Args:
             whose: Whose values they are, such as "the set".
-            depth: Whether integers from 0 are samples of one of `DEPTHS`, and floats from 0 to 1 span just that.
-            window: The percentiles for all other values. The background, which is a value that at least one in twenty
-                pixels has, is not counted.
+            depth: Whether integers from 0 are samples of one of `DEPTHS`, and floats from 0 to 1 span just
+                that.
+            window: The percentiles for all other values. The background, which is a value that at least one
+                in twenty pixels has, is not counted.
         """
         values, counts = self._values()
         if not len(values):
@@ -218,8 +225,8 @@ def _allowed(counts: np.ndarray) -> float:
 def _depth(values: np.ndarray, counts: np.ndarray) -> int:
     """Return the depth of samples, or 0 where they are not.
 
-    Stray pixels do not count: one in a thousand; nor does a marker, which is brighter than twice the depth, with nothing
-    in between, and smaller than a twentieth of the foreground.
+    Stray pixels do not count: one in a thousand; nor does a marker, which is brighter than twice the depth,
+    with nothing in between, and smaller than a twentieth of the foreground.
     """
     if counts[values < 0].sum() > _allowed(counts):
         return 0
@@ -270,7 +277,9 @@ def foreground_span(values: np.ndarray, window: Window) -> tuple[float, float]:
     return _apart(low, high, background, float(finite.min()), float(finite.max()))
 
 
-def _apart(low: float, high: float, background: float | None, least: float, most: float) -> tuple[float, float]:
+def _apart(
+    low: float, high: float, background: float | None, least: float, most: float
+) -> tuple[float, float]:
     """Percentiles of the foreground with a little room, so that it stays apart from the background."""
     if background is not None and background < low:
         low = max(background, low - (high - low) / 16)
@@ -305,7 +314,9 @@ def of_set(images: Iterable[Any], read: Callable[[Any], Samples | None], workers
                 take(waiting)
                 waiting = []
         take(waiting)
-    return {name: counted.range(f"{_OF_THE_SET}{name}", kinds[name]) for name, counted in sorted(pools.items())}
+    return {
+        name: counted.range(f"{_OF_THE_SET}{name}", kinds[name]) for name, counted in sorted(pools.items())
+    }
 
 
 def summary(ranges: Sequence[Range], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -316,8 +327,8 @@ def summary(ranges: Sequence[Range], names: Sequence[str]) -> list[dict[str, Any
         names: The name of each image.
 
     Returns:
-        One row for each origin, the most frequent first: `origin`, `images` (how many), `low` and `high` (least and greatest
-        value shown as black, and as white), and `example`, the first image's name.
+        One row for each origin, the most frequent first: `origin`, `images` (how many), `low` and `high`
+        (least and greatest value shown as black, and as white), and `example`, the first image's name.
     """
     rows: dict[str, list[int]] = {}
     for index, each in enumerate(ranges):
@@ -327,7 +338,10 @@ def summary(ranges: Sequence[Range], names: Sequence[str]) -> list[dict[str, Any
             "origin": origin,
             "images": len(indices),
             "low": [min(ranges[index].low for index in indices), max(ranges[index].low for index in indices)],
-            "high": [min(ranges[index].high for index in indices), max(ranges[index].high for index in indices)],
+            "high": [
+                min(ranges[index].high for index in indices),
+                max(ranges[index].high for index in indices),
+            ],
             "example": names[indices[0]],
         }
         for origin, indices in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -362,6 +376,4 @@ def line(row: dict[str, Any]) -> str:
         return f"{pair[0]:g}" if pair[0] == pair[1] else f"{pair[0]:g} to {pair[1]:g}"
 
     images = f"{row['images']:,} image{'s' if row['images'] != 1 else ''}"
-    return (
-        f"{images}: black {ends(row['low'])}, white {ends(row['high'])}, by {row['origin']} (first: {row['example']})"
-    )
+    return f"{images}: black {ends(row['low'])}, white {ends(row['high'])}, by {row['origin']} (first: {row['example']})"

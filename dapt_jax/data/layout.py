@@ -62,7 +62,9 @@ def read(root: Path, classes: Sequence[str] = ()) -> Layout:
     top = _unwrapped(root, walker, named)
     folders = walker.folders(top)
     splits = {folder: _split_of(folder, named) for folder in folders}
-    with_classes = [folder for folder in folders if splits[folder] and walker.folders(_inner(folder, walker, named))]
+    with_classes = [
+        folder for folder in folders if splits[folder] and walker.folders(_inner(folder, walker, named))
+    ]
     if any(splits.values()) and not with_classes and not all(splits.values()):
         strange = next(folder for folder in folders if splits[folder])
         raise UserError(
@@ -75,7 +77,9 @@ def read(root: Path, classes: Sequence[str] = ()) -> Layout:
         _read_classes(folders, layout, walker, named)
     walker.finish()
     if pictures := [file for file in walker.files(top) if holds_picture(file)]:
-        layout.notes.append(f"{top}: left out {_images(len(pictures))} in no class folder, first: {pictures[0].name}")
+        layout.notes.append(
+            f"{top}: left out {_images(len(pictures))} in no class folder, first: {pictures[0].name}"
+        )
     return layout
 
 
@@ -119,7 +123,9 @@ def _compare_classes(layout: Layout, root: Path) -> None:
     splits = set().union(*present.values())
     for label, held in sorted(present.items()):
         if held != splits:
-            layout.notes.append(f"{root}: class {label!r} is in {_list(held)} alone, not in {_list(splits - held)}")
+            layout.notes.append(
+                f"{root}: class {label!r} is in {_list(held)} alone, not in {_list(splits - held)}"
+            )
 
 
 def _list(names: set[str]) -> str:
@@ -134,7 +140,9 @@ def _read_classes(folders: Sequence[Path], layout: Layout, walker: "_Walker", na
             "expected CLASS/image; images with masks take kind 'manifest' with a column mask"
         )
     # CLASS/SPLIT/image: the folders of every class are named as splits.
-    by_split = {folder: [(inner, _split_of(inner, set())) for inner in walker.folders(folder)] for folder in folders}
+    by_split = {
+        folder: [(inner, _split_of(inner, set())) for inner in walker.folders(folder)] for folder in folders
+    }
     sided = {folder for folder, inner in by_split.items() if inner and all(split for _, split in inner)}
     layout.has_splits = bool(sided)
     for folder in folders:
@@ -155,7 +163,9 @@ def _read_class(folder: Path, split: str | None, layout: Layout, walker: "_Walke
     label = label or identity.clean(folder.name)
     files = list(walker.pictures(folder, skip=_MASKS))
     stems = {file.with_suffix("") for file in files}
-    masks = [file for file in files if (found := _OF_MASK.match(file.stem)) and file.with_name(found[1]) in stems]
+    masks = [
+        file for file in files if (found := _OF_MASK.match(file.stem)) and file.with_name(found[1]) in stems
+    ]
     if masks and len(masks) < len(files):
         layout.notes.append(
             f"{folder}: left out {len(masks)} masks beside their images, first: {masks[0].name}; kind 'manifest' reads masks"
@@ -168,14 +178,18 @@ def _read_class(folder: Path, split: str | None, layout: Layout, walker: "_Walke
 
 def why_empty(folder: Path) -> str:
     """Return what a class folder holds in place of images, as the end of an error line."""
-    names = [file.name for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    names = [
+        file.name for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")
+    ]
     if not names:
         return "it is empty"
     kinds = ", ".join(
         f"{suffix or 'no suffix'} {count}" for suffix, count in Counter(map(_suffix, names)).most_common(4)
     )
     hint = (
-        "; of volumes, kind 'manifest' names slices: scan.nii.gz[12]" if any(_is_volume(name) for name in names) else ""
+        "; of volumes, kind 'manifest' names slices: scan.nii.gz[12]"
+        if any(_is_volume(name) for name in names)
+        else ""
     )
     return f"it holds files of other kinds ({kinds}){hint}"
 
@@ -198,7 +212,9 @@ class _Walker:
         """Files in a folder itself, sorted; hidden ones and those of the system are not looked at."""
         return [entry for entry in self._entries(folder) if entry.is_file()]
 
-    def pictures(self, folder: Path, skip: frozenset[str] = frozenset(), above: tuple[str, ...] = ()) -> Iterator[Path]:
+    def pictures(
+        self, folder: Path, skip: frozenset[str] = frozenset(), above: tuple[str, ...] = ()
+    ) -> Iterator[Path]:
         """Images in a folder and below it; links are followed, but never in a circle."""
         place = os.path.realpath(folder)
         if place in above:
@@ -233,7 +249,9 @@ class _Walker:
             kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in total.most_common(6))
             folders = ", ".join(str(folder.relative_to(self.root)) for folder in list(self._others)[:4])
             more = f" and {len(self._others) - 4} more" if len(self._others) > 4 else ""
-            self._notes.append(f"{self.root}: left out files that are not images: {kinds} (in {folders}{more})")
+            self._notes.append(
+                f"{self.root}: left out files that are not images: {kinds} (in {folders}{more})"
+            )
 
     def _entries(self, folder: Path) -> list[Path]:
         kept = []
@@ -263,7 +281,9 @@ def _unwrapped(root: Path, walker: _Walker, named: set[str]) -> Path:
             break
         folder = inner[0]
     if folder != root:
-        walker._notes.append(f"{root}: its one folder holds folders, so classes and splits are those below {folder}")
+        walker._notes.append(
+            f"{root}: its one folder holds folders, so classes and splits are those below {folder}"
+        )
     return folder
 
 
@@ -272,7 +292,10 @@ def _inner(folder: Path, walker: _Walker, named: set[str]) -> Path:
     inner = walker.folders(folder)
     if len(inner) == 1 and walker.folders(inner[0]):
         only = inner[0]
-        if _split_of(only, named) == _split_of(folder, named) or identity.column_key(only.name) in ("images", "data"):
+        if _split_of(only, named) == _split_of(folder, named) or identity.column_key(only.name) in (
+            "images",
+            "data",
+        ):
             return only
     return folder
 

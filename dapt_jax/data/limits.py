@@ -74,8 +74,8 @@ class Bounded(io.BufferedReader):
 def border(path: Path, expected: str) -> Iterator[None]:
     """Turn whatever a decoder raises into one `UserError`; by design, not by a list of exceptions.
 
-    Decoders of damaged files raise anything: `TokenError`, `RecursionError`, `MemoryError`, `struct.error`, and, for
-    callers who run with `-W error`, warnings. Only what ends a process on request passes.
+    Decoders of damaged files raise anything: `TokenError`, `RecursionError`, `MemoryError`, `struct.error`,
+    and, for callers who run with `-W error`, warnings. Only what ends a process on request passes.
 
     Args:
         path: The file that is read inside the `with` block.

@@ -40,9 +40,15 @@ def read_rows(path: Path, fields: int, separator: str | None = None) -> list[Row
     for number, line in enumerate(_text(path, "list").splitlines(), start=1):
         if not line.strip():
             continue
-        cells = tuple(cell.strip() for cell in line.strip().split(separator)) if separator else tuple(line.split())
+        cells = (
+            tuple(cell.strip() for cell in line.strip().split(separator))
+            if separator
+            else tuple(line.split())
+        )
         if len(cells) != fields:
-            raise UserError(f"{path}: row {number}: {len(cells)} fields, expected {fields}: {line.strip()[:60]!r}")
+            raise UserError(
+                f"{path}: row {number}: {len(cells)} fields, expected {fields}: {line.strip()[:60]!r}"
+            )
         if not cells[0]:
             raise UserError(f"{path}: row {number}: no image named")
         rows.append(Row(f"row {number}", cells))
@@ -78,24 +84,27 @@ def class_name(path: Path, place: str, cell: str, names: Sequence[str]) -> str:
 def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[str, list[str]]]:
     """Read a CSV file by column.
 
-    Commas, semicolons or tabs separate cells, whichever the header holds most of outside quotation marks; a first line
-    "sep=;" as spreadsheets write it says so itself. Columns without a name in which no row has a value are left out, and
-    so is a first column without a name, the row numbers of pandas.
+    Commas, semicolons or tabs separate cells, whichever the header holds most of outside quotation marks; a
+    first line "sep=;" as spreadsheets write it says so itself. Columns without a name in which no row has a
+    value are left out, and so is a first column without a name, the row numbers of pandas.
 
     Args:
-        path: The file; a byte-order mark, any line ends and blank lines are allowed. UTF-8, or UTF-16 with its mark.
+        path: The file; a byte-order mark, any line ends and blank lines are allowed. UTF-8, or UTF-16 with
+            its mark.
         what: What to call it in error lines.
 
     Returns:
-        Where each row is in the file ("row 2" is the first below the header, as a spreadsheet counts), and the cells of
-        each column as `identity.clean` gives them.
+        Where each row is in the file ("row 2" is the first below the header, as a spreadsheet counts), and
+        the cells of each column as `identity.clean` gives them.
 
     Raises:
         UserError: No such file, not text, no rows, a column named twice, or a row of the wrong length.
     """
     text = _text(path, what)
     delimiter, skipped = _delimiter(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t")
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t"
+    )
     header: list[str] = []
     places: list[str] = []
     rows: list[list[str]] = []
@@ -117,7 +126,9 @@ def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[st
     except csv.Error as error:
         raise UserError(f"{path}: row {reader.line_num}: {error}; is a quotation mark left open?") from error
     if not rows:
-        raise UserError(f"{path}: no rows; expected a header such as image,label,patient and one row per image")
+        raise UserError(
+            f"{path}: no rows; expected a header such as image,label,patient and one row per image"
+        )
     columns = [(name, [row[index] for row in rows]) for index, name in enumerate(header)]
     columns = [(name, cells) for index, (name, cells) in enumerate(columns) if name or (index and any(cells))]
     names = [name for name, _ in columns]
@@ -138,7 +149,9 @@ def _delimiter(text: str) -> tuple[str, int]:
 
 def _text(path: Path, what: str) -> str:
     if path.is_dir():
-        raise UserError(f"{path}: a folder; expected a CSV file, or kind 'folder' for images sorted into folders")
+        raise UserError(
+            f"{path}: a folder; expected a CSV file, or kind 'folder' for images sorted into folders"
+        )
     if not path.is_file():
         folder = path.parent
         if not folder.is_dir():

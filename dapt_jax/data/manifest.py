@@ -71,10 +71,10 @@ def load_manifest(
         name: Name of the data set; by default the name of the manifest's folder.
         segments: Of a set to be segmented, the name of each value of the masks, see `Dataset.segmented`.
         window: Black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
-        axis: Of NIfTI volumes, along which "volume.nii.gz[12]" counts, in the file's own order: 0 sagittal, 1 coronal,
-            2 axial.
-        mask_orientation: Of masks without coordinates beside NIfTI slices (or the reverse): "shown" or "stored", see
-            `dapt_jax.data.masks.Placed`; "" refuses them.
+        axis: Of NIfTI volumes, along which "volume.nii.gz[12]" counts, in the file's own order: 0 sagittal, 1
+            coronal, 2 axial.
+        mask_orientation: Of masks without coordinates beside NIfTI slices (or the reverse): "shown" or
+            "stored", see `dapt_jax.data.masks.Placed`; "" refuses them.
 
     Returns:
         The data set; columns that are not image, label, mask or group are in `columns`, a split column of
@@ -103,7 +103,9 @@ def load_manifest(
     label_columns = roles.labels
     per_class = len(label_columns) > 1
     classes, drop_classes = (tuple(map(identity.clean, names)) for names in (classes, drop_classes))
-    if per_class and (strange := [other for other in (*classes, *drop_classes) if other not in label_columns]):
+    if per_class and (
+        strange := [other for other in (*classes, *drop_classes) if other not in label_columns]
+    ):
         raise UserError(
             f"{manifest}: class {strange[0]!r} is not in label={label!r}; {nearest(strange[0], label_columns)}"
         )
@@ -111,7 +113,9 @@ def load_manifest(
         label_columns = tuple(column for column in classes or label_columns if column not in drop_classes)
     multi_label = per_class or any("|" in cell for cell in columns[label_columns[0]])
     spoken = set(classes)
-    unlabelled = [] if multi_label else [row for row in rows if _is_unlabelled(columns[label_columns[0]][row], spoken)]
+    unlabelled = (
+        [] if multi_label else [row for row in rows if _is_unlabelled(columns[label_columns[0]][row], spoken)]
+    )
     dropped = {name for name in drop_classes if identity.is_missing(name)} - spoken
     if dropped and unlabelled:
         rows = np.setdiff1d(rows, unlabelled)

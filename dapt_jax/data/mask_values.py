@@ -114,9 +114,7 @@ def between(values: Iterable[int], expected: int) -> str:
         return "; 255 beside other classes mostly marks pixels to ignore, which are not supported: give them a class"
     if len(strange) <= 2:
         return ""
-    return (
-        f"; between its classes it holds {listed(strange)}, as after JPEG or interpolation: save it losslessly, as PNG"
-    )
+    return f"; between its classes it holds {listed(strange)}, as after JPEG or interpolation: save it losslessly, as PNG"
 
 
 def listed(values: list[int] | list[float]) -> str:
@@ -129,8 +127,8 @@ def read(source: Plane) -> Drawn:
     """Read the numbers of a mask file, as it has them.
 
     Raises:
-        UserError: It is unreadable or in colour, its values are not whole numbers from 0 to 255, or a JPEG that is not of
-            black and white alone.
+        UserError: It is unreadable or in colour, its values are not whole numbers from 0 to 255, or a JPEG
+            that is not of black and white alone.
     """
     alpha: np.ndarray | None = None
     if formats.module(source.path) is pixels:

@@ -19,8 +19,9 @@ class Parts:
     """Files that each mark one segment.
 
     Attributes:
-        parts: a file or plane, and the value that a pixel gets where it is marked; values of several parts are joined bit
-            by bit, so that left and right lung may both be 1, and lesions that overlap 1, 2, 4, ...
+        parts: a file or plane, and the value that a pixel gets where it is marked; values of several parts
+            are joined bit by bit, so that left and right lung may both be 1, and lesions that overlap 1, 2,
+            4, ...
         like: the image; a mask without parts is as large as it and empty.
         above: a pixel is marked where its value (of a colour file, its brightest channel) is more than this.
     """
@@ -58,8 +59,8 @@ class Placed:
     Attributes:
         mask: The mask.
         on: The image.
-        orientation: How the two lie where coordinates do not say: "shown" as the image is shown, "stored" as the array of
-            the NIfTI file lies (its first axis down, its second across); "" refuses.
+        orientation: How the two lie where coordinates do not say: "shown" as the image is shown, "stored" as
+            the array of the NIfTI file lies (its first axis down, its second across); "" refuses.
     """
 
     mask: Path | Plane
@@ -96,8 +97,8 @@ def draw(mask: Mask) -> Drawn:
     """A mask as its source has it; what its values mean, its whole set tells (`dapt_jax.data.mask_values.convention`).
 
     Raises:
-        UserError: a file is unreadable, its values are not classes from 0 to 255, parts differ in size, run lengths leave
-            the image, or a mask does not lie on its image; names the path.
+        UserError: a file is unreadable, its values are not classes from 0 to 255, parts differ in size, run
+            lengths leave the image, or a mask does not lie on its image; names the path.
     """
     if isinstance(mask, Rle):
         return Drawn(_unrolled(mask))
@@ -160,7 +161,9 @@ def _onto(values: np.ndarray, mask: Placed) -> np.ndarray:
         return values
     if mask.orientation == "stored":
         return nifti.as_shown(image, values) if kinds[1] is nifti else nifti.as_stored(drawn, values)
-    without = " and ".join(str(source) for source, found in zip((drawn, image), where, strict=True) if not found)
+    without = " and ".join(
+        str(source) for source, found in zip((drawn, image), where, strict=True) if not found
+    )
     raise UserError(
         f"{drawn}: how it lies on {image} is not known ({without} has no coordinates); expected files with coordinates, or "
         "mask_orientation='shown' (as this library shows the image) or 'stored' (as the NIfTI file's array lies)"

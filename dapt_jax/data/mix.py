@@ -19,16 +19,20 @@ class Mix:
     """How the images of a batch are mixed with one another, each with one partner; all of a batch by the same draw.
 
     Attributes:
-        mixup: both parameters of the beta distribution that an image's share is drawn from, for mixup (Zhang et al., arXiv
-            1710.09412); 0 for none.
+        mixup: both parameters of the beta distribution that an image's share is drawn from, for mixup (Zhang
+            et al., arXiv 1710.09412); 0 for none.
         cutmix: the same for CutMix (Yun et al., arXiv 1905.04899), where the partner takes a rectangle.
         switch: probability of CutMix where there are both.
         probability: that a batch is mixed at all.
     """
 
     mixup: float = setting(0.0, at_least=0, doc="Both parameters of mixup's beta distribution; 0: no mixup.")
-    cutmix: float = setting(0.0, at_least=0, doc="Both parameters of CutMix's beta distribution; 0: no CutMix.")
-    switch: float = setting(0.5, at_least=0, at_most=1, doc="Probability of CutMix where there is mixup as well.")
+    cutmix: float = setting(
+        0.0, at_least=0, doc="Both parameters of CutMix's beta distribution; 0: no CutMix."
+    )
+    switch: float = setting(
+        0.5, at_least=0, at_most=1, doc="Probability of CutMix where there is mixup as well."
+    )
     probability: float = 1.0
 
     def __post_init__(self) -> None:
@@ -52,8 +56,8 @@ class Mix:
             step: Number of the step of the run, an integer.
 
         Returns:
-            The mixed images; the row of each one's partner, every row being one's partner once; and the share of itself
-            that every image has kept.
+            The mixed images; the row of each one's partner, every row being one's partner once; and the share
+            of itself that every image has kept.
         """
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), _FOR_MIX)
         for_partner, for_share, for_kind, for_place, for_whether = jax.random.split(key, 5)

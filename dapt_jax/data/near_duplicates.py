@@ -54,7 +54,9 @@ class Looks:
 
     def take(self, indices: np.ndarray) -> "Looks":
         """Return those of the images at `indices`."""
-        return Looks(self.thumbnails[indices], self.digests[indices], self.darkest[indices], self.brightest[indices])
+        return Looks(
+            self.thumbnails[indices], self.digests[indices], self.darkest[indices], self.brightest[indices]
+        )
 
     @functools.cached_property
     def vectors(self) -> np.ndarray:
@@ -111,7 +113,9 @@ def looks(images: ImageStore) -> Looks:
     return _seen[images]
 
 
-def duplicates(dataset_a: Dataset, dataset_b: Dataset, correlation: float = CORRELATION) -> list[tuple[int, int]]:
+def duplicates(
+    dataset_a: Dataset, dataset_b: Dataset, correlation: float = CORRELATION
+) -> list[tuple[int, int]]:
     """Find images of one set that are, to the eye, also in the other.
 
     Two images match when their 16-pixel colour thumbnails correlate above `correlation` after the mean
@@ -151,7 +155,10 @@ def _alike(a: np.ndarray, b: np.ndarray, correlation: float) -> np.ndarray:
         step = max(1, 20_000_000 // len(b))
         starts = range(0, len(a), step)
         return np.concatenate(
-            [np.argwhere(a[start : start + step] @ b.T > correlation) + np.array([start, 0]) for start in starts]
+            [
+                np.argwhere(a[start : start + step] @ b.T > correlation) + np.array([start, 0])
+                for start in starts
+            ]
         )
     sample = np.concatenate([a[:: -(-len(a) // 1000)], b[:: -(-len(b) // 1000)]])
     axes = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)[2][:_DIMENSIONS].T

@@ -31,9 +31,10 @@ def pixels(plane: Plane) -> np.ndarray:
 def samples(plane: Plane) -> Samples:
     """The numbers of a slice, and their range: `plane.window`, or percentiles of the volume's foreground.
 
-    A slice is shown as radiologists see it: axial with the front up, coronal and sagittal with the head up; the patient's right
-    is on the left, and in sagittal slices the front is. Which slice it is, the file's own order says: `[k]` is index k of the
-    stored array along the axis that comes nearest to `plane.axis`, as other tools count too.
+    A slice is shown as radiologists see it: axial with the front up, coronal and sagittal with the head up;
+    the patient's right is on the left, and in sagittal slices the front is. Which slice it is, the file's own
+    order says: `[k]` is index k of the stored array along the axis that comes nearest to `plane.axis`, as
+    other tools count too.
 
     Raises:
         UserError: see `volume`; or no such slice.
@@ -166,7 +167,10 @@ def volume(path: Path) -> Volume:
         if found is None:
             header = _header(*key)
             # Make room before anything is read.
-            while _volumes and header.stored_bytes + sum(v.stored.nbytes for v in _volumes.values()) > _kept_bytes():
+            while (
+                _volumes
+                and header.stored_bytes + sum(v.stored.nbytes for v in _volumes.values()) > _kept_bytes()
+            ):
                 _volumes.popitem(last=False)
             found = _read(path, header)
         _volumes[key] = found
@@ -202,9 +206,13 @@ class _Header:
         if kind.kind not in "uif":
             raise UserError(f"{path}: voxels of type {kind}; expected numbers")
         self.shape, self.affine = tuple(map(int, shape)), np.asarray(image.affine, float)
-        codes = library.io_orientation(self.affine) if np.isfinite(self.affine).all() else np.full((3, 2), np.nan)
+        codes = (
+            library.io_orientation(self.affine) if np.isfinite(self.affine).all() else np.full((3, 2), np.nan)
+        )
         if np.isnan(codes).any() or abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
-            raise UserError(f"{path}: its affine names no orientation; expected one with three independent axes")
+            raise UserError(
+                f"{path}: its affine names no orientation; expected one with three independent axes"
+            )
         self.codes = codes.astype(int)
         header = image.header
         coded = "sform_code" in header and "qform_code" in header
@@ -254,7 +262,11 @@ def _canonical_index(plane: Plane) -> int:
     """The slice's index in canonical orientation, from the file's own."""
     count = length(plane.path, plane.axis)
     index = plane.at(plane.index, count, "slice")
-    return count - 1 - index if _is_reversed(_header(plane.path, _stamp(plane.path)).codes, plane.axis) else index
+    return (
+        count - 1 - index
+        if _is_reversed(_header(plane.path, _stamp(plane.path)).codes, plane.axis)
+        else index
+    )
 
 
 def _read(path: Path, header: _Header) -> Volume:

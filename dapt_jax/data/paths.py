@@ -19,7 +19,8 @@ _SYSTEM = frozenset(
     ("__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found",
      "__pycache__", "recycler", "found.000")
 )  # fmt: skip
-"""Folders that systems and archives make, in lower case; names with a dot or a tilde in front are theirs too."""
+"""Folders that systems and archives make, in lower case; names with a dot or a tilde in front are theirs
+too."""
 
 _MARKS = (
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+",
@@ -76,10 +77,16 @@ class Finder:
         Args:
             names: As a table writes them.
         """
-        if not names or any(re.search(r"[\\/]", name) for name in names) or any(self(name).is_file() for name in names):
+        if (
+            not names
+            or any(re.search(r"[\\/]", name) for name in names)
+            or any(self(name).is_file() for name in names)
+        ):
             return None
         folders = sorted({file.parent for file in walk(self._root)})
-        holding = [folder for folder in folders if all(self._fitting(folder, name, is_file=True) for name in names)]
+        holding = [
+            folder for folder in folders if all(self._fitting(folder, name, is_file=True) for name in names)
+        ]
         return holding[0] if len(holding) == 1 else None
 
     def _fitting(self, folder: Path, part: str, *, is_file: bool) -> list[str]:

@@ -1,7 +1,8 @@
 """Drawing of SYNTHETIC blood cells: shapes, stains and optics of the phantoms, and nothing measured from a patient.
 
-Dyes are laid on by optical density (Beer-Lambert), so overlapping cells darken each other as under a microscope.
-Lengths are in half frames: the frame runs from -1 to 1, and a radius of 0.5 is a quarter of the image's side.
+Dyes are laid on by optical density (Beer-Lambert), so overlapping cells darken each other as under a
+microscope. Lengths are in half frames: the frame runs from -1 to 1, and a radius of 0.5 is a quarter of the
+image's side.
 """
 
 import io
@@ -96,7 +97,9 @@ class Canvas:
         coarse = self.rng.standard_normal((cells, cells), dtype=np.float32)
         return np.asarray(Image.fromarray(coarse).resize((self.size, self.size), Image.Resampling.BICUBIC))
 
-    def depth(self, x: float, y: float, radius: float, stretch: float = 1.0, angle: float = 0.0) -> np.ndarray:
+    def depth(
+        self, x: float, y: float, radius: float, stretch: float = 1.0, angle: float = 0.0
+    ) -> np.ndarray:
         """Distance inside the border of an ellipse (negative outside), float32 [size, size]."""
         cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         dx, dy = self.x - np.float32(x), self.y - np.float32(y)
@@ -116,7 +119,9 @@ def draw_red_cell(canvas: Canvas, x: float, y: float, radius: float) -> None:
     """Adds a red cell: a disc of eosin, paler in its middle."""
     rng = canvas.rng
     inside = canvas.depth(x, y, radius, np.exp(rng.normal(0, 0.08)), rng.uniform(0, np.pi))
-    pallor = np.float32(rng.uniform(0.25, 0.8)) * canvas.cover((inside - np.float32(0.55 * radius)) * np.float32(0.25))
+    pallor = np.float32(rng.uniform(0.25, 0.8)) * canvas.cover(
+        (inside - np.float32(0.55 * radius)) * np.float32(0.25)
+    )
     canvas.dyes[0] += canvas.cover(inside) * (np.float32(rng.uniform(0.75, 1.05)) - pallor)
 
 
@@ -134,7 +139,9 @@ def draw_platelet(canvas: Canvas, look: Look) -> None:
     rng = canvas.rng
     radius = look.scale * rng.uniform(0.10, 0.18)
     x, y = rng.normal(0, 0.06, 2)
-    inside = canvas.depth(x, y, radius, np.exp(rng.normal(0, 0.2)), rng.uniform(0, np.pi)) + 0.04 * canvas.noise(12)
+    inside = canvas.depth(
+        x, y, radius, np.exp(rng.normal(0, 0.2)), rng.uniform(0, np.pi)
+    ) + 0.04 * canvas.noise(12)
     canvas.dyes[1] += canvas.cover(inside) * (0.25 + 0.3 * canvas.specks(28, 0.0))
 
 
@@ -172,7 +179,9 @@ def draw_leukocyte(canvas: Canvas, look: Look, kind: str) -> None:
         canvas.dyes[3] += body * canvas.specks(30, -0.1) * np.float32(rng.uniform(0.45, 1.0))
     elif kind == "basophil":
         granules = cell * (1 - 0.5 * nucleus)
-        canvas.dyes[4] += granules * canvas.specks(22, rng.uniform(0.1, 0.5)) * np.float32(rng.uniform(0.6, 1.0))
+        canvas.dyes[4] += (
+            granules * canvas.specks(22, rng.uniform(0.1, 0.5)) * np.float32(rng.uniform(0.6, 1.0))
+        )
     elif kind == "monocyte":
         canvas.dyes *= 1 - 0.6 * body * canvas.specks(18, 0.8)
 

@@ -1,10 +1,10 @@
 """SYNTHETIC blood-smear phantoms: a corpus, a development set and an external set without anybody's data.
 
-The images are drawn, not photographed. They let a study be tried, tested and timed from end to end; scores on them say
-nothing about medicine.
+The images are drawn, not photographed. They let a study be tried, tested and timed from end to end; scores on
+them say nothing about medicine.
 
-`python -m dapt_jax.data.phantoms --out DIR` writes them as image files with a manifest, the form in which to bring data
-of one's own.
+`python -m dapt_jax.data.phantoms --out DIR` writes them as image files with a manifest, the form in which to
+bring data of one's own.
 """
 
 import argparse
@@ -71,8 +71,8 @@ def cells(n: int, *, size: int = 64, stain: int = 0, seed: int = 0, kind: str = 
         size: side in pixels, 16 or more.
         stain: 0 for the development laboratory, 1 for another stain, scanner and magnification.
         seed: not negative.
-        kind: "leukocytes" for the five white cells, "smear" for windows on red cells, white cells and platelets of
-            more varied smears.
+        kind: "leukocytes" for the five white cells, "smear" for windows on red cells, white cells and
+            platelets of more varied smears.
     """
     if kind not in _SHARES:
         raise UserError(f"phantoms: no kind {kind!r}; {nearest(kind, _SHARES)}")
@@ -90,11 +90,15 @@ def cells(n: int, *, size: int = 64, stain: int = 0, seed: int = 0, kind: str = 
         smear = index // CELLS_PER_SMEAR
         if index % CELLS_PER_SMEAR == 0:
             # 0 and 1 keep the numbers of smears and of cells apart.
-            look = drawing.draw_look(np.random.default_rng([*tag, 0, smear]), stain, 1.8 if kind == "smear" else 1.0)
+            look = drawing.draw_look(
+                np.random.default_rng([*tag, 0, smear]), stain, 1.8 if kind == "smear" else 1.0
+            )
         rng = np.random.default_rng([*tag, 1, index])
         labels[index] = rng.choice(len(_SHARES[kind]), p=_SHARES[kind])
         images[index], masks[index] = _draw(rng, look, size, kind, int(labels[index]))
-    smears = np.array([f"{kind}-{stain}-{seed}-{index // CELLS_PER_SMEAR:05d}" for index in range(n)], dtype=str)
+    smears = np.array(
+        [f"{kind}-{stain}-{seed}-{index // CELLS_PER_SMEAR:05d}" for index in range(n)], dtype=str
+    )
     return Cells(images, labels, masks, smears)
 
 
@@ -188,7 +192,8 @@ def write(out: Path, n: int = 0, size: int = 96, seed: int = 0) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes phantoms from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m dapt_jax.data.phantoms", description="Write SYNTHETIC blood-smear phantoms with a manifest."
+        prog="python -m dapt_jax.data.phantoms",
+        description="Write SYNTHETIC blood-smear phantoms with a manifest.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--n", type=int, default=0, help="images in each set (0: 2000, 400 and 200)")

@@ -16,8 +16,8 @@ from dapt_jax.data.dataset import Dataset
 class Order:
     """In which order a run sees its examples: a fresh permutation per epoch from (seed, epoch) alone.
 
-    The last batch of an epoch is filled up with examples of the same epoch that carry weight 0, so every example counts
-    once per epoch and every batch has one shape.
+    The last batch of an epoch is filled up with examples of the same epoch that carry weight 0, so every
+    example counts once per epoch and every batch has one shape.
 
     Attributes:
         rows: Row numbers of the examples in their data set.
@@ -37,7 +37,9 @@ class Order:
         return -(-len(self.rows) // self.batch_size)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - orders live as long as a run
-    def epoch(self, epoch: int) -> tuple[Int32[np.ndarray, "steps batch"], Float32[np.ndarray, "steps batch"]]:
+    def epoch(
+        self, epoch: int
+    ) -> tuple[Int32[np.ndarray, "steps batch"], Float32[np.ndarray, "steps batch"]]:
         """Row numbers and weights of an epoch's batches."""
         places = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
         shape = (self.steps_per_epoch, self.batch_size)
@@ -86,8 +88,9 @@ def batches(
         threads: Number of threads that decode.
 
     Returns:
-        An iterator with `get_state` and `set_state`, over dicts: what `read` gives (`image` uint8 [b, size, size, 3]),
-        `label` (see `Dataset.targets`), `weight` float32 [b], `index` int32 [b] (rows), `epoch` int32 [].
+        An iterator with `get_state` and `set_state`, over dicts: what `read` gives (`image` uint8 [b, size,
+        size, 3]), `label` (see `Dataset.targets`), `weight` float32 [b], `index` int32 [b] (rows), `epoch`
+        int32 [].
     """
     labels = dataset.targets
     read = read or (lambda _, rows: {"image": dataset.images.batch(rows)})
@@ -120,8 +123,8 @@ def in_order(
         share: Part of every batch that is read.
 
     Yields:
-        Images uint8 [batch, size, size, 3], or the share of them, and row numbers [k] of the whole batch with k <= batch; the
-        last images are repeated to fill up.
+        Images uint8 [batch, size, size, 3], or the share of them, and row numbers [k] of the whole batch with
+        k <= batch; the last images are repeated to fill up.
     """
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]

@@ -17,11 +17,13 @@ from dapt_jax.data.plane import Plane, Source, plane
 from dapt_jax.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
-"""What Pillow is allowed to open, by content: others of its readers start programs (PostScript) or never end."""
+"""What Pillow is allowed to open, by content: others of its readers start programs (PostScript) or never
+end."""
 
 _EXPECTED = "a whole PNG, JPEG, BMP or TIFF file"
 _PHOTOMETRIC, _BITS_PER_SAMPLE, _TILE = 262, 258, (322, 323)
-# Bytes that reading takes for each pixel, by Pillow's mode: its own image, one that is upright, arrays, and grey of 8 bits.
+# Bytes that reading takes for each pixel, by Pillow's mode: its own image, one that is upright, arrays, and
+# grey of 8 bits.
 _BYTES = {"1": 4, "L": 4, "P": 16, "I;16": 12, "I;16B": 12, "I;16L": 12, "I;16N": 12}
 _BYTES_OF_COLOUR, _BYTES_OF_DEEP_COLOUR = 16, 40
 RESIZING = 40
@@ -39,8 +41,8 @@ def opened(source: Source, at_least: int = 0) -> Iterator[Image.Image]:
 
     Args:
         source: of the file; the index of a `Plane` is the page of a TIFF or the frame of a GIF.
-        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels; 0
-            decodes every pixel.
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many
+            pixels; 0 decodes every pixel.
     """
     found = plane(source)
     with limits.border(found.path, _EXPECTED), _image(found) as image:
@@ -62,7 +64,9 @@ def _image(found: Plane) -> Iterator[Image.Image]:
         image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(f"{path}: more pixels than Pillow opens ({most:,}); cut it into tiles first") from error
+        raise UserError(
+            f"{path}: more pixels than Pillow opens ({most:,}); cut it into tiles first"
+        ) from error
     except Image.UnidentifiedImageError as error:
         raise UserError(
             f"{path}: not an image that Pillow reads; expected PNG, JPEG, BMP or TIFF (or GIF, WebP, PGM), "
@@ -79,7 +83,9 @@ def _image(found: Plane) -> Iterator[Image.Image]:
 def _check_size(path: Path, image: Image.Image) -> None:
     deep = max(_tag(image, _BITS_PER_SAMPLE) or (8,)) > 8
     if deep and image.mode not in ("L", "P") and image.mode[0] not in "IF" and ";16" not in _raw_mode(image):
-        raise UserError(f"{path}: a TIFF of 16 bits whose colours lie in separate planes; expected them side by side")
+        raise UserError(
+            f"{path}: a TIFF of 16 bits whose colours lie in separate planes; expected them side by side"
+        )
     width, height = image.size
     each = _BYTES_OF_DEEP_COLOUR if ";16" in _raw_mode(image) else _BYTES_OF_COLOUR
     size = width * height * _BYTES.get(image.mode, each) + (width + height) * RESIZING
@@ -117,7 +123,8 @@ def samples(source: Plane, at_least: int = 0) -> Samples:
         elif mode == "L" or mode[0] in "IF":
             array = np.asarray(ImageOps.exif_transpose(image))
             if image.format == "PPM" and mode == "I":
-                # Pillow brings grey maps of more than 8 bits to 16 by the greatest value that their header names.
+                # Pillow brings grey maps of more than 8 bits to 16 by the greatest value that their header
+                # names.
                 found = Samples(array.astype(np.uint16), of_bits(16, "greatest value in the header"))
             else:
                 # Pillow turns bilevel and 8-bit images with white at zero, and no others.
@@ -147,8 +154,8 @@ class Stored:
 def stored(source: Plane) -> Stored:
     """The numbers of an upright file: palette indices rather than colours, values of white-at-zero files as they are stored.
 
-    A palette of black and white alone is read by its colours, whichever is first. Of a white-at-zero file with two values, the
-    white is 255.
+    A palette of black and white alone is read by its colours, whichever is first. Of a white-at-zero file
+    with two values, the white is 255.
     """
     with limits.border(source.path, _EXPECTED), _image(source) as image:
         raw = _raw_mode(image)
@@ -157,7 +164,9 @@ def stored(source: Plane) -> Stored:
         lossy, mode = image.format in ("JPEG", "MPO"), image.mode
         if mode in ("RGB", "RGBA") and ";16" in raw:
             deep = _sixteen_bits(source, image, raw)
-            return Stored(deep, np.asarray(ImageOps.exif_transpose(image))[..., 3] if mode == "RGBA" else None)
+            return Stored(
+                deep, np.asarray(ImageOps.exif_transpose(image))[..., 3] if mode == "RGBA" else None
+            )
         values = np.asarray(ImageOps.exif_transpose(image))
         if mode == "P":
             return Stored(_of_palette(values, image.getpalette() or []))
@@ -203,8 +212,8 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 def _sixteen_bits(source: Plane, image: Image.Image, raw: str) -> np.ndarray:
     """The samples of a colour or grey-and-alpha image of 16 bits, uint16 [h, w, 3] or [h, w].
 
-    Pillow holds such an image as the upper bytes of its samples. The lower ones are there when the file is decoded once more
-    as if its bytes were in the other order.
+    Pillow holds such an image as the upper bytes of its samples. The lower ones are there when the file is
+    decoded once more as if its bytes were in the other order.
     """
     with _image(source) as again:
         if raw == "LA;16B":
@@ -225,7 +234,8 @@ def _raw_mode(image: Image.Image) -> str:
 
 def _set_raw_mode(image: Any, raw: str) -> None:
     image.tile = [
-        tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:])) for tile in image.tile
+        tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:]))
+        for tile in image.tile
     ]
     image.load()
 

@@ -59,8 +59,8 @@ class Plane:
 
     Attributes:
         path: the file.
-        index: the slice of a NIfTI volume, counted as its file stores them, frame of a DICOM file, page of a TIFF, or
-            picture of an array [n, h, w]; None where the file holds one.
+        index: the slice of a NIfTI volume, counted as its file stores them, frame of a DICOM file, page of a
+            TIFF, or picture of an array [n, h, w]; None where the file holds one.
         axis: of a NIfTI volume in canonical orientation: 0 sagittal, 1 coronal, 2 axial slices.
         key: the array in an HDF5 file, such as "cjdata/image".
         window: black and white; None for the rule of the kind of file, see `dapt_jax.data.decode.decode`.

@@ -31,11 +31,11 @@ def load_tfds(
     """Reads a set that `tfds build --file_format=array_record` has prepared; its images are held in memory.
 
     Args:
-        path: the version's folder (it holds `dataset_info.json`), or a folder above it that holds one version only; with
-            `dataset`, the folder in which TFDS keeps its sets.
+        path: the version's folder (it holds `dataset_info.json`), or a folder above it that holds one version
+            only; with `dataset`, the folder in which TFDS keeps its sets.
         image_size: side of the images in pixels.
-        dataset: name of a set in TFDS's catalogue, such as "colorectal_histology" or "name/config"; it is downloaded and
-            prepared if `path` does not hold it yet, for which TensorFlow must be installed.
+        dataset: name of a set in TFDS's catalogue, such as "colorectal_histology" or "name/config"; it is
+            downloaded and prepared if `path` does not hold it yet, for which TensorFlow must be installed.
         split: the split to read; "" reads all of them. The split is in `columns["split"]` either way.
         label: name of the class feature.
         classes: the classes in the order wanted; by default the feature's.
@@ -46,8 +46,8 @@ def load_tfds(
         name: name of the data set; by default the prepared set's.
 
     Raises:
-        UserError: no prepared set there and it cannot be prepared, not in array_record files, or a feature or split that it
-            does not have.
+        UserError: no prepared set there and it cannot be prepared, not in array_record files, or a feature or
+            split that it does not have.
     """
     # Its import takes seconds, which sets of other kinds need not pay.
     import tensorflow_datasets as tfds
@@ -56,20 +56,26 @@ def load_tfds(
     builder = tfds.builder_from_directory(folder)
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         found = builder.info.file_format.value
-        raise UserError(f"{folder}: its files are {found}; prepare the set again with --file_format=array_record")
+        raise UserError(
+            f"{folder}: its files are {found}; prepare the set again with --file_format=array_record"
+        )
     features = builder.info.features
     for feature in ("image", label, *filter(None, [group])):
         if feature not in features:
             raise UserError(f"{folder}: no feature {feature!r}; {nearest(feature, features)}")
     if not isinstance(features[label], tfds.features.ClassLabel):
-        raise UserError(f"{folder}: feature {label!r} is {type(features[label]).__name__}, expected ClassLabel")
+        raise UserError(
+            f"{folder}: feature {label!r} is {type(features[label]).__name__}, expected ClassLabel"
+        )
     if split and split not in builder.info.splits:
         raise UserError(f"{folder}: no split {split!r}; {nearest(split, builder.info.splits)}")
 
     images, labels, groups, splits = [], [], [], []
     for part in [split] if split else sorted(builder.info.splits):
         for index, example in enumerate(builder.as_data_source(part)):
-            images.append(resize(_rgb(example["image"], f"{folder}: {part}[{index}]")[None], image_size, crop)[0])
+            images.append(
+                resize(_rgb(example["image"], f"{folder}: {part}[{index}]")[None], image_size, crop)[0]
+            )
             labels.append(int(example[label]))
             groups.append(_text(example[group]) if group else f"{part}/{index:06d}")
             splits.append(part)
@@ -105,7 +111,9 @@ def _version_folder(path: Path) -> Path:
     if not versions:
         raise UserError(f"{path}: no prepared TFDS set; expected a folder with dataset_info.json")
     if len(versions) > 1:
-        raise UserError(f"{path}: holds several versions; name one: {', '.join(folder.name for folder in versions)}")
+        raise UserError(
+            f"{path}: holds several versions; name one: {', '.join(folder.name for folder in versions)}"
+        )
     return versions[0]
 
 
@@ -129,7 +137,9 @@ def _prepared(tfds: ModuleType, folder: Path, dataset: str) -> Path:
 
 def _rgb(image: np.ndarray, place: str) -> np.ndarray:
     if image.dtype != np.uint8 or image.shape[-1] not in (1, 3):
-        raise UserError(f"{place}: image is {image.dtype} {list(image.shape)}, expected uint8 with 1 or 3 channels")
+        raise UserError(
+            f"{place}: image is {image.dtype} {list(image.shape)}, expected uint8 with 1 or 3 channels"
+        )
     return np.broadcast_to(image, (*image.shape[:2], 3))
 
 

@@ -1,9 +1,9 @@
 """RandAugment (Cubuk et al., arXiv 1909.13719) on the device: operations drawn per image and done in turn, of one magnitude.
 
-An operation is one of four parts with numbers of its own: where pixels are read, a table of 256 values per channel, the
-table of equalisation, a blend with another image. Under `vmap` a `lax.switch` runs every branch for every image, so four
-parts are cheaper there than fourteen operations. Where images are taken one by one, as `Augment` does on a CPU, only the
-part that was drawn runs.
+An operation is one of four parts with numbers of its own: where pixels are read, a table of 256 values per
+channel, the table of equalisation, a blend with another image. Under `vmap` a `lax.switch` runs every branch
+for every image, so four parts are cheaper there than fourteen operations. Where images are taken one by one,
+as `Augment` does on a CPU, only the part that was drawn runs.
 """
 
 import functools
@@ -25,9 +25,12 @@ MOVING = OPERATIONS[1:6]
 """Those that move pixels; masks follow them."""
 BLENDING = ("saturation", "sharpness")
 STRONGEST = 30.0
-"""Largest magnitude; what each operation does at it is what torchvision's RandAugment does at its last of 31 bins."""
+"""Largest magnitude; what each operation does at it is what torchvision's RandAugment does at its last of 31
+bins."""
 
-_PART = np.array([(name in MOVING) + 2 * (name in BLENDING) + 3 * (name == "equalise") for name in OPERATIONS])
+_PART = np.array(
+    [(name in MOVING) + 2 * (name in BLENDING) + 3 * (name == "equalise") for name in OPERATIONS]
+)
 """Which of the parts in `images` does an operation: 0 looks up."""
 _SHEAR, _SHIFT, _DEGREES, _BLEND, _BITS = 0.3, 150 / 331, 30.0, 0.9, 4
 
@@ -50,7 +53,9 @@ def images(image: Float[Array, "h w 3"], operations: Drawn, magnitude: float) ->
         operations: what `drawn` gives.
         magnitude: 0 to `STRONGEST`.
     """
-    parts = [functools.partial(part, magnitude=magnitude) for part in (_looked_up, _moved, _blended, _equalised)]
+    parts = [
+        functools.partial(part, magnitude=magnitude) for part in (_looked_up, _moved, _blended, _equalised)
+    ]
 
     def one(now: Array, operation: tuple[Array, Array]) -> tuple[Array, None]:
         return _whole(jax.lax.switch(jnp.asarray(_PART)[operation[0]], parts, now, *operation)), None

@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dapt_jax.data import arrays, dicom, formats, identity, intensity, limits, mask_values, masks, near_duplicates
+from dapt_jax.data import (
+    arrays,
+    dicom,
+    formats,
+    identity,
+    intensity,
+    limits,
+    mask_values,
+    masks,
+    near_duplicates,
+)
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES, ImageStore
 from dapt_jax.data.mask_values import Drawn, Facts
@@ -54,7 +64,9 @@ def check_on_bad_image(choice: str) -> None:
         raise UserError(f"on_bad_image={choice!r}; {nearest(choice, ON_BAD_IMAGE)}")
 
 
-def check_splits(places: Sequence[str], groups: Sequence[str], splits: Sequence[str], word: str, origin: str) -> None:
+def check_splits(
+    places: Sequence[str], groups: Sequence[str], splits: Sequence[str], word: str, origin: str
+) -> None:
     """Refuse a source in which one group is in two splits.
 
     Args:
@@ -90,7 +102,11 @@ def check_once(records: Sequence[Record], origin: str) -> None:
         image = plane(record.image)
         first = seen.setdefault(replace(image, path=Path(true_path(image.path))), record)
         if first is not record:
-            labels = f", as {'|'.join(first.labels)!r}, and here as {'|'.join(record.labels)!r}" if first.labels else ""
+            labels = (
+                f", as {'|'.join(first.labels)!r}, and here as {'|'.join(record.labels)!r}"
+                if first.labels
+                else ""
+            )
             raise UserError(
                 f"{origin}: {record.place}: {record.written} is in {first.place} already{labels}; "
                 "expected one row per image; several labels of one image are joined by |"
@@ -99,7 +115,9 @@ def check_once(records: Sequence[Record], origin: str) -> None:
 
 def with_patients(records: Sequence[Record]) -> list[Record]:
     """Return the records with the PatientID of DICOM files as the patient of those that name none."""
-    return [replace(record, group=record.group or patient_of_file(file_of(record.image))) for record in records]
+    return [
+        replace(record, group=record.group or patient_of_file(file_of(record.image))) for record in records
+    ]
 
 
 def patient_of_file(file: Path) -> str:
@@ -123,7 +141,9 @@ def _patient_of_file(file: Path, changed: int, length: int) -> str:
     return found if found.strip("0") else ""
 
 
-def drop(records: Sequence[Record], names: Sequence[str], origin: str, multi_label: bool = False) -> list[Record]:
+def drop(
+    records: Sequence[Record], names: Sequence[str], origin: str, multi_label: bool = False
+) -> list[Record]:
     """Leave out the records of the named classes, and log how many.
 
     In a multi-label set the records stay and the named labels are taken off them.
@@ -135,7 +155,9 @@ def drop(records: Sequence[Record], names: Sequence[str], origin: str, multi_lab
     present = Counter(label for record in records for label in record.labels)
     for name in names:
         if name not in present:
-            raise UserError(f"{origin}: drop_classes names {name!r}, which no row has; {nearest(name, present)}")
+            raise UserError(
+                f"{origin}: drop_classes names {name!r}, which no row has; {nearest(name, present)}"
+            )
     if names:
         listed = ", ".join(f"{name} ({present[name]})" for name in names)
         logging.info("%s: left out classes on request: %s", origin, listed)
@@ -148,7 +170,8 @@ def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: s
     """Return the classes in order: those asked for, or all labels, numbers in numerical order, names by name.
 
     Raises:
-        UserError: A record has a label outside `classes`, a class is named twice, or one label is spelt in two ways.
+        UserError: A record has a label outside `classes`, a class is named twice, or one label is spelt in
+            two ways.
     """
     present = Counter(label for record in records for label in record.labels)
     if not classes:
@@ -208,13 +231,15 @@ def to_dataset(
         notes: see `Dataset.notes`.
 
     Raises:
-        UserError: files missing or unreadable, a mask that is not as large as its image or holds a value that no segment
-            has; all of them are counted and the first is named.
+        UserError: files missing or unreadable, a mask that is not as large as its image or holds a value that
+            no segment has; all of them are counted and the first is named.
     """
     check_on_bad_image(on_bad_image)
     skip = on_bad_image == "skip"
     if mask_orientation not in masks.ORIENTATIONS:
-        raise UserError(f"mask_orientation={mask_orientation!r}; {nearest(mask_orientation, masks.ORIENTATIONS[1:])}")
+        raise UserError(
+            f"mask_orientation={mask_orientation!r}; {nearest(mask_orientation, masks.ORIENTATIONS[1:])}"
+        )
     records = [replace(each, mask=masks.place(each.mask, each.image, mask_orientation)) for each in records]
     _check_masks(records, origin)
     there = [file_of(record.image).is_file() for record in records]
@@ -261,7 +286,9 @@ def to_dataset(
         images=images,
         labels=_labels(kept, classes, multi_label),
         classes=classes,
-        groups=np.array([identity.patient(record.group) or _own_group(record.image) for record in kept], dtype=str),
+        groups=np.array(
+            [identity.patient(record.group) or _own_group(record.image) for record in kept], dtype=str
+        ),
         columns={column: np.array(values, dtype=str) for column, values in columns.items()},
         masks=drawn,
         skipped=skipped,
@@ -338,13 +365,19 @@ def _checked_masks(
         results = list(pool.map(attempt, records))
     bad = [(record, why) for record, why in zip(records, results, strict=True) if isinstance(why, str)]
     if bad:
-        raise UserError(f"{len(bad)} masks named in {origin} cannot be used, first: {bad[0][0].place}: {bad[0][1]}")
+        raise UserError(
+            f"{len(bad)} masks named in {origin} cannot be used, first: {bad[0][0].place}: {bad[0][1]}"
+        )
     if not segments:
         drawn = tuple(record.mask for record in records)
         return drawn if any(mask is not None for mask in drawn) else None
-    pairs = [(record, result) for record, result in zip(records, results, strict=True) if isinstance(result, tuple)]
+    pairs = [
+        (record, result) for record, result in zip(records, results, strict=True) if isinstance(result, tuple)
+    ]
     read = mask_values.convention((f"{each.place}: {each.mask}", facts) for each, (_, facts) in pairs)
-    strange = [(record, facts) for record, (_, facts) in pairs if max(read.values(facts), default=0) >= values]
+    strange = [
+        (record, facts) for record, (_, facts) in pairs if max(read.values(facts), default=0) >= values
+    ]
     if strange:
         record, found = strange[0][0], read.values(strange[0][1])
         raise UserError(
@@ -359,9 +392,13 @@ def _checked_masks(
 def _tell_of_empty(origin: str, found: Sequence[frozenset[int]]) -> None:
     """Says so where no mask marks anything, or every mask everything."""
     if all(values <= {0} for values in found):
-        logging.warning("%s: all of its %d masks are empty; expected some that mark something", origin, len(found))
+        logging.warning(
+            "%s: all of its %d masks are empty; expected some that mark something", origin, len(found)
+        )
     elif all(0 not in values for values in found):
-        logging.warning("%s: all of its %d masks are full, without background; are they inverted?", origin, len(found))
+        logging.warning(
+            "%s: all of its %d masks are full, without background; are they inverted?", origin, len(found)
+        )
 
 
 def _spacing(records: Sequence[Record], size: int, crop: int | None) -> np.ndarray | None:
@@ -372,7 +409,9 @@ def _spacing(records: Sequence[Record], size: int, crop: int | None) -> np.ndarr
         if pixel is None:
             return None
         sides = formats.extent(record.image)
-        found.append([mm * (min(crop, side) if crop else side) / size for mm, side in zip(pixel, sides, strict=True)])
+        found.append(
+            [mm * (min(crop, side) if crop else side) / size for mm, side in zip(pixel, sides, strict=True)]
+        )
     return np.array(found)
 
 

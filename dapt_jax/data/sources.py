@@ -32,24 +32,30 @@ _SHARED = ("on_bad_image", "cache_bytes", "workers")
 
 
 def load(
-    spec: Mapping[str, Any], *, data_dir: str | Path | None, image_size: int, on_bad_image: str = "error", **shared: Any
+    spec: Mapping[str, Any],
+    *,
+    data_dir: str | Path | None,
+    image_size: int,
+    on_bad_image: str = "error",
+    **shared: Any,
 ) -> Dataset:
     """Reads the set that a config describes.
 
     Args:
-        spec: `kind` ("manifest", "folder", "phantoms", "textures", "tfds", or a public set of `SETS`, such as "chexpert")
-            and that reader's own arguments, such as
-            `{"kind": "manifest", "path": "wbc/manifest.csv", "where": "source=dataset1", "classes": ("monocyte",)}`.
-            None, "" and () stand for the reader's default; several names in one text are joined by commas. Of any kind
-            that has masks, `segments=("background", "nucleus")` names their values and makes the set one to be
-            segmented; values of one name become one segment. `ordinal=True` says that the classes are grades in their order:
-            numbers, or names whose order `classes` gives. `merge_look_alikes=False` lets splits divide images that look alike.
-            `cohort="hospital A"` says whose patients are named: sets of two cohorts share none, whatever the names say.
-            The readers are `load_manifest`, `load_folder`,
-            `load_phantoms`, `load_textures` and `load_tfds`.
+        spec: `kind` ("manifest", "folder", "phantoms", "textures", "tfds", or a public set of `SETS`, such as
+            "chexpert") and that reader's own arguments, such as
+            `{"kind": "manifest", "path": "wbc/manifest.csv", "where": "source=dataset1", "classes":
+            ("monocyte",)}`. None, "" and () stand for the reader's default; several names in one text are
+            joined by commas. Of any kind that has masks, `segments=("background", "nucleus")` names their
+            values and makes the set one to be segmented; values of one name become one segment.
+            `ordinal=True` says that the classes are grades in their order: numbers, or names whose order
+            `classes` gives. `merge_look_alikes=False` lets splits divide images that look alike.
+            `cohort="hospital A"` says whose patients are named: sets of two cohorts share none, whatever the
+            names say. The readers are `load_manifest`, `load_folder`, `load_phantoms`, `load_textures` and
+            `load_tfds`.
         data_dir: the folder that `path` is relative to; not needed for absolute paths and for phantoms.
-        image_size: side of the images in pixels, unless `spec` has one of its own (large images, which a network sees
-            through windows).
+        image_size: side of the images in pixels, unless `spec` has one of its own (large images, which a
+            network sees through windows).
         on_bad_image: "error" or "skip"; for readers of image files.
         **shared: other arguments for every reader that knows them: `cache_bytes`, `workers`, `seed`.
 
@@ -96,7 +102,9 @@ def ordered(dataset: Dataset, spec: Mapping[str, Any]) -> Dataset:
     if dataset.ordinal or dataset.segments:
         return dataset
     if dataset.multi_label:
-        raise UserError("grades are one per image, but an image has several labels here; expected ordinal=False")
+        raise UserError(
+            "grades are one per image, but an image has several labels here; expected ordinal=False"
+        )
     given = _plain("classes", spec.get("classes", ()), ())
     _, are_numbers = identity.in_order(dataset.classes)
     if not given and not are_numbers:
@@ -139,7 +147,11 @@ def _resolve(path: str, kind: str, data_dir: str | Path | None) -> Path:
     if Path(path).is_absolute():
         return Path(path)
     if data_dir is None or not str(data_dir):
-        raise UserError(f"{path} is relative to a data folder that was not given; pass --config.data_dir=FOLDER")
+        raise UserError(
+            f"{path} is relative to a data folder that was not given; pass --config.data_dir=FOLDER"
+        )
     if not Path(data_dir).is_dir():
-        raise UserError(f"no folder {data_dir}; pass the folder that holds {path} as --config.data_dir=FOLDER")
+        raise UserError(
+            f"no folder {data_dir}; pass the folder that holds {path} as --config.data_dir=FOLDER"
+        )
     return Path(data_dir) / path

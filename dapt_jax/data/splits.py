@@ -1,9 +1,9 @@
 """Splits that keep each patient's images together and each class's share alike.
 
-The method is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011) over groups: the class with the fewest
-groups left is dealt out first, each of its groups to the side that lacks most images of it. scikit-learn's
-`StratifiedGroupKFold` has neither arbitrary fractions nor several labels per image, and warns or fails when a class has
-fewer images than there are folds, which is the rule in small medical sets.
+The method is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011) over groups: the class with
+the fewest groups left is dealt out first, each of its groups to the side that lacks most images of it.
+scikit-learn's `StratifiedGroupKFold` has neither arbitrary fractions nor several labels per image, and warns
+or fails when a class has fewer images than there are folds, which is the rule in small medical sets.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ Split = tuple[np.ndarray, np.ndarray]
 def grouped_holdout(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> Split:
     """Holds out a fraction of the images.
 
-    A class that is in two groups or more is on both sides wherever the groups' other classes allow it; a class that is
-    in one group only stays in training.
+    A class that is in two groups or more is on both sides wherever the groups' other classes allow it; a
+    class that is in one group only stays in training.
 
     Args:
         labels: int [n], or float [n, classes] of 0, 1 and NaN.
@@ -42,8 +42,9 @@ def grouped_holdout(labels: np.ndarray, groups: np.ndarray, fraction: float, see
 def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Split]:
     """Divides the images into folds, each of which is held out once.
 
-    A class with fewer groups than folds is missing from some held-out parts; it is in every training part if it is in
-    two groups or more and the groups' other classes allow it. `dapt_jax.data.findings.of_folds` names what is missing where.
+    A class with fewer groups than folds is missing from some held-out parts; it is in every training part if
+    it is in two groups or more and the groups' other classes allow it. `dapt_jax.data.findings.of_folds`
+    names what is missing where.
 
     Args:
         labels: int [n], or float [n, classes] of 0, 1 and NaN.
@@ -91,7 +92,12 @@ def check_disjoint(
 
 
 def _deal(
-    labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int, purpose: str, lone: int | None = None
+    labels: np.ndarray,
+    groups: np.ndarray,
+    shares: np.ndarray,
+    seed: int,
+    purpose: str,
+    lone: int | None = None,
 ) -> np.ndarray:
     """Gives each image a side (int64 [n]) so that side i gets about `shares[i]` of the images of each class.
 
@@ -133,7 +139,9 @@ def _deal(
 
 def _neediest(lacking: np.ndarray, column: np.integer, sides: np.ndarray, rng: np.random.Generator) -> int:
     """The side that lacks most of one class, then most images at all, then drawn."""
-    keys = np.stack([rng.random(len(sides)), lacking[sides].sum(axis=1).round(9), lacking[sides, column].round(9)])
+    keys = np.stack(
+        [rng.random(len(sides)), lacking[sides].sum(axis=1).round(9), lacking[sides, column].round(9)]
+    )
     return int(sides[np.lexsort(keys)[-1]])
 
 
@@ -176,7 +184,9 @@ def _keep_promise(side_of: np.ndarray, counts: np.ndarray, sides: int, lone: int
                 side_of[group] = side
                 left = lacking(side_of)
                 if left < worst:
-                    best = min(best or (worst, 0.0, 0, 0), (left, float(counts[group].sum()), int(group), side))
+                    best = min(
+                        best or (worst, 0.0, 0, 0), (left, float(counts[group].sum()), int(group), side)
+                    )
                 side_of[group] = home
         if best is None:
             return

@@ -1,7 +1,8 @@
 """SYNTHETIC textures: a generic set to pre-train on, with no medicine in it and nobody's pictures.
 
-Twelve families of patterns (gratings, checks, dots, noise of several colours, cells, ...) in random colours, scales and
-directions, under uneven light. An encoder that tells them apart has learnt edges, scales and colours, as on natural images.
+Twelve families of patterns (gratings, checks, dots, noise of several colours, cells, ...) in random colours,
+scales and directions, under uneven light. An encoder that tells them apart has learnt edges, scales and
+colours, as on natural images.
 """
 
 from collections.abc import Callable
@@ -69,7 +70,10 @@ def load_textures(name: str = "all", n: int = 3000, image_size: int = 64, seed: 
     classes = tuple(PATTERNS)
     labels = np.arange(n) % len(classes)
     images = np.stack(
-        [_draw(np.random.default_rng([seed, index]), classes[labels[index]], image_size) for index in range(n)]
+        [
+            _draw(np.random.default_rng([seed, index]), classes[labels[index]], image_size)
+            for index in range(n)
+        ]
     )
     names = [f"texture/{seed}/{index:06d}" for index in range(n)]
     return Dataset(

@@ -19,7 +19,12 @@ def show() -> None:
     """Prints a line per encoder: parameters, GFLOPs at its own image size, layer groups, and the weights known by name."""
     console = Console(width=None if Console().is_terminal else 170)
     table = Table()
-    for column, justify in (("model", "left"), ("parameters", "right"), ("pixels", "right"), ("GFLOPs", "right")):
+    for column, justify in (
+        ("model", "left"),
+        ("parameters", "right"),
+        ("pixels", "right"),
+        ("GFLOPs", "right"),
+    ):
         table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("layer groups")
     table.add_column("weights known by name", overflow="fold")

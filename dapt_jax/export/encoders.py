@@ -23,8 +23,8 @@ FOLDER = "export"
 def run(settings: StudySettings, workdir: Path) -> list[Path]:
     """Export every adapted encoder of the strategies and seeds of a study.
 
-    In `workdir/export/ARM`: `timm.safetensors` and `torchvision.safetensors` where these libraries build the model,
-    `encoder.safetensors` (our names), `orbax`, `encoder.stablehlo` and the card, `README.md`.
+    In `workdir/export/ARM`: `timm.safetensors` and `torchvision.safetensors` where these libraries build the
+    model, `encoder.safetensors` (our names), `orbax`, `encoder.stablehlo` and the card, `README.md`.
 
     Args:
         settings: Settings of the study.

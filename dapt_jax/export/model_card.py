@@ -103,11 +103,15 @@ def _licence(spec: str) -> str:
 
 def _corpus(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     corpus = config.get("corpus") or {}
-    told = ", ".join(f"{key} {value}" for key, value in corpus.items() if key not in ("val_fraction",) and value != "")
+    told = ", ".join(
+        f"{key} {value}" for key, value in corpus.items() if key not in ("val_fraction",) and value != ""
+    )
     images = about.get("images")
     count = f"{images:,} images, " if isinstance(images, int) else ""
     print_ = (config.get("images") or {}).get("corpus")
-    return f"{count}classes {', '.join(about['classes'])}; {told}" + (f"; fingerprint `{print_}`" if print_ else "")
+    return f"{count}classes {', '.join(about['classes'])}; {told}" + (
+        f"; fingerprint `{print_}`" if print_ else ""
+    )
 
 
 def _preprocessing(encoder: Encoder) -> str:
@@ -135,7 +139,9 @@ def _scores(records: Records, strategy: str, seed: int) -> str:
     found = [
         row
         for row in records.results
-        if (row["strategy"], row["seed"]) == (strategy, seed) and "/" not in row["metric"] and row["value"] is not None
+        if (row["strategy"], row["seed"]) == (strategy, seed)
+        and "/" not in row["metric"]
+        and row["value"] is not None
     ]
     if not found:
         return "None yet: this arm has not been measured on a target task."
@@ -159,4 +165,6 @@ def _use(model: str, *, is_whole: bool) -> list[str]:
     for library in export.libraries(model):
         parts.append(f"{library.name} (`import {library.name}, safetensors.torch`):")
         parts.append(_code(library.snippet(is_whole=is_whole)))
-    return parts or ["No PyTorch library builds this variant: its weights are in `encoder.safetensors` and `orbax`."]
+    return parts or [
+        "No PyTorch library builds this variant: its weights are in `encoder.safetensors` and `orbax`."
+    ]

@@ -23,7 +23,10 @@ class AsymmetricLoss(ClassificationLoss, name="asymmetric"):
     gamma_positive: float = setting(0.0, at_least=0, doc="Power for positive targets.")
     gamma_negative: float = setting(4.0, at_least=0, doc="Power for negative targets.")
     margin: float = setting(
-        0.05, at_least=0, below=1, doc="By how much the probability of negative targets is lowered, at least to 0."
+        0.05,
+        at_least=0,
+        below=1,
+        doc="By how much the probability of negative targets is lowered, at least to 0.",
     )
 
     def sigmoid_loss(

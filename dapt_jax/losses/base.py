@@ -153,7 +153,9 @@ class ClassificationLoss:
         """Return the weighted sum of the losses of a batch."""
         return jnp.sum(self(logits, labels) * weights)
 
-    def sample_targets(self, labels: Num[Array, "b outputs"], keys: Key[Array, " b"]) -> Float[Array, "b outputs"]:
+    def sample_targets(
+        self, labels: Num[Array, "b outputs"], keys: Key[Array, " b"]
+    ) -> Float[Array, "b outputs"]:
         """Return the labels with a target drawn between the bounds of `uncertain` in place of every -1.
 
         Args:

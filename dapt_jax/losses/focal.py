@@ -19,9 +19,14 @@ class FocalLoss(ClassificationLoss, name="focal"):
         alpha: Share of the weight that positive targets of sigmoids have; 0 to weigh all alike.
     """
 
-    gamma: float = setting(2.0, at_least=0, doc="Power by which examples that are classified well count less.")
+    gamma: float = setting(
+        2.0, at_least=0, doc="Power by which examples that are classified well count less."
+    )
     alpha: float = setting(
-        0.0, at_least=0, below=1, doc="Share of the weight that positive targets of sigmoids have; 0: all alike."
+        0.0,
+        at_least=0,
+        below=1,
+        doc="Share of the weight that positive targets of sigmoids have; 0: all alike.",
     )
 
     def softmax_log_likelihood(self, logits: Float[Array, "b outputs"]) -> Float[Array, "b outputs"]:

@@ -25,7 +25,9 @@ class OrdinalLoss(BinaryCrossEntropy, name="ordinal"):
             UserError: An image may have several labels.
         """
         if self.multi_label:
-            raise UserError("loss 'ordinal' is of classes in an order, but an image has several labels; expected 'bce'")
+            raise UserError(
+                "loss 'ordinal' is of classes in an order, but an image has several labels; expected 'bce'"
+            )
 
     @classmethod
     def outputs_of(cls, classes: int, multi_label: bool, single_logit: bool) -> int:

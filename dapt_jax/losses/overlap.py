@@ -24,7 +24,9 @@ class Dice(SegmentationLoss, name="dice"):
 
     with_cross_entropy: ClassVar[bool] = False
 
-    batchwise: bool = setting(False, doc="Whether the pixels of a batch are taken together, not image by image.")
+    batchwise: bool = setting(
+        False, doc="Whether the pixels of a batch are taken together, not image by image."
+    )
     smoothing_constant: float = setting(1.0, above=0, doc="Added to twice the overlap, above and below.")
 
     @property
@@ -32,7 +34,9 @@ class Dice(SegmentationLoss, name="dice"):
         """Weight of false positives; that of false negatives is what is left to 1. Dice has one half."""
         return 0.5
 
-    def __call__(self, logits: Float[Array, "b h w outputs"], masks: UInt8[Array, "b h w"]) -> Float[Array, " b"]:
+    def __call__(
+        self, logits: Float[Array, "b h w outputs"], masks: UInt8[Array, "b h w"]
+    ) -> Float[Array, " b"]:
         """Return the loss of each image by itself."""
         targets = self.targets(masks)
         loss = jnp.zeros(len(logits))
@@ -83,7 +87,10 @@ class Tversky(Dice, name="tversky"):
     """
 
     false_positives: float = setting(
-        0.3, at_least=0, at_most=1, doc="Weight of false positives; that of false negatives is what is left to 1."
+        0.3,
+        at_least=0,
+        at_most=1,
+        doc="Weight of false positives; that of false negatives is what is left to 1.",
     )
 
     @property

@@ -43,7 +43,9 @@ def parameters(losses: Mapping[str, type]) -> dict[str, "dataclasses.Field[Any]"
         for name, field in own_parameters(loss).items():
             known = found.setdefault(name, field)
             if (known.default, known.metadata) != (field.default, field.metadata):
-                raise TypeError(f"{loss.__qualname__} declares {name!r} otherwise than another loss; rename it")
+                raise TypeError(
+                    f"{loss.__qualname__} declares {name!r} otherwise than another loss; rename it"
+                )
     return found
 
 

@@ -60,7 +60,9 @@ class SegmentationLoss:
             return (masks > 0).astype(jnp.float32)[..., None]
         return jax.nn.one_hot(masks, self.outputs)
 
-    def __call__(self, logits: Float[Array, "b h w outputs"], masks: UInt8[Array, "b h w"]) -> Float[Array, " b"]:
+    def __call__(
+        self, logits: Float[Array, "b h w outputs"], masks: UInt8[Array, "b h w"]
+    ) -> Float[Array, " b"]:
         """Return the loss of each image by itself."""
         raise NotImplementedError
 
@@ -86,7 +88,9 @@ class SegmentationLoss:
 class PixelCrossEntropy(SegmentationLoss, name="ce"):
     """Cross-entropy, mean over pixels, and over outputs that have a sigmoid each."""
 
-    def __call__(self, logits: Float[Array, "b h w outputs"], masks: UInt8[Array, "b h w"]) -> Float[Array, " b"]:
+    def __call__(
+        self, logits: Float[Array, "b h w outputs"], masks: UInt8[Array, "b h w"]
+    ) -> Float[Array, " b"]:
         """Return the loss of each image."""
         return pixel_cross_entropy(logits, self.targets(masks), self.sigmoid)
 

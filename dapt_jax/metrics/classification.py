@@ -53,7 +53,9 @@ def classification(
         kinds: tuple[str, ...] = (MULTI_LABEL,)
     else:
         kinds = (SINGLE_LABEL, ORDINAL) if ordinal else (SINGLE_LABEL,)
-    predictions = Predictions(labels, probabilities, classes, np.ones(len(classes), bool) if seen is None else seen)
+    predictions = Predictions(
+        labels, probabilities, classes, np.ones(len(classes), bool) if seen is None else seen
+    )
     return [score for function in measures(*kinds) for score in function(predictions)]
 
 
@@ -143,7 +145,9 @@ def _f1s(found: Predictions) -> Iterable[Score]:
 
 @metric("accuracy", title="accuracy", kinds=(MULTI_LABEL,))
 def _accuracies(found: Predictions) -> Iterable[Score]:
-    return found.by_class("accuracy", found.decisions, lambda truth, predicted: float((truth == predicted).mean()))[:1]
+    return found.by_class(
+        "accuracy", found.decisions, lambda truth, predicted: float((truth == predicted).mean())
+    )[:1]
 
 
 @metric("balanced_accuracy", title="balanced accuracy", kinds=(SINGLE_LABEL,))
@@ -174,7 +178,9 @@ def _kappa(found: Predictions) -> Iterable[Score]:
 
 @metric("kappa_quadratic", title="quadratic kappa", kinds=(ORDINAL,), low=-1.0, chance=0.0)
 def _quadratic_kappa(found: Predictions) -> Iterable[Score]:
-    return found.whole("kappa_quadratic", kappa(found.labels, found.predicted, len(found.classes), "quadratic"))
+    return found.whole(
+        "kappa_quadratic", kappa(found.labels, found.predicted, len(found.classes), "quadratic")
+    )
 
 
 @metric("ece", title="ECE", kinds=(SINGLE_LABEL,), higher_is_better=False)

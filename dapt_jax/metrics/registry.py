@@ -77,7 +77,9 @@ def metric(
     return measure(name, kinds)
 
 
-def measure(name: str, kinds: Iterable[str]) -> Callable[[Callable[..., Iterable[Any]]], Callable[..., Iterable[Any]]]:
+def measure(
+    name: str, kinds: Iterable[str]
+) -> Callable[[Callable[..., Iterable[Any]]], Callable[..., Iterable[Any]]]:
     """Add the function that computes a declared metric for further kinds of predictions."""
     kinds = frozenset(kinds)
 

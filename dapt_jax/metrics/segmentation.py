@@ -193,7 +193,8 @@ def surface_distances(
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     surfaces = [region[box] & ~ndimage.binary_erosion(region[box]) for region in (first, second)]
     there, back = (
-        ndimage.distance_transform_edt(~surfaces[1 - side], sampling=spacing)[surfaces[side]] for side in (0, 1)
+        ndimage.distance_transform_edt(~surfaces[1 - side], sampling=spacing)[surfaces[side]]
+        for side in (0, 1)
     )
     farthest = max(np.percentile(there, 95), np.percentile(back, 95))
     return float(farthest), float(np.concatenate([there, back]).mean())

@@ -107,14 +107,18 @@ class Classifier:
             rng: PRNG key of dropout and stochastic depth; None: neither.
         """
         if boundary < len(self.encoder.groups):
-            x, batch_stats = self.encoder.apply(params, batch_stats, x, start=boundary, batch_norm=batch_norm, rng=rng)
+            x, batch_stats = self.encoder.apply(
+                params, batch_stats, x, start=boundary, batch_norm=batch_norm, rng=rng
+            )
             x = pool(x)
         if rng is not None:
             x = layers.dropout(x, self.dropout, jax.random.fold_in(rng, len(self.encoder.groups)))
         head = get_group(params, HEAD)
         return x.astype(jnp.float32) @ head["kernel"] + head["bias"], batch_stats
 
-    def __call__(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b outputs"]:
+    def __call__(
+        self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]
+    ) -> Float[Array, "b outputs"]:
         """Compute logits from images (0 to 255), as at test time."""
         return self.suffix(params, batch_stats, self.prefix(params, batch_stats, images, 0), 0)[0]
 

@@ -180,7 +180,9 @@ class Encoder:
             UserError: There is no group of that name; names the nearest.
         """
         if group not in self.groups:
-            raise UserError(f"model {self.name!r} has no layer group {group!r}; {nearest(group, self.groups)}")
+            raise UserError(
+                f"model {self.name!r} has no layer group {group!r}; {nearest(group, self.groups)}"
+            )
         return self.groups.index(group)
 
     def group_of(self, path: str) -> str:
@@ -279,7 +281,9 @@ class Encoder:
             The last group's output: a map (b, h, w, c), or tokens (b, n, c) of a transformer; and
             `batch_stats` with the statistics of the groups that ran unfrozen replaced.
         """
-        x, _, batch_stats = self.run(params, batch_stats, x, start=start, stop=stop, batch_norm=batch_norm, rng=rng)
+        x, _, batch_stats = self.run(
+            params, batch_stats, x, start=start, stop=stop, batch_norm=batch_norm, rng=rng
+        )
         return x, batch_stats
 
     def run(
@@ -306,7 +310,9 @@ class Encoder:
             step: Callable[..., Any] = functools.partial(self._step, spec, mode)
             if spec.name in self.remat:
                 step = jax.checkpoint(step)
-            x, intermediate, changed = step(get_group(params, spec.name), get_group(batch_stats, spec.name), x, key)
+            x, intermediate, changed = step(
+                get_group(params, spec.name), get_group(batch_stats, spec.name), x, key
+            )
             if intermediate is not None:
                 maps[f"{spec.name}/{TAP}"] = intermediate
             if spec.name in names:

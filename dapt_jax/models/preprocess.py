@@ -38,7 +38,9 @@ class Preprocess:
             return self
         if channels == 1:
             return Preprocess((sum(self.mean) / self.channels,), (sum(self.std) / self.channels,))
-        mean, std = (tuple(itertools.islice(itertools.cycle(values), channels)) for values in (self.mean, self.std))
+        mean, std = (
+            tuple(itertools.islice(itertools.cycle(values), channels)) for values in (self.mean, self.std)
+        )
         return Preprocess(mean, std, self.bgr and channels > 2)
 
     def __call__(

@@ -33,8 +33,8 @@ def _linear(x: jax.Array, axis: int, size: int) -> jax.Array:
         low = np.floor(centres).astype(int)
         high = np.minimum(low + 1, old - 1)
         return _between(jnp.take(x, low, axis), jnp.take(x, high, axis), centres - low, axis)
-    # By a whole factor, what lies between two neighbours is slices of the map: their gradient is slices too, where that
-    # of `take` is a scatter.
+    # By a whole factor, what lies between two neighbours is slices of the map: their gradient is slices too,
+    # where that of `take` is a scatter.
     factor = size // old
     edges = [(1, 1) if number == axis else (0, 0) for number in range(x.ndim)]
     padded = jnp.pad(x, edges, mode="edge")
@@ -42,7 +42,9 @@ def _linear(x: jax.Array, axis: int, size: int) -> jax.Array:
     for phase in range(factor):
         offset = (phase + 0.5) / factor - 0.5
         start = 0 if offset < 0 else 1
-        below, above = (jax.lax.slice_in_dim(padded, first, first + old, axis=axis) for first in (start, start + 1))
+        below, above = (
+            jax.lax.slice_in_dim(padded, first, first + old, axis=axis) for first in (start, start + 1)
+        )
         phases.append(_between(below, above, offset % 1.0, axis))
     stacked = jnp.stack(phases, axis + 1)
     return stacked.reshape(*x.shape[:axis], size, *x.shape[axis + 1 :])

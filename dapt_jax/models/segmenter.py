@@ -45,8 +45,8 @@ class Segmenter:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        # Layers after the last pyramid level (EfficientNet's 1x1 convolution on top, a transformer's last layer norm) serve
-        # classification alone.
+        # Layers after the last pyramid level (EfficientNet's 1x1 convolution on top, a transformer's last
+        # layer norm) serve classification alone.
         object.__setattr__(self, "encoder", self.encoder.feature_trunk)
         if self.decoder not in decoders.BUILDERS:
             raise UserError(f"no decoder {self.decoder!r}; {nearest(self.decoder, decoders.BUILDERS)}")
@@ -103,7 +103,9 @@ class Segmenter:
         first = max(boundary - len(self.encoder.groups), 0)
         return {skip for step in self._decoder.steps[first:] for skip in step.skips}
 
-    def prefix(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"], boundary: int) -> Activations:
+    def prefix(
+        self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"], boundary: int
+    ) -> Activations:
         """Compute the activations at `boundary` from images (0 to 255), with batch norm frozen.
 
         With boundary 0 these are the preprocessed images and no skips.
@@ -145,7 +147,9 @@ class Segmenter:
         state, batch_stats = self._run(params, batch_stats, x, boundary, len(self.groups), batch_norm, rng)
         return state["x"], batch_stats
 
-    def __call__(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b h w outputs"]:
+    def __call__(
+        self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]
+    ) -> Float[Array, "b h w outputs"]:
         """Compute logits from images (0 to 255), as at test time."""
         return self.suffix(params, batch_stats, self.prefix(params, batch_stats, images, 0), 0)[0]
 

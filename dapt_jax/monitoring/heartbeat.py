@@ -22,11 +22,13 @@ BEAT_S = 2.0
 class Heartbeat:
     """Takes in what a study does, and tells those who watch it.
 
-    A thread of its own writes the heartbeat, so that a long compilation is not taken for a death. Times in it are of the
-    wall clock, since another machine may read them; nothing is measured with them.
+    A thread of its own writes the heartbeat, so that a long compilation is not taken for a death. Times in it
+    are of the wall clock, since another machine may read them; nothing is measured with them.
     """
 
-    def __init__(self, workdir: Path | None = None, writers: Sequence[Writer] = (), say: Callable[[str], None] = print):
+    def __init__(
+        self, workdir: Path | None = None, writers: Sequence[Writer] = (), say: Callable[[str], None] = print
+    ):
         """Begins to beat.
 
         Args:
@@ -52,9 +54,13 @@ class Heartbeat:
     def arms(self, done: Sequence[str], running: str, left: Sequence[str]) -> None:
         """Takes in which arms are done, under way and to come."""
         with self._lock:
-            self._status.update(arms={"done": list(done), "running": running, "left": list(left)}, at={}, row={})
+            self._status.update(
+                arms={"done": list(done), "running": running, "left": list(left)}, at={}, row={}
+            )
 
-    def progress(self, done: float, total: float, left_s: float | None, doing: str, images_per_s: float | None) -> None:
+    def progress(
+        self, done: float, total: float, left_s: float | None, doing: str, images_per_s: float | None
+    ) -> None:
         """Takes in how far the study is.
 
         Args:

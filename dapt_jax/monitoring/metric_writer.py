@@ -86,7 +86,9 @@ class MetricWriter(Protocol):
 class ScalarWriter:
     """The methods of `clu.metric_writers.MetricWriter` for writers of scalars: what else is written is warned of, once."""
 
-    def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
+    def write_summaries(
+        self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
+    ) -> None:
         """Warn that summaries are not written."""
         self._warn("summaries", step, values, metadata)
 
@@ -155,7 +157,9 @@ class PerRun:
         if name not in self._writers:
             self._writers[name] = self._open_writer(epoch)
         prefix = epoch.prefix if self._per_arm else ""
-        self._writers[name].write_scalars(epoch.step, {f"{prefix}{key}": value for key, value in epoch.values.items()})
+        self._writers[name].write_scalars(
+            epoch.step, {f"{prefix}{key}": value for key, value in epoch.values.items()}
+        )
         self._writers[name].flush()
 
     def beat(self, status: Mapping[str, Any]) -> None:

@@ -70,7 +70,11 @@ class Reporter:
             self._live.update(self._task, completed=self.done, description=text, left=self._left())
         elif not self._quiet and time.monotonic() - self._spoken > LINE_EVERY_S:
             self._spoken = time.monotonic()
-            print(f"[{100 * min(self.done / self.total, 1):3.0f}%] {text}  {self._left()}", file=sys.stderr, flush=True)
+            print(
+                f"[{100 * min(self.done / self.total, 1):3.0f}%] {text}  {self._left()}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""

@@ -40,10 +40,14 @@ def lines(workdir: Path, now: float) -> list[str]:
     try:
         status = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error.msg}); expected a heartbeat: start the study again") from error
+        raise UserError(
+            f"{path}: not JSON ({error.msg}); expected a heartbeat: start the study again"
+        ) from error
     arms, flops, at = status["arms"], status["flops"], status["at"]
     shown = [f"{workdir}: {_state(status, now)}"]
-    shown.append(f"arms: {len(arms['done'])} done, {1 if arms['running'] else 0} running, {len(arms['left'])} left")
+    shown.append(
+        f"arms: {len(arms['done'])} done, {1 if arms['running'] else 0} running, {len(arms['left'])} left"
+    )
     shown += [f"  {word}: {', '.join(names)}" for word, names in _named(arms)]
     if status["state"] == "running" and status["doing"]:
         speed = f", {status['images_per_s']:.0f} images/s" if status["images_per_s"] else ""
@@ -54,12 +58,18 @@ def lines(workdir: Path, now: float) -> list[str]:
         )
     share = 100 * min(flops["done"] / flops["total"], 1) if flops["total"] else 0.0
     left = f", about {_span(status['left_s'])} left" if status["left_s"] is not None else ""
-    shown.append(f"progress: {flops['done'] / 1e12:.4g} of {flops['total'] / 1e12:.4g} TFLOP ({share:.0f}%){left}")
+    shown.append(
+        f"progress: {flops['done'] / 1e12:.4g} of {flops['total'] / 1e12:.4g} TFLOP ({share:.0f}%){left}"
+    )
     return [*shown, _cost(workdir, status["row"])]
 
 
 def _named(arms: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    parts = [("done", arms["done"]), ("running", [arms["running"]] if arms["running"] else []), ("left", arms["left"])]
+    parts = [
+        ("done", arms["done"]),
+        ("running", [arms["running"]] if arms["running"] else []),
+        ("left", arms["left"]),
+    ]
     return [(word, names) for word, names in parts if names]
 
 
@@ -92,7 +102,8 @@ def _cost(workdir: Path, row: dict[str, Any]) -> str:
     under_way = tuple(row.get("key", ()))
     rows = [each for each in Ledger(workdir / "ledger.jsonl").rows() if each.key != under_way]
     flops, seconds, kwh = (
-        sum(getattr(each, name) for each in rows) + row.get(name, 0) for name in ("model_flops", "wall_s", "energy_kwh")
+        sum(getattr(each, name) for each in rows) + row.get(name, 0)
+        for name in ("model_flops", "wall_s", "energy_kwh")
     )
     return f"cost so far: {flops / 1e12:.4g} TFLOP, {_span(seconds)}, {kwh:.3g} kWh"
 

@@ -84,7 +84,11 @@ class Jsonl:
         row = {**{field: getattr(epoch, field) for field in _KEYS}, **epoch.values}
         run = _run_of(row)
         if epoch.epoch <= self._last.get(run, -1):
-            kept = [old for old in atomic_files.read(self._path) if _run_of(old) != run or old["epoch"] < epoch.epoch]
+            kept = [
+                old
+                for old in atomic_files.read(self._path)
+                if _run_of(old) != run or old["epoch"] < epoch.epoch
+            ]
             atomic_files.write(self._path, kept)
         self._last[run] = epoch.epoch
         before = self._path.stat().st_size if self._path.exists() else 0
@@ -248,11 +252,19 @@ class Prometheus:
         gauge("flops_planned", "Model FLOPs of the whole study", status["flops"]["total"])
         gauge("left_seconds", "Expected time to the end", status["left_s"])
         gauge("arms_done", "Strategies x seeds that are done", len(status["arms"]["done"]))
-        gauge("arms_left", "Strategies x seeds to come, the running one included", len(status["arms"]["left"]) + 1)
+        gauge(
+            "arms_left",
+            "Strategies x seeds to come, the running one included",
+            len(status["arms"]["left"]) + 1,
+        )
         gauge("images_per_second", "Speed of training now", status["images_per_s"])
-        gauge("row_energy_joules", "Energy of the phase under way", status["row"].get("energy_kwh", 0.0) * 3.6e6)
+        gauge(
+            "row_energy_joules", "Energy of the phase under way", status["row"].get("energy_kwh", 0.0) * 3.6e6
+        )
         if self._epoch is not None:
-            gauge("loss", "Training loss of the last epoch", self._epoch.values.get("loss"), arm=self._epoch.arm)
+            gauge(
+                "loss", "Training loss of the last epoch", self._epoch.values.get("loss"), arm=self._epoch.arm
+            )
         self._package.write_to_textfile(str(self._path), registry)
 
     def close(self) -> None:

@@ -21,11 +21,13 @@ def current() -> Formulation:
 def formulation(name: Formulation) -> Iterator[None]:
     """Traces everything inside with one formulation, whatever the backend.
 
-    The choice is made at trace time, so it has no effect on a jitted function that is already in jit's cache: to trace
-    the same function both ways, wrap it in a new `jax.jit` (or `jax.make_jaxpr`) of a new function object.
+    The choice is made at trace time, so it has no effect on a jitted function that is already in jit's cache:
+    to trace the same function both ways, wrap it in a new `jax.jit` (or `jax.make_jaxpr`) of a new function
+    object.
 
     Args:
-        name: `lax` for `jax.lax`'s convolutions and reductions (FLOP counting reads these), `cpu` for XLA:CPU's sake.
+        name: `lax` for `jax.lax`'s convolutions and reductions (FLOP counting reads these), `cpu` for
+            XLA:CPU's sake.
     """
     if name not in get_args(Formulation):
         raise ValueError(f"formulation {name!r} is not one of {get_args(Formulation)}")

@@ -1,8 +1,9 @@
 """2-D convolution, with formulations that XLA:CPU runs fast for the kinds that image encoders are made of.
 
-XLA:CPU has fast code for k x k convolutions, their gradients included, and for dots. Depthwise convolutions take its
-generic loop, so they become sums of shifted products (`depthwise`); a 1x1 convolution becomes a dot, forward and backward;
-a 3x3 convolution at stride 1 has fewer multiplications after a transformation (`winograd`).
+XLA:CPU has fast code for k x k convolutions, their gradients included, and for dots. Depthwise convolutions
+take its generic loop, so they become sums of shifted products (`depthwise`); a 1x1 convolution becomes a dot,
+forward and backward; a 3x3 convolution at stride 1 has fewer multiplications after a transformation
+(`winograd`).
 """
 
 import jax
@@ -29,7 +30,8 @@ def conv(
         x: images.
         kernel: (height, width, c / groups, o), of the same dtype as `x`.
         stride: the same along both axes.
-        padding: "SAME" (TensorFlow's: an odd pixel goes behind), "VALID", or pixels ((top, bottom), (left, right)).
+        padding: "SAME" (TensorFlow's: an odd pixel goes behind), "VALID", or pixels ((top, bottom), (left,
+            right)).
         groups: divides the channels; equal to c for a depthwise convolution.
 
     Returns:

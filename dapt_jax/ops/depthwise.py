@@ -1,15 +1,17 @@
 """Depthwise convolution as sums of shifted products, forward and backward.
 
-XLA:CPU lowers a depthwise convolution to a scalar loop. A sum over the taps of shifted images times one weight per
-channel is elementwise work, which it fuses into one vectorised loop. The same holds for the two gradients:
+XLA:CPU lowers a depthwise convolution to a scalar loop. A sum over the taps of shifted images times one
+weight per channel is elementwise work, which it fuses into one vectorised loop. The same holds for the two
+gradients:
 
-- with respect to the input, each of the `stride` x `stride` phases of the input's pixel grid meets its own taps, so no
-  product with a stuffed-in zero is formed;
-- with respect to the kernel, rows are accumulated tap by tap into (b, w, c) sums, the batch axis left whole: it may be
-  sharded over devices.
+- with respect to the input, each of the `stride` x `stride` phases of the input's pixel grid meets its own
+  taps, so no product with a stuffed-in zero is formed;
+- with respect to the kernel, rows are accumulated tap by tap into (b, w, c) sums, the batch axis left whole:
+  it may be sharded over devices.
 
-The barriers keep XLA from fusing a producer (a padding, a norm, an activation) into its k x k readers, which would
-compute it anew for every tap, and the sum of the taps into a transposing copy. They halve the time of a training step.
+The barriers keep XLA from fusing a producer (a padding, a norm, an activation) into its k x k readers, which
+would compute it anew for every tap, and the sum of the taps into a transposing copy. They halve the time of a
+training step.
 """
 
 import functools
@@ -67,7 +69,8 @@ def _input_gradient(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array, g
     (top, _), (left, _) = pads
     height, width, _, channels = kernel.shape
     high, wide = (-(-side // stride) for side in x.shape[1:3])
-    # Input row r = stride * n + phase is tap t of window (r + top - t) / stride: n plus a constant per phase and tap.
+    # Input row r = stride * n + phase is tap t of window (r + top - t) / stride: n plus a constant per phase
+    # and tap.
     rows = [_meetings(phase, top, height, stride) for phase in range(stride)]
     columns = [_meetings(phase, left, width, stride) for phase in range(stride)]
     margin_rows, margin_columns = _margins(rows, high, g.shape[1]), _margins(columns, wide, g.shape[2])
@@ -79,7 +82,9 @@ def _input_gradient(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array, g
         for tap_row, shift_row in rows[row]:
             for tap_column, shift_column in columns[column]:
                 first, second = margin_rows[0] + shift_row, margin_columns[0] + shift_column
-                total += padded[:, first : first + high, second : second + wide] * weights[tap_row, tap_column, 0]
+                total += (
+                    padded[:, first : first + high, second : second + wide] * weights[tap_row, tap_column, 0]
+                )
         return total
 
     if stride == 1:
@@ -91,7 +96,9 @@ def _input_gradient(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array, g
 
 def _meetings(phase: int, before: int, size: int, stride: int) -> list[tuple[int, int]]:
     """(tap, shift) pairs: input pixel `stride * n + phase` is met by that tap of the window `n + shift`."""
-    return [(tap, (phase + before - tap) // stride) for tap in range(size) if (phase + before - tap) % stride == 0]
+    return [
+        (tap, (phase + before - tap) // stride) for tap in range(size) if (phase + before - tap) % stride == 0
+    ]
 
 
 def _margins(meetings: list[list[tuple[int, int]]], count: int, windows: int) -> tuple[int, int]:

@@ -19,8 +19,9 @@ _groups: contextvars.ContextVar[int] = contextvars.ContextVar("batch_norm_groups
 def batch_norm_groups(number: int) -> Iterator[None]:
     """Cuts every batch that is normalised inside into equal runs of examples, each with statistics of its own.
 
-    With as many as there are devices these are the statistics of every device's own examples, and no device waits for another
-    to normalise; Hoffer et al., arXiv 1705.08741, call it ghost batch norm. Has its effect while a function is traced.
+    With as many as there are devices these are the statistics of every device's own examples, and no device
+    waits for another to normalise; Hoffer et al., arXiv 1705.08741, call it ghost batch norm. Has its effect
+    while a function is traced.
     """
     token = _groups.set(number)
     try:
@@ -34,8 +35,8 @@ def batch_norm(
 ) -> tuple[Float[Array, "b h w c"], Float[Array, " c"], Float[Array, " c"]]:
     """Normalises each channel by its mean and variance over the batch (Ioffe & Szegedy, arXiv 1502.03167).
 
-    The gradient is the closed form of the paper's section 3, one pass for the two sums and one for the input, instead
-    of what differentiation would write down step by step.
+    The gradient is the closed form of the paper's section 3, one pass for the two sums and one for the input,
+    instead of what differentiation would write down step by step.
 
     Args:
         x: activations.
@@ -44,8 +45,8 @@ def batch_norm(
         eps: added to the variance.
 
     Returns:
-        The output in the dtype of `x`, and the float32 mean and unbiased variance, for running averages, of which the
-        frameworks that weights come from keep these two; no gradient flows through them.
+        The output in the dtype of `x`, and the float32 mean and unbiased variance, for running averages, of
+        which the frameworks that weights come from keep these two; no gradient flows through them.
     """
     groups = _groups.get()
     if groups == 1:

@@ -23,13 +23,15 @@ def max_pool(
         padding: "SAME", "VALID", or pixels ((top, bottom), (left, right)).
 
     Returns:
-        The maxima in the dtype of `x`. Where several pixels of a window tie, `lax` sends the gradient to the first of
-        them and the CPU formulation does as well.
+        The maxima in the dtype of `x`. Where several pixels of a window tie, `lax` sends the gradient to the
+        first of them and the CPU formulation does as well.
     """
     pads = pairs(padding, (size, size), x.shape[1:3], stride)
     if choice.current() == "cpu":
         return _shifted(size, stride, pads, x)
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, size, size, 1), (1, stride, stride, 1), ((0, 0), *pads, (0, 0)))
+    return lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, size, size, 1), (1, stride, stride, 1), ((0, 0), *pads, (0, 0))
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -39,7 +41,9 @@ def _shifted(size: int, stride: int, pads: Pairs, x: jax.Array) -> jax.Array:
     return functools.reduce(jnp.maximum, taps(pad(x, pads, -jnp.inf), (size, size), out, stride))
 
 
-def _forward(size: int, stride: int, pads: Pairs, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(
+    size: int, stride: int, pads: Pairs, x: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     y = _shifted(size, stride, pads, x)
     return y, (x, y)
 

@@ -1,9 +1,10 @@
 """3x3 convolution at stride 1 by Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray, arXiv 1509.09308).
 
-A tile of 2x2 output pixels takes 16 multiplications per pair of channels instead of 36. What is left is 16 matrix products
-over channels, one per point of a transformed 4x4 tile, and sums of few pixels before and behind. The gradients are the
-transposes of these steps and save as much. The transforms hold 0, 1/2 and 1 alone, so the error in float32 is that of the
-direct sum (larger tiles would save more, at ten times the error, and were slower).
+A tile of 2x2 output pixels takes 16 multiplications per pair of channels instead of 36. What is left is 16
+matrix products over channels, one per point of a transformed 4x4 tile, and sums of few pixels before and
+behind. The gradients are the transposes of these steps and save as much. The transforms hold 0, 1/2 and 1
+alone, so the error in float32 is that of the direct sum (larger tiles would save more, at ten times the
+error, and were slower).
 """
 
 import functools
@@ -28,8 +29,8 @@ LEAST_WORK = 10**7
 ENOUGH_CHANNELS = 128
 """From here on the kernel's gradient is faster by these products than by `lax`."""
 MANY_CHANNELS = 256
-"""From here on the images' gradient is faster by the transposed steps than as a convolution with the kernel turned, whose
-transform would be the larger part."""
+"""From here on the images' gradient is faster by the transposed steps than as a convolution with the kernel
+turned, whose transform would be the larger part."""
 
 Grid = Sequence[Sequence[jax.Array]]
 Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -67,7 +68,9 @@ def _forward(pads: Pairs, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, S
     rows, columns = -(-high // 2), -(-wide // 2)
     (top, bottom), (left, right) = pads
     padded = pad(x, ((top, bottom + 2 * rows - high), (left, right + 2 * columns - wide)))
-    pixels = [[padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for j in range(4)] for i in range(4)]
+    pixels = [
+        [padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for j in range(4)] for i in range(4)
+    ]
     # Without the barrier, a transform would be computed anew for each of its readers.
     tiles, points = lax.optimization_barrier(
         (_stack(_transform(_INPUT, pixels)).reshape(16, -1, x.shape[-1]), _stack(_transform(_KERNEL, kernel)))
@@ -102,7 +105,9 @@ def _backward(pads: Pairs, saved: Saved, g: jax.Array) -> tuple[jax.Array, jax.A
         d_kernel = jax.vjp(lambda kernel: direct(x, kernel), kernel)[1](g)[0]
     else:
         d_points = lax.dot_general(tiles, d_products, (((1,), (1,)), ((0,), (0,))))
-        d_kernel = _stack(_transform(_KERNEL.T, d_points.reshape(4, 4, inputs, channels))).reshape(kernel.shape)
+        d_kernel = _stack(_transform(_KERNEL.T, d_points.reshape(4, 4, inputs, channels))).reshape(
+            kernel.shape
+        )
     return dx, d_kernel
 
 

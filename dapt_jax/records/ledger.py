@@ -29,8 +29,9 @@ class Row:
 
     An arm whose frozen prefix another arm of the study had already computed did not pay for it.
     `model_flops`, `hardware_flops` and the seconds hold what was run for this row; `reused_flops` and
-    `reused_s` hold what this row would have run besides, had it been alone. So a study's total cost is the sum of
-    the former, and the *standalone* cost of an arm, by which strategies are compared, is the sum of both.
+    `reused_s` hold what this row would have run besides, had it been alone. So a study's total cost is the
+    sum of the former, and the *standalone* cost of an arm, by which strategies are compared, is the sum of
+    both.
 
     Attributes:
         strategy: Name of the strategy.
@@ -117,7 +118,10 @@ class Row:
         Raises:
             UserError: A key is unknown or missing, or a value is not of its type.
         """
-        kinds = {field.name: _KINDS.get(field.type, typed.list_of(typed.OBJECT)) for field in dataclasses.fields(cls)}
+        kinds = {
+            field.name: _KINDS.get(field.type, typed.list_of(typed.OBJECT))
+            for field in dataclasses.fields(cls)
+        }
         for name in values:
             if name not in kinds:
                 raise UserError(f"ledger row: unknown key {name!r}; {nearest(name, kinds)}")

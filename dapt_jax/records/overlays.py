@@ -10,7 +10,8 @@ from dapt_jax.errors import UserError
 from dapt_jax.records import arrays
 
 FOLDER = "overlays"
-"""Name of the folder in a workdir, of `TASK-SPLIT-STRATEGY-PROTOCOL.npz`; each holds the fields of `SegmentationSamples`."""
+"""Name of the folder in a workdir, of `TASK-SPLIT-STRATEGY-PROTOCOL.npz`; each holds the fields of
+`SegmentationSamples`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,16 @@ class SegmentationSamples:
         """By class, the background left out: true and predicted pixels, bool [k, h, w] each."""
         masks = self.truth, self.predicted
         if self.overlapping:
-            found = [tuple((mask >> bit & 1).astype(bool) for mask in masks) for bit in range(len(self.segments) - 1)]
+            found = [
+                tuple((mask >> bit & 1).astype(bool) for mask in masks)
+                for bit in range(len(self.segments) - 1)
+            ]
         else:
             found = [tuple(mask == value for mask in masks) for value in range(1, len(self.segments))]
-        return {name: (truth, predicted) for name, (truth, predicted) in zip(self.segments[1:], found, strict=True)}
+        return {
+            name: (truth, predicted)
+            for name, (truth, predicted) in zip(self.segments[1:], found, strict=True)
+        }
 
 
 def read(workdir: Path) -> list[SegmentationSamples]:
@@ -64,7 +71,9 @@ def read(workdir: Path) -> list[SegmentationSamples]:
         values = arrays.read(path)
         if set(values) == fields:
             _check(path, values)
-            plain: dict[str, Any] = {name: value.item() if value.ndim == 0 else value for name, value in values.items()}
+            plain: dict[str, Any] = {
+                name: value.item() if value.ndim == 0 else value for name, value in values.items()
+            }
             plain |= {name: tuple(map(str, values[name])) for name in ("names", "segments")}
             found.append(SegmentationSamples(**plain))
     return found
@@ -79,10 +88,18 @@ def write(workdir: Path, samples: SegmentationSamples) -> None:
 def _check(path: Path, values: dict[str, np.ndarray]) -> None:
     """Refuse arrays that are not what `SegmentationSamples` says."""
     kinds = {**dict.fromkeys(("task", "split", "strategy", "protocol"), ("U", 0)), "overlapping": ("b", 0)}
-    kinds |= {"names": ("U", 1), "segments": ("U", 1), "images": ("u", 4), "truth": ("u", 3), "predicted": ("u", 3)}
+    kinds |= {
+        "names": ("U", 1),
+        "segments": ("U", 1),
+        "images": ("u", 4),
+        "truth": ("u", 3),
+        "predicted": ("u", 3),
+    }
     for name, (kind, axes) in kinds.items():
         if values[name].dtype.kind != kind or values[name].ndim != axes:
-            raise UserError(f"{path}: {name} is {values[name].dtype} with {values[name].ndim} axes; delete the file")
+            raise UserError(
+                f"{path}: {name} is {values[name].dtype} with {values[name].ndim} axes; delete the file"
+            )
     images = values["images"]
     is_one_size = images.shape[:3] == values["truth"].shape == values["predicted"].shape
     if not images.size or images.shape[3] != 3 or images.dtype != np.uint8 or not is_one_size:

@@ -56,11 +56,15 @@ class Predictions:
     def positive(self) -> np.ndarray | None:
         """Bool [n] where there are two classes, one of which each image has, and no patient has two images; else None."""
         is_binary = self.targets.shape[1] == 2 and bool((self.targets.sum(1) == 1).all())
-        return self.targets[:, 1] == 1 if is_binary and len(np.unique(self.groups)) == len(self.groups) else None
+        return (
+            self.targets[:, 1] == 1 if is_binary and len(np.unique(self.groups)) == len(self.groups) else None
+        )
 
     def same_images(self, other: Predictions) -> bool:
         """Return whether both are of the same images in the same order, as far as labels and patients tell."""
-        return np.array_equal(self.groups, other.groups) and np.array_equal(self.targets, other.targets, equal_nan=True)
+        return np.array_equal(self.groups, other.groups) and np.array_equal(
+            self.targets, other.targets, equal_nan=True
+        )
 
 
 def read(path: Path, protocol: str) -> Predictions | None:
@@ -83,7 +87,9 @@ def read(path: Path, protocol: str) -> Predictions | None:
             "expected one row for each image in all"
         )
     if probabilities.dtype.kind != "f" or not ((probabilities >= 0) & (probabilities <= 1.0001)).all():
-        raise UserError(f"{path}: probability/{protocol} holds values that are no probabilities; expected 0 to 1")
+        raise UserError(
+            f"{path}: probability/{protocol} holds values that are no probabilities; expected 0 to 1"
+        )
     classes = probabilities.shape[1]
     if labels.ndim == 1:
         if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
@@ -116,4 +122,8 @@ def write(
 
 def _range(labels: np.ndarray) -> str:
     """Return what labels there are, as part of an error line."""
-    return f"{labels.min()} to {labels.max()}" if labels.dtype.kind in "iuf" and labels.size else f"of {labels.dtype}"
+    return (
+        f"{labels.min()} to {labels.max()}"
+        if labels.dtype.kind in "iuf" and labels.size
+        else f"of {labels.dtype}"
+    )

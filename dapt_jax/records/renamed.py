@@ -44,7 +44,10 @@ RENAMED: dict[str, str] = {
     **{f"{run}.norm": f"{run}.batch_norm" for run in _RUNS},
     **{f"{run}.early_stop": f"{run}.early_stopping_patience" for run in _TARGET_RUNS},
     **{f"{part}.{old}": f"{part}.loss.{new}" for part in _CLASSIFIERS for old, new in _LOSS.items()},
-    **{f"transfer.segmentation.{old}": f"transfer.segmentation.loss.{new}" for old, new in _SEGMENTATION_LOSS.items()},
+    **{
+        f"transfer.segmentation.{old}": f"transfer.segmentation.loss.{new}"
+        for old, new in _SEGMENTATION_LOSS.items()
+    },
 }
 """Former names of settings, and of sections, with those of today."""
 

@@ -149,8 +149,12 @@ class Records:
             where = f"{workdir}/results.jsonl:{number}"
             typed.check(where, row, _RESULT, required=(*_KEY, "value"))
             if row["metric"].partition("/")[0] not in METRICS:
-                raise UserError(f"{where}: unknown metric {row['metric']!r}; {nearest(row['metric'], METRICS)}")
-        return cls(config, results, Ledger(Path(workdir) / "ledger.jsonl").rows(), _leaks(Path(workdir) / LEAKS))
+                raise UserError(
+                    f"{where}: unknown metric {row['metric']!r}; {nearest(row['metric'], METRICS)}"
+                )
+        return cls(
+            config, results, Ledger(Path(workdir) / "ledger.jsonl").rows(), _leaks(Path(workdir) / LEAKS)
+        )
 
     @property
     def planned(self) -> list[str]:
@@ -224,14 +228,18 @@ class Records:
         primary = self.metric(task).partition("/")[0]
         return primary if primary in found else next(iter(found), None)
 
-    def values(self, strategy: str, task: str, split: str, protocol: str | None, metric: str) -> list[float | None]:
+    def values(
+        self, strategy: str, task: str, split: str, protocol: str | None, metric: str
+    ) -> list[float | None]:
         """Return one value per seed, in the order of `seeds` (for the baseline: of its own seeds)."""
         seeds = self.seeds
         if strategy == BASELINE:
             seeds = list(dict.fromkeys(r["seed"] for r in self.results if r["strategy"] == BASELINE))
         return [self._values.get((strategy, seed, task, split, protocol, metric)) for seed in seeds]
 
-    def generalization_gaps(self, strategy: str, task: str, protocol: str | None, metric: str) -> list[float | None]:
+    def generalization_gaps(
+        self, strategy: str, task: str, protocol: str | None, metric: str
+    ) -> list[float | None]:
         """Return development minus external per seed."""
         both = (self.values(strategy, task, split, protocol, metric) for split in ("development", "external"))
         return [None if a is None or b is None else a - b for a, b in zip(*both, strict=True)]
@@ -263,14 +271,18 @@ class Records:
             adapted = {(row.strategy, row.seed) for row in self.rows if row.stage == "dapt"}
             decided = {seed for strategy, seed in have & adapted}
             have |= {(strategy, seed) for strategy, seed in adapted if seed in decided}
-        return [f"{name} {seed}" for name in self.strategies for seed in self.seeds if (name, seed) not in have]
+        return [
+            f"{name} {seed}" for name in self.strategies for seed in self.seeds if (name, seed) not in have
+        ]
 
     def _report(self) -> Mapping[str, Any]:
         return self.config.get("report", {})
 
     def _named(self, key: str, **only: str) -> list[str]:
         return list(
-            dict.fromkeys(str(row[key]) for row in self.results if all(row[k] == value for k, value in only.items()))
+            dict.fromkeys(
+                str(row[key]) for row in self.results if all(row[k] == value for k, value in only.items())
+            )
         )
 
 
@@ -285,7 +297,9 @@ def _upgraded(path: Path) -> dict[str, Any]:
     try:
         return upgrade(found)
     except (AttributeError, TypeError) as error:
-        raise UserError(f"{path}: two settings that are one today do not go together; delete the older") from error
+        raise UserError(
+            f"{path}: two settings that are one today do not go together; delete the older"
+        ) from error
 
 
 def _leaks(path: Path) -> dict[str, dict[str, str]]:

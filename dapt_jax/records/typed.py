@@ -33,7 +33,8 @@ class Kind:
 def list_of(kind: Kind) -> Kind:
     """Return the kind of lists whose members are of a kind."""
     return Kind(
-        f"a list, each member {kind.words}", lambda value: isinstance(value, list) and all(map(kind.allows, value))
+        f"a list, each member {kind.words}",
+        lambda value: isinstance(value, list) and all(map(kind.allows, value)),
     )
 
 
@@ -64,10 +65,14 @@ ANY = Kind("anything", lambda value: True)
 
 def either(*kinds: Kind) -> Kind:
     """Return the kind of values that are of one of several kinds."""
-    return Kind(" or ".join(kind.words for kind in kinds), lambda value: any(kind.allows(value) for kind in kinds))
+    return Kind(
+        " or ".join(kind.words for kind in kinds), lambda value: any(kind.allows(value) for kind in kinds)
+    )
 
 
-def check(where: str, values: Mapping[str, Any], kinds: Mapping[str, Kind], required: Iterable[str] = ()) -> None:
+def check(
+    where: str, values: Mapping[str, Any], kinds: Mapping[str, Kind], required: Iterable[str] = ()
+) -> None:
     """Refuse values that lack a key, or one of which is not of its kind.
 
     Args:

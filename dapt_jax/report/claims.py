@@ -43,19 +43,29 @@ def claims(records: Records, task: str, split: str) -> dict[str, Claim]:
     lowest = lower_is_better(metric)
     values = {n: records.values(n, task, split, records.protocol(task), metric) for n in records.strategies}
     against = values.pop(reference)
-    tests = {n: t for n, each in values.items() if (t := non_inferiority(each, against, margin, lowest)) is not None}
+    tests = {
+        n: t
+        for n, each in values.items()
+        if (t := non_inferiority(each, against, margin, lowest)) is not None
+    }
     both = {n: equivalence(values[n], against, margin) for n in tests}
     p_one_sided = holm([test.p for test in tests.values()])
     p_both = holm([None if test is None else test.p for test in both.values()])
     return {
         name: Claim(
-            test.difference, p, q, paired_dz(values[name], against), _verdict(test.difference, p, q, margin, lowest)
+            test.difference,
+            p,
+            q,
+            paired_dz(values[name], against),
+            _verdict(test.difference, p, q, margin, lowest),
         )
         for (name, test), p, q in zip(tests.items(), p_one_sided, p_both, strict=True)
     }
 
 
-def _verdict(difference: Interval, p_one_sided: float | None, p_both: float | None, margin: float, lowest: bool) -> str:
+def _verdict(
+    difference: Interval, p_one_sided: float | None, p_both: float | None, margin: float, lowest: bool
+) -> str:
     if p_both is not None and p_both < LEVEL:
         return "equivalent"
     if p_one_sided is not None and p_one_sided < LEVEL:
@@ -79,7 +89,12 @@ CLAIM_COLUMNS: tuple[Column[Claim], ...] = (
 def table(records: Records, task: str) -> Table | None:
     """Return the claims of a task on development and external data; None where there are no two seeds or no margin."""
     found = {split: claims(records, task, split) for split in records.splits(task) if split != "test"}
-    tested = [claim for of_split in found.values() for claim in of_split.values() if claim.non_inferiority is not None]
+    tested = [
+        claim
+        for of_split in found.values()
+        for claim in of_split.values()
+        if claim.non_inferiority is not None
+    ]
     if not tested:
         return None
     metric, margin = display_name(records.metric(task)), records.margin
@@ -88,7 +103,9 @@ def table(records: Records, task: str) -> Table | None:
     def on(split: str, column: Column[Claim]) -> Column[str]:
         of_split = found[split]
         return Column(
-            column.title, lambda name: column.read(of_split[name]) if name in of_split else NONE, f"{split} {metric}"
+            column.title,
+            lambda name: column.read(of_split[name]) if name in of_split else NONE,
+            f"{split} {metric}",
         )
 
     columns = [Column[str]("strategy", lambda name: name)]
@@ -129,7 +146,9 @@ def over_tasks(records: Records) -> list[Table]:
             ]
             for name, of_tasks, mean in zip(known, found.by_task.T, found.mean, strict=True)
         ]
-        friedman = "" if found.p is None else f" Friedman's test that all strategies are equal: p {_is(found.p)}."
+        friedman = (
+            "" if found.p is None else f" Friedman's test that all strategies are equal: p {_is(found.p)}."
+        )
         note = (
             "Rank 1 is the best mean; ties share. Bold: the best mean rank. "
             + (

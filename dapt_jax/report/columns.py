@@ -78,14 +78,19 @@ class Table:
             rows: What the rows stand for.
             note: What stands below it.
         """
-        groups = [(group, len(list(members))) for group, members in itertools.groupby(columns, lambda each: each.group)]
+        groups = [
+            (group, len(list(members)))
+            for group, members in itertools.groupby(columns, lambda each: each.group)
+        ]
         cells = [[column.cell(row) for column in columns] for row in rows]
         return cls(title, [column.title for column in columns], cells, groups, note)
 
     @property
     def flat(self) -> list[str]:
         """The headings for a table without groups: one that comes twice has its group's before it."""
-        headings = [heading for heading, width in self.groups for _ in range(width)] or [""] * len(self.columns)
+        headings = [heading for heading, width in self.groups for _ in range(width)] or [""] * len(
+            self.columns
+        )
         return [
             f"{heading} {column}" if self.columns.count(column) > 1 else column
             for heading, column in zip(headings, self.columns, strict=True)

@@ -36,7 +36,15 @@ def learning_curves(records: Records) -> Figure | None:
                 positive += run.values()
             mean = _mean(runs)
             marker = "." if len(mean) == 1 else None
-            axes.plot(mean.keys(), mean.values(), line, color=colour, linewidth=1.9, marker=marker, label=_NAMES[kind])
+            axes.plot(
+                mean.keys(),
+                mean.values(),
+                line,
+                color=colour,
+                linewidth=1.9,
+                marker=marker,
+                label=_NAMES[kind],
+            )
         for at, phase in switches:
             if at:
                 axes.axvline(at + 0.5, color=GREY, linestyle=":", linewidth=1)
@@ -71,7 +79,9 @@ def learning_curves(records: Records) -> Figure | None:
 _NAMES = {"loss": "training", "val_loss": "validation"}
 
 
-def _series(records: Records, strategy: str) -> tuple[list[dict[str, dict[int, float]]], list[tuple[int, str]]]:
+def _series(
+    records: Records, strategy: str
+) -> tuple[list[dict[str, dict[int, float]]], list[tuple[int, str]]]:
     """Join each seed's phases end to end.
 
     Returns:

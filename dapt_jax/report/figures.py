@@ -34,7 +34,9 @@ KIND_COLOURS = {
 REUSED: dict[str, Any] = {"facecolor": "white", "edgecolor": GREY, "hatch": "////", "linewidth": 0.8}
 
 
-def draw(records: Records, samples: Sequence[SegmentationSamples], folder: Path) -> list[tuple[str, Path, str]]:
+def draw(
+    records: Records, samples: Sequence[SegmentationSamples], folder: Path
+) -> list[tuple[str, Path, str]]:
     """Draw every figure that the records have data for.
 
     Args:
@@ -110,7 +112,9 @@ def cost_score(records: Records, task: str) -> Figure | None:
     for split in splits:
         for name in records.strategies:
             costs = records.costs(name, task)
-            values = dict(zip(records.seeds, records.values(name, task, split, protocol, metric), strict=True))
+            values = dict(
+                zip(records.seeds, records.values(name, task, split, protocol, metric), strict=True)
+            )
             pairs = [
                 (cost.total_flops / 1e12, value)
                 for seed, cost in costs.items()
@@ -129,21 +133,41 @@ def cost_score(records: Records, task: str) -> Figure | None:
             colour, marker = style[name]
             interval = mean_interval([value for _, value in pairs])
             assert interval is not None
-            axes.scatter(*zip(*pairs, strict=True), s=20, color=colour, marker=marker, alpha=0.45, linewidths=0)
+            axes.scatter(
+                *zip(*pairs, strict=True), s=20, color=colour, marker=marker, alpha=0.45, linewidths=0
+            )
             if interval.half is not None:
-                axes.errorbar(cost, interval.mean, yerr=interval.half, color=colour, linewidth=1.3, capsize=2.5)
-            axes.plot(cost, interval.mean, marker=marker, color=colour, markersize=8, markeredgecolor="white", zorder=5)
+                axes.errorbar(
+                    cost, interval.mean, yerr=interval.half, color=colour, linewidth=1.3, capsize=2.5
+                )
+            axes.plot(
+                cost,
+                interval.mean,
+                marker=marker,
+                color=colour,
+                markersize=8,
+                markeredgecolor="white",
+                zorder=5,
+            )
             labels.append((cost, interval, name, colour))
         sign = -1 if lower_is_better(metric) else 1
         front = pareto([label[0] for label in labels], [sign * label[1].mean for label in labels])
-        axes.plot([labels[i][0] for i in front], [labels[i][1].mean for i in front], color=GREY, linewidth=1, zorder=1)
+        axes.plot(
+            [labels[i][0] for i in front],
+            [labels[i][1].mean for i in front],
+            color=GREY,
+            linewidth=1,
+            zorder=1,
+        )
         if log:
             axes.set_xscale("log")
         axes.margins(x=0.14, y=0.1)
         axes.set_title(split)
         axes.set_xlabel("TFLOP per arm, standalone" + (" (log scale)" if log else ""))
         axes.set_ylabel(f"{display_name(metric)} ({protocol})")
-        if lookup(metric).high == 1 and axes.get_ylim()[1] > 1:  # an interval can pass the bound, the metric cannot
+        if (
+            lookup(metric).high == 1 and axes.get_ylim()[1] > 1
+        ):  # an interval can pass the bound, the metric cannot
             axes.set_ylim(top=1.003)
         _label(figure, axes, labels)
     return figure
@@ -215,7 +239,9 @@ def time_bars(records: Records) -> Figure | None:
     handles: list[Any] = [mpl.patches.Patch(color=KIND_COLOURS[kind], label=kind) for kind in used]
     if any(cost.reused_s for each in costs.values() for cost in each):
         handles.append(mpl.patches.Patch(label="reused", **REUSED))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handlelength=1.1, columnspacing=1.2)
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=len(handles), handlelength=1.1, columnspacing=1.2
+    )
     return figure
 
 
@@ -229,13 +255,18 @@ def _label(figure: Figure, axes: Axes, labels: Sequence[tuple[float, Interval, s
     for cost, score, _, _ in labels:
         x, y = to_pixels((cost, score.mean))
         reach = to_pixels((cost, score.mean + (score.half or 0)))[1] - y
-        taken += [(x - line / 2, x + line / 2, y - line / 3, y + line / 3), (x - 2, x + 2, y - reach, y + reach)]
+        taken += [
+            (x - line / 2, x + line / 2, y - line / 3, y + line / 3),
+            (x - 2, x + 2, y - reach, y + reach),
+        ]
     for cost, score, name, colour in labels:
         x, y = to_pixels((cost, score.mean))
         width = 6.5 * len(name) * figure.dpi / 72
         sides = (True, False) if x > (low + high) / 2 else (False, True)
 
-        def box(left: bool, shift: float, x: float = x, y: float = y, width: float = width) -> tuple[float, ...]:
+        def box(
+            left: bool, shift: float, x: float = x, y: float = y, width: float = width
+        ) -> tuple[float, ...]:
             start = x - 0.7 * line - width if left else x + 0.7 * line
             return start, start + width, y + shift - line / 2, y + shift + line / 2
 

@@ -16,7 +16,12 @@ def marked(records: Records, table: Table, task: str | None = None) -> Table:
         table: A table of one task, or over several.
         task: The task; None for all.
     """
-    leaks = {split: what for name, of in records.leaks.items() if task in (None, name) for split, what in of.items()}
+    leaks = {
+        split: what
+        for name, of in records.leaks.items()
+        if task in (None, name)
+        for split, what in of.items()
+    }
     if not leaks:
         return table
 

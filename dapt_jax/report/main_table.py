@@ -69,7 +69,9 @@ COST_COLUMNS: tuple[Column[TaskArm], ...] = (
         lambda arm: number(arm.mean_cost(lambda c: (c.flops["dapt"] + c.flops["score"]) / 1e12)),
         STANDALONE,
     ),
-    Column("transfer TFLOP", lambda arm: number(arm.mean_cost(lambda c: c.flops["transfer"] / 1e12)), STANDALONE),
+    Column(
+        "transfer TFLOP", lambda arm: number(arm.mean_cost(lambda c: c.flops["transfer"] / 1e12)), STANDALONE
+    ),
     Column("train s", lambda arm: number(arm.mean_cost(lambda c: c.seconds["train"])), STANDALONE),
     Column("wall s", lambda arm: number(arm.mean_cost(lambda c: c.wall_s)), STANDALONE),
     Column("kWh", lambda arm: number(arm.mean_cost(lambda c: c.kwh)), STANDALONE),
@@ -94,7 +96,9 @@ def table(records: Records, task: str) -> Table:
     against = f"against {records.reference}"
     columns = [title, *_scores(records, task, arms), *COST_COLUMNS]
     columns += [dataclasses.replace(column, group=against) for column in RATIO_COLUMNS]
-    columns += [_significance(records, task, split, against) for split in records.splits(task) if split != "test"]
+    columns += [
+        _significance(records, task, split, against) for split in records.splits(task) if split != "test"
+    ]
     found = Table.of("Scores and cost", columns, rows)
     return dataclasses.replace(found, note=note_of_marks(_note(records, task), found.rows))
 
@@ -107,7 +111,9 @@ def _scores(records: Records, task: str, arms: list[TaskArm]) -> list[Column[Tas
     def of_split(split: str, marks: Marks) -> Column[TaskArm]:
         return Column(split, lambda arm: marks.mark(score(mean_interval(arm.values(split))), arm.name), group)
 
-    columns = [of_split(split, over_seeds({arm.name: arm.values(split) for arm in arms}, lowest)) for split in splits]
+    columns = [
+        of_split(split, over_seeds({arm.name: arm.values(split) for arm in arms}, lowest)) for split in splits
+    ]
     if {"development", "external"} <= set(splits):
         marks = over_seeds({arm.name: arm.gaps() for arm in arms}, not lowest)
         columns.append(
@@ -152,7 +158,9 @@ def comparisons(records: Records, task: str, split: str) -> dict[str, tuple[Comp
 def _note(records: Records, task: str) -> str:
     """Return what a reader must know of this table's gaps."""
     metric, protocol, splits = records.metric(task), records.protocol(task), records.splits(task)
-    values = [records.values(name, task, split, protocol, metric) for name in records.strategies for split in splits]
+    values = [
+        records.values(name, task, split, protocol, metric) for name in records.strategies for split in splits
+    ]
     counts = [sum(value is not None for value in each) for each in values]
     notes = []
     if max(counts, default=0) == 1:

@@ -14,7 +14,9 @@ from dapt_jax.report.style import COLOURS, GREY
 MOST_IMAGES = 4
 
 
-def by_split(samples: Sequence[SegmentationSamples], task: str) -> dict[tuple[str, str], list[SegmentationSamples]]:
+def by_split(
+    samples: Sequence[SegmentationSamples], task: str
+) -> dict[tuple[str, str], list[SegmentationSamples]]:
     """Return the samples of a task by split and protocol, in the order in which splits are shown."""
     found: dict[tuple[str, str], list[SegmentationSamples]] = {}
     for each in samples:
@@ -30,7 +32,9 @@ def overlays(samples: Sequence[SegmentationSamples], order: Sequence[str]) -> Fi
         samples: Samples of one task, split and protocol.
         order: Names of the strategies in their order.
     """
-    rows = sorted(samples, key=lambda each: order.index(each.strategy) if each.strategy in order else len(order))
+    rows = sorted(
+        samples, key=lambda each: order.index(each.strategy) if each.strategy in order else len(order)
+    )
     shown = min(MOST_IMAGES, *(len(each.images) for each in rows))
     figure = Figure(figsize=(1.9 * shown + 0.4, 1.95 * (len(rows) + 1) + 0.5), layout="constrained")
     grid = figure.subplots(len(rows) + 1, shown, squeeze=False)
@@ -47,7 +51,9 @@ def overlays(samples: Sequence[SegmentationSamples], order: Sequence[str]) -> Fi
     return figure
 
 
-def _picture(axes: Axes, samples: SegmentationSamples, number: int, colours: dict[str, str], *, is_truth: bool) -> None:
+def _picture(
+    axes: Axes, samples: SegmentationSamples, number: int, colours: dict[str, str], *, is_truth: bool
+) -> None:
     """Draw an image with the outlines of its classes, and the Dice of each class below where it was predicted."""
     axes.imshow(samples.images[number])
     dices = []

@@ -23,7 +23,9 @@ def summary(records: Records, task: str) -> list[str]:
     base = mean_interval(records.values(reference, task, split, protocol, metric))
     if base is None:
         return [f"{reference}, the reference, has no {split} {display_name(metric)} yet."]
-    spread = "one seed" if base.low is None else f"95% interval {base.low:.3f} to {base.high:.3f}, {base.n} seeds"
+    spread = (
+        "one seed" if base.low is None else f"95% interval {base.low:.3f} to {base.high:.3f}, {base.n} seeds"
+    )
     sentences = [f"On the {split} set {reference} reaches {display_name(metric)} {base.mean:.3f} ({spread})."]
     sentences += _differences(records, task, split)
     sentences += _non_inferiority(records, task, split)
@@ -78,7 +80,9 @@ def _differences(records: Records, task: str, split: str) -> list[str]:
 
 def _non_inferiority(records: Records, task: str, split: str) -> list[str]:
     """Say for which strategies non-inferiority to the reference was shown, and for which it was not."""
-    found = {n: claim for n, claim in claims(records, task, split).items() if claim.non_inferiority is not None}
+    found = {
+        n: claim for n, claim in claims(records, task, split).items() if claim.non_inferiority is not None
+    }
     if not found:
         return []
     what = f"Non-inferiority to {records.reference} with a margin of {records.margin:g} {display_name(records.metric(task))}"
@@ -103,8 +107,11 @@ def _cheapest(records: Records, task: str, split: str) -> list[str]:
     base, base_wall = flops.get(reference or ""), wall.get(reference or "")
     if base is None or base_wall is None or not base.mean or not base_wall.mean:
         return []
-    # By the p of each alone: to call a strategy as good as the reference, Holm's caution would be the wrong way round.
-    worse = {n for n, (t, _) in tests.items() if t.p is not None and t.p < LEVEL and sign * t.difference.mean < 0}
+    # By the p of each alone: to call a strategy as good as the reference, Holm's caution would be the wrong
+    # way round.
+    worse = {
+        n for n, (t, _) in tests.items() if t.p is not None and t.p < LEVEL and sign * t.difference.mean < 0
+    }
     candidates = {n: f.mean for n, f in flops.items() if f is not None and n in tests and n not in worse}
     cheaper = {name: cost for name, cost in candidates.items() if cost < base.mean}
     if not cheaper:
@@ -114,7 +121,9 @@ def _cheapest(records: Records, task: str, split: str) -> list[str]:
     time = f" and {percent(seconds.mean / base_wall.mean)} of its time" if seconds is not None else ""
     share = percent(cheaper[name] / base.mean)
     difference = tests[name][0].difference
-    spread = "" if difference.low is None else f" (95% interval {difference.low:+.3f} to {difference.high:+.3f})"
+    spread = (
+        "" if difference.low is None else f" (95% interval {difference.low:+.3f} to {difference.high:+.3f})"
+    )
     whose = "whose score is not significantly worse" if difference.n > 1 else "that was run"
     return [
         f"The cheapest strategy {whose} is {name}, at {share} of {reference}'s FLOPs{time}, "
@@ -125,7 +134,8 @@ def _cheapest(records: Records, task: str, split: str) -> list[str]:
 def _gaps(records: Records, task: str) -> list[str]:
     metric, protocol = records.metric(task), records.protocol(task)
     gaps = {
-        name: mean_interval(records.generalization_gaps(name, task, protocol, metric)) for name in records.strategies
+        name: mean_interval(records.generalization_gaps(name, task, protocol, metric))
+        for name in records.strategies
     }
     known = {name: gap.mean for name, gap in gaps.items() if gap is not None}
     if len(known) < 2:
@@ -146,7 +156,9 @@ def _baseline(records: Records, task: str, split: str) -> list[str]:
         level = mean_interval(records.values(BASELINE, task, split, baseline, metric))
         if level is None:
             continue
-        means = {n: mean_interval(records.values(n, task, split, protocol, metric)) for n in records.strategies}
+        means = {
+            n: mean_interval(records.values(n, task, split, protocol, metric)) for n in records.strategies
+        }
         below = [n for n, mean in means.items() if mean is not None and sign * (mean.mean - level.mean) <= 0]
         what = f"not better than the one-feature baseline {baseline} ({level.mean:.3f})"
         sentences.append(

@@ -89,7 +89,9 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
                 "words": " ".join(narrative.summary(records, task)),
                 "main": leak_marks.marked(records, main_table.table(records, task), task),
                 "figures": shown(task),
-                "tables": [leak_marks.marked(records, each, task) for each in found if each is not None and each.rows],
+                "tables": [
+                    leak_marks.marked(records, each, task) for each in found if each is not None and each.rows
+                ],
             }
         )
     return {
@@ -136,7 +138,9 @@ def _warnings(records: Records) -> list[str]:
     elif missing := records.missing():
         listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         arms = len(records.strategies) * len(records.seeds)
-        lines.append(f"Unfinished: {len(missing)} of {arms} arms have no result yet (strategy seed): {listed}.")
+        lines.append(
+            f"Unfinished: {len(missing)} of {arms} arms have no result yet (strategy seed): {listed}."
+        )
     for task, of_task in records.leaks.items():
         for split, what in of_task.items():
             lines.append(
@@ -166,7 +170,11 @@ def _sizes(records: Records, task: str) -> str:
         if row.get("n") is not None:
             found.setdefault(row["split"], f"{row['split']} {row['n']} images")
         if row.get("classes") and "/" not in row["metric"]:  # of one class alone there are others
-            classes = ", ".join(map(str, row["classes"])) if isinstance(row["classes"], list) else str(row["classes"])
+            classes = (
+                ", ".join(map(str, row["classes"]))
+                if isinstance(row["classes"], list)
+                else str(row["classes"])
+            )
     return "; ".join([*found.values(), *([f"classes: {classes}"] if classes else [])])
 
 

@@ -80,5 +80,9 @@ def _cells(
     between = patient_interval(value - other.auc(rows), draws[name, seed] - draws[reference, seed], patients)
     p, positive = None, each.positive
     if positive is not None and 2 <= positive.sum() <= len(positive) - 2:
-        p = delong(positive, np.stack([each.probabilities[:, 1], other.probabilities[:, 1]])).difference(0, 1).p
+        p = (
+            delong(positive, np.stack([each.probabilities[:, 1], other.probabilities[:, 1]]))
+            .difference(0, 1)
+            .p
+        )
     return [own, score(between, signed=True), Cell(p_value(p))]

@@ -41,7 +41,9 @@ class Curve:
 
     def higher_is_better(self, name: str) -> bool | None:
         """Return which way a score is better, as the ledger says; None where it does not, or not always the same."""
-        found = {point.get("higher_is_better", {}).get(name) for point in self.points if name in point["scores"]}
+        found = {
+            point.get("higher_is_better", {}).get(name) for point in self.points if name in point["scores"]
+        }
         return found.pop() if len(found) == 1 else None
 
     @property
@@ -103,12 +105,25 @@ def scores_along(records: Records, task: str) -> Figure | None:
     for number, (axes, title) in enumerate(zip(panels, titles, strict=False)):
         for curve in found:
             is_downstream = number < len(splits)
-            values = downstream_scores(records, curve, task, splits[number]) if is_downstream else curve.series(title)
+            values = (
+                downstream_scores(records, curve, task, splits[number])
+                if is_downstream
+                else curve.series(title)
+            )
             colour, _ = style[curve.strategy]
             axes.plot(values.keys(), values.values(), ".-", color=colour, linewidth=1.2, markersize=4)
             if curve.chosen in values:
-                axes.plot(curve.chosen, values[curve.chosen], "*", color=colour, markersize=12, markeredgecolor="white")
-        axes.set_title(title.replace("_", " "), fontsize=9, fontweight="bold" if number < len(splits) else "normal")
+                axes.plot(
+                    curve.chosen,
+                    values[curve.chosen],
+                    "*",
+                    color=colour,
+                    markersize=12,
+                    markeredgecolor="white",
+                )
+        axes.set_title(
+            title.replace("_", " "), fontsize=9, fontweight="bold" if number < len(splits) else "normal"
+        )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         axes.tick_params(labelsize=7, labelbottom=True)
         axes.ticklabel_format(useOffset=False)

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 INK, GREY, FAINT = "#22262b", "#8a929b", "#e4e7ea"
 
-# Okabe and Ito's palette for the colour-blind; its yellow is too faint for lines, so a dark brown stands in. After
-# eight strategies colours come again with other markers.
+# Okabe and Ito's palette for the colour-blind; its yellow is too faint for lines, so a dark brown stands in.
+# After eight strategies colours come again with other markers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A5230")
 MARKERS = "osD^vPX*"
 

@@ -19,7 +19,10 @@ from dapt_jax.statistics import mean_interval
 def everything(records: Records, task: str) -> Table:
     """Return every protocol and metric of a task, by strategy and split."""
     return _by_protocol(
-        records, task, "Every protocol and metric", {display_name(name): name for name in records.metrics(task)}
+        records,
+        task,
+        "Every protocol and metric",
+        {display_name(name): name for name in records.metrics(task)},
     )
 
 
@@ -40,7 +43,9 @@ def per_class(records: Records, task: str) -> Table | None:
     return _by_protocol(records, task, f"{display_name(metric)} by {kind}", labels, what)
 
 
-def _by_protocol(records: Records, task: str, title: str, metrics: dict[str, str], what: str = "Mean") -> Table:
+def _by_protocol(
+    records: Records, task: str, title: str, metrics: dict[str, str], what: str = "Mean"
+) -> Table:
     """Return some metrics, by their headings, on every split: protocol by protocol all strategies, then the baselines."""
     pairs = [(metric, split) for metric in metrics.values() for split in records.splits(task)]
     names, rows = records.strategies, []
@@ -55,7 +60,9 @@ def _by_protocol(records: Records, task: str, title: str, metrics: dict[str, str
             if any(cell.text != NONE for cell in cells):
                 rows.append([Cell(protocol), Cell(name), *cells])
     for protocol in records.baselines(task):
-        means = [mean_interval(records.values(BASELINE, task, split, protocol, metric)) for metric, split in pairs]
+        means = [
+            mean_interval(records.values(BASELINE, task, split, protocol, metric)) for metric, split in pairs
+        ]
         if any(means):
             rows.append([Cell(protocol), Cell(BASELINE), *map(compact, means)])
     columns: list[Column[list[Cell]]] = [_at(0, "protocol"), _at(1, "strategy")]

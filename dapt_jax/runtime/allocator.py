@@ -1,8 +1,8 @@
 """What glibc has to be told so that XLA:CPU's buffers keep their pages from one step to the next.
 
-Each step of a CPU program allocates its temporary buffers anew. By default glibc takes large ones from the kernel and gives
-them back each time, and every page of them faults in again; `benchmarks/allocator.py` measures what that costs. glibc reads
-these settings only when a process starts.
+Each step of a CPU program allocates its temporary buffers anew. By default glibc takes large ones from the
+kernel and gives them back each time, and every page of them faults in again; `benchmarks/allocator.py`
+measures what that costs. glibc reads these settings only when a process starts.
 """
 
 import os

@@ -28,7 +28,9 @@ def read(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             what = getattr(error, "msg", str(error).splitlines()[0])
-            raise UserError(f"{path}:{number}: not a line of JSON ({what}); delete or mend the line") from error
+            raise UserError(
+                f"{path}:{number}: not a line of JSON ({what}); delete or mend the line"
+            ) from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
         rows.append(row)

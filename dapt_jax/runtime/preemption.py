@@ -10,7 +10,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 RESTART_CODE = os.EX_TEMPFAIL
-"""Exit code, 75, of a study that was told to go and goes on when it is started again: launchers restart on it."""
+"""Exit code, 75, of a study that was told to go and goes on when it is started again: launchers restart on
+it."""
 
 STOPPED_CODE = 128 + signal.SIGINT
 """Exit code, 130, of a study that a person has stopped: nobody restarts it."""
@@ -32,8 +33,9 @@ class Stopped(BaseException):
 class PreemptionHandler:
     """Listens to SIGTERM and SIGINT inside its `with` block; a second one ends the process at once.
 
-    Where training has state to save, the code defers the notice and looks at `signal_received` after its steps. Everywhere else
-    there is nothing to save that is not saved already, and the notice ends the study where it is.
+    Where training has state to save, the code defers the notice and looks at `signal_received` after its
+    steps. Everywhere else there is nothing to save that is not saved already, and the notice ends the study
+    where it is.
     """
 
     def __init__(self) -> None:
@@ -65,7 +67,9 @@ class PreemptionHandler:
             os.kill(os.getpid(), number)
         self.signal_received = number
         if self._deferred:
-            line = f"{signal.Signals(number).name}: saves at the next step, then ends; once more ends at once\n"
+            line = (
+                f"{signal.Signals(number).name}: saves at the next step, then ends; once more ends at once\n"
+            )
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
         else:
             raise Stopped(number)

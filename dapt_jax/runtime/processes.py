@@ -1,8 +1,9 @@
 """Several processes that run one study: how they find each other, and how they stay of one mind.
 
-Each runs the same code, and each comes to every collective in the same order. What only one of them can know (what the
-workdir holds, what the time is, that a notice to stop was given) is told to all before anybody acts on it. The first
-process alone writes the study's files; what the others write goes to a folder of their own that is thrown away.
+Each runs the same code, and each comes to every collective in the same order. What only one of them can know
+(what the workdir holds, what the time is, that a notice to stop was given) is told to all before anybody acts
+on it. The first process alone writes the study's files; what the others write goes to a folder of their own
+that is thrown away.
 """
 
 import contextlib
@@ -104,7 +105,9 @@ class Group:
                 "or none of them on a cluster"
             )
         if full.num_processes and full.process_id >= full.num_processes:
-            raise UserError(f"runtime.process_id is {full.process_id}; expected 0 to {full.num_processes - 1}")
+            raise UserError(
+                f"runtime.process_id is {full.process_id}; expected 0 to {full.num_processes - 1}"
+            )
         return full
 
     @property
@@ -115,7 +118,9 @@ class Group:
         if self.mode == "on" or self.num_processes > 1:
             return True
         sizes = {name: os.environ.get(name, "") for name in _CLUSTERS}
-        return any(int(size) > 1 if size.isdigit() else len(size.split(",")) > 1 for size in sizes.values() if size)
+        return any(
+            int(size) > 1 if size.isdigit() else len(size.split(",")) > 1 for size in sizes.values() if size
+        )
 
 
 def start(group: Group) -> None:
@@ -146,7 +151,9 @@ def start(group: Group) -> None:
         )
     except (ValueError, RuntimeError) as error:
         who = f" at {group.coordinator_address}" if group.coordinator_address else ""
-        raise UserError(f"the other processes of the study were not found{who} ({_first_line(error)})") from error
+        raise UserError(
+            f"the other processes of the study were not found{who} ({_first_line(error)})"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -193,7 +200,11 @@ def _broadcast(content: bytes) -> bytes:
     sizes = [_CHUNK] * int(chunks) + ([int(rest)] if rest else [])
     parts = []
     for number, size in enumerate(sizes):
-        own = np.frombuffer(content, np.uint8, size, number * _CHUNK) if is_primary() else np.zeros(size, np.uint8)
+        own = (
+            np.frombuffer(content, np.uint8, size, number * _CHUNK)
+            if is_primary()
+            else np.zeros(size, np.uint8)
+        )
         parts.append(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes())
     return b"".join(parts)
 
@@ -202,7 +213,9 @@ def all_reduce_max(*values: float) -> tuple[int, ...]:
     """The largest of every value over all processes: small numbers, flags among them."""
     if not is_multi_process():
         return tuple(int(value) for value in values)
-    return tuple(int(value) for value in multihost_utils.process_allgather(np.asarray(values, np.int32)).max(0))
+    return tuple(
+        int(value) for value in multihost_utils.process_allgather(np.asarray(values, np.int32)).max(0)
+    )
 
 
 def sync_file(path: Path) -> bool:

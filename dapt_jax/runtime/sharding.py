@@ -19,7 +19,8 @@ DATA, FSDP = "data", "fsdp"
 """Axes of the mesh: copies of the model's state, and the devices over which each copy is spread."""
 
 MIN_SHARD_SIZE = 2**14
-"""Elements from which on an array of the state is spread: a collective costs some microseconds, however little it moves."""
+"""Elements from which on an array of the state is spread: a collective costs some microseconds, however
+little it moves."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
@@ -27,20 +28,25 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
 
     Args:
         devices: in their order; by default all there are, over all processes.
-        fsdp: devices over which each copy of the model's state is spread (fully sharded data parallel, Rajbhandari et al.,
-            arXiv 1910.02054, and Zhao et al., arXiv 2304.11277); 0 for all.
+        fsdp: devices over which each copy of the model's state is spread (fully sharded data parallel,
+            Rajbhandari et al., arXiv 1910.02054, and Zhao et al., arXiv 2304.11277); 0 for all.
 
     Raises:
         UserError: the devices do not divide by it.
     """
     # Each process' devices side by side, in the order of processes: `share` goes by it.
-    found = sorted(jax.devices(), key=lambda one: (one.process_index, one.id)) if devices is None else list(devices)
+    found = (
+        sorted(jax.devices(), key=lambda one: (one.process_index, one.id))
+        if devices is None
+        else list(devices)
+    )
     fsdp = fsdp or len(found)
     if fsdp < 0 or len(found) % fsdp:
         fitting = [each for each in range(1, len(found) + 1) if len(found) % each == 0]
         near = min(fitting, key=lambda each: abs(each - fsdp))
         raise UserError(f"runtime.fsdp is {fsdp}, which does not divide {len(found)} devices; {near} does")
-    # The compiler lays out what is between inputs and outputs; newer JAX would have every array typed by its sharding.
+    # The compiler lays out what is between inputs and outputs; newer JAX would have every array typed by its
+    # sharding.
     return Mesh(np.asarray(found).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -167,8 +173,8 @@ def jit_step(function: Callable[..., PyTree], state: PyTree, *arguments: PyTree,
     """A step, ready to be lowered for its arguments: the state is given away, and what comes out is laid out as it went in.
 
     Args:
-        function: from a state and other arguments to a state, or to a tuple that begins with one; all else that it returns
-            goes to every device.
+        function: from a state and other arguments to a state, or to a tuple that begins with one; all else
+            that it returns goes to every device.
         state: an array or a `jax.ShapeDtypeStruct` in each leaf.
         arguments: the others.
         mesh: the devices.

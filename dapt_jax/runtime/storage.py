@@ -1,7 +1,8 @@
 """Workdirs and data that are elsewhere (`gs://`, `s3://`, anything that fsspec opens): worked on in a local copy.
 
-A study writes its files in single atomic steps, and goes on from whatever a kill has left of them. So a copy that is a few
-seconds old, or was cut off, is one more state to go on from; the newer checkpoint is there before the older one goes.
+A study writes its files in single atomic steps, and goes on from whatever a kill has left of them. So a copy
+that is a few seconds old, or was cut off, is one more state to go on from; the newer checkpoint is there
+before the older one goes.
 """
 
 import contextlib
@@ -54,7 +55,9 @@ class Mirror:
             hint = f"expected pip install 'dapt_jax[{extra}]'" if extra else f"expected its package ({error})"
             raise UserError(f"{url} needs a package for {scheme}:// that is not installed; {hint}") from error
         except ValueError as error:
-            raise UserError(f"{url}: {error}; expected a path, gs://, s3:// or another that fsspec knows") from error
+            raise UserError(
+                f"{url}: {error}; expected a path, gs://, s3:// or another that fsspec knows"
+            ) from error
         self.url, self.folder = url, folder
         self._root = self._root.rstrip("/")
         self._pushed: dict[str, tuple[int, int]] = {}
@@ -96,7 +99,9 @@ class Mirror:
         try:
             found = self._files.find(self._root, detail=True) if self._files.exists(self._root) else {}
         except OSError as error:
-            raise UserError(f"{self.url}: cannot be read ({error}); do the credentials reach that far?") from error
+            raise UserError(
+                f"{self.url}: cannot be read ({error}); do the credentials reach that far?"
+            ) from error
         return {path[len(self._root) :].lstrip("/"): about["size"] for path, about in found.items()}
 
     def push(self) -> None:
@@ -213,9 +218,13 @@ def data(place: str) -> str:
     mirror = Mirror(place, folder)
     wanted = mirror.there()
     if not wanted:
-        raise UserError(f"data_dir {place}: nothing is there; expected a folder with the manifest and its images")
+        raise UserError(
+            f"data_dir {place}: nothing is there; expected a folder with the manifest and its images"
+        )
     missing = [
-        name for name, size in wanted.items() if not (folder / name).exists() or (folder / name).stat().st_size != size
+        name
+        for name, size in wanted.items()
+        if not (folder / name).exists() or (folder / name).stat().st_size != size
     ]
     if missing:
         print(f"data_dir {place}: copying {len(missing)} of {len(wanted)} files to {folder}", flush=True)

@@ -39,14 +39,18 @@ def resolve(config: config_dict.ConfigDict) -> StudySettings:
         UserError: A setting is unknown, missing, of another type, outside its range, or at odds with another.
     """
     if not isinstance(config, config_dict.ConfigDict):
-        raise UserError(f"the config is {type(config).__name__}; expected what dapt_jax.settings.default() returns")
+        raise UserError(
+            f"the config is {type(config).__name__}; expected what dapt_jax.settings.default() returns"
+        )
     values, defaults = flat(config), flat(to_dict(StudySettings()))
     for name in values:
         if name not in defaults and name.partition(".")[0] not in OPEN:
             raise UserError(no_setting(name, defaults))
     for name, standard in defaults.items():
         if name not in values:
-            raise UserError(f"the config lacks {name}; expected one that starts from dapt_jax.settings.default()")
+            raise UserError(
+                f"the config lacks {name}; expected one that starts from dapt_jax.settings.default()"
+            )
         if not is_like(values[name], standard):
             raise UserError(f"{name} is {values[name]!r}; expected {wanted(standard)}")
     return _build(StudySettings, config.to_dict(), "")
@@ -55,8 +59,8 @@ def resolve(config: config_dict.ConfigDict) -> StudySettings:
 def from_json(values: Mapping[str, Any]) -> StudySettings:
     """Return the settings that a workdir's `config.json` holds.
 
-    Settings that an earlier version did not have are at their defaults, as are parameters that the chosen loss
-    does not have: earlier versions ignored them.
+    Settings that an earlier version did not have are at their defaults, as are parameters that the chosen
+    loss does not have: earlier versions ignored them.
 
     Raises:
         UserError: They are no settings, or outside their ranges.
@@ -109,7 +113,9 @@ def flat(config: Mapping[str, Any] | config_dict.ConfigDict, prefix: str = "") -
     return found
 
 
-def declared(cls: type = StudySettings, prefix: str = "", parent: Constraint | None = None) -> dict[str, Constraint]:
+def declared(
+    cls: type = StudySettings, prefix: str = "", parent: Constraint | None = None
+) -> dict[str, Constraint]:
     """Return what is declared of each setting by dotted name; the entries of open sections are not there.
 
     A section that does not affect results has no settings that do.

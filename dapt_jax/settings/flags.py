@@ -49,7 +49,8 @@ def usage() -> str:
     """Return what `--help` prints: the flags, and every setting with its default and what it does."""
     constraints = declared()
     settings = [
-        _described(name, value, constraints.get(name)) for name, value in flat(to_dict(StudySettings())).items()
+        _described(name, value, constraints.get(name))
+        for name, value in flat(to_dict(StudySettings())).items()
     ]
     open_ones = [_described(name, "...", constraints[name]) for name in OPEN if name in constraints]
     title = "Settings, their defaults, and what they do (docs/data_sets.md says what corpus and tasks take):"
@@ -96,7 +97,9 @@ def parse(arguments: Sequence[str]) -> tuple[StudySettings, str | None]:
     except (flags.Error, ValueError) as error:
         raise UserError(_one_line(error)) from error
     if strays:
-        raise UserError(f"unexpected argument {strays[0]!r}; expected --workdir=FOLDER or --config.SETTING=VALUE")
+        raise UserError(
+            f"unexpected argument {strays[0]!r}; expected --workdir=FOLDER or --config.SETTING=VALUE"
+        )
     flag: Any = values["config"]
     for name, value in flag.override_values.items():
         if isinstance(value, tuple) and all(isinstance(each, str) for each in value):
@@ -118,13 +121,17 @@ def read(spec: str) -> config_dict.ConfigDict:
     if not Path(path).is_file():
         folder = Path(path).parent if any(Path(path).parent.glob("*.py")) else Path("configs")
         known = [str(file) for file in sorted(folder.glob("*.py"))]
-        raise UserError(f"no config file {path!r}; {nearest(path, known) if known else 'expected a Python file'}")
+        raise UserError(
+            f"no config file {path!r}; {nearest(path, known) if known else 'expected a Python file'}"
+        )
     try:
         get_config = runpy.run_path(path).get("get_config")
         if not callable(get_config):
             raise UserError(f"{path}: no function get_config(); expected one that returns the study's config")
         if colon and not inspect.signature(get_config).parameters:
-            raise UserError(f"{path}: its get_config() takes no choice, so not {choice!r}; expected --config={path}")
+            raise UserError(
+                f"{path}: its get_config() takes no choice, so not {choice!r}; expected --config={path}"
+            )
         config = get_config(*([choice] if colon else []))
     except UserError:
         raise
@@ -142,7 +149,9 @@ def _failure(path: str, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno or 0 for frame in frames if frame.filename == path]
     if isinstance(error, SyntaxError):
-        return f"{path}:{error.lineno}: not Python ({error.msg}); expected a file such as configs/quickstart.py"
+        return (
+            f"{path}:{error.lineno}: not Python ({error.msg}); expected a file such as configs/quickstart.py"
+        )
     place = f"{path}:{lines[-1]}" if lines else path
     if isinstance(error, AttributeError | KeyError | TypeError) and (line := _former(path, lines)):
         return f"{place}: {line}"
@@ -210,7 +219,9 @@ def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def _check_names(arguments: Sequence[str], known: dict[str, Any]) -> None:
     """Refuses flags and settings that do not exist."""
-    sections = {".".join(parts[:end]) for parts in (name.split(".") for name in known) for end in range(1, len(parts))}
+    sections = {
+        ".".join(parts[:end]) for parts in (name.split(".") for name in known) for end in range(1, len(parts))
+    }
     for argument, following in itertools.pairwise([*arguments, "--"]):
         flag = re.match(r"--?([A-Za-z][^=]*)", argument)
         if not flag or flag[1] == "workdir":
@@ -223,7 +234,9 @@ def _check_names(arguments: Sequence[str], known: dict[str, Any]) -> None:
         if name not in known and (line := names.former(name)):
             raise UserError(line)
         if name in sections or name in OPEN:
-            below = sorted((each for each in known if each.startswith(f"{name}.")), key=lambda each: each.count("."))
+            below = sorted(
+                (each for each in known if each.startswith(f"{name}.")), key=lambda each: each.count(".")
+            )
             such = f", such as --config.{below[0]}" if below else ""
             raise UserError(f"--config.{name} is a section of the config; expected one of its settings{such}")
         if name not in known:

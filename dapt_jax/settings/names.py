@@ -6,7 +6,13 @@ from collections.abc import Iterable
 from dapt_jax.errors import nearest
 from dapt_jax.records.renamed import REMOVED, RENAMED, renamed
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or several values"}
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "one or several values",
+}
 
 
 def wanted(standard: object) -> str:

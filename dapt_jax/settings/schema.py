@@ -71,10 +71,15 @@ class DataSettings(_Checked):
         "error",
         doc="What images or patients in two sets do: error, drop_train, drop_eval, mark, or the path of a list.csv.",
     )
-    cache_mb: int = setting(2048, at_least=0, affects_results=False, doc="MiB of decoded images kept in memory.")
+    cache_mb: int = setting(
+        2048, at_least=0, affects_results=False, doc="MiB of decoded images kept in memory."
+    )
     threads: int = setting(2, at_least=1, affects_results=False, doc="Threads that decode images.")
     stall_s: float = setting(
-        120.0, at_least=0, affects_results=False, doc="Seconds after which a read is reported as stalled; 0: never."
+        120.0,
+        at_least=0,
+        affects_results=False,
+        doc="Seconds after which a read is reported as stalled; 0: never.",
     )
 
 
@@ -82,13 +87,21 @@ class DataSettings(_Checked):
 class CacheSettings(_Checked):
     """Activations of frozen prefixes, computed once for all arms, seeds and tasks: the section `cache`."""
 
-    mode: str = setting(Caching().mode, choices=CACHE_MODES, doc="on refuses a frozen prefix that cannot be cached.")
-    memory_mb: int = setting(Caching().memory_bytes >> 20, at_least=0, doc="MiB of activations on the device.")
+    mode: str = setting(
+        Caching().mode, choices=CACHE_MODES, doc="on refuses a frozen prefix that cannot be cached."
+    )
+    memory_mb: int = setting(
+        Caching().memory_bytes >> 20, at_least=0, doc="MiB of activations on the device."
+    )
     disk_mb: int = setting(Caching().disk_bytes >> 20, at_least=0, doc="MiB of activations on disk; 0: none.")
     dir: str = setting(
-        "", affects_results=False, doc="Folder of the cache on disk; empty: in the workdir, and removed at the end."
+        "",
+        affects_results=False,
+        doc="Folder of the cache on disk; empty: in the workdir, and removed at the end.",
     )
-    dtype: str = setting(Caching().dtype, choices=DTYPES, doc="Dtype of cached activations; empty: as computed.")
+    dtype: str = setting(
+        Caching().dtype, choices=DTYPES, doc="Dtype of cached activations; empty: as computed."
+    )
     flops_per_byte: float = setting(
         Caching().flops_per_byte,
         at_least=0,
@@ -116,14 +129,20 @@ class RuntimeSettings(_Checked):
     """Devices, processes and checkpoints, which change no result beyond rounding: the section `runtime`."""
 
     fsdp: int = setting(
-        1, at_least=0, doc="Devices over which each copy of parameters and optimizer state is sharded; 0: all."
+        1,
+        at_least=0,
+        doc="Devices over which each copy of parameters and optimizer state is sharded; 0: all.",
     )
     multi_process: str = setting(
-        "auto", choices=("auto", "on", "off"), doc="Several processes; auto: if the cluster or the environment says so."
+        "auto",
+        choices=("auto", "on", "off"),
+        doc="Several processes; auto: if the cluster or the environment says so.",
     )
     coordinator_address: str = setting("", doc="HOST:PORT of the first process, where no cluster says it.")
     num_processes: int = setting(0, at_least=0, doc="Number of processes; 0: what the cluster says.")
-    process_id: int = setting(-1, at_least=-1, doc="Number of this process, from 0; -1: what the cluster says.")
+    process_id: int = setting(
+        -1, at_least=-1, doc="Number of this process, from 0; -1: what the cluster says."
+    )
     checkpoint_every_s: float = setting(30.0, at_least=0, doc="Seconds between checkpoints.")
     measure_peak: bool = setting(False, doc="Measure a CPU's peak FLOP/s for the report; takes two seconds.")
 
@@ -150,7 +169,9 @@ class ReportSettings(_Checked):
     metric: str = setting("auc", doc="Primary metric, or METRIC/CLASS.")
     protocol: str = setting("", doc="Primary protocol; empty: the first of each task.")
     margin: float = setting(
-        MARGIN, at_least=0, doc="Margin of the metric within which a strategy is not inferior to full DAPT; 0: no test."
+        MARGIN,
+        at_least=0,
+        doc="Margin of the metric within which a strategy is not inferior to full DAPT; 0: no test.",
     )
 
     def __post_init__(self) -> None:
@@ -188,7 +209,8 @@ class StudySettings(_Checked):
     synthetic: bool = setting(False, doc="Images are made by a generator: said wherever results are shown.")
     mode: str = setting("run", choices=MODES, affects_results=False, doc="What the command does.")
     strategies: tuple[str, ...] = setting(
-        ("none", "full", "partial", "hybrid", "simplified"), doc="Built-in and custom strategies that are compared."
+        ("none", "full", "partial", "hybrid", "simplified"),
+        doc="Built-in and custom strategies that are compared.",
     )
     seeds: tuple[int, ...] = setting((0, 1, 2), doc="Seeds with which each strategy runs.")
     model: ModelSettings = section(ModelSettings, "The encoder.")
@@ -199,12 +221,15 @@ class StudySettings(_Checked):
         "", affects_results=False, doc="Where relative paths of data sets start: a folder, gs://, s3:// ..."
     )
     data: DataSettings = section(DataSettings, "Reading images.")
-    corpus: CorpusSettings = section(CorpusSettings, "The in-domain corpus: docs/data_sets.md says what it takes.")
+    corpus: CorpusSettings = section(
+        CorpusSettings, "The in-domain corpus: docs/data_sets.md says what it takes."
+    )
     corpora: Mapping[str, CorpusSettings] = setting(
         default_factory=dict, doc="More corpora by name, for custom strategies that name one."
     )
     tasks: Mapping[str, TaskSettings] = setting(
-        default_factory=dict, doc="Target tasks by name: development, and test and external where there are any."
+        default_factory=dict,
+        doc="Target tasks by name: development, and test and external where there are any.",
     )
     adapt: AdaptSettings = section(AdaptSettings, "Domain-adaptive pre-training.")
     cache: CacheSettings = section(CacheSettings, "Activations of frozen prefixes.")
@@ -221,8 +246,12 @@ class StudySettings(_Checked):
         doc="Share of full DAPT's FLOPs for all strategies, by successive halving; 0: no limit.",
     )
     runtime: RuntimeSettings = section(RuntimeSettings, "Devices and processes.", affects_results=False)
-    non_finite: NonFinitePolicy = section(NonFinitePolicy, "Losses that are not finite.", affects_results=False)
-    monitoring: MonitoringSettings = section(MonitoringSettings, "What is written on the way.", affects_results=False)
+    non_finite: NonFinitePolicy = section(
+        NonFinitePolicy, "Losses that are not finite.", affects_results=False
+    )
+    monitoring: MonitoringSettings = section(
+        MonitoringSettings, "What is written on the way.", affects_results=False
+    )
     energy: EnergySettings = section(EnergySettings, "Energy by formula.", affects_results=False)
     report: ReportSettings = section(ReportSettings, "The report.", affects_results=False)
     aot: AotSettings = section(AotSettings, "Ahead-of-time compilation.", affects_results=False)

@@ -120,7 +120,9 @@ class StrategySpec:
                 raise UserError(f"{where}.{key} is {values[key]!r}; expected text")
         if like := values.get("like", ""):
             if values.get("phases") or values.get("cut_after"):
-                raise UserError(f"{where}: like={like!r}; expected a built-in strategy, without phases of its own")
+                raise UserError(
+                    f"{where}: like={like!r}; expected a built-in strategy, without phases of its own"
+                )
             return cls(**{**values, "phases": ()})
         listed = values.get("phases", ())
         is_of_its_own = listed or values.get("cut_after") or values.get("weights")
@@ -160,7 +162,9 @@ def check_name(section: str, name: str) -> None:
         name: Name of a task or a strategy.
     """
     if not re.fullmatch(r"[\w.+-]+", name) or name == BASELINE:
-        raise UserError(f"{section} holds the name {name!r}; expected letters, digits and . _ + -, not {BASELINE!r}")
+        raise UserError(
+            f"{section} holds the name {name!r}; expected letters, digits and . _ + -, not {BASELINE!r}"
+        )
 
 
 _EXAMPLE: dict[str, Any] = {"name": "head", "epochs": 10, "trainable": ("head",), "lr": 1e-3}
@@ -198,7 +202,9 @@ def _phase(where: str, settings: object) -> Phase:
         raise UserError(
             f"{where}: lr_multipliers is {multipliers!r}; expected a factor by layer group or pattern: {{'stage4': 0.1}}"
         )
-    return Phase(**{**values, **modes, "trainable": tuple(map(str, values["trainable"])), "lr_multipliers": factors})
+    return Phase(
+        **{**values, **modes, "trainable": tuple(map(str, values["trainable"])), "lr_multipliers": factors}
+    )
 
 
 def _said(phase: Phase) -> dict[str, Any]:
@@ -210,6 +216,8 @@ def _said(phase: Phase) -> dict[str, Any]:
 def _pairs(value: object) -> tuple[tuple[str, Any], ...] | None:
     """Return what a config says by pattern, as a mapping or as pairs; None if it is neither."""
     pairs = list(value.items()) if isinstance(value, Mapping) else value
-    if not isinstance(pairs, tuple | list) or not all(isinstance(p, tuple | list) and len(p) == 2 for p in pairs):
+    if not isinstance(pairs, tuple | list) or not all(
+        isinstance(p, tuple | list) and len(p) == 2 for p in pairs
+    ):
         return None
     return tuple((str(pattern), said) for pattern, said in pairs)

@@ -52,7 +52,9 @@ class TrainSettings:
 class ClassifierTrainSettings(TrainSettings):
     """Training of an encoder with a head for classes."""
 
-    head_epochs: int = setting(10, at_least=0, doc="Epochs of the head alone, first; 0: all layers from the start.")
+    head_epochs: int = setting(
+        10, at_least=0, doc="Epochs of the head alone, first; 0: all layers from the start."
+    )
     head_lr: float = setting(1e-3, above=0, doc="Learning rate of the head alone.")
     loss: LossSettings = section(classification_loss, "Loss.")
     mix: Mix = section(Mix, "Mixup and CutMix.")
@@ -67,7 +69,9 @@ class AdaptSettings(ClassifierTrainSettings):
     hybrid_epochs: int = setting(2, doc="Epochs of hybrid, of all its epochs, that are partial.")
     cut_after: str = setting("", doc="Last layer group that simplified and truncated keep.")
     gradual_steps: int = setting(4, doc="Phases in which gradual unfreezes the encoder from the top.")
-    num_fixed_views: int = setting(0, at_least=0, doc="Fixed augmented views per image; 0: new ones each epoch.")
+    num_fixed_views: int = setting(
+        0, at_least=0, doc="Fixed augmented views per image; 0: new ones each epoch."
+    )
     balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
     single_logit: bool = setting(False, doc="One sigmoid output for two classes.")
 
@@ -78,10 +82,15 @@ class TargetTrainSettings(TrainSettings):
 
     folds: int = setting(1, at_least=1, doc="Folds that are run, of transfer.folds.")
     val_fraction: float = setting(
-        0.0, at_least=0, below=1, doc="Share of a fold's training images, split by patient, held out for validation."
+        0.0,
+        at_least=0,
+        below=1,
+        doc="Share of a fold's training images, split by patient, held out for validation.",
     )
     early_stopping_patience: int = setting(
-        0, at_least=0, doc="Epochs without a lower validation loss, then back to the best; 0: train all epochs."
+        0,
+        at_least=0,
+        doc="Epochs without a lower validation loss, then back to the best; 0: train all epochs.",
     )
 
     def check_validation(self, where: str) -> None:
@@ -128,7 +137,10 @@ class SegmentationSettings(TargetTrainSettings):
     num_fixed_views: int = with_default(AdaptSettings, "num_fixed_views", 0)
     loss: LossSettings = section(segmentation_loss, "Loss.")
     overlap: float = setting(
-        0.5, at_least=0, below=1, doc="Overlap of neighbouring windows, where augment.patch trains on parts of images."
+        0.5,
+        at_least=0,
+        below=1,
+        doc="Overlap of neighbouring windows, where augment.patch trains on parts of images.",
     )
 
 
@@ -136,11 +148,15 @@ class SegmentationSettings(TargetTrainSettings):
 class GridSettings:
     """Hyperparameters that are searched for heads: the section `transfer.head.grid`."""
 
-    lr: tuple[float, ...] = setting((), doc="Learning rates to choose among by validation; empty: transfer.head.lr.")
+    lr: tuple[float, ...] = setting(
+        (), doc="Learning rates to choose among by validation; empty: transfer.head.lr."
+    )
     weight_decay: tuple[float, ...] = setting(
         (), doc="Weight decays to choose among; empty: transfer.head.weight_decay."
     )
-    val_fraction: float = setting(0.2, at_least=0, below=1, doc="Share of a fold's training rows that choose.")
+    val_fraction: float = setting(
+        0.2, at_least=0, below=1, doc="Share of a fold's training rows that choose."
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -161,7 +177,9 @@ class HeadSettings:
     lr: float = setting(3e-4, above=0, doc="Learning rate.")
     batch_size: int = setting(64, at_least=1, doc="Images per step.")
     weight_decay: float = setting(1e-4, at_least=0, doc="Decoupled weight decay of kernels.")
-    standardise: bool = setting(True, doc="Scale features to mean 0 and variance 1 over a fold's training rows.")
+    standardise: bool = setting(
+        True, doc="Scale features to mean 0 and variance 1 over a fold's training rows."
+    )
     loss: LossSettings = section(classification_loss, "Loss.")
     grid: GridSettings = section(GridSettings, "Hyperparameter search.")
 
@@ -178,7 +196,9 @@ class TransferSettings:
     )
     folds: int = setting(5, at_least=2, doc="Folds of each task's development images, split by patient.")
     baseline: str = setting(
-        "mean_gradient", choices=("", "mean_gradient"), doc="One feature per image, for comparison; empty: none."
+        "mean_gradient",
+        choices=("", "mean_gradient"),
+        doc="One feature per image, for comparison; empty: none.",
     )
     head: HeadSettings = section(HeadSettings, "Heads on frozen features.")
     finetune: FinetuneSettings = section(FinetuneSettings, "Fine-tuning.")

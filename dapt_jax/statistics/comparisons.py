@@ -85,7 +85,9 @@ def _unpaired(first: Summary, second: Summary, equal_variances: bool) -> _Estima
     return _Estimate(mean, error, 1 / sum(shares), n, name)
 
 
-def _estimate(first: Sequence[float | None], second: Sequence[float | None], paired: bool) -> _Estimate | None:
+def _estimate(
+    first: Sequence[float | None], second: Sequence[float | None], paired: bool
+) -> _Estimate | None:
     if paired:
         return _paired(first, second)
     a, b = Summary.of(first), Summary.of(second)

@@ -53,7 +53,11 @@ class Areas:
             perfect or at 0).
         """
         value = float(self.values[first] - self.values[second])
-        variance = self.covariance[first, first] + self.covariance[second, second] - 2 * self.covariance[first, second]
+        variance = (
+            self.covariance[first, first]
+            + self.covariance[second, second]
+            - 2 * self.covariance[first, second]
+        )
         error = math.sqrt(max(0.0, variance))
         half = float(stats.norm.ppf((1 + level) / 2)) * error
         if error > 1e-12:
@@ -79,7 +83,9 @@ def delong(positive: np.ndarray, scores: np.ndarray) -> Areas:
     m = int(np.count_nonzero(positive))
     n = len(positive) - m
     if min(m, n) < 2:
-        raise UserError(f"{m} positives and {n} negatives; expected two or more of each for the variance of an AUC")
+        raise UserError(
+            f"{m} positives and {n} negatives; expected two or more of each for the variance of an AUC"
+        )
     ranks = stats.rankdata(scores, axis=1)
     above = (ranks[:, positive] - stats.rankdata(scores[:, positive], axis=1)) / n
     below = 1 - (ranks[:, ~positive] - stats.rankdata(scores[:, ~positive], axis=1)) / m

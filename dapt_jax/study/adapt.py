@@ -60,8 +60,12 @@ def train_with_early_stopping(
         trained = loop.train(run, params, batch_stats, context)
         return trained.params, trained.batch_stats
     folder = context.checkpoint_dir
-    stop = EarlyStopping(patience, run, folder.with_name(f"{folder.name}-best.safetensors") if folder else None)
-    last = loop.train(run, params, batch_stats, dataclasses.replace(context, callbacks=(*context.callbacks, stop)))
+    stop = EarlyStopping(
+        patience, run, folder.with_name(f"{folder.name}-best.safetensors") if folder else None
+    )
+    last = loop.train(
+        run, params, batch_stats, dataclasses.replace(context, callbacks=(*context.callbacks, stop))
+    )
     context.reporter.skip(run.flops() - run.flops(stop.done))
     return stop.best_weights(last.params, last.batch_stats)
 
@@ -82,7 +86,9 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     run = study.run_of(arm)
     if processes.sync_file(folder / ADAPTED):
         context.reporter.skip(run.flops())
-        return dataclasses.replace(load_adapted(arm, str(folder / ADAPTED), dtype), source=read_about(folder)["source"])
+        return dataclasses.replace(
+            load_adapted(arm, str(folder / ADAPTED), dtype), source=read_about(folder)["source"]
+        )
     params, batch_stats, merged = locate.load(strategy.weights, run.model, seed=arm.seed)
     scorer = scorer_for(study, arm, context, max_epochs)
     callbacks = (*context.callbacks, scorer) if scorer else context.callbacks

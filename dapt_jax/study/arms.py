@@ -63,8 +63,10 @@ class Study:
         strategies: Its strategies, resolved against the model.
         corpora: In-domain images by name in `corpora`; the study's own corpus has the empty name.
         tasks: Target tasks.
-        weights: What was loaded into the encoder, newly drawn, and left over in the file, and every parameter.
-        marks: By task and split, what of its images or patients was seen elsewhere, where the user keeps it: see `leakage`.
+        weights: What was loaded into the encoder, newly drawn, and left over in the file, and every
+            parameter.
+        marks: By task and split, what of its images or patients was seen elsewhere, where the user keeps it:
+            see `leakage`.
     """
 
     settings: StudySettings
@@ -121,7 +123,9 @@ class Study:
         by_name = {task.name: task.development for task in self.tasks}
         name = self.scores.task or self.tasks[0].name
         if name not in by_name:
-            raise UserError(f"checkpoint_scoring.task {name!r} is not one of the tasks; {nearest(name, by_name)}")
+            raise UserError(
+                f"checkpoint_scoring.task {name!r} is not one of the tasks; {nearest(name, by_name)}"
+            )
         return by_name[name]
 
     def scoring_plan(self, arm: Arm) -> Plan | None:
@@ -138,6 +142,8 @@ class Study:
     def fingerprints(self) -> dict[str, str]:
         """Return what identifies the images of the study."""
         found = {
-            f"{task.name}/{split}": data.fingerprint() for task in self.tasks for split, data in task.datasets.items()
+            f"{task.name}/{split}": data.fingerprint()
+            for task in self.tasks
+            for split, data in task.datasets.items()
         }
         return found | {name or "corpus": corpus.fingerprint() for name, corpus in self.corpora.items()}

@@ -43,7 +43,9 @@ from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import RunTag, TrainData, TrainingRun
 
 
-def transfer(study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context: RunContext) -> list[ResultRow]:
+def transfer(
+    study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context: RunContext
+) -> list[ResultRow]:
     """Measure an encoder on a target task.
 
     Args:
@@ -144,7 +146,10 @@ class HeadRun:
     protocol: str
 
     def measure(
-        self, features: dict[str, np.ndarray], context: RunContext | None, predictions: Predictions | None = None
+        self,
+        features: dict[str, np.ndarray],
+        context: RunContext | None,
+        predictions: Predictions | None = None,
     ) -> list[ResultRow]:
         """Train the heads on features and score them.
 
@@ -164,7 +169,11 @@ class HeadRun:
         labels = development.expected  # losses are linear in the targets
         training, grid = [train for train, _ in folds], hyper_params(head)
         fraction = head.grid.val_fraction
-        inner = [self.task.inner_split(rows, fraction, self.key.seed) for rows in training] if len(grid) > 1 else []
+        inner = (
+            [self.task.inner_split(rows, fraction, self.key.seed) for rows in training]
+            if len(grid) > 1
+            else []
+        )
         splits = head_sweep.of_folds(training, self.key.seed)
         trained = head_sweep.tune(features["development"], labels, splits, inner, settings, grid)
         jax.block_until_ready(trained.params)
@@ -187,7 +196,9 @@ class HeadRun:
     ) -> None:
         """Enter the cost of the heads into the ledger."""
         seconds, phase = meter.clock.wall, f"{self.task.name}/{self.protocol}"
-        size = freezing.count(head_sweep.parameter_shapes(inputs, settings.hidden, settings.objective.outputs))
+        size = freezing.count(
+            head_sweep.parameter_shapes(inputs, settings.hidden, settings.objective.outputs)
+        )
         row = Row(
             self.key.strategy,
             self.key.seed,
@@ -265,12 +276,17 @@ def _finetune(
     for fold, (train_rows, held_rows) in enumerate(folds):
         run = finetune_run(study, arm, task, adapted.encoder, fold, train_rows)
         shapes, _ = run.model.abstract()
-        params = {**adapted.params, HEAD: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[HEAD].items()}}
+        params = {
+            **adapted.params,
+            HEAD: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[HEAD].items()},
+        }
         own = dataclasses.replace(context, checkpoint_dir=state / f"fold{fold}")
         params, batch_stats = adapt.train_with_early_stopping(
             run, params, adapted.batch_stats, own, settings.early_stopping_patience
         )
-        predict = functools.partial(probabilities, run, params, batch_stats, settings.test_crops, context.mesh)
+        predict = functools.partial(
+            probabilities, run, params, batch_stats, settings.test_crops, context.mesh
+        )
         out_of_fold.append((predict(task.development.take(held_rows)), held_rows))
         for split, dataset in task.held_out.items():
             held_out[split].append(predict(dataset))
@@ -298,7 +314,9 @@ def probabilities(
     side = run.programs[-1].augment.size(dataset.images.size)
     rows = np.arange(len(dataset), dtype=np.int32)
     parts = []
-    for images, part in pipeline.in_order(dataset, rows, run.batch_size, sharding.local_slice(run.batch_size, mesh)):
+    for images, part in pipeline.in_order(
+        dataset, rows, run.batch_size, sharding.local_slice(run.batch_size, mesh)
+    ):
         squares = crops.ten(images, side) if num_crops == 10 else [crops.centre(images, side)]
         of_crops = [np.asarray(objective.probabilities(jnp.asarray(forward(square)))) for square in squares]
         mean = np.mean(of_crops, 0, dtype=of_crops[0].dtype) if len(of_crops) > 1 else of_crops[0]
@@ -328,7 +346,8 @@ def score(
     seen = [_classes_outside(development, rows) for _, rows in out_of_fold]
     scores = {
         "development": [
-            measure(labels[rows], values, seen=known) for (values, rows), known in zip(out_of_fold, seen, strict=True)
+            measure(labels[rows], values, seen=known)
+            for (values, rows), known in zip(out_of_fold, seen, strict=True)
         ]
     }
     for split, values_of_folds in held_out.items():

@@ -88,7 +88,8 @@ def check(study: Study, seed: int) -> None:
     if int(round_budget(int(budget * full), len(needed), len(needed))) < min(needed.values()):
         parts = rounds_of(len(needed)) * len(needed)
         least, most = (
-            math.ceil(1000 * flops * parts / full + 1) / 1000 for flops in (min(needed.values()), max(needed.values()))
+            math.ceil(1000 * flops * parts / full + 1) / 1000
+            for flops in (min(needed.values()), max(needed.values()))
         )
         raise UserError(
             f"a compute_budget of {budget:g} of full DAPT brings none of {', '.join(needed)} to a first score; expected "
@@ -149,7 +150,9 @@ def run(study: Study, seed: int, context: RunContext) -> Outcome:
         spent = {name: competitor.spent for name, competitor in competitors.items()}
         history.append({"round": number + 1, "epochs": reach, "scores": scores, "flops": spent})
         survivors = keep(scores, entry(score).higher_is_better, max(1, math.ceil(len(survivors) / 2)))
-        context.reporter.say(f"halving seed {seed}, round {number + 1}: {', '.join(survivors)} of {len(reach)} go on")
+        context.reporter.say(
+            f"halving seed {seed}, round {number + 1}: {', '.join(survivors)} of {len(reach)} go on"
+        )
     winner = survivors[0]
     left = total - sum(competitor.spent for name, competitor in competitors.items() if name != winner)
     epochs = competitors[winner].affordable(left)

@@ -191,7 +191,10 @@ def _place(source: str | Path | Plane) -> tuple[int | None, int, str]:
 def _digests(dataset: Dataset) -> list[object]:
     seen = near_duplicates.looks(dataset.images)
     size = (dataset.images.size, dataset.images.crop)
-    return [None if flat else (digest, size) for flat, digest in zip(seen.flat, seen.digests.tolist(), strict=True)]
+    return [
+        None if flat else (digest, size)
+        for flat, digest in zip(seen.flat, seen.digests.tolist(), strict=True)
+    ]
 
 
 def _contents(a: Dataset, b: Dataset) -> tuple[list[object], list[object]]:
@@ -236,7 +239,9 @@ def _decisions(found: Sequence[Leak], sets: Mapping[str, Dataset], policy: str) 
     rows = {_key(leak, sets): leak for leak in found}
     if not path.exists():
         _write(path, rows)
-        raise UserError(f"{_all(found, sets)}; all are listed in {path}: fill in its column decision {_ways()}")
+        raise UserError(
+            f"{_all(found, sets)}; all are listed in {path}: fill in its column decision {_ways()}"
+        )
     places, columns = read_columns(path, "list of leaks")
     if lacking := [name for name in _COLUMNS if name not in columns]:
         raise UserError(f"{path}: no column {lacking[0]!r}; expected the columns {', '.join(_COLUMNS)}")
@@ -245,7 +250,9 @@ def _decisions(found: Sequence[Leak], sets: Mapping[str, Dataset], policy: str) 
         cells = {name: columns[name][row] for name in _COLUMNS}
         decision = cells["decision"].casefold()
         if decision and decision not in (*POLICIES[1:], DISTINCT):
-            raise UserError(f"{path}: {place}: decision {decision!r}; {nearest(decision, (*POLICIES[1:], DISTINCT))}")
+            raise UserError(
+                f"{path}: {place}: decision {decision!r}; {nearest(decision, (*POLICIES[1:], DISTINCT))}"
+            )
         said[tuple(cells[name] for name in _COLUMNS[1:-1])] = decision
     decided = [(leak, said.get(key, "")) for key, leak in rows.items()]
     if open_ := [leak for leak, decision in decided if not decision]:
@@ -292,7 +299,9 @@ def _without(sets: Mapping[str, Dataset], decisions: Sequence[tuple[Leak, str]])
     for name, dataset in sets.items():
         rows = np.setdiff1d(np.arange(len(dataset)), sorted(gone[name])) if gone[name] else None
         if rows is not None and not len(rows):
-            raise UserError(f"{name}: all of its {len(dataset)} images are in other sets too; nothing is left of it")
+            raise UserError(
+                f"{name}: all of its {len(dataset)} images are in other sets too; nothing is left of it"
+            )
         if rows is None:
             left[name] = dataset
         else:
@@ -329,7 +338,9 @@ def _all(found: Sequence[Leak], sets: Mapping[str, Dataset]) -> str:
         shown = image_a if image_a == image_b else f"{image_a} is {image_b}"
         count, how = _count(leaks)
         are = "is" if count.startswith("1 ") else "are"
-        parts.append(f"{count} {are} in both {b} and {a}{how}, first: {first.patient if are_patients else shown}")
+        parts.append(
+            f"{count} {are} in both {b} and {a}{how}, first: {first.patient if are_patients else shown}"
+        )
     return "; ".join(parts)
 
 

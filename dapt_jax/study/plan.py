@@ -31,7 +31,8 @@ class PhasePlan:
         steps: optimizer steps.
         images: gone through, repeats counted.
         flops_per_image: model FLOPs of one image in one step.
-        fill_flops: model FLOPs of computing frozen prefixes once; 0 where none is cached or an earlier phase did it.
+        fill_flops: model FLOPs of computing frozen prefixes once; 0 where none is cached or an earlier phase
+            did it.
         flops: model FLOPs of the phase.
         peak_bytes: estimate of peak memory of one device.
         cache_bytes: activations kept.
@@ -92,12 +93,16 @@ def largest_batch(run: TrainingRun, phases: list[PhasePlan], fsdp: int = 1) -> i
     kept = phases[place].cache_bytes if phases[place].place == "memory" else 0
     left = hardware.device_bytes() - kept
     devices = jax.device_count()
-    return devices * accounting.largest_batch(run.programs[place], run.dataset.images.size, left, fsdp or devices)
+    return devices * accounting.largest_batch(
+        run.programs[place], run.dataset.images.size, left, fsdp or devices
+    )
 
 
 def uncounted(runs: Iterable[TrainingRun]) -> str:
     """A line that names the operations whose FLOPs are not known, or nothing where all are."""
-    costs = [accounting.image_cost(program, run.dataset.images.size) for run in runs for program in run.programs]
+    costs = [
+        accounting.image_cost(program, run.dataset.images.size) for run in runs for program in run.programs
+    ]
     names = sorted({name for cost in costs for name in (*cost.prefix.unknown, *cost.suffix.unknown)})
     return f"FLOPs are a lower bound: not counted are {', '.join(names)}" if names else ""
 
@@ -118,7 +123,9 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
     settings, encoder = study.settings.transfer, arm.strategy.encoder
     if task.is_segmentation:
         return {
-            protocol: sum(run.flops() for run, _ in segmentation.fold_runs(study, arm, task, encoder, protocol))
+            protocol: sum(
+                run.flops() for run, _ in segmentation.fold_runs(study, arm, task, encoder, protocol)
+            )
             for protocol in settings.segmentation.protocols
         }
     model = Classifier(encoder, len(task.development.classes), study.settings.model.dtype)
@@ -134,7 +141,9 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
             costs[protocol] = sum(run.flops() for run in runs)
             continue
         side = task.development.images.size
-        costs.setdefault("features", accounting.forward(model, side, len(model.encoder.groups)).model * images)
+        costs.setdefault(
+            "features", accounting.forward(model, side, len(model.encoder.groups)).model * images
+        )
         loss = classification_loss(task.development, settings.head.loss)
         sweep, grid = sweep_settings(settings.head, protocol, loss), hyper_params(settings.head)
         rows = sum(len(train) for train, _ in folds)
@@ -232,7 +241,16 @@ def _about_memory(batch_size: int, too_large: list[str]) -> str:
 def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
     table = Table(title=strategy, title_justify="left")
     table.add_column("phase")
-    for column in ("trainable", "total", "images", "steps", "MFLOP/image", "prefix TFLOP", "TFLOP", "peak MiB"):
+    for column in (
+        "trainable",
+        "total",
+        "images",
+        "steps",
+        "MFLOP/image",
+        "prefix TFLOP",
+        "TFLOP",
+        "peak MiB",
+    ):
         table.add_column(column, justify="right")
     table.add_column("frozen prefix")
     for phase in phases:

@@ -120,10 +120,18 @@ def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> Non
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:
     """Return the merge name by name, and shape, mean and deviation of every parameter."""
-    lists = {"newly drawn": merged.initialised, "left over in the file": merged.left_over, "loaded": merged.loaded}
+    lists = {
+        "newly drawn": merged.initialised,
+        "left over in the file": merged.left_over,
+        "loaded": merged.loaded,
+    }
     named = [one_line(f"{title}: {', '.join(names) or 'nothing'}") for title, names in lists.items()]
-    identity = f"fingerprint: {merged.fingerprint or 'none'}\nsha256 of the source: {merged.source_sha256 or 'none'}"
-    return "\n\n".join([str(merged), identity, *named, parameter_overview.get_parameter_overview(params)]) + "\n"
+    identity = (
+        f"fingerprint: {merged.fingerprint or 'none'}\nsha256 of the source: {merged.source_sha256 or 'none'}"
+    )
+    return (
+        "\n\n".join([str(merged), identity, *named, parameter_overview.get_parameter_overview(params)]) + "\n"
+    )
 
 
 def _load(settings: StudySettings, source: Source, what: str, loss: str, is_split: bool = False) -> Dataset:
@@ -138,12 +146,17 @@ def _load(settings: StudySettings, source: Source, what: str, loss: str, is_spli
         if loss == "ordinal":
             dataset = sources.ordered(dataset, source)
         if len(dataset.classes) < 2 and not dataset.multi_label and not dataset.segments:
-            raise UserError(f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more")
+            raise UserError(
+                f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more"
+            )
     skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
     counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
-    print(f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset, is_split)}{skipped}", flush=True)
+    print(
+        f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset, is_split)}{skipped}",
+        flush=True,
+    )
     for line in findings.of_set(dataset, is_split=is_split):
         print(f"warning: {what}: {line}", flush=True)
     return dataset
@@ -183,8 +196,14 @@ def _check_folds(settings: StudySettings, task: Task) -> None:
             folds = [task.folds(settings.transfer.folds, seed) for seed in settings.seeds]
         except UserError as error:
             pairs = near_duplicates.merged(task.development).pairs
-            merged = f", or merge_look_alikes=False: {len(pairs)} pairs of look-alikes were merged" if pairs else ""
-            raise UserError(f"{error}; expected fewer folds (transfer.folds) or more patients{merged}") from error
+            merged = (
+                f", or merge_look_alikes=False: {len(pairs)} pairs of look-alikes were merged"
+                if pairs
+                else ""
+            )
+            raise UserError(
+                f"{error}; expected fewer folds (transfer.folds) or more patients{merged}"
+            ) from error
     lacking: dict[str, list[int]] = {}
     for seed, splits in zip(settings.seeds, folds, strict=True):
         for line in findings.of_folds(task.development, splits):

@@ -22,7 +22,9 @@ from dapt_jax.training.optim import Optimizer, Plateau
 from dapt_jax.training.run import RunTag, TrainData, TrainingRun
 
 
-def classification_loss(dataset: Dataset, loss: LossSettings, single_logit: bool = False) -> ClassificationLoss:
+def classification_loss(
+    dataset: Dataset, loss: LossSettings, single_logit: bool = False
+) -> ClassificationLoss:
     """Return the loss of a data set of classes.
 
     Args:
@@ -53,7 +55,9 @@ def segmentation_loss(dataset: Dataset, loss: LossSettings) -> SegmentationLoss:
         dataset: The data set.
         loss: Settings of the loss.
     """
-    return losses.make_segmentation(loss.name, loss.values(), classes=dataset.segments, multi_label=dataset.overlapping)
+    return losses.make_segmentation(
+        loss.name, loss.values(), classes=dataset.segments, multi_label=dataset.overlapping
+    )
 
 
 def inverse_frequency_weights(dataset: Dataset, rows: np.ndarray) -> tuple[float, ...]:
@@ -104,7 +108,9 @@ def run_options(settings: StudySettings, train: TrainSettings) -> RunOptions:
     )
 
 
-def adaptation_run(settings: StudySettings, strategy: Strategy, seed: int, corpus: Dataset) -> TrainingRun[Classifier]:
+def adaptation_run(
+    settings: StudySettings, strategy: Strategy, seed: int, corpus: Dataset
+) -> TrainingRun[Classifier]:
     """Return the run that adapts an encoder to a corpus, split by patient.
 
     Args:

@@ -46,7 +46,9 @@ def level_group(encoder: Encoder, level: int) -> int:
         UserError: the encoder has no such level.
     """
     if not 0 < level <= len(encoder.pyramid_levels):
-        raise UserError(f"checkpoint_scoring.level is {level}; {encoder.name} has 1 to {len(encoder.pyramid_levels)}")
+        raise UserError(
+            f"checkpoint_scoring.level is {level}; {encoder.name} has 1 to {len(encoder.pyramid_levels)}"
+        )
     return encoder.index(encoder.pyramid_levels[-level].name.removesuffix(f"/{TAP}"))
 
 
@@ -112,7 +114,9 @@ class Plan:
             first.append(passes * before)
             each.append(passes * (whole - before))
         phase_of = {epoch: timeline.position(epoch * timeline.steps_per_epoch).phase for epoch in due}
-        per_image = sum(each[phase] for phase in phase_of.values()) + sum(first[p] for p in set(phase_of.values()))
+        per_image = sum(each[phase] for phase in phase_of.values()) + sum(
+            first[p] for p in set(phase_of.values())
+        )
         affordable = int(settings.budget * run.flops() / per_image) if per_image else settings.images
         images = min(settings.images, available, affordable)
         least = max(2, settings.negatives + 1)
@@ -129,7 +133,9 @@ class Plan:
     def until(self, run: TrainingRun, epochs: int) -> int:
         """Return FLOPs of the scores within a number of epochs of the run."""
         phases = [
-            run.timeline.position(epoch * run.timeline.steps_per_epoch).phase for epoch in self.epochs if epoch < epochs
+            run.timeline.position(epoch * run.timeline.steps_per_epoch).phase
+            for epoch in self.epochs
+            if epoch < epochs
         ]
         return sum(self.each[phase] for phase in phases) + sum(self.first[phase] for phase in set(phases))
 
@@ -222,7 +228,9 @@ class Scorer(Callback):
             lambda: registry.evaluate(self.settings.names, material, robustness=self._robustness_settings())
         )
         self.flops += self.plan.each[number]
-        values = {name: outcome.value if math.isfinite(outcome.value) else None for name, outcome in found.items()}
+        values = {
+            name: outcome.value if math.isfinite(outcome.value) else None for name, outcome in found.items()
+        }
         reasons = {name: outcome.reason for name, outcome in found.items() if outcome.reason}
         directions = {name: registry.entry(name).higher_is_better for name in values}
         point: dict[str, Any] = {
@@ -254,7 +262,10 @@ class Scorer(Callback):
     def material(self, number: int, params: Tree, batch_stats: Tree) -> registry.Sample:
         """Return what the scores need of the sample, from the network as it is."""
         program, settings = self.run.programs[number], self.settings
-        passes = [self._encode(program, x, params, batch_stats) for x in self._activations(number, params, batch_stats)]
+        passes = [
+            self._encode(program, x, params, batch_stats)
+            for x in self._activations(number, params, batch_stats)
+        ]
         jittered, plain = passes[: settings.jittered], passes[settings.jittered :]
         at_level, last = plain[0] if plain else jittered[0]
         labels = None if self.sample.multi_label else self.sample.labels

@@ -45,9 +45,9 @@ def fold_run(
 ) -> TrainingRun[Segmenter]:
     """Return the training of one fold.
 
-    `frozen`: the decoder alone, for all epochs. `finetune`: the decoder alone for the first of them, then all layers, each
-    side at a learning rate of its own: what is new learns at `decoder_lr` for as long as it trains. The decoder's norms
-    are new and always train.
+    `frozen`: the decoder alone, for all epochs. `finetune`: the decoder alone for the first of them, then all
+    layers, each side at a learning rate of its own: what is new learns at `decoder_lr` for as long as it
+    trains. The decoder's norms are new and always train.
 
     Args:
         study: The study.
@@ -69,7 +69,13 @@ def fold_run(
 
     def decoder(epochs: int) -> Phase:
         return Phase(
-            "decoder", epochs, behind, settings.decoder_lr, batch_norm=train_decoder, schedule=schedule, views=views
+            "decoder",
+            epochs,
+            behind,
+            settings.decoder_lr,
+            batch_norm=train_decoder,
+            schedule=schedule,
+            views=views,
         )
 
     if label.partition("/")[0] == FROZEN:
@@ -112,7 +118,9 @@ def fold_runs(
         yield fold_run(study, arm, task, encoder, f"{protocol}/fold{fold}", train_rows), held_rows
 
 
-def transfer(study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context: RunContext) -> list[ResultRow]:
+def transfer(
+    study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context: RunContext
+) -> list[ResultRow]:
     """Measure an encoder on a task of masks; arguments and result are those of `classification.transfer`."""
     settings = study.settings.transfer.segmentation
     rows: list[ResultRow] = []
@@ -123,7 +131,10 @@ def transfer(study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context
         for fold, (run, held_rows) in enumerate(fold_runs(study, arm, task, adapted.encoder, protocol)):
             model = run.model
             params, batch_stats = model.init(arm.seed)
-            params, batch_stats = model.adopt(params, adapted.params), model.adopt(batch_stats, adapted.batch_stats)
+            params, batch_stats = (
+                model.adopt(params, adapted.params),
+                model.adopt(batch_stats, adapted.batch_stats),
+            )
             own = dataclasses.replace(context, checkpoint_dir=state / f"fold{fold}")
             params, batch_stats = adapt.train_with_early_stopping(
                 run, params, batch_stats, own, settings.early_stopping_patience
@@ -149,7 +160,9 @@ def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float
     """Return what segments images: whole, or through windows of the side that the network was trained on."""
     program = run.programs[-1]
     assert isinstance(program.objective, SegmentationLoss)
-    forward = ShardedForward(windows.probabilities_of(program.model, program.objective), params, batch_stats, mesh)
+    forward = ShardedForward(
+        windows.probabilities_of(program.model, program.objective), params, batch_stats, mesh
+    )
     own = sharding.local_slice(run.batch_size, mesh)
     decide = windows.decide(program.objective)
 

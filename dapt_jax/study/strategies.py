@@ -119,7 +119,10 @@ def full(encoder: Encoder, adapt: AdaptSettings) -> Phases:
 @strategy("partial", "The last `adapt.partial_groups` layer groups.")
 def partial(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     """Return the head, then the last layer groups."""
-    return (*head_first(adapt), phase(adapt, "partial", adapt.epochs, last_groups(encoder, adapt.partial_groups)))
+    return (
+        *head_first(adapt),
+        phase(adapt, "partial", adapt.epochs, last_groups(encoder, adapt.partial_groups)),
+    )
 
 
 @strategy("hybrid", "The last layer groups for `adapt.hybrid_epochs`, then every layer.")
@@ -141,13 +144,19 @@ def hybrid(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     )
 
 
-@strategy("simplified", "Every layer of the encoder cut after `adapt.cut_after`, whose weights are kept.", cuts=True)
+@strategy(
+    "simplified", "Every layer of the encoder cut after `adapt.cut_after`, whose weights are kept.", cuts=True
+)
 def simplified(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     """Return the phases of `full`."""
     return full(encoder, adapt)
 
 
-@strategy("truncated", "Nothing, of the encoder cut after `adapt.cut_after`: the control of `simplified`.", cuts=True)
+@strategy(
+    "truncated",
+    "Nothing, of the encoder cut after `adapt.cut_after`: the control of `simplified`.",
+    cuts=True,
+)
 def truncated(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     """Return no phase."""
     return ()
@@ -166,11 +175,15 @@ def gradual(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     steps, count = adapt.gradual_steps, len(encoder.groups)
     most = min(adapt.epochs, count)
     if not 0 < steps <= most:
-        raise UserError(f"adapt.gradual_steps is {steps}; expected 1 to {most}: each phase has an epoch and a group")
+        raise UserError(
+            f"adapt.gradual_steps is {steps}; expected 1 to {most}: each phase has an epoch and a group"
+        )
     joined = []
     for number in range(1, steps + 1):
         epochs = adapt.epochs * number // steps - adapt.epochs * (number - 1) // steps
-        joined.append(phase(adapt, f"gradual{number}", epochs, encoder.groups[count - count * number // steps :]))
+        joined.append(
+            phase(adapt, f"gradual{number}", epochs, encoder.groups[count - count * number // steps :])
+        )
     return (*head_first(adapt), *joined)
 
 
@@ -181,7 +194,9 @@ def last_groups(encoder: Encoder, number: int) -> tuple[str, ...]:
         UserError: It does not have that many.
     """
     if not 0 < number <= len(encoder.groups):
-        raise UserError(f"adapt.partial_groups is {number}; {encoder.name} has 1 to {len(encoder.groups)} layer groups")
+        raise UserError(
+            f"adapt.partial_groups is {number}; {encoder.name} has 1 to {len(encoder.groups)} layer groups"
+        )
     return encoder.groups[-number:]
 
 
@@ -202,7 +217,9 @@ def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     if name in settings.custom_strategies:
         return _custom(name, encoder, settings)
     if name not in STRATEGIES:
-        raise UserError(f"unknown strategy {name!r}; {nearest(name, [*STRATEGIES, *settings.custom_strategies])}")
+        raise UserError(
+            f"unknown strategy {name!r}; {nearest(name, [*STRATEGIES, *settings.custom_strategies])}"
+        )
     entry, adapt = STRATEGIES[name], settings.adapt
     if entry.cuts:
         if not adapt.cut_after:

@@ -53,7 +53,9 @@ def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHa
     with _prepared(settings, workdir, preemption_handler or PreemptionHandler()) as (study, context, results):
         for seed in settings.seeds:
             if settings.transfer.baseline and not results.has(BASELINE, seed):
-                results.add([row for task in study.tasks for row in classification.baseline(settings, task, seed)])
+                results.add(
+                    [row for task in study.tasks for row in classification.baseline(settings, task, seed)]
+                )
             for arm, max_epochs in _arms_to_evaluate(study, seed, context):
                 context.heartbeat.arms(*results.progress(study, arm))
                 if results.has(arm.name, seed):
@@ -61,7 +63,9 @@ def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHa
                     continue
                 adapted = adapt(study, arm, context, max_epochs)
                 rows = [
-                    row for task in study.tasks for row in classification.transfer(study, arm, task, adapted, context)
+                    row
+                    for task in study.tasks
+                    for row in classification.transfer(study, arm, task, adapted, context)
                 ]
                 if settings.checkpoint_scoring.downstream and study.corpus_of(arm) is not None:
                     rows += checkpoint_scores.measure_scored(study, arm, context)
@@ -112,7 +116,11 @@ def _prepared(
 def _writers(settings: StudySettings, workdir: Path) -> list[Writer]:
     chosen = settings.monitoring
     return open_writers(
-        workdir, settings.name, tensorboard=chosen.tensorboard, wandb=chosen.wandb, prometheus=chosen.prometheus
+        workdir,
+        settings.name,
+        tensorboard=chosen.tensorboard,
+        wandb=chosen.wandb,
+        prometheus=chosen.prometheus,
     )
 
 
@@ -138,12 +146,16 @@ def _context(
             reporter.say,
         ),
         mesh=mesh,
-        hardware=hardware.describe(measure=runtime.measure_peak, watts=settings.energy.watts, pue=settings.energy.pue),
+        hardware=hardware.describe(
+            measure=runtime.measure_peak, watts=settings.energy.watts, pue=settings.energy.pue
+        ),
         reporter=reporter,
         threads=settings.data.threads,
         heartbeat=heartbeat,
         profiler=Profiler(
-            workdir / PROFILE if processes.is_primary() else None, monitoring.profile_step, monitoring.profile_steps
+            workdir / PROFILE if processes.is_primary() else None,
+            monitoring.profile_step,
+            monitoring.profile_steps,
         ),
         preemption_handler=preemption_handler,
         non_finite=dataclasses.replace(settings.non_finite, folder=workdir / NAN),

@@ -28,7 +28,10 @@ class Task:
 
     def __post_init__(self) -> None:
         for split, dataset in self.held_out.items():
-            if (dataset.segments, dataset.overlapping) != (self.development.segments, self.development.overlapping):
+            if (dataset.segments, dataset.overlapping) != (
+                self.development.segments,
+                self.development.overlapping,
+            ):
                 raise UserError(
                     f"task {self.name!r}: {split} has {_segments(dataset)}; expected those of development, "
                     f"{_segments(self.development)}"

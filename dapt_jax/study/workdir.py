@@ -30,7 +30,9 @@ def check_workdir(study: Study, workdir: Path) -> None:
         values = {**_without_secrets(to_dict(study.settings)), "images": fingerprints}
         atomic_files.write_text(path, json.dumps(values, indent=1, sort_keys=False) + "\n")
     except OSError as error:
-        raise UserError(f"{workdir}: cannot be written to ({error.strerror}); expected another --workdir") from error
+        raise UserError(
+            f"{workdir}: cannot be written to ({error.strerror}); expected another --workdir"
+        ) from error
 
 
 def _check_same(study: Study, fingerprints: dict[str, str], workdir: Path) -> None:

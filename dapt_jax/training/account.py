@@ -39,7 +39,12 @@ class PhaseAccount:
     """
 
     def __init__(
-        self, run: TrainingRun, number: int, context: RunContext, stored: dict[str, Any], repeated_steps: int = 0
+        self,
+        run: TrainingRun,
+        number: int,
+        context: RunContext,
+        stored: dict[str, Any],
+        repeated_steps: int = 0,
     ):
         """Start at zero, or go on from what a checkpoint, or the ledger, holds of the phase.
 

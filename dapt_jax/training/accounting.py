@@ -49,7 +49,9 @@ def boundary_shapes(model: Network, image_size: int) -> tuple[Any, ...]:
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
     with ops.formulation("lax"):
         traced = jax.eval_shape(model.activations_at_boundaries, params, batch_stats, images)
-    return tuple(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), out) for out in traced)
+    return tuple(
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), out) for out in traced
+    )
 
 
 def boundary_shape(model: Network, boundary: int, image_size: int) -> Any:
@@ -129,7 +131,13 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
     opt = jax.eval_shape(program.tx.init, params)
     with ops.formulation("lax"):
         stored = memory.train_peak_bytes(
-            loss, train, rest, batch_stats, inputs, program.objective.label_shape(at_once, side), optimizer_state=opt
+            loss,
+            train,
+            rest,
+            batch_stats,
+            inputs,
+            program.objective.label_shape(at_once, side),
+            optimizer_state=opt,
         )
     waiting = memory.tree_bytes(boundary_shape(model, program.mask.boundary, side)) * (batch - at_once)
     images = batch * image_size * image_size * 3

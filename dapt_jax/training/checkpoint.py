@@ -32,7 +32,8 @@ Restored = tuple[int, State, dict[str, Any]]
 def _flat(tree: object) -> Flat:
     """Return a pytree as one dict from dotted paths to leaves, so that orbax files stay readable."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 
@@ -96,7 +97,9 @@ class CheckpointFolder:
     folder.
     """
 
-    def __init__(self, folder: Path, keep: Sequence[int] = (), say: Callable[[str], None] = print, source: str = ""):
+    def __init__(
+        self, folder: Path, keep: Sequence[int] = (), say: Callable[[str], None] = print, source: str = ""
+    ):
         """Open a folder, which need not exist.
 
         Args:
@@ -120,8 +123,12 @@ class CheckpointFolder:
         kept = policies.AnyPreservationPolicy([policies.LatestN(2), policies.CustomSteps(self._keep)])
         alone = ocp.options.MultiprocessingOptions()
         if processes.is_multi_process():
-            alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="primary")
-        options = ocp.CheckpointManagerOptions(preservation_policy=kept, multiprocessing_options=alone, create=False)
+            alone = ocp.options.MultiprocessingOptions(
+                active_processes={0}, barrier_sync_key_prefix="primary"
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=kept, multiprocessing_options=alone, create=False
+        )
         return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
 
     def save(self, step: int, part: State, meta: dict[str, Any]) -> None:
@@ -224,7 +231,9 @@ class CheckpointFolder:
             if not (is_full(error) or isinstance(error, TimeoutError)):
                 raise
             lacking = "room" if is_full(error) else "time"
-            self._say(f"{self._folder}: no {lacking} for a checkpoint: training goes on, and the last good one stays")
+            self._say(
+                f"{self._folder}: no {lacking} for a checkpoint: training goes on, and the last good one stays"
+            )
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(partial, ignore_errors=True)
             self._manager = self._open()
@@ -236,7 +245,9 @@ def is_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in limits:
             return True
-        if any(os.strerror(limit) in str(error) for limit in limits):  # tensorstore raises errors of its own kinds
+        if any(
+            os.strerror(limit) in str(error) for limit in limits
+        ):  # tensorstore raises errors of its own kinds
             return True
         error = error.__cause__ or error.__context__
     return False

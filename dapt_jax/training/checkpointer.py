@@ -41,7 +41,9 @@ class Checkpointer:
         """Whether checkpoints are saved."""
         return self._context.checkpoint_dir is not None
 
-    def restore(self, params: Tree, batch_stats: Tree, at_most: int | None = None) -> tuple[State, dict[str, Any]]:
+    def restore(
+        self, params: Tree, batch_stats: Tree, at_most: int | None = None
+    ) -> tuple[State, dict[str, Any]]:
         """Return the newest checkpoint laid over the weights before the run, or a fresh state.
 
         Args:

@@ -59,7 +59,9 @@ class EarlyStopping(Callback):
         if self.file:
             export.write(self.file, params, batch_stats)
         else:
-            self._weights = {path: np.array(leaf) for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
+            self._weights = {
+                path: np.array(leaf) for path, leaf in (flatten(params) | flatten(batch_stats)).items()
+            }
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint stores, as plain JSON values."""

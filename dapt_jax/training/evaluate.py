@@ -46,7 +46,9 @@ class ShardedForward:
 
     def __call__(self, local_batch: PyTree[jax.Array | np.ndarray]) -> np.ndarray:
         """Return the rows of the whole batch, from this process's part of it: see `sharding.local_slice`."""
-        return sharding.gather_to_host(self._function(*self._weights, sharding.shard_batch(local_batch, self._mesh)))
+        return sharding.gather_to_host(
+            self._function(*self._weights, sharding.shard_batch(local_batch, self._mesh))
+        )
 
 
 class Evaluator:

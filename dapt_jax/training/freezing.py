@@ -155,7 +155,9 @@ def _refuse_frozen_norms(
         if not own or not all(path in frozen for path in own):
             continue
         if len(own) < sum(path.startswith(f"{group}/") for path in members):
-            raise UserError(f"phase {phase.name!r}: pattern {pattern!r} matches in {group!r} {_whose_norm(own, kinds)}")
+            raise UserError(
+                f"phase {phase.name!r}: pattern {pattern!r} matches in {group!r} {_whose_norm(own, kinds)}"
+            )
 
 
 def _whose_norm(frozen: Iterable[str], kinds: Mapping[str, Kind]) -> str:
@@ -167,7 +169,9 @@ def _whose_norm(frozen: Iterable[str], kinds: Mapping[str, Kind]) -> str:
     )
 
 
-def _lr_multipliers(phase: Phase, groups: Sequence[str], trainable: Collection[str]) -> tuple[tuple[str, float], ...]:
+def _lr_multipliers(
+    phase: Phase, groups: Sequence[str], trainable: Collection[str]
+) -> tuple[tuple[str, float], ...]:
     """Return the factors of a phase's learning rate by parameter; a factor of 1 is left out."""
     factors: dict[str, float] = {}
     for pattern, factor in phase.lr_multipliers:

@@ -105,13 +105,18 @@ class Heads:
     steps: int
     images: int
 
-    def probabilities(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "splits points n classes"]:
+    def probabilities(
+        self, features: Float[np.ndarray, "n d"]
+    ) -> Float[np.ndarray, "splits points n classes"]:
         """Return the probability of each class by each head."""
         logits = _predict(self.params, self.shift, self.factor, features)
         return np.asarray(jax.vmap(jax.vmap(self.settings.objective.probabilities))(logits))
 
     def losses(
-        self, features: Float[np.ndarray, "n d"], labels: Shaped[np.ndarray, "n ..."], rows: Sequence[np.ndarray]
+        self,
+        features: Float[np.ndarray, "n d"],
+        labels: Shaped[np.ndarray, "n ..."],
+        rows: Sequence[np.ndarray],
     ) -> Float[np.ndarray, "splits points"]:
         """Return the mean loss of each head on some rows for each split."""
         logits = _predict(self.params, self.shift, self.factor, features)
@@ -184,7 +189,9 @@ def train(
     heads = grid["lr"].shape[1]
     images = int(weight.sum()) * heads
     per_image = flops_per_image(inputs, settings.hidden, settings.objective)
-    return Heads(settings, trained, shift, factor, images * per_image, steps * settings.epochs * number * heads, images)
+    return Heads(
+        settings, trained, shift, factor, images * per_image, steps * settings.epochs * number * heads, images
+    )
 
 
 def tune(
@@ -215,7 +222,10 @@ def tune(
     best = tried.losses(features, labels, [rows for _, rows in inner]).argmin(1)
     final = train(features, labels, splits, settings, [[points[index]] for index in best])
     return dataclasses.replace(
-        final, flops=final.flops + tried.flops, steps=final.steps + tried.steps, images=final.images + tried.images
+        final,
+        flops=final.flops + tried.flops,
+        steps=final.steps + tried.steps,
+        images=final.images + tried.images,
     )
 
 
@@ -307,7 +317,9 @@ def _train(
         active = (weights.sum() > 0).astype(jnp.float32)
         count = count + active
         means = jax.tree.map(lambda mean, g: mean + active * (1 - b1) * (g - mean), means, gradients)
-        squares = jax.tree.map(lambda square, g: square + active * (1 - b2) * (g * g - square), squares, gradients)
+        squares = jax.tree.map(
+            lambda square, g: square + active * (1 - b2) * (g * g - square), squares, gradients
+        )
         first, second = 1 / (1 - b1**count), 1 / (1 - b2**count)
 
         def step(path: Sequence[jax.tree_util.DictKey], leaf: Array, mean: Array, square: Array) -> Array:

@@ -30,7 +30,9 @@ class TrainResult:
         return [point for row in self.costs for point in row.curve]
 
 
-def train(run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext | None = None) -> TrainResult:
+def train(
+    run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext | None = None
+) -> TrainResult:
     """Run all phases, or those that are left after the newest checkpoint.
 
     The order is not to be changed, since resumption to the bit, the ledger and several processes rely on it:

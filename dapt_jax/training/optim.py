@@ -43,7 +43,9 @@ class Optimizer:
     """
 
     name: str = setting("adam", choices=OPTIMIZERS, doc="Update rule.")
-    weight_decay: float = setting(0.0, at_least=0, doc="Weight decay of kernels: decoupled for adamw, else L2.")
+    weight_decay: float = setting(
+        0.0, at_least=0, doc="Weight decay of kernels: decoupled for adamw, else L2."
+    )
     b1: float = setting(0.9, at_least=0, below=1, doc="Decay of the first moment, or momentum of sgd.")
     b2: float = setting(0.999, at_least=0, below=1, doc="Decay of the second moment.")
     eps: float = setting(1e-7, above=0, doc="Summand of Adam's denominator.")

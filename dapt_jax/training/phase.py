@@ -121,7 +121,10 @@ class ActivePhase:
             for prefix, tier in wanted:  # each from the one below it
                 found = context.cache.get(prefix, *source, tier, filling)
                 if found:
-                    filling, ran = dataclasses.replace(filling, base=(prefix.boundary, found)), ran + found.ran
+                    filling, ran = (
+                        dataclasses.replace(filling, base=(prefix.boundary, found)),
+                        ran + found.ran,
+                    )
             clean, (prefix, tier) = found, wanted[-1]
             if found and len(run.val_rows) and prefix != prefix.plain:
                 plain = Filling(clock=account.clock, mesh=context.mesh)

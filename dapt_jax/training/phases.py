@@ -50,16 +50,21 @@ class Phase:
     trainable: tuple[str, ...] = setting(doc="Layer groups or patterns over parameter paths.")
     lr: float = setting(above=0, doc="Peak learning rate.")
     batch_norm: BatchNormMode | ByGroup[BatchNormMode] = setting(
-        "frozen", doc="Batch norm of the groups that train: frozen, stats or train; or pairs of group and mode."
+        "frozen",
+        doc="Batch norm of the groups that train: frozen, stats or train; or pairs of group and mode.",
     )
     layer_norm: LayerNormMode | ByGroup[LayerNormMode] = setting(
         "train", doc="Layer norm of the groups that train: train or frozen; or pairs of group and mode."
     )
-    schedule: str = setting("constant", choices=SCHEDULES, doc="Schedule of the learning rate within the phase.")
+    schedule: str = setting(
+        "constant", choices=SCHEDULES, doc="Schedule of the learning rate within the phase."
+    )
     warmup: float = setting(0.0, at_least=0, doc="Epochs of linear warm-up from zero.")
     augment: bool = setting(True, doc="Whether images are augmented.")
     views: int = setting(0, at_least=0, doc="Fixed augmented views per image; 0 draws new ones each epoch.")
-    lr_multipliers: ByGroup[float] = setting((), doc="Pairs of a pattern and the factor of its learning rate to lr.")
+    lr_multipliers: ByGroup[float] = setting(
+        (), doc="Pairs of a pattern and the factor of its learning rate to lr."
+    )
 
     def __post_init__(self) -> None:
         where = f"phase {self.name!r}"

@@ -128,7 +128,9 @@ def save_batch(folder: Path, run: TrainingRun, number: int, found: NonFiniteStep
     epoch, batch = divmod(found.step, run.steps_per_epoch)
     rows, weights = (each[batch] for each in run.order.epoch(epoch))
     program, tag = run.programs[number], run.tag
-    arm = f"{tag.strategy}-seed{run.seed}" + (f"-{tag.label.strip('/').replace('/', '-')}" if tag.label else "")
+    arm = f"{tag.strategy}-seed{run.seed}" + (
+        f"-{tag.label.strip('/').replace('/', '-')}" if tag.label else ""
+    )
     path = folder / f"{arm}-step{found.step + 1}.npz"
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(

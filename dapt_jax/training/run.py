@@ -58,7 +58,9 @@ class TrainData:
             outside = rows[(rows < 0) | (rows >= len(self.dataset))]
             if len(outside):
                 last = len(self.dataset) - 1
-                raise UserError(f"{self.dataset.name}: {name} holds {outside[0]}; expected rows from 0 to {last}")
+                raise UserError(
+                    f"{self.dataset.name}: {name} holds {outside[0]}; expected rows from 0 to {last}"
+                )
             object.__setattr__(self, name, rows)
         if not len(self.train_rows):
             raise UserError(f"{self.dataset.name}: no rows to train on; expected 1 or more")
@@ -262,18 +264,24 @@ class TrainingRun(Generic[ModelT]):
         for other_number, program in enumerate(self.programs):
             other = self.cache_decision(program)
             boundary = program.mask.boundary
-            is_same = other.cached and Prefix.of(program, other.views) == dataclasses.replace(own, boundary=boundary)
+            is_same = other.cached and Prefix.of(program, other.views) == dataclasses.replace(
+                own, boundary=boundary
+            )
             between = self.programs[min(number, other_number) : max(number, other_number)]
             is_unchanged = all(each.mask.boundary >= boundary for each in between)
             if is_same and boundary < own.boundary and is_unchanged and self._fit([*chosen.values(), other]):
                 chosen[boundary] = other
-        return [(dataclasses.replace(own, boundary=boundary), chosen[boundary].tier) for boundary in sorted(chosen)]
+        return [
+            (dataclasses.replace(own, boundary=boundary), chosen[boundary].tier)
+            for boundary in sorted(chosen)
+        ]
 
     def _fit(self, decisions: Sequence[CacheDecision]) -> bool:
         """Return whether entries are within the budgets together."""
         budgets = {"memory": self.caching.memory_bytes, "disk": self.caching.disk_bytes}
         return all(
-            sum(each.bytes for each in decisions if each.tier == tier) <= budget for tier, budget in budgets.items()
+            sum(each.bytes for each in decisions if each.tier == tier) <= budget
+            for tier, budget in budgets.items()
         )
 
     def fill_flops(self, number: int) -> int:

@@ -20,7 +20,9 @@ from dapt_jax.weights.paths import flatten
 
 
 @contextlib.contextmanager
-def open_session(run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext) -> Iterator["Session"]:
+def open_session(
+    run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext
+) -> Iterator["Session"]:
     """Yield the session of a run; checkpoints and profiler are closed behind the block."""
     checkpointer = Checkpointer(run, context, source_fingerprint(run, params, batch_stats))
     try:
@@ -56,7 +58,12 @@ class Session:
     """
 
     def __init__(
-        self, run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext, checkpointer: Checkpointer
+        self,
+        run: TrainingRun,
+        params: Tree,
+        batch_stats: Tree,
+        context: RunContext,
+        checkpointer: Checkpointer,
     ):
         """Read the newest checkpoint.
 
@@ -118,7 +125,9 @@ class Session:
             second = ", after a rollback" if self._rollback else ""
             raise UserError(f"{line}{second}; expected a finite loss: lower its lr, or clip the gradient")
         steps = step - phase.first_step
-        reporter.say(f"{line}; back to the start of the phase, with {non_finite.lr_factor:g} of its learning rate")
+        reporter.say(
+            f"{line}; back to the start of the phase, with {non_finite.lr_factor:g} of its learning rate"
+        )
         reporter.advance(-phase.work(error.step), f"{run.title}  {name} again")
         spent = {name: value for name, value in phase.account.state().items() if name != "curve"}
         self._rollback = Rollback(phase.number, step, steps, non_finite.lr_factor, spent)
@@ -164,7 +173,9 @@ class Session:
     def _restore_callbacks(self) -> bool:
         """Restore every callback from the checkpoint; return whether one of them has ended the run."""
         states = self._stored.get("callbacks", {})
-        restored = [each.restore(states[each.name]) for each in self._context.callbacks if each.name in states]
+        restored = [
+            each.restore(states[each.name]) for each in self._context.callbacks if each.name in states
+        ]
         return any(restored)
 
     def finish_phase(self, phase: ActivePhase, state: State) -> None:

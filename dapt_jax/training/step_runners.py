@@ -60,7 +60,9 @@ class StepRunner(Protocol):
         """Compile the steps for a state of the phase; called once, before the first epoch."""
         ...
 
-    def epoch(self, state: State, epoch: int, lr_scale: float, every_step: bool = False) -> Iterator[StepReport]:
+    def epoch(
+        self, state: State, epoch: int, lr_scale: float, every_step: bool = False
+    ) -> Iterator[StepReport]:
         """Run the steps of an epoch that are left, and report about twice a second and at its end.
 
         Args:
@@ -121,7 +123,12 @@ class _Steps:
     _step: Any
 
     def __init__(self, setup: RunnerSetup):
-        self._run, self._program, self._context, self._clock = setup.run, setup.program, setup.context, setup.clock
+        self._run, self._program, self._context, self._clock = (
+            setup.run,
+            setup.program,
+            setup.context,
+            setup.clock,
+        )
         self._mesh, self._steps = setup.context.mesh, setup.run.steps_per_epoch
 
     def _arguments(self, epoch: int, number: int, lr_scale: float) -> tuple[Any, ...]:
@@ -131,7 +138,9 @@ class _Steps:
     def _lr(self, epoch: int, number: int, lr_scale: float) -> np.float32:
         return np.float32(lr_scale * self._program.lr(epoch * self._steps + number))
 
-    def epoch(self, state: State, epoch: int, lr_scale: float, every_step: bool = False) -> Iterator[StepReport]:
+    def epoch(
+        self, state: State, epoch: int, lr_scale: float, every_step: bool = False
+    ) -> Iterator[StepReport]:
         """Run the steps of an epoch that are left: see `StepRunner`."""
         first = int(state["step"]) - epoch * self._steps
         handler = self._context.preemption_handler
@@ -240,10 +249,15 @@ class CachedSteps(_Steps):
     def _arguments(self, epoch: int, number: int, lr_scale: float) -> tuple[Any, ...]:
         """Return the cache, the rows of a batch, what is drawn from, and the learning rate."""
         indices, weights = self._order.epoch(epoch)
-        rng = {**_rng(self._program, epoch), "view": np.int32(_cached_view(self._program, epoch, self._activations))}
+        rng = {
+            **_rng(self._program, epoch),
+            "view": np.int32(_cached_view(self._program, epoch, self._activations)),
+        }
         with self._clock.span("train"):
             own = sharding.local_slice(indices.shape[1], self._mesh)
-            batch = sharding.shard_batch({"index": indices[number, own], "weight": weights[number, own]}, self._mesh)
+            batch = sharding.shard_batch(
+                {"index": indices[number, own], "weight": weights[number, own]}, self._mesh
+            )
         return self._cache, batch, rng, self._lr(epoch, number, lr_scale)
 
     def data_position(self) -> dict[str, Any]:
@@ -286,7 +300,9 @@ class FusedEpochs:
         program = self._program
         with self._clock.span("compile"):
             example = self._work(program.first_step // program.steps_per_epoch, 1, 1.0)
-            self._fused = self._context.compiled(program.key, program.cached_epochs, state, self._cache, example)
+            self._fused = self._context.compiled(
+                program.key, program.cached_epochs, state, self._cache, example
+            )
 
     @staticmethod
     def applies(program: PhaseProgram) -> bool:
@@ -294,7 +310,9 @@ class FusedEpochs:
         is_head_alone = all(path.startswith(f"{HEAD}/") for path in program.mask.trainable)
         return is_head_alone and not program.mask.batch_norm_modes
 
-    def epoch(self, state: State, epoch: int, lr_scale: float, every_step: bool = False) -> Iterator[StepReport]:
+    def epoch(
+        self, state: State, epoch: int, lr_scale: float, every_step: bool = False
+    ) -> Iterator[StepReport]:
         """Report an epoch, once: see `StepRunner`."""
         del every_step
         if not self._reports:

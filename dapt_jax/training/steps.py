@@ -23,8 +23,8 @@ from dapt_jax.training.freezing import TrainableSpec, Tree
 from dapt_jax.training.phases import Phase
 
 State = dict[str, Any]
-"""State of a run: `params`, `batch_stats`, `opt_state`, `ema` (trained leaves, or empty), `step`, and the sums of
-`loss` and `weight` over the epoch so far."""
+"""State of a run: `params`, `batch_stats`, `opt_state`, `ema` (trained leaves, or empty), `step`, and the
+sums of `loss` and `weight` over the epoch so far."""
 
 RngContext = dict[str, Any]
 """What random numbers follow from: `seed` of the run, index of the `view` (augmentation), and of the `epoch`
@@ -130,7 +130,9 @@ class PhaseProgram:
         if self.objective.uncertain is None:
             return labels
         keys = example_keys(rng["seed"], rng["epoch"], index)
-        return self.objective.sample_targets(labels, jax.vmap(lambda key: jax.random.fold_in(key, _FOR_LABELS))(keys))
+        return self.objective.sample_targets(
+            labels, jax.vmap(lambda key: jax.random.fold_in(key, _FOR_LABELS))(keys)
+        )
 
     def update(
         self,
@@ -185,7 +187,9 @@ class PhaseProgram:
         if self.grad_accum_steps == 1:
             (_, (batch_stats, total)), gradients = gradient(train, state["batch_stats"], batch, key)
         else:
-            batch_stats, total, gradients = self._accumulated(gradient, train, state["batch_stats"], batch, key)
+            batch_stats, total, gradients = self._accumulated(
+                gradient, train, state["batch_stats"], batch, key
+            )
         if self.optimizer.clip:
             clip = optax.clip_by_global_norm(self.optimizer.clip)
             gradients, _ = clip.update(gradients, clip.init(train))
@@ -230,7 +234,9 @@ class PhaseProgram:
         numbered = jnp.arange(self.grad_accum_steps), jax.tree.map(cut, batch)
         return jax.lax.scan(add, (batch_stats, jnp.float32(0), nothing), numbered)[0]
 
-    def train_step(self, state: State, batch: dict[str, Array], rng: RngContext, lr: Float[Array, ""]) -> State:
+    def train_step(
+        self, state: State, batch: dict[str, Array], rng: RngContext, lr: Float[Array, ""]
+    ) -> State:
         """Take one step from a batch of `image`, `label`, `weight` and `index`."""
         labels = self.targets(batch["label"], rng, batch["index"])
         x, mixed = self.inputs(state, batch["image"], rng, batch["index"])
@@ -242,14 +248,21 @@ class PhaseProgram:
             return None
         return jax.random.fold_in(jax.random.key(rng["seed"]), state["step"])
 
-    def activation_step(self, state: State, batch: dict[str, Any], rng: RngContext, lr: Float[Array, ""]) -> State:
+    def activation_step(
+        self, state: State, batch: dict[str, Any], rng: RngContext, lr: Float[Array, ""]
+    ) -> State:
         """Take one step from a batch of `x` (cached activations), `label`, `weight` and `index`."""
         labels = self.targets(batch["label"], rng, batch["index"])
         x = self.to_compute_dtype(batch["x"])
         return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng))
 
     def cached_step(
-        self, state: State, cache: dict[str, Any], batch: dict[str, Array], rng: RngContext, lr: Float[Array, ""]
+        self,
+        state: State,
+        cache: dict[str, Any],
+        batch: dict[str, Array],
+        rng: RngContext,
+        lr: Float[Array, ""],
     ) -> State:
         """Take one step from `cache`: `x`, leaves [views, n, ...] on the device, and `label` [n]."""
         x = jax.tree.map(lambda leaf: leaf[rng["view"], batch["index"]], cache["x"])
@@ -349,7 +362,11 @@ def evaluation_params(state: State) -> Tree:
 
 def eval_transform(model: Network, augment: Augment) -> Augment:
     """Return the transform of images that are not augmented: the middle patch for patch classifiers."""
-    return Augment(patch=augment.patch, centre=True) if augment.patch and isinstance(model, Classifier) else Augment()
+    return (
+        Augment(patch=augment.patch, centre=True)
+        if augment.patch and isinstance(model, Classifier)
+        else Augment()
+    )
 
 
 def programs(

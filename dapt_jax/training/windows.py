@@ -16,7 +16,9 @@ from dapt_jax.models.network import Network
 @functools.cache
 def probabilities_of(model: Network, objective: SegmentationLoss) -> Callable[..., jax.Array]:
     """Return the jitted function from parameters, statistics and images to probabilities of every pixel."""
-    return jax.jit(lambda params, batch_stats, images: objective.probabilities(model(params, batch_stats, images)))
+    return jax.jit(
+        lambda params, batch_stats, images: objective.probabilities(model(params, batch_stats, images))
+    )
 
 
 @functools.cache

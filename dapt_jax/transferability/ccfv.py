@@ -48,9 +48,12 @@ def ccfv(
         maps, names = maps_with_masks(features, classes)
         most = samples[min(number, len(samples) - 1)]
         drawn = [
-            _drawn(maps[image], names[image], most, np.random.default_rng([seed, image])) for image in range(len(maps))
+            _drawn(maps[image], names[image], most, np.random.default_rng([seed, image]))
+            for image in range(len(maps))
         ]
-        by_class = [_consistency([by[name] for by in drawn if name in by]) for name in np.unique(names) if name]
+        by_class = [
+            _consistency([by[name] for by in drawn if name in by]) for name in np.unique(names) if name
+        ]
         defined = [value for value in by_class if value is not None]
         if not defined:
             raise UserError(
@@ -69,7 +72,8 @@ def _drawn(
     """Return sampled features of an image by class."""
     flat, labels = features.reshape(-1, features.shape[-1]), names.ravel()
     return {
-        int(name): flat[rng.permutation(np.flatnonzero(labels == name))[:most]] for name in np.unique(labels).tolist()
+        int(name): flat[rng.permutation(np.flatnonzero(labels == name))[:most]]
+        for name in np.unique(labels).tolist()
     }
 
 
@@ -96,10 +100,13 @@ def _wasserstein(
 
     def pair(indices: tuple[Array, Array]) -> Float[Array, ""]:
         a, b = indices
-        # The eigenvalues of S1 S2 are those of the symmetric R1 S2 R1, which has a square root without complex numbers.
+        # The eigenvalues of S1 S2 are those of the symmetric R1 S2 R1, which has a square root without
+        # complex numbers.
         inner = jnp.linalg.eigvalsh(roots[a] @ covariances[b] @ roots[a])
         traces = jnp.trace(covariances[a]) + jnp.trace(covariances[b])
-        squared = jnp.sum((means[a] - means[b]) ** 2) + traces - 2 * jnp.sum(jnp.sqrt(jnp.maximum(inner, 0.0)))
+        squared = (
+            jnp.sum((means[a] - means[b]) ** 2) + traces - 2 * jnp.sum(jnp.sqrt(jnp.maximum(inner, 0.0)))
+        )
         return jnp.sqrt(jnp.maximum(squared, 0.0))
 
     return jax.lax.map(pair, (first, second))

@@ -11,7 +11,9 @@ from dapt_jax.transferability.registry import score
 
 
 @score("h_score", needs="labels", higher_is_better=True, title="H-score")
-def h_score(features: Num[Any, "n d"], labels: Int[Any, " n"], *, statistics: FeatureStatistics | None = None) -> float:
+def h_score(
+    features: Num[Any, "n d"], labels: Int[Any, " n"], *, statistics: FeatureStatistics | None = None
+) -> float:
     """Return the trace of pinv(cov F) cov(E[F|y]), 0 to classes - 1 (higher is better).
 
     Both covariances are divided by n; directions without variance count for nothing. Bao et al., "An

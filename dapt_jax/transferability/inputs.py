@@ -136,11 +136,15 @@ def maps_with_masks(
     """
     maps, classes = finite(features, 4, "feature maps"), np.asarray(masks)
     if classes.shape != maps.shape[:3]:
-        raise UserError(f"masks have shape {classes.shape}; expected that of the feature maps, {maps.shape[:3]}")
+        raise UserError(
+            f"masks have shape {classes.shape}; expected that of the feature maps, {maps.shape[:3]}"
+        )
     return maps, classes
 
 
-def class_sums(rows: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], classes: int) -> Float[np.ndarray, "c d"]:
+def class_sums(
+    rows: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], classes: int
+) -> Float[np.ndarray, "c d"]:
     """Return the sum of the rows of each class."""
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], np.arange(classes))

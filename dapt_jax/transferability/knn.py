@@ -15,7 +15,11 @@ from dapt_jax.transferability.registry import score
 
 @score("knn", needs="labels", higher_is_better=True, title="nearest neighbours")
 def knn(
-    features: Num[Any, "n d"], labels: Int[Any, " n"], *, statistics: FeatureStatistics | None = None, k: int = 1
+    features: Num[Any, "n d"],
+    labels: Int[Any, " n"],
+    *,
+    statistics: FeatureStatistics | None = None,
+    k: int = 1,
 ) -> float:
     """Return the leave-one-out accuracy of the k nearest neighbours by Euclidean distance, 0 to 1 (higher is better).
 
@@ -51,7 +55,9 @@ def knn(
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _nearest(values: Float[Array, "n d"], start: Int[Array, ""], block: int, k: int) -> Int[Array, "b k"]:
     part = jax.lax.dynamic_slice_in_dim(values, start, block)
-    distances = jnp.sum(values**2, 1) - 2 * part @ values.T  # the row's own length is the same for all its neighbours
+    distances = (
+        jnp.sum(values**2, 1) - 2 * part @ values.T
+    )  # the row's own length is the same for all its neighbours
     itself = jnp.arange(len(values)) == (start + jnp.arange(block))[:, None]
     distances = jnp.where(itself, jnp.inf, distances)
     if k == 1:  # a sort of every row would cost more than the distances

@@ -51,5 +51,7 @@ def checked_probabilities(
     """
     found = FeatureStatistics.of(finite(probabilities, 2, "source probabilities"), labels)
     if found.features.min() < 0 or np.abs(found.features.sum(1) - 1).max() > 1e-3:
-        raise UserError("source probabilities do not sum to 1 in every row; expected a softmax over the source classes")
+        raise UserError(
+            "source probabilities do not sum to 1 in every row; expected a softmax over the source classes"
+        )
     return found

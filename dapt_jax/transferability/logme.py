@@ -55,7 +55,8 @@ def logme(
         raise UserError(f"the features of all {rows} images are 0; expected some that are not")
     values, vectors = eigh(raw)
     sums = class_sums(found.features, found.labels, len(found.counts))
-    # Along directions without variance the labels have no part; dividing by a rounding error would invent one.
+    # Along directions without variance the labels have no part; dividing by a rounding error would invent
+    # one.
     real = values > values[-1] * len(values) * np.finfo(float).eps
     parts = np.where(real, (sums @ vectors) / np.sqrt(np.where(real, values, 1.0)), 0.0) ** 2
     values = np.where(real, values, 0.0)

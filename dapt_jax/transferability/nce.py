@@ -38,4 +38,6 @@ def nce(probabilities: Num[Any, "n z"], labels: Int[Any, " n"]) -> float:
 
 @jax.jit
 def _nce(joint: Float[Array, "c z"]) -> Float[Array, ""]:
-    return jnp.sum(jax.scipy.special.xlogy(joint, joint)) - jnp.sum(jax.scipy.special.xlogy(joint.sum(0), joint.sum(0)))
+    return jnp.sum(jax.scipy.special.xlogy(joint, joint)) - jnp.sum(
+        jax.scipy.special.xlogy(joint.sum(0), joint.sum(0))
+    )

@@ -54,7 +54,9 @@ def nleep(
     values = found.spectrum[0][::-1]
     kept = int(np.searchsorted(np.cumsum(values) / values.sum(), variance) + 1)
     reduced = found.projected(kept)
-    scale = np.sqrt(values[0] / rows)  # EM's floor on variances is absolute; without this it depends on the unit
+    scale = np.sqrt(
+        values[0] / rows
+    )  # EM's floor on variances is absolute; without this it depends on the unit
     rows_of = np.asarray(reduced / scale, np.float64)
     if covariance == "full":
         return leep(responsibilities(rows_of, components, seed), found.labels)

@@ -49,7 +49,9 @@ def parc(
     real = int(np.sum(found.spectrum[0] > found.spectrum[0][-1] * 1e-12))
     kept = min(dimensions, real)
     if kept < 2:
-        raise UserError("the features vary along one direction alone; expected two or more to correlate images over")
+        raise UserError(
+            "the features vary along one direction alone; expected two or more to correlate images over"
+        )
     order = np.argsort(found.labels, kind="stable")
     reduced = found.projected(kept)[order]
     farthest = reduced[np.abs(reduced).argmax(0), np.arange(kept)]

@@ -24,8 +24,8 @@ from dapt_jax.transferability.inputs import FeatureStatistics
 F = TypeVar("F", bound=Callable[..., float])
 
 NEEDS = ("nothing", "views", "labels", "source head", "masks")
-"""What a score can need beside features: nothing, features of two views, class labels, the source classes' probabilities
-(and labels), or masks with the feature maps of one or several levels."""
+"""What a score can need beside features: nothing, features of two views, class labels, the source classes'
+probabilities (and labels), or masks with the feature maps of one or several levels."""
 
 
 @dataclasses.dataclass(frozen=True)

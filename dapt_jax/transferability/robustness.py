@@ -173,7 +173,9 @@ def robustness(
     if reference_compatible and negatives != 1:
         raise UserError(f"{negatives} negatives asked of the reference's score, which has one; expected 1")
     if not 0 <= negatives < images:
-        raise UserError(f"{negatives} negatives asked of {images} images; expected 1 to {images - 1}, or 0 for all")
+        raise UserError(
+            f"{negatives} negatives asked of {images} images; expected 1 to {images - 1}, or 0 for all"
+        )
     bad = ~np.isfinite(values.swapaxes(0, 1).reshape(images, -1)).all(1)
     if bad.any():
         raise UserError(f"features of image {int(np.flatnonzero(bad)[0])} are not finite; expected numbers")
@@ -201,5 +203,7 @@ def _hinge(
     measure = DISTANCES[distance]
     near = measure(a, b)
     return jnp.mean(
-        jax.lax.map(lambda others: jnp.mean(jnp.maximum(0.0, near - measure(a, b[others]) + margin)), partners)
+        jax.lax.map(
+            lambda others: jnp.mean(jnp.maximum(0.0, near - measure(a, b[others]) + margin)), partners
+        )
     )

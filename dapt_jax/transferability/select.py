@@ -41,7 +41,9 @@ class CheckpointRule:
         if not self.weight >= 0:
             raise UserError(f"selection weight is {self.weight}; expected 0 or more")
 
-    def choose(self, scores: Sequence[float], shares: Sequence[float], higher_is_better: bool) -> tuple[int, bool]:
+    def choose(
+        self, scores: Sequence[float], shares: Sequence[float], higher_is_better: bool
+    ) -> tuple[int, bool]:
         """Return the checkpoint to keep so far, and whether to stop here.
 
         Args:
@@ -86,7 +88,9 @@ def patience(scores: Num[np.ndarray, " k"], wait: int, window: int = 1) -> tuple
     return len(scores) - 1 if index is None else index, False
 
 
-def length_prior(scores: Float[np.ndarray, " k"], shares: Sequence[float], weight: float = PRIOR_WEIGHT) -> int:
+def length_prior(
+    scores: Float[np.ndarray, " k"], shares: Sequence[float], weight: float = PRIOR_WEIGHT
+) -> int:
     """Return the best of score plus length: longer training is taken to be better unless the score says otherwise.
 
     Scores are put in units of their own standard deviation over the checkpoints; then `weight` times the

@@ -24,13 +24,19 @@ class ScoringSettings:
     )
     views: int = setting(2, at_least=2, doc="Jittered views of an image, for scores of views.")
     level: int = setting(
-        2, at_least=1, doc="Features that scores of views and masks see: 1 the encoder's last, 2 the deepest skip, ..."
+        2,
+        at_least=1,
+        doc="Features that scores of views and masks see: 1 the encoder's last, 2 the deepest skip, ...",
     )
     pooled: bool = setting(True, doc="Whether scores of views compare spatial means.")
     distance: str = setting("cosine", choices=tuple(DISTANCES), doc="Distance of the robustness score.")
     margin: float = setting(0.5, at_least=0, doc="Margin of the robustness score's hinge.")
-    negatives: int = setting(1, at_least=0, doc="Negatives per image of the robustness score; 0: all other images.")
-    downstream: bool = setting(False, doc="Measure each scored checkpoint on the target tasks, as an arm of its own.")
+    negatives: int = setting(
+        1, at_least=0, doc="Negatives per image of the robustness score; 0: all other images."
+    )
+    downstream: bool = setting(
+        False, doc="Measure each scored checkpoint on the target tasks, as an arm of its own."
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -47,11 +53,15 @@ class ScoringSettings:
 class SelectionSettings:
     """Choice of the checkpoint that adaptation hands on: the section `checkpoint_selection`."""
 
-    score: str = setting("", doc="Score by which adaptation stops and the checkpoint is chosen; empty: the last one.")
+    score: str = setting(
+        "", doc="Score by which adaptation stops and the checkpoint is chosen; empty: the last one."
+    )
     rule: str = setting("length_prior", choices=RULES, doc="Rule by which the score chooses.")
     patience: int = setting(3, at_least=1, doc="Scores without improvement before the rule patience stops.")
     length_weight: float = setting(
-        1.0, at_least=0, doc="Standard deviations of the score that the whole length is worth, for length_prior."
+        1.0,
+        at_least=0,
+        doc="Standard deviations of the score that the whole length is worth, for length_prior.",
     )
 
     def __post_init__(self) -> None:

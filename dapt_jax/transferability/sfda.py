@@ -89,6 +89,8 @@ def _largest_eigenvalue(matrix: Float[Array, "d d"], steps: int = 1000) -> Float
         size = jnp.linalg.norm(image)
         return step + 1, image / jnp.where(size > 0, size, 1.0), now, size
 
-    start = jnp.cos(jnp.arange(len(matrix), dtype=matrix.dtype))  # no eigenvector of anything that features make
+    start = jnp.cos(
+        jnp.arange(len(matrix), dtype=matrix.dtype)
+    )  # no eigenvector of anything that features make
     start = start / jnp.linalg.norm(start)
     return jax.lax.while_loop(goes_on, multiply, (0, start, -jnp.inf * jnp.ones(()), jnp.zeros(())))[3]

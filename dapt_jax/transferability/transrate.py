@@ -14,7 +14,11 @@ from dapt_jax.transferability.registry import score
 @score("transrate", needs="labels", higher_is_better=True, title="TransRate")
 @in_double
 def transrate(
-    features: Num[Any, "n d"], labels: Int[Any, " n"], *, statistics: FeatureStatistics | None = None, eps: float = 1e-4
+    features: Num[Any, "n d"],
+    labels: Int[Any, " n"],
+    *,
+    statistics: FeatureStatistics | None = None,
+    eps: float = 1e-4,
 ) -> float:
     """Return the coding rate of all features less that of a class, in nats (higher is better).
 

@@ -13,7 +13,8 @@ from dapt_jax.parameters import Kind
 from dapt_jax.weights.paths import flatten
 
 Stem = Literal["auto", "sum", "repeat"]
-"""How a stem for three channels is made one for another number; `auto` sums for one channel and repeats for more."""
+"""How a stem for three channels is made one for another number; `auto` sums for one channel and repeats for
+more."""
 
 
 class Way(NamedTuple):
@@ -59,13 +60,18 @@ def first_kernel(encoder: Encoder) -> str:
     """Path of the kernel that sees the images."""
     first = encoder.groups[0]
     kernels = flatten(get_group(encoder.abstract()[0], first))
-    path = next(path for path, leaf in kernels.items() if len(leaf.shape) == 4 and leaf.shape[2] == encoder.channels)
+    path = next(
+        path for path, leaf in kernels.items() if len(leaf.shape) == 4 and leaf.shape[2] == encoder.channels
+    )
     return f"{first}/{path}"
 
 
 def _differ_at(found: tuple[int, ...], wanted: tuple[int, ...], axis: int) -> bool:
     """Whether two shapes differ along one axis alone."""
-    same = len(found) == len(wanted) > axis and found[:axis] + found[axis + 1 :] == wanted[:axis] + wanted[axis + 1 :]
+    same = (
+        len(found) == len(wanted) > axis
+        and found[:axis] + found[axis + 1 :] == wanted[:axis] + wanted[axis + 1 :]
+    )
     return same and found != wanted
 
 
@@ -88,4 +94,6 @@ def _channels(old: int, new: int, stem: Stem) -> Way:
 def _windows(table: np.ndarray, old: int, new: int) -> np.ndarray:
     """A table of relative positions for another window, bicubic."""
     grid = jax.numpy.asarray(table).reshape(old, old, -1)
-    return np.asarray(jax.image.resize(grid, (new, new, grid.shape[2]), "cubic", antialias=False)).reshape(new**2, -1)
+    return np.asarray(jax.image.resize(grid, (new, new, grid.shape[2]), "cubic", antialias=False)).reshape(
+        new**2, -1
+    )

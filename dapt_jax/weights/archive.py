@@ -1,7 +1,7 @@
 """Zip files (PyTorch's, `.npz`, `.keras`), read within bounds.
 
-The file is mapped, not loaded: members that are stored as they are come as views of it, so that arrays of them cost no
-memory. Checksums are verified whenever a member is read.
+The file is mapped, not loaded: members that are stored as they are come as views of it, so that arrays of
+them cost no memory. Checksums are verified whenever a member is read.
 """
 
 import mmap
@@ -14,8 +14,8 @@ from dapt_jax.errors import UserError
 from dapt_jax.weights.source import check_unpacked
 
 MEMBERS = 30_000
-"""Arrays at most in a file of any format, and members of a zip file: each costs about 2 kB before any is read. A large
-transformer with its optimiser's state has some thousands."""
+"""Arrays at most in a file of any format, and members of a zip file: each costs about 2 kB before any is
+read. A large transformer with its optimiser's state has some thousands."""
 _LOCAL = struct.Struct("<4s5H3I2H")
 _END = struct.Struct("<4s4H2IH")
 
@@ -42,13 +42,23 @@ class Archive:
             with zipfile.ZipFile(path) as archive:
                 self._members = {info.filename: info for info in archive.infolist()}
                 count = len(archive.infolist())
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError, struct.error) as error:
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            ValueError,
+            EOFError,
+            OSError,
+            struct.error,
+        ) as error:
             raise UserError(f"{path}: damaged or cut short, or not a zip file ({_told(error)})") from None
         if count != len(self._members):
-            raise UserError(f"{path}: a zip file that names {count - len(self._members)} of its members twice")
+            raise UserError(
+                f"{path}: a zip file that names {count - len(self._members)} of its members twice"
+            )
         self.names = tuple(self._members)
         for info in self._members.values():
-            # What other methods need to unpack is for the file to say: a gigabyte, in a damaged one of a kilobyte.
+            # What other methods need to unpack is for the file to say: a gigabyte, in a damaged one of a
+            # kilobyte.
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(
                     f"{path}: {info.filename[:80]!r} is packed by method {info.compress_type}; expected deflate"
@@ -65,10 +75,15 @@ class Archive:
             return  # zipfile says what is wrong
         size = _END.unpack(end)[5]
         if (long := tail.rfind(b"PK\x06\x06", 0, at)) >= 0 and len(tail) >= long + 56:  # zip64
-            size = max(0 if size == 0xFFFFFFFF else size, int.from_bytes(tail[long + 40 : long + 48], "little"))
-        # A record of the central directory takes 46 bytes and its name; a directory larger than this is not a file of weights.
+            size = max(
+                0 if size == 0xFFFFFFFF else size, int.from_bytes(tail[long + 40 : long + 48], "little")
+            )
+        # A record of the central directory takes 46 bytes and its name; a directory larger than this is not a
+        # file of weights.
         if size > MEMBERS * 512:
-            raise UserError(f"{self.path}: a zip file with a table of contents of {size:,} bytes; expected weights")
+            raise UserError(
+                f"{self.path}: a zip file with a table of contents of {size:,} bytes; expected weights"
+            )
         stop = len(self._map) - len(tail) + at
         count = bytes(self._map[max(0, stop - size - 1000) : stop]).count(b"PK\x01\x02")
         if count > MEMBERS:
@@ -94,7 +109,9 @@ class Archive:
         if not self.is_stored(name):
             data = self._unpack(data, info)
         if len(data) != info.file_size:
-            raise UserError(f"{self.path}: {name[:80]!r} is cut short: {len(data):,} bytes of {info.file_size:,}")
+            raise UserError(
+                f"{self.path}: {name[:80]!r} is cut short: {len(data):,} bytes of {info.file_size:,}"
+            )
         if name not in self._verified:
             if zlib.crc32(data) != info.CRC:
                 raise UserError(
@@ -119,7 +136,9 @@ class Archive:
             # A limit of 0 is none.
             return memoryview(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(info.file_size, 1)))
         except zlib.error as error:
-            raise UserError(f"{self.path}: {info.filename[:80]!r} cannot be unpacked ({_told(error)})") from None
+            raise UserError(
+                f"{self.path}: {info.filename[:80]!r} cannot be unpacked ({_told(error)})"
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._members

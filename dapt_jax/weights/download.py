@@ -1,7 +1,8 @@
 """Weight files from the network: resumed where they stopped, verified, and kept.
 
-A file that is here is not asked for again. Without a network, the error says which file to put where. What a server says is
-not trusted: a download ends within the length that it announces, the room on the disk and a time.
+A file that is here is not asked for again. Without a network, the error says which file to put where. What a
+server says is not trusted: a download ends within the length that it announces, the room on the disk and a
+time.
 """
 
 import base64
@@ -22,7 +23,8 @@ from dapt_jax.weights import transport, unreadable
 from dapt_jax.weights.identity import digest
 
 FOLDER = "DAPT_JAX_WEIGHTS"
-"""Environment variable that names the folder of downloaded weights; by default one in the user's cache folder."""
+"""Environment variable that names the folder of downloaded weights; by default one in the user's cache
+folder."""
 _ATTEMPTS = 4
 _LONGEST_NAME = 120
 

@@ -1,7 +1,7 @@
 """Several encoders in one file (student and teacher, online and target, siamese branches): which one is loaded.
 
-The choice depends on the names, the shapes and, where these do not decide, the numbers in the file; never on the order of a
-set, nor on the order of the file.
+The choice depends on the names, the shapes and, where these do not decide, the numbers in the file; never on
+the order of a set, nor on the order of the file.
 """
 
 import dataclasses
@@ -23,7 +23,8 @@ class Found:
     Attributes:
         scheme: The names.
         entries: The encoder's table under them.
-        candidates: The arrays and the prefix of every encoder that is as complete as any, by the name to select it with.
+        candidates: The arrays and the prefix of every encoder that is as complete as any, by the name to
+            select it with.
         hits: How many of the encoder's arrays each of them has.
         given: What the user selected, if anything.
         origin: Of the file, for error lines.
@@ -59,14 +60,18 @@ def find(weights: Weights, given: str | None, scheme: Scheme, entries: Mapping[s
     return Found(scheme, entries, {name: places[name][:2] for name in names}, most, given, weights.origin)
 
 
-def not_there(weights: Weights, given: str, schemes: Sequence[tuple[Scheme, Mapping[str, Entry]]]) -> UserError:
+def not_there(
+    weights: Weights, given: str, schemes: Sequence[tuple[Scheme, Mapping[str, Entry]]]
+) -> UserError:
     """Return the error for a `prefix=` that the file has no encoder behind; it names those that the file has."""
     best: dict[str, int] = {}
     for scheme, entries in schemes:
         places = _places(weights, scheme, entries, with_alternatives=True)
         found = {name: hits for name, (_, _, hits) in places.items()}
         best = max(best, found, key=lambda each: max(each.values(), default=0))
-    return prefixes.not_there(weights.origin, given, [name for name in best if best[name] == max(best.values())])
+    return prefixes.not_there(
+        weights.origin, given, [name for name in best if best[name] == max(best.values())]
+    )
 
 
 def _places(
@@ -128,11 +133,16 @@ def _choice(found: Found, candidates: Mapping[str, tuple[Weights, str]]) -> tupl
     return name, f"{taken} ({why}; {ways} for another)"
 
 
-def _fitting(place: tuple[Weights, str], entries: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _fitting(
+    place: tuple[Weights, str], entries: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]]
+) -> int:
     """How many arrays of the encoder a candidate has in the right shape."""
     source, prefix = place
     keys = {path: prefix + entry.key for path, entry in entries.items()}
-    return sum(key in source and _shape(entries[path], source.like(key)) == shapes[path] for path, key in keys.items())
+    return sum(
+        key in source and _shape(entries[path], source.like(key)) == shapes[path]
+        for path, key in keys.items()
+    )
 
 
 def _shape(entry: Entry, like: np.ndarray) -> tuple[int, ...] | None:

@@ -46,7 +46,8 @@ class Library:
     def snippet(self, *, is_whole: bool) -> str:
         """The two lines with which a user loads `file`, imports aside.
 
-        torchvision builds its models with a head, which the file has none for; nor has it what a cut encoder lacks.
+        torchvision builds its models with a head, which the file has none for; nor has it what a cut encoder
+        lacks.
         """
         strict = "" if is_whole else ", strict=False"
         if self.name == "timm":
@@ -81,7 +82,9 @@ def write(path: str | Path, params: Tree, batch_stats: Tree, encoder: Encoder | 
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: weights are written as {' or '.join(SUFFIXES)}")
-    arrays = {key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(batch_stats)).items()}
+    arrays = {
+        key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(batch_stats)).items()
+    }
     _save(path, arrays, _about(encoder) if encoder else None)
 
 
@@ -144,8 +147,8 @@ def write_orbax(folder: Path, params: Tree, batch_stats: Tree) -> None:
 def write_stablehlo(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, image_size: int) -> None:
     """Writes an encoder as a program: StableHLO with its weights inside, for any batch size.
 
-    `jax.export.deserialize(bytes).call(images)` takes uint8 images (b, h, w, c) of `image_size` and returns pooled float32
-    features (b, d), normalisation included, on any of `PLATFORMS`, without this package.
+    `jax.export.deserialize(bytes).call(images)` takes uint8 images (b, h, w, c) of `image_size` and returns
+    pooled float32 features (b, d), normalisation included, on any of `PLATFORMS`, without this package.
     """
     model = Classifier(encoder, 1)
     (batch,) = jax.export.symbolic_shape("b")

@@ -15,7 +15,8 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
         arrays: Arrays by path, of any floating dtype; they are hashed as little-endian float32, C order.
 
     Returns:
-        64 hexadecimal digits, which do not depend on the order of the mapping, the file's format or its dtype's width.
+        64 hexadecimal digits, which do not depend on the order of the mapping, the file's format or its
+        dtype's width.
     """
     found = hashlib.sha256()
     for path in sorted(arrays):

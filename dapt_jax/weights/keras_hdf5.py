@@ -1,11 +1,12 @@
 """Reads Keras' weight files: HDF5 of Keras 1 and 2, `.weights.h5` and `.keras` of Keras 3.
 
-Keys come out as `layer/variable`. Keras 1 and 2 (and `.h5` of Keras 3) name both. Keras 3's `.weights.h5` names the layers and
-numbers their variables, in the order in which the layer makes them; a `.keras` file is a zip of that and the model's
-config (keras-team/keras, `saving/saving_lib.py`, Apache-2.0).
+Keys come out as `layer/variable`. Keras 1 and 2 (and `.h5` of Keras 3) name both. Keras 3's `.weights.h5`
+names the layers and numbers their variables, in the order in which the layer makes them; a `.keras` file is a
+zip of that and the model's config (keras-team/keras, `saving/saving_lib.py`, Apache-2.0).
 
-The HDF5 library itself is not safe: some damaged files make it loop without end, or crash (`benchmarks/fuzz_readers.py` finds
-such). So a file is first read to its end by a process of its own, with a limit on its time; what that survives is read.
+The HDF5 library itself is not safe: some damaged files make it loop without end, or crash
+(`benchmarks/fuzz_readers.py` finds such). So a file is first read to its end by a process of its own, with a
+limit on its time; what that survives is read.
 """
 
 import functools
@@ -178,7 +179,9 @@ def _read(path: Path, file: Path | io.RawIOBase, norms: dict[str, tuple[str, ...
     try:
         opened = h5py.File(file, "r")
         root: Any = opened.get("model_weights", opened)
-        pairs = _named(root) if _attribute(root, "layer_names") is not None else _numbered(opened, norms, _DEPTH)
+        pairs = (
+            _named(root) if _attribute(root, "layer_names") is not None else _numbered(opened, norms, _DEPTH)
+        )
         arrays: dict[str, Stored] = {}
         size = 0
         for key, dataset in pairs:
@@ -230,7 +233,9 @@ def _named(root: h5py.Group | h5py.Dataset) -> Iterator[tuple[str, Any]]:
 def _numbered(group: h5py.Group, norms: dict[str, tuple[str, ...]], depth: int) -> Iterator[tuple[str, Any]]:
     """The layout of Keras 3: groups within groups, `vars` in each layer's, with the layer's name."""
     if not depth:
-        raise UserError(f"{group.file.filename}: groups within groups, {_DEPTH} deep; expected a model's layers")
+        raise UserError(
+            f"{group.file.filename}: groups within groups, {_DEPTH} deep; expected a model's layers"
+        )
     for name in group:
         found = hdf5.follow(group, name)
         if not isinstance(found, h5py.Group) or name == "optimizer":
@@ -243,7 +248,10 @@ def _numbered(group: h5py.Group, norms: dict[str, tuple[str, ...]], depth: int) 
             for number in sorted(found, key=lambda each: (len(each), each)):
                 position = int(number) if number.isdigit() else len(found)
                 known = names and len(names) == len(found) and position < len(names)
-                yield f"{layer}/{names[position] if known and names else f'vars/{number}'}", hdf5.follow(found, number)
+                yield (
+                    f"{layer}/{names[position] if known and names else f'vars/{number}'}",
+                    hdf5.follow(found, number),
+                )
 
 
 def _attribute(group: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:

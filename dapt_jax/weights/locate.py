@@ -20,21 +20,24 @@ RANDOM = "random"
 EXPECTED = "'imagenet', 'random', a name of the zoo such as 'taher2021:moco-v2', a path, or https://, hf://, package://"
 
 
-def load(spec: str, classifier: Classifier, *, seed: int, head: HeadMode = "auto") -> tuple[Tree, Tree, MergeReport]:
+def load(
+    spec: str, classifier: Classifier, *, seed: int, head: HeadMode = "auto"
+) -> tuple[Tree, Tree, MergeReport]:
     """Parameters and statistics for a classifier.
 
     Args:
         spec: `imagenet` for the model's default source, `random` for initial values, else what `find` takes.
         classifier: what the weights are for.
-        seed: of what is initialised: everything under `random`, else a head that the file has no fitting one for.
+        seed: of what is initialised: everything under `random`, else a head that the file has no fitting one
+            for.
         head: see `merge.merge`.
 
     Returns:
         Nested dicts of float32 NumPy arrays, and what came from where.
 
     Raises:
-        UserError: the model has no default source, there is no such file, the file does not fit the model, or it holds
-            several encoders and nothing says which is meant.
+        UserError: the model has no default source, there is no such file, the file does not fit the model, or
+            it holds several encoders and nothing says which is meant.
     """
     encoder = classifier.encoder
     if spec == RANDOM:
@@ -43,7 +46,9 @@ def load(spec: str, classifier: Classifier, *, seed: int, head: HeadMode = "auto
         return params, batch_stats, MergeReport((), paths, (), f"random (seed {seed})", "")
     address = Address.of(spec)
     path = _default(encoder.name) if spec == IMAGENET else find(spec, encoder.name)
-    params, batch_stats, report = merge(classifier, readers.read(path), seed=seed, head=head, prefix=address.prefix)
+    params, batch_stats, report = merge(
+        classifier, readers.read(path), seed=seed, head=head, prefix=address.prefix
+    )
     said = _normalisation(encoder, recognise.expected(str(path) if spec == IMAGENET else address.place, path))
     return params, batch_stats, dataclasses.replace(report, normalisation=said)
 
@@ -57,8 +62,8 @@ def fitted(spec: str, encoder: Encoder, preprocess: str = "") -> Encoder:
         preprocess: `config.model.preprocess`; if it is not empty, it says (`normalisation.parse`).
 
     Returns:
-        The same object, where it has that normalisation already. Weights of which nothing tells what they expect
-        (`recognise`) get the default of the architecture.
+        The same object, where it has that normalisation already. Weights of which nothing tells what they
+        expect (`recognise`) get the default of the architecture.
     """
     wanted = normalisation.parse(preprocess, encoder.channels)
     if wanted is None and spec not in (IMAGENET, RANDOM):
@@ -149,9 +154,10 @@ def find(spec: str, model: str = "") -> Path:
     """The file that a config means, downloaded if need be.
 
     Args:
-        spec: a path; a name of the zoo; `https://HOST/FILE`, `hf://OWNER/REPOSITORY/FILE` or `package://PACKAGE/FILE`, each
-            with `#sha256=DIGITS` behind it to have the file checked (`hf://...@REVISION` takes a revision), and with
-            `#prefix=NAME` to say which of several encoders in the file is meant.
+        spec: a path; a name of the zoo; `https://HOST/FILE`, `hf://OWNER/REPOSITORY/FILE` or
+            `package://PACKAGE/FILE`, each with `#sha256=DIGITS` behind it to have the file checked
+            (`hf://...@REVISION` takes a revision), and with `#prefix=NAME` to say which of several encoders
+            in the file is meant.
         model: name of the model that it is for; a zoo entry for another is refused.
 
     Raises:
@@ -163,7 +169,9 @@ def find(spec: str, model: str = "") -> Path:
     scheme = place.partition("://")[0] if "://" in place else ""
     if scheme in ("https", "http"):
         if urllib.parse.urlsplit(place).path.endswith(sharded.SUFFIX):
-            raise UserError(f"{place}: an index of several files; download them into one folder and pass its path")
+            raise UserError(
+                f"{place}: an index of several files; download them into one folder and pass its path"
+            )
         return download.fetch(place, sha256=digits)
     if scheme == "hf":
         return _verified(_from_hub(place), digits)
@@ -212,7 +220,9 @@ def _packaged(address: str) -> Path:
     package, _, file = address.removeprefix("package://").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{address}: no package {package!r} here; expected: pip install {package.replace('_', '-')}")
+        raise UserError(
+            f"{address}: no package {package!r} here; expected: pip install {package.replace('_', '-')}"
+        )
     root = Path(spec.submodule_search_locations[0]).resolve()
     path = (root / file).resolve()
     if not path.is_relative_to(root) or not path.is_file():
@@ -235,7 +245,9 @@ def _from_hub(address: str) -> Path:
 
     def download_one(file: str) -> Path:
         try:
-            return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file, revision=revision or None))
+            return Path(
+                huggingface_hub.hf_hub_download(f"{owner}/{repository}", file, revision=revision or None)
+            )
         except (
             Exception
         ) as error:  # the client's own errors, and those of the two HTTP libraries that it has used so far

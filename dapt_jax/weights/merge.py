@@ -33,8 +33,8 @@ class MergeReport:
         adapted: our paths whose arrays were made to fit, each with what was done.
         choice: of a file with several encoders, which one was taken, why, and how to take another.
         normalisation: what the encoder does to an image first, and who says so.
-        fingerprint: sha256 of the encoder's arrays as they were loaded; see `identity.fingerprint`. A head is no part of it,
-            so that the fingerprints of one encoder with heads for several tasks are the same.
+        fingerprint: sha256 of the encoder's arrays as they were loaded; see `identity.fingerprint`. A head is
+            no part of it, so that the fingerprints of one encoder with heads for several tasks are the same.
         source_sha256: sha256 of the file, or of the folder's files; empty for arrays that come from none.
     """
 
@@ -57,7 +57,9 @@ class MergeReport:
         parts += [self.choice] if self.choice else []
         parts += self.adapted[:1]
         parts += [f"{len(self.adapted) - 1} more likewise"] if len(self.adapted) > 1 else []
-        parts += [f"{len(self.initialised)} initialised{_examples(self.initialised)}"] if self.initialised else []
+        parts += (
+            [f"{len(self.initialised)} initialised{_examples(self.initialised)}"] if self.initialised else []
+        )
         parts += [f"{len(self.left_over)} left over{_examples(self.left_over)}"] if self.left_over else []
         parts += [f"images normalised as {self.normalisation}"] if self.normalisation else []
         parts += [f"fingerprint {self.fingerprint[:16]}"] if self.fingerprint else []
@@ -83,19 +85,21 @@ def merge(
 
     Args:
         classifier: what to fill.
-        source: arrays by the file's own names; `Weights` are read one by one, and name themselves in the report.
+        source: arrays by the file's own names; `Weights` are read one by one, and name themselves in the
+            report.
         seed: of what is initialised.
         head: `auto` takes the file's head where its shape fits, `load` insists on it, `new` never does.
         stem: what becomes of a stem for another number of channels; see `adapt`.
-        prefix: which of several encoders in the file is meant (`student.backbone`; see `tables.prefixes.named`); None
-            for the averaged copy (`tables.prefixes.choose`).
+        prefix: which of several encoders in the file is meant (`student.backbone`; see
+            `tables.prefixes.named`); None for the averaged copy (`tables.prefixes.choose`).
 
     Returns:
         Parameters and statistics as nested dicts of float32 arrays, and the report.
 
     Raises:
-        UserError: an array of the encoder is missing, has another shape, or is not finite floating point; the file is of
-            another model, which the message names if it is known; or it has several encoders and nothing decides.
+        UserError: an array of the encoder is missing, has another shape, or is not finite floating point; the
+            file is of another model, which the message names if it is known; or it has several encoders and
+            nothing decides.
     """
     weights = source if isinstance(source, Weights) else Weights(source, "the given weights")
     scheme, entries, source, chosen = _recognise(classifier, weights, prefix)
@@ -103,7 +107,9 @@ def merge(
     params, batch_stats = classifier.abstract()
     shapes = {path: leaf.shape for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
 
-    skipped = [path for path in entries if _is_head(path) and not _takes_head(entries, shapes, prefix, source, head)]
+    skipped = [
+        path for path in entries if _is_head(path) and not _takes_head(entries, shapes, prefix, source, head)
+    ]
     wanted = {path: entry for path, entry in entries.items() if path not in skipped}
     _refuse_missing(wanted, prefix, source, origin)
     _refuse_other_axes(wanted, shapes, prefix, source, origin)
@@ -111,7 +117,9 @@ def merge(
 
     def fit(path: str, entry: tables.Entry) -> np.ndarray:
         found = entry.convert(source.like(prefix + entry.key)).shape
-        way = adapt.way(classifier.encoder, path, found, shapes[path], stem) if found != shapes[path] else None
+        way = (
+            adapt.way(classifier.encoder, path, found, shapes[path], stem) if found != shapes[path] else None
+        )
         array = _fit(path, shapes[path], prefix, entry, source, origin, way)
         adapted.extend([f"{path}: {way.words}"] if way else [])
         return array
@@ -130,7 +138,9 @@ def merge(
         prefix,
         tuple(adapted),
         chosen.why,
-        fingerprint=identity.fingerprint({path: array for path, array in loaded.items() if not _is_head(path)}),
+        fingerprint=identity.fingerprint(
+            {path: array for path, array in loaded.items() if not _is_head(path)}
+        ),
         source_sha256=identity.digest_all(weights.path, weights.files) if weights.path else "",
     )
     is_stat = flatten(batch_stats)
@@ -184,7 +194,9 @@ def _body(entries: Mapping[str, tables.Entry]) -> dict[str, tables.Entry]:
     return {path: entry for path, entry in entries.items() if not _is_head(path)}
 
 
-def _hits(classifier: Classifier, scheme: tables.Scheme, source: Weights) -> tuple[dict[str, tables.Entry], str, int]:
+def _hits(
+    classifier: Classifier, scheme: tables.Scheme, source: Weights
+) -> tuple[dict[str, tables.Entry], str, int]:
     """The table of a scheme, the prefix behind which the file has most of it, and how many of the encoder's keys are there."""
     entries = tables.table(scheme, classifier)
     found = prefixes.hits(_body(entries), scheme.separator, source)
@@ -221,12 +233,17 @@ def _takes_head(
     paths = [path for path in entries if _is_head(path)]
     keys = {path: prefix + entries[path].key for path in paths}
     return all(
-        key in source and entries[path].convert(source.like(key)).shape == shapes[path] for path, key in keys.items()
+        key in source and entries[path].convert(source.like(key)).shape == shapes[path]
+        for path, key in keys.items()
     )
 
 
-def _refuse_missing(wanted: Mapping[str, tables.Entry], prefix: str, source: Mapping[str, Any], origin: str) -> None:
-    missing = [(path, prefix + entry.key) for path, entry in wanted.items() if prefix + entry.key not in source]
+def _refuse_missing(
+    wanted: Mapping[str, tables.Entry], prefix: str, source: Mapping[str, Any], origin: str
+) -> None:
+    missing = [
+        (path, prefix + entry.key) for path, entry in wanted.items() if prefix + entry.key not in source
+    ]
     if missing:
         path, key = missing[0]
         others = f", {_examples(tuple(key for _, key in missing[1:])).strip(' ()')}" if missing[1:] else ""
@@ -250,14 +267,17 @@ def _refuse_other_axes(
 ) -> None:
     """Refuses a file whose kernels are all kept in another order than its names tell.
 
-    Kernels with as many inputs as outputs fit either way: only the others of the same file tell that these are transposed.
+    Kernels with as many inputs as outputs fit either way: only the others of the same file tell that these
+    are transposed.
     """
     likes = {path: source.like(prefix + entry.key) for path, entry in wanted.items()}
     kernels = [path for path, like in likes.items() if like.ndim in _OTHER_AXES]
     unfit = [path for path in kernels if wanted[path].convert(likes[path]).shape != shapes[path]]
     for axes in _OTHER_AXES[likes[unfit[0]].ndim] if unfit else ():
         if likes[unfit[0]].ndim == len(axes) and all(
-            wanted[path].convert(likes[path].transpose(axes if likes[path].ndim == len(axes) else (1, 0))).shape
+            wanted[path]
+            .convert(likes[path].transpose(axes if likes[path].ndim == len(axes) else (1, 0)))
+            .shape
             == shapes[path]
             for path in unfit
         ):
@@ -281,7 +301,9 @@ def _fit(
     key = prefix + entry.key
     like = entry.convert(source.like(key))
     if like.shape != shape and way is None:
-        raise UserError(f"{origin}: {key!r} (for {path}) has shape {like.shape} in our layout, expected {shape}")
+        raise UserError(
+            f"{origin}: {key!r} (for {path}) has shape {like.shape} in our layout, expected {shape}"
+        )
     if not jax.numpy.issubdtype(like.dtype, np.floating):
         raise UserError(f"{origin}: {key!r} (for {path}) is {like.dtype}, expected floating point")
     array = np.array(entry.convert(source[key]), np.float32, order="C")
@@ -291,7 +313,9 @@ def _fit(
     return array if way is None else np.ascontiguousarray(way.convert(array), np.float32)
 
 
-def _refuse_larger(classifier: Classifier, scheme: tables.Scheme, source: Weights, loaded: int, origin: str) -> None:
+def _refuse_larger(
+    classifier: Classifier, scheme: tables.Scheme, source: Weights, loaded: int, origin: str
+) -> None:
     """Refuses a deeper model's file, in which every array of a shallower one can be found (ResNet-34 into ResNet-18)."""
     own = classifier.encoder.name
     size = len(flatten(registry.build(own).abstract()[0])) if own in registry.names() else loaded

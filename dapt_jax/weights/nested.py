@@ -1,9 +1,10 @@
 """Finds the arrays in a checkpoint's nested dicts, whatever training script wrote them, and names them by their path.
 
-A chain of dicts of which each alone holds arrays (`{'model': {'state_dict': ...}}`) is followed to its end, and the names
-within are the keys. Where several dicts hold arrays side by side (`student` and `teacher`, `state_dict` and
-`state_dict_ema`), their names come first in the keys: which of them is loaded is not for the reader to say, but for
-`encoders`. What belongs to the training and not to a network (optimisers, losses, callbacks, hyper-parameters) is left out.
+A chain of dicts of which each alone holds arrays (`{'model': {'state_dict': ...}}`) is followed to its end,
+and the names within are the keys. Where several dicts hold arrays side by side (`student` and `teacher`,
+`state_dict` and `state_dict_ema`), their names come first in the keys: which of them is loaded is not for the
+reader to say, but for `encoders`. What belongs to the training and not to a network (optimisers, losses,
+callbacks, hyper-parameters) is left out.
 """
 
 import re
@@ -28,7 +29,9 @@ Tree = dict[str, Any]
 """Arrays, and dicts of them, by name."""
 
 
-def weights(content: Content, path: Path, stored: Callable[[TensorRecord | NumpyArray], Stored], what: str) -> Weights:
+def weights(
+    content: Content, path: Path, stored: Callable[[TensorRecord | NumpyArray], Stored], what: str
+) -> Weights:
     """Return the arrays of a pickle.
 
     Args:
@@ -171,7 +174,11 @@ def _without(content: Content, path: Path, what: str) -> UserError:
     if content.unread:
         return asks_for(path, content.unread[0])
     value = content.value
-    found = ", ".join(repr(key)[:60] for key in list(value)[:6]) if isinstance(value, dict) else type(value).__name__
+    found = (
+        ", ".join(repr(key)[:60] for key in list(value)[:6])
+        if isinstance(value, dict)
+        else type(value).__name__
+    )
     return UserError(f"{path}: no named {what} in it; it holds {found or 'nothing'}")
 
 

@@ -1,7 +1,7 @@
 """What weights expect of an image: by name, as a setting, in words, and as a file of ours remembers it.
 
-Normalisation belongs to weights. `config.model.preprocess` takes one of `NAMED`, or numbers; left empty, the weights say
-(`recognise`).
+Normalisation belongs to weights. `config.model.preprocess` takes one of `NAMED`, or numbers; left empty, the
+weights say (`recognise`).
 """
 
 import json
@@ -16,7 +16,8 @@ UNIT = Preprocess((0.0,) * 3, (255.0,) * 3)
 TORCHXRAYVISION = Preprocess((127.5,) * 3, (127.5 / 1024,) * 3)
 """To -1024..1024."""
 KERAS_CAFFE = Preprocess((103.939, 116.779, 123.68), (1.0,) * 3, bgr=True)
-"""Blue first, the mean of ImageNet subtracted, as Keras applications use it for ResNets of the first version."""
+"""Blue first, the mean of ImageNet subtracted, as Keras applications use it for ResNets of the first
+version."""
 NAMED = {
     "imagenet": IMAGENET,
     "half": HALF,
@@ -33,9 +34,9 @@ def parse(text: str, channels: int = 3) -> Preprocess | None:
     """Return what `config.model.preprocess` says.
 
     Args:
-        text: Empty, one of `NAMED`, or `MEAN,STD`: two numbers for all channels, or the means of all channels and then
-            their standard deviations. They count pixel values from 0 to 255; where none is above 1, from 0 to 1, as
-            PyTorch's transforms have them.
+        text: Empty, one of `NAMED`, or `MEAN,STD`: two numbers for all channels, or the means of all channels
+            and then their standard deviations. They count pixel values from 0 to 255; where none is above 1,
+            from 0 to 1, as PyTorch's transforms have them.
         channels: Number of channels of the images.
 
     Returns:
@@ -72,7 +73,9 @@ def parse(text: str, channels: int = 3) -> Preprocess | None:
         )
     scale = 255.0 if max(map(abs, numbers)) <= 1 else 1.0
     times = channels // half
-    return Preprocess(tuple(scale * each for each in mean * times), tuple(scale * each for each in std * times))
+    return Preprocess(
+        tuple(scale * each for each in mean * times), tuple(scale * each for each in std * times)
+    )
 
 
 def describe(preprocess: Preprocess) -> str:
@@ -99,7 +102,11 @@ def from_metadata(metadata: Mapping[str, str], origin: str) -> Preprocess | None
     try:
         found = json.loads(metadata[KEY])
         mean, std = (tuple(float(each) for each in found[name]) for name in ("mean", "std"))
-        is_right = 0 < len(mean) == len(std) <= _MOST_CHANNELS and all(map(math.isfinite, mean + std)) and min(std) > 0
+        is_right = (
+            0 < len(mean) == len(std) <= _MOST_CHANNELS
+            and all(map(math.isfinite, mean + std))
+            and min(std) > 0
+        )
         if not is_right or not isinstance(found["bgr"], bool):
             raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):

@@ -27,7 +27,9 @@ def read(path: Path) -> Weights:
     archive = Archive(path)
     names = [name for name in archive.names if name.endswith(".npy")]
     if not names:
-        raise UserError(f"{path}: a zip file without arrays; expected an .npz, or a file that torch.save wrote")
+        raise UserError(
+            f"{path}: a zip file without arrays; expected an .npz, or a file that torch.save wrote"
+        )
     arrays: dict[str, Stored] = {}
     for name in names:
         key = name.removesuffix(".npy")
@@ -45,13 +47,19 @@ def _stored(archive: Archive, name: str) -> Stored:
     head = io.BytesIO(data[:_HEADER])
     try:
         version = np.lib.format.read_magic(head)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        reader = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape, is_fortran, dtype = reader(head)
-    except Exception as error:  # NumPy reads the header as a Python literal: from TokenError to RecursionError
+    except (
+        Exception
+    ) as error:  # NumPy reads the header as a Python literal: from TokenError to RecursionError
         told = " ".join(str(error).split())[:120]
         raise UserError(f"{archive.path}: {name[:80]!r} is not an array ({told})") from None
     if dtype.hasobject or (dtype.kind not in "fiubc" and dtype != _TWO_BYTES):
-        raise UserError(f"{archive.path}: not an .npz of plain arrays: {name[:80]!r} is of NumPy type {dtype}")
+        raise UserError(
+            f"{archive.path}: not an .npz of plain arrays: {name[:80]!r} is of NumPy type {dtype}"
+        )
     start, size = head.tell(), int(np.prod(shape, dtype=object)) * dtype.itemsize
     if any(side < 0 for side in shape) or len(data) - start != size:
         raise UserError(

@@ -44,7 +44,9 @@ def read(path: Path) -> Weights:
     arrays: dict[str, Stored] = {}
     for key, leaf in tree.items():
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            raise UserError(f"{path}: {key!r} is not an array; expected one array per path, as mode=export writes")
+            raise UserError(
+                f"{path}: {key!r} is not an array; expected one array per path, as mode=export writes"
+            )
         arrays[key] = Stored(tuple(leaf.shape), np.dtype(leaf.dtype), _reader(path, key, leaf))
     if not arrays:
         raise UserError(f"{path}: an orbax checkpoint without arrays")
@@ -56,7 +58,9 @@ def _reader(path: Path, key: str, leaf: ocp.metadata.ArrayMetadata) -> Callable[
         try:
             with ocp.PyTreeCheckpointer() as checkpointer:
                 wanted = {key: ocp.RestoreArgs(restore_type=np.ndarray)}
-                arguments = ocp.args.PyTreeRestore(item={key: leaf}, restore_args=wanted, partial_restore=True)
+                arguments = ocp.args.PyTreeRestore(
+                    item={key: leaf}, restore_args=wanted, partial_restore=True
+                )
                 return np.asarray(checkpointer.restore(path.resolve(), args=arguments)[key])
         except Exception as error:
             raise _damaged(path, error) from None

@@ -1,8 +1,8 @@
 """Reads pickles of nested dicts of NumPy arrays: haiku's parameters and state, BYOL's checkpoints among them.
 
-BYOL (arXiv 2006.07733) keeps a named tuple of online and target parameters and states and the optimiser's; the online
-encoder is the one that its authors evaluate, and `prefix=target` selects the other. Of `params` and `ema_params` the averaged
-ones are taken. Keys are joined by slashes: `res_net50/~/initial_conv/w`.
+BYOL (arXiv 2006.07733) keeps a named tuple of online and target parameters and states and the optimiser's;
+the online encoder is the one that its authors evaluate, and `prefix=target` selects the other. Of `params`
+and `ema_params` the averaged ones are taken. Keys are joined by slashes: `res_net50/~/initial_conv/w`.
 """
 
 import mmap
@@ -34,7 +34,8 @@ def read(path: Path) -> Weights:
         content = restricted.load(file)
         encoders, note = _encoders(content.value)
         made = [
-            _arrays(path, each, note if number == 0 else "", content.unread) for number, each in enumerate(encoders)
+            _arrays(path, each, note if number == 0 else "", content.unread)
+            for number, each in enumerate(encoders)
         ]
     if not len(made[0]):
         if content.unread:
@@ -72,7 +73,10 @@ def _encoders(content: object) -> tuple[list[_Encoder], str]:
         made = []
         for start in ("ema_", ""):
             if isinstance(content.get(f"{start}params"), dict):
-                own = [f"{start}{name}" if isinstance(content.get(f"{start}{name}"), dict) else name for name in beside]
+                own = [
+                    f"{start}{name}" if isinstance(content.get(f"{start}{name}"), dict) else name
+                    for name in beside
+                ]
                 names = [f"{start}params", *own]
                 made.append(_Encoder([content[name] for name in names], f" {names}", names[0]))
         return made, "the averaged copy" if len(made) > 1 else ""

@@ -101,7 +101,9 @@ def _read_zip(path: Path) -> Weights:
         )
     if not pickles and not any(name.endswith(".npy") for name in archive.names):
         inside = [
-            name for name in archive.names if Path(name).suffix in (*_TORCH, ".h5", ".safetensors", ".npz", ".pkl")
+            name
+            for name in archive.names
+            if Path(name).suffix in (*_TORCH, ".h5", ".safetensors", ".npz", ".pkl")
         ]
         if inside:
             raise UserError(f"{path}: a zip archive that holds {inside[0][:80]!r}: unpack it first")
@@ -120,7 +122,9 @@ def _read_safetensors(path: Path) -> Weights:
         for name, entry in header.items():
             if entry["dtype"] not in _SAFETENSORS:
                 kinds = ", ".join(_SAFETENSORS)
-                raise UserError(f"{path}: {name[:80]!r} is of type {str(entry['dtype'])[:40]}; expected one of {kinds}")
+                raise UserError(
+                    f"{path}: {name[:80]!r} is of type {str(entry['dtype'])[:40]}; expected one of {kinds}"
+                )
             first, last = entry["data_offsets"]
             flat = np.frombuffer(view[start + first : start + last], _SAFETENSORS[entry["dtype"]])
             arrays[name] = flat.reshape(entry["shape"])

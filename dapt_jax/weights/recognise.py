@@ -1,8 +1,9 @@
 """Which published weights a file holds, and so what they expect of an image, however the file was named to us.
 
-In this order: what a file of ours remembers; the zoo's entry of that name or address; the entry whose checksum the file has;
-its file name; the files beside it, in a folder of the Hugging Face hub; names that one library alone gives its arrays. What
-none of these tells is not guessed: the default of the architecture is taken, and reports say so.
+In this order: what a file of ours remembers; the zoo's entry of that name or address; the entry whose
+checksum the file has; its file name; the files beside it, in a folder of the Hugging Face hub; names that one
+library alone gives its arrays. What none of these tells is not guessed: the default of the architecture is
+taken, and reports say so.
 """
 
 import functools
@@ -35,7 +36,11 @@ class Expected(NamedTuple):
 _NOTHING = Expected(None, "nothing tells what these weights expect: model.preprocess can")
 _PUBLISHED = (
     (r"radimagenet", normalisation.NAMED["half"], "RadImageNet"),
-    (r"(^|/|-)densenet121-d121-tw-lr001|resnet50-test512-e400", normalisation.TORCHXRAYVISION, "TorchXRayVision"),
+    (
+        r"(^|/|-)densenet121-d121-tw-lr001|resnet50-test512-e400",
+        normalisation.TORCHXRAYVISION,
+        "TorchXRayVision",
+    ),
     (r"(^|/)resnet50-[124]x\.", normalisation.UNIT, "SimCLR, converted"),
     (r"(^|/)r(50|101|152)_[123]x_sk[01]", normalisation.UNIT, "SimCLR-v2, converted"),
     (r"/vit_\w+\.(dino|mae)/", IMAGENET, "timm"),
@@ -44,11 +49,16 @@ _PUBLISHED = (
     (r"(^|/)deit3?_(tiny|small|base|large)(_distilled)?_(patch|\d)", IMAGENET, "DeiT"),
     (r"(^|/)vit-[sbl]-300ep", IMAGENET, "MoCo v3"),
 )
-"""Of file names as their publishers have them, with the folder or repository before it: what the weights expect."""
+"""Of file names as their publishers have them, with the folder or repository before it: what the weights
+expect."""
 _LIBRARIES = {
     ("op_threshs",): Expected(normalisation.TORCHXRAYVISION, "TorchXRayVision, by its names"),
-    ("conv_proj.weight", "encoder.layers.encoder_layer_0.ln_1.weight"): Expected(IMAGENET, "torchvision, by its names"),
-    ("net.0.0.weight", "net.1.blocks.0.net.0.weight"): Expected(normalisation.UNIT, "SimCLR-v2, by its names"),
+    ("conv_proj.weight", "encoder.layers.encoder_layer_0.ln_1.weight"): Expected(
+        IMAGENET, "torchvision, by its names"
+    ),
+    ("net.0.0.weight", "net.1.blocks.0.net.0.weight"): Expected(
+        normalisation.UNIT, "SimCLR-v2, by its names"
+    ),
 }
 """Of names that one library alone gives its arrays: what its weights expect."""
 _PLAIN = (
@@ -92,7 +102,8 @@ def _entry(name: str, how: str = "") -> Expected:
     return Expected(zoo.entry(name).preprocess, f"{name}{how}")
 
 
-# ---- the file itself ------------------------------------------------------------------------------------------------
+# ---- the file itself
+# ------------------------------------------------------------------------------------------------
 
 
 def _remembered(path: Path) -> Expected | None:
@@ -119,7 +130,10 @@ def _from_content(path: Path) -> Expected | None:
 
 def _sidecar(folder: Path) -> Expected | None:
     """The normalisation in timm's `config.json` or in transformers' `preprocessor_config.json`."""
-    for name, mean, std in (("config.json", "mean", "std"), ("preprocessor_config.json", "image_mean", "image_std")):
+    for name, mean, std in (
+        ("config.json", "mean", "std"),
+        ("preprocessor_config.json", "image_mean", "image_std"),
+    ):
         found = _json(folder / name)
         values = found.get("pretrained_cfg") if name == "config.json" else found
         if isinstance(values, dict) and mean in values and std in values:
@@ -160,7 +174,8 @@ def _read(path: Path, about: tuple[int, ...]) -> _Keys:
     return _Keys(frozenset(found), weights.metadata)
 
 
-# ---- names and addresses --------------------------------------------------------------------------------------------
+# ---- names and addresses
+# --------------------------------------------------------------------------------------------
 
 
 def _by_name(spec: str, path: Path | None) -> Expected | None:

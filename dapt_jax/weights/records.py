@@ -1,7 +1,8 @@
 """What pickled weights are made of, as inert records, and the table of names that a pickle may ask for.
 
-Names and argument orders are those of PyTorch's `torch/_utils.py` and `torch/serialization.py` (BSD-3-Clause), of NumPy's
-`_core/multiarray` (BSD-3-Clause), of dm-haiku's `data_structures` and BYOL's `byol_experiment` (both Apache-2.0).
+Names and argument orders are those of PyTorch's `torch/_utils.py` and `torch/serialization.py`
+(BSD-3-Clause), of NumPy's `_core/multiarray` (BSD-3-Clause), of dm-haiku's `data_structures` and BYOL's
+`byol_experiment` (both Apache-2.0).
 """
 
 import dataclasses
@@ -97,7 +98,8 @@ class Ignored(Record):
 class Foreign(Record):
     """Stands in for an object that is never built: a hyper-parameter, a callback, a path.
 
-    Of a kind of dict (`AttributeDict`, `defaultdict`) it has the items, so that a state dict kept in one is found.
+    Of a kind of dict (`AttributeDict`, `defaultdict`) it has the items, so that a state dict kept in one is
+    found.
     """
 
 
@@ -153,7 +155,9 @@ class TensorRecord:
     strides: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.storage, StorageRecord) or not is_shape((self.offset, *self.shape, *self.strides)):
+        if not isinstance(self.storage, StorageRecord) or not is_shape(
+            (self.offset, *self.shape, *self.strides)
+        ):
             raise Refused("a tensor that is not described by a storage and non-negative integers")
         if len(self.shape) != len(self.strides):
             raise Refused(f"a tensor with {len(self.shape)} sides and {len(self.strides)} strides")
@@ -248,7 +252,11 @@ class NumpyArray:
 
 def is_shape(sides: object) -> bool:
     """Whether something is a tuple of a few non-negative integers, as shapes and strides are."""
-    return isinstance(sides, tuple) and len(sides) <= 2 * _SIDES + 1 and all(type(n) is int and n >= 0 for n in sides)
+    return (
+        isinstance(sides, tuple)
+        and len(sides) <= 2 * _SIDES + 1
+        and all(type(n) is int and n >= 0 for n in sides)
+    )
 
 
 def _sides(values: object) -> tuple[int, ...]:
@@ -308,7 +316,9 @@ def _nothing(*_: object) -> Foreign:
 
 def _ordered(pairs: object = (), *_: object) -> Record:
     """An `OrderedDict`; Python 2 wrote its pairs as an argument."""
-    if not isinstance(pairs, tuple | list) or any(not isinstance(p, tuple | list) or len(p) != 2 for p in pairs):
+    if not isinstance(pairs, tuple | list) or any(
+        not isinstance(p, tuple | list) or len(p) != 2 for p in pairs
+    ):
         raise Refused("an OrderedDict that is not made of pairs")
     made = Record()
     for key, value in pairs:
@@ -434,7 +444,8 @@ def resolve(module: str, name: str) -> Any:
     """Return what a name in a pickle stands for here; `ForeignClass` where the table does not know it.
 
     Raises:
-        Refused: It is one that only a hostile file asks for. It would not be called either: the user should know.
+        Refused: It is one that only a hostile file asks for. It would not be called either: the user should
+            know.
     """
     if (module, name) in ALLOWED:
         return ALLOWED[module, name]

@@ -1,10 +1,11 @@
 """An unpickler that builds arrays and plain containers; for every other object a stand-in, which does nothing.
 
-A pickle is a program: it may import and call anything. This one resolves names through a fixed table whose entries are
-inert (`records`), knows only the instructions that writers of protocols 2 to 5 use for data, and stops after a fixed number
-of them; so the worst a hostile file can do is to be refused. What stands beside the arrays (hyper-parameters of any class) is
-neither imported nor built, and does not keep them from being read. It is Python's own unpickler in Python, not the one in C,
-because that one reserves whatever a length in the file claims.
+A pickle is a program: it may import and call anything. This one resolves names through a fixed table whose
+entries are inert (`records`), knows only the instructions that writers of protocols 2 to 5 use for data, and
+stops after a fixed number of them; so the worst a hostile file can do is to be refused. What stands beside
+the arrays (hyper-parameters of any class) is neither imported nor built, and does not keep them from being
+read. It is Python's own unpickler in Python, not the one in C, because that one reserves whatever a length in
+the file claims.
 """
 
 import pickle
@@ -105,7 +106,9 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         match pid:
-            case ("storage", DtypeRecord(name), str() | int() as key, _, int() as count, *view) if name in DTYPES:
+            case ("storage", DtypeRecord(name), str() | int() as key, _, int() as count, *view) if (
+                name in DTYPES
+            ):
                 start = 0
                 if view and view[0] is not None:
                     # (key, first element, number of elements) of a view into a longer run; older format only.
@@ -226,7 +229,8 @@ class Content(NamedTuple):
     """What a pickle holds.
 
     Attributes:
-        value: Plain containers, with a `TensorRecord` or `NumpyArray` for every array and a `Foreign` for all else.
+        value: Plain containers, with a `TensorRecord` or `NumpyArray` for every array and a `Foreign` for all
+            else.
         storages: The dtype that every storage was declared with.
         unread: Names of classes and functions that stand-ins are there for, the first 20.
     """

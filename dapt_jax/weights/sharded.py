@@ -1,6 +1,7 @@
 """Reads weights that are kept in several files with an index, as the Hugging Face hub has large models.
 
-`model.safetensors.index.json` and `pytorch_model.bin.index.json` say in `weight_map` which file holds which array.
+`model.safetensors.index.json` and `pytorch_model.bin.index.json` say in `weight_map` which file holds which
+array.
 """
 
 import json
@@ -32,7 +33,9 @@ def in_folder(path: Path) -> Path | None:
     safe = [name for name in found if "safetensors" in name]
     found = safe if len(found) > 1 and len(safe) == 1 else found
     if len(found) > 1:
-        raise UserError(f"{path}: a folder with several weight files, {', '.join(found[:4])}; expected the path of one")
+        raise UserError(
+            f"{path}: a folder with several weight files, {', '.join(found[:4])}; expected the path of one"
+        )
     return path / found[0] if found else None
 
 
@@ -106,4 +109,6 @@ def refuse_alone(path: Path) -> None:
     """
     if (found := _SHARD.fullmatch(path.name)) and int(found[3]) > 1:
         index = f"{found[1]}{found[4]}{SUFFIX}"
-        raise UserError(f"{path}: one of {int(found[3])} parts; expected the path of {index}, or of the folder")
+        raise UserError(
+            f"{path}: one of {int(found[3])} parts; expected the path of {index}, or of the folder"
+        )

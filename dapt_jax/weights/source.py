@@ -52,8 +52,8 @@ class Weights(Mapping[str, np.ndarray]):
     So what nobody asks for (an optimiser's state, a second encoder) costs no memory.
 
     Attributes:
-        origin: Where they come from, as reports and error lines name it: the path, and the container inside the file
-            where the arrays are not at its top level (`moco.pth.tar ['state_dict']`).
+        origin: Where they come from, as reports and error lines name it: the path, and the container inside
+            the file where the arrays are not at its top level (`moco.pth.tar ['state_dict']`).
         path: The file or folder; None for arrays that come from none.
         files: Further files that hold the arrays, where `path` is an index of them.
         containers: Names of dicts of the file that the keys start with, where several hold arrays.
@@ -116,7 +116,9 @@ class Weights(Mapping[str, np.ndarray]):
     def inside(self, container: str) -> "Weights":
         """Return the arrays of one of `containers`, by their names within it."""
         start = f"{container}."
-        arrays = {key.removeprefix(start): found for key, found in self._arrays.items() if key.startswith(start)}
+        arrays = {
+            key.removeprefix(start): found for key, found in self._arrays.items() if key.startswith(start)
+        }
         names = "".join(f" [{part!r}]" for part in container.split("."))
         made = self._with(arrays, f"{self.origin}{names}")
         made.containers = ()

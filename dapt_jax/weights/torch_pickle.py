@@ -2,9 +2,10 @@
 
 Two formats, as in `torch/serialization.py` (BSD-3-Clause):
 
-- zip (PyTorch 1.6 and later): `<name>/data.pkl`, the pickle, and `<name>/data/<key>`, the numbers, uncompressed;
-- older: five pickles in a row (magic number, protocol, machine, content, storage keys), then for each key an int64 count
-  and the numbers, little-endian.
+- zip (PyTorch 1.6 and later): `<name>/data.pkl`, the pickle, and `<name>/data/<key>`, the numbers,
+  uncompressed;
+- older: five pickles in a row (magic number, protocol, machine, content, storage keys), then for each key an
+  int64 count and the numbers, little-endian.
 
 The file is mapped and its tensors are views of it, so reading takes no memory for what nobody asks for.
 """
@@ -36,8 +37,8 @@ Run = Callable[[str, np.dtype[Any]], np.ndarray]
 def read(path: str | Path) -> Weights:
     """Reads the tensors of a checkpoint, wherever in its nested dicts they are; see `nested.arrays`.
 
-    A network that was pickled whole is read as its state dict, without its class, if it is made of the parts of known
-    libraries (`records.MODULES`).
+    A network that was pickled whole is read as its state dict, without its class, if it is made of the parts
+    of known libraries (`records.MODULES`).
 
     Args:
         path: a file that `torch.save` wrote, in either format.
@@ -80,12 +81,16 @@ def _open_zip(path: Path) -> tuple[restricted.Content, Run]:
 def _open_old(path: Path) -> tuple[restricted.Content, Run]:
     with path.open("rb") as opened:
         if opened.read(len(OLD_HEAD)) != OLD_HEAD:
-            raise UserError(f"{path}: not a PyTorch checkpoint (neither a zip file nor the format before PyTorch 1.6)")
+            raise UserError(
+                f"{path}: not a PyTorch checkpoint (neither a zip file nor the format before PyTorch 1.6)"
+            )
         file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     restricted.load(file)
     if (protocol := restricted.load(file).value) != PROTOCOL:
         raise UserError(f"{path}: written by protocol {protocol!r} of PyTorch; expected {PROTOCOL}")
-    restricted.load(file)  # sizes and byte order of the machine that wrote it; the numbers are little-endian always
+    restricted.load(
+        file
+    )  # sizes and byte order of the machine that wrote it; the numbers are little-endian always
     content = restricted.load(file)
     keys = restricted.load(file).value
     view = memoryview(file)

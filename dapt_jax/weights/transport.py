@@ -24,7 +24,8 @@ LONGEST_S = 12 * 3600.0
 """For which one connection may last."""
 WINDOW_S = 60.0
 LEAST_RATE = 4096
-"""Bytes per second over each `WINDOW_S`; a connection that is slower is given up, and taken up again where that can be."""
+"""Bytes per second over each `WINDOW_S`; a connection that is slower is given up, and taken up again where
+that can be."""
 LARGEST = 64 << 30
 """Bytes of a file whose length the server does not say."""
 _PIECE = 1 << 20
@@ -71,9 +72,13 @@ class Answer:
         """
         headers = response.headers
         if headers.get_content_type() == "text/html":
-            raise UserError(f"{shown}: a web page, not a file; download it with a browser and pass the file's path")
+            raise UserError(
+                f"{shown}: a web page, not a file; download it with a browser and pass the file's path"
+            )
         if (coding := (headers.get("Content-Encoding") or "identity").strip().lower()) != "identity":
-            raise Broken(f"the file comes packed ({coding[:40]}), though that was not asked for", is_final=True)
+            raise Broken(
+                f"the file comes packed ({coding[:40]}), though that was not asked for", is_final=True
+            )
         self._response = response
         self.length = _length(headers)
         found = headers.get("ETag") or headers.get("Last-Modified") or ""
@@ -90,7 +95,9 @@ class Answer:
     def _check_range(self, said: str, have: int) -> None:
         found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", said.strip())
         if not found or int(found[1]) != have or (found[3] != "*" and int(found[2]) + 1 != int(found[3])):
-            raise Broken(f"a part of the file that was not asked for (Content-Range {said[:80]!r})", is_too_long=True)
+            raise Broken(
+                f"a part of the file that was not asked for (Content-Range {said[:80]!r})", is_too_long=True
+            )
         if self.length is None:
             self.length = int(found[2]) + 1 - have
 
@@ -102,7 +109,8 @@ class Answer:
             room: Bytes that are free there.
 
         Raises:
-            Broken: It ends early, comes too slowly, for too long, or is longer than announced or than there is room.
+            Broken: It ends early, comes too slowly, for too long, or is longer than announced or than there
+                is room.
             NotWritten: The disk is full.
         """
         most = min(LARGEST if self.length is None else self.length, room)
@@ -112,7 +120,9 @@ class Answer:
             taken += len(piece)
             if taken > most:
                 raise Broken(
-                    f"more than the {most:,} bytes that were announced or fit", is_final=True, is_too_long=True
+                    f"more than the {most:,} bytes that were announced or fit",
+                    is_final=True,
+                    is_too_long=True,
                 )
             try:
                 file.write(piece)
@@ -124,7 +134,9 @@ class Answer:
             if now - window > WINDOW_S:
                 if taken - before < LEAST_RATE * (now - window):
                     rate = (taken - before) / (now - window)
-                    raise Broken(f"{rate:,.0f} bytes per second; expected {LEAST_RATE:,} or more", is_final=True)
+                    raise Broken(
+                        f"{rate:,.0f} bytes per second; expected {LEAST_RATE:,} or more", is_final=True
+                    )
                 window, before = now, taken
         if self.length is None and not taken:
             raise Broken("the connection ended before the file began")
@@ -177,7 +189,9 @@ def check_redirect(shown: str, before: str, after: str) -> None:
     """
     allowed = ("https:",) if before.startswith("https:") else ("https:", "http:")
     if not after.startswith(allowed):
-        raise UserError(f"{shown}: leads to {redact(after)}, which is not https; pass the address of the file itself")
+        raise UserError(
+            f"{shown}: leads to {redact(after)}, which is not https; pass the address of the file itself"
+        )
 
 
 class _Watch:

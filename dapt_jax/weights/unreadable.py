@@ -52,7 +52,9 @@ def identify(path: Path, head: bytes) -> str:
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "a web page, not a file: log in or accept its terms with a browser, download the file, and pass its path"
     if text.startswith((b"<?xml", b"<error")):
-        return "an XML text, such as a storage server's refusal, not a file of weights: download the file anew"
+        return (
+            "an XML text, such as a storage server's refusal, not a file of weights: download the file anew"
+        )
     if head[257:262] == b"ustar":
         return "a tar archive: unpack it first (what torch.save wrote before 2017 is one too: save it anew)"
     for start, what in _STARTS:

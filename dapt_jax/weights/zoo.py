@@ -1,11 +1,13 @@
 """Pretrained weights by name: where each file is, what it holds, what it expects of an image, whose it is.
 
-`--config.weights=taher2021:moco-v2` takes an entry. Checksums are given where the publisher gives them: torchvision and timm
-put the first eight digits of a file's sha256 into its name; the others publish no sha256, and stand here without.
+`--config.weights=taher2021:moco-v2` takes an entry. Checksums are given where the publisher gives them:
+torchvision and timm put the first eight digits of a file's sha256 into its name; the others publish no
+sha256, and stand here without.
 
-Sources: pytorch/vision (`torchvision/models`), huggingface/pytorch-image-models (pretrained configs), keras-team/keras
-(`applications`), "A Systematic Benchmarking Analysis of Transfer Learning for Medical Image Analysis" (arXiv 2108.05930) and
-its model zoo, linusericsson/ssl-transfer, mlmed/torchxrayvision, facebookresearch/dinov2.
+Sources: pytorch/vision (`torchvision/models`), huggingface/pytorch-image-models (pretrained configs),
+keras-team/keras (`applications`), "A Systematic Benchmarking Analysis of Transfer Learning for Medical Image
+Analysis" (arXiv 2108.05930) and its model zoo, linusericsson/ssl-transfer, mlmed/torchxrayvision,
+facebookresearch/dinov2.
 """
 
 import dataclasses
@@ -29,7 +31,8 @@ class Entry:
         model: the registry's name of the architecture.
         url: of the file: `https://`, `package://`; empty where it has to be fetched by hand.
         sha256: first digits of the file's, or None where the publisher gives none.
-        layout: container key, prefix before every key and the family of names, as the file is known to have them.
+        layout: container key, prefix before every key and the family of names, as the file is known to have
+            them.
         preprocess: what the weights expect of an image with values 0 to 255.
         licence: of the weights.
         citation: arXiv number or title.
@@ -101,11 +104,31 @@ def _timm() -> list[Entry]:
         "resnet101.a1h_in1k": ("resnet101", "v0.1-rsb-weights/resnet101_a1h-36d3f2aa.pth", _IMAGENET),
         "resnet152.a1h_in1k": ("resnet152", "v0.1-rsb-weights/resnet152_a1h-dc400468.pth", _IMAGENET),
         "resnet50d.ra2_in1k": ("resnet50d", "v0.1-weights/resnet50d_ra2-464e36ba.pth", _IMAGENET),
-        "wide_resnet50_2.racm_in1k": ("wide_resnet50_2", "v0.1-weights/wide_resnet50_racm-8234f177.pth", _IMAGENET),
-        "resnext50_32x4d.a1h_in1k": ("resnext50", "v0.1-rsb-weights/resnext50_32x4d_a1h-0146ab0a.pth", _IMAGENET),
-        "tf_efficientnet_lite0.in1k": ("efficientnet_lite0", "v0.1-weights/tf_efficientnet_lite0-0aa007d2.pth", _HALF),
-        "tf_efficientnet_lite1.in1k": ("efficientnet_lite1", "v0.1-weights/tf_efficientnet_lite1-bde8b488.pth", _HALF),
-        "efficientnet_b0.ra_in1k": ("efficientnet_b0", "v0.1-weights/efficientnet_b0_ra-3dd342df.pth", _IMAGENET),
+        "wide_resnet50_2.racm_in1k": (
+            "wide_resnet50_2",
+            "v0.1-weights/wide_resnet50_racm-8234f177.pth",
+            _IMAGENET,
+        ),
+        "resnext50_32x4d.a1h_in1k": (
+            "resnext50",
+            "v0.1-rsb-weights/resnext50_32x4d_a1h-0146ab0a.pth",
+            _IMAGENET,
+        ),
+        "tf_efficientnet_lite0.in1k": (
+            "efficientnet_lite0",
+            "v0.1-weights/tf_efficientnet_lite0-0aa007d2.pth",
+            _HALF,
+        ),
+        "tf_efficientnet_lite1.in1k": (
+            "efficientnet_lite1",
+            "v0.1-weights/tf_efficientnet_lite1-bde8b488.pth",
+            _HALF,
+        ),
+        "efficientnet_b0.ra_in1k": (
+            "efficientnet_b0",
+            "v0.1-weights/efficientnet_b0_ra-3dd342df.pth",
+            _IMAGENET,
+        ),
     }
     hub = {
         "densenet121.ra_in1k": ("densenet121", _IMAGENET, "Apache-2.0"),
@@ -129,7 +152,16 @@ def _timm() -> list[Entry]:
     }
     about = "huggingface/pytorch-image-models"
     entries = [
-        Entry(f"timm:{tag}", model, f"{_RELEASES}/{file}", _digits(file), "timm names", preprocess, "Apache-2.0", about)
+        Entry(
+            f"timm:{tag}",
+            model,
+            f"{_RELEASES}/{file}",
+            _digits(file),
+            "timm names",
+            preprocess,
+            "Apache-2.0",
+            about,
+        )
         for tag, (model, file, preprocess) in released.items()
     ]
     for tag, (model, preprocess, licence) in hub.items():
@@ -148,9 +180,7 @@ def _taher2021() -> list[Entry]:
     plain, module = "torchvision names", "torchvision names behind 'module.'"
     moco = "['state_dict'], torchvision names behind 'module.encoder_q.'"
     contrast = "['model'], torchvision names behind 'module.encoder.'"
-    converter = (
-        "download the TensorFlow checkpoint of {}, convert it with {} and pass the .pth as --config.weights=PATH"
-    )
+    converter = "download the TensorFlow checkpoint of {}, convert it with {} and pass the .pth as --config.weights=PATH"
     box = "download {} from the folder https://cornell.box.com/s/bnyhq5lwobu6fgjrub44zle0pyjijbmw (visipedia/newt)"
     barlow = f"{facebook}/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth"
     byol = "['experiment_state'] online_params and online_state, haiku names, HWIO"
@@ -167,21 +197,36 @@ def _taher2021() -> list[Entry]:
         ("moco-v2", v2, moco, "arXiv 2003.04297"),
         ("simclr-v2", "", "['resnet'], SimCLR-v2 names (net.)", "arXiv 2006.10029"),
         ("sela-v2", f"{facebook}/deepcluster/selav2_400ep_pretrain.pth.tar", module, "arXiv 2006.09882"),
-        ("infomin", f"{dropbox}/AAAzMTynP3Qc8mIE4XWkgILUa/InfoMin_800.pth?dl=1", contrast, "arXiv 2005.10243"),
+        (
+            "infomin",
+            f"{dropbox}/AAAzMTynP3Qc8mIE4XWkgILUa/InfoMin_800.pth?dl=1",
+            contrast,
+            "arXiv 2005.10243",
+        ),
         (
             "byol",
             "https://storage.googleapis.com/deepmind-byol/checkpoints/pretrain_res50x1.pkl",
             byol,
             "arXiv 2006.07733",
         ),
-        ("deepcluster-v2", f"{facebook}/deepcluster/deepclusterv2_800ep_pretrain.pth.tar", module, "arXiv 2006.09882"),
+        (
+            "deepcluster-v2",
+            f"{facebook}/deepcluster/deepclusterv2_800ep_pretrain.pth.tar",
+            module,
+            "arXiv 2006.09882",
+        ),
         ("swav", f"{facebook}/deepcluster/swav_800ep_pretrain.pth.tar", module, "arXiv 2006.09882"),
         ("barlowtwins", barlow, plain, "arXiv 2103.03230"),
         ("inat2021", "", "['state_dict'], torchvision names", "arXiv 2103.16483"),
         ("inat2021-mini", "", "['state_dict'], torchvision names", "arXiv 2103.16483"),
         ("chestxray14", f"{zenodo}/chestxray14.pth.tar?download=1", plain, "arXiv 2108.05930"),
         ("chexpert", f"{zenodo}/chexpert.pth.tar?download=1", module, "arXiv 2108.05930"),
-        ("imagenet-chestxray14", f"{zenodo}/ImageNet_chestxray14.pth.tar?download=1", plain, "arXiv 2108.05930"),
+        (
+            "imagenet-chestxray14",
+            f"{zenodo}/ImageNet_chestxray14.pth.tar?download=1",
+            plain,
+            "arXiv 2108.05930",
+        ),
         ("imagenet-chexpert", f"{zenodo}/ImageNet_chexpert.pth.tar?download=1", module, "arXiv 2108.05930"),
     ]
     by_hand = {
@@ -212,9 +257,7 @@ def _taher2021() -> list[Entry]:
 
 
 def _medical() -> list[Entry]:
-    radimagenet = (
-        "get {} through https://github.com/BMEII-AI/RadImageNet (by its form) and pass it as --config.weights=PATH"
-    )
+    radimagenet = "get {} through https://github.com/BMEII-AI/RadImageNet (by its form) and pass it as --config.weights=PATH"
     xrv = "https://github.com/mlmed/torchxrayvision/releases/download/v1"
     file = "nih-pc-chex-mimic_ch-google-openi-kaggle-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
     about = "Mei et al., Radiology: AI 2022, doi 10.1148/ryai.210315"
@@ -275,7 +318,9 @@ def _dinov2() -> list[Entry]:
 def _keras() -> list[Entry]:
     google, layout = "https://storage.googleapis.com", "Keras applications names"
     resnet = f"{google}/tensorflow/keras-applications/resnet/resnet{{}}_weights_tf_dim_ordering_tf_kernels.h5"
-    densenet = f"{google}/tensorflow/keras-applications/densenet/densenet{{}}_weights_tf_dim_ordering_tf_kernels.h5"
+    densenet = (
+        f"{google}/tensorflow/keras-applications/densenet/densenet{{}}_weights_tf_dim_ordering_tf_kernels.h5"
+    )
     files = {
         **{f"resnet{depth}": (resnet.format(depth), _CAFFE) for depth in (50, 101, 152)},
         **{f"densenet{depth}": (densenet.format(depth), _IMAGENET) for depth in (121, 169)},
@@ -283,7 +328,14 @@ def _keras() -> list[Entry]:
     }
     return [
         Entry(
-            f"keras:{model}", f"{model}_keras", url, None, layout, preprocess, "see its publisher", "keras-team/keras"
+            f"keras:{model}",
+            f"{model}_keras",
+            url,
+            None,
+            layout,
+            preprocess,
+            "see its publisher",
+            "keras-team/keras",
         )
         for model, (url, preprocess) in files.items()
     ]

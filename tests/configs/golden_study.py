@@ -1,12 +1,14 @@
 """The four studies whose records tests/golden holds: as small as shows each part at work, on phantoms of 32 pixels.
 
-No layer norm is among them, and the encoder is cut early: what is to be seen is the order of things, not accuracy.
+No layer norm is among them, and the encoder is cut early: what is to be seen is the order of things, not
+accuracy.
 """
 
 from dapt_jax.settings import default
 
 STEADY = 0.01
-"""Epsilon of Adam: with the usual one its first steps are the signs of gradients, which magnify what rounding leaves."""
+"""Epsilon of Adam: with the usual one its first steps are the signs of gradients, which magnify what rounding
+leaves."""
 CUT = "stage2/block1"
 HEAD = {"name": "head", "epochs": 1, "trainable": ("head",), "lr": 3e-3, "augment": False}
 TOP = {"name": "top", "epochs": 1, "trainable": ("stage2", "head"), "lr": 1e-3, "views": 2}
@@ -96,6 +98,9 @@ def _halved():
 
 
 def get_config(study):
-    return {"classification": _classification, "segmentation": _segmentation, "scored": _scored, "halved": _halved}[
-        study
-    ]()
+    return {
+        "classification": _classification,
+        "segmentation": _segmentation,
+        "scored": _scored,
+        "halved": _halved,
+    }[study]()

@@ -46,7 +46,9 @@ def of_errors() -> None:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "lines.jsonl"
         environ = {**os.environ, errors.RECORD: str(record)}
-        subprocess.run([sys.executable, "-m", "pytest", "-q", *errors.MODULES], cwd=ROOT, env=environ, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *errors.MODULES], cwd=ROOT, env=environ, check=True
+        )
         lines: dict[str, str] = {}
         for line in record.read_text().splitlines():
             lines |= json.loads(line)
@@ -58,8 +60,12 @@ PARTS = {"studies": of_studies, "plans": of_plans, "errors": of_errors}
 
 def main() -> int:
     """Compare or regenerate; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.golden", description="Compare with the golden files.")
-    parser.add_argument("--regenerate", nargs="+", choices=PARTS, metavar="PART", help=f"any of {', '.join(PARTS)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.golden", description="Compare with the golden files."
+    )
+    parser.add_argument(
+        "--regenerate", nargs="+", choices=PARTS, metavar="PART", help=f"any of {', '.join(PARTS)}"
+    )
     chosen = parser.parse_args().regenerate
     if not chosen:
         command = [sys.executable, "-m", "pytest", "-q", "tests/test_golden.py", *errors.MODULES]

@@ -1,7 +1,8 @@
 """The line that each wrong input of tests/test_main_bad_*.py gives, compared where those tests see it.
 
-`hold` is called by the fixture `refused`, so the tests of wrong input hold the golden lines as they run, at no further cost.
-A case that the golden file does not know is new and holds nothing; tests/test_golden.py sees to it that none is lost.
+`hold` is called by the fixture `refused`, so the tests of wrong input hold the golden lines as they run, at
+no further cost. A case that the golden file does not know is new and holds nothing; tests/test_golden.py sees
+to it that none is lost.
 """
 
 import json
@@ -32,7 +33,8 @@ def hold(nodeid: str, line: str, folders: Mapping[str, Path]) -> None:
     Args:
         nodeid: Of the test that saw it; the second line that a test sees is a case of its own.
         line: As printed, without `error: `.
-        folders: By the word that stands for it in the golden line, a path that changes from run to run; inner ones first.
+        folders: By the word that stands for it in the golden line, a path that changes from run to run; inner
+            ones first.
     """
     _calls[nodeid] += 1
     case = case_of(nodeid) + (f" ({_calls[nodeid]})" if _calls[nodeid] > 1 else "")

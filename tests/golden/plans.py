@@ -18,8 +18,8 @@ Tables = dict[str, dict[str, list[str]]]
 def parse(text: str) -> Tables:
     """Read the tables of a plan: for each its rows by name, the cells as printed, of prose the numbers in it.
 
-    The last table, that of all strategies, is called `overview`, whatever its title; a line below it that begins with the
-    name of a strategy is a row of `lines`.
+    The last table, that of all strategies, is called `overview`, whatever its title; a line below it that
+    begins with the name of a strategy is a row of `lines`.
     """
     tables: Tables = {}
     title, cells, previous = "", list[str](), ""
@@ -34,7 +34,9 @@ def parse(text: str) -> Tables:
                 cells[:] = [f"{above} {below}".strip() for above, below in zip(cells, read[1:], strict=True)]
         previous = line
     tables["overview"] = tables.pop(title)
-    about = {name: text for name, colon, text in (line.partition(": ") for line in text.splitlines()) if colon}
+    about = {
+        name: text for name, colon, text in (line.partition(": ") for line in text.splitlines()) if colon
+    }
     tables["lines"] = {name: [about[name]] for name in tables["overview"] if name in about}
     return {
         title: {name: [part for cell in cells for part in _numbers(cell)] for name, cells in table.items()}

@@ -1,14 +1,15 @@
 """Deliberate changes of wording and of setting names: every one is an entry here, so that a review sees it.
 
-Golden files hold the text as it was; comparisons translate it by these tables first. A test refuses entries that translate
-nothing. Regenerating the golden files empties the tables.
+Golden files hold the text as it was; comparisons translate it by these tables first. A test refuses entries
+that translate nothing. Regenerating the golden files empties the tables.
 """
 
 import re
 from collections.abc import Mapping
 
 RENAMED: dict[str, str] = {}
-"""Error lines: fragment as it was -> fragment as it is. All fragments are replaced at once, the longest first."""
+"""Error lines: fragment as it was -> fragment as it is. All fragments are replaced at once, the longest
+first."""
 
 
 def line(text: str, table: Mapping[str, str] | None = None) -> str:

@@ -1,9 +1,9 @@
 """Four tiny studies: `results.jsonl` as it is, and of `ledger.jsonl` what is counted and the curves.
 
-Counts and words agree exactly, always. Floats agree to the bit in the environment that the golden files were made in, and to
-`TOLERANCE` elsewhere. Measured on the studies of tests/configs/golden_study.py: runs of one machine, whether compiled anew
-or read from the compilation cache, agree to the bit, AVX-512 with AVX2 but for one metric; two cores with one to 3e-7, AVX-512
-with SSE 4.2 to 7e-7.
+Counts and words agree exactly, always. Floats agree to the bit in the environment that the golden files were
+made in, and to `TOLERANCE` elsewhere. Measured on the studies of tests/configs/golden_study.py: runs of one
+machine, whether compiled anew or read from the compilation cache, agree to the bit, AVX-512 with AVX2 but for
+one metric; two cores with one to 3e-7, AVX-512 with SSE 4.2 to 7e-7.
 """
 
 import json
@@ -89,7 +89,9 @@ def _differences(place: str, found: Any, expected: Any, tolerance: float) -> Ite
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in sorted({*found, *expected}):
             missing = "nothing"
-            yield from _differences(f"{place} {key}", found.get(key, missing), expected.get(key, missing), tolerance)
+            yield from _differences(
+                f"{place} {key}", found.get(key, missing), expected.get(key, missing), tolerance
+            )
     elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         for number, pair in enumerate(zip(found, expected, strict=True)):
             yield from _differences(f"{place}[{number}]", *pair, tolerance)

@@ -80,7 +80,11 @@ def _grades(root: Path) -> dict[str, str]:
     if "Grade" not in columns:
         raise UserError(f"{path}: no column 'Grade'; {nearest('Grade', columns)}")
     names = [column for column in columns if column.startswith("BraTS") and column.endswith("ubject_ID")]
-    return {patient: grade for name in names for patient, grade in zip(columns[name], columns["Grade"], strict=True)}
+    return {
+        patient: grade
+        for name in names
+        for patient, grade in zip(columns[name], columns["Grade"], strict=True)
+    }
 
 
 @file_set(

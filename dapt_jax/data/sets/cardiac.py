@@ -58,5 +58,7 @@ def _info(path: Path) -> dict[str, str]:
     about = {key.strip(): value.strip() for key, _, value in lines}
     for key in ("ED", "ES", "Group"):
         if not about.get(key) or (key != "Group" and not about[key].isdecimal()):
-            raise UserError(f"{path}: {key} is {about.get(key)!r}; expected the lines 'ED: 1', 'ES: 12', 'Group: DCM'")
+            raise UserError(
+                f"{path}: {key} is {about.get(key)!r}; expected the lines 'ED: 1', 'ES: 12', 'Group: DCM'"
+            )
     return about

@@ -33,7 +33,11 @@ TUBERCULOSIS = ("normal", "tuberculosis")
 def chestxray14(
     root: Path,
     *,
-    lists: Sequence[str] = ("Xray14_train_official.txt", "Xray14_val_official.txt", "Xray14_test_official.txt"),
+    lists: Sequence[str] = (
+        "Xray14_train_official.txt",
+        "Xray14_val_official.txt",
+        "Xray14_test_official.txt",
+    ),
 ) -> Iterator[Record]:
     """Rows "00000001_000.png 0 1 0 ...": an image and 14 flags; the patient is the number before the underscore."""
     yield from _flags(root, lists, CHESTXRAY14, suffix="")
@@ -100,7 +104,11 @@ def rsna_pneumonia(
 def shenzhen(
     root: Path,
     *,
-    lists: Sequence[str] = ("ShenzenCXR_train_data.txt", "ShenzenCXR_valid_data.txt", "ShenzenCXR_test_data.txt"),
+    lists: Sequence[str] = (
+        "ShenzenCXR_train_data.txt",
+        "ShenzenCXR_valid_data.txt",
+        "ShenzenCXR_test_data.txt",
+    ),
 ) -> Iterator[Record]:
     """Rows "CHNCXR_0402_1.png,1"; without lists, the figure before the suffix is the class."""
     if tree.lists(root, lists, required=False):
@@ -135,7 +143,9 @@ def _flags(
             )
 
 
-def _numbered(root: Path, names: Sequence[str], classes: Sequence[str], separator: str | None) -> Iterator[Record]:
+def _numbered(
+    root: Path, names: Sequence[str], classes: Sequence[str], separator: str | None
+) -> Iterator[Record]:
     find = tree.finder(root)
     for split, path in tree.lists(root, names):
         for row in read_rows(path, 2, separator):

@@ -55,12 +55,15 @@ def siim_acr(root: Path, *, table: str = "") -> Iterator[Record]:
 
     Args:
         root: the folder of everything.
-        table: name of the table; by default train-rle.csv or stage_2_train.csv; without them masks/ must be there.
+        table: name of the table; by default train-rle.csv or stage_2_train.csv; without them masks/ must be
+            there.
     """
     path = tree.needed(root, table) if table else tree.first(root, "train-rle.csv", "stage_2_train.csv")
     for place, written, file, mask, sick in _runs(root, path) if path else _files(root):
         patient = dicom.header(file, ("PatientID",))[0] if file.suffix == ".dcm" and file.is_file() else ""
-        yield Record(place, image=file, written=written, labels=(PNEUMOTHORAX[sick],), mask=mask, group=patient)
+        yield Record(
+            place, image=file, written=written, labels=(PNEUMOTHORAX[sick],), mask=mask, group=patient
+        )
 
 
 def _runs(root: Path, path: Path) -> Iterator[tuple[str, str, Path, Mask, bool]]:

@@ -19,7 +19,8 @@ CLASSES = (
 )  # fmt: skip
 POLICIES = ("lsr_ones", "lsr_zeros", "ones", "zeros", "ignore")
 SMOOTHED = {"lsr_ones": (0.55, 0.85), "lsr_zeros": (0.0, 0.3)}
-"""Between which bounds the target of an uncertain label is drawn, for every image and epoch anew (Pham et al., 2021)."""
+"""Between which bounds the target of an uncertain label is drawn, for every image and epoch anew (Pham et
+al., 2021)."""
 BLANKS = {"zeros": 0.0, "ignore": float("nan")}
 
 
@@ -46,8 +47,8 @@ def chexpert(root: Path, *, uncertain: str = POLICIES[0], blanks: str = "zeros")
 
     Args:
         root: the folder of train.csv.
-        uncertain: what -1 stands for: "ones", "zeros", "ignore" (missing), "lsr_ones" or "lsr_zeros" (a target drawn between
-            bounds, see `Dataset.uncertain`).
+        uncertain: what -1 stands for: "ones", "zeros", "ignore" (missing), "lsr_ones" or "lsr_zeros" (a
+            target drawn between bounds, see `Dataset.uncertain`).
         blanks: what a blank stands for: "zeros", as the papers have it, or "ignore".
     """
     if uncertain not in POLICIES:

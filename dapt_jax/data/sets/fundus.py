@@ -72,13 +72,16 @@ def idrid(root: Path, *, lesions: Sequence[str] = ()) -> Iterator[Record]:
 
     Args:
         root: the folder of everything.
-        lesions: those wanted, in that order: microaneurysm, haemorrhage, hard exudate, soft exudate, optic disc; by default
-            all five.
+        lesions: those wanted, in that order: microaneurysm, haemorrhage, hard exudate, soft exudate, optic
+            disc; by default all five.
     """
     for lesion in lesions:
         if lesion not in LESIONS:
             raise UserError(f"lesions name {lesion!r}; {nearest(lesion, LESIONS)}")
-    known = {tree.stem(file.name): file for file in tree.images(tree.needed(root, "2. All Segmentation Groundtruths"))}
+    known = {
+        tree.stem(file.name): file
+        for file in tree.images(tree.needed(root, "2. All Segmentation Groundtruths"))
+    }
     for file in tree.images(tree.needed(root, "1. Original Images")):
         written = tree.relative(file, root)
         parts = tuple(

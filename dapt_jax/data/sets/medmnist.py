@@ -40,7 +40,9 @@ class _Set:
         return self.kind == "multi-label"
 
 
-_FACTS = json.loads(resources.files("dapt_jax").joinpath("data/sets/medmnist.json").read_text(encoding="utf-8"))
+_FACTS = json.loads(
+    resources.files("dapt_jax").joinpath("data/sets/medmnist.json").read_text(encoding="utf-8")
+)
 MEDMNIST = {flag: _Set(**facts) for flag, facts in _FACTS.items()}
 
 
@@ -70,12 +72,13 @@ def load_medmnist(
         name: name of the data set; by default the flag.
 
     Returns:
-        The data set; the split is in `columns["split"]`. ChestMNIST is multi-label, RetinaMNIST ordinal. No patients are
+        The data set; the split is in `columns["split"]`. ChestMNIST is multi-label, RetinaMNIST ordinal. No
+        patients are
         named: each image is its own group.
 
     Raises:
-        UserError: no such file, pickled objects in it, an array that is missing or of the wrong shape, or a label that the
-            set does not have.
+        UserError: no such file, pickled objects in it, an array that is missing or of the wrong shape, or a
+            label that the set does not have.
     """
     known = MEDMNIST[flag]
     file = Path(path)
@@ -123,23 +126,33 @@ def _check_names(archive: zipfile.ZipFile, file: Path) -> None:
     for member in archive.namelist():
         parts = member.replace("\\", "/").split("/")
         if ".." in parts or not parts[0] or ":" in parts[0]:
-            raise UserError(f"{file}: holds {member!r}, a name that leads out of its folder; expected arrays alone")
+            raise UserError(
+                f"{file}: holds {member!r}, a name that leads out of its folder; expected arrays alone"
+            )
 
 
 @contextmanager
-def _opened(archive: zipfile.ZipFile, file: Path, key: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
+def _opened(
+    archive: zipfile.ZipFile, file: Path, key: str
+) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
     """An array of the archive, opened at its first number, with its shape and dtype; pickled objects are never loaded."""
     held = [member.removesuffix(".npy") for member in archive.namelist()]
     if key not in held:
         raise UserError(f"{file}: no array {key!r}; {nearest(key, held)}")
     with archive.open(f"{key}.npy") as stream:
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape, columns_first, dtype = read(stream)
         if dtype.hasobject:
-            raise UserError(f"{file}: {key} holds pickled objects, which can run code; expected an array of numbers")
+            raise UserError(
+                f"{file}: {key} holds pickled objects, which can run code; expected an array of numbers"
+            )
         if columns_first:
-            raise UserError(f"{file}: {key} is stored columns first; save it again with numpy.ascontiguousarray")
+            raise UserError(
+                f"{file}: {key} is stored columns first; save it again with numpy.ascontiguousarray"
+            )
         yield stream, shape, dtype
 
 
@@ -179,7 +192,9 @@ def _check_images(archive: zipfile.ZipFile, file: Path, split: str, count: int) 
         limits.check(file, 4 * _CHUNK * int(np.prod(shape[1:], dtype=object)), f"{key} {list(shape)}")
 
 
-def _read_images(archive: zipfile.ZipFile, file: Path, split: str, into: np.ndarray, crop: int | None) -> None:
+def _read_images(
+    archive: zipfile.ZipFile, file: Path, split: str, into: np.ndarray, crop: int | None
+) -> None:
     """Fills uint8 [n, size, size, 3]."""
     count, size = len(into), into.shape[1]
     with _opened(archive, file, f"{split}_images") as (stream, shape, dtype):

@@ -87,8 +87,8 @@ def file_set(
         finish: what is left to do with the data set, given the reader's options.
 
     Returns:
-        A decorator for `records(root, *, option=default, ...)`; its options become keys of a config beside those that all
-        sets share.
+        A decorator for `records(root, *, option=default, ...)`; its options become keys of a config beside
+        those that all sets share.
     """
 
     def register(rows: Callable[..., Iterable[Record]]) -> Callable[..., Iterable[Record]]:
@@ -187,11 +187,15 @@ def _folder(root: Path) -> Path:
     if not root.is_dir():
         above = root.parent
         there = sorted(folder.name for folder in above.iterdir() if folder.is_dir()) if above.is_dir() else []
-        raise UserError(f"{root}: no such folder; " + (nearest(root.name, there) if there else f"nor any in {above}"))
+        raise UserError(
+            f"{root}: no such folder; " + (nearest(root.name, there) if there else f"nor any in {above}")
+        )
     return root
 
 
-def _check(found: Sequence[Record], root: Path, kind: str, counts: Mapping[str, int] | None, expected: str) -> None:
+def _check(
+    found: Sequence[Record], root: Path, kind: str, counts: Mapping[str, int] | None, expected: str
+) -> None:
     """Refuses patients in two splits and images named twice, and says how the splits compare with the published ones."""
     places = [record.place for record in found]
     splits = [record.columns.get("split", "") for record in found]
@@ -199,7 +203,9 @@ def _check(found: Sequence[Record], root: Path, kind: str, counts: Mapping[str, 
     records.check_once(found, str(root))
     digest = checksum(found)
     if expected and expected != digest:
-        raise UserError(f"{root}: the checksum of its splits is {digest}, expected {expected}; other images or splits")
+        raise UserError(
+            f"{root}: the checksum of its splits is {digest}, expected {expected}; other images or splits"
+        )
     there = dict(Counter(splits))
     said = ", ".join(f"{split or 'no split'} {count:,}" for split, count in there.items())
     logging.info("%s: %s; checksum of splits %s", kind, said, digest)
@@ -227,7 +233,9 @@ def _classes(
     """The records and classes that are left of those published."""
     if not multi_label:
         left = records.drop(found, dropped, origin)
-        return left, records.resolve_classes(left, wanted or [n for n in published if n not in dropped], origin)
+        return left, records.resolve_classes(
+            left, wanted or [n for n in published if n not in dropped], origin
+        )
     for name in (*wanted, *dropped):
         if name not in published:
             raise UserError(f"{origin}: no class {name!r}; {nearest(name, published)}")

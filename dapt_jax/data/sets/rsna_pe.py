@@ -29,7 +29,8 @@ def rsna_pe(root: Path, *, window: str = "-250,450", every: int = 1) -> Iterator
 
     Args:
         root: the folder of train.csv.
-        window: black and white in Hounsfield units; by default the usual one for pulmonary arteries (level 100, width 700).
+        window: black and white in Hounsfield units; by default the usual one for pulmonary arteries (level
+            100, width 700).
         every: takes every so many-th row of the table.
     """
     shown = Window.parse(window)

@@ -38,7 +38,9 @@ def needed(root: Path, *names: str) -> Path:
     found = first(root, *names)
     if found is None:
         there = sorted(file.name for file in root.iterdir())
-        raise UserError(f"{root}: no {' or '.join(names)}; {nearest(names[0], there) if there else 'it is empty'}")
+        raise UserError(
+            f"{root}: no {' or '.join(names)}; {nearest(names[0], there) if there else 'it is empty'}"
+        )
     return found
 
 
@@ -60,7 +62,9 @@ def lists(root: Path, names: Sequence[str], required: bool = True) -> list[tuple
     for name, path in found:
         split = next((split for split in ("train", "val", "test") if split in Path(name).name.lower()), "")
         if not split:
-            raise UserError(f"{root}: the name of list {name} tells no split; expected train, val or test in it")
+            raise UserError(
+                f"{root}: the name of list {name} tells no split; expected train, val or test in it"
+            )
         chosen.append((split, path or needed(root, name)))
     return chosen
 

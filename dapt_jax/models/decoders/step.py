@@ -77,7 +77,12 @@ class Part:
         return cls(step, graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats), kinds)
 
     def __call__(
-        self, params: Tree, batch_stats: Tree, x: jax.Array | None, skips: Sequence[jax.Array], mode: BatchNormMode
+        self,
+        params: Tree,
+        batch_stats: Tree,
+        x: jax.Array | None,
+        skips: Sequence[jax.Array],
+        mode: BatchNormMode,
     ) -> tuple[jax.Array, Tree]:
         """Run the step; return its output, and its statistics if they changed."""
         module = nnx.merge(self.graph, params, batch_stats)

@@ -83,7 +83,9 @@ def network(name: str, depths: Sequence[int], widths: Sequence[int], options: Op
         for number in range(1, depth + 1):
             rate = next(rates)
             make = functools.partial(Block, width, rate)
-            groups.append(LayerGroup(f"stage{stage}/block{number}", make, width, reduction, is_stochastic=rate > 0))
+            groups.append(
+                LayerGroup(f"stage{stage}/block{number}", make, width, reduction, is_stochastic=rate > 0)
+            )
         previous = width
     groups.append(LayerGroup("top", functools.partial(Top, previous), previous, 0, level=False))
     return Encoder(name, groups, preprocess=IMAGENET.for_channels(options.channels))

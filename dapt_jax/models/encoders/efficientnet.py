@@ -137,7 +137,9 @@ def network(
     name: str, stages: Sequence[Stage], flavour: Flavour, options: Options, *, image_size: int = 224
 ) -> Encoder:
     """Return groups `stem`, `stage1/block1` to `stage7/block1`, `top`: 18 for B0 and Lite0."""
-    make: Callable[[], nnx.Module] = functools.partial(ConvNorm, flavour, options.channels, STEM_FEATURES, 3, 2)
+    make: Callable[[], nnx.Module] = functools.partial(
+        ConvNorm, flavour, options.channels, STEM_FEATURES, 3, 2
+    )
     groups = [LayerGroup("stem", make, STEM_FEATURES, 2)]
     features, reduction = STEM_FEATURES, 2
     rates = iter(linear_rates(options.drop_path, sum(stage.blocks for stage in stages)))
@@ -146,7 +148,9 @@ def network(
             stride, rate = stage.stride if block == 1 else 1, next(rates)
             make = functools.partial(InvertedResidual, flavour, features, stage, stride, rate)
             features, reduction = stage.features, reduction * stride
-            groups.append(LayerGroup(f"stage{number}/block{block}", make, features, reduction, is_stochastic=rate > 0))
+            groups.append(
+                LayerGroup(f"stage{number}/block{block}", make, features, reduction, is_stochastic=rate > 0)
+            )
     make = functools.partial(ConvNorm, flavour, features, TOP_FEATURES, 1, 1)
     groups.append(LayerGroup("top", make, TOP_FEATURES, reduction, level=False))
     preprocess = flavour.preprocess.for_channels(options.channels)

@@ -104,12 +104,18 @@ class _Residual(nnx.Module):
     def __init__(self, flavour: Flavour, inputs: int, outputs: int, stride: int, drop: float):
         has_projection = stride > 1 or inputs != outputs
         self.has_pool = flavour.is_deep and stride > 1
-        self.conv_skip = flavour.conv(inputs, outputs, 1, 1 if self.has_pool else stride) if has_projection else None
+        self.conv_skip = (
+            flavour.conv(inputs, outputs, 1, 1 if self.has_pool else stride) if has_projection else None
+        )
         self.norm_skip = flavour.norm(outputs) if has_projection else None
         self.drop = drop
 
     def join(
-        self, x: Float[Array, "b h w c"], y: Float[Array, "b h2 w2 d"], mode: BatchNormMode, key: jax.Array | None
+        self,
+        x: Float[Array, "b h w c"],
+        y: Float[Array, "b h2 w2 d"],
+        mode: BatchNormMode,
+        key: jax.Array | None,
     ) -> Float[Array, "b h2 w2 d"]:
         """Add the branch to the input."""
         if self.has_pool:
@@ -175,7 +181,9 @@ def network(
             stride, rate = 2 if stage > 1 and number == 1 else 1, next(rates)
             make = functools.partial(block, flavour, features, width, stride, rate, shape)
             features, reduction = block.expansion * width, reduction * stride
-            groups.append(LayerGroup(f"stage{stage}/block{number}", make, features, reduction, is_stochastic=rate > 0))
+            groups.append(
+                LayerGroup(f"stage{stage}/block{number}", make, features, reduction, is_stochastic=rate > 0)
+            )
     preprocess = KERAS_INPUT if flavour is KERAS else IMAGENET
     return Encoder(name, groups, preprocess=preprocess.for_channels(options.channels))
 

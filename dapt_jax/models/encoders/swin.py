@@ -46,7 +46,9 @@ class Merge(nnx.Module):
         x = jnp.pad(x, ((0, 0), (0, high % 2), (0, wide % 2), (0, 0)))
         windows = x.reshape(batch, -(-high // 2), 2, -(-wide // 2), 2, features)
         # Of the four, the pixel below comes before the one on the right.
-        joined = windows.transpose(0, 1, 3, 4, 2, 5).reshape(batch, -(-high // 2), -(-wide // 2), 4 * features)
+        joined = windows.transpose(0, 1, 3, 4, 2, 5).reshape(
+            batch, -(-high // 2), -(-wide // 2), 4 * features
+        )
         return self.reduce(self.norm(joined))
 
 
@@ -105,7 +107,9 @@ def _apart(counts: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
         for count, by in zip(counts, shift, strict=True)
     ]
     numbers = 3 * regions[0][:, None] + regions[1]
-    windows = numbers.reshape(counts[0], WINDOW, counts[1], WINDOW).transpose(0, 2, 1, 3).reshape(-1, WINDOW**2)
+    windows = (
+        numbers.reshape(counts[0], WINDOW, counts[1], WINDOW).transpose(0, 2, 1, 3).reshape(-1, WINDOW**2)
+    )
     return np.where(windows[:, :, None] == windows[:, None], 0, _APART).astype(np.float32)
 
 
@@ -119,7 +123,9 @@ class Top(nnx.Module):
         return self.norm(x)
 
 
-def network(name: str, features: int, depths: Sequence[int], heads: Sequence[int], options: Options) -> Encoder:
+def network(
+    name: str, features: int, depths: Sequence[int], heads: Sequence[int], options: Options
+) -> Encoder:
     """Groups `stem`, `stage1/block1`, ..., `stage2/merge`, `stage2/block1`, ..., `top`."""
     make: Callable[[], nnx.Module] = functools.partial(Stem, options.channels, features)
     groups = [LayerGroup("stem", make, features, 4)]
@@ -135,7 +141,9 @@ def network(name: str, features: int, depths: Sequence[int], heads: Sequence[int
             make = functools.partial(Block, features, count, shift, options, rate)
             is_stochastic = rate > 0 or options.dropout > 0
             groups.append(
-                LayerGroup(f"stage{stage}/block{number}", make, features, reduction, is_stochastic=is_stochastic)
+                LayerGroup(
+                    f"stage{stage}/block{number}", make, features, reduction, is_stochastic=is_stochastic
+                )
             )
     groups.append(LayerGroup("top", functools.partial(Top, features), features, reduction, level=False))
     return Encoder(name, groups, preprocess=IMAGENET.for_channels(options.channels))

@@ -100,8 +100,12 @@ class Stem(nnx.Module):
         if self.position is not None:
             position = resampled(self.position[...], side).astype(x.dtype)
             first, patches = first + position[:, :1], patches + position[:, 1:]
-        extra = [first] if self.register_tokens is None else [first, self.register_tokens[...].astype(x.dtype)]
-        tokens = jnp.broadcast_to(jnp.concatenate(extra, 1), (batch, sum(part.shape[1] for part in extra), features))
+        extra = (
+            [first] if self.register_tokens is None else [first, self.register_tokens[...].astype(x.dtype)]
+        )
+        tokens = jnp.broadcast_to(
+            jnp.concatenate(extra, 1), (batch, sum(part.shape[1] for part in extra), features)
+        )
         return dropout(jnp.concatenate([tokens, patches], 1), self.drop, key)
 
 
@@ -195,7 +199,9 @@ def as_map(extra: int, x: Float[Array, "b n c"]) -> Float[Array, "b h w c"]:
 def network(name: str, size: Size, variant: Variant, options: Options) -> Encoder:
     """Return a transformer; its pyramid levels are four blocks at equal distances, the last among them."""
     reduction = variant.patch
-    make: Callable[[], nnx.Module] = functools.partial(Stem, variant, size.features, options.channels, options.dropout)
+    make: Callable[[], nnx.Module] = functools.partial(
+        Stem, variant, size.features, options.channels, options.dropout
+    )
     is_stochastic = options.dropout > 0
     groups = [LayerGroup("stem", make, size.features, reduction, level=False, is_stochastic=is_stochastic)]
     for number, rate in enumerate(linear_rates(options.drop_path, size.blocks), 1):

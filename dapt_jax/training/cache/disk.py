@@ -65,7 +65,9 @@ class DiskCache:
         try:
             entry = CacheEntry(path)
         except (ValueError, OSError, KeyError, TypeError) as error:
-            self._say(f"cached activations {path.name[:12]} are damaged ({_first_line(error)}); computed again")
+            self._say(
+                f"cached activations {path.name[:12]} are damaged ({_first_line(error)}); computed again"
+            )
             shutil.rmtree(path, ignore_errors=True)
             return None
         os.utime(path / DONE)
@@ -112,7 +114,9 @@ class DiskCache:
                 shutil.rmtree(partial, ignore_errors=True)
                 if isinstance(error, OSError):
                     raise
-                raise OSError(_first_line(error)) from error  # tensorstore's word for a full disk is a ValueError
+                raise OSError(
+                    _first_line(error)
+                ) from error  # tensorstore's word for a full disk is a ValueError
         return CacheEntry(self._folder / key)
 
     def drop(self, key: str) -> None:
@@ -197,7 +201,9 @@ def _write(
             count = min(per_shard, held)
             for array, parts in zip(arrays, waiting, strict=True):
                 whole = np.concatenate(parts, 1)
-                array[:, start : start + count].write(whole[:, :count].astype(array.dtype.numpy_dtype)).result()
+                array[:, start : start + count].write(
+                    whole[:, :count].astype(array.dtype.numpy_dtype)
+                ).result()
                 parts[:] = [whole[:, count:]]
             start, held = start + count, held - count
             progress = {**plan, "done": start, "seconds": spent + time.monotonic() - begun}
@@ -212,7 +218,9 @@ def _describe(path: Path, shapes: PyTree[jax.ShapeDtypeStruct], views: int, imag
     return {"format": FORMAT, "leaves": leaves, "views": views, "images": images, "files": sizes}
 
 
-def _create(path: Path, leaf: jax.ShapeDtypeStruct, views: int, images: int, per_shard: int) -> ts.TensorStore:
+def _create(
+    path: Path, leaf: jax.ShapeDtypeStruct, views: int, images: int, per_shard: int
+) -> ts.TensorStore:
     tail = list(leaf.shape)
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     checked = [little, {"name": "crc32c"}]
@@ -225,7 +233,9 @@ def _create(path: Path, leaf: jax.ShapeDtypeStruct, views: int, images: int, per
     }
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
     # All-zero chunks (a ReLU of a black image) are written too: a chunk that is not there must mean damage.
-    return ts.open({**spec, "store_data_equal_to_fill_value": True}, create=True, delete_existing=True).result()
+    return ts.open(
+        {**spec, "store_data_equal_to_fill_value": True}, create=True, delete_existing=True
+    ).result()
 
 
 def _open(path: Path) -> ts.TensorStore:

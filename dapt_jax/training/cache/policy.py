@@ -46,9 +46,13 @@ class Caching:
     mode: str = setting("auto", choices=MODES, doc="Whether activations of a frozen prefix are cached.")
     memory_bytes: int = setting(2 << 30, at_least=0, doc="Bytes of cached activations on the device.")
     disk_bytes: int = setting(8 << 30, at_least=0, doc="Bytes of cached activations on disk; 0: none.")
-    dtype: str = setting("", choices=DTYPES, doc="Dtype of cached activations; empty: the one they are computed in.")
+    dtype: str = setting(
+        "", choices=DTYPES, doc="Dtype of cached activations; empty: the one they are computed in."
+    )
     flops_per_byte: float = setting(
-        0.0, at_least=0, doc="Least forward FLOPs that a byte read from disk has to save; 0: by the kind of device."
+        0.0,
+        at_least=0,
+        doc="Least forward FLOPs that a byte read from disk has to save; 0: by the kind of device.",
     )
 
     def __post_init__(self) -> None:
@@ -125,7 +129,9 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
     if caching.mode == "auto" and views >= epochs and views > 1:
         return CacheDecision("", views, 0, f"{epochs} epochs see no view twice")
     if size <= caching.memory_bytes:
-        return CacheDecision("memory", views, size, f"{_mib(size)} in memory instead of {epochs} passes: {saved}")
+        return CacheDecision(
+            "memory", views, size, f"{_mib(size)} in memory instead of {epochs} passes: {saved}"
+        )
     flops_per_byte = flops / per_row
     least = caching.flops_per_byte or FLOPS_PER_BYTE.get(jax.default_backend(), FLOPS_PER_BYTE["gpu"])
     if caching.mode == "auto" and flops_per_byte < least:
@@ -138,7 +144,10 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
     if caching.mode == "auto" and views >= epochs:
         return CacheDecision("", views, 0, f"{_mib(size)} exceed memory, and one epoch reads nothing twice")
     return CacheDecision(
-        "disk", views, size, f"{_mib(size)} on disk instead of {epochs} passes: {saved}, {flops_per_byte:.3g} a byte"
+        "disk",
+        views,
+        size,
+        f"{_mib(size)} on disk instead of {epochs} passes: {saved}, {flops_per_byte:.3g} a byte",
     )
 
 

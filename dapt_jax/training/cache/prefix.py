@@ -46,7 +46,9 @@ class Prefix:
 
     def shapes(self, image_size: int, dtype: str = "") -> Any:
         """Return shapes of one image's cached activations, a pytree; `dtype` overrides if not empty."""
-        return cached_spec(accounting.boundary_shape(self.model, self.boundary, self.augment.size(image_size)), dtype)
+        return cached_spec(
+            accounting.boundary_shape(self.model, self.boundary, self.augment.size(image_size)), dtype
+        )
 
     def flops(self, image_size: int) -> int:
         """Return model FLOPs of one image in one view."""
@@ -55,9 +57,15 @@ class Prefix:
     def part(self, tree: freezing.Tree) -> freezing.Tree:
         """Return copies, on the host, of the leaves of a nested dict that the prefix depends on."""
         groups = self.model.groups
-        below = [path for path in freezing.paths(tree) if freezing.group_of(path, groups) in groups[: self.boundary]]
+        below = [
+            path
+            for path in freezing.paths(tree)
+            if freezing.group_of(path, groups) in groups[: self.boundary]
+        ]
         # A training step donates the buffers of its state: what outlives it has to be a copy.
-        return jax.tree.map(np.array, sharding.gather_to_host(freezing.prune(freezing.partition(tree, below)[0])))
+        return jax.tree.map(
+            np.array, sharding.gather_to_host(freezing.prune(freezing.partition(tree, below)[0]))
+        )
 
 
 class ActivationReader(Protocol):

@@ -48,18 +48,30 @@ class ActivationCache:
             say: Receiver of a line about what was lost.
             fill_batch: Images that are computed at a time.
         """
-        self._memory, self._files, self._dtype, self._say, self._fill_batch = memory, files, dtype, say, fill_batch
-        self._entries: collections.OrderedDict[tuple[str, Mesh], DeviceActivations] = collections.OrderedDict()
+        self._memory, self._files, self._dtype, self._say, self._fill_batch = (
+            memory,
+            files,
+            dtype,
+            say,
+            fill_batch,
+        )
+        self._entries: collections.OrderedDict[tuple[str, Mesh], DeviceActivations] = (
+            collections.OrderedDict()
+        )
 
     @classmethod
-    def open(cls, memory: int, disk: int, folder: Path, dtype: str, say: Callable[[str], None]) -> "ActivationCache":
+    def open(
+        cls, memory: int, disk: int, folder: Path, dtype: str, say: Callable[[str], None]
+    ) -> "ActivationCache":
         """Return a cache with up to `disk` bytes of files; with none, and a line, if that cannot be."""
         files = None
         if disk:
             try:
                 files = DiskCache(folder, disk, say)
             except OSError as error:
-                say(f"no activations are cached on disk: {folder} cannot be written to ({error.strerror or error})")
+                say(
+                    f"no activations are cached on disk: {folder} cannot be written to ({error.strerror or error})"
+                )
         return cls(memory, files, dtype, say)
 
     def get(
@@ -147,20 +159,26 @@ class ActivationCache:
         # Disks belong to one process, or are shared: each process fills by itself, while others may wait for
         # it.
         if processes.is_multi_process():
-            job = dataclasses.replace(job, filling=dataclasses.replace(job.filling, mesh=sharding.local_mesh()))
+            job = dataclasses.replace(
+                job, filling=dataclasses.replace(job.filling, mesh=sharding.local_mesh())
+            )
         ran = 0 if stored else job.missing_flops
         if not stored and self._files:
             try:
                 stored = self._files, _write(self._files, key, job)
             except OSError as error:
-                self._say(f"the frozen prefix is computed anew each epoch: its activations cannot be cached ({error})")
+                self._say(
+                    f"the frozen prefix is computed anew each epoch: its activations cannot be cached ({error})"
+                )
         # What any process had to compute was computed.
         is_missing, has_run = processes.all_reduce_max(stored is None, ran > 0)
         if is_missing or stored is None:
             return None
         return self._open(key, job, *stored, ran=job.missing_flops if has_run else 0)
 
-    def _open(self, key: str, job: FillJob, files: DiskCache, entry: CacheEntry, *, ran: int) -> DiskActivations:
+    def _open(
+        self, key: str, job: FillJob, files: DiskCache, entry: CacheEntry, *, ran: int
+    ) -> DiskActivations:
         def fill_again() -> CacheEntry:
             files.drop(key)
             # Whichever thread reads first notices damage; neither clock nor ledger is its.

@@ -22,7 +22,13 @@ def _torchvision(encoder: Encoder, group: str, part: str) -> str:
     stage, block = _place(group)
     if block < 0:
         return f"features.{2 * stage}.{_LAYERS[part]}"
-    layers = {"depthwise": ".block.0", "norm": ".block.2", "expand": ".block.3", "project": ".block.5", "": ""}
+    layers = {
+        "depthwise": ".block.0",
+        "norm": ".block.2",
+        "expand": ".block.3",
+        "project": ".block.5",
+        "": "",
+    }
     return f"features.{2 * stage + 1}.{block}{layers[part]}"
 
 

@@ -16,7 +16,11 @@ def _torchvision(encoder: Encoder, group: str, part: str) -> str:
     if group == "top":
         return "features.norm5"
     stage, layer = _place(group)
-    return f"features.denseblock{stage}.denselayer{layer}.{part}" if layer else f"features.transition{stage}.{part}"
+    return (
+        f"features.denseblock{stage}.denselayer{layer}.{part}"
+        if layer
+        else f"features.transition{stage}.{part}"
+    )
 
 
 def _torchvision_2017(encoder: Encoder, group: str, part: str) -> str:

@@ -76,9 +76,10 @@ def role(prefix: str) -> Role:
 def choose(candidates: Sequence[str]) -> Choice | None:
     """Decide between encoders that fit equally well.
 
-    The averaged copy is taken (teacher, target, EMA, momentum encoder), since that is the one that methods with such a copy
-    evaluate. MoCo is the exception, by its own names: of `encoder_q` and `encoder_k` the query encoder is taken, as its
-    authors do (arXiv 1911.05722). The order of the candidates is of no consequence.
+    The averaged copy is taken (teacher, target, EMA, momentum encoder), since that is the one that methods
+    with such a copy evaluate. MoCo is the exception, by its own names: of `encoder_q` and `encoder_k` the
+    query encoder is taken, as its authors do (arXiv 1911.05722). The order of the candidates is of no
+    consequence.
 
     Args:
         candidates: Prefixes, each once.
@@ -101,8 +102,8 @@ def choose(candidates: Sequence[str]) -> Choice | None:
 def named(given: str, found: Mapping[str, int]) -> list[str]:
     """Return the prefixes that a user's `prefix=` means, those behind which most of the encoder is found.
 
-    A prefix is meant if it is the same, or if the parts given stand in it in that order: `student.backbone` means
-    `student.module.backbone.` as well.
+    A prefix is meant if it is the same, or if the parts given stand in it in that order: `student.backbone`
+    means `student.module.backbone.` as well.
 
     Args:
         given: What the user wrote, with or without a separator at its end.

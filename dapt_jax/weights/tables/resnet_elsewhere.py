@@ -1,9 +1,10 @@
 """Names of residual networks outside the large libraries: haiku (BYOL), SimCLR-v2's converter, and nameless sequences.
 
-BYOL's networks pad as TensorFlow's "SAME" does, which at stride 2 shifts the grid by a pixel; as in the benchmark that uses
-them (arXiv 2108.05930), the weights run here in a torchvision ResNet-50.
+BYOL's networks pad as TensorFlow's "SAME" does, which at stride 2 shifts the grid by a pixel; as in the
+benchmark that uses them (arXiv 2108.05930), the weights run here in a torchvision ResNet-50.
 
-Names after: google-deepmind/dm-haiku `nets/resnet.py` and deepmind-research `byol` (Apache-2.0), Separius/SimCLRv2-Pytorch.
+Names after: google-deepmind/dm-haiku `nets/resnet.py` and deepmind-research `byol` (Apache-2.0),
+Separius/SimCLRv2-Pytorch.
 """
 
 import numpy as np

@@ -23,8 +23,20 @@ class Fit(NamedTuple):
 
 
 _ENDINGS: dict[Framework, dict[str, str]] = {
-    "torch": {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
-    "keras": {"kernel": "kernel", "scale": "gamma", "bias": "bias", "mean": "moving_mean", "var": "moving_variance"},
+    "torch": {
+        "kernel": "weight",
+        "scale": "weight",
+        "bias": "bias",
+        "mean": "running_mean",
+        "var": "running_var",
+    },
+    "keras": {
+        "kernel": "kernel",
+        "scale": "gamma",
+        "bias": "bias",
+        "mean": "moving_mean",
+        "var": "moving_variance",
+    },
     "dapt_jax": {},
 }
 
@@ -36,10 +48,13 @@ class Scheme:
     Attributes:
         name: as reports call it.
         framework: decides endings, separators and layouts.
-        module: (encoder, group, module within the group) to the module's name there; "" for arrays at the top level.
+        module: (encoder, group, module within the group) to the module's name there; "" for arrays at the top
+            level.
         head: name of the dense layer there.
-        leaves: names there of arrays that no framework names (tokens, positions), by our name; the same if not here.
-        fits: what makes our array of theirs, by our name, where it is more than the framework's order of axes.
+        leaves: names there of arrays that no framework names (tokens, positions), by our name; the same if
+            not here.
+        fits: what makes our array of theirs, by our name, where it is more than the framework's order of
+            axes.
         separators: what stands before the ending of a module of ours, by its last name, where it is another.
     """
 

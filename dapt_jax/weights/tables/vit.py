@@ -1,7 +1,7 @@
 """Names of vision transformers in timm (Apache-2.0), torchvision (BSD-3-Clause) and the authors' files.
 
-MAE's files, DINO's and DINOv2's without registers have timm's names. Files with registers differ in what they do to the
-class token: DINOv2's have a position for it, timm's have added that to it already.
+MAE's files, DINO's and DINOv2's without registers have timm's names. Files with registers differ in what they
+do to the class token: DINOv2's have a position for it, timm's have added that to it already.
 """
 
 import numpy as np
@@ -51,7 +51,12 @@ def _with_class_row(position: np.ndarray) -> np.ndarray:
 _SCALES = {"gamma1": "ls1.gamma", "gamma2": "ls2.gamma"}
 _TIMM = Scheme("timm", "torch", _timm, "head", _LEAVES)
 _TORCHVISION = Scheme(
-    "torchvision", "torch", _torchvision, "heads.head", {"position": "encoder.pos_embedding"}, separators={"qkv": "_"}
+    "torchvision",
+    "torch",
+    _torchvision,
+    "heads.head",
+    {"position": "encoder.pos_embedding"},
+    separators={"qkv": "_"},
 )
 _DINOV2 = Scheme("timm", "torch", _timm, "head", _LEAVES | _SCALES)
 _REGISTERS = (
