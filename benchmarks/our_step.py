@@ -21,7 +21,7 @@ from dapt_jax.training.steps import PhaseProgram
 from dapt_jax.weights import tables
 
 CLASSES = 3
-FULL, LAST, FORWARD = STLRGIES = ("full", "last block", "forward")
+FULL, LAST, FORWARD = STRATEGIES = ("full", "last block", "forward")
 TORCH = ("torchvision", "timm")
 """Schemes of `weights.tables` whose names the PyTorch side's networks have."""
 HEAD_STEPS = 64

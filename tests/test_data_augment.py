@@ -128,5 +128,5 @@ def test_erasing_takes_a_rectangle_with_its_probability() -> None:
 def test_a_patch_larger_than_the_image_is_refused() -> None:
     with pytest.raises(UserError, match=r"augment\.patch is 32; expected at most the side of the images, 24"):
         Augment(patch=32).size(24)
-    with pytest.raises(UserError, match=r"augment\.rotate is 270\.0; expected 0"):
+    with pytest.raises(UserError, match=r"rotate is 270\.0; expected 0"):
         Augment(rotate=270.0)

@@ -64,9 +64,9 @@ def test_named_grades_without_an_order_are_refused(refused_data):
         "basophil, eosinophil",
         "classes='LOWEST,...,HIGHEST'",
     ]
-    refused_data(RANDOM, "config.transfer.head.loss = 'ordinal'", words=words)
+    refused_data(RANDOM, "config.transfer.head.loss.name = 'ordinal'", words=words)
     words = ["corpus: ", "grades need an order", "erythrocyte, leukocyte, platelet"]
-    refused_data(RANDOM, "config.adapt.loss = 'ordinal'", words=words)
+    refused_data(RANDOM, "config.adapt.loss.name = 'ordinal'", words=words)
 
 
 def test_a_class_of_one_patient_is_named_with_its_fold(planned, data):
@@ -101,7 +101,7 @@ def test_leaks_between_sets_are_refused_dropped_or_marked(refused_data, planned,
     )
     config = write_config(
         tmp_path, RANDOM, "config.data.leaks = 'mark'", "config.strategies = ('none',)",
-        "config.transfer.head.loss = 'ordinal'",
+        "config.transfer.head.loss.name = 'ordinal'",
         "for split in ('development', 'external'):",
         "    config.tasks.cells[split].classes = 'basophil,eosinophil,lymphocyte,monocyte,neutrophil'",
     )  # fmt: skip

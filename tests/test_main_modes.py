@@ -156,7 +156,7 @@ def test_a_prefix_is_paid_for_once(finished):
 
 def test_a_finished_study_runs_nothing_again(finished, tmp_path, monkeypatch):
     workdir = shutil.copytree(finished, tmp_path / "study")
-    monkeypatch.setattr(study, "_arm", lambda *_: pytest.fail("an arm was run again"))
+    monkeypatch.setattr(study, "adapt", lambda *_: pytest.fail("an arm was run again"))
     (workdir / "status.json").unlink()  # says when the study last ran
     before = contents(workdir)
     assert run(*small(), f"--workdir={workdir}") == 0
@@ -169,7 +169,7 @@ import hashlib, jax, numpy as np
 from tests import tiny
 run = tiny.make_run([tiny.HEAD, tiny.PARTIAL, tiny.FULL], encoder=tiny.encoder(), data=tiny.dataset())
 program = run.programs[-1]
-state = program.fresh_state(*program.model.init(0))
+state = program.init_state(*program.model.init(0))
 images, labels = np.zeros((8, 16, 16, 3), np.uint8), np.zeros(8, np.int32)
 batch = {"image": images, "label": labels, "weight": np.ones(8, np.float32), "index": labels}
 draw = {"seed": np.uint32(0), "view": np.int32(0)}

@@ -8,6 +8,7 @@ import pytest
 
 from dapt_jax.data.pipeline import Order
 from dapt_jax.losses.cross_entropy import CrossEntropy
+from dapt_jax.models.initial import init_params
 from dapt_jax.training import head_sweep
 from dapt_jax.training.head_sweep import HeadSettings, HyperParams, Split
 
@@ -22,7 +23,9 @@ def one_by_one(split, point, settings):
     """Plain loop with optax: the oracle."""
     rows = FEATURES[split.rows]
     x = (FEATURES - rows.mean(0)) / rows.std(0)
-    initial = head_sweep.draw(head_sweep.parameter_shapes(12, settings.hidden, 3), split.seed)
+    shapes = head_sweep.parameter_shapes(12, settings.hidden, 3)
+    kinds = {f"{layer}/{leaf}": kind for layer in shapes for leaf, kind in head_sweep._KINDS.items()}
+    initial = init_params(shapes, kinds, split.seed)
     params = {
         name: {key: leaf * bool(settings.hidden) for key, leaf in layer.items()}
         for name, layer in initial.items()
