@@ -52,7 +52,7 @@ class PreemptionHandler:
         return self
 
     def listen(self) -> None:
-        """Install the handlers again after other code, such as JAX in a multi-process run, has replaced them."""
+        """Install the handlers again after other code, such as multi-process JAX, has replaced them."""
         for number in self._before:
             signal.signal(number, self._on_signal)
 
