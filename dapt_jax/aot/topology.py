@@ -46,7 +46,7 @@ def set_up() -> None:
     metadata server for the machine type, and from failing because another process has it open.
 
     Raises:
-        UserError: Libtpu is not installed.
+        UserError: The library libtpu is not installed.
     """
     library = os.environ.get(_LIBRARY, "")
     how = (

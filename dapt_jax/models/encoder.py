@@ -332,7 +332,7 @@ class Encoder:
         x: jax.Array,
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array | None, Tree]:
-        """Run one group; return its output, its intermediate map if any, and its changed statistics, if any."""
+        """Run one group; return its output, its intermediate map, and its statistics if they changed."""
         module = nnx.merge(self._parts[spec.name].graph, params, batch_stats)
         intermediate = None
         if spec.intermediate:

@@ -27,10 +27,10 @@ FEWEST_CHANNELS = 32
 LEAST_WORK = 10**7
 """Minimum FLOPs per image. The transforms triple compile time, which small images would not repay."""
 ENOUGH_CHANNELS = 128
-"""Minimum from which the kernel's gradient is faster by these products than by `lax`."""
+"""Minimum channels for which the kernel's gradient is faster by these products than by `lax`."""
 MANY_CHANNELS = 256
-"""Minimum from which the images' gradient is faster by the transposed steps than as a convolution with the
-rotated kernel, whose transform would dominate."""
+"""Minimum channels for which the images' gradient is faster by the transposed steps than as a convolution
+with the rotated kernel, whose transform would dominate."""
 
 Grid = Sequence[Sequence[jax.Array]]
 Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array]

@@ -84,7 +84,7 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 def fsdp_axis(shape: Sequence[int], fsdp: int) -> int | None:
     """Return the axis along which a state array is sharded, or None.
 
-    It is the longest axis that divides by `fsdp`; small arrays are not sharded.
+    It is the longest axis whose length is a multiple of `fsdp`; small arrays are not sharded.
     """
     fitting = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if fsdp == 1 or not fitting or np.prod(shape) < MIN_SHARD_SIZE:
@@ -95,7 +95,7 @@ def fsdp_axis(shape: Sequence[int], fsdp: int) -> int | None:
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
     """Return the shardings of a state.
 
-    Large leaves are split over `fsdp` along their longest axis that divides; the others are replicated.
+    Large leaves are split over `fsdp` along the longest axis that is a multiple of it; others are replicated.
 
     Args:
         state: Pytree of arrays or their shapes: parameters and the optimizer state of each.
