@@ -1,4 +1,4 @@
-"""What the devices of a compiled program say to one another: kind, number and bytes, from its optimised HLO text."""
+"""Collectives of a compiled program: kind, count and bytes, from its optimised HLO text."""
 
 import dataclasses
 import math
@@ -22,11 +22,11 @@ class Collective:
     """One collective operation.
 
     Attributes:
-        kind: of `KINDS`.
-        bytes: of one device's part in one run: what is reduced, or what has been gathered; the larger of
-            operand and result.
-        group: devices that take part together.
-        count: how often a run of the program does it.
+        kind: One of `KINDS`.
+        bytes: Bytes of one device's part in one run: the reduced or the gathered array; the larger of operand
+            and result.
+        group: Number of devices that take part together.
+        count: Number of executions per run of the program.
     """
 
     kind: str
@@ -36,11 +36,12 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that each device has to send for it, all times together, at least.
+        """Return a lower bound on the bytes that each device sends for it, summed over all executions.
 
-        Of the best algorithms for large arrays, a ring among them: 2 (n - 1) / n of what is all-reduced by n
-        devices, half of that for a gather or a scatter (Patarasuk & Yuan, "Bandwidth optimal all-reduce
-        algorithms for clusters of workstations", JPDC 69, 2009), and once what is permuted or broadcast.
+        For algorithms that are optimal for large arrays, such as a ring: 2 (n - 1) / n of the bytes that n
+        devices all-reduce, half of that for a gather or a scatter (Patarasuk & Yuan, "Bandwidth optimal
+        all-reduce algorithms for clusters of workstations", JPDC 69, 2009), and once the bytes that are
+        permuted or broadcast.
         """
         share = (self.group - 1) / self.group
         per_byte = {"all-reduce": 2 * share, "collective-permute": 1, "collective-broadcast": 1}.get(
@@ -51,7 +52,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Total:
-    """Collectives of one kind: how many a run does, and their bytes together."""
+    """Collectives of one kind: number per run, and total bytes."""
 
     kind: str
     count: int
@@ -59,11 +60,11 @@ class Total:
 
 
 def of_program(program: Program) -> list[Collective]:
-    """Every collective that a run of a program does.
+    """Return every collective that a run of a program executes.
 
-    Where the compiler lets others run meanwhile, the beginning counts and the end does not; a collective that
-    it spreads over several fusions is in each of them under the same channel, and counts once. An all-reduce
-    of which every device keeps only a slice, in one fusion, is a reduce-scatter.
+    Of an asynchronous collective, the start counts and the end does not; a collective that the compiler
+    splits over several fusions appears in each of them under the same channel, and counts once. An
+    all-reduce of which every device keeps only a slice, in one fusion, is a reduce-scatter.
     """
     found: list[Collective] = []
     channels: set[str] = set()
@@ -88,7 +89,7 @@ def of_program(program: Program) -> list[Collective]:
 
 
 def totals(found: Iterable[Collective]) -> list[Total]:
-    """By kind, in the order of `KINDS`."""
+    """Return the totals by kind, in the order of `KINDS`."""
     collectives = list(found)
     made = []
     for kind in KINDS:
@@ -113,25 +114,28 @@ def _with_inside(
 
 
 def _is_sliced(each: Instruction, computation: Computation) -> bool:
-    """Whether nothing but a slice that differs by device is taken of a result."""
+    """Return whether the only use of a result is a slice that differs by device."""
     users = [other for other in computation.values() if each.name in other.operands]
     slices = [other for other in users if other.opcode == "dynamic-slice" and other.operands[0] == each.name]
     return bool(slices) and len(slices) == len(users)
 
 
 def _payload(each: Instruction, computation: Computation) -> int:
-    """Bytes of operands or of results, whichever are more; what a start returns besides them is not counted."""
+    """Return the bytes of operands or of results, whichever are more.
+
+    What an asynchronous start returns besides them does not count.
+    """
     operands = [array for name in each.operands for array in results_of(computation, name)]
     given, results = sum(array.nbytes for array in operands), each.results
     if each.opcode.endswith("-start") and each.opcode != "all-reduce-start":
-        # (operands, results, and for some kinds contexts): as many results as there are operands follow the
-        # operands.
+        # (operands, results, and for some kinds contexts): the operands are followed by as many results as
+        # there are operands.
         results = results[len(operands) : 2 * len(operands)] or results
     return max(given, sum(array.nbytes for array in results))
 
 
 def _group(attributes: str, devices: int) -> int:
-    """Devices in a group; all of them where no groups are named."""
+    """Return the number of devices in a group; all devices where no groups are named."""
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
         return int(found[1])
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):

@@ -1,4 +1,4 @@
-"""What a phase of a run compiles, for a mesh of devices that need not be there, and what the compiler says of it."""
+"""Compilation of a run's phases for a device mesh that need not exist, and the compiler's figures."""
 
 import dataclasses
 import re
@@ -26,10 +26,10 @@ class Memory:
     """Bytes of a chip's memory while a step runs.
 
     Attributes:
-        arguments: the state and what a step takes beside it.
-        outputs: beyond the state, which is given back where it was taken from.
-        temporaries: activations, gradients and whatever else lives between.
-        code: the program's own.
+        arguments: The state and the step's other arguments.
+        outputs: Outputs other than the state, whose buffers are donated.
+        temporaries: Activations, gradients and other intermediate arrays.
+        code: Code of the program.
     """
 
     arguments: int
@@ -39,24 +39,24 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all parts."""
         return self.arguments + self.outputs + self.temporaries + self.code
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one program; all but `seconds` and `devices` of one chip.
+    """Figures of the compiler for one program; all but `seconds` and `devices` are per chip.
 
     Attributes:
         seconds: Seconds that compiling took.
         devices: Number of chips.
-        needed: Bytes of memory: of a program that does not fit, what the compiler says that it would need.
-        available: Bytes that the compiler may use; 0 where it has not said, since the program fits.
-        memory: None where the program does not fit, as are all that follow.
-        flops: FLOPs that the compiler counts, the bodies of loops once.
-        traffic: Bytes from and to memory in a run, those of loops as often as they run.
-        collectives: Collective operations of a run.
-        unknown_loops: Loops whose trips the compiler could not tell; their bodies count once.
+        needed: Bytes of memory; for a program that does not fit, the requirement that the compiler reports.
+        available: Bytes that the compiler may use; 0 where the program fits, since it is then not reported.
+        memory: Parts of the memory; None where the program does not fit, as are all that follow.
+        flops: FLOPs that the compiler counts, with the bodies of loops counted once.
+        traffic: Bytes read from and written to memory per run; loops count as often as they run.
+        collectives: Collective operations per run.
+        unknown_loops: Number of loops whose trip count is unknown; their bodies count once.
     """
 
     seconds: float
@@ -71,12 +71,12 @@ class Compiled:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler has found room for it."""
+        """Whether the program fits in memory."""
         return self.memory is not None
 
 
 def phase_function(run: TrainingRun, place: int) -> Callable[..., Any]:
-    """The function of a phase that a run compiles, where its frozen prefix is cached as planned."""
+    """Return the phase's function that a run compiles, given how its frozen prefix is cached."""
     program = run.programs[place]
     prefixes_to_compute = run.prefixes_to_compute(place)
     if not prefixes_to_compute:
@@ -88,7 +88,7 @@ def phase_function(run: TrainingRun, place: int) -> Callable[..., Any]:
 
 
 def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, ...]:
-    """What a run calls the function of a phase with: shapes, dtypes and where they go, the state first."""
+    """Return the abstract arguments of a phase's function: shapes, dtypes and shardings, the state first."""
     program, size, batch = run.programs[place], run.dataset.images.size, run.batch_size
     function = phase_function(run, place).__name__
     whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
@@ -146,11 +146,11 @@ def _placed(leaf: jax.Array | jax.ShapeDtypeStruct, sharding: jax.sharding.Shard
 
 
 def for_tpus(run: TrainingRun, norm_groups: int = 1) -> TrainingRun:
-    """A run as TPUs would have it: what depends on the kind and the number of devices is theirs, not this machine's.
+    """Return a run with the settings that depend on the kind and the number of devices set for TPUs.
 
     Args:
-        run: The run as this machine would have it.
-        norm_groups: Groups into which batch norm that trains cuts a batch: see `PhaseProgram`.
+        run: The run as configured for this machine.
+        norm_groups: Groups into which batch norm in training mode splits a batch: see `PhaseProgram`.
     """
     least = run.caching.flops_per_byte or float(FLOPS_PER_BYTE["tpu"])
     caching = dataclasses.replace(run.caching, flops_per_byte=least)
@@ -158,10 +158,10 @@ def for_tpus(run: TrainingRun, norm_groups: int = 1) -> TrainingRun:
 
 
 def lower(run: TrainingRun, place: int, mesh: Mesh) -> Any:
-    """The program of a phase as an accelerator gets it, before it is compiled; a machine's own backend does not matter."""
+    """Lower the program of a phase for an accelerator, whatever the backend of this machine."""
     function = phase_function(run, place)
 
-    def step(*values: Any) -> Any:  # a function of its own, which JAX has not traced for this machine
+    def step(*values: Any) -> Any:  # a new function, which JAX has not traced for this machine
         return function(*values)
 
     with ops.formulation("lax"):
@@ -170,7 +170,7 @@ def lower(run: TrainingRun, place: int, mesh: Mesh) -> Any:
 
 
 def compile_phase(run: TrainingRun, place: int, mesh: Mesh) -> Compiled:
-    """Compiles a phase of a run for the devices of a mesh."""
+    """Compile a phase of a run for the devices of a mesh."""
     lowered = lower(run, place, mesh)
     start = time.monotonic()
     try:
@@ -206,7 +206,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def exhausted(message: str) -> tuple[int, int]:
-    """Bytes needed and available, as the compiler's refusal says them; 0 where it does not."""
+    """Return the bytes needed and available, parsed from the compiler's error; 0 where it gives none."""
     size = r"([\d.]+)([KMGT]?)"
     found = re.search(rf"\({size}\) exceeds available HBM \({size}\)|Used {size} of {size}", message)
     if not found:

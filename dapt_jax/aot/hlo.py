@@ -1,8 +1,8 @@
-"""A compiled program's text, read: which instructions run, how often, and what they move through the device's memory.
+"""Parser of a compiled program's text: which instructions run, how often, and their memory traffic.
 
 `jax.stages.Compiled.cost_analysis` counts the body of a loop once, however often it runs, and bytes of
-operands wherever they are; a TPU's compiler keeps much of them on the chip itself (memory spaces other than 0
-in the text).
+operands wherever they are; a TPU's compiler keeps many of them in on-chip memory (memory spaces
+other than 0 in the text).
 """
 
 import dataclasses
@@ -20,17 +20,20 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BITS = re.compile(r"\d+")
 
 _NOT_RUN = frozenset({
-    "after-all", "bitcast", "call", "conditional", "constant", "get-tuple-element", "iota", "opt-barrier", "parameter",
-    "partition-id", "replica-id", "tuple", "while",
+    "after-all", "bitcast", "call", "conditional", "constant", "get-tuple-element", "iota", "opt-barrier",
+    "parameter", "partition-id", "replica-id", "tuple", "while",
 })  # fmt: skip
-"""What moves nothing itself."""
+"""Instructions that cause no memory traffic themselves."""
 
 _PARTS_ALONE = ("dynamic-slice", "gather", "slice")
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array in a program: `bits` of an element, the number of elements, and the memory space, 0 for the device's own."""
+    """An array in a program.
+
+    `bits` is the size of an element, and memory space 0 is the device's main memory.
+    """
 
     type: str
     elements: int
@@ -38,7 +41,7 @@ class Array:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements, without what a layout pads."""
+        """Bytes of its elements, without padding of the layout."""
         bits = 8 if self.type == "pred" else int((_BITS.search(self.type) or ["0"])[0])
         return -(-self.elements * bits // 8)
 
@@ -48,13 +51,13 @@ class Instruction:
     """One instruction.
 
     Attributes:
-        name: in its program.
-        opcode: as HLO spells it.
-        results: the arrays that it makes, those of a tuple in their order.
-        operands: names of its operands.
-        attributes: the rest of its line.
-        arguments: what is between its brackets, as it stands.
-        is_root: whether its computation returns it.
+        name: Name in its program.
+        opcode: Opcode as HLO spells it.
+        results: Arrays that it produces, those of a tuple in order.
+        operands: Names of its operands.
+        attributes: Rest of its line.
+        arguments: Text between its brackets, verbatim.
+        is_root: Whether its computation returns it.
     """
 
     name: str
@@ -66,13 +69,13 @@ class Instruction:
     is_root: bool = False
 
     def called(self, key: str) -> list[str]:
-        """Names of the computations under an attribute, such as `body` or `calls`."""
+        """Return the names of the computations under an attribute, such as `body` or `calls`."""
         found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|(%?[\w.-]+))", self.attributes)
         return [each.strip().lstrip("%") for each in (found[1] or found[2]).split(",")] if found else []
 
     @property
     def index(self) -> int:
-        """Of what it takes out of a tuple."""
+        """Index of the tuple element that it extracts."""
         found = re.search(r"\bindex=(\d+)", self.attributes)
         return int(found[1]) if found else -1
 
@@ -85,9 +88,9 @@ class Program:
     """A compiled program, as one of its devices runs it.
 
     Attributes:
-        computations: by name, their instructions by name and in order.
-        entry: name of the one that is run.
-        devices: how many run it together.
+        computations: Computations by name, each with its instructions by name, in order.
+        entry: Name of the entry computation.
+        devices: Number of devices that run the program together.
     """
 
     computations: Mapping[str, Computation]
@@ -96,7 +99,7 @@ class Program:
 
     @classmethod
     def parse(cls, text: str) -> "Program":
-        """Reads what `jax.stages.Compiled.as_text` returns."""
+        """Parse the text that `jax.stages.Compiled.as_text` returns."""
         counts = [
             int(found)
             for found in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.split("\n", 1)[0])
@@ -113,9 +116,9 @@ class Program:
         return cls(computations, entry, math.prod(counts))
 
     def run(self) -> Iterator[tuple[Instruction, Computation, int]]:
-        """Every instruction that runs, the computation that it is in, and how often; those inside fusions are not told.
+        """Yield every instruction that runs, its computation, and how often; not those inside fusions.
 
-        The body of a loop whose trips cannot be told counts once, and so does every branch.
+        The body of a loop whose trip count is unknown counts once, and so does every branch.
         """
         yield from self._walk(self.entry, 1)
 
@@ -134,7 +137,7 @@ class Program:
                         yield from self._walk(part, times)
 
     def inside(self, each: Instruction) -> Iterator[tuple[Instruction, Computation]]:
-        """The instructions of a fusion, or of what runs while others do, in all depths."""
+        """Yield the instructions of a fusion or an asynchronous computation, at all depths."""
         for part in each.called("calls"):
             computation = self.computations[part]
             for inner in computation.values():
@@ -143,16 +146,16 @@ class Program:
 
     @property
     def unknown_loops(self) -> int:
-        """Loops that run whose trips cannot be told."""
+        """Number of loops that run with an unknown trip count."""
         return sum(
             each.opcode == "while" and self.trips(each, where) is None for each, where, _ in self.run()
         )
 
     def trips(self, loop: Instruction, computation: Computation) -> int | None:
-        """How often a loop's body runs; None where that cannot be told.
+        """Return how often a loop's body runs; None where that is unknown.
 
-        XLA:CPU says it. Of what a TPU's compiler leaves, a counter is read: it starts from a constant, a
-        constant is added to it, and it is compared with one.
+        XLA:CPU states it. In the output of a TPU's compiler, a counter is recognised: it starts from a
+        constant, a constant is added to it, and it is compared with a constant.
         """
         if said := _TRIPS.search(loop.attributes):
             return int(said[1])
@@ -172,15 +175,18 @@ class Program:
 
     @functools.cached_property
     def memory_bytes(self) -> int:
-        """Bytes that one run reads from and writes to the device's memory, by the arrays that its instructions name."""
+        """Return the bytes that one run reads from and writes to the device's memory.
+
+        They are those of the arrays that its instructions name.
+        """
         return sum(self._moved(each, computation) * times for each, computation, times in self.run())
 
     def _moved(self, each: Instruction, computation: Computation) -> int:
-        """Bytes through the device's memory of one instruction."""
+        """Return the bytes that one instruction moves through the device's memory."""
         if each.opcode in _NOT_RUN or each.opcode.endswith(("-start", "-update")):
             return 0
         if each.opcode.endswith("-done"):
-            # What was begun earlier has moved what has arrived: out of the memory, into it, or both.
+            # The end of an asynchronous copy accounts for its traffic: out of the memory, into it, or both.
             begun = computation[each.operands[0]]
             sources = [array for name in begun.operands for array in results_of(computation, name)]
             ends = sum(array.space == 0 for array in sources[:1])
@@ -198,7 +204,7 @@ class Program:
         return written + read
 
     def _read_of(self, fusion: Instruction, place: int, whole: int) -> int:
-        """Bytes that a fusion reads of an operand: all, or the slices of it where nothing else is looked at."""
+        """Return the bytes that a fusion reads of an operand: all, or only the slices that it uses."""
         for part in fusion.called("calls"):
             computation = self.computations[part]
             names = [
@@ -219,7 +225,7 @@ def _root(computation: Computation) -> Instruction:
 
 
 def _constant(computation: Computation, name: str) -> int | None:
-    """The value of an instruction that is a whole number."""
+    """Return the value of an instruction that is an integer constant."""
     each = computation.get(name)
     while each is not None and each.opcode in ("copy", "bitcast", "convert"):
         each = computation.get(each.operands[0])
@@ -228,7 +234,7 @@ def _constant(computation: Computation, name: str) -> int | None:
 
 
 def _added(body: Computation, index: int) -> int | None:
-    """The positive constant that a loop's body adds to an element of what it carries."""
+    """Return the positive constant that a loop's body adds to an element of its carry."""
     carried = _root(body)
     each = body.get(carried.operands[index]) if carried.opcode == "tuple" else None
     if each is None or each.opcode != "add":
@@ -239,12 +245,12 @@ def _added(body: Computation, index: int) -> int | None:
 
 
 def results_of(computation: Computation, name: str) -> tuple[Array, ...]:
-    """The arrays that an instruction makes; none where there is no such instruction."""
+    """Return the arrays that an instruction produces; none if the instruction does not exist."""
     return computation[name].results if name in computation else ()
 
 
 def _instruction(name: str, rest: str, is_root: bool) -> Instruction:
-    """Reads a line from its shape on."""
+    """Parse an instruction line, starting at its shape."""
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()
     opening = rest.index("(")
@@ -264,7 +270,7 @@ def _array(found: re.Match[str]) -> Array:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the bracket that opens at a place closes."""
+    """Return the position of the bracket that closes the one at `opening`."""
     depth = 0
     for place in range(opening, len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)

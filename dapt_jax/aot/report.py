@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of a study's steps for a TPU topology: their costs, and the largest batch that fits."""
+"""Ahead-of-time compilation of a study's steps for a TPU topology: costs, and the largest batch that fits."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ FILE = "aot.json"
 """Name of the file of figures in a workdir."""
 
 MOST_IMAGES = 1 << 16
-"""Images per step above which no larger batch is looked for."""
+"""Images per step above which the search for larger batches stops."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Largest:
     """The largest batch that fits.
 
     Attributes:
-        batch_size: over all chips; 0 where none was found that fits.
-        refused: the smallest that was found not to fit; 0 where all fitted.
-        compilations: that it took to find out.
+        batch_size: Batch size over all chips; 0 where none was found that fits.
+        refused: Smallest batch size found not to fit; 0 where all fitted.
+        compilations: Number of compilations that the search took.
     """
 
     batch_size: int
@@ -52,21 +52,20 @@ class Step:
     """One step of a phase on one topology: see `Compiled`.
 
     Attributes:
-        strategy: whose phase it is.
-        phase: its name.
-        function: of `PhaseProgram`, that is compiled; `cached_epochs` runs all steps of an epoch, and counts
-            per step here.
-        batch_size: over all chips.
-        trainable: bytes of the parameters that train.
-        frozen: bytes of those that do not.
-        model_flops: of a step, over all chips.
-        hardware_flops: the same with what is recomputed.
-        compiled: what the compiler says.
-        steps: of the optimizer that a run of the program makes: what the compiler says of a run is of so
-            many.
-        times: lower bounds in seconds, by what takes them: `arithmetic`, `memory`, `interconnect`; empty
-            where the chip's figures are not known or the step does not fit.
-        largest: batch that fits; None where it was not looked for.
+        strategy: Name of the strategy.
+        phase: Name of the phase.
+        function: Function of `PhaseProgram` that is compiled; `cached_epochs` runs all steps of an epoch, and
+            its figures here are per step.
+        batch_size: Batch size over all chips.
+        trainable: Bytes of trainable parameters.
+        frozen: Bytes of frozen parameters.
+        model_flops: Model FLOPs of a step, over all chips.
+        hardware_flops: The same, including recomputation.
+        compiled: Figures of the compiler.
+        steps: Optimizer steps per run of the program, over which the compiler's figures extend.
+        times: Lower bounds in seconds by resource: `arithmetic`, `memory`, `interconnect`; empty where the
+            chip's figures are unknown or the step does not fit.
+        largest: Largest batch that fits; None where it was not searched for.
     """
 
     strategy: str
@@ -84,26 +83,26 @@ class Step:
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """Resource with the longest time."""
         return max(self.times, key=lambda name: self.times[name], default="")
 
     @property
     def roofline_s(self) -> float:
-        """Seconds that a step takes at least."""
+        """Lower bound on the seconds of a step."""
         return max(self.times.values(), default=0.0)
 
     @property
     def intensity(self) -> float:
-        """FLOPs of the step per byte from and to memory."""
+        """FLOPs of the step per byte of memory traffic."""
         moved = self.compiled.traffic * self.compiled.devices / self.steps
         return self.hardware_flops / moved if moved else 0.0
 
     def totals(self) -> list[collectives.Total]:
-        """Collectives of a run of the program by kind."""
+        """Return the collectives of a run of the program by kind."""
         return collectives.totals(self.compiled.collectives)
 
     def as_json(self) -> dict[str, Any]:
-        """Every figure, as plain JSON values; bytes and FLOPs are whole numbers, times are in seconds."""
+        """Return every figure as plain JSON values: bytes and FLOPs as integers, times in seconds."""
         values = dataclasses.asdict(self)
         values["compiled"]["collectives"] = [dataclasses.asdict(each) for each in self.totals()]
         values["compiled"]["sent"] = sum(each.sent for each in self.compiled.collectives)
@@ -116,18 +115,18 @@ class Step:
 def largest_batch(
     measure: Callable[[int], Compiled], first: int, unit: int, capacity: int, compilations: int
 ) -> Largest:
-    """Looks for the largest batch that fits, with few compilations.
+    """Search for the largest batch that fits, with few compilations.
 
-    What a step needs grows about linearly with its batch: a line through the two known batches that are
-    nearest to the limit says where to look. Once one is known that does not fit, every other look is halfway
-    instead, since near the limit a compiler finds room at the expense of work, and the line is none.
+    Memory grows about linearly with the batch: a line through the two known batches nearest to the limit
+    gives the next candidate. Once a batch that does not fit is known, every other candidate is a bisection
+    instead, since near the limit a compiler trades work for memory, and the growth is no longer linear.
 
     Args:
-        measure: compiles for a batch size.
-        first: batch size that is compiled already, so that it costs nothing.
-        unit: what batch sizes are multiples of.
-        capacity: bytes of memory; the compiler's own figure takes its place as soon as it says one.
-        compilations: most that may be spent.
+        measure: Function that compiles for a batch size.
+        first: Batch size that is compiled already, and therefore costs no compilation.
+        unit: Batch sizes are multiples of this number.
+        capacity: Bytes of memory; replaced by the compiler's figure as soon as it reports one.
+        compilations: Maximum number of compilations.
     """
     known: dict[int, int] = {}
     low, high = 0, 0
@@ -148,7 +147,7 @@ def largest_batch(
 
 
 def _meeting(known: dict[int, int], capacity: int, otherwise: float) -> float:
-    """Where the line through the two known batches that are nearest to the limit meets it."""
+    """Return where the line through the two known batches nearest to the limit reaches the limit."""
     told = sorted((abs(needed - capacity), batch) for batch, needed in known.items() if needed)
     if len(told) < 2:
         return otherwise
@@ -158,17 +157,17 @@ def _meeting(known: dict[int, int], capacity: int, otherwise: float) -> float:
 
 
 def times(run: TrainingRun, flops: int, compiled: Compiled, steps: int, chips: Hardware) -> dict[str, float]:
-    """Lower bounds of a step's seconds, each as if a chip did nothing else, and that at its published best.
+    """Return lower bounds of a step's seconds, one per resource, each at its published peak and alone.
 
     Args:
-        run: for the dtype of its arithmetic.
-        flops: of a step, over all chips.
-        compiled: the program.
-        steps: that a run of it makes.
-        chips: all of them.
+        run: The run, which determines the dtype of arithmetic.
+        flops: FLOPs of a step, over all chips.
+        compiled: The compiled program.
+        steps: Optimizer steps per run of the program.
+        chips: Figures of the chips, all together.
 
     Returns:
-        Seconds by what takes them; empty where the program does not fit or the chips' figures are not known.
+        Seconds by resource; empty where the program does not fit or the chips' figures are unknown.
     """
     peak = chips.peak_for(run.programs[0].model.dtype)
     if not (compiled.fits and peak and chips.bandwidth and chips.interconnect):
@@ -181,19 +180,19 @@ def times(run: TrainingRun, flops: int, compiled: Compiled, steps: int, chips: H
 
 
 class Compiler:
-    """Compiles phases for a topology; phases that agree share one compilation."""
+    """Compiler of phases for a topology; identical phases share one compilation."""
 
     def __init__(
         self, mesh: Mesh, chips: Hardware, compilations: int, say: Callable[[str], None], norm_groups: int = 1
     ):
-        """Starts with nothing compiled.
+        """Start with nothing compiled.
 
         Args:
-            mesh: of the topology's devices.
-            chips: what they are.
-            compilations: that the search for a phase's largest batch may take; 0 for no search.
-            say: takes a line about each compilation.
-            norm_groups: see `for_tpus`.
+            mesh: Mesh of the topology's devices.
+            chips: Figures of these devices.
+            compilations: Maximum compilations in the search for a phase's largest batch; 0 for no search.
+            say: Function that receives a line about each compilation.
+            norm_groups: See `for_tpus`.
         """
         self._mesh, self._chips, self._compilations, self._say = mesh, chips, compilations, say
         self._norm_groups = norm_groups
@@ -201,7 +200,7 @@ class Compiler:
         self._largest: dict[Hashable, Largest] = {}
 
     def steps(self, run: TrainingRun) -> Iterator[Step]:
-        """A step of each phase of a run."""
+        """Yield a step of each phase of a run."""
         run = for_tpus(run, self._norm_groups)
         for place, program in enumerate(run.programs):
             yield self._step(run, place, program)
@@ -263,16 +262,17 @@ class Compiler:
 
 
 def show(settings: StudySettings, workdir: Path | None) -> None:
-    """Compile every strategy's phases, print a table of each, and write `aot.json` into the workdir if there is one.
+    """Compile every strategy's phases, print a table of each, and write `aot.json` into the workdir, if any.
 
     Args:
         settings: Settings of the study.
         workdir: Folder of `aot.json`; None to write none.
 
     Raises:
-        UserError: no such topology, a batch that does not divide among its chips, or nothing that adapts.
+        UserError: The topology does not exist, the batch does not divide among its chips, or no strategy
+            adapts.
     """
-    # JAX cannot read back what it keeps of programs for devices that are not there.
+    # JAX cannot read back its cached programs for devices that do not exist.
     jax.config.update("jax_enable_compilation_cache", False)
     devices = topology.devices(settings.aot.topology)
     mesh = sharding.make_mesh(devices, settings.runtime.fsdp)
@@ -281,7 +281,7 @@ def show(settings: StudySettings, workdir: Path | None) -> None:
         sharding.check_batch(settings.adapt.batch_size, settings.adapt.grad_accum_steps, len(devices))
     except UserError as error:
         raise UserError(f"adapt.{error}") from error
-    # What holds for the topology alone is left out, so that the study can be read and checked here.
+    # Settings for the topology alone are left out, so that the study can be read and checked on this machine.
     runtime = dataclasses.replace(settings.runtime, fsdp=1)
     study = prepare.prepare(dataclasses.replace(settings, runtime=runtime))
     console = Console(width=None if Console().is_terminal else 150)
@@ -297,7 +297,8 @@ def show(settings: StudySettings, workdir: Path | None) -> None:
             console.print(_table(arm.name, steps, chips))
     if not compiled:
         raise UserError(
-            f"strategies {', '.join(settings.strategies)}: none adapts, so there is no step; expected such as 'full'"
+            f"strategies {', '.join(settings.strategies)}: none adapts, so there is no step; "
+            "expected such as 'full'"
         )
     console.print(_footnote(settings.aot.topology, chips, compiled), soft_wrap=True)
     if workdir:
@@ -328,8 +329,8 @@ def _table(strategy: str, steps: list[Step], chips: Hardware) -> Table:
     table = Table(title=f"{strategy}: a step on {chips.count} x {chips.kind}", title_justify="left")
     table.add_column("phase")
     for column in (
-        "images", "GFLOP", "XLA's", "HBM MiB", "state", "between", "collectives", "MiB", "FLOP/byte", "FLOP ms", "HBM ms",
-        "links ms", "fits", "largest",
+        "images", "GFLOP", "XLA's", "HBM MiB", "state", "between", "collectives", "MiB", "FLOP/byte",
+        "FLOP ms", "HBM ms", "links ms", "fits", "largest",
     ):  # fmt: skip
         table.add_column(column, justify="right", no_wrap=column in ("collectives", "largest"))
     for each in steps:
@@ -354,7 +355,7 @@ def _table(strategy: str, steps: list[Step], chips: Hardware) -> Table:
 
 
 def _time(step: Step, name: str) -> str:
-    """Milliseconds of one resource; an asterisk marks the one that takes longest."""
+    """Return the milliseconds of one resource; an asterisk marks the slowest resource."""
     if name not in step.times:
         return "-"
     return number(step.times[name] * 1e3) + ("*" if name == step.bound else "")
@@ -370,14 +371,15 @@ def _batch(largest: Largest | None) -> str:
 
 
 def _footnote(name: str, chips: Hardware, steps: list[Step]) -> str:
-    """Return what the figures are, and what they are not."""
+    """Return the explanation of the figures and their limits."""
     capacity = f"{_mib(chips.memory_bytes)} MiB of HBM" if chips.memory_bytes else "HBM of unknown size"
     lines = [
         f"{name}: {capacity} a chip, of which the compiler keeps a little for itself. GFLOP: of the step's "
-        "matrix products over all chips, a multiply-accumulate is 2; XLA's: of all operations of one chip, the bodies of "
-        "loops once. HBM of one chip: the state and what else a step is given, and what lives between. A step takes at least "
-        "the time marked *: the longest of arithmetic, HBM and links between chips, each alone and at its published best. "
-        "Largest: the largest batch over all chips that was compiled and fits; after < the smallest found that does not."
+        "matrix products over all chips, a multiply-accumulate is 2; XLA's: of all operations of one chip, "
+        "the bodies of loops once. HBM of one chip: the state and what else a step is given, and what lives "
+        "between. A step takes at least the time marked *: the longest of arithmetic, HBM and links between "
+        "chips, each alone and at its published best. Largest: the largest batch over all chips that was "
+        "compiled and fits; after < the smallest found that does not."
     ]
     if unknown := sorted({each.phase for each in steps if each.compiled.unknown_loops}):
         lines.append(

@@ -1,4 +1,4 @@
-"""TPUs that are not there: PyPI's `libtpu` describes their topologies and compiles for them on any Linux machine."""
+"""TPU topologies: PyPI's `libtpu` describes them and compiles for them on any Linux machine."""
 
 import dataclasses
 import importlib.util
@@ -10,14 +10,17 @@ from typing import Any
 from dapt_jax.errors import UserError, nearest
 
 LIBTPU = "libtpu==0.0.42.1"
-"""Made for jax 0.10.2: jax's own extra `tpu` names the one for each release."""
+"""Version for jax 0.10.2: jax's extra `tpu` names the one for each release."""
 
 _LIBRARY = "TPU_LIBRARY_PATH"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chip:
-    """A generation: shapes that Cloud TPU offers, chips in its largest slice, and how JAX on such machines sees a chip."""
+    """A TPU generation.
+
+    Holds the shapes that Cloud TPU offers, the chips in its largest slice, and how JAX exposes a chip.
+    """
 
     shapes: tuple[str, ...]
     most: int
@@ -36,14 +39,14 @@ _CHIPS = {
 
 
 def set_up() -> None:
-    """Let this process compile for TPUs: before JAX has looked at its devices.
+    """Prepare this process to compile for TPUs; call it before JAX initialises its devices.
 
-    The process itself computes on the CPU, whatever else there is. libtpu is taken from `TPU_LIBRARY_PATH`,
-    or else from the environment's own packages; it is kept from asking a cloud's metadata server what machine
-    this is, and from minding another process that has it open.
+    The process itself computes on the CPU, whatever else is available. libtpu is loaded from
+    `TPU_LIBRARY_PATH`, or else from the environment's packages; it is prevented from querying a cloud's
+    metadata server for the machine type, and from failing because another process has it open.
 
     Raises:
-        UserError: there is no libtpu.
+        UserError: The library libtpu is not installed.
     """
     library = os.environ.get(_LIBRARY, "")
     how = (
@@ -63,7 +66,7 @@ def set_up() -> None:
         (
             "TPU_ACCELERATOR_TYPE",
             "v5litepod-8",
-        ),  # of this machine, which has none: it only keeps libtpu from asking
+        ),  # a nominal type for this machine, which has no TPU: it only keeps libtpu from querying the server
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
         ("TPU_MIN_LOG_LEVEL", "3"),
@@ -73,7 +76,7 @@ def set_up() -> None:
 
 
 def version() -> str:
-    """The version of the libtpu in use; empty where its folder does not say."""
+    """Return the version of the libtpu in use; empty where its folder does not give one."""
     library = os.environ.get(_LIBRARY, "")
     spec = importlib.util.find_spec("libtpu") if not library else None
     folder = Path(library or (spec.origin if spec and spec.origin else ".")).parent.parent
@@ -82,16 +85,17 @@ def version() -> str:
 
 
 def devices(name: str) -> list[Any]:
-    """The devices of a topology, to compile for.
+    """Return the devices of a topology to compile for.
 
     Args:
-        name: `CHIP:SHAPE`, such as `v5e:2x4`, `v6e:4x4`, `v4:2x2x2` or `v5p:2x2x4`: chips along each axis.
+        name: Topology `CHIP:SHAPE`, such as `v5e:2x4`, `v6e:4x4`, `v4:2x2x2` or `v5p:2x2x4`: chips along each
+            axis.
 
     Returns:
         A device for each chip, in libtpu's order.
 
     Raises:
-        UserError: there is no such chip, or no slice of such a shape.
+        UserError: The chip does not exist, or no slice has such a shape.
     """
     chip, colon, shape = name.partition(":")
     if not colon or not re.fullmatch(r"\d+(x\d+)*", shape):

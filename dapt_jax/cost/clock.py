@@ -1,4 +1,4 @@
-"""Where the seconds go: compiling, training, waiting for data, evaluating, saving, caching."""
+"""Wall time by activity: compiling, training, waiting for data, evaluating, saving, caching."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ NAMES = ("compile", "train", "data", "eval", "checkpoint", "cache", "other")
 
 
 class Clock:
-    """Gives every second since it was made to exactly one name, so that the parts add up to the wall time.
+    """Timer that attributes every second since its creation to exactly one name.
 
-    Spans nest: inside `with clock.span("train")`, a `with clock.span("compile")` takes its seconds away from
-    training. Time outside every span is "other". Times come from a monotonic clock, so that a wall clock that
-    is set back or forward while a run goes on does no harm. JAX runs asynchronously: block on a result before
-    its span ends. A clock belongs to one thread.
+    The parts therefore add up to the wall time. Spans nest: inside `with clock.span("train")`, the time of a
+    `with clock.span("compile")` is subtracted from training. Time outside every span is "other". Times come
+    from a monotonic clock, so adjusting the wall clock during a run has no effect. JAX runs asynchronously:
+    block on a result before its span ends. A clock belongs to one thread.
 
         clock = Clock()
         with clock.span("train"):
@@ -26,10 +26,10 @@ class Clock:
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        """Starts at zero.
+        """Start at zero.
 
         Args:
-            now: seconds from any origin that never decrease.
+            now: Function that returns seconds from any origin and never decreases.
         """
         self._now = now
         self._last = now()
@@ -38,7 +38,7 @@ class Clock:
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Gives the time inside the `with` block to `name`, except what spans nested in it take.
+        """Attribute the time inside the `with` block to `name`, except that of nested spans.
 
         Raises:
             UserError: `name` is not one of `NAMES`.
@@ -54,25 +54,25 @@ class Clock:
             self._stack.pop()
 
     def seconds(self) -> dict[str, float]:
-        """Returns the seconds of every name so far; those of open spans included."""
+        """Return the seconds of every name so far, including those of open spans."""
         self._settle()
         return dict(self._seconds)
 
     @property
     def wall(self) -> float:
-        """Seconds since the clock was made, plus those of the runs it was resumed from."""
+        """Return the seconds since the clock was made, plus those of the runs it was resumed from."""
         return sum(self.seconds().values())
 
     def state(self) -> dict[str, float]:
-        """Returns what a checkpoint stores, as plain JSON values."""
+        """Return the state to checkpoint, as plain JSON values."""
         return self.seconds()
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], now: Callable[[], float] = time.monotonic) -> Clock:
-        """Goes on from a stored state; the time between storing and now does not count.
+        """Resume from a stored state; the time between storing and now does not count.
 
         Raises:
-            UserError: the state names a span this version does not know, or holds a value that is no number.
+            UserError: The state names a span unknown to this version, or holds a value that is not a number.
         """
         clock = cls(now)
         for name, value in state.items():
@@ -85,7 +85,7 @@ class Clock:
         return clock
 
     def _settle(self) -> None:
-        """Credits the time since the last event to the innermost open span."""
+        """Credit the time since the last event to the innermost open span."""
         now = self._now()
         self._seconds[self._stack[-1]] += now - self._last
         self._last = now

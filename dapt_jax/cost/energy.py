@@ -1,10 +1,10 @@
-"""Energy and carbon: measured by the hardware's own counters where it has them, by a published formula elsewhere.
+"""Energy and carbon of a run, from hardware counters where available, else from a published formula.
 
 The formula is that of Green Algorithms (Lannelongue, Grealey and Inouye, Advanced Science 2021, equation 1),
 with which the costs of resource-efficient domain-adaptive pre-training were published (Mehmood et al., arXiv
-2204.13280, appendix B). It is proportional to time; a counter is not. Counters see the devices only: the
-formula also charges memory and cooling (PUE), so figures from different sources do not compare, and every
-figure comes with its source.
+2204.13280, appendix B). It is proportional to time; a counter is not. Counters cover the devices only: the
+formula also charges memory and cooling (PUE), so figures from different sources are not comparable, and every
+figure is reported with its source.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ def green_algorithms(
     pue: float = 1.67,
     memory_watts_per_gb: float = 0.3725,
 ) -> float:
-    """Returns the energy of a run in kWh: `hours * (devices + memory) * PUE / 1000`.
+    """Return the energy of a run in kWh: `hours * (devices + memory) * PUE / 1000`.
 
     Args:
-        seconds: wall time.
-        device_watts: power of all devices together, at full use.
-        memory_gb: main memory available to the run, in GB.
-        pue: power usage effectiveness of the data centre; 1.67 is the world's mean in 2019.
-        memory_watts_per_gb: power of memory.
+        seconds: Wall time.
+        device_watts: Power of all devices together, at full use.
+        memory_gb: Main memory available to the run, in GB.
+        pue: Power usage effectiveness of the data centre; 1.67 was the world's mean in 2019.
+        memory_watts_per_gb: Power of memory, in watts per GB.
 
     Raises:
-        UserError: a quantity is negative.
+        UserError: A quantity is negative.
     """
     quantities = {"seconds": seconds, "device_watts": device_watts, "memory_gb": memory_gb, "pue": pue}
     for name, value in quantities.items():
@@ -65,10 +65,10 @@ def green_algorithms(
 
 
 def carbon_kg(kwh: float, region: str = "world") -> float:
-    """Returns kilograms of CO2 equivalent for electricity used in a region.
+    """Return the kilograms of CO2 equivalent for electricity used in a region.
 
     Raises:
-        UserError: the region is not in `CARBON_INTENSITY`.
+        UserError: The region is not in `CARBON_INTENSITY`.
     """
     if region.lower() not in CARBON_INTENSITY:
         raise UserError(
@@ -78,26 +78,32 @@ def carbon_kg(kwh: float, region: str = "world") -> float:
 
 
 class Counter(Protocol):
-    """A running meter of joules."""
+    """A cumulative energy counter."""
 
     name: str
 
     def joules(self, seconds: float) -> float | None:
-        """Returns joules since the last call, `seconds` ago; None when the counter cannot be trusted for that span."""
+        """Return the joules since the last call, `seconds` ago.
+
+        None means that the counter cannot be trusted for that span.
+        """
 
 
 class Rapl:
-    """Intel's and AMD's running average power limit counters: processor packages and, on servers, their memory."""
+    """Running average power limit (RAPL) counters of Intel and AMD processors.
+
+    They cover processor packages and, on servers, their memory.
+    """
 
     name = "rapl"
 
     def __init__(self, root: Path = Path("/sys/class/powercap")) -> None:
-        """Opens every package and memory zone.
+        """Open every package and memory zone.
 
         Raises:
-            OSError: there is none, or it may not be read (most systems keep them for root).
+            OSError: No zone exists, or none can be read (most systems restrict them to root).
         """
-        # Package zones hold their cores already, and "psys" the whole board: those would count twice.
+        # Package zones include their cores, and "psys" the whole board: those would count twice.
         wanted = [
             zone
             for zone in sorted(root.glob("intel-rapl:*"))
@@ -112,11 +118,11 @@ class Rapl:
         return {path: int(path.read_text()) for path in self._zones}
 
     def joules(self, seconds: float) -> float | None:
-        """Adds up the zones, each over at most one wrap of its counter."""
+        """Return the sum over the zones, assuming that each counter has wrapped at most once."""
         now = self._read()
         used = {path: (now[path] - self._last[path]) % (self._zones[path] + 1) for path in self._zones}
         self._last = now
-        # A counter of a package wraps after some tens of minutes. At 500 W a socket, the span must be
+        # The counter of a package wraps after some tens of minutes. At 500 W per socket, the span must be
         # shorter.
         if seconds * 500 >= min(self._zones.values()) / 1e6:
             return None
@@ -129,14 +135,15 @@ class Nvml:
     name = "nvml"
 
     def __init__(self, devices: int) -> None:
-        """Opens every GPU that the driver shows.
+        """Open every GPU that the driver lists.
 
         Args:
-            devices: how many GPUs the run uses. The counters say nothing of who used a GPU, so it must be all
-                of them.
+            devices: Number of GPUs that the run uses. The counters do not say which process used a GPU, so
+                this must be all of them.
 
         Raises:
-            Exception: no package, no driver, no counter, or other GPUs beside ours; whatever `pynvml` raises.
+            Exception: The package, the driver or a counter is missing, or other GPUs are present; any
+                exception that `pynvml` raises.
         """
         self._nvml = importlib.import_module("pynvml")
         self._nvml.nvmlInit()
@@ -150,14 +157,14 @@ class Nvml:
         return sum(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles) / 1e3
 
     def joules(self, seconds: float) -> float | None:
-        """Returns the joules of all GPUs."""
+        """Return the joules of all GPUs since the last call."""
         del seconds
         before, self._last = self._last, self._read()
         return self._last - before
 
 
 def find_counter(device: Hardware) -> Counter | None:
-    """Returns the counter of the device that does the work, or None: NVML for a GPU, RAPL for a CPU."""
+    """Return the counter of the computing device, or None: NVML for a GPU, RAPL for a CPU."""
     opener: dict[str, Callable[[], Counter]] = {"gpu": lambda: Nvml(device.count), "cpu": Rapl}
     if device.platform not in opener:
         return None
@@ -168,14 +175,14 @@ def find_counter(device: Hardware) -> Counter | None:
 
 
 class EnergyMeter:
-    """Adds up the energy of a run.
+    """Accumulator of the energy of a run.
 
         meter = EnergyMeter(describe())
         with meter.span():
             train()
         meter.kwh, meter.source
 
-    Keep spans under some ten minutes, or call `sample` inside them, where a RAPL counter may wrap; a span
+    Keep spans under about ten minutes, or call `sample` inside them, where a RAPL counter may wrap. A span
     that is too long is charged by the formula instead, and `source` then names both.
     """
 
@@ -186,12 +193,12 @@ class EnergyMeter:
         counter: Counter | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Starts at zero.
+        """Start at zero.
 
         Args:
-            device: what runs; its power and memory feed the formula.
-            counter: a counter to read; by default the one `find_counter` finds.
-            now: monotonic seconds.
+            device: The devices of the run; their power and memory enter the formula.
+            counter: The counter to read; by default the one that `find_counter` returns.
+            now: Function that returns monotonic seconds.
         """
         self._device = device
         self._counter = find_counter(device) if counter is None else counter
@@ -200,21 +207,21 @@ class EnergyMeter:
         self._kwh: dict[str, float] = {}
 
     def __call__(self, seconds: float) -> float:
-        """Returns what the formula charges for a time, in kWh: for rows whose energy was not metered."""
+        """Return the formula's energy in kWh for a number of seconds, for ledger rows without metering."""
         watts = self._device.watts * self._device.count
         return green_algorithms(
             seconds, device_watts=watts, memory_gb=self._device.memory_gb, pue=self._device.pue
         )
 
     def start(self) -> None:
-        """Begins a span; one that is open goes on."""
+        """Begin a span; an open span continues."""
         if self._since is None:
             self._since = self._now()
             if self._counter is not None:
                 self._counter.joules(0.0)
 
     def sample(self) -> None:
-        """Books what the open span has used so far."""
+        """Record the energy that the open span has used so far."""
         if self._since is None:
             return
         now = self._now()
@@ -227,7 +234,7 @@ class EnergyMeter:
         self._kwh[source] = self._kwh.get(source, 0.0) + kwh
 
     def stop(self) -> tuple[float, str]:
-        """Ends the span.
+        """End the span.
 
         Returns:
             The kWh of all spans so far, and their source or sources ("rapl", "nvml", "green-algorithms").
@@ -238,7 +245,7 @@ class EnergyMeter:
 
     @contextlib.contextmanager
     def span(self) -> Iterator[None]:
-        """Meters the `with` block."""
+        """Measure the `with` block."""
         self.start()
         try:
             yield
@@ -247,27 +254,27 @@ class EnergyMeter:
 
     @property
     def kwh(self) -> float:
-        """Energy of what was booked so far, in kWh."""
+        """Energy recorded so far, in kWh."""
         return sum(self._kwh.values())
 
     @property
     def source(self) -> str:
-        """How the energy was obtained; more than one way is joined by "+"."""
+        """Source of the figures; several sources are joined by "+"."""
         if self._kwh:
             return "+".join(sorted(self._kwh))
         return FORMULA if self._counter is None else self._counter.name
 
     def state(self) -> dict[str, float]:
-        """Returns what a checkpoint stores: kWh by source, an open span booked."""
+        """Return the state to checkpoint: kWh by source, including the open span so far."""
         self.sample()
         return dict(self._kwh)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], device: Hardware, **options: Any) -> EnergyMeter:
-        """Goes on from a stored state, on the machine it is now on; energy in between does not count.
+        """Resume from a stored state on the current machine; energy used in between does not count.
 
         Raises:
-            UserError: a stored value is no number.
+            UserError: A stored value is not a number.
         """
         meter = cls(device, **options)
         for source, kwh in state.items():

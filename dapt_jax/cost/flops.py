@@ -1,7 +1,7 @@
-"""FLOPs of any JAX function, from its jaxpr: freeze-aware, exact, and without compiling it.
+"""FLOPs of any JAX function, exact, from its jaxpr and without compilation; frozen parameters cost nothing.
 
-`jax.stages.Compiled.cost_analysis` counts the body of a `lax.scan` once whatever its length, counts
-elementwise work with matrix work, and differs between backends. Here only matrix products and convolutions
+`jax.stages.Compiled.cost_analysis` counts the body of a `lax.scan` once whatever its length, adds
+elementwise work to matrix work, and differs between backends. Here only matrix products and convolutions
 count (a multiply-accumulate is 2), as in the FLOPs of published model cards and in the PaLM paper's model
 FLOPs utilisation (arXiv 2204.02311, appendix B); elementwise operations and reductions are bound by memory
 bandwidth, not by arithmetic.
@@ -24,19 +24,19 @@ from dapt_jax.errors import UserError
 
 Formula = Callable[[Sequence[Any]], int]
 
-# Calls whose body runs once per call. The old spellings are those of earlier JAX releases.
+# Calls whose body runs once per call, including the names of earlier JAX releases.
 # fmt: off
 CALLS = frozenset({
     "jit", "pjit", "call", "core_call", "closed_call", "core_closed_call", "remat", "remat2", "checkpoint",
     "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
 })
 
-# Primitives that do matrix work, or hide it, and for which there is no count.
+# Primitives that do matrix work, or hide it, and have no count.
 UNCOUNTED = frozenset({
-    "cholesky", "cholesky_update", "eig", "eigh", "fft", "geqrf", "hessenberg", "householder_product", "lu", "qr",
-    "schur", "svd", "triangular_solve", "tridiagonal", "tridiagonal_solve", "custom_linear_solve", "ragged_dot",
-    "ragged_dot_general", "scaled_matmul", "custom_call", "ffi_call", "pallas_call", "tpu_custom_call", "mosaic_gpu",
-    "pure_callback", "io_callback",
+    "cholesky", "cholesky_update", "eig", "eigh", "fft", "geqrf", "hessenberg", "householder_product", "lu",
+    "qr", "schur", "svd", "triangular_solve", "tridiagonal", "tridiagonal_solve", "custom_linear_solve",
+    "ragged_dot", "ragged_dot_general", "scaled_matmul", "custom_call", "ffi_call", "pallas_call",
+    "tpu_custom_call", "mosaic_gpu", "pure_callback", "io_callback",
 })
 # fmt: on
 
@@ -48,15 +48,14 @@ _formulas: dict[str, Formula] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """A count of floating-point operations; add counts of parts, multiply by a number of steps.
+    """A count of floating-point operations; supports addition, and multiplication by a number of steps.
 
     Attributes:
-        model: what the mathematics needs: no recomputation, no padding taps.
-        hardware: what runs: `model` plus what `jax.checkpoint` recomputes.
+        model: FLOPs that the mathematics requires: no recomputation, no padding taps.
+        hardware: FLOPs that run: `model` plus what `jax.checkpoint` recomputes.
         padded: `model` plus the taps of convolutions that fall on padding; the textbook convolution count.
         by_op: `model` by operation: primitive name, or `jit:<name>` for a registered function.
-        unknown: operations met that could not be counted, sorted; the count is a lower bound when there are
-            any.
+        unknown: Operations that could not be counted, sorted; if there are any, the count is a lower bound.
     """
 
     model: int = 0
@@ -83,12 +82,12 @@ class Flops:
 
 
 def register(name: str, formula: Formula) -> None:
-    """Lets a formula stand for every `jax.jit`-ed function called `name`; its body is then not walked.
+    """Register a formula for every `jax.jit`-ed function called `name`, whose body is then not traversed.
 
-    For operations written in terms that hide their arithmetic, such as a depthwise convolution as a sum of
-    shifted multiplies. JAX gives the pieces of a differentiated jit the name of the whole, so give the
-    function a `jax.custom_vjp` whose forward and backward rules are jit-ed functions with names of their own,
-    each with one output (an unread output is cut away before the formula is asked).
+    Meant for operations whose implementation hides their arithmetic, such as a depthwise convolution written
+    as a sum of shifted products. JAX gives the pieces of a differentiated jit the name of the whole, so give
+    the function a `jax.custom_vjp` whose forward and backward rules are jit-ed functions with distinct names,
+    each with one output (an unread output is eliminated before the formula is called).
 
     Args:
         name: The function's `__name__`, as it is when `jax.jit` wraps it.
@@ -109,20 +108,20 @@ def count(fn: Callable[..., Any], *args: Any) -> Flops:
     >>> count(lambda a, b: a @ b, matrix, matrix).model
     1024
 
-    What no output depends on is removed first, so gradients of frozen parameters cost nothing unless
-    something reads them. Recomputation is counted against a forward pass that is there: count a function that
-    returns its loss (`jax.value_and_grad`), or the forward pass that only the gradient needs may itself be
-    the recomputed one. Under `shard_map` every device of the mesh counts.
+    Computations that no output depends on are removed first, so gradients of frozen parameters cost nothing
+    unless they are read. Recomputation is recognised relative to an existing forward pass: count a function
+    that returns its loss (`jax.value_and_grad`); otherwise a forward pass that only the gradient needs may
+    itself be taken for the recomputed one. Under `shard_map` every device of the mesh counts.
 
     Args:
-        fn: any traceable function.
-        *args: its arguments: pytrees of arrays, scalars or `jax.ShapeDtypeStruct`.
+        fn: Any traceable function.
+        *args: Arguments of `fn`: pytrees of arrays, scalars or `jax.ShapeDtypeStruct`.
 
     Returns:
         FLOPs of one call, over all devices.
 
     Raises:
-        UserError: an argument is neither array, scalar nor `jax.ShapeDtypeStruct`.
+        UserError: An argument is not an array, a scalar or a `jax.ShapeDtypeStruct`.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")) and not isinstance(
@@ -138,7 +137,7 @@ def count(fn: Callable[..., Any], *args: Any) -> Flops:
 
 
 def _walk(jaxpr: jex.Jaxpr, known: trips.Known, *, replayed: bool) -> Flops:
-    """Sums the equations of a jaxpr; inside replayed code everything counts as hardware FLOPs only."""
+    """Sum over the equations of a jaxpr; inside recomputed code, all counts as hardware FLOPs only."""
     total = Flops()
     for eqn in jaxpr.eqns:
         total += _equation(eqn, known, replayed or REPLAY_SCOPE in str(eqn.source_info.name_stack))
@@ -147,7 +146,7 @@ def _walk(jaxpr: jex.Jaxpr, known: trips.Known, *, replayed: bool) -> Flops:
 
 
 def _equation(eqn: jex.JaxprEqn, known: trips.Known, replayed: bool) -> Flops:
-    """Counts one equation, times the trips of a loop."""
+    """Count one equation, multiplied by the trips of a loop."""
     name = eqn.primitive.name
     walk = functools.partial(_body, eqn, known, replayed)
     if name == "dot_general":
@@ -179,13 +178,13 @@ def _equation(eqn: jex.JaxprEqn, known: trips.Known, replayed: bool) -> Flops:
     if name in UNCOUNTED:
         return Flops(unknown=(name,))
     inside = _sum(walk(body) for body in jex.jaxprs_in_params(eqn.params))
-    # Reducers, comparators and scatter updates carry scalar bodies, which come to nothing. A body that does
-    # matrix work runs a number of times that only its primitive knows.
+    # Reducers, comparators and scatter updates carry scalar bodies, which have no matrix FLOPs. A body with
+    # matrix work runs a number of times that depends on the primitive.
     return inside + Flops(unknown=(name,)) if inside.hardware else inside
 
 
 def _while(eqn: jex.JaxprEqn, known: trips.Known, replayed: bool) -> Flops:
-    """Counts body and condition, times the trips where they can be told; else once, and says so."""
+    """Count body and condition times the trip count; if that is unknown, count once and report it."""
     bodies = [
         _walk(_open(eqn.params[key]), trips.Known(), replayed=replayed)
         for key in ("body_jaxpr", "cond_jaxpr")
@@ -198,7 +197,10 @@ def _while(eqn: jex.JaxprEqn, known: trips.Known, replayed: bool) -> Flops:
 
 
 def _body(eqn: jex.JaxprEqn, known: trips.Known, replayed: bool, body: jex.Jaxpr) -> Flops:
-    """Walks a body; what is known of its operands is passed in where operands and parameters are the same list."""
+    """Traverse a body.
+
+    Known values of operands are passed in where operands and parameters are the same list.
+    """
     same = eqn.primitive.name in CALLS and len(body.invars) == len(eqn.invars)
     return _walk(body, known.into(body, eqn.invars) if same else trips.Known(), replayed=replayed)
 

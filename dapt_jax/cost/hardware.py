@@ -1,10 +1,10 @@
-"""What the devices are: peak arithmetic, bandwidth and power, from the makers' published figures; of a CPU, measured.
+"""Peak arithmetic, bandwidth and power of devices: published figures of the makers; for a CPU, measured.
 
 Sources: NVIDIA data sheets of A100, H100, H200, L4 and T4 (dense figures, without structured sparsity);
 Google Cloud TPU documentation for peak, memory and bandwidth; Jouppi et al., "A Domain-Specific Supercomputer
 for Training Deep Neural Networks" (CACM 2020) and "TPU v4" (ISCA 2023, maximum measured) for TPU power and
-the links of v2, v3 and v4. Google has published no power for v5e, v5p and v6e. Of TPUs alone are memory and
-interconnect in the table: `mode=aot` asks for them.
+the links of v2, v3 and v4. Google has published no power for v5e, v5p and v6e. The table holds memory and
+interconnect of TPUs only, because only `mode=aot` needs them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from dapt_jax.cost import peak
 
 # Green Algorithms (Lannelongue et al. 2021) charges a processor its thermal design power per core; the
-# entries of its table lie between 4 and 24 W, and 12 W is what it takes for a processor it does not know.
+# entries of its table lie between 4 and 24 W, and it assumes 12 W for processors that it does not list.
 CPU_WATTS_PER_CORE = 12.0
 
-# What Green Algorithms charges for a TPU v2 and for many GPUs of its day; stands in where nothing is
+# What Green Algorithms charges for a TPU v2 and for many GPUs of its time; used where no figure is
 # published.
 UNKNOWN_WATTS = 250.0
 
@@ -30,20 +30,20 @@ class Hardware:
     """The devices of a run.
 
     Attributes:
-        kind: the device's own name, e.g. "NVIDIA H100 80GB HBM3"; for a CPU its model name.
-        count: how many JAX devices, over all processes.
+        kind: Device name as JAX reports it, e.g. "NVIDIA H100 80GB HBM3"; for a CPU its model name.
+        count: Number of JAX devices, over all processes.
         platform: "cpu", "gpu" or "tpu".
-        watts: power per JAX device under load, in watts.
-        memory_gb: main memory of the hosts in GB (10^9 bytes); what the energy formula charges.
-        peak_flops: dense FLOP/s per JAX device by type ("bfloat16", "float16", "tensorfloat32", "float32"),
+        watts: Power per JAX device under load, in watts.
+        memory_gb: Main memory of the hosts in GB (10^9 bytes), which the energy formula charges.
+        peak_flops: Dense FLOP/s per JAX device by type ("bfloat16", "float16", "tensorfloat32", "float32"),
             or None.
-        bandwidth: device memory bandwidth per JAX device in bytes/s, or None.
-        memory_bytes: device memory per JAX device, or None.
-        interconnect: bytes/s that leave a JAX device over all its links to others together, or None.
-        cpu: model name of the host's processor.
-        cores: logical cores of the host.
-        note: what is not known, in words; empty when everything is.
-        pue: power usage effectiveness of the place where they stand; 1.67 is the world's mean in 2019.
+        bandwidth: Device memory bandwidth per JAX device in bytes/s, or None.
+        cpu: Model name of the host's processor.
+        cores: Logical cores of the host.
+        note: Unknown figures, in words; empty when all are known.
+        pue: Power usage effectiveness of the data centre; 1.67 was the world's mean in 2019.
+        memory_bytes: Device memory per JAX device, or None.
+        interconnect: Bytes/s that leave a JAX device over all its links to other devices together, or None.
     """
 
     kind: str
@@ -61,10 +61,10 @@ class Hardware:
     interconnect: float | None = None
 
     def peak_for(self, dtype: str) -> float:
-        """Dense FLOP/s of all devices together with activations of a type, 0 where it is not known.
+        """Return dense FLOP/s of all devices for activations of a type, 0 where unknown.
 
-        What JAX does with float32 by default counts: TPUs multiply it as bfloat16, recent NVIDIA GPUs as
-        tensorfloat32.
+        The precision that JAX uses for float32 by default counts: TPUs multiply it as bfloat16, recent NVIDIA
+        GPUs as tensorfloat32.
         """
         known = self.peak_flops or {}
         names = [dtype, *({"float32": ["tensorfloat32"], "bfloat16": ["float16"]}.get(dtype, []))]
@@ -81,11 +81,11 @@ class _Chip:
 
     Attributes:
         teraflops: TFLOP/s by type.
-        gigabytes: GB/s of its memory.
-        watts: under load; None: not published.
-        gibibytes: GiB of its memory; None: not asked for.
-        links: GB/s that leave it over all its links: half of what is published as bidirectional; None: not
-            asked for.
+        gigabytes: Memory bandwidth in GB/s.
+        watts: Power under load; None: not published.
+        gibibytes: Memory size in GiB; None: not recorded.
+        links: GB/s that leave the device over all its links: half of the published bidirectional figure;
+            None: not recorded.
     """
 
     teraflops: dict[str, float]
@@ -104,15 +104,15 @@ def _nvidia(bfloat16: float, tensorfloat32: float, float32: float, gigabytes: fl
 
 
 TPU_SOURCES = (
-    "Google Cloud TPU documentation, pages v5e, v5p and v6e: peak compute, HBM and ICI bandwidth per chip; half of the "
-    "bidirectional figure leaves a chip (v5p: 4,800 Gbit/s)",
-    "Jouppi et al., TPU v4 (ISCA 2023): 6 links of 50 GB/s; A Domain-Specific Supercomputer (CACM 2020): 4 links of 656 and "
-    "496 Gbit/s of v3 and v2",
+    "Google Cloud TPU documentation, pages v5e, v5p and v6e: peak compute, HBM and ICI bandwidth per chip; "
+    "half of the bidirectional figure leaves a chip (v5p: 4,800 Gbit/s)",
+    "Jouppi et al., TPU v4 (ISCA 2023): 6 links of 50 GB/s; A Domain-Specific Supercomputer (CACM 2020): "
+    "4 links of 656 and 496 Gbit/s of v3 and v2",
 )
-"""Where the figures of TPUs are published."""
+"""Sources of the TPU figures."""
 
-# Looked up by the first key that the device's name begins with, so longer names come first. JAX sees the two
-# cores of a TPU v2 or v3 chip as two devices; their rows hold half a chip.
+# Looked up by the first key that the device's name begins with, so longer names come first. JAX exposes the
+# two cores of a TPU v2 or v3 chip as two devices; their rows hold half a chip.
 _CHIPS: dict[str, _Chip] = {
     "NVIDIA H200": _nvidia(989.4, 494.7, 66.9, 4800, 700),
     "NVIDIA H100 PCIe": _nvidia(756, 378, 51, 2000, 350),
@@ -136,12 +136,12 @@ _CHIPS: dict[str, _Chip] = {
 
 
 def describe(*, measure: bool = False, watts: float = 0.0, pue: float = Hardware.pue) -> Hardware:
-    """Describes the devices JAX sees; anything the table does not hold is None, and `note` says so.
+    """Describe the devices that JAX sees; figures not in the table are None, and `note` says so.
 
     Args:
-        measure: measure a CPU whose figures were not measured before: see `dapt_jax.cost.peak`.
-        watts: power per JAX device where the user knows better; 0 takes the table's.
-        pue: of the place where the devices stand.
+        measure: Whether to measure a CPU that has not been measured before: see `dapt_jax.cost.peak`.
+        watts: Power per JAX device, if the user knows it; 0 takes the table's.
+        pue: Power usage effectiveness of the data centre.
     """
     import jax
 
@@ -159,7 +159,10 @@ def describe(*, measure: bool = False, watts: float = 0.0, pue: float = Hardware
 
 
 def device_bytes() -> int:
-    """Memory of a local device in bytes: what it says, or on CPUs its share of the host's main memory; 0 if unknown."""
+    """Return the memory of a local device in bytes; 0 if unknown.
+
+    The figure is the one that the device reports, or on CPUs its share of the host's main memory.
+    """
     import jax
 
     from dapt_jax.cost.memory import memory_stats
@@ -172,10 +175,13 @@ def device_bytes() -> int:
 
 
 def _with_measured(found: Hardware, figures: dict[str, float] | None) -> Hardware:
-    """A CPU with what was measured of it; its JAX devices share it out among them."""
+    """Return a CPU with its measured figures, divided among its JAX devices."""
     assumed = f"{CPU_WATTS_PER_CORE:g} W per core assumed"
     if figures is None:
-        lost = "peak FLOP/s and bandwidth not known, so no utilisation (python -m dapt_jax.cost.hardware measures them once)"
+        lost = (
+            "peak FLOP/s and bandwidth not known, so no utilisation "
+            "(python -m dapt_jax.cost.hardware measures them once)"
+        )
         return dataclasses.replace(found, note=f"CPU: {assumed}; {lost}")
     shares = {name: value / found.count for name, value in figures.items()}
     bandwidth = shares.pop("bandwidth")
@@ -183,18 +189,18 @@ def _with_measured(found: Hardware, figures: dict[str, float] | None) -> Hardwar
 
 
 def lookup(kind: str, count: int, platform_name: str, hosts: int = 1) -> Hardware:
-    """Describes `count` devices of a kind, on hosts like this one.
+    """Describe `count` devices of a kind, on hosts like this one.
 
     Args:
         kind: `jax.Device.device_kind`.
-        count: JAX devices, over all hosts.
+        count: Number of JAX devices, over all hosts.
         platform_name: `jax.Device.platform`.
-        hosts: how many hosts share them.
+        hosts: Number of hosts that share them.
     """
     cpu, cores = _cpu_model(), os.cpu_count() or 1
     memory_gb = _memory_bytes() * hosts / 1e9
     if platform_name == "cpu":
-        # A process may split one processor into many JAX devices: its power is shared out among them.
+        # A process may split one processor into many JAX devices, which share its power.
         watts = CPU_WATTS_PER_CORE * cores * hosts / count
         return _with_measured(Hardware(cpu, count, "cpu", watts, memory_gb, None, None, cpu, cores), None)
     name = "gpu" if platform_name in ("gpu", "cuda", "rocm") else platform_name
@@ -222,25 +228,25 @@ def lookup(kind: str, count: int, platform_name: str, hosts: int = 1) -> Hardwar
 
 
 def utilisation(flops: float, seconds: float, peak_flops: float) -> float | None:
-    """Returns the share of the devices' peak that some FLOPs were: MFU or HFU, by which FLOPs they are.
+    """Return the fraction of the devices' peak FLOP/s that was achieved: MFU or HFU, depending on `flops`.
 
-    Model FLOPs utilisation takes model FLOPs (`Flops.model`): what is recomputed is not work done, so it
-    lowers the figure. Hardware FLOPs utilisation takes all that ran (`Flops.hardware`). As in PaLM (arXiv
+    Model FLOPs utilisation takes model FLOPs (`Flops.model`): recomputation is not useful work, so it lowers
+    the figure. Hardware FLOPs utilisation takes all FLOPs that ran (`Flops.hardware`). As in PaLM (arXiv
     2204.02311, appendix B) and MaxText.
 
     Args:
-        flops: of the work, over all devices.
-        seconds: the time it took.
+        flops: FLOPs of the work, over all devices.
+        seconds: Time that the work took.
         peak_flops: FLOP/s of all devices together: see `Hardware.peak_for`.
 
     Returns:
-        A fraction, or None where the peak is not known or no time has passed.
+        A fraction, or None where the peak is unknown or no time has passed.
     """
     return flops / (seconds * peak_flops) if seconds > 0 and peak_flops > 0 else None
 
 
 def _begins(kind: str, prefix: str) -> bool:
-    """Tells whether a name begins with a prefix at a word's end: "NVIDIA L4" is not "NVIDIA L40S"."""
+    """Return whether a name begins with a prefix at a word's end: "NVIDIA L4" is not "NVIDIA L40S"."""
     if not kind.lower().startswith(prefix.lower()):
         return False
     rest = kind[len(prefix) :]
@@ -258,7 +264,7 @@ def _cpu_model() -> str:
 
 
 def _memory_bytes() -> int:
-    """Returns the main memory of this host; 0 where the system does not tell."""
+    """Return the main memory of this host; 0 where the system does not report it."""
     info = Path("/proc/meminfo")
     if info.exists():
         for line in info.read_text().splitlines():
@@ -271,7 +277,7 @@ def _memory_bytes() -> int:
 
 
 def main() -> None:
-    """Measures this machine's CPU anew and prints what it found."""
+    """Measure this machine's CPU again and print the figures."""
     here = lookup("cpu", 1, "cpu")
     for name, value in peak.measured(here.cpu, here.cores, anew=True).items():
         unit = "GB/s" if name == "bandwidth" else "GFLOP/s"

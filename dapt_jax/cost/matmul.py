@@ -1,4 +1,4 @@
-"""FLOPs of one matrix product or convolution, from its equation in a jaxpr. A multiply-accumulate is 2 FLOPs."""
+"""FLOPs of one matrix product or convolution, from its jaxpr equation; a multiply-accumulate is 2 FLOPs."""
 
 import functools
 import math
@@ -9,21 +9,20 @@ from jax.extend import core as jex
 
 
 def dot_general(eqn: jex.JaxprEqn) -> int:
-    """Returns 2 x (elements of the result) x (length contracted); batch dimensions are in the result."""
+    """Return 2 x (elements of the result) x (contracted length); the result includes batch dimensions."""
     (contracting, _), _ = eqn.params["dimension_numbers"]
     lhs = _shape(eqn.invars[0])
     return 2 * math.prod(_shape(eqn.outvars[0])) * math.prod(lhs[axis] for axis in contracting)
 
 
 def conv_general_dilated(eqn: jex.JaxprEqn) -> tuple[int, int]:
-    """Returns the FLOPs of a convolution, without and with the taps that fall on padding.
+    """Return the FLOPs of a convolution, without and with the taps that fall on padding.
 
-    Along each spatial axis only the pairs (output position, kernel tap) that meet an element of the input
+    Along each spatial axis only the pairs (output position, kernel tap) that read an element of the input
     count: the holes of `lhs_dilation` never do. Without padding taps, a layer's forward pass, its input
-        gradient (a convolution
-    dilated by the stride) and its weight gradient (a convolution whose kernel is the output) go through the
-    very same (input, output, tap) triples, so all three have one count. With padding taps the forward pass
-    has the textbook `2 * positions * taps * channels_in * channels_out / groups`.
+    gradient (a convolution dilated by the stride) and its weight gradient (a convolution whose kernel is the
+    output) use the same (input, output, tap) triples, so all three have one count. With padding taps the
+    forward pass has the textbook `2 * positions * taps * channels_in * channels_out / groups`.
 
     Returns:
         `(model, padded)`, both in FLOPs.
@@ -53,11 +52,11 @@ def conv_general_dilated(eqn: jex.JaxprEqn) -> tuple[int, int]:
 def _pairs(
     length: int, taps: int, positions: int, stride: int, low: int, lhs_dilation: int, rhs_dilation: int
 ) -> tuple[int, int]:
-    """Counts the pairs (output position, kernel tap) along one axis.
+    """Count the pairs (output position, kernel tap) along one axis.
 
     Returns:
-        The pairs that hit a real element, and the pairs that hit a real element or padding. Padding is taken
-        to continue the grid of the dilated input, so that its holes count in neither.
+        The pairs that read an input element, and the pairs that read an input element or padding. Padding
+        continues the grid of the dilated input, so its holes count in neither.
     """
     starts = np.arange(positions)[:, None] * stride - low
     where = starts + np.arange(taps)[None, :] * rhs_dilation

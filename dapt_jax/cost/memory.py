@@ -1,4 +1,4 @@
-"""Bytes: what a training step keeps for its backward pass, and what a device or process has used at most."""
+"""Memory in bytes: residuals of a training step, and peak use of a device or process."""
 
 import math
 import resource
@@ -13,21 +13,21 @@ from jaxtyping import Array, PyTree
 
 
 def tree_bytes(tree: object) -> int:
-    """Returns the bytes of every array (or `jax.ShapeDtypeStruct`) in a pytree."""
+    """Return the total bytes of the arrays (or `jax.ShapeDtypeStruct`) in a pytree."""
     return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def residual_bytes(fn: Callable[..., Any], params: PyTree[Array | jax.ShapeDtypeStruct], *args: Any) -> int:
-    """Returns the bytes that `jax.vjp(fn, params)` keeps from the forward for the backward pass.
+    """Return the bytes that `jax.vjp(fn, params)` stores for the backward pass.
 
-    Nothing is run or compiled. Each distinct residual counts once, the parameters themselves not at all.
+    Nothing is run or compiled. Each distinct residual counts once; the parameters themselves do not count.
     Inputs in `args` that the backward pass reads (the images under a first trained convolution) do count. A
-    compiler may fuse or recompute residuals, so a measured peak can lie below.
+    compiler may fuse or recompute residuals, so a measured peak can be lower.
 
     Args:
-        fn: a differentiable function `fn(params, *args)`.
-        params: the pytree of what is differentiated: arrays or `jax.ShapeDtypeStruct`.
-        *args: the other arguments, which are constant for the differentiation.
+        fn: Differentiable function `fn(params, *args)`.
+        params: Pytree to differentiate with respect to: arrays or `jax.ShapeDtypeStruct`.
+        *args: Other arguments, which are constant for the differentiation.
 
     Returns:
         Bytes over all devices.
@@ -42,16 +42,16 @@ def train_peak_bytes(
     *args: Any,
     optimizer_state: object = (),
 ) -> int:
-    """Estimates the peak of one training step without compiling it.
+    """Estimate the peak memory of one training step without compiling it.
 
-    The sum of parameters, their gradients, optimizer state, other inputs and residuals: all of them are alive
-    when the backward pass begins to write its last gradients, and none of them can be dropped before.
+    The sum of parameters, their gradients, optimizer state, other inputs and residuals: all of them are live
+    when the backward pass begins to write its last gradients, and none of them can be freed earlier.
 
     Args:
-        fn: a differentiable function `fn(params, *args)` that returns the loss.
-        params: the trainable parameters alone; hand frozen ones over in `args`.
-        *args: frozen parameters, statistics, images, labels.
-        optimizer_state: pytree of the optimizer's state, e.g. from `jax.eval_shape(optimizer.init, params)`.
+        fn: Differentiable function `fn(params, *args)` that returns the loss.
+        params: Trainable parameters only; pass frozen ones in `args`.
+        *args: Frozen parameters, statistics, images, labels.
+        optimizer_state: Pytree of the optimizer's state, e.g. `jax.eval_shape(optimizer.init, params)`.
 
     Returns:
         Bytes over all devices.
@@ -61,15 +61,15 @@ def train_peak_bytes(
 
 
 def memory_stats(device: jax.Device) -> dict[str, Any]:
-    """What a JAX device says of its memory; empty where it says nothing, as CPUs do."""
+    """Return the memory statistics of a JAX device; empty where it reports none, as CPUs do."""
     try:
         return device.memory_stats() or {}
-    except Exception:  # a plugin that has no such figures raises what it likes
+    except Exception:  # a plugin without these figures may raise anything
         return {}
 
 
 def device_peak_bytes() -> tuple[int, str]:
-    """Returns the most bytes in use so far on the fullest local device, and the name of the source.
+    """Return the peak bytes in use so far on the fullest local device, and the name of the source.
 
     Returns:
         `(bytes, "device memory_stats")` where devices report it; on others, CPU among them, the process's
@@ -79,7 +79,7 @@ def device_peak_bytes() -> tuple[int, str]:
     reported = [int(peak) for peak in peaks if peak is not None]
     if reported:
         return max(reported), "device memory_stats"
-    # Linux gives kibibytes, macOS bytes.
+    # Linux reports kibibytes, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process peak resident size"
 
@@ -89,7 +89,7 @@ def _residuals(
     params: PyTree[Array | jax.ShapeDtypeStruct],
     *args: Any,
 ) -> tuple[int, int]:
-    """Returns the bytes of residuals that the forward pass computes, and of those that are inputs in `args`."""
+    """Return the bytes of residuals that the forward pass computes, and of those that are in `args`."""
 
     def backward_state(params: PyTree[Array], args: tuple[Any, ...]) -> list[Any]:
         _, backward = jax.vjp(lambda trained: fn(trained, *args), params)

@@ -1,9 +1,9 @@
-"""What a CPU can do at most, measured: no maker publishes it, and utilisation needs it.
+"""Measured peak of a CPU: makers do not publish it, and utilisation needs it.
 
     python -m dapt_jax.cost.hardware
 
-Measured once per processor, number of cores and JAX version, and kept in the user's cache folder; takes about
-two seconds.
+Measured once per processor, number of cores and JAX version, and stored in the user's cache folder; takes
+about two seconds.
 """
 
 import contextlib
@@ -16,20 +16,20 @@ from typing import Any
 from dapt_jax.runtime import atomic_files, user_cache
 
 SIDE = 2048
-"""Of the square matrices; their product is 17 GFLOP."""
+"""Side of the square matrices; their product is 17 GFLOP."""
 FLOATS = 1 << 25
-"""Of the array that is read and written, 128 MiB: more than processor caches hold."""
+"""Size of the array that is read and written, 128 MiB: more than processor caches hold."""
 BUDGET_S = 0.3
-"""For each measurement, after compiling and one run."""
+"""Number of runs per measurement, after compilation and one warm-up run."""
 DTYPES = ("float32", "bfloat16")
 
 
 def measure() -> dict[str, float]:
-    """Measures the default device.
+    """Measure the default device.
 
     Returns:
         FLOP/s of a large matrix product by dtype, and `bandwidth` in bytes/s of reading and writing an array;
-        the best of several runs each, by all JAX devices of this process's processor together.
+        the best of several runs each, over all JAX devices of this process's processor together.
     """
     import jax
     import jax.numpy as jnp
@@ -45,7 +45,7 @@ def measure() -> dict[str, float]:
 
 
 def _best(function: Callable[..., Any], *arguments: Any) -> float:
-    """Seconds of the fastest run of a function that gives a JAX array."""
+    """Return the seconds of the fastest run of a function that returns a JAX array."""
     function(*arguments).block_until_ready()
     best, end = float("inf"), time.perf_counter() + BUDGET_S
     while time.perf_counter() < end:
@@ -56,14 +56,14 @@ def _best(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def key(cpu: str, cores: int) -> str:
-    """What a measurement holds for."""
+    """Return the key under which a measurement is stored."""
     import jax
 
     return f"{cpu}, {cores} cores, jax {jax.__version__}"
 
 
 def stored(cpu: str, cores: int) -> dict[str, float] | None:
-    """What was measured on such a processor, or None; an unreadable file is as good as none."""
+    """Return the stored measurement of such a processor, or None; an unreadable file counts as none."""
     try:
         found = json.loads(file().read_text())[key(cpu, cores)]
         return {name: float(found[name]) for name in (*DTYPES, "bandwidth")}
@@ -72,7 +72,10 @@ def stored(cpu: str, cores: int) -> dict[str, float] | None:
 
 
 def measured(cpu: str, cores: int, *, anew: bool = False) -> dict[str, float]:
-    """What was measured before, or else is measured now and kept; where it cannot be kept it is measured again next time."""
+    """Return the stored measurement, or measure now and store the result.
+
+    Where the result cannot be stored, it is measured again next time.
+    """
     found = None if anew else stored(cpu, cores)
     if found is None:
         found = measure()
@@ -86,5 +89,5 @@ def measured(cpu: str, cores: int, *, anew: bool = False) -> dict[str, float]:
 
 
 def file() -> Path:
-    """Where the figures of the machines that share this user's cache are kept."""
+    """Return the file of measurements of the machines that share this user's cache."""
     return user_cache.folder("peak.json")

@@ -1,8 +1,8 @@
-"""How often a `lax.while_loop` runs its body, where the jaxpr says so.
+"""Trip count of a `lax.while_loop`, where the jaxpr determines it.
 
 `lax.fori_loop` with bounds that are not Python numbers, and hand-written counting loops, trace to `while`.
-When the condition is `i < n`, the body adds a constant to `i` and leaves `n` alone, and both start from
-numbers known while tracing, the count is arithmetic.
+When the condition is `i < n`, the body adds a constant to `i` and leaves `n` unchanged, and both start from
+numbers known at trace time, the count follows by arithmetic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ class Known:
 
     @classmethod
     def of(cls, jaxpr: jex.Jaxpr, consts: Sequence[Any]) -> Known:
-        """Starts from the constants a closed jaxpr carries; removal of dead code keeps their order only if all stay."""
+        """Start from the constants of a closed jaxpr.
+
+        Dead-code elimination preserves their order only if all of them remain.
+        """
         known = cls()
         if len(jaxpr.constvars) == len(consts):
             for var, value in zip(jaxpr.constvars, consts, strict=True):
@@ -30,19 +33,19 @@ class Known:
         return known
 
     def into(self, body: jex.Jaxpr, operands: Sequence[Any]) -> Known:
-        """Returns what a body knows of its parameters when it is called with `operands`."""
+        """Return what is known of a body's parameters when it is called with `operands`."""
         inner = Known()
         for var, operand in zip(body.invars, operands, strict=True):
             inner._put(var, self.value(operand))
         return inner
 
     def learn(self, eqn: jex.JaxprEqn) -> None:
-        """Follows a value through the conversions that loops put on their bounds."""
+        """Propagate a value through the conversions that loops apply to their bounds."""
         if eqn.primitive.name in ("convert_element_type", "copy", "copy_p", "stop_gradient"):
             self._put(eqn.outvars[0], self.value(eqn.invars[0]))
 
     def value(self, atom: jex.Var | jex.Literal) -> int | None:
-        """Returns the value of a literal or of a known variable, else None."""
+        """Return the value of a literal or of a known variable, else None."""
         return _integer(atom.val) if isinstance(atom, jex.Literal) else self._values.get(atom)
 
     def _put(self, var: jex.Var, value: object) -> None:
@@ -52,7 +55,7 @@ class Known:
 
 
 def while_trips(eqn: jex.JaxprEqn, known: Known) -> int | None:
-    """Returns how often a `while` equation runs its body, or None when that cannot be told from the jaxpr."""
+    """Return how often a `while` equation runs its body, or None when the jaxpr does not determine it."""
     params = eqn.params
     cond, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
     if (
@@ -90,7 +93,7 @@ def while_trips(eqn: jex.JaxprEqn, known: Known) -> int | None:
 
 
 def _step(body: jex.Jaxpr, before: jex.Var, after: jex.Var) -> int | None:
-    """Returns the positive constant that a body adds to its counter, or None."""
+    """Return the positive constant that a body adds to its counter, or None."""
     for eqn in body.eqns:
         if eqn.primitive.name == "add" and eqn.outvars[0] is after and before in eqn.invars:
             other = [atom for atom in eqn.invars if atom is not before]
@@ -100,7 +103,7 @@ def _step(body: jex.Jaxpr, before: jex.Var, after: jex.Var) -> int | None:
 
 
 def _integer(value: Any) -> int | None:
-    """Returns a concrete integer scalar as an int, and None for anything else."""
+    """Return a concrete integer scalar as an int, and None for anything else."""
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, int):

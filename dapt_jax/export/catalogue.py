@@ -1,4 +1,4 @@
-"""Which models there are: `python -m dapt_jax.main --config.mode=models`."""
+"""Listing of the available models: `python -m dapt_jax.main --config.mode=models`."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,11 +12,14 @@ from dapt_jax.training import accounting, freezing
 from dapt_jax.weights import zoo
 
 CLASSES = 1000
-"""Of the head that parameters and FLOPs are given with, as in publications."""
+"""Classes of the head with which parameters and FLOPs are reported, as in publications."""
 
 
 def show() -> None:
-    """Prints a line per encoder: parameters, GFLOPs at its own image size, layer groups, and the weights known by name."""
+    """Print a line per encoder.
+
+    It gives parameters, GFLOPs at its default image size, layer groups, and the weights known by name.
+    """
     console = Console(width=None if Console().is_terminal else 170)
     table = Table()
     for column, justify in (
@@ -41,15 +44,16 @@ def show() -> None:
         )
     console.print(table)
     console.print(
-        f"Parameters and FLOPs of one image forward, with a head of {CLASSES} classes; a multiply-accumulate is 2. Every "
-        "model takes any checkpoint of its family by path or address (--config.weights), any image size and any number "
-        f"of channels. Decoders for segmentation, on any of them: {', '.join(decoders.BUILDERS)}.",
+        f"Parameters and FLOPs of one image forward, with a head of {CLASSES} classes; a multiply-accumulate "
+        "is 2. Every model takes any checkpoint of its family by path or address (--config.weights), any "
+        f"image size and any number of channels. Decoders for segmentation, on any of them: "
+        f"{', '.join(decoders.BUILDERS)}.",
         soft_wrap=True,
     )
 
 
 def size(name: str) -> tuple[int, int]:
-    """Parameters of a model, and model FLOPs of one image forward at the size that its pretrained weights were made at."""
+    """Return a model's parameters, and model FLOPs of one image forward at its pretrained image size."""
     encoder = registry.build(name)
     classifier = Classifier(encoder, CLASSES)
     pooled = accounting.forward(classifier, encoder.image_size, len(encoder.groups)).model
@@ -57,19 +61,19 @@ def size(name: str) -> tuple[int, int]:
 
 
 def condensed(groups: Sequence[str]) -> str:
-    """`stem, stage1 (3), top` of `stem, stage1/block1, ...`."""
+    """Return `stem, stage1 (3), top` for `stem, stage1/block1, ...`."""
     runs = ((stem, len(list(members))) for stem, members in itertools.groupby(groups, _leading))
     return ", ".join(f"{stem} ({count})" if count > 1 else stem for stem, count in runs)
 
 
 def _leading(group: str) -> str:
-    """What groups that belong together share: the stage, or the name without its number."""
+    """Return the common part of related group names: the stage, or the name without its number."""
     stage, slash, _ = group.partition("/")
     return stage if slash else group.rstrip("0123456789")
 
 
 def known(names: Sequence[str], most: int = 2) -> str:
-    """The first names, and how many there are."""
+    """Return the first names, and the number of all names."""
     if not names:
         return "-"
     more = f", ... ({len(names)})" if len(names) > most else ""

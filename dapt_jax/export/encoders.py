@@ -1,4 +1,4 @@
-"""`mode=export`: what a study has adapted, for other tools, each encoder with its card."""
+"""`mode=export`: a study's adapted encoders in formats of other tools, each with a model card."""
 
 from pathlib import Path
 
@@ -24,14 +24,15 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
     """Export every adapted encoder of the strategies and seeds of a study.
 
     In `workdir/export/ARM`: `timm.safetensors` and `torchvision.safetensors` where these libraries build the
-    model, `encoder.safetensors` (our names), `orbax`, `encoder.stablehlo` and the card, `README.md`.
+    model, `encoder.safetensors` (names of this library), `orbax`, `encoder.stablehlo`, and the card
+    `README.md`.
 
     Args:
         settings: Settings of the study.
         workdir: Folder of the study.
 
     Returns:
-        Their folders.
+        Folders of the exported encoders.
 
     Raises:
         UserError: The workdir holds no study, or none of its arms is adapted.
@@ -60,7 +61,7 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
 
 def _export(records: Records, strategy: Strategy, source: Path, target: Path, *, is_whole: bool) -> None:
     encoder = strategy.encoder
-    if remembered := locate.remembered(source / ADAPTED):  # the source weights may be elsewhere by now
+    if remembered := locate.remembered(source / ADAPTED):  # the source weights may have been moved
         encoder = encoder.with_preprocess(remembered)
     params, batch_stats, _ = locate.load(str(source / ADAPTED), Classifier(encoder, 1), seed=0)
     params.pop(HEAD)
@@ -90,6 +91,6 @@ def _phase(phase: Phase) -> str:
 
 
 def parity_image(size: int, channels: int) -> np.ndarray:
-    """The uint8 image (h, w, c) whose features a card gives: no two of its rows, columns or channels are alike."""
+    """Return the uint8 image (h, w, c) whose features a card lists; rows, columns and channels all differ."""
     rows, columns, depth = np.ogrid[:size, :size, :channels]
     return ((3 * rows + 5 * columns + 7 * depth) % 256).astype(np.uint8)

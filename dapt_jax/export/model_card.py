@@ -1,4 +1,4 @@
-"""The card of an adapted encoder: what it was, what it became, at what cost, how good it is, and how to load it."""
+"""Model card of an adapted encoder: origin, adaptation, cost, scores, and how to load it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,17 +23,17 @@ def write(
     phases: Sequence[str],
     largest: Mapping[int, float],
 ) -> None:
-    """Writes a card in Markdown.
+    """Write a card in Markdown.
 
     Args:
-        path: where to.
-        records: of the study.
-        about: `adapted.json` of the arm.
-        encoder: as it was adapted.
-        is_whole: whether its strategy left it uncut.
-        spec: `config.weights`.
-        phases: a line for each phase of the strategy.
-        largest: pooled features of `export.parity_image`, the six largest by position.
+        path: Path of the card.
+        records: Records of the study.
+        about: Contents of the arm's `adapted.json`.
+        encoder: The adapted encoder.
+        is_whole: Whether the strategy kept all of its groups.
+        spec: Value of `config.weights`.
+        phases: One line for each phase of the strategy.
+        largest: The six largest pooled features of `export.parity_image`, by position.
     """
     config, strategy, seed = records.config, about["strategy"], about["seed"]
     title = config.get("title") or config.get("name") or "study"
@@ -46,7 +46,8 @@ def write(
             [
                 (
                     "encoder",
-                    f"{about['model']}, groups {about['groups'][0]} to {about['groups'][-1]}, {encoder.features} features",
+                    f"{about['model']}, groups {about['groups'][0]} to {about['groups'][-1]}, "
+                    f"{encoder.features} features",
                 ),
                 ("source weights", _source(spec, str(about["source"]))),
                 ("in-domain corpus", _corpus(config, about)),
@@ -68,9 +69,11 @@ def write(
             "features = program.call(images)",
         ),
         "In dapt_jax: `--config.weights=PATH` with any `.safetensors` file here, or the folder `orbax`.",
-        "Parity: of the pooled features of the image `x[i, j, k] = (3 i + 5 j + 7 k) mod 256`, uint8, the largest are "
+        "Parity: of the pooled features of the image `x[i, j, k] = (3 i + 5 j + 7 k) mod 256`, uint8, "
+        "the largest are "
         + ", ".join(f"[{at}] = {value:.6g}" for at, value in largest.items())
-        + ". Others in another framework mean that a kernel is transposed there, or that it normalises otherwise.",
+        + ". Others in another framework mean that a kernel is transposed there, "
+        "or that it normalises otherwise.",
         "A research tool: not a medical device.",
     ]
     path.write_text("\n\n".join(parts) + "\n")
@@ -129,8 +132,8 @@ def _cost(rows: Sequence[Any]) -> str:
     cost = Cost.of(adapting)
     device = ", ".join(dict.fromkeys(f"{row.devices} x {row.device}" for row in adapting))
     total = (
-        f"In all {number(cost.total_flops / 1e12)} TFLOP, {cost.wall_s:,.0f} s on {device}, {cost.kwh:.3g} kWh "
-        f"({', '.join(dict.fromkeys(row.energy_source for row in adapting)) or 'not measured'})."
+        f"In all {number(cost.total_flops / 1e12)} TFLOP, {cost.wall_s:,.0f} s on {device}, {cost.kwh:.3g} "
+        f"kWh ({', '.join(dict.fromkeys(row.energy_source for row in adapting)) or 'not measured'})."
     )
     return _table(("phase", "steps", "images", "model TFLOP", "trainable parameters"), lines) + f"\n\n{total}"
 

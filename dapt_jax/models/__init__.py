@@ -1,1 +1,1 @@
-"""Encoders as ordered groups of pure functions; the only place where flax.nnx is imported."""
+"""Encoders as ordered groups of pure functions; the only package that imports flax.nnx."""

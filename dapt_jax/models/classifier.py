@@ -1,4 +1,4 @@
-"""An encoder with a linear head behind its pooled features, split at any boundary into prefix and suffix."""
+"""An encoder with a linear head on its pooled features, split at any boundary into prefix and suffix."""
 
 import dataclasses
 import functools
@@ -26,8 +26,8 @@ class Classifier:
     Attributes:
         encoder: The encoder.
         outputs: Number of logits.
-        dtype: Type of activations; parameters are float32 always.
-        dropout: Share of the pooled features that are dropped while training.
+        dtype: Dtype of activations; parameters are always float32.
+        dropout: Fraction of the pooled features that are dropped during training.
     """
 
     encoder: Encoder
@@ -96,7 +96,7 @@ class Classifier:
         batch_norm: BatchNormMode | Mapping[str, BatchNormMode] = "frozen",
         rng: jax.Array | None = None,
     ) -> tuple[Float[Array, "b outputs"], Tree]:
-        """Compute float32 logits from the activations at `boundary`; return them and the running statistics after the pass.
+        """Compute float32 logits and updated running statistics from the activations at `boundary`.
 
         Args:
             params: Nested dict of parameters.
@@ -104,7 +104,7 @@ class Classifier:
             x: Activations at `boundary`.
             boundary: Index of the first group to run.
             batch_norm: One mode for all groups, or one per group name (groups not named are frozen).
-            rng: PRNG key of dropout and stochastic depth; None: neither.
+            rng: PRNG key of dropout and stochastic depth; None disables both.
         """
         if boundary < len(self.encoder.groups):
             x, batch_stats = self.encoder.apply(
@@ -128,9 +128,9 @@ class Classifier:
 
 
 def pool(x: Float[Array, "b ..."]) -> Float[Array, "b c"]:
-    """Global pooling of the last feature map.
+    """Apply global pooling to the last feature map.
 
-    Of a map (b, h, w, c) the average over space, accumulated in float32; of tokens (b, n, c) the class token,
-    the first.
+    For a map (b, h, w, c): the average over space, accumulated in float32; for tokens (b, n, c): the class
+    token, which is the first.
     """
     return x[:, 0] if x.ndim == 3 else x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)

@@ -1,14 +1,14 @@
-"""The contract of every encoder: ordered, named layer groups as pure functions over nested dicts.
+"""Interface of every encoder: ordered, named layer groups as pure functions over nested dicts.
 
 An encoder is a list of layer groups (`stem`, `stage1/block1`, ...). Each group is a small `flax.nnx` module
-that is called as `module(x, mode)` with the mode of batch norm; nnx serves to define it and is not seen
+that is called as `module(x, mode)` with the mode of batch norm; nnx serves to define it and is not exposed
 outside this package. Parameters and running statistics are plain nested dicts whose leading keys are the
-group's name, so that the path of a parameter reads `stage1/block1/conv1/kernel`. What a parameter is, its
-`Kind`, is declared by the variable class that the module gives it (`dapt_jax.models.parameters`) and offered
-as `Encoder.kinds`.
+group's name, so that the path of a parameter reads `stage1/block1/conv1/kernel`. The `Kind` of a parameter is
+declared by the variable class that the module assigns to it (`dapt_jax.models.parameters`) and available as
+`Encoder.kinds`.
 
-*Pyramid levels* are the feature maps that decoders and multi-scale heads read: of every resolution, the last
-one.
+*Pyramid levels* are the feature maps that decoders and multi-scale heads read: the last one of every
+resolution.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ TAP = "tap"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a user may choose about an encoder, whatever its family.
+    """Options of an encoder that are independent of its family.
 
     Attributes:
         channels: Channels of the images.
-        drop_path: Probability to skip the last residual branch while training (stochastic depth, Huang et
-            al., arXiv 1603.09382); it grows linearly from 0 at the first. Networks without residual branches
-            ignore it.
-        dropout: Share of activations that transformers drop while training.
+        drop_path: Probability of skipping the last residual branch during training (stochastic depth, Huang
+            et al., arXiv 1603.09382); it grows linearly from 0 at the first. Networks without residual
+            branches ignore it.
+        dropout: Fraction of activations that transformers drop during training.
     """
 
     channels: int = 3
@@ -54,11 +54,11 @@ class LayerGroup:
     """One named step of an encoder.
 
     Attributes:
-        name: Slash-separated; the leading part of the paths of its parameters.
-        build: Makes the nnx module. Values are not used, shapes alone: initial values follow from the
+        name: Slash-separated name, which is the prefix of its parameters' paths.
+        build: Function that returns the nnx module. Only its shapes are used: initial values follow from the
             parameters' kinds.
         features: Channels of its output.
-        reduction: Side of the encoder's input over side of this group's output.
+        reduction: Ratio of the side of the encoder's input to the side of this group's output.
         level: Whether its output is a pyramid level; None: if it is the last group of its resolution.
         intermediate: (features, reduction) of a pyramid level inside the group; its module then has a method
             `tapped(x, mode)` that returns the output and that map.
@@ -76,12 +76,12 @@ class LayerGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """A feature map that an encoder offers beside its output.
+    """A feature map of an encoder that decoders can read.
 
     Attributes:
-        name: Name of the group that makes it, followed by `/tap` where it lies inside that group.
-        features: Channels.
-        reduction: Side of the encoder's input over side of the map.
+        name: Name of the group that computes it, followed by `/tap` where it lies inside that group.
+        features: Number of channels.
+        reduction: Ratio of the side of the encoder's input to the side of the map.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A layer group, ready to run: graph definition, abstract parameters and statistics, kinds by path."""
+    """A layer group that is ready to run: graph definition, abstract parameters and statistics, kinds."""
 
     graph: Any
     params: Tree
@@ -105,10 +105,11 @@ class Encoder:
     Attributes:
         name: Name of the architecture in the registry.
         specs: The layer groups, first to last.
-        preprocess: What its pretrained weights expect of an image.
-        image_size: Side in pixels that its pretrained weights were made at.
-        remat: Names of the groups whose activations the backward pass computes again instead of keeping them.
-        as_map: Makes a feature map (b, h, w, c) of a group's output; the identity but for transformers.
+        preprocess: Preprocessing that its pretrained weights expect.
+        image_size: Side in pixels of the images that its weights were pretrained on.
+        remat: Names of the groups whose activations the backward pass recomputes instead of storing them.
+        as_map: Function that converts a group's output to a feature map (b, h, w, c); the identity except for
+            transformers.
         options: Options that its groups were built with.
     """
 
@@ -133,7 +134,7 @@ class Encoder:
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether training drops something at random: see `apply`'s `rng`."""
+        """Whether training drops activations or branches at random: see `apply`'s `rng`."""
         return bool(self.options.drop_path or self.options.dropout)
 
     @property
@@ -148,7 +149,7 @@ class Encoder:
 
     @property
     def channels(self) -> int:
-        """Channels of the images that it takes."""
+        """Channels of the input images."""
         return self.preprocess.channels
 
     @functools.cached_property
@@ -190,20 +191,20 @@ class Encoder:
         return next(name for name in self.groups if path.startswith(f"{name}/"))
 
     def truncate(self, after: str) -> "Encoder":
-        """Return the encoder cut after the group `after`: a *simplified* architecture of arXiv 2204.13280."""
+        """Return the encoder truncated after the group `after`, a *simplified* one of arXiv 2204.13280."""
         return self._replace(specs=self.specs[: self.index(after) + 1])
 
     @functools.cached_property
     def feature_trunk(self) -> "Encoder":
-        """The same encoder up to its last pyramid level; itself where nothing follows that."""
+        """The encoder up to its last pyramid level; itself if no group follows that level."""
         last = self.pyramid_levels[-1].name.removesuffix(f"/{TAP}")
         return self if last == self.groups[-1] else self.truncate(last)
 
     def rematerialised(self, *groups: str) -> "Encoder":
         """Return the encoder with the activations of `groups` (all, if none is named) rematerialised.
 
-        Saves memory for one more forward pass of those groups (Chen et al., arXiv 1604.06174); results stay
-        the same.
+        Saves memory at the cost of one more forward pass of those groups (Chen et al., arXiv 1604.06174);
+        results are unchanged.
 
         Raises:
             UserError: There is no group of that name; names the nearest.
@@ -213,15 +214,15 @@ class Encoder:
         return self._replace(remat=groups or self.groups)
 
     def with_options(self, options: Options) -> "Encoder":
-        """Return the same encoder with a record of the options that its groups were built with."""
+        """Return the encoder with a record of the options that its groups were built with."""
         return self._replace(options=options)
 
     def with_preprocess(self, preprocess: Preprocess) -> "Encoder":
-        """Return the same encoder for weights that expect another normalisation of the image."""
+        """Return the encoder for weights that expect another normalisation of the image."""
         return self._replace(preprocess=preprocess)
 
     def _replace(self, **changes: Any) -> "Encoder":
-        """Return a copy with some of the constructor's arguments changed."""
+        """Return a copy with some constructor arguments changed."""
         arguments = {
             "specs": self.specs,
             "preprocess": self.preprocess,
@@ -269,17 +270,17 @@ class Encoder:
         """Run the groups `start` to `stop` (exclusive; None: all).
 
         Args:
-            params: Nested dict of parameters; needs to hold the groups that run only.
+            params: Nested dict of parameters; only the groups that run are required.
             batch_stats: Nested dict of running statistics, likewise.
             x: Preprocessed images if `start` is 0, else the output of group `start - 1`.
             start: Index of the first group to run.
             stop: Index after the last group to run.
             batch_norm: One mode for all groups, or one per group name (groups not named are frozen).
-            rng: PRNG key of dropout and stochastic depth; None: neither, as at test time.
+            rng: PRNG key of dropout and stochastic depth; None disables both, as at test time.
 
         Returns:
             The last group's output: a map (b, h, w, c), or tokens (b, n, c) of a transformer; and
-            `batch_stats` with the statistics of the groups that ran unfrozen replaced.
+            `batch_stats` with the statistics of the groups whose batch norm was not frozen replaced.
         """
         x, _, batch_stats = self.run(
             params, batch_stats, x, start=start, stop=stop, batch_norm=batch_norm, rng=rng
@@ -297,7 +298,7 @@ class Encoder:
         batch_norm: BatchNormMode | Mapping[str, BatchNormMode] = "frozen",
         rng: jax.Array | None = None,
     ) -> tuple[Float[Array, "b ..."], dict[str, Float[Array, "b h w c"]], Tree]:
-        """Run as `apply` does and return, second, the pyramid levels that were computed on the way, by name.
+        """Run as `apply` does and return, as second result, the pyramid levels computed on the way, by name.
 
         With all groups run these are the maps of `pyramid_levels` (in the order of names once jit has
         returned them).
@@ -331,7 +332,7 @@ class Encoder:
         x: jax.Array,
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array | None, Tree]:
-        """Run one group; return its output, its intermediate map if it has one, and its statistics if they changed."""
+        """Run one group; return its output, its intermediate map, and its statistics if they changed."""
         module = nnx.merge(self._parts[spec.name].graph, params, batch_stats)
         intermediate = None
         if spec.intermediate:
@@ -345,14 +346,14 @@ class Encoder:
 
 
 def get_group(tree: Tree, name: str) -> Tree:
-    """Return the part of a nested dict below the group `name`; empty when it holds nothing of it."""
+    """Return the part of a nested dict below the group `name`; empty where there is none."""
     for key in name.split("/"):
         tree = tree.get(key, {})
     return tree
 
 
 def put_group(tree: Tree, name: str, value: Tree) -> None:
-    """Set the part of a nested dict below the group `name`, in place; an empty part leaves no key behind."""
+    """Set the part of a nested dict below the group `name`, in place; an empty part adds no key."""
     if not value:
         return
     *parents, last = name.split("/")
@@ -362,6 +363,6 @@ def put_group(tree: Tree, name: str, value: Tree) -> None:
 
 
 def copy_along(tree: Tree, name: str) -> Tree:
-    """Copy the dicts on the way to a group, so that setting it leaves the caller's tree alone."""
+    """Copy the dicts on the path to a group, so that setting it leaves the caller's tree unchanged."""
     key, _, rest = name.partition("/")
     return {**tree, key: copy_along(tree[key], rest)} if rest else dict(tree)

@@ -1,4 +1,4 @@
-"""What an architecture declares beside its definition; `dapt_jax.models.registry` looks it up by name."""
+"""Declaration of an architecture, beside its definition; `dapt_jax.models.registry` looks it up by name."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,10 +13,10 @@ class ModelEntry:
     """One architecture.
 
     Attributes:
-        build: Makes the encoder.
+        build: Function that returns the encoder.
         libraries: Names of the same architecture in PyTorch libraries (`timm`, `torchvision`), by library;
             empty where none builds it with arrays of the same shapes.
-        package: Installed Python package that carries ImageNet weights; None where the user has to name a
+        package: Installed Python package that contains ImageNet weights; None where the user has to name a
             file.
         file: Path of these weights inside that package.
     """
@@ -33,9 +33,9 @@ MODELS: dict[str, ModelEntry] = {}
 def register_model(
     name: str, *, timm: str = "", torchvision: str = "", package: str | None = None, file: str = ""
 ) -> Callable[[Builder], Builder]:
-    """Register the function below it as the builder of an architecture.
+    """Register the decorated function as the builder of an architecture.
 
-    A module of `dapt_jax.models.encoders` is imported because it is there, so that a family is one new file:
+    Every module of `dapt_jax.models.encoders` is imported automatically, so that a family is one new file:
 
         @register_model("tiny")
         def tiny(options: Options) -> Encoder:
@@ -44,9 +44,9 @@ def register_model(
 
     Args:
         name: Name of the architecture, as `config.model.name` takes it; the encoder's name is the same.
-        timm: What timm calls it; empty where timm does not build it.
-        torchvision: What torchvision calls it, likewise.
-        package: Installed Python package that carries ImageNet weights.
+        timm: Name of the architecture in timm; empty where timm does not build it.
+        torchvision: Name of the architecture in torchvision, likewise.
+        package: Installed Python package that contains ImageNet weights.
         file: Path of these weights inside that package.
 
     Raises:

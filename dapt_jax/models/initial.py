@@ -26,11 +26,12 @@ _CONSTANTS = {
 def init_params(tree: Tree, kinds: Mapping[str, Kind], seed: int) -> Tree:
     """Return initial values for a nested dict of shapes, each a function of (seed, path) alone.
 
-    They are drawn with NumPy: the same on every backend, and without compilation for values that pretrained
-    weights replace anyway. Kernels are normal, with variance 2 / fan-out for convolutions (He et al., arXiv
-    1502.01852) and 1 / fan-in for dense layers. Layer scale is 1e-6 (Liu et al., arXiv 2201.03545). Tokens,
-    positions and relative position biases are normal with standard deviation 0.02 (Dosovitskiy et al., arXiv
-    2010.11929). Scales and running variances are one; biases and running means zero.
+    They are drawn with NumPy, so that they agree on every backend, and need no compilation for values that
+    pretrained weights replace anyway. Kernels are normal, with variance 2 / fan-out for convolutions (He et
+    al., arXiv 1502.01852) and 1 / fan-in for dense layers. Layer scale is 1e-6 (Liu et al., arXiv
+    2201.03545). Tokens, positions and relative position biases are normal with standard deviation 0.02
+    (Dosovitskiy et al., arXiv 2010.11929). Scales and running variances are one; biases and running means
+    zero.
 
     Args:
         tree: Nested dict of `jax.ShapeDtypeStruct`.

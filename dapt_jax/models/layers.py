@@ -78,7 +78,7 @@ class LayerNorm(nnx.Module):
 
 
 def average_pool(x: Float[Array, "b h w c"], *, ceil: bool = False) -> Float[Array, "b h2 w2 c"]:
-    """Average 2x2 windows; an odd row or column at the end is left out, or (`ceil`) averaged alone."""
+    """Average 2x2 windows; an odd last row or column is dropped, or (`ceil`) averaged alone."""
     batch, *sides, features = x.shape
     if ceil:
         # The average of a row and its copy is the row.
@@ -99,7 +99,7 @@ def dropout(x: Float[Array, "*b"], rate: float, key: jax.Array | None) -> Float[
 
 
 def drop_path(branch: Float[Array, "b ..."], rate: float, key: jax.Array | None) -> Float[Array, "b ..."]:
-    """Apply stochastic depth (Huang et al., arXiv 1603.09382): dropout of an image's whole residual branch."""
+    """Apply stochastic depth (Huang et al., arXiv 1603.09382): drop whole residual branches per image."""
     shape = (branch.shape[0], *(1,) * (branch.ndim - 1))
     return branch if key is None or not rate else _keep(branch, rate, key, shape)
 
@@ -110,12 +110,12 @@ def _keep(x: jax.Array, rate: float, key: jax.Array, shape: tuple[int, ...]) -> 
 
 
 def split(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
-    """Return keys for `count` random layers; as many times None without a key."""
+    """Return keys for `count` random layers; without a key, `count` times None."""
     return (None,) * count if key is None else tuple(jax.random.split(key, count))
 
 
 def linear_rates(last: float, count: int) -> list[float]:
-    """Return the rates of stochastic depth of `count` blocks, linear from 0 to `last`."""
+    """Return the stochastic-depth rates of `count` blocks, linear from 0 to `last`."""
     return [last * number / max(count - 1, 1) for number in range(count)]
 
 
@@ -123,7 +123,7 @@ class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe & Szegedy, arXiv 1502.03167); statistics in float32, over the global batch.
 
     Under jit the batch axis is the global one whatever its sharding, so statistics do not depend on the
-    device count; under `ops.batch_norm_groups` each group of examples has its own.
+    number of devices; under `ops.batch_norm_groups` each group of examples has separate statistics.
     """
 
     def __init__(self, features: int, *, eps: float = 1e-5, momentum: float = 0.9):
@@ -145,7 +145,7 @@ class BatchNorm(nnx.Module):
 
 
 class ConvNormRelu(nnx.Module):
-    """A convolution padded to keep the side (divided by the stride), batch norm and ReLU."""
+    """A convolution padded to preserve the side (divided by the stride), batch norm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1):
         pad = (size - 1) // 2

@@ -1,7 +1,7 @@
 """Parameters and statistics as nnx variables, one class per kind; every parameter of a model is one of these.
 
-The class is given where a layer defines its parameter (`self.kernel = DenseKernel(jnp.zeros((4, 8)))`).
-Outside of models variables are plain arrays, and the kind is looked up by path: see `Encoder.kinds`.
+The class is chosen where a layer defines its parameter (`self.kernel = DenseKernel(jnp.zeros((4, 8)))`).
+Outside of models, variables are plain arrays, and the kind is looked up by path: see `Encoder.kinds`.
 """
 
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from dapt_jax.parameters import Kind
 
 
 class Parameter(nnx.Param):
-    """What trains; the classes below say which kind."""
+    """A trainable parameter; the subclasses declare its kind."""
 
     kind: ClassVar[Kind]
 
@@ -109,7 +109,7 @@ def kinds_of(prefix: str, *states: Any) -> dict[str, Kind]:
         *states: States of one module, such as its parameters and its statistics.
 
     Raises:
-        TypeError: A variable is a bare `nnx.Param` or `nnx.BatchStat`, which says nothing about its kind.
+        TypeError: A variable is a bare `nnx.Param` or `nnx.BatchStat`, which has no kind.
     """
     kinds: dict[str, Kind] = {}
     for state in states:
@@ -118,8 +118,8 @@ def kinds_of(prefix: str, *states: Any) -> dict[str, Kind]:
             kind = getattr(type(variable), "kind", None)
             if kind is None:
                 raise TypeError(
-                    f"{name} is a {type(variable).__name__}; expected one of the classes of dapt_jax.models.parameters, "
-                    "which declare the kind"
+                    f"{name} is a {type(variable).__name__}; "
+                    "expected one of the classes of dapt_jax.models.parameters, which declare the kind"
                 )
             kinds[name] = kind
     return kinds

@@ -1,4 +1,4 @@
-"""What pretrained weights expect of an image."""
+"""Preprocessing that pretrained weights expect of an image."""
 
 import dataclasses
 import itertools
@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Num
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """`(x - mean) / std` per channel, x in 0..255.
+    """Normalisation `(x - mean) / std` per channel, with x from 0 to 255.
 
     Attributes:
         mean: Mean of each channel, in the order that the weights expect.
         std: Standard deviation of each channel, likewise.
-        bgr: The weights expect blue first (Keras "caffe" models).
+        bgr: Whether the weights expect channels in the order blue, green, red (Keras "caffe" models).
     """
 
     mean: tuple[float, ...]
@@ -25,14 +25,14 @@ class Preprocess:
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return len(self.mean)
 
     def for_channels(self, channels: int) -> "Preprocess":
-        """The same for images of another number of channels.
+        """Return the same preprocessing for images with another number of channels.
 
-        One channel is taken for grey: mean and deviation are the averages of the three. More than one take
-        turns at the values of the three.
+        A single channel is taken as grey: its mean and deviation are the averages of the three. Several
+        channels cycle through the values of the three.
         """
         if channels == self.channels:
             return self
@@ -48,7 +48,7 @@ class Preprocess:
         images: Num[Array, "b h w c"],
         dtype: DTypeLike = jnp.float32,
     ) -> Float[Array, "b h w c"]:
-        """Normalise images with values 0 to 255, uint8 or float; of three or more channels RGB come first."""
+        """Normalise images with values 0 to 255, uint8 or float; the first three channels are R, G and B."""
         if self.bgr:
             images = images[..., [2, 1, 0, *range(3, self.channels)]]
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
@@ -56,6 +56,6 @@ class Preprocess:
 
 
 IMAGENET = Preprocess(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
-"""Mean and deviation of ImageNet's training images, as torchvision and timm use them."""
+"""Mean and standard deviation of ImageNet's training images, as used by torchvision and timm."""
 HALF = Preprocess(mean=(127.5,) * 3, std=(127.5,) * 3)
-"""To -1..1, as TensorFlow's and the original vision transformers use it."""
+"""Scaling to -1..1, as used by TensorFlow and the original vision transformers."""

@@ -1,4 +1,4 @@
-"""The encoders by name; each registers itself beside its definition, see `register_model`."""
+"""Registry of encoders by name; each registers itself beside its definition: see `register_model`."""
 
 import functools
 
@@ -27,13 +27,13 @@ def entry(name: str) -> ModelEntry:
 
 
 def build(name: str, options: Options = DEFAULT) -> Encoder:
-    """Return the encoder of that name, the same object for the same options.
+    """Return the encoder of that name; the same object for equal options.
 
     >>> build("resnet18").groups[:3]
     ('stem', 'stage1/block1', 'stage1/block2')
 
     Raises:
-        UserError: There is no architecture of that name, and names the nearest; or an option is out of range.
+        UserError: There is no architecture of that name (names the nearest), or an option is out of range.
     """
     return _build(entry(name), options)
 
@@ -45,13 +45,13 @@ def _build(entry: ModelEntry, options: Options) -> Encoder:
 
 @functools.cache
 def configured(name: str, drop_path: float, dropout: float, remat: tuple[str, ...]) -> Encoder:
-    """Return an encoder with its options; the same object for the same arguments.
+    """Return an encoder with its options; the same object for equal arguments.
 
     Args:
         name: Name of the architecture.
-        drop_path: Stochastic depth, of the last residual branch.
-        dropout: Dropout of transformers.
-        remat: Layer groups whose activations are computed again instead of kept; "*" for all.
+        drop_path: Stochastic-depth rate of the last residual branch.
+        dropout: Dropout rate of transformers.
+        remat: Layer groups whose activations are recomputed instead of stored; "*" for all.
 
     Raises:
         UserError: See `build`; or `remat` names a layer group that does not exist.

@@ -1,4 +1,4 @@
-"""Resizing of feature maps, without matrix products: they would count as the network's arithmetic."""
+"""Resizing of feature maps without matrix products, which would count as the network's arithmetic."""
 
 import jax
 import jax.numpy as jnp
@@ -7,24 +7,24 @@ from jaxtyping import Array, Float
 
 
 def nearest(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h2 w2 c"]:
-    """Repeats every pixel `factor` times along both axes."""
+    """Repeat every pixel `factor` times along both axes."""
     return jnp.repeat(jnp.repeat(x, factor, 1), factor, 2)
 
 
 def bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
-    """Linear interpolation between pixel centres, edges repeated; no smoothing when it shrinks.
+    """Interpolate linearly between pixel centres, with edges repeated and no smoothing when it shrinks.
 
-    What PyTorch calls `interpolate(mode="bilinear", align_corners=False)`.
+    Equal to PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
 
     Args:
-        x: maps.
-        size: height and width of the result.
+        x: Maps (b, h, w, c).
+        size: Height and width of the result.
     """
     return _linear(_linear(x, 1, size[0]), 2, size[1])
 
 
 def _linear(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """Linear interpolation along one axis."""
+    """Interpolate linearly along one axis."""
     old = x.shape[axis]
     if size == old:
         return x
@@ -33,8 +33,8 @@ def _linear(x: jax.Array, axis: int, size: int) -> jax.Array:
         low = np.floor(centres).astype(int)
         high = np.minimum(low + 1, old - 1)
         return _between(jnp.take(x, low, axis), jnp.take(x, high, axis), centres - low, axis)
-    # By a whole factor, what lies between two neighbours is slices of the map: their gradient is slices too,
-    # where that of `take` is a scatter.
+    # For an integer factor, the values between two neighbours are slices of the map, whose gradient is again
+    # slices, where that of `take` is a scatter.
     factor = size // old
     edges = [(1, 1) if number == axis else (0, 0) for number in range(x.ndim)]
     padded = jnp.pad(x, edges, mode="edge")

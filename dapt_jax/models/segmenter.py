@@ -1,4 +1,4 @@
-"""An encoder with a decoder that labels every pixel, split at any boundary as `Classifier` is."""
+"""An encoder with a decoder that labels every pixel, split at any boundary like `Classifier`."""
 
 import dataclasses
 import functools
@@ -18,25 +18,25 @@ from dapt_jax.models.resize import bilinear
 from dapt_jax.parameters import BatchNormMode, Kind
 
 Activations = dict[str, Any]
-"""Activations at a boundary: `x`, the output of the group before it; `skips`, maps that later groups read.
+"""Activations at a boundary: `x`, the output of the previous group; `skips`, maps that later groups read.
 
-There is no `x` where the next group reads `skips` alone. A pytree of arrays, batch first: it can be cached,
-and the suffix can be run from it.
+`x` is absent where the next group reads only `skips`. A pytree of arrays, batch first: it can be cached, and
+the suffix can be run from it.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmenter:
-    """Encoder, decoder and a convolution to logits of every pixel, as pure functions.
+    """Encoder, decoder and a convolution to per-pixel logits, as pure functions.
 
     A *boundary* b splits it: the *prefix* is the groups before b, the *suffix* the rest. A boundary may lie
     inside the encoder or inside the decoder.
 
     Attributes:
         encoder: The encoder, up to its last pyramid level.
-        outputs: Number of logits of a pixel.
+        outputs: Number of logits per pixel.
         decoder: Name of the decoder: `unet`, `attention_unet`, `swin_unet` or `upernet`; see `decoders`.
-        dtype: Type of activations; parameters are float32 always.
+        dtype: Dtype of activations; parameters are always float32.
     """
 
     encoder: Encoder
@@ -45,8 +45,8 @@ class Segmenter:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        # Layers after the last pyramid level (EfficientNet's 1x1 convolution on top, a transformer's last
-        # layer norm) serve classification alone.
+        # Layers after the last pyramid level (EfficientNet's final 1x1 convolution, a transformer's last
+        # layer norm) serve only classification.
         object.__setattr__(self, "encoder", self.encoder.feature_trunk)
         if self.decoder not in decoders.BUILDERS:
             raise UserError(f"no decoder {self.decoder!r}; {nearest(self.decoder, decoders.BUILDERS)}")
@@ -57,7 +57,7 @@ class Segmenter:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The encoder's groups, the decoder's and the head."""
+        """Names of the groups of the encoder, the decoder and the head."""
         return (*self.encoder.groups, *(step.name for step in self._decoder.steps), HEAD)
 
     @functools.cached_property
@@ -86,7 +86,7 @@ class Segmenter:
         return init_params(params, self.kinds, seed), init_params(batch_stats, self.kinds, seed)
 
     def adopt(self, own: Tree, encoder: Tree) -> Tree:
-        """Replace the encoder's parameters (or statistics) by those of an encoder, such as a checkpoint's.
+        """Replace the encoder's parameters (or statistics) by those of another encoder, e.g. a checkpoint.
 
         Args:
             own: Parameters of the segmenter.
@@ -99,7 +99,7 @@ class Segmenter:
         return found
 
     def _wanted(self, boundary: int) -> set[str]:
-        """Return the names of the maps that the groups from `boundary` on read."""
+        """Return the names of the maps that the groups from `boundary` onwards read."""
         first = max(boundary - len(self.encoder.groups), 0)
         return {skip for step in self._decoder.steps[first:] for skip in step.skips}
 
@@ -141,7 +141,7 @@ class Segmenter:
     ) -> tuple[Float[Array, "b h w outputs"], Tree]:
         """Compute float32 logits at the size of the images from the activations at `boundary`.
 
-        Returns them and the running statistics after the pass. The arguments are those of
+        Returns the logits and the running statistics after the pass. The arguments are those of
         `Classifier.suffix`.
         """
         state, batch_stats = self._run(params, batch_stats, x, boundary, len(self.groups), batch_norm, rng)
@@ -198,6 +198,6 @@ class Segmenter:
         if any(side % unit for side in sides):
             below = [max(side // unit, 1) * unit for side in sides]
             raise UserError(
-                f"images of {sides[0]} x {sides[1]} pixels: {self.encoder.name!r} with the decoder {self.decoder!r} takes "
-                f"sides that are multiples of {unit}, such as {below[0]} x {below[1]}"
+                f"images of {sides[0]} x {sides[1]} pixels: {self.encoder.name!r} with the decoder "
+                f"{self.decoder!r} takes sides that are multiples of {unit}, such as {below[0]} x {below[1]}"
             )

@@ -1,1 +1,1 @@
-"""What a study tells of itself while it runs: a heartbeat, metrics by epoch, a trace; and how to read them elsewhere."""
+"""Monitoring of a running study: heartbeat, metrics per epoch, profiler trace, and their readers."""

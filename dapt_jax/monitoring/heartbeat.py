@@ -1,4 +1,4 @@
-"""How far a study is, kept where another process can read it: `status.json`, written anew every few seconds."""
+"""Heartbeat of a study for other processes to read: `status.json`, rewritten every few seconds."""
 
 import contextlib
 import json
@@ -20,21 +20,21 @@ BEAT_S = 2.0
 
 
 class Heartbeat:
-    """Takes in what a study does, and tells those who watch it.
+    """Heartbeat that collects a study's progress and reports it to its readers.
 
-    A thread of its own writes the heartbeat, so that a long compilation is not taken for a death. Times in it
-    are of the wall clock, since another machine may read them; nothing is measured with them.
+    A separate thread writes it, so that a long compilation is not mistaken for a dead process. Its times are
+    of the wall clock, since another machine may read them; no durations are measured with them.
     """
 
     def __init__(
         self, workdir: Path | None = None, writers: Sequence[Writer] = (), say: Callable[[str], None] = print
     ):
-        """Begins to beat.
+        """Start the heartbeat.
 
         Args:
-            workdir: of the study; None to write nothing.
-            writers: of metrics.
-            say: takes a line for the user.
+            workdir: Folder of the study; None to write nothing.
+            writers: Writers of metrics.
+            say: Function that receives a line for the user.
         """
         self._workdir, self._writers, self._say = workdir, writers, say
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -52,7 +52,7 @@ class Heartbeat:
             self._thread.start()
 
     def arms(self, done: Sequence[str], running: str, left: Sequence[str]) -> None:
-        """Takes in which arms are done, under way and to come."""
+        """Record which arms are done, under way and to come."""
         with self._lock:
             self._status.update(
                 arms={"done": list(done), "running": running, "left": list(left)}, at={}, row={}
@@ -61,14 +61,14 @@ class Heartbeat:
     def progress(
         self, done: float, total: float, left_s: float | None, doing: str, images_per_s: float | None
     ) -> None:
-        """Takes in how far the study is.
+        """Record the progress of the study.
 
         Args:
-            done: model FLOPs, those of earlier starts included.
-            total: model FLOPs of the study.
-            left_s: expected seconds to the end; None where nothing is known yet.
-            doing: what runs now.
-            images_per_s: how fast.
+            done: Model FLOPs done, including those of earlier starts.
+            total: Model FLOPs of the study.
+            left_s: Expected seconds to the end; None where no estimate exists yet.
+            doing: Description of the current work.
+            images_per_s: Its throughput in images per second.
         """
         with self._lock:
             self._status.update(
@@ -77,26 +77,26 @@ class Heartbeat:
             )  # fmt: skip
 
     def at(self, at: dict[str, Any], row: dict[str, Any]) -> None:
-        """Takes in where a run is.
+        """Record the position of a run.
 
         Args:
-            at: `phase`, `epoch` and `epochs` of it, `step` and `steps` of the run.
-            row: of the ledger row under way: `key`, and `model_flops`, `wall_s`, `energy_kwh` so far.
+            at: `phase`, with its `epoch` and `epochs`, and `step` and `steps` of the run.
+            row: Ledger row under way: `key`, and `model_flops`, `wall_s`, `energy_kwh` so far.
         """
         with self._lock:
             self._status.update(at=at, row=row)
 
     def epoch(self, epoch: Epoch) -> None:
-        """Takes in the metrics of an epoch."""
+        """Record the metrics of an epoch."""
         with self._tolerant("metrics"):
             for writer in self._writers:
                 writer.epoch(epoch)
 
     def close(self, state: str) -> None:
-        """Ends.
+        """End the heartbeat.
 
         Args:
-            state: how: "done", "stopped" (a restart goes on) or "failed".
+            state: Final state: "done", "stopped" (a restart resumes) or "failed".
         """
         self._ended.set()
         if self._thread.is_alive():
@@ -113,7 +113,7 @@ class Heartbeat:
             self._beat()
 
     def _beat(self) -> None:
-        """Writes the heartbeat."""
+        """Write the heartbeat."""
         assert self._workdir is not None
         with self._lock:
             self._status["time"] = time.time()
@@ -125,7 +125,7 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def _tolerant(self, what: str) -> Iterator[None]:
-        """A full disk, or a folder that is gone, is told of once, and does not end the study."""
+        """Report a write error, such as a full disk or a missing folder, once, and do not end the study."""
         try:
             yield
         except OSError as error:

@@ -19,7 +19,7 @@ class Epoch:
     Attributes:
         strategy: Strategy of the arm.
         seed: Seed of the arm.
-        stage: Stage of the ledger, "dapt" or "transfer".
+        stage: Stage in the ledger, "dapt" or "transfer".
         phase: Phase as in the ledger, with the run's label before the name.
         epoch: Epoch of the run, from 0.
         step: Optimizer steps of the run by the epoch's end.
@@ -41,7 +41,10 @@ class Epoch:
 
     @property
     def prefix(self) -> str:
-        """Prefix of the values' names where one arm has several runs: "" for its adaptation, else `TASK/finetune/foldN/`."""
+        """Prefix of the values' names where one arm has several runs.
+
+        "" for its adaptation, else `TASK/finetune/foldN/`.
+        """
         label, slash, _ = self.phase.rpartition("/")
         return label + slash
 
@@ -52,39 +55,42 @@ class Epoch:
 
 
 class Writer(Protocol):
-    """A place for the metrics and the status of a whole study."""
+    """Destination of the metrics and the status of a whole study."""
 
     def epoch(self, epoch: Epoch) -> None:
-        """Take in an epoch that is done; one that a restart runs again replaces itself."""
+        """Write the metrics of a finished epoch; an epoch that a restart repeats replaces the earlier one."""
         ...
 
     def beat(self, status: Mapping[str, Any]) -> None:
-        """Take in how far the study is, every few seconds and from another thread: see `heartbeat.Heartbeat`."""
+        """Write the status of the study; called every few seconds from another thread: see `Heartbeat`."""
         ...
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is buffered."""
         ...
 
 
 class MetricWriter(Protocol):
-    """A place for the metrics of one run: those methods of `clu.metric_writers.MetricWriter` that are called."""
+    """Destination of the metrics of one run: the subset in use of `clu.metric_writers.MetricWriter`."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Write numbers of a step, by name."""
         ...
 
     def flush(self) -> None:
-        """Write out what is held back."""
+        """Write out buffered values."""
         ...
 
     def close(self) -> None:
-        """End, with nothing held back."""
+        """Close the writer and write out buffered values."""
         ...
 
 
 class ScalarWriter:
-    """The methods of `clu.metric_writers.MetricWriter` for writers of scalars: what else is written is warned of, once."""
+    """Base class with the methods of `clu.metric_writers.MetricWriter` for writers that support only scalars.
+
+    Other kinds of values are ignored with a warning, once per kind.
+    """
 
     def write_summaries(
         self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
@@ -123,10 +129,10 @@ class ScalarWriter:
         self._warn("hyper-parameters", hparams)
 
     def flush(self) -> None:
-        """Hold nothing back."""
+        """Do nothing: values are not buffered."""
 
     def close(self) -> None:
-        """End, with nothing held back."""
+        """Do nothing: values are not buffered."""
         self.flush()
 
     def _warn(self, what: str, *given: Any) -> None:
@@ -138,7 +144,7 @@ class PerRun:
     """A `Writer` that opens a `MetricWriter` for each run of a study, or for each of its arms."""
 
     def __init__(self, open_writer: Callable[[Epoch], MetricWriter], per_arm: bool = False):
-        """Open nothing yet.
+        """Start with no writer open.
 
         Args:
             open_writer: Function from the first epoch of a run to its writer.
@@ -149,7 +155,7 @@ class PerRun:
         self._arm, self._writers = "", dict[str, MetricWriter]()
 
     def epoch(self, epoch: Epoch) -> None:
-        """See `Writer`; the writers of another arm are closed."""
+        """See `Writer`; the writers of other arms are closed."""
         if epoch.arm != self._arm:
             self.close()
             self._arm = epoch.arm
@@ -163,7 +169,7 @@ class PerRun:
         self._writers[name].flush()
 
     def beat(self, status: Mapping[str, Any]) -> None:
-        """See `Writer`: metrics come by epoch alone."""
+        """Do nothing: metrics are written by epoch only."""
 
     def close(self) -> None:
         """See `Writer`."""

@@ -1,4 +1,4 @@
-"""A trace of a few steps by JAX's profiler, on request."""
+"""Trace of a few steps with JAX's profiler, on request."""
 
 from pathlib import Path
 
@@ -9,26 +9,26 @@ PROFILE = "profile"
 
 
 class Profiler:
-    """Traces some steps of the first run that comes to them, once in a process."""
+    """Profiler that traces some steps of the first run that reaches them, once per process."""
 
     def __init__(self, folder: Path | None = None, step: int = 0, steps: int = 5):
-        """Waits for the step.
+        """Wait for the first step to trace.
 
         Args:
             folder: Folder of the trace; None for no trace.
-            step: First step that is traced, counted from 1 in a run; where it is in a phase whose epochs run
-                as one program, the next step that stands alone. 0 traces none.
+            step: First step to trace, counted from 1 in a run; where it falls in a phase whose epochs run as
+                one program, the next step that runs separately. 0 traces none.
             steps: Number of steps to trace.
         """
         self._folder, self._step, self._steps = folder, step if folder else 0, steps
         self._until = 0
 
     def before(self, step: int, state: object) -> None:
-        """Starts or ends the trace where it is time; waits for the device then, so that it holds whole steps.
+        """Start or end the trace when due; then wait for the device, so that the trace holds whole steps.
 
         Args:
-            step: Number of the step that is about to run, from 1.
-            state: State whose arrays the steps before it are computing.
+            step: Number of the next step, from 1.
+            state: State whose arrays the previous steps are computing.
         """
         if self._until and step >= self._until:
             self.close(state)
@@ -38,7 +38,7 @@ class Profiler:
             self._until = step + self._steps
 
     def close(self, state: object = None) -> None:
-        """Ends a trace that is open."""
+        """End an open trace."""
         if self._until:
             jax.block_until_ready(state)
             jax.profiler.stop_trace()

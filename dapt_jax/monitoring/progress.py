@@ -1,4 +1,4 @@
-"""What runs, how fast, and what is left: a bar on a terminal, a line now and then elsewhere."""
+"""Progress display: current work, throughput and remaining time, as a bar on a terminal, else as lines."""
 
 import sys
 import time
@@ -12,15 +12,15 @@ LINE_EVERY_S = 10.0
 
 
 class Reporter:
-    """Tells how far a study is, in units of work known before it starts (model FLOPs)."""
+    """Reporter of a study's progress, in units of work known before it starts (model FLOPs)."""
 
     def __init__(self, total: float, *, quiet: bool = False, heartbeat: Heartbeat | None = None):
-        """Starts at nothing done.
+        """Start at zero.
 
         Args:
-            total: work of the whole study.
-            quiet: say nothing.
-            heartbeat: is told too.
+            total: Work of the whole study.
+            quiet: Whether to print nothing.
+            heartbeat: Heartbeat that receives the progress too.
         """
         self.total, self.done, self.skipped = max(total, 1.0), 0.0, 0.0
         self._start = self._spoken = time.monotonic()
@@ -36,18 +36,18 @@ class Reporter:
             self._live.start()
 
     def skip(self, work: float) -> None:
-        """Counts work that an earlier start of the same study has done."""
+        """Count work that an earlier start of the same study has done."""
         self.done += work
         self.skipped += work
         self._heartbeat.progress(self.done, self.total, self._left_s(), "", None)
 
     def advance(self, work: float, doing: str, images_per_s: float | None = None) -> None:
-        """Takes in finished work.
+        """Count finished work.
 
         Args:
-            work: done since the last call.
-            doing: what runs now.
-            images_per_s: how fast it runs.
+            work: Work done since the last call.
+            doing: Description of the current work.
+            images_per_s: Its throughput in images per second.
         """
         self.done += work
         speed = f"  {images_per_s:.0f} images/s" if images_per_s else ""
@@ -55,7 +55,7 @@ class Reporter:
         self._show(doing + speed)
 
     def _left_s(self) -> float | None:
-        """Seconds to the end, at the pace so far; None where nothing is done yet."""
+        """Return the seconds to the end at the average speed so far; None where nothing is done yet."""
         run = self.done - self.skipped
         return (time.monotonic() - self._start) * max(self.total - self.done, 0) / run if run > 0 else None
 
@@ -77,13 +77,13 @@ class Reporter:
             )
 
     def say(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Print a line above the progress bar."""
         if self._live:
             self._live.console.print(text, highlight=False)
         elif not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Ends the display."""
+        """End the display."""
         if self._live:
             self._live.stop()

@@ -1,4 +1,4 @@
-"""`--config.mode=status`: how far a study is, from the files in its workdir alone."""
+"""`--config.mode=status`: progress of a study, from the files in its workdir alone."""
 
 import json
 import os
@@ -12,27 +12,27 @@ from dapt_jax.monitoring.heartbeat import BEAT_S, STATUS
 from dapt_jax.records.ledger import Ledger
 
 STALE_S = 15 * BEAT_S
-"""Age from which on a heartbeat is no sign of life: a few beats may be late on a loaded machine."""
+"""Age from which a heartbeat counts as stale: a few beats may be late on a loaded machine."""
 
 
 def show(workdir: Path) -> None:
-    """Prints how far a study is.
+    """Print the progress of a study.
 
     Raises:
-        UserError: no study has begun in the workdir.
+        UserError: No study has begun in the workdir.
     """
     print("\n".join(lines(workdir, time.time())))
 
 
 def lines(workdir: Path, now: float) -> list[str]:
-    """What `show` prints.
+    """Return the lines that `show` prints.
 
     Args:
-        workdir: of the study.
-        now: seconds of the wall clock.
+        workdir: Folder of the study.
+        now: Seconds of the wall clock.
 
     Raises:
-        UserError: no study has begun in the workdir, or its heartbeat is damaged.
+        UserError: No study has begun in the workdir, or its heartbeat is damaged.
     """
     path = workdir / STATUS
     if not path.exists():
@@ -54,7 +54,8 @@ def lines(workdir: Path, now: float) -> list[str]:
         shown.append(f"now: {status['doing']}{speed}, {_span(now - status['progressed'])} ago")
     if at:
         shown.append(
-            f"  phase {at['phase']}, epoch {at['epoch']} of {at['epochs']}, step {at['step']} of {at['steps']} of the run"
+            f"  phase {at['phase']}, epoch {at['epoch']} of {at['epochs']}, "
+            f"step {at['step']} of {at['steps']} of the run"
         )
     share = 100 * min(flops["done"] / flops["total"], 1) if flops["total"] else 0.0
     left = f", about {_span(status['left_s'])} left" if status["left_s"] is not None else ""
@@ -74,7 +75,7 @@ def _named(arms: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _state(status: dict[str, Any], now: float) -> str:
-    """Whether the study lives, in words."""
+    """Return whether the study is running, in words."""
     age = now - status["time"]
     who = f"process {status['pid']} on {status['host']}"
     if status["state"] == "done":
@@ -83,7 +84,10 @@ def _state(status: dict[str, Any], now: float) -> str:
         return f"{status['state']} {_span(age)} ago; the same command goes on"
     is_here = status["host"] == socket.gethostname()
     if (is_here and not _lives(status["pid"])) or age > STALE_S:
-        return f"no sign of life for {_span(age)} from {who}: it was killed or cannot write; the same command goes on"
+        return (
+            f"no sign of life for {_span(age)} from {who}: it was killed or cannot write; "
+            "the same command goes on"
+        )
     return f"running, {who}, heard of {_span(max(age, 0))} ago"
 
 
@@ -98,7 +102,7 @@ def _lives(pid: int) -> bool:
 
 
 def _cost(workdir: Path, row: dict[str, Any]) -> str:
-    """What the study has cost: its ledger, and the row that is being earned."""
+    """Return the cost of the study so far: its ledger, and the row under way."""
     under_way = tuple(row.get("key", ()))
     rows = [each for each in Ledger(workdir / "ledger.jsonl").rows() if each.key != under_way]
     flops, seconds, kwh = (
@@ -109,7 +113,7 @@ def _cost(workdir: Path, row: dict[str, Any]) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A time as a person says it."""
+    """Return a duration in words."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""Where the metrics of an epoch go: JSON lines always; TensorBoard, Weights & Biases and Prometheus where asked for."""
+"""Writers of an epoch's metrics: always JSON lines; optionally TensorBoard, Weights & Biases, Prometheus."""
 
 import functools
 import importlib
@@ -26,7 +26,7 @@ TENSORBOARD = "tensorboard"
 def open_writers(
     workdir: Path, name: str, *, tensorboard: bool = False, wandb: str = "", prometheus: str = ""
 ) -> list[Writer]:
-    """Return the writers that are asked for, the JSON lines first.
+    """Return the requested writers, the JSON lines first.
 
     Args:
         workdir: Folder of the study.
@@ -36,7 +36,7 @@ def open_writers(
         prometheus: File NAME.prom in the folder of node_exporter's textfile collector; empty for none.
 
     Raises:
-        UserError: A package is missing; names the extra that brings it.
+        UserError: A package is missing; names the extra that installs it.
     """
     writers: list[Writer] = [Jsonl(workdir / METRICS)]
     if tensorboard:
@@ -58,21 +58,25 @@ def _package(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"config.monitoring.{extra} needs the package {module}; expected pip install 'dapt_jax[{extra}]', "
+            f"config.monitoring.{extra} needs the package {module}; "
+            f"expected pip install 'dapt_jax[{extra}]', "
             f"or another value for --config.monitoring.{extra}"
         ) from error
 
 
 class Jsonl:
-    """`metrics.jsonl`: a line per epoch, appended; what a restart runs again replaces its lines and those after it."""
+    """`metrics.jsonl`: one line per epoch, appended.
+
+    An epoch that a restart repeats replaces its line and those after it.
+    """
 
     def __init__(self, path: Path):
-        """Read and write nothing yet."""
+        """Start without reading or writing."""
         self._path = path
 
     @functools.cached_property
     def _last(self) -> dict[tuple[Any, ...], int]:
-        """The last epoch of every run in the file; a last line that a kill has torn is dropped."""
+        """Return the last epoch of every run in the file; a last line truncated by a kill is dropped."""
         text = self._path.read_text() if self._path.exists() else ""
         whole, newline, torn = text.rpartition("\n")
         if torn:
@@ -96,29 +100,29 @@ class Jsonl:
             with self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError:
-            os.truncate(self._path, before)  # a full disk leaves no half line for the next one to be added to
+            os.truncate(self._path, before)  # so that no line is appended to one that a full disk cut off
             raise
 
     def beat(self, status: Mapping[str, Any]) -> None:
-        """See `Writer`: metrics come by epoch alone."""
+        """Do nothing: metrics are written by epoch only."""
 
     def close(self) -> None:
-        """See `Writer`: nothing is held back."""
+        """Do nothing: lines are not buffered."""
 
 
 _KEYS = ("strategy", "seed", "stage", "phase", "epoch", "step")
 
 
 def _run_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return which of a study's runs a line is of."""
+    """Return the key of the run that a line belongs to."""
     return row["strategy"], row["seed"], row["stage"], str(row["phase"]).rpartition("/")[0]
 
 
 class TensorBoardWriter(ScalarWriter):
-    """Event files for TensorBoard by tensorboardX, which needs no TensorFlow."""
+    """TensorBoard event files, written with tensorboardX, which does not need TensorFlow."""
 
     def __init__(self, package: ModuleType, folder: Path, purge_step: int):
-        """Open a folder; what an earlier start has written from a step on is shown no more."""
+        """Open a folder; events of an earlier start from `purge_step` on are hidden."""
         self._writer = package.SummaryWriter(str(folder), purge_step=purge_step)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -132,7 +136,7 @@ class TensorBoardWriter(ScalarWriter):
             self._writer.add_text(key, value, step)
 
     def flush(self) -> None:
-        """Write out what is held back."""
+        """Write out buffered values."""
         self._writer.flush()
 
     def close(self) -> None:
@@ -141,7 +145,7 @@ class TensorBoardWriter(ScalarWriter):
 
 
 def tensorboard_writer(folder: Path) -> PerRun:
-    """Return a writer of event files, in a folder per run.
+    """Return a writer of event files, one folder per run.
 
     Raises:
         UserError: The package tensorboardX is missing.
@@ -151,7 +155,7 @@ def tensorboard_writer(folder: Path) -> PerRun:
 
 
 class WandbWriter(ScalarWriter):
-    """A Weights & Biases run; scalars of one prefix have a step of their own, since each counts from 0."""
+    """A Weights & Biases run; scalars of each prefix have a separate step axis, since each counts from 0."""
 
     def __init__(self, run: "wandb.Run"):
         """Write to an open run."""
@@ -177,18 +181,20 @@ class WandbWriter(ScalarWriter):
 
 
 def _step_of(name: str) -> str:
-    """Return the name of the step that a scalar's steps count in."""
+    """Return the name of the step axis of a scalar."""
     prefix, slash, _ = name.rpartition("/")
     return f"{prefix}{slash}step"
 
 
 def wandb_writer(project: str, workdir: Path, name: str) -> PerRun:
-    """Return a writer of a Weights & Biases run per arm, all arms in one group; `WANDB_MODE=offline` needs no account.
+    """Return a writer with one Weights & Biases run per arm, all arms in one group.
+
+    `WANDB_MODE=offline` needs no account.
 
     Args:
-        project: Name of the project there.
-        workdir: Folder of its files; its name tells runs of different workdirs apart.
-        name: Name of the study, which is the group.
+        project: Name of the Weights & Biases project.
+        workdir: Folder of its files; its name distinguishes runs of different workdirs.
+        name: Name of the study, used for the group.
 
     Raises:
         UserError: The package is missing.
@@ -212,32 +218,32 @@ def wandb_writer(project: str, workdir: Path, name: str) -> PerRun:
 
 
 class Prometheus:
-    """A file for the textfile collector of Prometheus' node_exporter: how far, how fast, at what cost."""
+    """File for the textfile collector of Prometheus' node_exporter: progress, speed and cost."""
 
     def __init__(self, path: Path, name: str):
-        """Write nothing yet.
+        """Start without writing.
 
         Args:
-            path: Path of the file, which the collector wants to end in `.prom`.
-            name: Name of the study, which is a label.
+            path: Path of the file, which must end in `.prom`.
+            name: Name of the study, used as a label.
 
         Raises:
-            UserError: The package is missing, or the collector does not read the path.
+            UserError: The package is missing, or the collector would not read the path.
         """
         if path.suffix != ".prom" or not path.parent.is_dir():
             raise UserError(
-                f"config.monitoring.prometheus is {str(path)!r}; expected a file NAME.prom in a folder that exists, the "
-                "one of node_exporter's --collector.textfile.directory"
+                f"config.monitoring.prometheus is {str(path)!r}; expected a file NAME.prom in a folder "
+                "that exists, the one of node_exporter's --collector.textfile.directory"
             )
         self._package, self._path, self._name = _package("prometheus_client", "prometheus"), path, name
         self._epoch: Epoch | None = None
 
     def epoch(self, epoch: Epoch) -> None:
-        """See `Writer`: shown with the next beat."""
+        """See `Writer`: shown with the next heartbeat."""
         self._epoch = epoch
 
     def beat(self, status: Mapping[str, Any]) -> None:
-        """See `Writer`; the file changes in one atomic step."""
+        """See `Writer`; the file is replaced atomically."""
         registry = self._package.CollectorRegistry()
 
         def gauge(name: str, about: str, value: float | None, **labels: str) -> None:
@@ -268,4 +274,4 @@ class Prometheus:
         self._package.write_to_textfile(str(self._path), registry)
 
     def close(self) -> None:
-        """See `Writer`: the last beat has been written."""
+        """Do nothing: the last heartbeat has been written."""

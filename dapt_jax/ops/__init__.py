@@ -1,6 +1,6 @@
-"""Convolution, pooling and batch norm: `lax` on GPU and TPU, and formulations that XLA:CPU runs fast on CPU.
+"""Convolution, pooling and batch norm: `lax` on GPU and TPU, and formulations that are fast in XLA:CPU.
 
-Both compute the same to rounding. The choice is made while a function is traced: see `formulation`.
+Both compute the same up to rounding. The choice is made at trace time: see `formulation`.
 """
 
 from dapt_jax.ops.choice import formulation

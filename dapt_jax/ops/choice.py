@@ -1,4 +1,4 @@
-"""Which formulation of an operation is traced: `lax`'s own, or the one for XLA:CPU."""
+"""Choice of the formulation of an operation at trace time: that of `lax`, or the one for XLA:CPU."""
 
 import contextlib
 import contextvars
@@ -13,21 +13,21 @@ _forced: contextvars.ContextVar[Formulation | None] = contextvars.ContextVar("fo
 
 
 def current() -> Formulation:
-    """The formulation that an operation traced now gets."""
+    """Return the formulation that an operation traced now uses."""
     return _forced.get() or ("cpu" if jax.default_backend() == "cpu" else "lax")
 
 
 @contextlib.contextmanager
 def formulation(name: Formulation) -> Iterator[None]:
-    """Traces everything inside with one formulation, whatever the backend.
+    """Trace everything inside the block with one formulation, whatever the backend.
 
     The choice is made at trace time, so it has no effect on a jitted function that is already in jit's cache:
-    to trace the same function both ways, wrap it in a new `jax.jit` (or `jax.make_jaxpr`) of a new function
-    object.
+    to trace the same function both ways, wrap a new function object in a new `jax.jit` (or
+    `jax.make_jaxpr`).
 
     Args:
-        name: `lax` for `jax.lax`'s convolutions and reductions (FLOP counting reads these), `cpu` for
-            XLA:CPU's sake.
+        name: `lax` for the convolutions and reductions of `jax.lax` (FLOP counting reads these), `cpu` for
+            the formulations that suit XLA:CPU.
     """
     if name not in get_args(Formulation):
         raise ValueError(f"formulation {name!r} is not one of {get_args(Formulation)}")

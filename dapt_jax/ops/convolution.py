@@ -1,9 +1,9 @@
-"""2-D convolution, with formulations that XLA:CPU runs fast for the kinds that image encoders are made of.
+"""2-D convolution, with formulations that are fast in XLA:CPU for the kinds that image encoders use.
 
 XLA:CPU has fast code for k x k convolutions, their gradients included, and for dots. Depthwise convolutions
-take its generic loop, so they become sums of shifted products (`depthwise`); a 1x1 convolution becomes a dot,
-forward and backward; a 3x3 convolution at stride 1 has fewer multiplications after a transformation
-(`winograd`).
+fall back to its generic loop, so they become sums of shifted products (`depthwise`); a 1x1 convolution
+becomes a dot, forward and backward; a 3x3 convolution at stride 1 takes fewer multiplications after a
+transformation (`winograd`).
 """
 
 import jax
@@ -24,18 +24,18 @@ def conv(
     padding: Padding = "SAME",
     groups: int = 1,
 ) -> Float[Array, "b h2 w2 o"]:
-    """Convolves images (cross-correlation, as everywhere in deep learning).
+    """Convolve images (cross-correlation, as usual in deep learning).
 
     Args:
-        x: images.
-        kernel: (height, width, c / groups, o), of the same dtype as `x`.
-        stride: the same along both axes.
-        padding: "SAME" (TensorFlow's: an odd pixel goes behind), "VALID", or pixels ((top, bottom), (left,
-            right)).
-        groups: divides the channels; equal to c for a depthwise convolution.
+        x: Images.
+        kernel: Kernel (height, width, c / groups, o), of the same dtype as `x`.
+        stride: Stride along both axes.
+        padding: "SAME" (as in TensorFlow: an odd pixel is added at the end), "VALID", or pixels
+            ((top, bottom), (left, right)).
+        groups: Number of groups that the channels are divided into; equal to c for a depthwise convolution.
 
     Returns:
-        The output in the dtype of `x`. The CPU formulations define a reverse-mode gradient only.
+        The output in the dtype of `x`. The CPU formulations define only a reverse-mode gradient.
     """
     height, width, inputs, channels = kernel.shape
     pads = pairs(padding, (height, width), x.shape[1:3], stride)
@@ -53,7 +53,7 @@ def conv(
 
 @jax.custom_vjp
 def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 1x1 convolution at stride 1."""
+    """Compute a 1x1 convolution at stride 1."""
     return x @ kernel[0, 0]
 
 
@@ -64,7 +64,7 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     inputs, channels = kernel.shape[2:]
-    # Without the barrier, what computes `g` is fused into a copy that transposes it for the kernel's dot.
+    # Without the barrier, XLA fuses the producer of `g` into a copy that transposes it for the kernel's dot.
     g = lax.optimization_barrier(g)
     d_kernel = x.reshape(-1, inputs).T @ g.reshape(-1, channels)
     return g @ kernel[0, 0].T, d_kernel.reshape(kernel.shape)

@@ -4,13 +4,13 @@ XLA:CPU lowers a depthwise convolution to a scalar loop. A sum over the taps of 
 weight per channel is elementwise work, which it fuses into one vectorised loop. The same holds for the two
 gradients:
 
-- with respect to the input, each of the `stride` x `stride` phases of the input's pixel grid meets its own
-  taps, so no product with a stuffed-in zero is formed;
-- with respect to the kernel, rows are accumulated tap by tap into (b, w, c) sums, the batch axis left whole:
-  it may be sharded over devices.
+- with respect to the input, each of the `stride` x `stride` phases of the input's pixel grid has a separate
+  set of taps, so no product with an inserted zero is formed;
+- with respect to the kernel, rows are accumulated tap by tap into (b, w, c) sums; the batch axis is not
+  reduced, because it may be sharded over devices.
 
 The barriers keep XLA from fusing a producer (a padding, a norm, an activation) into its k x k readers, which
-would compute it anew for every tap, and the sum of the taps into a transposing copy. They halve the time of a
+would recompute it for every tap, and the sum of the taps into a transposing copy. They halve the time of a
 training step.
 """
 
@@ -27,16 +27,16 @@ from dapt_jax.ops.shapes import Pairs, outputs, pad, taps
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def depthwise(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves every channel with a kernel of its own.
+    """Convolve every channel with a separate kernel.
 
     Args:
-        stride: along both axes.
-        pads: pixels ((top, bottom), (left, right)); not negative.
-        x: (b, h, w, c).
-        kernel: (kh, kw, 1, c).
+        stride: Stride along both axes.
+        pads: Pixels ((top, bottom), (left, right)); not negative.
+        x: Images (b, h, w, c).
+        kernel: Kernel (kh, kw, 1, c).
 
     Returns:
-        (b, h2, w2, c) in the dtype of `x`, products and sums in float32.
+        Array (b, h2, w2, c) in the dtype of `x`; products and sums are in float32.
     """
     size = kernel.shape[:2]
     out = outputs(x.shape[1:3], size, pads, stride)
@@ -65,7 +65,7 @@ def _backward(
 
 
 def _input_gradient(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-    """Sums, for every input pixel, weight times gradient over the windows that saw it."""
+    """Sum weight times gradient, for every input pixel, over the windows that contain it."""
     (top, _), (left, _) = pads
     height, width, _, channels = kernel.shape
     high, wide = (-(-side // stride) for side in x.shape[1:3])
@@ -95,23 +95,23 @@ def _input_gradient(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array, g
 
 
 def _meetings(phase: int, before: int, size: int, stride: int) -> list[tuple[int, int]]:
-    """(tap, shift) pairs: input pixel `stride * n + phase` is met by that tap of the window `n + shift`."""
+    """Return (tap, shift) pairs: input pixel `stride * n + phase` is under that tap of window `n + shift`."""
     return [
         (tap, (phase + before - tap) // stride) for tap in range(size) if (phase + before - tap) % stride == 0
     ]
 
 
 def _margins(meetings: list[list[tuple[int, int]]], count: int, windows: int) -> tuple[int, int]:
-    """Border that the windows need for every shift of `count` of them to stay inside."""
+    """Return the border that keeps every shift of `count` windows inside."""
     shifts = [shift for phase in meetings for _, shift in phase]
     return max(0, -min(shifts, default=0)), max(0, max(shifts, default=0) + count - windows)
 
 
 def _kernel_gradient(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-    """Sums image times gradient per tap and channel, row by row.
+    """Sum image times gradient per tap and channel, row by row.
 
-    As a plain reduction this is the slowest part by far: XLA:CPU reduces to few outputs with a scalar loop.
-    Accumulating rows is elementwise, and so is the sum over columns; what is left to reduce is the batch.
+    As a plain reduction this is by far the slowest part: XLA:CPU reduces to few outputs with a scalar loop.
+    Accumulating rows is elementwise, and so is the sum over columns; only the batch remains to be reduced.
     """
     height, width, _, channels = kernel.shape
     batch, high, wide, _ = g.shape

@@ -1,4 +1,4 @@
-"""Batch norm on the batch's own statistics."""
+"""Batch norm with the statistics of the batch."""
 
 import contextlib
 import contextvars
@@ -17,11 +17,11 @@ _groups: contextvars.ContextVar[int] = contextvars.ContextVar("batch_norm_groups
 
 @contextlib.contextmanager
 def batch_norm_groups(number: int) -> Iterator[None]:
-    """Cuts every batch that is normalised inside into equal runs of examples, each with statistics of its own.
+    """Split every batch that is normalised inside the block into groups with separate statistics.
 
-    With as many as there are devices these are the statistics of every device's own examples, and no device
-    waits for another to normalise; Hoffer et al., arXiv 1705.08741, call it ghost batch norm. Has its effect
-    while a function is traced.
+    The groups are equal, consecutive runs of examples. With one group per device, each device uses the
+    statistics of its local examples and need not wait for other devices; Hoffer et al., arXiv 1705.08741,
+    call it ghost batch norm. Takes effect at trace time.
     """
     token = _groups.set(number)
     try:
@@ -33,20 +33,20 @@ def batch_norm_groups(number: int) -> Iterator[None]:
 def batch_norm(
     x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"], eps: float
 ) -> tuple[Float[Array, "b h w c"], Float[Array, " c"], Float[Array, " c"]]:
-    """Normalises each channel by its mean and variance over the batch (Ioffe & Szegedy, arXiv 1502.03167).
+    """Normalise each channel by its mean and variance over the batch (Ioffe & Szegedy, arXiv 1502.03167).
 
     The gradient is the closed form of the paper's section 3, one pass for the two sums and one for the input,
-    instead of what differentiation would write down step by step.
+    instead of the step-by-step result of automatic differentiation.
 
     Args:
-        x: activations.
-        scale: float32.
-        bias: float32.
-        eps: added to the variance.
+        x: Activations.
+        scale: Scale per channel, float32.
+        bias: Bias per channel, float32.
+        eps: Constant added to the variance.
 
     Returns:
-        The output in the dtype of `x`, and the float32 mean and unbiased variance, for running averages, of
-        which the frameworks that weights come from keep these two; no gradient flows through them.
+        The output in the dtype of `x`, and the float32 mean and unbiased variance, which the frameworks that
+        weights come from store as running averages; no gradient flows through them.
     """
     groups = _groups.get()
     if groups == 1:
@@ -63,7 +63,7 @@ def batch_norm(
 def _normalise(eps: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> Moments:
     wide = x.astype(jnp.float32)
     mean = wide.mean((0, 1, 2))
-    # Two passes: the difference of E[x^2] and E[x]^2 cancels where the mean is large.
+    # Two passes: the difference of E[x^2] and E[x]^2 loses precision where the mean is large.
     var = jnp.square(wide - mean).mean((0, 1, 2))
     factor = scale * lax.rsqrt(var + eps)
     return (wide * factor + (bias - mean * factor)).astype(x.dtype), mean, var

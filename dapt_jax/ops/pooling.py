@@ -14,17 +14,17 @@ from dapt_jax.ops.shapes import Padding, Pairs, outputs, pad, pairs, taps
 def max_pool(
     x: Float[Array, "b h w c"], size: int, stride: int, padding: Padding = "VALID"
 ) -> Float[Array, "b h2 w2 c"]:
-    """Maximum over square windows; the border counts as minus infinity.
+    """Compute the maximum over square windows; padding counts as minus infinity.
 
     Args:
-        x: images.
-        size: side of the window.
-        stride: the same along both axes.
+        x: Images.
+        size: Side of the window.
+        stride: Stride along both axes.
         padding: "SAME", "VALID", or pixels ((top, bottom), (left, right)).
 
     Returns:
-        The maxima in the dtype of `x`. Where several pixels of a window tie, `lax` sends the gradient to the
-        first of them and the CPU formulation does as well.
+        The maxima in the dtype of `x`. Where several pixels of a window tie, both formulations send the
+        gradient to the first of them.
     """
     pads = pairs(padding, (size, size), x.shape[1:3], stride)
     if choice.current() == "cpu":
@@ -36,7 +36,7 @@ def max_pool(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _shifted(size: int, stride: int, pads: Pairs, x: jax.Array) -> jax.Array:
-    """The elementwise maximum of the shifted images, one per position in the window."""
+    """Return the elementwise maximum of the shifted images, one per position in the window."""
     out = outputs(x.shape[1:3], (size, size), pads, stride)
     return functools.reduce(jnp.maximum, taps(pad(x, pads, -jnp.inf), (size, size), out, stride))
 
@@ -51,7 +51,7 @@ def _forward(
 def _backward(
     size: int, stride: int, pads: Pairs, saved: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array]:
-    """Sends each window's gradient to the first pixel that equals its maximum."""
+    """Send each window's gradient to the first pixel that equals its maximum."""
     x, y = saved
     padded = pad(x, pads, -jnp.inf)
     (top, bottom), (left, right) = pads

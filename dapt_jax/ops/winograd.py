@@ -1,9 +1,9 @@
 """3x3 convolution at stride 1 by Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray, arXiv 1509.09308).
 
-A tile of 2x2 output pixels takes 16 multiplications per pair of channels instead of 36. What is left is 16
+A tile of 2x2 output pixels takes 16 multiplications per pair of channels instead of 36. The rest is 16
 matrix products over channels, one per point of a transformed 4x4 tile, and sums of few pixels before and
-behind. The gradients are the transposes of these steps and save as much. The transforms hold 0, 1/2 and 1
-alone, so the error in float32 is that of the direct sum (larger tiles would save more, at ten times the
+after. The gradients are the transposes of these steps and save as much. The transforms contain only 0, 1/2
+and 1, so the error in float32 equals that of the direct sum (larger tiles would save more, at ten times the
 error, and were slower).
 """
 
@@ -25,21 +25,21 @@ _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 
 FEWEST_CHANNELS = 32
 LEAST_WORK = 10**7
-"""FLOPs per image. The transforms treble the time to compile, which small images would not earn back."""
+"""Minimum FLOPs per image. The transforms triple compile time, which small images would not repay."""
 ENOUGH_CHANNELS = 128
-"""From here on the kernel's gradient is faster by these products than by `lax`."""
+"""Minimum channels for which the kernel's gradient is faster by these products than by `lax`."""
 MANY_CHANNELS = 256
-"""From here on the images' gradient is faster by the transposed steps than as a convolution with the kernel
-turned, whose transform would be the larger part."""
+"""Minimum channels for which the images' gradient is faster by the transposed steps than as a convolution
+with the rotated kernel, whose transform would dominate."""
 
 Grid = Sequence[Sequence[jax.Array]]
 Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def suits(pads: Pairs, x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether a 3x3 convolution at stride 1 is worth the transforms; the number of images has no say in it.
+    """Return whether a 3x3 convolution at stride 1 gains from the transforms, whatever the batch size.
 
-    Lower precision is left out: its rounding would come on top of the transforms'.
+    Lower precision is excluded: its rounding errors would add to those of the transforms.
     """
     inputs, channels = kernel.shape[2:]
     work = 18 * math.prod(outputs(x.shape[1:3], (3, 3), pads, 1)) * inputs * channels
@@ -49,15 +49,15 @@ def suits(pads: Pairs, x: jax.Array, kernel: jax.Array) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def winograd(pads: Pairs, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves images with a 3x3 kernel at stride 1.
+    """Convolve images with a 3x3 kernel at stride 1.
 
     Args:
-        pads: pixels ((top, bottom), (left, right)), 0 to 2.
-        x: (b, h, w, c), float32.
-        kernel: (3, 3, c, o).
+        pads: Pixels ((top, bottom), (left, right)), 0 to 2.
+        x: Images (b, h, w, c), float32.
+        kernel: Kernel (3, 3, c, o).
 
     Returns:
-        (b, h2, w2, o).
+        Array (b, h2, w2, o).
     """
     return _forward(pads, x, kernel)[0]
 
@@ -71,7 +71,7 @@ def _forward(pads: Pairs, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, S
     pixels = [
         [padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for j in range(4)] for i in range(4)
     ]
-    # Without the barrier, a transform would be computed anew for each of its readers.
+    # Without the barrier, a transform would be recomputed for each of its readers.
     tiles, points = lax.optimization_barrier(
         (_stack(_transform(_INPUT, pixels)).reshape(16, -1, x.shape[-1]), _stack(_transform(_KERNEL, kernel)))
     )
@@ -115,13 +115,13 @@ winograd.defvjp(_forward, _backward)
 
 
 def _transform(matrix: np.ndarray, grid: Grid | jax.Array) -> list[list[jax.Array]]:
-    """`matrix @ grid @ matrix.T`, of arrays."""
+    """Compute `matrix @ grid @ matrix.T` for a grid of arrays."""
     tall = [_combine(matrix, [row[j] for row in grid]) for j in range(matrix.shape[1])]
     return [_combine(matrix, [column[i] for column in tall]) for i in range(len(matrix))]
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
-    """`matrix @ parts`, of arrays."""
+    """Compute `matrix @ parts` for a sequence of arrays."""
     return [
         functools.reduce(jnp.add, [part * np.float32(w) for w, part in zip(row, parts, strict=True) if w])
         for row in matrix
@@ -133,14 +133,17 @@ def _stack(grid: Grid) -> jax.Array:
 
 
 def _interleave(grid: Grid) -> jax.Array:
-    """2x2 arrays (b, h, w, c) to one (b, 2h, 2w, c), element by element."""
+    """Interleave a 2x2 grid of arrays (b, h, w, c) into one (b, 2h, 2w, c)."""
     both = jnp.stack([jnp.stack(list(row), 3) for row in grid], 2)
     batch, rows, _, columns, _, channels = both.shape
     return both.reshape(batch, 2 * rows, 2 * columns, channels)
 
 
 def _overlap(first: jax.Array, second: jax.Array, axis: int) -> jax.Array:
-    """Sums neighbouring tiles where they overlap: the first half of each with the second half of the one before."""
+    """Sum neighbouring tiles where they overlap.
+
+    The first half of each tile is added to the second half of the one before.
+    """
     before, behind = [(0, 0)] * first.ndim, [(0, 0)] * first.ndim
     behind[axis], before[axis] = (0, 1), (1, 0)
     return jnp.pad(first, behind) + jnp.pad(second, before)

@@ -1,8 +1,8 @@
-"""What glibc has to be told so that XLA:CPU's buffers keep their pages from one step to the next.
+"""glibc malloc settings that stop XLA:CPU's buffers from being returned to the kernel between steps.
 
-Each step of a CPU program allocates its temporary buffers anew. By default glibc takes large ones from the
-kernel and gives them back each time, and every page of them faults in again; `benchmarks/allocator.py`
-measures what that costs. glibc reads these settings only when a process starts.
+Each step of a CPU program allocates its temporary buffers again. By default glibc obtains large ones from the
+kernel and returns them each time, so that every page of them faults in again; `benchmarks/allocator.py`
+measures the cost. glibc reads these settings only when a process starts.
 """
 
 import os
@@ -19,14 +19,17 @@ SETTINGS = {
 
 
 def settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """What is missing in an environment: nothing off glibc, with `DAPT_JAX_ALLOCATOR=off`, or where any is set already."""
+    """Return the settings that an environment lacks.
+
+    They are none off glibc, with `DAPT_JAX_ALLOCATOR=off`, or where any of them is set already.
+    """
     if platform.libc_ver()[0] != "glibc" or environment.get(SWITCH) in ("off", "set"):
         return {}
     return {} if any(name in environment for name in SETTINGS) else {**SETTINGS, SWITCH: "set"}
 
 
 def restart_with_settings() -> None:
-    """Replaces the process by one of the same command line with the settings; returns where none are missing."""
+    """Restart the process with the same command line and the settings; return if none are missing."""
     missing = settings(os.environ)
     if missing:
         sys.stdout.flush()

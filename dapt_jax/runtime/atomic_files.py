@@ -1,4 +1,4 @@
-"""Files that a kill cannot tear: written beside the old ones and renamed."""
+"""Atomic file writes: a new file is written beside the old one and renamed over it."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     rows = []
     for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not line:  # what follows the last end of line
+        if number == len(lines) and not line:  # the part after the last newline
             break
         try:
             row = json.loads(line)
@@ -38,23 +38,26 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a JSON-lines file in one atomic step: a reader, or a kill, sees the old file or the new one."""
+    """Replace a JSON-lines file atomically: a reader, or a kill, sees the old file or the new one."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace a text file in one atomic step; without `durable`, a machine that loses power may lose the new one."""
+    """Replace a text file atomically.
+
+    Without `durable`, the new file may be lost if the machine loses power.
+    """
     with replacing(path, durable=durable) as file:
         file.write(text.encode())
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of another in one atomic step, once the block has ended without an error.
+    """Open a file that atomically replaces another once the block has ended without an error.
 
     Args:
-        path: The file to replace; its folder is made where it is missing.
-        durable: Whether the new file is on disk before it takes the old one's place.
+        path: The file to replace; its folder is created if missing.
+        durable: Whether the new file is flushed to disk before it replaces the old one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

@@ -1,4 +1,4 @@
-"""A notice to stop, by SIGTERM from whoever takes the machine away or by Ctrl-C: saved at the next step, then out."""
+"""Preemption by SIGTERM from the scheduler, or Ctrl-C: the study saves at the next step, then exits."""
 
 import contextlib
 import os
@@ -10,48 +10,49 @@ from types import FrameType, TracebackType
 from typing import Any
 
 RESTART_CODE = os.EX_TEMPFAIL
-"""Exit code, 75, of a study that was told to go and goes on when it is started again: launchers restart on
-it."""
+"""Exit code, 75, of a preempted study, which resumes when it is started again: launchers restart on it."""
 
 STOPPED_CODE = 128 + signal.SIGINT
-"""Exit code, 130, of a study that a person has stopped: nobody restarts it."""
+"""Exit code, 130, of a study that a user has interrupted: launchers do not restart it."""
 
 
 class Stopped(BaseException):
-    """The study ends here, at a place from which a restart goes on; no error, so that nothing catches it as one."""
+    """End of the study at a point from which a restart resumes.
+
+    Not an `Exception`, so that error handlers do not catch it.
+    """
 
     def __init__(self, number: int):
-        """Says why.
+        """Set the message.
 
         Args:
-            number: of the signal.
+            number: Number of the signal.
         """
         super().__init__(signal.Signals(number).name)
         self.code = STOPPED_CODE if number == signal.SIGINT else RESTART_CODE
 
 
 class PreemptionHandler:
-    """Listens to SIGTERM and SIGINT inside its `with` block; a second one ends the process at once.
+    """Handler of SIGTERM and SIGINT inside its `with` block; a second signal ends the process at once.
 
-    Where training has state to save, the code defers the notice and looks at `signal_received` after its
-    steps. Everywhere else there is nothing to save that is not saved already, and the notice ends the study
-    where it is.
+    Where training has state to save, the code defers the signal and checks `signal_received` after its steps.
+    Everywhere else all state is already saved, and the signal ends the study where it is.
     """
 
     def __init__(self) -> None:
-        """Hears nothing yet."""
+        """Start with no signal received."""
         self.signal_received = 0
         self._deferred = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "PreemptionHandler":
-        if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         self.listen()
         return self
 
     def listen(self) -> None:
-        """Listens again, after something else has taken the signals for itself, as JAX does where it finds other processes."""
+        """Install the handlers again after other code, such as multi-process JAX, has replaced them."""
         for number in self._before:
             signal.signal(number, self._on_signal)
 
@@ -75,23 +76,23 @@ class PreemptionHandler:
             raise Stopped(number)
 
     def check(self, given: int = 0) -> None:
-        """Ends the study if it was told to.
+        """End the study if a signal was received.
 
         Args:
-            given: number of a signal that another process of the study was given, or 0.
+            given: Number of a signal that another process of the study received, or 0.
 
         Raises:
-            Stopped: it was.
+            Stopped: A signal was received.
         """
         if number := self.signal_received or given:
             raise Stopped(number)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside the `with` block a notice is kept in `signal_received`; at its end it is obeyed.
+        """Record a signal in `signal_received` inside the `with` block, and act on it at the end.
 
         Raises:
-            Stopped: a notice was given meanwhile.
+            Stopped: A signal was received inside the block.
         """
         self._deferred = True
         try:

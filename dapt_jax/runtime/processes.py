@@ -1,9 +1,8 @@
-"""Several processes that run one study: how they find each other, and how they stay of one mind.
+"""Multi-process start-up, and decisions that must agree on every process.
 
-Each runs the same code, and each comes to every collective in the same order. What only one of them can know
-(what the workdir holds, what the time is, that a notice to stop was given) is told to all before anybody acts
-on it. The first process alone writes the study's files; what the others write goes to a folder of their own
-that is thrown away.
+Every process runs the same code and issues the same collectives in the same order. What only one process can
+know (the contents of the workdir, the time, a signal to stop) is broadcast before any process acts on it. The
+first process alone writes the study's files; the others write to a temporary folder that is deleted.
 """
 
 import contextlib
@@ -27,26 +26,26 @@ START_S = 300
 """Seconds that a process waits for the others to start."""
 
 HEARTBEAT_S = 20
-"""Seconds of silence after which a process is taken for dead."""
+"""Seconds without a heartbeat after which a process is considered dead."""
 
 LAST_S = 2.0
-"""Seconds that the first process, by which the others know each other, gives them to end before it."""
+"""Seconds that the first process, which hosts the coordinator, waits for the others to end before it."""
 
 _CHUNK = 1 << 26
-"""Bytes that are told at once."""
+"""Bytes per broadcast."""
 
 _CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES")
-"""Variables by which a cluster that JAX recognises says how many processes there are."""
+"""Variables with which a cluster that JAX recognises gives the number of processes."""
 
 
 class PeerFailed(BaseException):
-    """Another process of the study has failed, and has said why: this one ends as it does."""
+    """Another process of the study has failed and reported why: this process ends with the same code."""
 
     def __init__(self, code: int = EXIT_CODE):
-        """Ends quietly.
+        """End without a message.
 
         Args:
-            code: that the other one exits with.
+            code: Exit code of the other process.
         """
         super().__init__()
         self.code = code
@@ -54,13 +53,13 @@ class PeerFailed(BaseException):
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """How the processes of a study find each other.
+    """Settings with which the processes of a study find each other.
 
     Attributes:
-        mode: "auto" (several if the environment says so), "on" or "off".
-        coordinator_address: HOST:PORT of the first process; empty for what the cluster says.
-        num_processes: Number of processes; 0 for what the cluster says.
-        process_id: Number of this one, from 0; -1 for what the cluster says.
+        mode: "auto" (multi-process if the environment says so), "on" or "off".
+        coordinator_address: HOST:PORT of the first process; empty to use the cluster's.
+        num_processes: Number of processes; 0 to use the cluster's.
+        process_id: Index of this process, from 0; -1 to use the cluster's.
     """
 
     mode: str = "auto"
@@ -69,13 +68,13 @@ class Group:
     process_id: int = -1
 
     def completed(self, environment: Mapping[str, str] = os.environ) -> "Group":
-        """Return the group with what it does not say taken from `JAX_COORDINATOR_ADDRESS` and its like.
+        """Return the group with missing values from `JAX_COORDINATOR_ADDRESS` and related variables.
 
         Args:
             environment: Environment variables.
 
         Raises:
-            UserError: A variable is no number, or some of the three are known and others are not.
+            UserError: A variable is not a number, or only some of the three values are known.
         """
 
         def number(name: str, given: int, absent: int) -> int:
@@ -101,8 +100,8 @@ class Group:
             missing = ", ".join(f"runtime.{name}" for name, is_known in known.items() if not is_known)
             raise UserError(
                 f"{missing} is not set; expected runtime.coordinator_address, runtime.num_processes and "
-                "runtime.process_id together (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), "
-                "or none of them on a cluster"
+                "runtime.process_id together (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+                "JAX_PROCESS_ID), or none of them on a cluster"
             )
         if full.num_processes and full.process_id >= full.num_processes:
             raise UserError(
@@ -112,7 +111,7 @@ class Group:
 
     @property
     def is_several(self) -> bool:
-        """Whether there are other processes to be found."""
+        """Whether the group has several processes."""
         if self.mode == "off" or self.num_processes == 1:
             return False
         if self.mode == "on" or self.num_processes > 1:
@@ -124,15 +123,15 @@ class Group:
 
 
 def start(group: Group) -> None:
-    """Find the other processes, if there are any; before anything else is asked of JAX.
+    """Connect to the other processes, if there are any; call it before any other use of JAX.
 
     Clusters that JAX recognises (TPU pods, Slurm, Open MPI, Kubernetes) need no settings.
 
     Args:
-        group: What the settings say of the processes.
+        group: Settings of the processes.
 
     Raises:
-        UserError: They cannot be found.
+        UserError: The connection fails.
     """
     group = group.completed()
     if not group.is_several:
@@ -161,24 +160,24 @@ def _first_line(error: BaseException) -> str:
 
 
 def is_primary() -> bool:
-    """Whether this process writes the study's files."""
+    """Return whether this process writes the study's files."""
     return jax.process_index() == 0
 
 
 def is_multi_process() -> bool:
-    """Whether there are others."""
+    """Return whether the study has more than one process."""
     return jax.process_count() > 1
 
 
 def broadcast_from_primary(value: Callable[[], Any]) -> Any:
-    """What the first process finds; the others do not look.
+    """Return a value computed by the first process alone, on every process.
 
     Args:
-        value: finds it: anything that pickles.
+        value: Function that computes it; the result must be picklable.
 
     Raises:
-        UserError: it did, in the first process.
-        Lost: in the others, then.
+        UserError: `value` raised it, on the first process.
+        PeerFailed: On the other processes, in that case.
     """
     if not is_multi_process():
         return value()
@@ -195,7 +194,7 @@ def broadcast_from_primary(value: Callable[[], Any]) -> Any:
 
 
 def _broadcast(content: bytes) -> bytes:
-    """The first process's bytes, in every process."""
+    """Return the first process's bytes, on every process."""
     chunks, rest = multihost_utils.broadcast_one_to_all(np.asarray(divmod(len(content), _CHUNK), np.int32))
     sizes = [_CHUNK] * int(chunks) + ([int(rest)] if rest else [])
     parts = []
@@ -210,7 +209,7 @@ def _broadcast(content: bytes) -> bytes:
 
 
 def all_reduce_max(*values: float) -> tuple[int, ...]:
-    """The largest of every value over all processes: small numbers, flags among them."""
+    """Return the maximum of every value over all processes; values are small numbers or flags."""
     if not is_multi_process():
         return tuple(int(value) for value in values)
     return tuple(
@@ -219,7 +218,7 @@ def all_reduce_max(*values: float) -> tuple[int, ...]:
 
 
 def sync_file(path: Path) -> bool:
-    """Whether the first process has a file; if so, all have it afterwards, at their own place for it."""
+    """Copy a file of the first process to the local path of every process; return whether it exists."""
     if not is_multi_process():
         return path.exists()
     content = broadcast_from_primary(lambda: path.read_bytes() if path.exists() else None)
@@ -233,11 +232,11 @@ def sync_file(path: Path) -> bool:
 
 @contextlib.contextmanager
 def barrier_or_raise() -> Iterator[None]:
-    """Goes on behind the block only if all processes have come through it.
+    """Continue after the block only if all processes have completed it.
 
     Raises:
-        UserError: this one did not.
-        Lost: it was another one that did not.
+        UserError: This process failed.
+        PeerFailed: Another process failed.
     """
     failed: BaseException | None = None
     try:
@@ -250,7 +249,10 @@ def barrier_or_raise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """What all processes but the first have in place of the workdir, and of the screen: both are thrown away."""
+    """Yield a temporary folder that replaces the workdir on all processes but the first.
+
+    Their standard output is discarded as well.
+    """
     with (
         tempfile.TemporaryDirectory(prefix=f"dapt_jax-process{jax.process_index()}-") as folder,
         open(os.devnull, "w") as nowhere,
@@ -269,19 +271,22 @@ _GONE = (
     "nccl",
     "halted",
 )
-"""Of an error of JAX: words that speak of another process."""
+"""Words in an error of JAX that indicate the failure of another process."""
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error means that another process of the study is gone."""
+    """Return whether an error means that another process of the study is gone."""
     said = str(error).lower()
     is_of_jax = isinstance(error, jax.errors.JaxRuntimeError | ValueError | RuntimeError)
-    is_of_jax &= not isinstance(error, UserError)  # a ValueError as well
+    is_of_jax &= not isinstance(error, UserError)  # which is a ValueError as well
     return is_of_jax and is_multi_process() and any(word in said for word in _GONE)
 
 
 def exit_now(code: int) -> None:
-    """Ends this process at once, the first one last: JAX would wait for those that are gone, and abort those that are left."""
+    """End this process at once, the first process last.
+
+    A regular shutdown of JAX would wait for processes that are gone, and abort the remaining ones.
+    """
     if is_primary():
         time.sleep(LAST_S)
     sys.stdout.flush()

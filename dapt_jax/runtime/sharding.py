@@ -1,4 +1,4 @@
-"""The device mesh: batches are split over all devices, the model's state over its `fsdp` axis, all else is everywhere."""
+"""Device mesh: batches are sharded over all devices, model state over `fsdp`; the rest is replicated."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,29 +12,29 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from dapt_jax.errors import UserError
 
 PyTree = Any
-"""Arrays, or what stands for them, in nested containers."""
+"""Arrays, or abstract arrays, in nested containers."""
 
 AnyArray = jax.Array | np.ndarray
 DATA, FSDP = "data", "fsdp"
-"""Axes of the mesh: copies of the model's state, and the devices over which each copy is spread."""
+"""Axes of the mesh: replicas of the model's state, and the devices over which each replica is sharded."""
 
 MIN_SHARD_SIZE = 2**14
-"""Elements from which on an array of the state is spread: a collective costs some microseconds, however
-little it moves."""
+"""Minimum number of elements of a sharded state array: a collective costs some microseconds, however little
+it moves."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
-    """A mesh of `data` x `fsdp`.
+    """Return a mesh of `data` x `fsdp` devices.
 
     Args:
-        devices: in their order; by default all there are, over all processes.
-        fsdp: devices over which each copy of the model's state is spread (fully sharded data parallel,
-            Rajbhandari et al., arXiv 1910.02054, and Zhao et al., arXiv 2304.11277); 0 for all.
+        devices: Devices in mesh order; by default all devices of all processes.
+        fsdp: Number of devices over which each replica of the model's state is sharded (fully sharded data
+            parallel, Rajbhandari et al., arXiv 1910.02054, and Zhao et al., arXiv 2304.11277); 0 for all.
 
     Raises:
-        UserError: the devices do not divide by it.
+        UserError: The number of devices is not a multiple of `fsdp`.
     """
-    # Each process' devices side by side, in the order of processes: `share` goes by it.
+    # The devices of each process are adjacent, in the order of processes: `local_slice` relies on it.
     found = (
         sorted(jax.devices(), key=lambda one: (one.process_index, one.id))
         if devices is None
@@ -45,21 +45,21 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
         fitting = [each for each in range(1, len(found) + 1) if len(found) % each == 0]
         near = min(fitting, key=lambda each: abs(each - fsdp))
         raise UserError(f"runtime.fsdp is {fsdp}, which does not divide {len(found)} devices; {near} does")
-    # The compiler lays out what is between inputs and outputs; newer JAX would have every array typed by its
-    # sharding.
+    # The compiler chooses the layout between inputs and outputs; newer JAX would otherwise type every array
+    # by its sharding.
     return Mesh(np.asarray(found).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
 
 
 def check_batch(batch_size: int, parts: int, devices: int | None = None) -> None:
-    """Refuses a batch that does not divide among the devices, and there into parts.
+    """Check that a batch divides among the devices, and on each device into parts.
 
     Args:
-        batch_size: of a step, over all devices.
-        parts: into which each device cuts its share: see `training.steps`.
-        devices: how many; by default all there are.
+        batch_size: Batch size of a step, over all devices.
+        parts: Number of parts that each device splits its slice into: see `training.steps`.
+        devices: Number of devices; by default all of them.
 
     Raises:
-        UserError: it does not.
+        UserError: The batch does not divide.
     """
     devices = jax.device_count() if devices is None else devices
     if parts < 1:
@@ -72,17 +72,20 @@ def check_batch(batch_size: int, parts: int, devices: int | None = None) -> None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """On every device."""
+    """Return the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Split along an axis over all devices."""
+    """Return the sharding that splits an axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
 
 
 def fsdp_axis(shape: Sequence[int], fsdp: int) -> int | None:
-    """The axis along which an array of the state is spread over some devices: the longest that divides, of large arrays."""
+    """Return the axis along which a state array is sharded, or None.
+
+    It is the longest axis whose length is a multiple of `fsdp`; small arrays are not sharded.
+    """
     fitting = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if fsdp == 1 or not fitting or np.prod(shape) < MIN_SHARD_SIZE:
         return None
@@ -90,14 +93,16 @@ def fsdp_axis(shape: Sequence[int], fsdp: int) -> int | None:
 
 
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
-    """Where the leaves of a state go: the large ones spread over `fsdp` along their longest axis that divides.
+    """Return the shardings of a state.
+
+    Large leaves are split over `fsdp` along the longest axis that is a multiple of it; others are replicated.
 
     Args:
-        state: a pytree of arrays or their shapes: parameters and whatever the optimizer keeps for each.
-        mesh: the devices.
+        state: Pytree of arrays or their shapes: parameters and the optimizer state of each.
+        mesh: The device mesh.
 
     Returns:
-        The same pytree of shardings.
+        Pytree of shardings with the same structure.
     """
 
     def of(leaf: AnyArray) -> NamedSharding:
@@ -108,7 +113,7 @@ def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
 
 
 def device_put_global(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Puts the leaves of a pytree, alike in every process, where they belong."""
+    """Put the leaves of a pytree, identical on every process, on devices with the given shardings."""
 
     def put(value: AnyArray, sharding: NamedSharding) -> jax.Array:
         is_spread = isinstance(value, jax.Array) and not value.is_fully_addressable
@@ -121,19 +126,19 @@ def device_put_global(tree: PyTree, shardings: PyTree) -> PyTree:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Puts every leaf on every device."""
+    """Replicate every leaf on every device."""
     return device_put_global(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
 def shard_state(state: PyTree, mesh: Mesh) -> PyTree:
-    """Puts a state where `state_shardings` says."""
+    """Put a state on devices with the shardings of `state_shardings`."""
     return device_put_global(state, state_shardings(state, mesh))
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
-    """Puts a batch, a pytree, on the mesh: this process's rows of each array, split along `axis`.
+    """Put a batch, a pytree, on the mesh: this process's rows of each array, split along `axis`.
 
-    Arrays without such an axis go to every device.
+    Arrays without such an axis are replicated.
     """
 
     def put(value: AnyArray) -> jax.Array:
@@ -145,7 +150,7 @@ def shard_batch(batch: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
 
 
 def local_slice(size: int, mesh: Mesh) -> slice:
-    """The part of a batch that this process reads: of `size` rows those that go to its own devices."""
+    """Return the slice of a batch of `size` rows that this process reads: the rows of its local devices."""
     processes = sorted({device.process_index for device in mesh.devices.flat})
     if len(processes) == 1:
         return slice(0, size)
@@ -154,12 +159,12 @@ def local_slice(size: int, mesh: Mesh) -> slice:
 
 
 def local_mesh() -> Mesh:
-    """The devices of this process alone."""
+    """Return a mesh of the local devices of this process."""
     return make_mesh(jax.local_devices())
 
 
 def gather_to_host(tree: PyTree) -> PyTree:
-    """Every leaf, whole, as numpy; all processes have to ask for it where one holds but a part."""
+    """Return every leaf in full as a NumPy array; all processes have to call it if leaves are sharded."""
 
     def get(leaf: AnyArray) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
@@ -170,14 +175,16 @@ def gather_to_host(tree: PyTree) -> PyTree:
 
 
 def jit_step(function: Callable[..., PyTree], state: PyTree, *arguments: PyTree, mesh: Mesh) -> Any:
-    """A step, ready to be lowered for its arguments: the state is given away, and what comes out is laid out as it went in.
+    """Return a jitted step, ready to be lowered for its arguments.
+
+    The step donates its state, and returns it with the same sharding.
 
     Args:
-        function: from a state and other arguments to a state, or to a tuple that begins with one; all else
-            that it returns goes to every device.
-        state: an array or a `jax.ShapeDtypeStruct` in each leaf.
-        arguments: the others.
-        mesh: the devices.
+        function: Function from a state and other arguments to a state, or to a tuple that begins with one;
+            all its other results are replicated.
+        state: Pytree of arrays or `jax.ShapeDtypeStruct`.
+        arguments: The other arguments.
+        mesh: The device mesh.
     """
     out = jax.eval_shape(function, state, *arguments)
     laid_out = state_shardings(state, mesh)
@@ -186,7 +193,7 @@ def jit_step(function: Callable[..., PyTree], state: PyTree, *arguments: PyTree,
 
 
 def all_finite(tree: PyTree) -> bool:
-    """Whether every number in a pytree of arrays is one; wherever they are, all processes hear the same."""
+    """Return whether every number in a pytree of arrays is finite; the result agrees on all processes."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
     return bool(_all_finite(leaves))
 

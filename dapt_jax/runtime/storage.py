@@ -1,8 +1,8 @@
-"""Workdirs and data that are elsewhere (`gs://`, `s3://`, anything that fsspec opens): worked on in a local copy.
+"""Remote workdirs and data (`gs://`, `s3://`, anything that fsspec opens), accessed through a local copy.
 
-A study writes its files in single atomic steps, and goes on from whatever a kill has left of them. So a copy
-that is a few seconds old, or was cut off, is one more state to go on from; the newer checkpoint is there
-before the older one goes.
+A study writes its files atomically, and resumes from whatever a kill leaves. A copy that is a few seconds
+old, or incomplete, is therefore one more state to resume from; the newer checkpoint is uploaded before the
+older one is deleted.
 """
 
 import contextlib
@@ -21,31 +21,31 @@ from dapt_jax.errors import UserError
 from dapt_jax.runtime import user_cache
 
 PUSH_S = 10.0
-"""Seconds between two looks for what has changed."""
+"""Seconds between two checks for changes."""
 
 _STAYS = ("cache/",)
-"""Folders of a workdir that are not copied: what is in them is computed again elsewhere."""
+"""Folders of a workdir that are not copied: their contents are recomputed elsewhere."""
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is not simply a path."""
+    """Return whether a place is a URL instead of a path."""
     return "://" in place
 
 
 class Mirror:
-    """A folder here and its copy there."""
+    """A local folder and its remote copy."""
 
     def __init__(self, url: str, folder: Path):
-        """Opens the file system; copies nothing yet.
+        """Open the file system; copy nothing yet.
 
         Args:
-            url: of the place there.
-            folder: here.
+            url: URL of the remote folder.
+            folder: The local folder.
 
         Raises:
-            UserError: no such kind of storage, or its package is missing.
+            UserError: The kind of storage is unknown, or its package is missing.
         """
         scheme = url.partition("://")[0]
         try:
@@ -64,13 +64,13 @@ class Mirror:
         self._lock = threading.Lock()
 
     def pull(self, *names: str) -> None:
-        """Makes the folder here what is there; leaves it alone where nothing is there.
+        """Make the local folder equal to the remote one; leave it unchanged if the remote one is empty.
 
         Args:
-            names: of the files that are wanted; all where none is given, and no others are left here.
+            names: Names of the files to copy; all if none is given, and other local files are then removed.
 
         Raises:
-            UserError: the place cannot be read.
+            UserError: The remote folder cannot be read.
         """
         there = self.there()
         try:
@@ -91,10 +91,10 @@ class Mirror:
                     path.unlink()
 
     def there(self) -> dict[str, int]:
-        """The files there, by their path below it, with their bytes.
+        """Return the sizes in bytes of the remote files, by their path relative to the folder.
 
         Raises:
-            UserError: the place cannot be read.
+            UserError: The remote folder cannot be read.
         """
         try:
             found = self._files.find(self._root, detail=True) if self._files.exists(self._root) else {}
@@ -105,14 +105,14 @@ class Mirror:
         return {path[len(self._root) :].lstrip("/"): about["size"] for path, about in found.items()}
 
     def push(self) -> None:
-        """Copies what has changed here, and removes there what is gone here, in this order."""
+        """Upload local changes, then delete remotely what was deleted locally, in this order."""
         with self._lock:
             here = {}
             for path in _files_of(self.folder):
                 name = path.relative_to(self.folder).as_posix()
                 if _stays(name):
                     continue
-                with contextlib.suppress(FileNotFoundError):  # replaced or removed while this looks
+                with contextlib.suppress(FileNotFoundError):  # replaced or removed during the scan
                     here[name] = _mark(path)
             for name, mark in here.items():
                 if self._pushed.get(name) != mark:
@@ -132,7 +132,7 @@ class Mirror:
 
 
 def _mark(path: Path) -> tuple[int, int]:
-    """What tells a file from what it was before."""
+    """Return the values whose change marks a file as modified."""
     about = path.stat()
     return about.st_mtime_ns, about.st_size
 
@@ -153,15 +153,15 @@ def _copy_of(url: str, kind: str) -> Path:
 
 @contextlib.contextmanager
 def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = None) -> Iterator[Path | None]:
-    """The folder to work in: the place itself, or a local copy that is kept the same as what is there.
+    """Yield the local folder to work in: the place itself, or a local copy that is kept in sync.
 
     Args:
-        place: path or URL of a workdir, or None.
-        mode: of the command: "status" copies what it shows, and nothing back.
-        say: takes a line, from another thread; by default to standard error.
+        place: Path or URL of a workdir, or None.
+        mode: Mode of the command: "status" downloads the files that it shows, and uploads nothing.
+        say: Function that receives a line, from another thread; prints to standard error by default.
 
     Raises:
-        UserError: the place cannot be read or written.
+        UserError: The place cannot be read or written.
     """
     if place is None or not is_url(place):
         yield Path(place) if place else None
@@ -205,12 +205,12 @@ def _push_on(mirror: Mirror, ended: threading.Event, say: Callable[[str], None])
 
 @functools.cache
 def data(place: str) -> str:
-    """A folder of data as a path: the place itself, or a local copy that later studies find again.
+    """Return a local folder of data: the place itself, or a local copy that later studies reuse.
 
-    Files are taken to be the same where their size is: data sets do not change.
+    Files of equal size are taken to be equal, since data sets do not change.
 
     Raises:
-        UserError: the place cannot be read, or nothing is there.
+        UserError: The place cannot be read, or is empty.
     """
     if not is_url(place):
         return place

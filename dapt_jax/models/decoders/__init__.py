@@ -1,4 +1,4 @@
-"""Decoders for segmentation: each a function from an encoder to the steps that follow it."""
+"""Decoders for segmentation: each is a function from an encoder to the steps that follow it."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A feature pyramid from levels of one resolution, as plain transformers have them."""
+"""A feature pyramid from levels of equal resolution, as plain transformers produce them."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ _REDUCTIONS = (4, 8, 16, 32)
 
 
 class Rescale(nnx.Module):
-    """The map that it reads, resized by a factor."""
+    """Resizes its input map by a factor."""
 
     def __init__(self, factor: float):
         self.factor = factor
@@ -29,11 +29,11 @@ class Rescale(nnx.Module):
 
 
 def pyramid(encoder: Encoder) -> tuple[list[Step], list[Level]]:
-    """Return the steps that come before a decoder, and the pyramid levels that it then reads, finest first.
+    """Return the steps before a decoder, and the pyramid levels that the decoder reads, finest first.
 
-    Where the encoder's levels differ in resolution these are no step and the encoder's levels. Otherwise they
-    are the maps of four depths at a quarter to a 32nd of the image's side, as ViTDet (Li et al., arXiv
-    2203.16527) and BEiT's UPerNet do it, without their learnt convolutions.
+    Where the encoder's levels differ in resolution, there are no steps, and the levels are the encoder's.
+    Otherwise they are the maps of four depths, resized to 1/4 to 1/32 of the image's side, as in ViTDet (Li
+    et al., arXiv 2203.16527) and BEiT's UPerNet, but without their learnt convolutions.
     """
     levels = list(encoder.pyramid_levels)
     if len({level.reduction for level in levels}) == len(levels):
@@ -49,5 +49,5 @@ def pyramid(encoder: Encoder) -> tuple[list[Step], list[Level]]:
 
 
 def unit(encoder: Encoder, levels: Sequence[Level]) -> int:
-    """Return the number whose multiples, as sides of images, give every level whole sides."""
+    """Return the number that image sides must be multiples of to give every level integer sides."""
     return math.lcm(*(level.reduction for level in (*encoder.pyramid_levels, *levels)))

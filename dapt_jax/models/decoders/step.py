@@ -1,4 +1,4 @@
-"""Decoders as ordered steps: the maps that each reads of the encoder, and leaves to later steps."""
+"""Decoders as ordered steps: the maps that each step reads from the encoder and emits for later steps."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,13 @@ class Step:
     """One named layer group of a decoder.
 
     Attributes:
-        name: Slash-separated; the leading part of the paths of its parameters.
-        build: Makes its nnx module, which is called as `module(x, skips, mode)` with the output of the step
-            before (of the encoder, for the first), the maps named by `skips`, and the mode of batch norm.
+        name: Slash-separated name, which is the prefix of its parameters' paths.
+        build: Function that returns its nnx module, called as `module(x, skips, mode)` with the output of the
+            previous step (of the encoder, for the first), the maps named by `skips`, and the mode of batch
+            norm.
         skips: Names of pyramid levels of the encoder, or of maps that earlier steps emit.
         emits: Name under which later steps may read its output.
-        has_input: Whether it reads the output of the step before; otherwise its module is given None.
+        has_input: Whether it reads the output of the previous step; otherwise its module receives None.
     """
 
     name: str
@@ -39,8 +40,8 @@ class Decoder:
     Attributes:
         steps: The steps, first to last.
         features: Channels of the last step's output.
-        reduction: Side of the image over side of that output.
-        unit: Number that sides of the images have to be multiples of.
+        reduction: Ratio of the image's side to the side of that output.
+        unit: Number that the image sides must be multiples of.
         head_size: Side of the kernel of the convolution from that output to logits.
     """
 
@@ -53,14 +54,14 @@ class Decoder:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A step, ready to run.
+    """A step that is ready to run.
 
     Attributes:
         step: The step.
         graph: Graph definition of its module.
         params: Abstract parameters.
         batch_stats: Abstract running statistics.
-        kinds: Kind of each of these by path.
+        kinds: Kind of each parameter and statistic by path.
     """
 
     step: Step
@@ -71,7 +72,7 @@ class Part:
 
     @classmethod
     def of(cls, step: Step) -> "Part":
-        """Work out shapes and kinds of a step."""
+        """Return the part of a step, with its abstract shapes and kinds."""
         graph, params, batch_stats = nnx.split(nnx.eval_shape(step.build), nnx.Param, nnx.BatchStat)
         kinds = kinds_of(step.name, params, batch_stats)
         return cls(step, graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats), kinds)

@@ -1,7 +1,7 @@
 """The U-Net decoder (Ronneberger et al., arXiv 1505.04597) of segmentation_models_pytorch, on any encoder.
 
-With attention (Oktay et al., arXiv 1804.03999), a gate weights every map of the encoder by the map that it
-joins.
+With attention (Oktay et al., arXiv 1804.03999), a gate weights every map of the encoder by the map that it is
+joined to.
 """
 
 import functools
@@ -24,7 +24,7 @@ WIDTHS = (256, 128, 64, 32, 16)
 
 
 class Gate(nnx.Module):
-    """Additive attention gate (figure 2 of arXiv 1804.03999): weights from 0 to 1 of a map's pixels."""
+    """Additive attention gate (figure 2 of arXiv 1804.03999): weights from 0 to 1 for a map's pixels."""
 
     def __init__(self, signal: int, features: int):
         inner = max(features // 2, 1)

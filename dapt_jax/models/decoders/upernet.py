@@ -1,6 +1,6 @@
 """UPerNet (Xiao et al., arXiv 1807.10221): pyramid pooling, and a feature pyramid over the other maps.
 
-As segmentation_models_pytorch builds it: 256 channels, a layer norm on every map of the encoder.
+As in segmentation_models_pytorch: 256 channels, a layer norm on every map of the encoder.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Families of encoders, a file each; a module in this folder is imported, and so registered, by being here."""
+"""Encoder families, one file each; every module in this folder is imported, and thereby registered."""
 
 import importlib
 import pkgutil

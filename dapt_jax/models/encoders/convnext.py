@@ -1,4 +1,4 @@
-"""ConvNeXt (Liu et al., arXiv 2201.03545): the residual network with a transformer's proportions."""
+"""ConvNeXt (Liu et al., arXiv 2201.03545): a residual network with the proportions of a transformer."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ class Block(nnx.Module):
 
 
 class Top(nnx.Module):
-    """The average over space, as a map of one pixel, and layer norm."""
+    """Global average pooling to a map of one pixel, and layer norm."""
 
     def __init__(self, features: int):
         self.norm = LayerNorm(features)
@@ -70,7 +70,7 @@ class Top(nnx.Module):
 
 
 def network(name: str, depths: Sequence[int], widths: Sequence[int], options: Options) -> Encoder:
-    """Groups `stem`, `stage1/block1`, ..., `stage2/downsample`, `stage2/block1`, ..., `top`."""
+    """Return the groups `stem`, `stage1/block1`, ..., `stage2/downsample`, `stage2/block1`, ..., `top`."""
     make: Callable[[], nnx.Module] = functools.partial(Stem, options.channels, widths[0])
     groups = [LayerGroup("stem", make, widths[0], 4)]
     reduction, previous = 4, widths[0]

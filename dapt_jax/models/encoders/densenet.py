@@ -1,6 +1,6 @@
-"""Densely connected networks (Huang et al., arXiv 1608.06993) as torchvision and Keras build them.
+"""Densely connected networks (Huang et al., arXiv 1608.06993) as in torchvision and in Keras.
 
-The two differ in the epsilon and momentum of batch norm alone.
+The two differ only in the epsilon and momentum of batch norm.
 """
 
 import functools
@@ -26,13 +26,13 @@ _ONE = ((1, 1), (1, 1))
 
 
 class Norm(NamedTuple):
-    """How one family of pretrained networks differs from the other."""
+    """Batch-norm settings of a family of pretrained networks."""
 
     eps: float
     momentum: float
 
     def __call__(self, features: int) -> BatchNorm:
-        """A batch norm."""
+        """Return a batch norm layer."""
         return BatchNorm(features, eps=self.eps, momentum=self.momentum)
 
 
@@ -53,13 +53,13 @@ class Stem(nnx.Module):
     def tapped(
         self, x: Float[Array, "b h w c"], mode: BatchNormMode
     ) -> tuple[Float[Array, "b h4 w4 64"], Float[Array, "b h2 w2 64"]]:
-        """The output, and the map before the max-pool."""
+        """Return the output, and the map before the max-pool."""
         x = jax.nn.relu(self.norm(self.conv(x), mode))
         return ops.max_pool(x, 3, 2, _ONE), x
 
 
 class Layer(nnx.Module):
-    """A 1x1 and a 3x3 convolution, norm and ReLU before each, whose output is appended to the input."""
+    """A 1x1 and a 3x3 convolution, each after norm and ReLU; the output is concatenated to the input."""
 
     def __init__(self, norm: Norm, inputs: int):
         self.norm1, self.conv1 = norm(inputs), Conv(inputs, _BOTTLENECK, 1)
@@ -92,7 +92,10 @@ class Top(nnx.Module):
 
 
 def network(name: str, depths: Sequence[int], norm: Norm, options: Options) -> Encoder:
-    """Return groups `stem`, `stage1/layer1`, ..., `stage1/transition`, ..., `top`; `depths`: layers per stage."""
+    """Return groups `stem`, `stage1/layer1`, ..., `stage1/transition`, ..., `top`.
+
+    `depths` is the number of layers per stage.
+    """
     make: Callable[[], nnx.Module] = functools.partial(Stem, norm, options.channels)
     groups = [LayerGroup("stem", make, STEM_FEATURES, 4, intermediate=(STEM_FEATURES, 2))]
     features, reduction = STEM_FEATURES, 4
@@ -111,23 +114,23 @@ def network(name: str, depths: Sequence[int], norm: Norm, options: Options) -> E
 
 @register_model("densenet121", timm="densenet121", torchvision="densenet121")
 def densenet121(options: Options = DEFAULT) -> Encoder:
-    """DenseNet-121 as torchvision has it: 1024 features, 6,953,856 parameters without a head."""
+    """DenseNet-121 as in torchvision: 1024 features, 6,953,856 parameters without a head."""
     return network("densenet121", (6, 12, 24, 16), TORCHVISION, options)
 
 
 @register_model("densenet169", timm="densenet169", torchvision="densenet169")
 def densenet169(options: Options = DEFAULT) -> Encoder:
-    """DenseNet-169 as torchvision has it: 1664 features, 12,484,480 parameters without a head."""
+    """DenseNet-169 as in torchvision: 1664 features, 12,484,480 parameters without a head."""
     return network("densenet169", (6, 12, 32, 32), TORCHVISION, options)
 
 
 @register_model("densenet121_keras")
 def densenet121_keras(options: Options = DEFAULT) -> Encoder:
-    """DenseNet-121 as Keras has it."""
+    """DenseNet-121 as in Keras."""
     return network("densenet121_keras", (6, 12, 24, 16), KERAS, options)
 
 
 @register_model("densenet169_keras")
 def densenet169_keras(options: Options = DEFAULT) -> Encoder:
-    """DenseNet-169 as Keras has it."""
+    """DenseNet-169 as in Keras."""
     return network("densenet169_keras", (6, 12, 32, 32), KERAS, options)

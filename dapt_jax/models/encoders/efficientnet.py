@@ -1,12 +1,11 @@
 """EfficientNet-B0 and its Lite relatives without squeeze-and-excitation and with ReLU6.
 
 Architecture: Tan & Le, arXiv 1905.11946, table 1; inverted residuals: Sandler et al., arXiv 1801.04381;
-squeeze and
-excitation: Hu et al., arXiv 1709.01507. The Lite variants are the TensorFlow team's (tensorflow/tpu,
-efficientnet/lite): widths and depths of stem, first stage, last stage and top do not grow. TensorFlow's
-weights, Keras' among them, want convolutions padded as its "SAME" does: at stride 2 an even side is padded
-after the last pixel. Those trained in PyTorch (torchvision, timm) want them on both sides, and another
-epsilon.
+squeeze and excitation: Hu et al., arXiv 1709.01507. The Lite variants are the TensorFlow team's
+(tensorflow/tpu, efficientnet/lite): widths and depths of stem, first stage, last stage and top do not grow.
+TensorFlow's weights, including Keras', require convolutions padded as in its "SAME": at stride 2 an even side
+is padded after the last pixel. Those trained in PyTorch (torchvision, timm) require symmetric padding, and
+another epsilon.
 """
 
 import functools
@@ -31,7 +30,7 @@ _ACTIVATIONS = {"relu6": jax.nn.relu6, "swish": jax.nn.silu}
 
 
 class Stage(NamedTuple):
-    """A row of the architecture's table; the stride is that of the first block, the others have 1."""
+    """A row of the architecture's table; its stride is that of the first block, the other blocks have 1."""
 
     blocks: int
     size: int
@@ -52,15 +51,15 @@ B0 = (
 
 
 class Flavour(NamedTuple):
-    """How one family of pretrained networks differs from another.
+    """Settings of a family of pretrained networks.
 
     Attributes:
-        activation: Activation after every norm but a block's last.
+        activation: Activation after every norm except the last of a block.
         has_gate: Whether blocks have squeeze-and-excitation.
         is_padded_behind: Whether convolutions pad as TensorFlow does.
         eps: Epsilon of batch norm.
         momentum: Momentum of batch norm.
-        preprocess: What the weights expect of an image.
+        preprocess: Preprocessing that the weights expect.
     """
 
     activation: Literal["relu6", "swish"]
@@ -71,15 +70,15 @@ class Flavour(NamedTuple):
     preprocess: Preprocess
 
     def act(self, x: jax.Array) -> jax.Array:
-        """The activation."""
+        """Apply the activation."""
         return _ACTIVATIONS[self.activation](x)
 
     def norm(self, features: int) -> BatchNorm:
-        """A batch norm."""
+        """Return a batch norm layer."""
         return BatchNorm(features, eps=self.eps, momentum=self.momentum)
 
     def conv(self, inputs: int, outputs: int, size: int, *, stride: int = 1, groups: int = 1) -> Conv:
-        """A convolution that keeps the side, divided by the stride."""
+        """Return a convolution that preserves the side, divided by the stride."""
         pad = (size - 1) // 2
         padding: Padding = "SAME" if self.is_padded_behind else ((pad, pad), (pad, pad))
         return Conv(inputs, outputs, size, stride=stride, padding=padding, groups=groups)
@@ -91,7 +90,7 @@ PYTORCH = Flavour("swish", True, False, 1e-5, 0.9, IMAGENET)
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, batch norm, activation: the stem, and the 1x1 convolution on top."""
+    """Convolution, batch norm, activation: used for the stem and the final 1x1 convolution."""
 
     def __init__(self, flavour: Flavour, inputs: int, outputs: int, size: int, stride: int):
         self.conv = flavour.conv(inputs, outputs, size, stride=stride)
@@ -182,11 +181,11 @@ def efficientnet_lite1(options: Options = DEFAULT) -> Encoder:
 
 @register_model("efficientnet_b0", timm="efficientnet_b0", torchvision="efficientnet_b0")
 def efficientnet_b0(options: Options = DEFAULT) -> Encoder:
-    """EfficientNet-B0 as in torchvision and timm: 1280 features, 5,288,548 parameters with a 1000-way head."""
+    """EfficientNet-B0 as in torchvision and timm: 1280 features, 5,288,548 parameters (1000-way head)."""
     return network("efficientnet_b0", B0, PYTORCH, options)
 
 
 @register_model("efficientnet_b0_keras")
 def efficientnet_b0_keras(options: Options = DEFAULT) -> Encoder:
-    """EfficientNet-B0 as Keras has it."""
+    """EfficientNet-B0 as in Keras."""
     return network("efficientnet_b0_keras", B0, KERAS, options)

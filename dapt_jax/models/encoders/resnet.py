@@ -1,6 +1,6 @@
 """Residual networks (He et al., arXiv 1512.03385) as torchvision and as Keras build them.
 
-The two differ where it matters to pretrained weights:
+The two differ in ways that matter to pretrained weights:
 
 | | torchvision ("v1.5") | Keras `ResNet50` ("v1") |
 |---|---|---|
@@ -37,7 +37,7 @@ KERAS_INPUT = Preprocess(mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0), b
 
 
 class Flavour(NamedTuple):
-    """How one family of pretrained residual networks differs from another."""
+    """Settings of a family of pretrained residual networks."""
 
     bias: bool
     eps: float
@@ -46,13 +46,13 @@ class Flavour(NamedTuple):
     is_deep: bool = False
 
     def conv(self, inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> Conv:
-        """A convolution padded by (size - 1) / 2 on every side."""
+        """Return a convolution padded by (size - 1) / 2 on every side."""
         pad = (size - 1) // 2
         pads = ((pad, pad), (pad, pad))
         return Conv(inputs, outputs, size, stride=stride, padding=pads, groups=groups, bias=self.bias)
 
     def norm(self, features: int) -> BatchNorm:
-        """A batch norm."""
+        """Return a batch norm layer."""
         return BatchNorm(features, eps=self.eps, momentum=self.momentum)
 
 
@@ -62,7 +62,7 @@ KERAS = Flavour(bias=True, eps=1.001e-5, momentum=0.99, stride_on_first=True)
 
 
 class Shape(NamedTuple):
-    """The 3x3 convolutions of bottlenecks: groups, and the width of one of them in the first stage."""
+    """The 3x3 convolutions of bottlenecks: groups, and the width of one group in the first stage."""
 
     groups: int = 1
     base: int = 64
@@ -90,16 +90,16 @@ class Stem(nnx.Module):
     def tapped(
         self, x: Float[Array, "b h w c"], mode: BatchNormMode
     ) -> tuple[Float[Array, "b h4 w4 64"], Float[Array, "b h2 w2 64"]]:
-        """The output, and the map before the max-pool."""
+        """Return the output, and the map before the max-pool."""
         for layer in self.before:
             x = layer(x, mode)
         x = jax.nn.relu(self.norm(self.conv(x), mode))
-        # Keras pads with zeros, torchvision with minus infinity: behind a ReLU the maximum is the same.
+        # Keras pads with zeros, torchvision with minus infinity: after a ReLU the maximum is the same.
         return ops.max_pool(x, 3, 2, ((1, 1), (1, 1))), x
 
 
 class _Residual(nnx.Module):
-    """The part that both kinds of block share: the skip, projected where the shape changes, and the sum."""
+    """Common part of both kinds of block: the skip, projected where the shape changes, and the sum."""
 
     def __init__(self, flavour: Flavour, inputs: int, outputs: int, stride: int, drop: float):
         has_projection = stride > 1 or inputs != outputs
@@ -117,7 +117,7 @@ class _Residual(nnx.Module):
         mode: BatchNormMode,
         key: jax.Array | None,
     ) -> Float[Array, "b h2 w2 d"]:
-        """Add the branch to the input."""
+        """Add the residual branch to the skip."""
         if self.has_pool:
             x = average_pool(x, ceil=True)
         if self.conv_skip is not None and self.norm_skip is not None:
@@ -190,65 +190,65 @@ def network(
 
 @register_model("resnet18", timm="resnet18", torchvision="resnet18")
 def resnet18(options: Options = DEFAULT) -> Encoder:
-    """ResNet-18 as torchvision has it: 512 features, 11,176,512 parameters without a head."""
+    """ResNet-18 as in torchvision: 512 features, 11,176,512 parameters without a head."""
     return network("resnet18", BasicBlock, (2, 2, 2, 2), TORCHVISION, options)
 
 
 @register_model("resnet34", timm="resnet34", torchvision="resnet34")
 def resnet34(options: Options = DEFAULT) -> Encoder:
-    """ResNet-34 as torchvision has it: 512 features, 21,284,672 parameters without a head."""
+    """ResNet-34 as in torchvision: 512 features, 21,284,672 parameters without a head."""
     return network("resnet34", BasicBlock, (3, 4, 6, 3), TORCHVISION, options)
 
 
 @register_model("resnet50", timm="resnet50", torchvision="resnet50")
 def resnet50(options: Options = DEFAULT) -> Encoder:
-    """ResNet-50 as torchvision has it ("v1.5"): 2048 features, 23,508,032 parameters without a head."""
+    """ResNet-50 as in torchvision ("v1.5"): 2048 features, 23,508,032 parameters without a head."""
     return network("resnet50", Bottleneck, (3, 4, 6, 3), TORCHVISION, options)
 
 
 @register_model("resnet101", timm="resnet101", torchvision="resnet101")
 def resnet101(options: Options = DEFAULT) -> Encoder:
-    """ResNet-101 as torchvision has it: 2048 features, 42,500,160 parameters without a head."""
+    """ResNet-101 as in torchvision: 2048 features, 42,500,160 parameters without a head."""
     return network("resnet101", Bottleneck, (3, 4, 23, 3), TORCHVISION, options)
 
 
 @register_model("resnet152", timm="resnet152", torchvision="resnet152")
 def resnet152(options: Options = DEFAULT) -> Encoder:
-    """ResNet-152 as torchvision has it: 2048 features, 58,143,808 parameters without a head."""
+    """ResNet-152 as in torchvision: 2048 features, 58,143,808 parameters without a head."""
     return network("resnet152", Bottleneck, (3, 8, 36, 3), TORCHVISION, options)
 
 
 @register_model("resnet50d", timm="resnet50d")
 def resnet50d(options: Options = DEFAULT) -> Encoder:
-    """ResNet-50-D as timm has it: 2048 features, 23,527,264 parameters without a head."""
+    """ResNet-50-D as in timm: 2048 features, 23,527,264 parameters without a head."""
     return network("resnet50d", Bottleneck, (3, 4, 6, 3), TORCHVISION_D, options)
 
 
 @register_model("wide_resnet50_2", timm="wide_resnet50_2", torchvision="wide_resnet50_2")
 def wide_resnet50_2(options: Options = DEFAULT) -> Encoder:
-    """Wide ResNet-50-2 as torchvision has it: 2048 features, 66,834,240 parameters without a head."""
+    """Wide ResNet-50-2 as in torchvision: 2048 features, 66,834,240 parameters without a head."""
     return network("wide_resnet50_2", Bottleneck, (3, 4, 6, 3), TORCHVISION, options, Shape(base=128))
 
 
 @register_model("resnext50", timm="resnext50_32x4d", torchvision="resnext50_32x4d")
 def resnext50(options: Options = DEFAULT) -> Encoder:
-    """ResNeXt-50 (32x4d) as torchvision has it: 2048 features, 22,979,904 parameters without a head."""
+    """ResNeXt-50 (32x4d) as in torchvision: 2048 features, 22,979,904 parameters without a head."""
     return network("resnext50", Bottleneck, (3, 4, 6, 3), TORCHVISION, options, Shape(groups=32, base=4))
 
 
 @register_model("resnet50_keras")
 def resnet50_keras(options: Options = DEFAULT) -> Encoder:
-    """ResNet-50 as Keras has it ("v1"), the encoder of arXiv 2204.13280: 2048 features."""
+    """ResNet-50 as in Keras ("v1"), the encoder of arXiv 2204.13280: 2048 features."""
     return network("resnet50_keras", Bottleneck, (3, 4, 6, 3), KERAS, options)
 
 
 @register_model("resnet101_keras")
 def resnet101_keras(options: Options = DEFAULT) -> Encoder:
-    """ResNet-101 as Keras has it ("v1"): 2048 features."""
+    """ResNet-101 as in Keras ("v1"): 2048 features."""
     return network("resnet101_keras", Bottleneck, (3, 4, 23, 3), KERAS, options)
 
 
 @register_model("resnet152_keras")
 def resnet152_keras(options: Options = DEFAULT) -> Encoder:
-    """ResNet-152 as Keras has it ("v1"): 2048 features."""
+    """ResNet-152 as in Keras ("v1"): 2048 features."""
     return network("resnet152_keras", Bottleneck, (3, 8, 36, 3), KERAS, options)

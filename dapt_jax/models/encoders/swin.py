@@ -1,4 +1,4 @@
-"""Swin transformers (Liu et al., arXiv 2103.14030) of any image size, with borders as in torchvision."""
+"""Swin transformers (Liu et al., arXiv 2103.14030) for any image size, with borders as in torchvision."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from dapt_jax.parameters import BatchNormMode
 WINDOW = 7
 _EPS = 1e-5
 _APART = -100.0
-"""Attention mask of two patches in one shifted window that are not neighbours in the image."""
+"""Attention bias between two patches of a shifted window that are not neighbours in the image."""
 
 
 class Stem(nnx.Module):
@@ -35,7 +35,7 @@ class Stem(nnx.Module):
 
 
 class Merge(nnx.Module):
-    """Patch merging: layer norm of 2x2 patches together, and a dense layer to half of their channels."""
+    """Patch merging: layer norm of concatenated 2x2 patches, and a dense layer to half of their channels."""
 
     def __init__(self, features: int):
         self.norm = LayerNorm(4 * features, eps=_EPS)
@@ -45,7 +45,7 @@ class Merge(nnx.Module):
         batch, high, wide, features = x.shape
         x = jnp.pad(x, ((0, 0), (0, high % 2), (0, wide % 2), (0, 0)))
         windows = x.reshape(batch, -(-high // 2), 2, -(-wide // 2), 2, features)
-        # Of the four, the pixel below comes before the one on the right.
+        # Among the four, the pixel below comes before the one on the right.
         joined = windows.transpose(0, 1, 3, 4, 2, 5).reshape(
             batch, -(-high // 2), -(-wide // 2), 4 * features
         )
@@ -75,7 +75,7 @@ class Block(nnx.Module):
         batch, high, wide, features = x.shape
         rows, columns = -(-high // WINDOW), -(-wide // WINDOW)
         padded = jnp.pad(x, ((0, 0), (0, rows * WINDOW - high), (0, columns * WINDOW - wide), (0, 0)))
-        # A side of one window has nothing to exchange with.
+        # A side that is a single window has no neighbouring window to exchange with.
         shift = (self.shift if rows > 1 else 0, self.shift if columns > 1 else 0)
         if any(shift):
             padded = jnp.roll(padded, (-shift[0], -shift[1]), (1, 2))
@@ -94,7 +94,7 @@ class Block(nnx.Module):
 
 @functools.cache
 def relative_index(window: int) -> np.ndarray:
-    """Return the row of the table of relative positions for pairs of a window, (window^2, window^2)."""
+    """Return, for each pair of positions in a window, the row of the bias table: (window^2, window^2)."""
     rows, columns = (each.ravel() for each in np.indices((window, window)))
     return (rows[:, None] - rows + window - 1) * (2 * window - 1) + columns[:, None] - columns + window - 1
 
@@ -126,7 +126,7 @@ class Top(nnx.Module):
 def network(
     name: str, features: int, depths: Sequence[int], heads: Sequence[int], options: Options
 ) -> Encoder:
-    """Groups `stem`, `stage1/block1`, ..., `stage2/merge`, `stage2/block1`, ..., `top`."""
+    """Return the groups `stem`, `stage1/block1`, ..., `stage2/merge`, `stage2/block1`, ..., `top`."""
     make: Callable[[], nnx.Module] = functools.partial(Stem, options.channels, features)
     groups = [LayerGroup("stem", make, features, 4)]
     reduction = 4

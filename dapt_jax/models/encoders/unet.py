@@ -17,7 +17,7 @@ WIDTHS = (64, 128, 256, 512, 1024)
 
 
 class Stage(nnx.Module):
-    """A 2x2 max-pool, but for the first, and two 3x3 convolutions with batch norm and ReLU."""
+    """A 2x2 max-pool (except in the first stage), and two 3x3 convolutions with batch norm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, *, has_pool: bool):
         self.conv1 = ConvNormRelu(inputs, outputs, 3)
@@ -32,7 +32,7 @@ class Stage(nnx.Module):
 
 @register_model("unet")
 def unet_encoder(options: Options = DEFAULT) -> Encoder:
-    """Five stages of 64 to 1024 channels, at full size to a sixteenth: 18,847,168 parameters.
+    """Return five stages of 64 to 1024 channels, from full size to 1/16: 18,847,168 parameters.
 
     Groups: `stage1` to `stage5`.
     """

@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al., arXiv 2010.11929) of any grid, and self-supervised variants.
+"""Vision transformers (Dosovitskiy et al., arXiv 2010.11929) for any grid, and self-supervised variants.
 
 | | positions | registers | layer scale | layer norm epsilon |
 |---|---|---|---|---|
@@ -7,8 +7,8 @@
 | DINOv3 (arXiv 2508.10104) | rotary | 4 | yes | 1e-5 |
 
 Groups: `stem`, `block1` to the last, `top`. Between groups the activation is tokens (b, n, c): the class
-token, registers, and the patches of a square image row by row. Learnt positions are those of the pretrained
-grid; for an image of another size they are resampled while the network runs, so parameters keep their shapes.
+token, registers, and the patches of a square image row by row. Learnt positions are those of the pretraining
+grid; for other image sizes they are resampled in the forward pass, so parameters keep their shapes.
 """
 
 import functools
@@ -32,16 +32,16 @@ from dapt_jax.parameters import BatchNormMode
 
 
 class Variant(NamedTuple):
-    """How one family of pretrained transformers differs from another.
+    """Settings of a family of pretrained transformers.
 
     Attributes:
         patch: Side of a patch in pixels.
         image_size: Side in pixels of the images that learnt positions are for.
-        registers: Number of tokens beside the class token that belong to no patch.
-        has_scale: Whether residual branches are scaled by channel.
+        registers: Number of tokens besides the class token that correspond to no patch.
+        has_scale: Whether residual branches have layer scale.
         is_rotary: Whether positions rotate queries and keys instead of being learnt.
         eps: Epsilon of layer norm.
-        preprocess: What the weights expect of an image.
+        preprocess: Preprocessing that the weights expect.
     """
 
     patch: int = 16
@@ -68,7 +68,7 @@ DINOV2 = Variant(patch=14, image_size=518, has_scale=True)
 DINOV2_REGISTERS = DINOV2._replace(registers=4)
 DINOV3 = Variant(image_size=256, registers=4, has_scale=True, is_rotary=True, eps=1e-5)
 ROTARY_BASE = 100.0
-"""Longest over shortest period of the rotary positions."""
+"""Ratio of the longest to the shortest period of the rotary positions."""
 
 
 class Stem(nnx.Module):
@@ -90,8 +90,8 @@ class Stem(nnx.Module):
         if high != wide or high % self.patch:
             near = max(min(high, wide) // self.patch, 1) * self.patch
             raise UserError(
-                f"images of {high} x {wide} pixels: vision transformers take squares whose side is a multiple of their "
-                f"patch's {self.patch}, such as {near} x {near}"
+                f"images of {high} x {wide} pixels: vision transformers take squares whose side is a "
+                f"multiple of their patch's {self.patch}, such as {near} x {near}"
             )
         patches = self.conv(x)
         batch, side, _, features = patches.shape
@@ -112,7 +112,7 @@ class Stem(nnx.Module):
 def resampled(position: Float[Array, "1 n c"], side: int) -> Float[Array, "1 m c"]:
     """Resample the positions of a square grid to another grid: bicubic, with antialiasing where it shrinks.
 
-    As timm and DINOv2 with registers do it; the class token keeps its own.
+    As in timm and DINOv2 with registers; the position of the class token is unchanged.
 
     Args:
         position: Positions, the class token's first, then the grid's row by row.
@@ -129,10 +129,8 @@ def resampled(position: Float[Array, "1 n c"], side: int) -> Float[Array, "1 m c
 def rotation(side: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return cosine and sine (side squared, size) of a square grid's positions.
 
-    Half of the angles are those of rows, half those of columns.
-
-    Positions run from -1 to 1 over the image whatever the grid (Siméoni et al., arXiv 2508.10104, section
-    3.2).
+    Half of the angles are those of rows, half those of columns. Positions run from -1 to 1 over the image
+    whatever the grid (Siméoni et al., arXiv 2508.10104, section 3.2).
 
     Args:
         side: Side of the grid.
@@ -186,18 +184,18 @@ class Top(nnx.Module):
 
 
 def grid_side(x: Float[Array, "b n c"], extra: int) -> int:
-    """Return the side of the grid of patches among tokens, `extra` of which belong to no patch."""
+    """Return the side of the grid of patches among tokens, `extra` of which are not patches."""
     return round((x.shape[1] - extra) ** 0.5)
 
 
 def as_map(extra: int, x: Float[Array, "b n c"]) -> Float[Array, "b h w c"]:
-    """Return the patches among tokens as a map."""
+    """Return the patches among tokens as a map, dropping the `extra` first tokens."""
     side = grid_side(x, extra)
     return x[:, extra:].reshape(x.shape[0], side, side, x.shape[2])
 
 
 def network(name: str, size: Size, variant: Variant, options: Options) -> Encoder:
-    """Return a transformer; its pyramid levels are four blocks at equal distances, the last among them."""
+    """Return a transformer; its pyramid levels are four blocks at equal distances, including the last."""
     reduction = variant.patch
     make: Callable[[], nnx.Module] = functools.partial(
         Stem, variant, size.features, options.channels, options.dropout
