@@ -83,7 +83,8 @@ def read(path: Path, protocol: str) -> Predictions | None:
     n = len(groups) if groups.ndim == 1 and groups.dtype.kind in "USiu" else -1
     if probabilities.ndim != 2 or len(probabilities) != n or labels.shape not in ((n,), probabilities.shape):
         raise UserError(
-            f"{path}: label is {labels.shape}, group {groups.shape}, probability/{protocol} {probabilities.shape}; "
+            f"{path}: label is {labels.shape}, group {groups.shape}, probability/{protocol} "
+            f"{probabilities.shape}; "
             "expected one row for each image in all"
         )
     if probabilities.dtype.kind != "f" or not ((probabilities >= 0) & (probabilities <= 1.0001)).all():

@@ -12,8 +12,8 @@ _LOSS = {
 }  # fmt: skip
 _SEGMENTATION_LOSS = {"loss": "name", "batchwise": "batchwise", "smooth": "smoothing_constant"}
 _SCORING = (
-    "every", "names", "task", "images", "budget", "views", "level", "pooled", "distance", "margin", "negatives",
-    "downstream",
+    "every", "names", "task", "images", "budget", "views", "level", "pooled", "distance", "margin",
+    "negatives", "downstream",
 )  # fmt: skip
 _SELECTION = {"rule": "rule", "patience": "patience", "weight": "length_weight"}
 

@@ -111,11 +111,16 @@ def table(records: Records, task: str) -> Table | None:
     columns = [Column[str]("strategy", lambda name: name)]
     columns += [on(split, column) for split in found for column in CLAIM_COLUMNS]
     note = (
-        f"Margin: {margin:g} {metric}. Non-inferior: the difference from {records.reference}, on the worse side, is "
-        "less than the margin (one-sided paired t-test over seeds of non-inferiority). Equivalent: it is less than the "
-        "margin either way (two one-sided paired t-tests, TOST). p adjusted by Holm's method over the strategies, "
-        "each split on its own; intervals are of 90%, as befits one-sided tests at 0.05, and not adjusted. Inferior: "
-        "the whole interval is beyond the margin; inconclusive does not mean inferior. Cohen's dz: the mean difference "
+        f"Margin: {margin:g} {metric}. Non-inferior: the difference from {records.reference}, on the worse "
+        "side, is "
+        "less than the margin (one-sided paired t-test over seeds of non-inferiority). Equivalent: it is "
+        "less than the "
+        "margin either way (two one-sided paired t-tests, TOST). p adjusted by Holm's method over the "
+        "strategies, "
+        "each split on its own; intervals are of 90%, as befits one-sided tests at 0.05, and not adjusted. "
+        "Inferior: "
+        "the whole interval is beyond the margin; inconclusive does not mean inferior. Cohen's dz: the mean "
+        "difference "
         "in standard deviations of the paired differences."
     )
     return Table.of(f"Non-inferiority to {records.reference}", columns, names, note)
@@ -154,8 +159,8 @@ def over_tasks(records: Records) -> list[Table]:
             + (
                 f"†: within Nemenyi's critical difference of it at 0.05, {critical:.2f}."
                 if can_tell
-                else f"Nemenyi's critical difference at 0.05 is {critical:.2f}, more than any two can differ by on "
-                f"{len(tasks)} tasks: no two strategies can be told apart."
+                else f"Nemenyi's critical difference at 0.05 is {critical:.2f}, more than any two can "
+                f"differ by on {len(tasks)} tasks: no two strategies can be told apart."
             )
             + friedman
         )

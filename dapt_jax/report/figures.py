@@ -61,7 +61,8 @@ def draw(
                 task,
                 f"cost_score_{slug}",
                 cost_score(records, task),
-                f"Standalone model FLOPs of one arm against {metric}. Faint: single seeds. Solid: mean with 95% "
+                f"Standalone model FLOPs of one arm against {metric}. Faint: single seeds. Solid: mean with "
+                "95% "
                 "t-interval. Line: the strategies that no other beats on both axes.",
             )
             keep(
@@ -75,16 +76,20 @@ def draw(
                 task,
                 f"scores_along_{slug}",
                 selection.scores_along(records, task),
-                f"Above and first, where checkpoints were measured: their {metric}. Then each transferability score by "
-                f"epoch{selection.lower_is_better_words(records)}. Stars: the checkpoint that the rule chose.",
+                f"Above and first, where checkpoints were measured: their {metric}. Then each "
+                "transferability score by "
+                f"epoch{selection.lower_is_better_words(records)}. Stars: the checkpoint that the rule "
+                "chose.",
             )
             for (split, protocol), of_split in masks.by_split(samples, task).items():
                 keep(
                     task,
                     f"masks_{slug}_{split}_{protocol}",
                     masks.overlays(of_split, records.strategies),
-                    f"Outlines of the true masks (top row) and of those that each strategy's network drew, {protocol}, "
-                    f"{split} images, first seed and fold; below each, the Dice of {' / '.join(of_split[0].segments[1:])}.",
+                    "Outlines of the true masks (top row) and of those that each strategy's network drew, "
+                    f"{protocol}, "
+                    f"{split} images, first seed and fold; below each, the Dice of "
+                    f"{' / '.join(of_split[0].segments[1:])}.",
                 )
         keep(
             "",
@@ -97,7 +102,8 @@ def draw(
             "",
             "time",
             time_bars(records),
-            "Where the wall time of one arm goes, mean over seeds. Hatched: what the arm took from activations that "
+            "Where the wall time of one arm goes, mean over seeds. Hatched: what the arm took from "
+            "activations that "
             "another arm had computed, and would have spent on its own.",
         )
     return made

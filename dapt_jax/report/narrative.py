@@ -48,7 +48,8 @@ def _differences(records: Records, task: str, split: str) -> list[str]:
     sentences = []
     if clear:
         parts = [
-            f"{name} by {test.difference.mean:+.3f} (p {'' if p is not None and p < 0.001 else '= '}{p_value(p)})"
+            f"{name} by {test.difference.mean:+.3f} (p "
+            f"{'' if p is not None and p < 0.001 else '= '}{p_value(p)})"
             for name, (test, p) in clear.items()
         ]
         sentences.append(f"Significantly different from {reference}: {_list(parts)}.")
@@ -63,7 +64,8 @@ def _differences(records: Records, task: str, split: str) -> list[str]:
             for name, (test, p) in alone.items()
         ]
         sentences.append(
-            f"Significantly different from {reference} before, but not after adjusting for {len(tests)} comparisons: "
+            f"Significantly different from {reference} before, but not after adjusting for {len(tests)} "
+            "comparisons: "
             f"{_list(parts)}."
         )
     rest = {name: test for name, (test, _) in tests.items() if name not in clear and name not in alone}
@@ -72,7 +74,8 @@ def _differences(records: Records, task: str, split: str) -> list[str]:
         differences = [test.difference.mean for test in rest.values()]
         sentences.append(
             f"Not significantly different from {reference}: {_list(list(rest))}, with mean differences of "
-            f"{_range(differences, '+')} and intervals of ±{_range(halves)}. This does not show that they are equal: a "
+            f"{_range(differences, '+')} and intervals of ±{_range(halves)}. This does not show that they "
+            "are equal: a "
             f"difference smaller than its interval cannot be detected with {_seeds(rest.values())}."
         )
     return sentences
@@ -85,13 +88,17 @@ def _non_inferiority(records: Records, task: str, split: str) -> list[str]:
     }
     if not found:
         return []
-    what = f"Non-inferiority to {records.reference} with a margin of {records.margin:g} {display_name(records.metric(task))}"
+    what = (
+        f"Non-inferiority to {records.reference} with a margin of {records.margin:g} "
+        f"{display_name(records.metric(task))}"
+    )
     shown = {name: claim for name, claim in found.items() if claim.verdict in ("non-inferior", "equivalent")}
     rest = [name for name in found if name not in shown]
     if not shown:
         return [f"{what} was not shown for any strategy."]
     parts = [
-        f"{name} (p {'' if p_value(claim.non_inferiority).startswith('<') else '= '}{p_value(claim.non_inferiority)})"
+        f"{name} (p "
+        f"{'' if p_value(claim.non_inferiority).startswith('<') else '= '}{p_value(claim.non_inferiority)})"
         for name, claim in shown.items()
     ]
     sentence = f"{what} was shown for {_list(parts)}"

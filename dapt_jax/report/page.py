@@ -144,7 +144,8 @@ def _warnings(records: Records) -> list[str]:
     for task, of_task in records.leaks.items():
         for split, what in of_task.items():
             lines.append(
-                f"LEAK: {what} of {task} {split} were seen in training or in another set; marked ‡ in every table."
+                f"LEAK: {what} of {task} {split} were seen in training or in another set; marked ‡ in every "
+                "table."
             )
     undefined = sum(row["value"] is None for row in records.results)
     if undefined:

@@ -39,10 +39,13 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
     shown = [arm for arm in arms if any((*arm, split) in cells for split in splits)]
     reference = records.reference
     note = (
-        f"Intervals of 95% within each run: {RESAMPLES} draws of patients with replacement, each with all of its images; "
-        "they tell how sure the score of these networks is on other patients, not how other seeds would fare. Held-out "
+        f"Intervals of 95% within each run: {RESAMPLES} draws of patients with replacement, each with all of "
+        "its images; "
+        "they tell how sure the score of these networks is on other patients, not how other seeds would "
+        "fare. Held-out "
         "predictions of all folds are taken together, so that values differ from means over folds. "
-        f"Differences are from {reference}'s run of the same seed on the same draws. p: two-sided DeLong test, for two "
+        f"Differences are from {reference}'s run of the same seed on the same draws. p: two-sided DeLong "
+        "test, for two "
         "classes where every patient has one image, not adjusted."
     )
     columns: list[Column[tuple[str, object]]] = [

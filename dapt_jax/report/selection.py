@@ -187,7 +187,8 @@ def agreement(records: Records, task: str) -> Table | None:
     columns = [Column[str]("score", lambda name: name.replace("_", " "))]
     columns += [on(split, column) for split in splits for column in AGREEMENT_COLUMNS]
     note = (
-        "Over the checkpoints of an arm, signs turned so that a score that predicts is positive; mean over seeds. Selected "
+        "Over the checkpoints of an arm, signs turned so that a score that predicts is positive; mean over "
+        "seeds. Selected "
         "minus best: what the checkpoint with the best transferability score lost against the best one."
     )
     if any(curve.higher_is_better(name) is None for curve in found for name in curve.points[-1]["scores"]):

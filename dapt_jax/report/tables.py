@@ -128,8 +128,10 @@ def totals(records: Records) -> Table:
     stages = [stage for stage in STAGES if any(row.stage == stage for row in records.rows)]
     rows = [StageTotal(stage, [row for row in records.rows if row.stage == stage]) for stage in stages]
     note = (
-        "Sums over all arms of what was run; reused is what arms took from activations another arm had computed. "
-        "MFU and HFU: model and hardware FLOPs per second of training and cache filling, over the devices' peak."
+        "Sums over all arms of what was run; reused is what arms took from activations another arm had "
+        "computed. "
+        "MFU and HFU: model and hardware FLOPs per second of training and cache filling, over the devices' "
+        "peak."
     )
     if not any(row.peak_flops for row in records.rows):
         note += " The devices' peak is not known here."

@@ -162,7 +162,8 @@ def _failure(path: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name in _MOVED:
         return f"{place}: no module {error.name}; expected {_MOVED[error.name]}"
     if wrong := re.search(
-        r"override field '(.+?)' \(reference\)\. (.*) is of original type <class '(.+)'> .* to type <class '(.+)'>",
+        r"override field '(.+?)' \(reference\)\. (.*) is of original type <class '(.+)'> "
+        r".* to type <class '(.+)'>",
         str(error),
     ):
         name, value, *types = wrong.groups()

@@ -38,7 +38,8 @@ class ModelSettings(_Checked):
     image_size: int = setting(96, at_least=8, doc="Side of the images in pixels.")
     preprocess: str = setting(
         "",
-        doc="Normalisation of images: imagenet, half, unit, torchxrayvision, keras_caffe, or MEAN,STD of pixel values; "
+        doc="Normalisation of images: imagenet, half, unit, torchxrayvision, keras_caffe, or MEAN,STD of "
+        "pixel values; "
         "empty: as the weights say.",
     )
     dtype: str = setting("float32", choices=("float32", "bfloat16"), doc="Dtype of activations.")
@@ -69,7 +70,8 @@ class DataSettings(_Checked):
     )
     leaks: str = setting(
         "error",
-        doc="What images or patients in two sets do: error, drop_train, drop_eval, mark, or the path of a list.csv.",
+        doc="What images or patients in two sets do: error, drop_train, drop_eval, mark, or the path of a "
+        "list.csv.",
     )
     cache_mb: int = setting(
         2048, at_least=0, affects_results=False, doc="MiB of decoded images kept in memory."
@@ -266,12 +268,14 @@ class StudySettings(_Checked):
         for name, spec in self.custom_strategies.items():
             if spec.corpus and spec.corpus not in self.corpora:
                 raise UserError(
-                    f"custom_strategies.{name}: no corpus {spec.corpus!r} in corpora; {nearest(spec.corpus, self.corpora)}"
+                    f"custom_strategies.{name}: no corpus {spec.corpus!r} in corpora; "
+                    f"{nearest(spec.corpus, self.corpora)}"
                 )
         protocols = (*self.transfer.protocols, *self.transfer.segmentation.protocols)
         if (protocol := self.report.protocol) and protocol not in protocols:
             raise UserError(
-                f"report.protocol {protocol!r} is not one of transfer.protocols; {nearest(protocol, protocols)}"
+                f"report.protocol {protocol!r} is not one of transfer.protocols; "
+                f"{nearest(protocol, protocols)}"
             )
         if self.compute_budget and not self.checkpoint_selection.score:
             raise UserError(

@@ -194,13 +194,15 @@ def _phase(where: str, settings: object) -> Phase:
             pairs = _pairs(mode)
             if pairs is None:
                 raise UserError(
-                    f"{where}: {key} is {mode!r}; expected one mode, or a mode by layer group: {{'stage4': 'train'}}"
+                    f"{where}: {key} is {mode!r}; expected one mode, or a mode by layer group: "
+                    "{'stage4': 'train'}"
                 )
             modes[key] = tuple((pattern, str(each)) for pattern, each in pairs)
     factors = _pairs(multipliers)
     if factors is None or not all(is_like(factor, 1.0) for _, factor in factors):
         raise UserError(
-            f"{where}: lr_multipliers is {multipliers!r}; expected a factor by layer group or pattern: {{'stage4': 0.1}}"
+            f"{where}: lr_multipliers is {multipliers!r}; expected a factor by layer group or pattern: "
+            "{'stage4': 0.1}"
         )
     return Phase(
         **{**values, **modes, "trainable": tuple(map(str, values["trainable"])), "lr_multipliers": factors}

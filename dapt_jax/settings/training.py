@@ -97,7 +97,8 @@ class TargetTrainSettings(TrainSettings):
         """Refuse early stopping without validation rows; `where` is the name of the section."""
         if self.early_stopping_patience and not self.val_fraction:
             raise UserError(
-                f"{where}.early_stopping_patience needs rows to watch; expected {where}.val_fraction above 0, such as 0.1"
+                f"{where}.early_stopping_patience needs rows to watch; expected {where}.val_fraction above "
+                "0, such as 0.1"
             )
 
 

@@ -239,7 +239,8 @@ def finetune_run(
     side = task.development.images.size
     if settings.test_crops == 10 and not 0 < settings.augment.patch < side:
         raise UserError(
-            f"transfer.finetune.test_crops=10 takes squares out of larger images; expected transfer.finetune.augment.patch "
+            "transfer.finetune.test_crops=10 takes squares out of larger images; expected "
+            "transfer.finetune.augment.patch "
             f"above 0 and below the side of the images of {task.name!r}, {side}"
         )
     val_rows = np.arange(0)

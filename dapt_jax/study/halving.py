@@ -92,7 +92,8 @@ def check(study: Study, seed: int) -> None:
             for flops in (min(needed.values()), max(needed.values()))
         )
         raise UserError(
-            f"a compute_budget of {budget:g} of full DAPT brings none of {', '.join(needed)} to a first score; expected "
+            f"a compute_budget of {budget:g} of full DAPT brings none of {', '.join(needed)} to a first "
+            "score; expected "
             f"{least:g} or more ({most:g} for all of them), fewer strategies, more epochs, or a smaller "
             "checkpoint_scoring.every"
         )

@@ -229,8 +229,10 @@ def _decisions(found: Sequence[Leak], sets: Mapping[str, Dataset], policy: str) 
     """What is to be done with each leak."""
     if policy == ERROR:
         raise UserError(
-            f"{_all(found, sets)}; expected each on one side only: data.leaks='drop_train' drops them from the set nearer to "
-            "training, 'drop_eval' from the other, 'mark' keeps them and marks every table, and data.leaks=LIST.csv lists "
+            f"{_all(found, sets)}; expected each on one side only: data.leaks='drop_train' drops them from "
+            "the set nearer to "
+            "training, 'drop_eval' from the other, 'mark' keeps them and marks every table, and "
+            "data.leaks=LIST.csv lists "
             "them for you to decide; sets whose patients are others of the same names take different cohort"
         )
     if policy in POLICIES:

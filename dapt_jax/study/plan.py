@@ -171,7 +171,8 @@ def show(study: Study) -> None:
     if not full and "" in study.corpora:
         full = halving.full_flops(study, settings.seeds[0])
     overview = Table(
-        title=f"{settings.title or settings.name}: one seed of each strategy; the study has {len(settings.seeds)}"
+        title=f"{settings.title or settings.name}: one seed of each strategy; the study has "
+        f"{len(settings.seeds)}"
     )
     for column in (
         "strategy",
@@ -218,8 +219,10 @@ def show(study: Study) -> None:
     if line := uncounted(study.run_of(arm) for arm in arms if study.corpus_of(arm) is not None):
         console.print(line, soft_wrap=True)
     console.print(
-        "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; evaluation is "
-        "not included. Each strategy is counted as if it ran alone; in the study, a prefix that two arms share is "
+        "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; "
+        "evaluation is "
+        "not included. Each strategy is counted as if it ran alone; in the study, a prefix that two arms "
+        "share is "
         "computed once.",
         soft_wrap=True,
     )
@@ -233,7 +236,8 @@ def _about_memory(batch_size: int, too_large: list[str]) -> str:
     if too_large:
         return (
             f"{line}a batch of {batch_size} does NOT fit for {', '.join(too_large)}: split it "
-            "(adapt.grad_accum_steps), shard the state (runtime.fsdp), or compute activations again (model.remat)"
+            "(adapt.grad_accum_steps), shard the state (runtime.fsdp), or compute activations again "
+            "(model.remat)"
         )
     return f"{line}a batch of {batch_size} fits for every strategy"
 

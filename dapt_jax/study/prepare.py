@@ -97,13 +97,15 @@ def _corpora(settings: StudySettings, adapting: Sequence[Strategy]) -> dict[str,
         corpus = settings.corpus_named(strategy.corpus)
         if not strategy.corpus and not corpus.source.get("kind"):
             raise UserError(
-                f"strategy {strategy.name!r} adapts, but the config names no corpus; expected corpus.kind and so on"
+                f"strategy {strategy.name!r} adapts, but the config names no corpus; expected corpus.kind "
+                "and so on"
             )
         what = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
         corpora[strategy.corpus] = images = _load(settings, corpus.source, what, settings.adapt.loss.name)
         if corpus.val_fraction and len(np.unique(images.groups)) < 2:
             raise UserError(
-                f"{what}: all {len(images)} images are of one patient ({images.groups[0]}), so no part can be held out by "
+                f"{what}: all {len(images)} images are of one patient ({images.groups[0]}), so no part can "
+                "be held out by "
                 f"patient; expected more patients, or {what}.val_fraction=0 to train on all"
             )
     return corpora

@@ -124,7 +124,8 @@ class Plan:
             if available < least:
                 raise UserError(f"{available} target images to score; expected {least} or more")
             raise UserError(
-                f"{run.title}: checkpoint_scoring.budget of {settings.budget:g} pays for {affordable} images at "
+                f"{run.title}: checkpoint_scoring.budget of {settings.budget:g} pays for {affordable} images "
+                "at "
                 f"{len(due)} epochs; "
                 f"expected {least} or more: raise checkpoint_scoring.every or the budget"
             )
@@ -325,8 +326,9 @@ class Scorer(Callback):
         passes = self.settings.jittered + self.settings.plain
         return Row(
             strategy=self.run.tag.strategy, seed=self.run.seed, stage="score", phase="scores",
-            images=self.plan.images * passes * len(self.points), model_flops=self.flops, hardware_flops=self.flops,
-            device=self.context.hardware.kind, devices=self.context.hardware.count, curve=list(self.points),
+            images=self.plan.images * passes * len(self.points), model_flops=self.flops,
+            hardware_flops=self.flops, device=self.context.hardware.kind,
+            devices=self.context.hardware.count, curve=list(self.points),
         )  # fmt: skip
 
 

@@ -164,7 +164,8 @@ def truncated(encoder: Encoder, adapt: AdaptSettings) -> Phases:
 
 @strategy(
     "gradual",
-    "Layer groups that join from the top in `adapt.gradual_steps` phases (gradual unfreezing, arXiv 1801.06146).",
+    "Layer groups that join from the top in `adapt.gradual_steps` phases (gradual unfreezing, arXiv "
+    "1801.06146).",
 )
 def gradual(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     """Return the head, then phases of more and more layer groups.

@@ -40,13 +40,16 @@ class Task:
                 continue
             if dataset.classes != self.development.classes:
                 raise UserError(
-                    f"task {self.name!r}: {split} has the classes {', '.join(dataset.classes)}; expected those of "
-                    f"development: {', '.join(self.development.classes)}; where a set lacks one, name all as its classes"
+                    f"task {self.name!r}: {split} has the classes {', '.join(dataset.classes)}; expected "
+                    "those of "
+                    f"development: {', '.join(self.development.classes)}; where a set lacks one, name all as "
+                    "its classes"
                 )
             if dataset.multi_label != self.development.multi_label:
                 several, one = (split, "development") if dataset.multi_label else ("development", split)
                 raise UserError(
-                    f"task {self.name!r}: {several} has several labels per image, {one} has one; expected one kind"
+                    f"task {self.name!r}: {several} has several labels per image, {one} has one; expected "
+                    "one kind"
                 )
 
     @property

@@ -183,13 +183,15 @@ class CheckpointFolder:
             except Exception as error:  # orbax raises many kinds for a torn file
                 reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
                 self._say(
-                    f"{self._folder / str(step)}: a checkpoint that cannot be read ({reason}): the one before is used"
+                    f"{self._folder / str(step)}: a checkpoint that cannot be read ({reason}): the one "
+                    "before is used"
                 )
                 self._torn.append(step)
                 continue
             if (source := meta.pop("source", self._source)) != self._source:
                 raise UserError(
-                    f"{self._folder}: this run was begun from other source weights (fingerprint {source[:16]} there, "
+                    f"{self._folder}: this run was begun from other source weights (fingerprint "
+                    f"{source[:16]} there, "
                     f"{self._source[:16]} now); expected the same file as then, or another --workdir"
                 )
             return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta
@@ -232,7 +234,8 @@ class CheckpointFolder:
                 raise
             lacking = "room" if is_full(error) else "time"
             self._say(
-                f"{self._folder}: no {lacking} for a checkpoint: training goes on, and the last good one stays"
+                f"{self._folder}: no {lacking} for a checkpoint: training goes on, and the last good one "
+                "stays"
             )
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(partial, ignore_errors=True)

@@ -112,7 +112,8 @@ def resolve_trainable(phase: Phase, groups: Sequence[str], kinds: Mapping[str, K
     trainable = frozenset(wanted - frozen)
     if not trainable:
         raise UserError(
-            f"phase {phase.name!r} trains nothing: {', '.join(phase.trainable)} holds {_whose_norm(frozen, kinds)}"
+            f"phase {phase.name!r} trains nothing: {', '.join(phase.trainable)} holds "
+            f"{_whose_norm(frozen, kinds)}"
         )
     active = {group_of(path, groups) for path in trainable} | set(modes)
     boundary = next(index for index, group in enumerate(groups) if group in active)
@@ -130,7 +131,8 @@ def _by_group(
         named = [group for group in groups if matches(group, pattern)]
         if not named:
             raise UserError(
-                f"phase {phase.name!r}: {name} pattern {pattern!r} matches no layer group; {nearest(pattern, groups)}"
+                f"phase {phase.name!r}: {name} pattern {pattern!r} matches no layer group; "
+                f"{nearest(pattern, groups)}"
             )
         by_group.update(dict.fromkeys(named, mode))
     return by_group
@@ -180,7 +182,8 @@ def _lr_multipliers(
             training = [group for group in groups if any(path.startswith(f"{group}/") for path in trainable)]
             hint = _near(pattern, training, sorted(trainable))
             raise UserError(
-                f"phase {phase.name!r}: lr_multipliers pattern {pattern!r} matches no parameter that trains; {hint}"
+                f"phase {phase.name!r}: lr_multipliers pattern {pattern!r} matches no parameter that trains; "
+                f"{hint}"
             )
         factors.update(dict.fromkeys(found, factor))
     return tuple(sorted((path, factor) for path, factor in factors.items() if factor != 1))

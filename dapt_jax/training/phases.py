@@ -21,7 +21,9 @@ ByGroup = tuple[tuple[str, T], ...]
 class Phase:
     """A span of training with one static set of trainable parameters and one executable.
 
-    >>> Phase("top", 5, ("stage4", "head"), 1e-4, batch_norm="train", lr_multipliers=(("stage4", 0.1),)).layer_norm
+    >>> Phase(
+    ...     "top", 5, ("stage4", "head"), 1e-4, batch_norm="train", lr_multipliers=(("stage4", 0.1),)
+    ... ).layer_norm
     'train'
 
     Attributes:
@@ -82,7 +84,8 @@ class Phase:
         for pattern, factor in self.lr_multipliers:
             if not 0 < factor < math.inf:
                 raise UserError(
-                    f"{where}: the lr multiplier of {pattern!r} is {factor!r}; expected a positive number: what must not "
+                    f"{where}: the lr multiplier of {pattern!r} is {factor!r}; expected a positive number: "
+                    "what must not "
                     "move is left out of trainable"
                 )
 

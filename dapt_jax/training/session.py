@@ -42,7 +42,8 @@ def source_fingerprint(run: TrainingRun, params: Tree, batch_stats: Tree) -> str
     with processes.barrier_or_raise():
         if own != processes.broadcast_from_primary(lambda: own):
             raise UserError(
-                f"{run.title}: process {jax.process_index()} has loaded other source weights than the first process; "
+                f"{run.title}: process {jax.process_index()} has loaded other source weights than the first "
+                "process; "
                 "expected the same file in all"
             )
     return own
@@ -120,7 +121,10 @@ class Session:
         self.state, self._stored = self.checkpointer.restore(*self._source)
         step, loss, where = self._diagnose(phase, error)
         epoch, name = (step - 1) // run.steps_per_epoch + 1, phase.program.phase.name
-        line = f"{run.title}: the training loss is {loss} in epoch {epoch} of phase {name!r}, step {step} of the run; {where}"
+        line = (
+            f"{run.title}: the training loss is {loss} in epoch {epoch} of phase {name!r}, step {step} of the run; "
+            f"{where}"
+        )
         if self._rollback or non_finite.policy != "rollback":
             second = ", after a rollback" if self._rollback else ""
             raise UserError(f"{line}{second}; expected a finite loss: lower its lr, or clip the gradient")

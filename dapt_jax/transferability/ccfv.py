@@ -57,7 +57,8 @@ def ccfv(
         defined = [value for value in by_class if value is not None]
         if not defined:
             raise UserError(
-                "no foreground class is in two images with two positions or more; expected masks that share one"
+                "no foreground class is in two images with two positions or more; expected masks that share "
+                "one"
             )
         means = np.stack([np.mean(np.concatenate(list(by.values())), 0) for by in drawn])
         if not np.mean(defined):

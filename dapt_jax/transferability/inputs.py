@@ -16,7 +16,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # The context's place in JAX moved; every release from 0.7 on has one of the two.
-_x64: Callable[[bool], Any] = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
+_x64: Callable[[bool], Any] = getattr(  # noqa: B009
+    jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64"
+)
 
 
 def in_double(function: Callable[P, R]) -> Callable[P, R]:
@@ -120,7 +122,8 @@ def finite(values: ArrayLike, ndim: int, what: str = "features") -> np.ndarray:
     bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
     if bad.any():
         raise UserError(
-            f"{what} of image {int(np.flatnonzero(bad)[0])} are not finite ({int(bad.sum())} of {len(array)} images); "
+            f"{what} of image {int(np.flatnonzero(bad)[0])} are not finite ({int(bad.sum())} of {len(array)} "
+            "images); "
             "expected numbers"
         )
     return array

@@ -139,7 +139,8 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
             "",
             views,
             0,
-            f"{_mib(size)} exceed memory, and a byte from disk saves {flops_per_byte:.3g} FLOP: less than {least:g}",
+            f"{_mib(size)} exceed memory, and a byte from disk saves {flops_per_byte:.3g} FLOP: less than "
+            f"{least:g}",
         )
     if caching.mode == "auto" and views >= epochs:
         return CacheDecision("", views, 0, f"{_mib(size)} exceed memory, and one epoch reads nothing twice")

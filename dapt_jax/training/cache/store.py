@@ -70,7 +70,8 @@ class ActivationCache:
                 files = DiskCache(folder, disk, say)
             except OSError as error:
                 say(
-                    f"no activations are cached on disk: {folder} cannot be written to ({error.strerror or error})"
+                    f"no activations are cached on disk: {folder} cannot be written to "
+                    f"({error.strerror or error})"
                 )
         return cls(memory, files, dtype, say)
 
@@ -168,7 +169,8 @@ class ActivationCache:
                 stored = self._files, _write(self._files, key, job)
             except OSError as error:
                 self._say(
-                    f"the frozen prefix is computed anew each epoch: its activations cannot be cached ({error})"
+                    "the frozen prefix is computed anew each epoch: its activations cannot be cached "
+                    f"({error})"
                 )
         # What any process had to compute was computed.
         is_missing, has_run = processes.all_reduce_max(stored is None, ran > 0)
