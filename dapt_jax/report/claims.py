@@ -16,16 +16,16 @@ from dapt_jax.statistics import Interval, equivalence, holm, mean_interval, non_
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A strategy against the reference, with a margin.
+    """Non-inferiority test of one strategy against the reference.
 
     Attributes:
-        difference: Difference from the reference, with the interval of 90% that goes with two one-sided tests
-            at 0.05.
+        difference: Difference from the reference, with its 90% interval, which corresponds to two one-sided
+            tests at 0.05.
         non_inferiority: The p of the test of being worse by less than the margin, adjusted by Holm's method
             over strategies.
         equivalence: The p of the tests of differing by less than the margin, adjusted likewise.
-        dz: The difference in standard deviations of the paired differences.
-        verdict: The verdict: "equivalent", "non-inferior", "inferior", "inconclusive", or `NONE`.
+        dz: Cohen's d_z: the mean difference in standard deviations of the paired differences.
+        verdict: Result of the tests: "equivalent", "non-inferior", "inferior", "inconclusive", or `NONE`.
     """
 
     difference: Interval
@@ -36,7 +36,7 @@ class Claim:
 
 
 def claims(records: Records, task: str, split: str) -> dict[str, Claim]:
-    """Test the non-inferiority of every strategy to the reference; none where the margin is 0."""
+    """Test the non-inferiority of every strategy to the reference; empty where the margin is 0."""
     reference, metric, margin = records.reference, records.metric(task), records.margin
     if reference is None or not margin:
         return {}
@@ -87,7 +87,7 @@ CLAIM_COLUMNS: tuple[Column[Claim], ...] = (
 
 
 def table(records: Records, task: str) -> Table | None:
-    """Return the claims of a task on development and external data; None where there are no two seeds or no margin."""
+    """Return the non-inferiority table of a task; None with fewer than two seeds or without a margin."""
     found = {split: claims(records, task, split) for split in records.splits(task) if split != "test"}
     tested = [
         claim
@@ -127,7 +127,7 @@ def table(records: Records, task: str) -> Table | None:
 
 
 def over_tasks(records: Records) -> list[Table]:
-    """Return the ranks of the strategies over the tasks, a table per split that several tasks have."""
+    """Return the ranks of the strategies over tasks, one table per split shared by several tasks."""
     tables = []
     splits = list(dict.fromkeys(split for task in records.tasks for split in records.splits(task)))
     for split in splits:

@@ -1,4 +1,4 @@
-"""The results in sentences, generated from the numbers alone."""
+"""Summary sentences, generated from the results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def summary(records: Records, task: str) -> list[str]:
 
 
 def _differences(records: Records, task: str, split: str) -> list[str]:
-    """Say which strategies differ from the reference, and which differences the test could not have detected."""
+    """Return sentences on significant differences from the reference and on detectable differences."""
     tests, reference = comparisons(records, task, split), records.reference
     if not tests:
         return ["No other strategy has a score to compare."]
@@ -82,7 +82,7 @@ def _differences(records: Records, task: str, split: str) -> list[str]:
 
 
 def _non_inferiority(records: Records, task: str, split: str) -> list[str]:
-    """Say for which strategies non-inferiority to the reference was shown, and for which it was not."""
+    """Return sentences on strategies with and without shown non-inferiority to the reference."""
     found = {
         n: claim for n, claim in claims(records, task, split).items() if claim.non_inferiority is not None
     }
@@ -106,7 +106,7 @@ def _non_inferiority(records: Records, task: str, split: str) -> list[str]:
 
 
 def _cheapest(records: Records, task: str, split: str) -> list[str]:
-    """Name the cheapest strategy that is not significantly worse than the reference."""
+    """Return a sentence on the cheapest strategy not significantly worse than the reference."""
     tests, reference = comparisons(records, task, split), records.reference
     sign = -1 if lower_is_better(records.metric(task)) else 1
     flops = {n: records.mean_cost(n, task, lambda cost: cost.total_flops) for n in records.strategies}
@@ -114,8 +114,8 @@ def _cheapest(records: Records, task: str, split: str) -> list[str]:
     base, base_wall = flops.get(reference or ""), wall.get(reference or "")
     if base is None or base_wall is None or not base.mean or not base_wall.mean:
         return []
-    # By the p of each alone: to call a strategy as good as the reference, Holm's caution would be the wrong
-    # way round.
+    # Unadjusted p: for calling a strategy as good as the reference, Holm's adjustment would be
+    # anti-conservative.
     worse = {
         n for n, (t, _) in tests.items() if t.p is not None and t.p < LEVEL and sign * t.difference.mean < 0
     }
@@ -155,7 +155,7 @@ def _gaps(records: Records, task: str) -> list[str]:
 
 
 def _baseline(records: Records, task: str, split: str) -> list[str]:
-    """Say which strategies do not exceed a one-feature baseline."""
+    """Return a sentence on strategies that do not exceed a one-feature baseline."""
     metric, protocol = records.metric(task), records.protocol(task)
     sign = -1 if lower_is_better(metric) else 1
     sentences = []

@@ -1,4 +1,4 @@
-"""What single predictions add to a report: intervals over patients, and DeLong's test, within each run."""
+"""Within-run analysis of predictions: patient-level intervals and DeLong's test."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RESAMPLES = 1000
 
 
 def table(workdir: Path, records: Records, task: str) -> Table | None:
-    """Return the AUC of every run with its interval over patients, and its difference from the reference's run.
+    """Return the AUC of every run with a patient-level interval, and its difference from the reference.
 
     Returns:
-        None where there are no predictions.
+        The table; None without predictions.
     """
     protocol, splits = records.protocol(task), records.splits(task)
     arms = [(name, seed) for name in records.strategies for seed in records.seeds]
@@ -61,7 +61,7 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
 def _column(
     title: str, split: str, index: int, cells: dict[tuple[str, object, str], list[Cell]]
 ) -> Column[tuple[str, object]]:
-    """Return the column of one of the cells that each arm has on a split."""
+    """Return the column of one cell of each arm on a split."""
     return Column(title, lambda arm: cells[(*arm, split)][index] if (*arm, split) in cells else NONE, split)
 
 
