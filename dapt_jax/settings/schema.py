@@ -128,7 +128,7 @@ class EnergySettings(_Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeSettings(_Checked):
-    """Devices, processes and checkpoints, without effect on results: the section `runtime`."""
+    """Devices, processes and checkpoints, which change results by rounding only: the section `runtime`."""
 
     fsdp: int = setting(
         1,
