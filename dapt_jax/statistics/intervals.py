@@ -27,7 +27,7 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a table prints of several runs.
+    """Summary of several runs, as printed in tables.
 
     Attributes:
         mean: Mean of the values.

@@ -1,4 +1,4 @@
-"""Areas under ROC curves of the same images: their covariance, intervals and differences by DeLong's method."""
+"""Areas under ROC curves of the same images, with DeLong's covariance, intervals and tests."""
 
 import dataclasses
 import math

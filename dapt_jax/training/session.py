@@ -122,7 +122,8 @@ class Session:
         step, loss, where = self._diagnose(phase, error)
         epoch, name = (step - 1) // run.steps_per_epoch + 1, phase.program.phase.name
         line = (
-            f"{run.title}: the training loss is {loss} in epoch {epoch} of phase {name!r}, step {step} of the run; "
+            f"{run.title}: the training loss is {loss} in epoch {epoch} of phase {name!r}, step {step} of "
+            "the run; "
             f"{where}"
         )
         if self._rollback or non_finite.policy != "rollback":
