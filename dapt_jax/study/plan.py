@@ -55,7 +55,7 @@ class PhasePlan:
 
 
 def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
-    """Return the phases of a run on the devices at hand, each copy of the state sharded over `fsdp` of them."""
+    """Return the planned phases of a run on the available devices, with the state sharded over `fsdp`."""
     planned = []
     devices = jax.device_count()
     fsdp = fsdp or devices

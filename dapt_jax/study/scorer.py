@@ -282,7 +282,7 @@ class Scorer(Callback):
         return registry.Sample(last, labels, views, source, maps, masks)
 
     def _activations(self, number: int, params: Tree, batch_stats: Tree) -> list[np.ndarray]:
-        """Return activations of the sample's views, then of its images, below which the phase changes nothing."""
+        """Return activations of the sample's views, then of its images, at the phase's frozen boundary."""
         if self._activations_of is not None and self._activations_of[0] == number:
             return self._activations_of[1]
         program = self.run.programs[number]
@@ -311,7 +311,7 @@ class Scorer(Callback):
         return self.folder / f"epoch{epoch + 1:04d}.safetensors"
 
     def chosen(self, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-        """Return the weights that the rule chooses; those given where it chooses the last, or nothing was scored."""
+        """Return the weights that the rule chooses; the given ones if it is the last, or without scores."""
         if not self.settings.select or not self.points:
             return params, batch_stats
         point = self.points[self._choice()[0]]

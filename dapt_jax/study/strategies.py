@@ -56,7 +56,7 @@ STRATEGIES: dict[str, StrategyEntry] = {}
 
 
 def strategy(name: str, description: str, *, cuts: bool = False) -> Callable[[MakePhases], MakePhases]:
-    """Register the function below it, from an encoder and the settings of adaptation to phases, as a strategy.
+    """Register a function from an encoder and the settings of adaptation to phases as a strategy.
 
     Args:
         name: Name in the settings.

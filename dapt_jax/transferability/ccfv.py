@@ -79,7 +79,7 @@ def _drawn(
 
 
 def _consistency(of_images: list[Float[np.ndarray, "m d"]]) -> float | None:
-    """Return the mean distance of a class's Gaussians between images that have two positions of it or more."""
+    """Return the mean distance of a class's Gaussians over images with two or more positions of it."""
     kept = [rows for rows in of_images if len(rows) > 1]
     if len(kept) < 2:
         return None
