@@ -200,7 +200,7 @@ def agreement(records: Records, task: str) -> Table | None:
 
 
 def _agreement(records: Records, found: list[Curve], task: str, split: str, name: str) -> Agreement | None:
-    """Return the mean agreement of a score over arms with at least three checkpoints, and its direction."""
+    """Return the mean agreement of a score over arms with a known direction and three or more checkpoints."""
     values = []
     for curve in found:
         of_score, of_task = curve.series(name), downstream_scores(records, curve, task, split)

@@ -88,7 +88,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
 
 
 def largest_batch(run: TrainingRun, phases: list[PhasePlan], fsdp: int = 1) -> int:
-    """Return the largest batch over all devices that fits every phase; 0 if below one per device."""
+    """Return the largest batch over all devices that fits the largest phase; 0 if below one per device."""
     place = max(range(len(phases)), key=lambda number: phases[number].peak_bytes)
     kept = phases[place].cache_bytes if phases[place].place == "memory" else 0
     left = hardware.device_bytes() - kept
