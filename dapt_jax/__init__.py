@@ -2,7 +2,9 @@
 
     >>> import dapt_jax as dj
     >>> encoder = dj.load_encoder("efficientnet_lite0", cut_after="stage1/block1")
-    >>> features = dj.extract_features(encoder, dj.load_dataset("phantoms", name="development", n=6, image_size=32))
+    >>> features = dj.extract_features(
+    ...     encoder, dj.load_dataset("phantoms", name="development", n=6, image_size=32)
+    ... )
     >>> features.shape
     (6, 16)
 

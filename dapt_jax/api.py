@@ -1,6 +1,6 @@
-"""The front door: encoders with weights, data, features, adaptation, evaluation and whole studies, in a call each.
+"""The public API: encoders with weights, data, features, adaptation, evaluation and whole studies.
 
-Everything here is put together from the rooms below; `import dapt_jax as dj` offers it. A notebook needs no
+Each task is one call, available from `import dapt_jax as dj`. A notebook needs no
 config, no workdir and no device mesh:
 
     >>> import dapt_jax as dj
@@ -64,8 +64,8 @@ class PretrainedEncoder:
     Attributes:
         encoder: Its layer groups, as pure functions; see `dapt_jax.models.encoder.Encoder`.
         params: Its parameters, nested dicts of float32 arrays.
-        batch_stats: Its batch-norm statistics, likewise.
-        report: What was loaded from where, and how images are normalised.
+        batch_stats: Its batch-norm statistics, nested dicts of float32 arrays.
+        report: What was loaded from which file, and how images are normalised.
     """
 
     encoder: Encoder
@@ -100,7 +100,7 @@ class PretrainedEncoder:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """What `train` returns.
+    """The result of `train`.
 
     >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
     >>> corpus = load_dataset("phantoms", name="corpus", n=24, image_size=32)
@@ -113,7 +113,7 @@ class Trained:
         params: Parameters of the whole network, the head included.
         batch_stats: Its batch-norm statistics.
         costs: Rows of the ledger, one per phase: FLOPs, images, seconds by kind, energy.
-        curve: A point per epoch: `epoch`, `loss`, `lr`, and metrics of the validation rows.
+        curve: One point per epoch: `epoch`, `loss`, `lr`, and metrics of the validation rows.
     """
 
     encoder: PretrainedEncoder
@@ -141,17 +141,17 @@ def load_encoder(
     (3, 3, 3, 32)
 
     Args:
-        name: Name of the architecture; `list_encoders` has them all.
+        name: Name of the architecture; see `list_encoders`.
         weights: `imagenet`, `random`, a name of the zoo, a file or folder, `https://`, `hf://` or
             `package://`.
-        preprocess: Normalisation of images where the weights do not say it: see the setting
+        preprocess: Normalisation of images where the weights do not define it: see the setting
             `model.preprocess`.
-        cut_after: Last layer group that is kept; empty for all.
-        seed: Seed of what is drawn: everything under `random`.
+        cut_after: Last layer group that remains; empty for all.
+        seed: Seed of the random initialisation; every parameter under `random`.
 
     Raises:
-        UserError: There is no such architecture, layer group or file, or the file does not fit; says what
-            does.
+        UserError: The architecture, layer group or file does not exist, or the file does not fit; names the
+            nearest valid choice.
     """
     encoder = locate.fitted(weights, registry.build(name), preprocess)
     if cut_after:
@@ -168,7 +168,7 @@ def load_dataset(
     on_bad_image: str = "error",
     **source: Any,
 ) -> Dataset:
-    """Return a data set of images with labels, patients and whatever else its manifest says.
+    """Return a data set of images with labels, patients and the other columns of its manifest.
 
     >>> data = load_dataset("phantoms", name="development", n=12, image_size=32)
     >>> len(data), data.images.batch([0]).shape
@@ -180,11 +180,11 @@ def load_dataset(
         path: File or folder of the set; not needed for phantoms.
         image_size: Side of the images in pixels.
         on_bad_image: "error", or "skip" to leave out and count images that cannot be read.
-        **source: Whatever else the reader takes, such as `where="split=dev"` or `classes=("benign",
+        **source: Further options of the reader, such as `where="split=dev"` or `classes=("benign",
             "malignant")`; see docs/data_sets.md.
 
     Raises:
-        UserError: Something in the set cannot be; names the file, row or key.
+        UserError: The data set is invalid; names the file, row or key.
     """
     spec = {"kind": kind, **source, **({"path": str(Path(path).resolve())} if str(path) else {})}
     return sources.load(spec, data_dir=None, image_size=image_size, on_bad_image=on_bad_image)
@@ -193,7 +193,7 @@ def load_dataset(
 def extract_features(
     encoder: PretrainedEncoder, images: Dataset | np.ndarray, *, batch_size: int = 64
 ) -> np.ndarray:
-    """Return the pooled features of images, in batches that are divided among all devices.
+    """Return the pooled features of images, in batches that are sharded over all devices.
 
     >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
     >>> extract_features(encoder, np.zeros((3, 32, 32, 3), np.uint8)).shape
@@ -247,13 +247,13 @@ def adaptation_run(
     Args:
         encoder: The encoder.
         corpus: In-domain images of two or more classes.
-        phases: Spans of training in order; each trains what its patterns name and nothing else.
+        phases: Phases of training in order; each trains only the parameters that its patterns name.
         val_fraction: Share of the images, by patient, on which the loss is measured after every epoch; 0 for
             none.
         balance_classes: Whether classes are weighted by their inverse frequency.
         loss: Name of the loss; `auto` is cross-entropy.
         dtype: Dtype of activations: `float32` or `bfloat16`.
-        seed: Seed of the split, of data order, augmentation and the new head.
+        seed: Seed of the split, the data order, the augmentation and the new head.
         **options: Other fields of `TrainingRun`: `batch_size`, `optimizer`, `augment`, `caching` and so on.
 
     Raises:
@@ -275,7 +275,9 @@ def adaptation_run(
 
 
 def plan(run: TrainingRun) -> list[PhasePlan]:
-    """Return what each phase of a run will cost, without running it: parameters, FLOPs, images, steps, memory.
+    """Return the cost of each phase of a run without running it.
+
+    The cost consists of parameters, FLOPs, images, steps and memory.
 
     >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
     >>> corpus = load_dataset("phantoms", name="corpus", n=24, image_size=32)
@@ -292,7 +294,7 @@ def plan(run: TrainingRun) -> list[PhasePlan]:
 def train(
     run: TrainingRun[Classifier], start: PretrainedEncoder | None = None, context: RunContext | None = None
 ) -> Trained:
-    """Train a run; by default in memory, silently, on all devices.
+    """Train a run; by default in memory, without output, on all devices.
 
     >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
     >>> corpus = load_dataset("phantoms", name="corpus", n=24, image_size=32)
@@ -303,19 +305,20 @@ def train(
 
     Args:
         run: The run.
-        start: Encoder whose weights it starts from; None to start from random weights. The head is new in any
-            case.
-        context: Checkpoints, ledger, display, callbacks; by default everything stays in memory.
+        start: Encoder whose weights the run starts from; None to start from random weights. The head is
+            always new.
+        context: Checkpoints, ledger, display and callbacks; by default everything stays in memory.
 
     Raises:
-        UserError: The loss is not finite; or the encoder is not the run's.
+        UserError: The loss is not finite, or the encoder differs from that of the run.
     """
     params, batch_stats = run.model.init(run.seed)
     report = MergeReport((), (), (), f"random (seed {run.seed})", "")
     if start is not None:
         if start.encoder.groups != run.model.encoder.groups:
             raise UserError(
-                f"the run is of {run.model.encoder.name!r} with {len(run.model.encoder.groups)} layer groups, start of "
+                f"the run is of {run.model.encoder.name!r} with {len(run.model.encoder.groups)} layer "
+                "groups, start of "
                 f"{start.encoder.name!r} with {len(start.encoder.groups)}; expected the same encoder"
             )
         params, batch_stats, report = {**params, **start.params}, start.batch_stats, start.report
@@ -333,7 +336,9 @@ def evaluate(
     folds: int = 5,
     seed: int = 0,
 ) -> list[ResultRow]:
-    """Train heads on an encoder's features by cross-validation, and score them; test images are never trained on.
+    """Train heads on an encoder's features by cross-validation, and score them.
+
+    Test images are never used for training.
 
     >>> encoder = load_encoder("efficientnet_lite0", cut_after="stage1/block1")
     >>> data = load_dataset("phantoms", name="development", n=60, image_size=32)
@@ -345,7 +350,7 @@ def evaluate(
         encoder: The encoder.
         development: Images that heads are trained on and, fold by fold, scored on; folds are divided by
             patient.
-        external: Images of another source that are scored only.
+        external: Images from another source, used for scoring only.
         protocol: Kind of head: `linear`, `mlp_small` or `mlp_large`.
         folds: Number of folds.
         seed: Seed of the folds and of the heads.
@@ -354,7 +359,7 @@ def evaluate(
         Rows as in `results.jsonl`: `split`, `metric`, `value`, `n`, `classes` and more.
 
     Raises:
-        UserError: The sets have other classes, or a class has fewer patients than there are folds.
+        UserError: The sets differ in their classes, or a class has fewer patients than there are folds.
     """
     if protocol not in head_sweep.HIDDEN:
         raise UserError(f"unknown protocol {protocol!r}; {nearest(protocol, head_sweep.HIDDEN)}")
@@ -368,7 +373,7 @@ def evaluate(
 def transferability_scores(
     names: Iterable[str], features: np.ndarray, labels: np.ndarray
 ) -> dict[str, Outcome]:
-    """Return transferability scores of features of target images, without training anything.
+    """Return transferability scores of features of target images, without any training.
 
     >>> rng = np.random.default_rng(0)
     >>> labels = np.arange(60) % 3
@@ -382,16 +387,16 @@ def transferability_scores(
         labels: Class numbers, int [n].
 
     Returns:
-        By name the value, NaN with a reason where it is undefined.
+        Outcomes by name of the score; the value is NaN, with a reason, where it is undefined.
 
     Raises:
-        UserError: There is no score of that name.
+        UserError: No score has that name.
     """
     return evaluate_scores(names, Sample(np.asarray(features), np.asarray(labels)))
 
 
 def plan_study(config: config_dict.ConfigDict | StudySettings) -> dict[str, list[PhasePlan]]:
-    """Return what adaptation costs by strategy, for a study that has not run.
+    """Return the cost of adaptation by strategy, before a study has run.
 
     >>> config = settings.default()
     >>> config.strategies, config.seeds = ("full",), (0,)
@@ -403,10 +408,10 @@ def plan_study(config: config_dict.ConfigDict | StudySettings) -> dict[str, list
     ['head', 'full']
 
     Args:
-        config: What `default_config` returned, changed; or settings.
+        config: A modified config from `default_config`, or settings.
 
     Raises:
-        UserError: Something in the settings, the data or the weights cannot work.
+        UserError: The settings, the data or the weights are invalid.
     """
     ready = prepare.prepare(_settings(config))
     arms = [arm for arm in ready.arms_of(ready.settings.seeds[0]) if ready.corpus_of(arm) is not None]
@@ -414,9 +419,9 @@ def plan_study(config: config_dict.ConfigDict | StudySettings) -> dict[str, list
 
 
 def run_study(config: config_dict.ConfigDict | StudySettings, workdir: str | Path) -> Records:
-    """Run what is left of a study, write its report, and return its records.
+    """Run the remaining arms of a study, write its report, and return its records.
 
-    The same call resumes a study that was interrupted, and does nothing more when all is done.
+    The same call resumes an interrupted study, and does nothing once all arms are complete.
 
     >>> import tempfile
     >>> config = settings.default()
@@ -431,11 +436,11 @@ def run_study(config: config_dict.ConfigDict | StudySettings, workdir: str | Pat
     ['baseline', 'cut']
 
     Args:
-        config: What `default_config` returned, changed; or settings.
+        config: A modified config from `default_config`, or settings.
         workdir: Folder of the study.
 
     Raises:
-        UserError: Something cannot work; one line says what.
+        UserError: The study cannot run; one line gives the reason.
     """
     study.run(_settings(config), Path(workdir))
     return Records.read(Path(workdir))
@@ -451,7 +456,7 @@ def read_study(workdir: str | Path) -> Records:
         workdir: Folder of the study.
 
     Raises:
-        UserError: There is no study, or a file of it is damaged; names file and line.
+        UserError: The folder holds no study, or a file is damaged; names file and line.
     """
     return Records.read(Path(workdir))
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one clear line, exit code 2."""
+"""Errors that a user can correct: one clear line, exit code 2."""
 
 import difflib
 import re
@@ -16,7 +16,7 @@ _HIDDEN = "***"
 
 
 class UserError(ValueError):
-    """Something in the user's input is wrong; a `ValueError`, so that library users catch it as usual.
+    """Invalid user input; a `ValueError`, so that library users catch it as usual.
 
     >>> try:
     ...     raise UserError("scan.png: no such file; expected a path below /data")
@@ -25,17 +25,17 @@ class UserError(ValueError):
     scan.png: no such file; expected a path below /data
 
     The message is one line that names the file, row or path, what was expected, and the nearest valid choice.
-    `dapt_jax.main` prints it without a traceback and exits with code 2. Whatever the words are made of (names
-    inside files, a server's answer), the line holds no secret of a URL (`redact`) and nothing that a terminal
-    would obey.
+    `dapt_jax.main` prints it without a traceback and exits with code 2. Whatever the source of the text
+    (names inside files, a server's answer), the line holds no secret of a URL (`redact`) and no control
+    characters.
     """
 
     def __init__(self, message: object = "", *more: object):
         """Create the error.
 
         Args:
-            message: The line.
-            more: Further arguments, kept as they are.
+            message: Text of the line.
+            more: Further arguments, passed on unchanged.
         """
         super().__init__(one_line(redact(str(message))), *more)
 
@@ -44,9 +44,9 @@ def redact(text: str) -> str:
     """Return a text without the secrets of the URLs in it.
 
     User names and passwords, query strings (signatures, tokens) and fragments become `***`; the scheme, the
-    host and the path stay, so that a reader knows which address is meant. Queries that say no more than
+    host and the path stay, so that a reader knows which address is meant. Harmless queries such as
     `dl=1` stay, and so do the fragments `sha256=` and `prefix=`. Tokens that stand alone (`Bearer ...`,
-    `hf_...`) become `***` as well.
+    `hf_...`) also become `***`.
 
     Args:
         text: Any text: a URL, or a line that mentions some.
@@ -69,10 +69,10 @@ def _redact_url(found: re.Match[str]) -> str:
     rest, tail = rest[: end.start()], rest[end.start() :]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     _, _, port = authority.rpartition("]")[2].partition(":")
-    # A password may hold any of / ? # @, unescaped: then the host stands behind the last @.
+    # A password may hold any of / ? # @, unescaped: then the host follows the last @.
     if "@" in rest and ("@" in authority or (port and not port.isdigit())):
         rest = f"{_HIDDEN}@{rest.rpartition('@')[2]}"
-    elif port and not port.isdigit():  # a password, of an address that was cut
+    elif port and not port.isdigit():  # a password, in a truncated address
         rest = _HIDDEN
     address, sharp, fragment = rest.partition("#")
     address, mark, query = address.partition("?")
@@ -84,7 +84,9 @@ def _redact_url(found: re.Match[str]) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Return a text with every character that is not printable (line ends, escapes, bytes of odd file names) escaped.
+    r"""Return a text with every non-printable character escaped.
+
+    These include line ends, escapes, and undecodable bytes of file names.
 
     Example:
         >>> one_line("a\nb")
@@ -96,12 +98,12 @@ def one_line(text: str) -> str:
 
 
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
-    """Returns the valid choices closest to `name`, as the end of an error line.
+    """Return the valid choices closest to `name`, as the end of an error line.
 
     Args:
-        name: what the user wrote.
-        choices: what would have been valid.
-        most: how many near matches to name at most.
+        name: Invalid value that the user wrote.
+        choices: Valid choices.
+        most: Largest number of near matches to name.
 
     Returns:
         `"did you mean 'full'?"` when something is close, else `"valid: 'none', 'full', ..."`.

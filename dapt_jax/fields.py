@@ -1,4 +1,4 @@
-"""Fields of settings dataclasses: default, range, choices, help and effect on results, declared once at the field.
+"""Fields of settings dataclasses, declared once: default, range, choices, help, effect on results.
 
 A settings class is a frozen dataclass whose fields are made by `setting` and whose `__post_init__` calls
 `check_fields`:
@@ -28,12 +28,12 @@ _KEY = "setting"
 
 
 class SettingError(UserError):
-    """A setting has a value that it cannot have.
+    """A setting has an invalid value.
 
     Attributes:
         name: Name of the setting, relative to the object that was checked.
-        value: What it is.
-        expected: What was expected, as the end of an error line.
+        value: Invalid value.
+        expected: Description of the valid values, as the end of an error line.
         unknown: Whether the value is a name that does not exist; the line then says "unknown NAME".
     """
 
@@ -53,17 +53,17 @@ class SettingError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Constraint:
-    """What a field may hold, and what it does.
+    """Valid values of a field, and its meaning.
 
     Attributes:
         doc: Help text: one full phrase, with the unit where there is one.
         at_least: Smallest value.
-        above: Value that it has to exceed.
+        above: Exclusive lower bound.
         at_most: Largest value.
-        below: Value that it has to stay below.
-        choices: The values that it may have; empty where any goes.
-        affects_results: Whether a study's results depend on it beyond rounding; a setting that does not may
-            differ between two starts of one study.
+        below: Exclusive upper bound.
+        choices: Valid values; empty where any value is valid.
+        affects_results: Whether a study's results depend on it beyond rounding; a setting that does not
+            affect them may differ between two starts of one study.
     """
 
     doc: str = ""
@@ -76,7 +76,7 @@ class Constraint:
 
     @property
     def range(self) -> str:
-        """The range in words, such as "0 to less than 1"; empty where there is none."""
+        """Text of the range, such as "0 to less than 1"; empty where it is unbounded."""
         low = None if self.at_least is None else f"{self.at_least:g}"
         high = f"{self.at_most:g}" if self.at_most is not None else None
         high = f"less than {self.below:g}" if self.below is not None else high
@@ -89,7 +89,7 @@ class Constraint:
         return f"{low} or more" if low else high or ""
 
     def allows(self, value: float) -> bool:
-        """Whether a number is within the range; NaN never is."""
+        """Return whether a number is within the range; NaN never is."""
         return bool(
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -110,33 +110,33 @@ def setting(
     affects_results: bool = True,
     default_factory: Any = dataclasses.MISSING,
 ) -> Any:
-    """Return a dataclass field that declares all there is to know of a setting; see `Constraint`.
+    """Return a dataclass field that declares everything about a setting; see `Constraint`.
 
     Args:
-        default: Default value; without one the field is required.
+        default: Default value; a field without one is required.
         doc: Help text.
         at_least: Smallest value.
-        above: Value that it has to exceed.
+        above: Exclusive lower bound.
         at_most: Largest value.
-        below: Value that it has to stay below.
-        choices: The values that it may have.
+        below: Exclusive upper bound.
+        choices: Valid values.
         affects_results: Whether results depend on it.
-        default_factory: Function that makes a mutable default.
+        default_factory: Function that returns a mutable default.
     """
     constraint = Constraint(doc, at_least, above, at_most, below, tuple(choices), affects_results)
     return dataclasses.field(default=default, default_factory=default_factory, metadata={_KEY: constraint})
 
 
 def constraint_of(field: "dataclasses.Field[Any]") -> Constraint:
-    """Return what a field declares; nothing at all for a field that was not made by `setting`."""
+    """Return the constraint of a field; an empty one for a field that was not made by `setting`."""
     return field.metadata.get(_KEY, Constraint())
 
 
 def check_fields(instance: "DataclassInstance") -> None:
-    """Refuse a dataclass instance one of whose fields is outside its range or choices.
+    """Refuse a dataclass instance with a field outside its range or choices.
 
     Raises:
-        SettingError: Names the first such field, its value, and what was expected.
+        SettingError: A field is invalid; names the first such field, its value, and the valid values.
     """
     for field in dataclasses.fields(instance):
         constraint, value = constraint_of(field), getattr(instance, field.name)
@@ -147,18 +147,18 @@ def check_fields(instance: "DataclassInstance") -> None:
 
 
 def settings_of(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
-    """Return the fields of a dataclass that were made by `setting`, by name; others are no settings."""
+    """Return the fields of a dataclass that were made by `setting`, by name."""
     return {field.name: field for field in dataclasses.fields(cls) if _KEY in field.metadata}
 
 
 def default_of(field: "dataclasses.Field[Any]") -> Any:
-    """Return the default of a field that has one."""
+    """Return the default of a field, which must have one."""
     factory = field.default_factory
     return field.default if isinstance(factory, dataclasses._MISSING_TYPE) else factory()
 
 
 def with_default(cls: type, name: str, default: Any) -> Any:
-    """Return a field that declares what one of another class does, but for its default.
+    """Return a copy of another class's field with a different default.
 
     Args:
         cls: The other class, such as a base class.
@@ -169,10 +169,10 @@ def with_default(cls: type, name: str, default: Any) -> Any:
 
 
 def section(cls: Any, doc: str = "", affects_results: bool = True) -> Any:
-    """Return a field that holds a nested settings class, by default made of its own defaults.
+    """Return a field that holds a nested settings class, by default an instance with all defaults.
 
     Args:
-        cls: The nested class, or a function that makes an instance at its defaults.
+        cls: Nested class, or a function that returns an instance at its defaults.
         doc: Help text of the section.
         affects_results: Whether results depend on any of its settings.
     """

@@ -1,18 +1,18 @@
-"""How quantities are written for people: in tables, plans, model cards and reports."""
+"""Formatting of quantities in tables, plans, model cards and reports."""
 
 NONE = "–"
 """Stands where there is no value."""
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a quantity with `digits` significant digits, thousands set apart.
+    """Return a quantity with `digits` significant digits and thousands separators.
 
         >>> number(23455000), number(0.12345), number(0), number(None)
         ('23,455,000', '0.123', '0', '–')
 
     Args:
-        value: The quantity; None for `NONE`.
-        digits: Number of significant digits; a whole number keeps all of its own.
+        value: Quantity to format; None for `NONE`.
+        digits: Number of significant digits; a whole number keeps all its digits.
     """
     if value is None:
         return NONE
@@ -24,14 +24,14 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def millions(value: float | None) -> str:
-    """Return a count of parameters as 224 k or 23.5 M."""
+    """Return a parameter count such as 224 k or 23.5 M."""
     if value is None or value < 1000:
         return number(value)
     return f"{value / 1e3:.3g} k" if value < 999_500 else f"{value / 1e6:.3g} M"
 
 
 def percent(share: float | None) -> str:
-    """Return a share in percent, with two significant digits."""
+    """Return a fraction in percent, with two significant digits."""
     return NONE if share is None else f"{number(100 * share, 2)}%"
 
 

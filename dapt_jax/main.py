@@ -24,11 +24,11 @@ def main(argv: Sequence[str]) -> int:
     """Run one command.
 
     Args:
-        argv: Arguments of the command line, the program's name first.
+        argv: Command-line arguments, the program's name first.
 
     Returns:
-        The exit code: 0; 2 after one line that says what the user can mend; 75 after SIGTERM, and 130 after
-        Ctrl-C, where the same command resumes the study.
+        The exit code: 0; 2 after a one-line error about user input; 75 after SIGTERM and 130 after Ctrl-C,
+        where the same command resumes the study.
     """
     try:
         with preemption.PreemptionHandler() as preemption_handler:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _exit_code(error: BaseException) -> int | None:
-    """Print the line of a user's error or a stop, and return its exit code; None for any other error."""
+    """Print the line of a user error or a stop, and return its exit code; None for any other error."""
     if isinstance(error, preemption.Stopped):
         print(f"stopped by {error}; the same command goes on from the last checkpoint", file=sys.stderr)
         return error.code
@@ -77,10 +77,10 @@ def _exit_code(error: BaseException) -> int | None:
 def _one_of_several(
     settings: "StudySettings", workdir: str, preemption_handler: preemption.PreemptionHandler
 ) -> Iterator[Path]:
-    """Find the study's other processes, if there are any, and give the folder to work in.
+    """Connect to the study's other processes, if any, and yield the working folder.
 
-    Where there are others, a process that fails ends at once, since they would wait for it: with the codes of
-    `main`, or 75 where another process is gone.
+    With several processes, a process that fails exits at once, since the others would wait for it: with the
+    codes of `main`, or 75 where another process has failed.
     """
     from dapt_jax.runtime import processes
 
@@ -106,7 +106,7 @@ def _one_of_several(
 
 
 def _mode_and_workdir(arguments: Sequence[str]) -> tuple[str, str | None]:
-    """Return the mode and the workdir that arguments name; empty and None where they name none."""
+    """Return the mode and the workdir of the arguments; empty and None where absent."""
     mode, workdir = "", None
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
@@ -118,7 +118,7 @@ def _mode_and_workdir(arguments: Sequence[str]) -> tuple[str, str | None]:
 
 
 def _show_records(mode: str, workdir: str | None) -> None:
-    """Run a mode that reads a workdir alone."""
+    """Run a mode that only reads a workdir."""
     with storage.workdir(workdir, mode) as folder:
         if folder is None:
             raise UserError(NO_WORKDIR)
@@ -164,7 +164,7 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
 
 
 def set_up_jax() -> None:
-    """Keep compiled programs between starts, in the user's cache folder."""
+    """Enable JAX's persistent compilation cache in the user's cache folder."""
     import jax
     from absl import logging
 

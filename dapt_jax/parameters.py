@@ -1,8 +1,8 @@
-"""Kinds of parameters: declared where a model defines them, asked for where parameters are treated apart.
+"""Kinds of parameters, declared by models and queried where kinds are treated differently.
 
-A parameter's path (`stage1/block1/conv1/kernel`) is its address and says nothing about it; its `Kind` decides
-its initial value, whether weight decay applies, under which setting of normalisation it trains, and how other
-frameworks lay it out. Models offer kinds as `kinds`, a dict from path to kind (see
+A parameter's path (`stage1/block1/conv1/kernel`) is only its address; its `Kind` determines
+its initial value, whether weight decay applies, which normalisation setting controls its training, and its
+layout in other frameworks. Models provide kinds as `kinds`, a dict from path to kind (see
 `dapt_jax.models.parameters` for the declarations).
 """
 
@@ -24,10 +24,10 @@ LAYER_NORM_MODES = ("frozen", "train")
 
 
 class Kind(enum.StrEnum):
-    """What a parameter or a statistic is.
+    """Kind of a parameter or a running statistic.
 
-    A module that adds parameters beside a kernel (a low-rank adapter, say) gets a kind of its own here: it is
-    then frozen, decayed and initialised by that kind, and the kernel beside it by its own.
+    A module that adds parameters beside a kernel (such as a low-rank adapter) gets a separate kind here,
+    which determines freezing, weight decay and initialisation independently of the kernel.
     """
 
     CONV_KERNEL = "conv_kernel"
@@ -47,20 +47,20 @@ class Kind(enum.StrEnum):
 
     @property
     def is_kernel(self) -> bool:
-        """Whether it is the matrix of a linear layer: what weight decay applies to."""
+        """Whether it is the weight of a linear layer, to which weight decay applies."""
         return self in (Kind.CONV_KERNEL, Kind.DEPTHWISE_KERNEL, Kind.DENSE_KERNEL)
 
     @property
     def is_batch_norm(self) -> bool:
-        """Whether it is scale or bias of a batch norm."""
+        """Whether it is a scale or bias of batch norm."""
         return self in (Kind.BATCH_NORM_SCALE, Kind.BATCH_NORM_BIAS)
 
     @property
     def is_layer_norm(self) -> bool:
-        """Whether it is scale or bias of a layer norm."""
+        """Whether it is a scale or bias of layer norm."""
         return self in (Kind.LAYER_NORM_SCALE, Kind.LAYER_NORM_BIAS)
 
     @property
     def is_statistic(self) -> bool:
-        """Whether it is a running statistic of batch norm, which no gradient changes."""
+        """Whether it is a running statistic of batch norm, which has no gradient."""
         return self in (Kind.RUNNING_MEAN, Kind.RUNNING_VARIANCE)

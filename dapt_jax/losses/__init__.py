@@ -1,4 +1,4 @@
-"""Losses: what a run minimises per example, and how its logits become probabilities.
+"""Losses per example, and the conversion of logits to probabilities.
 
 A loss is a frozen dataclass in a file of this folder. Defining it registers it, and its fields made by
 `dapt_jax.fields.setting` are its parameters: nothing else has to be edited.

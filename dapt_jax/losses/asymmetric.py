@@ -1,4 +1,4 @@
-"""The asymmetric loss of several labels."""
+"""The asymmetric loss for multi-label classification."""
 
 import dataclasses
 
@@ -12,12 +12,14 @@ from dapt_jax.losses.base import ClassificationLoss, power
 
 @dataclasses.dataclass(frozen=True)
 class AsymmetricLoss(ClassificationLoss, name="asymmetric"):
-    """Binary cross-entropy with a power for positive and one for negative targets (Ridnik et al., arXiv 2009.14119).
+    """Binary cross-entropy with separate focusing powers for positive and negative targets.
+
+    Ridnik et al., arXiv 2009.14119.
 
     Attributes:
         gamma_positive: Power for positive targets.
         gamma_negative: Power for negative targets.
-        margin: By how much the probability of negative targets is lowered, at least to 0.
+        margin: Amount subtracted from the probability of negative targets, clipped at 0.
     """
 
     gamma_positive: float = setting(0.0, at_least=0, doc="Power for positive targets.")
@@ -36,6 +38,6 @@ class AsymmetricLoss(ClassificationLoss, name="asymmetric"):
         p = jax.nn.sigmoid(logits)
         shifted = jnp.maximum(p - self.margin, 0.0)
         positive = -jax.nn.log_sigmoid(logits) * power(1 - p, self.gamma_positive)
-        # Without a margin the logarithm of 1 - p has to come from the logit, where it cannot overflow.
+        # Without a margin, log(1 - p) is computed from the logit, where it cannot overflow.
         log_not = jnp.log1p(-shifted) if self.margin else jax.nn.log_sigmoid(-logits)
         return targets * positive - (1 - targets) * log_not * power(shifted, self.gamma_negative)

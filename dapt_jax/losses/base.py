@@ -1,4 +1,4 @@
-"""Losses of classes: targets, label smoothing, missing and uncertain labels, and how logits become probabilities."""
+"""Classification losses: targets, label smoothing, missing and uncertain labels, and probabilities."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -24,11 +24,11 @@ SMALLEST_BASE = 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationLoss:
-    """A loss over the logits of classes, registered by being defined.
+    """A loss over class logits, registered by its definition.
 
-    With `multi_label`, or with one output for two classes, each logit has a sigmoid and labels are 0 or 1.
-    Labels that are missing (NaN) or uncertain (-1, unless `sample_targets` has replaced them) take no part.
-    Else the logits have one softmax and labels are class numbers.
+    With `multi_label`, or with one output for two classes, each logit passes a sigmoid and labels are 0 or 1.
+    Labels that are missing (NaN) or uncertain (-1, unless `sample_targets` has replaced them) are ignored.
+    Otherwise the logits pass one softmax and labels are class numbers.
 
     A subclass defines `sigmoid_loss`, `softmax_log_likelihood` or both; targets, smoothing, masks and weights
     are here:
@@ -44,10 +44,9 @@ class ClassificationLoss:
     Attributes:
         outputs: Number of logits.
         multi_label: Whether an image may have several labels, or none.
-        uncertain: Bounds between which the target of a label of -1 is drawn; None where there is no such
-            label.
-        label_smoothing: Share of the target that is spread evenly over the classes (Szegedy et al., arXiv
-            1512.00567).
+        uncertain: Bounds between which the target of a label of -1 is sampled; None without such labels.
+        label_smoothing: Fraction of the target that is distributed evenly over the classes (Szegedy et al.,
+            arXiv 1512.00567).
     """
 
     name: ClassVar[str] = ""
@@ -70,10 +69,10 @@ class ClassificationLoss:
         self.check_labels()
 
     def check_labels(self) -> None:
-        """Refuse labels that the loss is not made for.
+        """Refuse labels that the loss does not support.
 
         Raises:
-            UserError: Names the losses that go with them.
+            UserError: The labels are not supported; names the losses that support them.
         """
         if self.is_independent and not self.of_sigmoids():
             raise UserError(
@@ -82,49 +81,54 @@ class ClassificationLoss:
             )
         if not self.is_independent and not self.of_softmax():
             raise UserError(
-                f"loss {self.name!r} is of independent outputs, but an image has one of {self.outputs} classes; "
+                f"loss {self.name!r} is of independent outputs, but an image has one of {self.outputs} "
+                "classes; "
                 f"expected {_names(loss for loss in LOSSES.values() if loss.of_softmax())}"
             )
 
     @classmethod
     def of_softmax(cls) -> bool:
-        """Return whether the loss can be of one softmax."""
+        """Return whether the loss supports one softmax output."""
         return cls.softmax_log_likelihood is not ClassificationLoss.softmax_log_likelihood
 
     @classmethod
     def of_sigmoids(cls) -> bool:
-        """Return whether the loss can be of independent outputs."""
+        """Return whether the loss supports independent outputs."""
         return cls.sigmoid_loss is not ClassificationLoss.sigmoid_loss
 
     @classmethod
     def outputs_of(cls, classes: int, multi_label: bool, single_logit: bool) -> int:
-        """Return how many logits the loss has for a number of classes."""
+        """Return the number of logits for a number of classes."""
         is_one = classes == 2 and not multi_label and (single_logit or not cls.of_softmax())
         return 1 if is_one else classes
 
     @property
     def is_independent(self) -> bool:
-        """Whether the labels make independent outputs: several labels, or one output for two classes."""
+        """Whether the outputs are independent: several labels, or one output for two classes."""
         return self.multi_label or self.outputs == 1
 
     @property
     def sigmoid(self) -> bool:
-        """Whether each logit has a sigmoid."""
+        """Whether each logit passes a sigmoid."""
         return self.is_independent
 
     def sigmoid_loss(
         self, logits: Float[Array, "b outputs"], targets: Float[Array, "b outputs"]
     ) -> Float[Array, "b outputs"]:
-        """Return the loss of each sigmoid against its target, linear in the target; their mean is an example's.
+        """Return the loss of each sigmoid against its target, linear in the target.
+
+        The loss of an example is their mean.
 
         Args:
             logits: Logits of a batch.
-            targets: What each sigmoid should be, 0 to 1, smoothed.
+            targets: Smoothed target of each sigmoid, 0 to 1.
         """
         raise NotImplementedError
 
     def softmax_log_likelihood(self, logits: Float[Array, "b outputs"]) -> Float[Array, "b outputs"]:
-        """Return what the loss takes for the log-probability of each class; less its mean under the target is the loss.
+        """Return the (modified) log-probability of each class.
+
+        The loss is minus its mean under the target.
 
         Args:
             logits: Logits of a batch.
@@ -132,7 +136,7 @@ class ClassificationLoss:
         raise NotImplementedError
 
     def targets(self, labels: Num[Array, "b ..."]) -> Num[Array, "b ..."]:
-        """Return the target of each output, not smoothed: 0 or 1; of sigmoids NaN or below 0 where it is not known."""
+        """Return the unsmoothed target of each output: 0 or 1; NaN or below 0 for sigmoids if unknown."""
         return labels if self.sigmoid else jax.nn.one_hot(labels, self.outputs)
 
     def __call__(self, logits: Float[Array, "b outputs"], labels: Num[Array, "b ..."]) -> Float[Array, " b"]:
@@ -156,11 +160,11 @@ class ClassificationLoss:
     def sample_targets(
         self, labels: Num[Array, "b outputs"], keys: Key[Array, " b"]
     ) -> Float[Array, "b outputs"]:
-        """Return the labels with a target drawn between the bounds of `uncertain` in place of every -1.
+        """Return the labels with every -1 replaced by a target sampled between the bounds of `uncertain`.
 
         Args:
-            labels: 0, 1, NaN and -1.
-            keys: One key per example.
+            labels: Labels with values 0, 1, NaN and -1.
+            keys: Random key of each example.
         """
         assert self.uncertain is not None
         low, high = self.uncertain
@@ -168,14 +172,14 @@ class ClassificationLoss:
         return jnp.where(labels == -1, draw(keys), labels)
 
     def label_shape(self, batch: int, image_size: int) -> jax.ShapeDtypeStruct:
-        """Return shape and dtype of a batch of labels; the images' size does not matter."""
+        """Return shape and dtype of a batch of labels; independent of the image size."""
         del image_size
         if self.multi_label:
             return jax.ShapeDtypeStruct((batch, self.outputs), jnp.float32)
         return jax.ShapeDtypeStruct((batch,), jnp.int32)
 
     def probabilities(self, logits: Float[Array, "b outputs"]) -> Float[Array, "b classes"]:
-        """Return the probability of each class; two columns where one logit tells two classes apart."""
+        """Return the probability of each class; two columns where one logit separates two classes."""
         if self.multi_label:
             return jax.nn.sigmoid(logits)
         if self.outputs == 1:
@@ -199,20 +203,20 @@ def make(
     smoothing: float = 0.0,
     uncertain: tuple[float, float] | None = None,
 ) -> ClassificationLoss:
-    """Return the loss of a number of classes: how many logits there are follows from both.
+    """Return a loss for a number of classes; both determine the number of logits.
 
     Args:
-        name: A name of `LOSSES`, or "auto".
-        params: Values of parameters of any loss, those that this one lacks at their defaults.
+        name: Key of `LOSSES`, or "auto".
+        params: Parameters of any loss; those that this loss lacks must have their default values.
         classes: Number of classes.
         multi_label: Whether an image may have several labels, or none.
-        single_logit: Whether two classes have one sigmoid output; losses of independent outputs imply it.
-        smoothing: Label smoothing, where `params` does not hold it.
-        uncertain: Bounds between which the targets of uncertain labels are drawn.
+        single_logit: Whether two classes use one sigmoid output; implied by losses of independent outputs.
+        smoothing: Label smoothing, where `params` does not contain it.
+        uncertain: Bounds between which the targets of uncertain labels are sampled.
 
     Raises:
-        UserError: There is no such loss or parameter, a value is outside its range, or the loss does not go
-            with the classes.
+        UserError: The loss or a parameter does not exist, a value is outside its range, or the loss does not
+            support the classes.
     """
     check_name(LOSSES, name, (AUTO,))
     if name == AUTO:

@@ -1,4 +1,4 @@
-"""Cross-entropy, of one softmax and of independent sigmoids."""
+"""Cross-entropy of one softmax and of independent sigmoids."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The focal loss, of a softmax or of sigmoids."""
+"""The focal loss of a softmax or of sigmoids."""
 
 import dataclasses
 
@@ -12,11 +12,11 @@ from dapt_jax.losses.base import ClassificationLoss, power
 
 @dataclasses.dataclass(frozen=True)
 class FocalLoss(ClassificationLoss, name="focal"):
-    """Cross-entropy times (1 - p)^gamma, p the probability of the truth (Lin et al., arXiv 1708.02002).
+    """Cross-entropy times (1 - p)^gamma, p the probability of the true class (Lin et al., arXiv 1708.02002).
 
     Attributes:
-        gamma: The power; 0 leaves the cross-entropy.
-        alpha: Share of the weight that positive targets of sigmoids have; 0 to weigh all alike.
+        gamma: Focusing power; 0 gives the cross-entropy.
+        alpha: Weight of positive targets of sigmoids; 0 for equal weights.
     """
 
     gamma: float = setting(

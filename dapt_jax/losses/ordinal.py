@@ -1,4 +1,4 @@
-"""The loss of grades: classes in an order."""
+"""The loss of ordinal classes."""
 
 import dataclasses
 
@@ -12,10 +12,10 @@ from dapt_jax.losses.cross_entropy import BinaryCrossEntropy
 
 @dataclasses.dataclass(frozen=True)
 class OrdinalLoss(BinaryCrossEntropy, name="ordinal"):
-    """Cross-entropies of the sigmoids that tell whether a grade is above each threshold.
+    """Binary cross-entropy over the thresholds between ordinal classes.
 
-    Logit k says whether the class number is above k (Niu et al., CVPR 2016; Cao et al., arXiv 1901.07884, who
-    share the weights of the outputs).
+    Logit k predicts whether the class number is above k (Niu et al., CVPR 2016; Cao et al., arXiv 1901.07884,
+    who share the weights of the outputs).
     """
 
     def check_labels(self) -> None:
@@ -37,12 +37,12 @@ class OrdinalLoss(BinaryCrossEntropy, name="ordinal"):
 
     @classmethod
     def of_sigmoids(cls) -> bool:
-        """Return whether the loss can be of independent outputs: its thresholds are none."""
+        """Return whether the loss supports independent outputs: no, its outputs are thresholds."""
         return False
 
     @property
     def sigmoid(self) -> bool:
-        """Whether each logit has a sigmoid: always."""
+        """Whether each logit passes a sigmoid: always true."""
         return True
 
     def targets(self, labels: Num[Array, " b"]) -> Bool[Array, "b outputs"]:
@@ -50,7 +50,7 @@ class OrdinalLoss(BinaryCrossEntropy, name="ordinal"):
         return labels.reshape(-1, 1) > jnp.arange(self.outputs)
 
     def probabilities(self, logits: Float[Array, "b outputs"]) -> Float[Array, "b classes"]:
-        """Return the differences of neighbouring sigmoids, each of these taken no higher than the one before it."""
+        """Return the differences of neighbouring sigmoids, each clipped to at most the one before it."""
         above = jax.lax.cummin(jax.nn.sigmoid(logits), axis=1)
         edges = jnp.pad(above, ((0, 0), (1, 0)), constant_values=1.0), jnp.pad(above, ((0, 0), (0, 1)))
         return edges[0] - edges[1]

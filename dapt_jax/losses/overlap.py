@@ -1,4 +1,4 @@
-"""Losses of the overlap of masks: soft Dice, with and without cross-entropy, and Tversky."""
+"""Overlap losses for masks: soft Dice, with and without cross-entropy, and Tversky."""
 
 import dataclasses
 from typing import ClassVar
@@ -12,14 +12,14 @@ from dapt_jax.losses.segmentation import SegmentationLoss, pixel_cross_entropy
 
 @dataclasses.dataclass(frozen=True)
 class Dice(SegmentationLoss, name="dice"):
-    """1 minus soft Dice, mean over the classes, the background left out.
+    """1 minus soft Dice, mean over the classes without the background.
 
     Milletari et al., arXiv 1606.04797, with sums instead of squares in the denominator.
 
     Attributes:
-        batchwise: Whether the pixels of a batch are taken together instead of image by image.
-        smoothing_constant: Added to twice the overlap above and below, so that a class that is neither in the
-            mask nor predicted costs nothing.
+        batchwise: Whether the overlap is computed over a batch instead of per image.
+        smoothing_constant: Constant added to numerator and denominator, so that a class that is neither in
+            the mask nor predicted has no loss.
     """
 
     with_cross_entropy: ClassVar[bool] = False
@@ -31,13 +31,13 @@ class Dice(SegmentationLoss, name="dice"):
 
     @property
     def share_of_false_positives(self) -> float:
-        """Weight of false positives; that of false negatives is what is left to 1. Dice has one half."""
+        """Weight of false positives; the weight of false negatives is its complement. Dice: one half."""
         return 0.5
 
     def __call__(
         self, logits: Float[Array, "b h w outputs"], masks: UInt8[Array, "b h w"]
     ) -> Float[Array, " b"]:
-        """Return the loss of each image by itself."""
+        """Return the loss of each image separately."""
         targets = self.targets(masks)
         loss = jnp.zeros(len(logits))
         if self.with_cross_entropy:
@@ -80,10 +80,10 @@ class DiceCrossEntropy(Dice, name="dice_ce"):
 
 @dataclasses.dataclass(frozen=True)
 class Tversky(Dice, name="tversky"):
-    """1 minus the Tversky index (Salehi et al., arXiv 1706.05721), mean over the classes, the background left out.
+    """1 minus the Tversky index (Salehi et al., arXiv 1706.05721), mean over the foreground classes.
 
     Attributes:
-        false_positives: Weight of false positives; that of false negatives is what is left to 1.
+        false_positives: Weight of false positives; the weight of false negatives is its complement.
     """
 
     false_positives: float = setting(

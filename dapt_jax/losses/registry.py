@@ -1,4 +1,4 @@
-"""What losses of classes and of masks have in common: how they are registered, and how their parameters are read."""
+"""Registration and parameters of losses, shared by classification and segmentation."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -9,12 +9,12 @@ from dapt_jax.fields import SettingError
 
 
 def register(losses: dict[str, type], cls: type, name: str) -> None:
-    """Enter a loss into its registry.
+    """Add a loss to its registry.
 
     Args:
-        losses: The registry.
-        cls: The class that is being defined.
-        name: Its name in the settings.
+        losses: Registry of the loss.
+        cls: Class that is being defined.
+        name: Name of the loss in the settings.
 
     Raises:
         TypeError: Another class has that name.
@@ -25,7 +25,7 @@ def register(losses: dict[str, type], cls: type, name: str) -> None:
 
 
 def own_parameters(loss: type) -> dict[str, "dataclasses.Field[Any]"]:
-    """Return the parameters of a loss by name: its fields made by `fields.setting`, which alone have metadata."""
+    """Return the parameters of a loss by name: its fields made by `fields.setting`."""
     return {field.name: field for field in dataclasses.fields(loss) if field.metadata}
 
 
@@ -50,15 +50,15 @@ def parameters(losses: Mapping[str, type]) -> dict[str, "dataclasses.Field[Any]"
 
 
 def check_name(losses: Mapping[str, type], name: str, others: Iterable[str] = ()) -> None:
-    """Refuse a name that no loss has.
+    """Refuse an unknown name of a loss.
 
     Args:
-        losses: The registry.
-        name: The name.
-        others: Names that are valid beside those of the registry.
+        losses: Registry to search.
+        name: Name to check.
+        others: Further valid names.
 
     Raises:
-        UserError: Names the nearest loss.
+        UserError: The name is unknown; names the nearest loss.
     """
     valid = (*others, *losses)
     if name not in valid:
@@ -66,11 +66,11 @@ def check_name(losses: Mapping[str, type], name: str, others: Iterable[str] = ()
 
 
 def of_loss(losses: Mapping[str, type], name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of some parameters that a loss has, and refuse the others where they say something.
+    """Return the parameters that a loss has, and refuse others that differ from their default.
 
     Args:
-        losses: The registry.
-        name: A loss in it.
+        losses: Registry of the loss.
+        name: Name of the loss.
         params: Values of parameters of any of its losses.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Losses of masks: targets of pixels, totals of a batch, and the mask that logits decide on."""
+"""Segmentation losses: targets of pixels, totals of a batch, and the predicted mask."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ SEGMENTATION_LOSSES: dict[str, "type[SegmentationLoss]"] = {}
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationLoss:
-    """A loss over the logits of pixels; a subclass says what an image costs, and is registered by being defined.
+    """A loss over pixel logits; a subclass defines the loss of an image and is registered by its definition.
 
-    With one output a sigmoid tells the one class from the background. With `multi_label` each output has a
-    sigmoid and stands for a class, bit by bit of the mask. Else the outputs, the background's first, have one
-    softmax.
+    With one output, a sigmoid separates one class from the background. With `multi_label`, each output passes
+    a sigmoid and stands for one class (one bit of the mask). Otherwise the outputs, background first, pass
+    one softmax.
 
     Attributes:
-        outputs: Number of logits of a pixel.
+        outputs: Number of logits per pixel.
         multi_label: Whether a pixel may have several classes.
     """
 
@@ -44,7 +44,7 @@ class SegmentationLoss:
 
     @property
     def sigmoid(self) -> bool:
-        """Whether each logit has a sigmoid."""
+        """Whether each logit passes a sigmoid."""
         return self.multi_label or self.outputs == 1
 
     def label_shape(self, batch: int, image_size: int) -> jax.ShapeDtypeStruct:
@@ -52,7 +52,7 @@ class SegmentationLoss:
         return jax.ShapeDtypeStruct((batch, image_size, image_size), jnp.uint8)
 
     def targets(self, masks: UInt8[Array, "b h w"]) -> Float[Array, "b h w outputs"]:
-        """Return what each output should be, 0 or 1."""
+        """Return the target of each output, 0 or 1."""
         if self.multi_label:
             bits = masks[..., None] >> jnp.arange(self.outputs, dtype=jnp.uint8)
             return (bits & 1).astype(jnp.float32)
@@ -63,7 +63,7 @@ class SegmentationLoss:
     def __call__(
         self, logits: Float[Array, "b h w outputs"], masks: UInt8[Array, "b h w"]
     ) -> Float[Array, " b"]:
-        """Return the loss of each image by itself."""
+        """Return the loss of each image separately."""
         raise NotImplementedError
 
     def total(
@@ -77,7 +77,7 @@ class SegmentationLoss:
         return jax.nn.sigmoid(logits) if self.sigmoid else jax.nn.softmax(logits)
 
     def decide(self, probabilities: Float[Array, "b h w outputs"]) -> UInt8[Array, "b h w"]:
-        """Return the mask of highest probability; of sigmoids, where it is at least one half."""
+        """Return the class of highest probability; with sigmoids, all classes with at least one half."""
         if not self.sigmoid:
             return probabilities.argmax(-1).astype(jnp.uint8)
         bits = (probabilities >= 0.5).astype(jnp.uint8) << jnp.arange(self.outputs, dtype=jnp.uint8)
@@ -86,7 +86,7 @@ class SegmentationLoss:
 
 @dataclasses.dataclass(frozen=True)
 class PixelCrossEntropy(SegmentationLoss, name="ce"):
-    """Cross-entropy, mean over pixels, and over outputs that have a sigmoid each."""
+    """Cross-entropy, mean over pixels and over independent outputs."""
 
     def __call__(
         self, logits: Float[Array, "b h w outputs"], masks: UInt8[Array, "b h w"]
@@ -98,7 +98,7 @@ class PixelCrossEntropy(SegmentationLoss, name="ce"):
 def pixel_cross_entropy(
     logits: Float[Array, "b h w outputs"], targets: Float[Array, "b h w outputs"], sigmoid: bool
 ) -> Float[Array, " b"]:
-    """Return the cross-entropy of each image: mean over pixels, and over outputs that have a sigmoid each."""
+    """Return the cross-entropy of each image: mean over pixels and over independent outputs."""
     if sigmoid:
         each = -targets * jax.nn.log_sigmoid(logits) - (1 - targets) * jax.nn.log_sigmoid(-logits)
         return each.mean((1, 2, 3))
@@ -108,16 +108,17 @@ def pixel_cross_entropy(
 def make_segmentation(
     name: str, params: Mapping[str, Any] | None = None, *, classes: Sequence[str], multi_label: bool = False
 ) -> SegmentationLoss:
-    """Return the loss of the classes of masks; the background and one other make one sigmoid output.
+    """Return the loss for the classes of masks; background and one class use one sigmoid output.
 
     Args:
-        name: A name of `SEGMENTATION_LOSSES`.
-        params: Values of parameters of any loss of masks, those that this one lacks at their defaults.
+        name: Key of `SEGMENTATION_LOSSES`.
+        params: Parameters of any segmentation loss; those that this loss lacks must have their default
+            values.
         classes: Names of the classes, the background first.
         multi_label: Whether masks are bit fields, bit k for `classes[k + 1]`.
 
     Raises:
-        UserError: There is no such loss or parameter, or a value is outside its range.
+        UserError: The loss or a parameter does not exist, or a value is outside its range.
     """
     check_name(SEGMENTATION_LOSSES, name)
     outputs = len(classes) - 1 if multi_label or len(classes) == 2 else len(classes)

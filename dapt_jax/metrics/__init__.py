@@ -1,7 +1,9 @@
-"""Metrics of predictions; undefined scores are NaN, and which classes and how many examples they cover is said.
+"""Metrics of predictions, with the classes and the number of examples that each score covers.
+
+Undefined scores are NaN.
 
 A metric is one function under `@metric(...)`, which declares its title, direction, range and chance level:
-settings, tables and figures read them from `METRICS`. Needs no JAX.
+settings, tables and figures read them from `METRICS`. This package does not need JAX.
 """
 
 from dapt_jax.metrics.classification import Predictions, calibration_error, classification

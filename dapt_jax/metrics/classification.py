@@ -1,4 +1,4 @@
-"""Metrics of predicted probabilities of classes."""
+"""Metrics of predicted class probabilities."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -20,15 +20,15 @@ def classification(
     ordinal: bool = False,
     seen: Bool[np.ndarray, " classes"] | None = None,
 ) -> list[Score]:
-    """Return the ranking, decision and calibration scores of predictions: every registered metric that they have.
+    """Return all registered ranking, decision and calibration scores that apply to predictions.
 
     Args:
         labels: Class numbers [n], or 0/1 with NaN for missing [n, classes] for multi-label tasks.
-        probabilities: One row per example.
+        probabilities: Predicted probabilities, one row per example.
         classes: Names of the columns.
-        ordinal: Whether the class numbers are an order.
-        seen: Which classes the predictions were trained on; None for all. Scores of single classes, and their
-            means, leave out a class that a head never saw: what it predicts of it is chance.
+        ordinal: Whether the classes are ordinal.
+        seen: Classes in the training data of the head; None for all. Scores of single classes, and their
+            means, exclude a class without training data: its predictions are chance.
 
     Returns:
         First `auc`, one class against the rest, its mean over the classes that have both positives and
@@ -47,7 +47,7 @@ def classification(
         that are present or predicted) and `accuracy` (mean over the classes that have labels; MedMNIST's,
         arXiv 2110.14795).
 
-        Classes that are not named in a score do not count in it; a score that covers none is NaN.
+        A score covers only the classes that it names; a score that covers none is NaN.
     """
     if labels.ndim == 2:
         kinds: tuple[str, ...] = (MULTI_LABEL,)
@@ -61,13 +61,13 @@ def classification(
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What the metrics of classes are computed from.
+    """Input of the classification metrics.
 
     Attributes:
         labels: Class numbers [n], or 0/1 with NaN for missing [n, classes].
-        probabilities: One row per example.
+        probabilities: Predicted probabilities, one row per example.
         classes: Names of the columns.
-        seen: Which classes the predictions were trained on.
+        seen: Classes in the training data of the head.
     """
 
     labels: Shaped[np.ndarray, "n ..."]
@@ -77,23 +77,23 @@ class Predictions:
 
     @property
     def targets(self) -> Shaped[np.ndarray, "n classes"]:
-        """What each probability should be: 0 or 1, NaN where it is not known."""
+        """Target of each probability: 0 or 1, NaN where it is unknown."""
         return self.labels if self.labels.ndim == 2 else np.eye(len(self.classes))[self.labels]
 
     @property
     def predicted(self) -> Int[np.ndarray, " n"]:
-        """The class of the highest probability."""
+        """Class of the highest probability."""
         return self.probabilities.argmax(1)
 
     @property
     def decisions(self) -> Bool[np.ndarray, "n classes"]:
-        """Whether each class is predicted: several labels by a threshold, one label by the highest probability."""
+        """Whether each class is predicted: by a threshold if multi-label, else by the highest probability."""
         if self.labels.ndim == 2:
             return self.probabilities > THRESHOLD
         return np.eye(len(self.classes), dtype=bool)[self.predicted]
 
     def whole(self, name: str, value: float, classes: tuple[str, ...] | None = None) -> list[Score]:
-        """Return one score of all rows together, of all classes unless some are named."""
+        """Return one score over all rows, and over all classes unless some are named."""
         return [Score(name, value, len(self.labels), self.classes if classes is None else classes)]
 
     def by_class(
@@ -102,12 +102,14 @@ class Predictions:
         columns: Shaped[np.ndarray, "n classes"],
         function: Callable[[np.ndarray, np.ndarray], float],
     ) -> list[Score]:
-        """Return the mean over classes that were seen, then each class: of the rows whose label is known.
+        """Return the mean score over classes with training data, then the score of each class.
+
+        Rows with an unknown label are ignored.
 
         Args:
             name: Name of the metric.
-            columns: Probabilities or decisions.
-            function: From the targets and the column of a class to its value; NaN where it is undefined.
+            columns: Probabilities or binary predictions.
+            function: Function from the targets and the column of a class to its value; NaN if undefined.
         """
         targets = self.targets
         known = ~np.isnan(targets)
@@ -204,13 +206,15 @@ def _f1(truth: Shaped[np.ndarray, " n"], predicted: Bool[np.ndarray, " n"]) -> f
 def kappa(
     labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int, weights: str | None = None
 ) -> float:
-    """Return Cohen's kappa; NaN where both are the same one class, so that no disagreement could be expected by chance.
+    """Return Cohen's kappa; NaN where labels and predictions are the same single class.
+
+    No disagreement is then expected by chance.
 
     Args:
-        labels: Class numbers.
-        predicted: Class numbers.
-        classes: Number of classes. Absent ones count for the distance between the others.
-        weights: `quadratic` for the squared distance; None for agreement or not.
+        labels: True class numbers.
+        predicted: Predicted class numbers.
+        classes: Number of classes; absent ones count in the distance between the others.
+        weights: `quadratic` for the squared distance; None for exact agreement.
     """
     if len(np.union1d(labels, predicted)) < 2:
         return float("nan")
@@ -220,7 +224,10 @@ def kappa(
 def calibration_error(
     labels: Shaped[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"], bins: int = 15
 ) -> float:
-    """Return the expected calibration error: mean gap between confidence and accuracy over bins, weighted by their size."""
+    """Return the expected calibration error.
+
+    It is the mean gap between confidence and accuracy over bins, weighted by their size.
+    """
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
     size = np.bincount(bin_of, minlength=bins)

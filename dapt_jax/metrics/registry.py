@@ -1,4 +1,4 @@
-"""Metrics declare themselves: name, title, direction, range and chance level beside the function that computes them."""
+"""Registry of metrics: name, title, direction, range and chance level, declared at the function."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -10,17 +10,17 @@ MASKS, SURFACES = "masks", "surfaces of masks"
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """What is to be known of a metric beside how it is computed.
+    """Description of a metric.
 
     Attributes:
-        name: Its name in settings and results; `NAME/CLASS` is its value for one class alone.
-        title: Its name as one would write it.
-        higher_is_better: Which way predictions are better.
-        low: Least value; None where there is no bound.
-        high: Greatest value; None where there is no bound.
-        chance: Value of predictions that do not depend on the image; None where it depends on the data.
-        per_class: Whether it comes for each class as well.
-        of_masks: Whether it is of masks, not of images.
+        name: Name in settings and results; `NAME/CLASS` is the value for a single class.
+        title: Display name.
+        higher_is_better: Whether higher values are better.
+        low: Lower bound; None where unbounded.
+        high: Upper bound; None where unbounded.
+        chance: Value of predictions independent of the image; None where it depends on the data.
+        per_class: Whether it is also reported for each class.
+        of_masks: Whether it scores masks instead of image labels.
     """
 
     name: str
@@ -50,12 +50,12 @@ def metric(
     chance: float | None = None,
     per_class: bool = False,
 ) -> Callable[[Callable[..., Iterable[Any]]], Callable[..., Iterable[Any]]]:
-    """Declare a metric, at the function that computes it.
+    """Declare a metric at the function that computes it.
 
     Args:
         name: See `Metric`, as are the others.
         title: See `Metric`.
-        kinds: The kinds of predictions that have it: `SINGLE_LABEL`, `MULTI_LABEL`, `ORDINAL`, `MASKS` or
+        kinds: Kinds of predictions that it applies to: `SINGLE_LABEL`, `MULTI_LABEL`, `ORDINAL`, `MASKS` or
             `SURFACES`.
         higher_is_better: See `Metric`.
         low: See `Metric`.
@@ -67,7 +67,7 @@ def metric(
         A decorator for a function from predictions to the scores of the metric.
 
     Raises:
-        TypeError: A metric of that name has been declared.
+        TypeError: A metric of that name already exists.
     """
     kinds = frozenset(kinds)
     if name in METRICS:
@@ -91,12 +91,12 @@ def measure(
 
 
 def measures(*kinds: str) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yield the functions of all metrics that some kinds of predictions have, in the order of their declaration."""
+    """Yield the functions of all metrics for some kinds of predictions, in order of declaration."""
     yield from (function for _, of, function in _MEASURES if of & set(kinds))
 
 
 def remove(name: str) -> None:
-    """Forget a metric and its functions."""
+    """Remove a metric and its functions."""
     del METRICS[name]
     _MEASURES[:] = [each for each in _MEASURES if each[0] != name]
 
@@ -108,17 +108,17 @@ def lookup(name: str) -> Metric:
         name: `NAME`, or `NAME/CLASS`.
 
     Raises:
-        KeyError: There is no such metric.
+        KeyError: The metric does not exist.
     """
     return METRICS[name.partition("/")[0]]
 
 
 def display_name(name: str) -> str:
-    """Return a metric's name as one would write it, such as "AUC" or "AUC/monocyte"."""
+    """Return a metric's display name, such as "AUC" or "AUC/monocyte"."""
     _, slash, label = name.partition("/")
     return lookup(name).title + slash + label
 
 
 def lower_is_better(name: str) -> bool:
-    """Return whether a small value of a metric is a good one."""
+    """Return whether lower values of a metric are better."""
     return not lookup(name).higher_is_better

@@ -5,11 +5,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One number about one set of predictions.
+    """The value of one metric on one set of predictions.
 
     Attributes:
-        metric: Name of the metric; `<metric>/<class>` of one class alone.
-        value: The number; NaN where it is undefined.
+        metric: Name of the metric; `<metric>/<class>` for a single class.
+        value: Value of the metric; NaN where it is undefined.
         n: Number of examples that it covers.
         classes: Names of the classes that it covers.
     """

@@ -1,4 +1,4 @@
-"""Metrics of predicted masks: overlap and distance of surfaces, per image and pooled over pixels."""
+"""Metrics of predicted masks: overlap and surface distance, per image and pooled over pixels."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -12,18 +12,18 @@ from dapt_jax.metrics.score import Score
 
 
 class Segmentation:
-    """Scores of masks that are added batch by batch; five numbers per image and class are kept, and no pixels.
+    """Streaming scores of masks: five numbers per image and class are stored, and no pixels.
 
-    See `segmentation` for what the scores are.
+    See `segmentation` for the definition of the scores.
     """
 
     def __init__(self, segments: Sequence[str], overlapping: bool = False, surfaces: bool = True):
-        """Begin with no image.
+        """Start without images.
 
         Args:
-            segments: Names of the values of a mask, the background, which is not scored, first.
+            segments: Names of the classes of a mask, the unscored background first.
             overlapping: Whether masks are bit fields, bit k for `segments[k + 1]`.
-            surfaces: Whether `hd95` and `assd`, which take most of the time, are wanted.
+            surfaces: Whether to compute `hd95` and `assd`, which take most of the time.
         """
         self._names = tuple(segments[1:])
         self._overlapping = overlapping
@@ -41,10 +41,10 @@ class Segmentation:
         Args:
             truth: True masks.
             predicted: Predicted masks of the same images.
-            spacing: Height and width of a pixel, of all images or of each: distances are in its unit.
+            spacing: Height and width of a pixel, shared or per image; distances have its unit.
 
         Raises:
-            UserError: The masks differ in shape, or hold a value that has no name.
+            UserError: The masks differ in shape, or hold a value outside the classes.
         """
         if truth.shape != predicted.shape:
             raise UserError(
@@ -66,18 +66,18 @@ class Segmentation:
         self._images.append(found)
 
     def per_image(self) -> dict[str, Float[np.ndarray, "n segments"]]:
-        """Return `dice`, `iou`, `hd95` and `assd` of every image and foreground class, in the order of adding."""
+        """Return `dice`, `iou`, `hd95` and `assd` of every image and class, in order of addition."""
         both, truth, predicted, hd95, assd = np.moveaxis(np.concatenate(self._images), -1, 0)
         found = {"dice": _dice(both, truth, predicted), "iou": _iou(both, truth, predicted)}
         return {**found, "hd95": hd95, "assd": assd} if self._surfaces else found
 
     def scores(self) -> list[Score]:
-        """Return the scores of all images so far, of every registered metric of masks; NaN where there is none."""
+        """Return every registered mask metric over all images so far; NaN where undefined."""
         kinds = (MASKS, SURFACES) if self._surfaces else (MASKS,)
         return [score for function in measures(*kinds) for score in function(self)]
 
     def means(self, metric: str) -> list[Score]:
-        """Return the scores of a metric of images, see `per_image`: the mean over the images that have it."""
+        """Return the mean scores of a per-image metric over the images where it is defined."""
         values = self.per_image()[metric]
         known = np.isfinite(values)
         covered = known.sum(0)
@@ -86,12 +86,12 @@ class Segmentation:
         return self._with_macro(metric, means, covered, int(known.any(1).sum()))
 
     def pooled(self, metric: str, function: Callable[..., np.ndarray]) -> list[Score]:
-        """Return the scores of the pixels of all images taken as one.
+        """Return the scores pooled over the pixels of all images.
 
         Args:
             metric: Name of the metric.
-            function: From the pixels of the intersection, of the truth and of the prediction, each by class,
-                to values.
+            function: Function from the pixel counts of intersection, truth and prediction, each per class, to
+                values.
         """
         counts = np.concatenate(self._images)[..., :3]
         n = len(counts)
@@ -151,21 +151,20 @@ def segmentation(
     overlapping: bool = False,
     spacing: Sequence[float] | Float[np.ndarray, "n 2"] = (1.0, 1.0),
 ) -> list[Score]:
-    """Return the scores of every foreground class, `<metric>/<class>`, and their mean over the classes, `<metric>`.
+    """Return `<metric>/<class>` of every foreground class, and their mean `<metric>`.
 
     Args:
         truth: True masks: class numbers, or bit fields.
         predicted: Predicted masks of the same images.
-        segments: Names of the values of a mask, the background, which is not scored, first.
+        segments: Names of the classes of a mask, the unscored background first.
         overlapping: Whether masks are bit fields, bit k for `segments[k + 1]`.
-        spacing: Height and width of a pixel in mm, of all images or of each; without it distances are in
-            pixels.
+        spacing: Height and width of a pixel in mm, shared or per image; without it distances are in pixels.
 
     Returns:
         `dice` and `iou`: mean over images; an image without the segment in either mask counts as 1.
 
-        `dice_pooled` and `iou_pooled`: of the pixels of all images taken as one; 1 where no image has the
-        segment in either.
+        `dice_pooled` and `iou_pooled`: pooled over the pixels of all images; 1 where no image has the
+        segment in either mask.
 
         `hd95` and `assd`, mean over images: between the surfaces of both masks, which are the pixels that
         have a 4-neighbour outside or lie at the image's border, the greater of the two directed 95th
@@ -177,7 +176,7 @@ def segmentation(
         `classes` names the segments.
 
     Raises:
-        UserError: The masks differ in shape, or hold a value that has no name.
+        UserError: The masks differ in shape, or hold a value outside the classes.
     """
     scored = Segmentation(segments, overlapping)
     scored.add(truth, predicted, spacing)
@@ -187,8 +186,11 @@ def segmentation(
 def surface_distances(
     first: Bool[np.ndarray, "h w"], second: Bool[np.ndarray, "h w"], spacing: Float[np.ndarray, " 2"]
 ) -> tuple[float, float]:
-    """Return Hausdorff-95 and average symmetric surface distance of two regions with pixels, in the spacing's unit."""
-    # Surfaces lie in the smallest box around both regions, so nothing outside it can be nearer.
+    """Return Hausdorff-95 and average symmetric surface distance of two non-empty regions.
+
+    Distances have the unit of the spacing.
+    """
+    # Both surfaces lie inside the smallest box around the regions, so cropping to it changes no distance.
     rows, columns = (np.flatnonzero((first | second).any(axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     surfaces = [region[box] & ~ndimage.binary_erosion(region[box]) for region in (first, second)]

@@ -1,4 +1,4 @@
-"""Files of arrays in a workdir: written beside and renamed, and read with their types checked."""
+"""Array files of a workdir: written atomically, and read with type checks."""
 
 import zipfile
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz file, without unpickling anything.
 
     Raises:
-        UserError: The file cannot be read or is damaged, whatever NumPy or zlib make of it.
+        UserError: The file cannot be read or is damaged.
     """
     try:
         with path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
@@ -34,17 +34,17 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except (Exception, MemoryError) as error:
         raise UserError(f"{path}: not an .npz of arrays ({_words(error)}); delete the file") from error
     for name, array in found.items():
-        if not isinstance(array, np.ndarray):  # NumPy hands on a member that is no array as bytes
+        if not isinstance(array, np.ndarray):  # NumPy returns a member that is not an array as bytes
             raise UserError(f"{path}: {name} is no array; delete the file")
     return found
 
 
 def write(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Replace an .npz file in one atomic step: a reader, or a kill, sees the old file or the new one."""
+    """Replace an .npz file atomically: a reader sees the old file or the new one, even after a kill."""
     with atomic_files.replacing(path) as file:
         np.savez_compressed(file, **arrays)
 
 
 def _words(error: BaseException) -> str:
-    """Return the first line of an exception's text, or its name where it has none."""
+    """Return the first line of an exception's text, or the exception's name if the text is empty."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__

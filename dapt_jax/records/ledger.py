@@ -1,4 +1,4 @@
-"""The ledger: what every phase of every arm of a study has cost, one JSON line each."""
+"""The cost ledger: one JSON line for every phase of every arm of a study."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,11 +27,10 @@ _CURVE = {
 class Row:
     """The cost of one phase of one arm.
 
-    An arm whose frozen prefix another arm of the study had already computed did not pay for it.
-    `model_flops`, `hardware_flops` and the seconds hold what was run for this row; `reused_flops` and
-    `reused_s` hold what this row would have run besides, had it been alone. So a study's total cost is the
-    sum of the former, and the *standalone* cost of an arm, by which strategies are compared, is the sum of
-    both.
+    An arm does not pay for a frozen prefix that another arm of the study has already computed.
+    `model_flops`, `hardware_flops` and the seconds hold the work done for this row; `reused_flops` and
+    `reused_s` hold the additional work that this row would have needed alone. The total cost of a study is
+    the sum of the former; the *standalone* cost of an arm, used to compare strategies, is the sum of both.
 
     Attributes:
         strategy: Name of the strategy.
@@ -39,30 +38,29 @@ class Row:
         stage: Stage of the study: "dapt", "transfer" or "score".
         phase: Name of the phase within the stage.
         steps: Optimizer steps.
-        images: Images gone through, repeats counted.
-        model_flops: FLOPs of the mathematics, over all devices (`Flops.model`).
-        hardware_flops: FLOPs with recomputation.
+        images: Images processed, including repeats.
+        model_flops: Model FLOPs over all devices (`Flops.model`).
+        hardware_flops: Hardware FLOPs over all devices, including recomputation.
         train_s: Seconds in training steps and in the loop around them.
         compile_s: Seconds tracing and compiling.
         data_s: Seconds waiting for input.
         eval_s: Seconds evaluating.
         checkpoint_s: Seconds saving and restoring.
         cache_s: Seconds computing or reading cached activations.
-        wall_s: All seconds of the row, other ones included.
+        wall_s: Total wall time in seconds, including uncategorised time.
         peak_bytes: Largest amount of memory in use.
         device: Kind of device.
         devices: Number of devices.
         energy_kwh: Energy in kWh.
-        energy_source: Where the energy comes from: "rapl", "nvml", "green-algorithms", or several joined by
+        energy_source: Source of the energy figure: "rapl", "nvml", "green-algorithms", or several joined by
             "+".
         trainable_params: Parameters that the phase trains.
         total_params: Parameters of the model.
-        cached: What became of cached activations: "off", "filled" (this row computed the prefix and stored
+        cached: Use of cached activations: "off", "filled" (this row computed the prefix and stored
             it) or "reused".
         reused_flops: Model FLOPs that another arm had already run for this row.
         reused_s: Seconds that another arm had already spent for this row.
-        peak_flops: FLOP/s that all devices together could do in the type of the activations; 0 where it is
-            not known.
+        peak_flops: Peak FLOP/s of all devices together in the dtype of the activations; 0 where unknown.
         curve: Values by epoch: `{"epoch": int, "loss": float, "val_loss": float, "lr": float}`; of the stage
             "score" `{"epoch": int, "share": float, "scores": {...}, "higher_is_better": {...}}`, both by name
             of a score.
@@ -97,10 +95,10 @@ class Row:
     curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Check the words.
+        """Validate `stage` and `cached`.
 
         Raises:
-            UserError: `stage` or `cached` is not one of the words it may be.
+            UserError: `stage` or `cached` has an invalid value.
         """
         for name, value, valid in (("stage", self.stage, STAGES), ("cached", self.cached, CACHED)):
             if value not in valid:
@@ -108,15 +106,15 @@ class Row:
 
     @property
     def key(self) -> tuple[str, int, str, str]:
-        """What makes the row the only one of its kind in a study."""
+        """Unique key of the row within a study."""
         return self.strategy, self.seed, self.stage, self.phase
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Row":
-        """Make a row from a line of a ledger.
+        """Create a row from a line of a ledger.
 
         Raises:
-            UserError: A key is unknown or missing, or a value is not of its type.
+            UserError: A key is unknown or missing, or a value has the wrong type.
         """
         kinds = {
             field.name: _KINDS.get(field.type, typed.list_of(typed.OBJECT))
@@ -141,9 +139,9 @@ class Row:
 class Ledger:
     """Rows in a file, or in memory without one, one per (strategy, seed, stage, phase).
 
-    A row that is put again replaces the old one, and the file changes in one atomic step: a phase that is run
-    again after a kill is not counted twice, and a kill while writing loses nothing. With several processes,
-    one writes.
+    Adding a row with an existing key replaces the old row, and the file is replaced atomically: a phase that
+    is repeated after a kill is not counted twice, and a kill during a write loses nothing. With several
+    processes, only one writes.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -156,10 +154,10 @@ class Ledger:
         self._rows: list[Row] = []
 
     def rows(self) -> list[Row]:
-        """Return all rows in the order they were first put.
+        """Return all rows in the order in which they were first added.
 
         Raises:
-            UserError: A line is damaged or is no row; names the file and the line.
+            UserError: A line is damaged or not a valid row; names the file and the line.
         """
         if self.path is None:
             return list(self._rows)
@@ -176,7 +174,7 @@ class Ledger:
         return next((row for row in self.rows() if row.key == key), None)
 
     def put(self, row: Row) -> None:
-        """Add a row, or replaces the one with its key, in place."""
+        """Add a row, or replace the row with the same key in place."""
         rows = {old.key: old for old in self.rows()}
         rows[row.key] = row
         if self.path is None:

@@ -1,4 +1,4 @@
-"""A few images with their true and predicted masks, kept beside an arm for the report's pictures."""
+"""Sample images with true and predicted masks, stored beside an arm for the report's figures."""
 
 import dataclasses
 from pathlib import Path
@@ -16,15 +16,15 @@ FOLDER = "overlays"
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationSamples:
-    """Some images of a split with their true masks and what a network predicted.
+    """Sample images of a split with true and predicted masks.
 
     Attributes:
         task: Name of the task.
         split: Split of the task.
         strategy: Strategy of the network.
-        protocol: Protocol by which it was trained.
+        protocol: Protocol used to train the network.
         names: Names of the images' files.
-        segments: Names of the masks' values, the background first.
+        segments: Names of the classes of the masks, the background first.
         overlapping: Whether masks are bit fields.
         images: Images, uint8 [k, h, w, 3].
         truth: True masks, uint8 [k, h, w].
@@ -44,7 +44,7 @@ class SegmentationSamples:
 
     @property
     def regions(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """By class, the background left out: true and predicted pixels, bool [k, h, w] each."""
+        """True and predicted pixels by foreground class, bool [k, h, w] each."""
         masks = self.truth, self.predicted
         if self.overlapping:
             found = [
@@ -60,7 +60,7 @@ class SegmentationSamples:
 
 
 def read(workdir: Path) -> list[SegmentationSamples]:
-    """Read what a study has kept, by file name; files with other arrays are left alone.
+    """Read the samples of a study by file name; files with other arrays are ignored.
 
     Raises:
         UserError: A file is damaged; names it.
@@ -80,13 +80,13 @@ def read(workdir: Path) -> list[SegmentationSamples]:
 
 
 def write(workdir: Path, samples: SegmentationSamples) -> None:
-    """Write the samples of an arm, in one atomic step."""
+    """Write the samples of an arm atomically."""
     name = f"{samples.task}-{samples.split}-{samples.strategy}-{samples.protocol}.npz"
     arrays.write(workdir / FOLDER / name, vars(samples))
 
 
 def _check(path: Path, values: dict[str, np.ndarray]) -> None:
-    """Refuse arrays that are not what `SegmentationSamples` says."""
+    """Refuse arrays that do not match `SegmentationSamples`."""
     kinds = {**dict.fromkeys(("task", "split", "strategy", "protocol"), ("U", 0)), "overlapping": ("b", 0)}
     kinds |= {
         "names": ("U", 1),

@@ -1,4 +1,4 @@
-"""Predictions of single images, for what a report can only tell from them.
+"""Predictions of single images, from which a report computes intervals and tests.
 
 `WORKDIR/predictions/STRATEGY-seedN/TASK-SPLIT.npz` holds `label` ([n] class numbers, or [n, classes] of 0, 1
 and NaN), `group` (str [n], the patient), `image` (str [n]) and, for each protocol, `probability/PROTOCOL`
@@ -22,16 +22,16 @@ FOLDER = "predictions"
 
 
 def path_of(workdir: Path, strategy: str, seed: object, task: str, split: str) -> Path:
-    """Return where the predictions of an arm on a split of a task are."""
+    """Return the path of the predictions of an arm on a split of a task."""
     return workdir / FOLDER / f"{strategy}-seed{seed}" / f"{task}-{split}.npz"
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a run predicted of the images of a split.
+    """Predictions of a run for the images of a split.
 
     Attributes:
-        targets: Whether an image has each class, 0 or 1, NaN where it is not known, float [n, classes].
+        targets: Binary labels of each class, 0 or 1, NaN where unknown, float [n, classes].
         groups: The patient of each image, [n].
         probabilities: Predicted probabilities, float [n, classes].
     """
@@ -41,10 +41,9 @@ class Predictions:
     probabilities: np.ndarray
 
     def auc(self, rows: np.ndarray) -> float:
-        """Return the mean one-versus-rest AUC of some rows.
+        """Return the mean one-versus-rest AUC over some rows.
 
-        It is the mean over the classes that have both positives and negatives among the rows; NaN where none
-        has.
+        The mean covers the classes with both positives and negatives among the rows; NaN if there are none.
         """
         targets, probabilities = self.targets[rows], self.probabilities[rows]
         known = ~np.isnan(targets)
@@ -54,24 +53,24 @@ class Predictions:
 
     @property
     def positive(self) -> np.ndarray | None:
-        """Bool [n] where there are two classes, one of which each image has, and no patient has two images; else None."""
+        """Positive images, bool [n], of a binary task with one image per patient; else None."""
         is_binary = self.targets.shape[1] == 2 and bool((self.targets.sum(1) == 1).all())
         return (
             self.targets[:, 1] == 1 if is_binary and len(np.unique(self.groups)) == len(self.groups) else None
         )
 
     def same_images(self, other: Predictions) -> bool:
-        """Return whether both are of the same images in the same order, as far as labels and patients tell."""
+        """Return whether labels and patients of both agree row by row."""
         return np.array_equal(self.groups, other.groups) and np.array_equal(
             self.targets, other.targets, equal_nan=True
         )
 
 
 def read(path: Path, protocol: str) -> Predictions | None:
-    """Read one file; None where it has nothing of a protocol.
+    """Read one file; None where it lacks the protocol.
 
     Raises:
-        UserError: The file cannot be read, lacks an array, or its arrays do not go together.
+        UserError: The file cannot be read, lacks an array, or its arrays are inconsistent.
     """
     file = arrays.read(path)
     for name in ("label", "group"):
@@ -83,7 +82,8 @@ def read(path: Path, protocol: str) -> Predictions | None:
     n = len(groups) if groups.ndim == 1 and groups.dtype.kind in "USiu" else -1
     if probabilities.ndim != 2 or len(probabilities) != n or labels.shape not in ((n,), probabilities.shape):
         raise UserError(
-            f"{path}: label is {labels.shape}, group {groups.shape}, probability/{protocol} {probabilities.shape}; "
+            f"{path}: label is {labels.shape}, group {groups.shape}, probability/{protocol} "
+            f"{probabilities.shape}; "
             "expected one row for each image in all"
         )
     if probabilities.dtype.kind != "f" or not ((probabilities >= 0) & (probabilities <= 1.0001)).all():
@@ -107,13 +107,13 @@ def write(
     images: np.ndarray,
     probabilities: Mapping[str, np.ndarray],
 ) -> None:
-    """Write one file, in one atomic step.
+    """Write one file atomically.
 
     Args:
-        path: Where it goes, see `path_of`.
+        path: File to write; see `path_of`.
         labels: Class numbers [n], or 0, 1 and NaN [n, classes].
         groups: The patient of each image.
-        images: The name of each image's file.
+        images: File name of each image.
         probabilities: Predicted probabilities by protocol.
     """
     by_protocol = {f"probability/{name}": each.astype(np.float32) for name, each in probabilities.items()}
@@ -121,7 +121,7 @@ def write(
 
 
 def _range(labels: np.ndarray) -> str:
-    """Return what labels there are, as part of an error line."""
+    """Return the available labels, as part of an error line."""
     return (
         f"{labels.min()} to {labels.max()}"
         if labels.dtype.kind in "iuf" and labels.size

@@ -1,4 +1,4 @@
-"""Former names of settings, and former settings, for configs and workdirs of earlier versions."""
+"""Renamed and removed settings, for configs and workdirs of earlier versions."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,8 +12,8 @@ _LOSS = {
 }  # fmt: skip
 _SEGMENTATION_LOSS = {"loss": "name", "batchwise": "batchwise", "smooth": "smoothing_constant"}
 _SCORING = (
-    "every", "names", "task", "images", "budget", "views", "level", "pooled", "distance", "margin", "negatives",
-    "downstream",
+    "every", "names", "task", "images", "budget", "views", "level", "pooled", "distance", "margin",
+    "negatives", "downstream",
 )  # fmt: skip
 _SELECTION = {"rule": "rule", "patience": "patience", "weight": "length_weight"}
 
@@ -64,7 +64,7 @@ REMOVED: dict[str, Any] = {
 
 
 def renamed(name: str) -> str:
-    """Return today's name of a setting that had another; empty for any other name."""
+    """Return the current name of a renamed setting; empty for any other name."""
     section, dot, rest = name.partition(".")
     if dot and section in RENAMED:
         return f"{RENAMED[section]}.{rest}"
@@ -72,7 +72,7 @@ def renamed(name: str) -> str:
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a `config.json` by today's names, without those that are constants now.
+    """Return the settings of a `config.json` by current names, without those that are now constants.
 
     Args:
         config: Nested settings, as an earlier version wrote them or as this one does.
@@ -94,7 +94,7 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_phases(phases: object) -> object:
-    """Return the phases of a custom strategy by today's names."""
+    """Return the phases of a custom strategy by current names."""
     if not isinstance(phases, list | tuple):
         return phases
     return [_upgrade_phase(phase) if isinstance(phase, Mapping) else phase for phase in phases]
@@ -106,7 +106,7 @@ def _upgrade_phase(phase: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layer_norm(norm: Any) -> Any:
-    """Return the mode of layer norm that a former `norm` meant: it was batch norm's and layer norm's."""
+    """Return the layer-norm mode of a former `norm`, which set batch norm and layer norm together."""
     if isinstance(norm, str):
         return "train" if norm == "train" else "frozen"
     pairs = norm.items() if isinstance(norm, Mapping) else norm

@@ -1,4 +1,4 @@
-"""What a study has left in its folder, read once and asked by name."""
+"""Records of a study: its results and ledger, read once and queried by name."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ _SECTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one arm costs on its own: what it ran, plus what it took from another arm's cache.
+    """Standalone cost of one arm: its own work, plus the work reused from other arms' caches.
 
     Attributes:
         flops: Model FLOPs by stage (`STAGES`).
-        seconds: Seconds run by kind (`KINDS`, and "other").
+        seconds: Seconds by kind (`KINDS`, and "other").
         reused_s: Seconds that another arm had already spent.
         kwh: Energy, the reused part charged in proportion to its seconds.
         trainable: Number of parameters that the last adaptation phase trains; 0 for an arm that is not
@@ -78,7 +78,7 @@ class Cost:
 
     @property
     def wall_s(self) -> float:
-        """Seconds of all kinds, reused ones included."""
+        """Seconds of all kinds, including reused ones."""
         return sum(self.seconds.values()) + self.reused_s
 
     @classmethod
@@ -109,8 +109,7 @@ class Records:
         config: The settings in config.json.
         results: The lines of results.jsonl.
         rows: The rows of ledger.jsonl.
-        leaks: The content of leaks.json: by task and split, which of its images or patients were seen
-            elsewhere.
+        leaks: The content of leaks.json: by task and split, the images or patients that occur in another set.
     """
 
     def __init__(
@@ -130,10 +129,12 @@ class Records:
 
     @classmethod
     def read(cls, workdir: Path) -> Records:
-        """Read a study's folder. Results and ledger may be missing (a study that has not begun).
+        """Read a study's folder.
+
+        Results and ledger may be missing, for a study that has not started.
 
         Raises:
-            UserError: There is no config.json, a file is damaged, or a value is not of its type; names file
+            UserError: There is no config.json, a file is damaged, or a value has the wrong type; names file
                 and line.
         """
         path = Path(workdir) / "config.json"
@@ -163,7 +164,7 @@ class Records:
 
     @property
     def strategies(self) -> list[str]:
-        """Strategies in the order of the configuration, then others that have records; the baseline is not one."""
+        """Strategies in the order of the configuration, then others with records, without the baseline."""
         found = [*(row["strategy"] for row in self.results), *(row.strategy for row in self.rows)]
         return [name for name in dict.fromkeys([*self.planned, *found]) if name != BASELINE]
 
@@ -180,12 +181,12 @@ class Records:
 
     @property
     def reference(self) -> str | None:
-        """The strategy that others are compared with: "full", else the first."""
+        """The reference strategy: "full", else the first."""
         return "full" if "full" in self.strategies else next(iter(self.strategies), None)
 
     @property
     def margin(self) -> float:
-        """The smallest difference of the primary metric that matters; 0 to claim no non-inferiority."""
+        """Non-inferiority margin in the primary metric; 0 for no such test."""
         return float(self._report().get("margin", MARGIN))
 
     def metric(self, task: str) -> str:
@@ -201,7 +202,7 @@ class Records:
         return wanted if wanted in found else next(iter(found), None)
 
     def protocols(self, task: str) -> list[str]:
-        """Return the protocols of a task, those of the baseline aside."""
+        """Return the protocols of a task, without those of the baseline."""
         of_task = (row for row in self.results if row["task"] == task and row["strategy"] != BASELINE)
         return list(dict.fromkeys(row["protocol"] for row in of_task))
 
@@ -215,15 +216,15 @@ class Records:
         return [split for split in dict.fromkeys([*SPLITS, *found]) if split in found]
 
     def metrics(self, task: str) -> list[str]:
-        """Return the metrics of a task; those of single classes (`auc/<class>`) aside."""
+        """Return the metrics of a task, without those of single classes (`auc/<class>`)."""
         return [name for name in self._named("metric", task=task) if "/" not in name]
 
     def classes(self, task: str, metric: str = "auc") -> list[str]:
-        """Return the classes that have a score of their own in a metric."""
+        """Return the classes with an individual score in a metric."""
         return [n.partition("/")[2] for n in self._named("metric", task=task) if n.startswith(f"{metric}/")]
 
     def metric_by_class(self, task: str) -> str | None:
-        """Return the primary metric if it comes by class as well, else the first that does; None where none does."""
+        """Return the primary metric if it has scores by class, else the first such metric, or None."""
         found = [name.partition("/")[0] for name in self._named("metric", task=task) if "/" in name]
         primary = self.metric(task).partition("/")[0]
         return primary if primary in found else next(iter(found), None)
@@ -231,7 +232,7 @@ class Records:
     def values(
         self, strategy: str, task: str, split: str, protocol: str | None, metric: str
     ) -> list[float | None]:
-        """Return one value per seed, in the order of `seeds` (for the baseline: of its own seeds)."""
+        """Return one value per seed, in the order of `seeds` (or the baseline's seeds)."""
         seeds = self.seeds
         if strategy == BASELINE:
             seeds = list(dict.fromkeys(r["seed"] for r in self.results if r["strategy"] == BASELINE))
@@ -247,7 +248,7 @@ class Records:
     def costs(self, strategy: str, task: str | None = None) -> dict[Any, Cost]:
         """Return the standalone cost of each seed of a strategy that has results and ledger rows.
 
-        An arm that has no result yet has not run to its end, so its cost would be too low. A transfer row
+        The cost of an arm without results is incomplete, so it is left out. A transfer row
         belongs to the task whose name its phase begins with (`<task>/...`), or to every task.
         """
         tasks = set(self.tasks)
@@ -265,7 +266,10 @@ class Records:
         return mean_interval([read(cost) for cost in self.costs(strategy, task).values()])
 
     def missing(self) -> list[str]:
-        """Return the planned arms that have no result, as `strategy seed`; not those that successive halving dropped."""
+        """Return the planned arms without results, as `strategy seed`.
+
+        Arms that successive halving has eliminated are not included.
+        """
         have = {(row["strategy"], row["seed"]) for row in self.results}
         if self.config.get("compute_budget"):
             adapted = {(row.strategy, row.seed) for row in self.rows if row.stage == "dapt"}
@@ -287,11 +291,11 @@ class Records:
 
 
 def _upgraded(path: Path) -> dict[str, Any]:
-    """Return the settings in a `config.json` by today's names.
+    """Return the settings in a `config.json` by current names.
 
     Raises:
-        UserError: It is damaged: a setting's former and present name are both there, one of them as a
-            section.
+        UserError: The file is damaged: it has both the former and the current name of a setting, one of them
+            as a section.
     """
     found = typed.read_object(path)
     try:
@@ -303,7 +307,7 @@ def _upgraded(path: Path) -> dict[str, Any]:
 
 
 def _leaks(path: Path) -> dict[str, dict[str, str]]:
-    """Return what is known of leaks; nothing where there is no such file."""
+    """Return the recorded leaks; empty where the file does not exist."""
     if not path.exists():
         return {}
     found = typed.read_object(path)

@@ -1,4 +1,7 @@
-"""Types of the values in a workdir's files, checked when they are read: one line names the file, the key and the value."""
+"""Type checks for values read from a workdir's files.
+
+An error line names the file, the key and the value.
+"""
 
 import dataclasses
 import json
@@ -14,11 +17,11 @@ _LARGEST = 2**62
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of value.
+    """A type of value.
 
     Attributes:
-        words: What it is, as the end of an error line.
-        allows: Whether a value is of the kind.
+        words: Description of the type, as the end of an error line.
+        allows: Predicate for values of the type.
     """
 
     words: str
@@ -26,12 +29,12 @@ class Kind:
 
     @property
     def or_null(self) -> "Kind":
-        """The same kind, or null."""
+        """The same type, or null."""
         return Kind(f"{self.words} or null", lambda value: value is None or self.allows(value))
 
 
 def list_of(kind: Kind) -> Kind:
-    """Return the kind of lists whose members are of a kind."""
+    """Return the type of lists with members of one type."""
     return Kind(
         f"a list, each member {kind.words}",
         lambda value: isinstance(value, list) and all(map(kind.allows, value)),
@@ -47,7 +50,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    """Return whether a value is text that can be written down: half a surrogate pair cannot."""
+    """Return whether a value is text that UTF-8 can encode: lone surrogates cannot be."""
     return isinstance(value, str) and value == value.encode(errors="replace").decode()
 
 
@@ -64,7 +67,7 @@ ANY = Kind("anything", lambda value: True)
 
 
 def either(*kinds: Kind) -> Kind:
-    """Return the kind of values that are of one of several kinds."""
+    """Return the union of several types."""
     return Kind(
         " or ".join(kind.words for kind in kinds), lambda value: any(kind.allows(value) for kind in kinds)
     )
@@ -73,16 +76,16 @@ def either(*kinds: Kind) -> Kind:
 def check(
     where: str, values: Mapping[str, Any], kinds: Mapping[str, Kind], required: Iterable[str] = ()
 ) -> None:
-    """Refuse values that lack a key, or one of which is not of its kind.
+    """Refuse missing keys and values of the wrong type.
 
     Args:
-        where: The file, and the line where there are several.
-        values: Values by key; keys that have no kind may be anything.
-        kinds: Kinds by key.
-        required: Keys that have to be there.
+        where: File, and the line number if it has several.
+        values: Values by key; keys without a type may have any value.
+        kinds: Types by key.
+        required: Required keys.
 
     Raises:
-        UserError: Names the first such key.
+        UserError: A key is missing or its value has the wrong type; names the first such key.
     """
     for key in required:
         if key not in values:
@@ -93,13 +96,13 @@ def check(
 
 
 def shortened(value: object, most: int = 60) -> str:
-    """Return a value as an error line shows it: on one line, and cut off where it is long."""
+    """Return a value as shown in an error line: on one line, truncated if long."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+    """Read a file with one JSON object.
 
     Raises:
         UserError: The file cannot be read, or holds something else.

@@ -1,4 +1,4 @@
-"""Words and defaults that the files of a workdir share with those who write and read them."""
+"""Constants shared by the writers and readers of a workdir's files."""
 
 SPLITS = ("development", "test", "external")
 """Sets of a target task, in the order in which they are shown."""

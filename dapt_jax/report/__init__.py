@@ -1,4 +1,4 @@
-"""From a study's records to a page: tables, figures and a paragraph in words. Needs no JAX."""
+"""The report of a study: tables, figures and text, from its records; without JAX."""
 
 from dapt_jax.report.page import build
 

@@ -16,16 +16,16 @@ from dapt_jax.statistics import Interval, equivalence, holm, mean_interval, non_
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A strategy against the reference, with a margin.
+    """Non-inferiority test of one strategy against the reference.
 
     Attributes:
-        difference: Difference from the reference, with the interval of 90% that goes with two one-sided tests
-            at 0.05.
+        difference: Difference from the reference, with its 90% interval, which corresponds to two one-sided
+            tests at 0.05.
         non_inferiority: The p of the test of being worse by less than the margin, adjusted by Holm's method
             over strategies.
         equivalence: The p of the tests of differing by less than the margin, adjusted likewise.
-        dz: The difference in standard deviations of the paired differences.
-        verdict: The verdict: "equivalent", "non-inferior", "inferior", "inconclusive", or `NONE`.
+        dz: Cohen's d_z: the mean difference in standard deviations of the paired differences.
+        verdict: Result of the tests: "equivalent", "non-inferior", "inferior", "inconclusive", or `NONE`.
     """
 
     difference: Interval
@@ -36,7 +36,7 @@ class Claim:
 
 
 def claims(records: Records, task: str, split: str) -> dict[str, Claim]:
-    """Test the non-inferiority of every strategy to the reference; none where the margin is 0."""
+    """Test the non-inferiority of every strategy to the reference; empty where the margin is 0."""
     reference, metric, margin = records.reference, records.metric(task), records.margin
     if reference is None or not margin:
         return {}
@@ -87,7 +87,7 @@ CLAIM_COLUMNS: tuple[Column[Claim], ...] = (
 
 
 def table(records: Records, task: str) -> Table | None:
-    """Return the claims of a task on development and external data; None where there are no two seeds or no margin."""
+    """Return the non-inferiority table of a task; None with fewer than two seeds or without a margin."""
     found = {split: claims(records, task, split) for split in records.splits(task) if split != "test"}
     tested = [
         claim
@@ -111,18 +111,23 @@ def table(records: Records, task: str) -> Table | None:
     columns = [Column[str]("strategy", lambda name: name)]
     columns += [on(split, column) for split in found for column in CLAIM_COLUMNS]
     note = (
-        f"Margin: {margin:g} {metric}. Non-inferior: the difference from {records.reference}, on the worse side, is "
-        "less than the margin (one-sided paired t-test over seeds of non-inferiority). Equivalent: it is less than the "
-        "margin either way (two one-sided paired t-tests, TOST). p adjusted by Holm's method over the strategies, "
-        "each split on its own; intervals are of 90%, as befits one-sided tests at 0.05, and not adjusted. Inferior: "
-        "the whole interval is beyond the margin; inconclusive does not mean inferior. Cohen's dz: the mean difference "
+        f"Margin: {margin:g} {metric}. Non-inferior: the difference from {records.reference}, on the worse "
+        "side, is "
+        "less than the margin (one-sided paired t-test over seeds of non-inferiority). Equivalent: it is "
+        "less than the "
+        "margin either way (two one-sided paired t-tests, TOST). p adjusted by Holm's method over the "
+        "strategies, "
+        "each split on its own; intervals are of 90%, as befits one-sided tests at 0.05, and not adjusted. "
+        "Inferior: "
+        "the whole interval is beyond the margin; inconclusive does not mean inferior. Cohen's dz: the mean "
+        "difference "
         "in standard deviations of the paired differences."
     )
     return Table.of(f"Non-inferiority to {records.reference}", columns, names, note)
 
 
 def over_tasks(records: Records) -> list[Table]:
-    """Return the ranks of the strategies over the tasks, a table per split that several tasks have."""
+    """Return the ranks of the strategies over tasks, one table per split shared by several tasks."""
     tables = []
     splits = list(dict.fromkeys(split for task in records.tasks for split in records.splits(task)))
     for split in splits:
@@ -154,8 +159,8 @@ def over_tasks(records: Records) -> list[Table]:
             + (
                 f"†: within Nemenyi's critical difference of it at 0.05, {critical:.2f}."
                 if can_tell
-                else f"Nemenyi's critical difference at 0.05 is {critical:.2f}, more than any two can differ by on "
-                f"{len(tasks)} tasks: no two strategies can be told apart."
+                else f"Nemenyi's critical difference at 0.05 is {critical:.2f}, more than any two can "
+                f"differ by on {len(tasks)} tasks: no two strategies can be told apart."
             )
             + friedman
         )

@@ -1,4 +1,4 @@
-"""Tables as plain values that both templates print, put together from columns that are values too."""
+"""Tables, built from columns, as plain values for both templates."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Cell:
     """One value of a table.
 
     Attributes:
-        text: The value.
-        small: What stands beside it in small print, its interval as a rule.
+        text: Text of the value.
+        small: Secondary text beside it, usually its interval.
         best: Whether it is marked as the best of its column.
         not_significantly_worse: Whether it is marked as not significantly worse than the best.
     """
@@ -32,11 +32,11 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Column(Generic[R]):
-    """A column of a table: nothing else has to be edited to add one.
+    """A column of a table; adding one needs no other edit.
 
     Attributes:
         title: Heading of the column.
-        read: From what a row stands for to its cell; a text is as good as a cell.
+        read: Function from the subject of a row to its cell or text.
         group: Heading above neighbouring columns that share it.
     """
 
@@ -59,7 +59,7 @@ class Table:
         columns: Headings of the columns.
         rows: Cells, one for each column.
         groups: Headings above the columns, as (heading, number of columns).
-        note: What stands below it.
+        note: Note below the table.
     """
 
     title: str
@@ -70,13 +70,13 @@ class Table:
 
     @classmethod
     def of(cls, title: str, columns: Sequence[Column[R]], rows: Iterable[R], note: str = "") -> Table:
-        """Put a table together; neighbouring columns of one group share its heading.
+        """Build a table; neighbouring columns of one group share its heading.
 
         Args:
             title: Heading of the table.
-            columns: The columns.
-            rows: What the rows stand for.
-            note: What stands below it.
+            columns: Columns of the table.
+            rows: Subjects of the rows.
+            note: Note below the table.
         """
         groups = [
             (group, len(list(members)))
@@ -87,7 +87,7 @@ class Table:
 
     @property
     def flat(self) -> list[str]:
-        """The headings for a table without groups: one that comes twice has its group's before it."""
+        """Headings without groups; a duplicate heading is prefixed with that of its group."""
         headings = [heading for heading, width in self.groups for _ in range(width)] or [""] * len(
             self.columns
         )

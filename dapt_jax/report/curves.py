@@ -1,4 +1,4 @@
-"""Learning curves, phase after phase."""
+"""Learning curves over the phases of adaptation."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def _series(
     """Join each seed's phases end to end.
 
     Returns:
-        Per seed, by kind of loss, its values by epoch; and where each phase begins, as (epochs before, name).
+        Per seed, the values by epoch of each kind of loss; and the start of each phase, as (epochs before,
+        name).
     """
     switches: dict[int, str] = {}
     series = []
@@ -114,7 +115,7 @@ def _epoch(point: Mapping[str, Any], index: int) -> int:
 
 
 def _mean(runs: list[dict[int, float]]) -> dict[int, float]:
-    """Average the seeds epoch by epoch, over those that have one."""
+    """Average over seeds at each epoch, ignoring seeds without a value."""
     epochs = sorted({epoch for run in runs for epoch in run})
     found = {epoch: [run[epoch] for run in runs if epoch in run] for epoch in epochs}
     return {epoch: sum(values) / len(values) for epoch, values in found.items()}

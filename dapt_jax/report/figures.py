@@ -1,4 +1,4 @@
-"""The figures of a report. One colour and one marker per strategy, told apart by the colour-blind."""
+"""The figures of a report, with a colour-blind-safe colour and a marker per strategy."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ REUSED: dict[str, Any] = {"facecolor": "white", "edgecolor": GREY, "hatch": "///
 def draw(
     records: Records, samples: Sequence[SegmentationSamples], folder: Path
 ) -> list[tuple[str, Path, str]]:
-    """Draw every figure that the records have data for.
+    """Draw every figure for which the records have data.
 
     Args:
         records: Records of the study.
-        samples: Images with predicted masks, if there are any.
+        samples: Images with predicted masks, if any.
         folder: Folder of the PNG files.
 
     Returns:
@@ -61,7 +61,8 @@ def draw(
                 task,
                 f"cost_score_{slug}",
                 cost_score(records, task),
-                f"Standalone model FLOPs of one arm against {metric}. Faint: single seeds. Solid: mean with 95% "
+                f"Standalone model FLOPs of one arm against {metric}. Faint: single seeds. Solid: mean with "
+                "95% "
                 "t-interval. Line: the strategies that no other beats on both axes.",
             )
             keep(
@@ -75,16 +76,20 @@ def draw(
                 task,
                 f"scores_along_{slug}",
                 selection.scores_along(records, task),
-                f"Above and first, where checkpoints were measured: their {metric}. Then each transferability score by "
-                f"epoch{selection.lower_is_better_words(records)}. Stars: the checkpoint that the rule chose.",
+                f"Above and first, where checkpoints were measured: their {metric}. Then each "
+                "transferability score by "
+                f"epoch{selection.lower_is_better_words(records)}. Stars: the checkpoint that the rule "
+                "chose.",
             )
             for (split, protocol), of_split in masks.by_split(samples, task).items():
                 keep(
                     task,
                     f"masks_{slug}_{split}_{protocol}",
                     masks.overlays(of_split, records.strategies),
-                    f"Outlines of the true masks (top row) and of those that each strategy's network drew, {protocol}, "
-                    f"{split} images, first seed and fold; below each, the Dice of {' / '.join(of_split[0].segments[1:])}.",
+                    "Outlines of the true masks (top row) and of those that each strategy's network drew, "
+                    f"{protocol}, "
+                    f"{split} images, first seed and fold; below each, the Dice of "
+                    f"{' / '.join(of_split[0].segments[1:])}.",
                 )
         keep(
             "",
@@ -97,7 +102,8 @@ def draw(
             "",
             "time",
             time_bars(records),
-            "Where the wall time of one arm goes, mean over seeds. Hatched: what the arm took from activations that "
+            "Where the wall time of one arm goes, mean over seeds. Hatched: what the arm took from "
+            "activations that "
             "another arm had computed, and would have spent on its own.",
         )
     return made
@@ -167,7 +173,7 @@ def cost_score(records: Records, task: str) -> Figure | None:
         axes.set_ylabel(f"{display_name(metric)} ({protocol})")
         if (
             lookup(metric).high == 1 and axes.get_ylim()[1] > 1
-        ):  # an interval can pass the bound, the metric cannot
+        ):  # an interval can exceed the bound of the metric
             axes.set_ylim(top=1.003)
         _label(figure, axes, labels)
     return figure
@@ -246,7 +252,7 @@ def time_bars(records: Records) -> Figure | None:
 
 
 def _label(figure: Figure, axes: Axes, labels: Sequence[tuple[float, Interval, str, str]]) -> None:
-    """Write each point's name to its right or left, moved up or down where it would hide a point, bar or name."""
+    """Label each point to its right or left, shifted where the label would cover another element."""
     figure.draw_without_rendering()
     to_pixels = axes.transData.transform
     low, high = axes.get_window_extent().intervalx

@@ -1,4 +1,4 @@
-"""Which splits of a table were seen elsewhere: marked wherever they are shown."""
+"""Marks on table splits whose images or patients also occur in another set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dapt_jax.report.columns import Table
 
 
 def marked(records: Records, table: Table, task: str | None = None) -> Table:
-    """Return a table with a mark beside the splits whose images or patients were seen elsewhere, and a note that says so.
+    """Return a table with leaking splits marked and explained in its note.
 
     Args:
         records: Records of the study.

@@ -1,4 +1,7 @@
-"""The first table of a task: scores, cost, and both against the reference; `COST_COLUMNS` and `RATIO_COLUMNS` are open."""
+"""The main table of a task: scores, cost, and both relative to the reference.
+
+Columns can be added to `COST_COLUMNS` and `RATIO_COLUMNS`.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ class TaskArm:
     Attributes:
         records: Records of the study.
         task: Name of the task.
-        name: Name of the strategy; `BASELINE` of a baseline.
-        protocol: The primary protocol; the baseline's own.
+        name: Name of the strategy, or `BASELINE`.
+        protocol: Primary protocol, or the protocol of the baseline.
     """
 
     records: Records
@@ -38,7 +41,7 @@ class TaskArm:
 
     @property
     def is_reference(self) -> bool:
-        """Whether the others are compared with it."""
+        """Whether it is the reference strategy."""
         return self.name == self.records.reference
 
     def values(self, split: str) -> list[float | None]:
@@ -87,7 +90,7 @@ RATIO_COLUMNS: tuple[Column[TaskArm], ...] = (
 
 
 def table(records: Records, task: str) -> Table:
-    """Return the scores of a task, their cost, and cost and significance against the reference."""
+    """Return the scores and costs of a task, and both compared with the reference."""
     arms = [TaskArm(records, task, name, records.protocol(task)) for name in records.strategies]
     rows = arms + [TaskArm(records, task, BASELINE, protocol) for protocol in records.baselines(task)]
     title = Column[TaskArm](
@@ -104,7 +107,7 @@ def table(records: Records, task: str) -> Table:
 
 
 def _scores(records: Records, task: str, arms: list[TaskArm]) -> list[Column[TaskArm]]:
-    """Return a column for each split, and one for the generalization gap where there are both of its splits."""
+    """Return a column for each split, and one for the generalization gap where it is defined."""
     metric, protocol, splits = records.metric(task), records.protocol(task), records.splits(task)
     lowest, group = lower_is_better(metric), f"{display_name(metric)}, {protocol or 'no protocol'}"
 
@@ -156,7 +159,7 @@ def comparisons(records: Records, task: str, split: str) -> dict[str, tuple[Comp
 
 
 def _note(records: Records, task: str) -> str:
-    """Return what a reader must know of this table's gaps."""
+    """Return notes about missing values in the table."""
     metric, protocol, splits = records.metric(task), records.protocol(task), records.splits(task)
     values = [
         records.values(name, task, split, protocol, metric) for name in records.strategies for split in splits

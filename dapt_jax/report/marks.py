@@ -1,4 +1,4 @@
-"""Which of several arms a table marks: the best, and those not significantly worse than it."""
+"""Significance marks of a table: the best arm, and those not significantly worse."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +15,11 @@ NOTE = (
 
 @dataclasses.dataclass(frozen=True)
 class Marks:
-    """What is marked in a column.
+    """Marks of a column.
 
     Attributes:
-        best: Names of the best mean as printed; none where fewer than two have a mean.
-        not_significantly_worse: Names of those whose test against the best is not significant.
+        best: Names with the best mean as printed; empty where fewer than two have a mean.
+        not_significantly_worse: Names whose test against the best is not significant.
         p: The p of the test against the best, by name; None where it is undefined.
     """
 
@@ -28,7 +28,7 @@ class Marks:
     p: Mapping[str, float | None]
 
     def mark(self, cell: Cell, name: str) -> Cell:
-        """Return a cell with the marks that its arm has in its column."""
+        """Return a cell with the marks of its arm."""
         is_close = name in self.not_significantly_worse
         return dataclasses.replace(cell, best=name in self.best, not_significantly_worse=is_close)
 
@@ -43,10 +43,10 @@ def significance_marks(
     """Return the marks of a column.
 
     Args:
-        means: Means by name, of the arms that have one.
-        p_against: The p of an arm's test against the best, given both names; None where there is none.
-        lowest: Whether small values are the good ones.
-        digits: Number of decimals that are printed: means that print alike are alike.
+        means: Means by name, for the arms with a mean.
+        p_against: Function from two names to the p of the test against the best; None if undefined.
+        lowest: Whether lower values are better.
+        digits: Number of printed decimals; means that print alike count as equal.
         level: Smallest p that is not significant.
     """
     if len(means) < 2:
@@ -64,8 +64,8 @@ def over_seeds(values: Mapping[str, Sequence[float | None]], lowest: bool = Fals
     """Return the marks by the paired t-test over seeds.
 
     Args:
-        values: Values by name, one per seed in the same order; None where there is none.
-        lowest: Whether small values are the good ones.
+        values: Values by name, one per seed in the same order; None where missing.
+        lowest: Whether lower values are better.
     """
     intervals = {name: mean_interval(each) for name, each in values.items()}
     means = {name: interval.mean for name, interval in intervals.items() if interval is not None}
@@ -78,7 +78,7 @@ def over_seeds(values: Mapping[str, Sequence[float | None]], lowest: bool = Fals
 
 
 def note_of_marks(note: str, rows: Iterable[Sequence[Cell]]) -> str:
-    """Return a table's note with what its marks mean, where it has any."""
+    """Return a table's note, with an explanation of its marks if it has any."""
     cells = [cell for row in rows for cell in row]
     if any(cell.not_significantly_worse for cell in cells):
         return f"{note} {NOTE}".strip()

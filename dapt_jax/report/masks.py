@@ -1,4 +1,4 @@
-"""Pictures of predicted masks: the same images for every strategy, outlines of true and of predicted masks."""
+"""Figures with outlines of true and predicted masks, on the same images for every strategy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_IMAGES = 4
 def by_split(
     samples: Sequence[SegmentationSamples], task: str
 ) -> dict[tuple[str, str], list[SegmentationSamples]]:
-    """Return the samples of a task by split and protocol, in the order in which splits are shown."""
+    """Return the samples of a task by split and protocol, in display order."""
     found: dict[tuple[str, str], list[SegmentationSamples]] = {}
     for each in samples:
         if each.task == task:
@@ -26,11 +26,11 @@ def by_split(
 
 
 def overlays(samples: Sequence[SegmentationSamples], order: Sequence[str]) -> Figure:
-    """Draw one row per strategy, one column per image: the true masks above, below them the predicted ones.
+    """Draw the true masks in the first row, then one row of predicted masks per strategy.
 
     Args:
         samples: Samples of one task, split and protocol.
-        order: Names of the strategies in their order.
+        order: Names of the strategies in display order.
     """
     rows = sorted(
         samples, key=lambda each: order.index(each.strategy) if each.strategy in order else len(order)
@@ -54,7 +54,7 @@ def overlays(samples: Sequence[SegmentationSamples], order: Sequence[str]) -> Fi
 def _picture(
     axes: Axes, samples: SegmentationSamples, number: int, colours: dict[str, str], *, is_truth: bool
 ) -> None:
-    """Draw an image with the outlines of its classes, and the Dice of each class below where it was predicted."""
+    """Draw an image with the outlines of its classes, and the Dice of each predicted class below."""
     axes.imshow(samples.images[number])
     dices = []
     for name, (truth, predicted) in samples.regions.items():

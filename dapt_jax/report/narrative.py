@@ -1,4 +1,4 @@
-"""The results in sentences, generated from the numbers alone."""
+"""Summary sentences, generated from the results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def summary(records: Records, task: str) -> list[str]:
 
 
 def _differences(records: Records, task: str, split: str) -> list[str]:
-    """Say which strategies differ from the reference, and which differences the test could not have detected."""
+    """Return sentences on significant differences from the reference and on detectable differences."""
     tests, reference = comparisons(records, task, split), records.reference
     if not tests:
         return ["No other strategy has a score to compare."]
@@ -48,7 +48,8 @@ def _differences(records: Records, task: str, split: str) -> list[str]:
     sentences = []
     if clear:
         parts = [
-            f"{name} by {test.difference.mean:+.3f} (p {'' if p is not None and p < 0.001 else '= '}{p_value(p)})"
+            f"{name} by {test.difference.mean:+.3f} (p "
+            f"{'' if p is not None and p < 0.001 else '= '}{p_value(p)})"
             for name, (test, p) in clear.items()
         ]
         sentences.append(f"Significantly different from {reference}: {_list(parts)}.")
@@ -63,7 +64,8 @@ def _differences(records: Records, task: str, split: str) -> list[str]:
             for name, (test, p) in alone.items()
         ]
         sentences.append(
-            f"Significantly different from {reference} before, but not after adjusting for {len(tests)} comparisons: "
+            f"Significantly different from {reference} before, but not after adjusting for {len(tests)} "
+            "comparisons: "
             f"{_list(parts)}."
         )
     rest = {name: test for name, (test, _) in tests.items() if name not in clear and name not in alone}
@@ -72,26 +74,31 @@ def _differences(records: Records, task: str, split: str) -> list[str]:
         differences = [test.difference.mean for test in rest.values()]
         sentences.append(
             f"Not significantly different from {reference}: {_list(list(rest))}, with mean differences of "
-            f"{_range(differences, '+')} and intervals of ±{_range(halves)}. This does not show that they are equal: a "
+            f"{_range(differences, '+')} and intervals of ±{_range(halves)}. This does not show that they "
+            "are equal: a "
             f"difference smaller than its interval cannot be detected with {_seeds(rest.values())}."
         )
     return sentences
 
 
 def _non_inferiority(records: Records, task: str, split: str) -> list[str]:
-    """Say for which strategies non-inferiority to the reference was shown, and for which it was not."""
+    """Return sentences on strategies with and without shown non-inferiority to the reference."""
     found = {
         n: claim for n, claim in claims(records, task, split).items() if claim.non_inferiority is not None
     }
     if not found:
         return []
-    what = f"Non-inferiority to {records.reference} with a margin of {records.margin:g} {display_name(records.metric(task))}"
+    what = (
+        f"Non-inferiority to {records.reference} with a margin of {records.margin:g} "
+        f"{display_name(records.metric(task))}"
+    )
     shown = {name: claim for name, claim in found.items() if claim.verdict in ("non-inferior", "equivalent")}
     rest = [name for name in found if name not in shown]
     if not shown:
         return [f"{what} was not shown for any strategy."]
     parts = [
-        f"{name} (p {'' if p_value(claim.non_inferiority).startswith('<') else '= '}{p_value(claim.non_inferiority)})"
+        f"{name} (p "
+        f"{'' if p_value(claim.non_inferiority).startswith('<') else '= '}{p_value(claim.non_inferiority)})"
         for name, claim in shown.items()
     ]
     sentence = f"{what} was shown for {_list(parts)}"
@@ -99,7 +106,7 @@ def _non_inferiority(records: Records, task: str, split: str) -> list[str]:
 
 
 def _cheapest(records: Records, task: str, split: str) -> list[str]:
-    """Name the cheapest strategy that is not significantly worse than the reference."""
+    """Return a sentence on the cheapest strategy not significantly worse than the reference."""
     tests, reference = comparisons(records, task, split), records.reference
     sign = -1 if lower_is_better(records.metric(task)) else 1
     flops = {n: records.mean_cost(n, task, lambda cost: cost.total_flops) for n in records.strategies}
@@ -107,8 +114,8 @@ def _cheapest(records: Records, task: str, split: str) -> list[str]:
     base, base_wall = flops.get(reference or ""), wall.get(reference or "")
     if base is None or base_wall is None or not base.mean or not base_wall.mean:
         return []
-    # By the p of each alone: to call a strategy as good as the reference, Holm's caution would be the wrong
-    # way round.
+    # Unadjusted p: for calling a strategy as good as the reference, Holm's adjustment would be
+    # anti-conservative.
     worse = {
         n for n, (t, _) in tests.items() if t.p is not None and t.p < LEVEL and sign * t.difference.mean < 0
     }
@@ -148,7 +155,7 @@ def _gaps(records: Records, task: str) -> list[str]:
 
 
 def _baseline(records: Records, task: str, split: str) -> list[str]:
-    """Say which strategies do not exceed a one-feature baseline."""
+    """Return a sentence on strategies that do not exceed a one-feature baseline."""
     metric, protocol = records.metric(task), records.protocol(task)
     sign = -1 if lower_is_better(metric) else 1
     sentences = []

@@ -1,4 +1,4 @@
-"""Put a report together: report.md, report.html and the figures."""
+"""Assembly of a report: report.md, report.html and the figures."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ HOW_TO_READ = (
 
 
 def build(workdir: Path) -> None:
-    """Write report.md, report.html and figures/*.png from what a study left in its folder.
+    """Write report.md, report.html and figures/*.png from the records of a study.
 
-    Reads config.json, results.jsonl, ledger.jsonl, predictions/ and the images in overlays/, nothing else; a
-    study that is not finished gives a report on what there is. The HTML page is one file: pictures inside, no
-    scripts, nothing from the network.
+    It reads config.json, results.jsonl, ledger.jsonl, predictions/ and the images in overlays/ only; an
+    unfinished study gives a report on the available results. The HTML page is one file with embedded images,
+    without scripts or network access.
 
     Raises:
         UserError: The file config.json is missing, or one of the files is damaged.
@@ -44,7 +44,7 @@ def build(workdir: Path) -> None:
     records = Records.read(workdir)
     pictures = figures.draw(records, overlays.read(workdir), workdir / "figures")
     view = _view(records, pictures, workdir)
-    # In Markdown "<0.001" must stay as it is, so only the HTML template escapes.
+    # Markdown must not escape "<0.001", so only the HTML template does.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dapt_jax.report"),
         autoescape=lambda name: name is not None and name.startswith("report.html"),
@@ -58,7 +58,7 @@ def build(workdir: Path) -> None:
 
 
 def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path) -> dict[str, Any]:
-    """Return what the templates print."""
+    """Return the context of the templates."""
     config = records.config
 
     def shown(of_task: str) -> list[dict[str, str]]:
@@ -111,7 +111,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
 
 
 def _facts(records: Records) -> list[tuple[str, str]]:
-    """Return what was run, on what."""
+    """Return the description of model, data and settings."""
     model = records.config.get("model")
     if isinstance(model, Mapping):
         model = model.get("name") or model.get("kind")
@@ -131,7 +131,7 @@ def _facts(records: Records) -> list[tuple[str, str]]:
 
 
 def _warnings(records: Records) -> list[str]:
-    """Return what makes the report less than a full one, one line each."""
+    """Return the warnings about incomplete or leaking results, one line each."""
     lines = []
     if not records.results:
         lines.append("No results yet: results.jsonl is missing or empty.")
@@ -144,7 +144,8 @@ def _warnings(records: Records) -> list[str]:
     for task, of_task in records.leaks.items():
         for split, what in of_task.items():
             lines.append(
-                f"LEAK: {what} of {task} {split} were seen in training or in another set; marked ‡ in every table."
+                f"LEAK: {what} of {task} {split} were seen in training or in another set; marked ‡ in every "
+                "table."
             )
     undefined = sum(row["value"] is None for row in records.results)
     if undefined:
@@ -161,7 +162,7 @@ def _warnings(records: Records) -> list[str]:
 
 
 def _sizes(records: Records, task: str) -> str:
-    """Say how many images and classes a task has."""
+    """Return the number of images and classes of a task."""
     found: dict[str, str] = {}
     classes = ""
     for row in records.results:
@@ -169,7 +170,7 @@ def _sizes(records: Records, task: str) -> str:
             continue
         if row.get("n") is not None:
             found.setdefault(row["split"], f"{row['split']} {row['n']} images")
-        if row.get("classes") and "/" not in row["metric"]:  # of one class alone there are others
+        if row.get("classes") and "/" not in row["metric"]:  # scores of a single class cover fewer images
             classes = (
                 ", ".join(map(str, row["classes"]))
                 if isinstance(row["classes"], list)
@@ -179,7 +180,7 @@ def _sizes(records: Records, task: str) -> str:
 
 
 def _totals_words(records: Records) -> str:
-    """Say what the whole study took, and what its cache saved."""
+    """Return the total cost of the study, and the savings of its cache."""
     if not records.rows:
         return ""
     wall, reused = sum(row.wall_s for row in records.rows), sum(row.reused_s for row in records.rows)
@@ -195,7 +196,7 @@ def _totals_words(records: Records) -> str:
 
 
 def _region(records: Records) -> str:
-    """Return the region whose electricity was used; the world where the configuration names none that is known."""
+    """Return the electricity region; the world where the configuration names no known one."""
     energy = records.config.get("energy")
     region = str(energy.get("region", "world")) if isinstance(energy, Mapping) else "world"
     return region if region in CARBON_INTENSITY else "world"

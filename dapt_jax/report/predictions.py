@@ -1,4 +1,4 @@
-"""What single predictions add to a report: intervals over patients, and DeLong's test, within each run."""
+"""Within-run analysis of predictions: patient-level intervals and DeLong's test."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RESAMPLES = 1000
 
 
 def table(workdir: Path, records: Records, task: str) -> Table | None:
-    """Return the AUC of every run with its interval over patients, and its difference from the reference's run.
+    """Return the AUC of every run with a patient-level interval, and its difference from the reference.
 
     Returns:
-        None where there are no predictions.
+        The table; None without predictions.
     """
     protocol, splits = records.protocol(task), records.splits(task)
     arms = [(name, seed) for name in records.strategies for seed in records.seeds]
@@ -39,10 +39,13 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
     shown = [arm for arm in arms if any((*arm, split) in cells for split in splits)]
     reference = records.reference
     note = (
-        f"Intervals of 95% within each run: {RESAMPLES} draws of patients with replacement, each with all of its images; "
-        "they tell how sure the score of these networks is on other patients, not how other seeds would fare. Held-out "
+        f"Intervals of 95% within each run: {RESAMPLES} draws of patients with replacement, each with all of "
+        "its images; "
+        "they tell how sure the score of these networks is on other patients, not how other seeds would "
+        "fare. Held-out "
         "predictions of all folds are taken together, so that values differ from means over folds. "
-        f"Differences are from {reference}'s run of the same seed on the same draws. p: two-sided DeLong test, for two "
+        f"Differences are from {reference}'s run of the same seed on the same draws. p: two-sided DeLong "
+        "test, for two "
         "classes where every patient has one image, not adjusted."
     )
     columns: list[Column[tuple[str, object]]] = [
@@ -58,7 +61,7 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
 def _column(
     title: str, split: str, index: int, cells: dict[tuple[str, object, str], list[Cell]]
 ) -> Column[tuple[str, object]]:
-    """Return the column of one of the cells that each arm has on a split."""
+    """Return the column of one cell of each arm on a split."""
     return Column(title, lambda arm: cells[(*arm, split)][index] if (*arm, split) in cells else NONE, split)
 
 

@@ -1,4 +1,4 @@
-"""Transferability scores along adaptation: their curves, and how they agree with downstream scores."""
+"""Transferability scores along adaptation: curves, and agreement with downstream scores."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Curve:
     Attributes:
         strategy: Strategy of the arm.
         seed: Seed of the arm.
-        points: Points as the ledger has them: `epoch`, `share`, `scores`, `higher_is_better`, and `chosen`
-            where a rule chose.
+        points: Points of the ledger: `epoch`, `share`, `scores`, `higher_is_better`, and `chosen` where a
+            rule has chosen.
     """
 
     strategy: str
@@ -40,7 +40,7 @@ class Curve:
         return {epochs: value for epochs, value in values.items() if value is not None}
 
     def higher_is_better(self, name: str) -> bool | None:
-        """Return which way a score is better, as the ledger says; None where it does not, or not always the same."""
+        """Return the direction of a score from the ledger; None where missing or inconsistent."""
         found = {
             point.get("higher_is_better", {}).get(name) for point in self.points if name in point["scores"]
         }
@@ -62,12 +62,12 @@ def curves(records: Records) -> list[Curve]:
 
 
 def names(found: list[Curve]) -> list[str]:
-    """Return the scores that some arm has."""
+    """Return the scores of any arm."""
     return list(dict.fromkeys(name for curve in found for point in curve.points for name in point["scores"]))
 
 
 def downstream_scores(records: Records, curve: Curve, task: str, split: str) -> dict[int, float]:
-    """Return the primary metric of the measured checkpoints of an arm, by number of epochs; empty where none was."""
+    """Return the primary metric of the measured checkpoints of an arm, by number of epochs."""
     metric, protocol = records.metric(task), records.protocol(task)
     found = {}
     for row in records.results:
@@ -80,14 +80,17 @@ def downstream_scores(records: Records, curve: Curve, task: str, split: str) -> 
 
 
 def lower_is_better_words(records: Records) -> str:
-    """Return which scores are better where they are lower, as part of a sentence; empty where none is."""
+    """Return the names of lower-is-better scores, as part of a sentence; empty without any."""
     found = curves(records)
     lower = [name for name in names(found) if any(curve.higher_is_better(name) is False for curve in found)]
     return f"; lower is better of {', '.join(lower)}" if lower else ""
 
 
 def scores_along(records: Records, task: str) -> Figure | None:
-    """Draw each score by epoch, a panel each, under the downstream scores of the checkpoints; stars are chosen ones."""
+    """Draw the downstream scores and each transferability score by epoch, one panel each.
+
+    Stars mark the chosen checkpoints.
+    """
     found = curves(records)
     if not found:
         return None
@@ -129,7 +132,7 @@ def scores_along(records: Records, task: str) -> Figure | None:
         axes.ticklabel_format(useOffset=False)
         axes.margins(y=0.15)
         shown = [value for line in axes.get_lines() for value in line.get_ydata()]
-        if shown and np.ptp(shown) < 1e-9 * np.abs(shown).max():  # a constant, but for rounding
+        if shown and np.ptp(shown) < 1e-9 * np.abs(shown).max():  # constant up to rounding
             axes.set_ylim(shown[0] - 0.5, shown[0] + 0.5)
     for axes in panels[len(titles) :]:
         axes.set_visible(False)
@@ -139,14 +142,14 @@ def scores_along(records: Records, task: str) -> Figure | None:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How a transferability score agrees with the downstream score of the checkpoints of an arm.
+    """Agreement of a transferability score with downstream scores over the checkpoints of an arm.
 
     Attributes:
         pearson: Pearson's correlation, positive where the score predicts.
-        kendall: Kendall's tau, likewise.
-        weighted: Weighted tau, likewise.
-        selected: Downstream score of the checkpoint with the best transferability score, less that of the
-            best one.
+        kendall: Kendall's tau, with the same sign.
+        weighted: Weighted tau, with the same sign.
+        selected: Downstream score of the checkpoint with the best transferability score, minus the best
+            downstream score.
     """
 
     pearson: float
@@ -165,7 +168,7 @@ AGREEMENT_COLUMNS: tuple[Column[Agreement], ...] = (
 
 
 def agreement(records: Records, task: str) -> Table | None:
-    """Return how each score agrees with the downstream scores of the checkpoints; None where none was measured."""
+    """Return the agreement of each score with downstream scores; None without measured checkpoints."""
     found = curves(records)
     splits = [
         split
@@ -187,7 +190,8 @@ def agreement(records: Records, task: str) -> Table | None:
     columns = [Column[str]("score", lambda name: name.replace("_", " "))]
     columns += [on(split, column) for split in splits for column in AGREEMENT_COLUMNS]
     note = (
-        "Over the checkpoints of an arm, signs turned so that a score that predicts is positive; mean over seeds. Selected "
+        "Over the checkpoints of an arm, signs turned so that a score that predicts is positive; mean over "
+        "seeds. Selected "
         "minus best: what the checkpoint with the best transferability score lost against the best one."
     )
     if any(curve.higher_is_better(name) is None for curve in found for name in curve.points[-1]["scores"]):
@@ -196,7 +200,7 @@ def agreement(records: Records, task: str) -> Table | None:
 
 
 def _agreement(records: Records, found: list[Curve], task: str, split: str, name: str) -> Agreement | None:
-    """Return the agreement of a score, mean over the arms with three different checkpoints or more and its direction."""
+    """Return the mean agreement of a score over arms with a known direction and three or more checkpoints."""
     values = []
     for curve in found:
         of_score, of_task = curve.series(name), downstream_scores(records, curve, task, split)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 INK, GREY, FAINT = "#22262b", "#8a929b", "#e4e7ea"
 
 # Okabe and Ito's palette for the colour-blind; its yellow is too faint for lines, so a dark brown stands in.
-# After eight strategies colours come again with other markers.
+# After eight strategies, colours repeat with other markers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A5230")
 MARKERS = "osD^vPX*"
 
@@ -41,7 +41,7 @@ STYLE: dict[str, Any] = {
 
 
 def strategy_styles(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return colour and marker by strategy, the same in every figure of a report."""
+    """Return colour and marker by strategy, consistent over all figures of a report."""
     return {
         name: (COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)])
         for index, name in enumerate(strategies)
@@ -49,7 +49,7 @@ def strategy_styles(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG at 160 dots per inch, without the state that `pyplot` keeps."""
+    """Write a PNG at 160 dots per inch, without global `pyplot` state."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
     return path

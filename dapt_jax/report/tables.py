@@ -1,4 +1,4 @@
-"""Every metric and protocol of a task, its classes, and what the whole study has cost."""
+"""Tables of all metrics, protocols and classes of a task, and of the total cost."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def everything(records: Records, task: str) -> Table:
 def per_class(records: Records, task: str) -> Table | None:
     """Return a score of each class, by protocol, strategy and split.
 
-    It is the primary metric's where that comes by class, else the first such.
+    The metric is the primary one if it has scores by class, else the first such metric.
 
     Returns:
-        None when no result has any.
+        The table; None without scores by class.
     """
     metric = records.metric_by_class(task)
     if metric is None:
@@ -46,7 +46,10 @@ def per_class(records: Records, task: str) -> Table | None:
 def _by_protocol(
     records: Records, task: str, title: str, metrics: dict[str, str], what: str = "Mean"
 ) -> Table:
-    """Return some metrics, by their headings, on every split: protocol by protocol all strategies, then the baselines."""
+    """Return metrics by heading on every split.
+
+    Rows are grouped by protocol; within a protocol, strategies precede baselines.
+    """
     pairs = [(metric, split) for metric in metrics.values() for split in records.splits(task)]
     names, rows = records.strategies, []
     for protocol in records.protocols(task):
@@ -73,7 +76,7 @@ def _by_protocol(
 
 
 def _at(index: int, title: str, group: str = "") -> Column[list[Cell]]:
-    """Return the column of the cells that are already there."""
+    """Return a column of existing cells."""
     return Column(title, lambda row: row[index], group)
 
 
@@ -83,7 +86,7 @@ class StageTotal:
 
     Attributes:
         name: Name of the stage; "all".
-        rows: Its rows of the ledger.
+        rows: Ledger rows of the stage.
     """
 
     name: str
@@ -95,7 +98,7 @@ class StageTotal:
 
     @property
     def other_s(self) -> float:
-        """Seconds of no kind."""
+        """Seconds that belong to no kind."""
         return max(0.0, self.sum("wall_s") - sum(self.sum(f"{kind}_s") for kind in KINDS))
 
 
@@ -124,12 +127,14 @@ TOTAL_COLUMNS: tuple[Column[StageTotal], ...] = (
 
 
 def totals(records: Records) -> Table:
-    """Return the total cost by stage: what was run, and what was taken from a cache."""
+    """Return the total cost by stage: work that was run, and work reused from a cache."""
     stages = [stage for stage in STAGES if any(row.stage == stage for row in records.rows)]
     rows = [StageTotal(stage, [row for row in records.rows if row.stage == stage]) for stage in stages]
     note = (
-        "Sums over all arms of what was run; reused is what arms took from activations another arm had computed. "
-        "MFU and HFU: model and hardware FLOPs per second of training and cache filling, over the devices' peak."
+        "Sums over all arms of what was run; reused is what arms took from activations another arm had "
+        "computed. "
+        "MFU and HFU: model and hardware FLOPs per second of training and cache filling, over the devices' "
+        "peak."
     )
     if not any(row.peak_flops for row in records.rows):
         note += " The devices' peak is not known here."
@@ -137,7 +142,7 @@ def totals(records: Records) -> Table:
 
 
 def utilised(rows: Sequence[Row], kind: str) -> float | None:
-    """Return model or hardware FLOPs utilisation over the rows whose devices' peak is known; None where none is."""
+    """Return model or hardware FLOPs utilisation over rows with known peak FLOP/s; None without any."""
     known = [row for row in rows if row.peak_flops]
     most = sum((row.train_s + row.cache_s) * row.peak_flops for row in known)
     return utilisation(sum(getattr(row, kind) for row in known), most, 1.0)

@@ -1,4 +1,4 @@
-"""The settings of a study: typed, written once, and the config that users change.
+"""Typed settings of a study, and the config that users edit.
 
 Example:
     >>> from dapt_jax.settings import default, resolve

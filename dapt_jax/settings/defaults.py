@@ -1,4 +1,4 @@
-"""Between the config that users write and typed settings: `default` makes the one, `resolve` the other."""
+"""Conversion between user configs (`default`) and typed settings (`resolve`)."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -16,9 +16,9 @@ OPEN = open_sections()
 
 
 def default() -> config_dict.ConfigDict:
-    """Return a study's settings, all at their defaults, for a config file to change.
+    """Return a config with all settings at their defaults.
 
-    The config is locked but for corpus, corpora, tasks and custom_strategies: nothing can be added elsewhere.
+    The config is locked except for corpus, corpora, tasks and custom_strategies, to which keys can be added.
 
         >>> config = default()
         >>> config.adapt.lr = 3e-4
@@ -30,13 +30,14 @@ def default() -> config_dict.ConfigDict:
 
 
 def resolve(config: config_dict.ConfigDict) -> StudySettings:
-    """Return the settings that a config holds.
+    """Return the typed settings of a config.
 
     Args:
-        config: What `default` returned, changed.
+        config: A modified config from `default`.
 
     Raises:
-        UserError: A setting is unknown, missing, of another type, outside its range, or at odds with another.
+        UserError: A setting is unknown, missing, of the wrong type, out of range, or inconsistent with
+            another.
     """
     if not isinstance(config, config_dict.ConfigDict):
         raise UserError(
@@ -57,13 +58,13 @@ def resolve(config: config_dict.ConfigDict) -> StudySettings:
 
 
 def from_json(values: Mapping[str, Any]) -> StudySettings:
-    """Return the settings that a workdir's `config.json` holds.
+    """Return the settings in a workdir's `config.json`.
 
-    Settings that an earlier version did not have are at their defaults, as are parameters that the chosen
-    loss does not have: earlier versions ignored them.
+    Settings that an earlier version lacked have their defaults, as have parameters that the chosen loss
+    lacks, which earlier versions ignored.
 
     Raises:
-        UserError: They are no settings, or outside their ranges.
+        UserError: The values are not valid settings.
     """
     config = default()
     given = upgrade(values)
@@ -85,12 +86,12 @@ def from_json(values: Mapping[str, Any]) -> StudySettings:
 
 
 def to_dict(settings: object) -> dict[str, Any]:
-    """Return settings as nested dicts of plain values, as a config says them."""
+    """Return settings as nested dicts of plain values, in the form of a config."""
     return {name: _said(getattr(settings, name)) for name in settings_of(type(settings))}
 
 
 def to_configdict(settings: StudySettings) -> config_dict.ConfigDict:
-    """Return settings as a config: locked but for the open sections."""
+    """Return settings as a config, locked except for the open sections."""
     config = config_dict.ConfigDict(to_dict(settings))
     config.lock()
     for name in OPEN:
@@ -99,12 +100,12 @@ def to_configdict(settings: StudySettings) -> config_dict.ConfigDict:
 
 
 def to_text(settings: StudySettings) -> str:
-    """Return settings as text, a line `NAME = VALUE` for each."""
+    """Return settings as text, one line `NAME = VALUE` each."""
     return "".join(f"{name} = {value!r}\n" for name, value in flat(to_dict(settings)).items())
 
 
 def flat(config: Mapping[str, Any] | config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Return settings by dotted name, of a config or of nested dicts."""
+    """Return settings by dotted name, from a config or nested dicts."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -116,9 +117,9 @@ def flat(config: Mapping[str, Any] | config_dict.ConfigDict, prefix: str = "") -
 def declared(
     cls: type = StudySettings, prefix: str = "", parent: Constraint | None = None
 ) -> dict[str, Constraint]:
-    """Return what is declared of each setting by dotted name; the entries of open sections are not there.
+    """Return the constraint of each setting by dotted name, without entries of open sections.
 
-    A section that does not affect results has no settings that do.
+    In a section that does not affect results, no setting does.
     """
     found: dict[str, Constraint] = {}
     for name, field in settings_of(cls).items():
@@ -133,7 +134,7 @@ def declared(
 
 
 def differences(one: StudySettings, other: StudySettings) -> Iterator[tuple[str, Any, Any]]:
-    """Yield name and both values of each setting in which two studies differ so that their results would."""
+    """Yield name and both values of each result-affecting setting that differs between two studies."""
     free = {name for name, constraint in declared().items() if not constraint.affects_results}
     ours, theirs = flat(to_dict(one)), flat(to_dict(other))
     for name in sorted({*ours, *theirs} - free):
@@ -152,7 +153,7 @@ def _said(value: object) -> Any:
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    """Return an instance of a settings class, its nested ones first; errors have the dotted name in front."""
+    """Return an instance of a settings class, nested ones first; errors start with the dotted name."""
     found: dict[str, Any] = {}
     for name, field in settings_of(cls).items():
         value, standard, path = values[name], default_of(field), f"{where}{name}"

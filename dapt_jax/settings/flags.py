@@ -1,4 +1,4 @@
-"""From the command line to settings: those of the config file, those of the flags over them."""
+"""Command-line parsing: flags override the settings of the config file."""
 
 import inspect
 import itertools
@@ -46,7 +46,7 @@ In the environment:
 
 
 def usage() -> str:
-    """Return what `--help` prints: the flags, and every setting with its default and what it does."""
+    """Return the text of `--help`: the flags, and every setting with its default and description."""
     constraints = declared()
     settings = [
         _described(name, value, constraints.get(name))
@@ -72,16 +72,16 @@ def _shown(value: object) -> str:
 
 
 def parse(arguments: Sequence[str]) -> tuple[StudySettings, str | None]:
-    """Read a command.
+    """Parse a command line.
 
     Args:
-        arguments: Arguments of the command line, without the program's name.
+        arguments: Command-line arguments, without the program's name.
 
     Returns:
-        The settings, and the workdir, a path or a URL, if there is one.
+        The settings, and the workdir, a path or a URL, if given.
 
     Raises:
-        UserError: Something in them, or in the config file, is wrong.
+        UserError: The arguments or the config file are invalid.
     """
     spec, rest = _take_config(arguments)
     config = read(spec) if spec else default()
@@ -109,13 +109,13 @@ def parse(arguments: Sequence[str]) -> tuple[StudySettings, str | None]:
 
 
 def read(spec: str) -> config_dict.ConfigDict:
-    """The config that a file makes.
+    """Return the config of a file.
 
     Args:
-        spec: `FILE` or `FILE:CHOICE`; the choice is what its `get_config` is called with.
+        spec: `FILE` or `FILE:CHOICE`; the choice is the argument of its `get_config`.
 
     Raises:
-        UserError: no such file, or it fails; names the line.
+        UserError: The file does not exist, or it raises an error; names the line.
     """
     path, colon, choice = spec.partition(":")
     if not Path(path).is_file():
@@ -145,7 +145,7 @@ def read(spec: str) -> config_dict.ConfigDict:
 
 
 def _failure(path: str, error: Exception) -> str:
-    """Where in a config file an error is, and what it says."""
+    """Return the location of an error in a config file, and its message."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno or 0 for frame in frames if frame.filename == path]
     if isinstance(error, SyntaxError):
@@ -162,7 +162,8 @@ def _failure(path: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name in _MOVED:
         return f"{place}: no module {error.name}; expected {_MOVED[error.name]}"
     if wrong := re.search(
-        r"override field '(.+?)' \(reference\)\. (.*) is of original type <class '(.+)'> .* to type <class '(.+)'>",
+        r"override field '(.+?)' \(reference\)\. (.*) is of original type <class '(.+)'> "
+        r".* to type <class '(.+)'>",
         str(error),
     ):
         name, value, *types = wrong.groups()
@@ -172,7 +173,7 @@ def _failure(path: str, error: Exception) -> str:
 
 
 def _former(path: str, lines: Sequence[int]) -> str:
-    """Return the line for a former setting that a line of a config file names; empty where it names none."""
+    """Return the error line for a former setting named by a config line; empty where it names none."""
     text = linecache.getline(path, lines[-1]) if lines else ""
     for old in sorted(RENAMED, key=len, reverse=True):
         end = r"\b" if old == "phases" else r"(?![\w.])"
@@ -199,7 +200,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The config file, "" where none is needed, and all other arguments."""
+    """Return the config file ("" where none is needed) and the remaining arguments."""
     files, rest = [], []
     pending = iter(arguments)
     for argument in pending:
@@ -218,7 +219,7 @@ def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _check_names(arguments: Sequence[str], known: dict[str, Any]) -> None:
-    """Refuses flags and settings that do not exist."""
+    """Refuse flags and settings that do not exist."""
     sections = {
         ".".join(parts[:end]) for parts in (name.split(".") for name in known) for end in range(1, len(parts))
     }
@@ -246,7 +247,7 @@ def _check_names(arguments: Sequence[str], known: dict[str, Any]) -> None:
 
 
 def _wrong_value(message: str, known: dict[str, Any]) -> str:
-    """The line for a value that a setting cannot take, from what absl says about it."""
+    """Return the error line for an invalid value, from absl's message."""
     told = re.match(r"flag --config\.(.+?)=(.*?): ", message, re.DOTALL)
     if not told or told[1] not in known:
         return " ".join(message.split())

@@ -1,4 +1,4 @@
-"""The sections `loss`: a name, and the parameters of all losses of a registry, as the losses declare them."""
+"""The sections `loss`: a name, and the declared parameters of all losses of a registry."""
 
 import dataclasses
 import functools
@@ -12,9 +12,9 @@ from dapt_jax.losses.registry import own_parameters
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """A loss by its name, and the parameters of all losses of a registry, one field each.
+    """Name of a loss, and one field for each parameter of the losses of a registry.
 
-    A parameter that is changed from its default has to be one of the chosen loss.
+    Only parameters of the chosen loss may differ from their defaults.
     """
 
     name: str
@@ -29,11 +29,11 @@ class LossSettings:
                 raise SettingError(name, value, expected)
 
     def registry(self) -> Mapping[str, type]:
-        """Return the losses that the name is one of."""
+        """Return the registry to which the name belongs."""
         raise NotImplementedError
 
     def values(self) -> dict[str, Any]:
-        """Return the parameters of the loss by name; "auto" has those of cross-entropy."""
+        """Return the parameters of the loss by name; those of cross-entropy for "auto"."""
         loss = self.registry()["ce" if self.name == AUTO else self.name]
         return {name: getattr(self, name) for name in sorted(own_parameters(loss))}
 
@@ -50,7 +50,7 @@ def segmentation_loss() -> LossSettings:
 
 @functools.cache
 def _settings_class(kind: str, names: tuple[str, ...]) -> Any:
-    """Return the settings class of a registry while it holds losses of these names."""
+    """Return the settings class of a registry with losses of these names."""
     is_classification = kind == "classification"
     registry: Mapping[str, type] = LOSSES if is_classification else SEGMENTATION_LOSSES
     choices = (AUTO, *names) if is_classification else names

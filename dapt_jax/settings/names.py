@@ -1,4 +1,4 @@
-"""Error lines about settings: what does not exist, what has another name now, and what a value has to be."""
+"""Error lines about unknown settings, renamed settings, and values of the wrong type."""
 
 import difflib
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ _WORDS = {
 
 
 def wanted(standard: object) -> str:
-    """Return what a setting has to be, as its default shows."""
+    """Return the expected type of a setting, derived from its default."""
     return f"{_WORDS.get(type(standard), type(standard).__name__)}, such as {standard!r}"
 
 
 def is_like(value: object, standard: object) -> bool:
-    """Return whether a value is of the kind of a default; whole numbers are numbers, and lists are tuples."""
+    """Return whether a value has the type of a default; ints count as floats, lists as tuples."""
     if isinstance(standard, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(standard, bool)
     if isinstance(standard, float):
@@ -33,8 +33,8 @@ def no_setting(name: str, known: Iterable[str]) -> str:
     """Return the error line for a setting that does not exist.
 
     Args:
-        name: Its dotted name, or the last part of it where no more is known.
-        known: Dotted names of the settings that there are.
+        name: Dotted name, or only its last part if the rest is unknown.
+        known: Dotted names of the existing settings.
     """
     if now := former(name):
         return now
@@ -49,7 +49,7 @@ def no_setting(name: str, known: Iterable[str]) -> str:
 
 
 def former(name: str) -> str:
-    """Return the line for a former setting, with its present name or its constant; empty for any other."""
+    """Return the line for a former setting, with its current name or constant; empty for any other."""
     if name in REMOVED:
         return f"{name!r} is no setting any more; its value is {REMOVED[name]!r} always"
     now = renamed(name)
@@ -57,7 +57,7 @@ def former(name: str) -> str:
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """Return the end of such a line: settings whose last part is the same, or else spelt alike."""
+    """Return the end of such a line: settings with the same last part, or else a similar name."""
     names = list(known)
     leaf = name.lstrip("-").rpartition(".")[2]
     leaves = [each.rpartition(".")[2] for each in names]

@@ -1,4 +1,4 @@
-"""Every setting of a study: default, range, choices, help and effect on results, written once, at its field."""
+"""All settings of a study, each with default, range, choices, help and effect on results."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,7 +38,8 @@ class ModelSettings(_Checked):
     image_size: int = setting(96, at_least=8, doc="Side of the images in pixels.")
     preprocess: str = setting(
         "",
-        doc="Normalisation of images: imagenet, half, unit, torchxrayvision, keras_caffe, or MEAN,STD of pixel values; "
+        doc="Normalisation of images: imagenet, half, unit, torchxrayvision, keras_caffe, or MEAN,STD of "
+        "pixel values; "
         "empty: as the weights say.",
     )
     dtype: str = setting("float32", choices=("float32", "bfloat16"), doc="Dtype of activations.")
@@ -56,7 +57,7 @@ class ModelSettings(_Checked):
     )
 
     def encoder(self) -> Encoder:
-        """Return the encoder; the same object for the same settings."""
+        """Return the encoder; equal settings share one object."""
         return configured(self.name, self.drop_path, self.dropout, self.remat)
 
 
@@ -69,7 +70,8 @@ class DataSettings(_Checked):
     )
     leaks: str = setting(
         "error",
-        doc="What images or patients in two sets do: error, drop_train, drop_eval, mark, or the path of a list.csv.",
+        doc="What images or patients in two sets do: error, drop_train, drop_eval, mark, or the path of a "
+        "list.csv.",
     )
     cache_mb: int = setting(
         2048, at_least=0, affects_results=False, doc="MiB of decoded images kept in memory."
@@ -109,7 +111,7 @@ class CacheSettings(_Checked):
     )
 
     def policy(self) -> Caching:
-        """Return them as the training loop takes them."""
+        """Return the caching options of the training loop."""
         return Caching(self.mode, self.memory_mb << 20, self.disk_mb << 20, self.dtype, self.flops_per_byte)
 
 
@@ -126,7 +128,7 @@ class EnergySettings(_Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeSettings(_Checked):
-    """Devices, processes and checkpoints, which change no result beyond rounding: the section `runtime`."""
+    """Devices, processes and checkpoints, which change results by rounding only: the section `runtime`."""
 
     fsdp: int = setting(
         1,
@@ -147,13 +149,13 @@ class RuntimeSettings(_Checked):
     measure_peak: bool = setting(False, doc="Measure a CPU's peak FLOP/s for the report; takes two seconds.")
 
     def group(self) -> Group:
-        """Return what they say of the study's processes."""
+        """Return the settings of the study's processes."""
         return Group(self.multi_process, self.coordinator_address, self.num_processes, self.process_id)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MonitoringSettings(_Checked):
-    """What is written beside metrics.jsonl and status.json: the section `monitoring`."""
+    """Outputs in addition to metrics.jsonl and status.json: the section `monitoring`."""
 
     tensorboard: bool = setting(False, doc="Write TensorBoard event files into the workdir.")
     wandb: str = setting("", doc="Weights & Biases project; WANDB_MODE=offline needs no account.")
@@ -164,7 +166,7 @@ class MonitoringSettings(_Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportSettings(_Checked):
-    """What the report shows first: the section `report`."""
+    """Primary results of the report: the section `report`."""
 
     metric: str = setting("auc", doc="Primary metric, or METRIC/CLASS.")
     protocol: str = setting("", doc="Primary protocol; empty: the first of each task.")
@@ -200,7 +202,7 @@ class StudySettings(_Checked):
     >>> StudySettings(seeds=(0, 1)).adapt.batch_size
     32
 
-    `default()` is made of its defaults, and `resolve` turns what a user made of that into one of these.
+    `default()` returns its defaults as a config, and `resolve` converts an edited config to an instance.
     """
 
     name: str = setting("study", doc="Name of the study.")
@@ -266,12 +268,14 @@ class StudySettings(_Checked):
         for name, spec in self.custom_strategies.items():
             if spec.corpus and spec.corpus not in self.corpora:
                 raise UserError(
-                    f"custom_strategies.{name}: no corpus {spec.corpus!r} in corpora; {nearest(spec.corpus, self.corpora)}"
+                    f"custom_strategies.{name}: no corpus {spec.corpus!r} in corpora; "
+                    f"{nearest(spec.corpus, self.corpora)}"
                 )
         protocols = (*self.transfer.protocols, *self.transfer.segmentation.protocols)
         if (protocol := self.report.protocol) and protocol not in protocols:
             raise UserError(
-                f"report.protocol {protocol!r} is not one of transfer.protocols; {nearest(protocol, protocols)}"
+                f"report.protocol {protocol!r} is not one of transfer.protocols; "
+                f"{nearest(protocol, protocols)}"
             )
         if self.compute_budget and not self.checkpoint_selection.score:
             raise UserError(
@@ -288,16 +292,16 @@ class StudySettings(_Checked):
 
     @property
     def scores(self) -> Settings | None:
-        """What is scored along adaptation; None where nothing is."""
+        """Plan of checkpoint scoring along adaptation; None where nothing is scored."""
         return Settings.of(self.checkpoint_scoring, self.checkpoint_selection)
 
     def corpus_named(self, name: str) -> CorpusSettings:
-        """Return the settings of a corpus by its name in `corpora`; empty for the study's own."""
+        """Return the settings of a corpus by its name in `corpora`; empty for the main corpus."""
         return self.corpora[name] if name else self.corpus
 
 
 def open_sections() -> dict[str, Any]:
-    """Return the sections whose names are the user's own, with the class of an entry; `corpus` is one entry."""
+    """Return the sections with user-defined names and the class of their entries."""
     return {
         "corpus": CorpusSettings,
         "corpora": CorpusSettings,

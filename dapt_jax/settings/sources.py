@@ -1,4 +1,4 @@
-"""Sections whose names are the user's own: corpora, target tasks, and custom strategies."""
+"""Sections with user-defined names: corpora, target tasks and custom strategies."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ class CorpusSettings:
 
     Attributes:
         source: Description of the data set.
-        val_fraction: Share of the images, split by patient, that is held out for validation.
+        val_fraction: Fraction of the images, split by patient, held out for validation.
     """
 
     source: Source = dataclasses.field(default_factory=lambda: {"kind": ""})
@@ -38,7 +38,7 @@ class CorpusSettings:
 
     @classmethod
     def from_config(cls, values: object, where: str) -> "CorpusSettings":
-        """Return what a config says of a corpus."""
+        """Return the corpus of a config section."""
         source = source_from_config(values, where)
         fraction = source.pop("val_fraction", VAL_FRACTION)
         try:
@@ -47,7 +47,7 @@ class CorpusSettings:
             raise error.within(where) from error
 
     def to_config(self) -> dict[str, Any]:
-        """Return it as a config says it."""
+        """Return it in the form of a config."""
         return {**self.source, "val_fraction": self.val_fraction}
 
 
@@ -56,9 +56,9 @@ class TaskSettings:
     """The sets of a target task.
 
     Attributes:
-        development: Images that heads are trained on and, fold by fold, scored on.
-        test: Images that are only scored; None where there are none.
-        external: Images of another place that are only scored; None where there are none.
+        development: Images for training heads and, fold by fold, for scoring them.
+        test: Images used for scoring only; None without a test set.
+        external: Images of another site, used for scoring only; None without an external set.
     """
 
     development: Source
@@ -67,13 +67,13 @@ class TaskSettings:
 
     @property
     def sources(self) -> dict[str, Source]:
-        """The sets that there are, by split."""
+        """The available sets by split."""
         found = {split: getattr(self, split) for split in SPLITS}
         return {split: source for split, source in found.items() if source is not None}
 
     @classmethod
     def from_config(cls, values: object, where: str) -> "TaskSettings":
-        """Return what a config says of a task."""
+        """Return the task of a config section."""
         if not isinstance(values, Mapping):
             expected = "expected its sets: development, and test or external if there are"
             raise UserError(f"{where} is {values!r}; {expected}")
@@ -86,7 +86,7 @@ class TaskSettings:
         return cls(**{split: source_from_config(values[split], f"{name} {split}: ") for split in values})
 
     def to_config(self) -> dict[str, Any]:
-        """Return it as a config says it."""
+        """Return it in the form of a config."""
         return {split: dict(source) for split, source in self.sources.items()}
 
 
@@ -95,11 +95,11 @@ class StrategySpec:
     """A custom strategy.
 
     Attributes:
-        phases: Its phases in order; none where nothing is adapted.
-        like: A built-in strategy whose phases and cut it has instead; empty for its own.
-        weights: Weights that it starts from; empty for the study's.
-        corpus: Name in `corpora` of the images that it adapts to; empty for the study's corpus.
-        cut_after: Last layer group that is kept; empty for all.
+        phases: Phases in order; empty where nothing is adapted.
+        like: Built-in strategy whose phases and cut it copies; empty to use `phases`.
+        weights: Source weights; empty for those of the study.
+        corpus: Name in `corpora` of the images for adaptation; empty for the corpus of the study.
+        cut_after: Last layer group that remains; empty for all.
     """
 
     phases: tuple[Phase, ...] = ()
@@ -110,7 +110,7 @@ class StrategySpec:
 
     @classmethod
     def from_config(cls, values: object, where: str) -> "StrategySpec":
-        """Return what a config says of a custom strategy; a list of phases stands for a strategy of these."""
+        """Return the custom strategy of a config section, which may be just a list of phases."""
         values = values if isinstance(values, Mapping) else {"phases": values}
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
@@ -133,20 +133,20 @@ class StrategySpec:
         return cls(**{**values, "phases": tuple(phases)})
 
     def to_config(self) -> dict[str, Any]:
-        """Return it as a config says it, without what it leaves at its default."""
+        """Return it in the form of a config, without values at their defaults."""
         said = {key: value for key, value in vars(self).items() if value and key != "phases"}
         return {"phases": tuple(_said(phase) for phase in self.phases), **said}
 
 
 def source_from_config(values: object, where: str) -> dict[str, Any]:
-    """Return what a config says of a data set.
+    """Return the data set of a config section.
 
     Args:
         values: Settings of the set.
-        where: What they are of, for error lines.
+        where: Location of the settings, for error lines.
 
     Raises:
-        UserError: They are no settings.
+        UserError: The values are not settings of a data set.
     """
     if not isinstance(values, Mapping):
         where = where if where.endswith(": ") else f"{where}: "
@@ -155,7 +155,7 @@ def source_from_config(values: object, where: str) -> dict[str, Any]:
 
 
 def check_name(section: str, name: str) -> None:
-    """Refuse a name that no file could have, or that stands for something else.
+    """Refuse a name that is invalid as a file name, or reserved.
 
     Args:
         section: Section of the name.
@@ -171,7 +171,7 @@ _EXAMPLE: dict[str, Any] = {"name": "head", "epochs": 10, "trainable": ("head",)
 
 
 def _phase(where: str, settings: object) -> Phase:
-    """Return a phase that a config describes; a lone pattern needs no tuple around it."""
+    """Return the phase of a config section; a single pattern needs no tuple."""
     if not isinstance(settings, Mapping):
         raise UserError(f"{where} is {settings!r}; expected settings such as {_EXAMPLE}")
     values = dict(settings)
@@ -194,13 +194,15 @@ def _phase(where: str, settings: object) -> Phase:
             pairs = _pairs(mode)
             if pairs is None:
                 raise UserError(
-                    f"{where}: {key} is {mode!r}; expected one mode, or a mode by layer group: {{'stage4': 'train'}}"
+                    f"{where}: {key} is {mode!r}; expected one mode, or a mode by layer group: "
+                    "{'stage4': 'train'}"
                 )
             modes[key] = tuple((pattern, str(each)) for pattern, each in pairs)
     factors = _pairs(multipliers)
     if factors is None or not all(is_like(factor, 1.0) for _, factor in factors):
         raise UserError(
-            f"{where}: lr_multipliers is {multipliers!r}; expected a factor by layer group or pattern: {{'stage4': 0.1}}"
+            f"{where}: lr_multipliers is {multipliers!r}; expected a factor by layer group or pattern: "
+            "{'stage4': 0.1}"
         )
     return Phase(
         **{**values, **modes, "trainable": tuple(map(str, values["trainable"])), "lr_multipliers": factors}
@@ -208,13 +210,13 @@ def _phase(where: str, settings: object) -> Phase:
 
 
 def _said(phase: Phase) -> dict[str, Any]:
-    """Return a phase as a config says it, without what it leaves at its default."""
+    """Return a phase in the form of a config, without values at their defaults."""
     standard = vars(Phase(**_EXAMPLE))
     return {key: value for key, value in vars(phase).items() if key in _EXAMPLE or value != standard[key]}
 
 
 def _pairs(value: object) -> tuple[tuple[str, Any], ...] | None:
-    """Return what a config says by pattern, as a mapping or as pairs; None if it is neither."""
+    """Return pairs by pattern from a mapping or pairs; None for anything else."""
     pairs = list(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(pairs, tuple | list) or not all(
         isinstance(p, tuple | list) and len(p) == 2 for p in pairs

@@ -1,4 +1,4 @@
-"""Sections about training: what adaptation and target tasks have in common, and what each adds."""
+"""Sections about training, common to adaptation and target tasks or specific to one."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ SEGMENTATION_PROTOCOLS = (FROZEN, FINETUNE)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """What every kind of training has."""
+    """Settings common to all kinds of training."""
 
     epochs: int = setting(4, at_least=1, doc="Epochs of the encoder's training.")
     lr: float = setting(1e-4, above=0, doc="Peak learning rate of it.")
@@ -97,7 +97,8 @@ class TargetTrainSettings(TrainSettings):
         """Refuse early stopping without validation rows; `where` is the name of the section."""
         if self.early_stopping_patience and not self.val_fraction:
             raise UserError(
-                f"{where}.early_stopping_patience needs rows to watch; expected {where}.val_fraction above 0, such as 0.1"
+                f"{where}.early_stopping_patience needs rows to watch; expected {where}.val_fraction above "
+                "0, such as 0.1"
             )
 
 
@@ -146,7 +147,7 @@ class SegmentationSettings(TargetTrainSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridSettings:
-    """Hyperparameters that are searched for heads: the section `transfer.head.grid`."""
+    """Hyperparameter grid of heads: the section `transfer.head.grid`."""
 
     lr: tuple[float, ...] = setting(
         (), doc="Learning rates to choose among by validation; empty: transfer.head.lr."
@@ -189,7 +190,7 @@ class HeadSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransferSettings:
-    """How encoders are measured on the target tasks: the section `transfer`."""
+    """Evaluation of encoders on the target tasks: the section `transfer`."""
 
     protocols: tuple[str, ...] = setting(
         ("linear", "mlp_small", "mlp_large"), doc="Heads on frozen features, and finetune."
@@ -222,7 +223,7 @@ class TransferSettings:
 
 
 def check_names(name: str, values: tuple[object, ...]) -> None:
-    """Refuse a setting that is not a list of names, each once.
+    """Refuse a setting that is not a list of unique names.
 
     Args:
         name: Name of the setting.

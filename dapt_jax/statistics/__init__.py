@@ -1,4 +1,4 @@
-"""Intervals and tests for scores: means, differences, non-inferiority, areas under curves, and ranks over tasks."""
+"""Intervals and tests for scores: means, differences, non-inferiority, AUC, and ranks over tasks."""
 
 from dapt_jax.statistics.comparisons import (
     Comparison,

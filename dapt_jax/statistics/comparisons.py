@@ -45,7 +45,7 @@ class _Estimate:
         return Interval(self.mean, self.mean - half, self.mean + half, self.n)
 
     def p(self, null: float, alternative: Alternative) -> float | None:
-        """Return the p of the hypothesis that the difference is `null`; None without spread to measure against."""
+        """Return the p of the hypothesis that the difference is `null`; None without variance."""
         if self.error is None or self.error == 0:
             return 1.0 if self.error == 0 and abs(self.mean - null) <= 1e-12 else None
         t = (self.mean - null) / self.error
@@ -60,7 +60,7 @@ def _paired(first: Sequence[float | None], second: Sequence[float | None]) -> _E
     if summary is None:
         return None
     error = None if summary.n < 2 else summary.sd / math.sqrt(summary.n)
-    # Differences of equal decimal numbers differ in the last bits; that is no spread either.
+    # Differences of equal decimal numbers differ in the last bits, which is not variance.
     if error is not None and summary.sd <= 1e-12 * max(1.0, max(map(abs, differences))):
         error = 0.0
     return _Estimate(summary.mean, error, summary.n - 1, summary.n, "paired t-test")
@@ -177,7 +177,7 @@ def non_inferiority(
         first: Values of the first arm, one per seed.
         second: Values of the second arm, of the same seeds where paired.
         margin: Smallest difference that matters, above 0, in the metric's unit.
-        lower_is_better: Whether small values are the good ones.
+        lower_is_better: Whether lower values are better.
         paired: Whether to test by the paired t-test over seeds; else by Welch's.
         level: 1 minus twice the level of the interval's two one-sided bounds: at 0.95 the interval of `first
             - second` covers 90%, so that it clears the margin exactly where p < 0.05.
@@ -199,7 +199,7 @@ def equivalence(
     paired: bool = True,
     level: float = 0.95,
 ) -> Comparison | None:
-    """Test whether two arms differ by less than a margin either way: two one-sided tests (TOST; Schuirmann, 1987).
+    """Test equivalence within a margin by two one-sided tests (TOST; Schuirmann, 1987).
 
     Args:
         first: Values of the first arm, one per seed.
@@ -240,7 +240,7 @@ def hedges_g(first: Sequence[float | None], second: Sequence[float | None]) -> f
 
 
 def paired_dz(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
-    """Return the mean of the paired differences in their own standard deviations (Cohen's d_z); None without spread."""
+    """Return the mean paired difference in standard deviations (Cohen's d_z); None without variance."""
     estimate = _paired(first, second)
     if estimate is None or not estimate.error:
         return None

@@ -12,7 +12,7 @@ from dapt_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval; `low` and `high` are None where there are too few values for one."""
+    """A mean with its confidence interval; `low` and `high` are None where there are too few values."""
 
     mean: float
     low: float | None
@@ -27,7 +27,7 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a table prints of several runs.
+    """Summary of several runs, as printed in tables.
 
     Attributes:
         mean: Mean of the values.
@@ -105,7 +105,7 @@ def patient_draws(
     resamples: int = 1000,
     seed: int = 0,
 ) -> np.ndarray:
-    """Bootstrap over the patients of one run: patients are drawn with replacement, each with all of its images.
+    """Bootstrap over the patients of one run, drawn with replacement with all of their images.
 
     Drawing images instead would take those of one patient for independent, and give intervals that are too
     narrow (cluster bootstrap; Field and Welsh, 2007). Networks measured on the same groups, in the same

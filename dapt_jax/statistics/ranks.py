@@ -1,4 +1,4 @@
-"""Orders: ranks of strategies over tasks, and which of them nothing beats at its cost."""
+"""Ranks of strategies over tasks, and the Pareto front of cost and score."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ def ranks(scores: np.ndarray, lower_is_better: bool = False, level: float = 0.05
 
     Args:
         scores: Scores, one row per task, two or more strategies, no NaN, float [tasks, strategies].
-        lower_is_better: Whether small scores are the good ones.
+        lower_is_better: Whether lower scores are better.
         level: Level of Nemenyi's test.
     """
     tasks, strategies = scores.shape
@@ -46,7 +46,7 @@ def ranks(scores: np.ndarray, lower_is_better: bool = False, level: float = 0.05
 
 
 def pareto(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
-    """Return the indices that nothing beats on both axes (lower cost, higher score), by rising cost."""
+    """Return the indices of the Pareto front (lower cost, higher score), by increasing cost."""
     front: list[int] = []
     for index in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
         if not front or scores[index] > scores[front[-1]]:

@@ -1,4 +1,4 @@
-"""Areas under ROC curves of the same images: their covariance, intervals and differences by DeLong's method."""
+"""Areas under ROC curves of the same images, with DeLong's covariance, intervals and tests."""
 
 import dataclasses
 import math
@@ -68,7 +68,7 @@ class Areas:
 
 
 def delong(positive: np.ndarray, scores: np.ndarray) -> Areas:
-    """Return areas under ROC curves with the covariance of DeLong et al. (1988), by midranks (Sun and Xu, 2014).
+    """Return areas under ROC curves with DeLong's covariance (1988), by midranks (Sun and Xu, 2014).
 
     Images count as independent: with several per patient the variance is too small, and `patient_draws` is
     the choice.

@@ -1,1 +1,1 @@
-"""What is run: strategies, target tasks, the study itself, and its plan."""
+"""Studies: strategies, target tasks, the study itself, and its plan."""

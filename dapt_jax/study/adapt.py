@@ -35,7 +35,7 @@ class Adapted:
         encoder: The encoder, cut where the strategy cuts.
         params: Its parameters.
         batch_stats: Its batch-norm statistics.
-        source: What the weights were before, in words.
+        source: Description of the source weights.
     """
 
     encoder: Encoder
@@ -54,7 +54,7 @@ def train_with_early_stopping(
         params: Parameters to start from.
         batch_stats: Batch-norm statistics to start from.
         context: Surroundings of the run.
-        patience: Epochs without a lower validation loss before it returns to its best epoch; 0 to train on.
+        patience: Epochs without a lower validation loss before the run stops at its best epoch; 0 to disable.
     """
     if not patience:
         trained = loop.train(run, params, batch_stats, context)
@@ -71,13 +71,13 @@ def train_with_early_stopping(
 
 
 def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> Adapted:
-    """Load an arm's source weights and train them further; a finished run is read back instead of run again.
+    """Load an arm's source weights and adapt them; a finished run is read instead of repeated.
 
     Args:
         study: The study.
         arm: The arm.
-        context: Surroundings of the run; its workdir has to be there for an arm that is adapted.
-        max_epochs: Epochs after which a scored run ends, though its phases go on; 0 for all of them.
+        context: Environment of the run; its workdir is required for an arm that is adapted.
+        max_epochs: Epochs after which a scored run ends before the end of its phases; 0 for no limit.
     """
     strategy, dtype = arm.strategy, study.settings.model.dtype
     if not strategy.phases:
@@ -117,7 +117,7 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
 
 
 def load_adapted(arm: Arm, weights: str, dtype: str) -> Adapted:
-    """Return an arm's encoder with weights as they are, without its head.
+    """Return an arm's encoder with unadapted weights, without its head.
 
     Args:
         arm: The arm.
@@ -130,7 +130,7 @@ def load_adapted(arm: Arm, weights: str, dtype: str) -> Adapted:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """Return what stands beside an arm's finished weights.
+    """Return the metadata of an arm's finished weights.
 
     Args:
         folder: Folder of the arm.
@@ -140,7 +140,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def scorer_for(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> Scorer | None:
-    """Return what scores an arm along its run; None where nothing is scored.
+    """Return the scorer of an arm; None where nothing is scored.
 
     Args:
         study: The study.

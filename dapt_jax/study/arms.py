@@ -43,7 +43,7 @@ class Arm:
 
     @property
     def key(self) -> ArmKey:
-        """Leading keys of its lines in `results.jsonl`."""
+        """First keys of its lines in `results.jsonl`."""
         weights = self.strategy.weights
         init = weights if weights in (locate.IMAGENET, locate.RANDOM) else Path(redact(weights)).name
         return ArmKey(self.name, self.seed, init, self.strategy.encoder.name)
@@ -63,10 +63,8 @@ class Study:
         strategies: Its strategies, resolved against the model.
         corpora: In-domain images by name in `corpora`; the study's own corpus has the empty name.
         tasks: Target tasks.
-        weights: What was loaded into the encoder, newly drawn, and left over in the file, and every
-            parameter.
-        marks: By task and split, what of its images or patients was seen elsewhere, where the user keeps it:
-            see `leakage`.
+        weights: Report of loaded, newly initialised and unused parameters, and every parameter.
+        marks: By task and split, the leaking images or patients that the user allows: see `leakage`.
     """
 
     settings: StudySettings
@@ -96,7 +94,7 @@ class Study:
         """Return the run that adapts an arm's encoder; the same object each time.
 
         Raises:
-            UserError: The arm is not adapted, or there is no corpus for it.
+            UserError: The arm is not adapted, or its corpus does not exist.
         """
         key = arm.strategy.name, arm.seed
         if key not in self._runs:
@@ -108,7 +106,7 @@ class Study:
 
     @property
     def scores(self) -> Settings | None:
-        """What is scored along adaptation; None where nothing is."""
+        """Plan of checkpoint scoring along adaptation; None where nothing is scored."""
         return self.settings.scores
 
     @property
@@ -129,10 +127,10 @@ class Study:
         return by_name[name]
 
     def scoring_plan(self, arm: Arm) -> Plan | None:
-        """Return what scoring an arm takes; None where it is not scored.
+        """Return the scoring plan of an arm; None where it is not scored.
 
         Raises:
-            UserError: The budget of the scores does not suffice, or the encoder has no such level.
+            UserError: The budget of the scores does not suffice, or the encoder lacks the level.
         """
         images = self.scored_images
         if self.scores is None or images is None or self.corpus_of(arm) is None:

@@ -1,4 +1,4 @@
-"""Scored checkpoints of a study: what their scores cost, and what each is truly worth on the target tasks."""
+"""Scored checkpoints of a study: cost of their scores, and their downstream scores."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from dapt_jax.weights import locate
 
 
 def score_cost_line(study: Study, arm: Arm) -> str:
-    """Return a line that says what scoring an arm takes; empty where it is not scored."""
+    """Return a line on the cost of scoring an arm; empty where it is not scored."""
     planned = study.scoring_plan(arm)
     if planned is None:
         return ""
@@ -27,14 +27,14 @@ def score_cost_line(study: Study, arm: Arm) -> str:
 
 
 def measure_scored(study: Study, arm: Arm, context: RunContext) -> list[ResultRow]:
-    """Measure every scored checkpoint of an arm on the target tasks, as an arm `STRATEGY@EPOCHS` of its own.
+    """Evaluate every scored checkpoint of an arm on the target tasks, as a separate arm.
 
-    In the ledger it has the training until there as work that another arm has done.
+    It is named `STRATEGY@EPOCHS`. In the ledger, the training up to the checkpoint counts as reused work.
 
     Args:
         study: The study.
         arm: The arm, which is finished.
-        context: Surroundings of runs.
+        context: Environment of the runs.
 
     Returns:
         Lines for `results.jsonl`.

@@ -1,8 +1,8 @@
-"""One target task of classes: heads on frozen features, or fine-tuning.
+"""Classification tasks: heads on frozen features, or fine-tuning.
 
-Tasks of masks are `segmentation`'s. Development scores are of held-out folds, stratified and split by
-patient. Test and external images are scored by the same heads, never refitted, each fold's in turn; a
-score is the mean over folds.
+See `segmentation` for tasks with masks. Development scores come from held-out folds, stratified and split by
+patient. Test and external images are scored by the heads of each fold without refitting; a score is the mean
+over folds.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ from dapt_jax.training.run import RunTag, TrainData, TrainingRun
 def transfer(
     study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context: RunContext
 ) -> list[ResultRow]:
-    """Measure an encoder on a target task.
+    """Evaluate an encoder on a target task.
 
     Args:
         study: The study.
@@ -112,7 +112,7 @@ def _features(
 
 
 def sweep_settings(head: HeadSettings, protocol: str, loss: ClassificationLoss) -> head_sweep.HeadSettings:
-    """Return how heads of a protocol are trained.
+    """Return the training settings of the heads of a protocol.
 
     Args:
         head: Settings of heads.
@@ -124,7 +124,7 @@ def sweep_settings(head: HeadSettings, protocol: str, loss: ClassificationLoss) 
 
 
 def hyper_params(head: HeadSettings) -> list[head_sweep.HyperParams]:
-    """Return the learning rates and weight decays that are tried for every head."""
+    """Return the grid of learning rates and weight decays of every head."""
     rates, decays = head.grid.lr or (head.lr,), head.grid.weight_decay or (head.weight_decay,)
     return [head_sweep.HyperParams(rate, decay) for rate, decay in itertools.product(rates, decays)]
 
@@ -136,7 +136,7 @@ class HeadRun:
     Attributes:
         settings: Settings of the study.
         task: The task.
-        key: Whose results they are.
+        key: Key of the results.
         protocol: A protocol of `head_sweep.HIDDEN`; any other name is a linear head.
     """
 
@@ -155,8 +155,8 @@ class HeadRun:
 
         Args:
             features: Features by split.
-            context: Where their cost goes; None to leave it out.
-            predictions: Takes the probabilities of every image; None where nobody asks for them.
+            context: Environment with the ledger for their cost; None to omit it.
+            predictions: Receiver of the probabilities of every image; None to discard them.
 
         Returns:
             Lines for `results.jsonl`.
@@ -233,13 +233,14 @@ def finetune_run(
         train_rows: Its training rows.
 
     Raises:
-        UserError: Ten crops are asked for of images that are no larger than the crops.
+        UserError: Ten crops are requested, but the images are not larger than the crops.
     """
     settings = study.settings.transfer.finetune
     side = task.development.images.size
     if settings.test_crops == 10 and not 0 < settings.augment.patch < side:
         raise UserError(
-            f"transfer.finetune.test_crops=10 takes squares out of larger images; expected transfer.finetune.augment.patch "
+            "transfer.finetune.test_crops=10 takes squares out of larger images; expected "
+            "transfer.finetune.augment.patch "
             f"above 0 and below the side of the images of {task.name!r}, {side}"
         )
     val_rows = np.arange(0)
@@ -299,13 +300,13 @@ def _finetune(
 def probabilities(
     run: TrainingRun, params: Tree, batch_stats: Tree, num_crops: int, mesh: Mesh, dataset: Dataset
 ) -> np.ndarray:
-    """Return probabilities of the squares that a network was trained on, float [images, classes].
+    """Return probabilities over crops of the training size, float [images, classes].
 
     Args:
         run: The run that trained it.
         params: Its parameters.
         batch_stats: Its batch-norm statistics.
-        num_crops: 1 for the middle, 10 for the mean over corners and middle, each also mirrored.
+        num_crops: 1 for the centre crop, 10 for the mean over corners and centre, each also mirrored.
         mesh: Devices to compute on.
         dataset: The images.
     """
@@ -335,10 +336,10 @@ def score(
 
     Args:
         task: The task.
-        key: Whose results they are.
+        key: Key of the results.
         protocol: The protocol.
-        out_of_fold: Of each fold, probabilities of the development rows that it holds out.
-        held_out: Of each fold, probabilities of all images of the other splits.
+        out_of_fold: Probabilities of the development rows that each fold holds out.
+        held_out: Probabilities of all images of the other splits, by each fold.
     """
     development = task.development
     labels, classes = development.truth, development.classes
@@ -359,7 +360,7 @@ def score(
 
 
 def _classes_outside(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Which classes have an image outside of a fold's held-out rows, so that its head saw them: bool [classes]."""
+    """Return the classes with an image among a fold's training rows, bool [classes]."""
     training = np.delete(dataset.truth, rows, axis=0)
     if dataset.multi_label:
         seen: np.ndarray = (training == 1).any(axis=0)
@@ -381,7 +382,7 @@ BASELINES = {"mean_gradient": mean_gradient}
 
 
 def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
-    """Return scores of one scalar per image, or of each pixel by itself, over the folds of encoders.
+    """Return scores of one scalar per image, or of each pixel alone, over the encoders' folds.
 
     Args:
         settings: Settings of the study.

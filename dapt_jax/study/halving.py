@@ -1,7 +1,7 @@
 """Successive halving: the best adaptation that a FLOP budget allows, chosen among strategies by their scores.
 
-The budget, a share of what full DAPT takes, is split evenly over the rounds, and in a round over the arms
-that are left. Each trains as far as its part reaches; then the half with the better scores goes on. The
+The budget, a fraction of the FLOPs of full DAPT, is split evenly over the rounds, and in a round over the
+remaining arms. Each trains until its part is spent; then the half with the better scores continues. The
 winner receives the unspent budget. Jamieson and Talwalkar, "Non-stochastic best arm identification and
 hyperparameter optimization", arXiv 1502.07943.
 """
@@ -28,7 +28,7 @@ from dapt_jax.weights import locate
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The winner, and how far the budget takes it.
+    """The winner, and its number of epochs within the budget.
 
     Attributes:
         winner: Name of the strategy.
@@ -50,7 +50,7 @@ def affordable(run: TrainingRun, plan: Plan, flops: int) -> int:
 
 
 def first_score(plan: Plan) -> int:
-    """Return the epochs until the first score: what an arm needs to be compared at all."""
+    """Return the epochs until the first score, the minimum for comparing an arm."""
     return min(plan.epochs) + 1
 
 
@@ -60,7 +60,7 @@ def rounds_of(arms: int) -> int:
 
 
 def round_budget(total: int, arms: int, survivors: int) -> float:
-    """Return the FLOPs that a round among `arms` arms gives to each of those that are still in it."""
+    """Return the FLOPs per surviving arm in a round, of `arms` arms in all."""
     return total / rounds_of(arms) / survivors
 
 
@@ -70,14 +70,14 @@ def entrants(study: Study, seed: int) -> list[Arm]:
 
 
 def check(study: Study, seed: int) -> None:
-    """Refuse a budget that brings no arm to its first score in the first round, and say which one would.
+    """Refuse a budget with which no arm reaches its first score in the first round.
 
     Args:
         study: The study, with a `compute_budget`.
         seed: The seed.
 
     Raises:
-        UserError: It does not.
+        UserError: The budget is too small; names the smallest sufficient one.
     """
     needed = {}
     for arm in entrants(study, seed):
@@ -92,7 +92,8 @@ def check(study: Study, seed: int) -> None:
             for flops in (min(needed.values()), max(needed.values()))
         )
         raise UserError(
-            f"a compute_budget of {budget:g} of full DAPT brings none of {', '.join(needed)} to a first score; expected "
+            f"a compute_budget of {budget:g} of full DAPT brings none of {', '.join(needed)} to a first "
+            "score; expected "
             f"{least:g} or more ({most:g} for all of them), fewer strategies, more epochs, or a smaller "
             "checkpoint_scoring.every"
         )
@@ -124,7 +125,7 @@ def full_flops(study: Study, seed: int) -> int:
 
 
 def run(study: Study, seed: int, context: RunContext) -> Outcome:
-    """Let the strategies compete, or read how they did; the winner stays where its budget ended.
+    """Run successive halving, or read its result; the winner stops where its budget ends.
 
     Args:
         study: The study, with a `compute_budget`.
@@ -169,12 +170,12 @@ class Competitor:
 
     Attributes:
         arm: The arm.
-        plan: What scoring it takes.
+        plan: Scoring plan.
         spent: FLOPs of its training and scoring so far.
     """
 
     def __init__(self, study: Study, arm: Arm, context: RunContext):
-        """Start with nothing spent.
+        """Start without spent FLOPs.
 
         Args:
             study: The study.
@@ -189,7 +190,7 @@ class Competitor:
         return affordable(self._run, self.plan, flops)
 
     def advance(self, epochs: int) -> dict[str, float | None]:
-        """Train the arm on to a number of epochs, and return its last scores by name."""
+        """Continue training to a number of epochs, and return the last scores by name."""
         scorer = self._scorer(epochs)
         params, batch_stats, _ = locate.load(self.arm.strategy.weights, scorer.model, seed=self.arm.seed)
         folder = self.arm.folder(self._context.study_folder()) / "state"

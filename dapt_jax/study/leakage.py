@@ -1,8 +1,8 @@
-"""No image and no patient on both sides: what an encoder has seen in adaptation is not what it is scored on.
+"""Leakage checks: no image and no patient may occur both in training and in evaluation.
 
 Sets of a study are compared by file, by content (bytes, and decoded pixels), by look (thumbnails) and by
-patient, whatever folder or table they come from. `data.leaks` says what is done with what is found: see
-`resolve`.
+patient, whatever folder or table they come from. The setting `data.leaks` determines the handling of
+leaks: see `resolve`.
 """
 
 import csv
@@ -40,12 +40,12 @@ class Leak:
     """One image or patient in two sets.
 
     Attributes:
-        kind: "file", "content", "look" or "patient": how it was found.
+        kind: Kind of match: "file", "content", "look" or "patient".
         set_a: The set that is nearer to training: a corpus, then development, test, external.
-        set_b: The other.
-        rows_a: Its images in the one: one, or all of the patient.
-        rows_b: Its images in the other.
-        patient: The patient's name in the one; "" for an image.
+        set_b: The other set.
+        rows_a: Rows of the image, or of all images of the patient, in `set_a`.
+        rows_b: Rows in `set_b`.
+        patient: Name of the patient in `set_a`; "" for an image.
     """
 
     kind: str
@@ -58,12 +58,12 @@ class Leak:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The sets of a study after leaks between them were dealt with.
+    """The sets of a study after the handling of leaks between them.
 
     Attributes:
-        tasks: As they were, without what was dropped.
-        corpora: As they were, without what was dropped.
-        notes: What was found and done, a line each.
+        tasks: Tasks without dropped images.
+        corpora: Corpora without dropped images.
+        notes: One line for each leak found and its handling.
         marks: For each task, the splits whose scores are of images or patients that were seen, and how many:
             for the report.
     """
@@ -75,11 +75,11 @@ class Outcome:
 
 
 def resolve(tasks: Sequence[Task], corpora: Mapping[str, Dataset], policy: str = ERROR) -> Outcome:
-    """Find what is in two sets that have to be apart, and refuse it, drop it or mark it.
+    """Find leaks between sets that must be disjoint, and refuse, drop or mark them.
 
     Args:
-        tasks: Of a study.
-        corpora: By name; that without a name is the study's own.
+        tasks: Tasks of the study.
+        corpora: Corpora by name; the main corpus has the empty name.
         policy: "error" refuses; "drop_train" drops images from the set that is nearer to training (a corpus,
             then development, test, external), "drop_eval" from the other; "mark" keeps them and marks every
             table; anything else is the path of a CSV list, written with all that is found where there is
@@ -87,8 +87,7 @@ def resolve(tasks: Sequence[Task], corpora: Mapping[str, Dataset], policy: str =
             (no leak).
 
     Raises:
-        UserError: Something was found and the policy does not say what to do with it; or nothing is left of
-            a set.
+        UserError: A leak was found that the policy does not handle, or a set becomes empty.
     """
     if policy not in POLICIES and not Path(policy).suffix:
         raise UserError(f"data.leaks is {policy!r}; {nearest(policy, POLICIES)}, or the path of a list.csv")
@@ -166,7 +165,7 @@ def patients(dataset: Dataset) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def _matches(keys_a: Iterable[object], keys_b: Iterable[object]) -> Iterable[tuple[int, int]]:
-    """Pairs of rows with one key; a key of None is nobody's."""
+    """Return pairs of rows with equal keys; a key of None matches nothing."""
     rows: dict[object, list[int]] = defaultdict(list)
     for row, key in enumerate(keys_a):
         if key is not None:
@@ -175,7 +174,7 @@ def _matches(keys_a: Iterable[object], keys_b: Iterable[object]) -> Iterable[tup
 
 
 def _files(dataset: Dataset) -> list[object]:
-    """One name for each file and picture in it, however it is referred to; images in memory keep theirs."""
+    """Return a canonical name of each file and image in it; images in memory keep their names."""
     sources = [dataset.images.source(row) for row in range(len(dataset))]
     return [
         (true_path(file_of(source)), *_place(source)) if source else name
@@ -198,7 +197,7 @@ def _digests(dataset: Dataset) -> list[object]:
 
 
 def _contents(a: Dataset, b: Dataset) -> tuple[list[object], list[object]]:
-    """Hashes of the bytes of files, read only where files of both sets are equally long."""
+    """Return hashes of file contents, read only where files of both sets have equal length."""
     lengths = [[_length(dataset, row) for row in range(len(dataset))] for dataset in (a, b)]
     both = {length for length in lengths[0] if length} & {length for length in lengths[1] if length}
     hashes: dict[Path, bytes] = {}
@@ -226,11 +225,13 @@ def _length(dataset: Dataset, row: int) -> int:
 
 
 def _decisions(found: Sequence[Leak], sets: Mapping[str, Dataset], policy: str) -> list[tuple[Leak, str]]:
-    """What is to be done with each leak."""
+    """Return the decision for each leak."""
     if policy == ERROR:
         raise UserError(
-            f"{_all(found, sets)}; expected each on one side only: data.leaks='drop_train' drops them from the set nearer to "
-            "training, 'drop_eval' from the other, 'mark' keeps them and marks every table, and data.leaks=LIST.csv lists "
+            f"{_all(found, sets)}; expected each on one side only: data.leaks='drop_train' drops them from "
+            "the set nearer to "
+            "training, 'drop_eval' from the other, 'mark' keeps them and marks every table, and "
+            "data.leaks=LIST.csv lists "
             "them for you to decide; sets whose patients are others of the same names take different cohort"
         )
     if policy in POLICIES:
@@ -272,7 +273,7 @@ def _key(leak: Leak, sets: Mapping[str, Dataset]) -> tuple[str, ...]:
 
 
 def _write(path: Path, rows: Mapping[tuple[str, ...], Leak]) -> None:
-    """Writes the list in one step, since several processes of a study may come here at once."""
+    """Write the list atomically, since several processes of a study may write it at once."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(_COLUMNS)
@@ -327,7 +328,7 @@ def _notes(
 
 
 def _all(found: Sequence[Leak], sets: Mapping[str, Dataset]) -> str:
-    """Says of each two sets which images and which patients are in both, and names the first."""
+    """Return, for each pair of sets, the shared images and patients, with the first one's name."""
     pairs: dict[tuple[str, str, bool], list[Leak]] = defaultdict(list)
     for leak in found:
         pairs[leak.set_a, leak.set_b, leak.kind == _PATIENT].append(leak)
@@ -345,14 +346,14 @@ def _all(found: Sequence[Leak], sets: Mapping[str, Dataset]) -> str:
 
 
 def _counts(leaks: Sequence[Leak]) -> list[str]:
-    """How many images and patients there are, and how they were found."""
+    """Return the number of images and patients, and the kinds of match."""
     images = [leak for leak in leaks if leak.kind != _PATIENT]
     people = [leak for leak in leaks if leak.kind == _PATIENT]
     return ["".join(_count(part)) for part in (images, people) if part]
 
 
 def _count(leaks: Sequence[Leak]) -> tuple[str, str]:
-    """How many images, or patients, and how they were found."""
+    """Return the number of images, or patients, and the kinds of match."""
     if leaks[0].kind == _PATIENT:
         return f"{len(leaks)} patient{'s' * (len(leaks) > 1)}", ""
     count = len({(leak.set_b, leak.rows_b) for leak in leaks})

@@ -1,4 +1,4 @@
-"""Which images of a set the report shows with their masks: the same for every arm."""
+"""Choice of the sample images with masks in the report, the same for every arm."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from dapt_jax.records import overlays
 
 
 class Overlays:
-    """Picks some images of a set and keeps what was predicted of them."""
+    """Collector of predictions for sample images of a set."""
 
     def __init__(self, dataset: Dataset, count: int):
-        """Spread the images over the set; `count` 0 keeps none."""
+        """Choose evenly spaced images of the set; none if `count` is 0."""
         self._dataset = dataset
         self._rows = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int))
         self._images: list[np.ndarray] = []
@@ -22,14 +22,14 @@ class Overlays:
     def add(
         self, rows: np.ndarray, images: UInt8[np.ndarray, "k h w 3"], predicted: UInt8[np.ndarray, "b h w"]
     ) -> None:
-        """Take a batch: `rows` of the set in order, and what was predicted of each."""
+        """Add a batch: `rows` of the set in order, and their predictions."""
         for place, row in enumerate(rows):
             if row in self._rows:
                 self._images.append(images[place])
                 self._predicted.append(predicted[place])
 
     def write(self, workdir: Path, task: str, split: str, strategy: str, protocol: str) -> None:
-        """Write what was kept, if anything."""
+        """Write the samples, if any."""
         if not len(self._images):
             return
         samples = overlays.SegmentationSamples(

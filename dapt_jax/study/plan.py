@@ -1,4 +1,4 @@
-"""What a study would cost, before it runs: the same numbers that its ledger will hold."""
+"""Planned cost of a study, equal to the numbers in its later ledger."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -22,22 +22,22 @@ from dapt_jax.training.run import TrainingRun
 
 @dataclasses.dataclass(frozen=True)
 class PhasePlan:
-    """What one phase would cost.
+    """Planned cost of one phase.
 
     Attributes:
-        name: of the phase.
-        trainable: parameters that train.
-        total: parameters of the model.
-        steps: optimizer steps.
-        images: gone through, repeats counted.
-        flops_per_image: model FLOPs of one image in one step.
-        fill_flops: model FLOPs of computing frozen prefixes once; 0 where none is cached or an earlier phase
-            did it.
-        flops: model FLOPs of the phase.
-        peak_bytes: estimate of peak memory of one device.
-        cache_bytes: activations kept.
-        place: where they are kept; empty where they are not.
-        why: why the prefix is cached, or not.
+        name: Name of the phase.
+        trainable: Number of trainable parameters.
+        total: Number of parameters of the model.
+        steps: Optimizer steps.
+        images: Images processed, including repeats.
+        flops_per_image: Model FLOPs of one image in one step.
+        fill_flops: Model FLOPs of computing frozen prefixes once; 0 if none is cached or an earlier phase
+            computes it.
+        flops: Model FLOPs of the phase.
+        peak_bytes: Estimated peak memory of one device in bytes.
+        cache_bytes: Bytes of cached activations.
+        place: Tier of the cache; empty without caching.
+        why: Reason for caching the prefix, or not.
     """
 
     name: str
@@ -55,7 +55,7 @@ class PhasePlan:
 
 
 def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
-    """Return the phases of a run on the devices at hand, each copy of the state sharded over `fsdp` of them."""
+    """Return the planned phases of a run on the available devices, with the state sharded over `fsdp`."""
     planned = []
     devices = jax.device_count()
     fsdp = fsdp or devices
@@ -88,7 +88,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
 
 
 def largest_batch(run: TrainingRun, phases: list[PhasePlan], fsdp: int = 1) -> int:
-    """Return the images of a step, over all devices, that fit in the largest phase; 0 for less than one on each."""
+    """Return the largest batch over all devices that fits the largest phase; 0 if below one per device."""
     place = max(range(len(phases)), key=lambda number: phases[number].peak_bytes)
     kept = phases[place].cache_bytes if phases[place].place == "memory" else 0
     left = hardware.device_bytes() - kept
@@ -99,7 +99,7 @@ def largest_batch(run: TrainingRun, phases: list[PhasePlan], fsdp: int = 1) -> i
 
 
 def uncounted(runs: Iterable[TrainingRun]) -> str:
-    """A line that names the operations whose FLOPs are not known, or nothing where all are."""
+    """Return a line on operations with unknown FLOPs; empty if all are known."""
     costs = [
         accounting.image_cost(program, run.dataset.images.size) for run in runs for program in run.programs
     ]
@@ -171,7 +171,8 @@ def show(study: Study) -> None:
     if not full and "" in study.corpora:
         full = halving.full_flops(study, settings.seeds[0])
     overview = Table(
-        title=f"{settings.title or settings.name}: one seed of each strategy; the study has {len(settings.seeds)}"
+        title=f"{settings.title or settings.name}: one seed of each strategy; the study has "
+        f"{len(settings.seeds)}"
     )
     for column in (
         "strategy",
@@ -218,22 +219,25 @@ def show(study: Study) -> None:
     if line := uncounted(study.run_of(arm) for arm in arms if study.corpus_of(arm) is not None):
         console.print(line, soft_wrap=True)
     console.print(
-        "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; evaluation is "
-        "not included. Each strategy is counted as if it ran alone; in the study, a prefix that two arms share is "
+        "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; "
+        "evaluation is "
+        "not included. Each strategy is counted as if it ran alone; in the study, a prefix that two arms "
+        "share is "
         "computed once.",
         soft_wrap=True,
     )
 
 
 def _about_memory(batch_size: int, too_large: list[str]) -> str:
-    """What fits, in a line."""
+    """Return a line on the batch size that fits."""
     devices, available = jax.device_count(), hardware.device_bytes()
     of = f"of {devices} devices" if devices > 1 else "of the device"
     line = f"memory: peak and largest batch are estimates for {available / 2**30:.1f} GiB {of}; "
     if too_large:
         return (
             f"{line}a batch of {batch_size} does NOT fit for {', '.join(too_large)}: split it "
-            "(adapt.grad_accum_steps), shard the state (runtime.fsdp), or compute activations again (model.remat)"
+            "(adapt.grad_accum_steps), shard the state (runtime.fsdp), or compute activations again "
+            "(model.remat)"
         )
     return f"{line}a batch of {batch_size} fits for every strategy"
 

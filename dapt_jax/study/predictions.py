@@ -16,7 +16,7 @@ class Predictions:
     """Predicted probabilities of one arm on one task."""
 
     def __init__(self, task: Task):
-        """Start with none."""
+        """Start without predictions."""
         self._task = task
         self._by_split: dict[str, dict[str, np.ndarray]] = {split: {} for split in task.datasets}
 

@@ -30,7 +30,7 @@ def prepare(settings: StudySettings) -> Study:
         settings: Settings of the study.
 
     Raises:
-        UserError: Something in the settings, the data or the weights cannot work.
+        UserError: The settings, the data or the weights are invalid.
     """
     encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
     resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
@@ -60,7 +60,7 @@ def prepare(settings: StudySettings) -> Study:
 
 
 def _check_adaptation(study: Study) -> None:
-    """Let budget, scores and cache refuse what they would refuse in the middle of a study."""
+    """Run the checks of budget, scores and cache that would otherwise fail during a study."""
     settings = study.settings
     if settings.compute_budget:
         if "" not in study.corpora:
@@ -77,7 +77,7 @@ def _check_adaptation(study: Study) -> None:
 
 
 def _check_segmentation(study: Study) -> None:
-    """Let the decoder, the cache and the devices refuse what they would refuse in the middle of a study."""
+    """Run the checks of decoder, cache and devices that would otherwise fail during a study."""
     settings = study.settings.transfer.segmentation
     for task in (task for task in study.tasks if task.is_segmentation):
         with _about("transfer.segmentation."):
@@ -89,7 +89,7 @@ def _check_segmentation(study: Study) -> None:
 
 
 def _corpora(settings: StudySettings, adapting: Sequence[Strategy]) -> dict[str, Dataset]:
-    """Read what strategies adapt to."""
+    """Read the corpora of the strategies."""
     corpora: dict[str, Dataset] = {}
     for strategy in adapting:
         if strategy.corpus in corpora:
@@ -97,20 +97,22 @@ def _corpora(settings: StudySettings, adapting: Sequence[Strategy]) -> dict[str,
         corpus = settings.corpus_named(strategy.corpus)
         if not strategy.corpus and not corpus.source.get("kind"):
             raise UserError(
-                f"strategy {strategy.name!r} adapts, but the config names no corpus; expected corpus.kind and so on"
+                f"strategy {strategy.name!r} adapts, but the config names no corpus; expected corpus.kind "
+                "and so on"
             )
         what = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
         corpora[strategy.corpus] = images = _load(settings, corpus.source, what, settings.adapt.loss.name)
         if corpus.val_fraction and len(np.unique(images.groups)) < 2:
             raise UserError(
-                f"{what}: all {len(images)} images are of one patient ({images.groups[0]}), so no part can be held out by "
+                f"{what}: all {len(images)} images are of one patient ({images.groups[0]}), so no part can "
+                "be held out by "
                 f"patient; expected more patients, or {what}.val_fraction=0 to train on all"
             )
     return corpora
 
 
 def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> None:
-    """Read weights that strategies have of their own, so that a wrong file is refused before training."""
+    """Read strategy-specific weights, so that an invalid file is refused before training."""
     own = {strategy.weights: strategy for strategy in resolved if strategy.weights != settings.weights}
     for strategy in own.values():
         with _about(f"custom_strategies.{strategy.name}: "):
@@ -119,7 +121,7 @@ def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> Non
 
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:
-    """Return the merge name by name, and shape, mean and deviation of every parameter."""
+    """Return the load report by name, and shape, mean and standard deviation of every parameter."""
     lists = {
         "newly drawn": merged.initialised,
         "left over in the file": merged.left_over,
@@ -163,7 +165,7 @@ def _load(settings: StudySettings, source: Source, what: str, loss: str, is_spli
 
 
 def _patients(dataset: Dataset, is_split: bool) -> str:
-    """Return how many patients a set has; an image that names none is a group of its own."""
+    """Return the number of patients; an image without a patient counts as a separate one."""
     alone = np.asarray(dataset.groups) == np.asarray(dataset.images.names)
     named = "no patients named" if alone.all() else f"{len(np.unique(dataset.groups[~alone]))} patients"
     if alone.any() and not alone.all():
@@ -184,7 +186,7 @@ def _task(settings: StudySettings, name: str) -> Task:
 
 
 def _check_folds(settings: StudySettings, task: Task) -> None:
-    """Refuse a class without images and folds that cannot be; say which class a training part lacks."""
+    """Refuse classes without images and impossible folds; report classes missing from a training part."""
     what = f"{task.name} development"
     with _about(f"{what}: "):
         counts = task.development.class_counts()
@@ -214,7 +216,7 @@ def _check_folds(settings: StudySettings, task: Task) -> None:
 
 @contextlib.contextmanager
 def _about(what: str) -> Iterator[None]:
-    """Put before an error line what it is about."""
+    """Prefix an error line with its subject."""
     try:
         yield
     except UserError as error:

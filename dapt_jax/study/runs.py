@@ -33,7 +33,7 @@ def classification_loss(
         single_logit: Whether two classes have one sigmoid output, as in arXiv 2204.13280.
 
     Raises:
-        UserError: The loss does not go with the set's labels.
+        UserError: The loss does not support the labels of the set.
     """
     try:
         return losses.make(
@@ -77,7 +77,7 @@ def inverse_frequency_weights(dataset: Dataset, rows: np.ndarray) -> tuple[float
 
 
 class RunOptions(TypedDict):
-    """Arguments of a `TrainingRun` that settings alone decide on."""
+    """Arguments of a `TrainingRun` that depend only on settings."""
 
     optimizer: Optimizer
     augment: Augment
@@ -90,7 +90,7 @@ class RunOptions(TypedDict):
 
 
 def run_options(settings: StudySettings, train: TrainSettings) -> RunOptions:
-    """Return the arguments of a `TrainingRun` that settings alone decide on.
+    """Return the arguments of a `TrainingRun` that depend only on settings.
 
     Args:
         settings: Settings of the study, of which those of the model and of the cache count.

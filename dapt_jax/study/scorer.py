@@ -1,4 +1,4 @@
-"""Scores of a fixed sample of target images along a run, at a small share of its FLOPs, that choose a checkpoint.
+"""Transferability scores of a fixed target sample along a run, for checkpoint selection.
 
 The scorer is a callback of the training loop: after every few epochs in which the encoder has changed it
 computes the scores, enters them into the ledger as a stage of their own, saves the weights, and decides
@@ -40,10 +40,10 @@ SEED = 0
 
 
 def level_group(encoder: Encoder, level: int) -> int:
-    """Index of the group whose output holds the `level`-th feature map from the end, one for each resolution.
+    """Return the index of the group with the `level`-th feature map from the end, one per resolution.
 
     Raises:
-        UserError: the encoder has no such level.
+        UserError: The encoder lacks the level.
     """
     if not 0 < level <= len(encoder.pyramid_levels):
         raise UserError(
@@ -71,14 +71,14 @@ def _rest(model: Classifier, start: int, level: int) -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """When a run is scored, and at what price: known before it starts.
+    """Planned epochs and cost of scoring a run.
 
     Attributes:
         epochs: Epochs of the run after which scores are computed, and the share of the encoder's training
             that is done by then.
         images: Images of the sample.
         first: FLOPs of the frozen prefix on the sample, by phase: paid once.
-        each: FLOPs of one scoring, by phase.
+        each: FLOPs of one scoring pass, by phase.
     """
 
     epochs: dict[int, float]
@@ -88,10 +88,10 @@ class Plan:
 
     @classmethod
     def of(cls, settings: Settings, run: TrainingRun, available: int) -> "Plan":
-        """Lay the scores along a run; the sample is as large as settings, images and budget allow.
+        """Plan the scores of a run with the largest sample that settings, images and budget allow.
 
         Raises:
-            UserError: The budget does not reach for the smallest sample.
+            UserError: The budget does not suffice for the smallest sample.
         """
         timeline, encoder = run.timeline, run.programs[0].model.encoder
         level = level_group(encoder, settings.level)
@@ -124,7 +124,8 @@ class Plan:
             if available < least:
                 raise UserError(f"{available} target images to score; expected {least} or more")
             raise UserError(
-                f"{run.title}: checkpoint_scoring.budget of {settings.budget:g} pays for {affordable} images at "
+                f"{run.title}: checkpoint_scoring.budget of {settings.budget:g} pays for {affordable} images "
+                "at "
                 f"{len(due)} epochs; "
                 f"expected {least} or more: raise checkpoint_scoring.every or the budget"
             )
@@ -175,8 +176,8 @@ class Scorer(Callback):
             until: Epochs of the run after which it pauses; 0 for none.
 
         Raises:
-            UserError: The budget does not reach (see `Plan.of`), or an image has no mask where a score needs
-                them.
+            UserError: The budget does not suffice (see `Plan.of`), or an image lacks a mask that a score
+                needs.
         """
         self.settings, self.run, self.folder, self.context, self.until = settings, run, folder, context, until
         self.plan = Plan.of(settings, run, len(target))
@@ -202,19 +203,19 @@ class Scorer(Callback):
         }
 
     def restore(self, state: dict[str, Any]) -> bool:
-        """Go on from what `state` returned, and return whether the run has stopped there."""
+        """Restore the result of `state`, and return whether the run has stopped there."""
         for name, value in state.items():
             setattr(self, name, value)
         return self._is_ended()
 
     def _is_ended(self) -> bool:
-        """Return whether the run stops here, for good or for now."""
+        """Return whether the run stops here, finally or temporarily."""
         return self.stopped or (bool(self.until) and self.done >= self.until)
 
     def after_epoch(
         self, phase: int, epoch: int, params: Tree, batch_stats: Tree, metrics: Mapping[str, float]
     ) -> bool:
-        """Score the network if it is time, and return whether the run stops: see `Callback`."""
+        """Score the network when due, and return whether the run stops: see `Callback`."""
         del metrics  # the scores of the sample are what counts here
         if epoch in self.plan.epochs:
             self._score(phase, epoch, params, batch_stats)
@@ -260,7 +261,7 @@ class Scorer(Callback):
         )
 
     def material(self, number: int, params: Tree, batch_stats: Tree) -> registry.Sample:
-        """Return what the scores need of the sample, from the network as it is."""
+        """Return the inputs of the scores on the sample, from the current network."""
         program, settings = self.run.programs[number], self.settings
         passes = [
             self._encode(program, x, params, batch_stats)
@@ -281,7 +282,7 @@ class Scorer(Callback):
         return registry.Sample(last, labels, views, source, maps, masks)
 
     def _activations(self, number: int, params: Tree, batch_stats: Tree) -> list[np.ndarray]:
-        """Return activations of the sample's views, then of its images, below which the phase changes nothing."""
+        """Return activations of the sample's views, then of its images, at the phase's frozen boundary."""
         if self._activations_of is not None and self._activations_of[0] == number:
             return self._activations_of[1]
         program = self.run.programs[number]
@@ -310,7 +311,7 @@ class Scorer(Callback):
         return self.folder / f"epoch{epoch + 1:04d}.safetensors"
 
     def chosen(self, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-        """Return the weights that the rule chooses; those given where it chooses the last, or nothing was scored."""
+        """Return the weights that the rule chooses; the given ones if it is the last, or without scores."""
         if not self.settings.select or not self.points:
             return params, batch_stats
         point = self.points[self._choice()[0]]
@@ -325,8 +326,9 @@ class Scorer(Callback):
         passes = self.settings.jittered + self.settings.plain
         return Row(
             strategy=self.run.tag.strategy, seed=self.run.seed, stage="score", phase="scores",
-            images=self.plan.images * passes * len(self.points), model_flops=self.flops, hardware_flops=self.flops,
-            device=self.context.hardware.kind, devices=self.context.hardware.count, curve=list(self.points),
+            images=self.plan.images * passes * len(self.points), model_flops=self.flops,
+            hardware_flops=self.flops, device=self.context.hardware.kind,
+            devices=self.context.hardware.count, curve=list(self.points),
         )  # fmt: skip
 
 

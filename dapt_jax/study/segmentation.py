@@ -1,4 +1,4 @@
-"""One target task of masks: a decoder on the encoder, which is frozen or fine-tuned.
+"""Segmentation tasks: a decoder on a frozen or fine-tuned encoder.
 
 Development scores are of held-out folds, as in `classification`; test and external images are segmented by
 the network of each fold in turn, and a score is the mean over folds.
@@ -157,7 +157,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float, mesh: Mesh) -> Predict:
-    """Return what segments images: whole, or through windows of the side that the network was trained on."""
+    """Return the segmentation function: on whole images, or by windows of the training size."""
     program = run.programs[-1]
     assert isinstance(program.objective, SegmentationLoss)
     forward = ShardedForward(
@@ -177,7 +177,7 @@ def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float
 
 
 def _in_one_unit(task: Task) -> dict[str, Dataset]:
-    """The images by split; distances are in millimetres where the files of all of them say it, else in pixels for all."""
+    """Return the images by split, with distances in mm if all files define them, else in pixels."""
     known = all(dataset.spacing is not None for dataset in task.datasets.values())
     return {
         split: dataset if known else dataclasses.replace(dataset, spacing=None)
@@ -195,7 +195,7 @@ def _scores(dataset: Dataset, predict: Predict, batch_size: int, overlays: Overl
 
 
 def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
-    """Return scores of classifying every pixel by its own colour, over the folds of networks.
+    """Return scores of a per-pixel colour classifier, over the folds of the networks.
 
     A logistic regression on the three channels and their squares, fitted to at most 200 pixels of each image.
 

@@ -26,7 +26,7 @@ class Strategy:
         name: Name in the settings.
         encoder: The encoder that is adapted, cut where the strategy cuts.
         phases: Phases of training; empty where nothing is adapted.
-        weights: Source weights, as the setting `weights` names them.
+        weights: Source weights, in the form of the setting `weights`.
         corpus: Name in `corpora` of the images that it is adapted to; empty for the study's corpus.
     """
 
@@ -56,7 +56,7 @@ STRATEGIES: dict[str, StrategyEntry] = {}
 
 
 def strategy(name: str, description: str, *, cuts: bool = False) -> Callable[[MakePhases], MakePhases]:
-    """Register the function below it, from an encoder and the settings of adaptation to phases, as a strategy.
+    """Register a function from an encoder and the settings of adaptation to phases as a strategy.
 
     Args:
         name: Name in the settings.
@@ -164,7 +164,8 @@ def truncated(encoder: Encoder, adapt: AdaptSettings) -> Phases:
 
 @strategy(
     "gradual",
-    "Layer groups that join from the top in `adapt.gradual_steps` phases (gradual unfreezing, arXiv 1801.06146).",
+    "Layer groups that join from the top in `adapt.gradual_steps` phases (gradual unfreezing, arXiv "
+    "1801.06146).",
 )
 def gradual(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     """Return the head, then phases of more and more layer groups.
@@ -191,7 +192,7 @@ def last_groups(encoder: Encoder, number: int) -> tuple[str, ...]:
     """Return the last layer groups of an encoder.
 
     Raises:
-        UserError: It does not have that many.
+        UserError: The encoder has fewer layer groups.
     """
     if not 0 < number <= len(encoder.groups):
         raise UserError(
@@ -203,8 +204,8 @@ def last_groups(encoder: Encoder, number: int) -> tuple[str, ...]:
 def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     """Return a strategy by name: a built-in one, or one of `custom_strategies`.
 
-    A custom strategy has phases of its own or those `like` a built-in one; it starts from `weights` and sees
-    a `corpus` of its own where it names them.
+    A custom strategy is a list of phases, or a copy of a built-in one (`like`); it may name separate
+    `weights` and a separate `corpus`.
 
     Args:
         name: Name of the strategy.
@@ -212,7 +213,7 @@ def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
         settings: Settings of the study.
 
     Raises:
-        UserError: There is no such strategy, or its settings make no phase.
+        UserError: The strategy does not exist, or its settings give no phase.
     """
     if name in settings.custom_strategies:
         return _custom(name, encoder, settings)

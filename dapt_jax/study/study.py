@@ -1,4 +1,4 @@
-"""A study: strategies x seeds, each adapted and measured on every target task."""
+"""A study: strategies x seeds, each adapted and evaluated on every target task."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ CACHE = "cache"
 
 
 def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHandler | None = None) -> None:
-    """Run what is left of a study, and write its report.
+    """Run the remaining arms of a study, and write its report.
 
     Killed at any moment and started again with the same command, it ends with the same `results.jsonl`.
 
@@ -47,7 +47,7 @@ def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHa
         preemption_handler: Says when to save and stop; None for never.
 
     Raises:
-        UserError: Something cannot work; one line says what.
+        UserError: The study cannot run; one line gives the reason.
         Stopped: The preemption handler has received a signal.
     """
     with _prepared(settings, workdir, preemption_handler or PreemptionHandler()) as (study, context, results):
@@ -84,7 +84,7 @@ def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHa
 def _prepared(
     settings: StudySettings, workdir: Path, preemption_handler: PreemptionHandler
 ) -> Iterator[tuple[Study, RunContext, "Results"]]:
-    """Read and check a study, and give what its runs need; at the end, its status says how it ended."""
+    """Read and check a study, yield the environment of its runs, and record its final status."""
     is_primary = processes.is_primary()
     with stalls.told(settings.data.stall_s, lambda line: print(line, file=sys.stderr, flush=True)):
         with processes.barrier_or_raise():
@@ -131,7 +131,7 @@ def _context(
     heartbeat: Heartbeat,
     preemption_handler: PreemptionHandler,
 ) -> RunContext:
-    """Return the surroundings of a study's runs."""
+    """Return the environment of a study's runs."""
     runtime, monitoring = settings.runtime, settings.monitoring
     mesh = sharding.make_mesh(fsdp=runtime.fsdp)
     caching, directory = settings.cache.policy(), settings.cache.dir
@@ -193,7 +193,7 @@ class Results:
         self._rows: list[ResultRow] = processes.broadcast_from_primary(lambda: Records.read(workdir).results)
 
     def has(self, strategy: str, seed: int) -> bool:
-        """Return whether an arm, by its name and seed, is done."""
+        """Return whether an arm, by its name and seed, is finished."""
         return any(row["strategy"] == strategy and row["seed"] == seed for row in self._rows)
 
     def add(self, rows: list[ResultRow]) -> None:
@@ -202,7 +202,7 @@ class Results:
         atomic_files.write(self._file, self._rows)
 
     def progress(self, study: Study, running: Arm | None = None) -> tuple[list[str], str, list[str]]:
-        """Return the names of the arms that are done, of the one that runs, and of those to come."""
+        """Return the names of finished, running and pending arms."""
         done = [arm.title for arm in study.arms if self.has(arm.name, arm.seed)]
         under_way = running.title if running and running.title not in done else ""
         return done, under_way, [arm.title for arm in study.arms if arm.title not in (*done, under_way)]

@@ -1,4 +1,4 @@
-"""Target tasks: whose images are split how, and the lines that their scores make."""
+"""Target tasks: splits of their images, and result lines of their scores."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ class Task:
     """A target task.
 
     Attributes:
-        name: of the task.
-        development: images that heads are trained on and, in turn, scored on.
-        held_out: other images that are scored only, by split name (`test`, `external`).
+        name: Name of the task.
+        development: Images for training heads and, fold by fold, for scoring them.
+        held_out: Images used for scoring only, by split name (`test`, `external`).
     """
 
     name: str
@@ -40,18 +40,21 @@ class Task:
                 continue
             if dataset.classes != self.development.classes:
                 raise UserError(
-                    f"task {self.name!r}: {split} has the classes {', '.join(dataset.classes)}; expected those of "
-                    f"development: {', '.join(self.development.classes)}; where a set lacks one, name all as its classes"
+                    f"task {self.name!r}: {split} has the classes {', '.join(dataset.classes)}; expected "
+                    "those of "
+                    f"development: {', '.join(self.development.classes)}; where a set lacks one, name all as "
+                    "its classes"
                 )
             if dataset.multi_label != self.development.multi_label:
                 several, one = (split, "development") if dataset.multi_label else ("development", split)
                 raise UserError(
-                    f"task {self.name!r}: {several} has several labels per image, {one} has one; expected one kind"
+                    f"task {self.name!r}: {several} has several labels per image, {one} has one; expected "
+                    "one kind"
                 )
 
     @property
     def is_segmentation(self) -> bool:
-        """Whether pixels are to be told apart, not images."""
+        """Whether it is a segmentation task."""
         return bool(self.development.segments)
 
     @property
@@ -60,7 +63,7 @@ class Task:
         return {"development": self.development, **self.held_out}
 
     def folds(self, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Training and held-out rows of the development images; look-alikes share a side as patients do."""
+        """Return training and held-out rows of each fold; near-duplicates and patients are not split."""
         groups = near_duplicates.merged(self.development).groups
         return grouped_folds(self.development.labels, groups, number, seed)
 

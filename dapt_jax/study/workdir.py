@@ -13,9 +13,9 @@ from dapt_jax.study.arms import Study
 
 
 def check_workdir(study: Study, workdir: Path) -> None:
-    """Write `config.json`, or check that the one that is there is of the same study.
+    """Write `config.json`, or check that the existing one belongs to the same study.
 
-    Settings on which results do not depend may differ, and names of an earlier version count as today's.
+    Settings on which results do not depend may differ, and names of an earlier version are accepted.
 
     Raises:
         UserError: The workdir holds another study; names the first setting that differs.
@@ -53,7 +53,7 @@ def _check_same(study: Study, fingerprints: dict[str, str], workdir: Path) -> No
 
 
 def _without_secrets(value: object) -> Any:
-    """Return settings as `config.json` holds them: plain JSON, addresses without their secrets, which identify no study."""
+    """Return settings as plain JSON for `config.json`, with secrets removed from URLs."""
     if isinstance(value, dict):
         return {str(key): _without_secrets(each) for key, each in value.items()}
     if isinstance(value, tuple | list):

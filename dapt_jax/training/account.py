@@ -1,4 +1,4 @@
-"""What one phase of a run has cost so far, and its loss curve: a row of the ledger on its way."""
+"""Running cost and loss curve of one phase, from which its ledger row is written."""
 
 import dataclasses
 from typing import Any
@@ -14,11 +14,11 @@ from dapt_jax.training.run import TrainingRun
 
 @dataclasses.dataclass(frozen=True)
 class FillCost:
-    """What the cached activations of a phase have cost it.
+    """Cost of the cached activations of a phase.
 
     Attributes:
         cached: "filled" if the phase computed any of them, "reused" if none, "off" if it trains without.
-        flops: Model FLOPs that were run for them.
+        flops: Model FLOPs that this phase has run for them.
         reused_flops: Model FLOPs that another arm has run for them.
         reused_s: Seconds that another arm has spent on them.
     """
@@ -34,8 +34,8 @@ class PhaseAccount:
 
     Attributes:
         meter: Seconds and energy.
-        curve: A point for every epoch that is done.
-        fill: What cached activations have cost.
+        curve: One point for every finished epoch.
+        fill: Cost of cached activations.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class PhaseAccount:
         stored: dict[str, Any],
         repeated_steps: int = 0,
     ):
-        """Start at zero, or go on from what a checkpoint, or the ledger, holds of the phase.
+        """Start at zero, or resume from the checkpoint or the ledger row of the phase.
 
-        What filling a cache costs is entered into the ledger at once: a phase that was killed between that
-        and its first checkpoint finds it there.
+        The cost of filling a cache is entered into the ledger immediately, so that a phase that is killed
+        before its first checkpoint finds it there.
 
         Args:
             run: The run.
             number: Index of the phase.
             context: Surroundings.
             stored: What `state` returned before a restart; empty at the start of the phase.
-            repeated_steps: Steps of a first attempt that has diverged; they were run too.
+            repeated_steps: Steps of a diverged first attempt, which also count.
         """
         self._run, self._number, self._context = run, number, context
         self._program, self._ledger = run.programs[number], context.ledger
@@ -74,7 +74,7 @@ class PhaseAccount:
         return self.meter.clock
 
     def _resume_fill(self) -> dict[str, Any] | None:
-        """Take over what the ledger holds of filling the cache, and return the meter's state at that time."""
+        """Restore the cost of the cache fill from the ledger, and return the meter's state at that time."""
         key = self._run.row_key(self._number)
         row: Row | None = processes.broadcast_from_primary(lambda: self._ledger.find(key))
         if row is None or row.cached == "off":
@@ -83,23 +83,23 @@ class PhaseAccount:
         self._filled_before = row.model_flops - suffix.model * row.images
         self.fill = FillCost(row.cached, self._filled_before, row.reused_flops, row.reused_s)
         self._is_settled = self._filled_before + row.reused_flops == self._run.fill_flops(self._number)
-        # Seconds of steps that are run again are not counted twice.
+        # Seconds of repeated steps are not counted twice.
         return None if row.steps else state_of_row(row)
 
     def add_fill(self, flops: int) -> None:
-        """Enter FLOPs that were run to fill the cache into the ledger, at once."""
-        if self._is_settled:  # what a kill made run once more is not counted twice
+        """Enter the FLOPs of a cache fill into the ledger immediately."""
+        if self._is_settled:  # work repeated after a kill is not counted twice
             return
         total = min(self.fill.flops + flops, self._run.fill_flops(self._number))
         self.fill = FillCost("filled", total)
         self.enter(self._first_step)
 
     def settle_fill(self, ran: int, seconds: float, cached: bool = True) -> None:
-        """Take in what all cached activations of the phase have cost together.
+        """Record the total cost of all cached activations of the phase.
 
         Args:
-            ran: Model FLOPs that were run for them now.
-            seconds: Seconds that computing the phase's own has taken, now or earlier.
+            ran: Model FLOPs that were run for them in this start.
+            seconds: Seconds spent on the activations of this phase, now or earlier.
             cached: Whether the phase trains on them; if not, they could not be cached.
         """
         if self._is_settled:
@@ -131,16 +131,16 @@ class PhaseAccount:
         }
 
     def enter(self, step: int) -> None:
-        """Enter the phase into the ledger as it is after a step of the run; it replaces an earlier entry."""
+        """Write the ledger row of the phase after a step of the run, replacing an earlier one."""
         self._ledger.put(self.meter.finalize(self._row(step)))
 
     def _row(self, step: int) -> Row:
-        """Return counts of what was run of the phase up to a step of the run."""
+        """Return the counts of the phase up to a step of the run."""
         run, program = self._run, self._program
         cost = accounting.image_cost(program, run.dataset.images.size)
         shapes, _ = program.model.abstract()
         own, per_epoch = step - self._first_step, run.steps_per_epoch
-        # What was run before a rollback was run too, up to the step that made it necessary.
+        # Steps before a rollback count as well, up to the one that caused it.
         repeated = self._repeated_steps
         steps = own + repeated
         images = len(run.train_rows) * (own // per_epoch + repeated // per_epoch)

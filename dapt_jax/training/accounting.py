@@ -1,4 +1,4 @@
-"""What one image costs in a phase, read off the jaxpr before anything is compiled or run."""
+"""Cost of one image in a phase, counted from the jaxpr before anything is compiled or run."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ class ImageCost:
 
     Attributes:
         prefix: Forward pass below the boundary.
-        suffix: Forward and backward pass above it, without what is frozen there.
+        suffix: Forward and backward pass above it, without gradients of frozen parameters.
     """
 
     prefix: flops.Flops
@@ -37,7 +37,7 @@ def _abstract(tree: PyTree[jax.ShapeDtypeStruct]) -> PyTree[jax.ShapeDtypeStruct
 
 
 def _traced_with_lax(fn: Callable[..., Any], *args: Any) -> flops.Flops:
-    """Count a function in its textbook form, whatever a backend makes of a convolution."""
+    """Count a function independently of a backend's choice of convolution algorithm."""
     with ops.formulation("lax"):
         return flops.count(lambda *values: fn(*values), *args)
 
@@ -88,7 +88,9 @@ def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
 
 
 def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
-    program = dataclasses.replace(program, grad_accum_steps=1, batch_norm_groups=1)  # one image cannot be cut
+    program = dataclasses.replace(
+        program, grad_accum_steps=1, batch_norm_groups=1
+    )  # one image cannot be split
     model, side = program.model, program.augment.size(image_size)
     params, batch_stats = model.abstract()
     state = _abstract(jax.eval_shape(program.init_state, params, batch_stats))
@@ -101,15 +103,15 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
 def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1) -> int:
     """Estimate peak memory of one training step of a phase, in bytes of one device, without compiling it.
 
-    Counted are parameters, statistics, optimizer state, gradients, the batch, and the activations that the
-    backward pass needs of one part of the batch (see `PhaseProgram.grad_accum_steps`).
+    The estimate counts parameters, statistics, optimizer state, gradients, the batch, and the activations
+    that the backward pass needs for one part of the batch (see `PhaseProgram.grad_accum_steps`).
 
     Args:
         program: The phase.
         image_size: Side of the images in pixels.
         batch: Images of a step on the device.
-        fsdp: Devices over which parameters, gradients and optimizer state are sharded; what is gathered of
-            them for one layer at a time is not counted.
+        fsdp: Devices over which parameters, gradients and optimizer state are sharded; buffers gathered for
+            one layer at a time are not counted.
     """
     model, side = program.model, program.augment.size(image_size)
     params, batch_stats = model.abstract()
@@ -141,7 +143,7 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
         )
     waiting = memory.tree_bytes(boundary_shape(model, program.mask.boundary, side)) * (batch - at_once)
     images = batch * image_size * image_size * 3
-    # Twice what trains: its gradients are as large.
+    # Twice the trained parameters: their gradients have the same size.
     elsewhere = sum(_elsewhere(tree, fsdp) for tree in (train, train, rest, opt))
     return stored + waiting + images + _prefix_bytes(program, side, batch) - elsewhere
 
@@ -153,7 +155,7 @@ def _elsewhere(state: object, fsdp: int) -> int:
 
 
 def largest_batch(program: PhaseProgram, image_size: int, memory_bytes: int, fsdp: int = 1) -> int:
-    """Return the images of a step that one device has room for by the same estimate; 0 for none."""
+    """Return the images of a step that fit on one device by the same estimate; 0 for none."""
     unit = program.grad_accum_steps
     first, second = (peak_bytes(program, image_size, number * unit, fsdp) for number in (1, 2))
     if first > memory_bytes:

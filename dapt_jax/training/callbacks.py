@@ -1,4 +1,4 @@
-"""What looks at a run after each of its epochs, and may end it: early stopping, scores, your own."""
+"""Callbacks after each epoch, which may end a run: early stopping, scores, and custom ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,12 +8,11 @@ from dapt_jax.training.freezing import Tree
 
 
 class Callback:
-    """Looks at the network of a run after every epoch.
+    """Callback with access to the network of a run after every epoch.
 
-    A subclass defines `after_epoch`; one that remembers something between epochs also defines `state` and
-    `restore`, and then a run that is killed and started again goes on as if nothing had happened. With
-    several processes every process calls the same callbacks in the same order, and all of them have to return
-    the same.
+    A subclass defines `after_epoch`; one with state between epochs also defines `state` and `restore`, so
+    that a run that is killed and restarted resumes exactly. With several processes, every process calls the
+    same callbacks in the same order, and all processes must return the same value.
 
         >>> class Print(Callback):
         ...     def after_epoch(self, phase, epoch, params, batch_stats, metrics):
@@ -26,19 +25,19 @@ class Callback:
 
     @property
     def name(self) -> str:
-        """Name under which a checkpoint keeps the callback's state; unique within a run."""
+        """Name of the callback's state in a checkpoint; unique within a run."""
         return type(self).__name__
 
     def after_epoch(
         self, phase: int, epoch: int, params: Tree, batch_stats: Tree, metrics: Mapping[str, float]
     ) -> bool:
-        """Look at an epoch that is done, and return whether the run stops here.
+        """Process a finished epoch, and return whether the run stops here.
 
         Args:
             phase: Index of the epoch's phase.
             epoch: Index of the epoch in the run.
-            params: Parameters to evaluate with: averaged ones where an average is kept. The next step donates
-                their buffers, so what is kept has to be copied.
+            params: Parameters for evaluation: averaged ones if there is an average. The next step donates
+                their buffers, so copy what must outlive the call.
             batch_stats: Batch-norm statistics.
             metrics: Metrics of the validation rows; empty where the run has none.
         """
@@ -49,16 +48,16 @@ class Callback:
         return {}
 
     def restore(self, state: dict[str, Any]) -> bool:
-        """Go on from what `state` returned, and return whether the run has stopped there."""
+        """Restore the result of `state`, and return whether the run has stopped there."""
         del state
         return False
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Refuse two callbacks of one name: a checkpoint would hold the state of one of them.
+    """Refuse two callbacks with the same name, since a checkpoint holds one state per name.
 
     Raises:
-        UserError: Names them.
+        UserError: Two callbacks have the same name.
     """
     names = [callback.name for callback in callbacks]
     for name in names:

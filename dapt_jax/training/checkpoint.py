@@ -1,7 +1,7 @@
-"""Checkpoints of a run: state, data position, random seed and ledger as one, saved by orbax.
+"""Checkpoints of a run with state, data position, random seed and ledger, saved by orbax.
 
-Saved are the leaves that some phase so far has trained, not the whole network again each time: what was never
-trained is rebuilt from the source weights.
+A checkpoint holds only leaves that a phase has trained so far; all others are restored from the source
+weights.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ Restored = tuple[int, State, dict[str, Any]]
 
 
 def _flat(tree: object) -> Flat:
-    """Return a pytree as one dict from dotted paths to leaves, so that orbax files stay readable."""
+    """Return a pytree as a flat dict from dotted paths to leaves, so that orbax files stay readable."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree.leaves_with_path(tree)
@@ -38,7 +38,7 @@ def _flat(tree: object) -> Flat:
 
 
 def saved_part(state: State, programs: Sequence[PhaseProgram], phase: int) -> State:
-    """Return what a checkpoint in `phase` holds: what may differ from the source weights."""
+    """Return the content of a checkpoint in `phase`: leaves that may differ from the source weights."""
     seen = programs[: phase + 1]
     touched = frozenset().union(*(program.mask.trainable for program in seen))
     has_new_stats = any(program.mask.batch_norm_modes for program in seen)
@@ -50,7 +50,7 @@ def saved_part(state: State, programs: Sequence[PhaseProgram], phase: int) -> St
 
 
 class CheckpointStore(Protocol):
-    """Where the checkpoints of a run go: see `CheckpointFolder`."""
+    """Interface for storing the checkpoints of a run: see `CheckpointFolder`."""
 
     def save(self, step: int, part: State, meta: dict[str, Any]) -> None:
         """Save in the background."""
@@ -62,14 +62,14 @@ class CheckpointStore(Protocol):
         """Remove every checkpoint of a later step."""
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk."""
+        """Wait until all saves are on disk."""
 
     def close(self) -> None:
         """Wait, and close."""
 
 
 class NoCheckpoints:
-    """Saves nothing and holds nothing."""
+    """Storage without checkpoints."""
 
     def save(self, step: int, part: State, meta: dict[str, Any]) -> None:
         """Do nothing."""
@@ -88,13 +88,13 @@ class NoCheckpoints:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run in a folder; the two newest are kept, so a torn one loses nothing.
+    """The checkpoints of one run in a folder; the two newest remain, so a truncated one loses little.
 
-    A full disk costs the checkpoint that did not fit, not the run: a line says so, and the ones before stay.
+    A full disk loses the checkpoint that did not fit, not the run: it is reported, and earlier ones remain.
 
     They hold whole arrays, written by the primary process and broadcast to the others when they are read: a
-    run may go on with another number of devices or processes, and only the primary process needs to reach the
-    folder.
+    run may resume with a different number of devices or processes, and only the primary process needs to
+    reach the folder.
     """
 
     def __init__(
@@ -104,12 +104,12 @@ class CheckpointFolder:
 
         Args:
             folder: Folder of the run.
-            keep: Steps whose checkpoints stay beside the two newest.
-            say: Receiver of a line for the user.
+            keep: Steps whose checkpoints remain in addition to the two newest.
+            say: Function that receives a line for the user.
             source: Fingerprint of the weights that the run starts from; checkpoints of a run from others are
                 refused.
         """
-        # What orbax logs as an error it raises too.
+        # Orbax also raises what it logs as an error.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._folder, self._keep, self._say, self._source = folder.resolve(), tuple(keep), say, source
         self._torn: list[int] = []
@@ -132,7 +132,7 @@ class CheckpointFolder:
         return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
 
     def save(self, step: int, part: State, meta: dict[str, Any]) -> None:
-        """Save in the background; `meta` holds plain JSON values. All processes have to call it."""
+        """Save in the background; `meta` holds plain JSON values. All processes must call it."""
         flat = _flat(part)
         arrays = [leaf for leaf in flat.values() if isinstance(leaf, jax.Array)]
         is_sharded = processes.is_multi_process() or not all(leaf.is_fully_replicated for leaf in arrays)
@@ -143,7 +143,7 @@ class CheckpointFolder:
         if is_sharded:
             flat = jax.tree.map(np.array, flat)  # copies: the next step donates the buffers
         self.wait()
-        for torn in self._torn:  # where training comes to them again, they would be in its way
+        for torn in self._torn:  # they would block a save when training reaches these steps again
             self._remove(torn)
         self._torn = []
         if step in self._manager.all_steps():
@@ -158,13 +158,13 @@ class CheckpointFolder:
 
         Args:
             layout: Function from a step to the abstract tree that `save` was given there.
-            at_most: Largest step that it may have.
+            at_most: Largest step of the checkpoint.
 
         Returns:
             Step, the saved part of the state, and `meta`.
 
         Raises:
-            UserError: The checkpoint is of a run from other source weights.
+            UserError: The checkpoint belongs to a run from different source weights.
         """
         return processes.broadcast_from_primary(lambda: self._restore(layout, at_most))
 
@@ -180,23 +180,25 @@ class CheckpointFolder:
                 found = self._manager.restore(step, args=items)
                 leaves = [np.asarray(found.state[name]) for name in _flat(abstract)]
                 meta = dict(found.meta)
-            except Exception as error:  # orbax raises many kinds for a torn file
+            except Exception as error:  # orbax raises many kinds of errors for a truncated file
                 reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
                 self._say(
-                    f"{self._folder / str(step)}: a checkpoint that cannot be read ({reason}): the one before is used"
+                    f"{self._folder / str(step)}: a checkpoint that cannot be read ({reason}): the one "
+                    "before is used"
                 )
                 self._torn.append(step)
                 continue
             if (source := meta.pop("source", self._source)) != self._source:
                 raise UserError(
-                    f"{self._folder}: this run was begun from other source weights (fingerprint {source[:16]} there, "
+                    f"{self._folder}: this run was begun from other source weights (fingerprint "
+                    f"{source[:16]} there, "
                     f"{self._source[:16]} now); expected the same file as then, or another --workdir"
                 )
             return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta
         return None
 
     def forget_after(self, step: int) -> None:
-        """Remove every checkpoint of a later step: a run that goes back comes to those steps again."""
+        """Remove every checkpoint of a later step, since a rollback repeats those steps."""
         if not self._writes:
             return
         self.wait()
@@ -209,7 +211,7 @@ class CheckpointFolder:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk."""
+        """Wait until all saves are on disk."""
         if not self._writes:
             return
         with self._tolerant():
@@ -224,7 +226,7 @@ class CheckpointFolder:
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
-        """Go on after a save without room or, by the wall clock that orbax uses, without time."""
+        """Continue after a save that failed for lack of space or, by orbax's wall clock, of time."""
         try:
             yield
         except Exception as error:
@@ -232,7 +234,8 @@ class CheckpointFolder:
                 raise
             lacking = "room" if is_full(error) else "time"
             self._say(
-                f"{self._folder}: no {lacking} for a checkpoint: training goes on, and the last good one stays"
+                f"{self._folder}: no {lacking} for a checkpoint: training goes on, and the last good one "
+                "stays"
             )
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(partial, ignore_errors=True)
@@ -247,7 +250,7 @@ def is_full(error: BaseException | None) -> bool:
             return True
         if any(
             os.strerror(limit) in str(error) for limit in limits
-        ):  # tensorstore raises errors of its own kinds
+        ):  # tensorstore raises different error types
             return True
         error = error.__cause__ or error.__context__
     return False

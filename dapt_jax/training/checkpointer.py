@@ -1,4 +1,4 @@
-"""When a run is saved, and what of it: its state, the progress of its phase, and its callbacks."""
+"""Saving and restoring of a run: its state, the progress of its phase, and its callbacks."""
 
 import math
 import time
@@ -44,7 +44,7 @@ class Checkpointer:
     def restore(
         self, params: Tree, batch_stats: Tree, at_most: int | None = None
     ) -> tuple[State, dict[str, Any]]:
-        """Return the newest checkpoint laid over the weights before the run, or a fresh state.
+        """Return the newest checkpoint merged into the weights before the run, or a fresh state.
 
         Args:
             params: Parameters before the run.
@@ -52,7 +52,7 @@ class Checkpointer:
             at_most: Largest step of the checkpoint.
 
         Returns:
-            The state, on the devices; and what was stored beside it, empty for a fresh state.
+            The state, on the devices; and the stored metadata, empty for a fresh state.
         """
         run = self._run
         state, stored = run.programs[0].init_state(params, batch_stats), dict[str, Any]()
@@ -69,10 +69,10 @@ class Checkpointer:
         return sharding.shard_state(state, self._context.mesh), stored
 
     def save_if_due(self, phase: ActivePhase, state: State) -> None:
-        """Save where it is time, or where the run has to stop; all processes call it after the same step.
+        """Save when due or when the run must stop; all processes call it after the same step.
 
         Raises:
-            Stopped: A signal to stop was received; what was done is saved.
+            Stopped: A signal to stop was received; the progress is saved.
             PhaseDiverged: A parameter is not finite.
         """
         handler = self._context.preemption_handler
@@ -98,7 +98,7 @@ class Checkpointer:
 
     @staticmethod
     def check_finite(phase: ActivePhase, state: State) -> None:
-        """Refuse parameters that are not finite: the last update has not been seen by a loss yet.
+        """Refuse non-finite parameters, since no loss reflects the last update yet.
 
         Raises:
             PhaseDiverged: A parameter is not finite.
@@ -107,11 +107,11 @@ class Checkpointer:
             raise PhaseDiverged(int(state["step"]), math.nan)
 
     def forget_after(self, step: int) -> None:
-        """Remove checkpoints of later steps: a run that goes back comes to those steps again."""
+        """Remove checkpoints of later steps, since a rollback repeats those steps."""
         self._store.forget_after(step)
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk."""
+        """Wait until all saves are on disk."""
         self._store.wait()
 
     def close(self) -> None:

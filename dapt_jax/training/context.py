@@ -1,4 +1,4 @@
-"""What a run needs of its surroundings: devices, cache, ledger, checkpoints, display."""
+"""Environment of a run: devices, cache, ledger, checkpoints, display."""
 
 import dataclasses
 from collections.abc import Callable, Hashable
@@ -26,11 +26,11 @@ SYNC_EVERY_S = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class NonFinitePolicy:
-    """What a run does about a non-finite loss: the section `non_finite` of the settings.
+    """Handling of a non-finite loss: the section `non_finite` of the settings.
 
     Attributes:
-        policy: Whether the run halts, or goes back to the start of the phase, once in a run.
-        lr_factor: Factor on the learning rate of the phase after that.
+        policy: Whether the run halts, or rolls back to the start of the phase, once per run.
+        lr_factor: Factor on the learning rate of the phase after a rollback.
         folder: Folder for the batch that caused it; None to save none.
     """
 
@@ -46,7 +46,7 @@ class NonFinitePolicy:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Surroundings of a run: `RunContext()` trains on all devices, silently, and writes no file.
+    """Environment of a run: `RunContext()` trains on all devices, without output or files.
 
     >>> RunContext().checkpoint_dir is None
     True
@@ -60,16 +60,16 @@ class RunContext:
         hardware: Description of the devices, for energy and peak FLOP/s.
         reporter: Display for the user.
         threads: Threads that decode images.
-        heartbeat: Receiver of the metrics of every epoch and of the place where a run is.
+        heartbeat: Receiver of the metrics of every epoch and of the position of a run.
         profiler: Profiler that traces some steps.
         preemption_handler: Receiver of signals to save and stop.
         non_finite: What to do about a non-finite loss.
-        callbacks: What looks at the network after every epoch, in this order, and may end the run.
+        callbacks: Callbacks after every epoch, in this order, which may end the run.
         workdir: Folder of the study, for predictions; None to save none.
         sync_every_s: Seconds between two moments at which the host waits for the device: at each of them the
             loss is checked, progress is shown, and a checkpoint may be saved. All processes reach them after
             the same step.
-        executables: Compiled steps by what they depend on: phases, arms and seeds that agree share them.
+        executables: Compiled steps by key; phases, arms and seeds with equal keys share them.
     """
 
     checkpoint_dir: Path | None = None
@@ -96,7 +96,7 @@ class RunContext:
         """Return the folder of the study.
 
         Raises:
-            ValueError: The runs are of no study.
+            ValueError: The run does not belong to a study.
         """
         if self.workdir is None:
             raise ValueError("RunContext.workdir is None; expected the folder of the study")
@@ -106,10 +106,10 @@ class RunContext:
         """Return a function compiled for its arguments, whose first is donated; compiled once.
 
         Args:
-            key: What the function depends on beside its arguments.
+            key: Everything that the function depends on besides its arguments.
             function: Function from a state and other arguments to a state, or to a tuple that begins with
                 one.
-            arguments: Arguments of the shapes, dtypes and shardings that it is called with.
+            arguments: Arguments with the shapes, dtypes and shardings of later calls.
         """
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments)
         full_key = (key, function.__name__, str(shapes))

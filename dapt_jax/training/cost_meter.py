@@ -14,10 +14,10 @@ class CostMeter:
     """A clock and an energy meter that start together."""
 
     def __init__(self, hardware: Hardware, state: dict[str, Any] | None = None):
-        """Start at zero, or go on from a checkpoint's state.
+        """Start at zero, or resume from a checkpoint's state.
 
         Args:
-            hardware: Devices that do the work.
+            hardware: Devices that run the phase.
             state: What `state` returned before a restart.
         """
         self._hardware = hardware
@@ -36,7 +36,7 @@ class CostMeter:
         return {"wall_s": self.clock.wall, "energy_kwh": self._energy.kwh}
 
     def finalize(self, row: Row) -> Row:
-        """Return the row with seconds, energy, memory and device filled in as they stand now."""
+        """Return the row with the current seconds, energy, memory and device."""
         self._energy.sample()
         seconds = self.clock.seconds()
         parts: dict[str, Any] = {f"{name}_s": spent for name, spent in seconds.items() if name != "other"}
@@ -53,7 +53,7 @@ class CostMeter:
 
 
 def state_of_row(row: Row) -> dict[str, Any]:
-    """Return the state of the meter that has written a row, to go on from there."""
+    """Return the meter state of a written row, to resume from it."""
     clock = {name: getattr(row, f"{name}_s") for name in NAMES if name != "other"}
     clock["other"] = max(row.wall_s - sum(clock.values()), 0.0)
     return {"clock": clock, "energy": {row.energy_source: row.energy_kwh}}

@@ -1,4 +1,4 @@
-"""Early stopping: a run ends when its validation loss falls no longer, and goes back to its best epoch."""
+"""Early stopping on the validation loss, with a return to the best epoch."""
 
 import math
 from collections.abc import Mapping
@@ -18,22 +18,21 @@ from dapt_jax.weights.paths import flatten, unflatten
 
 
 class EarlyStopping(Callback):
-    """Ends the last phase of a run when its validation loss falls no longer.
+    """Callback that ends the last phase of a run when its validation loss stops improving.
 
     Attributes:
         stopped: Whether the run has ended early.
-        done: Epochs of the run that are done.
+        done: Number of finished epochs of the run.
     """
 
     def __init__(self, patience: int, run: TrainingRun, file: Path | None = None):
-        """Wait for the first epoch.
+        """Start before the first epoch.
 
         Args:
-            patience: Epochs in a row without a lower loss that are let pass; one more ends the run.
+            patience: Consecutive epochs without a lower loss that are tolerated; one more ends the run.
             run: The run.
-            file: File for the weights of the best epoch, a `.safetensors`; a run that is killed and started
-                again writes the same ones. Without one they are in memory, and a run that is started again
-                has lost them.
+            file: File for the weights of the best epoch, a `.safetensors`; a restarted run writes the same
+                ones. Without a file they stay in memory and do not survive a restart.
         """
         self.patience, self.phase, self.file = patience, len(run.phases) - 1, file
         self.best, self.epoch, self.waited, self.stopped, self.done = math.inf, -1, 0, False, 0
@@ -42,7 +41,7 @@ class EarlyStopping(Callback):
     def after_epoch(
         self, phase: int, epoch: int, params: Tree, batch_stats: Tree, metrics: Mapping[str, float]
     ) -> bool:
-        """Take in the validation loss of an epoch, and return whether the run stops: see `Callback`."""
+        """Record the validation loss of an epoch, and return whether the run stops: see `Callback`."""
         self.done = epoch + 1
         if phase != self.phase:
             return False
@@ -68,7 +67,7 @@ class EarlyStopping(Callback):
         return {name: getattr(self, name) for name in ("best", "epoch", "waited", "stopped", "done")}
 
     def restore(self, state: dict[str, Any]) -> bool:
-        """Go on from what `state` returned, and return whether the run has stopped there."""
+        """Restore the result of `state`, and return whether the run has stopped there."""
         for name, value in state.items():
             setattr(self, name, value)
         return self.stopped

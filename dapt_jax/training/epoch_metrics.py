@@ -1,6 +1,6 @@
 """Metrics of an epoch and of an evaluation, as collections of `clu.metrics`.
 
-Their inputs are reduced over all devices before: the sums of an epoch inside the jitted step, whose batch is
+Their inputs are already reduced over all devices: the sums of an epoch inside the jitted step, whose batch is
 that of all devices, and the logits of the validation rows by `ShardedForward`.
 """
 
@@ -27,7 +27,7 @@ class WeightedAverage(clu_metrics.Average):
         weight_sum: jax.Array | np.floating | float,
         **_: Any,
     ) -> "WeightedAverage":
-        """Return the mean of what the sums are over."""
+        """Return the weighted mean of the sums."""
         return cls(total=np.float64(loss_sum), count=np.float64(weight_sum))
 
     def compute(self) -> float:
@@ -48,7 +48,7 @@ class EpochMetrics(clu_metrics.Collection):
 
 @flax.struct.dataclass
 class MeanLoss(clu_metrics.CollectingMetric.from_outputs(("loss",))):  # type: ignore[misc]
-    """The mean of the losses of all examples, which does not depend on the batches that they came in."""
+    """Mean loss over all examples, independent of the division into batches."""
 
     def compute(self) -> float:
         """Return the mean."""
@@ -59,7 +59,7 @@ def validation_metrics(dataset: Dataset) -> type[clu_metrics.Collection]:
     """Return the collection of metrics of a data set's validation rows.
 
     Args:
-        dataset: Data set; its labels and classes say how predictions are scored.
+        dataset: Data set; its labels and classes determine how predictions are scored.
 
     Returns:
         `val_loss`, from an output `loss` [b], and `val_auc` or of masks `val_dice`, from outputs `truth`

@@ -1,4 +1,4 @@
-"""Loss and AUC, or Dice, on the rows that a run does not train on."""
+"""Loss and AUC, or Dice, on the validation rows."""
 
 import functools
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def forward_fn(model: Network, boundary: int | None) -> Callable[..., jax.Array]
 
 
 class ShardedForward:
-    """A function of a network and a batch, its rows divided among the devices."""
+    """A function of a network and a batch whose rows are sharded over the devices."""
 
     def __init__(self, function: Callable[..., jax.Array], params: Tree, batch_stats: Tree, mesh: Mesh):
         """Put the network on every device.
@@ -45,7 +45,7 @@ class ShardedForward:
         self._weights = sharding.shard_state((params, batch_stats), mesh)
 
     def __call__(self, local_batch: PyTree[jax.Array | np.ndarray]) -> np.ndarray:
-        """Return the rows of the whole batch, from this process's part of it: see `sharding.local_slice`."""
+        """Return the rows of the global batch, from this process's slice: see `sharding.local_slice`."""
         return sharding.gather_to_host(
             self._function(*self._weights, sharding.shard_batch(local_batch, self._mesh))
         )
@@ -78,7 +78,7 @@ class Evaluator:
         if not len(self._run.val_rows):
             return {}
         known = self._logits(state) if logits is None else logits
-        # Schedules and early stopping go by them: processes that round differently must not come to differ.
+        # Schedules and early stopping depend on these metrics: rounding must not make processes diverge.
         return processes.broadcast_from_primary(lambda: self._metrics(known))
 
     def _logits(self, state: State) -> np.ndarray:

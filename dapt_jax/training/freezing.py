@@ -1,7 +1,8 @@
-"""Which parameters a phase trains: sets of paths, and trees partitioned by them BEFORE the gradient.
+"""The trainable parameters of a phase, and trees partitioned by them BEFORE the gradient.
 
-A frozen leaf never meets `value_and_grad`: autodiff then builds no backward pass for it, nor for anything
-below the first trained leaf. Knows paths, kinds and group names of parameters, not models.
+A frozen leaf is never an argument of `value_and_grad`, so autodiff builds no backward pass for it, nor for
+anything below the first trained leaf. This module knows paths, kinds and group names of parameters, not
+models.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ def paths(tree: Tree) -> tuple[str, ...]:
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Return whether a pattern matches a path: as a glob over all of it, or over a leading part."""
+    """Return whether a glob pattern matches a path or one of its leading parts."""
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern.rstrip('/')}/*")
 
 
@@ -44,7 +45,7 @@ def group_of(path: str, groups: Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TrainableSpec:
-    """What a phase trains, resolved against a model: static and hashable, so one spec means one executable.
+    """Trainable parameters of a phase, resolved against a model; static and hashable as a jit key.
 
     Attributes:
         trainable: Paths of the parameters that train.
@@ -84,8 +85,8 @@ def resolve_trainable(phase: Phase, groups: Sequence[str], kinds: Mapping[str, K
         kinds: Kind of every parameter and running statistic by path: `model.kinds`.
 
     Raises:
-        UserError: A pattern matches no parameter or no group, or of a group only the norm, which is frozen; a
-            pattern of a learning rate matches none that trains; or nothing is left to train.
+        UserError: A pattern matches no parameter or group, or only a frozen norm; a learning-rate pattern
+            matches no trainable parameter; or nothing is trainable.
     """
     parameters = [path for path, kind in kinds.items() if not kind.is_statistic]
     matched: dict[str, list[str]] = {}
@@ -112,7 +113,8 @@ def resolve_trainable(phase: Phase, groups: Sequence[str], kinds: Mapping[str, K
     trainable = frozenset(wanted - frozen)
     if not trainable:
         raise UserError(
-            f"phase {phase.name!r} trains nothing: {', '.join(phase.trainable)} holds {_whose_norm(frozen, kinds)}"
+            f"phase {phase.name!r} trains nothing: {', '.join(phase.trainable)} holds "
+            f"{_whose_norm(frozen, kinds)}"
         )
     active = {group_of(path, groups) for path in trainable} | set(modes)
     boundary = next(index for index, group in enumerate(groups) if group in active)
@@ -122,7 +124,7 @@ def resolve_trainable(phase: Phase, groups: Sequence[str], kinds: Mapping[str, K
 def _by_group(
     phase: Phase, name: str, modes: T | ByGroup[T], groups: Sequence[str], training: Collection[str]
 ) -> dict[str, T]:
-    """Return the mode of a norm by layer group: one mode for all groups that train, or as patterns say it."""
+    """Return the norm mode by layer group: one mode for all trained groups, or modes by pattern."""
     if not isinstance(modes, tuple):
         return {group: modes for group in groups if group in training}
     by_group: dict[str, T] = {}
@@ -130,7 +132,8 @@ def _by_group(
         named = [group for group in groups if matches(group, pattern)]
         if not named:
             raise UserError(
-                f"phase {phase.name!r}: {name} pattern {pattern!r} matches no layer group; {nearest(pattern, groups)}"
+                f"phase {phase.name!r}: {name} pattern {pattern!r} matches no layer group; "
+                f"{nearest(pattern, groups)}"
             )
         by_group.update(dict.fromkeys(named, mode))
     return by_group
@@ -147,7 +150,7 @@ def _refuse_frozen_norms(
     """Refuse a pattern that picks frozen norms, and nothing else, out of a layer group.
 
     `*/bias` in a network whose convolutions have no biases is such a pattern; the name of a group that
-    consists of a norm is none.
+    consists of a norm is not.
     """
     members = [path for path, kind in kinds.items() if not kind.is_statistic]
     for group in groups:
@@ -180,7 +183,8 @@ def _lr_multipliers(
             training = [group for group in groups if any(path.startswith(f"{group}/") for path in trainable)]
             hint = _near(pattern, training, sorted(trainable))
             raise UserError(
-                f"phase {phase.name!r}: lr_multipliers pattern {pattern!r} matches no parameter that trains; {hint}"
+                f"phase {phase.name!r}: lr_multipliers pattern {pattern!r} matches no parameter that trains; "
+                f"{hint}"
             )
         factors.update(dict.fromkeys(found, factor))
     return tuple(sorted((path, factor) for path, factor in factors.items() if factor != 1))
@@ -193,9 +197,9 @@ def _near(pattern: str, groups: Sequence[str], parameter_paths: Iterable[str]) -
 
 
 def partition(tree: Tree, trainable: Iterable[str]) -> tuple[Tree, Tree]:
-    """Split a nested dict in two of the same keys, the leaves that train and the rest; None elsewhere.
+    """Split a nested dict into trainable and frozen leaves with the same keys; None elsewhere.
 
-    None is an empty pytree to jax: `value_and_grad` over the first tree sees the trained leaves alone.
+    None is an empty pytree in JAX, so `value_and_grad` over the first tree sees only the trained leaves.
     """
     chosen = frozenset(trainable)
     train = jax.tree.map_with_path(lambda path, leaf: leaf if path_name(path) in chosen else None, tree)
@@ -209,7 +213,7 @@ def combine(train: Tree, rest: Tree) -> Tree:
 
 
 def prune(tree: Tree) -> Tree:
-    """Return a nested dict without its None leaves and without the dicts that this leaves empty."""
+    """Return a nested dict without None leaves and without dicts that become empty."""
     kept: Tree = {}
     for key, value in tree.items():
         inner = prune(value) if isinstance(value, dict) else value
@@ -219,7 +223,7 @@ def prune(tree: Tree) -> Tree:
 
 
 def overlay(tree: Tree, part: Tree) -> Tree:
-    """Return a nested dict with the leaves of `part`, which may hold some keys only, in place of its own."""
+    """Return a nested dict with the leaves in `part`, which may be partial, replaced."""
     return {
         key: overlay(value, part[key]) if isinstance(value, dict) and key in part else part.get(key, value)
         for key, value in tree.items()

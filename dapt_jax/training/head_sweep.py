@@ -1,4 +1,4 @@
-"""Heads on frozen features: all seeds, folds and grid points of a task train side by side in one program."""
+"""Heads on frozen features: all seeds, folds and grid points train in one vectorised program."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ CONSTANT = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class HeadSettings:
-    """How heads are trained: Adam with decoupled weight decay of kernels and a constant learning rate.
+    """Training of heads: Adam with decoupled weight decay of kernels and constant learning rate.
 
     Attributes:
         hidden: Sizes of the hidden layers (ReLU).
@@ -66,7 +66,7 @@ class Split:
 
 
 def of_folds(folds: Sequence[np.ndarray], seed: int) -> list[Split]:
-    """Return the folds of one seed: the same initial weights, each fold in an order of its own."""
+    """Return the folds of one seed: same initial weights, but a different data order per fold."""
     return [Split(rows, seed, seed * len(folds) + number) for number, rows in enumerate(folds)]
 
 
@@ -92,7 +92,7 @@ class Heads:
         params: Parameters, each leaf with leading axes of splits and points; kernels are (outputs, inputs).
         shift: Means [splits, d], subtracted from features.
         factor: Factors [splits, d], by which they are then multiplied.
-        flops: Model FLOPs that training took.
+        flops: Model FLOPs of training.
         steps: Steps of all heads.
         images: Rows that all heads were trained on, repeats counted.
     """
@@ -174,8 +174,7 @@ def train(
         for column, split in enumerate(splits):
             shift[column] = features[split.rows].mean(0)
             deviation = features[split.rows].std(0)
-            # What is constant over the training rows tells a head nothing; scaled up, it would drown a new
-            # image.
+            # Constant features carry no information; scaled up, they would dominate a new image.
             factor[column] = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > CONSTANT)
     grid = {
         name: np.asarray([[getattr(point, name) for point in each] for each in points], np.float32)
@@ -210,7 +209,7 @@ def tune(
         splits: Training rows of all seeds and folds.
         inner: Inner split of each split's training rows: those to train on and those to validate on.
         settings: How heads are trained.
-        points: Points of the grid; with one alone nothing is searched.
+        points: Points of the grid; with a single one nothing is searched.
 
     Returns:
         Heads with one point each; its cost includes the search.
@@ -267,7 +266,7 @@ def _predict(
 
 
 def _each(function: Callable[[Stacked], Any], stacked: Stacked) -> Any:
-    """Apply a function of one split to all of them: side by side, but on a CPU one after the other.
+    """Apply a function of one split to all splits: vectorised, but sequentially on a CPU.
 
     XLA:CPU (jaxlib 0.10.2, its YNN fusions) returns zeros for some batched products of this shape, 10 splits
     x 9 points of 1,280 features among them; one split at a time has no such product, and is no slower there.
@@ -312,8 +311,8 @@ def _train(
             return jax.vmap(loss)(params).sum()
 
         gradients = jax.grad(all_points)(params)
-        # A split with fewer batches than the others sits the rest of their epoch out. As a factor, and not as
-        # a choice between old and new, that stays in one pass over the parameters.
+        # A split with fewer batches than the others skips the rest of their epoch. A factor, unlike a
+        # selection between old and new values, needs only one pass over the parameters.
         active = (weights.sum() > 0).astype(jnp.float32)
         count = count + active
         means = jax.tree.map(lambda mean, g: mean + active * (1 - b1) * (g - mean), means, gradients)

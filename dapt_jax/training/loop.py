@@ -12,7 +12,7 @@ from dapt_jax.training.session import open_session
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves behind.
+    """Result of a run.
 
     Attributes:
         params: Parameters, on the host: averaged ones with `Optimizer.ema`.
@@ -26,28 +26,28 @@ class TrainResult:
 
     @property
     def curve(self) -> list[dict[str, Any]]:
-        """A point for every epoch of the run: `epoch`, `loss`, `lr`, and the validation metrics."""
+        """One point for every epoch of the run: `epoch`, `loss`, `lr`, and the validation metrics."""
         return [point for row in self.costs for point in row.curve]
 
 
 def train(
     run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext | None = None
 ) -> TrainResult:
-    """Run all phases, or those that are left after the newest checkpoint.
+    """Run all phases, or the remaining ones after the newest checkpoint.
 
-    The order is not to be changed, since resumption to the bit, the ledger and several processes rely on it:
+    The order must not change, since bitwise resumption, the ledger and multi-process runs rely on it:
 
     - of a phase: lay out the state (mask, moments), compute frozen prefixes and compile, run the epochs,
       enter the phase into the ledger, save;
     - of an epoch: steps (each report of the runner is checked, shown, and saved where that is due), evaluate,
       curve and plateau, callbacks, reset of the epoch's sums, save where that is due.
 
-    So a checkpoint inside an epoch comes before its evaluation and one at its end after it: no epoch is
-    evaluated twice or never. A phase whose loss is not finite ends at once; `Session.recovering` may send it
-    back to its start.
+    A checkpoint inside an epoch therefore precedes its evaluation and one at its end follows it: every epoch
+    is evaluated exactly once. A phase that diverges (non-finite loss) ends immediately; `Session.recovering`
+    may roll it back to its start.
 
     Args:
-        run: What to train, on what, and how.
+        run: Model, data, phases and options of training.
         params: Source weights, every new layer initialised.
         batch_stats: Source statistics of batch norm.
         context: Devices, cache, ledger, checkpoints, callbacks, display; by default everything in memory.
@@ -57,7 +57,7 @@ def train(
 
     Raises:
         UserError: The loss is no longer finite.
-        Stopped: A signal to stop was received; what was done is saved.
+        Stopped: A signal to stop was received; the progress is saved.
     """
     context = context or RunContext()
     with open_session(run, params, batch_stats, context) as session:

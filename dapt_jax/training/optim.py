@@ -1,8 +1,8 @@
-"""Optimizers with a state by `optax.multi_transform`: frozen leaves carry none, a mask switch loses none.
+"""Optimizers by `optax.multi_transform`: no state for frozen leaves, none lost at a phase switch.
 
 Leaves are labelled by *cohort*: the phase in which their present span of training began. Each cohort has a
-transformation of its own and so its own step count, which makes Adam's bias correction right for leaves that
-start fresh beside leaves that carry their moments over a switch.
+separate transformation and step count, so that Adam's bias correction is right both for leaves that start
+fresh and for leaves that carry their moments over a switch.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How the trained leaves are updated.
+    """Update rule of the trained leaves.
 
     >>> Optimizer(name="adamw", weight_decay=0.05).clip
     0.0
@@ -37,9 +37,9 @@ class Optimizer:
         b2: Decay of the second moment.
         eps: Summand of Adam's denominator.
         nesterov: Whether `sgd` takes Nesterov's momentum.
-        clip: Global norm that the trained leaves' gradient is clipped to; 0: not clipped. Frozen leaves are
-            not part of it: reading their gradient would bring the whole backward pass back.
-        ema: Decay of an exponential moving average of the trained leaves; 0: none is kept.
+        clip: Global norm to which the gradient of the trained leaves is clipped; 0 for no clipping. Frozen
+            leaves do not count: their gradient would require the whole backward pass.
+        ema: Decay of an exponential moving average of the trained leaves; 0 for no average.
     """
 
     name: str = setting("adam", choices=OPTIMIZERS, doc="Update rule.")
@@ -57,7 +57,7 @@ class Optimizer:
         check_fields(self)
 
     def direction(self, decayed: bool) -> optax.GradientTransformation:
-        """Return the update before it is scaled by minus the learning rate."""
+        """Return the update before scaling by minus the learning rate."""
         decay = optax.add_decayed_weights(self.weight_decay if decayed else 0.0)
         if self.name == "sgd":
             return optax.chain(decay, optax.trace(self.b1, self.nesterov) if self.b1 else optax.identity())
@@ -125,7 +125,7 @@ def scaled(directions: Tree, lr: jax.Array | float, mask: TrainableSpec) -> Tree
 
 
 def carry(old: PyTree[jax.Array], new: PyTree[jax.Array]) -> PyTree[jax.Array]:
-    """Return the state `new` with the leaves that `old` has, too: cohorts that go on keep their moments."""
+    """Return the state `new` with leaves shared with `old` copied: continuing cohorts keep moments."""
     known = dict(jax.tree.leaves_with_path(old))
     return jax.tree.map_with_path(lambda path, leaf: known.get(path, leaf), new)
 
@@ -149,7 +149,7 @@ def learning_rate(phase: Phase, step: int, steps_per_epoch: int) -> float:
 
 
 class PlateauState(NamedTuple):
-    """What a plateau schedule remembers between epochs.
+    """State of a plateau schedule between epochs.
 
     Attributes:
         scale: Factor of the learning rate so far.
@@ -174,7 +174,7 @@ class Plateau:
 
     Attributes:
         factor: Factor that the learning rate is multiplied by.
-        patience: Epochs without improvement before that.
+        patience: Epochs without improvement before the reduction.
         threshold: Relative improvement that counts.
     """
 

@@ -1,4 +1,4 @@
-"""One phase of a run while it runs: what it trains from, how far its schedule is, and what it has cost."""
+"""A running phase: its step runner, the state of its schedule, and its cost."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -27,10 +27,10 @@ class ActivePhase:
     Attributes:
         run: The run.
         number: Index of the phase.
-        program: What is compiled for it.
-        account: What it has cost.
+        program: Compiled functions of the phase.
+        account: Cost so far.
         plateau: State of the schedule `plateau`; its `scale` is the factor on the learning rate.
-        rollback: The rollback that the run has had, if any.
+        rollback: Rollback of the run, if any.
         runner: Step runner, once `start` was called.
     """
 
@@ -46,7 +46,7 @@ class ActivePhase:
         rollback: Rollback | None = None,
         account: PhaseAccount | None = None,
     ):
-        """Enter a phase, or go on within it.
+        """Enter a phase, or resume within it.
 
         Args:
             run: The run.
@@ -54,7 +54,7 @@ class ActivePhase:
             context: Surroundings.
             stored: What `state` returned before a restart; empty at the start of the phase.
             rollback: The rollback that the run has had, if any.
-            account: Account that goes on, of the same phase; None for one of its own.
+            account: Account of the same phase to continue; None for a new one.
         """
         self.run, self.number, self.context, self.rollback = run, number, context, rollback
         self.program = run.programs[number]
@@ -78,7 +78,7 @@ class ActivePhase:
         return self.run.timeline.first_step(self.number)
 
     def epochs_left(self, state: State) -> range:
-        """Return the indices, in the run, of the epochs that are not done."""
+        """Return the indices, in the run, of the remaining epochs."""
         epoch = int(state["step"]) // self.run.steps_per_epoch
         return range(epoch, self.run.timeline.first_epoch(self.number + 1))
 
@@ -98,7 +98,7 @@ class ActivePhase:
             state: State of the phase.
             fuse: Whether many steps may run as one program.
         """
-        with self.account.clock.span("compile"):  # what caching and reading take inside is credited to them
+        with self.account.clock.span("compile"):  # caching and reading inside are credited to their kinds
             activations, clean = self._activations(state)
             step, clock = int(state["step"]), self.account.clock
             setup = RunnerSetup(self.run, self.program, self.context, clock, step, self._data_position)
@@ -118,7 +118,7 @@ class ActivePhase:
         filling = Filling(clock=account.clock, mesh=context.mesh, on_computed=account.add_fill)
         with account.clock.span("cache"):
             found, ran = None, 0
-            for prefix, tier in wanted:  # each from the one below it
+            for prefix, tier in wanted:  # each computed from the one below
                 found = context.cache.get(prefix, *source, tier, filling)
                 if found:
                     filling, ran = (
@@ -137,7 +137,7 @@ class ActivePhase:
         return found, clean
 
     def observe(self, epoch: int, report: StepReport) -> None:
-        """Check the loss of what a step runner reports, and show how far the run is.
+        """Check the loss in a step runner's report, and show the progress of the run.
 
         Raises:
             PhaseDiverged: The loss is not finite.
@@ -167,7 +167,7 @@ class ActivePhase:
             return self._evaluator(report.state, report.val_logits)
 
     def record_epoch(self, epoch: int, report: StepReport, metrics: dict[str, float]) -> None:
-        """Enter an epoch into the curve and the metrics, and let the schedule `plateau` see it.
+        """Add an epoch to the curve and the metrics, and update the schedule `plateau`.
 
         Args:
             epoch: Index of the epoch in the run.
@@ -196,7 +196,7 @@ class ActivePhase:
         return {**state, **zeros}
 
     def replay(self, state: State) -> Iterator[State]:
-        """Yield the state after each step from here on; nothing is saved or shown."""
+        """Yield the state after each remaining step, without saving or display."""
         self.start(state, fuse=False)
         self.runner.compile(state)
         for epoch in self.epochs_left(state):
@@ -209,7 +209,7 @@ class ActivePhase:
             state = self.reset_sums(state)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint stores beside the training state, as plain JSON values."""
+        """Return what a checkpoint stores in addition to the training state, as plain JSON values."""
         return {
             **self.account.state(),
             "data_position": self.runner.data_position(),

@@ -1,4 +1,4 @@
-"""Phases: spans of training with one static set of trainable parameters, and where in them a step lies."""
+"""Phases of training, each with a static set of trainable parameters, and positions of steps."""
 
 import dataclasses
 import itertools
@@ -21,7 +21,9 @@ ByGroup = tuple[tuple[str, T], ...]
 class Phase:
     """A span of training with one static set of trainable parameters and one executable.
 
-    >>> Phase("top", 5, ("stage4", "head"), 1e-4, batch_norm="train", lr_multipliers=(("stage4", 0.1),)).layer_norm
+    >>> Phase(
+    ...     "top", 5, ("stage4", "head"), 1e-4, batch_norm="train", lr_multipliers=(("stage4", 0.1),)
+    ... ).layer_norm
     'train'
 
     Attributes:
@@ -32,17 +34,17 @@ class Phase:
         batch_norm: Batch norm of the groups that train: `frozen` (statistics, scale and bias stay), `stats`
             (batch statistics; scale and bias stay) or `train`. Pairs of (group pattern, mode) say it for
             every group instead; groups that no pattern names are frozen.
-        layer_norm: Layer norm of the groups that train: `train`, or `frozen` (scale and bias stay). Pairs,
-            likewise; groups that no pattern names train it.
+        layer_norm: Layer norm of the groups that train: `train`, or `frozen` (scale and bias stay). Pairs
+            work as above; groups that no pattern names train it.
         schedule: Schedule of the learning rate within the phase; `step` divides it by ten at a half and at
             three quarters.
         warmup: Epochs of linear warm-up from zero.
-        augment: Whether images are augmented as the run says; without, a frozen prefix sees the same input
-            every epoch.
+        augment: Whether images are augmented as the run defines; without augmentation, a frozen prefix sees
+            the same input every epoch.
         views: Number of fixed augmented views per image; 0 draws new ones each epoch.
         lr_multipliers: Discriminative learning rates (Howard & Ruder, arXiv 1801.06146): pairs of a layer
             group or glob pattern, as in `trainable`, and the factor of its learning rate to `lr` at every
-            step; of two that match a parameter the later one holds. Decoupled weight decay is scaled along.
+            step; the last match applies. Decoupled weight decay is scaled by the same factor.
     """
 
     name: str
@@ -82,7 +84,8 @@ class Phase:
         for pattern, factor in self.lr_multipliers:
             if not 0 < factor < math.inf:
                 raise UserError(
-                    f"{where}: the lr multiplier of {pattern!r} is {factor!r}; expected a positive number: what must not "
+                    f"{where}: the lr multiplier of {pattern!r} is {factor!r}; expected a positive number: "
+                    "what must not "
                     "move is left out of trainable"
                 )
 
@@ -97,7 +100,7 @@ class Position(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """The phases of a run along its steps: a pure function of the settings, known before a checkpoint is read."""
+    """Mapping between steps, epochs and phases of a run, which depends on the settings only."""
 
     phases: tuple[Phase, ...]
     steps_per_epoch: int
@@ -121,7 +124,7 @@ class Timeline:
         return self.first_epoch(phase) * self.steps_per_epoch
 
     def position(self, step: int) -> Position:
-        """Return the position of the step that is run next, after `step` steps are done.
+        """Return the position of the next step after `step` finished steps.
 
         Raises:
             IndexError: The run has no such step.
@@ -133,12 +136,12 @@ class Timeline:
         raise IndexError(f"step {step} of a run of {self.steps}")
 
     def phase_of_state(self, step: int) -> int:
-        """Return the phase whose layout a state has after `step` steps: that of the last step."""
+        """Return the phase that determines the state layout after `step` steps: that of the last step."""
         return self.position(max(step - 1, 0)).phase
 
 
 def check_names(phases: Sequence[Phase]) -> None:
-    """Refuse two phases of one name: the ledger and the checkpoints speak of phases by name."""
+    """Refuse two phases with one name, since ledger and checkpoints identify phases by name."""
     names = [phase.name for phase in phases]
     for name in names:
         if names.count(name) > 1:

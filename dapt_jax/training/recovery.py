@@ -1,4 +1,4 @@
-"""A loss that is not finite: the step that caused it is found by a replay, and its batch is saved."""
+"""Recovery from a non-finite loss: a replay finds the step that caused it, and saves its batch."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ class PhaseDiverged(Exception):
     """The loss, or a parameter, is no longer finite.
 
     Attributes:
-        step: Steps of the run that were done when it was noticed.
+        step: Steps of the run that were finished at detection.
         value: The loss.
     """
 
@@ -35,14 +35,14 @@ class PhaseDiverged(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Rollback:
-    """The one return of a run to the start of a phase that has diverged.
+    """The single rollback of a run to the start of a phase that has diverged.
 
     Attributes:
         phase: Index of the phase.
         step: Step of the run at which it had diverged.
-        steps: Steps of the phase that were run in vain.
+        steps: Steps of the phase in the failed attempt.
         lr_factor: Factor on the learning rate of the second attempt.
-        spent: What the first attempt has cost: the state of its meter, and its cache fill.
+        spent: Cost of the first attempt: the state of its meter, and its cache fill.
     """
 
     phase: int
@@ -53,10 +53,10 @@ class Rollback:
 
 
 def check_loss(report: StepReport) -> None:
-    """Refuse to go on from a loss that is not finite.
+    """Refuse a non-finite loss.
 
     Raises:
-        PhaseDiverged: It is not.
+        PhaseDiverged: The loss is not finite.
     """
     if not math.isfinite(loss := report.metrics.compute()["loss"]):
         raise PhaseDiverged(report.step, loss)
@@ -72,7 +72,7 @@ def checksum(params: Tree) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class NonFiniteStep:
-    """The step after which something was not finite.
+    """The step that made the loss or a parameter non-finite.
 
     Attributes:
         step: Index of the step in the run.
@@ -86,16 +86,16 @@ class NonFiniteStep:
 
 
 def find_step(state: State, replayed: Iterator[State], last_step: int) -> NonFiniteStep | None:
-    """Find the step that made something non-finite.
+    """Find the step that made the loss or a parameter non-finite.
 
     Args:
         state: State that the replay starts from; it is finite.
         replayed: State after each step from there.
-        last_step: Steps of the run by which it was noticed.
+        last_step: Steps of the run at detection.
 
     Returns:
-        The first step after which the loss or a parameter is not finite; None where that does not happen
-        again.
+        The first step after which the loss or a parameter is not finite; None where that is not
+        reproduced.
     """
     before, total, weight = checksum(state["params"]), float(state["loss"]), float(state["weight"])
     for state in replayed:
@@ -112,7 +112,7 @@ def find_step(state: State, replayed: Iterator[State], last_step: int) -> NonFin
 
 
 def save_batch(folder: Path, run: TrainingRun, number: int, found: NonFiniteStep) -> Path:
-    """Write the batch of a step before any augmentation, with all that is needed to run it again.
+    """Write the unaugmented batch of a step, with everything needed to rerun it.
 
     Args:
         folder: Folder of a workdir for such files.

@@ -1,4 +1,4 @@
-"""One training run: what is trained on what, and how. Everything else about it is derived."""
+"""Definition of one training run: model, data and options, from which the rest is derived."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ class TrainData:
         """Turn sequences of rows into arrays.
 
         Raises:
-            UserError: A row is not in the data set, there is no training row, or weights do not go with the
+            UserError: A row is not in the data set, there is no training row, or the weights do not match the
                 rows.
         """
         for name in ("train_rows", "val_rows"):
@@ -73,7 +73,7 @@ class TrainData:
 
 @dataclasses.dataclass(frozen=True)
 class RunTag:
-    """What a run is called in the ledger and on the screen.
+    """Names of a run in the ledger and in the display.
 
     Attributes:
         strategy: Name of the strategy.
@@ -103,20 +103,20 @@ class TrainingRun(Generic[ModelT]):
 
     Attributes:
         model: Network, its head included.
-        phases: Spans of training, one after the other, each with a name of its own.
+        phases: Phases of training in order, with unique names.
         data: Images and rows.
-        loss: What is minimised.
-        optimizer: How trained parameters are updated.
+        loss: Loss to minimise.
+        optimizer: Update rule of the trained parameters.
         augment: Augmentation of the images, in phases that augment.
         mix: Mixing of the images of a batch with one another, in phases that augment.
         plateau: Settings of the schedule `plateau`.
-        caching: What of a frozen prefix may be cached, and where.
+        caching: Caching options of frozen prefixes.
         batch_size: Images per step, over all devices.
         grad_accum_steps: Parts into which a batch is cut; their gradients are summed before the update.
-        batch_norm_groups: Equal runs of examples into which batch norm that trains cuts what it sees, each
-            with statistics of its own; 1 for those of all examples.
+        batch_norm_groups: Number of equal groups of examples with separate batch statistics in trained batch
+            norm; 1 for statistics over all examples.
         seed: Seed of data order, augmentation and new weights.
-        tag: What the run is called.
+        tag: Names of the run.
     """
 
     model: ModelT
@@ -136,11 +136,11 @@ class TrainingRun(Generic[ModelT]):
     tag: RunTag = dataclasses.field(default_factory=RunTag)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run.
+        """Validate the run.
 
         Raises:
-            UserError: There is no phase, two have one name, one trains nothing or names what the model does
-                not have, or a number of images is not positive.
+            UserError: There is no phase, two phases share a name, a phase trains nothing or names a part that
+                the model lacks, or a number of images is not positive.
         """
         object.__setattr__(self, "phases", tuple(self.phases))
         if not self.phases:
@@ -184,7 +184,7 @@ class TrainingRun(Generic[ModelT]):
 
     @functools.cached_property
     def programs(self) -> tuple[PhaseProgram, ...]:
-        """What is compiled for each phase."""
+        """Program of each phase."""
         return steps.programs(
             self.model,
             self.phases,
@@ -217,7 +217,8 @@ class TrainingRun(Generic[ModelT]):
         """Decide for every phase whether it trains on cached activations.
 
         Raises:
-            UserError: The settings insist where it cannot, or the network does not take images of this size.
+            UserError: The settings require caching where it is impossible, or the network does not accept
+                this image size.
         """
         for program in self.programs:
             self.cache_decision(program)
@@ -251,9 +252,8 @@ class TrainingRun(Generic[ModelT]):
     def prefixes_to_compute(self, number: int) -> list[tuple[Prefix, Tier]]:
         """Return the frozen prefixes that a phase needs, lowest boundary first and its own last.
 
-        Lower ones are what other phases train on: an earlier phase has left them in the cache, and the
-        phase's own is computed from there; a later phase will need them, and computed on the way up they cost
-        nothing.
+        Other phases train on the lower ones: if an earlier phase has cached them, the prefix of this phase is
+        computed from there; if a later phase needs them, computing them on the way adds no cost.
         """
         first = self.programs[number]
         decision = self.cache_decision(first)
@@ -294,6 +294,6 @@ class TrainingRun(Generic[ModelT]):
                 total = prefix.flops(self.dataset.images.size) * len(self.dataset) * prefix.views
                 cost, below = cost + (0 if prefix in cached else total - below), total
                 cached.add(prefix)
-            # What the phase trains makes everything above its boundary stale.
+            # Training invalidates all activations above the boundary of the phase.
             cached = {prefix for prefix in cached if prefix.boundary <= self.programs[index].mask.boundary}
         return cost

@@ -1,4 +1,4 @@
-"""Where a run stands: its state, its next phase, and what follows when one diverges or is stopped."""
+"""Progress of a run: its state, its next phase, and its handling of divergence and stops."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from dapt_jax.weights.paths import flatten
 def open_session(
     run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext
 ) -> Iterator["Session"]:
-    """Yield the session of a run; checkpoints and profiler are closed behind the block."""
+    """Yield the session of a run; checkpoints and profiler are closed after the block."""
     checkpointer = Checkpointer(run, context, source_fingerprint(run, params, batch_stats))
     try:
         yield Session(run, params, batch_stats, context, checkpointer)
@@ -36,13 +36,14 @@ def source_fingerprint(run: TrainingRun, params: Tree, batch_stats: Tree) -> str
     """Return what identifies the weights that a run starts from: the same in all processes.
 
     Raises:
-        UserError: This process has loaded other weights than the first one.
+        UserError: This process has loaded different weights from the first one.
     """
     own = identity.fingerprint(flatten(params) | flatten(batch_stats))
     with processes.barrier_or_raise():
         if own != processes.broadcast_from_primary(lambda: own):
             raise UserError(
-                f"{run.title}: process {jax.process_index()} has loaded other source weights than the first process; "
+                f"{run.title}: process {jax.process_index()} has loaded other source weights than the first "
+                "process; "
                 "expected the same file in all"
             )
     return own
@@ -52,8 +53,8 @@ class Session:
     """A run from its newest checkpoint to its end.
 
     Attributes:
-        state: State to go on from.
-        checkpointer: Saves the run.
+        state: Current training state.
+        checkpointer: Checkpointer of the run.
         is_stopped: Whether a callback has ended the run.
     """
 
@@ -87,14 +88,14 @@ class Session:
             context.reporter.say(f"{run.title}: goes on from step {step} of {run.timeline.steps}")
 
     def enter_phase(self) -> ActivePhase | None:
-        """Lay the state out for the phase that comes next; return None where no phase is left."""
+        """Set up the state for the next phase and return the phase; None where no phase is left."""
         step = int(self.state["step"])
         if self.is_stopped or step >= self._run.timeline.steps:
             return None
         return self._enter(self._run.timeline.position(step).phase)
 
     def _enter(self, number: int, diverged: ActivePhase | None = None) -> ActivePhase:
-        """Enter a phase, or the one that has diverged once more, to replay it."""
+        """Enter a phase, or re-enter a diverged one to replay it."""
         is_new = int(self.state["step"]) == self._run.timeline.first_step(number)
         if is_new and number:
             laid_out = self._run.programs[number].transition_from(self.state)
@@ -105,10 +106,10 @@ class Session:
 
     @contextlib.contextmanager
     def recovering(self, phase: ActivePhase) -> Iterator[None]:
-        """Go back to the start of the phase, once in a run, if the loss is not finite inside the block.
+        """Roll back to the start of the phase, once per run, if the loss becomes non-finite in the block.
 
         Raises:
-            UserError: There is no second attempt; says which step it was, and where its batch is.
+            UserError: No further attempt is allowed; names the step and the file of its batch.
         """
         try:
             yield
@@ -120,7 +121,11 @@ class Session:
         self.state, self._stored = self.checkpointer.restore(*self._source)
         step, loss, where = self._diagnose(phase, error)
         epoch, name = (step - 1) // run.steps_per_epoch + 1, phase.program.phase.name
-        line = f"{run.title}: the training loss is {loss} in epoch {epoch} of phase {name!r}, step {step} of the run; {where}"
+        line = (
+            f"{run.title}: the training loss is {loss} in epoch {epoch} of phase {name!r}, step {step} of "
+            "the run; "
+            f"{where}"
+        )
         if self._rollback or non_finite.policy != "rollback":
             second = ", after a rollback" if self._rollback else ""
             raise UserError(f"{line}{second}; expected a finite loss: lower its lr, or clip the gradient")
@@ -131,7 +136,7 @@ class Session:
         reporter.advance(-phase.work(error.step), f"{run.title}  {name} again")
         spent = {name: value for name, value in phase.account.state().items() if name != "curve"}
         self._rollback = Rollback(phase.number, step, steps, non_finite.lr_factor, spent)
-        # From the phase's start, whatever was saved since: what comes out does not depend on when that was.
+        # From the phase's start, whatever was saved since, so that results do not depend on checkpoint times.
         self.state, self._stored = self.checkpointer.restore(*self._source, phase.first_step)
         self._stored.setdefault("callbacks", self._blank)
         self.is_stopped = self._restore_callbacks()
@@ -161,7 +166,7 @@ class Session:
             with phase.account.clock.span("eval"):
                 params, batch_stats = evaluation_params(state), state["batch_stats"]
                 if processes.is_multi_process() or context.mesh.shape[sharding.FSDP] > 1:
-                    # Each process looks at them by itself.
+                    # Each process evaluates them separately.
                     params, batch_stats = sharding.gather_to_host((params, batch_stats))
                 stops = [
                     callback.after_epoch(phase.number, epoch, params, batch_stats, metrics)
@@ -179,7 +184,7 @@ class Session:
         return any(restored)
 
     def finish_phase(self, phase: ActivePhase, state: State) -> None:
-        """Enter the phase into the ledger and save; a kill between the two replaces the entry by itself."""
+        """Enter the phase into the ledger and save; after a kill in between, the same entry is rewritten."""
         self.checkpointer.check_finite(phase, state)
         step = int(state["step"])
         with phase.account.clock.span("checkpoint"):  # the ledger waits for the disk

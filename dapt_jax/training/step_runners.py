@@ -26,14 +26,13 @@ MAX_FUSED_EPOCHS = 64
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """What a step runner says now and then, when the device has finished what it was given.
+    """Periodic report of a step runner, once the device has finished the submitted steps.
 
     Attributes:
-        state: State after the steps. That of `step`, or of a later step where the runner has gone ahead: then
-            it is not to be saved.
-        step: Steps of the run that are done.
-        steps: Steps since the report before.
-        seconds: Wall time since the report before.
+        state: State after `step`, or after a later step where the runner is ahead; it must then not be saved.
+        step: Finished steps of the run.
+        steps: Steps since the previous report.
+        seconds: Wall time since the previous report.
         metrics: Metrics of the training rows over the epoch so far.
         val_logits: Logits of the validation rows after `step`, float32 [v, ...], where the runner computes
             them too.
@@ -63,10 +62,10 @@ class StepRunner(Protocol):
     def epoch(
         self, state: State, epoch: int, lr_scale: float, every_step: bool = False
     ) -> Iterator[StepReport]:
-        """Run the steps of an epoch that are left, and report about twice a second and at its end.
+        """Run the remaining steps of an epoch, and report about twice a second and at its end.
 
         Args:
-            state: State before them; its step says where in the epoch it is.
+            state: State before them; its step gives the position in the epoch.
             epoch: Index of the epoch in the run.
             lr_scale: Factor on the learning rate.
             every_step: Report after every step.
@@ -74,13 +73,13 @@ class StepRunner(Protocol):
         ...
 
     def data_position(self) -> dict[str, Any]:
-        """Return where the data are, for a checkpoint; empty where the step says it."""
+        """Return the data position for a checkpoint; empty where the step determines it."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class RunnerSetup:
-    """What every step runner is made of.
+    """Inputs of every step runner.
 
     Attributes:
         run: The run.
@@ -88,7 +87,7 @@ class RunnerSetup:
         context: Surroundings.
         clock: Clock of the phase.
         first_step: Step of the run that is run first.
-        data_position: What `data_position` of an earlier runner has returned, to go on from there; or empty.
+        data_position: Data position of an earlier runner to resume from; or empty.
     """
 
     run: TrainingRun
@@ -102,10 +101,10 @@ class RunnerSetup:
 def choose(
     setup: RunnerSetup, activations: Activations | None, clean: Activations | None, *, fuse: bool = True
 ) -> StepRunner:
-    """Return the quickest step runner of a phase.
+    """Return the fastest applicable step runner of a phase.
 
     Args:
-        setup: What it is made of.
+        setup: Inputs of the runner.
         activations: Cached activations at the phase's boundary; None to start from images.
         clean: The same without augmentation, for the validation rows.
         fuse: Whether many steps may run as one program.
@@ -132,7 +131,7 @@ class _Steps:
         self._mesh, self._steps = setup.context.mesh, setup.run.steps_per_epoch
 
     def _arguments(self, epoch: int, number: int, lr_scale: float) -> tuple[Any, ...]:
-        """Return what a step takes beside the state."""
+        """Return the arguments of a step besides the state."""
         raise NotImplementedError
 
     def _lr(self, epoch: int, number: int, lr_scale: float) -> np.float32:
@@ -141,7 +140,7 @@ class _Steps:
     def epoch(
         self, state: State, epoch: int, lr_scale: float, every_step: bool = False
     ) -> Iterator[StepReport]:
-        """Run the steps of an epoch that are left: see `StepRunner`."""
+        """Run the remaining steps of an epoch: see `StepRunner`."""
         first = int(state["step"]) - epoch * self._steps
         handler = self._context.preemption_handler
         done, since, next_sync = 0, time.monotonic(), first + 1
@@ -165,7 +164,7 @@ class _Steps:
 
 
 class ImageSteps(_Steps):
-    """Steps from batches that grain reads ahead: images, or cached activations that are on disk."""
+    """Steps from batches prefetched by grain: images, or cached activations on disk."""
 
     def __init__(self, setup: RunnerSetup, activations: Activations | None = None):
         """Start reading.
@@ -210,7 +209,7 @@ class ImageSteps(_Steps):
             self._step = self._context.compiled(program.key, self._function, state, *arguments)
 
     def _arguments(self, epoch: int, number: int, lr_scale: float) -> tuple[Any, ...]:
-        """Return the next batch, what is drawn from, and the learning rate."""
+        """Return the next batch, the random seed data, and the learning rate."""
         with self._clock.span("data"):
             batch = next(self._batches)
         if int(batch.pop("epoch")) != epoch:
@@ -247,7 +246,7 @@ class CachedSteps(_Steps):
             self._step = self._context.compiled(program.key, program.cached_step, state, *example)
 
     def _arguments(self, epoch: int, number: int, lr_scale: float) -> tuple[Any, ...]:
-        """Return the cache, the rows of a batch, what is drawn from, and the learning rate."""
+        """Return the cache, the rows of a batch, the random seed data, and the learning rate."""
         indices, weights = self._order.epoch(epoch)
         rng = {
             **_rng(self._program, epoch),
@@ -261,17 +260,17 @@ class CachedSteps(_Steps):
         return self._cache, batch, rng, self._lr(epoch, number, lr_scale)
 
     def data_position(self) -> dict[str, Any]:
-        """Return nothing: the step says it."""
+        """Return an empty dict: the step determines the position."""
         return {}
 
 
 class FusedEpochs:
     """Epochs of a head on features that are on the device: many, with their evaluation, as one program.
 
-    How many run at once follows from how long the last ones took, and is one where something looks at the
-    state after every epoch. It changes neither the program nor a bit of the result, since each epoch is the
-    same iteration of one loop. The reports of epochs that ran at once come one by one, all with the state
-    after the last of them.
+    The number of epochs per call follows from the duration of the last ones, and is one where a callback
+    needs the state after every epoch. It changes neither the program nor any bit of the result, since each
+    epoch is the same iteration of one loop. The epochs of one call are reported one by one, all with the
+    state after the last of them.
     """
 
     def __init__(self, setup: RunnerSetup, activations: DeviceActivations, clean: DeviceActivations):
@@ -336,7 +335,7 @@ class FusedEpochs:
             self._reports.append(StepReport(state, step, steps, seconds, _epoch_metrics(loss, weight), each))
 
     def _work(self, first: int, count: int, lr_scale: float) -> dict[str, Any]:
-        """Return what the program takes for `count` epochs from `first` on, padded to one shape."""
+        """Return the arguments of the program for `count` epochs from `first` on, padded to one shape."""
         program, steps = self._program, self._order.steps_per_epoch
         epochs = range(first, first + count)
         orders = [self._order.epoch(epoch) for epoch in epochs]
@@ -360,7 +359,7 @@ class FusedEpochs:
         )
 
     def data_position(self) -> dict[str, Any]:
-        """Return nothing: the step says it."""
+        """Return an empty dict: the step determines the position."""
         return {}
 
 

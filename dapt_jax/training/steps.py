@@ -1,4 +1,4 @@
-"""The jitted steps of one phase: gradients for what trains, and nothing computed for what is frozen."""
+"""The jitted steps of one phase, with gradients for trainable parameters only."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ _FOR_LABELS = 48
 
 @dataclasses.dataclass(frozen=True)
 class PhaseProgram:
-    """Everything static about one phase, and the functions that jax compiles for it.
+    """Static configuration of one phase, and the functions that JAX compiles for it.
 
     What changes between seeds, epochs and strategies of the same mask (the learning rate, the seed, the
     weights of the examples) is an argument of these functions, so that all of them share one executable: see
@@ -47,7 +47,7 @@ class PhaseProgram:
 
     Attributes:
         model: Network.
-        phase: What is trained, and how.
+        phase: Phase of training.
         mask: The phase resolved against the model.
         labels: Name of the transformation that updates each parameter, in tree order.
         optimizer: How trained parameters are updated.
@@ -60,8 +60,8 @@ class PhaseProgram:
         grad_accum_steps: Parts into which a batch is cut, one after the other, so that the activations of one
             part at a time are in memory. The step is that of the whole batch, except that batch norm that
             trains sees one part at a time.
-        batch_norm_groups: Equal runs of examples into which what batch norm sees at a time is cut, each with
-            statistics of its own; 1 for those of all examples, wherever they are.
+        batch_norm_groups: Number of equal groups of examples with separate batch statistics; 1 for statistics
+            over all examples on all devices.
     """
 
     model: Network
@@ -80,7 +80,7 @@ class PhaseProgram:
 
     @property
     def key(self) -> Hashable:
-        """What the compiled functions depend on, beside the shapes of their arguments."""
+        """Key of the compiled functions, besides the shapes of their arguments."""
         return (
             self.model,
             self.mask,
@@ -112,8 +112,8 @@ class PhaseProgram:
         """Augment and mix images, and run them through the prefix.
 
         Returns:
-            Activations at the phase's boundary, an array or a pytree of arrays [b, ...]; and with whom each
-            image is mixed, None where none is.
+            Activations at the phase's boundary, an array or a pytree of arrays [b, ...]; and the mixing
+            partner of each image, None without mixing.
         """
         images, mixed = self.augment(images, rng["seed"], rng["view"], index), None
         if not self.mix.is_identity:
@@ -153,8 +153,8 @@ class PhaseProgram:
             weights: Weights of the examples in the loss, which is their weighted mean.
             lr: Learning rate.
             key: Key of dropout and stochastic depth; None to drop nothing.
-            mixed: Whose labels an image has besides its own, and its own share; each label keeps its own
-                weight.
+            mixed: Mixing partner of each image, and the fraction of its own label; each label keeps its
+                example weight.
 
         Returns:
             The state after the step.
@@ -220,7 +220,7 @@ class PhaseProgram:
         """Return batch statistics, summed loss and summed gradient of a batch, part after part."""
 
         def cut(leaf: Array) -> Array:
-            # Every device's run of examples is cut by itself, so that no example moves to another device.
+            # Each device's examples are split separately, so that no example moves to another device.
             return leaf.reshape(-1, self.grad_accum_steps, *leaf.shape[1:]).swapaxes(0, 1)
 
         def add(carry: tuple[Tree, Array, Tree], numbered: tuple[Array, dict[str, Any]]) -> tuple[Any, None]:
@@ -284,7 +284,7 @@ class PhaseProgram:
                 [most, steps].
 
         Returns:
-            The state after them; per epoch the sums of loss and weight; per epoch the logits of the
+            The state after the epochs; per epoch, the sums of loss and weight and the logits of the
             validation rows.
         """
         most = work["view"].shape[0]
@@ -311,7 +311,7 @@ class PhaseProgram:
         return jax.lax.fori_loop(0, work["epochs"], epoch, (state, jnp.zeros((most, 2), jnp.float32), empty))
 
     def to_compute_dtype(self, x: PyTree[Array | np.ndarray]) -> PyTree[Array | np.ndarray]:
-        """Return activations in the dtype in which the network computes, whichever they are cached in."""
+        """Return cached activations in the compute dtype of the network."""
         return jax.tree.map(lambda leaf: leaf.astype(self.model.dtype), x)
 
     def init_state(self, params: Tree, batch_stats: Tree, step: int = 0) -> State:
@@ -328,12 +328,11 @@ class PhaseProgram:
         }
 
     def transition_from(self, state: State) -> State:
-        """Return the state of the phase before in the layout of this one; moments are carried over."""
+        """Return the state of the previous phase in the layout of this one; moments are carried over."""
         averaged = evaluation_params(state)
         going_on, _ = freezing.partition(state["params"], self.mask.trainable)
         averages, stopped = freezing.partition(averaged, self.mask.trainable)
-        # A leaf that stops training is set to its average, if there is one: nothing would average it from
-        # here on.
+        # A leaf that stops training is set to its average, if there is one: its averaging ends here.
         fresh = self.init_state(freezing.combine(going_on, stopped), state["batch_stats"])
         return {
             **fresh,
@@ -344,12 +343,12 @@ class PhaseProgram:
 
 
 def _copy(tree: Tree) -> Tree:
-    """Return buffers of its own: a step donates all of its state, and no buffer can be donated twice."""
+    """Return copies of the buffers: a step donates its state, and no buffer can be donated twice."""
     return jax.tree.map(lambda leaf: leaf + 0, tree)
 
 
 def evaluation_params(state: State) -> Tree:
-    """Return the parameters to evaluate and hand on: averaged ones where there is an average."""
+    """Return the parameters for evaluation and export: averaged ones if there is an average."""
     if not state["ema"]:
         return state["params"]
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""Segmenting images that are larger than what a network was trained on: windows that overlap, averaged."""
+"""Sliding-window segmentation of images larger than the training size."""
 
 import functools
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def decide(objective: SegmentationLoss) -> Callable[..., jax.Array]:
 
 
 def corners(side: int, window: int, overlap: float) -> list[int]:
-    """Return where windows begin along a side: evenly spaced, neighbours share at least `overlap`."""
+    """Return window starts along a side: evenly spaced, neighbours share at least `overlap`."""
     if window >= side:
         return [0]
     most = max(1, int(window * (1 - overlap)))
@@ -54,11 +54,11 @@ def sliding(
     overlap: float = 0.5,
     batch_size: int = 16,
 ) -> Float[np.ndarray, "k h w outputs"]:
-    """Return probabilities of large images, averaged over windows that overlap.
+    """Return probabilities of large images, averaged over overlapping windows.
 
     Args:
-        predict: windows [batch, window, window, c], in batches of one shape, to probabilities of their
-            pixels.
+        predict: Function from windows [batch, window, window, c], in batches of one shape, to pixel
+            probabilities.
         images: Images of any size from `window` on.
         window: Side of a window in pixels.
         overlap: Least share of a window that neighbours have in common.

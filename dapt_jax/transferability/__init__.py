@@ -1,4 +1,4 @@
-"""Transferability scores: how well a checkpoint will transfer, before the target task is trained; and which one to keep.
+"""Transferability scores, which predict downstream performance, and checkpoint selection.
 
 A file that is put here and holds a function under `registry.score` is a score.
 """

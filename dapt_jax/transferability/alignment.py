@@ -15,7 +15,7 @@ from dapt_jax.transferability.robustness import pool
 @score("alignment", needs="views", higher_is_better=False, title="alignment")
 @in_double
 def alignment(views: Num[Any, "v n *rest"]) -> float:
-    """Return the mean squared distance between two views of an image, on features of length 1: 0 to 4, lower is better.
+    """Return the mean squared distance between two views, on unit features: 0 to 4, lower is better.
 
     With more views, the mean over all pairs of them. Wang and Isola, arXiv 2005.10242.
 

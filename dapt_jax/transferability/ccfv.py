@@ -57,7 +57,8 @@ def ccfv(
         defined = [value for value in by_class if value is not None]
         if not defined:
             raise UserError(
-                "no foreground class is in two images with two positions or more; expected masks that share one"
+                "no foreground class is in two images with two positions or more; expected masks that share "
+                "one"
             )
         means = np.stack([np.mean(np.concatenate(list(by.values())), 0) for by in drawn])
         if not np.mean(defined):
@@ -78,7 +79,7 @@ def _drawn(
 
 
 def _consistency(of_images: list[Float[np.ndarray, "m d"]]) -> float | None:
-    """Return the mean distance of a class's Gaussians between images that have two positions of it or more."""
+    """Return the mean distance of a class's Gaussians over images with two or more positions of it."""
     kept = [rows for rows in of_images if len(rows) > 1]
     if len(kept) < 2:
         return None

@@ -24,7 +24,7 @@ def gbc(
     statistics: FeatureStatistics | None = None,
     covariance: str = "diagonal",
 ) -> float:
-    """Return the Gaussian Bhattacharyya coefficient, at most 0 (higher is better: 0 where no two classes overlap).
+    """Return the Gaussian Bhattacharyya coefficient, at most 0 (higher is better; 0 without overlap).
 
     - sum_{i != j} exp(-D_B), D_B = 1/8 sum (mu_i - mu_j)^2 / s + 1/2 sum ln(s / sqrt(s_i s_j)), s = (s_i +
         s_j) / 2, with

@@ -41,7 +41,9 @@ def h_score(
 def regularised_h_score(
     features: Num[Any, "n d"], labels: Int[Any, " n"], *, statistics: FeatureStatistics | None = None
 ) -> float:
-    """Return the H-score with a shrunk covariance: tr(inv(S_a) (1 - a) cov(E[F|y])), S_a = (1 - a) S + a tr(S)/d I.
+    """Return the H-score with a shrunk covariance (higher is better).
+
+    tr(inv(S_a) (1 - a) cov(E[F|y])), S_a = (1 - a) S + a tr(S)/d I.
 
     a is Ledoit and Wolf's. Ibrahim et al., "Newer is not always better", arXiv 2110.06893.
 

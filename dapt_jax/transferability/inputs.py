@@ -1,4 +1,4 @@
-"""Features and labels that scores are computed from, checked once, and the statistics that several scores share."""
+"""Validated features and labels, and statistics shared by several scores."""
 
 import dataclasses
 import functools
@@ -16,7 +16,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # The context's place in JAX moved; every release from 0.7 on has one of the two.
-_x64: Callable[[bool], Any] = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
+_x64: Callable[[bool], Any] = getattr(  # noqa: B009
+    jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64"
+)
 
 
 def in_double(function: Callable[P, R]) -> Callable[P, R]:
@@ -32,7 +34,7 @@ def in_double(function: Callable[P, R]) -> Callable[P, R]:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStatistics:
-    """Features with their labels, and statistics of both that several scores need, computed when first asked for.
+    """Features with labels, and statistics of both, computed lazily and shared by scores.
 
     Attributes:
         features: Features, float64 [n, d], finite.
@@ -86,7 +88,7 @@ class FeatureStatistics:
 
     @functools.cached_property
     def within(self) -> Float[np.ndarray, "d d"]:
-        """Covariance within classes: each class's own (divided by its rows), weighted by its share of the rows."""
+        """Within-class covariance: the mean of class covariances, weighted by class frequency."""
         weighted = self.class_means * np.sqrt(self.counts)[:, None]
         return (self.scatter - weighted.T @ weighted) / len(self.labels)
 
@@ -120,7 +122,8 @@ def finite(values: ArrayLike, ndim: int, what: str = "features") -> np.ndarray:
     bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
     if bad.any():
         raise UserError(
-            f"{what} of image {int(np.flatnonzero(bad)[0])} are not finite ({int(bad.sum())} of {len(array)} images); "
+            f"{what} of image {int(np.flatnonzero(bad)[0])} are not finite ({int(bad.sum())} of {len(array)} "
+            "images); "
             "expected numbers"
         )
     return array
@@ -163,7 +166,7 @@ def gram(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
 
 
 def eigh(matrix: Float[np.ndarray, "d d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
-    """Return eigenvalues of a positive semi-definite matrix, ascending and not below 0, and its eigenvectors as columns.
+    """Return ascending eigenvalues, clipped at 0, and eigenvectors of a positive semi-definite matrix.
 
     By numpy: XLA:CPU calls the same routine with one thread, and took 16 s against 8 s at 2,048 features.
     """

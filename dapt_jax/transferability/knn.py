@@ -21,7 +21,7 @@ def knn(
     statistics: FeatureStatistics | None = None,
     k: int = 1,
 ) -> float:
-    """Return the leave-one-out accuracy of the k nearest neighbours by Euclidean distance, 0 to 1 (higher is better).
+    """Return the leave-one-out accuracy of k Euclidean nearest neighbours, 0 to 1 (higher is better).
 
     The most frequent class among the neighbours; of several, the lowest number. Distances in float32 from
     centred features.

@@ -22,7 +22,9 @@ def linear_probe(
     ridge: float = 1e-2,
     seed: int = 0,
 ) -> float:
-    """Return the held-out accuracy of a linear classifier, 0 to 1 (higher is better): the yardstick for all other scores.
+    """Return the held-out accuracy of a linear classifier, 0 to 1 (higher is better).
+
+    It is the reference for all other scores.
 
     Ridge regression on one-hot labels, fitted to all folds but one and judged on that one, by arg-max; the
     penalty is `ridge` times the rows fitted to times the mean variance of a feature. Folds are stratified at
@@ -74,7 +76,7 @@ def _ridge(
     kept: Float[Array, ""],
     penalty: Float[Array, ""],
 ) -> Float[Array, "d c"]:
-    """Return weights fitted to all rows but the held-out ones, from sums over all rows less those over the held-out ones."""
+    """Return weights fitted without the held-out rows, from sums over all rows minus theirs."""
     left = scatter - x.T @ x - kept * jnp.outer(mean, mean)
     right = products - y.T @ x - kept * jnp.outer(share, mean)
     factor = jax.scipy.linalg.cho_factor(left + kept * penalty * jnp.eye(len(left)))

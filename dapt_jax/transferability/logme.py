@@ -72,7 +72,7 @@ def _evidence(
     steps: int,
     tolerance: Float[Array, ""],
 ) -> Float[Array, " c"]:
-    """Return the evidence per image of each class; `parts` [c, d] are squared projections on left singular vectors."""
+    """Return the evidence per image of each class; `parts` [c, d]: squared left singular projections."""
 
     def one(part: Float[Array, " d"], total: Float[Array, ""]) -> Float[Array, ""]:
         left = jnp.maximum(total - part.sum(), 0.0)

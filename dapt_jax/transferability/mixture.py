@@ -24,7 +24,7 @@ AT_ONCE = 25
 
 @dataclasses.dataclass(frozen=True)
 class _Component:
-    """A Gaussian as something that takes its density quickly.
+    """A Gaussian in a form with fast density evaluation.
 
     Attributes:
         weight: Weight in the mixture.

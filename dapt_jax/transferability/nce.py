@@ -15,9 +15,9 @@ from dapt_jax.transferability.registry import score
 @score("nce", needs="source head", higher_is_better=True, title="NCE")
 @in_double
 def nce(probabilities: Num[Any, "n z"], labels: Int[Any, " n"]) -> float:
-    """Return the negative conditional entropy of the target given the most likely source label (higher is better).
+    """Return the negative conditional entropy of target given source labels (higher is better).
 
-    It is at most 0:
+    Source labels are the most likely ones; the score is at most 0:
 
     sum_{y,z} P(y, z) log[P(y, z) / P(z)]. Tran et al., "Transferability and Hardness of Supervised
     Classification Tasks", arXiv 1908.08142.

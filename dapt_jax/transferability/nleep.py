@@ -46,7 +46,8 @@ def nleep(
     rows, components = len(found.labels), per_class * len(found.counts)
     if rows < components:
         raise UserError(
-            f"a mixture of {components} components ({per_class} for each of {len(found.counts)} classes) needs as many "
+            f"a mixture of {components} components ({per_class} for each of {len(found.counts)} classes) "
+            "needs as many "
             f"images; expected {components} or more, found {rows}"
         )
     if not found.spread:

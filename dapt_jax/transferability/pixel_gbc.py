@@ -26,7 +26,7 @@ def pixel_gbc(
     pixels: int = 1000,
     seed: int = 0,
 ) -> float:
-    """Return the Bhattacharyya coefficient between the classes of pixels, for segmentation, at most 0 (higher is better).
+    """Return the Bhattacharyya coefficient between pixel classes, at most 0 (higher is better).
 
     Of at most 150 images, 1,000 pixels each, as many of each class present as there are; 64 principal
     components; diagonal covariance. Pandy et al., arXiv 2111.12780, section on segmentation.

@@ -30,7 +30,7 @@ probabilities (and labels), or masks with the feature maps of one or several lev
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What scores are computed from; a part that is not there is None.
+    """Inputs of scores; missing parts are None.
 
     Attributes:
         features: Pooled features [n, d].
@@ -54,7 +54,7 @@ class Sample:
         return FeatureStatistics.of(self.features, np.asarray(self.labels))
 
     def has(self, need: str) -> bool:
-        """Return whether what a score needs is there."""
+        """Return whether the inputs of a score are available."""
         if need == "masks":
             return self.maps is not None and self.masks is not None
         if need == "source head":
@@ -78,8 +78,8 @@ class ScoreEntry:
 
     Attributes:
         title: Its name in the literature.
-        needs: What it needs, one of `NEEDS`.
-        higher_is_better: Which way a checkpoint is better.
+        needs: Required input, one of `NEEDS`.
+        higher_is_better: Whether higher values indicate a better checkpoint.
         compute: Function from a sample and settings of the score to a number.
     """
 
@@ -91,7 +91,7 @@ class ScoreEntry:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A score, or NaN and why."""
+    """A score, or NaN with the reason."""
 
     value: float
     reason: str = ""
@@ -113,10 +113,10 @@ def score(
 
     Args:
         name: Its name in the settings.
-        needs: What it needs, one of `NEEDS`, which says what the function is called with: features; views;
+        needs: Required input, one of `NEEDS`, which says what the function is called with: features; views;
             features and labels (and, by name, their shared `statistics`); source probabilities and labels; or
             maps and masks.
-        higher_is_better: Which way a checkpoint is better.
+        higher_is_better: Whether higher values indicate a better checkpoint.
         title: Its name in the literature.
         arguments: What the function is called with, where it is something else.
 
@@ -147,7 +147,7 @@ def entry(name: str) -> ScoreEntry:
     """Return the score of that name.
 
     Raises:
-        UserError: There is none; names the nearest.
+        UserError: The score does not exist; names the nearest.
     """
     if name not in SCORES:
         raise UserError(f"unknown transferability score {name!r}; {nearest(name, SCORES)}")
@@ -161,7 +161,7 @@ def evaluate(names: Iterable[str], sample: Sample, **settings: Mapping[str, Any]
 
     Args:
         names: Names of scores.
-        sample: What there is.
+        sample: Available inputs.
         **settings: Arguments of a score's function, by name of the score.
 
     Raises:

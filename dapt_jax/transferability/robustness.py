@@ -114,7 +114,7 @@ def _jitter_one(image: Float[Array, "h w 3"], key: PRNGKeyArray, limits: Jitter)
 
 
 def pool(features: Float[Any, "n *rest"], *, reference_compatible: bool = False) -> Float[Any, "n d"]:
-    """Return the mean over space of maps [n, h, w, d] or tokens [n, l, d]; pooled features [n, d] stay as they are.
+    """Return the spatial mean of maps [n, h, w, d] or tokens [n, l, d]; [n, d] stays unchanged.
 
     Args:
         features: Features of n images.

@@ -1,4 +1,4 @@
-"""Which checkpoint to keep, from scores along a run: the best, the best before patience ran out, or the best for its length."""
+"""Checkpoint selection from scores along a run: best, best with patience, or best with length prior."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ PRIOR_WEIGHT = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointRule:
-    """How a checkpoint is chosen, and when training stops.
+    """Rule for checkpoint selection and for the end of training.
 
     Attributes:
         name: Name of the rule: `best` runs to the end and keeps the best score; `patience` stops when the
@@ -49,7 +49,7 @@ class CheckpointRule:
         Args:
             scores: Scores in the order of training; NaN where one is undefined.
             shares: Shares of the planned training that was done at each, 0 to 1.
-            higher_is_better: Which way the score is better.
+            higher_is_better: Whether higher scores are better.
 
         Returns:
             Index into `scores` (the last one where none is defined), and whether training may stop.
@@ -63,12 +63,12 @@ class CheckpointRule:
 
 
 def best(scores: Num[np.ndarray, " k"]) -> int:
-    """Return the index of the highest score, the earliest of several; the last index where none is a number."""
+    """Return the first index of the highest score; the last index if all are NaN."""
     return len(scores) - 1 if np.isnan(scores).all() else int(np.nanargmax(scores))
 
 
 def patience(scores: Num[np.ndarray, " k"], wait: int, window: int = 1) -> tuple[int, bool]:
-    """Return the best of scores averaged over the last `window`, looking no further once `wait` brought no better one.
+    """Return the best moving average of scores, with a stop after `wait` scores without improvement.
 
     Args:
         scores: Scores, higher is better; NaN counts as no improvement.
@@ -91,7 +91,7 @@ def patience(scores: Num[np.ndarray, " k"], wait: int, window: int = 1) -> tuple
 def length_prior(
     scores: Float[np.ndarray, " k"], shares: Sequence[float], weight: float = PRIOR_WEIGHT
 ) -> int:
-    """Return the best of score plus length: longer training is taken to be better unless the score says otherwise.
+    """Return the index of the best sum of score and length, a prior in favour of longer training.
 
     Scores are put in units of their own standard deviation over the checkpoints; then `weight` times the
     share of the planned training is added. On the released results of arXiv 2410.18677 this is the rule that,

@@ -1,4 +1,4 @@
-"""What a study scores along adaptation, and how it chooses a checkpoint by a score."""
+"""Settings of checkpoint scoring along adaptation, and of checkpoint selection."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ class ScoringSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectionSettings:
-    """Choice of the checkpoint that adaptation hands on: the section `checkpoint_selection`."""
+    """Choice of the checkpoint for the target tasks: the section `checkpoint_selection`."""
 
     score: str = setting(
         "", doc="Score by which adaptation stops and the checkpoint is chosen; empty: the last one."
@@ -76,7 +76,7 @@ class SelectionSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(ScoringSettings):
-    """What is scored, and how: both sections, for a study that scores.
+    """Plan of checkpoint scoring, from both sections.
 
     `names` holds every score that is computed, that which selects among them; `every` is 1 or more.
     """
@@ -95,17 +95,17 @@ class Settings(ScoringSettings):
 
     @property
     def select(self) -> str:
-        """The score that chooses; empty to keep the last checkpoint."""
+        """Score for selection; empty for the last checkpoint."""
         return self.selection.score
 
     @property
     def rule(self) -> CheckpointRule:
-        """How it chooses."""
+        """Rule of selection."""
         return self.selection.checkpoint_rule()
 
     @property
     def keep(self) -> bool:
-        """Whether the weights of every scored epoch are kept."""
+        """Whether the weights of every scored epoch are saved."""
         return self.downstream
 
     @property

@@ -16,7 +16,7 @@ from dapt_jax.transferability.registry import score
 @score("uniformity", needs="nothing", higher_is_better=False, title="uniformity")
 @in_double
 def uniformity(features: Num[Any, "n d"]) -> float:
-    """Return the log of the mean over pairs of exp(-2 |x_i - x_j|^2), on features of length 1: -8 to 0, lower is better.
+    """Return the log mean of exp(-2 |x_i - x_j|^2) over pairs, on unit features: -8 to 0, lower is better.
 
     Wang and Isola, arXiv 2005.10242.
 

@@ -1,8 +1,8 @@
-"""Activations on disk: past the memory budget, and from one start of a study to the next.
+"""Activations on disk, beyond the memory budget and across starts of a study.
 
 An entry is a folder named by its key: zarr arrays [views, n, ...], sharded, one chunk with a CRC-32C per view
-and image, so that a batch is read at random and damage is noticed; and `entry.json`, written last, which says
-that the entry is whole. A fill that was killed goes on behind the last whole shard.
+and image, which allows random reads and detects damage; and `entry.json`, written last, which marks
+the entry as complete. A fill that was killed resumes after the last complete shard.
 """
 
 import contextlib
@@ -43,9 +43,9 @@ class DiskCache:
 
         Args:
             folder: Folder of the entries; may be shared by studies and processes.
-            budget: Bytes of all entries together; the ones that were used longest ago are evicted first.
-            say: Receiver of a line about what was lost.
-            shard_bytes: Bytes of a shard: what a kill costs at most.
+            budget: Bytes of all entries together; the least recently used are evicted first.
+            say: Function that receives a line about lost data.
+            shard_bytes: Bytes of a shard, the largest amount lost by a kill.
 
         Raises:
             OSError: The folder cannot be created or written to.
@@ -58,7 +58,7 @@ class DiskCache:
         probe.unlink()
 
     def find(self, key: str) -> "CacheEntry | None":
-        """Return the entry of a key if it is whole; one that is damaged is removed, with a line."""
+        """Return the entry of a key if it is complete; a damaged one is removed and reported."""
         path = self._folder / key
         if not path.exists():
             return None
@@ -83,18 +83,18 @@ class DiskCache:
         fill: Fill,
         about: Mapping[str, Any],
     ) -> "CacheEntry":
-        """Compute what is missing of an entry and return it whole; wait for a process that fills it.
+        """Complete an entry and return it; wait if another process is filling it.
 
         Args:
             key: Key of the entry.
             shapes: Shapes of one image's activations, a pytree of `jax.ShapeDtypeStruct`.
             views: Views per image.
             images: Number of images.
-            fill: Computes activations.
+            fill: Function that computes activations.
             about: JSON values to store with the entry.
 
         Raises:
-            OSError: There is no room, or the folder can no longer be written to; nothing is left behind.
+            OSError: The disk is full, or the folder is no longer writable; partial data are removed.
         """
         self._use(key)
         with _lock(self._folder / f"{key}.lock"):
@@ -114,9 +114,7 @@ class DiskCache:
                 shutil.rmtree(partial, ignore_errors=True)
                 if isinstance(error, OSError):
                     raise
-                raise OSError(
-                    _first_line(error)
-                ) from error  # tensorstore's word for a full disk is a ValueError
+                raise OSError(_first_line(error)) from error  # tensorstore raises ValueError for a full disk
         return CacheEntry(self._folder / key)
 
     def drop(self, key: str) -> None:
@@ -124,7 +122,7 @@ class DiskCache:
         shutil.rmtree(self._folder / key, ignore_errors=True)
 
     def _use(self, key: str) -> None:
-        """Note that an entry is read from now on; the ones noted last are never evicted."""
+        """Mark an entry as in use; the most recently marked ones are never evicted."""
         self._in_use = [*(other for other in self._in_use if other != key), key][-_READ_AT_ONCE:]
 
     def _make_room(self, size: int) -> None:
@@ -145,13 +143,13 @@ class DiskCache:
 
 
 class CacheEntry:
-    """A whole entry, open for reading."""
+    """A complete entry, open for reading."""
 
     def __init__(self, path: Path):
-        """Open it and check that every shard has its full size; chunks are checked as they are read.
+        """Open the entry and check the size of every shard; chunks are checked when they are read.
 
         Raises:
-            ValueError, OSError, KeyError, TypeError: It is damaged.
+            ValueError, OSError, KeyError, TypeError: The entry is damaged.
         """
         self.path = path
         self.about: dict[str, Any] = json.loads((path / DONE).read_text())
@@ -176,7 +174,7 @@ class CacheEntry:
 def _write(
     path: Path, shapes: PyTree[jax.ShapeDtypeStruct], views: int, images: int, fill: Fill, per_shard: int
 ) -> float:
-    """Write whole shards, from where an earlier attempt stopped; return the seconds of all attempts."""
+    """Write complete shards, resuming an earlier attempt; return the seconds of all attempts."""
     begun = time.monotonic()
     leaves = jax.tree.leaves(shapes)
     plan = {"per_shard": per_shard, "views": views, "images": images}
@@ -232,7 +230,7 @@ def _create(
         "codecs": [{"name": "sharding_indexed", "configuration": shard}],
     }
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
-    # All-zero chunks (a ReLU of a black image) are written too: a chunk that is not there must mean damage.
+    # All-zero chunks (a ReLU of a black image) are written too: a missing chunk must mean damage.
     return ts.open(
         {**spec, "store_data_equal_to_fill_value": True}, create=True, delete_existing=True
     ).result()
@@ -253,7 +251,7 @@ def _used(done: Path) -> tuple[float, Path, int]:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock that one process has at a time; the system releases it when the process dies."""
+    """Hold an exclusive lock between processes; the system releases it when the process dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -267,7 +265,7 @@ def _first_line(error: Exception) -> str:
 
 
 class SelfHealingReader:
-    """An entry that is computed again, once and by one thread, when a chunk of it turns out to be damaged."""
+    """A reader that recomputes a damaged entry, once and in one thread."""
 
     def __init__(self, entry: CacheEntry, again: Callable[[], CacheEntry], say: Callable[[str], None]):
         self._entry, self._again, self._say = entry, again, say

@@ -1,4 +1,4 @@
-"""The computation of cached activations, from images or from activations further down."""
+"""Computation of cached activations, from images or from activations at a lower boundary."""
 
 import dataclasses
 import functools
@@ -21,21 +21,21 @@ from dapt_jax.training.freezing import Tree
 
 
 def ignore(flops: int) -> None:
-    """Take no notice of what was computed."""
+    """Ignore the computed FLOPs."""
     del flops
 
 
 @dataclasses.dataclass(frozen=True)
 class Filling:
-    """How activations that are not cached yet are computed.
+    """Options for computing activations that are not cached yet.
 
     Attributes:
-        base: A boundary below theirs and the activations of the same images there, from which they are
-            computed; None to compute them from the images.
+        base: A lower boundary with the activations of the same images there, used as the input; None to
+            compute them from the images.
         clock: Clock of the caller, to which seconds of compilation are credited.
         mesh: Devices that compute them, and hold those that are cached in memory.
-        on_computed: Receiver of the model FLOPs that were run, called when all images are computed and before
-            others can find the activations: what a caller writes down there is not lost by a kill.
+        on_computed: Function that receives the model FLOPs, called after all images are computed and before
+            the activations become visible to others, so that a kill does not lose what the caller records.
     """
 
     base: tuple[int, Activations] | None = None
@@ -46,16 +46,16 @@ class Filling:
 
 @dataclasses.dataclass(frozen=True)
 class FillJob:
-    """The computation behind one entry of the cache.
+    """The computation of one cache entry.
 
     Attributes:
-        prefix: What is computed.
+        prefix: Prefix to compute.
         params: Parameters of the prefix.
         batch_stats: Batch-norm statistics of the prefix.
         images: All images.
-        dtype: Dtype of cached activations; empty for their own.
-        batch_size: Images at a time; rounded up to a multiple of the devices.
-        filling: How they are computed.
+        dtype: Dtype of cached activations; empty for the dtype of the network.
+        batch_size: Images per batch; rounded up to a multiple of the number of devices.
+        filling: Options of the computation.
     """
 
     prefix: Prefix
@@ -99,7 +99,7 @@ class FillJob:
         own = sharding.local_slice(size, mesh)
         for start in range(first, len(self.images), size):
             rows = np.arange(start, min(start + size, len(self.images)), dtype=np.int32)
-            filled = np.resize(rows, size)  # one shape, one executable
+            filled = np.resize(rows, size)  # constant shape, so one executable
             computed = [
                 np.stack([sharding.gather_to_host(leaf)[: len(rows)] for leaf in each]).astype(dtype)
                 for each, dtype in zip(zip(*self._views(filled[own]), strict=True), dtypes, strict=True)
@@ -153,7 +153,7 @@ def _forward(model: Network, boundary: int, augment: Augment) -> Any:
 
 @functools.cache
 def _between(model: Network, start: int, stop: int) -> Any:
-    """Return the function from activations to activations further up, compiled once for all arms."""
+    """Return the function from activations to those at a higher boundary, compiled once for all arms."""
 
     def extend_prefix(params: Tree, batch_stats: Tree, x: PyTree[jax.Array]) -> PyTree[jax.Array]:
         x = jax.tree.map(lambda leaf: leaf.astype(model.dtype), x)

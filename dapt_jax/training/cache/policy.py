@@ -1,7 +1,7 @@
-"""Whether a phase trains on cached activations of its frozen prefix, and in which tier: bytes against FLOPs.
+"""Decision whether and in which tier a phase caches the activations of its frozen prefix.
 
-A pure function of the settings, the size of the corpus and the kind of device, so that a plan, a run and a
-resumed run agree.
+The decision is a pure function of the settings, the size of the corpus and the kind of device, so that a
+plan, a run and a resumed run agree.
 """
 
 import dataclasses
@@ -36,11 +36,11 @@ class Caching:
 
     Attributes:
         mode: `auto`, `on` (refuses a phase that could be cached but does not fit) or `off`.
-        memory_bytes: Bytes that activations may take on the device.
-        disk_bytes: Bytes that they may take on disk; 0 to use none.
+        memory_bytes: Largest size of activations on the device, in bytes.
+        disk_bytes: Largest size of activations on disk, in bytes; 0 to use no disk.
         dtype: Dtype of cached activations: `float32`, `bfloat16` (half the bytes, 8 bits of mantissa), or
             empty for the dtype in which they are computed.
-        flops_per_byte: Least forward FLOPs that a byte read from disk has to save; 0 for the kind of device.
+        flops_per_byte: Fewest forward FLOPs that a byte read from disk must save; 0 for the device's default.
     """
 
     mode: str = setting("auto", choices=MODES, doc="Whether activations of a frozen prefix are cached.")
@@ -67,7 +67,7 @@ class CacheDecision:
         tier: `memory`, `disk`, or empty for no cache.
         views: Views per image that are cached.
         bytes: Bytes that the cache holds for this phase.
-        reason: Why, in words.
+        reason: Explanation of the decision.
     """
 
     tier: Tier
@@ -82,22 +82,21 @@ class CacheDecision:
 
 
 def cached_spec(shapes: PyTree[jax.ShapeDtypeStruct], dtype: str = "") -> PyTree[jax.ShapeDtypeStruct]:
-    """Return shapes of one image's cached activations; `dtype` replaces their own if not empty."""
+    """Return shapes of one image's cached activations; a non-empty `dtype` replaces theirs."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), shapes)
 
 
 def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: Caching) -> CacheDecision:
-    """Weigh bytes against FLOPs.
+    """Choose the cache tier from bytes and FLOPs.
 
-    In memory, activations pay as soon as an epoch sees a view that an earlier one saw. On disk they are read
-    again in every epoch, so a byte has to save more forward FLOPs than the device does while it is being
-    read.
+    In memory, caching pays off as soon as an epoch repeats a view. From disk, activations are read in every
+    epoch, so a byte must save more forward FLOPs than the device computes while reading it.
 
     Args:
         program: The phase.
         images: Number of images in the corpus.
         image_size: Side of the images in pixels.
-        caching: What may be cached.
+        caching: Caching options.
 
     Raises:
         UserError: `mode` is `on` where a frozen prefix cannot be cached.
@@ -139,7 +138,8 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
             "",
             views,
             0,
-            f"{_mib(size)} exceed memory, and a byte from disk saves {flops_per_byte:.3g} FLOP: less than {least:g}",
+            f"{_mib(size)} exceed memory, and a byte from disk saves {flops_per_byte:.3g} FLOP: less than "
+            f"{least:g}",
         )
     if caching.mode == "auto" and views >= epochs:
         return CacheDecision("", views, 0, f"{_mib(size)} exceed memory, and one epoch reads nothing twice")

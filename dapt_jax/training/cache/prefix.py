@@ -1,4 +1,4 @@
-"""Frozen prefixes, and the activations that they make of a set of images."""
+"""Frozen prefixes, and their activations on a set of images."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -16,13 +16,13 @@ from dapt_jax.training.steps import PhaseProgram, eval_transform
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """What is computed once: the groups below a boundary, on plain images or on fixed views of them.
+    """Computation that runs once: the groups below a boundary, on images or fixed views of them.
 
     Attributes:
         model: Network; nothing depends on its outputs.
         boundary: Index of the first group that is not run.
         augment: Augmentation of the images.
-        seed: Seed of the views; 0 where there is nothing to draw.
+        seed: Seed of the views; 0 without augmentation.
         views: Augmented views per image; 1 for plain images.
     """
 
@@ -34,14 +34,14 @@ class Prefix:
 
     @classmethod
     def of(cls, program: PhaseProgram, views: int) -> "Prefix":
-        """Return the prefix of a phase, which draws its views as the uncached phase draws them."""
+        """Return the prefix of a phase, with the same views as in the uncached phase."""
         seed = 0 if program.augment.is_fixed else program.seed
         model = dataclasses.replace(program.model, outputs=1)
         return cls(model, program.mask.boundary, program.augment, seed, views)
 
     @property
     def plain(self) -> "Prefix":
-        """The same on images that are not augmented."""
+        """The same prefix on images without augmentation."""
         return Prefix(self.model, self.boundary, eval_transform(self.model, self.augment))
 
     def shapes(self, image_size: int, dtype: str = "") -> Any:
@@ -62,7 +62,7 @@ class Prefix:
             for path in freezing.paths(tree)
             if freezing.group_of(path, groups) in groups[: self.boundary]
         ]
-        # A training step donates the buffers of its state: what outlives it has to be a copy.
+        # A training step donates the buffers of its state, so values that outlive it are copied.
         return jax.tree.map(
             np.array, sharding.gather_to_host(freezing.prune(freezing.partition(tree, below)[0]))
         )
@@ -78,15 +78,15 @@ class ActivationReader(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """What a prefix makes of a set of images: a pytree.
+    """Activations of a prefix on a set of images, a pytree.
 
     Attributes:
         structure: Structure of the pytree.
         views: Views per image.
         flops: Model FLOPs of computing them from images.
-        seconds: Wall time that it took.
-        ran: Model FLOPs that were run for them now: 0 if they were cached already, fewer than `flops` if
-            activations below them were.
+        seconds: Wall time of the computation.
+        ran: Model FLOPs that were run now: 0 if they were already cached, fewer than `flops` if activations
+            at a lower boundary were.
     """
 
     structure: Any
@@ -97,7 +97,7 @@ class Activations:
 
     @property
     def reused(self) -> bool:
-        """Whether they were cached already."""
+        """Whether the activations were already cached."""
         return not self.ran
 
     def rows(self, view: int, rows: np.ndarray) -> Any:
@@ -117,7 +117,7 @@ class DeviceActivations(Activations):
 
     def rows(self, view: int, rows: np.ndarray) -> Any:
         """Return the activations of some rows in one view, each leaf [k, ...]."""
-        # Of the copy on a device of this process: others may ask at other times, or not at all.
+        # Reads the copy on a local device: other processes may call at other times, or not at all.
         return jax.tree.map(lambda leaf: leaf.addressable_data(0)[view, rows], self.x)
 
     @property
@@ -131,7 +131,7 @@ class DiskActivations(Activations):
     """Activations on disk.
 
     Attributes:
-        reader: Reads them.
+        reader: Reader of the activations.
     """
 
     reader: ActivationReader = dataclasses.field(kw_only=True)

@@ -1,7 +1,7 @@
-"""The activation cache: a frozen prefix is computed once, and only what lies above it is trained.
+"""The activation cache: a frozen prefix is computed once, and only the suffix is trained.
 
 The cache is shared by all phases, arms, seeds and target tasks of a study whose prefix weights and images
-agree; what another arm has computed is not paid for again, and the ledger says so.
+agree; work done by another arm is not repeated, and the ledger records the reuse.
 """
 
 import collections
@@ -29,7 +29,7 @@ FILL_BATCH = 32
 
 
 class ActivationCache:
-    """Activations by what they depend on: in memory, where the least recently used leave, and on disk."""
+    """Activations by the hash of their inputs: in memory with LRU eviction, and on disk."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class ActivationCache:
         """Start with nothing in memory.
 
         Args:
-            memory: Bytes of activations on the device.
-            files: Activations on disk; None for none.
+            memory: Largest size of activations on the device, in bytes.
+            files: Activations on disk; None to use no disk.
             dtype: Dtype of cached activations: see `Caching`.
-            say: Receiver of a line about what was lost.
-            fill_batch: Images that are computed at a time.
+            say: Function that receives a line about lost data.
+            fill_batch: Images per batch when activations are computed.
         """
         self._memory, self._files, self._dtype, self._say, self._fill_batch = (
             memory,
@@ -63,14 +63,15 @@ class ActivationCache:
     def open(
         cls, memory: int, disk: int, folder: Path, dtype: str, say: Callable[[str], None]
     ) -> "ActivationCache":
-        """Return a cache with up to `disk` bytes of files; with none, and a line, if that cannot be."""
+        """Return a cache with up to `disk` bytes of files; reports and uses no disk if that fails."""
         files = None
         if disk:
             try:
                 files = DiskCache(folder, disk, say)
             except OSError as error:
                 say(
-                    f"no activations are cached on disk: {folder} cannot be written to ({error.strerror or error})"
+                    f"no activations are cached on disk: {folder} cannot be written to "
+                    f"({error.strerror or error})"
                 )
         return cls(memory, files, dtype, say)
 
@@ -86,15 +87,15 @@ class ActivationCache:
         """Return the activations of all images from a tier, and compute them if they are not cached.
 
         Args:
-            prefix: What is computed.
+            prefix: Prefix to compute.
             params: Parameters of the network.
             batch_stats: Batch-norm statistics of the network.
-            images: Images; every one of them is computed.
+            images: Data set whose images are all computed.
             tier: Tier in which they are cached.
             filling: How missing activations are computed; by default from the images, on all devices.
 
         Returns:
-            None where they cannot be written to disk: a line has said why.
+            The activations; None where they cannot be written to disk, which is reported.
         """
         if tier == "memory":
             return self.in_memory(prefix, params, batch_stats, images, filling)
@@ -116,7 +117,7 @@ class ActivationCache:
         if found := self._find_in_memory(key, job):
             return found
         stored = self._find_on_disk(key)
-        # All processes ask, whatever each has found: what follows is done together.
+        # All processes vote, whatever each has found, since what follows is collective.
         (is_missing,) = processes.all_reduce_max(stored is None)
         if stored and not is_missing:
             return self._put(key, job, _load(self._open(key, job, *stored, ran=0), job))
@@ -136,7 +137,7 @@ class ActivationCache:
         images: ImageStore,
         filling: Filling,
     ) -> tuple[str, FillJob]:
-        """Return the key of an entry and the computation behind it."""
+        """Return the key and the computation of an entry."""
         parts = prefix.part(params), prefix.part(batch_stats)
         return self._key(prefix, *parts, images), FillJob(
             prefix, *parts, images, self._dtype, self._fill_batch, filling
@@ -154,7 +155,7 @@ class ActivationCache:
         return (self._files, entry) if self._files and entry else None
 
     def _on_disk(self, key: str, job: FillJob) -> DiskActivations | None:
-        """Return what is on disk, computed if need be; None in all processes where one cannot write."""
+        """Return activations on disk, computed if needed; None everywhere if any process cannot write."""
         stored = self._find_on_disk(key)
         # Disks belong to one process, or are shared: each process fills by itself, while others may wait for
         # it.
@@ -168,9 +169,10 @@ class ActivationCache:
                 stored = self._files, _write(self._files, key, job)
             except OSError as error:
                 self._say(
-                    f"the frozen prefix is computed anew each epoch: its activations cannot be cached ({error})"
+                    "the frozen prefix is computed anew each epoch: its activations cannot be cached "
+                    f"({error})"
                 )
-        # What any process had to compute was computed.
+        # If any process had to compute them, they count as computed.
         is_missing, has_run = processes.all_reduce_max(stored is None, ran > 0)
         if is_missing or stored is None:
             return None
@@ -181,7 +183,7 @@ class ActivationCache:
     ) -> DiskActivations:
         def fill_again() -> CacheEntry:
             files.drop(key)
-            # Whichever thread reads first notices damage; neither clock nor ledger is its.
+            # Any reading thread may notice damage; it must not use the clock or the ledger.
             filling = dataclasses.replace(job.filling, clock=Clock(), on_computed=ignore)
             return _write(files, key, dataclasses.replace(job, filling=filling))
 
@@ -190,7 +192,7 @@ class ActivationCache:
         return DiskActivations(job.structure, job.prefix.views, job.flops, seconds, ran, reader=reader)
 
     def _put(self, key: str, job: FillJob, activations: DeviceActivations) -> DeviceActivations:
-        """Add an entry, and evict those that were used longest ago."""
+        """Add an entry, and evict the least recently used ones."""
         self._entries[key, job.filling.mesh] = activations
         while sum(each.nbytes for each in self._entries.values()) > self._memory and len(self._entries) > 1:
             self._entries.popitem(last=False)
@@ -215,7 +217,7 @@ class ActivationCache:
             prefix.seed,
             prefix.views,
             images.size,
-            prefix.shapes(images.size, self._dtype),  # a truncated encoder pools where the whole one goes on
+            prefix.shapes(images.size, self._dtype),  # a truncated encoder pools where the full one continues
         )
         digest = hashlib.sha256(images.digest().encode())
         digest.update(repr(shown).encode())
