@@ -28,25 +28,25 @@ def load_tfds(
     group: str = "",
     name: str = "",
 ) -> Dataset:
-    """Reads a set that `tfds build --file_format=array_record` has prepared; its images are held in memory.
+    """Read a set that `tfds build --file_format=array_record` has prepared; its images are held in memory.
 
     Args:
-        path: the version's folder (it holds `dataset_info.json`), or a folder above it that holds one version
+        path: The version's folder (it holds `dataset_info.json`), or a folder above it that holds one version
             only; with `dataset`, the folder in which TFDS keeps its sets.
-        image_size: side of the images in pixels.
-        dataset: name of a set in TFDS's catalogue, such as "colorectal_histology" or "name/config"; it is
+        image_size: Side of the images in pixels.
+        dataset: Name of a set in TFDS's catalogue, such as "colorectal_histology" or "name/config"; it is
             downloaded and prepared if `path` does not hold it yet, for which TensorFlow must be installed.
-        split: the split to read; "" reads all of them. The split is in `columns["split"]` either way.
-        label: name of the class feature.
-        classes: the classes in the order wanted; by default the feature's.
-        drop_classes: classes whose images are left out.
-        where: which images to use, see `Dataset.where`.
-        crop: side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
-        group: name of the feature that names the patient; "" makes each image its own group.
-        name: name of the data set; by default the prepared set's.
+        split: The split to read; "" reads all of them. The split is in `columns["split"]` either way.
+        label: Name of the class feature.
+        classes: The classes in the order wanted; by default the feature's.
+        drop_classes: Classes whose images are left out.
+        where: Which images to use, see `Dataset.where`.
+        crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        group: Name of the feature that names the patient; "" makes each image its own group.
+        name: Name of the data set; by default the prepared set's.
 
     Raises:
-        UserError: no prepared set there and it cannot be prepared, not in array_record files, or a feature or
+        UserError: No prepared set there and it cannot be prepared, not in array_record files, or a feature or
             split that it does not have.
     """
     # Its import takes seconds, which sets of other kinds need not pay.
@@ -118,12 +118,13 @@ def _version_folder(path: Path) -> Path:
 
 
 def _prepared(tfds: ModuleType, folder: Path, dataset: str) -> Path:
-    """The version's folder of a set by name, prepared now if it is not there yet."""
+    """Return the version's folder of a set by name, prepared now if it is not there yet."""
     if any((folder / dataset).glob("**/dataset_info.json")):
         return _version_folder(folder / dataset)
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"{folder}: does not hold {dataset} prepared, and preparing it takes TensorFlow; pip install 'dapt_jax[tfds]'"
+            f"{folder}: does not hold {dataset} prepared, and preparing it takes TensorFlow; pip install "
+            "'dapt_jax[tfds]'"
         )
     try:
         builder = tfds.builder(dataset, data_dir=folder, file_format="array_record")

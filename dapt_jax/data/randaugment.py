@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 from dapt_jax.data import colour, warp
 
 OPERATIONS = (
-    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation", "contrast",
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation",
+    "contrast",
     "sharpness", "posterise", "solarise", "autocontrast", "equalise",
 )  # fmt: skip
 MOVING = OPERATIONS[1:6]
@@ -39,18 +40,18 @@ Drawn = tuple[Int[Array, " number"], Int[Array, " number"]]
 
 
 def drawn(key: PRNGKeyArray, number: int) -> Drawn:
-    """Draws operations, each as likely as any other, with replacement."""
+    """Draw operations, each as likely as any other, with replacement."""
     for_operation, for_direction = jax.random.split(key)
     operations = jax.random.randint(for_operation, (number,), 0, len(OPERATIONS))
     return operations, jax.random.bernoulli(for_direction, shape=(number,)).astype(jnp.int32)
 
 
 def images(image: Float[Array, "h w 3"], operations: Drawn, magnitude: float) -> Float[Array, "h w 3"]:
-    """An image after its operations; it holds whole numbers from 0 to 255 before, between and after them, as uint8 does.
+    """Return an image after its operations; it holds whole numbers from 0 to 255 before, between and after them, as uint8 does.
 
     Args:
-        image: values 0 to 255.
-        operations: what `drawn` gives.
+        image: Values 0 to 255.
+        operations: What `drawn` gives.
         magnitude: 0 to `STRONGEST`.
     """
     parts = [
@@ -64,12 +65,12 @@ def images(image: Float[Array, "h w 3"], operations: Drawn, magnitude: float) ->
 
 
 def masks(mask: Num[Array, "h w c"], operations: Drawn, magnitude: float) -> Num[Array, "h w c"]:
-    """A mask of integers after what its image's operations move; no value appears that was not there."""
+    """Return a mask of integers after what its image's operations move; no value appears that was not there."""
     return jax.lax.scan(lambda now, one: (_moved(now, *one, magnitude), None), mask, operations)[0]
 
 
 def _strength(other_way: Int[Array, ""], magnitude: float) -> Float[Array, ""]:
-    """How much is kept of what an image has more than that which it is blended with."""
+    """Return how much is kept of what an image has more than that which it is blended with."""
     return jnp.where(other_way, 1 - _BLEND * magnitude / STRONGEST, 1 + _BLEND * magnitude / STRONGEST)
 
 
@@ -85,7 +86,7 @@ def _blended(
 def _looked_up(
     image: Float[Array, "h w 3"], operation: Int[Array, ""], other_way: Int[Array, ""], magnitude: float
 ) -> Float[Array, "h w 3"]:
-    """Each value by the table of the operation."""
+    """Return each value by the table of the operation."""
     table = _whole(_table(image, operation, _strength(other_way, magnitude), magnitude))
     return table[jnp.arange(3), image.astype(jnp.int32)]
 
@@ -97,7 +98,7 @@ def _whole(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def _moved(
     pixels: Num[Array, "h w c"], operation: Int[Array, ""], other_way: Int[Array, ""], magnitude: float
 ) -> Num[Array, "h w c"]:
-    """Pixels read where the operation says, the image mirrored beyond its border."""
+    """Return pixels read where the operation says, the image mirrored beyond its border."""
     height, width, _ = pixels.shape
     matrix = jnp.asarray(_matrices(height, width, magnitude))[other_way, operation]
     at = warp.identity(height, width)
@@ -148,7 +149,7 @@ def _table(
 
 
 def _equalised(image: Float[Array, "h w 3"], *_: Any, magnitude: float) -> Float[Array, "h w 3"]:
-    """Each channel's values spread evenly, in whole numbers as Pillow has them; there is no magnitude to it."""
+    """Return each channel's values spread evenly, in whole numbers as Pillow has them; there is no magnitude to it."""
     places = image.astype(jnp.int32) + 256 * jnp.arange(3)
     counts = jnp.zeros(3 * 256, jnp.int32).at[places.reshape(-1)].add(1).reshape(3, 256)
     of_last = jnp.take_along_axis(counts, image.max((0, 1)).astype(jnp.int32)[:, None], 1)
@@ -159,7 +160,7 @@ def _equalised(image: Float[Array, "h w 3"], *_: Any, magnitude: float) -> Float
 
 
 def _smoothed(image: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
-    """Each pixel the mean of it, five times, and its eight neighbours; those at the border as they are."""
+    """Return each pixel the mean of it, five times, and its eight neighbours; those at the border as they are."""
     height, width, _ = image.shape
     shifts = [image[i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3)]
     inner = (sum(shifts[1:], shifts[0]) + 4 * image[1:-1, 1:-1]) / 13

@@ -38,14 +38,14 @@ class Record:
     """One image as its source describes it.
 
     Attributes:
-        place: where the source says so, for error lines ("row 5").
-        image: the image file, or the plane of a file that holds several images.
-        written: the image as the source wrote it.
-        labels: names of its classes: exactly one, unless the set is multi-label.
-        values: one 0, 1 or NaN per class, instead of `labels`, where the source has a column per class.
-        mask: where its mask lies, or None.
-        group: the patient, see `identity.patient`; "" for none.
-        columns: every other column.
+        place: Where the source says so, for error lines ("row 5").
+        image: The image file, or the plane of a file that holds several images.
+        written: The image as the source wrote it.
+        labels: Names of its classes: exactly one, unless the set is multi-label.
+        values: One 0, 1 or NaN per class, instead of `labels`, where the source has a column per class.
+        mask: Where its mask lies, or None.
+        group: The patient, see `identity.patient`; "" for none.
+        columns: Every other column.
     """
 
     place: str
@@ -59,7 +59,7 @@ class Record:
 
 
 def check_on_bad_image(choice: str) -> None:
-    """Refuses anything but "error" and "skip"."""
+    """Refuse anything but "error" and "skip"."""
     if choice not in ON_BAD_IMAGE:
         raise UserError(f"on_bad_image={choice!r}; {nearest(choice, ON_BAD_IMAGE)}")
 
@@ -96,7 +96,7 @@ def _canonical(split: str) -> str:
 
 
 def check_once(records: Sequence[Record], origin: str) -> None:
-    """Refuses a source that names an image twice: it would count twice, or under two labels."""
+    """Refuse a source that names an image twice: it would count twice, or under two labels."""
     seen: dict[Path | Plane, Record] = {}
     for record in records:
         image = plane(record.image)
@@ -179,7 +179,8 @@ def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: s
             place = next(record.place for record in records if other in record.labels)
             raise UserError(
                 f"{origin}: {place}: label {other!r} ({present[other]} rows), elsewhere {first!r} "
-                f"({present[first]} rows); expected one spelling; labels that differ on purpose go into classes"
+                f"({present[first]} rows); expected one spelling; labels that differ on purpose go into "
+                "classes"
             )
         return identity.in_order(present)[0]
     classes = tuple(identity.clean(name) for name in classes)
@@ -212,26 +213,26 @@ def to_dataset(
     mask_orientation: str = "",
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """Checks that every file is there and can be read, and builds the data set.
+    """Check that every file is there and can be read, and builds the data set.
 
     Args:
-        records: one per image.
-        classes: the classes in order; every label is among them.
-        name: name of the data set.
-        origin: the file or folder to name in error lines.
-        multi_label: whether labels become float32 [n, classes] rather than int64 [n].
-        image_size: side of the images in pixels.
-        crop: see `dapt_jax.data.decode.decode`.
+        records: One per image.
+        classes: The classes in order; every label is among them.
+        name: Name of the data set.
+        origin: The file or folder to name in error lines.
+        multi_label: Whether labels become float32 [n, classes] rather than int64 [n].
+        image_size: Side of the images in pixels.
+        crop: See `dapt_jax.data.decode.decode`.
         on_bad_image: "error", or "skip" to leave out and count images that are missing or cannot be read.
-        cache_bytes: see `ImageStore.from_files`.
-        workers: threads that decode; see `ImageStore.verify`.
-        segments: of a set to be segmented, see `Dataset.segmented`; its masks are read and held in memory.
-        overlapping: as in `Dataset.segmented`.
-        mask_orientation: how masks lie where coordinates do not say, see `dapt_jax.data.masks.Placed`.
-        notes: see `Dataset.notes`.
+        cache_bytes: See `ImageStore.from_files`.
+        workers: Threads that decode; see `ImageStore.verify`.
+        segments: Of a set to be segmented, see `Dataset.segmented`; its masks are read and held in memory.
+        overlapping: As in `Dataset.segmented`.
+        mask_orientation: How masks lie where coordinates do not say, see `dapt_jax.data.masks.Placed`.
+        notes: See `Dataset.notes`.
 
     Raises:
-        UserError: files missing or unreadable, a mask that is not as large as its image or holds a value that
+        UserError: Files missing or unreadable, a mask that is not as large as its image or holds a value that
             no segment has; all of them are counted and the first is named.
     """
     check_on_bad_image(on_bad_image)
@@ -304,7 +305,7 @@ def to_dataset(
 
 
 def _own_group(image: Path | Plane) -> str:
-    """The group of an image without a patient: slices and frames of one file belong together, pictures of an array do not."""
+    """Return the group of an image without a patient: slices and frames of one file belong together, pictures of an array do not."""
     return str(image) if formats.module(file_of(image)) is arrays else str(file_of(image))
 
 
@@ -337,7 +338,7 @@ def _checked_masks(
     overlapping: bool,
     workers: int | None,
 ) -> tuple[Mask | None, ...] | np.ndarray | None:
-    """Masks that fit their images: where they lie, or, of a set to be segmented, read."""
+    """Return masks that fit their images: where they lie, or, of a set to be segmented, read."""
     if segments and (without := [record for record in records if record.mask is None]):
         first = f"{without[0].place}: {without[0].written}"
         raise UserError(f"{origin}: {len(without)} of {len(records)} images have no mask, first: {first}")
@@ -381,16 +382,16 @@ def _checked_masks(
     if strange:
         record, found = strange[0][0], read.values(strange[0][1])
         raise UserError(
-            f"{len(strange)} masks named in {origin} cannot be used, first: {record.place}: {record.mask}: holds the value "
-            f"{max(found)}, expected 0 to {values - 1} for the segments {', '.join(segments)}"
-            f"{mask_values.between(found, values)}"
+            f"{len(strange)} masks named in {origin} cannot be used, first: {record.place}: {record.mask}: "
+            f"holds the value {max(found)}, expected 0 to {values - 1} for the segments "
+            f"{', '.join(segments)}{mask_values.between(found, values)}"
         )
     _tell_of_empty(origin, [read.values(facts) for _, (_, facts) in pairs])
     return np.stack([read.apply(drawn) for _, (drawn, _) in pairs])
 
 
 def _tell_of_empty(origin: str, found: Sequence[frozenset[int]]) -> None:
-    """Says so where no mask marks anything, or every mask everything."""
+    """Say so where no mask marks anything, or every mask everything."""
     if all(values <= {0} for values in found):
         logging.warning(
             "%s: all of its %d masks are empty; expected some that mark something", origin, len(found)
@@ -402,7 +403,7 @@ def _tell_of_empty(origin: str, found: Sequence[frozenset[int]]) -> None:
 
 
 def _spacing(records: Sequence[Record], size: int, crop: int | None) -> np.ndarray | None:
-    """Millimetres of a pixel of each decoded image, [n, 2]; None unless all files say it."""
+    """Return millimetres of a pixel of each decoded image, [n, 2]; None unless all files say it."""
     found = []
     for record in records:
         pixel = formats.spacing(record.image)

@@ -39,7 +39,7 @@ def load(
     on_bad_image: str = "error",
     **shared: Any,
 ) -> Dataset:
-    """Reads the set that a config describes.
+    """Read the set that a config describes.
 
     Args:
         spec: `kind` ("manifest", "folder", "phantoms", "textures", "tfds", or a public set of `SETS`, such as
@@ -53,14 +53,14 @@ def load(
             `cohort="hospital A"` says whose patients are named: sets of two cohorts share none, whatever the
             names say. The readers are `load_manifest`, `load_folder`, `load_phantoms`, `load_textures` and
             `load_tfds`.
-        data_dir: the folder that `path` is relative to; not needed for absolute paths and for phantoms.
-        image_size: side of the images in pixels, unless `spec` has one of its own (large images, which a
+        data_dir: The folder that `path` is relative to; not needed for absolute paths and for phantoms.
+        image_size: Side of the images in pixels, unless `spec` has one of its own (large images, which a
             network sees through windows).
         on_bad_image: "error" or "skip"; for readers of image files.
-        **shared: other arguments for every reader that knows them: `cache_bytes`, `workers`, `seed`.
+        **shared: Other arguments for every reader that knows them: `cache_bytes`, `workers`, `seed`.
 
     Raises:
-        UserError: an unknown kind or key, no path or data_dir, or whatever the reader finds wrong.
+        UserError: An unknown kind or key, no path or data_dir, or whatever the reader finds wrong.
     """
     kind = str(spec.get("kind", ""))
     if kind not in KINDS:
@@ -117,7 +117,7 @@ def ordered(dataset: Dataset, spec: Mapping[str, Any]) -> Dataset:
 
 
 def _plain(key: str, value: object, standard: object) -> Any:
-    """A value as the reader's default has it; configs hold tuples as lists after a trip through JSON."""
+    """Return a value as the reader's default has it; configs hold tuples as lists after a trip through JSON."""
     if value in (None, "", (), []):
         return value
     if key == "image_size" and (type(value) is not int or value < 1):

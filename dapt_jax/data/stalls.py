@@ -12,7 +12,7 @@ _reads: dict[int, tuple[Path, float]] = {}
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Says that this thread is reading a file inside the `with` block."""
+    """Say that this thread is reading a file inside the `with` block."""
     thread = threading.get_ident()
     _reads[thread] = path, time.monotonic()
     try:
@@ -23,11 +23,11 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told(after_s: float, say: Callable[[str], None]) -> Iterator[None]:
-    """Tells of reads that hang inside the `with` block, each once; it cannot end them.
+    """Tell of reads that hang inside the `with` block, each once; it cannot end them.
 
     Args:
-        after_s: seconds after which a read is said to hang; 0: never.
-        say: takes a line, from another thread.
+        after_s: Seconds after which a read is said to hang; 0: never.
+        say: Takes a line, from another thread.
     """
     ended, known = threading.Event(), set[tuple[Path, float]]()
 
@@ -38,7 +38,8 @@ def told(after_s: float, say: Callable[[str], None]) -> Iterator[None]:
                 if seconds > after_s and (path, since) not in known:
                     known.add((path, since))
                     say(
-                        f"{path}: has been read for {seconds:.0f} s (data.stall_s {after_s:g}): is its disk or network gone?"
+                        f"{path}: has been read for {seconds:.0f} s (data.stall_s {after_s:g}): is its "
+                        "disk or network gone?"
                     )
 
     thread = threading.Thread(target=look, name="stalls", daemon=True)

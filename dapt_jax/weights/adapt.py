@@ -27,14 +27,14 @@ class Way(NamedTuple):
 def way(
     encoder: Encoder, path: str, found: tuple[int, ...], wanted: tuple[int, ...], stem: Stem = "auto"
 ) -> Way | None:
-    """How an array of one shape becomes one of another, or None where the difference is a mistake.
+    """Return how an array of one shape becomes one of another, or None where the difference is a mistake.
 
     Args:
-        encoder: the network.
-        path: of the array.
-        found: shape in the file, in our layout.
-        wanted: shape in the network.
-        stem: what becomes of the kernel that sees the images.
+        encoder: The network.
+        path: Of the array.
+        found: Shape in the file, in our layout.
+        wanted: Shape in the network.
+        stem: What becomes of the kernel that sees the images.
 
     Raises:
         UserError: `stem` is none of the three.
@@ -67,7 +67,7 @@ def first_kernel(encoder: Encoder) -> str:
 
 
 def _differ_at(found: tuple[int, ...], wanted: tuple[int, ...], axis: int) -> bool:
-    """Whether two shapes differ along one axis alone."""
+    """Return whether two shapes differ along one axis alone."""
     same = (
         len(found) == len(wanted) > axis
         and found[:axis] + found[axis + 1 :] == wanted[:axis] + wanted[axis + 1 :]
@@ -76,7 +76,7 @@ def _differ_at(found: tuple[int, ...], wanted: tuple[int, ...], axis: int) -> bo
 
 
 def _channels(old: int, new: int, stem: Stem) -> Way:
-    """A stem's kernel for another number of channels, with the same response to an image whose channels are all alike."""
+    """Return a stem's kernel for another number of channels, with the same response to an image whose channels are all alike."""
     if stem not in ("auto", "sum", "repeat"):
         raise UserError(f"unknown stem {stem!r}; {nearest(stem, ('auto', 'sum', 'repeat'))}")
     if stem == "sum" or (stem == "auto" and new == 1):
@@ -92,7 +92,7 @@ def _channels(old: int, new: int, stem: Stem) -> Way:
 
 
 def _windows(table: np.ndarray, old: int, new: int) -> np.ndarray:
-    """A table of relative positions for another window, bicubic."""
+    """Return a table of relative positions for another window, bicubic."""
     grid = jax.numpy.asarray(table).reshape(old, old, -1)
     return np.asarray(jax.image.resize(grid, (new, new, grid.shape[2]), "cubic", antialias=False)).reshape(
         new**2, -1

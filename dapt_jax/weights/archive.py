@@ -29,10 +29,10 @@ class Archive:
     """
 
     def __init__(self, path: Path):
-        """Opens a zip file and checks its table of contents.
+        """Open a zip file and checks its table of contents.
 
         Raises:
-            UserError: it is damaged, names a member twice, or would unpack to far more than its size.
+            UserError: It is damaged, names a member twice, or would unpack to far more than its size.
         """
         self.path = path
         with path.open("rb") as file:
@@ -61,13 +61,14 @@ class Archive:
             # kilobyte.
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(
-                    f"{path}: {info.filename[:80]!r} is packed by method {info.compress_type}; expected deflate"
+                    f"{path}: {info.filename[:80]!r} is packed by method {info.compress_type}; expected "
+                    "deflate"
                 )
         check_unpacked(sum(info.file_size for info in self._members.values()), path, len(self._map))
         self._verified: set[str] = set()
 
     def _refuse_crowds(self) -> None:
-        """Counts the members before zipfile makes an object of each: as the file declares them, and as they are."""
+        """Count the members before zipfile makes an object of each: as the file declares them, and as they are."""
         tail = bytes(self._map[-66_000:])
         at = tail.rfind(b"PK\x05\x06")
         end = tail[at : at + _END.size]
@@ -90,18 +91,18 @@ class Archive:
             raise UserError(f"{self.path}: a zip file of {count:,} members; expected at most {MEMBERS:,}")
 
     def is_stored(self, name: str) -> bool:
-        """Whether a member is stored as it is, not compressed."""
+        """Return whether a member is stored as it is, not compressed."""
         return self._members[name].compress_type == zipfile.ZIP_STORED
 
     def size(self, name: str) -> int:
-        """Bytes of a member when unpacked."""
+        """Return bytes of a member when unpacked."""
         return self._members[name].file_size
 
     def read(self, name: str) -> memoryview:
-        """The bytes of a member: a view of the mapped file where it is stored as it is.
+        """Return the bytes of a member: a view of the mapped file where it is stored as it is.
 
         Raises:
-            UserError: the member is damaged or encrypted.
+            UserError: The member is damaged or encrypted.
         """
         info = self._members[name]
         start = self._start(info)
@@ -121,17 +122,18 @@ class Archive:
         return data
 
     def _start(self, info: zipfile.ZipInfo) -> int:
-        """Where a member's bytes begin: behind its own header, whose length the table of contents does not tell."""
+        """Return where a member's bytes begin: behind its own header, whose length the table of contents does not tell."""
         header = bytes(self._map[info.header_offset : info.header_offset + _LOCAL.size])
         if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04" or info.flag_bits & 1:
             raise UserError(
-                f"{self.path}: {info.filename[:80]!r} is damaged or encrypted: no zip header where one is expected"
+                f"{self.path}: {info.filename[:80]!r} is damaged or encrypted: no zip header where one is "
+                "expected"
             )
         *_, name_length, extra_length = _LOCAL.unpack(header)
         return info.header_offset + _LOCAL.size + name_length + extra_length
 
     def _unpack(self, data: memoryview, info: zipfile.ZipInfo) -> memoryview:
-        """Inflates a member; zipfile would reserve the size that a damaged file claims for the packed bytes."""
+        """Inflate a member; zipfile would reserve the size that a damaged file claims for the packed bytes."""
         try:
             # A limit of 0 is none.
             return memoryview(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(info.file_size, 1)))
@@ -145,5 +147,5 @@ class Archive:
 
 
 def _told(error: Exception) -> str:
-    """An error's words in a line, without the long names that some repeat."""
+    """Return an error's words in a line, without the long names that some repeat."""
     return " ".join(str(error).split())[:120]

@@ -44,25 +44,25 @@ class _Source(NamedTuple):
 
 
 def folder() -> Path:
-    """Where downloaded weights are kept."""
+    """Return where downloaded weights are kept."""
     if given := os.environ.get(FOLDER):
         return Path(given).expanduser()
     return user_cache.folder("weights")
 
 
 def fetch(url: str, *, sha256: str | None = None, name: str = "") -> Path:
-    """The local copy of a file, downloaded unless it is here already.
+    """Return the local copy of a file, downloaded unless it is here already.
 
     Args:
         url: `https://...`; `http://` only with a checksum, or from this machine.
-        sha256: the file's, or its first 8 or more hexadecimal digits; None when it is not known.
-        name: what the file is called here; by default as at its source.
+        sha256: The file's, or its first 8 or more hexadecimal digits; None when it is not known.
+        name: What the file is called here; by default as at its source.
 
     Returns:
         Its path in `folder()`. A file that was put there by hand is taken as well, if its checksum is right.
 
     Raises:
-        UserError: it cannot be reached, is not there, or is another file; says which file to put where.
+        UserError: It cannot be reached, is not there, or is another file; says which file to put where.
     """
     source, parts = _source(url)
     is_here = parts.hostname in ("127.0.0.1", "::1", "localhost")
@@ -76,7 +76,8 @@ def fetch(url: str, *, sha256: str | None = None, name: str = "") -> Path:
         if _is(path, sha256):
             return path
         raise UserError(
-            f"{path}: its sha256 is {digest(path)}, expected {sha256}: delete it, or put the file of {source.shown} there"
+            f"{path}: its sha256 is {digest(path)}, expected {sha256}: delete it, or put the file of "
+            f"{source.shown} there"
         )
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ def check_digits(url: str, sha256: str | None) -> None:
 
 
 def _source(url: str) -> tuple[_Source, urllib.parse.SplitResult]:
-    """Takes the user's name and password out of a URL; they are sent to its host, and stand nowhere else."""
+    """Take the user's name and password out of a URL; they are sent to its host, and stand nowhere else."""
     shown = redact(url)
     try:
         parts = urllib.parse.urlsplit(url)
@@ -138,7 +139,7 @@ def _is(path: Path, sha256: str | None) -> bool:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Waits for other processes that download the same file."""
+    """Wait for other processes that download the same file."""
     try:
         import fcntl
     except ImportError:  # not on Windows: there, two processes may download it twice
@@ -156,7 +157,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _download(source: _Source, path: Path, sha256: str | None) -> None:
-    """Downloads in pieces; a connection that breaks, now or in an earlier start, is taken up again where it broke."""
+    """Download in pieces; a connection that breaks, now or in an earlier start, is taken up again where it broke."""
     partial, about = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.partial.json")
     failure = ""
     try:
@@ -191,7 +192,7 @@ def _download(source: _Source, path: Path, sha256: str | None) -> None:
 
 
 def _refuse_others(source: _Source, partial: Path, sha256: str | None) -> None:
-    """Refuses a web page or a pointer that a server sent as a file; it would be kept otherwise."""
+    """Refuse a web page or a pointer that a server sent as a file; it would be kept otherwise."""
     with partial.open("rb") as file:
         head = file.read(1024)
     if sha256 is None and (what := unreadable.identify(partial, head)):
@@ -200,13 +201,13 @@ def _refuse_others(source: _Source, partial: Path, sha256: str | None) -> None:
 
 
 def _put(what: str, path: Path, sha256: str | None) -> str:
-    """The end of an error line: what to do by hand."""
+    """Return the end of an error line: what to do by hand."""
     check = f" with sha256 {sha256}{'' if len(sha256) == 64 else '...'}" if sha256 else ""
     return f"{what}; download it where there is a network and put the file{check} at {path}"
 
 
 def _take_up(source: _Source, partial: Path, about: Path, *, is_verified: bool) -> None:
-    """Downloads what is missing of a file; all of it, where nothing would tell that its source has changed meanwhile."""
+    """Download what is missing of a file; all of it, where nothing would tell that its source has changed meanwhile."""
     have = partial.stat().st_size if partial.exists() else 0
     seal = _seal(about) if have else ""
     if not (seal or is_verified):
@@ -215,8 +216,8 @@ def _take_up(source: _Source, partial: Path, about: Path, *, is_verified: bool) 
         room = shutil.disk_usage(partial.parent).free
         if answer.length is not None and answer.length > room:
             raise UserError(
-                f"{source.shown}: {answer.length:,} bytes, and {room:,} are free in {partial.parent}; make room, or set "
-                f"{FOLDER} to a folder on another disk"
+                f"{source.shown}: {answer.length:,} bytes, and {room:,} are free in {partial.parent}; make "
+                f"room, or set {FOLDER} to a folder on another disk"
             )
         about.write_text(json.dumps({"seal": answer.seal}), encoding="utf-8")
         with partial.open("ab" if answer.is_rest else "wb") as file:
@@ -224,7 +225,7 @@ def _take_up(source: _Source, partial: Path, about: Path, *, is_verified: bool) 
 
 
 def _seal(about: Path) -> str:
-    """What the source called the version of the file that is partly here."""
+    """Return what the source called the version of the file that is partly here."""
     try:
         return str(json.loads(about.read_text(encoding="utf-8"))["seal"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -110,7 +110,7 @@ def decide(found: Found, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Weights
 
 
 def _choice(found: Found, candidates: Mapping[str, tuple[Weights, str]]) -> tuple[str, str]:
-    """The name of the candidate to take, and the words for it."""
+    """Return the name of the candidate to take, and the words for it."""
     names = sorted(candidates)
     chosen = prefixes.choose(names)
     if chosen is None and _are_alike(found.entries, candidates):
@@ -136,7 +136,7 @@ def _choice(found: Found, candidates: Mapping[str, tuple[Weights, str]]) -> tupl
 def _fitting(
     place: tuple[Weights, str], entries: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]]
 ) -> int:
-    """How many arrays of the encoder a candidate has in the right shape."""
+    """Return how many arrays of the encoder a candidate has in the right shape."""
     source, prefix = place
     keys = {path: prefix + entry.key for path, entry in entries.items()}
     return sum(
@@ -153,7 +153,7 @@ def _shape(entry: Entry, like: np.ndarray) -> tuple[int, ...] | None:
 
 
 def _are_alike(entries: Mapping[str, Entry], candidates: Mapping[str, tuple[Weights, str]]) -> bool:
-    """Whether all candidates hold the same numbers, as where a network is saved twice."""
+    """Return whether all candidates hold the same numbers, as where a network is saved twice."""
     (first, start), *others = candidates.values()
     for entry in entries.values():
         if start + entry.key not in first:

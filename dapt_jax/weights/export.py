@@ -29,9 +29,9 @@ class Library:
     """A PyTorch library that builds a model of the registry.
 
     Attributes:
-        name: of the library.
-        model: what it calls the model.
-        scheme: names of its state dict.
+        name: Of the library.
+        model: What it calls the model.
+        scheme: Names of its state dict.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Library:
         return f"{self.name}.safetensors"
 
     def snippet(self, *, is_whole: bool) -> str:
-        """The two lines with which a user loads `file`, imports aside.
+        """Return the two lines with which a user loads `file`, imports aside.
 
         torchvision builds its models with a head, which the file has none for; nor has it what a cut encoder
         lacks.
@@ -58,7 +58,7 @@ class Library:
 
 
 def libraries(model: str) -> tuple[Library, ...]:
-    """The PyTorch libraries that build a model of the registry with weights of the same names; none for Keras' variants."""
+    """Return the PyTorch libraries that build a model of the registry with weights of the same names; none for Keras' variants."""
     schemes = {scheme.name: scheme for scheme in tables.schemes(model)}
     return tuple(
         # Where timm has no names of its own for a model, its names are torchvision's.
@@ -68,16 +68,16 @@ def libraries(model: str) -> tuple[Library, ...]:
 
 
 def write(path: str | Path, params: Tree, batch_stats: Tree, encoder: Encoder | None = None) -> None:
-    """Writes parameters and batch-norm statistics to one file under our own names.
+    """Write parameters and batch-norm statistics to one file under our own names.
 
     Args:
-        path: where to; its suffix decides the format, `.safetensors` or `.npz`.
-        params: nested dict of arrays.
-        batch_stats: likewise; its leaves (`mean`, `var`) share no path with those of `params`.
+        path: Where to; its suffix decides the format, `.safetensors` or `.npz`.
+        params: Nested dict of arrays.
+        batch_stats: Likewise; its leaves (`mean`, `var`) share no path with those of `params`.
         encoder: Encoder that they are of; a `.safetensors` file remembers what it expects of an image.
 
     Raises:
-        UserError: the suffix is neither of the two.
+        UserError: The suffix is neither of the two.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -89,7 +89,7 @@ def write(path: str | Path, params: Tree, batch_stats: Tree, encoder: Encoder | 
 
 
 def _about(encoder: Encoder) -> dict[str, str]:
-    """What a file remembers of the encoder whose weights it holds."""
+    """Return what a file remembers of the encoder whose weights it holds."""
     return {"dapt_jax.model": encoder.name, **normalisation.to_metadata(encoder.preprocess)}
 
 
@@ -104,19 +104,19 @@ def _save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = Non
 
 
 def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> dict[str, np.ndarray]:
-    """An encoder's arrays under the names and in the layouts of other files.
+    """Return an encoder's arrays under the names and in the layouts of other files.
 
     Args:
-        encoder: whose they are.
-        params: nested dict of the encoder's parameters; a head is left out.
-        batch_stats: likewise of its statistics.
-        scheme: the names.
+        encoder: Whose they are.
+        params: Nested dict of the encoder's parameters; a head is left out.
+        batch_stats: Likewise of its statistics.
+        scheme: The names.
 
     Returns:
         Contiguous float32 arrays by name. `merge.merge` makes the same parameters of them, to the bit.
 
     Raises:
-        UserError: an array cannot be kept under these names.
+        UserError: An array cannot be kept under these names.
     """
     ours = flatten({key: value for key, value in params.items() if key != HEAD}) | flatten(batch_stats)
     entries = tables.table(scheme, Classifier(encoder, 1))
@@ -132,12 +132,12 @@ def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Sche
 
 
 def write_named(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> None:
-    """Writes an encoder as safetensors under the names of other files; see `named`."""
+    """Write an encoder as safetensors under the names of other files; see `named`."""
     _save(path, named(encoder, params, batch_stats, scheme), {"format": "pt", **_about(encoder)})
 
 
 def write_orbax(folder: Path, params: Tree, batch_stats: Tree) -> None:
-    """Writes an orbax checkpoint: one array per path, which `locate.load` takes as it takes a file."""
+    """Write an orbax checkpoint: one array per path, which `locate.load` takes as it takes a file."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     arrays = {path: np.asarray(leaf) for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -145,7 +145,7 @@ def write_orbax(folder: Path, params: Tree, batch_stats: Tree) -> None:
 
 
 def write_stablehlo(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, image_size: int) -> None:
-    """Writes an encoder as a program: StableHLO with its weights inside, for any batch size.
+    """Write an encoder as a program: StableHLO with its weights inside, for any batch size.
 
     `jax.export.deserialize(bytes).call(images)` takes uint8 images (b, h, w, c) of `image_size` and returns
     pooled float32 features (b, d), normalisation included, on any of `PLATFORMS`, without this package.

@@ -54,17 +54,17 @@ _BYTES_PER_SECOND = 20 << 20
 
 
 def read(path: Path) -> Weights:
-    """Reads an HDF5 file of any Keras.
+    """Read an HDF5 file of any Keras.
 
     Raises:
-        UserError: the file is damaged or cut short, reaches into other files, or is not of Keras.
+        UserError: The file is damaged or cut short, reaches into other files, or is not of Keras.
     """
     _try_out(path)
     return read_here(path)
 
 
 def read_here(path: Path) -> Weights:
-    """Reads an HDF5 or a `.keras` file without trying it out first; a damaged one may never end."""
+    """Read an HDF5 or a `.keras` file without trying it out first; a damaged one may never end."""
     with path.open("rb") as file:
         if file.read(len(MAGIC)) == MAGIC:
             return _read(path, path, {})
@@ -72,25 +72,25 @@ def read_here(path: Path) -> Weights:
 
 
 def is_keras(archive: Archive) -> bool:
-    """Whether a zip file is what Keras 3's `model.save` writes."""
+    """Return whether a zip file is what Keras 3's `model.save` writes."""
     return _INSIDE in archive
 
 
 def read_zip(archive: Archive) -> Weights:
-    """Reads a `.keras` file.
+    """Read a `.keras` file.
 
     Raises:
-        UserError: the file is damaged, or the weights in it are not of Keras.
+        UserError: The file is damaged, or the weights in it are not of Keras.
     """
     _try_out(archive.path)
     return _read_zip(archive)
 
 
 def _try_out(path: Path) -> None:
-    """Reads a file to its end in another process, which may hang or crash; a file that has not changed, once.
+    """Read a file to its end in another process, which may hang or crash; a file that has not changed, once.
 
     Raises:
-        UserError: it did; or the file is damaged, or not of Keras.
+        UserError: It did; or the file is damaged, or not of Keras.
     """
     about = path.stat()
     _try(path, sys.executable, (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino))
@@ -115,7 +115,7 @@ def _try(path: Path, python: str, about: tuple[int, ...]) -> None:
 
 
 def _main(path: Path, seconds: int) -> int:
-    """What the other process does."""
+    """Return what the other process does."""
     hdf5.limit_process(seconds, 2 * (2 * path.stat().st_size + SPARE))
     try:
         for array in read_here(path).values():
@@ -194,8 +194,9 @@ def _read(path: Path, file: Path | io.RawIOBase, norms: dict[str, tuple[str, ...
         raise _damaged(path, error) from None
     if not arrays:
         raise UserError(
-            f"{path}: an HDF5 file without named layers (the first .weights.h5 of Keras 3 number them); expected what "
-            "model.save('model.keras'), model.save('model.h5') or model.save_weights('x.weights.h5') writes"
+            f"{path}: an HDF5 file without named layers (the first .weights.h5 of Keras 3 number them); "
+            "expected what model.save('model.keras'), model.save('model.h5') or "
+            "model.save_weights('x.weights.h5') writes"
         )
     return Weights(arrays, str(path), path=path)
 
@@ -223,7 +224,7 @@ def _stored(path: Path, key: str, dataset: object) -> Stored:
 
 
 def _named(root: h5py.Group | h5py.Dataset) -> Iterator[tuple[str, Any]]:
-    """The layout that Keras calls legacy HDF5: weights only, or under `model_weights` of a whole saved model."""
+    """Yield the layout that Keras calls legacy HDF5: weights only, or under `model_weights` of a whole saved model."""
     for layer in _attribute(root, "layer_names") or []:
         group = hdf5.follow(root, layer)
         for weight in _attribute(group, "weight_names") or []:
@@ -231,7 +232,7 @@ def _named(root: h5py.Group | h5py.Dataset) -> Iterator[tuple[str, Any]]:
 
 
 def _numbered(group: h5py.Group, norms: dict[str, tuple[str, ...]], depth: int) -> Iterator[tuple[str, Any]]:
-    """The layout of Keras 3: groups within groups, `vars` in each layer's, with the layer's name."""
+    """Yield the layout of Keras 3: groups within groups, `vars` in each layer's, with the layer's name."""
     if not depth:
         raise UserError(
             f"{group.file.filename}: groups within groups, {_DEPTH} deep; expected a model's layers"
@@ -255,7 +256,7 @@ def _numbered(group: h5py.Group, norms: dict[str, tuple[str, ...]], depth: int) 
 
 
 def _attribute(group: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
-    """A list of names; Keras cuts one of more than 64 kB into `name0`, `name1` and so on."""
+    """Return a list of names; Keras cuts one of more than 64 kB into `name0`, `name1` and so on."""
     if name in group.attrs:
         return _strings(group.attrs[name])
     if f"{name}0" not in group.attrs:

@@ -23,20 +23,20 @@ EXPECTED = "'imagenet', 'random', a name of the zoo such as 'taher2021:moco-v2',
 def load(
     spec: str, classifier: Classifier, *, seed: int, head: HeadMode = "auto"
 ) -> tuple[Tree, Tree, MergeReport]:
-    """Parameters and statistics for a classifier.
+    """Return parameters and statistics for a classifier.
 
     Args:
         spec: `imagenet` for the model's default source, `random` for initial values, else what `find` takes.
-        classifier: what the weights are for.
-        seed: of what is initialised: everything under `random`, else a head that the file has no fitting one
+        classifier: What the weights are for.
+        seed: Of what is initialised: everything under `random`, else a head that the file has no fitting one
             for.
-        head: see `merge.merge`.
+        head: See `merge.merge`.
 
     Returns:
         Nested dicts of float32 NumPy arrays, and what came from where.
 
     Raises:
-        UserError: the model has no default source, there is no such file, the file does not fit the model, or
+        UserError: The model has no default source, there is no such file, the file does not fit the model, or
             it holds several encoders and nothing says which is meant.
     """
     encoder = classifier.encoder
@@ -54,7 +54,7 @@ def load(
 
 
 def fitted(spec: str, encoder: Encoder, preprocess: str = "") -> Encoder:
-    """The encoder with the normalisation that the named weights expect.
+    """Return the encoder with the normalisation that the named weights expect.
 
     Args:
         spec: See `load`.
@@ -78,12 +78,12 @@ def fitted(spec: str, encoder: Encoder, preprocess: str = "") -> Encoder:
 
 
 def remembered(path: Path) -> Preprocess | None:
-    """What a file of ours remembers of the images that its weights expect; None for a file that remembers nothing."""
+    """Return what a file of ours remembers of the images that its weights expect; None for a file that remembers nothing."""
     return normalisation.from_metadata(readers.read(path).metadata, str(path))
 
 
 def _here(spec: str) -> Path | None:
-    """The file, downloaded if need be; None for a path where there is none, of which `load` says so."""
+    """Return the file, downloaded if need be; None for a path where there is none, of which `load` says so."""
     place = Address.of(spec).place
     if "://" not in place and not zoo.is_name(place) and not Path(place).expanduser().exists():
         return None
@@ -97,7 +97,7 @@ def _default_normalisation(encoder: Encoder) -> Preprocess:
 
 
 def _normalisation(encoder: Encoder, expected: recognise.Expected) -> str:
-    """How the images of an encoder are normalised, and who says so."""
+    """Return how the images of an encoder are normalised, and who says so."""
     said = normalisation.describe(encoder.preprocess)
     if expected.preprocess and expected.preprocess.for_channels(encoder.channels) == encoder.preprocess:
         return f"{said} ({expected.why})"
@@ -140,8 +140,8 @@ class Address(NamedTuple):
             name, equals, value = option.partition("=")
             if name not in ("prefix", "sha256") or not equals or name in options:
                 raise UserError(
-                    f"{place}: behind the # expected sha256=DIGITS, prefix=NAME (of several encoders in one file), or both "
-                    "with & between them"
+                    f"{place}: behind the # expected sha256=DIGITS, prefix=NAME (of several encoders in "
+                    "one file), or both with & between them"
                 )
             options[name] = value
         digits = options["sha256"].lower() if "sha256" in options else None
@@ -151,17 +151,17 @@ class Address(NamedTuple):
 
 
 def find(spec: str, model: str = "") -> Path:
-    """The file that a config means, downloaded if need be.
+    """Return the file that a config means, downloaded if need be.
 
     Args:
-        spec: a path; a name of the zoo; `https://HOST/FILE`, `hf://OWNER/REPOSITORY/FILE` or
+        spec: A path; a name of the zoo; `https://HOST/FILE`, `hf://OWNER/REPOSITORY/FILE` or
             `package://PACKAGE/FILE`, each with `#sha256=DIGITS` behind it to have the file checked
             (`hf://...@REVISION` takes a revision), and with `#prefix=NAME` to say which of several encoders
             in the file is meant.
-        model: name of the model that it is for; a zoo entry for another is refused.
+        model: Name of the model that it is for; a zoo entry for another is refused.
 
     Raises:
-        UserError: there is no such file, or it cannot be had; says what to do.
+        UserError: There is no such file, or it cannot be had; says what to do.
     """
     place, _, digits = Address.of(spec)
     if zoo.is_name(place):
@@ -188,14 +188,14 @@ def find(spec: str, model: str = "") -> Path:
 
 
 def _default(model: str) -> Path:
-    """The file of ImageNet weights that a model has by default."""
+    """Return the file of ImageNet weights that a model has by default."""
     entry = registry.entry(model)
     if entry.package is None:
         known = [name for name in zoo.names(model) if name.startswith(("torchvision:", "timm:"))]
         such = f"pass --config.weights={known[0]} to download them, or " if known else ""
         raise UserError(
-            f"no package carries ImageNet weights of {model!r}: {such}--config.weights=PATH, a torchvision .pth or "
-            ".safetensors or a Keras .h5 file of that model"
+            f"no package carries ImageNet weights of {model!r}: {such}--config.weights=PATH, a torchvision "
+            ".pth or .safetensors or a Keras .h5 file of that model"
         )
     return _packaged(f"package://{entry.package}/{entry.file}")
 
@@ -216,7 +216,7 @@ def _from_zoo(name: str, model: str) -> Path:
 
 
 def _packaged(address: str) -> Path:
-    """A file inside an installed package; the package is found, not imported."""
+    """Return a file inside an installed package; the package is found, not imported."""
     package, _, file = address.removeprefix("package://").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -232,7 +232,7 @@ def _packaged(address: str) -> Path:
 
 
 def _from_hub(address: str) -> Path:
-    """A file of the Hugging Face hub, by its own client: logins, mirrors and its cache are the client's affair."""
+    """Return a file of the Hugging Face hub, by its own client: logins, mirrors and its cache are the client's affair."""
     try:
         import huggingface_hub
     except ImportError:
@@ -254,7 +254,8 @@ def _from_hub(address: str) -> Path:
             told = " ".join(str(error).split())[:160]
             page = f"https://huggingface.co/{owner}/{repository}/resolve/{revision or 'main'}/{file}"
             raise UserError(
-                f"{address}: {type(error).__name__}: {told}; download {page} where there is a network and pass the file's path"
+                f"{address}: {type(error).__name__}: {told}; download {page} where there is a network and "
+                "pass the file's path"
             ) from None
 
     path = download_one(file)

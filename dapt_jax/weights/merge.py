@@ -25,17 +25,17 @@ class MergeReport:
     """What came from where.
 
     Attributes:
-        loaded: our paths that were filled from the file.
-        initialised: our paths that were drawn from the seed.
-        left_over: the file's keys that no path of ours asked for.
-        source: the file, and the names that it uses.
-        prefix: what stood before every key.
-        adapted: our paths whose arrays were made to fit, each with what was done.
-        choice: of a file with several encoders, which one was taken, why, and how to take another.
-        normalisation: what the encoder does to an image first, and who says so.
-        fingerprint: sha256 of the encoder's arrays as they were loaded; see `identity.fingerprint`. A head is
+        loaded: Our paths that were filled from the file.
+        initialised: Our paths that were drawn from the seed.
+        left_over: The file's keys that no path of ours asked for.
+        source: The file, and the names that it uses.
+        prefix: What stood before every key.
+        adapted: Our paths whose arrays were made to fit, each with what was done.
+        choice: Of a file with several encoders, which one was taken, why, and how to take another.
+        normalisation: What the encoder does to an image first, and who says so.
+        fingerprint: Sha256 of the encoder's arrays as they were loaded; see `identity.fingerprint`. A head is
             no part of it, so that the fingerprints of one encoder with heads for several tasks are the same.
-        source_sha256: sha256 of the file, or of the folder's files; empty for arrays that come from none.
+        source_sha256: Sha256 of the file, or of the folder's files; empty for arrays that come from none.
     """
 
     loaded: tuple[str, ...]
@@ -79,25 +79,25 @@ def merge(
     stem: adapt.Stem = "auto",
     prefix: str | None = None,
 ) -> tuple[Tree, Tree, MergeReport]:
-    """Fills a classifier's parameters and statistics from a file's arrays.
+    """Fill a classifier's parameters and statistics from a file's arrays.
 
     The keys of groups that a truncated encoder lacks are left over; so are optimiser states and other heads.
 
     Args:
-        classifier: what to fill.
-        source: arrays by the file's own names; `Weights` are read one by one, and name themselves in the
+        classifier: What to fill.
+        source: Arrays by the file's own names; `Weights` are read one by one, and name themselves in the
             report.
-        seed: of what is initialised.
+        seed: Of what is initialised.
         head: `auto` takes the file's head where its shape fits, `load` insists on it, `new` never does.
-        stem: what becomes of a stem for another number of channels; see `adapt`.
-        prefix: which of several encoders in the file is meant (`student.backbone`; see
+        stem: What becomes of a stem for another number of channels; see `adapt`.
+        prefix: Which of several encoders in the file is meant (`student.backbone`; see
             `tables.prefixes.named`); None for the averaged copy (`tables.prefixes.choose`).
 
     Returns:
         Parameters and statistics as nested dicts of float32 arrays, and the report.
 
     Raises:
-        UserError: an array of the encoder is missing, has another shape, or is not finite floating point; the
+        UserError: An array of the encoder is missing, has another shape, or is not finite floating point; the
             file is of another model, which the message names if it is known; or it has several encoders and
             nothing decides.
     """
@@ -155,7 +155,7 @@ def _is_head(path: str) -> bool:
 def _recognise(
     classifier: Classifier, weights: Weights, given: str | None
 ) -> tuple[tables.Scheme, dict[str, tables.Entry], Weights, Choice]:
-    """The scheme under which most of the encoder is found in the file, the arrays that it names, and which encoder it is."""
+    """Return the scheme under which most of the encoder is found in the file, the arrays that it names, and which encoder it is."""
     model = classifier.encoder.name
     schemes = [(scheme, tables.table(scheme, classifier)) for scheme in tables.schemes(model)]
     found = [(each, encoders.find(weights, given, scheme, _body(each))) for scheme, each in schemes]
@@ -180,8 +180,8 @@ def _not_of(classifier: Classifier, weights: Weights, hits: int, size: int) -> U
     unread = f"; objects of {', '.join(weights.unread[:3])} in it are not read" if weights.unread else ""
     known = ", ".join(scheme.name for scheme in tables.schemes(model))
     return UserError(
-        f"{weights.origin}: not weights of {model!r}: {hits} of its {size} arrays found (names tried: {known}); "
-        f"{looks}{unread}"
+        f"{weights.origin}: not weights of {model!r}: {hits} of its {size} arrays found (names tried: "
+        f"{known}); {looks}{unread}"
     )
 
 
@@ -190,14 +190,14 @@ def _is_wanted(key: str) -> bool:
 
 
 def _body(entries: Mapping[str, tables.Entry]) -> dict[str, tables.Entry]:
-    """The encoder's part of a table."""
+    """Return the encoder's part of a table."""
     return {path: entry for path, entry in entries.items() if not _is_head(path)}
 
 
 def _hits(
     classifier: Classifier, scheme: tables.Scheme, source: Weights
 ) -> tuple[dict[str, tables.Entry], str, int]:
-    """The table of a scheme, the prefix behind which the file has most of it, and how many of the encoder's keys are there."""
+    """Return the table of a scheme, the prefix behind which the file has most of it, and how many of the encoder's keys are there."""
     entries = tables.table(scheme, classifier)
     found = prefixes.hits(_body(entries), scheme.separator, source)
     prefix = max(found, key=lambda name: (found[name], -len(name), name), default="")
@@ -205,7 +205,7 @@ def _hits(
 
 
 def _share(model: str, source: Weights) -> float:
-    """How much of another model of the registry a file holds, names and shapes, from 0 to 1."""
+    """Return how much of another model of the registry a file holds, names and shapes, from 0 to 1."""
     classifier = Classifier(registry.build(model), 1)
     shapes = flatten(classifier.encoder.abstract()[0])
     best = 0.0
@@ -227,7 +227,7 @@ def _takes_head(
     source: Weights,
     head: HeadMode,
 ) -> bool:
-    """Whether the file's head is to be used."""
+    """Return whether the file's head is to be used."""
     if head != "auto":
         return head == "load"
     paths = [path for path in entries if _is_head(path)]
@@ -250,7 +250,8 @@ def _refuse_missing(
         unknown = tuple(sorted(set(source) - {prefix + entry.key for entry in wanted.values()}))
         unasked = f"; nothing asks for {len(unknown)}{_examples(unknown)}" if unknown else ""
         raise UserError(
-            f"{origin}: {len(missing)} arrays missing, first {key!r} (for {path}){others}; {nearest(key, source)}{unasked}"
+            f"{origin}: {len(missing)} arrays missing, first {key!r} (for {path}){others}; "
+            f"{nearest(key, source)}{unasked}"
         )
 
 
@@ -265,7 +266,7 @@ def _refuse_other_axes(
     source: Weights,
     origin: str,
 ) -> None:
-    """Refuses a file whose kernels are all kept in another order than its names tell.
+    """Refuse a file whose kernels are all kept in another order than its names tell.
 
     Kernels with as many inputs as outputs fit either way: only the others of the same file tell that these
     are transposed.
@@ -316,7 +317,7 @@ def _fit(
 def _refuse_larger(
     classifier: Classifier, scheme: tables.Scheme, source: Weights, loaded: int, origin: str
 ) -> None:
-    """Refuses a deeper model's file, in which every array of a shallower one can be found (ResNet-34 into ResNet-18)."""
+    """Refuse a deeper model's file, in which every array of a shallower one can be found (ResNet-34 into ResNet-18)."""
     own = classifier.encoder.name
     size = len(flatten(registry.build(own).abstract()[0])) if own in registry.names() else loaded
     for name in registry.names():

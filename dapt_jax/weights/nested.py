@@ -73,7 +73,7 @@ def _origin(path: Path, inside: tuple[str, ...]) -> str:
 
 
 def _tree(node: object, depth: int, seen: set[int]) -> Tree:
-    """The dicts that hold arrays at any depth; one that is there twice is taken where it is first."""
+    """Return the dicts that hold arrays at any depth; one that is there twice is taken where it is first."""
     if isinstance(node, Module):
         return {key: each for key, each in _parts(node, "", seen) if _is_array(each)}
     if not isinstance(node, dict) or not depth or id(node) in seen:
@@ -95,7 +95,7 @@ def _is_array(value: object) -> bool:
 
 
 def _parts(module: Module, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The tensors of a network that was pickled whole, named as its state dict would; of a part used twice, once."""
+    """Yield the tensors of a network that was pickled whole, named as its state dict would; of a part used twice, once."""
     seen.add(id(module))
     for key, part in module.items():
         if not isinstance(part, Module):
@@ -105,7 +105,7 @@ def _parts(module: Module, path: str, seen: set[int]) -> Iterator[tuple[str, Any
 
 
 def _descend(tree: Tree) -> tuple[tuple[str, ...], Tree]:
-    """Follows dicts of which each alone holds a network; returns their names, and the last."""
+    """Follow dicts of which each alone holds a network; returns their names, and the last."""
     inside: list[str] = []
     while True:
         dicts = {key: value for key, value in tree.items() if isinstance(value, dict)}
@@ -135,7 +135,7 @@ def _leaves(tree: Tree, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _swapped(tree: Tree, content: object, inside: tuple[str, ...]) -> str:
-    """The name of the averaged copy where it is not what it says: mmengine saves it as `state_dict`, and the other way round.
+    """Return the name of the averaged copy where it is not what it says: mmengine saves it as `state_dict`, and the other way round.
 
     See `before_save_checkpoint` in mmengine/hooks/ema_hook.py (open-mmlab/mmengine, Apache-2.0).
     """

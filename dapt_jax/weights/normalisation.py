@@ -62,14 +62,16 @@ def parse(text: str, channels: int = 3) -> Preprocess | None:
     half = len(numbers) // 2
     if len(numbers) != 2 * half or half not in (1, channels) or not all(map(math.isfinite, numbers)):
         raise UserError(
-            f"model.preprocess is {text!r}; expected MEAN,STD: two numbers, or {channels} means and {channels} deviations"
+            f"model.preprocess is {text!r}; expected MEAN,STD: two numbers, or {channels} means and "
+            f"{channels} deviations"
         )
     mean, std = numbers[:half], numbers[half:]
     if min(std) <= 0:
         raise UserError(f"model.preprocess is {text!r}; expected standard deviations above 0")
     if set(mean) == {0.0} and set(std) == {1.0}:
         raise UserError(
-            f"model.preprocess is {text!r}; expected 'unit' for values from 0 to 1, or 0,255, which is the same"
+            f"model.preprocess is {text!r}; expected 'unit' for values from 0 to 1, or 0,255, which is the "
+            "same"
         )
     scale = 255.0 if max(map(abs, numbers)) <= 1 else 1.0
     times = channels // half

@@ -19,10 +19,10 @@ _TF = ("/.ATTRIBUTES/VARIABLE_VALUE", ":0")
 
 
 def read(path: Path) -> Weights:
-    """Reads the arrays of an `.npz` by name; TensorFlow's endings are dropped.
+    """Read the arrays of an `.npz` by name; TensorFlow's endings are dropped.
 
     Raises:
-        UserError: the file is damaged, holds pickled objects, or no arrays.
+        UserError: The file is damaged, holds pickled objects, or no arrays.
     """
     archive = Archive(path)
     names = [name for name in archive.names if name.endswith(".npy")]
@@ -63,7 +63,8 @@ def _stored(archive: Archive, name: str) -> Stored:
     start, size = head.tell(), int(np.prod(shape, dtype=object)) * dtype.itemsize
     if any(side < 0 for side in shape) or len(data) - start != size:
         raise UserError(
-            f"{archive.path}: {name[:80]!r} is damaged: {len(data) - start:,} bytes for shape {shape} and type {dtype}"
+            f"{archive.path}: {name[:80]!r} is damaged: {len(data) - start:,} bytes for shape {shape} and "
+            f"type {dtype}"
         )
 
     def build() -> np.ndarray:

@@ -14,20 +14,21 @@ _MARK = "_METADATA"
 
 
 def is_one(path: Path) -> bool:
-    """Whether a folder is an orbax checkpoint."""
+    """Return whether a folder is an orbax checkpoint."""
     return (path / _MARK).is_file()
 
 
 def read(path: Path) -> Weights:
-    """Reads the arrays of an orbax checkpoint by path, each when it is asked for.
+    """Read the arrays of an orbax checkpoint by path, each when it is asked for.
 
     Raises:
-        UserError: the folder is no such checkpoint, or is damaged.
+        UserError: The folder is no such checkpoint, or is damaged.
     """
     if not is_one(path):
         names = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
         raise UserError(
-            f"{path}: a folder that is not an orbax checkpoint (no {_MARK}); expected a weight file; it holds {names}"
+            f"{path}: a folder that is not an orbax checkpoint (no {_MARK}); expected a weight file; it "
+            f"holds {names}"
         )
     root = path.resolve()
     for child in path.rglob("*"):

@@ -7,7 +7,7 @@ Tree = dict[str, Any]
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by slash-separated path, in the tree's own order."""
+    """Return leaves by slash-separated path, in the tree's own order."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -18,7 +18,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """The inverse of `flatten`."""
+    """Return the inverse of `flatten`."""
     tree: Tree = {}
     for path, leaf in flat.items():
         *parents, last = path.split("/")

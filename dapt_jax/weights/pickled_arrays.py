@@ -20,13 +20,13 @@ _DEPTH = 64
 
 
 def read(path: Path) -> Weights:
-    """Reads the arrays of a pickle by path.
+    """Read the arrays of a pickle by path.
 
     Args:
-        path: a pickle of nested dicts, of `(params, state)`, or of BYOL's experiment.
+        path: A pickle of nested dicts, of `(params, state)`, or of BYOL's experiment.
 
     Raises:
-        UserError: the file is damaged or cut short, asks for code, or holds no named arrays.
+        UserError: The file is damaged or cut short, asks for code, or holds no named arrays.
     """
     with refusals(path, "pickle of arrays"):
         with path.open("rb") as opened:
@@ -55,7 +55,7 @@ class _Encoder(NamedTuple):
 
 
 def _encoders(content: object) -> tuple[list[_Encoder], str]:
-    """The encoders of a pickle, the one to load first; and why that one."""
+    """Return the encoders of a pickle, the one to load first; and why that one."""
     state = content.get("experiment_state") if isinstance(content, dict) else None
     if isinstance(state, dict) and "online_params" in state:
         sides = [side for side in ("online", "target") if state.get(f"{side}_params")]

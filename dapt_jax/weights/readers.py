@@ -15,8 +15,8 @@ from dapt_jax.weights.archive import MEMBERS, Archive
 from dapt_jax.weights.source import Weights
 
 FORMATS = (
-    "PyTorch (.pth, .pt, .tar, .bin, .ckpt), .safetensors, .npz, Keras (.h5, .keras), a pickle of arrays (.pkl), an index of "
-    "several files (.index.json), or an orbax folder"
+    "PyTorch (.pth, .pt, .tar, .bin, .ckpt), .safetensors, .npz, Keras (.h5, .keras), a pickle of arrays "
+    "(.pkl), an index of several files (.index.json), or an orbax folder"
 )
 _TORCH = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 _HEADER = 8 << 20
@@ -41,12 +41,12 @@ _SAFETENSORS = {
 
 
 def read(path: str | Path) -> Weights:
-    """Reads a weight file; the format is told by content, since suffixes of checkpoints are anyone's guess.
+    """Read a weight file; the format is told by content, since suffixes of checkpoints are anyone's guess.
 
     Arrays are read when they are asked for, so damage to the numbers of one shows then.
 
     Raises:
-        UserError: no such file, an unknown format, or a damaged file.
+        UserError: No such file, an unknown format, or a damaged file.
     """
     path = Path(path)
     if path.is_dir():
@@ -97,7 +97,8 @@ def _read_zip(path: Path) -> Weights:
     pickles = [name for name in archive.names if name.split("/")[-1] == "data.pkl"]
     if any(name.split("/")[-1] == "constants.pkl" for name in archive.names):
         raise UserError(
-            f"{path}: a TorchScript program; expected a state_dict (torch.save of torch.jit.load(...).state_dict())"
+            f"{path}: a TorchScript program; expected a state_dict (torch.save of "
+            "torch.jit.load(...).state_dict())"
         )
     if not pickles and not any(name.endswith(".npy") for name in archive.names):
         inside = [
@@ -113,7 +114,7 @@ def _read_zip(path: Path) -> Weights:
 
 
 def _read_safetensors(path: Path) -> Weights:
-    """The library checks the header; the arrays are views of the mapped file, where it would copy each."""
+    """Return the library checks the header; the arrays are views of the mapped file, where it would copy each."""
     try:
         header, metadata, start = _header(path)
         with safetensors.safe_open(path, framework="numpy"), path.open("rb") as file:
@@ -139,7 +140,7 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
-    """A safetensors header, in which each name has to be there once (the library takes the last of two); and its end."""
+    """Return a safetensors header, in which each name has to be there once (the library takes the last of two); and its end."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _HEADER:

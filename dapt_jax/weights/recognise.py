@@ -119,7 +119,7 @@ def _by_checksum(path: Path) -> str | None:
 
 
 def _from_content(path: Path) -> Expected | None:
-    """What the files beside the weights say, in a folder that is one model; or names that one library alone gives."""
+    """Return what the files beside the weights say, in a folder that is one model; or names that one library alone gives."""
     if path.is_dir() or path.name.endswith(".index.json"):
         folder = path if path.is_dir() else path.parent
         if found := _sidecar(folder):
@@ -129,7 +129,7 @@ def _from_content(path: Path) -> Expected | None:
 
 
 def _sidecar(folder: Path) -> Expected | None:
-    """The normalisation in timm's `config.json` or in transformers' `preprocessor_config.json`."""
+    """Return the normalisation in timm's `config.json` or in transformers' `preprocessor_config.json`."""
     for name, mean, std in (
         ("config.json", "mean", "std"),
         ("preprocessor_config.json", "image_mean", "image_std"),
@@ -208,7 +208,7 @@ def _addresses() -> dict[str, str]:
 
 @functools.cache
 def _files() -> dict[str, str]:
-    """Zoo entries by file name; a name that entries with other expectations share stands for none."""
+    """Return zoo entries by file name; a name that entries with other expectations share stands for none."""
     found: dict[str, str] = {}
     for name in zoo.names():
         entry = zoo.entry(name)
@@ -220,7 +220,7 @@ def _files() -> dict[str, str]:
 
 
 def _canonical(address: str) -> str:
-    """An address in one spelling: `hf://timm/TAG/FILE` for what the hub serves."""
+    """Return an address in one spelling: `hf://timm/TAG/FILE` for what the hub serves."""
     address = urllib.parse.unquote(address.partition("?")[0]).rstrip("/")
     if found := re.fullmatch(r"https://huggingface\.co/([^/]+)/([^/]+)/(?:resolve|blob)/main/(.+)", address):
         return f"hf://{found[1]}/{found[2]}/{found[3]}"

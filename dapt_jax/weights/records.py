@@ -81,7 +81,7 @@ class NamedTuple:
         """One named tuple.
 
         Raises:
-            Refused: it has not as many values as fields.
+            Refused: It has not as many values as fields.
         """
         if len(values) != len(self.fields):
             raise Refused(f"a named tuple of {len(self.fields)} fields with {len(values)} values")
@@ -167,10 +167,10 @@ class TensorRecord:
             raise Refused(f"a tensor of shape {self.shape} out of {self.storage.count} stored elements")
 
     def build(self, run: np.ndarray) -> np.ndarray:
-        """The array as a read-only view, given the elements of its named run.
+        """Return the array as a read-only view, given the elements of its named run.
 
         Raises:
-            Refused: shape, strides and offset reach beyond the elements that are stored.
+            Refused: Shape, strides and offset reach beyond the elements that are stored.
         """
         stored = run[self.storage.start : self.storage.start + self.storage.count]
         if stored.size < self.storage.count:
@@ -251,7 +251,7 @@ class NumpyArray:
 
 
 def is_shape(sides: object) -> bool:
-    """Whether something is a tuple of a few non-negative integers, as shapes and strides are."""
+    """Return whether something is a tuple of a few non-negative integers, as shapes and strides are."""
     return (
         isinstance(sides, tuple)
         and len(sides) <= 2 * _SIDES + 1
@@ -289,7 +289,7 @@ def _tensor_of_dtype(
     dtype: object,
     *_: object,
 ) -> TensorRecord | Foreign:
-    """A tensor over raw bytes: the record's storage is read anew as elements of the dtype named."""
+    """Return a tensor over raw bytes: the record's storage is read anew as elements of the dtype named."""
     if not isinstance(storage, StorageRecord) or not isinstance(dtype, DtypeRecord):
         raise Refused("a tensor that is not described by a storage and a dtype")
     elements = DTYPES[dtype.name]
@@ -298,7 +298,7 @@ def _tensor_of_dtype(
 
 
 def _tensor_of_kind(function: object, kind: object, arguments: object, *_: object) -> object:
-    """A tensor of a class of its own (MONAI's `MetaTensor`): the tensor."""
+    """Return a tensor of a class of its own (MONAI's `MetaTensor`): the tensor."""
     known = (_tensor, _tensor_of_dtype, _first)
     if callable(function) and function in known and isinstance(arguments, tuple):
         return function(*arguments)
@@ -315,7 +315,7 @@ def _nothing(*_: object) -> Foreign:
 
 
 def _ordered(pairs: object = (), *_: object) -> Record:
-    """An `OrderedDict`; Python 2 wrote its pairs as an argument."""
+    """Return an `OrderedDict`; Python 2 wrote its pairs as an argument."""
     if not isinstance(pairs, tuple | list) or any(
         not isinstance(p, tuple | list) or len(p) != 2 for p in pairs
     ):
@@ -337,7 +337,7 @@ def _dill_array(function: object, arguments: object, state: object, *_: object) 
 
 
 def _numpy_buffer(data: object, dtype: object, shape: object, order: object, *_: object) -> NumpyArray:
-    """An array as protocol 5 has it."""
+    """Return an array as protocol 5 has it."""
     made = NumpyArray()
     made.__setstate__((1, shape, dtype, order == "F", data))
     return made
@@ -350,15 +350,15 @@ def _dill_named_tuple(name: object, fields: object, *_: object) -> NamedTuple:
 
 
 def _mapping(mapping: object = None, *_: object) -> dict[Any, Any]:
-    """A haiku mapping: what it wraps."""
+    """Return a haiku mapping: what it wraps."""
     return mapping if isinstance(mapping, dict) else Record()
 
 
 def set_item(target: object, key: object, value: object) -> None:
-    """Sets an item of a dict, as a pickle says.
+    """Set an item of a dict, as a pickle says.
 
     Raises:
-        Refused: the target is no dict, the key is not a plain one, or it is there already.
+        Refused: The target is no dict, the key is not a plain one, or it is there already.
     """
     if not isinstance(target, dict):
         raise Refused(f"an item of a {type(target).__name__}")
@@ -370,7 +370,7 @@ def set_item(target: object, key: object, value: object) -> None:
 
 
 def is_key(key: object) -> bool:
-    """Whether something may be the key of a dict here.
+    """Return whether something may be the key of a dict here.
 
     The hash of nested tuples may take for ever: 30 of them, each of the one before twice, have 2^30 parts.
     """

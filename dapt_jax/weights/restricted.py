@@ -34,10 +34,11 @@ from dapt_jax.weights.records import (
 INSTRUCTIONS = 1_000_000
 """A state dict takes some 30 for each of its tensors; each may cost some 100 bytes."""
 _DATA = (
-    "PROTO STOP MARK POP POP_MARK FRAME MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE NEWFALSE INT LONG BININT "
-    "BININT1 BININT2 LONG1 LONG4 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES "
-    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM "
-    "SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ NEWOBJ_EX BINPERSID"
+    "PROTO STOP MARK POP POP_MARK FRAME MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE "
+    "NEWFALSE INT LONG BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE "
+    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST APPEND APPENDS "
+    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD "
+    "NEWOBJ NEWOBJ_EX BINPERSID"
 )
 _LONG_TEXT = 1 << 16
 _NOTED = 20
@@ -100,7 +101,7 @@ class _Unpickler(pickle._Unpickler):
         return found
 
     def _leave(self, what: str) -> None:
-        """Notes what is not read, so that an error can name it."""
+        """Note what is not read, so that an error can name it."""
         if len(self.unread) < _NOTED:
             self.unread[what] = None
 
@@ -137,7 +138,7 @@ class _Unpickler(pickle._Unpickler):
             self._set(key, value)
 
     def _set(self, key: object, value: object) -> None:
-        """Sets an item; one whose key is no name of an array is left out, without so much as its hash."""
+        """Set an item; one whose key is no name of an array is left out, without so much as its hash."""
         if isinstance(self.stack[-1], dict) and not is_key(key):
             self._leave(f"a dict whose key is a {type(key).__name__}")
         else:

@@ -95,7 +95,8 @@ def read(path: Path, reader: Callable[[Path], Weights]) -> Weights:
     for key, file in where.items():
         if key not in parts[file]:
             raise UserError(
-                f"{path}: {key[:80]!r} is not in {file!r}, where the index has it; {nearest(key, parts[file])}"
+                f"{path}: {key[:80]!r} is not in {file!r}, where the index has it; "
+                f"{nearest(key, parts[file])}"
             )
         arrays[key] = parts[file].stored(key)
     return Weights(arrays, str(path), path=path, files=[path.parent / file for file in files])

@@ -14,7 +14,7 @@ SPARE = 64 << 20
 
 
 def check_unpacked(size: int, path: Path, packed: int) -> None:
-    """Refuses what would unpack to more than twice its file (and `SPARE`): weights hardly compress, bombs do.
+    """Refuse what would unpack to more than twice its file (and `SPARE`): weights hardly compress, bombs do.
 
     Args:
         size: Bytes when unpacked.

@@ -35,19 +35,19 @@ Run = Callable[[str, np.dtype[Any]], np.ndarray]
 
 
 def read(path: str | Path) -> Weights:
-    """Reads the tensors of a checkpoint, wherever in its nested dicts they are; see `nested.arrays`.
+    """Read the tensors of a checkpoint, wherever in its nested dicts they are; see `nested.arrays`.
 
     A network that was pickled whole is read as its state dict, without its class, if it is made of the parts
     of known libraries (`records.MODULES`).
 
     Args:
-        path: a file that `torch.save` wrote, in either format.
+        path: A file that `torch.save` wrote, in either format.
 
     Returns:
         Arrays by name, of the dtypes that the file has. `origin` says which container they were in.
 
     Raises:
-        UserError: the file is cut short or damaged, asks for code, or holds no named tensors.
+        UserError: The file is cut short or damaged, asks for code, or holds no named tensors.
     """
     path = Path(path)
     with refusals(path, "PyTorch checkpoint"):
@@ -112,7 +112,7 @@ def _open_old(path: Path) -> tuple[restricted.Content, Run]:
 
 
 def _elements(data: memoryview, dtype: np.dtype[Any], order: str) -> np.ndarray:
-    """Bytes as elements; ml_dtypes' bfloat16 has no byte order of its own, so big-endian bytes are swapped first."""
+    """Return bytes as elements; ml_dtypes' bfloat16 has no byte order of its own, so big-endian bytes are swapped first."""
     if order == ">" and dtype.itemsize > 1:
         parts = 2 if dtype.kind == "c" else 1
         unit = dtype.itemsize // parts

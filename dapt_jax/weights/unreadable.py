@@ -85,7 +85,7 @@ def folder(path: Path) -> str:
 
 
 def is_tensorflow_prefix(path: Path) -> bool:
-    """Whether a path that is no file is how TensorFlow calls a checkpoint: the name before `.index` and `.data-...`."""
+    """Return whether a path that is no file is how TensorFlow calls a checkpoint: the name before `.index` and `.data-...`."""
     return path.with_name(f"{path.name}.index").is_file()
 
 

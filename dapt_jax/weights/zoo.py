@@ -28,15 +28,15 @@ class Entry:
 
     Attributes:
         name: `collection:weights`, as `config.weights` takes it.
-        model: the registry's name of the architecture.
-        url: of the file: `https://`, `package://`; empty where it has to be fetched by hand.
-        sha256: first digits of the file's, or None where the publisher gives none.
-        layout: container key, prefix before every key and the family of names, as the file is known to have
+        model: The registry's name of the architecture.
+        url: Of the file: `https://`, `package://`; empty where it has to be fetched by hand.
+        sha256: First digits of the file's, or None where the publisher gives none.
+        layout: Container key, prefix before every key and the family of names, as the file is known to have
             them.
-        preprocess: what the weights expect of an image with values 0 to 255.
-        licence: of the weights.
-        citation: arXiv number or title.
-        by_hand: how to get the file, where `url` is empty.
+        preprocess: What the weights expect of an image with values 0 to 255.
+        licence: Of the weights.
+        citation: ArXiv number or title.
+        by_hand: How to get the file, where `url` is empty.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Entry:
 
 
 def _digits(file: str) -> str | None:
-    """The digits of its sha256 that a file carries in its name."""
+    """Return the digits of its sha256 that a file carries in its name."""
     found = re.search(r"-([0-9a-f]{8})\.pth$", file)
     return found[1] if found else None
 
@@ -171,7 +171,7 @@ def _timm() -> list[Entry]:
 
 
 def _taher2021() -> list[Entry]:
-    """The 21 ResNet-50s of the benchmark (arXiv 2108.05930)."""
+    """Return the 21 ResNet-50s of the benchmark (arXiv 2108.05930)."""
     facebook, pcl = (
         "https://dl.fbaipublicfiles.com",
         "https://storage.googleapis.com/sfr-pcl-data-research/PCL_checkpoint",
@@ -364,21 +364,21 @@ _ENTRIES = {
 
 
 def names(model: str | None = None) -> tuple[str, ...]:
-    """Names of all weights, or of those for one model of the registry."""
+    """Name of all weights, or of those for one model of the registry."""
     return tuple(name for name, entry in _ENTRIES.items() if model in (None, entry.model))
 
 
 def is_name(spec: str) -> bool:
-    """Whether a `config.weights` is meant as a name of this zoo: `collection:...`, but no address and no file."""
+    """Return whether a `config.weights` is meant as a name of this zoo: `collection:...`, but no address and no file."""
     collection = spec.partition(":")[0]
     return "://" not in spec and any(name.startswith(f"{collection}:") for name in _ENTRIES if ":" in spec)
 
 
 def entry(name: str) -> Entry:
-    """The entry of that name.
+    """Return the entry of that name.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: There is none; names the nearest.
     """
     if name not in _ENTRIES:
         raise UserError(f"no weights {name!r}; {nearest(name, _ENTRIES)}")

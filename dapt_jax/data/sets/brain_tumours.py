@@ -32,13 +32,13 @@ SLICES = ("tumour", "all")
     segments=("background", "necrotic core", "oedema", "enhancing tumour", "enhancing tumour"),
 )
 def brats(root: Path, *, modality: str = "t1", slices: str = "tumour", window: str = "") -> Iterator[Record]:
-    """Axial slices; column `slice`.
+    """Yield axial slices; column `slice`.
 
     Args:
-        root: the folder of everything.
-        modality: the end of the files' names: t1, t1ce, t2, flair.
+        root: The folder of everything.
+        modality: The end of the files' names: t1, t1ce, t2, flair.
         slices: "tumour" takes those in which the mask marks something, "all" every one.
-        window: black and white, see `Window.parse`; by default the volume's 1st and 99th percentile.
+        window: Black and white, see `Window.parse`; by default the volume's 1st and 99th percentile.
     """
     if slices not in SLICES:
         raise UserError(f"slices={slices!r}; {nearest(slices, SLICES)}")
@@ -54,7 +54,8 @@ def brats(root: Path, *, modality: str = "t1", slices: str = "tumour", window: s
         grade = grades.get(patient) or (above[0] if above else "")
         if not grade:
             raise UserError(
-                f"{drawn}: no grade of {patient}; expected it in name_mapping.csv, or a folder LGG or HGG above"
+                f"{drawn}: no grade of {patient}; expected it in name_mapping.csv, or a folder LGG or HGG "
+                "above"
             )
         marked = [bool(part.any()) for part in nifti.slices(drawn)]
         for index, some in enumerate(marked):
@@ -72,7 +73,7 @@ def brats(root: Path, *, modality: str = "t1", slices: str = "tumour", window: s
 
 
 def _grades(root: Path) -> dict[str, str]:
-    """Patient to grade, from the table whose name starts with name_mapping."""
+    """Return patient to grade, from the table whose name starts with name_mapping."""
     path = next(iter(sorted(root.rglob("name_mapping*.csv"))), None)
     if path is None:
         return {}
@@ -103,8 +104,8 @@ def ce_mri(root: Path, *, window: str = "") -> Iterator[Record]:
     """MATLAB files with cjdata/image, label (1 to 3), PID and tumorMask; column `fold` where cvind.mat is there.
 
     Args:
-        root: the folder of the files.
-        window: black and white, see `Window.parse`; by default the range of the set.
+        root: The folder of the files.
+        window: Black and white, see `Window.parse`; by default the range of the set.
     """
     shown, folds = Window.parse(window), _folds(tree.first(root, "cvind.mat"))
     numbered = {int(file.stem): file for file in root.rglob("*.mat") if file.stem.isdecimal()}
@@ -126,7 +127,7 @@ def ce_mri(root: Path, *, window: str = "") -> Iterator[Record]:
 
 
 def _folds(path: Path | None) -> list[str]:
-    """The fold of each file, from a MATLAB file of either kind."""
+    """Return the fold of each file, from a MATLAB file of either kind."""
     if path is None:
         return []
     try:
@@ -148,7 +149,7 @@ def _folds(path: Path | None) -> list[str]:
     counts={"train": 2870, "test": 394},
 )
 def kaggle_bttc(root: Path) -> Iterator[Record]:
-    """A folder per split and class; classes are named as CE-MRI's are."""
+    """Yield a folder per split and class; classes are named as CE-MRI's are."""
     for folder in tree.folders(root, ("Training", "Testing")):
         split = "train" if folder.name == "Training" else "test"
         for file in tree.images(folder):

@@ -39,7 +39,7 @@ def chestxray14(
         "Xray14_test_official.txt",
     ),
 ) -> Iterator[Record]:
-    """Rows "00000001_000.png 0 1 0 ...": an image and 14 flags; the patient is the number before the underscore."""
+    """Yield rows "00000001_000.png 0 1 0 ...": an image and 14 flags; the patient is the number before the underscore."""
     yield from _flags(root, lists, CHESTXRAY14, suffix="")
 
 
@@ -61,7 +61,7 @@ def vindr_cxr(
     *,
     lists: Sequence[str] = ("VinDrCXR_train_pe_global_one.txt", "VinDrCXR_test_pe_global_one.txt"),
 ) -> Iterator[Record]:
-    """Rows "train_jpeg/<id> 0 0 0 0 0 1": an image without its suffix and 6 flags.
+    """Yield rows "train_jpeg/<id> 0 0 0 0 0 1": an image without its suffix and 6 flags.
 
     The first is COPD by the set's own map of global labels, though later code of the same group calls it PE.
     """
@@ -85,7 +85,7 @@ def rsna_pneumonia(
     *,
     lists: Sequence[str] = ("RSNAPneumonia_train.txt", "RSNAPneumonia_val.txt", "RSNAPneumonia_test.txt"),
 ) -> Iterator[Record]:
-    """Rows "<id>.png 0": an image and the number of its class; `<id>.dcm` serves as well."""
+    """Yield rows "<id>.png 0": an image and the number of its class; `<id>.dcm` serves as well."""
     yield from _numbered(root, lists, RSNA, separator=None)
 
 
@@ -110,7 +110,7 @@ def shenzhen(
         "ShenzenCXR_test_data.txt",
     ),
 ) -> Iterator[Record]:
-    """Rows "CHNCXR_0402_1.png,1"; without lists, the figure before the suffix is the class."""
+    """Yield rows "CHNCXR_0402_1.png,1"; without lists, the figure before the suffix is the class."""
     if tree.lists(root, lists, required=False):
         yield from _numbered(root, lists, TUBERCULOSIS, separator=",")
         return
@@ -122,7 +122,7 @@ def shenzhen(
 
 
 def class_in_name(root: Path, written: str) -> str:
-    """The class that the name of an image of the two tuberculosis sets ends in."""
+    """Return the class that the name of an image of the two tuberculosis sets ends in."""
     return class_name(root, written, tree.stem(written)[-1:], TUBERCULOSIS)
 
 

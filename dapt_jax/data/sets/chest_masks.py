@@ -29,7 +29,7 @@ PNEUMOTHORAX = ("no pneumothorax", "pneumothorax")
     segments=("background", "lung"),
 )
 def montgomery(root: Path) -> Iterator[Record]:
-    """Images and the masks of the two lungs under the same name, which are merged."""
+    """Yield images and the masks of the two lungs under the same name, which are merged."""
     left, right = tree.needed(root, "leftMask"), tree.needed(root, "rightMask")
     for file in tree.images(tree.needed(root, "CXR_png")):
         written = tree.relative(file, root)
@@ -54,8 +54,8 @@ def siim_acr(root: Path, *, table: str = "") -> Iterator[Record]:
     """DICOM files, and run lengths in a table (ImageId, EncodedPixels; a row per finding, -1 for none) or mask files.
 
     Args:
-        root: the folder of everything.
-        table: name of the table; by default train-rle.csv or stage_2_train.csv; without them masks/ must be
+        root: The folder of everything.
+        table: Name of the table; by default train-rle.csv or stage_2_train.csv; without them masks/ must be
             there.
     """
     path = tree.needed(root, table) if table else tree.first(root, "train-rle.csv", "stage_2_train.csv")

@@ -14,8 +14,10 @@ from dapt_jax.data.sets.registry import file_set
 from dapt_jax.errors import UserError, nearest
 
 CLASSES = (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
-    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
+    "Consolidation",
+    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
+    "Support Devices",
 )  # fmt: skip
 POLICIES = ("lsr_ones", "lsr_zeros", "ones", "zeros", "ignore")
 SMOOTHED = {"lsr_ones": (0.55, 0.85), "lsr_zeros": (0.0, 0.3)}
@@ -43,13 +45,13 @@ def _smoothed(dataset: Dataset, uncertain: str = POLICIES[0], blanks: str = "zer
     finish=_smoothed,
 )
 def chexpert(root: Path, *, uncertain: str = POLICIES[0], blanks: str = "zeros") -> Iterator[Record]:
-    """The official tables: Path, Sex, Age, Frontal/Lateral, AP/PA, and 14 labels that are 1, 0, -1 or blank.
+    """Yield the official tables: Path, Sex, Age, Frontal/Lateral, AP/PA, and 14 labels that are 1, 0, -1 or blank.
 
     Args:
-        root: the folder of train.csv.
-        uncertain: what -1 stands for: "ones", "zeros", "ignore" (missing), "lsr_ones" or "lsr_zeros" (a
+        root: The folder of train.csv.
+        uncertain: What -1 stands for: "ones", "zeros", "ignore" (missing), "lsr_ones" or "lsr_zeros" (a
             target drawn between bounds, see `Dataset.uncertain`).
-        blanks: what a blank stands for: "zeros", as the papers have it, or "ignore".
+        blanks: What a blank stands for: "zeros", as the papers have it, or "ignore".
     """
     if uncertain not in POLICIES:
         raise UserError(f"uncertain={uncertain!r}; {nearest(uncertain, POLICIES)}")

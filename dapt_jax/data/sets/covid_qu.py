@@ -32,10 +32,10 @@ def _segments(region: str = "infection") -> tuple[str, ...]:
     segments=_segments,
 )
 def covid_qu(root: Path, *, region: str = "infection") -> Iterator[Record]:
-    """The published folders, or arrays [n, h, w] in folders "train and val" and "test". Whatever is not 0 is marked.
+    """Yield the published folders, or arrays [n, h, w] in folders "train and val" and "test". Whatever is not 0 is marked.
 
     Args:
-        root: the folder of Train/, or one above the arrays.
+        root: The folder of Train/, or one above the arrays.
         region: "infection" or "lung".
     """
     if region not in REGIONS:

@@ -31,7 +31,7 @@ LESIONS = {
     segments=("background", "vessel"),
 )
 def drive(root: Path) -> Iterator[Record]:
-    """Photographs `<id>_*` and the first observer's vessels `<id>_manual1`, marked where they are brighter than 127."""
+    """Yield photographs `<id>_*` and the first observer's vessels `<id>_manual1`, marked where they are brighter than 127."""
     splits = {"training": "train", "train": "train", "validate": "val", "val": "val", "test": "test"}
     for folder in tree.folders(root, splits):
         drawn = tree.first(folder, "1st_manual", "labels")
@@ -68,11 +68,11 @@ def _segments(lesions: Sequence[str] = ()) -> tuple[str, ...]:
     counts={"train": 54, "test": 27},
 )
 def idrid(root: Path, *, lesions: Sequence[str] = ()) -> Iterator[Record]:
-    """Photographs and a file per lesion; lesions overlap, so masks are bit fields. No file means no such lesion.
+    """Yield photographs and a file per lesion; lesions overlap, so masks are bit fields. No file means no such lesion.
 
     Args:
-        root: the folder of everything.
-        lesions: those wanted, in that order: microaneurysm, haemorrhage, hard exudate, soft exudate, optic
+        root: The folder of everything.
+        lesions: Those wanted, in that order: microaneurysm, haemorrhage, hard exudate, soft exudate, optic
             disc; by default all five.
     """
     for lesion in lesions:

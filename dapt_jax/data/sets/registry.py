@@ -24,16 +24,16 @@ class Entry:
     """A public data set.
 
     Attributes:
-        kind: its name in a config.
-        title: its name in the literature.
-        recipe: how to get it, in a line.
-        licence: as its page states it.
-        size: what is in it.
-        splits: where its splits come from.
-        checksum: of its splits, as `checksum` gives it; or of its files; "unknown" where it was not at hand.
-        tasks: what it can be used for, the default first.
-        load: the reader.
-        options: of this reader alone, with their defaults.
+        kind: Its name in a config.
+        title: Its name in the literature.
+        recipe: How to get it, in a line.
+        licence: As its page states it.
+        size: What is in it.
+        splits: Where its splits come from.
+        checksum: Of its splits, as `checksum` gives it; or of its files; "unknown" where it was not at hand.
+        tasks: What it can be used for, the default first.
+        load: The reader.
+        options: Of this reader alone, with their defaults.
     """
 
     kind: str
@@ -68,23 +68,23 @@ def file_set(
     counts: Mapping[str, int] | None = None,
     finish: Callable[..., Dataset] | None = None,
 ) -> Callable[[Callable[..., Iterable[Record]]], Callable[..., Iterable[Record]]]:
-    """Registers a set of files; the function below it says how its rows become records.
+    """Register a set of files; the function below it says how its rows become records.
 
     Args:
-        kind: see `Entry`, as are `title`, `recipe`, `licence`, `size`, `splits` and `tasks`.
+        kind: See `Entry`, as are `title`, `recipe`, `licence`, `size`, `splits` and `tasks`.
         title: "
         recipe: "
         licence: "
         size: "
         splits: "
-        layout: the files that are expected below the folder, for the line that says that there are none.
-        classes: in their order; () for whatever labels the records have, sorted.
+        layout: The files that are expected below the folder, for the line that says that there are none.
+        classes: In their order; () for whatever labels the records have, sorted.
         tasks: "
-        multi_label: whether records have `values`, one per class, in place of `labels`.
-        segments: names of the masks' values, the background first; or a function of the reader's options.
-        overlapping: whether masks are bit fields, see `Dataset`.
-        counts: images per split as published; other counts are warned of.
-        finish: what is left to do with the data set, given the reader's options.
+        multi_label: Whether records have `values`, one per class, in place of `labels`.
+        segments: Names of the masks' values, the background first; or a function of the reader's options.
+        overlapping: Whether masks are bit fields, see `Dataset`.
+        counts: Images per split as published; other counts are warned of.
+        finish: What is left to do with the data set, given the reader's options.
 
     Returns:
         A decorator for `records(root, *, option=default, ...)`; its options become keys of a config beside
@@ -151,7 +151,7 @@ def file_set(
 
 
 def listing() -> str:
-    """The sets as a table in Markdown, as docs/data_sets.md has it."""
+    """Return the sets as a table in Markdown, as docs/data_sets.md has it."""
     lines = [
         "| kind | set | how to get it | licence | size | splits | their checksum | tasks | own options |",
         "|---" * 9 + "|",
@@ -175,7 +175,7 @@ def listing() -> str:
 
 
 def checksum(found: Iterable[Record]) -> str:
-    """A checksum of splits: SHA-256 over the sorted lines "split<tab>image", images as the source names them.
+    """Return a checksum of splits: SHA-256 over the sorted lines "split<tab>image", images as the source names them.
 
     Two people whose checksums are equal have the same images in the same splits, wherever the files lie.
     """
@@ -196,7 +196,7 @@ def _folder(root: Path) -> Path:
 def _check(
     found: Sequence[Record], root: Path, kind: str, counts: Mapping[str, int] | None, expected: str
 ) -> None:
-    """Refuses patients in two splits and images named twice, and says how the splits compare with the published ones."""
+    """Refuse patients in two splits and images named twice, and says how the splits compare with the published ones."""
     places = [record.place for record in found]
     splits = [record.columns.get("split", "") for record in found]
     records.check_splits(places, [record.group for record in found], splits, "patient", str(root))
@@ -230,7 +230,7 @@ def _classes(
     origin: str,
     multi_label: bool,
 ) -> tuple[list[Record], tuple[str, ...]]:
-    """The records and classes that are left of those published."""
+    """Return the records and classes that are left of those published."""
     if not multi_label:
         left = records.drop(found, dropped, origin)
         return left, records.resolve_classes(

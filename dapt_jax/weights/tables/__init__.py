@@ -25,5 +25,5 @@ for _name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
 
 
 def schemes(model: str) -> tuple[Scheme, ...]:
-    """The schemes whose files fit a model of the registry; our own comes first."""
+    """Return the schemes whose files fit a model of the registry; our own comes first."""
     return (OWN, *SCHEMES.get(model, ()))

@@ -24,13 +24,13 @@ def _torchvision(encoder: Encoder, group: str, part: str) -> str:
 
 
 def _torchvision_2017(encoder: Encoder, group: str, part: str) -> str:
-    """The files that torchvision serves still have the names of PyTorch 0.2: `norm.1` for `norm1`."""
+    """Return the files that torchvision serves still have the names of PyTorch 0.2: `norm.1` for `norm1`."""
     name = _torchvision(encoder, group, part)
     return f"{name[:-1]}.{name[-1]}" if "denselayer" in name else name
 
 
 def _sequence(encoder: Encoder, group: str, part: str) -> str:
-    """The names within `features`, whatever that is called: RadImageNet's files have `backbone.0.conv0`."""
+    """Return the names within `features`, whatever that is called: RadImageNet's files have `backbone.0.conv0`."""
     return _torchvision(encoder, group, part).removeprefix("features.")
 
 

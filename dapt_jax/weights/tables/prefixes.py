@@ -121,8 +121,9 @@ def undecided(origin: str, candidates: Iterable[str]) -> UserError:
     listed = sorted(shown(prefix) for prefix in candidates)
     more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
     return UserError(
-        f"{origin}: {len(listed)} encoders that fit, behind {', '.join(map(repr, listed[:4]))}{more}, and nothing that tells "
-        f"which is meant; expected one of them, such as #prefix={listed[0]} behind the file's name"
+        f"{origin}: {len(listed)} encoders that fit, behind {', '.join(map(repr, listed[:4]))}{more}, and "
+        f"nothing that tells which is meant; expected one of them, such as #prefix={listed[0]} behind the "
+        "file's name"
     )
 
 

@@ -46,16 +46,16 @@ class Scheme:
     """The names of one family of weight files.
 
     Attributes:
-        name: as reports call it.
-        framework: decides endings, separators and layouts.
+        name: As reports call it.
+        framework: Decides endings, separators and layouts.
         module: (encoder, group, module within the group) to the module's name there; "" for arrays at the top
             level.
-        head: name of the dense layer there.
-        leaves: names there of arrays that no framework names (tokens, positions), by our name; the same if
+        head: Name of the dense layer there.
+        leaves: Names there of arrays that no framework names (tokens, positions), by our name; the same if
             not here.
-        fits: what makes our array of theirs, by our name, where it is more than the framework's order of
+        fits: What makes our array of theirs, by our name, where it is more than the framework's order of
             axes.
-        separators: what stands before the ending of a module of ours, by its last name, where it is another.
+        separators: What stands before the ending of a module of ours, by its last name, where it is another.
     """
 
     name: str
@@ -77,9 +77,9 @@ class Entry:
     """Where one of our arrays comes from.
 
     Attributes:
-        key: its name there, without any prefix.
-        framework: decides the layout.
-        fit: makes our array of theirs and back, where it is more than the framework's order of axes.
+        key: Its name there, without any prefix.
+        framework: Decides the layout.
+        fit: Makes our array of theirs and back, where it is more than the framework's order of axes.
     """
 
     key: str
@@ -87,7 +87,7 @@ class Entry:
     fit: Fit | None = None
 
     def convert(self, array: np.ndarray) -> np.ndarray:
-        """The array in our layout: (h, w, in, out) and (in, out); torch has the outputs first."""
+        """Return the array in our layout: (h, w, in, out) and (in, out); torch has the outputs first."""
         if self.fit is not None:
             return self.fit.load(array)
         if self.framework != "torch":
@@ -97,7 +97,7 @@ class Entry:
         return array.T if array.ndim == 2 else array
 
     def restore(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `convert`."""
+        """Return the inverse of `convert`."""
         if self.fit is not None:
             return self.fit.save(array)
         if self.framework != "torch":
@@ -106,7 +106,7 @@ class Entry:
 
 
 def table(scheme: Scheme, classifier: Classifier) -> dict[str, Entry]:
-    """Our path to its source, for every parameter and statistic of a classifier, head included."""
+    """Return our path to its source, for every parameter and statistic of a classifier, head included."""
     params, batch_stats = classifier.abstract()
     return {
         path: _entry(scheme, classifier.encoder, path, classifier.kinds[path])

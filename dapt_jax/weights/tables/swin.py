@@ -29,7 +29,7 @@ def _attention(part: str) -> str:
 
 
 def _blocks(group: str, part: str, merge: int) -> str:
-    """Names in timm and in the authors' code, which differ in the stage that they count a merge to."""
+    """Name in timm and in the authors' code, which differ in the stage that they count a merge to."""
     if group == "stem":
         return {"conv": "patch_embed.proj", "norm": "patch_embed.norm"}[part]
     if group == "top":

@@ -44,7 +44,7 @@ def _torchvision(encoder: Encoder, group: str, part: str) -> str:
 
 
 def _with_class_row(position: np.ndarray) -> np.ndarray:
-    """Positions of patches alone, with a row of zeros for the class token before them."""
+    """Return positions of patches alone, with a row of zeros for the class token before them."""
     return np.concatenate([np.zeros_like(position[:, :1]), position], 1)
 
 
