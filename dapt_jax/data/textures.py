@@ -1,7 +1,7 @@
-"""SYNTHETIC textures: a generic set to pre-train on, with no medicine in it and nobody's pictures.
+"""SYNTHETIC textures: a generic set for pre-training, without medical images and without photographs.
 
 Twelve families of patterns (gratings, checks, dots, noise of several colours, cells, ...) in random colours,
-scales and directions, under uneven light. An encoder that tells them apart has learnt edges, scales and
+scales and orientations, under uneven light. An encoder that distinguishes them has learnt edges, scales and
 colours, as on natural images.
 """
 
@@ -19,7 +19,7 @@ Pattern = Callable[[np.random.Generator, Grid, float], np.ndarray]
 
 
 def _noise(rng: np.random.Generator, grid: Grid, power: float) -> np.ndarray:
-    """Return noise whose amplitude falls with frequency to a power."""
+    """Return noise with an amplitude that decreases with a power of the frequency."""
     size = grid[0].shape[0]
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
     frequency[0, 0] = np.inf
@@ -28,7 +28,7 @@ def _noise(rng: np.random.Generator, grid: Grid, power: float) -> np.ndarray:
 
 
 def _bumps(rng: np.random.Generator, grid: Grid, scale: float, draw: Callable[..., np.ndarray]) -> np.ndarray:
-    """Return the highest of several bumps at random places."""
+    """Return the pointwise maximum of several bumps at random places."""
     places = rng.uniform(-1.2, 1.2, (int(rng.integers(12, 30)), 2))
     distances = np.hypot(grid[0][..., None] - places[:, 0], grid[1][..., None] - places[:, 1])
     return draw(np.sort(distances, -1), scale)
@@ -54,13 +54,13 @@ def load_textures(name: str = "all", n: int = 3000, image_size: int = 64, seed: 
     """Draw SYNTHETIC textures; image i depends on the arguments other than `n` and on i.
 
     Args:
-        name: "all", the only set there is.
-        n: Number of images; classes take turns.
+        name: "all", the only set.
+        n: Number of images; classes alternate.
         image_size: Side in pixels, 8 or more.
-        seed: Not negative.
+        seed: Non-negative seed.
 
     Raises:
-        UserError: No such set, or no images.
+        UserError: The set does not exist, or has no images.
     """
     if name != "all" or n < 1 or image_size < 8 or seed < 0:
         raise UserError(

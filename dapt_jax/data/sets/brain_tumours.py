@@ -32,13 +32,13 @@ SLICES = ("tumour", "all")
     segments=("background", "necrotic core", "oedema", "enhancing tumour", "enhancing tumour"),
 )
 def brats(root: Path, *, modality: str = "t1", slices: str = "tumour", window: str = "") -> Iterator[Record]:
-    """Yield axial slices; column `slice`.
+    """Yield axial slices, with column `slice`.
 
     Args:
-        root: The folder of everything.
-        modality: The end of the files' names: t1, t1ce, t2, flair.
-        slices: "tumour" takes those in which the mask marks something, "all" every one.
-        window: Black and white, see `Window.parse`; by default the volume's 1st and 99th percentile.
+        root: Folder of the data set.
+        modality: End of the file names: t1, t1ce, t2, flair.
+        slices: "tumour" selects slices in which the mask marks something, "all" every slice.
+        window: Black and white, see `Window.parse`; by default the 1st and 99th percentile of the volume.
     """
     if slices not in SLICES:
         raise UserError(f"slices={slices!r}; {nearest(slices, SLICES)}")
@@ -73,7 +73,7 @@ def brats(root: Path, *, modality: str = "t1", slices: str = "tumour", window: s
 
 
 def _grades(root: Path) -> dict[str, str]:
-    """Return patient to grade, from the table whose name starts with name_mapping."""
+    """Return the grade of each patient, from the table whose name starts with name_mapping."""
     path = next(iter(sorted(root.rglob("name_mapping*.csv"))), None)
     if path is None:
         return {}
@@ -101,10 +101,12 @@ def _grades(root: Path) -> dict[str, str]:
     segments=("background", "tumour"),
 )
 def ce_mri(root: Path, *, window: str = "") -> Iterator[Record]:
-    """MATLAB files with cjdata/image, label (1 to 3), PID and tumorMask; column `fold` where cvind.mat is there.
+    """Yield MATLAB files with cjdata/image, label (1 to 3), PID and tumorMask.
+
+    Column `fold` is present if cvind.mat exists.
 
     Args:
-        root: The folder of the files.
+        root: Folder of the files.
         window: Black and white, see `Window.parse`; by default the range of the set.
     """
     shown, folds = Window.parse(window), _folds(tree.first(root, "cvind.mat"))
@@ -127,7 +129,7 @@ def ce_mri(root: Path, *, window: str = "") -> Iterator[Record]:
 
 
 def _folds(path: Path | None) -> list[str]:
-    """Return the fold of each file, from a MATLAB file of either kind."""
+    """Return the fold of each file, from a MATLAB file of either version."""
     if path is None:
         return []
     try:
@@ -149,7 +151,7 @@ def _folds(path: Path | None) -> list[str]:
     counts={"train": 2870, "test": 394},
 )
 def kaggle_bttc(root: Path) -> Iterator[Record]:
-    """Yield a folder per split and class; classes are named as CE-MRI's are."""
+    """Yield the images of a folder per split and class; classes are named as in CE-MRI."""
     for folder in tree.folders(root, ("Training", "Testing")):
         split = "train" if folder.name == "Training" else "test"
         for file in tree.images(folder):

@@ -24,11 +24,11 @@ from dapt_jax.errors import UserError
     segments=("background", "right ventricle", "myocardium", "left ventricle"),
 )
 def acdc(root: Path, *, window: str = "") -> Iterator[Record]:
-    """Yield every slice of the two frames that Info.cfg names; columns `phase` (ED, ES) and `slice`.
+    """Yield every slice of the two frames named in Info.cfg; columns `phase` (ED, ES) and `slice`.
 
     Args:
-        root: The folder of training/ and testing/.
-        window: Black and white, see `Window.parse`; by default the volume's 1st and 99th percentile.
+        root: Folder that contains training/ and testing/.
+        window: Black and white, see `Window.parse`; by default the 1st and 99th percentile of the volume.
     """
     shown = Window.parse(window)
     for info in sorted(root.rglob("Info.cfg")):
@@ -53,7 +53,7 @@ def acdc(root: Path, *, window: str = "") -> Iterator[Record]:
 
 
 def _info(path: Path) -> dict[str, str]:
-    """Return the lines "ED: 1" of Info.cfg."""
+    """Return the entries of Info.cfg, such as "ED: 1"."""
     lines = (line.partition(":") for line in path.read_text(encoding="utf-8").splitlines())
     about = {key.strip(): value.strip() for key, _, value in lines}
     for key in ("ED", "ES", "Group"):

@@ -1,4 +1,4 @@
-"""Chest radiographs whose labels and splits are in the lists of the benchmark papers."""
+"""Chest radiographs with labels and splits from the lists of the benchmark papers."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +39,10 @@ def chestxray14(
         "Xray14_test_official.txt",
     ),
 ) -> Iterator[Record]:
-    """Yield rows "00000001_000.png 0 1 0 ...": an image and 14 flags; the patient is the number before the underscore."""
+    """Yield rows "00000001_000.png 0 1 0 ...": an image and 14 flags.
+
+    The patient is the number before the underscore.
+    """
     yield from _flags(root, lists, CHESTXRAY14, suffix="")
 
 
@@ -63,7 +66,7 @@ def vindr_cxr(
 ) -> Iterator[Record]:
     """Yield rows "train_jpeg/<id> 0 0 0 0 0 1": an image without its suffix and 6 flags.
 
-    The first is COPD by the set's own map of global labels, though later code of the same group calls it PE.
+    The first flag is COPD in the set's own table of global labels; later code of the same group calls it PE.
     """
     yield from _flags(root, lists, VINDR, suffix=".jpeg", patients=False)
 
@@ -85,7 +88,7 @@ def rsna_pneumonia(
     *,
     lists: Sequence[str] = ("RSNAPneumonia_train.txt", "RSNAPneumonia_val.txt", "RSNAPneumonia_test.txt"),
 ) -> Iterator[Record]:
-    """Yield rows "<id>.png 0": an image and the number of its class; `<id>.dcm` serves as well."""
+    """Yield rows "<id>.png 0": an image and the number of its class; `<id>.dcm` is also accepted."""
     yield from _numbered(root, lists, RSNA, separator=None)
 
 
@@ -110,7 +113,7 @@ def shenzhen(
         "ShenzenCXR_test_data.txt",
     ),
 ) -> Iterator[Record]:
-    """Yield rows "CHNCXR_0402_1.png,1"; without lists, the figure before the suffix is the class."""
+    """Yield rows "CHNCXR_0402_1.png,1"; without lists, the digit before the suffix is the class."""
     if tree.lists(root, lists, required=False):
         yield from _numbered(root, lists, TUBERCULOSIS, separator=",")
         return
@@ -122,7 +125,7 @@ def shenzhen(
 
 
 def class_in_name(root: Path, written: str) -> str:
-    """Return the class that the name of an image of the two tuberculosis sets ends in."""
+    """Return the class at the end of an image name in the two tuberculosis sets."""
     return class_name(root, written, tree.stem(written)[-1:], TUBERCULOSIS)
 
 

@@ -1,4 +1,7 @@
-"""COVID-QU-Ex: infected regions or lungs in chest radiographs, as published or as the arrays of MedSegPretrainImageNet."""
+"""COVID-QU-Ex: infected regions or lungs in chest radiographs.
+
+The set is read as published or as the arrays of MedSegPretrainImageNet.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ from dapt_jax.errors import UserError, nearest
 
 REGIONS = {"infection": ("infection masks", "inf_masks.npy"), "lung": ("lung masks", "masks.npy")}
 UNKNOWN = "radiograph"
-"""The class where the arrays name none."""
+"""The class if the arrays name none."""
 
 
 def _segments(region: str = "infection") -> tuple[str, ...]:
@@ -32,10 +35,12 @@ def _segments(region: str = "infection") -> tuple[str, ...]:
     segments=_segments,
 )
 def covid_qu(root: Path, *, region: str = "infection") -> Iterator[Record]:
-    """Yield the published folders, or arrays [n, h, w] in folders "train and val" and "test". Whatever is not 0 is marked.
+    """Yield the published images, or arrays [n, h, w] in folders "train and val" and "test".
+
+    All non-zero mask values are marked.
 
     Args:
-        root: The folder of Train/, or one above the arrays.
+        root: Folder of Train/, or one above the arrays.
         region: "infection" or "lung".
     """
     if region not in REGIONS:

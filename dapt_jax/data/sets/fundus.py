@@ -1,4 +1,4 @@
-"""Retinas: vessels (DRIVE) and lesions (IDRiD)."""
+"""Retinal photographs: vessels (DRIVE) and lesions (IDRiD)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +31,10 @@ LESIONS = {
     segments=("background", "vessel"),
 )
 def drive(root: Path) -> Iterator[Record]:
-    """Yield photographs `<id>_*` and the first observer's vessels `<id>_manual1`, marked where they are brighter than 127."""
+    """Yield photographs `<id>_*` with the vessels of the first observer, `<id>_manual1`.
+
+    Vessels are pixels brighter than 127.
+    """
     splits = {"training": "train", "train": "train", "validate": "val", "val": "val", "test": "test"}
     for folder in tree.folders(root, splits):
         drawn = tree.first(folder, "1st_manual", "labels")
@@ -68,12 +71,14 @@ def _segments(lesions: Sequence[str] = ()) -> tuple[str, ...]:
     counts={"train": 54, "test": 27},
 )
 def idrid(root: Path, *, lesions: Sequence[str] = ()) -> Iterator[Record]:
-    """Yield photographs and a file per lesion; lesions overlap, so masks are bit fields. No file means no such lesion.
+    """Yield photographs with one file per lesion.
+
+    Lesions overlap, so masks are bit fields. A missing file means no such lesion.
 
     Args:
-        root: The folder of everything.
-        lesions: Those wanted, in that order: microaneurysm, haemorrhage, hard exudate, soft exudate, optic
-            disc; by default all five.
+        root: Folder of the data set.
+        lesions: The wanted lesions in order, out of microaneurysm, haemorrhage, hard exudate, soft exudate,
+            optic disc; by default all five.
     """
     for lesion in lesions:
         if lesion not in LESIONS:
