@@ -324,6 +324,7 @@ class ImageStore:
                 # Without the pixels in memory, the ranges of the set show whether the set has changed.
                 hashed.update(
                     f"{ranges[index]}"
-                    f"{replace(plane(source), path=path.absolute())}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode()
+                    f"{replace(plane(source), path=path.absolute())}\0"
+                    f"{stat.st_size}\0{stat.st_mtime_ns}\n".encode()
                 )
         return hashed.hexdigest()

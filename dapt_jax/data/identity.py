@@ -19,7 +19,8 @@ _INVISIBLE = dict.fromkeys(
 MISSING = frozenset(("", "nan", "na", "n/a", "n.a.", "#n/a", "#na", "<na>", "nat", "null"))
 """Cells that represent missing values, in lower case."""
 _NOBODY = MISSING | {
-    "none", "unknown", "unk", "-", "--", "?", ".", "missing", "nil", "not available", "anonymous", "anonymized",
+    "none", "unknown", "unk", "-", "--", "?", ".", "missing", "nil", "not available", "anonymous",
+    "anonymized",
     "anonymised", "anonym", "anon", "deidentified", "de-identified", "removed", "redacted", "no patient",
 }  # fmt: skip
 

@@ -371,7 +371,10 @@ def disagreements(summaries: Mapping[str, Sequence[dict[str, Any]]]) -> list[str
     return [
         f"{kind}: "
         + "; ".join(f"{name} has black {low:g}, white {high:g}" for name, (low, high) in ranges.items())
-        + "; each set is scaled by its own values: where their numbers mean the same, give all of them one window='LOW,HIGH'"
+        + (
+            "; each set is scaled by its own values: where their numbers mean the same, give all of them "
+            "one window='LOW,HIGH'"
+        )
         for kind, ranges in found.items()
         if len(set(ranges.values())) > 1
     ]
@@ -384,4 +387,7 @@ def line(row: dict[str, Any]) -> str:
         return f"{pair[0]:g}" if pair[0] == pair[1] else f"{pair[0]:g} to {pair[1]:g}"
 
     images = f"{row['images']:,} image{'s' if row['images'] != 1 else ''}"
-    return f"{images}: black {ends(row['low'])}, white {ends(row['high'])}, by {row['origin']} (first: {row['example']})"
+    return (
+        f"{images}: black {ends(row['low'])}, white {ends(row['high'])}, by {row['origin']} (first: "
+        f"{row['example']})"
+    )

@@ -119,10 +119,16 @@ def between(values: Iterable[int], expected: int) -> str:
     """
     strange = sorted(value for value in values if value >= expected)
     if strange == [255]:
-        return "; 255 beside other classes mostly marks pixels to ignore, which are not supported: give them a class"
+        return (
+            "; 255 beside other classes mostly marks pixels to ignore, which are not supported: give them "
+            "a class"
+        )
     if len(strange) <= 2:
         return ""
-    return f"; between its classes it holds {listed(strange)}, as after JPEG or interpolation: save it losslessly, as PNG"
+    return (
+        f"; between its classes it holds {listed(strange)}, as after JPEG or interpolation: save it "
+        "losslessly, as PNG"
+    )
 
 
 def listed(values: list[int] | list[float]) -> str:
@@ -168,6 +174,9 @@ def _classes(source: Plane, values: np.ndarray) -> np.ndarray:
     if not (finite.all() and near.all() and whole.min(initial=0) >= 0 and whole.max(initial=0) <= 255):
         strange = np.unique(values[finite & ~near]).tolist()
         range_ = f"mask values {values.min()} to {values.max()}, expected classes from 0 to 255"
-        why = f"; between classes it holds {listed(strange)}, as after interpolation: resample it to the nearest"
+        why = (
+            f"; between classes it holds {listed(strange)}, as after interpolation: resample it to the "
+            "nearest"
+        )
         raise UserError(f"{source}: {range_}{why if strange else ''}")
     return whole.astype(np.uint8)

@@ -25,7 +25,10 @@ SLICES = ("tumour", "all")
     licence="terms of the challenge, after registration",
     size="369 patients in 2020; 24,422 slices with tumour",
     splits="none for the labelled part",
-    layout="a folder per patient with <patient>_t1.nii.gz and <patient>_seg.nii.gz; grades in name_mapping.csv or as folders",
+    layout=(
+        "a folder per patient with <patient>_t1.nii.gz and <patient>_seg.nii.gz; grades in "
+        "name_mapping.csv or as folders"
+    ),
     classes=GRADES,
     tasks=(CLASSIFICATION, SEGMENTATION),
     # 4 until 2021, 3 since: both are the enhancing part.

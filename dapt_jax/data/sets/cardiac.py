@@ -18,7 +18,10 @@ from dapt_jax.errors import UserError
     licence="CC BY-NC-SA 4.0",
     size="150 patients, two phases each",
     splits="official: training/ (100 patients) and testing/ (50)",
-    layout="training/patient001/Info.cfg with patient001_frame01.nii.gz and patient001_frame01_gt.nii.gz, testing/ likewise",
+    layout=(
+        "training/patient001/Info.cfg with patient001_frame01.nii.gz and patient001_frame01_gt.nii.gz, "
+        "testing/ likewise"
+    ),
     classes=("NOR", "MINF", "DCM", "HCM", "RV"),
     tasks=(SEGMENTATION, CLASSIFICATION),
     segments=("background", "right ventricle", "myocardium", "left ventricle"),

@@ -49,7 +49,8 @@ def chestxray14(
 @file_set(
     kind="vindr_cxr",
     title="VinDr-CXR",
-    recipe="physionet.org/content/vindr-cxr/1.0.0 (credentialed), and the lists of jlianglab/BenchmarkTransformers "
+    recipe="physionet.org/content/vindr-cxr/1.0.0 (credentialed), and the lists of "
+    "jlianglab/BenchmarkTransformers "
     "(dataset/) beside them",
     licence="PhysioNet Credentialed Health Data License 1.5.0",
     size="18,000 images",
@@ -79,7 +80,9 @@ def vindr_cxr(
     licence="rules of the Kaggle competition",
     size="26,684 images",
     splits="lists of the benchmark",
-    layout="RSNAPneumonia_train.txt, RSNAPneumonia_val.txt, RSNAPneumonia_test.txt and the images (DICOM or PNG)",
+    layout=(
+        "RSNAPneumonia_train.txt, RSNAPneumonia_val.txt, RSNAPneumonia_test.txt and the images (DICOM or PNG)"
+    ),
     classes=RSNA,
     counts={"train": 21295, "val": 2680, "test": 2709},
 )
@@ -95,7 +98,8 @@ def rsna_pneumonia(
 @file_set(
     kind="shenzhen",
     title="Shenzhen",
-    recipe="ChinaSet_AllFiles.zip of the NLM (openi.nlm.nih.gov, tuberculosis chest X-rays), and the lists of "
+    recipe="ChinaSet_AllFiles.zip of the NLM (openi.nlm.nih.gov, tuberculosis chest X-rays), and the lists "
+    "of "
     "MR-HosseinzadehTaher/BenchmarkTransferLearning (dataset/) beside it",
     licence="free to use; the NLM asks to be cited",
     size="662 images of 662 patients (326 normal, 336 tuberculosis)",

@@ -41,7 +41,10 @@ def montgomery(root: Path) -> Iterator[Record]:
 @file_set(
     kind="siim_acr",
     title="SIIM-ACR Pneumothorax",
-    recipe="kaggle datasets download of the SIIM-ACR Pneumothorax Segmentation data: DICOM files and train-rle.csv",
+    recipe=(
+        "kaggle datasets download of the SIIM-ACR Pneumothorax Segmentation data: DICOM files and "
+        "train-rle.csv"
+    ),
     licence="rules of the Kaggle competition",
     size="12,047 images with run lengths (second stage)",
     splits="none official; the papers split 80/20 at random",

@@ -30,7 +30,10 @@ def _segments(region: str = "infection") -> tuple[str, ...]:
     licence="as its Kaggle page states",
     size="5,826 radiographs with masks (2,913 COVID-19), 33,920 in the part with lungs alone",
     splits="official: Train/, Val/, Test/; no patients are named",
-    layout="Train/COVID-19/images, infection masks and lung masks and so on; or imgs.npy with inf_masks.npy or masks.npy",
+    layout=(
+        "Train/COVID-19/images, infection masks and lung masks and so on; or imgs.npy with inf_masks.npy "
+        "or masks.npy"
+    ),
     tasks=(SEGMENTATION, CLASSIFICATION),
     segments=_segments,
 )

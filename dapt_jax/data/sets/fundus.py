@@ -25,7 +25,10 @@ LESIONS = {
     licence="terms of its page, after registration",
     size="40 photographs",
     splits="official: training/ (20) and test/ (20)",
-    layout="training/images/21_training.tif with training/1st_manual/21_manual1.gif, or train/images with train/labels",
+    layout=(
+        "training/images/21_training.tif with training/1st_manual/21_manual1.gif, or train/images with "
+        "train/labels"
+    ),
     classes=("retina",),
     tasks=(SEGMENTATION,),
     segments=("background", "vessel"),
@@ -63,7 +66,10 @@ def _segments(lesions: Sequence[str] = ()) -> tuple[str, ...]:
     licence="CC BY 4.0",
     size="81 photographs of 4288 x 2848 pixels",
     splits="official: a. Training Set (54) and b. Testing Set (27)",
-    layout="1. Original Images/a. Training Set/IDRiD_01.jpg and 2. All Segmentation Groundtruths/.../IDRiD_01_MA.tif",
+    layout=(
+        "1. Original Images/a. Training Set/IDRiD_01.jpg and 2. All Segmentation "
+        "Groundtruths/.../IDRiD_01_MA.tif"
+    ),
     classes=("retina",),
     tasks=(SEGMENTATION,),
     segments=_segments,
