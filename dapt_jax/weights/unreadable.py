@@ -9,7 +9,8 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _TABLE_END = bytes.fromhex("57fb808b247547db")
 """The last bytes of a table of TensorFlow and LevelDB."""
 _WAYS = {
-    "tensorflow": "convert it with its authors' tools, or save its variables with numpy.savez, and pass the .pth or .npz",
+    "tensorflow": "convert it with its authors' tools, or save its variables with numpy.savez, and pass the "
+    ".pth or .npz",
     "onnx": "pass the checkpoint that it was exported from",
 }
 _STARTS = (
