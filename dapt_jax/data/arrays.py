@@ -1,4 +1,4 @@
-"""Pictures in arrays on disk: NumPy's .npy, and HDF5 files, which MATLAB's .mat files of version 7.3 are."""
+"""Images in arrays on disk: NumPy's .npy files and HDF5 files, including MATLAB 7.3's .mat files."""
 
 import warnings
 from collections.abc import Iterator
@@ -16,26 +16,30 @@ from dapt_jax.data.plane import Plane, one_line
 from dapt_jax.errors import UserError, nearest
 
 _HEADER_BYTES = 1 << 20
-# Files of Python 2 are read as any others.
+# Files written by Python 2 are read like any others.
 warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required", category=UserWarning)
 _NAMES = 1000
 
 
 def pixels(plane: Plane) -> np.ndarray:
-    """The picture as uint8 [h, w] or [h, w, 3], see `samples`."""
+    """Return the picture as uint8 [h, w] or [h, w, 3]; see `samples`."""
     return samples(plane).shown()[0]
 
 
 def samples(plane: Plane) -> Samples:
-    """The numbers of a picture: by `plane.window`, or by the type of the array and the range of the set."""
+    """Return the values of a picture and their range.
+
+    The range is `plane.window`, or follows from the type of the array and the values of the set.
+    """
     return windowed(integers_or_floats(values(plane), plane.path.suffix.lower().lstrip(".")), plane)
 
 
 def values(plane: Plane) -> np.ndarray:
-    """The numbers [h, w], or [h, w, 3] of a colour picture.
+    """Return the values [h, w], or [h, w, 3] of a colour picture.
 
     Raises:
-        UserError: no such file, array or picture; pickled objects; or a shape that is no picture's.
+        UserError: The file, array or picture does not exist, the file holds pickled objects, or the shape is
+            not that of a picture.
     """
     with _opened(plane) as array:
         shape = _shape(plane, array)
@@ -46,7 +50,7 @@ def values(plane: Plane) -> np.ndarray:
 
 
 def extent(plane: Plane) -> tuple[int, int]:
-    """Height and width, without reading the numbers."""
+    """Return the height and width without reading the values."""
     with _opened(plane) as array:
         shape = _shape(plane, array)
     height, width = _picture(shape[::-1] if plane.path.suffix == ".mat" else shape)[:2]
@@ -54,14 +58,14 @@ def extent(plane: Plane) -> tuple[int, int]:
 
 
 def scalar(path: Path, key: str) -> np.ndarray:
-    """A small array of an HDF5 file, flat: a label, or the codes of a text."""
+    """Return a small array of an HDF5 file, flattened: a label, or the character codes of a text."""
     with _opened(Plane(path, key=key)) as array:
         limits.check(path, array.size * array.dtype.itemsize, f"{key}")
         return np.asarray(array[()]).ravel()
 
 
 def length(path: Path) -> int:
-    """Number of pictures in a .npy file [n, h, w] or [n, h, w, channels]."""
+    """Return the number of pictures in a .npy file [n, h, w] or [n, h, w, channels]."""
     with _opened(Plane(path)) as array:
         if array.ndim < 3:
             raise UserError(f"{path}: an array {list(array.shape)}, expected pictures [n, h, w]")
@@ -69,7 +73,7 @@ def length(path: Path) -> int:
 
 
 def _picture(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A picture's shape without an axis of one channel, wherever it is."""
+    """Return a picture's shape without its axis of one channel, wherever that axis is."""
     if len(shape) == 3 and shape[0] == 1:
         return shape[1:]
     return shape[:2] if len(shape) == 3 and shape[2] == 1 else shape
@@ -95,7 +99,10 @@ def _shape(plane: Plane, array: Any) -> tuple[int, ...]:
 
 
 def _check_header(path: Path) -> None:
-    """Refuses a header of .npy that says to be longer than one ever is: a buffer is made as long as it says."""
+    """Refuse a .npy header that claims an implausible length.
+
+    NumPy allocates a buffer of the length that the header claims.
+    """
     with path.open("rb") as file:
         start = file.read(12)
     # Versions from 2 on have four bytes for the length, version 1 has two.
@@ -107,7 +114,7 @@ def _check_header(path: Path) -> None:
 
 @contextmanager
 def _opened(plane: Plane) -> Iterator[Any]:
-    """The array, read only where it is indexed."""
+    """Yield the array, which is read only where it is indexed."""
     path = plane.path
     if not path.is_file():
         raise UserError(f"{path}: no such file")

@@ -1,6 +1,7 @@
-"""Augmentation on the device, inside the jitted step: each draw from (seed, view, example) alone.
+"""Augmentation on the device, inside the jitted step; draws depend on (seed, view, example) alone.
 
-So neither order, nor worker count, nor a restart changes a pixel. A mask goes the way of its image.
+Neither the order of examples, nor the number of workers, nor a restart changes a pixel. A mask is transformed
+in the same way as its image.
 """
 
 import dataclasses
@@ -22,13 +23,13 @@ from dapt_jax.ops import choice
 
 AnyArray = Array | np.ndarray
 FLIPS = ("none", "horizontal", "dihedral")
-# `split(key, 3)` is `fold_in` of 0, 1 and 2: what else is drawn from an example's key folds in other numbers.
+# `split(key, 3)` is `fold_in` of 0, 1 and 2; other draws from an example's key fold in other numbers.
 _FOR_WARPS, _FOR_PATCH, _FOR_MORE_COLOUR, _FOR_RANDAUGMENT = 16, 32, 33, 34
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What is drawn per image, in the order in which it is done.
+    """Random transformations of each image, in the order in which they are applied.
 
     >>> Augment(flip="horizontal", rotate=10.0).is_identity
     False
@@ -40,20 +41,20 @@ class Augment:
         contrast: Largest relative change of contrast.
         rotate: Largest rotation, in degrees, either way.
         scale: Largest zoom in or out: by up to 1 + scale.
-        crop: Least share of the area of a random crop that is resized to the whole; 0 for none.
-        elastic: Deviation of the smooth displacement of knots, as a fraction of the side.
+        crop: Smallest share of the area of a random crop that is resized to the full size; 0 for none.
+        elastic: Standard deviation of the smooth displacement of knots, as a fraction of the side.
         grid: Largest relative change of the cells of a grid distortion.
-        patch: Side in pixels of a random square that is cut out and not resized, or that a random crop is
-            resized to; 0 for none.
+        patch: Side in pixels of a random square that is cut out without resizing, or to which a random crop
+            is resized; 0 for none.
         gamma: Largest change of the exponent of the intensities, up to 1 + gamma or down to 1 / (1 + gamma).
         saturation: Largest relative change of saturation.
-        hue: Largest turn of the hue, as a share of the circle.
+        hue: Largest rotation of the hue, as a fraction of the full circle.
         erase: Probability that a rectangle of 2% to a third of the area is replaced by noise (Zhong et al.,
             arXiv 1708.04896).
-        randaugment: Number of operations of RandAugment (see `data/randaugment.py`), after what else moves
-            pixels and before what else changes colours; 0 for none.
+        randaugment: Number of operations of RandAugment (see `data/randaugment.py`), applied after all other
+            geometric and before all other colour operations; 0 for none.
         magnitude: Magnitude of each of these operations, 0 to 30.
-        centre: Whether the patch is the one in the middle.
+        centre: Whether the patch is the centre of the image instead of a random one.
     """
 
     flip: str = setting("none", choices=FLIPS, doc="Random flips; dihedral adds quarter turns.")
@@ -95,19 +96,19 @@ class Augment:
 
     @property
     def is_identity(self) -> bool:
-        """Whether images are left as they are."""
+        """Whether images are returned unchanged."""
         return self == Augment()
 
     @property
     def is_fixed(self) -> bool:
-        """Whether nothing is drawn."""
+        """Whether the transformation is deterministic."""
         return self.is_identity or self == Augment(patch=self.patch, centre=True)
 
     def size(self, side: int) -> int:
-        """Side of what becomes of an image, in pixels.
+        """Return the side of an augmented image, in pixels.
 
         Raises:
-            UserError: the patch is larger than the image.
+            UserError: The patch is larger than the image.
         """
         if self.patch > side:
             raise UserError(f"augment.patch is {self.patch}; expected at most the side of the images, {side}")
@@ -116,17 +117,17 @@ class Augment:
     def __call__(
         self, images: Num[AnyArray, "b h w c"], seed: ArrayLike, view: ArrayLike, index: Int[AnyArray, " b"]
     ) -> Num[Array, "b h2 w2 c"]:
-        """Augments a batch.
+        """Augment a batch.
 
         Args:
             images: Values 0 to 255, uint8 or float.
             seed: Seed of the run, an integer.
-            view: Number of the view, an integer: the epoch where every epoch has new ones.
+            view: Number of the view, an integer: the epoch where every epoch has new views.
             index: Row of each example in its data set.
 
         Returns:
-            The images as they came if this is the identity, else float32 of the same shape (or of the
-            patch's), values 0 to 255.
+            The unchanged images if this is the identity, else float32 of the same shape (or of the patch's
+            shape) with values 0 to 255.
         """
         images = jnp.asarray(images)
         if self.is_identity:
@@ -136,14 +137,20 @@ class Augment:
     def masks(
         self, masks: UInt8[AnyArray, "b h w"], seed: ArrayLike, view: ArrayLike, index: Int[AnyArray, " b"]
     ) -> UInt8[Array, "b h2 w2"]:
-        """Masks to those of the images that `__call__` makes of the same arguments; no value appears that was not there."""
+        """Transform masks as `__call__` with the same arguments transforms their images.
+
+        No value appears that a mask did not contain before.
+        """
         masks = jnp.asarray(masks)
         if not self._moves:
             return masks
         return self._each(self._mask)(masks, example_keys(seed, view, index))
 
     def _each(self, function: Callable[[Array, PRNGKeyArray], Array]) -> Callable[[Array, Array], Array]:
-        """A function of an image and its key, over a batch of them: one by one where that spares what was not drawn."""
+        """Return a function of an image and its key, mapped over a batch.
+
+        Images are processed one by one where that avoids computing operations that were not drawn.
+        """
         if self.randaugment and choice.current() == "cpu":
             return lambda images, keys: jax.lax.map(lambda pair: function(*pair), (images, keys))
         return jax.vmap(function)
@@ -154,7 +161,7 @@ class Augment:
 
     @property
     def _warps(self) -> list[Callable[[warp.Coordinates, PRNGKeyArray], warp.Coordinates]]:
-        """What moves the places that pixels are read at."""
+        """Return the functions that move the coordinates at which pixels are read."""
         warps: list[Any] = []
         if self.rotate or self.scale:
             warps.append(functools.partial(warp.turned, rotate=self.rotate, scale=self.scale))
@@ -167,7 +174,7 @@ class Augment:
         return warps
 
     def _geometry(self, pixels: Num[Array, "h w c"], key: PRNGKeyArray) -> Num[Array, "h2 w2 c"]:
-        """Moves pixels, those of an image or of its mask."""
+        """Apply the geometric operations to the pixels of an image or of its mask."""
         for_flip, for_shift, _ = jax.random.split(key, 3)
         if self.flip != "none":
             left_right, up_down, turn = jax.random.bernoulli(for_flip, shape=(3,))
@@ -229,7 +236,7 @@ class Augment:
         return self._erased(image, for_erasing) if self.erase else image
 
     def _erased(self, image: Float[Array, "h w c"], key: PRNGKeyArray) -> Float[Array, "h w c"]:
-        """Random erasing, with noise over the whole range of intensities."""
+        """Apply random erasing, with noise over the full range of intensities."""
         for_whether, for_shape, for_corner, for_noise = jax.random.split(key, 4)
         height, width, _ = image.shape
         area, tall = jax.random.uniform(
@@ -245,6 +252,6 @@ class Augment:
 
 
 def example_keys(seed: ArrayLike, view: ArrayLike, index: ArrayLike) -> Key[Array, " b"]:
-    """One key per example, from the seed of the run, the number of the view or epoch, and its row."""
+    """Return one key per example, from the seed of the run, the view or epoch, and the example's row."""
     key = jax.random.fold_in(jax.random.key(seed), view)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.asarray(index))

@@ -1,22 +1,22 @@
-"""Changes of colour, of images with values 0 to 1."""
+"""Colour transformations of images with values 0 to 1."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 def grey(image: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
-    """Luma of an image (ITU-R BT.601)."""
+    """Return the luma of an image (ITU-R BT.601)."""
     return image @ jnp.array([0.299, 0.587, 0.114])
 
 
 def saturate(image: Float[Array, "h w 3"], factor: Array | float) -> Float[Array, "h w 3"]:
-    """Moves every pixel away from its luma by a factor; 0 makes it grey."""
+    """Scale the distance of every pixel from its luma by a factor; 0 makes the image grey."""
     base = grey(image)[..., None]
     return jnp.clip(base + factor * (image - base), 0, 1)
 
 
 def turn_hue(image: Float[Array, "h w 3"], turn: Array | float) -> Float[Array, "h w 3"]:
-    """Turns the hue by a share of the full circle, saturation and value kept (the HSV hexcone)."""
+    """Rotate the hue by a fraction of the full circle; saturation and value are unchanged (HSV hexcone)."""
     value, low = image.max(-1), image.min(-1)
     chroma = value - low
     safe = jnp.where(chroma > 0, chroma, 1.0)

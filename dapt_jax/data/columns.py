@@ -1,4 +1,4 @@
-"""Which columns of a table are image, label, patient, split and mask, by the names that people give them."""
+"""Identification of the image, label, patient, split and mask columns of a table by their usual names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,18 @@ _INDEX = r"\[\d+\]$"
 
 @dataclass(frozen=True)
 class Roles:
-    """What each column is.
+    """Roles of the columns of a table.
 
     Attributes:
         image: The column of images.
-        labels: The column of labels, or one 0/1 column per class.
-        group: The column of patients; "" where there is none.
-        split: The column of splits; "" where there is none.
+        group: The column of patients; "" if there is none.
+        split: The column of splits; "" if there is none.
+        mask: The column of masks; "" if there is none.
         mask: The column of masks; "" where there is none.
-        find: Finds the files of images: beside the table, or in the one folder below that holds them all.
-        notes: A line for each column that was taken though it has another name, and for one that seems to
-            name patients and is not used.
+        find: Finds the files of images: beside the table, or in the only folder below it that holds all of
+            them.
+        notes: A line for each column that was used although it has another name, and for one that seems to
+            identify patients and is not used.
     """
 
     image: str
@@ -42,18 +43,18 @@ def columns_of(
 ) -> Roles:
     """Return the roles of a table's columns.
 
-    A column is taken under another name only where one can be meant: that of images where its cells name
-    files, that of labels where its values repeat, that of splits where every value is the name of a split.
+    A column of another name is used only if the choice is unambiguous: an image column if its cells name
+    files, a label column if its values repeat, and a split column if every value is the name of a split.
 
     Args:
         manifest: The table, for error lines.
-        columns: Its cells by column.
+        columns: Cells of the table, by column.
         find: Finds the files that cells name.
         label: See `load_manifest`.
         group: See `load_manifest`.
 
     Raises:
-        UserError: No column, or several, can be meant.
+        UserError: No column fits, or several do.
     """
     notes: list[str] = []
     for name in identity.column("image", columns, identity.IMAGE_NAMES):
@@ -85,7 +86,7 @@ def _image(manifest: Path, columns: Mapping[str, Sequence[str]], find: Finder, n
 
 
 def _distinct(names: Sequence[str], columns: Mapping[str, Sequence[str]], find: Finder) -> list[str]:
-    """The first of columns that name the same files."""
+    """Return one column of each set of columns that name the same files, the first."""
     seen: dict[tuple[str, ...], str] = {}
     for name in names:
         seen.setdefault(tuple(true_path(find(cell)) for cell in columns[name][:200]), name)
@@ -111,7 +112,7 @@ def _labels(
     if candidates and identity.column_key(candidates[0]) != "label":
         candidates = [name for name in candidates if _repeat(free[name])]
         if len(candidates) > 1 and identity.same_partition(free, candidates):
-            # A class's number and its name say the same; the name says more.
+            # The number and the name of a class are equivalent; the name is more informative.
             candidates = sorted(candidates, key=lambda name: identity.in_order(set(free[name]))[1])[:1]
     if not candidates:
         flags = [
@@ -121,7 +122,8 @@ def _labels(
         ]
         if len(flags) > 1:
             raise UserError(
-                f"{manifest}: no column 'label', but {len(flags)} columns of 0 and 1: label={','.join(flags[:30])!r}"
+                f"{manifest}: no column 'label', but {len(flags)} columns of 0 and 1: "
+                f"label={','.join(flags[:30])!r}"
             )
     return (_one(manifest, "label", candidates, columns, notes, "holds the labels"),)
 
@@ -200,8 +202,8 @@ def _group(
         if name != chosen and identity.looks_like_identities(name, cells) and identity.joins(named, groups):
             used = f"patients are those of {chosen!r}" if chosen else "no column names patients"
             notes.append(
-                f"{manifest}: {used}, but {name!r} looks like identities ({len({*named} - {''})} in {len(cells)} rows); "
-                f"group={name!r} keeps each of them on one side of every split"
+                f"{manifest}: {used}, but {name!r} looks like identities ({len({*named} - {''})} in "
+                f"{len(cells)} rows); group={name!r} keeps each of them on one side of every split"
             )
     return chosen
 
@@ -214,7 +216,7 @@ def _one(
     notes: list[str],
     is_for: str = "",
 ) -> str:
-    """The only candidate; a line says so if it has another name."""
+    """Return the only candidate, and note it if it has another name."""
     if len(candidates) > 1:
         listed = " or ".join(map(repr, candidates))
         raise UserError(

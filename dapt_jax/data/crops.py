@@ -1,4 +1,4 @@
-"""Crops that are taken of images at test time."""
+"""Crops of images at test time."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,13 @@ from jaxtyping import Shaped
 
 
 def centre(images: Shaped[np.ndarray, "b h w c"], side: int) -> Shaped[np.ndarray, "b side side c"]:
-    """The square in the middle; where it cannot be, half a pixel up and left of it."""
+    """Return the central square; if it cannot be exactly central, it lies half a pixel up and left."""
     top, left = ((whole - side) // 2 for whole in images.shape[1:3])
     return images[:, top : top + side, left : left + side]
 
 
 def ten(images: Shaped[np.ndarray, "b h w c"], side: int) -> Iterator[Shaped[np.ndarray, "b side side c"]]:
-    """The four corners and the middle, then the same mirrored left to right (Krizhevsky et al., 2012)."""
+    """Yield the four corners and the centre, then their mirror images (Krizhevsky et al., 2012)."""
     for seen in (images, images[:, :, ::-1]):
         yield seen[:, :side, :side]
         yield seen[:, :side, -side:]

@@ -1,4 +1,4 @@
-"""A labelled set of images: what every reader returns and every study consumes."""
+"""A labelled set of images: the result of every reader and the input of every study."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from dapt_jax.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with labels, groups and whatever else their manifest says.
+    """Images with labels, groups and the other columns of their manifest.
 
     >>> images = ImageStore.from_arrays(np.zeros((4, 8, 8, 3), np.uint8), 8)
     >>> patients = np.array(["P1", "P1", "P2", "P3"])
@@ -25,32 +25,30 @@ class Dataset:
     (4, {'benign': 2, 'malignant': 2})
 
     Attributes:
-        name: what to call the set in messages and tables.
-        images: the pixels, by index.
-        labels: int64 [n], one class per image; or float32 [n, classes] of 0 and 1, NaN where a label is
-            missing, and -1 where it is uncertain if `uncertain` says what that stands for.
-        classes: name of each class; labels index into it.
+        name: Name of the set in messages and tables.
+        images: The pixels, by index.
+        labels: int64 [n], one class per image; or float32 [n, classes] of 0 and 1, with NaN for a missing
+            label, and -1 for an uncertain one if `uncertain` defines its meaning.
+        classes: Name of each class; labels index into it.
         groups: str [n], the patient (or other group) of each image. Splits never separate a group. An image
-            without one is its own group.
-        columns: other columns of the manifest, each str [n] ("split", "source", ...).
-        masks: where each mask lies (None for an image without), or uint8 [n, h, w] class indices; None if no
-            image has a mask.
-        skipped: images left out because they could not be read, on the user's request.
-        segments: of a set to be segmented, the names of the values of its masks, which are in memory; the
-            first is the background. Empty for a set to be classified.
-        overlapping: whether a pixel may be of several segments: masks are bit fields then, bit k for
+            without a group forms its own.
+        columns: Other columns of the manifest, each str [n] ("split", "source", ...).
+        masks: Location of each mask (None for an image without one), or uint8 [n, h, w] class indices; None
+            if no image has a mask.
+        skipped: Number of images left out at the user's request because they could not be read.
+        segments: Names of the mask values of a segmentation set, whose masks are in memory; the first is the
+            background. Empty for a classification set.
+        overlapping: Whether a pixel may belong to several segments; masks are then bit fields, with bit k for
             `segments[k + 1]`.
-        ordinal: whether the classes are grades, in their order.
-        uncertain: what an uncertain label of -1 stands for: a target drawn uniformly between these two, anew
-            for every image and epoch (LSR of Pham et al., 2021). None where no label is -1.
-        spacing: float64 [n, 2], height and width in millimetres of a pixel of each decoded image, where the
-            files of all images say it; else None, and distances are in pixels.
-        merge_look_alikes: whether splits keep images that look alike on one side, as they do images of one
-            patient.
-        cohort: whose numbering its patients' names are of: sets of two cohorts share no patient, whatever the
-            names say.
-        notes: what its reader took for what and what it left out, a line each; see
-            `dapt_jax.data.findings.of_set`.
+        ordinal: Whether the classes are ordered grades.
+        uncertain: Interval from which the target of an uncertain label (-1) is drawn uniformly, again for
+            every image and epoch (LSR of Pham et al., 2021). None if no label is -1.
+        spacing: float64 [n, 2], height and width in millimetres of a pixel of each decoded image, if the
+            files of all images state it; else None, and distances are in pixels.
+        merge_look_alikes: Whether splits keep near-duplicate images on one side, like images of one patient.
+        cohort: Cohort in which patient names are unique: sets of two cohorts share no patient, even if names
+            coincide.
+        notes: The reader's interpretations and omissions, one per line; see `dapt_jax.data.findings.of_set`.
     """
 
     name: str
@@ -85,11 +83,11 @@ class Dataset:
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image can have several classes at once."""
+        """Whether an image can have several classes."""
         return self.labels.ndim == 2
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
-        """Returns the images at `indices`, in that order, with the same classes."""
+        """Return the images at `indices`, in that order, with the same classes."""
         chosen = np.asarray(indices, np.int64)
         masks = self.masks
         if isinstance(masks, np.ndarray):
@@ -107,27 +105,32 @@ class Dataset:
         )
 
     def intensity_summary(self) -> list[dict[str, Any]]:
-        """Returns how the images got their black and white, a row for each origin, see `dapt_jax.data.intensity.summary`.
+        """Return a summary of the images' intensity ranges, one row per origin.
 
-        Rows hold numbers and text alone, as JSON does; `dapt_jax.data.intensity.line` makes one line of a
-        row. Images that are not in memory and were never read are read.
+        See `dapt_jax.data.intensity.summary`.
+
+        Rows hold only numbers and text, as in JSON; `dapt_jax.data.intensity.line` formats a row. Images that
+        are not in memory and have not been read yet are read.
         """
         return intensity.summary(self.images.ranges(), self.images.names)
 
     def pixel_sizes(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns height and width of a pixel of the decoded images at `rows`, [k, 2], in millimetres; 1 where unknown."""
+        """Return the pixel sizes of the images at `rows`.
+
+        [k, 2], height and width in millimetres of a pixel of the decoded image; 1 where unknown.
+        """
         chosen = np.asarray(rows, np.int64)
         return np.ones((len(chosen), 2)) if self.spacing is None else self.spacing[chosen]
 
     def where(self, condition: str) -> "Dataset":
-        """Returns the images whose columns have the given values.
+        """Return the images whose columns have the given values.
 
         Args:
-            condition: "column=value", several joined by commas, all of which must hold; "" keeps everything.
-                Beside `columns`, "label" (unless multi-label) and "group" can be asked for.
+            condition: "column=value", or several joined by commas, all of which must hold; "" selects all
+                images. Besides `columns`, "label" (unless multi-label) and "group" are valid.
 
         Raises:
-            UserError: no such column, or no image has such a value; names the nearest.
+            UserError: The column does not exist, or no image has such a value; names the nearest.
         """
         columns = {"group": self.groups, **self.columns}
         if not self.multi_label:
@@ -135,12 +138,12 @@ class Dataset:
         return self.take(np.flatnonzero(matching(columns, condition, self.name)))
 
     def keep_classes(self, classes: Iterable[str]) -> "Dataset":
-        """Returns the images of the given classes, with labels renumbered in the given order.
+        """Return the images of the given classes, with labels renumbered in the given order.
 
-        Of a multi-label set every image stays and the other classes' columns go.
+        In a multi-label set, all images remain and the columns of the other classes are removed.
 
         Raises:
-            UserError: a class that the set does not have; names the nearest.
+            UserError: The set does not have one of the classes; names the nearest.
         """
         kept = tuple(classes)
         for name in kept:
@@ -156,7 +159,10 @@ class Dataset:
         return replace(self.take(rows), labels=labels[rows], classes=kept)
 
     def class_counts(self) -> dict[str, int]:
-        """Returns the number of images of each class, in the order of `classes`; missing or uncertain labels count for none."""
+        """Return the number of images of each class, in the order of `classes`.
+
+        Missing and uncertain labels are not counted.
+        """
         one_each = (
             np.arange(len(self.classes)) == self.labels[:, None]
             if self.labels.ndim == 1
@@ -166,13 +172,13 @@ class Dataset:
         return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
 
     def load_masks(self) -> np.ndarray:
-        """Reads every mask at the images' size and crop.
+        """Read every mask at the size and crop of the images.
 
         Returns:
             uint8 [n, size, size] class indices.
 
         Raises:
-            UserError: an image has no mask, or a mask cannot be read.
+            UserError: An image has no mask, or a mask cannot be read.
         """
         if isinstance(self.masks, np.ndarray):
             return self.masks
@@ -189,15 +195,15 @@ class Dataset:
         return np.stack(masks) if masks else np.zeros((0, size, size), np.uint8)
 
     def segmented(self, segments: Sequence[str], *, overlapping: bool = False) -> "Dataset":
-        """Returns the same images with their masks in memory, to be segmented.
+        """Return the same images as a segmentation set, with their masks in memory.
 
         Args:
-            segments: name of each value of the masks, the background first. Values of one name become one
-                segment.
-            overlapping: see the attribute.
+            segments: Name of each value of the masks, the background first. Values with the same name become
+                one segment.
+            overlapping: See the attribute.
 
         Raises:
-            UserError: an image has no mask, a mask holds a value that has no name, or fewer than two names
+            UserError: An image has no mask, a mask contains a value without a name, or fewer than two names
                 are given.
         """
         names = tuple(dict.fromkeys(segments))
@@ -214,8 +220,8 @@ class Dataset:
         for image, mask in zip(self.images.names, masks, strict=True):
             if mask.max(initial=0) >= values:
                 raise UserError(
-                    f"{self.name}: the mask of {image} holds the value {mask.max()}; expected 0 to {values - 1}, "
-                    f"one for each of the segments {', '.join(segments)}"
+                    f"{self.name}: the mask of {image} holds the value {mask.max()}; expected 0 to "
+                    f"{values - 1}, one for each of the segments {', '.join(segments)}"
                 )
         if not overlapping:
             masks = np.array([names.index(name) for name in segments], np.uint8)[masks]
@@ -223,11 +229,11 @@ class Dataset:
 
     @property
     def targets(self) -> np.ndarray:
-        """What a network is trained to say of each image, in the dtype that devices hold.
+        """Return the training targets of all images, in the dtype used on devices.
 
         Returns:
-            int32 [n] class numbers; float32 [n, classes] of 0, 1, NaN and -1 (see `labels`) of a multi-label
-            set; uint8 [n, h, w] masks of a set to be segmented.
+            int32 [n] class numbers; float32 [n, classes] of 0, 1, NaN and -1 (see `labels`) for a multi-label
+            set; uint8 [n, h, w] masks for a segmentation set.
         """
         if self.segments:
             assert isinstance(self.masks, np.ndarray)
@@ -236,20 +242,20 @@ class Dataset:
 
     @property
     def truth(self) -> np.ndarray:
-        """Labels that predictions are scored by: those of `labels`, with NaN for uncertain ones too."""
+        """Return the labels used for evaluation: those of `labels`, with NaN for uncertain ones as well."""
         return self.labels if self.uncertain is None else np.where(self.labels == -1, np.nan, self.labels)
 
     @property
     def expected(self) -> np.ndarray:
-        """`targets` with the mean of what an uncertain label stands for in its place."""
+        """Return `targets` with every uncertain label replaced by its mean target."""
         if self.uncertain is None:
             return self.targets
         return np.where(self.labels == -1, np.mean(self.uncertain), self.labels).astype(np.float32)
 
     def fingerprint(self) -> str:
-        """Returns a hash that changes when images, labels, classes, groups, image size or crop do.
+        """Return a hash that changes when images, labels, classes, groups, image size or crop do.
 
-        It keys caches of computed features and tells a resumed study that its data are no longer the same.
+        The hash is part of the keys of cached features, and shows a resumed study that its data have changed.
         """
         hashed = hashlib.blake2b(self.images.digest().encode(), digest_size=16)
         hashed.update(repr((self.classes, self.labels.dtype.str, self.labels.shape)).encode())
@@ -264,18 +270,18 @@ class Dataset:
 
 
 def matching(columns: Mapping[str, Sequence[str] | np.ndarray], condition: str, origin: str) -> np.ndarray:
-    """Finds the rows for which a condition holds.
+    """Return which rows satisfy a condition.
 
     Args:
-        columns: the values of each column, all of length n.
-        condition: see `Dataset.where`.
-        origin: the file or set that an error line should name.
+        columns: Values of each column, all of length n.
+        condition: See `Dataset.where`.
+        origin: The file or set to name in an error.
 
     Returns:
         bool [n].
 
     Raises:
-        UserError: the condition cannot be read, no such column, or no row has such a value.
+        UserError: The condition cannot be parsed, a column does not exist, or no row has such a value.
     """
     length = len(next(iter(columns.values()), ()))
     kept = np.ones(length, bool)

@@ -1,7 +1,7 @@
-"""DICOM files by pydicom: stored values to grey, colour, frames, and where a slice lies in the patient.
+"""DICOM files read by pydicom: stored values to grey, colour, frames, and positions of slices in the patient.
 
-The order of operations is that of `dapt_jax.data.intensity`; what a header says about it is read by
-`dapt_jax.data.dicom_grey`.
+The order of operations is that of `dapt_jax.data.intensity`; `dapt_jax.data.dicom_grey` reads the header
+elements that it needs.
 """
 
 import logging
@@ -36,19 +36,24 @@ warnings.filterwarnings("ignore", module=r"pydicom\b")
 
 
 def pixels(plane: Plane) -> np.ndarray:
-    """The picture as it is shown: uint8 [h, w], or [h, w, 3] of a colour image; its own set where a set has to be asked."""
+    """Return the picture as displayed: uint8 [h, w], or [h, w, 3] for colour.
+
+    Where the range depends on a set, the picture is a set of its own.
+    """
     return samples(plane).shown()[0]
 
 
 def samples(plane: Plane) -> Samples:
-    """The numbers of a frame after the modality transform (and the table of interest), and the range that the header says.
+    """Return the values of a frame after the modality transform, and their range from the header.
 
-    Without a window or table of interest the range is the depth (BitsStored) of unsigned values that are not
-    rescaled, where that is less than the bits allocated; else that of the set, of the images of one modality
+    The values are also mapped by the VOI table, if there is one.
+
+    Without a window or VOI table, the range is the depth (BitsStored) of unsigned values that are not
+    rescaled, if that is less than the bits allocated; else that of the set of images with the same modality
     and unit.
 
     Raises:
-        UserError: See `values`; or a photometric interpretation that is not known.
+        UserError: See `values`; or the photometric interpretation is unknown.
     """
     dataset, stored, frame = _read(plane)
     with limits.border(plane.path, "a DICOM image whose values can be shown"):
@@ -96,7 +101,10 @@ def _rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
 
 
 def _declared(dataset: "Dataset", stored: np.ndarray, padding: np.ndarray | None) -> Range | None:
-    """The range of the depth in the header, where it says more than the container and is not belied by the values."""
+    """Return the range of the depth that the header declares, if it is informative.
+
+    It must be smaller than the container's depth and must not be contradicted by the values.
+    """
     bits, allocated = int(dataset.get("BitsStored", 0) or 0), int(dataset.BitsAllocated)
     if stored.dtype.kind != "u" or not 0 < bits <= 16 or (bits == allocated and bits != 8):
         return None
@@ -111,8 +119,8 @@ def _palette(dataset: "Dataset", stored: np.ndarray, plane: Plane) -> Samples:
     coloured = library.apply_color_lut(stored, dataset)[..., :3]
     if coloured.dtype == np.uint8:
         return Samples(coloured, EIGHT_BITS)
-    # Palettes have 16 bits a colour, whatever the depth of their indices; some hold 8 in them. The table
-    # tells, not the image.
+    # Palettes have 16 bits per colour, whatever the depth of their indices; some hold 8-bit values. The
+    # table, not the image, decides which.
     count, first = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor[:2])
     inputs = np.arange(first, first + ((count & 0xFFFF) or 1 << 16), dtype=np.int64)
     bits = 8 if library.apply_color_lut(inputs[None], dataset)[..., :3].max() < 1 << 8 else 16
@@ -131,24 +139,27 @@ def _colour(dataset: "Dataset", stored: np.ndarray) -> Samples:
 
 
 def values(plane: Plane) -> np.ndarray:
-    """The stored numbers [h, w] or [h, w, 3], as masks have them.
+    """Return the stored values [h, w] or [h, w, 3], as masks use them.
 
     Raises:
-        UserError: not a DICOM file, no pixel data, a transfer syntax that is unknown or that no installed
-            package decodes, or several frames of which none is chosen.
+        UserError: The file is not DICOM, has no pixel data, has a transfer syntax that is unknown or that no
+            installed package decodes, or holds several frames of which none is selected.
     """
     return _read(plane)[1]
 
 
 def extent(plane: Plane) -> tuple[int, int]:
-    """Height and width, from the header alone."""
+    """Return the height and width, from the header alone."""
     dataset = _open(plane.path, stop_before_pixels=True)
     with limits.border(plane.path, _WHOLE):
         return int(dataset.get("Rows", 0) or 0), int(dataset.get("Columns", 0) or 0)
 
 
 def geometry(plane: Plane) -> Geometry | None:
-    """Where the frame lies in the patient, in RAS+ (DICOM's own axes point left, back and up); None where nothing says."""
+    """Return the position of the frame in the patient, in RAS+; None if the header does not state it.
+
+    DICOM's own axes point left, posterior and superior.
+    """
     dataset = _open(plane.path, stop_before_pixels=True)
     with limits.border(plane.path, _WHOLE):
         frame = plane.index or 0
@@ -162,9 +173,11 @@ def geometry(plane: Plane) -> Geometry | None:
 
 
 def spacing(plane: Plane) -> tuple[float, float] | None:
-    """Height and width of a pixel in the patient, in millimetres; None where the header does not say.
+    """Return the height and width of a pixel in the patient, in millimetres.
 
-    The spacing at a detector (ImagerPixelSpacing) is not that in the patient and does not count.
+    The result is None if the header does not state them.
+
+    The spacing at the detector (ImagerPixelSpacing) is not the spacing in the patient and is ignored.
     """
     dataset = _open(plane.path, stop_before_pixels=True)
     with limits.border(plane.path, _WHOLE):
@@ -188,7 +201,7 @@ def _vector(dataset: "Dataset", frame: int, sequence: str, name: str, length: in
 
 
 def header(path: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """Elements of the header as text, such as `("PatientID",)`; "" for what is not there."""
+    """Return elements of the header as text, such as `("PatientID",)`; "" for missing elements."""
     dataset = _open(path, stop_before_pixels=True, specific_tags=list(names))
     with limits.border(path, _WHOLE):
         return tuple(str(dataset.get(name, "") or "").strip() for name in names)
@@ -196,7 +209,7 @@ def header(path: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 def _open(path: Path, **options: Any) -> Any:
     library = medical("pydicom", path)
-    # It writes of what it mends to standard error, with pieces of the file.
+    # pydicom reports what it repairs on standard error, including parts of the file.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     with limits.border(path, _WHOLE):
         try:
@@ -208,7 +221,7 @@ def _open(path: Path, **options: Any) -> Any:
 
 
 def _check_deflated(path: Path) -> None:
-    """Refuses a deflated file that unpacks to more than the limit; the library unpacks the whole at once."""
+    """Refuse a deflated file that inflates to more than the limit, because pydicom inflates it completely."""
     with path.open("rb") as file:
         head = file.read(_CHUNK)
         if _DEFLATED not in head:
@@ -228,7 +241,7 @@ def _check_deflated(path: Path) -> None:
 
 
 def _read(plane: Plane) -> tuple[Any, np.ndarray, int]:
-    """The data set, its stored values, and the frame's number."""
+    """Return the data set, its stored values, and the number of the frame."""
     dataset = _open(plane.path)
     with limits.border(plane.path, "pixels as the header describes them"):
         try:
@@ -238,8 +251,9 @@ def _read(plane: Plane) -> tuple[Any, np.ndarray, int]:
         except Exception as error:
             if _lacks_a_package(dataset.file_meta.TransferSyntaxUID, error, plane.path):
                 raise UserError(
-                    f"{plane.path}: its pixels are packed as {one_line(dataset.file_meta.TransferSyntaxUID.name)}, which no "
-                    "installed package unpacks; pip install 'pylibjpeg[all]' or export it as Explicit VR"
+                    f"{plane.path}: its pixels are packed as "
+                    f"{one_line(dataset.file_meta.TransferSyntaxUID.name)}, which no installed package "
+                    "unpacks; pip install 'pylibjpeg[all]' or export it as Explicit VR"
                 ) from error
             raise UserError(
                 f"{plane.path}: its pixels cannot be read ({one_line(error)}); expected {_WHOLE}"
@@ -247,14 +261,17 @@ def _read(plane: Plane) -> tuple[Any, np.ndarray, int]:
 
 
 def _lacks_a_package(syntax: "UID", error: Exception, path: Path) -> bool:
-    """Whether pixels are only packed in a way that nothing here knows; a damaged file names its plugins too."""
+    """Return whether only a decoder for the compression is missing.
+
+    For a damaged file, pydicom's error lists plug-ins as well.
+    """
     if str(syntax) not in medical("pydicom.uid", path).UID_dictionary:
         return False
     try:
         known = medical("pydicom.pixels", path).get_decoder(syntax).is_available
     except NotImplementedError:
         known = False
-    # Some decoders know a syntax but not all of its depths: Pillow's JPEG has 8 bits.
+    # Some decoders support a syntax but not all of its depths: Pillow's JPEG decoder supports 8 bits.
     return not known or "missing dependencies" in str(error) or "does not support" in str(error)
 
 
@@ -276,14 +293,15 @@ def _stored(plane: Plane, dataset: "Dataset") -> tuple[Any, np.ndarray, int]:
     expected = (*_GREY, "PALETTE COLOR") if bands == 1 else _COLOUR
     if kind not in expected or bands not in (1, 3):
         raise UserError(
-            f"{path}: photometric interpretation {one_line(kind) or '(none)'} with {bands} samples a pixel; expected one of "
-            f"{', '.join((*_GREY, 'PALETTE COLOR'))} with 1, or {', '.join(_COLOUR)} with 3"
+            f"{path}: photometric interpretation {one_line(kind) or '(none)'} with {bands} samples a "
+            f"pixel; expected one of {', '.join((*_GREY, 'PALETTE COLOR'))} with 1, or "
+            f"{', '.join(_COLOUR)} with 3"
         )
     dataset.PhotometricInterpretation = kind
     frame = plane.at(plane.index, int(dataset.get("NumberOfFrames", 1) or 1), "frame")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     wide = max(int(dataset.get("BitsAllocated", 8) or 8) // 8, 1)
-    # Stored values, a copy, rescaled ones, places in a table, and the picture.
+    # Stored values, a copy, rescaled values, indices into a table, and the picture.
     size = rows * columns * bands * (2 * wide + 26)
     limits.check(path, size, f"a frame of {columns} x {rows} pixels")
     if str(syntax) == _RLE:
@@ -293,7 +311,7 @@ def _stored(plane: Plane, dataset: "Dataset") -> tuple[Any, np.ndarray, int]:
 
 
 def _check_run_lengths(path: Path, dataset: "Dataset", frame_bytes: int) -> None:
-    """Refuses run lengths that unpack to more than the limit; two bytes become at most 128."""
+    """Refuse run-length encoded data that decode to more than the limit; two bytes become at most 128."""
     packed = len(dataset.PixelData)
     if packed * _RLE_RATIO > max(limits.decoded_bytes(), 0) and packed > 4 * frame_bytes * int(
         dataset.get("NumberOfFrames", 1) or 1
@@ -302,7 +320,7 @@ def _check_run_lengths(path: Path, dataset: "Dataset", frame_bytes: int) -> None
 
 
 def _without_overlays(dataset: "Dataset", stored: np.ndarray) -> np.ndarray:
-    """Stored values without the overlays that old objects keep in their unused upper bits."""
+    """Return stored values without the overlays that old objects keep in their unused upper bits."""
     bits, high = int(dataset.get("BitsStored", 0) or 0), int(dataset.get("HighBit", 0) or 0)
     shared = any(
         element.tag.group >> 8 == 0x60 and element.tag.element == 0x0102 and element.value

@@ -1,7 +1,8 @@
-"""What a DICOM header says about grey: modality table or rescale, table or window of interest, padding, inversion.
+"""Grey-scale elements of a DICOM header: modality and VOI transforms, padding and inversion.
 
-Own code where pydicom's `apply_modality_lut` and `apply_voi_lut` take every header to be whole: tags without
-values, empty sequences, tables of 8 bits packed two to a word, functional groups of enhanced objects.
+pydicom's `apply_modality_lut` and `apply_voi_lut` assume that every header is complete. This module also
+handles tags without values, empty sequences, tables of 8 bits packed two to a word, and functional groups of
+enhanced objects.
 """
 
 import math
@@ -24,8 +25,8 @@ class Table:
     """A look-up table.
 
     Attributes:
-        entries: Output of each input, uint8 or uint16 [n].
-        first: The input of the first entry; inputs beyond either end take the nearest.
+        entries: Output for each input, uint8 or uint16 [n].
+        first: The input of the first entry; inputs beyond either end use the nearest entry.
         bits: Depth of the output.
     """
 
@@ -34,7 +35,7 @@ class Table:
     bits: int
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Return the outputs of numbers of any type; of what is not finite, the first."""
+        """Return the outputs for values of any type; non-finite values map to the first output."""
         if values.dtype.kind == "f":
             values = np.rint(np.nan_to_num(values, nan=self.first, posinf=2**31, neginf=-(2**31)))
         places = (values.astype(np.float64) - self.first).clip(0, len(self.entries) - 1)
@@ -43,7 +44,10 @@ class Table:
 
 
 def groups(dataset: "Dataset", frame: int) -> list[Any]:
-    """Return where a frame's attributes may stand, the most specific first: its own groups, shared groups, the object."""
+    """Return the places of a frame's attributes, the most specific first.
+
+    These are the frame's own functional groups, the shared ones, and the object.
+    """
     found = []
     for name, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
         items = _items(dataset, name)
@@ -53,7 +57,7 @@ def groups(dataset: "Dataset", frame: int) -> list[Any]:
 
 
 def macros(dataset: "Dataset", frame: int, sequence: str) -> Iterator[Any]:
-    """Yield the items of a functional group's sequence for a frame, the most specific first, then the object itself."""
+    """Yield the items of a frame's functional group, the most specific first, then the object itself."""
     *inner, whole = groups(dataset, frame)
     for group in inner:
         yield from _items(group, sequence)[:1]
@@ -61,7 +65,7 @@ def macros(dataset: "Dataset", frame: int, sequence: str) -> Iterator[Any]:
 
 
 def modality(dataset: "Dataset", frame: int, path: Path) -> tuple[Table | None, float, float]:
-    """Return the modality table of a frame, or slope and intercept (1 and 0 where the header has none)."""
+    """Return the modality table of a frame, or its slope and intercept (1 and 0 if the header has none)."""
     for item in macros(dataset, frame, "PixelValueTransformationSequence"):
         for entry in _items(item, "ModalityLUTSequence"):
             if found := table(entry, dataset, path, signed=_signed(dataset)):
@@ -77,10 +81,10 @@ def modality(dataset: "Dataset", frame: int, path: Path) -> tuple[Table | None, 
 def interest(
     dataset: "Dataset", frame: int, path: Path, values: np.ndarray, signed: bool
 ) -> tuple[np.ndarray, Range | None]:
-    """Return the values that are shown, and their range, by the frame's table or window of interest.
+    """Return the displayed values and their range, by the frame's VOI table or window.
 
-    The first that is whole: a table goes before a window, the frame's own before those that it shares. Tags
-    that are there without a value count as absent.
+    The first complete one is used: a table takes precedence over a window, and the frame's own over shared
+    ones. Tags without a value count as absent.
     """
     for item in macros(dataset, frame, "FrameVOILUTSequence"):
         for entry in _items(item, "VOILUTSequence"):
@@ -98,7 +102,7 @@ def interest(
                 raise UserError(
                     f"{path}: VOI LUT function {shape[:40]!r}; expected LINEAR, LINEAR_EXACT or SIGMOID"
                 )
-            # PS3.3 C.11.2.1.2: widths below 1 are of LINEAR_EXACT alone.
+            # PS3.3 C.11.2.1.2: widths below 1 are valid for LINEAR_EXACT only.
             exact = shape == "LINEAR_EXACT" or width < 1
             middle, half = (centre, width / 2) if exact else (centre - 0.5, (width - 1) / 2)
             return values, Range(middle - half, middle + half, "window of the file")
@@ -106,7 +110,7 @@ def interest(
 
 
 def padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray | None:
-    """Return which stored values are padding, bool of their shape; None where the header names none."""
+    """Return which stored values are padding, bool of their shape; None if the header defines none."""
     name = "PixelPaddingValue"
     if stored.dtype.kind == "f":
         name = (
@@ -132,7 +136,10 @@ def padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray | None:
 
 
 def is_inverted(dataset: "Dataset") -> bool:
-    """Whether the least value is white: as the presentation shape says, and where there is none, the photometric type."""
+    """Return whether the smallest value is white.
+
+    The presentation shape decides or, if it is missing, the photometric interpretation.
+    """
     shape = str(dataset.get("PresentationLUTShape", "") or "").strip().upper()
     if shape in ("IDENTITY", "INVERSE"):
         return shape == "INVERSE"
@@ -140,18 +147,18 @@ def is_inverted(dataset: "Dataset") -> bool:
 
 
 def photometric(dataset: "Dataset") -> str:
-    """Return the photometric interpretation in capitals; "" where there is none."""
+    """Return the photometric interpretation in upper case; "" if it is missing."""
     return str(dataset.get("PhotometricInterpretation", "") or "").strip().upper()
 
 
 def table(item: "Dataset", dataset: "Dataset", path: Path, signed: bool) -> Table | None:
-    """Read a table of a sequence's item; None where it is there without a value.
+    """Read the table of a sequence item; None if it is present without a value.
 
-    The output's depth is the descriptor's, unless the entries exceed it or leave three quarters of it unused:
-    then it is the least usual depth that holds them.
+    The output's depth is that of the descriptor, unless the entries exceed it or leave three quarters of it
+    unused: then it is the smallest usual depth that holds them.
 
     Raises:
-        UserError: It has fewer entries than it says.
+        UserError: The table has fewer entries than its descriptor states.
     """
     descriptor = [_number(value) for value in _sequence(item.get("LUTDescriptor"))]
     raw = item.get("LUTData")
@@ -184,7 +191,7 @@ def table(item: "Dataset", dataset: "Dataset", path: Path, signed: bool) -> Tabl
 
 
 def _entries(raw: bytes | Sequence[int], count: int, depth: int, dataset: "Dataset") -> np.ndarray:
-    """The entries of a table, as many as there are up to `count`; of 8 bits they may lie two to a word."""
+    """Return at most `count` entries of a table; 8-bit entries may be packed two to a word."""
     little = _is_little(dataset)
     if not isinstance(raw, bytes):
         words = np.array([int(value) & 0xFFFF for value in _sequence(raw)], np.uint16)
@@ -206,7 +213,7 @@ def _signed(dataset: "Dataset") -> bool:
 
 
 def _word(value: object, dataset: "Dataset") -> object:
-    """A value of ambiguous type, which implicit files may leave as bytes."""
+    """Return a value of ambiguous type, which files with implicit VR may store as bytes."""
     if isinstance(value, bytes) and len(value) == 2:
         return int.from_bytes(value, "little" if _is_little(dataset) else "big", signed=_signed(dataset))
     return value
@@ -232,7 +239,7 @@ def _numbers(value: object) -> list[float | None]:
 
 
 def _number(value: Any) -> float | None:
-    """A number, or None for what is none: empty, text, NaN."""
+    """Return a number, or None for a value that is empty, text or NaN."""
     try:
         found = float(value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What is odd about a set of images, in a line each: what a study says before it trains."""
+"""Irregularities in a set of images, one per line, that a study reports before training."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from dapt_jax.errors import UserError
 
 
 def of_set(dataset: Dataset, *, is_split: bool = False) -> list[str]:
-    """Return warnings about a set: what its reader noticed, empty images, images and patients that repeat.
+    """Return warnings about a set: the reader's notes, empty images, duplicate images and patients.
 
-    Nothing is decoded a second time: what is asked of the pixels was seen when the set was read.
+    Nothing is decoded again: the required properties of the pixels were recorded when the set was read.
 
     Args:
         dataset: The set.
-        is_split: Whether the study divides it into folds, so that look-alikes matter within it.
+        is_split: Whether the study divides the set into folds, so that near-duplicates within it matter.
 
     Returns:
-        A line each, without the set's name in front.
+        One line per warning, without the name of the set.
     """
     lines = [*dataset.notes, *_without_content(dataset)]
     found = near_duplicates.merged(dataset) if is_split else None
@@ -32,15 +32,15 @@ def of_set(dataset: Dataset, *, is_split: bool = False) -> list[str]:
         images = len({index for pair in found.pairs for index in pair})
         first = " and ".join(dataset.images.names[index] for index in found.pairs[0])
         lines.append(
-            f"{images} images of different patients look alike ({len(found.pairs)} pairs, first: {first}): each pair stays "
-            "on one side of every split; merge_look_alikes=False divides them"
+            f"{images} images of different patients look alike ({len(found.pairs)} pairs, first: {first}): "
+            "each pair stays on one side of every split; merge_look_alikes=False divides them"
         )
     lines += _torn_labels(dataset)
     return lines
 
 
 def of_folds(dataset: Dataset, splits: Sequence[Split]) -> list[str]:
-    """Return a line for each class that some training part lacks, so that its head cannot know the class.
+    """Return a warning for each class that some training part lacks and that its head cannot learn.
 
     Args:
         dataset: The set that is divided.
@@ -59,14 +59,14 @@ def of_folds(dataset: Dataset, splits: Sequence[Split]) -> list[str]:
             patients = "1 patient" if groups == 1 else f"{groups} patients"
             listed = ", ".join(str(fold + 1) for fold in folds)
             lines.append(
-                f"class {name!r} has {patients}: the training part of fold {listed} of {len(splits)} lacks it, so the head "
-                "of that fold is not scored on it"
+                f"class {name!r} has {patients}: the training part of fold {listed} of {len(splits)} lacks "
+                "it, so the head of that fold is not scored on it"
             )
     return lines
 
 
 def _without_content(dataset: Dataset) -> list[str]:
-    """Names the set, the classes or the images that are constant."""
+    """Return a line that names the set, the classes or the images that are constant."""
     seen = near_duplicates.looks(dataset.images)
     flat = seen.flat
     if not flat.any():
@@ -97,12 +97,12 @@ def _kind(dataset: Dataset, index: int, seen: near_duplicates.Looks) -> str:
         if source and np.isnan(_values(source)).all():
             return "all NaN"
     except (UserError, TypeError, ValueError):
-        pass  # told of by whoever reads the pixels
+        pass  # reported when the pixels are read
     return "all black" if seen.black[index] else "one grey value"
 
 
 def _values(source: Source) -> np.ndarray:
-    """The numbers of a file, before they were made 8-bit."""
+    """Return the values of a file before conversion to 8 bits."""
     reader = formats.module(file_of(source))
     if reader is not pixels:
         return np.asarray(reader.values(plane(source)), np.float64)
@@ -111,7 +111,7 @@ def _values(source: Source) -> np.ndarray:
 
 
 def _spellings(dataset: Dataset, found: list[tuple[str, ...]] | None) -> list[str]:
-    """Names patients that are written in nearly the same way."""
+    """Return a line that names patients with nearly the same spelling."""
     if found is None:
         own = set(dataset.images.names)
         found = identity.near_spellings(
@@ -127,7 +127,7 @@ def _spellings(dataset: Dataset, found: list[tuple[str, ...]] | None) -> list[st
 
 
 def _torn_labels(dataset: Dataset) -> list[str]:
-    """Names pictures that are in the set twice, pixel for pixel, under two labels."""
+    """Return a line that names identical images that have two labels."""
     if dataset.segments:
         return []
     seen = near_duplicates.looks(dataset.images)
@@ -140,7 +140,8 @@ def _torn_labels(dataset: Dataset) -> list[str]:
     if same:
         first = " and ".join(Path(dataset.images.names[index]).name for index in same[0][:2])
         lines.append(
-            f"{sum(map(len, same))} images are {len(same)} pictures under several names, pixel for pixel, first: {first}"
+            f"{sum(map(len, same))} images are {len(same)} pictures under several names, pixel for pixel, "
+            f"first: {first}"
         )
     if torn:
         first = " and ".join(dataset.images.names[index] for index in torn[0][:2])

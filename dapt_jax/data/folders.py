@@ -32,32 +32,34 @@ def load_folder(
 ) -> Dataset:
     r"""Read `path/CLASS/*.png`, `path/SPLIT/CLASS/*.png` or `path/CLASS/SPLIT/*.png`.
 
-    Folders are taken for splits where they are named as such in any spelling (`Training`, `TEST`, `fold_0`,
-    see `identity.split_name`); the split is then in `columns["split"]` as "train", "val", "dev", "test" or
-    "fold_0". Images may lie deeper within a class's folder. A file is an image by its suffix or, where that
-    says nothing, by its first bytes. Folders of systems and archives (`__MACOSX`, `.Trash`) are left out,
-    links are followed, and whatever was left out or taken for something is in `Dataset.notes`, see
-    `dapt_jax.data.layout`.
+    Folders with the name of a split in any spelling (`Training`, `TEST`, `fold_0`, see `identity.split_name`)
+    are splits; the split is then in `columns["split"]` as "train", "val", "dev", "test" or "fold_0". Images
+    may be nested deeper in a class folder. A file is an image if its suffix or, without a known suffix, its
+    first bytes say so. Folders of operating systems and archives (`__MACOSX`, `.Trash`) are ignored, links
+    are followed, and omissions and interpretations are listed in `Dataset.notes`, see `dapt_jax.data.layout`.
 
     Args:
         path: The folder.
         image_size: Side of the images in pixels.
-        classes: The classes in the order wanted; by default all folders' names, numbers in numerical order.
+        classes: The classes in the wanted order; by default the names of all folders, numbers in numerical
+            order.
         drop_classes: Classes whose images are left out.
-        where: Which images to use, such as "split=train", see `Dataset.where`.
+        where: Condition that selects images, such as "split=train", see `Dataset.where`.
         crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
-        group: Regular expression whose first group, searched in an image's path below `path`, names its
-            patient, such as r"(P\d+)_"; by default DICOM files are of the patient that their PatientID
-            names, and every other image is a group of its own.
+        group: Regular expression whose first group, searched in an image's path below `path`, is the patient,
+            such as r"(P\d+)_"; by default DICOM files are grouped by PatientID, and every other image is its
+            own group.
         on_bad_image: "error", or "skip" to leave out and count images that cannot be read.
         cache_bytes: See `ImageStore.from_files`.
-        workers: Threads that decode; see `ImageStore.verify`.
-        name: Name of the data set; by default the folder's.
-        window: Black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
+        workers: Number of decoding threads; see `ImageStore.verify`.
+        name: Name of the data set; by default that of the folder.
+        window: Black and white values of the images, see `Window.parse`; "" for the rule of each kind of
+            file.
 
     Raises:
-        UserError: One line that names the folder or file, what was expected, and the nearest valid choice:
-            no such folder, a class folder without images, folders that are neither classes nor splits.
+        UserError: One line that names the folder or file, the expected form, and the nearest valid choice:
+            the folder does not exist, a class folder has no images, or folders are neither classes nor
+            splits.
     """
     root = Path(path)
     records.check_on_bad_image(on_bad_image)
@@ -74,7 +76,7 @@ def load_folder(
     kept = matching(columns, where, str(root))
     found = [record for record, keep in zip(found, kept, strict=True) if keep]
     there = {record.labels[0] for record in found}
-    bare = {label for _, label, _ in seen.empty} - there  # classes without images are not there to be dropped
+    bare = {label for _, label, _ in seen.empty} - there  # classes without images have no records to drop
     found = records.drop(found, [name for name in drop_classes if name not in bare], str(root))
     return records.to_dataset(
         found,
@@ -92,7 +94,7 @@ def load_folder(
 
 
 def _check_empty(found: Layout, where: str, dropped: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse a class folder without images, unless it is left out on request."""
+    """Refuse a class folder without images, unless the user drops the class."""
     clauses = dict(clause.split("=", 1) for clause in where.replace(" ", "").split(",") if "=" in clause)
     wanted = {key: identity.clean(value) for key, value in clauses.items()}
     for split, label, folder in found.empty:
@@ -100,9 +102,10 @@ def _check_empty(found: Layout, where: str, dropped: Sequence[str], classes: Seq
         if label in dropped or wanted.get("label", label) != label or other_split:
             continue
         if split is not None and any(each.split == split for each in found.images) and label in classes:
-            continue  # the user says that the class is one; a split may lack it
+            continue  # the user names this class; a split may lack it
         raise UserError(
-            f"{folder}: a class folder without images; {why_empty(folder)}; expected images, or drop_classes={label!r}"
+            f"{folder}: a class folder without images; {why_empty(folder)}; expected images, or "
+            f"drop_classes={label!r}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which module reads a file: by its name, and where that says nothing, by its first bytes."""
+"""Selection of the module that reads a file, by the file's name or its first bytes."""
 
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,10 @@ _SUFFIXES = {
 
 
 def module(path: Path) -> ModuleType:
-    """The module whose `samples`, `values` and `extent` read a file; `dapt_jax.data.pixels` where Pillow is to try."""
+    """Return the module whose `samples`, `values` and `extent` read a file.
+
+    The default is `dapt_jax.data.pixels`, which tries Pillow.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-2:] == [".nii", ".gz"]:
         return nifti
@@ -29,10 +32,10 @@ def module(path: Path) -> ModuleType:
 
 
 def samples(source: Source, at_least: int = 0) -> Samples:
-    """The numbers of an image and what its file says about their range.
+    """Return the values of an image and what its file states about their range.
 
     Args:
-        source: Of the image.
+        source: Source of the image.
         at_least: See `dapt_jax.data.pixels.opened`.
 
     Raises:
@@ -44,10 +47,10 @@ def samples(source: Source, at_least: int = 0) -> Samples:
 
 
 def extent(source: Source) -> tuple[int, int]:
-    """Height and width of a picture as its file has it.
+    """Return the height and width of a picture as stored in its file.
 
     Raises:
-        UserError: the file is missing or unreadable.
+        UserError: The file is missing or unreadable.
     """
     found = plane(source)
     height, width = module(found.path).extent(found)
@@ -55,14 +58,17 @@ def extent(source: Source) -> tuple[int, int]:
 
 
 def geometry(source: Source) -> Geometry | None:
-    """Where a picture lies in the patient; None where its file does not say."""
+    """Return the position of a picture in the patient; None if its file does not state it."""
     found = plane(source)
     reader = module(found.path)
     return reader.geometry(found) if reader in (dicom, nifti) else None
 
 
 def spacing(source: Source) -> tuple[float, float] | None:
-    """Height and width of a pixel in millimetres; None where the file does not say (resolutions of photographs do not)."""
+    """Return the height and width of a pixel in millimetres; None if the file does not state them.
+
+    Resolutions of photographs do not count.
+    """
     found = plane(source)
     reader = module(found.path)
     return reader.spacing(found) if reader in (dicom, nifti) else None
@@ -82,7 +88,7 @@ def _is_named_image(suffixes: list[str]) -> bool:
 
 
 def _has_dicom_mark(path: Path) -> bool:
-    """DICOM files often have no suffix, or numbers in its place."""
+    """Return whether a file has the DICOM prefix; DICOM files often have no suffix, or a number instead."""
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"

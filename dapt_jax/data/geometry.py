@@ -1,16 +1,16 @@
-"""Where the pixels of a slice lie in the patient, and how a mask is brought onto its image by that."""
+"""Position of the pixels of a slice in the patient, and the alignment of a mask with its image."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 _TOLERANCE = 0.25
-"""Shares of a pixel by which corners may differ: headers are rounded, and half a pixel is another pixel."""
+"""Tolerance for corners, as a fraction of a pixel: headers are rounded, and half a pixel is another pixel."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The grid of a slice in world coordinates: millimetres to the right, to the front and up (RAS+).
+    """Grid of a slice in world coordinates: millimetres to the right, anterior and superior (RAS+).
 
     Attributes:
         origin: Centre of the first pixel of the first row, [3].
@@ -51,7 +51,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Turn:
-    """One of the eight ways to lay a rectangle onto another: rows and columns reversed, then exchanged."""
+    """One of the eight ways to place a rectangle on another: rows and columns reversed, then exchanged."""
 
     rows: bool
     columns: bool
@@ -64,7 +64,7 @@ class Turn:
 
     @property
     def inverse(self) -> "Turn":
-        """The turn that undoes this one."""
+        """The inverse of this turn."""
         return Turn(self.columns, self.rows, True) if self.swap else self
 
 
@@ -76,7 +76,7 @@ _TURNS = [
 def turn_onto(
     mask: Geometry, mask_shape: tuple[int, int], image: Geometry, image_shape: tuple[int, int]
 ) -> Turn | None:
-    """Return how a mask has to be turned so that its pixels are those of the image in the world; None if no turn does it.
+    """Return the turn that aligns a mask with its image in world coordinates; None if there is none.
 
     Args:
         mask: The grid of the mask.
@@ -90,7 +90,7 @@ def turn_onto(
         shape = mask_shape[::-1] if turn.swap else mask_shape
         if shape != image_shape:
             continue
-        # Of a single row or column, a step says nothing that corners show: compare what the pixels cover.
+        # For a single row or column, the step shows nothing that the corners show: compare the covered area.
         found = mask.turned(mask_shape, turn)
         apart = np.linalg.norm(found.corners(shape) - wanted, axis=1).max()
         steps = max(np.linalg.norm(found.down - image.down), np.linalg.norm(found.across - image.across))

@@ -1,8 +1,8 @@
-"""Reads from HDF5 files that are not trusted: no link out of the file, no other file's numbers, no chunk that is a bomb.
+"""Safe reading of untrusted HDF5 files: no external links or storage, no oversized chunks.
 
-For images and for weights. What can be told from the file's description is refused here, before anything is
-allocated; the HDF5 library itself may still hang or crash on a damaged file, so readers try such files out in
-a process with limits (`limit_process`).
+This module serves images and weights. Everything that the file's metadata reveal is refused here, before
+anything is allocated; the HDF5 library itself may still hang or crash on a damaged file, so readers first
+open such files in a process with limits (`limit_process`).
 """
 
 import contextlib
@@ -21,18 +21,18 @@ _FILTERS = {
     h5py.h5z.FILTER_LZF: "lzf",
     h5py.h5z.FILTER_SCALEOFFSET: "scaleoffset",
 }
-"""Others are code that the library would load from a folder of plug-ins."""
+"""Other filters are code that the library would load from a folder of plug-ins."""
 
 
 def follow(group: h5py.Group | h5py.Dataset, path: str) -> Any:
-    """Return what a path inside the file leads to; soft and external links are not followed.
+    """Return the object at a path inside the file; soft and external links are not followed.
 
     Args:
-        group: Where the path starts.
-        path: Names with slashes between them.
+        group: Group or dataset where the path starts.
+        path: Names separated by slashes.
 
     Raises:
-        KeyError: There is no such object, or a link is in the way.
+        KeyError: The object does not exist, or the path contains a link.
     """
     for part in filter(None, path.split("/")):
         if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink):
@@ -42,18 +42,18 @@ def follow(group: h5py.Group | h5py.Dataset, path: str) -> Any:
 
 
 def check(dataset: h5py.Dataset, path: Path) -> int:
-    """Refuse a dataset that reaches out of its file or needs foreign code, and say what reading it takes.
+    """Refuse a dataset with external storage or unknown filters, and return the cost of reading it.
 
     Args:
         dataset: An `h5py.Dataset`.
         path: The file, for the error line.
 
     Returns:
-        Bytes that reading it takes: those of the array and, where it is kept in chunks, those of one chunk,
-        which the library unpacks whole whatever the array's size.
+        Bytes needed to read it: those of the array and, for chunked storage, those of one chunk, which the
+        library decompresses completely whatever the array's size.
 
     Raises:
-        UserError: It is kept in another file, or packed in a way that is not known.
+        UserError: The dataset is stored in another file, or compressed with an unknown filter.
     """
     name = dataset.name[:80]
     if dataset.external or dataset.is_virtual:
@@ -73,16 +73,16 @@ def check(dataset: h5py.Dataset, path: Path) -> int:
 
 
 def limit_process(seconds: int, spare: int) -> None:
-    """Limit what this process may compute and allocate from here on; for one that only tries a file out.
+    """Limit the computation and memory of this process, which only tests a file.
 
-    A chunk may unpack to more than it declares, and an attribute may declare any size: the limit makes an
-    error of it.
+    A chunk may decompress to more than it declares, and an attribute may declare any size: the limit turns
+    this into an error.
 
     Args:
-        seconds: CPU time.
-        spare: Bytes beyond those that it has now.
+        seconds: Limit of CPU time.
+        spare: Bytes that the process may allocate in addition to those it has now.
     """
-    with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows, nor without /proc
+    with contextlib.suppress(ImportError, OSError, ValueError):  # missing on Windows and without /proc
         import resource
 
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))

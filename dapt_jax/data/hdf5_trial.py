@@ -1,8 +1,8 @@
-"""HDF5 files that may be damaged or hostile: tried in another process first, no link out of the file followed, chunks bounded.
+"""Reading of damaged or hostile HDF5 files: each is tested first in another process.
 
 The HDF5 library hangs or crashes on some damaged files. One helper process per reading process opens every
-file before it is read here; a file that the helper does not come back from is refused, and another helper
-takes its place.
+file before it is read here; a file on which the helper hangs or crashes is refused, and a new helper is
+started. Links out of the file are not followed, and the size of chunks is bounded.
 """
 
 import atexit
@@ -37,10 +37,10 @@ _owner = 0
 
 
 def check(path: Path) -> None:
-    """Try a file in another process, once as long as it is unchanged.
+    """Test a file in another process, once as long as it is unchanged.
 
     Raises:
-        UserError: The HDF5 library crashes on it or does not come to an end.
+        UserError: The HDF5 library crashes or does not finish.
     """
     try:
         stat = path.stat()
@@ -52,7 +52,7 @@ def check(path: Path) -> None:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _tried(path: Path, stamp: tuple[int, int]) -> str:
-    """Why a file cannot be read; "" where the helper came back."""
+    """Return why a file cannot be read; "" if the helper read it."""
     global _helper, _owner
     seconds = _SECONDS + stamp[0] // _BYTES_PER_SECOND
     with _lock:
@@ -99,7 +99,7 @@ atexit.register(_close)
 
 
 def serve() -> None:
-    """Open the files that are named on standard input, one a line; what the helper does."""
+    """Open the files named on standard input, one per line, in the helper process."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -112,19 +112,20 @@ def serve() -> None:
 
 
 def _walk(path: Path) -> None:
-    """Does to every array what reading will do, but for those that are refused."""
+    """Access every array that is not refused in the same way as reading does."""
     with h5py.File(path, "r") as file:
         for key, found in datasets(file, _OBJECTS):
             with contextlib.suppress(UserError):
                 check_dataset(path, key, found)
-                # Of large stacks the ends: reading them whole for every picture would take for ever.
+                # For large stacks, only the ends are read: reading the whole stack for every picture would
+                # take too long.
                 whole = not found.ndim or found.size * found.dtype.itemsize <= _WHOLE_BYTES
                 for part in [()] if whole else [0, -1]:
                     found[part]
 
 
 def follow(group: h5py.Group | h5py.Dataset, key: str) -> Any:
-    """Return what a path inside a file leads to, or None; links out of the file, and soft links, are not followed."""
+    """Return the object at a path inside a file, or None; soft and external links are not followed."""
     for part in filter(None, key.split("/")):
         if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink):
             return None
@@ -138,7 +139,10 @@ def datasets(
     prefix: str = "",
     depth: int = _DEPTH,
 ) -> Iterator[tuple[str, Any]]:
-    """Yield the arrays of a file with their paths, by hard links alone, at most so many and not too deep."""
+    """Yield the arrays of a file with their paths, through hard links only.
+
+    The number of arrays and the depth are limited.
+    """
     left = most
     for name in group:
         found = follow(group, name) if "/" not in name else None
@@ -154,10 +158,10 @@ def datasets(
 
 
 def check_dataset(path: Path, key: str, found: h5py.Dataset) -> None:
-    """Refuse an array that is kept in another file, or a chunk of which unpacks to more than the limit.
+    """Refuse an array with external storage, or with chunks that decompress to more than the limit.
 
     Raises:
-        UserError: It is, or does; or its filters are not those of HDF5 itself.
+        UserError: The array is refused, or its filters are not those of HDF5 itself.
     """
     if found.external or found.is_virtual:
         raise UserError(
@@ -170,7 +174,7 @@ def check_dataset(path: Path, key: str, found: h5py.Dataset) -> None:
         chunk *= int(side)
     limits.check(path, 2 * chunk, f"a chunk of {key}")
     packed = found.id.get_storage_size()
-    # Deflate packs at most 1,032 to one, whatever size the chunk claims to have.
+    # Deflate compresses at most 1,032 to 1, whatever size the chunk declares.
     if found.compression == "gzip" and packed * 1032 > limits.decoded_bytes():
         for number in range(found.id.get_num_chunks()):
             _check_chunk(

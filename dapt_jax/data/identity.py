@@ -1,4 +1,4 @@
-"""Names of columns, splits, labels and patients: which are the same, and which are missing."""
+"""Equality and absence of the names of columns, splits, labels and patients."""
 
 import re
 import unicodedata
@@ -17,9 +17,10 @@ _INVISIBLE = dict.fromkeys(
 )
 
 MISSING = frozenset(("", "nan", "na", "n/a", "n.a.", "#n/a", "#na", "<na>", "nat", "null"))
-"""Cells that stand for no value, in lower case."""
+"""Cells that represent missing values, in lower case."""
 _NOBODY = MISSING | {
-    "none", "unknown", "unk", "-", "--", "?", ".", "missing", "nil", "not available", "anonymous", "anonymized",
+    "none", "unknown", "unk", "-", "--", "?", ".", "missing", "nil", "not available", "anonymous",
+    "anonymized",
     "anonymised", "anonym", "anon", "deidentified", "de-identified", "removed", "redacted", "no patient",
 }  # fmt: skip
 
@@ -38,27 +39,31 @@ _PATIENT_KEYS = tuple(
         (r"cases?", "idcase"),
     )
 )
-"""Keys (see `column_key`) of columns that name patients, the surest kind first."""
+"""Keys (see `column_key`) of columns that identify patients, the most reliable kind first."""
 IMAGE_NAMES = _words(
-    "image images img imgs imagepath imagepaths imgpath imagefile imagefiles imgfile imagefilename imgfilename imagename "
-    "imgname imageid imgid imageindex file files filename filenames filepath filepaths path paths dicom dicompath "
-    "dicomfile dicomfilename dcm dcmpath scan scanpath slice slicepath sliceid picture photo png jpg jpeg relpath "
-    "relativepath fullpath imagefilepath imagefullpath fname imageuid sopinstanceuid idcode isicid id"
+    "image images img imgs imagepath imagepaths imgpath imagefile imagefiles imgfile imagefilename "
+    "imgfilename imagename imgname imageid imgid imageindex file files filename filenames filepath "
+    "filepaths path paths dicom dicompath dicomfile dicomfilename dcm dcmpath scan scanpath slice "
+    "slicepath sliceid picture photo png jpg jpeg relpath relativepath fullpath imagefilepath "
+    "imagefullpath fname imageuid sopinstanceuid idcode isicid id"
 )
 LABEL_NAMES = _words(
-    "label labels class classes classname classlabel target targets diagnosis diagnoses dx category categories grade "
-    "grades level disease pathology finding findings findinglabel findinglabels condition groundtruth gt tumortype "
-    "tumourtype lesiontype celltype labelname labelid labeltext imagelabel truelabel classid classindex "
-    "classification categoryid diag diseasetype ytrue truth outcome severity stage klgrade birads y"
+    "label labels class classes classname classlabel target targets diagnosis diagnoses dx category "
+    "categories grade grades level disease pathology finding findings findinglabel findinglabels "
+    "condition groundtruth gt tumortype tumourtype lesiontype celltype labelname labelid labeltext "
+    "imagelabel truelabel classid classindex classification categoryid diag diseasetype ytrue truth "
+    "outcome severity stage klgrade birads y"
 )
 MASK_NAMES = _words(
-    "mask masks maskpath maskfile maskfilename maskname segmentation segmentations segmentationpath segmentationfile "
-    "segmentationmask seg segpath segfile segmask annotationpath labelmap labelmappath gtmask groundtruthmask roimask"
+    "mask masks maskpath maskfile maskfilename maskname segmentation segmentations segmentationpath "
+    "segmentationfile segmentationmask seg segpath segfile segmask annotationpath labelmap labelmappath "
+    "gtmask groundtruthmask roimask"
 )
 _IDENTITY_WORDS = frozenset(
     _words(
-        "id ids uid uuid pid nr no num number code key mrn lesion exam examination study series visit accession specimen slide "
-        "animal mouse rat dog eye family scanid smear biopsy tissue block well plate video sequence session name"
+        "id ids uid uuid pid nr no num number code key mrn lesion exam examination study series visit "
+        "accession specimen slide animal mouse rat dog eye family scanid smear biopsy tissue block well "
+        "plate video sequence session name"
     )
 )
 _TWO_STATES = frozenset(
@@ -74,8 +79,8 @@ _SPLIT_WORDS = {
 }
 _FILLERS = frozenset(
     _words(
-        "set sets data dataset datasets image images img imgs split splits folder folders file files subset seg cls raw part "
-        "cropped resized png jpg jpeg a b c final new stage"
+        "set sets data dataset datasets image images img imgs split splits folder folders file files "
+        "subset seg cls raw part cropped resized png jpg jpeg a b c final new stage"
     )
 )
 
@@ -83,13 +88,13 @@ _FILLERS = frozenset(
 def clean(text: str) -> str:
     """Return a cell or name in composed Unicode form, without invisible characters and outer blanks.
 
-    Two names that look the same on a screen are then equal, whether macOS or Windows wrote them.
+    Two names that look the same are then equal, whether macOS or Windows wrote them.
     """
     return unicodedata.normalize("NFC", text.translate(_INVISIBLE)).strip()
 
 
 def spelling(text: str) -> str:
-    """Return the key of names that differ in case, separators, leading zeros or a trailing ".0" alone.
+    """Return a key shared by names that differ only in case, separators, leading zeros or a trailing ".0".
 
     >>> spelling("P_009") == spelling("p-9"), spelling("007") == spelling("7.0"), spelling("12") == spelling("1-2")
     (True, True, False)
@@ -107,18 +112,18 @@ def column_key(name: str) -> str:
 
 
 def is_missing(cell: str) -> bool:
-    """Whether a cell stands for no value, such as "NaN" or "N/A"."""
+    """Return whether a cell represents a missing value, such as "NaN" or "N/A"."""
     return clean(cell).casefold() in MISSING
 
 
 def patient(cell: str) -> str:
-    """Return a patient's name in clean form; "" where a cell names nobody ("NaN", "unknown", "anonymous")."""
+    """Return the normalised name of a patient; "" if the cell names none ("NaN", "unknown", "anonymous")."""
     name = clean(cell)
     return "" if name.casefold() in _NOBODY else name
 
 
 def split_name(name: str) -> str:
-    """Return the split that a folder or cell names in whatever spelling; "" where it names none.
+    """Return the split that a folder or cell names in any spelling; "" if it names none.
 
     Returns:
         "train", "val", "dev", "test", "external", or "fold_K".
@@ -137,16 +142,16 @@ def split_name(name: str) -> str:
 
 
 def column(name: str, columns: Iterable[str], names: Sequence[str] = ()) -> list[str]:
-    """Return the columns that may be meant by a name, the surest kind alone.
+    """Return the columns that a name may refer to, only those of the most reliable kind.
 
     Args:
-        name: what is looked for, such as "patient".
-        columns: those that there are.
-        names: keys of other usual names.
+        name: Name to look for, such as "patient".
+        columns: The existing columns.
+        names: Keys of other usual names.
 
     Returns:
-        The column itself if it is there; else those that differ in case or separators; else those of a usual
-        name.
+        The column itself if it exists; else the columns that differ in case or separators; else those with a
+        usual name.
     """
     present = list(columns)
     if clean(name) in present:
@@ -156,7 +161,7 @@ def column(name: str, columns: Iterable[str], names: Sequence[str] = ()) -> list
 
 
 def patient_columns(columns: Iterable[str]) -> list[str]:
-    """Return the columns that may name patients by what they are called, the surest first.
+    """Return the columns that may identify patients according to their names, the most reliable first.
 
     >>> patient_columns(["image", "Case_No", "Patient Age", "PATIENT-ID"])
     ['PATIENT-ID', 'Case_No']
@@ -169,13 +174,13 @@ def patient_columns(columns: Iterable[str]) -> list[str]:
 
 
 def names_two_states(cells: Sequence[str]) -> bool:
-    """Whether a column holds yes and no, such as "case" and "control", rather than names."""
+    """Return whether a column holds two states, such as "case" and "control", rather than names."""
     found = {cell.casefold() for cell in cells if not is_missing(cell)}
     return not found or (found <= _TWO_STATES and len(cells) > 2)
 
 
 def looks_like_identities(name: str, cells: Sequence[str]) -> bool:
-    """Whether a column seems to name patients, lesions, examinations or the like, several rows each."""
+    """Return whether a column seems to identify patients, lesions or the like, in several rows each."""
     named = [cell for cell in map(patient, cells) if cell]
     distinct = len(set(named))
     if not 3 <= distinct < len(named) or len(named) > 200 * distinct:
@@ -186,13 +191,13 @@ def looks_like_identities(name: str, cells: Sequence[str]) -> bool:
         return False
     if tokens & _IDENTITY_WORDS or words.endswith("id") or patient_columns([name]):
         return all(len(cell) <= 80 for cell in named)
-    # Codes such as P001, sub-12 or 0007, but neither measures nor ages.
+    # Codes such as P001, sub-12 or 0007, but neither measurements nor ages.
     code = re.compile(r"[A-Za-z]{1,12}[\W_]?\d+\w{0,3}|0\d{2,}|\d{5,}")
     return all(code.fullmatch(cell) for cell in named)
 
 
 def joins(cells: Sequence[str], groups: Sequence[str]) -> bool:
-    """Whether two groups share a name in a column: splits by group would then divide it."""
+    """Return whether two groups share a name in a column, so that splits by group would divide it."""
     first: dict[str, str] = {}
     return any(
         cell and first.setdefault(cell, group) != group for cell, group in zip(cells, groups, strict=True)
@@ -200,7 +205,7 @@ def joins(cells: Sequence[str], groups: Sequence[str]) -> bool:
 
 
 def near_spellings(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return names that differ in case, separators or zeros alone, those of one key together, in order."""
+    """Return names that differ only in case, separators or zeros, grouped by key, in order."""
     by_key: dict[str, list[str]] = {}
     for name in sorted(set(names)):
         by_key.setdefault(spelling(name), []).append(name)
@@ -208,10 +213,10 @@ def near_spellings(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def in_order(labels: Iterable[str]) -> tuple[tuple[str, ...], bool]:
-    """Return labels in numerical order where they are numbers or one name with numbers, else by name.
+    """Return labels in numerical order if they are numbers or one name with numbers, else by name.
 
     Returns:
-        The labels, and whether their order is that of numbers.
+        The labels, and whether their order is numerical.
 
     >>> in_order(["10", "9", "0"]), in_order(["grade 2", "grade 10"]), in_order(["mild", "none"])
     ((('0', '9', '10'), True), (('grade 2', 'grade 10'), True), (('mild', 'none'), False))
@@ -221,7 +226,7 @@ def in_order(labels: Iterable[str]) -> tuple[tuple[str, ...], bool]:
     affixes = {(each[1].casefold(), each[3].casefold()) for each in found if each}
     if names and all(found) and len(affixes) == 1:
         prefix = next(iter(affixes))[0]
-        # The dash of "T-1" joins, the dash of "-1" is a sign.
+        # The dash of "T-1" is a separator, the dash of "-1" is a sign.
         values = [abs(float(each[2])) if prefix else float(each[2]) for each in found if each]
         if len(set(values)) == len(values):
             ordered = tuple(name for _, name in sorted(zip(values, names, strict=True)))
@@ -230,7 +235,7 @@ def in_order(labels: Iterable[str]) -> tuple[tuple[str, ...], bool]:
 
 
 def same_partition(columns: Mapping[str, Sequence[str]], names: Sequence[str]) -> bool:
-    """Whether several columns divide the rows alike, as a class's number and its name do."""
+    """Return whether several columns partition the rows alike, as the number and the name of a class do."""
     return all(
         not joins(columns[a], columns[b]) and not joins(columns[b], columns[a]) for a, b in pairwise(names)
     )

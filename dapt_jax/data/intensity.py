@@ -1,22 +1,20 @@
-"""From stored numbers to 8-bit grey: one order of operations, and where black and white come from.
+"""Conversion of stored values to 8-bit grey: the order of operations, and the origin of black and white.
 
 The order, for every kind of file:
 
-1. stored value; padding (DICOM's PixelPaddingValue), NaN and infinity are set apart: they are part of no
-statistic and
-   come out black;
+1. stored value; padding (DICOM's PixelPaddingValue), NaN and infinity are excluded from all statistics and
+   become black;
 2. modality transform (DICOM's modality table, or slope and intercept; NIfTI's slope and intercept);
-3. range: the window that the user set; else the file's own table or window; else the depth that the file
-declares where
-   that says something; else the range of the *set* (of the volume, for NIfTI), computed once from all of its
-   images;
-4. 8 bits; inversion where the least value is white (MONOCHROME1, presentation shape INVERSE, TIFF with white
-at zero).
+3. range: the window that the user sets; else the file's own table or window; else the depth that the file
+   declares, if it is informative; else the range of the *set* (of the volume, for NIfTI), computed once from
+   all of its images;
+4. 8 bits; inversion if the smallest value is white (MONOCHROME1, presentation shape INVERSE, TIFF with white
+   at zero).
 
-The set is the images that one source of a study names, after `where` and `drop_classes`: development, test
-and external data are scaled by their own numbers, never by each other's, unless one `window=LOW,HIGH` is
-given to all. Statistics are counts in a fixed histogram, so that they depend on what the set holds alone, and
-not on order, threads or processes.
+The set consists of the images that one source of a study selects, after `where` and `drop_classes`:
+development, test and external data are each scaled by their own values, unless one `window=LOW,HIGH` is given
+to all. Statistics are counts in a fixed histogram, so they depend only on the contents of the set, not on
+order, threads or processes.
 """
 
 import re
@@ -30,13 +28,13 @@ import numpy as np
 from dapt_jax.data.plane import Window
 
 DEPTHS = (8, 10, 12, 14, 16)
-"""Bits of the samples of scanners and detectors, among which integers without a declared depth are sorted."""
+"""Bit depths of scanners and detectors, to which integers without a declared depth are assigned."""
 
 PERCENTILES = Window(1, 99, percent=True)
-"""Black and white of a volume: the brightest vessels and a few stray voxels must not set the range."""
+"""Black and white of a volume: bright vessels and a few stray voxels must not determine the range."""
 
 OF_A_SET = Window(0.5, 99.5, percent=True)
-"""Black and white of a set of numbers without a declared range."""
+"""Black and white of a set of values without a declared range."""
 
 _OUTLIERS = 1e-3
 _FEW = 4
@@ -49,14 +47,14 @@ _OF_THE_SET = "the set's "
 
 @dataclass(frozen=True)
 class Range:
-    """Which values are black and white, and how that is known.
+    """The values shown as black and white, and their origin.
 
     Attributes:
         low: The value shown as black.
         high: The value shown as white.
-        origin: Where the two come from, such as "window of the file" or "depth of the set's 16-bit grey (12
+        origin: Origin of the two values, such as "window of the file" or "depth of the set's 16-bit grey (12
             bits)".
-        bits: For integers from 0 to 2**bits - 1, which are shifted down to 8 bits; 0 for a linear ramp.
+        bits: Depth of integers from 0 to 2**bits - 1, which are shifted down to 8 bits; 0 for a linear ramp.
     """
 
     low: float
@@ -65,7 +63,7 @@ class Range:
     bits: int = 0
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Return numbers of any type and shape as uint8 of that shape; what is not finite becomes black."""
+        """Return values of any type and shape as uint8 of that shape; non-finite values become black."""
         if self.bits >= 8 and values.dtype.kind in "ui":
             if values.dtype == np.uint8 and self.bits == 8:
                 return values
@@ -74,7 +72,7 @@ class Range:
             ).astype(np.uint8)
         shown = np.empty(values.shape, np.uint8)
         flat_in, flat_out = values.reshape(-1), shown.reshape(-1)
-        # Sums and differences of the largest numbers overflow unless halved.
+        # Sums and differences of the largest values overflow unless halved.
         low, span = self.low, self.high - self.low
         for start in range(0, flat_in.size, _BLOCK):
             part = flat_in[start : start + _BLOCK].astype(np.float64)
@@ -87,7 +85,7 @@ class Range:
 
 
 def of_bits(bits: int, origin: str) -> Range:
-    """Return the range of unsigned integers of so many bits."""
+    """Return the range of unsigned integers with this number of bits."""
     return Range(0.0, float((1 << bits) - 1), origin, bits)
 
 
@@ -96,15 +94,15 @@ EIGHT_BITS = of_bits(8, "8 bits")
 
 @dataclass(frozen=True)
 class Samples:
-    """The numbers of one image, as its file means them.
+    """Values of one image with the interpretation that its file declares.
 
     Attributes:
-        values: Numbers [h, w] or [h, w, 3] after the modality transform.
-        known: The range, where the file or the user says it; None where the set has to.
-        pool: Which images of a set share a range, where none is known: those of one kind and one unit.
-        excluded: bool [h, w], pixels that are padding; None for none.
-        inverted: Whether the least value is white.
-        depth: Whether values without a range are samples of a scanner, whose depth in bits is to be found.
+        values: Values [h, w] or [h, w, 3] after the modality transform.
+        known: The range, if the file or the user defines it; None if it depends on the set.
+        pool: Images of a set with unknown ranges that share one range: those of one kind and one unit.
+        excluded: bool [h, w], padding pixels; None if there are none.
+        inverted: Whether the smallest value is white.
+        depth: Whether values without a range are samples of a scanner, whose bit depth has to be found.
     """
 
     values: np.ndarray
@@ -118,7 +116,8 @@ class Samples:
         """Return the pixels as uint8 of the same shape, and the range that was used.
 
         Args:
-            ranges: Ranges of the set by pool; without one for this image's pool its own values are the set.
+            ranges: Ranges of the set by pool; without one for this image's pool, the image is a set of its
+                own.
         """
         used = self.known or (ranges or {}).get(self.pool) or self.own_range("the file")
         grey = used.apply(self.values)
@@ -131,14 +130,14 @@ class Samples:
         return (grey if bad is None else np.where(bad, np.uint8(0), grey)), used
 
     def own_range(self, whose: str, window: Window = OF_A_SET) -> Range:
-        """Return the range of these values alone."""
+        """Return the range computed from these values alone."""
         counted = Statistics()
         counted.add(self.values, self.excluded)
         return counted.range(whose, self.depth, window)
 
 
 def integers_or_floats(values: np.ndarray, pool: str, **more: Any) -> Samples:
-    """Return the samples of an array whose file says nothing but its type."""
+    """Return the samples of an array whose file declares only its type."""
     if values.dtype.kind == "b":
         return Samples(values.view(np.uint8) * np.uint8(255), Range(0, 255, "two values", 8), **more)
     if values.dtype == np.uint8:
@@ -150,17 +149,18 @@ def integers_or_floats(values: np.ndarray, pool: str, **more: Any) -> Samples:
 
 @dataclass
 class Statistics:
-    """Counts of values in bins that are the same for all images, whatever their order.
+    """Histogram of values, with the same bins for all images in any order.
 
-    A bin is the upper 20 bits of a float32: integers below 4,096 have one each, others share one with values
-    that differ by less than one in 2,048. Memory is 8 MiB, however large the set.
+    A bin is given by the upper 20 bits of a float32: integers below 4,096 have one bin each, other values
+    share a bin with values that differ by less than one part in 2,048. Memory is 8 MiB, however large the
+    set.
     """
 
     counts: np.ndarray = field(default_factory=lambda: np.zeros(1 << _CODE_BITS, np.int64))
     integers: bool = True
 
     def add(self, values: np.ndarray, excluded: np.ndarray | None = None) -> None:
-        """Count an image; excluded and non-finite values are left out."""
+        """Count the values of an image, except excluded and non-finite ones."""
         self.integers &= values.dtype.kind in "uib"
         if excluded is not None:
             values = values[~excluded]
@@ -177,12 +177,15 @@ class Statistics:
             self.counts += np.bincount(ordered >> (32 - _CODE_BITS), minlength=len(self.counts))
 
     def merge(self, other: "Statistics") -> None:
-        """Add the counts of another."""
+        """Add the counts of other statistics."""
         self.counts += other.counts
         self.integers &= other.integers
 
     def _values(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values that occur, ascending, each the end of its bin that is nearer to 0; and how often each occurs."""
+        """Return the values that occur, ascending, and their counts.
+
+        Each value is the end of its bin that is closer to 0.
+        """
         codes = np.flatnonzero(self.counts)
         low = (1 << (32 - _CODE_BITS)) - 1
         bits = (codes.astype(np.uint64) << (32 - _CODE_BITS)).astype(np.uint32)
@@ -193,11 +196,11 @@ class Statistics:
         """Return the range of the values counted.
 
         Args:
-            whose: Whose values they are, such as "the set".
-            depth: Whether integers from 0 are samples of one of `DEPTHS`, and floats from 0 to 1 span just
-                that.
-            window: The percentiles for all other values. The background, which is a value that at least one
-                in twenty pixels has, is not counted.
+            whose: Origin of the values, such as "the set".
+            depth: Whether integers from 0 are samples with one of `DEPTHS`, and floats from 0 to 1 span
+                exactly that.
+            window: Percentiles for all other values. The background, a value of at least one in twenty
+                pixels, is not counted.
         """
         values, counts = self._values()
         if not len(values):
@@ -211,7 +214,7 @@ class Statistics:
 
 
 def _foreground(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Return values and counts without the background, and the background; None where no value is that frequent."""
+    """Return values and counts without the background, and the background; None if there is none."""
     most = int(counts.argmax())
     if len(values) < 3 or counts[most] < _BACKGROUND * counts.sum():
         return values, counts, None
@@ -223,10 +226,10 @@ def _allowed(counts: np.ndarray) -> float:
 
 
 def _depth(values: np.ndarray, counts: np.ndarray) -> int:
-    """Return the depth of samples, or 0 where they are not.
+    """Return the bit depth of samples, or 0 if they are not samples.
 
-    Stray pixels do not count: one in a thousand; nor does a marker, which is brighter than twice the depth,
-    with nothing in between, and smaller than a twentieth of the foreground.
+    Outliers are ignored: one in a thousand pixels, and a marker that is brighter than twice the depth, with
+    no values in between, and smaller than a twentieth of the foreground.
     """
     if counts[values < 0].sum() > _allowed(counts):
         return 0
@@ -243,7 +246,10 @@ def _depth(values: np.ndarray, counts: np.ndarray) -> int:
 
 
 def _is_unit(values: np.ndarray, counts: np.ndarray) -> bool:
-    """Whether floats span 0 to 1; all near 0 they are something else, such as diffusion in mm2/s."""
+    """Return whether floats span 0 to 1.
+
+    Values that are all near 0 are something else, such as diffusion in mm2/s.
+    """
     outside = counts[(values < 0) | (values > 1)].sum()
     if outside > _allowed(counts) or outside == counts.sum():
         return False
@@ -252,7 +258,7 @@ def _is_unit(values: np.ndarray, counts: np.ndarray) -> bool:
 
 
 def _span(values: np.ndarray, counts: np.ndarray, window: Window) -> tuple[float, float]:
-    """Return percentiles of the foreground, a little room left so that it stays apart from the background."""
+    """Return percentiles of the foreground, with a margin that separates it from the background."""
     kept, kept_counts, background = _foreground(values, counts)
     ends = np.cumsum(kept_counts)
     places = np.array([window.low, window.high]) / 100 * (ends[-1] - 1)
@@ -269,7 +275,7 @@ def foreground_span(values: np.ndarray, window: Window) -> tuple[float, float]:
     if not len(binned):
         return 0.0, 0.0
     _, _, background = _foreground(binned, counts)
-    # The bin is as wide as one value in 2,048: what else is in it is background too.
+    # A bin is as wide as one value in 2,048: other values in the background's bin are background too.
     kept = finite if background is None else finite[np.abs(finite - background) > abs(background) / 2048]
     if not len(kept):
         return float(finite.min()), float(finite.max())
@@ -280,7 +286,7 @@ def foreground_span(values: np.ndarray, window: Window) -> tuple[float, float]:
 def _apart(
     low: float, high: float, background: float | None, least: float, most: float
 ) -> tuple[float, float]:
-    """Percentiles of the foreground with a little room, so that it stays apart from the background."""
+    """Return percentiles of the foreground, with a margin that separates it from the background."""
     if background is not None and background < low:
         low = max(background, low - (high - low) / 16)
     if background is not None and background > high:
@@ -289,11 +295,13 @@ def _apart(
 
 
 def of_set(images: Iterable[Any], read: Callable[[Any], Samples | None], workers: int) -> dict[str, Range]:
-    """Return the ranges of a set's pools, from every image whose range nothing else says; the set is never in memory.
+    """Return the ranges of a set's pools, from every image whose range is not defined otherwise.
+
+    The set is never in memory as a whole.
 
     Args:
-        images: Whatever `read` takes, one per image.
-        read: Returns the samples of an image; None for one that cannot be read.
+        images: Arguments of `read`, one per image.
+        read: Function that returns the samples of an image; None for one that cannot be read.
         workers: Number of threads.
     """
     pools: dict[str, Statistics] = {}
@@ -320,15 +328,15 @@ def of_set(images: Iterable[Any], read: Callable[[Any], Samples | None], workers
 
 
 def summary(ranges: Sequence[Range], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return how the images of a set got their ranges, as rows for a study's records.
+    """Return the origins of the ranges of a set's images, as rows for a study's records.
 
     Args:
         ranges: The range of each image.
         names: The name of each image.
 
     Returns:
-        One row for each origin, the most frequent first: `origin`, `images` (how many), `low` and `high`
-        (least and greatest value shown as black, and as white), and `example`, the first image's name.
+        One row per origin, the most frequent first: `origin`, `images` (number of images), `low` and `high`
+        (smallest and largest value shown as black, and as white), and `example`, the name of the first image.
     """
     rows: dict[str, list[int]] = {}
     for index, each in enumerate(ranges):
@@ -349,7 +357,7 @@ def summary(ranges: Sequence[Range], names: Sequence[str]) -> list[dict[str, Any
 
 
 def disagreements(summaries: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
-    """Return a line for each kind of image that several sets hold and that each scales by statistics of its own.
+    """Return a line for each kind of image that several sets contain and scale by their own statistics.
 
     Args:
         summaries: Rows of `summary` by the name of the set, such as "development" and "external".
@@ -363,7 +371,10 @@ def disagreements(summaries: Mapping[str, Sequence[dict[str, Any]]]) -> list[str
     return [
         f"{kind}: "
         + "; ".join(f"{name} has black {low:g}, white {high:g}" for name, (low, high) in ranges.items())
-        + "; each set is scaled by its own values: where their numbers mean the same, give all of them one window='LOW,HIGH'"
+        + (
+            "; each set is scaled by its own values: where their numbers mean the same, give all of them "
+            "one window='LOW,HIGH'"
+        )
         for kind, ranges in found.items()
         if len(set(ranges.values())) > 1
     ]
@@ -376,4 +387,7 @@ def line(row: dict[str, Any]) -> str:
         return f"{pair[0]:g}" if pair[0] == pair[1] else f"{pair[0]:g} to {pair[1]:g}"
 
     images = f"{row['images']:,} image{'s' if row['images'] != 1 else ''}"
-    return f"{images}: black {ends(row['low'])}, white {ends(row['high'])}, by {row['origin']} (first: {row['example']})"
+    return (
+        f"{images}: black {ends(row['low'])}, white {ends(row['high'])}, by {row['origin']} (first: "
+        f"{row['example']})"
+    )

@@ -1,4 +1,4 @@
-"""Which files below a folder are images of which class and split, and what was left aside."""
+"""Classes and splits of the images below a folder, and the files that are not used."""
 
 import os
 import re
@@ -16,7 +16,7 @@ _MASKS = frozenset(
     ("mask", "masks", "segmentation", "segmentations", "segmentationmask", "segmentationmasks", "annotation",
      "annotations", "groundtruth", "groundtruths", "gt", "labelmap", "labelmaps")
 )  # fmt: skip
-"""Keys of folders that hold masks, below a class."""
+"""Keys of folders that hold masks, below a class folder."""
 _OF_MASK = re.compile(r"^(.+?)[\s_\-]+(?:mask|seg|segmentation|gt|roi|label)(?:[\s_\-]*\d+)?$", re.IGNORECASE)
 
 
@@ -31,12 +31,12 @@ class Found:
 
 @dataclass
 class Layout:
-    """What was found below a folder.
+    """Contents of a folder of images.
 
     Attributes:
-        images: In the order of their paths.
-        empty: Class folders without an image, as (split or None, class, folder).
-        notes: What was left aside and what was taken for what, a line each.
+        images: Images, sorted by path.
+        empty: Class folders without images, as (split or None, class, folder).
+        notes: Omissions and interpretations, one per line.
         has_splits: Whether folders name splits.
     """
 
@@ -50,11 +50,12 @@ def read(root: Path, classes: Sequence[str] = ()) -> Layout:
     """Read CLASS/image, SPLIT/CLASS/image or CLASS/SPLIT/image below a folder.
 
     Args:
-        root: The folder. One that holds a single folder of folders, as archives unpack, is entered.
-        classes: Classes that the user names; a folder of such a name is a class, whatever else it looks like.
+        root: The folder. If it holds only one folder of folders, as unpacked archives do, that one is read.
+        classes: Classes that the user names; a folder with such a name is a class, even if it looks like
+            something else.
 
     Raises:
-        UserError: The folders are neither classes nor splits, or some are this and some that.
+        UserError: The folders are neither classes nor splits, or are a mixture of both.
     """
     layout = Layout()
     named = {identity.clean(name) for name in classes}
@@ -68,8 +69,9 @@ def read(root: Path, classes: Sequence[str] = ()) -> Layout:
     if any(splits.values()) and not with_classes and not all(splits.values()):
         strange = next(folder for folder in folders if splits[folder])
         raise UserError(
-            f"{strange}: a folder named as a split, without class folders, beside {_others(folders, strange)}; expected "
-            f"SPLIT/CLASS/image or CLASS/image; if it is a class, say so by classes"
+            f"{strange}: a folder named as a split, without class folders, beside "
+            f"{_others(folders, strange)}; expected SPLIT/CLASS/image or CLASS/image; if it is a class, "
+            "say so by classes"
         )
     if with_classes or (folders and all(splits.values())):
         _read_splits(folders, splits, layout, walker, named)
@@ -116,7 +118,7 @@ def _read_splits(
 
 
 def _compare_classes(layout: Layout, root: Path) -> None:
-    """Names classes that some splits lack."""
+    """Note classes that some splits lack."""
     present: dict[str, set[str]] = {}
     for image in layout.images:
         present.setdefault(image.label, set()).add(str(image.split))
@@ -136,10 +138,11 @@ def _read_classes(folders: Sequence[Path], layout: Layout, walker: "_Walker", na
     keys = {identity.column_key(folder.name) for folder in folders}
     if keys & {"image", "images", "imgs"} and keys & (_MASKS | {"labels"}) and not named:
         raise UserError(
-            f"{walker.root}: {', '.join(folder.name for folder in folders)} are folders of images and masks, not of classes; "
-            "expected CLASS/image; images with masks take kind 'manifest' with a column mask"
+            f"{walker.root}: {', '.join(folder.name for folder in folders)} are folders of images and "
+            "masks, not of classes; expected CLASS/image; images with masks take kind 'manifest' with a "
+            "column mask"
         )
-    # CLASS/SPLIT/image: the folders of every class are named as splits.
+    # CLASS/SPLIT/image: the folders inside every class have the names of splits.
     by_split = {
         folder: [(inner, _split_of(inner, set())) for inner in walker.folders(folder)] for folder in folders
     }
@@ -168,7 +171,8 @@ def _read_class(folder: Path, split: str | None, layout: Layout, walker: "_Walke
     ]
     if masks and len(masks) < len(files):
         layout.notes.append(
-            f"{folder}: left out {len(masks)} masks beside their images, first: {masks[0].name}; kind 'manifest' reads masks"
+            f"{folder}: left out {len(masks)} masks beside their images, first: {masks[0].name}; kind "
+            "'manifest' reads masks"
         )
         files = [file for file in files if file not in set(masks)]
     layout.images += [Found(file, label, split) for file in files]
@@ -177,7 +181,7 @@ def _read_class(folder: Path, split: str | None, layout: Layout, walker: "_Walke
 
 
 def why_empty(folder: Path) -> str:
-    """Return what a class folder holds in place of images, as the end of an error line."""
+    """Return the contents of a class folder without images, as the end of an error message."""
     names = [
         file.name for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")
     ]
@@ -195,7 +199,7 @@ def why_empty(folder: Path) -> str:
 
 
 class _Walker:
-    """Goes through folders and remembers what it left aside."""
+    """Traversal of folders that records which files are not used."""
 
     def __init__(self, root: Path, notes: list[str]):
         self.root, self._notes = root, notes
@@ -205,17 +209,17 @@ class _Walker:
         self._others: dict[Path, Counter[str]] = {}
 
     def folders(self, folder: Path) -> list[Path]:
-        """Folders in a folder, sorted, but for those of the system."""
+        """Return the folders in a folder, sorted, without system folders."""
         return [entry for entry in self._entries(folder) if entry.is_dir()]
 
     def files(self, folder: Path) -> list[Path]:
-        """Files in a folder itself, sorted; hidden ones and those of the system are not looked at."""
+        """Return the files directly in a folder, sorted, without hidden and system files."""
         return [entry for entry in self._entries(folder) if entry.is_file()]
 
     def pictures(
         self, folder: Path, skip: frozenset[str] = frozenset(), above: tuple[str, ...] = ()
     ) -> Iterator[Path]:
-        """Images in a folder and below it; links are followed, but never in a circle."""
+        """Yield the images in a folder and below it; links are followed, except cyclic ones."""
         place = os.path.realpath(folder)
         if place in above:
             self._links.append(folder)
@@ -236,7 +240,7 @@ class _Walker:
             yield from self.pictures(below, skip, (*above, place))
 
     def finish(self) -> None:
-        """Say what was left aside."""
+        """Note which files were not used."""
         for name, count in sorted(Counter(folder.name for folder in self._skipped).items()):
             times = f" ({count} of them)" if count > 1 else ""
             self._notes.append(f"{self.root}: left out system folder {name}{times}")
@@ -268,7 +272,7 @@ class _Walker:
 
 
 def _unwrapped(root: Path, walker: _Walker, named: set[str]) -> Path:
-    """The folder of classes or splits: past folders that hold one folder of folders and nothing else."""
+    """Return the folder of classes or splits, below folders that contain only one folder of folders."""
     folder = root
     while True:
         inner = walker.folders(folder)
@@ -288,7 +292,7 @@ def _unwrapped(root: Path, walker: _Walker, named: set[str]) -> Path:
 
 
 def _inner(folder: Path, walker: _Walker, named: set[str]) -> Path:
-    """A split's folder, or the one in it that holds the classes (train/train/CLASS)."""
+    """Return a split's folder, or the folder in it that contains the classes (train/train/CLASS)."""
     inner = walker.folders(folder)
     if len(inner) == 1 and walker.folders(inner[0]):
         only = inner[0]

@@ -1,4 +1,4 @@
-"""What a file may cost: one limit for decoded data, and one border at which whatever a decoder raises becomes one line."""
+"""Limits for reading a file: memory for decoded data, and a context that makes decoder errors one line."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from dapt_jax.data.plane import one_line
 from dapt_jax.errors import UserError
 
 DECODED_BYTES = 1 << 30
-"""Default of the limit: bytes that reading one file may take in memory beside the file itself."""
+"""Default limit of the bytes of memory that reading one file may take in addition to the file itself."""
 
 _limit = DECODED_BYTES
 
@@ -35,20 +35,21 @@ def set_decoded_bytes(limit: int) -> None:
 
 
 def check(path: Path, size: int, what: str) -> None:
-    """Refuse, from a header alone, what would take more memory than the limit.
+    """Refuse, from a header alone, data that would take more memory than the limit.
 
     Args:
         path: The file.
-        size: Bytes that reading it takes at its worst moment.
-        what: What the header asks for, such as "an image of 9 x 9 pixels".
+        size: Peak number of bytes needed to read it.
+        what: Contents that the header declares, such as "an image of 9 x 9 pixels".
 
     Raises:
-        UserError: The size is above the limit, or below zero.
+        UserError: The size is above the limit, or negative.
     """
     if not 0 <= size <= _limit:
         raise UserError(
-            f"{path}: {what} takes {_gibibytes(size)} to read, and the limit for decoded data is {_gibibytes(_limit)}; "
-            "expected a smaller image (cut it into tiles or slices), or a higher limit"
+            f"{path}: {what} takes {_gibibytes(size)} to read, and the limit for decoded data is "
+            f"{_gibibytes(_limit)}; expected a smaller image (cut it into tiles or slices), or a higher "
+            "limit"
         )
 
 
@@ -57,29 +58,33 @@ def _gibibytes(size: int) -> str:
 
 
 class Bounded(io.BufferedReader):
-    """A file of which nobody asks for more bytes than it has: buffers are made as long as damaged headers say."""
+    """A file that never reads more bytes than it has.
+
+    Decoders allocate buffers of the length that a damaged header declares.
+    """
 
     def __init__(self, path: Path):
-        """Opens a file."""
+        """Open a file."""
         super().__init__(io.FileIO(path))
         self._length = path.stat().st_size
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read at most so many bytes, and no more than are left."""
+        """Read at most this many bytes, and no more than are left."""
         left = max(self._length - self.tell(), 0)
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
 @contextlib.contextmanager
 def border(path: Path, expected: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into one `UserError`; by design, not by a list of exceptions.
+    """Turn any exception of a decoder into one `UserError`; by design, not by a list of exceptions.
 
-    Decoders of damaged files raise anything: `TokenError`, `RecursionError`, `MemoryError`, `struct.error`,
-    and, for callers who run with `-W error`, warnings. Only what ends a process on request passes.
+    Decoders of damaged files raise any exception: `TokenError`, `RecursionError`, `MemoryError`,
+    `struct.error` and, if Python runs with `-W error`, warnings. Only exceptions that end a process on
+    request pass.
 
     Args:
         path: The file that is read inside the `with` block.
-        expected: What should have been there, for the end of the line.
+        expected: Contents that were expected, for the end of the line.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Lists in files: tables with a header, rows without one, and names one to a line."""
+"""Lists in files: tables with a header, rows without one, and one name per line."""
 
 import codecs
 import csv
@@ -17,8 +17,8 @@ class Row:
     """One row of a list without a header.
 
     Attributes:
-        place: where it is ("row 1" is the first line).
-        cells: its stripped cells; the first is never blank.
+        place: Location of the row ("row 1" is the first line).
+        cells: Cells without outer blanks; the first is never empty.
     """
 
     place: str
@@ -26,15 +26,16 @@ class Row:
 
 
 def read_rows(path: Path, fields: int, separator: str | None = None) -> list[Row]:
-    """Reads a list without a header; any line ends, trailing blanks and blank lines are allowed.
+    """Read a list without a header; any line ends, trailing blanks and blank lines are allowed.
 
     Args:
-        path: the file.
-        fields: cells of each row.
-        separator: between cells, such as ","; None for any run of blanks or tabs.
+        path: The file.
+        fields: Number of cells in each row.
+        separator: Separator of cells, such as ","; None for any run of blanks or tabs.
 
     Raises:
-        UserError: no such file, not text, no rows, a row with another number of cells, or a blank first cell.
+        UserError: The file does not exist, is not text, has no rows, has a row with another number of cells,
+            or a blank first cell.
     """
     rows = []
     for number, line in enumerate(_text(path, "list").splitlines(), start=1):
@@ -58,10 +59,10 @@ def read_rows(path: Path, fields: int, separator: str | None = None) -> list[Row
 
 
 def flags(path: Path, place: str, cells: Sequence[str], names: Sequence[str]) -> tuple[float, ...]:
-    """Cells that each are 0 or 1, one per class.
+    """Return cells that are each 0 or 1, one per class.
 
     Raises:
-        UserError: anything else; names the file, the row and the class.
+        UserError: A cell is anything else; names the file, the row and the class.
     """
     for cell, name in zip(cells, names, strict=True):
         if cell not in ("0", "1"):
@@ -70,10 +71,10 @@ def flags(path: Path, place: str, cells: Sequence[str], names: Sequence[str]) ->
 
 
 def class_name(path: Path, place: str, cell: str, names: Sequence[str]) -> str:
-    """The class whose number a cell holds.
+    """Return the class whose number a cell holds.
 
     Raises:
-        UserError: it is no number from 0 to the last class's; names the file and the row.
+        UserError: The cell is not a number from 0 to that of the last class; names the file and the row.
     """
     if not cell.isdecimal() or int(cell) >= len(names):
         numbered = ", ".join(f"{number} {name}" for number, name in enumerate(names))
@@ -84,21 +85,22 @@ def class_name(path: Path, place: str, cell: str, names: Sequence[str]) -> str:
 def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[str, list[str]]]:
     """Read a CSV file by column.
 
-    Commas, semicolons or tabs separate cells, whichever the header holds most of outside quotation marks; a
-    first line "sep=;" as spreadsheets write it says so itself. Columns without a name in which no row has a
-    value are left out, and so is a first column without a name, the row numbers of pandas.
+    Cells are separated by commas, semicolons or tabs, whichever is most frequent in the header outside
+    quotation marks; a first line "sep=;" as written by spreadsheets takes precedence. Columns without a name
+    and without values are left out, and so is a first column without a name, the row numbers of pandas.
 
     Args:
-        path: The file; a byte-order mark, any line ends and blank lines are allowed. UTF-8, or UTF-16 with
-            its mark.
-        what: What to call it in error lines.
+        path: The file, UTF-8, or UTF-16 with its byte-order mark; a byte-order mark, any line ends and blank
+            lines are allowed.
+        what: Name of the file's kind in errors.
 
     Returns:
-        Where each row is in the file ("row 2" is the first below the header, as a spreadsheet counts), and
-        the cells of each column as `identity.clean` gives them.
+        The location of each row in the file ("row 2" is the first below the header, as in a spreadsheet), and
+        the cells of each column as returned by `identity.clean`.
 
     Raises:
-        UserError: No such file, not text, no rows, a column named twice, or a row of the wrong length.
+        UserError: The file does not exist, is not text, has no rows, has two columns of one name, or a row of
+            the wrong length.
     """
     text = _text(path, what)
     delimiter, skipped = _delimiter(text)
@@ -119,7 +121,8 @@ def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[st
             extra = cells[len(header) :]
             if len(cells) < len(header) or any(extra):
                 raise UserError(
-                    f"{path}: row {reader.line_num}: {len(cells)} cells, expected {len(header)} as in the header"
+                    f"{path}: row {reader.line_num}: {len(cells)} cells, expected {len(header)} as in the "
+                    "header"
                 )
             places.append(f"row {reader.line_num}")
             rows.append(cells[: len(header)])
@@ -138,12 +141,12 @@ def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[st
 
 
 def _delimiter(text: str) -> tuple[str, int]:
-    """The mark between cells, and how many lines come before the header."""
+    """Return the separator of cells, and the number of lines before the header."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     if said := re.fullmatch(r"\s*\"?sep=(.)\"?\s*", first):
         return said[1], 1
     bare = re.sub(r'"[^"]*"', "", first)
-    # Spreadsheets write semicolons where the comma is the decimal mark.
+    # Spreadsheets write semicolons if the comma is the decimal separator.
     return max(",;\t", key=bare.count), 0
 
 

@@ -1,12 +1,12 @@
-"""The manifest: a CSV file beside the images, one row per image.
+"""The manifest: a CSV file beside the images, with one row per image.
 
-`image,label[,mask][,patient][,split][,source][,...]`, image and mask paths relative to the manifest. Several
-labels of one image are joined by `|`, or there is one 0/1 column per class (then `label="edema,effusion"`
-names the columns). A slice of a volume, page of a TIFF or frame of a DICOM file is written
-`scan.nii.gz[12]`, counted from 0.
+`image,label[,mask][,patient][,split][,source][,...]`; image and mask paths are relative to the manifest.
+Several labels of one image are joined by `|`, or there is one 0/1 column per class (then
+`label="edema,effusion"` names the columns). A slice of a volume, page of a TIFF or frame of a DICOM file is
+written `scan.nii.gz[12]`, counted from 0.
 
-Columns of other usual names (`filename`, `diagnosis`, `Patient ID`, `subset`) are taken where only one can
-be meant, and `Dataset.notes` says so; see `dapt_jax.data.columns`.
+Columns with other usual names (`filename`, `diagnosis`, `Patient ID`, `subset`) are used if the choice is
+unambiguous, and `Dataset.notes` lists them; see `dapt_jax.data.columns`.
 """
 
 import re
@@ -53,35 +53,36 @@ def load_manifest(
     Args:
         path: The CSV file (comma, semicolon or tab between cells; UTF-8).
         image_size: Side of the images in pixels.
-        label: The label column; or several 0/1 columns joined by commas, one per class, blank where missing.
-            A label column in which any cell holds `|` makes the set multi-label; there a blank means no
+        label: The label column; or several 0/1 columns joined by commas, one per class, blank for a missing
+            label. A label column in which any cell holds `|` makes the set multi-label; a blank then means no
             class.
-        classes: The classes in the order wanted; by default all labels of the rows kept, numbers in
-            numerical order, names by name (or the 0/1 columns).
+        classes: The classes in the wanted order; by default all labels of the selected rows, numbers in
+            numerical order, names alphabetically (or the 0/1 columns).
         drop_classes: Labels whose rows are left out; "nan" stands for rows without a label. In a multi-label
-            set the labels go and the rows stay.
-        where: Which rows to use, see `Dataset.where`; applied before any label or file is looked at.
+            set the labels are removed and the rows remain.
+        where: Condition that selects rows, see `Dataset.where`; applied before labels and files are checked.
         crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
-        group: Column that names the patient, or another group that splits must not separate; "image" for
-            images that all stand alone. By default "patient" or a column of another usual name; where there
-            is none, the PatientID of DICOM files; other images are groups of their own.
+        group: Column that names the patient, or another group that splits must not separate; "image" makes
+            each image its own group. By default "patient" or a column with another usual name; without one,
+            the PatientID of DICOM files; other images are groups of their own.
         on_bad_image: "error", or "skip" to leave out and count images that are missing or cannot be read.
         cache_bytes: See `ImageStore.from_files`.
-        workers: Threads that decode; see `ImageStore.verify`.
+        workers: Number of decoding threads; see `ImageStore.verify`.
         name: Name of the data set; by default the name of the manifest's folder.
-        segments: Of a set to be segmented, the name of each value of the masks, see `Dataset.segmented`.
-        window: Black and white of the images, see `Window.parse`; "" for the rule of each kind of file.
-        axis: Of NIfTI volumes, along which "volume.nii.gz[12]" counts, in the file's own order: 0 sagittal, 1
-            coronal, 2 axial.
-        mask_orientation: Of masks without coordinates beside NIfTI slices (or the reverse): "shown" or
-            "stored", see `dapt_jax.data.masks.Placed`; "" refuses them.
+        segments: Name of each mask value of a segmentation set, see `Dataset.segmented`.
+        window: Black and white values of the images, see `Window.parse`; "" for the rule of each kind of
+            file.
+        axis: Axis of NIfTI volumes along which "volume.nii.gz[12]" counts, in the file's own order: 0
+            sagittal, 1 coronal, 2 axial.
+        mask_orientation: Orientation of masks without coordinates beside NIfTI slices (or the reverse):
+            "shown" or "stored", see `dapt_jax.data.masks.Placed`; "" refuses them.
 
     Returns:
-        The data set; columns that are not image, label, mask or group are in `columns`, a split column of
-        another name under "split" as well.
+        The data set; columns other than image, label, mask and group are in `columns`, and a split column of
+        another name is also available as "split".
 
     Raises:
-        UserError: One line that names the file and row, what was expected, and the nearest valid choice.
+        UserError: One line that names the file and row, the expected value, and the nearest valid choice.
     """
     manifest = Path(path)
     records.check_on_bad_image(on_bad_image)
@@ -107,7 +108,8 @@ def load_manifest(
         strange := [other for other in (*classes, *drop_classes) if other not in label_columns]
     ):
         raise UserError(
-            f"{manifest}: class {strange[0]!r} is not in label={label!r}; {nearest(strange[0], label_columns)}"
+            f"{manifest}: class {strange[0]!r} is not in label={label!r}; "
+            f"{nearest(strange[0], label_columns)}"
         )
     if per_class:
         label_columns = tuple(column for column in classes or label_columns if column not in drop_classes)
@@ -141,8 +143,8 @@ def load_manifest(
             if not labels and not multi_label:
                 said = f" ({cells[0]!r})" if cells[0] else ""
                 raise UserError(
-                    f"{manifest}: {place}: {image} has no label{said}; expected a name in column {label_columns[0]!r}; "
-                    "drop_classes='nan' leaves such rows out"
+                    f"{manifest}: {place}: {image} has no label{said}; expected a name in column "
+                    f"{label_columns[0]!r}; drop_classes='nan' leaves such rows out"
                 )
         mask = columns[roles.mask][row] if roles.mask else ""
         return Record(
@@ -181,7 +183,7 @@ def load_manifest(
 
 
 def _is_unlabelled(cell: str, named: Collection[str]) -> bool:
-    """Whether a cell names no class; "NA" names one where the user says so."""
+    """Return whether a cell names no class; "NA" names one if the user lists it as a class."""
     return identity.is_missing(cell) and cell not in named
 
 

@@ -1,4 +1,7 @@
-"""What the numbers of mask files mean: classes in grey, palette or alpha; 255 for one; decided for a whole set."""
+"""Interpretation of the values of mask files, decided for a whole set.
+
+Classes are stored in grey, palette or alpha values; 255 may stand for one class.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,18 +18,18 @@ _NAMED = 6
 
 @dataclass(frozen=True)
 class Drawn:
-    """The numbers of one mask file.
+    """Values of one mask file.
 
     Attributes:
         grey: Values, uint8 [h, w].
-        alpha: The alpha channel, uint8 [h, w]; None for a file without.
+        alpha: The alpha channel, uint8 [h, w]; None for a file without one.
     """
 
     grey: np.ndarray
     alpha: np.ndarray | None = None
 
     def facts(self) -> "Facts":
-        """Return what the convention of a set is found from."""
+        """Return the facts that determine the convention of a set."""
         grey = frozenset(np.unique(self.grey).tolist())
         if self.alpha is None:
             return Facts(grey)
@@ -40,9 +43,9 @@ class Facts:
     """The values that occur in a mask file.
 
     Attributes:
-        grey: Of its grey channel.
-        alpha: Of its alpha channel; None for a file without.
-        agree: Whether what is transparent is also 0, so that alpha adds nothing.
+        grey: Values of the grey channel.
+        alpha: Values of the alpha channel; None for a file without one.
+        agree: Whether transparent pixels are also 0, so that alpha adds no information.
     """
 
     grey: frozenset[int]
@@ -52,11 +55,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Convention:
-    """How the masks of a set are to be read.
+    """Interpretation of the masks of a set.
 
     Attributes:
         in_alpha: Whether the classes are in the alpha channel.
-        halved: Whether 255 stands for class 1, as most drawing tools store two classes.
+        halved: Whether 255 stands for class 1, as most annotation tools store two classes.
     """
 
     in_alpha: bool = False
@@ -79,13 +82,13 @@ class Convention:
 
 
 def convention(named: Iterable[tuple[str, Facts]]) -> Convention:
-    """Return how the masks of a set are to be read, from all of them: a file alone may not show it.
+    """Return the interpretation of a set's masks, from all of them: one file may not be conclusive.
 
     Args:
         named: Names and facts of the files.
 
     Raises:
-        UserError: Some have their classes in the alpha channel and some in grey.
+        UserError: Some masks have their classes in the alpha channel and some in grey.
     """
     files = list(named)
     in_alpha = next((name for name, facts in files if _only_alpha(facts)), None)
@@ -93,11 +96,13 @@ def convention(named: Iterable[tuple[str, Facts]]) -> Convention:
     for name, facts in files:
         if in_alpha is not None and (facts.alpha is None or (len(facts.grey) > 1 and not _only_alpha(facts))):
             raise UserError(
-                f"{name}: its mask is in its grey values, that of {in_alpha} in its alpha channel; expected one way for all"
+                f"{name}: its mask is in its grey values, that of {in_alpha} in its alpha channel; "
+                "expected one way for all"
             )
         if in_alpha is None and facts.alpha is not None and len(facts.alpha) > 1 and not facts.agree:
             raise UserError(
-                f"{name}: both its grey values and its alpha channel hold something; expected a mask of one channel"
+                f"{name}: both its grey values and its alpha channel hold something; expected a mask of "
+                "one channel"
             )
         union |= (facts.alpha or frozenset()) if in_alpha is not None else facts.grey
     return Convention(in_alpha is not None, halved=255 in union and union <= {0, 255})
@@ -108,27 +113,36 @@ def _only_alpha(facts: Facts) -> bool:
 
 
 def between(values: Iterable[int], expected: int) -> str:
-    """Return, for an error line, the values that no class has; "" for one or two, which are a mistake of names."""
+    """Return, for an error message, the values that no class has.
+
+    The result is "" for one or two values, which indicate a mistake in the names.
+    """
     strange = sorted(value for value in values if value >= expected)
     if strange == [255]:
-        return "; 255 beside other classes mostly marks pixels to ignore, which are not supported: give them a class"
+        return (
+            "; 255 beside other classes mostly marks pixels to ignore, which are not supported: give them "
+            "a class"
+        )
     if len(strange) <= 2:
         return ""
-    return f"; between its classes it holds {listed(strange)}, as after JPEG or interpolation: save it losslessly, as PNG"
+    return (
+        f"; between its classes it holds {listed(strange)}, as after JPEG or interpolation: save it "
+        "losslessly, as PNG"
+    )
 
 
 def listed(values: list[int] | list[float]) -> str:
-    """Return the first few of some values and how many there are."""
+    """Return the first few of some values and their number."""
     more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
     return ", ".join(f"{value:g}" for value in values[:_NAMED]) + more
 
 
 def read(source: Plane) -> Drawn:
-    """Read the numbers of a mask file, as it has them.
+    """Read the values of a mask file without interpretation.
 
     Raises:
-        UserError: It is unreadable or in colour, its values are not whole numbers from 0 to 255, or a JPEG
-            that is not of black and white alone.
+        UserError: The file is unreadable or in colour, has values that are not whole numbers from 0 to 255,
+            or is a JPEG with values other than black and white.
     """
     alpha: np.ndarray | None = None
     if formats.module(source.path) is pixels:
@@ -137,8 +151,8 @@ def read(source: Plane) -> Drawn:
         if stored.lossy and not np.isin(values, (0, 255)).all():
             strange = np.setdiff1d(values, (0, 255)).tolist()
             raise UserError(
-                f"{source}: a JPEG with {listed(strange)} between black and white; JPEG changes values: expected a "
-                "mask that is saved losslessly, as PNG"
+                f"{source}: a JPEG with {listed(strange)} between black and white; JPEG changes values: "
+                "expected a mask that is saved losslessly, as PNG"
             )
     else:
         values = formats.module(source.path).values(source)
@@ -160,6 +174,9 @@ def _classes(source: Plane, values: np.ndarray) -> np.ndarray:
     if not (finite.all() and near.all() and whole.min(initial=0) >= 0 and whole.max(initial=0) <= 255):
         strange = np.unique(values[finite & ~near]).tolist()
         range_ = f"mask values {values.min()} to {values.max()}, expected classes from 0 to 255"
-        why = f"; between classes it holds {listed(strange)}, as after interpolation: resample it to the nearest"
+        why = (
+            f"; between classes it holds {listed(strange)}, as after interpolation: resample it to the "
+            "nearest"
+        )
         raise UserError(f"{source}: {range_}{why if strange else ''}")
     return whole.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Masks: a file, a slice of a volume, several files laid over each other, or run lengths in a table."""
+"""Masks: a file, a slice of a volume, several overlaid files, or run lengths in a table."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,11 +19,10 @@ class Parts:
     """Files that each mark one segment.
 
     Attributes:
-        parts: a file or plane, and the value that a pixel gets where it is marked; values of several parts
-            are joined bit by bit, so that left and right lung may both be 1, and lesions that overlap 1, 2,
-            4, ...
-        like: the image; a mask without parts is as large as it and empty.
-        above: a pixel is marked where its value (of a colour file, its brightest channel) is more than this.
+        parts: File or plane, and the value that marked pixels get; values of several parts are combined by
+            bitwise OR, so left and right lung may both be 1, and overlapping lesions 1, 2, 4, ...
+        like: The image; a mask without parts is empty and has its size.
+        above: A pixel is marked if its value (of a colour file, its brightest channel) is greater than this.
     """
 
     parts: tuple[tuple[Source, int], ...]
@@ -36,12 +35,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class Rle:
-    """Run lengths as SIIM-ACR writes them: pairs "gap length" down the columns, each gap counted from the last run's end.
+    """Run lengths in the format of SIIM-ACR.
+
+    Pairs "gap length" run down the columns; each gap is counted from the end of the previous run.
 
     Attributes:
-        runs: texts, one per finding; "-1" and "" mark nothing.
-        like: the image, whose size the mask has.
-        place: where the runs are written, for error lines.
+        runs: Texts, one per finding; "-1" and "" mark nothing.
+        like: The image, which defines the size of the mask.
+        place: Location of the runs, for errors.
     """
 
     runs: tuple[str, ...]
@@ -54,13 +55,13 @@ class Rle:
 
 @dataclass(frozen=True)
 class Placed:
-    """A mask beside an image of which at least one has coordinates in the patient; it is brought onto the image by them.
+    """A mask and its image, at least one of which has patient coordinates that align them.
 
     Attributes:
         mask: The mask.
         on: The image.
-        orientation: How the two lie where coordinates do not say: "shown" as the image is shown, "stored" as
-            the array of the NIfTI file lies (its first axis down, its second across); "" refuses.
+        orientation: Orientation without coordinates: "shown" as the image is displayed, "stored" as the array
+            of the NIfTI file (its first axis down, its second across); "" refuses.
     """
 
     mask: Path | Plane
@@ -76,7 +77,7 @@ Mask = Path | Plane | Parts | Rle | Placed
 
 
 def place(mask: Mask | None, image: Source, orientation: str = "") -> Mask | None:
-    """Return a mask that is brought onto its image where a file has coordinates; others lie as their images do."""
+    """Return a mask that is aligned with its image if a file has coordinates; others are unchanged."""
     if not isinstance(mask, Path | Plane):
         return mask
     kinds = [formats.module(file_of(source)) for source in (mask, image)]
@@ -84,7 +85,7 @@ def place(mask: Mask | None, image: Source, orientation: str = "") -> Mask | Non
 
 
 def files(mask: Mask) -> Iterator[Path]:
-    """The files of a mask, all of which must be there."""
+    """Yield the files of a mask, all of which must exist."""
     if isinstance(mask, Parts):
         yield from (file_of(part) for part, _ in mask.parts)
     elif isinstance(mask, Placed):
@@ -94,11 +95,13 @@ def files(mask: Mask) -> Iterator[Path]:
 
 
 def draw(mask: Mask) -> Drawn:
-    """A mask as its source has it; what its values mean, its whole set tells (`dapt_jax.data.mask_values.convention`).
+    """Return the values of a mask without interpretation.
+
+    The whole set determines their meaning (`dapt_jax.data.mask_values.convention`).
 
     Raises:
-        UserError: a file is unreadable, its values are not classes from 0 to 255, parts differ in size, run
-            lengths leave the image, or a mask does not lie on its image; names the path.
+        UserError: A file is unreadable, its values are not classes from 0 to 255, parts differ in size, run
+            lengths exceed the image, or a mask is not aligned with its image; names the path.
     """
     if isinstance(mask, Rle):
         return Drawn(_unrolled(mask))
@@ -111,22 +114,22 @@ def draw(mask: Mask) -> Drawn:
 
 
 def read(mask: Mask) -> np.ndarray:
-    """A mask alone as classes.
+    """Return a single mask as classes.
 
-    A mask of 0 and 255 alone is read as 0 and 1, the way most drawing tools store two classes.
+    A mask that contains only 0 and 255 is read as 0 and 1, since most annotation tools store two classes so.
 
     Returns:
         uint8 [h, w].
 
     Raises:
-        UserError: see `draw`.
+        UserError: See `draw`.
     """
     drawn = draw(mask)
     return mask_values.convention([(str(mask), drawn.facts())]).apply(drawn)
 
 
 def extent(mask: Mask) -> tuple[int, int]:
-    """Height and width of a mask as it lies on its image, from headers where they say it."""
+    """Return the height and width of a mask aligned with its image, from headers if possible."""
     if isinstance(mask, Rle) or (isinstance(mask, Parts) and not mask.parts):
         return formats.extent(mask.like)
     if isinstance(mask, Parts):
@@ -139,24 +142,24 @@ def extent(mask: Mask) -> tuple[int, int]:
 
 
 def _onto(values: np.ndarray, mask: Placed) -> np.ndarray:
-    """Bring the values of a mask onto its image.
+    """Align the values of a mask with its image.
 
     Raises:
-        UserError: The two lie elsewhere in the patient, or where one lies is not known; names both.
+        UserError: The two are at different positions in the patient, or one position is unknown; names both.
     """
     drawn, image = plane(mask.mask), plane(mask.on)
     kinds = [formats.module(source.path) for source in (drawn, image)]
     where = [formats.geometry(source) for source in (drawn, image)]
     shape = formats.extent(image)
     if sorted(values.shape[:2]) != sorted(shape):
-        return values  # not as large as its image, which is said by who knows the row
+        return values  # sizes differ, which is reported where the row is known
     if where[0] and where[1]:
         turn = turn_onto(where[0], (values.shape[0], values.shape[1]), where[1], shape)
         if turn is None:
             raise UserError(_apart(drawn, image))
         return turn.apply(values)
     if where == [None, None] and kinds[0] is kinds[1]:
-        return values  # two arrays of one kind without coordinates: their indices are all there is
+        return values  # two arrays of one kind without coordinates: only their indices can be compared
     if mask.orientation == "shown":
         return values
     if mask.orientation == "stored":
@@ -165,13 +168,17 @@ def _onto(values: np.ndarray, mask: Placed) -> np.ndarray:
         str(source) for source, found in zip((drawn, image), where, strict=True) if not found
     )
     raise UserError(
-        f"{drawn}: how it lies on {image} is not known ({without} has no coordinates); expected files with coordinates, or "
-        "mask_orientation='shown' (as this library shows the image) or 'stored' (as the NIfTI file's array lies)"
+        f"{drawn}: how it lies on {image} is not known ({without} has no coordinates); expected files with "
+        "coordinates, or mask_orientation='shown' (as this library shows the image) or 'stored' (as the "
+        "NIfTI file's array lies)"
     )
 
 
 def _apart(drawn: Plane, image: Plane) -> str:
-    """The line about a mask that lies elsewhere than its image: both affines, and the slice that lies on it, if one does."""
+    """Return the error for a mask at another position than its image.
+
+    It contains both affines, and the slice that matches the image, if there is one.
+    """
     said = []
     for source in (drawn, image):
         if formats.module(source.path) is nifti:
@@ -203,7 +210,8 @@ def _joined(mask: Parts) -> np.ndarray:
             joined = np.zeros(marked.shape, np.uint8)
         if marked.shape != joined.shape:
             raise UserError(
-                f"{part}: {_size(marked)}, but {mask.parts[0][0]} is {_size(joined)}; expected parts of one size"
+                f"{part}: {_size(marked)}, but {mask.parts[0][0]} is {_size(joined)}; expected parts of "
+                "one size"
             )
         joined |= np.where(marked, np.uint8(value), np.uint8(0))
     assert joined is not None
@@ -236,7 +244,8 @@ def _unrolled(mask: Rle) -> np.ndarray:
             ) from error
         if len(numbers) % 2 or min(numbers) < 0:
             raise UserError(
-                f"{mask.place}: {len(numbers)} run lengths; expected pairs of a gap and a length, none negative"
+                f"{mask.place}: {len(numbers)} run lengths; expected pairs of a gap and a length, none "
+                "negative"
             )
         position = 0
         for gap, length in zip(numbers[::2], numbers[1::2], strict=True):
@@ -253,5 +262,5 @@ def _size(array: np.ndarray) -> str:
 
 
 def resized(classes: np.ndarray, size: int, crop: int | None) -> np.ndarray:
-    """Crops and resizes classes as `dapt_jax.data.decode.decode` does images, but to the nearest pixel."""
+    """Crop and resize classes as `dapt_jax.data.decode.decode` does images, but to the nearest pixel."""
     return np.asarray(pixels.crop_and_resize(Image.fromarray(classes), size, crop, Image.Resampling.NEAREST))

@@ -1,4 +1,4 @@
-"""Two images in one: mixup and CutMix, drawn on the device from (seed, step) alone."""
+"""Mixing of two images: mixup and CutMix, drawn on the device from (seed, step) alone."""
 
 import dataclasses
 
@@ -16,14 +16,14 @@ _FOR_MIX = 64
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """How the images of a batch are mixed with one another, each with one partner; all of a batch by the same draw.
+    """Mixing of each image of a batch with one partner, with one draw for the whole batch.
 
     Attributes:
-        mixup: both parameters of the beta distribution that an image's share is drawn from, for mixup (Zhang
-            et al., arXiv 1710.09412); 0 for none.
-        cutmix: the same for CutMix (Yun et al., arXiv 1905.04899), where the partner takes a rectangle.
-        switch: probability of CutMix where there are both.
-        probability: that a batch is mixed at all.
+        mixup: Both parameters of the beta distribution of an image's share, for mixup (Zhang et al., arXiv
+            1710.09412); 0 for none.
+        cutmix: The same for CutMix (Yun et al., arXiv 1905.04899), in which the partner replaces a rectangle.
+        switch: Probability of CutMix if both are enabled.
+        probability: Probability that a batch is mixed at all.
     """
 
     mixup: float = setting(0.0, at_least=0, doc="Both parameters of mixup's beta distribution; 0: no mixup.")
@@ -42,22 +42,22 @@ class Mix:
 
     @property
     def is_identity(self) -> bool:
-        """Whether images stay by themselves."""
+        """Whether images are returned unchanged."""
         return not (self.mixup or self.cutmix) or not self.probability
 
     def __call__(
         self, images: Num[AnyArray, "b h w c"], seed: ArrayLike, step: ArrayLike
     ) -> tuple[Float[Array, "b h w c"], Int[Array, " b"], Float[Array, ""]]:
-        """Mixes a batch.
+        """Mix a batch.
 
         Args:
             images: Images with values of any range.
             seed: Seed of the run, an integer.
-            step: Number of the step of the run, an integer.
+            step: Number of the step in the run, an integer.
 
         Returns:
-            The mixed images; the row of each one's partner, every row being one's partner once; and the share
-            of itself that every image has kept.
+            The mixed images; the row of each image's partner, a permutation; and the share of itself that
+            every image retains.
         """
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), _FOR_MIX)
         for_partner, for_share, for_kind, for_place, for_whether = jax.random.split(key, 5)
@@ -75,7 +75,10 @@ class Mix:
 
 
 def _outside(key: PRNGKeyArray, height: int, width: int, share: Float[Array, ""]) -> Float[Array, "h w"]:
-    """1 outside a rectangle of `1 - share` of the area about a random centre, 0 inside; it ends where the image does."""
+    """Return 0 inside a rectangle of `1 - share` of the area about a random centre, 1 outside.
+
+    The rectangle is clipped at the border of the image.
+    """
     sides = jnp.sqrt(1 - share) * jnp.asarray([height, width])
     centre = jax.random.uniform(key, (2,)) * jnp.asarray([height, width])
     (top, left), (bottom, right) = jnp.round(centre - sides / 2), jnp.round(centre + sides / 2)

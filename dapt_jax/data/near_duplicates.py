@@ -1,4 +1,4 @@
-"""The same picture in different files: what is seen of every image in the pass that first decodes it."""
+"""Near-duplicate images in different files, found by properties recorded when images are first decoded."""
 
 import functools
 import hashlib
@@ -17,24 +17,24 @@ from dapt_jax.data.decode import ImageStore
 
 THUMBNAIL = 16
 CORRELATION = 0.995
-"""Least Pearson correlation of the thumbnails of images that look alike."""
+"""Minimum Pearson correlation of the thumbnails of near-duplicate images."""
 FLAT = 2
-"""Grey levels out of 256 over which an image without content may spread."""
+"""Largest range of grey levels, out of 256, of an image without content."""
 _BLOCK = 1024
 _ALL_PAIRS = 1e9
-"""Up to so many pairs one matrix product is quicker than a tree."""
+"""Up to this number of pairs, one matrix product is faster than a tree."""
 _DIMENSIONS = 12
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What was seen of the images of a store.
+    """Recorded properties of the images of a store.
 
     Attributes:
         thumbnails: uint8 [n, 16, 16, 3].
-        digests: uint64 [n], of the decoded pixels: equal pixels have equal digests.
-        darkest: uint8 [n], the least value of any pixel and channel.
-        brightest: uint8 [n], the greatest.
+        digests: uint64 [n], hashes of the decoded pixels: equal pixels have equal digests.
+        darkest: uint8 [n], the smallest value of any pixel and channel.
+        brightest: uint8 [n], the largest value of any pixel and channel.
     """
 
     thumbnails: np.ndarray
@@ -44,7 +44,7 @@ class Looks:
 
     @property
     def flat(self) -> np.ndarray:
-        """Whether an image is of (nearly) one value: bool [n]."""
+        """Whether an image is (nearly) constant: bool [n]."""
         return self.brightest.astype(int) - self.darkest <= FLAT
 
     @property
@@ -53,14 +53,14 @@ class Looks:
         return self.brightest <= FLAT
 
     def take(self, indices: np.ndarray) -> "Looks":
-        """Return those of the images at `indices`."""
+        """Return the properties of the images at `indices`."""
         return Looks(
             self.thumbnails[indices], self.digests[indices], self.darkest[indices], self.brightest[indices]
         )
 
     @functools.cached_property
     def vectors(self) -> np.ndarray:
-        """Thumbnails of mean 0 per channel and length 1 (0 for one colour alone): float32 [n, 768]."""
+        """Return thumbnails of mean 0 per channel and norm 1 (0 if constant): float32 [n, 768]."""
         found = self.thumbnails.astype(np.float32)
         found -= found.mean(axis=(1, 2), keepdims=True)
         found = found.reshape(len(found), -1)
@@ -70,10 +70,10 @@ class Looks:
 
 
 class Collector:
-    """Looks at images one by one as they are decoded, from any thread."""
+    """Recording of image properties as images are decoded, from any thread."""
 
     def __init__(self, count: int):
-        """Make room for a number of images."""
+        """Allocate arrays for this number of images."""
         self._looks = Looks(
             np.zeros((count, THUMBNAIL, THUMBNAIL, 3), np.uint8),
             np.zeros(count, np.uint64),
@@ -82,7 +82,7 @@ class Collector:
         )
 
     def add(self, index: int, pixels: np.ndarray) -> None:
-        """Look at one image, uint8 [size, size, 3]."""
+        """Record the properties of one image, uint8 [size, size, 3]."""
         small = Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
         seen = self._looks
         seen.thumbnails[index] = np.asarray(small)
@@ -91,7 +91,7 @@ class Collector:
         seen.darkest[index], seen.brightest[index] = pixels.min(), pixels.max()
 
     def looks(self, indices: np.ndarray) -> Looks:
-        """Return what was seen of the images at `indices`."""
+        """Return the properties of the images at `indices`."""
         return self._looks.take(indices)
 
 
@@ -99,12 +99,12 @@ _seen: "weakref.WeakKeyDictionary[ImageStore, Looks]" = weakref.WeakKeyDictionar
 
 
 def remember(images: ImageStore, seen: Looks) -> None:
-    """Keep what was seen of a store's images for as long as the store lives."""
+    """Cache the properties of a store's images for as long as the store exists."""
     _seen[images] = seen
 
 
 def looks(images: ImageStore) -> Looks:
-    """Return what was seen of a store's images; those of a store that nobody has looked at are read."""
+    """Return the properties of a store's images; images without recorded properties are read."""
     if images not in _seen:
         collector = Collector(len(images))
         for index in range(len(images)):
@@ -116,19 +116,17 @@ def looks(images: ImageStore) -> Looks:
 def duplicates(
     dataset_a: Dataset, dataset_b: Dataset, correlation: float = CORRELATION
 ) -> list[tuple[int, int]]:
-    """Find images of one set that are, to the eye, also in the other.
+    """Find images of one set that are also in the other, exactly or as near-duplicates.
 
-    Two images match when their 16-pixel colour thumbnails correlate above `correlation` after the mean
-    colour is taken
-    out: copies in another file format, size, brightness or colour depth match; other crops, rotations and
-        mirror images
-    do not. Sets of very similar scenes give false matches: look at them before believing the number. Images
-    of one colour match nothing.
+    Two images match if their 16-pixel colour thumbnails correlate above `correlation` after subtraction of
+    the mean colour: copies in another file format, size, brightness or colour depth match; other crops,
+    rotations and mirror images do not. Sets of very similar scenes give false matches: inspect them before
+    relying on the number. Constant images match nothing.
 
     Args:
-        dataset_a: One set.
-        dataset_b: The other; the same object to look within one set, each pair then being listed once.
-        correlation: The least Pearson correlation of a match.
+        dataset_a: The first set.
+        dataset_b: The second set; the same object searches within one set and lists each pair once.
+        correlation: Minimum Pearson correlation of a match.
 
     Returns:
         Pairs (index in `dataset_a`, index in `dataset_b`), in order.
@@ -143,11 +141,11 @@ def duplicates(
 
 
 def _alike(a: np.ndarray, b: np.ndarray, correlation: float) -> np.ndarray:
-    """int64 [k, 2]: rows of two sets of unit vectors whose product is above `correlation`, in order.
+    """Return int64 [k, 2], rows of two sets of unit vectors with a product above `correlation`, in order.
 
-    Where there are too many pairs to try all, those are tried whose projections are near: unit vectors of
-    correlation r are sqrt(2 - 2 r) apart, and no projection takes two points further apart, so none is
-    missed.
+    If there are too many pairs to compare all, only those with close projections are compared: unit vectors
+    with correlation r are sqrt(2 - 2 r) apart, and a projection never increases the distance of two points,
+    so no pair is missed.
     """
     if not len(a) or not len(b):
         return np.zeros((0, 2), np.int64)
@@ -178,12 +176,12 @@ def _alike(a: np.ndarray, b: np.ndarray, correlation: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Merged:
-    """Groups that splits must not divide, and why they are larger than the patients.
+    """Groups that splits must not divide, and the reasons why they are larger than the patients.
 
     Attributes:
         groups: str [n].
-        pairs: Indices of images of different patients that look alike.
-        spellings: Names of patients that differ in case, separators or zeros alone.
+        pairs: Indices of near-duplicate images of different patients.
+        spellings: Names of patients that differ only in case, separators or zeros.
     """
 
     groups: np.ndarray
@@ -195,9 +193,9 @@ _merged: dict[str, Merged] = {}
 
 
 def merged(dataset: Dataset) -> Merged:
-    """Return the groups of a set, those joined that share a look-alike or whose names are nearly one.
+    """Return the groups of a set, joined if they share a near-duplicate or nearly the same name.
 
-    The former alone is switched off by `Dataset.merge_look_alikes`.
+    `Dataset.merge_look_alikes` switches off only the former.
     """
     key = f"{dataset.fingerprint()} {dataset.merge_look_alikes}"
     if key in _merged:

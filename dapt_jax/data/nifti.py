@@ -1,4 +1,4 @@
-"""Slices of NIfTI volumes by nibabel: counted as the file stores them, shown in one orientation whatever the scanner's."""
+"""Slices of NIfTI volumes, read by nibabel: file order for indices, one orientation for display."""
 
 import functools
 import threading
@@ -24,20 +24,22 @@ Stamp = tuple[int, int]
 
 
 def pixels(plane: Plane) -> np.ndarray:
-    """The slice as uint8 [h, w], see `samples`."""
+    """Return the slice as uint8 [h, w]; see `samples`."""
     return samples(plane).shown()[0]
 
 
 def samples(plane: Plane) -> Samples:
-    """The numbers of a slice, and their range: `plane.window`, or percentiles of the volume's foreground.
+    """Return the values of a slice and their range.
 
-    A slice is shown as radiologists see it: axial with the front up, coronal and sagittal with the head up;
-    the patient's right is on the left, and in sagittal slices the front is. Which slice it is, the file's own
-    order says: `[k]` is index k of the stored array along the axis that comes nearest to `plane.axis`, as
-    other tools count too.
+    The range is `plane.window`, or percentiles of the volume's foreground.
+
+    A slice is displayed by radiological convention: axial with anterior up, coronal and sagittal with
+    superior up; the patient's right is on the left, and in sagittal slices anterior is on the left. Slices
+    are numbered in the file's own order: `[k]` is index k of the stored array along the axis closest to
+    `plane.axis`, as in other tools.
 
     Raises:
-        UserError: see `volume`; or no such slice.
+        UserError: See `volume`; or the slice does not exist.
     """
     found = values(plane)
     window = plane.window or PERCENTILES
@@ -49,18 +51,21 @@ def samples(plane: Plane) -> Samples:
 
 
 def values(plane: Plane) -> np.ndarray:
-    """The numbers of the slice, float32 [h, w], placed as `samples` places them; NaN and infinity as the file has them."""
+    """Return the values of the slice, float32 [h, w], oriented as by `samples`.
+
+    NaN and infinity are those of the file.
+    """
     index = _canonical_index(plane)
     return volume(plane.path).slice(plane.axis, index).T[::-1, ::-1]
 
 
 def as_shown(plane: Plane, stored: np.ndarray) -> np.ndarray:
-    """Turn an array [i, j] of a slice, its axes those of the file in their order, as `samples` turns the slice itself."""
+    """Orient an array [i, j] of a slice, with axes in the file's order, as `samples` orients the slice."""
     return _stored_to_shown(plane).apply(stored)
 
 
 def as_stored(plane: Plane, shown: np.ndarray) -> np.ndarray:
-    """Undo `as_shown`."""
+    """Invert `as_shown`."""
     return _stored_to_shown(plane).inverse.apply(shown)
 
 
@@ -68,12 +73,12 @@ def _stored_to_shown(plane: Plane) -> Turn:
     codes = _header(plane.path, _stamp(plane.path)).codes
     first, second = (axis for axis in range(3) if codes[axis, 0] != plane.axis)
     rows, columns = codes[first, 1] > 0, codes[second, 1] > 0
-    # Shown, both canonical axes run backwards, and the later of them is the rows.
+    # In the displayed slice, both canonical axes are reversed, and the later of them is the row axis.
     return Turn(bool(rows), bool(columns), swap=bool(codes[first, 0] < codes[second, 0]))
 
 
 def extent(plane: Plane) -> tuple[int, int]:
-    """Height and width of the slice, from the header alone."""
+    """Return the height and width of the slice, from the header alone."""
     _canonical_index(plane)
     _, shape = _canonical(plane.path)
     first, second = (side for axis, side in enumerate(shape) if axis != plane.axis)
@@ -81,19 +86,22 @@ def extent(plane: Plane) -> tuple[int, int]:
 
 
 def length(path: Path, axis: int = 2) -> int:
-    """Number of slices along an axis of the patient: 0 sagittal, 1 coronal, 2 axial."""
+    """Return the number of slices along an axis of the patient: 0 sagittal, 1 coronal, 2 axial."""
     return int(_canonical(path)[1][axis])
 
 
 def slices(path: Path, axis: int = 2) -> Iterator[np.ndarray]:
-    """The slices of a volume one by one, float32, in the file's own order, in which `[k]` counts."""
+    """Yield the slices of a volume, float32, in the file's own order, which `[k]` uses as well."""
     whole, count = volume(path), length(path, axis)
     for index in range(count)[:: -1 if _is_reversed(_header(path, _stamp(path)).codes, axis) else 1]:
         yield whole.slice(axis, index)
 
 
 def geometry(plane: Plane) -> Geometry | None:
-    """Where the slice lies in the patient as it is shown; None where the header has no coordinates (both codes 0)."""
+    """Return the position of the displayed slice in the patient.
+
+    The result is None if the header has no coordinates (both codes 0).
+    """
     header = _header(plane.path, _stamp(plane.path))
     if not header.placed:
         return None
@@ -106,7 +114,10 @@ def geometry(plane: Plane) -> Geometry | None:
 
 
 def spacing(plane: Plane) -> tuple[float, float] | None:
-    """Height and width of a pixel in millimetres; None where the header's unit is unknown and its size a placeholder."""
+    """Return the height and width of a pixel in millimetres.
+
+    The result is None if the header's unit is unknown and its size a placeholder.
+    """
     header = _header(plane.path, _stamp(plane.path))
     affine, _ = _canonical(plane.path)
     sizes = np.linalg.norm(affine[:3, :3], axis=0) * header.unit
@@ -115,17 +126,17 @@ def spacing(plane: Plane) -> tuple[float, float] | None:
 
 
 def affine_of(path: Path) -> str:
-    """The affine of a file, for an error line."""
+    """Return the affine of a file, for an error message."""
     rows = _header(path, _stamp(path)).affine[:3]
     return "[" + "; ".join(" ".join(f"{value:.4g}" for value in row) for row in rows) + "]"
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume in canonical orientation [right, front, up], its numbers as stored: slices alone are scaled.
+    """A volume in canonical orientation [right, anterior, superior], as stored: only slices are scaled.
 
     Attributes:
-        stored: Numbers of the file's type.
+        stored: Values in the type of the file.
         slope: Slope in the header.
         intercept: Intercept in the header.
     """
@@ -136,7 +147,7 @@ class Volume:
 
     def slice(self, axis: int, index: int) -> np.ndarray:
         """Return a slice, float32."""
-        # A view: numpy.take would bring the whole volume into another order in memory for every slice.
+        # A view: numpy.take would reorder the whole volume in memory for every slice.
         return self._scaled(np.moveaxis(self.stored, axis, 0)[index])
 
     def _scaled(self, part: np.ndarray) -> np.ndarray:
@@ -145,7 +156,7 @@ class Volume:
         return (part.astype(np.float64) * self.slope + self.intercept).astype(np.float32)
 
     def span(self, window: Window) -> tuple[float, float]:
-        """Return percentiles of the foreground: exact ones, or, of a volume that is large, those of bins."""
+        """Return percentiles of the foreground: exact, or, for large volumes, from a histogram."""
         if self.stored.size <= _EXACT:
             return foreground_span(self._scaled(self.stored), window)
         counted = Statistics()
@@ -156,17 +167,19 @@ class Volume:
 
 
 def volume(path: Path) -> Volume:
-    """A volume; the last few are kept as far as the limit allows, for slices come one by one.
+    """Return a volume.
+
+    The most recent volumes are cached within the limit, because slices are read one by one.
 
     Raises:
-        UserError: the file is unreadable, its rank is not 3, or it is larger than the limit; names the path.
+        UserError: The file is unreadable, is not three-dimensional, or exceeds the limit; names the path.
     """
     key = path, _stamp(path)
     with _ONE_AT_A_TIME:
         found = _volumes.pop(key, None)
         if found is None:
             header = _header(*key)
-            # Make room before anything is read.
+            # Free memory before anything is read.
             while (
                 _volumes
                 and header.stored_bytes + sum(v.stored.nbytes for v in _volumes.values()) > _kept_bytes()
@@ -190,7 +203,7 @@ def _stamp(path: Path) -> Stamp:
 
 
 class _Header:
-    """Shape [3], affine and orientation codes [3, 2] as stored; whether it has coordinates; its unit in mm."""
+    """Header: shape [3], affine, orientation codes [3, 2] as stored, presence of coordinates, unit in mm."""
 
     def __init__(self, path: Path, image: Any, library: ModuleType):
         shape = image.shape
@@ -218,11 +231,11 @@ class _Header:
         coded = "sform_code" in header and "qform_code" in header
         self.placed = not coded or bool(int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0)
         unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
-        # Many writers leave the unit out; NIfTI without one is read in millimetres by every tool.
+        # Many writers omit the unit; every tool reads NIfTI without a unit in millimetres.
         self.unit = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}.get(unit, 0.0)
         voxels = int(np.prod(self.shape, dtype=object))
         self.stored_bytes = voxels * kind.itemsize
-        # Stored numbers, and of small volumes copies to sort.
+        # Stored values and, for small volumes, copies to sort.
         size = self.stored_bytes + 20 * min(voxels, _EXACT)
         limits.check(path, size, f"a volume of {' x '.join(map(str, self.shape))} voxels")
         start = int(header["vox_offset"]) if "vox_offset" in header else 0
@@ -238,14 +251,14 @@ _volumes: OrderedDict[tuple[Path, Stamp], Volume] = OrderedDict()
 @functools.lru_cache(maxsize=256)
 def _header(path: Path, stamp: Stamp) -> _Header:
     library = medical("nibabel", path)
-    # It writes of what it mends to standard error, beside the one line that is raised.
+    # nibabel reports what it repairs on standard error, in addition to the exception.
     library.imageglobals.logger.setLevel("CRITICAL")
     with limits.border(path, _WHOLE):
         return _Header(path, library.load(path), library)
 
 
 def _canonical(path: Path) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Affine and shape of the volume in canonical orientation."""
+    """Return the affine and shape of the volume in canonical orientation."""
     library, header = medical("nibabel", path), _header(path, _stamp(path))
     affine = header.affine @ library.orientations.inv_ornt_aff(header.codes, header.shape)
     shape = [0, 0, 0]
@@ -259,7 +272,7 @@ def _is_reversed(codes: np.ndarray, axis: int) -> bool:
 
 
 def _canonical_index(plane: Plane) -> int:
-    """The slice's index in canonical orientation, from the file's own."""
+    """Return the slice's index in canonical orientation, from its index in the file."""
     count = length(plane.path, plane.axis)
     index = plane.at(plane.index, count, "slice")
     return (
@@ -272,7 +285,7 @@ def _canonical_index(plane: Plane) -> int:
 def _read(path: Path, header: _Header) -> Volume:
     library = medical("nibabel", path)
     with limits.border(path, _WHOLE):
-        # Not mapped: a mapped file that becomes shorter ends the process.
+        # Not memory-mapped: if a mapped file becomes shorter, the process is killed.
         proxy = library.load(path, mmap=False).dataobj
         stored = np.asarray(proxy.get_unscaled()).reshape(header.shape)
         slope, intercept = float(proxy.slope), float(proxy.inter)

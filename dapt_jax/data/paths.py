@@ -1,4 +1,4 @@
-"""From a name as a table writes it to a file: Unicode forms, upper and lower case, suffixes left out."""
+"""Resolution of names in tables to files: Unicode forms, upper and lower case, omitted suffixes."""
 
 import os
 import re
@@ -8,52 +8,54 @@ from pathlib import Path
 from dapt_jax.data import identity
 
 IMAGES = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm", ".pnm",
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".pgm",
+    ".ppm", ".pnm",
     ".jp2", ".dcm", ".dicom", ".ima", ".dic",
 )  # fmt: skip
 """Suffixes of files that hold one picture."""
 VOLUMES = (".nii", ".nii.gz", ".mat", ".h5", ".hdf5", ".nrrd", ".mha", ".mhd", ".hdr", ".img")
-"""Suffixes of files that hold several pictures, of which a table has to name one."""
+"""Suffixes of files that hold several pictures, of which a table has to select one."""
 
 _SYSTEM = frozenset(
     ("__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found",
      "__pycache__", "recycler", "found.000")
 )  # fmt: skip
-"""Folders that systems and archives make, in lower case; names with a dot or a tilde in front are theirs
-too."""
+"""Folders made by operating systems and archives, in lower case; names that start with a dot or a tilde are
+also theirs."""
 
 _MARKS = (
-    b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+",
+    b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00",
+    b"MM\x00+",
     b"\x00\x00\x00\x0cjP  \r\n\x87\n",
 )  # fmt: skip
 
 
 class Finder:
-    """Finds files below a folder by the names that a table gives them.
+    """Search for files below a folder by the names in a table.
 
-    Listings of folders are kept, so that a table of many rows costs one listing per folder.
+    Folder listings are cached, so a table with many rows costs one listing per folder.
     """
 
     def __init__(self, root: Path):
-        """Start from a folder; nothing is read yet.
+        """Use a folder as the root, without reading anything yet.
 
         Args:
-            root: The folder that relative names start from.
+            root: Folder that relative names start from.
         """
         self._root = root
         self._listed: dict[Path, dict[str, list[str]]] = {}
 
     def __call__(self, written: str) -> Path:
-        """Return the file that a name means.
+        """Return the file that a name refers to.
 
-        A name that fits no file to the letter may fit one after Unicode normalisation, or in another case,
-        or, if it has no suffix of an image, with one; but only where a single file fits.
+        A name that matches no file exactly may match one after Unicode normalisation, in another case, or, if
+        it has no image suffix, with a suffix; but only if exactly one file matches.
 
         Args:
-            written: The name, relative to the root or absolute; folders may be separated by backslashes.
+            written: The name, relative to the root or absolute; backslashes may separate folders.
 
         Returns:
-            The file, or where it was looked for if nothing fits.
+            The file, or the path where it was expected if nothing matches.
         """
         path = self._root / written.replace("\\", "/")
         if os.path.exists(path):
@@ -71,11 +73,12 @@ class Finder:
         return found
 
     def below(self, names: Sequence[str]) -> Path | None:
-        """Return the one folder that holds all of several files whose names, without a folder, fit none in
-        the root itself.
+        """Return the only folder that holds all of the named files.
+
+        The names have no folder, and match no file in the root itself.
 
         Args:
-            names: As a table writes them.
+            names: Names as written in the table.
         """
         if (
             not names
@@ -90,7 +93,7 @@ class Finder:
         return holding[0] if len(holding) == 1 else None
 
     def _fitting(self, folder: Path, part: str, *, is_file: bool) -> list[str]:
-        """Names in a folder that a part of a path may mean, of the surest kind alone."""
+        """Return names in a folder that match a part of a path, only those of the most reliable kind."""
         there = self._names(folder)
         wanted = identity.clean(part)
         entries = there.get(wanted.casefold(), [])
@@ -112,12 +115,12 @@ class Finder:
 
 
 def is_of_system(name: str) -> bool:
-    """Return whether a file or folder is hidden, or made by a system or an archive."""
+    """Return whether a file or folder is hidden, or made by an operating system or an archive."""
     return name.lower() in _SYSTEM or name.startswith((".", "~"))
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yield the files in a folder and below it; links are followed once, files of systems left out."""
+    """Yield the files in a folder and below it; links are followed once, system files are ignored."""
     place = os.path.realpath(folder)
     if place in above:
         return
@@ -132,12 +135,12 @@ def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def true_path(path: str | Path) -> str:
-    """Return the one name of a file, links and `..` resolved; a name of no file stays as it is."""
+    """Return the canonical name of a file, with links and `..` resolved; other names are unchanged."""
     return os.path.realpath(path) if os.path.exists(path) else str(path)
 
 
 def holds_picture(file: Path) -> bool:
-    """Return whether a file is an image by its name or, where that says nothing, by its first bytes."""
+    """Return whether a file is an image by its suffix or, without a known suffix, by its first bytes."""
     lower = file.name.lower()
     if lower.endswith((*IMAGES, ".npy")):
         return True

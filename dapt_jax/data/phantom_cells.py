@@ -1,6 +1,6 @@
-"""Drawing of SYNTHETIC blood cells: shapes, stains and optics of the phantoms, and nothing measured from a patient.
+"""Drawing of SYNTHETIC blood cells: shapes, stains and optics, without any measurement of a patient.
 
-Dyes are laid on by optical density (Beer-Lambert), so overlapping cells darken each other as under a
+Dyes are added by optical density (Beer-Lambert), so overlapping cells darken each other as under a
 microscope. Lengths are in half frames: the frame runs from -1 to 1, and a radius of 0.5 is a quarter of the
 image's side.
 """
@@ -25,17 +25,17 @@ _DARK = (1.15, 1.30, 0.62)
 
 @dataclass(frozen=True)
 class Look:
-    """How one smear was stained and photographed.
+    """Stain and camera of one smear.
 
     Attributes:
-        light: colour of the empty background, float32 [3], 0 to 1.
-        dyes: optical densities of eosin, azure, blue, orange and dark granules, float32 [5, 3].
-        slope: change of illumination across the frame, along x and y.
-        vignette: loss of light in the corners.
-        scale: size of every cell relative to the usual.
-        crowd: mean number of red cells in a frame.
-        blur: radius of the blur in pixels of a 96-pixel image.
-        noise: standard deviation of the sensor's noise, in grey levels.
+        light: Colour of the empty background, float32 [3], 0 to 1.
+        dyes: Optical densities of eosin, azure, blue, orange and dark granules, float32 [5, 3].
+        slope: Change of illumination across the frame, along x and y.
+        vignette: Loss of light in the corners.
+        scale: Size of every cell relative to the usual size.
+        crowd: Mean number of red cells in a frame.
+        blur: Radius of the blur in pixels of a 96-pixel image.
+        noise: Standard deviation of the sensor's noise, in grey levels.
         quality: JPEG quality of the camera; 0 for none.
     """
 
@@ -51,12 +51,12 @@ class Look:
 
 
 def draw_look(rng: np.random.Generator, stain: int, spread: float) -> Look:
-    """Draws the look of one smear.
+    """Draw the parameters of one smear.
 
     Args:
-        rng: where the numbers come from.
+        rng: Random number generator.
         stain: 0 for the development laboratory, 1 for another stain and scanner.
-        spread: how much looks differ between smears; 1 is one laboratory, more is many.
+        spread: Variation of looks between smears; 1 is one laboratory, larger values are many.
     """
     base = np.array([_EOSIN, _AZURE, _BLUE, _ORANGE, _DARK])
     strength = np.exp(rng.normal(0, 0.16 * spread, (5, 1)))
@@ -82,7 +82,7 @@ def draw_look(rng: np.random.Generator, stain: int, spread: float) -> Look:
 
 
 class Canvas:
-    """One image in the making: an amount of each dye, and the mask, at every pixel."""
+    """An image under construction: the amount of each dye and the mask at every pixel."""
 
     def __init__(self, rng: np.random.Generator, size: int):
         self.rng, self.size = rng, size
@@ -93,30 +93,30 @@ class Canvas:
         self.edge = np.float32(3.0 / size)
 
     def noise(self, cells: int) -> np.ndarray:
-        """Smooth noise with `cells` bumps across the frame, float32 [size, size], standard deviation near 0.7."""
+        """Return smooth noise with `cells` bumps across the frame, float32 [size, size], std about 0.7."""
         coarse = self.rng.standard_normal((cells, cells), dtype=np.float32)
         return np.asarray(Image.fromarray(coarse).resize((self.size, self.size), Image.Resampling.BICUBIC))
 
     def depth(
         self, x: float, y: float, radius: float, stretch: float = 1.0, angle: float = 0.0
     ) -> np.ndarray:
-        """Distance inside the border of an ellipse (negative outside), float32 [size, size]."""
+        """Return the distance inside the border of an ellipse (negative outside), float32 [size, size]."""
         cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         dx, dy = self.x - np.float32(x), self.y - np.float32(y)
         u, v = (dx * cos + dy * sin) / np.float32(stretch), (dy * cos - dx * sin) * np.float32(stretch)
         return np.float32(radius) - np.sqrt(u * u + v * v)
 
     def cover(self, depth: np.ndarray) -> np.ndarray:
-        """Turns distances inside a border into coverage from 0 to 1."""
+        """Convert distances inside a border to coverage from 0 to 1."""
         return np.clip(depth / self.edge + np.float32(0.5), 0, 1)
 
     def specks(self, cells: int, threshold: float, contrast: float = 4.0) -> np.ndarray:
-        """Granules: the peaks of smooth noise, float32 [size, size] from 0 to 1."""
+        """Return granules: the peaks of smooth noise, float32 [size, size] from 0 to 1."""
         return np.clip((self.noise(cells) - np.float32(threshold)) * np.float32(contrast), 0, 1)
 
 
 def draw_red_cell(canvas: Canvas, x: float, y: float, radius: float) -> None:
-    """Adds a red cell: a disc of eosin, paler in its middle."""
+    """Add a red cell: a disc of eosin, paler in its middle."""
     rng = canvas.rng
     inside = canvas.depth(x, y, radius, np.exp(rng.normal(0, 0.08)), rng.uniform(0, np.pi))
     pallor = np.float32(rng.uniform(0.25, 0.8)) * canvas.cover(
@@ -126,7 +126,7 @@ def draw_red_cell(canvas: Canvas, x: float, y: float, radius: float) -> None:
 
 
 def draw_red_cells(canvas: Canvas, look: Look, clear: float) -> None:
-    """Scatters red cells over the frame, of which few reach into the `clear` radius around its centre."""
+    """Scatter red cells over the frame; few of them reach into the `clear` radius around its centre."""
     rng = canvas.rng
     for x, y in rng.uniform(-1.25, 1.25, (rng.poisson(look.crowd), 2)):
         radius = look.scale * rng.uniform(0.26, 0.33)
@@ -135,7 +135,7 @@ def draw_red_cells(canvas: Canvas, look: Look, clear: float) -> None:
 
 
 def draw_platelet(canvas: Canvas, look: Look) -> None:
-    """Adds a platelet to the middle: a small, granular, violet scrap."""
+    """Add a platelet at the centre: a small, granular, violet fragment."""
     rng = canvas.rng
     radius = look.scale * rng.uniform(0.10, 0.18)
     x, y = rng.normal(0, 0.06, 2)
@@ -146,7 +146,7 @@ def draw_platelet(canvas: Canvas, look: Look) -> None:
 
 
 def draw_leukocyte(canvas: Canvas, look: Look, kind: str) -> None:
-    """Adds a white cell of one of the five types to the middle, on top of what is there, and marks its mask."""
+    """Draw a white cell of one of the five types at the centre, over the other cells, and its mask."""
     rng = canvas.rng
     low, high = {"lymphocyte": (0.36, 0.56), "monocyte": (0.50, 0.68)}.get(kind, (0.44, 0.60))
     radius = look.scale * rng.uniform(low, high)
@@ -190,7 +190,7 @@ def draw_leukocyte(canvas: Canvas, look: Look, kind: str) -> None:
 
 
 def _nucleus(canvas: Canvas, kind: str, x: float, y: float, radius: float) -> np.ndarray:
-    """Distance inside the nucleus's border, float32 [size, size]."""
+    """Return the distance inside the border of the nucleus, float32 [size, size]."""
     rng = canvas.rng
     turn = rng.uniform(0, 2 * np.pi)
     if kind == "lymphocyte":
@@ -232,7 +232,7 @@ def _nucleus(canvas: Canvas, kind: str, x: float, y: float, radius: float) -> np
 
 
 def photograph(canvas: Canvas, look: Look) -> np.ndarray:
-    """Turns the dyes on a canvas into what the camera of `look` records, uint8 [size, size, 3]."""
+    """Render the dyes on a canvas with the camera of `look`, uint8 [size, size, 3]."""
     rng, size = canvas.rng, canvas.size
     density = look.dyes.T @ canvas.dyes.reshape(5, -1)
     lamp = 1 + np.float32(look.slope[0]) * canvas.x + np.float32(look.slope[1]) * canvas.y

@@ -1,10 +1,10 @@
-"""SYNTHETIC blood-smear phantoms: a corpus, a development set and an external set without anybody's data.
+"""SYNTHETIC blood-smear phantoms: a corpus, a development set and an external set without patient data.
 
-The images are drawn, not photographed. They let a study be tried, tested and timed from end to end; scores on
-them say nothing about medicine.
+The images are drawn, not photographed. They allow a study to be tried, tested and timed from end to end;
+scores on them have no medical meaning.
 
-`python -m dapt_jax.data.phantoms --out DIR` writes them as image files with a manifest, the form in which to
-bring data of one's own.
+`python -m dapt_jax.data.phantoms --out DIR` writes them as image files with a manifest, the format to use for
+other data.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from dapt_jax.errors import UserError, nearest
 LEUKOCYTES = drawing.LEUKOCYTES
 SMEAR_OBJECTS = ("erythrocyte", "leukocyte", "platelet")
 CELLS_PER_SMEAR = 6
-# Share of each class; rare ones are rare, as in blood, but not so rare that a small set lacks them.
+# Share of each class; rare classes are rare, as in blood, but present in small sets.
 _SHARES = {"leukocytes": (0.30, 0.24, 0.19, 0.16, 0.11), "smear": (0.60, 0.25, 0.15)}
 
 
 class Source(NamedTuple):
-    """One of the ready-made sets: which cells, which stain, which numbers, and how many images by default."""
+    """A predefined set: its cells, stain, smear numbers and default number of images."""
 
     kind: str
     stain: int
@@ -51,7 +51,7 @@ class Cells(NamedTuple):
         images: uint8 [n, size, size, 3].
         labels: int64 [n], index into `LEUKOCYTES`, or into `SMEAR_OBJECTS` for kind "smear".
         masks: uint8 [n, size, size]; 0 background, 1 cytoplasm, 2 nucleus (of white cells only).
-        smears: str [n], the smear that each cell is on: the "patient".
+        smears: str [n], the smear of each cell, used as the "patient".
     """
 
     images: np.ndarray
@@ -61,16 +61,16 @@ class Cells(NamedTuple):
 
 
 def cells(n: int, *, size: int = 64, stain: int = 0, seed: int = 0, kind: str = "leukocytes") -> Cells:
-    """Draws SYNTHETIC cells.
+    """Draw SYNTHETIC cells.
 
-    Image i depends on the arguments other than `n` and on i: more images never change the first ones. Every
-    `CELLS_PER_SMEAR` images share a smear, whose stain and light are its own.
+    Image i depends on the arguments other than `n` and on i: a larger `n` never changes the first images.
+    Every `CELLS_PER_SMEAR` images share a smear with its own stain and light.
 
     Args:
-        n: number of images.
-        size: side in pixels, 16 or more.
+        n: Number of images.
+        size: Side in pixels, 16 or more.
         stain: 0 for the development laboratory, 1 for another stain, scanner and magnification.
-        seed: not negative.
+        seed: Non-negative seed.
         kind: "leukocytes" for the five white cells, "smear" for windows on red cells, white cells and
             platelets of more varied smears.
     """
@@ -89,7 +89,7 @@ def cells(n: int, *, size: int = 64, stain: int = 0, seed: int = 0, kind: str = 
     for index in range(n):
         smear = index // CELLS_PER_SMEAR
         if index % CELLS_PER_SMEAR == 0:
-            # 0 and 1 keep the numbers of smears and of cells apart.
+            # 0 and 1 separate the random streams of smears and of cells.
             look = drawing.draw_look(
                 np.random.default_rng([*tag, 0, smear]), stain, 1.8 if kind == "smear" else 1.0
             )
@@ -123,17 +123,17 @@ def _draw(
 
 
 def load_phantoms(name: str, n: int = 0, image_size: int = 64, seed: int = 0) -> Dataset:
-    """Draws one of the ready-made SYNTHETIC sets.
+    """Draw one of the predefined SYNTHETIC sets.
 
     Args:
         name: "corpus" (red cells, white cells, platelets; varied smears), "development" (five white cells) or
-            "external" (the same five under another stain and scanner). No smear is in two sets.
-        n: number of images; 0 for the set's own.
-        image_size: side in pixels.
-        seed: not negative.
+            "external" (the same five with another stain and scanner). No smear is in two sets.
+        n: Number of images; 0 for the set's default.
+        image_size: Side in pixels.
+        seed: Non-negative seed.
 
     Returns:
-        The set, with masks, and its name in `columns["source"]`.
+        The set, with masks, and with its name in `columns["source"]`.
     """
     if name not in SOURCES:
         raise UserError(f"phantoms: no set {name!r}; {nearest(name, SOURCES)}")
@@ -160,13 +160,13 @@ def load_phantoms(name: str, n: int = 0, image_size: int = 64, seed: int = 0) ->
 
 
 def write(out: Path, n: int = 0, size: int = 96, seed: int = 0) -> Path:
-    """Writes the three sets as PNG files with one manifest.
+    """Write the three sets as PNG files with one manifest.
 
     Args:
-        out: folder; gets `SET/images/*.png`, `SET/masks/*.png` and `manifest.csv`.
-        n: number of images in each set; 0 for each set's own.
-        size: side in pixels.
-        seed: not negative.
+        out: Output folder for `SET/images/*.png`, `SET/masks/*.png` and `manifest.csv`.
+        n: Number of images in each set; 0 for each set's default.
+        size: Side in pixels.
+        seed: Non-negative seed.
 
     Returns:
         Path of the manifest.
@@ -190,7 +190,7 @@ def write(out: Path, n: int = 0, size: int = 96, seed: int = 0) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes phantoms from the command line."""
+    """Write phantoms from the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m dapt_jax.data.phantoms",
         description="Write SYNTHETIC blood-smear phantoms with a manifest.",

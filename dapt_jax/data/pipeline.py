@@ -1,4 +1,7 @@
-"""Batches as a pure function of the step: grain reads them ahead, and its position is a number that a checkpoint holds."""
+"""Batches as a pure function of the step.
+
+grain prefetches them, and their position is a number that a checkpoint stores.
+"""
 
 import dataclasses
 import functools
@@ -14,16 +17,16 @@ from dapt_jax.data.dataset import Dataset
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """In which order a run sees its examples: a fresh permutation per epoch from (seed, epoch) alone.
+    """Order of the examples of a run: a new permutation per epoch, from (seed, epoch) alone.
 
-    The last batch of an epoch is filled up with examples of the same epoch that carry weight 0, so every
-    example counts once per epoch and every batch has one shape.
+    The last batch of an epoch is padded with examples of the same epoch that have weight 0, so every example
+    counts once per epoch and all batches have one shape.
 
     Attributes:
         rows: Row numbers of the examples in their data set.
         batch_size: Examples per batch.
         seed: Seed of the permutations.
-        weights: Weights of `rows` in the loss; empty for 1 each.
+        weights: Weights of `rows` in the loss; empty if all are 1.
     """
 
     rows: tuple[int, ...]
@@ -33,14 +36,14 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches per epoch."""
+        """Number of batches per epoch."""
         return -(-len(self.rows) // self.batch_size)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - orders live as long as a run
     def epoch(
         self, epoch: int
     ) -> tuple[Int32[np.ndarray, "steps batch"], Float32[np.ndarray, "steps batch"]]:
-        """Row numbers and weights of an epoch's batches."""
+        """Return the row numbers and weights of an epoch's batches."""
         places = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
         shape = (self.steps_per_epoch, self.batch_size)
         filled = np.resize(places, shape)
@@ -65,7 +68,7 @@ class _Steps:
 
 
 Read = Callable[[int, np.ndarray], Mapping[str, Any]]
-"""From epoch and row numbers to what a batch holds of these rows: a pytree of arrays by name."""
+"""Function from epoch and row numbers to the contents of a batch: a pytree of arrays by name."""
 
 
 def batches(
@@ -77,20 +80,20 @@ def batches(
     share: slice = slice(None),
     threads: int = 2,
 ) -> grain.DatasetIterator:
-    """The batches of a run, read ahead by grain.
+    """Return the batches of a run, prefetched by grain.
 
     Args:
         dataset: Data set of the rows of `order`.
-        order: Which rows make which batch.
+        order: Assignment of rows to batches.
         epochs: Number of epochs of the whole run.
-        read: What a batch holds beside labels; by default the images.
-        share: Part of every batch that is read here; other processes read the rest.
-        threads: Number of threads that decode.
+        read: Function for the contents of a batch besides labels; by default the images.
+        share: Part of every batch that this process reads; other processes read the rest.
+        threads: Number of decoding threads.
 
     Returns:
-        An iterator with `get_state` and `set_state`, over dicts: what `read` gives (`image` uint8 [b, size,
-        size, 3]), `label` (see `Dataset.targets`), `weight` float32 [b], `index` int32 [b] (rows), `epoch`
-        int32 [].
+        An iterator with `get_state` and `set_state`, over dicts: the result of `read` (`image` uint8 [b,
+        size, size, 3]), `label` (see `Dataset.targets`), `weight` float32 [b], `index` int32 [b] (rows),
+        `epoch` int32 [].
     """
     labels = dataset.targets
     read = read or (lambda _, rows: {"image": dataset.images.batch(rows)})
@@ -114,17 +117,17 @@ def batches(
 def in_order(
     dataset: Dataset, rows: np.ndarray, batch_size: int, share: slice = slice(None)
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every row once, in order, in batches of one shape.
+    """Yield every row once, in order, in batches of one shape.
 
     Args:
         dataset: Data set of the rows.
         rows: Row numbers.
-        batch_size: Images in a batch.
+        batch_size: Number of images in a batch.
         share: Part of every batch that is read.
 
     Yields:
         Images uint8 [batch, size, size, 3], or the share of them, and row numbers [k] of the whole batch with
-        k <= batch; the last images are repeated to fill up.
+        k <= batch; the last image is repeated as padding.
     """
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]

@@ -1,4 +1,7 @@
-"""Files that Pillow opens: samples of 8 and 16 bits, grey and colour; the rules are told in `dapt_jax.data.intensity`."""
+"""Files that Pillow opens: samples of 8 and 16 bits, grey and colour.
+
+The rules are documented in `dapt_jax.data.intensity`.
+"""
 
 import sys
 import warnings
@@ -17,32 +20,31 @@ from dapt_jax.data.plane import Plane, Source, plane
 from dapt_jax.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
-"""What Pillow is allowed to open, by content: others of its readers start programs (PostScript) or never
-end."""
+"""Formats that Pillow may open, by content: some of its other readers start programs (PostScript) or never
+finish."""
 
 _EXPECTED = "a whole PNG, JPEG, BMP or TIFF file"
 _PHOTOMETRIC, _BITS_PER_SAMPLE, _TILE = 262, 258, (322, 323)
-# Bytes that reading takes for each pixel, by Pillow's mode: its own image, one that is upright, arrays, and
-# grey of 8 bits.
+# Bytes needed per pixel, by Pillow's mode: its own image, an upright copy, arrays, and 8-bit grey.
 _BYTES = {"1": 4, "L": 4, "P": 16, "I;16": 12, "I;16B": 12, "I;16L": 12, "I;16N": 12}
 _BYTES_OF_COLOUR, _BYTES_OF_DEEP_COLOUR = 16, 40
 RESIZING = 40
-"""Bytes that resizing takes for each pixel of a side: the weights of a filter as wide as the image."""
+"""Bytes needed for resizing per pixel of a side: the weights of a filter as wide as the image."""
 
-# The limit of `dapt_jax.data.limits` is checked before anything is decoded, and refuses in one line.
+# The limit of `dapt_jax.data.limits` is checked before decoding, and gives a one-line error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# What is wrong with a photograph's metadata changes no pixel; what is wrong with its pixels is raised.
+# Faulty metadata of a photograph change no pixel; faulty pixels raise an error.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\b")
 
 
 @contextmanager
 def opened(source: Source, at_least: int = 0) -> Iterator[Image.Image]:
-    """Opens and loads a file; whatever Pillow raises, here or in the body, comes out as one `UserError`.
+    """Open and load a file; any error of Pillow, here or in the body, becomes one `UserError`.
 
     Args:
-        source: of the file; the index of a `Plane` is the page of a TIFF or the frame of a GIF.
-        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many
-            pixels; 0 decodes every pixel.
+        source: Source of the file; the index of a `Plane` is the page of a TIFF or the frame of a GIF.
+        at_least: A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides have at least
+            this many pixels; 0 decodes every pixel.
     """
     found = plane(source)
     with limits.border(found.path, _EXPECTED), _image(found) as image:
@@ -55,7 +57,7 @@ def opened(source: Source, at_least: int = 0) -> Iterator[Image.Image]:
 
 @contextmanager
 def _image(found: Plane) -> Iterator[Image.Image]:
-    """The open file at the right page, of one of the documented formats; nothing is decoded yet."""
+    """Yield the open file at the right page, in one of the documented formats, not decoded yet."""
     path = found.path
     if not path.is_file():
         missing = "no such image file" if not path.exists() else "cannot be read (it is no file)"
@@ -73,7 +75,7 @@ def _image(found: Plane) -> Iterator[Image.Image]:
             "or .dcm, .nii, .npy or .mat"
         ) from error
     with image:
-        # Phone cameras write JPEGs with a preview as a second frame (MPO); those hold one picture.
+        # Phone cameras write JPEGs with a preview as a second frame (MPO); such a file holds one picture.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1 or found.index:
             image.seek(found.at(found.index, frames, "frame"))
@@ -96,15 +98,17 @@ def _check_size(path: Path, image: Image.Image) -> None:
 
 
 def extent(source: Plane) -> tuple[int, int]:
-    """Height and width of the upright image, from the file's header alone."""
+    """Return the height and width of the upright image, from the file's header alone."""
     with limits.border(source.path, _EXPECTED), _image(source) as image:
         width, height = image.size
-        # Values 5 to 8 of the EXIF orientation turn the image by a quarter.
+        # Values 5 to 8 of the EXIF orientation rotate the image by 90 degrees.
         return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
 
 
 def samples(source: Plane, at_least: int = 0) -> Samples:
-    """The numbers of an upright image: grey [h, w], all else RGB [h, w, 3]; alpha is dropped, palettes are looked up.
+    """Return the values of an upright image: grey [h, w], or RGB [h, w, 3].
+
+    An alpha channel is dropped, and palettes are looked up.
 
     Args:
         source: The file, with a page and a window.
@@ -123,11 +127,10 @@ def samples(source: Plane, at_least: int = 0) -> Samples:
         elif mode == "L" or mode[0] in "IF":
             array = np.asarray(ImageOps.exif_transpose(image))
             if image.format == "PPM" and mode == "I":
-                # Pillow brings grey maps of more than 8 bits to 16 by the greatest value that their header
-                # names.
+                # Pillow scales grey maps of more than 8 bits to 16 bits by the largest value in their header.
                 found = Samples(array.astype(np.uint16), of_bits(16, "greatest value in the header"))
             else:
-                # Pillow turns bilevel and 8-bit images with white at zero, and no others.
+                # Pillow inverts bilevel and 8-bit white-at-zero images, and no others.
                 white = mode != "L" and _tag(image, _PHOTOMETRIC) == 0
                 bits = "16-bit" if mode.startswith("I;16") else "32-bit"
                 found = integers_or_floats(array, f"{bits} grey", inverted=white)
@@ -138,11 +141,11 @@ def samples(source: Plane, at_least: int = 0) -> Samples:
 
 @dataclass(frozen=True)
 class Stored:
-    """The numbers of a file as masks have them.
+    """Values of a file as masks use them.
 
     Attributes:
-        values: [h, w], or [h, w, 3] of a colour file.
-        alpha: The alpha channel, uint8 [h, w]; None for a file without.
+        values: [h, w], or [h, w, 3] for a colour file.
+        alpha: The alpha channel, uint8 [h, w]; None for a file without one.
         lossy: Whether the format changes values.
     """
 
@@ -152,10 +155,12 @@ class Stored:
 
 
 def stored(source: Plane) -> Stored:
-    """The numbers of an upright file: palette indices rather than colours, values of white-at-zero files as they are stored.
+    """Return the stored values of an upright file.
 
-    A palette of black and white alone is read by its colours, whichever is first. Of a white-at-zero file
-    with two values, the white is 255.
+    These are palette indices rather than colours, and the uninverted values of white-at-zero files.
+
+    A palette of only black and white is read by its colours, whichever is first. In a white-at-zero file with
+    two values, white is 255.
     """
     with limits.border(source.path, _EXPECTED), _image(source) as image:
         raw = _raw_mode(image)
@@ -171,7 +176,7 @@ def stored(source: Plane) -> Stored:
         if mode == "P":
             return Stored(_of_palette(values, image.getpalette() or []))
         if mode == "L" and _tag(image, _PHOTOMETRIC) == 0 and not np.isin(values, (0, 255)).all():
-            # Of fewer bits than 8, Pillow has spread the values too.
+            # For fewer than 8 bits, Pillow has scaled the values as well.
             bits = max(_tag(image, _BITS_PER_SAMPLE) or (8,))
             return Stored((255 - values) // (255 // ((1 << bits) - 1)))
         if mode in ("LA", "PA", "RGBA"):
@@ -187,7 +192,7 @@ def _of_palette(indices: np.ndarray, palette: list[int]) -> np.ndarray:
 
 
 def windowed(found: Samples, source: Plane) -> Samples:
-    """Samples with the range of the source's window in place of their own, where it has one."""
+    """Return samples with the range of the source's window, if it has one, instead of their own."""
     window = source.window
     if window is None:
         return found
@@ -204,16 +209,16 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode == "1":
         return image.convert("L")
     if image.mode in ("P", "PA"):
-        # Straight to RGB, Pillow warns about palettes whose transparency is given in bytes.
+        # Converting directly to RGB, Pillow warns about palettes with transparency given in bytes.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def _sixteen_bits(source: Plane, image: Image.Image, raw: str) -> np.ndarray:
-    """The samples of a colour or grey-and-alpha image of 16 bits, uint16 [h, w, 3] or [h, w].
+    """Return the samples of a 16-bit image in colour or grey with alpha, uint16 [h, w, 3] or [h, w].
 
-    Pillow holds such an image as the upper bytes of its samples. The lower ones are there when the file is
-    decoded once more as if its bytes were in the other order.
+    Pillow stores such an image as the upper bytes of its samples. Decoding the file again with the opposite
+    byte order gives the lower bytes.
     """
     with _image(source) as again:
         if raw == "LA;16B":
@@ -246,7 +251,7 @@ def _tag(image: Image.Image, number: int) -> Any:
 
 
 def crop_and_resize(image: Image.Image, size: int, crop: int | None, how: Image.Resampling) -> Image.Image:
-    """Cuts out the centre (`crop` pixels, None for all) and resizes it to a square of `size` pixels."""
+    """Crop the centre (`crop` pixels, None for all) and resize it to a square of `size` pixels."""
     width, height = image.size
     if crop:
         across, down = min(crop, width), min(crop, height)

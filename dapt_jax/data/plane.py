@@ -1,4 +1,7 @@
-"""Where one picture lies: a file, or a slice, frame, page or array within one; and which of its values are black and white."""
+"""Location of one picture in a file, and the values shown as black and white.
+
+A picture is a file, or a slice, frame, page or array within one.
+"""
 
 import importlib
 import re
@@ -9,18 +12,18 @@ from typing import Any
 from dapt_jax.errors import UserError
 
 _SHOWN = 200
-"""Characters of an exception's text that go into a line: some libraries quote whole files."""
+"""Maximum length of an exception's text in an error line: some libraries quote whole files."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The values that become black and white; what lies beyond them is clipped.
+    """The values that become black and white; values beyond them are clipped.
 
     Attributes:
-        low: black.
-        high: white.
-        percent: whether the two are percentiles (of the whole volume, where the picture is a slice of one).
-        of_set: whether they are percentiles of the whole set, whatever windows its files have.
+        low: Value shown as black.
+        high: Value shown as white.
+        percent: Whether the two are percentiles (of the whole volume for a slice of a volume).
+        of_set: Whether they are percentiles of the whole set, which override the windows of its files.
     """
 
     low: float
@@ -30,10 +33,13 @@ class Window:
 
     @classmethod
     def parse(cls, text: str) -> "Window | None":
-        """Reads "-160,240" (values, such as Hounsfield units), "1%,99%" (percentiles of each file) or "set"; "" is None.
+        """Parse a window, such as "-160,240", "1%,99%" or "set"; "" gives None.
+
+        Numbers are values (such as Hounsfield units), percentages are percentiles of each file, and "set"
+        uses percentiles of the set.
 
         Raises:
-            UserError: anything else, or black that is not below white.
+            UserError: The text has another form, or black is not below white.
         """
         if not text:
             return None
@@ -58,12 +64,12 @@ class Plane:
     """One two-dimensional picture in a file that may hold several.
 
     Attributes:
-        path: the file.
-        index: the slice of a NIfTI volume, counted as its file stores them, frame of a DICOM file, page of a
-            TIFF, or picture of an array [n, h, w]; None where the file holds one.
-        axis: of a NIfTI volume in canonical orientation: 0 sagittal, 1 coronal, 2 axial slices.
-        key: the array in an HDF5 file, such as "cjdata/image".
-        window: black and white; None for the rule of the kind of file, see `dapt_jax.data.decode.decode`.
+        path: The file.
+        index: Slice of a NIfTI volume in the order of its file, frame of a DICOM file, page of a TIFF, or
+            picture of an array [n, h, w]; None if the file holds one picture.
+        axis: Axis of a NIfTI volume in canonical orientation: 0 sagittal, 1 coronal, 2 axial slices.
+        key: Array in an HDF5 file, such as "cjdata/image".
+        window: Black and white; None for the rule of the kind of file, see `dapt_jax.data.decode.decode`.
     """
 
     path: Path
@@ -77,10 +83,10 @@ class Plane:
         return f"{self.path}{key}" + ("" if self.index is None else f"[{self.index}]")
 
     def at(self, index: int | None, count: int, what: str) -> int:
-        """The index to read among `count`, checked.
+        """Return the checked index to read, out of `count`.
 
         Raises:
-            UserError: none was chosen though there are several, or there are fewer.
+            UserError: No picture is selected although there are several, or the index is too large.
         """
         if index is None and count != 1:
             raise UserError(
@@ -95,20 +101,20 @@ Source = str | Path | Plane
 
 
 def plane(source: Source) -> Plane:
-    """A source as a `Plane`: a path alone is a file that holds one picture."""
+    """Return a source as a `Plane`: a path alone is a file that holds one picture."""
     return source if isinstance(source, Plane) else Plane(Path(source))
 
 
 def file_of(source: Source) -> Path:
-    """The file in which a source lies."""
+    """Return the file of a source."""
     return plane(source).path
 
 
 def medical(package: str, path: Path) -> Any:
-    """Imports a package that only medical formats need.
+    """Import a package that only medical formats need.
 
     Raises:
-        UserError: it is not installed; names the extra that has it.
+        UserError: It is not installed; names the extra that provides it.
     """
     try:
         return importlib.import_module(package)
@@ -117,7 +123,7 @@ def medical(package: str, path: Path) -> Any:
 
 
 def one_line(said: BaseException | str) -> str:
-    """What an exception, or a text out of a file, says: on one line, not long, without control characters."""
+    """Return an exception or a text from a file as one short line without control characters."""
     if isinstance(said, MemoryError):
         return "not enough memory"
     text = "".join(letter if letter.isprintable() else " " for letter in str(said))

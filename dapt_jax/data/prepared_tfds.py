@@ -1,4 +1,7 @@
-"""Prepared TensorFlow Datasets sets in array_record files, read without TensorFlow; with it, sets are prepared by name."""
+"""Prepared TensorFlow Datasets sets in array_record files, read without TensorFlow.
+
+If TensorFlow is installed, sets can be prepared by name.
+"""
 
 import importlib.util
 import re
@@ -28,28 +31,28 @@ def load_tfds(
     group: str = "",
     name: str = "",
 ) -> Dataset:
-    """Reads a set that `tfds build --file_format=array_record` has prepared; its images are held in memory.
+    """Read a set prepared by `tfds build --file_format=array_record`; its images are held in memory.
 
     Args:
-        path: the version's folder (it holds `dataset_info.json`), or a folder above it that holds one version
-            only; with `dataset`, the folder in which TFDS keeps its sets.
-        image_size: side of the images in pixels.
-        dataset: name of a set in TFDS's catalogue, such as "colorectal_histology" or "name/config"; it is
-            downloaded and prepared if `path` does not hold it yet, for which TensorFlow must be installed.
-        split: the split to read; "" reads all of them. The split is in `columns["split"]` either way.
-        label: name of the class feature.
-        classes: the classes in the order wanted; by default the feature's.
-        drop_classes: classes whose images are left out.
-        where: which images to use, see `Dataset.where`.
-        crop: side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
-        group: name of the feature that names the patient; "" makes each image its own group.
-        name: name of the data set; by default the prepared set's.
+        path: Folder of the version (which contains `dataset_info.json`), or a folder above it with only one
+            version; with `dataset`, the data folder of TFDS.
+        image_size: Side of the images in pixels.
+        dataset: Name of a set in the TFDS catalogue, such as "colorectal_histology" or "name/config"; it is
+            downloaded and prepared if `path` does not contain it yet, which requires TensorFlow.
+        split: Split to read; "" reads all of them. The split is in `columns["split"]` in both cases.
+        label: Name of the class feature.
+        classes: The classes in the wanted order; by default those of the feature.
+        drop_classes: Classes whose images are left out.
+        where: Condition that selects images, see `Dataset.where`.
+        crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        group: Name of the feature that identifies the patient; "" makes each image its own group.
+        name: Name of the data set; by default that of the prepared set.
 
     Raises:
-        UserError: no prepared set there and it cannot be prepared, not in array_record files, or a feature or
-            split that it does not have.
+        UserError: There is no prepared set and it cannot be prepared, it is not in array_record files, or it
+            does not have a feature or split.
     """
-    # Its import takes seconds, which sets of other kinds need not pay.
+    # Importing it takes seconds, which readers of other kinds avoid.
     import tensorflow_datasets as tfds
 
     folder = _prepared(tfds, Path(path), dataset) if dataset else _version_folder(Path(path))
@@ -118,12 +121,13 @@ def _version_folder(path: Path) -> Path:
 
 
 def _prepared(tfds: ModuleType, folder: Path, dataset: str) -> Path:
-    """The version's folder of a set by name, prepared now if it is not there yet."""
+    """Return the version folder of a set by name; the set is prepared if it does not exist yet."""
     if any((folder / dataset).glob("**/dataset_info.json")):
         return _version_folder(folder / dataset)
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"{folder}: does not hold {dataset} prepared, and preparing it takes TensorFlow; pip install 'dapt_jax[tfds]'"
+            f"{folder}: does not hold {dataset} prepared, and preparing it takes TensorFlow; pip install "
+            "'dapt_jax[tfds]'"
         )
     try:
         builder = tfds.builder(dataset, data_dir=folder, file_format="array_record")

@@ -1,9 +1,10 @@
-"""RandAugment (Cubuk et al., arXiv 1909.13719) on the device: operations drawn per image and done in turn, of one magnitude.
+"""RandAugment (Cubuk et al., arXiv 1909.13719) on the device, with one magnitude for all operations.
 
-An operation is one of four parts with numbers of its own: where pixels are read, a table of 256 values per
-channel, the table of equalisation, a blend with another image. Under `vmap` a `lax.switch` runs every branch
-for every image, so four parts are cheaper there than fourteen operations. Where images are taken one by one,
-as `Augment` does on a CPU, only the part that was drawn runs.
+Operations are drawn per image and applied in sequence. Each belongs to one of four groups with its own
+parameters: resampling, a table of 256 values per channel, the equalisation table, and blending with another
+image. Under `vmap` a `lax.switch` runs every branch for every image, so four groups cost less than fourteen
+operations. If images are processed one by one, as `Augment` does on a CPU, only the group that was drawn
+runs.
 """
 
 import functools
@@ -18,40 +19,42 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 from dapt_jax.data import colour, warp
 
 OPERATIONS = (
-    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation", "contrast",
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation",
+    "contrast",
     "sharpness", "posterise", "solarise", "autocontrast", "equalise",
 )  # fmt: skip
 MOVING = OPERATIONS[1:6]
-"""Those that move pixels; masks follow them."""
+"""Operations that move pixels; masks follow them."""
 BLENDING = ("saturation", "sharpness")
 STRONGEST = 30.0
-"""Largest magnitude; what each operation does at it is what torchvision's RandAugment does at its last of 31
-bins."""
+"""Largest magnitude, at which each operation equals the last of the 31 bins of torchvision's RandAugment."""
 
 _PART = np.array(
     [(name in MOVING) + 2 * (name in BLENDING) + 3 * (name == "equalise") for name in OPERATIONS]
 )
-"""Which of the parts in `images` does an operation: 0 looks up."""
+"""Group in `images` of each operation: 0 is a table look-up."""
 _SHEAR, _SHIFT, _DEGREES, _BLEND, _BITS = 0.3, 150 / 331, 30.0, 0.9, 4
 
 Drawn = tuple[Int[Array, " number"], Int[Array, " number"]]
-"""Numbers of operations, and 1 where an operation with two directions goes the other way."""
+"""Numbers of operations, and 1 where an operation with two directions is reversed."""
 
 
 def drawn(key: PRNGKeyArray, number: int) -> Drawn:
-    """Draws operations, each as likely as any other, with replacement."""
+    """Draw operations uniformly, with replacement."""
     for_operation, for_direction = jax.random.split(key)
     operations = jax.random.randint(for_operation, (number,), 0, len(OPERATIONS))
     return operations, jax.random.bernoulli(for_direction, shape=(number,)).astype(jnp.int32)
 
 
 def images(image: Float[Array, "h w 3"], operations: Drawn, magnitude: float) -> Float[Array, "h w 3"]:
-    """An image after its operations; it holds whole numbers from 0 to 255 before, between and after them, as uint8 does.
+    """Apply operations to an image.
+
+    The image holds whole numbers from 0 to 255 before, between and after operations, as uint8 would.
 
     Args:
-        image: values 0 to 255.
-        operations: what `drawn` gives.
-        magnitude: 0 to `STRONGEST`.
+        image: Values 0 to 255.
+        operations: Result of `drawn`.
+        magnitude: Magnitude from 0 to `STRONGEST`.
     """
     parts = [
         functools.partial(part, magnitude=magnitude) for part in (_looked_up, _moved, _blended, _equalised)
@@ -64,19 +67,19 @@ def images(image: Float[Array, "h w 3"], operations: Drawn, magnitude: float) ->
 
 
 def masks(mask: Num[Array, "h w c"], operations: Drawn, magnitude: float) -> Num[Array, "h w c"]:
-    """A mask of integers after what its image's operations move; no value appears that was not there."""
+    """Apply the geometric operations of an image to its mask of integers; no new value appears."""
     return jax.lax.scan(lambda now, one: (_moved(now, *one, magnitude), None), mask, operations)[0]
 
 
 def _strength(other_way: Int[Array, ""], magnitude: float) -> Float[Array, ""]:
-    """How much is kept of what an image has more than that which it is blended with."""
+    """Return the factor by which the difference from the blended image is scaled."""
     return jnp.where(other_way, 1 - _BLEND * magnitude / STRONGEST, 1 + _BLEND * magnitude / STRONGEST)
 
 
 def _blended(
     image: Float[Array, "h w 3"], operation: Int[Array, ""], other_way: Int[Array, ""], magnitude: float
 ) -> Float[Array, "h w 3"]:
-    """More or less of what an image has beyond its grey or its smoothed self."""
+    """Blend an image with its grey or smoothed version, or extrapolate away from it."""
     is_colour = operation == OPERATIONS.index("saturation")
     base = jnp.where(is_colour, _whole(colour.grey(image))[..., None], _whole(_smoothed(image)))
     return base + _strength(other_way, magnitude) * (image - base)
@@ -85,7 +88,7 @@ def _blended(
 def _looked_up(
     image: Float[Array, "h w 3"], operation: Int[Array, ""], other_way: Int[Array, ""], magnitude: float
 ) -> Float[Array, "h w 3"]:
-    """Each value by the table of the operation."""
+    """Map each value by the table of the operation."""
     table = _whole(_table(image, operation, _strength(other_way, magnitude), magnitude))
     return table[jnp.arange(3), image.astype(jnp.int32)]
 
@@ -97,7 +100,7 @@ def _whole(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def _moved(
     pixels: Num[Array, "h w c"], operation: Int[Array, ""], other_way: Int[Array, ""], magnitude: float
 ) -> Num[Array, "h w c"]:
-    """Pixels read where the operation says, the image mirrored beyond its border."""
+    """Read pixels where the operation says, with the image mirrored beyond its border."""
     height, width, _ = pixels.shape
     matrix = jnp.asarray(_matrices(height, width, magnitude))[other_way, operation]
     at = warp.identity(height, width)
@@ -107,13 +110,13 @@ def _moved(
 
 
 def _matrices(height: int, width: int, magnitude: float) -> Float[np.ndarray, "2 operations 2 3"]:
-    """By direction and operation, the affine map from a pixel's row and column to those it is read at."""
+    """Return affine maps from a pixel's coordinates to its source, by direction and operation."""
     share = magnitude / STRONGEST
     found = np.tile(np.eye(2, 3), (2, len(OPERATIONS), 1, 1))
     for other_way, sign in enumerate((1.0, -1.0)):
         of = dict(zip(OPERATIONS, found[other_way], strict=True))
         shear, turn = sign * _SHEAR * share, sign * math.radians(_DEGREES * share)
-        # A shear leaves the corner of the first pixel where it is: half a pixel before that pixel's centre.
+        # A shear fixes the corner of the first pixel: half a pixel before the centre of that pixel.
         of["shear_x"][1] = (shear, 1, shear / 2)
         of["shear_y"][0] = (1, shear, shear / 2)
         of["translate_x"][1, 2] = -sign * math.floor(_SHIFT * share * width)
@@ -127,7 +130,7 @@ def _matrices(height: int, width: int, magnitude: float) -> Float[np.ndarray, "2
 def _table(
     image: Float[Array, "h w 3"], operation: Int[Array, ""], strength: Float[Array, ""], magnitude: float
 ) -> Float[Array, "3 256"]:
-    """By channel, what becomes of each value from 0 to 255."""
+    """Return the new value of each value from 0 to 255, by channel."""
     values = jnp.arange(256.0)
     share = magnitude / STRONGEST
     step = 2 ** round(_BITS * share)
@@ -148,7 +151,7 @@ def _table(
 
 
 def _equalised(image: Float[Array, "h w 3"], *_: Any, magnitude: float) -> Float[Array, "h w 3"]:
-    """Each channel's values spread evenly, in whole numbers as Pillow has them; there is no magnitude to it."""
+    """Equalise the histogram of each channel, with Pillow's integer arithmetic and without a magnitude."""
     places = image.astype(jnp.int32) + 256 * jnp.arange(3)
     counts = jnp.zeros(3 * 256, jnp.int32).at[places.reshape(-1)].add(1).reshape(3, 256)
     of_last = jnp.take_along_axis(counts, image.max((0, 1)).astype(jnp.int32)[:, None], 1)
@@ -159,7 +162,7 @@ def _equalised(image: Float[Array, "h w 3"], *_: Any, magnitude: float) -> Float
 
 
 def _smoothed(image: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
-    """Each pixel the mean of it, five times, and its eight neighbours; those at the border as they are."""
+    """Return an image smoothed by a 3 by 3 kernel with centre weight 5; border pixels are unchanged."""
     height, width, _ = image.shape
     shifts = [image[i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3)]
     inner = (sum(shifts[1:], shifts[0]) + 4 * image[1:-1, 1:-1]) / 13

@@ -1,4 +1,4 @@
-"""From rows about images to a `Dataset`: the checks that every reader of files shares."""
+"""Conversion of image records to a `Dataset`, with the checks that all readers of files share."""
 
 import functools
 import os
@@ -35,17 +35,17 @@ ON_BAD_IMAGE = ("error", "skip")
 
 @dataclass(frozen=True)
 class Record:
-    """One image as its source describes it.
+    """One image as described by its source.
 
     Attributes:
-        place: where the source says so, for error lines ("row 5").
-        image: the image file, or the plane of a file that holds several images.
-        written: the image as the source wrote it.
-        labels: names of its classes: exactly one, unless the set is multi-label.
-        values: one 0, 1 or NaN per class, instead of `labels`, where the source has a column per class.
-        mask: where its mask lies, or None.
-        group: the patient, see `identity.patient`; "" for none.
-        columns: every other column.
+        place: Location in the source, for errors ("row 5").
+        image: The image file, or the plane of a file that holds several images.
+        written: The image's name as written in the source.
+        labels: Names of its classes: exactly one, unless the set is multi-label.
+        values: One 0, 1 or NaN per class, instead of `labels`, if the source has a column per class.
+        mask: Location of its mask, or None.
+        group: The patient, see `identity.patient`; "" for none.
+        columns: All other columns.
     """
 
     place: str
@@ -59,7 +59,7 @@ class Record:
 
 
 def check_on_bad_image(choice: str) -> None:
-    """Refuses anything but "error" and "skip"."""
+    """Refuse any value except "error" and "skip"."""
     if choice not in ON_BAD_IMAGE:
         raise UserError(f"on_bad_image={choice!r}; {nearest(choice, ON_BAD_IMAGE)}")
 
@@ -70,11 +70,11 @@ def check_splits(
     """Refuse a source in which one group is in two splits.
 
     Args:
-        places: Where each row is ("row 5").
+        places: Location of each row ("row 5").
         groups: The group of each row; rows with "" are not checked.
         splits: The split of each row, in any spelling; rows with a missing one are not checked.
-        word: What a group is called ("patient").
-        origin: The file to name.
+        word: Name for a group in errors ("patient").
+        origin: The file to name in errors.
     """
     seen: dict[str, tuple[str, str]] = {}
     torn: dict[str, str] = {}
@@ -96,7 +96,7 @@ def _canonical(split: str) -> str:
 
 
 def check_once(records: Sequence[Record], origin: str) -> None:
-    """Refuses a source that names an image twice: it would count twice, or under two labels."""
+    """Refuse a source that names an image twice, which would then count twice or have two labels."""
     seen: dict[Path | Plane, Record] = {}
     for record in records:
         image = plane(record.image)
@@ -114,27 +114,27 @@ def check_once(records: Sequence[Record], origin: str) -> None:
 
 
 def with_patients(records: Sequence[Record]) -> list[Record]:
-    """Return the records with the PatientID of DICOM files as the patient of those that name none."""
+    """Return the records with the PatientID of DICOM files for those that name no patient."""
     return [
         replace(record, group=record.group or patient_of_file(file_of(record.image))) for record in records
     ]
 
 
 def patient_of_file(file: Path) -> str:
-    """Return whom a DICOM file's PatientID names; "" for other files and for those that name nobody.
+    """Return the PatientID of a DICOM file; "" for other files and for an ID that names no patient.
 
-    Numbers of nothing but zeros, and words such as "anonymous", name nobody.
+    IDs that consist only of zeros, and words such as "anonymous", name no patient.
     """
     try:
         stat = file.stat()
         return _patient_of_file(file, stat.st_mtime_ns, stat.st_size)
     except (OSError, UserError):
-        return ""  # what cannot be read is told of by whoever reads the pixels
+        return ""  # unreadable files are reported when the pixels are read
 
 
 @functools.lru_cache(maxsize=1 << 18)
 def _patient_of_file(file: Path, changed: int, length: int) -> str:
-    del changed, length  # the same path may come to hold another file
+    del changed, length  # the path may refer to another file later
     if formats.module(file) is not dicom:
         return ""
     found = identity.patient(dicom.header(file, ("PatientID",))[0])
@@ -144,12 +144,12 @@ def _patient_of_file(file: Path, changed: int, length: int) -> str:
 def drop(
     records: Sequence[Record], names: Sequence[str], origin: str, multi_label: bool = False
 ) -> list[Record]:
-    """Leave out the records of the named classes, and log how many.
+    """Leave out the records of the named classes, and log their number.
 
-    In a multi-label set the records stay and the named labels are taken off them.
+    In a multi-label set the records remain without the named labels.
 
     Raises:
-        UserError: A name that no record has.
+        UserError: No record has one of the names.
     """
     names = [identity.clean(name) for name in names]
     present = Counter(label for record in records for label in record.labels)
@@ -167,11 +167,13 @@ def drop(
 
 
 def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: str) -> tuple[str, ...]:
-    """Return the classes in order: those asked for, or all labels, numbers in numerical order, names by name.
+    """Return the classes in order: the requested ones, or all labels, sorted.
+
+    Numbers are sorted numerically, names alphabetically.
 
     Raises:
-        UserError: A record has a label outside `classes`, a class is named twice, or one label is spelt in
-            two ways.
+        UserError: A record has a label outside `classes`, a class is named twice, or a label has two
+            spellings.
     """
     present = Counter(label for record in records for label in record.labels)
     if not classes:
@@ -179,7 +181,8 @@ def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: s
             place = next(record.place for record in records if other in record.labels)
             raise UserError(
                 f"{origin}: {place}: label {other!r} ({present[other]} rows), elsewhere {first!r} "
-                f"({present[first]} rows); expected one spelling; labels that differ on purpose go into classes"
+                f"({present[first]} rows); expected one spelling; labels that differ on purpose go into "
+                "classes"
             )
         return identity.in_order(present)[0]
     classes = tuple(identity.clean(name) for name in classes)
@@ -212,27 +215,28 @@ def to_dataset(
     mask_orientation: str = "",
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """Checks that every file is there and can be read, and builds the data set.
+    """Check that every file exists and can be read, and build the data set.
 
     Args:
-        records: one per image.
-        classes: the classes in order; every label is among them.
-        name: name of the data set.
-        origin: the file or folder to name in error lines.
-        multi_label: whether labels become float32 [n, classes] rather than int64 [n].
-        image_size: side of the images in pixels.
-        crop: see `dapt_jax.data.decode.decode`.
+        records: One record per image.
+        classes: The classes in order; they include every label.
+        name: Name of the data set.
+        origin: The file or folder to name in errors.
+        multi_label: Whether labels become float32 [n, classes] rather than int64 [n].
+        image_size: Side of the images in pixels.
+        crop: See `dapt_jax.data.decode.decode`.
         on_bad_image: "error", or "skip" to leave out and count images that are missing or cannot be read.
-        cache_bytes: see `ImageStore.from_files`.
-        workers: threads that decode; see `ImageStore.verify`.
-        segments: of a set to be segmented, see `Dataset.segmented`; its masks are read and held in memory.
-        overlapping: as in `Dataset.segmented`.
-        mask_orientation: how masks lie where coordinates do not say, see `dapt_jax.data.masks.Placed`.
-        notes: see `Dataset.notes`.
+        cache_bytes: See `ImageStore.from_files`.
+        workers: Number of decoding threads; see `ImageStore.verify`.
+        segments: Segments of a segmentation set, see `Dataset.segmented`; its masks are read and held in
+            memory.
+        overlapping: As in `Dataset.segmented`.
+        mask_orientation: Orientation of masks without coordinates, see `dapt_jax.data.masks.Placed`.
+        notes: See `Dataset.notes`.
 
     Raises:
-        UserError: files missing or unreadable, a mask that is not as large as its image or holds a value that
-            no segment has; all of them are counted and the first is named.
+        UserError: Files are missing or unreadable, or a mask differs in size from its image or contains a
+            value without a segment; gives their number and names the first.
     """
     check_on_bad_image(on_bad_image)
     skip = on_bad_image == "skip"
@@ -304,7 +308,10 @@ def to_dataset(
 
 
 def _own_group(image: Path | Plane) -> str:
-    """The group of an image without a patient: slices and frames of one file belong together, pictures of an array do not."""
+    """Return the group of an image without a patient.
+
+    Slices and frames of one file form a group; pictures of an array do not.
+    """
     return str(image) if formats.module(file_of(image)) is arrays else str(file_of(image))
 
 
@@ -337,7 +344,7 @@ def _checked_masks(
     overlapping: bool,
     workers: int | None,
 ) -> tuple[Mask | None, ...] | np.ndarray | None:
-    """Masks that fit their images: where they lie, or, of a set to be segmented, read."""
+    """Return masks that fit their images: their locations or, for a segmentation set, their values."""
     if segments and (without := [record for record in records if record.mask is None]):
         first = f"{without[0].place}: {without[0].written}"
         raise UserError(f"{origin}: {len(without)} of {len(records)} images have no mask, first: {first}")
@@ -381,16 +388,16 @@ def _checked_masks(
     if strange:
         record, found = strange[0][0], read.values(strange[0][1])
         raise UserError(
-            f"{len(strange)} masks named in {origin} cannot be used, first: {record.place}: {record.mask}: holds the value "
-            f"{max(found)}, expected 0 to {values - 1} for the segments {', '.join(segments)}"
-            f"{mask_values.between(found, values)}"
+            f"{len(strange)} masks named in {origin} cannot be used, first: {record.place}: {record.mask}: "
+            f"holds the value {max(found)}, expected 0 to {values - 1} for the segments "
+            f"{', '.join(segments)}{mask_values.between(found, values)}"
         )
     _tell_of_empty(origin, [read.values(facts) for _, (_, facts) in pairs])
     return np.stack([read.apply(drawn) for _, (drawn, _) in pairs])
 
 
 def _tell_of_empty(origin: str, found: Sequence[frozenset[int]]) -> None:
-    """Says so where no mask marks anything, or every mask everything."""
+    """Log a warning if no mask marks anything, or every mask marks everything."""
     if all(values <= {0} for values in found):
         logging.warning(
             "%s: all of its %d masks are empty; expected some that mark something", origin, len(found)
@@ -402,7 +409,7 @@ def _tell_of_empty(origin: str, found: Sequence[frozenset[int]]) -> None:
 
 
 def _spacing(records: Sequence[Record], size: int, crop: int | None) -> np.ndarray | None:
-    """Millimetres of a pixel of each decoded image, [n, 2]; None unless all files say it."""
+    """Return the pixel size in millimetres of each decoded image, [n, 2]; None unless all files state it."""
     found = []
     for record in records:
         pixel = formats.spacing(record.image)

@@ -1,4 +1,4 @@
-"""One door to every kind of data: a config's description of a set to a `Dataset`."""
+"""Loading of every kind of data: from the description of a set in a config to a `Dataset`."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -26,8 +26,8 @@ KINDS: dict[str, Callable[..., Dataset]] = {
 }
 SEGMENTS = "segments"
 _OF_ANY = {SEGMENTS: (), "ordinal": False, "merge_look_alikes": True, "cohort": ""}
-"""Keys that every kind has, whatever its reader knows, with their defaults."""
-# Set by the study for all of its data, not by one set's description.
+"""Keys that every kind accepts, whatever its reader, with their defaults."""
+# Set by the study for all of its data, not in the description of one set.
 _SHARED = ("on_bad_image", "cache_bytes", "workers")
 
 
@@ -39,28 +39,28 @@ def load(
     on_bad_image: str = "error",
     **shared: Any,
 ) -> Dataset:
-    """Reads the set that a config describes.
+    """Read the set that a config describes.
 
     Args:
         spec: `kind` ("manifest", "folder", "phantoms", "textures", "tfds", or a public set of `SETS`, such as
-            "chexpert") and that reader's own arguments, such as
-            `{"kind": "manifest", "path": "wbc/manifest.csv", "where": "source=dataset1", "classes":
-            ("monocyte",)}`. None, "" and () stand for the reader's default; several names in one text are
-            joined by commas. Of any kind that has masks, `segments=("background", "nucleus")` names their
-            values and makes the set one to be segmented; values of one name become one segment.
-            `ordinal=True` says that the classes are grades in their order: numbers, or names whose order
-            `classes` gives. `merge_look_alikes=False` lets splits divide images that look alike.
-            `cohort="hospital A"` says whose patients are named: sets of two cohorts share none, whatever the
-            names say. The readers are `load_manifest`, `load_folder`, `load_phantoms`, `load_textures` and
-            `load_tfds`.
-        data_dir: the folder that `path` is relative to; not needed for absolute paths and for phantoms.
-        image_size: side of the images in pixels, unless `spec` has one of its own (large images, which a
-            network sees through windows).
+            "chexpert") and the arguments of that reader, such as `{"kind": "manifest", "path":
+            "wbc/manifest.csv", "where": "source=dataset1", "classes": ("monocyte",)}`. None, "" and () stand
+            for the reader's default; several names in one string are separated by commas. For any kind with
+            masks, `segments=("background", "nucleus")` names their values and makes the set a segmentation
+            set; values with the same name become one segment. `ordinal=True` means that the classes are
+            ordered grades: numbers, or names in the order given by `classes`. `merge_look_alikes=False` lets
+            splits divide near-duplicate images. `cohort="hospital A"` identifies the cohort in which patient
+            names are unique: sets of two cohorts share no patient, even if names coincide. The readers are
+            `load_manifest`, `load_folder`, `load_phantoms`, `load_textures` and `load_tfds`.
+        data_dir: Folder that `path` is relative to; not needed for absolute paths and for phantoms.
+        image_size: Side of the images in pixels, unless `spec` defines another (for large images, which a
+            network processes in windows).
         on_bad_image: "error" or "skip"; for readers of image files.
-        **shared: other arguments for every reader that knows them: `cache_bytes`, `workers`, `seed`.
+        **shared: Other arguments for every reader that accepts them: `cache_bytes`, `workers`, `seed`.
 
     Raises:
-        UserError: an unknown kind or key, no path or data_dir, or whatever the reader finds wrong.
+        UserError: The kind or a key is unknown, the path or data_dir is missing, or the reader finds an
+            error.
     """
     kind = str(spec.get("kind", ""))
     if kind not in KINDS:
@@ -90,14 +90,14 @@ def load(
 
 
 def ordered(dataset: Dataset, spec: Mapping[str, Any]) -> Dataset:
-    """Return a set whose classes are grades in their order.
+    """Return a set whose classes are ordered grades.
 
     Args:
-        dataset: The set, its classes in the order that its reader gave them.
-        spec: What the config says of it; `classes` gives names an order.
+        dataset: The set, with classes in the order of its reader.
+        spec: Description of the set in the config; `classes` gives names an order.
 
     Raises:
-        UserError: The classes are names without an order, or an image has several.
+        UserError: The classes are names without an order, or an image has several classes.
     """
     if dataset.ordinal or dataset.segments:
         return dataset
@@ -117,7 +117,7 @@ def ordered(dataset: Dataset, spec: Mapping[str, Any]) -> Dataset:
 
 
 def _plain(key: str, value: object, standard: object) -> Any:
-    """A value as the reader's default has it; configs hold tuples as lists after a trip through JSON."""
+    """Return a value in the type of the reader's default; a round trip through JSON makes lists of tuples."""
     if value in (None, "", (), []):
         return value
     if key == "image_size" and (type(value) is not int or value < 1):

@@ -1,9 +1,9 @@
-"""Splits that keep each patient's images together and each class's share alike.
+"""Splits that keep the images of each patient together and the class proportions equal.
 
 The method is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011) over groups: the class with
-the fewest groups left is dealt out first, each of its groups to the side that lacks most images of it.
-scikit-learn's `StratifiedGroupKFold` has neither arbitrary fractions nor several labels per image, and warns
-or fails when a class has fewer images than there are folds, which is the rule in small medical sets.
+the fewest remaining groups is distributed first, each of its groups to the side that lacks most images of it.
+scikit-learn's `StratifiedGroupKFold` supports neither arbitrary fractions nor several labels per image, and
+warns or fails if a class has fewer images than there are folds, which is common in small medical sets.
 """
 
 from collections.abc import Sequence
@@ -16,22 +16,22 @@ Split = tuple[np.ndarray, np.ndarray]
 
 
 def grouped_holdout(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> Split:
-    """Holds out a fraction of the images.
+    """Hold out a fraction of the images.
 
-    A class that is in two groups or more is on both sides wherever the groups' other classes allow it; a
-    class that is in one group only stays in training.
+    A class in two or more groups is on both sides if the other classes of these groups allow it; a class in
+    only one group remains in training.
 
     Args:
-        labels: int [n], or float [n, classes] of 0, 1 and NaN.
+        labels: Int [n], or float [n, classes] of 0, 1 and NaN.
         groups: str or int [n]; no group is divided.
-        fraction: share of the images to hold out, between 0 and 1.
-        seed: the same seed gives the same split.
+        fraction: Share of the images to hold out, between 0 and 1.
+        seed: Seed of the split; equal seeds give equal splits.
 
     Returns:
-        Sorted indices (int64) of the training and of the held-out images.
+        Sorted indices (int64) of the training images and of the held-out images.
 
     Raises:
-        UserError: the fraction is not between 0 and 1, or there are fewer than two groups.
+        UserError: The fraction is not between 0 and 1, or there are fewer than two groups.
     """
     if not 0 < fraction < 1:
         raise UserError(f"a held-out fraction of {fraction}; expected more than 0 and less than 1")
@@ -40,23 +40,23 @@ def grouped_holdout(labels: np.ndarray, groups: np.ndarray, fraction: float, see
 
 
 def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Split]:
-    """Divides the images into folds, each of which is held out once.
+    """Divide the images into folds, each of which is held out once.
 
     A class with fewer groups than folds is missing from some held-out parts; it is in every training part if
-    it is in two groups or more and the groups' other classes allow it. `dapt_jax.data.findings.of_folds`
-    names what is missing where.
+    it is in two or more groups and the other classes of these groups allow it.
+    `dapt_jax.data.findings.of_folds` reports what is missing.
 
     Args:
-        labels: int [n], or float [n, classes] of 0, 1 and NaN.
+        labels: Int [n], or float [n, classes] of 0, 1 and NaN.
         groups: str or int [n]; no group is divided.
-        folds: number of folds, two or more.
-        seed: the same seed gives the same folds.
+        folds: Number of folds, two or more.
+        seed: Seed of the folds; equal seeds give equal folds.
 
     Returns:
-        For each fold, sorted indices (int64) of the training and of the held-out images.
+        For each fold, sorted indices (int64) of the training images and of the held-out images.
 
     Raises:
-        UserError: fewer than two folds, or fewer groups than folds.
+        UserError: There are fewer than two folds, or fewer groups than folds.
     """
     if folds < 2:
         raise UserError(f"{folds} folds; expected at least 2")
@@ -71,23 +71,24 @@ def check_disjoint(
     name_b: str,
     word: str = "patient",
 ) -> None:
-    """Refuses two sets that share a group.
+    """Refuse two sets that share a group.
 
     Args:
-        groups_a: the groups of one set.
-        groups_b: the groups of the other.
-        name_a: what to call the one.
-        name_b: what to call the other.
-        word: what a group is called.
+        groups_a: Groups of the first set.
+        groups_b: Groups of the second set.
+        name_a: Name of the first set in errors.
+        name_b: Name of the second set in errors.
+        word: Name for a group in errors.
 
     Raises:
-        UserError: says how many groups are in both, and names the first.
+        UserError: The sets share groups; gives their number and names the first.
     """
     shared = sorted({str(group) for group in groups_a} & {str(group) for group in groups_b})
     if shared:
         count = f"1 {word} is" if len(shared) == 1 else f"{len(shared)} {word}s are"
         raise UserError(
-            f"{count} in both {name_a} and {name_b}, first: {shared[0]}; expected each {word} on one side only"
+            f"{count} in both {name_a} and {name_b}, first: {shared[0]}; expected each {word} on one side "
+            "only"
         )
 
 
@@ -99,9 +100,9 @@ def _deal(
     purpose: str,
     lone: int | None = None,
 ) -> np.ndarray:
-    """Gives each image a side (int64 [n]) so that side i gets about `shares[i]` of the images of each class.
+    """Assign each image a side (int64 [n]) with about `shares[i]` of the images of each class on side i.
 
-    `lone` is the side of the classes that are in one group only; None lets any side have them.
+    `lone` is the side of the classes that are in only one group; None allows any side.
     """
     names, members = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < len(shares):
@@ -122,7 +123,7 @@ def _deal(
         groups_left = (counts[left] > 0).sum(axis=0)
         rarest = np.where(groups_left > 0, groups_left, len(names) + 1).argmin()
         having = left[counts[left, rarest] > 0]
-        # Large groups first: the small ones then even out what the large ones left uneven.
+        # Large groups first: the small groups then balance the remaining differences.
         for group in having[np.argsort(-counts[having, rarest], kind="stable")]:
             empty = np.flatnonzero(~filled[:, rarest])
             remaining = (counts[having, rarest] > 0) & (side_of[having] < 0)
@@ -138,7 +139,7 @@ def _deal(
 
 
 def _neediest(lacking: np.ndarray, column: np.integer, sides: np.ndarray, rng: np.random.Generator) -> int:
-    """The side that lacks most of one class, then most images at all, then drawn."""
+    """Return the side that lacks most images of a class, then most images, then a random one."""
     keys = np.stack(
         [rng.random(len(sides)), lacking[sides].sum(axis=1).round(9), lacking[sides, column].round(9)]
     )
@@ -146,7 +147,7 @@ def _neediest(lacking: np.ndarray, column: np.integer, sides: np.ndarray, rng: n
 
 
 def _fill_empty_sides(side_of: np.ndarray, counts: np.ndarray, sides: int) -> None:
-    """Moves the smallest group of the side with most groups to each side that got none."""
+    """Move the smallest group of the side with most groups to each empty side."""
     for side in range(sides):
         if (side_of == side).any():
             continue
@@ -156,15 +157,15 @@ def _fill_empty_sides(side_of: np.ndarray, counts: np.ndarray, sides: int) -> No
 
 
 def _keep_promise(side_of: np.ndarray, counts: np.ndarray, sides: int, lone: int | None) -> None:
-    """Moves groups so that every class of two groups or more is in every training part, where that can be.
+    """Move groups so that every class in two or more groups is in every training part, if possible.
 
-    A group that several classes share may have been dealt out for one of them at another's cost.
+    A group that several classes share may have been assigned for one class at the cost of another.
     """
     has = counts > 0
     wanted = np.flatnonzero(has.sum(axis=0) >= 2)
 
     def lacking(placed: np.ndarray) -> int:
-        """How many classes some training part lacks."""
+        """Return the number of classes that some training part lacks."""
         on = np.stack([has[placed == side].any(axis=0) for side in range(sides)])[:, wanted]
         broken = ~on[lone] if lone is not None else on.sum(axis=0) < 2
         return int(broken.sum())
@@ -195,12 +196,12 @@ def _keep_promise(side_of: np.ndarray, counts: np.ndarray, sides: int, lone: int
 
 
 def _counts(labels: np.ndarray, members: np.ndarray, groups: int) -> np.ndarray:
-    """Images of each class in each group, float64 [groups, classes]."""
+    """Return the number of images of each class in each group, float64 [groups, classes]."""
     if labels.ndim == 1:
         present = np.unique(labels)[None, :] == labels[:, None]
     else:
         present = np.nan_to_num(labels) > 0
-        # Images of no class are dealt out evenly too.
+        # Images without a class are distributed evenly as well.
         present = np.column_stack([present, ~present.any(axis=1)])
     counts = np.zeros((groups, present.shape[1]))
     np.add.at(counts, members, present)

@@ -1,4 +1,4 @@
-"""Reads that hang: a disk that is gone or a network that is down holds a reading thread, and nothing else would say why."""
+"""Detection of stalled reads, which block a thread without an error when a disk or network fails."""
 
 import contextlib
 import threading
@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _reads: dict[int, tuple[Path, float]] = {}
-"""What every thread is reading now, and since when; each thread writes its own entry."""
+"""File that each thread is reading, and since when; each thread writes its own entry."""
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Says that this thread is reading a file inside the `with` block."""
+    """Record that this thread is reading a file inside the `with` block."""
     thread = threading.get_ident()
     _reads[thread] = path, time.monotonic()
     try:
@@ -23,11 +23,11 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told(after_s: float, say: Callable[[str], None]) -> Iterator[None]:
-    """Tells of reads that hang inside the `with` block, each once; it cannot end them.
+    """Report reads that stall inside the `with` block, each once, without ending them.
 
     Args:
-        after_s: seconds after which a read is said to hang; 0: never.
-        say: takes a line, from another thread.
+        after_s: Seconds after which a read counts as stalled; 0 never reports.
+        say: Function that receives a line, from another thread.
     """
     ended, known = threading.Event(), set[tuple[Path, float]]()
 
@@ -38,7 +38,8 @@ def told(after_s: float, say: Callable[[str], None]) -> Iterator[None]:
                 if seconds > after_s and (path, since) not in known:
                     known.add((path, since))
                     say(
-                        f"{path}: has been read for {seconds:.0f} s (data.stall_s {after_s:g}): is its disk or network gone?"
+                        f"{path}: has been read for {seconds:.0f} s (data.stall_s {after_s:g}): is its "
+                        "disk or network gone?"
                     )
 
     thread = threading.Thread(target=look, name="stalls", daemon=True)

@@ -1,7 +1,7 @@
-"""SYNTHETIC textures: a generic set to pre-train on, with no medicine in it and nobody's pictures.
+"""SYNTHETIC textures: a generic set for pre-training, without medical images and without photographs.
 
 Twelve families of patterns (gratings, checks, dots, noise of several colours, cells, ...) in random colours,
-scales and directions, under uneven light. An encoder that tells them apart has learnt edges, scales and
+scales and orientations, under uneven light. An encoder that distinguishes them has learnt edges, scales and
 colours, as on natural images.
 """
 
@@ -19,7 +19,7 @@ Pattern = Callable[[np.random.Generator, Grid, float], np.ndarray]
 
 
 def _noise(rng: np.random.Generator, grid: Grid, power: float) -> np.ndarray:
-    """Noise whose amplitude falls with frequency to a power."""
+    """Return noise with an amplitude that decreases with a power of the frequency."""
     size = grid[0].shape[0]
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
     frequency[0, 0] = np.inf
@@ -28,7 +28,7 @@ def _noise(rng: np.random.Generator, grid: Grid, power: float) -> np.ndarray:
 
 
 def _bumps(rng: np.random.Generator, grid: Grid, scale: float, draw: Callable[..., np.ndarray]) -> np.ndarray:
-    """The highest of several bumps at random places."""
+    """Return the pointwise maximum of several bumps at random places."""
     places = rng.uniform(-1.2, 1.2, (int(rng.integers(12, 30)), 2))
     distances = np.hypot(grid[0][..., None] - places[:, 0], grid[1][..., None] - places[:, 1])
     return draw(np.sort(distances, -1), scale)
@@ -51,21 +51,21 @@ PATTERNS: dict[str, Pattern] = {
 
 
 def load_textures(name: str = "all", n: int = 3000, image_size: int = 64, seed: int = 0) -> Dataset:
-    """Draws SYNTHETIC textures; image i depends on the arguments other than `n` and on i.
+    """Draw SYNTHETIC textures; image i depends on the arguments other than `n` and on i.
 
     Args:
-        name: "all", the only set there is.
-        n: number of images; classes take turns.
-        image_size: side in pixels, 8 or more.
-        seed: not negative.
+        name: "all", the only set.
+        n: Number of images; classes alternate.
+        image_size: Side in pixels, 8 or more.
+        seed: Non-negative seed.
 
     Raises:
-        UserError: no such set, or no images.
+        UserError: The set does not exist, or has no images.
     """
     if name != "all" or n < 1 or image_size < 8 or seed < 0:
         raise UserError(
-            f"textures: name {name!r}, n={n}, {image_size} pixels, seed {seed}; expected 'all', 1 or more, 8 or more, "
-            "0 or more"
+            f"textures: name {name!r}, n={n}, {image_size} pixels, seed {seed}; expected 'all', 1 or more, "
+            "8 or more, 0 or more"
         )
     classes = tuple(PATTERNS)
     labels = np.arange(n) % len(classes)

@@ -1,23 +1,26 @@
-"""Geometry of augmentation: where the pixels of a view come from, drawn on the device and read in one resampling."""
+"""Geometry of augmentation: source coordinates drawn on the device and read in one resampling."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 GRID = 5
-"""Cells along a side of a grid distortion, and knots of an elastic deformation."""
+"""Number of cells along a side of a grid distortion, and of knots of an elastic deformation."""
 
 Coordinates = Float[Array, "2 h w"]
-"""Row and column, in pixels of the source, that each pixel of a view is read at."""
+"""Row and column, in pixels of the source, at which each pixel of a view is read."""
 
 
 def identity(height: int, width: int) -> Coordinates:
-    """Every pixel from where it is."""
+    """Return the identity: every pixel is read at its own position."""
     return jnp.stack(jnp.meshgrid(jnp.arange(float(height)), jnp.arange(float(width)), indexing="ij"))
 
 
 def turned(at: Coordinates, key: PRNGKeyArray, rotate: float, scale: float) -> Coordinates:
-    """Rotates by up to `rotate` degrees either way, and zooms by up to a factor of 1 + `scale` in or out, about the centre."""
+    """Rotate and zoom about the centre.
+
+    The angle is up to `rotate` degrees in either direction, the zoom up to a factor of 1 + `scale` in or out.
+    """
     for_angle, for_zoom = jax.random.split(key)
     angle = jnp.deg2rad(rotate) * jax.random.uniform(for_angle, minval=-1.0, maxval=1.0)
     zoom = (1 + scale) ** jax.random.uniform(for_zoom, minval=-1.0, maxval=1.0)
@@ -28,7 +31,10 @@ def turned(at: Coordinates, key: PRNGKeyArray, rotate: float, scale: float) -> C
 
 
 def resized_crop(at: Coordinates, key: PRNGKeyArray, least: float) -> Coordinates:
-    """Reads a random rectangle instead of the whole: `least` to 1 of its area, 3:4 to 4:3 (Szegedy et al., arXiv 1409.4842)."""
+    """Read a random rectangle instead of the whole image.
+
+    It covers `least` to 1 of the area, with aspect 3:4 to 4:3 (Szegedy et al., arXiv 1409.4842).
+    """
     for_area, for_ratio, for_corner = jax.random.split(key, 3)
     area = jax.random.uniform(for_area, minval=least, maxval=1.0)
     ratio = jnp.exp(jax.random.uniform(for_ratio, minval=jnp.log(3 / 4), maxval=jnp.log(4 / 3)))
@@ -39,14 +45,17 @@ def resized_crop(at: Coordinates, key: PRNGKeyArray, least: float) -> Coordinate
 
 
 def elastic(at: Coordinates, key: PRNGKeyArray, strength: float) -> Coordinates:
-    """Displaces smoothly: a grid of knots is moved by a normal draw each (deviation: `strength` of the side)."""
+    """Displace smoothly: the knots of a grid move by normal draws (std: `strength` of the side)."""
     sides = jnp.asarray(at.shape[1:], jnp.float32)[:, None, None]
     knots = jax.random.normal(key, (2, GRID, GRID)) * strength * sides
     return at + jax.image.resize(knots, at.shape, "cubic")
 
 
 def grid_distortion(at: Coordinates, key: PRNGKeyArray, strength: float) -> Coordinates:
-    """Stretches and squeezes rows and columns of cells, each by up to `strength` of its width, the whole kept."""
+    """Stretch and compress rows and columns of cells, each by up to `strength` of its width.
+
+    The total size is preserved.
+    """
     widths = 1 + strength * jax.random.uniform(key, (2, GRID), minval=-1.0, maxval=1.0)
     bounds = jnp.concatenate([jnp.zeros((2, 1)), jnp.cumsum(widths, 1)], 1)
     bounds = bounds / bounds[:, -1:]
@@ -56,7 +65,10 @@ def grid_distortion(at: Coordinates, key: PRNGKeyArray, strength: float) -> Coor
 
 
 def read(pixels: Num[Array, "h w c"], at: Coordinates) -> Num[Array, "h2 w2 c"]:
-    """Pixels at some places, the image mirrored beyond its border: bilinear for floats, the nearest for integers (classes)."""
+    """Read pixels at given coordinates, with the image mirrored beyond its border.
+
+    Floats are interpolated bilinearly; integers (classes) take the nearest pixel.
+    """
     order = 0 if jnp.issubdtype(pixels.dtype, jnp.integer) else 1
 
     def one(channel: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Pretrained weights: read from the usual files, renamed per model family, merged strictly.
+"""Pretrained weights: read from the usual formats, renamed per model family, merged strictly.
 
-`locate.load` is the way in; `export.write` the way out.
+`locate.load` reads weights; `export.write` writes them.
 """

@@ -1,4 +1,4 @@
-"""Arrays that a file holds for another number of channels, grid of patches or window than the network has."""
+"""Conversion of arrays to another number of channels, patch grid or attention window."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -13,12 +13,12 @@ from dapt_jax.parameters import Kind
 from dapt_jax.weights.paths import flatten
 
 Stem = Literal["auto", "sum", "repeat"]
-"""How a stem for three channels is made one for another number; `auto` sums for one channel and repeats for
-more."""
+"""Conversion of a stem for three channels to another number of channels; `auto` sums for one channel and
+repeats for more."""
 
 
 class Way(NamedTuple):
-    """From the file's array, in our layout, to the network's; and what that does, in words."""
+    """Function from the file's array, in our layout, to the network's, with its description."""
 
     convert: Callable[[np.ndarray], np.ndarray]
     words: str
@@ -27,17 +27,17 @@ class Way(NamedTuple):
 def way(
     encoder: Encoder, path: str, found: tuple[int, ...], wanted: tuple[int, ...], stem: Stem = "auto"
 ) -> Way | None:
-    """How an array of one shape becomes one of another, or None where the difference is a mistake.
+    """Return the conversion of an array to another shape, or None if the difference is an error.
 
     Args:
-        encoder: the network.
-        path: of the array.
-        found: shape in the file, in our layout.
-        wanted: shape in the network.
-        stem: what becomes of the kernel that sees the images.
+        encoder: The network.
+        path: Path of the array.
+        found: Shape in the file, in our layout.
+        wanted: Shape in the network.
+        stem: Conversion of the kernel that reads the images.
 
     Raises:
-        UserError: `stem` is none of the three.
+        UserError: `stem` is none of the three choices.
     """
     if path == first_kernel(encoder) and _differ_at(found, wanted, 2):
         return _channels(found[2], wanted[2], stem)
@@ -57,7 +57,7 @@ def way(
 
 
 def first_kernel(encoder: Encoder) -> str:
-    """Path of the kernel that sees the images."""
+    """Return the path of the kernel that reads the images."""
     first = encoder.groups[0]
     kernels = flatten(get_group(encoder.abstract()[0], first))
     path = next(
@@ -67,7 +67,7 @@ def first_kernel(encoder: Encoder) -> str:
 
 
 def _differ_at(found: tuple[int, ...], wanted: tuple[int, ...], axis: int) -> bool:
-    """Whether two shapes differ along one axis alone."""
+    """Return whether two shapes differ only along one axis."""
     same = (
         len(found) == len(wanted) > axis
         and found[:axis] + found[axis + 1 :] == wanted[:axis] + wanted[axis + 1 :]
@@ -76,7 +76,10 @@ def _differ_at(found: tuple[int, ...], wanted: tuple[int, ...], axis: int) -> bo
 
 
 def _channels(old: int, new: int, stem: Stem) -> Way:
-    """A stem's kernel for another number of channels, with the same response to an image whose channels are all alike."""
+    """Return the conversion of a stem's kernel to another number of channels.
+
+    The response to an image with equal channels is unchanged.
+    """
     if stem not in ("auto", "sum", "repeat"):
         raise UserError(f"unknown stem {stem!r}; {nearest(stem, ('auto', 'sum', 'repeat'))}")
     if stem == "sum" or (stem == "auto" and new == 1):
@@ -85,14 +88,14 @@ def _channels(old: int, new: int, stem: Stem) -> Way:
 
     def repeat(kernel: np.ndarray) -> np.ndarray:
         index = np.arange(new) % old
-        # A channel that stands k times has a kth of its weight.
+        # A channel repeated k times has 1 / k of its weight.
         return kernel[:, :, index] / np.bincount(index, minlength=old)[index][:, None]
 
     return Way(repeat, f"stem repeated from {old} channels to {new}")
 
 
 def _windows(table: np.ndarray, old: int, new: int) -> np.ndarray:
-    """A table of relative positions for another window, bicubic."""
+    """Return a table of relative positions resized to another window by bicubic interpolation."""
     grid = jax.numpy.asarray(table).reshape(old, old, -1)
     return np.asarray(jax.image.resize(grid, (new, new, grid.shape[2]), "cubic", antialias=False)).reshape(
         new**2, -1

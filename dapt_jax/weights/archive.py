@@ -1,7 +1,7 @@
 """Zip files (PyTorch's, `.npz`, `.keras`), read within bounds.
 
-The file is mapped, not loaded: members that are stored as they are come as views of it, so that arrays of
-them cost no memory. Checksums are verified whenever a member is read.
+The file is memory-mapped: uncompressed members are returned as views of it, so their arrays use no extra
+memory. Checksums are verified whenever a member is read.
 """
 
 import mmap
@@ -14,8 +14,8 @@ from dapt_jax.errors import UserError
 from dapt_jax.weights.source import check_unpacked
 
 MEMBERS = 30_000
-"""Arrays at most in a file of any format, and members of a zip file: each costs about 2 kB before any is
-read. A large transformer with its optimiser's state has some thousands."""
+"""Maximum number of arrays in a file of any format, and of members in a zip file: each needs about 2 kB
+before anything is read. A large transformer with its optimiser state has some thousands."""
 _LOCAL = struct.Struct("<4s5H3I2H")
 _END = struct.Struct("<4s4H2IH")
 
@@ -29,10 +29,11 @@ class Archive:
     """
 
     def __init__(self, path: Path):
-        """Opens a zip file and checks its table of contents.
+        """Open a zip file and check its table of contents.
 
         Raises:
-            UserError: it is damaged, names a member twice, or would unpack to far more than its size.
+            UserError: The file is damaged, names a member twice, or would decompress to far more than its
+                size.
         """
         self.path = path
         with path.open("rb") as file:
@@ -57,29 +58,33 @@ class Archive:
             )
         self.names = tuple(self._members)
         for info in self._members.values():
-            # What other methods need to unpack is for the file to say: a gigabyte, in a damaged one of a
+            # The memory of other decompressors is set by the file: a gigabyte, in a damaged one of a
             # kilobyte.
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(
-                    f"{path}: {info.filename[:80]!r} is packed by method {info.compress_type}; expected deflate"
+                    f"{path}: {info.filename[:80]!r} is packed by method {info.compress_type}; expected "
+                    "deflate"
                 )
         check_unpacked(sum(info.file_size for info in self._members.values()), path, len(self._map))
         self._verified: set[str] = set()
 
     def _refuse_crowds(self) -> None:
-        """Counts the members before zipfile makes an object of each: as the file declares them, and as they are."""
+        """Limit the number of members before zipfile creates an object for each.
+
+        Both the declared and the actual number are checked.
+        """
         tail = bytes(self._map[-66_000:])
         at = tail.rfind(b"PK\x05\x06")
         end = tail[at : at + _END.size]
         if at < 0 or len(end) < _END.size:
-            return  # zipfile says what is wrong
+            return  # zipfile raises the error
         size = _END.unpack(end)[5]
         if (long := tail.rfind(b"PK\x06\x06", 0, at)) >= 0 and len(tail) >= long + 56:  # zip64
             size = max(
                 0 if size == 0xFFFFFFFF else size, int.from_bytes(tail[long + 40 : long + 48], "little")
             )
-        # A record of the central directory takes 46 bytes and its name; a directory larger than this is not a
-        # file of weights.
+        # A record of the central directory takes 46 bytes and its name; a larger directory does not belong to
+        # a weight file.
         if size > MEMBERS * 512:
             raise UserError(
                 f"{self.path}: a zip file with a table of contents of {size:,} bytes; expected weights"
@@ -90,18 +95,18 @@ class Archive:
             raise UserError(f"{self.path}: a zip file of {count:,} members; expected at most {MEMBERS:,}")
 
     def is_stored(self, name: str) -> bool:
-        """Whether a member is stored as it is, not compressed."""
+        """Return whether a member is stored without compression."""
         return self._members[name].compress_type == zipfile.ZIP_STORED
 
     def size(self, name: str) -> int:
-        """Bytes of a member when unpacked."""
+        """Return the decompressed size of a member in bytes."""
         return self._members[name].file_size
 
     def read(self, name: str) -> memoryview:
-        """The bytes of a member: a view of the mapped file where it is stored as it is.
+        """Return the bytes of a member: a view of the mapped file if it is not compressed.
 
         Raises:
-            UserError: the member is damaged or encrypted.
+            UserError: The member is damaged or encrypted.
         """
         info = self._members[name]
         start = self._start(info)
@@ -121,19 +126,23 @@ class Archive:
         return data
 
     def _start(self, info: zipfile.ZipInfo) -> int:
-        """Where a member's bytes begin: behind its own header, whose length the table of contents does not tell."""
+        """Return the offset of a member's bytes.
+
+        They follow the member's own header, whose length the table of contents does not contain.
+        """
         header = bytes(self._map[info.header_offset : info.header_offset + _LOCAL.size])
         if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04" or info.flag_bits & 1:
             raise UserError(
-                f"{self.path}: {info.filename[:80]!r} is damaged or encrypted: no zip header where one is expected"
+                f"{self.path}: {info.filename[:80]!r} is damaged or encrypted: no zip header where one is "
+                "expected"
             )
         *_, name_length, extra_length = _LOCAL.unpack(header)
         return info.header_offset + _LOCAL.size + name_length + extra_length
 
     def _unpack(self, data: memoryview, info: zipfile.ZipInfo) -> memoryview:
-        """Inflates a member; zipfile would reserve the size that a damaged file claims for the packed bytes."""
+        """Decompress a member; zipfile would allocate the compressed size that a damaged file declares."""
         try:
-            # A limit of 0 is none.
+            # A limit of 0 means no limit.
             return memoryview(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(info.file_size, 1)))
         except zlib.error as error:
             raise UserError(
@@ -145,5 +154,5 @@ class Archive:
 
 
 def _told(error: Exception) -> str:
-    """An error's words in a line, without the long names that some repeat."""
+    """Return an error as one line, without the long names that some messages repeat."""
     return " ".join(str(error).split())[:120]

@@ -1,7 +1,7 @@
-"""Weight files from the network: resumed where they stopped, verified, and kept.
+"""Download of weight files: resumed, verified and cached.
 
-A file that is here is not asked for again. Without a network, the error says which file to put where. What a
-server says is not trusted: a download ends within the length that it announces, the room on the disk and a
+A cached file is not requested again. Without a network, the error says which file to put where. Servers are
+not trusted: a download is limited by the length that the server announces, by the free disk space, and by a
 time.
 """
 
@@ -23,19 +23,18 @@ from dapt_jax.weights import transport, unreadable
 from dapt_jax.weights.identity import digest
 
 FOLDER = "DAPT_JAX_WEIGHTS"
-"""Environment variable that names the folder of downloaded weights; by default one in the user's cache
-folder."""
+"""Environment variable for the folder of downloaded weights; by default it is in the user's cache folder."""
 _ATTEMPTS = 4
 _LONGEST_NAME = 120
 
 
 class _Source(NamedTuple):
-    """Where a file comes from, as it is asked for and as it is written.
+    """Source of a file, for requests and for messages.
 
     Attributes:
-        url: Without a user's name and password.
-        headers: With them.
-        shown: For lines, without any secret.
+        url: URL without user name and password.
+        headers: Request headers, including credentials.
+        shown: URL for messages, without any secret.
     """
 
     url: str
@@ -44,39 +43,41 @@ class _Source(NamedTuple):
 
 
 def folder() -> Path:
-    """Where downloaded weights are kept."""
+    """Return the folder of downloaded weights."""
     if given := os.environ.get(FOLDER):
         return Path(given).expanduser()
     return user_cache.folder("weights")
 
 
 def fetch(url: str, *, sha256: str | None = None, name: str = "") -> Path:
-    """The local copy of a file, downloaded unless it is here already.
+    """Return the local copy of a file, which is downloaded unless it is cached.
 
     Args:
         url: `https://...`; `http://` only with a checksum, or from this machine.
-        sha256: the file's, or its first 8 or more hexadecimal digits; None when it is not known.
-        name: what the file is called here; by default as at its source.
+        sha256: Checksum of the file, or its first 8 or more hexadecimal digits; None if unknown.
+        name: Local name of the file; by default the name at its source.
 
     Returns:
-        Its path in `folder()`. A file that was put there by hand is taken as well, if its checksum is right.
+        Its path in `folder()`. A file that was put there manually is accepted if its checksum is correct.
 
     Raises:
-        UserError: it cannot be reached, is not there, or is another file; says which file to put where.
+        UserError: The file cannot be reached, does not exist, or is a different file; says which file to put
+            where.
     """
     source, parts = _source(url)
     is_here = parts.hostname in ("127.0.0.1", "::1", "localhost")
     if parts.scheme != "https" and not (parts.scheme == "http" and (sha256 or is_here)):
         raise UserError(f"{source.shown}: expected https://, or http:// with #sha256=...")
     check_digits(source.shown, sha256)
-    # Two sources may call their files alike; a hash of the address keeps them apart.
+    # Two sources may use the same file name; a hash of the URL distinguishes them.
     place = folder() / hashlib.sha256(source.url.encode()).hexdigest()[:8]
     path = place / (name or file_name(parts.path))
     if path.is_file():
         if _is(path, sha256):
             return path
         raise UserError(
-            f"{path}: its sha256 is {digest(path)}, expected {sha256}: delete it, or put the file of {source.shown} there"
+            f"{path}: its sha256 is {digest(path)}, expected {sha256}: delete it, or put the file of "
+            f"{source.shown} there"
         )
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def fetch(url: str, *, sha256: str | None = None, name: str = "") -> Path:
 
 
 def file_name(path: str) -> str:
-    """Return what the file at the path of a URL is called here: letters, digits and `._+-` of its last part.
+    """Return the local name for the path of a URL: letters, digits and `._+-` of its last part.
 
     Example:
         >>> file_name("/a/b%2F..%2Fresnet 50.pth"), file_name("/a/..")
@@ -103,13 +104,13 @@ def file_name(path: str) -> str:
 
 
 def check_digits(url: str, sha256: str | None) -> None:
-    """Refuse what is no checksum."""
+    """Refuse an invalid checksum."""
     if sha256 is not None and (not 8 <= len(sha256) <= 64 or set(sha256) - set("0123456789abcdef")):
         raise UserError(f"{url}: sha256 {sha256!r}; expected 8 to 64 hexadecimal digits")
 
 
 def _source(url: str) -> tuple[_Source, urllib.parse.SplitResult]:
-    """Takes the user's name and password out of a URL; they are sent to its host, and stand nowhere else."""
+    """Remove the user name and password from a URL; they are only sent to its host."""
     shown = redact(url)
     try:
         parts = urllib.parse.urlsplit(url)
@@ -138,10 +139,10 @@ def _is(path: Path, sha256: str | None) -> bool:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Waits for other processes that download the same file."""
+    """Wait for other processes that download the same file."""
     try:
         import fcntl
-    except ImportError:  # not on Windows: there, two processes may download it twice
+    except ImportError:  # not available on Windows, where two processes may download the file twice
         yield
         return
     try:
@@ -156,7 +157,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _download(source: _Source, path: Path, sha256: str | None) -> None:
-    """Downloads in pieces; a connection that breaks, now or in an earlier start, is taken up again where it broke."""
+    """Download in pieces; an interrupted download, also of an earlier process, is resumed."""
     partial, about = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.partial.json")
     failure = ""
     try:
@@ -165,7 +166,7 @@ def _download(source: _Source, path: Path, sha256: str | None) -> None:
                 _take_up(source, partial, about, is_verified=sha256 is not None)
             except transport.Broken as error:
                 failure = str(error)
-                if error.is_too_long:  # what is here is longer than the file: begin again
+                if error.is_too_long:  # the local part is longer than the file: start again
                     partial.unlink(missing_ok=True)
                 if error.is_final:
                     break
@@ -176,22 +177,22 @@ def _download(source: _Source, path: Path, sha256: str | None) -> None:
                 partial.replace(path)
                 return
             failure = f"sha256 {digest(partial)}, expected {sha256}{'' if len(sha256 or '') == 64 else '...'}"
-            partial.unlink()  # a wrong beginning is not mended by resuming
+            partial.unlink()  # resuming cannot correct a wrong beginning
         raise UserError(_put(f"{source.shown}: {failure}", path, sha256))
     except (transport.NotWritten, OSError) as error:
-        partial.unlink(missing_ok=True)  # its room may be what is missing
+        partial.unlink(missing_ok=True)  # this may free the space that is missing
         told = getattr(error, "strerror", None) or error
         raise UserError(
             f"{path.parent}: cannot be written to ({told}); make room, or set {FOLDER} to a folder that can"
         ) from None
     finally:
-        if not partial.exists() or not (sha256 or _seal(about)):  # it could not be taken up
+        if not partial.exists() or not (sha256 or _seal(about)):  # it cannot be resumed
             partial.unlink(missing_ok=True)
             about.unlink(missing_ok=True)
 
 
 def _refuse_others(source: _Source, partial: Path, sha256: str | None) -> None:
-    """Refuses a web page or a pointer that a server sent as a file; it would be kept otherwise."""
+    """Refuse a web page or a pointer file sent instead of the file, which would otherwise be cached."""
     with partial.open("rb") as file:
         head = file.read(1024)
     if sha256 is None and (what := unreadable.identify(partial, head)):
@@ -200,13 +201,16 @@ def _refuse_others(source: _Source, partial: Path, sha256: str | None) -> None:
 
 
 def _put(what: str, path: Path, sha256: str | None) -> str:
-    """The end of an error line: what to do by hand."""
+    """Return the end of an error message: what to do manually."""
     check = f" with sha256 {sha256}{'' if len(sha256) == 64 else '...'}" if sha256 else ""
     return f"{what}; download it where there is a network and put the file{check} at {path}"
 
 
 def _take_up(source: _Source, partial: Path, about: Path, *, is_verified: bool) -> None:
-    """Downloads what is missing of a file; all of it, where nothing would tell that its source has changed meanwhile."""
+    """Download the missing part of a file.
+
+    The whole file is downloaded if a change of its source could not be detected.
+    """
     have = partial.stat().st_size if partial.exists() else 0
     seal = _seal(about) if have else ""
     if not (seal or is_verified):
@@ -215,8 +219,8 @@ def _take_up(source: _Source, partial: Path, about: Path, *, is_verified: bool) 
         room = shutil.disk_usage(partial.parent).free
         if answer.length is not None and answer.length > room:
             raise UserError(
-                f"{source.shown}: {answer.length:,} bytes, and {room:,} are free in {partial.parent}; make room, or set "
-                f"{FOLDER} to a folder on another disk"
+                f"{source.shown}: {answer.length:,} bytes, and {room:,} are free in {partial.parent}; make "
+                f"room, or set {FOLDER} to a folder on another disk"
             )
         about.write_text(json.dumps({"seal": answer.seal}), encoding="utf-8")
         with partial.open("ab" if answer.is_rest else "wb") as file:
@@ -224,7 +228,7 @@ def _take_up(source: _Source, partial: Path, about: Path, *, is_verified: bool) 
 
 
 def _seal(about: Path) -> str:
-    """What the source called the version of the file that is partly here."""
+    """Return the version identifier that the source gave to the partly downloaded file."""
     try:
         return str(json.loads(about.read_text(encoding="utf-8"))["seal"])
     except (OSError, ValueError, KeyError, TypeError):

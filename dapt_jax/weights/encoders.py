@@ -1,7 +1,7 @@
-"""Several encoders in one file (student and teacher, online and target, siamese branches): which one is loaded.
+"""Selection among several encoders in one file (student and teacher, online and target, siamese branches).
 
-The choice depends on the names, the shapes and, where these do not decide, the numbers in the file; never on
-the order of a set, nor on the order of the file.
+The choice depends on the names, the shapes and, if these are not decisive, the values in the file; never on
+the iteration order of a set or the order of the file.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ from dapt_jax.weights.tables.scheme import Entry, Scheme
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a file holds of an encoder under the names of one scheme.
+    """Encoders found in a file under the names of one scheme.
 
     Attributes:
-        scheme: The names.
-        entries: The encoder's table under them.
-        candidates: The arrays and the prefix of every encoder that is as complete as any, by the name to
-            select it with.
-        hits: How many of the encoder's arrays each of them has.
-        given: What the user selected, if anything.
-        origin: Of the file, for error lines.
+        scheme: The naming scheme.
+        entries: The encoder's table under these names.
+        candidates: Arrays and prefix of every encoder with the maximum number of arrays, by the name that
+            selects it.
+        hits: Number of the encoder's arrays in each of them.
+        given: The user's selection, or None.
+        origin: Origin of the file, for errors.
     """
 
     scheme: Scheme
@@ -39,12 +39,12 @@ class Found:
 
 
 def find(weights: Weights, given: str | None, scheme: Scheme, entries: Mapping[str, Entry]) -> Found:
-    """Look for the encoders of a file.
+    """Search for the encoders of a file.
 
     Args:
         weights: The file.
         given: The user's `prefix=`; None for none.
-        scheme: The names to look for.
+        scheme: The names to search for.
         entries: The encoder's table under them, without a head.
     """
     places = _places(weights, scheme, entries, with_alternatives=given is not None)
@@ -55,7 +55,7 @@ def find(weights: Weights, given: str | None, scheme: Scheme, entries: Mapping[s
     else:
         names = prefixes.named(given, count)
         most = count[names[0]] if names else 0
-        # The same place under two names: an encoder that is loaded by default is an alternative too.
+        # The same location has two names: an encoder that is loaded by default is also an alternative.
         names = list({(id(places[name][0]), places[name][1]): name for name in names}.values())
     return Found(scheme, entries, {name: places[name][:2] for name in names}, most, given, weights.origin)
 
@@ -63,7 +63,7 @@ def find(weights: Weights, given: str | None, scheme: Scheme, entries: Mapping[s
 def not_there(
     weights: Weights, given: str, schemes: Sequence[tuple[Scheme, Mapping[str, Entry]]]
 ) -> UserError:
-    """Return the error for a `prefix=` that the file has no encoder behind; it names those that the file has."""
+    """Return the error for a `prefix=` without an encoder in the file; it names the existing ones."""
     best: dict[str, int] = {}
     for scheme, entries in schemes:
         places = _places(weights, scheme, entries, with_alternatives=True)
@@ -87,14 +87,14 @@ def _places(
 
 
 def decide(found: Found, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Weights, Choice]:
-    """Return the arrays of the encoder to load, what stands before its keys, and why it is the one.
+    """Return the arrays of the encoder to load, the prefix of its keys, and the reason for the choice.
 
     Args:
-        found: See `find`; it holds one candidate or more.
-        shapes: Of the encoder's arrays in our layout, by path.
+        found: See `find`; it contains at least one candidate.
+        shapes: Shapes of the encoder's arrays in our layout, by path.
 
     Raises:
-        UserError: There are several, and nothing decides between them.
+        UserError: There are several encoders, and no rule decides between them.
     """
     candidates = dict(found.candidates)
     if len(candidates) > 1:
@@ -110,7 +110,7 @@ def decide(found: Found, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Weights
 
 
 def _choice(found: Found, candidates: Mapping[str, tuple[Weights, str]]) -> tuple[str, str]:
-    """The name of the candidate to take, and the words for it."""
+    """Return the name of the chosen candidate, and the reason in words."""
     names = sorted(candidates)
     chosen = prefixes.choose(names)
     if chosen is None and _are_alike(found.entries, candidates):
@@ -136,7 +136,7 @@ def _choice(found: Found, candidates: Mapping[str, tuple[Weights, str]]) -> tupl
 def _fitting(
     place: tuple[Weights, str], entries: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]]
 ) -> int:
-    """How many arrays of the encoder a candidate has in the right shape."""
+    """Return the number of the encoder's arrays that a candidate has in the right shape."""
     source, prefix = place
     keys = {path: prefix + entry.key for path, entry in entries.items()}
     return sum(
@@ -148,12 +148,12 @@ def _fitting(
 def _shape(entry: Entry, like: np.ndarray) -> tuple[int, ...] | None:
     try:
         return entry.convert(like).shape
-    except (ValueError, IndexError):  # of another rank than its name tells
+    except (ValueError, IndexError):  # its rank differs from the one that its name implies
         return None
 
 
 def _are_alike(entries: Mapping[str, Entry], candidates: Mapping[str, tuple[Weights, str]]) -> bool:
-    """Whether all candidates hold the same numbers, as where a network is saved twice."""
+    """Return whether all candidates hold equal values, such as a network that is saved twice."""
     (first, start), *others = candidates.values()
     for entry in entries.values():
         if start + entry.key not in first:

@@ -1,4 +1,7 @@
-"""Writes weights: for `locate.load` (flat paths as keys, HWIO, in x out), and for other tools under their names and layouts."""
+"""Writing of weights: in our own format for `locate.load`, and with the names of other tools.
+
+Our format has flat paths as keys, HWIO convolution kernels, and (in, out) matrices.
+"""
 
 import dataclasses
 import logging
@@ -21,7 +24,7 @@ from dapt_jax.weights.paths import flatten
 
 SUFFIXES = (".safetensors", ".npz")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-"""What an exported program runs on."""
+"""Platforms of an exported program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +32,9 @@ class Library:
     """A PyTorch library that builds a model of the registry.
 
     Attributes:
-        name: of the library.
-        model: what it calls the model.
-        scheme: names of its state dict.
+        name: Name of the library.
+        model: The library's name for the model.
+        scheme: Names of its state dict.
     """
 
     name: str
@@ -40,14 +43,14 @@ class Library:
 
     @property
     def file(self) -> str:
-        """What a file under this library's names is called."""
+        """File name for this library's format."""
         return f"{self.name}.safetensors"
 
     def snippet(self, *, is_whole: bool) -> str:
-        """The two lines with which a user loads `file`, imports aside.
+        """Return the two lines with which a user loads `file`, without imports.
 
-        torchvision builds its models with a head, which the file has none for; nor has it what a cut encoder
-        lacks.
+        torchvision builds its models with a head, which the file does not contain; the file also lacks the
+        layers that a truncated encoder lacks.
         """
         strict = "" if is_whole else ", strict=False"
         if self.name == "timm":
@@ -58,26 +61,29 @@ class Library:
 
 
 def libraries(model: str) -> tuple[Library, ...]:
-    """The PyTorch libraries that build a model of the registry with weights of the same names; none for Keras' variants."""
+    """Return the PyTorch libraries that build a model of the registry with the same weights.
+
+    There are none for Keras' variants.
+    """
     schemes = {scheme.name: scheme for scheme in tables.schemes(model)}
     return tuple(
-        # Where timm has no names of its own for a model, its names are torchvision's.
+        # If timm has no names of its own for a model, its names are those of torchvision.
         Library(library, name, schemes.get(library) or schemes["torchvision"])
         for library, name in registry.entry(model).libraries.items()
     )
 
 
 def write(path: str | Path, params: Tree, batch_stats: Tree, encoder: Encoder | None = None) -> None:
-    """Writes parameters and batch-norm statistics to one file under our own names.
+    """Write parameters and batch-norm statistics to one file under our own names.
 
     Args:
-        path: where to; its suffix decides the format, `.safetensors` or `.npz`.
-        params: nested dict of arrays.
-        batch_stats: likewise; its leaves (`mean`, `var`) share no path with those of `params`.
-        encoder: Encoder that they are of; a `.safetensors` file remembers what it expects of an image.
+        path: Output file; its suffix selects the format, `.safetensors` or `.npz`.
+        params: Nested dict of arrays.
+        batch_stats: Nested dict of arrays; its leaves (`mean`, `var`) share no path with those of `params`.
+        encoder: Encoder of the weights; a `.safetensors` file records the normalisation that it expects.
 
     Raises:
-        UserError: the suffix is neither of the two.
+        UserError: The suffix is neither of the two.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -89,7 +95,7 @@ def write(path: str | Path, params: Tree, batch_stats: Tree, encoder: Encoder | 
 
 
 def _about(encoder: Encoder) -> dict[str, str]:
-    """What a file remembers of the encoder whose weights it holds."""
+    """Return the metadata of the encoder that a file stores."""
     return {"dapt_jax.model": encoder.name, **normalisation.to_metadata(encoder.preprocess)}
 
 
@@ -100,23 +106,23 @@ def _save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = Non
         np.savez(partial, **arrays)
     else:
         safetensors.numpy.save_file(arrays, partial, about)
-    partial.replace(path)  # all of it or nothing, should the process be killed half-way
+    partial.replace(path)  # atomic, in case the process is killed
 
 
 def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> dict[str, np.ndarray]:
-    """An encoder's arrays under the names and in the layouts of other files.
+    """Return an encoder's arrays under the names and in the layouts of other files.
 
     Args:
-        encoder: whose they are.
-        params: nested dict of the encoder's parameters; a head is left out.
-        batch_stats: likewise of its statistics.
-        scheme: the names.
+        encoder: Encoder of the arrays.
+        params: Nested dict of the encoder's parameters; a head is left out.
+        batch_stats: Nested dict of its statistics.
+        scheme: Names to use.
 
     Returns:
-        Contiguous float32 arrays by name. `merge.merge` makes the same parameters of them, to the bit.
+        Contiguous float32 arrays by name. `merge.merge` converts them back to bit-identical parameters.
 
     Raises:
-        UserError: an array cannot be kept under these names.
+        UserError: An array cannot be stored under these names.
     """
     ours = flatten({key: value for key, value in params.items() if key != HEAD}) | flatten(batch_stats)
     entries = tables.table(scheme, Classifier(encoder, 1))
@@ -132,12 +138,12 @@ def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Sche
 
 
 def write_named(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> None:
-    """Writes an encoder as safetensors under the names of other files; see `named`."""
+    """Write an encoder as safetensors under the names of other files; see `named`."""
     _save(path, named(encoder, params, batch_stats, scheme), {"format": "pt", **_about(encoder)})
 
 
 def write_orbax(folder: Path, params: Tree, batch_stats: Tree) -> None:
-    """Writes an orbax checkpoint: one array per path, which `locate.load` takes as it takes a file."""
+    """Write an orbax checkpoint with one array per path, which `locate.load` accepts like a file."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     arrays = {path: np.asarray(leaf) for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -145,7 +151,7 @@ def write_orbax(folder: Path, params: Tree, batch_stats: Tree) -> None:
 
 
 def write_stablehlo(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, image_size: int) -> None:
-    """Writes an encoder as a program: StableHLO with its weights inside, for any batch size.
+    """Write an encoder as a program: StableHLO that includes its weights, for any batch size.
 
     `jax.export.deserialize(bytes).call(images)` takes uint8 images (b, h, w, c) of `image_size` and returns
     pooled float32 features (b, d), normalisation included, on any of `PLATFORMS`, without this package.
@@ -159,7 +165,7 @@ def write_stablehlo(path: Path, encoder: Encoder, params: Tree, batch_stats: Tre
         inside, recorded = jax.tree.map(jnp.asarray, (params, batch_stats))
         return model.features(inside, recorded, images)
 
-    with choice.formulation("lax"):  # the one for every platform, not the one for the machine that writes it
+    with choice.formulation("lax"):  # for every platform, not only for the machine that writes it
         program = jax.export.export(jax.jit(features), platforms=PLATFORMS)(images)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(program.serialize())

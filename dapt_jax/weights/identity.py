@@ -1,4 +1,4 @@
-"""Fingerprints: what tells whether two starts of a study have loaded the same weights."""
+"""Fingerprints that show whether two starts of a study have loaded the same weights."""
 
 import functools
 import hashlib
@@ -12,11 +12,11 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
     """Return the sha256 of arrays by name: of names, shapes and float32 values, in the order of the names.
 
     Args:
-        arrays: Arrays by path, of any floating dtype; they are hashed as little-endian float32, C order.
+        arrays: Arrays by path, of any floating dtype; they are hashed as little-endian float32 in C order.
 
     Returns:
-        64 hexadecimal digits, which do not depend on the order of the mapping, the file's format or its
-        dtype's width.
+        64 hexadecimal digits, which do not depend on the order of the mapping, the file's format or the width
+        of its dtype.
     """
     found = hashlib.sha256()
     for path in sorted(arrays):
@@ -27,16 +27,16 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def digest_all(path: Path, others: Sequence[Path]) -> str:
-    """Return the sha256 of a file, or of an index with the files that it names."""
+    """Return the sha256 of a file, or of an index and the files that it names."""
     if not others:
         return digest(path)
     return hashlib.sha256("\0".join(map(digest, (path, *others))).encode()).hexdigest()
 
 
 def digest(path: Path) -> str:
-    """Return the sha256 of a file, hexadecimal; of a folder, that of its files' names and contents.
+    """Return the hexadecimal sha256 of a file, or of the names and contents of a folder's files.
 
-    A file that has not changed (size, time of change, inode) since it was last asked for is not read again.
+    A file that has not changed (size, change time, inode) since the last call is not read again.
     """
     if path.is_dir():
         found = hashlib.sha256()

@@ -1,12 +1,12 @@
-"""Reads Keras' weight files: HDF5 of Keras 1 and 2, `.weights.h5` and `.keras` of Keras 3.
+"""Reading of Keras' weight files: HDF5 of Keras 1 and 2, `.weights.h5` and `.keras` of Keras 3.
 
-Keys come out as `layer/variable`. Keras 1 and 2 (and `.h5` of Keras 3) name both. Keras 3's `.weights.h5`
-names the layers and numbers their variables, in the order in which the layer makes them; a `.keras` file is a
-zip of that and the model's config (keras-team/keras, `saving/saving_lib.py`, Apache-2.0).
+Keys have the form `layer/variable`. Keras 1 and 2 (and `.h5` of Keras 3) store both names. Keras 3's
+`.weights.h5` names the layers and numbers their variables in order of creation; a `.keras` file is a zip of
+that file and the model's config (keras-team/keras, `saving/saving_lib.py`, Apache-2.0).
 
-The HDF5 library itself is not safe: some damaged files make it loop without end, or crash
-(`benchmarks/fuzz_readers.py` finds such). So a file is first read to its end by a process of its own, with a
-limit on its time; what that survives is read.
+The HDF5 library itself is not safe: some damaged files cause infinite loops or crashes
+(`benchmarks/fuzz_readers.py` finds such files). A separate process with a time limit therefore reads each
+file completely first; only files that pass are read.
 """
 
 import functools
@@ -31,7 +31,7 @@ from dapt_jax.weights.source import SPARE, Stored, Weights, check_unpacked
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _INSIDE = "model.weights.h5"
 _CONFIG_BYTES = 16 << 20
-# The names of Keras 1, as in the ResNet50 file of 2016: res2a_branch2a_W_1:0.
+# Names in Keras 1, as in the ResNet50 file of 2016: res2a_branch2a_W_1:0.
 _KERAS1 = {
     "W": "kernel",
     "b": "bias",
@@ -40,7 +40,7 @@ _KERAS1 = {
     "running_mean": "moving_mean",
     "running_std": "moving_variance",
 }
-# The variables of Keras 3's layers in the order in which they are numbered, by class and number.
+# Variables of Keras 3's layers in the order of their numbers, by class and count.
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 _KERAS3 = {
     **{(kind, n): ("kernel", "bias")[:n] for kind in ("conv2d", "depthwise_conv2d", "dense") for n in (1, 2)},
@@ -54,17 +54,17 @@ _BYTES_PER_SECOND = 20 << 20
 
 
 def read(path: Path) -> Weights:
-    """Reads an HDF5 file of any Keras.
+    """Read an HDF5 file of any Keras version.
 
     Raises:
-        UserError: the file is damaged or cut short, reaches into other files, or is not of Keras.
+        UserError: The file is damaged or truncated, links to other files, or is not from Keras.
     """
     _try_out(path)
     return read_here(path)
 
 
 def read_here(path: Path) -> Weights:
-    """Reads an HDF5 or a `.keras` file without trying it out first; a damaged one may never end."""
+    """Read an HDF5 or a `.keras` file without testing it first; reading a damaged file may never end."""
     with path.open("rb") as file:
         if file.read(len(MAGIC)) == MAGIC:
             return _read(path, path, {})
@@ -72,25 +72,25 @@ def read_here(path: Path) -> Weights:
 
 
 def is_keras(archive: Archive) -> bool:
-    """Whether a zip file is what Keras 3's `model.save` writes."""
+    """Return whether a zip file is the result of Keras 3's `model.save`."""
     return _INSIDE in archive
 
 
 def read_zip(archive: Archive) -> Weights:
-    """Reads a `.keras` file.
+    """Read a `.keras` file.
 
     Raises:
-        UserError: the file is damaged, or the weights in it are not of Keras.
+        UserError: The file is damaged, or the weights in it are not from Keras.
     """
     _try_out(archive.path)
     return _read_zip(archive)
 
 
 def _try_out(path: Path) -> None:
-    """Reads a file to its end in another process, which may hang or crash; a file that has not changed, once.
+    """Read a file completely in another process, which may hang or crash; an unchanged file only once.
 
     Raises:
-        UserError: it did; or the file is damaged, or not of Keras.
+        UserError: The process hung or crashed; or the file is damaged, or not from Keras.
     """
     about = path.stat()
     _try(path, sys.executable, (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino))
@@ -104,7 +104,7 @@ def _try(path: Path, python: str, about: tuple[int, ...]) -> None:
     seconds = _SECONDS + path.stat().st_size // _BYTES_PER_SECOND
     command = [python, "-m", __name__, str(path), str(seconds)]
     try:
-        # Ten times what it may compute, for machines without a limit on that and for those with other work.
+        # Ten times the CPU limit, for machines without such a limit and for busy machines.
         tried = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10 * seconds)
     except subprocess.TimeoutExpired:
         raise UserError(f"{path}: damaged: the HDF5 library does not come to an end with it") from None
@@ -115,7 +115,7 @@ def _try(path: Path, python: str, about: tuple[int, ...]) -> None:
 
 
 def _main(path: Path, seconds: int) -> int:
-    """What the other process does."""
+    """Run the check in the other process."""
     hdf5.limit_process(seconds, 2 * (2 * path.stat().st_size + SPARE))
     try:
         for array in read_here(path).values():
@@ -138,7 +138,7 @@ def _read_zip(archive: Archive) -> Weights:
 
 
 class _Bytes(io.RawIOBase):
-    """A file over a run of bytes that are elsewhere already; HDF5 reads it without a copy of the whole."""
+    """A file over bytes in memory, which HDF5 reads without a full copy."""
 
     def __init__(self, data: memoryview):
         self._data, self._at = data, 0
@@ -162,7 +162,7 @@ class _Bytes(io.RawIOBase):
 
 
 def _norms(config: object, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Of every batch norm in a model's config, the variables that it has."""
+    """Yield the variables of every batch norm in a model's config."""
     if isinstance(config, dict) and depth:
         settings = config.get("config")
         if config.get("class_name") == "BatchNormalization" and isinstance(settings, dict):
@@ -194,14 +194,15 @@ def _read(path: Path, file: Path | io.RawIOBase, norms: dict[str, tuple[str, ...
         raise _damaged(path, error) from None
     if not arrays:
         raise UserError(
-            f"{path}: an HDF5 file without named layers (the first .weights.h5 of Keras 3 number them); expected what "
-            "model.save('model.keras'), model.save('model.h5') or model.save_weights('x.weights.h5') writes"
+            f"{path}: an HDF5 file without named layers (the first .weights.h5 of Keras 3 number them); "
+            "expected what model.save('model.keras'), model.save('model.h5') or "
+            "model.save_weights('x.weights.h5') writes"
         )
     return Weights(arrays, str(path), path=path)
 
 
 _ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
-"""What h5py makes of the errors of HDF5."""
+"""Exceptions into which h5py converts the errors of HDF5."""
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
@@ -223,7 +224,7 @@ def _stored(path: Path, key: str, dataset: object) -> Stored:
 
 
 def _named(root: h5py.Group | h5py.Dataset) -> Iterator[tuple[str, Any]]:
-    """The layout that Keras calls legacy HDF5: weights only, or under `model_weights` of a whole saved model."""
+    """Yield the arrays of Keras' legacy HDF5 layout: weights only, or `model_weights` of a saved model."""
     for layer in _attribute(root, "layer_names") or []:
         group = hdf5.follow(root, layer)
         for weight in _attribute(group, "weight_names") or []:
@@ -231,7 +232,7 @@ def _named(root: h5py.Group | h5py.Dataset) -> Iterator[tuple[str, Any]]:
 
 
 def _numbered(group: h5py.Group, norms: dict[str, tuple[str, ...]], depth: int) -> Iterator[tuple[str, Any]]:
-    """The layout of Keras 3: groups within groups, `vars` in each layer's, with the layer's name."""
+    """Yield the arrays of the Keras 3 layout: nested groups, each layer with `vars` and its name."""
     if not depth:
         raise UserError(
             f"{group.file.filename}: groups within groups, {_DEPTH} deep; expected a model's layers"
@@ -255,7 +256,7 @@ def _numbered(group: h5py.Group, norms: dict[str, tuple[str, ...]], depth: int) 
 
 
 def _attribute(group: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
-    """A list of names; Keras cuts one of more than 64 kB into `name0`, `name1` and so on."""
+    """Return a list of names; Keras splits a list of more than 64 kB into `name0`, `name1` and so on."""
     if name in group.attrs:
         return _strings(group.attrs[name])
     if f"{name}0" not in group.attrs:
@@ -272,9 +273,12 @@ def _strings(values: Iterable[bytes | str]) -> list[str]:
 
 
 def _key(layer: str, weight: str) -> str:
-    """`layer/kernel` of a weight's name: `conv1_conv/kernel:0`, `kernel`, `model/conv1_conv/kernel` or `conv1_W_1:0`."""
+    """Return `layer/kernel` for the name of a weight.
+
+    Names have the forms `conv1_conv/kernel:0`, `kernel`, `model/conv1_conv/kernel` or `conv1_W_1:0`.
+    """
     name = weight.split(":")[0]
-    # Keras 2 has a / inside two names of layers, those of DenseNet's stem; Keras 3 has a _ there.
+    # In Keras 2, the names of two layers in DenseNet's stem contain a /; Keras 3 has a _ instead.
     name = re.sub(r"(^|/)conv1/(conv|bn)/(\w+)$", r"\1conv1_\2/\3", name)
     if "/" in name:
         return "/".join(name.split("/")[-2:])

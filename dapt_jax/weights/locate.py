@@ -1,4 +1,4 @@
-"""From what a config says about weights to arrays."""
+"""Loading of the weights that a config names."""
 
 import dataclasses
 import importlib.util
@@ -17,27 +17,31 @@ from dapt_jax.weights.paths import flatten
 
 IMAGENET = "imagenet"
 RANDOM = "random"
-EXPECTED = "'imagenet', 'random', a name of the zoo such as 'taher2021:moco-v2', a path, or https://, hf://, package://"
+EXPECTED = (
+    "'imagenet', 'random', a name of the zoo such as 'taher2021:moco-v2', a path, or https://, hf://, "
+    "package://"
+)
 
 
 def load(
     spec: str, classifier: Classifier, *, seed: int, head: HeadMode = "auto"
 ) -> tuple[Tree, Tree, MergeReport]:
-    """Parameters and statistics for a classifier.
+    """Return parameters and statistics for a classifier.
 
     Args:
-        spec: `imagenet` for the model's default source, `random` for initial values, else what `find` takes.
-        classifier: what the weights are for.
-        seed: of what is initialised: everything under `random`, else a head that the file has no fitting one
-            for.
-        head: see `merge.merge`.
+        spec: `imagenet` for the model's default source, `random` for initial values, else an argument of
+            `find`.
+        classifier: Classifier that receives the weights.
+        seed: Seed for initial values: of everything for `random`, else of a head for which the file has no
+            fitting one.
+        head: See `merge.merge`.
 
     Returns:
-        Nested dicts of float32 NumPy arrays, and what came from where.
+        Nested dicts of float32 NumPy arrays, and a report of their origins.
 
     Raises:
-        UserError: the model has no default source, there is no such file, the file does not fit the model, or
-            it holds several encoders and nothing says which is meant.
+        UserError: The model has no default source, the file does not exist or does not fit the model, or it
+            contains several encoders and the choice is ambiguous.
     """
     encoder = classifier.encoder
     if spec == RANDOM:
@@ -54,16 +58,17 @@ def load(
 
 
 def fitted(spec: str, encoder: Encoder, preprocess: str = "") -> Encoder:
-    """The encoder with the normalisation that the named weights expect.
+    """Return the encoder with the normalisation that the named weights expect.
 
     Args:
         spec: See `load`.
-        encoder: Of which the rest stays as it is.
-        preprocess: `config.model.preprocess`; if it is not empty, it says (`normalisation.parse`).
+        encoder: Encoder to copy with another normalisation.
+        preprocess: `config.model.preprocess`; if it is not empty, it takes precedence
+            (`normalisation.parse`).
 
     Returns:
-        The same object, where it has that normalisation already. Weights of which nothing tells what they
-        expect (`recognise`) get the default of the architecture.
+        The same object if it already has this normalisation. Weights with an unknown normalisation
+        (`recognise`) use the default of the architecture.
     """
     wanted = normalisation.parse(preprocess, encoder.channels)
     if wanted is None and spec not in (IMAGENET, RANDOM):
@@ -78,12 +83,12 @@ def fitted(spec: str, encoder: Encoder, preprocess: str = "") -> Encoder:
 
 
 def remembered(path: Path) -> Preprocess | None:
-    """What a file of ours remembers of the images that its weights expect; None for a file that remembers nothing."""
+    """Return the normalisation recorded in a file of ours; None for a file without a record."""
     return normalisation.from_metadata(readers.read(path).metadata, str(path))
 
 
 def _here(spec: str) -> Path | None:
-    """The file, downloaded if need be; None for a path where there is none, of which `load` says so."""
+    """Return the file, downloaded if needed; None for a missing path, which `load` reports."""
     place = Address.of(spec).place
     if "://" not in place and not zoo.is_name(place) and not Path(place).expanduser().exists():
         return None
@@ -97,7 +102,7 @@ def _default_normalisation(encoder: Encoder) -> Preprocess:
 
 
 def _normalisation(encoder: Encoder, expected: recognise.Expected) -> str:
-    """How the images of an encoder are normalised, and who says so."""
+    """Return the normalisation of an encoder's images and its origin, in words."""
     said = normalisation.describe(encoder.preprocess)
     if expected.preprocess and expected.preprocess.for_channels(encoder.channels) == encoder.preprocess:
         return f"{said} ({expected.why})"
@@ -109,12 +114,12 @@ def _normalisation(encoder: Encoder, expected: recognise.Expected) -> str:
 
 
 class Address(NamedTuple):
-    """A `config.weights` in its parts: `PLACE#prefix=student.backbone&sha256=DIGITS`.
+    """Parts of `config.weights`: `PLACE#prefix=student.backbone&sha256=DIGITS`.
 
     Attributes:
-        place: A path, a name of the zoo or an address.
-        prefix: Which of several encoders in the file is meant, or None.
-        sha256: Digits that the file's checksum has to start with, or None.
+        place: A path, a name of the zoo or a URL.
+        prefix: Selection among several encoders in the file, or None.
+        sha256: Digits that start the checksum of the file, or None.
     """
 
     place: str
@@ -123,10 +128,10 @@ class Address(NamedTuple):
 
     @classmethod
     def of(cls, spec: str) -> "Address":
-        """Take a spec apart; a file whose own name has a # in it is meant as it is.
+        """Parse a specification; if a file with # in its name exists, the whole text is its path.
 
         Raises:
-            UserError: What follows the # is neither of the two.
+            UserError: The part after the # is neither of the two.
         """
         place, sharp, fragment = spec.partition("#")
         if "://" not in spec:
@@ -140,8 +145,8 @@ class Address(NamedTuple):
             name, equals, value = option.partition("=")
             if name not in ("prefix", "sha256") or not equals or name in options:
                 raise UserError(
-                    f"{place}: behind the # expected sha256=DIGITS, prefix=NAME (of several encoders in one file), or both "
-                    "with & between them"
+                    f"{place}: behind the # expected sha256=DIGITS, prefix=NAME (of several encoders in "
+                    "one file), or both with & between them"
                 )
             options[name] = value
         digits = options["sha256"].lower() if "sha256" in options else None
@@ -151,17 +156,17 @@ class Address(NamedTuple):
 
 
 def find(spec: str, model: str = "") -> Path:
-    """The file that a config means, downloaded if need be.
+    """Return the file that a config refers to, downloaded if needed.
 
     Args:
-        spec: a path; a name of the zoo; `https://HOST/FILE`, `hf://OWNER/REPOSITORY/FILE` or
-            `package://PACKAGE/FILE`, each with `#sha256=DIGITS` behind it to have the file checked
-            (`hf://...@REVISION` takes a revision), and with `#prefix=NAME` to say which of several encoders
-            in the file is meant.
-        model: name of the model that it is for; a zoo entry for another is refused.
+        spec: A path; a name of the zoo; `https://HOST/FILE`, `hf://OWNER/REPOSITORY/FILE` or
+            `package://PACKAGE/FILE`. Each may end with `#sha256=DIGITS` to verify the file
+            (`hf://...@REVISION` selects a revision), and with `#prefix=NAME` to select one of several
+            encoders in the file.
+        model: Name of the model to load; a zoo entry for another model is refused.
 
     Raises:
-        UserError: there is no such file, or it cannot be had; says what to do.
+        UserError: The file does not exist or cannot be obtained; says what to do.
     """
     place, _, digits = Address.of(spec)
     if zoo.is_name(place):
@@ -188,14 +193,14 @@ def find(spec: str, model: str = "") -> Path:
 
 
 def _default(model: str) -> Path:
-    """The file of ImageNet weights that a model has by default."""
+    """Return the file of a model's default ImageNet weights."""
     entry = registry.entry(model)
     if entry.package is None:
         known = [name for name in zoo.names(model) if name.startswith(("torchvision:", "timm:"))]
         such = f"pass --config.weights={known[0]} to download them, or " if known else ""
         raise UserError(
-            f"no package carries ImageNet weights of {model!r}: {such}--config.weights=PATH, a torchvision .pth or "
-            ".safetensors or a Keras .h5 file of that model"
+            f"no package carries ImageNet weights of {model!r}: {such}--config.weights=PATH, a torchvision "
+            ".pth or .safetensors or a Keras .h5 file of that model"
         )
     return _packaged(f"package://{entry.package}/{entry.file}")
 
@@ -216,7 +221,7 @@ def _from_zoo(name: str, model: str) -> Path:
 
 
 def _packaged(address: str) -> Path:
-    """A file inside an installed package; the package is found, not imported."""
+    """Return a file inside an installed package; the package is located, not imported."""
     package, _, file = address.removeprefix("package://").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -232,7 +237,10 @@ def _packaged(address: str) -> Path:
 
 
 def _from_hub(address: str) -> Path:
-    """A file of the Hugging Face hub, by its own client: logins, mirrors and its cache are the client's affair."""
+    """Return a file of the Hugging Face hub, by its own client.
+
+    The client is responsible for logins, mirrors and its cache.
+    """
     try:
         import huggingface_hub
     except ImportError:
@@ -250,11 +258,12 @@ def _from_hub(address: str) -> Path:
             )
         except (
             Exception
-        ) as error:  # the client's own errors, and those of the two HTTP libraries that it has used so far
+        ) as error:  # errors of the client, and of the two HTTP libraries that it has used so far
             told = " ".join(str(error).split())[:160]
             page = f"https://huggingface.co/{owner}/{repository}/resolve/{revision or 'main'}/{file}"
             raise UserError(
-                f"{address}: {type(error).__name__}: {told}; download {page} where there is a network and pass the file's path"
+                f"{address}: {type(error).__name__}: {told}; download {page} where there is a network and "
+                "pass the file's path"
             ) from None
 
     path = download_one(file)

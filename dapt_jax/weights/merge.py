@@ -1,4 +1,4 @@
-"""Fits a file's arrays onto a classifier, strictly: nothing that the encoder needs may be missing or of another shape."""
+"""Strict assignment of a file's arrays to a classifier: none may be missing or have another shape."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,20 +22,20 @@ HeadMode = Literal["auto", "load", "new"]
 
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
-    """What came from where.
+    """Origin of a classifier's arrays.
 
     Attributes:
-        loaded: our paths that were filled from the file.
-        initialised: our paths that were drawn from the seed.
-        left_over: the file's keys that no path of ours asked for.
-        source: the file, and the names that it uses.
-        prefix: what stood before every key.
-        adapted: our paths whose arrays were made to fit, each with what was done.
-        choice: of a file with several encoders, which one was taken, why, and how to take another.
-        normalisation: what the encoder does to an image first, and who says so.
-        fingerprint: sha256 of the encoder's arrays as they were loaded; see `identity.fingerprint`. A head is
-            no part of it, so that the fingerprints of one encoder with heads for several tasks are the same.
-        source_sha256: sha256 of the file, or of the folder's files; empty for arrays that come from none.
+        loaded: Our paths that were filled from the file.
+        initialised: Our paths that were initialised from the seed.
+        left_over: Keys of the file that none of our paths use.
+        source: The file, and the naming scheme that it uses.
+        prefix: Prefix of every key.
+        adapted: Our paths whose arrays were converted to fit, each with the conversion.
+        choice: For a file with several encoders, the selected one, the reason, and how to select another.
+        normalisation: Normalisation that the encoder applies to images, and its origin.
+        fingerprint: sha256 of the encoder's arrays as loaded; see `identity.fingerprint`. A head is excluded,
+            so that one encoder with heads for several tasks has one fingerprint.
+        source_sha256: sha256 of the file, or of the folder's files; empty for arrays without a file.
     """
 
     loaded: tuple[str, ...]
@@ -63,7 +63,7 @@ class MergeReport:
         parts += [f"{len(self.left_over)} left over{_examples(self.left_over)}"] if self.left_over else []
         parts += [f"images normalised as {self.normalisation}"] if self.normalisation else []
         parts += [f"fingerprint {self.fingerprint[:16]}"] if self.fingerprint else []
-        return one_line(", ".join(parts))  # names in a file may be any characters
+        return one_line(", ".join(parts))  # names in a file may contain any characters
 
 
 def _examples(names: tuple[str, ...], most: int = 3) -> str:
@@ -79,27 +79,27 @@ def merge(
     stem: adapt.Stem = "auto",
     prefix: str | None = None,
 ) -> tuple[Tree, Tree, MergeReport]:
-    """Fills a classifier's parameters and statistics from a file's arrays.
+    """Fill a classifier's parameters and statistics from a file's arrays.
 
-    The keys of groups that a truncated encoder lacks are left over; so are optimiser states and other heads.
+    Keys of groups that a truncated encoder lacks, of optimiser states and of other heads are left over.
 
     Args:
-        classifier: what to fill.
-        source: arrays by the file's own names; `Weights` are read one by one, and name themselves in the
+        classifier: Classifier to fill.
+        source: Arrays by the names in the file; `Weights` are read one by one, and name themselves in the
             report.
-        seed: of what is initialised.
-        head: `auto` takes the file's head where its shape fits, `load` insists on it, `new` never does.
-        stem: what becomes of a stem for another number of channels; see `adapt`.
-        prefix: which of several encoders in the file is meant (`student.backbone`; see
-            `tables.prefixes.named`); None for the averaged copy (`tables.prefixes.choose`).
+        seed: Seed for initial values.
+        head: `auto` uses the file's head if its shape fits, `load` requires it, `new` never uses it.
+        stem: Conversion of a stem to another number of channels; see `adapt`.
+        prefix: Selection among several encoders in the file (`student.backbone`; see
+            `tables.prefixes.named`); None selects the averaged copy (`tables.prefixes.choose`).
 
     Returns:
         Parameters and statistics as nested dicts of float32 arrays, and the report.
 
     Raises:
-        UserError: an array of the encoder is missing, has another shape, or is not finite floating point; the
-            file is of another model, which the message names if it is known; or it has several encoders and
-            nothing decides.
+        UserError: An array of the encoder is missing, has another shape, or is not finite floating point; the
+            file belongs to another model, which the message names if it is known; or it has several encoders
+            and the choice is ambiguous.
     """
     weights = source if isinstance(source, Weights) else Weights(source, "the given weights")
     scheme, entries, source, chosen = _recognise(classifier, weights, prefix)
@@ -155,7 +155,7 @@ def _is_head(path: str) -> bool:
 def _recognise(
     classifier: Classifier, weights: Weights, given: str | None
 ) -> tuple[tables.Scheme, dict[str, tables.Entry], Weights, Choice]:
-    """The scheme under which most of the encoder is found in the file, the arrays that it names, and which encoder it is."""
+    """Return the scheme that finds most of the encoder in the file, with the arrays and the choice."""
     model = classifier.encoder.name
     schemes = [(scheme, tables.table(scheme, classifier)) for scheme in tables.schemes(model)]
     found = [(each, encoders.find(weights, given, scheme, _body(each))) for scheme, each in schemes]
@@ -180,8 +180,8 @@ def _not_of(classifier: Classifier, weights: Weights, hits: int, size: int) -> U
     unread = f"; objects of {', '.join(weights.unread[:3])} in it are not read" if weights.unread else ""
     known = ", ".join(scheme.name for scheme in tables.schemes(model))
     return UserError(
-        f"{weights.origin}: not weights of {model!r}: {hits} of its {size} arrays found (names tried: {known}); "
-        f"{looks}{unread}"
+        f"{weights.origin}: not weights of {model!r}: {hits} of its {size} arrays found (names tried: "
+        f"{known}); {looks}{unread}"
     )
 
 
@@ -190,14 +190,17 @@ def _is_wanted(key: str) -> bool:
 
 
 def _body(entries: Mapping[str, tables.Entry]) -> dict[str, tables.Entry]:
-    """The encoder's part of a table."""
+    """Return the encoder's part of a table."""
     return {path: entry for path, entry in entries.items() if not _is_head(path)}
 
 
 def _hits(
     classifier: Classifier, scheme: tables.Scheme, source: Weights
 ) -> tuple[dict[str, tables.Entry], str, int]:
-    """The table of a scheme, the prefix behind which the file has most of it, and how many of the encoder's keys are there."""
+    """Return the table of a scheme, its best prefix in the file, and the number of keys found.
+
+    The best prefix is the one with most of the encoder's keys.
+    """
     entries = tables.table(scheme, classifier)
     found = prefixes.hits(_body(entries), scheme.separator, source)
     prefix = max(found, key=lambda name: (found[name], -len(name), name), default="")
@@ -205,7 +208,7 @@ def _hits(
 
 
 def _share(model: str, source: Weights) -> float:
-    """How much of another model of the registry a file holds, names and shapes, from 0 to 1."""
+    """Return the share of another registry model in a file, by names and shapes, from 0 to 1."""
     classifier = Classifier(registry.build(model), 1)
     shapes = flatten(classifier.encoder.abstract()[0])
     best = 0.0
@@ -227,7 +230,7 @@ def _takes_head(
     source: Weights,
     head: HeadMode,
 ) -> bool:
-    """Whether the file's head is to be used."""
+    """Return whether the file's head is used."""
     if head != "auto":
         return head == "load"
     paths = [path for path in entries if _is_head(path)]
@@ -250,12 +253,13 @@ def _refuse_missing(
         unknown = tuple(sorted(set(source) - {prefix + entry.key for entry in wanted.values()}))
         unasked = f"; nothing asks for {len(unknown)}{_examples(unknown)}" if unknown else ""
         raise UserError(
-            f"{origin}: {len(missing)} arrays missing, first {key!r} (for {path}){others}; {nearest(key, source)}{unasked}"
+            f"{origin}: {len(missing)} arrays missing, first {key!r} (for {path}){others}; "
+            f"{nearest(key, source)}{unasked}"
         )
 
 
 _OTHER_AXES = {4: ((3, 2, 0, 1), (2, 3, 1, 0)), 2: ((1, 0),)}
-"""Orders in which other frameworks keep the axes of a kernel."""
+"""Axis orders of kernels in other frameworks."""
 
 
 def _refuse_other_axes(
@@ -265,10 +269,10 @@ def _refuse_other_axes(
     source: Weights,
     origin: str,
 ) -> None:
-    """Refuses a file whose kernels are all kept in another order than its names tell.
+    """Refuse a file whose kernels all have another axis order than their names imply.
 
-    Kernels with as many inputs as outputs fit either way: only the others of the same file tell that these
-    are transposed.
+    Kernels with equal numbers of inputs and outputs fit either way: only the other kernels of the file show
+    that these are transposed.
     """
     likes = {path: source.like(prefix + entry.key) for path, entry in wanted.items()}
     kernels = [path for path, like in likes.items() if like.ndim in _OTHER_AXES]
@@ -297,7 +301,7 @@ def _fit(
     origin: str,
     way: adapt.Way | None,
 ) -> np.ndarray:
-    """One array in our layout, checked."""
+    """Return one checked array in our layout."""
     key = prefix + entry.key
     like = entry.convert(source.like(key))
     if like.shape != shape and way is None:
@@ -307,7 +311,7 @@ def _fit(
     if not jax.numpy.issubdtype(like.dtype, np.floating):
         raise UserError(f"{origin}: {key!r} (for {path}) is {like.dtype}, expected floating point")
     array = np.array(entry.convert(source[key]), np.float32, order="C")
-    # The extremes of a float array are finite if all of it is, and take no second array to find.
+    # The extremes of a float array are finite exactly if all values are, and need no second array.
     if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         raise UserError(f"{origin}: {key!r} (for {path}) holds values that are not finite")
     return array if way is None else np.ascontiguousarray(way.convert(array), np.float32)
@@ -316,7 +320,10 @@ def _fit(
 def _refuse_larger(
     classifier: Classifier, scheme: tables.Scheme, source: Weights, loaded: int, origin: str
 ) -> None:
-    """Refuses a deeper model's file, in which every array of a shallower one can be found (ResNet-34 into ResNet-18)."""
+    """Refuse the file of a deeper model, which contains every array of a shallower one.
+
+    An example is a ResNet-34 file for a ResNet-18.
+    """
     own = classifier.encoder.name
     size = len(flatten(registry.build(own).abstract()[0])) if own in registry.names() else loaded
     for name in registry.names():

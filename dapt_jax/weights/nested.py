@@ -1,9 +1,9 @@
-"""Finds the arrays in a checkpoint's nested dicts, whatever training script wrote them, and names them by their path.
+"""Search for arrays in a checkpoint's nested dicts, from any training script, named by their paths.
 
-A chain of dicts of which each alone holds arrays (`{'model': {'state_dict': ...}}`) is followed to its end,
-and the names within are the keys. Where several dicts hold arrays side by side (`student` and `teacher`,
-`state_dict` and `state_dict_ema`), their names come first in the keys: which of them is loaded is not for the
-reader to say, but for `encoders`. What belongs to the training and not to a network (optimisers, losses,
+A chain of dicts of which each is the only one with arrays (`{'model': {'state_dict': ...}}`) is followed to
+its end, and the names in the last dict are the keys. If several dicts contain arrays side by side (`student`
+and `teacher`, `state_dict` and `state_dict_ema`), their names are prefixes of the keys; `encoders`, not the
+reader, selects among them. Everything that belongs to the training and not to a network (optimisers, losses,
 callbacks, hyper-parameters) is left out.
 """
 
@@ -23,7 +23,7 @@ _BESIDE = frozenset((
     "scalers", "loss", "losses", "criterion", "callbacks", "loops", "hyper", "hparams", "hparam",
     "args", "cfg", "config", "meta", "rng", "hub", "metrics", "trainer",
 ))  # fmt: skip
-"""Words in the names of dicts that hold no network."""
+"""Words in the names of dicts that contain no network."""
 _DEPTH = 16
 Tree = dict[str, Any]
 """Arrays, and dicts of them, by name."""
@@ -35,13 +35,13 @@ def weights(
     """Return the arrays of a pickle.
 
     Args:
-        content: What the pickle holds.
+        content: Contents of the pickle.
         path: The file.
-        stored: Function from an array's record to the array.
-        what: What the arrays are called in an error.
+        stored: Function from the record of an array to the array.
+        what: Name of the file's kind in an error.
 
     Raises:
-        UserError: There are none; the line says what is there instead.
+        UserError: There are no arrays; the line says what the file contains instead.
     """
     tree = _tree(content.value, _DEPTH, set())
     if not tree:
@@ -73,7 +73,7 @@ def _origin(path: Path, inside: tuple[str, ...]) -> str:
 
 
 def _tree(node: object, depth: int, seen: set[int]) -> Tree:
-    """The dicts that hold arrays at any depth; one that is there twice is taken where it is first."""
+    """Return the dicts with arrays at any depth; a repeated dict is only used at its first place."""
     if isinstance(node, Module):
         return {key: each for key, each in _parts(node, "", seen) if _is_array(each)}
     if not isinstance(node, dict) or not depth or id(node) in seen:
@@ -95,7 +95,10 @@ def _is_array(value: object) -> bool:
 
 
 def _parts(module: Module, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The tensors of a network that was pickled whole, named as its state dict would; of a part used twice, once."""
+    """Yield the tensors of a completely pickled network, named as in its state dict.
+
+    A module that is used twice is read once.
+    """
     seen.add(id(module))
     for key, part in module.items():
         if not isinstance(part, Module):
@@ -105,13 +108,13 @@ def _parts(module: Module, path: str, seen: set[int]) -> Iterator[tuple[str, Any
 
 
 def _descend(tree: Tree) -> tuple[tuple[str, ...], Tree]:
-    """Follows dicts of which each alone holds a network; returns their names, and the last."""
+    """Follow dicts of which each alone contains a network; return their names and the last dict."""
     inside: list[str] = []
     while True:
         dicts = {key: value for key, value in tree.items() if isinstance(value, dict)}
         arrays = {key: value for key, value in tree.items() if key not in dicts}
         if networks := {key: value for key, value in dicts.items() if not _is_beside(key)}:
-            # A number that a script notes (an accuracy, a temperature) is no network either.
+            # A scalar that a script records (an accuracy, a temperature) is not a network either.
             arrays = {key: value for key, value in arrays.items() if value.shape}
             dicts = networks
         elif arrays:
@@ -135,7 +138,9 @@ def _leaves(tree: Tree, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _swapped(tree: Tree, content: object, inside: tuple[str, ...]) -> str:
-    """The name of the averaged copy where it is not what it says: mmengine saves it as `state_dict`, and the other way round.
+    """Return the name of the averaged copy if mmengine swapped it with the trained weights.
+
+    mmengine saves the averaged copy as `state_dict`, and the trained weights under the other name.
 
     See `before_save_checkpoint` in mmengine/hooks/ema_hook.py (open-mmlab/mmengine, Apache-2.0).
     """
@@ -183,7 +188,7 @@ def _without(content: Content, path: Path, what: str) -> UserError:
 
 
 def asks_for(path: Path, what: str) -> UserError:
-    """Return the error for a pickle that has no arrays but what it asks for, or asks for what no weights need."""
+    """Return the error for a pickle without arrays, or one that needs code that no weights need."""
     return UserError(
         f"{path}: the file asks for {what}; only arrays, OrderedDict and plain containers are read "
         "(save the model's state_dict() instead)"
@@ -191,7 +196,7 @@ def asks_for(path: Path, what: str) -> UserError:
 
 
 class refusals:  # noqa: N801  reads as a statement
-    """Makes one clear line of whatever goes wrong in reading a pickle."""
+    """Conversion of any exception while reading a pickle to one clear line."""
 
     def __init__(self, path: Path, what: str):
         self.path, self.what = path, what
@@ -206,6 +211,6 @@ class refusals:  # noqa: N801  reads as a statement
         if isinstance(error, OSError):
             raise UserError(f"{self.path}: {error.strerror or error}") from None
         if isinstance(error, Exception) and not isinstance(error, UserError):
-            # A damaged pickle raises nearly anything, from EOFError to UnicodeDecodeError.
+            # A damaged pickle raises nearly any exception, from EOFError to UnicodeDecodeError.
             told = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise UserError(f"{self.path}: damaged or cut short, or not a {self.what} ({told})") from None

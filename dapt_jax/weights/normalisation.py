@@ -1,7 +1,7 @@
-"""What weights expect of an image: by name, as a setting, in words, and as a file of ours remembers it.
+"""Normalisation that weights expect: by name, as a setting, in words, and as file metadata.
 
-Normalisation belongs to weights. `config.model.preprocess` takes one of `NAMED`, or numbers; left empty, the
-weights say (`recognise`).
+Normalisation belongs to the weights. `config.model.preprocess` is one of `NAMED`, or numbers; if it is empty,
+the weights decide (`recognise`).
 """
 
 import json
@@ -12,11 +12,11 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.preprocess import HALF, IMAGENET, Preprocess
 
 UNIT = Preprocess((0.0,) * 3, (255.0,) * 3)
-"""To 0..1, as SimCLR uses it."""
+"""Scaling to 0..1, as in SimCLR."""
 TORCHXRAYVISION = Preprocess((127.5,) * 3, (127.5 / 1024,) * 3)
-"""To -1024..1024."""
+"""Scaling to -1024..1024."""
 KERAS_CAFFE = Preprocess((103.939, 116.779, 123.68), (1.0,) * 3, bgr=True)
-"""Blue first, the mean of ImageNet subtracted, as Keras applications use it for ResNets of the first
+"""Channels in BGR order minus the ImageNet mean, as in Keras applications for ResNets of the first
 version."""
 NAMED = {
     "imagenet": IMAGENET,
@@ -26,24 +26,24 @@ NAMED = {
     "keras_caffe": KERAS_CAFFE,
 }
 KEY = "dapt_jax.preprocess"
-"""Where the safetensors files that we write remember it, among their metadata."""
+"""Metadata key of the normalisation in the safetensors files that we write."""
 _MOST_CHANNELS = 64
 
 
 def parse(text: str, channels: int = 3) -> Preprocess | None:
-    """Return what `config.model.preprocess` says.
+    """Return the normalisation defined by `config.model.preprocess`.
 
     Args:
         text: Empty, one of `NAMED`, or `MEAN,STD`: two numbers for all channels, or the means of all channels
-            and then their standard deviations. They count pixel values from 0 to 255; where none is above 1,
-            from 0 to 1, as PyTorch's transforms have them.
+            followed by their standard deviations. The numbers refer to pixel values from 0 to 255 or, if none
+            exceeds 1, from 0 to 1, as in PyTorch's transforms.
         channels: Number of channels of the images.
 
     Returns:
         The normalisation for that many channels; None for an empty text.
 
     Raises:
-        UserError: It is none of these.
+        UserError: The text has none of these forms.
 
     Example:
         >>> parse("0.5,0.25", 1)
@@ -62,14 +62,16 @@ def parse(text: str, channels: int = 3) -> Preprocess | None:
     half = len(numbers) // 2
     if len(numbers) != 2 * half or half not in (1, channels) or not all(map(math.isfinite, numbers)):
         raise UserError(
-            f"model.preprocess is {text!r}; expected MEAN,STD: two numbers, or {channels} means and {channels} deviations"
+            f"model.preprocess is {text!r}; expected MEAN,STD: two numbers, or {channels} means and "
+            f"{channels} deviations"
         )
     mean, std = numbers[:half], numbers[half:]
     if min(std) <= 0:
         raise UserError(f"model.preprocess is {text!r}; expected standard deviations above 0")
     if set(mean) == {0.0} and set(std) == {1.0}:
         raise UserError(
-            f"model.preprocess is {text!r}; expected 'unit' for values from 0 to 1, or 0,255, which is the same"
+            f"model.preprocess is {text!r}; expected 'unit' for values from 0 to 1, or 0,255, which is the "
+            "same"
         )
     scale = 255.0 if max(map(abs, numbers)) <= 1 else 1.0
     times = channels // half
@@ -87,15 +89,15 @@ def describe(preprocess: Preprocess) -> str:
 
 
 def to_metadata(preprocess: Preprocess) -> dict[str, str]:
-    """Return what a file of ours remembers of it; the inverse of `from_metadata`."""
+    """Return the metadata that record a normalisation in our files; the inverse of `from_metadata`."""
     return {KEY: json.dumps({"mean": preprocess.mean, "std": preprocess.std, "bgr": preprocess.bgr})}
 
 
 def from_metadata(metadata: Mapping[str, str], origin: str) -> Preprocess | None:
-    """Return what a file remembers, or None if it says nothing.
+    """Return the normalisation recorded in a file's metadata, or None if there is none.
 
     Raises:
-        UserError: What it says is no normalisation.
+        UserError: The recorded value is not a normalisation.
     """
     if KEY not in metadata:
         return None

@@ -1,4 +1,4 @@
-"""Reads `.npz` files: NumPy's, and those that TensorFlow checkpoints are exported to."""
+"""Reading of `.npz` files: those of NumPy, and exported TensorFlow checkpoints."""
 
 import io
 from pathlib import Path
@@ -12,17 +12,17 @@ from dapt_jax.weights.archive import Archive
 from dapt_jax.weights.source import Stored, Weights
 
 _HEADER = 10_000
-"""Bytes at most of the header of an array of plain numbers: some 100, in truth."""
+"""Maximum number of bytes in the header of a numeric array, which usually has about 100."""
 _TWO_BYTES = np.dtype("V2")
 _TF = ("/.ATTRIBUTES/VARIABLE_VALUE", ":0")
-"""What TensorFlow puts behind the name of a variable."""
+"""Suffix that TensorFlow appends to the name of a variable."""
 
 
 def read(path: Path) -> Weights:
-    """Reads the arrays of an `.npz` by name; TensorFlow's endings are dropped.
+    """Read the arrays of an `.npz` by name, without TensorFlow's suffixes.
 
     Raises:
-        UserError: the file is damaged, holds pickled objects, or no arrays.
+        UserError: The file is damaged, contains pickled objects, or has no arrays.
     """
     archive = Archive(path)
     names = [name for name in archive.names if name.endswith(".npy")]
@@ -42,7 +42,7 @@ def read(path: Path) -> Weights:
 
 
 def _stored(archive: Archive, name: str) -> Stored:
-    """One array, of which the header alone is read now."""
+    """Return one array, of which only the header is read now."""
     data = archive.read(name)
     head = io.BytesIO(data[:_HEADER])
     try:
@@ -53,7 +53,7 @@ def _stored(archive: Archive, name: str) -> Stored:
         shape, is_fortran, dtype = reader(head)
     except (
         Exception
-    ) as error:  # NumPy reads the header as a Python literal: from TokenError to RecursionError
+    ) as error:  # NumPy reads the header as a Python literal: errors from TokenError to RecursionError
         told = " ".join(str(error).split())[:120]
         raise UserError(f"{archive.path}: {name[:80]!r} is not an array ({told})") from None
     if dtype.hasobject or (dtype.kind not in "fiubc" and dtype != _TWO_BYTES):
@@ -63,7 +63,8 @@ def _stored(archive: Archive, name: str) -> Stored:
     start, size = head.tell(), int(np.prod(shape, dtype=object)) * dtype.itemsize
     if any(side < 0 for side in shape) or len(data) - start != size:
         raise UserError(
-            f"{archive.path}: {name[:80]!r} is damaged: {len(data) - start:,} bytes for shape {shape} and type {dtype}"
+            f"{archive.path}: {name[:80]!r} is damaged: {len(data) - start:,} bytes for shape {shape} and "
+            f"type {dtype}"
         )
 
     def build() -> np.ndarray:
@@ -74,5 +75,5 @@ def _stored(archive: Archive, name: str) -> Stored:
 
 
 def _as_bfloat16(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """NumPy saves ml_dtypes' bfloat16 as two bytes without a type; nothing else comes so."""
+    """Return bfloat16 for two bytes without a type, as NumPy saves it; nothing else is saved so."""
     return np.dtype(ml_dtypes.bfloat16) if dtype == _TWO_BYTES else dtype

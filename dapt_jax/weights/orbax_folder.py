@@ -1,4 +1,4 @@
-"""Reads checkpoints of our own that orbax wrote: a folder with one array per path (`export.write_orbax`)."""
+"""Reading of our orbax checkpoints: a folder with one array per path (`export.write_orbax`)."""
 
 import logging
 from collections.abc import Callable
@@ -14,20 +14,21 @@ _MARK = "_METADATA"
 
 
 def is_one(path: Path) -> bool:
-    """Whether a folder is an orbax checkpoint."""
+    """Return whether a folder is an orbax checkpoint."""
     return (path / _MARK).is_file()
 
 
 def read(path: Path) -> Weights:
-    """Reads the arrays of an orbax checkpoint by path, each when it is asked for.
+    """Read the arrays of an orbax checkpoint by path, each when it is accessed.
 
     Raises:
-        UserError: the folder is no such checkpoint, or is damaged.
+        UserError: The folder is not such a checkpoint, or is damaged.
     """
     if not is_one(path):
         names = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
         raise UserError(
-            f"{path}: a folder that is not an orbax checkpoint (no {_MARK}); expected a weight file; it holds {names}"
+            f"{path}: a folder that is not an orbax checkpoint (no {_MARK}); expected a weight file; it "
+            f"holds {names}"
         )
     root = path.resolve()
     for child in path.rglob("*"):
@@ -35,11 +36,11 @@ def read(path: Path) -> Weights:
             raise UserError(
                 f"{path}: {child.relative_to(path)} in it leads to another folder; expected files, not links"
             )
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it would log becomes the error's line
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # the error's line contains what it would log
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(path.resolve()).item_metadata.tree
-    except Exception as error:  # orbax raises many kinds for a torn folder
+    except Exception as error:  # orbax raises many types for an incomplete folder
         raise _damaged(path, error) from None
     arrays: dict[str, Stored] = {}
     for key, leaf in tree.items():

@@ -1,4 +1,4 @@
-"""Nested dicts to flat `stage1/block1/conv1/kernel` paths and back."""
+"""Conversion between nested dicts and flat `stage1/block1/conv1/kernel` paths."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ Tree = dict[str, Any]
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by slash-separated path, in the tree's own order."""
+    """Return the leaves by slash-separated path, in the order of the tree."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -18,7 +18,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """The inverse of `flatten`."""
+    """Return the nested dict of flat paths, the inverse of `flatten`."""
     tree: Tree = {}
     for path, leaf in flat.items():
         *parents, last = path.split("/")

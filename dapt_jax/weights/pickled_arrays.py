@@ -1,8 +1,8 @@
-"""Reads pickles of nested dicts of NumPy arrays: haiku's parameters and state, BYOL's checkpoints among them.
+"""Reading of pickled nested dicts of NumPy arrays: haiku parameters and state, and BYOL checkpoints.
 
-BYOL (arXiv 2006.07733) keeps a named tuple of online and target parameters and states and the optimiser's;
-the online encoder is the one that its authors evaluate, and `prefix=target` selects the other. Of `params`
-and `ema_params` the averaged ones are taken. Keys are joined by slashes: `res_net50/~/initial_conv/w`.
+BYOL (arXiv 2006.07733) stores a named tuple of the online and target parameters and states and the optimiser
+state; its authors evaluate the online encoder, and `prefix=target` selects the other. Of `params` and
+`ema_params`, the averaged ones are used. Keys are joined by slashes: `res_net50/~/initial_conv/w`.
 """
 
 import mmap
@@ -20,13 +20,13 @@ _DEPTH = 64
 
 
 def read(path: Path) -> Weights:
-    """Reads the arrays of a pickle by path.
+    """Read the arrays of a pickle by path.
 
     Args:
-        path: a pickle of nested dicts, of `(params, state)`, or of BYOL's experiment.
+        path: A pickle of nested dicts, of `(params, state)`, or of a BYOL experiment.
 
     Raises:
-        UserError: the file is damaged or cut short, asks for code, or holds no named arrays.
+        UserError: The file is damaged or truncated, needs code, or contains no named arrays.
     """
     with refusals(path, "pickle of arrays"):
         with path.open("rb") as opened:
@@ -47,7 +47,7 @@ def read(path: Path) -> Weights:
 
 
 class _Encoder(NamedTuple):
-    """One encoder of a pickle: the dicts that hold it, what reports call them, and what selects it."""
+    """One encoder of a pickle: its dicts, its name in reports, and the name that selects it."""
 
     trees: list[Any]
     inside: str
@@ -55,7 +55,7 @@ class _Encoder(NamedTuple):
 
 
 def _encoders(content: object) -> tuple[list[_Encoder], str]:
-    """The encoders of a pickle, the one to load first; and why that one."""
+    """Return the encoders of a pickle, the default first, and the reason for this default."""
     state = content.get("experiment_state") if isinstance(content, dict) else None
     if isinstance(state, dict) and "online_params" in state:
         sides = [side for side in ("online", "target") if state.get(f"{side}_params")]

@@ -1,4 +1,4 @@
-"""Reads a weight file of any of the usual formats into arrays by name."""
+"""Reading of weight files in any of the usual formats as arrays by name."""
 
 import json
 import mmap
@@ -15,14 +15,14 @@ from dapt_jax.weights.archive import MEMBERS, Archive
 from dapt_jax.weights.source import Weights
 
 FORMATS = (
-    "PyTorch (.pth, .pt, .tar, .bin, .ckpt), .safetensors, .npz, Keras (.h5, .keras), a pickle of arrays (.pkl), an index of "
-    "several files (.index.json), or an orbax folder"
+    "PyTorch (.pth, .pt, .tar, .bin, .ckpt), .safetensors, .npz, Keras (.h5, .keras), a pickle of arrays "
+    "(.pkl), an index of several files (.index.json), or an orbax folder"
 )
 _TORCH = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 _HEADER = 8 << 20
-"""Bytes at most of a safetensors header; a large model's has 0.1 MB."""
+"""Maximum number of bytes in a safetensors header; that of a large model has 0.1 MB."""
 _SIGNS = 12
-"""Brackets and commas of an array in a safetensors header, at most."""
+"""Maximum number of brackets and commas per array in a safetensors header."""
 _SAFETENSORS = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -41,12 +41,12 @@ _SAFETENSORS = {
 
 
 def read(path: str | Path) -> Weights:
-    """Reads a weight file; the format is told by content, since suffixes of checkpoints are anyone's guess.
+    """Read a weight file; its content determines the format, because suffixes are unreliable.
 
-    Arrays are read when they are asked for, so damage to the numbers of one shows then.
+    Arrays are read when they are accessed, so damaged values are only detected then.
 
     Raises:
-        UserError: no such file, an unknown format, or a damaged file.
+        UserError: The file does not exist, has an unknown format, or is damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -97,7 +97,8 @@ def _read_zip(path: Path) -> Weights:
     pickles = [name for name in archive.names if name.split("/")[-1] == "data.pkl"]
     if any(name.split("/")[-1] == "constants.pkl" for name in archive.names):
         raise UserError(
-            f"{path}: a TorchScript program; expected a state_dict (torch.save of torch.jit.load(...).state_dict())"
+            f"{path}: a TorchScript program; expected a state_dict (torch.save of "
+            "torch.jit.load(...).state_dict())"
         )
     if not pickles and not any(name.endswith(".npy") for name in archive.names):
         inside = [
@@ -113,7 +114,10 @@ def _read_zip(path: Path) -> Weights:
 
 
 def _read_safetensors(path: Path) -> Weights:
-    """The library checks the header; the arrays are views of the mapped file, where it would copy each."""
+    """Read a safetensors file.
+
+    The library checks the header; the arrays are views of the mapped file, which the library would copy.
+    """
     try:
         header, metadata, start = _header(path)
         with safetensors.safe_open(path, framework="numpy"), path.open("rb") as file:
@@ -139,13 +143,16 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
-    """A safetensors header, in which each name has to be there once (the library takes the last of two); and its end."""
+    """Return a safetensors header, and its end in the file.
+
+    Each name must occur once (the library would use the last of two).
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _HEADER:
             raise UserError(f"{path}: a safetensors header of {length:,} bytes; expected at most {_HEADER:,}")
         text = file.read(length)
-    # Each array has an object, two lists and its numbers; whatever else JSON may hold costs as much.
+    # Each array has an object, two lists and its numbers; other JSON contents cost as much.
     if sum(text.count(sign) for sign in (b"{", b"[", b",")) > MEMBERS * _SIGNS:
         raise UserError(f"{path}: a safetensors header of more than {MEMBERS:,} arrays; expected weights")
 

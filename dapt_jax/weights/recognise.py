@@ -1,9 +1,9 @@
-"""Which published weights a file holds, and so what they expect of an image, however the file was named to us.
+"""Identification of published weights in a file, and hence of the normalisation that they expect.
 
-In this order: what a file of ours remembers; the zoo's entry of that name or address; the entry whose
-checksum the file has; its file name; the files beside it, in a folder of the Hugging Face hub; names that one
-library alone gives its arrays. What none of these tells is not guessed: the default of the architecture is
-taken, and reports say so.
+Sources, in this order: the record in a file of ours; the zoo entry of the name or URL; the entry with the
+checksum of the file; its file name; the files beside it, in a folder of the Hugging Face hub; array names
+that only one library uses. If none of these identifies the weights, nothing is guessed: the default of the
+architecture is used, and reports say so.
 """
 
 import functools
@@ -20,12 +20,12 @@ from dapt_jax.weights.source import Weights
 
 
 class Expected(NamedTuple):
-    """What weights expect of an image.
+    """Normalisation that weights expect.
 
     Attributes:
-        preprocess: For three channels, or as many as the file says; None where nothing tells.
-        why: In words, what tells.
-        is_certain: Whether the name or the address alone tells, so that the file need not be read for it.
+        preprocess: For three channels, or as many as the file defines; None if unknown.
+        why: Source of this information, in words.
+        is_certain: Whether the name or the URL is sufficient, so that the file does not have to be read.
     """
 
     preprocess: Preprocess | None
@@ -49,8 +49,7 @@ _PUBLISHED = (
     (r"(^|/)deit3?_(tiny|small|base|large)(_distilled)?_(patch|\d)", IMAGENET, "DeiT"),
     (r"(^|/)vit-[sbl]-300ep", IMAGENET, "MoCo v3"),
 )
-"""Of file names as their publishers have them, with the folder or repository before it: what the weights
-expect."""
+"""Expected normalisation by the publisher's file name, with the folder or repository before it."""
 _LIBRARIES = {
     ("op_threshs",): Expected(normalisation.TORCHXRAYVISION, "TorchXRayVision, by its names"),
     ("conv_proj.weight", "encoder.layers.encoder_layer_0.ln_1.weight"): Expected(
@@ -60,7 +59,7 @@ _LIBRARIES = {
         normalisation.UNIT, "SimCLR-v2, by its names"
     ),
 }
-"""Of names that one library alone gives its arrays: what its weights expect."""
+"""Expected normalisation by array names that only one library uses."""
 _PLAIN = (
     "model.safetensors",
     "pytorch_model.bin",
@@ -70,15 +69,15 @@ _PLAIN = (
     "resnet50.pth",
     "resnet50.pt",
 )
-"""File names that say nothing."""
+"""File names that carry no information."""
 
 
 def expected(spec: str, path: Path | None = None) -> Expected:
-    """Return what the weights that a config names expect of an image.
+    """Return the normalisation expected by the weights that a config names.
 
     Args:
-        spec: As in the config, without a `#` and what follows.
-        path: The file, where it is here already.
+        spec: Weights as in the config, without a `#` and the part after it.
+        path: The file, if it is available locally.
 
     Raises:
         UserError: The file is damaged.
@@ -119,7 +118,10 @@ def _by_checksum(path: Path) -> str | None:
 
 
 def _from_content(path: Path) -> Expected | None:
-    """What the files beside the weights say, in a folder that is one model; or names that one library alone gives."""
+    """Return the normalisation of the files beside the weights, or by array names.
+
+    The former applies to a folder that is one model, the latter to names that only one library uses.
+    """
     if path.is_dir() or path.name.endswith(".index.json"):
         folder = path if path.is_dir() else path.parent
         if found := _sidecar(folder):
@@ -129,7 +131,7 @@ def _from_content(path: Path) -> Expected | None:
 
 
 def _sidecar(folder: Path) -> Expected | None:
-    """The normalisation in timm's `config.json` or in transformers' `preprocessor_config.json`."""
+    """Return the normalisation in timm's `config.json` or in transformers' `preprocessor_config.json`."""
     for name, mean, std in (
         ("config.json", "mean", "std"),
         ("preprocessor_config.json", "image_mean", "image_std"),
@@ -155,7 +157,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 class _Keys(NamedTuple):
-    """Which names of `_LIBRARIES` a file has, behind whatever prefix; and its metadata."""
+    """Names of `_LIBRARIES` in a file, after any prefix, and the file's metadata."""
 
     marks: frozenset[str]
     metadata: dict[str, str]
@@ -200,7 +202,7 @@ def _checksums() -> dict[str, str]:
 @functools.cache
 def _addresses() -> dict[str, str]:
     found = {_canonical(zoo.entry(name).url): name for name in reversed(zoo.names()) if zoo.entry(name).url}
-    # timm serves all of its weights from the hub too, in repositories that are called as its models are.
+    # timm also serves all its weights from the hub, in repositories with the names of its models.
     tags = [name for name in zoo.names() if name.startswith("timm:")]
     hub = ("model.safetensors", "pytorch_model.bin")
     return found | {f"hf://timm/{name.removeprefix('timm:')}/{file}": name for name in tags for file in hub}
@@ -208,7 +210,7 @@ def _addresses() -> dict[str, str]:
 
 @functools.cache
 def _files() -> dict[str, str]:
-    """Zoo entries by file name; a name that entries with other expectations share stands for none."""
+    """Return zoo entries by file name, without names whose entries differ in normalisation."""
     found: dict[str, str] = {}
     for name in zoo.names():
         entry = zoo.entry(name)
@@ -220,7 +222,7 @@ def _files() -> dict[str, str]:
 
 
 def _canonical(address: str) -> str:
-    """An address in one spelling: `hf://timm/TAG/FILE` for what the hub serves."""
+    """Return the canonical form of a URL: `hf://timm/TAG/FILE` for files of the hub."""
     address = urllib.parse.unquote(address.partition("?")[0]).rstrip("/")
     if found := re.fullmatch(r"https://huggingface\.co/([^/]+)/([^/]+)/(?:resolve|blob)/main/(.+)", address):
         return f"hf://{found[1]}/{found[2]}/{found[3]}"

@@ -1,4 +1,4 @@
-"""What pickled weights are made of, as inert records, and the table of names that a pickle may ask for.
+"""Inert records of the contents of pickled weights, and the table of names that a pickle may use.
 
 Names and argument orders are those of PyTorch's `torch/_utils.py` and `torch/serialization.py`
 (BSD-3-Clause), of NumPy's `_core/multiarray` (BSD-3-Clause), of dm-haiku's `data_structures` and BYOL's
@@ -45,21 +45,21 @@ _STORAGES = {
     "Untyped": "uint8",
 }
 _SIDES = 32
-"""More sides than an array can have in NumPy or PyTorch models."""
+"""More dimensions than arrays of NumPy or PyTorch models have."""
 
 
 class Refused(Exception):
-    """The pickle asks for something that is not an array or a plain container."""
+    """The pickle contains something that is not an array or a plain container."""
 
 
 class Record(dict[Any, Any]):
-    """Stands in for `OrderedDict` and its like; what a file would set as attributes (`_metadata`) is dropped."""
+    """Placeholder for `OrderedDict` and similar classes; attributes in a file (`_metadata`) are dropped."""
 
     def __setstate__(self, state: object) -> None: ...
 
 
 class Module(Record):
-    """Stands in for a network or a part of one, pickled whole: parameters, buffers and parts by name, and nothing else."""
+    """Placeholder for a pickled network or module: only its parameters, buffers and submodules by name."""
 
     def __setstate__(self, state: object) -> None:
         for kept in ("_parameters", "_buffers", "_modules"):
@@ -69,7 +69,7 @@ class Module(Record):
 
 @dataclasses.dataclass(frozen=True)
 class NamedTuple:
-    """Stands in for a class of named tuples: what it makes are records with its fields."""
+    """Placeholder for a class of named tuples, which makes records with its fields."""
 
     fields: tuple[str, ...]
 
@@ -78,10 +78,10 @@ class NamedTuple:
             raise Refused("a named tuple whose fields are not names")
 
     def make(self, *values: object) -> Record:
-        """One named tuple.
+        """Return one named tuple.
 
         Raises:
-            Refused: it has not as many values as fields.
+            Refused: The number of values differs from the number of fields.
         """
         if len(values) != len(self.fields):
             raise Refused(f"a named tuple of {len(self.fields)} fields with {len(values)} values")
@@ -89,23 +89,23 @@ class NamedTuple:
 
 
 class Ignored(Record):
-    """Stands in for named tuples that hold no weights (an optimiser's state)."""
+    """Placeholder for named tuples without weights (an optimiser's state)."""
 
     def __init__(self, *_: object):
         super().__init__()
 
 
 class Foreign(Record):
-    """Stands in for an object that is never built: a hyper-parameter, a callback, a path.
+    """Placeholder for an object that is never built: a hyper-parameter, a callback, a path.
 
-    Of a kind of dict (`AttributeDict`, `defaultdict`) it has the items, so that a state dict kept in one is
+    For a kind of dict (`AttributeDict`, `defaultdict`) it holds the items, so that a state dict in it is
     found.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class ForeignClass:
-    """Stands in for a class or function that the table does not know: what it makes is `Foreign`.
+    """Placeholder for an unknown class or function, whose results are `Foreign`.
 
     Attributes:
         name: `module.name` in the pickle.
@@ -114,7 +114,7 @@ class ForeignClass:
     name: str
 
     def make(self, *arguments: object) -> Foreign:
-        """Return a stand-in; the items of a dict that it would be made of are its own."""
+        """Return a placeholder with the items of its dict argument, if it has one."""
         made = Foreign()
         if arguments and isinstance(arguments[0], dict):
             made.update(arguments[0])
@@ -123,20 +123,20 @@ class ForeignClass:
 
 @dataclasses.dataclass(frozen=True)
 class DtypeRecord:
-    """Stands in for a torch dtype or a typed storage class."""
+    """Placeholder for a torch dtype or a typed storage class."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class StorageRecord:
-    """A run of numbers elsewhere in the file.
+    """A sequence of elements elsewhere in the file.
 
     Attributes:
-        key: Name of the run there.
+        key: Name of the sequence in the file.
         dtype: Type of its elements.
         count: Number of elements.
-        start: Element of the named run that it starts at; not 0 for the views of the older format.
+        start: Index of its first element in the named sequence; not 0 for views in the older format.
     """
 
     key: str
@@ -147,7 +147,7 @@ class StorageRecord:
 
 @dataclasses.dataclass(frozen=True)
 class TensorRecord:
-    """A tensor whose numbers are still to be read; `offset` and `strides` count elements."""
+    """A tensor whose values are not read yet; `offset` and `strides` count elements."""
 
     storage: StorageRecord
     offset: int
@@ -167,10 +167,10 @@ class TensorRecord:
             raise Refused(f"a tensor of shape {self.shape} out of {self.storage.count} stored elements")
 
     def build(self, run: np.ndarray) -> np.ndarray:
-        """The array as a read-only view, given the elements of its named run.
+        """Return the array as a read-only view of the elements of its named sequence.
 
         Raises:
-            Refused: shape, strides and offset reach beyond the elements that are stored.
+            Refused: Shape, strides and offset exceed the stored elements.
         """
         stored = run[self.storage.start : self.storage.start + self.storage.count]
         if stored.size < self.storage.count:
@@ -183,7 +183,7 @@ class TensorRecord:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedText:
-    """Bytes that a pickle of protocol 2 holds as text: one character each."""
+    """Bytes that a pickle of protocol 2 stores as text, with one character each."""
 
     text: str
 
@@ -192,7 +192,7 @@ class EncodedText:
 
 
 class NumpyDtype:
-    """Stands in for a NumPy dtype: `f4` and the byte order that is set after it."""
+    """Placeholder for a NumPy dtype: `f4` and the byte order that is set after it."""
 
     def __init__(self, code: object, *_: object):
         self.code, self.order = code, "="
@@ -202,14 +202,14 @@ class NumpyDtype:
             self.order = state[1]
 
     def resolve(self) -> np.dtype[Any] | None:
-        """Return the dtype, or None if it is not one of plain numbers."""
+        """Return the dtype, or None if it is not numeric."""
         if not isinstance(self.code, str) or self.code[:1] not in "fiubc" or not self.code[1:].isdigit():
             return None
         return np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
 
 
 class NumpyArray:
-    """Stands in for a NumPy array: shape, dtype and bytes, as its state sets them; empty until then.
+    """Placeholder for a NumPy array: shape, dtype and bytes from its state; empty before that.
 
     Attributes:
         shape: Shape of the array.
@@ -251,7 +251,7 @@ class NumpyArray:
 
 
 def is_shape(sides: object) -> bool:
-    """Whether something is a tuple of a few non-negative integers, as shapes and strides are."""
+    """Return whether an object is a short tuple of non-negative integers, like shapes and strides."""
     return (
         isinstance(sides, tuple)
         and len(sides) <= 2 * _SIDES + 1
@@ -272,7 +272,7 @@ def _tensor(
     stride: object,
     *_: object,
 ) -> TensorRecord | Foreign:
-    if isinstance(storage, Foreign):  # of a dtype that is not read
+    if isinstance(storage, Foreign):  # its dtype is not supported
         return Foreign()
     if not isinstance(storage, StorageRecord) or not isinstance(offset, int):
         raise Refused("a tensor that is not described by a storage and non-negative integers")
@@ -289,7 +289,7 @@ def _tensor_of_dtype(
     dtype: object,
     *_: object,
 ) -> TensorRecord | Foreign:
-    """A tensor over raw bytes: the record's storage is read anew as elements of the dtype named."""
+    """Return a tensor over raw bytes: its storage is reinterpreted as elements of the named dtype."""
     if not isinstance(storage, StorageRecord) or not isinstance(dtype, DtypeRecord):
         raise Refused("a tensor that is not described by a storage and a dtype")
     elements = DTYPES[dtype.name]
@@ -298,7 +298,7 @@ def _tensor_of_dtype(
 
 
 def _tensor_of_kind(function: object, kind: object, arguments: object, *_: object) -> object:
-    """A tensor of a class of its own (MONAI's `MetaTensor`): the tensor."""
+    """Return the tensor in a tensor subclass (such as MONAI's `MetaTensor`)."""
     known = (_tensor, _tensor_of_dtype, _first)
     if callable(function) and function in known and isinstance(arguments, tuple):
         return function(*arguments)
@@ -310,12 +310,12 @@ def _first(value: object, *_: object) -> object:
 
 
 def _nothing(*_: object) -> Foreign:
-    """For what a checkpoint carries beside its arrays and nobody here reads: devices, NumPy scalars."""
+    """Return a placeholder for other contents of a checkpoint: devices, NumPy scalars."""
     return Foreign()
 
 
 def _ordered(pairs: object = (), *_: object) -> Record:
-    """An `OrderedDict`; Python 2 wrote its pairs as an argument."""
+    """Return an `OrderedDict`; Python 2 wrote its pairs as an argument."""
     if not isinstance(pairs, tuple | list) or any(
         not isinstance(p, tuple | list) or len(p) != 2 for p in pairs
     ):
@@ -337,7 +337,7 @@ def _dill_array(function: object, arguments: object, state: object, *_: object) 
 
 
 def _numpy_buffer(data: object, dtype: object, shape: object, order: object, *_: object) -> NumpyArray:
-    """An array as protocol 5 has it."""
+    """Return an array in the format of protocol 5."""
     made = NumpyArray()
     made.__setstate__((1, shape, dtype, order == "F", data))
     return made
@@ -350,15 +350,15 @@ def _dill_named_tuple(name: object, fields: object, *_: object) -> NamedTuple:
 
 
 def _mapping(mapping: object = None, *_: object) -> dict[Any, Any]:
-    """A haiku mapping: what it wraps."""
+    """Return the dict inside a haiku mapping."""
     return mapping if isinstance(mapping, dict) else Record()
 
 
 def set_item(target: object, key: object, value: object) -> None:
-    """Sets an item of a dict, as a pickle says.
+    """Set an item of a dict, as a pickle requests.
 
     Raises:
-        Refused: the target is no dict, the key is not a plain one, or it is there already.
+        Refused: The target is not a dict, or the key is not a plain one or exists already.
     """
     if not isinstance(target, dict):
         raise Refused(f"an item of a {type(target).__name__}")
@@ -370,9 +370,9 @@ def set_item(target: object, key: object, value: object) -> None:
 
 
 def is_key(key: object) -> bool:
-    """Whether something may be the key of a dict here.
+    """Return whether an object may be the key of a dict here.
 
-    The hash of nested tuples may take for ever: 30 of them, each of the one before twice, have 2^30 parts.
+    Hashing nested tuples may never finish: 30 of them, each with the previous one twice, have 2^30 parts.
     """
     return isinstance(key, str | int | float | bytes | None | DtypeRecord)
 
@@ -420,7 +420,7 @@ MODULES = (
     "timm.",
     "monai.networks.",
 )
-"""Where the classes of networks come from that are read when they are pickled whole; the classes are not."""
+"""Libraries whose pickled networks are read; their classes are not loaded."""
 
 
 _PROGRAMS = (
@@ -441,11 +441,10 @@ _CODE = ("eval", "exec", "compile", "open", "__import__", "input", "breakpoint")
 
 
 def resolve(module: str, name: str) -> Any:
-    """Return what a name in a pickle stands for here; `ForeignClass` where the table does not know it.
+    """Return the object for a name in a pickle; `ForeignClass` if the table does not contain it.
 
     Raises:
-        Refused: It is one that only a hostile file asks for. It would not be called either: the user should
-            know.
+        Refused: Only a malicious file uses the name. It would not be called either, but the user should know.
     """
     if (module, name) in ALLOWED:
         return ALLOWED[module, name]

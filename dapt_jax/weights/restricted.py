@@ -1,11 +1,11 @@
-"""An unpickler that builds arrays and plain containers; for every other object a stand-in, which does nothing.
+"""An unpickler that builds arrays and plain containers, with inert placeholders for all other objects.
 
-A pickle is a program: it may import and call anything. This one resolves names through a fixed table whose
-entries are inert (`records`), knows only the instructions that writers of protocols 2 to 5 use for data, and
-stops after a fixed number of them; so the worst a hostile file can do is to be refused. What stands beside
-the arrays (hyper-parameters of any class) is neither imported nor built, and does not keep them from being
-read. It is Python's own unpickler in Python, not the one in C, because that one reserves whatever a length in
-the file claims.
+A pickle is a program that may import and call anything. This unpickler resolves names through a fixed table
+of inert entries (`records`), supports only the instructions that protocols 2 to 5 use for data, and stops
+after a fixed number of them; so a malicious file can only be refused. Other objects beside the arrays
+(hyper-parameters of any class) are neither imported nor built, and do not prevent the arrays from being read.
+The class is based on Python's own unpickler in Python, because the one in C allocates any length that a file
+declares.
 """
 
 import pickle
@@ -32,19 +32,20 @@ from dapt_jax.weights.records import (
 )
 
 INSTRUCTIONS = 1_000_000
-"""A state dict takes some 30 for each of its tensors; each may cost some 100 bytes."""
+"""A state dict needs about 30 for each tensor; each may cost about 100 bytes."""
 _DATA = (
-    "PROTO STOP MARK POP POP_MARK FRAME MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE NEWFALSE INT LONG BININT "
-    "BININT1 BININT2 LONG1 LONG4 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES "
-    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM "
-    "SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ NEWOBJ_EX BINPERSID"
+    "PROTO STOP MARK POP POP_MARK FRAME MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE "
+    "NEWFALSE INT LONG BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE "
+    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST APPEND APPENDS "
+    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD "
+    "NEWOBJ NEWOBJ_EX BINPERSID"
 )
 _LONG_TEXT = 1 << 16
 _NOTED = 20
 
 
 class File(Protocol):
-    """What an unpickler reads from."""
+    """Input of an unpickler."""
 
     def read(self, size: int, /) -> bytes: ...  # noqa: D102
 
@@ -52,7 +53,7 @@ class File(Protocol):
 
 
 class _Instructions(dict[int, Any]):
-    """The instructions that are known, counted as they are carried out."""
+    """The supported instructions, counted as they are executed."""
 
     left = INSTRUCTIONS
 
@@ -66,7 +67,7 @@ class _Instructions(dict[int, Any]):
 
 
 class _Unpickler(pickle._Unpickler):
-    """Resolves names through `records.resolve` alone."""
+    """Unpickler that resolves names only through `records.resolve`."""
 
     stack: list[Any]
     read: Callable[[int], bytes]
@@ -100,7 +101,7 @@ class _Unpickler(pickle._Unpickler):
         return found
 
     def _leave(self, what: str) -> None:
-        """Notes what is not read, so that an error can name it."""
+        """Record the name of an object that is not read, for errors."""
         if len(self.unread) < _NOTED:
             self.unread[what] = None
 
@@ -118,7 +119,7 @@ class _Unpickler(pickle._Unpickler):
                 self.storages[str(key)] = DTYPES[name]
                 return StorageRecord(str(key), DTYPES[name], count, start)
             case ("module", kind, *_) if kind is Module or isinstance(kind, ForeignClass):
-                return kind  # the older format keeps the source of a class beside it
+                return kind  # the older format stores the source of a class beside it
             case ("storage", ForeignClass(), *_):
                 return Foreign()
             case (str() as kind, *_):
@@ -137,7 +138,7 @@ class _Unpickler(pickle._Unpickler):
             self._set(key, value)
 
     def _set(self, key: object, value: object) -> None:
-        """Sets an item; one whose key is no name of an array is left out, without so much as its hash."""
+        """Set an item; an item whose key is not the name of an array is left out without hashing the key."""
         if isinstance(self.stack[-1], dict) and not is_key(key):
             self._leave(f"a dict whose key is a {type(key).__name__}")
         else:
@@ -161,7 +162,7 @@ class _Unpickler(pickle._Unpickler):
         return self.stack[-1]
 
     def set_state(self) -> None:
-        """BUILD: only for stand-ins, which know what to do with a state."""
+        """BUILD: only for placeholders, which interpret a state themselves."""
         state = self.stack.pop()
         if isinstance(self.stack[-1], ForeignClass):
             return
@@ -185,18 +186,18 @@ class _Unpickler(pickle._Unpickler):
         self.stack.append(made)
 
     def make_with_names(self) -> None:
-        """NEWOBJ_EX: a new object of arguments with names, which no array is."""
+        """NEWOBJ_EX: a new object with keyword arguments, which is never an array."""
         del self.stack[-2:]
         if not isinstance(self.stack.pop(), ForeignClass):
             raise Refused("a new object of something that is not a container")
         self.stack.append(Foreign())
 
     def call(self) -> None:
-        """REDUCE: what it is given is counted too, since a function of the table may copy it."""
+        """REDUCE: arguments are counted too, because a function of the table may copy them."""
         arguments, function = self.stack.pop(), self.stack.pop()
         if isinstance(function, ForeignClass):
             function = function.make
-        elif isinstance(function, Foreign):  # what a method of an object that is not built would return
+        elif isinstance(function, Foreign):  # the result of a method of an object that is not built
             function = ForeignClass("").make
         elif not any(function is each for each in ALLOWED.values()):
             raise Refused("a call of something that is not a function")
@@ -214,11 +215,11 @@ class _Unpickler(pickle._Unpickler):
         self._text(int.from_bytes(self.read(8), "little"))
 
     def bytes_as_they_are(self) -> None:
-        """BYTEARRAY8; Python's own would reserve the length that the file claims."""
+        """BYTEARRAY8; Python's own method would allocate the length that the file declares."""
         self.stack.append(self.read(int.from_bytes(self.read(8), "little")))
 
     def _text(self, length: int) -> None:
-        """Text; where it is long, of bytes only: one wide character would make four bytes of every one."""
+        """Read text; long text must be bytes, because one wide character makes every character 4 bytes."""
         data = self.read(length)
         if len(data) > _LONG_TEXT and max(data) > 0xC3:
             raise Refused(f"a text of {len(data):,} bytes")
@@ -226,13 +227,13 @@ class _Unpickler(pickle._Unpickler):
 
 
 class Content(NamedTuple):
-    """What a pickle holds.
+    """Contents of a pickle.
 
     Attributes:
         value: Plain containers, with a `TensorRecord` or `NumpyArray` for every array and a `Foreign` for all
-            else.
-        storages: The dtype that every storage was declared with.
-        unread: Names of classes and functions that stand-ins are there for, the first 20.
+            other objects.
+        storages: The declared dtype of every storage.
+        unread: Names of the first 20 classes and functions with placeholders.
     """
 
     value: Any
@@ -241,14 +242,14 @@ class Content(NamedTuple):
 
 
 def load(file: File) -> Content:
-    """Read one pickle off a file.
+    """Read one pickle from a file.
 
     Args:
-        file: One whose `read` gives no more than there is (a map of a file, or `BytesIO`).
+        file: File whose `read` never returns more bytes than exist (a mapped file, or `BytesIO`).
 
     Raises:
-        Refused: The pickle asks for what no weights need; the message is its name.
-        Exception: The bytes are not a pickle (an unpickler raises many kinds).
+        Refused: The pickle uses a name that no weights need; the message is this name.
+        Exception: The bytes are not a pickle (an unpickler raises many types).
     """
     unpickler = _Unpickler(file)
     return Content(unpickler.load(), unpickler.storages, tuple(unpickler.unread))

@@ -1,6 +1,6 @@
-"""Reads weights that are kept in several files with an index, as the Hugging Face hub has large models.
+"""Reading of weights in several files with an index, as for large models on the Hugging Face hub.
 
-`model.safetensors.index.json` and `pytorch_model.bin.index.json` say in `weight_map` which file holds which
+`weight_map` in `model.safetensors.index.json` and `pytorch_model.bin.index.json` gives the file of each
 array.
 """
 
@@ -21,15 +21,15 @@ _MOST_SHARDS = 1000
 
 
 def in_folder(path: Path) -> Path | None:
-    """Return the index or the one file of weights in a folder of the hub's layout; None where there is none.
+    """Return the index or the only weight file in a folder with the hub's layout; None if there is none.
 
     Raises:
-        UserError: There are several.
+        UserError: There are several weight files.
     """
     names = sorted(child.name for child in path.iterdir())
     whole = [name for name in _WHOLE if name in names]
     found = whole or [name for name in names if name.endswith(SUFFIX)]
-    # The same weights are often there in both formats.
+    # The same weights often exist in both formats.
     safe = [name for name in found if "safetensors" in name]
     found = safe if len(found) > 1 and len(safe) == 1 else found
     if len(found) > 1:
@@ -40,10 +40,10 @@ def in_folder(path: Path) -> Path | None:
 
 
 def shards(path: Path) -> dict[str, str]:
-    """Return the file of every array of an index.
+    """Return the file of every array in an index.
 
     Raises:
-        UserError: It is damaged, or names a file that is not beside it.
+        UserError: The index is damaged, or names a file that is not beside it.
     """
     size = path.stat().st_size
     if size > _LARGEST_INDEX:
@@ -75,14 +75,14 @@ def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read(path: Path, reader: Callable[[Path], Weights]) -> Weights:
-    """Read all the files of an index as one.
+    """Read all files of an index as one.
 
     Args:
         path: The index.
-        reader: Reads one file.
+        reader: Function that reads one file.
 
     Raises:
-        UserError: A file or an array is not there, or a file is damaged.
+        UserError: A file or an array is missing, or a file is damaged.
     """
     where = shards(path)
     files = sorted(set(where.values()))
@@ -95,17 +95,18 @@ def read(path: Path, reader: Callable[[Path], Weights]) -> Weights:
     for key, file in where.items():
         if key not in parts[file]:
             raise UserError(
-                f"{path}: {key[:80]!r} is not in {file!r}, where the index has it; {nearest(key, parts[file])}"
+                f"{path}: {key[:80]!r} is not in {file!r}, where the index has it; "
+                f"{nearest(key, parts[file])}"
             )
         arrays[key] = parts[file].stored(key)
     return Weights(arrays, str(path), path=path, files=[path.parent / file for file in files])
 
 
 def refuse_alone(path: Path) -> None:
-    """Refuse one shard of several.
+    """Refuse a single shard of several.
 
     Raises:
-        UserError: The file is one; the line names the index.
+        UserError: The file is a shard; the line names the index.
     """
     if (found := _SHARD.fullmatch(path.name)) and int(found[3]) > 1:
         index = f"{found[1]}{found[4]}{SUFFIX}"

@@ -1,4 +1,4 @@
-"""What a weight file holds: arrays by name, each read when it is asked for."""
+"""Contents of a weight file: arrays by name, each read when it is accessed."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,19 +10,21 @@ import numpy as np
 from dapt_jax.errors import UserError
 
 SPARE = 64 << 20
-"""Bytes that reading may take beyond twice a file's size: room for names, and for files of a few bytes."""
+"""Bytes that reading may use beyond twice a file's size, for names and for very small files."""
 
 
 def check_unpacked(size: int, path: Path, packed: int) -> None:
-    """Refuses what would unpack to more than twice its file (and `SPARE`): weights hardly compress, bombs do.
+    """Refuse data that decompress to more than twice their file's size (plus `SPARE`).
+
+    Weights are hardly compressible; decompression bombs are.
 
     Args:
-        size: Bytes when unpacked.
+        size: Decompressed size in bytes.
         path: Path of the file, for the error line.
-        packed: Bytes of the file.
+        packed: Size of the file in bytes.
 
     Raises:
-        UserError: It is too large.
+        UserError: The decompressed size is too large.
     """
     if size > 2 * packed + SPARE:
         raise UserError(
@@ -38,7 +40,7 @@ class Stored:
     Attributes:
         shape: Shape of the array.
         dtype: Type of its elements in the file.
-        read: Function that reads the numbers; raises UserError where the file is damaged there.
+        read: Function that reads the values; raises UserError if the file is damaged there.
     """
 
     shape: tuple[int, ...]
@@ -47,20 +49,20 @@ class Stored:
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """Arrays by the names that the file gives them, in the file's order; each is read anew when it is asked for.
+    """Arrays by their names in a file, in the file's order; each is read again at every access.
 
-    So what nobody asks for (an optimiser's state, a second encoder) costs no memory.
+    Arrays that are not accessed (an optimiser's state, a second encoder) therefore use no memory.
 
     Attributes:
-        origin: Where they come from, as reports and error lines name it: the path, and the container inside
-            the file where the arrays are not at its top level (`moco.pth.tar ['state_dict']`).
-        path: The file or folder; None for arrays that come from none.
-        files: Further files that hold the arrays, where `path` is an index of them.
-        containers: Names of dicts of the file that the keys start with, where several hold arrays.
-        alternatives: Other encoders of the file, by the name that a user selects them with.
-        note: Why these arrays and not the alternatives, in words.
+        origin: Origin in reports and errors: the path, and the container inside the file if the arrays are
+            not at its top level (`moco.pth.tar ['state_dict']`).
+        path: The file or folder; None for arrays without a file.
+        files: Further files with arrays, if `path` is an index of them.
+        containers: Names of dicts that the keys start with, if several dicts contain arrays.
+        alternatives: Other encoders of the file, by the name that selects them.
+        note: Reason why these arrays were chosen instead of the alternatives, in words.
         unread: Classes of objects in the file that were not built.
-        metadata: Text that the file carries beside its arrays.
+        metadata: Text that the file stores beside its arrays.
     """
 
     def __init__(
@@ -105,16 +107,16 @@ class Weights(Mapping[str, np.ndarray]):
         return found if isinstance(found, Stored) else Stored(found.shape, found.dtype, lambda: found)
 
     def like(self, key: str) -> np.ndarray:
-        """Return an array's shape and dtype without its numbers: a read-only view of one zero."""
+        """Return an array's shape and dtype without its values: a read-only view of one zero."""
         found = self._arrays[key]
         return np.broadcast_to(np.zeros((), found.dtype), found.shape)
 
     def only(self, keep: Callable[[str], bool]) -> "Weights":
-        """Return those whose name passes."""
+        """Return the arrays whose names satisfy a condition."""
         return self._with({key: found for key, found in self._arrays.items() if keep(key)}, self.origin)
 
     def inside(self, container: str) -> "Weights":
-        """Return the arrays of one of `containers`, by their names within it."""
+        """Return the arrays of one of `containers`, by their names in it."""
         start = f"{container}."
         arrays = {
             key.removeprefix(start): found for key, found in self._arrays.items() if key.startswith(start)

@@ -1,4 +1,4 @@
-"""Reads PyTorch's `.pth`, `.pt` and `.tar` checkpoints without PyTorch.
+"""Reading of PyTorch's `.pth`, `.pt` and `.tar` checkpoints without PyTorch.
 
 Two formats, as in `torch/serialization.py` (BSD-3-Clause):
 
@@ -7,7 +7,7 @@ Two formats, as in `torch/serialization.py` (BSD-3-Clause):
 - older: five pickles in a row (magic number, protocol, machine, content, storage keys), then for each key an
   int64 count and the numbers, little-endian.
 
-The file is mapped and its tensors are views of it, so reading takes no memory for what nobody asks for.
+The file is memory-mapped and its tensors are views of it, so tensors that are not accessed use no memory.
 """
 
 import io
@@ -29,25 +29,25 @@ from dapt_jax.weights.source import Stored, Weights
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 OLD_HEAD = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little")
-"""How the older format starts: the magic number, pickled by protocol 2 as LONG1 of ten bytes."""
+"""Start of the older format: the magic number, pickled by protocol 2 as LONG1 of ten bytes."""
 Run = Callable[[str, np.dtype[Any]], np.ndarray]
-"""Storage key and dtype to all elements of that run."""
+"""Function from storage key and dtype to all elements of that sequence."""
 
 
 def read(path: str | Path) -> Weights:
-    """Reads the tensors of a checkpoint, wherever in its nested dicts they are; see `nested.arrays`.
+    """Read the tensors of a checkpoint at any depth of its nested dicts; see `nested.arrays`.
 
-    A network that was pickled whole is read as its state dict, without its class, if it is made of the parts
-    of known libraries (`records.MODULES`).
+    A completely pickled network is read as its state dict, without its class, if its modules belong to known
+    libraries (`records.MODULES`).
 
     Args:
-        path: a file that `torch.save` wrote, in either format.
+        path: A file written by `torch.save`, in either format.
 
     Returns:
-        Arrays by name, of the dtypes that the file has. `origin` says which container they were in.
+        Arrays by name, with the dtypes in the file. `origin` names the container that they were in.
 
     Raises:
-        UserError: the file is cut short or damaged, asks for code, or holds no named tensors.
+        UserError: The file is truncated or damaged, needs code, or contains no named tensors.
     """
     path = Path(path)
     with refusals(path, "PyTorch checkpoint"):
@@ -90,7 +90,7 @@ def _open_old(path: Path) -> tuple[restricted.Content, Run]:
         raise UserError(f"{path}: written by protocol {protocol!r} of PyTorch; expected {PROTOCOL}")
     restricted.load(
         file
-    )  # sizes and byte order of the machine that wrote it; the numbers are little-endian always
+    )  # sizes and byte order of the machine that wrote it; the numbers are always little-endian
     content = restricted.load(file)
     keys = restricted.load(file).value
     view = memoryview(file)
@@ -107,12 +107,15 @@ def _open_old(path: Path) -> tuple[restricted.Content, Run]:
             )
         runs[str(key)] = _elements(data, dtype, "<")
         at += 8 + len(data)
-    # A tensor may read its storage as another dtype than the one it was declared, and counted, with.
+    # A tensor may read its storage with another dtype than the one that declares its size.
     return content, lambda key, dtype: runs[key].view(dtype)
 
 
 def _elements(data: memoryview, dtype: np.dtype[Any], order: str) -> np.ndarray:
-    """Bytes as elements; ml_dtypes' bfloat16 has no byte order of its own, so big-endian bytes are swapped first."""
+    """Return bytes as elements.
+
+    ml_dtypes' bfloat16 has no byte order, so big-endian bytes are swapped first.
+    """
     if order == ">" and dtype.itemsize > 1:
         parts = 2 if dtype.kind == "c" else 1
         unit = dtype.itemsize // parts

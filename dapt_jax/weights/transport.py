@@ -1,4 +1,4 @@
-"""One answer of a web server, read within bounds: of length, of the room on the disk, of time and of rate."""
+"""Bounded reading of one response of a web server: limits of length, disk space, time and rate."""
 
 import contextlib
 import email.message
@@ -17,17 +17,16 @@ from dapt_jax import __version__
 from dapt_jax.errors import UserError, one_line, redact
 
 TIMEOUT_S = 30.0
-"""For which a server may say nothing."""
+"""Maximum time without any data from the server."""
 ANSWER_S = 120.0
-"""Within which a server has to begin with the file itself: names, connections, redirections and headers."""
+"""Maximum time before the file itself starts: name resolution, connections, redirects and headers."""
 LONGEST_S = 12 * 3600.0
-"""For which one connection may last."""
+"""Maximum duration of one connection."""
 WINDOW_S = 60.0
 LEAST_RATE = 4096
-"""Bytes per second over each `WINDOW_S`; a connection that is slower is given up, and taken up again where
-that can be."""
+"""Minimum bytes per second over each `WINDOW_S`; a slower connection is closed and, if possible, resumed."""
 LARGEST = 64 << 30
-"""Bytes of a file whose length the server does not say."""
+"""Maximum bytes of a file whose length the server does not state."""
 _PIECE = 1 << 20
 
 
@@ -35,8 +34,8 @@ class Broken(Exception):
     """A download that ended before the file did.
 
     Attributes:
-        is_final: Whether it is of no use to try again.
-        is_too_long: Whether more is here than the file has.
+        is_final: Whether another attempt is useless.
+        is_too_long: Whether the local part is longer than the file.
     """
 
     def __init__(self, why: str, *, is_final: bool = False, is_too_long: bool = False):
@@ -49,26 +48,26 @@ class NotWritten(Exception):
 
 
 class Answer:
-    """An answer whose headers are read and checked.
+    """A response whose headers have been read and checked.
 
     Attributes:
-        length: Bytes that it announces; None where it does not.
-        is_rest: Whether they are the rest of a file, as asked, or all of it.
-        seal: What the server calls this version of the file; empty if nothing that can be relied on.
+        length: Announced number of bytes; None if there is none.
+        is_rest: Whether the body is the requested rest of a file, or the whole file.
+        seal: Identifier of this version on the server; empty if there is no reliable one.
     """
 
     def __init__(self, response: http.client.HTTPResponse, shown: str, have: int, seal: str):
-        """Check the headers of an answer.
+        """Check the headers of a response.
 
         Args:
             response: Response of `urllib.request`.
-            shown: The address for error lines.
-            have: Bytes that are here already.
-            seal: Entity tag or date of the version that these bytes are of.
+            shown: The URL for errors.
+            have: Number of bytes that already exist locally.
+            seal: Entity tag or date of the version of these bytes.
 
         Raises:
-            UserError: It is a web page or something else that is no file.
-            Broken: The headers make no sense.
+            UserError: The response is a web page or something else that is not a file.
+            Broken: The headers are inconsistent.
         """
         headers = response.headers
         if headers.get_content_type() == "text/html":
@@ -105,12 +104,12 @@ class Answer:
         """Write the body to a file.
 
         Args:
-            file: Where to.
-            room: Bytes that are free there.
+            file: Output file.
+            room: Number of free bytes on its disk.
 
         Raises:
-            Broken: It ends early, comes too slowly, for too long, or is longer than announced or than there
-                is room.
+            Broken: The body ends early, is too slow, takes too long, or is longer than announced or than the
+                free space.
             NotWritten: The disk is full.
         """
         most = min(LARGEST if self.length is None else self.length, room)
@@ -158,7 +157,7 @@ def _late() -> Broken:
 
 
 class _Https(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection from https to anything else."""
+    """Redirect handler that never leaves https."""
 
     def __init__(self, shown: str):
         self._shown = shown
@@ -172,7 +171,7 @@ class _Https(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """Return the request to go on with."""
+        """Return the redirected request."""
         try:
             check_redirect(self._shown, req.full_url, newurl)
         except UserError:
@@ -182,10 +181,10 @@ class _Https(urllib.request.HTTPRedirectHandler):
 
 
 def check_redirect(shown: str, before: str, after: str) -> None:
-    """Refuse a redirection that leaves https.
+    """Refuse a redirect that leaves https.
 
     Raises:
-        UserError: It does.
+        UserError: The redirect leaves https.
     """
     allowed = ("https:",) if before.startswith("https:") else ("https:", "http:")
     if not after.startswith(allowed):
@@ -195,7 +194,7 @@ def check_redirect(shown: str, before: str, after: str) -> None:
 
 
 class _Watch:
-    """Closes the connections of a request when its time is over: a server may send a header byte by byte for ever."""
+    """Timer that closes the connections of a request, because a server may send a header very slowly."""
 
     def __init__(self, seconds: float):
         self._sockets: list[socket.socket] = []
@@ -217,7 +216,7 @@ class _Watch:
                 each.shutdown(socket.SHUT_RDWR)
 
     def handlers(self) -> list[urllib.request.BaseHandler]:
-        """Return handlers whose connections are watched."""
+        """Return handlers whose connections are closed by the timer."""
         sockets = self._sockets
 
         class Plain(http.client.HTTPConnection):
@@ -243,18 +242,18 @@ class _Watch:
 
 @contextlib.contextmanager
 def opened(url: str, headers: dict[str, str], shown: str, have: int, seal: str) -> Iterator[Answer]:
-    """Ask for a file, or for the rest of one.
+    """Request a file, or the rest of one.
 
     Args:
-        url: Address of the file.
-        headers: Headers to send to its host, and to no other that it leads to.
-        shown: The address for error lines.
-        have: Bytes that are here already.
-        seal: Entity tag or date of the version that these bytes are of; empty if that is not known.
+        url: URL of the file.
+        headers: Request headers for its host only, not for hosts that it redirects to.
+        shown: The URL for errors.
+        have: Number of bytes that already exist locally.
+        seal: Entity tag or date of the version of these bytes; empty if unknown.
 
     Raises:
-        UserError: The file is not there, or cannot be had.
-        Broken: The connection broke, or the server is busy: it may be tried again.
+        UserError: The file does not exist or cannot be obtained.
+        Broken: The connection broke, or the server is busy: another attempt may succeed.
     """
     request = urllib.request.Request(
         url, headers={"User-Agent": f"dapt_jax/{__version__}", "Accept-Encoding": "identity"}
@@ -274,7 +273,7 @@ def opened(url: str, headers: dict[str, str], shown: str, have: int, seal: str) 
                 if watch.is_over:
                     raise _late() from None
                 raise
-            if watch.is_over:  # the headers look complete where their connection ends
+            if watch.is_over:  # headers look complete where their connection ends
                 response.close()
                 raise _late()
         with response:
@@ -287,9 +286,9 @@ def opened(url: str, headers: dict[str, str], shown: str, have: int, seal: str) 
                 is_final=error.code < 500 and error.code != 416,
                 is_too_long=error.code == 416,
             ) from None
-    except urllib.error.URLError as error:  # not even a connection: no network, or no such host
+    except urllib.error.URLError as error:  # no connection: no network, or an unknown host
         raise Broken(f"cannot be reached ({error.reason})", is_final=True) from None
-    except (http.client.HTTPException, OSError) as error:  # timeouts, resets, damage to what is encrypted
+    except (http.client.HTTPException, OSError) as error:  # timeouts, resets, damaged encryption
         raise Broken(str(error) or type(error).__name__) from None
-    except ValueError as error:  # a redirection to what is no address
+    except ValueError as error:  # a redirect to an invalid URL
         raise Broken(f"leads nowhere ({error})", is_final=True) from None

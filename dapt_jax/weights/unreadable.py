@@ -1,4 +1,4 @@
-"""What a file is that is not read as weights: the line that says so, and what to do."""
+"""Identification of files that are not read as weights, with an error that says what to do."""
 
 import re
 from pathlib import Path
@@ -7,9 +7,10 @@ from dapt_jax.errors import UserError
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _TABLE_END = bytes.fromhex("57fb808b247547db")
-"""The last bytes of a table of TensorFlow's and LevelDB's."""
+"""The last bytes of a table of TensorFlow and LevelDB."""
 _WAYS = {
-    "tensorflow": "convert it with its authors' tools, or save its variables with numpy.savez, and pass the .pth or .npz",
+    "tensorflow": "convert it with its authors' tools, or save its variables with numpy.savez, and pass the "
+    ".pth or .npz",
     "onnx": "pass the checkpoint that it was exported from",
 }
 _STARTS = (
@@ -29,28 +30,31 @@ _STARTS = (
 
 
 def refuse(path: Path, head: bytes) -> None:
-    """Refuse a file that is known to be something else than weights that are read.
+    """Refuse a file that is known not to be readable as weights.
 
     Args:
         path: The file.
-        head: Its first bytes, 600 or more where there are so many.
+        head: Its first bytes, at least 600 if the file has so many.
 
     Raises:
-        UserError: It is; the line says what, and what to do.
+        UserError: The file is such a file; the line says what it is, and what to do.
     """
     if what := identify(path, head):
         raise UserError(f"{path}: {what}")
 
 
 def identify(path: Path, head: bytes) -> str:
-    """Return what a file is, in words and with what to do; empty for one that may be weights."""
+    """Return what a file is, with advice in words; empty for one that may contain weights."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith(_LFS):
         size = re.search(rb"^size (\d{1,15})$", head, re.MULTILINE)
         told = f", which has {int(size[1]):,} bytes" if size else ""
         return f"a pointer of Git LFS, not the file itself{told}: run git lfs pull, or download the file"
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "a web page, not a file: log in or accept its terms with a browser, download the file, and pass its path"
+        return (
+            "a web page, not a file: log in or accept its terms with a browser, download the file, and "
+            "pass its path"
+        )
     if text.startswith((b"<?xml", b"<error")):
         return (
             "an XML text, such as a storage server's refusal, not a file of weights: download the file anew"
@@ -73,7 +77,7 @@ def _tensorflow(path: Path) -> str:
 
 
 def folder(path: Path) -> str:
-    """Return what a folder is that holds no weights that are read; empty where nothing tells."""
+    """Return what a folder without readable weights is; empty if unknown."""
     names = {child.name for child in path.iterdir()}
     if "saved_model.pb" in names or "saved_model.pbtxt" in names:
         return f"a SavedModel of TensorFlow, as its hub has them: {_WAYS['tensorflow']}"
@@ -85,12 +89,15 @@ def folder(path: Path) -> str:
 
 
 def is_tensorflow_prefix(path: Path) -> bool:
-    """Whether a path that is no file is how TensorFlow calls a checkpoint: the name before `.index` and `.data-...`."""
+    """Return whether a missing path is the prefix of a TensorFlow checkpoint.
+
+    This is the name before `.index` and `.data-...`.
+    """
     return path.with_name(f"{path.name}.index").is_file()
 
 
 def tensorflow_prefix(path: Path) -> str:
-    """Return the line for such a path."""
+    """Return the error message for such a path."""
     return f"{path}: a TensorFlow checkpoint, as SimCLR has them: {_WAYS['tensorflow']}"
 
 

@@ -1,8 +1,7 @@
-"""Pretrained weights by name: where each file is, what it holds, what it expects of an image, whose it is.
+"""Pretrained weights by name: location, contents, expected normalisation and licence of each file.
 
-`--config.weights=taher2021:moco-v2` takes an entry. Checksums are given where the publisher gives them:
-torchvision and timm put the first eight digits of a file's sha256 into its name; the others publish no
-sha256, and stand here without.
+`--config.weights=taher2021:moco-v2` selects an entry. Checksums are those of the publisher: torchvision and
+timm include the first eight digits of a file's sha256 in its name; the other publishers provide no sha256.
 
 Sources: pytorch/vision (`torchvision/models`), huggingface/pytorch-image-models (pretrained configs),
 keras-team/keras (`applications`), "A Systematic Benchmarking Analysis of Transfer Learning for Medical Image
@@ -28,15 +27,14 @@ class Entry:
 
     Attributes:
         name: `collection:weights`, as `config.weights` takes it.
-        model: the registry's name of the architecture.
-        url: of the file: `https://`, `package://`; empty where it has to be fetched by hand.
-        sha256: first digits of the file's, or None where the publisher gives none.
-        layout: container key, prefix before every key and the family of names, as the file is known to have
-            them.
-        preprocess: what the weights expect of an image with values 0 to 255.
-        licence: of the weights.
-        citation: arXiv number or title.
-        by_hand: how to get the file, where `url` is empty.
+        model: Name of the architecture in the registry.
+        url: URL of the file: `https://`, `package://`; empty if it has to be obtained manually.
+        sha256: First digits of the file's checksum, or None if the publisher provides none.
+        layout: Container key, prefix of every key and naming scheme, as known for the file.
+        preprocess: Normalisation that the weights expect for images with values 0 to 255.
+        licence: Licence of the weights.
+        citation: ArXiv number or title.
+        by_hand: How to obtain the file, if `url` is empty.
     """
 
     name: str
@@ -51,7 +49,7 @@ class Entry:
 
 
 def _digits(file: str) -> str | None:
-    """The digits of its sha256 that a file carries in its name."""
+    """Return the digits of the sha256 that a file has in its name."""
     found = re.search(r"-([0-9a-f]{8})\.pth$", file)
     return found[1] if found else None
 
@@ -171,7 +169,7 @@ def _timm() -> list[Entry]:
 
 
 def _taher2021() -> list[Entry]:
-    """The 21 ResNet-50s of the benchmark (arXiv 2108.05930)."""
+    """Return the 21 ResNet-50s of the benchmark (arXiv 2108.05930)."""
     facebook, pcl = (
         "https://dl.fbaipublicfiles.com",
         "https://storage.googleapis.com/sfr-pcl-data-research/PCL_checkpoint",
@@ -180,8 +178,14 @@ def _taher2021() -> list[Entry]:
     plain, module = "torchvision names", "torchvision names behind 'module.'"
     moco = "['state_dict'], torchvision names behind 'module.encoder_q.'"
     contrast = "['model'], torchvision names behind 'module.encoder.'"
-    converter = "download the TensorFlow checkpoint of {}, convert it with {} and pass the .pth as --config.weights=PATH"
-    box = "download {} from the folder https://cornell.box.com/s/bnyhq5lwobu6fgjrub44zle0pyjijbmw (visipedia/newt)"
+    converter = (
+        "download the TensorFlow checkpoint of {}, convert it with {} and pass the .pth as "
+        "--config.weights=PATH"
+    )
+    box = (
+        "download {} from the folder https://cornell.box.com/s/bnyhq5lwobu6fgjrub44zle0pyjijbmw "
+        "(visipedia/newt)"
+    )
     barlow = f"{facebook}/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth"
     byol = "['experiment_state'] online_params and online_state, haiku names, HWIO"
     v1 = f"{facebook}/moco/moco_checkpoints/moco_v1_200ep/moco_v1_200ep_pretrain.pth.tar"
@@ -257,7 +261,10 @@ def _taher2021() -> list[Entry]:
 
 
 def _medical() -> list[Entry]:
-    radimagenet = "get {} through https://github.com/BMEII-AI/RadImageNet (by its form) and pass it as --config.weights=PATH"
+    radimagenet = (
+        "get {} through https://github.com/BMEII-AI/RadImageNet (by its form) and pass it as "
+        "--config.weights=PATH"
+    )
     xrv = "https://github.com/mlmed/torchxrayvision/releases/download/v1"
     file = "nih-pc-chex-mimic_ch-google-openi-kaggle-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
     about = "Mei et al., Radiology: AI 2022, doi 10.1148/ryai.210315"
@@ -364,21 +371,21 @@ _ENTRIES = {
 
 
 def names(model: str | None = None) -> tuple[str, ...]:
-    """Names of all weights, or of those for one model of the registry."""
+    """Return the names of all weights, or of those for one model of the registry."""
     return tuple(name for name, entry in _ENTRIES.items() if model in (None, entry.model))
 
 
 def is_name(spec: str) -> bool:
-    """Whether a `config.weights` is meant as a name of this zoo: `collection:...`, but no address and no file."""
+    """Return whether a `config.weights` is a name of this zoo: `collection:...`, not a URL or a file."""
     collection = spec.partition(":")[0]
     return "://" not in spec and any(name.startswith(f"{collection}:") for name in _ENTRIES if ":" in spec)
 
 
 def entry(name: str) -> Entry:
-    """The entry of that name.
+    """Return the entry with this name.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: The entry does not exist; names the nearest.
     """
     if name not in _ENTRIES:
         raise UserError(f"no weights {name!r}; {nearest(name, _ENTRIES)}")

@@ -1,6 +1,6 @@
-"""Readers of public data sets, a small file each; `SETS` has them by the kind that a config names.
+"""Readers of public data sets, in one small file each; `SETS` maps the kind in a config to its entry.
 
-A file that is put here is a reader: docs/data_sets.md shows one.
+Every file in this folder is a reader: docs/data_sets.md shows an example.
 """
 
 import importlib

@@ -25,20 +25,23 @@ SLICES = ("tumour", "all")
     licence="terms of the challenge, after registration",
     size="369 patients in 2020; 24,422 slices with tumour",
     splits="none for the labelled part",
-    layout="a folder per patient with <patient>_t1.nii.gz and <patient>_seg.nii.gz; grades in name_mapping.csv or as folders",
+    layout=(
+        "a folder per patient with <patient>_t1.nii.gz and <patient>_seg.nii.gz; grades in "
+        "name_mapping.csv or as folders"
+    ),
     classes=GRADES,
     tasks=(CLASSIFICATION, SEGMENTATION),
     # 4 until 2021, 3 since: both are the enhancing part.
     segments=("background", "necrotic core", "oedema", "enhancing tumour", "enhancing tumour"),
 )
 def brats(root: Path, *, modality: str = "t1", slices: str = "tumour", window: str = "") -> Iterator[Record]:
-    """Axial slices; column `slice`.
+    """Yield axial slices, with column `slice`.
 
     Args:
-        root: the folder of everything.
-        modality: the end of the files' names: t1, t1ce, t2, flair.
-        slices: "tumour" takes those in which the mask marks something, "all" every one.
-        window: black and white, see `Window.parse`; by default the volume's 1st and 99th percentile.
+        root: Folder of the data set.
+        modality: End of the file names: t1, t1ce, t2, flair.
+        slices: "tumour" selects slices in which the mask marks something, "all" every slice.
+        window: Black and white, see `Window.parse`; by default the 1st and 99th percentile of the volume.
     """
     if slices not in SLICES:
         raise UserError(f"slices={slices!r}; {nearest(slices, SLICES)}")
@@ -54,7 +57,8 @@ def brats(root: Path, *, modality: str = "t1", slices: str = "tumour", window: s
         grade = grades.get(patient) or (above[0] if above else "")
         if not grade:
             raise UserError(
-                f"{drawn}: no grade of {patient}; expected it in name_mapping.csv, or a folder LGG or HGG above"
+                f"{drawn}: no grade of {patient}; expected it in name_mapping.csv, or a folder LGG or HGG "
+                "above"
             )
         marked = [bool(part.any()) for part in nifti.slices(drawn)]
         for index, some in enumerate(marked):
@@ -72,7 +76,7 @@ def brats(root: Path, *, modality: str = "t1", slices: str = "tumour", window: s
 
 
 def _grades(root: Path) -> dict[str, str]:
-    """Patient to grade, from the table whose name starts with name_mapping."""
+    """Return the grade of each patient, from the table whose name starts with name_mapping."""
     path = next(iter(sorted(root.rglob("name_mapping*.csv"))), None)
     if path is None:
         return {}
@@ -100,11 +104,13 @@ def _grades(root: Path) -> dict[str, str]:
     segments=("background", "tumour"),
 )
 def ce_mri(root: Path, *, window: str = "") -> Iterator[Record]:
-    """MATLAB files with cjdata/image, label (1 to 3), PID and tumorMask; column `fold` where cvind.mat is there.
+    """Yield MATLAB files with cjdata/image, label (1 to 3), PID and tumorMask.
+
+    Column `fold` is present if cvind.mat exists.
 
     Args:
-        root: the folder of the files.
-        window: black and white, see `Window.parse`; by default the range of the set.
+        root: Folder of the files.
+        window: Black and white, see `Window.parse`; by default the range of the set.
     """
     shown, folds = Window.parse(window), _folds(tree.first(root, "cvind.mat"))
     numbered = {int(file.stem): file for file in root.rglob("*.mat") if file.stem.isdecimal()}
@@ -126,7 +132,7 @@ def ce_mri(root: Path, *, window: str = "") -> Iterator[Record]:
 
 
 def _folds(path: Path | None) -> list[str]:
-    """The fold of each file, from a MATLAB file of either kind."""
+    """Return the fold of each file, from a MATLAB file of either version."""
     if path is None:
         return []
     try:
@@ -148,7 +154,7 @@ def _folds(path: Path | None) -> list[str]:
     counts={"train": 2870, "test": 394},
 )
 def kaggle_bttc(root: Path) -> Iterator[Record]:
-    """A folder per split and class; classes are named as CE-MRI's are."""
+    """Yield the images of a folder per split and class; classes are named as in CE-MRI."""
     for folder in tree.folders(root, ("Training", "Testing")):
         split = "train" if folder.name == "Training" else "test"
         for file in tree.images(folder):

@@ -18,17 +18,20 @@ from dapt_jax.errors import UserError
     licence="CC BY-NC-SA 4.0",
     size="150 patients, two phases each",
     splits="official: training/ (100 patients) and testing/ (50)",
-    layout="training/patient001/Info.cfg with patient001_frame01.nii.gz and patient001_frame01_gt.nii.gz, testing/ likewise",
+    layout=(
+        "training/patient001/Info.cfg with patient001_frame01.nii.gz and patient001_frame01_gt.nii.gz, "
+        "testing/ likewise"
+    ),
     classes=("NOR", "MINF", "DCM", "HCM", "RV"),
     tasks=(SEGMENTATION, CLASSIFICATION),
     segments=("background", "right ventricle", "myocardium", "left ventricle"),
 )
 def acdc(root: Path, *, window: str = "") -> Iterator[Record]:
-    """Every slice of the two frames that Info.cfg names; columns `phase` (ED, ES) and `slice`.
+    """Yield every slice of the two frames named in Info.cfg; columns `phase` (ED, ES) and `slice`.
 
     Args:
-        root: the folder of training/ and testing/.
-        window: black and white, see `Window.parse`; by default the volume's 1st and 99th percentile.
+        root: Folder that contains training/ and testing/.
+        window: Black and white, see `Window.parse`; by default the 1st and 99th percentile of the volume.
     """
     shown = Window.parse(window)
     for info in sorted(root.rglob("Info.cfg")):
@@ -53,7 +56,7 @@ def acdc(root: Path, *, window: str = "") -> Iterator[Record]:
 
 
 def _info(path: Path) -> dict[str, str]:
-    """The lines "ED: 1" of Info.cfg."""
+    """Return the entries of Info.cfg, such as "ED: 1"."""
     lines = (line.partition(":") for line in path.read_text(encoding="utf-8").splitlines())
     about = {key.strip(): value.strip() for key, _, value in lines}
     for key in ("ED", "ES", "Group"):

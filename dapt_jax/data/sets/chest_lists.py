@@ -1,4 +1,4 @@
-"""Chest radiographs whose labels and splits are in the lists of the benchmark papers."""
+"""Chest radiographs with labels and splits from the lists of the benchmark papers."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,14 +39,18 @@ def chestxray14(
         "Xray14_test_official.txt",
     ),
 ) -> Iterator[Record]:
-    """Rows "00000001_000.png 0 1 0 ...": an image and 14 flags; the patient is the number before the underscore."""
+    """Yield rows "00000001_000.png 0 1 0 ...": an image and 14 flags.
+
+    The patient is the number before the underscore.
+    """
     yield from _flags(root, lists, CHESTXRAY14, suffix="")
 
 
 @file_set(
     kind="vindr_cxr",
     title="VinDr-CXR",
-    recipe="physionet.org/content/vindr-cxr/1.0.0 (credentialed), and the lists of jlianglab/BenchmarkTransformers "
+    recipe="physionet.org/content/vindr-cxr/1.0.0 (credentialed), and the lists of "
+    "jlianglab/BenchmarkTransformers "
     "(dataset/) beside them",
     licence="PhysioNet Credentialed Health Data License 1.5.0",
     size="18,000 images",
@@ -61,9 +65,9 @@ def vindr_cxr(
     *,
     lists: Sequence[str] = ("VinDrCXR_train_pe_global_one.txt", "VinDrCXR_test_pe_global_one.txt"),
 ) -> Iterator[Record]:
-    """Rows "train_jpeg/<id> 0 0 0 0 0 1": an image without its suffix and 6 flags.
+    """Yield rows "train_jpeg/<id> 0 0 0 0 0 1": an image without its suffix and 6 flags.
 
-    The first is COPD by the set's own map of global labels, though later code of the same group calls it PE.
+    The first flag is COPD in the set's own table of global labels; later code of the same group calls it PE.
     """
     yield from _flags(root, lists, VINDR, suffix=".jpeg", patients=False)
 
@@ -76,7 +80,9 @@ def vindr_cxr(
     licence="rules of the Kaggle competition",
     size="26,684 images",
     splits="lists of the benchmark",
-    layout="RSNAPneumonia_train.txt, RSNAPneumonia_val.txt, RSNAPneumonia_test.txt and the images (DICOM or PNG)",
+    layout=(
+        "RSNAPneumonia_train.txt, RSNAPneumonia_val.txt, RSNAPneumonia_test.txt and the images (DICOM or PNG)"
+    ),
     classes=RSNA,
     counts={"train": 21295, "val": 2680, "test": 2709},
 )
@@ -85,14 +91,15 @@ def rsna_pneumonia(
     *,
     lists: Sequence[str] = ("RSNAPneumonia_train.txt", "RSNAPneumonia_val.txt", "RSNAPneumonia_test.txt"),
 ) -> Iterator[Record]:
-    """Rows "<id>.png 0": an image and the number of its class; `<id>.dcm` serves as well."""
+    """Yield rows "<id>.png 0": an image and the number of its class; `<id>.dcm` is also accepted."""
     yield from _numbered(root, lists, RSNA, separator=None)
 
 
 @file_set(
     kind="shenzhen",
     title="Shenzhen",
-    recipe="ChinaSet_AllFiles.zip of the NLM (openi.nlm.nih.gov, tuberculosis chest X-rays), and the lists of "
+    recipe="ChinaSet_AllFiles.zip of the NLM (openi.nlm.nih.gov, tuberculosis chest X-rays), and the lists "
+    "of "
     "MR-HosseinzadehTaher/BenchmarkTransferLearning (dataset/) beside it",
     licence="free to use; the NLM asks to be cited",
     size="662 images of 662 patients (326 normal, 336 tuberculosis)",
@@ -110,7 +117,7 @@ def shenzhen(
         "ShenzenCXR_test_data.txt",
     ),
 ) -> Iterator[Record]:
-    """Rows "CHNCXR_0402_1.png,1"; without lists, the figure before the suffix is the class."""
+    """Yield rows "CHNCXR_0402_1.png,1"; without lists, the digit before the suffix is the class."""
     if tree.lists(root, lists, required=False):
         yield from _numbered(root, lists, TUBERCULOSIS, separator=",")
         return
@@ -122,7 +129,7 @@ def shenzhen(
 
 
 def class_in_name(root: Path, written: str) -> str:
-    """The class that the name of an image of the two tuberculosis sets ends in."""
+    """Return the class at the end of an image name in the two tuberculosis sets."""
     return class_name(root, written, tree.stem(written)[-1:], TUBERCULOSIS)
 
 

@@ -29,7 +29,7 @@ PNEUMOTHORAX = ("no pneumothorax", "pneumothorax")
     segments=("background", "lung"),
 )
 def montgomery(root: Path) -> Iterator[Record]:
-    """Images and the masks of the two lungs under the same name, which are merged."""
+    """Yield images and the masks of the two lungs with the same name, which are merged."""
     left, right = tree.needed(root, "leftMask"), tree.needed(root, "rightMask")
     for file in tree.images(tree.needed(root, "CXR_png")):
         written = tree.relative(file, root)
@@ -41,7 +41,10 @@ def montgomery(root: Path) -> Iterator[Record]:
 @file_set(
     kind="siim_acr",
     title="SIIM-ACR Pneumothorax",
-    recipe="kaggle datasets download of the SIIM-ACR Pneumothorax Segmentation data: DICOM files and train-rle.csv",
+    recipe=(
+        "kaggle datasets download of the SIIM-ACR Pneumothorax Segmentation data: DICOM files and "
+        "train-rle.csv"
+    ),
     licence="rules of the Kaggle competition",
     size="12,047 images with run lengths (second stage)",
     splits="none official; the papers split 80/20 at random",
@@ -51,12 +54,14 @@ def montgomery(root: Path) -> Iterator[Record]:
     segments=("background", "pneumothorax"),
 )
 def siim_acr(root: Path, *, table: str = "") -> Iterator[Record]:
-    """DICOM files, and run lengths in a table (ImageId, EncodedPixels; a row per finding, -1 for none) or mask files.
+    """Yield DICOM files with run lengths from a table, or with mask files.
+
+    The table has the columns ImageId and EncodedPixels and one row per finding, -1 for none.
 
     Args:
-        root: the folder of everything.
-        table: name of the table; by default train-rle.csv or stage_2_train.csv; without them masks/ must be
-            there.
+        root: Folder of the data set.
+        table: Name of the table; by default train-rle.csv or stage_2_train.csv; if neither exists, masks/ is
+            required.
     """
     path = tree.needed(root, table) if table else tree.first(root, "train-rle.csv", "stage_2_train.csv")
     for place, written, file, mask, sick in _runs(root, path) if path else _files(root):
@@ -85,7 +90,7 @@ def _runs(root: Path, path: Path) -> Iterator[tuple[str, str, Path, Mask, bool]]
 
 
 def _files(root: Path) -> Iterator[tuple[str, str, Path, Mask, bool]]:
-    # The mask of an image without pneumothorax is there too, and empty: only reading it tells.
+    # An image without pneumothorax has an empty mask file: only its contents show this.
     images, drawn = tree.needed(root, "images"), tree.needed(root, "masks")
     find = tree.finder(drawn)
     for file in tree.images(images):

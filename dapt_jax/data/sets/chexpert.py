@@ -1,4 +1,4 @@
-"""CheXpert: 14 observations, many of them uncertain."""
+"""CheXpert: 14 observations with many uncertain labels."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,12 +14,14 @@ from dapt_jax.data.sets.registry import file_set
 from dapt_jax.errors import UserError, nearest
 
 CLASSES = (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
-    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
+    "Consolidation",
+    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
+    "Support Devices",
 )  # fmt: skip
 POLICIES = ("lsr_ones", "lsr_zeros", "ones", "zeros", "ignore")
 SMOOTHED = {"lsr_ones": (0.55, 0.85), "lsr_zeros": (0.0, 0.3)}
-"""Between which bounds the target of an uncertain label is drawn, for every image and epoch anew (Pham et
+"""Bounds between which the target of an uncertain label is drawn, again for every image and epoch (Pham et
 al., 2021)."""
 BLANKS = {"zeros": 0.0, "ignore": float("nan")}
 
@@ -43,13 +45,15 @@ def _smoothed(dataset: Dataset, uncertain: str = POLICIES[0], blanks: str = "zer
     finish=_smoothed,
 )
 def chexpert(root: Path, *, uncertain: str = POLICIES[0], blanks: str = "zeros") -> Iterator[Record]:
-    """The official tables: Path, Sex, Age, Frontal/Lateral, AP/PA, and 14 labels that are 1, 0, -1 or blank.
+    """Yield the rows of the official tables.
+
+    Columns are Path, Sex, Age, Frontal/Lateral, AP/PA, and 14 labels that are 1, 0, -1 or blank.
 
     Args:
-        root: the folder of train.csv.
-        uncertain: what -1 stands for: "ones", "zeros", "ignore" (missing), "lsr_ones" or "lsr_zeros" (a
-            target drawn between bounds, see `Dataset.uncertain`).
-        blanks: what a blank stands for: "zeros", as the papers have it, or "ignore".
+        root: Folder of train.csv.
+        uncertain: Meaning of -1: "ones", "zeros", "ignore" (missing), "lsr_ones" or "lsr_zeros" (a target
+            drawn between bounds, see `Dataset.uncertain`).
+        blanks: Meaning of a blank: "zeros", as in the papers, or "ignore".
     """
     if uncertain not in POLICIES:
         raise UserError(f"uncertain={uncertain!r}; {nearest(uncertain, POLICIES)}")
@@ -68,7 +72,7 @@ def chexpert(root: Path, *, uncertain: str = POLICIES[0], blanks: str = "zeros")
                 raise UserError(f"{path}: {place}: no image named in column 'Path'")
             values = []
             for label in CLASSES:
-                # The tables of the first release write 1.0 and -1.0.
+                # The tables of the first release contain 1.0 and -1.0.
                 cell = columns[label][row].removesuffix(".0")
                 if cell not in meaning:
                     raise UserError(f"{path}: {place}: {label} is {cell!r}, expected 1, 0, -1 or blank")
@@ -85,6 +89,9 @@ def chexpert(root: Path, *, uncertain: str = POLICIES[0], blanks: str = "zeros")
 
 
 def _image(folder: Path, written: str) -> Path:
-    """Paths start with the name of the release, which is the folder of the table or is below it."""
+    """Return an image's path.
+
+    Paths start with the name of the release, which is the folder of the table or is below it.
+    """
     inside = folder / Path(*Path(written).parts[1:])
     return inside if inside.is_file() else folder / written

@@ -1,4 +1,7 @@
-"""COVID-QU-Ex: infected regions or lungs in chest radiographs, as published or as the arrays of MedSegPretrainImageNet."""
+"""COVID-QU-Ex: infected regions or lungs in chest radiographs.
+
+The set is read as published or as the arrays of MedSegPretrainImageNet.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ from dapt_jax.errors import UserError, nearest
 
 REGIONS = {"infection": ("infection masks", "inf_masks.npy"), "lung": ("lung masks", "masks.npy")}
 UNKNOWN = "radiograph"
-"""The class where the arrays name none."""
+"""The class if the arrays name none."""
 
 
 def _segments(region: str = "infection") -> tuple[str, ...]:
@@ -27,15 +30,20 @@ def _segments(region: str = "infection") -> tuple[str, ...]:
     licence="as its Kaggle page states",
     size="5,826 radiographs with masks (2,913 COVID-19), 33,920 in the part with lungs alone",
     splits="official: Train/, Val/, Test/; no patients are named",
-    layout="Train/COVID-19/images, infection masks and lung masks and so on; or imgs.npy with inf_masks.npy or masks.npy",
+    layout=(
+        "Train/COVID-19/images, infection masks and lung masks and so on; or imgs.npy with inf_masks.npy "
+        "or masks.npy"
+    ),
     tasks=(SEGMENTATION, CLASSIFICATION),
     segments=_segments,
 )
 def covid_qu(root: Path, *, region: str = "infection") -> Iterator[Record]:
-    """The published folders, or arrays [n, h, w] in folders "train and val" and "test". Whatever is not 0 is marked.
+    """Yield the published images, or arrays [n, h, w] in folders "train and val" and "test".
+
+    All non-zero mask values are marked.
 
     Args:
-        root: the folder of Train/, or one above the arrays.
+        root: Folder of Train/, or one above the arrays.
         region: "infection" or "lung".
     """
     if region not in REGIONS:

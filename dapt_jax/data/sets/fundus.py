@@ -1,4 +1,4 @@
-"""Retinas: vessels (DRIVE) and lesions (IDRiD)."""
+"""Retinal photographs: vessels (DRIVE) and lesions (IDRiD)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,13 +25,19 @@ LESIONS = {
     licence="terms of its page, after registration",
     size="40 photographs",
     splits="official: training/ (20) and test/ (20)",
-    layout="training/images/21_training.tif with training/1st_manual/21_manual1.gif, or train/images with train/labels",
+    layout=(
+        "training/images/21_training.tif with training/1st_manual/21_manual1.gif, or train/images with "
+        "train/labels"
+    ),
     classes=("retina",),
     tasks=(SEGMENTATION,),
     segments=("background", "vessel"),
 )
 def drive(root: Path) -> Iterator[Record]:
-    """Photographs `<id>_*` and the first observer's vessels `<id>_manual1`, marked where they are brighter than 127."""
+    """Yield photographs `<id>_*` with the vessels of the first observer, `<id>_manual1`.
+
+    Vessels are pixels brighter than 127.
+    """
     splits = {"training": "train", "train": "train", "validate": "val", "val": "val", "test": "test"}
     for folder in tree.folders(root, splits):
         drawn = tree.first(folder, "1st_manual", "labels")
@@ -60,7 +66,10 @@ def _segments(lesions: Sequence[str] = ()) -> tuple[str, ...]:
     licence="CC BY 4.0",
     size="81 photographs of 4288 x 2848 pixels",
     splits="official: a. Training Set (54) and b. Testing Set (27)",
-    layout="1. Original Images/a. Training Set/IDRiD_01.jpg and 2. All Segmentation Groundtruths/.../IDRiD_01_MA.tif",
+    layout=(
+        "1. Original Images/a. Training Set/IDRiD_01.jpg and 2. All Segmentation "
+        "Groundtruths/.../IDRiD_01_MA.tif"
+    ),
     classes=("retina",),
     tasks=(SEGMENTATION,),
     segments=_segments,
@@ -68,12 +77,14 @@ def _segments(lesions: Sequence[str] = ()) -> tuple[str, ...]:
     counts={"train": 54, "test": 27},
 )
 def idrid(root: Path, *, lesions: Sequence[str] = ()) -> Iterator[Record]:
-    """Photographs and a file per lesion; lesions overlap, so masks are bit fields. No file means no such lesion.
+    """Yield photographs with one file per lesion.
+
+    Lesions overlap, so masks are bit fields. A missing file means no such lesion.
 
     Args:
-        root: the folder of everything.
-        lesions: those wanted, in that order: microaneurysm, haemorrhage, hard exudate, soft exudate, optic
-            disc; by default all five.
+        root: Folder of the data set.
+        lesions: The wanted lesions in order, out of microaneurysm, haemorrhage, hard exudate, soft exudate,
+            optic disc; by default all five.
     """
     for lesion in lesions:
         if lesion not in LESIONS:

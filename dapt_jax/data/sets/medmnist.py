@@ -26,7 +26,7 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class _Set:
-    """One of the sets, as medmnist 3.0.2 describes it in medmnist.json."""
+    """One of the sets, as described in medmnist.json of medmnist 3.0.2."""
 
     title: str
     kind: str
@@ -58,27 +58,28 @@ def load_medmnist(
     crop: int | None = None,
     name: str = "",
 ) -> Dataset:
-    """Reads one .npz file; images are held in memory at `image_size`, the file's own are never all in memory at once.
+    """Read one .npz file; images are held in memory at `image_size`.
+
+    The images in their original size are never all in memory at once.
 
     Args:
-        path: the file, or the folder that holds it under its published name.
-        flag: the set, such as "pathmnist".
-        image_size: side of the images in pixels.
-        pixels: side of the images in the file that is looked for in a folder: 28, 64, 128 or 224.
-        where: which images to use, such as "split=train", see `Dataset.where`.
-        classes: the classes in the order wanted; by default the set's.
-        drop_classes: classes whose images (in a multi-label set, whose labels) are left out.
-        crop: side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
-        name: name of the data set; by default the flag.
+        path: The file, or the folder that contains it under its published name.
+        flag: The set, such as "pathmnist".
+        image_size: Side of the images in pixels.
+        pixels: Side of the images in the file to look for in a folder: 28, 64, 128 or 224.
+        where: Condition that selects images, such as "split=train", see `Dataset.where`.
+        classes: The classes in the wanted order; by default those of the set.
+        drop_classes: Classes whose images (in a multi-label set, whose labels) are left out.
+        crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        name: Name of the data set; by default the flag.
 
     Returns:
-        The data set; the split is in `columns["split"]`. ChestMNIST is multi-label, RetinaMNIST ordinal. No
-        patients are
-        named: each image is its own group.
+        The data set; the split is in `columns["split"]`. ChestMNIST is multi-label, RetinaMNIST ordinal.
+        Patients are not identified: each image is its own group.
 
     Raises:
-        UserError: no such file, pickled objects in it, an array that is missing or of the wrong shape, or a
-            label that the set does not have.
+        UserError: The file does not exist or contains pickled objects, an array is missing or has the wrong
+            shape, or the set does not have a label.
     """
     known = MEDMNIST[flag]
     file = Path(path)
@@ -122,7 +123,10 @@ def load_medmnist(
 
 
 def _check_names(archive: zipfile.ZipFile, file: Path) -> None:
-    """Refuses names that would leave a folder when unpacked: nothing is unpacked here, but no honest writer makes them."""
+    """Refuse member names that would leave a folder when unpacked.
+
+    Nothing is unpacked here, but only malicious files have such names.
+    """
     for member in archive.namelist():
         parts = member.replace("\\", "/").split("/")
         if ".." in parts or not parts[0] or ":" in parts[0]:
@@ -135,7 +139,10 @@ def _check_names(archive: zipfile.ZipFile, file: Path) -> None:
 def _opened(
     archive: zipfile.ZipFile, file: Path, key: str
 ) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
-    """An array of the archive, opened at its first number, with its shape and dtype; pickled objects are never loaded."""
+    """Yield an array of the archive, opened at its first value, with its shape and dtype.
+
+    Pickled objects are never loaded.
+    """
     held = [member.removesuffix(".npy") for member in archive.namelist()]
     if key not in held:
         raise UserError(f"{file}: no array {key!r}; {nearest(key, held)}")
@@ -165,7 +172,7 @@ def _read(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> np.ndar
 
 
 def _labels(archive: zipfile.ZipFile, file: Path, split: str, known: _Set) -> np.ndarray:
-    """int64 [n], or float32 [n, classes] of a multi-label set."""
+    """Return int64 [n], or float32 [n, classes] for a multi-label set."""
     key, width = f"{split}_labels", len(known.classes) if known.multi_label else 1
     with _opened(archive, file, key) as (stream, shape, dtype):
         if len(shape) != 2 or shape[1] != width or dtype.kind not in "ui":
@@ -180,14 +187,14 @@ def _labels(archive: zipfile.ZipFile, file: Path, split: str, known: _Set) -> np
 
 
 def _check_images(archive: zipfile.ZipFile, file: Path, split: str, count: int) -> None:
-    """Refuses, from the header alone, images of another type or number than the labels say."""
+    """Refuse, from the header alone, images whose type or number does not match the labels."""
     key = f"{split}_images"
     with _opened(archive, file, key) as (_, shape, dtype):
         grey = len(shape) == 3
         if dtype != np.uint8 or not (grey or (len(shape) == 4 and shape[3] == 3)) or shape[0] != count:
             raise UserError(
-                f"{file}: {key} is {dtype} {list(shape)}, expected uint8 [{count}, h, w] or [{count}, h, w, 3], as many "
-                f"as {split}_labels"
+                f"{file}: {key} is {dtype} {list(shape)}, expected uint8 [{count}, h, w] or [{count}, h, "
+                f"w, 3], as many as {split}_labels"
             )
         limits.check(file, 4 * _CHUNK * int(np.prod(shape[1:], dtype=object)), f"{key} {list(shape)}")
 
@@ -195,7 +202,7 @@ def _check_images(archive: zipfile.ZipFile, file: Path, split: str, count: int) 
 def _read_images(
     archive: zipfile.ZipFile, file: Path, split: str, into: np.ndarray, crop: int | None
 ) -> None:
-    """Fills uint8 [n, size, size, 3]."""
+    """Fill uint8 [n, size, size, 3]."""
     count, size = len(into), into.shape[1]
     with _opened(archive, file, f"{split}_images") as (stream, shape, dtype):
         grey = len(shape) == 3

@@ -1,4 +1,4 @@
-"""What a reader of a public data set has to say, and what is done with it: one entry, one function from files to records."""
+"""Registry of public data sets: one entry per set, with one function from files to records."""
 
 import hashlib
 import inspect
@@ -24,16 +24,17 @@ class Entry:
     """A public data set.
 
     Attributes:
-        kind: its name in a config.
-        title: its name in the literature.
-        recipe: how to get it, in a line.
-        licence: as its page states it.
-        size: what is in it.
-        splits: where its splits come from.
-        checksum: of its splits, as `checksum` gives it; or of its files; "unknown" where it was not at hand.
-        tasks: what it can be used for, the default first.
-        load: the reader.
-        options: of this reader alone, with their defaults.
+        kind: Name of the set in a config.
+        title: Name of the set in the literature.
+        recipe: How to obtain it, in one line.
+        licence: Licence as stated on its page.
+        size: Contents of the set.
+        splits: Origin of its splits.
+        checksum: Checksum of its splits, as computed by `checksum`, or of its files; "unknown" if
+            unavailable.
+        tasks: Tasks that it can be used for, the default first.
+        load: The reader.
+        options: Options of this reader only, with their defaults.
     """
 
     kind: str
@@ -68,26 +69,26 @@ def file_set(
     counts: Mapping[str, int] | None = None,
     finish: Callable[..., Dataset] | None = None,
 ) -> Callable[[Callable[..., Iterable[Record]]], Callable[..., Iterable[Record]]]:
-    """Registers a set of files; the function below it says how its rows become records.
+    """Register a set of files; the decorated function turns its rows into records.
 
     Args:
-        kind: see `Entry`, as are `title`, `recipe`, `licence`, `size`, `splits` and `tasks`.
-        title: "
-        recipe: "
-        licence: "
-        size: "
-        splits: "
-        layout: the files that are expected below the folder, for the line that says that there are none.
-        classes: in their order; () for whatever labels the records have, sorted.
-        tasks: "
-        multi_label: whether records have `values`, one per class, in place of `labels`.
-        segments: names of the masks' values, the background first; or a function of the reader's options.
-        overlapping: whether masks are bit fields, see `Dataset`.
-        counts: images per split as published; other counts are warned of.
-        finish: what is left to do with the data set, given the reader's options.
+        kind: See `Entry`, as for `title`, `recipe`, `licence`, `size`, `splits` and `tasks`.
+        title: See `Entry`.
+        recipe: See `Entry`.
+        licence: See `Entry`.
+        size: See `Entry`.
+        splits: See `Entry`.
+        layout: Files expected below the folder, for the error if there are none.
+        classes: The classes in order; () for all labels of the records, sorted.
+        tasks: See `Entry`.
+        multi_label: Whether records have `values`, one per class, instead of `labels`.
+        segments: Names of the mask values, the background first; or a function of the reader's options.
+        overlapping: Whether masks are bit fields, see `Dataset`.
+        counts: Published number of images per split; other numbers cause a warning.
+        finish: Function that completes the data set, given the reader's options.
 
     Returns:
-        A decorator for `records(root, *, option=default, ...)`; its options become keys of a config beside
+        A decorator for `records(root, *, option=default, ...)`; its options become config keys in addition to
         those that all sets share.
     """
 
@@ -151,7 +152,7 @@ def file_set(
 
 
 def listing() -> str:
-    """The sets as a table in Markdown, as docs/data_sets.md has it."""
+    """Return the sets as a table in Markdown, as in docs/data_sets.md."""
     lines = [
         "| kind | set | how to get it | licence | size | splits | their checksum | tasks | own options |",
         "|---" * 9 + "|",
@@ -175,9 +176,11 @@ def listing() -> str:
 
 
 def checksum(found: Iterable[Record]) -> str:
-    """A checksum of splits: SHA-256 over the sorted lines "split<tab>image", images as the source names them.
+    """Return a checksum of splits: SHA-256 over the sorted lines "split<tab>image".
 
-    Two people whose checksums are equal have the same images in the same splits, wherever the files lie.
+    Images are named as in the source.
+
+    Equal checksums mean the same images in the same splits, wherever the files are.
     """
     lines = sorted(f"{record.columns.get('split', '')}\t{record.written}\n" for record in found)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -196,7 +199,7 @@ def _folder(root: Path) -> Path:
 def _check(
     found: Sequence[Record], root: Path, kind: str, counts: Mapping[str, int] | None, expected: str
 ) -> None:
-    """Refuses patients in two splits and images named twice, and says how the splits compare with the published ones."""
+    """Refuse patients in two splits and duplicate images, and compare the splits with the published ones."""
     places = [record.place for record in found]
     splits = [record.columns.get("split", "") for record in found]
     records.check_splits(places, [record.group for record in found], splits, "patient", str(root))
@@ -230,7 +233,7 @@ def _classes(
     origin: str,
     multi_label: bool,
 ) -> tuple[list[Record], tuple[str, ...]]:
-    """The records and classes that are left of those published."""
+    """Return the records and classes that remain of those published."""
     if not multi_label:
         left = records.drop(found, dropped, origin)
         return left, records.resolve_classes(

@@ -1,4 +1,4 @@
-"""RSNA-STR Pulmonary Embolism: CT studies, labelled slice by slice."""
+"""RSNA-STR Pulmonary Embolism: CT studies with labels for every slice."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +25,13 @@ _COLUMNS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "pe_prese
     classes=CLASSES,
 )
 def rsna_pe(root: Path, *, window: str = "-250,450", every: int = 1) -> Iterator[Record]:
-    """Slices with `pe_present_on_image`; the group is the study.
+    """Yield slices with `pe_present_on_image`; the group is the study.
 
     Args:
-        root: the folder of train.csv.
-        window: black and white in Hounsfield units; by default the usual one for pulmonary arteries (level
+        root: Folder of train.csv.
+        window: Black and white in Hounsfield units; by default the usual window for pulmonary arteries (level
             100, width 700).
-        every: takes every so many-th row of the table.
+        every: Stride in rows of the table; 1 reads every row.
     """
     shown = Window.parse(window)
     path = tree.needed(root, "train.csv")

@@ -1,4 +1,4 @@
-"""Finding files below a data set's folder."""
+"""Search for files below the folder of a data set."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,19 +10,19 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".dcm", ".di
 
 
 def stem(name: str) -> str:
-    """A file's name without the suffix of an image; other dots stay, for DICOM names are full of them."""
+    """Return a file's name without an image suffix; other dots, common in DICOM names, remain."""
     lower = name.lower()
     suffix = next((suffix for suffix in sorted(IMAGES, key=len, reverse=True) if lower.endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
 
 
 def images(folder: Path) -> list[Path]:
-    """Images in a folder and below it, sorted; hidden files and folders and those of systems are not looked at."""
+    """Return the images in a folder and below it, sorted, without hidden and system files."""
     return sorted(file for file in walk(folder) if stem(file.name) != file.name)
 
 
 def first(root: Path, *names: str) -> Path | None:
-    """The first of several files or folders that is there, directly below a folder or anywhere deeper."""
+    """Return the first of several files or folders that exists, in a folder or at any depth below it."""
     for name in names:
         if (root / name).exists():
             return root / name
@@ -30,10 +30,10 @@ def first(root: Path, *names: str) -> Path | None:
 
 
 def needed(root: Path, *names: str) -> Path:
-    """As `first`.
+    """Return the result of `first`, which must exist.
 
     Raises:
-        UserError: none is there; names the nearest file.
+        UserError: None exists; names the nearest file.
     """
     found = first(root, *names)
     if found is None:
@@ -45,15 +45,15 @@ def needed(root: Path, *names: str) -> Path:
 
 
 def lists(root: Path, names: Sequence[str], required: bool = True) -> list[tuple[str, Path]]:
-    """Lists with the split that each is for, told by "train", "val" or "test" in its name.
+    """Return lists with their splits, given by "train", "val" or "test" in their names.
 
     Args:
-        root: the folder in or below which they are.
-        names: their names.
-        required: whether it is an error if none of them is there; some without the others always is.
+        root: Folder in or below which the lists are.
+        names: Names of the lists.
+        required: Whether it is an error if all lists are missing; missing only some of them always is.
 
     Raises:
-        UserError: a list is missing, or its name tells no split.
+        UserError: A list is missing, or its name contains no split.
     """
     found = [(name, first(root, name)) for name in names]
     if not required and not any(path for _, path in found):
@@ -70,9 +70,9 @@ def lists(root: Path, names: Sequence[str], required: bool = True) -> list[tuple
 
 
 def finder(root: Path) -> Callable[[str], Path]:
-    """A function from an image as a list names it to its file, whatever folder and format the images were put into.
+    """Return a function from an image's name in a list to its file, in any folder and format.
 
-    A name that matches nothing gives the path at which it was looked for first.
+    A name that matches nothing gives the path where the file was expected.
     """
     known: dict[str, Path] = {}
 
@@ -88,10 +88,10 @@ def finder(root: Path) -> Callable[[str], Path]:
 
 
 def relative(file: Path, root: Path) -> str:
-    """A path as it is below the folder, with slashes."""
+    """Return a path relative to the folder, with slashes."""
     return file.relative_to(root).as_posix()
 
 
 def folders(folder: Path, names: Iterable[str]) -> Iterator[Path]:
-    """Those of the named folders that are there."""
+    """Yield the named folders that exist."""
     yield from (folder / name for name in names if (folder / name).is_dir())

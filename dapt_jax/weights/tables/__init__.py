@@ -1,11 +1,11 @@
-"""What the models' parameters are called elsewhere: one file per family, over the shared code of `scheme`.
+"""Names of the models' parameters in other libraries: one file per family, based on `scheme`.
 
-A module of this folder with a dict `SCHEMES` (model to schemes) is such a file, because it is here. A model
-without any has our own names alone.
+A module of this folder with a dict `SCHEMES` (model to schemes) is registered automatically. A model without
+such a module only has our own names.
 
 A *scheme* names the parameters of one family of files. It maps a module of ours (`stage1/block1/conv1`) to
-the name of its counterpart; the endings (`kernel` to `weight`) and layouts follow from the framework. Tables
-are therefore computed from an encoder's own parameter paths and cannot miss one.
+the name of its counterpart; the suffixes (`kernel` to `weight`) and layouts follow from the framework. Tables
+are therefore computed from an encoder's own parameter paths and cannot omit one.
 """
 
 import importlib
@@ -25,5 +25,5 @@ for _name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
 
 
 def schemes(model: str) -> tuple[Scheme, ...]:
-    """The schemes whose files fit a model of the registry; our own comes first."""
+    """Return the schemes whose files fit a model of the registry; our own is first."""
     return (OWN, *SCHEMES.get(model, ()))

@@ -9,7 +9,7 @@ _LAYERS = {"conv": 1, "norm": 0}
 
 
 def _place(group: str) -> tuple[int, int]:
-    """(stage, block) from 0 of `stage2/block5`; the block of `stage2/downsample` is -1."""
+    """Return (stage, block) from 0 for `stage2/block5`; the block of `stage2/downsample` is -1."""
     stage, block = group.split("/")
     return int(stage[-1]) - 1, -1 if block == "downsample" else int(block.removeprefix("block")) - 1
 

@@ -5,7 +5,7 @@ from dapt_jax.weights.tables.scheme import Scheme
 
 
 def _place(group: str) -> tuple[int, int]:
-    """(stage, layer) of `stage2/layer5`; layer 0 is the transition."""
+    """Return (stage, layer) for `stage2/layer5`; layer 0 is the transition."""
     stage, layer = group.split("/")
     return int(stage[-1]), 0 if layer == "transition" else int(layer.removeprefix("layer"))
 
@@ -24,13 +24,13 @@ def _torchvision(encoder: Encoder, group: str, part: str) -> str:
 
 
 def _torchvision_2017(encoder: Encoder, group: str, part: str) -> str:
-    """The files that torchvision serves still have the names of PyTorch 0.2: `norm.1` for `norm1`."""
+    """Return names in torchvision's files, which still follow PyTorch 0.2: `norm.1` for `norm1`."""
     name = _torchvision(encoder, group, part)
     return f"{name[:-1]}.{name[-1]}" if "denselayer" in name else name
 
 
 def _sequence(encoder: Encoder, group: str, part: str) -> str:
-    """The names within `features`, whatever that is called: RadImageNet's files have `backbone.0.conv0`."""
+    """Return names below `features`, under any name: RadImageNet's files have `backbone.0.conv0`."""
     return _torchvision(encoder, group, part).removeprefix("features.")
 
 

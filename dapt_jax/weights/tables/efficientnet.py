@@ -28,8 +28,7 @@ def _timm_efficientnet(encoder: Encoder, group: str, part: str) -> str:
     if group == "top":
         return {"conv": "conv_head", "norm": "bn2"}[part]
     stage, block = numbers(group)
-    # The blocks of the first stage have no expansion, and number their layers from the depthwise convolution
-    # on.
+    # The blocks of the first stage have no expansion, and number their layers from the depthwise convolution.
     if stage == 1:
         parts = {"depthwise": "conv_dw", "norm_depthwise": "bn1", "project": "conv_pw", "norm_project": "bn2"}
     else:
@@ -43,8 +42,7 @@ def _torchvision(encoder: Encoder, group: str, part: str) -> str:
     if group in ("stem", "top"):
         return f"features.{0 if group == 'stem' else 8}.{int(part == 'norm')}"
     stage, block = numbers(group)
-    # The blocks of the first stage have no expansion, and number their layers from the depthwise convolution
-    # on.
+    # The blocks of the first stage have no expansion, and number their layers from the depthwise convolution.
     first = int(stage > 1)
     parts = {
         "expand": "0.0",

@@ -1,4 +1,4 @@
-"""What training scripts put before every key of a model that they wrap, and which of several encoders is meant."""
+"""Prefixes that training scripts add to a wrapped model's keys, and the choice among several encoders."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ LAYOUTS = {
     "backbone.": "a backbone within a model",
     "encoder.": "an encoder within a model, as segmentation networks save",
 }
-"""Whose checkpoints put what before every key."""
+"""Key prefixes by the training code that writes them."""
 Role = Literal["averaged", "query", "key", "trained", ""]
 _ROLES: dict[str, Role] = {
     **dict.fromkeys(("teacher", "target", "ema", "momentum", "averaged", "avg", "swa", "shadow"), "averaged"),
@@ -31,15 +31,15 @@ _ROLES: dict[str, Role] = {
     **dict.fromkeys(("student", "online"), "trained"),
 }
 _LONGEST = 500
-"""Characters of a key; longer ones are no parameter's."""
+"""Maximum length of a key; longer ones belong to no parameter."""
 
 
 class Choice(NamedTuple):
-    """Which of a file's encoders is taken.
+    """Choice among the encoders of a file.
 
     Attributes:
-        prefix: What stands before every key of it.
-        why: In words, what decided where there were several; empty where there was one.
+        prefix: Prefix of all its keys.
+        why: Reason in words if there were several encoders; empty if there was one.
     """
 
     prefix: str
@@ -47,12 +47,12 @@ class Choice(NamedTuple):
 
 
 def hits(entries: Mapping[str, Entry], separator: str, keys: Iterable[str]) -> dict[str, int]:
-    """Count how many keys of a table a file holds behind each prefix, in the order in which the file has the prefixes.
+    """Count how many keys of a table a file has after each prefix, in the file's order of prefixes.
 
     Args:
         entries: A table of names; see `scheme.table`.
-        separator: What stands between the parts of a key.
-        keys: The file's names.
+        separator: Separator of the parts of a key.
+        keys: The names in the file.
     """
     wanted = Counter(entry.key for entry in entries.values())
     found: dict[str, int] = {}
@@ -67,7 +67,7 @@ def hits(entries: Mapping[str, Entry], separator: str, keys: Iterable[str]) -> d
 
 
 def role(prefix: str) -> Role:
-    """Return the part that an encoder plays in its training, as the words of its prefix tell it."""
+    """Return the role of an encoder in its training, according to the words of its prefix."""
     words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", prefix).lower())
     found = [_ROLES[word] for word in words if word in _ROLES]
     return next((each for each in ("averaged", "query", "key", "trained") if each in found), "")
@@ -76,16 +76,15 @@ def role(prefix: str) -> Role:
 def choose(candidates: Sequence[str]) -> Choice | None:
     """Decide between encoders that fit equally well.
 
-    The averaged copy is taken (teacher, target, EMA, momentum encoder), since that is the one that methods
-    with such a copy evaluate. MoCo is the exception, by its own names: of `encoder_q` and `encoder_k` the
-    query encoder is taken, as its authors do (arXiv 1911.05722). The order of the candidates is of no
-    consequence.
+    The averaged copy is selected (teacher, target, EMA, momentum encoder), because methods with such a copy
+    evaluate it. MoCo is the exception, with its own names: of `encoder_q` and `encoder_k`, the query encoder
+    is selected, as by its authors (arXiv 1911.05722). The order of the candidates does not matter.
 
     Args:
         candidates: Prefixes, each once.
 
     Returns:
-        The choice, or None where nothing decides.
+        The choice, or None if no rule decides.
     """
     if len(candidates) == 1:
         return Choice(candidates[0])
@@ -100,14 +99,14 @@ def choose(candidates: Sequence[str]) -> Choice | None:
 
 
 def named(given: str, found: Mapping[str, int]) -> list[str]:
-    """Return the prefixes that a user's `prefix=` means, those behind which most of the encoder is found.
+    """Return the prefixes that a user's `prefix=` matches, those with most of the encoder.
 
-    A prefix is meant if it is the same, or if the parts given stand in it in that order: `student.backbone`
-    means `student.module.backbone.` as well.
+    A prefix matches if it is equal, or if it contains the given parts in their order: `student.backbone` also
+    matches `student.module.backbone.`.
 
     Args:
-        given: What the user wrote, with or without a separator at its end.
-        found: How much of the encoder is found behind each prefix of the file; see `hits`.
+        given: Text from the user, with or without a separator at its end.
+        found: Number of the encoder's keys after each prefix of the file; see `hits`.
     """
     parts = _parts(given)
     same = [prefix for prefix in found if _parts(prefix) == parts]
@@ -117,17 +116,18 @@ def named(given: str, found: Mapping[str, int]) -> list[str]:
 
 
 def undecided(origin: str, candidates: Iterable[str]) -> UserError:
-    """Return the error for a file in which nothing decides between several encoders."""
+    """Return the error for a file in which no rule decides between several encoders."""
     listed = sorted(shown(prefix) for prefix in candidates)
     more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
     return UserError(
-        f"{origin}: {len(listed)} encoders that fit, behind {', '.join(map(repr, listed[:4]))}{more}, and nothing that tells "
-        f"which is meant; expected one of them, such as #prefix={listed[0]} behind the file's name"
+        f"{origin}: {len(listed)} encoders that fit, behind {', '.join(map(repr, listed[:4]))}{more}, and "
+        f"nothing that tells which is meant; expected one of them, such as #prefix={listed[0]} behind the "
+        "file's name"
     )
 
 
 def not_there(origin: str, given: str, found: Iterable[str]) -> UserError:
-    """Return the error for a `prefix=` that the file has no encoder behind."""
+    """Return the error for a `prefix=` without an encoder in the file."""
     known = [shown(prefix) for prefix in found]
     hint = nearest(given, known) if known else "no part of this model is in the file"
     return UserError(f"{origin}: no encoder behind #prefix={given}; {hint}")
@@ -143,6 +143,6 @@ def _parts(prefix: str) -> list[str]:
 
 
 def _is_within(parts: list[str], whole: list[str]) -> bool:
-    """Return whether parts stand in a list in their order, others between them or not."""
+    """Return whether a list contains parts in their order, possibly with others between them."""
     rest = iter(whole)
     return all(part in rest for part in parts)

@@ -1,4 +1,4 @@
-"""Names of residual networks in torchvision (BSD-3-Clause), timm, and Keras applications (MIT) of both generations."""
+"""Names of residual networks in torchvision (BSD-3-Clause), timm, and Keras applications (MIT)."""
 
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.weights.tables.scheme import Scheme, numbers
@@ -32,7 +32,7 @@ def _keras_resnet_2016(encoder: Encoder, group: str, part: str) -> str:
 
 def _torchvision_resnet_d(encoder: Encoder, group: str, part: str) -> str:
     if group == "stem":
-        # `before` holds two triples of convolution, norm and ReLU; the last norm stands outside the sequence.
+        # `before` has two triples of convolution, norm and ReLU; the last norm is outside the sequence.
         if part == "norm":
             return "bn1"
         _, number, kind = ("", 2, part) if part == "conv" else part.split("/")

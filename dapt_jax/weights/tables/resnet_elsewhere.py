@@ -1,7 +1,7 @@
-"""Names of residual networks outside the large libraries: haiku (BYOL), SimCLR-v2's converter, and nameless sequences.
+"""Names of residual networks in haiku (BYOL), SimCLR-v2's converter, and unnamed sequences.
 
-BYOL's networks pad as TensorFlow's "SAME" does, which at stride 2 shifts the grid by a pixel; as in the
-benchmark that uses them (arXiv 2108.05930), the weights run here in a torchvision ResNet-50.
+BYOL's networks use TensorFlow's "SAME" padding, which at stride 2 shifts the grid by a pixel; as in the
+benchmark that uses them (arXiv 2108.05930), the weights are used here in a torchvision ResNet-50.
 
 Names after: google-deepmind/dm-haiku `nets/resnet.py` and deepmind-research `byol` (Apache-2.0),
 Separius/SimCLRv2-Pytorch.
@@ -27,7 +27,7 @@ def _simclr2(encoder: Encoder, group: str, part: str) -> str:
         return {"conv": "net.0.0", "norm": "net.0.1.0"}[part]
     stage, block = numbers(group)
     parts = {"conv_skip": "projection.shortcut", "norm_skip": "projection.bn.0"}
-    for number in (1, 2, 3):  # convolution and [norm, ReLU] take turns
+    for number in (1, 2, 3):  # convolution and [norm, ReLU] alternate
         parts |= {f"conv{number}": f"net.{2 * number - 2}", f"norm{number}": f"net.{2 * number - 1}.0"}
     return f"net.{stage}.blocks.{block - 1}.{parts[part]}"
 

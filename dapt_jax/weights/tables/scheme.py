@@ -1,4 +1,4 @@
-"""Schemes: what the modules of a family are called in a family of files, and the table that follows from it."""
+"""Schemes: names of a family's modules in a family of files, and the table that follows from them."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ Framework = Literal["torch", "keras", "dapt_jax"]
 
 
 class Fit(NamedTuple):
-    """An array's way in and back out, where it is more than the framework's order of axes."""
+    """Conversion of an array in both directions, beyond the framework's axis order."""
 
     load: Callable[[np.ndarray], np.ndarray]
     save: Callable[[np.ndarray], np.ndarray]
@@ -46,16 +46,15 @@ class Scheme:
     """The names of one family of weight files.
 
     Attributes:
-        name: as reports call it.
-        framework: decides endings, separators and layouts.
-        module: (encoder, group, module within the group) to the module's name there; "" for arrays at the top
-            level.
-        head: name of the dense layer there.
-        leaves: names there of arrays that no framework names (tokens, positions), by our name; the same if
-            not here.
-        fits: what makes our array of theirs, by our name, where it is more than the framework's order of
-            axes.
-        separators: what stands before the ending of a module of ours, by its last name, where it is another.
+        name: Name in reports.
+        framework: Framework, which determines suffixes, separators and layouts.
+        module: Function from (encoder, group, module in the group) to the module's name in the file; "" for
+            arrays at the top level.
+        head: Name of the dense layer in the file.
+        leaves: Names in the file of arrays that no framework names (tokens, positions), by our name; arrays
+            not listed have the same name.
+        fits: Conversions from their arrays to ours, by our name, beyond the framework's axis order.
+        separators: Separators before the suffix of a module, by its last name, if different from the default.
     """
 
     name: str
@@ -68,18 +67,18 @@ class Scheme:
 
     @property
     def separator(self) -> str:
-        """What stands between the parts of a key."""
+        """Separator of the parts of a key."""
         return "." if self.framework == "torch" else "/"
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where one of our arrays comes from.
+    """Source of one of our arrays.
 
     Attributes:
-        key: its name there, without any prefix.
-        framework: decides the layout.
-        fit: makes our array of theirs and back, where it is more than the framework's order of axes.
+        key: Name in the file, without any prefix.
+        framework: Framework, which determines the layout.
+        fit: Conversion between their array and ours, beyond the framework's axis order.
     """
 
     key: str
@@ -87,7 +86,7 @@ class Entry:
     fit: Fit | None = None
 
     def convert(self, array: np.ndarray) -> np.ndarray:
-        """The array in our layout: (h, w, in, out) and (in, out); torch has the outputs first."""
+        """Return the array in our layout: (h, w, in, out) and (in, out); torch has the outputs first."""
         if self.fit is not None:
             return self.fit.load(array)
         if self.framework != "torch":
@@ -97,7 +96,7 @@ class Entry:
         return array.T if array.ndim == 2 else array
 
     def restore(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `convert`."""
+        """Return the array in the file's layout, the inverse of `convert`."""
         if self.fit is not None:
             return self.fit.save(array)
         if self.framework != "torch":
@@ -106,7 +105,7 @@ class Entry:
 
 
 def table(scheme: Scheme, classifier: Classifier) -> dict[str, Entry]:
-    """Our path to its source, for every parameter and statistic of a classifier, head included."""
+    """Return the source of every parameter and statistic of a classifier with its head, by our path."""
     params, batch_stats = classifier.abstract()
     return {
         path: _entry(scheme, classifier.encoder, path, classifier.kinds[path])
@@ -132,7 +131,7 @@ def _entry(scheme: Scheme, encoder: Encoder, path: str, kind: Kind) -> Entry:
 
 
 def _swap_last(kernel: np.ndarray) -> np.ndarray:
-    """Keras has (h, w, in, 1) where we have (h, w, 1, out)."""
+    """Exchange the last two axes: Keras has (h, w, in, 1) for our (h, w, 1, out)."""
     return kernel.swapaxes(-1, -2)
 
 
@@ -140,7 +139,7 @@ _SWAPPED = Fit(_swap_last, _swap_last)
 
 
 def numbers(group: str) -> tuple[int, int]:
-    """(3, 2) of `stage3/block2`."""
+    """Return (3, 2) for `stage3/block2`."""
     stage, block = re.findall(r"\d+", group)
     return int(stage), int(block)
 

@@ -7,7 +7,7 @@ _MERGE = {"norm": "norm", "reduce": "reduction"}
 
 
 def _place(group: str) -> tuple[int, int]:
-    """(stage, block) from 0 of `stage2/block5`; the block of `stage2/merge` is -1."""
+    """Return (stage, block) from 0 for `stage2/block5`; the block of `stage2/merge` is -1."""
     stage, block = group.split("/")
     return int(stage[-1]) - 1, -1 if block == "merge" else int(block.removeprefix("block")) - 1
 
@@ -29,7 +29,7 @@ def _attention(part: str) -> str:
 
 
 def _blocks(group: str, part: str, merge: int) -> str:
-    """Names in timm and in the authors' code, which differ in the stage that they count a merge to."""
+    """Return names in timm and in the authors' code, which assign a merge to different stages."""
     if group == "stem":
         return {"conv": "patch_embed.proj", "norm": "patch_embed.norm"}[part]
     if group == "top":
@@ -50,7 +50,7 @@ def _authors(encoder: Encoder, group: str, part: str) -> str:
 
 
 _LEAVES = {"relative_bias": "relative_position_bias_table"}
-# Unlike every other matrix of theirs, the table is (positions, heads) everywhere.
+# Unlike all their other matrices, this table is (positions, heads) in every library.
 _FITS = {"relative_bias": Fit(lambda table: table, lambda table: table)}
 _SCHEMES = (
     Scheme("torchvision", "torch", _torchvision, "head", _LEAVES, _FITS),

@@ -1,4 +1,4 @@
-"""Names of the U-Net's contracting path in milesial/Pytorch-UNet (GPL-3.0), the usual implementation in PyTorch."""
+"""Names of the U-Net's contracting path in milesial/Pytorch-UNet (GPL-3.0)."""
 
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.weights.tables.scheme import Scheme

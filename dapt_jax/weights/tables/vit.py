@@ -1,7 +1,7 @@
 """Names of vision transformers in timm (Apache-2.0), torchvision (BSD-3-Clause) and the authors' files.
 
-MAE's files, DINO's and DINOv2's without registers have timm's names. Files with registers differ in what they
-do to the class token: DINOv2's have a position for it, timm's have added that to it already.
+MAE's files, and DINO's and DINOv2's without registers, have timm's names. Files with registers treat the
+class token differently: DINOv2's have a position for it, timm's have already added that position to it.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ def _torchvision(encoder: Encoder, group: str, part: str) -> str:
 
 
 def _with_class_row(position: np.ndarray) -> np.ndarray:
-    """Positions of patches alone, with a row of zeros for the class token before them."""
+    """Return the positions of the patches with a zero row for the class token before them."""
     return np.concatenate([np.zeros_like(position[:, :1]), position], 1)
 
 
