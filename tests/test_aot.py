@@ -27,7 +27,10 @@ from dapt_jax.training.context import RunContext
 from tests import tiny
 from tests.command import ROOT
 
-pytestmark = pytest.mark.timeout(1800)  # the first test that needs them waits for all compilations
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(1800),
+]  # the first test that needs them waits for all compilations
 
 # ---- what is compiled
 # ---------------------------------------------------------------------------------------------

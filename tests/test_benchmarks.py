@@ -27,6 +27,8 @@ from benchmarks import ops as ops_benchmark
 from dapt_jax.runtime import allocator as settings
 from dapt_jax.settings import flags
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "torchvision", "timm"))
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="no torch, torchvision and timm here")

@@ -24,6 +24,8 @@ from dapt_jax.errors import UserError
 from tests import medical_files as write
 from tests.conftest import SHARED_DATA
 
+pytestmark = pytest.mark.long
+
 HOSTILE = SHARED_DATA.parent / "cases" / "hostile_images"
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 

@@ -20,6 +20,8 @@ from dapt_jax.report.columns import Column
 from dapt_jax.transferability.registry import SCORES, score
 from tests.command import ROOT, rows, run
 
+pytestmark = pytest.mark.long
+
 TINY = ROOT / "tests" / "configs" / "tiny_study.py"
 FLAGS = (
     f"--config={TINY}", "--config.strategies=switching,", "--config.transfer.protocols=linear,",

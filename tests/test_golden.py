@@ -8,6 +8,7 @@ import pytest
 from tests.golden import errors, interface, plans, renamed, studies
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", studies.STUDIES)
 def test_a_study_leaves_the_golden_records(name, tmp_path):
     if not interface.is_on_cpu():

@@ -129,6 +129,7 @@ def test_levels_are_as_declared(case: str) -> None:
 
 
 # XLA:CPU is slow at EfficientNet's depthwise convolutions in bfloat16.
+@pytest.mark.long
 @pytest.mark.parametrize("case", [case for case in FAMILIES if case != "efficientnet_b0"])
 def test_bfloat16_is_near_and_norms_say_what_changed(case: str) -> None:
     encoder, images, params, batch_stats = small(case)
@@ -152,6 +153,7 @@ def test_bfloat16_is_near_and_norms_say_what_changed(case: str) -> None:
     assert changed == {path for path in flatten(batch_stats) if path.startswith(f"{group}/")}
 
 
+@pytest.mark.long
 def test_rematerialised_groups_cost_more_and_change_nothing() -> None:
     encoder, images, params, batch_stats = small("vit_small_dinov3")
     other = encoder.rematerialised(encoder.groups[1])

@@ -18,6 +18,8 @@ from dapt_jax.weights.merge import merge
 from dapt_jax.weights.paths import flatten, unflatten
 from tests.fixtures import make_parity, parity
 
+pytestmark = pytest.mark.long
+
 
 def residual(name: str, depths, flavour=resnet.TORCHVISION, shape=resnet.PLAIN) -> Encoder:
     return resnet.network(name, resnet.Bottleneck, depths, flavour, DEFAULT, shape)

@@ -97,6 +97,7 @@ def picture(path, rng, side=48):
     Image.fromarray(rng.integers(0, 256, (side, side), np.uint8)).save(path)
 
 
+@pytest.mark.long
 def test_the_classification_recipe_runs_on_files_in_the_layout_of_shenzhen(tmp_path):
     rng, folder = np.random.default_rng(0), tmp_path / "data" / "Shenzhen"
     names = [f"CHNCXR_{number:04d}_{number % 2}.png" for number in range(36)]

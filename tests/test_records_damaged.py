@@ -19,6 +19,8 @@ from dapt_jax.report import predictions as report_predictions
 from dapt_jax.runtime import atomic_files
 from tests import test_report_example as report_example
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "tumour type"
 FILES = ("config.json", "results.jsonl", "ledger.jsonl", "leaks.json")

@@ -60,6 +60,7 @@ def found():
     return {(run["devices"], run["fsdp"], run["processes"], run["name"]): run for run in lines([alone, *two])}
 
 
+@pytest.mark.long
 def test_losses_and_weights_do_not_depend_on_devices_and_processes(found):
     """Over 104 steps (52 of twice the size where they are cut), each strategy, across its mask switch, cached and not."""
     layouts = {(devices, fsdp, count) for devices, fsdp, count, _ in found}
@@ -83,6 +84,7 @@ def test_losses_and_weights_do_not_depend_on_devices_and_processes(found):
     assert len({tuple(np.round(found[1, 1, 1, name]["loss"], 4)) for name in RUNS}) >= 7
 
 
+@pytest.mark.long
 def test_only_the_gradients_of_what_trains_are_sent(found):
     """Of each compiled program: bytes all-reduced are those of the trained parameters, and three numbers of four bytes.
 
@@ -105,6 +107,7 @@ def test_only_the_gradients_of_what_trains_are_sent(found):
     assert all(each["all-gather"] > 0 for each in spread)
 
 
+@pytest.mark.long
 def test_a_batch_in_parts_is_the_batch(found):
     """Twice the batch in two parts gives the losses of twice the batch in one; frozen batch norm sees no batch."""
 

@@ -26,6 +26,8 @@ from tests.studies import (
 )
 from tests.test_study_resume import steps_saved
 
+pytestmark = pytest.mark.long
+
 SMALL = ("--config.strategies=switching", "--config.transfer.protocols=linear")
 COUNTED = (
     "strategy",

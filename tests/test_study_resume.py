@@ -19,6 +19,8 @@ from tests.studies import (
     wait_until,
 )
 
+pytestmark = pytest.mark.long
+
 
 def steps_saved(folder):
     return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]

@@ -61,6 +61,7 @@ def config(folder, *more):
     return path
 
 
+@pytest.mark.long
 def test_a_study_of_masks_from_plan_to_report(tmp_path, capsys):
     chosen = [f"--config={config(tmp_path)}", *TINY]
     assert command.run(*chosen, "--config.mode=plan") == 0
@@ -93,6 +94,7 @@ def test_a_study_of_masks_from_plan_to_report(tmp_path, capsys):
     assert (workdir / "results.jsonl").read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_cached_views_and_their_masks_are_those_that_are_drawn(tmp_path, place):
     more = [

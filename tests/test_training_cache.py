@@ -79,6 +79,7 @@ def test_a_run_from_disk_gives_the_numbers_of_the_uncached_one_and_a_second_star
     assert second[0].reused_s > 0
 
 
+@pytest.mark.long
 def test_two_hundred_steps_differ_by_less_than_a_hundred_thousandth_wherever_the_prefix_comes_from(tmp_path):
     phase = Phase("partial", 50, ("stage3", "head"), 1e-3, views=2)
     found = {
@@ -211,6 +212,7 @@ def test_what_a_fill_has_cost_is_in_the_ledger_before_anything_can_be_killed(tmp
     assert row.wall_s > spent
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tier", ["memory", "disk"])
 def test_the_skips_of_a_segmentation_network_are_part_of_what_is_kept(tier, tmp_path):
     model = Segmenter(ENCODER, 2)

@@ -35,6 +35,7 @@ def measured(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_every_scored_checkpoint_is_an_arm_and_the_chosen_one_is_handed_over(measured):
     about = json.loads((measured / "checkpoints" / "switching-seed0" / "adapted.json").read_text())
     epochs = [point["epoch"] + 1 for point in about["scored"]]
@@ -80,6 +81,7 @@ def test_the_plan_says_what_scoring_takes_and_the_ledger_agrees(measured, capsys
     assert f"after 4 epochs, {scores['model_flops'] / 1e12:.3g} TFLOP" in line
 
 
+@pytest.mark.long
 def test_arms_within_a_budget_compete_and_one_is_left(tmp_path):
     """Two strategies of the same encoder: the ledger's sum stays within the budget, and a restart changes nothing."""
     config = tmp_path / "config.py"

@@ -27,6 +27,8 @@ from dapt_jax.weights.source import SPARE
 from tests.command import ROOT
 from tests.torch_files import Call, Named, pickled, tensor, write_zip
 
+pytestmark = pytest.mark.long
+
 GOOD = {"conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)}
 
 
