@@ -55,15 +55,26 @@ def alone(tmp_path_factory, cache):
     return workdir
 
 
+SWAPPED = 5e-3
+"""What one pair of images that change places moves an area under a curve by, in sets as small as these."""
+
+
 def assert_same(workdir, alone):
-    """Every score, every image that was read and every FLOP; nothing twice, nothing lost."""
+    """Every score, every image that was read and every FLOP; nothing twice, nothing lost.
+
+    Losses of several processes agree with those of one to float32 rounding, which Adam's steps magnify; a score
+    that counts ranks moves in steps, where rounding swaps two images.
+    """
     for mine, theirs in zip(rows(workdir / "results.jsonl"), rows(alone / "results.jsonl"), strict=True):
         assert {**mine, "value": None} == {**theirs, "value": None}
-        assert mine["value"] == pytest.approx(theirs["value"], rel=1e-5, abs=1e-5), mine
+        counts_ranks = mine["metric"].partition("/")[0] in ("auc", "ap")
+        assert mine["value"] == pytest.approx(
+            theirs["value"], rel=1e-5, abs=SWAPPED if counts_ranks else 1e-5
+        ), mine
     for mine, theirs in zip(rows(workdir / "ledger.jsonl"), rows(alone / "ledger.jsonl"), strict=True):
         assert {key: mine[key] for key in COUNTED} == {key: theirs[key] for key in COUNTED}
         losses = [[point["loss"] for point in row["curve"]] for row in (mine, theirs)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_one_of_four_is_killed_all_end_and_two_go_on(tmp_path, alone, cache):
