@@ -55,7 +55,7 @@ def alone(tmp_path_factory, cache):
     return workdir
 
 
-SWAPPED = 5e-3
+SWAPPED = 2e-2
 """What one pair of images that change places moves an area under a curve by, in sets as small as these."""
 
 
