@@ -16,10 +16,10 @@ def test_a_run_begun_from_other_weights_is_refused_with_both_fingerprints(tmp_pa
     run = tiny.make_run([tiny.HEAD], encoder=tiny.encoder(), data=DATA, val=4)
     params, batch_stats = jax.device_get(run.programs[0].model.init(1))
     first = loop.train(run, params, batch_stats, context(tmp_path, every_s=0))
-    again = loop.train(
-        run, params, batch_stats, context(tmp_path, every_s=0)
-    )  # the last checkpoint is the whole run
-    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+    # The last checkpoint is the whole run.
+    again = loop.train(run, params, batch_stats, context(tmp_path, every_s=0))
+    weights = [jax.tree.leaves((result.params, result.batch_stats)) for result in (first, again)]
+    for one, other in zip(*weights, strict=True):
         np.testing.assert_array_equal(one, other)
     for tree, path in (
         (params, ("stage1", "block1", "conv", "kernel")),
