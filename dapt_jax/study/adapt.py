@@ -8,14 +8,18 @@ from typing import Any
 
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.models.pretext import Pretext
 from dapt_jax.runtime import atomic_files, processes
+from dapt_jax.study import collapse
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Scorer
 from dapt_jax.training import loop
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.early_stopping import EarlyStopping
 from dapt_jax.training.run import TrainingRun
+from dapt_jax.transferability import registry
 from dapt_jax.weights import export, locate
+from dapt_jax.weights.merge import MergeReport
 
 ADAPTED = "adapted.safetensors"
 """Name of the file, in an arm's folder, that says its adaptation is finished."""
@@ -89,9 +93,14 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         return dataclasses.replace(
             load_adapted(arm, str(folder / ADAPTED), dtype), source=read_about(folder)["source"]
         )
-    params, batch_stats, merged = locate.load(strategy.weights, run.model, seed=arm.seed)
+    params, batch_stats, merged = load_source(run.model, strategy.weights, arm.seed)
     scorer = scorer_for(study, arm, context, max_epochs)
     callbacks = (*context.callbacks, scorer) if scorer else context.callbacks
+    alarm = None
+    if strategy.is_label_free:
+        policy = study.settings.monitoring.collapse
+        alarm = collapse.alarm_for(run, params, batch_stats, policy, context)
+        callbacks = (*callbacks, alarm)
     own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)
     trained = loop.train(run, params, batch_stats, own)
     params, batch_stats = trained.params, trained.batch_stats
@@ -107,13 +116,40 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         "seed": arm.seed,
         "image_size": study.settings.model.image_size,
         "scored": scorer.points if scorer else [],
+        "objective": strategy.objective,
+        "label_free": is_label_free(study, arm),
     }
+    if alarm:
+        about["rankme_before"] = alarm.start
+        params = without_head(params)
     atomic_files.write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
     export.write(folder / ADAPTED, params, batch_stats, strategy.encoder)
     shutil.rmtree(folder / "state")
     if not study.settings.checkpoint_scoring.downstream:
         shutil.rmtree(folder / SCORED, ignore_errors=True)
     return Adapted(strategy.encoder, without_head(params), batch_stats, merged.source)
+
+
+def load_source(model: Classifier, weights: str, seed: int) -> tuple[Tree, Tree, MergeReport]:
+    """Return the weights that a run starts from; the head of a label-free objective is drawn.
+
+    Args:
+        model: Network of the run.
+        weights: Weights, as the setting `weights` names them.
+        seed: Seed of what is drawn.
+    """
+    if not isinstance(model, Pretext):
+        return locate.load(weights, model, seed=seed)
+    params, batch_stats, merged = locate.load(weights, Classifier(model.encoder, 1, model.dtype), seed=seed)
+    return {**without_head(params), **model.init_head(seed)}, batch_stats, merged
+
+
+def is_label_free(study: Study, arm: Arm) -> bool:
+    """Return whether no label touched an arm's training, stopping or choice of a checkpoint."""
+    scores = study.scores
+    chooses = registry.entry(scores.select).needs if scores and scores.select else ""
+    budget = study.settings.compute_budget
+    return arm.strategy.is_label_free and not budget and chooses in ("", "nothing", "views")
 
 
 def load_adapted(arm: Arm, weights: str, dtype: str) -> Adapted:

@@ -9,9 +9,10 @@ from clu import parameter_overview
 
 from dapt_jax.data import findings, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.errors import UserError, one_line
+from dapt_jax.errors import MissingLabelsError, UserError, one_line
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
+from dapt_jax.objectives import LABEL_FREE
 from dapt_jax.runtime import sharding, storage
 from dapt_jax.settings import Source, StudySettings
 from dapt_jax.settings.training import FINETUNE
@@ -73,7 +74,10 @@ def _check_adaptation(study: Study) -> None:
     for arm in study.arms_of(settings.seeds[0]):
         if arm.strategy.phases:
             study.scoring_plan(arm)
-            study.run_of(arm).check_cache()
+            run = study.run_of(arm)
+            run.check_cache()
+            if run.teacher_weights:
+                run.teacher_weights()
 
 
 def _check_segmentation(study: Study) -> None:
@@ -101,7 +105,14 @@ def _corpora(settings: StudySettings, adapting: Sequence[Strategy]) -> dict[str,
                 "and so on"
             )
         what = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
-        corpora[strategy.corpus] = images = _load(settings, corpus.source, what, settings.adapt.loss.name)
+        supervised = [each for each in adapting if each.corpus == strategy.corpus and not each.is_label_free]
+        try:
+            images = _load(
+                settings, corpus.source, what, settings.adapt.loss.name, has_labels=bool(supervised)
+            )
+        except MissingLabelsError as error:
+            raise _needs_labels(supervised[0], f"{error}") from error
+        corpora[strategy.corpus] = images
         if corpus.val_fraction and len(np.unique(images.groups)) < 2:
             raise UserError(
                 f"{what}: all {len(images)} images are of one patient ({images.groups[0]}), so no part can "
@@ -109,6 +120,13 @@ def _corpora(settings: StudySettings, adapting: Sequence[Strategy]) -> dict[str,
                 f"patient; expected more patients, or {what}.val_fraction=0 to train on all"
             )
     return corpora
+
+
+def _needs_labels(strategy: Strategy, why: str) -> UserError:
+    return UserError(
+        f"strategy {strategy.name!r} is supervised, but {why}; expected labels, or adapt.objective="
+        f"{' or '.join(map(repr, LABEL_FREE))}, which need none"
+    )
 
 
 def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> None:
@@ -136,7 +154,14 @@ def _about_weights(params: Tree, merged: MergeReport) -> str:
     )
 
 
-def _load(settings: StudySettings, source: Source, what: str, loss: str, is_split: bool = False) -> Dataset:
+def _load(
+    settings: StudySettings,
+    source: Source,
+    what: str,
+    loss: str,
+    is_split: bool = False,
+    has_labels: bool = True,
+) -> Dataset:
     with _about(f"{what}: "):
         dataset = sources.load(
             source,
@@ -144,21 +169,28 @@ def _load(settings: StudySettings, source: Source, what: str, loss: str, is_spli
             image_size=settings.model.image_size,
             on_bad_image=settings.data.on_bad_image,
             cache_bytes=settings.data.cache_mb << 20,
+            labels=has_labels,
         )
+        if not dataset.is_labelled and has_labels:
+            raise MissingLabelsError(f"kind {source.get('kind')!r} reads no labels")
+        if not dataset.is_labelled:
+            return _shown(dataset, what, is_split, "without labels")
         if loss == "ordinal":
             dataset = sources.ordered(dataset, source)
         if len(dataset.classes) < 2 and not dataset.multi_label and not dataset.segments:
             raise UserError(
                 f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more"
             )
-    skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
     counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
-    print(
-        f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset, is_split)}{skipped}",
-        flush=True,
-    )
+    return _shown(dataset, what, is_split, f"({counts}){several}")
+
+
+def _shown(dataset: Dataset, what: str, is_split: bool, labels: str) -> Dataset:
+    """Print a line about a data set, and its findings; return the set."""
+    skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
+    print(f"{what}: {len(dataset)} images {labels}, {_patients(dataset, is_split)}{skipped}", flush=True)
     for line in findings.of_set(dataset, is_split=is_split):
         print(f"warning: {what}: {line}", flush=True)
     return dataset
@@ -220,4 +252,5 @@ def _about(what: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{what}{error}") from error
+        kind = MissingLabelsError if isinstance(error, MissingLabelsError) else UserError
+        raise kind(f"{what}{error}") from error

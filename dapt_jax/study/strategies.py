@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder
+from dapt_jax.objectives import SUPERVISED, Reconstruct
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import AdaptSettings
 from dapt_jax.training.phases import Phase
@@ -28,6 +29,7 @@ class Strategy:
         phases: Phases of training; empty where nothing is adapted.
         weights: Source weights, in the form of the setting `weights`.
         corpus: Name in `corpora` of the images that it is adapted to; empty for the study's corpus.
+        objective: What adaptation minimises: see `adapt.objective`.
     """
 
     name: str
@@ -35,6 +37,12 @@ class Strategy:
     phases: Phases
     weights: str
     corpus: str = ""
+    objective: str = SUPERVISED
+
+    @property
+    def is_label_free(self) -> bool:
+        """Whether it adapts without any label."""
+        return bool(self.phases) and self.objective != SUPERVISED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +91,15 @@ def listing() -> str:
 
 
 def head_first(adapt: AdaptSettings) -> Phases:
-    """Return the phase that trains the head alone, which comes first; none if it has no epochs."""
-    if not adapt.head_epochs:
+    """Return the phase that trains the head alone, which comes first; none if it has no epochs.
+
+    The head of a label-free objective sees the views of the later phases, of which everything is cached;
+    that of `reconstruct` starts as the identity, and needs no such phase.
+    """
+    if not adapt.head_epochs or adapt.objective == Reconstruct.name:
         return ()
+    if adapt.objective != SUPERVISED:
+        return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, views=adapt.num_fixed_views),)
     return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False),)
 
 
@@ -229,18 +243,20 @@ def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
                 f"valid: {', '.join(encoder.groups[:-1])}"
             )
         encoder = encoder.truncate(adapt.cut_after)
-    return Strategy(name, encoder, entry.phases(encoder, adapt), settings.weights)
+    phases = entry.phases(encoder, adapt)
+    return Strategy(name, encoder, phases, settings.weights, objective=adapt.objective)
 
 
 def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     spec = settings.custom_strategies[name]
-    weights = spec.weights or settings.weights
+    weights, objective = spec.weights or settings.weights, spec.objective or settings.adapt.objective
     encoder = locate.fitted(weights, encoder, settings.model.preprocess)
     if spec.like:
         if spec.like not in STRATEGIES:
             raise UserError(f"custom_strategies.{name}: like={spec.like!r}; {nearest(spec.like, STRATEGIES)}")
-        like = resolve(spec.like, encoder, settings)
+        adapt = dataclasses.replace(settings.adapt, objective=objective)
+        like = resolve(spec.like, encoder, dataclasses.replace(settings, adapt=adapt))
         return dataclasses.replace(like, name=name, weights=weights, corpus=spec.corpus)
     if spec.cut_after:
         encoder = encoder.truncate(spec.cut_after)
-    return Strategy(name, encoder, spec.phases, weights, spec.corpus)
+    return Strategy(name, encoder, spec.phases, weights, spec.corpus, objective)
