@@ -149,7 +149,7 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
         elif settings.mode == "plan":
             from dapt_jax.study import plan, prepare
 
-            plan.show(prepare.prepare(settings))
+            plan.show(prepare.prepare(settings), folder)
         elif settings.mode == "aot":
             from dapt_jax.aot import report, topology
 

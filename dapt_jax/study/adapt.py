@@ -81,15 +81,17 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     """
     strategy, dtype = arm.strategy, study.settings.model.dtype
     if not strategy.phases:
-        return load_adapted(arm, strategy.weights, dtype)
+        params, batch_stats, merged = study.load_weights(arm, Classifier(strategy.encoder, 1, dtype))
+        return Adapted(strategy.encoder, without_head(params), batch_stats, merged.source)
     folder = arm.folder(context.study_folder())
     run = study.run_of(arm)
     if processes.sync_file(folder / ADAPTED):
+        shutil.rmtree(folder / "state", ignore_errors=True)  # where a kill came between the two
         context.reporter.skip(run.flops())
         return dataclasses.replace(
             load_adapted(arm, str(folder / ADAPTED), dtype), source=read_about(folder)["source"]
         )
-    params, batch_stats, merged = locate.load(strategy.weights, run.model, seed=arm.seed)
+    params, batch_stats, merged = study.load_weights(arm, run.model)
     scorer = scorer_for(study, arm, context, max_epochs)
     callbacks = (*context.callbacks, scorer) if scorer else context.callbacks
     own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)

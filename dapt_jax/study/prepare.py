@@ -43,7 +43,7 @@ def prepare(settings: StudySettings) -> Study:
             sharding.check_batch(finetune.batch_size, finetune.grad_accum_steps)
     params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
     print(f"weights: {merged}", flush=True)
-    _check_weights(settings, resolved)
+    sources = {"": merged, **_own_weights(settings, resolved)}
     if not settings.tasks:
         raise UserError("the config names no target task; expected tasks.NAME.development and so on")
     corpora = _corpora(settings, [strategy for strategy in resolved if strategy.phases])
@@ -53,7 +53,8 @@ def prepare(settings: StudySettings) -> Study:
         print(f"warning: {line}", flush=True)
     for task in apart.tasks:
         _check_folds(settings, task)
-    study = Study(settings, resolved, apart.corpora, apart.tasks, _about_weights(params, merged), apart.marks)
+    about = _about_weights(params, merged)
+    study = Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, sources)
     _check_adaptation(study)
     _check_segmentation(study)
     return study
@@ -111,13 +112,22 @@ def _corpora(settings: StudySettings, adapting: Sequence[Strategy]) -> dict[str,
     return corpora
 
 
-def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> None:
-    """Read strategy-specific weights, so that an invalid file is refused before training."""
-    own = {strategy.weights: strategy for strategy in resolved if strategy.weights != settings.weights}
-    for strategy in own.values():
+def _own_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> dict[str, MergeReport]:
+    """Read strategy-specific weights, so that an invalid file is refused before training.
+
+    Returns:
+        The load report of each strategy that has its own weights, by its name.
+    """
+    own = [strategy for strategy in resolved if strategy.weights != settings.weights]
+    reports: dict[tuple[str, tuple[str, ...]], MergeReport] = {}
+    for strategy in own:
+        key = strategy.weights, strategy.encoder.groups
+        if key in reports:
+            continue
         with _about(f"custom_strategies.{strategy.name}: "):
-            _, _, merged = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
-        print(f"weights of {strategy.name}: {merged}", flush=True)
+            _, _, reports[key] = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
+        print(f"weights of {strategy.name}: {reports[key]}", flush=True)
+    return {each.name: reports[each.weights, each.encoder.groups] for each in own}
 
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:
