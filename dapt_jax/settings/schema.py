@@ -21,7 +21,7 @@ from dapt_jax.training.cache.policy import MODES as CACHE_MODES
 from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 
-MODES = ("run", "plan", "aot", "status", "report", "export", "models")
+MODES = ("run", "data", "plan", "aot", "status", "report", "export", "models")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
