@@ -32,6 +32,7 @@ def prepare(settings: StudySettings) -> Study:
     Raises:
         UserError: The settings, the data or the weights are invalid.
     """
+    settings = strategies.expanded(settings)
     encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
     resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
     sharding.make_mesh(fsdp=settings.runtime.fsdp)
@@ -44,9 +45,12 @@ def prepare(settings: StudySettings) -> Study:
     params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
     print(f"weights: {merged}", flush=True)
     _check_weights(settings, resolved)
-    if not settings.tasks:
-        raise UserError("the config names no target task; expected tasks.NAME.development and so on")
-    corpora = _corpora(settings, [strategy for strategy in resolved if strategy.phases])
+    if not settings.tasks and (idle := [each.name for each in resolved if not each.phases]):
+        raise UserError(
+            f"the config names no target task, and {', '.join(idle)} adapts nothing; expected "
+            "tasks.NAME.development and so on, or strategies that adapt alone"
+        )
+    corpora = _corpora(settings, [part for each in resolved if each.phases for part in each.parts])
     tasks = tuple(_task(settings, name) for name in settings.tasks)
     apart = leakage.resolve(tasks, corpora, settings.data.leaks)
     for line in apart.notes:
@@ -68,12 +72,20 @@ def _check_adaptation(study: Study) -> None:
                 "compute_budget is for strategies that adapt, compared by a score; expected "
                 "checkpoint_selection.score='robustness', or compute_budget=0"
             )
+        for arm in study.arms_of(settings.seeds[0]):
+            if arm.strategy.before:
+                raise UserError(
+                    f"strategy {arm.name!r} has phases on several corpora, which a compute_budget does not "
+                    "divide; expected one corpus, or compute_budget=0"
+                )
         for seed in settings.seeds:
             halving.check(study, seed)
     for arm in study.arms_of(settings.seeds[0]):
         if arm.strategy.phases:
+            study.kept_epochs(arm)
             study.scoring_plan(arm)
-            study.run_of(arm).check_cache()
+            for run in study.runs_of(arm):
+                run.check_cache()
 
 
 def _check_segmentation(study: Study) -> None:
