@@ -33,6 +33,7 @@ def prepare(settings: StudySettings) -> Study:
     Raises:
         UserError: The settings, the data or the weights are invalid.
     """
+    settings = strategies.expanded(settings)
     encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
     resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
     sharding.make_mesh(fsdp=settings.runtime.fsdp)
@@ -45,6 +46,11 @@ def prepare(settings: StudySettings) -> Study:
     params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
     print(f"weights: {merged}", flush=True)
     reports = {"": merged, **_own_weights(settings, resolved)}
+    if not settings.tasks and (idle := [each.name for each in resolved if not each.phases]):
+        raise UserError(
+            f"the config names no target task, and {', '.join(idle)} adapts nothing; expected "
+            "tasks.NAME.development and so on, or strategies that adapt alone"
+        )
     loaded = {}
     for named in named_sets(settings, resolved):
         loaded[named] = read = read_set(settings, named)
@@ -87,12 +93,20 @@ def _check_adaptation(study: Study) -> None:
                 "compute_budget is for strategies that adapt, compared by a score; expected "
                 "checkpoint_selection.score='robustness', or compute_budget=0"
             )
+        for arm in study.arms_of(settings.seeds[0]):
+            if arm.strategy.before:
+                raise UserError(
+                    f"strategy {arm.name!r} has phases on several corpora, which a compute_budget does not "
+                    "divide; expected one corpus, or compute_budget=0"
+                )
         for seed in settings.seeds:
             halving.check(study, seed)
     for arm in study.arms_of(settings.seeds[0]):
         if arm.strategy.phases:
+            study.kept_epochs(arm)
             study.scoring_plan(arm)
-            study.run_of(arm).check_cache()
+            for run in study.runs_of(arm):
+                run.check_cache()
 
 
 def _check_segmentation(study: Study) -> None:
@@ -156,13 +170,11 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
         resolved: Its strategies, which say what corpora are needed.
 
     Raises:
-        UserError: A strategy adapts to a corpus that the settings do not describe, or there is no task.
+        UserError: A strategy adapts to a corpus that the settings do not describe.
     """
-    if not settings.tasks:
-        raise UserError("the config names no target task; expected tasks.NAME.development and so on")
     found: dict[str, NamedSet] = {}
-    for strategy in resolved:
-        if not strategy.phases or strategy.corpus in found:
+    for strategy in (part for each in resolved if each.phases for part in each.parts):
+        if strategy.corpus in found:
             continue
         source = settings.corpus_named(strategy.corpus).source
         if not strategy.corpus and not source.get("kind"):
