@@ -13,7 +13,8 @@ from dapt_jax.errors import UserError, one_line
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
 from dapt_jax.runtime import sharding, storage
-from dapt_jax.settings import Source, StudySettings
+from dapt_jax.settings import StudySettings
+from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study import halving, leakage, segmentation, strategies
 from dapt_jax.study.arms import Study
@@ -37,10 +38,10 @@ def prepare(settings: StudySettings) -> Study:
     sharding.make_mesh(fsdp=settings.runtime.fsdp)
     with _about("adapt."):
         sharding.check_batch(settings.adapt.batch_size, settings.adapt.grad_accum_steps)
-    if FINETUNE in settings.transfer.protocols:
-        finetune = settings.transfer.finetune
-        with _about("transfer.finetune."):
-            sharding.check_batch(finetune.batch_size, finetune.grad_accum_steps)
+    for transfer in {name: settings.transfer_of(name) for name in ("", *settings.tasks)}.values():
+        if FINETUNE in transfer.protocols:
+            with _about("transfer.finetune."):
+                sharding.check_batch(transfer.finetune.batch_size, transfer.finetune.grad_accum_steps)
     params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
     print(f"weights: {merged}", flush=True)
     _check_weights(settings, resolved)
@@ -78,8 +79,8 @@ def _check_adaptation(study: Study) -> None:
 
 def _check_segmentation(study: Study) -> None:
     """Run the checks of decoder, cache and devices that would otherwise fail during a study."""
-    settings = study.settings.transfer.segmentation
     for task in (task for task in study.tasks if task.is_segmentation):
+        settings = study.settings.transfer_of(task.name).segmentation
         with _about("transfer.segmentation."):
             sharding.check_batch(settings.batch_size, settings.grad_accum_steps)
         for arm, protocol in itertools.product(study.arms_of(study.settings.seeds[0]), settings.protocols):
@@ -136,7 +137,7 @@ def _about_weights(params: Tree, merged: MergeReport) -> str:
     )
 
 
-def _load(settings: StudySettings, source: Source, what: str, loss: str, is_split: bool = False) -> Dataset:
+def _load(settings: StudySettings, source: Sources, what: str, loss: str, is_split: bool = False) -> Dataset:
     with _about(f"{what}: "):
         dataset = sources.load(
             source,
@@ -176,26 +177,29 @@ def _patients(dataset: Dataset, is_split: bool) -> str:
 
 
 def _task(settings: StudySettings, name: str) -> Task:
-    losses = {settings.transfer.head.loss.name, settings.transfer.finetune.loss.name}
+    transfer = settings.transfer_of(name)
+    losses = {transfer.head.loss.name, transfer.finetune.loss.name}
     loss = "ordinal" if "ordinal" in losses else ""
     loaded = {
         split: _load(settings, source, f"{name} {split}", loss, is_split=split == "development")
         for split, source in settings.tasks[name].sources.items()
     }
-    return Task(name, loaded.pop("development"), loaded)
+    split_seed = None if transfer.split_seed < 0 else transfer.split_seed
+    return Task.of(name, loaded, split_seed, settings.tasks[name].auc_classes)
 
 
 def _check_folds(settings: StudySettings, task: Task) -> None:
     """Refuse classes without images and impossible folds; report classes missing from a training part."""
-    what = f"{task.name} development"
+    what = f"{task.name} {'train' if task.official else 'development'}"
     with _about(f"{what}: "):
-        counts = task.development.class_counts()
+        counts = (task.official or (task.development,))[0].class_counts()
         for label, count in counts.items():
             if not count and not task.development.multi_label:
                 present = ", ".join(each for each in counts if counts[each])
                 raise UserError(f"no image is {label!r}; expected images of every class, found {present}")
         try:
-            folds = [task.folds(settings.transfer.folds, seed) for seed in settings.seeds]
+            number = settings.transfer_of(task.name).folds
+            folds = [task.folds(number, seed) for seed in settings.seeds]
         except UserError as error:
             pairs = near_duplicates.merged(task.development).pairs
             merged = (
