@@ -225,6 +225,11 @@ class Records:
         found = self._named("split", task=task)
         return [split for split in dict.fromkeys([*SPLITS, *found]) if split in found]
 
+    def in_domain(self, task: str) -> str:
+        """Return the split that external data are compared with: development, else test, else val."""
+        found = self.splits(task)
+        return next((split for split in ("development", "test", "val") if split in found), "development")
+
     def metrics(self, task: str) -> list[str]:
         """Return the metrics of a task, without those of single classes (`auc/<class>`)."""
         return [name for name in self._named("metric", task=task) if "/" not in name]
@@ -251,8 +256,9 @@ class Records:
     def generalization_gaps(
         self, strategy: str, task: str, protocol: str | None, metric: str
     ) -> list[float | None]:
-        """Return development minus external per seed."""
-        both = (self.values(strategy, task, split, protocol, metric) for split in ("development", "external"))
+        """Return the score of `in_domain` minus that of external per seed."""
+        splits = (self.in_domain(task), "external")
+        both = (self.values(strategy, task, split, protocol, metric) for split in splits)
         return [None if a is None or b is None else a - b for a, b in zip(*both, strict=True)]
 
     def costs(self, strategy: str, task: str | None = None) -> dict[Any, Cost]:

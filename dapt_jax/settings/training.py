@@ -119,7 +119,7 @@ class TargetTrainSettings(TrainSettings):
         0.0,
         at_least=0,
         below=1,
-        doc="Share of a fold's training images, split by patient, held out for validation.",
+        doc="Share of a fold's training images, split by patient, held out for validation; of a task without val.",
     )
     early_stopping_patience: int = setting(
         0,
@@ -132,7 +132,7 @@ class TargetTrainSettings(TrainSettings):
         if self.early_stopping_patience and not self.val_fraction:
             raise UserError(
                 f"{where}.early_stopping_patience needs rows to watch; expected {where}.val_fraction above "
-                "0, such as 0.1"
+                "0, such as 0.1, or a val split in every task"
             )
 
 
@@ -230,6 +230,11 @@ class TransferSettings:
         ("linear", "mlp_small", "mlp_large"), doc="Heads on frozen features, and finetune."
     )
     folds: int = setting(5, at_least=2, doc="Folds of each task's development images, split by patient.")
+    split_seed: int = setting(
+        -1,
+        at_least=-1,
+        doc="Seed of the folds and inner splits, the same for all seeds; -1: each seed's own.",
+    )
     baseline: str = setting(
         "mean_gradient",
         choices=("", "mean_gradient"),
@@ -244,7 +249,6 @@ class TransferSettings:
         for name, run in (("finetune", self.finetune), ("segmentation", self.segmentation)):
             if run.folds > self.folds:
                 raise SettingError(f"{name}.folds", run.folds, f"1 to transfer.folds, {self.folds}")
-            run.check_validation(f"transfer.{name}")
         check_names("transfer.protocols", self.protocols)
         check_names("transfer.segmentation.protocols", self.segmentation.protocols)
         for where, protocols, known in (
@@ -254,6 +258,11 @@ class TransferSettings:
             for protocol in protocols:
                 if protocol not in known:
                     raise UserError(f"unknown {where} protocol {protocol!r}; {nearest(protocol, known)}")
+
+    def check_validation(self, where: str) -> None:
+        """Refuse early stopping without validation rows; `where` is the name of the section."""
+        self.finetune.check_validation(f"{where}.finetune")
+        self.segmentation.check_validation(f"{where}.segmentation")
 
 
 def check_names(name: str, values: tuple[object, ...]) -> None:

@@ -122,7 +122,7 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
         arm: The arm.
         task: The task.
     """
-    settings, encoder = study.settings.transfer, arm.strategy.encoder
+    settings, encoder = study.settings.transfer_of(task.name), arm.strategy.encoder
     if task.is_segmentation:
         return {
             protocol: sum(

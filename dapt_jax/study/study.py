@@ -220,7 +220,7 @@ class Results:
         return f"{arm.title}: {'; '.join(self._of_task(study, arm, task) for task in study.tasks)}"
 
     def _of_task(self, study: Study, arm: Arm, task: Task) -> str:
-        shown, transfer = study.settings.report, study.settings.transfer
+        shown, transfer = study.settings.report, study.settings.transfer_of(task.name)
         protocols = transfer.segmentation.protocols if task.is_segmentation else transfer.protocols
         protocol = shown.protocol if shown.protocol in protocols else protocols[0]
         wanted = {"strategy": arm.name, "seed": arm.seed, "task": task.name, "protocol": protocol}
