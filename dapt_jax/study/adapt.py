@@ -11,7 +11,7 @@ from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.runtime import atomic_files, processes
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Scorer
-from dapt_jax.training import loop
+from dapt_jax.training import freezing, loop
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.early_stopping import EarlyStopping
 from dapt_jax.training.run import TrainingRun
@@ -89,7 +89,7 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         return dataclasses.replace(
             load_adapted(arm, str(folder / ADAPTED), dtype), source=read_about(folder)["source"]
         )
-    params, batch_stats, merged = locate.load(strategy.weights, run.model, seed=arm.seed)
+    params, batch_stats, source = start(run, strategy.weights)
     scorer = scorer_for(study, arm, context, max_epochs)
     callbacks = (*context.callbacks, scorer) if scorer else context.callbacks
     own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)
@@ -97,12 +97,13 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     params, batch_stats = trained.params, trained.batch_stats
     if scorer:
         params, batch_stats = scorer.chosen(params, batch_stats)
+    params = run.model.encoder.merged(params)
     about = {
         "model": strategy.encoder.name,
         "groups": strategy.encoder.groups,
         "classes": run.dataset.classes,
         "images": len(run.dataset),
-        "source": merged.source,
+        "source": source,
         "strategy": strategy.name,
         "seed": arm.seed,
         "image_size": study.settings.model.image_size,
@@ -113,7 +114,20 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     shutil.rmtree(folder / "state")
     if not study.settings.checkpoint_scoring.downstream:
         shutil.rmtree(folder / SCORED, ignore_errors=True)
-    return Adapted(strategy.encoder, without_head(params), batch_stats, merged.source)
+    return Adapted(strategy.encoder, without_head(params), batch_stats, source)
+
+
+def start(run: TrainingRun[Classifier], weights: str) -> tuple[Tree, Tree, str]:
+    """Return the parameters and statistics that a run starts from, and a description of their source.
+
+    Args:
+        run: The run.
+        weights: Source weights, as the setting `weights` names them; low-rank updates start at zero.
+    """
+    params, batch_stats, merged = locate.load(weights, run.model.base, seed=run.seed)
+    if run.model.base is not run.model:
+        params = freezing.overlay(run.model.init(run.seed)[0], params)
+    return params, batch_stats, merged.source
 
 
 def load_adapted(arm: Arm, weights: str, dtype: str) -> Adapted:
