@@ -148,6 +148,10 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             from dapt_jax.export import catalogue
 
             catalogue.show()
+        elif settings.mode == "data":
+            from dapt_jax.study import look
+
+            look.run(settings, folder)
         elif settings.mode == "plan":
             from dapt_jax.study import plan, prepare
 

@@ -52,8 +52,13 @@ class Arm:
 
     def folder(self, workdir: Path) -> Path:
         """Return the folder of its checkpoints."""
-        folder = workdir / "checkpoints" / f"{self.strategy.name}-seed{self.seed}"
+        folder = workdir / "checkpoints" / f"{self.strategy.name}-seed{self.seed}" / self.strategy.part
         return folder / self.name if self.epochs else folder
+
+    @property
+    def before(self) -> "Arm | None":
+        """The arm of the earlier phases on other corpora; None without any."""
+        return dataclasses.replace(self, strategy=self.strategy.before) if self.strategy.before else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Study:
     weights: str = ""
     marks: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     sources: Mapping[str, MergeReport] = dataclasses.field(default_factory=dict)
-    _runs: dict[tuple[str, int], TrainingRun[Classifier]] = dataclasses.field(
+    _runs: dict[tuple[str, str, int], TrainingRun[Classifier]] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -98,10 +103,13 @@ class Study:
     def run_of(self, arm: Arm) -> TrainingRun[Classifier]:
         """Return the run that adapts an arm's encoder; the same object each time.
 
+        Of a strategy with phases on several corpora it is the last one; see `runs_of`.
+
         Raises:
             UserError: The arm is not adapted, or its corpus does not exist.
         """
-        key = arm.strategy.name, arm.seed
+        arm = self.adapting(arm)
+        key = arm.strategy.name, arm.strategy.part, arm.seed
         if key not in self._runs:
             corpus = self.corpus_of(arm)
             if corpus is None:
@@ -126,6 +134,35 @@ class Study:
             )
         return params, batch_stats, report
 
+    def adapting(self, arm: Arm) -> Arm:
+        """Return the arm whose adaptation an arm uses: its own, or that of the shared `adapt.seed`."""
+        return dataclasses.replace(arm, seed=self.settings.adapt.seed) if self._is_shared(arm) else arm
+
+    def _is_shared(self, arm: Arm) -> bool:
+        return bool(arm.strategy.phases) and self.settings.adapt.has_own_seed
+
+    def runs_of(self, arm: Arm) -> tuple[TrainingRun[Classifier], ...]:
+        """Return the runs that adapt an arm's encoder, one per part; empty where it is not adapted."""
+        if self.corpus_of(arm) is None:
+            return ()
+        parts = (dataclasses.replace(arm, strategy=part) for part in arm.strategy.parts)
+        return tuple(self.run_of(part) for part in parts)
+
+    def kept_epochs(self, arm: Arm) -> frozenset[int]:
+        """Return the numbers of epochs of an arm's last run after which its encoder is kept.
+
+        Raises:
+            UserError: The run is shorter than one of `adapt.checkpoints`.
+        """
+        epochs = self.run_of(arm).timeline.epochs
+        kept = self.settings.adapt.kept_epochs(epochs)
+        if kept and max(kept) > epochs:
+            raise UserError(
+                f"adapt.checkpoints holds {max(kept)}; strategy {arm.strategy.name!r} has {epochs} epochs, "
+                f"expected 1 to {epochs}"
+            )
+        return kept
+
     @property
     def scores(self) -> Settings | None:
         """Plan of checkpoint scoring along adaptation; None where nothing is scored."""
@@ -141,6 +178,11 @@ class Study:
         if self.scores is None:
             return None
         by_name = {task.name: task.development for task in self.tasks}
+        if not by_name:
+            raise UserError(
+                "checkpoint_scoring and checkpoint_selection need images of a target task; expected "
+                "tasks.NAME.development, or neither: --config.mode=score scores kept epochs afterwards"
+            )
         name = self.scores.task or self.tasks[0].name
         if name not in by_name:
             raise UserError(
@@ -157,7 +199,7 @@ class Study:
         images = self.scored_images
         if self.scores is None or images is None or self.corpus_of(arm) is None:
             return None
-        return Plan.of(self.scores, self.run_of(arm), len(images))
+        return Plan.of(self.scores, self.run_of(arm), len(images), self.kept_epochs(arm))
 
     def fingerprints(self) -> dict[str, str]:
         """Return what identified the images of a study in the `config.json` of earlier versions."""

@@ -111,7 +111,7 @@ def uncounted(runs: Iterable[TrainingRun]) -> str:
 
 def adaptation_flops(study: Study, arm: Arm) -> int:
     """Return the model FLOPs of adapting an arm, on its own."""
-    return study.run_of(arm).flops() if study.corpus_of(arm) is not None else 0
+    return sum(run.flops() for run in study.runs_of(arm))
 
 
 def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
@@ -208,10 +208,11 @@ def show(study: Study, workdir: Path | None = None) -> None:
     for arm in arms:
         phases, largest = list[PhasePlan](), 0
         if study.corpus_of(arm) is not None:
-            run = study.run_of(arm)
-            phases = of_run(run, fsdp)
-            largest = largest_batch(run, phases, fsdp)
-            too_large += [arm.name] if largest < run.batch_size else []
+            runs = study.runs_of(arm)
+            planned = [of_run(run, fsdp) for run in runs]
+            phases = [phase for each in planned for phase in each]
+            largest = min(largest_batch(run, each, fsdp) for run, each in zip(runs, planned, strict=True))
+            too_large += [arm.name] if largest < settings.adapt.batch_size else []
             console.print(_phase_table(arm.name, phases))
         spent = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
         shapes, _ = arm.strategy.encoder.abstract()
@@ -228,11 +229,13 @@ def show(study: Study, workdir: Path | None = None) -> None:
             f"{largest:,}" if phases else "-",
         )
     console.print(overview)
+    if line := _about_seeds(study, totals):
+        console.print(line, soft_wrap=True)
     console.print(_about_memory(settings.adapt.batch_size, too_large), soft_wrap=True)
     for arm in arms:
         if line := checkpoint_scores.score_cost_line(study, arm):
             console.print(line, soft_wrap=True)
-    if line := uncounted(study.run_of(arm) for arm in arms if study.corpus_of(arm) is not None):
+    if line := uncounted(run for arm in arms for run in study.runs_of(arm)):
         console.print(line, soft_wrap=True)
     console.print(
         "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; "
@@ -251,6 +254,24 @@ def _about_left(study: Study, left: Sequence[Arm], workdir: Path | None) -> str:
         return f"{line}nothing is left"
     flops = sum(arm_flops(study, arm) for arm in left)
     return f"{line}left are {', '.join(arm.title for arm in left)}: {number(flops / 1e12)} TFLOP"
+
+
+def _about_seeds(study: Study, totals: dict[str, int]) -> str:
+    """Return a line on the number of adaptations; empty where no strategy adapts."""
+    settings = study.settings
+    adapting, seeds = sum(flops > 0 for flops in totals.values()), len(settings.seeds)
+    if not adapting:
+        return ""
+    per_seed = sum(totals.values())
+    runs = adapting * len(settings.adaptation_seeds)
+    line = f"adaptation: {runs} in all, {number(per_seed * len(settings.adaptation_seeds) / 1e12)} TFLOP"
+    if settings.adapt.has_own_seed:
+        saved = per_seed * (seeds - 1) / 1e12
+        return (
+            f"{line}: each strategy once, with seed {settings.adapt.seed}, for {seeds} seeds of the target "
+            f"tasks ({number(saved)} TFLOP less than one per seed)"
+        )
+    return f"{line}: each strategy with each of {seeds} seeds (adapt.seed shares one among them)"
 
 
 def _about_memory(batch_size: int, too_large: list[str]) -> str:

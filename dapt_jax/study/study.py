@@ -70,6 +70,8 @@ def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHa
                 if settings.checkpoint_scoring.downstream and study.corpus_of(arm) is not None:
                     rows += checkpoint_scores.measure_scored(study, arm, context)
                 results.add(rows)
+                if not study.tasks:
+                    results.finished.add((arm.name, arm.seed))
                 context.reporter.say(results.line(study, arm))
         context.heartbeat.arms(*results.progress(study))
     if not settings.cache.dir:
@@ -185,6 +187,7 @@ class Results:
 
     Attributes:
         planned_flops: Planned model FLOPs of each arm by its title.
+        finished: Arms, by name and seed, of a study without target tasks that are finished.
     """
 
     def __init__(self, workdir: Path, planned_flops: dict[str, int]):
@@ -195,12 +198,15 @@ class Results:
             planned_flops: Planned model FLOPs of each arm by its title.
         """
         self.planned_flops = planned_flops
+        self.finished: set[tuple[str, int]] = set()
         self._file = workdir / "results.jsonl"
         self._rows: list[ResultRow] = processes.broadcast_from_primary(lambda: Records.read(workdir).results)
 
     def has(self, strategy: str, seed: int) -> bool:
         """Return whether an arm, by its name and seed, is finished."""
-        return any(row["strategy"] == strategy and row["seed"] == seed for row in self._rows)
+        return (strategy, seed) in self.finished or any(
+            row["strategy"] == strategy and row["seed"] == seed for row in self._rows
+        )
 
     def add(self, rows: list[ResultRow]) -> None:
         """Add the lines of an arm, and write all."""
@@ -215,6 +221,9 @@ class Results:
 
     def line(self, study: Study, arm: Arm) -> str:
         """Return one finished arm in a line."""
+        if not study.tasks:
+            kept = ", ".join(map(str, sorted(study.kept_epochs(arm))))
+            return f"{arm.title}: adapted" + (f"; kept epochs {kept}" if kept else "")
         return f"{arm.title}: {'; '.join(self._of_task(study, arm, task) for task in study.tasks)}"
 
     def _of_task(self, study: Study, arm: Arm, task: Task) -> str:
