@@ -163,7 +163,7 @@ def arm_flops(study: Study, arm: Arm) -> int:
 
 def show(study: Study) -> None:
     """Print a table for each strategy, and the comparison with full DAPT."""
-    console = Console(width=None if Console().is_terminal else 150)
+    console = Console(width=None if Console().is_terminal else 150, markup=False, emoji=False)
     settings = study.settings
     arms = study.arms_of(settings.seeds[0])
     totals = {arm.name: adaptation_flops(study, arm) for arm in arms}

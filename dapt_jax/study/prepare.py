@@ -12,7 +12,7 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, one_line
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
-from dapt_jax.runtime import sharding, storage
+from dapt_jax.runtime import sharding, storage, streams
 from dapt_jax.settings import Source, StudySettings
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study import halving, leakage, segmentation, strategies
@@ -42,7 +42,7 @@ def prepare(settings: StudySettings) -> Study:
         with _about("transfer.finetune."):
             sharding.check_batch(finetune.batch_size, finetune.grad_accum_steps)
     params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
-    print(f"weights: {merged}", flush=True)
+    streams.say(f"weights: {merged}")
     _check_weights(settings, resolved)
     if not settings.tasks:
         raise UserError("the config names no target task; expected tasks.NAME.development and so on")
@@ -50,7 +50,7 @@ def prepare(settings: StudySettings) -> Study:
     tasks = tuple(_task(settings, name) for name in settings.tasks)
     apart = leakage.resolve(tasks, corpora, settings.data.leaks)
     for line in apart.notes:
-        print(f"warning: {line}", flush=True)
+        streams.say(f"warning: {line}")
     for task in apart.tasks:
         _check_folds(settings, task)
     study = Study(settings, resolved, apart.corpora, apart.tasks, _about_weights(params, merged), apart.marks)
@@ -117,7 +117,7 @@ def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> Non
     for strategy in own.values():
         with _about(f"custom_strategies.{strategy.name}: "):
             _, _, merged = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
-        print(f"weights of {strategy.name}: {merged}", flush=True)
+        streams.say(f"weights of {strategy.name}: {merged}")
 
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:
@@ -155,12 +155,9 @@ def _load(settings: StudySettings, source: Source, what: str, loss: str, is_spli
     counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
-    print(
-        f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset, is_split)}{skipped}",
-        flush=True,
-    )
+    streams.say(f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset, is_split)}{skipped}")
     for line in findings.of_set(dataset, is_split=is_split):
-        print(f"warning: {what}: {line}", flush=True)
+        streams.say(f"warning: {what}: {line}")
     return dataset
 
 
@@ -211,7 +208,7 @@ def _check_folds(settings: StudySettings, task: Task) -> None:
         for line in findings.of_folds(task.development, splits):
             lacking.setdefault(line, []).append(seed)
     for line, seeds in lacking.items():
-        print(f"warning: {what}, seed {', '.join(map(str, seeds))}: {line}", flush=True)
+        streams.say(f"warning: {what}, seed {', '.join(map(str, seeds))}: {line}")
 
 
 @contextlib.contextmanager
