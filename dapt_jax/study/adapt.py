@@ -217,7 +217,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         folder: Folder of the arm.
     """
     processes.sync_file(folder / ABOUT)
-    return json.loads((folder / ABOUT).read_text())
+    return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
 
 
 def scorer_for(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> Scorer | None:

@@ -134,7 +134,7 @@ def run(study: Study, seed: int, context: RunContext) -> Outcome:
     workdir = context.study_folder()
     record = workdir / "checkpoints" / f"halving-seed{seed}.json"
     if processes.sync_file(record):
-        decided = json.loads(record.read_text())
+        decided = json.loads(record.read_text(encoding="utf-8"))
         return Outcome(decided["winner"], decided["epochs"])
     competitors = {arm.name: Competitor(study, arm, context) for arm in entrants(study, seed)}
     score = study.settings.checkpoint_selection.score

@@ -19,7 +19,7 @@ from dapt_jax.monitoring.writers import open_writers
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.records.study_records import LEAKS, Records
 from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.runtime import atomic_files, lock, processes, sharding
+from dapt_jax.runtime import atomic_files, lock, processes, sharding, streams
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import checkpoint_scores, classification, halving, plan
@@ -78,7 +78,7 @@ def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHa
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
     if processes.is_primary():
         report.build(workdir)
-        print(f"report: {workdir / 'report.html'}")
+        streams.say(f"report: {workdir / 'report.html'}")
     processes.all_reduce_max(0)  # the others wait, since JAX would not wait for long at the end of a process
 
 
@@ -118,7 +118,7 @@ def _prepared(
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    streams.say(line, sys.stderr)
 
 
 def _writers(settings: StudySettings, workdir: Path) -> list[Writer]:
