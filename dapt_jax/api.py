@@ -415,7 +415,7 @@ def plan_study(config: config_dict.ConfigDict | StudySettings) -> dict[str, list
     """
     ready = prepare.prepare(_settings(config))
     arms = [arm for arm in ready.arms_of(ready.settings.seeds[0]) if ready.corpus_of(arm) is not None]
-    return {arm.name: planning.of_run(ready.run_of(arm)) for arm in arms}
+    return {arm.name: [phase for run in ready.runs_of(arm) for phase in planning.of_run(run)] for arm in arms}
 
 
 def run_study(config: config_dict.ConfigDict | StudySettings, workdir: str | Path) -> Records:

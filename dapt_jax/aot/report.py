@@ -292,7 +292,7 @@ def show(settings: StudySettings, workdir: Path | None) -> None:
     compiled: list[Step] = []
     for arm in study.arms_of(settings.seeds[0]):
         if study.corpus_of(arm):
-            steps = list(compiler.steps(study.run_of(arm)))
+            steps = [step for run in study.runs_of(arm) for step in compiler.steps(run)]
             compiled += steps
             console.print(_table(arm.name, steps, chips))
     if not compiled:

@@ -38,9 +38,11 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
         UserError: The workdir holds no study, or none of its arms is adapted.
     """
     records = Records.read(workdir)
+    settings = strategies.expanded(settings)
     encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
     resolved = [strategies.resolve(name, encoder, settings) for name in settings.strategies]
-    arms = [Arm(strategy, seed) for strategy in resolved if strategy.phases for seed in settings.seeds]
+    adapting = [strategy for strategy in resolved if strategy.phases]
+    arms = [Arm(strategy, seed) for strategy in adapting for seed in settings.adaptation_seeds]
     checkpoints = workdir / "checkpoints"
     finished = [arm for arm in arms if (arm.folder(workdir) / ADAPTED).exists()]
     if not finished:
@@ -81,7 +83,7 @@ def _export(records: Records, strategy: Strategy, source: Path, target: Path, *,
         encoder=encoder,
         is_whole=is_whole,
         spec=records.config["weights"],
-        phases=[_phase(phase) for phase in strategy.phases],
+        phases=[_phase(phase) for part in strategy.parts for phase in part.phases],
         largest={int(at): float(features[0, at]) for at in np.argsort(-np.asarray(features[0]))[:6]},
     )
 

@@ -134,7 +134,12 @@ def _facts(records: Records) -> list[tuple[str, str]]:
 def _warnings(records: Records) -> list[str]:
     """Return the warnings about incomplete or leaking results, one line each."""
     lines = []
-    if not records.results:
+    if not records.results and records.rows and not records.config.get("tasks", True):
+        lines.append(
+            "No target task: the encoders of this pre-training are in checkpoints/; other studies take them by "
+            "weights=run:WORKDIR."
+        )
+    elif not records.results:
         lines.append("No results yet: results.jsonl is missing or empty.")
     elif missing := records.missing():
         listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")

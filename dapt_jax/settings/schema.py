@@ -22,7 +22,7 @@ from dapt_jax.training.cache.policy import MODES as CACHE_MODES
 from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 
-MODES = ("run", "plan", "aot", "status", "report", "export", "models")
+MODES = ("run", "data", "plan", "aot", "status", "report", "export", "models")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,7 +218,9 @@ class StudySettings(_Checked):
     seeds: tuple[int, ...] = setting((0, 1, 2), doc="Seeds with which each strategy runs.")
     model: ModelSettings = section(ModelSettings, "The encoder.")
     weights: str = setting(
-        "imagenet", doc="imagenet, random, a name of weights/zoo.py, a path, https://, hf:// or package://."
+        "imagenet",
+        doc="imagenet, random, a name of weights/zoo.py, a path, run:WORKDIR@epoch=N (an encoder of another "
+        "study), https://, hf:// or package://.",
     )
     data_dir: str = setting(
         "", affects_results=False, doc="Where relative paths of data sets start: a folder, gs://, s3:// ..."
@@ -272,16 +274,20 @@ class StudySettings(_Checked):
             if task.transfer and task.val is None:
                 self.transfer_of(name).check_validation(f"tasks.{name}.transfer")
         for name, spec in self.custom_strategies.items():
-            if spec.corpus and spec.corpus not in self.corpora:
-                raise UserError(
-                    f"custom_strategies.{name}: no corpus {spec.corpus!r} in corpora; "
-                    f"{nearest(spec.corpus, self.corpora)}"
-                )
+            for corpus in (spec.corpus, *(phase.corpus for phase in spec.phases)):
+                if corpus and corpus not in self.corpora:
+                    hint = nearest(corpus, self.corpora) if self.corpora else "corpora is empty"
+                    raise UserError(f"custom_strategies.{name}: no corpus {corpus!r} in corpora; {hint}")
         protocols = (*self.transfer.protocols, *self.transfer.segmentation.protocols)
         if (protocol := self.report.protocol) and protocol not in protocols:
             raise UserError(
                 f"report.protocol {protocol!r} is not one of transfer.protocols; "
                 f"{nearest(protocol, protocols)}"
+            )
+        if self.compute_budget and self.adapt.has_own_seed:
+            raise UserError(
+                f"adapt.seed is {self.adapt.seed}, one adaptation for all seeds, and a compute_budget chooses a "
+                "strategy with every seed; expected adapt.seed=-1, or compute_budget=0"
             )
         if self.compute_budget and not self.checkpoint_selection.score:
             raise UserError(
@@ -309,6 +315,11 @@ class StudySettings(_Checked):
                 raise UserError(f"seeds holds {seed!r}; expected whole numbers from 0")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds is {self.seeds}; expected one or more, each once")
+
+    @property
+    def adaptation_seeds(self) -> tuple[int, ...]:
+        """Seeds with which each strategy adapts."""
+        return (self.adapt.seed,) if self.adapt.has_own_seed else self.seeds
 
     @property
     def scores(self) -> Settings | None:

@@ -74,6 +74,40 @@ class AdaptSettings(ClassifierTrainSettings):
     )
     balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
     single_logit: bool = setting(False, doc="One sigmoid output for two classes.")
+    seed: int = setting(
+        -1,
+        at_least=-1,
+        doc="Seed of adaptation, run once for all seeds of the study; -1: each seed adapts anew.",
+    )
+    checkpoints: tuple[int, ...] = setting(
+        (),
+        doc="Epochs after which the encoder is kept in checkpoints/ARM/epochs, for run:WORKDIR@epoch=N; "
+        "scored too where checkpoint_scoring scores.",
+    )
+    checkpoint_every: int = setting(
+        0, at_least=0, doc="Epochs between further kept encoders, the last epoch included; 0: none."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for epochs in self.checkpoints:
+            if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+                raise UserError(f"adapt.checkpoints holds {epochs!r}; expected numbers of epochs from 1")
+
+    @property
+    def has_own_seed(self) -> bool:
+        """Whether all seeds of the study share one adaptation."""
+        return self.seed >= 0
+
+    def kept_epochs(self, epochs: int) -> frozenset[int]:
+        """Return the numbers of epochs after which a run's encoder is kept.
+
+        Args:
+            epochs: Epochs of the run.
+        """
+        every = self.checkpoint_every
+        regular = {*range(every, epochs + 1, every), epochs} if every else set()
+        return frozenset({*self.checkpoints, *regular})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

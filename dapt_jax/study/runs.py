@@ -128,4 +128,5 @@ def adaptation_run(
     weights = inverse_frequency_weights(corpus, train_rows) if adapt.balance_classes else ()
     data = TrainData(corpus, train_rows, val_rows, weights)
     options = run_options(settings, adapt)
-    return TrainingRun(model, strategy.phases, data, loss, seed=seed, tag=RunTag(strategy.name), **options)
+    tag = RunTag(strategy.name, label=f"{strategy.part}/" if strategy.part else "")
+    return TrainingRun(model, strategy.phases, data, loss, seed=seed, tag=tag, **options)

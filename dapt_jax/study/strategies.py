@@ -4,15 +4,17 @@ A built-in strategy is one function below `@strategy(NAME, DESCRIPTION)`; `listi
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.settings import StudySettings
+from dapt_jax.settings import StrategySpec, StudySettings
 from dapt_jax.settings.training import AdaptSettings
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights import locate
+from dapt_jax.weights.run_reference import ALL, SCHEME, RunReference
 
 Phases = tuple[Phase, ...]
 MakePhases = Callable[[Encoder, AdaptSettings], Phases]
@@ -28,6 +30,8 @@ class Strategy:
         phases: Phases of training; empty where nothing is adapted.
         weights: Source weights, in the form of the setting `weights`.
         corpus: Name in `corpora` of the images that it is adapted to; empty for the study's corpus.
+        before: The earlier phases, of other corpora, whose encoder `phases` start from; None without any.
+        part: Folder of its files within the arm's, of earlier phases; empty for the last ones.
     """
 
     name: str
@@ -35,6 +39,13 @@ class Strategy:
     phases: Phases
     weights: str
     corpus: str = ""
+    before: "Strategy | None" = None
+    part: str = ""
+
+    @property
+    def parts(self) -> "tuple[Strategy, ...]":
+        """Its parts in order, one for each run of phases on one corpus, itself last."""
+        return (*(self.before.parts if self.before else ()), self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,4 +254,37 @@ def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
         return dataclasses.replace(like, name=name, weights=weights, corpus=spec.corpus)
     if spec.cut_after:
         encoder = encoder.truncate(spec.cut_after)
-    return Strategy(name, encoder, spec.phases, weights, spec.corpus)
+    return _in_parts(name, encoder, spec, weights)
+
+
+def _in_parts(name: str, encoder: Encoder, spec: StrategySpec, weights: str) -> Strategy:
+    """Return a custom strategy of phases, with a part for each run of phases on one corpus."""
+    corpora = [
+        (corpus, tuple(phases))
+        for corpus, phases in itertools.groupby(spec.phases, lambda each: each.corpus or spec.corpus)
+    ] or [(spec.corpus, ())]
+    before: Strategy | None = None
+    for number, (corpus, phases) in enumerate(corpora[:-1], start=1):
+        before = Strategy(name, encoder, phases, weights, corpus, before, f"part{number}")
+    return Strategy(name, encoder, corpora[-1][1], weights, corpora[-1][0], before)
+
+
+def expanded(settings: StudySettings) -> StudySettings:
+    """Return settings in which each kept epoch of `run:WORKDIR@epoch=all` is a strategy `NAME-epoch50`.
+
+    Raises:
+        UserError: The reference is invalid, or its arm keeps no epoch.
+    """
+    specs: dict[str, StrategySpec] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    for name, spec in settings.custom_strategies.items():
+        specs[name] = spec
+        if spec.weights.startswith(SCHEME) and (reference := RunReference.of(spec.weights)).epoch == ALL:
+            of_epochs = {f"{name}-epoch{n}": reference.with_epoch(n) for n in reference.epochs()}
+            names[name] = tuple(of_epochs)
+            del specs[name]
+            specs |= {each: dataclasses.replace(spec, weights=path) for each, path in of_epochs.items()}
+    if not names:
+        return settings
+    listed = tuple(each for name in settings.strategies for each in names.get(name, (name,)))
+    return dataclasses.replace(settings, strategies=listed, custom_strategies=specs)

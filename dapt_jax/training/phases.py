@@ -45,6 +45,8 @@ class Phase:
         lr_multipliers: Discriminative learning rates (Howard & Ruder, arXiv 1801.06146): pairs of a layer
             group or glob pattern, as in `trainable`, and the factor of its learning rate to `lr` at every
             step; the last match applies. Decoupled weight decay is scaled by the same factor.
+        corpus: Name in `corpora` of its images; empty for those of the strategy. Where it changes between two
+            phases of a strategy, the next run starts from the encoder so far with a new head.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Phase:
     lr_multipliers: ByGroup[float] = setting(
         (), doc="Pairs of a pattern and the factor of its learning rate to lr."
     )
+    corpus: str = setting("", doc="Name in corpora of its images; empty: those of the strategy.")
 
     def __post_init__(self) -> None:
         where = f"phase {self.name!r}"
