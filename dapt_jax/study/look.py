@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +100,7 @@ def _between(settings: StudySettings, loaded: dict[NamedSet, ReadSet], study: St
     found = _Together("no image and no patient is in two sets")
     tasks = []
     for name in settings.tasks:
-        if any(named.task == name and named.trains for named in loaded):
+        if any(named.task == name and named.is_trained_on for named in loaded):
             try:
                 tasks.append(prepare.task_of(settings, loaded, name))
             except UserError as error:
@@ -135,7 +134,7 @@ def _view(settings: StudySettings, named: NamedSet, read: ReadSet | None, refusa
         return SetView(named.title, refusal=refusal)
     dataset = read.dataset
     sampled = _sampled_rows(dataset)
-    augment, by = _augment(settings, named)
+    augment, by = _augment(settings, named, dataset)
     shown = {**facts.of_set(dataset), **_folds(settings, named, dataset)}
     shown["augmentation"] = by
     by_class = {
@@ -163,9 +162,8 @@ def _folds(settings: StudySettings, named: NamedSet, dataset: Dataset) -> dict[s
     if not named.is_divided:
         return {}
     try:
-        folds = prepare.task_of(settings, {named: ReadSet(dataset, "", [])}, named.task).folds(
-            settings.transfer_of(named.task).folds, settings.seeds[0]
-        )
+        task = prepare.task_of(settings, {named: ReadSet(dataset, "", [])}, named.task)
+        folds = task.folds(settings.transfer_of(named.task).folds, settings.seeds[0])
     except UserError as error:
         return {"folds": f"refused: {error}"}
     held = [len(rows) for _, rows in folds]
@@ -178,15 +176,14 @@ def _folds(settings: StudySettings, named: NamedSet, dataset: Dataset) -> dict[s
     return {"folds": "\n".join(lines)}
 
 
-def _augment(settings: StudySettings, named: NamedSet) -> tuple[Augment | None, str]:
+def _augment(settings: StudySettings, named: NamedSet, dataset: Dataset) -> tuple[Augment | None, str]:
     """Return the augmentation that a study applies to the images of a set, and the setting that says so."""
     transfer = settings.transfer_of(named.task)
-    first = named.source if isinstance(named.source, Mapping) else named.source[0]
     if named.corpus is not None:
         augment, where = settings.adapt.augment, "adapt.augment"
-    elif not named.trains:
+    elif not named.is_trained_on:
         return None, "none: the set is only scored"
-    elif first.get("segments"):
+    elif dataset.segments:
         augment, where = transfer.segmentation.augment, "transfer.segmentation.augment"
     elif FINETUNE in transfer.protocols:
         augment, where = transfer.finetune.augment, "transfer.finetune.augment"

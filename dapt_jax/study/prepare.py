@@ -13,7 +13,6 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, one_line
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
-from dapt_jax.records.vocabulary import OFFICIAL
 from dapt_jax.runtime import sharding, storage
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
@@ -149,9 +148,9 @@ class NamedSet:
         return self.split == "development"
 
     @property
-    def trains(self) -> bool:
-        """Whether networks or heads of a task are trained on images of the set."""
-        return self.split in ("development", OFFICIAL[0])
+    def is_trained_on(self) -> bool:
+        """Whether heads are trained on the set, or on parts of it."""
+        return self.split in ("development", "train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,9 +198,9 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
 
 
 def _loss_of(settings: StudySettings, task: str) -> str:
-    """Return "ordinal" where a loss of a task takes its classes as grades, else nothing."""
+    """Return the name of the loss that makes grades of a task's classes; empty where there is none."""
     transfer = settings.transfer_of(task)
-    return "ordinal" if "ordinal" in (transfer.head.loss.name, transfer.finetune.loss.name) else ""
+    return "ordinal" if "ordinal" in {transfer.head.loss.name, transfer.finetune.loss.name} else ""
 
 
 def corpora_of(loaded: Mapping[NamedSet, ReadSet]) -> dict[str, Dataset]:
@@ -210,19 +209,14 @@ def corpora_of(loaded: Mapping[NamedSet, ReadSet]) -> dict[str, Dataset]:
 
 
 def task_of(settings: StudySettings, loaded: Mapping[NamedSet, ReadSet], name: str) -> Task:
-    """Return a task of sets that were read; the development or training set must be among them.
-
-    Args:
-        settings: Settings of the study.
-        loaded: The sets.
-        name: Name of the task.
+    """Return a task of sets that were read; those that its heads are trained on must be among them.
 
     Raises:
         UserError: The sets of the task do not go together.
     """
     sets = {named.split: read.dataset for named, read in loaded.items() if named.task == name}
-    split_seed = settings.transfer_of(name).split_seed
-    return Task.of(name, sets, None if split_seed < 0 else split_seed, settings.tasks[name].auc_classes)
+    seed = settings.transfer_of(name).split_seed
+    return Task.of(name, sets, None if seed < 0 else seed, settings.tasks[name].auc_classes)
 
 
 def _own_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> dict[str, MergeReport]:
