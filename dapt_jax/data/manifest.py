@@ -17,7 +17,7 @@ import numpy as np
 
 from dapt_jax.data import identity, records
 from dapt_jax.data.columns import columns_of
-from dapt_jax.data.dataset import Dataset, matching
+from dapt_jax.data.dataset import LABEL, Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
 from dapt_jax.data.lists import read_columns
 from dapt_jax.data.paths import Finder, true_path
@@ -102,7 +102,13 @@ def load_manifest(
     label_columns = roles.labels
     if not label:  # one unspoken class, which `without_labels` removes at the end
         columns[_UNLABELLED], label_columns = ["image"] * len(places), (_UNLABELLED,)
-    known = {"image": columns[roles.image], "label": columns[label_columns[0]], **columns}
+    labels = columns[label_columns[0]]
+    if len(label_columns) > 1:
+        cells = zip(*(columns[name] for name in label_columns), strict=True)
+        labels = [
+            "|".join(n for n, cell in zip(label_columns, row, strict=True) if cell == "1") for row in cells
+        ]
+    known = {"image": columns[roles.image], LABEL: labels, **columns}
     known |= {"patient": columns[roles.group]} if roles.group else {}
     rows = np.flatnonzero(matching(known, where, str(manifest)))
     per_class = len(label_columns) > 1

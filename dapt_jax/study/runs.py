@@ -23,7 +23,7 @@ from dapt_jax.settings import StudySettings
 from dapt_jax.settings.losses import LossSettings
 from dapt_jax.settings.training import ClassifierTrainSettings, TrainSettings
 from dapt_jax.study.strategies import Strategy
-from dapt_jax.training import label_free
+from dapt_jax.training import label_free, patterns
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.optim import Optimizer, Plateau
 from dapt_jax.training.run import RunTag, TrainData, TrainingRun
@@ -134,14 +134,16 @@ def adaptation_run(
         return label_free_run(settings, strategy, seed, corpus)
     adapt = settings.adapt
     loss = classification_loss(corpus, adapt.loss, adapt.single_logit)
-    model = Classifier(strategy.encoder, loss.outputs, settings.model.dtype)
     train_rows, val_rows = np.arange(len(corpus)), np.arange(0)
     if fraction := settings.corpus_named(strategy.corpus).val_fraction:
         train_rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, fraction, seed)
+    encoder = patterns.with_lora(strategy.encoder, strategy.phases, adapt.lora)
+    model = Classifier(encoder, loss.outputs, settings.model.dtype)
     weights = inverse_frequency_weights(corpus, train_rows) if adapt.balance_classes else ()
     data = TrainData(corpus, train_rows, val_rows, weights)
     options = run_options(settings, adapt)
-    return TrainingRun(model, strategy.phases, data, loss, seed=seed, tag=RunTag(strategy.name), **options)
+    tag = RunTag(strategy.name, label=f"{strategy.part}/" if strategy.part else "")
+    return TrainingRun(model, strategy.phases, data, loss, seed=seed, tag=tag, **options)
 
 
 def label_free_run(
@@ -173,14 +175,15 @@ def label_free_run(
         fit, held_out = grouped_holdout(corpus.labels[rows], corpus.groups[rows], fraction, seed)
         train_rows, val_rows = rows[fit], rows[held_out]
     objective, teacher_weights = objective_of(settings, strategy)
-    model = label_free.pretext(strategy.encoder, objective, strategy.phases, settings.model.dtype)
+    encoder = patterns.with_lora(strategy.encoder, strategy.phases, settings.adapt.lora)
+    model = label_free.pretext(encoder, objective, strategy.phases, settings.model.dtype)
     return TrainingRun(
         model,
         strategy.phases,
         TrainData(corpus, train_rows, val_rows),
         objective,
         seed=seed,
-        tag=RunTag(strategy.name),
+        tag=RunTag(strategy.name, label=f"{strategy.part}/" if strategy.part else ""),
         teacher_weights=teacher_weights,
         **run_options(settings, settings.adapt),
     )
@@ -199,7 +202,7 @@ def objective_of(settings: StudySettings, strategy: Strategy) -> tuple[Objective
     adapt, dtype = settings.adapt, settings.model.dtype
     if strategy.objective == Reconstruct.name:
         corruption = adapt.reconstruct
-        own = Trunk(strategy.encoder, dtype=dtype)
+        own = Trunk(strategy.encoder.base, dtype=dtype)
         return Reconstruct(own, corruption.noise, corruption.replaced), None
     if strategy.objective == TwoViews.name:
         pairs = adapt.two_views

@@ -160,6 +160,8 @@ class ActivePhase:
         weights = run.teacher_weights() if run.teacher_weights else self._source
         if weights is None:
             raise ValueError("an objective whose targets are those of the source needs the source weights")
+        if not run.teacher_weights:  # low-rank updates start at zero
+            weights = run.model.encoder.merged(weights[0]), weights[1]
         wanted = run.targets_to_compute(self.number)
         prefix = training_targets.target_prefix(self.program, teacher)
         if wanted is None:
