@@ -177,10 +177,9 @@ def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float
 
 
 def _in_one_unit(task: Task) -> dict[str, Dataset]:
-    """Return the images by split, with distances in mm if all files define them, else in pixels."""
-    known = all(dataset.spacing is not None for dataset in task.datasets.values())
+    """Return the images by split, with distances in the unit of the task."""
     return {
-        split: dataset if known else dataclasses.replace(dataset, spacing=None)
+        split: dataset if task.distance_unit == "mm" else dataclasses.replace(dataset, spacing=None)
         for split, dataset in task.datasets.items()
     }
 

@@ -9,7 +9,7 @@ from dapt_jax.data import near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.splits import grouped_folds, grouped_holdout
 from dapt_jax.errors import UserError
-from dapt_jax.metrics import Score
+from dapt_jax.metrics import Score, lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,11 @@ class Task:
     def datasets(self) -> dict[str, Dataset]:
         """All images by split name, development first."""
         return {"development": self.development, **self.held_out}
+
+    @property
+    def distance_unit(self) -> str:
+        """Unit of distances between masks: mm if all files define their spacing, else px of decoded images."""
+        return "mm" if all(data.spacing is not None for data in self.datasets.values()) else "px"
 
     def folds(self, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return training and held-out rows of each fold; near-duplicates and patients are not split."""
@@ -127,4 +132,5 @@ def result_rows(
                 "value": float(np.mean(values)) if values else None,
                 "n": n,
                 "classes": [name for name in names if name in covered],
+                **({"unit": task.distance_unit} if lookup(of_folds[0].metric).is_distance else {}),
             }
