@@ -43,7 +43,7 @@ from dapt_jax.study.classification import HeadRun
 from dapt_jax.study.plan import PhasePlan
 from dapt_jax.study.runs import inverse_frequency_weights
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task
-from dapt_jax.training import freezing, head_sweep, loop, patterns
+from dapt_jax.training import freezing, head_sweep, linear_head, loop, patterns
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.evaluate import ShardedForward
 from dapt_jax.training.phases import Phase
@@ -365,8 +365,9 @@ def evaluate(
     Raises:
         UserError: The sets differ in their classes, or a class has fewer patients than there are folds.
     """
-    if protocol not in head_sweep.HIDDEN:
-        raise UserError(f"unknown protocol {protocol!r}; {nearest(protocol, head_sweep.HIDDEN)}")
+    known = (linear_head.LINEAR, *head_sweep.HIDDEN)
+    if protocol not in known:
+        raise UserError(f"unknown protocol {protocol!r}; {nearest(protocol, known)}")
     task = Task("task", development, {} if external is None else {"external": external})
     transfer = dataclasses.replace(TransferSettings(), folds=folds, protocols=(protocol,))
     features = {split: extract_features(encoder, dataset) for split, dataset in task.datasets.items()}

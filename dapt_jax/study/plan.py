@@ -18,7 +18,7 @@ from dapt_jax.study.classification import finetune_run, hyper_params, sweep_sett
 from dapt_jax.study.runs import classification_loss
 from dapt_jax.study.tasks import Task
 from dapt_jax.study.workdir import arms_left
-from dapt_jax.training import accounting, freezing, head_sweep
+from dapt_jax.training import accounting, freezing, head_sweep, linear_head
 from dapt_jax.training.run import TrainingRun
 
 
@@ -178,11 +178,23 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
             "features", accounting.forward(model, side, len(model.encoder.groups)).model * images
         )
         loss = classification_loss(task.development, settings.head.loss)
+        training = [train for train, _ in folds]
+        if protocol not in head_sweep.HIDDEN:
+            inner = task.inner_folds(training, len(settings.head.strengths), arm.seed)
+            costs[protocol] = linear_head.count_flops(
+                len(task.development),
+                model.encoder.features,
+                loss,
+                len(folds),
+                len(inner[0]),
+                len(settings.head.strengths),
+            )
+            continue
         sweep, grid = sweep_settings(settings.head, protocol, loss), hyper_params(settings.head)
-        rows = sum(len(train) for train, _ in folds)
+        rows = sum(map(len, training))
         if len(grid) > 1:
             fraction = settings.head.grid.val_fraction
-            rows += len(grid) * sum(len(task.inner_split(train, fraction, arm.seed)[0]) for train, _ in folds)
+            rows += len(grid) * sum(len(task.inner_split(train, fraction, arm.seed)[0]) for train in training)
         per_row = head_sweep.flops_per_image(model.encoder.features, sweep.hidden, loss)
         costs[protocol] = rows * sweep.epochs * per_row
     return costs
