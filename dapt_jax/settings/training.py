@@ -9,6 +9,13 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting, with_default
 from dapt_jax.models.decoders import BUILDERS as DECODERS
 from dapt_jax.models.lora import LoraSettings
+from dapt_jax.objectives import (
+    OBJECTIVES,
+    SUPERVISED,
+    DistilSettings,
+    ReconstructSettings,
+    TwoViewsSettings,
+)
 from dapt_jax.parameters import BATCH_NORM_MODES, LAYER_NORM_MODES, BatchNormMode, LayerNormMode
 from dapt_jax.settings.losses import LossSettings, classification_loss, segmentation_loss
 from dapt_jax.training.head_sweep import HIDDEN
@@ -81,6 +88,14 @@ class AdaptSettings(ClassifierTrainSettings):
     num_fixed_views: int = setting(
         0, at_least=0, doc="Fixed augmented views per image; 0: new ones each epoch."
     )
+    objective: str = setting(
+        SUPERVISED,
+        choices=OBJECTIVES,
+        doc="What adaptation minimises: the loss of labels, or reconstruct, distil or two_views without any.",
+    )
+    reconstruct: ReconstructSettings = section(ReconstructSettings, "The objective reconstruct.")
+    distil: DistilSettings = section(DistilSettings, "The objective distil.")
+    two_views: TwoViewsSettings = section(TwoViewsSettings, "The objective two_views.")
     balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
     single_logit: bool = setting(False, doc="One sigmoid output for two classes.")
     seed: int = setting(

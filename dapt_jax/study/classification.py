@@ -312,6 +312,7 @@ def probabilities(
         dataset: The images.
     """
     objective = run.programs[0].objective
+    assert isinstance(objective, ClassificationLoss)
     forward = ShardedForward(forward_fn(run.programs[0].model, None), params, batch_stats, mesh)
     side = run.programs[-1].augment.size(dataset.images.size)
     rows = np.arange(len(dataset), dtype=np.int32)

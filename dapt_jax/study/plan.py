@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dapt_jax.cost import hardware
+from dapt_jax.cost.memory import tree_bytes
 from dapt_jax.formatting import number
 from dapt_jax.models.classifier import Classifier
+from dapt_jax.objectives import Objective
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study import checkpoint_scores, halving, segmentation
 from dapt_jax.study.arms import Arm, Study
@@ -19,6 +21,7 @@ from dapt_jax.study.runs import classification_loss
 from dapt_jax.study.tasks import Task
 from dapt_jax.study.workdir import arms_left
 from dapt_jax.training import accounting, freezing, head_sweep, linear_head
+from dapt_jax.training import targets as training_targets
 from dapt_jax.training.run import TrainingRun
 
 
@@ -41,6 +44,9 @@ class PhasePlan:
         cache_bytes: Bytes of cached activations.
         place: Tier of the cache; empty without caching.
         why: Reason for caching the prefix, or not.
+        head_flops: Of `flops`, those of the head and loss of a label-free objective.
+        target_flops: Of `flops`, those of a frozen teacher's outputs.
+        about_targets: Where these outputs are cached, or why they are not; empty without a teacher.
         depth: Line on few trained parameters that lie so low that their steps cost nearly full ones; empty
             otherwise.
     """
@@ -58,6 +64,9 @@ class PhasePlan:
     cache_bytes: int
     place: str
     why: str
+    head_flops: int = 0
+    target_flops: int = 0
+    about_targets: str = ""
     depth: str = ""
 
 
@@ -73,8 +82,9 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
         images = len(run.train_rows) * program.phase.epochs
         per_image = run.flops_per_image(place)
         fill = run.fill_flops(place)
+        targets = run.target_decision(program)
         peak = accounting.peak_bytes(program, size, -(-run.batch_size // devices), fsdp)
-        kept = decision.bytes if decision.tier == "memory" else 0
+        kept = sum(each.bytes for each in (decision, targets) if each.tier == "memory")
         planned.append(
             PhasePlan(
                 name=program.phase.name,
@@ -85,11 +95,16 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 images=images,
                 flops_per_image=per_image,
                 fill_flops=fill,
-                flops=per_image * images + fill,
+                flops=per_image * images + fill + run.target_fill_flops(place),
                 peak_bytes=peak + kept,
                 cache_bytes=decision.bytes,
                 place=decision.tier,
                 why=decision.reason,
+                head_flops=accounting.image_cost(program, size).head.model * images,
+                target_flops=run.target_flops(place),
+                about_targets=("cached: " if targets.cached else "not cached: ") + targets.reason
+                if training_targets.teacher_of(program)
+                else "",
                 depth=_depth_line(run, place),
             )
         )
@@ -258,6 +273,8 @@ def show(study: Study, workdir: Path | None = None) -> None:
             largest = min(largest_batch(run, each, fsdp) for run, each in zip(runs, planned, strict=True))
             too_large += [arm.name] if largest < settings.adapt.batch_size else []
             console.print(_phase_table(arm.name, phases))
+            for line in filter(None, map(views_line, runs)):
+                console.print(line, soft_wrap=True)
             depths += [phase.depth for phase in phases if phase.depth]
         spent = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
         shapes, _ = arm.strategy.encoder.abstract()
@@ -291,6 +308,24 @@ def show(study: Study, workdir: Path | None = None) -> None:
         "share is "
         "computed once.",
         soft_wrap=True,
+    )
+
+
+def views_line(run: TrainingRun) -> str:
+    """Return how many fixed views of every image the cache holds for a label-free run; else empty."""
+    if not isinstance(run.loss, Objective):
+        return ""
+    size, caching = run.dataset.images.size, run.caching
+    per_view = max(
+        sum(tree_bytes(each.shapes(size, caching.dtype)) for each in training_targets.cacheable(program))
+        for program in run.programs
+    ) * len(run.dataset)
+    if not per_view:
+        return ""
+    memory, disk = caching.memory_bytes // per_view, caching.disk_bytes // per_view
+    return (
+        f"fixed views: each takes {per_view / 2**20:,.1f} MiB of cache; adapt.num_fixed_views up to {memory} fits "
+        f"in memory (cache.memory_mb), up to {max(memory, disk)} on disk (cache.disk_mb)"
     )
 
 
@@ -350,7 +385,12 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
         "peak MiB",
     ):
         table.add_column(column, justify="right")
+    is_label_free = any(phase.head_flops for phase in phases)
+    for column in ("heads TFLOP", "targets TFLOP") if is_label_free else ():
+        table.add_column(column, justify="right")
     table.add_column("frozen prefix")
+    if is_label_free:
+        table.add_column("targets")
     for phase in phases:
         table.add_row(
             phase.name,
@@ -363,6 +403,12 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
             number(phase.fill_flops / 1e12),
             number(phase.flops / 1e12),
             f"{phase.peak_bytes / 2**20:.0f}",
+            *(
+                [number(each / 1e12) for each in (phase.head_flops, phase.target_flops)]
+                if is_label_free
+                else []
+            ),
             ("cached: " if phase.place else "not cached: ") + phase.why,
+            *([phase.about_targets or "none"] if is_label_free else []),
         )
     return table

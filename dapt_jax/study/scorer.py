@@ -22,6 +22,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier, pool
 from dapt_jax.models.encoder import TAP, Encoder, Tree
+from dapt_jax.models.pretext import Pretext
 from dapt_jax.records.ledger import Row
 from dapt_jax.runtime import processes
 from dapt_jax.training import accounting
@@ -331,7 +332,8 @@ class Scorer(Callback):
         if point is self.points[-1]:
             return params, batch_stats
         processes.sync_file(self.file(point["epoch"]))
-        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.model.base, seed=0)
+        model = Classifier(self.model.base.encoder, 1) if isinstance(self.model, Pretext) else self.model.base
+        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), model, seed=0)
         return chosen, chosen_stats
 
     def row(self) -> Row:
