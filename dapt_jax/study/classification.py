@@ -28,7 +28,7 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FINETUNE, HeadSettings
-from dapt_jax.study import adapt, segmentation
+from dapt_jax.study import adapt, head_curves, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.predictions import FoldPredictions, Predictions
 from dapt_jax.study.runs import classification_loss, run_options
@@ -175,7 +175,8 @@ class HeadRun:
             else []
         )
         splits = head_sweep.of_folds(training, self.key.seed)
-        trained = head_sweep.tune(features["development"], labels, splits, inner, settings, grid)
+        watched = features if head.score_every_epoch else None
+        trained = head_sweep.tune(features["development"], labels, splits, inner, settings, grid, watched)
         jax.block_until_ready(trained.params)
         if context and meter:
             self._account(trained, features["development"].shape[1], settings, context, meter)
@@ -184,7 +185,23 @@ class HeadRun:
         held_out = {split: list(values) for split, values in by_split.items() if split != "development"}
         if predictions:
             predictions.add(self.protocol, out_of_fold, held_out)
-        return list(score(self.task, self.key, self.protocol, out_of_fold, held_out))
+        return [
+            *score(self.task, self.key, self.protocol, out_of_fold, held_out),
+            *self._curves(trained, folds, context),
+        ]
+
+    def _curves(
+        self,
+        trained: head_sweep.Heads,
+        folds: list[tuple[np.ndarray, np.ndarray]],
+        context: RunContext | None,
+    ) -> list[ResultRow]:
+        """Write the scores after every epoch, if any were kept, and return their lines."""
+        kept = {split: trained.probabilities_by_epoch(split) for split in trained.logits_by_epoch}
+        found = head_curves.curves(self.task, folds, kept)
+        if context and context.workdir:
+            head_curves.write(context.workdir, self.key, self.task, self.protocol, found)
+        return list(head_curves.rows(self.task, self.key, self.protocol, found))
 
     def _account(
         self,

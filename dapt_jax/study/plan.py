@@ -30,6 +30,7 @@ class PhasePlan:
         name: Name of the phase.
         trainable: Number of trainable parameters.
         total: Number of parameters of the model.
+        statistics: Number of moving statistics of the model beside these, which some frameworks count too.
         steps: Optimizer steps.
         images: Images processed, including repeats.
         flops_per_image: Model FLOPs of one image in one step.
@@ -45,6 +46,7 @@ class PhasePlan:
     name: str
     trainable: int
     total: int
+    statistics: int
     steps: int
     images: int
     flops_per_image: int
@@ -64,7 +66,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
     size = run.dataset.images.size
     for place, program in enumerate(run.programs):
         decision = run.cache_decision(program)
-        shapes, _ = program.model.abstract()
+        shapes, statistics = program.model.abstract()
         images = len(run.train_rows) * program.phase.epochs
         per_image = run.flops_per_image(place)
         fill = run.fill_flops(place)
@@ -75,6 +77,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 name=program.phase.name,
                 trainable=freezing.count(shapes, program.mask.trainable),
                 total=freezing.count(shapes),
+                statistics=freezing.count(statistics),
                 steps=run.timeline.steps_per_epoch * program.phase.epochs,
                 images=images,
                 flops_per_image=per_image,
@@ -131,7 +134,6 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
             for protocol in settings.segmentation.protocols
         }
     model = Classifier(encoder, len(task.development.classes), study.settings.model.dtype)
-    images = sum(len(dataset) for dataset in task.datasets.values())
     folds = task.folds(settings.folds, arm.seed)
     costs: dict[str, int] = {}
     for protocol in settings.protocols:
@@ -142,10 +144,11 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
             ]
             costs[protocol] = sum(run.flops() for run in runs)
             continue
-        side = task.development.images.size
-        costs.setdefault(
-            "features", accounting.forward(model, side, len(model.encoder.groups)).model * images
+        passes = (
+            accounting.forward(model, dataset.images.size, len(model.encoder.groups)).model * len(dataset)
+            for dataset in task.datasets.values()
         )
+        costs.setdefault("features", sum(passes))
         loss = classification_loss(task.development, settings.head.loss)
         sweep, grid = sweep_settings(settings.head, protocol, loss), hyper_params(settings.head)
         rows = sum(len(train) for train, _ in folds)
@@ -214,6 +217,11 @@ def show(study: Study, workdir: Path | None = None) -> None:
             largest = min(largest_batch(run, each, fsdp) for run, each in zip(runs, planned, strict=True))
             too_large += [arm.name] if largest < settings.adapt.batch_size else []
             console.print(_phase_table(arm.name, phases))
+            if statistics := phases[-1].statistics:
+                whole = phases[-1].total + statistics
+                print(
+                    f"{arm.name}: {phases[-1].total:,} parameters and {statistics:,} moving statistics, {whole:,} in all"
+                )
         spent = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
         shapes, _ = arm.strategy.encoder.abstract()
         overview.add_row(

@@ -22,7 +22,7 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import atomic_files, processes, sharding
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.settings import StudySettings
-from dapt_jax.study import checkpoint_scores, classification, halving, plan
+from dapt_jax.study import budgets, checkpoint_scores, classification, halving, plan
 from dapt_jax.study.adapt import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.prepare import prepare
@@ -88,10 +88,12 @@ def _prepared(
 ) -> Iterator[tuple[Study, RunContext, "Results"]]:
     """Read and check a study, yield the environment of its runs, and record its final status."""
     is_primary = processes.is_primary()
+    settings = budgets.resolved(settings, workdir)
     with stalls.told(settings.data.stall_s, lambda line: print(line, file=sys.stderr, flush=True)):
         with processes.barrier_or_raise():
             writers = _writers(settings, workdir) if is_primary else []
             study = prepare(settings)
+            settings = study.settings
             planned_flops = {arm.title: plan.arm_flops(study, arm) for arm in study.arms}
             claim(study, workdir)
         if study.marks:
@@ -148,7 +150,10 @@ def _context(
         ),
         mesh=mesh,
         hardware=hardware.describe(
-            measure=runtime.measure_peak, watts=settings.energy.watts, pue=settings.energy.pue
+            measure=runtime.measure_peak,
+            watts=settings.energy.watts,
+            pue=settings.energy.pue,
+            memory_gb=settings.energy.memory_gb,
         ),
         reporter=reporter,
         threads=settings.data.threads,

@@ -117,9 +117,11 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
     elif not views:
         impossible = "images are augmented anew each epoch; views=K would fix K of them"
     elif size > max(caching.memory_bytes, caching.disk_bytes):
+        whole = accounting.image_cost(program, image_size)
+        share = whole.prefix.model * (epochs - views) / ((whole.prefix.model + whole.suffix.model) * epochs)
         impossible = (
             f"{_mib(size)} of activations exceed the budgets of {_mib(caching.memory_bytes)} in memory "
-            f"and {_mib(caching.disk_bytes)} on disk"
+            f"and {_mib(caching.disk_bytes)} on disk; {_ways(size, caching)} {saved}, {share:.0%} of the phase"
         )
     if impossible:
         if caching.mode == "on":
@@ -149,6 +151,12 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
         size,
         f"{_mib(size)} on disk instead of {epochs} passes: {saved}, {flops_per_byte:.3g} a byte",
     )
+
+
+def _ways(size: int, caching: Caching) -> str:
+    """Return what would make activations fit, as the beginning of a clause on what that saves."""
+    half = "" if caching.dtype == "bfloat16" else ", or half of it with cache.dtype=bfloat16,"
+    return f"cache.disk_mb={-(-size >> 20)}{half}"
 
 
 def _mib(size: int) -> str:
