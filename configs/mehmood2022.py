@@ -111,9 +111,9 @@ def _read(choice):
     if len(parts) > 3:
         raise UserError(f"configs/mehmood2022.py: {choice!r}; expected ARM, ARM,SOURCE or ARM,SOURCE,TARGETS")
     arm, source, targets = (*parts, *("full", "native", "tumour")[len(parts) :])
-    for what, known in ((arm, ARMS), (source, CORPORA), (targets, TARGETS)):
-        if what not in known:
-            raise UserError(f"configs/mehmood2022.py: unknown {what!r} in {choice!r}; {nearest(what, known)}")
+    for what, part, known in (("arm", arm, ARMS), ("source", source, CORPORA), ("targets", targets, TARGETS)):
+        if part not in known:
+            raise UserError(f"configs/mehmood2022.py: unknown {what} {part!r}; {nearest(part, known)}")
     return arm, source, targets.split("+")
 
 

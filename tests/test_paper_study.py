@@ -116,7 +116,7 @@ def test_budgets_follow_the_machine_once_and_hold_for_a_resumed_study(tmp_path, 
     (tmp_path / "config.json").write_text(json.dumps(to_dict(first)))
     monkeypatch.setattr(hardware, "free_memory_bytes", lambda: 2 << 30)
     monkeypatch.setattr(budgets, "_free_disk", lambda _: 1 << 30)
-    assert budgets.resolved(settings, tmp_path).cache == first.cache
+    assert budgets.resolved(settings, tmp_path) == first
     assert from_json(to_dict(first)).cache == first.cache
     own = dataclasses.replace(settings, cache=dataclasses.replace(settings.cache, memory_mb=7))
     assert budgets.resolved(own).cache.memory_mb == 7

@@ -7,6 +7,7 @@ from dapt_jax.data.mix import Mix
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting, with_default
 from dapt_jax.models.decoders import BUILDERS as DECODERS
+from dapt_jax.models.lora import LoraSettings
 from dapt_jax.parameters import BATCH_NORM_MODES, LAYER_NORM_MODES, BatchNormMode, LayerNormMode
 from dapt_jax.settings.losses import LossSettings, classification_loss, segmentation_loss
 from dapt_jax.training.head_sweep import HIDDEN
@@ -31,7 +32,7 @@ class TrainSettings:
     batch_norm: BatchNormMode = setting(
         "frozen",
         choices=BATCH_NORM_MODES,
-        doc="Batch norm of layer groups that train: frozen, only its statistics move, or all of it.",
+        doc="Batch norm of layer groups that train: frozen, its scale and bias, its statistics, or all of it.",
     )
     layer_norm: LayerNormMode = setting(
         "train", choices=LAYER_NORM_MODES, doc="Scale and bias of layer norm, of layer groups that train."
@@ -68,6 +69,12 @@ class AdaptSettings(ClassifierTrainSettings):
     partial_groups: int = setting(2, doc="Number of last layer groups that partial trains.")
     hybrid_epochs: int = setting(2, doc="Epochs of hybrid, of all its epochs, that are partial.")
     cut_after: str = setting("", doc="Last layer group that simplified and truncated keep.")
+    peft_groups: int = setting(
+        0,
+        at_least=0,
+        doc="Last layer groups in which bitfit, norm_tuning, attention_output and lora train; 0: all.",
+    )
+    lora: LoraSettings = section(LoraSettings, "Low-rank updates.")
     gradual_steps: int = setting(4, doc="Phases in which gradual unfreezes the encoder from the top.")
     num_fixed_views: int = setting(
         0, at_least=0, doc="Fixed augmented views per image; 0: new ones each epoch."

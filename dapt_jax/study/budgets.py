@@ -103,10 +103,15 @@ def _asked(folder: str, workdir: Path | None) -> dict[str, Any]:
         "images_mb": _rounded(hardware.free_memory_bytes() // MEMORY_SHARE),
     }
     is_begun = workdir is not None and (workdir / "config.json").exists()
-    recorded = Records.read(workdir).config.get("cache", {}) if workdir and is_begun else {}
-    for name in ("memory_mb", "disk_mb", "dtype"):
-        if recorded.get(name, AUTO) != AUTO and recorded.get(name) != FIT:
-            found[name] = recorded[name]
+    recorded = Records.read(workdir).config if workdir and is_begun else {}
+    for section, name, key in (
+        ("cache", "memory_mb", "memory_mb"),
+        ("cache", "disk_mb", "disk_mb"),
+        ("cache", "dtype", "dtype"),
+        ("data", "cache_mb", "images_mb"),
+    ):
+        if (value := recorded.get(section, {}).get(name, AUTO)) not in (AUTO, FIT):
+            found[key] = value
     return found
 
 

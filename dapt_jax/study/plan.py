@@ -31,6 +31,7 @@ class PhasePlan:
         trainable: Number of trainable parameters.
         total: Number of parameters of the model.
         statistics: Number of moving statistics of the model beside these, which some frameworks count too.
+        lowest: The lowest layer group that trains.
         steps: Optimizer steps.
         images: Images processed, including repeats.
         flops_per_image: Model FLOPs of one image in one step.
@@ -41,12 +42,15 @@ class PhasePlan:
         cache_bytes: Bytes of cached activations.
         place: Tier of the cache; empty without caching.
         why: Reason for caching the prefix, or not.
+        depth: Line on few trained parameters that lie so low that their steps cost nearly full ones; empty
+            otherwise.
     """
 
     name: str
     trainable: int
     total: int
     statistics: int
+    lowest: str
     steps: int
     images: int
     flops_per_image: int
@@ -56,6 +60,7 @@ class PhasePlan:
     cache_bytes: int
     place: str
     why: str
+    depth: str = ""
 
 
 def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
@@ -78,6 +83,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 trainable=freezing.count(shapes, program.mask.trainable),
                 total=freezing.count(shapes),
                 statistics=freezing.count(statistics),
+                lowest=program.model.groups[program.mask.boundary],
                 steps=run.timeline.steps_per_epoch * program.phase.epochs,
                 images=images,
                 flops_per_image=per_image,
@@ -87,9 +93,34 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 cache_bytes=decision.bytes,
                 place=decision.tier,
                 why=decision.reason,
+                depth=_depth_line(run, place),
             )
         )
     return planned
+
+
+FEW = 0.1
+"""Share of the encoder's parameters up to which a phase counts as one of few parameters."""
+
+
+def _depth_line(run: TrainingRun, number: int) -> str:
+    """Return a line on a phase whose few parameters reach below most of the network; empty for others."""
+    program, side = run.programs[number], run.dataset.images.size
+    model, boundary = program.model, program.mask.boundary
+    if boundary >= len(model.encoder.groups):
+        return ""
+    shapes, _ = model.encoder.abstract()
+    share = freezing.count(shapes, program.mask.trainable) / freezing.count(shapes)
+    side = program.augment.size(side)
+    forward = accounting.forward(model, side, len(model.encoder.groups)).model
+    if share > FEW or accounting.forward(model, side, boundary).model > forward / 2:
+        return ""
+    ratio = run.flops_per_image(number) / (3 * forward)
+    return (
+        f"{run.tag.strategy}: {program.phase.name} trains {share:.2%} of the encoder from "
+        f"{model.groups[boundary]} up, so the backward pass runs down to there and a step costs {ratio:.2f} "
+        "of a full one; patterns in the last groups (adapt.peft_groups) leave a prefix to cache"
+    )
 
 
 def largest_batch(run: TrainingRun, phases: list[PhasePlan], fsdp: int = 1) -> int:
@@ -207,6 +238,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
     ):
         overview.add_column(column, justify="left" if column == "strategy" else "right")
     too_large: list[str] = []
+    depths: list[str] = []
     fsdp = settings.runtime.fsdp
     for arm in arms:
         phases, largest = list[PhasePlan](), 0
@@ -219,9 +251,8 @@ def show(study: Study, workdir: Path | None = None) -> None:
             console.print(_phase_table(arm.name, phases))
             if statistics := phases[-1].statistics:
                 whole = phases[-1].total + statistics
-                print(
-                    f"{arm.name}: {phases[-1].total:,} parameters and {statistics:,} moving statistics, {whole:,} in all"
-                )
+                print(f"parameters: {whole:,} with the {statistics:,} moving statistics of {arm.name}")
+            depths += [phase.depth for phase in phases if phase.depth]
         spent = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
         shapes, _ = arm.strategy.encoder.abstract()
         overview.add_row(
@@ -240,6 +271,8 @@ def show(study: Study, workdir: Path | None = None) -> None:
     if line := _about_seeds(study, totals):
         console.print(line, soft_wrap=True)
     console.print(_about_memory(settings.adapt.batch_size, too_large), soft_wrap=True)
+    for line in depths:
+        console.print(line, soft_wrap=True)
     for arm in arms:
         if line := checkpoint_scores.score_cost_line(study, arm):
             console.print(line, soft_wrap=True)
@@ -300,6 +333,7 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
     table = Table(title=strategy, title_justify="left")
     table.add_column("phase")
     for column in (
+        "lowest trained",
         "trainable",
         "total",
         "images",
@@ -314,6 +348,7 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
     for phase in phases:
         table.add_row(
             phase.name,
+            phase.lowest,
             f"{phase.trainable:,}",
             f"{phase.total:,}",
             f"{phase.images:,}",

@@ -19,7 +19,7 @@ from dapt_jax.monitoring.writers import open_writers
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.records.study_records import LEAKS, Records
 from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.runtime import atomic_files, processes, sharding
+from dapt_jax.runtime import atomic_files, lock, processes, sharding, streams
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import budgets, checkpoint_scores, classification, halving, plan
@@ -78,7 +78,7 @@ def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHa
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
     if processes.is_primary():
         report.build(workdir)
-        print(f"report: {workdir / 'report.html'}")
+        streams.say(f"report: {workdir / 'report.html'}")
     processes.all_reduce_max(0)  # the others wait, since JAX would not wait for long at the end of a process
 
 
@@ -89,8 +89,11 @@ def _prepared(
     """Read and check a study, yield the environment of its runs, and record its final status."""
     is_primary = processes.is_primary()
     settings = budgets.resolved(settings, workdir)
-    with stalls.told(settings.data.stall_s, lambda line: print(line, file=sys.stderr, flush=True)):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stalls.told(settings.data.stall_s, _to_stderr))
         with processes.barrier_or_raise():
+            if is_primary:
+                stack.enter_context(lock.held(lock.LocalLockFile(workdir), str(workdir), _to_stderr))
             writers = _writers(settings, workdir) if is_primary else []
             study = prepare(settings)
             settings = study.settings
@@ -114,6 +117,10 @@ def _prepared(
         finally:
             reporter.close()
             heartbeat.close(ended)
+
+
+def _to_stderr(line: str) -> None:
+    streams.say(line, sys.stderr)
 
 
 def _writers(settings: StudySettings, workdir: Path) -> list[Writer]:
