@@ -73,8 +73,10 @@ class Holder:
             found = cls(**values)
         except (ValueError, TypeError, RecursionError):
             return None
-        fields = dataclasses.fields(cls)
-        return found if all(isinstance(getattr(found, each.name), each.type) for each in fields) else None
+        defaults = vars(cls("", 0, "", "", ""))
+        return (
+            found if all(type(value) is type(defaults[name]) for name, value in vars(found).items()) else None
+        )
 
     def to_bytes(self) -> bytes:
         """Return the content of the file."""

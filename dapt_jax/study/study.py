@@ -16,6 +16,7 @@ from dapt_jax.monitoring.metric_writer import Writer
 from dapt_jax.monitoring.profiler import PROFILE, Profiler
 from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.monitoring.writers import open_writers
+from dapt_jax.records import intensities
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.records.study_records import LEAKS, Records
 from dapt_jax.records.vocabulary import BASELINE
@@ -99,6 +100,7 @@ def _prepared(
             settings = study.settings
             planned_flops = {arm.title: plan.arm_flops(study, arm) for arm in study.arms}
             claim(study, workdir)
+        intensities.write(workdir, study.intensities())
         if study.marks:
             atomic_files.write_text(workdir / LEAKS, json.dumps(study.marks, indent=1) + "\n")
         results = Results(workdir, planned_flops)

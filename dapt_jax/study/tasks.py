@@ -10,7 +10,7 @@ from dapt_jax.data.concatenate import concatenate
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.splits import grouped_folds, grouped_holdout
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.metrics import Score
+from dapt_jax.metrics import Score, lookup
 from dapt_jax.records.vocabulary import OFFICIAL
 
 
@@ -131,6 +131,11 @@ class Task:
         """All images: development, and those held out by split name."""
         return {"development": self.development, **self.held_out}
 
+    @property
+    def distance_unit(self) -> str:
+        """Unit of distances between masks: mm if all files define their spacing, else px of decoded images."""
+        return "mm" if all(data.spacing is not None for data in self.datasets.values()) else "px"
+
     def folds(self, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return training and scored rows of each fold; near-duplicates and patients are not split.
 
@@ -222,4 +227,5 @@ def result_rows(
                 "value": float(np.mean(values)) if values else None,
                 "n": n,
                 "classes": [name for name in names if name in covered],
+                **({"unit": task.distance_unit} if lookup(of_folds[0].metric).is_distance else {}),
             }
