@@ -24,7 +24,9 @@ def get_config(argument=""):
         raise UserError(f"configs/label_free.py:{argument}: expected CORPUS,OBJECTIVE,STRATEGY")
     corpus, objective, strategy = (*given, *CHOICES[len(given) :])
     if objective not in LABEL_FREE:
-        raise UserError(f"configs/label_free.py:{argument}: objective {objective!r}; {nearest(objective, LABEL_FREE)}")
+        raise UserError(
+            f"configs/label_free.py:{argument}: objective {objective!r}; {nearest(objective, LABEL_FREE)}"
+        )
     config = default()
     config.name = "label_free"
     config.title = f"Label-free adaptation: {objective}, {strategy}"
