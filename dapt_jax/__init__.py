@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dapt_jax.api import plan_study as plan_study
     from dapt_jax.api import read_study as read_study
     from dapt_jax.api import run_study as run_study
+    from dapt_jax.api import score as score
     from dapt_jax.api import train as train
     from dapt_jax.api import transferability_scores as transferability_scores
     from dapt_jax.cost.flops import count as count_flops
@@ -61,6 +62,7 @@ _EXPORTS = {
             "plan_study",
             "read_study",
             "run_study",
+            "score",
             "train",
             "transferability_scores",
         ),
@@ -109,6 +111,7 @@ __all__ = [
     "read_study",
     "resolve_trainable",
     "run_study",
+    "score",
     "train",
     "transferability_scores",
 ]

@@ -33,11 +33,13 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.records.ledger import Row
+from dapt_jax.records.scores import Scores
 from dapt_jax.records.study_records import Records
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import TransferSettings
 from dapt_jax.study import plan as planning
 from dapt_jax.study import prepare, study
+from dapt_jax.study import score as scoring
 from dapt_jax.study.classification import HeadRun
 from dapt_jax.study.plan import PhasePlan
 from dapt_jax.study.runs import inverse_frequency_weights
@@ -444,6 +446,30 @@ def run_study(config: config_dict.ConfigDict | StudySettings, workdir: str | Pat
     """
     study.run(_settings(config), Path(workdir))
     return Records.read(Path(workdir))
+
+
+def score(config: config_dict.ConfigDict | StudySettings, workdir: str | Path) -> Scores:
+    """Score checkpoints on target sets without training, write `scores/` of a workdir, and return the scores.
+
+    >>> import tempfile
+    >>> config = settings.default()
+    >>> config.model.image_size, config.scoring.levels, config.scoring.resamples = 32, (1,), 10
+    >>> config.scoring.checkpoints, config.scoring.margins = ("imagenet", "random"), (0.5, 1.0)
+    >>> config.tasks.cells = {"development": {"kind": "phantoms", "name": "development", "n": 12}}
+    >>> found = score(config, tempfile.mkdtemp())  # doctest: +ELLIPSIS
+    cells development: ...
+    >>> found.variants, found.checkpoints
+    (['robustness 0.5', 'robustness 1'], ['imagenet', 'random'])
+
+    Args:
+        config: A modified config from `default_config`, or settings; the section `scoring` names the
+            checkpoints and the grid of variants.
+        workdir: Folder of the results.
+
+    Raises:
+        UserError: A checkpoint, a set or a score is invalid; one line gives the reason.
+    """
+    return scoring.run(_settings(config), Path(workdir))
 
 
 def read_study(workdir: str | Path) -> Records:

@@ -157,6 +157,10 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             report.show(settings, folder)
         elif folder is None:
             raise UserError(NO_WORKDIR)
+        elif settings.mode == "score":
+            from dapt_jax.study import score
+
+            score.run(settings, folder)
         else:
             from dapt_jax.export import encoders
 

@@ -43,18 +43,45 @@ def build(workdir: Path) -> None:
     workdir = Path(workdir)
     records = Records.read(workdir)
     pictures = figures.draw(records, overlays.read(workdir), workdir / "figures")
-    view = _view(records, pictures, workdir)
+    render(workdir, "report", _view(records, pictures, workdir))
+
+
+def render(folder: Path, template: str, view: Mapping[str, Any]) -> None:
+    """Write report.md and report.html of a folder.
+
+    Args:
+        folder: Folder of the two files.
+        template: Name of the two templates: "report" of a study, or "page" of titled sections.
+        view: Context of the templates.
+    """
     # Markdown must not escape "<0.001", so only the HTML template does.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dapt_jax.report"),
-        autoescape=lambda name: name is not None and name.startswith("report.html"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["md"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
-    for name in ("report.md", "report.html"):
-        atomic_files.write_text(workdir / name, environment.get_template(f"{name}.j2").render(view))
+    for suffix in ("md", "html"):
+        text = environment.get_template(f"{template}.{suffix}.j2").render(view)
+        atomic_files.write_text(folder / f"report.{suffix}", text.lstrip("\n"))
+
+
+def picture(path: Path, folder: Path, caption: str) -> dict[str, str]:
+    """Return a figure for a template.
+
+    Args:
+        path: PNG file.
+        folder: Folder of the page.
+        caption: Text below it.
+    """
+    return {
+        "file": path.relative_to(folder).as_posix(),
+        "data": base64.b64encode(path.read_bytes()).decode(),
+        "caption": caption,
+        "alt": path.stem.replace("_", " "),
+    }
 
 
 def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path) -> dict[str, Any]:
@@ -62,16 +89,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
     config = records.config
 
     def shown(of_task: str) -> list[dict[str, str]]:
-        return [
-            {
-                "file": path.relative_to(workdir).as_posix(),
-                "data": base64.b64encode(path.read_bytes()).decode(),
-                "caption": caption,
-                "alt": path.stem.replace("_", " "),
-            }
-            for task, path, caption in pictures
-            if task == of_task
-        ]
+        return [picture(path, workdir, caption) for task, path, caption in pictures if task == of_task]
 
     sections = []
     for task in records.tasks:

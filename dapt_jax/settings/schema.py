@@ -20,8 +20,9 @@ from dapt_jax.training.cache.policy import DTYPES, FLOPS_PER_BYTE, Caching
 from dapt_jax.training.cache.policy import MODES as CACHE_MODES
 from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
+from dapt_jax.transferability.variants import ScoringGrid
 
-MODES = ("run", "plan", "aot", "status", "report", "export", "models")
+MODES = ("run", "plan", "score", "aot", "status", "report", "export", "models")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,6 +245,9 @@ class StudySettings(_Checked):
     transfer: TransferSettings = section(TransferSettings, "Target tasks.")
     checkpoint_scoring: ScoringSettings = section(ScoringSettings, "Transferability scores along adaptation.")
     checkpoint_selection: SelectionSettings = section(SelectionSettings, "Choice of a checkpoint by a score.")
+    scoring: ScoringGrid = section(
+        ScoringGrid, "Scores of given checkpoints, mode=score.", affects_results=False
+    )
     compute_budget: float = setting(
         0.0,
         at_least=0,

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.runtime import atomic_files, processes
@@ -131,11 +132,12 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     is_last = not strategy.part
     scorer = scorer_for(study, arm, context, max_epochs) if is_last else None
     callbacks = (*context.callbacks, scorer) if scorer else context.callbacks
-    origin = {
+    origin: dict[str, Any] = {
         "strategy": strategy.name,
         "seed": arm.seed,
         "source": source,
         "image_size": study.settings.model.image_size,
+        "head": _kind_of_head(run),
     }
     if is_last and (kept := study.kept_epochs(arm)):
         callbacks = (*callbacks, EpochKeeper(folder / EPOCHS, kept, strategy.encoder, origin, scorer))
@@ -156,11 +158,24 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         "scored": scorer.points if scorer else [],
     }
     atomic_files.write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
-    export.write(folder / ADAPTED, params, batch_stats, strategy.encoder)
+    origin["epoch"] = about["chosen_epoch"]
+    export.write(folder / ADAPTED, params, batch_stats, strategy.encoder, origin)
     shutil.rmtree(folder / "state")
     if not study.settings.checkpoint_scoring.downstream:
         shutil.rmtree(folder / SCORED, ignore_errors=True)
     return Adapted(strategy.encoder, without_head(params), batch_stats, source)
+
+
+def _kind_of_head(run: TrainingRun) -> str:
+    """Return softmax where the head gives probabilities of exclusive classes; empty otherwise."""
+    loss = run.loss
+    is_softmax = (
+        isinstance(loss, ClassificationLoss)
+        and not loss.multi_label
+        and loss.outputs > 1
+        and loss.name != "ordinal"
+    )
+    return "softmax" if is_softmax else ""
 
 
 def _start(study: Study, arm: Arm, context: RunContext) -> tuple[Tree, Tree, str]:

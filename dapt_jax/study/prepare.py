@@ -51,7 +51,7 @@ def prepare(settings: StudySettings) -> Study:
             "tasks.NAME.development and so on, or strategies that adapt alone"
         )
     corpora = _corpora(settings, [part for each in resolved if each.phases for part in each.parts])
-    tasks = tuple(_task(settings, name) for name in settings.tasks)
+    tasks = tuple(read_task(settings, name) for name in settings.tasks)
     apart = leakage.resolve(tasks, corpora, settings.data.leaks)
     for line in apart.notes:
         print(f"warning: {line}", flush=True)
@@ -187,7 +187,16 @@ def _patients(dataset: Dataset, is_split: bool) -> str:
     return named
 
 
-def _task(settings: StudySettings, name: str) -> Task:
+def read_task(settings: StudySettings, name: str) -> Task:
+    """Return a target task, its sets read and reported.
+
+    Args:
+        settings: Settings of the study.
+        name: Name of the task.
+
+    Raises:
+        UserError: A set is invalid.
+    """
     losses = {settings.transfer.head.loss.name, settings.transfer.finetune.loss.name}
     loss = "ordinal" if "ordinal" in losses else ""
     loaded = {
