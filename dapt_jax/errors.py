@@ -13,6 +13,8 @@ _TOKEN = re.compile(
 _HARMLESS = re.compile(r"(?:dl|raw|download)=(?:0|1|true|false)")
 _PUBLIC = re.compile(r"(?:sha256=[0-9A-Fa-f]*|prefix=[\w./~:-]*)")
 _HIDDEN = "***"
+_CHAINED = ("zip", "tar", "libarchive", "simplecache", "filecache", "blockcache")
+"""Schemes of fsspec that lead to another place, `zip://FOLDER::PLACE`, and have no user name of their own."""
 
 
 class UserError(ValueError):
@@ -64,6 +66,9 @@ def redact(text: str) -> str:
 
 def _redact_url(found: re.Match[str]) -> str:
     scheme, rest = found[1], found[2]
+    folder, chain, place = rest.partition("::")
+    if chain and scheme in _CHAINED and not re.search("[@:]", folder):
+        return f"{scheme}://{folder}::{redact(place)}"
     end = re.search(r"[:;,.!?)\]}]*$", rest)
     assert end is not None
     rest, tail = rest[: end.start()], rest[end.start() :]

@@ -146,10 +146,14 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             from dapt_jax.export import catalogue
 
             catalogue.show()
+        elif settings.mode == "data":
+            from dapt_jax.study import look
+
+            look.run(settings, folder)
         elif settings.mode == "plan":
             from dapt_jax.study import plan, prepare
 
-            plan.show(prepare.prepare(settings))
+            plan.show(prepare.prepare(settings), folder)
         elif settings.mode == "aot":
             from dapt_jax.aot import report, topology
 

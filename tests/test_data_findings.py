@@ -103,7 +103,7 @@ def test_one_picture_under_two_labels_is_named():
     images = noise(6)
     images[5] = images[0]
     lines = findings.of_set(dataset(images, [0, 0, 0, 1, 1, 1]))
-    assert any("2 images are 1 pictures under several names" in line for line in lines)
+    assert any("2 images are 1 picture under several names" in line for line in lines)
     assert any(
         "1 of these pictures have several labels, first: array/000000 and array/000005" in line
         for line in lines

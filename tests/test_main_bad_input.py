@@ -231,7 +231,7 @@ def test_a_workdir_of_another_config(refused, alone, monkeypatch):
     assert "holds the study of another config: transfer.head.epochs was 5 there and is 7 now" in other
     monkeypatch.setattr(phantoms, "CELLS_PER_SMEAR", 4)  # the same settings draw other images
     drawn = refused(*small(*ALONE), workdir=alone)
-    assert re.search("the images or labels of leukocytes/(development|external) are others now", drawn)
+    assert re.search(r"the images of tasks\.leukocytes\.(development|external) are others now", drawn)
     monkeypatch.undo()
     assert before == {path: path.read_bytes() for path in kept}
     assert run(*small(*ALONE), f"--workdir={alone}") == 0

@@ -25,7 +25,7 @@ def of_set(dataset: Dataset, *, is_split: bool = False) -> list[str]:
     Returns:
         One line per warning, without the name of the set.
     """
-    lines = [*dataset.notes, *_without_content(dataset)]
+    lines = [*dataset.notes, *_without_content(dataset), *_empty_or_full_masks(dataset)]
     found = near_duplicates.merged(dataset) if is_split else None
     lines += _spellings(dataset, found.spellings if found else None)
     if found and found.pairs:
@@ -91,6 +91,17 @@ def _without_content(dataset: Dataset) -> list[str]:
     return lines
 
 
+def _empty_or_full_masks(dataset: Dataset) -> list[str]:
+    """Return a line if no mask marks anything, or every mask marks everything."""
+    if not dataset.segments or not isinstance(dataset.masks, np.ndarray):
+        return []
+    if not dataset.masks.any():
+        return [f"all of its {len(dataset)} masks are empty; expected some that mark something"]
+    if dataset.masks.all():
+        return [f"all of its {len(dataset)} masks are full, without background; are they inverted?"]
+    return []
+
+
 def _kind(dataset: Dataset, index: int, seen: near_duplicates.Looks) -> str:
     source = dataset.images.source(index)
     try:
@@ -139,8 +150,9 @@ def _torn_labels(dataset: Dataset) -> list[str]:
     lines = []
     if same:
         first = " and ".join(Path(dataset.images.names[index]).name for index in same[0][:2])
+        pictures = f"{len(same)} picture{'s' * (len(same) > 1)}"
         lines.append(
-            f"{sum(map(len, same))} images are {len(same)} pictures under several names, pixel for pixel, "
+            f"{sum(map(len, same))} images are {pictures} under several names, pixel for pixel, "
             f"first: {first}"
         )
     if torn:

@@ -267,7 +267,7 @@ def to_dataset(
     skipped = len(records) - len(good)
     if skipped:
         reason = bad[0].reason if bad else f"{file_of(records[there.index(False)].image)}: no such file"
-        logging.warning("%s: skipped %d of %d images, first: %s", origin, skipped, len(records), reason)
+        notes = [*notes, f"{origin}: skipped {skipped} of {len(records)} images on request, first: {reason}"]
     if not len(good):
         raise UserError(f"{origin}: none of its {len(records)} images can be read")
     kept = [kept[index] for index in good]
@@ -392,20 +392,7 @@ def _checked_masks(
             f"holds the value {max(found)}, expected 0 to {values - 1} for the segments "
             f"{', '.join(segments)}{mask_values.between(found, values)}"
         )
-    _tell_of_empty(origin, [read.values(facts) for _, (_, facts) in pairs])
     return np.stack([read.apply(drawn) for _, (drawn, _) in pairs])
-
-
-def _tell_of_empty(origin: str, found: Sequence[frozenset[int]]) -> None:
-    """Log a warning if no mask marks anything, or every mask marks everything."""
-    if all(values <= {0} for values in found):
-        logging.warning(
-            "%s: all of its %d masks are empty; expected some that mark something", origin, len(found)
-        )
-    elif all(0 not in values for values in found):
-        logging.warning(
-            "%s: all of its %d masks are full, without background; are they inverted?", origin, len(found)
-        )
 
 
 def _spacing(records: Sequence[Record], size: int, crop: int | None) -> np.ndarray | None:

@@ -32,6 +32,8 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --config=FILE           a Python file with get_config(), such as configs/quickstart.py; CHOICE is passed to it
   --workdir=FOLDER        where the study's results are, or will be; the same command goes on where it stopped;
                           gs://, s3:// and whatever fsspec opens too
+  --config.mode=data      what it reads, set by set, and what it would warn of or refuse, without training;
+                          with pictures in the workdir's data.html
   --config.mode=plan      what the study would cost, without running it
   --config.mode=score     transferability scores of any checkpoints on the target sets, without training
   --config.mode=aot       what its steps would take of a TPU topology, compiled ahead of time (docs/aot.md;

@@ -22,7 +22,7 @@ from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 from dapt_jax.transferability.variants import ScoringGrid
 
-MODES = ("run", "plan", "score", "aot", "status", "report", "export", "models")
+MODES = ("run", "data", "plan", "score", "aot", "status", "report", "export", "models")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -119,11 +119,13 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     """
     strategy, dtype = arm.strategy, study.settings.model.dtype
     if not strategy.phases:
-        return load_adapted(arm, strategy.weights, dtype)
+        params, batch_stats, merged = study.load_weights(arm, Classifier(strategy.encoder, 1, dtype))
+        return Adapted(strategy.encoder, without_head(params), batch_stats, merged.source)
     arm = study.adapting(arm)
     folder = arm.folder(context.study_folder())
     run = study.run_of(arm)
     if processes.sync_file(folder / ADAPTED):
+        shutil.rmtree(folder / "state", ignore_errors=True)  # where a kill came between the two
         context.reporter.skip(sum(each.flops() for each in study.runs_of(arm)))
         return dataclasses.replace(
             load_adapted(arm, str(folder / ADAPTED), dtype), source=read_about(folder)["source"]
@@ -185,7 +187,7 @@ def _start(study: Study, arm: Arm, context: RunContext) -> tuple[Tree, Tree, str
     """
     model = study.run_of(arm).model
     if arm.before is None:
-        params, batch_stats, merged = locate.load(arm.strategy.weights, model, seed=arm.seed)
+        params, batch_stats, merged = study.load_weights(arm, model)
         return params, batch_stats, merged.source
     adapted = adapt(study, arm.before, context)
     file = arm.before.folder(context.study_folder()) / ADAPTED

@@ -7,6 +7,7 @@ from pathlib import Path
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest, redact
 from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.encoder import Tree
 from dapt_jax.settings import StudySettings
 from dapt_jax.study.runs import adaptation_run
 from dapt_jax.study.scorer import Plan
@@ -15,6 +16,7 @@ from dapt_jax.study.tasks import ArmKey, Task
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
+from dapt_jax.weights.merge import MergeReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Study:
         tasks: Target tasks.
         weights: Report of loaded, newly initialised and unused parameters, and every parameter.
         marks: By task and split, the leaking images or patients that the user allows: see `leakage`.
+        sources: Load reports of the source weights: the study's under the empty name, and those of each
+            strategy that has its own.
     """
 
     settings: StudySettings
@@ -78,6 +82,7 @@ class Study:
     tasks: tuple[Task, ...] = ()
     weights: str = ""
     marks: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, MergeReport] = dataclasses.field(default_factory=dict)
     _runs: dict[tuple[str, str, int], TrainingRun[Classifier]] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
@@ -111,6 +116,23 @@ class Study:
                 raise UserError(f"strategy {arm.strategy.name!r} is not adapted, so it has no training run")
             self._runs[key] = adaptation_run(self.settings, arm.strategy, arm.seed, corpus)
         return self._runs[key]
+
+    def load_weights(self, arm: Arm, classifier: Classifier) -> tuple[Tree, Tree, MergeReport]:
+        """Return an arm's source weights for a classifier, and their report: see `locate.load`.
+
+        Raises:
+            UserError: The file has been replaced since the study was started.
+        """
+        strategy = arm.strategy
+        params, batch_stats, report = locate.load(strategy.weights, classifier, seed=arm.seed)
+        at_start = self.sources.get(strategy.name, self.sources.get(""))
+        if at_start and report.source_sha256 != at_start.source_sha256:
+            raise UserError(
+                f"{arm.title}: {redact(strategy.weights)} was replaced while the study ran (sha256 "
+                f"{at_start.source_sha256[:16]} at its start, {report.source_sha256[:16]} now); expected the "
+                "file as it was, or another --workdir"
+            )
+        return params, batch_stats, report
 
     def adapting(self, arm: Arm) -> Arm:
         """Return the arm whose adaptation an arm uses: its own, or that of the shared `adapt.seed`."""
@@ -180,7 +202,7 @@ class Study:
         return Plan.of(self.scores, self.run_of(arm), len(images), self.kept_epochs(arm))
 
     def fingerprints(self) -> dict[str, str]:
-        """Return what identifies the images of the study."""
+        """Return what identified the images of a study in the `config.json` of earlier versions."""
         found = {
             f"{task.name}/{split}": data.fingerprint()
             for task in self.tasks

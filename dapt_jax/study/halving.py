@@ -23,7 +23,6 @@ from dapt_jax.training import loop
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.transferability.registry import entry
-from dapt_jax.weights import locate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +191,7 @@ class Competitor:
     def advance(self, epochs: int) -> dict[str, float | None]:
         """Continue training to a number of epochs, and return the last scores by name."""
         scorer = self._scorer(epochs)
-        params, batch_stats, _ = locate.load(self.arm.strategy.weights, scorer.model, seed=self.arm.seed)
+        params, batch_stats, _ = self._study.load_weights(self.arm, scorer.model)
         folder = self.arm.folder(self._context.study_folder()) / "state"
         callbacks = (*self._context.callbacks, scorer)
         own = dataclasses.replace(self._context, checkpoint_dir=folder, callbacks=callbacks)

@@ -1,7 +1,8 @@
 """Planned cost of a study, equal to the numbers in its later ledger."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -16,6 +17,7 @@ from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.classification import finetune_run, hyper_params, sweep_settings
 from dapt_jax.study.runs import classification_loss
 from dapt_jax.study.tasks import Task
+from dapt_jax.study.workdir import arms_left
 from dapt_jax.training import accounting, freezing, head_sweep
 from dapt_jax.training.run import TrainingRun
 
@@ -161,18 +163,32 @@ def arm_flops(study: Study, arm: Arm) -> int:
     return adaptation_flops(study, arm) + of_tasks
 
 
-def show(study: Study) -> None:
-    """Print a table for each strategy, and the comparison with full DAPT."""
+def show(study: Study, workdir: Path | None = None) -> None:
+    """Print a table for each strategy that is left to run, and the comparison with full DAPT.
+
+    Args:
+        study: The study.
+        workdir: Folder whose finished arms are left out; None to count all.
+
+    Raises:
+        UserError: The workdir holds another study.
+    """
     console = Console(width=None if Console().is_terminal else 150)
     settings = study.settings
-    arms = study.arms_of(settings.seeds[0])
+    left = arms_left(study, workdir) if workdir else study.arms
+    first = {arm.name: arm for arm in reversed(left)}
+    arms = tuple(first[strategy.name] for strategy in study.strategies if strategy.name in first)
+    if len(left) < len(study.arms):
+        console.print(_about_left(study, left, workdir), soft_wrap=True, markup=False)
+    if not left:
+        return
     totals = {arm.name: adaptation_flops(study, arm) for arm in arms}
     full = totals.get("full", 0)
     if not full and "" in study.corpora:
         full = halving.full_flops(study, settings.seeds[0])
     overview = Table(
-        title=f"{settings.title or settings.name}: one seed of each strategy; the study has "
-        f"{len(settings.seeds)}"
+        title=f"{settings.title or settings.name}: one seed of each strategy"
+        f"{' that is left' if len(left) < len(study.arms) else ''}; the study has {len(settings.seeds)}"
     )
     for column in (
         "strategy",
@@ -229,6 +245,15 @@ def show(study: Study) -> None:
         "computed once.",
         soft_wrap=True,
     )
+
+
+def _about_left(study: Study, left: Sequence[Arm], workdir: Path | None) -> str:
+    """Return a line on the arms without results in a workdir."""
+    line = f"{workdir}: {len(study.arms) - len(left)} of {len(study.arms)} arms are done; "
+    if not left:
+        return f"{line}nothing is left"
+    flops = sum(arm_flops(study, arm) for arm in left)
+    return f"{line}left are {', '.join(arm.title for arm in left)}: {number(flops / 1e12)} TFLOP"
 
 
 def _about_seeds(study: Study, totals: dict[str, int]) -> str:

@@ -1,13 +1,14 @@
 """A study before it runs: images, weights and strategies are read, resolved and checked."""
 
 import contextlib
+import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from clu import parameter_overview
 
-from dapt_jax.data import findings, near_duplicates, sources
+from dapt_jax.data import facts, findings, intensity, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, one_line
 from dapt_jax.models.classifier import Classifier
@@ -44,23 +45,43 @@ def prepare(settings: StudySettings) -> Study:
             sharding.check_batch(finetune.batch_size, finetune.grad_accum_steps)
     params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
     print(f"weights: {merged}", flush=True)
-    _check_weights(settings, resolved)
+    reports = {"": merged, **_own_weights(settings, resolved)}
     if not settings.tasks and (idle := [each.name for each in resolved if not each.phases]):
         raise UserError(
             f"the config names no target task, and {', '.join(idle)} adapts nothing; expected "
             "tasks.NAME.development and so on, or strategies that adapt alone"
         )
-    corpora = _corpora(settings, [part for each in resolved if each.phases for part in each.parts])
-    tasks = tuple(read_task(settings, name) for name in settings.tasks)
+    loaded = {}
+    for named in named_sets(settings, resolved):
+        loaded[named] = read = read_set(settings, named)
+        print(read.line, flush=True)
+        for line in read.warnings:
+            print(f"warning: {line}", flush=True)
+    corpora = corpora_of(loaded)
+    tasks = tuple(task_of(loaded, name) for name in settings.tasks)
     apart = leakage.resolve(tasks, corpora, settings.data.leaks)
-    for line in apart.notes:
+    for line in (*apart.notes, *different_scales(apart.tasks)):
         print(f"warning: {line}", flush=True)
     for task in apart.tasks:
-        _check_folds(settings, task)
-    study = Study(settings, resolved, apart.corpora, apart.tasks, _about_weights(params, merged), apart.marks)
+        for line in check_folds(settings, task):
+            print(f"warning: {line}", flush=True)
+    about = _about_weights(params, merged)
+    study = Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
+    check_study(study)
+    return study
+
+
+def check_study(study: Study) -> None:
+    """Run the checks of sets against settings that would otherwise fail during a study.
+
+    Args:
+        study: The study; its weights need not be read.
+
+    Raises:
+        UserError: Budget, scores, cache, decoder or devices do not suit the sets.
+    """
     _check_adaptation(study)
     _check_segmentation(study)
-    return study
 
 
 def _check_adaptation(study: Study) -> None:
@@ -100,36 +121,109 @@ def _check_segmentation(study: Study) -> None:
                     run.check_cache()
 
 
-def _corpora(settings: StudySettings, adapting: Sequence[Strategy]) -> dict[str, Dataset]:
-    """Read the corpora of the strategies."""
-    corpora: dict[str, Dataset] = {}
-    for strategy in adapting:
-        if strategy.corpus in corpora:
+@dataclasses.dataclass(frozen=True, eq=False)
+class NamedSet:
+    """A set of images that the settings of a study name.
+
+    Attributes:
+        title: Name in messages: "corpus", "corpora.NAME" or "TASK SPLIT".
+        source: Description of the set.
+        loss: Name of the loss that decides whether its classes are grades.
+        corpus: Name in `corpora`, empty for the main corpus; None for a set of a task.
+        task: Name of its task; empty for a corpus.
+        split: Split of its task; empty for a corpus.
+    """
+
+    title: str
+    source: Source
+    loss: str
+    corpus: str | None = None
+    task: str = ""
+    split: str = ""
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the study divides the set into folds."""
+        return self.split == "development"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadSet:
+    """A set of images as read, and what a study says of it.
+
+    Attributes:
+        dataset: The images.
+        line: Its size, classes and patients in one line.
+        warnings: Its irregularities, one per line.
+    """
+
+    dataset: Dataset
+    line: str
+    warnings: list[str]
+
+
+def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[NamedSet]:
+    """Return the sets that a study reads, in that order: corpora, then those of each task.
+
+    Args:
+        settings: Settings of the study.
+        resolved: Its strategies, which say what corpora are needed.
+
+    Raises:
+        UserError: A strategy adapts to a corpus that the settings do not describe.
+    """
+    found: dict[str, NamedSet] = {}
+    for strategy in (part for each in resolved if each.phases for part in each.parts):
+        if strategy.corpus in found:
             continue
-        corpus = settings.corpus_named(strategy.corpus)
-        if not strategy.corpus and not corpus.source.get("kind"):
+        source = settings.corpus_named(strategy.corpus).source
+        if not strategy.corpus and not source.get("kind"):
             raise UserError(
                 f"strategy {strategy.name!r} adapts, but the config names no corpus; expected corpus.kind "
                 "and so on"
             )
-        what = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
-        corpora[strategy.corpus] = images = _load(settings, corpus.source, what, settings.adapt.loss.name)
-        if corpus.val_fraction and len(np.unique(images.groups)) < 2:
-            raise UserError(
-                f"{what}: all {len(images)} images are of one patient ({images.groups[0]}), so no part can "
-                "be held out by "
-                f"patient; expected more patients, or {what}.val_fraction=0 to train on all"
-            )
-    return corpora
+        title = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
+        found[strategy.corpus] = NamedSet(title, source, settings.adapt.loss.name, corpus=strategy.corpus)
+    losses = {settings.transfer.head.loss.name, settings.transfer.finetune.loss.name}
+    loss = "ordinal" if "ordinal" in losses else ""
+    return [*found.values()] + [
+        NamedSet(f"{name} {split}", source, loss, task=name, split=split)
+        for name, task in settings.tasks.items()
+        for split, source in task.sources.items()
+    ]
 
 
-def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> None:
-    """Read strategy-specific weights, so that an invalid file is refused before training."""
-    own = {strategy.weights: strategy for strategy in resolved if strategy.weights != settings.weights}
-    for strategy in own.values():
+def corpora_of(loaded: Mapping[NamedSet, ReadSet]) -> dict[str, Dataset]:
+    """Return the corpora among the sets that were read, by name in `corpora`."""
+    return {named.corpus: read.dataset for named, read in loaded.items() if named.corpus is not None}
+
+
+def task_of(loaded: Mapping[NamedSet, ReadSet], name: str) -> Task:
+    """Return a task of sets that were read; the development set must be among them.
+
+    Raises:
+        UserError: The sets of the task do not go together.
+    """
+    sets = {named.split: read.dataset for named, read in loaded.items() if named.task == name}
+    return Task(name, sets.pop("development"), sets)
+
+
+def _own_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> dict[str, MergeReport]:
+    """Read strategy-specific weights, so that an invalid file is refused before training.
+
+    Returns:
+        The load report of each strategy that has its own weights, by its name.
+    """
+    own = [strategy for strategy in resolved if strategy.weights != settings.weights]
+    reports: dict[tuple[str, tuple[str, ...]], MergeReport] = {}
+    for strategy in own:
+        key = strategy.weights, strategy.encoder.groups
+        if key in reports:
+            continue
         with _about(f"custom_strategies.{strategy.name}: "):
-            _, _, merged = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
-        print(f"weights of {strategy.name}: {merged}", flush=True)
+            _, _, reports[key] = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
+        print(f"weights of {strategy.name}: {reports[key]}", flush=True)
+    return {each.name: reports[each.weights, each.encoder.groups] for each in own}
 
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:
@@ -148,37 +242,54 @@ def _about_weights(params: Tree, merged: MergeReport) -> str:
     )
 
 
-def _load(settings: StudySettings, source: Source, what: str, loss: str, is_split: bool = False) -> Dataset:
+def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
+    """Read a set, and look for irregularities in it.
+
+    Raises:
+        UserError: The set cannot be read, or a study cannot be made of it.
+    """
+    what = named.title
     with _about(f"{what}: "):
         dataset = sources.load(
-            source,
+            named.source,
             data_dir=storage.data(settings.data_dir) or None,
             image_size=settings.model.image_size,
             on_bad_image=settings.data.on_bad_image,
             cache_bytes=settings.data.cache_mb << 20,
         )
-        if loss == "ordinal":
-            dataset = sources.ordered(dataset, source)
+        if named.loss == "ordinal":
+            dataset = sources.ordered(dataset, named.source)
         if len(dataset.classes) < 2 and not dataset.multi_label and not dataset.segments:
             raise UserError(
                 f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more"
             )
+    if named.corpus is not None:
+        _check_corpus(settings, named, dataset)
     skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
     counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
-    print(
-        f"{what}: {len(dataset)} images ({counts}){several}, {_patients(dataset, is_split)}{skipped}",
-        flush=True,
+    patients = _patients(dataset, named.is_divided)
+    return ReadSet(
+        dataset,
+        f"{what}: {len(dataset)} images ({counts}){several}, {patients}{skipped}",
+        [f"{what}: {line}" for line in findings.of_set(dataset, is_split=named.is_divided)],
     )
-    for line in findings.of_set(dataset, is_split=is_split):
-        print(f"warning: {what}: {line}", flush=True)
-    return dataset
+
+
+def _check_corpus(settings: StudySettings, named: NamedSet, images: Dataset) -> None:
+    """Refuse a corpus of one patient of which a part is to be held out."""
+    if settings.corpus_named(named.corpus or "").val_fraction and len(np.unique(images.groups)) < 2:
+        raise UserError(
+            f"{named.title}: all {len(images)} images are of one patient ({images.groups[0]}), so no part "
+            f"can be held out by patient; expected more patients, or {named.title}.val_fraction=0 to train "
+            "on all"
+        )
 
 
 def _patients(dataset: Dataset, is_split: bool) -> str:
     """Return the number of patients; an image without a patient counts as a separate one."""
-    alone = np.asarray(dataset.groups) == np.asarray(dataset.images.names)
+    alone = facts.unnamed(dataset)
     named = "no patients named" if alone.all() else f"{len(np.unique(dataset.groups[~alone]))} patients"
     if alone.any() and not alone.all():
         named += f", {alone.sum()} images of unnamed ones"
@@ -187,27 +298,27 @@ def _patients(dataset: Dataset, is_split: bool) -> str:
     return named
 
 
-def read_task(settings: StudySettings, name: str) -> Task:
-    """Return a target task, its sets read and reported.
+def different_scales(tasks: Sequence[Task]) -> list[str]:
+    """Return a line for each kind of image that the sets of a task scale by different black and white."""
+    return [
+        f"{task.name}: {line}"
+        for task in tasks
+        for line in intensity.disagreements(
+            {split: dataset.intensity_summary() for split, dataset in task.datasets.items()}
+        )
+    ]
+
+
+def check_folds(settings: StudySettings, task: Task) -> list[str]:
+    """Refuse classes without images and impossible folds, and return what training parts lack, in lines.
 
     Args:
         settings: Settings of the study.
-        name: Name of the task.
+        task: The task.
 
     Raises:
-        UserError: A set is invalid.
+        UserError: A class has no image, or the folds are more than the patients.
     """
-    losses = {settings.transfer.head.loss.name, settings.transfer.finetune.loss.name}
-    loss = "ordinal" if "ordinal" in losses else ""
-    loaded = {
-        split: _load(settings, source, f"{name} {split}", loss, is_split=split == "development")
-        for split, source in settings.tasks[name].sources.items()
-    }
-    return Task(name, loaded.pop("development"), loaded)
-
-
-def _check_folds(settings: StudySettings, task: Task) -> None:
-    """Refuse classes without images and impossible folds; report classes missing from a training part."""
     what = f"{task.name} development"
     with _about(f"{what}: "):
         counts = task.development.class_counts()
@@ -231,8 +342,7 @@ def _check_folds(settings: StudySettings, task: Task) -> None:
     for seed, splits in zip(settings.seeds, folds, strict=True):
         for line in findings.of_folds(task.development, splits):
             lacking.setdefault(line, []).append(seed)
-    for line, seeds in lacking.items():
-        print(f"warning: {what}, seed {', '.join(map(str, seeds))}: {line}", flush=True)
+    return [f"{what}, seed {', '.join(map(str, seeds))}: {line}" for line, seeds in lacking.items()]
 
 
 @contextlib.contextmanager

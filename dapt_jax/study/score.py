@@ -151,7 +151,14 @@ def _tasks(settings: StudySettings) -> list[Task]:
     for name in settings.scoring.tasks:
         if name not in settings.tasks:
             raise UserError(f"scoring.tasks holds {name!r}; {nearest(name, settings.tasks)}")
-    return [prepare.read_task(settings, name) for name in settings.scoring.tasks or settings.tasks]
+    names = settings.scoring.tasks or tuple(settings.tasks)
+    loaded = {}
+    for named in prepare.named_sets(settings, ()):
+        if named.task in names:
+            loaded[named] = read = prepare.read_set(settings, named)
+            for line in (read.line, *(f"warning: {each}" for each in read.warnings)):
+                print(line, flush=True)
+    return [prepare.task_of(loaded, name) for name in names]
 
 
 def _sample(dataset: Dataset, images: int) -> Dataset:

@@ -27,7 +27,7 @@ from dapt_jax.study.adapt import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.prepare import prepare
 from dapt_jax.study.tasks import ResultRow, Task
-from dapt_jax.study.workdir import check_workdir
+from dapt_jax.study.workdir import claim
 from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.recovery import NAN
@@ -93,8 +93,7 @@ def _prepared(
             writers = _writers(settings, workdir) if is_primary else []
             study = prepare(settings)
             planned_flops = {arm.title: plan.arm_flops(study, arm) for arm in study.arms}
-            check_workdir(study, workdir)
-        atomic_files.write_text(workdir / "weights.txt", study.weights)
+            claim(study, workdir)
         if study.marks:
             atomic_files.write_text(workdir / LEAKS, json.dumps(study.marks, indent=1) + "\n")
         results = Results(workdir, planned_flops)

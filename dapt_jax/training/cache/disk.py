@@ -22,7 +22,7 @@ import tensorstore as ts
 from jaxtyping import PyTree
 
 from dapt_jax.cost.memory import tree_bytes
-from dapt_jax.runtime import atomic_files
+from dapt_jax.runtime import atomic_files, safe_paths
 
 FORMAT = 1
 SHARD_BYTES = 64 << 20
@@ -156,7 +156,7 @@ class CacheEntry:
         if self.about["format"] != FORMAT:
             raise ValueError(f"format {self.about['format']}")
         for name, size in self.about["files"].items():
-            if (path / name).stat().st_size != size:
+            if safe_paths.below(path, name, path).stat().st_size != size:
                 raise ValueError(f"{name} is cut short")
         self._arrays = [_open(path / str(number)) for number in range(self.about["leaves"])]
 
