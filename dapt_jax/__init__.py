@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dapt_jax.api import PretrainedEncoder as PretrainedEncoder
     from dapt_jax.api import Trained as Trained
     from dapt_jax.api import adaptation_run as adaptation_run
+    from dapt_jax.api import compare as compare
     from dapt_jax.api import evaluate as evaluate
     from dapt_jax.api import extract_features as extract_features
     from dapt_jax.api import list_encoders as list_encoders
@@ -53,6 +54,7 @@ _EXPORTS = {
             "PretrainedEncoder",
             "Trained",
             "adaptation_run",
+            "compare",
             "evaluate",
             "extract_features",
             "list_encoders",
@@ -99,6 +101,7 @@ __all__ = [
     "TrainingRun",
     "UserError",
     "adaptation_run",
+    "compare",
     "count_flops",
     "default_config",
     "evaluate",

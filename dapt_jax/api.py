@@ -35,6 +35,7 @@ from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.records.ledger import Row
 from dapt_jax.records.scores import Scores
 from dapt_jax.records.study_records import Records
+from dapt_jax.report import compare as comparing
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import TransferSettings
 from dapt_jax.study import plan as planning
@@ -470,6 +471,25 @@ def score(config: config_dict.ConfigDict | StudySettings, workdir: str | Path) -
         UserError: A checkpoint, a set or a score is invalid; one line gives the reason.
     """
     return scoring.run(_settings(config), Path(workdir))
+
+
+def compare(workdirs: Sequence[str | Path], workdir: str | Path) -> Records:
+    """Write one report over the studies of several workdirs, and return their records as those of one study.
+
+    >>> import tempfile
+    >>> records = compare(["a=docs/wbc", "b=docs/wbc_pretraining"], tempfile.mkdtemp())
+    Traceback (most recent call last):
+    ...
+    dapt_jax.errors.UserError: compare: docs/wbc and docs/wbc_pretraining have other images or labels of ...
+
+    Args:
+        workdirs: Folders of the studies, `WORKDIR` or `NAME=WORKDIR`.
+        workdir: Folder of the report.
+
+    Raises:
+        UserError: The studies cannot be compared, since tasks, images or folds differ; says which.
+    """
+    return comparing.build([str(each) for each in workdirs], Path(workdir))
 
 
 def read_study(workdir: str | Path) -> Records:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib as mpl
+from matplotlib.figure import Figure
 
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
 from dapt_jax.formatting import number
@@ -15,6 +18,8 @@ from dapt_jax.records import overlays
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import claims, figures, leak_marks, main_table, narrative, predictions, selection, tables
+from dapt_jax.report.columns import Table
+from dapt_jax.report.style import STYLE, save
 from dapt_jax.runtime import atomic_files
 
 HOW_TO_READ = (
@@ -41,9 +46,44 @@ def build(workdir: Path) -> None:
         UserError: The file config.json is missing, or one of the files is damaged.
     """
     workdir = Path(workdir)
-    records = Records.read(workdir)
+    build_of(Records.read(workdir), workdir)
+
+
+@dataclasses.dataclass(frozen=True)
+class Overview:
+    """What the report of several studies shows before its tasks.
+
+    Attributes:
+        tables: Tables over tasks.
+        figure: Figure over tasks.
+        warnings: Warnings, one line each.
+    """
+
+    tables: Sequence[Table]
+    figure: Figure
+    warnings: Sequence[str]
+
+
+def build_of(records: Records, workdir: Path, overview: Overview | None = None) -> None:
+    """Write the report of records into a folder; see `build`.
+
+    Args:
+        records: Records of a study, or of several.
+        workdir: Folder of the report, and of predictions and overlays where there are any.
+        overview: What comes first, of several studies.
+    """
     pictures = figures.draw(records, overlays.read(workdir), workdir / "figures")
-    render(workdir, "report", _view(records, pictures, workdir))
+    view = _view(records, pictures, workdir)
+    if overview:
+        with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+            path = save(overview.figure, workdir / "figures" / "overview.png")
+        caption = "Every arm on every task: seeds faint, mean with its 95% interval; shaded: the margin around the reference."
+        view["overview"] = {
+            "figures": [picture(path, workdir, caption)],
+            "tables": [leak_marks.marked(records, table) for table in overview.tables],
+        }
+        view["warnings"] = [*overview.warnings, *view["warnings"]]
+    render(workdir, "report", view)
 
 
 def render(folder: Path, template: str, view: Mapping[str, Any]) -> None:
@@ -119,6 +159,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
         "data_note": str(config.get("data_note") or ""),
         "facts": _facts(records),
         "warnings": _warnings(records),
+        "overview": None,
         "sections": sections,
         "ranks": [leak_marks.marked(records, table) for table in claims.over_tasks(records)],
         "figures": shown(""),

@@ -157,7 +157,12 @@ def _values(scores: Scores, task: str, split: str, shown: list[str]) -> Table:
 
         columns.append(Column(f"{variant.replace('_', ' ')}, {way}", value, "scores"))
     left = len(scores.variants) - len(shown)
-    note = f"{left} further variants are in scores.jsonl." if left else ""
+    note = ""
+    if left:
+        note = (
+            f"{left} further variants are in scores.jsonl; shown are the first and those that agree best with "
+            "the downstream scores here, which says nothing of other checkpoints."
+        )
     return Table.of("Values", columns, scores.checkpoints, f"Bold: the best of each score. {note}".strip())
 
 

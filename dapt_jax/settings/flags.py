@@ -22,7 +22,7 @@ from dapt_jax.settings import names
 from dapt_jax.settings.defaults import OPEN, declared, default, flat, resolve, to_dict
 from dapt_jax.settings.schema import StudySettings
 
-NEED_NO_FILE = ("--config.mode=models", "--config.mode=status")
+NEED_NO_FILE = ("--config.mode=models", "--config.mode=status", "--config.mode=compare")
 _LINE = 110
 _COMMA = re.compile(r",(?!(?:strategy|seed|epoch)=)")
 """Between values; the commas of one `run:WORKDIR@strategy=full,seed=0` are not."""
@@ -41,6 +41,7 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --config.mode=models    the models: parameters, FLOPs, layer groups, known weights (needs no FILE)
   --config.mode=status    how far the study in the workdir is, from another terminal (needs no FILE)
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
+  --config.mode=compare   one report over the workdirs of --config.compare=A,B or NAME=A,NAME=B (needs no FILE)
   --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
   --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
 

@@ -22,7 +22,7 @@ from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 from dapt_jax.transferability.variants import ScoringGrid
 
-MODES = ("run", "data", "plan", "score", "aot", "status", "report", "export", "models")
+MODES = ("run", "data", "plan", "score", "aot", "status", "report", "compare", "export", "models")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,6 +211,11 @@ class StudySettings(_Checked):
     note: str = setting("", doc="A line below the title.")
     synthetic: bool = setting(False, doc="Images are made by a generator: said wherever results are shown.")
     mode: str = setting("run", choices=MODES, affects_results=False, doc="What the command does.")
+    compare: tuple[str, ...] = setting(
+        (),
+        affects_results=False,
+        doc="Workdirs whose results mode=compare shows in one report: WORKDIR or NAME=WORKDIR.",
+    )
     strategies: tuple[str, ...] = setting(
         ("none", "full", "partial", "hybrid", "simplified"),
         doc="Built-in and custom strategies that are compared.",
