@@ -22,8 +22,9 @@ from dapt_jax.training.cache.policy import DTYPES, FLOPS_PER_BYTE, Caching
 from dapt_jax.training.cache.policy import MODES as CACHE_MODES
 from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
+from dapt_jax.transferability.variants import ScoringGrid
 
-MODES = ("run", "data", "plan", "aot", "status", "report", "export", "models")
+MODES = ("run", "data", "plan", "score", "aot", "status", "report", "compare", "export", "models")
 
 
 AUTO = -1
@@ -268,6 +269,11 @@ class StudySettings(_Checked):
     note: str = setting("", doc="A line below the title.")
     synthetic: bool = setting(False, doc="Images are made by a generator: said wherever results are shown.")
     mode: str = setting("run", choices=MODES, affects_results=False, doc="What the command does.")
+    compare: tuple[str, ...] = setting(
+        (),
+        affects_results=False,
+        doc="Workdirs whose results mode=compare shows in one report: WORKDIR or NAME=WORKDIR.",
+    )
     strategies: tuple[str, ...] = setting(
         ("none", "full", "partial", "hybrid", "simplified"),
         doc="Built-in and custom strategies that are compared.",
@@ -305,6 +311,9 @@ class StudySettings(_Checked):
     transfer: TransferSettings = section(TransferSettings, "Target tasks.")
     checkpoint_scoring: ScoringSettings = section(ScoringSettings, "Transferability scores along adaptation.")
     checkpoint_selection: SelectionSettings = section(SelectionSettings, "Choice of a checkpoint by a score.")
+    scoring: ScoringGrid = section(
+        ScoringGrid, "Scores of given checkpoints, mode=score.", affects_results=False
+    )
     compute_budget: float = setting(
         0.0,
         at_least=0,
