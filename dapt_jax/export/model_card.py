@@ -6,7 +6,6 @@ from typing import Any
 
 from dapt_jax.errors import redact
 from dapt_jax.formatting import number
-from dapt_jax.metrics import display_name
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.objectives import SUPERVISED
 from dapt_jax.records.study_records import Cost, Records
@@ -165,7 +164,7 @@ def _scores(records: Records, strategy: str, seed: int) -> str:
             row["task"],
             row["split"],
             row["protocol"],
-            display_name(row["metric"]),
+            records.display_name(row["task"], row["metric"]),
             f"{row['value']:.4f}",
             str(row.get("n", "")),
         )

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from dapt_jax.metrics import display_name, lookup, lower_is_better
+from dapt_jax.metrics import lookup, lower_is_better
 from dapt_jax.records.overlays import SegmentationSamples
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import KINDS
@@ -56,10 +56,10 @@ def draw(
 
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         for task in records.tasks:
-            metric, slug = display_name(records.metric(task)), _slug(task)
+            metric, named = records.display_name(task, records.metric(task)), slug(task)
             keep(
                 task,
-                f"cost_score_{slug}",
+                f"cost_score_{named}",
                 cost_score(records, task),
                 f"Standalone model FLOPs of one arm against {metric}. Faint: single seeds. Solid: mean with "
                 "95% "
@@ -67,14 +67,14 @@ def draw(
             )
             keep(
                 task,
-                f"seeds_{slug}",
+                f"seeds_{named}",
                 seeds(records, task),
                 f"{metric} of each seed on {records.in_domain(task)} and external data; the bold line is "
                 "the mean. A steep line means a large generalization gap.",
             )
             keep(
                 task,
-                f"scores_along_{slug}",
+                f"scores_along_{named}",
                 selection.scores_along(records, task),
                 f"Above and first, where checkpoints were measured: their {metric}. Then each "
                 "transferability score by "
@@ -84,7 +84,7 @@ def draw(
             for (split, protocol), of_split in masks.by_split(samples, task).items():
                 keep(
                     task,
-                    f"masks_{slug}_{split}_{protocol}",
+                    f"masks_{named}_{split}_{protocol}",
                     masks.overlays(of_split, records.strategies),
                     "Outlines of the true masks (top row) and of those that each strategy's network drew, "
                     f"{protocol}, "
@@ -170,7 +170,7 @@ def cost_score(records: Records, task: str) -> Figure | None:
         axes.margins(x=0.14, y=0.1)
         axes.set_title(split)
         axes.set_xlabel("TFLOP per arm, standalone" + (" (log scale)" if log else ""))
-        axes.set_ylabel(f"{display_name(metric)} ({protocol})")
+        axes.set_ylabel(f"{records.display_name(task, metric)} ({protocol})")
         if (
             lookup(metric).high == 1 and axes.get_ylim()[1] > 1
         ):  # an interval can exceed the bound of the metric
@@ -203,7 +203,7 @@ def seeds(records: Records, task: str) -> Figure | None:
         axes.set_xlim(-0.3, 1.3)
         axes.set_title(name, color=colour)
         axes.grid(axis="x", visible=False)
-    panels[0].set_ylabel(display_name(metric))
+    panels[0].set_ylabel(records.display_name(task, metric))
     return figure
 
 
@@ -299,5 +299,6 @@ def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
     return first[0] < second[1] and second[0] < first[1] and first[2] < second[3] and second[2] < first[3]
 
 
-def _slug(task: str) -> str:
+def slug(task: str) -> str:
+    """Return a task's name as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in task)
