@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dapt_jax"
 ORDER = (
-    "main", "api", "aot", "export", "study", "settings", "training", "losses", "monitoring", "report", "records", "statistics",
-    "transferability", "weights", "models", "data", "metrics", "cost", "runtime", "ops", "formatting",
+    "main", "api", "aot", "export", "study", "settings", "training", "losses", "objectives", "monitoring", "report", "records",
+    "statistics", "transferability", "weights", "models", "data", "metrics", "cost", "runtime", "ops", "formatting",
     "parameters", "fields", "errors",
 )  # fmt: skip
 """Rooms from top to bottom: a module imports from its own room and from rooms below it."""

@@ -14,7 +14,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import DEFAULT
 from dapt_jax.models.encoders import vit
-from dapt_jax.models.pretext import Trunk
+from dapt_jax.models.trunk import Trunk
 from dapt_jax.objectives import Distil, Reconstruct, TwoViews, two_views
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.study import plan

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Num, PyTree
 
 from dapt_jax.models import layers
 from dapt_jax.models.encoder import Encoder, get_group
@@ -86,9 +86,9 @@ class Classifier:
 
     def activations_at_boundaries(
         self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]
-    ) -> list[Float[Array, "b ..."]]:
+    ) -> list[PyTree[Float[Array, "b ..."]]]:
         """Return the activations at every boundary, from the preprocessed images to the pooled features."""
-        activations = [self.prefix(params, batch_stats, images, 0)]
+        activations: list[PyTree[Array]] = [self.prefix(params, batch_stats, images, 0)]
         for number in range(len(self.encoder.groups)):
             activations.append(self.between(params, batch_stats, activations[-1], number, number + 1))
         return activations

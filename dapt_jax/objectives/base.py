@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dapt_jax.models.encoder import Encoder, Tree
-from dapt_jax.models.pretext import Trunk
+from dapt_jax.models.trunk import Trunk
 from dapt_jax.parameters import Kind
 
 HeadParameters = dict[str, tuple[tuple[int, ...], Kind]]

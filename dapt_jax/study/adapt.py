@@ -12,8 +12,8 @@ import jax
 from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
-from dapt_jax.models.pretext import Pretext
 from dapt_jax.objectives import SUPERVISED
+from dapt_jax.objectives.network import Pretext
 from dapt_jax.runtime import atomic_files, processes
 from dapt_jax.study import collapse
 from dapt_jax.study.arms import Arm, Study

@@ -17,7 +17,7 @@ from dapt_jax.losses import ClassificationLoss, SegmentationLoss
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Tree
-from dapt_jax.models.pretext import Trunk
+from dapt_jax.models.trunk import Trunk
 from dapt_jax.objectives import Distil, Objective, Reconstruct, TwoViews
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.losses import LossSettings

@@ -22,7 +22,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier, pool
 from dapt_jax.models.encoder import TAP, Encoder, Tree
-from dapt_jax.models.pretext import Pretext
+from dapt_jax.objectives.network import Pretext
 from dapt_jax.records.ledger import Row
 from dapt_jax.runtime import processes
 from dapt_jax.training import accounting

@@ -14,8 +14,8 @@ from dapt_jax import ops
 from dapt_jax.cost import flops, memory
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.network import Network
-from dapt_jax.models.pretext import POSITION
 from dapt_jax.objectives import Objective
+from dapt_jax.objectives.network import POSITION
 from dapt_jax.runtime import sharding
 from dapt_jax.training import freezing
 from dapt_jax.training.freezing import Tree

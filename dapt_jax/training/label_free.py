@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,13 +9,11 @@ from dapt_jax.data import near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.models.pretext import Pretext
 from dapt_jax.objectives import Objective
+from dapt_jax.objectives.network import Pretext
 from dapt_jax.training import freezing
 from dapt_jax.training.phases import Phase
-
-if TYPE_CHECKING:
-    from dapt_jax.training.run import TrainingRun
+from dapt_jax.training.steps import PhaseProgram
 
 
 def pretext(
@@ -40,44 +37,49 @@ def distinct_rows(dataset: Dataset) -> np.ndarray:
     return np.sort(np.unique(near_duplicates.looks(dataset.images).digests, return_index=True)[1])
 
 
-def check(run: "TrainingRun") -> None:
+def check(programs: Sequence[PhaseProgram], dataset: Dataset, rows: np.ndarray, groups: np.ndarray) -> None:
     """Refuse a run whose objective its data or settings contradict.
+
+    Args:
+        programs: Programs of its phases.
+        dataset: Its data set.
+        rows: Rows that are trained on.
+        groups: Number of the patient of every row of the data set, where the objective compares patients.
 
     Raises:
         UserError: Images are mixed, there are fewer than two different ones, or the two views of every image
             would be equal.
     """
-    objective, name = run.loss, run.dataset.name
-    assert isinstance(objective, Objective)
-    if not run.mix.is_identity:
+    objective = programs[0].objective
+    if any(not program.mix.is_identity for program in programs):
         raise UserError(
             f"objective {objective.name!r} compares unmixed images; expected adapt.mix without mixing"
         )
-    if len(run.train_rows) < 2:
+    if len(rows) < 2:
         raise UserError(
-            f"{name}: {len(run.train_rows)} image to train on; objective {objective.name!r} needs two or more "
+            f"{dataset.name}: {len(rows)} image to train on; objective {objective.name!r} needs two or more "
             "different ones"
         )
-    if objective.is_paired:
-        _check_pairs(run, objective)
+    for program in programs:
+        if program.is_paired:
+            _check_pairs(program, dataset, groups[rows])
 
 
-def _check_pairs(run: "TrainingRun", objective: Objective) -> None:
-    if run.grad_accum_steps > 1:
+def _check_pairs(program: PhaseProgram, dataset: Dataset, groups: np.ndarray) -> None:
+    name, phase = program.objective.name, program.phase
+    if program.grad_accum_steps > 1:
         raise UserError(
-            f"objective {objective.name!r} compares all images of a batch, but grad_accum_steps="
-            f"{run.grad_accum_steps} computes it in parts; expected grad_accum_steps=1"
+            f"objective {name!r} compares all images of a batch, but grad_accum_steps="
+            f"{program.grad_accum_steps} computes it in parts; expected grad_accum_steps=1"
         )
-    if len(np.unique(run.labels[run.train_rows])) < 2:
+    if len(np.unique(groups)) < 2:
         raise UserError(
-            f"{run.dataset.name}: all {len(run.train_rows)} images are of one patient or look alike; objective "
-            f"{objective.name!r} compares patients: expected two or more, or adapt.objective='reconstruct'"
+            f"{dataset.name}: all {len(groups)} images are of one patient or look alike; objective "
+            f"{name!r} compares patients: expected two or more, or adapt.objective='reconstruct'"
         )
-    for program in run.programs:
-        phase = program.phase
-        if program.augment.is_fixed or phase.views == 1:
-            why = "adapt.augment changes nothing" if program.augment.is_fixed else "it has one fixed view"
-            raise UserError(
-                f"phase {phase.name!r}: the two views of an image are equal, since {why}; objective "
-                f"{objective.name!r} needs an augmentation, and views (adapt.num_fixed_views) of 2 or more, or 0"
-            )
+    if program.augment.is_fixed or phase.views == 1:
+        why = "adapt.augment changes nothing" if program.augment.is_fixed else "it has one fixed view"
+        raise UserError(
+            f"phase {phase.name!r}: the two views of an image are equal, since {why}; objective "
+            f"{name!r} needs an augmentation, and views (adapt.num_fixed_views) of 2 or more, or 0"
+        )

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import pool
-from dapt_jax.models.pretext import Pretext
+from dapt_jax.objectives.network import Pretext
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.fill import forward_fn
 from dapt_jax.training.cache.prefix import Activations

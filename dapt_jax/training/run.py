@@ -158,7 +158,7 @@ class TrainingRun(Generic[ModelT]):
                 raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
         _ = self.programs  # resolves every phase against the model
         if isinstance(self.loss, Objective):
-            label_free.check(self)
+            label_free.check(self.programs, self.dataset, self.train_rows, self.labels)
 
     @property
     def dataset(self) -> Dataset:

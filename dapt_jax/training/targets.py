@@ -9,7 +9,7 @@ import numpy as np
 from dapt_jax.cost.flops import Flops
 from dapt_jax.cost.memory import tree_bytes
 from dapt_jax.data.decode import ImageStore
-from dapt_jax.models.pretext import Trunk
+from dapt_jax.models.trunk import Trunk
 from dapt_jax.objectives import Objective
 from dapt_jax.training import accounting
 from dapt_jax.training.cache.fill import forward_fn

@@ -9,7 +9,8 @@ import numpy as np
 from dapt_jax.data.augment import Augment
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
-from dapt_jax.models.pretext import Pretext, Trunk
+from dapt_jax.models.trunk import Trunk
+from dapt_jax.objectives.network import Pretext
 from dapt_jax.runtime import sharding
 from dapt_jax.training import accounting, freezing
 from dapt_jax.training.cache.policy import cached_spec
