@@ -13,7 +13,7 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, one_line
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
-from dapt_jax.runtime import sharding, storage
+from dapt_jax.runtime import sharding, storage, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
@@ -45,7 +45,7 @@ def prepare(settings: StudySettings) -> Study:
             with _about("transfer.finetune."):
                 sharding.check_batch(transfer.finetune.batch_size, transfer.finetune.grad_accum_steps)
     params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
-    print(f"weights: {merged}", flush=True)
+    streams.say(f"weights: {merged}")
     reports = {"": merged, **_own_weights(settings, resolved)}
     if not settings.tasks and (idle := [each.name for each in resolved if not each.phases]):
         raise UserError(
@@ -55,17 +55,17 @@ def prepare(settings: StudySettings) -> Study:
     loaded = {}
     for named in named_sets(settings, resolved):
         loaded[named] = read = read_set(settings, named)
-        print(read.line, flush=True)
+        streams.say(read.line)
         for line in read.warnings:
-            print(f"warning: {line}", flush=True)
+            streams.say(f"warning: {line}")
     corpora = corpora_of(loaded)
     tasks = tuple(task_of(settings, loaded, name) for name in settings.tasks)
     apart = leakage.resolve(tasks, corpora, settings.data.leaks)
     for line in (*apart.notes, *different_scales(apart.tasks)):
-        print(f"warning: {line}", flush=True)
+        streams.say(f"warning: {line}")
     for task in apart.tasks:
         for line in check_folds(settings, task):
-            print(f"warning: {line}", flush=True)
+            streams.say(f"warning: {line}")
     about = _about_weights(params, merged)
     study = Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
     check_study(study)
@@ -233,7 +233,7 @@ def _own_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> dict[
             continue
         with _about(f"custom_strategies.{strategy.name}: "):
             _, _, reports[key] = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
-        print(f"weights of {strategy.name}: {reports[key]}", flush=True)
+        streams.say(f"weights of {strategy.name}: {reports[key]}")
     return {each.name: reports[each.weights, each.encoder.groups] for each in own}
 
 
