@@ -269,7 +269,9 @@ def _tables(records: Records) -> list[Table]:
 
     columns = [Column[str]("arm", lambda name: name)]
     for task, split in _columns(records):
-        columns.append(Column(split, score(task, split), f"{task}, {records.display_name(task, records.metric(task))}"))
+        columns.append(
+            Column(split, score(task, split), f"{task}, {records.display_name(task, records.metric(task))}")
+        )
     table = Table.of(
         "Arms by task", columns, records.strategies, "Mean over seeds ± half the 95% t-interval."
     )
