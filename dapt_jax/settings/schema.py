@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dapt_jax.cost.energy import CARBON_INTENSITY
+from dapt_jax.data.limits import DECODED_BYTES
 from dapt_jax.data.records import ON_BAD_IMAGE
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting
@@ -75,6 +76,12 @@ class DataSettings(_Checked):
     )
     cache_mb: int = setting(
         2048, at_least=0, affects_results=False, doc="MiB of decoded images kept in memory."
+    )
+    max_image_mb: int = setting(
+        DECODED_BYTES >> 20,
+        at_least=1,
+        affects_results=False,
+        doc="MiB that decoding one file may take; larger ones are unreadable, by their headers.",
     )
     threads: int = setting(2, at_least=1, affects_results=False, doc="Threads that decode images.")
     stall_s: float = setting(
