@@ -25,12 +25,15 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
     protocol, splits = records.protocol(task), records.splits(task)
     arms = [(name, seed) for name in records.strategies for seed in records.seeds]
     cells: dict[tuple[str, object, str], list[Cell]] = {}
+    unseen: dict[str, list[str]] = {}
     for split in splits:
         found = {}
         for name, seed in arms:
             path = predictions.path_of(workdir, name, seed, task, split)
             if path.is_file() and protocol and (each := predictions.read(path, protocol)) is not None:
                 found[name, seed] = each
+        for each in found.values():
+            unseen.setdefault(split, []).extend(each.unseen)
         draws = {arm: patient_draws(each.auc, each.groups, RESAMPLES) for arm, each in found.items()}
         for name, seed in found:
             cells[name, seed, split] = _cells(found, draws, name, seed, records.reference or "")
@@ -48,6 +51,10 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
         "test, for two "
         "classes where every patient has one image, not adjusted."
     )
+    for split, names in unseen.items():
+        if names:
+            listed = ", ".join(dict.fromkeys(names))
+            note += f" On {split}, images whose head had seen no {listed} in training do not count for that class."
     columns: list[Column[tuple[str, object]]] = [
         Column("strategy", lambda arm: arm[0]),
         Column("seed", lambda arm: str(arm[1])),

@@ -30,7 +30,7 @@ from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FINETUNE, HeadSettings
 from dapt_jax.study import adapt, segmentation
 from dapt_jax.study.arms import Arm, Study
-from dapt_jax.study.predictions import FoldPredictions, Predictions
+from dapt_jax.study.predictions import FoldPredictions, Predictions, classes_outside
 from dapt_jax.study.runs import classification_loss, run_options
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import freezing, head_sweep
@@ -344,7 +344,7 @@ def score(
     development = task.development
     labels, classes = development.truth, development.classes
     measure = functools.partial(metrics.classification, classes=classes, ordinal=development.ordinal)
-    seen = [_classes_outside(development, rows) for _, rows in out_of_fold]
+    seen = [classes_outside(development, rows) for _, rows in out_of_fold]
     scores = {
         "development": [
             measure(labels[rows], values, seen=known)
@@ -357,15 +357,6 @@ def score(
             measure(truth, values, seen=known) for values, known in zip(values_of_folds, seen, strict=True)
         ]
     return result_rows(task, key, protocol, classes, scores)
-
-
-def _classes_outside(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Return the classes with an image among a fold's training rows, bool [classes]."""
-    training = np.delete(dataset.truth, rows, axis=0)
-    if dataset.multi_label:
-        seen: np.ndarray = (training == 1).any(axis=0)
-        return seen
-    return np.isin(np.arange(len(dataset.classes)), training)
 
 
 def mean_gradient(dataset: Dataset) -> np.ndarray:
