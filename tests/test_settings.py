@@ -224,6 +224,7 @@ def test_settings_that_do_not_change_results():
         "mode",
         "data_dir",
         "data.cache_mb",
+        "data.max_image_mb",
         "data.threads",
         "data.stall_s",
         "cache.dir",

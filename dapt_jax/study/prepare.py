@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from clu import parameter_overview
 
-from dapt_jax.data import decode, facts, findings, intensity, near_duplicates, sources
+from dapt_jax.data import decode, facts, findings, intensity, limits, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import MissingLabelsError, UserError, one_line
 from dapt_jax.models.classifier import Classifier
@@ -300,6 +300,7 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
         UserError: The set cannot be read, or a study cannot be made of it.
     """
     what = named.title
+    limits.set_decoded_bytes(settings.data.max_image_mb << 20)
     with _about(f"{what}: "):
         read = functools.partial(
             sources.load,

@@ -24,6 +24,7 @@ from dapt_jax.models.classifier import HEAD, Classifier, pool
 from dapt_jax.models.encoder import Tree
 from dapt_jax.records import scores as score_records
 from dapt_jax.report import scores as score_report
+from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import checkpoints, prepare, strategies
 from dapt_jax.study.checkpoints import Checkpoint
