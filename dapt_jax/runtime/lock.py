@@ -69,12 +69,12 @@ class Holder:
     def from_bytes(cls, content: bytes) -> "Holder | None":
         """Return the holder that a file names; None for a file without one."""
         try:
-            values = json.loads(content)
-            found = cls(**values)
+            found = cls(**json.loads(content))
         except (ValueError, TypeError, RecursionError):
             return None
-        fields = dataclasses.fields(cls)
-        return found if all(isinstance(getattr(found, each.name), each.type) for each in fields) else None
+        texts = (found.host, found.started, found.process, found.token)
+        is_valid = all(isinstance(each, str) for each in texts) and isinstance(found.pid, int)
+        return found if is_valid else None
 
     def to_bytes(self) -> bytes:
         """Return the content of the file."""

@@ -140,33 +140,89 @@ class Mirror:
     def push(self) -> None:
         """Upload local changes, then delete remotely what was deleted locally, in this order.
 
+        A kill between any two files leaves a remote folder to resume from: `_rank` gives the order, files of
+        one rank go in the order in which they were written, and while the study writes on, what says that
+        something is finished is read before what it depends on is listed.
+
         Raises:
             UserError: A local file is a link, which may lead out of the folder.
         """
         with self._lock:
-            here = {}
+            shown = self._names()
+            results = self._results()
+            finished = self._names()
+            listed = {_FINISHED: finished, _SHOWN: shown}
+            here, seen = dict[str, tuple[int, int]](), set[str]()
             for path in _files_of(self.folder):
                 name = path.relative_to(self.folder).as_posix()
                 if _stays(name):
                     continue
+                seen.add(name)
+                if name not in listed.get(_rank(name), {name}):
+                    continue
                 safe_paths.below(self.folder, name, self.folder)
                 with contextlib.suppress(FileNotFoundError):  # replaced or removed during the scan
                     here[name] = _mark(path)
-            for name, mark in here.items():
+            here.pop(RESULTS, None)
+            if results:
+                here[RESULTS] = results[0]
+            is_whole = seen == finished
+            for name, mark in sorted(here.items(), key=lambda item: (_rank(item[0]), item[1])):
                 if self._pushed.get(name) != mark:
-                    with contextlib.suppress(FileNotFoundError):
-                        self._put(name)
+                    try:
+                        self._put(name, results[1] if results and name == RESULTS else None)
                         self._pushed[name] = mark
-            for name in [name for name in self._pushed if name not in here]:
+                    except FileNotFoundError:
+                        is_whole = False
+            # While the study writes, what has replaced a removed file may not have been sent.
+            for name in [name for name in self._pushed if is_whole and name not in here]:
                 with contextlib.suppress(FileNotFoundError):
                     self._files.rm_file(f"{self._root}/{name}")
                 del self._pushed[name]
 
-    def _put(self, name: str) -> None:
+    def _names(self) -> set[str]:
+        names = (path.relative_to(self.folder).as_posix() for path in _files_of(self.folder))
+        return {name for name in names if not _stays(name)}
+
+    def _results(self) -> tuple[tuple[int, int], bytes] | None:
+        """Return the mark and the content of the results; None where there are none."""
+        try:
+            mark = _mark(self.folder / RESULTS)
+            return mark, (self.folder / RESULTS).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _put(self, name: str, content: bytes | None = None) -> None:
         target = f"{self._root}/{name}"
         if isinstance(self._files, LocalFileSystem):
             self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
-        self._files.put_file(str(self.folder / name), target)
+        if content is None:
+            self._files.put_file(str(self.folder / name), target)
+        else:
+            self._files.pipe_file(target, content)
+
+
+RESULTS = "results.jsonl"
+"""Name of the results in a workdir: an arm that is in them does not run again."""
+
+_FINISHED, _SHOWN = 2, 4
+"""Ranks of files that say that something is finished, and of what shows results."""
+
+
+def _rank(name: str) -> int:
+    """Return the place of a file of a workdir in the order of uploads: after what it depends on.
+
+    The ledger goes first: one that is newer than the checkpoints gets its rows replaced on resume, and rows
+    of one that is older would be missing.
+    """
+    if name in ("config.json", "weights.txt", "leaks.json", "ledger.jsonl"):
+        return 0
+    if name == RESULTS:
+        return 3
+    if name in ("report.html", "report.md", "status.json"):
+        return _SHOWN
+    is_finished = name.endswith("/adapted.safetensors") or name.startswith("checkpoints/halving-")
+    return _FINISHED if is_finished else 1
 
 
 def _mark(path: Path) -> tuple[int, int]:
