@@ -226,7 +226,7 @@ class Killed(BaseException):
     """The end of the process."""
 
 
-@pytest.mark.parametrize("seed", (*range(30), 132, 158, 222))
+@pytest.mark.parametrize("seed", [*range(30), 132, 158, 222])
 def test_killed_between_any_two_files_of_a_push_a_bucket_holds_a_study_to_resume(seed):
     """The study goes on writing while files are listed and sent; clocks tick as coarsely as they like."""
     files = fsspec.filesystem("memory")

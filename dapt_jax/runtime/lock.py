@@ -69,12 +69,14 @@ class Holder:
     def from_bytes(cls, content: bytes) -> "Holder | None":
         """Return the holder that a file names; None for a file without one."""
         try:
-            found = cls(**json.loads(content))
+            values = json.loads(content)
+            found = cls(**values)
         except (ValueError, TypeError, RecursionError):
             return None
-        texts = (found.host, found.started, found.process, found.token)
-        is_valid = all(isinstance(each, str) for each in texts) and isinstance(found.pid, int)
-        return found if is_valid else None
+        defaults = vars(cls("", 0, "", "", ""))
+        return (
+            found if all(type(value) is type(defaults[name]) for name, value in vars(found).items()) else None
+        )
 
     def to_bytes(self) -> bytes:
         """Return the content of the file."""

@@ -18,7 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dapt_jax.errors import UserError, one_line, redact
-from dapt_jax.runtime import lock, safe_paths, user_cache
+from dapt_jax.runtime import lock, safe_paths, streams, user_cache
 
 PUSH_S = 10.0
 """Seconds between two checks for changes."""
@@ -266,7 +266,7 @@ def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = No
     if place is None or not is_url(place):
         yield Path(place) if place else None
         return
-    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    say = say or (lambda line: streams.say(line, sys.stderr))
     mirror = Mirror(place, _copy_of(place, "workdirs"))
     if mode == "run":
         with lock.held(mirror.lock_file, redact(place), say):
@@ -334,6 +334,6 @@ def data(place: str) -> str:
         if not (path := safe_paths.below(folder, name, place)).exists() or path.stat().st_size != size
     ]
     if missing:
-        print(f"data_dir {place}: copying {len(missing)} of {len(wanted)} files to {folder}", flush=True)
+        streams.say(f"data_dir {place}: copying {len(missing)} of {len(wanted)} files to {folder}")
         mirror.pull(*missing)
     return str(folder)
