@@ -122,6 +122,43 @@ def test_a_place_that_cannot_be_written_for_a_while_is_a_line_and_then_caught_up
     assert there(bucket) == {"/bucket/study/ledger.jsonl": "{}\n"}
 
 
+def test_what_could_not_be_sent_is_one_line_and_sent_by_the_next_start_unless_another_machine_went_on(
+    bucket, monkeypatch
+):
+    place, said = "memory://bucket/study", []
+
+    def lost(*_, **__):
+        raise OSError("no route to host")
+
+    def end(rows, patched):
+        with storage.workdir(place, "run", said.append) as folder:
+            (folder / "results.jsonl").write_text(rows)
+            (folder / "old").unlink(missing_ok=True)
+            patched.setattr(type(bucket), "pipe_file", lost)
+
+    def ends_unsent(rows):
+        told = r"no route to host.* and the same command sends them"
+        with monkeypatch.context() as patched, pytest.raises(UserError, match=told):
+            end(rows, patched)
+
+    with storage.workdir(place, "run", said.append) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "old").write_text("old")
+        (folder / "results.jsonl").write_text("1\n")
+    ends_unsent("1\n2\n")
+    assert there(bucket)["/bucket/study/results.jsonl"] == "1\n"
+    with storage.workdir(place, "run", said.append) as folder:
+        assert (folder / "results.jsonl").read_text() == "1\n2\n"
+        assert not (folder / "old").exists()
+    assert there(bucket) == {"/bucket/study/results.jsonl": "1\n2\n"}
+    assert said == [f"{place}: what could not be sent before is sent now"]
+    ends_unsent("1\n2\n3\n")
+    bucket.pipe_file("/bucket/study/results.jsonl", b"another machine\n")
+    with storage.workdir(place, "run", said.append) as folder:
+        assert (folder / "results.jsonl").read_text() == "another machine\n"
+    assert there(bucket) == {"/bucket/study/results.jsonl": "another machine\n"}
+
+
 def test_a_study_runs_with_its_workdir_and_its_data_in_a_bucket(tmp_path, bucket, capsys):
     rng = np.random.default_rng(0)
     lines = ["image,label,patient,source"]
