@@ -9,6 +9,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.export import model_card
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.records.study_records import Records
+from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import strategies
 from dapt_jax.study.adapt import ADAPTED, read_about
@@ -56,7 +57,7 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
         target = workdir / FOLDER / source.name
         is_whole = arm.strategy.encoder.groups == encoder.groups
         _export(records, arm.strategy, source, target, is_whole=is_whole)
-        print(f"export: {target}", flush=True)
+        streams.say(f"export: {target}")
         made.append(target)
     return made
 

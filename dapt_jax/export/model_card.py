@@ -6,7 +6,6 @@ from typing import Any
 
 from dapt_jax.errors import redact
 from dapt_jax.formatting import number
-from dapt_jax.metrics import display_name
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.weights import export, locate, normalisation, zoo
@@ -76,7 +75,7 @@ def write(
         "or that it normalises otherwise.",
         "A research tool: not a medical device.",
     ]
-    path.write_text("\n\n".join(parts) + "\n")
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _code(*lines: str) -> str:
@@ -153,7 +152,7 @@ def _scores(records: Records, strategy: str, seed: int) -> str:
             row["task"],
             row["split"],
             row["protocol"],
-            display_name(row["metric"]),
+            records.display_name(row["task"], row["metric"]),
             f"{row['value']:.4f}",
             str(row.get("n", "")),
         )

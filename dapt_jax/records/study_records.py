@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.metrics import METRICS
+from dapt_jax.metrics import METRICS, display_name
 from dapt_jax.records import typed
 from dapt_jax.records.ledger import Ledger, Row
 from dapt_jax.records.renamed import upgrade
@@ -28,6 +28,7 @@ _RESULT = {
     "classes": typed.either(typed.list_of(typed.TEXT), typed.COUNT).or_null,
     "init": typed.TEXT.or_null,
     "model": typed.TEXT.or_null,
+    "unit": typed.TEXT.or_null,
 }
 LEAKS = "leaks.json"
 """In a workdir whose study was allowed leaks: by task and split, what of it was seen elsewhere."""
@@ -225,6 +226,11 @@ class Records:
         found = self._named("split", task=task)
         return [split for split in dict.fromkeys([*SPLITS, *found]) if split in found]
 
+    def in_domain(self, task: str) -> str:
+        """Return the split that external data are compared with: development, else test, else val."""
+        found = self.splits(task)
+        return next((split for split in ("development", "test", "val") if split in found), "development")
+
     def metrics(self, task: str) -> list[str]:
         """Return the metrics of a task, without those of single classes (`auc/<class>`)."""
         return [name for name in self._named("metric", task=task) if "/" not in name]
@@ -239,6 +245,12 @@ class Records:
         primary = self.metric(task).partition("/")[0]
         return primary if primary in found else next(iter(found), None)
 
+    def display_name(self, task: str, metric: str) -> str:
+        """Return the display name of a metric, with the unit that the results of a task name, such as "mm"."""
+        rows = (row for row in self.results if (row["task"], row["metric"]) == (task, metric))
+        units = list(dict.fromkeys(row["unit"] for row in rows if row.get("unit")))
+        return display_name(metric) + (f" ({' or '.join(units)})" if units else "")
+
     def values(
         self, strategy: str, task: str, split: str, protocol: str | None, metric: str
     ) -> list[float | None]:
@@ -251,8 +263,9 @@ class Records:
     def generalization_gaps(
         self, strategy: str, task: str, protocol: str | None, metric: str
     ) -> list[float | None]:
-        """Return development minus external per seed."""
-        both = (self.values(strategy, task, split, protocol, metric) for split in ("development", "external"))
+        """Return the score of `in_domain` minus that of external per seed."""
+        splits = (self.in_domain(task), "external")
+        both = (self.values(strategy, task, split, protocol, metric) for split in splits)
         return [None if a is None or b is None else a - b for a, b in zip(*both, strict=True)]
 
     def costs(self, strategy: str, task: str | None = None) -> dict[Any, Cost]:

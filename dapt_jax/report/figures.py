@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from dapt_jax.metrics import display_name, lookup, lower_is_better
+from dapt_jax.metrics import lookup, lower_is_better
 from dapt_jax.records.overlays import SegmentationSamples
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import KINDS
@@ -56,7 +56,7 @@ def draw(
 
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         for task in records.tasks:
-            metric, named = display_name(records.metric(task)), slug(task)
+            metric, named = records.display_name(task, records.metric(task)), slug(task)
             keep(
                 task,
                 f"cost_score_{named}",
@@ -69,8 +69,8 @@ def draw(
                 task,
                 f"seeds_{named}",
                 seeds(records, task),
-                f"{metric} of each seed on development and external data; the bold line is the mean. "
-                "A steep line means a large generalization gap.",
+                f"{metric} of each seed on {records.in_domain(task)} and external data; the bold line is "
+                "the mean. A steep line means a large generalization gap.",
             )
             keep(
                 task,
@@ -110,8 +110,8 @@ def draw(
 
 
 def cost_score(records: Records, task: str) -> Figure | None:
-    """Draw cost against score, one panel per split (development, external)."""
-    splits = [split for split in ("development", "external") if split in records.splits(task)]
+    """Draw cost against score, one panel per split (in-domain, external)."""
+    splits = [split for split in (records.in_domain(task), "external") if split in records.splits(task)]
     metric, protocol = records.metric(task), records.protocol(task)
     style = strategy_styles(records.strategies)
     points: dict[str, dict[str, tuple[float, list[tuple[float, float]]]]] = {split: {} for split in splits}
@@ -170,7 +170,7 @@ def cost_score(records: Records, task: str) -> Figure | None:
         axes.margins(x=0.14, y=0.1)
         axes.set_title(split)
         axes.set_xlabel("TFLOP per arm, standalone" + (" (log scale)" if log else ""))
-        axes.set_ylabel(f"{display_name(metric)} ({protocol})")
+        axes.set_ylabel(f"{records.display_name(task, metric)} ({protocol})")
         if (
             lookup(metric).high == 1 and axes.get_ylim()[1] > 1
         ):  # an interval can exceed the bound of the metric
@@ -180,11 +180,11 @@ def cost_score(records: Records, task: str) -> Figure | None:
 
 
 def seeds(records: Records, task: str) -> Figure | None:
-    """Draw development and external score of each seed, joined, one panel per strategy."""
-    metric, protocol = records.metric(task), records.protocol(task)
+    """Draw in-domain and external score of each seed, joined, one panel per strategy."""
+    metric, protocol, own = records.metric(task), records.protocol(task), records.in_domain(task)
     pairs = {}
     for name in records.strategies:
-        both = [records.values(name, task, split, protocol, metric) for split in ("development", "external")]
+        both = [records.values(name, task, split, protocol, metric) for split in (own, "external")]
         known = [(a, b) for a, b in zip(*both, strict=True) if a is not None and b is not None]
         if known:
             pairs[name] = known
@@ -199,11 +199,11 @@ def seeds(records: Records, task: str) -> Figure | None:
             axes.plot([0, 1], pair, color=colour, alpha=0.45, linewidth=1, marker=marker, markersize=4)
         means = [sum(side) / len(known) for side in zip(*known, strict=True)]
         axes.plot([0, 1], means, color=colour, linewidth=2.6, solid_capstyle="round")
-        axes.set_xticks([0, 1], ["dev.", "ext."])
+        axes.set_xticks([0, 1], [{"development": "dev."}.get(own, own), "ext."])
         axes.set_xlim(-0.3, 1.3)
         axes.set_title(name, color=colour)
         axes.grid(axis="x", visible=False)
-    panels[0].set_ylabel(display_name(metric))
+    panels[0].set_ylabel(records.display_name(task, metric))
     return figure
 
 

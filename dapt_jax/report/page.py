@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
 from dapt_jax.formatting import number
-from dapt_jax.records import overlays
+from dapt_jax.records import intensities, overlays
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import claims, figures, leak_marks, main_table, narrative, predictions, selection, tables
@@ -23,24 +23,25 @@ from dapt_jax.report.style import STYLE, save
 from dapt_jax.runtime import atomic_files
 
 HOW_TO_READ = (
-    "Intervals are 95% Student t-intervals of the mean over seeds; they are symmetric and not cut off at 0 "
-    "or 1. p comes from a two-sided paired t-test over seeds against the reference strategy, adjusted by "
-    "Holm's method for the number of strategies, each split on its own. The generalization gap is "
-    "development minus external, seed by seed. Standalone is what one arm costs on its own: what it ran "
-    "plus what it took from activations that another arm of the study had computed (energy in proportion to"
-    " time); only the seconds of training are those that were run. FLOPs are those of matrix products and "
-    "convolutions, a multiply-accumulate counted as 2, recomputation left out. Adapt covers domain-adaptive"
-    " pre-training and choosing a checkpoint; transfer covers the heads on the target task. The note below "
-    "a table says what its marks mean and which test they come from."
+    "Intervals are 95% Student t-intervals of the mean over seeds; they are symmetric and not cut off at "
+    "0 or 1. p comes from two two-sided tests over seeds against the reference strategy, the paired "
+    "t-test and Welch's t-test of independent runs, each adjusted by Holm's method for the number of "
+    "strategies, each split on its own. The generalization gap is development (or the official test "
+    "split) minus external, seed by seed. Standalone is what one arm costs on its own: what it ran plus "
+    "what it took from activations that another arm of the study had computed (energy in proportion to "
+    "time); only the seconds of training are those that were run. FLOPs are those of matrix products and "
+    "convolutions, a multiply-accumulate counted as 2, recomputation left out. Adapt covers domain- "
+    "adaptive pre-training and choosing a checkpoint; transfer covers the heads on the target task. The "
+    "note below a table says what its marks mean and which test they come from."
 )
 
 
 def build(workdir: Path) -> None:
     """Write report.md, report.html and figures/*.png from the records of a study.
 
-    It reads config.json, results.jsonl, ledger.jsonl, predictions/ and the images in overlays/ only; an
-    unfinished study gives a report on the available results. The HTML page is one file with embedded images,
-    without scripts or network access.
+    It reads config.json, results.jsonl, ledger.jsonl, leaks.json, intensities.json, predictions/ and the
+    images in overlays/ only; an unfinished study gives a report on the available results. The HTML page is
+    one file with embedded images, without scripts or network access.
 
     Raises:
         UserError: The file config.json is missing, or one of the files is damaged.
@@ -163,6 +164,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
         "sections": sections,
         "ranks": [leak_marks.marked(records, table) for table in claims.over_tasks(records)],
         "figures": shown(""),
+        "intensities": tables.intensity_ranges(intensities.read(workdir)),
         "totals": tables.totals(records) if records.rows else None,
         "totals_words": _totals_words(records),
         "how_to_read": HOW_TO_READ,

@@ -14,6 +14,7 @@ from dapt_jax.models.registry import configured
 from dapt_jax.records.vocabulary import MARGIN
 from dapt_jax.runtime.processes import Group
 from dapt_jax.settings.names import is_like
+from dapt_jax.settings.sections import changed
 from dapt_jax.settings.sources import CorpusSettings, StrategySpec, TaskSettings, check_name
 from dapt_jax.settings.training import AdaptSettings, TransferSettings, check_names
 from dapt_jax.training.cache.policy import DTYPES, FLOPS_PER_BYTE, Caching
@@ -239,7 +240,7 @@ class StudySettings(_Checked):
     )
     tasks: Mapping[str, TaskSettings] = setting(
         default_factory=dict,
-        doc="Target tasks by name: development, and test and external where there are any.",
+        doc="Target tasks by name: development, or train and val; and test and external where there are any.",
     )
     adapt: AdaptSettings = section(AdaptSettings, "Domain-adaptive pre-training.")
     cache: CacheSettings = section(CacheSettings, "Activations of frozen prefixes.")
@@ -276,6 +277,11 @@ class StudySettings(_Checked):
                 check_name(section_name, name)
         check_names("strategies", self.strategies)
         self._check_seeds()
+        if not self.tasks or any(task.val is None for task in self.tasks.values()):
+            self.transfer.check_validation("transfer")
+        for name, task in self.tasks.items():
+            if task.transfer and task.val is None:
+                self.transfer_of(name).check_validation(f"tasks.{name}.transfer")
         for name, spec in self.custom_strategies.items():
             for corpus in (spec.corpus, *(phase.corpus for phase in spec.phases)):
                 if corpus and corpus not in self.corpora:
@@ -297,6 +303,20 @@ class StudySettings(_Checked):
                 "compute_budget is for strategies that adapt, compared by a score; expected "
                 "checkpoint_selection.score='robustness', or compute_budget=0"
             )
+
+    def transfer_of(self, task: str) -> TransferSettings:
+        """Return the settings of a target task: `transfer`, with what the task changes.
+
+        Raises:
+            UserError: A change is invalid.
+        """
+        changes = self.tasks[task].transfer if task in self.tasks else {}
+        return changed(self.transfer, changes, f"tasks.{task}.transfer") if changes else self.transfer
+
+    def of_task(self, task: str) -> "StudySettings":
+        """Return the settings with those of a target task in the place of `transfer`."""
+        own = self.transfer_of(task)
+        return self if own is self.transfer else dataclasses.replace(self, transfer=own)
 
     def _check_seeds(self) -> None:
         for seed in self.seeds:

@@ -15,7 +15,7 @@ from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.runtime import atomic_files, processes
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Scorer
-from dapt_jax.training import loop
+from dapt_jax.training import freezing, loop
 from dapt_jax.training.callbacks import Callback
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.early_stopping import EarlyStopping
@@ -43,7 +43,7 @@ class EpochKeeper(Callback):
         Args:
             folder: Folder of the files; see `run_reference.epoch_file`.
             kept: Numbers of epochs after which the encoder is kept.
-            encoder: The encoder.
+            encoder: The encoder as it is trained.
             origin: Where it comes from: strategy, seed, source weights, image size.
             scorer: Callback before this one that scores epochs; None where nothing is scored.
         """
@@ -61,7 +61,7 @@ class EpochKeeper(Callback):
             origin = {**self.origin, "epoch": epoch + 1, **metrics, "scores": scores}
             params, batch_stats = jax.device_get((params, batch_stats))
             file = self.folder / epoch_file(epoch + 1)
-            export.write(file, params, batch_stats, self.encoder, origin)
+            export.write(file, self.encoder.merged(params), batch_stats, self.encoder.base, origin)
         return False
 
 
@@ -142,13 +142,14 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         "head": _kind_of_head(run),
     }
     if is_last and (kept := study.kept_epochs(arm)):
-        callbacks = (*callbacks, EpochKeeper(folder / EPOCHS, kept, strategy.encoder, origin, scorer))
+        callbacks = (*callbacks, EpochKeeper(folder / EPOCHS, kept, run.model.encoder, origin, scorer))
     own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)
     trained = loop.train(run, params, batch_stats, own)
     params, batch_stats = trained.params, trained.batch_stats
     epochs = scorer.done if scorer else run.timeline.epochs
     if scorer:
         params, batch_stats = scorer.chosen(params, batch_stats)
+    params = run.model.encoder.merged(params)
     about = {
         "model": strategy.encoder.name,
         "groups": strategy.encoder.groups,
@@ -180,6 +181,23 @@ def _kind_of_head(run: TrainingRun) -> str:
     return "softmax" if is_softmax else ""
 
 
+def start(study: Study, arm: Arm, model: Classifier) -> tuple[Tree, Tree, str]:
+    """Return the source weights of an arm for the model of its run, and a description of their source.
+
+    Args:
+        study: The study.
+        arm: The arm.
+        model: Model of the run; its low-rank updates start at zero.
+    """
+    params, batch_stats, merged = study.load_weights(arm, model.base)
+    return _with_updates(model, params, arm.seed), batch_stats, merged.source
+
+
+def _with_updates(model: Classifier, params: Tree, seed: int) -> Tree:
+    """Return parameters for a model with low-rank updates, which start at zero; unchanged without any."""
+    return params if model.base is model else freezing.overlay(model.init(seed)[0], params)
+
+
 def _start(study: Study, arm: Arm, context: RunContext) -> tuple[Tree, Tree, str]:
     """Return the parameters and statistics that an arm's run starts from, and their origin in words.
 
@@ -187,12 +205,11 @@ def _start(study: Study, arm: Arm, context: RunContext) -> tuple[Tree, Tree, str
     """
     model = study.run_of(arm).model
     if arm.before is None:
-        params, batch_stats, merged = study.load_weights(arm, model)
-        return params, batch_stats, merged.source
+        return start(study, arm, model)
     adapted = adapt(study, arm.before, context)
     file = arm.before.folder(context.study_folder()) / ADAPTED
-    params, batch_stats, _ = locate.load(str(file), model, seed=arm.seed, head="new")
-    return params, batch_stats, adapted.source
+    params, batch_stats, _ = locate.load(str(file), model.base, seed=arm.seed, head="new")
+    return _with_updates(model, params, arm.seed), batch_stats, adapted.source
 
 
 def load_adapted(arm: Arm, weights: str, dtype: str) -> Adapted:
@@ -215,7 +232,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         folder: Folder of the arm.
     """
     processes.sync_file(folder / ABOUT)
-    return json.loads((folder / ABOUT).read_text())
+    return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
 
 
 def scorer_for(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> Scorer | None:

@@ -54,7 +54,7 @@ def contents(study: Study) -> dict[str, dict[str, str]]:
     for name, corpus in study.corpora.items():
         found[f"corpora.{name}" if name else "corpus"] = _of_set(study, corpus)
     for task in study.tasks:
-        for split, dataset in task.datasets.items():
+        for split, dataset in task.parts.items():
             found[f"tasks.{task.name}.{split}"] = _of_set(study, dataset)
     return found
 
@@ -113,7 +113,8 @@ def _where(study: Study, setting: str) -> str:
         source = settings.tasks[task].sources[split]
     else:
         source = settings.corpus_named(name).source
-    return redact(str(source.get("path", "")))
+    parts = (source,) if isinstance(source, Mapping) else source
+    return redact(", ".join(str(part["path"]) for part in parts if part.get("path")))
 
 
 def _of_weights(report: MergeReport, strategies: Iterable[Strategy]) -> dict[str, str]:

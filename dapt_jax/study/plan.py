@@ -30,6 +30,7 @@ class PhasePlan:
         name: Name of the phase.
         trainable: Number of trainable parameters.
         total: Number of parameters of the model.
+        lowest: The lowest layer group that trains.
         steps: Optimizer steps.
         images: Images processed, including repeats.
         flops_per_image: Model FLOPs of one image in one step.
@@ -40,11 +41,14 @@ class PhasePlan:
         cache_bytes: Bytes of cached activations.
         place: Tier of the cache; empty without caching.
         why: Reason for caching the prefix, or not.
+        depth: Line on few trained parameters that lie so low that their steps cost nearly full ones; empty
+            otherwise.
     """
 
     name: str
     trainable: int
     total: int
+    lowest: str
     steps: int
     images: int
     flops_per_image: int
@@ -54,6 +58,7 @@ class PhasePlan:
     cache_bytes: int
     place: str
     why: str
+    depth: str = ""
 
 
 def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
@@ -75,6 +80,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 name=program.phase.name,
                 trainable=freezing.count(shapes, program.mask.trainable),
                 total=freezing.count(shapes),
+                lowest=program.model.groups[program.mask.boundary],
                 steps=run.timeline.steps_per_epoch * program.phase.epochs,
                 images=images,
                 flops_per_image=per_image,
@@ -84,9 +90,34 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 cache_bytes=decision.bytes,
                 place=decision.tier,
                 why=decision.reason,
+                depth=_depth_line(run, place),
             )
         )
     return planned
+
+
+FEW = 0.1
+"""Share of the encoder's parameters up to which a phase counts as one of few parameters."""
+
+
+def _depth_line(run: TrainingRun, number: int) -> str:
+    """Return a line on a phase whose few parameters reach below most of the network; empty for others."""
+    program, side = run.programs[number], run.dataset.images.size
+    model, boundary = program.model, program.mask.boundary
+    if boundary >= len(model.encoder.groups):
+        return ""
+    shapes, _ = model.encoder.abstract()
+    share = freezing.count(shapes, program.mask.trainable) / freezing.count(shapes)
+    side = program.augment.size(side)
+    forward = accounting.forward(model, side, len(model.encoder.groups)).model
+    if share > FEW or accounting.forward(model, side, boundary).model > forward / 2:
+        return ""
+    ratio = run.flops_per_image(number) / (3 * forward)
+    return (
+        f"{run.tag.strategy}: {program.phase.name} trains {share:.2%} of the encoder from "
+        f"{model.groups[boundary]} up, so the backward pass runs down to there and a step costs {ratio:.2f} "
+        "of a full one; patterns in the last groups (adapt.peft_groups) leave a prefix to cache"
+    )
 
 
 def largest_batch(run: TrainingRun, phases: list[PhasePlan], fsdp: int = 1) -> int:
@@ -122,7 +153,7 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
         arm: The arm.
         task: The task.
     """
-    settings, encoder = study.settings.transfer, arm.strategy.encoder
+    settings, encoder = study.settings.transfer_of(task.name), arm.strategy.encoder
     if task.is_segmentation:
         return {
             protocol: sum(
@@ -204,6 +235,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
     ):
         overview.add_column(column, justify="left" if column == "strategy" else "right")
     too_large: list[str] = []
+    depths: list[str] = []
     fsdp = settings.runtime.fsdp
     for arm in arms:
         phases, largest = list[PhasePlan](), 0
@@ -214,6 +246,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
             largest = min(largest_batch(run, each, fsdp) for run, each in zip(runs, planned, strict=True))
             too_large += [arm.name] if largest < settings.adapt.batch_size else []
             console.print(_phase_table(arm.name, phases))
+            depths += [phase.depth for phase in phases if phase.depth]
         spent = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
         shapes, _ = arm.strategy.encoder.abstract()
         overview.add_row(
@@ -232,6 +265,8 @@ def show(study: Study, workdir: Path | None = None) -> None:
     if line := _about_seeds(study, totals):
         console.print(line, soft_wrap=True)
     console.print(_about_memory(settings.adapt.batch_size, too_large), soft_wrap=True)
+    for line in depths:
+        console.print(line, soft_wrap=True)
     for arm in arms:
         if line := checkpoint_scores.score_cost_line(study, arm):
             console.print(line, soft_wrap=True)
@@ -292,6 +327,7 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
     table = Table(title=strategy, title_justify="left")
     table.add_column("phase")
     for column in (
+        "lowest trained",
         "trainable",
         "total",
         "images",
@@ -306,6 +342,7 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
     for phase in phases:
         table.add_row(
             phase.name,
+            phase.lowest,
             f"{phase.trainable:,}",
             f"{phase.total:,}",
             f"{phase.images:,}",

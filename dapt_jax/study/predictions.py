@@ -18,7 +18,9 @@ class Predictions:
     def __init__(self, task: Task):
         """Start without predictions."""
         self._task = task
-        self._by_split: dict[str, dict[str, np.ndarray]] = {split: {} for split in task.datasets}
+        self._by_split: dict[str, dict[str, np.ndarray]] = {
+            split: {} for split in (task.scored, *task.held_out)
+        }
 
     def add(self, protocol: str, out_of_fold: FoldPredictions, held_out: dict[str, list[np.ndarray]]) -> None:
         """Add the predictions of a protocol.
@@ -29,9 +31,9 @@ class Predictions:
             held_out: Predictions of each fold for other splits, of which the mean over folds counts.
         """
         rows = np.concatenate([part for _, part in out_of_fold])
-        if len(rows) == len(self._task.development):
+        if len(rows) and len(rows) == len(self._task.scored_rows):
             values = np.concatenate([values for values, _ in out_of_fold])
-            self._by_split["development"][protocol] = values[np.argsort(rows)]
+            self._by_split[self._task.scored][protocol] = values[np.argsort(rows)]
         for split, folds in held_out.items():
             self._by_split[split][protocol] = np.mean(folds, 0)
 
@@ -46,7 +48,7 @@ class Predictions:
         for split, by_protocol in self._by_split.items():
             if not by_protocol:
                 continue
-            dataset = self._task.datasets[split]
+            dataset = self._task.scored_sets(self._task.scored_rows)[split]
             images = np.asarray([Path(each).name for each in dataset.images.names])
             path = predictions.path_of(workdir, name, seed, self._task.name, split)
             predictions.write(path, dataset.truth, dataset.groups, images, by_protocol)

@@ -14,7 +14,8 @@ from dapt_jax.errors import UserError, one_line
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
 from dapt_jax.runtime import sharding, storage
-from dapt_jax.settings import Source, StudySettings
+from dapt_jax.settings import StudySettings
+from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study import halving, leakage, segmentation, strategies
 from dapt_jax.study.arms import Study
@@ -39,10 +40,10 @@ def prepare(settings: StudySettings) -> Study:
     sharding.make_mesh(fsdp=settings.runtime.fsdp)
     with _about("adapt."):
         sharding.check_batch(settings.adapt.batch_size, settings.adapt.grad_accum_steps)
-    if FINETUNE in settings.transfer.protocols:
-        finetune = settings.transfer.finetune
-        with _about("transfer.finetune."):
-            sharding.check_batch(finetune.batch_size, finetune.grad_accum_steps)
+    for transfer in {name: settings.transfer_of(name) for name in ("", *settings.tasks)}.values():
+        if FINETUNE in transfer.protocols:
+            with _about("transfer.finetune."):
+                sharding.check_batch(transfer.finetune.batch_size, transfer.finetune.grad_accum_steps)
     params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
     print(f"weights: {merged}", flush=True)
     reports = {"": merged, **_own_weights(settings, resolved)}
@@ -58,7 +59,7 @@ def prepare(settings: StudySettings) -> Study:
         for line in read.warnings:
             print(f"warning: {line}", flush=True)
     corpora = corpora_of(loaded)
-    tasks = tuple(task_of(loaded, name) for name in settings.tasks)
+    tasks = tuple(task_of(settings, loaded, name) for name in settings.tasks)
     apart = leakage.resolve(tasks, corpora, settings.data.leaks)
     for line in (*apart.notes, *different_scales(apart.tasks)):
         print(f"warning: {line}", flush=True)
@@ -111,8 +112,8 @@ def _check_adaptation(study: Study) -> None:
 
 def _check_segmentation(study: Study) -> None:
     """Run the checks of decoder, cache and devices that would otherwise fail during a study."""
-    settings = study.settings.transfer.segmentation
     for task in (task for task in study.tasks if task.is_segmentation):
+        settings = study.settings.transfer_of(task.name).segmentation
         with _about("transfer.segmentation."):
             sharding.check_batch(settings.batch_size, settings.grad_accum_steps)
         for arm, protocol in itertools.product(study.arms_of(study.settings.seeds[0]), settings.protocols):
@@ -135,7 +136,7 @@ class NamedSet:
     """
 
     title: str
-    source: Source
+    source: Sources
     loss: str
     corpus: str | None = None
     task: str = ""
@@ -145,6 +146,11 @@ class NamedSet:
     def is_divided(self) -> bool:
         """Whether the study divides the set into folds."""
         return self.split == "development"
+
+    @property
+    def is_trained_on(self) -> bool:
+        """Whether heads are trained on the set, or on parts of it."""
+        return self.split in ("development", "train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,13 +190,17 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
             )
         title = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
         found[strategy.corpus] = NamedSet(title, source, settings.adapt.loss.name, corpus=strategy.corpus)
-    losses = {settings.transfer.head.loss.name, settings.transfer.finetune.loss.name}
-    loss = "ordinal" if "ordinal" in losses else ""
     return [*found.values()] + [
-        NamedSet(f"{name} {split}", source, loss, task=name, split=split)
+        NamedSet(f"{name} {split}", source, _loss_of(settings, name), task=name, split=split)
         for name, task in settings.tasks.items()
         for split, source in task.sources.items()
     ]
+
+
+def _loss_of(settings: StudySettings, task: str) -> str:
+    """Return the name of the loss that makes grades of a task's classes; empty where there is none."""
+    transfer = settings.transfer_of(task)
+    return "ordinal" if "ordinal" in {transfer.head.loss.name, transfer.finetune.loss.name} else ""
 
 
 def corpora_of(loaded: Mapping[NamedSet, ReadSet]) -> dict[str, Dataset]:
@@ -198,14 +208,15 @@ def corpora_of(loaded: Mapping[NamedSet, ReadSet]) -> dict[str, Dataset]:
     return {named.corpus: read.dataset for named, read in loaded.items() if named.corpus is not None}
 
 
-def task_of(loaded: Mapping[NamedSet, ReadSet], name: str) -> Task:
-    """Return a task of sets that were read; the development set must be among them.
+def task_of(settings: StudySettings, loaded: Mapping[NamedSet, ReadSet], name: str) -> Task:
+    """Return a task of sets that were read; those that its heads are trained on must be among them.
 
     Raises:
         UserError: The sets of the task do not go together.
     """
     sets = {named.split: read.dataset for named, read in loaded.items() if named.task == name}
-    return Task(name, sets.pop("development"), sets)
+    seed = settings.transfer_of(name).split_seed
+    return Task.of(name, sets, None if seed < 0 else seed, settings.tasks[name].auc_classes)
 
 
 def _own_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> dict[str, MergeReport]:
@@ -319,15 +330,16 @@ def check_folds(settings: StudySettings, task: Task) -> list[str]:
     Raises:
         UserError: A class has no image, or the folds are more than the patients.
     """
-    what = f"{task.name} development"
+    what = f"{task.name} {'train' if task.official else 'development'}"
     with _about(f"{what}: "):
-        counts = task.development.class_counts()
+        counts = (task.official or (task.development,))[0].class_counts()
         for label, count in counts.items():
             if not count and not task.development.multi_label:
                 present = ", ".join(each for each in counts if counts[each])
                 raise UserError(f"no image is {label!r}; expected images of every class, found {present}")
         try:
-            folds = [task.folds(settings.transfer.folds, seed) for seed in settings.seeds]
+            number = settings.transfer_of(task.name).folds
+            folds = [task.folds(number, seed) for seed in settings.seeds]
         except UserError as error:
             pairs = near_duplicates.merged(task.development).pairs
             merged = (

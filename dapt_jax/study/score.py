@@ -158,7 +158,7 @@ def _tasks(settings: StudySettings) -> list[Task]:
             loaded[named] = read = prepare.read_set(settings, named)
             for line in (read.line, *(f"warning: {each}" for each in read.warnings)):
                 print(line, flush=True)
-    return [prepare.task_of(loaded, name) for name in names]
+    return [prepare.task_of(settings, loaded, name) for name in names]
 
 
 def _sample(dataset: Dataset, images: int) -> Dataset:

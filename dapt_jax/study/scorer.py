@@ -248,7 +248,8 @@ class Scorer(Callback):
         }
         self.points.append({**point, **({"reasons": reasons} if reasons else {})})
         if self.settings.select or self.settings.keep:
-            export.write(self.file(epoch), jax.device_get(params), jax.device_get(batch_stats))
+            plain = self.model.encoder.merged(jax.device_get(params))
+            export.write(self.file(epoch), plain, jax.device_get(batch_stats))
         if self.settings.select:
             index, self.stopped = self._choice()
             for place, each in enumerate(self.points):
@@ -328,7 +329,7 @@ class Scorer(Callback):
         if point is self.points[-1]:
             return params, batch_stats
         processes.sync_file(self.file(point["epoch"]))
-        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.model, seed=0)
+        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.model.base, seed=0)
         return chosen, chosen_stats
 
     def row(self) -> Row:

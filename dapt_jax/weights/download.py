@@ -143,7 +143,7 @@ def _alone(path: Path) -> Iterator[None]:
         yield
         return
     try:
-        lock = path.with_name(f".{path.name}.lock").open("w")
+        lock = path.with_name(f".{path.name}.lock").open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path.parent}: cannot be written to ({error.strerror}); set {FOLDER} to a folder that can"

@@ -43,6 +43,7 @@ def _smoothed(dataset: Dataset, uncertain: str = POLICIES[0], blanks: str = "zer
     classes=CLASSES,
     multi_label=True,
     counts={"train": 223414, "val": 234},
+    official={"train": "train", "test": "val"},
     finish=_smoothed,
 )
 def chexpert(root: Path, *, uncertain: str = POLICIES[0], blanks: str = "zeros") -> Iterator[Record]:
