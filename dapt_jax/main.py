@@ -91,7 +91,9 @@ def _one_of_several(
     preemption_handler.listen()
     try:
         own = storage.workdir(workdir, settings.mode) if processes.is_primary() else processes.scratch()
-        with own as folder:
+        with contextlib.ExitStack() as stack:
+            with processes.barrier_or_raise():
+                folder = stack.enter_context(own)
             assert folder is not None
             yield folder
     except (Exception, preemption.Stopped, processes.PeerFailed) as error:

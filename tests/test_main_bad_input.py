@@ -154,7 +154,7 @@ def test_a_config_file_without_get_config(refused, tmp_path):
 
 OWN_PHASES = {
     "a pattern of nothing": ("trainable", "('stage9/*',)", "phase 'a': pattern 'stage9/*' matches no parameter", "'stage7'"),
-    "batch norm alone": ("trainable", "'stage7/*/norm*'", "matches in 'stage7/block1' only", "batch_norm='train'"),
+    "batch norm alone": ("trainable", "'stage7/*/norm*'", "matches in 'stage7/block1' only", "batch_norm='affine' or 'train'"),
     "a setting misspelt": ("epohcs", "1", "custom_strategies.mine.phases[0] has no setting 'epohcs'", "'epochs'"),
     "a wrong type": ("epochs", "'1'", "custom_strategies.mine.phases[0]: epochs is '1'", "a whole number"),
     "no epoch": ("epochs", "0", "phase 'a': epochs is 0", "1 or more"),

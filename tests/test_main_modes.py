@@ -84,7 +84,15 @@ def test_a_plan_needs_no_workdir(capsys):
 
 
 def test_what_a_study_leaves(finished):
-    for name in ("config.json", "results.jsonl", "ledger.jsonl", "report.html", "report.md", "weights.txt"):
+    for name in (
+        "config.json",
+        "results.jsonl",
+        "ledger.jsonl",
+        "report.html",
+        "report.md",
+        "weights.txt",
+        "intensities.json",
+    ):
         assert (finished / name).stat().st_size, name
     for strategy in ("full", "partial"):
         for seed in (0, 1):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dapt_jax.errors import UserError
-from dapt_jax.records import Records, overlays, predictions
+from dapt_jax.records import Records, intensities, overlays, predictions
 from dapt_jax.report import claims, main_table, narrative, selection, tables
 from dapt_jax.report import predictions as report_predictions
 from dapt_jax.runtime import atomic_files
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "tumour type"
-FILES = ("config.json", "results.jsonl", "ledger.jsonl", "leaks.json")
+FILES = ("config.json", "results.jsonl", "ledger.jsonl", "leaks.json", "intensities.json")
 DELETED = object()
 ODD = (
     DELETED,
@@ -51,6 +51,8 @@ ODD = (
 def good(tmp_path_factory):
     workdir = report_example.write(tmp_path_factory.mktemp("good"), seeds=(0, 1), strategies=("none", "full"))
     (workdir / "leaks.json").write_text(json.dumps({TASK: {"external": "3 images"}}))
+    row = {"origin": "8 bits", "images": 3, "low": [0.0, 0.0], "high": [255.0, 255.0], "example": "a.png"}
+    (workdir / "intensities.json").write_text(json.dumps({"corpus": [row]}))
     ledger = atomic_files.read(workdir / "ledger.jsonl")
     point = {
         "epoch": 0,
@@ -92,6 +94,7 @@ def show(workdir):
         narrative.summary(records, task)
         report_predictions.table(workdir, records, task)
     tables.totals(records)
+    tables.intensity_ranges(intensities.read(workdir))
     claims.over_tasks(records)
 
 
@@ -203,6 +206,11 @@ def test_damaged_bytes_are_refused_in_one_line_or_do_no_harm(good, drawn, tmp_pa
         ("predictions/full-seed0/tumour type-external.npz", b"PK", "npz: not an .npz of arrays"),
         ("overlays/tumour type-external-full-frozen.npz", b"", "npz: not an .npz of arrays"),
         ("leaks.json", b"[]", "leaks.json: expected a JSON object, found list"),
+        (
+            "intensities.json",
+            b'{"corpus": [{"origin": "x", "images": 1, "low": [0], "high": [1, 1], "example": "a"}]}',
+            "intensities.json: corpus: low is [0]; expected two numbers",
+        ),
     ],
 )  # fmt: skip
 def test_the_line_names_file_and_place(damaged, name, content, words):

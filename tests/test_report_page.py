@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from dapt_jax.errors import UserError
 from dapt_jax.formatting import NONE, number
+from dapt_jax.records import intensities
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.records.study_records import Records
 from dapt_jax.report import build, main_table, narrative, tables
@@ -246,6 +248,35 @@ def test_errors(tmp_path):
 def test_report_needs_no_jax():
     code = "import sys, dapt_jax.report; sys.exit(any(name in sys.modules for name in ('jax', 'matplotlib.pyplot')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_report_says_how_each_set_got_its_range_and_old_records_have_no_such_part(study, tmp_path):
+    assert "How intensities were read" not in (study / "report.html").read_text()
+    workdir = tmp_path / "study"
+    shutil.copytree(study, workdir)
+    row = {"origin": "depth of the set's 16-bit grey (12 bits)", "images": 3, "low": [0.0, 0.0]}
+    intensities.write(workdir, {"corpus": [{**row, "high": [4095.0, 4095.0], "example": "/a/b <&>.png"}]})
+    build(workdir)
+    html, text = read(workdir)
+    assert "b &lt;&amp;&gt;.png" in html
+    assert "| corpus | depth of the set's 16-bit grey (12 bits) | 3 | 0 | 4095 | b <&>.png |" in text
+
+
+def test_distances_are_shown_with_the_unit_that_results_name_and_without_where_records_are_older():
+    row = {
+        "strategy": "full",
+        "seed": 0,
+        "task": TASK,
+        "split": "external",
+        "protocol": "frozen",
+        "value": 3.0,
+    }
+    rows = [{**row, "metric": "hd95", "unit": "mm"}, {**row, "metric": "dice"}, {**row, "metric": "assd"}]
+    records = Records({"report": {"metric": "hd95"}}, rows, [])
+    assert "HD95 (mm)" in [group for group, _ in tables.everything(records, TASK).groups]
+    assert "reaches HD95 (mm) 3.000" in narrative.summary(records, TASK)[0]
+    assert records.display_name(TASK, "dice") == "Dice"
+    assert records.display_name(TASK, "assd") == "ASSD"
 
 
 HOSTILE = "<script>x</script> ![p](http://h/p.png) [l](http://h) `c` a|b *e* _e_ $x$ &lt; \x1b[2J \n# h"

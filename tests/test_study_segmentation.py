@@ -16,7 +16,7 @@ from dapt_jax.losses import SEGMENTATION_LOSSES, make_segmentation
 from dapt_jax.losses.overlap import Dice, DiceCrossEntropy, Tversky
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.runtime import sharding
-from dapt_jax.settings import default, resolve
+from dapt_jax.settings import StudySettings, default, resolve
 from dapt_jax.study import adapt, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.strategies import Strategy
@@ -280,6 +280,29 @@ def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_
             np.testing.assert_array_equal(leaf, flatten(of_arm if is_of_encoder else own)[path], err_msg=path)
     decoder = [path for path in flatten(started[0]) if not path.startswith(tuple(encoder.groups))]
     assert any((flatten(started[0])[path] != drawn[path]).any() for path in decoder)
+
+
+@pytest.mark.parametrize(
+    ("known", "unit"), [((True, True), "mm"), ((True, False), "px"), ((False, False), "px")]
+)
+def test_distances_carry_their_unit_which_is_one_for_all_sets_of_a_task(known, unit):
+    masks = np.zeros((40, 16, 16), np.uint8)
+    masks[:, 4:9, 5:11] = 1
+    plain = dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell"))
+    spaced = dataclasses.replace(plain, spacing=np.full((40, 2), 3.0))
+    development, external = (spaced if each else plain for each in known)
+    task = Task("cells", development, {"external": external})
+    rows = segmentation.baseline(StudySettings(), task, 0)
+    assert {row["unit"] for row in rows if row["metric"].startswith(("hd95", "assd"))} == {unit}
+    assert not [row for row in rows if "unit" in row and not row["metric"].startswith(("hd95", "assd"))]
+    in_pixels = {
+        (row["split"], row["metric"]): row["value"]
+        for row in segmentation.baseline(StudySettings(), Task("cells", plain, {"external": plain}), 0)
+    }
+    for row in rows:
+        if row["metric"] == "assd" and row["value"]:
+            factor = 3 if unit == "mm" else 1
+            assert row["value"] == pytest.approx(factor * in_pixels[row["split"], "assd"])
 
 
 @pytest.mark.parametrize("loss", ["dice", "ce", "dice_ce", "tversky"])

@@ -6,7 +6,6 @@ from typing import Any
 
 from dapt_jax.errors import redact
 from dapt_jax.formatting import number
-from dapt_jax.metrics import display_name
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.weights import export, locate, normalisation, zoo
@@ -112,9 +111,8 @@ def _corpus(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     images = about.get("images")
     count = f"{images:,} images, " if isinstance(images, int) else ""
     print_ = (config.get("images") or {}).get("corpus")
-    return f"{count}classes {', '.join(about['classes'])}; {told}" + (
-        f"; fingerprint `{print_}`" if print_ else ""
-    )
+    labels = f"classes {', '.join(about['classes'])}" if about.get("classes") else "labels not used"
+    return f"{count}{labels}; {told}" + (f"; fingerprint `{print_}`" if print_ else "")
 
 
 def _preprocessing(encoder: Encoder) -> str:
@@ -153,7 +151,7 @@ def _scores(records: Records, strategy: str, seed: int) -> str:
             row["task"],
             row["split"],
             row["protocol"],
-            display_name(row["metric"]),
+            records.display_name(row["task"], row["metric"]),
             f"{row['value']:.4f}",
             str(row.get("n", "")),
         )

@@ -21,6 +21,7 @@ class Metric:
         chance: Value of predictions independent of the image; None where it depends on the data.
         per_class: Whether it is also reported for each class.
         of_masks: Whether it scores masks instead of image labels.
+        is_distance: Whether it is a length, in millimetres or pixels.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Metric:
     chance: float | None = None
     per_class: bool = False
     of_masks: bool = False
+    is_distance: bool = False
 
 
 METRICS: dict[str, Metric] = {}
@@ -72,8 +74,17 @@ def metric(
     kinds = frozenset(kinds)
     if name in METRICS:
         raise TypeError(f"two metrics are called {name!r}")
-    of_masks = bool(kinds & {MASKS, SURFACES})
-    METRICS[name] = Metric(name, title, higher_is_better, low, high, chance, per_class, of_masks)
+    METRICS[name] = Metric(
+        name,
+        title,
+        higher_is_better,
+        low,
+        high,
+        chance,
+        per_class,
+        of_masks=bool(kinds & {MASKS, SURFACES}),
+        is_distance=SURFACES in kinds,
+    )
     return measure(name, kinds)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.metrics import METRICS
+from dapt_jax.metrics import METRICS, display_name
 from dapt_jax.records import typed
 from dapt_jax.records.ledger import Ledger, Row
 from dapt_jax.records.renamed import upgrade
@@ -29,6 +29,7 @@ _RESULT = {
     "classes": typed.either(typed.list_of(typed.TEXT), typed.COUNT).or_null,
     "init": typed.TEXT.or_null,
     "model": typed.TEXT.or_null,
+    "unit": typed.TEXT.or_null,
 }
 LEAKS = "leaks.json"
 """In a workdir whose study was allowed leaks: by task and split, what of it was seen elsewhere."""
@@ -245,6 +246,12 @@ class Records:
         found = [name.partition("/")[0] for name in self._named("metric", task=task) if "/" in name]
         primary = self.metric(task).partition("/")[0]
         return primary if primary in found else next(iter(found), None)
+
+    def display_name(self, task: str, metric: str) -> str:
+        """Return the display name of a metric, with the unit that the results of a task name, such as "mm"."""
+        rows = (row for row in self.results if (row["task"], row["metric"]) == (task, metric))
+        units = list(dict.fromkeys(row["unit"] for row in rows if row.get("unit")))
+        return display_name(metric) + (f" ({' or '.join(units)})" if units else "")
 
     def values(
         self, strategy: str, task: str, split: str, protocol: str | None, metric: str

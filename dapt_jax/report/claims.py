@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from dapt_jax.formatting import NONE, p_value
-from dapt_jax.metrics import display_name, lower_is_better
+from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Records
 from dapt_jax.report.columns import Cell, Column, Table, score
 from dapt_jax.report.marks import LEVEL
@@ -97,7 +97,7 @@ def table(records: Records, task: str) -> Table | None:
     ]
     if not tested:
         return None
-    metric, margin = display_name(records.metric(task)), records.margin
+    metric, margin = records.display_name(task, records.metric(task)), records.margin
     names = [name for name in records.strategies if any(name in of_split for of_split in found.values())]
 
     def on(split: str, column: Column[Claim]) -> Column[str]:

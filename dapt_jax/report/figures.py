@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from dapt_jax.metrics import display_name, lookup, lower_is_better
+from dapt_jax.metrics import lookup, lower_is_better
 from dapt_jax.records.overlays import SegmentationSamples
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import KINDS
@@ -56,7 +56,7 @@ def draw(
 
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         for task in records.tasks:
-            metric, slug = display_name(records.metric(task)), _slug(task)
+            metric, slug = records.display_name(task, records.metric(task)), _slug(task)
             keep(
                 task,
                 f"cost_score_{slug}",
@@ -170,7 +170,7 @@ def cost_score(records: Records, task: str) -> Figure | None:
         axes.margins(x=0.14, y=0.1)
         axes.set_title(split)
         axes.set_xlabel("TFLOP per arm, standalone" + (" (log scale)" if log else ""))
-        axes.set_ylabel(f"{display_name(metric)} ({protocol})")
+        axes.set_ylabel(f"{records.display_name(task, metric)} ({protocol})")
         if (
             lookup(metric).high == 1 and axes.get_ylim()[1] > 1
         ):  # an interval can exceed the bound of the metric
@@ -203,7 +203,7 @@ def seeds(records: Records, task: str) -> Figure | None:
         axes.set_xlim(-0.3, 1.3)
         axes.set_title(name, color=colour)
         axes.grid(axis="x", visible=False)
-    panels[0].set_ylabel(display_name(metric))
+    panels[0].set_ylabel(records.display_name(task, metric))
     return figure
 
 

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 
 from dapt_jax.formatting import NONE, millions, number, p_value, percent
-from dapt_jax.metrics import display_name, lower_is_better
+from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report.columns import Cell, Column, Table, score
@@ -109,7 +109,10 @@ def table(records: Records, task: str) -> Table:
 def _scores(records: Records, task: str, arms: list[TaskArm]) -> list[Column[TaskArm]]:
     """Return a column for each split, and one for the generalization gap where it is defined."""
     metric, protocol, splits = records.metric(task), records.protocol(task), records.splits(task)
-    lowest, group = lower_is_better(metric), f"{display_name(metric)}, {protocol or 'no protocol'}"
+    lowest, group = (
+        lower_is_better(metric),
+        f"{records.display_name(task, metric)}, {protocol or 'no protocol'}",
+    )
 
     def of_split(split: str, marks: Marks) -> Column[TaskArm]:
         return Column(split, lambda arm: marks.mark(score(mean_interval(arm.values(split))), arm.name), group)

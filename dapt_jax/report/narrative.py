@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dapt_jax.formatting import p_value, percent
-from dapt_jax.metrics import display_name, lower_is_better
+from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report.claims import claims
@@ -22,11 +22,12 @@ def summary(records: Records, task: str) -> list[str]:
         return ["There is no score yet."]
     base = mean_interval(records.values(reference, task, split, protocol, metric))
     if base is None:
-        return [f"{reference}, the reference, has no {split} {display_name(metric)} yet."]
+        return [f"{reference}, the reference, has no {split} {records.display_name(task, metric)} yet."]
     spread = (
         "one seed" if base.low is None else f"95% interval {base.low:.3f} to {base.high:.3f}, {base.n} seeds"
     )
-    sentences = [f"On the {split} set {reference} reaches {display_name(metric)} {base.mean:.3f} ({spread})."]
+    shown = f"{records.display_name(task, metric)} {base.mean:.3f}"
+    sentences = [f"On the {split} set {reference} reaches {shown} ({spread})."]
     sentences += _differences(records, task, split)
     sentences += _non_inferiority(records, task, split)
     sentences += _cheapest(records, task, split)
@@ -90,7 +91,7 @@ def _non_inferiority(records: Records, task: str, split: str) -> list[str]:
         return []
     what = (
         f"Non-inferiority to {records.reference} with a margin of {records.margin:g} "
-        f"{display_name(records.metric(task))}"
+        f"{records.display_name(task, records.metric(task))}"
     )
     shown = {name: claim for name, claim in found.items() if claim.verdict in ("non-inferior", "equivalent")}
     rest = [name for name in found if name not in shown]
@@ -134,7 +135,8 @@ def _cheapest(records: Records, task: str, split: str) -> list[str]:
     whose = "whose score is not significantly worse" if difference.n > 1 else "that was run"
     return [
         f"The cheapest strategy {whose} is {name}, at {share} of {reference}'s FLOPs{time}, "
-        f"with a mean {split} {display_name(records.metric(task))} {difference.mean:+.3f} from it{spread}."
+        f"with a mean {split} {records.display_name(task, records.metric(task))} {difference.mean:+.3f} "
+        f"from it{spread}."
     ]
 
 
@@ -149,7 +151,7 @@ def _gaps(records: Records, task: str) -> list[str]:
         return []
     low, high = min(known, key=lambda n: known[n]), max(known, key=lambda n: known[n])
     return [
-        f"From {records.in_domain(task)} to external data {display_name(metric)} changes least for {low} "
+        f"From {records.in_domain(task)} to external data {records.display_name(task, metric)} changes least for {low} "
         f"(generalization gap {known[low]:+.3f}) and most for {high} ({known[high]:+.3f})."
     ]
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
 from dapt_jax.errors import one_line
 from dapt_jax.formatting import number
-from dapt_jax.records import overlays
+from dapt_jax.records import intensities, overlays
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import claims, figures, leak_marks, main_table, narrative, predictions, selection, tables
@@ -37,9 +37,9 @@ HOW_TO_READ = (
 def build(workdir: Path) -> None:
     """Write report.md, report.html and figures/*.png from the records of a study.
 
-    It reads config.json, results.jsonl, ledger.jsonl, predictions/ and the images in overlays/ only; an
-    unfinished study gives a report on the available results. The HTML page is one file with embedded images,
-    without scripts or network access.
+    It reads config.json, results.jsonl, ledger.jsonl, leaks.json, intensities.json, predictions/ and the
+    images in overlays/ only; an unfinished study gives a report on the available results. The HTML page is
+    one file with embedded images, without scripts or network access.
 
     Raises:
         UserError: The file config.json is missing, or one of the files is damaged.
@@ -133,6 +133,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
         "sections": sections,
         "ranks": [leak_marks.marked(records, table) for table in claims.over_tasks(records)],
         "figures": shown(""),
+        "intensities": tables.intensity_ranges(intensities.read(workdir)),
         "totals": tables.totals(records) if records.rows else None,
         "totals_words": _totals_words(records),
         "how_to_read": HOW_TO_READ,

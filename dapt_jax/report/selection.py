@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dapt_jax.formatting import NONE
-from dapt_jax.metrics import display_name, lower_is_better
+from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
 from dapt_jax.report.columns import Column, Table
@@ -99,7 +99,10 @@ def scores_along(records: Records, task: str) -> Figure | None:
         for split in records.splits(task)
         if any(downstream_scores(records, curve, task, split) for curve in found)
     ]
-    titles = [*(f"{split} {display_name(records.metric(task))}" for split in splits), *names(found)]
+    titles = [
+        *(f"{split} {records.display_name(task, records.metric(task))}" for split in splits),
+        *names(found),
+    ]
     columns = min(4, len(titles))
     lines = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(2.7 * columns + 0.3, 2.2 * lines), layout="constrained")
@@ -177,7 +180,7 @@ def agreement(records: Records, task: str) -> Table | None:
     ]
     if not splits:
         return None
-    metric = display_name(records.metric(task))
+    metric = records.display_name(task, records.metric(task))
 
     def on(split: str, column: Column[Agreement]) -> Column[str]:
         by_score = {name: _agreement(records, found, task, split, name) for name in names(found)}

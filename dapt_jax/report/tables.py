@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 
 from dapt_jax.cost.hardware import utilisation
 from dapt_jax.formatting import NONE, number, percent
-from dapt_jax.metrics import display_name, lookup, lower_is_better
+from dapt_jax.metrics import lookup, lower_is_better
 from dapt_jax.records.ledger import Row
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE, KINDS, STAGES
@@ -28,7 +30,7 @@ def everything(records: Records, task: str) -> Table:
         records,
         task,
         "Every protocol and metric",
-        {display_name(name): name for name in records.metrics(task)},
+        {records.display_name(task, name): name for name in records.metrics(task)},
     )
 
 
@@ -51,7 +53,7 @@ def per_class(records: Records, task: str) -> Table | None:
             f"The {MOST_CLASSES} of {count:,} classes with the weakest means; results.jsonl holds all. {what}"
         )
     kind = "class of pixels" if lookup(metric).of_masks else "class"
-    return _by_protocol(records, task, f"{display_name(metric)} by {kind}", labels, what)
+    return _by_protocol(records, task, f"{records.display_name(task, metric)} by {kind}", labels, what)
 
 
 def _weakest(records: Records, task: str, labels: dict[str, str], lowest_is_best: bool) -> dict[str, str]:
@@ -105,6 +107,34 @@ def _by_protocol(
 def _at(index: int, title: str, group: str = "") -> Column[list[Cell]]:
     """Return a column of existing cells."""
     return Column(title, lambda row: row[index], group)
+
+
+INTENSITY_COLUMNS: tuple[Column[tuple[str, Mapping[str, Any]]], ...] = (
+    Column("set", lambda each: each[0]),
+    Column("range by", lambda each: str(each[1]["origin"])),
+    Column("images", lambda each: f"{each[1]['images']:,}"),
+    Column("black", lambda each: _ends(each[1]["low"])),
+    Column("white", lambda each: _ends(each[1]["high"])),
+    Column("first image", lambda each: PurePath(each[1]["example"]).name),
+)
+"""How the images of each set got their intensity range."""
+
+
+def _ends(pair: Sequence[float]) -> str:
+    return f"{pair[0]:g}" if pair[0] == pair[1] else f"{pair[0]:g} to {pair[1]:g}"
+
+
+def intensity_ranges(by_set: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None:
+    """Return which values are black and white in the images of each set, and why; None without records.
+
+    Args:
+        by_set: Rows of `dapt_jax.records.intensities` by the name of the set.
+    """
+    rows = [(name, row) for name, of_set in by_set.items() for row in of_set]
+    note = (
+        "Values of the files that are shown as black and white; where files differ, the least and the most."
+    )
+    return Table.of("How intensities were read", INTENSITY_COLUMNS, rows, note) if rows else None
 
 
 @dataclasses.dataclass(frozen=True)

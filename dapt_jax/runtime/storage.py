@@ -18,13 +18,18 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dapt_jax.errors import UserError, one_line, redact
-from dapt_jax.runtime import safe_paths, streams, user_cache
+from dapt_jax.runtime import lock, safe_paths, streams, user_cache
 
 PUSH_S = 10.0
 """Seconds between two checks for changes."""
 
-_STAYS = ("cache/",)
-"""Folders of a workdir that are not copied: their contents are recomputed elsewhere."""
+_STAYS = ("cache/", lock.LOCK)
+"""What is not copied of a workdir: activations are recomputed elsewhere, and each place has its own lock."""
+
+_READS = ("status", "plan", "data")
+"""Modes for which only records are downloaded."""
+
+_RECORDS = ("status.json", "config.json", "results.jsonl", "ledger.jsonl", "weights.txt")
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
@@ -75,7 +80,7 @@ class Mirror:
             UserError: The remote folder cannot be read, or holds a file that cannot be one of the local
                 folder.
         """
-        there = self.there()
+        there = {name: size for name, size in self.there().items() if not _stays(name)}
         wanted = {name: there[name] for name in names or there if name in there}
         targets = {name: safe_paths.below(self.folder, name, self._shown) for name in wanted}
         try:
@@ -126,6 +131,11 @@ class Mirror:
             safe_paths.check(name, self._shown)
             sizes[name] = int(about.get("size") or 0)
         return sizes
+
+    @property
+    def lock_file(self) -> lock.RemoteLockFile:
+        """The lock of the remote folder."""
+        return lock.RemoteLockFile(self._files, self._root)
 
     def push(self) -> None:
         """Upload local changes, then delete remotely what was deleted locally, in this order.
@@ -190,7 +200,8 @@ def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = No
 
     Args:
         place: Path or URL of a workdir, or None.
-        mode: Mode of the command: "status" downloads the files that it shows, and uploads nothing.
+        mode: Mode of the command: "run" holds the lock of the remote folder; the others work in another
+            local copy, those of `_READS` in one of records alone.
         say: Function that receives a line, from another thread; prints to standard error by default.
 
     Raises:
@@ -201,13 +212,20 @@ def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = No
         return
     say = say or (lambda line: streams.say(line, sys.stderr))
     mirror = Mirror(place, _copy_of(place, "workdirs"))
-    if mode == "status":
-        shutil.rmtree(mirror.folder.with_suffix(".status"), ignore_errors=True)
-        mirror.folder = mirror.folder.with_suffix(".status")
-        mirror.pull("status.json", "ledger.jsonl")
-        yield mirror.folder
+    if mode == "run":
+        with lock.held(mirror.lock_file, redact(place), say):
+            mirror.pull()
+            yield from _pushed_on(mirror, say)
         return
-    mirror.pull()
+    # A study may be running in the copy of this machine.
+    mirror.folder = mirror.folder.with_name(f"{mirror.folder.name}.{mode}")
+    shutil.rmtree(mirror.folder, ignore_errors=True)
+    mirror.pull(*(_RECORDS if mode in _READS else ()))
+    yield from _pushed_on(mirror, say)
+
+
+def _pushed_on(mirror: Mirror, say: Callable[[str], None]) -> Iterator[Path]:
+    """Yield the local folder, and upload what changes in it until it is given back."""
     ended = threading.Event()
     pusher = threading.Thread(target=_push_on, args=(mirror, ended, say), name="storage", daemon=True)
     pusher.start()
@@ -219,7 +237,7 @@ def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = No
         try:
             mirror.push()
         except OSError as error:
-            say(f"{place}: cannot be written ({error}); the study's files are in {mirror.folder}")
+            say(f"{mirror.url}: cannot be written ({error}); the study's files are in {mirror.folder}")
             if sys.exc_info()[1] is None:
                 raise
 

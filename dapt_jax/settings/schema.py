@@ -161,6 +161,11 @@ class MonitoringSettings(_Checked):
     tensorboard: bool = setting(False, doc="Write TensorBoard event files into the workdir.")
     wandb: str = setting("", doc="Weights & Biases project; WANDB_MODE=offline needs no account.")
     prometheus: str = setting("", doc="Folder of node_exporter's textfile collector, for NAME.prom.")
+    collapse: str = setting(
+        "warn",
+        choices=("warn", "halt"),
+        doc="What a label-free arm does when RankMe of its features falls below half of its start.",
+    )
     profile_step: int = setting(0, at_least=0, doc="First step, from 1, of a profiler trace; 0: none.")
     profile_steps: int = setting(5, at_least=1, doc="Number of traced steps.")
 

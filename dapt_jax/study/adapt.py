@@ -11,14 +11,18 @@ import jax
 
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.models.pretext import Pretext
+from dapt_jax.objectives import SUPERVISED
 from dapt_jax.runtime import atomic_files, processes
+from dapt_jax.study import collapse
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Scorer
-from dapt_jax.training import loop
+from dapt_jax.training import freezing, loop
 from dapt_jax.training.callbacks import Callback
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.early_stopping import EarlyStopping
 from dapt_jax.training.run import TrainingRun
+from dapt_jax.transferability import registry
 from dapt_jax.weights import export, locate
 from dapt_jax.weights.run_reference import ABOUT, ADAPTED, EPOCHS, epoch_file
 
@@ -42,7 +46,7 @@ class EpochKeeper(Callback):
         Args:
             folder: Folder of the files; see `run_reference.epoch_file`.
             kept: Numbers of epochs after which the encoder is kept.
-            encoder: The encoder.
+            encoder: The encoder as it is trained.
             origin: Where it comes from: strategy, seed, source weights, image size.
             scorer: Callback before this one that scores epochs; None where nothing is scored.
         """
@@ -59,8 +63,10 @@ class EpochKeeper(Callback):
             )
             origin = {**self.origin, "epoch": epoch + 1, **metrics, "scores": scores}
             params, batch_stats = jax.device_get((params, batch_stats))
+            if self.origin.get("objective", SUPERVISED) != SUPERVISED:
+                params = without_head(params)
             file = self.folder / epoch_file(epoch + 1)
-            export.write(file, params, batch_stats, self.encoder, origin)
+            export.write(file, self.encoder.merged(params), batch_stats, self.encoder.base, origin)
         return False
 
 
@@ -138,15 +144,22 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         "seed": arm.seed,
         "source": source,
         "image_size": study.settings.model.image_size,
+        "objective": strategy.objective,
     }
     if is_last and (kept := study.kept_epochs(arm)):
-        callbacks = (*callbacks, EpochKeeper(folder / EPOCHS, kept, strategy.encoder, origin, scorer))
+        callbacks = (*callbacks, EpochKeeper(folder / EPOCHS, kept, run.model.encoder, origin, scorer))
+    alarm = None
+    if strategy.is_label_free:
+        policy = study.settings.monitoring.collapse
+        alarm = collapse.alarm_for(run, params, batch_stats, policy, context)
+        callbacks = (*callbacks, alarm)
     own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)
     trained = loop.train(run, params, batch_stats, own)
     params, batch_stats = trained.params, trained.batch_stats
     epochs = scorer.done if scorer else run.timeline.epochs
     if scorer:
         params, batch_stats = scorer.chosen(params, batch_stats)
+    params = run.model.encoder.merged(params)
     about = {
         "model": strategy.encoder.name,
         "groups": strategy.encoder.groups,
@@ -156,13 +169,44 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         "epochs": epochs,
         "chosen_epoch": scorer.chosen_epochs(epochs) if scorer else epochs,
         "scored": scorer.points if scorer else [],
+        "label_free": is_label_free(study, arm),
     }
+    if alarm:
+        about["rankme_before"] = alarm.start
+        params = without_head(params)
     atomic_files.write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
     export.write(folder / ADAPTED, params, batch_stats, strategy.encoder)
     shutil.rmtree(folder / "state")
     if not study.settings.checkpoint_scoring.downstream:
         shutil.rmtree(folder / SCORED, ignore_errors=True)
     return Adapted(strategy.encoder, without_head(params), batch_stats, source)
+
+
+def start(study: Study, arm: Arm, model: Classifier) -> tuple[Tree, Tree, str]:
+    """Return the source weights of an arm for the model of its run, and a description of their source.
+
+    Args:
+        study: The study.
+        arm: The arm.
+        model: Model of the run; its low-rank updates start at zero.
+    """
+    params, batch_stats, merged = study.load_weights(arm, _loader(model))
+    return _with_updates(model, params, arm.seed), batch_stats, merged.source
+
+
+def _with_updates(model: Classifier, params: Tree, seed: int) -> Tree:
+    """Return parameters for a model with low-rank updates, which start at zero; unchanged without any.
+
+    The head of a label-free objective is drawn.
+    """
+    if isinstance(model, Pretext):
+        return freezing.overlay(model.init(seed)[0], without_head(params))
+    return params if model.base is model else freezing.overlay(model.init(seed)[0], params)
+
+
+def _loader(model: Classifier) -> Classifier:
+    """Return the model that receives the source weights of a run's model."""
+    return Classifier(model.encoder.base, 1, model.dtype) if isinstance(model, Pretext) else model.base
 
 
 def _start(study: Study, arm: Arm, context: RunContext) -> tuple[Tree, Tree, str]:
@@ -172,12 +216,19 @@ def _start(study: Study, arm: Arm, context: RunContext) -> tuple[Tree, Tree, str
     """
     model = study.run_of(arm).model
     if arm.before is None:
-        params, batch_stats, merged = study.load_weights(arm, model)
-        return params, batch_stats, merged.source
+        return start(study, arm, model)
     adapted = adapt(study, arm.before, context)
     file = arm.before.folder(context.study_folder()) / ADAPTED
-    params, batch_stats, _ = locate.load(str(file), model, seed=arm.seed, head="new")
-    return params, batch_stats, adapted.source
+    params, batch_stats, _ = locate.load(str(file), _loader(model), seed=arm.seed, head="new")
+    return _with_updates(model, params, arm.seed), batch_stats, adapted.source
+
+
+def is_label_free(study: Study, arm: Arm) -> bool:
+    """Return whether no label touched an arm's training, stopping or choice of a checkpoint."""
+    scores = study.scores
+    chooses = registry.entry(scores.select).needs if scores and scores.select else ""
+    budget = study.settings.compute_budget
+    return arm.strategy.is_label_free and not budget and chooses in ("", "nothing", "views")
 
 
 def load_adapted(arm: Arm, weights: str, dtype: str) -> Adapted:

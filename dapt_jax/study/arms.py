@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest, redact
@@ -200,6 +201,12 @@ class Study:
         if self.scores is None or images is None or self.corpus_of(arm) is None:
             return None
         return Plan.of(self.scores, self.run_of(arm), len(images), self.kept_epochs(arm))
+
+    def intensities(self) -> dict[str, list[dict[str, Any]]]:
+        """Return how the images of each set got their range, by the name of the set."""
+        sets: dict[str, Dataset] = {name or "corpus": corpus for name, corpus in self.corpora.items()}
+        sets |= {f"{task.name} {split}": data for task in self.tasks for split, data in task.datasets.items()}
+        return {name: data.intensity_summary() for name, data in sets.items()}
 
     def fingerprints(self) -> dict[str, str]:
         """Return what identified the images of a study in the `config.json` of earlier versions."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from dapt_jax.errors import UserError
 from dapt_jax.runtime import atomic_files, processes
-from dapt_jax.study.adapt import scorer_for
+from dapt_jax.study.adapt import scorer_for, start
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Plan, Scorer
 from dapt_jax.study.strategies import resolve
@@ -191,7 +191,7 @@ class Competitor:
     def advance(self, epochs: int) -> dict[str, float | None]:
         """Continue training to a number of epochs, and return the last scores by name."""
         scorer = self._scorer(epochs)
-        params, batch_stats, _ = self._study.load_weights(self.arm, scorer.model)
+        params, batch_stats, _ = start(self._study, self.arm, self._run.model)
         folder = self.arm.folder(self._context.study_folder()) / "state"
         callbacks = (*self._context.callbacks, scorer)
         own = dataclasses.replace(self._context, checkpoint_dir=folder, callbacks=callbacks)

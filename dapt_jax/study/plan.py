@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dapt_jax.cost import hardware
+from dapt_jax.cost.memory import tree_bytes
 from dapt_jax.formatting import number
 from dapt_jax.models.classifier import Classifier
+from dapt_jax.objectives import Objective
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study import checkpoint_scores, halving, segmentation
 from dapt_jax.study.arms import Arm, Study
@@ -18,7 +20,8 @@ from dapt_jax.study.classification import finetune_run, hyper_params, sweep_sett
 from dapt_jax.study.runs import classification_loss
 from dapt_jax.study.tasks import Task
 from dapt_jax.study.workdir import arms_left
-from dapt_jax.training import accounting, freezing, head_sweep
+from dapt_jax.training import accounting, freezing, head_sweep, linear_head
+from dapt_jax.training import targets as training_targets
 from dapt_jax.training.run import TrainingRun
 
 
@@ -30,6 +33,7 @@ class PhasePlan:
         name: Name of the phase.
         trainable: Number of trainable parameters.
         total: Number of parameters of the model.
+        lowest: The lowest layer group that trains.
         steps: Optimizer steps.
         images: Images processed, including repeats.
         flops_per_image: Model FLOPs of one image in one step.
@@ -40,11 +44,17 @@ class PhasePlan:
         cache_bytes: Bytes of cached activations.
         place: Tier of the cache; empty without caching.
         why: Reason for caching the prefix, or not.
+        head_flops: Of `flops`, those of the head and loss of a label-free objective.
+        target_flops: Of `flops`, those of a frozen teacher's outputs.
+        about_targets: Where these outputs are cached, or why they are not; empty without a teacher.
+        depth: Line on few trained parameters that lie so low that their steps cost nearly full ones; empty
+            otherwise.
     """
 
     name: str
     trainable: int
     total: int
+    lowest: str
     steps: int
     images: int
     flops_per_image: int
@@ -54,6 +64,10 @@ class PhasePlan:
     cache_bytes: int
     place: str
     why: str
+    head_flops: int = 0
+    target_flops: int = 0
+    about_targets: str = ""
+    depth: str = ""
 
 
 def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
@@ -68,25 +82,57 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
         images = len(run.train_rows) * program.phase.epochs
         per_image = run.flops_per_image(place)
         fill = run.fill_flops(place)
+        targets = run.target_decision(program)
         peak = accounting.peak_bytes(program, size, -(-run.batch_size // devices), fsdp)
-        kept = decision.bytes if decision.tier == "memory" else 0
+        kept = sum(each.bytes for each in (decision, targets) if each.tier == "memory")
         planned.append(
             PhasePlan(
                 name=program.phase.name,
                 trainable=freezing.count(shapes, program.mask.trainable),
                 total=freezing.count(shapes),
+                lowest=program.model.groups[program.mask.boundary],
                 steps=run.timeline.steps_per_epoch * program.phase.epochs,
                 images=images,
                 flops_per_image=per_image,
                 fill_flops=fill,
-                flops=per_image * images + fill,
+                flops=per_image * images + fill + run.target_fill_flops(place),
                 peak_bytes=peak + kept,
                 cache_bytes=decision.bytes,
                 place=decision.tier,
                 why=decision.reason,
+                head_flops=accounting.image_cost(program, size).head.model * images,
+                target_flops=run.target_flops(place),
+                about_targets=("cached: " if targets.cached else "not cached: ") + targets.reason
+                if training_targets.teacher_of(program)
+                else "",
+                depth=_depth_line(run, place),
             )
         )
     return planned
+
+
+FEW = 0.1
+"""Share of the encoder's parameters up to which a phase counts as one of few parameters."""
+
+
+def _depth_line(run: TrainingRun, number: int) -> str:
+    """Return a line on a phase whose few parameters reach below most of the network; empty for others."""
+    program, side = run.programs[number], run.dataset.images.size
+    model, boundary = program.model, program.mask.boundary
+    if boundary >= len(model.encoder.groups):
+        return ""
+    shapes, _ = model.encoder.abstract()
+    share = freezing.count(shapes, program.mask.trainable) / freezing.count(shapes)
+    side = program.augment.size(side)
+    forward = accounting.forward(model, side, len(model.encoder.groups)).model
+    if share > FEW or accounting.forward(model, side, boundary).model > forward / 2:
+        return ""
+    ratio = run.flops_per_image(number) / (3 * forward)
+    return (
+        f"{run.tag.strategy}: {program.phase.name} trains {share:.2%} of the encoder from "
+        f"{model.groups[boundary]} up, so the backward pass runs down to there and a step costs {ratio:.2f} "
+        "of a full one; patterns in the last groups (adapt.peft_groups) leave a prefix to cache"
+    )
 
 
 def largest_batch(run: TrainingRun, phases: list[PhasePlan], fsdp: int = 1) -> int:
@@ -147,11 +193,23 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
             "features", accounting.forward(model, side, len(model.encoder.groups)).model * images
         )
         loss = classification_loss(task.development, settings.head.loss)
+        training = [train for train, _ in folds]
+        if protocol not in head_sweep.HIDDEN:
+            inner = task.inner_folds(training, len(settings.head.strengths), arm.seed)
+            costs[protocol] = linear_head.count_flops(
+                len(task.development),
+                model.encoder.features,
+                loss,
+                len(folds),
+                len(inner[0]),
+                len(settings.head.strengths),
+            )
+            continue
         sweep, grid = sweep_settings(settings.head, protocol, loss), hyper_params(settings.head)
-        rows = sum(len(train) for train, _ in folds)
+        rows = sum(map(len, training))
         if len(grid) > 1:
             fraction = settings.head.grid.val_fraction
-            rows += len(grid) * sum(len(task.inner_split(train, fraction, arm.seed)[0]) for train, _ in folds)
+            rows += len(grid) * sum(len(task.inner_split(train, fraction, arm.seed)[0]) for train in training)
         per_row = head_sweep.flops_per_image(model.encoder.features, sweep.hidden, loss)
         costs[protocol] = rows * sweep.epochs * per_row
     return costs
@@ -204,6 +262,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
     ):
         overview.add_column(column, justify="left" if column == "strategy" else "right")
     too_large: list[str] = []
+    depths: list[str] = []
     fsdp = settings.runtime.fsdp
     for arm in arms:
         phases, largest = list[PhasePlan](), 0
@@ -214,6 +273,9 @@ def show(study: Study, workdir: Path | None = None) -> None:
             largest = min(largest_batch(run, each, fsdp) for run, each in zip(runs, planned, strict=True))
             too_large += [arm.name] if largest < settings.adapt.batch_size else []
             console.print(_phase_table(arm.name, phases))
+            for line in filter(None, map(views_line, runs)):
+                console.print(line, soft_wrap=True)
+            depths += [phase.depth for phase in phases if phase.depth]
         spent = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
         shapes, _ = arm.strategy.encoder.abstract()
         overview.add_row(
@@ -232,6 +294,8 @@ def show(study: Study, workdir: Path | None = None) -> None:
     if line := _about_seeds(study, totals):
         console.print(line, soft_wrap=True)
     console.print(_about_memory(settings.adapt.batch_size, too_large), soft_wrap=True)
+    for line in depths:
+        console.print(line, soft_wrap=True)
     for arm in arms:
         if line := checkpoint_scores.score_cost_line(study, arm):
             console.print(line, soft_wrap=True)
@@ -244,6 +308,24 @@ def show(study: Study, workdir: Path | None = None) -> None:
         "share is "
         "computed once.",
         soft_wrap=True,
+    )
+
+
+def views_line(run: TrainingRun) -> str:
+    """Return how many fixed views of every image the cache holds for a label-free run; else empty."""
+    if not isinstance(run.loss, Objective):
+        return ""
+    size, caching = run.dataset.images.size, run.caching
+    per_view = max(
+        sum(tree_bytes(each.shapes(size, caching.dtype)) for each in training_targets.cacheable(program))
+        for program in run.programs
+    ) * len(run.dataset)
+    if not per_view:
+        return ""
+    memory, disk = caching.memory_bytes // per_view, caching.disk_bytes // per_view
+    return (
+        f"fixed views: each takes {per_view / 2**20:,.1f} MiB of cache; adapt.num_fixed_views up to {memory} fits "
+        f"in memory (cache.memory_mb), up to {max(memory, disk)} on disk (cache.disk_mb)"
     )
 
 
@@ -292,6 +374,7 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
     table = Table(title=strategy, title_justify="left")
     table.add_column("phase")
     for column in (
+        "lowest trained",
         "trainable",
         "total",
         "images",
@@ -302,10 +385,16 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
         "peak MiB",
     ):
         table.add_column(column, justify="right")
+    is_label_free = any(phase.head_flops for phase in phases)
+    for column in ("heads TFLOP", "targets TFLOP") if is_label_free else ():
+        table.add_column(column, justify="right")
     table.add_column("frozen prefix")
+    if is_label_free:
+        table.add_column("targets")
     for phase in phases:
         table.add_row(
             phase.name,
+            phase.lowest,
             f"{phase.trainable:,}",
             f"{phase.total:,}",
             f"{phase.images:,}",
@@ -314,6 +403,12 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
             number(phase.fill_flops / 1e12),
             number(phase.flops / 1e12),
             f"{phase.peak_bytes / 2**20:.0f}",
+            *(
+                [number(each / 1e12) for each in (phase.head_flops, phase.target_flops)]
+                if is_label_free
+                else []
+            ),
             ("cached: " if phase.place else "not cached: ") + phase.why,
+            *([phase.about_targets or "none"] if is_label_free else []),
         )
     return table

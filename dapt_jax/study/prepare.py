@@ -10,9 +10,10 @@ from clu import parameter_overview
 
 from dapt_jax.data import facts, findings, intensity, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.errors import UserError, one_line
+from dapt_jax.errors import MissingLabelsError, UserError, one_line
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
+from dapt_jax.objectives import LABEL_FREE
 from dapt_jax.runtime import sharding, storage, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
@@ -108,6 +109,8 @@ def _check_adaptation(study: Study) -> None:
             study.scoring_plan(arm)
             for run in study.runs_of(arm):
                 run.check_cache()
+                if run.teacher_weights:
+                    run.teacher_weights()
 
 
 def _check_segmentation(study: Study) -> None:
@@ -133,6 +136,8 @@ class NamedSet:
         corpus: Name in `corpora`, empty for the main corpus; None for a set of a task.
         task: Name of its task; empty for a corpus.
         split: Split of its task; empty for a corpus.
+        supervised: Name of a strategy that needs labels of a corpus; empty where none does, and no label is
+            read.
     """
 
     title: str
@@ -141,6 +146,12 @@ class NamedSet:
     corpus: str | None = None
     task: str = ""
     split: str = ""
+    supervised: str = ""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether its labels are read."""
+        return bool(self.task or self.supervised)
 
     @property
     def is_divided(self) -> bool:
@@ -179,7 +190,9 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
         UserError: A strategy adapts to a corpus that the settings do not describe.
     """
     found: dict[str, NamedSet] = {}
-    for strategy in (part for each in resolved if each.phases for part in each.parts):
+    adapting = [part for each in resolved if each.phases for part in each.parts]
+    supervised = {each.corpus: each.name for each in reversed(adapting) if not each.is_label_free}
+    for strategy in adapting:
         if strategy.corpus in found:
             continue
         source = settings.corpus_named(strategy.corpus).source
@@ -189,7 +202,13 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
                 "and so on"
             )
         title = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
-        found[strategy.corpus] = NamedSet(title, source, settings.adapt.loss.name, corpus=strategy.corpus)
+        found[strategy.corpus] = NamedSet(
+            title,
+            source,
+            settings.adapt.loss.name,
+            corpus=strategy.corpus,
+            supervised=supervised.get(strategy.corpus, ""),
+        )
     return [*found.values()] + [
         NamedSet(f"{name} {split}", source, _loss_of(settings, name), task=name, split=split)
         for name, task in settings.tasks.items()
@@ -261,23 +280,31 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
     """
     what = named.title
     with _about(f"{what}: "):
-        dataset = sources.load(
-            named.source,
-            data_dir=storage.data(settings.data_dir) or None,
-            image_size=settings.model.image_size,
-            on_bad_image=settings.data.on_bad_image,
-            cache_bytes=settings.data.cache_mb << 20,
-        )
-        if named.loss == "ordinal":
+        try:
+            dataset = sources.load(
+                named.source,
+                data_dir=storage.data(settings.data_dir) or None,
+                image_size=settings.model.image_size,
+                on_bad_image=settings.data.on_bad_image,
+                cache_bytes=settings.data.cache_mb << 20,
+                labels=named.has_labels,
+            )
+            if named.has_labels and not dataset.is_labelled:
+                raise MissingLabelsError("kind 'images' reads no labels")
+        except MissingLabelsError as error:
+            raise _needs_labels(named, str(error)) from error
+        if named.loss == "ordinal" and named.has_labels:
             dataset = sources.ordered(dataset, named.source)
-        if len(dataset.classes) < 2 and not dataset.multi_label and not dataset.segments:
+        if named.has_labels and len(dataset.classes) < 2 and not (dataset.multi_label or dataset.segments):
             raise UserError(
                 f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more"
             )
     if named.corpus is not None:
         _check_corpus(settings, named, dataset)
     skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
-    counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
+    counts = (
+        ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items()) or "no labels read"
+    )
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
     patients = _patients(dataset, named.is_divided)
@@ -285,6 +312,15 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
         dataset,
         f"{what}: {len(dataset)} images ({counts}){several}, {patients}{skipped}",
         [f"{what}: {line}" for line in findings.of_set(dataset, is_split=named.is_divided)],
+    )
+
+
+def _needs_labels(named: NamedSet, why: str) -> UserError:
+    if named.task:
+        return UserError(f"{why}; a target task needs labels")
+    return UserError(
+        f"{why}; strategy {named.supervised!r} is supervised: expected labels, or adapt.objective="
+        f"{' or '.join(map(repr, LABEL_FREE))}, which need none"
     )
 
 

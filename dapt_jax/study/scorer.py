@@ -22,6 +22,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier, pool
 from dapt_jax.models.encoder import TAP, Encoder, Tree
+from dapt_jax.models.pretext import Pretext
 from dapt_jax.records.ledger import Row
 from dapt_jax.runtime import processes
 from dapt_jax.training import accounting
@@ -250,7 +251,8 @@ class Scorer(Callback):
         }
         self.points.append({**point, **({"reasons": reasons} if reasons else {})})
         if self.settings.select or self.settings.keep:
-            export.write(self.file(epoch), jax.device_get(params), jax.device_get(batch_stats))
+            plain = self.model.encoder.merged(jax.device_get(params))
+            export.write(self.file(epoch), plain, jax.device_get(batch_stats))
         if self.settings.select:
             index, self.stopped = self._choice()
             for place, each in enumerate(self.points):
@@ -330,7 +332,8 @@ class Scorer(Callback):
         if point is self.points[-1]:
             return params, batch_stats
         processes.sync_file(self.file(point["epoch"]))
-        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.model, seed=0)
+        model = Classifier(self.model.base.encoder, 1) if isinstance(self.model, Pretext) else self.model.base
+        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), model, seed=0)
         return chosen, chosen_stats
 
     def row(self) -> Row:

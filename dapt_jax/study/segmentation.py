@@ -180,9 +180,8 @@ def _in_one_unit(task: Task, rows: np.ndarray) -> dict[str, Dataset]:
         task: The task.
         rows: Development rows that the fold is scored on.
     """
-    known = all(dataset.spacing is not None for dataset in task.datasets.values())
     return {
-        split: dataset if known else dataclasses.replace(dataset, spacing=None)
+        split: dataset if task.distance_unit == "mm" else dataclasses.replace(dataset, spacing=None)
         for split, dataset in task.scored_sets(rows).items()
     }
 

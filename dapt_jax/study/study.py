@@ -16,10 +16,11 @@ from dapt_jax.monitoring.metric_writer import Writer
 from dapt_jax.monitoring.profiler import PROFILE, Profiler
 from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.monitoring.writers import open_writers
+from dapt_jax.records import intensities
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.records.study_records import LEAKS, Records
 from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.runtime import atomic_files, processes, sharding, streams
+from dapt_jax.runtime import atomic_files, lock, processes, sharding, streams
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import checkpoint_scores, classification, halving, plan
@@ -88,12 +89,16 @@ def _prepared(
 ) -> Iterator[tuple[Study, RunContext, "Results"]]:
     """Read and check a study, yield the environment of its runs, and record its final status."""
     is_primary = processes.is_primary()
-    with stalls.told(settings.data.stall_s, lambda line: streams.say(line, sys.stderr)):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stalls.told(settings.data.stall_s, _to_stderr))
         with processes.barrier_or_raise():
+            if is_primary:
+                stack.enter_context(lock.held(lock.LocalLockFile(workdir), str(workdir), _to_stderr))
             writers = _writers(settings, workdir) if is_primary else []
             study = prepare(settings)
             planned_flops = {arm.title: plan.arm_flops(study, arm) for arm in study.arms}
             claim(study, workdir)
+        intensities.write(workdir, study.intensities())
         if study.marks:
             atomic_files.write_text(workdir / LEAKS, json.dumps(study.marks, indent=1) + "\n")
         results = Results(workdir, planned_flops)
@@ -112,6 +117,10 @@ def _prepared(
         finally:
             reporter.close()
             heartbeat.close(ended)
+
+
+def _to_stderr(line: str) -> None:
+    streams.say(line, sys.stderr)
 
 
 def _writers(settings: StudySettings, workdir: Path) -> list[Writer]:

@@ -1,7 +1,7 @@
 """Target tasks: splits of their images, and result lines of their scores."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,8 +10,11 @@ from dapt_jax.data.concatenate import concatenate
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.splits import grouped_folds, grouped_holdout
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.metrics import Score
+from dapt_jax.metrics import Score, lookup
 from dapt_jax.records.vocabulary import OFFICIAL
+
+INNER_FOLDS = 5
+"""Folds of a fold's training rows that choose the strength of its linear head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +134,11 @@ class Task:
         """All images: development, and those held out by split name."""
         return {"development": self.development, **self.held_out}
 
+    @property
+    def distance_unit(self) -> str:
+        """Unit of distances between masks: mm if all files define their spacing, else px of decoded images."""
+        return "mm" if all(data.spacing is not None for data in self.datasets.values()) else "px"
+
     def folds(self, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return training and scored rows of each fold; near-duplicates and patients are not split.
 
@@ -144,6 +152,42 @@ class Task:
             return [(np.arange(len(self.official[0])), self.scored_rows)]
         groups = near_duplicates.merged(self.development).groups
         return grouped_folds(self.development.labels, groups, number, self._seed(seed))
+
+    def inner_folds(
+        self, splits: Sequence[np.ndarray], choices: int, seed: int
+    ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """Return inner folds of the training rows of each fold: rows to fit on and rows to validate on.
+
+        They are `INNER_FOLDS` of patients, divided as the folds are; fewer where a fold trains on fewer
+        patients, of all folds the same number; none where there is nothing to choose.
+
+        Args:
+            splits: Training rows of each fold.
+            choices: Number of strengths that they choose among.
+            seed: Seed of the run, which `split_seed` overrides.
+
+        Raises:
+            UserError: A fold trains on a single patient.
+        """
+        if choices == 1:
+            return [[] for _ in splits]
+        groups = near_duplicates.merged(self.development).groups
+        fewest = min(len(np.unique(groups[rows])) for rows in splits)
+        if fewest < 2:
+            raise UserError(
+                f"task {self.name!r}: a fold trains on 1 patient, whose images cannot choose "
+                "transfer.head.strengths; expected 2 or more patients, or a single strength"
+            )
+        labels = self.development.labels
+        return [
+            [
+                (rows[fit], rows[held])
+                for fit, held in grouped_folds(
+                    labels[rows], groups[rows], min(INNER_FOLDS, fewest), self._seed(seed)
+                )
+            ]
+            for rows in splits
+        ]
 
     def inner_split(self, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows to fit on, and rows to watch: the validation split, or a fraction of a fold's by patient.
@@ -222,4 +266,5 @@ def result_rows(
                 "value": float(np.mean(values)) if values else None,
                 "n": n,
                 "classes": [name for name in names if name in covered],
+                **({"unit": task.distance_unit} if lookup(of_folds[0].metric).is_distance else {}),
             }

@@ -1,4 +1,4 @@
-"""Heads on frozen features: all seeds, folds and grid points train in one vectorised program."""
+"""Perceptrons on frozen features: all seeds, folds and grid points train in one vectorised program."""
 
 import dataclasses
 import functools
@@ -18,8 +18,8 @@ from dapt_jax.models.initial import init_params
 from dapt_jax.parameters import Kind
 from dapt_jax.training.freezing import Tree
 
-HIDDEN: dict[str, tuple[int, ...]] = {"linear": (), "mlp_small": (64, 32), "mlp_large": (512, 256, 256, 128)}
-"""Hidden layers by protocol; the two perceptrons are Model 1 and Model 2 of arXiv 2204.13280."""
+HIDDEN: dict[str, tuple[int, ...]] = {"mlp_small": (64, 32), "mlp_large": (512, 256, 256, 128)}
+"""Hidden layers by protocol: Model 1 and Model 2 of arXiv 2204.13280."""
 
 PerSplit = tuple[Tree, Array, Array, dict[str, Array], Array, Array]
 """Initial parameters, shift, factor, grid, row numbers [splits, steps, b] and their weights;
@@ -105,12 +105,15 @@ class Heads:
     steps: int
     images: int
 
-    def probabilities(
-        self, features: Float[np.ndarray, "n d"]
-    ) -> Float[np.ndarray, "splits points n classes"]:
-        """Return the probability of each class by each head."""
-        logits = _predict(self.params, self.shift, self.factor, features)
-        return np.asarray(jax.vmap(jax.vmap(self.settings.objective.probabilities))(logits))
+    @property
+    def size(self) -> int:
+        """Number of parameters of a head."""
+        return sum(leaf[0, 0].size for leaf in jax.tree.leaves(self.params))
+
+    def probabilities(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "splits n classes"]:
+        """Return the probability of each class by the head of each split's first point."""
+        logits = _predict(self.params, self.shift, self.factor, features)[:, 0]
+        return np.asarray(jax.vmap(self.settings.objective.probabilities)(logits))
 
     def losses(
         self,
@@ -232,9 +235,6 @@ def _initial(shapes: Tree, splits: Sequence[Split], points: int) -> Tree:
     """Return initial weights, stacked over splits and points."""
     kinds = {f"{layer}/{leaf}": kind for layer in shapes for leaf, kind in _KINDS.items()}
     initial = {split.seed: init_params(shapes, kinds, split.seed) for split in splits}
-    if len(shapes) == 1:
-        # Directions that no training row has keep their initial weights, which would be noise to a new image.
-        initial = {seed: jax.tree.map(np.zeros_like, one) for seed, one in initial.items()}
 
     def stack(*leaves: np.ndarray) -> np.ndarray:
         # Outputs first: heads that see the same rows are then one matrix product, and so is their gradient,

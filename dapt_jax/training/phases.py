@@ -29,11 +29,13 @@ class Phase:
     Attributes:
         name: Name in the ledger; unique within a run.
         epochs: Passes over the corpus.
-        trainable: Layer groups or glob patterns over parameter paths; a group's name stands for all below it.
+        trainable: Patterns over parameters (see `dapt_jax.training.patterns`): layer groups, each for all
+            below it, globs over paths, ranges (`block9..12/attention/project`), kinds (`*:bias`). A pattern
+            that ends with `:lora` trains low-rank updates of the kernels that it matches (arXiv 2106.09685).
         lr: Peak learning rate.
-        batch_norm: Batch norm of the groups that train: `frozen` (statistics, scale and bias stay), `stats`
-            (batch statistics; scale and bias stay) or `train`. Pairs of (group pattern, mode) say it for
-            every group instead; groups that no pattern names are frozen.
+        batch_norm: Batch norm of the groups that train: `frozen` (statistics, scale and bias stay), `affine`
+            (statistics stay), `stats` (batch statistics; scale and bias stay) or `train`. Pairs of (group
+            pattern, mode) say it for every group instead; groups that no pattern names are frozen.
         layer_norm: Layer norm of the groups that train: `train`, or `frozen` (scale and bias stay). Pairs
             work as above; groups that no pattern names train it.
         schedule: Schedule of the learning rate within the phase; `step` divides it by ten at a half and at
@@ -55,7 +57,7 @@ class Phase:
     lr: float = setting(above=0, doc="Peak learning rate.")
     batch_norm: BatchNormMode | ByGroup[BatchNormMode] = setting(
         "frozen",
-        doc="Batch norm of the groups that train: frozen, stats or train; or pairs of group and mode.",
+        doc="Batch norm of the groups that train: frozen, affine, stats or train; or pairs of group and mode.",
     )
     layer_norm: LayerNormMode | ByGroup[LayerNormMode] = setting(
         "train", doc="Layer norm of the groups that train: train or frozen; or pairs of group and mode."
