@@ -4,10 +4,15 @@
     python -m dapt_jax.main --config=configs/hidy2024.py:acdc,resnet50,simple --config.data_dir=DATA
     --workdir=runs/acdc
 
-`DATASET,MODEL[,SCHEME]`: a target of `DATASETS` (`acdc`, `covid_qu`, `idrid`, or `own`), or several that
+`DATASET,MODEL[,SCHEME[,RUN]]`: a target of `DATASETS` (`acdc`, `covid_qu`, `idrid`, or `own`), or several that
 share one pre-training (`acdc+idrid`), a model of `MODELS` (`unet`, `resnet50`, `swin`) and a scheme
 (`simple`, `advanced`). DATA holds `generic/`, a folder per class (the paper: ImageNet-1k), and the target set
 as docs/data_sets.md says, or `target/manifest.csv` with masks of 0 and 1 for `own`.
+
+One command pre-trains once, with seed 0, for all five seeds of the target. To pre-train once for all targets:
+
+    ...:pretraining,resnet50,simple --workdir=runs/pre         six of them: no target, the paper's nine epochs kept
+    ...:acdc,resnet50,simple,runs/pre --workdir=runs/acdc      eighteen: from scratch and from each kept epoch
 
 300 epochs from scratch at 224 px: AdamW (.9, .999) with decay .05, label smoothing .1, 20 epochs of warm-up,
 then cosine; batch 4,096 at 4e-3 (Swin advanced: 1,024 at 1e-3; U-Net simple: 5 epochs of warm-up).
@@ -19,7 +24,7 @@ found best.
 
 Downstream: U-Net decoder, attention U-Net or Swin U-Net; 150 epochs, batch 24, SGD at .05 with momentum .9
 and decay 1e-4, the rate falling as (1 - t)^.9, Dice over the batch with a smoothing of 1e-5; encoder frozen
-and fine-tuned; from the chosen checkpoint, from the last one and from scratch, five seeds. IDRiD
+and fine-tuned; from the chosen checkpoint and from scratch, with RUN from each kept epoch, five seeds. IDRiD
 (microaneurysms) trains on random crops of 224 px and is segmented through windows. Expected of the
 paper's released scores: from scratch 2.75 points of Dice below 300 epochs where fine-tuned, 6.59 where
 frozen.
@@ -56,6 +61,8 @@ SCHEMES = ("simple", "advanced")
 _COVID_QU = {"kind": "covid_qu", "path": "COVID-QU", "region": "infection"}
 _OWN = {"kind": "manifest", "path": "target/manifest.csv", "segments": ("background", "target")}
 _CROPS = {"patch": 224, "scale": 1.0, "brightness": 0.1, "contrast": 0.05, "saturation": 0.1, "hue": 0.05}
+PRETRAINING = "pretraining"
+KEPT = (1, 5, 20, 50, 100, 150, 200, 250, 300)
 DATASETS = {
     "acdc": {"kind": "acdc", "path": "ACDC"},
     "covid_qu": {
@@ -71,7 +78,7 @@ DATASETS = {
 
 
 def get_config(arm="own,resnet50,simple"):
-    dataset, model, scheme = _read(arm)
+    dataset, model, scheme, run = _read(arm)
     small = (model, scheme) == ("swin", "advanced")
     config = default()
     config.name = f"hidy2024_{dataset}_{model}_{scheme}"
@@ -86,8 +93,12 @@ def get_config(arm="own,resnet50,simple"):
         "schedule": "cosine", "warmup": 5.0 if (model, scheme) == ("unet", "simple") else 20.0,
     }  # fmt: skip
     config.corpus.update({"kind": "folder", "path": "generic", "val_fraction": 0.0})
-    config.tasks.update({name: DATASETS[name] for name in dataset.split("+")})
-    config.custom_strategies.pretraining = {"phases": (phase,)}
+    if dataset != PRETRAINING:
+        config.tasks.update({name: DATASETS[name] for name in dataset.split("+")})
+    config.custom_strategies.pretraining = (
+        {"weights": f"run:{run}@epoch=all"} if run else {"phases": (phase,)}
+    )
+    config.adapt.seed = 0
     config.adapt.batch_size = 1024 if small else 4096
     config.adapt.loss.label_smoothing = 0.1
     config.adapt.balance_classes = False
@@ -107,23 +118,31 @@ def get_config(arm="own,resnet50,simple"):
     })  # fmt: skip
     segmentation.optimizer.update({"name": "sgd", "b1": 0.9, "weight_decay": 1e-4})
     segmentation.augment.update({"flip": "dihedral", "rotate": 180.0})
+    if dataset == PRETRAINING:
+        config.strategies = ("pretraining",)
+        config.adapt.checkpoints = KEPT
+    if run or dataset == PRETRAINING:
+        return config
     config.checkpoint_scoring.every = 5
     config.checkpoint_selection.rule = "length_prior"
     config.checkpoint_selection.score = "robustness"
     return config
 
 
-def _read(arm: str) -> tuple[str, str, str]:
-    """The three parts of the argument; the scheme may be left out."""
-    parts = [part.strip() for part in arm.split(",")]
+def _read(arm: str) -> tuple[str, str, str, str]:
+    """The four parts of the argument; the scheme and the run may be left out."""
+    parts = [part.strip() for part in arm.split(",", 3)]
     if len(parts) == 2:
         parts.append(SCHEMES[0])
-    if len(parts) != 3:
+    if len(parts) < 3:
         raise UserError(
-            f"configs/hidy2024.py: {arm!r}; expected DATASET,MODEL[,SCHEME], such as acdc,resnet50,simple"
+            f"configs/hidy2024.py: {arm!r}; expected DATASET,MODEL[,SCHEME[,RUN]], such as acdc,resnet50,simple"
         )
-    named = [(name, DATASETS) for name in parts[0].split("+")]
+    targets = parts[0].split("+")
+    named = [(name, DATASETS if len(targets) > 1 else (*DATASETS, PRETRAINING)) for name in targets]
     for part, known in (*named, (parts[1], MODELS), (parts[2], SCHEMES)):
         if part not in known:
             raise UserError(f"configs/hidy2024.py: unknown {part!r} in {arm!r}; {nearest(part, known)}")
-    return parts[0], parts[1], parts[2]
+    if len(parts) == 4 and parts[0] == PRETRAINING:
+        raise UserError(f"configs/hidy2024.py: {arm!r}; expected a target dataset before RUN")
+    return parts[0], parts[1], parts[2], parts[3] if len(parts) == 4 else ""

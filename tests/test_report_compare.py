@@ -93,7 +93,7 @@ def test_given_names_join_workdirs_to_rows_and_equal_strategies_are_told_apart(t
     [
         ({"task": "lungs"}, "b has the task lungs, and the others have cells"),
         ({"images": "b"}, "have other images or labels of cells development (images); expected the same set"),
-        ({"folds": 3}, "split task 'cells' into 5 and 3 folds (transfer.folds); expected the same splits"),
+        ({"folds": 3}, "divide task 'cells' by transfer.folds of 5 and 3; expected the same splits"),
     ],
 )
 def test_studies_that_cannot_be_compared_are_refused_with_the_reason(tmp_path, other, line, capsys):

@@ -222,8 +222,10 @@ def test_settings_that_do_not_change_results():
     assert {name.partition(".")[0] for name in free if "." in name} == {*sections, "data", "cache"}
     assert {name for name in free if name.partition(".")[0] not in sections} == {
         "mode",
+        "compare",
         "data_dir",
         "data.cache_mb",
+        "data.max_image_mb",
         "data.threads",
         "data.stall_s",
         "cache.dir",

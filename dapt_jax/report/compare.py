@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from dapt_jax.errors import UserError
 from dapt_jax.formatting import NONE
-from dapt_jax.metrics import display_name, lower_is_better
+from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import page
@@ -64,14 +64,16 @@ class Part:
         found = {
             split: config.get("images", {}).get(f"{task}/{split}") for split in self.records.splits(task)
         }
-        recorded = config.get("contents", {})
-        return found | {
-            split: recorded[key] for split in found if (key := f"tasks.{task}.{split}") in recorded
-        }
+        prefix = f"tasks.{task}."
+        recorded = config.get("contents", {}).items()
+        return found | {key.removeprefix(prefix): of for key, of in recorded if key.startswith(prefix)}
 
-    def folds(self) -> Any:
-        """Return the number of folds of its tasks."""
-        return self.records.config.get("transfer", {}).get("folds")
+    def splitting(self, task: str) -> dict[str, Any]:
+        """Return the settings that divide a task's images: the number of folds and the seed of the splits."""
+        config = self.records.config
+        own = config.get("tasks", {}).get(task, {}).get("transfer", {})
+        shared = config.get("transfer", {})
+        return {name: own.get(name, shared.get(name, -1)) for name in ("folds", "split_seed")}
 
 
 class CombinedRecords(Records):
@@ -201,11 +203,13 @@ def check(parts: Sequence[Part]) -> list[str]:
 
 def _check_pair(task: str, first: Part, other: Part) -> None:
     both = f"compare: {first.workdir} and {other.workdir}"
-    if first.folds() != other.folds():
-        raise UserError(
-            f"{both} split task {task!r} into {first.folds()} and {other.folds()} folds (transfer.folds); "
-            "expected the same splits"
-        )
+    here, there = first.splitting(task), other.splitting(task)
+    for name in here:
+        if here[name] != there[name]:
+            raise UserError(
+                f"{both} divide task {task!r} by transfer.{name} of {here[name]} and {there[name]}; expected "
+                "the same splits"
+            )
     ours, theirs = first.contents(task), other.contents(task)
     if sorted(ours) != sorted(theirs):
         raise UserError(
@@ -269,7 +273,9 @@ def _tables(records: Records) -> list[Table]:
 
     columns = [Column[str]("arm", lambda name: name)]
     for task, split in _columns(records):
-        columns.append(Column(split, score(task, split), f"{task}, {records.display_name(task, records.metric(task))}"))
+        columns.append(
+            Column(split, score(task, split), f"{task}, {records.display_name(task, records.metric(task))}")
+        )
     table = Table.of(
         "Arms by task", columns, records.strategies, "Mean over seeds ± half the 95% t-interval."
     )
@@ -362,7 +368,7 @@ def _figure(records: Records) -> Figure:
                 axes.plot([found.low, found.high], [y, y], color=GREY, linewidth=1.2)
             axes.plot(found.mean, y, "o", color=colour, markersize=6, markeredgecolor="white")
         axes.set_title(f"{task}, {split}", fontsize=9)
-        axes.set_xlabel(display_name(metric), fontsize=8)
+        axes.set_xlabel(records.display_name(task, metric), fontsize=8)
         axes.tick_params(labelsize=7)
         axes.locator_params(axis="x", nbins=4)
     grid[0].set_yticks(range(len(names)), names[::-1])

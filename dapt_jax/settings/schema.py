@@ -6,6 +6,7 @@ from typing import Any
 
 from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.data.decode import CACHE_BYTES
+from dapt_jax.data.limits import DECODED_BYTES
 from dapt_jax.data.records import ON_BAD_IMAGE
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting
@@ -88,6 +89,12 @@ class DataSettings(_Checked):
         at_least=AUTO,
         affects_results=False,
         doc="MiB of decoded images of all sets kept in memory; -1: a quarter of what is free.",
+    )
+    max_image_mb: int = setting(
+        DECODED_BYTES >> 20,
+        at_least=1,
+        affects_results=False,
+        doc="MiB that decoding one file may take; larger ones are unreadable, by their headers.",
     )
     threads: int = setting(2, at_least=1, affects_results=False, doc="Threads that decode images.")
     stall_s: float = setting(

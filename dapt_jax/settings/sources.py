@@ -235,6 +235,9 @@ def source_from_config(values: object, where: str) -> dict[str, Any]:
     return {str(key): tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
+_LONGEST_NAME = 80
+
+
 def check_name(section: str, name: str) -> None:
     """Refuse a name that is invalid as a file name, or reserved.
 
@@ -246,6 +249,8 @@ def check_name(section: str, name: str) -> None:
         raise UserError(
             f"{section} holds the name {name!r}; expected letters, digits and . _ + -, not {BASELINE!r}"
         )
+    if len(name.encode()) > _LONGEST_NAME:  # files are named after a task, a strategy and a protocol
+        raise UserError(f"{section} holds the name {name[:40]}...; expected at most {_LONGEST_NAME} bytes")
 
 
 _EXAMPLE: dict[str, Any] = {"name": "head", "epochs": 10, "trainable": ("head",), "lr": 1e-3}

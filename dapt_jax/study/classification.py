@@ -30,7 +30,7 @@ from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FINETUNE, HeadSettings
 from dapt_jax.study import adapt, head_curves, segmentation
 from dapt_jax.study.arms import Arm, Study
-from dapt_jax.study.predictions import FoldPredictions, Predictions
+from dapt_jax.study.predictions import FoldPredictions, Predictions, classes_outside
 from dapt_jax.study.runs import classification_loss, run_options
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import freezing, head_sweep, linear_head
@@ -369,7 +369,7 @@ def score(
     measure = functools.partial(
         metrics.classification, classes=classes, ordinal=development.ordinal, subset=task.auc_classes
     )
-    seen = [_classes_outside(development, rows) for _, rows in out_of_fold]
+    seen = [classes_outside(development, rows) for _, rows in out_of_fold]
     scores = {
         task.scored: [
             measure(labels[rows], values, seen=known)
@@ -383,15 +383,6 @@ def score(
             measure(truth, values, seen=known) for values, known in zip(values_of_folds, seen, strict=True)
         ]
     return result_rows(task, key, protocol, classes, scores)
-
-
-def _classes_outside(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Return the classes with an image outside the rows that a fold is scored on, bool [classes]."""
-    training = np.delete(dataset.truth, rows, axis=0)
-    if dataset.multi_label:
-        seen: np.ndarray = (training == 1).any(axis=0)
-        return seen
-    return np.isin(np.arange(len(dataset.classes)), training)
 
 
 def mean_gradient(dataset: Dataset) -> np.ndarray:

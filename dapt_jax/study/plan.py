@@ -234,7 +234,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
     Raises:
         UserError: The workdir holds another study.
     """
-    console = Console(width=None if Console().is_terminal else 150)
+    console = Console(width=None if Console().is_terminal else 150, markup=False, emoji=False)
     settings = study.settings
     left = arms_left(study, workdir) if workdir else study.arms
     first = {arm.name: arm for arm in reversed(left)}

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from clu import parameter_overview
 
-from dapt_jax.data import decode, facts, findings, intensity, near_duplicates, sources
+from dapt_jax.data import decode, facts, findings, intensity, limits, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import MissingLabelsError, UserError, one_line
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.objectives import LABEL_FREE
-from dapt_jax.runtime import sharding, storage
+from dapt_jax.runtime import sharding, storage, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
@@ -39,7 +39,7 @@ def prepare(settings: StudySettings) -> Study:
     settings = strategies.expanded(settings)
     settings = budgets.resolved(settings)
     if settings.mode == "plan":
-        print(budgets.stated(settings), flush=True)
+        streams.say(budgets.stated(settings))
     encoder = settings.model.encoder()
     has_weights = settings.mode != "plan" or locate.is_here(settings.weights, encoder.name)
     encoder = locate.fitted(settings.weights, encoder, settings.model.preprocess, has_weights)
@@ -53,7 +53,7 @@ def prepare(settings: StudySettings) -> Study:
                 sharding.check_batch(transfer.finetune.batch_size, transfer.finetune.grad_accum_steps)
     about, reports = _weights(settings, encoder, resolved) if has_weights else ("", {})
     if not has_weights:
-        print(f"weights: {settings.weights}, not here and not read: a plan needs none", flush=True)
+        streams.say(f"weights: {settings.weights}, not here and not read: a plan needs none")
     if not settings.tasks and (idle := [each.name for each in resolved if not each.phases]):
         raise UserError(
             f"the config names no target task, and {', '.join(idle)} adapts nothing; expected "
@@ -62,22 +62,22 @@ def prepare(settings: StudySettings) -> Study:
     loaded = {}
     for named in named_sets(settings, resolved):
         loaded[named] = read = read_set(settings, named)
-        print(read.line, flush=True)
+        streams.say(read.line)
         for line in read.warnings:
-            print(f"warning: {line}", flush=True)
+            streams.say(f"warning: {line}")
     corpora = corpora_of(loaded)
     tasks = tuple(task_of(settings, loaded, name) for name in settings.tasks)
     apart = leakage.resolve(tasks, corpora, settings.data.leaks)
     for line in (*apart.notes, *different_scales(apart.tasks)):
-        print(f"warning: {line}", flush=True)
+        streams.say(f"warning: {line}")
     for task in apart.tasks:
         for line in check_folds(settings, task):
-            print(f"warning: {line}", flush=True)
+            streams.say(f"warning: {line}")
     study, line = budgets.with_fitting_dtype(
         Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
     )
     if line:
-        print(line, flush=True)
+        streams.say(line)
     check_study(study)
     return study
 
@@ -252,7 +252,7 @@ def _weights(
 ) -> tuple[str, dict[str, MergeReport]]:
     """Read the weights of the study and of its strategies; return what is said of the former, and all reports."""
     params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
-    print(f"weights: {merged}", flush=True)
+    streams.say(f"weights: {merged}")
     return _about_weights(params, merged), {"": merged, **_own_weights(settings, resolved)}
 
 
@@ -272,7 +272,7 @@ def _own_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> dict[
             continue
         with _about(f"custom_strategies.{strategy.name}: "):
             _, _, reports[key] = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
-        print(f"weights of {strategy.name}: {reports[key]}", flush=True)
+        streams.say(f"weights of {strategy.name}: {reports[key]}")
     keys = {each.name: (each.weights, each.encoder.groups) for each in own}
     return {name: reports[key] for name, key in keys.items() if key in reports}
 
@@ -300,6 +300,7 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
         UserError: The set cannot be read, or a study cannot be made of it.
     """
     what = named.title
+    limits.set_decoded_bytes(settings.data.max_image_mb << 20)
     with _about(f"{what}: "):
         read = functools.partial(
             sources.load,

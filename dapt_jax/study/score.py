@@ -24,6 +24,7 @@ from dapt_jax.models.classifier import HEAD, Classifier, pool
 from dapt_jax.models.encoder import Tree
 from dapt_jax.records import scores as score_records
 from dapt_jax.report import scores as score_report
+from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import checkpoints, prepare, strategies
 from dapt_jax.study.checkpoints import Checkpoint
@@ -120,7 +121,7 @@ def run(settings: StudySettings, workdir: Path) -> score_records.Scores:
             # What a kill leaves is taken up again; rows of other checkpoints stay until the end.
             kept = [row for row in found if (row["checkpoint"], row["key"]) not in _pairs(rows)]
             score_records.write(file, [*kept, *rows])
-        print(f"  {checkpoint.label}: {_line(rows, checkpoint, variants)}", flush=True)
+        streams.say(f"  {checkpoint.label}: {_line(rows, checkpoint, variants)}")
     score_records.write(file, rows)
     scores = score_records.Scores(rows, known)
     score_report.build(workdir / score_records.FOLDER, scores, title=settings.title or settings.name)
@@ -157,7 +158,7 @@ def _tasks(settings: StudySettings) -> list[Task]:
         if named.task in names:
             loaded[named] = read = prepare.read_set(settings, named)
             for line in (read.line, *(f"warning: {each}" for each in read.warnings)):
-                print(line, flush=True)
+                streams.say(line)
     return [prepare.task_of(settings, loaded, name) for name in names]
 
 

@@ -12,7 +12,17 @@ from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.preprocess import Preprocess
 from dapt_jax.runtime import safe_paths
-from dapt_jax.weights import download, identity, normalisation, readers, recognise, sharded, unreadable, zoo
+from dapt_jax.weights import (
+    download,
+    hub,
+    identity,
+    normalisation,
+    readers,
+    recognise,
+    sharded,
+    unreadable,
+    zoo,
+)
 from dapt_jax.weights.merge import HeadMode, MergeReport, merge
 from dapt_jax.weights.paths import flatten
 from dapt_jax.weights.run_reference import SCHEME, RunReference
@@ -274,34 +284,16 @@ def _packaged(address: str) -> Path:
 
 
 def _from_hub(address: str) -> Path:
-    """Return a file of the Hugging Face hub, by its own client.
-
-    The client is responsible for logins, mirrors and its cache.
-    """
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(f"{address} needs: pip install 'dapt_jax[hub]' (huggingface_hub)") from None
+    """Return a file of the Hugging Face hub, and every file that it is the index of beside it."""
     rest, _, revision = address.removeprefix("hf://").partition("@")
     owner, _, rest = rest.partition("/")
     repository, _, file = rest.partition("/")
     if not (owner and repository and file):
         raise UserError(f"{address}: expected hf://OWNER/REPOSITORY/FILE")
+    safe_paths.check(file, address)
 
     def download_one(file: str) -> Path:
-        try:
-            return Path(
-                huggingface_hub.hf_hub_download(f"{owner}/{repository}", file, revision=revision or None)
-            )
-        except (
-            Exception
-        ) as error:  # errors of the client, and of the two HTTP libraries that it has used so far
-            told = " ".join(str(error).split())[:160]
-            page = f"https://huggingface.co/{owner}/{repository}/resolve/{revision or 'main'}/{file}"
-            raise UserError(
-                f"{address}: {type(error).__name__}: {told}; download {page} where there is a network and "
-                "pass the file's path"
-            ) from None
+        return hub.fetch(f"{owner}/{repository}", file, revision, address)
 
     path = download_one(file)
     if path.name.endswith(sharded.SUFFIX):
