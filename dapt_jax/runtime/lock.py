@@ -132,6 +132,7 @@ class LocalLockFile:
             folder: The workdir.
         """
         self._path = folder / LOCK
+        self._is_new = False
 
     def read(self) -> bytes | None:
         """Return the content, or None if there is no lock."""
@@ -142,6 +143,7 @@ class LocalLockFile:
 
     def create(self, content: bytes) -> bool:
         """Write a lock where there is none, with its content at once; return False if there is one."""
+        self._is_new = not self._path.parent.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._written(content) as own:
             try:
@@ -162,8 +164,11 @@ class LocalLockFile:
             own.rename(self._path)
 
     def remove(self) -> None:
-        """Remove the lock."""
+        """Remove the lock, and a folder that was made for it and that nothing else was written to."""
         self._path.unlink(missing_ok=True)
+        if self._is_new:
+            with contextlib.suppress(OSError):
+                self._path.parent.rmdir()
 
     @contextlib.contextmanager
     def _written(self, content: bytes) -> Iterator[Path]:

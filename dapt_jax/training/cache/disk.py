@@ -30,8 +30,8 @@ DONE = "entry.json"
 _PROGRESS = "progress.json"
 _ATTEMPTS = 3
 """Times that an entry is filled if another study evicts it before it has been opened."""
-_READ_AT_ONCE = 2
-"""Entries that a phase reads: its views, and the plain images that it is evaluated on."""
+_READ_AT_ONCE = 3
+"""Entries that a phase reads: its views, a teacher's targets, and the plain images that it is evaluated on."""
 
 Fill = Callable[[int], Iterator[Any]]
 """From the first missing image to pytrees of arrays [views, k, ...], in order, up to the last."""
