@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -392,3 +393,47 @@ def test_what_cannot_be_cached_is_said_and_refused_on_request():
         decision(mode="on", memory_bytes=0, disk_bytes=0)
     assert decision(Phase("few", 2, ("stage3", "head"), 1e-2, views=2)).tier == ""
     assert policy.choose_cache(run_of(Caching(), tiny.FULL).programs[0], 40, 16, Caching("on")).tier == ""
+
+
+def test_two_studies_on_one_cache_folder_evict_each_others_entries_and_read_nothing_but_their_own(tmp_path):
+    """A shard that is gone is an error: it would read as zeros, and the study go on with them."""
+    shape, images, failed = jax.ShapeDtypeStruct((4, 4, 8), np.float32), 8, []
+
+    def values(key):
+        return np.full((1, images, 4, 4, 8), int(key), np.float32)
+
+    def study(keys):
+        files = disk.DiskCache(tmp_path, int(2.5 * values(0).nbytes), lambda line: None)
+        try:
+            for key in keys * 10:
+
+                def fill(key=key):
+                    parts = iter([values(key)])
+                    return files.find(key) or files.fill(key, shape, 1, images, lambda _: parts, {})
+
+                reader = disk.SelfHealingReader(fill(), fill, lambda line: None)
+                for row in range(images):
+                    (found,) = reader.read(0, np.asarray([row]))
+                    assert (found == int(key)).all()
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=study, args=(keys,)) for keys in (["1", "2"], ["3", "4"])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_a_shard_removed_under_an_open_entry_is_an_error_and_computed_again(tmp_path):
+    shape, found = jax.ShapeDtypeStruct((3,), np.float32), np.ones((1, 4, 3), np.float32)
+    files, said = disk.DiskCache(tmp_path, 1 << 20, print), []
+
+    def fill():
+        return files.find("key") or files.fill("key", shape, 1, 4, lambda _: iter([found]), {})
+
+    reader = disk.SelfHealingReader(fill(), fill, said.append)
+    files.drop("key")
+    np.testing.assert_array_equal(reader.read(0, np.arange(4))[0], found[0])
+    assert "damaged" in said[0]

@@ -245,7 +245,7 @@ class Mirror:
 RESULTS = "results.jsonl"
 """Name of the results in a workdir: an arm that is in them does not run again."""
 
-_FINISHED, _SHOWN = 2, 4
+_FINISHED, _SHOWN = 3, 5
 """Ranks of files that say that something is finished, and of what shows results."""
 
 
@@ -255,14 +255,16 @@ def _rank(name: str) -> int:
     The ledger goes first: one that is newer than the checkpoints gets its rows replaced on resume, and rows
     of one that is older would be missing.
     """
-    if name in ("config.json", "weights.txt", "leaks.json", "ledger.jsonl"):
+    if name == "config.json":
         return 0
+    if name in ("weights.txt", "leaks.json", "ledger.jsonl"):
+        return 1
     if name == RESULTS:
-        return 3
+        return 4
     if name in ("report.html", "report.md", "status.json"):
         return _SHOWN
     is_finished = name.endswith("/adapted.safetensors") or name.startswith("checkpoints/halving-")
-    return _FINISHED if is_finished else 1
+    return _FINISHED if is_finished else 2
 
 
 def _json(path: Path) -> Any:

@@ -18,6 +18,7 @@ from dapt_jax.study.arms import Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.weights import identity
 from dapt_jax.weights.merge import MergeReport
+from dapt_jax.weights.paths import flatten
 
 RESULTS_VERSION = 1
 """Version of everything in this code that results depend on.
@@ -35,6 +36,10 @@ CODE = "code"
 """Key of `RESULTS_VERSION` among the settings."""
 
 
+TEACHER = "adapt.distil.teacher"
+"""Setting that names the weights of a frozen teacher."""
+
+
 def contents(study: Study) -> dict[str, dict[str, str]]:
     """Return the digests of everything by name that the results of a study depend on.
 
@@ -48,6 +53,11 @@ def contents(study: Study) -> dict[str, dict[str, str]]:
         found["weights"] = _of_weights(study.sources[""], shared[:1])
     for name, strategy in own.items():
         found[f"custom_strategies.{name}.weights"] = _of_weights(study.sources[name], [strategy])
+    runs = (run for arm in study.arms_of(study.settings.seeds[0]) for run in study.runs_of(arm))
+    teachers = (run.teacher_weights for run in runs)
+    if load := next(filter(None, teachers), None):
+        params, batch_stats = load()
+        found[TEACHER] = {"arrays": identity.fingerprint(flatten(params) | flatten(batch_stats))}
     leaks = Path(study.settings.data.leaks).expanduser()
     if study.settings.data.leaks not in leakage.POLICIES and leaks.is_file():
         found["data.leaks"] = {"file": identity.digest(leaks)}
@@ -104,17 +114,19 @@ def _where(study: Study, setting: str) -> str:
     settings, (section, _, name) = study.settings, setting.partition(".")
     if setting == "data.leaks":
         return settings.data.leaks
+    if setting == TEACHER:
+        return redact(settings.adapt.distil.teacher)
     if section == "weights":
         return redact(settings.weights)
     if section == "custom_strategies":
         return redact(settings.custom_strategies[name.removesuffix(".weights")].weights)
     if section == "tasks":
         task, _, split = name.rpartition(".")
-        source = settings.tasks[task].sources[split]
+        sources = settings.tasks[task].sources[split]
     else:
-        source = settings.corpus_named(name).source
-    parts = (source,) if isinstance(source, Mapping) else source
-    return redact(", ".join(str(part["path"]) for part in parts if part.get("path")))
+        sources = settings.corpus_named(name).source
+    paths = [str(each.get("path", "")) for each in (sources if isinstance(sources, tuple) else (sources,))]
+    return redact(", ".join(filter(None, paths)))
 
 
 def _of_weights(report: MergeReport, strategies: Iterable[Strategy]) -> dict[str, str]:

@@ -145,7 +145,7 @@ def _check_arms(ours: StudySettings, there: StudySettings, records: Records, wor
 def _of_other_strategies(study: Study, there: StudySettings) -> tuple[str, ...]:
     """Return how settings begin on which only strategies depend that are new, or had no part in the study."""
     both = [strategy for strategy in study.strategies if strategy.name in there.strategies]
-    corpora = {strategy.corpus for strategy in both if strategy.phases}
+    corpora = {part.corpus for strategy in both if strategy.phases for part in strategy.parts}
     settings = study.settings
     custom = {*settings.custom_strategies, *there.custom_strategies} - {strategy.name for strategy in both}
     others = {*settings.corpora, *there.corpora} - corpora

@@ -28,6 +28,8 @@ FORMAT = 1
 SHARD_BYTES = 64 << 20
 DONE = "entry.json"
 _PROGRESS = "progress.json"
+_ATTEMPTS = 3
+"""Times that an entry is filled if another study evicts it before it has been opened."""
 _READ_AT_ONCE = 3
 """Entries that a phase reads: its views, a teacher's targets, and the plain images that it is evaluated on."""
 
@@ -64,13 +66,13 @@ class DiskCache:
             return None
         try:
             entry = CacheEntry(path)
+            os.utime(path / DONE)
         except (ValueError, OSError, KeyError, TypeError) as error:
             self._say(
                 f"cached activations {path.name[:12]} are damaged ({_first_line(error)}); computed again"
             )
             shutil.rmtree(path, ignore_errors=True)
             return None
-        os.utime(path / DONE)
         self._use(key)
         return entry
 
@@ -96,26 +98,43 @@ class DiskCache:
         Raises:
             OSError: The disk is full, or the folder is no longer writable; partial data are removed.
         """
-        self._use(key)
-        with _lock(self._folder / f"{key}.lock"):
-            found = self.find(key)
-            if found is not None:
-                return found
-            partial = self._folder / f"{key}.partial"
+        for attempt in range(_ATTEMPTS):
+            self._use(key)
+            with _lock(self._folder / f"{key}.lock"):
+                found = self.find(key)
+                if found is not None:
+                    return found
+                self._fill(key, shapes, views, images, fill, about)
             try:
-                self._make_room(views * images * tree_bytes(shapes))
-                per_shard = max(1, min(images, self._shard_bytes // (views * tree_bytes(shapes))))
-                seconds = _write(partial, shapes, views, images, fill, per_shard)
-                whole = {**about, "seconds": seconds, **_describe(partial, shapes, views, images)}
-                atomic_files.write_text(partial / DONE, json.dumps(whole))
-                (partial / _PROGRESS).unlink(missing_ok=True)
-                partial.rename(self._folder / key)
-            except (OSError, ValueError) as error:
-                shutil.rmtree(partial, ignore_errors=True)
-                if isinstance(error, OSError):
-                    raise
-                raise OSError(_first_line(error)) from error  # tensorstore raises ValueError for a full disk
-        return CacheEntry(self._folder / key)
+                return CacheEntry(self._folder / key)
+            except (OSError, ValueError) as error:  # another study with less room has evicted it already
+                if attempt == _ATTEMPTS - 1:
+                    raise OSError(_first_line(error)) from error
+        raise AssertionError
+
+    def _fill(
+        self,
+        key: str,
+        shapes: PyTree[jax.ShapeDtypeStruct],
+        views: int,
+        images: int,
+        fill: Fill,
+        about: Mapping[str, Any],
+    ) -> None:
+        partial = self._folder / f"{key}.partial"
+        try:
+            self._make_room(views * images * tree_bytes(shapes))
+            per_shard = max(1, min(images, self._shard_bytes // (views * tree_bytes(shapes))))
+            seconds = _write(partial, shapes, views, images, fill, per_shard)
+            whole = {**about, "seconds": seconds, **_describe(partial, shapes, views, images)}
+            atomic_files.write_text(partial / DONE, json.dumps(whole))
+            (partial / _PROGRESS).unlink(missing_ok=True)
+            partial.rename(self._folder / key)
+        except (OSError, ValueError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise
+            raise OSError(_first_line(error)) from error  # tensorstore raises ValueError for a full disk
 
     def drop(self, key: str) -> None:
         """Remove an entry."""
@@ -127,7 +146,8 @@ class DiskCache:
 
     def _make_room(self, size: int) -> None:
         """Evict entries until `size` more bytes fit the budget."""
-        found = sorted(_used(path) for path in self._folder.glob(f"*/{DONE}"))
+        entries = (path / DONE for path in self._folder.iterdir() if not path.name.endswith(".partial"))
+        found = sorted(_used(path) for path in entries if path.is_file())
         sizes = {path: size for _, path, size in found if size}
         for path in [each for each in sizes if each.name not in self._in_use]:
             if sum(sizes.values()) + size <= self._budget:
@@ -237,7 +257,12 @@ def _create(
 
 
 def _open(path: Path) -> ts.TensorStore:
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    # Another study that shares the folder may remove a shard; by default that reads as zeros.
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path)},
+        "fill_missing_data_reads": False,
+    }
     return ts.open(spec, read=True, write=True).result()
 
 
