@@ -1,7 +1,8 @@
 """Adapt an encoder to a folder of images without labels, and export it.
 
     python -m dapt_jax.main --config=configs/label_free.py --config.corpus.path=/my/images --workdir=runs/mine
-    python -m dapt_jax.main --config.mode=export --workdir=runs/mine
+    python -m dapt_jax.main --config=configs/label_free.py --config.corpus.path=/my/images --workdir=runs/mine
+    --config.mode=export
 
 The argument is CORPUS,OBJECTIVE,STRATEGY, each of which may be left out:
 `--config=configs/label_free.py:images,reconstruct,partial` is the default. CORPUS is a kind of data set:
@@ -40,6 +41,7 @@ def get_config(argument=""):
         config.corpus.path = ""
     config.adapt.objective = objective
     config.adapt.epochs = 20
+    config.adapt.warmup = 2.0
     config.adapt.hybrid_epochs = 10
     config.adapt.partial_groups = 6
     config.adapt.num_fixed_views = 8 if objective == "two_views" else 4

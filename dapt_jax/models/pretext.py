@@ -161,19 +161,25 @@ class Pretext(Trunk):
         From pixels of a transformer, noise is added to the pixels, and tokens are replaced after the patch
         embedding and before the positions (arXiv 2405.00117); elsewhere both happen at the boundary.
         """
-        for_noise, for_positions = jax.random.split(key)
-        vector = params[HEAD][POSITION][str(boundary)]
-        x = self.objective.noisy(x, for_noise)
-        if boundary == 0 and self._embeds_tokens:
-            # The tokens of a blank image are the positions, and the bias of the embedding.
+        vector, batch = params[HEAD][POSITION][str(boundary)], x.shape[0]
+        is_embedding = boundary == 0 and self._embeds_tokens
+        positions = x.shape[1:-1]
+        if is_embedding:  # the tokens of a blank image are the positions, and the bias of the embedding
             blank, _ = self.encoder.apply(params, batch_stats, jnp.zeros_like(x[:1]), stop=1)
+            vector, positions = blank + vector, blank.shape[1:-1]
+        # All draws at once: compilers take seconds for each.
+        draws = jax.random.uniform(key, (batch, x[0].size + 1 + math.prod(positions)))
+        for_noise, for_share, for_positions = jnp.split(draws, (x[0].size, x[0].size + 1), axis=1)
+        x = self.objective.noisy(x, for_noise.reshape(x.shape))
+        if is_embedding:
             x, _ = self.encoder.apply(params, batch_stats, x, stop=1, rng=key)
-            boundary, vector = 1, blank + vector
+            boundary = 1
         extra = 0
         if x.ndim == 3:
             grid = jax.eval_shape(self.encoder.as_map, x).shape
             extra = x.shape[1] - math.prod(grid[1:3])
-        return self.objective.replaced(x, vector, for_positions, extra), boundary
+        for_positions = for_positions.reshape(batch, *positions)
+        return self.objective.replaced(x, vector, for_share[:, 0], for_positions, extra), boundary
 
     def features(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b d"]:
         """Compute pooled features from images (0 to 255), as at test time."""

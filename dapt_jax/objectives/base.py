@@ -63,14 +63,27 @@ class Objective:
         """Return the weighted sum of the losses of a batch."""
         return (self.losses(outputs, targets, weights) * weights).sum()
 
-    def noisy(self, x: Float[Array, "b ..."], key: jax.Array) -> Float[Array, "b ..."]:
-        """Return activations with noise added."""
+    def noisy(self, x: Float[Array, "b ..."], draws: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+        """Return activations with noise added, by uniform draws of their shape."""
         raise NotImplementedError
 
     def replaced(
-        self, x: Float[Array, "b ..."], vector: Float[Array, "..."], key: jax.Array, extra: int
+        self,
+        x: Float[Array, "b ..."],
+        vector: Float[Array, "..."],
+        share: Float[Array, " b"],
+        draws: Float[Array, "b ..."],
+        extra: int,
     ) -> Float[Array, "b ..."]:
-        """Return activations of which some positions are replaced by a vector; the `extra` first are not."""
+        """Return activations of which some positions are replaced by a vector; the `extra` first are not.
+
+        Args:
+            x: Activations.
+            vector: The vector, or one for each position.
+            share: Uniform draw that decides the share of each image.
+            draws: Uniform draws of all positions.
+            extra: Number of first tokens that stay.
+        """
         raise NotImplementedError
 
     def label_shape(self, batch: int, side: int) -> Any:

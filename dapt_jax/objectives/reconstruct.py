@@ -17,6 +17,12 @@ from dapt_jax.parameters import Kind
 LAYER_SCALE = 1e-5
 """Initial factor of the head's residual branch."""
 
+_LAST = 1 - 1e-6
+"""Largest argument of the inverse error function: 4.9 standard deviations."""
+
+MAP_BOTTLENECK = 16
+"""Ratio of the channels of a map to those between the head's dense layers."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructSettings:
@@ -61,13 +67,20 @@ class Reconstruct(Objective):
     replaced_share: float = 1 / 3
 
     def head(self, encoder: Encoder) -> HeadParameters:
-        """Return a residual branch: layer norm, dense, GELU, dense, layer scale."""
+        """Return a residual branch: layer norm, dense, GELU, dense, layer scale.
+
+        Of convolutional networks, whose last maps are wide, it is a bottleneck: the published width would cost
+        almost half of EfficientNet-Lite0's own forward pass.
+        """
+        assert self.teacher is not None
         width = encoder.features
+        is_map = self.teacher.shapes(encoder.image_size).ndim == 4
+        hidden = max(1, width // MAP_BOTTLENECK) if is_map else width
         return {
             "norm/scale": ((width,), Kind.LAYER_NORM_SCALE),
             "norm/bias": ((width,), Kind.LAYER_NORM_BIAS),
-            **dense_parameters("dense1", width, width),
-            **dense_parameters("dense2", width, width),
+            **dense_parameters("dense1", width, hidden),
+            **dense_parameters("dense2", hidden, width),
             "gamma": ((width,), Kind.BIAS),
         }
 
@@ -87,23 +100,27 @@ class Reconstruct(Objective):
             return _squared(outputs, targets)
         return _relative(outputs, targets) + _relative(pool(outputs), pool(targets))
 
-    def noisy(self, x: Float[Array, "b ..."], key: jax.Array) -> Float[Array, "b ..."]:
+    def noisy(self, x: Float[Array, "b ..."], draws: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         """Return activations with Gaussian noise relative to each image and channel's standard deviation."""
         space = tuple(range(1, x.ndim - 1))
         spread = x.astype(jnp.float32).std(space, keepdims=True) * self.noise * _corrupts(x)
-        return (x + spread * jax.random.normal(key, x.shape)).astype(x.dtype)
+        # As in `jax.random.normal`, by the inverse of the distribution function.
+        normal = jnp.sqrt(2.0) * jax.scipy.special.erfinv(jnp.clip(2 * draws - 1, -_LAST, _LAST))
+        return (x + spread * normal).astype(x.dtype)
 
     def replaced(
-        self, x: Float[Array, "b ..."], vector: Float[Array, "..."], key: jax.Array, extra: int
+        self,
+        x: Float[Array, "b ..."],
+        vector: Float[Array, "..."],
+        share: Float[Array, " b"],
+        draws: Float[Array, "b ..."],
+        extra: int,
     ) -> Float[Array, "b ..."]:
-        """Return activations with a share of their positions replaced; the `extra` first tokens are not."""
-        for_share, for_positions = jax.random.split(key)
-        positions = x.shape[:-1]
-        one_each = (positions[0], *[1] * (len(positions) - 1))
-        share = jax.random.uniform(for_share, one_each, maxval=self.replaced_share)
-        hit = jax.random.uniform(for_positions, positions) < share * _corrupts(x)[..., 0]
+        """Return activations with a share of their positions replaced: see `Objective.replaced`."""
+        share = share.reshape(-1, *[1] * (draws.ndim - 1)) * self.replaced_share
+        hit = draws < share * _corrupts(x)[..., 0]
         if extra:
-            hit &= (jnp.arange(positions[1]) >= extra)[None]
+            hit &= (jnp.arange(draws.shape[1]) >= extra)[None]
         return jnp.where(hit[..., None], vector.astype(x.dtype), x)
 
 

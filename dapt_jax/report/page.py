@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
 from dapt_jax.errors import one_line
@@ -18,6 +21,8 @@ from dapt_jax.records import intensities, overlays
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import claims, figures, leak_marks, main_table, narrative, predictions, selection, tables
+from dapt_jax.report.columns import Table
+from dapt_jax.report.style import STYLE, save
 from dapt_jax.runtime import atomic_files
 
 HOW_TO_READ = (
@@ -45,22 +50,84 @@ def build(workdir: Path) -> None:
         UserError: The file config.json is missing, or one of the files is damaged.
     """
     workdir = Path(workdir)
-    records = Records.read(workdir)
+    build_of(Records.read(workdir), workdir)
+
+
+@dataclasses.dataclass(frozen=True)
+class Overview:
+    """What the report of several studies shows before its tasks.
+
+    Attributes:
+        tables: Tables over tasks.
+        figure: Figure over tasks.
+        warnings: Warnings, one line each.
+    """
+
+    tables: Sequence[Table]
+    figure: Figure
+    warnings: Sequence[str]
+
+
+def build_of(records: Records, workdir: Path, overview: Overview | None = None) -> None:
+    """Write the report of records into a folder; see `build`.
+
+    Args:
+        records: Records of a study, or of several.
+        workdir: Folder of the report, and of predictions and overlays where there are any.
+        overview: What comes first, of several studies.
+    """
     pictures = figures.draw(records, overlays.read(workdir), workdir / "figures")
     view = _view(records, pictures, workdir)
-    for name, escape in (("report.md", markdown), ("report.html", _printable)):
+    if overview:
+        with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+            path = save(overview.figure, workdir / "figures" / "overview.png")
+        caption = "Every arm on every task: seeds faint, mean with its 95% interval; shaded: the margin around the reference."
+        view["overview"] = {
+            "figures": [picture(path, workdir, caption)],
+            "tables": [leak_marks.marked(records, table) for table in overview.tables],
+        }
+        view["warnings"] = [*overview.warnings, *view["warnings"]]
+    render(workdir, "report", view)
+
+
+def render(folder: Path, template: str, view: Mapping[str, Any]) -> None:
+    """Write report.md and report.html of a folder.
+
+    Args:
+        folder: Folder of the two files.
+        template: Name of the two templates: "report" of a study, or "page" of titled sections.
+        view: Context of the templates.
+    """
+    for suffix, escape in (("md", markdown), ("html", printable)):
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("dapt_jax.report"),
-            autoescape=name == "report.html",
+            autoescape=suffix == "html",
             trim_blocks=True,
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
             finalize=escape,
         )
-        atomic_files.write_text(workdir / name, environment.get_template(f"{name}.j2").render(view))
+        text = environment.get_template(f"{template}.{suffix}.j2").render(view)
+        atomic_files.write_text(folder / f"report.{suffix}", text.lstrip("\n"))
 
 
-def _printable(value: object) -> object:
+def picture(path: Path, folder: Path, caption: str) -> dict[str, str]:
+    """Return a figure for a template.
+
+    Args:
+        path: PNG file.
+        folder: Folder of the page.
+        caption: Text below it.
+    """
+    return {
+        "file": path.relative_to(folder).as_posix(),
+        "data": base64.b64encode(path.read_bytes()).decode(),
+        "caption": caption,
+        "alt": path.stem.replace("_", " "),
+    }
+
+
+def printable(value: object) -> object:
     """Return a value without control characters, which HTML does not allow."""
     is_text = isinstance(value, str) and not isinstance(value, Markup)
     return one_line(str(value).replace("\n", " ")) if is_text else value
@@ -91,16 +158,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
     config = records.config
 
     def shown(of_task: str) -> list[dict[str, str]]:
-        return [
-            {
-                "file": path.relative_to(workdir).as_posix(),
-                "data": base64.b64encode(path.read_bytes()).decode(),
-                "caption": caption,
-                "alt": path.stem.replace("_", " "),
-            }
-            for task, path, caption in pictures
-            if task == of_task
-        ]
+        return [picture(path, workdir, caption) for task, path, caption in pictures if task == of_task]
 
     sections = []
     for task in records.tasks:
@@ -130,6 +188,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
         "data_note": str(config.get("data_note") or ""),
         "facts": _facts(records),
         "warnings": _warnings(records),
+        "overview": None,
         "sections": sections,
         "ranks": [leak_marks.marked(records, table) for table in claims.over_tasks(records)],
         "figures": shown(""),

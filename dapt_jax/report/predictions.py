@@ -33,6 +33,7 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
     resamples = resamples_of(records, task)
     if not resamples:
         return None
+    unseen: dict[str, list[str]] = {}
     for split in splits:
         found = {}
         for name, seed in arms:
@@ -42,6 +43,8 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
                 continue
             if path.is_file() and protocol and (each := predictions.read(path, protocol)) is not None:
                 found[name, seed] = each
+        for each in found.values():
+            unseen.setdefault(split, []).extend(each.unseen)
         draws = {arm: patient_draws(each.auc, each.groups, resamples) for arm, each in found.items()}
         for name, seed in found:
             cells[name, seed, split] = _cells(found, draws, name, seed, records.reference or "")
@@ -59,6 +62,10 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
         "test, for two "
         "classes where every patient has one image, not adjusted."
     )
+    for split, names in unseen.items():
+        if names:
+            listed = ", ".join(dict.fromkeys(names))
+            note += f" On {split}, images whose head had seen no {listed} in training do not count for that class."
     columns: list[Column[tuple[str, object]]] = [
         Column("strategy", lambda arm: arm[0]),
         Column("seed", lambda arm: str(arm[1])),

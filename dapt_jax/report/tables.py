@@ -171,7 +171,7 @@ TOTAL_COLUMNS: tuple[Column[StageTotal], ...] = (
     _seconds("reused"),
     Column("model", lambda total: number(total.sum("model_flops") / 1e12), "TFLOP"),
     Column(
-        "recomputed",
+        "recomputed, padding",
         lambda total: number(max(0.0, (total.sum("hardware_flops") - total.sum("model_flops")) / 1e12)),
         "TFLOP",
     ),
@@ -190,6 +190,7 @@ def totals(records: Records) -> Table:
     note = (
         "Sums over all arms of what was run; reused is what arms took from activations another arm had "
         "computed. "
+        "Recomputed, padding: what ran beyond the model's FLOPs, such as the filling of last batches. "
         "MFU and HFU: model and hardware FLOPs per second of training and cache filling, over the devices' "
         "peak."
     )

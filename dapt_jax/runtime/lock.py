@@ -238,10 +238,11 @@ def held(
     own = Holder.this_process()
     try:
         _acquire(file, own, place, say)
-    except OSError as error:
-        raise UserError(
-            f"{place}: cannot be written to ({error.strerror or error}); expected another --workdir"
-        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # each file system has its own errors
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{place}: cannot be written to ({why}); expected another --workdir") from error
     ended = threading.Event()
     thread = threading.Thread(
         target=_renew, args=(file, own, place, ended, lost or _end), name="lock", daemon=True
@@ -252,7 +253,7 @@ def held(
     finally:
         ended.set()
         thread.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             if (found := file.read()) is not None and _is_of(found, own):
                 file.remove()
 
@@ -301,7 +302,7 @@ def _renew(
     number = 0
     while not ended.wait(RENEW_S):
         number += 1
-        with contextlib.suppress(OSError):  # a storage that cannot be reached now
+        with contextlib.suppress(Exception):  # a storage that cannot be reached now
             found = file.read()
             if found is not None and not _is_of(found, own):
                 lost(f"{place}: {_who(Holder.from_bytes(found))} has taken the lock over; this one ends")

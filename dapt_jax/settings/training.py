@@ -244,6 +244,9 @@ class HeadSettings:
     standardise: bool = setting(
         True, doc="Scale features to mean 0 and variance 1 over a fold's training rows."
     )
+    score_every_epoch: bool = setting(
+        False, doc="Score perceptrons after every epoch too: auc_epochs, its spread, and head_curves/*.csv."
+    )
     loss: LossSettings = section(classification_loss, "Loss.")
     grid: GridSettings = section(GridSettings, "Hyperparameter search of perceptrons.")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.pretext import Pretext
@@ -139,12 +140,13 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     is_last = not strategy.part
     scorer = scorer_for(study, arm, context, max_epochs) if is_last else None
     callbacks = (*context.callbacks, scorer) if scorer else context.callbacks
-    origin = {
+    origin: dict[str, Any] = {
         "strategy": strategy.name,
         "seed": arm.seed,
         "source": source,
         "image_size": study.settings.model.image_size,
         "objective": strategy.objective,
+        "head": _kind_of_head(run),
     }
     if is_last and (kept := study.kept_epochs(arm)):
         callbacks = (*callbacks, EpochKeeper(folder / EPOCHS, kept, run.model.encoder, origin, scorer))
@@ -175,7 +177,8 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         about["rankme_before"] = alarm.start
         params = without_head(params)
     atomic_files.write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
-    export.write(folder / ADAPTED, params, batch_stats, strategy.encoder)
+    origin["epoch"] = about["chosen_epoch"]
+    export.write(folder / ADAPTED, params, batch_stats, strategy.encoder, origin)
     shutil.rmtree(folder / "state")
     if not study.settings.checkpoint_scoring.downstream:
         shutil.rmtree(folder / SCORED, ignore_errors=True)
@@ -207,6 +210,18 @@ def _with_updates(model: Classifier, params: Tree, seed: int) -> Tree:
 def _loader(model: Classifier) -> Classifier:
     """Return the model that receives the source weights of a run's model."""
     return Classifier(model.encoder.base, 1, model.dtype) if isinstance(model, Pretext) else model.base
+
+
+def _kind_of_head(run: TrainingRun) -> str:
+    """Return softmax where the head gives probabilities of exclusive classes; empty otherwise."""
+    loss = run.loss
+    is_softmax = (
+        isinstance(loss, ClassificationLoss)
+        and not loss.multi_label
+        and loss.outputs > 1
+        and loss.name != "ordinal"
+    )
+    return "softmax" if is_softmax else ""
 
 
 def _start(study: Study, arm: Arm, context: RunContext) -> tuple[Tree, Tree, str]:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +28,9 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FINETUNE, HeadSettings
-from dapt_jax.study import adapt, segmentation
+from dapt_jax.study import adapt, head_curves, segmentation
 from dapt_jax.study.arms import Arm, Study
-from dapt_jax.study.predictions import FoldPredictions, Predictions
+from dapt_jax.study.predictions import FoldPredictions, Predictions, classes_outside
 from dapt_jax.study.runs import classification_loss, run_options
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import freezing, head_sweep, linear_head
@@ -164,7 +164,7 @@ class HeadRun:
         """
         folds = self.task.folds(self.settings.transfer.folds, self.key.seed)
         meter = CostMeter(context.hardware) if context else None
-        trained = self._train(features["development"], [train for train, _ in folds])
+        trained = self._train(features, [train for train, _ in folds])
         if context and meter:
             self._account(trained, context, meter)
         if isinstance(trained, linear_head.LinearHeads) and (line := trained.not_converged()):
@@ -175,23 +175,44 @@ class HeadRun:
         held_out = {split: list(values) for split, values in by_split.items() if split != "development"}
         if predictions:
             predictions.add(self.protocol, out_of_fold, held_out)
-        return list(score(self.task, self.key, self.protocol, out_of_fold, held_out))
+        return [
+            *score(self.task, self.key, self.protocol, out_of_fold, held_out),
+            *self._curves(trained, folds, context),
+        ]
+
+    def _curves(
+        self,
+        trained: head_sweep.Heads | linear_head.LinearHeads,
+        folds: list[tuple[np.ndarray, np.ndarray]],
+        context: RunContext | None,
+    ) -> list[ResultRow]:
+        """Write the scores after every epoch, if any were kept, and return their lines."""
+        if isinstance(trained, linear_head.LinearHeads):
+            return []
+        kept = {split: trained.probabilities_by_epoch(split) for split in trained.logits_by_epoch}
+        found = head_curves.curves(self.task, folds, kept)
+        if context and context.workdir:
+            head_curves.write(context.workdir, self.key, self.task, self.protocol, found)
+        return list(head_curves.rows(self.task, self.key, self.protocol, found))
 
     def _train(
-        self, features: np.ndarray, splits: list[np.ndarray]
+        self, features: Mapping[str, np.ndarray], splits: list[np.ndarray]
     ) -> head_sweep.Heads | linear_head.LinearHeads:
-        """Return a head for each fold, by the features and the training rows of all."""
+        """Return a head for each fold, by the features of each split and the training rows of all folds."""
+        own = features["development"]
         development, head, seed = self.task.development, self.settings.transfer.head, self.key.seed
         loss = classification_loss(development, head.loss)
         labels = development.expected  # losses are linear in the targets
         if self.protocol not in head_sweep.HIDDEN:
             inner = self.task.inner_folds(splits, len(head.strengths), seed)
-            return linear_head.fit(features, labels, splits, inner, loss, head.strengths, head.standardise)
+            return linear_head.fit(own, labels, splits, inner, loss, head.strengths, head.standardise)
         settings, grid = sweep_settings(head, self.protocol, loss), hyper_params(head)
         fraction, parts = head.grid.val_fraction, list[tuple[np.ndarray, np.ndarray]]()
         if len(grid) > 1:
             parts = [self.task.inner_split(rows, fraction, seed) for rows in splits]
-        trained = head_sweep.tune(features, labels, head_sweep.of_folds(splits, seed), parts, settings, grid)
+        watched = features if head.score_every_epoch else None
+        seeded = head_sweep.of_folds(splits, seed)
+        trained = head_sweep.tune(own, labels, seeded, parts, settings, grid, watched)
         jax.block_until_ready(trained.params)
         return trained
 
@@ -348,7 +369,7 @@ def score(
     measure = functools.partial(
         metrics.classification, classes=classes, ordinal=development.ordinal, subset=task.auc_classes
     )
-    seen = [_classes_outside(development, rows) for _, rows in out_of_fold]
+    seen = [classes_outside(development, rows) for _, rows in out_of_fold]
     scores = {
         task.scored: [
             measure(labels[rows], values, seen=known)
@@ -362,15 +383,6 @@ def score(
             measure(truth, values, seen=known) for values, known in zip(values_of_folds, seen, strict=True)
         ]
     return result_rows(task, key, protocol, classes, scores)
-
-
-def _classes_outside(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Return the classes with an image outside the rows that a fold is scored on, bool [classes]."""
-    training = np.delete(dataset.truth, rows, axis=0)
-    if dataset.multi_label:
-        seen: np.ndarray = (training == 1).any(axis=0)
-        return seen
-    return np.isin(np.arange(len(dataset.classes)), training)
 
 
 def mean_gradient(dataset: Dataset) -> np.ndarray:

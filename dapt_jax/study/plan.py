@@ -33,6 +33,7 @@ class PhasePlan:
         name: Name of the phase.
         trainable: Number of trainable parameters.
         total: Number of parameters of the model.
+        statistics: Number of moving statistics of the model beside these, which some frameworks count too.
         lowest: The lowest layer group that trains.
         steps: Optimizer steps.
         images: Images processed, including repeats.
@@ -54,6 +55,7 @@ class PhasePlan:
     name: str
     trainable: int
     total: int
+    statistics: int
     lowest: str
     steps: int
     images: int
@@ -78,7 +80,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
     size = run.dataset.images.size
     for place, program in enumerate(run.programs):
         decision = run.cache_decision(program)
-        shapes, _ = program.model.abstract()
+        shapes, statistics = program.model.abstract()
         images = len(run.train_rows) * program.phase.epochs
         per_image = run.flops_per_image(place)
         fill = run.fill_flops(place)
@@ -90,6 +92,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 name=program.phase.name,
                 trainable=freezing.count(shapes, program.mask.trainable),
                 total=freezing.count(shapes),
+                statistics=freezing.count(statistics),
                 lowest=program.model.groups[program.mask.boundary],
                 steps=run.timeline.steps_per_epoch * program.phase.epochs,
                 images=images,
@@ -177,7 +180,6 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
             for protocol in settings.segmentation.protocols
         }
     model = Classifier(encoder, len(task.development.classes), study.settings.model.dtype)
-    images = sum(len(dataset) for dataset in task.datasets.values())
     folds = task.folds(settings.folds, arm.seed)
     costs: dict[str, int] = {}
     for protocol in settings.protocols:
@@ -188,10 +190,11 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
             ]
             costs[protocol] = sum(run.flops() for run in runs)
             continue
-        side = task.development.images.size
-        costs.setdefault(
-            "features", accounting.forward(model, side, len(model.encoder.groups)).model * images
+        passes = (
+            accounting.forward(model, dataset.images.size, len(model.encoder.groups)).model * len(dataset)
+            for dataset in task.datasets.values()
         )
+        costs.setdefault("features", sum(passes))
         loss = classification_loss(task.development, settings.head.loss)
         training = [train for train, _ in folds]
         if protocol not in head_sweep.HIDDEN:
@@ -275,6 +278,9 @@ def show(study: Study, workdir: Path | None = None) -> None:
             console.print(_phase_table(arm.name, phases))
             for line in filter(None, map(views_line, runs)):
                 console.print(line, soft_wrap=True)
+            if statistics := phases[-1].statistics:
+                whole = phases[-1].total + statistics
+                print(f"parameters: {whole:,} with the {statistics:,} moving statistics of {arm.name}")
             depths += [phase.depth for phase in phases if phase.depth]
         spent = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
         shapes, _ = arm.strategy.encoder.abstract()

@@ -2,23 +2,24 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from clu import parameter_overview
 
-from dapt_jax.data import facts, findings, intensity, near_duplicates, sources
+from dapt_jax.data import decode, facts, findings, intensity, limits, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import MissingLabelsError, UserError, one_line
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.models.encoder import Tree
+from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.objectives import LABEL_FREE
 from dapt_jax.runtime import sharding, storage, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
-from dapt_jax.study import halving, leakage, segmentation, strategies
+from dapt_jax.study import budgets, halving, leakage, segmentation, stated, strategies
 from dapt_jax.study.arms import Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import Task
@@ -36,7 +37,12 @@ def prepare(settings: StudySettings) -> Study:
         UserError: The settings, the data or the weights are invalid.
     """
     settings = strategies.expanded(settings)
-    encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
+    settings = budgets.resolved(settings)
+    if settings.mode == "plan":
+        streams.say(budgets.stated(settings))
+    encoder = settings.model.encoder()
+    has_weights = settings.mode != "plan" or locate.is_here(settings.weights, encoder.name)
+    encoder = locate.fitted(settings.weights, encoder, settings.model.preprocess, has_weights)
     resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
     sharding.make_mesh(fsdp=settings.runtime.fsdp)
     with _about("adapt."):
@@ -45,9 +51,9 @@ def prepare(settings: StudySettings) -> Study:
         if FINETUNE in transfer.protocols:
             with _about("transfer.finetune."):
                 sharding.check_batch(transfer.finetune.batch_size, transfer.finetune.grad_accum_steps)
-    params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
-    streams.say(f"weights: {merged}")
-    reports = {"": merged, **_own_weights(settings, resolved)}
+    about, reports = _weights(settings, encoder, resolved) if has_weights else ("", {})
+    if not has_weights:
+        streams.say(f"weights: {settings.weights}, not here and not read: a plan needs none")
     if not settings.tasks and (idle := [each.name for each in resolved if not each.phases]):
         raise UserError(
             f"the config names no target task, and {', '.join(idle)} adapts nothing; expected "
@@ -67,8 +73,11 @@ def prepare(settings: StudySettings) -> Study:
     for task in apart.tasks:
         for line in check_folds(settings, task):
             streams.say(f"warning: {line}")
-    about = _about_weights(params, merged)
-    study = Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
+    study, line = budgets.with_fitting_dtype(
+        Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
+    )
+    if line:
+        streams.say(line)
     check_study(study)
     return study
 
@@ -238,6 +247,15 @@ def task_of(settings: StudySettings, loaded: Mapping[NamedSet, ReadSet], name: s
     return Task.of(name, sets, None if seed < 0 else seed, settings.tasks[name].auc_classes)
 
 
+def _weights(
+    settings: StudySettings, encoder: Encoder, resolved: Sequence[Strategy]
+) -> tuple[str, dict[str, MergeReport]]:
+    """Read the weights of the study and of its strategies; return what is said of the former, and all reports."""
+    params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
+    streams.say(f"weights: {merged}")
+    return _about_weights(params, merged), {"": merged, **_own_weights(settings, resolved)}
+
+
 def _own_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> dict[str, MergeReport]:
     """Read strategy-specific weights, so that an invalid file is refused before training.
 
@@ -248,12 +266,15 @@ def _own_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> dict[
     reports: dict[tuple[str, tuple[str, ...]], MergeReport] = {}
     for strategy in own:
         key = strategy.weights, strategy.encoder.groups
-        if key in reports:
+        if key in reports or (
+            settings.mode == "plan" and not locate.is_here(strategy.weights, strategy.encoder.name)
+        ):
             continue
         with _about(f"custom_strategies.{strategy.name}: "):
             _, _, reports[key] = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
         streams.say(f"weights of {strategy.name}: {reports[key]}")
-    return {each.name: reports[each.weights, each.encoder.groups] for each in own}
+    keys = {each.name: (each.weights, each.encoder.groups) for each in own}
+    return {name: reports[key] for name, key in keys.items() if key in reports}
 
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:
@@ -279,16 +300,19 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
         UserError: The set cannot be read, or a study cannot be made of it.
     """
     what = named.title
+    limits.set_decoded_bytes(settings.data.max_image_mb << 20)
     with _about(f"{what}: "):
+        read = functools.partial(
+            sources.load,
+            named.source,
+            data_dir=storage.data(settings.data_dir) or None,
+            image_size=settings.model.image_size,
+            on_bad_image=settings.data.on_bad_image,
+            cache_bytes=max(0, settings.data.cache_bytes - decode.cached_bytes()),
+            labels=named.has_labels,
+        )
         try:
-            dataset = sources.load(
-                named.source,
-                data_dir=storage.data(settings.data_dir) or None,
-                image_size=settings.model.image_size,
-                on_bad_image=settings.data.on_bad_image,
-                cache_bytes=settings.data.cache_mb << 20,
-                labels=named.has_labels,
-            )
+            dataset = stated.read_or_stated(read, settings, what, named.source)
             if named.has_labels and not dataset.is_labelled:
                 raise MissingLabelsError("kind 'images' reads no labels")
         except MissingLabelsError as error:
@@ -351,7 +375,7 @@ def different_scales(tasks: Sequence[Task]) -> list[str]:
         f"{task.name}: {line}"
         for task in tasks
         for line in intensity.disagreements(
-            {split: dataset.intensity_summary() for split, dataset in task.datasets.items()}
+            {split: dataset.intensity_summary() for split, dataset in task.parts.items()}
         )
     ]
 

@@ -40,16 +40,14 @@ SEED = 0
 """Of the sample and of the views: the same for all arms and seeds, so that their scores compare."""
 
 
-def level_group(encoder: Encoder, level: int) -> int:
+def level_group(encoder: Encoder, level: int, setting: str = "checkpoint_scoring.level") -> int:
     """Return the index of the group with the `level`-th feature map from the end, one per resolution.
 
     Raises:
         UserError: The encoder lacks the level.
     """
     if not 0 < level <= len(encoder.pyramid_levels):
-        raise UserError(
-            f"checkpoint_scoring.level is {level}; {encoder.name} has 1 to {len(encoder.pyramid_levels)}"
-        )
+        raise UserError(f"{setting} is {level}; {encoder.name} has 1 to {len(encoder.pyramid_levels)}")
     return encoder.index(encoder.pyramid_levels[-level].name.removesuffix(f"/{TAP}"))
 
 

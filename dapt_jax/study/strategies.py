@@ -369,6 +369,39 @@ def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     Raises:
         UserError: The strategy does not exist, or its settings give no phase.
     """
+    return _scaled_strategy(_resolved(name, encoder, settings), settings.phases_scale)
+
+
+def _scaled_strategy(strategy: Strategy, factor: float) -> Strategy:
+    """Return a strategy with a multiple of the epochs of its phases, earlier ones included."""
+    before = _scaled_strategy(strategy.before, factor) if strategy.before else None
+    return dataclasses.replace(strategy, phases=scaled(strategy.phases, factor), before=before)
+
+
+def scaled(phases: Phases, factor: float) -> Phases:
+    """Return phases with a multiple of their epochs, rounded, at least one each; warm-up is scaled alike.
+
+        >>> [each.epochs for each in scaled((Phase("head", 1000, ("head",), 1e-4), Phase("all", 20, ("*",), 1e-5)), 0.02)]
+        [20, 1]
+
+    Args:
+        phases: The phases.
+        factor: The factor; 1 returns them as they are.
+    """
+    if factor == 1:
+        return phases
+    return tuple(
+        dataclasses.replace(
+            phase,
+            epochs=(epochs := max(1, round(phase.epochs * factor))),
+            warmup=min(phase.warmup * factor, float(epochs)),
+        )
+        for phase in phases
+    )
+
+
+def _resolved(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
+    """Return a strategy with the epochs that the settings name."""
     if name in settings.custom_strategies:
         return _custom(name, encoder, settings)
     if name not in STRATEGIES:
@@ -390,12 +423,13 @@ def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
 def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     spec = settings.custom_strategies[name]
     weights, objective = spec.weights or settings.weights, spec.objective or settings.adapt.objective
-    encoder = locate.fitted(weights, encoder, settings.model.preprocess)
+    may_read = settings.mode != "plan" or locate.is_here(weights, encoder.name)
+    encoder = locate.fitted(weights, encoder, settings.model.preprocess, may_read)
     if spec.like:
         if spec.like not in STRATEGIES:
             raise UserError(f"custom_strategies.{name}: like={spec.like!r}; {nearest(spec.like, STRATEGIES)}")
         adapt = dataclasses.replace(settings.adapt, objective=objective)
-        like = resolve(spec.like, encoder, dataclasses.replace(settings, adapt=adapt))
+        like = _resolved(spec.like, encoder, dataclasses.replace(settings, adapt=adapt))
         return dataclasses.replace(like, name=name, weights=weights, corpus=spec.corpus)
     if spec.cut_after:
         encoder = encoder.truncate(spec.cut_after)

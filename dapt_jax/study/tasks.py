@@ -159,7 +159,8 @@ class Task:
         """Return inner folds of the training rows of each fold: rows to fit on and rows to validate on.
 
         They are `INNER_FOLDS` of patients, divided as the folds are; fewer where a fold trains on fewer
-        patients, of all folds the same number; none where there is nothing to choose.
+        patients, of all folds the same number; none where there is nothing to choose. An official validation
+        split is the one to validate on.
 
         Args:
             splits: Training rows of each fold.
@@ -171,6 +172,8 @@ class Task:
         """
         if choices == 1:
             return [[] for _ in splits]
+        if len(self.official) > 1:
+            return [[(rows, self.scored_rows)] for rows in splits]
         groups = near_duplicates.merged(self.development).groups
         fewest = min(len(np.unique(groups[rows])) for rows in splits)
         if fewest < 2:

@@ -114,7 +114,7 @@ class LabelFreeEvaluator:
             )
             weight = (np.arange(run.batch_size) < len(rows))[self._own].astype(np.float32)
             batch = sharding.shard_batch((x, label, weight), self._mesh)
-            key = jax.random.fold_in(jax.random.key(0), number)
+            key = jax.random.key(number)
             sums += float(sharding.gather_to_host(total_of(*weights, *batch, key)))
             count += len(rows)
         return {"val_loss": sums / count}

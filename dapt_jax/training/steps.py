@@ -439,7 +439,7 @@ def programs(
             model=model,
             phase=phase,
             mask=mask,
-            labels=optim.labels(paths, model.kinds, masks, number),
+            labels=optim.labels(paths, model.kinds, masks, number, optimizer.carry_state),
             optimizer=optimizer,
             objective=loss,
             augment=augment if phase.augment else eval_transform(model, augment),

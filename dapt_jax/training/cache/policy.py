@@ -117,7 +117,10 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
     elif not views:
         impossible = "images are augmented anew each epoch; views=K would fix K of them"
     elif size > max(caching.memory_bytes, caching.disk_bytes):
-        impossible = _exceeds("activations", views, size, caching, caching.memory_bytes)
+        whole = accounting.image_cost(program, image_size)
+        share = whole.prefix.model * (epochs - views) / ((whole.prefix.model + whole.suffix.model) * epochs)
+        exceeds = _exceeds("activations", views, size, caching, caching.memory_bytes)
+        impossible = f"{exceeds}; {_ways(size, caching)} {saved}, {share:.0%} of the phase"
     if impossible:
         if caching.mode == "on":
             raise UserError(f"phase {program.phase.name!r}: cache.mode=on, but {impossible}")
@@ -191,6 +194,12 @@ def _exceeds(what: str, views: int, size: int, caching: Caching, memory: int, di
     return (
         line if views <= 1 else f"{line}; {f'views={fit} would fit' if fit > 0 else 'not even one view fits'}"
     )
+
+
+def _ways(size: int, caching: Caching) -> str:
+    """Return what would make activations fit, as the beginning of a clause on what that saves."""
+    half = "" if caching.dtype == "bfloat16" else ", or half of it with cache.dtype=bfloat16,"
+    return f"cache.disk_mb={-(-size >> 20)}{half}"
 
 
 def _mib(size: int) -> str:
