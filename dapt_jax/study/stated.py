@@ -12,6 +12,7 @@ from dapt_jax.data.intensity import EIGHT_BITS, Range
 from dapt_jax.data.plane import Source as Place
 from dapt_jax.data.sets import SETS
 from dapt_jax.errors import UserError
+from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
 
@@ -77,7 +78,7 @@ def read_or_stated(
                 f"{error}; to plan without it, state its size: plan.images='{key}=NUMBER'"
             ) from error
         dataset = of_size(count, settings.model.image_size, title, source)
-        print(f"{title}: not here ({error}); {count:,} images by plan.images", flush=True)
+        streams.say(f"{title}: not here ({error}); {count:,} images by plan.images")
         return dataset
 
 
