@@ -279,7 +279,7 @@ def _tables(records: Records) -> list[Table]:
     table = Table.of(
         "Arms by task", columns, records.strategies, "Mean over seeds ± half the 95% t-interval."
     )
-    found = [dataclasses.replace(table, note=note_of_marks(table.note, table.rows))]
+    tables = [dataclasses.replace(table, note=note_of_marks(table.note, table.rows))]
     tested = {(task, split): claims(records, task, split) for task, split in _columns(records)}
     if any(each.non_inferiority is not None for of in tested.values() for each in of.values()):
 
@@ -292,8 +292,8 @@ def _tables(records: Records) -> list[Table]:
             f"Against {records.reference}, margin {records.margin:g}; p adjusted by Holm's method over the arms "
             "of a column. The tables of each task have differences and p."
         )
-        found.append(Table.of(f"Equivalence to {records.reference}", claimed, records.strategies, note))
-    return found
+        tables.append(Table.of(f"Equivalence to {records.reference}", claimed, records.strategies, note))
+    return tables
 
 
 def _differing(parts: Sequence[Part]) -> Table:
