@@ -2,11 +2,13 @@
 
 import argparse
 import csv
+import functools
 import importlib.metadata
 import importlib.util
 import json
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,15 +61,34 @@ def about() -> dict[str, str]:
     return found
 
 
+PEER = ("torch", "torchvision", "timm")
+"""Packages of the PyTorch side, by the extra `benchmarks`."""
+
+
+@functools.cache
 def has_torch() -> bool:
-    """Whether the PyTorch side can run; says so once where it cannot."""
-    found = all(importlib.util.find_spec(name) for name in ("torch", "torchvision", "timm"))
-    if not found:
+    """Return whether the PyTorch side can run; say in one line why where it cannot.
+
+    The packages are imported in a process of their own: builds of torch and torchvision that do not fit each other
+    are installed but fail when they are imported (`operator torchvision::nms does not exist`).
+    """
+    missing = [name for name in PEER if importlib.util.find_spec(name) is None]
+    reason = f"{' and '.join(missing)} not installed" if missing else _import_error()
+    if reason:
         print(
-            "PyTorch side left out: it needs pip install -e '.[benchmarks]' (torch, torchvision, timm)",
+            f"PyTorch side left out: {reason}; expected the versions of pip install -e '.[benchmarks]'",
             flush=True,
         )
-    return found
+    return not reason
+
+
+def _import_error() -> str:
+    """Return the last line of the error with which the packages of the PyTorch side fail; empty if they import."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(PEER)}"], capture_output=True, text=True, check=False
+    )
+    lines = done.stderr.strip().splitlines()
+    return (lines[-1] if lines else f"exit code {done.returncode}") if done.returncode else ""
 
 
 def images_of(data: str, count: int, size: int) -> tuple[Dataset, str]:
@@ -130,7 +151,12 @@ def report(options: argparse.Namespace, title: str, rows: Sequence[Row], **more:
     for row in rows:
         table.add_row(*(_shown(row.get(column)) for column in columns))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    here = about()
+    write(options, title, rows, **more)
+
+
+def write(options: argparse.Namespace, title: str, rows: Sequence[Row], **more: Any) -> None:
+    """Write the files that were asked for, with the machine and the versions: see `report`."""
+    here, columns = about(), list(dict.fromkeys(key for row in rows for key in row))
     if options.csv:
         Path(options.csv).parent.mkdir(parents=True, exist_ok=True)
         with open(options.csv, "w", newline="") as file:

@@ -85,7 +85,7 @@ class Step:
                 them (a head on pooled features runs many steps as one program); or `forward`, from images to
                 logits.
         """
-        self._steps = 1
+        self._steps, self._compiled = 1, None
         params, batch_stats = made.model.init(0)
         self._state = jax.device_put(made.init_state(params, batch_stats))
         if kind == "forward":
@@ -99,9 +99,24 @@ class Step:
             function, arguments = (
                 self._cached(made, size, batch) if kind == "cached" else _whole(made, size, batch)
             )
-            step = jax.jit(function, donate_argnums=0)
+            step = jax.jit(function, donate_argnums=0).lower(self._state, *arguments).compile()
+            self._compiled = step
             self._run = lambda state: _pair(step(state, *arguments))
         self()
+
+    def memory_bytes(self) -> int:
+        """Return the peak memory of the compiled step by XLA's buffer assignment; 0 where the backend does not say."""
+        said = self._compiled.memory_analysis() if self._compiled else None
+        if said is None:
+            return 0
+        held = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
+        return held + said.temp_size_in_bytes
+
+    def donates(self) -> bool:
+        """Return whether a step reuses the buffers of the state that it is given: no second copy exists."""
+        before = jax.tree.leaves(self._state)
+        self()
+        return all(leaf.is_deleted() for leaf in before if isinstance(leaf, jax.Array))
 
     def _cached(self, made: PhaseProgram, size: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
         shape = accounting.boundary_shape(made.model, made.mask.boundary, size)

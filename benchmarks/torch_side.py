@@ -30,7 +30,7 @@ def network(model: str, outputs: int, keep: int = 0) -> torch.nn.Module:
         keep: of a residual network, stages to keep; 0 for all.
     """
     if not model.startswith("resnet"):
-        return timm.create_model(model, num_classes=outputs)
+        return timm.create_model({"vit_base": "vit_base_patch16_224"}.get(model, model), num_classes=outputs)
     made = torchvision.models.get_model(model, num_classes=outputs)
     if keep:
         for number in range(keep + 1, 5):
@@ -53,11 +53,22 @@ def fill(made: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
 class Trainer:
     """A network and its optimizer; what trains may grow from phase to phase, moments are kept."""
 
-    def __init__(self, made: torch.nn.Module, dtype: str = "float32"):
-        """Everything frozen at first."""
+    def __init__(
+        self, made: torch.nn.Module, dtype: str = "float32", device: str = "cpu", compiled: bool = False
+    ):
+        """Freeze everything at first.
+
+        Args:
+            made: The network.
+            dtype: Dtype of activations; parameters stay in float32.
+            device: `cpu` or `cuda`.
+            compiled: Whether `torch.compile` compiles the forward and backward pass.
+        """
         torch.set_num_threads(os.cpu_count() or 1)
-        self.network = made.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        self._mean, self._std = (torch.tensor(each).view(1, 3, 1, 1) for each in (MEAN, STD))
+        self.network = made.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self._forward = torch.compile(self.network) if compiled else self.network
+        self._device = torch.device(device)
+        self._mean, self._std = (torch.tensor(each, device=device).view(1, 3, 1, 1) for each in (MEAN, STD))
         self._bfloat16 = dtype == "bfloat16"
         self._optimizer: torch.optim.Optimizer | None = None
         self._trained: set[str] = set()
@@ -78,16 +89,25 @@ class Trainer:
 
     def logits(self, images: np.ndarray) -> torch.Tensor:
         """uint8 [b, h, w, 3] to float32 [b, outputs]."""
-        x = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - self._mean) / self._std
-        half = torch.autocast("cpu", torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()
+        x = torch.from_numpy(images).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        x = (x.float() - self._mean) / self._std
+        half = (
+            torch.autocast(self._device.type, torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()
+        )
         with half:
-            return self.network(x).float()
+            return self._forward(x).float()
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
 
     def step(self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
         """One step of the optimizer on a batch; the loss is the weighted mean of the cross-entropy."""
         assert self._optimizer is not None
         self._optimizer.zero_grad(set_to_none=True)
-        truth, weight = torch.from_numpy(labels).long(), torch.from_numpy(weights)
+        truth = torch.from_numpy(labels).long().to(self._device)
+        weight = torch.from_numpy(weights).to(self._device)
         each = torch.nn.functional.cross_entropy(self.logits(images), truth, reduction="none")
         ((each * weight).sum() / weight.sum()).backward()
         self._optimizer.step()
@@ -95,7 +115,7 @@ class Trainer:
     @torch.inference_mode()
     def forward(self, images: np.ndarray) -> np.ndarray:
         """Logits with nothing kept for a gradient."""
-        return self.logits(images).numpy()
+        return self.logits(images).cpu().numpy()
 
 
 class Step:
@@ -106,9 +126,11 @@ class Step:
 
         Args:
             options: `model`, `outputs`, `dtype`, `names` (parameters that train; none for a forward pass),
-                `size`, `batch`.
+                `size`, `batch`, and where it runs: `device` (the CPU by default), `compile`.
         """
-        self._trainer = Trainer(network(options["model"], options["outputs"]), options["dtype"])
+        made = network(options["model"], options["outputs"])
+        device, compiled = options.get("device", "cpu"), options.get("compile", False)
+        self._trainer = Trainer(made, options["dtype"], device, compiled)
         batch, size = options["batch"], options["size"]
         self._images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3)).astype(np.uint8)
         self._labels, self._weights = np.arange(batch) % options["outputs"], np.ones(batch, np.float32)
@@ -123,6 +145,7 @@ class Step:
             self._trainer.step(self._images, self._labels, self._weights)
         else:
             self._trainer.forward(self._images)
+        self._trainer.wait()
 
     def seconds(self, steps: int) -> float:
         """Median time of some steps."""

@@ -31,7 +31,8 @@ from dapt_jax.data.splits import grouped_holdout
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
-from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.models.encoder import DEFAULT_LORA, Encoder, Tree
+from dapt_jax.models.lora import LoraSettings
 from dapt_jax.records.ledger import Row
 from dapt_jax.records.study_records import Records
 from dapt_jax.settings import StudySettings
@@ -42,7 +43,7 @@ from dapt_jax.study.classification import HeadRun
 from dapt_jax.study.plan import PhasePlan
 from dapt_jax.study.runs import inverse_frequency_weights
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task
-from dapt_jax.training import head_sweep, loop
+from dapt_jax.training import freezing, head_sweep, loop, patterns
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.evaluate import ShardedForward
 from dapt_jax.training.phases import Phase
@@ -110,7 +111,7 @@ class Trained:
 
     Attributes:
         encoder: The trained encoder, without the head.
-        params: Parameters of the whole network, the head included.
+        params: Parameters of the whole network, the head included, low-rank updates merged.
         batch_stats: Its batch-norm statistics.
         costs: Rows of the ledger, one per phase: FLOPs, images, seconds by kind, energy.
         curve: One point per epoch: `epoch`, `loss`, `lr`, and metrics of the validation rows.
@@ -233,6 +234,7 @@ def adaptation_run(
     balance_classes: bool = True,
     loss: str = "auto",
     dtype: str = "float32",
+    lora: LoraSettings = DEFAULT_LORA,
     seed: int = 0,
     **options: Any,
 ) -> TrainingRun[Classifier]:
@@ -253,6 +255,7 @@ def adaptation_run(
         balance_classes: Whether classes are weighted by their inverse frequency.
         loss: Name of the loss; `auto` is cross-entropy.
         dtype: Dtype of activations: `float32` or `bfloat16`.
+        lora: Rank and factor of the low-rank updates of patterns that end with `:lora`.
         seed: Seed of the split, the data order, the augmentation and the new head.
         **options: Other fields of `TrainingRun`: `batch_size`, `optimizer`, `augment`, `caching` and so on.
 
@@ -270,7 +273,7 @@ def adaptation_run(
     data = TrainData(
         corpus, rows, val_rows, inverse_frequency_weights(corpus, rows) if balance_classes else ()
     )
-    model = Classifier(encoder.encoder, objective.outputs, dtype)
+    model = Classifier(patterns.with_lora(encoder.encoder, phases, lora), objective.outputs, dtype)
     return TrainingRun(model, tuple(phases), data, objective, seed=seed, **options)
 
 
@@ -321,10 +324,11 @@ def train(
                 "groups, start of "
                 f"{start.encoder.name!r} with {len(start.encoder.groups)}; expected the same encoder"
             )
-        params, batch_stats, report = {**params, **start.params}, start.batch_stats, start.report
+        params, batch_stats, report = freezing.overlay(params, start.params), start.batch_stats, start.report
     result = loop.train(run, params, batch_stats, context)
-    encoder = PretrainedEncoder(run.model.encoder, _without_head(result.params), result.batch_stats, report)
-    return Trained(encoder, result.params, result.batch_stats, result.costs, result.curve)
+    params = run.model.encoder.merged(result.params)
+    encoder = PretrainedEncoder(run.model.encoder.base, _without_head(params), result.batch_stats, report)
+    return Trained(encoder, params, result.batch_stats, result.costs, result.curve)
 
 
 def evaluate(
@@ -415,7 +419,7 @@ def plan_study(config: config_dict.ConfigDict | StudySettings) -> dict[str, list
     """
     ready = prepare.prepare(_settings(config))
     arms = [arm for arm in ready.arms_of(ready.settings.seeds[0]) if ready.corpus_of(arm) is not None]
-    return {arm.name: planning.of_run(ready.run_of(arm)) for arm in arms}
+    return {arm.name: [phase for run in ready.runs_of(arm) for phase in planning.of_run(run)] for arm in arms}
 
 
 def run_study(config: config_dict.ConfigDict | StudySettings, workdir: str | Path) -> Records:

@@ -1,6 +1,8 @@
 """Errors that a user can correct: one clear line, exit code 2."""
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable
 
@@ -13,6 +15,8 @@ _TOKEN = re.compile(
 _HARMLESS = re.compile(r"(?:dl|raw|download)=(?:0|1|true|false)")
 _PUBLIC = re.compile(r"(?:sha256=[0-9A-Fa-f]*|prefix=[\w./~:-]*)")
 _HIDDEN = "***"
+_CHAINED = ("zip", "tar", "libarchive", "simplecache", "filecache", "blockcache")
+"""Schemes of fsspec that lead to another place, `zip://FOLDER::PLACE`, and have no user name of their own."""
 
 
 class UserError(ValueError):
@@ -64,6 +68,9 @@ def redact(text: str) -> str:
 
 def _redact_url(found: re.Match[str]) -> str:
     scheme, rest = found[1], found[2]
+    folder, chain, place = rest.partition("::")
+    if chain and scheme in _CHAINED and not re.search("[@:]", folder):
+        return f"{scheme}://{folder}::{redact(place)}"
     end = re.search(r"[:;,.!?)\]}]*$", rest)
     assert end is not None
     rest, tail = rest[: end.start()], rest[end.start() :]
@@ -81,6 +88,78 @@ def _redact_url(found: re.Match[str]) -> str:
     if sharp and not all(_PUBLIC.fullmatch(each) for each in fragment.split("&")):
         fragment = _HIDDEN
     return f"{scheme}://{address}{mark}{query}{sharp}{fragment}{tail}"
+
+
+def of_machine(error: BaseException) -> str:
+    """Return an error of the machine as one line: a full or read-only disk, a limit, no memory.
+
+    Libraries pass such errors on as their own: safetensors and tensorstore in words, JAX by a code.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        The line; empty for an error that is not of the machine.
+
+    Example:
+        >>> of_machine(OSError(errno.ENOSPC, "No space left on device"))
+        'No space left on device: make room; the same command goes on from the last checkpoint'
+        >>> of_machine(KeyError("x"))
+        ''
+    """
+    below: BaseException | None = error
+    while below is not None:
+        said = str(below)
+        for number, what in _LIMITS.items():
+            if (isinstance(below, OSError) and below.errno == number) or os.strerror(number) in said:
+                named = f"{below.filename}: " if isinstance(below, OSError) and below.filename else ""
+                return f"{named}{os.strerror(number)}: {what}; {_GO_ON}"
+        if (
+            isinstance(below, MemoryError)
+            or os.strerror(errno.ENOMEM) in said
+            or "RESOURCE_EXHAUSTED" in said
+            or "start new thread" in said
+        ):
+            told = f" ({said[:160]})" if said else ""
+            return (
+                f"not enough memory{told}: free some, raise the limit (ulimit -v), or use a smaller batch_size "
+                f"or data.cache_mb; {_GO_ON}"
+            )
+        is_own = below is error or below is error.__cause__
+        if is_own and isinstance(below, OSError) and below.errno is not None and below.filename is not None:
+            hint = _HINTS.get(below.errno, _GO_ON)
+            return f"{one_line(str(below.filename))}: {below.strerror}; {hint}"
+        below = below.__cause__ or below.__context__
+    return ""
+
+
+_GO_ON = "the same command goes on from the last checkpoint"
+_LIMITS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
+    errno.EROFS: "make the disk writable",
+    errno.EIO: "its disk or storage fails",
+    errno.ESTALE: "its network storage has changed",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+_HINTS = {
+    errno.EACCES: "expected a file or folder that this user may use",
+    errno.EPERM: "expected a file or folder that this user may use",
+    errno.ENAMETOOLONG: "expected a shorter name",
+    errno.ENOTDIR: "expected a folder",
+    errno.EISDIR: "expected a file",
+    errno.EEXIST: "expected a folder",
+    errno.ELOOP: "expected a file or folder, not a link that leads to itself",
+}
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error, or what caused it, is a full disk, a quota or a largest file size."""
+    return any(
+        of_machine(error).endswith(f"{os.strerror(each)}: {_LIMITS[each]}; {_GO_ON}")
+        for each in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    )
 
 
 def one_line(text: str) -> str:

@@ -1,7 +1,11 @@
 """The command line: `python -m dapt_jax.main --config=configs/quickstart.py --workdir=runs/quickstart`."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are imported, Ctrl-C is no traceback
+
 import contextlib
-import errno
 import os
 import sys
 import traceback
@@ -9,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dapt_jax.errors import EXIT_CODE, UserError
-from dapt_jax.runtime import allocator, preemption, storage, user_cache
+from dapt_jax.errors import EXIT_CODE, UserError, of_machine
+from dapt_jax.runtime import allocator, preemption, storage, streams, user_cache
 
 if TYPE_CHECKING:
     from dapt_jax.settings import StudySettings
@@ -61,14 +65,13 @@ def main(argv: Sequence[str]) -> int:
 def _exit_code(error: BaseException) -> int | None:
     """Print the line of a user error or a stop, and return its exit code; None for any other error."""
     if isinstance(error, preemption.Stopped):
-        print(f"stopped by {error}; the same command goes on from the last checkpoint", file=sys.stderr)
+        streams.say(f"stopped by {error}; the same command goes on from the last checkpoint", sys.stderr)
         return error.code
     if isinstance(error, UserError):
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        streams.say(f"error: {' '.join(str(error).split())}", sys.stderr)
         return EXIT_CODE
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        line = f"error: {error.strerror}: make room; the same command goes on from the last checkpoint"
-        print(line, file=sys.stderr)
+    if line := of_machine(error):
+        streams.say(f"error: {line}", sys.stderr)
         return EXIT_CODE
     return None
 
@@ -88,7 +91,9 @@ def _one_of_several(
     preemption_handler.listen()
     try:
         own = storage.workdir(workdir, settings.mode) if processes.is_primary() else processes.scratch()
-        with own as folder:
+        with contextlib.ExitStack() as stack:
+            with processes.barrier_or_raise():
+                folder = stack.enter_context(own)
             assert folder is not None
             yield folder
     except (Exception, preemption.Stopped, processes.PeerFailed) as error:
@@ -130,7 +135,7 @@ def _show_records(mode: str, workdir: str | None) -> None:
             from dapt_jax import report
 
             report.build(folder)
-            print(f"report: {folder / 'report.html'}")
+            streams.say(f"report: {folder / 'report.html'}")
 
 
 NO_WORKDIR = "no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart"
@@ -153,7 +158,7 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
         elif settings.mode == "plan":
             from dapt_jax.study import plan, prepare
 
-            plan.show(prepare.prepare(settings))
+            plan.show(prepare.prepare(settings), folder)
         elif settings.mode == "aot":
             from dapt_jax.aot import report, topology
 
@@ -180,5 +185,6 @@ def set_up_jax() -> None:
 
 
 if __name__ == "__main__":
+    streams.guard()
     allocator.restart_with_settings()
-    sys.exit(main(sys.argv))
+    sys.exit(streams.finish(main(sys.argv)))

@@ -9,29 +9,32 @@ layout in other frameworks. Models provide kinds as `kinds`, a dict from path to
 import enum
 from typing import Literal
 
-BatchNormMode = Literal["frozen", "stats", "train"]
+BatchNormMode = Literal["frozen", "affine", "stats", "train"]
 """How batch norm runs.
 
-`frozen`: on running statistics, with fixed scale and bias. `stats`: on those of the batch, which are
-recorded, with fixed scale and bias. `train`: on those of the batch, with scale and bias that train.
+`frozen`: on running statistics, with fixed scale and bias. `affine`: on running statistics, which stay, with
+scale and bias that train (for a convolutional network, what SSF trains: arXiv 2210.08823). `stats`: on those
+of the batch, which are recorded, with fixed scale and bias. `train`: on those of the batch, with scale and
+bias that train.
 """
 
 LayerNormMode = Literal["frozen", "train"]
 """Whether scale and bias of layer norm train; there are no statistics."""
 
-BATCH_NORM_MODES = ("frozen", "stats", "train")
+BATCH_NORM_MODES = ("frozen", "affine", "stats", "train")
 LAYER_NORM_MODES = ("frozen", "train")
 
 
 class Kind(enum.StrEnum):
     """Kind of a parameter or a running statistic.
 
-    A module that adds parameters beside a kernel (such as a low-rank adapter) gets a separate kind here,
-    which determines freezing, weight decay and initialisation independently of the kernel.
+    Factors of a low-rank update beside a kernel have separate kinds, which determine freezing, weight decay
+    and initialisation independently of the kernel.
     """
 
     CONV_KERNEL = "conv_kernel"
     DEPTHWISE_KERNEL = "depthwise_kernel"
+    GROUPED_KERNEL = "grouped_kernel"
     DENSE_KERNEL = "dense_kernel"
     BIAS = "bias"
     BATCH_NORM_SCALE = "batch_norm_scale"
@@ -42,13 +45,20 @@ class Kind(enum.StrEnum):
     POSITION = "position"
     RELATIVE_POSITION_BIAS = "relative_position_bias"
     TOKEN = "token"
+    LORA_DOWN = "lora_down"
+    LORA_UP = "lora_up"
     RUNNING_MEAN = "running_mean"
     RUNNING_VARIANCE = "running_variance"
 
     @property
     def is_kernel(self) -> bool:
         """Whether it is the weight of a linear layer, to which weight decay applies."""
-        return self in (Kind.CONV_KERNEL, Kind.DEPTHWISE_KERNEL, Kind.DENSE_KERNEL)
+        return self in (Kind.CONV_KERNEL, Kind.DENSE_KERNEL) or self.is_grouped
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether it is the kernel of a convolution of several groups of channels, depthwise included."""
+        return self in (Kind.DEPTHWISE_KERNEL, Kind.GROUPED_KERNEL)
 
     @property
     def is_batch_norm(self) -> bool:
@@ -59,6 +69,11 @@ class Kind(enum.StrEnum):
     def is_layer_norm(self) -> bool:
         """Whether it is a scale or bias of layer norm."""
         return self in (Kind.LAYER_NORM_SCALE, Kind.LAYER_NORM_BIAS)
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether it is a factor of a low-rank update."""
+        return self in (Kind.LORA_DOWN, Kind.LORA_UP)
 
     @property
     def is_statistic(self) -> bool:

@@ -1,7 +1,6 @@
 """Every benchmark runs at its smallest size and says what it should; times are not judged here, FLOPs are."""
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    accelerator,
     allocator,
     common,
     feature_cache,
@@ -24,13 +24,14 @@ from benchmarks import (
     train_step,
 )
 from benchmarks import ops as ops_benchmark
+from dapt_jax.ops import choice as ops_choice
 from dapt_jax.runtime import allocator as settings
 from dapt_jax.settings import flags
 
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[1]
-HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "torchvision", "timm"))
+HAS_TORCH = common.has_torch()
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="no torch, torchvision and timm here")
 
 
@@ -227,3 +228,21 @@ def test_a_benchmark_is_a_command(tmp_path):
         command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300
     ).stdout
     assert "--json" in printed
+
+
+def test_accelerator_measures_steps_and_reading_on_the_device_that_is_there(run):
+    rows = run(accelerator, "--smallest", "--parts=steps,input")
+    full, last, cached, reading = rows
+    assert full["peak MiB"] > last["peak MiB"] > 0
+    assert cached["images/s"] > 0
+    assert all(row["state donated"] for row in (full, last, cached))
+    assert reading["images/s"] > 0
+
+
+def test_the_stored_losses_hold_for_the_formulation_of_an_accelerator():
+    stored = json.loads(accelerator.STORED.read_text())
+    with ops_choice.formulation("lax"):
+        found = accelerator.losses("last block", "highest")
+    differences = [abs(a - b) / abs(b) for a, b in zip(found, stored["last block"], strict=True)]
+    assert len(set(stored["last block"])) == accelerator.LOSS_STEPS
+    assert max(differences) < accelerator.TOLERANCE["highest"]

@@ -67,14 +67,14 @@ def family(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bitfit():
-    @strategies.strategy("bitfit", "The biases and the head (arXiv 2106.10199).")
+def biases_only():
+    @strategies.strategy("biases_only", "The biases and the head (arXiv 2106.10199).")
     def phases(encoder, adapt):
         last = Phase("biases", adapt.epochs, ("*/bias", HEAD), adapt.lr, adapt.batch_norm, adapt.layer_norm)
         return (*strategies.head_first(adapt), last)
 
     yield
-    del strategies.STRATEGIES["bitfit"]
+    del strategies.STRATEGIES["biases_only"]
 
 
 def test_every_file_of_the_folder_is_a_family_that_is_known():
@@ -85,7 +85,7 @@ def test_every_file_of_the_folder_is_a_family_that_is_known():
     assert all(registry.build(name).name == name for name in registry.names())
 
 
-def test_a_new_family_and_a_new_strategy_run_from_end_to_end(family, bitfit, tmp_path, capsys):
+def test_a_new_family_and_a_new_strategy_run_from_end_to_end(family, biases_only, tmp_path, capsys):
     encoder = registry.build("patchnet")
     assert encoder.kinds["fine/scaling/bias"] is Kind.LAYER_NORM_BIAS  # the name of a module says nothing
     params, batch_stats = encoder.init(7)
@@ -93,13 +93,13 @@ def test_a_new_family_and_a_new_strategy_run_from_end_to_end(family, bitfit, tmp
     study = command.small(
         "--config.model.name=patchnet",
         f"--config.weights={tmp_path / 'other.npz'}",
-        "--config.strategies=none,bitfit,partial",
+        "--config.strategies=none,biases_only,partial",
         "--config.adapt.partial_groups=1",
         "--config.seeds=0",
     )
     workdir = f"--workdir={tmp_path / 'run'}"
     assert command.run(*study, workdir, "--config.mode=plan") == 0
-    assert "bitfit" in capsys.readouterr().out
+    assert "biases_only" in capsys.readouterr().out
     ready = prepare.prepare(flags.parse(study)[0])
     planned = {arm.name: plan.adaptation_flops(ready, arm) for arm in ready.arms if arm.name != "none"}
     assert command.run(*study, workdir) == 0
@@ -109,11 +109,14 @@ def test_a_new_family_and_a_new_strategy_run_from_end_to_end(family, bitfit, tmp
             spent[row["strategy"]] += row["model_flops"] + row["reused_flops"]
     assert spent == planned
     adapted = safetensors.numpy.load_file(
-        tmp_path / "run" / "checkpoints" / "bitfit-seed0" / "adapted.safetensors"
+        tmp_path / "run" / "checkpoints" / "biases_only-seed0" / "adapted.safetensors"
     )
     changed = {path for path, array in flatten(params).items() if not np.array_equal(array, adapted[path])}
     assert changed == {path for path in flatten(params) if path.endswith("/bias")}
-    assert {row["strategy"] for row in command.rows(tmp_path / "run" / "results.jsonl")} >= {"none", "bitfit"}
+    assert {row["strategy"] for row in command.rows(tmp_path / "run" / "results.jsonl")} >= {
+        "none",
+        "biases_only",
+    }
     adapted = safetensors.numpy.load_file(
         tmp_path / "run" / "checkpoints" / "partial-seed0" / "adapted.safetensors"
     )
@@ -123,14 +126,14 @@ def test_a_new_family_and_a_new_strategy_run_from_end_to_end(family, bitfit, tmp
     }  # layer norm among them
 
 
-def test_a_strategy_is_listed_with_what_it_trains(bitfit):
+def test_a_strategy_is_listed_with_what_it_trains(biases_only):
     table = strategies.listing().splitlines()
-    assert "| `bitfit` | The biases and the head (arXiv 2106.10199). |" in table
+    assert "| `biases_only` | The biases and the head (arXiv 2106.10199). |" in table
     assert len(table) == 2 + len(strategies.STRATEGIES)
 
 
-def test_a_name_is_registered_once(bitfit):
-    with pytest.raises(ValueError, match="a strategy 'bitfit' is registered already"):
-        strategies.strategy("bitfit", "Again.")(lambda encoder, adapt: ())
+def test_a_name_is_registered_once(biases_only):
+    with pytest.raises(ValueError, match="a strategy 'biases_only' is registered already"):
+        strategies.strategy("biases_only", "Again.")(lambda encoder, adapt: ())
     with pytest.raises(ValueError, match="a model 'resnet18' is registered already"):
         registry.register_model("resnet18")(lambda options: registry.build("resnet34"))

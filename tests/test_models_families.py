@@ -266,8 +266,8 @@ def drawn_variance(kind: Kind, shape: tuple[int, ...]) -> float:
     """He et al. by fan-out for convolutions, LeCun by fan-in for dense layers, 0.02 squared for embeddings."""
     if kind is Kind.DENSE_KERNEL:
         return 1 / shape[0]
-    if kind in (Kind.CONV_KERNEL, Kind.DEPTHWISE_KERNEL):
-        return 2 / (shape[0] * shape[1] * (shape[3] if kind is Kind.CONV_KERNEL else 1))
+    if kind in (Kind.CONV_KERNEL, Kind.GROUPED_KERNEL, Kind.DEPTHWISE_KERNEL):
+        return 2 / (shape[0] * shape[1] * (1 if kind is Kind.DEPTHWISE_KERNEL else shape[3]))
     return 0.02**2
 
 

@@ -48,7 +48,8 @@ def test_every_init_of_the_benchmark_is_a_config_that_can_run(task):
         if init != "table":
             (strategy,) = (strategies.resolve(name, encoder, settings) for name in settings.strategies)
             assert bool(strategy.phases) == ("->" in init)
-        for sets in (*config.tasks[task].values(), *([config.corpus] if config.corpus.kind else [])):
+        tasks = settings.tasks[task].sources.values()
+        for sets in (*tasks, *([config.corpus] if config.corpus.kind else [])):
             assert set(sets) >= {"kind", "path"}
 
 
@@ -73,8 +74,7 @@ def test_the_classification_recipe_s_loss_is_one_sigmoid_of_two_classes_and_one_
 def test_every_set_and_size_of_medmnist_is_a_config(name):
     for size in MEDMNIST.SIZES:
         config = MEDMNIST.get_config(f"{name},{size}")
-        resolve(config)
-        assert config.tasks[name].development["pixels"] == int(size)
+        assert resolve(config).tasks[name].val["pixels"] == int(size)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,10 @@ def test_the_classification_recipe_runs_on_files_in_the_layout_of_shenzhen(tmp_p
     assert command.run(*chosen, f"--workdir={workdir}") == 0
     rows = {(row["split"], row["metric"]): row for row in command.rows(workdir / "results.jsonl")}
     assert rows["test", "auc"]["n"] == 6
-    assert rows["development", "auc"]["n"] == 10
+    assert rows["val", "auc"]["n"] == 6
     (ledger,) = command.rows(workdir / "ledger.jsonl")
     assert [set(point) >= {"val_loss", "val_auc"} for point in ledger["curve"]] == [True] * 3
-    assert ledger["images"] == 3 * 18  # 30 less a third, less an eighth
+    assert ledger["images"] == 3 * 24  # all of the official training list
     settings, _ = flags.parse(chosen)
     ready = prepare.prepare(settings)
     planned = plan.transfer_flops(ready, ready.arms[0], ready.tasks[0])

@@ -1,5 +1,6 @@
 """What a report marks and claims, against studies made so that the answer is known."""
 
+import functools
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.formatting import NONE
 from dapt_jax.records.study_records import Records
 from dapt_jax.report import build, claims, main_table, marks, narrative, tables
+from dapt_jax.report.columns import Cell
 from dapt_jax.runtime import atomic_files
 from dapt_jax.settings import default, resolve
 from dapt_jax.statistics import holm
@@ -113,6 +115,34 @@ def test_the_best_and_those_not_significantly_worse_are_marked_and_the_test_is_n
         assert {row[name].text for row in table.rows if row[column].best} == {"unsure"}
         assert {row[name].text for row in table.rows if row[column].not_significantly_worse} == expected
         assert "two-sided paired t-test over seeds (p ≥ 0.05, not adjusted)" in table.note
+
+
+def test_both_tests_against_the_best_are_named_after_holm_and_on_the_test_split_too():
+    own = records()
+    found = Records(own.config, [*own.results, *({**row, "split": "test"} for row in own.results)], [])
+    table = main_table.table(found, "one")
+    assert {"p test, paired", "p test, Welch", "p development, Welch"} <= set(table.columns)
+    assert claims.table(found, "one").flat.count("test AUC verdict") == 1
+    values = {n: found.values(n, "one", "test", "linear", "auc") for n in LEVELS}
+    tests = {
+        name: {n: test(values[n], values["full"]).pvalue for n in LEVELS if n != "full"}
+        for name, test in {
+            "paired": stats.ttest_rel,
+            "Welch": functools.partial(stats.ttest_ind, equal_var=False),
+        }.items()
+    }
+    for name, p in tests.items():
+        adjusted = dict(zip(p, holm(list(p.values())), strict=True))
+        shown = main_table.comparisons(found, "one", "test", name)
+        assert {n: q for n, (_, q) in shown.items()} == pytest.approx(adjusted)
+    cell = marks.over_seeds({"a": [0.9, 0.91, 0.93], "b": [0.88, 0.91, 0.90], "c": [0.5, 0.4, 0.5]})
+    rest = [
+        stats.ttest_ind([0.9, 0.91, 0.93], x, equal_var=False).pvalue
+        for x in ([0.88, 0.91, 0.90], [0.5, 0.4, 0.5])
+    ]
+    assert [cell.adjusted[n][1] for n in "bc"] == pytest.approx(holm(rest))
+    assert ", Welch " in cell.mark(Cell("0.897"), "b").small
+    assert "paired t-test over seeds, then Welch's t-test of independent runs" in table.note
 
 
 def test_means_that_print_alike_are_both_the_best():

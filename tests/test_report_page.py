@@ -82,7 +82,7 @@ def test_numbers_of_the_main_table(study):
     assert rows["partial"]["FLOPs"].text == "17%"
     assert rows["partial"]["trained parameters"].text == "4.46 M"
     assert rows["none"]["adapt TFLOP"].text == "0"
-    assert rows["full"]["p external"].text == "reference"
+    assert rows["full"]["p external, paired"].text == "reference"
     assert rows["baseline"]["development"].text == "0.710"
     assert rows["baseline"]["kWh"].text == NONE
     assert [name for name, row in rows.items() if row["development"].best] == ["full"]

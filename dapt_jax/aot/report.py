@@ -284,7 +284,7 @@ def show(settings: StudySettings, workdir: Path | None) -> None:
     # Settings for the topology alone are left out, so that the study can be read and checked on this machine.
     runtime = dataclasses.replace(settings.runtime, fsdp=1)
     study = prepare.prepare(dataclasses.replace(settings, runtime=runtime))
-    console = Console(width=None if Console().is_terminal else 150)
+    console = Console(width=None if Console().is_terminal else 150, markup=False, emoji=False)
     groups = len(devices) if settings.model.batch_norm_statistics == "per_device" else 1
     compiler = Compiler(
         mesh, chips, settings.aot.compilations, lambda line: console.print(line, soft_wrap=True), groups
@@ -292,7 +292,7 @@ def show(settings: StudySettings, workdir: Path | None) -> None:
     compiled: list[Step] = []
     for arm in study.arms_of(settings.seeds[0]):
         if study.corpus_of(arm):
-            steps = list(compiler.steps(study.run_of(arm)))
+            steps = [step for run in study.runs_of(arm) for step in compiler.steps(run)]
             compiled += steps
             console.print(_table(arm.name, steps, chips))
     if not compiled:

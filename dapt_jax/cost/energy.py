@@ -107,15 +107,18 @@ class Rapl:
         wanted = [
             zone
             for zone in sorted(root.glob("intel-rapl:*"))
-            if (zone / "name").read_text().strip().startswith(("package", "dram"))
+            if (zone / "name").read_text(encoding="utf-8").strip().startswith(("package", "dram"))
         ]
         if not wanted:
             raise FileNotFoundError(f"no energy counters under {root}")
-        self._zones = {zone / "energy_uj": int((zone / "max_energy_range_uj").read_text()) for zone in wanted}
+        self._zones = {
+            zone / "energy_uj": int((zone / "max_energy_range_uj").read_text(encoding="utf-8"))
+            for zone in wanted
+        }
         self._last = self._read()
 
     def _read(self) -> dict[Path, int]:
-        return {path: int(path.read_text()) for path in self._zones}
+        return {path: int(path.read_text(encoding="utf-8")) for path in self._zones}
 
     def joules(self, seconds: float) -> float | None:
         """Return the sum over the zones, assuming that each counter has wrapped at most once."""

@@ -267,7 +267,7 @@ def _memory_bytes() -> int:
     """Return the main memory of this host; 0 where the system does not report it."""
     info = Path("/proc/meminfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("MemTotal:"):
                 return int(line.split()[1]) * 1024
     try:

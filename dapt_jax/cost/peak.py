@@ -65,7 +65,7 @@ def key(cpu: str, cores: int) -> str:
 def stored(cpu: str, cores: int) -> dict[str, float] | None:
     """Return the stored measurement of such a processor, or None; an unreadable file counts as none."""
     try:
-        found = json.loads(file().read_text())[key(cpu, cores)]
+        found = json.loads(file().read_text(encoding="utf-8"))[key(cpu, cores)]
         return {name: float(found[name]) for name in (*DTYPES, "bandwidth")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -80,7 +80,7 @@ def measured(cpu: str, cores: int, *, anew: bool = False) -> dict[str, float]:
     if found is None:
         found = measure()
         try:
-            held = json.loads(file().read_text())
+            held = json.loads(file().read_text(encoding="utf-8"))
         except (OSError, ValueError):
             held = {}
         with contextlib.suppress(OSError):

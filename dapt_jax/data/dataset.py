@@ -13,6 +13,9 @@ from dapt_jax.data.mask_values import convention
 from dapt_jax.data.masks import Mask, draw, resized
 from dapt_jax.errors import UserError, nearest
 
+LABEL = "label"
+"""Column of the labels in a condition; several labels of one image are joined by |."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -126,15 +129,19 @@ class Dataset:
         """Return the images whose columns have the given values.
 
         Args:
-            condition: "column=value", or several joined by commas, all of which must hold; "" selects all
-                images. Besides `columns`, "label" (unless multi-label) and "group" are valid.
+            condition: "column=value" or "column=value|value", or several joined by commas, all of which must
+                hold; "" selects all images. Besides `columns`, "label" and "group" are valid; an image with
+                several labels is selected by any of them.
 
         Raises:
             UserError: The column does not exist, or no image has such a value; names the nearest.
         """
         columns = {"group": self.groups, **self.columns}
-        if not self.multi_label:
-            columns.setdefault("label", np.array(self.classes, dtype=str)[self.labels])
+        if self.multi_label:
+            named = ["|".join(np.array(self.classes)[row == 1]) for row in self.labels]
+            columns.setdefault(LABEL, np.array(named, dtype=str))
+        else:
+            columns.setdefault(LABEL, np.array(self.classes, dtype=str)[self.labels])
         return self.take(np.flatnonzero(matching(columns, condition, self.name)))
 
     def keep_classes(self, classes: Iterable[str]) -> "Dataset":
@@ -297,14 +304,26 @@ def matching(columns: Mapping[str, Sequence[str] | np.ndarray], condition: str, 
             )
         values = np.asarray([identity.clean(cell) for cell in columns[column]], dtype=str)
         value = identity.clean(value)
-        found = values == value
-        if not found.any() and (split := identity.split_name(value)):
-            found = np.array([identity.split_name(cell) == split for cell in values.tolist()], bool)
+        several = column == LABEL and any("|" in cell for cell in values.tolist())
+        found = np.zeros(length, bool) if several else values == value
         if not found.any():
-            raise UserError(
-                f"{origin}: no row has {clause!r}; {nearest(value, sorted(set(values.tolist())))}"
-            )
+            for part in map(identity.clean, value.split("|")):
+                found |= _having(values, part, column, clause, origin)
         kept &= found
     if length and not kept.any():
         raise UserError(f"{origin}: no row meets all of {condition!r}, though each part of it is met by some")
     return kept
+
+
+def _having(values: np.ndarray, value: str, column: str, clause: str, origin: str) -> np.ndarray:
+    """Return which cells are a value, name the same split, or hold it among several labels: bool [n]."""
+    found: np.ndarray = values == value
+    if not found.any() and (split := identity.split_name(value)):
+        found = np.array([identity.split_name(cell) == split for cell in values.tolist()], bool)
+    several = [cell.split("|") for cell in values.tolist()] if column == LABEL else []
+    if any(len(cell) > 1 for cell in several):
+        found = np.array([value in cell for cell in several], bool)
+    if not found.any():
+        known = {name for cell in several for name in cell} or set(values.tolist())
+        raise UserError(f"{origin}: no row has {clause!r}; {nearest(value, sorted(known))}")
+    return found

@@ -96,10 +96,11 @@ def load_folder(
 def _check_empty(found: Layout, where: str, dropped: Sequence[str], classes: Sequence[str]) -> None:
     """Refuse a class folder without images, unless the user drops the class."""
     clauses = dict(clause.split("=", 1) for clause in where.replace(" ", "").split(",") if "=" in clause)
-    wanted = {key: identity.clean(value) for key, value in clauses.items()}
+    wanted = {key: [identity.clean(part) for part in value.split("|")] for key, value in clauses.items()}
     for split, label, folder in found.empty:
-        other_split = "split" in wanted and identity.split_name(wanted["split"]) not in ("", split)
-        if label in dropped or wanted.get("label", label) != label or other_split:
+        splits = {identity.split_name(name) for name in wanted.get("split", [""])}
+        other_split = not splits & {"", split}
+        if label in dropped or label not in wanted.get("label", [label]) or other_split:
             continue
         if split is not None and any(each.split == split for each in found.images) and label in classes:
             continue  # the user names this class; a split may lack it

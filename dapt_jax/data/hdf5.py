@@ -86,6 +86,6 @@ def limit_process(seconds: int, spare: int) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         limit = pages * resource.getpagesize() + spare
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

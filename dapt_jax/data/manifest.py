@@ -17,7 +17,7 @@ import numpy as np
 
 from dapt_jax.data import identity, records
 from dapt_jax.data.columns import columns_of
-from dapt_jax.data.dataset import Dataset, matching
+from dapt_jax.data.dataset import LABEL, Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
 from dapt_jax.data.lists import read_columns
 from dapt_jax.data.paths import Finder, true_path
@@ -98,7 +98,13 @@ def load_manifest(
         files = [named.setdefault(true_path(roles.find(file)), file) if file else "" for file in files]
         records.check_splits(places, files, columns["split"], "image", str(manifest))
 
-    known = {"image": columns[roles.image], "label": columns[roles.labels[0]], **columns}
+    labels = columns[roles.labels[0]]
+    if len(roles.labels) > 1:
+        cells = zip(*(columns[name] for name in roles.labels), strict=True)
+        labels = [
+            "|".join(n for n, cell in zip(roles.labels, row, strict=True) if cell == "1") for row in cells
+        ]
+    known = {"image": columns[roles.image], LABEL: labels, **columns}
     known |= {"patient": columns[roles.group]} if roles.group else {}
     rows = np.flatnonzero(matching(known, where, str(manifest)))
     label_columns = roles.labels

@@ -3,7 +3,9 @@
 import functools
 import hashlib
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 
 import numpy as np
 from PIL import Image
@@ -56,6 +58,14 @@ class Looks:
         """Return the properties of the images at `indices`."""
         return Looks(
             self.thumbnails[indices], self.digests[indices], self.darkest[indices], self.brightest[indices]
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Looks"]) -> "Looks":
+        """Return the properties of the images of several stores, one after the other."""
+        fields = [vars(part) for part in parts]
+        return cls(
+            **{field.name: np.concatenate([each[field.name] for each in fields]) for field in fields_of(cls)}
         )
 
     @functools.cached_property

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dapt_jax.data import identity
+from dapt_jax.runtime import safe_paths, user_cache
 
 IMAGES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".pgm",
@@ -57,7 +58,7 @@ class Finder:
         Returns:
             The file, or the path where it was expected if nothing matches.
         """
-        path = self._root / written.replace("\\", "/")
+        path = named(self._root, written)
         if os.path.exists(path):
             return path
         found = Path(path.parts[0]) if path.is_absolute() else Path()
@@ -112,6 +113,24 @@ class Finder:
                 pass
             self._listed[folder] = listed
         return self._listed[folder]
+
+
+def named(folder: Path, written: str) -> Path:
+    """Return the path that a table means by a name.
+
+    A table of the user's own may name files anywhere. A table that was copied from remote storage came with
+    its images: its names stay inside the copy.
+
+    Args:
+        folder: Folder that relative names start from.
+        written: The name; backslashes may separate folders.
+
+    Raises:
+        UserError: The table was copied, and the name leads out of the copy.
+    """
+    path = folder / written.replace("\\", "/")
+    copy = user_cache.copy_with(folder)
+    return path if copy is None else safe_paths.inside(copy, path, f"{folder}: a table there")
 
 
 def is_of_system(name: str) -> bool:

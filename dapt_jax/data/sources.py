@@ -1,12 +1,13 @@
 """Loading of every kind of data: from the description of a set in a config to a `Dataset`."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dapt_jax.data import identity
+from dapt_jax.data.concatenate import concatenate
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.folders import load_folder
 from dapt_jax.data.manifest import load_manifest
@@ -32,7 +33,7 @@ _SHARED = ("on_bad_image", "cache_bytes", "workers")
 
 
 def load(
-    spec: Mapping[str, Any],
+    spec: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     *,
     data_dir: str | Path | None,
     image_size: int,
@@ -51,7 +52,8 @@ def load(
             ordered grades: numbers, or names in the order given by `classes`. `merge_look_alikes=False` lets
             splits divide near-duplicate images. `cohort="hospital A"` identifies the cohort in which patient
             names are unique: sets of two cohorts share no patient, even if names coincide. The readers are
-            `load_manifest`, `load_folder`, `load_phantoms`, `load_textures` and `load_tfds`.
+            `load_manifest`, `load_folder`, `load_phantoms`, `load_textures` and `load_tfds`. Several
+            descriptions are one set, see `dapt_jax.data.concatenate`.
         data_dir: Folder that `path` is relative to; not needed for absolute paths and for phantoms.
         image_size: Side of the images in pixels, unless `spec` defines another (for large images, which a
             network processes in windows).
@@ -62,6 +64,9 @@ def load(
         UserError: The kind or a key is unknown, the path or data_dir is missing, or the reader finds an
             error.
     """
+    if not isinstance(spec, Mapping):
+        options = {"data_dir": data_dir, "image_size": image_size, "on_bad_image": on_bad_image, **shared}
+        return concatenate([load(each, **options) for each in spec])
     kind = str(spec.get("kind", ""))
     if kind not in KINDS:
         raise UserError(f"no kind {kind!r}; {nearest(kind, KINDS)}")
@@ -89,12 +94,12 @@ def load(
     return replace(dataset, merge_look_alikes=of_any["merge_look_alikes"], cohort=cohort)
 
 
-def ordered(dataset: Dataset, spec: Mapping[str, Any]) -> Dataset:
+def ordered(dataset: Dataset, spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Dataset:
     """Return a set whose classes are ordered grades.
 
     Args:
         dataset: The set, with classes in the order of its reader.
-        spec: Description of the set in the config; `classes` gives names an order.
+        spec: Description of the set in the config, or of each of its sources; `classes` gives names an order.
 
     Raises:
         UserError: The classes are names without an order, or an image has several classes.
@@ -105,7 +110,8 @@ def ordered(dataset: Dataset, spec: Mapping[str, Any]) -> Dataset:
         raise UserError(
             "grades are one per image, but an image has several labels here; expected ordinal=False"
         )
-    given = _plain("classes", spec.get("classes", ()), ())
+    first = spec if isinstance(spec, Mapping) else spec[0]
+    given = _plain("classes", first.get("classes", ()), ())
     _, are_numbers = identity.in_order(dataset.classes)
     if not given and not are_numbers:
         listed = ", ".join(dataset.classes)

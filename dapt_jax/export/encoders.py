@@ -9,6 +9,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.export import model_card
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.records.study_records import Records
+from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import strategies
 from dapt_jax.study.adapt import ADAPTED, read_about
@@ -38,9 +39,11 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
         UserError: The workdir holds no study, or none of its arms is adapted.
     """
     records = Records.read(workdir)
+    settings = strategies.expanded(settings)
     encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
     resolved = [strategies.resolve(name, encoder, settings) for name in settings.strategies]
-    arms = [Arm(strategy, seed) for strategy in resolved if strategy.phases for seed in settings.seeds]
+    adapting = [strategy for strategy in resolved if strategy.phases]
+    arms = [Arm(strategy, seed) for strategy in adapting for seed in settings.adaptation_seeds]
     checkpoints = workdir / "checkpoints"
     finished = [arm for arm in arms if (arm.folder(workdir) / ADAPTED).exists()]
     if not finished:
@@ -54,7 +57,7 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
         target = workdir / FOLDER / source.name
         is_whole = arm.strategy.encoder.groups == encoder.groups
         _export(records, arm.strategy, source, target, is_whole=is_whole)
-        print(f"export: {target}", flush=True)
+        streams.say(f"export: {target}")
         made.append(target)
     return made
 
@@ -81,7 +84,7 @@ def _export(records: Records, strategy: Strategy, source: Path, target: Path, *,
         encoder=encoder,
         is_whole=is_whole,
         spec=records.config["weights"],
-        phases=[_phase(phase) for phase in strategy.phases],
+        phases=[_phase(phase) for part in strategy.parts for phase in part.phases],
         largest={int(at): float(features[0, at]) for at in np.argsort(-np.asarray(features[0]))[:6]},
     )
 

@@ -75,7 +75,7 @@ def write(
         "or that it normalises otherwise.",
         "A research tool: not a medical device.",
     ]
-    path.write_text("\n\n".join(parts) + "\n")
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _code(*lines: str) -> str:

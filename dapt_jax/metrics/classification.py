@@ -19,6 +19,7 @@ def classification(
     classes: tuple[str, ...],
     ordinal: bool = False,
     seen: Bool[np.ndarray, " classes"] | None = None,
+    subset: tuple[str, ...] = (),
 ) -> list[Score]:
     """Return all registered ranking, decision and calibration scores that apply to predictions.
 
@@ -29,6 +30,7 @@ def classification(
         ordinal: Whether the classes are ordinal.
         seen: Classes in the training data of the head; None for all. Scores of single classes, and their
             means, exclude a class without training data: its predictions are chance.
+        subset: Classes over which `auc_subset`, their mean AUC, is taken too; empty for none.
 
     Returns:
         First `auc`, one class against the rest, its mean over the classes that have both positives and
@@ -54,7 +56,7 @@ def classification(
     else:
         kinds = (SINGLE_LABEL, ORDINAL) if ordinal else (SINGLE_LABEL,)
     predictions = Predictions(
-        labels, probabilities, classes, np.ones(len(classes), bool) if seen is None else seen
+        labels, probabilities, classes, np.ones(len(classes), bool) if seen is None else seen, subset
     )
     return [score for function in measures(*kinds) for score in function(predictions)]
 
@@ -68,12 +70,14 @@ class Predictions:
         probabilities: Predicted probabilities, one row per example.
         classes: Names of the columns.
         seen: Classes in the training data of the head.
+        subset: Classes of `auc_subset`.
     """
 
     labels: Shaped[np.ndarray, "n ..."]
     probabilities: Float[np.ndarray, "n classes"]
     classes: tuple[str, ...]
     seen: Bool[np.ndarray, " classes"]
+    subset: tuple[str, ...] = ()
 
     @property
     def targets(self) -> Shaped[np.ndarray, "n classes"]:
@@ -133,6 +137,18 @@ class Predictions:
 @metric("auc", title="AUC", kinds=(SINGLE_LABEL, MULTI_LABEL), chance=0.5, per_class=True)
 def _aucs(found: Predictions) -> Iterable[Score]:
     return found.by_class("auc", found.probabilities, _auc)
+
+
+@metric("auc_subset", title="AUC (chosen classes)", kinds=(SINGLE_LABEL, MULTI_LABEL), chance=0.5)
+def _auc_of_subset(found: Predictions) -> Iterable[Score]:
+    """The mean over `subset` of what `auc` reports of each class; nothing where no classes are chosen."""
+    if not found.subset:
+        return []
+    of_class = {score.metric.partition("/")[2]: score for score in _aucs(found)}
+    chosen = [of_class[name] for name in found.subset if np.isfinite(of_class[name].value)]
+    mean = float(np.mean([score.value for score in chosen])) if chosen else float("nan")
+    covered = tuple(score.classes[0] for score in chosen)
+    return found.whole("auc_subset", mean, covered)
 
 
 @metric("ap", title="AP", kinds=(SINGLE_LABEL, MULTI_LABEL), per_class=True)

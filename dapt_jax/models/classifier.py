@@ -36,6 +36,12 @@ class Classifier:
     dropout: float = 0.0
 
     @property
+    def base(self) -> "Classifier":
+        """The network without low-rank updates; itself if it has none."""
+        plain = self.encoder.base
+        return self if plain is self.encoder else dataclasses.replace(self, encoder=plain)
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """The encoder's groups and the head."""
         return (*self.encoder.groups, HEAD)

@@ -21,7 +21,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.models import lora
 from dapt_jax.models.initial import Tree, init_params
+from dapt_jax.models.lora import LoraSettings
 from dapt_jax.models.parameters import kinds_of
 from dapt_jax.models.preprocess import Preprocess
 from dapt_jax.parameters import BatchNormMode, Kind
@@ -47,6 +49,7 @@ class Options:
 
 
 DEFAULT = Options()
+DEFAULT_LORA = LoraSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,7 @@ class LayerGroup:
         intermediate: (features, reduction) of a pyramid level inside the group; its module then has a method
             `tapped(x, mode)` that returns the output and that map.
         is_stochastic: Whether its module takes a third argument, a PRNG key or None.
+        lora: Paths, inside the module, of kernels that have a low-rank update beside them.
     """
 
     name: str
@@ -72,6 +76,7 @@ class LayerGroup:
     level: bool | None = None
     intermediate: tuple[int, int] | None = None
     is_stochastic: bool = False
+    lora: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +116,7 @@ class Encoder:
         as_map: Function that converts a group's output to a feature map (b, h, w, c); the identity except for
             transformers.
         options: Options that its groups were built with.
+        lora: Rank and factor of the low-rank updates beside its kernels, if there are any.
     """
 
     def __init__(
@@ -123,6 +129,7 @@ class Encoder:
         remat: Iterable[str] = (),
         as_map: Callable[[jax.Array], jax.Array] = lambda x: x,
         options: Options = DEFAULT,
+        lora: LoraSettings = DEFAULT_LORA,
     ):
         self.name = name
         self.specs = tuple(specs)
@@ -131,6 +138,7 @@ class Encoder:
         self.remat = frozenset(remat) & {spec.name for spec in specs}
         self.as_map = as_map
         self.options = options
+        self.lora = lora
 
     @property
     def is_stochastic(self) -> bool:
@@ -217,6 +225,40 @@ class Encoder:
         """Return the encoder with a record of the options that its groups were built with."""
         return self._replace(options=options)
 
+    def with_lora(self, kernels: Iterable[str], settings: LoraSettings) -> "Encoder":
+        """Return the encoder with a low-rank update beside some of its kernels: see `dapt_jax.models.lora`.
+
+        The parameters gain leaves `.../lora/down` and `.../lora/up`; `merged` removes them again.
+
+        >>> from dapt_jax.models import registry
+        >>> encoder = registry.build("vit_small").with_lora(["block1/mlp/expand/kernel"], LoraSettings())
+        >>> encoder.kinds["block1/mlp/expand/lora/down"]
+        <Kind.LORA_DOWN: 'lora_down'>
+
+        Args:
+            kernels: Paths of kernels of dense layers and of convolutions that are not depthwise or grouped.
+            settings: Rank and factor.
+        """
+        by_group: dict[str, list[str]] = {}
+        for path in kernels:
+            group = self.group_of(path)
+            by_group.setdefault(group, []).append(path.removeprefix(f"{group}/"))
+        specs = [dataclasses.replace(spec, lora=tuple(by_group.get(spec.name, ()))) for spec in self.specs]
+        made = self._replace(specs=specs, lora=settings)
+        made.__dict__["base"] = self.base  # the very object, which compiled functions and caches know
+        return made
+
+    @functools.cached_property
+    def base(self) -> "Encoder":
+        """The encoder without low-rank updates; itself if it has none."""
+        if not any(spec.lora for spec in self.specs):
+            return self
+        return self._replace(specs=[dataclasses.replace(spec, lora=()) for spec in self.specs])
+
+    def merged(self, params: Tree) -> Tree:
+        """Return parameters for `base`: low-rank updates added to their kernels; others as they are."""
+        return params if self.base is self else lora.merged(params, self.lora)
+
     def with_preprocess(self, preprocess: Preprocess) -> "Encoder":
         """Return the encoder for weights that expect another normalisation of the image."""
         return self._replace(preprocess=preprocess)
@@ -230,6 +272,7 @@ class Encoder:
             "remat": self.remat,
             "as_map": self.as_map,
             "options": self.options,
+            "lora": self.lora,
         }
         return Encoder(self.name, **{**arguments, **changes})
 
@@ -237,7 +280,8 @@ class Encoder:
     def _parts(self) -> dict[str, _Part]:
         parts = {}
         for spec in self.specs:
-            graph, params, batch_stats = nnx.split(nnx.eval_shape(spec.build), nnx.Param, nnx.BatchStat)
+            build = functools.partial(lora.with_updates, spec.build, spec.lora, self.lora)
+            graph, params, batch_stats = nnx.split(nnx.eval_shape(build), nnx.Param, nnx.BatchStat)
             kinds = kinds_of(spec.name, params, batch_stats)
             parts[spec.name] = _Part(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats), kinds)
         return parts

@@ -18,6 +18,7 @@ _CONSTANTS = {
     Kind.LAYER_NORM_SCALE: 1.0,
     Kind.LAYER_NORM_BIAS: 0.0,
     Kind.LAYER_SCALE: 1e-6,
+    Kind.LORA_UP: 0.0,
     Kind.RUNNING_MEAN: 0.0,
     Kind.RUNNING_VARIANCE: 1.0,
 }
@@ -52,11 +53,11 @@ def init_params(tree: Tree, kinds: Mapping[str, Kind], seed: int) -> Tree:
 
 
 def _variance(kind: Kind, shape: tuple[int, ...]) -> float:
-    if kind is Kind.CONV_KERNEL:
+    if kind in (Kind.CONV_KERNEL, Kind.GROUPED_KERNEL):
         height, width, _, outputs = shape
         return 2.0 / (height * width * outputs)
     if kind is Kind.DEPTHWISE_KERNEL:
         return 2.0 / (shape[0] * shape[1])
-    if kind is Kind.DENSE_KERNEL:
-        return 1.0 / shape[0]
+    if kind in (Kind.DENSE_KERNEL, Kind.LORA_DOWN):
+        return 1.0 / float(np.prod(shape[:-1]))
     return 0.02**2

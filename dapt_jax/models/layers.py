@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dapt_jax import ops
+from dapt_jax.models.lora import LowRankUpdate
 from dapt_jax.models.parameters import (
     BatchNormBias,
     BatchNormScale,
@@ -15,6 +16,7 @@ from dapt_jax.models.parameters import (
     ConvKernel,
     DenseKernel,
     DepthwiseKernel,
+    GroupedKernel,
     LayerNormBias,
     LayerNormScale,
     RunningMean,
@@ -39,14 +41,19 @@ class Conv(nnx.Module):
         groups: int = 1,
         bias: bool = False,
     ):
-        make = DepthwiseKernel if 1 < groups == inputs == outputs else ConvKernel
-        self.kernel = make(jnp.zeros((size, size, inputs // groups, outputs)))
+        kind = (
+            ConvKernel if groups == 1 else DepthwiseKernel if groups == inputs == outputs else GroupedKernel
+        )
+        self.kernel = kind(jnp.zeros((size, size, inputs // groups, outputs)))
         self.bias = Bias(jnp.zeros(outputs)) if bias else None
         self.stride, self.padding, self.groups = stride, padding, groups
+        self.lora: LowRankUpdate | None = None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         kernel = self.kernel[...].astype(x.dtype)
         y = ops.conv(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups)
+        if self.lora is not None:
+            y += self.lora.conv(x, stride=self.stride, padding=self.padding)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -56,9 +63,12 @@ class Dense(nnx.Module):
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True):
         self.kernel = DenseKernel(jnp.zeros((inputs, outputs)))
         self.bias = Bias(jnp.zeros(outputs)) if bias else None
+        self.lora: LowRankUpdate | None = None
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         y = x @ self.kernel[...].astype(x.dtype)
+        if self.lora is not None:
+            y += self.lora.dense(x)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

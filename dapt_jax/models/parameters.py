@@ -18,9 +18,15 @@ class Parameter(nnx.Param):
 
 
 class ConvKernel(Parameter):
-    """Kernel (height, width, in / groups, out) of a convolution."""
+    """Kernel (height, width, in, out) of a convolution."""
 
     kind = Kind.CONV_KERNEL
+
+
+class GroupedKernel(Parameter):
+    """Kernel (height, width, in / groups, out) of a convolution of several groups of channels."""
+
+    kind = Kind.GROUPED_KERNEL
 
 
 class DepthwiseKernel(Parameter):
@@ -87,6 +93,18 @@ class Token(Parameter):
     """Learnt tokens (1, tokens, features): a class token, registers."""
 
     kind = Kind.TOKEN
+
+
+class LoraDown(Parameter):
+    """First factor of a low-rank update: a kernel (..., in, rank)."""
+
+    kind = Kind.LORA_DOWN
+
+
+class LoraUp(Parameter):
+    """Second factor of a low-rank update: a matrix (rank, out)."""
+
+    kind = Kind.LORA_UP
 
 
 class RunningMean(nnx.BatchStat):

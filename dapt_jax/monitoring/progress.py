@@ -6,7 +6,9 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
+from dapt_jax.errors import one_line
 from dapt_jax.monitoring.heartbeat import Heartbeat
+from dapt_jax.runtime import streams
 
 LINE_EVERY_S = 10.0
 
@@ -28,10 +30,10 @@ class Reporter:
         self._quiet, self._heartbeat = quiet, heartbeat or Heartbeat()
         if not quiet and sys.stderr.isatty():
             columns: list[ProgressColumn] = [
-                TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.description}", markup=False), BarColumn(None), TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
             ]  # fmt: skip
-            self._live = Progress(*columns, console=Console(stderr=True))
+            self._live = Progress(*columns, console=Console(stderr=True, markup=False, emoji=False))
             self._task = self._live.add_task("starting", total=self.total, left="")
             self._live.start()
 
@@ -70,18 +72,14 @@ class Reporter:
             self._live.update(self._task, completed=self.done, description=text, left=self._left())
         elif not self._quiet and time.monotonic() - self._spoken > LINE_EVERY_S:
             self._spoken = time.monotonic()
-            print(
-                f"[{100 * min(self.done / self.total, 1):3.0f}%] {text}  {self._left()}",
-                file=sys.stderr,
-                flush=True,
-            )
+            streams.say(f"[{100 * min(self.done / self.total, 1):3.0f}%] {text}  {self._left()}", sys.stderr)
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self._live:
-            self._live.console.print(text, highlight=False)
+            self._live.console.print(one_line(text), highlight=False)
         elif not self._quiet:
-            print(text, file=sys.stderr, flush=True)
+            streams.say(text, sys.stderr)
 
     def close(self) -> None:
         """End the display."""

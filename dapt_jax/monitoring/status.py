@@ -10,6 +10,7 @@ from typing import Any
 from dapt_jax.errors import UserError
 from dapt_jax.monitoring.heartbeat import BEAT_S, STATUS
 from dapt_jax.records.ledger import Ledger
+from dapt_jax.runtime import streams
 
 STALE_S = 15 * BEAT_S
 """Age from which a heartbeat counts as stale: a few beats may be late on a loaded machine."""
@@ -21,7 +22,8 @@ def show(workdir: Path) -> None:
     Raises:
         UserError: No study has begun in the workdir.
     """
-    print("\n".join(lines(workdir, time.time())))
+    for line in lines(workdir, time.time()):
+        streams.say(line)
 
 
 def lines(workdir: Path, now: float) -> list[str]:
@@ -38,11 +40,22 @@ def lines(workdir: Path, now: float) -> list[str]:
     if not path.exists():
         raise UserError(f"{path}: no such file; expected the --workdir of a study that runs or has run")
     try:
-        status = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        status = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: not JSON ({error.msg}); expected a heartbeat: start the study again"
+            f"{path}: not JSON ({getattr(error, 'msg', 'damaged')}); expected a heartbeat: start the study again"
         ) from error
+    try:
+        return _lines(workdir, status, now)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"{path}: not a heartbeat; expected that of a study: start the study again"
+        ) from error
+
+
+def _lines(workdir: Path, status: dict[str, Any], now: float) -> list[str]:
     arms, flops, at = status["arms"], status["flops"], status["at"]
     shown = [f"{workdir}: {_state(status, now)}"]
     shown.append(

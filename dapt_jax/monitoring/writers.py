@@ -77,7 +77,7 @@ class Jsonl:
     @functools.cached_property
     def _last(self) -> dict[tuple[Any, ...], int]:
         """Return the last epoch of every run in the file; a last line truncated by a kill is dropped."""
-        text = self._path.read_text() if self._path.exists() else ""
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
         whole, newline, torn = text.rpartition("\n")
         if torn:
             atomic_files.write_text(self._path, whole + newline)
@@ -97,7 +97,7 @@ class Jsonl:
         self._last[run] = epoch.epoch
         before = self._path.stat().st_size if self._path.exists() else 0
         try:
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError:
             os.truncate(self._path, before)  # so that no line is appended to one that a full disk cut off

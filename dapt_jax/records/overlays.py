@@ -8,6 +8,7 @@ import numpy as np
 
 from dapt_jax.errors import UserError
 from dapt_jax.records import arrays
+from dapt_jax.runtime import safe_paths
 
 FOLDER = "overlays"
 """Name of the folder in a workdir, of `TASK-SPLIT-STRATEGY-PROTOCOL.npz`; each holds the fields of
@@ -81,8 +82,8 @@ def read(workdir: Path) -> list[SegmentationSamples]:
 
 def write(workdir: Path, samples: SegmentationSamples) -> None:
     """Write the samples of an arm atomically."""
-    name = f"{samples.task}-{samples.split}-{samples.strategy}-{samples.protocol}.npz"
-    arrays.write(workdir / FOLDER / name, vars(samples))
+    name = f"{FOLDER}/{samples.task}-{samples.split}-{samples.strategy}-{samples.protocol}.npz"
+    arrays.write(workdir.joinpath(*safe_paths.check(name, workdir)), vars(samples))
 
 
 def _check(path: Path, values: dict[str, np.ndarray]) -> None:

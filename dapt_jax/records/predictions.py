@@ -16,6 +16,7 @@ import numpy as np
 
 from dapt_jax.errors import UserError
 from dapt_jax.records import arrays
+from dapt_jax.runtime import safe_paths
 from dapt_jax.statistics import auc
 
 FOLDER = "predictions"
@@ -24,7 +25,8 @@ FOLDER = "predictions"
 
 def path_of(workdir: Path, strategy: str, seed: object, task: str, split: str) -> Path:
     """Return the path of the predictions of an arm on a split of a task."""
-    return workdir / FOLDER / f"{strategy}-seed{seed}" / f"{task}-{split}.npz"
+    name = f"{FOLDER}/{strategy}-seed{seed}/{task}-{split}.npz"
+    return workdir.joinpath(*safe_paths.check(name, workdir / "results.jsonl"))
 
 
 @dataclasses.dataclass(frozen=True)

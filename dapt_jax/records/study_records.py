@@ -12,7 +12,7 @@ from dapt_jax.metrics import METRICS, display_name
 from dapt_jax.records import typed
 from dapt_jax.records.ledger import Ledger, Row
 from dapt_jax.records.renamed import upgrade
-from dapt_jax.records.vocabulary import BASELINE, KINDS, MARGIN, SPLITS, STAGES
+from dapt_jax.records.vocabulary import BASELINE, CHECKPOINT_MARK, KINDS, MARGIN, SPLITS, STAGES
 from dapt_jax.runtime import atomic_files
 from dapt_jax.statistics import Interval, mean_interval
 
@@ -40,6 +40,8 @@ _CONFIG = {
     "synthetic": typed.TRUTH,
     "data_note": typed.TEXT,
     "model": typed.either(typed.OBJECT, typed.TEXT),
+    "adapt": typed.OBJECT,
+    "tasks": typed.OBJECT,
     "strategies": typed.list_of(typed.TEXT),
     "seeds": typed.list_of(typed.COUNT),
     "compute_budget": typed.NUMBER,
@@ -50,6 +52,7 @@ _SECTIONS = {
     "model": {"name": typed.TEXT},
     "report": {"metric": typed.TEXT, "protocol": typed.TEXT, "margin": typed.AMOUNT},
     "energy": {"region": typed.TEXT},
+    "adapt": {"seed": typed.WHOLE},
 }
 
 
@@ -173,7 +176,14 @@ class Records:
     def seeds(self) -> list[Any]:
         """Seeds that the configuration or the records name."""
         found = [row["seed"] for row in self.results if row["strategy"] != BASELINE]
-        return list(dict.fromkeys([*self.config.get("seeds", ()), *found, *(row.seed for row in self.rows)]))
+        rows = [row.seed for row in self.rows if self.shared_seed is None or row.stage == "transfer"]
+        return list(dict.fromkeys([*self.config.get("seeds", ()), *found, *rows]))
+
+    @property
+    def shared_seed(self) -> int | None:
+        """Seed of the one adaptation that all seeds share; None where each seed adapts anew."""
+        seed = self.config.get("adapt", {}).get("seed", -1)
+        return seed if seed >= 0 else None
 
     @property
     def tasks(self) -> list[str]:
@@ -216,6 +226,11 @@ class Records:
         found = self._named("split", task=task)
         return [split for split in dict.fromkeys([*SPLITS, *found]) if split in found]
 
+    def in_domain(self, task: str) -> str:
+        """Return the split that external data are compared with: development, else test, else val."""
+        found = self.splits(task)
+        return next((split for split in ("development", "test", "val") if split in found), "development")
+
     def metrics(self, task: str) -> list[str]:
         """Return the metrics of a task, without those of single classes (`auc/<class>`)."""
         return [name for name in self._named("metric", task=task) if "/" not in name]
@@ -248,8 +263,9 @@ class Records:
     def generalization_gaps(
         self, strategy: str, task: str, protocol: str | None, metric: str
     ) -> list[float | None]:
-        """Return development minus external per seed."""
-        both = (self.values(strategy, task, split, protocol, metric) for split in ("development", "external"))
+        """Return the score of `in_domain` minus that of external per seed."""
+        splits = (self.in_domain(task), "external")
+        both = (self.values(strategy, task, split, protocol, metric) for split in splits)
         return [None if a is None or b is None else a - b for a, b in zip(*both, strict=True)]
 
     def costs(self, strategy: str, task: str | None = None) -> dict[Any, Cost]:
@@ -264,8 +280,12 @@ class Records:
         for row in self.rows:
             owner = row.phase.partition("/")[0]
             elsewhere = task is not None and row.stage == "transfer" and owner in tasks and owner != task
-            if row.strategy == strategy and row.seed in finished and not elsewhere:
-                arms.setdefault(row.seed, []).append(row)
+            is_shared = (
+                self.shared_seed is not None and row.stage != "transfer" and CHECKPOINT_MARK not in strategy
+            )
+            for seed in finished if is_shared else {row.seed} & finished:
+                if row.strategy == strategy and not elsewhere:
+                    arms.setdefault(seed, []).append(row)
         return {seed: Cost.of(rows) for seed, rows in arms.items()}
 
     def mean_cost(self, strategy: str, task: str | None, read: Callable[[Cost], float]) -> Interval | None:

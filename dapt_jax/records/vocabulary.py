@@ -1,7 +1,10 @@
 """Constants shared by the writers and readers of a workdir's files."""
 
-SPLITS = ("development", "test", "external")
-"""Sets of a target task, in the order in which they are shown."""
+SPLITS = ("development", "val", "test", "external")
+"""Sets of a target task that are scored, in the order in which they are shown."""
+
+OFFICIAL = ("train", "val")
+"""Official splits of a target task that stand in for its development images."""
 
 BASELINE = "baseline"
 """Stands in results where a strategy's name would."""

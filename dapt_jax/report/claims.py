@@ -88,7 +88,7 @@ CLAIM_COLUMNS: tuple[Column[Claim], ...] = (
 
 def table(records: Records, task: str) -> Table | None:
     """Return the non-inferiority table of a task; None with fewer than two seeds or without a margin."""
-    found = {split: claims(records, task, split) for split in records.splits(task) if split != "test"}
+    found = {split: claims(records, task, split) for split in records.splits(task)}
     tested = [
         claim
         for of_split in found.values()

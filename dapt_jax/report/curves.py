@@ -90,7 +90,7 @@ def _series(
     """
     switches: dict[int, str] = {}
     series = []
-    for seed in records.seeds:
+    for seed in dict.fromkeys([*records.seeds, *(row.seed for row in records.rows)]):
         run: dict[str, dict[int, float]] = {kind: {} for kind in LINES}
         before = 0
         for row in records.rows:

@@ -69,8 +69,8 @@ def draw(
                 task,
                 f"seeds_{slug}",
                 seeds(records, task),
-                f"{metric} of each seed on development and external data; the bold line is the mean. "
-                "A steep line means a large generalization gap.",
+                f"{metric} of each seed on {records.in_domain(task)} and external data; the bold line is "
+                "the mean. A steep line means a large generalization gap.",
             )
             keep(
                 task,
@@ -110,8 +110,8 @@ def draw(
 
 
 def cost_score(records: Records, task: str) -> Figure | None:
-    """Draw cost against score, one panel per split (development, external)."""
-    splits = [split for split in ("development", "external") if split in records.splits(task)]
+    """Draw cost against score, one panel per split (in-domain, external)."""
+    splits = [split for split in (records.in_domain(task), "external") if split in records.splits(task)]
     metric, protocol = records.metric(task), records.protocol(task)
     style = strategy_styles(records.strategies)
     points: dict[str, dict[str, tuple[float, list[tuple[float, float]]]]] = {split: {} for split in splits}
@@ -180,11 +180,11 @@ def cost_score(records: Records, task: str) -> Figure | None:
 
 
 def seeds(records: Records, task: str) -> Figure | None:
-    """Draw development and external score of each seed, joined, one panel per strategy."""
-    metric, protocol = records.metric(task), records.protocol(task)
+    """Draw in-domain and external score of each seed, joined, one panel per strategy."""
+    metric, protocol, own = records.metric(task), records.protocol(task), records.in_domain(task)
     pairs = {}
     for name in records.strategies:
-        both = [records.values(name, task, split, protocol, metric) for split in ("development", "external")]
+        both = [records.values(name, task, split, protocol, metric) for split in (own, "external")]
         known = [(a, b) for a, b in zip(*both, strict=True) if a is not None and b is not None]
         if known:
             pairs[name] = known
@@ -199,7 +199,7 @@ def seeds(records: Records, task: str) -> Figure | None:
             axes.plot([0, 1], pair, color=colour, alpha=0.45, linewidth=1, marker=marker, markersize=4)
         means = [sum(side) / len(known) for side in zip(*known, strict=True)]
         axes.plot([0, 1], means, color=colour, linewidth=2.6, solid_capstyle="round")
-        axes.set_xticks([0, 1], ["dev.", "ext."])
+        axes.set_xticks([0, 1], [{"development": "dev."}.get(own, own), "ext."])
         axes.set_xlim(-0.3, 1.3)
         axes.set_title(name, color=colour)
         axes.grid(axis="x", visible=False)

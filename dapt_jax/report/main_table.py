@@ -15,7 +15,7 @@ from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report.columns import Cell, Column, Table, score
 from dapt_jax.report.marks import Marks, note_of_marks, over_seeds
-from dapt_jax.statistics import Comparison, holm, mean_interval, paired_t
+from dapt_jax.statistics import Comparison, holm, mean_interval, paired_t, welch_t
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TaskArm:
         return self.records.values(self.name, self.task, split, self.protocol, self.metric)
 
     def gaps(self) -> list[float | None]:
-        """Return development minus external of each seed."""
+        """Return the in-domain score minus the external one of each seed."""
         return self.records.generalization_gaps(self.name, self.task, self.protocol, self.metric)
 
     def mean_cost(self, read: Callable[[Cost], float]) -> float | None:
@@ -100,7 +100,7 @@ def table(records: Records, task: str) -> Table:
     columns = [title, *_scores(records, task, arms), *COST_COLUMNS]
     columns += [dataclasses.replace(column, group=against) for column in RATIO_COLUMNS]
     columns += [
-        _significance(records, task, split, against) for split in records.splits(task) if split != "test"
+        _significance(records, task, split, against, name) for split in records.splits(task) for name in TESTS
     ]
     found = Table.of("Scores and cost", columns, rows)
     return dataclasses.replace(found, note=note_of_marks(_note(records, task), found.rows))
@@ -120,7 +120,7 @@ def _scores(records: Records, task: str, arms: list[TaskArm]) -> list[Column[Tas
     columns = [
         of_split(split, over_seeds({arm.name: arm.values(split) for arm in arms}, lowest)) for split in splits
     ]
-    if {"development", "external"} <= set(splits):
+    if {records.in_domain(task), "external"} <= set(splits):
         marks = over_seeds({arm.name: arm.gaps() for arm in arms}, not lowest)
         columns.append(
             Column(
@@ -132,33 +132,46 @@ def _scores(records: Records, task: str, arms: list[TaskArm]) -> list[Column[Tas
     return columns
 
 
-def _significance(records: Records, task: str, split: str, group: str) -> Column[TaskArm]:
-    tests = comparisons(records, task, split)
+TESTS = {"paired": paired_t, "Welch": welch_t}
+"""Tests against the reference: over the seeds that two arms share, and of their runs as independent ones."""
+
+
+def _significance(records: Records, task: str, split: str, group: str, name: str) -> Column[TaskArm]:
+    tests = comparisons(records, task, split, name)
 
     def read(arm: TaskArm) -> str:
         return "reference" if arm.is_reference else p_value(tests[arm.name][1] if arm.name in tests else None)
 
-    return Column(f"p {split}", read, group)
+    return Column(f"p {split}, {name}", read, group)
 
 
-def comparisons(records: Records, task: str, split: str) -> dict[str, tuple[Comparison, float | None]]:
+def comparisons(
+    records: Records, task: str, split: str, test: str = "paired"
+) -> dict[str, tuple[Comparison, float | None]]:
     """Test every strategy against the reference on one split.
 
+    Args:
+        records: Records of the study.
+        task: Name of the task.
+        split: The split.
+        test: One of `TESTS`.
+
     Returns:
-        By strategy, the paired test over seeds and its p adjusted by Holm's method over the strategies.
+        By strategy, the test over seeds and its p adjusted by Holm's method over the strategies.
     """
     reference, protocol, metric = records.reference, records.protocol(task), records.metric(task)
     if reference is None:
         return {}
     against = records.values(reference, task, split, protocol, metric)
-    tests = {
-        name: test
+    compare = TESTS[test]
+    found = {
+        name: tested
         for name in records.strategies
         if name != reference
-        and (test := paired_t(records.values(name, task, split, protocol, metric), against)) is not None
+        and (tested := compare(records.values(name, task, split, protocol, metric), against)) is not None
     }
-    adjusted = holm([test.p for test in tests.values()])
-    return {name: (test, p) for (name, test), p in zip(tests.items(), adjusted, strict=True)}
+    adjusted = holm([tested.p for tested in found.values()])
+    return {name: (tested, p) for (name, tested), p in zip(found.items(), adjusted, strict=True)}
 
 
 def _note(records: Records, task: str) -> str:

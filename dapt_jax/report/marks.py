@@ -3,13 +3,18 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from dapt_jax.formatting import p_value
 from dapt_jax.report.columns import Cell
-from dapt_jax.statistics import mean_interval, paired_t
+from dapt_jax.statistics import holm, mean_interval, paired_t, welch_t
 
 LEVEL = 0.05
 NOTE = (
     "Bold: the best mean. †: not significantly worse than the best by a two-sided paired t-test over seeds "
     f"(p ≥ {LEVEL}, not adjusted), which does not show that they are equal."
+)
+P_NOTE = (
+    "p: each against the best of its column, after Holm's method over the column: paired t-test over seeds, "
+    "then Welch's t-test of independent runs, both two-sided."
 )
 
 
@@ -21,15 +26,21 @@ class Marks:
         best: Names with the best mean as printed; empty where fewer than two have a mean.
         not_significantly_worse: Names whose test against the best is not significant.
         p: The p of the test against the best, by name; None where it is undefined.
+        adjusted: Paired and Welch's p against the best after Holm's method over the column, by name, where
+            both are defined.
     """
 
     best: frozenset[str]
     not_significantly_worse: frozenset[str]
     p: Mapping[str, float | None]
+    adjusted: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     def mark(self, cell: Cell, name: str) -> Cell:
-        """Return a cell with the marks of its arm."""
+        """Return a cell with the marks of its arm, and its p against the best."""
         is_close = name in self.not_significantly_worse
+        if name in self.adjusted:
+            paired, welch = map(p_value, self.adjusted[name])
+            cell = dataclasses.replace(cell, small=f"{cell.small} p {paired}, Welch {welch}".strip())
         return dataclasses.replace(cell, best=name in self.best, not_significantly_worse=is_close)
 
 
@@ -61,7 +72,7 @@ def significance_marks(
 
 
 def over_seeds(values: Mapping[str, Sequence[float | None]], lowest: bool = False) -> Marks:
-    """Return the marks by the paired t-test over seeds.
+    """Return the marks by the paired t-test over seeds, and p by this test and by Welch's.
 
     Args:
         values: Values by name, one per seed in the same order; None where missing.
@@ -74,12 +85,29 @@ def over_seeds(values: Mapping[str, Sequence[float | None]], lowest: bool = Fals
         test = paired_t(values[name], values[leader])
         return None if test is None else test.p
 
-    return significance_marks(means, p_against, lowest)
+    marks = significance_marks(means, p_against, lowest)
+    if not marks.p:
+        return marks
+    leader = (min if lowest else max)(means, key=lambda name: means[name])
+    independent = [welch_t(values[name], values[leader]) for name in marks.p]
+    both = zip(
+        holm(list(marks.p.values())),
+        holm([None if test is None else test.p for test in independent]),
+        strict=True,
+    )
+    adjusted = {
+        name: (paired, welch)
+        for name, (paired, welch) in zip(marks.p, both, strict=True)
+        if paired is not None and welch is not None
+    }
+    return dataclasses.replace(marks, adjusted=adjusted)
 
 
 def note_of_marks(note: str, rows: Iterable[Sequence[Cell]]) -> str:
     """Return a table's note, with an explanation of its marks if it has any."""
     cells = [cell for row in rows for cell in row]
+    if any(", Welch " in cell.small for cell in cells):
+        note = f"{note} {P_NOTE}".strip()
     if any(cell.not_significantly_worse for cell in cells):
         return f"{note} {NOTE}".strip()
     return f"{note} Bold: the best mean.".strip() if any(cell.best for cell in cells) else note

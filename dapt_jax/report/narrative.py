@@ -17,7 +17,7 @@ from dapt_jax.statistics import Comparison, mean_interval
 def summary(records: Records, task: str) -> list[str]:
     """Return sentences on a task: the reference, differences from it, costs, and generalization gaps."""
     metric, protocol, reference = records.metric(task), records.protocol(task), records.reference
-    split = "external" if "external" in records.splits(task) else "development"
+    split = "external" if "external" in records.splits(task) else records.in_domain(task)
     if reference is None or protocol is None:
         return ["There is no score yet."]
     base = mean_interval(records.values(reference, task, split, protocol, metric))
@@ -151,7 +151,8 @@ def _gaps(records: Records, task: str) -> list[str]:
         return []
     low, high = min(known, key=lambda n: known[n]), max(known, key=lambda n: known[n])
     return [
-        f"From development to external data {records.display_name(task, metric)} changes least for {low} "
+        f"From {records.in_domain(task)} to external data {records.display_name(task, metric)} changes least "
+        f"for {low} "
         f"(generalization gap {known[low]:+.3f}) and most for {high} ({known[high]:+.3f})."
     ]
 

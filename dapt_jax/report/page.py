@@ -18,15 +18,16 @@ from dapt_jax.report import claims, figures, leak_marks, main_table, narrative, 
 from dapt_jax.runtime import atomic_files
 
 HOW_TO_READ = (
-    "Intervals are 95% Student t-intervals of the mean over seeds; they are symmetric and not cut off at 0 "
-    "or 1. p comes from a two-sided paired t-test over seeds against the reference strategy, adjusted by "
-    "Holm's method for the number of strategies, each split on its own. The generalization gap is "
-    "development minus external, seed by seed. Standalone is what one arm costs on its own: what it ran "
-    "plus what it took from activations that another arm of the study had computed (energy in proportion to"
-    " time); only the seconds of training are those that were run. FLOPs are those of matrix products and "
-    "convolutions, a multiply-accumulate counted as 2, recomputation left out. Adapt covers domain-adaptive"
-    " pre-training and choosing a checkpoint; transfer covers the heads on the target task. The note below "
-    "a table says what its marks mean and which test they come from."
+    "Intervals are 95% Student t-intervals of the mean over seeds; they are symmetric and not cut off at "
+    "0 or 1. p comes from two two-sided tests over seeds against the reference strategy, the paired "
+    "t-test and Welch's t-test of independent runs, each adjusted by Holm's method for the number of "
+    "strategies, each split on its own. The generalization gap is development (or the official test "
+    "split) minus external, seed by seed. Standalone is what one arm costs on its own: what it ran plus "
+    "what it took from activations that another arm of the study had computed (energy in proportion to "
+    "time); only the seconds of training are those that were run. FLOPs are those of matrix products and "
+    "convolutions, a multiply-accumulate counted as 2, recomputation left out. Adapt covers domain- "
+    "adaptive pre-training and choosing a checkpoint; transfer covers the heads on the target task. The "
+    "note below a table says what its marks mean and which test they come from."
 )
 
 
@@ -134,7 +135,12 @@ def _facts(records: Records) -> list[tuple[str, str]]:
 def _warnings(records: Records) -> list[str]:
     """Return the warnings about incomplete or leaking results, one line each."""
     lines = []
-    if not records.results:
+    if not records.results and records.rows and not records.config.get("tasks", True):
+        lines.append(
+            "No target task: the encoders of this pre-training are in checkpoints/; other studies take them by "
+            "weights=run:WORKDIR."
+        )
+    elif not records.results:
         lines.append("No results yet: results.jsonl is missing or empty.")
     elif missing := records.missing():
         listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")

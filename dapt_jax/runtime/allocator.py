@@ -5,6 +5,7 @@ kernel and returns them each time, so that every page of them faults in again; `
 measures the cost. glibc reads these settings only when a process starts.
 """
 
+import contextlib
 import os
 import platform
 import sys
@@ -31,6 +32,9 @@ def settings(environment: Mapping[str, str]) -> dict[str, str]:
 def restart_with_settings() -> None:
     """Restart the process with the same command line and the settings; return if none are missing."""
     missing = settings(os.environ)
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding().lower() != "utf-8":
+        missing["PYTHONUTF8"] = "1"  # names of files are UTF-8, whatever the locale
     if missing:
         sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
+        with contextlib.suppress(OSError):  # without the settings, it is slower
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})

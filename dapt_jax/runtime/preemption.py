@@ -1,4 +1,4 @@
-"""Preemption by SIGTERM from the scheduler, or Ctrl-C: the study saves at the next step, then exits."""
+"""Preemption by SIGTERM or SIGHUP, or Ctrl-C: the study saves at the next step, then exits."""
 
 import contextlib
 import os
@@ -33,7 +33,9 @@ class Stopped(BaseException):
 
 
 class PreemptionHandler:
-    """Handler of SIGTERM and SIGINT inside its `with` block; a second signal ends the process at once.
+    """Handler of SIGTERM, SIGHUP and SIGINT in its `with` block; a second signal ends the process at once.
+
+    SIGHUP, of a terminal that is closed, is left ignored where `nohup` has it ignored.
 
     Where training has state to save, the code defers the signal and checks `signal_received` after its steps.
     Everywhere else all state is already saved, and the signal ends the study where it is.
@@ -48,6 +50,8 @@ class PreemptionHandler:
     def __enter__(self) -> "PreemptionHandler":
         if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                self._before[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
         self.listen()
         return self
 
@@ -71,7 +75,8 @@ class PreemptionHandler:
             line = (
                 f"{signal.Signals(number).name}: saves at the next step, then ends; once more ends at once\n"
             )
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
+            with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
         else:
             raise Stopped(number)
 

@@ -17,14 +17,19 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dapt_jax.errors import UserError
-from dapt_jax.runtime import user_cache
+from dapt_jax.errors import UserError, one_line, redact
+from dapt_jax.runtime import lock, safe_paths, streams, user_cache
 
 PUSH_S = 10.0
 """Seconds between two checks for changes."""
 
-_STAYS = ("cache/",)
-"""Folders of a workdir that are not copied: their contents are recomputed elsewhere."""
+_STAYS = ("cache/", lock.LOCK)
+"""What is not copied of a workdir: activations are recomputed elsewhere, and each place has its own lock."""
+
+_READS = ("status", "plan", "data")
+"""Modes for which only records are downloaded."""
+
+_RECORDS = ("status.json", "config.json", "results.jsonl", "ledger.jsonl", "weights.txt")
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
@@ -47,7 +52,7 @@ class Mirror:
         Raises:
             UserError: The kind of storage is unknown, or its package is missing.
         """
-        scheme = url.partition("://")[0]
+        scheme, self._shown = url.partition("://")[0], redact(url)
         try:
             self._files, self._root = fsspec.core.url_to_fs(url)
         except ImportError as error:
@@ -58,6 +63,8 @@ class Mirror:
             raise UserError(
                 f"{url}: {error}; expected a path, gs://, s3:// or another that fsspec knows"
             ) from error
+        except Exception as error:  # a missing or damaged archive: each file system has its own errors
+            raise UserError(f"{url}: cannot be opened ({_told(error)})") from error
         self.url, self.folder = url, folder
         self._root = self._root.rstrip("/")
         self._pushed: dict[str, tuple[int, int]] = {}
@@ -70,21 +77,31 @@ class Mirror:
             names: Names of the files to copy; all if none is given, and other local files are then removed.
 
         Raises:
-            UserError: The remote folder cannot be read.
+            UserError: The remote folder cannot be read, or holds a file that cannot be one of the local
+                folder.
         """
-        there = self.there()
+        there = {name: size for name, size in self.there().items() if not _stays(name)}
+        wanted = {name: there[name] for name in names or there if name in there}
+        targets = {name: safe_paths.below(self.folder, name, self._shown) for name in wanted}
         try:
-            for name in names or there:
-                if name not in there:
-                    continue
-                here = self.folder / name
+            self.folder.mkdir(parents=True, exist_ok=True)
+            safe_paths.check_together(wanted, self.folder, self._shown)
+            room = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from error
+        if (size := sum(wanted.values())) > room:
+            raise UserError(f"{self.url}: {size:,} bytes, and {room:,} are free in {self.folder}; make room")
+        for name, here in targets.items():
+            digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+            partial = here.with_name(f".{digest}.partial")  # the name's own length may be the limit
+            try:
                 here.parent.mkdir(parents=True, exist_ok=True)
-                partial = here.with_name(f".{here.name}.partial")
-                self._files.get_file(f"{self._root}/{name}", str(partial))
+                self._files.get_file(f"{self._root}/{name}" if self._root else name, str(partial))
                 partial.replace(here)
                 self._pushed[name] = _mark(here)
-        except OSError as error:
-            raise UserError(f"{self.url}: cannot be read ({error})") from error
+            except Exception as error:  # each file system has its own errors
+                partial.unlink(missing_ok=True)
+                raise UserError(f"{self.url}: {name} cannot be read ({_told(error)})") from error
         if there and not names:
             for path in _files_of(self.folder):
                 if (name := path.relative_to(self.folder).as_posix()) not in there and not _stays(name):
@@ -94,24 +111,45 @@ class Mirror:
         """Return the sizes in bytes of the remote files, by their path relative to the folder.
 
         Raises:
-            UserError: The remote folder cannot be read.
+            UserError: The remote folder cannot be read, or lists a name that leads out of it.
         """
         try:
             found = self._files.find(self._root, detail=True) if self._files.exists(self._root) else {}
-        except OSError as error:
+        except Exception as error:  # each file system has its own errors
             raise UserError(
-                f"{self.url}: cannot be read ({error}); do the credentials reach that far?"
+                f"{self.url}: cannot be read ({_told(error)}); do the credentials reach that far?"
             ) from error
-        return {path[len(self._root) :].lstrip("/"): about["size"] for path, about in found.items()}
+        sizes = {}
+        # The root of a file system is "", below which some list "/a" and some "a".
+        slash = "/" if self._root or all(path.startswith("/") for path in found) else ""
+        for path, about in found.items():
+            if not path.startswith(self._root):
+                raise UserError(f"{self.url}: lists {path[:80]!r}, which is not below it")
+            name = path[len(self._root) :].removeprefix(slash)
+            if not name or (name.endswith("/") and not about.get("size")):  # a mark of a folder
+                continue
+            safe_paths.check(name, self._shown)
+            sizes[name] = int(about.get("size") or 0)
+        return sizes
+
+    @property
+    def lock_file(self) -> lock.RemoteLockFile:
+        """The lock of the remote folder."""
+        return lock.RemoteLockFile(self._files, self._root)
 
     def push(self) -> None:
-        """Upload local changes, then delete remotely what was deleted locally, in this order."""
+        """Upload local changes, then delete remotely what was deleted locally, in this order.
+
+        Raises:
+            UserError: A local file is a link, which may lead out of the folder.
+        """
         with self._lock:
             here = {}
             for path in _files_of(self.folder):
                 name = path.relative_to(self.folder).as_posix()
                 if _stays(name):
                     continue
+                safe_paths.below(self.folder, name, self.folder)
                 with contextlib.suppress(FileNotFoundError):  # replaced or removed during the scan
                     here[name] = _mark(path)
             for name, mark in here.items():
@@ -141,14 +179,19 @@ def _files_of(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
 
 
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(str(error))[:200]}" if str(error) else type(error).__name__
+
+
 def _stays(name: str) -> bool:
     is_unfinished = name.endswith(".partial") or ".orbax-checkpoint-tmp" in name
     return is_unfinished or name.startswith(_STAYS)
 
 
 def _copy_of(url: str, kind: str) -> Path:
-    digest = hashlib.blake2b(url.rstrip("/").encode(), digest_size=8).hexdigest()
-    return user_cache.folder(kind) / f"{url.rstrip('/').rpartition('/')[2]}-{digest}"
+    url = url.rstrip("/")
+    digest = hashlib.blake2b(url.encode(), digest_size=8).hexdigest()
+    return user_cache.folder(kind) / f"{safe_paths.clean(redact(url).rpartition('/')[2], 'copy')}-{digest}"
 
 
 @contextlib.contextmanager
@@ -157,7 +200,8 @@ def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = No
 
     Args:
         place: Path or URL of a workdir, or None.
-        mode: Mode of the command: "status" downloads the files that it shows, and uploads nothing.
+        mode: Mode of the command: "run" holds the lock of the remote folder; the others work in another
+            local copy, those of `_READS` in one of records alone.
         say: Function that receives a line, from another thread; prints to standard error by default.
 
     Raises:
@@ -166,15 +210,22 @@ def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = No
     if place is None or not is_url(place):
         yield Path(place) if place else None
         return
-    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    say = say or (lambda line: streams.say(line, sys.stderr))
     mirror = Mirror(place, _copy_of(place, "workdirs"))
-    if mode == "status":
-        shutil.rmtree(mirror.folder.with_suffix(".status"), ignore_errors=True)
-        mirror.folder = mirror.folder.with_suffix(".status")
-        mirror.pull("status.json", "ledger.jsonl")
-        yield mirror.folder
+    if mode == "run":
+        with lock.held(mirror.lock_file, redact(place), say):
+            mirror.pull()
+            yield from _pushed_on(mirror, say)
         return
-    mirror.pull()
+    # A study may be running in the copy of this machine.
+    mirror.folder = mirror.folder.with_name(f"{mirror.folder.name}.{mode}")
+    shutil.rmtree(mirror.folder, ignore_errors=True)
+    mirror.pull(*(_RECORDS if mode in _READS else ()))
+    yield from _pushed_on(mirror, say)
+
+
+def _pushed_on(mirror: Mirror, say: Callable[[str], None]) -> Iterator[Path]:
+    """Yield the local folder, and upload what changes in it until it is given back."""
     ended = threading.Event()
     pusher = threading.Thread(target=_push_on, args=(mirror, ended, say), name="storage", daemon=True)
     pusher.start()
@@ -186,7 +237,7 @@ def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = No
         try:
             mirror.push()
         except OSError as error:
-            say(f"{place}: cannot be written ({error}); the study's files are in {mirror.folder}")
+            say(f"{mirror.url}: cannot be written ({error}); the study's files are in {mirror.folder}")
             if sys.exc_info()[1] is None:
                 raise
 
@@ -197,7 +248,7 @@ def _push_on(mirror: Mirror, ended: threading.Event, say: Callable[[str], None])
         try:
             mirror.push()
             failed = False
-        except OSError as error:
+        except (OSError, UserError) as error:
             if not failed:
                 say(f"{mirror.url}: cannot be written now ({error}); tried again every {PUSH_S:g} s")
             failed = True
@@ -214,7 +265,7 @@ def data(place: str) -> str:
     """
     if not is_url(place):
         return place
-    folder = _copy_of(place, "data")
+    folder = _copy_of(place, user_cache.DATA)
     mirror = Mirror(place, folder)
     wanted = mirror.there()
     if not wanted:
@@ -224,9 +275,9 @@ def data(place: str) -> str:
     missing = [
         name
         for name, size in wanted.items()
-        if not (folder / name).exists() or (folder / name).stat().st_size != size
+        if not (path := safe_paths.below(folder, name, place)).exists() or path.stat().st_size != size
     ]
     if missing:
-        print(f"data_dir {place}: copying {len(missing)} of {len(wanted)} files to {folder}", flush=True)
+        streams.say(f"data_dir {place}: copying {len(missing)} of {len(wanted)} files to {folder}")
         mirror.pull(*missing)
     return str(folder)

@@ -7,10 +7,11 @@ from typing import Any
 from ml_collections import config_dict
 
 from dapt_jax.errors import UserError
-from dapt_jax.fields import Constraint, SettingError, constraint_of, default_of, settings_of
+from dapt_jax.fields import Constraint, constraint_of, default_of, settings_of
 from dapt_jax.records.renamed import upgrade
 from dapt_jax.settings.names import is_like, no_setting, wanted
 from dapt_jax.settings.schema import StudySettings, open_sections
+from dapt_jax.settings.sections import build, flat, to_dict
 
 OPEN = open_sections()
 
@@ -54,7 +55,7 @@ def resolve(config: config_dict.ConfigDict) -> StudySettings:
             )
         if not is_like(values[name], standard):
             raise UserError(f"{name} is {values[name]!r}; expected {wanted(standard)}")
-    return _build(StudySettings, config.to_dict(), "")
+    return build(StudySettings, config.to_dict(), "", _entries(config.to_dict()))
 
 
 def from_json(values: Mapping[str, Any]) -> StudySettings:
@@ -85,11 +86,6 @@ def from_json(values: Mapping[str, Any]) -> StudySettings:
     return resolve(config)
 
 
-def to_dict(settings: object) -> dict[str, Any]:
-    """Return settings as nested dicts of plain values, in the form of a config."""
-    return {name: _said(getattr(settings, name)) for name in settings_of(type(settings))}
-
-
 def to_configdict(settings: StudySettings) -> config_dict.ConfigDict:
     """Return settings as a config, locked except for the open sections."""
     config = config_dict.ConfigDict(to_dict(settings))
@@ -102,16 +98,6 @@ def to_configdict(settings: StudySettings) -> config_dict.ConfigDict:
 def to_text(settings: StudySettings) -> str:
     """Return settings as text, one line `NAME = VALUE` each."""
     return "".join(f"{name} = {value!r}\n" for name, value in flat(to_dict(settings)).items())
-
-
-def flat(config: Mapping[str, Any] | config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Return settings by dotted name, from a config or nested dicts."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        is_section = isinstance(value, config_dict.ConfigDict | dict)
-        found.update(flat(value, f"{name}.") if is_section else {name: value})
-    return found
 
 
 def declared(
@@ -142,34 +128,14 @@ def differences(one: StudySettings, other: StudySettings) -> Iterator[tuple[str,
             yield name, ours.get(name), theirs.get(name)
 
 
-def _said(value: object) -> Any:
-    if hasattr(value, "to_config"):
-        return value.to_config()
-    if dataclasses.is_dataclass(value):
-        return to_dict(value)
-    if isinstance(value, Mapping):
-        return {name: _said(each) for name, each in value.items()}
-    return value
-
-
-def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    """Return an instance of a settings class, nested ones first; errors start with the dotted name."""
+def _entries(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the open sections of a config, with typed entries."""
     found: dict[str, Any] = {}
-    for name, field in settings_of(cls).items():
-        value, standard, path = values[name], default_of(field), f"{where}{name}"
-        if cls is StudySettings and name in OPEN:
-            entry = OPEN[name]
-            if name == "corpus":
-                found[name] = entry.from_config(value, path)
-            else:
-                found[name] = {key: entry.from_config(each, f"{path}.{key}") for key, each in value.items()}
-        elif dataclasses.is_dataclass(standard):
-            found[name] = _build(type(standard), value, f"{path}.")
-        elif isinstance(standard, tuple):
-            found[name] = tuple(value)
+    for name, entry in OPEN.items():
+        if name == "corpus":
+            found[name] = entry.from_config(values[name], name)
         else:
-            found[name] = float(value) if isinstance(standard, float) else value
-    try:
-        return cls(**found)
-    except SettingError as error:
-        raise (error.within(where.removesuffix(".")) if where else error) from error
+            found[name] = {
+                key: entry.from_config(each, f"{name}.{key}") for key, each in values[name].items()
+            }
+    return found

@@ -15,6 +15,7 @@ from dapt_jax.models.registry import configured
 from dapt_jax.records.vocabulary import MARGIN
 from dapt_jax.runtime.processes import Group
 from dapt_jax.settings.names import is_like
+from dapt_jax.settings.sections import changed
 from dapt_jax.settings.sources import CorpusSettings, StrategySpec, TaskSettings, check_name
 from dapt_jax.settings.training import AdaptSettings, TransferSettings, check_names
 from dapt_jax.training.cache.policy import DTYPES, FLOPS_PER_BYTE, Caching
@@ -224,7 +225,9 @@ class StudySettings(_Checked):
     seeds: tuple[int, ...] = setting((0, 1, 2), doc="Seeds with which each strategy runs.")
     model: ModelSettings = section(ModelSettings, "The encoder.")
     weights: str = setting(
-        "imagenet", doc="imagenet, random, a name of weights/zoo.py, a path, https://, hf:// or package://."
+        "imagenet",
+        doc="imagenet, random, a name of weights/zoo.py, a path, run:WORKDIR@epoch=N (an encoder of another "
+        "study), https://, hf:// or package://.",
     )
     data_dir: str = setting(
         "", affects_results=False, doc="Where relative paths of data sets start: a folder, gs://, s3:// ..."
@@ -238,7 +241,7 @@ class StudySettings(_Checked):
     )
     tasks: Mapping[str, TaskSettings] = setting(
         default_factory=dict,
-        doc="Target tasks by name: development, and test and external where there are any.",
+        doc="Target tasks by name: development, or train and val; and test and external where there are any.",
     )
     adapt: AdaptSettings = section(AdaptSettings, "Domain-adaptive pre-training.")
     cache: CacheSettings = section(CacheSettings, "Activations of frozen prefixes.")
@@ -272,17 +275,26 @@ class StudySettings(_Checked):
                 check_name(section_name, name)
         check_names("strategies", self.strategies)
         self._check_seeds()
+        if not self.tasks or any(task.val is None for task in self.tasks.values()):
+            self.transfer.check_validation("transfer")
+        for name, task in self.tasks.items():
+            if task.transfer and task.val is None:
+                self.transfer_of(name).check_validation(f"tasks.{name}.transfer")
         for name, spec in self.custom_strategies.items():
-            if spec.corpus and spec.corpus not in self.corpora:
-                raise UserError(
-                    f"custom_strategies.{name}: no corpus {spec.corpus!r} in corpora; "
-                    f"{nearest(spec.corpus, self.corpora)}"
-                )
+            for corpus in (spec.corpus, *(phase.corpus for phase in spec.phases)):
+                if corpus and corpus not in self.corpora:
+                    hint = nearest(corpus, self.corpora) if self.corpora else "corpora is empty"
+                    raise UserError(f"custom_strategies.{name}: no corpus {corpus!r} in corpora; {hint}")
         protocols = (*self.transfer.protocols, *self.transfer.segmentation.protocols)
         if (protocol := self.report.protocol) and protocol not in protocols:
             raise UserError(
                 f"report.protocol {protocol!r} is not one of transfer.protocols; "
                 f"{nearest(protocol, protocols)}"
+            )
+        if self.compute_budget and self.adapt.has_own_seed:
+            raise UserError(
+                f"adapt.seed is {self.adapt.seed}, one adaptation for all seeds, and a compute_budget chooses a "
+                "strategy with every seed; expected adapt.seed=-1, or compute_budget=0"
             )
         if self.compute_budget and not self.checkpoint_selection.score:
             raise UserError(
@@ -290,12 +302,31 @@ class StudySettings(_Checked):
                 "checkpoint_selection.score='robustness', or compute_budget=0"
             )
 
+    def transfer_of(self, task: str) -> TransferSettings:
+        """Return the settings of a target task: `transfer`, with what the task changes.
+
+        Raises:
+            UserError: A change is invalid.
+        """
+        changes = self.tasks[task].transfer if task in self.tasks else {}
+        return changed(self.transfer, changes, f"tasks.{task}.transfer") if changes else self.transfer
+
+    def of_task(self, task: str) -> "StudySettings":
+        """Return the settings with those of a target task in the place of `transfer`."""
+        own = self.transfer_of(task)
+        return self if own is self.transfer else dataclasses.replace(self, transfer=own)
+
     def _check_seeds(self) -> None:
         for seed in self.seeds:
             if not (is_like(seed, 0) and 0 <= seed < 1 << 32):
                 raise UserError(f"seeds holds {seed!r}; expected whole numbers from 0")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds is {self.seeds}; expected one or more, each once")
+
+    @property
+    def adaptation_seeds(self) -> tuple[int, ...]:
+        """Seeds with which each strategy adapts."""
+        return (self.adapt.seed,) if self.adapt.has_own_seed else self.seeds
 
     @property
     def scores(self) -> Settings | None:

@@ -5,10 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from dapt_jax.data.sets import SETS
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError
 from dapt_jax.records.renamed import PHASE_RENAMED
-from dapt_jax.records.vocabulary import BASELINE, SPLITS
+from dapt_jax.records.vocabulary import BASELINE, OFFICIAL
 from dapt_jax.settings.names import is_like, wanted
 from dapt_jax.training.phases import Phase, check_names
 
@@ -17,6 +18,15 @@ VAL_FRACTION = 0.1
 
 Source = Mapping[str, Any]
 """A description of a data set: `kind`, and what its reader takes; see `data.sources.load`."""
+
+Sources = Source | tuple[Source, ...]
+"""One description, or several of sets that are concatenated."""
+
+TASK_SPLITS = ("development", *OFFICIAL, "test", "external")
+"""Sets that a target task can have."""
+
+_OF_TASK = ("transfer", "auc_classes")
+"""Keys of a task that are no sets."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,41 +63,107 @@ class CorpusSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """The sets of a target task.
+    """The sets of a target task, each a source or several sources that are one set.
 
     Attributes:
-        development: Images for training heads and, fold by fold, for scoring them.
+        development: Images for training heads and, fold by fold, for scoring them; None with `train`.
+        train: Official training images, all of which train, without folds; None with `development`.
+        val: Official validation images, on which the loss is watched and settings are chosen; None without.
         test: Images used for scoring only; None without a test set.
         external: Images of another site, used for scoring only; None without an external set.
+        transfer: What of the section `transfer` is other for this task, as nested dicts.
+        auc_classes: Classes whose mean AUC is scored beside that of all, as `auc_subset`; empty for none.
     """
 
-    development: Source
-    test: Source | None = None
-    external: Source | None = None
+    development: Sources | None = None
+    train: Sources | None = None
+    val: Sources | None = None
+    test: Sources | None = None
+    external: Sources | None = None
+    transfer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    auc_classes: tuple[str, ...] = ()
 
     @property
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, Sources]:
         """The available sets by split."""
-        found = {split: getattr(self, split) for split in SPLITS}
+        found = {split: getattr(self, split) for split in TASK_SPLITS}
         return {split: source for split, source in found.items() if source is not None}
 
     @classmethod
     def from_config(cls, values: object, where: str) -> "TaskSettings":
-        """Return the task of a config section."""
+        """Return the task of a config section.
+
+        A section that describes a set, with `kind`, takes the official lists of this set.
+        """
         if not isinstance(values, Mapping):
-            expected = "expected its sets: development, and test or external if there are"
+            expected = "expected its sets: development, or train and val, and test or external if there are"
             raise UserError(f"{where} is {values!r}; {expected}")
+        own = {key: values[key] for key in _OF_TASK if key in values}
+        values = {key: values[key] for key in values if key not in _OF_TASK}
+        if "kind" in values:
+            values = _official(values, where)
         for split in values:
-            if split not in SPLITS:
-                raise UserError(f"{where} has no split {split!r}; {nearest(split, SPLITS)}")
-        if "development" not in values:
-            raise UserError(f"{where} has no development images")
+            if split not in TASK_SPLITS:
+                raise UserError(
+                    f"{where} has no split {split!r}; {nearest(split, (*TASK_SPLITS, *_OF_TASK))}"
+                )
+        if not {"development", "train"} & set(values):
+            raise UserError(f"{where} has no development images, and no train")
+        if "development" in values and (twice := [split for split in OFFICIAL if split in values]):
+            raise UserError(
+                f"{where} has development and {twice[0]}; expected either development, which is divided into "
+                "folds, or train with or without val"
+            )
         name = where.partition(".")[2]
-        return cls(**{split: source_from_config(values[split], f"{name} {split}: ") for split in values})
+        if not isinstance(changes := own.get("transfer", {}), Mapping):
+            raise UserError(f"{where}.transfer is {changes!r}; expected settings such as {{'folds': 3}}")
+        classes = own.get("auc_classes", ())
+        names = tuple(part.strip() for part in classes.split(",")) if isinstance(classes, str) else classes
+        if not isinstance(names, tuple | list) or not all(isinstance(each, str) for each in names):
+            raise UserError(f"{where}.auc_classes is {classes!r}; expected names of classes")
+        found = {split: _sources(values[split], f"{name} {split}: ") for split in values}
+        return cls(**found, transfer=changes, auc_classes=tuple(filter(None, names)))
 
     def to_config(self) -> dict[str, Any]:
         """Return it in the form of a config."""
-        return {split: dict(source) for split, source in self.sources.items()}
+        found: dict[str, Any] = {
+            split: dict(source) if isinstance(source, Mapping) else tuple(map(dict, source))
+            for split, source in self.sources.items()
+        }
+        return {**found, **{name: getattr(self, name) for name in _OF_TASK if getattr(self, name)}}
+
+
+def _sources(values: object, where: str) -> Sources:
+    """Return the set, or the sets, of a split."""
+    if not isinstance(values, tuple | list):
+        return source_from_config(values, where)
+    if not values:
+        raise UserError(f"{where}an empty list; expected one source or more")
+    found = tuple(source_from_config(each, where) for each in values)
+    return found if len(found) > 1 else found[0]
+
+
+def _official(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the splits of a task that names one set: its official lists, and the splits that it names itself.
+
+    Raises:
+        UserError: The set has no official lists.
+    """
+    splits = {split: values[split] for split in values if split in TASK_SPLITS}
+    source = source_from_config({key: values[key] for key in values if key not in splits}, where)
+    kind = str(source["kind"])
+    lists = SETS[kind].official if kind in SETS else {}
+    if not lists:
+        known = sorted(kind for kind, entry in SETS.items() if entry.official)
+        raise UserError(
+            f"{where}: kind {kind!r} has no official lists; expected development or train, each with a kind, "
+            f"or one of {', '.join(known)}"
+        )
+    given = str(source.get("where", ""))
+    return {
+        **{split: {**source, "where": ",".join(filter(None, (w, given)))} for split, w in lists.items()},
+        **splits,
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

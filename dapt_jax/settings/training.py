@@ -7,6 +7,7 @@ from dapt_jax.data.mix import Mix
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting, with_default
 from dapt_jax.models.decoders import BUILDERS as DECODERS
+from dapt_jax.models.lora import LoraSettings
 from dapt_jax.parameters import BATCH_NORM_MODES, LAYER_NORM_MODES, BatchNormMode, LayerNormMode
 from dapt_jax.settings.losses import LossSettings, classification_loss, segmentation_loss
 from dapt_jax.training.head_sweep import HIDDEN
@@ -31,7 +32,7 @@ class TrainSettings:
     batch_norm: BatchNormMode = setting(
         "frozen",
         choices=BATCH_NORM_MODES,
-        doc="Batch norm of layer groups that train: frozen, only its statistics move, or all of it.",
+        doc="Batch norm of layer groups that train: frozen, its scale and bias, its statistics, or all of it.",
     )
     layer_norm: LayerNormMode = setting(
         "train", choices=LAYER_NORM_MODES, doc="Scale and bias of layer norm, of layer groups that train."
@@ -68,12 +69,52 @@ class AdaptSettings(ClassifierTrainSettings):
     partial_groups: int = setting(2, doc="Number of last layer groups that partial trains.")
     hybrid_epochs: int = setting(2, doc="Epochs of hybrid, of all its epochs, that are partial.")
     cut_after: str = setting("", doc="Last layer group that simplified and truncated keep.")
+    peft_groups: int = setting(
+        0,
+        at_least=0,
+        doc="Last layer groups in which bitfit, norm_tuning, attention_output and lora train; 0: all.",
+    )
+    lora: LoraSettings = section(LoraSettings, "Low-rank updates.")
     gradual_steps: int = setting(4, doc="Phases in which gradual unfreezes the encoder from the top.")
     num_fixed_views: int = setting(
         0, at_least=0, doc="Fixed augmented views per image; 0: new ones each epoch."
     )
     balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
     single_logit: bool = setting(False, doc="One sigmoid output for two classes.")
+    seed: int = setting(
+        -1,
+        at_least=-1,
+        doc="Seed of adaptation, run once for all seeds of the study; -1: each seed adapts anew.",
+    )
+    checkpoints: tuple[int, ...] = setting(
+        (),
+        doc="Epochs after which the encoder is kept in checkpoints/ARM/epochs, for run:WORKDIR@epoch=N; "
+        "scored too where checkpoint_scoring scores.",
+    )
+    checkpoint_every: int = setting(
+        0, at_least=0, doc="Epochs between further kept encoders, the last epoch included; 0: none."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for epochs in self.checkpoints:
+            if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+                raise UserError(f"adapt.checkpoints holds {epochs!r}; expected numbers of epochs from 1")
+
+    @property
+    def has_own_seed(self) -> bool:
+        """Whether all seeds of the study share one adaptation."""
+        return self.seed >= 0
+
+    def kept_epochs(self, epochs: int) -> frozenset[int]:
+        """Return the numbers of epochs after which a run's encoder is kept.
+
+        Args:
+            epochs: Epochs of the run.
+        """
+        every = self.checkpoint_every
+        regular = {*range(every, epochs + 1, every), epochs} if every else set()
+        return frozenset({*self.checkpoints, *regular})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +126,7 @@ class TargetTrainSettings(TrainSettings):
         0.0,
         at_least=0,
         below=1,
-        doc="Share of a fold's training images, split by patient, held out for validation.",
+        doc="Share of a fold's training images, split by patient, held out for validation; of a task without val.",
     )
     early_stopping_patience: int = setting(
         0,
@@ -98,7 +139,7 @@ class TargetTrainSettings(TrainSettings):
         if self.early_stopping_patience and not self.val_fraction:
             raise UserError(
                 f"{where}.early_stopping_patience needs rows to watch; expected {where}.val_fraction above "
-                "0, such as 0.1"
+                "0, such as 0.1, or a val split in every task"
             )
 
 
@@ -196,6 +237,11 @@ class TransferSettings:
         ("linear", "mlp_small", "mlp_large"), doc="Heads on frozen features, and finetune."
     )
     folds: int = setting(5, at_least=2, doc="Folds of each task's development images, split by patient.")
+    split_seed: int = setting(
+        -1,
+        at_least=-1,
+        doc="Seed of the folds and inner splits, the same for all seeds; -1: each seed's own.",
+    )
     baseline: str = setting(
         "mean_gradient",
         choices=("", "mean_gradient"),
@@ -210,7 +256,6 @@ class TransferSettings:
         for name, run in (("finetune", self.finetune), ("segmentation", self.segmentation)):
             if run.folds > self.folds:
                 raise SettingError(f"{name}.folds", run.folds, f"1 to transfer.folds, {self.folds}")
-            run.check_validation(f"transfer.{name}")
         check_names("transfer.protocols", self.protocols)
         check_names("transfer.segmentation.protocols", self.segmentation.protocols)
         for where, protocols, known in (
@@ -220,6 +265,11 @@ class TransferSettings:
             for protocol in protocols:
                 if protocol not in known:
                     raise UserError(f"unknown {where} protocol {protocol!r}; {nearest(protocol, known)}")
+
+    def check_validation(self, where: str) -> None:
+        """Refuse early stopping without validation rows; `where` is the name of the section."""
+        self.finetune.check_validation(f"{where}.finetune")
+        self.segmentation.check_validation(f"{where}.segmentation")
 
 
 def check_names(name: str, values: tuple[object, ...]) -> None:

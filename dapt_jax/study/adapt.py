@@ -3,28 +3,65 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.runtime import atomic_files, processes
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Scorer
-from dapt_jax.training import loop
+from dapt_jax.training import freezing, loop
+from dapt_jax.training.callbacks import Callback
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.early_stopping import EarlyStopping
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.weights import export, locate
-
-ADAPTED = "adapted.safetensors"
-"""Name of the file, in an arm's folder, that says its adaptation is finished."""
-
-ABOUT = "adapted.json"
-"""Name of the file beside it that says how it came about."""
+from dapt_jax.weights.run_reference import ABOUT, ADAPTED, EPOCHS, epoch_file
 
 SCORED = "scored"
 """Folder, in an arm's, of the weights of scored epochs."""
+
+
+class EpochKeeper(Callback):
+    """Callback that writes the encoder after each epoch that is kept, and its scores where it has any."""
+
+    def __init__(
+        self,
+        folder: Path,
+        kept: Collection[int],
+        encoder: Encoder,
+        origin: Mapping[str, Any],
+        scorer: Scorer | None,
+    ):
+        """Write nothing yet.
+
+        Args:
+            folder: Folder of the files; see `run_reference.epoch_file`.
+            kept: Numbers of epochs after which the encoder is kept.
+            encoder: The encoder as it is trained.
+            origin: Where it comes from: strategy, seed, source weights, image size.
+            scorer: Callback before this one that scores epochs; None where nothing is scored.
+        """
+        self.folder, self.kept, self.encoder, self.origin, self.scorer = folder, kept, encoder, origin, scorer
+
+    def after_epoch(
+        self, phase: int, epoch: int, params: Tree, batch_stats: Tree, metrics: Mapping[str, float]
+    ) -> bool:
+        """Write the encoder when due: see `Callback`."""
+        if epoch + 1 in self.kept:
+            points = self.scorer.points if self.scorer else []
+            scores: Mapping[str, float | None] = next(
+                (point["scores"] for point in points if point["epoch"] == epoch), {}
+            )
+            origin = {**self.origin, "epoch": epoch + 1, **metrics, "scores": scores}
+            params, batch_stats = jax.device_get((params, batch_stats))
+            file = self.folder / epoch_file(epoch + 1)
+            export.write(file, self.encoder.merged(params), batch_stats, self.encoder.base, origin)
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,31 +118,44 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     """
     strategy, dtype = arm.strategy, study.settings.model.dtype
     if not strategy.phases:
-        return load_adapted(arm, strategy.weights, dtype)
+        params, batch_stats, merged = study.load_weights(arm, Classifier(strategy.encoder, 1, dtype))
+        return Adapted(strategy.encoder, without_head(params), batch_stats, merged.source)
+    arm = study.adapting(arm)
     folder = arm.folder(context.study_folder())
     run = study.run_of(arm)
     if processes.sync_file(folder / ADAPTED):
-        context.reporter.skip(run.flops())
+        shutil.rmtree(folder / "state", ignore_errors=True)  # where a kill came between the two
+        context.reporter.skip(sum(each.flops() for each in study.runs_of(arm)))
         return dataclasses.replace(
             load_adapted(arm, str(folder / ADAPTED), dtype), source=read_about(folder)["source"]
         )
-    params, batch_stats, merged = locate.load(strategy.weights, run.model, seed=arm.seed)
-    scorer = scorer_for(study, arm, context, max_epochs)
+    params, batch_stats, source = _start(study, arm, context)
+    is_last = not strategy.part
+    scorer = scorer_for(study, arm, context, max_epochs) if is_last else None
     callbacks = (*context.callbacks, scorer) if scorer else context.callbacks
+    origin = {
+        "strategy": strategy.name,
+        "seed": arm.seed,
+        "source": source,
+        "image_size": study.settings.model.image_size,
+    }
+    if is_last and (kept := study.kept_epochs(arm)):
+        callbacks = (*callbacks, EpochKeeper(folder / EPOCHS, kept, run.model.encoder, origin, scorer))
     own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)
     trained = loop.train(run, params, batch_stats, own)
     params, batch_stats = trained.params, trained.batch_stats
+    epochs = scorer.done if scorer else run.timeline.epochs
     if scorer:
         params, batch_stats = scorer.chosen(params, batch_stats)
+    params = run.model.encoder.merged(params)
     about = {
         "model": strategy.encoder.name,
         "groups": strategy.encoder.groups,
         "classes": run.dataset.classes,
         "images": len(run.dataset),
-        "source": merged.source,
-        "strategy": strategy.name,
-        "seed": arm.seed,
-        "image_size": study.settings.model.image_size,
+        **origin,
+        "epochs": epochs,
+        "chosen_epoch": scorer.chosen_epochs(epochs) if scorer else epochs,
         "scored": scorer.points if scorer else [],
     }
     atomic_files.write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
@@ -113,7 +163,38 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     shutil.rmtree(folder / "state")
     if not study.settings.checkpoint_scoring.downstream:
         shutil.rmtree(folder / SCORED, ignore_errors=True)
-    return Adapted(strategy.encoder, without_head(params), batch_stats, merged.source)
+    return Adapted(strategy.encoder, without_head(params), batch_stats, source)
+
+
+def start(study: Study, arm: Arm, model: Classifier) -> tuple[Tree, Tree, str]:
+    """Return the source weights of an arm for the model of its run, and a description of their source.
+
+    Args:
+        study: The study.
+        arm: The arm.
+        model: Model of the run; its low-rank updates start at zero.
+    """
+    params, batch_stats, merged = study.load_weights(arm, model.base)
+    return _with_updates(model, params, arm.seed), batch_stats, merged.source
+
+
+def _with_updates(model: Classifier, params: Tree, seed: int) -> Tree:
+    """Return parameters for a model with low-rank updates, which start at zero; unchanged without any."""
+    return params if model.base is model else freezing.overlay(model.init(seed)[0], params)
+
+
+def _start(study: Study, arm: Arm, context: RunContext) -> tuple[Tree, Tree, str]:
+    """Return the parameters and statistics that an arm's run starts from, and their origin in words.
+
+    They are the source weights, or the encoder of the phases on another corpus before, with a new head.
+    """
+    model = study.run_of(arm).model
+    if arm.before is None:
+        return start(study, arm, model)
+    adapted = adapt(study, arm.before, context)
+    file = arm.before.folder(context.study_folder()) / ADAPTED
+    params, batch_stats, _ = locate.load(str(file), model.base, seed=arm.seed, head="new")
+    return _with_updates(model, params, arm.seed), batch_stats, adapted.source
 
 
 def load_adapted(arm: Arm, weights: str, dtype: str) -> Adapted:
@@ -136,7 +217,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         folder: Folder of the arm.
     """
     processes.sync_file(folder / ABOUT)
-    return json.loads((folder / ABOUT).read_text())
+    return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
 
 
 def scorer_for(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> Scorer | None:
@@ -152,7 +233,8 @@ def scorer_for(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0)
     if study.scores is None or images is None:
         return None
     folder = arm.folder(context.study_folder()) / SCORED
-    return Scorer(study.scores, study.run_of(arm), images, folder, context, max_epochs)
+    run, kept = study.run_of(arm), study.kept_epochs(arm)
+    return Scorer(study.scores, run, images, folder, context, max_epochs, kept)
 
 
 def without_head(params: Tree) -> Tree:

@@ -8,6 +8,7 @@ from typing import Any
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest, redact
 from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.encoder import Tree
 from dapt_jax.settings import StudySettings
 from dapt_jax.study.runs import adaptation_run
 from dapt_jax.study.scorer import Plan
@@ -16,6 +17,7 @@ from dapt_jax.study.tasks import ArmKey, Task
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import locate
+from dapt_jax.weights.merge import MergeReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +53,13 @@ class Arm:
 
     def folder(self, workdir: Path) -> Path:
         """Return the folder of its checkpoints."""
-        folder = workdir / "checkpoints" / f"{self.strategy.name}-seed{self.seed}"
+        folder = workdir / "checkpoints" / f"{self.strategy.name}-seed{self.seed}" / self.strategy.part
         return folder / self.name if self.epochs else folder
+
+    @property
+    def before(self) -> "Arm | None":
+        """The arm of the earlier phases on other corpora; None without any."""
+        return dataclasses.replace(self, strategy=self.strategy.before) if self.strategy.before else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Study:
         tasks: Target tasks.
         weights: Report of loaded, newly initialised and unused parameters, and every parameter.
         marks: By task and split, the leaking images or patients that the user allows: see `leakage`.
+        sources: Load reports of the source weights: the study's under the empty name, and those of each
+            strategy that has its own.
     """
 
     settings: StudySettings
@@ -74,7 +83,8 @@ class Study:
     tasks: tuple[Task, ...] = ()
     weights: str = ""
     marks: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    _runs: dict[tuple[str, int], TrainingRun[Classifier]] = dataclasses.field(
+    sources: Mapping[str, MergeReport] = dataclasses.field(default_factory=dict)
+    _runs: dict[tuple[str, str, int], TrainingRun[Classifier]] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -94,16 +104,65 @@ class Study:
     def run_of(self, arm: Arm) -> TrainingRun[Classifier]:
         """Return the run that adapts an arm's encoder; the same object each time.
 
+        Of a strategy with phases on several corpora it is the last one; see `runs_of`.
+
         Raises:
             UserError: The arm is not adapted, or its corpus does not exist.
         """
-        key = arm.strategy.name, arm.seed
+        arm = self.adapting(arm)
+        key = arm.strategy.name, arm.strategy.part, arm.seed
         if key not in self._runs:
             corpus = self.corpus_of(arm)
             if corpus is None:
                 raise UserError(f"strategy {arm.strategy.name!r} is not adapted, so it has no training run")
             self._runs[key] = adaptation_run(self.settings, arm.strategy, arm.seed, corpus)
         return self._runs[key]
+
+    def load_weights(self, arm: Arm, classifier: Classifier) -> tuple[Tree, Tree, MergeReport]:
+        """Return an arm's source weights for a classifier, and their report: see `locate.load`.
+
+        Raises:
+            UserError: The file has been replaced since the study was started.
+        """
+        strategy = arm.strategy
+        params, batch_stats, report = locate.load(strategy.weights, classifier, seed=arm.seed)
+        at_start = self.sources.get(strategy.name, self.sources.get(""))
+        if at_start and report.source_sha256 != at_start.source_sha256:
+            raise UserError(
+                f"{arm.title}: {redact(strategy.weights)} was replaced while the study ran (sha256 "
+                f"{at_start.source_sha256[:16]} at its start, {report.source_sha256[:16]} now); expected the "
+                "file as it was, or another --workdir"
+            )
+        return params, batch_stats, report
+
+    def adapting(self, arm: Arm) -> Arm:
+        """Return the arm whose adaptation an arm uses: its own, or that of the shared `adapt.seed`."""
+        return dataclasses.replace(arm, seed=self.settings.adapt.seed) if self._is_shared(arm) else arm
+
+    def _is_shared(self, arm: Arm) -> bool:
+        return bool(arm.strategy.phases) and self.settings.adapt.has_own_seed
+
+    def runs_of(self, arm: Arm) -> tuple[TrainingRun[Classifier], ...]:
+        """Return the runs that adapt an arm's encoder, one per part; empty where it is not adapted."""
+        if self.corpus_of(arm) is None:
+            return ()
+        parts = (dataclasses.replace(arm, strategy=part) for part in arm.strategy.parts)
+        return tuple(self.run_of(part) for part in parts)
+
+    def kept_epochs(self, arm: Arm) -> frozenset[int]:
+        """Return the numbers of epochs of an arm's last run after which its encoder is kept.
+
+        Raises:
+            UserError: The run is shorter than one of `adapt.checkpoints`.
+        """
+        epochs = self.run_of(arm).timeline.epochs
+        kept = self.settings.adapt.kept_epochs(epochs)
+        if kept and max(kept) > epochs:
+            raise UserError(
+                f"adapt.checkpoints holds {max(kept)}; strategy {arm.strategy.name!r} has {epochs} epochs, "
+                f"expected 1 to {epochs}"
+            )
+        return kept
 
     @property
     def scores(self) -> Settings | None:
@@ -120,6 +179,11 @@ class Study:
         if self.scores is None:
             return None
         by_name = {task.name: task.development for task in self.tasks}
+        if not by_name:
+            raise UserError(
+                "checkpoint_scoring and checkpoint_selection need images of a target task; expected "
+                "tasks.NAME.development, or neither: --config.mode=score scores kept epochs afterwards"
+            )
         name = self.scores.task or self.tasks[0].name
         if name not in by_name:
             raise UserError(
@@ -136,16 +200,16 @@ class Study:
         images = self.scored_images
         if self.scores is None or images is None or self.corpus_of(arm) is None:
             return None
-        return Plan.of(self.scores, self.run_of(arm), len(images))
+        return Plan.of(self.scores, self.run_of(arm), len(images), self.kept_epochs(arm))
 
     def intensities(self) -> dict[str, list[dict[str, Any]]]:
         """Return how the images of each set got their range, by the name of the set."""
         sets: dict[str, Dataset] = {name or "corpus": corpus for name, corpus in self.corpora.items()}
-        sets |= {f"{task.name} {split}": data for task in self.tasks for split, data in task.datasets.items()}
+        sets |= {f"{task.name} {split}": data for task in self.tasks for split, data in task.parts.items()}
         return {name: data.intensity_summary() for name, data in sets.items()}
 
     def fingerprints(self) -> dict[str, str]:
-        """Return what identifies the images of the study."""
+        """Return what identified the images of a study in the `config.json` of earlier versions."""
         found = {
             f"{task.name}/{split}": data.fingerprint()
             for task in self.tasks

@@ -41,7 +41,7 @@ def measure_scored(study: Study, arm: Arm, context: RunContext) -> list[ResultRo
     """
     run, encoder = study.run_of(arm), arm.strategy.encoder
     rows: list[ResultRow] = []
-    folder = arm.folder(context.study_folder())
+    folder = study.adapting(arm).folder(context.study_folder())
     for point in read_about(folder)["scored"]:
         checkpoint = dataclasses.replace(arm, epochs=point["epoch"] + 1)
         path = folder / SCORED / f"epoch{checkpoint.epochs:04d}.safetensors"

@@ -60,7 +60,7 @@ def transfer(
     """
     if task.is_segmentation:
         return segmentation.transfer(study, arm, task, adapted, context)
-    settings = study.settings.transfer
+    settings = study.settings.transfer_of(task.name)
     rows: list[ResultRow] = []
     predictions = Predictions(task)
     protocols = [name for name in settings.protocols if name != FINETUNE]
@@ -69,7 +69,7 @@ def transfer(
         features = _features(model, adapted, task, arm, context)
         for protocol in protocols:
             context.reporter.advance(0, f"{arm.title}  {task.name} {protocol}")
-            heads = HeadRun(study.settings, task, arm.key, protocol)
+            heads = HeadRun(study.settings.of_task(task.name), task, arm.key, protocol)
             rows += heads.measure(features, context, predictions)
     if FINETUNE in settings.protocols:
         rows += _finetune(study, arm, task, adapted, context, predictions)
@@ -235,7 +235,7 @@ def finetune_run(
     Raises:
         UserError: Ten crops are requested, but the images are not larger than the crops.
     """
-    settings = study.settings.transfer.finetune
+    settings = study.settings.transfer_of(task.name).finetune
     side = task.development.images.size
     if settings.test_crops == 10 and not 0 < settings.augment.patch < side:
         raise UserError(
@@ -243,9 +243,7 @@ def finetune_run(
             "transfer.finetune.augment.patch "
             f"above 0 and below the side of the images of {task.name!r}, {side}"
         )
-    val_rows = np.arange(0)
-    if settings.val_fraction:
-        train_rows, val_rows = task.inner_split(train_rows, settings.val_fraction, arm.seed)
+    train_rows, val_rows = task.watched_split(train_rows, settings.val_fraction, arm.seed)
     whole = Phase(
         "all",
         settings.epochs,
@@ -269,8 +267,9 @@ def finetune_run(
 def _finetune(
     study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context: RunContext, predictions: Predictions
 ) -> list[ResultRow]:
-    settings = study.settings.transfer.finetune
-    folds = task.folds(study.settings.transfer.folds, arm.seed)[: settings.folds]
+    transfer = study.settings.transfer_of(task.name)
+    settings = transfer.finetune
+    folds = task.folds(transfer.folds, arm.seed)[: settings.folds]
     out_of_fold: FoldPredictions = []
     held_out: dict[str, list[np.ndarray]] = {split: [] for split in task.held_out}
     state = arm.folder(context.study_folder()) / f"finetune-{task.name}"
@@ -288,7 +287,8 @@ def _finetune(
         predict = functools.partial(
             probabilities, run, params, batch_stats, settings.test_crops, context.mesh
         )
-        out_of_fold.append((predict(task.development.take(held_rows)), held_rows))
+        held = predict(task.development.take(held_rows)) if len(held_rows) else np.zeros((0, 0), np.float32)
+        out_of_fold.append((held, held_rows))
         for split, dataset in task.held_out.items():
             held_out[split].append(predict(dataset))
     predictions.add(FINETUNE, out_of_fold, held_out)
@@ -343,12 +343,15 @@ def score(
     """
     development = task.development
     labels, classes = development.truth, development.classes
-    measure = functools.partial(metrics.classification, classes=classes, ordinal=development.ordinal)
+    measure = functools.partial(
+        metrics.classification, classes=classes, ordinal=development.ordinal, subset=task.auc_classes
+    )
     seen = [classes_outside(development, rows) for _, rows in out_of_fold]
     scores = {
-        "development": [
+        task.scored: [
             measure(labels[rows], values, seen=known)
             for (values, rows), known in zip(out_of_fold, seen, strict=True)
+            if len(rows)
         ]
     }
     for split, values_of_folds in held_out.items():
@@ -382,6 +385,7 @@ def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
     """
     if task.is_segmentation:
         return segmentation.baseline(settings, task, seed)
+    settings = settings.of_task(task.name)
     name = settings.transfer.baseline
     features = {split: BASELINES[name](dataset) for split, dataset in task.datasets.items()}
     return HeadRun(settings, task, ArmKey(BASELINE, seed, "none", "none"), name).measure(features, None)

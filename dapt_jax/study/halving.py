@@ -15,7 +15,7 @@ from typing import Any
 
 from dapt_jax.errors import UserError
 from dapt_jax.runtime import atomic_files, processes
-from dapt_jax.study.adapt import scorer_for
+from dapt_jax.study.adapt import scorer_for, start
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Plan, Scorer
 from dapt_jax.study.strategies import resolve
@@ -23,7 +23,6 @@ from dapt_jax.training import loop
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.transferability.registry import entry
-from dapt_jax.weights import locate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +134,7 @@ def run(study: Study, seed: int, context: RunContext) -> Outcome:
     workdir = context.study_folder()
     record = workdir / "checkpoints" / f"halving-seed{seed}.json"
     if processes.sync_file(record):
-        decided = json.loads(record.read_text())
+        decided = json.loads(record.read_text(encoding="utf-8"))
         return Outcome(decided["winner"], decided["epochs"])
     competitors = {arm.name: Competitor(study, arm, context) for arm in entrants(study, seed)}
     score = study.settings.checkpoint_selection.score
@@ -192,7 +191,7 @@ class Competitor:
     def advance(self, epochs: int) -> dict[str, float | None]:
         """Continue training to a number of epochs, and return the last scores by name."""
         scorer = self._scorer(epochs)
-        params, batch_stats, _ = locate.load(self.arm.strategy.weights, scorer.model, seed=self.arm.seed)
+        params, batch_stats, _ = start(self._study, self.arm, self._run.model)
         folder = self.arm.folder(self._context.study_folder()) / "state"
         callbacks = (*self._context.callbacks, scorer)
         own = dataclasses.replace(self._context, checkpoint_dir=folder, callbacks=callbacks)

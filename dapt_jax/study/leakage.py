@@ -12,12 +12,13 @@ import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from dapt_jax.data import identity, near_duplicates
+from dapt_jax.data.concatenate import COHORT, without_cohort
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.lists import read_columns
 from dapt_jax.data.paths import true_path
@@ -32,7 +33,7 @@ CORRELATION = 0.99
 """Least correlation of one picture's thumbnails in two sets; docs/data_sets.md says what was measured."""
 _FILE, _CONTENT, _LOOK, _PATIENT = ("file", "content", "look", "patient")
 _COLUMNS = ("kind", "set_a", "image_a", "set_b", "image_b", "patient", "decision")
-_SPLIT_ORDER = ("development", "test", "external")
+_SPLIT_ORDER = ("development", "train", "val", "test", "external")
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,10 @@ def resolve(tasks: Sequence[Task], corpora: Mapping[str, Dataset], policy: str =
     if policy not in POLICIES and not Path(policy).suffix:
         raise UserError(f"data.leaks is {policy!r}; {nearest(policy, POLICIES)}, or the path of a list.csv")
     sets: dict[str, Dataset] = {name or "corpus": corpus for name, corpus in corpora.items()}
-    sets |= {f"{task.name} {split}": dataset for task in tasks for split, dataset in task.datasets.items()}
+    sets |= {f"{task.name} {split}": dataset for task in tasks for split, dataset in task.parts.items()}
     found: list[Leak] = []
     for task in tasks:
-        splits = sorted(task.datasets, key=_SPLIT_ORDER.index)
+        splits = sorted(task.parts, key=_SPLIT_ORDER.index)
         names = [*(name or "corpus" for name in corpora), *(f"{task.name} {split}" for split in splits)]
         for a, b in itertools.combinations(names, 2):
             if len({a, b} & {name or "corpus" for name in corpora}) < 2:  # no arm sees two corpora
@@ -107,18 +108,13 @@ def resolve(tasks: Sequence[Task], corpora: Mapping[str, Dataset], policy: str =
     marked = [leak for leak, decision in decisions if decision == MARK]
     outcome = Outcome(
         tuple(
-            replace(
-                task,
-                development=left[f"{task.name} development"],
-                held_out={split: left[f"{task.name} {split}"] for split in task.held_out},
-            )
-            for task in tasks
+            task.with_parts({split: left[f"{task.name} {split}"] for split in task.parts}) for task in tasks
         ),
         {name: left[name or "corpus"] for name in corpora},
         _notes(decisions, sets, left),
     )
     for task in tasks:
-        for split in task.datasets:
+        for split in task.parts:
             touched = [leak for leak in marked if leak.set_b == f"{task.name} {split}"]
             if touched:
                 outcome.marks.setdefault(task.name, {})[split] = "; ".join(_counts(touched))
@@ -143,7 +139,9 @@ def between(a: Dataset, b: Dataset, name_a: str, name_b: str) -> list[Leak]:
     people_a, people_b = patients(a), patients(b)
     for key in people_a.keys() & people_b.keys():
         (name, rows_a), (_, rows_b) = people_a[key], people_b[key]
-        leaks.append(Leak(_PATIENT, name_a, name_b, rows_a, rows_b, name))
+        rows_a, rows_b = _of_one_cohort(rows_a, a, rows_b, b), _of_one_cohort(rows_b, b, rows_a, a)
+        if rows_a and rows_b:
+            leaks.append(Leak(_PATIENT, name_a, name_b, rows_a, rows_b, name))
     return sorted(leaks, key=lambda leak: (leak.kind == _PATIENT, leak.patient, leak.rows_a, leak.rows_b))
 
 
@@ -154,14 +152,32 @@ def patients(dataset: Dataset) -> dict[str, tuple[str, tuple[int, ...]]]:
     Names are those of the set's groups and, of DICOM files, of their PatientID.
     """
     found: dict[str, tuple[str, list[int]]] = {}
+    cohorts = _cohorts(dataset)
     for row, (group, own) in enumerate(zip(dataset.groups.tolist(), dataset.images.names, strict=True)):
         source = dataset.images.source(row)
+        group = without_cohort(group, cohorts[row])
         names = {group} - {own, str(file_of(source)) if source else own}
         if source and (inside := patient_of_file(file_of(source))):
             names.add(inside)
         for key, name in {identity.spelling(name): name for name in sorted(names)}.items():
             found.setdefault(key, (name, []))[1].append(row)
     return {key: (name, tuple(rows)) for key, (name, rows) in found.items()}
+
+
+def _cohorts(dataset: Dataset) -> list[str]:
+    """Return the cohort of each image; a set made of several sources may have several."""
+    if dataset.cohort or COHORT not in dataset.columns:
+        return [dataset.cohort] * len(dataset)
+    return list(dataset.columns[COHORT].tolist())
+
+
+def _of_one_cohort(
+    rows: tuple[int, ...], dataset: Dataset, others: tuple[int, ...], other: Dataset
+) -> tuple[int, ...]:
+    """Return the rows whose cohort is one of the other rows', or not known on either side."""
+    own, there = _cohorts(dataset), _cohorts(other)
+    known = {there[row] for row in others}
+    return tuple(row for row in rows if not own[row] or "" in known or own[row] in known)
 
 
 def _matches(keys_a: Iterable[object], keys_b: Iterable[object]) -> Iterable[tuple[int, int]]:

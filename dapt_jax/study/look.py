@@ -43,6 +43,7 @@ def run(settings: StudySettings, workdir: Path | None) -> None:
             it has.
     """
     with stalls.told(settings.data.stall_s, lambda line: print(line, file=sys.stderr, flush=True)):
+        settings = strategies.expanded(settings)
         encoder = settings.model.encoder()
         resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
         named_sets = prepare.named_sets(settings, resolved)
@@ -100,9 +101,9 @@ def _between(settings: StudySettings, loaded: dict[NamedSet, ReadSet], study: St
     found = _Together("no image and no patient is in two sets")
     tasks = []
     for name in settings.tasks:
-        if any(named.task == name and named.is_divided for named in loaded):
+        if any(named.task == name and named.is_trained_on for named in loaded):
             try:
-                tasks.append(prepare.task_of(loaded, name))
+                tasks.append(prepare.task_of(settings, loaded, name))
             except UserError as error:
                 found.refusals.append(str(error))
     try:
@@ -134,7 +135,7 @@ def _view(settings: StudySettings, named: NamedSet, read: ReadSet | None, refusa
         return SetView(named.title, refusal=refusal)
     dataset = read.dataset
     sampled = _sampled_rows(dataset)
-    augment, by = _augment(settings, named)
+    augment, by = _augment(settings, named, dataset)
     shown = {**facts.of_set(dataset), **_folds(settings, named, dataset)}
     shown["augmentation"] = by
     by_class = {
@@ -162,9 +163,8 @@ def _folds(settings: StudySettings, named: NamedSet, dataset: Dataset) -> dict[s
     if not named.is_divided:
         return {}
     try:
-        folds = prepare.task_of({named: ReadSet(dataset, "", [])}, named.task).folds(
-            settings.transfer.folds, settings.seeds[0]
-        )
+        task = prepare.task_of(settings, {named: ReadSet(dataset, "", [])}, named.task)
+        folds = task.folds(settings.transfer_of(named.task).folds, settings.seeds[0])
     except UserError as error:
         return {"folds": f"refused: {error}"}
     held = [len(rows) for _, rows in folds]
@@ -177,14 +177,14 @@ def _folds(settings: StudySettings, named: NamedSet, dataset: Dataset) -> dict[s
     return {"folds": "\n".join(lines)}
 
 
-def _augment(settings: StudySettings, named: NamedSet) -> tuple[Augment | None, str]:
+def _augment(settings: StudySettings, named: NamedSet, dataset: Dataset) -> tuple[Augment | None, str]:
     """Return the augmentation that a study applies to the images of a set, and the setting that says so."""
-    transfer = settings.transfer
+    transfer = settings.transfer_of(named.task)
     if named.corpus is not None:
         augment, where = settings.adapt.augment, "adapt.augment"
-    elif not named.is_divided:
+    elif not named.is_trained_on:
         return None, "none: the set is only scored"
-    elif named.source.get("segments"):
+    elif dataset.segments:
         augment, where = transfer.segmentation.augment, "transfer.segmentation.augment"
     elif FINETUNE in transfer.protocols:
         augment, where = transfer.finetune.augment, "transfer.finetune.augment"

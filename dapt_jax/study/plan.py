@@ -1,7 +1,8 @@
 """Planned cost of a study, equal to the numbers in its later ledger."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -16,6 +17,7 @@ from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.classification import finetune_run, hyper_params, sweep_settings
 from dapt_jax.study.runs import classification_loss
 from dapt_jax.study.tasks import Task
+from dapt_jax.study.workdir import arms_left
 from dapt_jax.training import accounting, freezing, head_sweep
 from dapt_jax.training.run import TrainingRun
 
@@ -28,6 +30,7 @@ class PhasePlan:
         name: Name of the phase.
         trainable: Number of trainable parameters.
         total: Number of parameters of the model.
+        lowest: The lowest layer group that trains.
         steps: Optimizer steps.
         images: Images processed, including repeats.
         flops_per_image: Model FLOPs of one image in one step.
@@ -38,11 +41,14 @@ class PhasePlan:
         cache_bytes: Bytes of cached activations.
         place: Tier of the cache; empty without caching.
         why: Reason for caching the prefix, or not.
+        depth: Line on few trained parameters that lie so low that their steps cost nearly full ones; empty
+            otherwise.
     """
 
     name: str
     trainable: int
     total: int
+    lowest: str
     steps: int
     images: int
     flops_per_image: int
@@ -52,6 +58,7 @@ class PhasePlan:
     cache_bytes: int
     place: str
     why: str
+    depth: str = ""
 
 
 def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
@@ -73,6 +80,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 name=program.phase.name,
                 trainable=freezing.count(shapes, program.mask.trainable),
                 total=freezing.count(shapes),
+                lowest=program.model.groups[program.mask.boundary],
                 steps=run.timeline.steps_per_epoch * program.phase.epochs,
                 images=images,
                 flops_per_image=per_image,
@@ -82,9 +90,34 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 cache_bytes=decision.bytes,
                 place=decision.tier,
                 why=decision.reason,
+                depth=_depth_line(run, place),
             )
         )
     return planned
+
+
+FEW = 0.1
+"""Share of the encoder's parameters up to which a phase counts as one of few parameters."""
+
+
+def _depth_line(run: TrainingRun, number: int) -> str:
+    """Return a line on a phase whose few parameters reach below most of the network; empty for others."""
+    program, side = run.programs[number], run.dataset.images.size
+    model, boundary = program.model, program.mask.boundary
+    if boundary >= len(model.encoder.groups):
+        return ""
+    shapes, _ = model.encoder.abstract()
+    share = freezing.count(shapes, program.mask.trainable) / freezing.count(shapes)
+    side = program.augment.size(side)
+    forward = accounting.forward(model, side, len(model.encoder.groups)).model
+    if share > FEW or accounting.forward(model, side, boundary).model > forward / 2:
+        return ""
+    ratio = run.flops_per_image(number) / (3 * forward)
+    return (
+        f"{run.tag.strategy}: {program.phase.name} trains {share:.2%} of the encoder from "
+        f"{model.groups[boundary]} up, so the backward pass runs down to there and a step costs {ratio:.2f} "
+        "of a full one; patterns in the last groups (adapt.peft_groups) leave a prefix to cache"
+    )
 
 
 def largest_batch(run: TrainingRun, phases: list[PhasePlan], fsdp: int = 1) -> int:
@@ -109,7 +142,7 @@ def uncounted(runs: Iterable[TrainingRun]) -> str:
 
 def adaptation_flops(study: Study, arm: Arm) -> int:
     """Return the model FLOPs of adapting an arm, on its own."""
-    return study.run_of(arm).flops() if study.corpus_of(arm) is not None else 0
+    return sum(run.flops() for run in study.runs_of(arm))
 
 
 def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
@@ -120,7 +153,7 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
         arm: The arm.
         task: The task.
     """
-    settings, encoder = study.settings.transfer, arm.strategy.encoder
+    settings, encoder = study.settings.transfer_of(task.name), arm.strategy.encoder
     if task.is_segmentation:
         return {
             protocol: sum(
@@ -161,18 +194,32 @@ def arm_flops(study: Study, arm: Arm) -> int:
     return adaptation_flops(study, arm) + of_tasks
 
 
-def show(study: Study) -> None:
-    """Print a table for each strategy, and the comparison with full DAPT."""
+def show(study: Study, workdir: Path | None = None) -> None:
+    """Print a table for each strategy that is left to run, and the comparison with full DAPT.
+
+    Args:
+        study: The study.
+        workdir: Folder whose finished arms are left out; None to count all.
+
+    Raises:
+        UserError: The workdir holds another study.
+    """
     console = Console(width=None if Console().is_terminal else 150)
     settings = study.settings
-    arms = study.arms_of(settings.seeds[0])
+    left = arms_left(study, workdir) if workdir else study.arms
+    first = {arm.name: arm for arm in reversed(left)}
+    arms = tuple(first[strategy.name] for strategy in study.strategies if strategy.name in first)
+    if len(left) < len(study.arms):
+        console.print(_about_left(study, left, workdir), soft_wrap=True, markup=False)
+    if not left:
+        return
     totals = {arm.name: adaptation_flops(study, arm) for arm in arms}
     full = totals.get("full", 0)
     if not full and "" in study.corpora:
         full = halving.full_flops(study, settings.seeds[0])
     overview = Table(
-        title=f"{settings.title or settings.name}: one seed of each strategy; the study has "
-        f"{len(settings.seeds)}"
+        title=f"{settings.title or settings.name}: one seed of each strategy"
+        f"{' that is left' if len(left) < len(study.arms) else ''}; the study has {len(settings.seeds)}"
     )
     for column in (
         "strategy",
@@ -188,15 +235,18 @@ def show(study: Study) -> None:
     ):
         overview.add_column(column, justify="left" if column == "strategy" else "right")
     too_large: list[str] = []
+    depths: list[str] = []
     fsdp = settings.runtime.fsdp
     for arm in arms:
         phases, largest = list[PhasePlan](), 0
         if study.corpus_of(arm) is not None:
-            run = study.run_of(arm)
-            phases = of_run(run, fsdp)
-            largest = largest_batch(run, phases, fsdp)
-            too_large += [arm.name] if largest < run.batch_size else []
+            runs = study.runs_of(arm)
+            planned = [of_run(run, fsdp) for run in runs]
+            phases = [phase for each in planned for phase in each]
+            largest = min(largest_batch(run, each, fsdp) for run, each in zip(runs, planned, strict=True))
+            too_large += [arm.name] if largest < settings.adapt.batch_size else []
             console.print(_phase_table(arm.name, phases))
+            depths += [phase.depth for phase in phases if phase.depth]
         spent = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
         shapes, _ = arm.strategy.encoder.abstract()
         overview.add_row(
@@ -212,11 +262,15 @@ def show(study: Study) -> None:
             f"{largest:,}" if phases else "-",
         )
     console.print(overview)
+    if line := _about_seeds(study, totals):
+        console.print(line, soft_wrap=True)
     console.print(_about_memory(settings.adapt.batch_size, too_large), soft_wrap=True)
+    for line in depths:
+        console.print(line, soft_wrap=True)
     for arm in arms:
         if line := checkpoint_scores.score_cost_line(study, arm):
             console.print(line, soft_wrap=True)
-    if line := uncounted(study.run_of(arm) for arm in arms if study.corpus_of(arm) is not None):
+    if line := uncounted(run for arm in arms for run in study.runs_of(arm)):
         console.print(line, soft_wrap=True)
     console.print(
         "FLOPs: a multiply-accumulate is 2; what is frozen is not counted because it is not computed; "
@@ -226,6 +280,33 @@ def show(study: Study) -> None:
         "computed once.",
         soft_wrap=True,
     )
+
+
+def _about_left(study: Study, left: Sequence[Arm], workdir: Path | None) -> str:
+    """Return a line on the arms without results in a workdir."""
+    line = f"{workdir}: {len(study.arms) - len(left)} of {len(study.arms)} arms are done; "
+    if not left:
+        return f"{line}nothing is left"
+    flops = sum(arm_flops(study, arm) for arm in left)
+    return f"{line}left are {', '.join(arm.title for arm in left)}: {number(flops / 1e12)} TFLOP"
+
+
+def _about_seeds(study: Study, totals: dict[str, int]) -> str:
+    """Return a line on the number of adaptations; empty where no strategy adapts."""
+    settings = study.settings
+    adapting, seeds = sum(flops > 0 for flops in totals.values()), len(settings.seeds)
+    if not adapting:
+        return ""
+    per_seed = sum(totals.values())
+    runs = adapting * len(settings.adaptation_seeds)
+    line = f"adaptation: {runs} in all, {number(per_seed * len(settings.adaptation_seeds) / 1e12)} TFLOP"
+    if settings.adapt.has_own_seed:
+        saved = per_seed * (seeds - 1) / 1e12
+        return (
+            f"{line}: each strategy once, with seed {settings.adapt.seed}, for {seeds} seeds of the target "
+            f"tasks ({number(saved)} TFLOP less than one per seed)"
+        )
+    return f"{line}: each strategy with each of {seeds} seeds (adapt.seed shares one among them)"
 
 
 def _about_memory(batch_size: int, too_large: list[str]) -> str:
@@ -246,6 +327,7 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
     table = Table(title=strategy, title_justify="left")
     table.add_column("phase")
     for column in (
+        "lowest trained",
         "trainable",
         "total",
         "images",
@@ -260,6 +342,7 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
     for phase in phases:
         table.add_row(
             phase.name,
+            phase.lowest,
             f"{phase.trainable:,}",
             f"{phase.total:,}",
             f"{phase.images:,}",

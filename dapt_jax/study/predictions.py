@@ -33,8 +33,9 @@ class Predictions:
     def __init__(self, task: Task):
         """Start without predictions."""
         self._task = task
-        self._by_split: dict[str, dict[str, np.ndarray]] = {split: {} for split in task.datasets}
-        self._seen: dict[str, dict[str, np.ndarray]] = {split: {} for split in task.datasets}
+        splits = (task.scored, *task.held_out)
+        self._by_split: dict[str, dict[str, np.ndarray]] = {split: {} for split in splits}
+        self._seen: dict[str, dict[str, np.ndarray]] = {split: {} for split in splits}
 
     def add(self, protocol: str, out_of_fold: FoldPredictions, held_out: dict[str, list[np.ndarray]]) -> None:
         """Add the predictions of a protocol.
@@ -47,11 +48,11 @@ class Predictions:
         """
         seen = [classes_outside(self._task.development, part) for _, part in out_of_fold]
         rows = np.concatenate([part for _, part in out_of_fold])
-        if len(rows) == len(self._task.development):
+        if len(rows) and len(rows) == len(self._task.scored_rows):
             values = np.concatenate([values for values, _ in out_of_fold])
             by_row = np.repeat(seen, [len(part) for _, part in out_of_fold], axis=0)
-            self._by_split["development"][protocol] = values[np.argsort(rows)]
-            self._seen["development"][protocol] = by_row[np.argsort(rows)]
+            self._by_split[self._task.scored][protocol] = values[np.argsort(rows)]
+            self._seen[self._task.scored][protocol] = by_row[np.argsort(rows)]
         for split, folds in held_out.items():
             self._by_split[split][protocol] = np.mean(folds, 0)
             self._seen[split][protocol] = np.tile(np.all(seen, 0), (len(self._task.datasets[split]), 1))
@@ -67,7 +68,7 @@ class Predictions:
         for split, by_protocol in self._by_split.items():
             if not by_protocol:
                 continue
-            dataset = self._task.datasets[split]
+            dataset = self._task.scored_sets(self._task.scored_rows)[split]
             images = np.asarray([Path(each).name for each in dataset.images.names])
             path = predictions.path_of(workdir, name, seed, self._task.name, split)
             predictions.write(

@@ -14,7 +14,8 @@ from dapt_jax.errors import UserError, one_line
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
 from dapt_jax.runtime import sharding, storage
-from dapt_jax.settings import Source, StudySettings
+from dapt_jax.settings import StudySettings
+from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study import halving, leakage, segmentation, strategies
 from dapt_jax.study.arms import Study
@@ -33,18 +34,19 @@ def prepare(settings: StudySettings) -> Study:
     Raises:
         UserError: The settings, the data or the weights are invalid.
     """
+    settings = strategies.expanded(settings)
     encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
     resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
     sharding.make_mesh(fsdp=settings.runtime.fsdp)
     with _about("adapt."):
         sharding.check_batch(settings.adapt.batch_size, settings.adapt.grad_accum_steps)
-    if FINETUNE in settings.transfer.protocols:
-        finetune = settings.transfer.finetune
-        with _about("transfer.finetune."):
-            sharding.check_batch(finetune.batch_size, finetune.grad_accum_steps)
+    for transfer in {name: settings.transfer_of(name) for name in ("", *settings.tasks)}.values():
+        if FINETUNE in transfer.protocols:
+            with _about("transfer.finetune."):
+                sharding.check_batch(transfer.finetune.batch_size, transfer.finetune.grad_accum_steps)
     params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
     print(f"weights: {merged}", flush=True)
-    _check_weights(settings, resolved)
+    reports = {"": merged, **_own_weights(settings, resolved)}
     loaded = {}
     for named in named_sets(settings, resolved):
         loaded[named] = read = read_set(settings, named)
@@ -52,14 +54,15 @@ def prepare(settings: StudySettings) -> Study:
         for line in read.warnings:
             print(f"warning: {line}", flush=True)
     corpora = corpora_of(loaded)
-    tasks = tuple(task_of(loaded, name) for name in settings.tasks)
+    tasks = tuple(task_of(settings, loaded, name) for name in settings.tasks)
     apart = leakage.resolve(tasks, corpora, settings.data.leaks)
     for line in (*apart.notes, *different_scales(apart.tasks)):
         print(f"warning: {line}", flush=True)
     for task in apart.tasks:
         for line in check_folds(settings, task):
             print(f"warning: {line}", flush=True)
-    study = Study(settings, resolved, apart.corpora, apart.tasks, _about_weights(params, merged), apart.marks)
+    about = _about_weights(params, merged)
+    study = Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
     check_study(study)
     return study
 
@@ -86,18 +89,26 @@ def _check_adaptation(study: Study) -> None:
                 "compute_budget is for strategies that adapt, compared by a score; expected "
                 "checkpoint_selection.score='robustness', or compute_budget=0"
             )
+        for arm in study.arms_of(settings.seeds[0]):
+            if arm.strategy.before:
+                raise UserError(
+                    f"strategy {arm.name!r} has phases on several corpora, which a compute_budget does not "
+                    "divide; expected one corpus, or compute_budget=0"
+                )
         for seed in settings.seeds:
             halving.check(study, seed)
     for arm in study.arms_of(settings.seeds[0]):
         if arm.strategy.phases:
+            study.kept_epochs(arm)
             study.scoring_plan(arm)
-            study.run_of(arm).check_cache()
+            for run in study.runs_of(arm):
+                run.check_cache()
 
 
 def _check_segmentation(study: Study) -> None:
     """Run the checks of decoder, cache and devices that would otherwise fail during a study."""
-    settings = study.settings.transfer.segmentation
     for task in (task for task in study.tasks if task.is_segmentation):
+        settings = study.settings.transfer_of(task.name).segmentation
         with _about("transfer.segmentation."):
             sharding.check_batch(settings.batch_size, settings.grad_accum_steps)
         for arm, protocol in itertools.product(study.arms_of(study.settings.seeds[0]), settings.protocols):
@@ -120,7 +131,7 @@ class NamedSet:
     """
 
     title: str
-    source: Source
+    source: Sources
     loss: str
     corpus: str | None = None
     task: str = ""
@@ -130,6 +141,11 @@ class NamedSet:
     def is_divided(self) -> bool:
         """Whether the study divides the set into folds."""
         return self.split == "development"
+
+    @property
+    def is_trained_on(self) -> bool:
+        """Whether heads are trained on the set, or on parts of it."""
+        return self.split in ("development", "train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,13 +171,17 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
         resolved: Its strategies, which say what corpora are needed.
 
     Raises:
-        UserError: A strategy adapts to a corpus that the settings do not describe, or there is no task.
+        UserError: A strategy adapts to a corpus that the settings do not describe, or there is neither a task
+            nor anything to adapt.
     """
-    if not settings.tasks:
-        raise UserError("the config names no target task; expected tasks.NAME.development and so on")
+    if not settings.tasks and (idle := [each.name for each in resolved if not each.phases]):
+        raise UserError(
+            f"the config names no target task, and {', '.join(idle)} adapts nothing; expected "
+            "tasks.NAME.development and so on, or strategies that adapt alone"
+        )
     found: dict[str, NamedSet] = {}
-    for strategy in resolved:
-        if not strategy.phases or strategy.corpus in found:
+    for strategy in (part for each in resolved if each.phases for part in each.parts):
+        if strategy.corpus in found:
             continue
         source = settings.corpus_named(strategy.corpus).source
         if not strategy.corpus and not source.get("kind"):
@@ -171,13 +191,17 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
             )
         title = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
         found[strategy.corpus] = NamedSet(title, source, settings.adapt.loss.name, corpus=strategy.corpus)
-    losses = {settings.transfer.head.loss.name, settings.transfer.finetune.loss.name}
-    loss = "ordinal" if "ordinal" in losses else ""
     return [*found.values()] + [
-        NamedSet(f"{name} {split}", source, loss, task=name, split=split)
+        NamedSet(f"{name} {split}", source, _loss_of(settings, name), task=name, split=split)
         for name, task in settings.tasks.items()
         for split, source in task.sources.items()
     ]
+
+
+def _loss_of(settings: StudySettings, task: str) -> str:
+    """Return the name of the loss that makes grades of a task's classes; empty where there is none."""
+    transfer = settings.transfer_of(task)
+    return "ordinal" if "ordinal" in {transfer.head.loss.name, transfer.finetune.loss.name} else ""
 
 
 def corpora_of(loaded: Mapping[NamedSet, ReadSet]) -> dict[str, Dataset]:
@@ -185,23 +209,33 @@ def corpora_of(loaded: Mapping[NamedSet, ReadSet]) -> dict[str, Dataset]:
     return {named.corpus: read.dataset for named, read in loaded.items() if named.corpus is not None}
 
 
-def task_of(loaded: Mapping[NamedSet, ReadSet], name: str) -> Task:
-    """Return a task of sets that were read; the development set must be among them.
+def task_of(settings: StudySettings, loaded: Mapping[NamedSet, ReadSet], name: str) -> Task:
+    """Return a task of sets that were read; those that its heads are trained on must be among them.
 
     Raises:
         UserError: The sets of the task do not go together.
     """
     sets = {named.split: read.dataset for named, read in loaded.items() if named.task == name}
-    return Task(name, sets.pop("development"), sets)
+    seed = settings.transfer_of(name).split_seed
+    return Task.of(name, sets, None if seed < 0 else seed, settings.tasks[name].auc_classes)
 
 
-def _check_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> None:
-    """Read strategy-specific weights, so that an invalid file is refused before training."""
-    own = {strategy.weights: strategy for strategy in resolved if strategy.weights != settings.weights}
-    for strategy in own.values():
+def _own_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> dict[str, MergeReport]:
+    """Read strategy-specific weights, so that an invalid file is refused before training.
+
+    Returns:
+        The load report of each strategy that has its own weights, by its name.
+    """
+    own = [strategy for strategy in resolved if strategy.weights != settings.weights]
+    reports: dict[tuple[str, tuple[str, ...]], MergeReport] = {}
+    for strategy in own:
+        key = strategy.weights, strategy.encoder.groups
+        if key in reports:
+            continue
         with _about(f"custom_strategies.{strategy.name}: "):
-            _, _, merged = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
-        print(f"weights of {strategy.name}: {merged}", flush=True)
+            _, _, reports[key] = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
+        print(f"weights of {strategy.name}: {reports[key]}", flush=True)
+    return {each.name: reports[each.weights, each.encoder.groups] for each in own}
 
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:
@@ -283,7 +317,7 @@ def different_scales(tasks: Sequence[Task]) -> list[str]:
         f"{task.name}: {line}"
         for task in tasks
         for line in intensity.disagreements(
-            {split: dataset.intensity_summary() for split, dataset in task.datasets.items()}
+            {split: dataset.intensity_summary() for split, dataset in task.parts.items()}
         )
     ]
 
@@ -298,15 +332,16 @@ def check_folds(settings: StudySettings, task: Task) -> list[str]:
     Raises:
         UserError: A class has no image, or the folds are more than the patients.
     """
-    what = f"{task.name} development"
+    what = f"{task.name} {'train' if task.official else 'development'}"
     with _about(f"{what}: "):
-        counts = task.development.class_counts()
+        counts = (task.official or (task.development,))[0].class_counts()
         for label, count in counts.items():
             if not count and not task.development.multi_label:
                 present = ", ".join(each for each in counts if counts[each])
                 raise UserError(f"no image is {label!r}; expected images of every class, found {present}")
         try:
-            folds = [task.folds(settings.transfer.folds, seed) for seed in settings.seeds]
+            number = settings.transfer_of(task.name).folds
+            folds = [task.folds(number, seed) for seed in settings.seeds]
         except UserError as error:
             pairs = near_duplicates.merged(task.development).pairs
             merged = (

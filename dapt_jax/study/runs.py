@@ -17,6 +17,7 @@ from dapt_jax.settings import StudySettings
 from dapt_jax.settings.losses import LossSettings
 from dapt_jax.settings.training import ClassifierTrainSettings, TrainSettings
 from dapt_jax.study.strategies import Strategy
+from dapt_jax.training import patterns
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.optim import Optimizer, Plateau
 from dapt_jax.training.run import RunTag, TrainData, TrainingRun
@@ -124,8 +125,10 @@ def adaptation_run(
         train_rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, fraction, seed)
     adapt = settings.adapt
     loss = classification_loss(corpus, adapt.loss, adapt.single_logit)
-    model = Classifier(strategy.encoder, loss.outputs, settings.model.dtype)
+    encoder = patterns.with_lora(strategy.encoder, strategy.phases, adapt.lora)
+    model = Classifier(encoder, loss.outputs, settings.model.dtype)
     weights = inverse_frequency_weights(corpus, train_rows) if adapt.balance_classes else ()
     data = TrainData(corpus, train_rows, val_rows, weights)
     options = run_options(settings, adapt)
-    return TrainingRun(model, strategy.phases, data, loss, seed=seed, tag=RunTag(strategy.name), **options)
+    tag = RunTag(strategy.name, label=f"{strategy.part}/" if strategy.part else "")
+    return TrainingRun(model, strategy.phases, data, loss, seed=seed, tag=tag, **options)

@@ -8,7 +8,7 @@ whether training stops.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,14 @@ class Plan:
     each: tuple[int, ...]
 
     @classmethod
-    def of(cls, settings: Settings, run: TrainingRun, available: int) -> "Plan":
+    def of(cls, settings: Settings, run: TrainingRun, available: int, kept: Collection[int] = ()) -> "Plan":
         """Plan the scores of a run with the largest sample that settings, images and budget allow.
+
+        Args:
+            settings: What is scored.
+            run: The run.
+            available: Number of images of the target task.
+            kept: Numbers of epochs that are scored besides, since their encoders are kept.
 
         Raises:
             UserError: The budget does not suffice for the smallest sample.
@@ -104,7 +110,7 @@ class Plan:
         due = {
             epoch: (place + 1) / len(moving)
             for place, epoch in enumerate(moving)
-            if (place + 1) % settings.every == 0 or place + 1 == len(moving)
+            if (place + 1) % settings.every == 0 or place + 1 == len(moving) or epoch + 1 in kept
         }
         size, passes = run.dataset.images.size, settings.jittered + settings.plain
         whole = accounting.forward(run.programs[0].model, size, len(encoder.groups)).model
@@ -164,6 +170,7 @@ class Scorer(Callback):
         folder: Path,
         context: RunContext,
         until: int = 0,
+        kept: Collection[int] = (),
     ):
         """Draw the sample.
 
@@ -174,13 +181,14 @@ class Scorer(Callback):
             folder: Folder for the weights of scored epochs.
             context: Ledger and hardware.
             until: Epochs of the run after which it pauses; 0 for none.
+            kept: Numbers of epochs that are scored besides.
 
         Raises:
             UserError: The budget does not suffice (see `Plan.of`), or an image lacks a mask that a score
                 needs.
         """
         self.settings, self.run, self.folder, self.context, self.until = settings, run, folder, context, until
-        self.plan = Plan.of(settings, run, len(target))
+        self.plan = Plan.of(settings, run, len(target), kept)
         rows = np.sort(np.random.default_rng(SEED).permutation(len(target))[: self.plan.images])
         self.sample = target.take(rows)
         self._masks = self.sample.load_masks() if settings.dense and target.masks is not None else None
@@ -242,7 +250,8 @@ class Scorer(Callback):
         }
         self.points.append({**point, **({"reasons": reasons} if reasons else {})})
         if self.settings.select or self.settings.keep:
-            export.write(self.file(epoch), jax.device_get(params), jax.device_get(batch_stats))
+            plain = self.model.encoder.merged(jax.device_get(params))
+            export.write(self.file(epoch), plain, jax.device_get(batch_stats))
         if self.settings.select:
             index, self.stopped = self._choice()
             for place, each in enumerate(self.points):
@@ -310,6 +319,10 @@ class Scorer(Callback):
         """Return the file of a scored epoch's weights."""
         return self.folder / f"epoch{epoch + 1:04d}.safetensors"
 
+    def chosen_epochs(self, done: int) -> int:
+        """Return the number of epochs of the weights that `chosen` returns, of a run with `done` epochs."""
+        return self.points[self._choice()[0]]["epoch"] + 1 if self.settings.select and self.points else done
+
     def chosen(self, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
         """Return the weights that the rule chooses; the given ones if it is the last, or without scores."""
         if not self.settings.select or not self.points:
@@ -318,7 +331,7 @@ class Scorer(Callback):
         if point is self.points[-1]:
             return params, batch_stats
         processes.sync_file(self.file(point["epoch"]))
-        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.model, seed=0)
+        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.model.base, seed=0)
         return chosen, chosen_stats
 
     def row(self) -> Row:

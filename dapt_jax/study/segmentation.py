@@ -57,10 +57,8 @@ def fold_run(
         label: PROTOCOL/FOLD.
         train_rows: Training rows of the fold.
     """
-    settings = study.settings.transfer.segmentation
-    val_rows = np.arange(0)
-    if settings.val_fraction:
-        train_rows, val_rows = task.inner_split(train_rows, settings.val_fraction, arm.seed)
+    settings = study.settings.transfer_of(task.name).segmentation
+    train_rows, val_rows = task.watched_split(train_rows, settings.val_fraction, arm.seed)
     loss = segmentation_loss(task.development, settings.loss)
     model = Segmenter(encoder, loss.outputs, settings.decoder, study.settings.model.dtype)
     behind = model.groups[len(model.encoder.groups) :]
@@ -112,7 +110,7 @@ def fold_runs(
         encoder: The arm's encoder.
         protocol: `frozen` or `finetune`.
     """
-    settings = study.settings.transfer
+    settings = study.settings.transfer_of(task.name)
     folds = task.folds(settings.folds, arm.seed)[: settings.segmentation.folds]
     for fold, (train_rows, held_rows) in enumerate(folds):
         yield fold_run(study, arm, task, encoder, f"{protocol}/fold{fold}", train_rows), held_rows
@@ -122,12 +120,12 @@ def transfer(
     study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context: RunContext
 ) -> list[ResultRow]:
     """Measure an encoder on a task of masks; arguments and result are those of `classification.transfer`."""
-    settings = study.settings.transfer.segmentation
+    settings = study.settings.transfer_of(task.name).segmentation
     rows: list[ResultRow] = []
     workdir = context.study_folder()
     for protocol in settings.protocols:
         state = arm.folder(workdir) / f"{protocol}-{task.name}"
-        scores: dict[str, list[list[Score]]] = {split: [] for split in task.datasets}
+        scores: dict[str, list[list[Score]]] = {split: [] for split in (task.scored, *task.held_out)}
         for fold, (run, held_rows) in enumerate(fold_runs(study, arm, task, adapted.encoder, protocol)):
             model = run.model
             params, batch_stats = model.init(arm.seed)
@@ -142,8 +140,7 @@ def transfer(
             predict = _predictor(run, params, batch_stats, settings.overlap, context.mesh)
             context.reporter.advance(0, f"{run.title}: segmenting")
             is_shown = fold == 0 and arm.seed == study.settings.seeds[0]
-            for split, dataset in _in_one_unit(task).items():
-                scored = dataset.take(held_rows) if split == "development" else dataset
+            for split, scored in _in_one_unit(task, held_rows).items():
                 overlays = Overlays(scored, OVERLAYS if is_shown else 0)
                 scores[split].append(_scores(scored, predict, run.batch_size, overlays))
                 overlays.write(workdir, task.name, split, arm.name, protocol)
@@ -176,11 +173,16 @@ def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float
     return predict
 
 
-def _in_one_unit(task: Task) -> dict[str, Dataset]:
-    """Return the images by split, with distances in the unit of the task."""
+def _in_one_unit(task: Task, rows: np.ndarray) -> dict[str, Dataset]:
+    """Return what a fold is scored on by split, with distances in the unit of the task.
+
+    Args:
+        task: The task.
+        rows: Development rows that the fold is scored on.
+    """
     return {
         split: dataset if task.distance_unit == "mm" else dataclasses.replace(dataset, spacing=None)
-        for split, dataset in task.datasets.items()
+        for split, dataset in task.scored_sets(rows).items()
     }
 
 
@@ -205,9 +207,9 @@ def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
     """
     rng = np.random.default_rng(seed)
     development = task.development
-    scores: dict[str, list[list[Score]]] = {split: [] for split in task.datasets}
-    number = settings.transfer.segmentation.folds
-    for train_rows, held_rows in task.folds(settings.transfer.folds, seed)[:number]:
+    scores: dict[str, list[list[Score]]] = {split: [] for split in (task.scored, *task.held_out)}
+    transfer = settings.transfer_of(task.name)
+    for train_rows, held_rows in task.folds(transfer.folds, seed)[: transfer.segmentation.folds]:
         places = rng.integers(development.images.size**2, size=(len(train_rows), 200))
         sampled, said = [], []
         for row, place in zip(train_rows, places, strict=True):
@@ -218,8 +220,7 @@ def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
         def predict(images: np.ndarray, fitted: Callable[[np.ndarray], np.ndarray] = fitted) -> np.ndarray:
             return fitted(_colours(images).reshape(-1, 6)).reshape(images.shape[:3])
 
-        for split, dataset in _in_one_unit(task).items():
-            scored = dataset.take(held_rows) if split == "development" else dataset
+        for split, scored in _in_one_unit(task, held_rows).items():
             scores[split].append(_scores(scored, predict, 16, Overlays(scored, 0)))
     key = ArmKey(BASELINE, seed, "none", "none")
     return list(result_rows(task, key, PIXEL_COLOUR, development.segments, scores))

@@ -4,15 +4,18 @@ A built-in strategy is one function below `@strategy(NAME, DESCRIPTION)`; `listi
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.settings import StudySettings
+from dapt_jax.settings import StrategySpec, StudySettings
 from dapt_jax.settings.training import AdaptSettings
+from dapt_jax.training.patterns import KINDS, LORA
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights import locate
+from dapt_jax.weights.run_reference import ALL, SCHEME, RunReference
 
 Phases = tuple[Phase, ...]
 MakePhases = Callable[[Encoder, AdaptSettings], Phases]
@@ -28,6 +31,8 @@ class Strategy:
         phases: Phases of training; empty where nothing is adapted.
         weights: Source weights, in the form of the setting `weights`.
         corpus: Name in `corpora` of the images that it is adapted to; empty for the study's corpus.
+        before: The earlier phases, of other corpora, whose encoder `phases` start from; None without any.
+        part: Folder of its files within the arm's, of earlier phases; empty for the last ones.
     """
 
     name: str
@@ -35,6 +40,13 @@ class Strategy:
     phases: Phases
     weights: str
     corpus: str = ""
+    before: "Strategy | None" = None
+    part: str = ""
+
+    @property
+    def parts(self) -> "tuple[Strategy, ...]":
+        """Its parts in order, one for each run of phases on one corpus, itself last."""
+        return (*(self.before.parts if self.before else ()), self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +200,134 @@ def gradual(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     return (*head_first(adapt), *joined)
 
 
+@strategy(
+    "bitfit",
+    "The biases, those of norms included, of the last `adapt.peft_groups` groups (arXiv 2106.10199).",
+)
+def bitfit(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then every bias; batch norm keeps its statistics."""
+    return (*head_first(adapt), few_parameters(encoder, adapt, "bitfit", "bias"))
+
+
+@strategy(
+    "norm_tuning",
+    "Scale and bias of the norms of the last `adapt.peft_groups` groups; in a convolutional network this is "
+    "SSF (arXiv 2210.08823) on frozen statistics.",
+)
+def norm_tuning(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then scale and bias of every norm; batch norm keeps its statistics."""
+    return (*head_first(adapt), few_parameters(encoder, adapt, "norm_tuning", "norm"))
+
+
+@strategy(
+    "attention_output",
+    "The dense layer after the heads of self-attention, in the last `adapt.peft_groups` groups (APLA, arXiv "
+    "2503.11335).",
+)
+def attention_output(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then the output projection of self-attention.
+
+    Raises:
+        UserError: The encoder has no self-attention in these groups.
+    """
+    groups = peft_groups(encoder, adapt)
+    patterns = tuple(f"{group}/attention/project" for group in groups)
+    present = tuple(each for each in patterns if f"{each}/kernel" in encoder.kinds)
+    if not present:
+        raise UserError(
+            f"strategy 'attention_output' trains the output of self-attention, which {encoder.name} has none "
+            f"of in {groups[0]} to {groups[-1]}; expected a transformer such as vit_small, or bitfit, "
+            "norm_tuning or lora"
+        )
+    return (*head_first(adapt), phase(adapt, "attention_output", adapt.epochs, present))
+
+
+@strategy(
+    "lora",
+    "Low-rank updates (arXiv 2106.09685) of the kernels of the last `adapt.peft_groups` groups, merged at the "
+    "end.",
+)
+def lora(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then low-rank updates of dense layers and of convolutions that are not grouped."""
+    groups = peft_groups(encoder, adapt)
+    return (*head_first(adapt), phase(adapt, "lora", adapt.epochs, _updates(encoder, groups)))
+
+
+@strategy(
+    "explora",
+    "The last `adapt.partial_groups` groups, and low-rank updates in the `adapt.peft_groups` groups below "
+    "them (ExPLoRA, arXiv 2406.10973); what lies below those is computed once and cached.",
+)
+def explora(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then the last groups whole together with low-rank updates below them.
+
+    Raises:
+        UserError: Fewer layer groups lie below the last ones.
+    """
+    whole = last_groups(encoder, adapt.partial_groups)
+    below = encoder.groups[: -len(whole)]
+    if adapt.peft_groups > len(below) or not below:
+        raise UserError(
+            f"adapt.peft_groups is {adapt.peft_groups}; {encoder.name} has {len(below)} layer groups below "
+            f"the last {len(whole)} (adapt.partial_groups)"
+        )
+    updates = _updates(encoder, below[-adapt.peft_groups :] if adapt.peft_groups else below)
+    return (*head_first(adapt), phase(adapt, "explora", adapt.epochs, (*updates, *whole)))
+
+
+def few_parameters(encoder: Encoder, adapt: AdaptSettings, name: str, kind: str) -> Phase:
+    """Return a phase that trains the head and the parameters of one kind, of all groups or the last ones.
+
+    Frozen batch norm becomes `affine` and layer norm trains, or the phase would not train what it is named
+    after.
+
+    Args:
+        encoder: The encoder.
+        adapt: Settings of adaptation.
+        name: Name of the phase.
+        kind: Kind of the parameters, one of `patterns.KINDS`.
+
+    Raises:
+        UserError: The groups have no parameter of that kind.
+    """
+    groups = peft_groups(encoder, adapt)
+    having = {encoder.group_of(path) for path, each in encoder.kinds.items() if each in KINDS[kind]}
+    chosen = tuple(f"{group}/*:{kind}" for group in groups if group in having)
+    if not chosen:
+        raise UserError(f"strategy {name!r}: no {kind} in {', '.join(groups)} of {encoder.name}")
+    own = phase(adapt, name, adapt.epochs, chosen)
+    batch_norm = "affine" if adapt.batch_norm == "frozen" else adapt.batch_norm
+    return dataclasses.replace(own, batch_norm=batch_norm, layer_norm="train")
+
+
+def peft_groups(encoder: Encoder, adapt: AdaptSettings) -> tuple[str, ...]:
+    """Return the layer groups in which few-parameter strategies train: the last ones, or all.
+
+    Raises:
+        UserError: The encoder has fewer layer groups.
+    """
+    number = adapt.peft_groups or len(encoder.groups)
+    if number > len(encoder.groups):
+        raise UserError(
+            f"adapt.peft_groups is {number}; {encoder.name} has 1 to {len(encoder.groups)} layer groups, and "
+            "0 means all"
+        )
+    return encoder.groups[-number:]
+
+
+def _updates(encoder: Encoder, groups: tuple[str, ...]) -> tuple[str, ...]:
+    """Return patterns of low-rank updates of the groups that have a kernel for one."""
+    able = {
+        encoder.group_of(path)
+        for path, kind in encoder.kinds.items()
+        if kind.is_kernel and not kind.is_grouped
+    }
+    chosen = tuple(f"{group}:{LORA}" for group in groups if group in able)
+    if not chosen:
+        raise UserError(f"no kernel for low-rank updates in {', '.join(groups)} of {encoder.name}")
+    return chosen
+
+
 def last_groups(encoder: Encoder, number: int) -> tuple[str, ...]:
     """Return the last layer groups of an encoder.
 
@@ -243,4 +383,37 @@ def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
         return dataclasses.replace(like, name=name, weights=weights, corpus=spec.corpus)
     if spec.cut_after:
         encoder = encoder.truncate(spec.cut_after)
-    return Strategy(name, encoder, spec.phases, weights, spec.corpus)
+    return _in_parts(name, encoder, spec, weights)
+
+
+def _in_parts(name: str, encoder: Encoder, spec: StrategySpec, weights: str) -> Strategy:
+    """Return a custom strategy of phases, with a part for each run of phases on one corpus."""
+    corpora = [
+        (corpus, tuple(phases))
+        for corpus, phases in itertools.groupby(spec.phases, lambda each: each.corpus or spec.corpus)
+    ] or [(spec.corpus, ())]
+    before: Strategy | None = None
+    for number, (corpus, phases) in enumerate(corpora[:-1], start=1):
+        before = Strategy(name, encoder, phases, weights, corpus, before, f"part{number}")
+    return Strategy(name, encoder, corpora[-1][1], weights, corpora[-1][0], before)
+
+
+def expanded(settings: StudySettings) -> StudySettings:
+    """Return settings in which each kept epoch of `run:WORKDIR@epoch=all` is a strategy `NAME-epoch50`.
+
+    Raises:
+        UserError: The reference is invalid, or its arm keeps no epoch.
+    """
+    specs: dict[str, StrategySpec] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    for name, spec in settings.custom_strategies.items():
+        specs[name] = spec
+        if spec.weights.startswith(SCHEME) and (reference := RunReference.of(spec.weights)).epoch == ALL:
+            of_epochs = {f"{name}-epoch{n}": reference.with_epoch(n) for n in reference.epochs()}
+            names[name] = tuple(of_epochs)
+            del specs[name]
+            specs |= {each: dataclasses.replace(spec, weights=path) for each, path in of_epochs.items()}
+    if not names:
+        return settings
+    listed = tuple(each for name in settings.strategies for each in names.get(name, (name,)))
+    return dataclasses.replace(settings, strategies=listed, custom_strategies=specs)

@@ -20,7 +20,7 @@ from dapt_jax.records import intensities
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.records.study_records import LEAKS, Records
 from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.runtime import atomic_files, processes, sharding
+from dapt_jax.runtime import atomic_files, lock, processes, sharding, streams
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import checkpoint_scores, classification, halving, plan
@@ -28,7 +28,7 @@ from dapt_jax.study.adapt import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.prepare import prepare
 from dapt_jax.study.tasks import ResultRow, Task
-from dapt_jax.study.workdir import check_workdir
+from dapt_jax.study.workdir import claim
 from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.recovery import NAN
@@ -71,13 +71,15 @@ def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHa
                 if settings.checkpoint_scoring.downstream and study.corpus_of(arm) is not None:
                     rows += checkpoint_scores.measure_scored(study, arm, context)
                 results.add(rows)
+                if not study.tasks:
+                    results.finished.add((arm.name, arm.seed))
                 context.reporter.say(results.line(study, arm))
         context.heartbeat.arms(*results.progress(study))
     if not settings.cache.dir:
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
     if processes.is_primary():
         report.build(workdir)
-        print(f"report: {workdir / 'report.html'}")
+        streams.say(f"report: {workdir / 'report.html'}")
     processes.all_reduce_max(0)  # the others wait, since JAX would not wait for long at the end of a process
 
 
@@ -87,13 +89,15 @@ def _prepared(
 ) -> Iterator[tuple[Study, RunContext, "Results"]]:
     """Read and check a study, yield the environment of its runs, and record its final status."""
     is_primary = processes.is_primary()
-    with stalls.told(settings.data.stall_s, lambda line: print(line, file=sys.stderr, flush=True)):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stalls.told(settings.data.stall_s, _to_stderr))
         with processes.barrier_or_raise():
+            if is_primary:
+                stack.enter_context(lock.held(lock.LocalLockFile(workdir), str(workdir), _to_stderr))
             writers = _writers(settings, workdir) if is_primary else []
             study = prepare(settings)
             planned_flops = {arm.title: plan.arm_flops(study, arm) for arm in study.arms}
-            check_workdir(study, workdir)
-        atomic_files.write_text(workdir / "weights.txt", study.weights)
+            claim(study, workdir)
         intensities.write(workdir, study.intensities())
         if study.marks:
             atomic_files.write_text(workdir / LEAKS, json.dumps(study.marks, indent=1) + "\n")
@@ -113,6 +117,10 @@ def _prepared(
         finally:
             reporter.close()
             heartbeat.close(ended)
+
+
+def _to_stderr(line: str) -> None:
+    streams.say(line, sys.stderr)
 
 
 def _writers(settings: StudySettings, workdir: Path) -> list[Writer]:
@@ -181,6 +189,7 @@ class Results:
 
     Attributes:
         planned_flops: Planned model FLOPs of each arm by its title.
+        finished: Arms, by name and seed, of a study without target tasks that are finished.
     """
 
     def __init__(self, workdir: Path, planned_flops: dict[str, int]):
@@ -191,12 +200,15 @@ class Results:
             planned_flops: Planned model FLOPs of each arm by its title.
         """
         self.planned_flops = planned_flops
+        self.finished: set[tuple[str, int]] = set()
         self._file = workdir / "results.jsonl"
         self._rows: list[ResultRow] = processes.broadcast_from_primary(lambda: Records.read(workdir).results)
 
     def has(self, strategy: str, seed: int) -> bool:
         """Return whether an arm, by its name and seed, is finished."""
-        return any(row["strategy"] == strategy and row["seed"] == seed for row in self._rows)
+        return (strategy, seed) in self.finished or any(
+            row["strategy"] == strategy and row["seed"] == seed for row in self._rows
+        )
 
     def add(self, rows: list[ResultRow]) -> None:
         """Add the lines of an arm, and write all."""
@@ -211,10 +223,13 @@ class Results:
 
     def line(self, study: Study, arm: Arm) -> str:
         """Return one finished arm in a line."""
+        if not study.tasks:
+            kept = ", ".join(map(str, sorted(study.kept_epochs(arm))))
+            return f"{arm.title}: adapted" + (f"; kept epochs {kept}" if kept else "")
         return f"{arm.title}: {'; '.join(self._of_task(study, arm, task) for task in study.tasks)}"
 
     def _of_task(self, study: Study, arm: Arm, task: Task) -> str:
-        shown, transfer = study.settings.report, study.settings.transfer
+        shown, transfer = study.settings.report, study.settings.transfer_of(task.name)
         protocols = transfer.segmentation.protocols if task.is_segmentation else transfer.protocols
         protocol = shown.protocol if shown.protocol in protocols else protocols[0]
         wanted = {"strategy": arm.name, "seed": arm.seed, "task": task.name, "protocol": protocol}

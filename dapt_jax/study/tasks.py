@@ -1,15 +1,17 @@
 """Target tasks: splits of their images, and result lines of their scores."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from dapt_jax.data import near_duplicates
+from dapt_jax.data.concatenate import concatenate
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.splits import grouped_folds, grouped_holdout
-from dapt_jax.errors import UserError
+from dapt_jax.errors import UserError, nearest
 from dapt_jax.metrics import Score, lookup
+from dapt_jax.records.vocabulary import OFFICIAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,15 +20,82 @@ class Task:
 
     Attributes:
         name: Name of the task.
-        development: Images for training heads and, fold by fold, for scoring them.
+        development: Images for training and choosing: those that are divided into folds; or, of a task with an
+            official training split, that split and behind it the official validation split.
         held_out: Images used for scoring only, by split name (`test`, `external`).
+        official: The official training split, and the validation split if there is one; empty for folds.
+        split_seed: Seed of the folds and inner splits; None for the seed of the run.
+        auc_classes: Classes of `auc_subset`; empty for none.
     """
 
     name: str
     development: Dataset
     held_out: dict[str, Dataset]
+    official: tuple[Dataset, ...] = ()
+    split_seed: int | None = None
+    auc_classes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        parts: Mapping[str, Dataset],
+        split_seed: int | None = None,
+        auc_classes: tuple[str, ...] = (),
+    ) -> "Task":
+        """Return the task of sets by split: `development`, or `train` and `val`; `test`, `external`.
+
+        Args:
+            name: Name of the task.
+            parts: The sets.
+            split_seed: See the attribute.
+            auc_classes: See the attribute.
+
+        Raises:
+            UserError: The sets do not go together.
+        """
+        official = tuple(parts[split] for split in OFFICIAL if split in parts)
+        held_out = {split: parts[split] for split in parts if split not in ("development", *OFFICIAL)}
+        if not official:
+            return cls(name, parts["development"], held_out, (), split_seed, auc_classes)
+        try:
+            development = concatenate(official, official[0].name)
+        except UserError as error:
+            raise UserError(f"task {name!r}: {error}") from error
+        return cls(name, development, held_out, official, split_seed, auc_classes)
+
+    @property
+    def parts(self) -> dict[str, Dataset]:
+        """The sets by split, as the settings name them."""
+        own = dict(zip(OFFICIAL, self.official, strict=False)) or {"development": self.development}
+        return {**own, **self.held_out}
+
+    def with_parts(self, parts: Mapping[str, Dataset]) -> "Task":
+        """Return the task with other images in the same splits."""
+        return Task.of(self.name, parts, self.split_seed, self.auc_classes)
+
+    @property
+    def scored(self) -> str:
+        """Name of the split of development images that are scored: those held out by folds, or `val`."""
+        return OFFICIAL[1] if self.official else "development"
+
+    @property
+    def scored_rows(self) -> np.ndarray:
+        """Rows of the development images that are scored, each once over all folds."""
+        start = len(self.official[0]) if self.official else 0
+        return np.arange(start, len(self.development))
+
+    def scored_sets(self, rows: np.ndarray) -> dict[str, Dataset]:
+        """Return the images that a fold is scored on, by split: `rows` of development, and all held out."""
+        own = {self.scored: self.development.take(rows)} if len(rows) else {}
+        return {**own, **self.held_out}
 
     def __post_init__(self) -> None:
+        for each in self.auc_classes:
+            if each not in self.development.classes:
+                raise UserError(
+                    f"tasks.{self.name}.auc_classes: no class {each!r}; {nearest(each, self.development.classes)}"
+                )
         for split, dataset in self.held_out.items():
             if (dataset.segments, dataset.overlapping) != (
                 self.development.segments,
@@ -59,7 +128,7 @@ class Task:
 
     @property
     def datasets(self) -> dict[str, Dataset]:
-        """All images by split name, development first."""
+        """All images: development, and those held out by split name."""
         return {"development": self.development, **self.held_out}
 
     @property
@@ -68,15 +137,41 @@ class Task:
         return "mm" if all(data.spacing is not None for data in self.datasets.values()) else "px"
 
     def folds(self, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return training and held-out rows of each fold; near-duplicates and patients are not split."""
+        """Return training and scored rows of each fold; near-duplicates and patients are not split.
+
+        A task with official splits has one: all training rows, and the validation rows if there are any.
+
+        Args:
+            number: Number of folds.
+            seed: Seed of the run, which `split_seed` overrides.
+        """
+        if self.official:
+            return [(np.arange(len(self.official[0])), self.scored_rows)]
         groups = near_duplicates.merged(self.development).groups
-        return grouped_folds(self.development.labels, groups, number, seed)
+        return grouped_folds(self.development.labels, groups, number, self._seed(seed))
 
     def inner_split(self, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a fold's training rows, split again by patient: to fit on, and a fraction for validation."""
+        """Return rows to fit on, and rows to watch: the validation split, or a fraction of a fold's by patient.
+
+        Args:
+            rows: Training rows of the fold.
+            fraction: Share of them to hold out where there is no official validation split.
+            seed: Seed of the run, which `split_seed` overrides.
+        """
+        if len(self.official) > 1:
+            return rows, self.scored_rows
         groups = near_duplicates.merged(self.development).groups[rows]
-        fit, validation = grouped_holdout(self.development.labels[rows], groups, fraction, seed)
+        fit, validation = grouped_holdout(self.development.labels[rows], groups, fraction, self._seed(seed))
         return rows[fit], rows[validation]
+
+    def watched_split(self, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of `inner_split`; all rows, and none to watch, where there is nothing to hold out."""
+        if not fraction and len(self.official) < 2:
+            return rows, np.arange(0)
+        return self.inner_split(rows, fraction, seed)
+
+    def _seed(self, seed: int) -> int:
+        return seed if self.split_seed is None else self.split_seed
 
 
 def _segments(dataset: Dataset) -> str:
@@ -116,7 +211,7 @@ def result_rows(
         protocol: How the encoder was used.
         names: Names of the classes, in their order.
         scores: Scores of each fold by split; of the development images, those that a fold holds out, which
-            are counted together.
+            are counted together. A split without scores has no line.
     """
     for split, folds in scores.items():
         for of_folds in zip(*folds, strict=True):

@@ -5,9 +5,7 @@ weights.
 """
 
 import contextlib
-import errno
 import logging
-import os
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from dapt_jax.errors import UserError
+from dapt_jax.errors import UserError, is_full
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram, State
@@ -240,17 +238,3 @@ class CheckpointFolder:
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(partial, ignore_errors=True)
             self._manager = self._open()
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Return whether an error, or what caused it, is a full disk, a quota or a largest file size."""
-    limits = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in limits:
-            return True
-        if any(
-            os.strerror(limit) in str(error) for limit in limits
-        ):  # tensorstore raises different error types
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -6,7 +6,6 @@ models.
 """
 
 import dataclasses
-import fnmatch
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.parameters import BatchNormMode, Kind, LayerNormMode
+from dapt_jax.training.patterns import expanded, matches, select
 from dapt_jax.training.phases import ByGroup, Phase
 
 Tree = dict[str, Any]
@@ -33,11 +33,6 @@ def paths(tree: Tree) -> tuple[str, ...]:
     return tuple(path_name(path) for path, _ in jax.tree.leaves_with_path(tree))
 
 
-def matches(path: str, pattern: str) -> bool:
-    """Return whether a glob pattern matches a path or one of its leading parts."""
-    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern.rstrip('/')}/*")
-
-
 def group_of(path: str, groups: Iterable[str]) -> str:
     """Return the layer group that a parameter path belongs to."""
     return next(group for group in groups if path.startswith(f"{group}/"))
@@ -49,9 +44,9 @@ class TrainableSpec:
 
     Attributes:
         trainable: Paths of the parameters that train.
-        batch_norm: (group, mode) of every layer group whose batch norm is not frozen, in order.
-        boundary: Index of the first group that trains a parameter or whose batch norm is not frozen; all
-            groups before it are the prefix.
+        batch_norm: (group, mode) of every layer group whose batch norm runs on batch statistics, in order.
+        boundary: Index of the first group that trains a parameter or whose batch norm runs on batch
+            statistics; all groups before it are the prefix.
         lr_multipliers: (path, factor) of every parameter whose learning rate is not the phase's own, by path.
     """
 
@@ -88,23 +83,19 @@ def resolve_trainable(phase: Phase, groups: Sequence[str], kinds: Mapping[str, K
         UserError: A pattern matches no parameter or group, or only a frozen norm; a learning-rate pattern
             matches no trainable parameter; or nothing is trainable.
     """
-    parameters = [path for path, kind in kinds.items() if not kind.is_statistic]
-    matched: dict[str, list[str]] = {}
-    for pattern in phase.trainable:
-        matched[pattern] = [path for path in parameters if matches(path, pattern)]
-        if not matched[pattern]:
-            hint = _near(pattern, groups, parameters)
-            raise UserError(f"phase {phase.name!r}: pattern {pattern!r} matches no parameter; {hint}")
+    parameters = {path: kind for path, kind in kinds.items() if not kind.is_statistic}
+    where = f"phase {phase.name!r}:"
+    matched = {pattern: select(pattern, parameters, groups, where) for pattern in phase.trainable}
     wanted = {path for found in matched.values() for path in found}
     training = {group_of(path, groups) for path in wanted}
     batch_norm: dict[str, BatchNormMode] = _by_group(phase, "batch_norm", phase.batch_norm, groups, training)
-    modes = {group: batch_norm[group] for group in groups if batch_norm.get(group, "frozen") != "frozen"}
+    modes = {group: batch_norm[group] for group in groups if batch_norm.get(group) in ("stats", "train")}
     layer_norm: dict[str, LayerNormMode] = _by_group(phase, "layer_norm", phase.layer_norm, groups, training)
 
     def is_frozen(path: str) -> bool:
         group = group_of(path, groups)
         if kinds[path].is_batch_norm:
-            return modes.get(group) != "train"
+            return batch_norm.get(group) not in ("affine", "train")
         return kinds[path].is_layer_norm and layer_norm.get(group) == "frozen"
 
     frozen = {path for path in wanted if is_frozen(path)}
@@ -118,7 +109,8 @@ def resolve_trainable(phase: Phase, groups: Sequence[str], kinds: Mapping[str, K
         )
     active = {group_of(path, groups) for path in trainable} | set(modes)
     boundary = next(index for index, group in enumerate(groups) if group in active)
-    return TrainableSpec(trainable, tuple(modes.items()), boundary, _lr_multipliers(phase, groups, trainable))
+    multipliers = _lr_multipliers(phase, groups, kinds, trainable)
+    return TrainableSpec(trainable, tuple(modes.items()), boundary, multipliers)
 
 
 def _by_group(
@@ -129,7 +121,8 @@ def _by_group(
         return {group: modes for group in groups if group in training}
     by_group: dict[str, T] = {}
     for pattern, mode in modes:
-        named = [group for group in groups if matches(group, pattern)]
+        members = expanded(pattern, f"phase {phase.name!r}: {name} pattern {pattern!r}")
+        named = [group for group in groups if any(matches(group, member) for member in members)]
         if not named:
             raise UserError(
                 f"phase {phase.name!r}: {name} pattern {pattern!r} matches no layer group; "
@@ -166,34 +159,25 @@ def _refuse_frozen_norms(
 def _whose_norm(frozen: Iterable[str], kinds: Mapping[str, Kind]) -> str:
     """Return the end of an error line about parameters that all belong to frozen norms."""
     name = "batch norm" if any(kinds[path].is_batch_norm for path in frozen) else "layer norm"
+    mode = "'affine' or 'train'" if name == "batch norm" else "'train'"
     return (
         f"only parameters of {name}, which do not train under this setting; "
-        f"expected another pattern or {name.replace(' ', '_')}='train'"
+        f"expected another pattern or {name.replace(' ', '_')}={mode}"
     )
 
 
 def _lr_multipliers(
-    phase: Phase, groups: Sequence[str], trainable: Collection[str]
+    phase: Phase, groups: Sequence[str], kinds: Mapping[str, Kind], trainable: Collection[str]
 ) -> tuple[tuple[str, float], ...]:
     """Return the factors of a phase's learning rate by parameter; a factor of 1 is left out."""
     factors: dict[str, float] = {}
+    pool = {path: kinds[path] for path in sorted(trainable)}
+    training = [group for group in groups if any(path.startswith(f"{group}/") for path in trainable)]
     for pattern, factor in phase.lr_multipliers:
-        found = [path for path in trainable if matches(path, pattern)]
-        if not found:
-            training = [group for group in groups if any(path.startswith(f"{group}/") for path in trainable)]
-            hint = _near(pattern, training, sorted(trainable))
-            raise UserError(
-                f"phase {phase.name!r}: lr_multipliers pattern {pattern!r} matches no parameter that trains; "
-                f"{hint}"
-            )
+        where = f"phase {phase.name!r}: lr_multipliers"
+        found = select(pattern, pool, training, where, "parameter that trains")
         factors.update(dict.fromkeys(found, factor))
     return tuple(sorted((path, factor) for path, factor in factors.items() if factor != 1))
-
-
-def _near(pattern: str, groups: Sequence[str], parameter_paths: Iterable[str]) -> str:
-    """Return the groups and paths nearest to a pattern that matches nothing, as the end of an error line."""
-    stages = dict.fromkeys(group.split("/")[0] for group in groups)
-    return nearest(pattern, dict.fromkeys([*stages, *groups, *parameter_paths]))
 
 
 def partition(tree: Tree, trainable: Iterable[str]) -> tuple[Tree, Tree]:

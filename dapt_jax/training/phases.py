@@ -29,11 +29,13 @@ class Phase:
     Attributes:
         name: Name in the ledger; unique within a run.
         epochs: Passes over the corpus.
-        trainable: Layer groups or glob patterns over parameter paths; a group's name stands for all below it.
+        trainable: Patterns over parameters (see `dapt_jax.training.patterns`): layer groups, each for all
+            below it, globs over paths, ranges (`block9..12/attention/project`), kinds (`*:bias`). A pattern
+            that ends with `:lora` trains low-rank updates of the kernels that it matches (arXiv 2106.09685).
         lr: Peak learning rate.
-        batch_norm: Batch norm of the groups that train: `frozen` (statistics, scale and bias stay), `stats`
-            (batch statistics; scale and bias stay) or `train`. Pairs of (group pattern, mode) say it for
-            every group instead; groups that no pattern names are frozen.
+        batch_norm: Batch norm of the groups that train: `frozen` (statistics, scale and bias stay), `affine`
+            (statistics stay), `stats` (batch statistics; scale and bias stay) or `train`. Pairs of (group
+            pattern, mode) say it for every group instead; groups that no pattern names are frozen.
         layer_norm: Layer norm of the groups that train: `train`, or `frozen` (scale and bias stay). Pairs
             work as above; groups that no pattern names train it.
         schedule: Schedule of the learning rate within the phase; `step` divides it by ten at a half and at
@@ -45,6 +47,8 @@ class Phase:
         lr_multipliers: Discriminative learning rates (Howard & Ruder, arXiv 1801.06146): pairs of a layer
             group or glob pattern, as in `trainable`, and the factor of its learning rate to `lr` at every
             step; the last match applies. Decoupled weight decay is scaled by the same factor.
+        corpus: Name in `corpora` of its images; empty for those of the strategy. Where it changes between two
+            phases of a strategy, the next run starts from the encoder so far with a new head.
     """
 
     name: str
@@ -53,7 +57,7 @@ class Phase:
     lr: float = setting(above=0, doc="Peak learning rate.")
     batch_norm: BatchNormMode | ByGroup[BatchNormMode] = setting(
         "frozen",
-        doc="Batch norm of the groups that train: frozen, stats or train; or pairs of group and mode.",
+        doc="Batch norm of the groups that train: frozen, affine, stats or train; or pairs of group and mode.",
     )
     layer_norm: LayerNormMode | ByGroup[LayerNormMode] = setting(
         "train", doc="Layer norm of the groups that train: train or frozen; or pairs of group and mode."
@@ -67,6 +71,7 @@ class Phase:
     lr_multipliers: ByGroup[float] = setting(
         (), doc="Pairs of a pattern and the factor of its learning rate to lr."
     )
+    corpus: str = setting("", doc="Name in corpora of its images; empty: those of the strategy.")
 
     def __post_init__(self) -> None:
         where = f"phase {self.name!r}"

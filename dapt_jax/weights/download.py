@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dapt_jax.errors import UserError, redact
-from dapt_jax.runtime import user_cache
+from dapt_jax.runtime import safe_paths, user_cache
 from dapt_jax.weights import transport, unreadable
 from dapt_jax.weights.identity import digest
 
 FOLDER = "DAPT_JAX_WEIGHTS"
 """Environment variable for the folder of downloaded weights; by default it is in the user's cache folder."""
 _ATTEMPTS = 4
-_LONGEST_NAME = 120
 
 
 class _Source(NamedTuple):
@@ -71,7 +70,7 @@ def fetch(url: str, *, sha256: str | None = None, name: str = "") -> Path:
     check_digits(source.shown, sha256)
     # Two sources may use the same file name; a hash of the URL distinguishes them.
     place = folder() / hashlib.sha256(source.url.encode()).hexdigest()[:8]
-    path = place / (name or file_name(parts.path))
+    path = safe_paths.below(place, name or file_name(parts.path), source.shown)
     if path.is_file():
         if _is(path, sha256):
             return path
@@ -98,9 +97,7 @@ def file_name(path: str) -> str:
         >>> file_name("/a/b%2F..%2Fresnet 50.pth"), file_name("/a/..")
         ('resnet_50.pth', 'weights')
     """
-    last = re.split(r"[/\\]", urllib.parse.unquote(path))[-1]
-    clean = re.sub(r"[^A-Za-z0-9._+-]", "_", last).lstrip(".")
-    return clean[-_LONGEST_NAME:].lstrip(".") or "weights"
+    return safe_paths.clean(re.split(r"[/\\]", urllib.parse.unquote(path))[-1], "weights")
 
 
 def check_digits(url: str, sha256: str | None) -> None:
@@ -146,7 +143,7 @@ def _alone(path: Path) -> Iterator[None]:
         yield
         return
     try:
-        lock = path.with_name(f".{path.name}.lock").open("w")
+        lock = path.with_name(f".{path.name}.lock").open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path.parent}: cannot be written to ({error.strerror}); set {FOLDER} to a folder that can"

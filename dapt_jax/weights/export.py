@@ -4,7 +4,9 @@ Our format has flat paths as keys, HWIO convolution kernels, and (in, out) matri
 """
 
 import dataclasses
+import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from dapt_jax.weights.paths import flatten
 SUFFIXES = (".safetensors", ".npz")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """Platforms of an exported program."""
+
+MODEL, LAST_GROUP, ORIGIN = "dapt_jax.model", "dapt_jax.last_group", "dapt_jax.origin"
+"""Keys of the metadata of a `.safetensors` file: architecture, last layer group, and origin as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +78,22 @@ def libraries(model: str) -> tuple[Library, ...]:
     )
 
 
-def write(path: str | Path, params: Tree, batch_stats: Tree, encoder: Encoder | None = None) -> None:
+def write(
+    path: str | Path,
+    params: Tree,
+    batch_stats: Tree,
+    encoder: Encoder | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> None:
     """Write parameters and batch-norm statistics to one file under our own names.
 
     Args:
         path: Output file; its suffix selects the format, `.safetensors` or `.npz`.
         params: Nested dict of arrays.
         batch_stats: Nested dict of arrays; its leaves (`mean`, `var`) share no path with those of `params`.
-        encoder: Encoder of the weights; a `.safetensors` file records the normalisation that it expects.
+        encoder: Encoder of the weights; a `.safetensors` file records the normalisation that it expects, and
+            its last layer group.
+        origin: What a `.safetensors` file records of the weights' origin, as plain JSON values.
 
     Raises:
         UserError: The suffix is neither of the two.
@@ -91,12 +104,19 @@ def write(path: str | Path, params: Tree, batch_stats: Tree, encoder: Encoder | 
     arrays = {
         key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(batch_stats)).items()
     }
-    _save(path, arrays, _about(encoder) if encoder else None)
+    about = _about(encoder) if encoder else {}
+    if origin:
+        about[ORIGIN] = json.dumps(origin)
+    _save(path, arrays, about or None)
 
 
 def _about(encoder: Encoder) -> dict[str, str]:
     """Return the metadata of the encoder that a file stores."""
-    return {"dapt_jax.model": encoder.name, **normalisation.to_metadata(encoder.preprocess)}
+    return {
+        MODEL: encoder.name,
+        LAST_GROUP: encoder.groups[-1],
+        **normalisation.to_metadata(encoder.preprocess),
+    }
 
 
 def _save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:

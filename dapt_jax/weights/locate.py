@@ -11,15 +11,17 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.preprocess import Preprocess
+from dapt_jax.runtime import safe_paths
 from dapt_jax.weights import download, identity, normalisation, readers, recognise, sharded, unreadable, zoo
 from dapt_jax.weights.merge import HeadMode, MergeReport, merge
 from dapt_jax.weights.paths import flatten
+from dapt_jax.weights.run_reference import SCHEME, RunReference
 
 IMAGENET = "imagenet"
 RANDOM = "random"
 EXPECTED = (
-    "'imagenet', 'random', a name of the zoo such as 'taher2021:moco-v2', a path, or https://, hf://, "
-    "package://"
+    "'imagenet', 'random', a name of the zoo such as 'taher2021:moco-v2', a path, run:WORKDIR, or https://, "
+    "hf://, package://"
 )
 
 
@@ -90,6 +92,8 @@ def remembered(path: Path) -> Preprocess | None:
 def _here(spec: str) -> Path | None:
     """Return the file, downloaded if needed; None for a missing path, which `load` reports."""
     place = Address.of(spec).place
+    if place.startswith(SCHEME):
+        return find(spec)
     if "://" not in place and not zoo.is_name(place) and not Path(place).expanduser().exists():
         return None
     return find(spec)
@@ -159,7 +163,8 @@ def find(spec: str, model: str = "") -> Path:
     """Return the file that a config refers to, downloaded if needed.
 
     Args:
-        spec: A path; a name of the zoo; `https://HOST/FILE`, `hf://OWNER/REPOSITORY/FILE` or
+        spec: A path; a name of the zoo; `run:WORKDIR@strategy=full,seed=0,epoch=50`, an encoder of a study
+            (see `run_reference`); `https://HOST/FILE`, `hf://OWNER/REPOSITORY/FILE` or
             `package://PACKAGE/FILE`. Each may end with `#sha256=DIGITS` to verify the file
             (`hf://...@REVISION` selects a revision), and with `#prefix=NAME` to select one of several
             encoders in the file.
@@ -169,6 +174,8 @@ def find(spec: str, model: str = "") -> Path:
         UserError: The file does not exist or cannot be obtained; says what to do.
     """
     place, _, digits = Address.of(spec)
+    if place.startswith(SCHEME):
+        return _verified(RunReference.of(place).path(), digits)
     if zoo.is_name(place):
         return _verified(_from_zoo(place, model), digits)
     scheme = place.partition("://")[0] if "://" in place else ""
@@ -229,8 +236,8 @@ def _packaged(address: str) -> Path:
             f"{address}: no package {package!r} here; expected: pip install {package.replace('_', '-')}"
         )
     root = Path(spec.submodule_search_locations[0]).resolve()
-    path = (root / file).resolve()
-    if not path.is_relative_to(root) or not path.is_file():
+    path = safe_paths.inside(root, root.joinpath(*safe_paths.check(file, address)), address)
+    if not path.is_file():
         names = [str(each.relative_to(root)) for each in root.rglob("*") if each.is_file()]
         raise UserError(f"{address}: no such file in the package; {nearest(file, names)}")
     return path

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.runtime import safe_paths
 from dapt_jax.weights.source import Stored, Weights
 
 SUFFIX = ".index.json"
@@ -60,7 +61,7 @@ def shards(path: Path) -> dict[str, str]:
         ) from None
     files = set(found.values())
     for file in sorted(files):
-        if not re.fullmatch(r"[\w.-][\w. -]*", file) or file in (".", ".."):
+        if len(safe_paths.check(file, path)) > 1:
             raise UserError(f"{path}: names {file[:80]!r}; expected plain names of files in its own folder")
     if not found or len(files) > _MOST_SHARDS:
         raise UserError(f"{path}: an index of {len(files):,} files; expected 1 to {_MOST_SHARDS:,}")

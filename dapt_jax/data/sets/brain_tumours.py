@@ -10,7 +10,7 @@ from dapt_jax.data.lists import read_columns
 from dapt_jax.data.plane import Plane, Window
 from dapt_jax.data.records import Record
 from dapt_jax.data.sets import tree
-from dapt_jax.data.sets.registry import CLASSIFICATION, SEGMENTATION, file_set
+from dapt_jax.data.sets.registry import CLASSIFICATION, SEGMENTATION, TWO_SPLITS, file_set
 from dapt_jax.errors import UserError, nearest
 
 GRADES = ("LGG", "HGG")
@@ -152,6 +152,7 @@ def _folds(path: Path | None) -> list[str]:
     layout="Training/glioma_tumor/*.jpg and so on, Testing/ likewise",
     classes=("glioma", "meningioma", "pituitary", "no tumour"),
     counts={"train": 2870, "test": 394},
+    official=TWO_SPLITS,
 )
 def kaggle_bttc(root: Path) -> Iterator[Record]:
     """Yield the images of a folder per split and class; classes are named as in CE-MRI."""

@@ -7,7 +7,7 @@ from dapt_jax.data import nifti
 from dapt_jax.data.plane import Plane, Window
 from dapt_jax.data.records import Record
 from dapt_jax.data.sets import tree
-from dapt_jax.data.sets.registry import CLASSIFICATION, SEGMENTATION, file_set
+from dapt_jax.data.sets.registry import CLASSIFICATION, SEGMENTATION, TWO_SPLITS, file_set
 from dapt_jax.errors import UserError
 
 
@@ -25,6 +25,7 @@ from dapt_jax.errors import UserError
     classes=("NOR", "MINF", "DCM", "HCM", "RV"),
     tasks=(SEGMENTATION, CLASSIFICATION),
     segments=("background", "right ventricle", "myocardium", "left ventricle"),
+    official=TWO_SPLITS,
 )
 def acdc(root: Path, *, window: str = "") -> Iterator[Record]:
     """Yield every slice of the two frames named in Info.cfg; columns `phase` (ED, ES) and `slice`.

@@ -6,7 +6,7 @@ from pathlib import Path
 from dapt_jax.data.lists import class_name, flags, read_rows
 from dapt_jax.data.records import Record
 from dapt_jax.data.sets import tree
-from dapt_jax.data.sets.registry import file_set
+from dapt_jax.data.sets.registry import THREE_SPLITS, TWO_SPLITS, file_set
 
 CHESTXRAY14 = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
@@ -29,6 +29,7 @@ TUBERCULOSIS = ("normal", "tuberculosis")
     classes=CHESTXRAY14,
     multi_label=True,
     counts={"train": 75312, "val": 11212, "test": 25596},
+    official=THREE_SPLITS,
 )
 def chestxray14(
     root: Path,
@@ -59,6 +60,7 @@ def chestxray14(
     classes=VINDR,
     multi_label=True,
     counts={"train": 15000, "test": 3000},
+    official=TWO_SPLITS,
 )
 def vindr_cxr(
     root: Path,
@@ -85,6 +87,7 @@ def vindr_cxr(
     ),
     classes=RSNA,
     counts={"train": 21295, "val": 2680, "test": 2709},
+    official=THREE_SPLITS,
 )
 def rsna_pneumonia(
     root: Path,
@@ -107,6 +110,7 @@ def rsna_pneumonia(
     layout="CXR_png/CHNCXR_<number>_<0 or 1>.png, with the lists or without",
     classes=TUBERCULOSIS,
     counts={"train": 463, "val": 65, "test": 134},
+    official=THREE_SPLITS,
 )
 def shenzhen(
     root: Path,

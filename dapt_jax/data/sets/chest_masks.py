@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dapt_jax.data import dicom, masks
+from dapt_jax.data.identity import split_name
 from dapt_jax.data.lists import read_columns
 from dapt_jax.data.masks import Mask, Parts, Rle
 from dapt_jax.data.records import Record
 from dapt_jax.data.sets import tree
 from dapt_jax.data.sets.chest_lists import TUBERCULOSIS, class_in_name
-from dapt_jax.data.sets.registry import CLASSIFICATION, SEGMENTATION, file_set
+from dapt_jax.data.sets.registry import CLASSIFICATION, SEGMENTATION, TWO_SPLITS, file_set
 from dapt_jax.errors import UserError, nearest
 
 PNEUMOTHORAX = ("no pneumothorax", "pneumothorax")
@@ -47,11 +48,14 @@ def montgomery(root: Path) -> Iterator[Record]:
     ),
     licence="rules of the Kaggle competition",
     size="12,047 images with run lengths (second stage)",
-    splits="none official; the papers split 80/20 at random",
-    layout="DICOM files in any folder with train-rle.csv, or images/ and masks/ with files of the same name",
+    splits="those of the first stage, by the folders dicom-images-train and dicom-images-test (10,675 and "
+    "1,372), or train/, val/, test/ of one's own; the papers split 80/20 at random",
+    layout="DICOM files in any folder with train-rle.csv, or images/ and masks/ with files of the same name, "
+    "in folders of splits or not",
     classes=PNEUMOTHORAX,
     tasks=(SEGMENTATION, CLASSIFICATION),
     segments=("background", "pneumothorax"),
+    official=TWO_SPLITS,
 )
 def siim_acr(root: Path, *, table: str = "") -> Iterator[Record]:
     """Yield DICOM files with run lengths from a table, or with mask files.
@@ -67,8 +71,20 @@ def siim_acr(root: Path, *, table: str = "") -> Iterator[Record]:
     for place, written, file, mask, sick in _runs(root, path) if path else _files(root):
         patient = dicom.header(file, ("PatientID",))[0] if file.suffix == ".dcm" and file.is_file() else ""
         yield Record(
-            place, image=file, written=written, labels=(PNEUMOTHORAX[sick],), mask=mask, group=patient
+            place,
+            image=file,
+            written=written,
+            labels=(PNEUMOTHORAX[sick],),
+            mask=mask,
+            group=patient,
+            columns={"split": _split(file, root)},
         )
+
+
+def _split(file: Path, root: Path) -> str:
+    """Return the split that a folder above a file names; "" where none does."""
+    above = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
+    return next((split for part in above if (split := split_name(part.removeprefix("dicom-images-")))), "")
 
 
 def _runs(root: Path, path: Path) -> Iterator[tuple[str, str, Path, Mask, bool]]:
@@ -91,9 +107,10 @@ def _runs(root: Path, path: Path) -> Iterator[tuple[str, str, Path, Mask, bool]]
 
 def _files(root: Path) -> Iterator[tuple[str, str, Path, Mask, bool]]:
     # An image without pneumothorax has an empty mask file: only its contents show this.
-    images, drawn = tree.needed(root, "images"), tree.needed(root, "masks")
-    find = tree.finder(drawn)
-    for file in tree.images(images):
-        mask = Parts(((find(file.name), 1),), like=file)
-        written = tree.relative(file, root)
-        yield written, written, file, mask, bool(masks.read(mask).any())
+    tree.needed(root, "images")
+    for images in sorted(root.rglob("images")):
+        find = tree.finder(tree.needed(images.parent, "masks"))
+        for file in tree.images(images):
+            mask = Parts(((find(file.name), 1),), like=file)
+            written = tree.relative(file, root)
+            yield written, written, file, mask, bool(masks.read(mask).any())

@@ -8,6 +8,7 @@ import numpy as np
 
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.lists import read_columns
+from dapt_jax.data.paths import named
 from dapt_jax.data.records import Record
 from dapt_jax.data.sets import tree
 from dapt_jax.data.sets.registry import file_set
@@ -42,6 +43,7 @@ def _smoothed(dataset: Dataset, uncertain: str = POLICIES[0], blanks: str = "zer
     classes=CLASSES,
     multi_label=True,
     counts={"train": 223414, "val": 234},
+    official={"train": "train", "test": "val"},
     finish=_smoothed,
 )
 def chexpert(root: Path, *, uncertain: str = POLICIES[0], blanks: str = "zeros") -> Iterator[Record]:
@@ -93,5 +95,5 @@ def _image(folder: Path, written: str) -> Path:
 
     Paths start with the name of the release, which is the folder of the table or is below it.
     """
-    inside = folder / Path(*Path(written).parts[1:])
-    return inside if inside.is_file() else folder / written
+    inside = named(folder, str(Path(*Path(written).parts[1:])))
+    return inside if inside.is_file() else named(folder, written)

@@ -11,7 +11,7 @@ from dapt_jax.data.masks import Parts
 from dapt_jax.data.plane import Plane
 from dapt_jax.data.records import Record
 from dapt_jax.data.sets import tree
-from dapt_jax.data.sets.registry import CLASSIFICATION, SEGMENTATION, file_set
+from dapt_jax.data.sets.registry import CLASSIFICATION, SEGMENTATION, THREE_SPLITS, file_set
 from dapt_jax.errors import UserError, nearest
 
 REGIONS = {"infection": ("infection masks", "inf_masks.npy"), "lung": ("lung masks", "masks.npy")}
@@ -36,6 +36,7 @@ def _segments(region: str = "infection") -> tuple[str, ...]:
     ),
     tasks=(SEGMENTATION, CLASSIFICATION),
     segments=_segments,
+    official=THREE_SPLITS,
 )
 def covid_qu(root: Path, *, region: str = "infection") -> Iterator[Record]:
     """Yield the published images, or arrays [n, h, w] in folders "train and val" and "test".

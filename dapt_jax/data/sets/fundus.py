@@ -6,7 +6,7 @@ from pathlib import Path
 from dapt_jax.data.masks import Parts
 from dapt_jax.data.records import Record
 from dapt_jax.data.sets import tree
-from dapt_jax.data.sets.registry import SEGMENTATION, file_set
+from dapt_jax.data.sets.registry import SEGMENTATION, TWO_SPLITS, file_set
 from dapt_jax.errors import UserError, nearest
 
 LESIONS = {
@@ -32,6 +32,7 @@ LESIONS = {
     classes=("retina",),
     tasks=(SEGMENTATION,),
     segments=("background", "vessel"),
+    official=TWO_SPLITS,
 )
 def drive(root: Path) -> Iterator[Record]:
     """Yield photographs `<id>_*` with the vessels of the first observer, `<id>_manual1`.
@@ -75,6 +76,7 @@ def _segments(lesions: Sequence[str] = ()) -> tuple[str, ...]:
     segments=_segments,
     overlapping=True,
     counts={"train": 54, "test": 27},
+    official=TWO_SPLITS,
 )
 def idrid(root: Path, *, lesions: Sequence[str] = ()) -> Iterator[Record]:
     """Yield photographs with one file per lesion.

@@ -18,6 +18,7 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore, resize
 from dapt_jax.data.sets.registry import CLASSIFICATION, SETS, Entry
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.runtime import safe_paths
 
 SPLITS = ("train", "val", "test")
 SIZES = (28, 64, 128, 224)
@@ -128,11 +129,7 @@ def _check_names(archive: zipfile.ZipFile, file: Path) -> None:
     Nothing is unpacked here, but only malicious files have such names.
     """
     for member in archive.namelist():
-        parts = member.replace("\\", "/").split("/")
-        if ".." in parts or not parts[0] or ":" in parts[0]:
-            raise UserError(
-                f"{file}: holds {member!r}, a name that leads out of its folder; expected arrays alone"
-            )
+        safe_paths.check(member.removesuffix("/"), file)
 
 
 @contextmanager
@@ -227,6 +224,7 @@ def _register(flag: str, known: _Set) -> None:
         load=load,
         options={"pixels": SIZES[0]},
         checksum="MD5 of the file: " + ", ".join(f"{size} px {md5}" for size, md5 in known.md5.items()),
+        official={split: f"split={split}" for split in SPLITS},
     )
 
 

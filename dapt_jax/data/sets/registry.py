@@ -4,19 +4,22 @@ import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from dapt_jax.data import records
-from dapt_jax.data.dataset import Dataset, matching
+from dapt_jax.data.dataset import LABEL, Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
 from dapt_jax.data.records import Record
 from dapt_jax.errors import UserError, nearest
 
 CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
+THREE_SPLITS = {"train": "train", "val": "val", "test": "test"}
+TWO_SPLITS = {"train": "train", "test": "test"}
+"""Official lists of most sets, see `file_set`."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Entry:
         tasks: Tasks that it can be used for, the default first.
         load: The reader.
         options: Options of this reader only, with their defaults.
+        official: Conditions that select the official lists, by split of a task; empty if there are none.
     """
 
     kind: str
@@ -47,6 +51,7 @@ class Entry:
     load: Callable[..., Dataset]
     options: Mapping[str, Any]
     checksum: str = "unknown"
+    official: Mapping[str, str] = field(default_factory=dict)
 
 
 SETS: dict[str, Entry] = {}
@@ -67,6 +72,7 @@ def file_set(
     segments: Sequence[str] | Callable[..., Sequence[str]] = (),
     overlapping: bool = False,
     counts: Mapping[str, int] | None = None,
+    official: Mapping[str, str] | None = None,
     finish: Callable[..., Dataset] | None = None,
 ) -> Callable[[Callable[..., Iterable[Record]]], Callable[..., Iterable[Record]]]:
     """Register a set of files; the decorated function turns its rows into records.
@@ -85,6 +91,8 @@ def file_set(
         segments: Names of the mask values, the background first; or a function of the reader's options.
         overlapping: Whether masks are bit fields, see `Dataset`.
         counts: Published number of images per split; other numbers cause a warning.
+        official: Value of the column `split` for each split of a task, where the set has official lists: those
+            that a task takes that names the set alone.
         finish: Function that completes the data set, given the reader's options.
 
     Returns:
@@ -119,7 +127,7 @@ def file_set(
             if not found:
                 raise UserError(f"{root}: no images of {title}; expected {layout}")
             _check(found, root, kind, counts, checksum)
-            found = _where(found, where, root)
+            found = _where(found, where, root, published)
             found, names = _classes(found, published, classes, drop_classes, str(root), multi_label)
             named = segments(**options) if callable(segments) else segments
             dataset = records.to_dataset(
@@ -145,7 +153,8 @@ def file_set(
         load.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
         load.__doc__ = rows.__doc__
         options = {parameter.name: parameter.default for parameter in own}
-        SETS[kind] = Entry(kind, title, recipe, licence, size, splits, tasks, load, options)
+        lists = {split: f"split={value}" for split, value in (official or {}).items()}
+        SETS[kind] = Entry(kind, title, recipe, licence, size, splits, tasks, load, options, official=lists)
         return rows
 
     return register
@@ -217,10 +226,15 @@ def _check(
             logging.warning("%s: %d images in split %r, %d were published", kind, there[split], split, count)
 
 
-def _where(found: Sequence[Record], where: str, root: Path) -> list[Record]:
+def _where(found: Sequence[Record], where: str, root: Path, classes: Sequence[str]) -> list[Record]:
     columns = {key: [record.columns[key] for record in found] for key in found[0].columns}
     if found[0].labels:
-        columns["label"] = [record.labels[0] for record in found]
+        columns[LABEL] = [record.labels[0] for record in found]
+    elif LABEL in where:
+        columns[LABEL] = [
+            "|".join(name for name, value in zip(classes, record.values, strict=True) if value == 1)
+            for record in found
+        ]
     columns = columns or {"": [""] * len(found)}
     return [record for record, keep in zip(found, matching(columns, where, str(root)), strict=True) if keep]
 

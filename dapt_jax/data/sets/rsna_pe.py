@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dapt_jax.data.lists import read_columns
+from dapt_jax.data.paths import named
 from dapt_jax.data.plane import Plane, Window
 from dapt_jax.data.records import Record
 from dapt_jax.data.sets import tree
@@ -47,7 +48,7 @@ def rsna_pe(root: Path, *, window: str = "-250,450", every: int = 1) -> Iterator
         written = f"train/{study}/{series}/{image}.dcm"
         yield Record(
             f"{path.name} {place}",
-            image=Plane(path.parent / written, window=shown),
+            image=Plane(named(path.parent, written), window=shown),
             written=written,
             labels=(CLASSES[int(present)],),
             group=study,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dapt_jax.data.paths import walk
+from dapt_jax.data.paths import named, walk
 from dapt_jax.errors import UserError, nearest
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".dcm", ".dicom", ".nii", ".nii.gz")
@@ -77,7 +77,7 @@ def finder(root: Path) -> Callable[[str], Path]:
     known: dict[str, Path] = {}
 
     def find(written: str) -> Path:
-        direct = root / written.replace("\\", "/")
+        direct = named(root, written)
         if direct.is_file():
             return direct
         if not known:

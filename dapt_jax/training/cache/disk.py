@@ -22,7 +22,7 @@ import tensorstore as ts
 from jaxtyping import PyTree
 
 from dapt_jax.cost.memory import tree_bytes
-from dapt_jax.runtime import atomic_files
+from dapt_jax.runtime import atomic_files, safe_paths
 
 FORMAT = 1
 SHARD_BYTES = 64 << 20
@@ -152,11 +152,11 @@ class CacheEntry:
             ValueError, OSError, KeyError, TypeError: The entry is damaged.
         """
         self.path = path
-        self.about: dict[str, Any] = json.loads((path / DONE).read_text())
+        self.about: dict[str, Any] = json.loads((path / DONE).read_text(encoding="utf-8"))
         if self.about["format"] != FORMAT:
             raise ValueError(f"format {self.about['format']}")
         for name, size in self.about["files"].items():
-            if (path / name).stat().st_size != size:
+            if safe_paths.below(path, name, path).stat().st_size != size:
                 raise ValueError(f"{name} is cut short")
         self._arrays = [_open(path / str(number)) for number in range(self.about["leaves"])]
 
@@ -180,7 +180,7 @@ def _write(
     plan = {"per_shard": per_shard, "views": views, "images": images}
     done, spent = 0, 0.0
     with contextlib.suppress(OSError, ValueError, KeyError):
-        before = json.loads((path / _PROGRESS).read_text())
+        before = json.loads((path / _PROGRESS).read_text(encoding="utf-8"))
         if {name: before[name] for name in plan} == plan:
             done, spent = before["done"], before["seconds"]
     if not done:
@@ -244,7 +244,11 @@ def _open(path: Path) -> ts.TensorStore:
 def _used(done: Path) -> tuple[float, Path, int]:
     """Return when an entry was last used, its folder, and its bytes; 0 for one just removed."""
     try:
-        return done.stat().st_mtime, done.parent, sum(json.loads(done.read_text())["files"].values())
+        return (
+            done.stat().st_mtime,
+            done.parent,
+            sum(json.loads(done.read_text(encoding="utf-8"))["files"].values()),
+        )
     except (OSError, ValueError, KeyError):
         return 0.0, done.parent, 0
 
@@ -252,7 +256,7 @@ def _used(done: Path) -> tuple[float, Path, int]:
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock between processes; the system releases it when the process dies."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
