@@ -149,16 +149,18 @@ def _damaged_png(seed: bytes, rng: random.Random) -> bytes:
 
 
 def read_all(path: Path) -> str:
-    """What the readers make of a file: `read`, `refused` (by one of them at least), or what went wrong."""
+    """What the readers make of a file: whether it is `read` or `refused` as an image, or what went wrong."""
     key = "image" if path.suffix in (".h5", ".mat") else ""
     source = Plane(path, 0 if ".nii" in path.name else None, key=key)
     outcome = "read"
-    for ask in (lambda: decode(source, 8), lambda: masks.read(source), lambda: formats.extent(source),
-                lambda: formats.spacing(source), lambda: formats.geometry(source)):  # fmt: skip
+    for name, ask in (("image", lambda: decode(source, 8)), ("mask", lambda: masks.read(source)),
+                      ("extent", lambda: formats.extent(source)), ("spacing", lambda: formats.spacing(source)),
+                      ("place", lambda: formats.geometry(source))):  # fmt: skip
         try:
             ask()
         except UserError as error:
-            line, outcome = str(error), "refused"
+            line = str(error)
+            outcome = "refused" if name == "image" else outcome  # few images are masks
             if "\n" in line or len(line) > 1500 or path.name not in line or not line.isprintable():
                 return f"a line of {len(line)} characters: {line[:160]!r}"
             if "pip install" in line and "[medical]" not in line:

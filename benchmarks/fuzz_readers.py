@@ -50,6 +50,7 @@ import safetensors.numpy
 from dapt_jax.errors import UserError
 from dapt_jax.weights import keras_hdf5, readers
 from dapt_jax.weights.source import SPARE
+from tests import onnx_files
 from tests.torch_files import tensor, write_old, write_zip
 
 SUFFIXES = {
@@ -62,6 +63,7 @@ SUFFIXES = {
     "weights_h5": ".h5",
     "keras": ".keras",
     "haiku": ".pkl",
+    "onnx": ".onnx",
 }
 _EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 62, (1 << 64) - 1)
 _BATCH = 5000
@@ -101,6 +103,7 @@ def write_seeds(folder: Path) -> dict[str, bytes]:
         "net/~/norm": {"scale": np.ones((1, 1, 1, 4), np.float32)},
     }
     (folder / "haiku").write_bytes(pickle.dumps((nested, {"ema": {"average": np.zeros(4)}}), protocol=4))
+    (folder / "onnx").write_bytes(onnx_files.model({"onnx::MatMul_1": np.ones((2, 3), np.float32), **flat}))
     return {name: (folder / name).read_bytes() for name in SUFFIXES}
 
 

@@ -2,8 +2,10 @@
 
 import signal
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are imported, Ctrl-C is no traceback
+if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are imported, Ctrl-C is no traceback
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `allocator.restart_with_settings`
 
 import contextlib
 import os
@@ -34,14 +36,18 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0; 2 after a one-line error about user input; 75 after SIGTERM and 130 after Ctrl-C,
         where the same command resumes the study.
     """
+    preemption_handler = preemption.PreemptionHandler()
     try:
-        with preemption.PreemptionHandler() as preemption_handler:
+        with preemption_handler:
             mode, workdir = _mode_and_workdir(argv[1:])
             if mode in OF_RECORDS:
                 _show_records(mode, workdir)
                 return 0
-            set_up_jax()
-            from dapt_jax.settings import flags
+            with (
+                preemption_handler.deferred()
+            ):  # libraries that are interrupted while imported print tracebacks
+                set_up_jax()
+                from dapt_jax.settings import flags
 
             if HELP & set(argv[1:]):
                 print(flags.usage())
@@ -55,7 +61,9 @@ def main(argv: Sequence[str]) -> int:
             with _one_of_several(settings, workdir, preemption_handler) as folder:
                 study.run(settings, folder, preemption_handler)
     except (Exception, preemption.Stopped) as error:
-        code = _exit_code(error)
+        # A signal inside a library, such as one that is being imported, surfaces as that library's error.
+        is_stopped = preemption_handler.signal_received and not isinstance(error, UserError)
+        code = _exit_code(preemption.Stopped(preemption_handler.signal_received) if is_stopped else error)
         if code is None:
             raise
         return code
@@ -156,9 +164,9 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
 
             look.run(settings, folder)
         elif settings.mode == "plan":
-            from dapt_jax.study import plan, prepare
+            from dapt_jax.study import budgets, plan, prepare
 
-            plan.show(prepare.prepare(settings), folder)
+            plan.show(prepare.prepare(budgets.resolved(settings, folder)), folder)
         elif settings.mode == "aot":
             from dapt_jax.aot import report, topology
 
@@ -166,6 +174,15 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             report.show(settings, folder)
         elif folder is None:
             raise UserError(NO_WORKDIR)
+        elif settings.mode == "compare":
+            from dapt_jax.report import compare
+
+            compare.build(settings.compare, folder)
+            print(f"report: {folder / 'report.html'}")
+        elif settings.mode == "score":
+            from dapt_jax.study import score
+
+            score.run(settings, folder)
         else:
             from dapt_jax.export import encoders
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import dapt_jax as dj
 from dapt_jax.errors import UserError
@@ -18,7 +19,7 @@ from dapt_jax.study import plan, strategies
 from dapt_jax.training import accounting, freezing, loop, patterns
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.phases import Phase
-from tests import tiny
+from tests import command, tiny
 
 ENCODER = tiny.encoder()
 LORA = LoraSettings(rank=2, alpha=3)
@@ -255,3 +256,31 @@ def test_a_trained_encoder_is_an_ordinary_one(tmp_path):
     kernels = [each.params["stage1"]["block1"]["project"]["kernel"] for each in (adapted, again, encoder)]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert np.abs(kernels[1] - kernels[2]).max() > 0
+
+
+@pytest.mark.long
+def test_an_arm_with_updates_leaves_an_ordinary_encoder_and_the_planned_cost(tmp_path, capsys):
+    flags = command.small(
+        "--config.strategies=explora",
+        "--config.seeds=0",
+        "--config.adapt.peft_groups=2",
+        "--config.adapt.checkpoints=1",
+        "--config.transfer.protocols=linear",
+    )
+    assert command.run(*flags, "--config.mode=plan") == 0
+    assert "lowest trained" in capsys.readouterr().out
+    assert command.run(*flags, f"--workdir={tmp_path}") == 0
+    folder = tmp_path / "checkpoints" / "explora-seed0"
+    keys = set(freezing.paths(LITE.abstract()[0])) | set(freezing.paths(LITE.abstract()[1]))
+    for file in (folder / "adapted.safetensors", *folder.glob("epochs/*.safetensors")):
+        assert set(safetensors.numpy.load_file(file)) == keys
+    source = dj.load_encoder("efficientnet_lite0").params
+    adapted = safetensors.numpy.load_file(folder / "adapted.safetensors")
+    changed = {
+        freezing.group_of(path, LITE.groups)
+        for path, leaf in zip(freezing.paths(source), jax.tree.leaves(source), strict=True)
+        if not np.array_equal(adapted[path], leaf)
+    }
+    assert changed == {"stage6/block2", "stage6/block3", "stage6/block4", "stage7/block1", "top"}
+    rows = [row for row in command.rows(tmp_path / "ledger.jsonl") if row["phase"] == "explora"]
+    assert [row["cached"] for row in rows] == ["off"]  # new views each epoch

@@ -166,16 +166,22 @@ def test_all_of_train_trains_and_the_loss_is_watched_on_val():
     assert (len(run.train_rows), len(run.val_rows)) == (30, 0)
 
 
-@pytest.mark.parametrize("splits", [{"train": 30, "val": 10, "test": 12}, {"train": 30, "test": 12}])
-def test_heads_are_scored_on_val_and_test_and_no_fold_is_made(splits, monkeypatch):
-    monkeypatch.setattr(near_duplicates, "merged", lambda _: pytest.fail("nothing is divided"))
+@pytest.mark.parametrize(
+    ("protocol", "splits"),
+    [("linear", {"train": 30, "val": 10, "test": 12}), ("mlp_small", {"train": 30, "test": 12})],
+)
+def test_heads_are_scored_on_val_and_test_and_val_chooses(splits, protocol, monkeypatch):
     task = Task.of("t", parts(**splits))
+    if "val" in splits:
+        monkeypatch.setattr(near_duplicates, "merged", lambda _: pytest.fail("nothing is divided"))
+        ((inner,),) = task.inner_folds([np.arange(30)], 3, 0)
+        assert [rows.tolist() for rows in inner] == [list(range(30)), list(range(30, 40))]
     rng = np.random.default_rng(0)
     features = {
         split: rng.normal(size=(len(data), 4)).astype(np.float32) for split, data in task.datasets.items()
     }
     settings = resolve(settings_of(t=SHENZHEN))
-    rows = HeadRun(settings, task, KEY, "linear").measure(features, None)
+    rows = HeadRun(settings, task, KEY, protocol).measure(features, None)
     assert {row["split"]: row["n"] for row in rows} == {k: n for k, n in splits.items() if k != "train"}
 
 

@@ -6,10 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from safetensors import SafetensorError
 
+from dapt_jax import main
 from dapt_jax.errors import is_full, of_machine
 from dapt_jax.monitoring import status
 from dapt_jax.runtime import preemption, user_cache
@@ -137,3 +139,31 @@ def test_a_damaged_heartbeat_is_one_line(tmp_path, text):
     (tmp_path / status.STATUS).write_bytes(text.encode().replace(b"\\xff", b"\xff"))
     with pytest.raises(ValueError, match=r"status\.json: not (JSON|a heartbeat)"):
         status.lines(tmp_path, 0.0)
+
+
+def test_a_signal_inside_a_destructor_stops_all_the_same(capfd):
+    class Signals:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    def work():
+        del_me = Signals()
+        del del_me
+        time.sleep(10)
+
+    with preemption.PreemptionHandler(), pytest.raises(preemption.Stopped, match="SIGTERM"):
+        work()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_signal_that_a_library_turns_into_its_own_error_is_a_stop(monkeypatch, capsys):
+    def import_jax():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except preemption.Stopped as error:
+            raise ImportError("Encountered an error while initializing the extension.") from error
+
+    monkeypatch.setattr(main, "_show_records", lambda *_: import_jax())
+    assert main.main(["dapt_jax", "--config.mode=status"]) == preemption.STOPPED_CODE
+    assert capsys.readouterr().err == "stopped by SIGINT; the same command goes on from the last checkpoint\n"

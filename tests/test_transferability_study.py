@@ -207,5 +207,13 @@ def test_the_papers_models_exist_and_its_recipes_are_settings():
             assert (config.model.name, config.transfer.segmentation.decoder) == (encoder, decoder)
     assert (config.adapt.batch_size, config.custom_strategies.pretraining["phases"][0]["lr"]) == (1024, 1e-3)
     assert hidy.get_config("own,unet").custom_strategies.pretraining["phases"][0]["warmup"] == 5
+    alone, taken = (hidy.get_config(arm) for arm in ("pretraining,swin", "acdc,swin,simple,runs/pre"))
+    resolve(alone), resolve(taken)
+    assert (alone.tasks.to_dict(), alone.strategies, len(alone.adapt.checkpoints)) == (
+        {},
+        ("pretraining",),
+        9,
+    )
+    assert taken.custom_strategies.pretraining["weights"] == "run:runs/pre@epoch=all"
     with pytest.raises(UserError, match="unknown 'resnet' in 'own,resnet,simple'; did you mean 'resnet50'"):
         hidy.get_config("own,resnet,simple")

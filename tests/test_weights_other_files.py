@@ -157,7 +157,7 @@ OTHERS = {
     ),
     "model.ckpt.meta": (b"\x0a\x10graph", "a part of the TensorFlow checkpoint 'model.ckpt'"),
     "saved_model.pb": (b"\x08\x01", "a part of the TensorFlow checkpoint"),
-    "m.onnx": (b"\x08\x07\x12", "an ONNX model"),
+    "m.onnx": (b"\x08\x07\x12", "not an ONNX file (it ends inside a number)"),
     "flax_model.msgpack": (b"\x81\xa6params", "parameters of Flax"),
     "m.tflite": (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model"),
     "m.npy": (b"\x93NUMPY\x01\0", "a single NumPy array"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dapt_jax.data import identity
 from dapt_jax.data.paths import IMAGES, VOLUMES, Finder, true_path
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import MissingLabelsError, UserError, nearest
 
 _FEW = 10
 _INDEX = r"\[\d+\]$"
@@ -114,6 +114,8 @@ def _labels(
     notes: list[str],
     needs_label: bool,
 ) -> tuple[str, ...]:
+    if not label:
+        return ()
     wanted = [part.strip() for part in label.split(",")]
     if len(wanted) > 1 or wanted[0] != "label":
         return tuple(_one(manifest, name, identity.column(name, free), columns, notes) for name in wanted)
@@ -139,6 +141,7 @@ def _labels(
                 f"{manifest}: no column 'label': its images count as one class, and masks alone as targets"
             )
             return ()
+        raise MissingLabelsError(_missing(manifest, "label", columns))
     return (_one(manifest, "label", candidates, columns, notes, "holds the labels"),)
 
 
@@ -237,12 +240,16 @@ def _one(
             f"{manifest}: no column {wanted!r}; it could be {listed}; expected {_way_out(wanted, candidates)}"
         )
     if not candidates:
-        hint = nearest(wanted, columns)
-        listed = "" if hint.startswith("valid") else f" its columns: {', '.join(columns)}"
-        raise UserError(f"{manifest}: no column {wanted!r}; {hint}{listed}")
+        raise UserError(_missing(manifest, wanted, columns))
     if candidates[0] != wanted and is_for:
         notes.append(f"{manifest}: column {candidates[0]!r} {is_for}")
     return candidates[0]
+
+
+def _missing(manifest: Path, wanted: str, columns: Mapping[str, Sequence[str]]) -> str:
+    hint = nearest(wanted, columns)
+    listed = "" if hint.startswith("valid") else f" its columns: {', '.join(columns)}"
+    return f"{manifest}: no column {wanted!r}; {hint}{listed}"
 
 
 def _way_out(wanted: str, candidates: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from dapt_jax.errors import redact
 from dapt_jax.formatting import number
 from dapt_jax.models.encoder import Encoder
+from dapt_jax.objectives import SUPERVISED
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.weights import export, locate, normalisation, zoo
 
@@ -51,6 +52,7 @@ def write(
                 ("source weights", _source(spec, str(about["source"]))),
                 ("in-domain corpus", _corpus(config, about)),
                 ("strategy", "; ".join([strategy, *phases])),
+                ("labels of the corpus", _labels(about)),
                 ("image size", f"{about['image_size']} x {about['image_size']}"),
                 ("preprocessing", _preprocessing(encoder)),
                 ("licence", _licence(spec)),
@@ -111,9 +113,19 @@ def _corpus(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     images = about.get("images")
     count = f"{images:,} images, " if isinstance(images, int) else ""
     print_ = (config.get("images") or {}).get("corpus")
-    return f"{count}classes {', '.join(about['classes'])}; {told}" + (
-        f"; fingerprint `{print_}`" if print_ else ""
-    )
+    labels = f"classes {', '.join(about['classes'])}" if about.get("classes") else "labels not used"
+    return f"{count}{labels}; {told}" + (f"; fingerprint `{print_}`" if print_ else "")
+
+
+def _labels(about: Mapping[str, Any]) -> str:
+    """Return what labels were used for; arms of earlier versions were supervised."""
+    if about.get("label_free"):
+        return f"label-free ({about['objective']}): no label touched training, stopping or choice"
+    if about.get("objective", SUPERVISED) != SUPERVISED:
+        return (
+            f"not used in training ({about['objective']}), but labels of a target task in stopping or choice"
+        )
+    return "used in training"
 
 
 def _preprocessing(encoder: Encoder) -> str:

@@ -118,7 +118,7 @@ def _with_seen(path: Path, file: Mapping[str, np.ndarray], protocol: str, found:
     names = file.get("classes", np.arange(seen.shape[1]))
     if names.shape != seen.shape[1:]:
         raise UserError(f"{path}: {names.shape} classes; expected {seen.shape[1]} names")
-    unseen = tuple(str(name) for name, each in zip(names, seen.all(0), strict=True) if not each)
+    unseen = tuple(str(name) for name, each in zip(names, seen.T, strict=True) if not each.all())
     targets = np.where(seen, found.targets, np.nan)
     return dataclasses.replace(found, targets=targets, unseen=unseen)
 

@@ -8,6 +8,7 @@ measures the cost. glibc reads these settings only when a process starts.
 import contextlib
 import os
 import platform
+import signal
 import sys
 from collections.abc import Mapping
 
@@ -31,10 +32,14 @@ def settings(environment: Mapping[str, str]) -> dict[str, str]:
 
 def restart_with_settings() -> None:
     """Restart the process with the same command line and the settings; return if none are missing."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by a restart
     missing = settings(os.environ)
     if not sys.flags.utf8_mode and sys.getfilesystemencoding().lower() != "utf-8":
         missing["PYTHONUTF8"] = "1"  # names of files are UTF-8, whatever the locale
     if missing:
         sys.stdout.flush()
+        # Until the restarted process has a handler, Ctrl-C would be a traceback of the interpreter's start.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with contextlib.suppress(OSError):  # without the settings, it is slower
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

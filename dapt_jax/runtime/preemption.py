@@ -53,6 +53,8 @@ class PreemptionHandler:
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
                 self._before[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
         self.listen()
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._on_unraisable
         return self
 
     def listen(self) -> None:
@@ -65,6 +67,18 @@ class PreemptionHandler:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self._hook
+
+    def _on_unraisable(self, unraisable: Any) -> None:
+        """Send a signal again that came in a destructor or a callback, from which Python lets none out."""
+        stopped = unraisable.exc_value
+        if not isinstance(stopped, Stopped):
+            self._hook(unraisable)
+        elif self._before:
+            number, self.signal_received = self.signal_received, 0
+            again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal_received:

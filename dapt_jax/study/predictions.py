@@ -33,9 +33,10 @@ class Predictions:
     def __init__(self, task: Task):
         """Start without predictions."""
         self._task = task
-        splits = (task.scored, *task.held_out)
-        self._by_split: dict[str, dict[str, np.ndarray]] = {split: {} for split in splits}
-        self._seen: dict[str, dict[str, np.ndarray]] = {split: {} for split in splits}
+        self._by_split: dict[str, dict[str, np.ndarray]] = {
+            split: {} for split in (task.scored, *task.held_out)
+        }
+        self._seen: dict[str, dict[str, np.ndarray]] = {split: {} for split in self._by_split}
 
     def add(self, protocol: str, out_of_fold: FoldPredictions, held_out: dict[str, list[np.ndarray]]) -> None:
         """Add the predictions of a protocol.

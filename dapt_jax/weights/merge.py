@@ -11,7 +11,7 @@ from dapt_jax.errors import UserError, nearest, one_line
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Tree, init_params
-from dapt_jax.weights import adapt, encoders, identity, tables
+from dapt_jax.weights import adapt, encoders, identity, onnx, tables
 from dapt_jax.weights.paths import flatten, unflatten
 from dapt_jax.weights.source import Weights
 from dapt_jax.weights.tables import prefixes
@@ -101,7 +101,8 @@ def merge(
             file belongs to another model, which the message names if it is known; or it has several encoders
             and the choice is ambiguous.
     """
-    weights = source if isinstance(source, Weights) else Weights(source, "the given weights")
+    given = source if isinstance(source, Weights) else Weights(source, "the given weights")
+    weights = onnx.with_joined_attention(given)
     scheme, entries, source, chosen = _recognise(classifier, weights, prefix)
     prefix, origin = chosen.prefix, source.origin
     params, batch_stats = classifier.abstract()

@@ -10,13 +10,22 @@ import numpy as np
 import safetensors
 
 from dapt_jax.errors import UserError
-from dapt_jax.weights import keras_hdf5, npz, orbax_folder, pickled_arrays, sharded, torch_pickle, unreadable
+from dapt_jax.weights import (
+    keras_hdf5,
+    npz,
+    onnx,
+    orbax_folder,
+    pickled_arrays,
+    sharded,
+    torch_pickle,
+    unreadable,
+)
 from dapt_jax.weights.archive import MEMBERS, Archive
 from dapt_jax.weights.source import Weights
 
 FORMATS = (
     "PyTorch (.pth, .pt, .tar, .bin, .ckpt), .safetensors, .npz, Keras (.h5, .keras), a pickle of arrays "
-    "(.pkl), an index of several files (.index.json), or an orbax folder"
+    "(.pkl), ONNX (.onnx), an index of several files (.index.json), or an orbax folder"
 )
 _TORCH = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 _HEADER = 8 << 20
@@ -80,6 +89,8 @@ def _read_file(path: Path) -> Weights:
         return keras_hdf5.read(path)
     if head.startswith(b"PK"):
         return _read_zip(path)
+    if path.suffix == onnx.SUFFIX and head[:1] in b"\x08\x0a\x12\x3a":
+        return onnx.read(path)
     unreadable.refuse(path, head)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return _read_safetensors(path)

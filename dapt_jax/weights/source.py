@@ -126,6 +126,10 @@ class Weights(Mapping[str, np.ndarray]):
         made.containers = ()
         return made
 
+    def replaced(self, arrays: Mapping[str, Stored | np.ndarray]) -> "Weights":
+        """Return other arrays of the same file."""
+        return self._with(arrays, self.origin)
+
     def _with(self, arrays: Mapping[str, Stored | np.ndarray], origin: str) -> "Weights":
         about = {name: getattr(self, name) for name in _ABOUT}
         return Weights(arrays, origin, **about)

@@ -11,7 +11,6 @@ _TABLE_END = bytes.fromhex("57fb808b247547db")
 _WAYS = {
     "tensorflow": "convert it with its authors' tools, or save its variables with numpy.savez, and pass the "
     ".pth or .npz",
-    "onnx": "pass the checkpoint that it was exported from",
 }
 _STARTS = (
     (b"\x1f\x8b", "a file packed by gzip: unpack it first"),
@@ -102,8 +101,6 @@ def tensorflow_prefix(path: Path) -> str:
 
 
 def _by_suffix(path: Path, head: bytes) -> str:
-    if path.suffix == ".onnx" and head[:1] in b"\x08\x0a":
-        return f"an ONNX model: {_WAYS['onnx']}"
     if path.suffix == ".msgpack":
         return "parameters of Flax, packed by msgpack: save them as safetensors"
     if head[4:8] == b"TFL3":

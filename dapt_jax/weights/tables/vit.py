@@ -59,6 +59,36 @@ _TORCHVISION = Scheme(
     separators={"qkv": "_"},
 )
 _DINOV2 = Scheme("timm", "torch", _timm, "head", _LEAVES | _SCALES)
+_HUGGING_FACE = {
+    "attention/qkv": "attention.attention.qkv",
+    "attention/project": "attention.output.dense",
+    "mlp/expand": "mlp.fc1",
+    "mlp/project": "mlp.fc2",
+}
+
+
+def _transformers(encoder: Encoder, group: str, part: str) -> str:
+    """Return names of Hugging Face's `Dinov2Model`, with `query`, `key` and `value` joined."""
+    if group == "stem":
+        return "embeddings.patch_embeddings.projection" if part else "embeddings"
+    if group == "top":
+        return "layernorm"
+    block = f"encoder.layer.{encoder.index(group) - 1}"
+    return f"{block}.{_HUGGING_FACE.get(part, part)}" if part else block
+
+
+_TRANSFORMERS = Scheme(
+    "transformers",
+    "torch",
+    _transformers,
+    "classifier",
+    {
+        "class_token": "cls_token",
+        "position": "position_embeddings",
+        "gamma1": "layer_scale1.lambda1",
+        "gamma2": "layer_scale2.lambda1",
+    },
+)
 _REGISTERS = (
     Scheme("DINOv2", "torch", _timm, "head", _LEAVES | _SCALES),
     Scheme(
@@ -83,7 +113,7 @@ _DINOV3 = (
 SCHEMES = {
     **{f"vit_{size}": (_TIMM, _TORCHVISION) for size in ("small", "base", "large")},
     **{f"vit_{size}_mae": (_TIMM,) for size in ("base", "large")},
-    **{f"vit_{size}_dinov2": (_DINOV2,) for size in ("small", "base", "large")},
+    **{f"vit_{size}_dinov2": (_DINOV2, _TRANSFORMERS) for size in ("small", "base", "large")},
     **{f"vit_{size}_dinov2_registers": _REGISTERS for size in ("small", "base", "large")},
     **{f"vit_{size}_dinov3": _DINOV3 for size in ("small", "base", "large")},
 }

@@ -1,0 +1,216 @@
+"""Corpora without labels, the settings and studies that take them, and the lines that refuse the rest."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dapt_jax import settings
+from dapt_jax.data import sources
+from dapt_jax.errors import UserError
+from dapt_jax.study import collapse, prepare
+from dapt_jax.transferability.alpha_req import alpha_req
+from dapt_jax.transferability.rankme import rankme
+
+nibabel = pytest.importorskip("nibabel")
+
+
+def picture(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures at three depths, a volume of four slices, and a file that is no image."""
+    root = tmp_path / "images"
+    for number, name in enumerate(["P1_a.png", "x/P1_b.png", "x/y/P2_c.png", "x/y/P3_d.png"]):
+        picture(root / name, number)
+    volume = np.random.default_rng(9).random((8, 8, 4)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), root / "x" / "P4_v.nii.gz")
+    (root / "readme.txt").write_text("no image")
+    return root
+
+
+def load(kind, path, labels=True, **more):
+    return sources.load(
+        {"kind": kind, "path": str(path), **more}, data_dir=None, image_size=16, labels=labels
+    )
+
+
+def test_every_picture_and_slice_below_a_folder_is_read_without_labels(folder):
+    found = load("images", folder)
+    assert not found.is_labelled
+    assert found.class_counts() == {}
+    assert len(found) == 4 + 4
+    assert len(set(found.groups)) == 5  # the slices of a volume stay together
+    assert found.notes == (f"{folder}: left out files that are not images: .txt 1",)
+    patients = load("images", folder, group=r"(P\d+)_").groups
+    assert sorted(set(patients)) == ["P1", "P2", "P3", "P4"]
+    assert (found.images[0] == load("folder", folder, labels=False).images[0]).all()
+
+
+def test_labels_of_a_manifest_are_not_read_and_need_not_be_there(folder):
+    rows = "image,patient\nP1_a.png,1\nx/P1_b.png,1\nx/y/P2_c.png,2\n"
+    (folder / "bare.csv").write_text(rows)
+    bare = load("manifest", folder / "bare.csv", labels=False)
+    assert list(bare.groups) == ["1", "1", "2"]
+    assert not bare.is_labelled
+    with pytest.raises(UserError, match=r"bare.csv: no column 'label'; valid: 'image', 'patient'"):
+        load("manifest", folder / "bare.csv")
+    (folder / "named.csv").write_text("image,label\nP1_a.png,a\nx/P1_b.png,\n")  # a label is missing
+    assert len(load("manifest", folder / "named.csv", labels=False)) == 2
+
+
+def test_hidden_labels_leave_nothing_that_could_depend_on_them():
+    shown, hidden = (
+        sources.load(
+            {"kind": "phantoms", "name": "development", "n": 12}, data_dir=None, image_size=16, labels=each
+        )
+        for each in (True, False)
+    )
+    assert not hidden.is_labelled
+    assert hidden.masks is None
+    assert not hidden.labels.any()
+    assert (hidden.images[3] == shown.images[3]).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda root: root.mkdir() or root, "it is empty; expected .png"),
+        (
+            lambda root: (root.mkdir(), (root / "a.txt").write_text("a")) and root,
+            r"it holds files of other kinds \(.txt 1\)",
+        ),
+        (lambda root: root, "no such folder"),
+    ],
+)
+def test_a_folder_without_images_is_one_line(make, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        load("images", make(tmp_path / "there"))
+
+
+def study_of(folder, strategies=("partial",), objective="reconstruct", **corpus):
+    config = settings.default()
+    config.seeds = (0,)
+    config.strategies = strategies
+    config.weights = "random"
+    config.model.name = "resnet18"
+    config.model.image_size = 32
+    config.corpus.update({"kind": "images", "path": str(folder), "val_fraction": 0.0, **corpus})
+    config.adapt.objective = objective
+    config.adapt.augment.flip = "dihedral"
+    config.adapt.num_fixed_views = 2
+    return config
+
+
+def prepared(config):
+    return prepare.prepare(settings.resolve(config))
+
+
+def test_a_supervised_strategy_on_a_corpus_without_labels_is_refused_with_the_objectives_that_need_none(
+    folder,
+):
+    said = (
+        "strategy 'partial' is supervised: expected labels, or adapt.objective='reconstruct' or 'distil' or"
+    )
+    with pytest.raises(UserError, match=f"corpus: kind 'images' reads no labels; {said}"):
+        prepared(study_of(folder, objective="supervised"))
+    (folder / "bare.csv").write_text("image\nP1_a.png\nx/P1_b.png\n")
+    with pytest.raises(UserError, match=f"bare.csv: no column 'label'; .*{said}"):
+        prepared(study_of(folder / "bare.csv", objective="supervised", kind="manifest"))
+    config = study_of(folder)
+    config.strategies = ("partial", "labelled")
+    config.custom_strategies.labelled = {"like": "full", "objective": "supervised"}
+    with pytest.raises(UserError, match="strategy 'labelled' is supervised"):
+        prepared(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"adapt.objective": "distil"}, "adapt.distil.teacher names no weights"),
+        (
+            {"adapt.objective": "distil", "adapt.distil.teacher": "/nowhere.safetensors"},
+            r"adapt.distil.teacher \(resnet18\): .*nowhere",
+        ),
+        (
+            {"adapt.objective": "two_views", "adapt.augment.flip": "none"},
+            "the two views of an image are equal",
+        ),
+        ({"adapt.mix.mixup": 0.2}, "compares unmixed images"),
+        ({"model.name": "vit_small_dinov2", "model.image_size": 13}, "multiple of their patch's 14"),
+    ],
+)
+def test_objectives_that_cannot_work_are_one_line(change, said, folder):
+    config = study_of(folder)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=said):
+        prepared(config)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "1 image; expected"), (3, "3 images, pixel for pixel the same")]
+)
+def test_a_corpus_of_one_picture_is_one_line(count, said, tmp_path):
+    for number in range(count):
+        picture(tmp_path / "same" / f"{number}.png", 0)
+    with pytest.raises(UserError, match=said):
+        prepared(study_of(tmp_path / "same"))
+
+
+def test_pictures_with_equal_pixels_count_once_and_no_label_decides_the_split(folder):
+    picture(folder / "copy.png", 0)
+    study = prepared(study_of(folder))
+    run = study.run_of(study.arms[0])
+    assert len(run.dataset) == 9
+    assert len(run.train_rows) == 8
+
+
+def test_heads_see_the_views_of_later_phases_and_reconstruction_needs_none(folder):
+    phases = {}
+    for objective in ("supervised", "reconstruct", "two_views"):
+        config = study_of(folder, objective=objective)
+        phases[objective] = prepare.strategies.resolve(
+            "partial", config_encoder(config), settings.resolve(config)
+        ).phases
+    assert [(phase.name, phase.augment, phase.views) for phase in phases["two_views"]] == [
+        ("head", True, 2),
+        ("partial", True, 2),
+    ]
+    assert [phase.name for phase in phases["reconstruct"]] == ["partial"]
+    assert phases["supervised"][0].augment is False
+
+
+def config_encoder(config):
+    return settings.resolve(config).model.encoder()
+
+
+def test_the_alarm_warns_once_or_halts_when_the_rank_halves():
+    said = []
+    alarm = collapse.CollapseAlarm("partial seed 0", 40.0, "warn", said.append)
+    for epoch, rank in enumerate((41.0, 20.0, 19.9, 5.0)):
+        assert not alarm.after_epoch(0, epoch, {}, {}, {"rankme": rank})
+    (line,) = said
+    assert "fell from 40 to 19.9 in epoch 3 of the run, below half of its start" in line
+    halting = collapse.CollapseAlarm("partial seed 0", 40.0, "halt", said.append)
+    with pytest.raises(UserError, match=r"collapse: RankMe .* expected a lower adapt.lr"):
+        halting.after_epoch(0, 0, {}, {}, {"rankme": 3.0})
+
+
+def test_rankme_and_alpha_req_are_the_published_ones():
+    rng = np.random.default_rng(0)
+    assert rankme(np.eye(16)) == pytest.approx(16, rel=1e-4)
+    assert rankme(np.outer(np.arange(1, 9), np.ones(5))) == pytest.approx(1, abs=1e-4)
+    singular = np.array([3.0, 2.0, 1.0])
+    share = singular / 6 + 1e-7
+    rows = np.linalg.qr(rng.normal(size=(9, 3)))[0] * singular
+    assert rankme(rows) == pytest.approx(np.exp(-(share * np.log(share)).sum()), abs=1e-4)
+    directions = np.linalg.qr(rng.normal(size=(400, 30)))[0]
+    directions = np.linalg.qr(directions - directions.mean(0))[0]
+    for alpha in (0.5, 1.0, 2.0):
+        spectrum = np.arange(1, 31) ** (-alpha / 2)
+        assert alpha_req(directions * spectrum) == pytest.approx(alpha, abs=1e-6)
+    with pytest.raises(UserError, match="eigenvalues above rounding"):
+        alpha_req(np.ones((9, 4)))
