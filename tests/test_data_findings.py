@@ -214,3 +214,23 @@ def test_tasks_of_the_users_own_grades_have_a_quadratic_kappa(tmp_path):
         for row in classification.score(task, ArmKey("n", 0, "r", "m"), "linear", held, {})
     }
     assert rows["kappa_quadratic"] == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "crop", "words"),
+    [
+        ((40, 40), 16, None, []),
+        ((40, 90), 16, None, ["far from square and squashed to 16 x 16", "crop=40"]),
+        ((40, 90), 16, 40, []),
+        ((140, 140), 16, None, ["140 x 140 pixels, median of 3 files) are shrunk 9 times to 16 x 16"]),
+    ],
+)
+def test_what_resizing_loses_is_told_before_training(tmp_path, shape, size, crop, words):
+    values = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    for number in range(3):
+        Image.fromarray(values + number).save(tmp_path / f"{number}.png")
+    (tmp_path / "manifest.csv").write_text("image,label\n0.png,a\n1.png,b\n2.png,a\n")
+    dataset = load_manifest(tmp_path / "manifest.csv", image_size=size, crop=crop)
+    lines = [line for line in findings.of_set(dataset) if "median of" in line]
+    assert len(lines) == bool(words)
+    assert all(word in lines[0] for word in words)

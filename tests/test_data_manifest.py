@@ -323,3 +323,19 @@ def test_the_brain_tumour_splits_are_read_and_keep_patients_apart(shared_data):
     assert sizes == {"corpus": 1793, "dev": 636, "test": 635, "external": 851}
     assert data.masks is not None
     assert data.where("source=web").masks == (None,) * 851
+
+
+def test_a_set_of_masks_needs_no_labels_and_says_so(home):
+    for name in ("a", "b"):
+        home.image(f"{name}.png", 10)
+        home.image(f"{name}_m.png", 1)
+    table = "image,mask,patient\na.png,a_m.png,P1\nb.png,b_m.png,P2\n"
+    data = home.load(table, segments=("background", "cell"))
+    assert data.classes == ("unlabelled",)
+    assert data.segments == ("background", "cell")
+    assert data.masks.all()
+    assert any("no column 'label'" in note for note in data.notes)
+    with pytest.raises(UserError, match="no column 'label'"):
+        home.load(table)
+    with pytest.raises(UserError, match="no column 'label'"):
+        home.load(table, segments=("background", "cell"), classes=("a", "b"))

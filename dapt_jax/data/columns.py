@@ -19,6 +19,7 @@ class Roles:
 
     Attributes:
         image: The column of images.
+        labels: The columns of labels; none of a set of masks without one.
         group: The column of patients; "" if there is none.
         split: The column of splits; "" if there is none.
         mask: The column of masks; "" if there is none.
@@ -39,7 +40,13 @@ class Roles:
 
 
 def columns_of(
-    manifest: Path, columns: Mapping[str, Sequence[str]], find: Finder, *, label: str, group: str
+    manifest: Path,
+    columns: Mapping[str, Sequence[str]],
+    find: Finder,
+    *,
+    label: str,
+    group: str,
+    needs_label: bool = True,
 ) -> Roles:
     """Return the roles of a table's columns.
 
@@ -52,6 +59,7 @@ def columns_of(
         find: Finds the files that cells name.
         label: See `load_manifest`.
         group: See `load_manifest`.
+        needs_label: Whether a table without a column of labels is refused.
 
     Raises:
         UserError: No column fits, or several do.
@@ -65,7 +73,7 @@ def columns_of(
             break
     image = _image(manifest, columns, find, notes)
     free = {name: cells for name, cells in columns.items() if name != image}
-    labels = _labels(manifest, columns, free, label, notes)
+    labels = _labels(manifest, columns, free, label, notes, needs_label)
     free = {name: cells for name, cells in free.items() if name not in labels}
     mask = _mask(free, notes, manifest)
     split = _split(free, notes, manifest)
@@ -104,6 +112,7 @@ def _labels(
     free: Mapping[str, Sequence[str]],
     label: str,
     notes: list[str],
+    needs_label: bool,
 ) -> tuple[str, ...]:
     if not label:
         return ()
@@ -127,7 +136,11 @@ def _labels(
                 f"{manifest}: no column 'label', but {len(flags)} columns of 0 and 1: "
                 f"label={','.join(flags[:30])!r}"
             )
-    if not candidates:
+        if not needs_label:
+            notes.append(
+                f"{manifest}: no column 'label': its images count as one class, and masks alone as targets"
+            )
+            return ()
         raise MissingLabelsError(_missing(manifest, "label", columns))
     return (_one(manifest, "label", candidates, columns, notes, "holds the labels"),)
 

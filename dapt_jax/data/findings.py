@@ -12,6 +12,9 @@ from dapt_jax.data.plane import Source, file_of, plane
 from dapt_jax.data.splits import Split
 from dapt_jax.errors import UserError
 
+_FILES = 200
+_FAR_FROM_SQUARE, _SHRUNK = 1.5, 8
+
 
 def of_set(dataset: Dataset, *, is_split: bool = False) -> list[str]:
     """Return warnings about a set: the reader's notes, empty images, duplicate images and patients.
@@ -36,7 +39,7 @@ def of_set(dataset: Dataset, *, is_split: bool = False) -> list[str]:
             "each pair stays on one side of every split; merge_look_alikes=False divides them"
         )
     lines += _torn_labels(dataset)
-    return lines
+    return lines + _lost_in_resizing(dataset)
 
 
 def of_folds(dataset: Dataset, splits: Sequence[Split]) -> list[str]:
@@ -88,6 +91,33 @@ def _without_content(dataset: Dataset) -> list[str]:
             has = dataset.labels[:, column] == 1 if dataset.multi_label else dataset.labels == column
             if has.any() and flat[has].all():
                 lines.append(f"all {has.sum()} images of class {name!r} are without content")
+    return lines
+
+
+def _lost_in_resizing(dataset: Dataset) -> list[str]:
+    """Return lines on images that are far from square, and on those much larger than they are decoded.
+
+    The sizes are those in the headers of some files, evenly spaced.
+    """
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _FILES)).astype(int)).tolist()
+    found = [formats.extent(source) for row in rows if (source := dataset.images.source(row)) is not None]
+    if not found:
+        return []
+    size, crop = dataset.images.size, dataset.images.crop
+    sides = np.minimum(found, crop) if crop else np.array(found)
+    height, width = (round(float(side)) for side in np.median(sides, 0))
+    shown = f"the images ({width} x {height} pixels, median of {len(found)} files)"
+    lines = []
+    if np.median(sides.max(1) / sides.min(1)) > _FAR_FROM_SQUARE:
+        lines.append(
+            f"{shown} are far from square and squashed to {size} x {size}; a centre crop of at most their "
+            f"shorter side (crop={min(height, width)}) keeps their shape"
+        )
+    if (factor := np.median(sides.max(1)) / size) >= _SHRUNK:
+        lines.append(
+            f"{shown} are shrunk {factor:.0f} times to {size} x {size}, which hides details of fewer pixels; "
+            "expected a larger model.image_size, or a larger image_size of the set with augment.patch"
+        )
     return lines
 
 

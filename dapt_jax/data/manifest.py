@@ -11,6 +11,7 @@ unambiguous, and `Dataset.notes` lists them; see `dapt_jax.data.columns`.
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,9 @@ def load_manifest(
     Args:
         path: The CSV file (comma, semicolon or tab between cells; UTF-8).
         image_size: Side of the images in pixels.
-        label: The label column; or several 0/1 columns joined by commas, one per class, blank for a missing
-            label; empty to read no labels. A label column in which any cell holds `|` makes the set
-            multi-label; a blank then means no class.
+        label: The label column, which a set with `segments` may lack; or several 0/1 columns joined by
+            commas, one per class, blank for a missing label; empty to read no labels. A label column in which
+            any cell holds `|` makes the set multi-label; a blank then means no class.
         classes: The classes in the wanted order; by default all labels of the selected rows, numbers in
             numerical order, names alphabetically (or the 0/1 columns).
         drop_classes: Labels whose rows are left out; "nan" stands for rows without a label. In a multi-label
@@ -89,7 +90,10 @@ def load_manifest(
     records.check_on_bad_image(on_bad_image)
     places, columns = read_columns(manifest)
     find = Finder(manifest.parent)
-    roles = columns_of(manifest, columns, find, label=label, group=group)
+    needs_label = not segments or bool(classes or drop_classes)
+    roles = columns_of(manifest, columns, find, label=label, group=group, needs_label=needs_label)
+    if label and not roles.labels:  # a set of masks, whose images are of one class
+        columns, roles = {**columns, LABEL: ["unlabelled"] * len(places)}, replace(roles, labels=(LABEL,))
     if roles.split:
         columns.setdefault("split", columns[roles.split])
         groups = [identity.patient(cell) for cell in columns.get(roles.group, [""] * len(places))]

@@ -151,7 +151,8 @@ def _gaps(records: Records, task: str) -> list[str]:
         return []
     low, high = min(known, key=lambda n: known[n]), max(known, key=lambda n: known[n])
     return [
-        f"From {records.in_domain(task)} to external data {records.display_name(task, metric)} changes least for {low} "
+        f"From {records.in_domain(task)} to external data {records.display_name(task, metric)} changes least "
+        f"for {low} "
         f"(generalization gap {known[low]:+.3f}) and most for {high} ({known[high]:+.3f})."
     ]
 

@@ -205,7 +205,7 @@ class Study:
     def intensities(self) -> dict[str, list[dict[str, Any]]]:
         """Return how the images of each set got their range, by the name of the set."""
         sets: dict[str, Dataset] = {name or "corpus": corpus for name, corpus in self.corpora.items()}
-        sets |= {f"{task.name} {split}": data for task in self.tasks for split, data in task.datasets.items()}
+        sets |= {f"{task.name} {split}": data for task in self.tasks for split, data in task.parts.items()}
         return {name: data.intensity_summary() for name, data in sets.items()}
 
     def fingerprints(self) -> dict[str, str]:

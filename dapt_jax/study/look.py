@@ -43,6 +43,7 @@ def run(settings: StudySettings, workdir: Path | None) -> None:
             it has.
     """
     with stalls.told(settings.data.stall_s, lambda line: streams.say(line, file=sys.stderr)):
+        settings = strategies.expanded(settings)
         encoder = settings.model.encoder()
         resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
         named_sets = prepare.named_sets(settings, resolved)

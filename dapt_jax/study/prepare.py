@@ -54,11 +54,6 @@ def prepare(settings: StudySettings) -> Study:
     about, reports = _weights(settings, encoder, resolved) if has_weights else ("", {})
     if not has_weights:
         streams.say(f"weights: {settings.weights}, not here and not read: a plan needs none")
-    if not settings.tasks and (idle := [each.name for each in resolved if not each.phases]):
-        raise UserError(
-            f"the config names no target task, and {', '.join(idle)} adapts nothing; expected "
-            "tasks.NAME.development and so on, or strategies that adapt alone"
-        )
     loaded = {}
     for named in named_sets(settings, resolved):
         loaded[named] = read = read_set(settings, named)
@@ -196,8 +191,14 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
         resolved: Its strategies, which say what corpora are needed.
 
     Raises:
-        UserError: A strategy adapts to a corpus that the settings do not describe.
+        UserError: A strategy adapts to a corpus that the settings do not describe, or there is neither a task
+            nor anything to adapt.
     """
+    if not settings.tasks and (idle := [each.name for each in resolved if not each.phases]):
+        raise UserError(
+            f"the config names no target task, and {', '.join(idle)} adapts nothing; expected "
+            "tasks.NAME.development and so on, or strategies that adapt alone"
+        )
     found: dict[str, NamedSet] = {}
     adapting = [part for each in resolved if each.phases for part in each.parts]
     supervised = {each.corpus: each.name for each in reversed(adapting) if not each.is_label_free}

@@ -174,7 +174,7 @@ def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float
 
 
 def _in_one_unit(task: Task, rows: np.ndarray) -> dict[str, Dataset]:
-    """Return what a fold is scored on by split, with distances in mm if all files define them, else in pixels.
+    """Return what a fold is scored on by split, with distances in the unit of the task.
 
     Args:
         task: The task.

@@ -158,6 +158,11 @@ def hybrid(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     Raises:
         UserError: One of the two would have no epoch.
     """
+    if adapt.epochs < 2:
+        raise UserError(
+            f"adapt.epochs is {adapt.epochs}; expected 2 or more for hybrid, of which adapt.hybrid_epochs train "
+            "the last layer groups and the rest every layer; or strategies without hybrid"
+        )
     if not 0 < adapt.hybrid_epochs < adapt.epochs:
         raise UserError(
             f"adapt.hybrid_epochs is {adapt.hybrid_epochs}; expected 1 to {adapt.epochs - 1}, "

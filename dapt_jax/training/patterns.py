@@ -139,9 +139,12 @@ def with_lora(encoder: Encoder, phases: Sequence[Phase], settings: LoraSettings)
             chosen.update(dict.fromkeys(lowered))
             if not lowered:
                 most = max(_rank(shapes[path]) for path in found)
+                expected = (
+                    f"1 to {most - 1}, or the kernels themselves" if most > 1 else "the kernels themselves"
+                )
                 raise UserError(
                     f"{where} pattern {pattern!r}: adapt.lora.rank is {settings.rank}, and no kernel there "
-                    f"has a rank above {most}; expected 1 to {most - 1}, or the kernels themselves"
+                    f"has a rank above {most}; expected {expected}"
                 )
     return _with_lora(encoder, tuple(chosen), settings) if chosen else encoder
 

@@ -37,6 +37,8 @@ def knn(
     """
     found = statistics or FeatureStatistics.of(features, labels)
     rows = len(found.labels)
+    if rows < 2:
+        raise UserError(f"{rows} image to score; expected 2 or more, since each is compared with others")
     if not 0 < k < rows:
         raise UserError(f"{k} neighbours asked of {rows} images; expected 1 to {rows - 1}")
     values = found.centred.astype(np.float32)

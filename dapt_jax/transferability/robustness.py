@@ -214,9 +214,8 @@ def pair_distances(
     if reference_compatible and negatives != 1:
         raise UserError(f"{negatives} negatives asked of the reference's score, which has one; expected 1")
     if not 0 <= negatives < images:
-        raise UserError(
-            f"{negatives} negatives asked of {images} images; expected 1 to {images - 1}, or 0 for all"
-        )
+        expected = f"1 to {images - 1}, or 0 for all" if images > 1 else "two images or more"
+        raise UserError(f"{negatives} negatives asked of {images} images; expected {expected}")
     bad = ~np.isfinite(values.swapaxes(0, 1).reshape(images, -1)).all(1)
     if bad.any():
         raise UserError(f"features of image {int(np.flatnonzero(bad)[0])} are not finite; expected numbers")
