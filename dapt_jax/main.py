@@ -166,6 +166,10 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             report.show(settings, folder)
         elif folder is None:
             raise UserError(NO_WORKDIR)
+        elif settings.mode == "embed":
+            from dapt_jax.export import embeddings
+
+            embeddings.run(settings, folder)
         else:
             from dapt_jax.export import encoders
 

@@ -22,7 +22,7 @@ from dapt_jax.training.cache.policy import MODES as CACHE_MODES
 from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 
-MODES = ("run", "data", "plan", "aot", "status", "report", "export", "models")
+MODES = ("run", "data", "plan", "aot", "status", "report", "export", "embed", "models")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,6 +221,11 @@ class StudySettings(_Checked):
         "imagenet",
         doc="imagenet, random, a name of weights/zoo.py, a path, run:WORKDIR@epoch=N (an encoder of another "
         "study), https://, hf:// or package://.",
+    )
+    embed_level: str = setting(
+        "",
+        affects_results=False,
+        doc="Layer group whose output mode=embed averages over an image; empty: the pooled features.",
     )
     data_dir: str = setting(
         "", affects_results=False, doc="Where relative paths of data sets start: a folder, gs://, s3:// ..."
