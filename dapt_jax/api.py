@@ -29,6 +29,7 @@ from dapt_jax.data import sources
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.splits import grouped_holdout
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.export import embeddings
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import DEFAULT_LORA, Encoder, Tree
@@ -211,21 +212,17 @@ def extract_features(
     Returns:
         float32 [n, features].
     """
-    context = RunContext()
-    batch_size = -(-batch_size // context.mesh.size) * context.mesh.size
-    forward = ShardedForward(_features_of(encoder.encoder), encoder.params, encoder.batch_stats, context.mesh)
-    found = []
-    for start in range(0, len(images), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(images)))
-        batch = images.images.batch(rows) if isinstance(images, Dataset) else images[rows]
-        padding = [(0, batch_size - len(batch)), *[(0, 0)] * (batch.ndim - 1)]
-        found.append(np.asarray(forward(np.pad(batch, padding)))[: len(batch)])
-    return np.concatenate(found) if found else np.zeros((0, encoder.encoder.features), np.float32)
+    if not len(images):
+        return np.zeros((0, encoder.encoder.features), np.float32)
+    mesh = RunContext().mesh
+    forward = ShardedForward(_features_of(encoder.encoder), encoder.params, encoder.batch_stats, mesh)
+    read = images.images.batch if isinstance(images, Dataset) else images.__getitem__
+    return embeddings.in_batches(forward, read, len(images), batch_size)
 
 
 @functools.cache
 def _features_of(encoder: Encoder) -> Any:
-    return Classifier(encoder, 1).features
+    return jax.jit(Classifier(encoder, 1).features)
 
 
 def adaptation_run(

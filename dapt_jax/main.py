@@ -183,6 +183,10 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             from dapt_jax.study import score
 
             score.run(settings, folder)
+        elif settings.mode == "embed":
+            from dapt_jax.export import embeddings
+
+            embeddings.run(settings, folder)
         else:
             from dapt_jax.export import encoders
 

@@ -25,7 +25,7 @@ from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 from dapt_jax.transferability.variants import ScoringGrid
 
-MODES = ("run", "data", "plan", "score", "aot", "status", "report", "compare", "export", "models")
+MODES = ("run", "data", "plan", "score", "aot", "status", "report", "compare", "export", "embed", "models")
 
 
 AUTO = -1
@@ -291,6 +291,11 @@ class StudySettings(_Checked):
         "imagenet",
         doc="imagenet, random, a name of weights/zoo.py, a path, run:WORKDIR@epoch=N (an encoder of another "
         "study), https://, hf:// or package://.",
+    )
+    embed_level: str = setting(
+        "",
+        affects_results=False,
+        doc="Layer group whose output mode=embed averages over an image; empty: the pooled features.",
     )
     data_dir: str = setting(
         "", affects_results=False, doc="Where relative paths of data sets start: a folder, gs://, s3:// ..."
