@@ -13,6 +13,7 @@ One command pre-trains once, with seed 0, for all five seeds of the target. To p
 
     ...:pretraining,resnet50,simple --workdir=runs/pre         six of them: no target, the paper's nine epochs kept
     ...:acdc,resnet50,simple,runs/pre --workdir=runs/acdc      eighteen: from scratch and from each kept epoch
+    ...:grid --workdir=runs/hidy2024                           all of them
 
 300 epochs from scratch at 224 px: AdamW (.9, .999) with decay .05, label smoothing .1, 20 epochs of warm-up,
 then cosine; batch 4,096 at 4e-3 (Swin advanced: 1,024 at 1e-3; U-Net simple: 5 epochs of warm-up).
@@ -75,6 +76,19 @@ DATASETS = {
     },
     "own": {"development": _OWN},
 }  # fmt: skip
+
+
+def get_grid(workdir):
+    """The six pre-trainings, then the eighteen targets that take their kept epochs."""
+    schemes = [(model, scheme) for model in MODELS for scheme in SCHEMES]
+    alone = {f"pre-{model}-{scheme}": f"{PRETRAINING},{model},{scheme}" for model, scheme in schemes}
+    targets = {
+        f"{dataset}-{model}-{scheme}": f"{dataset},{model},{scheme},{workdir / f'pre-{model}-{scheme}'}"
+        for model, scheme in schemes
+        for dataset in DATASETS
+        if dataset != "own"
+    }
+    return {**alone, **targets}
 
 
 def get_config(arm="own,resnet50,simple"):

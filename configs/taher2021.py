@@ -15,6 +15,8 @@ montgomery (masks). INIT, in quotes where it holds a `>`:
 - `table`: random, imagenet and the four released ones as arms of one study, but for those made from the
   task's own set.
 
+`--config=configs/taher2021.py:grid` plans or runs all of them, `--shard=1/4` a quarter, with one report.
+
 DATA holds ChestX-ray14/, CheXpert-v1.0-small/, Shenzhen/, RSNA-PE/, DRIVE/, SIIM-ACR/, Montgomery/ as
 docs/data_sets.md says, each with the benchmark's lists where it has any.
 
@@ -109,6 +111,17 @@ def inits():
     """All that INIT may be."""
     chained = [f"{source}->{corpus}" for source in SOURCES for corpus in IN_DOMAIN]
     return [*SOURCES, *released(), *chained, "table"]
+
+
+def get_grid(workdir):
+    """Every task with every init that has not learnt from it, one study each: figures 1 and 2."""
+    del workdir
+    return {
+        f"{task}-{init.replace('->', '-to-')}": f"{task},{init}"
+        for task in TASKS
+        for init in inits()
+        if init != "table" and not (task in IN_DOMAIN and init.replace("->", "-").split("-")[-1] == task)
+    }
 
 
 def get_config(arm="shenzhen,imagenet"):

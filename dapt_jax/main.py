@@ -20,6 +20,7 @@ from dapt_jax.runtime import allocator, preemption, storage, streams, user_cache
 
 if TYPE_CHECKING:
     from dapt_jax.settings import StudySettings
+    from dapt_jax.settings.flags import Grid
 
 HELP = {"--help", "-help", "-h"}
 OF_RECORDS = ("status", "report")
@@ -52,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
             if HELP & set(argv[1:]):
                 print(flags.usage())
                 return 0
+            if grid := flags.grid(argv[1:], workdir):
+                return _run_grid(grid, mode, workdir)
             settings, workdir = flags.parse(argv[1:])
             if settings.mode != "run" or workdir is None:
                 _show(settings, workdir)
@@ -68,6 +71,21 @@ def main(argv: Sequence[str]) -> int:
             raise
         return code
     return 0
+
+
+def _run_grid(grid: "Grid", mode: str, workdir: str | None) -> int:
+    """Plan or run a grid of studies, and return its exit code."""
+    from dapt_jax.study import grid as grids
+
+    if workdir is None or storage.is_url(workdir):
+        raise UserError(f"a grid needs a local folder; {NO_WORKDIR}")
+    if mode not in ("", "run", "plan"):
+        raise UserError(f"--config.mode={mode} of a grid; expected run or plan")
+    folder = Path(workdir)
+    if mode == "plan":
+        return grids.show(grid, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return grids.run(grid, folder, lambda arguments: main(["dapt_jax", *arguments]))
 
 
 def _exit_code(error: BaseException) -> int | None:

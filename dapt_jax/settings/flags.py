@@ -1,6 +1,7 @@
 """Command-line parsing: flags override the settings of the config file."""
 
 import ast
+import dataclasses
 import inspect
 import itertools
 import linecache
@@ -44,6 +45,9 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --config.mode=compare   one report over the workdirs of --config.compare=A,B or NAME=A,NAME=B (needs no FILE)
   --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
   --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
+
+  --config=FILE:grid      the studies of get_grid(workdir) in FILE, run or planned one after the other, in folders of
+                          --workdir; --shard=1/4 takes a quarter of them
 
 In the environment:
 
@@ -114,6 +118,56 @@ def parse(arguments: Sequence[str]) -> tuple[StudySettings, str | None]:
             parts = tuple(part.strip() for each in value for part in _COMMA.split(each) if part.strip())
             flag.value.update_from_flattened_dict({name: parts})
     return resolve(flag.value), workdir.value or None
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A grid of studies of one config file.
+
+    Attributes:
+        file: The config file.
+        choices: Argument of its `get_config` by name of the study.
+        flags: Further flags, which every study gets.
+        shard: Part of the studies that is run, `I/N`; empty for all.
+    """
+
+    file: str
+    choices: dict[str, str]
+    flags: tuple[str, ...]
+    shard: str
+
+
+def grid(arguments: Sequence[str], workdir: str | None) -> Grid | None:
+    """Return the grid of `--config=FILE:grid`; None where the choice is another, or the file has no grid.
+
+    Args:
+        arguments: Command-line arguments, without the program's name.
+        workdir: Folder of the grid.
+
+    Raises:
+        UserError: The file cannot be read, or its grid is no mapping of names to choices.
+    """
+    specs = [each.partition("=")[2] for each in arguments if each.startswith(("--config=", "-config="))]
+    path, _, choice = specs[0].partition(":") if len(specs) == 1 else ("", "", "")
+    if choice != "grid" or not Path(path).is_file():
+        return None
+    try:
+        get_grid = runpy.run_path(path).get("get_grid")
+        if not callable(get_grid):
+            raise UserError(
+                f"{path}: no function get_grid(workdir); expected one that returns choices by name"
+            )
+        choices = get_grid(Path(workdir or "runs"))
+    except UserError:
+        raise
+    except Exception as error:  # a config file is the user's code and may raise anything
+        raise UserError(_failure(path, error)) from error
+    if not isinstance(choices, dict) or not all(isinstance(e, str) for pair in choices.items() for e in pair):
+        raise UserError(f"{path}: get_grid() returned {choices!r:.80}; expected choices by name, both text")
+    own = ("--config=", "-config=", "--workdir", "--shard=", "--config.mode=")
+    rest = tuple(each for each in arguments if not each.startswith(own))
+    shard = next((each.partition("=")[2] for each in arguments if each.startswith("--shard=")), "")
+    return Grid(path, choices, rest, shard)
 
 
 def read(spec: str) -> config_dict.ConfigDict:

@@ -1,0 +1,177 @@
+"""A grid of studies: `--config=FILE:grid`, one workdir for each point, run one after the other.
+
+`FILE` has a function `get_grid(workdir)` that returns the argument of `get_config` by name of the point. What
+has finished is not run again, and a point that fails does not stop the others.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dapt_jax.errors import EXIT_CODE, UserError
+from dapt_jax.formatting import number
+from dapt_jax.records import typed
+from dapt_jax.report import compare
+from dapt_jax.runtime import atomic_files, preemption
+from dapt_jax.settings import StudySettings, flags
+from dapt_jax.study import plan, prepare
+
+FILE = "grid.json"
+"""Name of the file, in the grid's workdir, that says how each point ended."""
+
+STOPPED = (preemption.RESTART_CODE, 130)
+"""Exit codes of a study that was told to stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A study of the grid.
+
+    Attributes:
+        name: Name of its workdir in that of the grid.
+        arguments: Its command line: config, workdir and the flags of the grid.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+def points(grid: flags.Grid, workdir: Path) -> list[Point]:
+    """Return the points of a grid that this shard runs, in the order of the file.
+
+    A point belongs to shard 1 + (sha256 of its name mod n), so that it stays there when the grid grows.
+
+    Args:
+        grid: The grid.
+        workdir: Folder of the grid.
+
+    Raises:
+        UserError: The shard or a name is invalid, or no point belongs to the shard.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", grid.shard or "1/1")
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard={grid.shard}; expected I/N with I from 1 to N, such as 1/4")
+    own, shards = int(match[1]) - 1, int(match[2])
+    found = []
+    for name, choice in grid.choices.items():
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise UserError(f"{grid.file}: a point is named {name!r}; expected letters, digits and . _ + -")
+        if int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % shards == own:
+            shared = () if any(flag.startswith("--config.cache.dir") for flag in grid.flags) else (
+                f"--config.cache.dir={workdir / 'cache'}",
+            )  # fmt: skip
+            config = f"--config={grid.file}:{choice}"
+            found.append(Point(name, (config, f"--workdir={workdir / name}", *shared, *grid.flags)))
+    if not found:
+        raise UserError(f"--shard={grid.shard}: none of {len(grid.choices)} points belongs to it")
+    return found
+
+
+def show(grid: flags.Grid, workdir: Path) -> int:
+    """Print what each point costs and whether it has finished, and the sum; return the exit code."""
+    table = Table(
+        title=f"{grid.file}: {len(grid.choices)} studies" + (f", shard {grid.shard}" if grid.shard else "")
+    )
+    for column in ("study", "arms", "adaptations", "TFLOP", "state"):
+        table.add_column(column, justify="left" if column in ("study", "state") else "right")
+    ended, total, adaptations, unknown = _ended(workdir), 0, 0, 0
+    for point in points(grid, workdir):
+        state = _state(ended.get(point.name), point)
+        try:
+            study = prepare.prepare(_settings(point))
+        except UserError as error:
+            unknown += 1
+            table.add_row(point.name, "-", "-", "-", f"{state}: {error}")
+            continue
+        adapting = [arm for arm in study.arms_of(study.settings.seeds[0]) if study.corpus_of(arm) is not None]
+        runs = len(adapting) * len(study.settings.adaptation_seeds)
+        flops = sum(plan.adaptation_flops(study, arm) for arm in adapting) * len(
+            study.settings.adaptation_seeds
+        )
+        flops += sum(
+            sum(plan.transfer_flops(study, arm, task).values()) for arm in study.arms for task in study.tasks
+        )
+        total, adaptations = total + flops, adaptations + runs
+        table.add_row(point.name, str(len(study.arms)), str(runs), number(flops / 1e12), state)
+    console = Console(width=None if Console().is_terminal else 150)
+    console.print(table)
+    line = f"grid: {adaptations} adaptations, {number(total / 1e12)} TFLOP"
+    if unknown:
+        line += f"; {unknown} studies cannot be planned yet, see their lines"
+    console.print(line, soft_wrap=True)
+    return 0
+
+
+def run(grid: flags.Grid, workdir: Path, run_study: Callable[[Sequence[str]], int]) -> int:
+    """Run the points that have not finished, and write one report over all that have results.
+
+    Args:
+        grid: The grid.
+        workdir: Folder of the grid.
+        run_study: Function from the arguments of a study to its exit code.
+
+    Returns:
+        0; 2 where a point failed; the code of a study that was told to stop, where the grid stops too.
+    """
+    own = points(grid, workdir)
+    for place, point in enumerate(own, start=1):
+        if _state(_ended(workdir).get(point.name), point) == "finished":
+            continue
+        print(f"grid: {point.name}, {place} of {len(own)}", flush=True)
+        try:
+            code = run_study(point.arguments)
+        except Exception:  # a defect in one study must not end the others
+            traceback.print_exc()
+            code = 1
+        if code in STOPPED:
+            return code
+        ended = {**_ended(workdir), point.name: {"code": code, "arguments": list(point.arguments)}}
+        atomic_files.write_text(workdir / FILE, json.dumps(ended, indent=1) + "\n")
+    ended = _ended(workdir)
+    states = {point.name: _state(ended.get(point.name), point) for point in own}
+    table = Table(
+        title=f"{grid.file}: {sum(s == 'finished' for s in states.values())} of {len(own)} finished"
+    )
+    table.add_column("study")
+    table.add_column("state")
+    for name, state in states.items():
+        table.add_row(name, state)
+    Console(width=None if Console().is_terminal else 150).print(table)
+    _report(grid, workdir)
+    return 0 if all(state == "finished" for state in states.values()) else EXIT_CODE
+
+
+def _report(grid: flags.Grid, workdir: Path) -> None:
+    """Write one report over the studies with results; print why not where they cannot be compared."""
+    folders = [workdir / name for name in grid.choices]
+    having = [str(each) for each in folders if (each / "results.jsonl").exists()]
+    if len(having) < 2:
+        return
+    try:
+        compare.build(having, workdir / "compared")
+        print(f"report: {workdir / 'compared' / 'report.html'}")
+    except UserError as error:
+        print(f"no report over all studies: {error}")
+
+
+def _settings(point: Point) -> StudySettings:
+    return flags.parse(point.arguments)[0]
+
+
+def _ended(workdir: Path) -> dict[str, Any]:
+    return typed.read_object(workdir / FILE) if (workdir / FILE).exists() else {}
+
+
+def _state(ended: Mapping[str, Any] | None, point: Point) -> str:
+    """Return how a point ended, as a word; of other arguments it has not run yet."""
+    if ended is None or ended.get("arguments") != list(point.arguments):
+        return "to run"
+    return "finished" if ended.get("code") == 0 else f"failed (exit code {ended.get('code')})"

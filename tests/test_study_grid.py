@@ -1,0 +1,104 @@
+"""A grid of studies: planned and run point by point, in shards, past failures and kills."""
+
+import json
+
+import pytest
+
+from dapt_jax.errors import UserError
+from dapt_jax.runtime.preemption import RESTART_CODE
+from dapt_jax.settings import flags
+from dapt_jax.study import grid as grids
+from tests.command import ROOT, run
+
+TAHER = ROOT / "configs" / "taher2021.py"
+CONFIG = """\
+from tests.configs.pretraining import get_config as tiny
+
+def get_grid(workdir):
+    return {"pre": "pretraining", "bad": "none", "again": "pretraining"}
+
+def get_config(part):
+    if part == "none":
+        raise ValueError("no such part")
+    return tiny(part)
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def made(file, folder, *more):
+    return flags.grid([f"--config={file}:grid", f"--workdir={folder}", *more], str(folder))
+
+
+def test_a_failed_point_does_not_stop_the_others_and_is_tried_again(file, tmp_path):
+    ran = []
+
+    def study(arguments):
+        ran.append(next(each for each in arguments if each.startswith("--workdir=")).rpartition("/")[2])
+        if ran[-1] == "bad":
+            raise ValueError("a defect")
+        return 0
+
+    grid = made(file, tmp_path, "--config.adapt.lr=1e-3")
+    assert grids.run(grid, tmp_path, study) == 2
+    assert ran == ["pre", "bad", "again"]
+    assert {n: each["code"] for n, each in json.loads((tmp_path / grids.FILE).read_text()).items()} == {
+        "pre": 0, "bad": 1, "again": 0,
+    }  # fmt: skip
+    assert grids.run(grid, tmp_path, lambda arguments: ran.append("once") or 0) == 0
+    assert ran[3:] == ["once"]
+    other = made(file, tmp_path, "--config.adapt.lr=1e-2")
+    assert grids.run(other, tmp_path, lambda arguments: ran.append("other") or 0) == 0
+    assert ran[4:] == ["other"] * 3  # of other flags nothing has run yet
+
+
+def test_a_study_that_is_told_to_stop_stops_the_grid_which_goes_on_there(file, tmp_path):
+    ran = []
+    codes = iter([0, RESTART_CODE, 0, 0])
+    grid = made(file, tmp_path)
+    study = lambda arguments: ran.append(arguments[1]) or next(codes)  # noqa: E731
+    assert grids.run(grid, tmp_path, study) == RESTART_CODE
+    assert grids.run(grid, tmp_path, study) == 0
+    assert [each.rpartition("/")[2] for each in ran] == ["pre", "bad", "bad", "again"]
+
+
+def test_shards_divide_the_papers_grid_and_a_point_stays_in_its_shard(tmp_path):
+    def names(shard):
+        return [point.name for point in grids.points(made(TAHER, tmp_path, f"--shard={shard}"), tmp_path)]
+
+    whole = names("1/1")
+    parts = [names(f"{number}/4") for number in (1, 2, 3, 4)]
+    assert sorted(name for part in parts for name in part) == sorted(whole)
+    assert all(parts)
+    assert "shenzhen-imagenet" in whole
+    assert "chestxray14-chestxray14" not in whole
+    for shard in ("5/4", "0/4", "a"):
+        with pytest.raises(UserError, match="expected I/N with I from 1 to N"):
+            names(shard)
+
+
+def test_six_pre_trainings_serve_eighteen_targets(tmp_path):
+    choices = made(ROOT / "configs" / "hidy2024.py", tmp_path).choices
+    alone = [name for name in choices if name.startswith("pre-")]
+    assert (len(alone), len(choices)) == (6, 24)
+    assert choices["acdc-swin-advanced"].endswith(f",{tmp_path / 'pre-swin-advanced'}")
+
+
+def test_the_command_plans_and_runs_with_exit_code_2_for_a_bad_point(file, tmp_path, capsys):
+    flags_ = (f"--config={file}:grid", f"--workdir={tmp_path / 'runs'}")
+    assert run(*flags_, "--config.mode=plan") == 0
+    out = capsys.readouterr().out
+    assert "grid: 2 adaptations" in out
+    assert "1 studies cannot be planned yet" in out
+    assert run(*flags_) == 2
+    out, err = capsys.readouterr()
+    assert "2 of 3 finished" in out
+    assert "no such part" in err
+    assert (tmp_path / "runs" / "again" / "report.md").exists()
+    assert run(*flags_, "--config.mode=export") == 2
+    assert "--config.mode=export of a grid; expected run or plan" in capsys.readouterr().err
