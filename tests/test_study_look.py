@@ -57,6 +57,7 @@ def test_every_set_has_a_table_and_a_contact_sheet_and_nothing_is_trained(looked
     assert page.count("data:image/jpeg") == 12 * 4  # the corpus beside its augmented views
     assert "adapt.augment: flip=horizontal" in page
     assert "no image and no patient is in two sets" in page
+    assert "\\n" not in out  # classes are in lines of their own
     assert len(page) < data_page.MOST_BYTES
     assert "<script" not in page
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page

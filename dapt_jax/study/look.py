@@ -275,7 +275,7 @@ def _print(views: list[SetView], leaks: str, warnings: list[str], refusals: list
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for heading, text in view.facts.items():
-            table.add_row(heading, one_line(text))
+            table.add_row(heading, "\n".join(map(one_line, text.split("\n"))))
         for line in view.warnings:
             table.add_row("warning", one_line(line))
         if view.refusal:
