@@ -17,7 +17,8 @@ from dapt_jax.runtime import sharding, storage
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
-from dapt_jax.study import halving, leakage, segmentation, strategies
+from dapt_jax.statistics import too_few_seeds
+from dapt_jax.study import few_samples, halving, leakage, segmentation, strategies
 from dapt_jax.study.arms import Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import Task
@@ -66,6 +67,8 @@ def prepare(settings: StudySettings) -> Study:
     for task in apart.tasks:
         for line in check_folds(settings, task):
             print(f"warning: {line}", flush=True)
+    if settings.tasks and (line := too_few_seeds(len(settings.seeds))):
+        print(f"warning: {line}", flush=True)
     about = _about_weights(params, merged)
     study = Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
     check_study(study)
@@ -354,7 +357,8 @@ def check_folds(settings: StudySettings, task: Task) -> list[str]:
     for seed, splits in zip(settings.seeds, folds, strict=True):
         for line in findings.of_folds(task.development, splits):
             lacking.setdefault(line, []).append(seed)
-    return [f"{what}, seed {', '.join(map(str, seeds))}: {line}" for line, seeds in lacking.items()]
+    lines = [f"{what}, seed {', '.join(map(str, seeds))}: {line}" for line, seeds in lacking.items()]
+    return lines + [f"{task.name}: {line}" for line in few_samples.of_task(task.datasets, folds)]
 
 
 @contextlib.contextmanager
