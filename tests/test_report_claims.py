@@ -99,7 +99,7 @@ def test_one_seed_claims_nothing():
     assert claims.claims(found, "one", "development")["same"].verdict == NONE
     assert claims.table(found, "one") is None
     row = tables.everything(found, "one").rows
-    assert [cell.not_significantly_worse for cells in row for cell in cells] == [False] * 15
+    assert [cell.not_significantly_worse for cells in row for cell in cells] == [False] * 18
 
 
 def test_the_best_and_those_not_significantly_worse_are_marked_and_the_test_is_named():

@@ -34,6 +34,9 @@ _RESULT = {
 LEAKS = "leaks.json"
 """In a workdir whose study was allowed leaks: by task and split, what of it was seen elsewhere."""
 
+FEW_SAMPLES = "few_samples.json"
+"""In a workdir: by task, lines on what rests on few patients or folds."""
+
 _KEY = ("strategy", "seed", "task", "split", "protocol", "metric")
 _CONFIG = {
     "title": typed.TEXT,
@@ -115,6 +118,7 @@ class Records:
         results: The lines of results.jsonl.
         rows: The rows of ledger.jsonl.
         leaks: The content of leaks.json: by task and split, the images or patients that occur in another set.
+        few_samples: The content of few_samples.json: by task, lines on what rests on few patients or folds.
     """
 
     def __init__(
@@ -123,9 +127,11 @@ class Records:
         results: list[dict[str, Any]],
         rows: list[Row],
         leaks: Mapping[str, Mapping[str, str]] | None = None,
+        few_samples: Mapping[str, list[str]] | None = None,
     ) -> None:
         self.config = config
         self.leaks = leaks or {}
+        self.few_samples = few_samples or {}
         self.results = results
         self.rows = rows
         self._found: dict[tuple[Any, ...], list[str]] = {}
@@ -160,7 +166,11 @@ class Records:
                     f"{where}: unknown metric {row['metric']!r}; {nearest(row['metric'], METRICS)}"
                 )
         return cls(
-            config, results, Ledger(Path(workdir) / "ledger.jsonl").rows(), _leaks(Path(workdir) / LEAKS)
+            config,
+            results,
+            Ledger(Path(workdir) / "ledger.jsonl").rows(),
+            _leaks(Path(workdir) / LEAKS),
+            _few_samples(Path(workdir) / FEW_SAMPLES),
         )
 
     @property
@@ -335,6 +345,15 @@ def _upgraded(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: two settings that are one today do not go together; delete the older"
         ) from error
+
+
+def _few_samples(path: Path) -> dict[str, list[str]]:
+    """Return the recorded lines on few samples; empty where the file does not exist."""
+    if not path.exists():
+        return {}
+    found = typed.read_object(path)
+    typed.check(str(path), found, dict.fromkeys(found, typed.list_of(typed.TEXT)))
+    return found
 
 
 def _leaks(path: Path) -> dict[str, dict[str, str]]:

@@ -17,6 +17,7 @@ from dapt_jax.records.overlays import SegmentationSamples
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import KINDS
 from dapt_jax.report import masks, selection
+from dapt_jax.report.chance import chance_level
 from dapt_jax.report.curves import learning_curves
 from dapt_jax.report.style import GREY, INK, STYLE, save, strategy_styles
 from dapt_jax.statistics import Interval, mean_interval, pareto
@@ -175,6 +176,7 @@ def cost_score(records: Records, task: str) -> Figure | None:
             lookup(metric).high == 1 and axes.get_ylim()[1] > 1
         ):  # an interval can exceed the bound of the metric
             axes.set_ylim(top=1.003)
+        _mark_chance([axes], chance_level(records, task))
         _label(figure, axes, labels)
     return figure
 
@@ -204,7 +206,30 @@ def seeds(records: Records, task: str) -> Figure | None:
         axes.set_title(name, color=colour)
         axes.grid(axis="x", visible=False)
     panels[0].set_ylabel(records.display_name(task, metric))
+    _mark_chance(panels, chance_level(records, task))
     return figure
+
+
+def _mark_chance(panels: Sequence[Axes], chance: float | None) -> None:
+    """Draw and name the level of chance; where it is outside the panels, name it at their edge."""
+    if chance is None:
+        return
+    low, high = panels[0].get_ylim()
+    for axes in panels:
+        axes.set_ylim(low, high)
+        if low <= chance <= high:
+            axes.axhline(chance, color=GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
+    where = "" if low <= chance <= high else " (below)" if chance < low else " (above)"
+    height = min(max((chance - low) / (high - low), 0.0), 0.94)
+    panels[0].text(
+        0.02,
+        height,
+        f"chance {chance:.3g}{where}",
+        transform=panels[0].transAxes,
+        color=GREY,
+        fontsize="x-small",
+        verticalalignment="bottom",
+    )
 
 
 def time_bars(records: Records) -> Figure | None:

@@ -13,6 +13,7 @@ from dapt_jax.formatting import NONE, millions, number, p_value, percent
 from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.records.vocabulary import BASELINE
+from dapt_jax.report.chance import chance_level
 from dapt_jax.report.columns import Cell, Column, Table, score
 from dapt_jax.report.marks import Marks, note_of_marks, over_seeds
 from dapt_jax.statistics import Comparison, holm, mean_interval, paired_t, welch_t
@@ -103,6 +104,10 @@ def table(records: Records, task: str) -> Table:
         _significance(records, task, split, against, name) for split in records.splits(task) for name in TESTS
     ]
     found = Table.of("Scores and cost", columns, rows)
+    chance, splits = chance_level(records, task), len(records.splits(task))
+    if chance is not None:
+        rest = [Cell(NONE)] * (len(columns) - splits - 1)
+        found.rows.append([Cell("chance"), *[Cell(f"{chance:.3f}")] * splits, *rest])
     return dataclasses.replace(found, note=note_of_marks(_note(records, task), found.rows))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dapt_jax.formatting import p_value, percent
 from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Records
-from dapt_jax.records.vocabulary import BASELINE
+from dapt_jax.report.chance import baseline_levels, chance_level, is_at
 from dapt_jax.report.claims import claims
 from dapt_jax.report.main_table import comparisons
 from dapt_jax.report.marks import LEVEL
@@ -158,24 +158,28 @@ def _gaps(records: Records, task: str) -> list[str]:
 
 
 def _baseline(records: Records, task: str, split: str) -> list[str]:
-    """Return a sentence on strategies that do not exceed a one-feature baseline."""
+    """Return sentences on strategies that exceed neither chance nor a one-feature baseline."""
     metric, protocol = records.metric(task), records.protocol(task)
     sign = -1 if lower_is_better(metric) else 1
+    means = {
+        name: mean
+        for name in records.strategies
+        if (mean := mean_interval(records.values(name, task, split, protocol, metric))) is not None
+    }
+    chance = chance_level(records, task)
+    at_chance = [name for name, mean in means.items() if chance is not None and is_at(mean, chance, sign)]
     sentences = []
-    for baseline in records.baselines(task):
-        level = mean_interval(records.values(BASELINE, task, split, baseline, metric))
-        if level is None:
-            continue
-        means = {
-            n: mean_interval(records.values(n, task, split, protocol, metric)) for n in records.strategies
-        }
-        below = [n for n, mean in means.items() if mean is not None and sign * (mean.mean - level.mean) <= 0]
-        what = f"not better than the one-feature baseline {baseline} ({level.mean:.3f})"
-        sentences.append(
-            f"{_list(below)} {'is' if len(below) == 1 else 'are'} {what}."
-            if below
-            else f"Every strategy is better than the one-feature baseline {baseline} ({level.mean:.3f})."
-        )
+    if at_chance:
+        sentences.append(f"Not shown to be above chance ({chance:g}): {_list(at_chance)}.")
+    for level in baseline_levels(records, task, split):
+        below = [name for name, mean in means.items() if sign * (mean.mean - level.value) <= 0]
+        above = [name for name in means if name not in below and name not in at_chance]
+        if below:
+            sentences.append(f"{_list(below)} {'is' if len(below) == 1 else 'are'} not better than {level}.")
+        elif len(above) == len(means):
+            sentences.append(f"Every strategy is better than {level}.")
+        elif above:
+            sentences.append(f"Better than {level}: {_list(above)}.")
     return sentences
 
 

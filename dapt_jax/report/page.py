@@ -20,10 +20,21 @@ from dapt_jax.formatting import number
 from dapt_jax.records import intensities, overlays
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.report import claims, figures, leak_marks, main_table, narrative, predictions, selection, tables
+from dapt_jax.report import (
+    claims,
+    figures,
+    leak_marks,
+    main_table,
+    narrative,
+    predictions,
+    recommendation,
+    selection,
+    tables,
+)
 from dapt_jax.report.columns import Table
 from dapt_jax.report.style import STYLE, save
 from dapt_jax.runtime import atomic_files
+from dapt_jax.statistics import too_few_seeds
 
 HOW_TO_READ = (
     "Intervals are 95% Student t-intervals of the mean over seeds; they are symmetric and not cut off at "
@@ -173,7 +184,8 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
             {
                 "task": task,
                 "sizes": _sizes(records, task),
-                "words": " ".join(narrative.summary(records, task)),
+                "box": recommendation.recommend(records, task),
+                "words": narrative.summary(records, task),
                 "main": leak_marks.marked(records, main_table.table(records, task), task),
                 "figures": shown(task),
                 "tables": [
@@ -256,8 +268,9 @@ def _warnings(records: Records) -> list[str]:
         lines.append("Arms ran on different devices: seconds and kWh are not comparable; FLOPs are.")
     if len({row.energy_source for row in records.rows if row.energy_source}) > 1:
         lines.append("Energy was obtained in different ways: kWh are not comparable.")
-    if records.results and len(records.seeds) == 1:
-        lines.append("One seed: no interval, no test.")
+    if records.results and (few := too_few_seeds(len(records.seeds))):
+        lines.append(few)
+    lines += [f"{task}: {line}." for task, of_task in records.few_samples.items() for line in of_task]
     return lines
 
 

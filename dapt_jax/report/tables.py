@@ -16,6 +16,7 @@ from dapt_jax.metrics import lookup, lower_is_better
 from dapt_jax.records.ledger import Row
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE, KINDS, STAGES
+from dapt_jax.report.chance import chance_level
 from dapt_jax.report.columns import Cell, Column, Table, compact
 from dapt_jax.report.marks import note_of_marks, over_seeds
 from dapt_jax.statistics import mean_interval
@@ -97,6 +98,11 @@ def _by_protocol(
         ]
         if any(means):
             rows.append([Cell(protocol), Cell(BASELINE), *map(compact, means)])
+    chance = [chance_level(records, task, metric) for metric, _ in pairs]
+    if any(level is not None for level in chance):
+        rows.append(
+            [Cell(""), Cell("chance"), *[Cell(NONE if each is None else f"{each:.3f}") for each in chance]]
+        )
     columns: list[Column[list[Cell]]] = [_at(0, "protocol"), _at(1, "strategy")]
     for heading in metrics:
         columns += [_at(len(columns) + k, split, heading) for k, split in enumerate(records.splits(task))]

@@ -19,9 +19,10 @@ from dapt_jax.statistics.intervals import (
     mean_interval,
     patient_draws,
     patient_interval,
+    too_few_seeds,
 )
 from dapt_jax.statistics.ranks import Ranks, pareto, ranks
-from dapt_jax.statistics.roc import Areas, auc, delong
+from dapt_jax.statistics.roc import Areas, auc, auc_half_width, delong
 
 __all__ = [
     "Areas",
@@ -30,6 +31,7 @@ __all__ = [
     "Ranks",
     "Summary",
     "auc",
+    "auc_half_width",
     "bootstrap_interval",
     "cohens_d",
     "delong",
@@ -45,5 +47,6 @@ __all__ = [
     "patient_interval",
     "ranks",
     "summary_t",
+    "too_few_seeds",
     "welch_t",
 ]

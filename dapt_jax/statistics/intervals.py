@@ -156,3 +156,21 @@ def patient_interval(value: float, draws: np.ndarray, patients: int, level: floa
 def defined(values: Sequence[float | None]) -> list[float]:
     """Return the values that are neither None nor NaN nor infinite."""
     return [float(value) for value in values if value is not None and math.isfinite(value)]
+
+
+def too_few_seeds(seeds: int) -> str:
+    """Return a line on what one or two seeds cannot show, and on what would; empty for more.
+
+    Args:
+        seeds: Number of seeds.
+    """
+
+    def half(number: int) -> float:
+        return float(stats.t.ppf(0.975, number - 1)) / math.sqrt(number)
+
+    enough = f"5 seeds would give ±{half(5):.1f} standard deviations"
+    if seeds == 1:
+        return f"One seed: no interval, no test; {enough}."
+    if seeds == 2:
+        return f"Two seeds: the 95% interval of a mean is ±{half(2):.1f} standard deviations; {enough}."
+    return ""

@@ -91,3 +91,20 @@ def delong(positive: np.ndarray, scores: np.ndarray) -> Areas:
     below = 1 - (ranks[:, ~positive] - stats.rankdata(scores[:, ~positive], axis=1)) / m
     covariance = np.atleast_2d(np.cov(above)) / m + np.atleast_2d(np.cov(below)) / n
     return Areas(above.mean(1), covariance, m + n)
+
+
+def auc_half_width(area: float, positives: int, negatives: int) -> float:
+    """Return half the width of the 95% interval of an AUC by its value (Hanley and McNeil, 1982, equation 2).
+
+    >>> round(auc_half_width(0.8, 40, 40), 3), round(auc_half_width(0.8, 3, 94), 3)
+    (0.098, 0.313)
+
+    Args:
+        area: The AUC.
+        positives: Number of positives that count as independent: patients.
+        negatives: Number of negatives.
+    """
+    of_positives, of_negatives = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (positives - 1) * (of_positives - area**2)
+    variance += (negatives - 1) * (of_negatives - area**2)
+    return float(1.96 * np.sqrt(variance / (positives * negatives)))

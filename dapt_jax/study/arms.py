@@ -10,6 +10,7 @@ from dapt_jax.errors import UserError, nearest, redact
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
 from dapt_jax.settings import StudySettings
+from dapt_jax.study import few_samples
 from dapt_jax.study.runs import adaptation_run
 from dapt_jax.study.scorer import Plan
 from dapt_jax.study.strategies import Strategy
@@ -207,6 +208,15 @@ class Study:
         sets: dict[str, Dataset] = {name or "corpus": corpus for name, corpus in self.corpora.items()}
         sets |= {f"{task.name} {split}": data for task in self.tasks for split, data in task.parts.items()}
         return {name: data.intensity_summary() for name, data in sets.items()}
+
+    def few_samples(self) -> dict[str, list[str]]:
+        """Return by task what rests on few patients or folds, in lines."""
+        found = {}
+        for task in self.tasks:
+            number = self.settings.transfer_of(task.name).folds
+            folds = [task.folds(number, seed) for seed in self.settings.seeds]
+            found[task.name] = few_samples.of_task(task.datasets, folds)
+        return found
 
     def fingerprints(self) -> dict[str, str]:
         """Return what identified the images of a study in the `config.json` of earlier versions."""

@@ -19,7 +19,8 @@ from dapt_jax.runtime import sharding, storage, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
-from dapt_jax.study import budgets, halving, leakage, segmentation, stated, strategies
+from dapt_jax.statistics import too_few_seeds
+from dapt_jax.study import budgets, few_samples, halving, leakage, segmentation, stated, strategies
 from dapt_jax.study.arms import Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import Task
@@ -68,6 +69,8 @@ def prepare(settings: StudySettings) -> Study:
     for task in apart.tasks:
         for line in check_folds(settings, task):
             streams.say(f"warning: {line}")
+    if settings.tasks and (line := too_few_seeds(len(settings.seeds))):
+        streams.say(f"warning: {line}")
     study, line = budgets.with_fitting_dtype(
         Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
     )
@@ -415,7 +418,8 @@ def check_folds(settings: StudySettings, task: Task) -> list[str]:
     for seed, splits in zip(settings.seeds, folds, strict=True):
         for line in findings.of_folds(task.development, splits):
             lacking.setdefault(line, []).append(seed)
-    return [f"{what}, seed {', '.join(map(str, seeds))}: {line}" for line, seeds in lacking.items()]
+    lines = [f"{what}, seed {', '.join(map(str, seeds))}: {line}" for line, seeds in lacking.items()]
+    return lines + [f"{task.name}: {line}" for line in few_samples.of_task(task.datasets, folds)]
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.monitoring.writers import open_writers
 from dapt_jax.records import intensities
 from dapt_jax.records.ledger import Ledger
-from dapt_jax.records.study_records import LEAKS, Records
+from dapt_jax.records.study_records import FEW_SAMPLES, LEAKS, Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import atomic_files, lock, processes, sharding, streams
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
@@ -101,6 +101,7 @@ def _prepared(
             planned_flops = {arm.title: plan.arm_flops(study, arm) for arm in study.arms}
             claim(study, workdir)
         intensities.write(workdir, study.intensities())
+        atomic_files.write_text(workdir / FEW_SAMPLES, json.dumps(study.few_samples(), indent=1) + "\n")
         if study.marks:
             atomic_files.write_text(workdir / LEAKS, json.dumps(study.marks, indent=1) + "\n")
         results = Results(workdir, planned_flops)

@@ -1,0 +1,170 @@
+"""The first lines of a report: what to use, how sure that is, and what would change it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from scipy import stats
+
+from dapt_jax.formatting import number, p_value, percent
+from dapt_jax.metrics import lower_is_better
+from dapt_jax.records.study_records import Records
+from dapt_jax.records.vocabulary import CHECKPOINT_MARK
+from dapt_jax.report.chance import BaselineLevel, baseline_levels, chance_level, is_at
+from dapt_jax.report.marks import LEVEL
+from dapt_jax.statistics import Comparison, Interval, holm, mean_interval, paired_t
+
+POWER, MOST_SEEDS = 0.8, 200
+"""Probability with which a difference is to be found, and the most seeds that are named."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """The answer of a study for one task.
+
+    Attributes:
+        headline: What to use, or that nothing is shown to be better.
+        lines: Pairs of a heading and a short text.
+    """
+
+    headline: str
+    lines: list[tuple[str, str]]
+
+
+def recommend(records: Records, task: str) -> Recommendation | None:
+    """Return the recommendation for a task; None without scores.
+
+    The best strategy is recommended where it is shown to be better than every other: by paired t-tests over
+    seeds, adjusted by Holm's method. Otherwise it is the cheapest of those that are not shown to be worse
+    than the best, and the headline says that none is shown to be better.
+    """
+    split = "external" if "external" in records.splits(task) else records.in_domain(task)
+    metric, protocol = records.metric(task), records.protocol(task)
+    values = {
+        name: records.values(name, task, split, protocol, metric)
+        for name in records.strategies
+        if CHECKPOINT_MARK not in name
+    }
+    means = {name: mean for name, of in values.items() if (mean := mean_interval(of)) is not None}
+    if not means:
+        return None
+    sign = -1 if lower_is_better(metric) else 1
+    title = records.display_name(task, metric)
+    chance, levels = chance_level(records, task), baseline_levels(records, task, split)
+    best = max(means, key=lambda name: sign * means[name].mean)
+    tests = {n: t for n in means if n != best and (t := paired_t(values[n], values[best])) is not None}
+    adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    equal = [name for name in means if name == best or not _is_significant(adjusted.get(name))]
+    cost = {
+        name: mean.mean for name in means if (mean := records.mean_cost(name, task, lambda c: c.total_flops))
+    }
+    chosen = min(equal, key=lambda name: (cost.get(name, math.inf), -sign * means[name].mean))
+    others = [name for name in means if name != chosen]
+    at_chance = chance is not None and all(is_at(means[name], chance, sign) for name in means)
+    score = f"{split} {title} {_interval(means[chosen])}; {_against(means[chosen], chance, levels, sign)}"
+    lines = [("Score", score), ("Cost", _cost(records, task, chosen, cost))]
+    if at_chance:
+        headline = f"No strategy is recommended: none scores above chance on the {split} set"
+        lines[0] = ("Best score", f"{best}: {split} {title} {_interval(means[best])}; chance {chance:g}")
+        lines.pop()
+    elif len(equal) == 1 and others:
+        headline = f"Use {chosen}: it is shown to be better than every other strategy on the {split} set"
+    elif others:
+        headline = (
+            f"No strategy is shown to be better than {chosen} on the {split} set. "
+            f"Use {chosen}, the cheapest of {len(equal)} between which nothing is decided"
+            if chosen in cost
+            else f"No strategy is shown to be better than {chosen} on the {split} set"
+        )
+    else:
+        headline = f"{chosen} is the only strategy with a score: there is nothing to compare"
+    if others:
+        rival = max(others, key=lambda name: sign * means[name].mean)
+        test = paired_t(values[chosen], values[rival])
+        lines += [
+            ("How sure", _sureness(test, rival, title)),
+            ("Runner-up", f"{rival}: {_interval(means[rival])}"),
+            ("What would change it", _change(test, chosen, rival, split)),
+        ]
+    return Recommendation(headline + ".", [(heading, text + ".") for heading, text in lines])
+
+
+def seeds_for(test: Comparison) -> int | None:
+    """Return the number of seeds that would show a paired difference; None beyond `MOST_SEEDS` or unknown.
+
+    By a two-sided paired t-test at `LEVEL` with a power of `POWER`, if mean and spread stay as seen.
+    """
+    half, n, mean = test.difference.half, test.difference.n, abs(test.difference.mean)
+    if half is None or not mean:
+        return None
+    deviation = half * math.sqrt(n) / float(stats.t.ppf(0.975, n - 1))
+    for count in range(2, MOST_SEEDS + 1):
+        quantiles = stats.t.ppf(1 - LEVEL / 2, count - 1) + stats.t.ppf(POWER, count - 1)
+        if mean >= float(quantiles) * deviation / math.sqrt(count):
+            return count
+    return None
+
+
+def _is_significant(p: float | None) -> bool:
+    return p is not None and p < LEVEL
+
+
+def _interval(mean: Interval) -> str:
+    if mean.low is None:
+        return f"{mean.mean:.3f} (one seed)"
+    return f"{mean.mean:.3f} (95% interval {mean.low:.3f} to {mean.high:.3f}, {mean.n} seeds)"
+
+
+def _against(mean: Interval, chance: float | None, levels: list[BaselineLevel], sign: int) -> str:
+    """Return a score against chance and the one-feature baselines."""
+    parts = []
+    if chance is not None:
+        verb = "not shown to be above" if is_at(mean, chance, sign) else "above"
+        parts.append(f"{verb} chance ({chance:g})")
+    for level in levels:
+        verb = "not shown to be better than" if is_at(mean, level.value, sign) else "better than"
+        parts.append(f"{verb} {level}")
+    return ", ".join(parts) or "chance is not known for this metric"
+
+
+def _cost(records: Records, task: str, name: str, cost: dict[str, float]) -> str:
+    if name not in cost:
+        return "not recorded"
+    seconds = records.mean_cost(name, task, lambda each: each.wall_s)
+    text = f"{number(cost[name] / 1e12)} TFLOP" + (f" and {number(seconds.mean)} s" if seconds else "")
+    reference = records.reference
+    if reference and reference != name and cost.get(reference):
+        text += f" a seed, {percent(cost[name] / cost[reference])} of the FLOPs of {reference}"
+    return text
+
+
+def _sureness(test: Comparison | None, rival: str, title: str) -> str:
+    if test is None:
+        return f"there is no seed with scores of both it and {rival}"
+    difference = test.difference
+    if difference.low is None:
+        return f"{title} differs by {difference.mean:+.3f} from {rival} in one seed, which tests nothing"
+    return (
+        f"{title} differs by {difference.mean:+.3f} from {rival} "
+        f"(95% interval {difference.low:+.3f} to {difference.high:+.3f}, p {p_value(test.p)}, not adjusted)"
+    )
+
+
+def _change(test: Comparison | None, chosen: str, rival: str, split: str) -> str:
+    """Return what would change the recommendation, from the spread that was seen."""
+    if test is None or test.difference.low is None:
+        return "more seeds: with five or more the strategies can be compared"
+    patients = (
+        f"more {split} patients narrow what seeds cannot: the intervals over patients of each run are below"
+    )
+    n, needed = test.difference.n, seeds_for(test)
+    if _is_significant(test.p):
+        return f"another {split} set, or a budget in which {rival} costs less; {patients}"
+    if needed is None:
+        return f"more than {MOST_SEEDS} seeds to tell {chosen} from {rival} at this difference; {patients}"
+    more = max(1, needed - n)
+    return (
+        f"about {more} more seed{'s' * (more != 1)} would tell {chosen} from {rival}, if difference and spread "
+        f"stay as seen (power {POWER:.0%}); {patients}"
+    )

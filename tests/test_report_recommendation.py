@@ -1,0 +1,88 @@
+"""The first lines of a report never say more than the numbers support."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from dapt_jax.records.study_records import Records
+from dapt_jax.records.vocabulary import BASELINE
+from dapt_jax.report import narrative
+from dapt_jax.report.chance import baseline_levels
+from dapt_jax.report.recommendation import POWER, recommend, seeds_for
+from dapt_jax.statistics import paired_t
+
+LUCK = (0.004, -0.006, 0.002, 0.003, -0.003)
+
+
+def study(levels, seeds=5, baseline=None, luck=LUCK):
+    """A study of strategies with these levels, each with luck of its own."""
+    rows = []
+    for place, (name, level) in enumerate([*levels.items(), *([(BASELINE, baseline)] if baseline else [])]):
+        for seed in range(seeds):
+            protocol = "scalar" if name == BASELINE else "linear"
+            value = level + (0 if name == BASELINE else luck[(seed + 2 * place) % 5])
+            key = {"strategy": name, "seed": seed, "task": "t", "split": "development", "protocol": protocol}
+            rows.append({**key, "metric": "auc", "value": value})
+    return Records({"strategies": list(levels), "seeds": list(range(seeds)), "report": {}}, rows, [])
+
+
+def said(records):
+    found = recommend(records, "t")
+    return found.headline, dict(found.lines)
+
+
+def test_what_is_shown_to_be_better_is_recommended_with_its_runner_up():
+    headline, lines = said(study({"full": 0.80, "none": 0.70, "partial": 0.90}))
+    assert (
+        headline == "Use partial: it is shown to be better than every other strategy on the development set."
+    )
+    assert lines["Runner-up"].startswith("full: 0.800")
+    assert "above chance (0.5)" in lines["Score"]
+
+
+def test_what_is_not_shown_to_be_better_is_not_said_to_be():
+    headline, lines = said(study({"full": 0.800, "none": 0.801}))
+    assert headline.startswith("No strategy is shown to be better than")
+    assert "seeds" in lines["What would change it"]
+
+
+def test_one_seed_recommends_nothing_as_better():
+    headline, lines = said(study({"full": 0.8, "none": 0.9}, seeds=1))
+    assert headline.startswith("No strategy is shown to be better than")
+    assert "tests nothing" in lines["How sure"]
+
+
+def test_scores_at_chance_recommend_nothing_and_are_not_above_a_baseline():
+    records = study({"full": 0.501, "none": 0.498}, baseline=0.46)
+    headline, _ = said(records)
+    assert headline == "No strategy is recommended: none scores above chance on the development set."
+    words = " ".join(narrative.summary(records, "t"))
+    assert "Not shown to be above chance (0.5): full and none." in words
+    assert "better than the one-feature baseline scalar" not in words.replace("not better", "")
+
+
+def test_a_feature_that_works_reversed_counts_as_its_better_direction():
+    (level,) = baseline_levels(study({"full": 0.7}, baseline=0.2), "t", "development")
+    assert (level.value, level.is_reversed) == (pytest.approx(0.8), True)
+    assert "full is not better than the one-feature baseline scalar (0.800, reversed)." in narrative.summary(
+        study({"full": 0.7}, baseline=0.2), "t"
+    )
+
+
+def test_the_seeds_that_would_do_have_the_power_that_is_promised():
+    values = [0.81, 0.79, 0.83, 0.80, 0.78, 0.82], [0.80, 0.79, 0.80, 0.80, 0.79, 0.80]
+    test = paired_t(*values)
+    found = seeds_for(test)
+    differences = [a - b for a, b in zip(*values, strict=True)]
+    mean, deviation = (
+        sum(differences) / 6,
+        math.sqrt(sum((d - sum(differences) / 6) ** 2 for d in differences) / 5),
+    )
+
+    def power(count):
+        critical = stats.t.ppf(0.975, count - 1)
+        return stats.nct.sf(critical, count - 1, mean / deviation * math.sqrt(count))
+
+    assert power(found) == pytest.approx(POWER, abs=0.06)
+    assert power(found - 2) < POWER
