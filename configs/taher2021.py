@@ -53,16 +53,17 @@ Splits: chestxray14 and shenzhen train on all of the official training list, wat
 list and are scored on the test list (75,312 / 11,212 / 25,596 and 463 / 65 / 134 images). chexpert and drive
 train on the official training part and are scored on the other one; an eighth of the training patients is
 watched, since neither has a validation list of its own (the benchmark watched CheXpert's test images; DRIVE
-with a folder `validate` takes `--config.tasks.drive.val...`). rsna_pe, siim_acr and montgomery have no official
-lists: a fifth of the patients is held out and scored as `development`, an eighth of the rest is watched. The
-ten runs are ten seeds of ONE split (`transfer.split_seed`).
+with a folder `validate` takes `--config.tasks.drive.val...`). rsna_pe, siim_acr and montgomery have no
+official lists: a fifth of the patients is held out and scored as `development`, an eighth of the rest is
+watched. The ten runs are ten seeds of ONE split (`transfer.split_seed`).
 
-Where the recipe differs: 200 epochs of classification at most, not 1,000, which no run reaches; the head starts
-at 0, not at N(0, .01); images are stored at 256 px and random crops are cut from these, not from the file; the
-rotation comes before the crop and mirrors what lies beyond the border, where the benchmark crops first and
-rotates with black corners; masks are augmented on every image and milder, not on 30% of them, without optical
-distortion, and images are resized bilinearly, not to the nearest pixel; batch norm sees ImageNet's means on all
-tasks; and in-domain training here is 20 epochs with a falling rate, since the benchmark does not tell its own.
+Where the recipe differs: 200 epochs of classification at most, not 1,000, which no run reaches; the head
+starts at 0, not at N(0, .01); images are stored at 256 px and random crops are cut from these, not from the
+file; the rotation comes before the crop and mirrors what lies beyond the border, where the benchmark crops
+first and rotates with black corners; masks are augmented on every image and milder, not on 30% of them,
+without optical distortion, and images are resized bilinearly, not to the nearest pixel; batch norm sees
+ImageNet's means on all tasks; and in-domain training here is 20 epochs with a falling rate, since the
+benchmark does not tell its own.
 """
 
 from dapt_jax.errors import UserError, nearest

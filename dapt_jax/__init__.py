@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dapt_jax.api import PretrainedEncoder as PretrainedEncoder
     from dapt_jax.api import Trained as Trained
     from dapt_jax.api import adaptation_run as adaptation_run
+    from dapt_jax.api import compare as compare
     from dapt_jax.api import evaluate as evaluate
     from dapt_jax.api import extract_features as extract_features
     from dapt_jax.api import list_encoders as list_encoders
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dapt_jax.api import plan_study as plan_study
     from dapt_jax.api import read_study as read_study
     from dapt_jax.api import run_study as run_study
+    from dapt_jax.api import score as score
     from dapt_jax.api import train as train
     from dapt_jax.api import transferability_scores as transferability_scores
     from dapt_jax.cost.flops import count as count_flops
@@ -52,6 +54,7 @@ _EXPORTS = {
             "PretrainedEncoder",
             "Trained",
             "adaptation_run",
+            "compare",
             "evaluate",
             "extract_features",
             "list_encoders",
@@ -61,6 +64,7 @@ _EXPORTS = {
             "plan_study",
             "read_study",
             "run_study",
+            "score",
             "train",
             "transferability_scores",
         ),
@@ -97,6 +101,7 @@ __all__ = [
     "TrainingRun",
     "UserError",
     "adaptation_run",
+    "compare",
     "count_flops",
     "default_config",
     "evaluate",
@@ -109,6 +114,7 @@ __all__ = [
     "read_study",
     "resolve_trainable",
     "run_study",
+    "score",
     "train",
     "transferability_scores",
 ]

@@ -35,16 +35,19 @@ from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import DEFAULT_LORA, Encoder, Tree
 from dapt_jax.models.lora import LoraSettings
 from dapt_jax.records.ledger import Row
+from dapt_jax.records.scores import Scores
 from dapt_jax.records.study_records import Records
+from dapt_jax.report import compare as comparing
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import TransferSettings
 from dapt_jax.study import plan as planning
 from dapt_jax.study import prepare, study
+from dapt_jax.study import score as scoring
 from dapt_jax.study.classification import HeadRun
 from dapt_jax.study.plan import PhasePlan
 from dapt_jax.study.runs import inverse_frequency_weights
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task
-from dapt_jax.training import freezing, head_sweep, loop, patterns
+from dapt_jax.training import freezing, head_sweep, linear_head, loop, patterns
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.evaluate import ShardedForward
 from dapt_jax.training.phases import Phase
@@ -362,8 +365,9 @@ def evaluate(
     Raises:
         UserError: The sets differ in their classes, or a class has fewer patients than there are folds.
     """
-    if protocol not in head_sweep.HIDDEN:
-        raise UserError(f"unknown protocol {protocol!r}; {nearest(protocol, head_sweep.HIDDEN)}")
+    known = (linear_head.LINEAR, *head_sweep.HIDDEN)
+    if protocol not in known:
+        raise UserError(f"unknown protocol {protocol!r}; {nearest(protocol, known)}")
     task = Task("task", development, {} if external is None else {"external": external})
     transfer = dataclasses.replace(TransferSettings(), folds=folds, protocols=(protocol,))
     features = {split: extract_features(encoder, dataset) for split, dataset in task.datasets.items()}
@@ -445,6 +449,49 @@ def run_study(config: config_dict.ConfigDict | StudySettings, workdir: str | Pat
     """
     study.run(_settings(config), Path(workdir))
     return Records.read(Path(workdir))
+
+
+def score(config: config_dict.ConfigDict | StudySettings, workdir: str | Path) -> Scores:
+    """Score checkpoints on target sets without training, write `scores/` of a workdir, and return the scores.
+
+    >>> import tempfile
+    >>> config = settings.default()
+    >>> config.model.image_size, config.scoring.levels, config.scoring.resamples = 32, (1,), 10
+    >>> config.scoring.checkpoints, config.scoring.margins = ("imagenet", "random"), (0.5, 1.0)
+    >>> config.tasks.cells = {"development": {"kind": "phantoms", "name": "development", "n": 12}}
+    >>> found = score(config, tempfile.mkdtemp())  # doctest: +ELLIPSIS
+    cells development: ...
+    >>> found.variants, found.checkpoints
+    (['robustness 0.5', 'robustness 1'], ['imagenet', 'random'])
+
+    Args:
+        config: A modified config from `default_config`, or settings; the section `scoring` names the
+            checkpoints and the grid of variants.
+        workdir: Folder of the results.
+
+    Raises:
+        UserError: A checkpoint, a set or a score is invalid; one line gives the reason.
+    """
+    return scoring.run(_settings(config), Path(workdir))
+
+
+def compare(workdirs: Sequence[str | Path], workdir: str | Path) -> Records:
+    """Write one report over the studies of several workdirs, and return their records as those of one study.
+
+    >>> import tempfile
+    >>> records = compare(["a=docs/wbc", "b=docs/wbc_pretraining"], tempfile.mkdtemp())
+    Traceback (most recent call last):
+    ...
+    dapt_jax.errors.UserError: compare: docs/wbc and docs/wbc_pretraining have other images or labels of ...
+
+    Args:
+        workdirs: Folders of the studies, `WORKDIR` or `NAME=WORKDIR`.
+        workdir: Folder of the report.
+
+    Raises:
+        UserError: The studies cannot be compared, since tasks, images or folds differ; says which.
+    """
+    return comparing.build([str(each) for each in workdirs], Path(workdir))
 
 
 def read_study(workdir: str | Path) -> Records:

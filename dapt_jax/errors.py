@@ -44,6 +44,10 @@ class UserError(ValueError):
         super().__init__(one_line(redact(str(message))), *more)
 
 
+class MissingLabelsError(UserError):
+    """Data have no labels where some are needed; objectives that need none may still be able to use them."""
+
+
 def redact(text: str) -> str:
     """Return a text without the secrets of the URLs in it.
 

@@ -156,9 +156,9 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
 
             look.run(settings, folder)
         elif settings.mode == "plan":
-            from dapt_jax.study import plan, prepare
+            from dapt_jax.study import budgets, plan, prepare
 
-            plan.show(prepare.prepare(settings), folder)
+            plan.show(prepare.prepare(budgets.resolved(settings, folder)), folder)
         elif settings.mode == "aot":
             from dapt_jax.aot import report, topology
 
@@ -170,6 +170,15 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             from dapt_jax.export import embeddings
 
             embeddings.run(settings, folder)
+        elif settings.mode == "compare":
+            from dapt_jax.report import compare
+
+            compare.build(settings.compare, folder)
+            print(f"report: {folder / 'report.html'}")
+        elif settings.mode == "score":
+            from dapt_jax.study import score
+
+            score.run(settings, folder)
         else:
             from dapt_jax.export import encoders
 

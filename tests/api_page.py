@@ -14,7 +14,7 @@ GROUPS = {
         "Optimizer", "Augment", "resolve_trainable",
     ),
     "Evaluation": ("evaluate", "transferability_scores", "count_flops"),
-    "Studies": ("default_config", "StudySettings", "plan_study", "run_study", "read_study", "UserError"),
+    "Studies": ("default_config", "StudySettings", "plan_study", "run_study", "score", "compare", "read_study", "UserError"),
 }  # fmt: skip
 
 

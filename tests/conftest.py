@@ -20,7 +20,15 @@ _CHECKED = (
     "dapt_jax.ops.pooling",
     *(
         f"dapt_jax.training.{room}"
-        for room in ("cache.store", "evaluate", "freezing", "head_sweep", "step_runners", "steps")
+        for room in (
+            "cache.store",
+            "evaluate",
+            "freezing",
+            "head_sweep",
+            "linear_head",
+            "step_runners",
+            "steps",
+        )
     ),
 )
 install_import_hook(_CHECKED, "beartype.beartype")

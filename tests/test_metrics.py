@@ -6,15 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from dapt_jax import metrics
 from dapt_jax.errors import UserError
 from dapt_jax.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
 from dapt_jax.metrics import lower_is_better
 from dapt_jax.settings import default, resolve
-from dapt_jax.training import head_sweep
 
 NAMES = ("a", "b", "c")
 
@@ -182,31 +179,3 @@ def test_missing_labels_take_no_part_in_the_loss():
 def test_smoothing_out_of_range_is_refused():
     with pytest.raises(UserError, match="label_smoothing is 1"):
         CrossEntropy(3, label_smoothing=1.0)
-
-
-def test_heads_of_all_folds_are_those_trained_one_by_one_and_as_good_as_logistic_regression():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(3, size=150).astype(np.int32)
-    features = (rng.normal(size=(150, 20)) + labels[:, None] * 0.6).astype(np.float32)
-    features[:, 3] = 5.0  # constant: must not be blown up
-    folds = [np.setdiff1d(np.arange(150), np.arange(start, 150, 3)) for start in range(3)]
-    folds[2] = folds[2][:70]  # fewer batches than the others
-    settings = head_sweep.HeadSettings((), CrossEntropy(3), 60, 16, True)
-    together = head_sweep.train(
-        features, labels, head_sweep.of_folds(folds, 0), settings, [[head_sweep.HyperParams(1e-2, 0.0)]] * 3
-    )
-    probabilities = together.probabilities(features)[:, 0]
-    for fold, rows in enumerate(folds):
-        held = np.setdiff1d(np.arange(150), rows)
-        scaler = StandardScaler().fit(features[rows])
-        oracle = LogisticRegression(max_iter=1000).fit(scaler.transform(features[rows]), labels[rows])
-        theirs = sk.roc_auc_score(
-            labels[held], oracle.predict_proba(scaler.transform(features[held])), multi_class="ovr"
-        )
-        mine = sk.roc_auc_score(labels[held], probabilities[fold, held], multi_class="ovr")
-        assert mine == pytest.approx(theirs, abs=0.03)
-    assert together.images == 60 * sum(map(len, folds))
-    assert together.flops == together.images * 2 * 2 * 20 * 3
-    unseen = features[:5].copy()
-    unseen[:, 3] = 6.0
-    np.testing.assert_allclose(together.probabilities(unseen)[:, 0], probabilities[:, :5], atol=1e-5)

@@ -277,3 +277,20 @@ def test_distances_are_shown_with_the_unit_that_results_name_and_without_where_r
     assert "reaches HD95 (mm) 3.000" in narrative.summary(records, TASK)[0]
     assert records.display_name(TASK, "dice") == "Dice"
     assert records.display_name(TASK, "assd") == "ASSD"
+
+
+HOSTILE = "<script>x</script> ![p](http://h/p.png) [l](http://h) `c` a|b *e* _e_ $x$ &lt; \x1b[2J \n# h"
+
+
+def test_what_comes_from_outside_is_text_on_the_markdown_page_too(tmp_path):
+    workdir = report_example.write(tmp_path, seeds=(0,), strategies=("none", "full"))
+    for name in ("config.json", "results.jsonl"):
+        text = (workdir / name).read_text()
+        (workdir / name).write_text(text.replace("tumour type", json.dumps(HOSTILE)[1:-1]))
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps({**config, "title": HOSTILE, "note": HOSTILE}))
+    build(workdir)
+    text = (workdir / "report.md").read_text()
+    assert not re.search(r"(?<!\\)<script|(?<!\\)\]\(http|(?<!\\)`|(?<!\\)\$|\x1b|^# h", text, re.MULTILINE)
+    assert all("\x1b" not in (workdir / name).read_text() for name in ("report.md", "report.html"))
+    assert text.startswith("# \\<script>x\\</script>")

@@ -108,6 +108,18 @@ def test_predictions_of_other_images_are_not_compared(study):
     assert (none["difference"].text, none["p DeLong"].text) == (formatting.NONE, formatting.NONE)
 
 
+def test_a_class_that_a_head_never_saw_is_named_below_the_table(study):
+    labels, groups, chances = keep(study, classes=3)
+    path = files.path_of(study, "full", 0, TASK, "external")
+    seen = {"linear": np.tile([True, False, True], (len(labels), 1))}
+    names = ("a", "blast", "c")
+    files.write(path, labels, groups, groups, {"linear": chances["full", 0]}, seen, names)
+    note = predictions.table(study, Records.read(study), TASK).note
+    assert "On external, images whose head had seen no blast in training do not count for that class." in note
+    expected = [sk.roc_auc_score(labels == column, chances["full", 0][:, column]) for column in (0, 2)]
+    assert rows_of(study)["full", "0"]["AUC"].text == f"{np.mean(expected):.3f}"
+
+
 def test_the_report_shows_them(study):
     keep(study)
     build(study)

@@ -1,5 +1,11 @@
 """Workdirs and data that are elsewhere: the same files there as here, whatever fails in between."""
 
+import contextlib
+import functools
+import random
+import tempfile
+from pathlib import Path
+
 import fsspec
 import numpy as np
 import pytest
@@ -106,14 +112,51 @@ def test_a_place_that_cannot_be_written_for_a_while_is_a_line_and_then_caught_up
     monkeypatch.setattr(storage, "PUSH_S", 0.01)
     with storage.workdir("memory://bucket/study", "run", said.append) as folder:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.jsonl").write_text("{}\n")
+        (folder / "ledger.jsonl").write_text("{}\n")
         while not said:
             pass
         failing[0] = False
     assert said == [
         "memory://bucket/study: cannot be written now (no route to host); tried again every 0.01 s"
     ]
-    assert there(bucket) == {"/bucket/study/results.jsonl": "{}\n"}
+    assert there(bucket) == {"/bucket/study/ledger.jsonl": "{}\n"}
+
+
+def test_what_could_not_be_sent_is_one_line_and_sent_by_the_next_start_unless_another_machine_went_on(
+    bucket, monkeypatch
+):
+    place, said = "memory://bucket/study", []
+
+    def lost(*_, **__):
+        raise OSError("no route to host")
+
+    def end(rows, patched):
+        with storage.workdir(place, "run", said.append) as folder:
+            (folder / "results.jsonl").write_text(rows)
+            (folder / "old").unlink(missing_ok=True)
+            patched.setattr(type(bucket), "pipe_file", lost)
+
+    def ends_unsent(rows):
+        told = r"no route to host.* and the same command sends them"
+        with monkeypatch.context() as patched, pytest.raises(UserError, match=told):
+            end(rows, patched)
+
+    with storage.workdir(place, "run", said.append) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "old").write_text("old")
+        (folder / "results.jsonl").write_text("1\n")
+    ends_unsent("1\n2\n")
+    assert there(bucket)["/bucket/study/results.jsonl"] == "1\n"
+    with storage.workdir(place, "run", said.append) as folder:
+        assert (folder / "results.jsonl").read_text() == "1\n2\n"
+        assert not (folder / "old").exists()
+    assert there(bucket) == {"/bucket/study/results.jsonl": "1\n2\n"}
+    assert said == [f"{place}: what could not be sent before is sent now"]
+    ends_unsent("1\n2\n3\n")
+    bucket.pipe_file("/bucket/study/results.jsonl", b"another machine\n")
+    with storage.workdir(place, "run", said.append) as folder:
+        assert (folder / "results.jsonl").read_text() == "another machine\n"
+    assert there(bucket) == {"/bucket/study/results.jsonl": "another machine\n"}
 
 
 def test_a_study_runs_with_its_workdir_and_its_data_in_a_bucket(tmp_path, bucket, capsys):
@@ -157,3 +200,113 @@ def test_a_place_of_an_unknown_kind_or_without_its_package_is_one_line(tmp_path,
 def test_data_that_are_not_there_are_one_line(bucket):
     with pytest.raises(UserError, match="nothing is there; expected a folder with the manifest"):
         storage.data("memory://bucket/nowhere")
+
+
+ARMS = ("a", "b")
+
+
+def life(folder):
+    """Yields after each file that a study of two arms writes or removes, in the order in which it does so."""
+
+    def put(name, text):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text)
+        partial.replace(path)
+
+    def append(name, text):
+        put(name, ((folder / name).read_text() if (folder / name).exists() else "") + text + "\n")
+
+    yield put("config.json", "{}")
+    for arm in ARMS:
+        home = f"checkpoints/{arm}"
+        yield put(f"{home}/state/2", "two")
+        yield append("ledger.jsonl", f"{arm}/first phase")
+        yield put(f"{home}/state/4", "four")
+        yield (folder / home / "state/2").unlink()
+        yield append("ledger.jsonl", f"{arm}/last phase")
+        yield put(f"{home}/adapted.json", "{}")
+        yield put(f"{home}/adapted.safetensors", arm)
+        yield (folder / home / "state/4").unlink()
+        yield append("ledger.jsonl", f"{arm}/transfer")
+        yield put(f"predictions/{arm}", arm)
+        yield append("results.jsonl", arm)
+    yield put("report.html", "report")
+
+
+def assert_resumable(files, begun):
+    """What a start finds in a bucket: nothing is finished without what it stands for, and nothing is lost."""
+    text = {path.removeprefix("/bucket/study/"): content for path, content in there(files).items()}
+    assert not text or "config.json" in text
+    ledger = text.get("ledger.jsonl", "").split("\n")
+    for arm in ARMS:
+        finished = f"checkpoints/{arm}/adapted.safetensors" in text
+        if arm in text.get("results.jsonl", "").split("\n"):
+            assert finished
+            assert f"predictions/{arm}" in text
+            assert f"{arm}/transfer" in ledger
+        if finished:
+            assert f"checkpoints/{arm}/adapted.json" in text
+            assert f"{arm}/last phase" in ledger
+        states = [name for name in text if name.startswith(f"checkpoints/{arm}/state/")]
+        if f"checkpoints/{arm}/state/4" in states:
+            assert f"{arm}/first phase" in ledger
+        if states:
+            begun.add(arm)
+        assert finished or states or arm not in begun
+    if "report.html" in text:
+        assert text["results.jsonl"].split() == list(ARMS)
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+@pytest.mark.parametrize("seed", [*range(30), 132, 158, 222])
+def test_killed_between_any_two_files_of_a_push_a_bucket_holds_a_study_to_resume(seed):
+    """The study goes on writing while files are listed and sent; clocks tick as coarsely as they like."""
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patched:
+        folder, begun = Path(name), set()
+        steps = life(folder)
+        mirror = storage.Mirror("memory://bucket/study", folder)
+        draw = random.Random(seed)
+        left = draw.randrange(60)  # uploads until the kill
+
+        def go_on():
+            for _ in range(draw.choice((0, 0, 1, 1, 2, 5))):
+                next(steps, None)
+
+        def during(function):
+            def called(*arguments, **more):
+                nonlocal left
+                go_on()
+                if function.__name__ != "_files_of":
+                    assert_resumable(files, begun)
+                    left -= 1
+                    if left < 0:
+                        raise Killed
+                return function(*arguments, **more)
+
+            return called
+
+        for method in ("put_file", "pipe_file", "rm_file"):
+            original = getattr(type(files), method)
+            original = functools.wraps(original)(functools.partial(original, files))
+            patched.setattr(files, method, during(original))
+        patched.setattr(storage, "_files_of", during(storage._files_of))
+        with contextlib.suppress(Killed):
+            for _ in range(12):
+                go_on()
+                mirror.push()
+        assert_resumable(files, begun)
+        left = 1000
+        for _ in steps:
+            pass
+        mirror.push()
+        assert_resumable(files, begun)
+        sent = {path.removeprefix("/bucket/study/") for path in there(files)}
+        assert sent == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    files.store.clear()

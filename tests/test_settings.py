@@ -205,7 +205,8 @@ def test_a_config_of_a_former_version_is_read():
     values = json.loads((ROOT / "docs" / "brain_mri_segmentation" / "config.json").read_text())
     values.pop("images")
     there = from_json(values)
-    now, _ = flags.parse([f"--config={ROOT}/configs/brain_mri_segmentation.py", "--config.seeds=0"])
+    former = ("--config.seeds=0", "--config.cache.memory_mb=2048", "--config.cache.disk_mb=8192")
+    now, _ = flags.parse([f"--config={ROOT}/configs/brain_mri_segmentation.py", *former])
     # Layer norm was frozen with batch norm then: the study is another one where a model has it.
     runs = ("adapt", "transfer.finetune", "transfer.segmentation")
     assert list(differences(now, there)) == [(f"{run}.layer_norm", "train", "frozen") for run in runs]
@@ -217,12 +218,13 @@ def test_a_config_of_a_former_version_is_read():
 
 def test_settings_that_do_not_change_results():
     free = {name for name, constraint in DECLARED.items() if not constraint.affects_results}
-    sections = {"runtime", "monitoring", "non_finite", "energy", "report", "aot"}
+    sections = {"runtime", "monitoring", "non_finite", "energy", "report", "aot", "plan", "scoring"}
     assert {name.partition(".")[0] for name in free if "." in name} == {*sections, "data", "cache"}
     assert {name for name in free if name.partition(".")[0] not in sections} == {
         "mode",
         "data_dir",
         "data.cache_mb",
+        "data.max_image_mb",
         "data.threads",
         "data.stall_s",
         "cache.dir",
@@ -243,7 +245,8 @@ def changed(name, value):
 
 ARMS = {
     "taher2021": ("shenzhen,imagenet", "drive,random", "chexpert,imagenet->chestxray14"),
-    "hidy2024": ("idrid,swin,advanced",),
+    "hidy2024": ("idrid,swin,advanced", "acdc+idrid,resnet50,simple"),
+    "mehmood2022": ("f1b,manifest,tumour+disease",),
 }
 SHIPPED = {
     f"{path.stem}{'_' + arm.replace(',', '-').replace('->', '-to-') if arm else ''}": f"{path}{':' + arm if arm else ''}"

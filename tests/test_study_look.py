@@ -1,13 +1,15 @@
 """The mode `data` shows every set that can be read, and warns and refuses as the study does."""
 
+import io
 import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from PIL import Image
 
-from dapt_jax.data import facts
+from dapt_jax.data import facts, hdf5_trial, limits
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
@@ -89,6 +91,28 @@ def test_impossible_folds_are_refused(looked):
     assert code == 2
     assert "expected fewer folds (transfer.folds)" in err
     assert "cells external" in out
+
+
+def test_an_image_above_the_limit_is_refused_by_the_setting_that_would_do(looked, data, monkeypatch):
+    monkeypatch.setattr(limits, "_limit", limits.decoded_bytes())  # and put back
+    first = next(row for row, line in enumerate(data.lines, 1) if line.endswith(",external"))
+    data.change(first, "mask", "")  # which would be smaller
+    Image.new("L", (1200, 1200)).save(data.image(first))
+    assert looked(RANDOM, HEADS)[0] == 0
+    code, _, err, _ = looked(RANDOM, HEADS, "config.data.max_image_mb = 1")
+    assert code == 2
+    assert "an image of 1200 x 1200 pixels takes" in err
+    assert "data.max_image_mb" in err
+
+
+def test_the_process_that_tries_hdf5_files_has_the_limit_of_this_one(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(limits, "set_decoded_bytes", asked.append)
+    monkeypatch.setattr(hdf5_trial, "_walk", asked.append)
+    lines = f"{3 << 20} {tmp_path}/a b.h5\n{5 << 20} {tmp_path}/c.h5\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    hdf5_trial.serve()
+    assert asked == [3 << 20, tmp_path / "a b.h5", 5 << 20, tmp_path / "c.h5"]
 
 
 def segmented(n=6, size=16):

@@ -1,5 +1,6 @@
 """Where weights come from: the zoo, packages, and downloads that resume, are verified and are kept."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -7,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import safetensors.numpy
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.weights import download, export, locate, zoo
+from dapt_jax.weights import download, export, locate, transport, zoo
 from tests.command import ROOT
 
 BODY = np.random.default_rng(0).bytes(3 << 20)
@@ -218,6 +220,9 @@ def test_a_study_takes_an_address(source, tmp_path: Path, monkeypatch) -> None:
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the hub as its client asks for one file."""
 
+    pause_s = 0.0
+    announced = len(BODY)
+
     def log_message(self, *_):
         pass
 
@@ -229,13 +234,17 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.send_header("X-Repo-Commit", "0" * 40)
         else:
             self.send_header("X-Error-Code", "EntryNotFound")
-        self.send_header("Content-Length", str(len(BODY) if known else 0))
+        self.send_header("Content-Length", str(self.announced if known else 0))
         self.end_headers()
         return known
 
     def do_GET(self):
         if self.do_HEAD():
-            self.wfile.write(BODY)
+            with contextlib.suppress(OSError):  # a client that was ended
+                self.wfile.write(BODY[:1])
+                self.wfile.flush()
+                time.sleep(self.pause_s)
+                self.wfile.write(BODY[1:])
 
 
 def test_the_hubs_client_fetches_and_says_what_is_missing(tmp_path: Path) -> None:
@@ -272,6 +281,37 @@ def test_the_hubs_client_fetches_and_says_what_is_missing(tmp_path: Path) -> Non
     assert (
         Path(find("hf://owner/name/folder/w.bin@v1").stdout.strip()).read_bytes() == BODY
     )  # kept, without the hub
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"announced": 1 << 60}, "1,152,921,504,606,846,976 bytes, and .* are free in"),
+        ({"pause_s": 30.0}, "bytes per second; expected 4,096 or more"),
+    ],
+)
+def test_downloads_of_the_hub_are_bounded_and_leave_nothing_behind(tmp_path, monkeypatch, change, line):
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+
+    hub_here = type("HubHere", (Hub,), change)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), hub_here)
+    server.daemon_threads = True
+    thread = threading.Thread(target=functools.partial(server.serve_forever, 0.01))
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(transport, "WINDOW_S", 0.5)
+    try:
+        with pytest.raises(UserError, match=line) as refused:
+            locate.find("hf://owner/name/folder/w.bin@v1")
+    finally:
+        server.shutdown()
+        server.socket.close()
+        thread.join()
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.rglob("*.incomplete"))
 
 
 def test_the_packaged_weights_are_an_entry_and_verified() -> None:

@@ -135,13 +135,16 @@ _CHIPS: dict[str, _Chip] = {
 }
 
 
-def describe(*, measure: bool = False, watts: float = 0.0, pue: float = Hardware.pue) -> Hardware:
+def describe(
+    *, measure: bool = False, watts: float = 0.0, pue: float = Hardware.pue, memory_gb: float = 0.0
+) -> Hardware:
     """Describe the devices that JAX sees; figures not in the table are None, and `note` says so.
 
     Args:
         measure: Whether to measure a CPU that has not been measured before: see `dapt_jax.cost.peak`.
         watts: Power per JAX device, if the user knows it; 0 takes the table's.
         pue: Power usage effectiveness of the data centre.
+        memory_gb: Main memory that energy is charged for, in GB; 0 takes this machine's.
     """
     import jax
 
@@ -155,7 +158,9 @@ def describe(*, measure: bool = False, watts: float = 0.0, pue: float = Hardware
     if found.platform != "cpu" and not any(memory_stats(device) for device in jax.local_devices()):
         lost = f"{found.kind} reports no memory figures: peak memory is that of the process on the host"
         found = dataclasses.replace(found, note="; ".join(filter(None, (found.note, lost))))
-    return dataclasses.replace(found, watts=watts or found.watts, pue=pue)
+    return dataclasses.replace(
+        found, watts=watts or found.watts, pue=pue, memory_gb=memory_gb or found.memory_gb
+    )
 
 
 def device_bytes() -> int:
@@ -172,6 +177,29 @@ def device_bytes() -> int:
     if all(limits):
         return min(int(limit) for limit in limits if limit)
     return _memory_bytes() // len(devices)
+
+
+def free_memory_bytes() -> int:
+    """Return the main memory that this process may still take in bytes; 0 where the system does not say.
+
+    Limits of control groups (containers, batch jobs) count.
+    """
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return _memory_bytes()
+    lines = (line.split() for line in info.read_text().splitlines())
+    free = next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), 0)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = (Path(path).read_text().strip() for path in (limit, used))
+        except OSError:
+            continue
+        if most.isdecimal() and now.isdecimal():
+            free = min(free, max(0, int(most) - int(now)))
+    return free
 
 
 def _with_measured(found: Hardware, figures: dict[str, float] | None) -> Hardware:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
@@ -108,6 +109,8 @@ def _integer(value: Any) -> int | None:
         return None
     if isinstance(value, int):
         return value
-    if getattr(value, "shape", None) == () and np.issubdtype(getattr(value, "dtype", np.float64), np.integer):
+    if getattr(value, "shape", None) == () and jnp.issubdtype(
+        getattr(value, "dtype", np.float64), np.integer
+    ):
         return int(value)
     return None

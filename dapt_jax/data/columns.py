@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dapt_jax.data import identity
 from dapt_jax.data.paths import IMAGES, VOLUMES, Finder, true_path
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import MissingLabelsError, UserError, nearest
 
 _FEW = 10
 _INDEX = r"\[\d+\]$"
@@ -105,6 +105,8 @@ def _labels(
     label: str,
     notes: list[str],
 ) -> tuple[str, ...]:
+    if not label:
+        return ()
     wanted = [part.strip() for part in label.split(",")]
     if len(wanted) > 1 or wanted[0] != "label":
         return tuple(_one(manifest, name, identity.column(name, free), columns, notes) for name in wanted)
@@ -125,6 +127,8 @@ def _labels(
                 f"{manifest}: no column 'label', but {len(flags)} columns of 0 and 1: "
                 f"label={','.join(flags[:30])!r}"
             )
+    if not candidates:
+        raise MissingLabelsError(_missing(manifest, "label", columns))
     return (_one(manifest, "label", candidates, columns, notes, "holds the labels"),)
 
 
@@ -223,12 +227,16 @@ def _one(
             f"{manifest}: no column {wanted!r}; it could be {listed}; expected {_way_out(wanted, candidates)}"
         )
     if not candidates:
-        hint = nearest(wanted, columns)
-        listed = "" if hint.startswith("valid") else f" its columns: {', '.join(columns)}"
-        raise UserError(f"{manifest}: no column {wanted!r}; {hint}{listed}")
+        raise UserError(_missing(manifest, wanted, columns))
     if candidates[0] != wanted and is_for:
         notes.append(f"{manifest}: column {candidates[0]!r} {is_for}")
     return candidates[0]
+
+
+def _missing(manifest: Path, wanted: str, columns: Mapping[str, Sequence[str]]) -> str:
+    hint = nearest(wanted, columns)
+    listed = "" if hint.startswith("valid") else f" its columns: {', '.join(columns)}"
+    return f"{manifest}: no column {wanted!r}; {hint}{listed}"
 
 
 def _way_out(wanted: str, candidates: Sequence[str]) -> str:

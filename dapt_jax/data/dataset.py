@@ -32,7 +32,8 @@ class Dataset:
         images: The pixels, by index.
         labels: int64 [n], one class per image; or float32 [n, classes] of 0 and 1, with NaN for a missing
             label, and -1 for an uncertain one if `uncertain` defines its meaning.
-        classes: Name of each class; labels index into it.
+        classes: Name of each class; labels index into it. Empty for a set without labels, whose `labels` are
+            all 0: see `is_labelled`.
         groups: str [n], the patient (or other group) of each image. Splits never separate a group. An image
             without a group forms its own.
         columns: Other columns of the manifest, each str [n] ("split", "source", ...).
@@ -89,6 +90,31 @@ class Dataset:
         """Whether an image can have several classes."""
         return self.labels.ndim == 2
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the images have classes or segments; objectives that need no labels take all sets."""
+        return bool(self.classes or self.segments)
+
+    def without_labels(self) -> "Dataset":
+        """Return the same images without labels, masks and segments: nothing can depend on them any more.
+
+        >>> images = ImageStore.from_arrays(np.zeros((2, 8, 8, 3), np.uint8), 8)
+        >>> data = Dataset("mine", images, np.array([0, 1]), ("a", "b"), np.array(["P1", "P2"]))
+        >>> data.without_labels().is_labelled
+        False
+        """
+        return replace(
+            self,
+            labels=np.zeros(len(self), np.int64),
+            classes=(),
+            masks=None,
+            segments=(),
+            overlapping=False,
+            ordinal=False,
+            uncertain=None,
+            spacing=None,
+        )
+
     def take(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
         """Return the images at `indices`, in that order, with the same classes."""
         chosen = np.asarray(indices, np.int64)
@@ -140,7 +166,7 @@ class Dataset:
         if self.multi_label:
             named = ["|".join(np.array(self.classes)[row == 1]) for row in self.labels]
             columns.setdefault(LABEL, np.array(named, dtype=str))
-        else:
+        elif self.classes:
             columns.setdefault(LABEL, np.array(self.classes, dtype=str)[self.labels])
         return self.take(np.flatnonzero(matching(columns, condition, self.name)))
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -135,6 +136,14 @@ class BadImage:
     reason: str
 
 
+_stores: "weakref.WeakSet[_Pixels]" = weakref.WeakSet()
+
+
+def cached_bytes() -> int:
+    """Return the bytes of decoded images that the stores of this process hold, or have reserved."""
+    return sum(store.cache.nbytes for store in _stores if store.cache is not None)
+
+
 class _Pixels:
     """Pixels shared by several stores: files and, if they fit into memory, their decoded images."""
 
@@ -142,6 +151,7 @@ class _Pixels:
         self.sources, self.size, self.crop = sources, size, crop
         # np.empty only reserves address space: memory is used as images are decoded.
         self.cache = np.empty((len(sources), size, size, 3), np.uint8) if cached else None
+        _stores.add(self)
         self.ready = np.zeros(len(sources), bool)
         self.used: dict[int, Range] = {}
         self.constant = np.zeros(len(sources), bool)

@@ -12,7 +12,7 @@ from dapt_jax.data.layout import Layout, why_empty
 from dapt_jax.data.paths import IMAGES
 from dapt_jax.data.plane import Plane, Window, file_of
 from dapt_jax.data.records import Record
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import MissingLabelsError, UserError, nearest
 
 
 def load_folder(
@@ -63,7 +63,7 @@ def load_folder(
     """
     root = Path(path)
     records.check_on_bad_image(on_bad_image)
-    found, seen = _records(root, _pattern(group), (*classes, *drop_classes))
+    found, seen = _records(root, patient_pattern(group), (*classes, *drop_classes))
     if shown := Window.parse(window):
         found = [replace(record, image=Plane(file_of(record.image), window=shown)) for record in found]
     records.check_once(found, str(root))
@@ -110,7 +110,12 @@ def _check_empty(found: Layout, where: str, dropped: Sequence[str], classes: Seq
         )
 
 
-def _pattern(group: str) -> re.Pattern[str] | None:
+def patient_pattern(group: str) -> re.Pattern[str] | None:
+    """Return the regular expression that finds a patient in a path; None for an empty text.
+
+    Raises:
+        UserError: It is not a regular expression, or marks no group.
+    """
     if not group:
         return None
     try:
@@ -141,7 +146,7 @@ def _records(
             _, label, folder = found.empty[0]
             raise UserError(f"{root}: no images; class folder {label!r}: {why_empty(folder)}")
         expected = "SPLIT/CLASS/image.png" if found.has_splits else "CLASS/image.png"
-        raise UserError(f"{root}: no images; expected {expected} with one of {', '.join(IMAGES)}")
+        raise MissingLabelsError(f"{root}: no images; expected {expected} with one of {', '.join(IMAGES)}")
     images = []
     for image in found.images:
         written = image.file.relative_to(root).as_posix()

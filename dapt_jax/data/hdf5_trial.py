@@ -46,13 +46,13 @@ def check(path: Path) -> None:
         stat = path.stat()
     except OSError as error:
         raise UserError(f"{path}: no such file") from error
-    if why := _tried(path, (stat.st_size, stat.st_mtime_ns)):
+    if why := _tried(path, (stat.st_size, stat.st_mtime_ns), limits.decoded_bytes()):
         raise UserError(f"{path}: damaged: {why}; expected a whole HDF5 file")
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _tried(path: Path, stamp: tuple[int, int]) -> str:
-    """Return why a file cannot be read; "" if the helper read it."""
+def _tried(path: Path, stamp: tuple[int, int], limit: int) -> str:
+    """Return why a file cannot be read under a limit of decoded bytes; "" if the helper read it."""
     global _helper, _owner
     seconds = _SECONDS + stamp[0] // _BYTES_PER_SECOND
     with _lock:
@@ -72,7 +72,8 @@ def _tried(path: Path, stamp: tuple[int, int]) -> str:
         ended = threading.Timer(seconds, helper.kill)
         ended.start()
         try:
-            helper.stdin.write(os.fsencode(os.path.abspath(path)).replace(b"\n", b"\0") + b"\n")
+            name = os.fsencode(os.path.abspath(path)).replace(b"\n", b"\0")
+            helper.stdin.write(b"%d %s\n" % (limit, name))
             helper.stdin.flush()
             answer = helper.stdout.readline()
         except OSError:
@@ -99,12 +100,14 @@ atexit.register(_close)
 
 
 def serve() -> None:
-    """Open the files named on standard input, one per line, in the helper process."""
+    """Open the files named on standard input in the helper process: a limit in bytes and a path per line."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for name in sys.stdin.buffer:
+    for line in sys.stdin.buffer:
+        limit, _, name = line.partition(b" ")
+        limits.set_decoded_bytes(int(limit))
         with contextlib.suppress(Exception):
             _walk(Path(os.fsdecode(name.rstrip(b"\n").replace(b"\0", b"\n"))))
         sys.stdout.write("done\n")

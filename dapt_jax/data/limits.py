@@ -49,7 +49,7 @@ def check(path: Path, size: int, what: str) -> None:
         raise UserError(
             f"{path}: {what} takes {_gibibytes(size)} to read, and the limit for decoded data is "
             f"{_gibibytes(_limit)}; expected a smaller image (cut it into tiles or slices), or a higher "
-            "limit"
+            "data.max_image_mb"
         )
 
 

@@ -26,6 +26,7 @@ from dapt_jax.data.records import Record
 from dapt_jax.errors import UserError, nearest
 
 _INDEX = re.compile(r"\[(\d+)\]$")
+_UNLABELLED = ""
 _VALUES = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
 
 
@@ -54,8 +55,8 @@ def load_manifest(
         path: The CSV file (comma, semicolon or tab between cells; UTF-8).
         image_size: Side of the images in pixels.
         label: The label column; or several 0/1 columns joined by commas, one per class, blank for a missing
-            label. A label column in which any cell holds `|` makes the set multi-label; a blank then means no
-            class.
+            label; empty to read no labels. A label column in which any cell holds `|` makes the set
+            multi-label; a blank then means no class.
         classes: The classes in the wanted order; by default all labels of the selected rows, numbers in
             numerical order, names alphabetically (or the 0/1 columns).
         drop_classes: Labels whose rows are left out; "nan" stands for rows without a label. In a multi-label
@@ -98,16 +99,18 @@ def load_manifest(
         files = [named.setdefault(true_path(roles.find(file)), file) if file else "" for file in files]
         records.check_splits(places, files, columns["split"], "image", str(manifest))
 
-    labels = columns[roles.labels[0]]
-    if len(roles.labels) > 1:
-        cells = zip(*(columns[name] for name in roles.labels), strict=True)
+    label_columns = roles.labels
+    if not label:  # one unspoken class, which `without_labels` removes at the end
+        columns[_UNLABELLED], label_columns = ["image"] * len(places), (_UNLABELLED,)
+    labels = columns[label_columns[0]]
+    if len(label_columns) > 1:
+        cells = zip(*(columns[name] for name in label_columns), strict=True)
         labels = [
-            "|".join(n for n, cell in zip(roles.labels, row, strict=True) if cell == "1") for row in cells
+            "|".join(n for n, cell in zip(label_columns, row, strict=True) if cell == "1") for row in cells
         ]
     known = {"image": columns[roles.image], LABEL: labels, **columns}
     known |= {"patient": columns[roles.group]} if roles.group else {}
     rows = np.flatnonzero(matching(known, where, str(manifest)))
-    label_columns = roles.labels
     per_class = len(label_columns) > 1
     classes, drop_classes = (tuple(map(identity.clean, names)) for names in (classes, drop_classes))
     if per_class and (
@@ -171,7 +174,7 @@ def load_manifest(
     else:
         chosen = records.drop(chosen, drop_classes, str(manifest), multi_label)
         names = records.resolve_classes(chosen, classes, str(manifest))
-    return records.to_dataset(
+    dataset = records.to_dataset(
         chosen,
         names,
         name=name or manifest.absolute().parent.name,
@@ -186,6 +189,7 @@ def load_manifest(
         mask_orientation=mask_orientation,
         notes=roles.notes,
     )
+    return dataset if label else dataset.without_labels()
 
 
 def _is_unlabelled(cell: str, named: Collection[str]) -> bool:

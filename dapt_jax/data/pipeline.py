@@ -77,6 +77,7 @@ def batches(
     epochs: int,
     *,
     read: Read | None = None,
+    labels: np.ndarray | None = None,
     share: slice = slice(None),
     threads: int = 2,
 ) -> grain.DatasetIterator:
@@ -86,7 +87,9 @@ def batches(
         dataset: Data set of the rows of `order`.
         order: Assignment of rows to batches.
         epochs: Number of epochs of the whole run.
-        read: Function for the contents of a batch besides labels; by default the images.
+        read: Function for the contents of a batch besides labels; by default the images. It may return
+            labels of its own as `label`.
+        labels: Labels of all rows; by default `Dataset.targets`.
         share: Part of every batch that this process reads; other processes read the rest.
         threads: Number of decoding threads.
 
@@ -95,15 +98,15 @@ def batches(
         size, size, 3]), `label` (see `Dataset.targets`), `weight` float32 [b], `index` int32 [b] (rows),
         `epoch` int32 [].
     """
-    labels = dataset.targets
+    of_rows = dataset.targets if labels is None else labels
     read = read or (lambda _, rows: {"image": dataset.images.batch(rows)})
 
     def load(step: tuple[int, np.ndarray, np.ndarray]) -> dict[str, Any]:
         epoch, indices, weights = step
         rows = indices[share]
         return {
+            "label": of_rows[rows],
             **read(epoch, rows),
-            "label": labels[rows],
             "weight": weights[share],
             "index": rows,
             "epoch": np.int32(epoch),

@@ -15,11 +15,13 @@ from dapt_jax.data.phantoms import load_phantoms
 from dapt_jax.data.prepared_tfds import load_tfds
 from dapt_jax.data.sets import SETS
 from dapt_jax.data.textures import load_textures
+from dapt_jax.data.unlabelled import load_images
 from dapt_jax.errors import UserError, nearest
 
 KINDS: dict[str, Callable[..., Dataset]] = {
     "manifest": load_manifest,
     "folder": load_folder,
+    "images": load_images,
     "phantoms": load_phantoms,
     "textures": load_textures,
     "tfds": load_tfds,
@@ -38,13 +40,14 @@ def load(
     data_dir: str | Path | None,
     image_size: int,
     on_bad_image: str = "error",
+    labels: bool = True,
     **shared: Any,
 ) -> Dataset:
     """Read the set that a config describes.
 
     Args:
-        spec: `kind` ("manifest", "folder", "phantoms", "textures", "tfds", or a public set of `SETS`, such as
-            "chexpert") and the arguments of that reader, such as `{"kind": "manifest", "path":
+        spec: `kind` ("manifest", "folder", "images", "phantoms", "textures", "tfds", or a public set of
+            `SETS`, such as "chexpert") and the arguments of that reader, such as `{"kind": "manifest", "path":
             "wbc/manifest.csv", "where": "source=dataset1", "classes": ("monocyte",)}`. None, "" and () stand
             for the reader's default; several names in one string are separated by commas. For any kind with
             masks, `segments=("background", "nucleus")` names their values and makes the set a segmentation
@@ -52,12 +55,14 @@ def load(
             ordered grades: numbers, or names in the order given by `classes`. `merge_look_alikes=False` lets
             splits divide near-duplicate images. `cohort="hospital A"` identifies the cohort in which patient
             names are unique: sets of two cohorts share no patient, even if names coincide. The readers are
-            `load_manifest`, `load_folder`, `load_phantoms`, `load_textures` and `load_tfds`. Several
-            descriptions are one set, see `dapt_jax.data.concatenate`.
+            `load_manifest`, `load_folder`, `load_images`, `load_phantoms`, `load_textures` and `load_tfds`.
+            Several descriptions are one set, see `dapt_jax.data.concatenate`.
         data_dir: Folder that `path` is relative to; not needed for absolute paths and for phantoms.
         image_size: Side of the images in pixels, unless `spec` defines another (for large images, which a
             network processes in windows).
         on_bad_image: "error" or "skip"; for readers of image files.
+        labels: Whether labels are read. Without, a folder needs no class folders and a manifest no label
+            column, unless `spec` selects images by class or split.
         **shared: Other arguments for every reader that accepts them: `cache_bytes`, `workers`, `seed`.
 
     Raises:
@@ -66,10 +71,15 @@ def load(
     """
     if not isinstance(spec, Mapping):
         options = {"data_dir": data_dir, "image_size": image_size, "on_bad_image": on_bad_image, **shared}
+        options["labels"] = labels
         return concatenate([load(each, **options) for each in spec])
     kind = str(spec.get("kind", ""))
     if kind not in KINDS:
         raise UserError(f"no kind {kind!r}; {nearest(kind, KINDS)}")
+    if not labels:
+        unlabelled = _unlabelled(spec)
+        read = load(unlabelled, data_dir=data_dir, image_size=image_size, on_bad_image=on_bad_image, **shared)
+        return read.without_labels()
     reader = KINDS[kind]
     known = inspect.signature(reader).parameters
     keys = [key for key in known if key not in _SHARED]
@@ -92,6 +102,15 @@ def load(
         dataset = ordered(dataset, spec)
     cohort = of_any["cohort"] or (kind if kind in SETS else "")
     return replace(dataset, merge_look_alikes=of_any["merge_look_alikes"], cohort=cohort)
+
+
+def _unlabelled(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the description of the same images without their labels, where labels select none of them."""
+    selects = any(spec.get(key) for key in ("classes", "drop_classes", "where"))
+    if spec.get("kind") not in ("folder", "manifest") or selects:
+        return dict(spec)
+    of_labels = ("label", SEGMENTS, "mask_orientation", "ordinal", "classes", "drop_classes", "where")
+    return {**{key: value for key, value in spec.items() if key not in of_labels}, "kind": "images"}
 
 
 def ordered(dataset: Dataset, spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Dataset:

@@ -111,9 +111,8 @@ def _corpus(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     images = about.get("images")
     count = f"{images:,} images, " if isinstance(images, int) else ""
     print_ = (config.get("images") or {}).get("corpus")
-    return f"{count}classes {', '.join(about['classes'])}; {told}" + (
-        f"; fingerprint `{print_}`" if print_ else ""
-    )
+    labels = f"classes {', '.join(about['classes'])}" if about.get("classes") else "labels not used"
+    return f"{count}{labels}; {told}" + (f"; fingerprint `{print_}`" if print_ else "")
 
 
 def _preprocessing(encoder: Encoder) -> str:

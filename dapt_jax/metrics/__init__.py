@@ -6,7 +6,7 @@ A metric is one function under `@metric(...)`, which declares its title, directi
 settings, tables and figures read them from `METRICS`. This package does not need JAX.
 """
 
-from dapt_jax.metrics.classification import Predictions, calibration_error, classification
+from dapt_jax.metrics.classification import Predictions, calibration_error, classification, mean_auc
 from dapt_jax.metrics.registry import METRICS, Metric, display_name, lookup, lower_is_better, metric
 from dapt_jax.metrics.score import Score
 from dapt_jax.metrics.segmentation import Segmentation, segmentation
@@ -22,6 +22,7 @@ __all__ = [
     "display_name",
     "lookup",
     "lower_is_better",
+    "mean_auc",
     "metric",
     "segmentation",
 ]

@@ -151,6 +151,13 @@ def _auc_of_subset(found: Predictions) -> Iterable[Score]:
     return found.whole("auc_subset", mean, covered)
 
 
+@metric("auc_epochs", title="AUC, mean over the head's epochs", kinds=(), chance=0.5)
+@metric("auc_epochs_sd", title="AUC, deviation over the head's epochs", kinds=(), higher_is_better=False)
+def _of_epochs(found: Predictions) -> Iterable[Score]:
+    """Computed over the epochs of a head: see `study.head_curves`."""
+    return []
+
+
 @metric("ap", title="AP", kinds=(SINGLE_LABEL, MULTI_LABEL), per_class=True)
 def _average_precisions(found: Predictions) -> Iterable[Score]:
     return found.by_class("ap", found.probabilities, _average_precision)
@@ -204,6 +211,16 @@ def _quadratic_kappa(found: Predictions) -> Iterable[Score]:
 @metric("ece", title="ECE", kinds=(SINGLE_LABEL,), higher_is_better=False)
 def _calibration_error(found: Predictions) -> Iterable[Score]:
     return found.whole("ece", calibration_error(found.labels, found.probabilities))
+
+
+def mean_auc(
+    labels: Shaped[np.ndarray, "n ..."],
+    probabilities: Float[np.ndarray, "n classes"],
+    classes: tuple[str, ...],
+) -> float:
+    """Return the score `auc` of `classification` alone; NaN where no class has positives and negatives."""
+    found = Predictions(labels, probabilities, classes, np.ones(len(classes), bool))
+    return next(iter(_aucs(found))).value
 
 
 def _auc(truth: Shaped[np.ndarray, " n"], probability: Float[np.ndarray, " n"]) -> float:

@@ -41,6 +41,8 @@ class Row:
         images: Images processed, including repeats.
         model_flops: Model FLOPs over all devices (`Flops.model`).
         hardware_flops: Hardware FLOPs over all devices, including recomputation.
+        head_flops: Of `model_flops`, those of a label-free objective's head and loss, which are thrown away.
+        target_flops: Of `model_flops`, those of a frozen teacher's outputs.
         train_s: Seconds in training steps and in the loop around them.
         compile_s: Seconds tracing and compiling.
         data_s: Seconds waiting for input.
@@ -74,6 +76,8 @@ class Row:
     images: int = 0
     model_flops: int = 0
     hardware_flops: int = 0
+    head_flops: int = 0
+    target_flops: int = 0
     train_s: float = 0.0
     compile_s: float = 0.0
     data_s: float = 0.0

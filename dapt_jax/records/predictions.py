@@ -2,13 +2,14 @@
 
 `WORKDIR/predictions/STRATEGY-seedN/TASK-SPLIT.npz` holds `label` ([n] class numbers, or [n, classes] of 0, 1
 and NaN), `group` (str [n], the patient), `image` (str [n]) and, for each protocol, `probability/PROTOCOL`
-(float [n, classes]).
+(float [n, classes]) and `seen/PROTOCOL` (bool [n, classes], whether the heads that predicted the image had seen the
+class in training); `classes` are the names of the classes. Files of earlier versions lack the last two.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +34,17 @@ class Predictions:
     """Predictions of a run for the images of a split.
 
     Attributes:
-        targets: Binary labels of each class, 0 or 1, NaN where unknown, float [n, classes].
+        targets: Binary labels of each class, 0 or 1, NaN where unknown and where the head that predicted the
+            image had not seen the class in training, float [n, classes].
         groups: The patient of each image, [n].
         probabilities: Predicted probabilities, float [n, classes].
+        unseen: Names of the classes that some head had not seen.
     """
 
     targets: np.ndarray
     groups: np.ndarray
     probabilities: np.ndarray
+    unseen: tuple[str, ...] = ()
 
     def auc(self, rows: np.ndarray) -> float:
         """Return the mean one-versus-rest AUC over some rows.
@@ -96,10 +100,27 @@ def read(path: Path, protocol: str) -> Predictions | None:
     if labels.ndim == 1:
         if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
             raise UserError(f"{path}: labels {_range(labels)}; expected classes from 0 to {classes - 1}")
-        return Predictions(np.eye(classes)[labels], groups, probabilities)
+        return _with_seen(path, file, protocol, Predictions(np.eye(classes)[labels], groups, probabilities))
     if labels.dtype.kind not in "fiub" or not (np.isnan(labels) | (labels == 0) | (labels == 1)).all():
         raise UserError(f"{path}: labels {_range(labels)}; expected 0, 1 or NaN for each class")
-    return Predictions(labels.astype(float), groups, probabilities)
+    return _with_seen(path, file, protocol, Predictions(labels.astype(float), groups, probabilities))
+
+
+def _with_seen(path: Path, file: Mapping[str, np.ndarray], protocol: str, found: Predictions) -> Predictions:
+    """Return predictions without the labels of classes that a head had not seen."""
+    seen = file.get(f"seen/{protocol}")
+    if seen is None:
+        return found
+    if seen.dtype.kind != "b" or seen.shape != found.probabilities.shape:
+        raise UserError(
+            f"{path}: seen/{protocol} is {seen.dtype} {seen.shape}; expected bool {found.probabilities.shape}"
+        )
+    names = file.get("classes", np.arange(seen.shape[1]))
+    if names.shape != seen.shape[1:]:
+        raise UserError(f"{path}: {names.shape} classes; expected {seen.shape[1]} names")
+    unseen = tuple(str(name) for name, each in zip(names, seen.all(0).tolist(), strict=True) if not each)
+    targets = np.where(seen, found.targets, np.nan)
+    return dataclasses.replace(found, targets=targets, unseen=unseen)
 
 
 def write(
@@ -108,6 +129,8 @@ def write(
     groups: np.ndarray,
     images: np.ndarray,
     probabilities: Mapping[str, np.ndarray],
+    seen: Mapping[str, np.ndarray] | None = None,
+    classes: Sequence[str] = (),
 ) -> None:
     """Write one file atomically.
 
@@ -117,9 +140,14 @@ def write(
         groups: The patient of each image.
         images: File name of each image.
         probabilities: Predicted probabilities by protocol.
+        seen: By protocol, whether the heads that predicted an image had seen each class; None for all.
+        classes: Names of the classes.
     """
     by_protocol = {f"probability/{name}": each.astype(np.float32) for name, each in probabilities.items()}
-    arrays.write(path, {"label": labels, "group": np.asarray(groups, str), "image": images, **by_protocol})
+    by_protocol |= {f"seen/{name}": each for name, each in (seen or {}).items()}
+    named = {"classes": np.asarray(classes, str)} if classes else {}
+    about = {"label": labels, "group": np.asarray(groups, str), "image": images, **named}
+    arrays.write(path, {**about, **by_protocol})
 
 
 def _range(labels: np.ndarray) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ class Records:
         self.leaks = leaks or {}
         self.results = results
         self.rows = rows
+        self._found: dict[tuple[Any, ...], list[str]] = {}
         self._values: dict[tuple[Any, ...], float | None] = {}
         for row in results:
             self._values[tuple(row[key] for key in _KEY)] = row["value"]
@@ -166,13 +168,13 @@ class Records:
         """Strategies that the configuration names."""
         return list(self.config.get("strategies", ()))
 
-    @property
+    @functools.cached_property
     def strategies(self) -> list[str]:
         """Strategies in the order of the configuration, then others with records, without the baseline."""
         found = [*(row["strategy"] for row in self.results), *(row.strategy for row in self.rows)]
         return [name for name in dict.fromkeys([*self.planned, *found]) if name != BASELINE]
 
-    @property
+    @functools.cached_property
     def seeds(self) -> list[Any]:
         """Seeds that the configuration or the records name."""
         found = [row["seed"] for row in self.results if row["strategy"] != BASELINE]
@@ -185,7 +187,7 @@ class Records:
         seed = self.config.get("adapt", {}).get("seed", -1)
         return seed if seed >= 0 else None
 
-    @property
+    @functools.cached_property
     def tasks(self) -> list[str]:
         """Target tasks that have results."""
         return self._named("task")
@@ -255,10 +257,12 @@ class Records:
         self, strategy: str, task: str, split: str, protocol: str | None, metric: str
     ) -> list[float | None]:
         """Return one value per seed, in the order of `seeds` (or the baseline's seeds)."""
-        seeds = self.seeds
-        if strategy == BASELINE:
-            seeds = list(dict.fromkeys(r["seed"] for r in self.results if r["strategy"] == BASELINE))
+        seeds = self._baseline_seeds if strategy == BASELINE else self.seeds
         return [self._values.get((strategy, seed, task, split, protocol, metric)) for seed in seeds]
+
+    @functools.cached_property
+    def _baseline_seeds(self) -> list[Any]:
+        return list(dict.fromkeys(row["seed"] for row in self.results if row["strategy"] == BASELINE))
 
     def generalization_gaps(
         self, strategy: str, task: str, protocol: str | None, metric: str
@@ -310,11 +314,11 @@ class Records:
         return self.config.get("report", {})
 
     def _named(self, key: str, **only: str) -> list[str]:
-        return list(
-            dict.fromkeys(
-                str(row[key]) for row in self.results if all(row[k] == value for k, value in only.items())
-            )
-        )
+        asked = (key, *only.items())
+        if asked not in self._found:  # with thousands of classes, each search is long
+            rows = (row for row in self.results if all(row[k] == value for k, value in only.items()))
+            self._found[asked] = list(dict.fromkeys(str(row[key]) for row in rows))
+        return self._found[asked]
 
 
 def _upgraded(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
+from dapt_jax.report.page import printable
 from dapt_jax.report.style import COLOURS, STYLE
 from dapt_jax.runtime import atomic_files
 
@@ -103,6 +104,7 @@ def write(
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=printable,
     )
     figures = [_histograms(view) for view in views]
     together = _together(views)

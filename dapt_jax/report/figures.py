@@ -56,10 +56,10 @@ def draw(
 
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         for task in records.tasks:
-            metric, slug = records.display_name(task, records.metric(task)), _slug(task)
+            metric, named = records.display_name(task, records.metric(task)), slug(task)
             keep(
                 task,
-                f"cost_score_{slug}",
+                f"cost_score_{named}",
                 cost_score(records, task),
                 f"Standalone model FLOPs of one arm against {metric}. Faint: single seeds. Solid: mean with "
                 "95% "
@@ -67,14 +67,14 @@ def draw(
             )
             keep(
                 task,
-                f"seeds_{slug}",
+                f"seeds_{named}",
                 seeds(records, task),
                 f"{metric} of each seed on {records.in_domain(task)} and external data; the bold line is "
                 "the mean. A steep line means a large generalization gap.",
             )
             keep(
                 task,
-                f"scores_along_{slug}",
+                f"scores_along_{named}",
                 selection.scores_along(records, task),
                 f"Above and first, where checkpoints were measured: their {metric}. Then each "
                 "transferability score by "
@@ -84,7 +84,7 @@ def draw(
             for (split, protocol), of_split in masks.by_split(samples, task).items():
                 keep(
                     task,
-                    f"masks_{slug}_{split}_{protocol}",
+                    f"masks_{named}_{split}_{protocol}",
                     masks.overlays(of_split, records.strategies),
                     "Outlines of the true masks (top row) and of those that each strategy's network drew, "
                     f"{protocol}, "
@@ -299,5 +299,6 @@ def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
     return first[0] < second[1] and second[0] < first[1] and first[2] < second[3] and second[2] < first[3]
 
 
-def _slug(task: str) -> str:
+def slug(task: str) -> str:
+    """Return a task's name as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in task)

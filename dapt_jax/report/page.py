@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
+from dapt_jax.errors import one_line
 from dapt_jax.formatting import number
 from dapt_jax.records import intensities, overlays
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import claims, figures, leak_marks, main_table, narrative, predictions, selection, tables
+from dapt_jax.report.columns import Table
+from dapt_jax.report.style import STYLE, save
 from dapt_jax.runtime import atomic_files
 
 HOW_TO_READ = (
@@ -42,20 +50,107 @@ def build(workdir: Path) -> None:
         UserError: The file config.json is missing, or one of the files is damaged.
     """
     workdir = Path(workdir)
-    records = Records.read(workdir)
+    build_of(Records.read(workdir), workdir)
+
+
+@dataclasses.dataclass(frozen=True)
+class Overview:
+    """What the report of several studies shows before its tasks.
+
+    Attributes:
+        tables: Tables over tasks.
+        figure: Figure over tasks.
+        warnings: Warnings, one line each.
+    """
+
+    tables: Sequence[Table]
+    figure: Figure
+    warnings: Sequence[str]
+
+
+def build_of(records: Records, workdir: Path, overview: Overview | None = None) -> None:
+    """Write the report of records into a folder; see `build`.
+
+    Args:
+        records: Records of a study, or of several.
+        workdir: Folder of the report, and of predictions and overlays where there are any.
+        overview: What comes first, of several studies.
+    """
     pictures = figures.draw(records, overlays.read(workdir), workdir / "figures")
     view = _view(records, pictures, workdir)
-    # Markdown must not escape "<0.001", so only the HTML template does.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dapt_jax.report"),
-        autoescape=lambda name: name is not None and name.startswith("report.html"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["md"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
-    for name in ("report.md", "report.html"):
-        atomic_files.write_text(workdir / name, environment.get_template(f"{name}.j2").render(view))
+    if overview:
+        with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+            path = save(overview.figure, workdir / "figures" / "overview.png")
+        caption = "Every arm on every task: seeds faint, mean with its 95% interval; shaded: the margin around the reference."
+        view["overview"] = {
+            "figures": [picture(path, workdir, caption)],
+            "tables": [leak_marks.marked(records, table) for table in overview.tables],
+        }
+        view["warnings"] = [*overview.warnings, *view["warnings"]]
+    render(workdir, "report", view)
+
+
+def render(folder: Path, template: str, view: Mapping[str, Any]) -> None:
+    """Write report.md and report.html of a folder.
+
+    Args:
+        folder: Folder of the two files.
+        template: Name of the two templates: "report" of a study, or "page" of titled sections.
+        view: Context of the templates.
+    """
+    for suffix, escape in (("md", markdown), ("html", printable)):
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("dapt_jax.report"),
+            autoescape=suffix == "html",
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+            finalize=escape,
+        )
+        text = environment.get_template(f"{template}.{suffix}.j2").render(view)
+        atomic_files.write_text(folder / f"report.{suffix}", text.lstrip("\n"))
+
+
+def picture(path: Path, folder: Path, caption: str) -> dict[str, str]:
+    """Return a figure for a template.
+
+    Args:
+        path: PNG file.
+        folder: Folder of the page.
+        caption: Text below it.
+    """
+    return {
+        "file": path.relative_to(folder).as_posix(),
+        "data": base64.b64encode(path.read_bytes()).decode(),
+        "caption": caption,
+        "alt": path.stem.replace("_", " "),
+    }
+
+
+def printable(value: object) -> object:
+    """Return a value without control characters, which HTML does not allow."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return one_line(str(value).replace("\n", " ")) if is_text else value
+
+
+def markdown(value: object) -> str:
+    r"""Return a value as Markdown text that starts no tag, link, picture, code, table cell or emphasis.
+
+    Signs that mean nothing where they stand stay as they are: `<0.001`, `[0.81, 0.93]`, `linear_auc`.
+
+    Example:
+        >>> markdown("<b> ![x](http://host) a|b <0.001 [0.81, 0.93]")
+        '\\<b> ![x\\](http://host) a\\|b <0.001 [0.81, 0.93]'
+    """
+    if isinstance(value, Markup):
+        return str(value)
+    return _MARKS.sub(r"\\\g<0>", one_line(str(value).replace("\n", " ")))
+
+
+_MARKS = re.compile(
+    r"\\(?=[!-/:-@\[-`{-~])|[|`*$~]|<(?=[A-Za-z/!?])|\](?=[(\[:])|&(?=[#\w]+;)|(?<!\w)_|_(?!\w)"
+)
+"""What starts a construct of Markdown: backslashes, cells, code, emphasis, formulas, tags, links, entities."""
 
 
 def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path) -> dict[str, Any]:
@@ -63,16 +158,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
     config = records.config
 
     def shown(of_task: str) -> list[dict[str, str]]:
-        return [
-            {
-                "file": path.relative_to(workdir).as_posix(),
-                "data": base64.b64encode(path.read_bytes()).decode(),
-                "caption": caption,
-                "alt": path.stem.replace("_", " "),
-            }
-            for task, path, caption in pictures
-            if task == of_task
-        ]
+        return [picture(path, workdir, caption) for task, path, caption in pictures if task == of_task]
 
     sections = []
     for task in records.tasks:
@@ -102,6 +188,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
         "data_note": str(config.get("data_note") or ""),
         "facts": _facts(records),
         "warnings": _warnings(records),
+        "overview": None,
         "sections": sections,
         "ranks": [leak_marks.marked(records, table) for table in claims.over_tasks(records)],
         "figures": shown(""),
@@ -154,6 +241,12 @@ def _warnings(records: Records) -> list[str]:
                 f"LEAK: {what} of {task} {split} were seen in training or in another set; marked ‡ in every "
                 "table."
             )
+    lines += [
+        f"No patient-level intervals of {task}: its images and classes are too many to resample; predictions/ "
+        "holds the predictions."
+        for task in records.tasks
+        if not predictions.resamples_of(records, task)
+    ]
     undefined = sum(row["value"] is None for row in records.results)
     if undefined:
         lines.append(f"{undefined} of {len(records.results)} results are undefined and left out of means.")
@@ -178,12 +271,14 @@ def _sizes(records: Records, task: str) -> str:
         if row.get("n") is not None:
             found.setdefault(row["split"], f"{row['split']} {row['n']} images")
         if row.get("classes") and "/" not in row["metric"]:  # scores of a single class cover fewer images
-            classes = (
-                ", ".join(map(str, row["classes"]))
-                if isinstance(row["classes"], list)
-                else str(row["classes"])
-            )
+            names = row["classes"]
+            is_short = isinstance(names, list) and len(names) <= 20
+            classes = ", ".join(map(str, names)) if is_short else f"{_count(names):,}"
     return "; ".join([*found.values(), *([f"classes: {classes}"] if classes else [])])
+
+
+def _count(classes: list[str] | int) -> int:
+    return len(classes) if isinstance(classes, list) else classes
 
 
 def _totals_words(records: Records) -> str:

@@ -6,32 +6,46 @@ from pathlib import Path
 
 import numpy as np
 
+from dapt_jax.errors import UserError
 from dapt_jax.formatting import NONE, p_value
 from dapt_jax.records import predictions
 from dapt_jax.records.predictions import Predictions
 from dapt_jax.records.study_records import Records
+from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report.columns import Cell, Column, Table, score
 from dapt_jax.statistics import delong, patient_draws, patient_interval
 
 RESAMPLES = 1000
+_FEWEST = 200
+_SECONDS = 30.0
+"""Time for the draws of a task; the constants of `resamples_of` are of one CPU core."""
 
 
 def table(workdir: Path, records: Records, task: str) -> Table | None:
     """Return the AUC of every run with a patient-level interval, and its difference from the reference.
 
     Returns:
-        The table; None without predictions.
+        The table; None without predictions, or with too many to resample (`resamples_of`).
     """
     protocol, splits = records.protocol(task), records.splits(task)
     arms = [(name, seed) for name in records.strategies for seed in records.seeds]
     cells: dict[tuple[str, object, str], list[Cell]] = {}
+    resamples = resamples_of(records, task)
+    if not resamples:
+        return None
+    unseen: dict[str, list[str]] = {}
     for split in splits:
         found = {}
         for name, seed in arms:
-            path = predictions.path_of(workdir, name, seed, task, split)
+            try:
+                path = predictions.path_of(workdir, name, seed, task, split)
+            except UserError:  # a name that no study accepts, and so without predictions
+                continue
             if path.is_file() and protocol and (each := predictions.read(path, protocol)) is not None:
                 found[name, seed] = each
-        draws = {arm: patient_draws(each.auc, each.groups, RESAMPLES) for arm, each in found.items()}
+        for each in found.values():
+            unseen.setdefault(split, []).extend(each.unseen)
+        draws = {arm: patient_draws(each.auc, each.groups, resamples) for arm, each in found.items()}
         for name, seed in found:
             cells[name, seed, split] = _cells(found, draws, name, seed, records.reference or "")
     if not cells:
@@ -39,7 +53,7 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
     shown = [arm for arm in arms if any((*arm, split) in cells for split in splits)]
     reference = records.reference
     note = (
-        f"Intervals of 95% within each run: {RESAMPLES} draws of patients with replacement, each with all of "
+        f"Intervals of 95% within each run: {resamples} draws of patients with replacement, each with all of "
         "its images; "
         "they tell how sure the score of these networks is on other patients, not how other seeds would "
         "fare. Held-out "
@@ -48,6 +62,10 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
         "test, for two "
         "classes where every patient has one image, not adjusted."
     )
+    for split, names in unseen.items():
+        if names:
+            listed = ", ".join(dict.fromkeys(names))
+            note += f" On {split}, images whose head had seen no {listed} in training do not count for that class."
     columns: list[Column[tuple[str, object]]] = [
         Column("strategy", lambda arm: arm[0]),
         Column("seed", lambda arm: str(arm[1])),
@@ -56,6 +74,28 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
         for index, title in enumerate(("AUC", "difference", "p DeLong")):
             columns.append(_column(title, split, index, cells))
     return Table.of(f"AUC over the patients of each run, {protocol}", columns, shown, note)
+
+
+def resamples_of(records: Records, task: str) -> int:
+    """Return the number of draws of patients that a report has time for.
+
+    Args:
+        records: Records of the study.
+        task: The task.
+
+    Returns:
+        `RESAMPLES`; fewer with many images and classes; 0 where too few would be left for an interval.
+    """
+    largest: dict[tuple[object, ...], float] = {}
+    for row in records.results:
+        if row["task"] == task and row["strategy"] != BASELINE and "/" not in row["metric"]:
+            classes = row.get("classes") or 0
+            count = classes if isinstance(classes, int) else len(classes)
+            seconds = count * (50e-6 + 40e-9 * (row.get("n") or 0))
+            arm = (row["strategy"], row["seed"], row["split"])
+            largest[arm] = max(largest.get(arm, 0.0), seconds)
+    possible = int(_SECONDS / max(sum(largest.values()), 1e-9))
+    return 0 if possible < _FEWEST else min(RESAMPLES, possible)
 
 
 def _column(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
+
+import numpy as np
 
 from dapt_jax.cost.hardware import utilisation
 from dapt_jax.formatting import NONE, number, percent
@@ -16,6 +19,9 @@ from dapt_jax.records.vocabulary import BASELINE, KINDS, STAGES
 from dapt_jax.report.columns import Cell, Column, Table, compact
 from dapt_jax.report.marks import note_of_marks, over_seeds
 from dapt_jax.statistics import mean_interval
+
+MOST_CLASSES = 50
+"""Classes that the table of classes shows; of more, it shows the weakest."""
 
 
 def everything(records: Records, task: str) -> Table:
@@ -41,8 +47,29 @@ def per_class(records: Records, task: str) -> Table | None:
         return None
     labels = {label: f"{metric}/{label}" for label in records.classes(task, metric)}
     what = "One class against the rest; mean" if metric in ("auc", "ap") else "Mean"
+    if (count := len(labels)) > MOST_CLASSES:
+        labels = _weakest(records, task, labels, lower_is_better(metric))
+        what = (
+            f"The {MOST_CLASSES} of {count:,} classes with the weakest means; results.jsonl holds all. {what}"
+        )
     kind = "class of pixels" if lookup(metric).of_masks else "class"
     return _by_protocol(records, task, f"{records.display_name(task, metric)} by {kind}", labels, what)
+
+
+def _weakest(records: Records, task: str, labels: dict[str, str], lowest_is_best: bool) -> dict[str, str]:
+    """Return the classes with the weakest means over strategies, seeds and splits, in their order."""
+    protocol, splits = records.protocol(task), records.splits(task)
+
+    def mean(metric: str) -> float:
+        found = [
+            records.values(n, task, split, protocol, metric) for n in records.strategies for split in splits
+        ]
+        known = [value for values in found for value in values if value is not None]
+        return float(np.mean(known)) if known else math.inf
+
+    signed = {label: (-1 if lowest_is_best else 1) * mean(metric) for label, metric in labels.items()}
+    chosen = set(sorted(signed, key=lambda label: signed[label])[:MOST_CLASSES])
+    return {label: metric for label, metric in labels.items() if label in chosen}
 
 
 def _by_protocol(
@@ -144,7 +171,7 @@ TOTAL_COLUMNS: tuple[Column[StageTotal], ...] = (
     _seconds("reused"),
     Column("model", lambda total: number(total.sum("model_flops") / 1e12), "TFLOP"),
     Column(
-        "recomputed",
+        "recomputed, padding",
         lambda total: number(max(0.0, (total.sum("hardware_flops") - total.sum("model_flops")) / 1e12)),
         "TFLOP",
     ),
@@ -163,6 +190,7 @@ def totals(records: Records) -> Table:
     note = (
         "Sums over all arms of what was run; reused is what arms took from activations another arm had "
         "computed. "
+        "Recomputed, padding: what ran beyond the model's FLOPs, such as the filling of last batches. "
         "MFU and HFU: model and hardware FLOPs per second of training and cache filling, over the devices' "
         "peak."
     )

@@ -132,6 +132,7 @@ class LocalLockFile:
             folder: The workdir.
         """
         self._path = folder / LOCK
+        self._is_new = False
 
     def read(self) -> bytes | None:
         """Return the content, or None if there is no lock."""
@@ -142,6 +143,7 @@ class LocalLockFile:
 
     def create(self, content: bytes) -> bool:
         """Write a lock where there is none, with its content at once; return False if there is one."""
+        self._is_new = not self._path.parent.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._written(content) as own:
             try:
@@ -162,8 +164,11 @@ class LocalLockFile:
             own.rename(self._path)
 
     def remove(self) -> None:
-        """Remove the lock."""
+        """Remove the lock, and a folder that was made for it and that nothing else was written to."""
         self._path.unlink(missing_ok=True)
+        if self._is_new:
+            with contextlib.suppress(OSError):
+                self._path.parent.rmdir()
 
     @contextlib.contextmanager
     def _written(self, content: bytes) -> Iterator[Path]:
@@ -233,10 +238,11 @@ def held(
     own = Holder.this_process()
     try:
         _acquire(file, own, place, say)
-    except OSError as error:
-        raise UserError(
-            f"{place}: cannot be written to ({error.strerror or error}); expected another --workdir"
-        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # each file system has its own errors
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{place}: cannot be written to ({why}); expected another --workdir") from error
     ended = threading.Event()
     thread = threading.Thread(
         target=_renew, args=(file, own, place, ended, lost or _end), name="lock", daemon=True
@@ -247,7 +253,7 @@ def held(
     finally:
         ended.set()
         thread.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             if (found := file.read()) is not None and _is_of(found, own):
                 file.remove()
 
@@ -296,7 +302,7 @@ def _renew(
     number = 0
     while not ended.wait(RENEW_S):
         number += 1
-        with contextlib.suppress(OSError):  # a storage that cannot be reached now
+        with contextlib.suppress(Exception):  # a storage that cannot be reached now
             found = file.read()
             if found is not None and not _is_of(found, own):
                 lost(f"{place}: {_who(Holder.from_bytes(found))} has taken the lock over; this one ends")

@@ -8,17 +8,19 @@ older one is deleted.
 import contextlib
 import functools
 import hashlib
+import json
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dapt_jax.errors import UserError, one_line, redact
-from dapt_jax.runtime import lock, safe_paths, streams, user_cache
+from dapt_jax.runtime import atomic_files, lock, safe_paths, streams, user_cache
 
 PUSH_S = 10.0
 """Seconds between two checks for changes."""
@@ -140,33 +142,131 @@ class Mirror:
     def push(self) -> None:
         """Upload local changes, then delete remotely what was deleted locally, in this order.
 
+        A kill between any two files leaves a remote folder to resume from: `_rank` gives the order, files of
+        one rank go in the order in which they were written, and while the study writes on, what says that
+        something is finished is read before what it depends on is listed.
+
+        What has not been sent when an upload fails is sent by the next start: see `resume`.
+
         Raises:
             UserError: A local file is a link, which may lead out of the folder.
         """
         with self._lock:
-            here = {}
-            for path in _files_of(self.folder):
-                name = path.relative_to(self.folder).as_posix()
-                if _stays(name):
-                    continue
-                safe_paths.below(self.folder, name, self.folder)
-                with contextlib.suppress(FileNotFoundError):  # replaced or removed during the scan
-                    here[name] = _mark(path)
-            for name, mark in here.items():
-                if self._pushed.get(name) != mark:
-                    with contextlib.suppress(FileNotFoundError):
-                        self._put(name)
-                        self._pushed[name] = mark
-            for name in [name for name in self._pushed if name not in here]:
-                with contextlib.suppress(FileNotFoundError):
-                    self._files.rm_file(f"{self._root}/{name}")
-                del self._pushed[name]
+            try:
+                self._push()
+            except Exception:
+                with contextlib.suppress(OSError):
+                    atomic_files.write_text(self._unsent, json.dumps(self._pushed))
+                raise
+            self._unsent.unlink(missing_ok=True)
 
-    def _put(self, name: str) -> None:
+    def resume(self) -> bool:
+        """Take the local folder as it is if an upload failed last and the remote folder has not changed since.
+
+        Returns:
+            Whether that is so; otherwise the remote folder counts, and `pull` takes it.
+        """
+        try:
+            pushed = {str(name): (int(mark[0]), int(mark[1])) for name, mark in _json(self._unsent).items()}
+            here = {name: _mark(self.folder / name) for name in self._names()}
+        except (OSError, ValueError, TypeError, AttributeError, IndexError, KeyError):
+            return False
+        there = {name: size for name, size in self.there().items() if not _stays(name)}
+        absent = (0, -1)
+        for name in {*there, *pushed}:
+            # What was being sent or removed may be as it was before, or as it is now.
+            either = pushed.get(name, absent)[1], here.get(name, absent)[1]
+            if there.get(name, absent[1]) not in either:
+                return False
+        self._pushed = {name: mark for name, mark in pushed.items() if there.get(name) == mark[1]}
+        self._pushed |= {name: (0, 0) for name in there if name not in self._pushed}
+        return True
+
+    @property
+    def _unsent(self) -> Path:
+        """The file that says what had been sent when an upload failed; absent after one that did not."""
+        return self.folder.with_name(f"{self.folder.name}.unsent.json")
+
+    def _push(self) -> None:
+        shown = self._names()
+        results = self._results()
+        finished = self._names()
+        listed = {_FINISHED: finished, _SHOWN: shown}
+        here, seen = dict[str, tuple[int, int]](), set[str]()
+        for path in _files_of(self.folder):
+            name = path.relative_to(self.folder).as_posix()
+            if _stays(name):
+                continue
+            seen.add(name)
+            if name not in listed.get(_rank(name), {name}):
+                continue
+            safe_paths.below(self.folder, name, self.folder)
+            with contextlib.suppress(FileNotFoundError):  # replaced or removed during the scan
+                here[name] = _mark(path)
+        here.pop(RESULTS, None)
+        if results:
+            here[RESULTS] = results[0]
+        is_whole = seen == finished
+        for name, mark in sorted(here.items(), key=lambda item: (_rank(item[0]), item[1])):
+            if self._pushed.get(name) != mark:
+                try:
+                    self._put(name, results[1] if results and name == RESULTS else None)
+                    self._pushed[name] = mark
+                except FileNotFoundError:
+                    is_whole = False
+        # While the study writes, what has replaced a removed file may not have been sent.
+        for name in [name for name in self._pushed if is_whole and name not in here]:
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(f"{self._root}/{name}")
+            del self._pushed[name]
+
+    def _names(self) -> set[str]:
+        names = (path.relative_to(self.folder).as_posix() for path in _files_of(self.folder))
+        return {name for name in names if not _stays(name)}
+
+    def _results(self) -> tuple[tuple[int, int], bytes] | None:
+        """Return the mark and the content of the results; None where there are none."""
+        try:
+            mark = _mark(self.folder / RESULTS)
+            return mark, (self.folder / RESULTS).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _put(self, name: str, content: bytes | None = None) -> None:
         target = f"{self._root}/{name}"
         if isinstance(self._files, LocalFileSystem):
             self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
-        self._files.put_file(str(self.folder / name), target)
+        if content is None:
+            self._files.put_file(str(self.folder / name), target)
+        else:
+            self._files.pipe_file(target, content)
+
+
+RESULTS = "results.jsonl"
+"""Name of the results in a workdir: an arm that is in them does not run again."""
+
+_FINISHED, _SHOWN = 2, 4
+"""Ranks of files that say that something is finished, and of what shows results."""
+
+
+def _rank(name: str) -> int:
+    """Return the place of a file of a workdir in the order of uploads: after what it depends on.
+
+    The ledger goes first: one that is newer than the checkpoints gets its rows replaced on resume, and rows
+    of one that is older would be missing.
+    """
+    if name in ("config.json", "weights.txt", "leaks.json", "ledger.jsonl"):
+        return 0
+    if name == RESULTS:
+        return 3
+    if name in ("report.html", "report.md", "status.json"):
+        return _SHOWN
+    is_finished = name.endswith("/adapted.safetensors") or name.startswith("checkpoints/halving-")
+    return _FINISHED if is_finished else 1
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 def _mark(path: Path) -> tuple[int, int]:
@@ -214,7 +314,10 @@ def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = No
     mirror = Mirror(place, _copy_of(place, "workdirs"))
     if mode == "run":
         with lock.held(mirror.lock_file, redact(place), say):
-            mirror.pull()
+            if mirror.resume():
+                say(f"{mirror.url}: what could not be sent before is sent now")
+            else:
+                mirror.pull()
             yield from _pushed_on(mirror, say)
         return
     # A study may be running in the copy of this machine.
@@ -232,14 +335,18 @@ def _pushed_on(mirror: Mirror, say: Callable[[str], None]) -> Iterator[Path]:
     try:
         yield mirror.folder
     finally:
+        is_ending_well = sys.exc_info()[1] is None
         ended.set()
         pusher.join()
         try:
             mirror.push()
-        except OSError as error:
-            say(f"{mirror.url}: cannot be written ({error}); the study's files are in {mirror.folder}")
-            if sys.exc_info()[1] is None:
-                raise
+        except Exception as error:  # each file system has its own errors
+            line = (
+                f"{mirror.url}: cannot be written ({_told(error)}); the study's files are in {mirror.folder}"
+            )
+            if is_ending_well:
+                raise UserError(f"{line}, and the same command sends them") from error
+            say(line)
 
 
 def _push_on(mirror: Mirror, ended: threading.Event, say: Callable[[str], None]) -> None:
@@ -248,7 +355,7 @@ def _push_on(mirror: Mirror, ended: threading.Event, say: Callable[[str], None])
         try:
             mirror.push()
             failed = False
-        except (OSError, UserError) as error:
+        except Exception as error:  # each file system has its own errors
             if not failed:
                 say(f"{mirror.url}: cannot be written now ({error}); tried again every {PUSH_S:g} s")
             failed = True

@@ -1,5 +1,6 @@
 """Command-line parsing: flags override the settings of the config file."""
 
+import ast
 import inspect
 import itertools
 import linecache
@@ -21,8 +22,10 @@ from dapt_jax.settings import names
 from dapt_jax.settings.defaults import OPEN, declared, default, flat, resolve, to_dict
 from dapt_jax.settings.schema import StudySettings
 
-NEED_NO_FILE = ("--config.mode=models", "--config.mode=status")
+NEED_NO_FILE = ("--config.mode=models", "--config.mode=status", "--config.mode=compare")
 _LINE = 110
+_COMMA = re.compile(r",(?!(?:strategy|seed|epoch)=)")
+"""Between values; the commas of one `run:WORKDIR@strategy=full,seed=0` are not."""
 USAGE = """\
 python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTING=VALUE ...]
 
@@ -32,11 +35,13 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --config.mode=data      what it reads, set by set, and what it would warn of or refuse, without training;
                           with pictures in the workdir's data.html
   --config.mode=plan      what the study would cost, without running it
+  --config.mode=score     transferability scores of any checkpoints on the target sets, without training
   --config.mode=aot       what its steps would take of a TPU topology, compiled ahead of time (docs/aot.md;
                           needs no workdir)
   --config.mode=models    the models: parameters, FLOPs, layer groups, known weights (needs no FILE)
   --config.mode=status    how far the study in the workdir is, from another terminal (needs no FILE)
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
+  --config.mode=compare   one report over the workdirs of --config.compare=A,B or NAME=A,NAME=B (needs no FILE)
   --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
   --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
 
@@ -89,6 +94,7 @@ def parse(arguments: Sequence[str]) -> tuple[StudySettings, str | None]:
     config = read(spec) if spec else default()
     known = flat(config)
     _check_names(rest, known)
+    rest = [_quoted(argument, known) for argument in rest]
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *rest])
@@ -105,7 +111,7 @@ def parse(arguments: Sequence[str]) -> tuple[StudySettings, str | None]:
     flag: Any = values["config"]
     for name, value in flag.override_values.items():
         if isinstance(value, tuple) and all(isinstance(each, str) for each in value):
-            parts = tuple(part.strip() for each in value for part in each.split(",") if part.strip())
+            parts = tuple(part.strip() for each in value for part in _COMMA.split(each) if part.strip())
             flag.value.update_from_flattened_dict({name: parts})
     return resolve(flag.value), workdir.value or None
 
@@ -246,6 +252,19 @@ def _check_names(arguments: Sequence[str], known: dict[str, Any]) -> None:
             raise UserError(names.no_setting(name, known))
         if "=" not in argument and following.startswith("--") and not isinstance(known[name], bool):
             raise UserError(f"{argument} has no value; expected {names.wanted(known[name])}")
+
+
+def _quoted(argument: str, known: dict[str, Any]) -> str:
+    """Return a flag with its value as quoted text where several values hold signs, such as paths do."""
+    flag, equals, value = argument.partition("=")
+    if not equals or not isinstance(known.get(flag.lstrip("-").removeprefix("config.")), tuple):
+        return argument
+    try:
+        ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        is_list = value[:1] in "([{\"'" or " " in value
+        return argument if is_list else f"{flag}={value!r}"
+    return argument
 
 
 def _wrong_value(message: str, known: dict[str, Any]) -> str:

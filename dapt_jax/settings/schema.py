@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dapt_jax.cost.energy import CARBON_INTENSITY
+from dapt_jax.data.decode import CACHE_BYTES
+from dapt_jax.data.limits import DECODED_BYTES
 from dapt_jax.data.records import ON_BAD_IMAGE
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting
@@ -21,8 +23,16 @@ from dapt_jax.training.cache.policy import DTYPES, FLOPS_PER_BYTE, Caching
 from dapt_jax.training.cache.policy import MODES as CACHE_MODES
 from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
+from dapt_jax.transferability.variants import ScoringGrid
 
-MODES = ("run", "data", "plan", "aot", "status", "report", "export", "embed", "models")
+MODES = ("run", "data", "plan", "score", "aot", "status", "report", "compare", "export", "embed", "models")
+
+
+AUTO = -1
+"""Value of a budget that follows the machine: see `study.budgets`."""
+
+FIT = "fit"
+"""Value of `cache.dtype` that follows what fits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +85,16 @@ class DataSettings(_Checked):
         "list.csv.",
     )
     cache_mb: int = setting(
-        2048, at_least=0, affects_results=False, doc="MiB of decoded images kept in memory."
+        AUTO,
+        at_least=AUTO,
+        affects_results=False,
+        doc="MiB of decoded images of all sets kept in memory; -1: a quarter of what is free.",
+    )
+    max_image_mb: int = setting(
+        DECODED_BYTES >> 20,
+        at_least=1,
+        affects_results=False,
+        doc="MiB that decoding one file may take; larger ones are unreadable, by their headers.",
     )
     threads: int = setting(2, at_least=1, affects_results=False, doc="Threads that decode images.")
     stall_s: float = setting(
@@ -84,6 +103,11 @@ class DataSettings(_Checked):
         affects_results=False,
         doc="Seconds after which a read is reported as stalled; 0: never.",
     )
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of decoded images kept in memory; 2 GiB where the machine was not asked yet."""
+        return CACHE_BYTES if self.cache_mb == AUTO else self.cache_mb << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,16 +118,20 @@ class CacheSettings(_Checked):
         Caching().mode, choices=CACHE_MODES, doc="on refuses a frozen prefix that cannot be cached."
     )
     memory_mb: int = setting(
-        Caching().memory_bytes >> 20, at_least=0, doc="MiB of activations on the device."
+        AUTO, at_least=AUTO, doc="MiB of activations on the device; -1: a quarter of its free memory."
     )
-    disk_mb: int = setting(Caching().disk_bytes >> 20, at_least=0, doc="MiB of activations on disk; 0: none.")
+    disk_mb: int = setting(
+        AUTO, at_least=AUTO, doc="MiB of activations on disk; 0: none; -1: half of what is free there."
+    )
     dir: str = setting(
         "",
         affects_results=False,
         doc="Folder of the cache on disk; empty: in the workdir, and removed at the end.",
     )
     dtype: str = setting(
-        Caching().dtype, choices=DTYPES, doc="Dtype of cached activations; empty: as computed."
+        Caching().dtype,
+        choices=(*DTYPES, FIT),
+        doc="Dtype of cached activations; empty: as computed; fit: bfloat16 where only that fits.",
     )
     flops_per_byte: float = setting(
         Caching().flops_per_byte,
@@ -112,8 +140,15 @@ class CacheSettings(_Checked):
     )
 
     def policy(self) -> Caching:
-        """Return the caching options of the training loop."""
-        return Caching(self.mode, self.memory_mb << 20, self.disk_mb << 20, self.dtype, self.flops_per_byte)
+        """Return the caching options of the training loop; with 2 and 8 GiB where the machine was not asked."""
+        memory, disk = (
+            standard if value == AUTO else value << 20
+            for value, standard in (
+                (self.memory_mb, Caching().memory_bytes),
+                (self.disk_mb, Caching().disk_bytes),
+            )
+        )
+        return Caching(self.mode, memory, disk, "" if self.dtype == FIT else self.dtype, self.flops_per_byte)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +160,31 @@ class EnergySettings(_Checked):
     )
     pue: float = setting(1.67, at_least=1, doc="Power usage effectiveness of the data centre.")
     watts: float = setting(0.0, at_least=0, doc="Power of each device in watts; 0: from a table.")
+    memory_gb: float = setting(0.0, at_least=0, doc="Main memory that is charged, in GB; 0: this machine's.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanSettings(_Checked):
+    """What a plan supposes of what is not here, `mode=plan`: the section `plan`."""
+
+    images: str = setting(
+        "", doc="Images of sets that are not here: corpus=24422,TASK.development=3064 and so on."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.counts
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of images by set: `corpus`, `corpora.NAME`, `TASK.SPLIT`."""
+        found = {}
+        for each in filter(None, self.images.split(",")):
+            name, equals, number = each.partition("=")
+            if not equals or not number.strip().isdecimal() or int(number) < 2:
+                raise UserError(f"plan.images holds {each!r}; expected SET=NUMBER, such as corpus=24422")
+            found[name.strip()] = int(number)
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,6 +221,11 @@ class MonitoringSettings(_Checked):
     tensorboard: bool = setting(False, doc="Write TensorBoard event files into the workdir.")
     wandb: str = setting("", doc="Weights & Biases project; WANDB_MODE=offline needs no account.")
     prometheus: str = setting("", doc="Folder of node_exporter's textfile collector, for NAME.prom.")
+    collapse: str = setting(
+        "warn",
+        choices=("warn", "halt"),
+        doc="What a label-free arm does when RankMe of its features falls below half of its start.",
+    )
     profile_step: int = setting(0, at_least=0, doc="First step, from 1, of a profiler trace; 0: none.")
     profile_steps: int = setting(5, at_least=1, doc="Number of traced steps.")
 
@@ -211,6 +276,11 @@ class StudySettings(_Checked):
     note: str = setting("", doc="A line below the title.")
     synthetic: bool = setting(False, doc="Images are made by a generator: said wherever results are shown.")
     mode: str = setting("run", choices=MODES, affects_results=False, doc="What the command does.")
+    compare: tuple[str, ...] = setting(
+        (),
+        affects_results=False,
+        doc="Workdirs whose results mode=compare shows in one report: WORKDIR or NAME=WORKDIR.",
+    )
     strategies: tuple[str, ...] = setting(
         ("none", "full", "partial", "hybrid", "simplified"),
         doc="Built-in and custom strategies that are compared.",
@@ -247,9 +317,15 @@ class StudySettings(_Checked):
         default_factory=dict,
         doc="Strategies by name: phases, or like, and weights, corpus, cut_after where they differ.",
     )
+    phases_scale: float = setting(
+        1.0, above=0, doc="Factor of the epochs of every phase of adaptation, at least one each: for trials."
+    )
     transfer: TransferSettings = section(TransferSettings, "Target tasks.")
     checkpoint_scoring: ScoringSettings = section(ScoringSettings, "Transferability scores along adaptation.")
     checkpoint_selection: SelectionSettings = section(SelectionSettings, "Choice of a checkpoint by a score.")
+    scoring: ScoringGrid = section(
+        ScoringGrid, "Scores of given checkpoints, mode=score.", affects_results=False
+    )
     compute_budget: float = setting(
         0.0,
         at_least=0,
@@ -264,6 +340,7 @@ class StudySettings(_Checked):
     )
     energy: EnergySettings = section(EnergySettings, "Energy by formula.", affects_results=False)
     report: ReportSettings = section(ReportSettings, "The report.", affects_results=False)
+    plan: PlanSettings = section(PlanSettings, "What a plan supposes.", affects_results=False)
     aot: AotSettings = section(AotSettings, "Ahead-of-time compilation.", affects_results=False)
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from dapt_jax.data.sets import SETS
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError
+from dapt_jax.objectives import OBJECTIVES
 from dapt_jax.records.renamed import PHASE_RENAMED
 from dapt_jax.records.vocabulary import BASELINE, OFFICIAL
 from dapt_jax.settings.names import is_like, wanted
@@ -176,6 +177,7 @@ class StrategySpec:
         weights: Source weights; empty for those of the study.
         corpus: Name in `corpora` of the images for adaptation; empty for the corpus of the study.
         cut_after: Last layer group that remains; empty for all.
+        objective: What adaptation minimises; empty for `adapt.objective`.
     """
 
     phases: tuple[Phase, ...] = ()
@@ -183,6 +185,7 @@ class StrategySpec:
     weights: str = ""
     corpus: str = ""
     cut_after: str = ""
+    objective: str = ""
 
     @classmethod
     def from_config(cls, values: object, where: str) -> "StrategySpec":
@@ -194,6 +197,8 @@ class StrategySpec:
                 raise UserError(f"{where} has no setting {key!r}; {nearest(key, known)}")
             if key != "phases" and not isinstance(values[key], str):
                 raise UserError(f"{where}.{key} is {values[key]!r}; expected text")
+        if (objective := values.get("objective", "")) and objective not in OBJECTIVES:
+            raise UserError(f"{where}.objective is {objective!r}; {nearest(str(objective), OBJECTIVES)}")
         if like := values.get("like", ""):
             if values.get("phases") or values.get("cut_after"):
                 raise UserError(
@@ -230,6 +235,9 @@ def source_from_config(values: object, where: str) -> dict[str, Any]:
     return {str(key): tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
+_LONGEST_NAME = 80
+
+
 def check_name(section: str, name: str) -> None:
     """Refuse a name that is invalid as a file name, or reserved.
 
@@ -241,6 +249,8 @@ def check_name(section: str, name: str) -> None:
         raise UserError(
             f"{section} holds the name {name!r}; expected letters, digits and . _ + -, not {BASELINE!r}"
         )
+    if len(name.encode()) > _LONGEST_NAME:  # files are named after a task, a strategy and a protocol
+        raise UserError(f"{section} holds the name {name[:40]}...; expected at most {_LONGEST_NAME} bytes")
 
 
 _EXAMPLE: dict[str, Any] = {"name": "head", "epochs": 10, "trainable": ("head",), "lr": 1e-3}

@@ -1,6 +1,7 @@
 """Sections about training, common to adaptation and target tasks or specific to one."""
 
 import dataclasses
+from collections.abc import Callable
 
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.mix import Mix
@@ -8,14 +9,22 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting, with_default
 from dapt_jax.models.decoders import BUILDERS as DECODERS
 from dapt_jax.models.lora import LoraSettings
+from dapt_jax.objectives import (
+    OBJECTIVES,
+    SUPERVISED,
+    DistilSettings,
+    ReconstructSettings,
+    TwoViewsSettings,
+)
 from dapt_jax.parameters import BATCH_NORM_MODES, LAYER_NORM_MODES, BatchNormMode, LayerNormMode
 from dapt_jax.settings.losses import LossSettings, classification_loss, segmentation_loss
 from dapt_jax.training.head_sweep import HIDDEN
+from dapt_jax.training.linear_head import LINEAR
 from dapt_jax.training.optim import Optimizer, Plateau
 from dapt_jax.training.phases import SCHEDULES
 
 FROZEN, FINETUNE = "frozen", "finetune"
-PROTOCOLS = (*HIDDEN, FINETUNE)
+PROTOCOLS = (LINEAR, *HIDDEN, FINETUNE)
 """Ways to use an encoder for a task of classes: heads on its features, or fine-tuning."""
 
 SEGMENTATION_PROTOCOLS = (FROZEN, FINETUNE)
@@ -79,6 +88,14 @@ class AdaptSettings(ClassifierTrainSettings):
     num_fixed_views: int = setting(
         0, at_least=0, doc="Fixed augmented views per image; 0: new ones each epoch."
     )
+    objective: str = setting(
+        SUPERVISED,
+        choices=OBJECTIVES,
+        doc="What adaptation minimises: the loss of labels, or reconstruct, distil or two_views without any.",
+    )
+    reconstruct: ReconstructSettings = section(ReconstructSettings, "The objective reconstruct.")
+    distil: DistilSettings = section(DistilSettings, "The objective distil.")
+    two_views: TwoViewsSettings = section(TwoViewsSettings, "The objective two_views.")
     balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
     single_logit: bool = setting(False, doc="One sigmoid output for two classes.")
     seed: int = setting(
@@ -188,7 +205,7 @@ class SegmentationSettings(TargetTrainSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridSettings:
-    """Hyperparameter grid of heads: the section `transfer.head.grid`."""
+    """Hyperparameter grid of perceptrons: the section `transfer.head.grid`."""
 
     lr: tuple[float, ...] = setting(
         (), doc="Learning rates to choose among by validation; empty: transfer.head.lr."
@@ -206,27 +223,38 @@ class GridSettings:
             ("lr", lambda value: value > 0, "numbers above 0"),
             ("weight_decay", lambda value: value >= 0, "numbers from 0"),
         ):
-            for value in getattr(self, name):
-                if isinstance(value, bool) or not isinstance(value, int | float) or not is_valid(value):
-                    raise UserError(f"transfer.head.grid.{name} holds {value!r}; expected {expected}")
+            check_numbers(f"transfer.head.grid.{name}", getattr(self, name), is_valid, expected)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """Heads on frozen features: the section `transfer.head`."""
+    """Heads on frozen features: the section `transfer.head`.
 
-    epochs: int = setting(100, at_least=1, doc="Epochs.")
-    lr: float = setting(3e-4, above=0, doc="Learning rate.")
-    batch_size: int = setting(64, at_least=1, doc="Images per step.")
-    weight_decay: float = setting(1e-4, at_least=0, doc="Decoupled weight decay of kernels.")
+    The protocol `linear` is logistic regression, with one of `strengths`; perceptrons are trained by gradients.
+    """
+
+    strengths: tuple[float, ...] = setting(
+        (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5),
+        doc="Strengths of the penalty of linear heads, per feature; inner folds choose among several.",
+    )
+    epochs: int = setting(100, at_least=1, doc="Epochs of perceptrons.")
+    lr: float = setting(3e-4, above=0, doc="Learning rate of perceptrons.")
+    batch_size: int = setting(64, at_least=1, doc="Images per step of perceptrons.")
+    weight_decay: float = setting(1e-4, at_least=0, doc="Decoupled weight decay of perceptrons' kernels.")
     standardise: bool = setting(
         True, doc="Scale features to mean 0 and variance 1 over a fold's training rows."
     )
+    score_every_epoch: bool = setting(
+        False, doc="Score perceptrons after every epoch too: auc_epochs, its spread, and head_curves/*.csv."
+    )
     loss: LossSettings = section(classification_loss, "Loss.")
-    grid: GridSettings = section(GridSettings, "Hyperparameter search.")
+    grid: GridSettings = section(GridSettings, "Hyperparameter search of perceptrons.")
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not self.strengths:
+            raise UserError("transfer.head.strengths is empty; expected one or more numbers above 0")
+        check_numbers("transfer.head.strengths", self.strengths, lambda value: value > 0, "numbers above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -270,6 +298,22 @@ class TransferSettings:
         """Refuse early stopping without validation rows; `where` is the name of the section."""
         self.finetune.check_validation(f"{where}.finetune")
         self.segmentation.check_validation(f"{where}.segmentation")
+
+
+def check_numbers(
+    name: str, values: tuple[float, ...], is_valid: Callable[[float], bool], expected: str
+) -> None:
+    """Refuse a setting that holds anything but numbers of a range.
+
+    Args:
+        name: Name of the setting.
+        values: Its values.
+        is_valid: Whether a number is in the range.
+        expected: The range in words.
+    """
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not is_valid(value):
+            raise UserError(f"{name} holds {value!r}; expected {expected}")
 
 
 def check_names(name: str, values: tuple[object, ...]) -> None:

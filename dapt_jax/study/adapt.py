@@ -9,9 +9,13 @@ from typing import Any
 
 import jax
 
+from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.models.pretext import Pretext
+from dapt_jax.objectives import SUPERVISED
 from dapt_jax.runtime import atomic_files, processes
+from dapt_jax.study import collapse
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Scorer
 from dapt_jax.training import freezing, loop
@@ -19,6 +23,7 @@ from dapt_jax.training.callbacks import Callback
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.early_stopping import EarlyStopping
 from dapt_jax.training.run import TrainingRun
+from dapt_jax.transferability import registry
 from dapt_jax.weights import export, locate
 from dapt_jax.weights.run_reference import ABOUT, ADAPTED, EPOCHS, epoch_file
 
@@ -59,6 +64,8 @@ class EpochKeeper(Callback):
             )
             origin = {**self.origin, "epoch": epoch + 1, **metrics, "scores": scores}
             params, batch_stats = jax.device_get((params, batch_stats))
+            if self.origin.get("objective", SUPERVISED) != SUPERVISED:
+                params = without_head(params)
             file = self.folder / epoch_file(epoch + 1)
             export.write(file, self.encoder.merged(params), batch_stats, self.encoder.base, origin)
         return False
@@ -133,14 +140,21 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     is_last = not strategy.part
     scorer = scorer_for(study, arm, context, max_epochs) if is_last else None
     callbacks = (*context.callbacks, scorer) if scorer else context.callbacks
-    origin = {
+    origin: dict[str, Any] = {
         "strategy": strategy.name,
         "seed": arm.seed,
         "source": source,
         "image_size": study.settings.model.image_size,
+        "objective": strategy.objective,
+        "head": _kind_of_head(run),
     }
     if is_last and (kept := study.kept_epochs(arm)):
         callbacks = (*callbacks, EpochKeeper(folder / EPOCHS, kept, run.model.encoder, origin, scorer))
+    alarm = None
+    if strategy.is_label_free:
+        policy = study.settings.monitoring.collapse
+        alarm = collapse.alarm_for(run, params, batch_stats, policy, context)
+        callbacks = (*callbacks, alarm)
     own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)
     trained = loop.train(run, params, batch_stats, own)
     params, batch_stats = trained.params, trained.batch_stats
@@ -157,9 +171,14 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         "epochs": epochs,
         "chosen_epoch": scorer.chosen_epochs(epochs) if scorer else epochs,
         "scored": scorer.points if scorer else [],
+        "label_free": is_label_free(study, arm),
     }
+    if alarm:
+        about["rankme_before"] = alarm.start
+        params = without_head(params)
     atomic_files.write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
-    export.write(folder / ADAPTED, params, batch_stats, strategy.encoder)
+    origin["epoch"] = about["chosen_epoch"]
+    export.write(folder / ADAPTED, params, batch_stats, strategy.encoder, origin)
     shutil.rmtree(folder / "state")
     if not study.settings.checkpoint_scoring.downstream:
         shutil.rmtree(folder / SCORED, ignore_errors=True)
@@ -174,13 +193,35 @@ def start(study: Study, arm: Arm, model: Classifier) -> tuple[Tree, Tree, str]:
         arm: The arm.
         model: Model of the run; its low-rank updates start at zero.
     """
-    params, batch_stats, merged = study.load_weights(arm, model.base)
+    params, batch_stats, merged = study.load_weights(arm, _loader(model))
     return _with_updates(model, params, arm.seed), batch_stats, merged.source
 
 
 def _with_updates(model: Classifier, params: Tree, seed: int) -> Tree:
-    """Return parameters for a model with low-rank updates, which start at zero; unchanged without any."""
+    """Return parameters for a model with low-rank updates, which start at zero; unchanged without any.
+
+    The head of a label-free objective is drawn.
+    """
+    if isinstance(model, Pretext):
+        return freezing.overlay(model.init(seed)[0], without_head(params))
     return params if model.base is model else freezing.overlay(model.init(seed)[0], params)
+
+
+def _loader(model: Classifier) -> Classifier:
+    """Return the model that receives the source weights of a run's model."""
+    return Classifier(model.encoder.base, 1, model.dtype) if isinstance(model, Pretext) else model.base
+
+
+def _kind_of_head(run: TrainingRun) -> str:
+    """Return softmax where the head gives probabilities of exclusive classes; empty otherwise."""
+    loss = run.loss
+    is_softmax = (
+        isinstance(loss, ClassificationLoss)
+        and not loss.multi_label
+        and loss.outputs > 1
+        and loss.name != "ordinal"
+    )
+    return "softmax" if is_softmax else ""
 
 
 def _start(study: Study, arm: Arm, context: RunContext) -> tuple[Tree, Tree, str]:
@@ -193,8 +234,16 @@ def _start(study: Study, arm: Arm, context: RunContext) -> tuple[Tree, Tree, str
         return start(study, arm, model)
     adapted = adapt(study, arm.before, context)
     file = arm.before.folder(context.study_folder()) / ADAPTED
-    params, batch_stats, _ = locate.load(str(file), model.base, seed=arm.seed, head="new")
+    params, batch_stats, _ = locate.load(str(file), _loader(model), seed=arm.seed, head="new")
     return _with_updates(model, params, arm.seed), batch_stats, adapted.source
+
+
+def is_label_free(study: Study, arm: Arm) -> bool:
+    """Return whether no label touched an arm's training, stopping or choice of a checkpoint."""
+    scores = study.scores
+    chooses = registry.entry(scores.select).needs if scores and scores.select else ""
+    budget = study.settings.compute_budget
+    return arm.strategy.is_label_free and not budget and chooses in ("", "nothing", "views")
 
 
 def load_adapted(arm: Arm, weights: str, dtype: str) -> Adapted:

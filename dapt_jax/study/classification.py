@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,12 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FINETUNE, HeadSettings
-from dapt_jax.study import adapt, segmentation
+from dapt_jax.study import adapt, head_curves, segmentation
 from dapt_jax.study.arms import Arm, Study
-from dapt_jax.study.predictions import FoldPredictions, Predictions
+from dapt_jax.study.predictions import FoldPredictions, Predictions, classes_outside
 from dapt_jax.study.runs import classification_loss, run_options
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
-from dapt_jax.training import freezing, head_sweep
+from dapt_jax.training import freezing, head_sweep, linear_head
 from dapt_jax.training.cache import store
 from dapt_jax.training.cache.fill import Filling
 from dapt_jax.training.context import RunContext
@@ -112,19 +112,20 @@ def _features(
 
 
 def sweep_settings(head: HeadSettings, protocol: str, loss: ClassificationLoss) -> head_sweep.HeadSettings:
-    """Return the training settings of the heads of a protocol.
+    """Return the training settings of the perceptrons of a protocol.
 
     Args:
         head: Settings of heads.
-        protocol: A protocol of `head_sweep.HIDDEN`; any other name is a linear head.
+        protocol: A protocol of `head_sweep.HIDDEN`.
         loss: Loss of the task.
     """
-    hidden = head_sweep.HIDDEN.get(protocol, ())
-    return head_sweep.HeadSettings(hidden, loss, head.epochs, head.batch_size, head.standardise)
+    return head_sweep.HeadSettings(
+        head_sweep.HIDDEN[protocol], loss, head.epochs, head.batch_size, head.standardise
+    )
 
 
 def hyper_params(head: HeadSettings) -> list[head_sweep.HyperParams]:
-    """Return the grid of learning rates and weight decays of every head."""
+    """Return the grid of learning rates and weight decays of every perceptron."""
     rates, decays = head.grid.lr or (head.lr,), head.grid.weight_decay or (head.weight_decay,)
     return [head_sweep.HyperParams(rate, decay) for rate, decay in itertools.product(rates, decays)]
 
@@ -137,7 +138,7 @@ class HeadRun:
         settings: Settings of the study.
         task: The task.
         key: Key of the results.
-        protocol: A protocol of `head_sweep.HIDDEN`; any other name is a linear head.
+        protocol: A protocol of perceptrons (`head_sweep.HIDDEN`); any other name is a linear head.
     """
 
     settings: StudySettings
@@ -161,44 +162,65 @@ class HeadRun:
         Returns:
             Lines for `results.jsonl`.
         """
-        development, head = self.task.development, self.settings.transfer.head
-        loss = classification_loss(development, head.loss)
-        settings = sweep_settings(head, self.protocol, loss)
         folds = self.task.folds(self.settings.transfer.folds, self.key.seed)
         meter = CostMeter(context.hardware) if context else None
-        labels = development.expected  # losses are linear in the targets
-        training, grid = [train for train, _ in folds], hyper_params(head)
-        fraction = head.grid.val_fraction
-        inner = (
-            [self.task.inner_split(rows, fraction, self.key.seed) for rows in training]
-            if len(grid) > 1
-            else []
-        )
-        splits = head_sweep.of_folds(training, self.key.seed)
-        trained = head_sweep.tune(features["development"], labels, splits, inner, settings, grid)
-        jax.block_until_ready(trained.params)
+        trained = self._train(features, [train for train, _ in folds])
         if context and meter:
-            self._account(trained, features["development"].shape[1], settings, context, meter)
-        by_split = {split: trained.probabilities(values)[:, 0] for split, values in features.items()}
+            self._account(trained, context, meter)
+        if isinstance(trained, linear_head.LinearHeads) and (line := trained.not_converged()):
+            line = f"{self.key.strategy} seed {self.key.seed}, {self.task.name} {self.protocol}: {line}"
+            (context.reporter.say if context else print)(line)
+        by_split = {split: trained.probabilities(values) for split, values in features.items()}
         out_of_fold = [(by_split["development"][fold, rows], rows) for fold, (_, rows) in enumerate(folds)]
         held_out = {split: list(values) for split, values in by_split.items() if split != "development"}
         if predictions:
             predictions.add(self.protocol, out_of_fold, held_out)
-        return list(score(self.task, self.key, self.protocol, out_of_fold, held_out))
+        return [
+            *score(self.task, self.key, self.protocol, out_of_fold, held_out),
+            *self._curves(trained, folds, context),
+        ]
+
+    def _curves(
+        self,
+        trained: head_sweep.Heads | linear_head.LinearHeads,
+        folds: list[tuple[np.ndarray, np.ndarray]],
+        context: RunContext | None,
+    ) -> list[ResultRow]:
+        """Write the scores after every epoch, if any were kept, and return their lines."""
+        if isinstance(trained, linear_head.LinearHeads):
+            return []
+        kept = {split: trained.probabilities_by_epoch(split) for split in trained.logits_by_epoch}
+        found = head_curves.curves(self.task, folds, kept)
+        if context and context.workdir:
+            head_curves.write(context.workdir, self.key, self.task, self.protocol, found)
+        return list(head_curves.rows(self.task, self.key, self.protocol, found))
+
+    def _train(
+        self, features: Mapping[str, np.ndarray], splits: list[np.ndarray]
+    ) -> head_sweep.Heads | linear_head.LinearHeads:
+        """Return a head for each fold, by the features of each split and the training rows of all folds."""
+        own = features["development"]
+        development, head, seed = self.task.development, self.settings.transfer.head, self.key.seed
+        loss = classification_loss(development, head.loss)
+        labels = development.expected  # losses are linear in the targets
+        if self.protocol not in head_sweep.HIDDEN:
+            inner = self.task.inner_folds(splits, len(head.strengths), seed)
+            return linear_head.fit(own, labels, splits, inner, loss, head.strengths, head.standardise)
+        settings, grid = sweep_settings(head, self.protocol, loss), hyper_params(head)
+        fraction, parts = head.grid.val_fraction, list[tuple[np.ndarray, np.ndarray]]()
+        if len(grid) > 1:
+            parts = [self.task.inner_split(rows, fraction, seed) for rows in splits]
+        watched = features if head.score_every_epoch else None
+        seeded = head_sweep.of_folds(splits, seed)
+        trained = head_sweep.tune(own, labels, seeded, parts, settings, grid, watched)
+        jax.block_until_ready(trained.params)
+        return trained
 
     def _account(
-        self,
-        trained: head_sweep.Heads,
-        inputs: int,
-        settings: head_sweep.HeadSettings,
-        context: RunContext,
-        meter: CostMeter,
+        self, trained: head_sweep.Heads | linear_head.LinearHeads, context: RunContext, meter: CostMeter
     ) -> None:
         """Enter the cost of the heads into the ledger."""
         seconds, phase = meter.clock.wall, f"{self.task.name}/{self.protocol}"
-        size = freezing.count(
-            head_sweep.parameter_shapes(inputs, settings.hidden, settings.objective.outputs)
-        )
         row = Row(
             self.key.strategy,
             self.key.seed,
@@ -208,8 +230,8 @@ class HeadRun:
             images=trained.images,
             model_flops=trained.flops,
             hardware_flops=trained.flops,
-            trainable_params=size,
-            total_params=size,
+            trainable_params=trained.size,
+            total_params=trained.size,
             peak_flops=context.hardware.peak_for("float32"),
         )
         context.ledger.put(dataclasses.replace(meter.finalize(row), train_s=seconds))
@@ -311,6 +333,7 @@ def probabilities(
         dataset: The images.
     """
     objective = run.programs[0].objective
+    assert isinstance(objective, ClassificationLoss)
     forward = ShardedForward(forward_fn(run.programs[0].model, None), params, batch_stats, mesh)
     side = run.programs[-1].augment.size(dataset.images.size)
     rows = np.arange(len(dataset), dtype=np.int32)
@@ -346,7 +369,7 @@ def score(
     measure = functools.partial(
         metrics.classification, classes=classes, ordinal=development.ordinal, subset=task.auc_classes
     )
-    seen = [_classes_outside(development, rows) for _, rows in out_of_fold]
+    seen = [classes_outside(development, rows) for _, rows in out_of_fold]
     scores = {
         task.scored: [
             measure(labels[rows], values, seen=known)
@@ -360,15 +383,6 @@ def score(
             measure(truth, values, seen=known) for values, known in zip(values_of_folds, seen, strict=True)
         ]
     return result_rows(task, key, protocol, classes, scores)
-
-
-def _classes_outside(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Return the classes with an image outside the rows that a fold is scored on, bool [classes]."""
-    training = np.delete(dataset.truth, rows, axis=0)
-    if dataset.multi_label:
-        seen: np.ndarray = (training == 1).any(axis=0)
-        return seen
-    return np.isin(np.arange(len(dataset.classes)), training)
 
 
 def mean_gradient(dataset: Dataset) -> np.ndarray:

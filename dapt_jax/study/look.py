@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from dapt_jax.data import facts, stalls
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.errors import UserError
+from dapt_jax.errors import UserError, one_line
 from dapt_jax.report import data_page
 from dapt_jax.report.data_page import SetView, Tile
+from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study import leakage, prepare, strategies
@@ -42,7 +42,7 @@ def run(settings: StudySettings, workdir: Path | None) -> None:
         UserError: The study would refuse its data, and with this line; or the settings do not say what sets
             it has.
     """
-    with stalls.told(settings.data.stall_s, lambda line: print(line, file=sys.stderr, flush=True)):
+    with stalls.told(settings.data.stall_s, lambda line: streams.say(line, file=sys.stderr)):
         encoder = settings.model.encoder()
         resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
         named_sets = prepare.named_sets(settings, resolved)
@@ -56,7 +56,7 @@ def run(settings: StudySettings, workdir: Path | None) -> None:
         path = workdir / "data.html"
         title = settings.title or settings.name
         data_page.write(path, title, views, leaks, together.warnings, refusals)
-        print(f"page: {path}")
+        streams.say(f"page: {path}")
     if refusals:
         raise UserError(refusals[0])
 
@@ -268,20 +268,20 @@ def _histograms(dataset: Dataset, rows_of: dict[str, np.ndarray]) -> dict[str, n
 
 def _print(views: list[SetView], leaks: str, warnings: list[str], refusals: list[str]) -> None:
     """Print a table of each set, then what the study says of all of them."""
-    console = Console(width=None if Console().is_terminal else 150)
+    console = Console(width=None if Console().is_terminal else 150, markup=False, emoji=False)
     for view in views:
         table = Table(title=view.title, title_justify="left", show_header=False)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for heading, text in view.facts.items():
-            table.add_row(heading, escape(text))
+            table.add_row(heading, one_line(text))
         for line in view.warnings:
-            table.add_row("warning", escape(line))
+            table.add_row("warning", one_line(line))
         if view.refusal:
-            table.add_row("refused", escape(view.refusal))
+            table.add_row("refused", one_line(view.refusal))
         console.print(table)
-    print(f"leaks: {leaks}")
+    streams.say(f"leaks: {leaks}")
     for line in warnings:
-        print(f"warning: {line}")
+        streams.say(f"warning: {line}")
     for line in refusals:
-        print(f"refused: {line}")
+        streams.say(f"refused: {line}")

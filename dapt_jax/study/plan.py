@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dapt_jax.cost import hardware
+from dapt_jax.cost.memory import tree_bytes
 from dapt_jax.formatting import number
 from dapt_jax.models.classifier import Classifier
+from dapt_jax.objectives import Objective
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study import checkpoint_scores, halving, segmentation
 from dapt_jax.study.arms import Arm, Study
@@ -18,7 +20,8 @@ from dapt_jax.study.classification import finetune_run, hyper_params, sweep_sett
 from dapt_jax.study.runs import classification_loss
 from dapt_jax.study.tasks import Task
 from dapt_jax.study.workdir import arms_left
-from dapt_jax.training import accounting, freezing, head_sweep
+from dapt_jax.training import accounting, freezing, head_sweep, linear_head
+from dapt_jax.training import targets as training_targets
 from dapt_jax.training.run import TrainingRun
 
 
@@ -30,6 +33,7 @@ class PhasePlan:
         name: Name of the phase.
         trainable: Number of trainable parameters.
         total: Number of parameters of the model.
+        statistics: Number of moving statistics of the model beside these, which some frameworks count too.
         lowest: The lowest layer group that trains.
         steps: Optimizer steps.
         images: Images processed, including repeats.
@@ -41,6 +45,9 @@ class PhasePlan:
         cache_bytes: Bytes of cached activations.
         place: Tier of the cache; empty without caching.
         why: Reason for caching the prefix, or not.
+        head_flops: Of `flops`, those of the head and loss of a label-free objective.
+        target_flops: Of `flops`, those of a frozen teacher's outputs.
+        about_targets: Where these outputs are cached, or why they are not; empty without a teacher.
         depth: Line on few trained parameters that lie so low that their steps cost nearly full ones; empty
             otherwise.
     """
@@ -48,6 +55,7 @@ class PhasePlan:
     name: str
     trainable: int
     total: int
+    statistics: int
     lowest: str
     steps: int
     images: int
@@ -58,6 +66,9 @@ class PhasePlan:
     cache_bytes: int
     place: str
     why: str
+    head_flops: int = 0
+    target_flops: int = 0
+    about_targets: str = ""
     depth: str = ""
 
 
@@ -69,27 +80,34 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
     size = run.dataset.images.size
     for place, program in enumerate(run.programs):
         decision = run.cache_decision(program)
-        shapes, _ = program.model.abstract()
+        shapes, statistics = program.model.abstract()
         images = len(run.train_rows) * program.phase.epochs
         per_image = run.flops_per_image(place)
         fill = run.fill_flops(place)
+        targets = run.target_decision(program)
         peak = accounting.peak_bytes(program, size, -(-run.batch_size // devices), fsdp)
-        kept = decision.bytes if decision.tier == "memory" else 0
+        kept = sum(each.bytes for each in (decision, targets) if each.tier == "memory")
         planned.append(
             PhasePlan(
                 name=program.phase.name,
                 trainable=freezing.count(shapes, program.mask.trainable),
                 total=freezing.count(shapes),
+                statistics=freezing.count(statistics),
                 lowest=program.model.groups[program.mask.boundary],
                 steps=run.timeline.steps_per_epoch * program.phase.epochs,
                 images=images,
                 flops_per_image=per_image,
                 fill_flops=fill,
-                flops=per_image * images + fill,
+                flops=per_image * images + fill + run.target_fill_flops(place),
                 peak_bytes=peak + kept,
                 cache_bytes=decision.bytes,
                 place=decision.tier,
                 why=decision.reason,
+                head_flops=accounting.image_cost(program, size).head.model * images,
+                target_flops=run.target_flops(place),
+                about_targets=("cached: " if targets.cached else "not cached: ") + targets.reason
+                if training_targets.teacher_of(program)
+                else "",
                 depth=_depth_line(run, place),
             )
         )
@@ -162,7 +180,6 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
             for protocol in settings.segmentation.protocols
         }
     model = Classifier(encoder, len(task.development.classes), study.settings.model.dtype)
-    images = sum(len(dataset) for dataset in task.datasets.values())
     folds = task.folds(settings.folds, arm.seed)
     costs: dict[str, int] = {}
     for protocol in settings.protocols:
@@ -173,16 +190,29 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
             ]
             costs[protocol] = sum(run.flops() for run in runs)
             continue
-        side = task.development.images.size
-        costs.setdefault(
-            "features", accounting.forward(model, side, len(model.encoder.groups)).model * images
+        passes = (
+            accounting.forward(model, dataset.images.size, len(model.encoder.groups)).model * len(dataset)
+            for dataset in task.datasets.values()
         )
+        costs.setdefault("features", sum(passes))
         loss = classification_loss(task.development, settings.head.loss)
+        training = [train for train, _ in folds]
+        if protocol not in head_sweep.HIDDEN:
+            inner = task.inner_folds(training, len(settings.head.strengths), arm.seed)
+            costs[protocol] = linear_head.count_flops(
+                len(task.development),
+                model.encoder.features,
+                loss,
+                len(folds),
+                len(inner[0]),
+                len(settings.head.strengths),
+            )
+            continue
         sweep, grid = sweep_settings(settings.head, protocol, loss), hyper_params(settings.head)
-        rows = sum(len(train) for train, _ in folds)
+        rows = sum(map(len, training))
         if len(grid) > 1:
             fraction = settings.head.grid.val_fraction
-            rows += len(grid) * sum(len(task.inner_split(train, fraction, arm.seed)[0]) for train, _ in folds)
+            rows += len(grid) * sum(len(task.inner_split(train, fraction, arm.seed)[0]) for train in training)
         per_row = head_sweep.flops_per_image(model.encoder.features, sweep.hidden, loss)
         costs[protocol] = rows * sweep.epochs * per_row
     return costs
@@ -204,7 +234,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
     Raises:
         UserError: The workdir holds another study.
     """
-    console = Console(width=None if Console().is_terminal else 150)
+    console = Console(width=None if Console().is_terminal else 150, markup=False, emoji=False)
     settings = study.settings
     left = arms_left(study, workdir) if workdir else study.arms
     first = {arm.name: arm for arm in reversed(left)}
@@ -246,6 +276,11 @@ def show(study: Study, workdir: Path | None = None) -> None:
             largest = min(largest_batch(run, each, fsdp) for run, each in zip(runs, planned, strict=True))
             too_large += [arm.name] if largest < settings.adapt.batch_size else []
             console.print(_phase_table(arm.name, phases))
+            for line in filter(None, map(views_line, runs)):
+                console.print(line, soft_wrap=True)
+            if statistics := phases[-1].statistics:
+                whole = phases[-1].total + statistics
+                print(f"parameters: {whole:,} with the {statistics:,} moving statistics of {arm.name}")
             depths += [phase.depth for phase in phases if phase.depth]
         spent = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
         shapes, _ = arm.strategy.encoder.abstract()
@@ -279,6 +314,24 @@ def show(study: Study, workdir: Path | None = None) -> None:
         "share is "
         "computed once.",
         soft_wrap=True,
+    )
+
+
+def views_line(run: TrainingRun) -> str:
+    """Return how many fixed views of every image the cache holds for a label-free run; else empty."""
+    if not isinstance(run.loss, Objective):
+        return ""
+    size, caching = run.dataset.images.size, run.caching
+    per_view = max(
+        sum(tree_bytes(each.shapes(size, caching.dtype)) for each in training_targets.cacheable(program))
+        for program in run.programs
+    ) * len(run.dataset)
+    if not per_view:
+        return ""
+    memory, disk = caching.memory_bytes // per_view, caching.disk_bytes // per_view
+    return (
+        f"fixed views: each takes {per_view / 2**20:,.1f} MiB of cache; adapt.num_fixed_views up to {memory} fits "
+        f"in memory (cache.memory_mb), up to {max(memory, disk)} on disk (cache.disk_mb)"
     )
 
 
@@ -338,7 +391,12 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
         "peak MiB",
     ):
         table.add_column(column, justify="right")
+    is_label_free = any(phase.head_flops for phase in phases)
+    for column in ("heads TFLOP", "targets TFLOP") if is_label_free else ():
+        table.add_column(column, justify="right")
     table.add_column("frozen prefix")
+    if is_label_free:
+        table.add_column("targets")
     for phase in phases:
         table.add_row(
             phase.name,
@@ -351,6 +409,12 @@ def _phase_table(strategy: str, phases: list[PhasePlan]) -> Table:
             number(phase.fill_flops / 1e12),
             number(phase.flops / 1e12),
             f"{phase.peak_bytes / 2**20:.0f}",
+            *(
+                [number(each / 1e12) for each in (phase.head_flops, phase.target_flops)]
+                if is_label_free
+                else []
+            ),
             ("cached: " if phase.place else "not cached: ") + phase.why,
+            *([phase.about_targets or "none"] if is_label_free else []),
         )
     return table

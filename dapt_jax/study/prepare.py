@@ -2,22 +2,24 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from clu import parameter_overview
 
-from dapt_jax.data import facts, findings, intensity, near_duplicates, sources
+from dapt_jax.data import decode, facts, findings, intensity, limits, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.errors import UserError, one_line
+from dapt_jax.errors import MissingLabelsError, UserError, one_line
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.models.encoder import Tree
-from dapt_jax.runtime import sharding, storage
+from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.objectives import LABEL_FREE
+from dapt_jax.runtime import sharding, storage, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
-from dapt_jax.study import halving, leakage, segmentation, strategies
+from dapt_jax.study import budgets, halving, leakage, segmentation, stated, strategies
 from dapt_jax.study.arms import Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import Task
@@ -35,7 +37,12 @@ def prepare(settings: StudySettings) -> Study:
         UserError: The settings, the data or the weights are invalid.
     """
     settings = strategies.expanded(settings)
-    encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
+    settings = budgets.resolved(settings)
+    if settings.mode == "plan":
+        streams.say(budgets.stated(settings))
+    encoder = settings.model.encoder()
+    has_weights = settings.mode != "plan" or locate.is_here(settings.weights, encoder.name)
+    encoder = locate.fitted(settings.weights, encoder, settings.model.preprocess, has_weights)
     resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
     sharding.make_mesh(fsdp=settings.runtime.fsdp)
     with _about("adapt."):
@@ -44,9 +51,9 @@ def prepare(settings: StudySettings) -> Study:
         if FINETUNE in transfer.protocols:
             with _about("transfer.finetune."):
                 sharding.check_batch(transfer.finetune.batch_size, transfer.finetune.grad_accum_steps)
-    params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
-    print(f"weights: {merged}", flush=True)
-    reports = {"": merged, **_own_weights(settings, resolved)}
+    about, reports = _weights(settings, encoder, resolved) if has_weights else ("", {})
+    if not has_weights:
+        streams.say(f"weights: {settings.weights}, not here and not read: a plan needs none")
     if not settings.tasks and (idle := [each.name for each in resolved if not each.phases]):
         raise UserError(
             f"the config names no target task, and {', '.join(idle)} adapts nothing; expected "
@@ -55,19 +62,22 @@ def prepare(settings: StudySettings) -> Study:
     loaded = {}
     for named in named_sets(settings, resolved):
         loaded[named] = read = read_set(settings, named)
-        print(read.line, flush=True)
+        streams.say(read.line)
         for line in read.warnings:
-            print(f"warning: {line}", flush=True)
+            streams.say(f"warning: {line}")
     corpora = corpora_of(loaded)
     tasks = tuple(task_of(settings, loaded, name) for name in settings.tasks)
     apart = leakage.resolve(tasks, corpora, settings.data.leaks)
     for line in (*apart.notes, *different_scales(apart.tasks)):
-        print(f"warning: {line}", flush=True)
+        streams.say(f"warning: {line}")
     for task in apart.tasks:
         for line in check_folds(settings, task):
-            print(f"warning: {line}", flush=True)
-    about = _about_weights(params, merged)
-    study = Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
+            streams.say(f"warning: {line}")
+    study, line = budgets.with_fitting_dtype(
+        Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
+    )
+    if line:
+        streams.say(line)
     check_study(study)
     return study
 
@@ -108,6 +118,8 @@ def _check_adaptation(study: Study) -> None:
             study.scoring_plan(arm)
             for run in study.runs_of(arm):
                 run.check_cache()
+                if run.teacher_weights:
+                    run.teacher_weights()
 
 
 def _check_segmentation(study: Study) -> None:
@@ -133,6 +145,8 @@ class NamedSet:
         corpus: Name in `corpora`, empty for the main corpus; None for a set of a task.
         task: Name of its task; empty for a corpus.
         split: Split of its task; empty for a corpus.
+        supervised: Name of a strategy that needs labels of a corpus; empty where none does, and no label is
+            read.
     """
 
     title: str
@@ -141,6 +155,12 @@ class NamedSet:
     corpus: str | None = None
     task: str = ""
     split: str = ""
+    supervised: str = ""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether its labels are read."""
+        return bool(self.task or self.supervised)
 
     @property
     def is_divided(self) -> bool:
@@ -179,7 +199,9 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
         UserError: A strategy adapts to a corpus that the settings do not describe.
     """
     found: dict[str, NamedSet] = {}
-    for strategy in (part for each in resolved if each.phases for part in each.parts):
+    adapting = [part for each in resolved if each.phases for part in each.parts]
+    supervised = {each.corpus: each.name for each in reversed(adapting) if not each.is_label_free}
+    for strategy in adapting:
         if strategy.corpus in found:
             continue
         source = settings.corpus_named(strategy.corpus).source
@@ -189,7 +211,13 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
                 "and so on"
             )
         title = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
-        found[strategy.corpus] = NamedSet(title, source, settings.adapt.loss.name, corpus=strategy.corpus)
+        found[strategy.corpus] = NamedSet(
+            title,
+            source,
+            settings.adapt.loss.name,
+            corpus=strategy.corpus,
+            supervised=supervised.get(strategy.corpus, ""),
+        )
     return [*found.values()] + [
         NamedSet(f"{name} {split}", source, _loss_of(settings, name), task=name, split=split)
         for name, task in settings.tasks.items()
@@ -219,6 +247,15 @@ def task_of(settings: StudySettings, loaded: Mapping[NamedSet, ReadSet], name: s
     return Task.of(name, sets, None if seed < 0 else seed, settings.tasks[name].auc_classes)
 
 
+def _weights(
+    settings: StudySettings, encoder: Encoder, resolved: Sequence[Strategy]
+) -> tuple[str, dict[str, MergeReport]]:
+    """Read the weights of the study and of its strategies; return what is said of the former, and all reports."""
+    params, _, merged = locate.load(settings.weights, Classifier(encoder, 1), seed=0)
+    streams.say(f"weights: {merged}")
+    return _about_weights(params, merged), {"": merged, **_own_weights(settings, resolved)}
+
+
 def _own_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> dict[str, MergeReport]:
     """Read strategy-specific weights, so that an invalid file is refused before training.
 
@@ -229,12 +266,15 @@ def _own_weights(settings: StudySettings, resolved: Sequence[Strategy]) -> dict[
     reports: dict[tuple[str, tuple[str, ...]], MergeReport] = {}
     for strategy in own:
         key = strategy.weights, strategy.encoder.groups
-        if key in reports:
+        if key in reports or (
+            settings.mode == "plan" and not locate.is_here(strategy.weights, strategy.encoder.name)
+        ):
             continue
         with _about(f"custom_strategies.{strategy.name}: "):
             _, _, reports[key] = locate.load(strategy.weights, Classifier(strategy.encoder, 1), seed=0)
-        print(f"weights of {strategy.name}: {reports[key]}", flush=True)
-    return {each.name: reports[each.weights, each.encoder.groups] for each in own}
+        streams.say(f"weights of {strategy.name}: {reports[key]}")
+    keys = {each.name: (each.weights, each.encoder.groups) for each in own}
+    return {name: reports[key] for name, key in keys.items() if key in reports}
 
 
 def _about_weights(params: Tree, merged: MergeReport) -> str:
@@ -260,24 +300,35 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
         UserError: The set cannot be read, or a study cannot be made of it.
     """
     what = named.title
+    limits.set_decoded_bytes(settings.data.max_image_mb << 20)
     with _about(f"{what}: "):
-        dataset = sources.load(
+        read = functools.partial(
+            sources.load,
             named.source,
             data_dir=storage.data(settings.data_dir) or None,
             image_size=settings.model.image_size,
             on_bad_image=settings.data.on_bad_image,
-            cache_bytes=settings.data.cache_mb << 20,
+            cache_bytes=max(0, settings.data.cache_bytes - decode.cached_bytes()),
+            labels=named.has_labels,
         )
-        if named.loss == "ordinal":
+        try:
+            dataset = stated.read_or_stated(read, settings, what, named.source)
+            if named.has_labels and not dataset.is_labelled:
+                raise MissingLabelsError("kind 'images' reads no labels")
+        except MissingLabelsError as error:
+            raise _needs_labels(named, str(error)) from error
+        if named.loss == "ordinal" and named.has_labels:
             dataset = sources.ordered(dataset, named.source)
-        if len(dataset.classes) < 2 and not dataset.multi_label and not dataset.segments:
+        if named.has_labels and len(dataset.classes) < 2 and not (dataset.multi_label or dataset.segments):
             raise UserError(
                 f"all {len(dataset)} images are {dataset.classes[0]!r}; expected two classes or more"
             )
     if named.corpus is not None:
         _check_corpus(settings, named, dataset)
     skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
-    counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items())
+    counts = (
+        ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items()) or "no labels read"
+    )
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
     patients = _patients(dataset, named.is_divided)
@@ -285,6 +336,15 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
         dataset,
         f"{what}: {len(dataset)} images ({counts}){several}, {patients}{skipped}",
         [f"{what}: {line}" for line in findings.of_set(dataset, is_split=named.is_divided)],
+    )
+
+
+def _needs_labels(named: NamedSet, why: str) -> UserError:
+    if named.task:
+        return UserError(f"{why}; a target task needs labels")
+    return UserError(
+        f"{why}; strategy {named.supervised!r} is supervised: expected labels, or adapt.objective="
+        f"{' or '.join(map(repr, LABEL_FREE))}, which need none"
     )
 
 
@@ -315,7 +375,7 @@ def different_scales(tasks: Sequence[Task]) -> list[str]:
         f"{task.name}: {line}"
         for task in tasks
         for line in intensity.disagreements(
-            {split: dataset.intensity_summary() for split, dataset in task.datasets.items()}
+            {split: dataset.intensity_summary() for split, dataset in task.parts.items()}
         )
     ]
 

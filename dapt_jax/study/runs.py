@@ -1,6 +1,8 @@
 """Training runs made from settings: losses, options, and the run that adapts an encoder."""
 
-from typing import TypedDict
+import functools
+from collections.abc import Callable
+from typing import Literal, TypedDict
 
 import jax
 import numpy as np
@@ -12,15 +14,23 @@ from dapt_jax.data.mix import Mix
 from dapt_jax.data.splits import grouped_holdout
 from dapt_jax.errors import UserError
 from dapt_jax.losses import ClassificationLoss, SegmentationLoss
-from dapt_jax.models.classifier import Classifier
+from dapt_jax.models import registry
+from dapt_jax.models.classifier import HEAD, Classifier
+from dapt_jax.models.encoder import Tree
+from dapt_jax.models.pretext import Trunk
+from dapt_jax.objectives import Distil, Objective, Reconstruct, TwoViews
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.losses import LossSettings
 from dapt_jax.settings.training import ClassifierTrainSettings, TrainSettings
 from dapt_jax.study.strategies import Strategy
-from dapt_jax.training import patterns
+from dapt_jax.training import label_free, patterns
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.optim import Optimizer, Plateau
 from dapt_jax.training.run import RunTag, TrainData, TrainingRun
+from dapt_jax.weights import locate
+
+TeacherWeights = Callable[[], tuple[Tree, Tree]]
+"""Function that returns parameters and batch-norm statistics of a frozen teacher."""
 
 
 def classification_loss(
@@ -120,11 +130,13 @@ def adaptation_run(
         seed: Seed of the arm.
         corpus: In-domain images.
     """
+    if strategy.is_label_free:
+        return label_free_run(settings, strategy, seed, corpus)
+    adapt = settings.adapt
+    loss = classification_loss(corpus, adapt.loss, adapt.single_logit)
     train_rows, val_rows = np.arange(len(corpus)), np.arange(0)
     if fraction := settings.corpus_named(strategy.corpus).val_fraction:
         train_rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, fraction, seed)
-    adapt = settings.adapt
-    loss = classification_loss(corpus, adapt.loss, adapt.single_logit)
     encoder = patterns.with_lora(strategy.encoder, strategy.phases, adapt.lora)
     model = Classifier(encoder, loss.outputs, settings.model.dtype)
     weights = inverse_frequency_weights(corpus, train_rows) if adapt.balance_classes else ()
@@ -132,3 +144,85 @@ def adaptation_run(
     options = run_options(settings, adapt)
     tag = RunTag(strategy.name, label=f"{strategy.part}/" if strategy.part else "")
     return TrainingRun(model, strategy.phases, data, loss, seed=seed, tag=tag, **options)
+
+
+def label_free_run(
+    settings: StudySettings, strategy: Strategy, seed: int, corpus: Dataset
+) -> TrainingRun[Classifier]:
+    """Return the run that adapts an encoder to a corpus without its labels, split by patient.
+
+    Of images with equal pixels, one counts.
+
+    Args:
+        settings: Settings of the study.
+        strategy: Strategy of the arm.
+        seed: Seed of the arm.
+        corpus: In-domain images; their labels are not used.
+
+    Raises:
+        UserError: The objective does not fit the corpus or the settings, or its teacher does not load.
+    """
+    corpus = corpus.without_labels()
+    rows = label_free.distinct_rows(corpus)
+    if len(rows) < 2:
+        raise UserError(
+            f"{corpus.name}: {len(corpus)} images, pixel for pixel the same; expected two or more different ones"
+            if len(corpus) > 1
+            else f"{corpus.name}: 1 image; expected two or more different ones"
+        )
+    train_rows, val_rows = rows, np.arange(0)
+    if fraction := settings.corpus_named(strategy.corpus).val_fraction:
+        fit, held_out = grouped_holdout(corpus.labels[rows], corpus.groups[rows], fraction, seed)
+        train_rows, val_rows = rows[fit], rows[held_out]
+    objective, teacher_weights = objective_of(settings, strategy)
+    encoder = patterns.with_lora(strategy.encoder, strategy.phases, settings.adapt.lora)
+    model = label_free.pretext(encoder, objective, strategy.phases, settings.model.dtype)
+    return TrainingRun(
+        model,
+        strategy.phases,
+        TrainData(corpus, train_rows, val_rows),
+        objective,
+        seed=seed,
+        tag=RunTag(strategy.name, label=f"{strategy.part}/" if strategy.part else ""),
+        teacher_weights=teacher_weights,
+        **run_options(settings, settings.adapt),
+    )
+
+
+def objective_of(settings: StudySettings, strategy: Strategy) -> tuple[Objective, TeacherWeights | None]:
+    """Return the label-free objective of a strategy, and what loads its teacher's weights.
+
+    Args:
+        settings: Settings of the study.
+        strategy: The strategy.
+
+    Raises:
+        UserError: `adapt.distil` names no teacher, or no such architecture.
+    """
+    adapt, dtype = settings.adapt, settings.model.dtype
+    if strategy.objective == Reconstruct.name:
+        corruption = adapt.reconstruct
+        own = Trunk(strategy.encoder.base, dtype=dtype)
+        return Reconstruct(own, corruption.noise, corruption.replaced), None
+    if strategy.objective == TwoViews.name:
+        pairs = adapt.two_views
+        return TwoViews(None, pairs.loss, pairs.temperature, pairs.patient_positives), None
+    chosen = adapt.distil
+    if not chosen.teacher:
+        raise UserError(
+            f"strategy {strategy.name!r} distils, but adapt.distil.teacher names no weights; expected "
+            f"{locate.EXPECTED}"
+        )
+    name = chosen.model or settings.model.name
+    encoder = locate.fitted(chosen.teacher, registry.build(name))
+    reads: Literal["pooled", "map"] = "map" if chosen.local else "pooled"
+    teacher = Trunk(encoder, dtype=dtype, reads=reads, side=chosen.image_size)
+
+    def weights() -> tuple[Tree, Tree]:
+        try:
+            params, batch_stats, _ = locate.load(chosen.teacher, Classifier(encoder, 1), seed=0)
+        except UserError as error:
+            raise UserError(f"adapt.distil.teacher ({name}): {error}") from error
+        return {key: value for key, value in params.items() if key != HEAD}, batch_stats
+
+    return Distil(teacher, chosen.local), functools.cache(weights)

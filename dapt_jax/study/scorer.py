@@ -22,6 +22,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.classifier import HEAD, Classifier, pool
 from dapt_jax.models.encoder import TAP, Encoder, Tree
+from dapt_jax.models.pretext import Pretext
 from dapt_jax.records.ledger import Row
 from dapt_jax.runtime import processes
 from dapt_jax.training import accounting
@@ -39,16 +40,14 @@ SEED = 0
 """Of the sample and of the views: the same for all arms and seeds, so that their scores compare."""
 
 
-def level_group(encoder: Encoder, level: int) -> int:
+def level_group(encoder: Encoder, level: int, setting: str = "checkpoint_scoring.level") -> int:
     """Return the index of the group with the `level`-th feature map from the end, one per resolution.
 
     Raises:
         UserError: The encoder lacks the level.
     """
     if not 0 < level <= len(encoder.pyramid_levels):
-        raise UserError(
-            f"checkpoint_scoring.level is {level}; {encoder.name} has 1 to {len(encoder.pyramid_levels)}"
-        )
+        raise UserError(f"{setting} is {level}; {encoder.name} has 1 to {len(encoder.pyramid_levels)}")
     return encoder.index(encoder.pyramid_levels[-level].name.removesuffix(f"/{TAP}"))
 
 
@@ -331,7 +330,8 @@ class Scorer(Callback):
         if point is self.points[-1]:
             return params, batch_stats
         processes.sync_file(self.file(point["epoch"]))
-        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), self.model.base, seed=0)
+        model = Classifier(self.model.base.encoder, 1) if isinstance(self.model, Pretext) else self.model.base
+        chosen, chosen_stats, _ = locate.load(str(self.file(point["epoch"])), model, seed=0)
         return chosen, chosen_stats
 
     def row(self) -> Row:

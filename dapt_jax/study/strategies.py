@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder
+from dapt_jax.objectives import SUPERVISED, Reconstruct
 from dapt_jax.settings import StrategySpec, StudySettings
 from dapt_jax.settings.training import AdaptSettings
 from dapt_jax.training.patterns import KINDS, LORA
@@ -33,6 +34,7 @@ class Strategy:
         corpus: Name in `corpora` of the images that it is adapted to; empty for the study's corpus.
         before: The earlier phases, of other corpora, whose encoder `phases` start from; None without any.
         part: Folder of its files within the arm's, of earlier phases; empty for the last ones.
+        objective: What adaptation minimises: see `adapt.objective`.
     """
 
     name: str
@@ -42,6 +44,12 @@ class Strategy:
     corpus: str = ""
     before: "Strategy | None" = None
     part: str = ""
+    objective: str = SUPERVISED
+
+    @property
+    def is_label_free(self) -> bool:
+        """Whether it adapts without any label."""
+        return bool(self.phases) and self.objective != SUPERVISED
 
     @property
     def parts(self) -> "tuple[Strategy, ...]":
@@ -95,9 +103,15 @@ def listing() -> str:
 
 
 def head_first(adapt: AdaptSettings) -> Phases:
-    """Return the phase that trains the head alone, which comes first; none if it has no epochs."""
-    if not adapt.head_epochs:
+    """Return the phase that trains the head alone, which comes first; none if it has no epochs.
+
+    The head of a label-free objective sees the views of the later phases, of which everything is cached;
+    that of `reconstruct` starts as the identity, and needs no such phase.
+    """
+    if not adapt.head_epochs or adapt.objective == Reconstruct.name:
         return ()
+    if adapt.objective != SUPERVISED:
+        return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, views=adapt.num_fixed_views),)
     return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False),)
 
 
@@ -355,6 +369,39 @@ def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     Raises:
         UserError: The strategy does not exist, or its settings give no phase.
     """
+    return _scaled_strategy(_resolved(name, encoder, settings), settings.phases_scale)
+
+
+def _scaled_strategy(strategy: Strategy, factor: float) -> Strategy:
+    """Return a strategy with a multiple of the epochs of its phases, earlier ones included."""
+    before = _scaled_strategy(strategy.before, factor) if strategy.before else None
+    return dataclasses.replace(strategy, phases=scaled(strategy.phases, factor), before=before)
+
+
+def scaled(phases: Phases, factor: float) -> Phases:
+    """Return phases with a multiple of their epochs, rounded, at least one each; warm-up is scaled alike.
+
+        >>> [each.epochs for each in scaled((Phase("head", 1000, ("head",), 1e-4), Phase("all", 20, ("*",), 1e-5)), 0.02)]
+        [20, 1]
+
+    Args:
+        phases: The phases.
+        factor: The factor; 1 returns them as they are.
+    """
+    if factor == 1:
+        return phases
+    return tuple(
+        dataclasses.replace(
+            phase,
+            epochs=(epochs := max(1, round(phase.epochs * factor))),
+            warmup=min(phase.warmup * factor, float(epochs)),
+        )
+        for phase in phases
+    )
+
+
+def _resolved(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
+    """Return a strategy with the epochs that the settings name."""
     if name in settings.custom_strategies:
         return _custom(name, encoder, settings)
     if name not in STRATEGIES:
@@ -369,24 +416,27 @@ def resolve(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
                 f"valid: {', '.join(encoder.groups[:-1])}"
             )
         encoder = encoder.truncate(adapt.cut_after)
-    return Strategy(name, encoder, entry.phases(encoder, adapt), settings.weights)
+    phases = entry.phases(encoder, adapt)
+    return Strategy(name, encoder, phases, settings.weights, objective=adapt.objective)
 
 
 def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     spec = settings.custom_strategies[name]
-    weights = spec.weights or settings.weights
-    encoder = locate.fitted(weights, encoder, settings.model.preprocess)
+    weights, objective = spec.weights or settings.weights, spec.objective or settings.adapt.objective
+    may_read = settings.mode != "plan" or locate.is_here(weights, encoder.name)
+    encoder = locate.fitted(weights, encoder, settings.model.preprocess, may_read)
     if spec.like:
         if spec.like not in STRATEGIES:
             raise UserError(f"custom_strategies.{name}: like={spec.like!r}; {nearest(spec.like, STRATEGIES)}")
-        like = resolve(spec.like, encoder, settings)
+        adapt = dataclasses.replace(settings.adapt, objective=objective)
+        like = _resolved(spec.like, encoder, dataclasses.replace(settings, adapt=adapt))
         return dataclasses.replace(like, name=name, weights=weights, corpus=spec.corpus)
     if spec.cut_after:
         encoder = encoder.truncate(spec.cut_after)
-    return _in_parts(name, encoder, spec, weights)
+    return _in_parts(name, encoder, spec, weights, objective)
 
 
-def _in_parts(name: str, encoder: Encoder, spec: StrategySpec, weights: str) -> Strategy:
+def _in_parts(name: str, encoder: Encoder, spec: StrategySpec, weights: str, objective: str) -> Strategy:
     """Return a custom strategy of phases, with a part for each run of phases on one corpus."""
     corpora = [
         (corpus, tuple(phases))
@@ -394,8 +444,8 @@ def _in_parts(name: str, encoder: Encoder, spec: StrategySpec, weights: str) -> 
     ] or [(spec.corpus, ())]
     before: Strategy | None = None
     for number, (corpus, phases) in enumerate(corpora[:-1], start=1):
-        before = Strategy(name, encoder, phases, weights, corpus, before, f"part{number}")
-    return Strategy(name, encoder, corpora[-1][1], weights, corpora[-1][0], before)
+        before = Strategy(name, encoder, phases, weights, corpus, before, f"part{number}", objective)
+    return Strategy(name, encoder, corpora[-1][1], weights, corpora[-1][0], before, objective=objective)
 
 
 def expanded(settings: StudySettings) -> StudySettings:

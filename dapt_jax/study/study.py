@@ -23,7 +23,7 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import atomic_files, lock, processes, sharding, streams
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.settings import StudySettings
-from dapt_jax.study import checkpoint_scores, classification, halving, plan
+from dapt_jax.study import budgets, checkpoint_scores, classification, halving, plan
 from dapt_jax.study.adapt import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.prepare import prepare
@@ -89,6 +89,7 @@ def _prepared(
 ) -> Iterator[tuple[Study, RunContext, "Results"]]:
     """Read and check a study, yield the environment of its runs, and record its final status."""
     is_primary = processes.is_primary()
+    settings = budgets.resolved(settings, workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(stalls.told(settings.data.stall_s, _to_stderr))
         with processes.barrier_or_raise():
@@ -96,6 +97,7 @@ def _prepared(
                 stack.enter_context(lock.held(lock.LocalLockFile(workdir), str(workdir), _to_stderr))
             writers = _writers(settings, workdir) if is_primary else []
             study = prepare(settings)
+            settings = study.settings
             planned_flops = {arm.title: plan.arm_flops(study, arm) for arm in study.arms}
             claim(study, workdir)
         intensities.write(workdir, study.intensities())
@@ -157,7 +159,10 @@ def _context(
         ),
         mesh=mesh,
         hardware=hardware.describe(
-            measure=runtime.measure_peak, watts=settings.energy.watts, pue=settings.energy.pue
+            measure=runtime.measure_peak,
+            watts=settings.energy.watts,
+            pue=settings.energy.pue,
+            memory_gb=settings.energy.memory_gb,
         ),
         reporter=reporter,
         threads=settings.data.threads,

@@ -1,7 +1,7 @@
 """Target tasks: splits of their images, and result lines of their scores."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from dapt_jax.data.splits import grouped_folds, grouped_holdout
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.metrics import Score, lookup
 from dapt_jax.records.vocabulary import OFFICIAL
+
+INNER_FOLDS = 5
+"""Folds of a fold's training rows that choose the strength of its linear head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +152,42 @@ class Task:
             return [(np.arange(len(self.official[0])), self.scored_rows)]
         groups = near_duplicates.merged(self.development).groups
         return grouped_folds(self.development.labels, groups, number, self._seed(seed))
+
+    def inner_folds(
+        self, splits: Sequence[np.ndarray], choices: int, seed: int
+    ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """Return inner folds of the training rows of each fold: rows to fit on and rows to validate on.
+
+        They are `INNER_FOLDS` of patients, divided as the folds are; fewer where a fold trains on fewer
+        patients, of all folds the same number; none where there is nothing to choose.
+
+        Args:
+            splits: Training rows of each fold.
+            choices: Number of strengths that they choose among.
+            seed: Seed of the run, which `split_seed` overrides.
+
+        Raises:
+            UserError: A fold trains on a single patient.
+        """
+        if choices == 1:
+            return [[] for _ in splits]
+        groups = near_duplicates.merged(self.development).groups
+        fewest = min(len(np.unique(groups[rows])) for rows in splits)
+        if fewest < 2:
+            raise UserError(
+                f"task {self.name!r}: a fold trains on 1 patient, whose images cannot choose "
+                "transfer.head.strengths; expected 2 or more patients, or a single strength"
+            )
+        labels = self.development.labels
+        return [
+            [
+                (rows[fit], rows[held])
+                for fit, held in grouped_folds(
+                    labels[rows], groups[rows], min(INNER_FOLDS, fewest), self._seed(seed)
+                )
+            ]
+            for rows in splits
+        ]
 
     def inner_split(self, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows to fit on, and rows to watch: the validation split, or a fraction of a fold's by patient.

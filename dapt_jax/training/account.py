@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from dapt_jax.cost.clock import Clock
+from dapt_jax.cost.flops import Flops
 from dapt_jax.records.ledger import Row
 from dapt_jax.runtime import processes
 from dapt_jax.training import accounting, freezing
@@ -36,6 +37,7 @@ class PhaseAccount:
         meter: Seconds and energy.
         curve: One point for every finished epoch.
         fill: Cost of cached activations.
+        targets: Cost of a teacher's cached outputs.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class PhaseAccount:
         self._repeated_steps = repeated_steps
         self.curve: list[dict[str, Any]] = list(stored.get("curve", []))
         self.fill, self._is_settled = FillCost(**stored.get("fill", {})), "fill" in stored
-        self._filled_before, meter = 0, stored.get("meter")
-        if not stored and run.cache_decision(self._program).cached:
+        self.targets = FillCost(**stored.get("targets", {}))
+        self._are_targets_settled = "targets" in stored
+        self._filled_before, self._targets_before, meter = 0, 0, stored.get("meter")
+        if not stored and (run.cache_decision(self._program).cached or run.targets_to_compute(number)):
             meter = self._resume_fill()
         self.meter = CostMeter(context.hardware, meter)
 
@@ -77,12 +81,28 @@ class PhaseAccount:
         """Restore the cost of the cache fill from the ledger, and return the meter's state at that time."""
         key = self._run.row_key(self._number)
         row: Row | None = processes.broadcast_from_primary(lambda: self._ledger.find(key))
-        if row is None or row.cached == "off":
+        has_targets = self._run.targets_to_compute(self._number) is not None
+        if row is None or (row.cached == "off" and not has_targets):
             return None
-        suffix = accounting.image_cost(self._program, self._run.dataset.images.size).suffix
-        self._filled_before = row.model_flops - suffix.model * row.images
-        self.fill = FillCost(row.cached, self._filled_before, row.reused_flops, row.reused_s)
-        self._is_settled = self._filled_before + row.reused_flops == self._run.fill_flops(self._number)
+        alone, targets_alone = (
+            self._run.fill_flops(self._number),
+            self._run.target_fill_flops(self._number),
+        )
+        self._targets_before = row.target_flops if has_targets else 0
+        self._filled_before = (
+            row.model_flops - self._per_image(row.cached).model * row.images - row.target_flops
+        )
+        spent = self._filled_before + self._targets_before
+        is_settled = spent + row.reused_flops == alone + targets_alone
+        reused = alone - self._filled_before if is_settled else 0
+        self.fill = FillCost(row.cached, self._filled_before, reused, row.reused_s)
+        self._is_settled = is_settled or self._filled_before == alone
+        if has_targets and (is_settled or self._targets_before == targets_alone):
+            reused = targets_alone - self._targets_before
+            self.targets = FillCost(
+                "filled" if self._targets_before else "reused", self._targets_before, reused
+            )
+            self._are_targets_settled = True
         # Seconds of repeated steps are not counted twice.
         return None if row.steps else state_of_row(row)
 
@@ -114,6 +134,30 @@ class PhaseAccount:
         self._is_settled = True
         self.enter(self._first_step)
 
+    def add_targets(self, flops: int) -> None:
+        """Enter the FLOPs of a teacher's cached outputs into the ledger immediately."""
+        if self._are_targets_settled:
+            return
+        total = min(self.targets.flops + flops, self._run.target_fill_flops(self._number))
+        self.targets = FillCost("filled", total)
+        self.enter(self._first_step)
+
+    def settle_targets(self, ran: int, seconds: float) -> None:
+        """Record the total cost of a teacher's cached outputs.
+
+        Args:
+            ran: Model FLOPs that were run for them in this start.
+            seconds: Seconds spent on them, now or earlier.
+        """
+        if self._are_targets_settled:
+            return
+        alone = self._run.target_fill_flops(self._number)
+        spent = min(self._targets_before + ran, alone)
+        reused_s = seconds if alone and not spent else 0.0
+        self.targets = FillCost("filled" if spent else "reused", spent, alone - spent, reused_s)
+        self._are_targets_settled = True
+        self.enter(self._first_step)
+
     @property
     def _first_step(self) -> int:
         return self._run.timeline.first_step(self._number)
@@ -127,12 +171,18 @@ class PhaseAccount:
         return {
             "curve": list(self.curve),  # written in the background, while epochs are added to the curve
             "fill": dataclasses.asdict(self.fill),
+            **({"targets": dataclasses.asdict(self.targets)} if self._are_targets_settled else {}),
             "meter": self.meter.state(),
         }
 
     def enter(self, step: int) -> None:
         """Write the ledger row of the phase after a step of the run, replacing an earlier one."""
         self._ledger.put(self.meter.finalize(self._row(step)))
+
+    def _per_image(self, cached: str) -> Flops:
+        """Return FLOPs of one image in one step, besides the teacher's, by the use of the cached prefix."""
+        cost = accounting.image_cost(self._program, self._run.dataset.images.size)
+        return cost.prefix + cost.suffix if cached == "off" else cost.suffix
 
     def _row(self, step: int) -> Row:
         """Return the counts of the phase up to a step of the run."""
@@ -145,7 +195,7 @@ class PhaseAccount:
         steps = own + repeated
         images = len(run.train_rows) * (own // per_epoch + repeated // per_epoch)
         images += repeated % per_epoch * run.batch_size
-        per_image = cost.prefix + cost.suffix if self.fill.cached == "off" else cost.suffix
+        per_image, online = self._per_image(self.fill.cached), run.online_target_cost(self._number)
         strategy, seed, stage, phase = run.row_key(self._number)
         return Row(
             strategy=strategy,
@@ -154,13 +204,17 @@ class PhaseAccount:
             phase=phase,
             steps=steps,
             images=images,
-            model_flops=per_image.model * images + self.fill.flops,
-            hardware_flops=per_image.hardware * steps * run.batch_size + self.fill.flops,
+            model_flops=(per_image + online).model * images + self.fill.flops + self.targets.flops,
+            hardware_flops=(per_image + online).hardware * steps * run.batch_size
+            + self.fill.flops
+            + self.targets.flops,
+            head_flops=cost.head.model * images,
+            target_flops=online.model * images + self.targets.flops,
             trainable_params=freezing.count(shapes, program.mask.trainable),
             total_params=freezing.count(shapes),
             cached=self.fill.cached,
-            reused_flops=self.fill.reused_flops,
-            reused_s=self.fill.reused_s,
+            reused_flops=self.fill.reused_flops + self.targets.reused_flops,
+            reused_s=self.fill.reused_s + self.targets.reused_s,
             peak_flops=self._context.hardware.peak_for(program.model.dtype),
             curve=list(self.curve),
         )

@@ -12,7 +12,10 @@ from jaxtyping import PyTree
 
 from dapt_jax import ops
 from dapt_jax.cost import flops, memory
+from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.network import Network
+from dapt_jax.models.pretext import POSITION
+from dapt_jax.objectives import Objective
 from dapt_jax.runtime import sharding
 from dapt_jax.training import freezing
 from dapt_jax.training.freezing import Tree
@@ -26,10 +29,12 @@ class ImageCost:
     Attributes:
         prefix: Forward pass below the boundary.
         suffix: Forward and backward pass above it, without gradients of frozen parameters.
+        head: Of `suffix`, the passes through the head of a label-free objective and its loss.
     """
 
     prefix: flops.Flops
     suffix: flops.Flops
+    head: flops.Flops = dataclasses.field(default_factory=flops.Flops)
 
 
 def _abstract(tree: PyTree[jax.ShapeDtypeStruct]) -> PyTree[jax.ShapeDtypeStruct]:
@@ -94,10 +99,53 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     model, side = program.model, program.augment.size(image_size)
     params, batch_stats = model.abstract()
     state = _abstract(jax.eval_shape(program.init_state, params, batch_stats))
-    one = _batched(boundary_shape(model, program.mask.boundary, side), 1)
-    weight, lr = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
-    suffix = _traced_with_lax(program.update, state, one, program.objective.label_shape(1, side), weight, lr)
-    return ImageCost(forward(model, side, program.mask.boundary), suffix)
+    batch = program.batch_size  # the cost of one image depends on it where a loss compares images
+    x = _inputs(program, side, batch)
+    weight, lr = jax.ShapeDtypeStruct((batch,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    labels = program.objective.label_shape(batch, side)
+    update = program.update
+    if _is_corrupting(program):
+        update = functools.partial(update, key=jax.random.key(0))
+    suffix = _traced_with_lax(update, state, x, labels, weight, lr)
+    prefix = forward(model, side, program.mask.boundary) * (2 if program.is_paired else 1)
+    head = _head_cost(program, state["params"], side, labels, weight)
+    return ImageCost(prefix, _each(suffix, batch), _each(head, batch))
+
+
+def _is_corrupting(program: PhaseProgram) -> bool:
+    return isinstance(program.objective, Objective) and program.objective.is_corrupting
+
+
+def _inputs(program: PhaseProgram, side: int, batch: int) -> Any:
+    """Return the abstract activations at the boundary of a phase, a pair of them for two views."""
+    x = _batched(boundary_shape(program.model, program.mask.boundary, side), batch)
+    return (x, x) if program.is_paired else x
+
+
+def _each(found: flops.Flops, batch: int) -> flops.Flops:
+    """Return the FLOPs of one image of a batch, rounded down."""
+    by_op = {name: count // batch for name, count in found.by_op.items()}
+    return flops.Flops(
+        found.model // batch, found.hardware // batch, found.padded // batch, by_op, found.unknown
+    )
+
+
+def _head_cost(program: PhaseProgram, params: Tree, side: int, labels: Any, weight: Any) -> flops.Flops:
+    """Return FLOPs of head and loss of a label-free objective, forward and backward; none for a classifier."""
+    model, objective = program.model, program.objective
+    if not isinstance(objective, Objective):
+        return flops.Flops()
+    last = _batched(
+        boundary_shape(model, len(model.groups) - 1, side), weight.shape[0] * (1 + program.is_paired)
+    )
+
+    def loss(head: Tree, x: jax.Array, labels: Any, weight: jax.Array) -> jax.Array:
+        return objective.total(objective.outputs(head, x, model.encoder.as_map), labels, weight)
+
+    trains_encoder = any(not path.startswith(f"{HEAD}/") for path in program.mask.trainable)
+    gradient = jax.value_and_grad(loss, argnums=(0, 1) if trains_encoder else 0)
+    head = {key: value for key, value in params[HEAD].items() if key != POSITION}
+    return _traced_with_lax(gradient, head, last, labels, weight)
 
 
 def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1) -> int:
@@ -117,7 +165,8 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
     params, batch_stats = model.abstract()
     train, rest = freezing.partition(params, program.mask.trainable)
     at_once = -(-batch // program.grad_accum_steps)
-    inputs = _batched(boundary_shape(model, program.mask.boundary, side), at_once)
+    inputs = _inputs(program, side, at_once)
+    key = jax.random.key(0) if _is_corrupting(program) else None
 
     def loss(
         train: Tree,
@@ -127,7 +176,9 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
         labels: jax.Array,
     ) -> jax.Array:
         full = freezing.combine(train, rest)
-        logits, _ = model.suffix(full, batch_stats, x, program.mask.boundary, program.mask.batch_norm_modes)
+        logits, _ = model.suffix(
+            full, batch_stats, x, program.mask.boundary, program.mask.batch_norm_modes, key
+        )
         return program.objective.total(logits, labels, jnp.ones(at_once))
 
     opt = jax.eval_shape(program.tx.init, params)

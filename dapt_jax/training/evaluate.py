@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from dapt_jax.data import crops, pipeline
 from dapt_jax.losses import SegmentationLoss
 from dapt_jax.models.network import Network
+from dapt_jax.objectives import Objective
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.prefix import Activations
 from dapt_jax.training.epoch_metrics import validation_metrics
@@ -101,6 +102,7 @@ class Evaluator:
     def _metrics(self, logits: np.ndarray) -> dict[str, float]:
         """Return the metrics of logits."""
         run, objective = self._run, self._program.objective
+        assert not isinstance(objective, Objective)
         targets = run.dataset.targets[run.val_rows]
         loss = objective(jnp.asarray(logits), jnp.asarray(targets))
         predicted = objective.probabilities(jnp.asarray(logits))

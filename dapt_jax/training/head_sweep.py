@@ -1,9 +1,9 @@
-"""Heads on frozen features: all seeds, folds and grid points train in one vectorised program."""
+"""Perceptrons on frozen features: all seeds, folds and grid points train in one vectorised program."""
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -18,8 +18,8 @@ from dapt_jax.models.initial import init_params
 from dapt_jax.parameters import Kind
 from dapt_jax.training.freezing import Tree
 
-HIDDEN: dict[str, tuple[int, ...]] = {"linear": (), "mlp_small": (64, 32), "mlp_large": (512, 256, 256, 128)}
-"""Hidden layers by protocol; the two perceptrons are Model 1 and Model 2 of arXiv 2204.13280."""
+HIDDEN: dict[str, tuple[int, ...]] = {"mlp_small": (64, 32), "mlp_large": (512, 256, 256, 128)}
+"""Hidden layers by protocol: Model 1 and Model 2 of arXiv 2204.13280."""
 
 PerSplit = tuple[Tree, Array, Array, dict[str, Array], Array, Array]
 """Initial parameters, shift, factor, grid, row numbers [splits, steps, b] and their weights;
@@ -95,6 +95,8 @@ class Heads:
         flops: Model FLOPs of training.
         steps: Steps of all heads.
         images: Rows that all heads were trained on, repeats counted.
+        logits_by_epoch: Logits of watched features after every epoch, by name, float32 [splits, points,
+            epochs, n, outputs]; empty where nothing is watched.
     """
 
     settings: HeadSettings
@@ -104,13 +106,22 @@ class Heads:
     flops: int
     steps: int
     images: int
+    logits_by_epoch: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
-    def probabilities(
-        self, features: Float[np.ndarray, "n d"]
-    ) -> Float[np.ndarray, "splits points n classes"]:
-        """Return the probability of each class by each head."""
-        logits = _predict(self.params, self.shift, self.factor, features)
-        return np.asarray(jax.vmap(jax.vmap(self.settings.objective.probabilities))(logits))
+    def probabilities_by_epoch(self, name: str) -> Float[np.ndarray, "splits epochs n classes"]:
+        """Return the probability of each class of watched features after every epoch, by each first point."""
+        probabilities = self.settings.objective.probabilities
+        return np.asarray(jax.vmap(jax.vmap(probabilities))(self.logits_by_epoch[name][:, 0]))
+
+    @property
+    def size(self) -> int:
+        """Number of parameters of a head."""
+        return sum(leaf[0, 0].size for leaf in jax.tree.leaves(self.params))
+
+    def probabilities(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "splits n classes"]:
+        """Return the probability of each class by the head of each split's first point."""
+        logits = _predict(self.params, self.shift, self.factor, features)[:, 0]
+        return np.asarray(jax.vmap(self.settings.objective.probabilities)(logits))
 
     def losses(
         self,
@@ -149,6 +160,7 @@ def train(
     splits: Sequence[Split],
     settings: HeadSettings,
     points: Sequence[Sequence[HyperParams]],
+    watched: Mapping[str, Float[np.ndarray, "m d"]] | None = None,
 ) -> Heads:
     """Train a head per split and point.
 
@@ -158,6 +170,7 @@ def train(
         splits: Training rows of all seeds and folds.
         settings: How heads are trained.
         points: Points of the grid for each split, as many as for every other.
+        watched: Features by name whose logits are kept after every epoch; None for none.
     """
     number, size, inputs = len(splits), settings.batch_size, features.shape[1]
     orders = [Order(tuple(int(row) for row in split.rows), size, split.order) for split in splits]
@@ -184,12 +197,21 @@ def train(
         parameter_shapes(inputs, settings.hidden, settings.objective.outputs), splits, grid["lr"].shape[1]
     )
     flat = [np.moveaxis(each.reshape(-1, number, size), 1, 0) for each in (index, weight)]
-    trained = _train(settings, features, labels, (params, shift, factor, grid, *flat))
+    trained, by_epoch = _train(
+        settings, features, labels, (params, shift, factor, grid, *flat), dict(watched or {})
+    )
     heads = grid["lr"].shape[1]
     images = int(weight.sum()) * heads
     per_image = flops_per_image(inputs, settings.hidden, settings.objective)
     return Heads(
-        settings, trained, shift, factor, images * per_image, steps * settings.epochs * number * heads, images
+        settings,
+        trained,
+        shift,
+        factor,
+        images * per_image,
+        steps * settings.epochs * number * heads,
+        images,
+        by_epoch,
     )
 
 
@@ -200,6 +222,7 @@ def tune(
     inner: Sequence[tuple[np.ndarray, np.ndarray]],
     settings: HeadSettings,
     points: Sequence[HyperParams],
+    watched: Mapping[str, Float[np.ndarray, "m d"]] | None = None,
 ) -> Heads:
     """Train one head per split, at the point that is best on an inner split of its training rows.
 
@@ -210,16 +233,17 @@ def tune(
         inner: Inner split of each split's training rows: those to train on and those to validate on.
         settings: How heads are trained.
         points: Points of the grid; with a single one nothing is searched.
+        watched: See `train`; of the final heads.
 
     Returns:
         Heads with one point each; its cost includes the search.
     """
     if len(points) == 1:
-        return train(features, labels, splits, settings, [points] * len(splits))
+        return train(features, labels, splits, settings, [points] * len(splits), watched)
     trials = [dataclasses.replace(split, rows=rows) for split, (rows, _) in zip(splits, inner, strict=True)]
     tried = train(features, labels, trials, settings, [points] * len(splits))
     best = tried.losses(features, labels, [rows for _, rows in inner]).argmin(1)
-    final = train(features, labels, splits, settings, [[points[index]] for index in best])
+    final = train(features, labels, splits, settings, [[points[index]] for index in best], watched)
     return dataclasses.replace(
         final,
         flops=final.flops + tried.flops,
@@ -232,9 +256,6 @@ def _initial(shapes: Tree, splits: Sequence[Split], points: int) -> Tree:
     """Return initial weights, stacked over splits and points."""
     kinds = {f"{layer}/{leaf}": kind for layer in shapes for leaf, kind in _KINDS.items()}
     initial = {split.seed: init_params(shapes, kinds, split.seed) for split in splits}
-    if len(shapes) == 1:
-        # Directions that no training row has keep their initial weights, which would be noise to a new image.
-        initial = {seed: jax.tree.map(np.zeros_like, one) for seed, one in initial.items()}
 
     def stack(*leaves: np.ndarray) -> np.ndarray:
         # Outputs first: heads that see the same rows are then one matrix product, and so is their gradient,
@@ -276,8 +297,12 @@ def _each(function: Callable[[Stacked], Any], stacked: Stacked) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _train(
-    settings: HeadSettings, features: Float[Array, "n d"], labels: Shaped[Array, "n ..."], per_split: PerSplit
-) -> Tree:
+    settings: HeadSettings,
+    features: Float[Array, "n d"],
+    labels: Shaped[Array, "n ..."],
+    per_split: PerSplit,
+    watched: dict[str, Array],
+) -> tuple[Tree, dict[str, Array]]:
     """Train the heads of some splits.
 
     Args:
@@ -285,9 +310,10 @@ def _train(
         features: Features [n, d].
         labels: Labels [n, ...].
         per_split: Initial parameters, shift, factor, grid, row numbers [splits, steps, b] and weights.
+        watched: Features [m, d] whose logits are kept after every epoch, by name.
 
     Returns:
-        Trained parameters.
+        Trained parameters, and the kept logits.
     """
     b1, b2, eps = 0.9, 0.999, 1e-8
 
@@ -328,11 +354,25 @@ def _train(
 
         return (jax.tree.map_with_path(step, params, means, squares), means, squares, count), None
 
-    def of_split(one: PerSplit) -> Tree:
+    def of_split(one: PerSplit) -> tuple[Tree, dict[str, Array]]:
         params, shift, factor, grid, *batches = one
         zeros = jax.tree.map(jnp.zeros_like, params)
         body = functools.partial(step_of, shift, factor, grid)
-        return jax.lax.scan(body, (params, zeros, zeros, jnp.float32(0)), tuple(batches))[0][0]
+        start = (params, zeros, zeros, jnp.float32(0))
+        if not watched:
+            return jax.lax.scan(body, start, tuple(batches))[0][0], {}
+
+        def epoch(carry: Any, batches: Any) -> tuple[Any, dict[str, Array]]:
+            carry = jax.lax.scan(body, carry, batches)[0]
+            logits = {
+                name: jax.vmap(_forward, (0, None))(carry[0], (x - shift) * factor)
+                for name, x in watched.items()
+            }
+            return carry, logits
+
+        by_epoch = tuple(each.reshape(settings.epochs, -1, *each.shape[1:]) for each in batches)
+        carry, logits = jax.lax.scan(epoch, start, by_epoch)
+        return carry[0], {name: jnp.moveaxis(each, 1, 0) for name, each in logits.items()}
 
     return _each(of_split, per_split)
 

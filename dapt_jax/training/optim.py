@@ -40,6 +40,8 @@ class Optimizer:
         clip: Global norm to which the gradient of the trained leaves is clipped; 0 for no clipping. Frozen
             leaves do not count: their gradient would require the whole backward pass.
         ema: Decay of an exponential moving average of the trained leaves; 0 for no average.
+        carry_state: Whether leaves that go on training at a switch of phases keep their moments and step
+            counts; else every phase starts with a new optimizer, as where a framework compiles the model anew.
     """
 
     name: str = setting("adam", choices=OPTIMIZERS, doc="Update rule.")
@@ -52,6 +54,9 @@ class Optimizer:
     nesterov: bool = setting(False, doc="Whether sgd takes Nesterov's momentum.")
     clip: float = setting(0.0, at_least=0, doc="Global norm that the gradient is clipped to; 0: not clipped.")
     ema: float = setting(0.0, at_least=0, below=1, doc="Decay of averaged weights; 0: none are kept.")
+    carry_state: bool = setting(
+        True, doc="Whether moments go on at a switch of phases; false: every phase has a new optimizer."
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -75,7 +80,11 @@ def cohort(path: str, masks: Sequence[TrainableSpec], phase: int) -> int | None:
 
 
 def labels(
-    paths: Sequence[str], kinds: Mapping[str, Kind], masks: Sequence[TrainableSpec], phase: int
+    paths: Sequence[str],
+    kinds: Mapping[str, Kind],
+    masks: Sequence[TrainableSpec],
+    phase: int,
+    carry_state: bool = True,
 ) -> tuple[str, ...]:
     """Return the label of each parameter's transformation: its cohort's, with or without decay, or none.
 
@@ -84,12 +93,14 @@ def labels(
         kinds: Kind of every parameter by path.
         masks: What every phase of the run trains.
         phase: Index of the phase.
+        carry_state: Whether a leaf's cohort is an earlier phase; else all are of this one, without a past.
     """
 
     def label(path: str) -> str:
         start = cohort(path, masks, phase)
         if start is None:
             return FROZEN
+        start = start if carry_state else phase
         return f"phase{start}_{'decayed' if kinds[path].is_kernel else 'plain'}"
 
     return tuple(label(path) for path in paths)

@@ -7,18 +7,23 @@ from typing import Any
 import numpy as np
 
 from dapt_jax.monitoring.metric_writer import Epoch
+from dapt_jax.objectives import Objective
 from dapt_jax.runtime import sharding
 from dapt_jax.training import step_runners
+from dapt_jax.training import targets as training_targets
 from dapt_jax.training.account import PhaseAccount
 from dapt_jax.training.cache.fill import Filling
 from dapt_jax.training.cache.prefix import Activations
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.evaluate import Evaluator
+from dapt_jax.training.freezing import Tree
+from dapt_jax.training.label_free_evaluator import LabelFreeEvaluator
 from dapt_jax.training.optim import PlateauState
 from dapt_jax.training.recovery import Rollback, check_loss
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.step_runners import RunnerSetup, StepReport, StepRunner
 from dapt_jax.training.steps import State
+from dapt_jax.training.targets import OnlineTargets
 
 
 class ActivePhase:
@@ -35,7 +40,7 @@ class ActivePhase:
     """
 
     runner: StepRunner
-    _evaluator: Evaluator
+    _evaluator: Evaluator | LabelFreeEvaluator
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class ActivePhase:
         stored: dict[str, Any],
         rollback: Rollback | None = None,
         account: PhaseAccount | None = None,
+        source: tuple[Tree, Tree] | None = None,
     ):
         """Enter a phase, or resume within it.
 
@@ -55,7 +61,10 @@ class ActivePhase:
             stored: What `state` returned before a restart; empty at the start of the phase.
             rollback: The rollback that the run has had, if any.
             account: Account of the same phase to continue; None for a new one.
+            source: Parameters and batch-norm statistics before the run, from which an objective may take its
+                targets.
         """
+        self._source = source
         self.run, self.number, self.context, self.rollback = run, number, context, rollback
         self.program = run.programs[number]
         self.plateau = PlateauState()
@@ -100,10 +109,15 @@ class ActivePhase:
         """
         with self.account.clock.span("compile"):  # caching and reading inside are credited to their kinds
             activations, clean = self._activations(state)
+            targets = self._targets(activations)
             step, clock = int(state["step"]), self.account.clock
             setup = RunnerSetup(self.run, self.program, self.context, clock, step, self._data_position)
-            self.runner = step_runners.choose(setup, activations, clean, fuse=fuse)
-            self._evaluator = Evaluator(self.run, self.program, clean, self.context.mesh)
+            self.runner = step_runners.choose(setup, activations, clean, targets, fuse=fuse)
+            run, program, mesh = self.run, self.program, self.context.mesh
+            if isinstance(program.objective, Objective):
+                self._evaluator = LabelFreeEvaluator(run, program, activations, targets, mesh)
+            else:
+                self._evaluator = Evaluator(run, program, clean, mesh)
             self._step_work = float(self.run.flops_per_image(self.number) * self.run.batch_size)
 
     def _activations(self, state: State) -> tuple[Activations | None, Activations | None]:
@@ -126,7 +140,8 @@ class ActivePhase:
                         ran + found.ran,
                     )
             clean, (prefix, tier) = found, wanted[-1]
-            if found and len(run.val_rows) and prefix != prefix.plain:
+            is_clean_needed = len(run.val_rows) and not isinstance(run.loss, Objective)
+            if found and is_clean_needed and prefix != prefix.plain:
                 plain = Filling(clock=account.clock, mesh=context.mesh)
                 clean = context.cache.get(prefix.plain, *source, tier, plain)
         if found is None or clean is None:
@@ -135,6 +150,35 @@ class ActivePhase:
         account.settle_fill(ran, found.seconds)
         context.reporter.advance(ran, title)
         return found, clean
+
+    def _targets(self, activations: Activations | None) -> Activations | None:
+        """Return the teacher's outputs of the phase; None for a loss without a teacher."""
+        run, context, account = self.run, self.context, self.account
+        teacher = training_targets.teacher_of(self.program)
+        if teacher is None:
+            return None
+        weights = run.teacher_weights() if run.teacher_weights else self._source
+        if weights is None:
+            raise ValueError("an objective whose targets are those of the source needs the source weights")
+        if not run.teacher_weights:  # low-rank updates start at zero
+            weights = run.model.encoder.merged(weights[0]), weights[1]
+        wanted = run.targets_to_compute(self.number)
+        prefix = training_targets.target_prefix(self.program, teacher)
+        if wanted is None:
+            return OnlineTargets.of(prefix, weights, run.dataset.images)
+        context.reporter.advance(0, f"{run.title}  {self.program.phase.name}: computing the targets once")
+        with account.clock.span("cache"):
+            is_based = activations is not None and run.extends_prefix(self.number)
+            base = (self.program.mask.boundary, activations) if is_based and activations else None
+            filling = Filling(
+                base=base, clock=account.clock, mesh=context.mesh, on_computed=account.add_targets
+            )
+            found = context.cache.get(prefix, *weights, run.dataset.images, wanted[1], filling)
+        if found is None:
+            return OnlineTargets.of(prefix, weights, run.dataset.images)
+        account.settle_targets(found.ran, found.seconds)
+        context.reporter.advance(found.ran, run.title)
+        return found
 
     def observe(self, epoch: int, report: StepReport) -> None:
         """Check the loss in a step runner's report, and show the progress of the run.
@@ -157,7 +201,7 @@ class ActivePhase:
             "step": report.step,
             "steps": run.timeline.steps,
         }
-        done = self.work(report.step) + self.account.fill.flops
+        done = self.work(report.step) + self.account.fill.flops + self.account.targets.flops
         row = {"key": list(run.row_key(self.number)), "model_flops": done, **self.account.meter.spent()}
         self.context.heartbeat.at(at, row)
 

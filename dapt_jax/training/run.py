@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
 
+from dapt_jax.cost.flops import Flops
+from dapt_jax.data import near_duplicates
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.mix import Mix
@@ -14,9 +16,11 @@ from dapt_jax.data.pipeline import Order
 from dapt_jax.errors import UserError
 from dapt_jax.losses import Loss
 from dapt_jax.models.network import Network
-from dapt_jax.training import accounting, steps
+from dapt_jax.objectives import Objective
+from dapt_jax.training import accounting, label_free, steps, targets
 from dapt_jax.training.cache.policy import CacheDecision, Caching, Tier, choose_cache
 from dapt_jax.training.cache.store import Prefix
+from dapt_jax.training.freezing import Tree
 from dapt_jax.training.optim import Optimizer, Plateau
 from dapt_jax.training.phases import Phase, Timeline, check_names
 from dapt_jax.training.steps import PhaseProgram
@@ -105,7 +109,7 @@ class TrainingRun(Generic[ModelT]):
         model: Network, its head included.
         phases: Phases of training in order, with unique names.
         data: Images and rows.
-        loss: Loss to minimise.
+        loss: Loss of labels to minimise, or label-free objective.
         optimizer: Update rule of the trained parameters.
         augment: Augmentation of the images, in phases that augment.
         mix: Mixing of the images of a batch with one another, in phases that augment.
@@ -117,12 +121,14 @@ class TrainingRun(Generic[ModelT]):
             norm; 1 for statistics over all examples.
         seed: Seed of data order, augmentation and new weights.
         tag: Names of the run.
+        teacher_weights: Function that returns parameters and batch-norm statistics of the teacher of a
+            label-free objective; None where that is the network itself before training, or there is none.
     """
 
     model: ModelT
     phases: tuple[Phase, ...]
     data: TrainData
-    loss: Loss
+    loss: Loss | Objective
     _: dataclasses.KW_ONLY
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     augment: Augment = dataclasses.field(default_factory=Augment)
@@ -134,6 +140,7 @@ class TrainingRun(Generic[ModelT]):
     batch_norm_groups: int = 1
     seed: int = 0
     tag: RunTag = dataclasses.field(default_factory=RunTag)
+    teacher_weights: Callable[[], tuple[Tree, Tree]] | None = None
 
     def __post_init__(self) -> None:
         """Validate the run.
@@ -150,6 +157,8 @@ class TrainingRun(Generic[ModelT]):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
         _ = self.programs  # resolves every phase against the model
+        if isinstance(self.loss, Objective):
+            label_free.check(self)
 
     @property
     def dataset(self) -> Dataset:
@@ -165,6 +174,38 @@ class TrainingRun(Generic[ModelT]):
     def val_rows(self) -> np.ndarray:
         """Rows of the validation loss."""
         return self.data.val_rows
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """What the loss compares outputs with besides a teacher's targets, by row of the data set.
+
+        Targets of a loss of labels; int32 numbers of patients, look-alikes merged, for an objective of two
+        views; else zeros.
+        """
+        if not isinstance(self.loss, Objective):
+            return self.dataset.targets
+        if not self.loss.is_paired:
+            return np.zeros(len(self.dataset), np.int32)
+        groups = near_duplicates.merged(self.dataset).groups
+        return np.unique(groups, return_inverse=True)[1].astype(np.int32)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - two epochs at once, in the threads that read ahead
+    def partners(self, epoch: int) -> np.ndarray:
+        """Return, by row of the data set, the row whose view is compared with it in an epoch, int32 [n].
+
+        The row itself, or another image of the same patient where the objective asks for one.
+        """
+        partner = np.arange(len(self.dataset), dtype=np.int32)
+        if not getattr(self.loss, "patient_positives", False):
+            return partner
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        groups = np.asarray(self.dataset.groups)[self.train_rows]
+        for name in np.unique(groups):
+            rows = self.train_rows[groups == name]
+            if len(rows) > 1:
+                order = rng.permutation(rows)
+                partner[order] = np.roll(order, 1)
+        return partner
 
     @functools.cached_property
     def order(self) -> Order:
@@ -196,6 +237,7 @@ class TrainingRun(Generic[ModelT]):
             steps_per_epoch=self.steps_per_epoch,
             grad_accum_steps=self.grad_accum_steps,
             batch_norm_groups=self.batch_norm_groups,
+            batch_size=self.batch_size,
         )
 
     @property
@@ -213,21 +255,40 @@ class TrainingRun(Generic[ModelT]):
         """Return whether a phase trains on cached activations, and why."""
         return choose_cache(program, len(self.dataset), self.dataset.images.size, self.caching)
 
+    def target_decision(self, program: PhaseProgram) -> CacheDecision:
+        """Return whether a phase trains on a teacher's cached outputs, and why."""
+        prefix = self.cache_decision(program)
+        size = self.dataset.images.size
+        return targets.choose_target_cache(program, len(self.dataset), size, self.caching, prefix)
+
     def check_cache(self) -> None:
-        """Decide for every phase whether it trains on cached activations.
+        """Decide for every phase whether it trains on cached activations and targets.
 
         Raises:
             UserError: The settings require caching where it is impossible, or the network does not accept
                 this image size.
         """
         for program in self.programs:
-            self.cache_decision(program)
+            self.target_decision(program)
 
     def flops_per_image(self, number: int) -> int:
-        """Return model FLOPs of one image in one step of a phase; a cached prefix is left out."""
+        """Return model FLOPs of one image in one step of a phase; what is cached is left out."""
         program = self.programs[number]
         cost = accounting.image_cost(program, self.dataset.images.size)
-        return cost.suffix.model + (0 if self.cache_decision(program).cached else cost.prefix.model)
+        prefix = 0 if self.cache_decision(program).cached else cost.prefix.model
+        return cost.suffix.model + prefix + self.online_target_cost(number).model
+
+    def online_target_cost(self, number: int) -> Flops:
+        """Return FLOPs of the teacher on one image in one step; none where its outputs are cached."""
+        program = self.programs[number]
+        if self.target_decision(program).cached:
+            return Flops()
+        return targets.forward_cost(program, self.dataset.images.size)
+
+    def target_flops(self, number: int) -> int:
+        """Return model FLOPs of a phase for targets, cached or not: part of `flops`."""
+        online = self.online_target_cost(number).model * self.phases[number].epochs * len(self.train_rows)
+        return online + self.target_fill_flops(number)
 
     def flops(self, epochs: int | None = None) -> int:
         """Return model FLOPs of the run, or of its first epochs."""
@@ -236,7 +297,8 @@ class TrainingRun(Generic[ModelT]):
             done = min(left, phase.epochs)
             if not done:
                 break
-            total += self.flops_per_image(number) * len(self.train_rows) * done + self.fill_flops(number)
+            total += self.flops_per_image(number) * len(self.train_rows) * done
+            total += self.fill_flops(number) + self.target_fill_flops(number)
             left -= done
         return total
 
@@ -283,6 +345,33 @@ class TrainingRun(Generic[ModelT]):
             sum(each.bytes for each in decisions if each.tier == tier) <= budget
             for tier, budget in budgets.items()
         )
+
+    def targets_to_compute(self, number: int) -> tuple[Prefix, Tier] | None:
+        """Return the computation of a phase's targets, and their tier; None where none are cached."""
+        program = self.programs[number]
+        teacher, decision = targets.teacher_of(program), self.target_decision(program)
+        if teacher is None or not decision.cached:
+            return None
+        return targets.target_prefix(program, teacher), decision.tier
+
+    def extends_prefix(self, number: int) -> bool:
+        """Return whether a phase's targets are computed from its cached activations.
+
+        They are where the teacher is the network itself, of which nothing has trained yet.
+        """
+        is_own = isinstance(self.loss, Objective) and self.loss.has_own_teacher
+        return is_own and number == 0 and self.cache_decision(self.programs[0]).cached
+
+    def target_fill_flops(self, number: int) -> int:
+        """Return model FLOPs of the targets that a phase computes beyond those of earlier phases."""
+        wanted = self.targets_to_compute(number)
+        if wanted is None or wanted in [self.targets_to_compute(earlier) for earlier in range(number)]:
+            return 0
+        prefix, size = wanted[0], self.dataset.images.size
+        each = prefix.flops(size)
+        if self.extends_prefix(number):
+            each -= dataclasses.replace(prefix, boundary=self.programs[number].mask.boundary).flops(size)
+        return each * len(self.dataset) * prefix.views
 
     def fill_flops(self, number: int) -> int:
         """Return model FLOPs of the frozen prefixes that a phase computes beyond those of earlier phases."""

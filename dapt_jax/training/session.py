@@ -102,7 +102,7 @@ class Session:
             self.state = sharding.shard_state(laid_out, self._context.mesh)
         stored = {} if is_new else self._stored
         account = diverged.account if diverged else None
-        return ActivePhase(self._run, number, self._context, stored, self._rollback, account)
+        return ActivePhase(self._run, number, self._context, stored, self._rollback, account, self._source)
 
     @contextlib.contextmanager
     def recovering(self, phase: ActivePhase) -> Iterator[None]:

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from dapt_jax.cost.clock import Clock
 from dapt_jax.data import pipeline
 from dapt_jax.models.classifier import HEAD
+from dapt_jax.objectives import Objective
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.prefix import Activations, DeviceActivations
 from dapt_jax.training.context import RunContext
@@ -99,7 +100,12 @@ class RunnerSetup:
 
 
 def choose(
-    setup: RunnerSetup, activations: Activations | None, clean: Activations | None, *, fuse: bool = True
+    setup: RunnerSetup,
+    activations: Activations | None,
+    clean: Activations | None,
+    targets: Activations | None = None,
+    *,
+    fuse: bool = True,
 ) -> StepRunner:
     """Return the fastest applicable step runner of a phase.
 
@@ -107,13 +113,14 @@ def choose(
         setup: Inputs of the runner.
         activations: Cached activations at the phase's boundary; None to start from images.
         clean: The same without augmentation, for the validation rows.
+        targets: A teacher's outputs; None for a loss without.
         fuse: Whether many steps may run as one program.
     """
-    if not isinstance(activations, DeviceActivations):
-        return ImageSteps(setup, activations)
+    if not isinstance(activations, DeviceActivations) or not isinstance(targets, DeviceActivations | None):
+        return ImageSteps(setup, activations, targets)
     if fuse and isinstance(clean, DeviceActivations) and FusedEpochs.applies(setup.program):
         return FusedEpochs(setup, activations, clean)
-    return CachedSteps(setup, activations)
+    return CachedSteps(setup, activations, targets)
 
 
 class _Steps:
@@ -166,12 +173,18 @@ class _Steps:
 class ImageSteps(_Steps):
     """Steps from batches prefetched by grain: images, or cached activations on disk."""
 
-    def __init__(self, setup: RunnerSetup, activations: Activations | None = None):
+    def __init__(
+        self,
+        setup: RunnerSetup,
+        activations: Activations | None = None,
+        targets: Activations | None = None,
+    ):
         """Start reading.
 
         Args:
             setup: The run and its surroundings.
             activations: Cached activations at the phase's boundary; None to read images.
+            targets: A teacher's outputs; None for a loss without.
         """
         super().__init__(setup)
         run, program = setup.run, setup.program
@@ -179,9 +192,21 @@ class ImageSteps(_Steps):
         self._function = program.activation_step if activations else program.train_step
 
         def read(epoch: int, rows: np.ndarray) -> dict[str, Any]:
+            own, compared = program.view_pair(epoch)
+            found: dict[str, Any] = {}
+            if program.is_paired:
+                found["other"] = run.partners(epoch)[rows]
+            if targets is not None:
+                found["label"] = _host(targets.rows(own if not targets.views else own % targets.views, rows))
             if activations is None:
-                return {"image": run.dataset.images.batch(rows)}
-            return {"x": activations.rows(_cached_view(program, epoch, activations), rows)}
+                found["image"] = run.dataset.images.batch(rows)
+                if program.is_paired:
+                    found["other_image"] = run.dataset.images.batch(found["other"])
+                return found
+            x = _host(activations.rows(own % activations.views, rows))
+            if program.is_paired:
+                x = x, _host(activations.rows(compared % activations.views, found["other"]))
+            return {**found, "x": x}
 
         self._read = read
         self._batches = pipeline.batches(
@@ -189,6 +214,7 @@ class ImageSteps(_Steps):
             run.order,
             run.timeline.epochs,
             read=read,
+            labels=run.labels,
             threads=self._context.threads,
             share=self._own,
         )
@@ -200,8 +226,8 @@ class ImageSteps(_Steps):
         with self._clock.span("compile"):
             rows = run.order.epoch(0)[0][0][self._own]
             example = {
+                "label": run.labels[rows],
                 **self._read(program.first_step // program.steps_per_epoch, rows),
-                "label": run.dataset.targets[rows],
                 "weight": np.ones(len(rows), np.float32),
                 "index": rows,
             }
@@ -226,17 +252,20 @@ class ImageSteps(_Steps):
 class CachedSteps(_Steps):
     """Steps from activations that are on the device."""
 
-    def __init__(self, setup: RunnerSetup, activations: DeviceActivations):
+    def __init__(
+        self, setup: RunnerSetup, activations: DeviceActivations, targets: DeviceActivations | None = None
+    ):
         """Put the labels beside the activations.
 
         Args:
             setup: The run and its surroundings.
             activations: Cached activations at the phase's boundary.
+            targets: A teacher's outputs; None for a loss without.
         """
         super().__init__(setup)
         self._activations, self._order = activations, setup.run.order
-        labels = sharding.replicate(setup.run.dataset.targets, self._mesh)
-        self._cache = {"x": activations.x, "label": labels}
+        labels = sharding.replicate(setup.run.labels, self._mesh)
+        self._cache = {"x": activations.x, "label": labels} | ({"target": targets.x} if targets else {})
 
     def compile(self, state: State) -> None:
         """Compile the step for the first batch of the phase."""
@@ -248,15 +277,15 @@ class CachedSteps(_Steps):
     def _arguments(self, epoch: int, number: int, lr_scale: float) -> tuple[Any, ...]:
         """Return the cache, the rows of a batch, the random seed data, and the learning rate."""
         indices, weights = self._order.epoch(epoch)
-        rng = {
-            **_rng(self._program, epoch),
-            "view": np.int32(_cached_view(self._program, epoch, self._activations)),
-        }
+        rng = {**_rng(self._program, epoch)}
+        for name in ("view", "other_view"):
+            rng[name] = np.int32(rng[name] % self._activations.views)
         with self._clock.span("train"):
             own = sharding.local_slice(indices.shape[1], self._mesh)
-            batch = sharding.shard_batch(
-                {"index": indices[number, own], "weight": weights[number, own]}, self._mesh
-            )
+            rows = {"index": indices[number, own], "weight": weights[number, own]}
+            if self._program.is_paired:
+                rows["other"] = self._run.partners(epoch)[rows["index"]]
+            batch = sharding.shard_batch(rows, self._mesh)
         return self._cache, batch, rng, self._lr(epoch, number, lr_scale)
 
     def data_position(self) -> dict[str, Any]:
@@ -305,7 +334,9 @@ class FusedEpochs:
 
     @staticmethod
     def applies(program: PhaseProgram) -> bool:
-        """Return whether a phase trains nothing but the head."""
+        """Return whether a phase trains nothing but a classifier's head."""
+        if isinstance(program.objective, Objective):
+            return False
         is_head_alone = all(path.startswith(f"{HEAD}/") for path in program.mask.trainable)
         return is_head_alone and not program.mask.batch_norm_modes
 
@@ -371,7 +402,18 @@ def _epoch_metrics(loss: ArrayLike, weight: ArrayLike) -> EpochMetrics:
 
 def _rng(program: PhaseProgram, epoch: int) -> dict[str, Any]:
     """Return what the random numbers of an epoch follow from."""
-    return {"seed": np.uint32(program.seed), "view": np.int32(program.view(epoch)), "epoch": np.int32(epoch)}
+    view, other = program.view_pair(epoch)
+    return {
+        "seed": np.uint32(program.seed),
+        "view": np.int32(view),
+        "other_view": np.int32(other),
+        "epoch": np.int32(epoch),
+    }
+
+
+def _host(tree: Any) -> Any:
+    """Return a pytree of arrays as NumPy arrays: other threads read ahead."""
+    return jax.tree.map(np.asarray, tree)
 
 
 def _cached_view(program: PhaseProgram, epoch: int, activations: Activations) -> int:

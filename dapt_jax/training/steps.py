@@ -18,6 +18,7 @@ from dapt_jax.data.mix import Mix
 from dapt_jax.losses import Loss, SegmentationLoss
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
+from dapt_jax.objectives import Objective
 from dapt_jax.training import freezing, optim
 from dapt_jax.training.freezing import TrainableSpec, Tree
 from dapt_jax.training.phases import Phase
@@ -27,8 +28,8 @@ State = dict[str, Any]
 sums of `loss` and `weight` over the epoch so far."""
 
 RngContext = dict[str, Any]
-"""What random numbers follow from: `seed` of the run, index of the `view` (augmentation), and of the `epoch`
-(uncertain labels)."""
+"""What random numbers follow from: `seed` of the run, index of the `view` (augmentation) and of the
+`other_view` of a pair, and of the `epoch` (uncertain labels)."""
 
 Mixed = tuple[Array, Array]
 """Of a mixed batch: the row of each image's partner, and each image's own share in the mix."""
@@ -51,7 +52,7 @@ class PhaseProgram:
         mask: The phase resolved against the model.
         labels: Name of the transformation that updates each parameter, in tree order.
         optimizer: How trained parameters are updated.
-        objective: Loss.
+        objective: Loss of labels, or label-free objective.
         augment: Augmentation of the images; the identity in a phase that does not augment.
         mix: Mixing of the images of a batch; the identity in a phase that sees each image by itself.
         first_step: Steps of the run before the phase.
@@ -62,6 +63,7 @@ class PhaseProgram:
             trains sees one part at a time.
         batch_norm_groups: Number of equal groups of examples with separate batch statistics; 1 for statistics
             over all examples on all devices.
+        batch_size: Images per step, over all devices, where the cost of an image depends on it; else 1.
     """
 
     model: Network
@@ -69,7 +71,7 @@ class PhaseProgram:
     mask: TrainableSpec
     labels: tuple[str, ...]
     optimizer: optim.Optimizer
-    objective: Loss
+    objective: Loss | Objective
     augment: Augment
     mix: Mix
     first_step: int
@@ -77,6 +79,12 @@ class PhaseProgram:
     seed: int
     grad_accum_steps: int = 1
     batch_norm_groups: int = 1
+    batch_size: int = 1
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether a step sees two views of every image."""
+        return isinstance(self.objective, Objective) and self.objective.is_paired
 
     @property
     def key(self) -> Hashable:
@@ -91,6 +99,7 @@ class PhaseProgram:
             self.mix,
             self.grad_accum_steps,
             self.batch_norm_groups,
+            self.batch_size,
         )
 
     @functools.cached_property
@@ -104,7 +113,18 @@ class PhaseProgram:
 
     def view(self, epoch: int) -> int:
         """Return the index of the augmented view that an epoch sees."""
-        return epoch % self.phase.views if self.phase.views else epoch
+        return self.view_pair(epoch)[0]
+
+    def view_pair(self, epoch: int) -> tuple[int, int]:
+        """Return the indices of the view that an epoch sees, and of the one it is compared with.
+
+        All ordered pairs of K fixed views follow one another; without fixed views both are new.
+        """
+        views = self.phase.views
+        if not views:
+            return (2 * epoch, 2 * epoch + 1) if self.is_paired else (epoch, epoch)
+        view = epoch % views
+        return view, (view + 1 + epoch // views % max(views - 1, 1)) % views
 
     def inputs(
         self, state: State, images: Num[Array, "b h w 3"], rng: RngContext, index: Int[Array, " b"]
@@ -122,9 +142,14 @@ class PhaseProgram:
         return self.model.prefix(state["params"], state["batch_stats"], images, self.mask.boundary), mixed
 
     def targets(
-        self, labels: Shaped[Array, "b ..."], rng: RngContext, index: Int[Array, " b"]
-    ) -> Shaped[Array, "b ..."]:
-        """Return labels of augmented images: masks are transformed too, uncertain labels are sampled."""
+        self, labels: PyTree[Shaped[Array, "b ..."]], rng: RngContext, index: Int[Array, " b"]
+    ) -> PyTree[Shaped[Array, "b ..."]]:
+        """Return labels of augmented images: masks are transformed too, uncertain labels are sampled.
+
+        A teacher's outputs are those of the augmented images already.
+        """
+        if isinstance(self.objective, Objective):
+            return labels
         if isinstance(self.objective, SegmentationLoss):
             return self.augment.masks(labels, rng["seed"], rng["view"], index)
         if self.objective.uncertain is None:
@@ -138,7 +163,7 @@ class PhaseProgram:
         self,
         state: State,
         x: PyTree[Array],
-        labels: Shaped[Array, "b ..."],
+        labels: PyTree[Shaped[Array, "b ..."]],
         weights: Float[Array, " b"],
         lr: Float[Array, ""],
         key: Array | None = None,
@@ -148,8 +173,8 @@ class PhaseProgram:
 
         Args:
             state: State before the step.
-            x: Activations at the boundary, an array or a pytree of arrays [b, ...].
-            labels: Labels of the examples.
+            x: Activations at the boundary, an array or a pytree of arrays [b, ...]; of two views, a pair.
+            labels: Labels of the examples, or a teacher's outputs for them.
             weights: Weights of the examples in the loss, which is their weighted mean.
             lr: Learning rate.
             key: Key of dropout and stochastic depth; None to drop nothing.
@@ -237,14 +262,21 @@ class PhaseProgram:
     def train_step(
         self, state: State, batch: dict[str, Array], rng: RngContext, lr: Float[Array, ""]
     ) -> State:
-        """Take one step from a batch of `image`, `label`, `weight` and `index`."""
+        """Take one step from a batch of `image`, `label`, `weight` and `index`.
+
+        For pairs it also holds `other_image` and `other`, the row of each.
+        """
         labels = self.targets(batch["label"], rng, batch["index"])
         x, mixed = self.inputs(state, batch["image"], rng, batch["index"])
+        if self.is_paired:
+            of_other = {**rng, "view": rng["other_view"]}
+            x = x, self.inputs(state, batch["other_image"], of_other, batch["other"])[0]
         return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng), mixed)
 
     def _dropout_key(self, state: State, rng: RngContext) -> Array | None:
-        """Return the key of (seed, step); none for a network without dropout."""
-        if not self.model.encoder.is_stochastic:
+        """Return the key of (seed, step); none where neither dropout nor corruption needs one."""
+        is_corrupting = isinstance(self.objective, Objective) and self.objective.is_corrupting
+        if not (self.model.encoder.is_stochastic or is_corrupting):
             return None
         return jax.random.fold_in(jax.random.key(rng["seed"]), state["step"])
 
@@ -264,9 +296,17 @@ class PhaseProgram:
         rng: RngContext,
         lr: Float[Array, ""],
     ) -> State:
-        """Take one step from `cache`: `x`, leaves [views, n, ...] on the device, and `label` [n]."""
-        x = jax.tree.map(lambda leaf: leaf[rng["view"], batch["index"]], cache["x"])
-        labels = self.targets(cache["label"][batch["index"]], rng, batch["index"])
+        """Take one step from `cache`: `x`, leaves [views, n, ...] on the device, and `label` [n].
+
+        A teacher's outputs are in `target` instead, leaves [views, n, ...].
+        """
+        x = _rows(cache["x"], rng["view"], batch["index"])
+        if self.is_paired:
+            x = x, _rows(cache["x"], rng["other_view"], batch["other"])
+        if "target" in cache:
+            labels = _rows(cache["target"], rng["view"], batch["index"])
+        else:
+            labels = self.targets(cache["label"][batch["index"]], rng, batch["index"])
         x = self.to_compute_dtype(x)
         return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng))
 
@@ -342,6 +382,11 @@ class PhaseProgram:
         }
 
 
+def _rows(cached: PyTree[Array], view: Array, index: Int[Array, " b"]) -> PyTree[Array]:
+    """Return the rows of one view from leaves [views, n, ...]."""
+    return jax.tree.map(lambda leaf: leaf[view, index], cached)
+
+
 def _copy(tree: Tree) -> Tree:
     """Return copies of the buffers: a step donates its state, and no buffer can be donated twice."""
     return jax.tree.map(lambda leaf: leaf + 0, tree)
@@ -373,13 +418,14 @@ def programs(
     phases: Sequence[Phase],
     *,
     optimizer: optim.Optimizer,
-    loss: Loss,
+    loss: Loss | Objective,
     augment: Augment,
     mix: Mix,
     seed: int,
     steps_per_epoch: int,
     grad_accum_steps: int = 1,
     batch_norm_groups: int = 1,
+    batch_size: int = 1,
 ) -> tuple[PhaseProgram, ...]:
     """Return the program of each phase of a run; see `TrainingRun` for the arguments.
 
@@ -393,7 +439,7 @@ def programs(
             model=model,
             phase=phase,
             mask=mask,
-            labels=optim.labels(paths, model.kinds, masks, number),
+            labels=optim.labels(paths, model.kinds, masks, number, optimizer.carry_state),
             optimizer=optimizer,
             objective=loss,
             augment=augment if phase.augment else eval_transform(model, augment),
@@ -403,6 +449,7 @@ def programs(
             seed=seed,
             grad_accum_steps=grad_accum_steps,
             batch_norm_groups=batch_norm_groups,
+            batch_size=batch_size if isinstance(loss, Objective) and loss.is_paired else 1,
         )
         for number, (phase, mask, first_epoch) in enumerate(zip(phases, masks, first_epochs, strict=False))
     )

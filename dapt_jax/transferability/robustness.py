@@ -164,6 +164,47 @@ def robustness(
         UserError: An unknown distance, features that are not finite, fewer than two views, or more negatives
             than images.
     """
+    near, far = pair_distances(
+        views,
+        distance=distance,
+        negatives=negatives,
+        pooled=pooled,
+        reference_compatible=reference_compatible,
+    )
+    return float(image_losses(near, far, margin).mean())
+
+
+def image_losses(
+    near: Float[np.ndarray, "pairs n"], far: Float[np.ndarray, "pairs negatives n"], margin: float
+) -> Float[np.ndarray, " n"]:
+    """Return the loss of each image, whose mean is the score, from `pair_distances`."""
+    return np.maximum(0.0, near[:, None] - far + margin).mean((0, 1))
+
+
+@in_double
+def pair_distances(
+    views: Num[Any, "v n *rest"],
+    *,
+    distance: str,
+    negatives: int,
+    pooled: bool,
+    reference_compatible: bool,
+) -> tuple[Float[np.ndarray, "pairs n"], Float[np.ndarray, "pairs negatives n"]]:
+    """Return the distances that the score compares: all that it needs of features but the margin.
+
+    Args:
+        views: See `robustness`.
+        distance: See `robustness`.
+        negatives: See `robustness`.
+        pooled: See `robustness`.
+        reference_compatible: See `robustness`.
+
+    Returns:
+        Of each pair of views, the distance of each image's two views, and of a view to each negative.
+
+    Raises:
+        UserError: See `robustness`.
+    """
     if distance not in DISTANCES:
         raise UserError(f"unknown distance {distance!r}; {nearest(distance, DISTANCES)}")
     values = np.asarray(views, np.float64)
@@ -188,22 +229,13 @@ def robustness(
     else:
         partners = (places + np.arange(1, (negatives or images - 1) + 1)[:, None]) % images
     pairs = itertools.combinations(range(len(flat)), 2)
-    losses = [_hinge(flat[a], flat[b], partners, float(margin), distance) for a, b in pairs]
-    return float(np.mean([float(loss) for loss in losses]))
+    found = [_distances(flat[a], flat[b], partners, distance) for a, b in pairs]
+    return np.stack([near for near, _ in found]), np.stack([far for _, far in found])
 
 
 @functools.partial(jax.jit, static_argnames="distance")
-def _hinge(
-    a: Float[Array, "n d"],
-    b: Float[Array, "n d"],
-    partners: Int[Array, "negatives n"],
-    margin: Float[Array, ""],
-    distance: str,
-) -> Float[Array, ""]:
+def _distances(
+    a: Float[Array, "n d"], b: Float[Array, "n d"], partners: Int[Array, "negatives n"], distance: str
+) -> tuple[Float[Array, " n"], Float[Array, "negatives n"]]:
     measure = DISTANCES[distance]
-    near = measure(a, b)
-    return jnp.mean(
-        jax.lax.map(
-            lambda others: jnp.mean(jnp.maximum(0.0, near - measure(a, b[others]) + margin)), partners
-        )
-    )
+    return measure(a, b), jax.lax.map(lambda others: measure(a, b[others]), partners)

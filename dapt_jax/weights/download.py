@@ -90,6 +90,13 @@ def fetch(url: str, *, sha256: str | None = None, name: str = "") -> Path:
     return path
 
 
+def cached(url: str) -> Path | None:
+    """Return the local copy of a file; None where it was not downloaded yet."""
+    source, parts = _source(url)
+    path = folder() / hashlib.sha256(source.url.encode()).hexdigest()[:8] / file_name(parts.path)
+    return path if path.is_file() else None
+
+
 def file_name(path: str) -> str:
     """Return the local name for the path of a URL: letters, digits and `._+-` of its last part.
 

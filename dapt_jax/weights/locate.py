@@ -12,7 +12,17 @@ from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.preprocess import Preprocess
 from dapt_jax.runtime import safe_paths
-from dapt_jax.weights import download, identity, normalisation, readers, recognise, sharded, unreadable, zoo
+from dapt_jax.weights import (
+    download,
+    hub,
+    identity,
+    normalisation,
+    readers,
+    recognise,
+    sharded,
+    unreadable,
+    zoo,
+)
 from dapt_jax.weights.merge import HeadMode, MergeReport, merge
 from dapt_jax.weights.paths import flatten
 from dapt_jax.weights.run_reference import SCHEME, RunReference
@@ -59,7 +69,33 @@ def load(
     return params, batch_stats, dataclasses.replace(report, normalisation=said)
 
 
-def fitted(spec: str, encoder: Encoder, preprocess: str = "") -> Encoder:
+def is_here(spec: str, model: str) -> bool:
+    """Return whether weights are read without a network: a path, even a wrong one, or what was downloaded.
+
+    Args:
+        spec: See `load`.
+        model: Name of the model.
+    """
+    if spec == RANDOM:
+        return True
+    if spec.startswith(SCHEME):
+        return True
+    place = Address.of(spec).place
+    try:
+        if spec == IMAGENET:
+            return _default(model).is_file()
+        if zoo.is_name(place):
+            place = zoo.entry(place).url
+        if place.startswith("package://"):
+            return _packaged(place).is_file()
+    except UserError:
+        return False
+    if place.startswith(("https://", "http://")):
+        return download.cached(place) is not None
+    return "://" not in place and bool(place)
+
+
+def fitted(spec: str, encoder: Encoder, preprocess: str = "", may_read: bool = True) -> Encoder:
     """Return the encoder with the normalisation that the named weights expect.
 
     Args:
@@ -67,6 +103,7 @@ def fitted(spec: str, encoder: Encoder, preprocess: str = "") -> Encoder:
         encoder: Encoder to copy with another normalisation.
         preprocess: `config.model.preprocess`; if it is not empty, it takes precedence
             (`normalisation.parse`).
+        may_read: Whether the file may be read, and downloaded, where its name does not tell.
 
     Returns:
         The same object if it already has this normalisation. Weights with an unknown normalisation
@@ -76,7 +113,7 @@ def fitted(spec: str, encoder: Encoder, preprocess: str = "") -> Encoder:
     if wanted is None and spec not in (IMAGENET, RANDOM):
         place = Address.of(spec).place
         known = recognise.expected(place)
-        if not known.is_certain and (path := _here(spec)):
+        if not known.is_certain and may_read and (path := _here(spec)):
             known = recognise.expected(place, path)
         wanted = known.preprocess.for_channels(encoder.channels) if known.preprocess else None
     if wanted is None:
@@ -203,11 +240,14 @@ def _default(model: str) -> Path:
     """Return the file of a model's default ImageNet weights."""
     entry = registry.entry(model)
     if entry.package is None:
-        known = [name for name in zoo.names(model) if name.startswith(("torchvision:", "timm:"))]
+        known = [n for n in zoo.names(model) if n.startswith(("torchvision:", "timm:", "keras:"))]
         such = f"pass --config.weights={known[0]} to download them, or " if known else ""
+        files = (
+            "a Keras .h5" if model.endswith("_keras") else "a torchvision .pth or .safetensors or a Keras .h5"
+        )
         raise UserError(
-            f"no package carries ImageNet weights of {model!r}: {such}--config.weights=PATH, a torchvision "
-            ".pth or .safetensors or a Keras .h5 file of that model"
+            f"no package carries ImageNet weights of {model!r}: {such}--config.weights=PATH, {files} file of "
+            "that model"
         )
     return _packaged(f"package://{entry.package}/{entry.file}")
 
@@ -244,34 +284,16 @@ def _packaged(address: str) -> Path:
 
 
 def _from_hub(address: str) -> Path:
-    """Return a file of the Hugging Face hub, by its own client.
-
-    The client is responsible for logins, mirrors and its cache.
-    """
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(f"{address} needs: pip install 'dapt_jax[hub]' (huggingface_hub)") from None
+    """Return a file of the Hugging Face hub, and every file that it is the index of beside it."""
     rest, _, revision = address.removeprefix("hf://").partition("@")
     owner, _, rest = rest.partition("/")
     repository, _, file = rest.partition("/")
     if not (owner and repository and file):
         raise UserError(f"{address}: expected hf://OWNER/REPOSITORY/FILE")
+    safe_paths.check(file, address)
 
     def download_one(file: str) -> Path:
-        try:
-            return Path(
-                huggingface_hub.hf_hub_download(f"{owner}/{repository}", file, revision=revision or None)
-            )
-        except (
-            Exception
-        ) as error:  # errors of the client, and of the two HTTP libraries that it has used so far
-            told = " ".join(str(error).split())[:160]
-            page = f"https://huggingface.co/{owner}/{repository}/resolve/{revision or 'main'}/{file}"
-            raise UserError(
-                f"{address}: {type(error).__name__}: {told}; download {page} where there is a network and "
-                "pass the file's path"
-            ) from None
+        return hub.fetch(f"{owner}/{repository}", file, revision, address)
 
     path = download_one(file)
     if path.name.endswith(sharded.SUFFIX):

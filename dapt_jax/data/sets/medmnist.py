@@ -225,6 +225,8 @@ def _register(flag: str, known: _Set) -> None:
         options={"pixels": SIZES[0]},
         checksum="MD5 of the file: " + ", ".join(f"{size} px {md5}" for size, md5 in known.md5.items()),
         official={split: f"split={split}" for split in SPLITS},
+        classes=tuple(known.classes),
+        multi_label=known.multi_label,
     )
 
 

@@ -39,6 +39,8 @@ class Entry:
         load: The reader.
         options: Options of this reader only, with their defaults.
         official: Conditions that select the official lists, by split of a task; empty if there are none.
+        classes: Published classes; empty if they are those of the records.
+        multi_label: Whether an image can have several classes.
     """
 
     kind: str
@@ -52,6 +54,8 @@ class Entry:
     options: Mapping[str, Any]
     checksum: str = "unknown"
     official: Mapping[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    multi_label: bool = False
 
 
 SETS: dict[str, Entry] = {}
@@ -154,7 +158,20 @@ def file_set(
         load.__doc__ = rows.__doc__
         options = {parameter.name: parameter.default for parameter in own}
         lists = {split: f"split={value}" for split, value in (official or {}).items()}
-        SETS[kind] = Entry(kind, title, recipe, licence, size, splits, tasks, load, options, official=lists)
+        SETS[kind] = Entry(
+            kind,
+            title,
+            recipe,
+            licence,
+            size,
+            splits,
+            tasks,
+            load,
+            options,
+            official=lists,
+            classes=published,
+            multi_label=multi_label,
+        )
         return rows
 
     return register

@@ -28,8 +28,8 @@ FORMAT = 1
 SHARD_BYTES = 64 << 20
 DONE = "entry.json"
 _PROGRESS = "progress.json"
-_READ_AT_ONCE = 2
-"""Entries that a phase reads: its views, and the plain images that it is evaluated on."""
+_READ_AT_ONCE = 3
+"""Entries that a phase reads: its views, a teacher's targets, and the plain images that it is evaluated on."""
 
 Fill = Callable[[int], Iterator[Any]]
 """From the first missing image to pytrees of arrays [views, k, ...], in order, up to the last."""

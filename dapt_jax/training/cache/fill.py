@@ -121,7 +121,7 @@ class FillJob:
             extend_prefix = _between(prefix.model, start, prefix.boundary)
             inputs = [sharding.shard_batch(below.rows(view, rows), mesh) for view in views]
             return [jax.tree.leaves(self._run(extend_prefix, *self._weights, each)) for each in inputs]
-        forward = _forward(prefix.model, prefix.boundary, prefix.augment)
+        forward = forward_fn(prefix.model, prefix.boundary, prefix.augment)
         images, index = sharding.shard_batch((self.images.batch(rows), rows), mesh)
         rngs = [{"seed": np.uint32(prefix.seed), "view": np.int32(view)} for view in views]
         return [jax.tree.leaves(self._run(forward, *self._weights, images, rng, index)) for rng in rngs]
@@ -140,7 +140,7 @@ _executables: dict[tuple[Any, str, Mesh], Callable[..., Any]] = {}
 
 
 @functools.cache
-def _forward(model: Network, boundary: int, augment: Augment) -> Any:
+def forward_fn(model: Network, boundary: int, augment: Augment) -> Any:
     """Return the function from images to activations, compiled once for all arms."""
 
     def forward(

@@ -117,10 +117,10 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
     elif not views:
         impossible = "images are augmented anew each epoch; views=K would fix K of them"
     elif size > max(caching.memory_bytes, caching.disk_bytes):
-        impossible = (
-            f"{_mib(size)} of activations exceed the budgets of {_mib(caching.memory_bytes)} in memory "
-            f"and {_mib(caching.disk_bytes)} on disk"
-        )
+        whole = accounting.image_cost(program, image_size)
+        share = whole.prefix.model * (epochs - views) / ((whole.prefix.model + whole.suffix.model) * epochs)
+        exceeds = _exceeds("activations", views, size, caching, caching.memory_bytes)
+        impossible = f"{exceeds}; {_ways(size, caching)} {saved}, {share:.0%} of the phase"
     if impossible:
         if caching.mode == "on":
             raise UserError(f"phase {program.phase.name!r}: cache.mode=on, but {impossible}")
@@ -149,6 +149,57 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
         size,
         f"{_mib(size)} on disk instead of {epochs} passes: {saved}, {flops_per_byte:.3g} a byte",
     )
+
+
+def budget_decision(
+    phase: str, what: str, views: int, size: int, caching: Caching, first: CacheDecision
+) -> CacheDecision:
+    """Choose the tier of data that every epoch reads, and that would otherwise be computed for every batch.
+
+    Args:
+        phase: Name of the phase.
+        what: Name of the data in plans and errors.
+        views: Views per image.
+        size: Bytes of all of them.
+        caching: Caching options.
+        first: Decision about activations that take their bytes first.
+
+    Raises:
+        UserError: `mode` is `on`, and they fit neither in memory nor on disk.
+    """
+    if caching.mode == "off":
+        return CacheDecision("", views, 0, "switched off")
+    left = {
+        "memory": caching.memory_bytes - (first.bytes if first.tier == "memory" else 0),
+        "disk": caching.disk_bytes - (first.bytes if first.tier == "disk" else 0),
+    }
+    if size <= left["memory"]:
+        return CacheDecision("memory", views, size, f"{_mib(size)} in memory")
+    if size <= left["disk"]:
+        return CacheDecision("disk", views, size, f"{_mib(size)} on disk")
+    impossible = _exceeds(what, views, size, caching, left["memory"], left["disk"])
+    if caching.mode == "on":
+        raise UserError(f"phase {phase!r}: cache.mode=on, but {impossible}")
+    return CacheDecision("", views, 0, impossible)
+
+
+def _exceeds(what: str, views: int, size: int, caching: Caching, memory: int, disk: int | None = None) -> str:
+    """Return why data of some views fit nowhere, and how many views would."""
+    disk = caching.disk_bytes if disk is None else disk
+    fit = views * max(memory, disk) // max(size, 1)
+    line = (
+        f"{_mib(size)} of {what} exceed the budgets of {_mib(caching.memory_bytes)} in memory "
+        f"and {_mib(caching.disk_bytes)} on disk"
+    )
+    return (
+        line if views <= 1 else f"{line}; {f'views={fit} would fit' if fit > 0 else 'not even one view fits'}"
+    )
+
+
+def _ways(size: int, caching: Caching) -> str:
+    """Return what would make activations fit, as the beginning of a clause on what that saves."""
+    half = "" if caching.dtype == "bfloat16" else ", or half of it with cache.dtype=bfloat16,"
+    return f"cache.disk_mb={-(-size >> 20)}{half}"
 
 
 def _mib(size: int) -> str:

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 
 from dapt_jax.data.augment import Augment
+from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
+from dapt_jax.models.pretext import Pretext, Trunk
 from dapt_jax.runtime import sharding
 from dapt_jax.training import accounting, freezing
 from dapt_jax.training.cache.policy import cached_spec
@@ -36,8 +38,7 @@ class Prefix:
     def of(cls, program: PhaseProgram, views: int) -> "Prefix":
         """Return the prefix of a phase, with the same views as in the uncached phase."""
         seed = 0 if program.augment.is_fixed else program.seed
-        model = dataclasses.replace(program.model, outputs=1)
-        return cls(model, program.mask.boundary, program.augment, seed, views)
+        return cls(_prefix_model(program), program.mask.boundary, program.augment, seed, views)
 
     @property
     def plain(self) -> "Prefix":
@@ -66,6 +67,16 @@ class Prefix:
         return jax.tree.map(
             np.array, sharding.gather_to_host(freezing.prune(freezing.partition(tree, below)[0]))
         )
+
+
+def _prefix_model(program: PhaseProgram) -> Network:
+    """Return the network of a phase without what a prefix does not depend on, so that arms share prefixes."""
+    model = program.model
+    if not isinstance(model, Pretext):
+        return dataclasses.replace(model, outputs=1)
+    if program.mask.boundary == len(model.encoder.groups):
+        return Trunk(model.encoder, dtype=model.dtype)
+    return Classifier(model.encoder, 1, model.dtype)
 
 
 class ActivationReader(Protocol):

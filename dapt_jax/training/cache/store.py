@@ -208,7 +208,7 @@ class ActivationCache:
         model = prefix.model
         shown = (
             type(model).__name__,
-            getattr(model, "decoder", ""),
+            getattr(model, "decoder", getattr(model, "side", "")),
             model.encoder.name,
             model.encoder.preprocess,
             model.dtype,

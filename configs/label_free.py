@@ -1,0 +1,50 @@
+"""Adapt an encoder to a folder of images without labels, and export it.
+
+    python -m dapt_jax.main --config=configs/label_free.py --config.corpus.path=/my/images --workdir=runs/mine
+    python -m dapt_jax.main --config.mode=export --workdir=runs/mine
+
+The argument is CORPUS,OBJECTIVE,STRATEGY, each of which may be left out:
+`--config=configs/label_free.py:images,reconstruct,partial` is the default. CORPUS is a kind of data set:
+`images` reads every picture, DICOM file and slice of a NIfTI volume below a folder, or the images of a CSV file;
+`phantoms` generates some. OBJECTIVE is reconstruct, distil (with --config.adapt.distil.teacher=WEIGHTS) or
+two_views; STRATEGY is any of the built-in ones. `--config.mode=plan` prices it first: targets, heads, and how many fixed
+views fit the cache. docs/label_free.md says what to choose when.
+"""
+
+from dapt_jax.errors import UserError, nearest
+from dapt_jax.objectives import LABEL_FREE
+from dapt_jax.settings import default
+
+CHOICES = ("images", "reconstruct", "partial")
+
+
+def get_config(argument=""):
+    given = [part.strip() for part in argument.split(",")] if argument else []
+    if len(given) > len(CHOICES):
+        raise UserError(f"configs/label_free.py:{argument}: expected CORPUS,OBJECTIVE,STRATEGY")
+    corpus, objective, strategy = (*given, *CHOICES[len(given) :])
+    if objective not in LABEL_FREE:
+        raise UserError(
+            f"configs/label_free.py:{argument}: objective {objective!r}; {nearest(objective, LABEL_FREE)}"
+        )
+    config = default()
+    config.name = "label_free"
+    config.title = f"Label-free adaptation: {objective}, {strategy}"
+    config.strategies = (strategy,)
+    config.seeds = (0,)
+    config.corpus.kind = corpus
+    if corpus == "phantoms":
+        config.synthetic = True
+        config.corpus.update({"name": "corpus", "n": 900})
+    else:
+        config.corpus.path = ""
+    config.adapt.objective = objective
+    config.adapt.epochs = 20
+    config.adapt.hybrid_epochs = 10
+    config.adapt.partial_groups = 6
+    config.adapt.num_fixed_views = 8 if objective == "two_views" else 4
+    config.adapt.augment.flip = "dihedral"
+    config.adapt.augment.brightness = 0.3
+    config.adapt.augment.contrast = 0.3
+    config.adapt.augment.crop = 0.5
+    return config

@@ -1,0 +1,145 @@
+"""Corpora without labels: every picture below a folder, slices of volumes, or a table without a label column.
+
+For objectives that need no labels (see `dapt_jax.objectives`). A folder is listed once, pixels are read lazily
+(see `ImageStore`), and folder names mean nothing.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dapt_jax.data import nifti, records
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.decode import CACHE_BYTES
+from dapt_jax.data.folders import patient_pattern
+from dapt_jax.data.manifest import load_manifest
+from dapt_jax.data.paths import IMAGES, holds_picture, walk
+from dapt_jax.data.plane import Plane, Window
+from dapt_jax.data.records import Record
+from dapt_jax.errors import UserError, nearest
+
+TABLES = (".csv", ".tsv")
+_NIFTI = (".nii", ".nii.gz")
+_ANY = "image"
+
+
+def load_images(
+    path: str | Path,
+    *,
+    image_size: int,
+    where: str = "",
+    crop: int | None = None,
+    group: str = "",
+    on_bad_image: str = "error",
+    cache_bytes: int = CACHE_BYTES,
+    workers: int | None = None,
+    name: str = "",
+    window: str = "",
+    axis: int = 2,
+) -> Dataset:
+    r"""Read pictures without labels: a folder of any structure, or a manifest whose labels are not read.
+
+    Args:
+        path: A folder, of which every picture at any depth is read: image files, DICOM files, and every slice
+            of a NIfTI volume; or a CSV file (see `load_manifest`), of which the column of images, and those of
+            patients and splits if there are any, are read.
+        image_size: Side of the images in pixels.
+        where: Condition that selects rows of a manifest, see `Dataset.where`.
+        crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        group: Of a folder, a regular expression whose first group, searched in an image's path below `path`,
+            is the patient, such as r"(P\d+)_"; of a manifest, the column of patients. By default DICOM files
+            are grouped by PatientID, the slices of a volume form a group, and every other image is its own
+            group.
+        on_bad_image: "error", or "skip" to leave out and count images that cannot be read.
+        cache_bytes: See `ImageStore.from_files`.
+        workers: Number of decoding threads; see `ImageStore.verify`.
+        name: Name of the data set; by default that of the folder.
+        window: Black and white values of the images, see `Window.parse`; "" for the rule of each kind of
+            file.
+        axis: Axis of NIfTI volumes: 0 sagittal, 1 coronal, 2 axial slices.
+
+    Returns:
+        The data set, without classes: see `Dataset.is_labelled`.
+
+    Raises:
+        UserError: The path does not exist, holds no picture, or a file cannot be read; names it.
+    """
+    root = Path(path)
+    records.check_on_bad_image(on_bad_image)
+    if axis not in (0, 1, 2):
+        raise UserError(f"axis={axis}; expected 0 (sagittal), 1 (coronal) or 2 (axial)")
+    shared: dict[str, Any] = {
+        "image_size": image_size,
+        "crop": crop,
+        "on_bad_image": on_bad_image,
+        "cache_bytes": cache_bytes,
+        "workers": workers,
+    }
+    if root.suffix.lower() in TABLES:
+        return load_manifest(
+            root,
+            label="",
+            where=where,
+            group=group or "patient",
+            name=name,
+            window=window,
+            axis=axis,
+            **shared,
+        )
+    if not root.is_dir():
+        there = sorted(entry.name for entry in root.parent.iterdir()) if root.parent.is_dir() else []
+        hint = nearest(root.name, there) if there else f"there is nothing in {root.parent}"
+        raise UserError(f"{root}: no such folder; {hint}")
+    if where:
+        raise UserError(
+            f"{root}: where={where!r} selects rows of a manifest; expected the path of a CSV file"
+        )
+    found, notes = _records(root, group, Window.parse(window), axis)
+    dataset = records.to_dataset(
+        found,
+        (_ANY,),
+        name=name or root.absolute().name,
+        origin=str(root),
+        multi_label=False,
+        notes=notes,
+        **shared,
+    )
+    return dataset.without_labels()
+
+
+def _records(root: Path, group: str, window: Window | None, axis: int) -> tuple[list[Record], Sequence[str]]:
+    pattern, found, others = patient_pattern(group), list[Record](), Counter[str]()
+    for file in walk(root):
+        planes = _planes(file, window, axis)
+        if not planes:
+            others[file.suffix.lower() or "no suffix"] += 1
+        written = file.relative_to(root).as_posix()
+        patient = _patient(pattern, written, file) if planes and pattern else ""
+        found += [
+            Record(written, image=each, written=written, labels=(_ANY,), group=patient) for each in planes
+        ]
+    if not found:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(4))
+        held = f"it holds files of other kinds ({kinds})" if others else "it is empty"
+        raise UserError(f"{root}: no images; {held}; expected {', '.join(IMAGES[:4])}, DICOM or NIfTI files")
+    records.check_once(found, str(root))
+    kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(6))
+    return found, [f"{root}: left out files that are not images: {kinds}"] if others else []
+
+
+def _planes(file: Path, window: Window | None, axis: int) -> Sequence[Path | Plane]:
+    """Return the pictures of a file; none if it is not an image."""
+    if file.name.lower().endswith(_NIFTI):
+        return [Plane(file, index, axis, window=window) for index in range(nifti.length(file, axis))]
+    if not holds_picture(file):
+        return ()
+    return [Plane(file, window=window) if window else file]
+
+
+def _patient(pattern: re.Pattern[str], written: str, file: Path) -> str:
+    match = pattern.search(written)
+    if not (match and match[1]):
+        raise UserError(f"{file}: group={pattern.pattern!r} finds no patient in {written!r}")
+    return match[1]

@@ -1,0 +1,180 @@
+"""Networks of label-free objectives: an encoder with a head that is thrown away, and a frozen teacher."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num, PyTree
+
+from dapt_jax.models.classifier import HEAD, Classifier, pool
+from dapt_jax.models.encoder import put_group
+from dapt_jax.models.initial import Tree, init_params
+from dapt_jax.parameters import BatchNormMode, Kind
+
+if TYPE_CHECKING:
+    from dapt_jax.objectives.base import Objective
+
+POSITION = "position"
+"""Part of a head that holds the vectors that replace positions, one by boundary."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk(Classifier):
+    """An encoder whose activations at the last boundary are not pooled, but what `reads` names.
+
+    Attributes:
+        outputs: Not used; a trunk has no head.
+        reads: `last`: the last group's output; `pooled`: the pooled features alone, as `{"pooled": [b, d]}`;
+            `map`: both them and the map, as `{"pooled": [b, d], "map": [b, h, w, d]}`.
+        side: Side in pixels to which images are resized before its own preprocessing; 0 to take them as they
+            are.
+    """
+
+    outputs: int = 1
+    reads: Literal["last", "pooled", "map"] = "last"
+    side: int = 0
+
+    def prefix(
+        self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"], boundary: int
+    ) -> PyTree[Float[Array, "b ..."]]:
+        """Compute the activations at `boundary`, at the last one what `reads` names: see `Classifier`."""
+        if self.side and images.shape[1] != self.side:
+            shape = (images.shape[0], self.side, self.side, images.shape[3])
+            images = jax.image.resize(images.astype(jnp.float32), shape, "linear")
+        x = self.encoder.preprocess(images, self.dtype)
+        return self.between(params, batch_stats, x, 0, boundary)
+
+    def between(
+        self, params: Tree, batch_stats: Tree, x: Float[Array, "b ..."], start: int, stop: int
+    ) -> PyTree[Float[Array, "b ..."]]:
+        """Compute the activations at the boundary `stop` from those at `start`, with batch norm frozen."""
+        if start == stop:
+            return x
+        x, _ = self.encoder.apply(params, batch_stats, x, start=start, stop=stop)
+        if stop < len(self.encoder.groups) or self.reads == "last":
+            return x
+        found = {"pooled": pool(x)}
+        return found if self.reads == "pooled" else {**found, "map": self.encoder.as_map(x)}
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - trunks live as long as a study
+    def shapes(self, side: int) -> PyTree[jax.ShapeDtypeStruct]:
+        """Return the shapes, with a batch of 1, of what it computes from images of a side in pixels."""
+        images = jax.ShapeDtypeStruct((1, side, side, self.encoder.channels), jnp.uint8)
+        return jax.eval_shape(
+            lambda params, stats, x: self.prefix(params, stats, x, len(self.encoder.groups)),
+            *self.abstract(),
+            images,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretext(Trunk):
+    """An encoder with the head of a label-free objective.
+
+    Attributes:
+        objective: The objective, which defines the head and how activations are corrupted.
+        boundaries: Boundaries at which a phase corrupts activations; each has a learnt vector.
+    """
+
+    objective: "Objective" = dataclasses.field(kw_only=True)
+    boundaries: tuple[int, ...] = ()
+
+    @functools.cached_property
+    def _head_parameters(self) -> dict[str, tuple[tuple[int, ...], Kind]]:
+        """Shape and kind of every parameter of the head, by its path below `head`."""
+        found = dict(self.objective.head(self.encoder))
+        if self.objective.is_corrupting:
+            found |= {f"{POSITION}/{b}": ((self._channels(b),), Kind.BIAS) for b in self.boundaries}
+        return found
+
+    def _channels(self, boundary: int) -> int:
+        if boundary == 0 and not self._embeds_tokens:
+            return self.encoder.channels
+        return self.encoder.specs[max(boundary, 1) - 1].features
+
+    @functools.cached_property
+    def _embeds_tokens(self) -> bool:
+        """Whether the first group turns an image into tokens."""
+        side = self.encoder.image_size
+        image = jax.ShapeDtypeStruct((1, side, side, self.encoder.channels), jnp.float32)
+        x, _ = jax.eval_shape(
+            lambda p, s, i: self.encoder.apply(p, s, i, stop=1), *self.encoder.abstract(), image
+        )
+        return x.ndim == 3
+
+    @functools.cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """Kind of every parameter and running statistic by path."""
+        return {
+            **self.encoder.kinds,
+            **{f"{HEAD}/{path}": kind for path, (_, kind) in self._head_parameters.items()},
+        }
+
+    def _head(self) -> Tree:
+        head: Tree = {}
+        for path, (shape, _) in self._head_parameters.items():
+            put_group(head, path, jax.ShapeDtypeStruct(shape, jnp.float32))  # type: ignore[arg-type]
+        return head
+
+    def init_head(self, seed: int) -> Tree:
+        """Return initial parameters of the head, `{"head": ...}`."""
+        return init_params({HEAD: self._head()}, self.kinds, seed)
+
+    def suffix(
+        self,
+        params: Tree,
+        batch_stats: Tree,
+        x: Any,
+        boundary: int,
+        batch_norm: BatchNormMode | Mapping[str, BatchNormMode] = "frozen",
+        rng: jax.Array | None = None,
+    ) -> tuple[PyTree[Float[Array, "b ..."]], Tree]:
+        """Compute the outputs of the head and updated running statistics from activations at `boundary`.
+
+        Args:
+            params: Nested dict of parameters.
+            batch_stats: Nested dict of running statistics.
+            x: Activations at `boundary`; a pair of them for an objective of two views.
+            boundary: Index of the first group to run.
+            batch_norm: See `Classifier.suffix`.
+            rng: PRNG key of the corruption, dropout and stochastic depth; None disables all three.
+        """
+        if self.objective.is_paired:
+            x = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), *x)
+        if rng is not None and self.objective.is_corrupting:
+            x, boundary = self._corrupted(params, batch_stats, x, boundary, rng)
+        if boundary < len(self.encoder.groups):
+            x, batch_stats = self.encoder.apply(
+                params, batch_stats, x, start=boundary, batch_norm=batch_norm, rng=rng
+            )
+        return self.objective.outputs(params.get(HEAD, {}), x, self.encoder.as_map), batch_stats
+
+    def _corrupted(
+        self, params: Tree, batch_stats: Tree, x: Float[Array, "b ..."], boundary: int, key: jax.Array
+    ) -> tuple[Float[Array, "b ..."], int]:
+        """Return corrupted activations, and their boundary.
+
+        From pixels of a transformer, noise is added to the pixels, and tokens are replaced after the patch
+        embedding and before the positions (arXiv 2405.00117); elsewhere both happen at the boundary.
+        """
+        for_noise, for_positions = jax.random.split(key)
+        vector = params[HEAD][POSITION][str(boundary)]
+        x = self.objective.noisy(x, for_noise)
+        if boundary == 0 and self._embeds_tokens:
+            # The tokens of a blank image are the positions, and the bias of the embedding.
+            blank, _ = self.encoder.apply(params, batch_stats, jnp.zeros_like(x[:1]), stop=1)
+            x, _ = self.encoder.apply(params, batch_stats, x, stop=1, rng=key)
+            boundary, vector = 1, blank + vector
+        extra = 0
+        if x.ndim == 3:
+            grid = jax.eval_shape(self.encoder.as_map, x).shape
+            extra = x.shape[1] - math.prod(grid[1:3])
+        return self.objective.replaced(x, vector, for_positions, extra), boundary
+
+    def features(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b d"]:
+        """Compute pooled features from images (0 to 255), as at test time."""
+        return pool(self.prefix(params, batch_stats, images, len(self.encoder.groups))).astype(jnp.float32)

@@ -1,0 +1,112 @@
+"""Label-free objectives: from activations at a boundary, and cached targets, to a loss.
+
+What an objective needs that does not depend on what trains (the prefix, a frozen teacher's outputs) is
+computed once per image and view, and cached: see `dapt_jax.training.targets`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.models.pretext import Trunk
+from dapt_jax.parameters import Kind
+
+HeadParameters = dict[str, tuple[tuple[int, ...], Kind]]
+"""Shape and kind of every parameter of a head, by its slash-separated path."""
+
+AsMap = Callable[[jax.Array], jax.Array]
+"""Function that converts an encoder's last output to a feature map (b, h, w, c)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A label-free objective; subclasses define the head and the loss.
+
+    Attributes:
+        teacher: Frozen network whose outputs are the targets; None for an objective without.
+    """
+
+    name: ClassVar[str] = ""
+    is_corrupting: ClassVar[bool] = False
+    """Whether training corrupts the activations at the boundary: see `noisy` and `replaced`."""
+    is_paired: ClassVar[bool] = False
+    """Whether the loss compares two views of an image, with all images of a batch."""
+    has_own_teacher: ClassVar[bool] = False
+    """Whether the teacher is the network that is adapted, with the weights before adaptation."""
+    uncertain: ClassVar[None] = None
+    multi_label: ClassVar[bool] = False
+
+    teacher: Trunk | None = None
+
+    def head(self, encoder: Encoder) -> HeadParameters:
+        """Return the parameters of the head of an encoder."""
+        raise NotImplementedError
+
+    def outputs(self, head: Tree, x: Float[Array, "b ..."], as_map: AsMap) -> PyTree[Float[Array, "b ..."]]:
+        """Return the head's outputs for the encoder's last output: a map (b, h, w, c) or tokens (b, n, c)."""
+        raise NotImplementedError
+
+    def losses(
+        self, outputs: PyTree[Array], targets: PyTree[Array], weights: Float[Array, " b"]
+    ) -> Float[Array, " b"]:
+        """Return the loss of each example."""
+        raise NotImplementedError
+
+    def total(
+        self, outputs: PyTree[Array], targets: PyTree[Array], weights: Float[Array, " b"]
+    ) -> Float[Array, ""]:
+        """Return the weighted sum of the losses of a batch."""
+        return (self.losses(outputs, targets, weights) * weights).sum()
+
+    def noisy(self, x: Float[Array, "b ..."], key: jax.Array) -> Float[Array, "b ..."]:
+        """Return activations with noise added."""
+        raise NotImplementedError
+
+    def replaced(
+        self, x: Float[Array, "b ..."], vector: Float[Array, "..."], key: jax.Array, extra: int
+    ) -> Float[Array, "b ..."]:
+        """Return activations of which some positions are replaced by a vector; the `extra` first are not."""
+        raise NotImplementedError
+
+    def label_shape(self, batch: int, side: int) -> Any:
+        """Return the abstract targets of a batch: the teacher's outputs on images of a side in pixels."""
+        if self.teacher is None:
+            return jax.ShapeDtypeStruct((batch,), jnp.int32)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), self.teacher.shapes(side)
+        )
+
+
+def dense(head: Tree, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+    """Apply a dense layer of a head in float32."""
+    return x.astype(jnp.float32) @ head["kernel"] + head["bias"]
+
+
+def dense_parameters(name: str, inputs: int, outputs: int) -> HeadParameters:
+    """Return the parameters of a dense layer of a head."""
+    return {
+        f"{name}/kernel": ((inputs, outputs), Kind.DENSE_KERNEL),
+        f"{name}/bias": ((outputs,), Kind.BIAS),
+    }
+
+
+def normalised(x: Float[Array, "*b c"], eps: float = 1e-6) -> Float[Array, "*b c"]:
+    """Return vectors less their mean, divided by their standard deviation (layer norm without parameters)."""
+    x = x.astype(jnp.float32)
+    return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + eps)
+
+
+def cosine(a: Float[Array, "*b c"], b: Float[Array, "*b c"], eps: float = 1e-12) -> Float[Array, "*b"]:
+    """Return the cosine of the angle between vectors."""
+    return (unit(a, eps) * unit(b, eps)).sum(-1)
+
+
+def unit(x: Float[Array, "*b c"], eps: float = 1e-12) -> Float[Array, "*b c"]:
+    """Return vectors scaled to length 1; a vector without length stays 0."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + eps)

@@ -1,0 +1,374 @@
+"""`mode=compare`: one report over several workdirs, from their records alone; without JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from dapt_jax.errors import UserError
+from dapt_jax.formatting import NONE
+from dapt_jax.metrics import display_name, lower_is_better
+from dapt_jax.records.study_records import Cost, Records
+from dapt_jax.records.vocabulary import BASELINE
+from dapt_jax.report import page
+from dapt_jax.report.claims import claims
+from dapt_jax.report.columns import Cell, Column, Table, compact
+from dapt_jax.report.marks import note_of_marks, over_seeds
+from dapt_jax.report.style import COLOURS, FAINT, GREY
+from dapt_jax.statistics import mean_interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A workdir of the comparison.
+
+    Attributes:
+        workdir: Folder of the study.
+        records: Its records.
+        name: Name that the user gives it; empty for none.
+    """
+
+    workdir: str
+    records: Records
+    name: str = ""
+
+    @classmethod
+    def read(cls, entry: str) -> Part:
+        """Read `WORKDIR` or `NAME=WORKDIR`.
+
+        Raises:
+            UserError: The folder holds no study, or no results.
+        """
+        name, equals, folder = entry.partition("=")
+        if not equals or Path(entry).expanduser().is_dir():
+            name, folder = "", entry
+        path = Path(folder).expanduser()
+        if not (path / "config.json").exists():
+            raise UserError(
+                f"compare: {folder} holds no study (no config.json); expected a workdir that has run"
+            )
+        records = Records.read(path)
+        if not records.results:
+            raise UserError(f"compare: {folder} has no results yet; expected a workdir that has run")
+        return cls(folder, records, name.strip())
+
+    def contents(self, task: str) -> dict[str, Any]:
+        """Return the digests of the sets of a task by split, and by part where the version records parts."""
+        config = self.records.config
+        found = {
+            split: config.get("images", {}).get(f"{task}/{split}") for split in self.records.splits(task)
+        }
+        recorded = config.get("contents", {})
+        return found | {
+            split: recorded[key] for split in found if (key := f"tasks.{task}.{split}") in recorded
+        }
+
+    def folds(self) -> Any:
+        """Return the number of folds of its tasks."""
+        return self.records.config.get("transfer", {}).get("folds")
+
+
+class CombinedRecords(Records):
+    """The records of several workdirs as those of one study, arms renamed so that they differ."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        """Join records that `check` allows.
+
+        Args:
+            parts: The workdirs, the first of which sets metric, protocol and margin.
+        """
+        self.parts = parts
+        self._label = _labels(parts)
+        first = parts[0].records
+        results = [
+            {**row, "strategy": self._label(number, row) if row["strategy"] != BASELINE else BASELINE}
+            for number, part in enumerate(parts)
+            for row in part.records.results
+        ]
+        labels = [row["strategy"] for row in results if row["strategy"] != BASELINE]
+        seeds = [seed for part in parts for seed in part.records.seeds]
+        config = {
+            **{key: first.config[key] for key in ("report", "energy") if key in first.config},
+            "title": f"Comparison of {len(parts)} workdirs",
+            "note": "; ".join(dict.fromkeys(part.workdir for part in parts)),
+            "synthetic": any(part.records.config.get("synthetic") is True for part in parts),
+            "strategies": list(dict.fromkeys(labels)),
+            "seeds": list(dict.fromkeys(seeds)),
+        }
+        leaks: dict[str, dict[str, str]] = {}
+        for part in parts:
+            for task, by_split in part.records.leaks.items():
+                leaks.setdefault(task, {}).update(by_split)
+        rows = [
+            dataclasses.replace(row, strategy=label)
+            for number, part in enumerate(parts)
+            for row in part.records.rows
+            if (label := self._of_ledger(number, row.strategy))
+        ]
+        super().__init__(config, results, rows, leaks)
+
+    def _of_ledger(self, number: int, strategy: str) -> str:
+        """Return the label of a strategy of a workdir; empty for one without results."""
+        rows = (row for row in self.parts[number].records.results if row["strategy"] == strategy)
+        return next((self._label(number, row) for row in rows), "")
+
+    def costs(self, strategy: str, task: str | None = None) -> dict[Any, Cost]:
+        """Return the standalone cost of each seed, as its own workdir counts it: see `Records.costs`."""
+        found: dict[Any, Cost] = {}
+        for number, part in enumerate(self.parts):
+            for name in dict.fromkeys(row["strategy"] for row in part.records.results):
+                if self._of_ledger(number, name) == strategy and (task is None or task in part.records.tasks):
+                    found |= part.records.costs(name, task)
+        return found
+
+    def missing(self) -> list[str]:
+        """Return the arms that their own workdirs plan and have no results of."""
+        return [f"{part.workdir}: {line}" for part in self.parts for line in part.records.missing()]
+
+
+def _labels(parts: Sequence[Part]) -> Callable[[int, Mapping[str, Any]], str]:
+    """Return the function from the number of a workdir and a result to the label of its arm.
+
+    It is the given name; else the strategy, the initialisation, both, or the folder with the strategy: the
+    first under which no task has two arms of one label.
+    """
+    names = [part.name for part in parts]
+    is_alone = [len({r["strategy"] for r in p.records.results} - {BASELINE}) == 1 for p in parts]
+
+    def given(number: int, row: Mapping[str, Any]) -> str:
+        return names[number] if is_alone[number] else f"{names[number]} {row['strategy']}"
+
+    def or_given(scheme: Callable[[int, Mapping[str, Any]], str]) -> Callable[[int, Mapping[str, Any]], str]:
+        return lambda number, row: given(number, row) if names[number] else scheme(number, row)
+
+    schemes = [
+        or_given(lambda number, row: row["strategy"]),
+        or_given(lambda number, row: str(row.get("init") or row["strategy"])),
+        or_given(lambda number, row: f"{row.get('init')} {row['strategy']}"),
+        or_given(lambda number, row: f"{Path(parts[number].workdir).name} {row['strategy']}"),
+        or_given(lambda number, row: f"{parts[number].workdir} {row['strategy']}"),
+    ]
+    for scheme in schemes:
+        arms = {
+            (row["task"], scheme(number, row), number, row["strategy"])
+            for number, part in enumerate(parts)
+            for row in part.records.results
+            if row["strategy"] != BASELINE
+        }
+        if max(Counter((task, label) for task, label, *_ in arms).values(), default=0) <= 1:
+            return scheme
+    twice = next(name for name, count in Counter(names).items() if name and count > 1)
+    raise UserError(f"compare: two workdirs of one task are named {twice!r}; expected a name each")
+
+
+def check(parts: Sequence[Part]) -> list[str]:
+    """Refuse workdirs whose studies cannot be compared, and return warnings about the others.
+
+    Raises:
+        UserError: Fewer than two workdirs, one that shares no task with the others, or a task with other
+            sets or folds in two of them.
+    """
+    if len(parts) < 2:
+        raise UserError(f"compare names {len(parts)} workdirs; expected two or more: --config.compare=A,B")
+    for number, part in enumerate(parts):
+        if part.workdir in [other.workdir for other in parts[:number]]:
+            raise UserError(f"compare: {part.workdir} is there twice; expected each once")
+    for part in parts:
+        others = [task for other in parts if other is not part for task in other.records.tasks]
+        if not set(part.records.tasks) & set(others):
+            raise UserError(
+                f"compare: {part.workdir} has the task {', '.join(part.records.tasks)}, and the others have "
+                f"{', '.join(dict.fromkeys(others))}; expected a task in common"
+            )
+    lines = []
+    for task in dict.fromkeys(task for part in parts for task in part.records.tasks):
+        first, *rest = [part for part in parts if task in part.records.tasks]
+        for other in rest:
+            _check_pair(task, first, other)
+            shared = set(first.records.seeds) & set(other.records.seeds)
+            if not shared:
+                lines.append(
+                    f"{task}: {first.workdir} and {other.workdir} share no seed, so there is no paired test."
+                )
+    return lines
+
+
+def _check_pair(task: str, first: Part, other: Part) -> None:
+    both = f"compare: {first.workdir} and {other.workdir}"
+    if first.folds() != other.folds():
+        raise UserError(
+            f"{both} split task {task!r} into {first.folds()} and {other.folds()} folds (transfer.folds); "
+            "expected the same splits"
+        )
+    ours, theirs = first.contents(task), other.contents(task)
+    if sorted(ours) != sorted(theirs):
+        raise UserError(
+            f"{both} have other splits of task {task!r}: {', '.join(ours)}, and {', '.join(theirs)}; expected "
+            "the same"
+        )
+    for split, mine in ours.items():
+        if mine == theirs[split] or mine is None or theirs[split] is None:
+            continue
+        parts = ""
+        if isinstance(mine, Mapping) and isinstance(theirs[split], Mapping):
+            shared = mine.keys() & theirs[split].keys()
+            differing = sorted(part for part in shared if mine[part] != theirs[split][part])
+            if not differing:
+                continue
+            parts = f" ({', '.join(differing)})"
+        raise UserError(f"{both} have other images or labels of {task} {split}{parts}; expected the same set")
+
+
+def build(entries: Sequence[str], folder: Path) -> CombinedRecords:
+    """Write one report over several workdirs: report.md, report.html and figures.
+
+    Args:
+        entries: Workdirs, each `WORKDIR` or `NAME=WORKDIR`; several of one name are one row of the tables
+            over tasks.
+        folder: Folder of the report.
+
+    Raises:
+        UserError: The studies cannot be compared; the line says why.
+    """
+    parts = [Part.read(entry) for entry in entries]
+    warnings = check(parts)
+    records = CombinedRecords(parts)
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} holds a study; expected another --workdir for the report of a comparison")
+    folder.mkdir(parents=True, exist_ok=True)
+    extra = page.Overview([*_tables(records), _differing(parts)], _figure(records), warnings)
+    page.build_of(records, folder, extra)
+    return records
+
+
+def _columns(records: Records) -> Iterator[tuple[str, str]]:
+    for task in records.tasks:
+        for split in records.splits(task):
+            yield task, split
+
+
+def _tables(records: Records) -> list[Table]:
+    """Return arms by task, with the best and those not significantly worse, and the claims of equivalence."""
+    marks, values = {}, {}
+    for task, split in _columns(records):
+        found = {
+            name: records.values(name, task, split, records.protocol(task), records.metric(task))
+            for name in records.strategies
+        }
+        values[task, split] = found
+        marks[task, split] = over_seeds(found, lower_is_better(records.metric(task)))
+
+    def score(task: str, split: str) -> Callable[[str], Cell]:
+        return lambda name: marks[task, split].mark(compact(mean_interval(values[task, split][name])), name)
+
+    columns = [Column[str]("arm", lambda name: name)]
+    for task, split in _columns(records):
+        columns.append(
+            Column(split, score(task, split), f"{task}, {records.display_name(task, records.metric(task))}")
+        )
+    table = Table.of(
+        "Arms by task", columns, records.strategies, "Mean over seeds ± half the 95% t-interval."
+    )
+    tables = [dataclasses.replace(table, note=note_of_marks(table.note, table.rows))]
+    tested = {(task, split): claims(records, task, split) for task, split in _columns(records)}
+    if any(each.non_inferiority is not None for of in tested.values() for each in of.values()):
+
+        def verdict(task: str, split: str) -> Callable[[str], str]:
+            return lambda name: tested[task, split][name].verdict if name in tested[task, split] else NONE
+
+        claimed = [Column[str]("arm", lambda name: name)]
+        claimed += [Column(split, verdict(task, split), task) for task, split in _columns(records)]
+        note = (
+            f"Against {records.reference}, margin {records.margin:g}; p adjusted by Holm's method over the arms "
+            "of a column. The tables of each task have differences and p."
+        )
+        tables.append(Table.of(f"Equivalence to {records.reference}", claimed, records.strategies, note))
+    return tables
+
+
+def _differing(parts: Sequence[Part]) -> Table:
+    """Return the settings that differ between the workdirs."""
+    hidden = (
+        "name",
+        "title",
+        "note",
+        "mode",
+        "images",
+        "contents",
+        "compare",
+        "tasks",
+        "runtime",
+        "monitoring",
+    )
+    flat = [_flat(part.records.config) for part in parts]
+    names = [
+        name
+        for name in dict.fromkeys(name for each in flat for name in each)
+        if name.partition(".")[0] not in hidden and len({str(each.get(name, NONE)) for each in flat}) > 1
+    ]
+
+    def value(number: int) -> Callable[[str], str]:
+        return lambda name: str(flat[number].get(name, NONE))[:60]
+
+    columns = [Column[str]("setting", lambda name: name)]
+    for number, part in enumerate(parts):
+        columns.append(Column(part.name or Path(part.workdir).name, value(number), "workdir"))
+    note = "" if names else "None."
+    return Table.of("Settings that differ", columns, names, note)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _figure(records: Records) -> Figure:
+    """Draw the scores of every arm on every task and split: one panel each, the reference's margin shaded."""
+    panels = list(_columns(records))
+    columns = min(4, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    names = records.strategies
+    height = (0.27 * len(names) + 1.0) * lines
+    figure = Figure(figsize=(2.9 * columns + 1.2, height), layout="constrained")
+    grid = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
+    for axes, (task, split) in zip(grid, panels, strict=False):
+        metric, protocol = records.metric(task), records.protocol(task)
+        for place, name in enumerate(names):
+            values = records.values(name, task, split, protocol, metric)
+            found = mean_interval(values)
+            if found is None:
+                continue
+            y, colour = len(names) - 1 - place, COLOURS[place % len(COLOURS)]
+            if name == records.reference and records.margin:
+                axes.axvspan(found.mean - records.margin, found.mean + records.margin, color=FAINT, zorder=0)
+            axes.plot(
+                [v for v in values if v is not None],
+                [y] * found.n,
+                "o",
+                color=colour,
+                alpha=0.35,
+                markersize=3,
+            )
+            if found.low is not None and found.high is not None:
+                axes.plot([found.low, found.high], [y, y], color=GREY, linewidth=1.2)
+            axes.plot(found.mean, y, "o", color=colour, markersize=6, markeredgecolor="white")
+        axes.set_title(f"{task}, {split}", fontsize=9)
+        axes.set_xlabel(display_name(metric), fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.locator_params(axis="x", nbins=4)
+    grid[0].set_yticks(range(len(names)), names[::-1])
+    grid[0].set_ylim(-0.6, len(names) - 0.4)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    return figure

@@ -1,0 +1,126 @@
+"""Sets of stated size in the place of those that are not here: for a plan, whose costs depend on nothing else."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from dapt_jax.data import near_duplicates
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.decode import ImageStore
+from dapt_jax.data.intensity import EIGHT_BITS, Range
+from dapt_jax.data.plane import Source as Place
+from dapt_jax.data.sets import SETS
+from dapt_jax.errors import UserError
+from dapt_jax.settings import StudySettings
+from dapt_jax.settings.sources import Sources
+
+
+class StatedImages(ImageStore):
+    """Images of which only number and size are known: all black."""
+
+    def __init__(self, names: tuple[str, ...], size: int):
+        """Hold no pixels."""
+        self.names, self.size, self.crop = names, size, None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.zeros((self.size, self.size, 3), np.uint8)
+
+    def source(self, index: int) -> Place | None:
+        """Return None: there is no file."""
+        return None
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "StatedImages":
+        """Return the images at `indices`."""
+        return StatedImages(tuple(self.names[index] for index in np.asarray(indices, np.int64)), self.size)
+
+    def ranges(self) -> list[Range]:
+        """Return the range of 8-bit images for each."""
+        return [EIGHT_BITS] * len(self)
+
+    def constant(self) -> np.ndarray:
+        """Return False for every image, bool [n]."""
+        return np.zeros(len(self), bool)
+
+    def digest(self) -> str:
+        """Return a hash of the names."""
+        return hashlib.blake2b("\0".join(self.names).encode(), digest_size=16).hexdigest()
+
+
+def read_or_stated(
+    read: Callable[[], Dataset], settings: StudySettings, title: str, source: Sources
+) -> Dataset:
+    """Return a set; in a plan, one of the size that `plan.images` states where it cannot be read.
+
+    Args:
+        read: Reads the set.
+        settings: Settings of the study.
+        title: Name of the set in messages: "corpus", or "TASK SPLIT".
+        source: Description of the set.
+
+    Raises:
+        UserError: The set cannot be read, and no plan is asked for, or its size or classes are not stated.
+    """
+    if settings.mode != "plan":
+        return read()
+    try:
+        return read()
+    except UserError as error:
+        stated, key = settings.plan.counts, title.replace(" ", ".")
+        if not stated:
+            raise
+        if (count := stated.get(key)) is None:
+            raise UserError(
+                f"{error}; to plan without it, state its size: plan.images='{key}=NUMBER'"
+            ) from error
+        dataset = of_size(count, settings.model.image_size, title, source)
+        print(f"{title}: not here ({error}); {count:,} images by plan.images", flush=True)
+        return dataset
+
+
+def of_size(count: int, image_size: int, title: str, source: Sources) -> Dataset:
+    """Return a set of so many images, each of its own patient, the classes in turn.
+
+    Args:
+        count: Number of images.
+        image_size: Side of the images in pixels, unless the description has its own.
+        title: Name of the set.
+        source: Description of the set, with its classes, or of a public set whose classes are known.
+
+    Raises:
+        UserError: The classes are not known, or the set is one of masks.
+    """
+    first = source if isinstance(source, Mapping) else source[0]
+    entry = SETS.get(str(first.get("kind", "")))
+    given = first.get("classes", ())
+    dropped = first.get("drop_classes", ())
+    classes = tuple(given.split(",") if isinstance(given, str) else given) or (entry.classes if entry else ())
+    classes = tuple(name for name in classes if name not in dropped)
+    task = first.get("task") or (entry.tasks[0] if entry else "classification")
+    if first.get("segments") or task != "classification":
+        raise UserError("plan.images states sizes of sets of classes; expected the images of a set of masks")
+    if len(classes) < 2:
+        raise UserError("plan.images needs the classes of the set; expected classes=(...) in its description")
+    size = int(first.get("image_size") or image_size)
+    images = StatedImages(tuple(f"{title}/{row:06d}" for row in range(count)), size)
+    labels = np.arange(count) % len(classes)
+    multi_label = entry is not None and entry.multi_label
+    digest = int.from_bytes(hashlib.blake2b(title.encode(), digest_size=7).digest(), "little")
+    looks = near_duplicates.Looks(
+        np.zeros((count, near_duplicates.THUMBNAIL, near_duplicates.THUMBNAIL, 3), np.uint8),
+        np.arange(count, dtype=np.uint64) + np.uint64(digest),
+        np.zeros(count, np.uint8),
+        np.full(count, 255, np.uint8),
+    )
+    near_duplicates.remember(images, looks)
+    return Dataset(
+        name=title,
+        images=images,
+        labels=np.eye(len(classes), dtype=np.float32)[labels] if multi_label else labels,
+        classes=classes,
+        groups=np.array(images.names),
+        merge_look_alikes=False,
+    )

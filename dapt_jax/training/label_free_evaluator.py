@@ -1,0 +1,161 @@
+"""Held-out loss of a label-free objective, and the spectrum of the features, after every epoch."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dapt_jax.errors import UserError
+from dapt_jax.models.classifier import pool
+from dapt_jax.models.pretext import Pretext
+from dapt_jax.runtime import processes, sharding
+from dapt_jax.training.cache.fill import forward_fn
+from dapt_jax.training.cache.prefix import Activations
+from dapt_jax.training.freezing import Tree
+from dapt_jax.training.run import TrainingRun
+from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
+from dapt_jax.transferability.alpha_req import alpha_req
+from dapt_jax.transferability.rankme import rankme
+
+MONITORED = 512
+"""Largest number of images whose features are measured after every epoch."""
+
+
+@functools.cache
+def _loss_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
+    """Return the jitted weighted sum of losses of a batch, from activations at a boundary."""
+    objective = model.objective
+
+    def total(params: Tree, stats: Tree, x: Any, label: Any, weight: jax.Array, key: jax.Array) -> jax.Array:
+        own_key = key if objective.is_corrupting else None
+        outputs, _ = model.suffix(params, stats, x, boundary, "frozen", own_key)
+        return objective.total(outputs, label, weight)
+
+    return jax.jit(total)
+
+
+@functools.cache
+def _features_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
+    """Return the jitted function from activations at a boundary to pooled features."""
+
+    def features(params: Tree, stats: Tree, x: jax.Array) -> jax.Array:
+        if boundary < len(model.encoder.groups):
+            x, _ = model.encoder.apply(params, stats, x, start=boundary)
+        return pool(x)
+
+    return jax.jit(features)
+
+
+class LabelFreeEvaluator:
+    """Metrics of a phase's network without any label, on the first views of fixed images.
+
+    The held-out loss sees the same views and the same corruption after every epoch, so that epochs compare.
+    The spectrum is that of up to `MONITORED` images, drawn once from all rows of the run.
+    """
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        program: PhaseProgram,
+        activations: Activations | None,
+        targets: Activations | None,
+        mesh: Mesh,
+    ):
+        """Prepare the forward pass.
+
+        Args:
+            run: The run.
+            program: Program of its phase.
+            activations: Cached activations at the phase's boundary, or None to start from images.
+            targets: The teacher's outputs, or None for an objective without a teacher.
+            mesh: Devices.
+        """
+        assert isinstance(program.model, Pretext)
+        self._run, self._program, self._mesh = run, program, mesh
+        self._activations, self._targets = activations, targets
+        self._model, self._boundary = program.model, program.mask.boundary
+        rows = np.concatenate([run.train_rows, run.val_rows])
+        self._monitored = np.sort(np.random.default_rng(0).permutation(rows)[:MONITORED])
+        self._own = sharding.local_slice(run.batch_size, mesh)
+
+    def __call__(self, state: State, logits: np.ndarray | None = None) -> dict[str, float]:
+        """Return `val_loss` where there are validation rows, `rankme`, `alpha_req` and `feature_sd`.
+
+        Args:
+            state: State of the phase.
+            logits: Not used.
+        """
+        del logits
+        own = evaluation_params(state), state["batch_stats"]
+        weights = sharding.shard_state(own, self._mesh)
+        found = self._held_out(weights) if len(self._run.val_rows) else {}
+        return processes.broadcast_from_primary(lambda: found) | self.spectrum(own)
+
+    def spectrum(self, weights: tuple[Tree, Tree]) -> dict[str, float]:
+        """Return `rankme`, `alpha_req` (NaN where undefined) and `feature_sd` of parameters and statistics."""
+        features = self._features(sharding.shard_state(weights, self._mesh))
+        return processes.broadcast_from_primary(lambda: spectrum(features))
+
+    def _held_out(self, weights: tuple[Tree, Tree]) -> dict[str, float]:
+        run, first = self._run, self._program.view_pair(0)
+        total_of, sums, count = _loss_fn(self._model, self._boundary), 0.0, 0
+        for number, (rows, filled) in enumerate(self._batches(run.val_rows)):
+            x = self._inputs(weights, first[0], filled)
+            if self._program.is_paired:
+                x = x, self._inputs(weights, first[1], filled)
+            label = (
+                run.labels[filled]
+                if self._targets is None
+                else self._targets.rows(self._at(first[0]), filled)
+            )
+            weight = (np.arange(run.batch_size) < len(rows))[self._own].astype(np.float32)
+            batch = sharding.shard_batch((x, label, weight), self._mesh)
+            key = jax.random.fold_in(jax.random.key(0), number)
+            sums += float(sharding.gather_to_host(total_of(*weights, *batch, key)))
+            count += len(rows)
+        return {"val_loss": sums / count}
+
+    def _features(self, weights: tuple[Tree, Tree]) -> np.ndarray:
+        forward, parts = _features_fn(self._model, self._boundary), []
+        for rows, filled in self._batches(self._monitored):
+            x = sharding.shard_batch(self._inputs(weights, self._program.view_pair(0)[0], filled), self._mesh)
+            parts.append(sharding.gather_to_host(forward(*weights, x))[: len(rows)])
+        return np.concatenate(parts).astype(np.float64)
+
+    def _batches(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield rows of a batch, and this process's part of them, padded to one shape."""
+        for start in range(0, len(rows), self._run.batch_size):
+            part = rows[start : start + self._run.batch_size]
+            yield part, np.resize(part, self._run.batch_size)[self._own].astype(np.int32)
+
+    def _at(self, view: int) -> int:
+        views = self._targets.views if self._targets else 1
+        return view % views if self._program.phase.views else view
+
+    def _inputs(self, weights: tuple[Tree, Tree], view: int, rows: np.ndarray) -> Any:
+        """Return the activations of some rows in one view, in the compute dtype."""
+        if self._activations:
+            found = self._activations.rows(view % self._activations.views, rows)
+            return jax.tree.map(np.asarray, self._program.to_compute_dtype(found))
+        program = self._program
+        forward = forward_fn(self._model, self._boundary, program.augment)
+        rng = {"seed": np.uint32(program.seed), "view": np.int32(view)}
+        images, index = sharding.shard_batch((self._run.dataset.images.batch(rows), rows), self._mesh)
+        return forward(*weights, images, rng, index)
+
+
+def spectrum(features: np.ndarray) -> dict[str, float]:
+    """Return RankMe, alpha-ReQ and the mean standard deviation of features, float [n, d]."""
+    try:
+        decay = alpha_req(features)
+    except UserError:  # features of a collapsed network have no spectrum
+        decay = math.nan
+    return {
+        "rankme": rankme(features),
+        "alpha_req": decay,
+        "feature_sd": float(np.std(features, axis=0).mean()),
+    }

@@ -1,0 +1,296 @@
+"""Label-free objectives: cached or not, resumed or not, the same numbers; the ledger is the plan."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dapt_jax.data.augment import Augment
+from dapt_jax.errors import UserError
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.encoder import DEFAULT
+from dapt_jax.models.encoders import vit
+from dapt_jax.models.pretext import Trunk
+from dapt_jax.objectives import Distil, Reconstruct, TwoViews, two_views
+from dapt_jax.records.ledger import Ledger
+from dapt_jax.study import plan
+from dapt_jax.training import accounting, label_free, loop
+from dapt_jax.training.cache.policy import Caching
+from dapt_jax.training.cache.store import ActivationCache
+from dapt_jax.training.optim import Optimizer
+from dapt_jax.training.phases import Phase
+from dapt_jax.training.run import RunTag, TrainData, TrainingRun
+from tests import tiny
+from tests.test_training_loop import KilledError, KillingLedger, context, counts, curve, leaves
+
+DATA = tiny.dataset(24)
+VIEWS = Augment("dihedral", 0.1, 0.2, 0.2)
+CNN = tiny.encoder()
+VIT = vit.network("vit_small", vit.Size(16, 3, 2), vit.MAE._replace(patch=4, image_size=16), DEFAULT)
+ENCODERS = {"cnn": (CNN, ("stage3", "head")), "vit": (VIT, ("block3", "top", "head"))}
+TEACHER = vit.network("vit_small", vit.Size(8, 1, 2), vit.MAE._replace(patch=4, image_size=16), DEFAULT)
+OBJECTIVES = ("reconstruct", "distil", "two_views", "vicreg")
+
+
+THREE = (Phase("partial", 3, ("stage3", "head"), 1e-3, views=2),)
+
+
+def objective_of(name, encoder):
+    if name == "reconstruct":
+        return Reconstruct(Trunk(encoder))
+    if name == "distil":
+        return Distil(Trunk(TEACHER, reads="map", side=24), local=0.5)
+    return TwoViews(loss="vicreg" if name == "vicreg" else "nt_xent", patient_positives=name == "vicreg")
+
+
+@functools.cache
+def teacher_weights():
+    params, batch_stats = Classifier(TEACHER, 1).init(5)
+    return {key: value for key, value in params.items() if key != "head"}, batch_stats
+
+
+def run_of(
+    name, kind="cnn", cache="on", phases=None, augment=VIEWS, data=DATA, val=4, batch_size=8, **others
+):
+    encoder, trainable = ENCODERS[kind]
+    objective = objective_of(name, encoder)
+    phases = phases or (Phase("partial", 2, trainable, 1e-3, views=2),)
+    model = label_free.pretext(encoder, objective, phases)
+    rows = np.arange(len(data))
+    caching = Caching(cache, 1 << 28) if isinstance(cache, str) else cache
+    data = TrainData(data, rows[: len(rows) - val], rows[len(rows) - val :])
+    weights = teacher_weights if name == "distil" else None
+    return TrainingRun(
+        model,
+        phases,
+        data,
+        objective,
+        batch_size=batch_size,
+        augment=augment,
+        caching=caching,
+        optimizer=Optimizer("sgd"),  # Adam divides gradients that are rounding alone, of attention's keys
+        tag=RunTag("test"),
+        teacher_weights=weights,
+        **others,
+    )
+
+
+def train(run, folder=None, **others):
+    trained = loop.train(run, *run.model.init(1), context(folder, **others))
+    return leaves(trained), trained.costs
+
+
+def relative_difference(a, b):
+    a, b = (np.concatenate([np.ravel(leaf) for leaf in each]) for each in (a, b))
+    return np.linalg.norm(a - b) / np.linalg.norm(a)
+
+
+ALL = [(name, kind) for name in OBJECTIVES for kind in ENCODERS]
+SHORT = [("reconstruct", "vit"), ("distil", "cnn"), ("two_views", "cnn")]
+MATRIX = [pytest.param(*each, marks=[] if each in SHORT else [pytest.mark.long]) for each in ALL]
+
+
+@pytest.mark.parametrize(("name", "kind"), MATRIX)
+def test_cached_and_uncached_runs_with_the_same_views_give_equal_losses_and_weights(name, kind):
+    (cached, rows), (plain, plain_rows) = (train(run_of(name, kind, cache)) for cache in ("on", "off"))
+    assert [row.cached for row in (*rows, *plain_rows)] == ["filled", "off"]
+    np.testing.assert_allclose(curve(rows), curve(plain_rows), rtol=1e-6)
+    for metric in ("val_loss", "rankme", "feature_sd"):
+        a, b = ([point[metric] for point in each[0].curve] for each in (rows, plain_rows))
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+    assert relative_difference(plain, cached) < 1e-5
+
+
+@pytest.mark.parametrize("cache", ["on", "off"])
+@pytest.mark.parametrize("name", ["reconstruct", "distil", "two_views"])
+def test_the_ledger_is_the_plan_to_the_integer_with_heads_and_targets_on_their_own(name, cache):
+    phases = (
+        Phase("head", 1, ("head",), 1e-3, views=2),
+        Phase("partial", 1, ("stage3", "head"), 1e-3, views=2),
+        Phase("full", 2, ("*",), 1e-3, views=2),
+    )
+    run = run_of(name, "cnn", cache, phases)
+    planned, (_, rows) = plan.of_run(run), train(run)
+    assert [row.model_flops for row in rows] == [phase.flops for phase in planned]
+    assert sum(phase.flops for phase in planned) == run.flops()
+    assert [row.head_flops for row in rows] == [phase.head_flops for phase in planned]
+    assert [row.target_flops for row in rows] == [phase.target_flops for phase in planned]
+    assert all(0 < row.head_flops < row.model_flops for row in rows)
+    forward = run.loss.teacher and accounting.forward(
+        run.loss.teacher, 16, len(run.loss.teacher.encoder.groups)
+    )
+    each = forward.model if forward else 0
+    if cache == "off":  # for every image of every epoch
+        assert [row.target_flops for row in rows] == [epochs * 20 * each for epochs in (1, 1, 2)]
+    elif name == "reconstruct":  # the output of the cached pass of the head's phase is its target
+        assert [row.target_flops for row in rows] == [0, 0, 0]
+    else:  # once for every image and view
+        assert [row.target_flops for row in rows] == [24 * 2 * each, 0, 0]
+
+
+def test_another_arm_reuses_the_targets_of_a_teacher_and_says_so():
+    cache = ActivationCache()
+    run = run_of("distil", phases=(Phase("full", 1, ("*",), 1e-3, views=2),))
+    (_, (first,)), (_, (second,)) = train(run, cache=cache), train(run, cache=cache)
+    assert first.target_flops > 0 == first.reused_flops
+    assert (second.target_flops, second.reused_flops) == (0, first.target_flops)
+    assert second.model_flops + second.reused_flops == first.model_flops
+
+
+@pytest.mark.parametrize("name", ["reconstruct", pytest.param("distil", marks=pytest.mark.long), "two_views"])
+def test_a_run_killed_at_any_entry_of_the_ledger_resumes_to_the_bit(name, tmp_path):
+    phases = tuple(
+        Phase(phase, 1, trainable, 1e-3, views=2)
+        for phase, trainable in (("partial", ("stage3", "head")), ("full", ("*",)))
+    )
+    run, (quiet, rows) = run_of(name, phases=phases), train(run_of(name, phases=phases))
+    for number in range(1, 5):
+        ledger = KillingLedger(tmp_path / f"{number}.jsonl", number)
+        folder = tmp_path / str(number)
+        try:
+            resumed, again = train(run, folder, ledger=ledger)
+        except KilledError:
+            resumed, again = train(run, folder, ledger=Ledger(ledger.path))
+        assert all(np.array_equal(a, b) for a, b in zip(quiet, resumed, strict=True))
+        assert counts(again) == counts(rows)
+        assert [row.target_flops for row in again] == [row.target_flops for row in rows]
+
+
+def test_training_brings_the_held_out_loss_down():
+    phases = (Phase("full", 3, ("*",), 3e-3, views=2),)
+    for name in ("reconstruct", "distil"):
+        run = dataclasses.replace(run_of(name, phases=phases), optimizer=Optimizer("adam"))
+        losses = [point["val_loss"] for point in train(run)[1][0].curve]
+        assert min(losses) < 0.95 * losses[0]
+
+
+def test_published_token_reconstruction_replaces_tokens_before_the_positions_and_leaves_one_image_clean():
+    """arXiv 2405.00117: noise on pixels, patch tokens replaced by one vector, class token whole, last image clean."""
+    objective = Reconstruct(Trunk(VIT), noise=0.0, replaced_share=0.9)
+    model = label_free.pretext(VIT, objective, (Phase("full", 1, ("*",), 1e-3),))
+    assert model.boundaries == (0,)
+    params, batch_stats = model.init(3)
+    params["stem"]["position"] = np.random.default_rng(0).normal(size=params["stem"]["position"].shape)
+    params["stem"]["position"] = params["stem"]["position"].astype(np.float32)
+    params["head"]["position"]["0"] = np.full(16, 7, np.float32)
+    params, images = jax.tree.map(jnp.asarray, params), jnp.asarray(DATA.images.batch(range(6)))
+    x = model.prefix(params, batch_stats, images, 0)
+    tokens, boundary = model._corrupted(params, batch_stats, x, 0, jax.random.key(1))
+    clean = model.prefix(params, batch_stats, images, 1)
+    bias = params["stem"]["conv"]["bias"]
+    hit = np.any(np.asarray(tokens != clean), -1)
+    assert boundary == 1
+    assert not hit[:, 0].any()
+    assert not hit[-1].any()
+    assert hit[:-1, 1:].any()
+    expected = np.broadcast_to(params["stem"]["position"] + bias + 7, tokens.shape)
+    np.testing.assert_allclose(np.asarray(tokens)[hit], expected[hit], rtol=1e-5)
+
+
+def test_reconstruction_of_the_clean_image_starts_at_zero_and_noise_is_relative_to_each_channel():
+    for encoder in (CNN, VIT):
+        objective = Reconstruct(Trunk(encoder))
+        model = label_free.pretext(encoder, objective, (Phase("full", 1, ("*",), 1e-3),))
+        weights, images = jax.tree.map(jnp.asarray, model.init(1)), jnp.asarray(DATA.images.batch(range(4)))
+        target = model.prefix(*weights, images, len(encoder.groups))
+        outputs, _ = model.suffix(*weights, model.prefix(*weights, images, 0), 0)
+        assert float(objective.total(outputs, target, jnp.ones(4))) < 1e-6
+    x = np.random.default_rng(0).normal(size=(5, 64, 64, 2)).astype(np.float32) * [1, 30]
+    noise = np.asarray(objective.noisy(jnp.asarray(x, jnp.float32), jax.random.key(0)) - x)
+    np.testing.assert_allclose(noise[:-1].std((0, 1, 2)) / x.std((0, 1, 2)), [0.2, 0.2], rtol=0.05)
+    assert not noise[-1].any()
+
+
+def reference_nt_xent(a, b, groups, weights, t):
+    """Equation 1 of arXiv 2002.05709 by loops, without negatives of the own group and of padding."""
+    z = np.concatenate([a, b])
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    n, g, w = len(a), np.tile(groups, 2), np.tile(weights, 2)
+    found = np.zeros(2 * n)
+    for i in range(2 * n):
+        positive = z[i] @ z[(i + n) % (2 * n)] / t
+        others = [z[i] @ z[k] / t for k in range(2 * n) if g[k] != g[i] and w[k] > 0]
+        found[i] = np.log(np.exp([positive, *others]).sum()) - positive
+    return (found[:n] + found[n:]) / 2
+
+
+def test_nt_xent_is_the_published_one_without_negatives_of_the_same_patient_and_of_padding():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    groups, weights = np.array([0, 1, 1, 2, 3, 4]), np.array([1, 1, 1, 2, 1, 0], np.float32)
+    found = two_views.nt_xent(a, b, groups, weights, 0.3)
+    np.testing.assert_allclose(found, reference_nt_xent(a, b, groups, weights, 0.3), rtol=1e-4)
+    alone = two_views.nt_xent(a, b, np.zeros(6, int), weights, 0.3)
+    np.testing.assert_array_equal(alone, np.zeros(6))
+    gradient = jax.grad(lambda a: two_views.nt_xent(a, b, np.zeros(6, int), weights, 0.3).sum())(a)
+    assert np.isfinite(gradient).all()
+
+
+def test_vicreg_is_the_published_one_and_does_not_see_padding():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 7, 4)).astype(np.float32)
+    weights = np.array([1, 1, 1, 1, 1, 0, 0], np.float32)
+    expected = 25 * ((a - b) ** 2).mean(1)
+    for z in (a[:5], b[:5]):
+        matrix = np.cov(z.T)
+        expected += 25 * np.maximum(0, 1 - np.sqrt(np.diag(matrix) + 1e-4)).mean() / 2
+        expected += (matrix**2).sum() / 4 - (np.diag(matrix) ** 2).sum() / 4
+    np.testing.assert_allclose(two_views.vicreg(a, b, weights), expected, rtol=1e-4)
+
+
+def test_every_pair_of_views_is_compared_and_partners_are_other_images_of_the_patient():
+    run = run_of("vicreg", phases=(Phase("full", 12, ("*",), 1e-3, views=4),))
+    pairs = {run.programs[0].view_pair(epoch) for epoch in range(12)}
+    assert pairs == {(a, b) for a in range(4) for b in range(4) if a != b}
+    groups, rows = DATA.groups, run.train_rows
+    for epoch in range(3):
+        partner = run.partners(epoch)
+        assert (groups[partner] == groups).all()
+        assert (partner[rows] != rows).all()  # each patient of the data has two images
+        assert set(partner[rows]) == set(rows)
+    assert (run_of("two_views").partners(0) == np.arange(len(DATA))).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda: run_of("two_views", augment=Augment()),
+            "the two views of an image are equal, since adapt.aug",
+        ),
+        (
+            lambda: run_of("two_views", phases=(Phase("full", 1, ("*",), 1e-3, views=1),)),
+            "since it has one fixed view",
+        ),
+        (lambda: run_of("two_views", grad_accum_steps=2), "grad_accum_steps=2 computes it in parts"),
+        (
+            lambda: run_of("two_views", data=dataclasses.replace(DATA, groups=np.full(24, "P1"))),
+            "all 20 images are of one patient or look alike",
+        ),
+        (lambda: run_of("reconstruct", data=DATA.take([0, 1]), val=1), "1 image to train on"),
+        (
+            lambda: run_of("distil", cache=Caching("on", 19_000, 30_000)).check_cache(),
+            "views=1 would fit",
+        ),
+        (
+            lambda: run_of("distil", cache=Caching("on", 20, 30)).check_cache(),
+            "not even one view fits",
+        ),
+    ],
+)
+def test_runs_that_could_only_fail_are_refused_in_one_line(change, said):
+    with pytest.raises(UserError, match=said):
+        change()
+
+
+def test_targets_that_fit_nowhere_are_computed_with_every_batch_and_give_the_same_weights():
+    (kept, rows), (fresh, fresh_rows) = (
+        train(run_of("distil", phases=THREE, cache=Caching("auto", memory, 0)))
+        for memory in (1 << 28, 30_000)
+    )
+    assert [row.cached for row in (*rows, *fresh_rows)] == ["filled", "filled"]
+    assert fresh_rows[0].target_flops > rows[0].target_flops
+    assert relative_difference(kept, fresh) < 1e-5

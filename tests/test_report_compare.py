@@ -1,0 +1,120 @@
+"""`mode=compare`: one report over several workdirs, or a line that says why they cannot be compared."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dapt_jax.errors import UserError
+from dapt_jax.records.study_records import Records
+from dapt_jax.report import compare
+from dapt_jax.statistics import paired_t
+from tests.command import run
+
+RNG = np.random.default_rng(0)
+
+
+def workdir(
+    folder, task="cells", strategy="none", init="random", seeds=(0, 1, 2), images="a", folds=5, shift=0.0
+):
+    """A workdir with results and costs, as a study of one task leaves it."""
+    folder.mkdir(parents=True)
+    config = {
+        "title": "t",
+        "strategies": [strategy],
+        "seeds": list(seeds),
+        "report": {"metric": "auc"},
+        "transfer": {"folds": folds},
+        "weights": init,
+        "contents": {f"tasks.{task}.development": {"images": images, "labels": "l"}},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    key = {"strategy": strategy, "init": init, "model": "m", "task": task, "split": "development"}
+    lines = [
+        {**key, "seed": seed, "protocol": "linear", "metric": "auc", "n": 9, "classes": ["x", "y"],
+         "value": 0.8 + shift + 0.01 * float(np.sin(3 * seed + len(init)))}
+        for seed in seeds
+    ]  # fmt: skip
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    costs = [
+        {
+            "strategy": strategy,
+            "seed": seed,
+            "stage": "transfer",
+            "phase": f"{task}/linear",
+            "model_flops": 10**12,
+        }
+        for seed in seeds
+    ]
+    (folder / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in costs))
+    return str(folder)
+
+
+def test_initialisation_by_task_is_one_table_with_the_statistics_of_a_study(tmp_path):
+    entries = [
+        workdir(tmp_path / f"{task}-{init}", task, init=init, shift=shift)
+        for task in ("cells", "lungs")
+        for init, shift in (("random", 0.0), ("imagenet", 0.1), ("moco", 0.0))
+    ]
+    flag = f"--config.compare={','.join(entries)}"
+    assert run("--config.mode=compare", flag, f"--workdir={tmp_path / 'all'}") == 0
+    records = compare.CombinedRecords([compare.Part.read(entry) for entry in entries])
+    assert records.strategies == ["random", "imagenet", "moco"]
+    assert records.tasks == ["cells", "lungs"]
+    first, second = (Records.read(tmp_path / f"lungs-{init}") for init in ("random", "imagenet"))
+    values = [each.values("none", "lungs", "development", "linear", "auc") for each in (first, second)]
+    assert records.values("imagenet", "lungs", "development", "linear", "auc") == values[1]
+    text = (tmp_path / "all" / "report.md").read_text()
+    overview = text[text.index("## Overview") : text.index("## cells")]
+    assert "| arm | cells, AUC development | lungs, AUC development |" in overview
+    best = np.mean(values[1])
+    assert f"**{best:.3f}**" in overview
+    assert "| imagenet |" in overview
+    assert "Equivalence to random" in overview
+    assert "| weights | random | imagenet | moco | random | imagenet | moco |" in overview
+    assert "Ranks over the tasks, development" in text
+    assert (tmp_path / "all" / "figures" / "overview.png").exists()
+    assert paired_t(values[1], values[0]).p is not None
+    assert [cost.total_flops for cost in records.costs("moco", "lungs").values()] == [10**12] * 3
+
+
+def test_given_names_join_workdirs_to_rows_and_equal_strategies_are_told_apart(tmp_path):
+    a, b = (workdir(tmp_path / name, init="imagenet", shift=0.01 * n) for n, name in enumerate("ab"))
+    found = [compare.Part.read(each) for each in (a, b)]
+    assert compare.CombinedRecords(found).strategies == ["a none", "b none"]
+    named = [compare.Part.read(each) for each in (f"first={a}", f"second={b}")]
+    assert compare.CombinedRecords(named).strategies == ["first", "second"]
+    with pytest.raises(UserError, match="two workdirs of one task are named 'x'; expected a name each"):
+        compare.CombinedRecords([compare.Part.read(f"x={each}") for each in (a, b)])
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        ({"task": "lungs"}, "b has the task lungs, and the others have cells"),
+        ({"images": "b"}, "have other images or labels of cells development (images); expected the same set"),
+        ({"folds": 3}, "split task 'cells' into 5 and 3 folds (transfer.folds); expected the same splits"),
+    ],
+)
+def test_studies_that_cannot_be_compared_are_refused_with_the_reason(tmp_path, other, line, capsys):
+    entries = workdir(tmp_path / "a"), workdir(tmp_path / "b", **other)
+    if "task" in other:
+        entries = entries[::-1]
+        line = line.replace(
+            "b has the task lungs, and the others have cells", "b has the task lungs, and the others"
+        )
+    flags = ("--config.mode=compare", f"--workdir={tmp_path / 'all'}")
+    assert run(*flags, f"--config.compare={','.join(entries)}") == 2
+    assert line in capsys.readouterr().err
+    assert run(*flags, f"--config.compare={entries[0]},") == 2
+    assert "compare names 1 workdirs; expected two or more" in capsys.readouterr().err
+    assert run(*flags, f"--config.compare={tmp_path / 'c'},{entries[0]}") == 2
+    assert "holds no study" in capsys.readouterr().err
+
+
+def test_seeds_that_are_not_shared_are_a_warning(tmp_path):
+    parts = [
+        compare.Part.read(workdir(tmp_path / "a")),
+        compare.Part.read(workdir(tmp_path / "b", init="imagenet", seeds=(7, 8))),
+    ]
+    assert "share no seed, so there is no paired test" in compare.check(parts)[0]
