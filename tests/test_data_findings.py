@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -121,6 +121,7 @@ def lacking(labels: np.ndarray, sides: np.ndarray, folds: int) -> int:
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(4, 7), st.integers(2, 3), st.integers(0, 10_000))
+@example(4, 2, 2294)  # three classes of two patients each, of three: no two folds will do
 def test_every_class_of_two_patients_is_in_every_training_part_wherever_that_can_be(n, folds, seed):
     rng = np.random.default_rng(seed)
     labels = (rng.random((n, 4)) < rng.uniform(0.1, 0.7, 4)).astype(np.float32)
@@ -133,7 +134,7 @@ def test_every_class_of_two_patients_is_in_every_training_part_wherever_that_can
         for each in itertools.product(range(folds), repeat=n)
         if len(set(each)) == folds
     )
-    assert lacking(labels, sides, folds) == possible == 0
+    assert lacking(labels, sides, folds) == possible
 
 
 @settings(max_examples=60, deadline=None)

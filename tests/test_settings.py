@@ -223,6 +223,7 @@ def test_settings_that_do_not_change_results():
     assert {name for name in free if name.partition(".")[0] not in sections} == {
         "mode",
         "compare",
+        "embed_level",
         "data_dir",
         "data.cache_mb",
         "data.max_image_mb",

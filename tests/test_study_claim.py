@@ -171,12 +171,32 @@ def test_a_workdir_of_earlier_code_is_accepted_with_the_same_weights_alone(tmp_p
 
 
 def test_results_of_another_version_of_the_computation_are_refused(tmp_path, study, monkeypatch):
-    workdir.claim(study(), tmp_path / "workdir")
-    monkeypatch.setattr(contents, "RESULTS_VERSION", contents.RESULTS_VERSION + 1)
-    with pytest.raises(
-        UserError, match=r"results are of version 1 of the computation, and this .* version 2"
-    ):
-        workdir.claim(study(), tmp_path / "workdir")
+    folder, version = tmp_path / "workdir", contents.RESULTS_VERSION
+    workdir.claim(study(), folder)
+    of = r"results are of version {} of the computation, and this .* version {}"
+    with monkeypatch.context() as patch:
+        patch.setattr(contents, "RESULTS_VERSION", version + 1)
+        with pytest.raises(UserError, match=of.format(version, version + 1)):
+            workdir.claim(study(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["contents"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "results.jsonl").write_text(
+        json.dumps(
+            {
+                "strategy": "none",
+                "seed": 0,
+                "task": "cells",
+                "split": "external",
+                "protocol": "linear",
+                "metric": "auc",
+                "value": 0.5,
+            }
+        )
+        + "\n"
+    )
+    with pytest.raises(UserError, match=of.format(1, version)):  # of before versions were recorded
+        workdir.claim(study(), folder)
 
 
 @pytest.mark.parametrize("found", [[], "x", {"weights": "x"}, {"weights": {"file": 1}}])

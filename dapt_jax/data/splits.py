@@ -6,7 +6,7 @@ scikit-learn's `StratifiedGroupKFold` supports neither arbitrary fractions nor s
 warns or fails if a class has fewer images than there are folds, which is common in small medical sets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -172,27 +172,45 @@ def _keep_promise(side_of: np.ndarray, counts: np.ndarray, sides: int, lone: int
 
     worst = lacking(side_of)
     while worst:
-        best: tuple[int, float, int, int] | None = None
         on = np.stack([has[side_of == side].any(axis=0) for side in range(sides)])
         broken = wanted[~on[lone][wanted]] if lone is not None else wanted[on[:, wanted].sum(axis=0) < 2]
-        for group in np.flatnonzero(has[:, broken].any(axis=1)):
-            home = side_of[group]
-            if (side_of == home).sum() < 2:
-                continue
-            for side in range(sides):
-                if side == home:
-                    continue
-                side_of[group] = side
-                left = lacking(side_of)
-                if left < worst:
-                    best = min(
-                        best or (worst, 0.0, 0, 0), (left, float(counts[group].sum()), int(group), side)
-                    )
-                side_of[group] = home
-        if best is None:
+        candidates = np.flatnonzero(has[:, broken].any(axis=1))
+        # A single group moves where that helps; else two groups change places.
+        for changed in (_moved(side_of, candidates, sides), _swapped(side_of, candidates, has, counts)):
+            tried = ((lacking(placed), np.abs(counts[placed != side_of]).sum(), placed) for placed in changed)
+            best = min(tried, key=lambda each: each[:2], default=(worst,))
+            if best[0] < worst:
+                worst, _, side_of[:] = best
+                break
+        else:
             return
-        worst, _, moved, side = best
-        side_of[moved] = side
+
+
+def _moved(side_of: np.ndarray, candidates: np.ndarray, sides: int) -> Iterator[np.ndarray]:
+    """Yield the sides of all groups after each move of a candidate that leaves no side empty."""
+    for group in candidates:
+        if (side_of == side_of[group]).sum() > 1:
+            for side in np.flatnonzero(np.arange(sides) != side_of[group]):
+                placed = side_of.copy()
+                placed[group] = side
+                yield placed
+
+
+def _swapped(
+    side_of: np.ndarray, candidates: np.ndarray, has: np.ndarray, counts: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yield the sides of all groups after each exchange of a candidate with a group of another side.
+
+    Of groups of one side with the same classes, only the smallest is exchanged.
+    """
+    order = np.argsort(counts.sum(axis=1), kind="stable")
+    _, first = np.unique(np.column_stack([side_of, has])[order], axis=0, return_index=True)
+    for group in candidates:
+        for other in order[first]:
+            if side_of[other] != side_of[group]:
+                placed = side_of.copy()
+                placed[[group, other]] = side_of[[other, group]]
+                yield placed
 
 
 def _counts(labels: np.ndarray, members: np.ndarray, groups: int) -> np.ndarray:

@@ -46,12 +46,13 @@ def chance_level(records: Records, task: str, metric: str | None = None) -> floa
     metric = metric or records.metric(task)
     if metric != "balanced_accuracy":
         return lookup(metric).chance
-    counts = [
+    counts = (
         len(row["classes"])
         for row in records.results
         if (row["task"], row["metric"]) == (task, metric) and isinstance(row.get("classes"), list)
-    ]
-    return 1 / max(counts) if counts and max(counts) else None
+    )
+    most = max(counts, default=0)
+    return 1 / most if most else None
 
 
 def baseline_levels(records: Records, task: str, split: str) -> list[BaselineLevel]:

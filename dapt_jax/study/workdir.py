@@ -76,7 +76,8 @@ def _check_same(study: Study, now: contents.Contents, workdir: Path) -> None:
             raise UserError(f"{holds}: {name} was {then!r} there and is {value!r} now; {expected}")
     if before is None:
         text = (workdir / WEIGHTS).read_text(errors="replace") if (workdir / WEIGHTS).exists() else ""
-        before = contents.recorded_weights(text)
+        unversioned = {contents.CODE: {"version": "1"}} if records.results else {}
+        before = {**contents.recorded_weights(text), **unversioned}
         for name, digest in study.fingerprints().items():
             if images.get(name, digest) != digest:
                 raise UserError(f"{holds}: the images or labels of {name} are others now; {expected}")
