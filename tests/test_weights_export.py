@@ -248,3 +248,16 @@ def test_two_lines_of_pytorch_load_it_and_see_the_same(tmp_path: Path, monkeypat
                 theirs = model(x)
         ours = np.asarray(jax.jit(Classifier(encoder, 1).features)(params, batch_stats, images))
         np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-3, atol=1e-3 * np.abs(ours).max())
+
+
+def test_equal_weights_are_equal_files_bit_for_bit(tmp_path):
+    encoder = registry.build("resnet18")
+    params, batch_stats = encoder.init(0)
+    files = []
+    for number in range(6):
+        path = tmp_path / f"{number}.safetensors"
+        export.write(path, params, batch_stats, encoder, {"strategy": "füll", "seed": 0, "note": "a\x01b\n"})
+        files.append(path.read_bytes())
+    assert len(set(files)) == 1
+    with safetensors.safe_open(tmp_path / "0.safetensors", "np") as file:
+        assert json.loads(file.metadata()[export.ORIGIN])["strategy"] == "füll"

@@ -178,8 +178,8 @@ def _keep_promise(side_of: np.ndarray, counts: np.ndarray, sides: int, lone: int
         # A single group moves where that helps; else two groups change places.
         for changed in (_moved(side_of, candidates, sides), _swapped(side_of, candidates, has, counts)):
             tried = ((lacking(placed), np.abs(counts[placed != side_of]).sum(), placed) for placed in changed)
-            best = min(tried, key=lambda each: each[:2], default=(worst,))
-            if best[0] < worst:
+            best = min(tried, key=lambda each: each[:2], default=None)
+            if best is not None and best[0] < worst:
                 worst, _, side_of[:] = best
                 break
         else:

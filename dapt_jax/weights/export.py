@@ -126,7 +126,23 @@ def _save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = Non
         np.savez(partial, **arrays)
     else:
         safetensors.numpy.save_file(arrays, partial, about)
+        _sort_metadata(partial)
     partial.replace(path)  # atomic, in case the process is killed
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in the header of a safetensors file: the library draws a new order for each file.
+
+    Equal weights then have equal files, bit for bit.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if metadata := header.get("__metadata__"):
+            header["__metadata__"] = dict(sorted(metadata.items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> dict[str, np.ndarray]:
