@@ -64,8 +64,8 @@ def test_a_phantom_spec_needs_no_data_folder():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"kind": "manfest"}, r"no kind 'manfest'; did you mean 'manifest'\?"),
-        ({}, "no kind ''; valid: 'manifest', 'folder', 'phantoms', 'textures', 'tfds'"),
+        ({"kind": "manfest"}, r"no kind 'manfest'; did you mean 'manifest' or 'images'\?"),
+        ({}, "no kind ''; valid: 'manifest', 'folder', 'images', 'phantoms', 'textures', 'tfds'"),
         ({"kind": "manifest", "pth": "a"}, r"kind 'manifest' has no key 'pth'; did you mean 'path'\?"),
         ({"kind": "phantoms", "where": "a=b"}, "kind 'phantoms' has no key 'where'"),
         ({"kind": "manifest"}, "kind 'manifest' needs a path"),

@@ -124,7 +124,7 @@ CONFIG_LINES = {
         "'strategies'",
     ),
     "a wrong type": ("config.adapt.epochs = 'many'", ":20: epochs is many (str)", "a whole number"),
-    "a section lost": ("config.transfer.head = {'epochs': 3}", "lacks transfer.head.lr", "default()"),
+    "a section lost": ("config.transfer.head = {'epochs': 3}", "lacks transfer.head.strengths", "default()"),
     "none for a number": ("config.adapt.lr = None", "adapt.lr is None", "a number, such as 0.0001"),
     "a syntax error": ("config.seeds = (0, 1", "config.py:2", "not Python", "never closed"),
     "an unknown name": ("config.seeds = three", ":20: NameError", "'three'"),

@@ -243,10 +243,10 @@ def test_a_manifest_and_phases_of_ones_own(tmp_path):
 
 
 def test_a_report_is_made_from_the_records_alone(finished, tmp_path):
-    """In a Python that cannot import JAX, with nothing in the folder but config, results, ledger and predictions."""
+    """In a Python that cannot import JAX, with nothing in the folder but records and predictions."""
     workdir = tmp_path / "study"
     workdir.mkdir()
-    for name in ("config.json", "results.jsonl", "ledger.jsonl"):
+    for name in ("config.json", "results.jsonl", "ledger.jsonl", "intensities.json", "few_samples.json"):
         shutil.copy(finished / name, workdir)
     shutil.copytree(finished / "predictions", workdir / "predictions")
     records = contents(workdir)

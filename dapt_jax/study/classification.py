@@ -220,8 +220,8 @@ class HeadRun:
         self, trained: head_sweep.Heads | linear_head.LinearHeads, context: RunContext, meter: CostMeter
     ) -> None:
         """Enter the cost of the heads into the ledger."""
-        seconds, phase = meter.clock.wall, f"{self.task.name}/{self.protocol}"
-        row = Row(
+        phase = f"{self.task.name}/{self.protocol}"
+        bare = Row(
             self.key.strategy,
             self.key.seed,
             "transfer",
@@ -234,7 +234,8 @@ class HeadRun:
             total_params=trained.size,
             peak_flops=context.hardware.peak_for("float32"),
         )
-        context.ledger.put(dataclasses.replace(meter.finalize(row), train_s=seconds))
+        row = meter.finalize(bare)
+        context.ledger.put(dataclasses.replace(row, train_s=row.wall_s))
         title = f"{self.key.strategy} seed {self.key.seed}  {self.task.name} {self.protocol}"
         context.reporter.advance(trained.flops, title)
 
