@@ -17,6 +17,7 @@ from dapt_jax.report.data_page import SetView, Tile
 from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FINETUNE
+from dapt_jax.statistics import too_few_seeds
 from dapt_jax.study import leakage, prepare, strategies
 from dapt_jax.study.arms import Study
 from dapt_jax.study.prepare import NamedSet, ReadSet
@@ -115,6 +116,8 @@ def _between(settings: StudySettings, loaded: dict[NamedSet, ReadSet], study: St
     if apart.notes:
         found.leaks = "allowed by data.leaks, see the warnings"
     found.warnings += apart.notes + prepare.different_scales(apart.tasks)
+    if settings.tasks and (line := too_few_seeds(len(settings.seeds))):
+        found.warnings.append(line)
     for task in apart.tasks:
         try:
             found.warnings += prepare.check_folds(settings, task)
