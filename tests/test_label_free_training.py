@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dapt_jax.aot.compile import abstract_arguments
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
@@ -17,6 +18,7 @@ from dapt_jax.models.encoders import vit
 from dapt_jax.models.trunk import Trunk
 from dapt_jax.objectives import Distil, Reconstruct, TwoViews, two_views
 from dapt_jax.records.ledger import Ledger
+from dapt_jax.runtime.sharding import make_mesh
 from dapt_jax.study import plan
 from dapt_jax.training import accounting, label_free, loop
 from dapt_jax.training.cache.policy import Caching
@@ -325,3 +327,8 @@ def test_caching_costs_the_published_share_of_the_same_objective_at_full_depth()
     ):
         share = flops(objective, trainable, epochs, views) / flops(objective, ("*",), epochs, 0)
         assert most - 0.05 < share <= most
+
+
+def test_compilation_ahead_of_time_refuses_objectives_without_labels():
+    with pytest.raises(UserError, match="mode=aot compiles supervised adaptation only"):
+        abstract_arguments(run_of("reconstruct", "cnn"), 0, make_mesh())

@@ -14,6 +14,8 @@ from jax.typing import DTypeLike
 from dapt_jax import ops
 from dapt_jax.aot.collectives import Collective, of_program
 from dapt_jax.aot.hlo import Program
+from dapt_jax.errors import UserError
+from dapt_jax.objectives import Objective
 from dapt_jax.runtime import sharding
 from dapt_jax.training import accounting
 from dapt_jax.training.cache.policy import FLOPS_PER_BYTE, cached_spec
@@ -88,8 +90,16 @@ def phase_function(run: TrainingRun, place: int) -> Callable[..., Any]:
 
 
 def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, ...]:
-    """Return the abstract arguments of a phase's function: shapes, dtypes and shardings, the state first."""
+    """Return the abstract arguments of a phase's function: shapes, dtypes and shardings, the state first.
+
+    Raises:
+        UserError: The run trains by an objective without labels.
+    """
     program, size, batch = run.programs[place], run.dataset.images.size, run.batch_size
+    if isinstance(program.objective, Objective):
+        raise UserError(
+            f"{run.title}: mode=aot compiles supervised adaptation only; expected adapt.objective='supervised'"
+        )
     function = phase_function(run, place).__name__
     whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     params, batch_stats = program.model.abstract()

@@ -277,9 +277,11 @@ class CachedSteps(_Steps):
     def _arguments(self, epoch: int, number: int, lr_scale: float) -> tuple[Any, ...]:
         """Return the cache, the rows of a batch, the random seed data, and the learning rate."""
         indices, weights = self._order.epoch(epoch)
-        rng = {**_rng(self._program, epoch)}
-        for name in ("view", "other_view"):
-            rng[name] = np.int32(rng[name] % self._activations.views)
+        views = self._activations.views
+        rng = {
+            name: np.int32(value % views) if name in ("view", "other_view") else value
+            for name, value in _rng(self._program, epoch).items()
+        }
         with self._clock.span("train"):
             own = sharding.local_slice(indices.shape[1], self._mesh)
             rows = {"index": indices[number, own], "weight": weights[number, own]}
@@ -403,12 +405,8 @@ def _epoch_metrics(loss: ArrayLike, weight: ArrayLike) -> EpochMetrics:
 def _rng(program: PhaseProgram, epoch: int) -> dict[str, Any]:
     """Return what the random numbers of an epoch follow from."""
     view, other = program.view_pair(epoch)
-    return {
-        "seed": np.uint32(program.seed),
-        "view": np.int32(view),
-        "other_view": np.int32(other),
-        "epoch": np.int32(epoch),
-    }
+    pair = {"other_view": np.int32(other)} if program.is_paired else {}
+    return {"seed": np.uint32(program.seed), "view": np.int32(view), **pair, "epoch": np.int32(epoch)}
 
 
 def _host(tree: Any) -> Any:
