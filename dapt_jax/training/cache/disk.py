@@ -293,21 +293,26 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
+ATTEMPTS = 3
+"""Reads that may fail before the failure is raised: another study on the folder may evict an entry at any moment."""
+
+
 class SelfHealingReader:
-    """A reader that recomputes a damaged entry, once and in one thread."""
+    """A reader that recomputes a damaged entry, in one thread."""
 
     def __init__(self, entry: CacheEntry, again: Callable[[], CacheEntry], say: Callable[[str], None]):
         self._entry, self._again, self._say = entry, again, say
         self._lock = threading.Lock()
 
     def read(self, view: int, rows: np.ndarray) -> list[np.ndarray]:
-        """Return activations: see `CacheEntry.read`; a second failure is raised."""
-        entry = self._entry
-        try:
-            return entry.read(view, rows)
-        except (ValueError, OSError) as error:
-            with self._lock:
-                if self._entry is entry:
-                    self._say(f"cached activations are damaged ({_first_line(error)}); computed again")
-                    self._entry = self._again()
-            return self._entry.read(view, rows)
+        """Return activations: see `CacheEntry.read`; the failure after the last attempt is raised."""
+        for _ in range(ATTEMPTS):
+            entry = self._entry
+            try:
+                return entry.read(view, rows)
+            except (ValueError, OSError) as error:
+                with self._lock:
+                    if self._entry is entry:
+                        self._say(f"cached activations are damaged ({_first_line(error)}); computed again")
+                        self._entry = self._again()
+        return self._entry.read(view, rows)
