@@ -54,6 +54,8 @@ def study(tmp_path, data, networks):
         config = write_config(
             tmp_path,
             "config.strategies = ('none', 'mine')",
+            # Budgets follow free memory, which changes from one call to the next; a study's first start fixes them.
+            "config.cache.memory_mb = config.cache.disk_mb = config.data.cache_mb = 64",
             f"config.weights = '{tmp_path / 'main.safetensors'}'",
             f"config.custom_strategies.mine = {{'like': 'none', 'weights': '{tmp_path / 'own.safetensors'}'}}",
             *more,
