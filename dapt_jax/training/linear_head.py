@@ -29,7 +29,7 @@ LINEAR = "linear"
 SEARCH_ITERATIONS, FINAL_ITERATIONS = 30, 150
 """Iterations for each strength on inner folds, and for the chosen one on all training rows, from there."""
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3
 """Largest gradient at which a head has converged, as a share of the largest gradient at zero weights."""
 
 Inner = Sequence[tuple[np.ndarray, np.ndarray]]
