@@ -98,6 +98,7 @@ def test_an_image_above_the_limit_is_refused_by_the_setting_that_would_do(looked
     monkeypatch.setattr(limits, "_limit", limits.decoded_bytes())  # and put back
     first = next(row for row, line in enumerate(data.lines, 1) if line.endswith(",external"))
     data.change(first, "mask", "")  # which would be smaller
+    data.image(first).unlink()  # the folder holds hard links
     Image.new("L", (1200, 1200)).save(data.image(first))
     assert looked(RANDOM, HEADS)[0] == 0
     code, _, err, _ = looked(RANDOM, HEADS, "config.data.max_image_mb = 1")
