@@ -29,7 +29,7 @@ SHARD_BYTES = 64 << 20
 DONE = "entry.json"
 _PROGRESS = "progress.json"
 _ATTEMPTS = 3
-"""Times that an entry is filled if another study evicts it before it has been opened."""
+"""Times that an entry is filled, or read, before the failure is raised: another study may evict it at any moment."""
 _READ_AT_ONCE = 3
 """Entries that a phase reads: its views, a teacher's targets, and the plain images that it is evaluated on."""
 
@@ -293,10 +293,6 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
-ATTEMPTS = 3
-"""Reads that may fail before the failure is raised: another study on the folder may evict an entry at any moment."""
-
-
 class SelfHealingReader:
     """A reader that recomputes a damaged entry, in one thread."""
 
@@ -306,7 +302,7 @@ class SelfHealingReader:
 
     def read(self, view: int, rows: np.ndarray) -> list[np.ndarray]:
         """Return activations: see `CacheEntry.read`; the failure after the last attempt is raised."""
-        for _ in range(ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             entry = self._entry
             try:
                 return entry.read(view, rows)
