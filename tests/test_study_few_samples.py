@@ -49,3 +49,8 @@ def test_a_class_of_few_patients_and_a_fold_that_holds_out_few_are_said_to_be():
 def test_images_of_one_patient_count_once():
     many = dataset(60, 60, groups=np.repeat(np.arange(12), 10).astype(str))
     assert "6" in few_samples.of_classes(many)
+
+
+def test_a_patient_with_images_of_two_classes_counts_for_both():
+    smears = np.tile(np.arange(50), 2).astype(str)
+    assert few_samples.of_classes(dataset(50, 50, groups=smears)) == ""

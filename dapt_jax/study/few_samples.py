@@ -35,12 +35,12 @@ def of_classes(dataset: Dataset) -> str:
     if dataset.segments:
         return ""
     groups = near_duplicates.merged(dataset).groups
-    total, few = len(np.unique(groups)), dict[str, int]()
+    few = dict[str, int]()
     worst = 0.0
     for column, name in enumerate(dataset.classes):
         has = facts.has_class(dataset, column)
-        count = len(np.unique(groups[has]))
-        half = auc_half_width(AREA, count, max(1, total - count)) if count else 0.0
+        count, others = len(np.unique(groups[has])), len(np.unique(groups[~has]))
+        half = auc_half_width(AREA, count, max(1, others)) if count else 0.0
         if half > WIDE:
             few[name] = count
             worst = max(worst, half)
