@@ -16,7 +16,7 @@ from dapt_jax.objectives import Objective
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study import checkpoint_scores, halving, segmentation
 from dapt_jax.study.arms import Arm, Study
-from dapt_jax.study.classification import finetune_run, hyper_params, sweep_settings
+from dapt_jax.study.classification import finetune_run, hyper_params, inner_parts, sweep_settings
 from dapt_jax.study.runs import classification_loss
 from dapt_jax.study.tasks import Task
 from dapt_jax.study.workdir import arms_left
@@ -210,9 +210,8 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
             continue
         sweep, grid = sweep_settings(settings.head, protocol, loss), hyper_params(settings.head)
         rows = sum(map(len, training))
-        if len(grid) > 1:
-            fraction = settings.head.grid.val_fraction
-            rows += len(grid) * sum(len(task.inner_split(train, fraction, arm.seed)[0]) for train in training)
+        inner_parts_of = inner_parts(task, training, settings.head, arm.seed)
+        rows += len(grid) * sum(len(fit) for parts in inner_parts_of for fit, _ in parts)
         per_row = head_sweep.flops_per_image(model.encoder.features, sweep.hidden, loss)
         costs[protocol] = rows * sweep.epochs * per_row
     return costs
