@@ -6,6 +6,7 @@ from typing import Any
 
 from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.data.decode import CACHE_BYTES
+from dapt_jax.data.framing import RESIZES
 from dapt_jax.data.limits import DECODED_BYTES
 from dapt_jax.data.records import ON_BAD_IMAGE
 from dapt_jax.errors import UserError, nearest
@@ -47,6 +48,12 @@ class ModelSettings(_Checked):
 
     name: str = setting("efficientnet_lite0", doc="Architecture; --config.mode=models lists them.")
     image_size: int = setting(96, at_least=8, doc="Side of the images in pixels.")
+    resize: str = setting(
+        RESIZES[0],
+        choices=RESIZES,
+        doc="How images that are not square become square: squash stretches, pad fills with black, crop keeps "
+        "the central square; a set may have its own resize.",
+    )
     preprocess: str = setting(
         "",
         doc="Normalisation of images: imagenet, half, unit, torchxrayvision, keras_caffe, or MEAN,STD of "

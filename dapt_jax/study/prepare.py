@@ -311,6 +311,7 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
             named.source,
             data_dir=storage.data(settings.data_dir) or None,
             image_size=settings.model.image_size,
+            resize=settings.model.resize,
             on_bad_image=settings.data.on_bad_image,
             cache_bytes=max(0, settings.data.cache_bytes - decode.cached_bytes()),
             labels=named.has_labels,
