@@ -32,6 +32,9 @@ MODES = ("run", "data", "plan", "score", "aot", "status", "report", "compare", "
 AUTO = -1
 """Value of a budget that follows the machine: see `study.budgets`."""
 
+PARTS = ("corpus", "target")
+"""Parts of a set that `data.split` divides."""
+
 FIT = "fit"
 """Value of `cache.dtype` that follows what fits."""
 
@@ -91,6 +94,11 @@ class DataSettings(_Checked):
         doc="What images or patients in two sets do: error, drop_train, drop_eval, mark, or the path of a "
         "list.csv.",
     )
+    split: str = setting(
+        "",
+        doc="One labelled set as corpus and target: corpus=.5,target=.5 are the shares of the images of the only "
+        "task's development set, divided by patient.",
+    )
     cache_mb: int = setting(
         AUTO,
         at_least=AUTO,
@@ -110,6 +118,26 @@ class DataSettings(_Checked):
         affects_results=False,
         doc="Seconds after which a read is reported as stalled; 0: never.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.shares
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of `corpus` and `target` in the development set, in this order; empty without a split."""
+        if not self.split:
+            return {}
+        given = dict(part.partition("=")[::2] for part in self.split.replace(" ", "").split(","))
+        try:
+            found = {name: float(given[name]) for name in PARTS}
+        except (KeyError, ValueError):
+            found = {}
+        is_valid = found and len(given) == len(PARTS) and all(0 < share < 1 for share in found.values())
+        if not is_valid or sum(found.values()) > 1 + 1e-9:
+            expected = "corpus=SHARE,target=SHARE, each more than 0 and together at most 1, such as "
+            raise SettingError("split", self.split, f"{expected}corpus=.5,target=.5")
+        return found
 
     @property
     def cache_bytes(self) -> int:
