@@ -40,7 +40,12 @@ EPOCHS = {"blood": 5, "brain": 8, "chest": 15}
 VIEWS = {"blood": 2, "brain": 4, "chest": 4}
 """Fixed views per image of reconstruct and distil; two_views has twice as many."""
 
-CELL_IMAGES = {"kind": "manifest", "path": "wbc/manifest.csv", "classes": CELLS, "drop_classes": ("basophil",)}
+CELL_IMAGES = {
+    "kind": "manifest",
+    "path": "wbc/manifest.csv",
+    "classes": CELLS,
+    "drop_classes": ("basophil",),
+}
 SLICES = {"kind": "manifest", "path": "brain_mri/manifest.csv", "classes": TUMOURS}
 RADIOGRAPHS = {"kind": "manifest", "path": "cxr/manifest.csv"}
 
@@ -117,7 +122,8 @@ def strategies(images):
     epochs, views = EPOCHS[images], VIEWS[images]
     depths = {"full": (("*",), 0), "partial": (PARTIAL, views)}
     found = {
-        f"supervised_{depth}": arm("supervised", groups, epochs, own) for depth, (groups, own) in depths.items()
+        f"supervised_{depth}": arm("supervised", groups, epochs, own)
+        for depth, (groups, own) in depths.items()
     }
     for depth, (groups, own) in depths.items():
         found |= {

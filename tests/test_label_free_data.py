@@ -7,9 +7,11 @@ from PIL import Image
 from dapt_jax import settings
 from dapt_jax.data import sources
 from dapt_jax.errors import UserError
+from dapt_jax.settings import flags
 from dapt_jax.study import collapse, prepare
 from dapt_jax.transferability.alpha_req import alpha_req
 from dapt_jax.transferability.rankme import rankme
+from tests.command import ROOT
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -214,3 +216,22 @@ def test_rankme_and_alpha_req_are_the_published_ones():
         assert alpha_req(directions * spectrum) == pytest.approx(alpha, abs=1e-6)
     with pytest.raises(UserError, match="eigenvalues above rounding"):
         alpha_req(np.ones((9, 4)))
+
+
+def test_the_decisive_study_has_the_arms_and_controls_that_its_docs_name():
+    """Every arm of every set resolves to phases; partial arms train above a boundary that can be cached."""
+    for images in ("blood", "brain", "chest"):
+        for arms, seeds in {"cached": 5, "control": 5, "teacher": 5, "full": 3}.items():
+            made = settings.resolve(flags.read(f"{ROOT}/configs/label_free_study.py:{images},{arms}"))
+            assert len(made.seeds) == seeds
+            assert made.strategies[0] == "none"
+            for name in made.custom_strategies:
+                phases = made.custom_strategies[name].phases
+                assert ("*" in phases[-1].trainable) == name.endswith("_full")
+                assert all(phase.views for phase in phases) or name in (
+                    "reconstruct_full",
+                    "two_views_full",
+                    "supervised_full",
+                )
+    with pytest.raises(UserError, match=r"expected SET,ARMS.*'bloood'.*'blood'"):
+        flags.read(f"{ROOT}/configs/label_free_study.py:bloood,cached")
