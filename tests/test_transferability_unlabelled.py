@@ -13,8 +13,8 @@ from dapt_jax.errors import UserError
 from dapt_jax.transferability.alignment import alignment
 from dapt_jax.transferability.ccfv import ccfv
 from dapt_jax.transferability.gbc import gbc
-from dapt_jax.transferability.pixel_gbc import pixel_gbc
 from dapt_jax.transferability.inputs import in_double
+from dapt_jax.transferability.pixel_gbc import pixel_gbc
 from dapt_jax.transferability.registry import SCORES, Sample, evaluate
 from dapt_jax.transferability.robustness import Jitter, _hinges, jitter, pool, robustness
 from dapt_jax.transferability.uniformity import uniformity
