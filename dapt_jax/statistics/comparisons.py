@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from scipy import special, stats
+import scipy
 
 from dapt_jax.statistics.intervals import Interval, Summary, defined
 
@@ -41,7 +41,7 @@ class _Estimate:
     def interval(self, level: float) -> Interval:
         if self.error is None:
             return Interval(self.mean, None, None, self.n)
-        half = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.error if self.error else 0.0
+        half = float(scipy.stats.t.ppf((1 + level) / 2, self.freedom)) * self.error if self.error else 0.0
         return Interval(self.mean, self.mean - half, self.mean + half, self.n)
 
     def p(self, null: float, alternative: Alternative) -> float | None:
@@ -49,8 +49,11 @@ class _Estimate:
         if self.error is None or self.error == 0:
             return 1.0 if self.error == 0 and abs(self.mean - null) <= 1e-12 else None
         t = (self.mean - null) / self.error
-        tail = {"two-sided": 2 * stats.t.sf(abs(t), self.freedom), "greater": stats.t.sf(t, self.freedom)}
-        return float(tail.get(alternative, stats.t.cdf(t, self.freedom)))
+        tail = {
+            "two-sided": 2 * scipy.stats.t.sf(abs(t), self.freedom),
+            "greater": scipy.stats.t.sf(t, self.freedom),
+        }
+        return float(tail.get(alternative, scipy.stats.t.cdf(t, self.freedom)))
 
 
 def _paired(first: Sequence[float | None], second: Sequence[float | None]) -> _Estimate | None:
@@ -235,7 +238,11 @@ def hedges_g(first: Sequence[float | None], second: Sequence[float | None]) -> f
     if d is None:
         return None
     freedom = len(defined(first)) + len(defined(second)) - 2
-    log_factor = special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2) - math.log(freedom / 2) / 2
+    log_factor = (
+        scipy.special.gammaln(freedom / 2)
+        - scipy.special.gammaln((freedom - 1) / 2)
+        - math.log(freedom / 2) / 2
+    )
     return d * math.exp(log_factor)
 
 
