@@ -3,7 +3,8 @@
 `WORKDIR/predictions/STRATEGY-seedN/TASK-SPLIT.npz` holds `label` ([n] class numbers, or [n, classes] of 0, 1
 and NaN), `group` (str [n], the patient), `image` (str [n]) and, for each protocol, `probability/PROTOCOL`
 (float [n, classes]) and `seen/PROTOCOL` (bool [n, classes], whether the heads that predicted the image had seen the
-class in training); `classes` are the names of the classes. Files of earlier versions lack the last two.
+class in training); `classes` are the names of the classes, and `source` (str [n]) is the column of that name of
+the manifest, if it has one. Files of earlier versions lack the last three.
 """
 
 from __future__ import annotations
@@ -39,12 +40,29 @@ class Predictions:
         groups: The patient of each image, [n].
         probabilities: Predicted probabilities, float [n, classes].
         unseen: Names of the classes that some head had not seen.
+        classes: Names of the columns; their numbers in files of earlier versions.
+        sources: The source of each image, [n]; None where the file names none.
+        labels: Class numbers, int [n], of images of one class each; None of several labels per image.
     """
 
     targets: np.ndarray
     groups: np.ndarray
     probabilities: np.ndarray
     unseen: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    sources: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Predictions:
+        """Return the predictions of some rows, int64 or bool."""
+        return dataclasses.replace(
+            self,
+            targets=self.targets[rows],
+            groups=self.groups[rows],
+            probabilities=self.probabilities[rows],
+            sources=None if self.sources is None else self.sources[rows],
+            labels=None if self.labels is None else self.labels[rows],
+        )
 
     def auc(self, rows: np.ndarray) -> float:
         """Return the mean one-versus-rest AUC over some rows.
@@ -96,14 +114,27 @@ def read(path: Path, protocol: str) -> Predictions | None:
         raise UserError(
             f"{path}: probability/{protocol} holds values that are no probabilities; expected 0 to 1"
         )
-    classes = probabilities.shape[1]
-    if labels.ndim == 1:
+    classes, numbers = probabilities.shape[1], labels if labels.ndim == 1 else None
+    if numbers is not None:
         if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
             raise UserError(f"{path}: labels {_range(labels)}; expected classes from 0 to {classes - 1}")
-        return _with_seen(path, file, protocol, Predictions(np.eye(classes)[labels], groups, probabilities))
-    if labels.dtype.kind not in "fiub" or not (np.isnan(labels) | (labels == 0) | (labels == 1)).all():
+        labels = np.eye(classes)[labels]
+    elif labels.dtype.kind not in "fiub" or not (np.isnan(labels) | (labels == 0) | (labels == 1)).all():
         raise UserError(f"{path}: labels {_range(labels)}; expected 0, 1 or NaN for each class")
-    return _with_seen(path, file, protocol, Predictions(labels.astype(float), groups, probabilities))
+    names, sources = file.get("classes", np.arange(classes)), file.get("source")
+    if names.shape != (classes,):
+        raise UserError(f"{path}: {names.shape} classes; expected {classes} names")
+    if sources is not None and sources.shape != (n,):
+        raise UserError(f"{path}: source is {sources.shape}; expected one for each of {n} images")
+    found = Predictions(
+        labels.astype(float),
+        groups,
+        probabilities,
+        classes=tuple(map(str, names)),
+        sources=sources,
+        labels=numbers,
+    )
+    return _with_seen(path, file, protocol, found)
 
 
 def _with_seen(path: Path, file: Mapping[str, np.ndarray], protocol: str, found: Predictions) -> Predictions:
@@ -115,10 +146,7 @@ def _with_seen(path: Path, file: Mapping[str, np.ndarray], protocol: str, found:
         raise UserError(
             f"{path}: seen/{protocol} is {seen.dtype} {seen.shape}; expected bool {found.probabilities.shape}"
         )
-    names = file.get("classes", np.arange(seen.shape[1]))
-    if names.shape != seen.shape[1:]:
-        raise UserError(f"{path}: {names.shape} classes; expected {seen.shape[1]} names")
-    unseen = tuple(str(name) for name, each in zip(names, seen.T, strict=True) if not each.all())
+    unseen = tuple(name for name, each in zip(found.classes, seen.T, strict=True) if not each.all())
     targets = np.where(seen, found.targets, np.nan)
     return dataclasses.replace(found, targets=targets, unseen=unseen)
 
@@ -131,6 +159,7 @@ def write(
     probabilities: Mapping[str, np.ndarray],
     seen: Mapping[str, np.ndarray] | None = None,
     classes: Sequence[str] = (),
+    sources: np.ndarray | None = None,
 ) -> None:
     """Write one file atomically.
 
@@ -142,10 +171,12 @@ def write(
         probabilities: Predicted probabilities by protocol.
         seen: By protocol, whether the heads that predicted an image had seen each class; None for all.
         classes: Names of the classes.
+        sources: The source of each image; None where the manifest names none.
     """
     by_protocol = {f"probability/{name}": each.astype(np.float32) for name, each in probabilities.items()}
     by_protocol |= {f"seen/{name}": each for name, each in (seen or {}).items()}
     named = {"classes": np.asarray(classes, str)} if classes else {}
+    named |= {} if sources is None else {"source": np.asarray(sources, str)}
     about = {"label": labels, "group": np.asarray(groups, str), "image": images, **named}
     arrays.write(path, {**about, **by_protocol})
 

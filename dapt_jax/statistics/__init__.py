@@ -23,8 +23,18 @@ from dapt_jax.statistics.intervals import (
 )
 from dapt_jax.statistics.ranks import Ranks, pareto, ranks
 from dapt_jax.statistics.roc import Areas, auc, auc_half_width, delong
+from dapt_jax.statistics.threshold_curves import (
+    FALSE_POSITIVE_RATES,
+    RECALLS,
+    patient_weights,
+    precision_curves,
+    roc_curves,
+    weighted_aucs,
+)
 
 __all__ = [
+    "FALSE_POSITIVE_RATES",
+    "RECALLS",
     "Areas",
     "Comparison",
     "Interval",
@@ -45,8 +55,12 @@ __all__ = [
     "pareto",
     "patient_draws",
     "patient_interval",
+    "patient_weights",
+    "precision_curves",
     "ranks",
+    "roc_curves",
     "summary_t",
     "too_few_seeds",
+    "weighted_aucs",
     "welch_t",
 ]

@@ -25,10 +25,10 @@ from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.records.ledger import Row
 from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.runtime import sharding
+from dapt_jax.runtime import processes, sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FINETUNE, HeadSettings
-from dapt_jax.study import adapt, head_curves, segmentation
+from dapt_jax.study import adapt, head_curves, samples, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.predictions import FoldPredictions, Predictions, classes_outside
 from dapt_jax.study.runs import classification_loss, run_options
@@ -64,9 +64,12 @@ def transfer(
     rows: list[ResultRow] = []
     predictions = Predictions(task)
     protocols = [name for name in settings.protocols if name != FINETUNE]
+    is_shown = arm.seed == study.settings.seeds[0] and not arm.epochs and processes.is_primary()
     if protocols:
         model = Classifier(adapted.encoder, len(task.development.classes), study.settings.model.dtype)
         features = _features(model, adapted, task, arm, context)
+        if context.workdir and is_shown:
+            samples.write_feature_map(context.workdir, arm, task, features)
         for protocol in protocols:
             context.reporter.advance(0, f"{arm.title}  {task.name} {protocol}")
             heads = HeadRun(study.settings.of_task(task.name), task, arm.key, protocol)
@@ -75,6 +78,10 @@ def transfer(
         rows += _finetune(study, arm, task, adapted, context, predictions)
     if context.workdir:
         predictions.write(context.workdir, arm.name, arm.seed)
+        if is_shown:
+            wanted = study.settings.report.protocol
+            protocol = wanted if wanted in settings.protocols else settings.protocols[0]
+            samples.write_examples(context.workdir, arm, task, protocol, predictions.by_split)
     return rows
 
 

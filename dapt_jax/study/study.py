@@ -23,7 +23,7 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import atomic_files, lock, processes, sharding, streams
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.settings import StudySettings
-from dapt_jax.study import budgets, checkpoint_scores, classification, halving, plan
+from dapt_jax.study import budgets, checkpoint_scores, classification, halving, plan, samples
 from dapt_jax.study.adapt import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.prepare import prepare
@@ -101,6 +101,8 @@ def _prepared(
             planned_flops = {arm.title: plan.arm_flops(study, arm) for arm in study.arms}
             claim(study, workdir)
         intensities.write(workdir, study.intensities())
+        if is_primary:
+            samples.write_sheets(study, workdir)
         atomic_files.write_text(workdir / FEW_SAMPLES, json.dumps(study.few_samples(), indent=1) + "\n")
         if study.marks:
             atomic_files.write_text(workdir / LEAKS, json.dumps(study.marks, indent=1) + "\n")
