@@ -29,8 +29,8 @@ from dapt_jax.statistics import (
 DRAWS, FEWEST_DRAWS = 200, 50
 """Draws of patients behind a band, and the number below which there is no band."""
 _MOST_VALUES, _MOST_AT_ONCE = 2e8, 5e6
-MOST_CLASSES = 12
-"""Classes up to which a confusion matrix is drawn."""
+MOST_CLASSES, MOST_CURVES = 12, 100
+"""Classes up to which a confusion matrix is drawn, and up to which curves are averaged."""
 _SIZE = (3.9, 4.3)
 _LONGEST_NAME = 18
 
@@ -117,7 +117,9 @@ class SplitPredictions:
 
     def pictures(self) -> list[Picture]:
         """Return the figures for which the predictions suffice."""
-        found = [self._roc(), self._precision(), self._reliability()]
+        found = [self._reliability()]
+        if len(self.columns) <= MOST_CURVES:
+            found = [self._roc(), self._precision(), *found]
         return [each for each in found if each] + self._confusions()
 
     def _roc(self) -> Picture | None:
