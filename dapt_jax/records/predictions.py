@@ -3,8 +3,9 @@
 `WORKDIR/predictions/STRATEGY-seedN/TASK-SPLIT.npz` holds `label` ([n] class numbers, or [n, classes] of 0, 1
 and NaN), `group` (str [n], the patient), `image` (str [n]) and, for each protocol, `probability/PROTOCOL`
 (float [n, classes]) and `seen/PROTOCOL` (bool [n, classes], whether the heads that predicted the image had seen the
-class in training); `classes` are the names of the classes, and `source` (str [n]) is the column of that name of
-the manifest, if it has one. Files of earlier versions lack the last three.
+class in training); `classes` are the names of the classes, `source` (str [n]) is the column of that name of
+the manifest, if it has one, and `unit` (str [n]) the unit that an image belongs to, of a task that aggregates images
+to units. Files of earlier versions lack the last four.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from dapt_jax.errors import UserError
 from dapt_jax.records import arrays
 from dapt_jax.runtime import safe_paths
-from dapt_jax.statistics import auc
+from dapt_jax.statistics import Aggregation, Units, auc
 
 FOLDER = "predictions"
 """Name of the folder in a workdir."""
@@ -64,6 +65,28 @@ class Predictions:
             labels=None if self.labels is None else self.labels[rows],
         )
 
+    def of_units(self, names: np.ndarray, rule: str) -> Predictions:
+        """Return the predictions of units; patient and source are those of a unit's first image.
+
+        Args:
+            names: The unit of each image, str [n].
+            rule: Rule of `statistics.Aggregation`.
+        """
+        units = Units.of(names)
+        targets, labels = self.targets, None
+        if self.labels is not None:
+            labels = units.labels(self.labels, targets.shape[1])
+            unseen = np.stack([np.bincount(units.member, np.isnan(each)) > 0 for each in targets.T], -1)
+            targets = np.where(unseen, np.nan, np.eye(targets.shape[1])[labels])
+        else:
+            targets = units.labels(targets, targets.shape[1])
+        return dataclasses.replace(
+            self.take(units.first),
+            targets=targets,
+            labels=labels,
+            probabilities=units.probabilities(self.probabilities, rule, self.labels is None),
+        )
+
     def auc(self, rows: np.ndarray) -> float:
         """Return the mean one-versus-rest AUC over some rows.
 
@@ -93,10 +116,17 @@ class Predictions:
 def read(path: Path, protocol: str) -> Predictions | None:
     """Read one file; None where it lacks the protocol.
 
+    Args:
+        path: The file.
+        protocol: The protocol; of units by `statistics.Aggregation.protocol`, which this function aggregates.
+
     Raises:
         UserError: The file cannot be read, lacks an array, or its arrays are inconsistent.
     """
+    protocol, aggregation = Aggregation.split(protocol)
     file = arrays.read(path)
+    if aggregation and "unit" not in file:
+        return None
     for name in ("label", "group"):
         if name not in file:
             raise UserError(f"{path}: no array {name!r}; expected label, group and probability/<protocol>")
@@ -124,8 +154,9 @@ def read(path: Path, protocol: str) -> Predictions | None:
     names, sources = file.get("classes", np.arange(classes)), file.get("source")
     if names.shape != (classes,):
         raise UserError(f"{path}: {names.shape} classes; expected {classes} names")
-    if sources is not None and sources.shape != (n,):
-        raise UserError(f"{path}: source is {sources.shape}; expected one for each of {n} images")
+    for name in ("source", "unit"):
+        if name in file and file[name].shape != (n,):
+            raise UserError(f"{path}: {name} is {file[name].shape}; expected one for each of {n} images")
     found = Predictions(
         labels.astype(float),
         groups,
@@ -134,7 +165,8 @@ def read(path: Path, protocol: str) -> Predictions | None:
         sources=sources,
         labels=numbers,
     )
-    return _with_seen(path, file, protocol, found)
+    found = _with_seen(path, file, protocol, found)
+    return found.of_units(file["unit"], aggregation.rule) if aggregation else found
 
 
 def _with_seen(path: Path, file: Mapping[str, np.ndarray], protocol: str, found: Predictions) -> Predictions:
@@ -160,6 +192,7 @@ def write(
     seen: Mapping[str, np.ndarray] | None = None,
     classes: Sequence[str] = (),
     sources: np.ndarray | None = None,
+    units: np.ndarray | None = None,
 ) -> None:
     """Write one file atomically.
 
@@ -172,10 +205,12 @@ def write(
         seen: By protocol, whether the heads that predicted an image had seen each class; None for all.
         classes: Names of the classes.
         sources: The source of each image; None where the manifest names none.
+        units: The unit of each image; None where images are not aggregated.
     """
     by_protocol = {f"probability/{name}": each.astype(np.float32) for name, each in probabilities.items()}
     by_protocol |= {f"seen/{name}": each for name, each in (seen or {}).items()}
     named = {"classes": np.asarray(classes, str)} if classes else {}
+    named |= {} if units is None else {"unit": np.asarray(units, str)}
     named |= {} if sources is None else {"source": np.asarray(sources, str)}
     about = {"label": labels, "group": np.asarray(groups, str), "image": images, **named}
     arrays.write(path, {**about, **by_protocol})

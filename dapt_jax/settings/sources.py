@@ -12,6 +12,7 @@ from dapt_jax.objectives import OBJECTIVES
 from dapt_jax.records.renamed import PHASE_RENAMED
 from dapt_jax.records.vocabulary import BASELINE, OFFICIAL
 from dapt_jax.settings.names import is_like, wanted
+from dapt_jax.statistics import PATIENT, RULES, Aggregation
 from dapt_jax.training.phases import Phase, check_names
 
 VAL_FRACTION = 0.1
@@ -26,7 +27,7 @@ Sources = Source | tuple[Source, ...]
 TASK_SPLITS = ("development", *OFFICIAL, "test", "external")
 """Sets that a target task can have."""
 
-_OF_TASK = ("transfer", "auc_classes")
+_OF_TASK = ("transfer", "auc_classes", "unit", "aggregate")
 """Keys of a task that are no sets."""
 
 
@@ -74,6 +75,9 @@ class TaskSettings:
         external: Images of another site, used for scoring only; None without an external set.
         transfer: What of the section `transfer` is other for this task, as nested dicts.
         auc_classes: Classes whose mean AUC is scored beside that of all, as `auc_subset`; empty for none.
+        unit: What is scored beside images: `patient`, or a column of the manifest that names each patient's
+            volumes or the like; empty for images alone.
+        aggregate: How the probabilities of a unit's images are aggregated: `mean`, `max` or `vote`.
     """
 
     development: Sources | None = None
@@ -83,6 +87,13 @@ class TaskSettings:
     external: Sources | None = None
     transfer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     auc_classes: tuple[str, ...] = ()
+    unit: str = ""
+    aggregate: str = ""
+
+    @property
+    def aggregation(self) -> Aggregation | None:
+        """What images are aggregated to, and how; None for images alone."""
+        return Aggregation(self.unit, self.aggregate or RULES[0]) if self.unit else None
 
     @property
     def sources(self) -> dict[str, Sources]:
@@ -123,7 +134,17 @@ class TaskSettings:
         if not isinstance(names, tuple | list) or not all(isinstance(each, str) for each in names):
             raise UserError(f"{where}.auc_classes is {classes!r}; expected names of classes")
         found = {split: _sources(values[split], f"{name} {split}: ") for split in values}
-        return cls(**found, transfer=changes, auc_classes=tuple(filter(None, names)))
+        unit, rule = own.get("unit", ""), own.get("aggregate", "")
+        for key, value in (("unit", unit), ("aggregate", rule)):
+            if not isinstance(value, str):
+                raise UserError(f"{where}.{key} is {value!r}; expected a name")
+        if rule and rule not in RULES:
+            raise UserError(f"{where}.aggregate is {rule!r}; {nearest(rule, RULES)}")
+        if rule and not unit:
+            raise UserError(f"{where}.aggregate without {where}.unit; expected a unit such as {PATIENT!r}")
+        return cls(
+            **found, transfer=changes, auc_classes=tuple(filter(None, names)), unit=unit, aggregate=rule
+        )
 
     def to_config(self) -> dict[str, Any]:
         """Return it in the form of a config."""

@@ -1,5 +1,6 @@
 """Intervals and tests for scores: means, differences, non-inferiority, AUC, and ranks over tasks."""
 
+from dapt_jax.statistics.aggregation import PATIENT, PIXELS, RULES, Aggregation, Units
 from dapt_jax.statistics.comparisons import (
     Comparison,
     cohens_d,
@@ -34,12 +35,17 @@ from dapt_jax.statistics.threshold_curves import (
 
 __all__ = [
     "FALSE_POSITIVE_RATES",
+    "PATIENT",
+    "PIXELS",
     "RECALLS",
+    "RULES",
+    "Aggregation",
     "Areas",
     "Comparison",
     "Interval",
     "Ranks",
     "Summary",
+    "Units",
     "auc",
     "auc_half_width",
     "bootstrap_interval",

@@ -28,6 +28,7 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FINETUNE, HeadSettings
+from dapt_jax.statistics import Units
 from dapt_jax.study import adapt, head_curves, samples, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.predictions import FoldPredictions, Predictions, classes_outside
@@ -363,7 +364,7 @@ def score(
     out_of_fold: FoldPredictions,
     held_out: dict[str, list[np.ndarray]],
 ) -> Iterator[ResultRow]:
-    """Yield result lines of predicted probabilities.
+    """Yield result lines of predicted probabilities: of images, then of the units that they form, if any.
 
     Args:
         task: The task.
@@ -372,25 +373,34 @@ def score(
         out_of_fold: Probabilities of the development rows that each fold holds out.
         held_out: Probabilities of all images of the other splits, by each fold.
     """
-    development = task.development
-    labels, classes = development.truth, development.classes
-    measure = functools.partial(
-        metrics.classification, classes=classes, ordinal=development.ordinal, subset=task.auc_classes
-    )
+    development, classes = task.development, task.development.classes
     seen = [classes_outside(development, rows) for _, rows in out_of_fold]
-    scores = {
+    truth, units = development.truth, task.units(development)
+    by_split = {
         task.scored: [
-            measure(labels[rows], values, seen=known)
+            (truth[rows], units[rows], values, known)
             for (values, rows), known in zip(out_of_fold, seen, strict=True)
             if len(rows)
         ]
     }
-    for split, values_of_folds in held_out.items():
-        truth = task.held_out[split].truth
-        scores[split] = [
-            measure(truth, values, seen=known) for values, known in zip(values_of_folds, seen, strict=True)
+    for split, of_folds in held_out.items():
+        truth, units = task.held_out[split].truth, task.units(task.held_out[split])
+        by_split[split] = [
+            (truth, units, values, known) for values, known in zip(of_folds, seen, strict=True)
         ]
-    return result_rows(task, key, protocol, classes, scores)
+    measure = functools.partial(
+        metrics.classification, classes=classes, ordinal=development.ordinal, subset=task.auc_classes
+    )
+    for level in dict.fromkeys((None, task.aggregation)):
+        scores: dict[str, list[list[metrics.Score]]] = {split: [] for split in by_split}
+        for split, parts in by_split.items():
+            for labels, names, values, known in parts:
+                if level:
+                    of = Units.of(names)
+                    values = of.probabilities(values, level.rule, development.multi_label)
+                    labels = of.labels(labels, len(classes))
+                scores[split].append(measure(labels, values, seen=known))
+        yield from result_rows(task, key, level.protocol(protocol) if level else protocol, classes, scores)
 
 
 def mean_gradient(dataset: Dataset) -> np.ndarray:

@@ -85,4 +85,5 @@ class Predictions:
                 seen=self._seen[split],
                 classes=dataset.classes,
                 sources=dataset.columns.get("source"),
+                units=self._task.units(dataset) if self._task.aggregation else None,
             )
