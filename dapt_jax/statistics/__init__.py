@@ -2,6 +2,7 @@
 
 from dapt_jax.statistics.comparisons import (
     Comparison,
+    Estimate,
     cohens_d,
     equivalence,
     hedges_g,
@@ -21,13 +22,23 @@ from dapt_jax.statistics.intervals import (
     patient_interval,
     too_few_seeds,
 )
+from dapt_jax.statistics.power import (
+    margin_for_seeds,
+    power_of_non_inferiority,
+    seeds_for_margin,
+    upper_sd,
+)
+from dapt_jax.statistics.random_effects import RandomEffects, random_effects
 from dapt_jax.statistics.ranks import Ranks, pareto, ranks
 from dapt_jax.statistics.roc import Areas, auc, auc_half_width, delong
+from dapt_jax.statistics.two_level import two_level
 
 __all__ = [
     "Areas",
     "Comparison",
+    "Estimate",
     "Interval",
+    "RandomEffects",
     "Ranks",
     "Summary",
     "auc",
@@ -38,6 +49,7 @@ __all__ = [
     "equivalence",
     "hedges_g",
     "holm",
+    "margin_for_seeds",
     "mean_interval",
     "non_inferiority",
     "paired_dz",
@@ -45,8 +57,13 @@ __all__ = [
     "pareto",
     "patient_draws",
     "patient_interval",
+    "power_of_non_inferiority",
+    "random_effects",
     "ranks",
+    "seeds_for_margin",
     "summary_t",
     "too_few_seeds",
+    "two_level",
+    "upper_sd",
     "welch_t",
 ]
