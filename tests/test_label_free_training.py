@@ -104,6 +104,7 @@ def test_cached_and_uncached_runs_with_the_same_views_give_equal_losses_and_weig
     for metric in ("val_loss", "rankme", "feature_sd"):
         a, b = ([point[metric] for point in each[0].curve] for each in (rows, plain_rows))
         np.testing.assert_allclose(a, b, rtol=1e-4)
+    assert all(point["lidar"] > 1 for row in rows for point in row.curve)  # of the two cached views
     assert relative_difference(plain, cached) < 1e-5
 
 

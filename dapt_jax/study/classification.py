@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from dapt_jax.records.ledger import Row
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
 from dapt_jax.settings import StudySettings
-from dapt_jax.settings.training import FINETUNE, HeadSettings
+from dapt_jax.settings.training import DECAYS, FINETUNE, HeadSettings
 from dapt_jax.study import adapt, head_curves, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.predictions import FoldPredictions, Predictions, classes_outside
@@ -126,8 +126,26 @@ def sweep_settings(head: HeadSettings, protocol: str, loss: ClassificationLoss) 
 
 def hyper_params(head: HeadSettings) -> list[head_sweep.HyperParams]:
     """Return the grid of learning rates and weight decays of every perceptron."""
-    rates, decays = head.grid.lr or (head.lr,), head.grid.weight_decay or (head.weight_decay,)
+    decays = head.grid.weight_decay or (DECAYS if head.grid.nested else (head.weight_decay,))
+    rates = head.grid.lr or (head.lr,)
     return [head_sweep.HyperParams(rate, decay) for rate, decay in itertools.product(rates, decays)]
+
+
+def inner_parts(
+    task: Task, splits: Sequence[np.ndarray], head: HeadSettings, seed: int
+) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """Return the rows to fit on and to validate on that choose the settings of each fold's perceptrons.
+
+    Args:
+        task: The task.
+        splits: Training rows of each fold.
+        head: Settings of heads.
+        seed: Seed of the run.
+    """
+    points = len(hyper_params(head))
+    if points == 1 or head.grid.nested:
+        return task.inner_folds(splits, points, seed)
+    return [[task.inner_split(rows, head.grid.val_fraction, seed)] for rows in splits]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +225,7 @@ class HeadRun:
             inner = self.task.inner_folds(splits, len(head.strengths), seed)
             return linear_head.fit(own, labels, splits, inner, loss, head.strengths, head.standardise)
         settings, grid = sweep_settings(head, self.protocol, loss), hyper_params(head)
-        fraction, parts = head.grid.val_fraction, list[tuple[np.ndarray, np.ndarray]]()
-        if len(grid) > 1:
-            parts = [self.task.inner_split(rows, fraction, seed) for rows in splits]
+        parts = inner_parts(self.task, splits, head, seed)
         watched = features if head.score_every_epoch else None
         seeded = head_sweep.of_folds(splits, seed)
         trained = head_sweep.tune(own, labels, seeded, parts, settings, grid, watched)

@@ -189,7 +189,7 @@ def _in_one_unit(task: Task, rows: np.ndarray) -> dict[str, Dataset]:
 def _scores(dataset: Dataset, predict: Predict, batch_size: int, overlays: Overlays) -> list[Score]:
     scored = metrics.Segmentation(dataset.segments, dataset.overlapping)
     for images, rows in pipeline.in_order(dataset, np.arange(len(dataset)), batch_size):
-        predicted = predict(images)[: len(rows)]
+        predicted = dataset.without_padding(predict(images)[: len(rows)], rows)
         scored.add(dataset.targets[rows], predicted, dataset.pixel_sizes(rows))
         overlays.add(rows, images, predicted)
     return scored.scores()

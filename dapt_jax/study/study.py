@@ -73,8 +73,10 @@ def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHa
                 results.add(rows)
                 if not study.tasks:
                     results.finished.add((arm.name, arm.seed))
+                context.reporter.reach(results.planned_done(study))
                 context.reporter.say(results.line(study, arm))
         context.heartbeat.arms(*results.progress(study))
+        context.reporter.reach(context.reporter.total)
     if not settings.cache.dir:
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
     if processes.is_primary():
@@ -220,6 +222,10 @@ class Results:
         """Add the lines of an arm, and write all."""
         self._rows += rows
         atomic_files.write(self._file, self._rows)
+
+    def planned_done(self, study: Study) -> int:
+        """Return the planned model FLOPs of the finished arms."""
+        return sum(self.planned_flops[arm.title] for arm in study.arms if self.has(arm.name, arm.seed))
 
     def progress(self, study: Study, running: Arm | None = None) -> tuple[list[str], str, list[str]]:
         """Return the names of finished, running and pending arms."""
