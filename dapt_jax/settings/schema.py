@@ -205,6 +205,11 @@ class PlanSettings(_Checked):
     images: str = setting(
         "", doc="Images of sets that are not here: corpus=24422,TASK.development=3064 and so on."
     )
+    records: str = setting(
+        "",
+        doc="Folder with records of an earlier study of the same tasks, whose scatter over seeds says how many "
+        "seeds report.margin needs; empty: the workdir, where it has results.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
