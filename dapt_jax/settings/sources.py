@@ -264,8 +264,7 @@ def source_from_config(values: object, where: str) -> dict[str, Any]:
 
 def check_share(where: str, value: object) -> None:
     """Refuse a compute budget that is not a finite number from 0; `where` names the setting."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise UserError(f"{where} is {value!r}; expected a share of full DAPT's FLOPs, such as 0.1, or 0")
 
 
