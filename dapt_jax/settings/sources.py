@@ -1,6 +1,7 @@
 """Sections with user-defined names: corpora, target tasks and custom strategies."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -199,6 +200,8 @@ class StrategySpec:
         corpus: Name in `corpora` of the images for adaptation; empty for the corpus of the study.
         cut_after: Last layer group that remains; empty for all.
         objective: What adaptation minimises; empty for `adapt.objective`.
+        compute_budget: Most FLOPs of adaptation, as a share of those of full DAPT on the study's corpus: its
+            phases are cut short to it; 0 for their own length.
     """
 
     phases: tuple[Phase, ...] = ()
@@ -207,6 +210,7 @@ class StrategySpec:
     corpus: str = ""
     cut_after: str = ""
     objective: str = ""
+    compute_budget: float = 0.0
 
     @classmethod
     def from_config(cls, values: object, where: str) -> "StrategySpec":
@@ -216,7 +220,9 @@ class StrategySpec:
         for key in values:
             if key not in known:
                 raise UserError(f"{where} has no setting {key!r}; {nearest(key, known)}")
-            if key != "phases" and not isinstance(values[key], str):
+            if key == "compute_budget":
+                check_share(f"{where}.{key}", values[key])
+            elif key != "phases" and not isinstance(values[key], str):
                 raise UserError(f"{where}.{key} is {values[key]!r}; expected text")
         if (objective := values.get("objective", "")) and objective not in OBJECTIVES:
             raise UserError(f"{where}.objective is {objective!r}; {nearest(str(objective), OBJECTIVES)}")
@@ -254,6 +260,12 @@ def source_from_config(values: object, where: str) -> dict[str, Any]:
         where = where if where.endswith(": ") else f"{where}: "
         raise UserError(f"{where}{values!r}; expected settings such as kind='manifest', path='manifest.csv'")
     return {str(key): tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def check_share(where: str, value: object) -> None:
+    """Refuse a compute budget that is not a finite number from 0; `where` names the setting."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UserError(f"{where} is {value!r}; expected a share of full DAPT's FLOPs, such as 0.1, or 0")
 
 
 _LONGEST_NAME = 80

@@ -284,6 +284,12 @@ class TransferSettings:
         choices=("", "mean_gradient"),
         doc="One feature per image, for comparison; empty: none.",
     )
+    keep: str = setting(
+        "best",
+        choices=("best", "all", "none"),
+        affects_results=False,
+        doc="Target models that stay in models/ of the workdir: of the best strategy, all, or none.",
+    )
     head: HeadSettings = section(HeadSettings, "Heads on frozen features.")
     finetune: FinetuneSettings = section(FinetuneSettings, "Fine-tuning.")
     segmentation: SegmentationSettings = section(SegmentationSettings, "Tasks of masks.")

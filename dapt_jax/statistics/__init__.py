@@ -3,6 +3,7 @@
 from dapt_jax.statistics.aggregation import PATIENT, PIXELS, RULES, Aggregation, Units
 from dapt_jax.statistics.comparisons import (
     Comparison,
+    Estimate,
     cohens_d,
     equivalence,
     hedges_g,
@@ -22,6 +23,13 @@ from dapt_jax.statistics.intervals import (
     patient_interval,
     too_few_seeds,
 )
+from dapt_jax.statistics.power import (
+    margin_for_seeds,
+    power_of_non_inferiority,
+    seeds_for_margin,
+    upper_sd,
+)
+from dapt_jax.statistics.random_effects import RandomEffects, random_effects
 from dapt_jax.statistics.ranks import Ranks, pareto, ranks
 from dapt_jax.statistics.roc import Areas, auc, auc_half_width, delong
 from dapt_jax.statistics.threshold_curves import (
@@ -32,6 +40,7 @@ from dapt_jax.statistics.threshold_curves import (
     roc_curves,
     weighted_aucs,
 )
+from dapt_jax.statistics.two_level import two_level
 
 __all__ = [
     "FALSE_POSITIVE_RATES",
@@ -42,7 +51,9 @@ __all__ = [
     "Aggregation",
     "Areas",
     "Comparison",
+    "Estimate",
     "Interval",
+    "RandomEffects",
     "Ranks",
     "Summary",
     "Units",
@@ -54,6 +65,7 @@ __all__ = [
     "equivalence",
     "hedges_g",
     "holm",
+    "margin_for_seeds",
     "mean_interval",
     "non_inferiority",
     "paired_dz",
@@ -62,11 +74,16 @@ __all__ = [
     "patient_draws",
     "patient_interval",
     "patient_weights",
+    "power_of_non_inferiority",
     "precision_curves",
+    "random_effects",
     "ranks",
     "roc_curves",
+    "seeds_for_margin",
     "summary_t",
     "too_few_seeds",
+    "two_level",
+    "upper_sd",
     "weighted_aucs",
     "welch_t",
 ]

@@ -29,6 +29,7 @@ from dapt_jax.study import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.overlays import Overlays
 from dapt_jax.study.runs import run_options, segmentation_loss
+from dapt_jax.study.target_models import Keeper
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import windows
 from dapt_jax.training.context import RunContext
@@ -124,6 +125,7 @@ def transfer(
     settings = study.settings.transfer_of(task.name).segmentation
     rows: list[ResultRow] = []
     workdir = context.study_folder()
+    keeper = Keeper(study, arm, task, adapted, context)
     for protocol in settings.protocols:
         state = arm.folder(workdir) / f"{protocol}-{task.name}"
         scores = _Scores(task)
@@ -138,6 +140,7 @@ def transfer(
             params, batch_stats = adapt.train_with_early_stopping(
                 run, params, batch_stats, own, settings.early_stopping_patience
             )
+            keeper.decoder(protocol, run, params, batch_stats, fold, held_rows)
             predict = _predictor(run, params, batch_stats, settings.overlap, context.mesh)
             context.reporter.advance(0, f"{run.title}: segmenting")
             is_shown = fold == 0 and arm.seed == study.settings.seeds[0]

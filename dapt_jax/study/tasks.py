@@ -185,7 +185,7 @@ class Task:
 
     @property
     def distance_unit(self) -> str:
-        """Unit of distances between masks: mm if all files define their spacing, else px of decoded images."""
+        """Unit of distances between masks: mm if all files define their spacing, else px of the files."""
         return "mm" if all(data.spacing is not None for data in self.datasets.values()) else "px"
 
     def folds(self, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
