@@ -1,5 +1,6 @@
 """Selection of the module that reads a file, by the file's name or its first bytes."""
 
+import stat
 from pathlib import Path
 from types import ModuleType
 
@@ -7,6 +8,7 @@ from dapt_jax.data import arrays, dicom, nifti, pixels
 from dapt_jax.data.geometry import Geometry
 from dapt_jax.data.intensity import Samples
 from dapt_jax.data.plane import Source, plane
+from dapt_jax.errors import UserError
 
 _SUFFIXES = {
     ".dcm": dicom,
@@ -23,7 +25,11 @@ def module(path: Path) -> ModuleType:
     """Return the module whose `samples`, `values` and `extent` read a file.
 
     The default is `dapt_jax.data.pixels`, which tries Pillow.
+
+    Raises:
+        UserError: The path is a pipe, a device or a folder: reading some of them never ends.
     """
+    _check_regular(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-2:] == [".nii", ".gz"]:
         return nifti
@@ -72,6 +78,15 @@ def spacing(source: Source) -> tuple[float, float] | None:
     found = plane(source)
     reader = module(found.path)
     return reader.spacing(found) if reader in (dicom, nifti) else None
+
+
+def _check_regular(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # absent, too long, not a path: readers say so
+        return
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: cannot be read (it is no file); expected an image")
 
 
 def _is_named_image(suffixes: list[str]) -> bool:

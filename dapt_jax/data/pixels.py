@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from dapt_jax.data import limits
+from dapt_jax.data import frames, limits
 from dapt_jax.data.intensity import Range, Samples, integers_or_floats, of_bits
 from dapt_jax.data.plane import Plane, Source, plane
 from dapt_jax.errors import UserError
@@ -75,10 +75,11 @@ def _image(found: Plane) -> Iterator[Image.Image]:
             "or .dcm, .nii, .npy or .mat"
         ) from error
     with image:
+        frames.check(path, image.format)
         # Phone cameras write JPEGs with a preview as a second frame (MPO); such a file holds one picture.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        if frames > 1 or found.index:
-            image.seek(found.at(found.index, frames, "frame"))
+        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if count > 1 or found.index:
+            image.seek(found.at(found.index, count, "frame"))
         yield image
 
 
