@@ -255,6 +255,37 @@ def test_a_file_of_countless_pages_or_frames_is_refused_without_counting_them(tm
         assert "more than 10,000 pages or frames" in line_of(Plane(tmp_path / name, 0))
 
 
+def test_a_jpeg_of_countless_scans_is_refused_and_one_of_usual_scans_read(tmp_path):
+    Image.fromarray(np.dstack([GREY] * 3)).save(tmp_path / "good.jpg", progressive=True)
+    assert decode(tmp_path / "good.jpg", 8).shape == (8, 8, 3)
+    good = (tmp_path / "good.jpg").read_bytes()
+    start = good.index(b"\xff\xda")
+    scan = good[start : good.index(b"\xff\xda", start + 2)]
+    (tmp_path / "a.jpg").write_bytes(good[:start] + scan * 300 + good[start:])
+    assert "a JPEG of more than 200 scans" in line_of(tmp_path / "a.jpg")
+
+
+def test_the_size_of_a_png_is_checked_before_its_orientation_is_looked_for(tmp_path, small_limit):
+    path = png_header(tmp_path / "a.png", 1, 80_000_000)
+    with pytest.raises(UserError, match=r"takes .* GiB to read"):
+        formats.extent(path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300])
+@pytest.mark.parametrize("suffix", ["", ".png", ".dcm", ".nii", ".npy", ".h5", ".mat"])
+def test_a_name_that_no_file_can_have_is_one_line_whatever_is_asked(tmp_path, name, suffix):
+    source = Plane(tmp_path / f"{name}{suffix}", 0, key="x")
+    for ask in (lambda each: decode(each, 8), masks.read, formats.extent):
+        with pytest.raises(UserError):
+            ask(source)
+
+
+@pytest.mark.parametrize("header", [b"P5 #", b"P2\n1 1\n#", b"P6 1 " + b"\n#" * 40_000, b"P4 # "])
+def test_a_header_of_endless_comments_is_refused(tmp_path, header):
+    (tmp_path / "a.ppm").write_bytes(header + b"x" * (1 << 20))
+    assert "header of more than 65,536 bytes" in line_of(tmp_path / "a.ppm")
+
+
 def test_pages_and_frames_are_counted_as_pillow_counts_them(tmp_path):
     tiff_of_pages(tmp_path / "a.tif", 7)
     pictures = [Image.fromarray(np.roll(GREY, number)) for number in range(5)]

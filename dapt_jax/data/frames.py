@@ -1,6 +1,9 @@
-"""Number of pages of a TIFF and of frames of a GIF, bounded: Pillow takes minutes to count those of a hostile file."""
+"""Limits of what Pillow takes minutes for in a hostile file: pages, frames, scans, comments."""
 
+import itertools
+import mmap
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,8 +13,34 @@ MOST = 10_000
 """Most pages or frames of a file."""
 
 
+_SCANS = 200
+"""Most scans of a JPEG: each goes over all pixels, whatever its own size."""
+
+_PNM_HEADER = 1 << 16
+"""Most bytes of the header of a PGM or PPM, with its comments, which Pillow reads byte by byte."""
+
+
+def check_header(path: Path) -> None:
+    """Refuse a PBM, PGM or PPM whose numbers do not follow within its first 64 KiB.
+
+    Raises:
+        UserError: They do not.
+    """
+    with path.open("rb") as file:
+        head = file.read(_PNM_HEADER)
+    if len(head) < _PNM_HEADER or not re.match(rb"P[0-6fFyY]", head):
+        return
+    numbers = 2 if head[1:2] in b"14" else 3
+    if not re.match(rb"P\w+(?:(?:\s|#[^\r\n]*[\r\n])+[\d.eE+-]+){%d}\s" % numbers, head):
+        raise UserError(
+            f"{path}: a PGM or PPM header of more than {_PNM_HEADER:,} bytes; expected {numbers} numbers"
+        )
+
+
 def check(path: Path, format: str | None) -> None:
-    """Refuse a TIFF or a GIF of more than `MOST` pages or frames; others state their number in a header.
+    """Refuse a TIFF or a GIF of more than `MOST` pages or frames, and a JPEG of more than `_SCANS` scans.
+
+    Other formats state how many they hold in a header.
 
     Args:
         path: The file.
@@ -20,6 +49,10 @@ def check(path: Path, format: str | None) -> None:
     Raises:
         UserError: There are more.
     """
+    if format in ("JPEG", "MPO"):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if sum(1 for _ in itertools.islice(re.finditer(rb"\xff\xda", content), _SCANS + 1)) > _SCANS:
+                raise UserError(f"{path}: a JPEG of more than {_SCANS} scans; expected one, or about ten")
     count = {"TIFF": _pages, "GIF": _frames}.get(format or "")
     if count is None:
         return

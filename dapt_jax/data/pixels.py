@@ -62,6 +62,7 @@ def _image(found: Plane) -> Iterator[Image.Image]:
     if not path.is_file():
         missing = "no such image file" if not path.exists() else "cannot be read (it is no file)"
         raise UserError(f"{path}: {missing}; expected an image")
+    frames.check_header(path)
     try:
         image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -101,6 +102,7 @@ def _check_size(path: Path, image: Image.Image) -> None:
 def extent(source: Plane) -> tuple[int, int]:
     """Return the height and width of the upright image, from the file's header alone."""
     with limits.border(source.path, _EXPECTED), _image(source) as image:
+        _check_size(source.path, image)  # for the orientation, Pillow decodes a PNG
         width, height = image.size
         # Values 5 to 8 of the EXIF orientation rotate the image by 90 degrees.
         return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
