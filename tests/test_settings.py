@@ -224,6 +224,7 @@ def test_settings_that_do_not_change_results():
         "non_finite",
         "energy",
         "report",
+        "advise",
         "aot",
         "plan",
         "scoring",
