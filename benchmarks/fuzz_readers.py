@@ -1,21 +1,21 @@
 """Feeds damaged weight and image files to the readers and counts what they make of them.
 
-    python -m benchmarks.fuzz_readers --count=100000
-    python -m benchmarks.fuzz_readers --kind=images --count=100000
+    python -m benchmarks.fuzz_readers --count=100000 --csv=benchmarks/results/fuzz_weights.csv
+    python -m benchmarks.fuzz_readers --kind=images --count=100000 --csv=benchmarks/results/fuzz_images.csv
+    python -m benchmarks.fuzz_readers --formats=npz --first=NUMBER --count=1
 
 Every input is a well-formed small file of one format (written here, without the framework that it belongs to)
-after one of
-these: bits flipped, a run of bytes overwritten, cut, a piece removed, doubled or swapped, a number that looks
-like a length set to an extreme, or, for pickles, instructions inserted. A reader may return arrays or raise
-`UserError` of one line. All else is a finding: another exception, a dead process, more than `--seconds` for
-one file, or more memory than twice the file and the allowance: of weights `weights.source.SPARE`, of images
-the limit for decoded data (`benchmarks.fuzz_images.LIMIT`); the worst ratio of memory to that is printed for
-each format. Inputs follow from (seed, number) alone, so that each can be made
-again: `--first=NUMBER --count=1`.
+after one of these: bits flipped, a run of bytes overwritten, cut, a piece removed, doubled or swapped, a
+number that looks like a length set to an extreme, or, for pickles, instructions inserted. A reader may return
+arrays or raise `UserError` of one line. All else is a finding: another exception, a dead process, more than
+`--seconds` of processor time for one file (or two minutes of any time), or more memory than twice the file and
+the allowance: of weights `weights.source.SPARE`, of images the limit for decoded data
+(`benchmarks.fuzz_images.LIMIT`). Memory is the growth of the process's resident set, measured anew for each
+file; for the first 2,000 files of a format the allocations of Python as well. The worst ratio to what is
+allowed is in the table.
 
-HDF5 files are read here without the process that the readers try them out in (`weights.keras_hdf5`): one for
-each would take hours. Where the HDF5 library hangs or crashes, the file is read once more as users read it,
-and counted as *guarded* if that gives one line.
+Inputs follow from (seed, format, number) alone, and the table's `corpus` is a checksum of all of them. A format
+that the file of `--csv` has in the same size already is not read again, so that a long run can be continued.
 
 Found so far, and mended: NumPy's parser of array headers raises `TokenError`; HDF5 2.0 loops without end on
 some damaged attributes; zipfile reserves what a damaged size claims (a gigabyte for a file of a kilobyte,
@@ -24,348 +24,255 @@ never fill it.
 """
 
 import argparse
-import collections
+import csv
 import dataclasses
-import io
-import json
+import hashlib
+import importlib
 import multiprocessing
-import pickle
 import random
 import resource
 import signal
-import struct
 import sys
 import tempfile
+import time
 import tracemalloc
-import zipfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import h5py
-import ml_dtypes
-import numpy as np
-import safetensors.numpy
+_BATCH = 20_000
+_TRACED = 2000
+"""Files of a format of which Python's allocations are measured, which takes half the time."""
 
-from dapt_jax.errors import UserError
-from dapt_jax.weights import keras_hdf5, readers
-from dapt_jax.weights.source import SPARE
-from tests import onnx_files
-from tests.torch_files import tensor, write_old, write_zip
-
-SUFFIXES = {
-    "torch": ".pth",
-    "torch_old": ".pth",
-    "safetensors": ".safetensors",
-    "npz": ".npz",
-    "npz_packed": ".npz",
-    "h5": ".h5",
-    "weights_h5": ".h5",
-    "keras": ".keras",
-    "haiku": ".pkl",
-    "onnx": ".onnx",
-}
-_EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 62, (1 << 64) - 1)
-_BATCH = 5000
-_HDF5 = ("h5", "weights_h5", "keras")
+_SILENT_S = 120
+"""Seconds after which a process that says nothing is ended."""
 
 
-def arrays() -> dict[str, np.ndarray]:
-    """What every well-formed file holds."""
-    rng = np.random.default_rng(0)
-    return {
-        "conv/kernel": rng.standard_normal((3, 3, 2, 4)).astype(np.float32),
-        "norm/gamma": np.ones(4, np.float16),
-        "norm/beta": np.zeros(4, ml_dtypes.bfloat16),
-        "head/bias": rng.standard_normal(3),
-    }
-
-
-def write_seeds(folder: Path) -> dict[str, bytes]:
-    """A well-formed file of every format."""
-    flat = {key: a for key, a in arrays().items() if a.dtype != ml_dtypes.bfloat16}
-    runs = {str(number): a for number, a in enumerate(flat.values())}
-    content = {"epoch": 3, "state_dict": {key: tensor(a, str(n)) for n, (key, a) in enumerate(flat.items())}}
-    write_zip(folder / "torch", content, {key: a.tobytes() for key, a in runs.items()})
-    write_old(folder / "torch_old", content, runs)
-    safetensors.numpy.save_file(arrays(), folder / "safetensors")
-    with (folder / "npz").open("wb") as file:
-        np.savez(file, **flat)
-    with (folder / "npz_packed").open("wb") as file:
-        np.savez_compressed(file, **flat)
-    _write_legacy(folder / "h5", flat)
-    _write_keras3(folder / "weights_h5", flat)
-    with zipfile.ZipFile(folder / "keras", "w") as archive:
-        archive.writestr("config.json", json.dumps({"class_name": "Functional", "config": {"layers": []}}))
-        archive.writestr("model.weights.h5", (folder / "weights_h5").read_bytes())
-    nested = {
-        "net/~/conv": {"w": flat["conv/kernel"]},
-        "net/~/norm": {"scale": np.ones((1, 1, 1, 4), np.float32)},
-    }
-    (folder / "haiku").write_bytes(pickle.dumps((nested, {"ema": {"average": np.zeros(4)}}), protocol=4))
-    (folder / "onnx").write_bytes(onnx_files.model({"onnx::MatMul_1": np.ones((2, 3), np.float32), **flat}))
-    return {name: (folder / name).read_bytes() for name in SUFFIXES}
-
-
-def _write_legacy(path: Path, flat: dict[str, np.ndarray]) -> None:
-    with h5py.File(path, "w") as file:
-        layers = sorted({key.partition("/")[0] for key in flat})
-        file.attrs["layer_names"] = layers
-        for layer in layers:
-            names = [key for key in flat if key.startswith(layer)]
-            file.create_group(layer).attrs["weight_names"] = names
-            for name in names:
-                file[layer][name] = flat[name]
-
-
-def _write_keras3(path: Path, flat: dict[str, np.ndarray]) -> None:
-    with h5py.File(path, "w") as file:
-        variables = file.create_group("layers/conv2d/vars")
-        variables.attrs["name"] = "conv"
-        variables["0"] = flat["conv/kernel"]
-        # A packed array too: filters are code of HDF5 that damaged files reach.
-        variables.create_dataset("1", data=np.zeros(512, np.float32), compression="gzip", shuffle=True)
-
-
-def damage(data: bytes, rng: random.Random) -> bytes:
-    """One to four random changes."""
-    spoilt = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        if not spoilt:
-            break
-        at, length = rng.randrange(len(spoilt)), rng.choice((1, 2, 4, 8, 16, 64))
-        match rng.randrange(9):
-            case 0:
-                spoilt[at] ^= 1 << rng.randrange(8)
-            case 1:
-                spoilt[at : at + length] = rng.randbytes(length)
-            case 2:
-                del spoilt[at:]
-            case 3:
-                del spoilt[at : at + length]
-            case 4:
-                spoilt[at:at] = spoilt[at : at + length]
-            case 5:
-                other = rng.randrange(len(spoilt))
-                spoilt[at : at + length] = spoilt[other : other + length]
-            case 6 | 7:
-                wide = rng.choice((1, 2, 4, 8))
-                value = rng.choice(_EXTREMES) & ((1 << 8 * wide) - 1)
-                spoilt[at : at + wide] = value.to_bytes(wide, rng.choice(("little", "big")))
-            case 8:
-                known = [
-                    code.encode("latin1")
-                    for code in vars(pickle).values()
-                    if isinstance(code, str) and len(code) == 1
-                ]
-                known += [
-                    code for code in vars(pickle).values() if isinstance(code, bytes) and len(code) == 1
-                ]
-                spoilt[at:at] = b"".join(rng.choice(known) for _ in range(rng.randrange(1, 5)))
-    return bytes(spoilt)
-
-
-def damaged(name: str, seed: bytes, rng: random.Random) -> bytes:
-    """A damaged file; the pickle inside a PyTorch zip is spoilt before it is packed, else its checksum hides it."""
-    if name in ("torch", "npz", "keras") and rng.random() < 0.6:
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(io.BytesIO(seed)) as old, zipfile.ZipFile(buffer, "w") as new:
-            names = old.namelist()
-            chosen = rng.choice(
-                [each for each in names if each.endswith((".pkl", ".npy", ".h5", ".json"))] or names
-            )
-            for member in names:
-                content = old.read(member)
-                new.writestr(member, damage(content, rng) if member == chosen else content)
-        return buffer.getvalue()
-    if (
-        name == "safetensors" and rng.random() < 0.5
-    ):  # the header's length kept true, so that its text is reached
-        (length,) = struct.unpack("<Q", seed[:8])
-        header = damage(seed[8 : 8 + length], rng)
-        return struct.pack("<Q", len(header)) + header + seed[8 + length :]
-    return damage(seed, rng)
-
-
-def read_all(path: Path) -> str:
-    """What the readers make of a file: `read`, `refused`, or what went wrong."""
-    try:
-        weights = readers.read(path)
-        for key in weights:
-            weights.like(key)
-            weights[key]
-    except UserError as error:
-        if "\n" in str(error) or len(str(error)) > 1500:
-            return f"a line of {len(str(error))} characters: {str(error)[:80]!r}"
-        return "refused"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "read"
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """What is fuzzed.
+@dataclasses.dataclass
+class Outcomes:
+    """What readers made of the inputs of one format.
 
     Attributes:
-        suffixes: Suffix of each format's files.
-        write_seeds: Writes and returns a well-formed file of each.
-        damaged: Damages one.
-        read_all: Reads a file.
-        prepare: What a process does first.
-        spare: Bytes of memory that reading may take beside twice the file.
+        format: Name of the format.
+        seed: Seed of the inputs.
+        tried: Number of inputs.
+        read: Inputs that gave arrays.
+        refused: Inputs that gave one line.
+        guarded: Inputs on which a library failed, and that give one line where they are tried in another process.
+        findings: All others.
+        memory: Greatest ratio of memory to what is allowed.
+        slowest_s: Longest time for one input, in seconds.
+        wall_s: Time for all of them, in seconds.
+        corpus: Checksum of all inputs.
     """
 
-    suffixes: dict[str, str]
-    write_seeds: Callable[[Path], dict[str, bytes]]
-    damaged: Callable[[str, bytes, random.Random], bytes]
-    read_all: Callable[[Path], str]
-    prepare: Callable[[], None]
-    spare: int
+    format: str
+    seed: int
+    tried: int = 0
+    read: int = 0
+    refused: int = 0
+    guarded: int = 0
+    findings: int = 0
+    memory: float = 0.0
+    slowest_s: float = 0.0
+    wall_s: float = 0.0
+    corpus: int = 0
 
 
-def target(kind: str) -> Target:
-    """The weight or the image formats."""
-    if kind == "images":
-        from benchmarks import fuzz_images as images
-
-        return Target(
-            images.SUFFIXES, images.write_seeds, images.damaged, images.read_all, images.prepare, images.LIMIT
-        )
-    return Target(SUFFIXES, write_seeds, damaged, read_all, _without_trial, SPARE)
+def target(kind: str) -> ModuleType:
+    """Return the module of the weight or the image formats."""
+    return importlib.import_module(f"benchmarks.fuzz_{kind}")
 
 
-def _without_trial() -> None:
-    keras_hdf5._try_out = lambda path: None
+def _reset_peak() -> None:
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
 
 
-def _resident() -> int:
-    """Most bytes of this process that were ever in memory, those of C libraries too."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _peak() -> int:
+    """Return the most bytes that were resident since `_reset_peak`, or ever where the system cannot say."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def make(module: ModuleType, name: str, seeds: dict[str, bytes], seed: int, number: int) -> bytes:
+    """Return an input."""
+    made: bytes = module.damaged(name, seeds[name], random.Random(f"{seed}/{name}/{number}"))
+    return made
 
 
 def _work(
-    kind: str, seeds: dict[str, bytes], seed: int, numbers: range, folder: str, seconds: int, channel: Any
-) -> None:
-    """Reads a batch; tells of each number before it is read, so that a crash has a name."""
+    kind: str, jobs: Sequence[tuple[str, int]], seeds: dict[str, bytes], seed: int, folder: str,
+    seconds: int, current: Any, channel: Any,
+) -> None:  # fmt: skip
+    """Read a batch; the place of each job is in `current` before it is read, so that a crash has a name."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, even inside a library's loop
-    fuzzed = target(kind)
-    fuzzed.prepare()
-    tracemalloc.start()
-    names = list(fuzzed.suffixes)
-    highest = _resident()
-    for number in numbers:
-        rng = random.Random(f"{seed}/{number}")
-        name = names[number % len(names)]
-        data = fuzzed.damaged(name, seeds[name], rng)
-        path = Path(folder) / f"input{fuzzed.suffixes[name]}"
+    module = target(kind)
+    module.prepare()
+    for place, (name, number) in enumerate(jobs):
+        data = make(module, name, seeds, seed, number)
+        path = Path(folder) / f"input{module.SUFFIXES[name]}"
         path.write_bytes(data)
-        channel.send((number, name, "started", 0.0))
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
+        current.value = place
+        if number < _TRACED and not tracemalloc.is_tracing():
+            tracemalloc.start()
+        elif number >= _TRACED:
+            tracemalloc.stop()
+        traced = tracemalloc.is_tracing()
+        if traced:
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+        _reset_peak()
+        resident, started = _peak(), time.perf_counter()
         signal.setitimer(signal.ITIMER_PROF, seconds)  # processor time: a busy machine is no finding
-        outcome = fuzzed.read_all(path)
+        outcome = module.read_all(path)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        peak = max(tracemalloc.get_traced_memory()[1] - before, _resident() - highest)
-        highest = max(highest, _resident())
-        allowed = 2 * len(data) + fuzzed.spare
+        duration = time.perf_counter() - started
+        peak = _peak() - resident
+        if traced:
+            peak = max(peak, tracemalloc.get_traced_memory()[1] - before)
+        allowed = 2 * len(data) + module.LIMIT
         if peak > allowed:
             outcome = f"{peak:,} bytes of memory for a file of {len(data):,}"
-        channel.send((number, name, outcome, peak / allowed))
+        channel.send((place, outcome, peak / allowed, duration, _number(data)))
     channel.send(None)
 
 
-def run(
-    count: int,
-    *,
-    seed: int = 0,
-    first: int = 0,
-    seconds: int = 5,
-    kind: str = "weights",
-    worst: dict[str, float] | None = None,
-) -> tuple[collections.Counter, list[str]]:
-    """Reads `count` inputs in processes of their own.
+def _number(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+
+
+def fuzz(
+    kind: str, names: Sequence[str], count: int, *, seed: int = 0, first: int = 0, seconds: int = 5
+) -> tuple[dict[str, Outcomes], list[str]]:
+    """Read inputs in processes of their own.
 
     Args:
-        count: number of inputs.
-        seed: of all of them.
-        first: number of the first.
-        seconds: that one input may take.
         kind: "weights" or "images".
-        worst: takes, for each format, the greatest ratio of memory to what is allowed.
+        names: Formats, of the module's `SUFFIXES`.
+        count: Number of inputs of each.
+        seed: Seed of all of them.
+        first: Number of the first.
+        seconds: Processor time that one input may take.
 
     Returns:
-        How many there were of each (format, outcome), and the findings, a line each.
+        How many there were of each outcome, by format, and the findings, a line each.
     """
-    outcomes: collections.Counter = collections.Counter()
-    findings = []
+    outcomes = {name: Outcomes(name, seed, count) for name in names}
+    findings: list[str] = []
     context = multiprocessing.get_context("fork" if "jax" not in sys.modules else "spawn")
+    current = context.Value("q", 0, lock=False)
+    module = target(kind)
     with tempfile.TemporaryDirectory() as folder:
-        fuzzed = target(kind)
-        seeds = fuzzed.write_seeds(Path(folder))
-        at, end = first, first + count
-        while at < end:
+        seeds = module.write_seeds(Path(folder))
+        jobs = [(name, number) for name in names for number in range(first, first + count)]
+        while jobs:
             ours, theirs = context.Pipe()
-            numbers = range(at, min(at + _BATCH, end))
-            worker = context.Process(target=_work, args=(kind, seeds, seed, numbers, folder, seconds, theirs))
+            batch, place, since = jobs[:_BATCH], -1, time.perf_counter()
+            worker = context.Process(
+                target=_work, args=(kind, batch, seeds, seed, folder, seconds, current, theirs)
+            )
+            current.value = 0
             worker.start()
             theirs.close()
-            number, name, outcome = at, "", "started"
             try:
-                while (told := ours.recv()) is not None:
-                    number, name, outcome, ratio = told
-                    if outcome == "started":
-                        continue
-                    if worst is not None:
-                        worst[name] = max(worst.get(name, 0.0), ratio)
-                    is_finding = outcome not in ("read", "refused")
-                    outcomes[name, "finding" if is_finding else outcome] += 1
-                    if is_finding:
-                        findings.append(f"input {number} ({name}): {outcome}")
+                while True:
+                    if not ours.poll(_SILENT_S):
+                        worker.kill()
+                    if (said := ours.recv()) is None:
+                        break
+                    place, outcome, ratio, duration, digest = said
+                    name, number = batch[place]
+                    found, now = outcomes[name], time.perf_counter()
+                    found.wall_s, since = found.wall_s + now - since, now
+                    found.corpus += digest
+                    found.memory = max(found.memory, ratio)
+                    found.slowest_s = max(found.slowest_s, duration)
+                    found.read += outcome == "read"
+                    found.refused += outcome == "refused"
+                    if outcome not in ("read", "refused"):
+                        found.findings += 1
+                        findings.append(f"{name}, input {number}: {outcome}")
             except EOFError:
                 worker.join()
-                again = read_all(Path(folder) / f"input{fuzzed.suffixes[name]}") if name in _HDF5 else ""
-                outcomes[name, "guarded" if again == "refused" else "finding"] += 1
-                if again != "refused":
+                place = max(place + 1, current.value)
+                name, number = batch[place]
+                outcomes[name].corpus += _number(make(module, name, seeds, seed, number))
+                path = Path(folder) / f"input{module.SUFFIXES[name]}"
+                again = module.read_all(path) if name in module.GUARDED else ""
+                if again == "refused":
+                    outcomes[name].guarded += 1
+                else:
+                    outcomes[name].findings += 1
                     findings.append(
-                        f"input {number} ({name}): the process ended with {worker.exitcode} {again}"
+                        f"{name}, input {number}: the process ended with {worker.exitcode} {again}"
                     )
             worker.join()
-            at = number + 1
+            jobs = jobs[place + 1 :]
     return outcomes, findings
 
 
+def _done(path: str | None) -> list[dict[str, Any]]:
+    if not path or not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path: str, rows: Sequence[dict[str, Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Outcomes)])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> int:
-    """Prints a table of outcomes and the findings; the exit code is 1 if there are any."""
+    """Print a table of outcomes and the findings; the exit code is 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--count", type=int, default=200, help="inputs of each format")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--kind", choices=("weights", "images"), default="weights")
+    parser.add_argument("--formats", default="", help="all by default")
+    parser.add_argument("--csv", help="file of the table")
     options = parser.parse_args()
-    worst: dict[str, float] = {}
-    outcomes, findings = run(
-        options.count,
-        seed=options.seed,
-        first=options.first,
-        seconds=options.seconds,
-        kind=options.kind,
-        worst=worst,
-    )
-    columns = ("read", "refused", "guarded", "finding")
-    print(f"{'format':<15}{'tried':>9}" + "".join(f"{each:>9}" for each in columns) + f"{'memory':>9}")
-    for name in target(options.kind).suffixes:
-        counts = [outcomes[name, each] for each in columns]
-        print(
-            f"{name:<15}{sum(counts):>9}"
-            + "".join(f"{each:>9}" for each in counts)
-            + f"{worst.get(name, 0):>9.2f}"
+    rows = _done(options.csv)
+    shown = ("tried", "read", "refused", "guarded", "findings", "memory", "slowest_s", "wall_s")
+    print(f"{'format':<15}" + "".join(f"{each:>10}" for each in shown) + f"{'corpus':>18}", flush=True)
+    total = 0
+    for name in options.formats.split(",") if options.formats else target(options.kind).SUFFIXES:
+        key = {"format": name, "seed": str(options.seed), "tried": str(options.count)}
+        if any(all(row[field] == value for field, value in key.items()) for row in rows):
+            continue
+        outcomes, findings = fuzz(
+            options.kind,
+            [name],
+            options.count,
+            seed=options.seed,
+            first=options.first,
+            seconds=options.seconds,
         )
-    for finding in findings:
-        print(finding)
-    print(f"{sum(outcomes.values())} inputs, {len(findings)} findings")
-    return 1 if findings else 0
+        row = {
+            field: f"{value:.3g}" if isinstance(value, float) else str(value)
+            for field, value in dataclasses.asdict(outcomes[name]).items()
+        }
+        row["corpus"] = f"{outcomes[name].corpus % (1 << 64):016x}"
+        print(
+            f"{name:<15}" + "".join(f"{row[each]:>10}" for each in shown) + f"{row['corpus']:>18}", flush=True
+        )
+        for finding in findings:
+            print(finding, flush=True)
+        total += len(findings)
+        rows = [each for each in rows if each["format"] != name] + [row]
+        if options.csv:
+            _write(options.csv, rows)
+    print(f"{total} findings")
+    return 1 if total else 0
 
 
 if __name__ == "__main__":

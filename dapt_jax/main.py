@@ -205,6 +205,10 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             from dapt_jax.export import embeddings
 
             embeddings.run(settings, folder)
+        elif settings.mode == "predict":
+            from dapt_jax.inference import stream
+
+            stream.run(settings, folder)
         else:
             from dapt_jax.export import encoders
 

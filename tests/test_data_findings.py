@@ -221,7 +221,7 @@ def test_tasks_of_the_users_own_grades_have_a_quadratic_kappa(tmp_path):
     ("shape", "size", "crop", "words"),
     [
         ((40, 40), 16, None, []),
-        ((40, 90), 16, None, ["far from square and squashed to 16 x 16", "crop=40"]),
+        ((40, 90), 16, None, ["far from square and squashed to 16 x 16, the default", "model.resize=pad"]),
         ((40, 90), 16, 40, []),
         ((140, 140), 16, None, ["140 x 140 pixels, median of 3 files) are shrunk 9 times to 16 x 16"]),
     ],

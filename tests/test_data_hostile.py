@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from benchmarks import fuzz_readers
+from benchmarks import fuzz_images, fuzz_readers
 from dapt_jax.data import arrays, dicom, formats, hdf5_trial, limits, nifti, pixels
 from dapt_jax.data.decode import decode
 from dapt_jax.data.manifest import load_manifest
@@ -56,10 +56,9 @@ def test_every_hostile_image_is_one_line(path):
 
 def test_mutated_files_of_every_image_format_are_read_or_one_line():
     """A short run of `python -m benchmarks.fuzz_readers --kind=images`."""
-    outcomes, findings = fuzz_readers.run(200, seed=7, kind="images")
+    outcomes, findings = fuzz_readers.fuzz("images", list(fuzz_images.SUFFIXES), 10, seed=7)
     assert not findings
-    formats_tried = fuzz_readers.target("images").suffixes
-    assert all(outcomes[name, "refused"] + outcomes[name, "read"] == 10 for name in formats_tried)
+    assert all(each.refused + each.read == 10 for each in outcomes.values())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pydicom.sequence import Sequence
 
 from dapt_jax import metrics
 from dapt_jax.data import findings, formats, masks
+from dapt_jax.data.framing import Framing
 from dapt_jax.data.geometry import Geometry, Turn, turn_onto
 from dapt_jax.data.manifest import load_manifest
 from dapt_jax.data.masks import Placed
@@ -178,7 +179,7 @@ def test_masks_without_coordinates_beside_slices_need_a_word_on_how_they_lie(tmp
         ):
             load_manifest(manifest, image_size=8, segments=segments)
         data = load_manifest(manifest, image_size=8, segments=segments, mask_orientation=name)
-        np.testing.assert_array_equal(data.masks[0], masks.resized(shown.astype(np.uint8), 8, None))
+        np.testing.assert_array_equal(data.masks[0], Framing(8).mask(shown.astype(np.uint8)))
     with pytest.raises(UserError, match=r"mask_orientation='show'; did you mean 'shown'"):
         load_manifest(manifest, image_size=8, segments=segments, mask_orientation="show")
 
@@ -405,11 +406,11 @@ def test_distances_of_surfaces_are_in_millimetres_where_spacing_is_known(tmp_pat
     scored = metrics.Segmentation(segments)
     scored.add(one, other, data.pixel_sizes([0]))
     assert scored.per_image()["hd95"].item() == pytest.approx(3 * 2.0 * scale)
-    # One image without: pixels for all.
+    # One image without: pixels of the files for all.
     write.image(tmp_path / "p.png", np.zeros((12, 12), np.uint8))
     write.image(tmp_path / "pm.png", np.zeros((12, 12), np.uint8))
     with (tmp_path / "manifest.csv").open("a") as file:
         file.write("p.png,x,pm.png\n")
     mixed = load_manifest(tmp_path / "manifest.csv", image_size=size, segments=segments)
     assert mixed.spacing is None
-    np.testing.assert_array_equal(mixed.pixel_sizes([0, 1]), np.ones((2, 2)))
+    np.testing.assert_allclose(mixed.pixel_sizes([0, 1]), np.full((2, 2), 12 / size))

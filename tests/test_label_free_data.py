@@ -1,5 +1,7 @@
 """Corpora without labels, the settings and studies that take them, and the lines that refuse the rest."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,9 +9,14 @@ from PIL import Image
 from dapt_jax import settings
 from dapt_jax.data import sources
 from dapt_jax.errors import UserError
+from dapt_jax.records.ledger import Row
+from dapt_jax.report import curves
+from dapt_jax.settings import flags
 from dapt_jax.study import collapse, prepare
 from dapt_jax.transferability.alpha_req import alpha_req
+from dapt_jax.transferability.lidar import lidar
 from dapt_jax.transferability.rankme import rankme
+from tests.command import ROOT
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -214,3 +221,65 @@ def test_rankme_and_alpha_req_are_the_published_ones():
         assert alpha_req(directions * spectrum) == pytest.approx(alpha, abs=1e-6)
     with pytest.raises(UserError, match="eigenvalues above rounding"):
         alpha_req(np.ones((9, 4)))
+
+
+def test_the_decisive_study_has_the_arms_and_controls_that_its_docs_name():
+    """Every arm of every set resolves to phases; partial arms train above a boundary that can be cached."""
+    for images in ("blood", "brain", "chest"):
+        for arms, seeds in {"cached": 5, "control": 5, "teacher": 5, "full": 3}.items():
+            made = settings.resolve(flags.read(f"{ROOT}/configs/label_free_study.py:{images},{arms}"))
+            assert len(made.seeds) == seeds
+            assert made.strategies[0] == "none"
+            for name in made.custom_strategies:
+                phases = made.custom_strategies[name].phases
+                assert ("*" in phases[-1].trainable) == name.endswith("_full")
+                assert all(phase.views for phase in phases) or name in (
+                    "reconstruct_full",
+                    "two_views_full",
+                    "supervised_full",
+                )
+    with pytest.raises(UserError, match=r"expected SET,ARMS.*'bloood'.*'blood'"):
+        flags.read(f"{ROOT}/configs/label_free_study.py:bloood,cached")
+
+
+def test_lidar_is_the_published_one_and_does_not_count_what_augmentation_fills():
+    """By eigenvectors as arXiv 2312.04000 writes it, where the code takes a Cholesky factor."""
+    rng = np.random.default_rng(0)
+    views = rng.normal(size=(1, 30, 6)) * [3, 2, 1, 1, 0.5, 0.1] + 0.3 * rng.normal(size=(4, 30, 6))
+    means = views.mean(0)
+    inside = (views - means).reshape(-1, 6)
+    within = inside.T @ inside / len(inside) + 1e-4 * np.eye(6)
+    values, vectors = np.linalg.eigh(within)
+    root = vectors / np.sqrt(values) @ vectors.T
+    centred = means - means.mean(0)
+    eigenvalues = np.linalg.eigvalsh(root @ (centred.T @ centred / 30) @ root)
+    share = eigenvalues / eigenvalues.sum() + 1e-7
+    assert lidar(views) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-9)
+    # Ten directions that tell images apart, and ten that only views fill: RankMe counts all, LiDAR ten.
+    images, noise = rng.normal(size=(1, 400, 10)), rng.normal(size=(4, 400, 10))
+    mixed = np.concatenate([np.repeat(images, 4, 0), noise], -1)
+    assert rankme(mixed[0]) > 19
+    assert 9 < lidar(mixed) < 11
+    for bad in (views[:1], views[:, :1]):
+        with pytest.raises(UserError, match="expected two or more of each"):
+            lidar(bad)
+
+
+def test_the_report_draws_rank_and_spread_by_epoch_where_an_arm_is_label_free():
+    def row(strategy, seed, phase, **metrics):
+        curve = [{"epoch": n, "loss": 1.0, **{k: v + n for k, v in metrics.items()}} for n in range(2)]
+        return Row(strategy, seed, "dapt", phase, curve=curve)
+
+    spectrum = {"rankme": 40.0, "alpha_req": 1.0, "feature_sd": 0.2, "lidar": 9.0}
+    rows = [row("partial", seed, phase, **spectrum) for seed in (0, 1) for phase in ("head", "partial")]
+    records = SimpleNamespace(strategies=["partial", "labelled"], seeds=[0, 1], rows=rows)
+    figure = curves.spectrum_curves(records)
+    assert [axes.get_title() for axes in figure.axes] == list(curves.SPECTRUM.values())
+    for axes in figure.axes:
+        (mean,) = [line for line in axes.lines if line.get_label() == "partial"]
+        assert list(mean.get_xdata()) == [1, 2, 3, 4]  # both phases end to end
+    del spectrum["lidar"]  # of phases without cached views
+    records.rows = [row("partial", 0, "partial", **spectrum), row("labelled", 0, "partial")]
+    assert len(curves.spectrum_curves(records).axes) == 3
+    records.rows = [row("labelled", 0, "partial")]
+    assert curves.spectrum_curves(records) is None

@@ -16,6 +16,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.monitoring import heartbeat, metric_writer, status, writers
 from dapt_jax.monitoring.heartbeat import STATUS, Heartbeat
 from dapt_jax.monitoring.profiler import Profiler
+from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.records.ledger import Ledger, Row
 from dapt_jax.training import loop
 from tests import tiny
@@ -75,6 +76,36 @@ def test_the_status_says_how_far_what_now_and_at_what_cost(tmp_path):
 )
 def test_a_heartbeat_that_is_old_says_so(tmp_path, changes, later, words):
     assert words in status.lines(tmp_path, told(tmp_path, **changes) + later)[0]
+
+
+@pytest.mark.parametrize("changes", [{"state": "stopped"}, {"state": "failed"}, {"pid": 2**22 + 1}])
+def test_a_study_that_ended_has_nothing_running(tmp_path, changes):
+    text = "\n".join(status.lines(tmp_path, told(tmp_path, **changes) + 1))
+    assert "running" not in text
+    assert "now:" not in text
+    assert "about 90 s left at the speed that it had" in text
+
+
+@pytest.mark.parametrize("batch_size", [5, 8, 64])
+def test_the_bar_reaches_what_was_planned_and_no_more(batch_size):
+    """Batches that rows do not fill: 13 rows in batches of 16 once stood at 123%."""
+    run = tiny.make_run(
+        [tiny.HEAD, tiny.FULL], encoder=tiny.encoder(), data=tiny.dataset(), batch_size=batch_size
+    )
+    assert run.flops_until(run.timeline.steps) == pytest.approx(run.flops())
+    reporter = Reporter(run.flops(), quiet=True)
+    reporter.advance(run.flops_until(run.timeline.steps), "both phases")
+    reporter.reach(run.flops())
+    assert reporter.done == pytest.approx(reporter.total)
+
+
+def test_what_was_spared_counts_as_done_and_not_as_speed():
+    reporter = Reporter(100, quiet=True)
+    reporter.advance(30, "a prefix that another arm computed")
+    reporter.reach(50)
+    assert (reporter.done, reporter.skipped) == (50, 20)
+    reporter.reach(40)
+    assert reporter.done == 50
 
 
 def test_a_status_of_nothing_is_one_line(tmp_path, capsys):

@@ -29,7 +29,7 @@ def test_the_grid_of_paper_2_is_the_arithmetic_of_the_score_on_the_same_views():
     )
     variants = grid.variants(["robustness"])
     assert len(variants) == 3 * 3 * 2 * 2 * (2 + 1)
-    measure = Measure(Features(VIEWS[0].mean((1, 2)), {(c, 1): VIEWS for c in (False, True)}))
+    measure = Measure(Features(VIEWS[0].mean((1, 2)), {(c, 1): VIEWS for c in (False, True)}), grid.margins)
     for variant in variants:
         expected = robustness(
             VIEWS[: variant.views],

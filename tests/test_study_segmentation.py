@@ -341,15 +341,42 @@ def test_windows_cover_every_pixel_and_average_to_what_each_says(height, width, 
 
 
 def test_windows_weigh_their_centre_most():
-    """Two windows that contradict each other: each pixel is told by the one whose centre is nearer."""
+    """Windows that contradict each other: each pixel is told by the one whose centre is nearer."""
     images = np.zeros((1, 8, 12, 3), np.uint8)
-    images[:, :, 4:] = 1  # the second window, at column 4, starts on a one
+    images[:, :, 5:] = 1  # windows start at columns -4, 0, 4 and 8; the last of them on a one
     said = windows.sliding(
         lambda part: np.broadcast_to(part[:, :1, :1, :1], (*part.shape[:3], 1)), images, 8, 0.5
     )
     line = said[0, 4, :, 0]
     assert (np.diff(line) >= 0).all()
-    assert line[4] < 0.5 < line[7]
+    assert line[9] < 0.5 < line[10]
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5, 0.75])
+def test_edges_of_sliding_windows_are_as_good_as_the_middle(overlap):
+    """Bars that run to both edges look the same along their whole length, whatever a network pads with.
+
+    The stand-in for a network marks what differs from its surroundings, and pads right and bottom with zeros,
+    as layers of stride 2 do: at the right border of a window, darkness beside that padding looks marked.
+    """
+    reach, window, side = 5, 24, 61
+    row = np.where(np.arange(side) % 12 < 2, 90, 20).astype(np.uint8)
+    images = np.broadcast_to(row[None, :, None, None], (1, side, side, 3))
+
+    def network(part: np.ndarray) -> np.ndarray:
+        x = part[..., :1] / 127.5 - 1
+        padded = np.pad(x, ((0, 0), (0, reach), (0, reach), (0, 0)))
+        around = np.lib.stride_tricks.sliding_window_view(padded, (reach + 1, reach + 1), (1, 2)).mean(
+            (-2, -1)
+        )
+        return np.abs(x - around)
+
+    truth = network(images)[0, :-reach, :1, 0]
+    found = windows.sliding(network, images, window, overlap)[0, :-reach, :, 0]
+    error = np.abs(found - truth).max(0)
+    assert error[[0, 1, -reach, -2, -1]].max() <= error[window : side - window].max() + 1e-3
+    at_a_border = np.abs(network(images[:, :window, :window])[0, :-reach, -1, 0] - truth[: window - reach, 0])
+    assert at_a_border.max() > 0.3  # what the last column got before images were mirrored
 
 
 def test_windows_are_refused_that_do_not_fit():

@@ -1,9 +1,12 @@
 """Heads trained side by side are those trained one by one; the best of a grid is chosen without the rows it is scored on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from dapt_jax.data.pipeline import Order
 from dapt_jax.losses.cross_entropy import CrossEntropy
@@ -60,20 +63,38 @@ def test_every_split_and_point_gives_the_head_of_a_plain_loop():
     assert together.images == 4 * 3 * sum(len(split.rows) for split in SPLITS)
 
 
-def test_the_point_that_is_chosen_is_the_best_on_held_out_rows_and_is_trained_on_all():
+@pytest.mark.parametrize("folds", [1, 2])
+def test_the_point_that_is_chosen_is_the_best_on_held_out_rows_and_is_trained_on_all(folds):
     settings = HeadSettings((5,), CrossEntropy(3), 20, 16, True)
     points = [
         HyperParams(1e-2, 0.0),
         HyperParams(1e-6, 0.0),
         HyperParams(1e-2, 50.0),
     ]  # one learns, one does not move, one is decayed away
-    inner = [(split.rows[::2], split.rows[1::2]) for split in SPLITS]
+    halves = [(split.rows[::2], split.rows[1::2]) for split in SPLITS]
+    inner = [[(one, other), (other, one)][:folds] for one, other in halves]
     tuned = head_sweep.tune(FEATURES, LABELS, SPLITS, inner, settings, points)
     expected = head_sweep.train(FEATURES, LABELS, SPLITS, settings, [[points[0]]] * 3)
     np.testing.assert_array_equal(tuned.params["layer0"]["kernel"], expected.params["layer0"]["kernel"])
-    trials = sum(len(rows) for rows, _ in inner) * 3 * 20
+    trials = sum(len(rows) for parts in inner for rows, _ in parts) * 3 * 20
     assert tuned.images == expected.images + trials
     assert tuned.flops == tuned.images * head_sweep.flops_per_image(12, (5,), CrossEntropy(3))
+
+
+def test_inner_folds_choose_by_their_mean_loss_and_not_by_that_of_the_last():
+    """Two points of which each is better on one inner fold: the larger fold's choice holds."""
+    settings = HeadSettings((5,), CrossEntropy(3), 12, 16, True)
+    points = [HyperParams(1e-2, 0.0), HyperParams(1e-2, 30.0)]
+    rows = SPLITS[0].rows
+    folds = [(rows[10:], rows[:10]), (rows[:4], rows[4:8])]
+    tuned = head_sweep.tune(FEATURES, LABELS, SPLITS[:1], [folds], settings, points)
+    losses = np.zeros(2)
+    for fit, held in folds:
+        trial = [dataclasses.replace(SPLITS[0], rows=fit)]
+        tried = head_sweep.train(FEATURES, LABELS, trial, settings, [points])
+        losses += tried.losses(FEATURES, LABELS, [held])[0] * len(held)
+    expected = head_sweep.train(FEATURES, LABELS, SPLITS[:1], settings, [[points[losses.argmin()]]])
+    np.testing.assert_array_equal(tuned.params["layer0"]["kernel"], expected.params["layer0"]["kernel"])
 
 
 def test_many_wide_heads_at_once_are_the_same_as_few():

@@ -13,9 +13,10 @@ from dapt_jax.errors import UserError
 from dapt_jax.transferability.alignment import alignment
 from dapt_jax.transferability.ccfv import ccfv
 from dapt_jax.transferability.gbc import gbc
+from dapt_jax.transferability.inputs import in_double
 from dapt_jax.transferability.pixel_gbc import pixel_gbc
 from dapt_jax.transferability.registry import SCORES, Sample, evaluate
-from dapt_jax.transferability.robustness import Jitter, jitter, pool, robustness
+from dapt_jax.transferability.robustness import Jitter, _hinges, jitter, pool, robustness
 from dapt_jax.transferability.uniformity import uniformity
 
 RNG = np.random.default_rng(0)
@@ -79,6 +80,14 @@ def test_with_the_papers_margin_the_score_is_a_difference_of_means():
     d = DISTANCES["l2"]
     near, far = (np.mean([d(a[i], b[(i + shift) % 7]) for i in range(7)]) for shift in (0, 1))
     assert robustness(MAPS, distance="l2", margin=50.0) == pytest.approx(near - far + 50)
+
+
+def test_memory_of_robustness_with_all_negatives_grows_with_the_images_not_with_their_pairs():
+    n = 512
+    views = np.random.default_rng(0).normal(size=(2, n, 4))
+    lowered = in_double(_hinges.lower)(*views, np.arange(n), np.arange(1, n), np.array([0.5]), "cosine")
+    memory = lowered.compile().memory_analysis()
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 20 * views.nbytes  # pairs: 64 times
 
 
 def test_robustness_keeps_its_invariances():

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from benchmarks import fuzz_readers
+from benchmarks import fuzz_readers, fuzz_weights
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.weights import archive, keras_hdf5, readers, restricted, tables
 from dapt_jax.weights.merge import merge
 from dapt_jax.weights.paths import flatten
-from dapt_jax.weights.source import SPARE
+from dapt_jax.weights.source import SPARE, Stored, Weights
 from tests.command import ROOT
 from tests.torch_files import Call, Named, pickled, tensor, write_zip
 
@@ -290,7 +290,7 @@ def test_an_hdf5_file_with_which_the_library_never_ends_is_refused(monkeypatch) 
 
 @pytest.mark.parametrize("name", ["a.h5", "a.keras"])
 def test_a_crash_in_the_hdf5_library_is_one_line(tmp_path: Path, monkeypatch, name: str) -> None:
-    flat = fuzz_readers.write_seeds(tmp_path)
+    flat = fuzz_weights.write_seeds(tmp_path)
     (tmp_path / name).write_bytes(flat["h5" if name == "a.h5" else "keras"])
     assert len(readers.read(tmp_path / name))
     script = tmp_path / "crash.sh"
@@ -368,16 +368,37 @@ def test_loading_takes_no_more_than_twice_the_file(tmp_path: Path, kind: str) ->
 
 
 def test_random_damage_is_always_one_line() -> None:
-    outcomes, findings = fuzz_readers.run(450, seed=1)
+    outcomes, findings = fuzz_readers.fuzz("weights", list(fuzz_weights.SUFFIXES), 45, seed=1)
     assert findings == []
-    assert sum(outcomes.values()) == 450
-    assert all(outcomes[name, "refused"] for name in fuzz_readers.SUFFIXES)
-    assert any(outcomes[name, "read"] for name in fuzz_readers.SUFFIXES)
+    assert all(each.read + each.refused + each.guarded == 45 for each in outcomes.values())
+    assert all(each.refused for each in outcomes.values())
+    assert any(each.read for each in outcomes.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.safetensors", struct.pack("<Q", 1) + b"1"), ("a.safetensors", struct.pack("<Q", 2) + b"[]"), ("n" * 300, b"")],
+)  # fmt: skip
+def test_whatever_reading_raises_is_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    if content:
+        (tmp_path / name).write_bytes(content)
+    assert name[:20] in refused(tmp_path / name)
+
+
+def test_whatever_reading_an_array_raises_is_one_line(tmp_path: Path) -> None:
+    def fail() -> np.ndarray:
+        raise AssertionError("of\na library")
+
+    weights = Weights({"a": Stored((1,), np.dtype("f4"), fail)}, "x.pth", path=tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x\.pth: cannot be read \(of a library\); expected the array 'a'"):
+        weights["a"]
+    with pytest.raises(KeyError):
+        weights["b"]
 
 
 def test_the_fuzzer_notices_what_it_looks_for(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.numpy.save_file(GOOD, path)
-    assert fuzz_readers.read_all(path) == "read"
+    assert fuzz_weights.read_all(path) == "read"
     monkeypatch.setattr(readers, "read", lambda path: 1 / 0)
-    assert fuzz_readers.read_all(path).startswith("ZeroDivisionError")
+    assert fuzz_weights.read_all(path).startswith("ZeroDivisionError")

@@ -30,7 +30,7 @@ class JoinedImages(ImageStore):
             names: Name of each image.
         """
         self._stores, self._places = tuple(stores), places
-        self.names, self.size, self.crop = names, stores[0].size, stores[0].crop
+        self.names, self.framing = names, stores[0].framing
 
     def __len__(self) -> int:
         return len(self._places)
@@ -44,6 +44,11 @@ class JoinedImages(ImageStore):
         store, row = self._places[index]
         return self._stores[store].source(int(row))
 
+    def inside(self, index: int) -> tuple[int, int, int, int]:
+        """Return the part of an image that is not padding: top, left, bottom, right in its pixels."""
+        store, row = self._places[index]
+        return self._stores[store].inside(int(row))
+
     def take(self, indices: Sequence[int] | np.ndarray) -> "JoinedImages":
         """Return the images at `indices`, in that order; decoded images are shared, not copied."""
         chosen = np.asarray(indices, np.int64)
@@ -56,6 +61,10 @@ class JoinedImages(ImageStore):
             for rows, part in self._parts()
         ]
         return [found[store][row] for store, row in self._places.tolist()]
+
+    def known_ranges(self) -> list[dict[str, Range]]:
+        """Return the ranges by kind of image of each set here; see `ImageStore.known_ranges`."""
+        return [each for store in self._stores for each in store.known_ranges()]
 
     def constant(self) -> np.ndarray:
         """Return which images are constant, bool [n]."""
@@ -127,6 +136,7 @@ def concatenate(datasets: Sequence[Dataset], name: str = "") -> Dataset:
         texts[COHORT] = np.concatenate([np.full(len(d), d.cohort) for d in datasets])
     spacings = [dataset.spacing for dataset in datasets]
     known = [spacing for spacing in spacings if spacing is not None]
+    scales = [np.ones((len(d), 2)) if d.pixel_scale is None else d.pixel_scale for d in datasets]
     images = _images(datasets)
     seen = [near_duplicates.looks(dataset.images) for dataset in datasets]
     near_duplicates.remember(images, near_duplicates.Looks.concatenate(seen))
@@ -144,6 +154,7 @@ def concatenate(datasets: Sequence[Dataset], name: str = "") -> Dataset:
         ordinal=first.ordinal,
         uncertain=first.uncertain,
         spacing=np.concatenate(known) if len(known) == len(spacings) else None,
+        pixel_scale=None if all(each.pixel_scale is None for each in datasets) else np.concatenate(scales),
         merge_look_alikes=all(dataset.merge_look_alikes for dataset in datasets),
         cohort="" if len(cohorts) > 1 else first.cohort,
         notes=tuple(note for dataset in datasets for note in dataset.notes),

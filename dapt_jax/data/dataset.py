@@ -10,7 +10,7 @@ import numpy as np
 from dapt_jax.data import identity, intensity
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.mask_values import convention
-from dapt_jax.data.masks import Mask, draw, resized
+from dapt_jax.data.masks import Mask, draw
 from dapt_jax.errors import UserError, nearest
 
 LABEL = "label"
@@ -49,6 +49,9 @@ class Dataset:
             every image and epoch (LSR of Pham et al., 2021). None if no label is -1.
         spacing: float64 [n, 2], height and width in millimetres of a pixel of each decoded image, if the
             files of all images state it; else None, and distances are in pixels.
+        pixel_scale: float64 [n, 2], height and width of a pixel of each decoded image in pixels of its file;
+            None where an image is as large as in its file. Distances in pixels are in pixels of the file, so
+            that resizing distorts none.
         merge_look_alikes: Whether splits keep near-duplicate images on one side, like images of one patient.
         cohort: Cohort in which patient names are unique: sets of two cohorts share no patient, even if names
             coincide.
@@ -68,6 +71,7 @@ class Dataset:
     ordinal: bool = False
     uncertain: tuple[float, float] | None = None
     spacing: np.ndarray | None = None
+    pixel_scale: np.ndarray | None = None
     merge_look_alikes: bool = True
     cohort: str = ""
     notes: tuple[str, ...] = ()
@@ -78,6 +82,8 @@ class Dataset:
             parts["masks"] = self.masks  # type: ignore[assignment]
         if self.spacing is not None:
             parts["spacing"] = self.spacing
+        if self.pixel_scale is not None:
+            parts["pixel scales"] = self.pixel_scale
         for part, values in parts.items():
             if len(values) != len(self.images):
                 raise ValueError(f"{self.name}: {len(values)} {part} for {len(self.images)} images")
@@ -113,6 +119,7 @@ class Dataset:
             ordinal=False,
             uncertain=None,
             spacing=None,
+            pixel_scale=None,
         )
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
@@ -131,6 +138,7 @@ class Dataset:
             columns={name: values[chosen] for name, values in self.columns.items()},
             masks=masks,
             spacing=None if self.spacing is None else self.spacing[chosen],
+            pixel_scale=None if self.pixel_scale is None else self.pixel_scale[chosen],
         )
 
     def intensity_summary(self) -> list[dict[str, Any]]:
@@ -146,10 +154,25 @@ class Dataset:
     def pixel_sizes(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the pixel sizes of the images at `rows`.
 
-        [k, 2], height and width in millimetres of a pixel of the decoded image; 1 where unknown.
+        [k, 2], height and width of a pixel of the decoded image: in millimetres or, where these are unknown, in
+        pixels of the file.
         """
         chosen = np.asarray(rows, np.int64)
-        return np.ones((len(chosen), 2)) if self.spacing is None else self.spacing[chosen]
+        known = self.pixel_scale if self.spacing is None else self.spacing
+        return np.ones((len(chosen), 2)) if known is None else known[chosen]
+
+    def without_padding(self, masks: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return predicted masks with nothing in the padding of their images, where there is no picture.
+
+        Args:
+            masks: uint8 [k, size, size].
+            rows: The images that they are of, int [k].
+        """
+        cleared = np.zeros_like(masks)
+        for target, mask, row in zip(cleared, masks, rows, strict=True):
+            top, left, bottom, right = self.images.inside(int(row))
+            target[top:bottom, left:right] = mask[top:bottom, left:right]
+        return cleared
 
     def where(self, condition: str) -> "Dataset":
         """Return the images whose columns have the given values.
@@ -205,7 +228,7 @@ class Dataset:
         return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
 
     def load_masks(self) -> np.ndarray:
-        """Read every mask at the size and crop of the images.
+        """Read every mask in the framing of the images.
 
         Returns:
             uint8 [n, size, size] class indices.
@@ -221,11 +244,11 @@ class Dataset:
             raise UserError(
                 f"{self.name}: {len(without)} of {len(self)} images have no mask, first: {without[0]}"
             )
-        size = self.images.size
+        framing = self.images.framing
         drawn = [draw(mask) for mask in sources if mask is not None]
         read = convention((str(mask), each.facts()) for mask, each in zip(sources, drawn, strict=True))
-        masks = [resized(read.apply(each), size, self.images.crop) for each in drawn]
-        return np.stack(masks) if masks else np.zeros((0, size, size), np.uint8)
+        masks = [framing.mask(read.apply(each)) for each in drawn]
+        return np.stack(masks) if masks else np.zeros((0, framing.size, framing.size), np.uint8)
 
     def segmented(self, segments: Sequence[str], *, overlapping: bool = False) -> "Dataset":
         """Return the same images as a segmentation set, with their masks in memory.

@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from dapt_jax.data import formats, intensity, limits, pixels, stalls
+from dapt_jax.data.framing import Framing
 from dapt_jax.data.intensity import Range, Samples
-from dapt_jax.data.masks import Mask, read, resized
-from dapt_jax.data.pixels import crop_and_resize
+from dapt_jax.data.masks import Mask, read
 from dapt_jax.data.plane import Source, file_of, plane
 from dapt_jax.errors import UserError
 
@@ -24,7 +24,11 @@ DRAFT_MARGIN = 2
 
 
 def decode(
-    source: Source, size: int, crop: int | None = None, ranges: dict[str, Range] | None = None
+    source: Source,
+    size: int,
+    crop: int | None = None,
+    ranges: dict[str, Range] | None = None,
+    resize: str = "squash",
 ) -> np.ndarray:
     """Read one image as square 8-bit RGB.
 
@@ -41,8 +45,8 @@ def decode(
       `dapt_jax.data.nifti.samples`.
     * A `Plane` with a window defines black and white itself, for every kind of file.
 
-    The EXIF orientation is applied. Images that are not square are resized to a square without preserving
-    their aspect ratio; resizing is bilinear with anti-aliasing. A JPEG at least four times as large as `size`
+    The EXIF orientation is applied. Images that are not square become one as `resize` says; resizing is
+    bilinear with anti-aliasing. A JPEG at least four times as large as `size`
     is decoded at 1/2, 1/4 or 1/8 of its size (its transform is scaled, which is also anti-aliased) as long as
     the result is at least twice `size`, and is then resized.
 
@@ -54,6 +58,7 @@ def decode(
             image; None or 0 uses the whole image.
         ranges: Ranges of the set that the image belongs to, see `ImageStore.ranges`; without them the image
             is treated as a set of one.
+        resize: How an image that is not square becomes one: `squash`, `pad` or `crop`, see `Framing`.
 
     Returns:
         uint8 [size, size, 3].
@@ -62,31 +67,33 @@ def decode(
         UserError: The file is missing, truncated, not an image, or holds several and none is selected; names
             the path.
     """
-    return _decode(source, size, crop, lambda: ranges or {})[0]
+    return _decode(source, Framing(size, crop, resize), lambda: ranges or {})[0]
 
 
 def _decode(
-    source: Source, size: int, crop: int | None, ranges: Callable[[], dict[str, Range]]
+    source: Source, framing: Framing, ranges: Callable[[], dict[str, Range]]
 ) -> tuple[np.ndarray, Range]:
     """Return the pixels of `decode` and their intensity range.
 
     The ranges of the set are computed only if they are needed.
     """
     with limits.border(file_of(source), "an image"):
-        samples = formats.samples(source, 0 if crop else DRAFT_MARGIN * size)
+        samples = formats.samples(source, 0 if framing.crop else DRAFT_MARGIN * framing.size)
         shown, used = samples.shown(None if samples.known else ranges())
         image = Image.fromarray(np.ascontiguousarray(shown))
         height, width = shown.shape[:2]
         limits.check(
             file_of(source), (width + height) * pixels.RESIZING, f"an image of {width} x {height} pixels"
         )
+        # An image decoded at a fraction of its size is framed by the whole, as its mask is.
+        whole = None if framing.resize == "squash" else formats.extent(source)
         # Grey is replicated last: resizing three equal channels gives three equal channels at three times the
         # cost.
-        square = np.asarray(crop_and_resize(image, size, crop, Image.Resampling.BILINEAR))
+        square = np.asarray(framing.apply(image, Image.Resampling.BILINEAR, whole))
     return (square if square.ndim == 3 else np.repeat(square[..., None], 3, axis=2)), used
 
 
-def decode_mask(mask: Mask, size: int, crop: int | None = None) -> np.ndarray:
+def decode_mask(mask: Mask, size: int, crop: int | None = None, resize: str = "squash") -> np.ndarray:
     """Read one mask as class indices, cropped and resized as `decode` does to its image.
 
     Resizing takes the nearest pixel, so no class appears that the mask does not contain.
@@ -96,6 +103,7 @@ def decode_mask(mask: Mask, size: int, crop: int | None = None) -> np.ndarray:
             equal channels; or any other kind of `dapt_jax.data.masks.Mask`.
         size: Side of the result in pixels.
         crop: As in `decode`.
+        resize: As in `decode`.
 
     Returns:
         uint8 [size, size].
@@ -103,28 +111,7 @@ def decode_mask(mask: Mask, size: int, crop: int | None = None) -> np.ndarray:
     Raises:
         UserError: See `dapt_jax.data.masks.read`.
     """
-    return resized(read(mask), size, crop)
-
-
-def resize(images: np.ndarray, size: int, crop: int | None = None) -> np.ndarray:
-    """Crop and resize pixels that are in memory, as `decode` does for files.
-
-    Args:
-        images: uint8 [n, h, w, 3].
-        size: Side of the result in pixels.
-        crop: As in `decode`.
-
-    Returns:
-        uint8 [n, size, size, 3]; `images` itself if nothing has to be changed.
-    """
-    if images.shape[1:3] == (size, size) and (not crop or crop >= size):
-        return images
-    out = np.empty((len(images), size, size, 3), np.uint8)
-    for target, image in zip(out, images, strict=True):
-        target[...] = np.asarray(
-            crop_and_resize(Image.fromarray(image), size, crop, Image.Resampling.BILINEAR)
-        )
-    return out
+    return Framing(size, crop, resize).mask(read(mask))
 
 
 @dataclass(frozen=True)
@@ -147,15 +134,16 @@ def cached_bytes() -> int:
 class _Pixels:
     """Pixels shared by several stores: files and, if they fit into memory, their decoded images."""
 
-    def __init__(self, sources: tuple[Source, ...], size: int, crop: int | None, cached: bool):
-        self.sources, self.size, self.crop = sources, size, crop
+    def __init__(self, sources: tuple[Source, ...], framing: Framing, cached: bool):
+        self.sources, self.framing, size = sources, framing, framing.size
+        self.extents: dict[int, tuple[int, int]] = {}
         # np.empty only reserves address space: memory is used as images are decoded.
         self.cache = np.empty((len(sources), size, size, 3), np.uint8) if cached else None
         _stores.add(self)
         self.ready = np.zeros(len(sources), bool)
         self.used: dict[int, Range] = {}
         self.constant = np.zeros(len(sources), bool)
-        self._ranges: dict[str, Range] | None = None
+        self.set_ranges: dict[str, Range] | None = None
         self._lock = threading.Lock()
 
     def read(self, row: int) -> np.ndarray:
@@ -169,17 +157,24 @@ class _Pixels:
 
     def _decode(self, row: int) -> np.ndarray:
         with stalls.reading(file_of(self.sources[row])):
-            image, used = _decode(self.sources[row], self.size, self.crop, self.ranges)
+            image, used = _decode(self.sources[row], self.framing, self.ranges)
         self.constant[row] = bool((image == image[:1, :1]).all())
         self.used[row] = used
         return image
 
+    def inside(self, row: int) -> tuple[int, int, int, int]:
+        if self.framing.resize != "pad":
+            return 0, 0, self.framing.size, self.framing.size
+        if row not in self.extents:
+            self.extents[row] = formats.extent(self.sources[row])
+        return self.framing.inside(self.extents[row])
+
     def ranges(self) -> dict[str, Range]:
         """Return the ranges of the whole set, computed once from all files, independent of their order."""
         with self._lock:
-            if self._ranges is None:
-                self._ranges = intensity.of_set(self.sources, self._samples, _workers(None))
-            return self._ranges
+            if self.set_ranges is None:
+                self.set_ranges = intensity.of_set(self.sources, self._samples, _workers(None))
+            return self.set_ranges
 
     def _samples(self, source: Source) -> Samples | None:
         try:
@@ -201,19 +196,29 @@ class ImageStore:
 
     Attributes:
         names: Path (and slice) of each image as given, or a generated name such as "phantom/000012".
-        size: Side of every image in pixels.
-        crop: Side of the centre crop taken from each file before resizing; None for the whole image.
+        framing: How each picture became a square; its `size` is the side of every image in pixels.
     """
 
     def __init__(self, pixels: _Pixels, rows: np.ndarray, names: tuple[str, ...]):
         """Use `from_files` or `from_arrays`."""
         self._pixels, self._rows = pixels, rows
         self.names = names
-        self.size, self.crop = pixels.size, pixels.crop
+        self.framing = pixels.framing
+
+    @property
+    def size(self) -> int:
+        """Side of every image in pixels."""
+        return self.framing.size
 
     @classmethod
     def from_files(
-        cls, sources: Sequence[Source], size: int, crop: int | None = None, cache_bytes: int = CACHE_BYTES
+        cls,
+        sources: Sequence[Source],
+        size: int,
+        crop: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        resize: str = "squash",
+        ranges: Mapping[str, Range] | None = None,
     ) -> "ImageStore":
         """Make a store of image files, without reading any of them yet.
 
@@ -223,15 +228,26 @@ class ImageStore:
             crop: See `decode`.
             cache_bytes: Decoded images are cached in memory if all of them fit into this many bytes;
                 otherwise each access decodes the image again.
+            resize: See `decode`.
+            ranges: Ranges of another set (see `known_ranges`) that apply to these images; None to compute
+                those of this set.
         """
         shared = _Pixels(
-            tuple(sources), size, crop or None, cached=len(sources) * size * size * 3 <= cache_bytes
+            tuple(sources),
+            Framing(size, crop or None, resize),
+            cached=len(sources) * size * size * 3 <= cache_bytes,
         )
+        shared.set_ranges = None if ranges is None else dict(ranges)
         return cls(shared, np.arange(len(sources)), tuple(map(str, sources)))
 
     @classmethod
     def from_arrays(
-        cls, images: np.ndarray, size: int, names: Sequence[str] = (), crop: int | None = None
+        cls,
+        images: np.ndarray,
+        size: int,
+        names: Sequence[str] = (),
+        crop: int | None = None,
+        resize: str = "squash",
     ) -> "ImageStore":
         """Make a store of images in memory, cropped and resized immediately if needed.
 
@@ -240,11 +256,13 @@ class ImageStore:
             size: Side of the images in the store, in pixels.
             names: One name per image; by default "array/000000" and so on.
             crop: See `decode`.
+            resize: See `decode`.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"expected uint8 [n, h, w, 3], got {images.dtype} {list(images.shape)}")
-        shared = _Pixels((), size, crop or None, cached=False)
-        shared.cache = resize(images, size, crop)
+        shared = _Pixels((), Framing(size, crop or None, resize), cached=False)
+        shared.cache = shared.framing.images(images)
+        shared.extents = dict.fromkeys(range(len(images)), (images.shape[1], images.shape[2]))
         shared.ready = np.ones(len(images), bool)
         return cls(
             shared,
@@ -257,6 +275,10 @@ class ImageStore:
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self._pixels.read(int(self._rows[index]))
+
+    def inside(self, index: int) -> tuple[int, int, int, int]:
+        """Return the part of an image that is not padding: top, left, bottom, right in its pixels."""
+        return self._pixels.inside(int(self._rows[index]))
 
     def source(self, index: int) -> Source | None:
         """Return the location of an image; None for one that was never a file."""
@@ -308,6 +330,10 @@ class ImageStore:
                 self._pixels._decode(int(row))
         return [self._pixels.used[int(row)] for row in self._rows]
 
+    def known_ranges(self) -> list[dict[str, Range]]:
+        """Return the ranges by kind of image of each set here, empty where no image needed them."""
+        return [dict(self._pixels.set_ranges or {})]
+
     def constant(self) -> np.ndarray:
         """Return which images are constant, bool [n]."""
         self.ranges()
@@ -322,7 +348,7 @@ class ImageStore:
         It does not depend on where files are; for images not in memory, it is a hash of path, size and
         modification time.
         """
-        hashed = hashlib.blake2b(f"{self.size} {self.crop}".encode(), digest_size=16)
+        hashed = hashlib.blake2b(str(self.framing).encode(), digest_size=16)
         ranges = [] if self._pixels.cache is not None else self.ranges()
         for index, row in enumerate(self._rows):
             if self._pixels.cache is not None:

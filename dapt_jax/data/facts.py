@@ -147,8 +147,9 @@ def _sizes(dataset: Dataset) -> str:
 
 def _decoded(dataset: Dataset) -> str:
     images = dataset.images
-    cut = f"a centre crop of {images.crop} px" if images.crop else "the whole image"
-    line = f"{images.size} x {images.size}, from {cut}"
+    crop, resize = images.framing.crop, images.framing.resize
+    cut = f"a centre crop of {crop} px" if crop else "the whole image"
+    line = f"{images.size} x {images.size}, from {cut}" + ("" if resize == "squash" else f", by {resize}")
     if dataset.spacing is not None:
         low, high = dataset.spacing.min(), dataset.spacing.max()
         line += f"; a pixel is {low:.3g}{'' if low == high else f' to {high:.3g}'} mm"

@@ -8,6 +8,7 @@ import numpy as np
 
 from dapt_jax.data import formats, identity, near_duplicates, pixels
 from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.framing import Framing
 from dapt_jax.data.plane import Source, file_of, plane
 from dapt_jax.data.splits import Split
 from dapt_jax.errors import UserError
@@ -103,22 +104,37 @@ def _lost_in_resizing(dataset: Dataset) -> list[str]:
     found = [formats.extent(source) for row in rows if (source := dataset.images.source(row)) is not None]
     if not found:
         return []
-    size, crop = dataset.images.size, dataset.images.crop
-    sides = np.minimum(found, crop) if crop else np.array(found)
+    framing, size = dataset.images.framing, dataset.images.size
+    sides = np.minimum(found, framing.crop) if framing.crop else np.array(found)
     height, width = (round(float(side)) for side in np.median(sides, 0))
     shown = f"the images ({width} x {height} pixels, median of {len(found)} files)"
     lines = []
-    if np.median(sides.max(1) / sides.min(1)) > _FAR_FROM_SQUARE:
-        lines.append(
-            f"{shown} are far from square and squashed to {size} x {size}; a centre crop of at most their "
-            f"shorter side (crop={min(height, width)}) keeps their shape"
-        )
+    if (ratio := np.median(sides.max(1) / sides.min(1))) > _FAR_FROM_SQUARE:
+        lines.append(f"{shown} are far from square and {_made_square(framing, float(ratio))}")
     if (factor := np.median(sides.max(1)) / size) >= _SHRUNK:
         lines.append(
             f"{shown} are shrunk {factor:.0f} times to {size} x {size}, which hides details of fewer pixels; "
             "expected a larger model.image_size, or a larger image_size of the set with augment.patch"
         )
     return lines
+
+
+def _made_square(framing: Framing, ratio: float) -> str:
+    """Return in words what becomes of images that are far from square.
+
+    Args:
+        framing: How they become square.
+        ratio: Longer side over shorter side.
+    """
+    square = f"{framing.size} x {framing.size}"
+    if framing.resize == "pad":
+        return f"padded with black to {square}, of which {1 - 1 / ratio:.0%} is padding (model.resize=pad)"
+    if framing.resize == "crop":
+        return f"cropped to their central square, which drops {1 - 1 / ratio:.0%} (model.resize=crop)"
+    return (
+        f"squashed to {square}, the default (model.resize=squash): circles become ellipses; expected "
+        "model.resize=pad to keep all of them, or crop to keep their central square"
+    )
 
 
 def _empty_or_full_masks(dataset: Dataset) -> list[str]:

@@ -23,6 +23,7 @@ def load_folder(
     drop_classes: Sequence[str] = (),
     where: str = "",
     crop: int | None = None,
+    resize: str = "squash",
     group: str = "",
     on_bad_image: str = "error",
     cache_bytes: int = CACHE_BYTES,
@@ -46,6 +47,7 @@ def load_folder(
         drop_classes: Classes whose images are left out.
         where: Condition that selects images, such as "split=train", see `Dataset.where`.
         crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        resize: How an image that is not square becomes one: `squash`, `pad` or `crop`, see `Framing`.
         group: Regular expression whose first group, searched in an image's path below `path`, is the patient,
             such as r"(P\d+)_"; by default DICOM files are grouped by PatientID, and every other image is its
             own group.
@@ -86,6 +88,7 @@ def load_folder(
         multi_label=False,
         image_size=image_size,
         crop=crop,
+        resize=resize,
         on_bad_image=on_bad_image,
         cache_bytes=cache_bytes,
         workers=workers,

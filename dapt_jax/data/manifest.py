@@ -40,6 +40,7 @@ def load_manifest(
     drop_classes: Sequence[str] = (),
     where: str = "",
     crop: int | None = None,
+    resize: str = "squash",
     group: str = "patient",
     on_bad_image: str = "error",
     cache_bytes: int = CACHE_BYTES,
@@ -64,6 +65,7 @@ def load_manifest(
             set the labels are removed and the rows remain.
         where: Condition that selects rows, see `Dataset.where`; applied before labels and files are checked.
         crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        resize: How an image that is not square becomes one: `squash`, `pad` or `crop`, see `Framing`.
         group: Column that names the patient, or another group that splits must not separate; "image" makes
             each image its own group. By default "patient" or a column with another usual name; without one,
             the PatientID of DICOM files; other images are groups of their own.
@@ -186,6 +188,7 @@ def load_manifest(
         multi_label=multi_label,
         image_size=image_size,
         crop=crop,
+        resize=resize,
         on_bad_image=on_bad_image,
         cache_bytes=cache_bytes,
         workers=workers,

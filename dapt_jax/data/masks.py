@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from dapt_jax.data import dicom, formats, mask_values, nifti, pixels
 from dapt_jax.data.geometry import turn_onto
@@ -259,8 +259,3 @@ def _unrolled(mask: Rle) -> np.ndarray:
 
 def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]} x {array.shape[0]} pixels"
-
-
-def resized(classes: np.ndarray, size: int, crop: int | None) -> np.ndarray:
-    """Crop and resize classes as `dapt_jax.data.decode.decode` does images, but to the nearest pixel."""
-    return np.asarray(pixels.crop_and_resize(Image.fromarray(classes), size, crop, Image.Resampling.NEAREST))

@@ -248,13 +248,3 @@ def _set_raw_mode(image: Any, raw: str) -> None:
 def _tag(image: Image.Image, number: int) -> Any:
     tags = getattr(image, "tag_v2", None)
     return tags.get(number) if tags else None
-
-
-def crop_and_resize(image: Image.Image, size: int, crop: int | None, how: Image.Resampling) -> Image.Image:
-    """Crop the centre (`crop` pixels, None for all) and resize it to a square of `size` pixels."""
-    width, height = image.size
-    if crop:
-        across, down = min(crop, width), min(crop, height)
-        left, top = (width - across) // 2, (height - down) // 2
-        image = image.crop((left, top, left + across, top + down))
-    return image if image.size == (size, size) else image.resize((size, size), how)

@@ -88,6 +88,8 @@ class Plane:
         Raises:
             UserError: No picture is selected although there are several, or the index is too large.
         """
+        if not count:
+            raise UserError(f"{self.path}: holds no {what}; expected one or more")
         if index is None and count != 1:
             raise UserError(
                 f"{self.path}: holds {count} {what}s, expected one image per file; name one, 0 to {count - 1}"

@@ -12,7 +12,8 @@ from types import ModuleType
 import numpy as np
 
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.data.decode import ImageStore, resize
+from dapt_jax.data.decode import ImageStore
+from dapt_jax.data.framing import Framing
 from dapt_jax.data.plane import one_line
 from dapt_jax.errors import UserError, nearest
 
@@ -28,6 +29,7 @@ def load_tfds(
     drop_classes: Sequence[str] = (),
     where: str = "",
     crop: int | None = None,
+    resize: str = "squash",
     group: str = "",
     name: str = "",
 ) -> Dataset:
@@ -45,6 +47,7 @@ def load_tfds(
         drop_classes: Classes whose images are left out.
         where: Condition that selects images, see `Dataset.where`.
         crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        resize: How an image that is not square becomes one: `squash`, `pad` or `crop`, see `Framing`.
         group: Name of the feature that identifies the patient; "" makes each image its own group.
         name: Name of the data set; by default that of the prepared set.
 
@@ -73,12 +76,11 @@ def load_tfds(
     if split and split not in builder.info.splits:
         raise UserError(f"{folder}: no split {split!r}; {nearest(split, builder.info.splits)}")
 
+    framing = Framing(image_size, crop, resize)
     images, labels, groups, splits = [], [], [], []
     for part in [split] if split else sorted(builder.info.splits):
         for index, example in enumerate(builder.as_data_source(part)):
-            images.append(
-                resize(_rgb(example["image"], f"{folder}: {part}[{index}]")[None], image_size, crop)[0]
-            )
+            images.append(framing.images(_rgb(example["image"], f"{folder}: {part}[{index}]")[None])[0])
             labels.append(int(example[label]))
             groups.append(_text(example[group]) if group else f"{part}/{index:06d}")
             splits.append(part)

@@ -24,6 +24,7 @@ from dapt_jax.data import (
 )
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES, ImageStore
+from dapt_jax.data.framing import Framing
 from dapt_jax.data.mask_values import Drawn, Facts
 from dapt_jax.data.masks import Mask
 from dapt_jax.data.paths import true_path
@@ -207,6 +208,7 @@ def to_dataset(
     multi_label: bool,
     image_size: int,
     crop: int | None = None,
+    resize: str = "squash",
     on_bad_image: str = "error",
     cache_bytes: int = CACHE_BYTES,
     workers: int | None = None,
@@ -225,6 +227,7 @@ def to_dataset(
         multi_label: Whether labels become float32 [n, classes] rather than int64 [n].
         image_size: Side of the images in pixels.
         crop: See `dapt_jax.data.decode.decode`.
+        resize: See `dapt_jax.data.decode.decode`.
         on_bad_image: "error", or "skip" to leave out and count images that are missing or cannot be read.
         cache_bytes: See `ImageStore.from_files`.
         workers: Number of decoding threads; see `ImageStore.verify`.
@@ -254,7 +257,7 @@ def to_dataset(
             f"{len(records) - len(kept)} of {len(records)} images named in {origin} do not exist, "
             f"first: {first.place}: {first.written}; {_near_files(file_of(first.image))}"
         )
-    store = ImageStore.from_files([record.image for record in kept], image_size, crop, cache_bytes)
+    store = ImageStore.from_files([record.image for record in kept], image_size, crop, cache_bytes, resize)
     seen = near_duplicates.Collector(len(kept))
     bad = store.verify(workers, seen.add)
     if bad and not skip:
@@ -284,7 +287,7 @@ def to_dataset(
     for record in kept:
         for column, value in record.columns.items():
             columns[column].append(value)
-    drawn = _checked_masks(kept, origin, image_size, crop, segments, overlapping, workers)
+    drawn = _checked_masks(kept, origin, images.framing, segments, overlapping, workers)
     dataset = Dataset(
         name=name,
         images=images,
@@ -296,11 +299,12 @@ def to_dataset(
         columns={column: np.array(values, dtype=str) for column, values in columns.items()},
         masks=drawn,
         skipped=skipped,
-        spacing=_spacing(kept, image_size, crop) if segments else None,
+        spacing=_spacing(kept, images.framing) if segments else None,
+        pixel_scale=_pixel_scale(kept, images.framing) if segments else None,
         notes=tuple(notes),
     )
     if segments:
-        unit = "pixels of the decoded images" if dataset.spacing is None else "millimetres"
+        unit = "pixels of the files" if dataset.spacing is None else "millimetres"
         logging.info("%s: distances between surfaces are in %s", origin, unit)
     for row in dataset.intensity_summary():
         logging.info("%s: %s", origin, intensity.line(row))
@@ -338,8 +342,7 @@ def _check_masks(records: Sequence[Record], origin: str) -> None:
 def _checked_masks(
     records: Sequence[Record],
     origin: str,
-    size: int,
-    crop: int | None,
+    framing: Framing,
     segments: Sequence[str],
     overlapping: bool,
     workers: int | None,
@@ -365,8 +368,8 @@ def _checked_masks(
             return f"{record.mask}: {sizes}; expected a mask as large as its image"
         if drawn is None:
             return None
-        alpha = None if drawn.alpha is None else masks.resized(drawn.alpha, size, crop)
-        return Drawn(masks.resized(drawn.grey, size, crop), alpha), drawn.facts()
+        alpha = None if drawn.alpha is None else framing.mask(drawn.alpha)
+        return Drawn(framing.mask(drawn.grey), alpha), drawn.facts()
 
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
         results = list(pool.map(attempt, records))
@@ -395,18 +398,20 @@ def _checked_masks(
     return np.stack([read.apply(drawn) for _, (drawn, _) in pairs])
 
 
-def _spacing(records: Sequence[Record], size: int, crop: int | None) -> np.ndarray | None:
+def _pixel_scale(records: Sequence[Record], framing: Framing) -> np.ndarray:
+    """Return the size of each decoded image's pixel in pixels of its file, [n, 2]."""
+    return np.array([framing.scale(formats.extent(record.image)) for record in records])
+
+
+def _spacing(records: Sequence[Record], framing: Framing) -> np.ndarray | None:
     """Return the pixel size in millimetres of each decoded image, [n, 2]; None unless all files state it."""
-    found = []
+    pixels = []
     for record in records:
         pixel = formats.spacing(record.image)
         if pixel is None:
             return None
-        sides = formats.extent(record.image)
-        found.append(
-            [mm * (min(crop, side) if crop else side) / size for mm, side in zip(pixel, sides, strict=True)]
-        )
-    return np.array(found)
+        pixels.append(pixel)
+    return np.array(pixels) * _pixel_scale(records, framing)
 
 
 def _near_files(path: Path) -> str:

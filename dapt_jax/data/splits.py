@@ -64,6 +64,33 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int)
     return [(np.flatnonzero(sides != fold), np.flatnonzero(sides == fold)) for fold in range(folds)]
 
 
+def grouped_parts(
+    labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int
+) -> list[np.ndarray]:
+    """Divide the images into parts of given sizes.
+
+    >>> labels, groups = np.array([0, 1] * 4), np.array(list("aabbccdd"))
+    >>> [len(rows) for rows in grouped_parts(labels, groups, (0.5, 0.25), 0)]
+    [4, 2]
+
+    Args:
+        labels: Int [n], or float [n, classes] of 0, 1 and NaN.
+        groups: str or int [n]; no group is divided.
+        shares: Share of the images of each part, more than 0; what they leave is in no part.
+        seed: Seed of the division; equal seeds give equal parts.
+
+    Returns:
+        For each share, sorted indices (int64) of its images.
+
+    Raises:
+        UserError: There are fewer groups than parts.
+    """
+    left = 1 - sum(shares)
+    whole = np.array([*shares, *([left] if left > 1e-9 else [])])
+    sides = _deal(labels, groups, whole / whole.sum(), seed, f"{len(whole)} parts")
+    return [np.flatnonzero(sides == part) for part in range(len(shares))]
+
+
 def check_disjoint(
     groups_a: Sequence[str] | np.ndarray,
     groups_b: Sequence[str] | np.ndarray,

@@ -31,6 +31,7 @@ def load_images(
     image_size: int,
     where: str = "",
     crop: int | None = None,
+    resize: str = "squash",
     group: str = "",
     on_bad_image: str = "error",
     cache_bytes: int = CACHE_BYTES,
@@ -48,6 +49,7 @@ def load_images(
         image_size: Side of the images in pixels.
         where: Condition that selects rows of a manifest, see `Dataset.where`.
         crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
+        resize: How an image that is not square becomes one: `squash`, `pad` or `crop`, see `Framing`.
         group: Of a folder, a regular expression whose first group, searched in an image's path below `path`,
             is the patient, such as r"(P\d+)_"; of a manifest, the column of patients. By default DICOM files
             are grouped by PatientID, the slices of a volume form a group, and every other image is its own
@@ -73,6 +75,7 @@ def load_images(
     shared: dict[str, Any] = {
         "image_size": image_size,
         "crop": crop,
+        "resize": resize,
         "on_bad_image": on_bad_image,
         "cache_bytes": cache_bytes,
         "workers": workers,

@@ -53,7 +53,10 @@ def write(
                 ("in-domain corpus", _corpus(config, about)),
                 ("strategy", "; ".join([strategy, *phases])),
                 ("labels of the corpus", _labels(about)),
-                ("image size", f"{about['image_size']} x {about['image_size']}"),
+                (
+                    "image size",
+                    f"{about['image_size']} x {about['image_size']}, by {about.get('resize', 'squash')}",
+                ),
                 ("preprocessing", _preprocessing(encoder)),
                 ("licence", _licence(spec)),
             ],

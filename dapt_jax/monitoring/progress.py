@@ -43,6 +43,11 @@ class Reporter:
         self.skipped += work
         self._heartbeat.progress(self.done, self.total, self._left_s(), "", None)
 
+    def reach(self, work: float) -> None:
+        """Count all planned work up to here as done: what was spared, such as a prefix that two arms share."""
+        if work > self.done:
+            self.skip(work - self.done)
+
     def advance(self, work: float, doing: str, images_per_s: float | None = None) -> None:
         """Count finished work.
 

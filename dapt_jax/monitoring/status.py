@@ -12,6 +12,8 @@ from dapt_jax.monitoring.heartbeat import BEAT_S, STATUS
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime import streams
 
+RUNNING = "running"
+
 STALE_S = 15 * BEAT_S
 """Age from which a heartbeat counts as stale: a few beats may be late on a loaded machine."""
 
@@ -57,12 +59,15 @@ def lines(workdir: Path, now: float) -> list[str]:
 
 def _lines(workdir: Path, status: dict[str, Any], now: float) -> list[str]:
     arms, flops, at = status["arms"], status["flops"], status["at"]
-    shown = [f"{workdir}: {_state(status, now)}"]
+    state = _state(status, now)
+    is_running = state.startswith(RUNNING)
+    word = RUNNING if is_running else "begun"
+    shown = [f"{workdir}: {state}"]
     shown.append(
-        f"arms: {len(arms['done'])} done, {1 if arms['running'] else 0} running, {len(arms['left'])} left"
+        f"arms: {len(arms['done'])} done, {1 if arms['running'] else 0} {word}, {len(arms['left'])} left"
     )
-    shown += [f"  {word}: {', '.join(names)}" for word, names in _named(arms)]
-    if status["state"] == "running" and status["doing"]:
+    shown += [f"  {each}: {', '.join(names)}" for each, names in _named(arms, word)]
+    if is_running and status["doing"]:
         speed = f", {status['images_per_s']:.0f} images/s" if status["images_per_s"] else ""
         shown.append(f"now: {status['doing']}{speed}, {_span(now - status['progressed'])} ago")
     if at:
@@ -71,20 +76,23 @@ def _lines(workdir: Path, status: dict[str, Any], now: float) -> list[str]:
             f"step {at['step']} of {at['steps']} of the run"
         )
     share = 100 * min(flops["done"] / flops["total"], 1) if flops["total"] else 0.0
-    left = f", about {_span(status['left_s'])} left" if status["left_s"] is not None else ""
+    left = ""
+    if status["left_s"] is not None and status["state"] != "done":
+        at_speed = "" if is_running else " at the speed that it had"
+        left = f", about {_span(status['left_s'])} left{at_speed}"
     shown.append(
         f"progress: {flops['done'] / 1e12:.4g} of {flops['total'] / 1e12:.4g} TFLOP ({share:.0f}%){left}"
     )
     return [*shown, _cost(workdir, status["row"])]
 
 
-def _named(arms: dict[str, Any]) -> list[tuple[str, list[str]]]:
+def _named(arms: dict[str, Any], word: str) -> list[tuple[str, list[str]]]:
     parts = [
         ("done", arms["done"]),
-        ("running", [arms["running"]] if arms["running"] else []),
+        (word, [arms["running"]] if arms["running"] else []),
         ("left", arms["left"]),
     ]
-    return [(word, names) for word, names in parts if names]
+    return [(each, names) for each, names in parts if names]
 
 
 def _state(status: dict[str, Any], now: float) -> str:
@@ -93,7 +101,7 @@ def _state(status: dict[str, Any], now: float) -> str:
     who = f"process {status['pid']} on {status['host']}"
     if status["state"] == "done":
         return f"done, {_span(age)} ago"
-    if status["state"] != "running":
+    if status["state"] != RUNNING:
         return f"{status['state']} {_span(age)} ago; the same command goes on"
     is_here = status["host"] == socket.gethostname()
     if (is_here and not _lives(status["pid"])) or age > STALE_S:
@@ -101,7 +109,7 @@ def _state(status: dict[str, Any], now: float) -> str:
             f"no sign of life for {_span(age)} from {who}: it was killed or cannot write; "
             "the same command goes on"
         )
-    return f"running, {who}, heard of {_span(max(age, 0))} ago"
+    return f"{RUNNING}, {who}, heard of {_span(max(age, 0))} ago"
 
 
 def _lives(pid: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -78,20 +78,61 @@ def learning_curves(records: Records) -> Figure | None:
 
 _NAMES = {"loss": "training", "val_loss": "validation"}
 
+SPECTRUM = {
+    "rankme": "RankMe",
+    "lidar": "LiDAR",
+    "alpha_req": "alpha-ReQ",
+    "feature_sd": "standard deviation of a feature",
+}
+"""Metrics of features without labels, of label-free adaptation."""
+
+
+def spectrum_curves(records: Records) -> Figure | None:
+    """Draw rank and spread of the features by epoch of label-free adaptation, one panel per metric."""
+    found = {name: _series(records, name, tuple(SPECTRUM))[0] for name in records.strategies}
+    shown = [kind for kind in SPECTRUM if any(run[kind] for runs in found.values() for run in runs)]
+    if not shown:
+        return None
+    figure = Figure(figsize=(3.2 * len(shown) + 0.4, 3.0), layout="constrained")
+    style = strategy_styles(records.strategies)
+    for axes, kind in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for name, runs in found.items():
+            of_kind = [run[kind] for run in runs if run[kind]]
+            colour, marker = style[name]
+            for run in of_kind:
+                axes.plot(run.keys(), run.values(), color=colour, alpha=0.25, linewidth=0.9)
+            mean = _mean(of_kind)
+            if mean:
+                single = marker if len(mean) == 1 else None
+                axes.plot(mean.keys(), mean.values(), color=colour, linewidth=1.9, marker=single, label=name)
+        axes.set_title(SPECTRUM[kind])
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        if kind != "alpha_req":
+            axes.set_ylim(bottom=0)
+        axes.margins(y=0.12)
+    figure.axes[0].legend(loc="lower left", fontsize=8, handlelength=1.8)
+    return figure
+
 
 def _series(
-    records: Records, strategy: str
+    records: Records, strategy: str, kinds: Iterable[str] = tuple(LINES)
 ) -> tuple[list[dict[str, dict[int, float]]], list[tuple[int, str]]]:
     """Join each seed's phases end to end.
 
+    Args:
+        records: Records of the study.
+        strategy: Name of the strategy.
+        kinds: Names of the metrics.
+
     Returns:
-        Per seed, the values by epoch of each kind of loss; and the start of each phase, as (epochs before,
+        Per seed, the values by epoch of each metric; and the start of each phase, as (epochs before,
         name).
     """
     switches: dict[int, str] = {}
     series = []
     for seed in dict.fromkeys([*records.seeds, *(row.seed for row in records.rows)]):
-        run: dict[str, dict[int, float]] = {kind: {} for kind in LINES}
+        run: dict[str, dict[int, float]] = {kind: {} for kind in kinds}
         before = 0
         for row in records.rows:
             if (row.strategy, row.seed, row.stage) != (strategy, seed, "dapt") or not row.curve:
@@ -99,7 +140,7 @@ def _series(
             switches.setdefault(before, row.phase)
             epochs = [_epoch(point, index) for index, point in enumerate(row.curve)]
             for epoch, point in zip(epochs, row.curve, strict=True):
-                for kind in LINES:
+                for kind in kinds:
                     value = point.get(kind)
                     if isinstance(value, int | float) and math.isfinite(value):
                         run[kind][before + epoch - min(epochs) + 1] = float(value)

@@ -18,7 +18,7 @@ from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import KINDS
 from dapt_jax.report import masks, selection
 from dapt_jax.report.chance import chance_level
-from dapt_jax.report.curves import learning_curves
+from dapt_jax.report.curves import learning_curves, spectrum_curves
 from dapt_jax.report.style import GREY, INK, STYLE, save, strategy_styles
 from dapt_jax.statistics import Interval, mean_interval, pareto
 
@@ -98,6 +98,13 @@ def draw(
             learning_curves(records),
             "Loss of adaptation by epoch: training solid, validation dashed, single seeds faint. "
             "Dotted lines mark where a phase ends and another begins.",
+        )
+        keep(
+            "",
+            "feature_spectrum",
+            spectrum_curves(records),
+            "Features of the corpus by epoch of label-free adaptation, without labels. A network that collapses "
+            "loses rank: below half of RankMe before training the run warns.",
         )
         keep(
             "",

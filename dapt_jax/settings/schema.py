@@ -6,6 +6,7 @@ from typing import Any
 
 from dapt_jax.cost.energy import CARBON_INTENSITY
 from dapt_jax.data.decode import CACHE_BYTES
+from dapt_jax.data.framing import RESIZES
 from dapt_jax.data.limits import DECODED_BYTES
 from dapt_jax.data.records import ON_BAD_IMAGE
 from dapt_jax.errors import UserError, nearest
@@ -16,6 +17,7 @@ from dapt_jax.models.registry import configured
 from dapt_jax.records.vocabulary import MARGIN
 from dapt_jax.runtime.processes import Group
 from dapt_jax.settings.names import is_like
+from dapt_jax.settings.predict import PredictSettings
 from dapt_jax.settings.sections import changed
 from dapt_jax.settings.sources import CorpusSettings, StrategySpec, TaskSettings, check_name
 from dapt_jax.settings.training import AdaptSettings, TransferSettings, check_names
@@ -25,11 +27,16 @@ from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 from dapt_jax.transferability.variants import ScoringGrid
 
-MODES = ("run", "data", "plan", "score", "aot", "status", "report", "compare", "export", "embed", "models")
+MODES = (
+    "run", "data", "plan", "score", "aot", "status", "report", "compare", "export", "embed", "predict", "models"
+)  # fmt: skip
 
 
 AUTO = -1
 """Value of a budget that follows the machine: see `study.budgets`."""
+
+PARTS = ("corpus", "target")
+"""Parts of a set that `data.split` divides."""
 
 FIT = "fit"
 """Value of `cache.dtype` that follows what fits."""
@@ -47,6 +54,12 @@ class ModelSettings(_Checked):
 
     name: str = setting("efficientnet_lite0", doc="Architecture; --config.mode=models lists them.")
     image_size: int = setting(96, at_least=8, doc="Side of the images in pixels.")
+    resize: str = setting(
+        RESIZES[0],
+        choices=RESIZES,
+        doc="How images that are not square become square: squash stretches, pad fills with black, crop keeps "
+        "the central square; a set may have its own resize.",
+    )
     preprocess: str = setting(
         "",
         doc="Normalisation of images: imagenet, half, unit, torchxrayvision, keras_caffe, or MEAN,STD of "
@@ -84,6 +97,11 @@ class DataSettings(_Checked):
         doc="What images or patients in two sets do: error, drop_train, drop_eval, mark, or the path of a "
         "list.csv.",
     )
+    split: str = setting(
+        "",
+        doc="One labelled set as corpus and target: corpus=.5,target=.5 are the shares of the images of the only "
+        "task's development set, divided by patient.",
+    )
     cache_mb: int = setting(
         AUTO,
         at_least=AUTO,
@@ -103,6 +121,26 @@ class DataSettings(_Checked):
         affects_results=False,
         doc="Seconds after which a read is reported as stalled; 0: never.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.shares
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of `corpus` and `target` in the development set, in this order; empty without a split."""
+        if not self.split:
+            return {}
+        given = dict(part.partition("=")[::2] for part in self.split.replace(" ", "").split(","))
+        try:
+            found = {name: float(given[name]) for name in PARTS}
+        except (KeyError, ValueError):
+            found = {}
+        is_valid = found and len(given) == len(PARTS) and all(0 < share < 1 for share in found.values())
+        if not is_valid or sum(found.values()) > 1 + 1e-9:
+            expected = "corpus=SHARE,target=SHARE, each more than 0 and together at most 1, such as "
+            raise SettingError("split", self.split, f"{expected}corpus=.5,target=.5")
+        return found
 
     @property
     def cache_bytes(self) -> int:
@@ -169,6 +207,11 @@ class PlanSettings(_Checked):
 
     images: str = setting(
         "", doc="Images of sets that are not here: corpus=24422,TASK.development=3064 and so on."
+    )
+    records: str = setting(
+        "",
+        doc="Folder with records of an earlier study of the same tasks, whose scatter over seeds says how many "
+        "seeds report.margin needs; empty: the workdir, where it has results.",
     )
 
     def __post_init__(self) -> None:
@@ -340,6 +383,7 @@ class StudySettings(_Checked):
     )
     energy: EnergySettings = section(EnergySettings, "Energy by formula.", affects_results=False)
     report: ReportSettings = section(ReportSettings, "The report.", affects_results=False)
+    predict: PredictSettings = section(PredictSettings, "Target models on new images.", affects_results=False)
     plan: PlanSettings = section(PlanSettings, "What a plan supposes.", affects_results=False)
     aot: AotSettings = section(AotSettings, "Ahead-of-time compilation.", affects_results=False)
 

@@ -203,6 +203,11 @@ class SegmentationSettings(TargetTrainSettings):
     )
 
 
+DECAYS = (1e-4, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Weight decays that `transfer.head.grid.nested` chooses among by itself. Decoupled decay acts through learning
+rate and steps: at the default rate, 1 shrinks a kernel to a third within 3,700 steps."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridSettings:
     """Hyperparameter grid of perceptrons: the section `transfer.head.grid`."""
@@ -214,7 +219,11 @@ class GridSettings:
         (), doc="Weight decays to choose among; empty: transfer.head.weight_decay."
     )
     val_fraction: float = setting(
-        0.2, at_least=0, below=1, doc="Share of a fold's training rows that choose."
+        0.2, at_least=0, below=1, doc="Share of a fold's training rows that choose, without nested."
+    )
+    nested: bool = setting(
+        False,
+        doc=f"Choose by inner folds, as strengths of linear heads are; without weight_decay, among {DECAYS}.",
     )
 
     def __post_init__(self) -> None:
@@ -274,6 +283,12 @@ class TransferSettings:
         "mean_gradient",
         choices=("", "mean_gradient"),
         doc="One feature per image, for comparison; empty: none.",
+    )
+    keep: str = setting(
+        "best",
+        choices=("best", "all", "none"),
+        affects_results=False,
+        doc="Target models that stay in models/ of the workdir: of the best strategy, all, or none.",
     )
     head: HeadSettings = section(HeadSettings, "Heads on frozen features.")
     finetune: FinetuneSettings = section(FinetuneSettings, "Fine-tuning.")

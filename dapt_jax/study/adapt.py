@@ -145,6 +145,7 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         "seed": arm.seed,
         "source": source,
         "image_size": study.settings.model.image_size,
+        "resize": study.settings.model.resize,
         "objective": strategy.objective,
         "head": _kind_of_head(run),
     }

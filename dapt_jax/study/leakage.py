@@ -205,9 +205,9 @@ def _place(source: str | Path | Plane) -> tuple[int | None, int, str]:
 
 def _digests(dataset: Dataset) -> list[object]:
     seen = near_duplicates.looks(dataset.images)
-    size = (dataset.images.size, dataset.images.crop)
+    framing = dataset.images.framing
     return [
-        None if flat else (digest, size)
+        None if flat else (digest, framing)
         for flat, digest in zip(seen.flat, seen.digests.tolist(), strict=True)
     ]
 

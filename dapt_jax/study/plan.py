@@ -1,6 +1,7 @@
 """Planned cost of a study, equal to the numbers in its later ledger."""
 
 import dataclasses
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from dapt_jax.formatting import number
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.objectives import Objective
 from dapt_jax.settings.training import FINETUNE
-from dapt_jax.study import checkpoint_scores, halving, segmentation
+from dapt_jax.study import checkpoint_scores, power, segmentation, speed
 from dapt_jax.study.arms import Arm, Study
-from dapt_jax.study.classification import finetune_run, hyper_params, sweep_settings
+from dapt_jax.study.classification import finetune_run, hyper_params, inner_parts, sweep_settings
 from dapt_jax.study.runs import classification_loss
 from dapt_jax.study.tasks import Task
 from dapt_jax.study.workdir import arms_left
@@ -210,9 +211,8 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
             continue
         sweep, grid = sweep_settings(settings.head, protocol, loss), hyper_params(settings.head)
         rows = sum(map(len, training))
-        if len(grid) > 1:
-            fraction = settings.head.grid.val_fraction
-            rows += len(grid) * sum(len(task.inner_split(train, fraction, arm.seed)[0]) for train in training)
+        inner_parts_of = inner_parts(task, training, settings.head, arm.seed)
+        rows += len(grid) * sum(len(fit) for parts in inner_parts_of for fit, _ in parts)
         per_row = head_sweep.flops_per_image(model.encoder.features, sweep.hidden, loss)
         costs[protocol] = rows * sweep.epochs * per_row
     return costs
@@ -246,7 +246,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
     totals = {arm.name: adaptation_flops(study, arm) for arm in arms}
     full = totals.get("full", 0)
     if not full and "" in study.corpora:
-        full = halving.full_flops(study, settings.seeds[0])
+        full = study.full_flops(settings.seeds[0])
     overview = Table(
         title=f"{settings.title or settings.name}: one seed of each strategy"
         f"{' that is left' if len(left) < len(study.arms) else ''}; the study has {len(settings.seeds)}"
@@ -299,7 +299,14 @@ def show(study: Study, workdir: Path | None = None) -> None:
     console.print(overview)
     if line := _about_seeds(study, totals):
         console.print(line, soft_wrap=True)
+    kinds = [(task.name, task.is_segmentation) for task in study.tasks]
+    report, seeds = settings.report, len(settings.seeds)
+    for line in power.lines(settings.plan.records, workdir, kinds, report.margin, report.metric, seeds):
+        console.print(line, soft_wrap=True)
     console.print(_about_memory(settings.adapt.batch_size, too_large), soft_wrap=True)
+    work = sum(arm_flops(study, arm) for arm in left)
+    encoder = study.strategies[0].encoder.base
+    console.print(speed.line(work, encoder, settings.model.dtype, time.time()), soft_wrap=True)
     for line in depths:
         console.print(line, soft_wrap=True)
     for arm in arms:

@@ -19,8 +19,8 @@ from dapt_jax.runtime import sharding, storage, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
-from dapt_jax.statistics import too_few_seeds
-from dapt_jax.study import budgets, few_samples, halving, leakage, segmentation, stated, strategies
+from dapt_jax.statistics import PIXELS, Aggregation, too_few_seeds
+from dapt_jax.study import budgets, divided, few_samples, halving, leakage, segmentation, stated, strategies
 from dapt_jax.study.arms import Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import Task
@@ -145,6 +145,7 @@ class NamedSet:
         split: Split of its task; empty for a corpus.
         supervised: Name of a strategy that needs labels of a corpus; empty where none does, and no label is
             read.
+        part: `corpus` or `target` for a part of one set that `data.split` divides; empty for a whole set.
     """
 
     title: str
@@ -154,6 +155,7 @@ class NamedSet:
     task: str = ""
     split: str = ""
     supervised: str = ""
+    part: str = ""
 
     @property
     def has_labels(self) -> bool:
@@ -203,16 +205,19 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
             "tasks.NAME.development and so on, or strategies that adapt alone"
         )
     found: dict[str, NamedSet] = {}
+    halved = divided.task_of(settings)
     adapting = [part for each in resolved if each.phases for part in each.parts]
     supervised = {each.corpus: each.name for each in reversed(adapting) if not each.is_label_free}
     for strategy in adapting:
         if strategy.corpus in found:
             continue
-        source = settings.corpus_named(strategy.corpus).source
-        if not strategy.corpus and not source.get("kind"):
+        source: Sources = settings.corpus_named(strategy.corpus).source
+        if halved and not strategy.corpus:
+            source = settings.tasks[halved].sources["development"]
+        elif not strategy.corpus and not settings.corpus.source.get("kind"):
             raise UserError(
                 f"strategy {strategy.name!r} adapts, but the config names no corpus; expected corpus.kind "
-                "and so on"
+                "and so on, or data.split='corpus=.5,target=.5' to divide the development set"
             )
         title = f"corpora.{strategy.corpus}" if strategy.corpus else "corpus"
         found[strategy.corpus] = NamedSet(
@@ -221,9 +226,17 @@ def named_sets(settings: StudySettings, resolved: Sequence[Strategy]) -> list[Na
             settings.adapt.loss.name,
             corpus=strategy.corpus,
             supervised=supervised.get(strategy.corpus, ""),
+            part="corpus" if halved and not strategy.corpus else "",
         )
     return [*found.values()] + [
-        NamedSet(f"{name} {split}", source, _loss_of(settings, name), task=name, split=split)
+        NamedSet(
+            f"{name} {split}",
+            source,
+            _loss_of(settings, name),
+            task=name,
+            split=split,
+            part="target" if name == halved and split == "development" else "",
+        )
         for name, task in settings.tasks.items()
         for split, source in task.sources.items()
     ]
@@ -248,7 +261,11 @@ def task_of(settings: StudySettings, loaded: Mapping[NamedSet, ReadSet], name: s
     """
     sets = {named.split: read.dataset for named, read in loaded.items() if named.task == name}
     seed = settings.transfer_of(name).split_seed
-    return Task.of(name, sets, None if seed < 0 else seed, settings.tasks[name].auc_classes)
+    own = settings.tasks[name]
+    aggregation = own.aggregation
+    if aggregation and not own.aggregate and any(data.segments for data in sets.values()):
+        aggregation = Aggregation(own.unit, PIXELS)
+    return Task.of(name, sets, None if seed < 0 else seed, own.auc_classes, aggregation)
 
 
 def _weights(
@@ -311,16 +328,21 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
             named.source,
             data_dir=storage.data(settings.data_dir) or None,
             image_size=settings.model.image_size,
+            resize=settings.model.resize,
             on_bad_image=settings.data.on_bad_image,
             cache_bytes=max(0, settings.data.cache_bytes - decode.cached_bytes()),
-            labels=named.has_labels,
+            labels=named.has_labels or bool(named.part),
         )
         try:
-            dataset = stated.read_or_stated(read, settings, what, named.source)
+            stated_as = what if named.part != "corpus" else f"{next(iter(settings.tasks))} development"
+            dataset = stated.read_or_stated(read, settings, stated_as, named.source)
             if named.has_labels and not dataset.is_labelled:
                 raise MissingLabelsError("kind 'images' reads no labels")
         except MissingLabelsError as error:
             raise _needs_labels(named, str(error)) from error
+        if named.part:
+            part = divided.part(settings, named.part, dataset)
+            dataset = part if named.has_labels else part.without_labels()
         if named.loss == "ordinal" and named.has_labels:
             dataset = sources.ordered(dataset, named.source)
         if named.has_labels and len(dataset.classes) < 2 and not (dataset.multi_label or dataset.segments):
@@ -336,9 +358,10 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
     patients = _patients(dataset, named.is_divided)
+    share = f", by data.split={settings.data.split!r}" if named.part else ""
     return ReadSet(
         dataset,
-        f"{what}: {len(dataset)} images ({counts}){several}, {patients}{skipped}",
+        f"{what}: {len(dataset)} images ({counts}){several}, {patients}{skipped}{share}",
         [f"{what}: {line}" for line in findings.of_set(dataset, is_split=named.is_divided)],
     )
 

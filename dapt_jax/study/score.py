@@ -303,7 +303,7 @@ def _measured(
 ) -> list[dict[str, Any]]:
     """Return the records of variants of a checkpoint on a set."""
     halves = random_halves(data.groups, features.labels, grid.resamples, SEED)
-    measure, rows = Measure(features), []
+    measure, rows = Measure(features, grid.margins), []
     for variant in variants:
         found = measure.of(variant, halves)
         rows.append({

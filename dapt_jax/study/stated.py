@@ -8,6 +8,7 @@ import numpy as np
 from dapt_jax.data import near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
+from dapt_jax.data.framing import Framing
 from dapt_jax.data.intensity import EIGHT_BITS, Range
 from dapt_jax.data.plane import Source as Place
 from dapt_jax.data.sets import SETS
@@ -22,7 +23,7 @@ class StatedImages(ImageStore):
 
     def __init__(self, names: tuple[str, ...], size: int):
         """Hold no pixels."""
-        self.names, self.size, self.crop = names, size, None
+        self.names, self.framing = names, Framing(size)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -33,6 +34,10 @@ class StatedImages(ImageStore):
     def source(self, index: int) -> Place | None:
         """Return None: there is no file."""
         return None
+
+    def inside(self, index: int) -> tuple[int, int, int, int]:
+        """Return the whole image: nothing is padded."""
+        return 0, 0, self.size, self.size
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "StatedImages":
         """Return the images at `indices`."""

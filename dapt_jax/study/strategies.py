@@ -35,6 +35,7 @@ class Strategy:
         before: The earlier phases, of other corpora, whose encoder `phases` start from; None without any.
         part: Folder of its files within the arm's, of earlier phases; empty for the last ones.
         objective: What adaptation minimises: see `adapt.objective`.
+        compute_budget: Share of full DAPT's FLOPs to which its phases are cut short; 0 for their own length.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Strategy:
     before: "Strategy | None" = None
     part: str = ""
     objective: str = SUPERVISED
+    compute_budget: float = 0.0
 
     @property
     def is_label_free(self) -> bool:
@@ -435,10 +437,18 @@ def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
             raise UserError(f"custom_strategies.{name}: like={spec.like!r}; {nearest(spec.like, STRATEGIES)}")
         adapt = dataclasses.replace(settings.adapt, objective=objective)
         like = _resolved(spec.like, encoder, dataclasses.replace(settings, adapt=adapt))
-        return dataclasses.replace(like, name=name, weights=weights, corpus=spec.corpus)
+        return dataclasses.replace(
+            like, name=name, weights=weights, corpus=spec.corpus, compute_budget=spec.compute_budget
+        )
     if spec.cut_after:
         encoder = encoder.truncate(spec.cut_after)
-    return _in_parts(name, encoder, spec, weights, objective)
+    whole = _in_parts(name, encoder, spec, weights, objective)
+    if spec.compute_budget and whole.before:
+        raise UserError(
+            f"custom_strategies.{name}: a compute_budget does not cover phases on several corpora; expected one "
+            "corpus, or no compute_budget"
+        )
+    return dataclasses.replace(whole, compute_budget=spec.compute_budget)
 
 
 def _in_parts(name: str, encoder: Encoder, spec: StrategySpec, weights: str, objective: str) -> Strategy:

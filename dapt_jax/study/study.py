@@ -23,7 +23,7 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import atomic_files, lock, processes, sharding, streams
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.settings import StudySettings
-from dapt_jax.study import budgets, checkpoint_scores, classification, halving, plan
+from dapt_jax.study import budgets, checkpoint_scores, classification, halving, plan, samples, target_models
 from dapt_jax.study.adapt import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.prepare import prepare
@@ -73,11 +73,15 @@ def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHa
                 results.add(rows)
                 if not study.tasks:
                     results.finished.add((arm.name, arm.seed))
+                context.reporter.reach(results.planned_done(study))
                 context.reporter.say(results.line(study, arm))
         context.heartbeat.arms(*results.progress(study))
+        context.reporter.reach(context.reporter.total)
     if not settings.cache.dir:
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
     if processes.is_primary():
+        for folder in target_models.finish(study, workdir):
+            streams.say(f"target models: {folder}")
         report.build(workdir)
         streams.say(f"report: {workdir / 'report.html'}")
     processes.all_reduce_max(0)  # the others wait, since JAX would not wait for long at the end of a process
@@ -101,6 +105,8 @@ def _prepared(
             planned_flops = {arm.title: plan.arm_flops(study, arm) for arm in study.arms}
             claim(study, workdir)
         intensities.write(workdir, study.intensities())
+        if is_primary:
+            samples.write_sheets(study, workdir)
         atomic_files.write_text(workdir / FEW_SAMPLES, json.dumps(study.few_samples(), indent=1) + "\n")
         if study.marks:
             atomic_files.write_text(workdir / LEAKS, json.dumps(study.marks, indent=1) + "\n")
@@ -220,6 +226,10 @@ class Results:
         """Add the lines of an arm, and write all."""
         self._rows += rows
         atomic_files.write(self._file, self._rows)
+
+    def planned_done(self, study: Study) -> int:
+        """Return the planned model FLOPs of the finished arms."""
+        return sum(self.planned_flops[arm.title] for arm in study.arms if self.has(arm.name, arm.seed))
 
     def progress(self, study: Study, running: Arm | None = None) -> tuple[list[str], str, list[str]]:
         """Return the names of finished, running and pending arms."""

@@ -219,18 +219,19 @@ def tune(
     features: Float[np.ndarray, "n d"],
     labels: Shaped[np.ndarray, "n ..."],
     splits: Sequence[Split],
-    inner: Sequence[tuple[np.ndarray, np.ndarray]],
+    inner: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
     settings: HeadSettings,
     points: Sequence[HyperParams],
     watched: Mapping[str, Float[np.ndarray, "m d"]] | None = None,
 ) -> Heads:
-    """Train one head per split, at the point that is best on an inner split of its training rows.
+    """Train one head per split, at the point that is best on inner splits of its training rows.
 
     Args:
         features: Features of all rows.
         labels: Labels of all rows.
         splits: Training rows of all seeds and folds.
-        inner: Inner split of each split's training rows: those to train on and those to validate on.
+        inner: Inner splits of each split's training rows, as many for every split: rows to train on and rows
+            to validate on. The mean loss over all that are validated on decides.
         settings: How heads are trained.
         points: Points of the grid; with a single one nothing is searched.
         watched: See `train`; of the final heads.
@@ -240,9 +241,15 @@ def tune(
     """
     if len(points) == 1:
         return train(features, labels, splits, settings, [points] * len(splits), watched)
-    trials = [dataclasses.replace(split, rows=rows) for split, (rows, _) in zip(splits, inner, strict=True)]
-    tried = train(features, labels, trials, settings, [points] * len(splits))
-    best = tried.losses(features, labels, [rows for _, rows in inner]).argmin(1)
+    trials = [
+        dataclasses.replace(split, rows=rows)
+        for split, folds in zip(splits, inner, strict=True)
+        for rows, _ in folds
+    ]
+    held = [rows for folds in inner for _, rows in folds]
+    tried = train(features, labels, trials, settings, [points] * len(trials))
+    losses = tried.losses(features, labels, held) * np.array([[len(rows)] for rows in held])
+    best = losses.reshape(len(splits), -1, len(points)).sum(1).argmin(1)
     final = train(features, labels, splits, settings, [[points[index]] for index in best], watched)
     return dataclasses.replace(
         final,

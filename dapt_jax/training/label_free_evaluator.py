@@ -19,10 +19,14 @@ from dapt_jax.training.freezing import Tree
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
 from dapt_jax.transferability.alpha_req import alpha_req
+from dapt_jax.transferability.lidar import lidar
 from dapt_jax.transferability.rankme import rankme
 
 MONITORED = 512
 """Largest number of images whose features are measured after every epoch."""
+
+LIDAR_VIEWS = 4
+"""Largest number of cached views of each whose features LiDAR compares."""
 
 
 @functools.cache
@@ -54,7 +58,8 @@ class LabelFreeEvaluator:
     """Metrics of a phase's network without any label, on the first views of fixed images.
 
     The held-out loss sees the same views and the same corruption after every epoch, so that epochs compare.
-    The spectrum is that of up to `MONITORED` images, drawn once from all rows of the run.
+    The spectrum is that of up to `MONITORED` images, drawn once from all rows of the run; LiDAR compares their
+    cached views, where there are two or more.
     """
 
     def __init__(
@@ -83,7 +88,7 @@ class LabelFreeEvaluator:
         self._own = sharding.local_slice(run.batch_size, mesh)
 
     def __call__(self, state: State, logits: np.ndarray | None = None) -> dict[str, float]:
-        """Return `val_loss` where there are validation rows, `rankme`, `alpha_req` and `feature_sd`.
+        """Return `val_loss` where there are validation rows, `rankme`, `alpha_req`, `feature_sd` and `lidar`.
 
         Args:
             state: State of the phase.
@@ -96,9 +101,15 @@ class LabelFreeEvaluator:
         return processes.broadcast_from_primary(lambda: found) | self.spectrum(own)
 
     def spectrum(self, weights: tuple[Tree, Tree]) -> dict[str, float]:
-        """Return `rankme`, `alpha_req` (NaN where undefined) and `feature_sd` of parameters and statistics."""
-        features = self._features(sharding.shard_state(weights, self._mesh))
-        return processes.broadcast_from_primary(lambda: spectrum(features))
+        """Return `rankme`, `alpha_req` (NaN where undefined) and `feature_sd` of parameters and statistics.
+
+        Where two views or more are cached also `lidar`.
+        """
+        weights = sharding.shard_state(weights, self._mesh)
+        first = self._program.view_pair(0)[0]
+        views = min(self._activations.views, LIDAR_VIEWS) if self._activations else 1
+        found = [self._features(weights, first + view) for view in range(max(views, 1))]
+        return processes.broadcast_from_primary(lambda: spectrum(np.stack(found)))
 
     def _held_out(self, weights: tuple[Tree, Tree]) -> dict[str, float]:
         run, first = self._run, self._program.view_pair(0)
@@ -113,16 +124,16 @@ class LabelFreeEvaluator:
                 else self._targets.rows(self._at(first[0]), filled)
             )
             weight = (np.arange(run.batch_size) < len(rows))[self._own].astype(np.float32)
-            batch = sharding.shard_batch((x, label, weight), self._mesh)
+            batch = sharding.shard_batch((label, weight), self._mesh)
             key = jax.random.key(number)
-            sums += float(sharding.gather_to_host(total_of(*weights, *batch, key)))
+            sums += float(sharding.gather_to_host(total_of(*weights, x, *batch, key)))
             count += len(rows)
         return {"val_loss": sums / count}
 
-    def _features(self, weights: tuple[Tree, Tree]) -> np.ndarray:
+    def _features(self, weights: tuple[Tree, Tree], view: int) -> np.ndarray:
         forward, parts = _features_fn(self._model, self._boundary), []
         for rows, filled in self._batches(self._monitored):
-            x = sharding.shard_batch(self._inputs(weights, self._program.view_pair(0)[0], filled), self._mesh)
+            x = self._inputs(weights, view, filled)
             parts.append(sharding.gather_to_host(forward(*weights, x))[: len(rows)])
         return np.concatenate(parts).astype(np.float64)
 
@@ -137,10 +148,11 @@ class LabelFreeEvaluator:
         return view % views if self._program.phase.views else view
 
     def _inputs(self, weights: tuple[Tree, Tree], view: int, rows: np.ndarray) -> Any:
-        """Return the activations of some rows in one view, in the compute dtype."""
+        """Return the activations of this process's rows in one view, in the compute dtype, on the devices."""
         if self._activations:
             found = self._activations.rows(view % self._activations.views, rows)
-            return jax.tree.map(np.asarray, self._program.to_compute_dtype(found))
+            own = jax.tree.map(np.asarray, self._program.to_compute_dtype(found))
+            return sharding.shard_batch(own, self._mesh)
         program = self._program
         forward = forward_fn(self._model, self._boundary, program.augment)
         rng = {"seed": np.uint32(program.seed), "view": np.int32(view)}
@@ -148,14 +160,20 @@ class LabelFreeEvaluator:
         return forward(*weights, images, rng, index)
 
 
-def spectrum(features: np.ndarray) -> dict[str, float]:
-    """Return RankMe, alpha-ReQ and the mean standard deviation of features, float [n, d]."""
+def spectrum(views: np.ndarray) -> dict[str, float]:
+    """Return RankMe, alpha-ReQ and the mean standard deviation of features, and LiDAR of several views.
+
+    Args:
+        views: Features, float [v, n, d]; all but LiDAR are of the first view.
+    """
+    features = views[0]
     try:
         decay = alpha_req(features)
     except UserError:  # features of a collapsed network have no spectrum
         decay = math.nan
-    return {
+    found = {
         "rankme": rankme(features),
         "alpha_req": decay,
         "feature_sd": float(np.std(features, axis=0).mean()),
     }
+    return found | ({"lidar": lidar(views)} if len(views) > 1 and features.shape[0] > 1 else {})

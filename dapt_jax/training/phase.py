@@ -118,7 +118,7 @@ class ActivePhase:
                 self._evaluator = LabelFreeEvaluator(run, program, activations, targets, mesh)
             else:
                 self._evaluator = Evaluator(run, program, clean, mesh)
-            self._step_work = float(self.run.flops_per_image(self.number) * self.run.batch_size)
+            self._step_work = self.run.flops_per_step(self.number)
 
     def _activations(self, state: State) -> tuple[Activations | None, Activations | None]:
         """Return the phase's cached activations, and those of images that are not augmented; or None."""

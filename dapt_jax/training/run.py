@@ -308,8 +308,15 @@ class TrainingRun(Generic[ModelT]):
         for number in range(len(self.phases)):
             first, end = self.timeline.first_step(number), self.timeline.first_step(number + 1)
             if step > first:
-                total += self.flops_per_image(number) * (min(step, end) - first) * self.batch_size
+                total += self.flops_per_step(number) * (min(step, end) - first)
         return total
+
+    def flops_per_step(self, number: int) -> float:
+        """Return model FLOPs of one step of a phase, the mean over an epoch.
+
+        A batch that rows do not fill counts what it holds: all steps together are what `flops` plans.
+        """
+        return self.flops_per_image(number) * len(self.train_rows) / self.steps_per_epoch
 
     def prefixes_to_compute(self, number: int) -> list[tuple[Prefix, Tier]]:
         """Return the frozen prefixes that a phase needs, lowest boundary first and its own last.

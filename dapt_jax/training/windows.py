@@ -36,6 +36,11 @@ def corners(side: int, window: int, overlap: float) -> list[int]:
     return [round(corner) for corner in np.linspace(0, side - window, count)]
 
 
+def border(window: int, overlap: float) -> int:
+    """Return how many pixels images are mirrored beyond their border: the overlap, at most half a window."""
+    return min(int(window * overlap), window // 2)
+
+
 def weights(window: int) -> Float[np.ndarray, "w w"]:
     """Return weights of a window's pixels: a Gaussian about its centre, deviation an eighth of the side.
 
@@ -56,6 +61,11 @@ def sliding(
 ) -> Float[np.ndarray, "k h w outputs"]:
     """Return probabilities of large images, averaged over overlapping windows.
 
+    Images are mirrored beyond their border by the overlap, which makes edges as good as the middle: inside an
+    image, the window that counts most for a pixel reaches beyond it by half an overlap or more. At an edge, the
+    only window would end at the pixel itself, where a network sees its own padding instead of surroundings
+    (and layers of stride 2 pad the last row and column alone: right and lower edges were worst).
+
     Args:
         predict: Function from windows [batch, window, window, c], in batches of one shape, to pixel
             probabilities.
@@ -73,24 +83,29 @@ def sliding(
         raise UserError(f"images of {height} x {width} pixels; expected at least the window of {window}")
     if not 0 <= overlap < 1:
         raise UserError(f"an overlap of {overlap}; expected 0 to less than 1")
+    margin = border(window, overlap) if max(height, width) > window else 0
+    edges = (margin, margin)
+    mirrored = np.pad(images, ((0, 0), edges, edges, (0, 0)), mode="reflect")
     windows = [
         (number, top, left)
         for number in range(len(images))
-        for top in corners(height, window, overlap)
-        for left in corners(width, window, overlap)
+        for top in corners(height + 2 * margin, window, overlap)
+        for left in corners(width + 2 * margin, window, overlap)
     ]
     weight = weights(window)[..., None]
-    total = np.zeros((len(images), height, width, 0), np.float32)
-    norm = np.zeros((len(images), height, width, 1), np.float32)
+    sides = mirrored.shape[:3]
+    total = np.zeros((*sides, 0), np.float32)
+    norm = np.zeros((*sides, 1), np.float32)
     for start in range(0, len(windows), batch_size):
         part = windows[start : start + batch_size]
-        cut = [images[number, top : top + window, left : left + window] for number, top, left in part]
+        cut = [mirrored[number, top : top + window, left : left + window] for number, top, left in part]
         filled = np.stack(cut + [cut[-1]] * (batch_size - len(cut)))
         predicted = np.asarray(predict(filled))[: len(part)]
         if not start:
-            total = np.zeros((len(images), height, width, predicted.shape[-1]), np.float32)
+            total = np.zeros((*sides, predicted.shape[-1]), np.float32)
         for (number, top, left), each in zip(part, predicted, strict=True):
             window_of_image = number, slice(top, top + window), slice(left, left + window)
             total[window_of_image] += weight * each
             norm[window_of_image] += weight
-    return total / norm
+    mean = total / norm
+    return mean[:, margin : margin + height, margin : margin + width]

@@ -8,7 +8,7 @@ transferability metrics", arXiv 2410.18677.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -164,43 +164,39 @@ def robustness(
         UserError: An unknown distance, features that are not finite, fewer than two views, or more negatives
             than images.
     """
-    near, far = pair_distances(
+    losses = image_losses(
         views,
+        (margin,),
         distance=distance,
         negatives=negatives,
         pooled=pooled,
         reference_compatible=reference_compatible,
     )
-    return float(image_losses(near, far, margin).mean())
-
-
-def image_losses(
-    near: Float[np.ndarray, "pairs n"], far: Float[np.ndarray, "pairs negatives n"], margin: float
-) -> Float[np.ndarray, " n"]:
-    """Return the loss of each image, whose mean is the score, from `pair_distances`."""
-    return np.maximum(0.0, near[:, None] - far + margin).mean((0, 1))
+    return float(losses.mean())
 
 
 @in_double
-def pair_distances(
+def image_losses(
     views: Num[Any, "v n *rest"],
+    margins: Sequence[float],
     *,
     distance: str,
     negatives: int,
     pooled: bool,
     reference_compatible: bool,
-) -> tuple[Float[np.ndarray, "pairs n"], Float[np.ndarray, "pairs negatives n"]]:
-    """Return the distances that the score compares: all that it needs of features but the margin.
+) -> Float[np.ndarray, "margins n"]:
+    """Return the loss of each image at each margin; the score is the mean over the images.
+
+    Margins share the distances, which are summed over the negatives as they are computed: memory grows with
+    the number of images, not with that of pairs.
 
     Args:
         views: See `robustness`.
+        margins: Margins of the hinge.
         distance: See `robustness`.
         negatives: See `robustness`.
         pooled: See `robustness`.
         reference_compatible: See `robustness`.
-
-    Returns:
-        Of each pair of views, the distance of each image's two views, and of a view to each negative.
 
     Raises:
         UserError: See `robustness`.
@@ -222,19 +218,30 @@ def pair_distances(
     if pooled:
         values = np.stack([pool(view, reference_compatible=reference_compatible) for view in values])
     flat = values.reshape(len(values), images, -1)
-    places = np.arange(images)
+    first, offsets = np.arange(images), np.arange(1, (negatives or images - 1) + 1)
     if reference_compatible:
-        partners = ((images + 1 - places) % images)[None]
-    else:
-        partners = (places + np.arange(1, (negatives or images - 1) + 1)[:, None]) % images
-    pairs = itertools.combinations(range(len(flat)), 2)
-    found = [_distances(flat[a], flat[b], partners, distance) for a, b in pairs]
-    return np.stack([near for near, _ in found]), np.stack([far for _, far in found])
+        first, offsets = images + 1 - first, np.zeros(1, int)
+    limits = np.asarray(margins, np.float64)
+    pairs = list(itertools.combinations(range(len(flat)), 2))
+    total = sum(np.asarray(_hinges(flat[a], flat[b], first, offsets, limits, distance)) for a, b in pairs)
+    return np.asarray(total / (len(pairs) * len(offsets)))
 
 
 @functools.partial(jax.jit, static_argnames="distance")
-def _distances(
-    a: Float[Array, "n d"], b: Float[Array, "n d"], partners: Int[Array, "negatives n"], distance: str
-) -> tuple[Float[Array, " n"], Float[Array, "negatives n"]]:
+def _hinges(
+    a: Float[Array, "n d"],
+    b: Float[Array, "n d"],
+    first: Int[Array, " n"],
+    offsets: Int[Array, " negatives"],
+    margins: Float[Array, " margins"],
+    distance: str,
+) -> Float[Array, "margins n"]:
+    """Sum the hinge of each image over its negatives, the images `first + offset` modulo n."""
     measure = DISTANCES[distance]
-    return measure(a, b), jax.lax.map(lambda others: measure(a, b[others]), partners)
+    near = measure(a, b)
+
+    def add(total: Array, offset: Array) -> tuple[Array, None]:
+        far = measure(a, b[(first + offset) % len(b)])
+        return total + jnp.maximum(0.0, near - far + margins[:, None]), None
+
+    return jax.lax.scan(add, jnp.zeros((len(margins), len(a))), offsets)[0]

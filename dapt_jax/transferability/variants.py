@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, setting
 from dapt_jax.transferability import registry
-from dapt_jax.transferability.robustness import DISTANCES, image_losses, pair_distances
+from dapt_jax.transferability.robustness import DISTANCES, image_losses
 
 ROBUSTNESS = "robustness"
 SPLITS = ("development", "test", "external")
@@ -195,14 +195,16 @@ class Features:
 class Measure:
     """Scores of one checkpoint on one set: whole, and on random halves of the images."""
 
-    def __init__(self, features: Features):
+    def __init__(self, features: Features, margins: Sequence[float]):
         """Compute nothing yet.
 
         Args:
             features: Features of the checkpoint on the set.
+            margins: Margins of robustness that the variants have; they share the distances.
         """
         self._features = features
-        self._distances = functools.cache(self._pair_distances)
+        self._margins = tuple(margins)
+        self._losses = functools.cache(self._image_losses)
 
     def of(self, variant: Variant, halves: Sequence[Int[np.ndarray, " m"]] = ()) -> "Measured":
         """Return a variant's value and its values on halves of the images; NaN with a reason if undefined.
@@ -219,22 +221,22 @@ class Measure:
 
     def _robustness(self, variant: Variant, halves: Sequence[np.ndarray]) -> "Measured":
         try:
-            near, far = self._distances(
+            losses = self._losses(
                 variant.distance, variant.pooling, variant.negatives, variant.level, variant.views,
                 variant.reference_compatible,
-            )  # fmt: skip
+            )[self._margins.index(variant.margin)]  # fmt: skip
         except UserError as error:
             return Measured(float("nan"), (), str(error))
-        losses = image_losses(near, far, float(variant.margin or 0.0))
         if not np.isfinite(losses).all():
             return Measured(float("nan"), (), "undefined for these features")
         return Measured(float(losses.mean()), tuple(float(losses[rows].mean()) for rows in halves))
 
-    def _pair_distances(
+    def _image_losses(
         self, distance: str, pooling: str, negatives: int, level: int, views: int, compatible: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return pair_distances(
+    ) -> np.ndarray:
+        return image_losses(
             self._features.views[compatible, level][:views],
+            self._margins,
             distance=distance,
             negatives=negatives,
             pooled=pooling == "pooled",

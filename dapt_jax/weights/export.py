@@ -104,13 +104,13 @@ def write(
     arrays = {
         key: np.ascontiguousarray(leaf) for key, leaf in (flatten(params) | flatten(batch_stats)).items()
     }
-    about = _about(encoder) if encoder else {}
+    about = about_encoder(encoder) if encoder else {}
     if origin:
         about[ORIGIN] = json.dumps(origin)
-    _save(path, arrays, about or None)
+    save(path, arrays, about or None)
 
 
-def _about(encoder: Encoder) -> dict[str, str]:
+def about_encoder(encoder: Encoder) -> dict[str, str]:
     """Return the metadata of the encoder that a file stores."""
     return {
         MODEL: encoder.name,
@@ -119,7 +119,8 @@ def _about(encoder: Encoder) -> dict[str, str]:
     }
 
 
-def _save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:
+def save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:
+    """Write arrays by name atomically, as the suffix says; of safetensors with metadata in a fixed order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial{path.suffix}")
     if path.suffix == ".npz":
@@ -175,7 +176,7 @@ def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Sche
 
 def write_named(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> None:
     """Write an encoder as safetensors under the names of other files; see `named`."""
-    _save(path, named(encoder, params, batch_stats, scheme), {"format": "pt", **_about(encoder)})
+    save(path, named(encoder, params, batch_stats, scheme), {"format": "pt", **about_encoder(encoder)})
 
 
 def write_orbax(folder: Path, params: Tree, batch_stats: Tree) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 
 from dapt_jax.data import limits
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.data.decode import ImageStore, resize
+from dapt_jax.data.decode import ImageStore
+from dapt_jax.data.framing import Framing
 from dapt_jax.data.sets.registry import CLASSIFICATION, SETS, Entry
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.runtime import safe_paths
@@ -206,7 +207,7 @@ def _read_images(
         for start in range(0, count, _CHUNK):
             part = _read(stream, (min(_CHUNK, count - start), *shape[1:]), dtype)
             rgb = np.repeat(part[..., None], 3, axis=3) if grey else part
-            into[start : start + len(part)] = resize(rgb, size, crop)
+            into[start : start + len(part)] = Framing(size, crop).images(rgb)
 
 
 def _register(flag: str, known: _Set) -> None:
