@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dapt_jax.api import list_encoders as list_encoders
     from dapt_jax.api import load_dataset as load_dataset
     from dapt_jax.api import load_encoder as load_encoder
+    from dapt_jax.api import load_predictor as load_predictor
     from dapt_jax.api import plan as plan
     from dapt_jax.api import plan_study as plan_study
     from dapt_jax.api import read_study as read_study
@@ -60,6 +61,7 @@ _EXPORTS = {
             "list_encoders",
             "load_dataset",
             "load_encoder",
+            "load_predictor",
             "plan",
             "plan_study",
             "read_study",
@@ -109,6 +111,7 @@ __all__ = [
     "list_encoders",
     "load_dataset",
     "load_encoder",
+    "load_predictor",
     "plan",
     "plan_study",
     "read_study",

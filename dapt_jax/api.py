@@ -30,6 +30,8 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.splits import grouped_holdout
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.export import embeddings
+from dapt_jax.inference import predictor
+from dapt_jax.inference.predictor import Predictor
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import DEFAULT_LORA, Encoder, Tree
@@ -507,6 +509,26 @@ def read_study(workdir: str | Path) -> Records:
         UserError: The folder holds no study, or a file is damaged; names file and line.
     """
     return Records.read(Path(workdir))
+
+
+def load_predictor(path: str | Path | Sequence[str | Path], *, calibrate: bool = False) -> Predictor:
+    """Return the function from images to predictions of target models that a study has kept.
+
+    >>> predictor = load_predictor("runs/quickstart")  # doctest: +SKIP
+    >>> prediction = predictor(["new/1.png", "new/2.png"])  # doctest: +SKIP
+    >>> prediction.classes, prediction.probabilities.shape, prediction.unlike  # doctest: +SKIP
+    (('benign', 'malignant'), (2, 2), array([False, True]))
+
+    Args:
+        path: Files of target models, a folder of them, or the workdir of a study; the models of all folds and
+            seeds are one ensemble.
+        calibrate: Whether probabilities are calibrated by the temperatures that the study fitted to development
+            images.
+
+    Raises:
+        UserError: There is no target model, or the models are of several tasks, strategies or protocols.
+    """
+    return predictor.load(path, calibrate=calibrate)
 
 
 def _settings(config: config_dict.ConfigDict | StudySettings) -> StudySettings:

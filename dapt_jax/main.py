@@ -197,6 +197,10 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             from dapt_jax.study import budgets, plan, prepare
 
             plan.show(prepare.prepare(budgets.resolved(settings, folder)), folder)
+        elif settings.mode == "advise":
+            from dapt_jax.study import advise, budgets, prepare
+
+            advise.show(prepare.prepare(budgets.resolved(settings, folder)))
         elif settings.mode == "aot":
             from dapt_jax.aot import report, topology
 
@@ -217,6 +221,10 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             from dapt_jax.export import embeddings
 
             embeddings.run(settings, folder)
+        elif settings.mode == "predict":
+            from dapt_jax.inference import stream
+
+            stream.run(settings, folder)
         else:
             from dapt_jax.export import encoders
 

@@ -25,8 +25,16 @@ RUNS = (
 )
 """Strategies, from images and from cached activations, each over a mask switch where there is one."""
 
+LABEL_FREE = ("reconstruct", "distil", "two_views", "reconstruct-images", "two_views-images")
+"""Objectives without labels, above a cached prefix and from images."""
+
 
 def runs(name):
+    if name in LABEL_FREE:
+        from tests.test_label_free_training import run_of
+
+        objective, _, source = name.partition("-")
+        return run_of(objective, cache="off" if source else "on")
     from dapt_jax.data.augment import Augment
     from dapt_jax.training.optim import Optimizer
     from dapt_jax.training.phases import Phase
@@ -77,7 +85,10 @@ def train(name, mesh, fsdp):
     import jax
     import numpy as np
 
-    watched = {key: [point[key] for row in rows for point in row.curve] for key in ("loss", "val_loss")}
+    watched = {
+        key: [point[key] for row in rows for point in row.curve]
+        for key in ("loss", "val_loss", *(("rankme",) if name in LABEL_FREE else ()))
+    }
     total = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves((trained.params, trained.batch_stats))]
     spread = sharding.state_shardings(jax.eval_shape(lambda: params), mesh)
     split = sum(not each.is_fully_replicated for each in jax.tree.leaves(spread))

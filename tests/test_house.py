@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dapt_jax"
 ORDER = (
-    "main", "api", "aot", "export", "study", "settings", "training", "losses", "objectives", "monitoring", "report", "records",
+    "main", "api", "aot", "export", "study", "inference", "settings", "training", "losses", "objectives", "monitoring",
+    "report", "records",
     "statistics", "transferability", "weights", "models", "data", "metrics", "cost", "runtime", "ops", "formatting",
     "parameters", "fields", "errors",
 )  # fmt: skip

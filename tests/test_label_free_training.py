@@ -15,17 +15,19 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import DEFAULT
 from dapt_jax.models.encoders import vit
+from dapt_jax.models.lora import LoraSettings
 from dapt_jax.models.trunk import Trunk
 from dapt_jax.objectives import Distil, Reconstruct, TwoViews, two_views
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime.sharding import make_mesh
 from dapt_jax.study import plan
-from dapt_jax.training import accounting, label_free, loop
+from dapt_jax.training import accounting, label_free, loop, patterns
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import RunTag, TrainData, TrainingRun
+from dapt_jax.weights.paths import flatten
 from tests import tiny
 from tests.test_training_loop import KilledError, KillingLedger, context, counts, curve, leaves
 
@@ -167,6 +169,37 @@ def test_a_run_killed_at_any_entry_of_the_ledger_resumes_to_the_bit(name, tmp_pa
         assert all(np.array_equal(a, b) for a, b in zip(quiet, resumed, strict=True))
         assert counts(again) == counts(rows)
         assert [row.target_flops for row in again] == [row.target_flops for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["cnn", pytest.param("vit", marks=pytest.mark.long)])
+def test_low_rank_updates_train_without_labels_and_merge_exactly(kind):
+    encoder, trainable = ENCODERS[kind]
+    phases = (Phase("lora", 2, (f"{trainable[0]}:lora", "head"), 1e-2, views=2),)
+    tuned = patterns.with_lora(encoder, phases, LoraSettings(rank=2))
+    objective = Reconstruct(Trunk(encoder), noise=1.0)
+    model = label_free.pretext(tuned, objective, phases)
+    run = dataclasses.replace(run_of("reconstruct", kind), model=model, phases=phases, loss=objective)
+    start, batch_stats = model.init(1)
+    trained = loop.train(run, start, batch_stats, context(None))
+    assert trained.costs[0].cached == "filled"
+    assert sum(row.model_flops for row in trained.costs) == run.flops()
+    before, after = flatten(start), flatten(trained.params)
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert {path for path in moved if not path.startswith("head/")}
+    assert all("/lora/" in path or path.startswith("head/") for path in moved)
+    images = jnp.asarray(DATA.images.batch(range(4))).astype(jnp.float32)
+
+    def features_of(network, params):
+        weights = jax.tree.map(jnp.asarray, (params, trained.batch_stats))
+        return np.asarray(network.apply(*weights, images)[0])
+
+    merged, unmerged, source = (
+        {key: value for key, value in params.items() if key != "head"}
+        for params in (tuned.merged(trained.params), trained.params, tuned.merged(start))
+    )
+    found = features_of(encoder, merged)
+    assert relative_difference([found], [features_of(tuned, unmerged)]) < 1e-5
+    assert relative_difference([found], [features_of(encoder, source)]) > 1e-4
 
 
 @pytest.mark.long

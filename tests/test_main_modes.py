@@ -1,6 +1,5 @@
 """What a command leaves behind: a plan, a study, the same study again, a report; and that all configs of ours load."""
 
-import base64
 import os
 import shutil
 import subprocess
@@ -103,7 +102,21 @@ def test_what_a_study_leaves(finished):
     html = (finished / "report.html").read_text()
     for figure in figures:
         assert figure.read_bytes().startswith(b"\x89PNG")
-        assert base64.b64encode(figure.read_bytes()).decode() in html
+    assert html.count("data:image/png;base64,") == len(figures)
+    stored = {
+        path.relative_to(finished / "samples").as_posix() for path in (finished / "samples").rglob("*.npz")
+    }
+    sets = {path for path in stored if path.startswith("sets/")}
+    assert len(sets) == 3
+    for strategy in ("none", "full", "partial"):
+        of_arm = {path.partition("/")[2] for path in stored if path.startswith(f"{strategy}-seed")}
+        assert {path.rpartition("-")[2] for path in of_arm} == {
+            "development.npz",
+            "external.npz",
+            "features.npz",
+        }
+    assert html.count("data:image/jpeg;base64,") > 3 * 12
+    assert "Features of none, seed 0, by class" in html
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert "partial" in (finished / "report.md").read_text()
 
@@ -243,12 +256,13 @@ def test_a_manifest_and_phases_of_ones_own(tmp_path):
 
 
 def test_a_report_is_made_from_the_records_alone(finished, tmp_path):
-    """In a Python that cannot import JAX, with nothing in the folder but records and predictions."""
+    """In a Python that cannot import JAX, with nothing in the folder but records, predictions and samples."""
     workdir = tmp_path / "study"
     workdir.mkdir()
     for name in ("config.json", "results.jsonl", "ledger.jsonl", "intensities.json", "few_samples.json"):
         shutil.copy(finished / name, workdir)
-    shutil.copytree(finished / "predictions", workdir / "predictions")
+    for name in ("predictions", "samples"):
+        shutil.copytree(finished / name, workdir / name)
     records = contents(workdir)
     code = (
         "import sys; sys.modules['jax'] = sys.modules['flax'] = None; "
@@ -259,7 +273,8 @@ def test_a_report_is_made_from_the_records_alone(finished, tmp_path):
     assert (ended.returncode, ended.stderr) == (0, "")
     assert f"report: {workdir / 'report.html'}" in ended.stdout
     assert {path: path.read_bytes() for path in records} == records
-    names = {path.relative_to(finished) for path in finished.rglob("*") if "checkpoints" not in path.parts}
+    unread = {"checkpoints", "models"}
+    names = {path.relative_to(finished) for path in finished.rglob("*") if not unread & set(path.parts)}
     assert {path.relative_to(workdir) for path in workdir.rglob("*")} == {
         name
         for name in names

@@ -154,7 +154,7 @@ def test_no_external_set_but_a_test_set(tmp_path):
     build(workdir)
     page, _ = read(workdir)
     assert "No external set: no generalization gap." in page
-    assert "<th>test</th>" in page
+    assert '<th scope="col">test</th>' in page
     assert not (workdir / "figures" / "seeds_tumour_type.png").exists()
 
 

@@ -21,7 +21,7 @@ from dapt_jax.settings import StudySettings
 from dapt_jax.training import accounting, freezing
 from dapt_jax.training.run import TrainData, TrainingRun
 from tests import device_runs, tiny
-from tests.device_runs import RUNS
+from tests.device_runs import LABEL_FREE, RUNS
 from tests.studies import ROOT, free_port
 
 STRATEGIES = "full+partial+partial-cached+hybrid+hybrid-cached"
@@ -82,6 +82,25 @@ def test_losses_and_weights_do_not_depend_on_devices_and_processes(found):
         assert (run["split"] > 0) == (run["fsdp"] > 1), about
     # What trains is told from what is frozen: the runs differ from one another.
     assert len({tuple(np.round(found[1, 1, 1, name]["loss"], 4)) for name in RUNS}) >= 7
+
+
+@pytest.mark.long
+def test_objectives_without_labels_do_not_depend_on_devices_and_processes():
+    """One device, eight, and two processes of four; two views compare images that lie on other devices."""
+    names = "+".join(LABEL_FREE)
+    alone, address = started(f"1:{names},8:{names}", 8), f"localhost:{free_port()}"
+    two = [started(f"8:{names}", 4, address, "2", str(number)) for number in range(2)]
+    by_layout = {}
+    for run in lines([alone, *two]):
+        by_layout.setdefault((run["devices"], run["processes"]), {})[run["name"]] = run
+    assert set(by_layout) == {(1, 1), (8, 1), (8, 2)}
+    for layout, of_layout in by_layout.items():
+        for name in LABEL_FREE:
+            run, one = of_layout[name], by_layout[1, 1][name]
+            assert (run["steps"], run["images"], run["flops"]) == (one["steps"], one["images"], one["flops"])
+            for key in ("loss", "val_loss", "rankme"):
+                np.testing.assert_allclose(run[key], one[key], rtol=1e-5, err_msg=f"{name} {key} on {layout}")
+            np.testing.assert_allclose(run["total"], one["total"], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.long

@@ -218,10 +218,27 @@ def test_a_config_of_a_former_version_is_read():
 
 def test_settings_that_do_not_change_results():
     free = {name for name, constraint in DECLARED.items() if not constraint.affects_results}
-    sections = {"runtime", "monitoring", "non_finite", "energy", "report", "aot", "plan", "scoring"}
-    assert {name.partition(".")[0] for name in free if "." in name} == {*sections, "data", "cache"}
+    sections = {
+        "runtime",
+        "monitoring",
+        "non_finite",
+        "energy",
+        "report",
+        "advise",
+        "aot",
+        "plan",
+        "scoring",
+        "predict",
+    }
+    assert {name.partition(".")[0] for name in free if "." in name} == {
+        *sections,
+        "data",
+        "cache",
+        "transfer",
+    }
     assert {name for name in free if name.partition(".")[0] not in sections} == {
         "mode",
+        "transfer.keep",
         "compare",
         "embed_level",
         "data_dir",

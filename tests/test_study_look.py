@@ -15,7 +15,7 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.report import data_page
 from dapt_jax.report.data_page import SetView, Tile
-from dapt_jax.study import look
+from dapt_jax.study import look, samples
 from tests.command import run, write_config
 
 RANDOM = "config.weights = 'random'"
@@ -163,8 +163,8 @@ def test_the_sheet_has_every_class_before_any_twice_as_often(labels, patients):
     numbers = np.array([classes.index(label) for label in labels])
     store = ImageStore.from_arrays(np.zeros((len(labels), 2, 2, 3), np.uint8), 2)
     groups = np.array([f"p{row % patients}" for row in range(len(labels))])
-    rows = look._tile_rows(Dataset("set", store, numbers, classes, groups))
-    assert len(rows) == len(set(rows.tolist())) == min(look.TILES, len(labels))
+    rows = samples.sheet_rows(Dataset("set", store, numbers, classes, groups))
+    assert len(rows) == len(set(rows.tolist())) == min(samples.TILES, len(labels))
     counts = np.bincount(numbers[rows], minlength=len(classes))
     whole = np.bincount(numbers, minlength=len(classes))
     assert all(count >= min(of_all, counts.max() - 1) for count, of_all in zip(counts, whole, strict=True))
@@ -173,7 +173,7 @@ def test_the_sheet_has_every_class_before_any_twice_as_often(labels, patients):
 def test_the_page_stays_below_its_limit_whatever_the_images(tmp_path, monkeypatch):
     monkeypatch.setattr(data_page, "MOST_BYTES", 500_000)
     noise = np.random.default_rng(0).integers(0, 256, (192, 192, 3), dtype=np.uint8)
-    tiles = [Tile("name", "label", "", noise, augmented=noise)] * look.TILES
+    tiles = [Tile("name", "label", "", noise, augmented=noise)] * samples.TILES
     counts = facts.luminance_counts([noise])
     views = [
         SetView(f"set {number}", tiles=tiles, by_class={"a": counts}, whole=counts) for number in range(2)

@@ -23,7 +23,7 @@ from dapt_jax.models.classifier import Classifier
 from dapt_jax.weights import archive, keras_hdf5, readers, restricted, tables
 from dapt_jax.weights.merge import merge
 from dapt_jax.weights.paths import flatten
-from dapt_jax.weights.source import SPARE
+from dapt_jax.weights.source import SPARE, Stored, Weights
 from tests.command import ROOT
 from tests.torch_files import Call, Named, pickled, tensor, write_zip
 
@@ -373,6 +373,27 @@ def test_random_damage_is_always_one_line() -> None:
     assert all(each.read + each.refused + each.guarded == 45 for each in outcomes.values())
     assert all(each.refused for each in outcomes.values())
     assert any(each.read for each in outcomes.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.safetensors", struct.pack("<Q", 1) + b"1"), ("a.safetensors", struct.pack("<Q", 2) + b"[]"), ("n" * 300, b"")],
+)  # fmt: skip
+def test_whatever_reading_raises_is_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    if content:
+        (tmp_path / name).write_bytes(content)
+    assert name[:20] in refused(tmp_path / name)
+
+
+def test_whatever_reading_an_array_raises_is_one_line(tmp_path: Path) -> None:
+    def fail() -> np.ndarray:
+        raise AssertionError("of\na library")
+
+    weights = Weights({"a": Stored((1,), np.dtype("f4"), fail)}, "x.pth", path=tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x\.pth: cannot be read \(of a library\); expected the array 'a'"):
+        weights["a"]
+    with pytest.raises(KeyError):
+        weights["b"]
 
 
 def test_the_fuzzer_notices_what_it_looks_for(tmp_path: Path, monkeypatch) -> None:

@@ -360,3 +360,19 @@ def test_named_weights_bring_their_preprocessing() -> None:
         "hf://timm/resnet50.a1_in1k/model.safetensors",
     ):
         assert locate.fitted(spec, encoder) is encoder, spec
+
+
+@pytest.mark.parametrize("after", ["stage2/block1", "stage4/block2"])
+def test_the_weights_of_a_cut_encoder_cut_the_encoder_that_takes_them(tmp_path, after):
+    """An arm's own file as source weights needs no word of where it was cut."""
+    whole = registry.build("resnet18")
+    cut = whole.truncate(after)
+    params, batch_stats = cut.init(0)
+    export.write(tmp_path / "adapted.safetensors", params, batch_stats, cut)
+    encoder = locate.fitted(str(tmp_path / "adapted.safetensors"), whole)
+    assert encoder.groups == cut.groups
+    assert (encoder is whole) == (cut.groups == whole.groups)
+    loaded, _, report = locate.load(str(tmp_path / "adapted.safetensors"), Classifier(encoder, 2), seed=1)
+    np.testing.assert_array_equal(loaded["stem"]["conv"]["kernel"], params["stem"]["conv"]["kernel"])
+    assert not report.left_over
+    assert locate.fitted(str(tmp_path / "adapted.safetensors"), whole, may_read=False) is whole

@@ -62,6 +62,10 @@ class JoinedImages(ImageStore):
         ]
         return [found[store][row] for store, row in self._places.tolist()]
 
+    def known_ranges(self) -> list[dict[str, Range]]:
+        """Return the ranges by kind of image of each set here; see `ImageStore.known_ranges`."""
+        return [each for store in self._stores for each in store.known_ranges()]
+
     def constant(self) -> np.ndarray:
         """Return which images are constant, bool [n]."""
         found = [

@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -143,7 +143,7 @@ class _Pixels:
         self.ready = np.zeros(len(sources), bool)
         self.used: dict[int, Range] = {}
         self.constant = np.zeros(len(sources), bool)
-        self._ranges: dict[str, Range] | None = None
+        self.set_ranges: dict[str, Range] | None = None
         self._lock = threading.Lock()
 
     def read(self, row: int) -> np.ndarray:
@@ -172,9 +172,9 @@ class _Pixels:
     def ranges(self) -> dict[str, Range]:
         """Return the ranges of the whole set, computed once from all files, independent of their order."""
         with self._lock:
-            if self._ranges is None:
-                self._ranges = intensity.of_set(self.sources, self._samples, _workers(None))
-            return self._ranges
+            if self.set_ranges is None:
+                self.set_ranges = intensity.of_set(self.sources, self._samples, _workers(None))
+            return self.set_ranges
 
     def _samples(self, source: Source) -> Samples | None:
         try:
@@ -218,6 +218,7 @@ class ImageStore:
         crop: int | None = None,
         cache_bytes: int = CACHE_BYTES,
         resize: str = "squash",
+        ranges: Mapping[str, Range] | None = None,
     ) -> "ImageStore":
         """Make a store of image files, without reading any of them yet.
 
@@ -228,12 +229,15 @@ class ImageStore:
             cache_bytes: Decoded images are cached in memory if all of them fit into this many bytes;
                 otherwise each access decodes the image again.
             resize: See `decode`.
+            ranges: Ranges of another set (see `known_ranges`) that apply to these images; None to compute
+                those of this set.
         """
         shared = _Pixels(
             tuple(sources),
             Framing(size, crop or None, resize),
             cached=len(sources) * size * size * 3 <= cache_bytes,
         )
+        shared.set_ranges = None if ranges is None else dict(ranges)
         return cls(shared, np.arange(len(sources)), tuple(map(str, sources)))
 
     @classmethod
@@ -325,6 +329,10 @@ class ImageStore:
             if int(row) not in self._pixels.used:
                 self._pixels._decode(int(row))
         return [self._pixels.used[int(row)] for row in self._rows]
+
+    def known_ranges(self) -> list[dict[str, Range]]:
+        """Return the ranges by kind of image of each set here, empty where no image needed them."""
+        return [dict(self._pixels.set_ranges or {})]
 
     def constant(self) -> np.ndarray:
         """Return which images are constant, bool [n]."""

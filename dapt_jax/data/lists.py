@@ -4,12 +4,15 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dapt_jax.data import identity
 from dapt_jax.errors import UserError, nearest
+
+_LINE = 1 << 20
+"""Most characters of a line of a table; a parser takes a hundred bytes of memory for each empty cell."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[st
             the wrong length.
     """
     text = _text(path, what)
+    if long := re.search(rf"[^\r\n]{{{_LINE + 1},}}", text):
+        line = text.count("\n", 0, long.start()) + 1
+        raise UserError(f"{path}: line {line} has {len(long[0]):,} characters; expected at most {_LINE:,}")
     delimiter, skipped = _delimiter(text)
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t"
@@ -140,6 +146,52 @@ def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[st
     return places, dict(columns)
 
 
+def iterate(path: Path, column: str, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the cells of one column of a CSV file row by row, however many rows there are.
+
+    Args:
+        path: The file; see `read_columns`.
+        column: Name of the column.
+        names: Keys of other usual names of it.
+
+    Yields:
+        Location of the row, and its cell, which may be empty.
+
+    Raises:
+        UserError: The file is not text, or no or several columns have such a name.
+    """
+    encoding = _encoding(path)
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            delimiter, skipped = _delimiter(file.read(1 << 16))
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=delimiter != "\t")
+            place = -1
+            for number, raw in enumerate(reader):
+                if number < skipped or not any(raw):
+                    continue
+                if place < 0:
+                    place = _place(path, [identity.clean(cell) for cell in raw], column, names)
+                elif place >= len(raw):
+                    raise UserError(
+                        f"{path}: row {reader.line_num}: {len(raw)} cells, expected {place + 1} or more"
+                    )
+                else:
+                    yield f"row {reader.line_num}", identity.clean(raw[place])
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
+    except csv.Error as error:
+        raise UserError(f"{path}: row {reader.line_num}: {error}; is a quotation mark left open?") from error
+
+
+def _place(path: Path, header: Sequence[str], column: str, names: Sequence[str]) -> int:
+    found = identity.column(column, header, names)
+    if len(found) != 1:
+        held = f"columns {', '.join(found)} may all be it" if found else nearest(column, header)
+        raise UserError(f"{path}: no column {column!r}; {held}")
+    return list(header).index(found[0])
+
+
 def _delimiter(text: str) -> tuple[str, int]:
     """Return the separator of cells, and the number of lines before the header."""
     first = next((line for line in text.splitlines() if line.strip()), "")
@@ -162,9 +214,13 @@ def _text(path: Path, what: str) -> str:
         there = sorted(file.name for file in folder.iterdir())
         hint = nearest(path.name, there) if there else "the folder is empty"
         raise UserError(f"{path}: no such {what}; {hint}")
-    raw = path.read_bytes()
-    encoding = "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return raw.decode(encoding)
+        return path.read_bytes().decode(_encoding(path))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return "utf-16" if is_wide else "utf-8-sig"

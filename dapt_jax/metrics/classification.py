@@ -265,15 +265,48 @@ def kappa(
     return float(_sklearn().cohen_kappa_score(labels, predicted, labels=np.arange(classes), weights=weights))
 
 
+@dataclasses.dataclass(frozen=True)
+class Reliability:
+    """Confidence and accuracy in bins of equal width over the probability of the predicted class.
+
+    >>> bins = Reliability.of(np.array([0, 1]), np.array([[0.875, 0.125], [0.75, 0.25]]), 2)
+    >>> bins.size.tolist(), float(bins.confidence[1]), float(bins.accuracy[1]), bins.error
+    ([0, 2], 0.8125, 0.5, 0.3125)
+
+    Attributes:
+        size: Number of images of each bin.
+        confidence: Mean probability of the predicted class in each bin; NaN of an empty one.
+        accuracy: Share of images of each bin whose prediction is right; NaN of an empty one.
+        error: Expected calibration error: the mean gap of confidence and accuracy, weighted by size.
+    """
+
+    size: Int[np.ndarray, " bins"]
+    confidence: Float[np.ndarray, " bins"]
+    accuracy: Float[np.ndarray, " bins"]
+    error: float
+
+    @classmethod
+    def of(
+        cls, labels: Shaped[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"], bins: int = 15
+    ) -> "Reliability":
+        """Return the bins of predictions.
+
+        Args:
+            labels: True class numbers.
+            probabilities: Predicted probabilities.
+            bins: Number of bins.
+        """
+        confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+        bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+        size = np.bincount(bin_of, minlength=bins)
+        gap = np.bincount(bin_of, confidence - correct, minlength=bins)
+        with np.errstate(invalid="ignore"):
+            mean, share = (np.bincount(bin_of, each, minlength=bins) / size for each in (confidence, correct))
+        return cls(size, mean, share, float(np.abs(gap).sum() / size.sum()))
+
+
 def calibration_error(
     labels: Shaped[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"], bins: int = 15
 ) -> float:
-    """Return the expected calibration error.
-
-    It is the mean gap between confidence and accuracy over bins, weighted by their size.
-    """
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    size = np.bincount(bin_of, minlength=bins)
-    gap = np.bincount(bin_of, confidence - correct, minlength=bins)
-    return float(np.abs(gap).sum() / size.sum())
+    """Return the expected calibration error; see `Reliability`."""
+    return Reliability.of(labels, probabilities, bins).error

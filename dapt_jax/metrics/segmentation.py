@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import scipy
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 
 from dapt_jax.errors import UserError
 from dapt_jax.metrics.registry import MASKS, SURFACES, measures, metric
@@ -70,6 +70,28 @@ class Segmentation:
         both, truth, predicted, hd95, assd = np.moveaxis(np.concatenate(self._images), -1, 0)
         found = {"dice": _dice(both, truth, predicted), "iou": _iou(both, truth, predicted)}
         return {**found, "hd95": hd95, "assd": assd} if self._surfaces else found
+
+    def of_units(self, units: Shaped[np.ndarray, " n"]) -> "Segmentation":
+        """Return the scores of volumes or patients, whose pixels are counted together; without surfaces.
+
+        >>> slices = Segmentation(("background", "lesion"))
+        >>> truth, predicted = np.array([[[1, 1]], [[1, 0]]], np.uint8), np.array([[[1, 1]], [[0, 1]]], np.uint8)
+        >>> slices.add(truth, predicted)
+        >>> volumes = slices.of_units(np.array(["v", "v"]))
+        >>> round(volumes.scores()[0].value, 3)
+        0.667
+
+        Args:
+            units: The unit of each image, in order of addition.
+        """
+        counts = np.concatenate(self._images)
+        names, member = np.unique(units, return_inverse=True)
+        found = Segmentation(("", *self._names), self._overlapping, surfaces=False)
+        summed = np.full((len(names), len(self._names), 5), np.nan)
+        summed[..., :3] = 0
+        np.add.at(summed[..., :3], member, counts[..., :3])
+        found._images.append(summed)
+        return found
 
     def scores(self) -> list[Score]:
         """Return every registered mask metric over all images so far; NaN where undefined."""

@@ -3,7 +3,9 @@
 `WORKDIR/predictions/STRATEGY-seedN/TASK-SPLIT.npz` holds `label` ([n] class numbers, or [n, classes] of 0, 1
 and NaN), `group` (str [n], the patient), `image` (str [n]) and, for each protocol, `probability/PROTOCOL`
 (float [n, classes]) and `seen/PROTOCOL` (bool [n, classes], whether the heads that predicted the image had seen the
-class in training); `classes` are the names of the classes. Files of earlier versions lack the last two.
+class in training); `classes` are the names of the classes, `source` (str [n]) is the column of that name of
+the manifest, if it has one, and `unit` (str [n]) the unit that an image belongs to, of a task that aggregates images
+to units. Files of earlier versions lack the last four.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 from dapt_jax.errors import UserError
 from dapt_jax.records import arrays
 from dapt_jax.runtime import safe_paths
-from dapt_jax.statistics import auc
+from dapt_jax.statistics import Aggregation, Units, auc
 
 FOLDER = "predictions"
 """Name of the folder in a workdir."""
@@ -39,12 +41,51 @@ class Predictions:
         groups: The patient of each image, [n].
         probabilities: Predicted probabilities, float [n, classes].
         unseen: Names of the classes that some head had not seen.
+        classes: Names of the columns; their numbers in files of earlier versions.
+        sources: The source of each image, [n]; None where the file names none.
+        labels: Class numbers, int [n], of images of one class each; None of several labels per image.
     """
 
     targets: np.ndarray
     groups: np.ndarray
     probabilities: np.ndarray
     unseen: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    sources: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Predictions:
+        """Return the predictions of some rows, int64 or bool."""
+        return dataclasses.replace(
+            self,
+            targets=self.targets[rows],
+            groups=self.groups[rows],
+            probabilities=self.probabilities[rows],
+            sources=None if self.sources is None else self.sources[rows],
+            labels=None if self.labels is None else self.labels[rows],
+        )
+
+    def of_units(self, names: np.ndarray, rule: str) -> Predictions:
+        """Return the predictions of units; patient and source are those of a unit's first image.
+
+        Args:
+            names: The unit of each image, str [n].
+            rule: Rule of `statistics.Aggregation`.
+        """
+        units = Units.of(names)
+        targets, labels = self.targets, None
+        if self.labels is not None:
+            labels = units.labels(self.labels, targets.shape[1])
+            unseen = np.stack([np.bincount(units.member, np.isnan(each)) > 0 for each in targets.T], -1)
+            targets = np.where(unseen, np.nan, np.eye(targets.shape[1])[labels])
+        else:
+            targets = units.labels(targets, targets.shape[1])
+        return dataclasses.replace(
+            self.take(units.first),
+            targets=targets,
+            labels=labels,
+            probabilities=units.probabilities(self.probabilities, rule, self.labels is None),
+        )
 
     def auc(self, rows: np.ndarray) -> float:
         """Return the mean one-versus-rest AUC over some rows.
@@ -75,10 +116,17 @@ class Predictions:
 def read(path: Path, protocol: str) -> Predictions | None:
     """Read one file; None where it lacks the protocol.
 
+    Args:
+        path: The file.
+        protocol: The protocol; of units by `statistics.Aggregation.protocol`, which this function aggregates.
+
     Raises:
         UserError: The file cannot be read, lacks an array, or its arrays are inconsistent.
     """
+    protocol, aggregation = Aggregation.split(protocol)
     file = arrays.read(path)
+    if aggregation and "unit" not in file:
+        return None
     for name in ("label", "group"):
         if name not in file:
             raise UserError(f"{path}: no array {name!r}; expected label, group and probability/<protocol>")
@@ -96,14 +144,29 @@ def read(path: Path, protocol: str) -> Predictions | None:
         raise UserError(
             f"{path}: probability/{protocol} holds values that are no probabilities; expected 0 to 1"
         )
-    classes = probabilities.shape[1]
-    if labels.ndim == 1:
+    classes, numbers = probabilities.shape[1], labels if labels.ndim == 1 else None
+    if numbers is not None:
         if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
             raise UserError(f"{path}: labels {_range(labels)}; expected classes from 0 to {classes - 1}")
-        return _with_seen(path, file, protocol, Predictions(np.eye(classes)[labels], groups, probabilities))
-    if labels.dtype.kind not in "fiub" or not (np.isnan(labels) | (labels == 0) | (labels == 1)).all():
+        labels = np.eye(classes)[labels]
+    elif labels.dtype.kind not in "fiub" or not (np.isnan(labels) | (labels == 0) | (labels == 1)).all():
         raise UserError(f"{path}: labels {_range(labels)}; expected 0, 1 or NaN for each class")
-    return _with_seen(path, file, protocol, Predictions(labels.astype(float), groups, probabilities))
+    names, sources = file.get("classes", np.arange(classes)), file.get("source")
+    if names.shape != (classes,):
+        raise UserError(f"{path}: {names.shape} classes; expected {classes} names")
+    for name in ("source", "unit"):
+        if name in file and file[name].shape != (n,):
+            raise UserError(f"{path}: {name} is {file[name].shape}; expected one for each of {n} images")
+    found = Predictions(
+        labels.astype(float),
+        groups,
+        probabilities,
+        classes=tuple(map(str, names)),
+        sources=sources,
+        labels=numbers,
+    )
+    found = _with_seen(path, file, protocol, found)
+    return found.of_units(file["unit"], aggregation.rule) if aggregation else found
 
 
 def _with_seen(path: Path, file: Mapping[str, np.ndarray], protocol: str, found: Predictions) -> Predictions:
@@ -115,10 +178,7 @@ def _with_seen(path: Path, file: Mapping[str, np.ndarray], protocol: str, found:
         raise UserError(
             f"{path}: seen/{protocol} is {seen.dtype} {seen.shape}; expected bool {found.probabilities.shape}"
         )
-    names = file.get("classes", np.arange(seen.shape[1]))
-    if names.shape != seen.shape[1:]:
-        raise UserError(f"{path}: {names.shape} classes; expected {seen.shape[1]} names")
-    unseen = tuple(str(name) for name, each in zip(names, seen.T, strict=True) if not each.all())
+    unseen = tuple(name for name, each in zip(found.classes, seen.T, strict=True) if not each.all())
     targets = np.where(seen, found.targets, np.nan)
     return dataclasses.replace(found, targets=targets, unseen=unseen)
 
@@ -131,6 +191,8 @@ def write(
     probabilities: Mapping[str, np.ndarray],
     seen: Mapping[str, np.ndarray] | None = None,
     classes: Sequence[str] = (),
+    sources: np.ndarray | None = None,
+    units: np.ndarray | None = None,
 ) -> None:
     """Write one file atomically.
 
@@ -142,10 +204,14 @@ def write(
         probabilities: Predicted probabilities by protocol.
         seen: By protocol, whether the heads that predicted an image had seen each class; None for all.
         classes: Names of the classes.
+        sources: The source of each image; None where the manifest names none.
+        units: The unit of each image; None where images are not aggregated.
     """
     by_protocol = {f"probability/{name}": each.astype(np.float32) for name, each in probabilities.items()}
     by_protocol |= {f"seen/{name}": each for name, each in (seen or {}).items()}
     named = {"classes": np.asarray(classes, str)} if classes else {}
+    named |= {} if units is None else {"unit": np.asarray(units, str)}
+    named |= {} if sources is None else {"source": np.asarray(sources, str)}
     about = {"label": labels, "group": np.asarray(groups, str), "image": images, **named}
     arrays.write(path, {**about, **by_protocol})
 

@@ -15,7 +15,7 @@ from dapt_jax.records.ledger import Ledger, Row
 from dapt_jax.records.renamed import upgrade
 from dapt_jax.records.vocabulary import BASELINE, CHECKPOINT_MARK, KINDS, MARGIN, SPLITS, STAGES
 from dapt_jax.runtime import atomic_files
-from dapt_jax.statistics import Interval, mean_interval
+from dapt_jax.statistics import Aggregation, Interval, mean_interval
 
 _RESULT = {
     "strategy": typed.TEXT,
@@ -219,10 +219,17 @@ class Records:
         return wanted if wanted in found or not found else found[0]
 
     def protocol(self, task: str) -> str | None:
-        """Return the primary protocol: the configuration's, else the first that a task has."""
+        """Return the primary protocol: the configuration's, else the first that a task has.
+
+        Where a task aggregates images to patients or other units, it is that of the units.
+        """
         found = self.protocols(task)
         wanted = self._report().get("protocol")
-        return wanted if wanted in found else next(iter(found), None)
+        chosen = wanted if wanted in found else next(iter(found), None)
+        return next(
+            (name for name in found if Aggregation.split(name)[1] and Aggregation.split(name)[0] == chosen),
+            chosen,
+        )
 
     def protocols(self, task: str) -> list[str]:
         """Return the protocols of a task, without those of the baseline."""
@@ -230,7 +237,16 @@ class Records:
         return list(dict.fromkeys(row["protocol"] for row in of_task))
 
     def baselines(self, task: str) -> list[str]:
-        """Return the protocols of the one-feature baselines of a task."""
+        """Return the protocols of the one-feature baselines that the primary protocol is compared with.
+
+        They are of images, or of the units that these form, as the primary protocol is.
+        """
+        level = Aggregation.split(self.protocol(task) or "")[1]
+        found = self.every_baseline(task)
+        return [name for name in found if Aggregation.split(name)[1] == level] or found
+
+    def every_baseline(self, task: str) -> list[str]:
+        """Return the protocols of the one-feature baselines of a task, of images and of units."""
         return self._named("protocol", task=task, strategy=BASELINE)
 
     def splits(self, task: str) -> list[str]:

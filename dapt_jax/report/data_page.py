@@ -14,9 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
-from scipy import ndimage
 
+from dapt_jax.report import thumbnails
 from dapt_jax.report.page import printable
 from dapt_jax.report.style import COLOURS, STYLE
 from dapt_jax.runtime import atomic_files
@@ -25,7 +24,6 @@ MOST_BYTES = 5_000_000
 """Size that the page stays below."""
 _FITS = ((90, 12), (75, 12), (50, 12), (50, 6), (30, 4), (30, 1), (30, 0))
 """Quality of the JPEGs and number of images of each set, tried in turn until the page is small enough."""
-_SIDE = 192
 _LEAST_SHARE = 1e-5
 _BINS = 64
 
@@ -132,40 +130,21 @@ def _shown(view: SetView, figure: str, quality: int, most: int) -> dict[str, obj
         "refusal": view.refusal,
         "sampled": view.sampled,
         "histograms": figure,
-        "segments": list(zip(names, _colours(names).values(), strict=True)),
+        "segments": list(zip(names, thumbnails.colours(names).values(), strict=True)),
         "has_views": any(tile.augmented is not None for tile in view.tiles),
         "tiles": [
             {
                 "name": tile.name,
                 "label": tile.label,
                 "patient": tile.patient,
-                "image": _jpeg(tile.image, tile.regions, quality),
+                "image": thumbnails.jpeg(tile.image, tile.regions, quality),
                 "augmented": ""
                 if tile.augmented is None
-                else _jpeg(tile.augmented, tile.augmented_regions, quality),
+                else thumbnails.jpeg(tile.augmented, tile.augmented_regions, quality),
             }
             for tile in view.tiles[:most]
         ],
     }
-
-
-def _colours(names: Sequence[str]) -> dict[str, str]:
-    return {name: COLOURS[(1 + place) % len(COLOURS)] for place, name in enumerate(names)}
-
-
-def _jpeg(image: np.ndarray, regions: Mapping[str, np.ndarray], quality: int) -> str:
-    """Return an image with the outlines of its segments as base64 of a JPEG of at most 192 pixels a side."""
-    factor = max(1, _SIDE // max(image.shape[:2]))
-    drawn = image.repeat(factor, 0).repeat(factor, 1)
-    for name, colour in _colours(list(regions)).items():
-        region = regions[name].repeat(factor, 0).repeat(factor, 1)
-        outline = region & ~ndimage.binary_erosion(region, iterations=2 if factor > 1 else 1)
-        drawn[outline] = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-    picture = Image.fromarray(drawn)
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality, subsampling=0)
-    return base64.b64encode(file.getvalue()).decode()
 
 
 def _together(views: Sequence[SetView]) -> str:

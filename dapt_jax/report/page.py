@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,21 +17,26 @@ from matplotlib.figure import Figure
 from dapt_jax.cost.energy import CARBON_INTENSITY, carbon_kg
 from dapt_jax.errors import one_line
 from dapt_jax.formatting import number
-from dapt_jax.records import intensities, overlays
+from dapt_jax.records import intensities, overlays, samples
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import (
+    by_source,
     claims,
+    feature_maps,
     figures,
     leak_marks,
     main_table,
     narrative,
+    prediction_figures,
     predictions,
     recommendation,
     selection,
     tables,
+    thumbnails,
 )
 from dapt_jax.report.columns import Table
+from dapt_jax.report.pictures import drawn, picture
 from dapt_jax.report.style import STYLE, save
 from dapt_jax.runtime import atomic_files
 from dapt_jax.statistics import too_few_seeds
@@ -50,11 +55,15 @@ HOW_TO_READ = (
 )
 
 
+MOST_BYTES = 5_000_000
+"""Size that the page stays below by leaving out figures of predictions."""
+
+
 def build(workdir: Path) -> None:
     """Write report.md, report.html and figures/*.png from the records of a study.
 
-    It reads config.json, results.jsonl, ledger.jsonl, leaks.json, intensities.json, predictions/ and the
-    images in overlays/ only; an unfinished study gives a report on the available results. The HTML page is
+    It reads config.json, results.jsonl, ledger.jsonl, leaks.json, intensities.json, predictions/, samples/
+    and the images in overlays/ only; an unfinished study gives a report on the available results. The HTML page is
     one file with embedded images, without scripts or network access.
 
     Raises:
@@ -99,6 +108,15 @@ def build_of(records: Records, workdir: Path, overview: Overview | None = None) 
         }
         view["warnings"] = [*overview.warnings, *view["warnings"]]
     render(workdir, "report", view)
+    for section in reversed(view["sections"]):  # the last tasks lose their pictures first
+        if (workdir / "report.html").stat().st_size < MOST_BYTES:
+            break
+        section.update(predictions=[], features=[], examples=[])
+        view["warnings"].append(
+            f"The figures of the predictions of {section['task']} are in figures/ alone: this page stays below "
+            f"{MOST_BYTES // 1_000_000} MB."
+        )
+        render(workdir, "report", view)
 
 
 def render(folder: Path, template: str, view: Mapping[str, Any]) -> None:
@@ -120,22 +138,6 @@ def render(folder: Path, template: str, view: Mapping[str, Any]) -> None:
         )
         text = environment.get_template(f"{template}.{suffix}.j2").render(view)
         atomic_files.write_text(folder / f"report.{suffix}", text.lstrip("\n"))
-
-
-def picture(path: Path, folder: Path, caption: str) -> dict[str, str]:
-    """Return a figure for a template.
-
-    Args:
-        path: PNG file.
-        folder: Folder of the page.
-        caption: Text below it.
-    """
-    return {
-        "file": path.relative_to(folder).as_posix(),
-        "data": base64.b64encode(path.read_bytes()).decode(),
-        "caption": caption,
-        "alt": path.stem.replace("_", " "),
-    }
 
 
 def printable(value: object) -> object:
@@ -173,21 +175,42 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
 
     sections = []
     for task in records.tasks:
+        splits = [
+            of_split
+            for split in records.splits(task)
+            if (of_split := prediction_figures.SplitPredictions.read(workdir, records, task, split))
+        ]
         found = [
             claims.table(records, task),
             predictions.table(workdir, records, task),
             tables.everything(records, task),
             tables.per_class(records, task),
+            by_source.table(splits),
             selection.agreement(records, task),
         ]
         sections.append(
             {
                 "task": task,
                 "sizes": _sizes(records, task),
-                "box": recommendation.recommend(records, task),
+                "box": recommendation.recommend(records, task, workdir),
                 "words": narrative.summary(records, task),
                 "main": leak_marks.marked(records, main_table.table(records, task), task),
                 "figures": shown(task),
+                "predictions": [
+                    (
+                        leak_marks.shown(records, task, each.split),
+                        drawn(each.pictures, f"{task}_{each.split}", workdir),
+                    )
+                    for each in splits
+                ],
+                "examples": [
+                    each
+                    for name in recommendation.arms_shown(records, task)[:1]
+                    for each in thumbnails.examples(workdir, records, task, name)
+                ],
+                "features": drawn(
+                    functools.partial(feature_maps.pictures, workdir, records, task), task, workdir
+                ),
                 "tables": [
                     leak_marks.marked(records, each, task) for each in found if each is not None and each.rows
                 ],
@@ -198,12 +221,13 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
         "note": str(config.get("note") or ""),
         "synthetic": config.get("synthetic") is True,
         "data_note": str(config.get("data_note") or ""),
-        "facts": _facts(records),
+        "facts": [*_facts(records), *_set_sizes(workdir)],
         "warnings": _warnings(records),
         "overview": None,
         "sections": sections,
         "ranks": [leak_marks.marked(records, table) for table in claims.over_tasks(records)],
         "figures": shown(""),
+        "sheets": thumbnails.sheets(workdir),
         "intensities": tables.intensity_ranges(intensities.read(workdir)),
         "totals": tables.totals(records) if records.rows else None,
         "totals_words": _totals_words(records),
@@ -229,6 +253,14 @@ def _facts(records: Records) -> list[tuple[str, str]]:
         "energy": sources,
     }
     return [(name, ", ".join(dict.fromkeys(values))) for name, values in facts.items() if values]
+
+
+def _set_sizes(workdir: Path) -> list[tuple[str, str]]:
+    """Return the number of images and patients of each set."""
+    return [
+        (sheet.title, f"{sheet.count:,} images of {sheet.patients:,} patients")
+        for sheet in samples.read_sheets(workdir)
+    ]
 
 
 def _warnings(records: Records) -> list[str]:

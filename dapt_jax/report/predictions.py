@@ -37,11 +37,7 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
     for split in splits:
         found = {}
         for name, seed in arms:
-            try:
-                path = predictions.path_of(workdir, name, seed, task, split)
-            except UserError:  # a name that no study accepts, and so without predictions
-                continue
-            if path.is_file() and protocol and (each := predictions.read(path, protocol)) is not None:
+            if (each := of_arm(workdir, name, seed, task, split, protocol)) is not None:
                 found[name, seed] = each
         for each in found.values():
             unseen.setdefault(split, []).extend(each.unseen)
@@ -74,6 +70,26 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
         for index, title in enumerate(("AUC", "difference", "p DeLong")):
             columns.append(_column(title, split, index, cells))
     return Table.of(f"AUC over the patients of each run, {protocol}", columns, shown, note)
+
+
+def of_arm(
+    workdir: Path, name: str, seed: object, task: str, split: str, protocol: str | None
+) -> Predictions | None:
+    """Return the predictions of an arm on a split; None where there are none.
+
+    Args:
+        workdir: Folder of the study.
+        name: Name of the arm.
+        seed: Seed of the arm.
+        task: The task.
+        split: The split.
+        protocol: The protocol; None for no protocol, and so no predictions.
+    """
+    try:
+        path = predictions.path_of(workdir, name, seed, task, split)
+    except UserError:  # a name that no study accepts, and so without predictions
+        return None
+    return predictions.read(path, protocol) if protocol and path.is_file() else None
 
 
 def resamples_of(records: Records, task: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import scipy
 
@@ -13,10 +14,14 @@ from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
 from dapt_jax.report.chance import BaselineLevel, baseline_levels, chance_level, is_at
 from dapt_jax.report.marks import LEVEL
+from dapt_jax.report.patients import POWER, PatientError, error_of_difference
 from dapt_jax.statistics import Comparison, Interval, holm, mean_interval, paired_t
 
-POWER, MOST_SEEDS = 0.8, 200
-"""Probability with which a difference is to be found, and the most seeds that are named."""
+UNADAPTED = "none"
+"""Strategy of the encoder without adaptation."""
+
+MOST_SEEDS, MOST_TIMES = 200, 100
+"""The most seeds that are named, and the most times the patients there are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +37,17 @@ class Recommendation:
     lines: list[tuple[str, str]]
 
 
-def recommend(records: Records, task: str) -> Recommendation | None:
+def recommend(records: Records, task: str, workdir: Path | None = None) -> Recommendation | None:
     """Return the recommendation for a task; None without scores.
 
     The best strategy is recommended where it is shown to be better than every other: by paired t-tests over
     seeds, adjusted by Holm's method. Otherwise it is the cheapest of those that are not shown to be worse
     than the best, and the headline says that none is shown to be better.
+
+    Args:
+        records: Records of the study.
+        task: The task.
+        workdir: Folder of its predictions, which say how many patients would do; None without any.
     """
     split = "external" if "external" in records.splits(task) else records.in_domain(task)
     metric, protocol = records.metric(task), records.protocol(task)
@@ -87,7 +97,27 @@ def recommend(records: Records, task: str) -> Recommendation | None:
             ("Runner-up", f"{rival}: {_interval(means[rival])}"),
             ("What would change it", _change(test, chosen, rival, split)),
         ]
+        error = workdir and error_of_difference(workdir, records, task, split, chosen, rival)
+        if error:
+            lines.append((f"Patients, {split}", _patients(error, chosen, rival)))
     return Recommendation(headline + ".", [(heading, text + ".") for heading, text in lines])
+
+
+def arms_shown(records: Records, task: str) -> list[str]:
+    """Return the strategies whose predictions are drawn: best, runner-up and the unadapted `none`.
+
+    Best and runner-up are those of the mean over seeds on the external set, or in-domain without one.
+    """
+    split = "external" if "external" in records.splits(task) else records.in_domain(task)
+    metric, protocol = records.metric(task), records.protocol(task)
+    means = {
+        name: mean.mean
+        for name in records.strategies
+        if CHECKPOINT_MARK not in name
+        and (mean := mean_interval(records.values(name, task, split, protocol, metric)))
+    }
+    ranked = sorted(means, key=lambda name: means[name], reverse=not lower_is_better(metric))
+    return list(dict.fromkeys([*ranked[:2], *(name for name in ranked if name == UNADAPTED)]))
 
 
 def seeds_for(test: Comparison) -> int | None:
@@ -155,16 +185,24 @@ def _change(test: Comparison | None, chosen: str, rival: str, split: str) -> str
     """Return what would change the recommendation, from the spread that was seen."""
     if test is None or test.difference.low is None:
         return "more seeds: with five or more the strategies can be compared"
-    patients = (
-        f"more {split} patients narrow what seeds cannot: the intervals over patients of each run are below"
-    )
     n, needed = test.difference.n, seeds_for(test)
     if _is_significant(test.p):
-        return f"another {split} set, or a budget in which {rival} costs less; {patients}"
+        return f"another {split} set, or a budget in which {rival} costs less"
     if needed is None:
-        return f"more than {MOST_SEEDS} seeds to tell {chosen} from {rival} at this difference; {patients}"
+        return f"more than {MOST_SEEDS} seeds to tell {chosen} from {rival} at this difference"
     more = max(1, needed - n)
     return (
         f"about {more} more seed{'s' * (more != 1)} would tell {chosen} from {rival}, if difference and spread "
-        f"stay as seen (power {POWER:.0%}); {patients}"
+        f"stay as seen (power {POWER:.0%})"
     )
+
+
+def _patients(error: PatientError, chosen: str, rival: str) -> str:
+    """Return how many patients would show the difference, from its spread over patients."""
+    seen = f"{error.patients:,} now; these seeds differ by {error.difference:+.3f} ± {1.96 * error.error:.3f} over patients"
+    if error.needed <= error.patients:
+        return f"{seen}; that suffices to tell {chosen} from {rival}, if other patients are like these"
+    if error.needed > MOST_TIMES * error.patients:
+        return f"{seen}; more than {MOST_TIMES} times as many would be needed to tell {chosen} from {rival}"
+    more = math.ceil(error.needed) - error.patients
+    return f"{seen}; about {more:,} more would tell {chosen} from {rival}, if the difference stays (power {POWER:.0%})"

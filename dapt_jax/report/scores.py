@@ -16,6 +16,7 @@ from dapt_jax.records.scores import Correlation, Ranked, Scores
 from dapt_jax.report import page
 from dapt_jax.report.columns import Cell, Column, Table
 from dapt_jax.report.figures import slug
+from dapt_jax.report.pictures import picture
 from dapt_jax.report.style import COLOURS, GREY, STYLE, save
 
 SHOWN = 12
@@ -56,7 +57,7 @@ def build(folder: Path, scores: Scores, title: str) -> None:
                 {
                     "title": f"{task}, {split}",
                     "words": _words(scores, task, split),
-                    "figures": [page.picture(path, folder, caption)],
+                    "figures": [picture(path, folder, caption)],
                     "tables": found,
                 }
             )

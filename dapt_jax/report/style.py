@@ -48,8 +48,14 @@ def strategy_styles(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:
     }
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG at 160 dots per inch, without global `pyplot` state."""
+def save(figure: Figure, path: Path, dpi: int = 160) -> Path:
+    """Write a PNG, without global `pyplot` state.
+
+    Args:
+        figure: The figure.
+        path: File to write.
+        dpi: Dots per inch.
+    """
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+    figure.savefig(path, dpi=dpi, facecolor="white", metadata={"Software": None})
     return path

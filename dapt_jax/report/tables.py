@@ -92,7 +92,7 @@ def _by_protocol(
             cells = [marks[pair].mark(compact(mean_interval(values[pair][name])), name) for pair in pairs]
             if any(cell.text != NONE for cell in cells):
                 rows.append([Cell(protocol), Cell(name), *cells])
-    for protocol in records.baselines(task):
+    for protocol in records.every_baseline(task):
         means = [
             mean_interval(records.values(BASELINE, task, split, protocol, metric)) for metric, split in pairs
         ]

@@ -23,7 +23,12 @@ from dapt_jax.settings import names
 from dapt_jax.settings.defaults import OPEN, declared, default, flat, resolve, to_dict
 from dapt_jax.settings.schema import StudySettings
 
-NEED_NO_FILE = ("--config.mode=models", "--config.mode=status", "--config.mode=compare")
+NEED_NO_FILE = (
+    "--config.mode=models",
+    "--config.mode=status",
+    "--config.mode=compare",
+    "--config.mode=predict",
+)
 _LINE = 110
 _COMMA = re.compile(r",(?!(?:strategy|seed|epoch)=)")
 """Between values; the commas of one `run:WORKDIR@strategy=full,seed=0` are not."""
@@ -44,6 +49,8 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
   --config.mode=compare   one report over the workdirs of --config.compare=A,B or NAME=A,NAME=B (needs no FILE)
   --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
+  --config.mode=predict   target models on new images: probabilities or masks, streamed, in the workdir's predict/
+                          (needs no FILE and none of the study's data; docs/predict.md)
   --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
 
   --config=FILE:grid      the studies of get_grid(workdir) in FILE, run or planned one after the other, in folders of

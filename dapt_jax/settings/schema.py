@@ -17,6 +17,7 @@ from dapt_jax.models.registry import configured
 from dapt_jax.records.vocabulary import MARGIN
 from dapt_jax.runtime.processes import Group
 from dapt_jax.settings.names import is_like
+from dapt_jax.settings.predict import PredictSettings
 from dapt_jax.settings.sections import changed
 from dapt_jax.settings.sources import CorpusSettings, StrategySpec, TaskSettings, check_name
 from dapt_jax.settings.training import AdaptSettings, TransferSettings, check_names
@@ -26,7 +27,9 @@ from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 from dapt_jax.transferability.variants import ScoringGrid
 
-MODES = ("run", "data", "plan", "score", "aot", "status", "report", "compare", "export", "embed", "models")
+MODES = (
+    "run", "data", "plan", "advise", "score", "aot", "status", "report", "compare", "export", "embed", "predict", "models",
+)  # fmt: skip
 
 
 AUTO = -1
@@ -205,6 +208,11 @@ class PlanSettings(_Checked):
     images: str = setting(
         "", doc="Images of sets that are not here: corpus=24422,TASK.development=3064 and so on."
     )
+    records: str = setting(
+        "",
+        doc="Folder with records of an earlier study of the same tasks, whose scatter over seeds says how many "
+        "seeds report.margin needs; empty: the workdir, where it has results.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -220,6 +228,20 @@ class PlanSettings(_Checked):
                 raise UserError(f"plan.images holds {each!r}; expected SET=NUMBER, such as corpus=24422")
             found[name.strip()] = int(number)
         return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdviseSettings(_Checked):
+    """Budget of one seed and evidence, `mode=advise`: the section `advise`."""
+
+    tflop: float = setting(0.0, at_least=0, doc="Model TFLOP of adaptation and target tasks; 0: not given.")
+    hours: float = setting(0.0, at_least=0, doc="Hours on this machine; 0: not given.")
+    kwh: float = setting(
+        0.0, at_least=0, doc="Energy in kWh, by the formula of the section energy; 0: not given."
+    )
+    records: tuple[str, ...] = setting(
+        (), doc="Workdirs of your own studies that compare none and full, as evidence beside the shipped one."
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -375,7 +397,9 @@ class StudySettings(_Checked):
     )
     energy: EnergySettings = section(EnergySettings, "Energy by formula.", affects_results=False)
     report: ReportSettings = section(ReportSettings, "The report.", affects_results=False)
+    predict: PredictSettings = section(PredictSettings, "Target models on new images.", affects_results=False)
     plan: PlanSettings = section(PlanSettings, "What a plan supposes.", affects_results=False)
+    advise: AdviseSettings = section(AdviseSettings, "Advice.", affects_results=False)
     aot: AotSettings = section(AotSettings, "Ahead-of-time compilation.", affects_results=False)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Sections with user-defined names: corpora, target tasks and custom strategies."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from dapt_jax.objectives import OBJECTIVES
 from dapt_jax.records.renamed import PHASE_RENAMED
 from dapt_jax.records.vocabulary import BASELINE, OFFICIAL
 from dapt_jax.settings.names import is_like, wanted
+from dapt_jax.statistics import PATIENT, RULES, Aggregation
 from dapt_jax.training.phases import Phase, check_names
 
 VAL_FRACTION = 0.1
@@ -26,7 +28,7 @@ Sources = Source | tuple[Source, ...]
 TASK_SPLITS = ("development", *OFFICIAL, "test", "external")
 """Sets that a target task can have."""
 
-_OF_TASK = ("transfer", "auc_classes")
+_OF_TASK = ("transfer", "auc_classes", "unit", "aggregate")
 """Keys of a task that are no sets."""
 
 
@@ -74,6 +76,9 @@ class TaskSettings:
         external: Images of another site, used for scoring only; None without an external set.
         transfer: What of the section `transfer` is other for this task, as nested dicts.
         auc_classes: Classes whose mean AUC is scored beside that of all, as `auc_subset`; empty for none.
+        unit: What is scored beside images: `patient`, or a column of the manifest that names each patient's
+            volumes or the like; empty for images alone.
+        aggregate: How the probabilities of a unit's images are aggregated: `mean`, `max` or `vote`.
     """
 
     development: Sources | None = None
@@ -83,6 +88,13 @@ class TaskSettings:
     external: Sources | None = None
     transfer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     auc_classes: tuple[str, ...] = ()
+    unit: str = ""
+    aggregate: str = ""
+
+    @property
+    def aggregation(self) -> Aggregation | None:
+        """What images are aggregated to, and how; None for images alone."""
+        return Aggregation(self.unit, self.aggregate or RULES[0]) if self.unit else None
 
     @property
     def sources(self) -> dict[str, Sources]:
@@ -123,7 +135,17 @@ class TaskSettings:
         if not isinstance(names, tuple | list) or not all(isinstance(each, str) for each in names):
             raise UserError(f"{where}.auc_classes is {classes!r}; expected names of classes")
         found = {split: _sources(values[split], f"{name} {split}: ") for split in values}
-        return cls(**found, transfer=changes, auc_classes=tuple(filter(None, names)))
+        unit, rule = own.get("unit", ""), own.get("aggregate", "")
+        for key, value in (("unit", unit), ("aggregate", rule)):
+            if not isinstance(value, str):
+                raise UserError(f"{where}.{key} is {value!r}; expected a name")
+        if rule and rule not in RULES:
+            raise UserError(f"{where}.aggregate is {rule!r}; {nearest(rule, RULES)}")
+        if rule and not unit:
+            raise UserError(f"{where}.aggregate without {where}.unit; expected a unit such as {PATIENT!r}")
+        return cls(
+            **found, transfer=changes, auc_classes=tuple(filter(None, names)), unit=unit, aggregate=rule
+        )
 
     def to_config(self) -> dict[str, Any]:
         """Return it in the form of a config."""
@@ -178,6 +200,8 @@ class StrategySpec:
         corpus: Name in `corpora` of the images for adaptation; empty for the corpus of the study.
         cut_after: Last layer group that remains; empty for all.
         objective: What adaptation minimises; empty for `adapt.objective`.
+        compute_budget: Most FLOPs of adaptation, as a share of those of full DAPT on the study's corpus: its
+            phases are cut short to it; 0 for their own length.
     """
 
     phases: tuple[Phase, ...] = ()
@@ -186,6 +210,7 @@ class StrategySpec:
     corpus: str = ""
     cut_after: str = ""
     objective: str = ""
+    compute_budget: float = 0.0
 
     @classmethod
     def from_config(cls, values: object, where: str) -> "StrategySpec":
@@ -195,7 +220,9 @@ class StrategySpec:
         for key in values:
             if key not in known:
                 raise UserError(f"{where} has no setting {key!r}; {nearest(key, known)}")
-            if key != "phases" and not isinstance(values[key], str):
+            if key == "compute_budget":
+                check_share(f"{where}.{key}", values[key])
+            elif key != "phases" and not isinstance(values[key], str):
                 raise UserError(f"{where}.{key} is {values[key]!r}; expected text")
         if (objective := values.get("objective", "")) and objective not in OBJECTIVES:
             raise UserError(f"{where}.objective is {objective!r}; {nearest(str(objective), OBJECTIVES)}")
@@ -233,6 +260,12 @@ def source_from_config(values: object, where: str) -> dict[str, Any]:
         where = where if where.endswith(": ") else f"{where}: "
         raise UserError(f"{where}{values!r}; expected settings such as kind='manifest', path='manifest.csv'")
     return {str(key): tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def check_share(where: str, value: object) -> None:
+    """Refuse a compute budget that is not a finite number from 0; `where` names the setting."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UserError(f"{where} is {value!r}; expected a share of full DAPT's FLOPs, such as 0.1, or 0")
 
 
 _LONGEST_NAME = 80

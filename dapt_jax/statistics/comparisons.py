@@ -29,8 +29,16 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Estimate:
-    """A difference and its standard error; no error (None) where there are too few values."""
+class Estimate:
+    """A difference and its standard error.
+
+    Attributes:
+        mean: The difference.
+        error: Its standard error; None where there are too few values.
+        freedom: Degrees of freedom of the error.
+        n: Number of values.
+        name: Name of the t-test.
+    """
 
     mean: float
     error: float | None
@@ -38,13 +46,14 @@ class _Estimate:
     n: int
     name: str
 
-    def interval(self, level: float) -> Interval:
+    def interval(self, level: float = 0.95) -> Interval:
+        """Return the difference with its t interval."""
         if self.error is None:
             return Interval(self.mean, None, None, self.n)
         half = float(scipy.stats.t.ppf((1 + level) / 2, self.freedom)) * self.error if self.error else 0.0
         return Interval(self.mean, self.mean - half, self.mean + half, self.n)
 
-    def p(self, null: float, alternative: Alternative) -> float | None:
+    def p(self, null: float, alternative: Alternative = "two-sided") -> float | None:
         """Return the p of the hypothesis that the difference is `null`; None without variance."""
         if self.error is None or self.error == 0:
             return 1.0 if self.error == 0 and abs(self.mean - null) <= 1e-12 else None
@@ -55,8 +64,21 @@ class _Estimate:
         }
         return float(tail.get(alternative, scipy.stats.t.cdf(t, self.freedom)))
 
+    def non_inferiority(
+        self, margin: float, lower_is_better: bool = False, level: float = 0.95
+    ) -> Comparison:
+        """Test that it is on the worse side by less than a margin: see the function of the same name."""
+        p = self.p(margin, "less") if lower_is_better else self.p(-margin, "greater")
+        return Comparison(self.interval(2 * level - 1), p, f"one-sided {self.name} of non-inferiority")
 
-def _paired(first: Sequence[float | None], second: Sequence[float | None]) -> _Estimate | None:
+    def equivalence(self, margin: float, level: float = 0.95) -> Comparison:
+        """Test that it is smaller than a margin either way: see the function of the same name."""
+        sides = [self.p(-margin, "greater"), self.p(margin, "less")]
+        p = None if None in sides else max(side for side in sides if side is not None)
+        return Comparison(self.interval(2 * level - 1), p, f"two one-sided {self.name}s of equivalence")
+
+
+def _paired(first: Sequence[float | None], second: Sequence[float | None]) -> Estimate | None:
     pairs = [defined(pair) for pair in zip(first, second, strict=True)]
     differences = [pair[0] - pair[1] for pair in pairs if len(pair) == 2]
     summary = Summary.of(differences)
@@ -66,38 +88,36 @@ def _paired(first: Sequence[float | None], second: Sequence[float | None]) -> _E
     # Differences of equal decimal numbers differ in the last bits, which is not variance.
     if error is not None and summary.sd <= 1e-12 * max(1.0, max(map(abs, differences))):
         error = 0.0
-    return _Estimate(summary.mean, error, summary.n - 1, summary.n, "paired t-test")
+    return Estimate(summary.mean, error, summary.n - 1, summary.n, "paired t-test")
 
 
-def _unpaired(first: Summary, second: Summary, equal_variances: bool) -> _Estimate:
+def _unpaired(first: Summary, second: Summary, equal_variances: bool) -> Estimate:
     mean, n = first.mean - second.mean, min(first.n, second.n)
     name = "Student's two-sample t-test" if equal_variances else "Welch's t-test"
     if n < 2:
-        return _Estimate(mean, None, 0, n, name)
+        return Estimate(mean, None, 0, n, name)
     of_each = [each.sd**2 / each.n for each in (first, second)]
     if equal_variances:
         freedom = float(first.n + second.n - 2)
         pooled = sum((each.n - 1) * each.sd**2 for each in (first, second)) / freedom
-        return _Estimate(mean, math.sqrt(pooled * (1 / first.n + 1 / second.n)), freedom, n, name)
+        return Estimate(mean, math.sqrt(pooled * (1 / first.n + 1 / second.n)), freedom, n, name)
     error = math.sqrt(sum(of_each))
     shares = (
         [(part / error**2) ** 2 / (each.n - 1) for part, each in zip(of_each, (first, second), strict=True)]
         if error
         else [1.0]
     )
-    return _Estimate(mean, error, 1 / sum(shares), n, name)
+    return Estimate(mean, error, 1 / sum(shares), n, name)
 
 
-def _estimate(
-    first: Sequence[float | None], second: Sequence[float | None], paired: bool
-) -> _Estimate | None:
+def _estimate(first: Sequence[float | None], second: Sequence[float | None], paired: bool) -> Estimate | None:
     if paired:
         return _paired(first, second)
     a, b = Summary.of(first), Summary.of(second)
     return None if a is None or b is None else _unpaired(a, b, equal_variances=False)
 
 
-def _tested(estimate: _Estimate, alternative: Alternative, level: float) -> Comparison:
+def _tested(estimate: Estimate, alternative: Alternative, level: float) -> Comparison:
     name = f"{_SIDES[alternative]} {estimate.name}"
     return Comparison(estimate.interval(level), estimate.p(0.0, alternative), name)
 
@@ -189,10 +209,7 @@ def non_inferiority(
         None when there is nothing to compare. p is None where there is no spread to measure against.
     """
     estimate = _estimate(first, second, paired)
-    if estimate is None:
-        return None
-    p = estimate.p(margin, "less") if lower_is_better else estimate.p(-margin, "greater")
-    return Comparison(estimate.interval(2 * level - 1), p, f"one-sided {estimate.name} of non-inferiority")
+    return None if estimate is None else estimate.non_inferiority(margin, lower_is_better, level)
 
 
 def equivalence(
@@ -216,11 +233,7 @@ def equivalence(
         As `non_inferiority`; p is the greater of the two.
     """
     estimate = _estimate(first, second, paired)
-    if estimate is None:
-        return None
-    sides = [estimate.p(-margin, "greater"), estimate.p(margin, "less")]
-    p = None if None in sides else max(side for side in sides if side is not None)
-    return Comparison(estimate.interval(2 * level - 1), p, f"two one-sided {estimate.name}s of equivalence")
+    return None if estimate is None else estimate.equivalence(margin, level)
 
 
 def cohens_d(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:

@@ -11,9 +11,10 @@ from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import few_samples
+from dapt_jax.study.cut_short import cut
 from dapt_jax.study.runs import adaptation_run
 from dapt_jax.study.scorer import Plan
-from dapt_jax.study.strategies import Strategy
+from dapt_jax.study.strategies import Strategy, resolve
 from dapt_jax.study.tasks import ArmKey, Task
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.transferability.settings import Settings
@@ -116,8 +117,27 @@ class Study:
             corpus = self.corpus_of(arm)
             if corpus is None:
                 raise UserError(f"strategy {arm.strategy.name!r} is not adapted, so it has no training run")
-            self._runs[key] = adaptation_run(self.settings, arm.strategy, arm.seed, corpus)
+            run = adaptation_run(self.settings, arm.strategy, arm.seed, corpus)
+            if share := arm.strategy.compute_budget:
+                where = f"custom_strategies.{arm.name}.compute_budget {share:g}"
+                run = cut(run, int(share * self.full_flops(arm.seed, where)), where)
+            self._runs[key] = run
         return self._runs[key]
+
+    def full_flops(self, seed: int, where: str = "compute_budget") -> int:
+        """Return the model FLOPs of full DAPT on the study's corpus, whether or not it is an arm.
+
+        Args:
+            seed: Seed of the arm.
+            where: Name of the setting that asks, for the error line.
+
+        Raises:
+            UserError: The study has no corpus.
+        """
+        if "" not in self.corpora:
+            raise UserError(f"{where} is a share of full DAPT's FLOPs; expected config.corpus, or none of it")
+        settings = self.settings
+        return self.run_of(Arm(resolve("full", settings.model.encoder(), settings), seed)).flops()
 
     def load_weights(self, arm: Arm, classifier: Classifier) -> tuple[Tree, Tree, MergeReport]:
         """Return an arm's source weights for a classifier, and their report: see `locate.load`.

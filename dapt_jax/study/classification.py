@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,15 @@ from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.records.ledger import Row
 from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.runtime import sharding
+from dapt_jax.runtime import processes, sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import DECAYS, FINETUNE, HeadSettings
-from dapt_jax.study import adapt, head_curves, segmentation
+from dapt_jax.statistics import Units
+from dapt_jax.study import adapt, head_curves, samples, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.predictions import FoldPredictions, Predictions, classes_outside
 from dapt_jax.study.runs import classification_loss, run_options
+from dapt_jax.study.target_models import Keeper
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import freezing, head_sweep, linear_head
 from dapt_jax.training.cache import store
@@ -63,18 +65,27 @@ def transfer(
     settings = study.settings.transfer_of(task.name)
     rows: list[ResultRow] = []
     predictions = Predictions(task)
+    keeper = Keeper(study, arm, task, adapted, context)
     protocols = [name for name in settings.protocols if name != FINETUNE]
+    is_shown = arm.seed == study.settings.seeds[0] and not arm.epochs and processes.is_primary()
     if protocols:
         model = Classifier(adapted.encoder, len(task.development.classes), study.settings.model.dtype)
         features = _features(model, adapted, task, arm, context)
+        if context.workdir and is_shown:
+            samples.write_feature_map(context.workdir, arm, task, features)
         for protocol in protocols:
             context.reporter.advance(0, f"{arm.title}  {task.name} {protocol}")
             heads = HeadRun(study.settings.of_task(task.name), task, arm.key, protocol)
-            rows += heads.measure(features, context, predictions)
+            keep = functools.partial(keeper.heads, protocol)
+            rows += heads.measure(features, context, predictions, keep)
     if FINETUNE in settings.protocols:
-        rows += _finetune(study, arm, task, adapted, context, predictions)
+        rows += _finetune(keeper, predictions)
     if context.workdir:
         predictions.write(context.workdir, arm.name, arm.seed)
+        if is_shown:
+            wanted = study.settings.report.protocol
+            protocol = wanted if wanted in settings.protocols else settings.protocols[0]
+            samples.write_examples(context.workdir, arm, task, protocol, predictions.by_split)
     return rows
 
 
@@ -148,6 +159,9 @@ def inner_parts(
     return [[task.inner_split(rows, head.grid.val_fraction, seed)] for rows in splits]
 
 
+Keep = Callable[[head_sweep.Heads | linear_head.LinearHeads, np.ndarray, FoldPredictions], None]
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadRun:
     """The heads of one protocol on one task's features.
@@ -169,6 +183,7 @@ class HeadRun:
         features: dict[str, np.ndarray],
         context: RunContext | None,
         predictions: Predictions | None = None,
+        keep: Keep | None = None,
     ) -> list[ResultRow]:
         """Train the heads on features and score them.
 
@@ -176,6 +191,8 @@ class HeadRun:
             features: Features by split.
             context: Environment with the ledger for their cost; None to omit it.
             predictions: Receiver of the probabilities of every image; None to discard them.
+            keep: Receiver of the heads, the development features and the out-of-fold probabilities; None to
+                discard them.
 
         Returns:
             Lines for `results.jsonl`.
@@ -193,6 +210,8 @@ class HeadRun:
         held_out = {split: list(values) for split, values in by_split.items() if split != "development"}
         if predictions:
             predictions.add(self.protocol, out_of_fold, held_out)
+        if keep:
+            keep(trained, features["development"], out_of_fold)
         return [
             *score(self.task, self.key, self.protocol, out_of_fold, held_out),
             *self._curves(trained, folds, context),
@@ -303,9 +322,15 @@ def finetune_run(
     return TrainingRun(model, (*head, whole), data, loss, seed=arm.seed, tag=tag, **options)
 
 
-def _finetune(
-    study: Study, arm: Arm, task: Task, adapted: adapt.Adapted, context: RunContext, predictions: Predictions
-) -> list[ResultRow]:
+def _finetune(keeper: Keeper, predictions: Predictions) -> list[ResultRow]:
+    """Fine-tune on every fold, and return the scores; the keeper says what of which arm."""
+    study, arm, task, adapted, context = (
+        keeper.study,
+        keeper.arm,
+        keeper.task,
+        keeper.adapted,
+        keeper.context,
+    )
     transfer = study.settings.transfer_of(task.name)
     settings = transfer.finetune
     folds = task.folds(transfer.folds, arm.seed)[: settings.folds]
@@ -328,6 +353,7 @@ def _finetune(
         )
         held = predict(task.development.take(held_rows)) if len(held_rows) else np.zeros((0, 0), np.float32)
         out_of_fold.append((held, held_rows))
+        keeper.finetuned(run, params, batch_stats, fold, held, held_rows)
         for split, dataset in task.held_out.items():
             held_out[split].append(predict(dataset))
     predictions.add(FINETUNE, out_of_fold, held_out)
@@ -372,7 +398,7 @@ def score(
     out_of_fold: FoldPredictions,
     held_out: dict[str, list[np.ndarray]],
 ) -> Iterator[ResultRow]:
-    """Yield result lines of predicted probabilities.
+    """Yield result lines of predicted probabilities: of images, then of the units that they form, if any.
 
     Args:
         task: The task.
@@ -381,25 +407,34 @@ def score(
         out_of_fold: Probabilities of the development rows that each fold holds out.
         held_out: Probabilities of all images of the other splits, by each fold.
     """
-    development = task.development
-    labels, classes = development.truth, development.classes
-    measure = functools.partial(
-        metrics.classification, classes=classes, ordinal=development.ordinal, subset=task.auc_classes
-    )
+    development, classes = task.development, task.development.classes
     seen = [classes_outside(development, rows) for _, rows in out_of_fold]
-    scores = {
+    truth, units = development.truth, task.units(development)
+    by_split = {
         task.scored: [
-            measure(labels[rows], values, seen=known)
+            (truth[rows], units[rows], values, known)
             for (values, rows), known in zip(out_of_fold, seen, strict=True)
             if len(rows)
         ]
     }
-    for split, values_of_folds in held_out.items():
-        truth = task.held_out[split].truth
-        scores[split] = [
-            measure(truth, values, seen=known) for values, known in zip(values_of_folds, seen, strict=True)
+    for split, of_folds in held_out.items():
+        truth, units = task.held_out[split].truth, task.units(task.held_out[split])
+        by_split[split] = [
+            (truth, units, values, known) for values, known in zip(of_folds, seen, strict=True)
         ]
-    return result_rows(task, key, protocol, classes, scores)
+    measure = functools.partial(
+        metrics.classification, classes=classes, ordinal=development.ordinal, subset=task.auc_classes
+    )
+    for level in dict.fromkeys((None, task.aggregation)):
+        scores: dict[str, list[list[metrics.Score]]] = {split: [] for split in by_split}
+        for split, parts in by_split.items():
+            for labels, names, values, known in parts:
+                if level:
+                    of = Units.of(names)
+                    values = of.probabilities(values, level.rule, development.multi_label)
+                    labels = of.labels(labels, len(classes))
+                scores[split].append(measure(labels, values, seen=known))
+        yield from result_rows(task, key, level.protocol(protocol) if level else protocol, classes, scores)
 
 
 def mean_gradient(dataset: Dataset) -> np.ndarray:

@@ -18,7 +18,6 @@ from dapt_jax.runtime import atomic_files, processes
 from dapt_jax.study.adapt import scorer_for, start
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Plan, Scorer
-from dapt_jax.study.strategies import resolve
 from dapt_jax.training import loop
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.run import TrainingRun
@@ -83,7 +82,7 @@ def check(study: Study, seed: int) -> None:
         run, plan = study.run_of(arm), _plan(study, arm)
         epochs = first_score(plan)
         needed[arm.name] = run.flops(epochs) + plan.until(run, epochs)
-    full, budget = full_flops(study, seed), study.settings.compute_budget
+    full, budget = study.full_flops(seed), study.settings.compute_budget
     if int(round_budget(int(budget * full), len(needed), len(needed))) < min(needed.values()):
         parts = rounds_of(len(needed)) * len(needed)
         least, most = (
@@ -117,12 +116,6 @@ def keep(scores: Mapping[str, float | None], higher_is_better: bool, number: int
     return sorted(scores, key=lambda name: undefined if (s := scores[name]) is None else sign * s)[:number]
 
 
-def full_flops(study: Study, seed: int) -> int:
-    """Return the model FLOPs of full DAPT, whether or not it is an arm."""
-    strategy = resolve("full", study.settings.model.encoder(), study.settings)
-    return study.run_of(Arm(strategy, seed)).flops()
-
-
 def run(study: Study, seed: int, context: RunContext) -> Outcome:
     """Run successive halving, or read its result; the winner stops where its budget ends.
 
@@ -138,7 +131,7 @@ def run(study: Study, seed: int, context: RunContext) -> Outcome:
         return Outcome(decided["winner"], decided["epochs"])
     competitors = {arm.name: Competitor(study, arm, context) for arm in entrants(study, seed)}
     score = study.settings.checkpoint_selection.score
-    total = int(study.settings.compute_budget * full_flops(study, seed))
+    total = int(study.settings.compute_budget * study.full_flops(seed))
     survivors = list(competitors)
     history: list[dict[str, Any]] = []
     allowed = 0.0

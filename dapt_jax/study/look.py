@@ -18,12 +18,10 @@ from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.statistics import too_few_seeds
-from dapt_jax.study import leakage, prepare, strategies
+from dapt_jax.study import leakage, prepare, samples, strategies
 from dapt_jax.study.arms import Study
 from dapt_jax.study.prepare import NamedSet, ReadSet
 
-TILES = 12
-"""Images of a set on its contact sheet."""
 PER_KIND, MOST_SAMPLED = 32, 384
 """Images of each class and of each source, and of a set in all, whose pixels its histograms count."""
 _SEED = 0
@@ -209,27 +207,9 @@ def _sampled_rows(dataset: Dataset) -> np.ndarray:
     return np.sort(rng.permutation(found)[:MOST_SAMPLED])
 
 
-def _tile_rows(dataset: Dataset) -> np.ndarray:
-    """Return the rows of the contact sheet: classes in turn, each image of another patient where possible."""
-    rng = np.random.default_rng(_SEED)
-    queues = []
-    for column in range(len(dataset.classes)):
-        rows = rng.permutation(np.flatnonzero(facts.has_class(dataset, column)))
-        first = np.unique(dataset.groups[rows], return_index=True)[1]
-        queues.append([*rows[np.sort(first)], *np.delete(rows, first)])
-    found: list[int] = []
-    while any(queues) and len(found) < TILES:
-        for queue in queues:
-            row = next((int(row) for row in queue if row not in found), None)
-            queue[:] = [each for each in queue if each != row]
-            if row is not None and len(found) < TILES:
-                found.append(row)
-    return np.array(found or range(min(TILES, len(dataset))), np.int64)
-
-
 def _tiles(dataset: Dataset, augment: Augment | None, seed: int) -> list[Tile]:
     """Return images of a set as the network sees them, each with its first augmented view and its masks."""
-    rows = _tile_rows(dataset)
+    rows = samples.sheet_rows(dataset)
     images = dataset.images.batch(rows)
     masks = dataset.targets[rows] if dataset.segments else None
     views: list[np.ndarray | None] = [None] * len(rows)

@@ -15,7 +15,7 @@ from dapt_jax.formatting import number
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.objectives import Objective
 from dapt_jax.settings.training import FINETUNE
-from dapt_jax.study import checkpoint_scores, halving, segmentation, speed
+from dapt_jax.study import checkpoint_scores, pace, power, segmentation, speed
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.classification import finetune_run, hyper_params, inner_parts, sweep_settings
 from dapt_jax.study.runs import classification_loss
@@ -246,7 +246,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
     totals = {arm.name: adaptation_flops(study, arm) for arm in arms}
     full = totals.get("full", 0)
     if not full and "" in study.corpora:
-        full = halving.full_flops(study, settings.seeds[0])
+        full = study.full_flops(settings.seeds[0])
     overview = Table(
         title=f"{settings.title or settings.name}: one seed of each strategy"
         f"{' that is left' if len(left) < len(study.arms) else ''}; the study has {len(settings.seeds)}"
@@ -299,10 +299,16 @@ def show(study: Study, workdir: Path | None = None) -> None:
     console.print(overview)
     if line := _about_seeds(study, totals):
         console.print(line, soft_wrap=True)
+    kinds = [(task.name, task.is_segmentation) for task in study.tasks]
+    report, seeds = settings.report, len(settings.seeds)
+    for line in power.lines(settings.plan.records, workdir, kinds, report.margin, report.metric, seeds):
+        console.print(line, soft_wrap=True)
     console.print(_about_memory(settings.adapt.batch_size, too_large), soft_wrap=True)
     work = sum(arm_flops(study, arm) for arm in left)
     encoder = study.strategies[0].encoder.base
     console.print(speed.line(work, encoder, settings.model.dtype, time.time()), soft_wrap=True)
+    if line := pace.line(settings.plan.records, settings.model.name, work):
+        console.print(line, soft_wrap=True)
     for line in depths:
         console.print(line, soft_wrap=True)
     for arm in arms:

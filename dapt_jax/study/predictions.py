@@ -28,15 +28,19 @@ def classes_outside(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 class Predictions:
-    """Predicted probabilities of one arm on one task, and the classes that their heads had seen in training."""
+    """Predicted probabilities of one arm on one task, and the classes that their heads had seen in training.
+
+    Attributes:
+        by_split: Probabilities by split and protocol, float [n, classes].
+    """
 
     def __init__(self, task: Task):
         """Start without predictions."""
         self._task = task
-        self._by_split: dict[str, dict[str, np.ndarray]] = {
+        self.by_split: dict[str, dict[str, np.ndarray]] = {
             split: {} for split in (task.scored, *task.held_out)
         }
-        self._seen: dict[str, dict[str, np.ndarray]] = {split: {} for split in self._by_split}
+        self._seen: dict[str, dict[str, np.ndarray]] = {split: {} for split in self.by_split}
 
     def add(self, protocol: str, out_of_fold: FoldPredictions, held_out: dict[str, list[np.ndarray]]) -> None:
         """Add the predictions of a protocol.
@@ -52,10 +56,10 @@ class Predictions:
         if len(rows) and len(rows) == len(self._task.scored_rows):
             values = np.concatenate([values for values, _ in out_of_fold])
             by_row = np.repeat(seen, [len(part) for _, part in out_of_fold], axis=0)
-            self._by_split[self._task.scored][protocol] = values[np.argsort(rows)]
+            self.by_split[self._task.scored][protocol] = values[np.argsort(rows)]
             self._seen[self._task.scored][protocol] = by_row[np.argsort(rows)]
         for split, folds in held_out.items():
-            self._by_split[split][protocol] = np.mean(folds, 0)
+            self.by_split[split][protocol] = np.mean(folds, 0)
             self._seen[split][protocol] = np.tile(np.all(seen, 0), (len(self._task.datasets[split]), 1))
 
     def write(self, workdir: Path, name: str, seed: int) -> None:
@@ -66,7 +70,7 @@ class Predictions:
             name: Name of the arm.
             seed: Seed of the arm.
         """
-        for split, by_protocol in self._by_split.items():
+        for split, by_protocol in self.by_split.items():
             if not by_protocol:
                 continue
             dataset = self._task.scored_sets(self._task.scored_rows)[split]
@@ -80,4 +84,6 @@ class Predictions:
                 by_protocol,
                 seen=self._seen[split],
                 classes=dataset.classes,
+                sources=dataset.columns.get("source"),
+                units=self._task.units(dataset) if self._task.aggregation else None,
             )

@@ -19,7 +19,7 @@ from dapt_jax.runtime import sharding, storage, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
-from dapt_jax.statistics import too_few_seeds
+from dapt_jax.statistics import PIXELS, Aggregation, too_few_seeds
 from dapt_jax.study import budgets, divided, few_samples, halving, leakage, segmentation, stated, strategies
 from dapt_jax.study.arms import Study
 from dapt_jax.study.strategies import Strategy
@@ -261,7 +261,11 @@ def task_of(settings: StudySettings, loaded: Mapping[NamedSet, ReadSet], name: s
     """
     sets = {named.split: read.dataset for named, read in loaded.items() if named.task == name}
     seed = settings.transfer_of(name).split_seed
-    return Task.of(name, sets, None if seed < 0 else seed, settings.tasks[name].auc_classes)
+    own = settings.tasks[name]
+    aggregation = own.aggregation
+    if aggregation and not own.aggregate and any(data.segments for data in sets.values()):
+        aggregation = Aggregation(own.unit, PIXELS)
+    return Task.of(name, sets, None if seed < 0 else seed, own.auc_classes, aggregation)
 
 
 def _weights(

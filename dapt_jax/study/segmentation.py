@@ -24,10 +24,12 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import FROZEN
+from dapt_jax.statistics import Aggregation
 from dapt_jax.study import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.overlays import Overlays
 from dapt_jax.study.runs import run_options, segmentation_loss
+from dapt_jax.study.target_models import Keeper
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 from dapt_jax.training import windows
 from dapt_jax.training.context import RunContext
@@ -123,9 +125,10 @@ def transfer(
     settings = study.settings.transfer_of(task.name).segmentation
     rows: list[ResultRow] = []
     workdir = context.study_folder()
+    keeper = Keeper(study, arm, task, adapted, context)
     for protocol in settings.protocols:
         state = arm.folder(workdir) / f"{protocol}-{task.name}"
-        scores: dict[str, list[list[Score]]] = {split: [] for split in (task.scored, *task.held_out)}
+        scores = _Scores(task)
         for fold, (run, held_rows) in enumerate(fold_runs(study, arm, task, adapted.encoder, protocol)):
             model = run.model
             params, batch_stats = model.init(arm.seed)
@@ -137,14 +140,15 @@ def transfer(
             params, batch_stats = adapt.train_with_early_stopping(
                 run, params, batch_stats, own, settings.early_stopping_patience
             )
+            keeper.decoder(protocol, run, params, batch_stats, fold, held_rows)
             predict = _predictor(run, params, batch_stats, settings.overlap, context.mesh)
             context.reporter.advance(0, f"{run.title}: segmenting")
             is_shown = fold == 0 and arm.seed == study.settings.seeds[0]
             for split, scored in _in_one_unit(task, held_rows).items():
                 overlays = Overlays(scored, OVERLAYS if is_shown else 0)
-                scores[split].append(_scores(scored, predict, run.batch_size, overlays))
+                scores.add(split, scored, _scored(scored, predict, run.batch_size, overlays))
                 overlays.write(workdir, task.name, split, arm.name, protocol)
-        rows += result_rows(task, arm.key, protocol, task.development.segments, scores)
+        rows += scores.rows(arm.key, protocol)
         shutil.rmtree(state)
     return rows
 
@@ -186,13 +190,36 @@ def _in_one_unit(task: Task, rows: np.ndarray) -> dict[str, Dataset]:
     }
 
 
-def _scores(dataset: Dataset, predict: Predict, batch_size: int, overlays: Overlays) -> list[Score]:
+class _Scores:
+    """Scores of every fold by split: of images, and of the units that they form, if any."""
+
+    def __init__(self, task: Task):
+        """Start without folds."""
+        self._task = task
+        self._scores: dict[Aggregation | None, dict[str, list[list[Score]]]] = {
+            level: {split: [] for split in (task.scored, *task.held_out)}
+            for level in (None, task.aggregation)
+        }
+
+    def add(self, split: str, dataset: Dataset, scored: metrics.Segmentation) -> None:
+        """Add the images that a fold is scored on."""
+        for level, by_split in self._scores.items():
+            by_split[split].append((scored.of_units(self._task.units(dataset)) if level else scored).scores())
+
+    def rows(self, key: ArmKey, protocol: str) -> Iterator[ResultRow]:
+        """Yield lines for `results.jsonl`."""
+        for level, by_split in self._scores.items():
+            name = level.protocol(protocol) if level else protocol
+            yield from result_rows(self._task, key, name, self._task.development.segments, by_split)
+
+
+def _scored(dataset: Dataset, predict: Predict, batch_size: int, overlays: Overlays) -> metrics.Segmentation:
     scored = metrics.Segmentation(dataset.segments, dataset.overlapping)
     for images, rows in pipeline.in_order(dataset, np.arange(len(dataset)), batch_size):
         predicted = dataset.without_padding(predict(images)[: len(rows)], rows)
         scored.add(dataset.targets[rows], predicted, dataset.pixel_sizes(rows))
         overlays.add(rows, images, predicted)
-    return scored.scores()
+    return scored
 
 
 def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
@@ -207,7 +234,7 @@ def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
     """
     rng = np.random.default_rng(seed)
     development = task.development
-    scores: dict[str, list[list[Score]]] = {split: [] for split in (task.scored, *task.held_out)}
+    scores = _Scores(task)
     transfer = settings.transfer_of(task.name)
     for train_rows, held_rows in task.folds(transfer.folds, seed)[: transfer.segmentation.folds]:
         places = rng.integers(development.images.size**2, size=(len(train_rows), 200))
@@ -221,9 +248,8 @@ def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
             return fitted(_colours(images).reshape(-1, 6)).reshape(images.shape[:3])
 
         for split, scored in _in_one_unit(task, held_rows).items():
-            scores[split].append(_scores(scored, predict, 16, Overlays(scored, 0)))
-    key = ArmKey(BASELINE, seed, "none", "none")
-    return list(result_rows(task, key, PIXEL_COLOUR, development.segments, scores))
+            scores.add(split, scored, _scored(scored, predict, 16, Overlays(scored, 0)))
+    return list(scores.rows(ArmKey(BASELINE, seed, "none", "none"), PIXEL_COLOUR))
 
 
 def _colours(images: np.ndarray) -> np.ndarray:

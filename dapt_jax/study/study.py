@@ -23,7 +23,7 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import atomic_files, lock, processes, sharding, streams
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.settings import StudySettings
-from dapt_jax.study import budgets, checkpoint_scores, classification, halving, plan
+from dapt_jax.study import budgets, checkpoint_scores, classification, halving, plan, samples, target_models
 from dapt_jax.study.adapt import adapt
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.prepare import prepare
@@ -80,6 +80,8 @@ def run(settings: StudySettings, workdir: Path, preemption_handler: PreemptionHa
     if not settings.cache.dir:
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
     if processes.is_primary():
+        for folder in target_models.finish(study, workdir):
+            streams.say(f"target models: {folder}")
         report.build(workdir)
         streams.say(f"report: {workdir / 'report.html'}")
     processes.all_reduce_max(0)  # the others wait, since JAX would not wait for long at the end of a process
@@ -103,6 +105,8 @@ def _prepared(
             planned_flops = {arm.title: plan.arm_flops(study, arm) for arm in study.arms}
             claim(study, workdir)
         intensities.write(workdir, study.intensities())
+        if is_primary:
+            samples.write_sheets(study, workdir)
         atomic_files.write_text(workdir / FEW_SAMPLES, json.dumps(study.few_samples(), indent=1) + "\n")
         if study.marks:
             atomic_files.write_text(workdir / LEAKS, json.dumps(study.marks, indent=1) + "\n")

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from dapt_jax.data import near_duplicates
+from dapt_jax.data import identity, near_duplicates
 from dapt_jax.data.concatenate import concatenate
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.splits import grouped_folds, grouped_holdout
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.metrics import Score, lookup
 from dapt_jax.records.vocabulary import OFFICIAL
+from dapt_jax.statistics import PATIENT, PIXELS, Aggregation, Units
 
 INNER_FOLDS = 5
 """Folds of a fold's training rows that choose the strength of its linear head."""
@@ -29,6 +30,7 @@ class Task:
         official: The official training split, and the validation split if there is one; empty for folds.
         split_seed: Seed of the folds and inner splits; None for the seed of the run.
         auc_classes: Classes of `auc_subset`; empty for none.
+        aggregation: What images are aggregated to, and how; None for scores of images alone.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Task:
     official: tuple[Dataset, ...] = ()
     split_seed: int | None = None
     auc_classes: tuple[str, ...] = ()
+    aggregation: Aggregation | None = None
 
     @classmethod
     def of(
@@ -45,6 +48,7 @@ class Task:
         parts: Mapping[str, Dataset],
         split_seed: int | None = None,
         auc_classes: tuple[str, ...] = (),
+        aggregation: Aggregation | None = None,
     ) -> "Task":
         """Return the task of sets by split: `development`, or `train` and `val`; `test`, `external`.
 
@@ -53,6 +57,7 @@ class Task:
             parts: The sets.
             split_seed: See the attribute.
             auc_classes: See the attribute.
+            aggregation: See the attribute.
 
         Raises:
             UserError: The sets do not go together.
@@ -60,12 +65,12 @@ class Task:
         official = tuple(parts[split] for split in OFFICIAL if split in parts)
         held_out = {split: parts[split] for split in parts if split not in ("development", *OFFICIAL)}
         if not official:
-            return cls(name, parts["development"], held_out, (), split_seed, auc_classes)
+            return cls(name, parts["development"], held_out, (), split_seed, auc_classes, aggregation)
         try:
             development = concatenate(official, official[0].name)
         except UserError as error:
             raise UserError(f"task {name!r}: {error}") from error
-        return cls(name, development, held_out, official, split_seed, auc_classes)
+        return cls(name, development, held_out, official, split_seed, auc_classes, aggregation)
 
     @property
     def parts(self) -> dict[str, Dataset]:
@@ -75,7 +80,7 @@ class Task:
 
     def with_parts(self, parts: Mapping[str, Dataset]) -> "Task":
         """Return the task with other images in the same splits."""
-        return Task.of(self.name, parts, self.split_seed, self.auc_classes)
+        return Task.of(self.name, parts, self.split_seed, self.auc_classes, self.aggregation)
 
     @property
     def scored(self) -> str:
@@ -94,6 +99,8 @@ class Task:
         return {**own, **self.held_out}
 
     def __post_init__(self) -> None:
+        if self.aggregation:
+            self._check_units(self.aggregation)
         for each in self.auc_classes:
             if each not in self.development.classes:
                 raise UserError(
@@ -124,6 +131,48 @@ class Task:
                     "one kind"
                 )
 
+    def units(self, dataset: Dataset) -> np.ndarray:
+        """Return the unit of each image, str [n]: its patient, or patient and value of the unit's column.
+
+        An image without a value is a unit of its own.
+
+        Args:
+            dataset: Images of one of the task's sets.
+        """
+        groups = np.asarray(dataset.groups, str)
+        if self.aggregation is None or self.aggregation.unit == PATIENT:
+            return groups
+        values = np.asarray(dataset.columns[self.aggregation.unit], str)
+        alone = np.asarray([identity.is_missing(value) for value in values.tolist()])
+        rows = np.arange(len(values)).astype(str)
+        own = np.where(alone, np.char.add("row ", rows), np.char.add("unit ", values))
+        return np.char.add(np.char.add(groups, "/"), own)
+
+    def _check_units(self, aggregation: Aggregation) -> None:
+        """Refuse a unit that the sets lack or whose images disagree, and a rule that does not apply."""
+        where = f"tasks.{self.name}"
+        development = self.development
+        if self.is_segmentation != (aggregation.rule == PIXELS):
+            raise UserError(
+                f"{where}.aggregate is {aggregation.rule!r} for a task of "
+                f"{'masks' if self.is_segmentation else 'classes'}; expected none"
+            )
+        if aggregation.rule == "max" and len(development.classes) > 2 and not development.multi_label:
+            raise UserError(
+                f"{where}.aggregate=max takes the second of two classes; expected mean or vote for "
+                f"{len(development.classes)}"
+            )
+        for split, dataset in self.datasets.items():
+            if aggregation.unit != PATIENT and aggregation.unit not in dataset.columns:
+                choice = nearest(aggregation.unit, (PATIENT, *dataset.columns))
+                raise UserError(f"{where}.unit: {split} has no column {aggregation.unit!r}; {choice}")
+            if self.is_segmentation:
+                continue
+            try:
+                Units.of(self.units(dataset)).labels(dataset.truth, len(dataset.classes))
+            except UserError as error:
+                raise UserError(f"{where}.unit: {split}: {aggregation.unit} {error}") from error
+
     @property
     def is_segmentation(self) -> bool:
         """Whether it is a segmentation task."""
@@ -136,7 +185,7 @@ class Task:
 
     @property
     def distance_unit(self) -> str:
-        """Unit of distances between masks: mm if all files define their spacing, else px of decoded images."""
+        """Unit of distances between masks: mm if all files define their spacing, else px of the files."""
         return "mm" if all(data.spacing is not None for data in self.datasets.values()) else "px"
 
     def folds(self, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

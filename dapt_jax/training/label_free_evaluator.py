@@ -124,16 +124,16 @@ class LabelFreeEvaluator:
                 else self._targets.rows(self._at(first[0]), filled)
             )
             weight = (np.arange(run.batch_size) < len(rows))[self._own].astype(np.float32)
-            batch = sharding.shard_batch((x, label, weight), self._mesh)
+            batch = sharding.shard_batch((label, weight), self._mesh)
             key = jax.random.key(number)
-            sums += float(sharding.gather_to_host(total_of(*weights, *batch, key)))
+            sums += float(sharding.gather_to_host(total_of(*weights, x, *batch, key)))
             count += len(rows)
         return {"val_loss": sums / count}
 
     def _features(self, weights: tuple[Tree, Tree], view: int) -> np.ndarray:
         forward, parts = _features_fn(self._model, self._boundary), []
         for rows, filled in self._batches(self._monitored):
-            x = sharding.shard_batch(self._inputs(weights, view, filled), self._mesh)
+            x = self._inputs(weights, view, filled)
             parts.append(sharding.gather_to_host(forward(*weights, x))[: len(rows)])
         return np.concatenate(parts).astype(np.float64)
 
@@ -148,10 +148,11 @@ class LabelFreeEvaluator:
         return view % views if self._program.phase.views else view
 
     def _inputs(self, weights: tuple[Tree, Tree], view: int, rows: np.ndarray) -> Any:
-        """Return the activations of some rows in one view, in the compute dtype."""
+        """Return the activations of this process's rows in one view, in the compute dtype, on the devices."""
         if self._activations:
             found = self._activations.rows(view % self._activations.views, rows)
-            return jax.tree.map(np.asarray, self._program.to_compute_dtype(found))
+            own = jax.tree.map(np.asarray, self._program.to_compute_dtype(found))
+            return sharding.shard_batch(own, self._mesh)
         program = self._program
         forward = forward_fn(self._model, self._boundary, program.augment)
         rng = {"seed": np.uint32(program.seed), "view": np.int32(view)}

@@ -23,6 +23,7 @@ from dapt_jax.weights import (
     unreadable,
     zoo,
 )
+from dapt_jax.weights.export import LAST_GROUP
 from dapt_jax.weights.merge import HeadMode, MergeReport, merge
 from dapt_jax.weights.paths import flatten
 from dapt_jax.weights.run_reference import SCHEME, RunReference
@@ -96,17 +97,17 @@ def is_here(spec: str, model: str) -> bool:
 
 
 def fitted(spec: str, encoder: Encoder, preprocess: str = "", may_read: bool = True) -> Encoder:
-    """Return the encoder with the normalisation that the named weights expect.
+    """Return the encoder with the normalisation that the named weights expect, cut where theirs was cut.
 
     Args:
         spec: See `load`.
-        encoder: Encoder to copy with another normalisation.
+        encoder: Encoder to copy with another normalisation, or without the groups that the weights lack.
         preprocess: `config.model.preprocess`; if it is not empty, it takes precedence
             (`normalisation.parse`).
         may_read: Whether the file may be read, and downloaded, where its name does not tell.
 
     Returns:
-        The same object if it already has this normalisation. Weights with an unknown normalisation
+        The same object if it already has this normalisation and is not cut. Weights with an unknown normalisation
         (`recognise`) use the default of the architecture.
     """
     wanted = normalisation.parse(preprocess, encoder.channels)
@@ -118,7 +119,20 @@ def fitted(spec: str, encoder: Encoder, preprocess: str = "", may_read: bool = T
         wanted = known.preprocess.for_channels(encoder.channels) if known.preprocess else None
     if wanted is None:
         wanted = _default_normalisation(encoder)
+    last = _last_group(spec) if may_read and spec not in (IMAGENET, RANDOM) else ""
+    if last in encoder.groups[:-1]:
+        encoder = encoder.truncate(last)
     return encoder if wanted == encoder.preprocess else encoder.with_preprocess(wanted)
+
+
+def _last_group(spec: str) -> str:
+    """Return the last layer group of an encoder that a study has left on this machine; empty for others."""
+    place = Address.of(spec).place
+    if "://" in place or zoo.is_name(place):
+        return ""
+    path = _here(spec)
+    is_ours = path is not None and path.suffix == ".safetensors" and path.is_file()
+    return readers.read(path).metadata.get(LAST_GROUP, "") if path and is_ours else ""
 
 
 def remembered(path: Path) -> Preprocess | None:

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from dapt_jax.data import limits
 from dapt_jax.errors import UserError
 from dapt_jax.weights import (
     keras_hdf5,
@@ -52,12 +53,18 @@ _SAFETENSORS = {
 def read(path: str | Path) -> Weights:
     """Read a weight file; its content determines the format, because suffixes are unreliable.
 
-    Arrays are read when they are accessed, so damaged values are only detected then.
+    Arrays are read when they are accessed, so damaged values are only detected then. Whatever a library raises,
+    here or then, becomes one line.
 
     Raises:
         UserError: The file does not exist, has an unknown format, or is damaged.
     """
     path = Path(path)
+    with limits.border(path, FORMATS):
+        return _read(path)
+
+
+def _read(path: Path) -> Weights:
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
@@ -74,7 +81,7 @@ def _read_folder(path: Path) -> Weights:
     if orbax_folder.is_one(path):
         return orbax_folder.read(path)
     if found := sharded.in_folder(path):
-        return read(found)
+        return _read(found)
     if what := unreadable.folder(path):
         raise UserError(f"{path}: {what}")
     return orbax_folder.read(path)

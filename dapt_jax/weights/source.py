@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dapt_jax.data import limits
 from dapt_jax.errors import UserError
 
 SPARE = 64 << 20
@@ -90,7 +91,10 @@ class Weights(Mapping[str, np.ndarray]):
 
     def __getitem__(self, key: str) -> np.ndarray:
         found = self._arrays[key]
-        return found.read() if isinstance(found, Stored) else found
+        if not isinstance(found, Stored):
+            return found
+        with limits.border(self.path or Path(self.origin), f"the array {key[:80]!r}"):
+            return found.read()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)

@@ -1,0 +1,106 @@
+"""How many patients would show the difference of two strategies."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from dapt_jax.records.predictions import Predictions
+from dapt_jax.records.study_records import Records
+from dapt_jax.report import predictions
+from dapt_jax.report.marks import LEVEL
+from dapt_jax.statistics import patient_weights, weighted_aucs
+
+DRAWS = 200
+POWER = 0.8
+"""Probability with which a difference is to be found."""
+_MOST_VALUES = 1e8
+
+
+@dataclasses.dataclass(frozen=True)
+class PatientError:
+    """The difference of two strategies' AUC on the patients of a split, mean over seeds.
+
+    Attributes:
+        difference: The difference.
+        error: Its standard error over draws of patients, seeds held fixed.
+        patients: Number of patients.
+    """
+
+    difference: float
+    error: float
+    patients: int
+
+    @property
+    def needed(self) -> float:
+        """Number of patients at which a two-sided z-test at `LEVEL` finds the difference with `POWER`.
+
+        The number is n ((z(1 - LEVEL / 2) + z(POWER)) error / difference)^2, as the standard error falls with
+        the square root of the number of patients; infinite without a difference.
+
+        >>> round(PatientError(0.05, 0.025, 100).needed)
+        196
+        """
+        if not self.difference:
+            return math.inf
+        quantiles = float(stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER))
+        return self.patients * (quantiles * self.error / self.difference) ** 2
+
+
+def error_of_difference(
+    workdir: Path, records: Records, task: str, split: str, first: str, second: str
+) -> PatientError | None:
+    """Return the difference of two strategies on a split, with its error over patients.
+
+    Args:
+        workdir: Folder of the study.
+        records: Its records.
+        task: The task.
+        split: The split.
+        first: One strategy.
+        second: The other.
+
+    Returns:
+        None where the metric is not the AUC, where the predictions of both are missing, or too many to draw.
+    """
+    protocol = records.protocol(task)
+    if records.metric(task) != "auc":
+        return None
+    pairs = []
+    for seed in records.seeds:
+        both = [predictions.of_arm(workdir, name, seed, task, split, protocol) for name in (first, second)]
+        if both[0] is not None and both[1] is not None and both[0].same_images(both[1]):
+            pairs.append((both[0], both[1]))
+    if not pairs:
+        return None
+    groups = pairs[0][0].groups
+    patients = len(np.unique(groups))
+    values = DRAWS * 2 * len(pairs) * pairs[0][0].probabilities.size
+    is_same = all(np.array_equal(run.groups, groups) for run, _ in pairs)
+    if patients < 2 or values > _MOST_VALUES or not is_same:
+        return None
+    weights = np.concatenate([np.ones((1, len(groups)), int), patient_weights(groups, DRAWS)])
+    differences = np.mean([_aucs(a, weights) - _aucs(b, weights) for a, b in pairs], axis=0)
+    draws = differences[1:][np.isfinite(differences[1:])]
+    if 2 * len(draws) <= DRAWS or not np.isfinite(differences[0]):
+        return None
+    return PatientError(float(differences[0]), float(draws.std(ddof=1)), patients)
+
+
+def _aucs(run: Predictions, weights: np.ndarray) -> np.ndarray:
+    """Return the mean one-versus-rest AUC over the classes that a draw defines, float [draws]."""
+    found = []
+    for targets, scores in zip(run.targets.T, run.probabilities.T, strict=True):
+        known = ~np.isnan(targets)
+        if known.any():
+            found.append(weighted_aucs(targets[known] == 1, scores[known].astype(float), weights[:, known]))
+    if not found:
+        return np.full(len(weights), np.nan)
+    areas = np.stack(found)
+    known_count = np.isfinite(areas).sum(0)
+    total = np.nansum(areas, 0)
+    return np.divide(total, known_count, out=np.full(len(total), np.nan), where=known_count > 0)

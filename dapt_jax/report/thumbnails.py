@@ -1,0 +1,104 @@
+"""Small images of a page: contact sheets of the sets, and examples of predictions."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from dapt_jax.errors import UserError
+from dapt_jax.records import samples
+from dapt_jax.records.study_records import Records
+from dapt_jax.report.style import COLOURS
+
+_SIDE = 192
+_QUALITY = 80
+
+Thumbnail = dict[str, str]
+"""A thumbnail for a template: `data` (base64 of a JPEG), `alt`, `title` and `words`."""
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """Return the colour of the outline of each segment."""
+    return {name: COLOURS[(1 + place) % len(COLOURS)] for place, name in enumerate(names)}
+
+
+def jpeg(
+    image: np.ndarray,
+    regions: Mapping[str, np.ndarray] | None = None,
+    quality: int = _QUALITY,
+    side: int = _SIDE,
+) -> str:
+    """Return an image with the outlines of its segments as base64 of a JPEG.
+
+    Args:
+        image: uint8 [h, w, 3].
+        regions: Pixels of each segment, bool [h, w].
+        quality: Quality of the JPEG.
+        side: Most pixels of a side; a smaller image is enlarged by a whole factor.
+    """
+    regions = regions or {}
+    factor = max(1, side // max(image.shape[:2]))
+    drawn = image.repeat(factor, 0).repeat(factor, 1)
+    for name, colour in colours(list(regions)).items():
+        region = regions[name].repeat(factor, 0).repeat(factor, 1)
+        outline = region & ~ndimage.binary_erosion(region, iterations=2 if factor > 1 else 1)
+        drawn[outline] = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    picture = Image.fromarray(drawn)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality, subsampling=0)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def sheets(workdir: Path) -> list[tuple[str, list[Thumbnail]]]:
+    """Return a title and the thumbnails of each set of a study."""
+    found = []
+    for sheet in samples.read_sheets(workdir):
+        images = [
+            {
+                "data": jpeg(image, side=128),
+                "alt": f"Image of {sheet.title}",
+                "title": str(label),
+                "words": "",
+            }
+            for image, label in zip(sheet.images, sheet.labels, strict=True)
+        ]
+        shown = f"{sheet.title}: {len(images)} of {sheet.count:,} images, {sheet.size} x {sheet.size} pixels"
+        found.append((shown, images))
+    return found
+
+
+def examples(workdir: Path, records: Records, task: str, strategy: str) -> list[tuple[str, list[Thumbnail]]]:
+    """Return a title and the thumbnails of each kind of examples of a strategy, by split."""
+    found = []
+    for seed in records.seeds[:1]:
+        for split in records.splits(task):
+            try:
+                path = samples.examples_path(workdir, strategy, seed, task, split)
+            except UserError:  # a name that no study accepts, and so without examples
+                continue
+            if (each := samples.read(samples.Examples, path)) is None:
+                continue
+            for kind in samples.KINDS:
+                rows = np.flatnonzero(each.kinds == kind).tolist()
+                title = f"{split}, {kind}: {strategy} seed {seed}, {each.protocol}"
+                if rows:
+                    found.append((title, [_example(each, row) for row in rows]))
+    return found
+
+
+def _example(found: samples.Examples, row: int) -> Thumbnail:
+    truth, said = str(found.labels[row]), str(found.predicted[row])
+    words = f"predicted {said}, {found.probabilities[row]:.2f}"
+    return {
+        "data": jpeg(found.images[row], side=128),
+        "alt": f"Image of the class {truth}, {words}",
+        "title": f"true {truth}",
+        "words": f"{words}; {found.names[row]}",
+    }

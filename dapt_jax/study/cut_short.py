@@ -1,0 +1,82 @@
+"""Compute-matched arms: a run cut short to a number of FLOPs."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from dapt_jax.errors import UserError
+from dapt_jax.models.classifier import Classifier
+from dapt_jax.study.runs import inverse_frequency_weights
+from dapt_jax.study.strategies import scaled
+from dapt_jax.training.phases import Phase
+from dapt_jax.training.run import TrainData, TrainingRun
+
+FEWEST_IMAGES = 2
+"""Images below which a run is refused."""
+
+
+def cut(run: TrainingRun[Classifier], flops: int, where: str = "") -> TrainingRun[Classifier]:
+    """Return the longest run like this one whose adaptation takes at most a number of FLOPs.
+
+    All phases keep their proportions: their epochs are scaled by one factor, at least one epoch each, and
+    their schedules span what is left, so that a cut run is a short run and no beginning of a long one. Where
+    one epoch each is still too much, training images are left out at random, by the seed of the run, until it
+    fits; validation images, whose cached activations count too, are then left out with them.
+
+    Args:
+        run: The run.
+        flops: Most model FLOPs, frozen prefixes that are computed once included.
+        where: Name of the setting, for the error line.
+
+    Returns:
+        The run itself where it fits.
+
+    Raises:
+        UserError: Not even an epoch of `FEWEST_IMAGES` images fits.
+    """
+    if run.flops() <= flops:
+        return run
+    epochs, images, whole = run.timeline.epochs, len(run.train_rows), len(run.dataset)
+    of_image = [run.flops_per_image(number) for number in range(len(run.phases))]
+    of_fills = sum(
+        run.fill_flops(number) + run.target_fill_flops(number) for number in range(len(run.phases))
+    )
+
+    def with_epochs(number: int) -> tuple[Phase, ...]:
+        return scaled(run.phases, number / epochs)
+
+    def of_epochs(number: int) -> int:
+        steps = zip(of_image, with_epochs(number), strict=True)
+        return sum(cost * images * phase.epochs for cost, phase in steps) + of_fills
+
+    def of_images(number: int) -> int:
+        return sum(of_image) * number + of_fills * number // whole
+
+    if longest := _largest(of_epochs, 1, epochs, flops):
+        return dataclasses.replace(run, phases=with_epochs(longest))
+    number = _largest(of_images, FEWEST_IMAGES, images, flops)
+    if not number:
+        raise UserError(
+            f"{where or run.tag.strategy}: {flops / 1e12:.3g} TFLOP do not suffice for an epoch of "
+            f"{FEWEST_IMAGES} images; expected {of_images(FEWEST_IMAGES) / 1e12:.3g} TFLOP or more"
+        )
+    part = run.dataset.take(np.sort(np.random.default_rng(run.seed).permutation(run.train_rows)[:number]))
+    every = np.arange(number)
+    weights = inverse_frequency_weights(part, every) if run.data.weights else ()
+    return dataclasses.replace(run, phases=with_epochs(1), data=TrainData(part, every, weights=weights))
+
+
+def _largest(flops_of: Callable[[int], int], low: int, high: int, flops: int) -> int:
+    """Return the largest number from `low` to `high` whose FLOPs fit; 0 where those of `low` do not.
+
+    FLOPs must not decrease with the number.
+    """
+    found = 0
+    while low <= high:
+        middle = (low + high) // 2
+        if flops_of(middle) <= flops:
+            found, low = middle, middle + 1
+        else:
+            high = middle - 1
+    return found

@@ -1,0 +1,98 @@
+"""The card of a folder of target models: what they are, how good they are, and how to use them."""
+
+from collections.abc import Sequence
+
+from dapt_jax.inference.target_model import TargetModel
+from dapt_jax.records.study_records import Records
+from dapt_jax.weights import normalisation
+
+
+def text(models: Sequence[TargetModel], records: Records) -> str:
+    """Return the card in Markdown.
+
+    Args:
+        models: The models of one task, strategy and protocol, one or more.
+        records: Records of the study.
+    """
+    about, reading, trained = models[0].about, models[0].about.reading, models[0].about.trained_on
+    outputs = ", ".join(about.classes) if about.classes else f"masks of {', '.join(about.segments[1:])}"
+    members = sum(len(model.members) for model in models)
+    study = trained.get("study", "study")
+    synthetic = " **The images of this study are synthetic.**" if records.config.get("synthetic") else ""
+    rows = [
+        ("outputs", outputs),
+        ("encoder", f"{about.model}, groups to {about.last_group}; adapted by `{about.strategy}`"),
+        ("source weights", f"`{trained.get('weights', '')}`; {trained.get('source', '')}"),
+        (
+            "how it was trained",
+            f"protocol `{about.protocol}`" + (f", decoder {about.decoder}" if about.decoder else ""),
+        ),
+        ("trained on", _set(about.trained_on)),
+        ("members", f"{members}: folds and seeds, each trained on its part of the development images"),
+        (
+            "image size",
+            f"{reading.image_size} x {reading.image_size}"
+            + (f", crop {reading.crop}" if reading.crop else ""),
+        ),
+        ("normalisation", normalisation.describe(models[0].encoder.preprocess)),
+        ("training images", ", ".join([*reading.kinds[:3], _colour(reading.colour), *_sides(reading.sides)])),
+    ]
+    if about.temperatures:
+        found = [each for model in models for each in model.about.temperatures]
+        rows.append(
+            ("temperature", f"{min(found):.3g} to {max(found):.3g}, applied with predict.calibrate=true")
+        )
+    lines = [
+        f"# Target model of {about.task}: `{about.strategy}`, `{about.protocol}`",
+        f"From the study “{study}”.{synthetic}",
+        "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]),
+        "## Scores",
+        _scores(records, about.task, about.strategy, about.protocol),
+        "## Use",
+        "    python -m dapt_jax.main --config.mode=predict --config.predict.model=THIS_FOLDER \\\n"
+        "        --config.predict.images=IMAGES --workdir=OUT",
+        "    import dapt_jax as dj\n    prediction = dj.load_predictor('THIS_FOLDER')(images)",
+        "Each file is complete: encoder, heads or decoders, normalisation, classes and the distribution of "
+        "the training images' features. A research tool: not a medical device.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _set(trained_on: object) -> str:
+    if not isinstance(trained_on, dict):
+        return "unknown"
+    counts = ", ".join(f"{name} {count}" for name, count in trained_on.get("class_counts", {}).items())
+    images, patients = trained_on.get("images", 0), trained_on.get("patients", 0)
+    said = f"{trained_on.get('set', '')}: {images:,} images of {patients:,} patients"
+    return said + (f" ({counts})" if counts else "")
+
+
+def _colour(colour: str) -> str:
+    return {"grey": "grey", "colour": "in colour"}.get(colour, "grey and in colour")
+
+
+def _sides(sides: tuple[int, ...]) -> list[str]:
+    return [f"sides of {sides[0]} to {sides[1]} pixels"] if sides else []
+
+
+def _scores(records: Records, task: str, strategy: str, protocol: str) -> str:
+    wanted = {"task": task, "strategy": strategy, "protocol": protocol}
+    rows = [
+        row
+        for row in records.results
+        if all(row[key] == value for key, value in wanted.items())
+        and "/" not in row["metric"]
+        and row["value"] is not None
+    ]
+    if not rows:
+        return "None."
+    lines = [
+        f"| {row['split']} | {row['seed']} | {records.display_name(task, row['metric'])} "
+        f"| {row['value']:.4f} | {row.get('n', '')} |"
+        for row in rows
+    ]
+    note = "Each score is the mean over folds of single models; an ensemble of them is not scored."
+    return (
+        "\n".join(["| set | seed | metric | value | images |", "| --- | --- | --- | --- | --- |", *lines])
+        + f"\n\n{note}"
+    )

@@ -1,0 +1,319 @@
+"""Target models on new images: the study's own predictions are the oracle."""
+
+import csv
+import dataclasses
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+import dapt_jax as dj
+from dapt_jax.data.framing import Framing
+from dapt_jax.errors import UserError
+from dapt_jax.inference import inputs, results, stream, target_model
+from dapt_jax.inference.predictor import Ensemble, Outputs
+from dapt_jax.inference.target_model import Reading
+from dapt_jax.losses import SEGMENTATION_LOSSES
+from dapt_jax.models import registry
+from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.records import overlays
+from dapt_jax.settings import default, resolve
+from dapt_jax.study.target_models import merged
+from dapt_jax.study.tasks import Task
+from tests import command
+
+SIDE = 32
+CELLS = {"kind": "phantoms", "name": "development", "n": 40}
+SEGMENTS = ("background", "cytoplasm", "nucleus")
+CLASSES = dj.load_dataset("phantoms", name="external", n=24, image_size=SIDE)
+
+
+def study_config():
+    """Two seeds of heads on the first block of an encoder without adaptation; all models are kept."""
+    config = default()
+    config.strategies, config.seeds, config.model.image_size = ("cut",), (0, 1), SIDE
+    config.custom_strategies.cut = {"cut_after": "stage1/block1"}
+    config.tasks.cells = {"development": CELLS, "external": {**CELLS, "name": "external", "n": 24}}
+    config.transfer.keep, config.transfer.folds = "all", 2
+    config.transfer.protocols = ("linear", "mlp_small")
+    config.transfer.head.epochs = 3
+    config.cache.memory_mb, config.cache.disk_mb = 64, 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    dj.run_study(study_config(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The same with networks that are fine-tuned, and with decoders for masks; one seed."""
+    config = study_config()
+    config.seeds, config.transfer.protocols = (0,), ("finetune",)
+    config.tasks.masks = {"development": {**CELLS, "segments": SEGMENTS, "n": 16}}
+    finetune, segmentation = config.transfer.finetune, config.transfer.segmentation
+    finetune.epochs = finetune.head_epochs = segmentation.epochs = segmentation.decoder_epochs = 1
+    finetune.folds = segmentation.folds = 2
+    segmentation.protocols = ("frozen",)
+    folder = tmp_path_factory.mktemp("trained")
+    dj.run_study(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(24):
+        Image.fromarray(CLASSES.images[number]).save(folder / f"{number:02d}.png")
+    return folder
+
+
+def models(workdir, task, protocol):
+    return workdir / "models" / task / f"cut-{protocol}"
+
+
+def predict(*flags):
+    return command.run("--config.mode=predict", *flags)
+
+
+def table(folder):
+    with (folder / "predict" / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check_external(workdir, protocol, seeds):
+    found = dj.load_predictor(models(workdir, "cells", protocol))(CLASSES.images.batch(range(24)))
+    stored = []
+    for seed in seeds:
+        with np.load(workdir / "predictions" / f"cut-seed{seed}" / "cells-external.npz") as file:
+            stored.append(file[f"probability/{protocol}"])
+    np.testing.assert_allclose(found.probabilities, np.mean(stored, 0), atol=2e-5)
+    assert found.classes == CLASSES.classes
+    assert (found.spread > 0).any()
+
+
+def check_held_out(workdir, protocol, seed):
+    data = dj.load_dataset("phantoms", name="development", n=40, image_size=SIDE)
+    with np.load(workdir / "predictions" / f"cut-seed{seed}" / "cells-development.npz") as file:
+        stored = file[f"probability/{protocol}"]
+    files = target_model.find([models(workdir, "cells", protocol)])
+    read = [target_model.read(file) for file in files if f"seed{seed}" in file.name]
+    members = [one_member(model, number) for model in read for number in range(len(model.members))]
+    assert [each.about.folds for each in members] == [(0,), (1,)]
+    for model, (_, rows) in zip(members, Task("cells", data, {}).folds(2, seed), strict=True):
+        found = Ensemble([model])(data.images.batch(rows)).probabilities
+        np.testing.assert_allclose(found, stored[rows], atol=2e-5)
+
+
+@pytest.mark.parametrize("protocol", ["linear", "mlp_small"])
+def test_heads_predict_what_the_study_predicted(workdir, protocol):
+    check_external(workdir, protocol, (0, 1))
+    check_held_out(workdir, protocol, 1)
+
+
+@pytest.mark.long
+def test_fine_tuned_networks_predict_what_the_study_predicted(trained):
+    check_external(trained, "finetune", (0,))
+    check_held_out(trained, "finetune", 0)
+
+
+def one_member(model, number):
+    temperatures = model.about.temperatures[number : number + 1]
+    about = dataclasses.replace(model.about, folds=(number,), temperatures=temperatures)
+    return dataclasses.replace(model, about=about, members=(model.members[number],))
+
+
+@pytest.mark.long
+def test_masks_are_those_that_the_study_shows(trained):
+    (samples,) = overlays.read(trained)
+    (path,) = target_model.find([models(trained, "masks", "frozen")])
+    model = target_model.read(path)
+    assert len(model.members) == 2
+    ensemble = Ensemble([one_member(model, 0)])
+    found = ensemble.decide(ensemble(samples.images).probabilities)
+    np.testing.assert_array_equal(found, samples.predicted)
+
+
+def test_a_csv_that_was_cut_anywhere_ends_as_one_that_was_not(workdir, images, tmp_path):
+    flags = (
+        f"--config.predict.model={models(workdir, 'cells', 'linear')}",
+        f"--config.predict.images={images}",
+        "--config.predict.batch_size=8",
+    )
+    assert predict(*flags, f"--workdir={tmp_path / 'whole'}") == 0
+    whole = (tmp_path / "whole" / "predict" / "predictions.csv").read_bytes()
+    rows = table(tmp_path / "whole")
+    assert [row["image"] for row in rows] == [f"{number:02d}.png" for number in range(24)]
+    expected = dj.load_predictor(models(workdir, "cells", "linear"))(CLASSES.images.batch(range(24)))
+    found = np.array([[float(row[f"p_{name}"]) for name in expected.classes] for row in rows])
+    np.testing.assert_allclose(found, expected.probabilities, atol=1e-5)
+    for share in (0.0, 0.4, 0.73, 1.0):
+        other = tmp_path / f"cut{share}"
+        shutil.copytree(tmp_path / "whole", other)
+        file = other / "predict" / "predictions.csv"
+        file.write_bytes(whole[: int(share * len(whole))])
+        assert predict(*flags, f"--workdir={other}") == 0
+        assert file.read_bytes() == whole
+
+
+def test_names_are_no_formulas_and_images_that_cannot_be_read_have_a_row(workdir, images, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(images / "00.png", folder / "=cmd().png")
+    (folder / "torn.png").write_bytes((images / "01.png").read_bytes()[:200])
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300), np.uint8)
+    Image.fromarray(noise).save(folder / "grey.png")
+    flags = (
+        f"--config.predict.model={models(workdir, 'cells', 'linear')}",
+        f"--config.predict.images={folder}",
+        f"--workdir={tmp_path / 'out'}",
+    )
+    assert predict(*flags) == 2
+    assert "torn.png" in (line := capsys.readouterr().err)
+    assert "data.on_bad_image=skip" in line
+    assert predict(*flags, "--config.data.on_bad_image=skip") == 0
+    first, grey, torn = table(tmp_path / "out")
+    assert first["image"] == "'=cmd().png"
+    assert not first["unlike"]
+    assert "training images are in colour" in grey["unlike"]
+    assert "times as far" in grey["unlike"]
+    assert torn["unlike"].startswith("unreadable: ")
+    assert not torn["predicted"]
+    more = (
+        "--config.data.on_bad_image=skip",
+        "--config.predict.unlike=error",
+        f"--workdir={tmp_path / 'strict'}",
+    )
+    assert predict(*flags[:2], *more) == 2
+    assert "grey.png: unlike the training images" in capsys.readouterr().err
+
+
+def test_calibration_softens_and_keeps_the_order(workdir, images, tmp_path):
+    model = models(workdir, "cells", "linear")
+    plain, calibrated = (dj.load_predictor(model, calibrate=each) for each in (False, True))
+    pixels = CLASSES.images.batch(range(24))
+    temperatures = [each.about.temperatures for each in plain.ensemble.models]
+    assert all(0.05 <= value <= 20 for values in temperatures for value in values)
+    np.testing.assert_allclose(calibrated(pixels).probabilities.sum(1), 1, atol=1e-5)
+    assert not np.allclose(plain(pixels).probabilities, calibrated(pixels).probabilities, atol=1e-4)
+
+
+def test_images_in_memory_are_checked(workdir):
+    predictor = dj.load_predictor(models(workdir, "cells", "linear"))
+    pixels = CLASSES.images.batch(range(3))
+    as_floats = predictor(pixels.astype(np.float32) / 255).probabilities
+    np.testing.assert_allclose(as_floats, predictor(pixels).probabilities, atol=1e-6)
+    for wrong, words in (
+        (np.zeros((2, 32, 32, 2), np.uint8), "expected .n, h, w, 3."),
+        (np.full((2, 32, 32, 3), 255.0), "expected 0 to 1"),
+        (np.zeros((2, 32, 32, 3), np.int64), "expected uint8"),
+    ):
+        with pytest.raises(UserError, match=words):
+            predictor(wrong)
+
+
+@pytest.mark.parametrize(
+    ("model", "folder", "words"),
+    [
+        ("absent", "images", "absent: no such target model"),
+        ("bare", "images", "--config.transfer.keep=best"),
+        ("study", "images", "several tasks or strategies; expected one folder of"),
+        ("linear", "empty", "empty: no images; expected .png"),
+        ("linear", "missing", "missing: no such images"),
+    ],
+)
+def test_what_cannot_be_predicted_is_said_in_a_line(workdir, images, tmp_path, capsys, model, folder, words):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "empty").mkdir()
+    places = {"study": workdir, "linear": models(workdir, "cells", "linear")}
+    where = {"images": images}.get(folder, tmp_path / folder)
+    assert (
+        predict(
+            f"--config.predict.model={places.get(model, tmp_path / model)}",
+            f"--config.predict.images={where}",
+            f"--workdir={tmp_path / 'out'}",
+        )
+        == 2
+    )
+    line = capsys.readouterr().err
+    assert words in line
+    assert line.count("\n") == 1
+
+
+def segmenter_model(side, axis=2):
+    """A network of masks of random weights; of 336 pixels, a multiple of every side of the volume."""
+    network = Segmenter(registry.build("efficientnet_lite0").truncate("stage1/block1"), 3)
+    params, batch_stats = network.init(0)
+    own = {name: params.pop(name) for name in [*params] if name not in ("stem", "stage1")}
+    for name in [*batch_stats]:
+        if name not in ("stem", "stage1"):
+            own[name] = merged(own[name], batch_stats.pop(name))
+    about = target_model.About(
+        "masks", "cut", "frozen", 0, (0,), "efficientnet_lite0", "stage1/block1", "float32",
+        "dice_ce", dataclasses.asdict(SEGMENTATION_LOSSES["dice_ce"](3)), Reading(side, axis=axis),
+        segments=SEGMENTS, decoder="unet", side=side,
+    )  # fmt: skip
+    return target_model.TargetModel(about, network.encoder, params, batch_stats, (own,))
+
+
+ORIENTATIONS = [
+    np.diag([2.0, 3.0, 4.0, 1]),
+    np.array([[0, -2.0, 0, 5], [0, 0, 3.0, -7], [-4.0, 0, 0, 9], [0, 0, 0, 1]]),
+]
+
+
+@pytest.mark.parametrize("affine", ORIENTATIONS)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_masks_of_volumes_lie_where_the_volume_lies(tmp_path, monkeypatch, affine, axis):
+    """An ensemble that marks bright pixels marks the bright voxels, whatever the orientation of the file."""
+    values = np.zeros((20, 24, 28), np.float32)
+    values[3:11, 5:19, 8:22] = 1000
+    image = nibabel.Nifti1Image(values, affine)
+    image.header.set_xyzt_units("mm")
+    (tmp_path / "in").mkdir()
+    image.to_filename(tmp_path / "in" / "scan.nii.gz")
+
+    def bright(self, pixels, batch_size=0):
+        inside = (pixels[..., :1] > 127).astype(np.float32)
+        probabilities = np.concatenate([1 - inside, inside, 0 * inside], -1)
+        return Outputs(probabilities, np.zeros(len(pixels)), np.full(len(pixels), np.nan))
+
+    monkeypatch.setattr(Ensemble, "__call__", bright)
+    segmenter_model(336, axis).write(tmp_path / "model.safetensors")
+    config = default()
+    config.mode, config.predict.model = "predict", (str(tmp_path / "model.safetensors"),)
+    config.predict.images = str(tmp_path / "in")
+    stream.run(resolve(config), tmp_path / "out")
+    found = nibabel.load(tmp_path / "out" / "predict" / "masks" / "scan.nii.gz.nii.gz")
+    np.testing.assert_array_equal(found.affine, image.affine)
+    assert found.header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_array_equal(np.asarray(found.dataobj), (values > 500).astype(np.uint8))
+    assert (
+        len(table(tmp_path / "out"))
+        == values.shape[int(np.flatnonzero(nibabel.io_orientation(affine)[:, 0] == axis)[0])]
+    )
+
+
+def test_a_table_names_images_row_by_row(images, tmp_path):
+    lines = "".join(f"{number:02d}.png;P{number}\n" for number in range(5))
+    (images / "list.csv").write_text(f"file_name;patient\n{lines}")
+    found = list(inputs.batches(images / "list.csv", Reading(SIDE), 2))
+    (images / "list.csv").unlink()
+    assert [len(batch.items) for batch in found] == [2, 2, 1]
+    assert found[2].items[0].name == "04.png"
+
+
+@pytest.mark.parametrize(
+    "framing", [Framing(8, 10), Framing(8, resize="crop"), Framing(8, resize="pad")], ids=str
+)
+def test_the_mask_of_a_file_is_background_where_the_model_saw_nothing(framing):
+    whole = results.at_size(np.ones((8, 8, 1), np.float32), (20, 30), framing)[..., 0]
+    top, left, bottom, right = framing.box((20, 30))
+    assert whole.shape == (20, 30)
+    assert whole[top:bottom, left:right].all()
+    assert whole.sum() == (bottom - top) * (right - left)
