@@ -293,6 +293,13 @@ class Encoder:
             self.index(group)
         return self._replace(remat=groups or self.groups)
 
+    def with_groups(self, other: "Encoder") -> "Encoder":
+        """Return the encoder with the groups of its names and the options of another of its architecture."""
+        specs = [
+            dataclasses.replace(other.specs[other.index(spec.name)], lora=spec.lora) for spec in self.specs
+        ]
+        return self._replace(specs=specs, options=other.options)
+
     def with_options(self, options: Options) -> "Encoder":
         """Return the encoder with a record of the options that its groups were built with."""
         return self._replace(options=options)
