@@ -1,9 +1,11 @@
 """Corpora without labels, the settings and studies that take them, and the lines that refuse the rest."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from dapt_jax import settings
@@ -16,6 +18,7 @@ from dapt_jax.study import collapse, prepare
 from dapt_jax.transferability.alpha_req import alpha_req
 from dapt_jax.transferability.lidar import lidar
 from dapt_jax.transferability.rankme import rankme
+from tests import command
 from tests.command import ROOT
 
 nibabel = pytest.importorskip("nibabel")
@@ -283,3 +286,46 @@ def test_the_report_draws_rank_and_spread_by_epoch_where_an_arm_is_label_free():
     assert len(curves.spectrum_curves(records).axes) == 3
     records.rows = [row("labelled", 0, "partial")]
     assert curves.spectrum_curves(records) is None
+
+
+@pytest.mark.long
+def test_the_epoch_of_the_lowest_held_out_loss_is_kept_without_labels(tmp_path):
+    flags = (
+        f"--config={ROOT}/tests/configs/tiny_study.py",
+        "--config.strategies=simplified",
+        "--config.adapt.objective=reconstruct",
+        "--config.adapt.epochs=8",
+        "--config.adapt.lr=0.03",
+        "--config.adapt.schedule=constant",
+        "--config.adapt.early_stopping_patience=1",
+        "--config.adapt.checkpoint_every=1",
+        "--config.transfer.protocols=linear",
+        f"--workdir={tmp_path}",
+    )
+    assert command.run(*flags) == 0
+    folder = tmp_path / "checkpoints" / "simplified-seed0"
+    about = json.loads((folder / "adapted.json").read_text())
+    (row,) = [row for row in command.rows(tmp_path / "ledger.jsonl") if row["stage"] == "dapt"]
+    losses = [point["val_loss"] for point in row["curve"]]
+    assert about["chosen_epoch"] == int(np.argmin(losses)) + 1 < about["epochs"] == len(losses)
+    assert about["label_free"]
+    kept = [safetensors.numpy.load_file(file) for file in sorted((folder / "epochs").glob("*.safetensors"))]
+    adapted = safetensors.numpy.load_file(folder / "adapted.safetensors")
+    equal = [all(np.array_equal(each[name], adapted[name]) for name in adapted) for each in kept]
+    assert equal == [number == about["chosen_epoch"] - 1 for number in range(len(losses))]
+    assert not (folder / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"corpus.val_fraction": 0.0}, r"needs images to watch; expected corpus.val_fraction above 0"),
+        ({"checkpoint_selection.score": "rankme"}, r"score='rankme' both choose the checkpoint"),
+    ],
+)
+def test_early_stopping_of_adaptation_that_cannot_work_is_one_line(change, said):
+    config = settings.default()
+    config.adapt.early_stopping_patience = 2
+    config.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=said):
+        settings.resolve(config)

@@ -409,6 +409,7 @@ class StudySettings(_Checked):
                 check_name(section_name, name)
         check_names("strategies", self.strategies)
         self._check_seeds()
+        self._check_early_stopping()
         if not self.tasks or any(task.val is None for task in self.tasks.values()):
             self.transfer.check_validation("transfer")
         for name, task in self.tasks.items():
@@ -449,6 +450,24 @@ class StudySettings(_Checked):
         """Return the settings with those of a target task in the place of `transfer`."""
         own = self.transfer_of(task)
         return self if own is self.transfer else dataclasses.replace(self, transfer=own)
+
+    def _check_early_stopping(self) -> None:
+        if not self.adapt.early_stopping_patience:
+            return
+        for name, corpus in (
+            ("corpus", self.corpus),
+            *((f"corpora.{n}", c) for n, c in self.corpora.items()),
+        ):
+            if not corpus.val_fraction:
+                raise UserError(
+                    f"adapt.early_stopping_patience needs images to watch; expected {name}.val_fraction above 0, "
+                    "such as 0.1"
+                )
+        if self.checkpoint_selection.score:
+            raise UserError(
+                f"adapt.early_stopping_patience and checkpoint_selection.score={self.checkpoint_selection.score!r} "
+                "both choose the checkpoint; expected one of them"
+            )
 
     def _check_seeds(self) -> None:
         for seed in self.seeds:

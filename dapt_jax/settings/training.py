@@ -100,6 +100,12 @@ class AdaptSettings(ClassifierTrainSettings):
     reconstruct: ReconstructSettings = section(ReconstructSettings, "The objective reconstruct.")
     distil: DistilSettings = section(DistilSettings, "The objective distil.")
     two_views: TwoViewsSettings = section(TwoViewsSettings, "The objective two_views.")
+    early_stopping_patience: int = setting(
+        0,
+        at_least=0,
+        doc="Epochs without a lower loss of the corpus' held-out images, then back to the best; 0: train all "
+        "epochs.",
+    )
     balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
     single_logit: bool = setting(False, doc="One sigmoid output for two classes.")
     seed: int = setting(

@@ -27,6 +27,9 @@ from dapt_jax.transferability import registry
 from dapt_jax.weights import export, locate
 from dapt_jax.weights.run_reference import ABOUT, ADAPTED, EPOCHS, epoch_file
 
+BEST = "best.safetensors"
+"""File, in an arm's folder while it trains, of the epoch of the lowest held-out loss."""
+
 SCORED = "scored"
 """Folder, in an arm's, of the weights of scored epochs."""
 
@@ -156,12 +159,21 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         policy = study.settings.monitoring.collapse
         alarm = collapse.alarm_for(run, params, batch_stats, policy, context)
         callbacks = (*callbacks, alarm)
+    stop = None
+    if patience := study.settings.adapt.early_stopping_patience:
+        stop = EarlyStopping(patience, run, folder / BEST)
+        callbacks = (*callbacks, stop)
     own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)
     trained = loop.train(run, params, batch_stats, own)
     params, batch_stats = trained.params, trained.batch_stats
     epochs = scorer.done if scorer else run.timeline.epochs
+    chosen_epoch = scorer.chosen_epochs(epochs) if scorer else epochs
     if scorer:
         params, batch_stats = scorer.chosen(params, batch_stats)
+    if stop:
+        params, batch_stats = stop.best_weights(params, batch_stats)
+        epochs, chosen_epoch = stop.done, stop.epoch + 1
+        context.reporter.skip(run.flops() - run.flops(stop.done))
     params = run.model.encoder.merged(params)
     about = {
         "model": strategy.encoder.name,
@@ -170,7 +182,7 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         "images": len(run.dataset),
         **origin,
         "epochs": epochs,
-        "chosen_epoch": scorer.chosen_epochs(epochs) if scorer else epochs,
+        "chosen_epoch": chosen_epoch,
         "scored": scorer.points if scorer else [],
         "label_free": is_label_free(study, arm),
     }
@@ -181,6 +193,8 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
     origin["epoch"] = about["chosen_epoch"]
     export.write(folder / ADAPTED, params, batch_stats, strategy.encoder, origin)
     shutil.rmtree(folder / "state")
+    if stop and processes.is_primary():
+        (folder / BEST).unlink(missing_ok=True)
     if not study.settings.checkpoint_scoring.downstream:
         shutil.rmtree(folder / SCORED, ignore_errors=True)
     return Adapted(strategy.encoder, without_head(params), batch_stats, source)
