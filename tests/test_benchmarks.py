@@ -17,6 +17,7 @@ from benchmarks import (
     feature_cache,
     heads,
     input_pipeline,
+    label_free_study,
     our_step,
     paper_protocol,
     scaling,
@@ -27,6 +28,7 @@ from benchmarks import ops as ops_benchmark
 from dapt_jax.ops import choice as ops_choice
 from dapt_jax.runtime import allocator as settings
 from dapt_jax.settings import flags
+from dapt_jax.statistics.comparisons import holm, paired_t
 
 pytestmark = pytest.mark.long
 
@@ -243,3 +245,30 @@ def test_the_stored_losses_hold_for_the_formulation_of_an_accelerator():
     differences = [abs(a - b) / abs(b) for a, b in zip(found, stored["last block"], strict=True)]
     assert len(set(stored["last block"])) == accelerator.LOSS_STEPS
     assert max(differences) < accelerator.TOLERANCE["highest"]
+
+
+def test_the_table_of_the_label_free_study_corrects_over_its_arms_and_tests_equivalence():
+    def arm(name, shift, seeds=5):
+        external = {seed: 0.5 + 0.01 * seed + shift * (1 + 0.1 * (seed % 2)) for seed in range(seeds)}
+        return label_free_study.Arm(name, 5, external, external, 2e12, 60.0, [(40.0, 30.0)] * seeds)
+
+    arms = [
+        arm("none", 0.0),
+        arm("distil_partial", 0.05),
+        arm("two_views_partial", 0.001),
+        arm("supervised_partial", 0.05),
+        arm(label_free_study.TEACHER, 0.2),
+        arm("distil_full", 0.051, seeds=3),
+    ]
+    lines = label_free_study.table("blood", arms)
+    cells = {line.split(" | ")[0].strip("| `"): line.split(" | ") for line in lines if " | " in line}
+    assert cells["distil_partial"][1] == "5 of 5"
+    assert cells["distil_full"][1] == "3 of 5"
+    assert cells["distil_partial"][4].startswith("+0.052 [+0.049")
+    tested = [each for each in arms if each.name in ("distil_partial", "two_views_partial", "distil_full")]
+    expected = holm([paired_t(*each.against(arms[0]), "greater").p for each in tested])
+    for each, p in zip(tested, expected, strict=True):
+        assert cells[each.name][5] == f"{p:.3f}"
+    assert cells["supervised_partial"][5] == cells[label_free_study.TEACHER][5] == ""
+    (equal,) = [line for line in lines if line.startswith("`distil_partial` minus `distil_full`, 3 seeds")]
+    assert "p of a difference of 0.02 or more (TOST) 0.000" in equal

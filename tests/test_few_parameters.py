@@ -14,6 +14,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.lora import LoraSettings
 from dapt_jax.parameters import Kind
+from dapt_jax.settings import StrategySpec, StudySettings
 from dapt_jax.settings.training import AdaptSettings
 from dapt_jax.study import plan, strategies
 from dapt_jax.training import accounting, freezing, loop, patterns
@@ -140,6 +141,34 @@ def test_the_plan_says_that_few_parameters_below_the_cache_cost_the_backward_pas
     assert "trains 1.01% of the encoder from stage1/block1 up" in low.depth
     assert "down to there" in low.depth
     assert not top.depth
+
+
+def test_two_strategies_with_a_plus_between_them_follow_one_another():
+    adapt = AdaptSettings(head_epochs=1, epochs=5, hybrid_epochs=2, peft_groups=4, warmup=0.5)
+    found = strategies.resolve("lora+full", LITE.encoder, StudySettings(adapt=adapt))
+    assert [(phase.name, phase.epochs) for phase in found.phases] == [("head", 1), ("lora", 2), ("full", 3)]
+    for name, own in (("lora", found.phases[1]), ("full", found.phases[2])):
+        alone = strategies.resolve(name, LITE.encoder, StudySettings(adapt=adapt)).phases[1]
+        assert dataclasses.replace(alone, epochs=own.epochs) == own
+    mine = StudySettings(adapt=adapt, custom_strategies={"mine": StrategySpec(like="norm_tuning+partial")})
+    named = [phase.name for phase in strategies.resolve("mine", LITE.encoder, mine).phases]
+    assert named == ["head", "norm_tuning", "partial"]
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "line"),
+    [
+        ("lora+fulll", 1, "'fulll' is none to switch between; did you mean 'full'"),
+        ("lora+hybrid", 1, "'hybrid' is none to switch between"),
+        ("lora+lora", 1, "expected two different strategies, such as 'lora\\+full'"),
+        ("lora+", 1, "'' is none to switch between"),
+        ("lora+full", 5, "adapt.hybrid_epochs is 5 of 5 epochs"),
+    ],
+)
+def test_what_cannot_follow_one_another_is_one_line(name, epochs, line):
+    settings = StudySettings(adapt=AdaptSettings(epochs=5, hybrid_epochs=epochs))
+    with pytest.raises(UserError, match=line):
+        strategies.resolve(name, LITE.encoder, settings)
 
 
 def with_lora(*trainable, settings=LORA):

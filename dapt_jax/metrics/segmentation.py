@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float, Shaped, UInt8
-from scipy import ndimage
 
 from dapt_jax.errors import UserError
 from dapt_jax.metrics.registry import MASKS, SURFACES, measures, metric
@@ -215,9 +215,9 @@ def surface_distances(
     # Both surfaces lie inside the smallest box around the regions, so cropping to it changes no distance.
     rows, columns = (np.flatnonzero((first | second).any(axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    surfaces = [region[box] & ~ndimage.binary_erosion(region[box]) for region in (first, second)]
+    surfaces = [region[box] & ~scipy.ndimage.binary_erosion(region[box]) for region in (first, second)]
     there, back = (
-        ndimage.distance_transform_edt(~surfaces[1 - side], sampling=spacing)[surfaces[side]]
+        scipy.ndimage.distance_transform_edt(~surfaces[1 - side], sampling=spacing)[surfaces[side]]
         for side in (0, 1)
     )
     farthest = max(np.percentile(there, 95), np.percentile(back, 95))

@@ -76,7 +76,10 @@ class AdaptSettings(ClassifierTrainSettings):
 
     warmup: float = setting(0.0, doc="Epochs of linear warm-up in each phase.")
     partial_groups: int = setting(2, doc="Number of last layer groups that partial trains.")
-    hybrid_epochs: int = setting(2, doc="Epochs of hybrid, of all its epochs, that are partial.")
+    hybrid_epochs: int = setting(
+        2,
+        doc="Epochs of hybrid, of all its epochs, that are partial; of lora+full and the like those of the first.",
+    )
     cut_after: str = setting("", doc="Last layer group that simplified and truncated keep.")
     peft_groups: int = setting(
         0,

@@ -76,6 +76,9 @@ class StrategyEntry:
 
 STRATEGIES: dict[str, StrategyEntry] = {}
 
+SWITCH = "+"
+"""Between two names of strategies: the first, then the second."""
+
 
 def strategy(name: str, description: str, *, cuts: bool = False) -> Callable[[MakePhases], MakePhases]:
     """Register a function from an encoder and the settings of adaptation to phases as a strategy.
@@ -296,6 +299,43 @@ def explora(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     return (*head_first(adapt), phase(adapt, "explora", adapt.epochs, (*updates, *whole)))
 
 
+def switching(name: str, encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then `adapt.hybrid_epochs` of one strategy, and the rest of `adapt.epochs` of another.
+
+    Args:
+        name: Names of two built-in strategies, such as `lora+full`.
+        encoder: The encoder.
+        adapt: Settings of adaptation.
+
+    Raises:
+        UserError: There are not two names, one is unknown or has not one phase after the head, or one of the
+            two would have no epoch.
+    """
+    able = [each for each, entry in STRATEGIES.items() if not entry.cuts and each not in _OF_SEVERAL]
+    names = name.split(SWITCH)
+    if len(names) != 2 or names[0] == names[1]:
+        raise UserError(
+            f"strategy {name!r}: expected two different strategies, such as {'lora' + SWITCH + 'full'!r}"
+        )
+    for each in names:
+        if each not in able:
+            raise UserError(f"strategy {name!r}: {each!r} is none to switch between; {nearest(each, able)}")
+    if not 0 < adapt.hybrid_epochs < adapt.epochs:
+        raise UserError(
+            f"strategy {name!r}: adapt.hybrid_epochs is {adapt.hybrid_epochs} of {adapt.epochs} epochs "
+            f"(adapt.epochs); expected 1 or more for each of both"
+        )
+    found = list(head_first(adapt))
+    for each, epochs in zip(names, (adapt.hybrid_epochs, adapt.epochs - adapt.hybrid_epochs), strict=True):
+        own = dataclasses.replace(adapt, epochs=epochs, head_epochs=0)
+        found += STRATEGIES[each].phases(encoder, own)
+    return tuple(found)
+
+
+_OF_SEVERAL = ("none", "hybrid", "gradual")
+"""Strategies of no phase or of several."""
+
+
 def few_parameters(encoder: Encoder, adapt: AdaptSettings, name: str, kind: str) -> Phase:
     """Return a phase that trains the head and the parameters of one kind, of all groups or the last ones.
 
@@ -411,6 +451,9 @@ def _resolved(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     """Return a strategy with the epochs that the settings name."""
     if name in settings.custom_strategies:
         return _custom(name, encoder, settings)
+    if SWITCH in name:
+        phases = switching(name, encoder, settings.adapt)
+        return Strategy(name, encoder, phases, settings.weights, objective=settings.adapt.objective)
     if name not in STRATEGIES:
         raise UserError(
             f"unknown strategy {name!r}; {nearest(name, [*STRATEGIES, *settings.custom_strategies])}"
@@ -433,7 +476,7 @@ def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     may_read = settings.mode != "plan" or locate.is_here(weights, encoder.name)
     encoder = locate.fitted(weights, encoder, settings.model.preprocess, may_read)
     if spec.like:
-        if spec.like not in STRATEGIES:
+        if spec.like not in STRATEGIES and SWITCH not in spec.like:
             raise UserError(f"custom_strategies.{name}: like={spec.like!r}; {nearest(spec.like, STRATEGIES)}")
         adapt = dataclasses.replace(settings.adapt, objective=objective)
         like = _resolved(spec.like, encoder, dataclasses.replace(settings, adapt=adapt))
