@@ -5,7 +5,7 @@ import mmap
 import os
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from dapt_jax.errors import UserError
 
@@ -66,7 +66,7 @@ def check(path: Path, format: str | None) -> None:
 def _pages(file: BinaryIO) -> int:
     """Return the number of pages of a TIFF (TIFF 6.0, section 2), up to `MOST` + 1; a damaged chain ends."""
     head = file.read(16)
-    order = "little" if head[:2] == b"II" else "big"
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     is_big = int.from_bytes(head[2:4], order) == 43
     count_size, entry_size, offset_size = (8, 20, 8) if is_big else (2, 12, 4)
     at = int.from_bytes(head[8:16] if is_big else head[4:8], order)

@@ -118,16 +118,16 @@ class _Part:
     @classmethod
     def of(cls, spec: LayerGroup, settings: LoraSettings) -> "_Part":
         """Return the part of a layer group; equal constructors with equal arguments share one."""
-        build, arguments, keywords = spec.build, tuple[Any, ...](), dict[str, Any]()
+        build: Any = spec.build
+        arguments, keywords = tuple[Any, ...](), dict[str, Any]()
         if isinstance(build, functools.partial) and _is_hashable((build.args, *build.keywords.values())):
             build, arguments, keywords = build.func, build.args, build.keywords
         shared = spec.lora, settings, bool(spec.intermediate), spec.is_stochastic
         return cls._of(build, arguments, tuple(sorted(keywords.items())), *shared)
 
-    @classmethod
+    @staticmethod
     @functools.cache
     def _of(
-        cls,
         build: Callable[..., nnx.Module],
         arguments: tuple[Hashable, ...],
         keywords: tuple[tuple[str, Hashable], ...],
@@ -139,7 +139,8 @@ class _Part:
         made = functools.partial(build, *arguments, **dict(keywords))
         module = nnx.eval_shape(functools.partial(lora.with_updates, made, lora_kernels, settings))
         graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
-        return cls(graph, *map(nnx.to_pure_dict, states), tuple(states), has_tap, is_stochastic)
+        params, batch_stats = map(nnx.to_pure_dict, states)
+        return _Part(graph, params, batch_stats, tuple(states), has_tap, is_stochastic)
 
 
 @functools.cache
