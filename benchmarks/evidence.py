@@ -4,7 +4,7 @@
     python -m benchmarks.evidence --summary  dapt_jax/study/evidence.csv, which mode=advise reads
 
 Every folder below docs/evidence that holds a study (`config.json`, `results.jsonl`, `ledger.jsonl` and, for patients,
-`predictions/`) is shown, finished or not.
+`predictions/` or `case_scores/`) is shown, finished or not.
 """
 
 import argparse
@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 from dapt_jax.errors import EXIT_CODE, UserError
 from dapt_jax.formatting import NONE, number, p_value, percent
 from dapt_jax.metrics import lower_is_better
-from dapt_jax.records import predictions
+from dapt_jax.records import case_scores, predictions
+from dapt_jax.records.case_scores import CaseScores
+from dapt_jax.records.predictions import Predictions
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.report.style import COLOURS, FAINT, GREY, save
 from dapt_jax.statistics import (
@@ -116,15 +118,14 @@ class Panel:
         found = [
             (each, other)
             for seed in self.records.seeds
-            if (each := self._predictions(strategy, seed)) and (other := self._predictions(reference, seed))
+            if (each := self._cases(strategy, seed)) and (other := self._cases(reference, seed))
         ]
-        if len(found) > 1 and all(each.same_images(other) for each, other in found):
+        if len(found) > 1 and all(_are_same(each, other) for each, other in found):
             differences, draws = [], []
             for each, other in found:
                 every = np.arange(len(each.groups))
-                differences.append(each.auc(every) - other.auc(every))
-                pair = (patient_draws(one.auc, one.groups, RESAMPLES) for one in (each, other))
-                first, second = pair
+                differences.append(_measure(each)(every) - _measure(other)(every))
+                first, second = (patient_draws(_measure(one), one.groups, RESAMPLES) for one in (each, other))
                 draws.append(first - second)
             patients = len(np.unique(found[0][0].groups))
             return two_level(differences, np.stack(draws, 1), patients), f"{patients} patients"
@@ -135,12 +136,26 @@ class Panel:
         error = summary.sd / summary.n**0.5 if summary.n > 1 and summary.sd > 1e-12 else None
         return Estimate(summary.mean, error, summary.n - 1, summary.n, "paired t-test"), "seeds alone"
 
-    def _predictions(self, strategy: str, seed: object) -> predictions.Predictions | None:
-        protocol = self.records.protocol(self.task)
-        path = predictions.path_of(self.folder, strategy, seed, self.task, self.split)
-        if self.records.metric(self.task) != "auc" or protocol is None or not path.is_file():
+    def _cases(self, strategy: str, seed: object) -> Predictions | CaseScores | None:
+        """Return the scores of single images of a run; None where they were not kept."""
+        protocol, metric = self.records.protocol(self.task), self.records.metric(self.task)
+        if protocol is None:
             return None
-        return predictions.read(path, protocol)
+        if metric == "dice":
+            path = case_scores.path_of(self.folder, strategy, seed, self.task, self.split, protocol)
+            return case_scores.read(path) if path.is_file() else None
+        path = predictions.path_of(self.folder, strategy, seed, self.task, self.split)
+        return predictions.read(path, protocol) if metric == "auc" and path.is_file() else None
+
+
+def _are_same(first: Predictions | CaseScores, second: Predictions | CaseScores) -> bool:
+    if isinstance(first, Predictions):
+        return isinstance(second, Predictions) and first.same_images(second)
+    return isinstance(second, CaseScores) and first.same_images(second)
+
+
+def _measure(cases: Predictions | CaseScores) -> Callable[[np.ndarray], float]:
+    return cases.auc if isinstance(cases, Predictions) else cases.mean
 
 
 def panels(folder: Path) -> list[Panel]:

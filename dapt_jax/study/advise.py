@@ -181,7 +181,10 @@ def budget_flops(settings: StudySettings, study: Study) -> tuple[float, str]:
         device = hardware.describe(watts=own.watts, memory_gb=own.memory_gb, pue=own.pue)
         hours = value / EnergyMeter(device)(3600.0)
     words = f"{value:g} {'kWh' if name == 'kwh' else 'hours'}"
-    return hours * 3600 * pace, f"{words}, about {number(hours * 3600 * pace / 1e12)} TFLOP on this machine"
+    return (
+        hours * 3600 * pace,
+        f"{words}, about {number(hours * 3600 * pace / 1e12)} TFLOP on this machine, give or take a factor of {speed.FACTOR:g}",
+    )
 
 
 def advice(study: Study, found: Sequence[Finding], flops: float, budget: str) -> list[str]:

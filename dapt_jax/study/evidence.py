@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from scipy import stats
+import scipy
 
 from dapt_jax.errors import UserError
 from dapt_jax.metrics import METRICS, lower_is_better
@@ -181,6 +181,6 @@ def pooled(found: Sequence[Finding]) -> Interval | None:
         return None
     if len(found) == 1:
         (only,) = found
-        half = float(stats.t.ppf(0.975, only.seeds - 1)) * only.error
+        half = float(scipy.stats.t.ppf(0.975, only.seeds - 1)) * only.error
         return Interval(only.gain, only.gain - half, only.gain + half, 1)
     return random_effects([each.gain for each in found], [each.error for each in found]).effect

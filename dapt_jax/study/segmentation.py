@@ -7,6 +7,7 @@ the network of each fold in turn, and a score is the mean over folds.
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
@@ -21,6 +22,8 @@ from dapt_jax.models import registry
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.parameters import BatchNormMode
+from dapt_jax.records import case_scores
+from dapt_jax.records.case_scores import CaseScores
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
 from dapt_jax.settings import StudySettings
@@ -156,6 +159,7 @@ def transfer(
                 scores.add(split, scored, found)
                 overlays.write(workdir, task.name, split, arm.name, protocol)
         rows += scores.rows(arm.key, protocol)
+        scores.write_cases(workdir, arm, protocol)
         shutil.rmtree(state)
     return rows
 
@@ -208,11 +212,27 @@ class _Scores:
             level: {split: [] for split in (task.scored, *task.held_out)}
             for level in (None, task.aggregation)
         }
+        self._cases: dict[str, list[CaseScores]] = {split: [] for split in (task.scored, *task.held_out)}
 
     def add(self, split: str, dataset: Dataset, scored: metrics.Segmentation) -> None:
         """Add the images that a fold is scored on."""
         for level, by_split in self._scores.items():
             by_split[split].append((scored.of_units(self._task.units(dataset)) if level else scored).scores())
+        images = np.asarray([Path(name).name for name in dataset.images.names])
+        dice = scored.per_image()["dice"].astype(np.float32)
+        self._cases[split].append(CaseScores(dice, np.asarray(dataset.groups).astype(str), images))
+
+    def write_cases(self, workdir: Path, arm: Arm, protocol: str) -> None:
+        """Write the Dice of every image: of held-out folds one after another, of other splits the folds' mean."""
+        for split, folds in self._cases.items():
+            cases = folds[0]
+            if split == self._task.scored:
+                parts = ([getattr(each, name) for each in folds] for name in ("dice", "groups", "images"))
+                cases = CaseScores(*(np.concatenate(part) for part in parts))
+            elif len(folds) > 1:
+                cases = case_scores.mean_of(folds)
+            path = case_scores.path_of(workdir, arm.name, arm.seed, self._task.name, split, protocol)
+            case_scores.write(path, cases)
 
     def rows(self, key: ArmKey, protocol: str) -> Iterator[ResultRow]:
         """Yield lines for `results.jsonl`."""
