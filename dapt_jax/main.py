@@ -225,6 +225,10 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             from dapt_jax.inference import stream
 
             stream.run(settings, folder)
+        elif settings.predict.model:
+            from dapt_jax.inference import deploy
+
+            deploy.run(settings.predict.model, folder)
         else:
             from dapt_jax.export import encoders
 

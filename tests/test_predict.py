@@ -4,18 +4,20 @@ import csv
 import dataclasses
 import shutil
 
+import jax
 import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import dapt_jax as dj
 from dapt_jax.data.framing import Framing
 from dapt_jax.errors import UserError
-from dapt_jax.inference import inputs, results, stream, target_model
+from dapt_jax.inference import deploy, inputs, results, stream, target_model
 from dapt_jax.inference.predictor import Ensemble, Outputs
 from dapt_jax.inference.target_model import Reading
-from dapt_jax.losses import SEGMENTATION_LOSSES
+from dapt_jax.losses import LOSSES, SEGMENTATION_LOSSES
 from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.records import overlays
@@ -317,6 +319,64 @@ def test_weights_of_a_truncated_encoder_need_not_say_where(workdir, tmp_path):
     spec = {"whole": StrategySpec(weights="imagenet", phases=())}
     settings = dataclasses.replace(settings, custom_strategies=spec)
     assert strategies.resolve("whole", fitted, settings).encoder.groups == settings.model.encoder().groups
+
+
+def whole_model(seed=0):
+    """A whole network with linear heads of two folds, of random weights of which no two are alike."""
+    encoder = registry.build("resnet18")
+    rng = np.random.default_rng(seed)
+    moved = jax.tree.map(
+        lambda leaf: leaf + 0.02 * rng.uniform(0, 1, leaf.shape).astype(np.float32), encoder.init(0)
+    )
+    members = tuple(
+        {
+            "shift": rng.normal(size=512).astype(np.float32),
+            "factor": rng.uniform(0.5, 2, 512).astype(np.float32),
+            "layer0": {
+                "kernel": 0.02 * rng.normal(size=(3, 512)).astype(np.float32),
+                "bias": rng.normal(size=3).astype(np.float32),
+            },
+        }
+        for _ in range(2)
+    )
+    about = target_model.About(
+        "cells", "full", "linear", 0, (0, 1), "resnet18", encoder.groups[-1], "float32", "ce",
+        dataclasses.asdict(LOSSES["ce"](3)), Reading(64), classes=("a", "b", "c"),
+    )  # fmt: skip
+    return target_model.TargetModel(about, encoder, *moved, members)
+
+
+def test_programs_give_the_same_probabilities(tmp_path, workdir):
+    model = target_model.read(target_model.find([models(workdir, "cells", "linear")])[0])
+    assert (
+        command.run("--config.mode=export", f"--config.predict.model={model.path}", f"--workdir={tmp_path}")
+        == 0
+    )
+    folder = tmp_path / "export" / "cells" / "cut-linear" / model.path.stem
+    pixels = CLASSES.images.batch(range(3))
+    expected = Ensemble([model])(pixels).probabilities
+    program = jax.export.deserialize(bytearray((folder / deploy.STABLEHLO).read_bytes()))
+    np.testing.assert_allclose(program.call(pixels), expected, atol=1e-4)
+    np.testing.assert_allclose(program.call(pixels[:1]), expected[:1], atol=1e-4)
+    masks = segmenter_model(32)
+    deploy.write_stablehlo(tmp_path / "masks.stablehlo", masks)
+    program = jax.export.deserialize(bytearray((tmp_path / "masks.stablehlo").read_bytes()))
+    np.testing.assert_allclose(program.call(pixels), Ensemble([masks])(pixels).probabilities, atol=1e-4)
+
+
+def test_weights_of_timm_with_the_head_see_the_same(tmp_path):
+    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    model = whole_model()
+    files = deploy.write_timm(tmp_path, model)
+    pixels = CLASSES.images.batch(range(3)).repeat(2, 1).repeat(2, 2)
+    x = torch.from_numpy(np.asarray(model.encoder.preprocess(pixels))).permute(0, 3, 1, 2)
+    found = []
+    for file in files:
+        network = timm.create_model("resnet18", num_classes=3).eval()
+        network.load_state_dict({name: torch.from_numpy(each) for name, each in load_file(file).items()})
+        with torch.no_grad():
+            found.append(network(x).softmax(1).numpy())
+    np.testing.assert_allclose(np.mean(found, 0), Ensemble([model])(pixels).probabilities, atol=1e-4)
 
 
 def test_a_table_names_images_row_by_row(images, tmp_path):

@@ -29,6 +29,8 @@ NEED_NO_FILE = (
     "--config.mode=compare",
     "--config.mode=predict",
 )
+NAMES_A_MODEL = "--config.predict.model="
+"""A flag with which `mode=export` needs no file either: target models say themselves what they are."""
 _LINE = 110
 _COMMA = re.compile(r",(?!(?:strategy|seed|epoch)=)")
 """Between values; the commas of one `run:WORKDIR@strategy=full,seed=0` are not."""
@@ -49,6 +51,7 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
   --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
   --config.mode=compare   one report over the workdirs of --config.compare=A,B or NAME=A,NAME=B (needs no FILE)
   --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
+                          (with --config.predict.model=MODELS: target models as StableHLO and for timm)
   --config.mode=predict   target models on new images: probabilities or masks, streamed, in the workdir's predict/
                           (needs no FILE and none of the study's data; docs/predict.md)
   --config.SETTING=VALUE  any setting of the config; several values are joined by commas (--config.seeds=0,1,2)
@@ -280,7 +283,7 @@ def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
             rest.append(argument)
     if len(files) > 1:
         raise UserError(f"--config is given {len(files)} times: {', '.join(files)}; expected one file")
-    if not files and set(NEED_NO_FILE) & set(rest):
+    if not files and any(each in NEED_NO_FILE or each.startswith(NAMES_A_MODEL) for each in rest):
         return "", rest
     if not files or not files[0]:
         raise UserError("no config; expected --config=FILE, such as --config=configs/quickstart.py")

@@ -143,14 +143,17 @@ def _with_sorted_metadata(content: bytes) -> bytes:
     return b"".join((content[:8], text.ljust(size), memoryview(content)[8 + size :]))
 
 
-def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> dict[str, np.ndarray]:
+def named(
+    encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme, outputs: int = 0
+) -> dict[str, np.ndarray]:
     """Return an encoder's arrays under the names and in the layouts of other files.
 
     Args:
         encoder: Encoder of the arrays.
-        params: Nested dict of the encoder's parameters; a head is left out.
+        params: Nested dict of the encoder's parameters, and of a head.
         batch_stats: Nested dict of its statistics.
         scheme: Names to use.
+        outputs: Logits of the head in `params`; 0 to leave a head out.
 
     Returns:
         Contiguous float32 arrays by name. `merge.merge` converts them back to bit-identical parameters.
@@ -158,8 +161,9 @@ def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Sche
     Raises:
         UserError: An array cannot be stored under these names.
     """
-    ours = flatten({key: value for key, value in params.items() if key != HEAD}) | flatten(batch_stats)
-    entries = tables.table(scheme, Classifier(encoder, 1))
+    wanted = {key: value for key, value in params.items() if key != HEAD or outputs}
+    ours = flatten(wanted) | flatten(batch_stats)
+    entries = tables.table(scheme, Classifier(encoder, outputs or 1))
     theirs = {}
     for path, array in ours.items():
         array = np.asarray(array, np.float32)
@@ -171,9 +175,12 @@ def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Sche
     return theirs
 
 
-def write_named(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> None:
+def write_named(
+    path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme, outputs: int = 0
+) -> None:
     """Write an encoder as safetensors under the names of other files; see `named`."""
-    save(path, named(encoder, params, batch_stats, scheme), {"format": "pt", **about_encoder(encoder)})
+    arrays = named(encoder, params, batch_stats, scheme, outputs)
+    save(path, arrays, {"format": "pt", **about_encoder(encoder)})
 
 
 def write_orbax(folder: Path, params: Tree, batch_stats: Tree) -> None:

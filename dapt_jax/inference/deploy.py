@@ -1,0 +1,183 @@
+"""Target models as programs and weights of other tools: StableHLO, and PyTorch (timm) with the head."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from dapt_jax.inference import target_model
+from dapt_jax.inference.predictor import head_logits
+from dapt_jax.inference.target_model import TargetModel
+from dapt_jax.losses import ClassificationLoss, SegmentationLoss
+from dapt_jax.models import registry
+from dapt_jax.models.classifier import HEAD
+from dapt_jax.models.encoder import Tree
+from dapt_jax.ops import choice
+from dapt_jax.runtime import atomic_files, safe_paths, streams
+from dapt_jax.weights import export
+
+FOLDER, STABLEHLO = "export", "model.stablehlo"
+
+
+def program(model: TargetModel) -> Callable[[UInt8[Array, "b h w c"]], Float[Array, "b ..."]]:
+    """Return the function from images to probabilities: of classes [b, classes], of masks [b, h, w, outputs].
+
+    They are means over the model's members, without calibration. Images have the side `side_of`;
+    normalisation is inside.
+    """
+    objective = model.about.objective
+
+    def classes(images: Array) -> Array:
+        assert isinstance(objective, ClassificationLoss)
+        params, batch_stats = jax.tree.map(jnp.asarray, (model.params, model.batch_stats))
+        features = model.classifier.features(params, batch_stats, images)
+        every = [objective.probabilities(head_logits(member, features)) for member in model.members]
+        return jnp.stack(every).mean(0)
+
+    def masks(images: Array) -> Array:
+        assert isinstance(objective, SegmentationLoss)
+        network = model.segmenter
+        every = []
+        for number in range(len(model.members)):
+            params, batch_stats = jax.tree.map(jnp.asarray, model.segmenter_weights(number))
+            every.append(objective.probabilities(network(params, batch_stats, images)))
+        return jnp.stack(every).mean(0)
+
+    return masks if model.about.segments else classes
+
+
+def side_of(model: TargetModel) -> int:
+    """Return the side in pixels of the images of a program."""
+    return model.about.side or model.about.reading.image_size
+
+
+def write_stablehlo(path: Path, model: TargetModel) -> None:
+    """Write a model as StableHLO for any batch size; see `program`.
+
+    `jax.export.deserialize(bytes).call(images)` takes uint8 images (b, side, side, 3) on any of
+    `export.PLATFORMS`, without this package.
+    """
+    side = side_of(model)
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, side, side, model.encoder.channels), jnp.uint8)
+    with choice.formulation("lax"):  # for every platform, not only for the machine that writes it
+        made = jax.export.export(jax.jit(program(model)), platforms=export.PLATFORMS)(images)
+    with atomic_files.replacing(path) as file:
+        file.write(made.serialize())
+
+
+def timm_library(model: TargetModel) -> export.Library | None:
+    """Return the layout of timm for a model; None where timm has no such network.
+
+    That is so of truncated encoders, of masks, and of heads that are not one linear layer.
+    """
+    is_linear = not model.about.segments and all("layer1" not in member for member in model.members)
+    is_whole = model.encoder.groups == registry.build(model.about.model).groups
+    found = [each for each in export.libraries(model.about.model) if each.name == "timm"]
+    return found[0] if found and is_linear and is_whole else None
+
+
+def write_timm(folder: Path, model: TargetModel) -> list[Path]:
+    """Write each member as weights of timm, with the scaling of features inside the head.
+
+    Returns:
+        The files, `timm-foldF.safetensors`; none where timm has no such network.
+    """
+    library = timm_library(model)
+    if library is None:
+        return []
+    files = []
+    for fold, member in zip(model.about.folds, model.members, strict=True):
+        path = folder / f"timm-fold{fold}.safetensors"
+        params = {**model.params, HEAD: _folded(member)}
+        outputs = len(params[HEAD]["bias"])
+        export.write_named(path, model.encoder, params, model.batch_stats, library.scheme, outputs)
+        files.append(path)
+    return files
+
+
+def _folded(member: Tree) -> Tree:
+    """Return the kernel [d, outputs] and bias of unscaled features."""
+    layer = member["layer0"]
+    kernel = np.asarray(layer["kernel"], np.float64) * member["factor"]
+    bias = np.asarray(layer["bias"], np.float64) - kernel @ np.asarray(member["shift"], np.float64)
+    return {"kernel": np.ascontiguousarray(kernel.T, np.float32), "bias": bias.astype(np.float32)}
+
+
+def write(folder: Path, model: TargetModel) -> list[str]:
+    """Write a model in every format that there is for it, with a page that says how each is loaded.
+
+    Returns:
+        Names of the files.
+    """
+    write_stablehlo(folder / STABLEHLO, model)
+    names = [STABLEHLO]
+    names += [path.name for path in write_timm(folder, model)]
+    atomic_files.write_text(folder / "README.md", _page(model))
+    return names
+
+
+def run(places: Sequence[str], workdir: Path) -> list[Path]:
+    """Write target models to `workdir/export/TASK/STRATEGY-PROTOCOL/NAME`, each in its formats.
+
+    Args:
+        places: Files of target models, a folder of them, or a study's workdir.
+        workdir: Folder of the results.
+
+    Returns:
+        The folders.
+
+    Raises:
+        UserError: There is no target model.
+    """
+    made = []
+    for file in target_model.find(places):
+        model = target_model.read(file)
+        task, strategy, protocol = model.about.family
+        name = f"{FOLDER}/{task}/{strategy}-{protocol}/{file.stem}"
+        folder = workdir.joinpath(*safe_paths.check(name, file))
+        names = write(folder, model)
+        streams.say(f"export: {folder} ({', '.join(names)})")
+        made.append(folder)
+    return made
+
+
+def _page(model: TargetModel) -> str:
+    about, side, preprocess = model.about, side_of(model), model.encoder.preprocess
+    outputs = f"the probabilities of {', '.join(about.classes)}"
+    if about.segments:
+        outputs = f"the probabilities of each pixel for {', '.join(about.segments)}"
+    parts = [
+        f"# {about.task}: `{about.strategy}`, `{about.protocol}`, seed {about.seed}",
+        f"Images are RGB of {side} x {side} pixels from 0 to 255, made square as by model.resize="
+        f"{about.reading.resize}{_crop(model)}; the output is {outputs}, the mean over {len(model.members)} "
+        "members, not calibrated. A research tool: not a medical device.",
+        f"`{STABLEHLO}`, uint8 in, normalisation inside:",
+        "    program = jax.export.deserialize(open('model.stablehlo', 'rb').read())\n"
+        "    program.call(images)",
+    ]
+    if (library := timm_library(model)) is not None:
+        mean, std = list(preprocess.mean), list(preprocess.std)
+        order = ", channels in the order blue, green, red" if preprocess.bgr else ""
+        parts += [
+            f"`timm-foldF.safetensors`, one file for each member; logits, of images normalised by "
+            f"(x - {mean}) / {std}{order}:",
+            f"    model = timm.create_model('{library.model}', num_classes={_outputs(model)})\n"
+            "    model.load_state_dict(safetensors.torch.load_file('timm-fold0.safetensors'))",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _crop(model: TargetModel) -> str:
+    reading, side = model.about.reading, side_of(model)
+    crop = f" after a centre crop of {reading.crop} pixels" if reading.crop else ""
+    return crop + (
+        f" at {reading.image_size} pixels, and cut to squares" if side < reading.image_size else ""
+    )
+
+
+def _outputs(model: TargetModel) -> int:
+    return len(model.members[0]["layer0"]["bias"])
