@@ -89,6 +89,30 @@ def test_six_pre_trainings_serve_eighteen_targets(tmp_path):
     assert choices["acdc-swin-advanced"].endswith(f",{tmp_path / 'pre-swin-advanced'}")
 
 
+CHAIN = """\
+from tests.configs.pretraining import get_config as tiny
+
+def get_grid(workdir):
+    return {"target": f"run:{workdir / 'pre'}@epoch=all", "pre": "pretraining"}
+
+def get_config(part):
+    config = tiny("target" if part.startswith("run:") else part)
+    if part.startswith("run:"):
+        config.custom_strategies.own = {"weights": part, "cut_after": "stage1/block1"}
+    return config
+"""
+
+
+def test_a_plan_costs_a_target_whose_pre_training_has_not_run(tmp_path, capsys):
+    path = tmp_path / "chain.py"
+    path.write_text(CHAIN)
+    grid = made(path, tmp_path)
+    assert grids.show(grid, tmp_path) == 0
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if each.startswith("│ target"))
+    assert "to run, after pre" in line
+    assert line.split("│")[2].split() == ["3"]  # epochs 1, 2 and 3 will be kept
+
+
 def test_the_command_plans_and_runs_with_exit_code_2_for_a_bad_point(file, tmp_path, capsys):
     flags_ = (f"--config={file}:grid", f"--workdir={tmp_path / 'runs'}")
     assert run(*flags_, "--config.mode=plan") == 0

@@ -22,7 +22,10 @@ from dapt_jax.records import typed
 from dapt_jax.report import compare
 from dapt_jax.runtime import atomic_files, preemption
 from dapt_jax.settings import StudySettings, flags
+from dapt_jax.settings.sources import StrategySpec
 from dapt_jax.study import plan, prepare
+from dapt_jax.weights import locate
+from dapt_jax.weights.run_reference import ALL, SCHEME, RunReference
 
 FILE = "grid.json"
 """Name of the file, in the grid's workdir, that says how each point ended."""
@@ -76,17 +79,23 @@ def points(grid: flags.Grid, workdir: Path) -> list[Point]:
 
 
 def show(grid: flags.Grid, workdir: Path) -> int:
-    """Print what each point costs and whether it has finished, and the sum; return the exit code."""
+    """Print what each point costs and whether it has finished, and the sum; return the exit code.
+
+    A point that takes weights of another one that has not run is planned with random weights in their place.
+    """
     table = Table(
         title=f"{grid.file}: {len(grid.choices)} studies" + (f", shard {grid.shard}" if grid.shard else "")
     )
     for column in ("study", "arms", "adaptations", "TFLOP", "state"):
         table.add_column(column, justify="left" if column in ("study", "state") else "right")
     ended, total, adaptations, unknown = _ended(workdir), 0, 0, 0
+    makers = {(workdir / point.name).resolve(): point for point in points(_whole(grid), workdir)}
     for point in points(grid, workdir):
         state = _state(ended.get(point.name), point)
         try:
-            study = prepare.prepare(_settings(point))
+            settings, awaited = _with_stand_ins(_settings(point), makers)
+            state += f", after {', '.join(awaited)}" if awaited else ""
+            study = prepare.prepare(settings)
         except UserError as error:
             unknown += 1
             table.add_row(point.name, "-", "-", "-", f"{state}: {error}")
@@ -160,6 +169,60 @@ def _report(grid: flags.Grid, workdir: Path) -> None:
         print(f"report: {workdir / 'compared' / 'report.html'}")
     except UserError as error:
         print(f"no report over all studies: {error}")
+
+
+def _whole(grid: flags.Grid) -> flags.Grid:
+    """Return the grid without its division into shards."""
+    return dataclasses.replace(grid, shard="")
+
+
+def _with_stand_ins(settings: StudySettings, makers: Mapping[Path, Point]) -> tuple[StudySettings, list[str]]:
+    """Return settings with random weights in place of those that a point of the grid has yet to make.
+
+    Costs do not depend on the weights. `epoch=all` becomes as many strategies as that point will keep epochs.
+
+    Args:
+        settings: Settings of a point.
+        makers: Points by their workdirs.
+
+    Returns:
+        The settings, and the names of the points that have to run first.
+    """
+    awaited: list[str] = []
+
+    def maker(weights: str) -> Point | None:
+        if not weights.startswith(SCHEME):
+            return None
+        reference = RunReference.of(weights)
+        point = makers.get(Path(reference.workdir).expanduser().resolve())
+        if point is None or any((Path(reference.workdir).expanduser() / "checkpoints").glob("*-seed*/*")):
+            return None
+        awaited.append(point.name)
+        return point
+
+    specs: dict[str, StrategySpec] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    for name, spec in settings.custom_strategies.items():
+        point = maker(spec.weights)
+        if point is None:
+            specs[name] = spec
+            continue
+        stand_in = dataclasses.replace(spec, weights=locate.RANDOM)
+        is_all = RunReference.of(spec.weights).epoch == ALL
+        kept = _kept_epochs(_settings(point)) if is_all else ()
+        names[name] = tuple(f"{name}-epoch{number}" for number in kept) or (name,)
+        specs |= dict.fromkeys(names[name], stand_in)
+    listed = tuple(each for name in settings.strategies for each in names.get(name, (name,)))
+    weights = settings.weights if maker(settings.weights) is None else locate.RANDOM
+    changed = dataclasses.replace(settings, weights=weights, strategies=listed, custom_strategies=specs)
+    return changed if awaited else settings, list(dict.fromkeys(awaited))
+
+
+def _kept_epochs(settings: StudySettings) -> tuple[int, ...]:
+    """Return the epochs that the first strategy of a pre-training will keep."""
+    spec = settings.custom_strategies.get(settings.strategies[0])
+    epochs = sum(phase.epochs for phase in spec.phases) if spec and spec.phases else settings.adapt.epochs
+    return tuple(sorted(number for number in settings.adapt.kept_epochs(epochs) if number <= epochs))
 
 
 def _settings(point: Point) -> StudySettings:

@@ -8,8 +8,10 @@ They differ from their namesakes, and so do their weights (Zenodo record 1397151
 | Swin | two blocks in each of four stages, no layer norm at the end | 2, 2, 6 and 2, and a norm |
 | U-Net | a 3x3 stem of 64 channels before the first stage, biases | neither |
 
-All take images divided by 255. Stochastic depth of the ResNet scales a branch by its probability of being
-kept at test time, as Huang et al. (arXiv 1603.09382) do, instead of by the inverse during training.
+All take images divided by 255. The paper's ResNet scales a branch by 1 - its rate of stochastic depth at test
+time; here the inverse scales it during training, so that the network does not depend on the rate. Both are
+the same function once scale and bias of the last norm of each block of theirs are multiplied by 1 - its rate:
+of the released files, those of the advanced scheme, trained at .1, want this.
 """
 
 import functools
@@ -25,7 +27,7 @@ from dapt_jax import ops
 from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Options
 from dapt_jax.models.encoders import resnet, swin, unet
 from dapt_jax.models.entry import register_model
-from dapt_jax.models.layers import BatchNorm, Conv, linear_rates
+from dapt_jax.models.layers import BatchNorm, Conv, drop_path, linear_rates
 from dapt_jax.models.preprocess import UNIT
 from dapt_jax.parameters import BatchNormMode
 
@@ -48,19 +50,7 @@ class Bottleneck(nnx.Module):
         y = jax.nn.relu(self.norm2(self.conv2(y), mode))
         y = self.norm3(self.conv3(y), mode)
         skip = jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0),) * 3 + ((0, self.new),))
-        return jax.nn.relu(skip + dropped_branch(y, self.drop, key))
-
-
-def dropped_branch(
-    branch: Float[Array, "b ..."], rate: float, key: jax.Array | None
-) -> Float[Array, "b ..."]:
-    """Drop a residual branch per image with probability `rate`; without a key, scale it by 1 - rate."""
-    if not rate:
-        return branch
-    if key is None:
-        return branch * jnp.asarray(1 - rate, branch.dtype)
-    keep = jax.random.bernoulli(key, 1 - rate, (branch.shape[0], *(1,) * (branch.ndim - 1)))
-    return jnp.where(keep, branch, 0)
+        return jax.nn.relu(skip + drop_path(y, self.drop, key))
 
 
 class DoubleConv(nnx.Module):
