@@ -15,11 +15,14 @@ five times, and then taken to its end. Kills come
 - `export`: the same while a finished study is exported;
 - `push`: the same among those of a remote workdir (`file://`), of which the remote copy is compared; half of them are
   started again on a machine without the local copy;
+- `full` and `read-only`: from a drawn file operation below the workdir on, all fail with ENOSPC or EROFS, upon which a
+  study must end by itself, with one line and exit code 2, or with 0 if it can do without;
 - `two`: a study in two processes, of which one is killed at a random moment or at a file operation.
 
 Compared are results.jsonl, all weights, predictions, exported weights, and of the ledger the steps, images and curves
 of every row, and that its FLOPs are no fewer than those of the quiet run. A study is a fork of one process that has
-imported everything, which makes a start cheap. Kills that are in the file of `--log` already are not made again. The
+imported everything, which makes a start cheap. Studies that are in the file of `--log` already are not
+repeated. The
 exit code is 1 if anything differs.
 """
 
@@ -42,9 +45,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import chaos_child
-from benchmarks.chaos_child import STAGES, Kill
+from benchmarks.chaos_child import STAGES, Kill, fault
 
-ALONE = ("random", "files", "preparation", "cache", "compilation", "export", "push")
+ALONE = ("random", "files", "preparation", "cache", "compilation", "export", "push", "full", "read-only")
 WHERE = (*ALONE, "two")
 CONFIG = Path(__file__).with_name("chaos_config.py")
 COUNTED = ("strategy", "seed", "stage", "phase", "steps", "images", "curve")
@@ -52,8 +55,8 @@ CHAIN = 5
 """Most kills of one study."""
 
 Row = dict[str, Any]
-_MOST_S = 300
-_PEER_S = 30
+_MOST_S = 900
+_PEER_S = 60
 """Seconds in which the other of two processes may end by itself."""
 
 
@@ -116,7 +119,8 @@ class Kind:
         self.expected, self._flops = digests(quiet / "work"), model_flops(quiet / "work")
         paths = [line.partition(" ")[2] for line in json.loads((quiet / "log0.json").read_text())]
         self._pattern = {
-            "cache": "/work/cache/", "compilation": "/xla/", "push": "/work(/|$)", "export": "/work/"
+            "cache": "/work/cache/", "compilation": "/xla/", "push": "/work(/|$)", "export": "/work/",
+            "full": "/work/", "read-only": "/work/",
         }.get(where, ".")  # fmt: skip
         self.moments = sum(bool(re.search(self._pattern, path)) for path in paths)
         if where == "preparation":
@@ -188,13 +192,19 @@ class Kind:
             share = draw.random() * (1 if start == 0 else 0.3)  # a study that goes on has less to do
             victim = draw.randrange(2) if self.where == "two" else 0
             by_time = self.where == "random" or (self.where == "two" and (victim or draw.random() < 0.5))
-            kill = Kill(self._pattern, int(share * self.moments), draw.choice(STAGES))
+            stage = {"full": "ENOSPC", "read-only": "EROFS"}.get(self.where) or draw.choice(STAGES)
+            kill = Kill(self._pattern, int(share * self.moments), stage)
             if by_time:
                 codes = self._run(folder, *more, victim=victim, after=share * self.seconds)
                 moment = f"{share * self.seconds:.2f} s"
             else:
                 codes = self._run(folder, *more, victim=victim, kill=kill)
                 moment = f"{kill.stage} {kill.number}"
+            if stage not in STAGES:
+                killed.append(moment)
+                if said := fault(codes[0], (folder / "log0").read_text(encoding="utf-8")):
+                    return killed, said
+                continue
             if codes[victim] != -signal.SIGKILL:
                 break
             killed.append(f"process {victim} {moment}" if self.where == "two" else moment)

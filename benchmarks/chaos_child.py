@@ -2,6 +2,7 @@
 
 import builtins
 import contextlib
+import errno
 import functools
 import io
 import json
@@ -18,6 +19,9 @@ from typing import Any
 STAGES = ("before", "inside", "after")
 """A write that is killed inside has written its first half."""
 
+FAILURES = {"ENOSPC": ("open", "mkdir", "write"), "EROFS": ()}
+"""Errors of a disk that is full or has become read-only, and the operations that they hit; all if none are named."""
+
 _OF_TWO_PATHS = ("rename", "replace", "link")
 
 
@@ -28,7 +32,8 @@ class Kill:
     Attributes:
         pattern: Regular expression of the paths of the file operations that count.
         number: Number of the operation among them.
-        stage: One of `STAGES`; "inside" is "before" for operations that are atomic.
+        stage: One of `STAGES`, where "inside" is "before" for operations that are atomic; or one of `FAILURES`,
+            with which this and all later operations on such paths fail, and no process is killed.
     """
 
     pattern: str
@@ -58,13 +63,21 @@ class Operations:
             self.log.append(f"{name} {text}")
             is_it = self._kill is not None and bool(re.search(self._kill.pattern, text))
             is_it, self._count = is_it and self._count == self._kill.number, self._count + is_it
+            if self._kill is not None and self._kill.stage in FAILURES:
+                is_past = self._count > self._kill.number and bool(re.search(self._kill.pattern, text))
+                if is_past and name in (FAILURES[self._kill.stage] or (name,)):
+                    number = getattr(errno, self._kill.stage)
+                    raise OSError(number, os.strerror(number), text)
+                is_it = False
             if is_it and self._kill.stage != "after":
                 if half is not None and self._kill.stage == "inside":
                     half()
                 os.kill(os.getpid(), signal.SIGKILL)
-            yield
-            if is_it:
-                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                yield
+            finally:
+                if is_it:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(self) -> None:
         """Watch the operations of this process from now on."""
@@ -124,14 +137,20 @@ def warm_up() -> None:
 
     from dapt_jax.export import encoders  # noqa: F401
     from dapt_jax.monitoring import heartbeat
-    from dapt_jax.report import figures, predictions
     from dapt_jax.runtime import storage
     from dapt_jax.settings import flags  # noqa: F401
     from dapt_jax.study import study
 
-    # A checkpoint and a push at every step; a report whose pictures take no time.
+    # A checkpoint and a push at every step.
     study.RunContext = functools.partial(study.RunContext, sync_every_s=0.0)  # type: ignore[misc, assignment]
     heartbeat.BEAT_S = storage.PUSH_S = 0.05
+    quicken_report()
+
+
+def quicken_report() -> None:
+    """Leave out what takes time in a report: pictures and resamples."""
+    from dapt_jax.report import figures, predictions
+
     predictions.RESAMPLES = 10
     figures.draw = lambda *_, **__: []  # type: ignore[assignment]
 
@@ -181,3 +200,13 @@ def start(
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def fault(code: int, said: str) -> str:
+    """Return what is wrong with how a command ended, by its exit code and what it said; empty for nothing."""
+    if "Traceback" in said:
+        return "a traceback: " + said.strip().splitlines()[-1][:200]
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    if code == 2 and not lines:
+        return "exit code 2 without a line"
+    return "" if code in (0, 2) else f"exit code {code}: {said[-200:]}"

@@ -1,5 +1,5 @@
-"""Pre-training of "Enhancing pretraining efficiency for medical image segmentation via transferability metrics" (arXiv
-2410.18677), scored along the way, and its segmentation targets.
+"""Pre-training of "Enhancing pretraining efficiency for medical image segmentation via transferability
+metrics" (arXiv 2410.18677), scored along the way, and its segmentation targets.
 
     python -m dapt_jax.main --config=configs/hidy2024.py:acdc,resnet50,simple --config.data_dir=DATA
     --workdir=runs/acdc
@@ -33,18 +33,24 @@ frozen.
 As in the paper ACDC and IDRiD train on all official training images and COVID-QU on all COVID-19 images of
 train and val, and the official test images are scored (of its arrays, which have no val, with
 `--config.tasks.covid_qu.train.where=split=train`); only `own` is divided into five folds, of which one is
-run. The last epoch is scored: there is no validation part to choose one by.
+run. The last epoch is scored: the public code also keeps the best one, but by Dice of the test images.
+Scores are the public code's, pooled over the pixels of all test images (`*_pooled`), the modified Hausdorff
+distance (`hd95_joint`), and Dice and IoU per image; it adds 1 to both sides of a Dice index and averages the
+areas under curves over batches.
 
-Where the recipe differs, because the library has one way of doing it:
-- RandAugment is two operations of magnitude 9, torchvision's defaults, and mirrors what comes in from beyond
-  the border, as rotation does (the paper: 0); erasing fills with noise (0); the rate falls to 0, not to 1e-6.
-- Mixup draws from Beta(.8, .8) for every batch of its half; the paper draws uniformly, for 80% of the images.
-- Weight decay leaves out biases and norms; input is normalised as the weights say, not divided by 255.
-- Stochastic depth is the same before and after; the paper fine-tunes Swin at .2.
-- Networks: torchvision's ResNet-50 and Swin-T with smp-like decoders, where the paper's ResNet has no
-  projections, its Swin a width of two blocks in each stage, its U-Net a decoder of 512 to 64.
-- Dice loss: foreground alone, sums in the denominator; the paper averages background and foreground and
-  squares the prediction. A frozen encoder uses its own statistics of batch norm; the paper's moves.
+As in the paper's public code, and tested against it: the three encoders and decoders, with its numbers of
+parameters; the Dice loss, which averages background and foreground and squares the prediction. Also as there:
+input divided by 255; mixup with a uniform share for 80% of the images of its half, drawn per image;
+RandAugment of two operations of magnitude 9, and zeros beyond the border and in erased rectangles; weight
+decay of all parameters; stochastic depth .1 of ResNet-50 and .2 of Swin downstream, whatever pre-training
+had; a frozen encoder whose batch norm runs on the statistics of each batch. Its released encoders (Zenodo
+record 13971513) load with `--config.weights=FILE --config.strategies=none` (docs/weights.md).
+
+Where the recipe differs:
+- The rate falls to 0, not to 1e-6, and warms up from its first step's share, not from 1e-6 of it.
+- Initial values are those of the library (normal, by fan-out), where the paper takes He et al. by fan-in, and
+  for Swin a truncated normal of .02; images are erased before they are mixed, there after.
+- ACDC: intensities are scaled to 0 to 1; the public code takes them as the file has them.
 - IDRiD: a random crop per image and epoch, zoomed by 1/2 to 2, of images of 1120 x 1120; the paper cuts 119
   crops of 448 px of images of 1120 x 2240 and trains on all that are not dark. Whole images are scored here,
   crops there.
@@ -54,10 +60,15 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.settings import default
 
 MODELS = {
-    "unet": ("unet", "unet"),
-    "resnet50": ("resnet50", "attention_unet"),
-    "swin": ("swin_tiny", "swin_unet"),
+    "unet": ("unet_hidy2024", "unet_hidy2024"),
+    "resnet50": ("resnet50_hidy2024", "attention_unet_hidy2024"),
+    "swin": ("swin_hidy2024", "swin_unet_hidy2024"),
 }
+METRICS = (
+    "dice", "iou", "dice_pooled", "iou_pooled", "mcc_pooled", "auc_pooled", "ap_pooled",
+    "balanced_accuracy_pooled", "sensitivity_pooled", "specificity_pooled", "precision_pooled", "hd95_joint",
+)  # fmt: skip
+DROP_PATH = {"unet": 0.0, "resnet50": 0.1, "swin": 0.2}
 SCHEMES = ("simple", "advanced")
 _COVID_QU = {"kind": "covid_qu", "path": "COVID-QU", "region": "infection"}
 _OWN = {"kind": "manifest", "path": "target/manifest.csv", "segments": ("background", "target")}
@@ -116,22 +127,23 @@ def get_config(arm="own,resnet50,simple"):
     config.adapt.batch_size = 1024 if small else 4096
     config.adapt.loss.label_smoothing = 0.1
     config.adapt.balance_classes = False
-    config.adapt.optimizer.update({"name": "adamw", "weight_decay": 0.05, "eps": 1e-8})
-    config.adapt.augment.update({"flip": "horizontal", "crop": 0.8})
+    config.adapt.optimizer.update({"name": "adamw", "weight_decay": 0.05, "eps": 1e-8, "decay_all": True})
+    config.adapt.augment.update({"flip": "horizontal", "crop": 0.8, "border": "zero"})
     if scheme == "advanced":
-        config.adapt.augment.update({"randaugment": 2, "magnitude": 9.0, "erase": 0.25})
-        config.adapt.mix.update({"mixup": 0.8, "cutmix": 1.0, "switch": 0.5})
+        config.adapt.augment.update({"randaugment": 2, "magnitude": 9.0, "erase": 0.25, "erase_with": "zero"})
+        config.adapt.mix.update({"mixup": 1.0, "mixup_probability": 0.8, "cutmix": 1.0, "per_image": True})
     if scheme == "advanced" or model == "swin":
         config.model.drop_path = 0.1 if model != "unet" else 0.0
     segmentation = config.transfer.segmentation
     segmentation.update({
         "protocols": ("finetune", "frozen"), "decoder": MODELS[model][1],
-        "loss": {"name": "dice", "batchwise": True, "smoothing_constant": 1e-5},
+        "loss": {"name": "dice_squared", "batchwise": True, "smoothing_constant": 1e-5},
+        "frozen_batch_norm": "stats", "drop_path": DROP_PATH[model], "metrics": METRICS,
         "decoder_epochs": 0, "epochs": 150, "lr": 0.05, "decoder_lr": 0.05, "schedule": "poly",
         "batch_norm": "train", "batch_size": 24,
     })  # fmt: skip
-    segmentation.optimizer.update({"name": "sgd", "b1": 0.9, "weight_decay": 1e-4})
-    segmentation.augment.update({"flip": "dihedral", "rotate": 180.0})
+    segmentation.optimizer.update({"name": "sgd", "b1": 0.9, "weight_decay": 1e-4, "decay_all": True})
+    segmentation.augment.update({"flip": "dihedral", "rotate": 180.0, "border": "zero"})
     if dataset == PRETRAINING:
         config.strategies = ("pretraining",)
         config.adapt.checkpoints = KEPT

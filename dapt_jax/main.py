@@ -44,15 +44,18 @@ def main(argv: Sequence[str]) -> int:
             if mode in OF_RECORDS:
                 _show_records(mode, workdir)
                 return 0
+            if HELP & set(argv[1:]):
+                print(help_text(), end="")
+                return 0
+            if argv[1:] == ["--config.mode=models"]:
+                _show_models()
+                return 0
             with (
                 preemption_handler.deferred()
             ):  # libraries that are interrupted while imported print tracebacks
                 set_up_jax()
                 from dapt_jax.settings import flags
 
-            if HELP & set(argv[1:]):
-                print(flags.usage())
-                return 0
             if grid := flags.grid(argv[1:], workdir):
                 return _run_grid(grid, mode, workdir)
             settings, workdir = flags.parse(argv[1:])
@@ -164,6 +167,17 @@ def _show_records(mode: str, workdir: str | None) -> None:
             streams.say(f"report: {folder / 'report.html'}")
 
 
+def help_text() -> str:
+    """Return the text of `--help`: `flags.usage()`, shipped as a file, since JAX takes a second to import."""
+    return Path(__file__).with_name("settings").joinpath("help.txt").read_text()
+
+
+def _show_models() -> None:
+    from dapt_jax.export import catalogue
+
+    catalogue.show()
+
+
 NO_WORKDIR = "no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart"
 
 
@@ -174,9 +188,7 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
         return
     with storage.workdir(workdir, settings.mode) as folder:
         if settings.mode == "models":
-            from dapt_jax.export import catalogue
-
-            catalogue.show()
+            _show_models()
         elif settings.mode == "data":
             from dapt_jax.study import look
 
@@ -185,6 +197,10 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
             from dapt_jax.study import budgets, plan, prepare
 
             plan.show(prepare.prepare(budgets.resolved(settings, folder)), folder)
+        elif settings.mode == "advise":
+            from dapt_jax.study import advise, budgets, prepare
+
+            advise.show(prepare.prepare(budgets.resolved(settings, folder)))
         elif settings.mode == "aot":
             from dapt_jax.aot import report, topology
 

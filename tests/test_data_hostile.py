@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import struct
 import subprocess
 import sys
 import zlib
@@ -16,7 +17,7 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from benchmarks import fuzz_images, fuzz_readers
-from dapt_jax.data import arrays, dicom, formats, hdf5_trial, limits, nifti, pixels
+from dapt_jax.data import arrays, dicom, formats, frames, hdf5_trial, limits, masks, nifti, pixels
 from dapt_jax.data.decode import decode
 from dapt_jax.data.manifest import load_manifest
 from dapt_jax.data.plane import Plane
@@ -227,6 +228,76 @@ def test_what_takes_more_than_the_limit_is_refused_before_it_is_decoded(tmp_path
     assert "GiB to read, and the limit for decoded data is 0.000977 GiB" in line
 
 
+def tiff_of_pages(path, count):
+    page = b"".join(
+        struct.pack("<HHII", *entry)
+        for entry in (
+            (256, 4, 1, 16), (257, 4, 1, 16), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8),
+            (277, 3, 1, 1), (278, 4, 1, 16), (279, 4, 1, 256),
+        )
+    )  # fmt: skip
+    size = 2 + len(page) + 4
+    nexts = [8 + size * (number + 1) for number in range(count - 1)] + [0]
+    path.write_bytes(
+        struct.pack("<2sHI", b"II", 42, 8)
+        + b"".join(b"\t\0" + page + struct.pack("<I", each) for each in nexts)
+    )
+
+
+def test_a_file_of_countless_pages_or_frames_is_refused_without_counting_them(tmp_path):
+    tiff_of_pages(tmp_path / "a.tif", 60_000)
+    grey = Image.fromarray(GREY)
+    grey.save(tmp_path / "b.gif")
+    one = (tmp_path / "b.gif").read_bytes()
+    start = one.index(b",", 13 + 3 * 256)
+    (tmp_path / "b.gif").write_bytes(one[:start] + one[start:-1] * 20_000 + b";")
+    for name in ("a.tif", "b.gif"):
+        assert "more than 10,000 pages or frames" in line_of(Plane(tmp_path / name, 0))
+
+
+def test_a_jpeg_of_countless_scans_is_refused_and_one_of_usual_scans_read(tmp_path):
+    Image.fromarray(np.dstack([GREY] * 3)).save(tmp_path / "good.jpg", progressive=True)
+    assert decode(tmp_path / "good.jpg", 8).shape == (8, 8, 3)
+    good = (tmp_path / "good.jpg").read_bytes()
+    start = good.index(b"\xff\xda")
+    scan = good[start : good.index(b"\xff\xda", start + 2)]
+    (tmp_path / "a.jpg").write_bytes(good[:start] + scan * 300 + good[start:])
+    assert "a JPEG of more than 200 scans" in line_of(tmp_path / "a.jpg")
+
+
+def test_the_size_of_a_png_is_checked_before_its_orientation_is_looked_for(tmp_path, small_limit):
+    path = png_header(tmp_path / "a.png", 1, 80_000_000)
+    with pytest.raises(UserError, match=r"takes .* GiB to read"):
+        formats.extent(path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300])
+@pytest.mark.parametrize("suffix", ["", ".png", ".dcm", ".nii", ".npy", ".h5", ".mat"])
+def test_a_name_that_no_file_can_have_is_one_line_whatever_is_asked(tmp_path, name, suffix):
+    source = Plane(tmp_path / f"{name}{suffix}", 0, key="x")
+    for ask in (lambda each: decode(each, 8), masks.read, formats.extent):
+        with pytest.raises(UserError):
+            ask(source)
+
+
+@pytest.mark.parametrize("header", [b"P5 #", b"P2\n1 1\n#", b"P6 1 " + b"\n#" * 40_000, b"P4 # "])
+def test_a_header_of_endless_comments_is_refused(tmp_path, header):
+    (tmp_path / "a.ppm").write_bytes(header + b"x" * (1 << 20))
+    assert "header of more than 65,536 bytes" in line_of(tmp_path / "a.ppm")
+
+
+def test_pages_and_frames_are_counted_as_pillow_counts_them(tmp_path):
+    tiff_of_pages(tmp_path / "a.tif", 7)
+    pictures = [Image.fromarray(np.roll(GREY, number)) for number in range(5)]
+    for name in ("b.tif", "c.gif"):
+        pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:])
+    pictures[0].save(tmp_path / "d.tif", save_all=True, append_images=pictures[1:], big_tiff=True)
+    for name, count in (("a.tif", 7), ("b.tif", 5), ("c.gif", 5), ("d.tif", 5)):
+        with Image.open(tmp_path / name) as image, (tmp_path / name).open("rb") as file:
+            assert image.n_frames == count
+            assert (frames._frames if name == "c.gif" else frames._pages)(file) == count
+
+
 def test_a_limit_too_low_to_read_anything_is_refused():
     with pytest.raises(UserError, match=r"a limit of 5 bytes"):
         limits.set_decoded_bytes(5)
@@ -282,6 +353,18 @@ def test_a_folder_in_place_of_a_file_is_one_line(tmp_path):
         line_of(Plane(tmp_path / f"a{suffix}", key="x"))
         with pytest.raises(UserError):
             formats.extent(Plane(tmp_path / f"a{suffix}", key="x"))
+
+
+@pytest.mark.parametrize("suffix", ["", ".png", ".dcm", ".nii", ".nii.gz", ".npy", ".h5", ".mat"])
+def test_pipes_and_devices_under_any_name_are_one_line_at_once(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"device{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        source = Plane(tmp_path / f"{name}{suffix}", 0, key="x")
+        assert "it is no file" in line_of(source)
+        for ask in (formats.extent, formats.spacing, formats.geometry, masks.read):
+            with pytest.raises(UserError, match="it is no file"):
+                ask(source)
 
 
 def test_a_header_of_npy_that_claims_to_be_long_is_refused(tmp_path):

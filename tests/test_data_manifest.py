@@ -339,3 +339,15 @@ def test_a_set_of_masks_needs_no_labels_and_says_so(home):
         home.load(table)
     with pytest.raises(UserError, match="no column 'label'"):
         home.load(table, segments=("background", "cell"), classes=("a", "b"))
+
+
+def test_a_line_or_a_name_too_long_is_one_line_and_the_name_can_be_skipped(home):
+    home.manifest("image,label\n" + "," * (2 << 20) + "\n", images=False)
+    with pytest.raises(UserError, match=r"line 2 has 2,097,152 characters; expected at most 1,048,576"):
+        load_manifest(home.folder / "manifest.csv", image_size=8)
+    text = f"image,label\na.png,x\n{'n' * 300}.png,y\n"
+    home.image("a.png")
+    path = home.manifest(text, images=False)
+    with pytest.raises(UserError, match=r"1 of 2 images named in .* do not exist, first: row 3: nnn"):
+        load_manifest(path, image_size=8)
+    assert load_manifest(path, image_size=8, on_bad_image="skip").skipped == 1

@@ -1,16 +1,15 @@
 """The table of models."""
 
+import json
+
 import pytest
 
 from dapt_jax import main
-from dapt_jax.export import catalogue
+from dapt_jax.export import catalogue, model_rows
 from dapt_jax.models import decoders, registry
 
 
-def test_the_table_needs_no_config_and_no_workdir(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(registry, "names", lambda: ("resnet18", "vit_small_dinov3", "unet"))
+def test_the_table_needs_no_config_and_no_workdir(capsys: pytest.CaptureFixture) -> None:
     assert main.main(["dapt_jax", "--config.mode=models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {
@@ -26,6 +25,20 @@ def test_the_table_needs_no_config_and_no_workdir(
     assert all(decoder in lines[-1] for decoder in decoders.BUILDERS)
 
 
+def test_the_shipped_table_holds_every_model_and_decoder() -> None:
+    """`python -m dapt_jax.export.model_rows` writes it again."""
+    shipped = json.loads(catalogue.SHIPPED.read_text())
+    assert tuple(shipped["models"]) == tuple(registry.names())
+    assert shipped["decoders"] == list(decoders.BUILDERS)
+    for name in ("resnet18", "unet"):
+        assert shipped["models"][name] == model_rows.row(name)
+
+
+@pytest.mark.long
+def test_the_shipped_table_is_that_of_the_models() -> None:
+    assert json.loads(catalogue.SHIPPED.read_text()) == model_rows.table()
+
+
 def test_other_modes_still_need_a_config(capsys: pytest.CaptureFixture) -> None:
     assert main.main(["dapt_jax", "--config.mode=plan"]) == 2
     assert "no config" in capsys.readouterr().err
@@ -33,11 +46,11 @@ def test_other_modes_still_need_a_config(capsys: pytest.CaptureFixture) -> None:
 
 def test_groups_are_condensed_by_stage() -> None:
     assert (
-        catalogue.condensed(("stem", "stage1/layer1", "stage1/transition", "top")) == "stem, stage1 (2), top"
+        model_rows.condensed(("stem", "stage1/layer1", "stage1/transition", "top")) == "stem, stage1 (2), top"
     )
 
 
 def test_weights_are_counted_past_the_second() -> None:
-    assert catalogue.known(()) == "-"
-    assert catalogue.known(("a", "b")) == "a, b"
-    assert catalogue.known(("a", "b", "c")) == "a, b, ... (3)"
+    assert model_rows.known(()) == "-"
+    assert model_rows.known(("a", "b")) == "a, b"
+    assert model_rows.known(("a", "b", "c")) == "a, b, ... (3)"

@@ -93,6 +93,22 @@ def test_the_root_is_small_and_every_folder_says_what_it_offers():
         assert ast.get_docstring(tree), f"{init} has no docstring"
 
 
+@pytest.mark.parametrize("argument", ["--help", "--config.mode=models"])
+def test_help_and_the_table_of_models_start_without_jax(argument):
+    code = (
+        "import sys; sys.modules['jax'] = sys.modules['flax'] = sys.modules['sklearn'] = None; "
+        f"from dapt_jax import main; sys.exit(main.main(['dapt_jax', {argument!r}]))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def test_settings_import_no_library_that_only_training_or_a_report_needs():
+    late = ("sklearn", "grain", "orbax", "matplotlib", "pandas")
+    code = f"import sys, dapt_jax.settings.flags; sys.exit(str([name for name in {late} if name in sys.modules] or ''))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stderr.strip() == ""
+
+
 @pytest.mark.parametrize(
     "module", ["dapt_jax.report", "dapt_jax.records.ledger", "dapt_jax.monitoring.status"]
 )

@@ -202,4 +202,4 @@ def test_two_losses_of_one_name_are_refused():
     with pytest.raises(TypeError, match="two losses are called 'ce'"):
         type("Other", (CrossEntropy,), {}, name="ce")
     assert LOSSES["ce"] is CrossEntropy
-    assert set(SEGMENTATION_LOSSES) == {"ce", "dice", "dice_ce", "tversky"}
+    assert set(SEGMENTATION_LOSSES) == {"ce", "dice", "dice_ce", "dice_squared", "tversky"}

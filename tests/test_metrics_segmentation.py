@@ -6,9 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial import distance
+from sklearn import metrics as skm
 
 from dapt_jax import metrics
 from dapt_jax.errors import UserError
+from dapt_jax.metrics import pixels
+from dapt_jax.metrics.segmentation import surface_distances
+from tests.fixtures import parity
 from tests.fixtures.make_segmentation_scores import FILE, SPACINGS
 
 NAMES = ("background", "x", "y", "z")
@@ -46,6 +50,54 @@ def test_means_cover_the_images_that_have_a_value_and_say_how_many(monai):
         assert found[metric].value == pytest.approx(np.nanmean(values, 0).mean(), rel=1e-5)
         assert found[metric].classes == NAMES[1:]
         assert found[metric].n == np.isfinite(values).any(1).sum()
+
+
+POOLED = ("mcc", "balanced_accuracy", "sensitivity", "specificity", "precision")
+
+
+def test_pooled_scores_are_scikit_learn_s():
+    """Of the pixels of all images; both curves over classes of probabilities, to which scores are rounded."""
+    rng = np.random.default_rng(0)
+    truth = (rng.random((3, 9, 8)) < 0.2).astype(np.uint8)
+    probabilities = rng.beta(0.3, 0.5, (3, 9, 8, 1)) * 0.6 + 0.4 * truth[..., None]
+    predicted = (probabilities[..., 0] >= 0.5).astype(np.uint8)
+    names = tuple(f"{name}_pooled" for name in (*POOLED, "auc", "ap"))
+    scored = metrics.Segmentation(("background", "x"), names=names)
+    for at in range(3):
+        part = slice(at, at + 1)
+        scored.add(truth[part], predicted[part], probabilities=probabilities[part])
+    found = {name: score.value for name, score in by_name(scored.scores()).items()}
+    assert set(found) == {*names, *(f"{name}/x" for name in names)}
+    flat, said = truth.ravel(), predicted.ravel()
+    expected = {
+        "mcc": skm.matthews_corrcoef(flat, said),
+        "balanced_accuracy": skm.balanced_accuracy_score(flat, said),
+        "sensitivity": skm.recall_score(flat, said),
+        "specificity": skm.recall_score(1 - flat, 1 - said),
+        "precision": skm.precision_score(flat, said),
+    }
+    for name, value in expected.items():
+        assert found[f"{name}_pooled"] == pytest.approx(value, rel=1e-9), name
+    rounded, exact = pixels.bins(probabilities).ravel(), probabilities.ravel()
+    assert (np.diff(rounded[np.argsort(exact)]) >= 0).all()
+    assert found["auc_pooled"] == pytest.approx(skm.roc_auc_score(flat, rounded), rel=1e-9)
+    assert found["ap_pooled"] == pytest.approx(skm.average_precision_score(flat, rounded), rel=1e-9)
+    assert found["auc_pooled"] == pytest.approx(skm.roc_auc_score(flat, exact), abs=1e-3)
+
+
+def test_pooled_scores_without_what_they_need_are_undefined():
+    names = ("precision_pooled", "sensitivity_pooled", "specificity_pooled", "mcc_pooled", "ap_pooled")
+    scored = metrics.Segmentation(("background", "x"), names=names)
+    scored.add(*np.zeros((2, 1, 4, 4), np.uint8), probabilities=np.zeros((1, 4, 4, 1)))
+    found = {name: score.value for name, score in by_name(scored.scores()).items()}
+    assert found["specificity_pooled"] == 1.0
+    assert all(np.isnan(found[name]) for name in names if not name.startswith("spec"))
+
+
+def test_the_joint_distance_is_the_modified_one_of_arxiv_2410_18677():
+    stored = np.load(parity.FOLDER / "hidy2024_numbers.npz")
+    found = [surface_distances(truth, predicted, np.ones(2))[2] for predicted, truth in stored["regions"]]
+    np.testing.assert_allclose(found, stored["distances"], rtol=1e-6)
 
 
 def surface(mask):

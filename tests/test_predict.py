@@ -19,9 +19,11 @@ from dapt_jax.losses import SEGMENTATION_LOSSES
 from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.records import overlays
-from dapt_jax.settings import default, resolve
+from dapt_jax.settings import StrategySpec, default, resolve
+from dapt_jax.study import strategies
 from dapt_jax.study.target_models import merged
 from dapt_jax.study.tasks import Task
+from dapt_jax.weights import locate
 from tests import command
 
 SIDE = 32
@@ -124,7 +126,8 @@ def test_fine_tuned_networks_predict_what_the_study_predicted(trained):
 
 def one_member(model, number):
     temperatures = model.about.temperatures[number : number + 1]
-    about = dataclasses.replace(model.about, folds=(number,), temperatures=temperatures)
+    folds = model.about.folds[number : number + 1]
+    about = dataclasses.replace(model.about, folds=folds, temperatures=temperatures)
     return dataclasses.replace(model, about=about, members=(model.members[number],))
 
 
@@ -289,7 +292,7 @@ def test_masks_of_volumes_lie_where_the_volume_lies(tmp_path, monkeypatch, affin
     config.mode, config.predict.model = "predict", (str(tmp_path / "model.safetensors"),)
     config.predict.images = str(tmp_path / "in")
     stream.run(resolve(config), tmp_path / "out")
-    found = nibabel.load(tmp_path / "out" / "predict" / "masks" / "scan.nii.gz.nii.gz")
+    found = nibabel.load(tmp_path / "out" / "predict" / "masks" / "scan.nii.gz")
     np.testing.assert_array_equal(found.affine, image.affine)
     assert found.header.get_xyzt_units()[0] == "mm"
     np.testing.assert_array_equal(np.asarray(found.dataobj), (values > 500).astype(np.uint8))
@@ -297,6 +300,23 @@ def test_masks_of_volumes_lie_where_the_volume_lies(tmp_path, monkeypatch, affin
         len(table(tmp_path / "out"))
         == values.shape[int(np.flatnonzero(nibabel.io_orientation(affine)[:, 0] == axis)[0])]
     )
+
+
+def test_weights_of_a_truncated_encoder_need_not_say_where(workdir, tmp_path):
+    encoder = dj.load_encoder("efficientnet_lite0", "random", cut_after="stage2/block1")
+    encoder.save(tmp_path / "cut.safetensors")
+    again = dj.load_encoder("efficientnet_lite0", str(tmp_path / "cut.safetensors"))
+    assert again.encoder.groups == encoder.encoder.groups
+    target = target_model.find([models(workdir, "cells", "linear")])[0]
+    of_target = dj.load_encoder("efficientnet_lite0", str(target))
+    assert of_target.encoder.groups == ("stem", "stage1/block1")
+    settings = resolve(study_config())
+    settings = dataclasses.replace(settings, weights=str(tmp_path / "cut.safetensors"))
+    fitted = locate.fitted(settings.weights, settings.model.encoder())
+    assert strategies.resolve("full", fitted, settings).encoder.groups == encoder.encoder.groups
+    spec = {"whole": StrategySpec(weights="imagenet", phases=())}
+    settings = dataclasses.replace(settings, custom_strategies=spec)
+    assert strategies.resolve("whole", fitted, settings).encoder.groups == settings.model.encoder().groups
 
 
 def test_a_table_names_images_row_by_row(images, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from dapt_jax import settings
+from dapt_jax import main, settings
 from dapt_jax.errors import UserError
 from dapt_jax.settings import (
     RENAMED,
@@ -224,6 +224,7 @@ def test_settings_that_do_not_change_results():
         "non_finite",
         "energy",
         "report",
+        "advise",
         "aot",
         "plan",
         "scoring",
@@ -289,6 +290,14 @@ def test_a_shipped_config_resolves_to_what_it_did(name, request):
     if os.environ.get("REGENERATE"):
         path.write_text(text)
     assert path.read_text() == text
+
+
+def test_the_shipped_help_is_that_of_the_settings():
+    """`REGENERATE=1 pytest tests/test_settings.py` writes it again."""
+    path = ROOT / "dapt_jax" / "settings" / "help.txt"
+    if os.environ.get("REGENERATE"):
+        path.write_text(f"{flags.usage()}\n")
+    assert main.help_text() == f"{flags.usage()}\n"
 
 
 def test_no_shipped_config_unlocks_what_guards_against_misspelling():

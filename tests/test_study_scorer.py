@@ -13,6 +13,7 @@ from dapt_jax.study import scorer as scoring
 from dapt_jax.study.scorer import Plan, Scorer
 from dapt_jax.training import loop
 from dapt_jax.training.context import RunContext
+from dapt_jax.training.executables import Executables
 from dapt_jax.training.phases import Phase
 from dapt_jax.transferability.registry import evaluate
 from dapt_jax.transferability.settings import SelectionSettings
@@ -24,7 +25,7 @@ PHASES = (
     Phase("partial", 2, ("stage3", "head"), 1e-2),
     Phase("full", 4, ("*",), 1e-2, batch_norm="train"),
 )
-EXECUTABLES = {}
+EXECUTABLES = Executables()
 
 
 def settings(**changes):

@@ -15,6 +15,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.losses import SEGMENTATION_LOSSES, make_segmentation
 from dapt_jax.losses.overlap import Dice, DiceCrossEntropy, Tversky
 from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.records import case_scores
 from dapt_jax.runtime import sharding
 from dapt_jax.settings import StudySettings, default, resolve
 from dapt_jax.study import adapt, segmentation
@@ -86,6 +87,11 @@ def test_a_study_of_masks_from_plan_to_report(tmp_path, capsys):
     ledger = command.rows(workdir / "ledger.jsonl")
     assert sum(row["model_flops"] for row in ledger) == planned(chosen)
     assert len(list((workdir / "overlays").glob("*.npz"))) == 8
+    for (strategy, protocol, split), row in dice.items():
+        if strategy != "baseline":
+            path = case_scores.path_of(workdir, strategy, row["seed"], row["task"], split, protocol)
+            cases = case_scores.read(path)
+            assert cases.mean(np.arange(len(cases.groups))) == pytest.approx(row["value"], abs=1e-6)
     page = (workdir / "report.html").read_text()
     assert "Dice" in page
     assert "nucleus" in page

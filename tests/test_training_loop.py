@@ -23,6 +23,7 @@ from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.callbacks import Callback
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.early_stopping import EarlyStopping
+from dapt_jax.training.executables import Executables
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import TrainData, TrainingRun
@@ -32,13 +33,13 @@ ENCODER = tiny.encoder()
 DATA = tiny.dataset()
 
 
-EXECUTABLES = {}
+EXECUTABLES = Executables()
 
 
 def context(folder=None, every_s=1e9, **others):
     """Surroundings of a run in a folder, or in memory; `others` as in `RunContext`."""
     files = {"checkpoint_dir": folder / "state", "ledger": Ledger(folder / "ledger.jsonl")} if folder else {}
-    return RunContext(checkpoint_every_s=every_s, executables=EXECUTABLES, **{**files, **others})
+    return RunContext(checkpoint_every_s=every_s, **{"executables": EXECUTABLES, **files, **others})
 
 
 def train(run, folder=None, **others):
@@ -53,6 +54,52 @@ def leaves(trained):
 
 def curve(rows):
     return [point["loss"] for row in rows for point in row.curve]
+
+
+class Counted(Executables):
+    """Executables that count what is compiled, and note what is begun ahead."""
+
+    def __init__(self):
+        super().__init__()
+        self.compiled, self.ahead = 0, set()
+
+    def add(self, key, step):
+        self.compiled += 1
+        super().add(key, step)
+
+    def start(self, key, compile_step):
+        def compile_and_count():
+            self.compiled += 1
+            return compile_step()
+
+        self.ahead.add(key)
+        super().start(key, compile_and_count)
+
+
+def test_a_step_is_compiled_once_for_all_seeds_and_phases_ahead_or_not_with_the_same_bits():
+    phases = [
+        Phase("partial", 1, ("stage3", "head"), 1e-2),
+        Phase("full", 2, ("*",), 1e-2),
+        Phase("late", 1, ("stage3", "head"), 1e-2),  # the step of the first phase
+    ]
+    found = {}
+    for ahead in (False, True):
+        made = Counted()
+        for seed in (0, 1):
+            run = tiny.make_run(phases, encoder=ENCODER, data=DATA, optimizer=Optimizer(ema=0.9), seed=seed)
+            found[ahead], _ = train(run, executables=made, compiles_ahead=ahead)
+        assert (made.compiled, len(made)) == (2, 2)
+        assert len(made.ahead) == (2 if ahead else 0)
+    for one, other in zip(*found.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_step_that_cannot_be_compiled_ahead_is_compiled_when_it_is_needed():
+    made = Executables()
+    made.start("step", lambda: 1 / 0)
+    assert made.find("step") is None
+    made.add("step", "compiled")
+    assert made.find("step") == "compiled"
 
 
 @pytest.mark.parametrize("augment", [Augment(), Augment("dihedral", 0.1, 0.2, 0.2)])

@@ -30,6 +30,18 @@ def test_a_run_that_trains_all_is_optax_s_own(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(-a, b, rtol=1e-6), direction, update)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_fresh_state_is_optax_s_own(name):
+    data, optimizer = tiny.dataset(), Optimizer(name, weight_decay=0.1)
+    run = tiny.make_run([tiny.PARTIAL], encoder=tiny.encoder(), data=data, optimizer=optimizer)
+    program, (params, batch_stats) = run.programs[0], run.model.init(0)
+    ours, theirs = program.init_state(params, batch_stats)["opt_state"], program.tx.init(params)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert mine.dtype == other.dtype
+        np.testing.assert_array_equal(mine, other)
+
+
 def test_weight_decay_falls_on_kernels_alone():
     params = {"a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}}
     optimizer = Optimizer("sgd", weight_decay=0.5, b1=0.0)

@@ -98,6 +98,20 @@ def test_a_rate_of_nothing_or_of_no_size_is_refused(pattern, factor, words):
         program_of(((pattern, factor),))
 
 
+def test_batch_norm_of_a_frozen_encoder_may_run_on_batches_without_training():
+    settings = SegmentationSettings(frozen_batch_norm="stats", decoder_epochs=0)
+    masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
+    task = Task(
+        "cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {}
+    )
+    study = Study(StudySettings(transfer=TransferSettings(segmentation=settings)))
+    arm = Arm(Strategy("full", ENCODER, (), "random"), 0)
+    (program,) = segmentation.fold_run(study, arm, task, ENCODER, "frozen/fold0", np.arange(30)).programs
+    assert program.mask.boundary == 0
+    assert {program.mask.batch_norm_modes[group] for group in program.model.encoder.groups} == {"stats"}
+    assert not any(path.startswith(tuple(ENCODER.groups)) for path in program.mask.trainable)
+
+
 def test_a_new_decoder_keeps_its_rate_while_the_encoder_is_fine_tuned():
     settings = SegmentationSettings()
     masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)

@@ -1,7 +1,9 @@
 """Adapted encoders for other tools: names, layouts and bits come back; programs run at any batch; cards say what is inside."""
 
+import errno
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -62,10 +64,10 @@ def test_files_of_other_names_come_back_to_the_bit(tmp_path: Path, name: str) ->
         same_bits(batch_stats, back_stats)
 
 
-def test_every_model_but_those_of_keras_has_a_library_or_none_says_so() -> None:
+def test_every_model_of_a_library_names_it() -> None:
     for name in registry.names():
         found = {library.name for library in export.libraries(name)}
-        if name.endswith("_keras") or name == "unet":
+        if name.endswith(("_keras", "_hidy2024")) or name == "unet":
             assert not found, name
         else:
             assert "timm" in found, name
@@ -261,3 +263,27 @@ def test_equal_weights_are_equal_files_bit_for_bit(tmp_path):
     assert len(set(files)) == 1
     with safetensors.safe_open(tmp_path / "0.safetensors", "np") as file:
         assert json.loads(file.metadata()[export.ORIGIN])["strategy"] == "füll"
+
+
+@pytest.mark.parametrize("suffix", export.SUFFIXES)
+def test_files_of_weights_have_the_modes_of_the_umask_and_survive_a_failed_write(
+    tmp_path, monkeypatch, suffix
+):
+    tree = {"stem": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+    path, before = tmp_path / f"w{suffix}", os.umask(0o027)
+    try:
+        export.write(path, tree, {})
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    np.testing.assert_array_equal(readers.read(path)["stem/kernel"], tree["stem"]["kernel"])
+    content = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        export.write(path, {"stem": {"kernel": np.zeros(3)}}, {})
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == content

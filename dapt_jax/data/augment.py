@@ -23,6 +23,7 @@ from dapt_jax.ops import choice
 
 AnyArray = Array | np.ndarray
 FLIPS = ("none", "horizontal", "dihedral")
+ERASERS = ("noise", "zero")
 # `split(key, 3)` is `fold_in` of 0, 1 and 2; other draws from an example's key fold in other numbers.
 _FOR_WARPS, _FOR_PATCH, _FOR_MORE_COLOUR, _FOR_RANDAUGMENT = 16, 32, 33, 34
 
@@ -49,8 +50,10 @@ class Augment:
         gamma: Largest change of the exponent of the intensities, up to 1 + gamma or down to 1 / (1 + gamma).
         saturation: Largest relative change of saturation.
         hue: Largest rotation of the hue, as a fraction of the full circle.
-        erase: Probability that a rectangle of 2% to a third of the area is replaced by noise (Zhong et al.,
-            arXiv 1708.04896).
+        erase: Probability that a rectangle of 2% to a third of the area is replaced (Zhong et al., arXiv
+            1708.04896).
+        erase_with: `noise` over the full range of intensities, or `zero`.
+        border: What rotation, zoom, distortions and RandAugment read beyond the image: it `mirror`ed, or `zero`.
         randaugment: Number of operations of RandAugment (see `data/randaugment.py`), applied after all other
             geometric and before all other colour operations; 0 for none.
         magnitude: Magnitude of each of these operations, 0 to 30.
@@ -82,8 +85,10 @@ class Augment:
     hue: float = setting(
         0.0, at_least=0, at_most=0.5, doc="Largest turn of the hue, as a share of the circle."
     )
-    erase: float = setting(
-        0.0, at_least=0, at_most=1, doc="Probability that a rectangle is replaced by noise."
+    erase: float = setting(0.0, at_least=0, at_most=1, doc="Probability that a rectangle is replaced.")
+    erase_with: str = setting("noise", choices=ERASERS, doc="What erase replaces a rectangle by.")
+    border: str = setting(
+        warp.MIRROR, choices=warp.BORDERS, doc="What geometric operations read beyond the image."
     )
     randaugment: int = setting(0, at_least=0, doc="Number of RandAugment operations per image; 0: none.")
     magnitude: float = setting(
@@ -194,7 +199,7 @@ class Augment:
                 at = move(at, jax.random.fold_in(key, _FOR_WARPS + number))
             if self.crop and self.patch:
                 at = jax.image.resize(at, (2, self.patch, self.patch), "linear", antialias=False)
-            pixels = warp.read(pixels, at)
+            pixels = warp.read(pixels, at, self.border)
         if self.patch and not self.crop:
             room = jnp.asarray([height - self.patch + 1, width - self.patch + 1])
             corner = jax.random.randint(jax.random.fold_in(key, _FOR_PATCH), (2,), 0, room)
@@ -207,7 +212,7 @@ class Augment:
     def _mask(self, mask: UInt8[Array, "h w"], key: PRNGKeyArray) -> UInt8[Array, "h2 w2"]:
         moved = self._geometry(mask[..., None], key)
         if self.randaugment:
-            moved = randaugment.masks(moved, self._operations(key), self.magnitude)
+            moved = randaugment.masks(moved, self._operations(key), self.magnitude, self.border)
         return moved[..., 0]
 
     def _operations(self, key: PRNGKeyArray) -> Drawn:
@@ -216,7 +221,7 @@ class Augment:
     def _image(self, image: Float[Array, "h w c"], key: PRNGKeyArray) -> Float[Array, "h2 w2 c"]:
         image = self._geometry(image, key)
         if self.randaugment:
-            image = randaugment.images(image, self._operations(key), self.magnitude)
+            image = randaugment.images(image, self._operations(key), self.magnitude, self.border)
         for_colour = jax.random.split(key, 3)[2]
         bright, sharp = jax.random.uniform(for_colour, (2,), minval=-1.0, maxval=1.0)
         if self.contrast:
@@ -236,7 +241,7 @@ class Augment:
         return self._erased(image, for_erasing) if self.erase else image
 
     def _erased(self, image: Float[Array, "h w c"], key: PRNGKeyArray) -> Float[Array, "h w c"]:
-        """Apply random erasing, with noise over the full range of intensities."""
+        """Apply random erasing, with noise over the full range of intensities or with zeros."""
         for_whether, for_shape, for_corner, for_noise = jax.random.split(key, 4)
         height, width, _ = image.shape
         area, tall = jax.random.uniform(
@@ -248,7 +253,10 @@ class Augment:
         inside = ((row >= corner[0]) & (row < corner[0] + sides[0]))[:, None]
         inside &= ((column >= corner[1]) & (column < corner[1] + sides[1]))[None]
         inside &= jax.random.bernoulli(for_whether, self.erase)
-        return jnp.where(inside[..., None], jax.random.uniform(for_noise, image.shape, maxval=255.0), image)
+        fill: Array | float = 0.0
+        if self.erase_with == "noise":
+            fill = jax.random.uniform(for_noise, image.shape, maxval=255.0)
+        return jnp.where(inside[..., None], fill, image)
 
 
 def example_keys(seed: ArrayLike, view: ArrayLike, index: ArrayLike) -> Key[Array, " b"]:

@@ -1,5 +1,6 @@
 """Identification of the image, label, patient, split and mask columns of a table by their usual names."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ def _distinct(names: Sequence[str], columns: Mapping[str, Sequence[str]], find: 
 
 def _name_files(cells: Sequence[str], find: Finder) -> bool:
     named = [cell for cell in cells[:200] if not identity.is_missing(cell)]
-    return any(find(re.sub(_INDEX, "", cell)).is_file() for cell in named)
+    return any(os.path.isfile(find(re.sub(_INDEX, "", cell))) for cell in named)
 
 
 def _labels(

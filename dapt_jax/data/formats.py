@@ -1,12 +1,16 @@
 """Selection of the module that reads a file, by the file's name or its first bytes."""
 
+import stat
 from pathlib import Path
 from types import ModuleType
 
-from dapt_jax.data import arrays, dicom, nifti, pixels
+import numpy as np
+
+from dapt_jax.data import arrays, dicom, limits, nifti, pixels
 from dapt_jax.data.geometry import Geometry
 from dapt_jax.data.intensity import Samples
 from dapt_jax.data.plane import Source, plane
+from dapt_jax.errors import UserError
 
 _SUFFIXES = {
     ".dcm": dicom,
@@ -23,7 +27,11 @@ def module(path: Path) -> ModuleType:
     """Return the module whose `samples`, `values` and `extent` read a file.
 
     The default is `dapt_jax.data.pixels`, which tries Pillow.
+
+    Raises:
+        UserError: The path is a pipe, a device or a folder: reading some of them never ends.
     """
+    _check_regular(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-2:] == [".nii", ".gz"]:
         return nifti
@@ -42,8 +50,21 @@ def samples(source: Source, at_least: int = 0) -> Samples:
         UserError: The file is missing or cannot be read; names it.
     """
     found = plane(source)
-    reader = module(found.path)
-    return pixels.samples(found, at_least) if reader is pixels else reader.samples(found)
+    with limits.border(found.path, "an image"):
+        reader = module(found.path)
+        return pixels.samples(found, at_least) if reader is pixels else reader.samples(found)
+
+
+def values(source: Source) -> np.ndarray:
+    """Return the numbers of a picture in a file that Pillow does not read, as stored.
+
+    Raises:
+        UserError: The file is missing or cannot be read; names it.
+    """
+    found = plane(source)
+    with limits.border(found.path, "an image"):
+        stored: np.ndarray = module(found.path).values(found)
+        return stored
 
 
 def extent(source: Source) -> tuple[int, int]:
@@ -53,15 +74,17 @@ def extent(source: Source) -> tuple[int, int]:
         UserError: The file is missing or unreadable.
     """
     found = plane(source)
-    height, width = module(found.path).extent(found)
+    with limits.border(found.path, "an image"):
+        height, width = module(found.path).extent(found)
     return height, width
 
 
 def geometry(source: Source) -> Geometry | None:
     """Return the position of a picture in the patient; None if its file does not state it."""
     found = plane(source)
-    reader = module(found.path)
-    return reader.geometry(found) if reader in (dicom, nifti) else None
+    with limits.border(found.path, "an image"):
+        reader = module(found.path)
+        return reader.geometry(found) if reader in (dicom, nifti) else None
 
 
 def spacing(source: Source) -> tuple[float, float] | None:
@@ -70,8 +93,18 @@ def spacing(source: Source) -> tuple[float, float] | None:
     Resolutions of photographs do not count.
     """
     found = plane(source)
-    reader = module(found.path)
-    return reader.spacing(found) if reader in (dicom, nifti) else None
+    with limits.border(found.path, "an image"):
+        reader = module(found.path)
+        return reader.spacing(found) if reader in (dicom, nifti) else None
+
+
+def _check_regular(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # absent, too long, not a path: readers say so
+        return
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: cannot be read (it is no file); expected an image")
 
 
 def _is_named_image(suffixes: list[str]) -> bool:
@@ -92,5 +125,5 @@ def _has_dicom_mark(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
-    except OSError:
+    except (OSError, ValueError):  # absent, or a name that no file can have
         return False

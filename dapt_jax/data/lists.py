@@ -11,6 +11,9 @@ from pathlib import Path
 from dapt_jax.data import identity
 from dapt_jax.errors import UserError, nearest
 
+_LINE = 1 << 20
+"""Most characters of a line of a table; a parser takes a hundred bytes of memory for each empty cell."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -103,6 +106,9 @@ def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[st
             the wrong length.
     """
     text = _text(path, what)
+    if long := re.search(rf"[^\r\n]{{{_LINE + 1},}}", text):
+        line = text.count("\n", 0, long.start()) + 1
+        raise UserError(f"{path}: line {line} has {len(long[0]):,} characters; expected at most {_LINE:,}")
     delimiter, skipped = _delimiter(text)
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t"

@@ -155,7 +155,7 @@ def read(source: Plane) -> Drawn:
                 "expected a mask that is saved losslessly, as PNG"
             )
     else:
-        values = formats.module(source.path).values(source)
+        values = formats.values(source)
     if values.ndim == 3:
         if (values != values[..., :1]).any():
             raise UserError(f"{source}: a colour image, expected a mask of class indices (one channel)")

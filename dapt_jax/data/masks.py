@@ -226,7 +226,7 @@ def _brightness(part: Plane) -> np.ndarray:
             if upright.mode == "LA":
                 values = values[..., 0]
     else:
-        values = formats.module(part.path).values(part)
+        values = formats.values(part)
     return values[..., :3].max(axis=-1) if values.ndim == 3 else values
 
 

@@ -84,7 +84,7 @@ class Finder:
         if (
             not names
             or any(re.search(r"[\\/]", name) for name in names)
-            or any(self(name).is_file() for name in names)
+            or any(os.path.isfile(self(name)) for name in names)
         ):
             return None
         folders = sorted({file.parent for file in walk(self._root)})

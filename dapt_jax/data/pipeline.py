@@ -6,13 +6,15 @@ grain prefetches them, and their position is a number that a checkpoint stores.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
-import grain
 import numpy as np
 from jaxtyping import Float32, Int32
 
 from dapt_jax.data.dataset import Dataset
+
+if TYPE_CHECKING:
+    import grain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ def batches(
     labels: np.ndarray | None = None,
     share: slice = slice(None),
     threads: int = 2,
-) -> grain.DatasetIterator:
+) -> "grain.DatasetIterator":
     """Return the batches of a run, prefetched by grain.
 
     Args:
@@ -98,6 +100,8 @@ def batches(
         size, size, 3]), `label` (see `Dataset.targets`), `weight` float32 [b], `index` int32 [b] (rows),
         `epoch` int32 [].
     """
+    import grain  # brings orbax: a second that settings and plans do not need
+
     of_rows = dataset.targets if labels is None else labels
     read = read or (lambda _, rows: {"image": dataset.images.batch(rows)})
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from dapt_jax.data import limits
+from dapt_jax.data import frames, limits
 from dapt_jax.data.intensity import Range, Samples, integers_or_floats, of_bits
 from dapt_jax.data.plane import Plane, Source, plane
 from dapt_jax.errors import UserError
@@ -62,6 +62,7 @@ def _image(found: Plane) -> Iterator[Image.Image]:
     if not path.is_file():
         missing = "no such image file" if not path.exists() else "cannot be read (it is no file)"
         raise UserError(f"{path}: {missing}; expected an image")
+    frames.check_header(path)
     try:
         image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -75,10 +76,11 @@ def _image(found: Plane) -> Iterator[Image.Image]:
             "or .dcm, .nii, .npy or .mat"
         ) from error
     with image:
+        frames.check(path, image.format)
         # Phone cameras write JPEGs with a preview as a second frame (MPO); such a file holds one picture.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        if frames > 1 or found.index:
-            image.seek(found.at(found.index, frames, "frame"))
+        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if count > 1 or found.index:
+            image.seek(found.at(found.index, count, "frame"))
         yield image
 
 
@@ -100,6 +102,7 @@ def _check_size(path: Path, image: Image.Image) -> None:
 def extent(source: Plane) -> tuple[int, int]:
     """Return the height and width of the upright image, from the file's header alone."""
     with limits.border(source.path, _EXPECTED), _image(source) as image:
+        _check_size(source.path, image)  # for the orientation, Pillow decodes a PNG
         width, height = image.size
         # Values 5 to 8 of the EXIF orientation rotate the image by 90 degrees.
         return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)

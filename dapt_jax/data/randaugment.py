@@ -46,7 +46,9 @@ def drawn(key: PRNGKeyArray, number: int) -> Drawn:
     return operations, jax.random.bernoulli(for_direction, shape=(number,)).astype(jnp.int32)
 
 
-def images(image: Float[Array, "h w 3"], operations: Drawn, magnitude: float) -> Float[Array, "h w 3"]:
+def images(
+    image: Float[Array, "h w 3"], operations: Drawn, magnitude: float, border: str = warp.MIRROR
+) -> Float[Array, "h w 3"]:
     """Apply operations to an image.
 
     The image holds whole numbers from 0 to 255 before, between and after operations, as uint8 would.
@@ -55,9 +57,11 @@ def images(image: Float[Array, "h w 3"], operations: Drawn, magnitude: float) ->
         image: Values 0 to 255.
         operations: Result of `drawn`.
         magnitude: Magnitude from 0 to `STRONGEST`.
+        border: What lies beyond the image; see `warp.read`.
     """
     parts = [
-        functools.partial(part, magnitude=magnitude) for part in (_looked_up, _moved, _blended, _equalised)
+        functools.partial(part, magnitude=magnitude)
+        for part in (_looked_up, functools.partial(_moved, border=border), _blended, _equalised)
     ]
 
     def one(now: Array, operation: tuple[Array, Array]) -> tuple[Array, None]:
@@ -66,9 +70,11 @@ def images(image: Float[Array, "h w 3"], operations: Drawn, magnitude: float) ->
     return jax.lax.scan(one, _whole(image), operations)[0]
 
 
-def masks(mask: Num[Array, "h w c"], operations: Drawn, magnitude: float) -> Num[Array, "h w c"]:
+def masks(
+    mask: Num[Array, "h w c"], operations: Drawn, magnitude: float, border: str = warp.MIRROR
+) -> Num[Array, "h w c"]:
     """Apply the geometric operations of an image to its mask of integers; no new value appears."""
-    return jax.lax.scan(lambda now, one: (_moved(now, *one, magnitude), None), mask, operations)[0]
+    return jax.lax.scan(lambda now, one: (_moved(now, *one, magnitude, border), None), mask, operations)[0]
 
 
 def _strength(other_way: Int[Array, ""], magnitude: float) -> Float[Array, ""]:
@@ -98,14 +104,20 @@ def _whole(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def _moved(
-    pixels: Num[Array, "h w c"], operation: Int[Array, ""], other_way: Int[Array, ""], magnitude: float
+    pixels: Num[Array, "h w c"],
+    operation: Int[Array, ""],
+    other_way: Int[Array, ""],
+    magnitude: float,
+    border: str = warp.MIRROR,
 ) -> Num[Array, "h w c"]:
-    """Read pixels where the operation says, with the image mirrored beyond its border."""
+    """Read pixels where the operation says."""
     height, width, _ = pixels.shape
     matrix = jnp.asarray(_matrices(height, width, magnitude))[other_way, operation]
     at = warp.identity(height, width)
     return warp.read(
-        pixels, jnp.einsum("ij,jhw->ihw", matrix[:, :2], at, precision="highest") + matrix[:, 2, None, None]
+        pixels,
+        jnp.einsum("ij,jhw->ihw", matrix[:, :2], at, precision="highest") + matrix[:, 2, None, None],
+        border,
     )
 
 

@@ -249,7 +249,7 @@ def to_dataset(
         )
     records = [replace(each, mask=masks.place(each.mask, each.image, mask_orientation)) for each in records]
     _check_masks(records, origin)
-    there = [file_of(record.image).is_file() for record in records]
+    there = [os.path.isfile(file_of(record.image)) for record in records]
     kept = [record for record, found in zip(records, there, strict=True) if found]
     if not all(there) and not skip:
         first = records[there.index(False)]
@@ -329,7 +329,9 @@ def _labels(records: Sequence[Record], classes: tuple[str, ...], multi_label: bo
 
 def _check_masks(records: Sequence[Record], origin: str) -> None:
     named = [(record, record.mask) for record in records if record.mask is not None]
-    absent = [next((file for file in masks.files(mask) if not file.is_file()), None) for _, mask in named]
+    absent = [
+        next((file for file in masks.files(mask) if not os.path.isfile(file)), None) for _, mask in named
+    ]
     missing = [(record, file) for (record, _), file in zip(named, absent, strict=True) if file]
     if missing:
         record, file = missing[0]
@@ -416,9 +418,9 @@ def _spacing(records: Sequence[Record], framing: Framing) -> np.ndarray | None:
 
 def _near_files(path: Path) -> str:
     folder = path.parent
-    if path.is_dir():
+    if os.path.isdir(path):
         return "it is a folder"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"there is no folder {folder}"
     there = sorted(other.name for other in folder.iterdir())
     return nearest(path.name, [name for name in there if Path(name).stem == path.stem] or there)

@@ -8,7 +8,7 @@ colours, as on natural images.
 from collections.abc import Callable
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
@@ -91,7 +91,7 @@ def _draw(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
     turn = rng.uniform(0, np.pi)
     grid = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     value = PATTERNS[name](rng, grid, float(rng.uniform(4, 16)))
-    value = ndimage.gaussian_filter(value, float(rng.uniform(0, 0.8)))
+    value = scipy.ndimage.gaussian_filter(value, float(rng.uniform(0, 0.8)))
     value = (value - value.min()) / max(float(np.ptp(value)), 1e-9)
     low, high = rng.uniform(0, 255, (2, 3))
     light = 1 + rng.uniform(-0.3, 0.3) * x + rng.uniform(-0.3, 0.3) * y

@@ -7,6 +7,10 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 GRID = 5
 """Number of cells along a side of a grid distortion, and of knots of an elastic deformation."""
 
+MIRROR, ZERO = "mirror", "zero"
+BORDERS = (MIRROR, ZERO)
+"""What lies beyond the border of an image."""
+
 Coordinates = Float[Array, "2 h w"]
 """Row and column, in pixels of the source, at which each pixel of a view is read."""
 
@@ -64,14 +68,20 @@ def grid_distortion(at: Coordinates, key: PRNGKeyArray, strength: float) -> Coor
     return jnp.stack([place * (side - 1) for place, side in zip(places, at.shape[1:], strict=True)])
 
 
-def read(pixels: Num[Array, "h w c"], at: Coordinates) -> Num[Array, "h2 w2 c"]:
-    """Read pixels at given coordinates, with the image mirrored beyond its border.
+def read(pixels: Num[Array, "h w c"], at: Coordinates, border: str = MIRROR) -> Num[Array, "h2 w2 c"]:
+    """Read pixels at given coordinates.
 
     Floats are interpolated bilinearly; integers (classes) take the nearest pixel.
+
+    Args:
+        pixels: Image, or mask of integers.
+        at: Coordinates.
+        border: What lies beyond the image: itself mirrored, or `zero`.
     """
+    mode = "mirror" if border == MIRROR else "constant"
     order = 0 if jnp.issubdtype(pixels.dtype, jnp.integer) else 1
 
     def one(channel: Array) -> Array:
-        return jax.scipy.ndimage.map_coordinates(channel, list(at), order, mode="mirror")
+        return jax.scipy.ndimage.map_coordinates(channel, list(at), order, mode=mode)
 
     return jax.vmap(one, in_axes=2, out_axes=2)(pixels)

@@ -97,7 +97,7 @@ def place(folder: Path, name: str, suffix: str) -> Path:
     Args:
         folder: The folder.
         name: Name of the image; of an absolute name or one that leads out of its folder, the parts remain.
-        suffix: Suffix that is added to the name.
+        suffix: Suffix that is added to the name, which stays whole: `a.png` and `a.jpg` are two images.
     """
     parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..", ".")]
     parts = [part.replace(":", "_") for part in parts]
@@ -181,7 +181,7 @@ class VolumeMask:
         np.moveaxis(self.values, self._axis, 0)[plane.index or 0] = nifti.as_stored(plane, shown)
 
     def write(self) -> None:
-        """Write the volume atomically as `.nii.gz`, with affine, codes and units of the image."""
+        """Write the volume atomically, with affine, codes and units of the image."""
         made = self._library.Nifti1Image(self.values, self._image.affine)
         source = self._image.header
         for name in ("sform", "qform"):

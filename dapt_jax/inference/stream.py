@@ -256,7 +256,7 @@ class _Work:
         """Write the masks of a batch, and return the cells of each image: its mask, shares, and spread."""
         about, batch, rows = self.ensemble.about, found.batch, []
         if batch.volume is not None and self._volume is None:
-            file = results.place(self.folder / MASKS, batch.name, ".nii.gz")
+            file = results.place(self.folder / MASKS, batch.name, "")
             self._volume = VolumeMask(batch.volume, about.reading.axis, file)
         for number, row in enumerate(found.rows.tolist()):
             assert outputs is not None

@@ -1,16 +1,25 @@
 """Metrics of predicted class probabilities."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
+from types import ModuleType
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from sklearn import metrics as sk
 
 from dapt_jax.metrics.registry import MULTI_LABEL, ORDINAL, SINGLE_LABEL, measure, measures, metric
 from dapt_jax.metrics.score import Score
 
 THRESHOLD = 0.5
+
+
+@functools.cache
+def _sklearn() -> ModuleType:
+    """Return scikit-learn's metrics: a second to import, which settings, reports and plans do not need."""
+    from sklearn import metrics
+
+    return metrics
 
 
 def classification(
@@ -193,7 +202,7 @@ measure("f1", (SINGLE_LABEL,))(_f1s)
 
 @metric("mcc", title="MCC", kinds=(SINGLE_LABEL,), low=-1.0, chance=0.0)
 def _matthews(found: Predictions) -> Iterable[Score]:
-    return found.whole("mcc", float(sk.matthews_corrcoef(found.labels, found.predicted)))
+    return found.whole("mcc", float(_sklearn().matthews_corrcoef(found.labels, found.predicted)))
 
 
 @metric("kappa", title="kappa", kinds=(SINGLE_LABEL,), low=-1.0, chance=0.0)
@@ -224,11 +233,13 @@ def mean_auc(
 
 
 def _auc(truth: Shaped[np.ndarray, " n"], probability: Float[np.ndarray, " n"]) -> float:
-    return float(sk.roc_auc_score(truth, probability)) if 0 < truth.sum() < len(truth) else float("nan")
+    return (
+        float(_sklearn().roc_auc_score(truth, probability)) if 0 < truth.sum() < len(truth) else float("nan")
+    )
 
 
 def _average_precision(truth: Shaped[np.ndarray, " n"], probability: Float[np.ndarray, " n"]) -> float:
-    return float(sk.average_precision_score(truth, probability)) if truth.any() else float("nan")
+    return float(_sklearn().average_precision_score(truth, probability)) if truth.any() else float("nan")
 
 
 def _f1(truth: Shaped[np.ndarray, " n"], predicted: Bool[np.ndarray, " n"]) -> float:
@@ -251,7 +262,7 @@ def kappa(
     """
     if len(np.union1d(labels, predicted)) < 2:
         return float("nan")
-    return float(sk.cohen_kappa_score(labels, predicted, labels=np.arange(classes), weights=weights))
+    return float(_sklearn().cohen_kappa_score(labels, predicted, labels=np.arange(classes), weights=weights))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Metric:
         per_class: Whether it is also reported for each class.
         of_masks: Whether it scores masks instead of image labels.
         is_distance: Whether it is a length, in millimetres or pixels.
+        is_default: Whether it is computed where no metrics are chosen.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Metric:
     per_class: bool = False
     of_masks: bool = False
     is_distance: bool = False
+    is_default: bool = True
 
 
 METRICS: dict[str, Metric] = {}
@@ -51,6 +53,7 @@ def metric(
     high: float | None = 1.0,
     chance: float | None = None,
     per_class: bool = False,
+    is_default: bool = True,
 ) -> Callable[[Callable[..., Iterable[Any]]], Callable[..., Iterable[Any]]]:
     """Declare a metric at the function that computes it.
 
@@ -64,6 +67,7 @@ def metric(
         high: See `Metric`.
         chance: See `Metric`.
         per_class: See `Metric`.
+        is_default: See `Metric`.
 
     Returns:
         A decorator for a function from predictions to the scores of the metric.
@@ -84,6 +88,7 @@ def metric(
         per_class,
         of_masks=bool(kinds & {MASKS, SURFACES}),
         is_distance=SURFACES in kinds,
+        is_default=is_default,
     )
     return measure(name, kinds)
 
@@ -101,9 +106,26 @@ def measure(
     return register
 
 
-def measures(*kinds: str) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yield the functions of all metrics for some kinds of predictions, in order of declaration."""
-    yield from (function for _, of, function in _MEASURES if of & set(kinds))
+def measures(*kinds: str, names: Iterable[str] = ()) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield the functions of metrics for some kinds of predictions, in order of declaration.
+
+    Args:
+        *kinds: Kinds of predictions.
+        names: Metrics; empty for those that are computed by default.
+    """
+    chosen = set(names) or {name for name, each in METRICS.items() if each.is_default}
+    yield from (function for name, of, function in _MEASURES if of & set(kinds) and name in chosen)
+
+
+def names_of(*kinds: str, default: bool = False) -> tuple[str, ...]:
+    """Return the names of the metrics for some kinds of predictions, in order of declaration.
+
+    Args:
+        *kinds: Kinds of predictions.
+        default: Whether to leave out those that are not computed by default.
+    """
+    found = [name for name, of, _ in _MEASURES if of & set(kinds)]
+    return tuple(name for name in found if METRICS[name].is_default or not default)
 
 
 def remove(name: str) -> None:

@@ -13,13 +13,14 @@ resolution.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dapt_jax import ops
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import lora
 from dapt_jax.models.initial import Tree, init_params
@@ -94,14 +95,84 @@ class Level:
     reduction: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Part:
-    """A layer group that is ready to run: graph definition, abstract parameters and statistics, kinds."""
+    """A layer group that is ready to run; equal groups, of one network or of several, share one object.
+
+    Attributes:
+        graph: Graph definition.
+        params: Abstract parameters.
+        batch_stats: Abstract running statistics.
+        states: Both as nnx states, whose variables have kinds.
+        has_tap: Whether a pyramid level lies inside the group.
+        is_stochastic: Whether its module takes a PRNG key.
+    """
 
     graph: Any
     params: Tree
     batch_stats: Tree
-    kinds: Mapping[str, Kind]
+    states: tuple[Any, ...]
+    has_tap: bool
+    is_stochastic: bool
+
+    @classmethod
+    def of(cls, spec: LayerGroup, settings: LoraSettings) -> "_Part":
+        """Return the part of a layer group; equal constructors with equal arguments share one."""
+        build: Any = spec.build
+        arguments, keywords = tuple[Any, ...](), dict[str, Any]()
+        if isinstance(build, functools.partial) and _is_hashable((build.args, *build.keywords.values())):
+            build, arguments, keywords = build.func, build.args, build.keywords
+        shared = spec.lora, settings, bool(spec.intermediate), spec.is_stochastic
+        return cls._of(build, arguments, tuple(sorted(keywords.items())), *shared)
+
+    @staticmethod
+    @functools.cache
+    def _of(
+        build: Callable[..., nnx.Module],
+        arguments: tuple[Hashable, ...],
+        keywords: tuple[tuple[str, Hashable], ...],
+        lora_kernels: tuple[str, ...],
+        settings: LoraSettings,
+        has_tap: bool,
+        is_stochastic: bool,
+    ) -> "_Part":
+        made = functools.partial(build, *arguments, **dict(keywords))
+        module = nnx.eval_shape(functools.partial(lora.with_updates, made, lora_kernels, settings))
+        graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
+        params, batch_stats = map(nnx.to_pure_dict, states)
+        return _Part(graph, params, batch_stats, tuple(states), has_tap, is_stochastic)
+
+
+@functools.cache
+def _function(part: _Part, mode: BatchNormMode, choices: Hashable) -> Callable[..., Any]:
+    """Return a layer group as a jitted function: JAX traces and lowers it once for all groups of its part.
+
+    Args:
+        part: The part.
+        mode: Mode of batch norm.
+        choices: What operations read at trace time besides their arguments: `ops.choices()`.
+
+    Returns:
+        Function from parameters, statistics, input and PRNG key to the output, the map inside the group, and
+        the statistics if they changed.
+    """
+    del choices  # only tells one trace from another
+
+    def layer_group(
+        params: Tree, batch_stats: Tree, x: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None, Tree]:
+        module = nnx.merge(part.graph, params, batch_stats)
+        intermediate = None
+        if part.has_tap:
+            x, intermediate = module.tapped(x, mode)
+        elif part.is_stochastic:
+            x = module(x, mode, key)
+        else:
+            x = module(x, mode)
+        changed = {} if mode == "frozen" else nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+        return x, intermediate, changed
+
+    return jax.jit(layer_group)
 
 
 class Encoder:
@@ -168,7 +239,8 @@ class Encoder:
         >>> registry.build("vit_small").kinds["block1/norm1/scale"]
         <Kind.LAYER_NORM_SCALE: 'layer_norm_scale'>
         """
-        return {path: kind for part in self._parts.values() for path, kind in part.kinds.items()}
+        found = [kinds_of(name, *part.states) for name, part in self._parts.items()]
+        return {path: kind for each in found for path, kind in each.items()}
 
     @functools.cached_property
     def pyramid_levels(self) -> tuple[Level, ...]:
@@ -220,6 +292,13 @@ class Encoder:
         for group in groups:
             self.index(group)
         return self._replace(remat=groups or self.groups)
+
+    def with_groups(self, other: "Encoder") -> "Encoder":
+        """Return the encoder with the groups of its names and the options of another of its architecture."""
+        specs = [
+            dataclasses.replace(other.specs[other.index(spec.name)], lora=spec.lora) for spec in self.specs
+        ]
+        return self._replace(specs=specs, options=other.options)
 
     def with_options(self, options: Options) -> "Encoder":
         """Return the encoder with a record of the options that its groups were built with."""
@@ -278,13 +357,7 @@ class Encoder:
 
     @functools.cached_property
     def _parts(self) -> dict[str, _Part]:
-        parts = {}
-        for spec in self.specs:
-            build = functools.partial(lora.with_updates, spec.build, spec.lora, self.lora)
-            graph, params, batch_stats = nnx.split(nnx.eval_shape(build), nnx.Param, nnx.BatchStat)
-            kinds = kinds_of(spec.name, params, batch_stats)
-            parts[spec.name] = _Part(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats), kinds)
-        return parts
+        return {spec.name: _Part.of(spec, self.lora) for spec in self.specs}
 
     def abstract(self) -> tuple[Tree, Tree]:
         """Return parameters and running statistics as nested dicts of `jax.ShapeDtypeStruct`."""
@@ -352,7 +425,7 @@ class Encoder:
         for index, spec in list(enumerate(self.specs))[start:stop]:
             mode = batch_norm if isinstance(batch_norm, str) else batch_norm.get(spec.name, "frozen")
             key = jax.random.fold_in(rng, index) if rng is not None and spec.is_stochastic else None
-            step: Callable[..., Any] = functools.partial(self._step, spec, mode)
+            step = _function(self._parts[spec.name], mode, ops.choices())
             if spec.name in self.remat:
                 step = jax.checkpoint(step)
             x, intermediate, changed = step(
@@ -367,26 +440,13 @@ class Encoder:
                 put_group(batch_stats, spec.name, changed)
         return x, maps, batch_stats
 
-    def _step(
-        self,
-        spec: LayerGroup,
-        mode: BatchNormMode,
-        params: Tree,
-        batch_stats: Tree,
-        x: jax.Array,
-        key: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array | None, Tree]:
-        """Run one group; return its output, its intermediate map, and its statistics if they changed."""
-        module = nnx.merge(self._parts[spec.name].graph, params, batch_stats)
-        intermediate = None
-        if spec.intermediate:
-            x, intermediate = module.tapped(x, mode)
-        elif spec.is_stochastic:
-            x = module(x, mode, key)
-        else:
-            x = module(x, mode)
-        changed = {} if mode == "frozen" else nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
-        return x, intermediate, changed
+
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def get_group(tree: Tree, name: str) -> Tree:

@@ -59,3 +59,5 @@ IMAGENET = Preprocess(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375
 """Mean and standard deviation of ImageNet's training images, as used by torchvision and timm."""
 HALF = Preprocess(mean=(127.5,) * 3, std=(127.5,) * 3)
 """Scaling to -1..1, as used by TensorFlow and the original vision transformers."""
+UNIT = Preprocess(mean=(0.0,) * 3, std=(255.0,) * 3)
+"""Scaling to 0..1, as in SimCLR."""

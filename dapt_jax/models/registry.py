@@ -1,5 +1,6 @@
 """Registry of encoders by name; each registers itself beside its definition: see `register_model`."""
 
+import dataclasses
 import functools
 
 from dapt_jax.errors import UserError, nearest
@@ -41,6 +42,18 @@ def build(name: str, options: Options = DEFAULT) -> Encoder:
 @functools.cache
 def _build(entry: ModelEntry, options: Options) -> Encoder:
     return entry.build(options).with_options(options)
+
+
+@functools.cache
+def with_drop_path(encoder: Encoder, rate: float) -> Encoder:
+    """Return an encoder, truncated or not, with another rate of stochastic depth; arrays are the same.
+
+    Args:
+        encoder: An encoder of the registry.
+        rate: Stochastic-depth rate of the last residual branch.
+    """
+    options = dataclasses.replace(encoder.options, drop_path=rate)
+    return encoder.with_groups(build(encoder.name, options))
 
 
 @functools.cache

@@ -35,7 +35,7 @@ class Segmenter:
     Attributes:
         encoder: The encoder, up to its last pyramid level.
         outputs: Number of logits per pixel.
-        decoder: Name of the decoder: `unet`, `attention_unet`, `swin_unet` or `upernet`; see `decoders`.
+        decoder: Name of the decoder, a key of `decoders.BUILDERS`.
         dtype: Dtype of activations; parameters are always float32.
     """
 
@@ -63,7 +63,9 @@ class Segmenter:
     @functools.cached_property
     def _parts(self) -> dict[str, decoders.Part]:
         decoder = self._decoder
-        make = functools.partial(decoders.Head, decoder.features, self.outputs, decoder.head_size)
+        make = functools.partial(
+            decoders.Head, decoder.features, self.outputs, decoder.head_size, decoder.head_bias
+        )
         return {step.name: decoders.Part.of(step) for step in (*decoder.steps, decoders.Step(HEAD, make))}
 
     @functools.cached_property
@@ -177,7 +179,8 @@ class Segmenter:
             mode = batch_norm if isinstance(batch_norm, str) else batch_norm.get(name, "frozen")
             part = self._parts[name]
             read = [skips[skip] for skip in part.step.skips]
-            x, changed = part(get_group(params, name), get_group(batch_stats, name), x, read, mode)
+            key = jax.random.fold_in(rng, index) if rng is not None and part.step.is_stochastic else None
+            x, changed = part(get_group(params, name), get_group(batch_stats, name), x, read, mode, key)
             if changed:
                 batch_stats = copy_along(batch_stats, name)
                 put_group(batch_stats, name, changed)

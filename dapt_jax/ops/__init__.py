@@ -3,9 +3,17 @@
 Both compute the same up to rounding. The choice is made at trace time: see `formulation`.
 """
 
+from collections.abc import Hashable
+
+from dapt_jax.ops import choice, normalisation
 from dapt_jax.ops.choice import formulation
 from dapt_jax.ops.convolution import conv
 from dapt_jax.ops.normalisation import batch_norm, batch_norm_groups
 from dapt_jax.ops.pooling import max_pool
 
-__all__ = ["batch_norm", "batch_norm_groups", "conv", "formulation", "max_pool"]
+__all__ = ["batch_norm", "batch_norm_groups", "choices", "conv", "formulation", "max_pool"]
+
+
+def choices() -> Hashable:
+    """Return everything that the operations read at trace time besides their arguments, as a key."""
+    return choice.current(), normalisation.current_groups()

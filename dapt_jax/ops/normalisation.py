@@ -30,6 +30,11 @@ def batch_norm_groups(number: int) -> Iterator[None]:
         _groups.reset(token)
 
 
+def current_groups() -> int:
+    """Return the number of groups that a batch norm traced now uses."""
+    return _groups.get()
+
+
 def batch_norm(
     x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"], eps: float
 ) -> tuple[Float[Array, "b h w c"], Float[Array, " c"], Float[Array, " c"]]:
@@ -48,7 +53,7 @@ def batch_norm(
         The output in the dtype of `x`, and the float32 mean and unbiased variance, which the frameworks that
         weights come from store as running averages; no gradient flows through them.
     """
-    groups = _groups.get()
+    groups = current_groups()
     if groups == 1:
         y, mean, var = _normalise(eps, x, scale, bias)
     else:

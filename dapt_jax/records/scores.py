@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy
 
 from dapt_jax.records import typed
 from dapt_jax.runtime import atomic_files

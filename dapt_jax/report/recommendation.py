@@ -6,7 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
-from scipy import stats
+import scipy
 
 from dapt_jax.formatting import number, p_value, percent
 from dapt_jax.metrics import lower_is_better
@@ -128,9 +128,9 @@ def seeds_for(test: Comparison) -> int | None:
     half, n, mean = test.difference.half, test.difference.n, abs(test.difference.mean)
     if half is None or not mean:
         return None
-    deviation = half * math.sqrt(n) / float(stats.t.ppf(0.975, n - 1))
+    deviation = half * math.sqrt(n) / float(scipy.stats.t.ppf(0.975, n - 1))
     for count in range(2, MOST_SEEDS + 1):
-        quantiles = stats.t.ppf(1 - LEVEL / 2, count - 1) + stats.t.ppf(POWER, count - 1)
+        quantiles = scipy.stats.t.ppf(1 - LEVEL / 2, count - 1) + scipy.stats.t.ppf(POWER, count - 1)
         if mean >= float(quantiles) * deviation / math.sqrt(count):
             return count
     return None

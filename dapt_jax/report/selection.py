@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 

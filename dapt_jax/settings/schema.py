@@ -28,7 +28,7 @@ from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings
 from dapt_jax.transferability.variants import ScoringGrid
 
 MODES = (
-    "run", "data", "plan", "score", "aot", "status", "report", "compare", "export", "embed", "predict", "models"
+    "run", "data", "plan", "advise", "score", "aot", "status", "report", "compare", "export", "embed", "predict", "models",
 )  # fmt: skip
 
 
@@ -231,6 +231,20 @@ class PlanSettings(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AdviseSettings(_Checked):
+    """Budget of one seed and evidence, `mode=advise`: the section `advise`."""
+
+    tflop: float = setting(0.0, at_least=0, doc="Model TFLOP of adaptation and target tasks; 0: not given.")
+    hours: float = setting(0.0, at_least=0, doc="Hours on this machine; 0: not given.")
+    kwh: float = setting(
+        0.0, at_least=0, doc="Energy in kWh, by the formula of the section energy; 0: not given."
+    )
+    records: tuple[str, ...] = setting(
+        (), doc="Workdirs of your own studies that compare none and full, as evidence beside the shipped one."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeSettings(_Checked):
     """Devices, processes and checkpoints, which change results by rounding only: the section `runtime`."""
 
@@ -385,6 +399,7 @@ class StudySettings(_Checked):
     report: ReportSettings = section(ReportSettings, "The report.", affects_results=False)
     predict: PredictSettings = section(PredictSettings, "Target models on new images.", affects_results=False)
     plan: PlanSettings = section(PlanSettings, "What a plan supposes.", affects_results=False)
+    advise: AdviseSettings = section(AdviseSettings, "Advice.", affects_results=False)
     aot: AotSettings = section(AotSettings, "Ahead-of-time compilation.", affects_results=False)
 
     def __post_init__(self) -> None:

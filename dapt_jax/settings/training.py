@@ -7,6 +7,7 @@ from dapt_jax.data.augment import Augment
 from dapt_jax.data.mix import Mix
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import SettingError, check_fields, section, setting, with_default
+from dapt_jax.metrics.registry import MASKS, SURFACES, names_of
 from dapt_jax.models.decoders import BUILDERS as DECODERS
 from dapt_jax.models.lora import LoraSettings
 from dapt_jax.objectives import (
@@ -204,6 +205,20 @@ class SegmentationSettings(TargetTrainSettings):
     decoder_lr: float = setting(1e-3, above=0, doc="Learning rate of the decoder for as long as it trains.")
     num_fixed_views: int = with_default(AdaptSettings, "num_fixed_views", 0)
     loss: LossSettings = section(segmentation_loss, "Loss.")
+    metrics: tuple[str, ...] = setting(
+        names_of(MASKS, SURFACES, default=True), doc="Metrics of masks that are computed."
+    )
+    frozen_batch_norm: str = setting(
+        "frozen",
+        choices=("frozen", "stats"),
+        doc="Batch norm of the encoder under the protocol frozen: its own statistics, or each batch's.",
+    )
+    drop_path: float = setting(
+        -1.0,
+        at_least=-1,
+        below=1,
+        doc="Stochastic depth of the last residual branch on masks; -1: model.drop_path.",
+    )
     overlap: float = setting(
         0.5,
         at_least=0,
@@ -310,6 +325,11 @@ class TransferSettings:
                 raise SettingError(f"{name}.folds", run.folds, f"1 to transfer.folds, {self.folds}")
         check_names("transfer.protocols", self.protocols)
         check_names("transfer.segmentation.protocols", self.segmentation.protocols)
+        check_names("transfer.segmentation.metrics", self.segmentation.metrics)
+        of_masks = names_of(MASKS, SURFACES)
+        for name in self.segmentation.metrics:
+            if name not in of_masks:
+                raise UserError(f"unknown transfer.segmentation.metrics {name!r}; {nearest(name, of_masks)}")
         for where, protocols, known in (
             ("transfer", self.protocols, PROTOCOLS),
             ("transfer.segmentation", self.segmentation.protocols, SEGMENTATION_PROTOCOLS),

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from scipy import special, stats
+import scipy
 
 from dapt_jax.statistics.intervals import Interval, Summary, defined
 
@@ -50,7 +50,7 @@ class Estimate:
         """Return the difference with its t interval."""
         if self.error is None:
             return Interval(self.mean, None, None, self.n)
-        half = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.error if self.error else 0.0
+        half = float(scipy.stats.t.ppf((1 + level) / 2, self.freedom)) * self.error if self.error else 0.0
         return Interval(self.mean, self.mean - half, self.mean + half, self.n)
 
     def p(self, null: float, alternative: Alternative = "two-sided") -> float | None:
@@ -58,8 +58,11 @@ class Estimate:
         if self.error is None or self.error == 0:
             return 1.0 if self.error == 0 and abs(self.mean - null) <= 1e-12 else None
         t = (self.mean - null) / self.error
-        tail = {"two-sided": 2 * stats.t.sf(abs(t), self.freedom), "greater": stats.t.sf(t, self.freedom)}
-        return float(tail.get(alternative, stats.t.cdf(t, self.freedom)))
+        tail = {
+            "two-sided": 2 * scipy.stats.t.sf(abs(t), self.freedom),
+            "greater": scipy.stats.t.sf(t, self.freedom),
+        }
+        return float(tail.get(alternative, scipy.stats.t.cdf(t, self.freedom)))
 
     def non_inferiority(
         self, margin: float, lower_is_better: bool = False, level: float = 0.95
@@ -248,7 +251,11 @@ def hedges_g(first: Sequence[float | None], second: Sequence[float | None]) -> f
     if d is None:
         return None
     freedom = len(defined(first)) + len(defined(second)) - 2
-    log_factor = special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2) - math.log(freedom / 2) / 2
+    log_factor = (
+        scipy.special.gammaln(freedom / 2)
+        - scipy.special.gammaln((freedom - 1) / 2)
+        - math.log(freedom / 2) / 2
+    )
     return d * math.exp(log_factor)
 
 

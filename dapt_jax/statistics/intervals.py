@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from dapt_jax.errors import UserError
 
@@ -62,7 +62,7 @@ def mean_interval(values: Sequence[float | None], level: float = 0.95) -> Interv
     summary = Summary.of(values)
     if summary is None or summary.n < 2:
         return None if summary is None else Interval(summary.mean, None, None, 1)
-    half = float(stats.t.ppf((1 + level) / 2, summary.n - 1)) * summary.sd / math.sqrt(summary.n)
+    half = float(scipy.stats.t.ppf((1 + level) / 2, summary.n - 1)) * summary.sd / math.sqrt(summary.n)
     return Interval(summary.mean, summary.mean - half, summary.mean + half, summary.n)
 
 
@@ -88,7 +88,7 @@ def bootstrap_interval(
         return Interval(mean, None, None, 1)
     if np.ptp(known) == 0:  # every draw is the same: there is no distribution to correct
         return Interval(mean, mean, mean, int(known.size))
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (known,),
         np.mean,
         confidence_level=level,
@@ -166,7 +166,7 @@ def too_few_seeds(seeds: int) -> str:
     """
 
     def half(number: int) -> float:
-        return float(stats.t.ppf(0.975, number - 1)) / math.sqrt(number)
+        return float(scipy.stats.t.ppf(0.975, number - 1)) / math.sqrt(number)
 
     enough = f"5 seeds would give ±{half(5):.1f} standard deviations"
     if seeds == 1:

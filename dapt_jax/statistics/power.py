@@ -2,7 +2,7 @@
 
 import math
 
-from scipy import optimize, stats
+import scipy
 
 from dapt_jax.errors import UserError
 
@@ -27,7 +27,7 @@ def power_of_non_inferiority(
     """
     freedom = seeds - 1
     shift = (difference + margin) / sd * math.sqrt(seeds)
-    return float(stats.nct.sf(stats.t.ppf(1 - level, freedom), freedom, shift))
+    return float(scipy.stats.nct.sf(scipy.stats.t.ppf(1 - level, freedom), freedom, shift))
 
 
 def seeds_for_margin(
@@ -76,8 +76,10 @@ def margin_for_seeds(sd: float, seeds: int, level: float = LEVEL, power: float =
     if seeds < 2:
         return None
     freedom = seeds - 1
-    quantile = stats.t.ppf(1 - level, freedom)
-    shift = optimize.brentq(lambda nc: stats.nct.sf(quantile, freedom, nc) - power, 0.0, 10.0 + 10 * quantile)
+    quantile = scipy.stats.t.ppf(1 - level, freedom)
+    shift = scipy.optimize.brentq(
+        lambda nc: scipy.stats.nct.sf(quantile, freedom, nc) - power, 0.0, 10.0 + 10 * quantile
+    )
     return float(shift) * sd / math.sqrt(seeds)
 
 
@@ -99,4 +101,4 @@ def upper_sd(sd: float, freedom: int, level: float = 0.8) -> float:
     """
     if freedom < 1:
         raise UserError(f"a standard deviation of {freedom} degrees of freedom; expected 1 or more")
-    return sd * math.sqrt(freedom / float(stats.chi2.ppf(1 - level, freedom)))
+    return sd * math.sqrt(freedom / float(scipy.stats.chi2.ppf(1 - level, freedom)))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
 
 from dapt_jax.errors import UserError
 from dapt_jax.statistics.intervals import Interval
@@ -74,18 +74,18 @@ def random_effects(effects: Sequence[float], errors: Sequence[float], level: flo
         high = float(np.ptp(y)) ** 2 + 1e-300
         while excess(high) > 0:
             high *= 2
-        tau_squared = float(optimize.brentq(excess, 0.0, high, xtol=1e-14 * high))
+        tau_squared = float(scipy.optimize.brentq(excess, 0.0, high, xtol=1e-14 * high))
     weights = 1 / (variances + tau_squared)
     mean = float(weights @ y / weights.sum())
     spread = float(weights @ (y - mean) ** 2) / (k - 1)
     error = math.sqrt(max(spread, 1.0) / weights.sum())
-    half = float(stats.t.ppf((1 + level) / 2, k - 1)) * error
+    half = float(scipy.stats.t.ppf((1 + level) / 2, k - 1)) * error
     i_squared = max(0.0, 1 - (k - 1) / q) if q > 0 else 0.0
     prediction = None
     if k > 2:
-        wide = float(stats.t.ppf((1 + level) / 2, k - 2)) * math.sqrt(tau_squared + error**2)
+        wide = float(scipy.stats.t.ppf((1 + level) / 2, k - 2)) * math.sqrt(tau_squared + error**2)
         prediction = (mean - wide, mean + wide)
-    p = float(2 * stats.t.sf(abs(mean) / error, k - 1))
+    p = float(2 * scipy.stats.t.sf(abs(mean) / error, k - 1))
     return RandomEffects(
         Interval(mean, mean - half, mean + half, k), p, math.sqrt(tau_squared), i_squared, prediction
     )

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,11 @@ def ranks(scores: np.ndarray, lower_is_better: bool = False, level: float = 0.05
         level: Level of Nemenyi's test.
     """
     tasks, strategies = scores.shape
-    by_task = stats.rankdata(scores if lower_is_better else -scores, axis=1)
+    by_task = scipy.stats.rankdata(scores if lower_is_better else -scores, axis=1)
     is_tied = bool((by_task == by_task[:, :1]).all())
-    p = None if strategies < 3 or is_tied else float(stats.friedmanchisquare(*by_task.T).pvalue)
+    p = None if strategies < 3 or is_tied else float(scipy.stats.friedmanchisquare(*by_task.T).pvalue)
     # Of the studentized range with infinite degrees of freedom, over the square root of 2.
-    quantile = float(stats.studentized_range.ppf(1 - level, strategies, np.inf)) / math.sqrt(2)
+    quantile = float(scipy.stats.studentized_range.ppf(1 - level, strategies, np.inf)) / math.sqrt(2)
     critical = quantile * math.sqrt(strategies * (strategies + 1) / (6 * tasks))
     return Ranks(by_task, by_task.mean(0), p, critical)
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from dapt_jax.errors import UserError
 from dapt_jax.statistics.comparisons import Comparison
@@ -22,7 +22,7 @@ def auc(positive: np.ndarray, scores: np.ndarray) -> float:
     n = len(positive) - m
     if not m or not n:
         return math.nan
-    return float((stats.rankdata(scores)[positive].sum() - m * (m + 1) / 2) / (m * n))
+    return float((scipy.stats.rankdata(scores)[positive].sum() - m * (m + 1) / 2) / (m * n))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Areas:
     def interval(self, which: int, level: float = 0.95) -> Interval:
         """Return the area of one curve, and its interval from the normal distribution, cut off at 0 and 1."""
         value, error = float(self.values[which]), math.sqrt(self.covariance[which, which])
-        half = float(stats.norm.ppf((1 + level) / 2)) * error
+        half = float(scipy.stats.norm.ppf((1 + level) / 2)) * error
         return Interval(value, max(0.0, value - half), min(1.0, value + half), self.n)
 
     def difference(self, first: int, second: int, level: float = 0.95) -> Comparison:
@@ -59,9 +59,9 @@ class Areas:
             - 2 * self.covariance[first, second]
         )
         error = math.sqrt(max(0.0, variance))
-        half = float(stats.norm.ppf((1 + level) / 2)) * error
+        half = float(scipy.stats.norm.ppf((1 + level) / 2)) * error
         if error > 1e-12:
-            p: float | None = float(2 * stats.norm.sf(abs(value) / error))
+            p: float | None = float(2 * scipy.stats.norm.sf(abs(value) / error))
         else:
             p = 1.0 if abs(value) <= 1e-12 else None
         return Comparison(Interval(value, value - half, value + half, self.n), p, "two-sided DeLong test")
@@ -86,9 +86,9 @@ def delong(positive: np.ndarray, scores: np.ndarray) -> Areas:
         raise UserError(
             f"{m} positives and {n} negatives; expected two or more of each for the variance of an AUC"
         )
-    ranks = stats.rankdata(scores, axis=1)
-    above = (ranks[:, positive] - stats.rankdata(scores[:, positive], axis=1)) / n
-    below = 1 - (ranks[:, ~positive] - stats.rankdata(scores[:, ~positive], axis=1)) / m
+    ranks = scipy.stats.rankdata(scores, axis=1)
+    above = (ranks[:, positive] - scipy.stats.rankdata(scores[:, positive], axis=1)) / n
+    below = 1 - (ranks[:, ~positive] - scipy.stats.rankdata(scores[:, ~positive], axis=1)) / m
     covariance = np.atleast_2d(np.cov(above)) / m + np.atleast_2d(np.cov(below)) / n
     return Areas(above.mean(1), covariance, m + n)
 

@@ -15,7 +15,7 @@ from dapt_jax.formatting import number
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.objectives import Objective
 from dapt_jax.settings.training import FINETUNE
-from dapt_jax.study import checkpoint_scores, power, segmentation, speed
+from dapt_jax.study import checkpoint_scores, pace, power, segmentation, speed
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.classification import finetune_run, hyper_params, inner_parts, sweep_settings
 from dapt_jax.study.runs import classification_loss
@@ -307,6 +307,8 @@ def show(study: Study, workdir: Path | None = None) -> None:
     work = sum(arm_flops(study, arm) for arm in left)
     encoder = study.strategies[0].encoder.base
     console.print(speed.line(work, encoder, settings.model.dtype, time.time()), soft_wrap=True)
+    if line := pace.line(settings.plan.records, settings.model.name, work):
+        console.print(line, soft_wrap=True)
     for line in depths:
         console.print(line, soft_wrap=True)
     for arm in arms:

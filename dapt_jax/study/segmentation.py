@@ -6,7 +6,8 @@ the network of each fold in turn, and a score is the mean over folds.
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
@@ -17,9 +18,12 @@ from dapt_jax.data import pipeline
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.losses import SegmentationLoss
 from dapt_jax.metrics import Score
+from dapt_jax.models import registry
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.parameters import BatchNormMode
+from dapt_jax.records import case_scores
+from dapt_jax.records.case_scores import CaseScores
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.runtime import sharding
 from dapt_jax.settings import StudySettings
@@ -62,6 +66,8 @@ def fold_run(
     settings = study.settings.transfer_of(task.name).segmentation
     train_rows, val_rows = task.watched_split(train_rows, settings.val_fraction, arm.seed)
     loss = segmentation_loss(task.development, settings.loss)
+    if settings.drop_path >= 0:
+        encoder = registry.with_drop_path(encoder, settings.drop_path)
     model = Segmenter(encoder, loss.outputs, settings.decoder, study.settings.model.dtype)
     behind = model.groups[len(model.encoder.groups) :]
     train_decoder: ByGroup[BatchNormMode] = tuple((group, "train") for group in behind)
@@ -73,12 +79,15 @@ def fold_run(
             epochs,
             behind,
             settings.decoder_lr,
-            batch_norm=train_decoder,
+            batch_norm=(*of_frozen, *train_decoder),
             schedule=schedule,
             views=views,
         )
 
+    of_frozen: ByGroup[BatchNormMode] = ()
     if label.partition("/")[0] == FROZEN:
+        if settings.frozen_batch_norm == "stats":
+            of_frozen = tuple((group, "stats") for group in model.encoder.groups)
         phases: tuple[Phase, ...] = (decoder(settings.decoder_epochs + settings.epochs),)
     else:
         encoder_groups = model.encoder.groups
@@ -146,15 +155,17 @@ def transfer(
             is_shown = fold == 0 and arm.seed == study.settings.seeds[0]
             for split, scored in _in_one_unit(task, held_rows).items():
                 overlays = Overlays(scored, OVERLAYS if is_shown else 0)
-                scores.add(split, scored, _scored(scored, predict, run.batch_size, overlays))
+                found = _scored(scored, predict, run.batch_size, overlays, settings.metrics)
+                scores.add(split, scored, found)
                 overlays.write(workdir, task.name, split, arm.name, protocol)
         rows += scores.rows(arm.key, protocol)
+        scores.write_cases(workdir, arm, protocol)
         shutil.rmtree(state)
     return rows
 
 
-Predict = Callable[[np.ndarray], np.ndarray]
-"""Images uint8 [k, h, w, 3] to masks uint8 [k, h, w]."""
+Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+"""Images uint8 [k, h, w, 3] to masks uint8 [k, h, w], and probabilities float32 [k, h, w, outputs] if known."""
 
 
 def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float, mesh: Mesh) -> Predict:
@@ -167,12 +178,13 @@ def _predictor(run: TrainingRun, params: Tree, batch_stats: Tree, overlap: float
     own = sharding.local_slice(run.batch_size, mesh)
     decide = windows.decide(program.objective)
 
-    def predict(images: np.ndarray) -> np.ndarray:
+    def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         side = program.augment.size(images.shape[1])
         if side == images.shape[1]:
-            return np.asarray(decide(forward(images[own])))
-        windowed = windows.sliding(lambda part: forward(part[own]), images, side, overlap, run.batch_size)
-        return np.asarray(decide(windowed))
+            found = forward(images[own])
+        else:
+            found = windows.sliding(lambda part: forward(part[own]), images, side, overlap, run.batch_size)
+        return np.asarray(decide(found)), np.asarray(found)
 
     return predict
 
@@ -200,11 +212,27 @@ class _Scores:
             level: {split: [] for split in (task.scored, *task.held_out)}
             for level in (None, task.aggregation)
         }
+        self._cases: dict[str, list[CaseScores]] = {split: [] for split in (task.scored, *task.held_out)}
 
     def add(self, split: str, dataset: Dataset, scored: metrics.Segmentation) -> None:
         """Add the images that a fold is scored on."""
         for level, by_split in self._scores.items():
             by_split[split].append((scored.of_units(self._task.units(dataset)) if level else scored).scores())
+        images = np.asarray([Path(name).name for name in dataset.images.names])
+        dice = scored.per_image()["dice"].astype(np.float32)
+        self._cases[split].append(CaseScores(dice, np.asarray(dataset.groups).astype(str), images))
+
+    def write_cases(self, workdir: Path, arm: Arm, protocol: str) -> None:
+        """Write the Dice of every image: of held-out folds one after another, of other splits the folds' mean."""
+        for split, folds in self._cases.items():
+            cases = folds[0]
+            if split == self._task.scored:
+                parts = ([getattr(each, name) for each in folds] for name in ("dice", "groups", "images"))
+                cases = CaseScores(*(np.concatenate(part) for part in parts))
+            elif len(folds) > 1:
+                cases = case_scores.mean_of(folds)
+            path = case_scores.path_of(workdir, arm.name, arm.seed, self._task.name, split, protocol)
+            case_scores.write(path, cases)
 
     def rows(self, key: ArmKey, protocol: str) -> Iterator[ResultRow]:
         """Yield lines for `results.jsonl`."""
@@ -213,11 +241,19 @@ class _Scores:
             yield from result_rows(self._task, key, name, self._task.development.segments, by_split)
 
 
-def _scored(dataset: Dataset, predict: Predict, batch_size: int, overlays: Overlays) -> metrics.Segmentation:
-    scored = metrics.Segmentation(dataset.segments, dataset.overlapping)
+def _scored(
+    dataset: Dataset, predict: Predict, batch_size: int, overlays: Overlays, names: Sequence[str]
+) -> metrics.Segmentation:
+    scored = metrics.Segmentation(dataset.segments, dataset.overlapping, names=names)
+    foreground = len(dataset.segments) - 1
+    is_ranked = not {"auc_pooled", "ap_pooled"}.isdisjoint(names)
     for images, rows in pipeline.in_order(dataset, np.arange(len(dataset)), batch_size):
-        predicted = dataset.without_padding(predict(images)[: len(rows)], rows)
-        scored.add(dataset.targets[rows], predicted, dataset.pixel_sizes(rows))
+        masks, probabilities = predict(images)
+        predicted = dataset.without_padding(masks[: len(rows)], rows)
+        ranked = None
+        if is_ranked and probabilities is not None:
+            ranked = probabilities[: len(rows), ..., -foreground:]
+        scored.add(dataset.targets[rows], predicted, dataset.pixel_sizes(rows), ranked)
         overlays.add(rows, images, predicted)
     return scored
 
@@ -244,11 +280,14 @@ def baseline(settings: StudySettings, task: Task, seed: int) -> list[ResultRow]:
             said.append(development.targets[row].reshape(-1)[place])
         fitted = _fit(np.concatenate(sampled), np.concatenate(said))
 
-        def predict(images: np.ndarray, fitted: Callable[[np.ndarray], np.ndarray] = fitted) -> np.ndarray:
-            return fitted(_colours(images).reshape(-1, 6)).reshape(images.shape[:3])
+        def predict(
+            images: np.ndarray, fitted: Callable[[np.ndarray], np.ndarray] = fitted
+        ) -> tuple[np.ndarray, None]:
+            return fitted(_colours(images).reshape(-1, 6)).reshape(images.shape[:3]), None
 
         for split, scored in _in_one_unit(task, held_rows).items():
-            scores.add(split, scored, _scored(scored, predict, 16, Overlays(scored, 0)))
+            names = transfer.segmentation.metrics
+            scores.add(split, scored, _scored(scored, predict, 16, Overlays(scored, 0), names))
     return list(scores.rows(ArmKey(BASELINE, seed, "none", "none"), PIXEL_COLOUR))
 
 

@@ -474,6 +474,9 @@ def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
     spec = settings.custom_strategies[name]
     weights, objective = spec.weights or settings.weights, spec.objective or settings.adapt.objective
     may_read = settings.mode != "plan" or locate.is_here(weights, encoder.name)
+    untruncated = settings.model.encoder()
+    if weights != settings.weights and encoder.groups == untruncated.groups[: len(encoder.groups)]:
+        encoder = untruncated  # the study's own weights may be of a truncated encoder
     encoder = locate.fitted(weights, encoder, settings.model.preprocess, may_read)
     if spec.like:
         if spec.like not in STRATEGIES and SWITCH not in spec.like:

@@ -157,7 +157,7 @@ class Keeper:
         fold: int,
         held_rows: np.ndarray,
     ) -> None:
-        """Write the network of one fold for masks; on a frozen encoder, all folds are in one file."""
+        """Write the network of one fold for masks; on one encoder of all folds, they are in one file."""
         if not self.keeps(protocol):
             return
         params, batch_stats = jax.device_get((params, batch_stats))
@@ -171,7 +171,8 @@ class Keeper:
             else:
                 put_group(own, name, merged(get_group(params, name), get_group(batch_stats, name)))
         segmentation = self._settings.segmentation
-        is_frozen = protocol != FINETUNE
+        # Statistics that each fold moves belong to that fold, as parameters that it trains do.
+        is_frozen = protocol != FINETUNE and segmentation.frozen_batch_norm == "frozen"
         name = f"seed{self.arm.seed}" if is_frozen else f"seed{self.arm.seed}-fold{fold}"
         before: tuple[Tree, ...] = ()
         if is_frozen and fold:

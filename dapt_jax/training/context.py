@@ -19,6 +19,7 @@ from dapt_jax.runtime import sharding
 from dapt_jax.runtime.preemption import PreemptionHandler
 from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.callbacks import Callback, check_callbacks
+from dapt_jax.training.executables import Executables, compiles_ahead
 
 ON_NON_FINITE = ("halt", "rollback")
 SYNC_EVERY_S = 0.5
@@ -70,6 +71,7 @@ class RunContext:
             loss is checked, progress is shown, and a checkpoint may be saved. All processes reach them after
             the same step.
         executables: Compiled steps by key; phases, arms and seeds with equal keys share them.
+        compiles_ahead: Whether the step of the next phase is compiled while a phase trains.
     """
 
     checkpoint_dir: Path | None = None
@@ -87,7 +89,8 @@ class RunContext:
     callbacks: tuple[Callback, ...] = ()
     workdir: Path | None = None
     sync_every_s: float = SYNC_EVERY_S
-    executables: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
+    executables: Executables = dataclasses.field(default_factory=Executables)
+    compiles_ahead: bool = dataclasses.field(default_factory=compiles_ahead)
 
     def __post_init__(self) -> None:
         check_callbacks(self.callbacks)
@@ -111,9 +114,23 @@ class RunContext:
                 one.
             arguments: Arguments with the shapes, dtypes and shardings of later calls.
         """
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments)
-        full_key = (key, function.__name__, str(shapes))
-        if full_key not in self.executables:
+        full_key = self._full_key(key, function, arguments)
+        compiled = self.executables.find(full_key)
+        if compiled is None:
             step = sharding.jit_step(function, *arguments, mesh=self.mesh)
-            self.executables[full_key] = step.lower(*arguments).compile()
-        return self.executables[full_key]
+            compiled = step.lower(*arguments).compile()
+            self.executables.add(full_key, compiled)
+        return compiled
+
+    def compile_ahead(self, key: Hashable, function: Callable[..., Any], *arguments: Any) -> None:
+        """Begin to compile what `compiled` will return for arguments of the same shapes."""
+
+        def compile_step() -> Any:
+            return sharding.jit_step(function, *arguments, mesh=self.mesh).lower(*arguments).compile()
+
+        self.executables.start(self._full_key(key, function, arguments), compile_step)
+
+    @staticmethod
+    def _full_key(key: Hashable, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Hashable:
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments)
+        return key, function.__name__, str(shapes)

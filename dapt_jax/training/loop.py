@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from dapt_jax.records.ledger import Row
+from dapt_jax.training import image_batches
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.freezing import Tree
 from dapt_jax.training.run import TrainingRun
@@ -66,6 +67,7 @@ def train(
                 state = session.state
                 phase.start(state)
                 phase.runner.compile(state)
+                image_batches.compile_next(run, phase.number, context, state)
                 with context.preemption_handler.deferred():
                     for epoch in phase.epochs_left(state):
                         for report in phase.runner.epoch(state, epoch, phase.plateau.scale):

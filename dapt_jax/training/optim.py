@@ -32,7 +32,8 @@ class Optimizer:
     Attributes:
         name: `adam`, `adamw` (Loshchilov & Hutter, arXiv 1711.05101) or `sgd`.
         weight_decay: Weight decay, decoupled for `adamw`, added to the gradient for `adam` and `sgd`. It
-            applies to kernels: biases, and scales of norms, are never decayed.
+            applies to kernels; to biases and scales of norms only with `decay_all`.
+        decay_all: Whether weight decay applies to all trained leaves, as where an optimizer takes no groups.
         b1: Decay of the first moment, or momentum of `sgd`.
         b2: Decay of the second moment.
         eps: Summand of Adam's denominator.
@@ -48,6 +49,7 @@ class Optimizer:
     weight_decay: float = setting(
         0.0, at_least=0, doc="Weight decay of kernels: decoupled for adamw, else L2."
     )
+    decay_all: bool = setting(False, doc="Decay biases and scales of norms as well as kernels.")
     b1: float = setting(0.9, at_least=0, below=1, doc="Decay of the first moment, or momentum of sgd.")
     b2: float = setting(0.999, at_least=0, below=1, doc="Decay of the second moment.")
     eps: float = setting(1e-7, above=0, doc="Summand of Adam's denominator.")
@@ -118,7 +120,9 @@ def transformation(optimizer: Optimizer, params: Tree, labels: Sequence[str]) ->
         A transformation whose `update` takes gradients and parameters with None in place of frozen leaves.
     """
     transforms = {
-        name: optax.set_to_zero() if name == FROZEN else optimizer.direction(name.endswith("_decayed"))
+        name: optax.set_to_zero()
+        if name == FROZEN
+        else optimizer.direction(optimizer.decay_all or name.endswith("_decayed"))
         for name in sorted({FROZEN, *labels})
     }
     return optax.multi_transform(transforms, jax.tree.unflatten(jax.tree.structure(params), labels))

@@ -15,6 +15,7 @@ from dapt_jax.data import pipeline
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.objectives import Objective
 from dapt_jax.runtime import processes, sharding
+from dapt_jax.training import image_batches
 from dapt_jax.training.cache.prefix import Activations, DeviceActivations
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.epoch_metrics import EpochMetrics
@@ -191,24 +192,7 @@ class ImageSteps(_Steps):
         self._own = sharding.local_slice(run.batch_size, self._mesh)
         self._function = program.activation_step if activations else program.train_step
 
-        def read(epoch: int, rows: np.ndarray) -> dict[str, Any]:
-            own, compared = program.view_pair(epoch)
-            found: dict[str, Any] = {}
-            if program.is_paired:
-                found["other"] = run.partners(epoch)[rows]
-            if targets is not None:
-                found["label"] = _host(targets.rows(own if not targets.views else own % targets.views, rows))
-            if activations is None:
-                found["image"] = run.dataset.images.batch(rows)
-                if program.is_paired:
-                    found["other_image"] = run.dataset.images.batch(found["other"])
-                return found
-            x = _host(activations.rows(own % activations.views, rows))
-            if program.is_paired:
-                x = x, _host(activations.rows(compared % activations.views, found["other"]))
-            return {**found, "x": x}
-
-        self._read = read
+        self._read = read = image_batches.reader(run, program, activations, targets)
         self._batches = pipeline.batches(
             run.dataset,
             run.order,
@@ -222,16 +206,9 @@ class ImageSteps(_Steps):
 
     def compile(self, state: State) -> None:
         """Compile the step for a batch of the first rows."""
-        run, program = self._run, self._program
+        program = self._program
         with self._clock.span("compile"):
-            rows = run.order.epoch(0)[0][0][self._own]
-            example = {
-                "label": run.labels[rows],
-                **self._read(program.first_step // program.steps_per_epoch, rows),
-                "weight": np.ones(len(rows), np.float32),
-                "index": rows,
-            }
-            arguments = sharding.shard_batch(example, self._mesh), _rng(program, 0), np.float32(1)
+            arguments = image_batches.first_arguments(self._run, program, self._mesh, self._read)
             self._step = self._context.compiled(program.key, self._function, state, *arguments)
 
     def _arguments(self, epoch: int, number: int, lr_scale: float) -> tuple[Any, ...]:
@@ -242,7 +219,11 @@ class ImageSteps(_Steps):
             raise RuntimeError(f"the data are not in epoch {epoch}, where the run is")
         lr = self._lr(epoch, number, lr_scale)
         with self._clock.span("train"):
-            return sharding.shard_batch(batch, self._mesh), _rng(self._program, epoch), lr
+            return (
+                sharding.shard_batch(batch, self._mesh),
+                image_batches.rng_context(self._program, epoch),
+                lr,
+            )
 
     def data_position(self) -> dict[str, Any]:
         """Return the state of grain's iterator."""
@@ -280,7 +261,7 @@ class CachedSteps(_Steps):
         views = self._activations.views
         rng = {
             name: np.int32(value % views) if name in ("view", "other_view") else value
-            for name, value in _rng(self._program, epoch).items()
+            for name, value in image_batches.rng_context(self._program, epoch).items()
         }
         with self._clock.span("train"):
             own = sharding.local_slice(indices.shape[1], self._mesh)
@@ -400,18 +381,6 @@ def _epoch_metrics(loss: ArrayLike, weight: ArrayLike) -> EpochMetrics:
     """Return the metrics of an epoch from its sums of loss and weight, over all devices."""
     found: EpochMetrics = EpochMetrics.single_from_model_output(loss_sum=loss, weight_sum=weight)
     return found
-
-
-def _rng(program: PhaseProgram, epoch: int) -> dict[str, Any]:
-    """Return what the random numbers of an epoch follow from."""
-    view, other = program.view_pair(epoch)
-    pair = {"other_view": np.int32(other)} if program.is_paired else {}
-    return {"seed": np.uint32(program.seed), "view": np.int32(view), **pair, "epoch": np.int32(epoch)}
-
-
-def _host(tree: Any) -> Any:
-    """Return a pytree of arrays as NumPy arrays: other threads read ahead."""
-    return jax.tree.map(np.asarray, tree)
 
 
 def _cached_view(program: PhaseProgram, epoch: int, activations: Activations) -> int:

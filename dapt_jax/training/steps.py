@@ -357,10 +357,12 @@ class PhaseProgram:
     def init_state(self, params: Tree, batch_stats: Tree, step: int = 0) -> State:
         """Return the state at the start of a run, or of a phase before moments are carried over."""
         train, _ = freezing.partition(params, self.mask.trainable)
+        # All moments and counts of optax's SGD and Adam start at zero; as JAX's zeros, each shape is compiled.
+        opt_state = jax.eval_shape(self.tx.init, params)
         return {
             "params": params,
             "batch_stats": batch_stats,
-            "opt_state": self.tx.init(params),
+            "opt_state": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), opt_state),
             "ema": _copy(train) if self.optimizer.ema else {},
             "step": np.int32(step),
             "loss": np.float32(0),

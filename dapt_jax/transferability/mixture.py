@@ -10,9 +10,8 @@ import dataclasses
 import math
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import linalg, special
-from sklearn.cluster import KMeans
 
 FLOOR = 1e-6
 """Added to the diagonal of every covariance, as scikit-learn does."""
@@ -49,12 +48,12 @@ class _Component:
         spread = np.sqrt(responsibility[counting] / total)[:, None] * (x[counting] - mean)
         dimensions = x.shape[1]
         if len(counting) < dimensions:
-            inner = linalg.cholesky(spread @ spread.T + FLOOR * np.eye(len(counting)), lower=True)
+            inner = scipy.linalg.cholesky(spread @ spread.T + FLOOR * np.eye(len(counting)), lower=True)
             log_det = 2 * np.log(np.diag(inner)).sum() + (dimensions - len(counting)) * math.log(FLOOR)
-            factor = linalg.solve_triangular(inner, spread, lower=True)
+            factor = scipy.linalg.solve_triangular(inner, spread, lower=True)
             return cls(total / len(x), mean, factor, True, float(log_det))
-        inner = linalg.cholesky(spread.T @ spread + FLOOR * np.eye(dimensions), lower=True)
-        factor = linalg.solve_triangular(inner, np.eye(dimensions), lower=True)
+        inner = scipy.linalg.cholesky(spread.T @ spread + FLOOR * np.eye(dimensions), lower=True)
+        factor = scipy.linalg.solve_triangular(inner, np.eye(dimensions), lower=True)
         return cls(total / len(x), mean, factor, False, float(2 * np.log(np.diag(inner)).sum()))
 
 
@@ -94,6 +93,8 @@ def responsibilities(
     Returns:
         Probability of each component given the row.
     """
+    from sklearn.cluster import KMeans  # a second to import, which settings do not need
+
     start = KMeans(components, n_init=1, random_state=seed).fit(x).labels_
     current = np.eye(components)[start]
     before = -math.inf
@@ -101,12 +102,12 @@ def responsibilities(
         mixture = [_Component.of(x, column) for column in current.T]
         total = sum(each.weight for each in mixture)
         joint = _log_joint(x, mixture) - math.log(total)
-        likelihood = special.logsumexp(joint, 1)
+        likelihood = scipy.special.logsumexp(joint, 1)
         current = np.exp(joint - likelihood[:, None])
         now = float(likelihood.mean())
         if abs(now - before) < tolerance:
             # The fit ends with the parameters of one more maximisation.
             mixture = [_Component.of(x, column) for column in current.T]
-            return special.softmax(_log_joint(x, mixture), 1)
+            return scipy.special.softmax(_log_joint(x, mixture), 1)
         before = now
     return current

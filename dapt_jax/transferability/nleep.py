@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Num
-from sklearn.mixture import GaussianMixture
 
 from dapt_jax.errors import UserError
 from dapt_jax.transferability.inputs import FeatureStatistics
@@ -61,5 +60,7 @@ def nleep(
     rows_of = np.asarray(reduced / scale, np.float64)
     if covariance == "full":
         return leep(responsibilities(rows_of, components, seed), found.labels)
+    from sklearn.mixture import GaussianMixture  # a second to import, which settings do not need
+
     mixture = GaussianMixture(components, covariance_type=covariance, random_state=seed, max_iter=100)
     return leep(mixture.fit(rows_of).predict_proba(rows_of), found.labels)

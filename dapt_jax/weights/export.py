@@ -21,6 +21,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.ops import choice
+from dapt_jax.runtime import atomic_files
 from dapt_jax.weights import normalisation, tables
 from dapt_jax.weights.paths import flatten
 
@@ -121,29 +122,25 @@ def about_encoder(encoder: Encoder) -> dict[str, str]:
 
 def save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:
     """Write arrays by name atomically, as the suffix says; of safetensors with metadata in a fixed order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial{path.suffix}")
-    if path.suffix == ".npz":
-        np.savez(partial, **arrays)
-    else:
-        safetensors.numpy.save_file(arrays, partial, about)
-        _sort_metadata(partial)
-    partial.replace(path)  # atomic, in case the process is killed
+    # Not by the library's own writer, whose files none but their owner may read, whatever the umask.
+    with atomic_files.replacing(path) as file:
+        if path.suffix == ".npz":
+            np.savez(file, **arrays)
+        else:
+            file.write(_with_sorted_metadata(safetensors.numpy.save(arrays, about)))
 
 
-def _sort_metadata(path: Path) -> None:
-    """Sort the metadata in the header of a safetensors file: the library draws a new order for each file.
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Return a safetensors file with sorted metadata in its header: the library draws a new order for each file.
 
     Equal weights then have equal files, bit for bit.
     """
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        if metadata := header.get("__metadata__"):
-            header["__metadata__"] = dict(sorted(metadata.items()))
-            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-            file.seek(8)
-            file.write(text.ljust(size))
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    if metadata := header.get("__metadata__"):
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return b"".join((content[:8], text.ljust(size), memoryview(content)[8 + size :]))
 
 
 def named(encoder: Encoder, params: Tree, batch_stats: Tree, scheme: tables.Scheme) -> dict[str, np.ndarray]:

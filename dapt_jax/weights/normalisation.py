@@ -9,10 +9,8 @@ import math
 from collections.abc import Mapping
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.models.preprocess import HALF, IMAGENET, Preprocess
+from dapt_jax.models.preprocess import HALF, IMAGENET, UNIT, Preprocess
 
-UNIT = Preprocess((0.0,) * 3, (255.0,) * 3)
-"""Scaling to 0..1, as in SimCLR."""
 TORCHXRAYVISION = Preprocess((127.5,) * 3, (127.5 / 1024,) * 3)
 """Scaling to -1024..1024."""
 KERAS_CAFFE = Preprocess((103.939, 116.779, 123.68), (1.0,) * 3, bgr=True)

@@ -48,6 +48,7 @@ _PUBLISHED = (
     (r"(^|/)mae_(pretrain|finetuned)_vit", IMAGENET, "MAE"),
     (r"(^|/)deit3?_(tiny|small|base|large)(_distilled)?_(patch|\d)", IMAGENET, "DeiT"),
     (r"(^|/)vit-[sbl]-300ep", IMAGENET, "MoCo v3"),
+    (r"_(simple|advanced)_pretraining_checkpoint_epoch_\d+", normalisation.UNIT, "arXiv 2410.18677"),
 )
 """Expected normalisation by the publisher's file name, with the folder or repository before it."""
 _LIBRARIES = {

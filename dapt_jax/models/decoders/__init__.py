@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from dapt_jax.models.decoders import hidy2024
 from dapt_jax.models.decoders.head import Head
 from dapt_jax.models.decoders.step import Decoder, Part, Step
 from dapt_jax.models.decoders.swin_unet import swin_unet
@@ -16,4 +17,7 @@ BUILDERS: dict[str, Callable[[Encoder], Decoder]] = {
     "attention_unet": attention_unet,
     "swin_unet": swin_unet,
     "upernet": upernet,
+    "unet_hidy2024": hidy2024.unet,
+    "attention_unet_hidy2024": hidy2024.attention_unet,
+    "swin_unet_hidy2024": hidy2024.swin_unet,
 }

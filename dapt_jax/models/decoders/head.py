@@ -10,10 +10,10 @@ from dapt_jax.parameters import BatchNormMode
 
 
 class Head(nnx.Module):
-    """One convolution with bias, at the resolution of the decoder."""
+    """One convolution, at the resolution of the decoder."""
 
-    def __init__(self, features: int, outputs: int, size: int):
-        self.conv = Conv(features, outputs, size, bias=True)
+    def __init__(self, features: int, outputs: int, size: int, bias: bool = True):
+        self.conv = Conv(features, outputs, size, bias=bias)
 
     def __call__(
         self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], mode: BatchNormMode

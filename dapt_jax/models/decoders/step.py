@@ -24,6 +24,7 @@ class Step:
         skips: Names of pyramid levels of the encoder, or of maps that earlier steps emit.
         emits: Name under which later steps may read its output.
         has_input: Whether it reads the output of the previous step; otherwise its module receives None.
+        is_stochastic: Whether its module takes a fourth argument, a PRNG key or None.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Step:
     skips: tuple[str, ...] = ()
     emits: str = ""
     has_input: bool = True
+    is_stochastic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Decoder:
         reduction: Ratio of the image's side to the side of that output.
         unit: Number that the image sides must be multiples of.
         head_size: Side of the kernel of the convolution from that output to logits.
+        head_bias: Whether that convolution has a bias.
     """
 
     steps: tuple[Step, ...]
@@ -50,6 +53,7 @@ class Decoder:
     reduction: int
     unit: int
     head_size: int
+    head_bias: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +88,9 @@ class Part:
         x: jax.Array | None,
         skips: Sequence[jax.Array],
         mode: BatchNormMode,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Tree]:
         """Run the step; return its output, and its statistics if they changed."""
         module = nnx.merge(self.graph, params, batch_stats)
-        x = module(x, skips, mode)
+        x = module(x, skips, mode, key) if self.step.is_stochastic else module(x, skips, mode)
         return x, {} if mode == "frozen" else nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))

@@ -1,0 +1,365 @@
+"""Tables and Pareto plots of docs/evidence.md, from the committed records of its studies.
+
+    python -m benchmarks.evidence            the tables between the marks of docs/evidence.md, docs/evidence/figures
+    python -m benchmarks.evidence --summary  dapt_jax/study/evidence.csv, which mode=advise reads
+
+Every folder below docs/evidence that holds a study (`config.json`, `results.jsonl`, `ledger.jsonl` and, for patients,
+`predictions/` or `case_scores/`) is shown, finished or not.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dapt_jax.errors import EXIT_CODE, UserError
+from dapt_jax.formatting import NONE, number, p_value, percent
+from dapt_jax.metrics import lower_is_better
+from dapt_jax.records import case_scores, predictions
+from dapt_jax.records.case_scores import CaseScores
+from dapt_jax.records.predictions import Predictions
+from dapt_jax.records.study_records import Cost, Records
+from dapt_jax.report.style import COLOURS, FAINT, GREY, save
+from dapt_jax.statistics import (
+    Interval,
+    Summary,
+    holm,
+    mean_interval,
+    pareto,
+    patient_draws,
+    random_effects,
+    two_level,
+)
+from dapt_jax.statistics.comparisons import Estimate
+from dapt_jax.study import evidence
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
+BEGIN, END = "<!-- begin: python -m benchmarks.evidence -->", "<!-- end -->"
+EARLIER = ("brain_mri", "brain_mri_segmentation", "wbc", "wbc_segmentation")
+"""Folders of docs with records of earlier studies, evidence of `mode=advise` too."""
+
+CLAIMED = 0.1
+"""Share of FLOPs up to which the claim is made."""
+
+RESAMPLES = 400
+COSTS: dict[str, Callable[[Cost], float]] = {
+    "TFLOP": lambda cost: cost.total_flops / 1e12,
+    "seconds": lambda cost: cost.wall_s,
+    "kWh": lambda cost: cost.kwh,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A task of a study on one split.
+
+    Attributes:
+        name: Name of the study.
+        folder: Folder of its records.
+        records: The records.
+        task: The task.
+        split: Split that is shown.
+    """
+
+    name: str
+    folder: Path
+    records: Records
+    task: str
+    split: str
+
+    @property
+    def title(self) -> str:
+        """Name for people."""
+        metric = self.records.display_name(self.task, self.records.metric(self.task))
+        return f"{self.name}, {self.task}, {self.split} {metric}"
+
+    def values(self, strategy: str, split: str = "") -> list[float | None]:
+        """Return a strategy's scores by seed."""
+        records, task = self.records, self.task
+        return records.values(
+            strategy, task, split or self.split, records.protocol(task), records.metric(task)
+        )
+
+    @property
+    def sign(self) -> int:
+        """1 where higher scores are better, else -1."""
+        return -1 if lower_is_better(self.records.metric(self.task)) else 1
+
+    @property
+    def arms(self) -> list[str]:
+        """Strategies with a score."""
+        return [name for name in self.records.strategies if Summary.of(self.values(name)) is not None]
+
+    def flops(self, strategy: str) -> float:
+        """Return the FLOPs of a strategy's adaptation, mean over seeds."""
+        found = self.records.mean_cost(strategy, self.task, lambda cost: float(cost.flops["dapt"]))
+        return found.mean if found else 0.0
+
+    def best_full(self) -> str | None:
+        """Return full DAPT at its best length, chosen by the mean out-of-fold score on development images."""
+        lengths = [name for name in self.arms if name == "full" or name.rpartition("_")[0] == "full"]
+        scores = {}
+        for name in lengths:
+            summary = Summary.of(self.values(name, self.records.in_domain(self.task)))
+            if summary is not None:
+                scores[name] = self.sign * summary.mean
+        return max(scores, key=lambda name: scores[name]) if scores else None
+
+    def compare(self, strategy: str, reference: str) -> tuple[Estimate | None, str]:
+        """Return a strategy minus a reference over seeds and patients, and how it was tested.
+
+        Without predictions of both for two seeds it is over seeds alone.
+        """
+        found = [
+            (each, other)
+            for seed in self.records.seeds
+            if (each := self._cases(strategy, seed)) and (other := self._cases(reference, seed))
+        ]
+        if len(found) > 1 and all(_are_same(each, other) for each, other in found):
+            differences, draws = [], []
+            for each, other in found:
+                every = np.arange(len(each.groups))
+                differences.append(_measure(each)(every) - _measure(other)(every))
+                first, second = (patient_draws(_measure(one), one.groups, RESAMPLES) for one in (each, other))
+                draws.append(first - second)
+            patients = len(np.unique(found[0][0].groups))
+            return two_level(differences, np.stack(draws, 1), patients), f"{patients} patients"
+        pairs = zip(self.values(strategy), self.values(reference), strict=True)
+        summary = Summary.of([a - b if a is not None and b is not None else None for a, b in pairs])
+        if summary is None:
+            return None, "seeds alone"
+        error = summary.sd / summary.n**0.5 if summary.n > 1 and summary.sd > 1e-12 else None
+        return Estimate(summary.mean, error, summary.n - 1, summary.n, "paired t-test"), "seeds alone"
+
+    def _cases(self, strategy: str, seed: object) -> Predictions | CaseScores | None:
+        """Return the scores of single images of a run; None where they were not kept."""
+        protocol, metric = self.records.protocol(self.task), self.records.metric(self.task)
+        if protocol is None:
+            return None
+        if metric == "dice":
+            path = case_scores.path_of(self.folder, strategy, seed, self.task, self.split, protocol)
+            return case_scores.read(path) if path.is_file() else None
+        path = predictions.path_of(self.folder, strategy, seed, self.task, self.split)
+        return predictions.read(path, protocol) if metric == "auc" and path.is_file() else None
+
+
+def _are_same(first: Predictions | CaseScores, second: Predictions | CaseScores) -> bool:
+    if isinstance(first, Predictions):
+        return isinstance(second, Predictions) and first.same_images(second)
+    return isinstance(second, CaseScores) and first.same_images(second)
+
+
+def _measure(cases: Predictions | CaseScores) -> Callable[[np.ndarray], float]:
+    return cases.auc if isinstance(cases, Predictions) else cases.mean
+
+
+def panels(folder: Path) -> list[Panel]:
+    """Return every task of every study below a folder, on its external set and other patients."""
+    found = []
+    for config in sorted(folder.glob("*/config.json")):
+        records = Records.read(config.parent)
+        for task in records.tasks:
+            splits = [split for split in ("external", "test") if split in records.splits(task)]
+            shown = splits or [records.in_domain(task)]
+            found += [Panel(config.parent.name, config.parent, records, task, split) for split in shown]
+    return found
+
+
+def table(panel: Panel) -> list[str]:
+    """Return the table of a panel as Markdown: every arm against full at its best and full of equal FLOPs."""
+    best = panel.best_full()
+    if best is None:
+        return [f"### {panel.title}", "", "No full DAPT with a score yet.", ""]
+    longest = panel.flops("full") or panel.flops(best)
+    margin = panel.records.margin
+    rows = []
+    for name in panel.arms:
+        estimate, tested = panel.compare(name, best) if name != best else (None, "")
+        claim = estimate.non_inferiority(margin, panel.sign < 0) if estimate and margin else None
+        both = estimate.equivalence(margin) if estimate and margin else None
+        matched = f"full_{name.rpartition('_')[2]}"
+        against = panel.compare(name, matched)[0] if matched in panel.arms and name != matched else None
+        rows.append((name, panel.flops(name) / longest, claim, both, against, tested))
+    cheap = [row for row in rows if row[2] is not None and row[1] <= CLAIMED + 1e-9]
+    adjusted = dict(zip([row[0] for row in cheap], holm([row[2].p for row in cheap if row[2]]), strict=True))
+    lines = [
+        f"### {panel.title}",
+        "",
+        f"Full at its best length on development images: `{best}`. Margin {margin:g}.",
+        "",
+        "| arm | FLOPs of full | score | minus best full, 90% | p non-inferior | p equivalent "
+        "| minus full of equal FLOPs, 95% | over |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for name, share, claim, both, against, tested in sorted(rows, key=lambda row: row[1]):
+        p = p_value(adjusted[name]) if name in adjusted else NONE
+        lines.append(
+            f"| `{name}` | {percent(share)} | {_score(mean_interval(panel.values(name)))} "
+            f"| {_signed(claim.difference if claim else None)} | {p} | {p_value(both.p) if both else NONE} "
+            f"| {_signed(against.interval() if against else None)} | {tested or NONE} |"
+        )
+    lines += [
+        "",
+        f"p non-inferior: arms of at most {CLAIMED:.0%}, adjusted by Holm's method; p equivalent: not adjusted.",
+    ]
+    winners = [name for name, p in adjusted.items() if p is not None and p < 0.05]
+    if adjusted:
+        lines.append(
+            f"Non-inferior to `{best}` at {CLAIMED:.0%} of its longest FLOPs or less: "
+            f"{', '.join(f'`{name}`' for name in winners) or 'none shown'}."
+        )
+    return [*lines, "", f"![Score against cost](evidence/figures/{_file(panel)})", ""]
+
+
+def figure(panel: Panel) -> Figure:
+    """Draw score with its interval against FLOPs, seconds and kWh, the Pareto front as a line."""
+    drawn = Figure(figsize=(12, 4))
+    for index, (title, read) in enumerate(COSTS.items(), start=1):
+        axis = drawn.add_subplot(1, 3, index)
+        names, xs, ys = [], [], []
+        for name in panel.arms:
+            cost, score = panel.records.mean_cost(name, panel.task, read), mean_interval(panel.values(name))
+            if cost is None or score is None or cost.mean <= 0:
+                continue
+            names.append(name)
+            xs.append(cost.mean)
+            ys.append(score.mean)
+            axis.errorbar(
+                cost.mean, score.mean, yerr=score.half or 0.0, fmt="o", ms=4,
+                color=COLOURS[1] if name.startswith("full") else COLOURS[0], ecolor=FAINT,
+            )  # fmt: skip
+        front = pareto(xs, [panel.sign * y for y in ys])
+        axis.plot([xs[i] for i in front], [ys[i] for i in front], color=GREY, drawstyle="steps-post", lw=1)
+        for i in front:
+            axis.annotate(names[i], (xs[i], ys[i]), fontsize=6, xytext=(2, 3), textcoords="offset points")
+        if xs:
+            axis.set_xscale("log")
+        axis.set_xlabel(f"{title} of one seed, target task included")
+    drawn.suptitle(panel.title, fontsize=10)
+    drawn.tight_layout()
+    return drawn
+
+
+def over_data_sets(found: Sequence[Panel]) -> list[str]:
+    """Return the random-effects summary of every arm that two data sets share, first split of each task."""
+    first: dict[tuple[str, str], Panel] = {}
+    for panel in found:
+        first.setdefault((panel.name, panel.task), panel)
+    by_arm: dict[str, list[Estimate]] = {}
+    for panel in first.values():
+        best = panel.best_full()
+        for name in panel.arms:
+            estimate = panel.compare(name, best)[0] if best and name != best else None
+            if estimate is not None and estimate.error:
+                by_arm.setdefault(name, []).append(estimate)
+    lines = []
+    for name, each in by_arm.items():
+        if len(each) > 1:
+            summary = random_effects([one.mean for one in each], [one.error or 0.0 for one in each])
+            tau = number(summary.tau)
+            lines.append(
+                f"| `{name}` | {len(each)} | {_signed(summary.effect)} | {p_value(summary.p)} | {tau} |"
+            )
+    if not lines:
+        return []
+    head = ["| arm | tasks | minus best full, 95% | p | tau |", "| --- | ---: | ---: | ---: | ---: |"]
+    return [
+        "### Over the data sets",
+        "",
+        "Random effects (Paule and Mandel; Hartung and Knapp).",
+        "",
+        *head,
+        *lines,
+        "",
+    ]
+
+
+def page(found: Sequence[Panel]) -> str:
+    """Return what stands between the marks."""
+    if not found:
+        return "No records yet.\n"
+    lines = [line for panel in found for line in table(panel)]
+    missing = {panel.name: panel.records.missing() for panel in found}
+    for name, arms in missing.items():
+        if arms:
+            lines += [f"Partial: {len(arms)} arms of `{name}` have not run.", ""]
+    return "\n".join([*over_data_sets(found), *lines]).rstrip() + "\n"
+
+
+def between_marks(text: str, new: str, path: Path) -> str:
+    """Return a page with new text between its marks.
+
+    Raises:
+        UserError: The marks are missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{path}: no lines {BEGIN} and {END}; expected both, for the tables between them")
+    return f"{before}{BEGIN}\n\n{new}\n{END}{after}"
+
+
+def summary(docs: Path) -> list[evidence.Finding]:
+    """Return the findings of every committed study."""
+    folders = [docs / name for name in EARLIER if (docs / name / "config.json").exists()]
+    folders += sorted(each.parent for each in (docs / "evidence").glob("*/config.json"))
+    return [
+        finding
+        for folder in folders
+        for finding in evidence.findings(Records.read(folder), folder.relative_to(docs.parent).as_posix())
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page and its figures, or the summary."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--records", type=Path, default=FOLDER, help="folder with a folder for each study")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page with the marks")
+    parser.add_argument("--summary", action="store_true", help=f"write {evidence.FILE.name} instead")
+    given = parser.parse_args(arguments)
+    try:
+        if given.summary:
+            with evidence.FILE.open("w", encoding="utf-8", newline="") as file:
+                evidence.write(summary(ROOT / "docs"), file)
+            return 0
+        found = panels(given.records)
+        text = between_marks(given.page.read_text(encoding="utf-8"), page(found), given.page)
+        figures = given.page.parent / "evidence" / "figures"
+        for panel in found:
+            figures.mkdir(parents=True, exist_ok=True)
+            save(figure(panel), figures / _file(panel))
+        given.page.write_text(text, encoding="utf-8")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
+    print(f"{len(found)} tables in {given.page}")
+    return 0
+
+
+def _file(panel: Panel) -> str:
+    return f"{panel.name}_{panel.task}_{panel.split}.png"
+
+
+def _score(interval: Interval | None) -> str:
+    if interval is None:
+        return NONE
+    if interval.low is None:
+        return f"{interval.mean:.3f}"
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _signed(interval: Interval | None) -> str:
+    if interval is None:
+        return NONE
+    if interval.low is None:
+        return f"{interval.mean:+.3f}"
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The tables of docs/evidence.md are drawn from whatever records there are."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import evidence
+from dapt_jax.errors import UserError
+from dapt_jax.records import predictions
+from dapt_jax.records.ledger import Ledger, Row
+from dapt_jax.runtime import atomic_files
+
+LEVELS = {"none": 0.70, "full": 0.90, "full_10": 0.80, "partial_10": 0.895, "full_30": 0.92}
+COSTS = {"none": 0, "full": 1000, "full_10": 100, "partial_10": 90, "full_30": 300}
+
+
+def study(folder, levels=LEVELS, seeds=4):
+    """Write the records of a study whose scores differ by level, with luck that strategies share by seed."""
+    folder.mkdir(parents=True)
+    config = {
+        "strategies": list(LEVELS),
+        "seeds": list(range(seeds)),
+        "report": {"metric": "auc", "margin": 0.01},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    rows, ledger = [], Ledger(folder / "ledger.jsonl")
+    for place, (name, level) in enumerate(levels.items()):
+        for seed in range(seeds):
+            for split, shift in (("development", 0.0), ("external", -0.1)):
+                key = {"strategy": name, "seed": seed, "task": "t", "split": split, "protocol": "linear"}
+                luck = 0.01 * seed + 0.001 * ((seed * 7 + place * 3) % 4)
+                rows.append({**key, "metric": "auc", "value": level + shift + luck, "n": 60})
+            ledger.put(Row(name, seed, "dapt", "p", model_flops=COSTS[name] * 10**9, wall_s=COSTS[name] / 10))
+            ledger.put(
+                Row(name, seed, "transfer", "t/linear", model_flops=10**9, wall_s=1.0, energy_kwh=1e-5)
+            )
+    atomic_files.write(folder / "results.jsonl", rows)
+    return folder
+
+
+def drawn(tmp_path, text=f"above\n{evidence.BEGIN}\nold\n{evidence.END}\nbelow\n"):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    code = evidence.main([f"--records={tmp_path / 'records'}", f"--page={page}"])
+    return code, page.read_text()
+
+
+def test_the_best_length_is_chosen_on_development_and_the_claim_is_tested_against_it(tmp_path):
+    study(tmp_path / "records" / "mine")
+    code, text = drawn(tmp_path)
+    assert code == 0
+    assert text.startswith("above\n")
+    assert text.endswith("below\n")
+    assert "old" not in text
+    assert "Full at its best length on development images: `full_30`. Margin 0.01." in text
+    assert "Non-inferior to `full_30` at 10% of its longest FLOPs or less: none shown." in text
+    partial = next(line for line in text.splitlines() if line.startswith("| `partial_10`"))
+    assert "| 9% |" in partial
+    assert "+0.09" in partial.split("|")[7], "against full of equal FLOPs"
+    assert (tmp_path / "evidence" / "figures" / "mine_t_external.png").stat().st_size > 5000
+
+
+def test_a_claim_is_won_where_it_is_shown(tmp_path):
+    study(tmp_path / "records" / "mine", {**LEVELS, "partial_10": 0.925})
+    _, text = drawn(tmp_path)
+    assert "10% of its longest FLOPs or less: `partial_10`." in text
+
+
+def test_unfinished_studies_and_none_at_all_are_drawn_too(tmp_path):
+    _, text = drawn(tmp_path)
+    assert "No records yet." in text
+    study(tmp_path / "records" / "mine", {"none": 0.7, "full": 0.9})
+    _, text = drawn(tmp_path)
+    assert "Partial: 12 arms of `mine` have not run." in text
+    assert "Full at its best length on development images: `full`." in text
+
+
+def test_patients_count_where_predictions_are_kept_and_widen_the_interval(tmp_path):
+    folder = study(tmp_path / "records" / "mine")
+    (before,) = evidence.panels(folder.parent)
+    alone, said = before.compare("partial_10", "full")
+    assert said == "seeds alone"
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    for name in ("full", "partial_10"):
+        for seed in range(4):
+            p = np.clip(0.5 + 0.2 * (labels - 0.5) + rng.normal(0, 0.2, 60), 0, 1)
+            path = predictions.path_of(folder, name, seed, "t", "external")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            both = np.stack([1 - p, p], 1)
+            np.savez(path, label=labels, group=np.arange(60).astype(str), **{"probability/linear": both})
+    both, said = before.compare("partial_10", "full")
+    assert said == "60 patients"
+    assert both.error > alone.error
+
+
+def test_a_page_without_marks_is_refused_in_one_line(tmp_path, capsys):
+    code, text = drawn(tmp_path, "no marks\n")
+    assert (code, text) == (2, "no marks\n")
+    assert "page.md: no lines <!-- begin" in capsys.readouterr().err
+    with pytest.raises(UserError, match="expected both"):
+        evidence.between_marks(evidence.BEGIN, "new", tmp_path)

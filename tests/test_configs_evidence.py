@@ -1,0 +1,45 @@
+"""The shipped studies of docs/evidence.md are what the page says: arms, seeds, refusals."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from dapt_jax.errors import UserError
+from dapt_jax.models.registry import build
+from dapt_jax.settings import resolve
+from dapt_jax.study import strategies
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "evidence"
+STUDIES = {"brain_mri": (40, 5), "brain_mri_segmentation": (18, 3), "blood": (19, 5), "chest": (40, 5)}
+"""Arms and seeds."""
+
+
+def get_config(name, argument=""):
+    spec = importlib.util.spec_from_file_location(f"evidence_{name}", CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_has_its_arms_and_seeds_for_both_encoders(name):
+    for encoder in ("", "vit_small_dinov2"):
+        settings = resolve(get_config(name, encoder and f"{encoder},1,10"))
+        assert "full" in settings.strategies
+        assert "full_10" in settings.strategies
+        whole = build(settings.model.name)
+        arms = [strategies.resolve(each, whole, settings) for each in settings.strategies]
+        budgets = {arm.name: arm.compute_budget for arm in arms}
+        assert budgets["partial_10"] == 0.1
+        assert budgets["full"] == budgets["none"] == 0
+        if not encoder:
+            assert (len(arms), len(settings.seeds)) == STUDIES[name]
+
+
+def test_no_share_and_no_encoder_are_refused_with_what_is_valid():
+    with pytest.raises(UserError, match=r"chest\.py:resnet: 'resnet'; .*efficientnet_lite0"):
+        get_config("chest", "resnet")
+    for share in ("0", "100", "ten"):
+        with pytest.raises(UserError, match=rf"share '{share}'; expected percentages"):
+            get_config("chest", f"efficientnet_lite0,{share}")

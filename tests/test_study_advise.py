@@ -1,0 +1,127 @@
+"""`mode=advise` never says more than its evidence: on functions, and once from the command line."""
+
+import dataclasses
+import io
+
+import pytest
+
+from benchmarks import evidence as page
+from dapt_jax.errors import UserError
+from dapt_jax.records.ledger import Row
+from dapt_jax.records.study_records import Records
+from dapt_jax.settings import default, resolve
+from dapt_jax.statistics import Interval
+from dapt_jax.study import advise, evidence, prepare
+from dapt_jax.study.advise import Candidate
+from tests.configs import tiny_study
+
+FINDING = evidence.Finding(
+    "a",
+    "t",
+    "classes",
+    "resnet18",
+    "imagenet",
+    "supervised",
+    100,
+    "partial",
+    0.5,
+    "outside",
+    "auc",
+    0.03,
+    0.004,
+    5,
+)
+
+
+def candidate(name, flops, gain=None):
+    interval = None if gain is None else Interval(gain, gain - 0.01, gain + 0.01, 2)
+    return Candidate(name, flops, flops, "" if name == "none" else "1 epoch", 0.5, interval)
+
+
+def test_the_cheapest_within_the_margin_of_the_best_is_chosen_among_those_shown_to_help():
+    listed = [
+        candidate("none", 1),
+        candidate("full", 9, 0.05),
+        candidate("partial", 5, 0.045),
+        candidate("lora", 3, 0.02),
+    ]
+    assert advise.chosen(listed, margin=0.01).name == "partial"
+    assert advise.chosen(listed, margin=0.001).name == "full"
+    assert advise.chosen(listed, margin=0.1).name == "lora"
+
+
+def test_what_is_not_shown_to_help_is_not_advised_and_no_evidence_is_no_advice():
+    listed = [candidate("none", 1), candidate("full", 9, 0.005)]
+    assert advise.chosen(listed, margin=0.01).name == "none"
+    assert advise.chosen([candidate("none", 1), candidate("full", 9)], margin=0.01) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"kind": "masks"}, {"encoder": "vit_small"}, {"init": "random"}, {"objective": "distil"}, {"strategy": "full"},
+        {"where": "inside"}, {"share": 0.2}, {"share": 1.1},
+    ],
+)  # fmt: skip
+def test_only_runs_of_the_same_kind_and_about_the_same_length_are_evidence(other):
+    assert advise.evidence_for([FINDING], dataclasses.replace(FINDING, gain=0.0, share=0.6)) == [FINDING]
+    assert advise.evidence_for([dataclasses.replace(FINDING, **other)], FINDING) == []
+
+
+def test_one_study_is_pooled_by_its_seeds_and_several_by_random_effects():
+    alone = evidence.pooled([FINDING])
+    assert (alone.low, alone.high) == pytest.approx((0.03 - 2.776 * 0.004, 0.03 + 2.776 * 0.004), abs=1e-5)
+    both = evidence.pooled([FINDING, dataclasses.replace(FINDING, study="b", gain=-0.03)])
+    assert both.mean == pytest.approx(0, abs=1e-9)
+    assert both.low < -0.3
+    assert evidence.pooled([]) is None
+
+
+def test_the_shipped_summary_is_what_the_committed_records_say():
+    text = io.StringIO()
+    evidence.write(page.summary(page.ROOT / "docs"), text)
+    assert evidence.FILE.read_text() == text.getvalue(), "run python -m benchmarks.evidence --summary"
+    assert evidence.shipped()[0].strategy == "full"
+
+
+def test_a_gain_is_positive_where_it_is_better_and_a_share_is_no_other_strategy():
+    rows, ledger = [], []
+    for name, level in (("none", 5.0), ("full", 4.0), ("partial_10", 4.5)):
+        for seed in (0, 1):
+            key = {"task": "t", "split": "test", "protocol": "frozen", "metric": "hd95"}
+            rows.append({**key, "strategy": name, "seed": seed, "value": level + 0.1 * seed * (1 + level)})
+            cost = {"full": 100, "partial_10": 10}.get(name, 0)
+            ledger.append(Row(name, seed, "dapt", "p", model_flops=cost))
+    config = {
+        "strategies": ["none", "full", "partial_10"],
+        "seeds": [0, 1],
+        "report": {"metric": "hd95"},
+        "custom_strategies": {"partial_10": {"compute_budget": 0.1}},
+    }
+    full, partial = evidence.findings(Records(config, rows, ledger), "s")
+    assert (full.strategy, partial.strategy, partial.share, partial.kind) == ("full", "partial", 0.1, "masks")
+    assert full.gain == pytest.approx(1.05)
+
+
+def test_a_study_without_one_budget_is_refused_in_one_line(tmp_path):
+    config = default()
+    for values in ({}, {"tflop": 1.0, "hours": 1.0}):
+        config.advise.update({"tflop": 0.0, "hours": 0.0, **values})
+        with pytest.raises(
+            UserError, match=rf"^mode=advise has {len(values)} budgets; expected one for one seed"
+        ):
+            advise.budget_flops(resolve(config), None)
+    with pytest.raises(UserError, match="no such file"):
+        evidence.of_folders([str(tmp_path)])
+    with pytest.raises(UserError, match=r"advise\.records: .* has no two seeds of both none and full"):
+        evidence.of_folders([str(page.ROOT / "docs" / "wbc_pretraining")])
+
+
+def test_without_evidence_the_command_says_so(capsys):
+    config = tiny_study.get_config()
+    config.mode = "advise"
+    config.advise.tflop = 0.01
+    advise.show(prepare.prepare(resolve(config)))
+    said = capsys.readouterr().out
+    assert "cells: no evidence. No study of ours has efficientnet_lite0 with these weights, classes" in said
+    assert "switching: head" in said
