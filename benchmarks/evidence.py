@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from dapt_jax.errors import EXIT_CODE, UserError
 from dapt_jax.formatting import NONE, number, p_value, percent
@@ -23,7 +24,7 @@ from dapt_jax.records import case_scores, predictions
 from dapt_jax.records.case_scores import CaseScores
 from dapt_jax.records.predictions import Predictions
 from dapt_jax.records.study_records import Cost, Records
-from dapt_jax.report.style import COLOURS, FAINT, GREY, save
+from dapt_jax.report.style import COLOURS, GREY, save
 from dapt_jax.statistics import (
     Interval,
     Summary,
@@ -231,7 +232,7 @@ def figure(panel: Panel) -> Figure:
             ys.append(score.mean)
             axis.errorbar(
                 cost.mean, score.mean, yerr=score.half or 0.0, fmt="o", ms=4,
-                color=COLOURS[1] if name.startswith("full") else COLOURS[0], ecolor=FAINT,
+                color=COLOURS[1] if name.startswith("full") else COLOURS[0], ecolor=GREY,
             )  # fmt: skip
         front = pareto(xs, [panel.sign * y for y in ys])
         axis.plot([xs[i] for i in front], [ys[i] for i in front], color=GREY, drawstyle="steps-post", lw=1)
@@ -239,6 +240,7 @@ def figure(panel: Panel) -> Figure:
             axis.annotate(names[i], (xs[i], ys[i]), fontsize=6, xytext=(2, 3), textcoords="offset points")
         if xs:
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(f"{title} of one seed, target task included")
     drawn.suptitle(panel.title, fontsize=10)
     drawn.tight_layout()
