@@ -26,7 +26,7 @@ found best.
 Downstream: U-Net decoder, attention U-Net or Swin U-Net; 150 epochs, batch 24, SGD at .05 with momentum .9
 and decay 1e-4, the rate falling as (1 - t)^.9, Dice over the batch with a smoothing of 1e-5; encoder frozen
 and fine-tuned; from the chosen checkpoint and from scratch, with RUN from each kept epoch, five seeds. IDRiD
-(microaneurysms) trains on random crops of 224 px and is segmented through windows. Expected of the
+(microaneurysms) trains on random crops of 224 px of its tiles, which are scored through windows. Expected of the
 paper's released scores: from scratch 2.75 points of Dice below 300 epochs where fine-tuned, 6.59 where
 frozen.
 
@@ -37,6 +37,10 @@ run. The last epoch is scored: the public code also keeps the best one, but by D
 Scores are the public code's, pooled over the pixels of all test images (`*_pooled`), the modified Hausdorff
 distance (`hd95_joint`), and Dice and IoU per image; it adds 1 to both sides of a Dice index and averages the
 areas under curves over batches.
+
+IDRiD is cut as in the public code: 96 px off the left and the right, then 1120 x 2240, then tiles of 448 px:
+119 of a photograph at a stride of 112 for training, 10 beside each other for the test (which leave out the last
+224 rows), in both without those of a mean below .01. No photograph is in two splits.
 
 As in the paper's public code, and tested against it: the three encoders and decoders, with its numbers of
 parameters; the Dice loss, which averages background and foreground and squares the prediction. Also as there:
@@ -51,9 +55,9 @@ Where the recipe differs:
 - Initial values are those of the library (normal, by fan-out), where the paper takes He et al. by fan-in, and
   for Swin a truncated normal of .02; images are erased before they are mixed, there after.
 - ACDC: intensities are scaled to 0 to 1; the public code takes them as the file has them.
-- IDRiD: a random crop per image and epoch, zoomed by 1/2 to 2, of images of 1120 x 1120; the paper cuts 119
-  crops of 448 px of images of 1120 x 2240 and trains on all that are not dark. Whole images are scored here,
-  crops there.
+- IDRiD: masks are resized to the nearest pixel, where the public code marks every pixel that a lesion touches;
+  it takes crops of 224 px that lie inside the tile at any angle, where a turned tile is mirrored beyond its
+  border here; photographs without a file of microaneurysms are left out there and are empty masks here.
 """
 
 from dapt_jax.errors import UserError, nearest
@@ -72,7 +76,18 @@ DROP_PATH = {"unet": 0.0, "resnet50": 0.1, "swin": 0.2}
 SCHEMES = ("simple", "advanced")
 _COVID_QU = {"kind": "covid_qu", "path": "COVID-QU", "region": "infection"}
 _OWN = {"kind": "manifest", "path": "target/manifest.csv", "segments": ("background", "target")}
-_CROPS = {"patch": 224, "scale": 1.0, "brightness": 0.1, "contrast": 0.05, "saturation": 0.1, "hue": 0.05}
+_IDRID = {
+    "kind": "idrid", "path": "IDRiD", "lesions": ("microaneurysm",), "image_size": 448,
+    "tile_size": 448, "tile_picture": "1120x2240", "tile_margin": "0x96", "tile_min_brightness": 0.01,
+}  # fmt: skip
+_CROPS = {
+    "patch": 224,
+    "border": "mirror",
+    "brightness": 0.1,
+    "contrast": 0.05,
+    "saturation": 0.1,
+    "hue": 0.05,
+}
 PRETRAINING = "pretraining"
 KEPT = (1, 5, 20, 50, 100, 150, 200, 250, 300)
 DATASETS = {
@@ -82,7 +97,8 @@ DATASETS = {
         "test": {**_COVID_QU, "where": "split=test,label=COVID-19"},
     },
     "idrid": {
-        "kind": "idrid", "path": "IDRiD", "lesions": ("microaneurysm",), "image_size": 1120,
+        "train": {**_IDRID, "tile_stride": 112, "where": "split=train"},
+        "test": {**_IDRID, "tile_stride": 448, "where": "split=test"},
         "transfer": {"segmentation": {"augment": _CROPS}},
     },
     "own": {"development": _OWN},

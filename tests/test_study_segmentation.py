@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,18 @@ def config(folder, *more):
         + "\n".join(lines)
     )
     return path
+
+
+def test_a_task_that_holds_nothing_out_writes_the_scores_of_its_test_set_alone(tmp_path):
+    task = SimpleNamespace(name="lesions", scored="development", held_out={"test": None}, aggregation=None)
+    scores = segmentation._Scores(task)
+    scores._cases["test"].append(
+        case_scores.CaseScores(np.ones(1, np.float32), np.array(["P1"]), np.array(["1.png"]))
+    )
+    arm = SimpleNamespace(name="scratch", seed=0)
+    scores.write_cases(tmp_path, arm, "frozen")
+    assert case_scores.path_of(tmp_path, "scratch", 0, "lesions", "test", "frozen").exists()
+    assert not case_scores.path_of(tmp_path, "scratch", 0, "lesions", "development", "frozen").exists()
 
 
 @pytest.mark.long

@@ -15,7 +15,8 @@ from dapt_jax.data import formats, intensity, limits, pixels, stalls
 from dapt_jax.data.framing import Framing
 from dapt_jax.data.intensity import Range, Samples
 from dapt_jax.data.masks import Mask, read
-from dapt_jax.data.plane import Source, file_of, plane
+from dapt_jax.data.plane import Plane, Source, file_of, plane
+from dapt_jax.data.tiles import Recent
 from dapt_jax.errors import UserError
 
 CACHE_BYTES = 2 << 30
@@ -70,13 +71,26 @@ def decode(
     return _decode(source, Framing(size, crop, resize), lambda: ranges or {})[0]
 
 
+Picture = tuple[np.ndarray, Range]
+"""Pixels uint8, [h, w] or [h, w, 3], and the black and white values that they come from."""
+
+
 def _decode(
-    source: Source, framing: Framing, ranges: Callable[[], dict[str, Range]]
-) -> tuple[np.ndarray, Range]:
+    source: Source,
+    framing: Framing,
+    ranges: Callable[[], dict[str, Range]],
+    recent: Recent[Picture] | None = None,
+) -> Picture:
     """Return the pixels of `decode` and their intensity range.
 
-    The ranges of the set are computed only if they are needed.
+    The ranges of the set are computed only if they are needed. `recent` holds the resized pictures that the
+    tiles of the set are cut from.
     """
+    found = plane(source)
+    if found.tile:
+        whole, used = _picture(found, ranges, recent or Recent())
+        cut = framing.apply(Image.fromarray(found.tile.of(whole)), Image.Resampling.BILINEAR)
+        return _three_channels(np.asarray(cut)), used
     with limits.border(file_of(source), "an image"):
         samples = formats.samples(source, 0 if framing.crop else DRAFT_MARGIN * framing.size)
         shown, used = samples.shown(None if samples.known else ranges())
@@ -86,11 +100,34 @@ def _decode(
             file_of(source), (width + height) * pixels.RESIZING, f"an image of {width} x {height} pixels"
         )
         # An image decoded at a fraction of its size is framed by the whole, as its mask is.
-        whole = None if framing.resize == "squash" else formats.extent(source)
+        extent = None if framing.resize == "squash" else formats.extent(source)
         # Grey is replicated last: resizing three equal channels gives three equal channels at three times the
         # cost.
-        square = np.asarray(framing.apply(image, Image.Resampling.BILINEAR, whole))
-    return (square if square.ndim == 3 else np.repeat(square[..., None], 3, axis=2)), used
+        square = np.asarray(framing.apply(image, Image.Resampling.BILINEAR, extent))
+    return _three_channels(square), used
+
+
+def _picture(found: Plane, ranges: Callable[[], dict[str, Range]], recent: Recent[Picture]) -> Picture:
+    """Return the resized picture that a tile is cut from."""
+    tile, whole = found.tile, found.whole
+    assert tile is not None
+
+    def make() -> tuple[Picture, int]:
+        with limits.border(whole.path, "an image"):
+            samples = formats.samples(whole)
+            shown, used = samples.shown(None if samples.known else ranges())
+            height, width = tile.picture or (0, 0)
+            size = (sum(shown.shape[:2]) + height + width) * pixels.RESIZING + 3 * height * width
+            limits.check(whole.path, size, f"an image of {shown.shape[1]} x {shown.shape[0]} pixels")
+            image = Image.fromarray(np.ascontiguousarray(shown))
+            picture = tile.resized(image, Image.Resampling.BILINEAR)
+        return (picture, used), picture.nbytes
+
+    return recent.get(whole, make)
+
+
+def _three_channels(square: np.ndarray) -> np.ndarray:
+    return square if square.ndim == 3 else np.repeat(square[..., None], 3, axis=2)
 
 
 def decode_mask(mask: Mask, size: int, crop: int | None = None, resize: str = "squash") -> np.ndarray:
@@ -145,6 +182,7 @@ class _Pixels:
         self.constant = np.zeros(len(sources), bool)
         self.set_ranges: dict[str, Range] | None = None
         self._lock = threading.Lock()
+        self.recent: Recent[Picture] = Recent()
 
     def read(self, row: int) -> np.ndarray:
         if self.cache is None:
@@ -157,10 +195,13 @@ class _Pixels:
 
     def _decode(self, row: int) -> np.ndarray:
         with stalls.reading(file_of(self.sources[row])):
-            image, used = _decode(self.sources[row], self.framing, self.ranges)
+            image, used = _decode(self.sources[row], self.framing, self.ranges, self.recent)
         self.constant[row] = bool((image == image[:1, :1]).all())
         self.used[row] = used
         return image
+
+    def picture(self, source: Plane) -> np.ndarray:
+        return _three_channels(_picture(source, self.ranges, self.recent)[0])
 
     def inside(self, row: int) -> tuple[int, int, int, int]:
         if self.framing.resize != "pad":
@@ -173,7 +214,8 @@ class _Pixels:
         """Return the ranges of the whole set, computed once from all files, independent of their order."""
         with self._lock:
             if self.set_ranges is None:
-                self.set_ranges = intensity.of_set(self.sources, self._samples, _workers(None))
+                wholes = dict.fromkeys(plane(source).whole for source in self.sources)
+                self.set_ranges = intensity.of_set(wholes, self._samples, _workers(None))
             return self.set_ranges
 
     def _samples(self, source: Source) -> Samples | None:
@@ -284,6 +326,12 @@ class ImageStore:
         """Return the location of an image; None for one that was never a file."""
         return self._pixels.sources[self._rows[index]] if self._pixels.sources else None
 
+    def picture(self, index: int) -> np.ndarray:
+        """Return the resized picture that a tile is cut from, uint8 [h, w, 3]; an image that is no tile."""
+        row = int(self._rows[index])
+        source = plane(self._pixels.sources[row]) if self._pixels.sources else None
+        return self[index] if source is None or source.tile is None else self._pixels.picture(source)
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the images at `indices` as a new uint8 [k, size, size, 3] array."""
         out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
@@ -354,13 +402,13 @@ class ImageStore:
             if self._pixels.cache is not None:
                 hashed.update(self._pixels.read(row).tobytes())
             else:
-                source = self._pixels.sources[row]
-                path = file_of(source)
+                source = plane(self._pixels.sources[row])
+                path = source.path
                 stat = path.stat()
                 # Without the pixels in memory, the ranges of the set show whether the set has changed.
                 hashed.update(
                     f"{ranges[index]}"
-                    f"{replace(plane(source), path=path.absolute())}\0"
+                    f"{replace(source, path=path.absolute())}{source.tile!r}\0"
                     f"{stat.st_size}\0{stat.st_mtime_ns}\n".encode()
                 )
         return hashed.hexdigest()

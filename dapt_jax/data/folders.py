@@ -12,6 +12,7 @@ from dapt_jax.data.layout import Layout, why_empty
 from dapt_jax.data.paths import IMAGES
 from dapt_jax.data.plane import Plane, Window, file_of
 from dapt_jax.data.records import Record
+from dapt_jax.data.tiles import Tiles
 from dapt_jax.errors import MissingLabelsError, UserError, nearest
 
 
@@ -30,6 +31,7 @@ def load_folder(
     workers: int | None = None,
     name: str = "",
     window: str = "",
+    tiles: Tiles | None = None,
 ) -> Dataset:
     r"""Read `path/CLASS/*.png`, `path/SPLIT/CLASS/*.png` or `path/CLASS/SPLIT/*.png`.
 
@@ -57,6 +59,7 @@ def load_folder(
         name: Name of the data set; by default that of the folder.
         window: Black and white values of the images, see `Window.parse`; "" for the rule of each kind of
             file.
+        tiles: How images are cut into tiles; None for whole images.
 
     Raises:
         UserError: One line that names the folder or file, the expected form, and the nearest valid choice:
@@ -92,6 +95,7 @@ def load_folder(
         on_bad_image=on_bad_image,
         cache_bytes=cache_bytes,
         workers=workers,
+        tiles=tiles,
         notes=seen.notes,
     )
 

@@ -68,12 +68,14 @@ def values(source: Source) -> np.ndarray:
 
 
 def extent(source: Source) -> tuple[int, int]:
-    """Return the height and width of a picture as stored in its file.
+    """Return the height and width of a picture as stored in its file, or of its tile.
 
     Raises:
         UserError: The file is missing or unreadable.
     """
     found = plane(source)
+    if found.tile:
+        return found.tile.size, found.tile.size
     with limits.border(found.path, "an image"):
         height, width = module(found.path).extent(found)
     return height, width

@@ -24,6 +24,7 @@ from dapt_jax.data.lists import read_columns
 from dapt_jax.data.paths import Finder, true_path
 from dapt_jax.data.plane import Plane, Window
 from dapt_jax.data.records import Record
+from dapt_jax.data.tiles import Tiles
 from dapt_jax.errors import UserError, nearest
 
 _INDEX = re.compile(r"\[(\d+)\]$")
@@ -50,6 +51,7 @@ def load_manifest(
     window: str = "",
     axis: int = 2,
     mask_orientation: str = "",
+    tiles: Tiles | None = None,
 ) -> Dataset:
     """Read a manifest and check every row and file that it names.
 
@@ -80,6 +82,7 @@ def load_manifest(
             sagittal, 1 coronal, 2 axial.
         mask_orientation: Orientation of masks without coordinates beside NIfTI slices (or the reverse):
             "shown" or "stored", see `dapt_jax.data.masks.Placed`; "" refuses them.
+        tiles: How images are cut into tiles; None for whole images.
 
     Returns:
         The data set; columns other than image, label, mask and group are in `columns`, and a split column of
@@ -194,6 +197,7 @@ def load_manifest(
         workers=workers,
         segments=segments,
         mask_orientation=mask_orientation,
+        tiles=tiles,
         notes=roles.notes,
     )
     return dataset if label else dataset.without_labels()

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from dapt_jax.data import dicom, formats, mask_values, nifti, pixels
 from dapt_jax.data.geometry import turn_onto
 from dapt_jax.data.mask_values import Drawn
 from dapt_jax.data.plane import Plane, Source, file_of, plane
+from dapt_jax.data.tiles import Recent, Tile
 from dapt_jax.errors import UserError
 
 
@@ -72,8 +73,28 @@ class Placed:
         return str(self.mask)
 
 
+@dataclass(frozen=True, eq=False)
+class Tiled:
+    """The tile of a mask.
+
+    Attributes:
+        mask: The whole mask.
+        on: The whole image.
+        tile: Square of both.
+        recent: Whole masks, resized as their images are, shared by the tiles of a set.
+    """
+
+    mask: "Path | Plane | Parts | Rle | Placed"
+    on: Source
+    tile: Tile
+    recent: Recent[Drawn]
+
+    def __str__(self) -> str:
+        return f"{self.mask}{self.tile}"
+
+
 ORIENTATIONS = ("", "shown", "stored")
-Mask = Path | Plane | Parts | Rle | Placed
+Mask = Path | Plane | Parts | Rle | Placed | Tiled
 
 
 def place(mask: Mask | None, image: Source, orientation: str = "") -> Mask | None:
@@ -86,7 +107,9 @@ def place(mask: Mask | None, image: Source, orientation: str = "") -> Mask | Non
 
 def files(mask: Mask) -> Iterator[Path]:
     """Yield the files of a mask, all of which must exist."""
-    if isinstance(mask, Parts):
+    if isinstance(mask, Tiled):
+        yield from files(mask.mask)
+    elif isinstance(mask, Parts):
         yield from (file_of(part) for part, _ in mask.parts)
     elif isinstance(mask, Placed):
         yield file_of(mask.mask)
@@ -103,6 +126,10 @@ def draw(mask: Mask) -> Drawn:
         UserError: A file is unreadable, its values are not classes from 0 to 255, parts differ in size, run
             lengths exceed the image, or a mask is not aligned with its image; names the path.
     """
+    if isinstance(mask, Tiled):
+        whole = mask.recent.get((str(mask.mask), str(mask.on)), lambda: _resized(mask))
+        alpha = None if whole.alpha is None else mask.tile.of(whole.alpha)
+        return Drawn(mask.tile.of(whole.grey), alpha)
     if isinstance(mask, Rle):
         return Drawn(_unrolled(mask))
     if isinstance(mask, Parts):
@@ -130,6 +157,8 @@ def read(mask: Mask) -> np.ndarray:
 
 def extent(mask: Mask) -> tuple[int, int]:
     """Return the height and width of a mask aligned with its image, from headers if possible."""
+    if isinstance(mask, Tiled):
+        return mask.tile.size, mask.tile.size
     if isinstance(mask, Rle) or (isinstance(mask, Parts) and not mask.parts):
         return formats.extent(mask.like)
     if isinstance(mask, Parts):
@@ -139,6 +168,30 @@ def extent(mask: Mask) -> tuple[int, int]:
     shape = formats.extent(mask.mask)
     turned = _onto(np.broadcast_to(np.uint8(0), shape), mask)
     return turned.shape[0], turned.shape[1]
+
+
+def _resized(mask: Tiled) -> tuple[Drawn, int]:
+    """Return a whole mask as its tiles are cut from it, by the nearest pixel, and its bytes.
+
+    Raises:
+        UserError: It differs in size from its image.
+    """
+    drawn = draw(mask.mask)
+    image = formats.extent(mask.on)
+    if drawn.grey.shape != image:
+        raise UserError(f"{mask.mask}: {of_other_size(drawn.grey.shape, image)}")
+    layers = [
+        None if layer is None else mask.tile.resized(Image.fromarray(layer), Image.Resampling.NEAREST)
+        for layer in (drawn.grey, drawn.alpha)
+    ]
+    assert layers[0] is not None
+    return Drawn(layers[0], layers[1]), sum(layer.nbytes for layer in layers if layer is not None)
+
+
+def of_other_size(mask: tuple[int, ...], image: tuple[int, int]) -> str:
+    """Return the error for a mask that is not as large as its image, from the height and width of both."""
+    sizes = f"{mask[1]} x {mask[0]} pixels, its image {image[1]} x {image[0]}"
+    return f"{sizes}; expected a mask as large as its image"
 
 
 def _onto(values: np.ndarray, mask: Placed) -> np.ndarray:

@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from dapt_jax.data import identity
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
+from dapt_jax.data.plane import Source, plane
 
 THUMBNAIL = 16
 CORRELATION = 0.995
@@ -100,9 +101,41 @@ class Collector:
         seen.digests[index] = int.from_bytes(digest, "little")
         seen.darkest[index], seen.brightest[index] = pixels.min(), pixels.max()
 
+    def of_pictures(self, images: ImageStore, indices: np.ndarray) -> None:
+        """Give tiles the look of their whole pictures, by which they are compared.
+
+        Tiles of different pictures often look alike where they hold little, such as a healthy retina; and
+        where two pictures are the same, all of their tiles are in question.
+
+        Args:
+            images: The store.
+            indices: The tiles in it that are in use.
+        """
+        found: dict[int, np.ndarray] = {}
+        for index, picture in zip(indices.tolist(), _pictures(images)[indices].tolist(), strict=True):
+            if picture not in found:
+                whole = Image.fromarray(images.picture(index))
+                found[picture] = np.asarray(whole.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+            self._looks.thumbnails[index] = found[picture]
+
     def looks(self, indices: np.ndarray) -> Looks:
         """Return the properties of the images at `indices`."""
         return self._looks.take(indices)
+
+
+def _pictures(images: ImageStore) -> np.ndarray:
+    """Return a number for each image, the same for tiles of one picture: int64 [n]."""
+    numbers: dict[Source, int] = {}
+    sources = (images.source(index) for index in range(len(images)))
+    return np.array(
+        [
+            -1 - index
+            if source is None or plane(source).tile is None
+            else numbers.setdefault(plane(source).whole, len(numbers))
+            for index, source in enumerate(sources)
+        ],
+        np.int64,
+    )
 
 
 _seen: "weakref.WeakKeyDictionary[ImageStore, Looks]" = weakref.WeakKeyDictionary()
@@ -145,6 +178,8 @@ def duplicates(
     if dataset_b is dataset_a:
         pairs = _alike(a, a, correlation)
         pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+        pictures = _pictures(dataset_a.images)
+        pairs = pairs[pictures[pairs[:, 0]] != pictures[pairs[:, 1]]]
     else:
         pairs = _alike(a, looks(dataset_b.images).vectors, correlation)
     return [(int(i), int(j)) for i, j in pairs]

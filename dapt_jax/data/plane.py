@@ -5,10 +5,11 @@ A picture is a file, or a slice, frame, page or array within one.
 
 import importlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dapt_jax.data.tiles import Tile
 from dapt_jax.errors import UserError
 
 _SHOWN = 200
@@ -70,6 +71,7 @@ class Plane:
         axis: Axis of a NIfTI volume in canonical orientation: 0 sagittal, 1 coronal, 2 axial slices.
         key: Array in an HDF5 file, such as "cjdata/image".
         window: Black and white; None for the rule of the kind of file, see `dapt_jax.data.decode.decode`.
+        tile: Square of the picture; None for all of it.
     """
 
     path: Path
@@ -77,10 +79,16 @@ class Plane:
     axis: int = 2
     key: str = ""
     window: Window | None = None
+    tile: Tile | None = None
 
     def __str__(self) -> str:
         key = f":{self.key}" if self.key else ""
-        return f"{self.path}{key}" + ("" if self.index is None else f"[{self.index}]")
+        return f"{self.path}{key}" + ("" if self.index is None else f"[{self.index}]") + str(self.tile or "")
+
+    @property
+    def whole(self) -> "Plane":
+        """The picture that a tile is cut from; itself for a whole picture."""
+        return replace(self, tile=None) if self.tile else self
 
     def at(self, index: int | None, count: int, what: str) -> int:
         """Return the checked index to read, out of `count`.

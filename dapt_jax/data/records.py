@@ -3,9 +3,9 @@
 import functools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from dapt_jax.data import (
     mask_values,
     masks,
     near_duplicates,
+    tiling,
 )
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES, ImageStore
@@ -29,34 +30,11 @@ from dapt_jax.data.mask_values import Drawn, Facts
 from dapt_jax.data.masks import Mask
 from dapt_jax.data.paths import true_path
 from dapt_jax.data.plane import Plane, file_of, plane
+from dapt_jax.data.record import Record
+from dapt_jax.data.tiles import Tiles
 from dapt_jax.errors import UserError, nearest
 
 ON_BAD_IMAGE = ("error", "skip")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image as described by its source.
-
-    Attributes:
-        place: Location in the source, for errors ("row 5").
-        image: The image file, or the plane of a file that holds several images.
-        written: The image's name as written in the source.
-        labels: Names of its classes: exactly one, unless the set is multi-label.
-        values: One 0, 1 or NaN per class, instead of `labels`, if the source has a column per class.
-        mask: Location of its mask, or None.
-        group: The patient, see `identity.patient`; "" for none.
-        columns: All other columns.
-    """
-
-    place: str
-    image: Path | Plane
-    written: str
-    labels: tuple[str, ...] = ()
-    values: tuple[float, ...] = ()
-    mask: Mask | None = None
-    group: str = ""
-    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_on_bad_image(choice: str) -> None:
@@ -215,6 +193,7 @@ def to_dataset(
     segments: Sequence[str] = (),
     overlapping: bool = False,
     mask_orientation: str = "",
+    tiles: Tiles | None = None,
     notes: Sequence[str] = (),
 ) -> Dataset:
     """Check that every file exists and can be read, and build the data set.
@@ -235,6 +214,7 @@ def to_dataset(
             memory.
         overlapping: As in `Dataset.segmented`.
         mask_orientation: Orientation of masks without coordinates, see `dapt_jax.data.masks.Placed`.
+        tiles: How images are cut into tiles, which become the images of the set; None for whole images.
         notes: See `Dataset.notes`.
 
     Raises:
@@ -242,6 +222,8 @@ def to_dataset(
             value without a segment; gives their number and names the first.
     """
     check_on_bad_image(on_bad_image)
+    if tiles and crop:
+        raise UserError(f"tile_size is {tiles.size} and crop is {crop}; expected one of them")
     skip = on_bad_image == "skip"
     if mask_orientation not in masks.ORIENTATIONS:
         raise UserError(
@@ -257,22 +239,42 @@ def to_dataset(
         )
     kept = [replace(each, mask=masks.place(each.mask, each.image, mask_orientation)) for each in kept]
     _check_masks(kept, origin)
+    pictures = len(kept)
+    if tiles:
+        kept = tiling.cut(kept, tiles)
     store = ImageStore.from_files([record.image for record in kept], image_size, crop, cache_bytes, resize)
-    seen = near_duplicates.Collector(len(kept))
-    bad = store.verify(workers, seen.add)
+    seen, means = near_duplicates.Collector(len(kept)), np.ones(len(kept))
+
+    def visit(index: int, pixels: np.ndarray) -> None:
+        seen.add(index, pixels)
+        means[index] = pixels.mean() / 255
+
+    bad = store.verify(workers, visit)
     if bad and not skip:
         raise UserError(
-            f"{len(bad)} of {len(kept)} images named in {origin} cannot be read, "
+            f"{tiling.count(kept[each.index] for each in bad)} of {pictures} images named in {origin} cannot be read, "
             f"first: {kept[bad[0].index].place}: {bad[0].reason}"
         )
     unreadable = {image.index for image in bad}
     good = np.array([index for index in range(len(kept)) if index not in unreadable], np.int64)
-    skipped = len(records) - len(good)
+    skipped = len(records) - tiling.count(kept[index] for index in good)
     if skipped:
         reason = bad[0].reason if bad else f"{file_of(records[there.index(False)].image)}: no such file"
         notes = [*notes, f"{origin}: skipped {skipped} of {len(records)} images on request, first: {reason}"]
     if not len(good):
         raise UserError(f"{origin}: none of its {len(records)} images can be read")
+    if tiles:
+        bright = good[means[good] >= tiles.min_brightness]
+        notes = [*notes, tiling.about([kept[index] for index in good], len(bright), tiles, origin)]
+        if not len(bright):
+            raise UserError(
+                f"{origin}: all of its {len(good)} tiles are darker than tile_min_brightness="
+                f"{tiles.min_brightness}; the brightest has {means[good].max():.3g}"
+            )
+        if without := {file_of(kept[i].image) for i in good} - {file_of(kept[i].image) for i in bright}:
+            notes.append(f"{origin}: {len(without)} images have dark tiles only, first: {min(without)}")
+        good = bright
+        seen.of_pictures(store, good)
     kept = [kept[index] for index in good]
     named = with_patients(kept)
     if inside := sum(a.group != b.group for a, b in zip(named, kept, strict=True)):
@@ -316,7 +318,8 @@ def _own_group(image: Path | Plane) -> str:
 
     Slices and frames of one file form a group; pictures of an array do not.
     """
-    return str(image) if formats.module(file_of(image)) is arrays else str(file_of(image))
+    whole = plane(image).whole
+    return str(whole) if formats.module(whole.path) is arrays else str(whole.path)
 
 
 def _labels(records: Sequence[Record], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:
@@ -366,8 +369,7 @@ def _checked_masks(
         except UserError as error:
             return str(error)
         if mask != image:
-            sizes = f"{mask[1]} x {mask[0]} pixels, its image {image[1]} x {image[0]}"
-            return f"{record.mask}: {sizes}; expected a mask as large as its image"
+            return f"{record.mask}: {masks.of_other_size(mask, image)}"
         if drawn is None:
             return None
         alpha = None if drawn.alpha is None else framing.mask(drawn.alpha)
@@ -402,7 +404,12 @@ def _checked_masks(
 
 def _pixel_scale(records: Sequence[Record], framing: Framing) -> np.ndarray:
     """Return the size of each decoded image's pixel in pixels of its file, [n, 2]."""
-    return np.array([framing.scale(formats.extent(record.image)) for record in records])
+    found = []
+    for record in records:
+        scale, source = framing.scale(formats.extent(record.image)), plane(record.image)
+        of_tile = source.tile.scale(formats.extent(source.whole)) if source.tile else (1.0, 1.0)
+        found.append((scale[0] * of_tile[0], scale[1] * of_tile[1]))
+    return np.array(found)
 
 
 def _spacing(records: Sequence[Record], framing: Framing) -> np.ndarray | None:

@@ -15,6 +15,7 @@ from dapt_jax.data.phantoms import load_phantoms
 from dapt_jax.data.prepared_tfds import load_tfds
 from dapt_jax.data.sets import SETS
 from dapt_jax.data.textures import load_textures
+from dapt_jax.data.tiles import Tiles
 from dapt_jax.data.unlabelled import load_images
 from dapt_jax.errors import UserError, nearest
 
@@ -28,10 +29,18 @@ KINDS: dict[str, Callable[..., Dataset]] = {
     **{kind: entry.load for kind, entry in SETS.items()},
 }
 SEGMENTS = "segments"
-_OF_ANY = {SEGMENTS: (), "ordinal": False, "merge_look_alikes": True, "cohort": ""}
+_OF_ANY: dict[str, Any] = {SEGMENTS: (), "ordinal": False, "merge_look_alikes": True, "cohort": ""}
 """Keys that every kind accepts, whatever its reader, with their defaults."""
+_OF_TILES: dict[str, Any] = {
+    "tile_size": 0,
+    "tile_stride": 0,
+    "tile_picture": "",
+    "tile_margin": "",
+    "tile_min_brightness": 0.0,
+}
+"""Keys of every kind that reads files, see `Tiles.parse`, with their defaults."""
 # Set by the study for all of its data, not in the description of one set.
-_SHARED = ("on_bad_image", "cache_bytes", "workers")
+_SHARED = ("on_bad_image", "cache_bytes", "workers", "tiles")
 
 
 def load(
@@ -54,7 +63,8 @@ def load(
             set; values with the same name become one segment. `ordinal=True` means that the classes are
             ordered grades: numbers, or names in the order given by `classes`. `merge_look_alikes=False` lets
             splits divide near-duplicate images. `cohort="hospital A"` identifies the cohort in which patient
-            names are unique: sets of two cohorts share no patient, even if names coincide. The readers are
+            names are unique: sets of two cohorts share no patient, even if names coincide. Sets of files can be
+            cut into tiles, which become the images of the set: see `dapt_jax.data.tiles.Tiles.parse`. The readers are
             `load_manifest`, `load_folder`, `load_images`, `load_phantoms`, `load_textures` and `load_tfds`.
             Several descriptions are one set, see `dapt_jax.data.concatenate`.
         data_dir: Folder that `path` is relative to; not needed for absolute paths and for phantoms.
@@ -82,10 +92,11 @@ def load(
         return read.without_labels()
     reader = KINDS[kind]
     known = inspect.signature(reader).parameters
+    of_any = _OF_ANY | (_OF_TILES if "tiles" in known else {})
     keys = [key for key in known if key not in _SHARED]
     for key in spec:
-        if key not in ("kind", *_OF_ANY) and key not in keys:
-            raise UserError(f"kind {kind!r} has no key {key!r}; {nearest(str(key), [*keys, *_OF_ANY])}")
+        if key not in ("kind", *of_any) and key not in keys:
+            raise UserError(f"kind {kind!r} has no key {key!r}; {nearest(str(key), [*keys, *of_any])}")
     arguments = {"image_size": image_size, "on_bad_image": on_bad_image, **shared}
     arguments = {key: value for key, value in arguments.items() if key in known}
     given = {key: _plain(key, spec[key], known[key].default) for key in spec if key in keys}
@@ -94,7 +105,9 @@ def load(
         arguments["path"] = _resolve(arguments.get("path", ""), kind, data_dir)
     elif "name" not in arguments:
         raise UserError(f"kind {kind!r} needs a name")
-    of_any = {key: _plain(key, spec.get(key, default), default) for key, default in _OF_ANY.items()}
+    of_any = {key: _plain(key, spec.get(key, default), default) for key, default in of_any.items()}
+    if "tiles" in known:
+        arguments["tiles"] = Tiles.parse(**{key: of_any[key] or _OF_TILES[key] for key in _OF_TILES})
     dataset = reader(**arguments)
     if of_any[SEGMENTS] and SEGMENTS not in known:
         dataset = dataset.segmented(of_any[SEGMENTS])
@@ -161,6 +174,10 @@ def _plain(key: str, value: object, standard: object) -> Any:
         return tuple(name.strip() for name in names)
     if isinstance(standard, str) and not isinstance(value, str):
         raise UserError(f"{key} is {value!r}; expected text")
+    if isinstance(standard, float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{key} is {value!r}; expected a number")
+        return float(value)
     if not isinstance(standard, str) and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
         raise UserError(f"{key} is {value!r}; expected a whole number from 0")
     return value

@@ -18,6 +18,7 @@ from dapt_jax.data.manifest import load_manifest
 from dapt_jax.data.paths import IMAGES, holds_picture, walk
 from dapt_jax.data.plane import Plane, Window
 from dapt_jax.data.records import Record
+from dapt_jax.data.tiles import Tiles
 from dapt_jax.errors import UserError, nearest
 
 TABLES = (".csv", ".tsv")
@@ -39,6 +40,7 @@ def load_images(
     name: str = "",
     window: str = "",
     axis: int = 2,
+    tiles: Tiles | None = None,
 ) -> Dataset:
     r"""Read pictures without labels: a folder of any structure, or a manifest whose labels are not read.
 
@@ -61,6 +63,7 @@ def load_images(
         window: Black and white values of the images, see `Window.parse`; "" for the rule of each kind of
             file.
         axis: Axis of NIfTI volumes: 0 sagittal, 1 coronal, 2 axial slices.
+        tiles: How images are cut into tiles; None for whole images.
 
     Returns:
         The data set, without classes: see `Dataset.is_labelled`.
@@ -79,6 +82,7 @@ def load_images(
         "on_bad_image": on_bad_image,
         "cache_bytes": cache_bytes,
         "workers": workers,
+        "tiles": tiles,
     }
     if root.suffix.lower() in TABLES:
         return load_manifest(

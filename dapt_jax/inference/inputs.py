@@ -170,6 +170,9 @@ def read(batch: Batch, reading: Reading, workers: int) -> Read:
         sources, reading.image_size, reading.crop or None, every, reading.resize, reading.of_set
     )
     bad = {each.index: each.reason for each in store.verify(workers)}
+    for row, source in enumerate(sources):
+        if reading.tile_size and row not in bad and (why := reading.refusal(formats.extent(source))):
+            bad[row] = f"{source}: {why}"
     rows = np.array([row for row in range(len(sources)) if row not in bad], np.int64)
     good = store.take(rows)
     pixels = good.batch(range(len(rows)))
@@ -236,6 +239,8 @@ def from_array(images: np.ndarray, reading: Reading) -> np.ndarray:
         images = np.rint(images * 255).astype(np.uint8)
     if images.dtype != np.uint8:
         raise UserError(f"images are {images.dtype}; expected uint8, or floats from 0 to 1")
+    if why := reading.refusal(images.shape[1:3]):
+        raise UserError(f"images are {why}")
     if images.shape[-1] == 1:
         images = np.repeat(images, 3, axis=3)
     return reading.framing.images(images)

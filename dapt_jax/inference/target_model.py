@@ -55,6 +55,7 @@ class Reading:
         kinds: Origins of the training images' ranges, such as "8 bits".
         colour: Whether training images are in colour: "grey", "colour" or "both".
         sides: Smallest and largest side of the training images' files in pixels; empty where unknown.
+        tile_size: Side of the tiles that training images were cut into, in pixels; 0 for whole images.
     """
 
     image_size: int
@@ -66,6 +67,20 @@ class Reading:
     kinds: tuple[str, ...] = ()
     colour: str = "both"
     sides: tuple[int, ...] = ()
+    tile_size: int = 0
+
+    def refusal(self, extent: tuple[int, int]) -> str:
+        """Return why an image of this height and width cannot be read alike; empty where it can.
+
+        A model of tiles would see a whole image at a scale that it was never trained on.
+        """
+        side = self.tile_size
+        if not side or extent == (side, side):
+            return ""
+        return (
+            f"{extent[1]} x {extent[0]} pixels, but the model was trained on tiles (tile_size) of {side} x {side}; "
+            "expected images cut into such tiles"
+        )
 
     @property
     def framing(self) -> Framing:

@@ -32,7 +32,8 @@ def text(models: Sequence[TargetModel], records: Records) -> str:
         (
             "image size",
             f"{reading.image_size} x {reading.image_size}"
-            + (f", crop {reading.crop}" if reading.crop else ""),
+            + (f", crop {reading.crop}" if reading.crop else "")
+            + (f", of tiles of {reading.tile_size}" if reading.tile_size else ""),
         ),
         ("normalisation", normalisation.describe(models[0].encoder.preprocess)),
         ("training images", ", ".join([*reading.kinds[:3], _colour(reading.colour), *_sides(reading.sides)])),

@@ -225,6 +225,8 @@ class _Scores:
     def write_cases(self, workdir: Path, arm: Arm, protocol: str) -> None:
         """Write the Dice of every image: of held-out folds one after another, of other splits the folds' mean."""
         for split, folds in self._cases.items():
+            if not folds:  # a task with train and test, and nothing held out
+                continue
             cases = folds[0]
             if split == self._task.scored:
                 parts = ([getattr(each, name) for each in folds] for name in ("dice", "groups", "images"))

@@ -281,6 +281,7 @@ def reading_of(dataset: Dataset) -> Reading:
     }
     sources = [images.source(row) for row in range(len(images))]
     planes = {(each.window, each.axis) for each in sources if isinstance(each, Plane)}
+    tiles = {each.tile.size for each in sources if isinstance(each, Plane) and each.tile}
     window, axis = next(iter(planes)) if len(planes) == 1 else (None, 2)
     sampled = [source for row in rows if (source := sources[row]) is not None]
     sides = [side for source in sampled for side in formats.extent(source)]
@@ -295,6 +296,7 @@ def reading_of(dataset: Dataset) -> Reading:
         tuple(sorted({each.origin for each in images.ranges()})),
         "both" if len(grey) > 1 else "grey" if True in grey else "colour",
         (min(sides), max(sides)) if sides else (),
+        max(tiles, default=0),
     )
 
 

@@ -14,6 +14,7 @@ from dapt_jax.data import records
 from dapt_jax.data.dataset import LABEL, Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
 from dapt_jax.data.records import Record
+from dapt_jax.data.tiles import Tiles
 from dapt_jax.errors import UserError, nearest
 
 CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
@@ -121,6 +122,7 @@ def file_set(
             on_bad_image: str = "error",
             cache_bytes: int = CACHE_BYTES,
             workers: int | None = None,
+            tiles: Tiles | None = None,
             name: str = "",
             **options: Any,
         ) -> Dataset:
@@ -147,6 +149,7 @@ def file_set(
                 on_bad_image=on_bad_image,
                 cache_bytes=cache_bytes,
                 workers=workers,
+                tiles=tiles,
                 segments=named if task == SEGMENTATION else (),
                 overlapping=overlapping,
             )
