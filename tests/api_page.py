@@ -13,7 +13,7 @@ GROUPS = {
         "Phase", "adaptation_run", "plan", "train", "Trained", "TrainingRun", "TrainData", "RunContext", "Callback",
         "Optimizer", "Augment", "resolve_trainable",
     ),
-    "Evaluation": ("evaluate", "transferability_scores", "count_flops"),
+    "Evaluation": ("evaluate", "load_predictor", "transferability_scores", "count_flops"),
     "Studies": ("default_config", "StudySettings", "plan_study", "run_study", "score", "compare", "read_study", "UserError"),
 }  # fmt: skip
 

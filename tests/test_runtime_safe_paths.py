@@ -88,8 +88,9 @@ def test_pull_writes_below_the_copy_alone(kind, names, tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
     if kind == "zip":
         with zipfile.ZipFile(root / "data.zip", "w") as archive:
-            for name in filter(None, names):
-                archive.writestr(name, b"theirs")
+            for name in names:
+                if name.partition("\0")[0]:  # zip files have no empty names, and end names at a NUL
+                    archive.writestr(name, b"theirs")
         url = f"zip://::{root}/data.zip"
     else:
         store = fsspec.filesystem("memory").store

@@ -179,7 +179,7 @@ def test_a_study_runs_with_its_workdir_and_its_data_in_a_bucket(tmp_path, bucket
     assert {"/bucket/study/results.jsonl", "/bucket/study/report.html", "/bucket/study/config.json"} <= names
     before = there(bucket)["/bucket/study/results.jsonl"]
     assert run("--config.mode=status", f"--workdir={place}") == 0
-    assert "1 done, 0 running, 0 left" in capsys.readouterr().out
+    assert "1 done, 0 begun, 0 left" in capsys.readouterr().out
     storage.data.cache_clear()
     assert run(*flags) == 0  # nothing is left to do, and nothing to copy
     assert "copying" not in capsys.readouterr().out

@@ -29,6 +29,8 @@ def get_config():
     return config
 """
 SMALL = ("--config.transfer.protocols=linear", "--config.tasks.cells.development.n=40")
+FIXED = ("--config.cache.memory_mb=256", "--config.cache.disk_mb=0", "--config.data.cache_mb=64")
+"""Budgets that otherwise follow the machine: without a workdir, of each moment."""
 
 
 def weights(path, seed):
@@ -293,7 +295,7 @@ def test_strategies_that_compete_for_a_budget_cannot_be_added(tmp_path):
         budget = ("--config.compute_budget=0.9", "--config.checkpoint_scoring.budget=0.9")
         score = "--config.checkpoint_selection.score=knn"
         settings, _ = flags.parse(
-            [f"--config={TINY}", *SMALL, names, f"--config.seeds={seeds}", *budget, score]
+            [f"--config={TINY}", *SMALL, *FIXED, names, f"--config.seeds={seeds}", *budget, score]
         )
         return prepare(settings)
 

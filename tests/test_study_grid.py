@@ -121,7 +121,7 @@ def test_the_command_plans_and_runs_with_exit_code_2_for_a_bad_point(file, tmp_p
     assert "1 studies cannot be planned yet" in out
     assert run(*flags_) == 2
     out, err = capsys.readouterr()
-    assert "2 of 3 finished" in out
+    assert "2 of 3 finished" in out, out + err
     assert "no such part" in err
     assert (tmp_path / "runs" / "again" / "report.md").exists()
     assert run(*flags_, "--config.mode=export") == 2

@@ -247,8 +247,6 @@ def to_dataset(
         raise UserError(
             f"mask_orientation={mask_orientation!r}; {nearest(mask_orientation, masks.ORIENTATIONS[1:])}"
         )
-    records = [replace(each, mask=masks.place(each.mask, each.image, mask_orientation)) for each in records]
-    _check_masks(records, origin)
     there = [os.path.isfile(file_of(record.image)) for record in records]
     kept = [record for record, found in zip(records, there, strict=True) if found]
     if not all(there) and not skip:
@@ -257,6 +255,8 @@ def to_dataset(
             f"{len(records) - len(kept)} of {len(records)} images named in {origin} do not exist, "
             f"first: {first.place}: {first.written}; {_near_files(file_of(first.image))}"
         )
+    kept = [replace(each, mask=masks.place(each.mask, each.image, mask_orientation)) for each in kept]
+    _check_masks(kept, origin)
     store = ImageStore.from_files([record.image for record in kept], image_size, crop, cache_bytes, resize)
     seen = near_duplicates.Collector(len(kept))
     bad = store.verify(workers, seen.add)

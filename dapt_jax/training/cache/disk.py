@@ -57,7 +57,7 @@ class DiskCache:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another thread of this process may have probed as well
 
     def find(self, key: str) -> "CacheEntry | None":
         """Return the entry of a key if it is complete; a damaged one is removed and reported."""
