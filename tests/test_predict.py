@@ -20,9 +20,9 @@ from dapt_jax.inference.target_model import Reading
 from dapt_jax.losses import LOSSES, SEGMENTATION_LOSSES
 from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
-from dapt_jax.records import overlays
+from dapt_jax.records import overlays, samples
 from dapt_jax.settings import StrategySpec, default, resolve
-from dapt_jax.study import strategies
+from dapt_jax.study import saliency, strategies
 from dapt_jax.study.target_models import merged
 from dapt_jax.study.tasks import Task
 from dapt_jax.weights import locate
@@ -397,3 +397,32 @@ def test_the_mask_of_a_file_is_background_where_the_model_saw_nothing(framing):
     assert whole.shape == (20, 30)
     assert whole[top:bottom, left:right].all()
     assert whole.sum() == (bottom - top) * (right - left)
+
+
+def test_examples_have_the_saliency_of_the_model_that_is_kept(workdir):
+    found = samples.read(samples.Examples, samples.examples_path(workdir, "cut", 0, "cells", "external"))
+    few = np.flatnonzero(np.isfinite(found.saliency).all((1, 2)))
+    assert [(found.kinds[few] == kind).sum() for kind in samples.KINDS] == [
+        min(2, (found.kinds == kind).sum()) for kind in samples.KINDS
+    ]
+    predictor = dj.load_predictor(workdir / "models/cells/cut-linear/seed0.safetensors")
+    for place in few:
+        image = CLASSES.images.batch([int(found.names[place])])[0]
+        column = predictor.classes.index(found.predicted[place])
+        drops = saliency.drops(
+            lambda images, column=column: predictor(images).probabilities[:, column], image
+        )
+        assert found.saliency[place] == pytest.approx(drops, abs=1e-5)
+    assert np.abs(found.saliency[few]).max() > 1e-3
+    own = samples.read(samples.Examples, samples.examples_path(workdir, "cut", 0, "cells", "development"))
+    count = len(few) + np.isfinite(own.saliency).all((1, 2)).sum()
+    (row,) = [each for each in command.rows(workdir / "ledger.jsonl") if each["phase"] == "cells/saliency"]
+    assert (row["seed"], row["images"], row["model_flops"]) == (0, count * (saliency.GRID**2 + 1), 0)
+    features = next(
+        each for each in command.rows(workdir / "ledger.jsonl") if each["phase"] == "cells/features"
+    )
+    per_image = features["model_flops"] // features["images"]
+    assert row["hardware_flops"] == row["images"] * per_image
+    page = (workdir / "report.html").read_text()
+    assert "Saliency is by occlusion" in page
+    assert page.count("<strong>saliency</strong>") == count

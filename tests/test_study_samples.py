@@ -79,6 +79,7 @@ def test_the_page_shows_them_with_labels_and_sizes(tmp_path, task):
     files.write(files.sheet_path(workdir, "corpus"), sheet)
     build(workdir)
     page = (workdir / "report.html").read_text()
+    assert "Saliency" not in page
     for said in (
         "1,200 images of 400 patients",
         "corpus: 3 of 1,200 images, 64 x 64 pixels",

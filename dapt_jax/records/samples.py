@@ -57,6 +57,9 @@ class Examples:
         labels: str [k], true classes.
         predicted: str [k], predicted classes.
         probabilities: float [k], predicted probability of the predicted class.
+        saliency: float32 [k, h, w], how far that probability falls without each square of the image; NaN for
+            images of which it was not computed. None where it was computed of none, as in workdirs of earlier
+            versions.
     """
 
     protocol: str
@@ -66,6 +69,7 @@ class Examples:
     labels: np.ndarray
     predicted: np.ndarray
     probabilities: np.ndarray
+    saliency: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +93,17 @@ class FeatureMap:
 
 Record = TypeVar("Record", Sheet, Examples, FeatureMap)
 
-_AXES = {"images": 4, "points": 2, "title": 0, "protocol": 0, "count": 0, "patients": 0, "size": 0}
-_DTYPES = {"images": "u", "points": "f", "explained": "f", "probabilities": "f"}
+_AXES = {
+    "images": 4,
+    "saliency": 3,
+    "points": 2,
+    "title": 0,
+    "protocol": 0,
+    "count": 0,
+    "patients": 0,
+    "size": 0,
+}
+_DTYPES = {"images": "u", "points": "f", "explained": "f", "probabilities": "f", "saliency": "f"}
 _DTYPES |= {"count": "iu", "patients": "iu", "size": "iu"}
 
 
@@ -111,7 +124,7 @@ def feature_map_path(workdir: Path, strategy: str, seed: object, task: str) -> P
 
 def write(path: Path, record: Sheet | Examples | FeatureMap) -> None:
     """Write a record atomically."""
-    arrays.write(path, vars(record))
+    arrays.write(path, {name: value for name, value in vars(record).items() if value is not None})
 
 
 def read(kind: type[Record], path: Path) -> Record | None:
@@ -123,7 +136,8 @@ def read(kind: type[Record], path: Path) -> Record | None:
     if not path.is_file():
         return None
     values = arrays.read(path)
-    names = [field.name for field in dataclasses.fields(kind)]
+    fields = dataclasses.fields(kind)
+    names = [field.name for field in fields if field.name in values or field.default is dataclasses.MISSING]
     if missing := [name for name in names if name not in values]:
         raise UserError(f"{path}: no array {missing[0]!r}; delete the file")
     _check(path, {name: values[name] for name in names})

@@ -13,7 +13,7 @@ from dapt_jax.metrics import METRICS, display_name
 from dapt_jax.records import typed
 from dapt_jax.records.ledger import Ledger, Row
 from dapt_jax.records.renamed import upgrade
-from dapt_jax.records.vocabulary import BASELINE, CHECKPOINT_MARK, KINDS, MARGIN, SPLITS, STAGES
+from dapt_jax.records.vocabulary import BASELINE, CHECKPOINT_MARK, KINDS, MARGIN, SALIENCY, SPLITS, STAGES
 from dapt_jax.runtime import atomic_files
 from dapt_jax.statistics import Aggregation, Interval, mean_interval
 
@@ -302,13 +302,16 @@ class Records:
         """Return the standalone cost of each seed of a strategy that has results and ledger rows.
 
         The cost of an arm without results is incomplete, so it is left out. A transfer row
-        belongs to the task whose name its phase begins with (`<task>/...`), or to every task.
+        belongs to the task whose name its phase begins with (`<task>/...`), or to every task. What explains
+        results (`SALIENCY`) is not counted.
         """
         tasks = set(self.tasks)
         finished = {row["seed"] for row in self.results if row["strategy"] == strategy}
         arms: dict[Any, list[Row]] = {}
         for row in self.rows:
-            owner = row.phase.partition("/")[0]
+            owner, _, part = row.phase.partition("/")
+            if part == SALIENCY:
+                continue
             elsewhere = task is not None and row.stage == "transfer" and owner in tasks and owner != task
             is_shared = (
                 self.shared_seed is not None and row.stage != "transfer" and CHECKPOINT_MARK not in strategy

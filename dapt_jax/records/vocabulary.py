@@ -15,6 +15,9 @@ MARGIN = 0.01
 STAGES = ("dapt", "transfer", "score")
 """What a row of the ledger can be the cost of."""
 
+SALIENCY = "saliency"
+"""Phase `TASK/saliency` of the ledger: it explains results, and is no part of the cost of a strategy."""
+
 CACHED = ("off", "filled", "reused")
 """What a row of the ledger did with cached activations."""
 

@@ -188,6 +188,11 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
             by_source.table(splits),
             selection.agreement(records, task),
         ]
+        examples = [
+            each
+            for name in recommendation.arms_shown(records, task)[:1]
+            for each in thumbnails.examples(workdir, records, task, name)
+        ]
         sections.append(
             {
                 "task": task,
@@ -203,11 +208,8 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
                     )
                     for each in splits
                 ],
-                "examples": [
-                    each
-                    for name in recommendation.arms_shown(records, task)[:1]
-                    for each in thumbnails.examples(workdir, records, task, name)
-                ],
+                "examples": examples,
+                "examples_words": thumbnails.saliency_words(examples),
                 "features": drawn(
                     functools.partial(feature_maps.pictures, workdir, records, task), task, workdir
                 ),

@@ -19,6 +19,10 @@ from dapt_jax.report.style import COLOURS
 _SIDE = 192
 _QUALITY = 80
 
+SALIENCY = "saliency"
+"""Title of a thumbnail that shows the saliency of the one before it."""
+RED, BLUE = (214, 39, 40), (31, 119, 180)
+
 Thumbnail = dict[str, str]
 """A thumbnail for a template: `data` (base64 of a JPEG), `alt`, `title` and `words`."""
 
@@ -89,16 +93,62 @@ def examples(workdir: Path, records: Records, task: str, strategy: str) -> list[
                 rows = np.flatnonzero(each.kinds == kind).tolist()
                 title = f"{split}, {kind}: {strategy} seed {seed}, {each.protocol}"
                 if rows:
-                    found.append((title, [_example(each, row) for row in rows]))
+                    found.append((title, [drawn for row in rows for drawn in _example(each, row)]))
     return found
 
 
-def _example(found: samples.Examples, row: int) -> Thumbnail:
+def saliency_words(shown: Sequence[tuple[str, list[Thumbnail]]]) -> str:
+    """Return what saliency beside examples is and is not; empty where there is none."""
+    if not any(each["title"] == SALIENCY for _, images in shown for each in images):
+        return ""
+    return (
+        "Saliency is by occlusion: one square of the image after another is replaced by the mean colour of the "
+        "image. Where it is red, the probability of the predicted class falls without the square; where it is "
+        "blue, it rises. The strongest colour is the largest change in that image. "
+        "It shows what this one prediction depends on. It does not show that the reason is medically sound, "
+        "where a finding is, or what other predictions depend on. Parts that can replace one another are not "
+        "marked."
+    )
+
+
+def _example(found: samples.Examples, row: int) -> list[Thumbnail]:
+    """Return the thumbnail of an example, and that of its saliency where it is known."""
     truth, said = str(found.labels[row]), str(found.predicted[row])
     words = f"predicted {said}, {found.probabilities[row]:.2f}"
-    return {
+    image = {
         "data": jpeg(found.images[row], side=128),
         "alt": f"Image of the class {truth}, {words}",
         "title": f"true {truth}",
         "words": f"{words}; {found.names[row]}",
     }
+    drops = None if found.saliency is None else found.saliency[row]
+    if drops is None or not np.isfinite(drops).all():
+        return [image]
+    fall, rise = float(drops.max()), -float(drops.min())
+    changes = [
+        f"{verb} by up to {size:.2f}" for verb, size in (("falls", fall), ("rises", rise)) if size >= 0.005
+    ]
+    change = f"{said} {', '.join(changes) or 'does not depend on one square'}"
+    saliency = {
+        "data": jpeg(heat(found.images[row], drops), side=128),
+        "alt": f"Occlusion saliency of the image before it: {change}",
+        "title": SALIENCY,
+        "words": change,
+    }
+    return [image, saliency]
+
+
+def heat(image: np.ndarray, drops: np.ndarray) -> np.ndarray:
+    """Return an image in grey with its saliency in colour, uint8 [h, w, 3].
+
+    Args:
+        image: uint8 [h, w, 3].
+        drops: float [rows, columns], above 0 drawn red and below 0 blue, relative to the largest magnitude.
+    """
+    size = (image.shape[1], image.shape[0])
+    strength = drops / max(float(np.abs(drops).max()), 1e-6)
+    strength = np.asarray(Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.NEAREST))
+    grey = image.mean(2, keepdims=True).repeat(3, 2)
+    opacity = 0.65 * np.abs(strength)[..., None]
+    colour = np.where(strength[..., None] > 0, RED, BLUE)
+    return np.asarray((1 - opacity) * grey + opacity * colour).round().astype(np.uint8)

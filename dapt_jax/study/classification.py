@@ -29,7 +29,7 @@ from dapt_jax.runtime import processes, sharding
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.training import DECAYS, FINETUNE, HeadSettings
 from dapt_jax.statistics import Units
-from dapt_jax.study import adapt, head_curves, samples, segmentation
+from dapt_jax.study import adapt, head_curves, saliency, samples, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.predictions import FoldPredictions, Predictions, classes_outside
 from dapt_jax.study.runs import classification_loss, run_options
@@ -67,6 +67,9 @@ def transfer(
     predictions = Predictions(task)
     keeper = Keeper(study, arm, task, adapted, context)
     protocols = [name for name in settings.protocols if name != FINETUNE]
+    wanted = study.settings.report.protocol
+    shown = wanted if wanted in settings.protocols else settings.protocols[0]
+    explainer: saliency.Explainer | None = None
     is_shown = arm.seed == study.settings.seeds[0] and not arm.epochs and processes.is_primary()
     if protocols:
         model = Classifier(adapted.encoder, len(task.development.classes), study.settings.model.dtype)
@@ -76,16 +79,19 @@ def transfer(
         for protocol in protocols:
             context.reporter.advance(0, f"{arm.title}  {task.name} {protocol}")
             heads = HeadRun(study.settings.of_task(task.name), task, arm.key, protocol)
-            keep = functools.partial(keeper.heads, protocol)
+            keep: list[Keep] = [functools.partial(keeper.heads, protocol)]
+            if context.workdir and is_shown and protocol == shown:
+                explainer = saliency.Explainer(adapted, task, model, context)
+                keep.append(explainer.hold)
             rows += heads.measure(features, context, predictions, keep)
     if FINETUNE in settings.protocols:
         rows += _finetune(keeper, predictions)
     if context.workdir:
         predictions.write(context.workdir, arm.name, arm.seed)
         if is_shown:
-            wanted = study.settings.report.protocol
-            protocol = wanted if wanted in settings.protocols else settings.protocols[0]
-            samples.write_examples(context.workdir, arm, task, protocol, predictions.by_split)
+            samples.write_examples(context.workdir, arm, task, shown, predictions.by_split, explainer)
+            if explainer:
+                explainer.account(arm)
     return rows
 
 
@@ -183,7 +189,7 @@ class HeadRun:
         features: dict[str, np.ndarray],
         context: RunContext | None,
         predictions: Predictions | None = None,
-        keep: Keep | None = None,
+        keep: Sequence[Keep] = (),
     ) -> list[ResultRow]:
         """Train the heads on features and score them.
 
@@ -191,8 +197,7 @@ class HeadRun:
             features: Features by split.
             context: Environment with the ledger for their cost; None to omit it.
             predictions: Receiver of the probabilities of every image; None to discard them.
-            keep: Receiver of the heads, the development features and the out-of-fold probabilities; None to
-                discard them.
+            keep: Receivers of the heads, the development features and the out-of-fold probabilities.
 
         Returns:
             Lines for `results.jsonl`.
@@ -210,8 +215,8 @@ class HeadRun:
         held_out = {split: list(values) for split, values in by_split.items() if split != "development"}
         if predictions:
             predictions.add(self.protocol, out_of_fold, held_out)
-        if keep:
-            keep(trained, features["development"], out_of_fold)
+        for each in keep:
+            each(trained, features["development"], out_of_fold)
         return [
             *score(self.task, self.key, self.protocol, out_of_fold, held_out),
             *self._curves(trained, folds, context),

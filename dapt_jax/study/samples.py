@@ -1,6 +1,6 @@
 """Sample images and maps of features that a study stores for its report: see `records.samples`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,16 @@ from dapt_jax.study.tasks import Task
 
 TILES, EXAMPLES = 12, 4
 """Images of a contact sheet, and of each kind of examples."""
+EXPLAINED = 2
+"""Examples of each kind whose saliency is computed."""
 POINTS = 500
 """Most images on a map of features."""
 SIDE = 96
 """Most pixels of a side of a stored image."""
 _SEED = 0
+
+Explain = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
+"""Function from a split, rows of its scored images and their predicted classes to saliency [k, h, w]."""
 
 
 def sheet_rows(dataset: Dataset) -> np.ndarray:
@@ -54,7 +59,12 @@ def write_sheets(study: Study, workdir: Path) -> None:
 
 
 def write_examples(
-    workdir: Path, arm: Arm, task: Task, protocol: str, predicted: Mapping[str, Mapping[str, np.ndarray]]
+    workdir: Path,
+    arm: Arm,
+    task: Task,
+    protocol: str,
+    predicted: Mapping[str, Mapping[str, np.ndarray]],
+    explain: Explain | None = None,
 ) -> None:
     """Write examples of right and wrong predictions on each split, of images of one class each.
 
@@ -67,6 +77,7 @@ def write_examples(
         task: The task.
         protocol: The protocol of the predictions.
         predicted: Probabilities by split and protocol, float [n, classes].
+        explain: Function that computes the saliency of some of them; None for none.
     """
     for split, dataset in task.scored_sets(task.scored_rows).items():
         probabilities = predicted.get(split, {}).get(protocol)
@@ -76,6 +87,13 @@ def write_examples(
         rows_of = chosen(guess == dataset.truth, sure)
         rows = np.concatenate(list(rows_of.values()))
         classes = np.asarray(dataset.classes, str)
+        saliency = None
+        if explain is not None and len(rows):
+            order = np.concatenate([np.arange(len(each)) for each in rows_of.values()])
+            few = np.flatnonzero(order < EXPLAINED)
+            maps = explain(split, rows[few], guess[rows[few]])
+            saliency = np.full((len(rows), *maps.shape[1:]), np.nan, np.float32)
+            saliency[few] = maps
         found = samples.Examples(
             protocol=protocol,
             kinds=np.repeat(list(rows_of), [len(each) for each in rows_of.values()]).astype(str),
@@ -84,6 +102,7 @@ def write_examples(
             labels=classes[dataset.truth[rows]],
             predicted=classes[guess[rows]],
             probabilities=sure[rows].astype(np.float64),
+            saliency=saliency,
         )
         samples.write(samples.examples_path(workdir, arm.name, arm.seed, task.name, split), found)
 
