@@ -408,8 +408,8 @@ def test_two_studies_on_one_cache_folder_evict_each_others_entries_and_read_noth
             for key in keys * 10:
 
                 def fill(key=key):
-                    parts = iter([values(key)])
-                    return files.find(key) or files.fill(key, shape, 1, images, lambda _: parts, {})
+                    made = [values(key)]
+                    return files.find(key) or files.fill(key, shape, 1, images, lambda _: iter(made), {})
 
                 reader = disk.SelfHealingReader(fill(), fill, lambda line: None)
                 for row in range(images):

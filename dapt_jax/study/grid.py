@@ -83,9 +83,7 @@ def show(grid: flags.Grid, workdir: Path) -> int:
 
     A point that takes weights of another one that has not run is planned with random weights in their place.
     """
-    table = Table(
-        title=f"{grid.file}: {len(grid.choices)} studies" + (f", shard {grid.shard}" if grid.shard else "")
-    )
+    table = Table()
     for column in ("study", "arms", "adaptations", "TFLOP", "state"):
         table.add_column(column, justify="left" if column in ("study", "state") else "right")
     ended, total, adaptations, unknown = _ended(workdir), 0, 0, 0
@@ -111,6 +109,8 @@ def show(grid: flags.Grid, workdir: Path) -> int:
         total, adaptations = total + flops, adaptations + runs
         table.add_row(point.name, str(len(study.arms)), str(runs), number(flops / 1e12), state)
     console = Console(width=None if Console().is_terminal else 150)
+    shard = f", shard {grid.shard}" if grid.shard else ""
+    console.print(f"{grid.file}: {len(grid.choices)} studies{shard}", soft_wrap=True, markup=False)
     console.print(table)
     line = f"grid: {adaptations} adaptations, {number(total / 1e12)} TFLOP"
     if unknown:
@@ -146,14 +146,15 @@ def run(grid: flags.Grid, workdir: Path, run_study: Callable[[Sequence[str]], in
         atomic_files.write_text(workdir / FILE, json.dumps(ended, indent=1) + "\n")
     ended = _ended(workdir)
     states = {point.name: _state(ended.get(point.name), point) for point in own}
-    table = Table(
-        title=f"{grid.file}: {sum(s == 'finished' for s in states.values())} of {len(own)} finished"
-    )
+    table = Table()
     table.add_column("study")
     table.add_column("state")
     for name, state in states.items():
         table.add_row(name, state)
-    Console(width=None if Console().is_terminal else 150).print(table)
+    console = Console(width=None if Console().is_terminal else 150)
+    console.print(table)
+    finished = sum(state == "finished" for state in states.values())
+    console.print(f"{grid.file}: {finished} of {len(own)} finished", soft_wrap=True, markup=False)
     _report(grid, workdir)
     return 0 if all(state == "finished" for state in states.values()) else EXIT_CODE
 

@@ -28,7 +28,7 @@ FORMAT = 1
 SHARD_BYTES = 64 << 20
 DONE = "entry.json"
 _PROGRESS = "progress.json"
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 """Times that an entry is filled, or read, before the failure is raised: another study may evict it at any moment."""
 _READ_AT_ONCE = 3
 """Entries that a phase reads: its views, a teacher's targets, and the plain images that it is evaluated on."""
