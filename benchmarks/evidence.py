@@ -347,20 +347,16 @@ def _file(panel: Panel) -> str:
     return f"{panel.name}_{panel.task}_{panel.split}.png"
 
 
-def _score(interval: Interval | None) -> str:
+def _score(interval: Interval | None, spec: str = ".3f") -> str:
     if interval is None:
         return NONE
     if interval.low is None:
-        return f"{interval.mean:.3f}"
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+        return f"{interval.mean:{spec}}"
+    return f"{interval.mean:{spec}} [{interval.low:{spec}}, {interval.high:{spec}}]"
 
 
 def _signed(interval: Interval | None) -> str:
-    if interval is None:
-        return NONE
-    if interval.low is None:
-        return f"{interval.mean:+.3f}"
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+    return _score(interval, "+.3f")
 
 
 if __name__ == "__main__":

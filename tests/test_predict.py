@@ -23,9 +23,9 @@ from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.records import overlays, samples
 from dapt_jax.settings import StrategySpec, default, resolve
 from dapt_jax.study import saliency, strategies
-from dapt_jax.study.target_models import merged
 from dapt_jax.study.tasks import Task
 from dapt_jax.weights import locate
+from dapt_jax.weights.paths import flatten, unflatten
 from tests import command
 
 SIDE = 32
@@ -257,7 +257,7 @@ def segmenter_model(side, axis=2):
     own = {name: params.pop(name) for name in [*params] if name not in ("stem", "stage1")}
     for name in [*batch_stats]:
         if name not in ("stem", "stage1"):
-            own[name] = merged(own[name], batch_stats.pop(name))
+            own[name] = unflatten(flatten(own[name]) | flatten(batch_stats.pop(name)))
     about = target_model.About(
         "masks", "cut", "frozen", 0, (0,), "efficientnet_lite0", "stage1/block1", "float32",
         "dice_ce", dataclasses.asdict(SEGMENTATION_LOSSES["dice_ce"](3)), Reading(side, axis=axis),

@@ -25,7 +25,7 @@ FOLDER, STABLEHLO = "export", "model.stablehlo"
 def program(model: TargetModel) -> Callable[[UInt8[Array, "b h w c"]], Float[Array, "b ..."]]:
     """Return the function from images to probabilities: of classes [b, classes], of masks [b, h, w, outputs].
 
-    They are means over the model's members, without calibration. Images have the side `side_of`;
+    They are means over the model's members, without calibration. Images have the side `About.input_side`;
     normalisation is inside.
     """
     objective = model.about.objective
@@ -49,18 +49,13 @@ def program(model: TargetModel) -> Callable[[UInt8[Array, "b h w c"]], Float[Arr
     return masks if model.about.segments else classes
 
 
-def side_of(model: TargetModel) -> int:
-    """Return the side in pixels of the images of a program."""
-    return model.about.side or model.about.reading.image_size
-
-
 def write_stablehlo(path: Path, model: TargetModel) -> None:
     """Write a model as StableHLO for any batch size; see `program`.
 
     `jax.export.deserialize(bytes).call(images)` takes uint8 images (b, side, side, 3) on any of
     `export.PLATFORMS`, without this package.
     """
-    side = side_of(model)
+    side = model.about.input_side
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, side, side, model.encoder.channels), jnp.uint8)
     with choice.formulation("lax"):  # for every platform, not only for the machine that writes it
@@ -146,7 +141,7 @@ def run(places: Sequence[str], workdir: Path) -> list[Path]:
 
 
 def _page(model: TargetModel) -> str:
-    about, side, preprocess = model.about, side_of(model), model.encoder.preprocess
+    about, side, preprocess = model.about, model.about.input_side, model.encoder.preprocess
     outputs = f"the probabilities of {', '.join(about.classes)}"
     if about.segments:
         outputs = f"the probabilities of each pixel for {', '.join(about.segments)}"
@@ -172,7 +167,7 @@ def _page(model: TargetModel) -> str:
 
 
 def _crop(model: TargetModel) -> str:
-    reading, side = model.about.reading, side_of(model)
+    reading, side = model.about.reading, model.about.input_side
     crop = f" after a centre crop of {reading.crop} pixels" if reading.crop else ""
     return crop + (
         f" at {reading.image_size} pixels, and cut to squares" if side < reading.image_size else ""

@@ -126,7 +126,7 @@ Part = Callable[[np.ndarray], tuple[Sequence[np.ndarray], np.ndarray]]
 def features_of(model: TargetModel, mesh: Mesh) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function from images [b, h, w, 3] to pooled features of central squares, float32 [b, d]."""
     forward = ShardedForward(_pooled(model.classifier), model.params, model.batch_stats, mesh)
-    side = model.about.side or model.about.reading.image_size
+    side = model.about.input_side
     return lambda images: forward(crops.centre(images, side))
 
 
@@ -147,7 +147,7 @@ def _classify(model: TargetModel, mesh: Mesh) -> Part:
     assert isinstance(objective, ClassificationLoss)
     weights = {"encoder": model.params, "members": list(model.members)}
     forward = ShardedForward(_heads_of(model.classifier, objective), weights, model.batch_stats, mesh)
-    side = about.side or about.reading.image_size
+    side = about.input_side
 
     def predict(images: np.ndarray) -> tuple[Sequence[np.ndarray], np.ndarray]:
         squares = crops.ten(images, side) if about.crops == 10 else [crops.centre(images, side)]
@@ -193,7 +193,7 @@ def _segment(model: TargetModel, mesh: Mesh) -> Part:
     assert isinstance(objective, SegmentationLoss)
     forwards = [_pixels(network, objective, model, number, mesh) for number in range(len(model.members))]
     features = features_of(model, mesh) if model.features is not None else None
-    side = about.side or about.reading.image_size
+    side = about.input_side
 
     def predict(images: np.ndarray) -> tuple[Sequence[np.ndarray], np.ndarray]:
         if side == images.shape[1]:

@@ -25,6 +25,7 @@ from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.weights import export, identity, normalisation, readers
 from dapt_jax.weights.paths import flatten, unflatten
+from dapt_jax.weights.source import Weights
 
 KEY = "dapt_jax.target_model"
 """Key of the metadata that says that a file is a target model; its value is an `About` as JSON."""
@@ -124,7 +125,7 @@ class About:
         temperatures: Temperature of each member, fitted to development images that it was not trained on.
         threshold: Distance of features beyond which an image is unlike the training images: see
             `familiarity`; 0 where unknown.
-        trained_on: Study, set, numbers of images and patients, fingerprint and source weights.
+        trained_on: Study, set, numbers of images and patients, and source weights.
     """
 
     task: str
@@ -156,6 +157,11 @@ class About:
         loss = registry[self.loss](**_tuples(self.loss_values))
         assert isinstance(loss, ClassificationLoss | SegmentationLoss)
         return loss
+
+    @property
+    def input_side(self) -> int:
+        """Side in pixels of the squares that the network takes."""
+        return self.side or self.reading.image_size
 
     @property
     def multi_label(self) -> bool:
@@ -249,6 +255,37 @@ def read(path: Path) -> TargetModel:
         UserError: The file is damaged, no target model, or one of a newer version.
     """
     weights = readers.read(path)
+    about, encoder = _described(weights, path)
+    arrays = dict(weights.items())
+    params, batch_stats = (
+        unflatten(
+            {
+                name: _array(arrays, f"encoder/{name}", leaf.shape, path)
+                for name, leaf in flatten(tree).items()
+            }
+        )
+        for tree in encoder.abstract()
+    )
+    members = tuple(unflatten(_below(arrays, f"member{number}/")) for number in range(len(about.folds)))
+    if not members or not all(members):
+        raise UserError(
+            f"{path}: holds no head or decoder of fold {len(members)}; expected a file of transfer.keep"
+        )
+    stored = _below(arrays, "features/")
+    features = FeatureModel(**stored, threshold=about.threshold) if stored else None
+    return TargetModel(about, encoder, params, batch_stats, members, features, path)
+
+
+def describe(path: Path) -> tuple[About, Encoder]:
+    """Return what a target model is, and its encoder, from the file's header alone.
+
+    Raises:
+        UserError: See `read`.
+    """
+    return _described(readers.read(path), path)
+
+
+def _described(weights: Weights, path: Path) -> tuple[About, Encoder]:
     if KEY not in weights.metadata:
         raise UserError(f"{path}: weights, but not a target model; {HOW_TO_KEEP}")
     try:
@@ -268,24 +305,7 @@ def read(path: Path) -> TargetModel:
     encoder = registry.build(about.model).truncate(about.last_group)
     if preprocess := normalisation.from_metadata(weights.metadata, str(path)):
         encoder = encoder.with_preprocess(preprocess)
-    arrays = dict(weights.items())
-    params, batch_stats = (
-        unflatten(
-            {
-                name: _array(arrays, f"encoder/{name}", leaf.shape, path)
-                for name, leaf in flatten(tree).items()
-            }
-        )
-        for tree in encoder.abstract()
-    )
-    members = tuple(unflatten(_below(arrays, f"member{number}/")) for number in range(len(about.folds)))
-    if not members or not all(members):
-        raise UserError(
-            f"{path}: holds no head or decoder of fold {len(members)}; expected a file of transfer.keep"
-        )
-    stored = _below(arrays, "features/")
-    features = FeatureModel(**stored, threshold=about.threshold) if stored else None
-    return TargetModel(about, encoder, params, batch_stats, members, features, path)
+    return about, encoder
 
 
 def find(places: Sequence[str | Path]) -> list[Path]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,6 +142,24 @@ def read(kind: type[Record], path: Path) -> Record | None:
         raise UserError(f"{path}: no array {missing[0]!r}; delete the file")
     _check(path, {name: values[name] for name in names})
     return kind(**{name: _plain(values[name]) for name in names})
+
+
+def read_examples(workdir: Path, strategy: str, seed: object, task: str, split: str) -> Examples | None:
+    """Read an arm's examples of a split; None without them, and under a name that no study accepts."""
+    return _read_named(Examples, lambda: examples_path(workdir, strategy, seed, task, split))
+
+
+def read_feature_map(workdir: Path, strategy: str, seed: object, task: str) -> FeatureMap | None:
+    """Read the map of an arm's features; None without one, and under a name that no study accepts."""
+    return _read_named(FeatureMap, lambda: feature_map_path(workdir, strategy, seed, task))
+
+
+def _read_named(kind: type[Record], path_of: Callable[[], Path]) -> Record | None:
+    try:
+        path = path_of()
+    except UserError:
+        return None
+    return read(kind, path)
 
 
 def read_sheets(workdir: Path) -> list[Sheet]:

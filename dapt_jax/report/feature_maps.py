@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from dapt_jax.errors import UserError
 from dapt_jax.records import samples
 from dapt_jax.records.samples import FeatureMap
 from dapt_jax.records.study_records import Records
@@ -27,11 +26,7 @@ def pictures(workdir: Path, records: Records, task: str) -> list[Picture]:
     found = []
     for name in names:
         for seed in records.seeds[:1]:
-            try:
-                path = samples.feature_map_path(workdir, name, seed, task)
-            except UserError:  # a name that no study accepts, and so without a map
-                continue
-            if (each := samples.read(FeatureMap, path)) is not None:
+            if (each := samples.read_feature_map(workdir, name, seed, task)) is not None:
                 found += _of_arm(each, name, seed, task)
     return found
 

@@ -14,10 +14,9 @@ from dapt_jax.records.study_records import Records
 from dapt_jax.report import predictions
 from dapt_jax.report.marks import LEVEL
 from dapt_jax.statistics import patient_weights, weighted_aucs
+from dapt_jax.statistics.power import POWER
 
 DRAWS = 200
-POWER = 0.8
-"""Probability with which a difference is to be found."""
 _MOST_VALUES = 1e8
 
 

@@ -14,8 +14,9 @@ from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
 from dapt_jax.report.chance import BaselineLevel, baseline_levels, chance_level, is_at
 from dapt_jax.report.marks import LEVEL
-from dapt_jax.report.patients import POWER, PatientError, error_of_difference
+from dapt_jax.report.patients import PatientError, error_of_difference
 from dapt_jax.statistics import Comparison, Interval, holm, mean_interval, paired_t
+from dapt_jax.statistics.power import POWER
 
 UNADAPTED = "none"
 """Strategy of the encoder without adaptation."""

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from dapt_jax.errors import UserError
 from dapt_jax.records import samples
 from dapt_jax.records.study_records import Records
 from dapt_jax.report.style import COLOURS
@@ -83,11 +82,7 @@ def examples(workdir: Path, records: Records, task: str, strategy: str) -> list[
     found = []
     for seed in records.seeds[:1]:
         for split in records.splits(task):
-            try:
-                path = samples.examples_path(workdir, strategy, seed, task, split)
-            except UserError:  # a name that no study accepts, and so without examples
-                continue
-            if (each := samples.read(samples.Examples, path)) is None:
+            if (each := samples.read_examples(workdir, strategy, seed, task, split)) is None:
                 continue
             for kind in samples.KINDS:
                 rows = np.flatnonzero(each.kinds == kind).tolist()

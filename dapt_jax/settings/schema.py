@@ -1,7 +1,7 @@
 """All settings of a study, each with default, range, choices, help and effect on results."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dapt_jax.cost.energy import CARBON_INTENSITY
@@ -306,6 +306,10 @@ class ReportSettings(_Checked):
         if self.metric not in METRICS and not (name in by_class and of_class):
             choices = (*METRICS, *(f"{each}/CLASS" for each in by_class))
             raise SettingError("metric", self.metric, nearest(self.metric, choices), unknown=True)
+
+    def primary_of(self, protocols: Sequence[str]) -> str:
+        """Return the primary one of a task's protocols."""
+        return self.protocol if self.protocol in protocols else protocols[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import scipy
 from dapt_jax.errors import UserError
 
 LEVEL, POWER = 0.05, 0.8
+"""Level of one-sided tests, and the probability with which a true difference is to be found."""
 MOST_SEEDS = 1000
 
 

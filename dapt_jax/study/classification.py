@@ -67,8 +67,7 @@ def transfer(
     predictions = Predictions(task)
     keeper = Keeper(study, arm, task, adapted, context)
     protocols = [name for name in settings.protocols if name != FINETUNE]
-    wanted = study.settings.report.protocol
-    shown = wanted if wanted in settings.protocols else settings.protocols[0]
+    shown = study.settings.report.primary_of(settings.protocols)
     explainer: saliency.Explainer | None = None
     is_shown = arm.seed == study.settings.seeds[0] and not arm.epochs and processes.is_primary()
     if protocols:

@@ -11,13 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import scipy
-
 from dapt_jax.errors import UserError
 from dapt_jax.metrics import METRICS, lower_is_better
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
-from dapt_jax.statistics import Interval, Summary, random_effects
+from dapt_jax.statistics import Estimate, Interval, Summary, random_effects
 
 FILE = Path(__file__).with_name("evidence.csv")
 OUTSIDE, INSIDE = "outside", "inside"
@@ -181,6 +179,5 @@ def pooled(found: Sequence[Finding]) -> Interval | None:
         return None
     if len(found) == 1:
         (only,) = found
-        half = float(scipy.stats.t.ppf(0.975, only.seeds - 1)) * only.error
-        return Interval(only.gain, only.gain - half, only.gain + half, 1)
+        return Estimate(only.gain, only.error, only.seeds - 1, 1, "t-test over seeds").interval()
     return random_effects([each.gain for each in found], [each.error for each in found]).effect

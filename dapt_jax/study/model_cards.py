@@ -2,21 +2,23 @@
 
 from collections.abc import Sequence
 
-from dapt_jax.inference.target_model import TargetModel
+from dapt_jax.inference.target_model import About
+from dapt_jax.models.encoder import Encoder
 from dapt_jax.records.study_records import Records
 from dapt_jax.weights import normalisation
 
 
-def text(models: Sequence[TargetModel], records: Records) -> str:
+def text(models: Sequence[tuple[About, Encoder]], records: Records) -> str:
     """Return the card in Markdown.
 
     Args:
-        models: The models of one task, strategy and protocol, one or more.
+        models: What the models of one task, strategy and protocol are, one or more, and their encoders.
         records: Records of the study.
     """
-    about, reading, trained = models[0].about, models[0].about.reading, models[0].about.trained_on
+    (about, encoder), every = models[0], [each for each, _ in models]
+    reading, trained = about.reading, about.trained_on
     outputs = ", ".join(about.classes) if about.classes else f"masks of {', '.join(about.segments[1:])}"
-    members = sum(len(model.members) for model in models)
+    members = sum(len(each.folds) for each in every)
     study = trained.get("study", "study")
     synthetic = " **The images of this study are synthetic.**" if records.config.get("synthetic") else ""
     rows = [
@@ -35,11 +37,11 @@ def text(models: Sequence[TargetModel], records: Records) -> str:
             + (f", crop {reading.crop}" if reading.crop else "")
             + (f", of tiles of {reading.tile_size}" if reading.tile_size else ""),
         ),
-        ("normalisation", normalisation.describe(models[0].encoder.preprocess)),
+        ("normalisation", normalisation.describe(encoder.preprocess)),
         ("training images", ", ".join([*reading.kinds[:3], _colour(reading.colour), *_sides(reading.sides)])),
     ]
     if about.temperatures:
-        found = [each for model in models for each in model.about.temperatures]
+        found = [warmth for each in every for warmth in each.temperatures]
         rows.append(
             ("temperature", f"{min(found):.3g} to {max(found):.3g}, applied with predict.calibrate=true")
         )

@@ -40,6 +40,7 @@ from dapt_jax.training.context import RunContext
 from dapt_jax.training.head_sweep import Heads
 from dapt_jax.training.linear_head import LinearHeads
 from dapt_jax.training.run import TrainingRun
+from dapt_jax.weights.paths import flatten, unflatten
 
 SAMPLE = 256
 """Training images from which a model remembers colour and sizes."""
@@ -64,6 +65,10 @@ class Keeper:
     task: Task
     adapted: Adapted
     context: RunContext
+    _features: dict[Path, np.ndarray] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Features of the last network's encoder, by its file, which all folds on a frozen encoder share."""
 
     @property
     def _settings(self) -> TransferSettings:
@@ -145,8 +150,8 @@ class Keeper:
             side=run.programs[-1].augment.size(self.task.development.images.size),
             crops=self._settings.finetune.test_crops,
         )
-        model = self._familiar(TargetModel(about, encoder, params, batch_stats, (member,)), held_rows)
-        self._write(model, f"seed{self.arm.seed}-fold{fold}")
+        model = TargetModel(about, encoder, params, batch_stats, (member,))
+        self._write_familiar(model, f"seed{self.arm.seed}-fold{fold}", held_rows)
 
     def decoder(
         self,
@@ -169,7 +174,8 @@ class Keeper:
                 put_group(kept_params, name, get_group(params, name))
                 put_group(kept_stats, name, get_group(batch_stats, name))
             else:
-                put_group(own, name, merged(get_group(params, name), get_group(batch_stats, name)))
+                both = flatten(get_group(params, name)) | flatten(get_group(batch_stats, name))
+                put_group(own, name, unflatten(both))
         segmentation = self._settings.segmentation
         # Statistics that each fold moves belong to that fold, as parameters that it trains do.
         is_frozen = protocol != FINETUNE and segmentation.frozen_batch_norm == "frozen"
@@ -187,7 +193,7 @@ class Keeper:
             overlap=segmentation.overlap,
         )
         model = TargetModel(about, encoder, kept_params, kept_stats, (*before, own))
-        self._write(self._familiar(model, held_rows), name)
+        self._write_familiar(model, name, held_rows)
 
     def _about(
         self, protocol: str, folds: tuple[int, ...], encoder: Encoder, loss: Loss, **more: Any
@@ -227,19 +233,24 @@ class Keeper:
         truth = self.task.development.truth[rows]
         return calibration.temperature(values, truth, multi_label=bool(loss.multi_label))
 
-    def _familiar(self, model: TargetModel, held_rows: np.ndarray) -> TargetModel:
-        """Return a model with the distribution of the features of its own encoder."""
+    def _write_familiar(self, model: TargetModel, name: str, held_rows: np.ndarray) -> None:
+        """Write a model with the distribution of the features of its own encoder."""
         images = self.task.development.images
         count = min(len(images), familiarity.MOST_ROWS)
         rows = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
-        mesh = sharding.local_mesh()
-        features, size = predictor.features_of(model, mesh), -(-BATCH // mesh.size) * mesh.size
-        parts = []
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            parts.append(features(images.batch(np.resize(part, size)))[: len(part)])
+        file = self._path(model.about.protocol, name)
+        if file not in self._features:
+            mesh = sharding.local_mesh()
+            features, size = predictor.features_of(model, mesh), -(-BATCH // mesh.size) * mesh.size
+            parts = []
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                parts.append(features(images.batch(np.resize(part, size)))[: len(part)])
+            self._features.clear()
+            self._features[file] = np.concatenate(parts)
         held = np.flatnonzero(np.isin(rows, held_rows))
-        return dataclasses.replace(model, features=familiarity.fit(np.concatenate(parts), [held]))
+        fitted = familiarity.fit(self._features[file], [held])
+        self._write(dataclasses.replace(model, features=fitted), name)
 
     def _path(self, protocol: str, name: str) -> Path:
         return folder_of(self.context.study_folder(), self.task.name, self.arm.name, protocol) / (
@@ -264,8 +275,7 @@ def kept_protocols(study: Study, task: Task) -> tuple[str, ...]:
     protocols = transfer.segmentation.protocols if task.is_segmentation else transfer.protocols
     if transfer.keep == "all":
         return protocols
-    primary = study.settings.report.protocol
-    return () if transfer.keep == "none" else (primary if primary in protocols else protocols[0],)
+    return () if transfer.keep == "none" else (study.settings.report.primary_of(protocols),)
 
 
 def reading_of(dataset: Dataset) -> Reading:
@@ -312,12 +322,6 @@ def _head(trained: LinearHeads | Heads, fold: int) -> Tree:
     return {"shift": trained.shift[fold], "factor": trained.factor[fold], **layers}
 
 
-def merged(one: Tree, other: Tree) -> Tree:
-    """Return two nested dicts without a common leaf as one."""
-    both = {key: merged(one[key], other[key]) for key in one.keys() & other.keys()}
-    return {**one, **other, **both}
-
-
 def finish(study: Study, workdir: Path) -> list[Path]:
     """Remove the models of strategies that are not the best where only those are kept, and write the cards.
 
@@ -339,7 +343,7 @@ def finish(study: Study, workdir: Path) -> list[Path]:
         for folder in sorted(root.iterdir()):
             files = sorted(folder.glob(f"*{target_model.SUFFIX}"))
             if files:
-                card = model_cards.text([target_model.read(file) for file in files], records)
+                card = model_cards.text([target_model.describe(file) for file in files], records)
                 atomic_files.write_text(folder / "README.md", card)
                 kept.append(folder)
     return kept
