@@ -169,7 +169,7 @@ def _show_records(mode: str, workdir: str | None) -> None:
 
 def help_text() -> str:
     """Return the text of `--help`: `flags.usage()`, shipped as a file, since JAX takes a second to import."""
-    return Path(__file__).with_name("settings").joinpath("help.txt").read_text()
+    return Path(__file__).with_name("settings").joinpath("help.txt").read_text(encoding="utf-8")
 
 
 def _show_models() -> None:

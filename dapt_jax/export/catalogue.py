@@ -19,7 +19,7 @@ def show() -> None:
 
     It gives parameters, GFLOPs at its default image size, layer groups, and the weights known by name.
     """
-    shipped = json.loads(SHIPPED.read_text())
+    shipped = json.loads(SHIPPED.read_text(encoding="utf-8"))
     console = Console(width=None if Console().is_terminal else 170, markup=False, emoji=False)
     table = Table()
     for column, justify in (

@@ -75,7 +75,7 @@ def _claim(folder: Path, ensemble: Ensemble, options: PredictSettings, place: Pa
     file = folder / ABOUT
     if file.exists():
         try:
-            before = json.loads(file.read_text())
+            before = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             before = {}
         before = {key: before.get(key) for key in now} if isinstance(before, dict) else {}

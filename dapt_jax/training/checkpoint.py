@@ -8,6 +8,7 @@ import contextlib
 import logging
 import shutil
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from dapt_jax.errors import UserError, is_full
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram, State
+
+_SECONDS_OF_STRAGGLERS = 10
 
 Flat = dict[str, Any]
 Restored = tuple[int, State, dict[str, Any]]
@@ -235,6 +238,15 @@ class CheckpointFolder:
                 f"{self._folder}: no {lacking} for a checkpoint: training goes on, and the last good one "
                 "stays"
             )
-            for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(partial, ignore_errors=True)
+            self._remove_partial()
             self._manager = self._open()
+
+    def _remove_partial(self) -> None:
+        """Remove what a failed save left; writers of its other arrays may still add files for a moment."""
+        until = time.monotonic() + _SECONDS_OF_STRAGGLERS
+        while partial := list(self._folder.glob("*.orbax-checkpoint-tmp*")):
+            for folder in partial:
+                shutil.rmtree(folder, ignore_errors=True)
+            if time.monotonic() > until:
+                return
+            time.sleep(0.02)
