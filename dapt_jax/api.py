@@ -222,8 +222,7 @@ def extract_features(
     Raises:
         UserError: The array has another type, shape or range.
     """
-    is_dataset = isinstance(images, Dataset)
-    if not len(images) if is_dataset else isinstance(images, np.ndarray) and images.shape[:1] == (0,):
+    if isinstance(images, np.ndarray) and images.shape[:1] == (0,):
         return np.zeros((0, encoder.encoder.features), np.float32)
     mesh = RunContext().mesh
     forward = ShardedForward(_features_of(encoder.encoder), encoder.params, encoder.batch_stats, mesh)
