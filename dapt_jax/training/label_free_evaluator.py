@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dapt_jax.data import file_crops
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import pool
 from dapt_jax.objectives.network import Pretext
@@ -156,7 +157,8 @@ class LabelFreeEvaluator:
         program = self._program
         forward = forward_fn(self._model, self._boundary, program.augment)
         rng = {"seed": np.uint32(program.seed), "view": np.int32(view)}
-        images, index = sharding.shard_batch((self._run.dataset.images.batch(rows), rows), self._mesh)
+        cut = file_crops.batch(self._run.dataset.images, program.augment, rows, program.seed, view)
+        images, index = sharding.shard_batch((cut, rows), self._mesh)
         return forward(*weights, images, rng, index)
 
 
