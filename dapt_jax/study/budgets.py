@@ -1,4 +1,4 @@
-"""Budgets of caches that follow the machine, and the dtype that makes activations fit.
+"""Budgets of caches and dtypes that follow the machine.
 
 They are asked of the machine once, at the first start of a study, and recorded with its settings: a resumed
 study decides as it did before.
@@ -15,7 +15,7 @@ from dapt_jax.cost import hardware
 from dapt_jax.data import decode, file_crops
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.records.study_records import Records
-from dapt_jax.runtime import processes
+from dapt_jax.runtime import processes, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.schema import AUTO, FIT
 from dapt_jax.settings.training import FINETUNE
@@ -51,6 +51,26 @@ def resolved(settings: StudySettings, workdir: Path | None = None) -> StudySetti
         cache=dataclasses.replace(cache, **own),
         data=dataclasses.replace(data, cache_mb=images),
     )
+
+
+def with_fast_dtype(settings: StudySettings) -> StudySettings:
+    """Return the settings with float32 in the place of a bfloat16 that these CPUs would emulate; say so.
+
+    Results are then those of `model.dtype='float32'`. Settings of other devices, and of ahead-of-time
+    compilation for them, are returned as they are.
+
+    Args:
+        settings: Settings of the study.
+    """
+    is_here = jax.default_backend() == "cpu" and settings.mode != "aot"
+    if settings.model.dtype != "bfloat16" or not is_here:
+        return settings
+    if not processes.all_reduce_max(hardware.lacks_bfloat16())[0]:
+        return settings
+    streams.say(
+        "model.dtype: float32 in the place of bfloat16, for which this CPU has neither AMX nor AVX512-BF16"
+    )
+    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, dtype="float32"))
 
 
 def stated(settings: StudySettings) -> str:
