@@ -148,6 +148,20 @@ def test_a_chunk_that_unpacks_to_more_than_the_limit_is_refused_before(tmp_path,
     assert "unpacks to more than its 256 bytes" in line_of(Plane(tmp_path / "a.h5", key="lies"))
 
 
+def test_the_list_of_chunks_that_a_small_hdf5_file_declares_is_counted_as_memory(tmp_path):
+    """25 million chunks without content: the library takes 2 to 4 kB for each, 60 GB in all."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("one", (5000, 5000), "u1", chunks=(1, 1))
+        file.create_dataset("stack", (3, 5000, 5000), "u1", chunks=(1, 1, 1))
+        file.create_dataset("usual", (3000, 512, 512), "u1", chunks=(1, 64, 64))
+    assert (tmp_path / "a.h5").stat().st_size < 10_000
+    assert "takes 95.8 GiB to read" in line_of(Plane(tmp_path / "a.h5", key="one"))
+    assert "takes 95.8 GiB to read" in line_of(Plane(tmp_path / "a.h5", 1, key="stack"))
+    with pytest.raises(UserError, match="the limit for decoded data"):
+        arrays.scalar(tmp_path / "a.h5", "one")
+    assert arrays.values(Plane(tmp_path / "a.h5", 2999, key="usual")).shape == (512, 512)
+
+
 def test_a_file_on_which_the_library_hangs_is_refused_and_the_next_one_read(tmp_path, monkeypatch):
     for name in ("hangs", "good"):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:

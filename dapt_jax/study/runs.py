@@ -1,5 +1,6 @@
 """Training runs made from settings: losses, options, and the run that adapts an encoder."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Literal, TypedDict
@@ -18,7 +19,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Tree
 from dapt_jax.models.trunk import Trunk
-from dapt_jax.objectives import Distil, Objective, Reconstruct, TwoViews
+from dapt_jax.objectives import Distil, MaskedAutoencoder, Objective, Reconstruct, TwoViews
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.losses import LossSettings
 from dapt_jax.settings.training import ClassifierTrainSettings, TrainSettings
@@ -207,6 +208,8 @@ def objective_of(settings: StudySettings, strategy: Strategy) -> tuple[Objective
     if strategy.objective == TwoViews.name:
         pairs = adapt.two_views
         return TwoViews(None, pairs.loss, pairs.temperature, pairs.patient_positives), None
+    if strategy.objective == MaskedAutoencoder.name:
+        return MaskedAutoencoder(None, **dataclasses.asdict(adapt.mae)), None
     chosen = adapt.distil
     if not chosen.teacher:
         raise UserError(
