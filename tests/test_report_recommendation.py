@@ -77,6 +77,17 @@ def test_scores_at_chance_recommend_nothing_and_are_not_above_a_baseline():
     assert "better than the one-feature baseline scalar" not in words.replace("not better", "")
 
 
+@pytest.mark.parametrize(("seeds", "words"), [(5, ""), (1, " in one seed, which tests nothing")])
+def test_text_and_box_agree_on_what_exceeds_a_baseline(seeds, words):
+    records = study({"full": 0.80, "none": 0.6005, "partial": 0.55}, seeds=seeds, baseline=0.6)
+    sentences = narrative.summary(records, "t")
+    level = "the one-feature baseline scalar (0.600)"
+    assert f"Better than {level}{words}: full{'' if seeds > 1 else ' and none'}." in sentences
+    assert f"partial is not better than {level}." in sentences
+    assert (f"none is not shown to be better than {level}." in sentences) is (seeds > 1)
+    assert (words in said(records)[1]["Score"]) is True
+
+
 def test_a_feature_that_works_reversed_counts_as_its_better_direction():
     (level,) = baseline_levels(study({"full": 0.7}, baseline=0.2), "t", "development")
     assert (level.value, level.is_reversed) == (pytest.approx(0.8), True)

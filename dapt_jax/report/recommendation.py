@@ -166,7 +166,8 @@ def _against(mean: Interval, chance: float | None, levels: list[BaselineLevel], 
     for level in levels:
         verb = "not shown to be better than" if is_at(mean, level.value, sign) else "better than"
         parts.append(f"{verb} {level}")
-    return ", ".join(parts) or "chance is not known for this metric"
+    seed = " in one seed, which tests nothing" if parts and mean.n == 1 else ""
+    return ", ".join(parts) + seed or "chance is not known for this metric"
 
 
 def _cost(records: Records, task: str, name: str, cost: dict[str, float]) -> str:
