@@ -107,7 +107,10 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
     if rival is not None:
         test = paired_t(values[chosen], values[rival])
         lines += [
-            ("How sure", _sureness(test, rival, title, adjusted.get(rival if chosen == best else chosen), len(tests))),
+            (
+                "How sure",
+                _sureness(test, rival, title, adjusted.get(rival if chosen == best else chosen), len(tests)),
+            ),
             ("Runner-up", f"{rival}: {_interval(means[rival])}"),
             ("What would change it", _change(test, error, chosen, rival, split)),
         ]
