@@ -56,6 +56,27 @@ def test_better_over_seeds_is_not_better_on_other_patients_unless_that_is_shown(
     assert ("more patients" in dict(shown.lines)["What would change it"]) is not is_shown
 
 
+def test_a_strategy_that_is_best_outside_is_shown_beside_the_one_that_is_best_inside():
+    records = study({"full": 0.80, "none": 0.70, "partial": 0.60})
+    rows = [
+        {**row, "split": "external"} for row in study({"full": 0.60, "none": 0.55, "partial": 0.65}).results
+    ]
+    both = Records(records.config, [*records.results, *rows], [])
+    headline, lines = said(both)
+    assert headline.startswith("Use partial")
+    assert "external" in headline
+    assert lines["Development"].startswith("full has the best mean, 0.800 (95% interval")
+    assert "; partial 0.600 (95% interval" in lines["Development"]
+    assert "Development" not in said(records)[1]
+
+
+def test_the_p_value_is_given_with_its_adjustment():
+    values = study({"full": 0.80, "none": 0.803, "partial": 0.70})
+    (_, lines) = said(values)
+    assert "after Holm's method over 2 strategies)" in lines["How sure"]
+    assert said(study({"full": 0.80, "none": 0.70}))[1]["How sure"].endswith("not adjusted).")
+
+
 def test_what_is_not_shown_to_be_better_is_not_said_to_be():
     headline, lines = said(study({"full": 0.800, "none": 0.801}))
     assert headline.startswith("No strategy is shown to be better than")

@@ -102,10 +102,15 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
         )
     else:
         headline = f"{chosen} is the only strategy with a score: there is nothing to compare"
+    if not at_chance and (inside := _inside(records, task, split, chosen)):
+        lines.append((records.in_domain(task).capitalize(), inside))
     if rival is not None:
         test = paired_t(values[chosen], values[rival])
         lines += [
-            ("How sure", _sureness(test, rival, title)),
+            (
+                "How sure",
+                _sureness(test, rival, title, adjusted.get(rival if chosen == best else chosen), len(tests)),
+            ),
             ("Runner-up", f"{rival}: {_interval(means[rival])}"),
             ("What would change it", _change(test, error, chosen, rival, split)),
         ]
@@ -181,15 +186,38 @@ def _cost(records: Records, task: str, name: str, cost: dict[str, float]) -> str
     return text
 
 
-def _sureness(test: Comparison | None, rival: str, title: str) -> str:
+def _inside(records: Records, task: str, split: str, chosen: str) -> str | None:
+    """Return the best in-domain score beside that of `chosen`; None where the split is in-domain or they agree."""
+    own, metric = records.in_domain(task), records.metric(task)
+    if own == split:
+        return None
+    means = {
+        name: mean
+        for name in records.strategies
+        if CHECKPOINT_MARK not in name
+        and (mean := mean_interval(records.values(name, task, own, records.protocol(task), metric)))
+    }
+    sign = -1 if lower_is_better(metric) else 1
+    best = max(means, key=lambda name: sign * means[name].mean, default=chosen)
+    if best == chosen or chosen not in means:
+        return None
+    return f"{best} has the best mean, {_interval(means[best])}; {chosen} {_interval(means[chosen])}"
+
+
+def _sureness(
+    test: Comparison | None, rival: str, title: str, adjusted: float | None, comparisons: int
+) -> str:
     if test is None:
         return f"there is no seed with scores of both it and {rival}"
     difference = test.difference
     if difference.low is None:
         return f"{title} differs by {difference.mean:+.3f} from {rival} in one seed, which tests nothing"
+    several = adjusted is not None and comparisons > 1
+    after = f"{p_value(adjusted)} after Holm's method over {comparisons} strategies" if several else ""
     return (
         f"{title} differs by {difference.mean:+.3f} from {rival} "
-        f"(95% interval {difference.low:+.3f} to {difference.high:+.3f}, p {p_value(test.p)}, not adjusted)"
+        f"(95% interval {difference.low:+.3f} to {difference.high:+.3f}, p {p_value(test.p)}"
+        + (f", {after})" if after else ", not adjusted)")
     )
 
 

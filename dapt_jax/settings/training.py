@@ -109,6 +109,11 @@ class AdaptSettings(ClassifierTrainSettings):
         "epochs.",
     )
     balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
+    balance_clusters: int = setting(
+        0,
+        at_least=0,
+        doc="Clusters of the source weights' features that arms without labels sample equally often; 0: images.",
+    )
     single_logit: bool = setting(False, doc="One sigmoid output for two classes.")
     seed: int = setting(
         -1,

@@ -175,6 +175,11 @@ def label_free_run(
     if fraction := settings.corpus_named(strategy.corpus).val_fraction:
         fit, held_out = grouped_holdout(corpus.labels[rows], corpus.groups[rows], fraction, seed)
         train_rows, val_rows = rows[fit], rows[held_out]
+    if (clusters := settings.adapt.balance_clusters) > len(train_rows):
+        raise UserError(
+            f"{corpus.name}: adapt.balance_clusters is {clusters}, but it has {len(train_rows)} different "
+            f"images to train on; expected up to {len(train_rows)}, or 0 to sample all images alike"
+        )
     objective, teacher_weights = objective_of(settings, strategy)
     encoder = patterns.with_lora(strategy.encoder, strategy.phases, settings.adapt.lora)
     model = label_free.pretext(encoder, objective, strategy.phases, settings.model.dtype)

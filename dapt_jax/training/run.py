@@ -43,12 +43,14 @@ class TrainData:
         val_rows: Row numbers on which the validation loss is computed after every epoch, int [v]; may be
             empty.
         weights: Weight of every training row in the loss, in the order of `train_rows`; empty for 1 each.
+        clusters: Cluster of every training row, all of which are sampled equally often; empty for none.
     """
 
     dataset: Dataset
     train_rows: np.ndarray
     val_rows: np.ndarray = dataclasses.field(default_factory=lambda: np.arange(0))
     weights: tuple[float, ...] = ()
+    clusters: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Turn sequences of rows into arrays.
@@ -213,7 +215,7 @@ class TrainingRun(Generic[ModelT]):
     def order(self) -> Order:
         """The order in which the rows are seen."""
         rows = tuple(int(row) for row in self.data.train_rows)
-        return Order(rows, self.batch_size, self.seed, self.data.weights)
+        return Order(rows, self.batch_size, self.seed, self.data.weights, self.data.clusters)
 
     @property
     def steps_per_epoch(self) -> int:
