@@ -7,7 +7,7 @@ from scipy import stats
 
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.report import narrative, recommendation
+from dapt_jax.report import main_table, narrative, recommendation
 from dapt_jax.report.chance import baseline_levels
 from dapt_jax.report.patients import PatientError
 from dapt_jax.report.recommendation import POWER, recommend, seeds_for
@@ -107,6 +107,12 @@ def test_text_and_box_agree_on_what_exceeds_a_baseline(seeds, words):
     assert f"partial is not better than {level}." in sentences
     assert (f"none is not shown to be better than {level}." in sentences) is (seeds > 1)
     assert (words in said(records)[1]["Score"]) is True
+
+
+@pytest.mark.parametrize(("level", "is_beyond"), [(0.99, True), (0.8, False)])
+def test_an_interval_beyond_the_range_of_its_metric_is_said_to_rest_on_too_few_seeds(level, is_beyond):
+    records = study({"full": level, "none": 0.7}, seeds=2, luck=(0.005, -0.005, 0, 0, 0))
+    assert ("beyond the range of AUC" in main_table.table(records, "t").note) is is_beyond
 
 
 def test_a_feature_that_works_reversed_counts_as_its_better_direction():
