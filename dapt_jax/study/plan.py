@@ -15,7 +15,7 @@ from dapt_jax.formatting import number
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.objectives import Objective
 from dapt_jax.settings.training import FINETUNE
-from dapt_jax.study import balance, checkpoint_scores, pace, power, segmentation, speed
+from dapt_jax.study import balance, budgets, checkpoint_scores, pace, power, segmentation, speed
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.classification import finetune_run, hyper_params, inner_parts, sweep_settings
 from dapt_jax.study.runs import classification_loss
@@ -305,6 +305,8 @@ def show(study: Study, workdir: Path | None = None) -> None:
     for line in power.lines(settings.plan.records, workdir, kinds, report.margin, report.metric, seeds):
         console.print(line, soft_wrap=True)
     console.print(_about_memory(settings.adapt.batch_size, too_large), soft_wrap=True)
+    for line in budgets.crop_lines(study):
+        console.print(line, soft_wrap=True)
     work = sum(arm_flops(study, arm) for arm in left)
     encoder = study.strategies[0].encoder.base
     console.print(speed.line(work, encoder, settings.model.dtype, time.time()), soft_wrap=True)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dapt_jax.data import file_crops
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import Classifier, pool
@@ -180,7 +181,8 @@ class LabelFreeEvaluator:
     ) -> Any:
         """Return activations of this process's rows in one view, from images."""
         rng = {"seed": np.uint32(self._program.seed), "view": np.int32(view)}
-        images, index = sharding.shard_batch((self._run.dataset.images.batch(rows), rows), self._mesh)
+        cut = file_crops.batch(self._run.dataset.images, augment, rows, self._program.seed, view)
+        images, index = sharding.shard_batch((cut, rows), self._mesh)
         return forward_fn(model, boundary, augment)(*weights, images, rng, index)
 
 

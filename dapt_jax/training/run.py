@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from dapt_jax.cost.flops import Flops
-from dapt_jax.data import near_duplicates
+from dapt_jax.data import file_crops, near_duplicates
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.mix import Mix
@@ -158,6 +158,8 @@ class TrainingRun(Generic[ModelT]):
         for name in ("batch_size", "grad_accum_steps", "batch_norm_groups"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if any(program.augment.crop_from for program in self.programs):
+            file_crops.check(self.dataset.images, bool(self.dataset.segments), self.dataset.name)
         _ = self.programs  # resolves every phase against the model
         if isinstance(self.loss, Objective):
             label_free.check(self.programs, self.dataset, self.train_rows, self.labels)
