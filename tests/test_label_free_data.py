@@ -150,6 +150,19 @@ def test_a_supervised_strategy_on_a_corpus_without_labels_is_refused_with_the_ob
             "the two views of an image are equal",
         ),
         ({"adapt.mix.mixup": 0.2}, "compares unmixed images"),
+        (
+            {"adapt.objective": "mae"},
+            "model 'resnet18' cannot: expected a vision transformer with learnt positions",
+        ),
+        (
+            {"adapt.objective": "mae", "model.name": "vit_small", "model.image_size": 8},
+            "multiple of their patch's 16",
+        ),
+        (
+            {"cache.mode": "on", "cache.memory_mb": 0, "cache.disk_mb": 0},
+            "activations exceed the budgets .* not even one view fits",
+        ),
+        ({"adapt.balance_clusters": 99}, "adapt.balance_clusters is 99, but it has 8 different images"),
         ({"model.name": "vit_small_dinov2", "model.image_size": 13}, "multiple of their patch's 14"),
     ],
 )
@@ -166,8 +179,9 @@ def test_objectives_that_cannot_work_are_one_line(change, said, folder):
 def test_a_corpus_of_one_picture_is_one_line(count, said, tmp_path):
     for number in range(count):
         picture(tmp_path / "same" / f"{number}.png", 0)
-    with pytest.raises(UserError, match=said):
-        prepared(study_of(tmp_path / "same"))
+    for share in (0.0, 0.2):
+        with pytest.raises(UserError, match=said):
+            prepared(study_of(tmp_path / "same", val_fraction=share))
 
 
 def test_pictures_with_equal_pixels_count_once_and_no_label_decides_the_split(folder):

@@ -376,7 +376,9 @@ def _needs_labels(named: NamedSet, why: str) -> UserError:
 
 
 def _check_corpus(settings: StudySettings, named: NamedSet, images: Dataset) -> None:
-    """Refuse a corpus of one patient of which a part is to be held out."""
+    """Refuse a corpus of one image, or of one patient of which a part is to be held out."""
+    if len(images) == 1:
+        raise UserError(f"{named.title}: 1 image; expected two or more different ones")
     if settings.corpus_named(named.corpus or "").val_fraction and len(np.unique(images.groups)) < 2:
         raise UserError(
             f"{named.title}: all {len(images)} images are of one patient ({images.groups[0]}), so no part "
