@@ -15,6 +15,13 @@ One command pre-trains once, with seed 0, for all five seeds of the target. To p
     ...:acdc,resnet50,simple,runs/pre --workdir=runs/acdc      eighteen: from scratch and from each kept epoch
     ...:grid --workdir=runs/hidy2024                           all of them
 
+What the grid costs, without data (published numbers of images and slices; all tiles, dark ones too):
+
+    ...:grid --config.mode=plan --config.plan.images=corpus=1281167/1000,acdc.train=1902,acdc.test=1076, \
+        covid_qu.train=2330,covid_qu.test=583,idrid.train=6426,idrid.test=270
+
+Six pre-trainings of 96.7 EFLOP serve eighteen targets with five seeds each, 194 EFLOP in all.
+
 300 epochs from scratch at 224 px: AdamW (.9, .999) with decay .05, label smoothing .1, 20 epochs of warm-up,
 then cosine; batch 4,096 at 4e-3 (Swin advanced: 1,024 at 1e-3; U-Net simple: 5 epochs of warm-up).
 `--config.adapt.batch_size=256 --config.custom_strategies...` where that does not fit; `--config.mode=plan`

@@ -62,8 +62,9 @@ Where the recipe differs: 200 epochs of classification at most, not 1,000, which
 starts at 0, not at N(0, .01); random crops are cut from files with a short side of up to 1,024 px, to which
 larger ones (Shenzhen's, of about 3,000) are shrunk first (`transfer.finetune.augment.crop_from`); masks are
 augmented on every image and milder, not on 30% of them, without optical distortion, and images are resized
-bilinearly, not to the nearest pixel; batch norm sees ImageNet's means on all tasks; and in-domain training
-here is 20 epochs with a falling rate, since the benchmark does not tell its own.
+bilinearly, not to the nearest pixel; images are normalised by ImageNet's means on all tasks and, for the two
+SimCLR checkpoints alone, to 0 to 1 as those were trained, where the benchmark normalises all alike; and
+in-domain training here is 20 epochs with a falling rate, since the benchmark does not tell its own.
 """
 
 from dapt_jax.errors import UserError, nearest

@@ -49,6 +49,10 @@ def test_a_plan_needs_neither_data_nor_weights_and_counts_as_the_paper(capsys):
     assert (head.trainable, partial.trainable) == (2_049, 4_461_569)
     assert partial.total + partial.statistics == 23_589_761
     assert partial.images == 150 * 240
+    config = planned(corpus="240/7", tumour__development=60, tumour__external=30)
+    config.corpus.update({"kind": "folder", "path": "any"})
+    config.adapt.single_logit = False
+    assert prepare.prepare(resolve(config)).corpora[""].classes == tuple("0123456")
     sizes = {split: data.images.size for split, data in study.tasks[0].datasets.items()}
     assert sizes == {"development": 256, "external": 240}
 
@@ -64,7 +68,9 @@ def test_a_set_of_unknown_size_is_an_error_that_says_how_to_state_it():
     assert "plan.images" not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", ["corpus", "corpus=many", "corpus=1", "corpus=5;x=6"])
+@pytest.mark.parametrize(
+    "wrong", ["corpus", "corpus=many", "corpus=1", "corpus=5;x=6", "corpus=5/1", "corpus=5/"]
+)
 def test_stated_sizes_that_cannot_be_read_are_one_line(wrong):
     config = default()
     config.plan.images = wrong

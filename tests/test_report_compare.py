@@ -78,6 +78,14 @@ def test_initialisation_by_task_is_one_table_with_the_statistics_of_a_study(tmp_
     assert [cost.total_flops for cost in records.costs("moco", "lungs").values()] == [10**12] * 3
 
 
+def test_many_workdirs_are_rows_of_the_table_of_settings(tmp_path):
+    entries = [
+        workdir(tmp_path / f"d{n}", init=f"i{n}", seeds=(0, 1)) for n in range(compare.WORKDIRS_ACROSS + 1)
+    ]
+    table = compare._differing([compare.Part.read(entry) for entry in entries])
+    assert [[cell.text for cell in row] for row in table.rows][:2] == [["d0", "i0"], ["d1", "i1"]]
+
+
 def test_given_names_join_workdirs_to_rows_and_equal_strategies_are_told_apart(tmp_path):
     a, b = (workdir(tmp_path / name, init="imagenet", shift=0.01 * n) for n, name in enumerate("ab"))
     found = [compare.Part.read(each) for each in (a, b)]

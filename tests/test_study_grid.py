@@ -1,5 +1,6 @@
 """A grid of studies: planned and run point by point, in shards, past failures and kills."""
 
+import dataclasses
 import json
 
 import pytest
@@ -87,6 +88,20 @@ def test_six_pre_trainings_serve_eighteen_targets(tmp_path):
     alone = [name for name in choices if name.startswith("pre-")]
     assert (len(alone), len(choices)) == (6, 24)
     assert choices["acdc-swin-advanced"].endswith(f",{tmp_path / 'pre-swin-advanced'}")
+
+
+@pytest.mark.long
+def test_targets_and_their_five_seeds_share_one_pre_training_and_the_plan_says_so(tmp_path, capsys):
+    images = "corpus=4096/10,acdc.train=48,acdc.test=24"
+    grid = made(ROOT / "configs" / "hidy2024.py", tmp_path, f"--config.plan.images={images}")
+    names = ("pre-swin-simple", "acdc-swin-simple")
+    grid = dataclasses.replace(grid, choices={name: grid.choices[name] for name in names})
+    assert grids.show(grid, tmp_path) == 0
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in out.splitlines() if line[:1] == "│"]
+    assert rows == [[names[0], "5", "1"], [names[1], "50", "0"]]
+    assert "grid: 1 adaptations of " in out
+    assert "; 1 studies take the weights of another" in out
 
 
 CHAIN = """\

@@ -219,12 +219,11 @@ class Dataset:
 
         Missing and uncertain labels are not counted.
         """
-        one_each = (
-            np.arange(len(self.classes)) == self.labels[:, None]
+        counts = (
+            np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))[: len(self.classes)]
             if self.labels.ndim == 1
-            else self.labels == 1
+            else (self.labels == 1).sum(axis=0)
         )
-        counts = one_each.sum(axis=0)
         return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
 
     def load_masks(self) -> np.ndarray:

@@ -60,8 +60,11 @@ class Segmenter:
         """Names of the groups of the encoder, the decoder and the head."""
         return (*self.encoder.groups, *(step.name for step in self._decoder.steps), HEAD)
 
-    @functools.cached_property
+    @property
     def _parts(self) -> dict[str, decoders.Part]:
+        return _parts_of(self)
+
+    def _make_parts(self) -> dict[str, decoders.Part]:
         decoder = self._decoder
         make = functools.partial(
             decoders.Head, decoder.features, self.outputs, decoder.head_size, decoder.head_bias
@@ -204,3 +207,9 @@ class Segmenter:
                 f"images of {sides[0]} x {sides[1]} pixels: {self.encoder.name!r} with the decoder "
                 f"{self.decoder!r} takes sides that are multiples of {unit}, such as {below[0]} x {below[1]}"
             )
+
+
+@functools.lru_cache(maxsize=64)
+def _parts_of(segmenter: Segmenter) -> dict[str, decoders.Part]:
+    """Return the parts of a segmenter, made once for all equal ones: every fold and seed makes its own."""
+    return segmenter._make_parts()

@@ -23,6 +23,9 @@ from dapt_jax.report.marks import note_of_marks, over_seeds
 from dapt_jax.report.style import COLOURS, FAINT, GREY
 from dapt_jax.statistics import mean_interval
 
+WORKDIRS_ACROSS = 8
+"""Workdirs that the table of settings shows as columns; of more each is a row."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -317,14 +320,18 @@ def _differing(parts: Sequence[Part]) -> Table:
         if name.partition(".")[0] not in hidden and len({str(each.get(name, NONE)) for each in flat}) > 1
     ]
 
-    def value(number: int) -> Callable[[str], str]:
-        return lambda name: str(flat[number].get(name, NONE))[:60]
+    titles = [part.name or Path(part.workdir).name for part in parts]
+    rows = [[name, *(str(each.get(name, NONE))[:60] for each in flat)] for name in names]
+    header = [("setting", ""), *((title, "workdir") for title in titles)]
+    if len(parts) > WORKDIRS_ACROSS and names:
+        rows = [[title, *(row[number + 1] for row in rows)] for number, title in enumerate(titles)]
+        header = [("workdir", ""), *((name, "setting") for name in names)]
 
-    columns = [Column[str]("setting", lambda name: name)]
-    for number, part in enumerate(parts):
-        columns.append(Column(part.name or Path(part.workdir).name, value(number), "workdir"))
-    note = "" if names else "None."
-    return Table.of("Settings that differ", columns, names, note)
+    def cell(place: int) -> Callable[[list[str]], str]:
+        return lambda row: row[place]
+
+    columns = [Column(title, cell(place), group) for place, (title, group) in enumerate(header)]
+    return Table.of("Settings that differ", columns, rows, "" if names else "None.")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

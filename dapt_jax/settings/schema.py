@@ -206,7 +206,9 @@ class PlanSettings(_Checked):
     """What a plan supposes of what is not here, `mode=plan`: the section `plan`."""
 
     images: str = setting(
-        "", doc="Images of sets that are not here: corpus=24422,TASK.development=3064 and so on."
+        "",
+        doc="Images of sets that are not here: corpus=24422,TASK.development=3064 and so on; NUMBER/CLASSES where "
+        "neither the set nor its description has the classes.",
     )
     records: str = setting(
         "",
@@ -219,14 +221,18 @@ class PlanSettings(_Checked):
         _ = self.counts
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Numbers of images by set: `corpus`, `corpora.NAME`, `TASK.SPLIT`."""
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Numbers of images and of classes by set: `corpus`, `corpora.NAME`, `TASK.SPLIT`; 0 classes: known."""
         found = {}
         for each in filter(None, self.images.split(",")):
-            name, equals, number = each.partition("=")
-            if not equals or not number.strip().isdecimal() or int(number) < 2:
-                raise UserError(f"plan.images holds {each!r}; expected SET=NUMBER, such as corpus=24422")
-            found[name.strip()] = int(number)
+            name, _, size = each.partition("=")
+            images, slash, classes = (part.strip() for part in size.partition("/"))
+            numbers = [images, classes] if slash else [images]
+            if not all(number.isdecimal() and int(number) > 1 for number in numbers):
+                raise UserError(
+                    f"plan.images holds {each!r}; expected SET=NUMBER, such as corpus=24422, or SET=NUMBER/CLASSES"
+                )
+            found[name.strip()] = int(images), int(classes or 0)
         return found
 
 

@@ -4,11 +4,14 @@
 has finished is not run again, and a point that fails does not stop the others.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import re
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,14 +89,16 @@ def show(grid: flags.Grid, workdir: Path) -> int:
     table = Table()
     for column in ("study", "arms", "adaptations", "TFLOP", "state"):
         table.add_column(column, justify="left" if column in ("study", "state") else "right")
-    ended, total, adaptations, unknown = _ended(workdir), 0, 0, 0
+    ended, total, adapting_flops, adaptations, unknown, waiting = _ended(workdir), 0, 0, 0, 0, 0
     makers = {(workdir / point.name).resolve(): point for point in points(_whole(grid), workdir)}
     for point in points(grid, workdir):
         state = _state(ended.get(point.name), point)
         try:
-            settings, awaited = _with_stand_ins(_settings(point), makers)
+            planned = dataclasses.replace(_settings(point), mode="plan")
+            settings, awaited = _with_stand_ins(planned, makers)
             state += f", after {', '.join(awaited)}" if awaited else ""
-            study = prepare.prepare(settings)
+            with contextlib.redirect_stdout(io.StringIO()):  # what the plan of this study alone says
+                study = prepare.prepare(settings)
         except UserError as error:
             unknown += 1
             table.add_row(point.name, "-", "-", "-", f"{state}: {error}")
@@ -103,8 +108,14 @@ def show(grid: flags.Grid, workdir: Path) -> int:
         flops = sum(plan.adaptation_flops(study, arm) for arm in adapting) * len(
             study.settings.adaptation_seeds
         )
+        adapting_flops, waiting = adapting_flops + flops, waiting + bool(awaited)
+        # Arms of one encoder and seed train on the same rows of a task at the same cost.
+        alike = Counter((arm.strategy.encoder, arm.seed) for arm in study.arms)
+        one = {(arm.strategy.encoder, arm.seed): arm for arm in study.arms}
         flops += sum(
-            sum(plan.transfer_flops(study, arm, task).values()) for arm in study.arms for task in study.tasks
+            number_of * sum(plan.transfer_flops(study, one[key], task).values())
+            for key, number_of in alike.items()
+            for task in study.tasks
         )
         total, adaptations = total + flops, adaptations + runs
         table.add_row(point.name, str(len(study.arms)), str(runs), number(flops / 1e12), state)
@@ -112,7 +123,9 @@ def show(grid: flags.Grid, workdir: Path) -> int:
     shard = f", shard {grid.shard}" if grid.shard else ""
     console.print(f"{grid.file}: {len(grid.choices)} studies{shard}", soft_wrap=True, markup=False)
     console.print(table)
-    line = f"grid: {adaptations} adaptations, {number(total / 1e12)} TFLOP"
+    line = f"grid: {adaptations} adaptations of {number(adapting_flops / 1e12)} TFLOP, "
+    line += f"{number(total / 1e12)} TFLOP in all"
+    line += f"; {waiting} studies take the weights of another" if waiting else ""
     if unknown:
         line += f"; {unknown} studies cannot be planned yet, see their lines"
     console.print(line, soft_wrap=True)

@@ -27,6 +27,9 @@ from dapt_jax.study.tasks import Task
 from dapt_jax.weights import locate
 from dapt_jax.weights.merge import MergeReport
 
+LISTED_CLASSES = 20
+"""Classes that the line on a set lists with their numbers of images."""
+
 
 def prepare(settings: StudySettings) -> Study:
     """Read images and weights, resolve every strategy, and return the study.
@@ -352,9 +355,7 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
     if named.corpus is not None:
         _check_corpus(settings, named, dataset)
     skipped = f", {dataset.skipped} unreadable images skipped" if dataset.skipped else ""
-    counts = (
-        ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items()) or "no labels read"
-    )
+    counts = _counts(dataset)
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
     patients = _patients(dataset, named.is_divided)
@@ -362,8 +363,18 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
     return ReadSet(
         dataset,
         f"{what}: {len(dataset)} images ({counts}){several}, {patients}{skipped}{share}",
-        [f"{what}: {line}" for line in findings.of_set(dataset, is_split=named.is_divided)],
+        []
+        if isinstance(dataset.images, stated.StatedImages)
+        else [f"{what}: {line}" for line in findings.of_set(dataset, is_split=named.is_divided)],
     )
+
+
+def _counts(dataset: Dataset) -> str:
+    """Return the number of images of each class, of many classes the first ones."""
+    counts = [f"{name} {count}" for name, count in dataset.class_counts().items()]
+    more = len(counts) - LISTED_CLASSES
+    listed = ", ".join(counts[:LISTED_CLASSES]) or "no labels read"
+    return listed + (f" and {more:,} classes more" if more > 0 else "")
 
 
 def _needs_labels(named: NamedSet, why: str) -> UserError:

@@ -12,6 +12,7 @@ from dapt_jax.data.framing import Framing
 from dapt_jax.data.intensity import EIGHT_BITS, Range
 from dapt_jax.data.plane import Source as Place
 from dapt_jax.data.sets import SETS
+from dapt_jax.data.sets.registry import SEGMENTATION
 from dapt_jax.errors import UserError
 from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
@@ -91,22 +92,23 @@ def read_or_stated(
             raise UserError(
                 f"{error}; to plan without it, state its size: plan.images='{key}=NUMBER'"
             ) from error
-        dataset = of_size(count, settings.model.image_size, title, source)
-        streams.say(f"{title}: not here ({error}); {count:,} images by plan.images")
+        dataset = of_size(*count, settings.model.image_size, title, source)
+        streams.say(f"{title}: not here ({error}); {count[0]:,} images by plan.images")
         return dataset
 
 
-def of_size(count: int, image_size: int, title: str, source: Sources) -> Dataset:
+def of_size(count: int, number_of_classes: int, image_size: int, title: str, source: Sources) -> Dataset:
     """Return a set of so many images, each of its own patient, the classes in turn.
 
     Args:
         count: Number of images.
+        number_of_classes: Number of classes, which get numbers for names; 0 for those of the description.
         image_size: Side of the images in pixels, unless the description has its own.
         title: Name of the set.
         source: Description of the set, with its classes, or of a public set whose classes are known.
 
     Raises:
-        UserError: The classes are not known, or the set is one of masks.
+        UserError: The classes are not known, or the segments of a set of masks are not.
     """
     first = source if isinstance(source, Mapping) else source[0]
     entry = SETS.get(str(first.get("kind", "")))
@@ -115,13 +117,20 @@ def of_size(count: int, image_size: int, title: str, source: Sources) -> Dataset
     classes = tuple(given.split(",") if isinstance(given, str) else given) or (entry.classes if entry else ())
     classes = tuple(name for name in classes if name not in dropped)
     task = first.get("task") or (entry.tasks[0] if entry else "classification")
-    if first.get("segments") or task != "classification":
-        raise UserError("plan.images states sizes of sets of classes; expected the images of a set of masks")
-    if len(classes) < 2:
-        raise UserError("plan.images needs the classes of the set; expected classes=(...) in its description")
+    segments = tuple(first.get("segments") or ())
+    if not segments and entry and task == SEGMENTATION:
+        own = {key: value for key, value in first.items() if key in entry.options and value}
+        segments = entry.segments(**{**entry.options, **own})
+    if number_of_classes:
+        classes = tuple(map(str, range(number_of_classes)))
+    if len(classes) < 2 and not segments:
+        raise UserError(
+            f"plan.images needs the classes of the set {title}; expected classes=(...) in its description, or "
+            f"plan.images='{title.replace(' ', '.')}={count}/CLASSES' with their number"
+        )
     size = int(first.get("image_size") or image_size)
     images = StatedImages(tuple(f"{title}/{row:06d}" for row in range(count)), size)
-    labels = np.arange(count) % len(classes)
+    labels = np.arange(count) % max(len(classes), 1)
     multi_label = entry is not None and entry.multi_label
     digest = int.from_bytes(hashlib.blake2b(title.encode(), digest_size=7).digest(), "little")
     looks = near_duplicates.Looks(
@@ -137,5 +146,8 @@ def of_size(count: int, image_size: int, title: str, source: Sources) -> Dataset
         labels=np.eye(len(classes), dtype=np.float32)[labels] if multi_label else labels,
         classes=classes,
         groups=np.array(images.names),
+        masks=np.broadcast_to(np.uint8(0), (count, size, size)) if segments else None,
+        segments=tuple(dict.fromkeys(segments)),
+        overlapping=bool(segments and entry and entry.overlapping),
         merge_look_alikes=False,
     )

@@ -42,6 +42,8 @@ class Entry:
         official: Conditions that select the official lists, by split of a task; empty if there are none.
         classes: Published classes; empty if they are those of the records.
         multi_label: Whether an image can have several classes.
+        segments: Function from the set's options to the names of the mask values; empty for no masks.
+        overlapping: Whether a pixel may belong to several segments.
     """
 
     kind: str
@@ -57,6 +59,8 @@ class Entry:
     official: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     multi_label: bool = False
+    segments: Callable[..., tuple[str, ...]] = lambda **_: ()
+    overlapping: bool = False
 
 
 SETS: dict[str, Entry] = {}
@@ -176,6 +180,8 @@ def file_set(
             official=lists,
             classes=published,
             multi_label=multi_label,
+            segments=lambda **given: tuple(segments(**given) if callable(segments) else segments),
+            overlapping=overlapping,
         )
         return rows
 
