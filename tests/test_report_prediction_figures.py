@@ -150,6 +150,7 @@ def test_the_page_shows_them_and_a_workdir_without_predictions_has_no_such_part(
     for said in ("Predictions, external", "Scores by source", "Confusion matrix of full"):
         assert said in page
         assert said in text
+    assert "differ from the table's means over folds" in text
     assert len(page) < 5_000_000
     bare = report_example.write(tmp_path, seeds=(0,), strategies=("full",))
     build(bare)

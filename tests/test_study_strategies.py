@@ -45,6 +45,13 @@ def test_an_arm_without_phases_has_its_own_weights():
     assert adapted.source.startswith("random")
 
 
+def test_a_strategy_that_cuts_says_where_it_may_and_how_to_do_without_it():
+    with pytest.raises(
+        UserError, match=r"needs --config\.adapt\.cut_after.*valid: .*strategies without 'simplified'"
+    ):
+        strategies.resolve("simplified", tiny.encoder(), StudySettings())
+
+
 def test_what_an_arm_of_ones_own_cannot_be():
     config = default()
     config.corpora.chest = {"kind": "phantoms"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dapt_jax.data import identity
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import UserError, nearest, nearest_beside
 
 TABLES = (".csv", ".tsv")
 """Suffixes of tables."""
@@ -237,11 +237,7 @@ def _text(path: Path, what: str) -> str:
             f"{path}: a folder; expected a CSV file, or kind 'folder' for images sorted into folders"
         )
     if not path.is_file():
-        folder = path.parent
-        if not folder.is_dir():
-            raise UserError(f"{path}: no such {what}; there is no folder {folder}")
-        there = sorted(file.name for file in folder.iterdir())
-        hint = nearest(path.name, there) if there else "the folder is empty"
+        hint = nearest_beside(path, lambda entry: entry.suffix.lower() in (".csv", ".tsv", ".txt"))
         raise UserError(f"{path}: no such {what}; {hint}")
     try:
         return path.read_bytes().decode(_encoding(path))

@@ -8,6 +8,7 @@ import numpy as np
 
 from dapt_jax.data import formats, identity, lists, nifti
 from dapt_jax.data.decode import ImageStore
+from dapt_jax.data.given_arrays import as_uint8
 from dapt_jax.data.paths import IMAGES, Finder, holds_picture, walk
 from dapt_jax.data.plane import Plane, Source, file_of
 from dapt_jax.data.records import patient_of_file
@@ -261,20 +262,7 @@ def from_array(images: np.ndarray, reading: Reading) -> np.ndarray:
     Raises:
         UserError: The array has another type, shape or range, or no image.
     """
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
-        raise UserError(
-            f"images are {list(images.shape)}; expected [n, h, w, 3], or [n, h, w] for grey images"
-        )
-    if images.dtype.kind == "f":
-        if not np.isfinite(images).all() or images.min() < 0 or images.max() > 1:
-            raise UserError(
-                f"images are floats from {images.min():g} to {images.max():g}; expected 0 to 1, or uint8"
-            )
-        images = np.rint(images * 255).astype(np.uint8)
-    if images.dtype != np.uint8:
-        raise UserError(f"images are {images.dtype}; expected uint8, or floats from 0 to 1")
+    images = as_uint8(images)
     if why := reading.refusal(images.shape[1:3]):
         raise UserError(f"images are {why}")
     if images.shape[-1] == 1:

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 
 from dapt_jax.formatting import NONE, millions, number, p_value, percent
-from dapt_jax.metrics import lower_is_better
+from dapt_jax.metrics import lookup, lower_is_better
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report.chance import chance_level
@@ -187,6 +187,20 @@ def _note(records: Records, task: str) -> str:
     ]
     counts = [sum(value is not None for value in each) for each in values]
     notes = []
+    bounds = lookup(metric)
+    intervals = [found for each in values if (found := mean_interval(each)) is not None]
+    if any(
+        each.low is not None
+        and each.high is not None
+        and (
+            (bounds.low is not None and each.low < bounds.low)
+            or (bounds.high is not None and each.high > bounds.high)
+        )
+        for each in intervals
+    ):
+        notes.append(
+            f"An interval beyond the range of {bounds.title} says that there are too few seeds for it."
+        )
     if max(counts, default=0) == 1:
         notes.append("One seed: no interval and no test.")
     elif len(set(counts)) > 1:

@@ -64,12 +64,14 @@ class SplitPredictions:
         split: The split.
         runs: Predictions of every seed by strategy; all of the same images.
         colours: Colour by strategy.
+        has_folds: Whether the task is cross-validated, so that a table's score is a mean over folds.
     """
 
     task: str
     split: str
     runs: dict[str, list[Predictions]]
     colours: dict[str, str]
+    has_folds: bool = False
 
     @classmethod
     def read(cls, workdir: Path, records: Records, task: str, split: str) -> SplitPredictions | None:
@@ -88,7 +90,8 @@ class SplitPredictions:
                 if is_like and found.probabilities.shape == first.probabilities.shape:
                     runs.setdefault(name, []).append(found)
         styles = strategy_styles(records.strategies)
-        return cls(task, split, runs, {name: styles[name][0] for name in runs}) if runs else None
+        colours = {name: styles[name][0] for name in runs}
+        return cls(task, split, runs, colours, "development" in records.splits(task)) if runs else None
 
     @property
     def first(self) -> Predictions:
@@ -111,9 +114,14 @@ class SplitPredictions:
     @property
     def of_classes(self) -> str:
         """What the curves are of, as a part of a caption."""
+        folds = (
+            " Predictions of all folds are taken together, so that values differ from the table's means over folds."
+            if self.has_folds
+            else ""
+        )
         if len(self.columns) == 1:
-            return f"Positive: {self.first.classes[self.columns[0]]}."
-        return "Each class against the rest, mean over classes."
+            return f"Positive: {self.first.classes[self.columns[0]]}.{folds}"
+        return f"Each class against the rest, mean over classes.{folds}"
 
     def pictures(self) -> list[Picture]:
         """Return the figures for which the predictions suffice."""

@@ -379,20 +379,20 @@ def _finetune(
 
 def _fold_network(run: TrainingRun, params: Tree, batch_stats: Tree, num_crops: int) -> saliency.FoldNetwork:
     """Return the network of a fold, which the host keeps, as a function of any number of images."""
-    own_params, own_stats = jax.device_get((params, batch_stats))
+    params, batch_stats = jax.device_get(params), jax.device_get(batch_stats)
     side = run.programs[-1].augment.size(run.dataset.images.size)
     model = run.programs[0].model
     image = jax.ShapeDtypeStruct((1, side, side, model.encoder.channels), np.uint8)
 
     def predict(images: np.ndarray, mesh: Mesh) -> np.ndarray:
-        forward = _forward(run, own_params, own_stats, num_crops, mesh)
+        forward = _forward(run, params, batch_stats, num_crops, mesh)
         size = -(-run.batch_size // mesh.size) * mesh.size
         parts = [images[start : start + size] for start in range(0, len(images), size)]
         filled = (np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)]) for part in parts)
         return np.concatenate([forward(each) for each in filled])[: len(images)]
 
-    spent = flops.count(forward_fn(model, None), own_params, own_stats, image).hardware * num_crops
-    return saliency.FoldNetwork(predict, spent, freezing.count(own_params))
+    spent = flops.count(forward_fn(model, None), params, batch_stats, image).hardware * num_crops
+    return saliency.FoldNetwork(predict, spent, freezing.count(params))
 
 
 def probabilities(

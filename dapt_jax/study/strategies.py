@@ -463,7 +463,7 @@ def _resolved(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
         if not adapt.cut_after:
             raise UserError(
                 f"strategy {name!r} needs --config.adapt.cut_after, the last layer group to keep; "
-                f"valid: {', '.join(encoder.groups[:-1])}"
+                f"valid: {', '.join(encoder.groups[:-1])}; --config.strategies without {name!r} needs none"
             )
         encoder = encoder.truncate(adapt.cut_after)
     phases = entry.phases(encoder, adapt)
