@@ -130,3 +130,19 @@ def test_a_patch_larger_than_the_image_is_refused() -> None:
         Augment(patch=32).size(24)
     with pytest.raises(UserError, match=r"rotate is 270\.0; expected 0"):
         Augment(rotate=270.0)
+
+
+def test_patches_that_reach_beyond_the_image_show_its_edges_about_as_often_as_its_middle() -> None:
+    columns = np.broadcast_to(np.arange(32, dtype=np.uint8)[None, None, :, None], (400, 32, 32, 3))
+    seen = {}
+    for overhang in (0, 8):
+        augment = Augment(patch=16, overhang=overhang)
+        patches = np.asarray(augment(columns, 0, 0, np.arange(400)))
+        np.testing.assert_array_equal(augment.masks(columns[..., 0], 0, 0, np.arange(400)), patches[..., 0])
+        seen[overhang] = np.bincount(patches[:, 0, :, 0].astype(int).ravel(), minlength=32)
+        steps = np.diff(patches[:, 0, :, 0])
+        assert (np.abs(steps) == 1).all()  # mirrored about the first and last column
+        assert (steps > 0).all() == (not overhang)
+    edges = {overhang: counts[[0, -1]].max() / counts.max() for overhang, counts in seen.items()}
+    assert edges[0] < 0.15
+    assert seen[8][[0, -1]].min() > 0.35 * seen[8].max()

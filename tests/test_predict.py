@@ -22,7 +22,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.records import overlays, samples
 from dapt_jax.settings import StrategySpec, default, resolve
-from dapt_jax.study import saliency, strategies
+from dapt_jax.study import plan, prepare, saliency, strategies
 from dapt_jax.study.tasks import Task
 from dapt_jax.weights import locate
 from dapt_jax.weights.paths import flatten, unflatten
@@ -42,7 +42,7 @@ def study_config():
     config.tasks.cells = {"development": CELLS, "external": {**CELLS, "name": "external", "n": 24}}
     config.transfer.keep, config.transfer.folds = "all", 2
     config.transfer.protocols = ("linear", "mlp_small")
-    config.transfer.head.epochs = 3
+    config.transfer.head.epochs, config.transfer.head.early_stopping = 3, True
     config.cache.memory_mb, config.cache.disk_mb = 64, 0
     return config
 
@@ -196,6 +196,20 @@ def test_names_are_no_formulas_and_images_that_cannot_be_read_have_a_row(workdir
     )
     assert predict(*flags[:2], *more) == 2
     assert "grey.png: unlike the training images" in capsys.readouterr().err
+
+
+def test_heads_that_stop_early_cost_what_was_planned(workdir):
+    ready = prepare.prepare(resolve(study_config()))
+    planned = plan.transfer_flops(ready, ready.arms[0], ready.tasks[0])
+    spent = {row["phase"]: row["model_flops"] for row in command.rows(workdir / "ledger.jsonl")}
+    assert spent["cells/mlp_small"] == planned["mlp_small"]
+    config = study_config()
+    config.transfer.head.early_stopping = False
+    ready = prepare.prepare(resolve(config))
+    assert plan.transfer_flops(ready, ready.arms[0], ready.tasks[0])["mlp_small"] < planned["mlp_small"] / 2
+    config.transfer.head.early_stopping = config.transfer.head.score_every_epoch = True
+    with pytest.raises(UserError, match="expected one of the two"):
+        resolve(config)
 
 
 def test_calibration_softens_and_keeps_the_order(workdir, images, tmp_path):

@@ -398,6 +398,13 @@ def test_edges_of_sliding_windows_are_as_good_as_the_middle(overlap):
     assert at_a_border.max() > 0.3  # what the last column got before images were mirrored
 
 
+@pytest.mark.parametrize(
+    ("patch", "side", "overhang"), [(128, 256, 64), (224, 256, 32), (256, 256, 0), (0, 256, 0)]
+)
+def test_patches_reach_as_far_beyond_an_image_as_windows_or_as_they_are_smaller(patch, side, overhang):
+    assert segmentation._reaching(Augment(patch=patch), side, 0.5) == Augment(patch=patch, overhang=overhang)
+
+
 def test_windows_are_refused_that_do_not_fit():
     images = np.zeros((1, 8, 12, 3), np.uint8)
     with pytest.raises(UserError, match="images of 8 x 12 pixels; expected at least the window of 9"):

@@ -108,3 +108,47 @@ def test_many_wide_heads_at_once_are_the_same_as_few():
         many.params["layer0"]["kernel"][7, 4], few.params["layer0"]["kernel"][0, 0], rtol=1e-4, atol=1e-7
     )
     assert np.abs(many.params["layer0"]["kernel"]).max((2, 3)).min() > 0
+
+
+def test_the_epoch_that_is_chosen_is_the_best_on_held_out_rows():
+    """Each count of epochs trained by itself is the oracle; noise in the labels makes the last one not the best."""
+    noisy = np.where(RNG.random(120) < 0.4, RNG.integers(3, size=120), LABELS).astype(np.int32)
+    most, sizes = 7, (12, (16,), CrossEntropy(3))
+    settings = HeadSettings((16,), CrossEntropy(3), most, 16, True, early_stopping=True)
+    points = [HyperParams(2e-2, 0.0), HyperParams(2e-2, 0.3)]
+    inner = [[(each.rows[::2], each.rows[1::2]), (each.rows[1::2], each.rows[::2])] for each in SPLITS]
+    tuned = head_sweep.tune(FEATURES, noisy, SPLITS, inner, settings, points)
+    parts = [part for folds in inner for part in folds]
+    trials = [dataclasses.replace(SPLITS[n // 2], rows=fit) for n, (fit, _) in enumerate(parts)]
+    held = [rows for _, rows in parts]
+    losses = np.zeros((3, 2, most))
+    for epochs in range(1, most + 1):
+        own = dataclasses.replace(settings, epochs=epochs)
+        tried = head_sweep.train(FEATURES, noisy, trials, own, [points] * len(trials))
+        sums = tried.losses(FEATURES, noisy, held) * np.array([[len(rows)] for rows in held])
+        losses[:, :, epochs - 1] = sums.reshape(3, 2, 2).sum(1)
+    best = [np.unravel_index(each.argmin(), each.shape) for each in losses]
+    assert tuned.epochs == tuple(int(epoch) + 1 for _, epoch in best)
+    assert min(tuned.epochs) < most
+    place = int(np.argmin(tuned.epochs))
+    point, epoch = best[place]
+    own = dataclasses.replace(settings, epochs=int(epoch) + 1)
+    alone = head_sweep.train(FEATURES, noisy, SPLITS[place : place + 1], own, [[points[point]]])
+    np.testing.assert_allclose(
+        tuned.params["layer0"]["kernel"][place, 0],
+        alone.params["layer0"]["kernel"][0, 0],
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    evaluated = len(points) * most * sum(map(len, held))
+    assert tuned.flops == (
+        tuned.images * head_sweep.flops_per_image(*sizes) + evaluated * head_sweep.forward_flops(*sizes)
+    )
+
+
+def test_a_point_that_diverges_is_not_chosen():
+    settings = HeadSettings((5,), CrossEntropy(3), 3, 16, True)
+    points = [HyperParams(np.inf, 0.0), HyperParams(1e-2, 0.0)]
+    inner = [[(SPLITS[0].rows[::2], SPLITS[0].rows[1::2])]]
+    tuned = head_sweep.tune(FEATURES, LABELS, SPLITS[:1], inner, settings, points)
+    assert np.isfinite(tuned.params["layer0"]["kernel"]).all()

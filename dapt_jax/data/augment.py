@@ -61,6 +61,8 @@ class Augment:
             all else (see `data/file_crops.py`): images are then crops already. 0 cuts it on the device, from
             images of the stored size, after rotation and zoom.
         centre: Whether the patch is the centre of the image instead of a random one.
+        overhang: How far in pixels random patches may reach beyond the image, which is mirrored there. Without,
+            the last pixel is in one of side - patch + 1 positions of a patch, and hardly trains.
     """
 
     flip: str = setting("none", choices=FLIPS, doc="Random flips; dihedral adds quarter turns.")
@@ -103,6 +105,7 @@ class Augment:
         doc="Cut random crops from the files, shrunk to this short side in pixels at most; 0: from stored images.",
     )
     centre: bool = False
+    overhang: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -216,7 +219,9 @@ class Augment:
                 at = jax.image.resize(at, (2, self.patch, self.patch), "linear", antialias=False)
             pixels = warp.read(pixels, at, self.border)
         if self.patch and not self.crop:
-            room = jnp.asarray([height - self.patch + 1, width - self.patch + 1])
+            around = (self.overhang, self.overhang)
+            pixels = jnp.pad(pixels, (around, around, (0, 0)), mode="reflect")
+            room = jnp.asarray([each - self.patch + 1 for each in pixels.shape[:2]])
             corner = jax.random.randint(jax.random.fold_in(key, _FOR_PATCH), (2,), 0, room)
             corner = (room - 1) // 2 if self.centre else corner
             pixels = jax.lax.dynamic_slice(

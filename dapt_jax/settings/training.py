@@ -281,6 +281,9 @@ class HeadSettings:
     lr: float = setting(3e-4, above=0, doc="Learning rate of perceptrons.")
     batch_size: int = setting(64, at_least=1, doc="Images per step of perceptrons.")
     weight_decay: float = setting(1e-4, at_least=0, doc="Decoupled weight decay of perceptrons' kernels.")
+    early_stopping: bool = setting(
+        False, doc="Choose the epochs of perceptrons, from 1 to epochs, by inner folds of the training rows."
+    )
     standardise: bool = setting(
         True, doc="Scale features to mean 0 and variance 1 over a fold's training rows."
     )
@@ -295,6 +298,11 @@ class HeadSettings:
         if not self.strengths:
             raise UserError("transfer.head.strengths is empty; expected one or more numbers above 0")
         check_numbers("transfer.head.strengths", self.strengths, lambda value: value > 0, "numbers above 0")
+        if self.early_stopping and self.score_every_epoch:
+            raise UserError(
+                "transfer.head.score_every_epoch scores heads after all of their epochs, which early_stopping does "
+                "not reach; expected one of the two"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -140,7 +140,7 @@ def sweep_settings(head: HeadSettings, protocol: str, loss: ClassificationLoss) 
         loss: Loss of the task.
     """
     return head_sweep.HeadSettings(
-        head_sweep.HIDDEN[protocol], loss, head.epochs, head.batch_size, head.standardise
+        head_sweep.HIDDEN[protocol], loss, head.epochs, head.batch_size, head.standardise, head.early_stopping
     )
 
 
@@ -162,9 +162,9 @@ def inner_parts(
         head: Settings of heads.
         seed: Seed of the run.
     """
-    points = len(hyper_params(head))
-    if points == 1 or head.grid.nested:
-        return task.inner_folds(splits, points, seed)
+    choices = len(hyper_params(head)) + head.early_stopping
+    if choices == 1 or head.grid.nested or head.early_stopping:
+        return task.inner_folds(splits, choices, seed)
     return [[task.inner_split(rows, head.grid.val_fraction, seed)] for rows in splits]
 
 

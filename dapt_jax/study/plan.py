@@ -214,8 +214,11 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
         rows = sum(map(len, training))
         inner_parts_of = inner_parts(task, training, settings.head, arm.seed)
         rows += len(grid) * sum(len(fit) for parts in inner_parts_of for fit, _ in parts)
-        per_row = head_sweep.flops_per_image(model.encoder.features, sweep.hidden, loss)
-        costs[protocol] = rows * sweep.epochs * per_row
+        of_head = model.encoder.features, sweep.hidden, loss
+        costs[protocol] = rows * sweep.epochs * head_sweep.flops_per_image(*of_head)
+        if sweep.early_stopping:
+            held = len(grid) * sum(len(rows) for parts in inner_parts_of for _, rows in parts)
+            costs[protocol] += held * sweep.epochs * head_sweep.forward_flops(*of_head)
     return costs
 
 

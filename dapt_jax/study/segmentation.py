@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from dapt_jax import metrics
 from dapt_jax.data import pipeline
+from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.losses import SegmentationLoss
 from dapt_jax.metrics import Score
@@ -106,7 +107,18 @@ def fold_run(
     data = TrainData(task.development, train_rows, val_rows)
     tag = RunTag(arm.name, "transfer", f"{task.name}/{label}/")
     options = run_options(study.settings, settings)
+    options["augment"] = _reaching(options["augment"], task.development.images.size, settings.overlap)
     return TrainingRun(model, phases, data, loss, seed=arm.seed, tag=tag, **options)
+
+
+def _reaching(augment: Augment, side: int, overlap: float) -> Augment:
+    """Return augmentation whose patches reach beyond images as sliding windows do, for edges to train as well.
+
+    They reach as far as a patch is smaller than the image, at most: where they are nearly of one size, every
+    position covers the edges' neighbourhood, and more would be mirror images alone.
+    """
+    room = side - augment.patch if augment.patch else 0
+    return dataclasses.replace(augment, overhang=max(0, min(windows.border(augment.patch, overlap), room)))
 
 
 def fold_runs(

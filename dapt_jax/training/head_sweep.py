@@ -41,6 +41,7 @@ class HeadSettings:
         epochs: Passes over a split's training rows.
         batch_size: Rows per step.
         standardise: Whether features are scaled to mean 0 and variance 1 by the split's training rows.
+        early_stopping: Whether `tune` chooses the number of epochs too, from 1 to `epochs`.
     """
 
     hidden: tuple[int, ...]
@@ -48,6 +49,7 @@ class HeadSettings:
     epochs: int
     batch_size: int
     standardise: bool
+    early_stopping: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Heads:
     steps: int
     images: int
     logits_by_epoch: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    held_losses: Float[np.ndarray, "splits points epochs"] | None = None
+    epochs: tuple[int, ...] = ()
 
     def probabilities_by_epoch(self, name: str) -> Float[np.ndarray, "splits epochs n classes"]:
         """Return the probability of each class of watched features after every epoch, by each first point."""
@@ -161,6 +165,8 @@ def train(
     settings: HeadSettings,
     points: Sequence[Sequence[HyperParams]],
     watched: Mapping[str, Float[np.ndarray, "m d"]] | None = None,
+    held: Sequence[np.ndarray] | None = None,
+    stop: Sequence[int] | None = None,
 ) -> Heads:
     """Train a head per split and point.
 
@@ -171,6 +177,9 @@ def train(
         settings: How heads are trained.
         points: Points of the grid for each split, as many as for every other.
         watched: Features by name whose logits are kept after every epoch; None for none.
+        held: Rows on which the loss of each split's heads is computed after every epoch; None for none.
+        stop: Epochs after which each split's heads stay as they are; None for all of `settings.epochs`. The
+            program runs on, one step for all splits, and the cost counts it.
     """
     number, size, inputs = len(splits), settings.batch_size, features.shape[1]
     orders = [Order(tuple(int(row) for row in split.rows), size, split.order) for split in splits]
@@ -181,6 +190,9 @@ def train(
         for epoch in range(settings.epochs):
             rows, weights = order.epoch(epoch)
             index[epoch, : len(rows), column], weight[epoch, : len(rows), column] = rows, weights
+    seen = int(weight.sum())
+    for column, last in enumerate(stop or ()):
+        weight[last:, :, column] = 0  # no step is taken without a row that counts
     shift = np.zeros((number, inputs), np.float32)
     factor = np.ones_like(shift)
     if settings.standardise:
@@ -197,22 +209,42 @@ def train(
         parameter_shapes(inputs, settings.hidden, settings.objective.outputs), splits, grid["lr"].shape[1]
     )
     flat = [np.moveaxis(each.reshape(-1, number, size), 1, 0) for each in (index, weight)]
-    trained, by_epoch = _train(
-        settings, features, labels, (params, shift, factor, grid, *flat), dict(watched or {})
+    trained, by_epoch, losses = _train(
+        settings,
+        features,
+        labels,
+        (params, shift, factor, grid, *flat),
+        dict(watched or {}),
+        None if held is None else _padded(held),
     )
     heads = grid["lr"].shape[1]
-    images = int(weight.sum()) * heads
-    per_image = flops_per_image(inputs, settings.hidden, settings.objective)
+    images = seen * heads
+    spent = images * flops_per_image(inputs, settings.hidden, settings.objective)
+    for rows in held or ():
+        spent += (
+            len(rows) * heads * settings.epochs * forward_flops(inputs, settings.hidden, settings.objective)
+        )
     return Heads(
         settings,
         trained,
         shift,
         factor,
-        images * per_image,
+        spent,
         steps * settings.epochs * number * heads,
         images,
         by_epoch,
+        None if losses is None else np.asarray(losses),
+        tuple(stop or (settings.epochs,) * number),
     )
+
+
+def _padded(held: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return held-out rows as int32 [splits, h], and their weights, float32 [splits, h] of sum 1."""
+    most = max(map(len, held))
+    rows, weights = np.zeros((len(held), most), np.int32), np.zeros((len(held), most), np.float32)
+    for column, each in enumerate(held):
+        rows[column, : len(each)], weights[column, : len(each)] = each, 1 / len(each)
+    return rows, weights
 
 
 def tune(
@@ -225,6 +257,8 @@ def tune(
     watched: Mapping[str, Float[np.ndarray, "m d"]] | None = None,
 ) -> Heads:
     """Train one head per split, at the point that is best on inner splits of its training rows.
+
+    With `settings.early_stopping` the number of epochs is chosen with the point.
 
     Args:
         features: Features of all rows.
@@ -239,7 +273,7 @@ def tune(
     Returns:
         Heads with one point each; its cost includes the search.
     """
-    if len(points) == 1:
+    if len(points) == 1 and not settings.early_stopping:
         return train(features, labels, splits, settings, [points] * len(splits), watched)
     trials = [
         dataclasses.replace(split, rows=rows)
@@ -247,10 +281,20 @@ def tune(
         for rows, _ in folds
     ]
     held = [rows for folds in inner for _, rows in folds]
-    tried = train(features, labels, trials, settings, [points] * len(trials))
-    losses = tried.losses(features, labels, held) * np.array([[len(rows)] for rows in held])
-    best = losses.reshape(len(splits), -1, len(points)).sum(1).argmin(1)
-    final = train(features, labels, splits, settings, [[points[index]] for index in best], watched)
+    each_epoch = held if settings.early_stopping else None
+    tried = train(features, labels, trials, settings, [points] * len(trials), held=each_epoch)
+    losses = tried.held_losses
+    if losses is None:
+        losses = tried.losses(features, labels, held)[..., None]
+    weighted = losses * np.array([len(rows) for rows in held])[:, None, None]
+    of_split = weighted.reshape(len(splits), -1, *losses.shape[1:]).sum(1)
+    # A point that diverges has no loss, and is none to choose.
+    best = np.where(np.isnan(of_split), np.inf, of_split).reshape(len(splits), -1).argmin(1)
+    chosen, epochs = np.unravel_index(best, of_split.shape[1:])
+    stop = [int(epoch) + 1 for epoch in epochs] if settings.early_stopping else None
+    final = train(
+        features, labels, splits, settings, [[points[index]] for index in chosen], watched, stop=stop
+    )
     return dataclasses.replace(
         final,
         flops=final.flops + tried.flops,
@@ -309,7 +353,8 @@ def _train(
     labels: Shaped[Array, "n ..."],
     per_split: PerSplit,
     watched: dict[str, Array],
-) -> tuple[Tree, dict[str, Array]]:
+    held: tuple[Array, Array] | None,
+) -> tuple[Tree, dict[str, Array], Array | None]:
     """Train the heads of some splits.
 
     Args:
@@ -318,9 +363,10 @@ def _train(
         labels: Labels [n, ...].
         per_split: Initial parameters, shift, factor, grid, row numbers [splits, steps, b] and weights.
         watched: Features [m, d] whose logits are kept after every epoch, by name.
+        held: Rows [splits, h] and weights whose loss is kept after every epoch; None for none.
 
     Returns:
-        Trained parameters, and the kept logits.
+        Trained parameters, the kept logits, and the kept losses.
     """
     b1, b2, eps = 0.9, 0.999, 1e-8
 
@@ -361,27 +407,43 @@ def _train(
 
         return (jax.tree.map_with_path(step, params, means, squares), means, squares, count), None
 
-    def of_split(one: PerSplit) -> tuple[Tree, dict[str, Array]]:
-        params, shift, factor, grid, *batches = one
+    def of_split(
+        one: tuple[PerSplit, tuple[Array, Array] | None],
+    ) -> tuple[Tree, dict[str, Array], Array | None]:
+        (params, shift, factor, grid, *batches), own_held = one
         zeros = jax.tree.map(jnp.zeros_like, params)
         body = functools.partial(step_of, shift, factor, grid)
         start = (params, zeros, zeros, jnp.float32(0))
-        if not watched:
-            return jax.lax.scan(body, start, tuple(batches))[0][0], {}
+        if not watched and own_held is None:
+            return jax.lax.scan(body, start, tuple(batches))[0][0], {}, None
 
-        def epoch(carry: Any, batches: Any) -> tuple[Any, dict[str, Array]]:
+        def logits_of(params: Tree, x: Array) -> Array:
+            return jax.vmap(_forward, (0, None))(params, (x - shift) * factor)
+
+        def epoch(carry: Any, batches: Any) -> tuple[Any, tuple[dict[str, Array], Array | None]]:
             carry = jax.lax.scan(body, carry, batches)[0]
-            logits = {
-                name: jax.vmap(_forward, (0, None))(carry[0], (x - shift) * factor)
-                for name, x in watched.items()
-            }
-            return carry, logits
+            logits = {name: logits_of(carry[0], x) for name, x in watched.items()}
+            if own_held is None:
+                return carry, (logits, None)
+            rows, weights = own_held
+            losses = jax.vmap(settings.objective, (0, None))(
+                logits_of(carry[0], features[rows]), labels[rows]
+            )
+            return carry, (logits, losses @ weights)
 
         by_epoch = tuple(each.reshape(settings.epochs, -1, *each.shape[1:]) for each in batches)
-        carry, logits = jax.lax.scan(epoch, start, by_epoch)
-        return carry[0], {name: jnp.moveaxis(each, 1, 0) for name, each in logits.items()}
+        carry, (logits, losses) = jax.lax.scan(epoch, start, by_epoch)
+        moved = {name: jnp.moveaxis(each, 1, 0) for name, each in logits.items()}
+        return carry[0], moved, None if losses is None else losses.T
 
-    return _each(of_split, per_split)
+    return _each(of_split, (per_split, held))
+
+
+@functools.cache
+def forward_flops(inputs: int, hidden: tuple[int, ...], objective: ClassificationLoss) -> int:
+    """Return model FLOPs of the logits of one row by a head."""
+    sizes = (inputs, *hidden, objective.outputs)
+    return sum(2 * a * b for a, b in itertools.pairwise(sizes))
 
 
 @functools.cache
