@@ -21,9 +21,13 @@ from rich.table import Table
 from dapt_jax.cost import hardware
 from dapt_jax.data import sources
 from dapt_jax.data.dataset import Dataset
+from dapt_jax.errors import UserError
 
 DATA = "../shared/data"
 VERSIONS = ("dapt_jax", "jax", "jaxlib", "numpy", "pillow", "torch", "torchvision", "timm")
+
+END = "<!-- end -->"
+"""Mark in a page below what a benchmark writes there."""
 
 Row = dict[str, Any]
 
@@ -118,6 +122,19 @@ def images_of(data: str, count: int, size: int) -> tuple[Dataset, str]:
         places[mine] = np.arange(len(mine))
     chosen = order[np.argsort(places[order], kind="stable")[:count]]
     return whole.take(np.sort(chosen)), what
+
+
+def between_marks(text: str, begin: str, new: str, path: Path) -> str:
+    """Return a page with new text between a mark and the next `END`.
+
+    Raises:
+        UserError: The marks are missing.
+    """
+    before, found, rest = text.partition(begin)
+    _, end, after = rest.partition(END)
+    if not found or not end:
+        raise UserError(f"{path}: no lines {begin} and {END}; expected both, for the tables between them")
+    return f"{before}{begin}\n\n{new}\n{END}{after}"
 
 
 def middle(values: Iterable[float]) -> float:

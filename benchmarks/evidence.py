@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from benchmarks import common
 from dapt_jax.errors import EXIT_CODE, UserError
 from dapt_jax.formatting import NONE, number, p_value, percent
 from dapt_jax.metrics import lower_is_better
@@ -40,7 +41,7 @@ from dapt_jax.study import evidence
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
-BEGIN, END = "<!-- begin: python -m benchmarks.evidence -->", "<!-- end -->"
+BEGIN, END = "<!-- begin: python -m benchmarks.evidence -->", common.END
 EARLIER = ("brain_mri", "brain_mri_segmentation", "wbc", "wbc_segmentation")
 """Folders of docs with records of earlier studies, evidence of `mode=advise` too."""
 
@@ -293,19 +294,6 @@ def page(found: Sequence[Panel]) -> str:
     return "\n".join([*over_data_sets(found), *lines]).rstrip() + "\n"
 
 
-def between_marks(text: str, new: str, path: Path) -> str:
-    """Return a page with new text between its marks.
-
-    Raises:
-        UserError: The marks are missing.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{path}: no lines {BEGIN} and {END}; expected both, for the tables between them")
-    return f"{before}{BEGIN}\n\n{new}\n{END}{after}"
-
-
 def summary(docs: Path) -> list[evidence.Finding]:
     """Return the findings of every committed study."""
     folders = [docs / name for name in EARLIER if (docs / name / "config.json").exists()]
@@ -330,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 evidence.write(summary(ROOT / "docs"), file)
             return 0
         found = panels(given.records)
-        text = between_marks(given.page.read_text(encoding="utf-8"), page(found), given.page)
+        text = common.between_marks(given.page.read_text(encoding="utf-8"), BEGIN, page(found), given.page)
         figures = given.page.parent / "evidence" / "figures"
         for panel in found:
             figures.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import evidence
+from benchmarks import common, evidence
 from dapt_jax.errors import UserError
 from dapt_jax.records import predictions
 from dapt_jax.records.ledger import Ledger, Row
@@ -100,4 +100,4 @@ def test_a_page_without_marks_is_refused_in_one_line(tmp_path, capsys):
     assert (code, text) == (2, "no marks\n")
     assert "page.md: no lines <!-- begin" in capsys.readouterr().err
     with pytest.raises(UserError, match="expected both"):
-        evidence.between_marks(evidence.BEGIN, "new", tmp_path)
+        common.between_marks(evidence.BEGIN, evidence.BEGIN, "new", tmp_path)

@@ -168,6 +168,31 @@ def test_bfloat16_is_taken_where_only_that_fits_and_stated(monkeypatch):
     assert np.abs(np.asarray(jax.numpy.asarray(x, "bfloat16"), np.float32) / x - 1).max() <= 2**-8
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "dtype"),
+    [
+        ("model name\t: some Xeon\nflags\t\t: fpu avx2 avx512f\n", "float32"),
+        ("model name\t: some Xeon\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", "bfloat16"),
+        ("flags\t\t: fpu amx_tile amx_bf16\n", "bfloat16"),
+        ("Features\t: fp asimd bf16\n", "bfloat16"),
+        ("Features\t: fp asimd\n", "float32"),
+        ("processor\t: 0\n", "bfloat16"),  # nothing is known
+    ],
+)
+def test_a_cpu_without_bfloat16_arithmetic_computes_in_float32_and_says_so(
+    cpuinfo, dtype, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(hardware, "Path", lambda _: tmp_path / "cpuinfo")
+    single = resolve(default())
+    half = dataclasses.replace(single, model=dataclasses.replace(single.model, dtype="bfloat16"))
+    assert budgets.with_fast_dtype(half) == (single if dtype == "float32" else half)
+    assert capsys.readouterr().out.count("float32 in the place of bfloat16") == (dtype == "float32")
+    assert budgets.with_fast_dtype(single) is single
+    of_tpu = dataclasses.replace(half, mode="aot")
+    assert budgets.with_fast_dtype(of_tpu) is of_tpu
+
+
 # --- phases and optimizers
 
 

@@ -18,6 +18,8 @@ from dapt_jax.cost import peak
 
 # Green Algorithms (Lannelongue et al. 2021) charges a processor its thermal design power per core; the
 # entries of its table lie between 4 and 24 W, and it assumes 12 W for processors that it does not list.
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
+"""Flags of CPUs with bfloat16 arithmetic: x86's AMX and AVX512-BF16, and Arm's."""
 CPU_WATTS_PER_CORE = 12.0
 
 # What Green Algorithms charges for a TPU v2 and for many GPUs of its time; used where no figure is
@@ -281,14 +283,25 @@ def _begins(kind: str, prefix: str) -> bool:
     return not rest[:1].isalnum()
 
 
+def lacks_bfloat16() -> bool:
+    """Return whether this CPU has no bfloat16 arithmetic by its flags; False where the system states none."""
+    flags = {*_cpu_info("flags").split(), *_cpu_info("Features").split()}  # x86 and Arm
+    return bool(flags) and not flags & BFLOAT16_FLAGS
+
+
 def _cpu_model() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine() or "unknown CPU"
+
+
+def _cpu_info(name: str) -> str:
+    """Return what Linux states about the first processor; empty where it states nothing of that name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
-            if key.strip() == "model name" and value.strip():
+            if key.strip() == name and value.strip():
                 return value.strip()
-    return platform.processor() or platform.machine() or "unknown CPU"
+    return ""
 
 
 def _memory_bytes() -> int:

@@ -17,7 +17,7 @@ from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.records import arrays
 from dapt_jax.runtime import safe_paths, sharding, streams
 from dapt_jax.settings import StudySettings
-from dapt_jax.study import prepare, strategies
+from dapt_jax.study import budgets, prepare, strategies
 from dapt_jax.study.prepare import NamedSet
 from dapt_jax.training.evaluate import ShardedForward
 from dapt_jax.weights import locate
@@ -45,7 +45,7 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
         UserError: The weights or the images cannot be read, the encoder has no such layer group, or the
             settings name no images.
     """
-    settings = strategies.expanded(settings)
+    settings = budgets.with_fast_dtype(strategies.expanded(settings))
     encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
     level = settings.embed_level
     if level:

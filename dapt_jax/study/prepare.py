@@ -38,7 +38,7 @@ def prepare(settings: StudySettings) -> Study:
         UserError: The settings, the data or the weights are invalid.
     """
     settings = strategies.expanded(settings)
-    settings = budgets.resolved(settings)
+    settings = budgets.with_fast_dtype(budgets.resolved(settings))
     if settings.mode == "plan":
         streams.say(budgets.stated(settings))
     encoder = settings.model.encoder()

@@ -26,7 +26,7 @@ from dapt_jax.records import scores as score_records
 from dapt_jax.report import scores as score_report
 from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
-from dapt_jax.study import checkpoints, prepare, strategies
+from dapt_jax.study import budgets, checkpoints, prepare, strategies
 from dapt_jax.study.checkpoints import Checkpoint
 from dapt_jax.study.scorer import SEED, level_group
 from dapt_jax.study.tasks import Task
@@ -71,7 +71,7 @@ def run(settings: StudySettings, workdir: Path) -> score_records.Scores:
     Raises:
         UserError: A checkpoint, a set or a score is invalid.
     """
-    settings = strategies.expanded(settings)
+    settings = budgets.with_fast_dtype(strategies.expanded(settings))
     grid = settings.scoring
     chosen = checkpoints.listed(settings, workdir)
     tasks = _tasks(settings)
