@@ -69,6 +69,15 @@ def test_a_full_disk_under_the_output_is_one_line():
     )
 
 
+def test_an_error_that_nobody_can_be_told_still_has_its_exit_code(tmp_path):
+    """A log that meets the largest size of a file: `ulimit -f` counts kilobytes."""
+    code = "\n".join(
+        [*PRINTS.splitlines()[:4], "streams.say('e' * 2000, sys.stderr); sys.exit(streams.finish(2))"]
+    )
+    for where in (f"> {tmp_path}/log 2>&1", f"2> {tmp_path}/log"):
+        assert shell(f"ulimit -f 1; PRINTS {where}", CODE=code).returncode == 2
+
+
 def caused(error, by):
     error.__cause__ = by
     return error

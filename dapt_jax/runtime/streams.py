@@ -84,6 +84,13 @@ def say(line: str, file: TextIO | None = None) -> None:
 
     Args:
         line: The line.
-        file: Stream; standard output by default.
+        file: Stream; standard output by default. A standard error that is full is left to the exit code.
+
+    Raises:
+        OSError: The stream cannot be written.
     """
-    print(one_line(line), file=file or sys.stdout, flush=True)
+    try:
+        print(one_line(line), file=file or sys.stdout, flush=True)
+    except OSError:
+        if file is None or file is not sys.stderr:
+            raise

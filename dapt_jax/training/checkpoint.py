@@ -150,7 +150,7 @@ class CheckpointFolder:
             preservation_policy=kept,
             multiprocessing_options=alone,
             create=False,
-            # Where a folder cannot be made, threads would wait for it for 20 minutes, and so would the exit.
+            # Where a folder cannot be made, threads would wait for it for 5 minutes, and so would the exit.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
         return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
