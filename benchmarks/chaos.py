@@ -56,6 +56,7 @@ CHAIN = 5
 
 Row = dict[str, Any]
 _MOST_S = 900
+_LEAST_MOMENTS = 10
 _PEER_S = 60
 """Seconds in which the other of two processes may end by itself."""
 
@@ -98,7 +99,7 @@ class Kind:
             folder: Folder of all studies.
 
         Raises:
-            RuntimeError: The quiet study fails.
+            RuntimeError: The quiet study fails, or does not do what is to be killed.
         """
         self.where, self.folder, self._xla = where, folder / where, folder / "xla"
         quiet = folder / f"quiet-{where if where in ('cache', 'compilation', 'push', 'two') else 'alone'}"
@@ -125,11 +126,15 @@ class Kind:
         self.moments = sum(bool(re.search(self._pattern, path)) for path in paths)
         if where == "preparation":
             self.moments = next(number for number, path in enumerate(paths) if "checkpoint" in path)
+        if self.moments < _LEAST_MOMENTS and where not in ("random", "two"):
+            raise RuntimeError(f"{self.moments} file operations of the kind {where}: the study does none")
 
     def _start(self, folder: Path, number: int, more: tuple[str, ...], port: int, kill: Kill | None) -> int:
         remote = self.where == "push"
         place = f"file://{folder}/work" if remote else str(folder / "work")
-        cache = ("--config.cache.memory_mb=0", "--config.cache.mode=auto") if self.where == "cache" else ()
+        # Reading the activations of so small a network back takes longer than computing them.
+        disk = ("--config.cache.memory_mb=0", "--config.cache.flops_per_byte=1e-9")
+        cache = disk if self.where == "cache" else ()
         xla = folder / "xla" if self.where == "compilation" else self._xla
         environment = {"XDG_CACHE_HOME": str(folder / "home")}
         if self.where == "two":

@@ -51,6 +51,7 @@ had; a frozen encoder whose batch norm runs on the statistics of each batch. Its
 record 13971513) load with `--config.weights=FILE --config.strategies=none` (docs/weights.md).
 
 Where the recipe differs:
+- Random crops are cut from the files, with a short side of up to 512 px; larger ones are shrunk first.
 - The rate falls to 0, not to 1e-6, and warms up from its first step's share, not from 1e-6 of it.
 - Initial values are those of the library (normal, by fan-out), where the paper takes He et al. by fan-in, and
   for Swin a truncated normal of .02; images are erased before they are mixed, there after.
@@ -144,7 +145,7 @@ def get_config(arm="own,resnet50,simple"):
     config.adapt.loss.label_smoothing = 0.1
     config.adapt.balance_classes = False
     config.adapt.optimizer.update({"name": "adamw", "weight_decay": 0.05, "eps": 1e-8, "decay_all": True})
-    config.adapt.augment.update({"flip": "horizontal", "crop": 0.8, "border": "zero"})
+    config.adapt.augment.update({"flip": "horizontal", "crop": 0.8, "crop_from": 512, "border": "zero"})
     if scheme == "advanced":
         config.adapt.augment.update({"randaugment": 2, "magnitude": 9.0, "erase": 0.25, "erase_with": "zero"})
         config.adapt.mix.update({"mixup": 1.0, "mixup_probability": 0.8, "cutmix": 1.0, "per_image": True})

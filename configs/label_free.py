@@ -7,13 +7,14 @@
 The argument is CORPUS,OBJECTIVE,STRATEGY, each of which may be left out:
 `--config=configs/label_free.py:images,reconstruct,partial` is the default. CORPUS is a kind of data set:
 `images` reads every picture, DICOM file and slice of a NIfTI volume below a folder, or the images of a CSV file;
-`phantoms` generates some. OBJECTIVE is reconstruct, distil (with --config.adapt.distil.teacher=WEIGHTS) or
-two_views; STRATEGY is any of the built-in ones. `--config.mode=plan` prices it first: targets, heads, and how many fixed
-views fit the cache. docs/label_free.md says what to choose when.
+`phantoms` generates some. OBJECTIVE is reconstruct, distil (with --config.adapt.distil.teacher=WEIGHTS),
+two_views, or mae, which adapts a vision transformer of the weights `package:dinov2_vits14` instead of
+EfficientNet-Lite0. STRATEGY is any of the built-in ones. `--config.mode=plan` prices it first: targets, heads, and
+how many fixed views fit the cache. docs/label_free.md says what to choose when.
 """
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.objectives import LABEL_FREE
+from dapt_jax.objectives import LABEL_FREE, MaskedAutoencoder
 from dapt_jax.settings import default
 
 CHOICES = ("images", "reconstruct", "partial")
@@ -44,7 +45,12 @@ def get_config(argument=""):
     config.adapt.warmup = 2.0
     config.adapt.hybrid_epochs = 10
     config.adapt.partial_groups = 6
-    config.adapt.num_fixed_views = 8 if objective == "two_views" else 4
+    config.adapt.num_fixed_views = 4 if objective in ("reconstruct", "distil") else 8
+    if objective == MaskedAutoencoder.name:
+        config.model.name = "vit_small_dinov2"
+        config.model.image_size = 112
+        config.weights = "package:dinov2_vits14"
+        config.adapt.partial_groups = 5
     config.adapt.augment.flip = "dihedral"
     config.adapt.augment.brightness = 0.3
     config.adapt.augment.contrast = 0.3

@@ -16,6 +16,7 @@ config, no workdir and no device mesh:
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ml_collections import config_dict
 from dapt_jax import losses, settings
 from dapt_jax.data import sources
 from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.given_arrays import as_uint8
 from dapt_jax.data.splits import grouped_holdout
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.export import embeddings
@@ -193,6 +195,8 @@ def load_dataset(
     Raises:
         UserError: The data set is invalid; names the file, row or key.
     """
+    if not isinstance(image_size, numbers.Integral) or image_size < 8:
+        raise UserError(f"image_size is {image_size!r}; expected a whole number, 8 or more")
     spec = {"kind": kind, **source, **({"path": str(Path(path).resolve())} if str(path) else {})}
     return sources.load(spec, data_dir=None, image_size=image_size, on_bad_image=on_bad_image)
 
@@ -208,18 +212,32 @@ def extract_features(
 
     Args:
         encoder: The encoder.
-        images: A data set, or uint8 [n, h, w, 3] with values 0 to 255; the encoder normalises them itself.
+        images: A data set, or an array of images [n, h, w, 3], or [n, h, w] of grey ones: uint8, or floats from
+            0 to 1; the encoder normalises them itself.
         batch_size: Images of a batch, over all devices; rounded up to a multiple of their number.
 
     Returns:
         float32 [n, features].
+
+    Raises:
+        UserError: The array has another type, shape or range.
     """
-    if not len(images):
+    if isinstance(images, np.ndarray) and images.shape[:1] == (0,):
         return np.zeros((0, encoder.encoder.features), np.float32)
     mesh = RunContext().mesh
     forward = ShardedForward(_features_of(encoder.encoder), encoder.params, encoder.batch_stats, mesh)
-    read = images.images.batch if isinstance(images, Dataset) else images.__getitem__
-    return embeddings.in_batches(forward, read, len(images), batch_size)
+    if isinstance(images, Dataset):
+        return embeddings.in_batches(forward, images.images.batch, len(images), batch_size)
+    pixels = as_uint8(images)
+    colour = np.broadcast_to(pixels, (*pixels.shape[:3], 3))
+    return embeddings.in_batches(forward, colour.__getitem__, len(colour), batch_size)
+
+
+def _require_dataset(name: str, value: object) -> None:
+    if not isinstance(value, Dataset):
+        raise UserError(
+            f"{name} is a {type(value).__name__}; expected a data set, as load_dataset returns it"
+        )
 
 
 @functools.cache
@@ -264,6 +282,7 @@ def adaptation_run(
     Raises:
         UserError: A pattern matches no parameter, the corpus has one class, or no patient can be held out.
     """
+    _require_dataset("corpus", corpus)
     if len(corpus.classes) < 2 and not corpus.multi_label:
         raise UserError(f"{corpus.name}: all images are {corpus.classes[0]!r}; expected two classes or more")
     rows, val_rows = np.arange(len(corpus)), np.arange(0)
@@ -365,8 +384,17 @@ def evaluate(
         Rows as in `results.jsonl`: `split`, `metric`, `value`, `n`, `classes` and more.
 
     Raises:
-        UserError: The sets differ in their classes, or a class has fewer patients than there are folds.
+        UserError: The sets differ in their classes or in the size of their images, or a class has fewer
+            patients than there are folds.
     """
+    _require_dataset("development", development)
+    if external is not None:
+        _require_dataset("external", external)
+        if external.images.size != development.images.size:
+            raise UserError(
+                f"external: image_size is {external.images.size}; expected {development.images.size}, that of "
+                "development"
+            )
     known = (linear_head.LINEAR, *head_sweep.HIDDEN)
     if protocol not in known:
         raise UserError(f"unknown protocol {protocol!r}; {nearest(protocol, known)}")
@@ -389,7 +417,7 @@ def transferability_scores(
     (['gbc', 'logme'], True)
 
     Args:
-        names: Names of scores, such as `logme`, `h_score`, `gbc`, `transrate`, `sfda`, `parc`, `knn`.
+        names: Names of scores, or one name, such as `logme`, `h_score`, `gbc`, `transrate`, `sfda`, `parc`, `knn`.
         features: Features of the images, float [n, d].
         labels: Class numbers, int [n].
 
@@ -399,6 +427,7 @@ def transferability_scores(
     Raises:
         UserError: No score has that name.
     """
+    names = (names,) if isinstance(names, str) else names
     return evaluate_scores(names, Sample(np.asarray(features), np.asarray(labels)))
 
 

@@ -4,7 +4,8 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 EXIT_CODE = 2
 _URL = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*)://([^\s\"'`<>]+)")
@@ -197,3 +198,22 @@ def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
         return "did you mean " + " or ".join(repr(choice) for choice in close) + "?"
     shown = ", ".join(repr(choice) for choice in valid[:12])
     return f"valid: {shown}" + (f", ... ({len(valid)} in all)" if len(valid) > 12 else "")
+
+
+def nearest_beside(path: Path, fits: Callable[[Path], bool], also: Iterable[str] = ()) -> str:
+    """Return what a missing path may have meant, as the end of an error line.
+
+    Args:
+        path: The path, which does not exist.
+        fits: Whether an entry of its folder is of the kind that was expected; others are not listed.
+        also: Valid values that are no paths; named only where one is close.
+
+    Returns:
+        Near names as by `nearest`, else the fitting entries, else that the folder or such an entry is missing.
+    """
+    folder = path.parent
+    fitting = sorted(entry.name for entry in folder.iterdir() if fits(entry)) if folder.is_dir() else []
+    near = nearest(path.name, [*also, *fitting])
+    if fitting or near.startswith("did"):
+        return near if near.startswith("did") else nearest(path.name, fitting)
+    return f"{folder} holds none" if folder.is_dir() else f"there is no folder {folder}"

@@ -16,6 +16,7 @@ A settings class is a frozen dataclass whose fields are made by `setting` and wh
 """
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +141,20 @@ def check_fields(instance: "DataclassInstance") -> None:
     """
     for field in dataclasses.fields(instance):
         constraint, value = constraint_of(field), getattr(instance, field.name)
+        if _is_of(field, "int") and not isinstance(value, numbers.Integral):
+            raise SettingError(field.name, value, "a whole number")
+        if _is_of(field, "tuple[str, ...]") and isinstance(value, str):
+            raise SettingError(field.name, value, f"several names, such as ({value!r},)")
         if constraint.choices and value not in constraint.choices:
             raise SettingError(field.name, value, nearest(str(value), constraint.choices), unknown=True)
         if isinstance(value, int | float) and not isinstance(value, bool) and not constraint.allows(value):
             raise SettingError(field.name, value, constraint.range)
+
+
+def _is_of(field: "dataclasses.Field[Any]", annotation: str) -> bool:
+    """Return whether a field has an annotation, which may be the type or its text."""
+    given = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
+    return annotation in (given, str(field.type))
 
 
 def settings_of(cls: type) -> dict[str, "dataclasses.Field[Any]"]:

@@ -84,3 +84,62 @@ def test_the_api_page_is_made_from_the_docstrings():
 
     assert sorted(name for names in api_page.GROUPS.values() for name in names) == sorted(dj.__all__)
     assert api_page.PAGE.read_text() == api_page.page(), "python -m tests.api_page makes it anew"
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return dj.load_encoder("efficientnet_lite0", "random", cut_after="stage1/block1")
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+
+
+def test_features_of_an_array_depend_on_its_pixels_and_not_on_its_type(encoder):
+    features = dj.extract_features(encoder, IMAGES)
+    np.testing.assert_allclose(dj.extract_features(encoder, IMAGES / 255), features, rtol=1e-5, atol=1e-6)
+    grey = np.repeat(IMAGES[..., :1], 3, axis=3)
+    expected = dj.extract_features(encoder, grey)
+    for same in (IMAGES[..., 0], IMAGES[..., :1]):
+        np.testing.assert_allclose(dj.extract_features(encoder, same), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (IMAGES.astype(float), "floats from 0 to 25"),
+        (IMAGES.astype(np.uint16) * 256, "images are uint16"),
+        (np.where(IMAGES == 0, np.nan, IMAGES / 255), "floats from nan"),
+        (IMAGES > 9, "images are bool"),
+        (IMAGES.astype(int), "images are int64"),
+        (IMAGES[0], r"one image; expected .*images.None."),
+        (np.moveaxis(IMAGES, -1, 1), r"\[3, 3, 32, 32\]; expected \[n, h, w, 3\]"),
+        (np.concatenate([IMAGES, IMAGES[..., :1]], -1), r"\[3, 32, 32, 4\]; expected"),
+        (IMAGES[:, :0], "expected"),
+        ([IMAGES[0], IMAGES[0, :9]], "images differ in shape"),
+        ("scans/", "expected uint8"),
+    ],
+)
+def test_an_array_whose_values_or_axes_are_not_known_is_refused_not_guessed(encoder, images, words):
+    with pytest.raises(dj.UserError, match=words):
+        dj.extract_features(encoder, images)
+
+
+def test_wrong_arguments_are_answered_with_what_was_expected(encoder):
+    data, small = (
+        dj.load_dataset("phantoms", name="development", n=24, image_size=size) for size in (32, 16)
+    )
+    with pytest.raises(dj.UserError, match="external: image_size is 16; expected 32"):
+        dj.evaluate(encoder, data, small)
+    with pytest.raises(dj.UserError, match="corpus is a ndarray; expected a data set"):
+        dj.adaptation_run(encoder, IMAGES, [])
+    for size in (0, 64.0, "64"):
+        with pytest.raises(dj.UserError, match=r"image_size is .*expected a whole number, 8 or more"):
+            dj.load_dataset("phantoms", name="development", n=24, image_size=size)
+    with pytest.raises(dj.UserError, match=r"epochs is 1.5; expected a whole number"):
+        dj.Phase("head", 1.5, trainable=("head",), lr=1e-3)
+    with pytest.raises(dj.UserError, match=r"trainable is 'head'; expected several names, such as .'head',"):
+        dj.Phase("head", 1, trainable="head", lr=1e-3)
+    labels = np.arange(24) % 2
+    assert set(dj.transferability_scores("logme", np.random.default_rng(0).normal(size=(24, 3)), labels)) == {
+        "logme"
+    }

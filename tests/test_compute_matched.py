@@ -84,6 +84,18 @@ def test_an_arm_takes_the_share_of_full_that_its_budget_names():
     assert 0.25 < shares[1] <= 0.5
 
 
+def test_a_budget_holds_where_the_shorter_run_caches_less_than_the_whole():
+    top = {"name": "reconstruct", "epochs": 12, "trainable": ("stage3",), "lr": 1e-3, "views": 4}
+    arm = {"objective": "reconstruct", "phases": (top,)}
+    shares = {"fifth": 0.2, "third": 0.3}
+    study = prepare.prepare(
+        resolve(configured(**{name: {**arm, "compute_budget": share} for name, share in shares.items()}))
+    )
+    full, *others = (study.run_of(arm).flops() for arm in study.arms)
+    for flops, share in zip(others, shares.values(), strict=True):
+        assert 0.5 * share < flops / full <= share
+
+
 @pytest.mark.parametrize("value", ["much", -0.1, True, float("nan")])
 def test_a_budget_that_is_no_share_is_refused(value):
     with pytest.raises(UserError, match=r"custom_strategies\.tenth\.compute_budget is .*; expected a share"):

@@ -1,10 +1,12 @@
 """Damaged and hostile files: one line that can be skipped, bounded memory, no link followed, no other program."""
 
+import contextlib
 import gzip
 import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -77,7 +79,7 @@ def test_whatever_a_decoder_raises_is_one_line_that_can_be_skipped(tmp_path, mon
         write.image(bad, GREY)
         real = Image.open
         monkeypatch.setattr(
-            Image, "open", lambda path, **k: fail() if Path(path).name == "bad.png" else real(path, **k)
+            Image, "open", lambda file, **k: fail() if Path(file.name).name == "bad.png" else real(file, **k)
         )
     elif module == "dicom":
         write.dicom(bad, GREY)
@@ -146,6 +148,32 @@ def test_a_chunk_that_unpacks_to_more_than_the_limit_is_refused_before(tmp_path,
         made.id.write_direct_chunk((0, 0), zlib.compress(bytes(64 << 20), 9))
     assert "a chunk of chunk takes" in line_of(Plane(tmp_path / "a.h5", key="chunk"))
     assert "unpacks to more than its 256 bytes" in line_of(Plane(tmp_path / "a.h5", key="lies"))
+
+
+def test_a_png_that_claims_a_chunk_of_a_gigabyte_takes_no_more_than_it_has(tmp_path):
+    write.image(tmp_path / "a.png", GREY)
+    data = (tmp_path / "a.png").read_bytes()
+    at = data.index(b"IDAT")
+    (tmp_path / "a.png").write_bytes(data[: at - 4] + (1 << 30).to_bytes(4, "big") + data[at:])
+    tracemalloc.start()
+    with contextlib.suppress(UserError):
+        pixels.samples(Plane(tmp_path / "a.png"))
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+def test_the_list_of_chunks_that_a_small_hdf5_file_declares_is_counted_as_memory(tmp_path):
+    """25 million chunks without content: the library takes 2 to 4 kB for each, 60 GB in all."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("one", (5000, 5000), "u1", chunks=(1, 1))
+        file.create_dataset("stack", (3, 5000, 5000), "u1", chunks=(1, 1, 1))
+        file.create_dataset("usual", (3000, 512, 512), "u1", chunks=(1, 64, 64))
+    assert (tmp_path / "a.h5").stat().st_size < 10_000
+    assert "takes 95.8 GiB to read" in line_of(Plane(tmp_path / "a.h5", key="one"))
+    assert "takes 95.8 GiB to read" in line_of(Plane(tmp_path / "a.h5", 1, key="stack"))
+    with pytest.raises(UserError, match="the limit for decoded data"):
+        arrays.scalar(tmp_path / "a.h5", "one")
+    assert arrays.values(Plane(tmp_path / "a.h5", 2999, key="usual")).shape == (512, 512)
 
 
 def test_a_file_on_which_the_library_hangs_is_refused_and_the_next_one_read(tmp_path, monkeypatch):

@@ -132,6 +132,15 @@ def test_where_and_keep_classes_of_a_dataset_narrow_it(home):
         data.keep_classes(["w"])
 
 
+def test_a_missing_manifest_names_lists_and_not_whatever_lies_beside_it(home):
+    (home.folder / "notes.docx").touch()
+    with pytest.raises(UserError, match=r"no such manifest; .* holds none$"):
+        load_manifest(home.folder / "q.csv", image_size=8)
+    (home.folder / "other.tsv").touch()
+    with pytest.raises(UserError, match=r"no such manifest; valid: 'other\.tsv'$"):
+        load_manifest(home.folder / "q.csv", image_size=8)
+
+
 def test_a_missing_manifest_names_the_nearest_file(home):
     path = home.manifest("image,label\na.png,x\n")
     with pytest.raises(UserError, match=r"manifset\.csv: no such manifest; did you mean 'manifest\.csv'\?"):

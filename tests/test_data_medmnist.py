@@ -1,10 +1,12 @@
 """MedMNIST files in their true layout."""
 
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 
+from dapt_jax.data import limits
 from dapt_jax.data.sets.medmnist import MEDMNIST
 from dapt_jax.data.sources import load
 from dapt_jax.errors import UserError
@@ -137,3 +139,36 @@ def test_a_file_cut_short_is_one_line(tmp_path, kept):
     path.write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(UserError, match=r"octmnist\.npz: cannot be read .*expected a whole \.npz file"):
         read(path, "octmnist")
+
+
+def npy(shape, version=1, claimed=None):
+    """A .npy file's magic and header, without values."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    length = len(text) if claimed is None else claimed
+    return b"\x93NUMPY" + bytes([version, 0]) + length.to_bytes(2 if version == 1 else 4, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"train_labels": npy((10**6, 1)) + bytes(10**6), "train_images": npy((10**6, 1, 1))},
+            r"1,000,009 images of 28 x 28 pixels take 2\.19 GiB, and 1 GiB of memory are free; expected fewer",
+        ),
+        ({"train_images": npy((9, 0, 28))}, "has no pixels; expected images"),
+        ({"train_images": npy((9, -28, -28))}, r"has the shape \[9, -28, -28\]; expected sides of 0 or more"),
+        ({"train_labels": npy((9, 1), 2, 1 << 30) + bytes(1 << 20)}, "a header of 1,073,741,824 bytes"),
+        ({"train_labels": npy((1 << 28, 1))}, r"takes 2\.25 GiB to read"),
+    ],
+)  # fmt: skip
+def test_a_small_file_does_not_take_the_memory(tmp_path, monkeypatch, changed, said):
+    """Deflated, ten million images of one pixel are 40 kB; at 28 pixels a side they take 22 GiB."""
+    monkeypatch.setattr(limits.hardware, "free_memory_bytes", lambda: 1 << 30)
+    with zipfile.ZipFile(tmp_path / "bloodmnist.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays("bloodmnist").items():
+            archive.writestr(f"{name}.npy", changed.get(name, npy(array.shape) + array.tobytes()))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=said):
+        read(tmp_path, "bloodmnist")
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()

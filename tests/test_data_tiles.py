@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from dapt_jax.data import near_duplicates
-from dapt_jax.data.decode import DRAFT_MARGIN, decode
+from dapt_jax.data.decode import decode
+from dapt_jax.data.pictures import DRAFT_MARGIN
 from dapt_jax.data.plane import Plane
 from dapt_jax.data.sources import load
 from dapt_jax.data.tiles import Recent, Tile, Tiles

@@ -17,7 +17,7 @@ from dapt_jax.models.encoder import DEFAULT
 from dapt_jax.models.encoders import vit
 from dapt_jax.models.lora import LoraSettings
 from dapt_jax.models.trunk import Trunk
-from dapt_jax.objectives import Distil, Reconstruct, TwoViews, two_views
+from dapt_jax.objectives import Distil, MaskedAutoencoder, Reconstruct, TwoViews, two_views
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime.sharding import make_mesh
 from dapt_jax.study import plan
@@ -48,6 +48,8 @@ def objective_of(name, encoder):
         return Reconstruct(Trunk(encoder))
     if name == "distil":
         return Distil(Trunk(TEACHER, reads="map", side=24), local=0.5)
+    if name == "mae":
+        return MaskedAutoencoder(decoder_embed_dim=32, decoder_depth=1)
     return TwoViews(loss="vicreg" if name == "vicreg" else "nt_xent", patient_positives=name == "vicreg")
 
 

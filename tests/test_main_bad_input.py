@@ -201,6 +201,20 @@ def test_ten_crops_of_images_that_are_no_larger(refused):
     refused(*small(*flags), words=["test_crops=10", "transfer.finetune.augment.patch", "leukocytes", "32"])
 
 
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.weights=imagenett", ["imagenett: no such weight file; did you mean 'imagenet'"]),
+        (
+            "--config.corpus.crop=9",
+            ["no setting 'corpus.crop'", "other keys are added to the description there"],
+        ),
+    ],
+)
+def test_a_flag_that_nothing_knows_names_what_is_near_or_where_it_belongs(refused, flag, words):
+    refused(*small(flag), words=words)
+
+
 def test_weights_of_another_model(refused, tmp_path):
     for name in ("resnet18.npz", "resnet18.safetensors"):
         export.write(tmp_path / name, *registry.build("resnet18").init(0))

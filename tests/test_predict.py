@@ -426,3 +426,31 @@ def test_examples_have_the_saliency_of_the_model_that_is_kept(workdir):
     page = (workdir / "report.html").read_text()
     assert "Saliency is by occlusion" in page
     assert page.count("<strong>saliency</strong>") == count
+
+
+@pytest.mark.long
+def test_examples_of_fine_tuned_networks_have_the_saliency_of_the_networks_that_predicted_them(trained):
+    found = samples.read(samples.Examples, samples.examples_path(trained, "cut", 0, "cells", "external"))
+    assert found.protocol == "finetune"
+    few = np.flatnonzero(np.isfinite(found.saliency).all((1, 2)))
+    predictor = dj.load_predictor(models(trained, "cells", "finetune"))
+    for place in few[:2]:
+        image = CLASSES.images.batch([int(found.names[place])])[0]
+        column = predictor.classes.index(found.predicted[place])
+        drops = saliency.drops(
+            lambda images, column=column: predictor(images).probabilities[:, column], image
+        )
+        assert found.saliency[place] == pytest.approx(drops, abs=2e-5)
+    assert np.abs(found.saliency[few]).max() > 1e-4
+    own = samples.read(samples.Examples, samples.examples_path(trained, "cut", 0, "cells", "development"))
+    held = np.isfinite(own.saliency).all((1, 2)).sum()
+    (row,) = [each for each in command.rows(trained / "ledger.jsonl") if each["phase"] == "cells/saliency"]
+    passes = saliency.GRID**2 + 1
+    assert row["images"] == passes * (2 * len(few) + held)  # by both folds, or by the one that holds it out
+    assert row["model_flops"] == 0
+    phases = [
+        each for each in command.rows(trained / "ledger.jsonl") if "cells/finetune/fold" in each["phase"]
+    ]
+    assert phases
+    assert row["hardware_flops"] % row["images"] == 0
+    assert "Saliency is by occlusion" in (trained / "report.html").read_text()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dapt_jax.records.scores import Downstream, Scores, read
+from dapt_jax.report import scores as score_report
 from dapt_jax.study import score
 from dapt_jax.transferability.robustness import robustness
 from dapt_jax.transferability.variants import Features, Measure, ScoringGrid, random_halves
@@ -88,6 +89,14 @@ def test_ranks_correlation_and_loss_follow_from_the_records():
     worse = Scores(_rows(values, higher_is_better=True), known)
     turned = worse.correlation("t", "development", "s", "external")
     assert (turned.kendall.mean, turned.loss) == pytest.approx((-1, -0.3))
+
+
+def test_checkpoints_of_one_value_are_not_told_apart_by_their_order():
+    rows = _rows({"none": 0.1, "partial": 0.1, "full": 0.4}, variant={"level": 2})
+    words = score_report._words(Scores(rows), "t", "development")
+    assert "none, partial are the best of 3 checkpoints with the same value to the last digit" in words
+    assert "none is the best" not in words
+    assert "scoring.levels=2" in words
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,16 @@ def test_a_class_of_few_patients_and_a_fold_that_holds_out_few_are_said_to_be():
     assert few_samples.of_folds(large, [grouped_folds(large.labels, large.groups, 5, 0)]) == []
 
 
+def test_a_class_that_some_folds_do_not_hold_out_is_said_to_be_left_out_of_their_means():
+    few, enough = dataset(3, 60), dataset(5, 60)
+    (line,) = few_samples.of_classes_by_fold(
+        few, [grouped_folds(few.labels, few.groups, 5, s) for s in (0, 1)]
+    )
+    assert f"({few.classes[0]!r} in 2 of 5)" in line
+    folds = [grouped_folds(enough.labels, enough.groups, 5, 0)]
+    assert few_samples.of_classes_by_fold(enough, folds) == []
+
+
 def test_images_of_one_patient_count_once():
     many = dataset(60, 60, groups=np.repeat(np.arange(12), 10).astype(str))
     assert "6" in few_samples.of_classes(many)

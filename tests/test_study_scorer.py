@@ -74,6 +74,18 @@ def test_epochs_of_the_head_alone_are_not_scored_and_the_last_epoch_is():
     assert list(Plan.of(settings(), make_run(), 24).epochs) == [2, 3, 4, 5, 6, 7]
 
 
+def test_a_score_that_sees_nothing_of_what_is_trained_does_not_choose():
+    top = tiny.make_run(PHASES[:2], encoder=ENCODER, data=DATA)
+    deepest = scoring.level_group(ENCODER, 2)
+    assert top.programs[1].mask.boundary > deepest
+    name = ENCODER.groups[deepest]
+    with pytest.raises(UserError, match=rf"robustness sees the output of '{name}'.*same after every epoch"):
+        Plan.of(settings(select="robustness"), top, 24)
+    for fits in ({"select": "robustness", "level": 1}, {"select": "logme"}, {}):
+        assert Plan.of(settings(**fits), top, 24).epochs
+    assert Plan.of(settings(select="robustness"), make_run(), 24).epochs
+
+
 def test_the_sample_shrinks_to_the_budget():
     run = make_run()
     for budget in (0.3, 0.6):

@@ -16,6 +16,7 @@ def measured(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(speed, "measure", lambda *of: calls.append(of) or 2e9)
+    monkeypatch.setattr(speed.os, "getloadavg", lambda: (0.1, 9.0, 9.0))
     return calls
 
 
@@ -34,6 +35,20 @@ def test_minutes_are_flops_over_speed_with_error_machine_and_age(measured):
     assert text.startswith(f"time: about 10 min (4 min to 25 min) on {speed.name()}, an estimate")
     assert "2 GFLOP/s in a benchmark of this machine, measured 3 days ago" in text
     assert "measured just now" in speed.line(1.2e12, DENSE, "float32", found.time)
+
+
+def test_the_speed_of_a_busy_machine_is_said_to_be_one_and_measured_again_when_it_is_idle(
+    measured, monkeypatch
+):
+    monkeypatch.setattr(speed.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(speed.os, "getloadavg", lambda: (1.6, 0.0, 0.0))
+    for _ in range(2):
+        assert "while other work slowed it" in speed.line(1e12, DENSE, "float32", 0.0)
+    assert len(measured) == 1
+    monkeypatch.setattr(speed.os, "getloadavg", lambda: (1.4, 9.0, 9.0))
+    for _ in range(2):
+        assert "slowed" not in speed.line(1e12, DENSE, "float32", 0.0)
+    assert len(measured) == 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 1}'])

@@ -128,6 +128,35 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path):
     subprocess.run([sys.executable, "-c", CROWDED, str(tmp_path)], check=True, cwd=ROOT, timeout=120)
 
 
+READ_ONLY = """
+import pathlib, sys
+from benchmarks.chaos_child import Kill, Operations
+from dapt_jax.training import checkpoint
+from tests.test_survive import part
+
+operations = Operations(None)
+operations.watch()
+for number in (6, 8, 12, 35):
+    folder = pathlib.Path(sys.argv[1]) / str(number) / "run"
+    operations._kill, operations._count = Kill(f"/{number}/", number, "EROFS"), 0
+    try:
+        saver = checkpoint.CheckpointFolder(folder)
+        for step in (1, 2, 3):
+            saver.save(step, part(step), {})
+        saver.wait()
+    except OSError as error:
+        print(error.strerror)
+"""
+
+
+def test_a_disk_that_turns_read_only_during_a_checkpoint_is_one_error_and_the_process_ends(tmp_path):
+    """No traceback of a thread or a callback, and no thread that the exit would wait for."""
+    command = [sys.executable, "-c", READ_ONLY, str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == [os.strerror(errno.EROFS)] * 4
+
+
 @pytest.mark.parametrize(
     "lacking", ["room", "time"]
 )  # a wall clock that is set forward looks to orbax like a time-out

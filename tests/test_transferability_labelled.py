@@ -351,7 +351,7 @@ def test_bad_input_is_one_line_that_says_what_was_expected():
     lines = {
         r"all 40 labels are one class; expected two classes or more": (f, np.zeros(N, int)),
         r"features of image 7 are not finite \(1 of 40 images\); expected numbers": (broken, y),
-        r"labels have shape \(39,\); expected one class number for each of 40 rows": (f, y[1:]),
+        r"labels are int64 of shape \(39,\); expected one class number, int, for each of 40 rows": (f, y[1:]),
         r"features have shape \(40,\); expected 2 axes": (f[:, 0], y),
     }
     for line, arguments in lines.items():

@@ -396,6 +396,15 @@ def test_whatever_reading_an_array_raises_is_one_line(tmp_path: Path) -> None:
         weights["b"]
 
 
+def test_sides_that_no_array_can_have_are_one_line(tmp_path: Path) -> None:
+    """An initialiser of no bytes may declare them: its size is their product, which is 0."""
+    shape = (0, 1 << 40, 1 << 40)
+    weights = Weights({"a": Stored(shape, np.dtype("f4"), lambda: np.zeros(shape))}, str(tmp_path / "x.onnx"))
+    for read in (weights.like, weights.__getitem__):
+        with pytest.raises(UserError, match=r"x\.onnx: cannot be read \(.*expected "):
+            read("a")
+
+
 def test_the_fuzzer_notices_what_it_looks_for(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.numpy.save_file(GOOD, path)

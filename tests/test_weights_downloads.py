@@ -53,6 +53,14 @@ class Source(http.server.BaseHTTPRequestHandler):
                     self.wfile.write(b"x")
                     time.sleep(0.02)
             return None
+        if name == "trailers.pth":
+            self._start(200, [("Transfer-Encoding", "chunked")])
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"3\r\nabc\r\n0\r\n")
+                while True:
+                    self.wfile.write(b"X: y\r\n" * 100)
+                    time.sleep(0.01)
+            return None
         if name == "moved.pth":
             where = urllib.parse.parse_qs(parts.query)["to"][0]
             return self._start(302, [("Location", where), ("Content-Length", "0")])
@@ -185,6 +193,12 @@ def test_a_server_that_drips_is_given_up(source, monkeypatch) -> None:
     monkeypatch.setattr(transport, "WINDOW_S", 60.0)
     monkeypatch.setattr(transport, "LONGEST_S", 0.3)
     assert "too slow" in refused(f"{source.address}/drip.pth")
+    assert left() == []
+
+
+def test_lines_after_the_file_without_end_are_given_up(source, monkeypatch) -> None:
+    monkeypatch.setattr(transport, "WINDOW_S", 0.2)
+    assert "no bytes of the file for 0 s" in refused(f"{source.address}/trailers.pth")
     assert left() == []
 
 

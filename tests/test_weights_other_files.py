@@ -287,6 +287,13 @@ def test_a_chunk_that_unpacks_to_more_than_it_declares_is_refused(tmp_path: Path
     assert "damaged" in refused(keras(tmp_path / "a.h5", make))
 
 
+def test_more_chunks_than_a_file_can_have_are_refused_before_the_library_lists_them(tmp_path: Path) -> None:
+    path = keras(
+        tmp_path / "a.h5", lambda group: group.create_dataset("kernel", (1 << 20,), "u1", chunks=(1,))
+    )
+    assert "expected at most twice the file's size" in refused(path)
+
+
 def test_an_array_packed_by_a_plug_in_is_refused_by_number(tmp_path: Path) -> None:
     path = keras(
         tmp_path / "a.h5",

@@ -115,7 +115,8 @@ def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, .
     rows = {"weight": _array((batch,), np.float32, split), "index": _array((batch,), np.int32, split)}
     labelled = {**rows, "label": _array((batch, *targets.shape[1:]), targets.dtype, split)}
     if function == "train_step":
-        return state, {**labelled, "image": _array((batch, size, size, 3), np.uint8, split)}, draw, rate
+        side = program.augment.size(size) if program.augment.crop_from else size
+        return state, {**labelled, "image": _array((batch, side, side, 3), np.uint8, split)}, draw, rate
     decision = run.cache_decision(program)
     side = program.augment.size(size)
     shapes = cached_spec(

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dapt_jax.data import hdf5_trial, limits
+from dapt_jax.data import hdf5, hdf5_trial, limits
 from dapt_jax.data.intensity import Samples, integers_or_floats
 from dapt_jax.data.pixels import windowed
 from dapt_jax.data.plane import Plane, one_line
@@ -60,7 +60,8 @@ def extent(plane: Plane) -> tuple[int, int]:
 def scalar(path: Path, key: str) -> np.ndarray:
     """Return a small array of an HDF5 file, flattened: a label, or the character codes of a text."""
     with _opened(Plane(path, key=key)) as array:
-        limits.check(path, array.size * array.dtype.itemsize, f"{key}")
+        listed = hdf5.chunk_list_bytes(array.shape, array.chunks)
+        limits.check(path, array.size * array.dtype.itemsize + listed, f"{key}")
         return np.asarray(array[()]).ravel()
 
 
@@ -94,6 +95,8 @@ def _shape(plane: Plane, array: Any) -> tuple[int, ...]:
             f"{plane}: an array {list(shape)} without pixels, expected a picture [h, w] or [h, w, 3]"
         )
     size = int(np.prod(picture, dtype=object)) * (2 * array.dtype.itemsize + 18)
+    if isinstance(array, h5py.Dataset) and array.chunks:
+        size += hdf5.chunk_list_bytes(shape, array.chunks[array.ndim - len(shape) :])
     limits.check(plane.path, size, f"a picture {list(picture)} of {array.dtype}")
     return shape
 

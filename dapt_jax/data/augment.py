@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key, Num, PRNGKeyArray, UInt8
 from dapt_jax.data import colour, randaugment, warp
 from dapt_jax.data.randaugment import STRONGEST, Drawn
 from dapt_jax.errors import UserError
-from dapt_jax.fields import check_fields, setting
+from dapt_jax.fields import SettingError, check_fields, setting
 from dapt_jax.ops import choice
 
 AnyArray = Array | np.ndarray
@@ -57,6 +57,9 @@ class Augment:
         randaugment: Number of operations of RandAugment (see `data/randaugment.py`), applied after all other
             geometric and before all other colour operations; 0 for none.
         magnitude: Magnitude of each of these operations, 0 to 30.
+        crop_from: Largest short side in pixels of the pictures of files that the random crop is cut from, before
+            all else (see `data/file_crops.py`): images are then crops already. 0 cuts it on the device, from
+            images of the stored size, after rotation and zoom.
         centre: Whether the patch is the centre of the image instead of a random one.
     """
 
@@ -94,10 +97,17 @@ class Augment:
     magnitude: float = setting(
         9.0, at_least=0, at_most=STRONGEST, doc="Magnitude of each RandAugment operation."
     )
+    crop_from: int = setting(
+        0,
+        at_least=0,
+        doc="Cut random crops from the files, shrunk to this short side in pixels at most; 0: from stored images.",
+    )
     centre: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.crop_from and not self.crop:
+            raise SettingError("crop_from", self.crop_from, "crop above 0 too, such as 0.08")
 
     @property
     def is_identity(self) -> bool:
@@ -125,7 +135,7 @@ class Augment:
         """Augment a batch.
 
         Args:
-            images: Values 0 to 255, uint8 or float.
+            images: Values 0 to 255, uint8 or float; with `crop_from`, crops of the final size.
             seed: Seed of the run, an integer.
             view: Number of the view, an integer: the epoch where every epoch has new views.
             index: Row of each example in its data set.
@@ -161,6 +171,11 @@ class Augment:
         return jax.vmap(function)
 
     @property
+    def _crops(self) -> bool:
+        """Whether a random resized crop is cut from the images that are passed."""
+        return bool(self.crop and not self.crop_from)
+
+    @property
     def _moves(self) -> bool:
         return self.flip != "none" or any((self.shift, self.patch, self.randaugment, *self._warps))
 
@@ -170,7 +185,7 @@ class Augment:
         warps: list[Any] = []
         if self.rotate or self.scale:
             warps.append(functools.partial(warp.turned, rotate=self.rotate, scale=self.scale))
-        if self.crop:
+        if self._crops:
             warps.append(functools.partial(warp.resized_crop, least=self.crop))
         if self.elastic:
             warps.append(functools.partial(warp.elastic, strength=self.elastic))
@@ -197,7 +212,7 @@ class Augment:
             at = warp.identity(height, width)
             for number, move in enumerate(warps):
                 at = move(at, jax.random.fold_in(key, _FOR_WARPS + number))
-            if self.crop and self.patch:
+            if self._crops and self.patch:
                 at = jax.image.resize(at, (2, self.patch, self.patch), "linear", antialias=False)
             pixels = warp.read(pixels, at, self.border)
         if self.patch and not self.crop:

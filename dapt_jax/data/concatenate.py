@@ -44,6 +44,16 @@ class JoinedImages(ImageStore):
         store, row = self._places[index]
         return self._stores[store].source(int(row))
 
+    @property
+    def is_of_files(self) -> bool:
+        """Whether all images are files."""
+        return all(store.is_of_files for store in self._stores)
+
+    def for_crop(self, index: int, most: int) -> np.ndarray:
+        """Return the picture of a file that random crops are cut from; see `ImageStore.for_crop`."""
+        store, row = self._places[index]
+        return self._stores[store].for_crop(int(row), most)
+
     def inside(self, index: int) -> tuple[int, int, int, int]:
         """Return the part of an image that is not padding: top, left, bottom, right in its pixels."""
         store, row = self._places[index]

@@ -11,17 +11,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from dapt_jax.data import formats, intensity, limits, pixels, stalls
+from dapt_jax.data import formats, intensity, limits, pictures, stalls
 from dapt_jax.data.framing import Framing
 from dapt_jax.data.intensity import Range, Samples
 from dapt_jax.data.masks import Mask, read
+from dapt_jax.data.pictures import Picture
 from dapt_jax.data.plane import Plane, Source, file_of, plane
 from dapt_jax.data.tiles import Recent
 from dapt_jax.errors import UserError
 
 CACHE_BYTES = 2 << 30
-DRAFT_MARGIN = 2
-"""A JPEG may be decoded at a fraction of its size, but not below this multiple of the wanted size."""
 
 
 def decode(
@@ -71,10 +70,6 @@ def decode(
     return _decode(source, Framing(size, crop, resize), lambda: ranges or {})[0]
 
 
-Picture = tuple[np.ndarray, Range]
-"""Pixels uint8, [h, w] or [h, w, 3], and the black and white values that they come from."""
-
-
 def _decode(
     source: Source,
     framing: Framing,
@@ -88,46 +83,15 @@ def _decode(
     """
     found = plane(source)
     if found.tile:
-        whole, used = _picture(found, ranges, recent or Recent())
+        whole, used = pictures.of_tiles(found, ranges, recent or Recent())
         cut = framing.apply(Image.fromarray(found.tile.of(whole)), Image.Resampling.BILINEAR)
-        return _three_channels(np.asarray(cut)), used
+        return pictures.three_channels(np.asarray(cut)), used
     with limits.border(file_of(source), "an image"):
-        samples = formats.samples(source, 0 if framing.crop else DRAFT_MARGIN * framing.size)
-        shown, used = samples.shown(None if samples.known else ranges())
-        image = Image.fromarray(np.ascontiguousarray(shown))
-        height, width = shown.shape[:2]
-        limits.check(
-            file_of(source), (width + height) * pixels.RESIZING, f"an image of {width} x {height} pixels"
-        )
-        # An image decoded at a fraction of its size is framed by the whole, as its mask is.
-        extent = None if framing.resize == "squash" else formats.extent(source)
+        image, extent, used = pictures.read(found, framing, framing.size, ranges)
         # Grey is replicated last: resizing three equal channels gives three equal channels at three times the
         # cost.
         square = np.asarray(framing.apply(image, Image.Resampling.BILINEAR, extent))
-    return _three_channels(square), used
-
-
-def _picture(found: Plane, ranges: Callable[[], dict[str, Range]], recent: Recent[Picture]) -> Picture:
-    """Return the resized picture that a tile is cut from."""
-    tile, whole = found.tile, found.whole
-    assert tile is not None
-
-    def make() -> tuple[Picture, int]:
-        with limits.border(whole.path, "an image"):
-            samples = formats.samples(whole)
-            shown, used = samples.shown(None if samples.known else ranges())
-            height, width = tile.picture or (0, 0)
-            size = (sum(shown.shape[:2]) + height + width) * pixels.RESIZING + 3 * height * width
-            limits.check(whole.path, size, f"an image of {shown.shape[1]} x {shown.shape[0]} pixels")
-            image = Image.fromarray(np.ascontiguousarray(shown))
-            picture = tile.resized(image, Image.Resampling.BILINEAR)
-        return (picture, used), picture.nbytes
-
-    return recent.get(whole, make)
-
-
-def _three_channels(square: np.ndarray) -> np.ndarray:
-    return square if square.ndim == 3 else np.repeat(square[..., None], 3, axis=2)
+    return pictures.three_channels(square), used
 
 
 def decode_mask(mask: Mask, size: int, crop: int | None = None, resize: str = "squash") -> np.ndarray:
@@ -165,14 +129,17 @@ _stores: "weakref.WeakSet[_Pixels]" = weakref.WeakSet()
 
 def cached_bytes() -> int:
     """Return the bytes of decoded images that the stores of this process hold, or have reserved."""
-    return sum(store.cache.nbytes for store in _stores if store.cache is not None)
+    reserved = sum(store.cache.nbytes for store in _stores if store.cache is not None)
+    return reserved + sum(each.nbytes for store in _stores for each in list(store.for_crops.values()))
 
 
 class _Pixels:
     """Pixels shared by several stores: files and, if they fit into memory, their decoded images."""
 
-    def __init__(self, sources: tuple[Source, ...], framing: Framing, cached: bool):
+    def __init__(self, sources: tuple[Source, ...], framing: Framing, cached: bool, cache_bytes: int = 0):
         self.sources, self.framing, size = sources, framing, framing.size
+        self.most_bytes = cached_bytes() + cache_bytes
+        self.for_crops: dict[tuple[int, int], np.ndarray] = {}
         self.extents: dict[int, tuple[int, int]] = {}
         # np.empty only reserves address space: memory is used as images are decoded.
         self.cache = np.empty((len(sources), size, size, 3), np.uint8) if cached else None
@@ -201,7 +168,19 @@ class _Pixels:
         return image
 
     def picture(self, source: Plane) -> np.ndarray:
-        return _three_channels(_picture(source, self.ranges, self.recent)[0])
+        return pictures.three_channels(pictures.of_tiles(source, self.ranges, self.recent)[0])
+
+    def for_crop(self, row: int, most: int) -> np.ndarray:
+        held = self.for_crops.get((row, most))
+        if held is not None:
+            return held
+        source = self.sources[row]
+        with stalls.reading(file_of(source)):
+            made = pictures.at_most(plane(source), self.framing, most, self.ranges, self.recent)
+        # What is held first stays: each epoch reads every picture once, so that a newer one is worth no more.
+        if cached_bytes() + made.nbytes <= self.most_bytes:
+            self.for_crops[row, most] = made
+        return made
 
     def inside(self, row: int) -> tuple[int, int, int, int]:
         if self.framing.resize != "pad":
@@ -269,7 +248,8 @@ class ImageStore:
             size: Side of the decoded images in pixels.
             crop: See `decode`.
             cache_bytes: Decoded images are cached in memory if all of them fit into this many bytes;
-                otherwise each access decodes the image again.
+                otherwise each access decodes the image again. Pictures that random crops are cut from, see
+                `for_crop`, take what is left.
             resize: See `decode`.
             ranges: Ranges of another set (see `known_ranges`) that apply to these images; None to compute
                 those of this set.
@@ -278,6 +258,7 @@ class ImageStore:
             tuple(sources),
             Framing(size, crop or None, resize),
             cached=len(sources) * size * size * 3 <= cache_bytes,
+            cache_bytes=cache_bytes,
         )
         shared.set_ranges = None if ranges is None else dict(ranges)
         return cls(shared, np.arange(len(sources)), tuple(map(str, sources)))
@@ -331,6 +312,23 @@ class ImageStore:
         row = int(self._rows[index])
         source = plane(self._pixels.sources[row]) if self._pixels.sources else None
         return self[index] if source is None or source.tile is None else self._pixels.picture(source)
+
+    @property
+    def is_of_files(self) -> bool:
+        """Whether the images are files, which `for_crop` can read."""
+        return bool(self._pixels.sources)
+
+    def for_crop(self, index: int, most: int) -> np.ndarray:
+        """Return the picture of a file that random crops are cut from, uint8 [h, w] or [h, w, 3].
+
+        It is what the square shows, with its own aspect ratio, and shrunk where its short side is longer than
+        `most`. Pictures stay in memory as far as the bytes of the cache reach; others are decoded each time.
+
+        Args:
+            index: Index of the image, of a store of files.
+            most: Largest short side in pixels.
+        """
+        return self._pixels.for_crop(int(self._rows[index]), most)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the images at `indices` as a new uint8 [k, size, size, 3] array."""

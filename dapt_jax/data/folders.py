@@ -13,7 +13,7 @@ from dapt_jax.data.paths import IMAGES
 from dapt_jax.data.plane import Plane, Window, file_of
 from dapt_jax.data.records import Record
 from dapt_jax.data.tiles import Tiles
-from dapt_jax.errors import MissingLabelsError, UserError, nearest
+from dapt_jax.errors import MissingLabelsError, UserError, nearest_beside
 
 
 def load_folder(
@@ -140,13 +140,7 @@ def _records(
     root: Path, pattern: re.Pattern[str] | None, classes: Sequence[str]
 ) -> tuple[list[Record], Layout]:
     if not root.is_dir():
-        there = (
-            sorted(folder.name for folder in root.parent.iterdir() if folder.is_dir())
-            if root.parent.is_dir()
-            else []
-        )
-        hint = nearest(root.name, there) if there else f"there are no folders in {root.parent}"
-        raise UserError(f"{root}: no such folder; {hint}")
+        raise UserError(f"{root}: no such folder; {nearest_beside(root, Path.is_dir)}")
     found = layout.read(root, classes)
     if not found.images:
         if found.empty:

@@ -70,6 +70,23 @@ class Framing:
         """Return whether a picture is a square of this size already."""
         return extent == (self.size, self.size) and self.box(extent) == (0, 0, *extent)
 
+    def cut(self, image: Image.Image, extent: tuple[int, int] | None = None) -> Image.Image:
+        """Return the part of a picture that the square shows, not resized.
+
+        Args:
+            image: The picture, perhaps decoded at a fraction of its size.
+            extent: Height and width of the whole picture, if it was decoded at a fraction.
+        """
+        own = image.height, image.width
+        extent = extent or own
+        top, left, bottom, right = self.box(extent)
+        if own != extent:
+            down, across = own[0] / extent[0], own[1] / extent[1]
+            top, bottom = round(top * down), round(bottom * down)
+            left, right = round(left * across), round(right * across)
+        whole = (top, left, bottom, right) == (0, 0, *own)
+        return image if whole else image.crop((left, top, right, bottom))
+
     def apply(
         self, image: Image.Image, how: Image.Resampling, extent: tuple[int, int] | None = None
     ) -> Image.Image:
@@ -85,13 +102,7 @@ class Framing:
         extent = extent or own
         if self.is_identity(own):
             return image
-        top, left, bottom, right = self.box(extent)
-        if own != extent:
-            down, across = own[0] / extent[0], own[1] / extent[1]
-            top, bottom = round(top * down), round(bottom * down)
-            left, right = round(left * across), round(right * across)
-        if (top, left, bottom, right) != (0, 0, *own):
-            image = image.crop((left, top, right, bottom))
+        image = self.cut(image, extent)
         first_row, first_column, last_row, last_column = self.inside(extent)
         shown = (last_column - first_column, last_row - first_row)
         if image.size != shown:

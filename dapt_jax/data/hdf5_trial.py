@@ -19,7 +19,7 @@ from typing import Any
 
 import h5py
 
-from dapt_jax.data import limits
+from dapt_jax.data import hdf5, limits
 from dapt_jax.errors import UserError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -122,7 +122,11 @@ def _walk(path: Path) -> None:
                 check_dataset(path, key, found)
                 # For large stacks, only the ends are read: reading the whole stack for every picture would
                 # take too long.
-                whole = not found.ndim or found.size * found.dtype.itemsize <= _WHOLE_BYTES
+                listed = hdf5.chunk_list_bytes(found.shape, found.chunks)
+                whole = not found.ndim or found.size * found.dtype.itemsize + listed <= _WHOLE_BYTES
+                if not whole and found.chunks:
+                    listed = hdf5.chunk_list_bytes(found.shape[1:], found.chunks[1:])
+                    limits.check(path, listed, f"the list of chunks of {key}")
                 for part in [()] if whole else [0, -1]:
                     found[part]
 

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+from dapt_jax.cost import hardware
 from dapt_jax.data.plane import one_line
 from dapt_jax.errors import UserError
 
@@ -50,6 +51,27 @@ def check(path: Path, size: int, what: str) -> None:
             f"{path}: {what} takes {_gibibytes(size)} to read, and the limit for decoded data is "
             f"{_gibibytes(_limit)}; expected a smaller image (cut it into tiles or slices), or a higher "
             "data.max_image_mb"
+        )
+
+
+def check_memory(path: Path, size: int, what: str, expected: str) -> None:
+    """Refuse decoded data of a whole set that do not fit into the memory that is free.
+
+    A small file may declare ten million images of one pixel, each of which becomes one of the model's size.
+
+    Args:
+        path: The file.
+        size: Bytes that stay in memory.
+        what: What the file declares, such as "9 images of 28 pixels".
+        expected: What would fit, for the end of the line.
+
+    Raises:
+        UserError: More than the free memory; never where the system does not report it.
+    """
+    if 0 < (free := hardware.free_memory_bytes()) < size:
+        raise UserError(
+            f"{path}: {what} take {_gibibytes(size)}, and {_gibibytes(free)} of memory are free; "
+            f"expected {expected}"
         )
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dapt_jax.data import identity
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import UserError, nearest, nearest_beside
 
+TABLES = (".csv", ".tsv")
+"""Suffixes of tables."""
 _LINE = 1 << 20
 """Most characters of a line of a table; a parser takes a hundred bytes of memory for each empty cell."""
 
@@ -146,42 +148,69 @@ def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[st
     return places, dict(columns)
 
 
-def iterate(path: Path, column: str, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the cells of one column of a CSV file row by row, however many rows there are.
+def header(path: Path) -> list[str]:
+    """Return the names of the columns of a CSV file; see `read_columns`.
+
+    Raises:
+        UserError: The file is not text, or empty.
+    """
+    for _, cells in _rows(path):
+        return [identity.clean(cell) for cell in cells]
+    raise UserError(f"{path}: no rows; expected a header such as image,patient and one row per image")
+
+
+def iterate(
+    path: Path, column: str, names: Sequence[str], more: Sequence[str] = ()
+) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of one column of a CSV file, or of several, row by row, however many rows there are.
 
     Args:
         path: The file; see `read_columns`.
         column: Name of the column.
         names: Keys of other usual names of it.
+        more: Names of other columns.
 
     Yields:
-        Location of the row, and its cell, which may be empty.
+        Location of the row, its cell, which may be empty, and its cells of the other columns.
 
     Raises:
         UserError: The file is not text, or no or several columns have such a name.
     """
-    encoding = _encoding(path)
+    places: list[int] = []
+    for number, raw in _rows(path):
+        if not places:
+            columns = [identity.clean(cell) for cell in raw]
+            places = [
+                _place(path, columns, column, names),
+                *(_place(path, columns, each, ()) for each in more),
+            ]
+        elif max(places) >= len(raw):
+            expected = max(places) + 1
+            raise UserError(f"{path}: row {number}: {len(raw)} cells, expected {expected} or more")
+        else:
+            yield f"row {number}", *(identity.clean(raw[place]) for place in places)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield number and cells of each row of a CSV file that is not blank, the header first.
+
+    Raises:
+        UserError: The file is not text.
+    """
+    encoding, reader = _encoding(path), None
     try:
         with path.open(encoding=encoding, newline="") as file:
             delimiter, skipped = _delimiter(file.read(1 << 16))
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, skipinitialspace=delimiter != "\t")
-            place = -1
             for number, raw in enumerate(reader):
-                if number < skipped or not any(raw):
-                    continue
-                if place < 0:
-                    place = _place(path, [identity.clean(cell) for cell in raw], column, names)
-                elif place >= len(raw):
-                    raise UserError(
-                        f"{path}: row {reader.line_num}: {len(raw)} cells, expected {place + 1} or more"
-                    )
-                else:
-                    yield f"row {reader.line_num}", identity.clean(raw[place])
+                if number >= skipped and any(raw):
+                    yield reader.line_num, raw
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
     except csv.Error as error:
-        raise UserError(f"{path}: row {reader.line_num}: {error}; is a quotation mark left open?") from error
+        number = reader.line_num if reader else 0
+        raise UserError(f"{path}: row {number}: {error}; is a quotation mark left open?") from error
 
 
 def _place(path: Path, header: Sequence[str], column: str, names: Sequence[str]) -> int:
@@ -208,11 +237,7 @@ def _text(path: Path, what: str) -> str:
             f"{path}: a folder; expected a CSV file, or kind 'folder' for images sorted into folders"
         )
     if not path.is_file():
-        folder = path.parent
-        if not folder.is_dir():
-            raise UserError(f"{path}: no such {what}; there is no folder {folder}")
-        there = sorted(file.name for file in folder.iterdir())
-        hint = nearest(path.name, there) if there else "the folder is empty"
+        hint = nearest_beside(path, lambda entry: entry.suffix.lower() in (".csv", ".tsv", ".txt"))
         raise UserError(f"{path}: no such {what}; {hint}")
     try:
         return path.read_bytes().decode(_encoding(path))

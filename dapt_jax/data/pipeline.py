@@ -5,11 +5,11 @@ grain prefetches them, and their position is a number that a checkpoint stores.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 
 from dapt_jax.data.dataset import Dataset
 
@@ -29,12 +29,15 @@ class Order:
         batch_size: Examples per batch.
         seed: Seed of the permutations.
         weights: Weights of `rows` in the loss; empty if all are 1.
+        clusters: Cluster of each of `rows`, of which every epoch draws all equally often; empty to draw every
+            row once.
     """
 
     rows: tuple[int, ...]
     batch_size: int
     seed: int
     weights: tuple[float, ...] = ()
+    clusters: tuple[int, ...] = ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -46,12 +49,36 @@ class Order:
         self, epoch: int
     ) -> tuple[Int32[np.ndarray, "steps batch"], Float32[np.ndarray, "steps batch"]]:
         """Return the row numbers and weights of an epoch's batches."""
-        places = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        rng = np.random.default_rng([self.seed, epoch])
+        places = balanced(self.clusters, rng) if self.clusters else rng.permutation(len(self.rows))
         shape = (self.steps_per_epoch, self.batch_size)
         filled = np.resize(places, shape)
         weights = np.asarray(self.weights or (1.0,) * len(self.rows), np.float32)[filled]
         weights[np.arange(filled.size).reshape(shape) >= len(places)] = 0
         return np.asarray(self.rows, np.int32)[filled], weights
+
+
+def balanced(clusters: Sequence[int], rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
+    """Return as many places as there are, every cluster equally often, in random order.
+
+    Of a large cluster a random part is drawn; places of a small one repeat, each equally often.
+
+    >>> places = balanced([0, 0, 0, 0, 0, 1], np.random.default_rng(0))
+    >>> (places < 5).sum(), (places == 5).sum()
+    (np.int64(3), np.int64(3))
+
+    Args:
+        clusters: Cluster of each place.
+        rng: Generator of the draws.
+    """
+    names, members = np.unique(clusters, return_inverse=True)
+    share, rest = divmod(len(members), len(names))
+    more = rng.permutation(len(names)) < rest
+    parts = [
+        np.resize(rng.permutation(np.flatnonzero(members == number)), share + more[number])
+        for number in range(len(names))
+    ]
+    return rng.permutation(np.concatenate(parts))
 
 
 class _Steps:

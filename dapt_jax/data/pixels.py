@@ -63,25 +63,26 @@ def _image(found: Plane) -> Iterator[Image.Image]:
         missing = "no such image file" if not path.exists() else "cannot be read (it is no file)"
         raise UserError(f"{path}: {missing}; expected an image")
     frames.check_header(path)
-    try:
-        image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(
-            f"{path}: more pixels than Pillow opens ({most:,}); cut it into tiles first"
-        ) from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(
-            f"{path}: not an image that Pillow reads; expected PNG, JPEG, BMP or TIFF (or GIF, WebP, PGM), "
-            "or .dcm, .nii, .npy or .mat"
-        ) from error
-    with image:
-        frames.check(path, image.format)
-        # Phone cameras write JPEGs with a preview as a second frame (MPO); such a file holds one picture.
-        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        if count > 1 or found.index:
-            image.seek(found.at(found.index, count, "frame"))
-        yield image
+    with limits.Bounded(path) as file:
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise UserError(
+                f"{path}: more pixels than Pillow opens ({most:,}); cut it into tiles first"
+            ) from error
+        except Image.UnidentifiedImageError as error:
+            raise UserError(
+                f"{path}: not an image that Pillow reads; expected PNG, JPEG, BMP or TIFF (or GIF, WebP, PGM), "
+                "or .dcm, .nii, .npy or .mat"
+            ) from error
+        with image:
+            frames.check(path, image.format)
+            # Phone cameras write JPEGs with a preview as a second frame (MPO); such a file holds one picture.
+            count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            if count > 1 or found.index:
+                image.seek(found.at(found.index, count, "frame"))
+            yield image
 
 
 def _check_size(path: Path, image: Image.Image) -> None:

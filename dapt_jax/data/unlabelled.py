@@ -19,7 +19,7 @@ from dapt_jax.data.paths import IMAGES, holds_picture, walk
 from dapt_jax.data.plane import Plane, Window
 from dapt_jax.data.records import Record
 from dapt_jax.data.tiles import Tiles
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import UserError, nearest_beside
 
 TABLES = (".csv", ".tsv")
 _NIFTI = (".nii", ".nii.gz")
@@ -96,8 +96,7 @@ def load_images(
             **shared,
         )
     if not root.is_dir():
-        there = sorted(entry.name for entry in root.parent.iterdir()) if root.parent.is_dir() else []
-        hint = nearest(root.name, there) if there else f"there is nothing in {root.parent}"
+        hint = nearest_beside(root, lambda entry: entry.is_dir() or entry.suffix.lower() in TABLES)
         raise UserError(f"{root}: no such folder; {hint}")
     if where:
         raise UserError(

@@ -1,7 +1,6 @@
 """Images to predict: listed one by one, read as training images were, and compared with them in format."""
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,14 +8,17 @@ import numpy as np
 
 from dapt_jax.data import formats, identity, lists, nifti
 from dapt_jax.data.decode import ImageStore
+from dapt_jax.data.given_arrays import as_uint8
 from dapt_jax.data.paths import IMAGES, Finder, holds_picture, walk
-from dapt_jax.data.plane import Plane, Source
+from dapt_jax.data.plane import Plane, Source, file_of
+from dapt_jax.data.records import patient_of_file
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.inference import results
 from dapt_jax.inference.target_model import Reading
+from dapt_jax.inference.units import INDEX, Naming, UnitRule
+from dapt_jax.statistics import PATIENT
 
-TABLES = (".csv", ".tsv")
 NIFTI = (".nii", ".nii.gz")
-_INDEX = re.compile(r"\[(\d+)\]$")
 _SIZES = 2
 """Factor by which an image may be smaller or larger than the training images."""
 
@@ -28,10 +30,22 @@ class Item:
     Attributes:
         name: Its name in the results: its path below the folder, or as a table writes it.
         source: Its location.
+        patient: Its patient; empty where none is named.
+        unit: What of the patient it is a part of, such as a volume; empty where nothing names it.
     """
 
     name: str
     source: Source
+    patient: str = ""
+    unit: str = ""
+
+    def within(self, naming: Naming | None) -> list[str]:
+        """Return the cells that name its unit, as `Naming.columns`."""
+        return (
+            [results.text_cell(each) for each in (self.patient, self.unit)][: len(naming.columns)]
+            if naming
+            else []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +87,7 @@ class Read:
     bad: dict[int, str]
 
 
-def batches(place: Path, reading: Reading, size: int) -> Iterator[Batch]:
+def batches(place: Path, reading: Reading, size: int, naming: Naming | None = None) -> Iterator[Batch]:
     """Yield the images of a place in a fixed order, without holding them or their names.
 
     Args:
@@ -81,13 +95,14 @@ def batches(place: Path, reading: Reading, size: int) -> Iterator[Batch]:
             table with a column of images, whose cells may select a slice: `scan.nii.gz[12]`.
         reading: How images are read.
         size: Largest number of images of a batch.
+        naming: Where images name their patients and units; None to leave that out.
 
     Raises:
         UserError: The place does not exist, or holds no image.
     """
     waiting: list[Item] = []
     is_empty = True
-    for item, volume in _listed(place, reading):
+    for item, volume in _listed(place, reading, naming):
         is_empty = False
         if volume is None:
             waiting.append(item)
@@ -105,7 +120,11 @@ def batches(place: Path, reading: Reading, size: int) -> Iterator[Batch]:
             continue
         for start in range(0, count, size):
             slices = tuple(
-                Item(f"{item.name}[{index}]", Plane(volume, index, reading.axis, window=reading.shown))
+                dataclasses.replace(
+                    item,
+                    name=f"{item.name}[{index}]",
+                    source=Plane(volume, index, reading.axis, window=reading.shown),
+                )
                 for index in range(start, min(start + size, count))
             )
             yield Batch(slices, volume, item.name, start + size >= count)
@@ -115,7 +134,7 @@ def batches(place: Path, reading: Reading, size: int) -> Iterator[Batch]:
         raise UserError(f"{place}: no images; expected {', '.join(IMAGES[:4])}, DICOM or NIfTI files")
 
 
-def _listed(place: Path, reading: Reading) -> Iterator[tuple[Item, Path | None]]:
+def _listed(place: Path, reading: Reading, naming: Naming | None) -> Iterator[tuple[Item, Path | None]]:
     """Yield each image, and each volume as its file: the volume is then the second element."""
     if not place.exists():
         there = sorted(entry.name for entry in place.parent.iterdir()) if place.parent.is_dir() else []
@@ -123,29 +142,39 @@ def _listed(place: Path, reading: Reading) -> Iterator[tuple[Item, Path | None]]
             f"{place}: no such images; "
             f"{nearest(place.name, there) if there else 'expected a folder or a file'}"
         )
-    if place.suffix.lower() in TABLES:
-        yield from _of_table(place, reading)
+    if place.suffix.lower() in lists.TABLES:
+        yield from _of_table(place, reading, naming)
         return
     files = walk(place) if place.is_dir() else iter([place])
     for file in files:
         name = file.relative_to(place).as_posix() if place.is_dir() else file.name
-        if _is_volume(file):
-            yield Item(name, file), file
-        elif holds_picture(file):
-            yield Item(name, _windowed(file, reading)), None
+        is_volume = _is_volume(file)
+        if not is_volume and not holds_picture(file):
+            continue
+        patient = naming.patient_in(name) if naming else ""
+        yield (
+            Item(name, file if is_volume else _windowed(file, reading), patient),
+            file if is_volume else None,
+        )
 
 
-def _of_table(table: Path, reading: Reading) -> Iterator[tuple[Item, Path | None]]:
+def _of_table(table: Path, reading: Reading, naming: Naming | None) -> Iterator[tuple[Item, Path | None]]:
     find = Finder(table.parent)
-    for place, cell in lists.iterate(table, "image", identity.IMAGE_NAMES):
+    wanted = [naming.patient, naming.unit] if naming else []
+    named = [column for column in wanted if column]
+    for place, cell, *others in lists.iterate(table, "image", identity.IMAGE_NAMES, named):
         if identity.is_missing(cell):
             raise UserError(f"{table}: {place}: no image named")
-        file, index = find(_INDEX.sub("", cell)), _INDEX.search(cell)
+        of = dict(zip(named, others, strict=True))
+        patient, unit = (of.get(column, "") for column in wanted or ("", ""))
+        unit, patient = "" if identity.is_missing(unit) else unit, identity.patient(patient)
+        file, index = find(INDEX.sub("", cell)), INDEX.search(cell)
         if index is None and _is_volume(file) and file.is_file():
-            yield Item(cell, file), file
+            yield Item(cell, file, patient, unit), file
         else:
             number = int(index[1]) if index else None
-            yield Item(cell, Plane(file, number, reading.axis, window=reading.shown)), None
+            source = Plane(file, number, reading.axis, window=reading.shown)
+            yield Item(cell, source, patient, unit), None
 
 
 def _windowed(file: Path, reading: Reading) -> Source:
@@ -156,14 +185,17 @@ def _is_volume(file: Path) -> bool:
     return file.name.lower().endswith(NIFTI)
 
 
-def read(batch: Batch, reading: Reading, workers: int) -> Read:
+def read(batch: Batch, reading: Reading, workers: int, naming: Naming | None = None) -> Read:
     """Read a batch of images; those that cannot be read are in `Read.bad`.
 
     Args:
         batch: The batch.
         reading: How images are read.
         workers: Number of threads.
+        naming: Where images name their patients and units; None to leave that out.
     """
+    if naming:
+        batch = dataclasses.replace(batch, items=tuple(map(_with_patient, batch.items)))
     sources = [item.source for item in batch.items]
     every = len(sources) * reading.image_size**2 * 3
     store = ImageStore.from_files(
@@ -182,6 +214,11 @@ def read(batch: Batch, reading: Reading, workers: int) -> Read:
         if found := differences(reading, image, extents[row], used.origin):
             unlike[row] = found
     return Read(batch, pixels, rows, extents, unlike, bad)
+
+
+def _with_patient(item: Item) -> Item:
+    """Return an image with the PatientID of its DICOM file, if nothing else names its patient."""
+    return dataclasses.replace(item, patient=item.patient or patient_of_file(file_of(item.source)))
 
 
 def differences(reading: Reading, image: np.ndarray, extent: tuple[int, int] | None, origin: str) -> str:
@@ -225,20 +262,7 @@ def from_array(images: np.ndarray, reading: Reading) -> np.ndarray:
     Raises:
         UserError: The array has another type, shape or range, or no image.
     """
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
-        raise UserError(
-            f"images are {list(images.shape)}; expected [n, h, w, 3], or [n, h, w] for grey images"
-        )
-    if images.dtype.kind == "f":
-        if not np.isfinite(images).all() or images.min() < 0 or images.max() > 1:
-            raise UserError(
-                f"images are floats from {images.min():g} to {images.max():g}; expected 0 to 1, or uint8"
-            )
-        images = np.rint(images * 255).astype(np.uint8)
-    if images.dtype != np.uint8:
-        raise UserError(f"images are {images.dtype}; expected uint8, or floats from 0 to 1")
+    images = as_uint8(images)
     if why := reading.refusal(images.shape[1:3]):
         raise UserError(f"images are {why}")
     if images.shape[-1] == 1:
@@ -259,3 +283,15 @@ def from_paths(paths: Sequence[str | Path], reading: Reading) -> np.ndarray:
     if found.bad:
         raise UserError(next(iter(found.bad.values())))
     return found.pixels
+
+
+def units_of(paths: Sequence[str | Path], rule: UnitRule | None) -> list[str] | None:
+    """Return the patient of each image file; None where none names one, or units are no patients.
+
+    A file without a patient is of a patient of its own.
+    """
+    if rule is None or rule.unit != PATIENT or rule.column:
+        return None
+    naming = Naming(pattern=rule.pattern)
+    found = [naming.patient_in(str(path)) or patient_of_file(Path(path)) for path in paths]
+    return [patient or str(path) for patient, path in zip(found, paths, strict=True)] if any(found) else None

@@ -15,6 +15,7 @@ from dapt_jax.data import crops
 from dapt_jax.errors import UserError
 from dapt_jax.inference import calibration, target_model
 from dapt_jax.inference.target_model import About, TargetModel
+from dapt_jax.inference.units import UnitPredictions, aggregate
 from dapt_jax.losses import ClassificationLoss, SegmentationLoss
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
@@ -37,11 +38,13 @@ class Outputs:
         spread: Standard deviation over members: of classes [k, classes]; of masks its mean over pixels and
             outputs, [k].
         distance: Distance of the features, in multiples of the threshold; NaN where it is unknown, [k].
+        members: Probabilities by each member, of classes [k, members, classes]; empty for masks.
     """
 
     probabilities: np.ndarray
     spread: np.ndarray
     distance: np.ndarray
+    members: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
 
 
 class Ensemble:
@@ -109,8 +112,8 @@ class Ensemble:
         stacked = np.stack(every)
         mean, spread = stacked.mean(0, dtype=np.float32), stacked.std(0, dtype=np.float32)
         if self.about.segments:
-            spread = spread.mean((1, 2, 3))
-        return Outputs(mean, spread, distance)
+            return Outputs(mean, spread.mean((1, 2, 3)), distance)
+        return Outputs(mean, spread, distance, np.moveaxis(stacked, 0, 1))
 
     def decide(self, probabilities: Float[np.ndarray, "k h w outputs"]) -> UInt8[np.ndarray, "k h w"]:
         """Return the masks that probabilities of pixels stand for."""
@@ -220,7 +223,7 @@ def _pixels(
 def _check_together(models: Sequence[TargetModel]) -> None:
     first = models[0]
     for other in models[1:]:
-        for what in ("task", "classes", "segments", "overlapping", "multi_label"):
+        for what in ("task", "classes", "segments", "overlapping", "multi_label", "units"):
             here, there = getattr(first.about, what), getattr(other.about, what)
             if here != there:
                 raise UserError(
@@ -252,6 +255,7 @@ class Prediction:
         spread: Standard deviation over members, [n, classes] or, of masks, its mean over pixels [n].
         distance: Distance of each image's features from the training images', in multiples of the threshold,
             [n]; NaN where the model does not store it.
+        units: Predictions of patients or volumes; None where images name none or the study has none.
     """
 
     names: tuple[str, ...]
@@ -260,6 +264,7 @@ class Prediction:
     masks: np.ndarray | None
     spread: np.ndarray
     distance: np.ndarray
+    units: UnitPredictions[str] | None = None
 
     @property
     def unlike(self) -> Shaped[np.ndarray, " n"]:
@@ -286,16 +291,21 @@ class Predictor:
         """Names of the classes, or of the values of masks."""
         return self.ensemble.about.classes or self.ensemble.about.segments
 
-    def __call__(self, images: Images, *, batch_size: int = 0) -> Prediction:
+    def __call__(
+        self, images: Images, *, batch_size: int = 0, units: Sequence[str] | None = None
+    ) -> Prediction:
         """Return the predictions of images, which are held in memory: for many, use `--config.mode=predict`.
 
         Args:
             images: uint8 [n, h, w, 3], [n, h, w, 1] or [n, h, w], or floats of these shapes from 0 to 1; or
                 paths of image files, which are read as the training images were.
             batch_size: Images at a time; 0 for a suitable number.
+            units: The patient or volume of each image, of a study with `tasks.NAME.unit`; by default the
+                PatientID of DICOM files where it aggregates to patients.
 
         Raises:
-            UserError: The array has another shape or range, or a file cannot be read.
+            UserError: The array has another shape or range, a file cannot be read, or units are named although
+                the study has none.
         """
         from dapt_jax.inference import inputs  # reads files, which arrays do not need
 
@@ -307,6 +317,7 @@ class Predictor:
         else:
             paths = [images] if isinstance(images, str | Path) else list(images)
             pixels, names = inputs.from_paths(paths, reading), tuple(map(str, paths))
+            units = inputs.units_of(paths, self.ensemble.about.units) if units is None else units
         found = [
             self.ensemble(pixels[start : start + size], batch_size) for start in range(0, len(pixels), size)
         ]
@@ -323,7 +334,22 @@ class Predictor:
             masks,
             np.concatenate([each.spread for each in found]),
             np.concatenate([each.distance for each in found]),
+            None
+            if units is None
+            else self._of_units(units, np.concatenate([each.members for each in found])),
         )
+
+    def _of_units(self, units: Sequence[str], members: np.ndarray) -> UnitPredictions[str]:
+        about = self.ensemble.about
+        if about.units is None:
+            raise UserError(
+                "units are named, but the target model's study aggregates to none; expected a study of classes with "
+                "tasks.NAME.unit=patient"
+            )
+        if len(units) != len(members):
+            raise UserError(f"{len(units)} units of {len(members)} images; expected the unit of each image")
+        names = list(map(str, units))
+        return aggregate(names, members, about.units.rule, multi_label=about.multi_label)
 
 
 def load(places: str | Path | Sequence[str | Path], *, calibrate: bool = False) -> Predictor:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from dapt_jax.data import nifti
@@ -28,8 +29,48 @@ def text_cell(value: str) -> str:
     >>> text_cell("=1+1.png"), text_cell("a.png")
     ("'=1+1.png", 'a.png')
     """
-    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in value)
-    return f"'{line}" if line.startswith(_FORMULA) or value.startswith(_FORMULA) else line
+    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in value)
+    return f"'{shown}" if shown.startswith(_FORMULA) or value.startswith(_FORMULA) else shown
+
+
+def line(cells: Sequence[str]) -> bytes:
+    """Return a row of a CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def number(value: float) -> str:
+    """Return a number as a cell; empty for NaN."""
+    return "" if np.isnan(value) else f"{float(value):.6g}"
+
+
+def class_header(classes: Sequence[str], *, spreads: bool) -> list[str]:
+    """Return the columns of `class_cells`."""
+    return ["predicted", *(f"p_{name}" for name in classes), *(f"sd_{name}" for name in classes if spreads)]
+
+
+def class_cells(
+    classes: Sequence[str],
+    probabilities: Float[np.ndarray, " classes"],
+    spread: Sequence[float] | Float[np.ndarray, " classes"],
+    *,
+    multi_label: bool,
+) -> list[str]:
+    """Return the cells of one prediction: classes, probabilities, spreads; empty ones of probabilities of NaN.
+
+    Args:
+        classes: Names of the classes.
+        probabilities: Their probabilities.
+        spread: Standard deviations over members; empty for none.
+        multi_label: Whether every class of a probability of .5 or more is predicted, or the most likely one.
+    """
+    if np.isnan(probabilities).any():
+        return [""] * (1 + len(classes) + len(spread))
+    chosen = classes[int(probabilities.argmax())]
+    if multi_label:
+        chosen = "|".join(name for name, each in zip(classes, probabilities, strict=True) if each >= 0.5)
+    return [text_cell(chosen), *map(number, [*probabilities, *spread])]
 
 
 class Table:
@@ -48,7 +89,7 @@ class Table:
         """
         self.path, self.header = path, tuple(header)
         path.parent.mkdir(parents=True, exist_ok=True)
-        first = self._line(self.header)
+        first = line(self.header)
         if not path.exists() or path.stat().st_size < len(first):
             path.write_bytes(first)
         self._file: IO[bytes] = path.open("r+b")
@@ -58,30 +99,24 @@ class Table:
                 f"{path}: has other columns than {', '.join(self.header)}; expected another --workdir"
             )
 
-    @staticmethod
-    def _line(cells: Sequence[str]) -> bytes:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue().encode()
-
     def names(self) -> Iterator[tuple[str, int]]:
         """Yield the first cell of each whole row, and where the row ends in the file."""
         with self.path.open("rb") as file:
             end = len(file.readline())
-            for line in file:
-                end += len(line)
-                if not line.endswith(b"\n"):
+            for row in file:
+                end += len(row)
+                if not row.endswith(b"\n"):
                     return
-                yield next(csv.reader([line.decode()]))[0], end
+                yield next(csv.reader([row.decode()]))[0], end
 
     def keep(self, end: int) -> None:
         """Remove what follows a place in the file, from which `append` goes on; 0 for all rows."""
-        self._file.seek(end or len(self._line(self.header)))
+        self._file.seek(end or len(line(self.header)))
         self._file.truncate()
 
     def append(self, rows: Sequence[Sequence[str]]) -> None:
         """Append rows."""
-        self._file.write(b"".join(map(self._line, rows)))
+        self._file.write(b"".join(map(line, rows)))
         self._file.flush()
 
     def close(self) -> None:
@@ -141,9 +176,9 @@ def overlay(image: np.ndarray, mask: np.ndarray, segments: int, *, overlapping: 
         overlapping: Whether the mask is of bit fields.
     """
     found = image.astype(np.float32)
-    for number in range(segments - 1):
-        region = (mask >> number & 1).astype(bool) if overlapping else mask == number + 1
-        colour = np.asarray(COLOURS[number % len(COLOURS)], np.float32)
+    for place in range(segments - 1):
+        region = (mask >> place & 1).astype(bool) if overlapping else mask == place + 1
+        colour = np.asarray(COLOURS[place % len(COLOURS)], np.float32)
         found[region] = 0.55 * found[region] + 0.45 * colour
     return found.astype(np.uint8)
 

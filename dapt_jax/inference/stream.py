@@ -1,6 +1,7 @@
 """`mode=predict`: target models on images that are read, predicted and written batch by batch."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -13,15 +14,17 @@ import numpy as np
 
 from dapt_jax.data.plane import plane
 from dapt_jax.errors import UserError
-from dapt_jax.inference import inputs, predictor, results
+from dapt_jax.inference import inputs, predictor, results, units
 from dapt_jax.inference.inputs import Batch, Read
 from dapt_jax.inference.predictor import Ensemble, Outputs
 from dapt_jax.inference.results import Table, VolumeMask
+from dapt_jax.inference.units import MemberFile, Naming, UnitRule
 from dapt_jax.runtime import atomic_files, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.predict import PredictSettings
 
 FOLDER, FILE, ABOUT, MASKS, OVERLAYS = "predict", "predictions.csv", "about.json", "masks", "overlays"
+UNITS, MEMBERS = "units.csv", "members.f32"
 SAY_EVERY_S = 30.0
 
 
@@ -54,13 +57,18 @@ def run(settings: StudySettings, workdir: Path) -> Path:
         f"predict: {ensemble.members} members of {'/'.join(about.family)}, "
         f"{', '.join(about.classes or about.segments)}"
     )
-    table = Table(folder / FILE, _header(ensemble))
+    naming = units.naming(about.units, place) if about.units else None
+    named = naming if isinstance(naming, Naming) else None
+    table = Table(folder / FILE, _header(ensemble, named))
     try:
-        work = _Work(settings, ensemble, folder, table, place)
+        work = _Work(settings, ensemble, folder, table, place, named)
         work.run()
     finally:
         table.close()
     streams.say(f"predict: {table.path} ({work.said()})")
+    if about.units:
+        why = naming if isinstance(naming, str) else work.write_units(about.units)
+        streams.say(f"predict: {why}")
     return table.path
 
 
@@ -93,15 +101,15 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _header(ensemble: Ensemble) -> list[str]:
+def _header(ensemble: Ensemble, naming: Naming | None) -> list[str]:
     about = ensemble.about
     several = ensemble.members > 1
     if about.segments:
         own = ["mask", *(f"share_{name}" for name in about.segments[1:]), *(["spread"] if several else [])]
     else:
-        spreads = [f"sd_{name}" for name in about.classes] if several else []
-        own = ["predicted", *(f"p_{name}" for name in about.classes), *spreads]
-    return ["image", *map(results.text_cell, own), "distance", "unlike"]
+        own = results.class_header(about.classes, spreads=several)
+    of = naming.columns if naming else []
+    return ["image", *map(results.text_cell, [*of, *own]), "distance", "unlike"]
 
 
 @dataclasses.dataclass
@@ -113,6 +121,7 @@ class _Work:
     folder: Path
     table: Table
     place: Path
+    naming: Naming | None = None
     done: int = 0
     bad: int = 0
     unlike: int = 0
@@ -130,7 +139,9 @@ class _Work:
         reading = self.ensemble.about.reading
         size = self.ensemble.batch_size(self.options.batch_size)
         self.overlays = sum(1 for _ in (self.folder / OVERLAYS).rglob("*.png"))
-        listed = self._remaining(inputs.batches(self.place, reading, size))
+        listed = self._remaining(inputs.batches(self.place, reading, size, self.naming))
+        if self.naming:
+            self.members.keep(self.done)
         started = said = time.monotonic()
         for found in self._read_ahead(listed):
             self._write(found)
@@ -138,6 +149,26 @@ class _Work:
                 said = time.monotonic()
                 rate = (self.done - self.resumed) / (said - started)
                 streams.say(f"predict: {self.done:,} images, {rate:,.0f} per second", sys.stderr)
+
+    @functools.cached_property
+    def members(self) -> MemberFile:
+        """Probabilities by each member."""
+        return MemberFile(self.folder / MEMBERS, self.ensemble.members, len(self.ensemble.about.classes))
+
+    def write_units(self, rule: UnitRule) -> str:
+        """Write the predictions of units, and return in words where they are, or why there are none."""
+        assert self.naming
+        about, path = self.ensemble.about, self.folder / UNITS
+        count = units.write(
+            path,
+            self.table.path,
+            self.members,
+            self.naming,
+            about.classes,
+            rule.rule,
+            multi_label=about.multi_label,
+        )
+        return f"{path} ({count:,}, {rule})" if count else f"none {rule}: no image names its patient"
 
     def said(self) -> str:
         """Return the counts of the run in words."""
@@ -186,7 +217,7 @@ class _Work:
         with ThreadPoolExecutor(1) as pool:
             waiting = None
             for batch in batches:
-                following = pool.submit(inputs.read, batch, reading, self.settings.data.threads)
+                following = pool.submit(inputs.read, batch, reading, self.settings.data.threads, self.naming)
                 if waiting is not None:
                     yield waiting.result()
                 waiting = following
@@ -212,15 +243,20 @@ class _Work:
         places = {row: number for number, row in enumerate(found.rows.tolist())}
         rows = []
         for row, item in enumerate(found.batch.items):
-            name = results.text_cell(item.name)
+            name = [results.text_cell(item.name), *item.within(self.naming)]
             if row in found.bad:
                 why = results.text_cell(f"unreadable: {' '.join(found.bad[row].split())}")
-                rows.append([name, *[""] * (len(self.table.header) - 2), why])
+                rows.append([*name, *[""] * (len(self.table.header) - len(name) - 1), why])
                 continue
             assert outputs is not None
             distance = outputs.distance[places[row]]
-            ends = [_number(distance), results.text_cell(reasons.get(row, ""))]
-            rows.append([name, *cells[places[row]], *ends])
+            ends = [results.number(distance), results.text_cell(reasons.get(row, ""))]
+            rows.append([*name, *cells[places[row]], *ends])
+        if self.naming:
+            every = np.full((len(rows), *self.members.shape), np.nan, np.float32)
+            if outputs is not None:
+                every[found.rows] = outputs.members
+            self.members.append(every)  # before the table, which says how far the work is
         self.table.append(rows)
         self.done += len(rows)
         self.bad += len(found.bad)
@@ -240,17 +276,13 @@ class _Work:
         """Return the cells of each image that can be read: what is predicted, probabilities, and spreads."""
         if outputs is None:
             return []
-        about, rows = self.ensemble.about, []
-        for probabilities, spread in zip(outputs.probabilities, outputs.spread, strict=True):
-            if about.multi_label:
-                chosen = "|".join(
-                    name for name, each in zip(about.classes, probabilities, strict=True) if each >= 0.5
-                )
-            else:
-                chosen = about.classes[int(probabilities.argmax())]
-            spreads = spread if self.ensemble.members > 1 else ()
-            rows.append([results.text_cell(chosen), *map(_number, [*probabilities, *spreads])])
-        return rows
+        about, several = self.ensemble.about, self.ensemble.members > 1
+        return [
+            results.class_cells(
+                about.classes, values, spread if several else (), multi_label=about.multi_label
+            )
+            for values, spread in zip(outputs.probabilities, outputs.spread, strict=True)
+        ]
 
     def _masks(self, found: Read, outputs: Outputs | None) -> list[list[str]]:
         """Write the masks of a batch, and return the cells of each image: its mask, shares, and spread."""
@@ -277,7 +309,7 @@ class _Work:
             rows.append(
                 [
                     results.text_cell(file.relative_to(self.folder).as_posix()),
-                    *map(_number, [*shares, *spread]),
+                    *map(results.number, [*shares, *spread]),
                 ]
             )
         if batch.ends_unit and self._volume is not None:
@@ -299,7 +331,3 @@ class _Work:
 def _share(mask: np.ndarray, value: int, *, overlapping: bool) -> float:
     region = mask >> (value - 1) & 1 if overlapping else mask == value
     return float(region.mean())
-
-
-def _number(value: float) -> str:
-    return "" if np.isnan(value) else f"{float(value):.6g}"

@@ -18,6 +18,7 @@ from dapt_jax.data.intensity import Range
 from dapt_jax.data.plane import Window
 from dapt_jax.errors import UserError
 from dapt_jax.inference.familiarity import FeatureModel
+from dapt_jax.inference.units import UnitRule
 from dapt_jax.losses import LOSSES, SEGMENTATION_LOSSES, ClassificationLoss, SegmentationLoss
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
@@ -125,6 +126,7 @@ class About:
         temperatures: Temperature of each member, fitted to development images that it was not trained on.
         threshold: Distance of features beyond which an image is unlike the training images: see
             `familiarity`; 0 where unknown.
+        units: What the study aggregates the probabilities of images to, and how; None for images alone.
         trained_on: Study, set, numbers of images and patients, and source weights.
     """
 
@@ -148,6 +150,7 @@ class About:
     overlap: float = 0.5
     temperatures: tuple[float, ...] = ()
     threshold: float = 0.0
+    units: UnitRule | None = None
     trained_on: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -296,6 +299,7 @@ def _described(weights: Weights, path: Path) -> tuple[About, Encoder]:
                 f"{path}: a target model of version {version}; expected {VERSION}, or a newer dapt_jax"
             )
         values["reading"] = Reading(**_tuples(values["reading"]))
+        values["units"] = UnitRule(**values["units"]) if values.get("units") else None
         about = About(**_tuples(values))
         _ = about.objective
     except (KeyError, TypeError, ValueError) as error:

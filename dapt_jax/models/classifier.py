@@ -85,7 +85,7 @@ class Classifier:
         return pool(x) if stop == len(self.encoder.groups) else x
 
     def activations_at_boundaries(
-        self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]
+        self, params: Tree, batch_stats: Tree, images: PyTree[Num[Array, "b ..."]]
     ) -> list[PyTree[Float[Array, "b ..."]]]:
         """Return the activations at every boundary, from the preprocessed images to the pooled features."""
         activations: list[PyTree[Array]] = [self.prefix(params, batch_stats, images, 0)]

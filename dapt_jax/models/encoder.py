@@ -188,6 +188,8 @@ class Encoder:
             transformers.
         options: Options that its groups were built with.
         lora: Rank and factor of the low-rank updates beside its kernels, if there are any.
+        token_patch: Side in pixels of the patches that the first group turns into tokens with positions, so
+            that all later groups take any subset of them; 0 where they do not.
     """
 
     def __init__(
@@ -201,6 +203,7 @@ class Encoder:
         as_map: Callable[[jax.Array], jax.Array] = lambda x: x,
         options: Options = DEFAULT,
         lora: LoraSettings = DEFAULT_LORA,
+        token_patch: int = 0,
     ):
         self.name = name
         self.specs = tuple(specs)
@@ -210,6 +213,7 @@ class Encoder:
         self.as_map = as_map
         self.options = options
         self.lora = lora
+        self.token_patch = token_patch
 
     @property
     def is_stochastic(self) -> bool:
@@ -352,6 +356,7 @@ class Encoder:
             "as_map": self.as_map,
             "options": self.options,
             "lora": self.lora,
+            "token_patch": self.token_patch,
         }
         return Encoder(self.name, **{**arguments, **changes})
 
@@ -400,7 +405,7 @@ class Encoder:
             `batch_stats` with the statistics of the groups whose batch norm was not frozen replaced.
         """
         x, _, batch_stats = self.run(
-            params, batch_stats, x, start=start, stop=stop, batch_norm=batch_norm, rng=rng
+            params, batch_stats, x, start=start, stop=stop, batch_norm=batch_norm, rng=rng, levels=False
         )
         return x, batch_stats
 
@@ -414,14 +419,15 @@ class Encoder:
         stop: int | None = None,
         batch_norm: BatchNormMode | Mapping[str, BatchNormMode] = "frozen",
         rng: jax.Array | None = None,
+        levels: bool = True,
     ) -> tuple[Float[Array, "b ..."], dict[str, Float[Array, "b h w c"]], Tree]:
         """Run as `apply` does and return, as second result, the pyramid levels computed on the way, by name.
 
         With all groups run these are the maps of `pyramid_levels` (in the order of names once jit has
-        returned them).
+        returned them). Without `levels` there are none; tokens that are no grid have no maps.
         """
         maps: dict[str, jax.Array] = {}
-        names = {level.name for level in self.pyramid_levels}
+        names = {level.name for level in self.pyramid_levels} if levels else set()
         for index, spec in list(enumerate(self.specs))[start:stop]:
             mode = batch_norm if isinstance(batch_norm, str) else batch_norm.get(spec.name, "frozen")
             key = jax.random.fold_in(rng, index) if rng is not None and spec.is_stochastic else None

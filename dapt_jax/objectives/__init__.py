@@ -2,11 +2,12 @@
 
 from dapt_jax.objectives.base import Objective
 from dapt_jax.objectives.distil import Distil, DistilSettings
+from dapt_jax.objectives.mae import MaeSettings, MaskedAutoencoder
 from dapt_jax.objectives.reconstruct import Reconstruct, ReconstructSettings
 from dapt_jax.objectives.two_views import TwoViews, TwoViewsSettings
 
 SUPERVISED = "supervised"
-LABEL_FREE = (Reconstruct.name, Distil.name, TwoViews.name)
+LABEL_FREE = (Reconstruct.name, Distil.name, TwoViews.name, MaskedAutoencoder.name)
 """Names of the objectives that need no labels."""
 OBJECTIVES = (SUPERVISED, *LABEL_FREE)
 
@@ -16,6 +17,8 @@ __all__ = [
     "SUPERVISED",
     "Distil",
     "DistilSettings",
+    "MaeSettings",
+    "MaskedAutoencoder",
     "Objective",
     "Reconstruct",
     "ReconstructSettings",

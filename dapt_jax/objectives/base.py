@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from dapt_jax.data.augment import Augment
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.trunk import Trunk
 from dapt_jax.parameters import Kind
@@ -36,6 +37,8 @@ class Objective:
     """Whether training corrupts the activations at the boundary: see `noisy` and `replaced`."""
     is_paired: ClassVar[bool] = False
     """Whether the loss compares two views of an image, with all images of a batch."""
+    is_masking: ClassVar[bool] = False
+    """Whether a view holds a mask of patches, of which the encoder sees the visible ones alone."""
     has_own_teacher: ClassVar[bool] = False
     """Whether the teacher is the network that is adapted, with the weights before adaptation."""
     uncertain: ClassVar[None] = None
@@ -43,11 +46,22 @@ class Objective:
 
     teacher: Trunk | None = None
 
+    def views(self, augment: Augment, encoder: Encoder) -> Augment:
+        """Return the augmentation that draws an encoder's views, from that of the images."""
+        del encoder
+        return augment
+
     def head(self, encoder: Encoder) -> HeadParameters:
         """Return the parameters of the head of an encoder."""
         raise NotImplementedError
 
-    def outputs(self, head: Tree, x: Float[Array, "b ..."], as_map: AsMap) -> PyTree[Float[Array, "b ..."]]:
+    def visible(self, patches: int) -> int:
+        """Return how many patches of a view the encoder sees."""
+        return patches
+
+    def outputs(
+        self, head: Tree, x: PyTree[Float[Array, "b ..."]], as_map: AsMap
+    ) -> PyTree[Float[Array, "b ..."]]:
         """Return the head's outputs for the encoder's last output: a map (b, h, w, c) or tokens (b, n, c)."""
         raise NotImplementedError
 

@@ -173,13 +173,18 @@ def _baseline(records: Records, task: str, split: str) -> list[str]:
         sentences.append(f"Not shown to be above chance ({chance:g}): {_list(at_chance)}.")
     for level in baseline_levels(records, task, split):
         below = [name for name, mean in means.items() if sign * (mean.mean - level.value) <= 0]
-        above = [name for name in means if name not in below and name not in at_chance]
-        if below:
-            sentences.append(f"{_list(below)} {'is' if len(below) == 1 else 'are'} not better than {level}.")
-        elif len(above) == len(means):
-            sentences.append(f"Every strategy is better than {level}.")
+        unclear = [
+            name for name, mean in means.items() if name not in below and is_at(mean, level.value, sign)
+        ]
+        above = [name for name in means if name not in (*below, *unclear, *at_chance)]
+        for verb, names in (("not better", below), ("not shown to be better", unclear)):
+            if names:
+                sentences.append(f"{_list(names)} {'is' if len(names) == 1 else 'are'} {verb} than {level}.")
+        seed = " in one seed, which tests nothing" if all(means[name].n == 1 for name in above) else ""
+        if above and len(above) == len(means):
+            sentences.append(f"Every strategy is better than {level}{seed}.")
         elif above:
-            sentences.append(f"Better than {level}: {_list(above)}.")
+            sentences.append(f"Better than {level}{seed}: {_list(above)}.")
     return sentences
 
 

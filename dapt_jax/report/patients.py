@@ -35,6 +35,15 @@ class PatientError:
     patients: int
 
     @property
+    def is_shown(self) -> bool:
+        """Whether a two-sided z-test at `LEVEL` over patients shows the first strategy to be better.
+
+        >>> PatientError(0.05, 0.025, 100).is_shown, PatientError(0.05, 0.03, 100).is_shown
+        (True, False)
+        """
+        return self.difference > float(stats.norm.ppf(1 - LEVEL / 2)) * self.error
+
+    @property
     def needed(self) -> float:
         """Number of patients at which a two-sided z-test at `LEVEL` finds the difference with `POWER`.
 

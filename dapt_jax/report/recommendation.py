@@ -42,8 +42,9 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
     """Return the recommendation for a task; None without scores.
 
     The best strategy is recommended where it is shown to be better than every other: by paired t-tests over
-    seeds, adjusted by Holm's method. Otherwise it is the cheapest of those that are not shown to be worse
-    than the best, and the headline says that none is shown to be better.
+    seeds, adjusted by Holm's method. Where the difference from the runner-up could be due to the patients of
+    the split, the headline says so. Otherwise it is the cheapest of those that are not shown to be worse than
+    the best, and the headline says that none is shown to be better.
 
     Args:
         records: Records of the study.
@@ -72,6 +73,12 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
     }
     chosen = min(equal, key=lambda name: (cost.get(name, math.inf), -sign * means[name].mean))
     others = [name for name in means if name != chosen]
+    rival = max(others, key=lambda name: sign * means[name].mean) if others else None
+    error = (
+        error_of_difference(workdir, records, task, split, chosen, rival)
+        if workdir and rival is not None
+        else None
+    )
     at_chance = chance is not None and all(is_at(means[name], chance, sign) for name in means)
     score = f"{split} {title} {_interval(means[chosen])}; {_against(means[chosen], chance, levels, sign)}"
     lines = [("Score", score), ("Cost", _cost(records, task, chosen, cost))]
@@ -79,6 +86,11 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
         headline = f"No strategy is recommended: none scores above chance on the {split} set"
         lines[0] = ("Best score", f"{best}: {split} {title} {_interval(means[best])}; chance {chance:g}")
         lines.pop()
+    elif len(equal) == 1 and error is not None and not error.is_shown:
+        headline = (
+            f"Use {chosen}: on the images of the {split} set it is better than every other strategy over seeds, "
+            f"but this is not shown for other patients"
+        )
     elif len(equal) == 1 and others:
         headline = f"Use {chosen}: it is shown to be better than every other strategy on the {split} set"
     elif others:
@@ -90,16 +102,19 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
         )
     else:
         headline = f"{chosen} is the only strategy with a score: there is nothing to compare"
-    if others:
-        rival = max(others, key=lambda name: sign * means[name].mean)
+    if not at_chance and (inside := _inside(records, task, split, chosen)):
+        lines.append((records.in_domain(task).capitalize(), inside))
+    if rival is not None:
         test = paired_t(values[chosen], values[rival])
         lines += [
-            ("How sure", _sureness(test, rival, title)),
+            (
+                "How sure",
+                _sureness(test, rival, title, adjusted.get(rival if chosen == best else chosen), len(tests)),
+            ),
             ("Runner-up", f"{rival}: {_interval(means[rival])}"),
-            ("What would change it", _change(test, chosen, rival, split)),
+            ("What would change it", _change(test, error, chosen, rival, split)),
         ]
-        error = workdir and error_of_difference(workdir, records, task, split, chosen, rival)
-        if error:
+        if error is not None:
             lines.append((f"Patients, {split}", _patients(error, chosen, rival)))
     return Recommendation(headline + ".", [(heading, text + ".") for heading, text in lines])
 
@@ -156,7 +171,8 @@ def _against(mean: Interval, chance: float | None, levels: list[BaselineLevel], 
     for level in levels:
         verb = "not shown to be better than" if is_at(mean, level.value, sign) else "better than"
         parts.append(f"{verb} {level}")
-    return ", ".join(parts) or "chance is not known for this metric"
+    seed = " in one seed, which tests nothing" if parts and mean.n == 1 else ""
+    return ", ".join(parts) + seed or "chance is not known for this metric"
 
 
 def _cost(records: Records, task: str, name: str, cost: dict[str, float]) -> str:
@@ -170,23 +186,48 @@ def _cost(records: Records, task: str, name: str, cost: dict[str, float]) -> str
     return text
 
 
-def _sureness(test: Comparison | None, rival: str, title: str) -> str:
+def _inside(records: Records, task: str, split: str, chosen: str) -> str | None:
+    """Return the best in-domain score beside that of `chosen`; None where the split is in-domain or they agree."""
+    own, metric = records.in_domain(task), records.metric(task)
+    if own == split:
+        return None
+    means = {
+        name: mean
+        for name in records.strategies
+        if CHECKPOINT_MARK not in name
+        and (mean := mean_interval(records.values(name, task, own, records.protocol(task), metric)))
+    }
+    sign = -1 if lower_is_better(metric) else 1
+    best = max(means, key=lambda name: sign * means[name].mean, default=chosen)
+    if best == chosen or chosen not in means:
+        return None
+    return f"{best} has the best mean, {_interval(means[best])}; {chosen} {_interval(means[chosen])}"
+
+
+def _sureness(
+    test: Comparison | None, rival: str, title: str, adjusted: float | None, comparisons: int
+) -> str:
     if test is None:
         return f"there is no seed with scores of both it and {rival}"
     difference = test.difference
     if difference.low is None:
         return f"{title} differs by {difference.mean:+.3f} from {rival} in one seed, which tests nothing"
+    several = adjusted is not None and comparisons > 1
+    after = f"{p_value(adjusted)} after Holm's method over {comparisons} strategies" if several else ""
     return (
         f"{title} differs by {difference.mean:+.3f} from {rival} "
-        f"(95% interval {difference.low:+.3f} to {difference.high:+.3f}, p {p_value(test.p)}, not adjusted)"
+        f"(95% interval {difference.low:+.3f} to {difference.high:+.3f}, p {p_value(test.p)}"
+        + (f", {after})" if after else ", not adjusted)")
     )
 
 
-def _change(test: Comparison | None, chosen: str, rival: str, split: str) -> str:
+def _change(test: Comparison | None, error: PatientError | None, chosen: str, rival: str, split: str) -> str:
     """Return what would change the recommendation, from the spread that was seen."""
     if test is None or test.difference.low is None:
         return "more seeds: with five or more the strategies can be compared"
     n, needed = test.difference.n, seeds_for(test)
+    if _is_significant(test.p) and error is not None and not error.is_shown:
+        return f"more patients, or another {split} set: more seeds on the same patients would not"
     if _is_significant(test.p):
         return f"another {split} set, or a budget in which {rival} costs less"
     if needed is None:

@@ -106,12 +106,19 @@ def _words(scores: Scores, task: str, split: str) -> str:
     if not ranking or ranking[0].rank is None:
         return f"{variant} is undefined for every checkpoint."
     best = ranking[0].row["checkpoint"]
+    equal = [each.row["checkpoint"] for each in ranking if each.row["value"] == ranking[0].row["value"]]
     rivals = [
         each.row["checkpoint"]
-        for each in ranking[1:]
+        for each in ranking[len(equal) :]
         if each.low is not None and ranking[0].high is not None and each.low <= ranking[0].high
     ]
     words = f"By {variant}, {best} is the best of {len(ranking)} checkpoints"
+    if len(equal) > 1:
+        level = ranking[0].row["variant"].get("level")
+        words = (
+            f"By {variant}, {', '.join(equal[:6])}{' and others' if len(equal) > 6 else ''} are the best of "
+            f"{len(ranking)} checkpoints with the same value to the last digit: it sees nothing in which they differ"
+        ) + (f" (scoring.levels={level}; 1 is the encoder's last)" if level else "")
     if rivals:
         words += f"; on these images it cannot be told from {', '.join(rivals[:6])}"
         words += " and others" if len(rivals) > 6 else ""

@@ -15,6 +15,10 @@ _WORDS = {
 }
 
 
+DESCRIPTIONS = ("corpus", "corpora", "tasks")
+"""Sections that describe sets and tasks, whose keys depend on their kind."""
+
+
 def wanted(standard: object) -> str:
     """Return the expected type of a setting, derived from its default."""
     return f"{_WORDS.get(type(standard), type(standard).__name__)}, such as {standard!r}"
@@ -45,6 +49,8 @@ def no_setting(name: str, known: Iterable[str]) -> str:
     if earlier and name not in {each.rpartition(".")[2] for each in known}:
         return f"the config has no setting {name!r}; {earlier}"
     line = f"the config has no setting {name!r}; {hint(name, known)}"
+    if name.partition(".")[0] in DESCRIPTIONS:
+        line += "; a flag changes what the config file sets: other keys are added to the description there"
     return f"{line} ({earlier})" if earlier else line
 
 

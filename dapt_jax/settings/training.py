@@ -14,6 +14,7 @@ from dapt_jax.objectives import (
     OBJECTIVES,
     SUPERVISED,
     DistilSettings,
+    MaeSettings,
     ReconstructSettings,
     TwoViewsSettings,
 )
@@ -95,11 +96,12 @@ class AdaptSettings(ClassifierTrainSettings):
     objective: str = setting(
         SUPERVISED,
         choices=OBJECTIVES,
-        doc="What adaptation minimises: the loss of labels, or reconstruct, distil or two_views without any.",
+        doc="What adaptation minimises: the loss of labels, or reconstruct, distil, two_views or mae without any.",
     )
     reconstruct: ReconstructSettings = section(ReconstructSettings, "The objective reconstruct.")
     distil: DistilSettings = section(DistilSettings, "The objective distil.")
     two_views: TwoViewsSettings = section(TwoViewsSettings, "The objective two_views.")
+    mae: MaeSettings = section(MaeSettings, "The objective mae.")
     early_stopping_patience: int = setting(
         0,
         at_least=0,
@@ -107,6 +109,11 @@ class AdaptSettings(ClassifierTrainSettings):
         "epochs.",
     )
     balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
+    balance_clusters: int = setting(
+        0,
+        at_least=0,
+        doc="Clusters of the source weights' features that arms without labels sample equally often; 0: images.",
+    )
     single_logit: bool = setting(False, doc="One sigmoid output for two classes.")
     seed: int = setting(
         -1,

@@ -15,7 +15,7 @@ from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.objectives import SUPERVISED
 from dapt_jax.objectives.network import Pretext
 from dapt_jax.runtime import atomic_files, processes
-from dapt_jax.study import collapse
+from dapt_jax.study import balance, collapse
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Scorer
 from dapt_jax.training import freezing, loop
@@ -140,6 +140,8 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
             load_adapted(arm, str(folder / ADAPTED), dtype), source=read_about(folder)["source"]
         )
     params, batch_stats, source = _start(study, arm, context)
+    clusters = study.settings.adapt.balance_clusters
+    run = balance.balanced(run, clusters, (params, batch_stats), folder, context)
     is_last = not strategy.part
     scorer = scorer_for(study, arm, context, max_epochs) if is_last else None
     callbacks = (*context.callbacks, scorer) if scorer else context.callbacks

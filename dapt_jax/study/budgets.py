@@ -12,10 +12,13 @@ from typing import Any
 import jax
 
 from dapt_jax.cost import hardware
+from dapt_jax.data import decode, file_crops
+from dapt_jax.data.dataset import Dataset
 from dapt_jax.records.study_records import Records
 from dapt_jax.runtime import processes, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.schema import AUTO, FIT
+from dapt_jax.settings.training import FINETUNE
 from dapt_jax.study.arms import Study
 from dapt_jax.training.cache.policy import choose_cache
 
@@ -78,6 +81,32 @@ def stated(settings: StudySettings) -> str:
         f"images {settings.data.cache_mb:,} MiB (by default a quarter of free memory each, and half of the "
         "free disk; cache.memory_mb, cache.disk_mb and data.cache_mb set them)"
     )
+
+
+def crop_lines(study: Study) -> list[str]:
+    """Return a line on the memory of each set whose random crops are cut from files."""
+    sets: dict[str, tuple[str, int, Dataset]] = {}
+    if most := study.settings.adapt.augment.crop_from:
+        sets |= {name or "corpus": ("adapt", most, corpus) for name, corpus in study.corpora.items()}
+    for task in study.tasks:
+        transfer = study.settings.transfer_of(task.name)
+        most = transfer.finetune.augment.crop_from
+        if most and FINETUNE in transfer.protocols and not task.is_segmentation:
+            sets[f"{task.name} development"] = "transfer.finetune", most, task.development
+    found = []
+    for name, (section, most, dataset) in sets.items():
+        size = file_crops.estimated_bytes(dataset.images, most)
+        room = max(0, study.settings.data.cache_bytes - decode.cached_bytes())
+        line = f"random crops of {name} ({section}.augment.crop_from={most}): its pictures take about "
+        line += (
+            f"{size / 2**20:,.1f} MiB beside stored images; data.cache_mb leaves {room / 2**20:,.1f} MiB, so "
+        )
+        share = min(1.0, room / size)
+        some = (
+            f"{share:.0%} stay in memory and the others are decoded again in each epoch, for the same crops"
+        )
+        found.append(line + ("all stay in memory" if share == 1 else some))
+    return found
 
 
 def with_fitting_dtype(study: Study) -> tuple[Study, str]:

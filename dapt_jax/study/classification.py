@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dapt_jax import metrics
+from dapt_jax.cost import flops
 from dapt_jax.data import crops, pipeline
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
@@ -80,11 +81,14 @@ def transfer(
             heads = HeadRun(study.settings.of_task(task.name), task, arm.key, protocol)
             keep: list[Keep] = [functools.partial(keeper.heads, protocol)]
             if context.workdir and is_shown and protocol == shown:
-                explainer = saliency.Explainer(adapted, task, model, context)
-                keep.append(explainer.hold)
+                of_heads = explainer = saliency.HeadExplainer(adapted, task, model, context)
+                keep.append(of_heads.hold)
             rows += heads.measure(features, context, predictions, keep)
     if FINETUNE in settings.protocols:
-        rows += _finetune(keeper, predictions)
+        networks = None
+        if context.workdir and is_shown and shown == FINETUNE and not task.development.multi_label:
+            networks = explainer = saliency.NetworkExplainer(task, context)
+        rows += _finetune(keeper, predictions, networks)
     if context.workdir:
         predictions.write(context.workdir, arm.name, arm.seed)
         if is_shown:
@@ -150,7 +154,7 @@ def hyper_params(head: HeadSettings) -> list[head_sweep.HyperParams]:
 def inner_parts(
     task: Task, splits: Sequence[np.ndarray], head: HeadSettings, seed: int
 ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Return the rows to fit on and to validate on that choose the settings of each fold's perceptrons.
+    """Return the rows to fit on and to validate on that choose settings and epochs of each fold's perceptrons.
 
     Args:
         task: The task.
@@ -326,8 +330,13 @@ def finetune_run(
     return TrainingRun(model, (*head, whole), data, loss, seed=arm.seed, tag=tag, **options)
 
 
-def _finetune(keeper: Keeper, predictions: Predictions) -> list[ResultRow]:
-    """Fine-tune on every fold, and return the scores; the keeper says what of which arm."""
+def _finetune(
+    keeper: Keeper, predictions: Predictions, explainer: saliency.NetworkExplainer | None
+) -> list[ResultRow]:
+    """Fine-tune on every fold, and return the scores; the keeper says what of which arm.
+
+    The explainer, if any, receives the network of each fold.
+    """
     study, arm, task, adapted, context = (
         keeper.study,
         keeper.arm,
@@ -358,12 +367,32 @@ def _finetune(keeper: Keeper, predictions: Predictions) -> list[ResultRow]:
         held = predict(task.development.take(held_rows)) if len(held_rows) else np.zeros((0, 0), np.float32)
         out_of_fold.append((held, held_rows))
         keeper.finetuned(run, params, batch_stats, fold, held, held_rows)
+        if explainer:
+            explainer.hold(_fold_network(run, params, batch_stats, settings.test_crops), held_rows)
         for split, dataset in task.held_out.items():
             held_out[split].append(predict(dataset))
     predictions.add(FINETUNE, out_of_fold, held_out)
     rows = list(score(task, arm.key, FINETUNE, out_of_fold, held_out))
     shutil.rmtree(state)
     return rows
+
+
+def _fold_network(run: TrainingRun, params: Tree, batch_stats: Tree, num_crops: int) -> saliency.FoldNetwork:
+    """Return the network of a fold, which the host keeps, as a function of any number of images."""
+    params, batch_stats = jax.device_get(params), jax.device_get(batch_stats)
+    side = run.programs[-1].augment.size(run.dataset.images.size)
+    model = run.programs[0].model
+    image = jax.ShapeDtypeStruct((1, side, side, model.encoder.channels), np.uint8)
+
+    def predict(images: np.ndarray, mesh: Mesh) -> np.ndarray:
+        forward = _forward(run, params, batch_stats, num_crops, mesh)
+        size = -(-run.batch_size // mesh.size) * mesh.size
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        filled = (np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)]) for part in parts)
+        return np.concatenate([forward(each) for each in filled])[: len(images)]
+
+    spent = flops.count(forward_fn(model, None), params, batch_stats, image).hardware * num_crops
+    return saliency.FoldNetwork(predict, spent, freezing.count(params))
 
 
 def probabilities(
@@ -379,20 +408,27 @@ def probabilities(
         mesh: Devices to compute on.
         dataset: The images.
     """
+    forward = _forward(run, params, batch_stats, num_crops, mesh)
+    rows, own = np.arange(len(dataset), dtype=np.int32), sharding.local_slice(run.batch_size, mesh)
+    batches = pipeline.in_order(dataset, rows, run.batch_size, own)
+    return np.concatenate([forward(images)[: len(part)] for images, part in batches])
+
+
+def _forward(
+    run: TrainingRun, params: Tree, batch_stats: Tree, num_crops: int, mesh: Mesh
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function from a batch of images to probabilities over crops: see `probabilities`."""
     objective = run.programs[0].objective
     assert isinstance(objective, ClassificationLoss)
-    forward = ShardedForward(forward_fn(run.programs[0].model, None), params, batch_stats, mesh)
-    side = run.programs[-1].augment.size(dataset.images.size)
-    rows = np.arange(len(dataset), dtype=np.int32)
-    parts = []
-    for images, part in pipeline.in_order(
-        dataset, rows, run.batch_size, sharding.local_slice(run.batch_size, mesh)
-    ):
+    network = ShardedForward(forward_fn(run.programs[0].model, None), params, batch_stats, mesh)
+    side = run.programs[-1].augment.size(run.dataset.images.size)
+
+    def forward(images: np.ndarray) -> np.ndarray:
         squares = crops.ten(images, side) if num_crops == 10 else [crops.centre(images, side)]
-        of_crops = [np.asarray(objective.probabilities(jnp.asarray(forward(square)))) for square in squares]
-        mean = np.mean(of_crops, 0, dtype=of_crops[0].dtype) if len(of_crops) > 1 else of_crops[0]
-        parts.append(mean[: len(part)])
-    return np.concatenate(parts)
+        of_crops = [np.asarray(objective.probabilities(jnp.asarray(network(square)))) for square in squares]
+        return np.mean(of_crops, 0, dtype=of_crops[0].dtype) if len(of_crops) > 1 else of_crops[0]
+
+    return forward
 
 
 def score(

@@ -1,6 +1,7 @@
 """Compute-matched arms: a run cut short to a number of FLOPs."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,6 @@ from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.study.runs import inverse_frequency_weights
 from dapt_jax.study.strategies import scaled
-from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import TrainData, TrainingRun
 
 FEWEST_IMAGES = 2
@@ -38,23 +38,21 @@ def cut(run: TrainingRun[Classifier], flops: int, where: str = "") -> TrainingRu
     if run.flops() <= flops:
         return run
     epochs, images, whole = run.timeline.epochs, len(run.train_rows), len(run.dataset)
-    of_image = [run.flops_per_image(number) for number in range(len(run.phases))]
-    of_fills = sum(
-        run.fill_flops(number) + run.target_fill_flops(number) for number in range(len(run.phases))
-    )
 
-    def with_epochs(number: int) -> tuple[Phase, ...]:
-        return scaled(run.phases, number / epochs)
+    @functools.cache
+    def of_epochs(number: int) -> TrainingRun[Classifier]:
+        return dataclasses.replace(run, phases=scaled(run.phases, number / epochs))
 
-    def of_epochs(number: int) -> int:
-        steps = zip(of_image, with_epochs(number), strict=True)
-        return sum(cost * images * phase.epochs for cost, phase in steps) + of_fills
+    # Priced as the run that would be trained: a shorter one may cache less than this one.
+    if longest := _largest(lambda number: of_epochs(number).flops(), 1, epochs, flops):
+        return of_epochs(longest)
+    single = of_epochs(1)
+    of_image = sum(single.flops_per_image(number) for number in range(len(single.phases)))
+    of_fills = single.flops() - of_image * images
 
     def of_images(number: int) -> int:
-        return sum(of_image) * number + of_fills * number // whole
+        return of_image * number + of_fills * number // whole
 
-    if longest := _largest(of_epochs, 1, epochs, flops):
-        return dataclasses.replace(run, phases=with_epochs(longest))
     number = _largest(of_images, FEWEST_IMAGES, images, flops)
     if not number:
         raise UserError(
@@ -64,7 +62,7 @@ def cut(run: TrainingRun[Classifier], flops: int, where: str = "") -> TrainingRu
     part = run.dataset.take(np.sort(np.random.default_rng(run.seed).permutation(run.train_rows)[:number]))
     every = np.arange(number)
     weights = inverse_frequency_weights(part, every) if run.data.weights else ()
-    return dataclasses.replace(run, phases=with_epochs(1), data=TrainData(part, every, weights=weights))
+    return dataclasses.replace(run, phases=single.phases, data=TrainData(part, every, weights=weights))
 
 
 def _largest(flops_of: Callable[[int], int], low: int, high: int, flops: int) -> int:

@@ -27,7 +27,8 @@ def of_task(datasets: Mapping[str, Dataset], folds: Sequence[Sequence[Split]]) -
         folds: Training and held-out rows of each fold, for each seed.
     """
     lines = [f"{split}: {line}" for split, dataset in datasets.items() if (line := of_classes(dataset))]
-    return [*lines, *of_folds(next(iter(datasets.values())), folds)]
+    development = next(iter(datasets.values()))
+    return [*lines, *of_folds(development, folds), *of_classes_by_fold(development, folds)]
 
 
 def of_classes(dataset: Dataset) -> str:
@@ -52,6 +53,29 @@ def of_classes(dataset: Dataset) -> str:
         f"few patients of a class ({listed}): an AUC of {AREA} is then known to ±{min(worst, 0.5):.2f}; "
         f"{wanted} patients of a class would give ±{WANTED:.2f}"
     )
+
+
+def of_classes_by_fold(dataset: Dataset, folds: Sequence[Sequence[Split]]) -> list[str]:
+    """Return a line if folds hold out no image of a class, so that their means over classes lack it.
+
+    A score is the mean over folds. Where a fold holds out no image of a class, its AUC is the mean over the
+    other classes, and a class that is recognised badly counts less than the others.
+    """
+    if dataset.segments:
+        return []
+    lacking = {
+        name: most
+        for column, name in enumerate(dataset.classes)
+        if (has := facts.has_class(dataset, column)).any()
+        and (most := max(sum(not has[rows].any() for _, rows in splits if len(rows)) for splits in folds))
+    }
+    if not lacking:
+        return []
+    listed = ", ".join(f"{name!r} in {count} of {len(folds[0])}" for name, count in lacking.items())
+    return [
+        f"folds hold out no image of a class ({listed}), and their means over classes leave it out; expected "
+        "as many patients of each class as folds: fewer transfer.folds, or drop_classes of the set"
+    ]
 
 
 def of_folds(dataset: Dataset, folds: Sequence[Sequence[Split]]) -> list[str]:

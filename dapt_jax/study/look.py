@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dapt_jax.data import facts, stalls
+from dapt_jax.data import facts, file_crops, stalls
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, one_line
@@ -214,8 +214,11 @@ def _tiles(dataset: Dataset, augment: Augment | None, seed: int) -> list[Tile]:
     masks = dataset.targets[rows] if dataset.segments else None
     views: list[np.ndarray | None] = [None] * len(rows)
     view_masks = views
-    if augment is not None and augment.patch <= dataset.images.size:
-        moved = np.asarray(augment(images, seed, 0, rows))
+    is_cut = (
+        augment is not None and augment.crop_from and (masks is not None or not dataset.images.is_of_files)
+    )
+    if augment is not None and augment.patch <= dataset.images.size and not is_cut:
+        moved = np.asarray(augment(file_crops.batch(dataset.images, augment, rows, seed, 0), seed, 0, rows))
         views = list(np.rint(moved).clip(0, 255).astype(np.uint8))
         view_masks = (
             list(np.asarray(augment.masks(masks, seed, 0, rows))) if masks is not None else view_masks

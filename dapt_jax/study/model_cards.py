@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dapt_jax.inference.target_model import About
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.records.study_records import Records
+from dapt_jax.statistics import Aggregation
 from dapt_jax.weights import normalisation
 
 
@@ -40,6 +41,8 @@ def text(models: Sequence[tuple[About, Encoder]], records: Records) -> str:
         ("normalisation", normalisation.describe(encoder.preprocess)),
         ("training images", ", ".join([*reading.kinds[:3], _colour(reading.colour), *_sides(reading.sides)])),
     ]
+    if about.units:
+        rows.append(("patients or volumes", f"{about.units}: `units.csv` of mode=predict"))
     if about.temperatures:
         found = [warmth for each in every for warmth in each.temperatures]
         rows.append(
@@ -50,7 +53,7 @@ def text(models: Sequence[tuple[About, Encoder]], records: Records) -> str:
         f"From the study “{study}”.{synthetic}",
         "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]),
         "## Scores",
-        _scores(records, about.task, about.strategy, about.protocol),
+        _scores(records, about),
         "## Use",
         "    python -m dapt_jax.main --config.mode=predict --config.predict.model=THIS_FOLDER \\\n"
         "        --config.predict.images=IMAGES --workdir=OUT",
@@ -78,24 +81,26 @@ def _sides(sides: tuple[int, ...]) -> list[str]:
     return [f"sides of {sides[0]} to {sides[1]} pixels"] if sides else []
 
 
-def _scores(records: Records, task: str, strategy: str, protocol: str) -> str:
-    wanted = {"task": task, "strategy": strategy, "protocol": protocol}
+def _scores(records: Records, about: About) -> str:
+    levels = {about.protocol: "images"}
+    if about.units:
+        own = Aggregation(about.units.unit, about.units.rule)
+        levels[own.protocol(about.protocol)] = str(about.units)
     rows = [
         row
         for row in records.results
-        if all(row[key] == value for key, value in wanted.items())
+        if (row["task"], row["strategy"]) == (about.task, about.strategy)
+        and row["protocol"] in levels
         and "/" not in row["metric"]
         and row["value"] is not None
     ]
     if not rows:
         return "None."
     lines = [
-        f"| {row['split']} | {row['seed']} | {records.display_name(task, row['metric'])} "
-        f"| {row['value']:.4f} | {row.get('n', '')} |"
+        f"| {row['split']} | {levels[row['protocol']]} | {row['seed']} "
+        f"| {records.display_name(about.task, row['metric'])} | {row['value']:.4f} | {row.get('n', '')} |"
         for row in rows
     ]
     note = "Each score is the mean over folds of single models; an ensemble of them is not scored."
-    return (
-        "\n".join(["| set | seed | metric | value | images |", "| --- | --- | --- | --- | --- |", *lines])
-        + f"\n\n{note}"
-    )
+    header = ["| set | level | seed | metric | value | n |", "| --- | --- | --- | --- | --- | --- |"]
+    return "\n".join([*header, *lines]) + f"\n\n{note}"

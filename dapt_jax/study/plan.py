@@ -15,7 +15,7 @@ from dapt_jax.formatting import number
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.objectives import Objective
 from dapt_jax.settings.training import FINETUNE
-from dapt_jax.study import checkpoint_scores, pace, power, segmentation, speed
+from dapt_jax.study import balance, budgets, checkpoint_scores, pace, power, segmentation, speed
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.classification import finetune_run, hyper_params, inner_parts, sweep_settings
 from dapt_jax.study.runs import classification_loss
@@ -161,7 +161,8 @@ def uncounted(runs: Iterable[TrainingRun]) -> str:
 
 def adaptation_flops(study: Study, arm: Arm) -> int:
     """Return the model FLOPs of adapting an arm, on its own."""
-    return sum(run.flops() for run in study.runs_of(arm))
+    clusters = study.settings.adapt.balance_clusters
+    return sum(run.flops() + balance.flops(run, clusters) for run in study.runs_of(arm))
 
 
 def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
@@ -304,6 +305,8 @@ def show(study: Study, workdir: Path | None = None) -> None:
     for line in power.lines(settings.plan.records, workdir, kinds, report.margin, report.metric, seeds):
         console.print(line, soft_wrap=True)
     console.print(_about_memory(settings.adapt.batch_size, too_large), soft_wrap=True)
+    for line in budgets.crop_lines(study):
+        console.print(line, soft_wrap=True)
     work = sum(arm_flops(study, arm) for arm in left)
     encoder = study.strategies[0].encoder.base
     console.print(speed.line(work, encoder, settings.model.dtype, time.time()), soft_wrap=True)
@@ -311,6 +314,10 @@ def show(study: Study, workdir: Path | None = None) -> None:
         console.print(line, soft_wrap=True)
     for line in depths:
         console.print(line, soft_wrap=True)
+    clusters = settings.adapt.balance_clusters
+    for line in [balance.line(run, clusters) for arm in arms for run in study.runs_of(arm)]:
+        if line:
+            console.print(line, soft_wrap=True)
     for arm in arms:
         if line := checkpoint_scores.score_cost_line(study, arm):
             console.print(line, soft_wrap=True)

@@ -1,5 +1,6 @@
 """Training runs made from settings: losses, options, and the run that adapts an encoder."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Literal, TypedDict
@@ -18,7 +19,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Tree
 from dapt_jax.models.trunk import Trunk
-from dapt_jax.objectives import Distil, Objective, Reconstruct, TwoViews
+from dapt_jax.objectives import Distil, MaskedAutoencoder, Objective, Reconstruct, TwoViews
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.losses import LossSettings
 from dapt_jax.settings.training import ClassifierTrainSettings, TrainSettings
@@ -174,6 +175,11 @@ def label_free_run(
     if fraction := settings.corpus_named(strategy.corpus).val_fraction:
         fit, held_out = grouped_holdout(corpus.labels[rows], corpus.groups[rows], fraction, seed)
         train_rows, val_rows = rows[fit], rows[held_out]
+    if (clusters := settings.adapt.balance_clusters) > len(train_rows):
+        raise UserError(
+            f"{corpus.name}: adapt.balance_clusters is {clusters}, but it has {len(train_rows)} different "
+            f"images to train on; expected up to {len(train_rows)}, or 0 to sample all images alike"
+        )
     objective, teacher_weights = objective_of(settings, strategy)
     encoder = patterns.with_lora(strategy.encoder, strategy.phases, settings.adapt.lora)
     model = label_free.pretext(encoder, objective, strategy.phases, settings.model.dtype)
@@ -207,6 +213,8 @@ def objective_of(settings: StudySettings, strategy: Strategy) -> tuple[Objective
     if strategy.objective == TwoViews.name:
         pairs = adapt.two_views
         return TwoViews(None, pairs.loss, pairs.temperature, pairs.patient_positives), None
+    if strategy.objective == MaskedAutoencoder.name:
+        return MaskedAutoencoder(None, **dataclasses.asdict(adapt.mae)), None
     chosen = adapt.distil
     if not chosen.teacher:
         raise UserError(

@@ -5,14 +5,17 @@ mean colour, and the drop of the probability of the predicted class is recorded.
 and no gradient, so that it is the same for every encoder and head.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
+from dapt_jax.cost.clock import Clock
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.records.ledger import Row
@@ -69,41 +72,38 @@ def drops(
     return (values[0] - values[1:]).reshape(grid, grid)
 
 
-class Explainer:
-    """Saliency of predictions by the heads of one protocol on an arm's frozen features."""
+class Explainer(abc.ABC):
+    """Saliency of predictions by what an arm trained on each fold, for one protocol."""
 
-    def __init__(self, adapted: Adapted, task: Task, model: Classifier, context: RunContext):
-        """Explain nothing before `hold` has received the heads.
+    def __init__(self, task: Task, context: RunContext):
+        """Explain nothing before the folds are known.
 
         Args:
-            adapted: The arm's encoder.
             task: The task.
-            model: The encoder with a head.
             context: Environment of the runs.
         """
-        self._adapted, self._task = adapted, task
-        self._prefix = Prefix(dataclasses.replace(model, outputs=1), len(model.encoder.groups))
-        self._context = context
+        self._task, self._context = task, context
         # One process explains alone, where the images are written.
-        mesh = sharding.local_mesh() if processes.is_multi_process() else context.mesh
-        self._filling = Filling(mesh=mesh)
+        self._mesh = sharding.local_mesh() if processes.is_multi_process() else context.mesh
+        self._held_rows: list[np.ndarray] = []
         self._meter: CostMeter | None = None
         self._flops = self._images = 0
 
-    def hold(self, heads: LinearHeads | Heads, features: np.ndarray, out_of_fold: FoldPredictions) -> None:
-        """Take the heads of all folds, and the development rows that each holds out.
+    @property
+    @abc.abstractmethod
+    def _params(self) -> int:
+        """Number of parameters that a pass goes through."""
 
-        Args:
-            heads: The heads.
-            features: Features of the development images; not needed.
-            out_of_fold: Probabilities of the rows that each fold holds out, and these rows.
-        """
-        self._heads, self._held_rows = heads, [rows for _, rows in out_of_fold]
+    @abc.abstractmethod
+    def _probability(
+        self, shares: np.ndarray, column: int, clock: Clock, images: np.ndarray
+    ) -> Float[np.ndarray, " n"]:
+        """Return the probability of a class, the mean over folds by their shares, and count FLOPs and images."""
 
     def __call__(
         self, split: str, rows: Int[np.ndarray, " k"], classes: Int[np.ndarray, " k"]
     ) -> Float[np.ndarray, "k grid grid"]:
-        """Return the saliency of images, each by the heads that predicted it.
+        """Return the saliency of images, each by what predicted it.
 
         Args:
             split: Their split.
@@ -113,11 +113,11 @@ class Explainer:
         scored = self._task.scored_sets(self._task.scored_rows)[split]
         maps = np.zeros((len(rows), GRID, GRID), np.float32)
         self._meter = self._meter or CostMeter(self._context.hardware)
-        filling = dataclasses.replace(self._filling, clock=self._meter.clock)
-        with self._meter.clock.span("eval"):
+        clock = self._meter.clock
+        with clock.span("eval"):
             for place, (row, column) in enumerate(zip(rows, classes, strict=True)):
                 shares = self._shares(split, int(row))
-                predict = functools.partial(self._probability, shares, int(column), filling)
+                predict = functools.partial(self._probability, shares, int(column), clock)
                 maps[place] = drops(predict, scored.images.batch(np.array([row]))[0])
         return maps
 
@@ -135,26 +135,100 @@ class Explainer:
             f"{self._task.name}/{SALIENCY}",
             images=self._images,
             hardware_flops=self._flops,
-            total_params=freezing.count(self._prefix.model.encoder.abstract()[0]),
+            total_params=self._params,
         )
         self._context.ledger.put(self._meter.finalize(row))
 
+    def _shares(self, split: str, row: int) -> Float[np.ndarray, " folds"]:
+        """Return the share of each fold in the prediction of an image."""
+        if split != self._task.scored:
+            return np.full(len(self._held_rows), 1 / len(self._held_rows))
+        own = self._task.scored_rows[row]
+        return np.array([own in rows for rows in self._held_rows], float)
+
+
+class HeadExplainer(Explainer):
+    """Saliency of predictions by heads on an arm's frozen features."""
+
+    def __init__(self, adapted: Adapted, task: Task, model: Classifier, context: RunContext):
+        """Explain nothing before `hold` has received the heads.
+
+        Args:
+            adapted: The arm's encoder.
+            task: The task.
+            model: The encoder with a head.
+            context: Environment of the runs.
+        """
+        super().__init__(task, context)
+        self._adapted = adapted
+        self._prefix = Prefix(dataclasses.replace(model, outputs=1), len(model.encoder.groups))
+
+    def hold(self, heads: LinearHeads | Heads, features: np.ndarray, out_of_fold: FoldPredictions) -> None:
+        """Take the heads of all folds, and the development rows that each holds out.
+
+        Args:
+            heads: The heads.
+            features: Features of the development images; not needed.
+            out_of_fold: Probabilities of the rows that each fold holds out, and these rows.
+        """
+        self._heads, self._held_rows = heads, [rows for _, rows in out_of_fold]
+
+    @property
+    def _params(self) -> int:
+        return freezing.count(self._prefix.model.encoder.abstract()[0])
+
     def _probability(
-        self, shares: np.ndarray, column: int, filling: Filling, images: np.ndarray
+        self, shares: np.ndarray, column: int, clock: Clock, images: np.ndarray
     ) -> Float[np.ndarray, " n"]:
-        """Return the probability of a class: by the heads of the folds, each with its share."""
         adapted, prefix = self._adapted, self._prefix
         weights = prefix.part(adapted.params), prefix.part(adapted.batch_stats)
         store = ImageStore.from_arrays(images, images.shape[1])
-        job = FillJob(prefix, *weights, store, "", FILL_BATCH, filling)
+        job = FillJob(prefix, *weights, store, "", FILL_BATCH, Filling(clock=clock, mesh=self._mesh))
         features = np.concatenate([jax.tree.leaves(part)[0][0] for part in job.fill(0)])
         self._flops += job.flops
         self._images += len(images)
         return np.asarray(shares @ self._heads.probabilities(features.astype(np.float32))[:, :, column])
 
-    def _shares(self, split: str, row: int) -> Float[np.ndarray, " folds"]:
-        """Return the share of each fold's head in the prediction of an image."""
-        if split != self._task.scored:
-            return np.full(len(self._held_rows), 1 / len(self._held_rows))
-        own = self._task.scored_rows[row]
-        return np.array([own in rows for rows in self._held_rows], float)
+
+@dataclasses.dataclass(frozen=True)
+class FoldNetwork:
+    """The network that was fine-tuned on one fold.
+
+    Attributes:
+        probabilities: Function from images [n, h, w, 3] and devices to probabilities [n, classes].
+        flops: FLOPs of it for one image.
+        params: Number of its parameters.
+    """
+
+    probabilities: Callable[[UInt8[np.ndarray, "n h w 3"], Mesh], Float[np.ndarray, "n classes"]]
+    flops: int
+    params: int
+
+
+class NetworkExplainer(Explainer):
+    """Saliency of predictions by fine-tuned networks, of which each fold has its own."""
+
+    def __init__(self, task: Task, context: RunContext):
+        """Explain nothing before `hold` has received the networks: see `Explainer`."""
+        super().__init__(task, context)
+        self._networks: list[FoldNetwork] = []
+
+    def hold(self, network: FoldNetwork, held_rows: np.ndarray) -> None:
+        """Take the network of the next fold, and the development rows that it holds out."""
+        self._networks.append(network)
+        self._held_rows.append(held_rows)
+
+    @property
+    def _params(self) -> int:
+        return self._networks[0].params
+
+    def _probability(
+        self, shares: np.ndarray, column: int, clock: Clock, images: np.ndarray
+    ) -> Float[np.ndarray, " n"]:
+        total = np.zeros(len(images), np.float64)
+        for share, network in zip(shares, self._networks, strict=True):
+            if share:
+                total += share * network.probabilities(images, self._mesh)[:, column]
+                self._flops += network.flops * len(images)
+                self._images += len(images)
+        return total

@@ -96,7 +96,8 @@ class Plan:
             kept: Numbers of epochs that are scored besides, since their encoders are kept.
 
         Raises:
-            UserError: The budget does not suffice for the smallest sample.
+            UserError: The budget does not suffice for the smallest sample, or the score that chooses sees
+                nothing that the run trains.
         """
         timeline, encoder = run.timeline, run.programs[0].model.encoder
         level = level_group(encoder, settings.level)
@@ -111,6 +112,8 @@ class Plan:
             for place, epoch in enumerate(moving)
             if (place + 1) % settings.every == 0 or place + 1 == len(moving) or epoch + 1 in kept
         }
+        phase_of = {epoch: timeline.position(epoch * timeline.steps_per_epoch).phase for epoch in due}
+        _refuse_blind_choice(settings, run, [run.programs[phase] for phase in phase_of.values()], level)
         size, passes = run.dataset.images.size, settings.jittered + settings.plain
         whole = accounting.forward(run.programs[0].model, size, len(encoder.groups)).model
         first, each = [], []
@@ -118,7 +121,6 @@ class Plan:
             before = accounting.forward(program.model, size, _start(program, level)).model
             first.append(passes * before)
             each.append(passes * (whole - before))
-        phase_of = {epoch: timeline.position(epoch * timeline.steps_per_epoch).phase for epoch in due}
         per_image = sum(each[phase] for phase in phase_of.values()) + sum(
             first[p] for p in set(phase_of.values())
         )
@@ -151,6 +153,23 @@ def changes_encoder(program: PhaseProgram) -> bool:
     return bool(program.mask.batch_norm_modes) or any(
         not path.startswith(f"{HEAD}/") for path in program.mask.trainable
     )
+
+
+def _refuse_blind_choice(
+    settings: Settings, run: TrainingRun, scored: Sequence[PhaseProgram], level: int
+) -> None:
+    """Refuse to choose a checkpoint by features that no scored phase changes: all would be equal."""
+    if not settings.select or registry.entry(settings.select).needs not in ("views", "masks"):
+        return
+    boundaries = [program.mask.boundary for program in scored]
+    if boundaries and min(boundaries) > level:
+        groups = run.model.encoder.groups
+        raise UserError(
+            f"{run.title}: {settings.select} sees the output of {groups[level]!r} "
+            f"(checkpoint_scoring.level={settings.level}), and nothing up to there is trained, so that it is the "
+            f"same after every epoch; expected a smaller level, a strategy that trains from {groups[level]!r} or "
+            f"below, or a score of other features"
+        )
 
 
 def _start(program: PhaseProgram, level: int) -> int:

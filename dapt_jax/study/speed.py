@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 
@@ -25,6 +26,9 @@ FACTOR = 2.5
 """Factor by which studies deviate from the estimate, either way. Measured on two cores, as FLOP/s of the training
 step of a whole network over those of `NETWORKS`: 1.2 for ResNet-50 and 2.0 for EfficientNet-Lite0."""
 
+BUSY_LOAD = 0.75
+"""Load average per core from which a machine counts as busy: a benchmark is then too slow by an unknown factor."""
+
 _IMAGES, _SIDE = 16, 64
 _BUDGET_S = 0.5
 
@@ -36,16 +40,19 @@ class Speed:
     Attributes:
         flops_per_s: Model FLOP/s of a training step.
         time: When it was measured, in seconds of the wall clock.
+        busy: Whether other work kept the machine busy then, so that the speed is too low.
     """
 
     flops_per_s: float
     time: float
+    busy: bool = False
 
 
 def of_machine(encoder: Encoder, dtype: str) -> Speed:
     """Return the stored speed for encoders of this kind, or measure now, in a few seconds, and store it.
 
-    Where the result cannot be stored, it is measured again next time.
+    Where the result cannot be stored, it is measured again next time; one of a busy machine is replaced as soon
+    as the machine is not.
 
     Args:
         encoder: The encoder that is to train.
@@ -54,13 +61,25 @@ def of_machine(encoder: Encoder, dtype: str) -> Speed:
     kind = "depthwise" if Kind.DEPTHWISE_KERNEL in encoder.kinds.values() else "dense"
     key = f"{name()}, {kind}, {dtype}, jax {jax.__version__}"
     held = _held()
+    busy = is_busy()
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        return Speed(float(held[key]["flops_per_s"]), float(held[key]["time"]))
-    found = Speed(measure(*NETWORKS[kind], dtype), time.time())
+        entry = held[key]
+        stored = Speed(float(entry["flops_per_s"]), float(entry["time"]), bool(entry.get("busy")))
+        if busy or not stored.busy:
+            return stored
+    found = Speed(measure(*NETWORKS[kind], dtype), time.time(), busy)
     with contextlib.suppress(OSError):
         text = json.dumps({**held, key: dataclasses.asdict(found)}, indent=1)
         atomic_files.write_text(file(), text + "\n")
     return found
+
+
+def is_busy() -> bool:
+    """Return whether other work has kept the cores of this machine busy over the last minute."""
+    try:
+        return os.getloadavg()[0] > BUSY_LOAD * (os.cpu_count() or 1)
+    except (AttributeError, OSError):  # no load average on this system
+        return False
 
 
 def name() -> str:
@@ -131,9 +150,10 @@ def line(work: float, encoder: Encoder, dtype: str, now: float) -> str:
     age = (
         "just now" if days < 0.01 else f"{span(now - speed.time)} ago" if days < 2 else f"{days:.0f} days ago"
     )
+    slowed = " while other work slowed it: plan again when the machine is idle" if speed.busy else ""
     return (
         f"time: about {span(seconds)} ({low} to {high}) on {several}{name()}, an estimate for what is left: "
-        f"{speed.flops_per_s / 1e9:,.0f} GFLOP/s in a benchmark of this machine, measured {age}; compiling, "
+        f"{speed.flops_per_s / 1e9:,.0f} GFLOP/s in a benchmark of this machine, measured {age}{slowed}; compiling, "
         "reading images and evaluating come on top"
     )
 

@@ -31,6 +31,15 @@ class StatedImages(ImageStore):
     def __getitem__(self, index: int) -> np.ndarray:
         return np.zeros((self.size, self.size, 3), np.uint8)
 
+    @property
+    def is_of_files(self) -> bool:
+        """True: they stand for files."""
+        return True
+
+    def for_crop(self, index: int, most: int) -> np.ndarray:
+        """Return a picture of the largest size, in colour."""
+        return np.broadcast_to(np.zeros((1, 1, 1), np.uint8), (most, most, 3))
+
     def source(self, index: int) -> Place | None:
         """Return None: there is no file."""
         return None

@@ -23,6 +23,7 @@ from dapt_jax.inference import calibration, familiarity, predictor, target_model
 from dapt_jax.inference.familiarity import FeatureModel
 from dapt_jax.inference.inputs import is_grey_image
 from dapt_jax.inference.target_model import About, Reading, TargetModel
+from dapt_jax.inference.units import UnitRule
 from dapt_jax.losses import Loss
 from dapt_jax.metrics import lower_is_better
 from dapt_jax.models.classifier import HEAD
@@ -31,6 +32,7 @@ from dapt_jax.objectives import Objective
 from dapt_jax.records.study_records import Records
 from dapt_jax.runtime import atomic_files, processes, safe_paths, sharding
 from dapt_jax.settings.training import FINETUNE, TransferSettings
+from dapt_jax.statistics import PATIENT
 from dapt_jax.study import model_cards
 from dapt_jax.study.adapt import Adapted
 from dapt_jax.study.arms import Arm, Study
@@ -215,6 +217,7 @@ class Keeper:
             classes=() if is_masks else development.classes,
             segments=development.segments,
             overlapping=development.overlapping,
+            units=self._units,
             trained_on={
                 "study": self.study.settings.title or self.study.settings.name,
                 "set": development.name,
@@ -226,6 +229,22 @@ class Keeper:
             },
             **more,
         )
+
+    @property
+    def _units(self) -> UnitRule | None:
+        """What the task aggregates the probabilities of images to; None for masks, whose pixels are counted."""
+        aggregation = self.task.aggregation
+        if aggregation is None or self.task.is_segmentation:
+            return None
+        own = self.study.settings.tasks[self.task.name]
+        sources = own.development or own.train or ()
+        (kind, group), *others = {
+            (str(source["kind"]), str(source.get("group", "")))
+            for source in (sources if isinstance(sources, tuple) else (sources,))
+        }
+        column = group if kind == "manifest" and not others and group not in (PATIENT, "image") else ""
+        pattern = group if kind == "folder" and not others else ""
+        return UnitRule(aggregation.unit, aggregation.rule, column, pattern)
 
     def _temperature(self, loss: Loss, values: np.ndarray, rows: np.ndarray) -> float:
         if not len(rows):

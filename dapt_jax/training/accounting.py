@@ -15,6 +15,7 @@ from dapt_jax.cost import flops, memory
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.network import Network
 from dapt_jax.objectives import Objective
+from dapt_jax.objectives.masking import MaskedPretext
 from dapt_jax.objectives.network import POSITION
 from dapt_jax.runtime import sharding
 from dapt_jax.training import freezing
@@ -51,7 +52,7 @@ def _traced_with_lax(fn: Callable[..., Any], *args: Any) -> flops.Flops:
 def boundary_shapes(model: Network, image_size: int) -> tuple[Any, ...]:
     """Return shapes and dtypes, pytrees, of one image's activations at every boundary, its pixels first."""
     params, batch_stats = model.abstract()
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
+    images = _view(model, image_size)
     with ops.formulation("lax"):
         traced = jax.eval_shape(model.activations_at_boundaries, params, batch_stats, images)
     return tuple(
@@ -64,6 +65,12 @@ def boundary_shape(model: Network, boundary: int, image_size: int) -> Any:
     return boundary_shapes(model, image_size)[boundary]
 
 
+def _view(model: Network, image_size: int) -> Any:
+    """Return a pytree of `jax.ShapeDtypeStruct`: one view of an image, as a prefix takes it."""
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
+    return model.view(image) if isinstance(model, MaskedPretext) else image
+
+
 def _batched(shapes: PyTree[jax.ShapeDtypeStruct], batch: int) -> PyTree[jax.ShapeDtypeStruct]:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape), leaf.dtype), shapes)
 
@@ -72,7 +79,7 @@ def _batched(shapes: PyTree[jax.ShapeDtypeStruct], batch: int) -> PyTree[jax.Sha
 def forward(model: Network, image_size: int, stop: int) -> flops.Flops:
     """Return FLOPs of one image's forward pass up to a boundary."""
     params, batch_stats = model.abstract()
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
+    images = _view(model, image_size)
     return _traced_with_lax(lambda p, s, x: model.prefix(p, s, x, stop), params, batch_stats, images)
 
 

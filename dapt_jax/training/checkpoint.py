@@ -5,8 +5,10 @@ weights.
 """
 
 import contextlib
+import functools
 import logging
 import shutil
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +50,22 @@ def saved_part(state: State, programs: Sequence[PhaseProgram], phase: int) -> St
         "params": freezing.prune(freezing.partition(state["params"], touched)[0]),
         "batch_stats": state["batch_stats"] if has_new_stats else {},
     }
+
+
+@functools.cache
+def _ignore_late_callbacks() -> None:
+    """Print no traceback where an array is written after its save failed and its event loop was closed.
+
+    The failure itself is raised by `save` or `wait`; tensorstore has nobody to raise this one to.
+    """
+    earlier = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            earlier(unraisable)
+
+    sys.unraisablehook = hook
 
 
 class CheckpointStore(Protocol):
@@ -112,6 +130,7 @@ class CheckpointFolder:
         """
         # Orbax also raises what it logs as an error.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _ignore_late_callbacks()
         self._folder, self._keep, self._say, self._source = folder.resolve(), tuple(keep), say, source
         self._torn: list[int] = []
         self._writes = processes.is_primary()
@@ -128,7 +147,11 @@ class CheckpointFolder:
                 active_processes={0}, barrier_sync_key_prefix="primary"
             )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=kept, multiprocessing_options=alone, create=False
+            preservation_policy=kept,
+            multiprocessing_options=alone,
+            create=False,
+            # Where a folder cannot be made, threads would wait for it for 20 minutes, and so would the exit.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
         return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dapt_jax.data import file_crops
 from dapt_jax.runtime import sharding
 from dapt_jax.training.cache.prefix import Activations
 from dapt_jax.training.context import RunContext
@@ -31,9 +32,10 @@ def reader(
         if targets is not None:
             found["label"] = host(targets.rows(own if not targets.views else own % targets.views, rows))
         if activations is None:
-            found["image"] = run.dataset.images.batch(rows)
+            images, augment, seed = run.dataset.images, program.augment, program.seed
+            found["image"] = file_crops.batch(images, augment, rows, seed, own)
             if program.is_paired:
-                found["other_image"] = run.dataset.images.batch(found["other"])
+                found["other_image"] = file_crops.batch(images, augment, found["other"], seed, compared)
             return found
         x = host(activations.rows(own % activations.views, rows))
         if program.is_paired:

@@ -10,6 +10,7 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.objectives import Objective
+from dapt_jax.objectives.masking import MaskedPretext, MaskedViews, visible_count
 from dapt_jax.objectives.network import Pretext
 from dapt_jax.training import freezing
 from dapt_jax.training.phases import Phase
@@ -26,8 +27,18 @@ def pretext(
         objective: The objective.
         phases: Phases of training, at whose boundaries activations may be corrupted.
         dtype: Dtype of activations.
+
+    Raises:
+        UserError: The objective drops patches of an encoder that needs all of them.
     """
-    model = Pretext(encoder, dtype=dtype, objective=objective)
+    if objective.is_masking and not encoder.token_patch:
+        raise UserError(
+            f"objective {objective.name!r} drops patches, which model {encoder.name!r} cannot: expected a "
+            "vision transformer with learnt positions, such as model.name='vit_small', or "
+            "adapt.objective='reconstruct'"
+        )
+    network = MaskedPretext if objective.is_masking else Pretext
+    model = network(encoder, dtype=dtype, objective=objective)
     masks = [freezing.resolve_trainable(phase, model.groups, model.kinds) for phase in phases]
     return dataclasses.replace(model, boundaries=tuple(sorted({mask.boundary for mask in masks})))
 
@@ -63,6 +74,25 @@ def check(programs: Sequence[PhaseProgram], dataset: Dataset, rows: np.ndarray, 
     for program in programs:
         if program.is_paired:
             _check_pairs(program, dataset, groups[rows])
+        if isinstance(program.augment, MaskedViews):
+            _check_masks(program.augment, dataset.images.size)
+
+
+def _check_masks(views: MaskedViews, image_size: int) -> None:
+    side = views.size(image_size)
+    patches = (side // views.token_patch) ** 2
+    visible = visible_count(patches, views.mask_ratio)
+    if patches and not 0 < visible < patches:
+        raise UserError(
+            f"adapt.mae.mask_ratio is {views.mask_ratio:g}, which leaves {visible} of the {patches} patches "
+            f"of {side} x {side} pixels; expected 1 to {patches - 1}, such as "
+            f"mask_ratio={_ratio_of(patches):g}, or larger images"
+        )
+
+
+def _ratio_of(patches: int) -> float:
+    """Return a share of patches, near three quarters, that masks some and not all."""
+    return round((patches * 3 // 4) / patches, 4)
 
 
 def _check_pairs(program: PhaseProgram, dataset: Dataset, groups: np.ndarray) -> None:

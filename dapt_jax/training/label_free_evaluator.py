@@ -9,8 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dapt_jax.data import file_crops
+from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
-from dapt_jax.models.classifier import pool
+from dapt_jax.models.classifier import Classifier, pool
+from dapt_jax.models.network import Network
+from dapt_jax.objectives.masking import MaskedViews
 from dapt_jax.objectives.network import Pretext
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.fill import forward_fn
@@ -131,11 +135,22 @@ class LabelFreeEvaluator:
         return {"val_loss": sums / count}
 
     def _features(self, weights: tuple[Tree, Tree], view: int) -> np.ndarray:
-        forward, parts = _features_fn(self._model, self._boundary), []
+        parts = []
         for rows, filled in self._batches(self._monitored):
-            x = self._inputs(weights, view, filled)
-            parts.append(sharding.gather_to_host(forward(*weights, x))[: len(rows)])
+            found = self._pooled(weights, view, filled)
+            parts.append(sharding.gather_to_host(found)[: len(rows)])
         return np.concatenate(parts).astype(np.float64)
+
+    def _pooled(self, weights: tuple[Tree, Tree], view: int, rows: np.ndarray) -> jax.Array:
+        """Return pooled features of this process's rows in one view, all patches of which are seen."""
+        model, augment = self._model, self._program.augment
+        if isinstance(augment, MaskedViews):  # what is cached are features of the visible patches alone
+            whole = Classifier(model.encoder, 1, model.dtype)
+            pooled: jax.Array = self._forward(
+                whole, len(model.encoder.groups), augment.image, weights, view, rows
+            )
+            return pooled
+        return _features_fn(model, self._boundary)(*weights, self._inputs(weights, view, rows))
 
     def _batches(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield rows of a batch, and this process's part of them, padded to one shape."""
@@ -153,11 +168,22 @@ class LabelFreeEvaluator:
             found = self._activations.rows(view % self._activations.views, rows)
             own = jax.tree.map(np.asarray, self._program.to_compute_dtype(found))
             return sharding.shard_batch(own, self._mesh)
-        program = self._program
-        forward = forward_fn(self._model, self._boundary, program.augment)
-        rng = {"seed": np.uint32(program.seed), "view": np.int32(view)}
-        images, index = sharding.shard_batch((self._run.dataset.images.batch(rows), rows), self._mesh)
-        return forward(*weights, images, rng, index)
+        return self._forward(self._model, self._boundary, self._program.augment, weights, view, rows)
+
+    def _forward(
+        self,
+        model: Network,
+        boundary: int,
+        augment: Augment,
+        weights: tuple[Tree, Tree],
+        view: int,
+        rows: np.ndarray,
+    ) -> Any:
+        """Return activations of this process's rows in one view, from images."""
+        rng = {"seed": np.uint32(self._program.seed), "view": np.int32(view)}
+        cut = file_crops.batch(self._run.dataset.images, augment, rows, self._program.seed, view)
+        images, index = sharding.shard_batch((cut, rows), self._mesh)
+        return forward_fn(model, boundary, augment)(*weights, images, rng, index)
 
 
 def spectrum(views: np.ndarray) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dapt_jax.data import file_crops
 from dapt_jax.runtime import sharding
 from dapt_jax.training.freezing import Tree
 from dapt_jax.training.run import TrainingRun
@@ -135,7 +136,7 @@ def save_batch(folder: Path, run: TrainingRun, number: int, found: NonFiniteStep
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
-        images=run.dataset.images.batch(rows),
+        images=file_crops.batch(run.dataset.images, program.augment, rows, program.seed, program.view(epoch)),
         labels=run.dataset.targets[rows],
         weights=weights,
         rows=rows,

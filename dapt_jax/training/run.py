@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from dapt_jax.cost.flops import Flops
-from dapt_jax.data import near_duplicates
+from dapt_jax.data import file_crops, near_duplicates
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.mix import Mix
@@ -43,12 +43,14 @@ class TrainData:
         val_rows: Row numbers on which the validation loss is computed after every epoch, int [v]; may be
             empty.
         weights: Weight of every training row in the loss, in the order of `train_rows`; empty for 1 each.
+        clusters: Cluster of every training row, all of which are sampled equally often; empty for none.
     """
 
     dataset: Dataset
     train_rows: np.ndarray
     val_rows: np.ndarray = dataclasses.field(default_factory=lambda: np.arange(0))
     weights: tuple[float, ...] = ()
+    clusters: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Turn sequences of rows into arrays.
@@ -156,6 +158,8 @@ class TrainingRun(Generic[ModelT]):
         for name in ("batch_size", "grad_accum_steps", "batch_norm_groups"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if any(program.augment.crop_from for program in self.programs):
+            file_crops.check(self.dataset.images, bool(self.dataset.segments), self.dataset.name)
         _ = self.programs  # resolves every phase against the model
         if isinstance(self.loss, Objective):
             label_free.check(self.programs, self.dataset, self.train_rows, self.labels)
@@ -211,7 +215,7 @@ class TrainingRun(Generic[ModelT]):
     def order(self) -> Order:
         """The order in which the rows are seen."""
         rows = tuple(int(row) for row in self.data.train_rows)
-        return Order(rows, self.batch_size, self.seed, self.data.weights)
+        return Order(rows, self.batch_size, self.seed, self.data.weights, self.data.clusters)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -415,6 +415,11 @@ def eval_transform(model: Network, augment: Augment) -> Augment:
     )
 
 
+def _views(model: Network, loss: Loss | Objective, augment: Augment) -> Augment:
+    """Return the augmentation that draws the views of a network's loss."""
+    return loss.views(augment, model.encoder) if isinstance(loss, Objective) else augment
+
+
 def programs(
     model: Network,
     phases: Sequence[Phase],
@@ -444,7 +449,7 @@ def programs(
             labels=optim.labels(paths, model.kinds, masks, number, optimizer.carry_state),
             optimizer=optimizer,
             objective=loss,
-            augment=augment if phase.augment else eval_transform(model, augment),
+            augment=_views(model, loss, augment if phase.augment else eval_transform(model, augment)),
             mix=mix if phase.augment else Mix(),
             first_step=first_epoch * steps_per_epoch,
             steps_per_epoch=steps_per_epoch,

@@ -8,6 +8,7 @@ import numpy as np
 
 from dapt_jax.cost.flops import Flops
 from dapt_jax.cost.memory import tree_bytes
+from dapt_jax.data import file_crops
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.models.trunk import Trunk
 from dapt_jax.objectives import Objective
@@ -98,4 +99,5 @@ class OnlineTargets(Activations):
         prefix, index = self.prefix, np.asarray(rows, np.int32)
         forward = forward_fn(prefix.model, prefix.boundary, prefix.augment)
         rng = {"seed": np.uint32(prefix.seed), "view": np.int32(view)}
-        return jax.tree.map(np.asarray, forward(*self.weights, self.images.batch(index), rng, index))
+        images = file_crops.batch(self.images, prefix.augment, index, prefix.seed, view)
+        return jax.tree.map(np.asarray, forward(*self.weights, images, rng, index))

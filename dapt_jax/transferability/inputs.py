@@ -54,7 +54,8 @@ class FeatureStatistics:
         values, names = finite(features, 2), np.asarray(labels)
         if names.shape != values.shape[:1] or not np.issubdtype(names.dtype, np.integer):
             raise UserError(
-                f"labels have shape {names.shape}; expected one class number for each of {len(values)} rows"
+                f"labels are {names.dtype} of shape {names.shape}; expected one class number, int, for each of "
+                f"{len(values)} rows"
             )
         present, inverse = np.unique(names, return_inverse=True)
         if len(present) < 2:

@@ -6,7 +6,7 @@ import urllib.parse
 from pathlib import Path
 from typing import NamedTuple
 
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import UserError, nearest, nearest_beside
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, Tree
@@ -326,6 +326,6 @@ def _verified(path: Path, sha256: str | None) -> Path:
 def _missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"{path}: no such weight file, and no folder {path.parent} (weights: {EXPECTED})"
-    names = sorted(child.name for child in path.parent.iterdir())
-    hint = nearest(path.name, names) if names else "the folder is empty"
+    words = (IMAGENET, RANDOM, *zoo.names()) if path.name == str(path) else ()
+    hint = nearest_beside(path, lambda entry: entry.suffix.lower() in readers.SUFFIXES, words)
     return f"{path}: no such weight file; {hint} (weights: {EXPECTED})"

@@ -29,6 +29,8 @@ FORMATS = (
     "(.pkl), ONNX (.onnx), an index of several files (.index.json), or an orbax folder"
 )
 _TORCH = (".pth", ".pt", ".tar", ".bin", ".ckpt")
+SUFFIXES = (*_TORCH, ".safetensors", ".npz", ".h5", ".keras", ".pkl", ".onnx", ".json")
+"""Suffixes of weight files, in small letters."""
 _HEADER = 8 << 20
 """Maximum number of bytes in a safetensors header; that of a large model has 0.1 MB."""
 _SIGNS = 12

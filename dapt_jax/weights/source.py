@@ -113,7 +113,9 @@ class Weights(Mapping[str, np.ndarray]):
     def like(self, key: str) -> np.ndarray:
         """Return an array's shape and dtype without its values: a read-only view of one zero."""
         found = self._arrays[key]
-        return np.broadcast_to(np.zeros((), found.dtype), found.shape)
+        # A shape with a side of 0 may have others whose product no array can have.
+        with limits.border(self.path or Path(self.origin), f"a possible shape of {key[:80]!r}"):
+            return np.broadcast_to(np.zeros((), found.dtype), found.shape)
 
     def only(self, keep: Callable[[str], bool]) -> "Weights":
         """Return the arrays whose names satisfy a condition."""

@@ -56,7 +56,7 @@ class Answer:
         seal: Identifier of this version on the server; empty if there is no reliable one.
     """
 
-    def __init__(self, response: http.client.HTTPResponse, shown: str, have: int, seal: str):
+    def __init__(self, response: http.client.HTTPResponse, shown: str, have: int, seal: str, watch: "_Watch"):
         """Check the headers of a response.
 
         Args:
@@ -64,6 +64,7 @@ class Answer:
             shown: The URL for errors.
             have: Number of bytes that already exist locally.
             seal: Entity tag or date of the version of these bytes.
+            watch: Timer of the connection.
 
         Raises:
             UserError: The response is a web page or something else that is not a file.
@@ -78,7 +79,7 @@ class Answer:
             raise Broken(
                 f"the file comes packed ({coding[:40]}), though that was not asked for", is_final=True
             )
-        self._response = response
+        self._response, self._watch = response, watch
         self.length = _length(headers)
         found = headers.get("ETag") or headers.get("Last-Modified") or ""
         self.seal = "" if found.startswith("W/") or len(found) > 300 else found
@@ -115,7 +116,8 @@ class Answer:
         most = min(LARGEST if self.length is None else self.length, room)
         begun = window = time.monotonic()
         taken = before = 0
-        while piece := self._response.read1(_PIECE):
+        self._watch.allow(2 * WINDOW_S)
+        while piece := self._piece():
             taken += len(piece)
             if taken > most:
                 raise Broken(
@@ -137,10 +139,21 @@ class Answer:
                         f"{rate:,.0f} bytes per second; expected {LEAST_RATE:,} or more", is_final=True
                     )
                 window, before = now, taken
+                self._watch.allow(2 * WINDOW_S)
         if self.length is None and not taken:
             raise Broken("the connection ended before the file began")
         if self.length is not None and taken != self.length:
             raise Broken(f"the connection ended after {taken:,} of {self.length:,} bytes")
+
+    def _piece(self) -> bytes:
+        try:
+            piece = self._response.read1(_PIECE)
+        except (OSError, http.client.HTTPException):
+            if not self._watch.is_over:
+                raise
+        if self._watch.is_over:
+            raise Broken(f"no bytes of the file for {2 * WINDOW_S:,.0f} s", is_final=True)
+        return piece
 
 
 def _length(headers: email.message.Message) -> int | None:
@@ -194,20 +207,31 @@ def check_redirect(shown: str, before: str, after: str) -> None:
 
 
 class _Watch:
-    """Timer that closes the connections of a request, because a server may send a header very slowly."""
+    """Timer that closes the connections of a request.
+
+    A server may send a header, or lines after the file, without end.
+    """
 
     def __init__(self, seconds: float):
         self._sockets: list[socket.socket] = []
         self.is_over = False
+        self._start(seconds)
+
+    def _start(self, seconds: float) -> None:
         self._timer = threading.Timer(seconds, self._close)
         self._timer.daemon = True
+        self._timer.start()
 
     def __enter__(self) -> "_Watch":
-        self._timer.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._timer.cancel()
+
+    def allow(self, seconds: float) -> None:
+        """Close the connections after this many seconds from now instead."""
+        self._timer.cancel()
+        self._start(seconds)
 
     def _close(self) -> None:
         self.is_over = True
@@ -276,9 +300,9 @@ def opened(url: str, headers: dict[str, str], shown: str, have: int, seal: str) 
             if watch.is_over:  # headers look complete where their connection ends
                 response.close()
                 raise _late()
-        with response:
-            check_redirect(shown, url, response.url)
-            yield Answer(response, shown, have, seal)
+            with response:
+                check_redirect(shown, url, response.url)
+                yield Answer(response, shown, have, seal, watch)
     except urllib.error.HTTPError as error:
         with error:
             raise Broken(

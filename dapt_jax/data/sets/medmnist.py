@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import io
 import json
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from dapt_jax.runtime import safe_paths
 
 SPLITS = ("train", "val", "test")
 SIZES = (28, 64, 128, 224)
+_HEADER_BYTES = 1 << 16
 _CHUNK = 512
 
 
@@ -101,7 +104,10 @@ def load_medmnist(
         labels = [_labels(archive, file, split, known) for split in SPLITS]
         for split, found in zip(SPLITS, labels, strict=True):
             _check_images(archive, file, split, len(found))
-        images = np.empty((sum(map(len, labels)), image_size, image_size, 3), np.uint8)
+        shape = (sum(map(len, labels)), image_size, image_size, 3)
+        what = f"{shape[0]:,} images of {image_size} x {image_size} pixels"
+        limits.check_memory(file, math.prod(shape), what, "fewer images, or a smaller model.image_size")
+        images = np.empty(shape, np.uint8)
         start = 0
         for split, found in zip(SPLITS, labels, strict=True):
             _read_images(archive, file, split, images[start : start + len(found)], crop)
@@ -145,11 +151,9 @@ def _opened(
     if key not in held:
         raise UserError(f"{file}: no array {key!r}; {nearest(key, held)}")
     with archive.open(f"{key}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, columns_first, dtype = read(stream)
+        shape, columns_first, dtype = _header(stream)
+        if any(side < 0 for side in shape):
+            raise UserError(f"{file}: {key} has the shape {list(shape)}; expected sides of 0 or more")
         if dtype.hasobject:
             raise UserError(
                 f"{file}: {key} holds pickled objects, which can run code; expected an array of numbers"
@@ -159,6 +163,18 @@ def _opened(
                 f"{file}: {key} is stored columns first; save it again with numpy.ascontiguousarray"
             )
         yield stream, shape, dtype
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read a .npy header; NumPy would read as many bytes as the header claims to have."""
+    version = np.lib.format.read_magic(stream)
+    length = stream.read(2 if version == (1, 0) else 4)
+    if (size := int.from_bytes(length, "little")) > _HEADER_BYTES:
+        raise ValueError(f"a header of {size:,} bytes")
+    header = io.BytesIO(length + stream.read(size))
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(header)
+    return np.lib.format.read_array_header_2_0(header)
 
 
 def _read(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -194,6 +210,8 @@ def _check_images(archive: zipfile.ZipFile, file: Path, split: str, count: int) 
                 f"{file}: {key} is {dtype} {list(shape)}, expected uint8 [{count}, h, w] or [{count}, h, "
                 f"w, 3], as many as {split}_labels"
             )
+        if 0 in shape[1:]:
+            raise UserError(f"{file}: {key} {list(shape)} has no pixels; expected images")
         limits.check(file, 4 * _CHUNK * int(np.prod(shape[1:], dtype=object)), f"{key} {list(shape)}")
 
 

@@ -15,7 +15,7 @@ from dapt_jax.data.dataset import LABEL, Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
 from dapt_jax.data.records import Record
 from dapt_jax.data.tiles import Tiles
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import UserError, nearest, nearest_beside
 
 CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
 THREE_SPLITS = {"train": "train", "val": "val", "test": "test"}
@@ -219,11 +219,7 @@ def checksum(found: Iterable[Record]) -> str:
 
 def _folder(root: Path) -> Path:
     if not root.is_dir():
-        above = root.parent
-        there = sorted(folder.name for folder in above.iterdir() if folder.is_dir()) if above.is_dir() else []
-        raise UserError(
-            f"{root}: no such folder; " + (nearest(root.name, there) if there else f"nor any in {above}")
-        )
+        raise UserError(f"{root}: no such folder; {nearest_beside(root, Path.is_dir)}")
     return root
 
 

@@ -256,6 +256,7 @@ def network(name: str, size: Size, variant: Variant, options: Options) -> Encode
         preprocess=variant.preprocess.for_channels(options.channels),
         image_size=variant.image_size,
         as_map=functools.partial(as_map, 1 + variant.registers),
+        token_patch=0 if variant.is_rotary else variant.patch,  # rotary positions are those of a whole grid
     )
 
 

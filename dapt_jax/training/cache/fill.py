@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from dapt_jax.cost.clock import Clock
+from dapt_jax.data import file_crops
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.models.network import Network
@@ -122,9 +123,15 @@ class FillJob:
             inputs = [sharding.shard_batch(below.rows(view, rows), mesh) for view in views]
             return [jax.tree.leaves(self._run(extend_prefix, *self._weights, each)) for each in inputs]
         forward = forward_fn(prefix.model, prefix.boundary, prefix.augment)
-        images, index = sharding.shard_batch((self.images.batch(rows), rows), mesh)
-        rngs = [{"seed": np.uint32(prefix.seed), "view": np.int32(view)} for view in views]
-        return [jax.tree.leaves(self._run(forward, *self._weights, images, rng, index)) for rng in rngs]
+        index = sharding.shard_batch(rows, mesh)
+        found = []
+        for view in views:
+            if not view or prefix.augment.crop_from:  # else all views are of the same images
+                cut = file_crops.batch(self.images, prefix.augment, rows, prefix.seed, view)
+                images = sharding.shard_batch(cut, mesh)
+            rng = {"seed": np.uint32(prefix.seed), "view": np.int32(view)}
+            found.append(jax.tree.leaves(self._run(forward, *self._weights, images, rng, index)))
+        return found
 
     def _run(self, function: jax.stages.Wrapped, *arguments: Any) -> Any:
         """Call a jitted function; seconds of its first call are credited to compilation."""

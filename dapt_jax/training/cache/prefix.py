@@ -10,6 +10,7 @@ from dapt_jax.data.augment import Augment
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
 from dapt_jax.models.trunk import Trunk
+from dapt_jax.objectives.masking import MaskedPretext
 from dapt_jax.objectives.network import Pretext
 from dapt_jax.runtime import sharding
 from dapt_jax.training import accounting, freezing
@@ -73,6 +74,8 @@ class Prefix:
 def _prefix_model(program: PhaseProgram) -> Network:
     """Return the network of a phase without what a prefix does not depend on, so that arms share prefixes."""
     model = program.model
+    if isinstance(model, MaskedPretext):
+        return model
     if not isinstance(model, Pretext):
         return dataclasses.replace(model, outputs=1)
     if program.mask.boundary == len(model.encoder.groups):
