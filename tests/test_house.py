@@ -102,9 +102,18 @@ def test_help_and_the_table_of_models_start_without_jax(argument):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def test_settings_import_no_library_that_only_training_or_a_report_needs():
-    late = ("sklearn", "grain", "orbax", "matplotlib", "pandas")
-    code = f"import sys, dapt_jax.settings.flags; sys.exit(str([name for name in {late} if name in sys.modules] or ''))"
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [
+        ("settings.flags", ("sklearn", "grain", "orbax", "matplotlib", "pandas")),
+        ("study.plan", ("sklearn", "scipy.stats")),
+    ],
+)
+def test_settings_and_plans_import_no_library_that_only_training_or_a_report_needs(module, late):
+    code = (
+        f"import sys, dapt_jax.{module}; "
+        f"sys.exit(str([name for name in {late} if name in sys.modules] or ''))"
+    )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.stderr.strip() == ""
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
-from sklearn.linear_model import LogisticRegression
 
 from dapt_jax import metrics
 from dapt_jax.data import pipeline
@@ -316,5 +315,7 @@ def _fit(pixels: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], np.nd
     if len(np.unique(values)) == 1:
         only = values[0]
         return lambda asked: np.full(len(asked), only, np.uint8)
+    from sklearn.linear_model import LogisticRegression  # a second to import, which a plan does not need
+
     fitted = LogisticRegression(max_iter=200).fit(pixels, values)
     return lambda asked: fitted.predict(asked).astype(np.uint8)

@@ -84,6 +84,7 @@ def forward(model: Network, image_size: int, stop: int) -> flops.Flops:
 
 
 _costs: dict[Hashable, ImageCost] = {}
+_peaks: dict[Hashable, int] = {}
 
 
 def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
@@ -168,6 +169,13 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
         fsdp: Devices over which parameters, gradients and optimizer state are sharded; buffers gathered for
             one layer at a time are not counted.
     """
+    key = (program.key, image_size, batch, fsdp)
+    if key not in _peaks:
+        _peaks[key] = _peak_bytes(program, image_size, batch, fsdp)
+    return _peaks[key]
+
+
+def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -> int:
     model, side = program.model, program.augment.size(image_size)
     params, batch_stats = model.abstract()
     train, rest = freezing.partition(params, program.mask.trainable)
