@@ -59,6 +59,8 @@ record 13971513) load with `--config.weights=FILE --config.strategies=none` (doc
 
 Where the recipe differs:
 - Random crops are cut from the files, with a short side of up to 512 px; larger ones are shrunk first.
+- Patches of IDRiD's tiles reach 64 px beyond them, mirrored as windows are (docs/data_sets.md); there they
+  end at the border.
 - The rate falls to 0, not to 1e-6, and warms up from its first step's share, not from 1e-6 of it.
 - Initial values are those of the library (normal, by fan-out), where the paper takes He et al. by fan-in, and
   for Swin a truncated normal of .02; images are erased before they are mixed, there after.

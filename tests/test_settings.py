@@ -266,11 +266,14 @@ ARMS = {
     "taher2021": ("shenzhen,imagenet", "drive,random", "chexpert,imagenet->chestxray14"),
     "hidy2024": ("idrid,swin,advanced", "acdc+idrid,resnet50,simple"),
     "mehmood2022": ("f1b,manifest,tumour+disease",),
+    "own_images": ("corpus=scans,target=cases.csv", "unlabelled=scans,target=cases"),
 }
+WITHOUT_DEFAULT = {"own_images"}
+"""Configs that refuse an empty argument."""
 SHIPPED = {
     f"{path.stem}{'_' + arm.replace(',', '-').replace('->', '-to-') if arm else ''}": f"{path}{':' + arm if arm else ''}"
     for path in sorted((ROOT / "configs").glob("*.py"))
-    for arm in ("", *ARMS.get(path.stem, ()))
+    for arm in (*([""] if path.stem not in WITHOUT_DEFAULT else []), *ARMS.get(path.stem, ()))
 }
 
 
