@@ -7,6 +7,8 @@ from dapt_jax.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.py"
+REQUIRED_ARGUMENTS = {"own_images": "corpus=scans,target=cases.csv"}
+"""Arguments for the shipped configs that refuse to be without one."""
 SMALL = {
     "model.image_size": "32",
     "seeds": "0,1",

@@ -13,7 +13,7 @@ from dapt_jax.models.classifier import Classifier
 from dapt_jax.settings import flags
 from dapt_jax.study import plan, prepare, strategies, study
 from dapt_jax.training import freezing
-from tests.command import ROOT, rows, run, small, write_config
+from tests.command import REQUIRED_ARGUMENTS, ROOT, rows, run, small, write_config
 
 RESULT = {
     "strategy", "seed", "init", "model", "task", "split", "protocol", "metric", "value", "n", "classes",
@@ -294,7 +294,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_loads_and_its_strategies_resolve(path):
-    config, _ = flags.parse([f"--config={path}"])
+    argument = REQUIRED_ARGUMENTS.get(path.stem, "")
+    config, _ = flags.parse([f"--config={path}{argument and ':'}{argument}"])
     encoder = registry.build(config.model.name)
     paths = freezing.paths(Classifier(encoder, 2).abstract()[0])
     for name in config.strategies:

@@ -24,7 +24,7 @@ from dapt_jax.settings import (
     to_dict,
 )
 from dapt_jax.settings.defaults import OPEN, declared, differences
-from tests.command import QUICKSTART, ROOT, write_config
+from tests.command import QUICKSTART, REQUIRED_ARGUMENTS, ROOT, write_config
 
 GOLDEN = Path(__file__).parent / "golden" / "settings"
 DECLARED = declared()
@@ -266,14 +266,12 @@ ARMS = {
     "taher2021": ("shenzhen,imagenet", "drive,random", "chexpert,imagenet->chestxray14"),
     "hidy2024": ("idrid,swin,advanced", "acdc+idrid,resnet50,simple"),
     "mehmood2022": ("f1b,manifest,tumour+disease",),
-    "own_images": ("corpus=scans,target=cases.csv", "unlabelled=scans,target=cases"),
+    "own_images": ("unlabelled=scans,target=cases",),
 }
-WITHOUT_DEFAULT = {"own_images"}
-"""Configs that refuse an empty argument."""
 SHIPPED = {
     f"{path.stem}{'_' + arm.replace(',', '-').replace('->', '-to-') if arm else ''}": f"{path}{':' + arm if arm else ''}"
     for path in sorted((ROOT / "configs").glob("*.py"))
-    for arm in (*([""] if path.stem not in WITHOUT_DEFAULT else []), *ARMS.get(path.stem, ()))
+    for arm in (REQUIRED_ARGUMENTS.get(path.stem, ""), *ARMS.get(path.stem, ()))
 }
 
 

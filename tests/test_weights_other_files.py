@@ -271,10 +271,11 @@ def test_a_chunk_that_is_larger_than_its_array_counts(tmp_path: Path) -> None:
         )
         made.id.write_direct_chunk((0,), zlib.compress(bytes(1 << 10)))
 
-    assert "unpack to 536,870,922; expected at most twice" in refused(keras(tmp_path / "a.h5", make))
+    size = (1 << 29) + 10 + hdf5.chunk_list_bytes((10,), (1 << 29,))
+    assert f"unpack to {size:,}; expected at most twice" in refused(keras(tmp_path / "a.h5", make))
     case = CASES / "h_chunk_512m_written.h5"
     if case.exists():
-        assert "unpack to 536,870,922" in refused(case)
+        assert f"unpack to {size:,}" in refused(case)
 
 
 def test_a_chunk_that_unpacks_to_more_than_it_declares_is_refused(tmp_path: Path) -> None:
@@ -300,7 +301,7 @@ def test_an_array_packed_by_a_plug_in_is_refused_by_number(tmp_path: Path) -> No
         lambda group: group.create_dataset("kernel", (64,), "u1", chunks=(64,), scaleoffset=0),
     )
     with h5py.File(path, "r") as file:
-        assert hdf5.check(file["conv/kernel"], path) == 128
+        assert hdf5.check(file["conv/kernel"], path) == 128 + hdf5.chunk_list_bytes((64,), (64,))
     data = path.read_bytes()
     known = b"\x06\x00"  # the number of scale-offset, as the message of the filters has it
     for at in [n for n in range(len(data)) if data.startswith(known, n)]:
