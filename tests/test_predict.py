@@ -243,17 +243,21 @@ def test_images_in_memory_are_checked(workdir):
         ("bare", "images", "--config.transfer.keep=best"),
         ("study", "images", "several tasks or strategies; expected one folder of"),
         ("linear", "empty", "empty: no images; expected .png"),
-        ("linear", "missing", "missing: no such images"),
+        ("linear", "imagse", "imagse: no such images; did you mean 'images'?"),
+        ("linear", "empty.csv", "empty.csv: no images; expected rows that name images"),
+        ("", "images", "predict.model names no target model, and"),
     ],
 )
 def test_what_cannot_be_predicted_is_said_in_a_line(workdir, images, tmp_path, capsys, model, folder, words):
     (tmp_path / "bare").mkdir()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "empty.csv").write_text("image,patient\n")
     places = {"study": workdir, "linear": models(workdir, "cells", "linear")}
     where = {"images": images}.get(folder, tmp_path / folder)
     assert (
         predict(
-            f"--config.predict.model={places.get(model, tmp_path / model)}",
+            f"--config.predict.model={places.get(model, tmp_path / model) if model else ''}",
             f"--config.predict.images={where}",
             f"--workdir={tmp_path / 'out'}",
         )

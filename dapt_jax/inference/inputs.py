@@ -12,7 +12,7 @@ from dapt_jax.data.given_arrays import as_uint8
 from dapt_jax.data.paths import IMAGES, Finder, holds_picture, walk
 from dapt_jax.data.plane import Plane, Source, file_of
 from dapt_jax.data.records import patient_of_file
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import UserError, nearest_beside
 from dapt_jax.inference import results
 from dapt_jax.inference.target_model import Reading
 from dapt_jax.inference.units import INDEX, Naming, UnitRule
@@ -131,16 +131,17 @@ def batches(place: Path, reading: Reading, size: int, naming: Naming | None = No
     if waiting:
         yield Batch(tuple(waiting))
     if is_empty:
-        raise UserError(f"{place}: no images; expected {', '.join(IMAGES[:4])}, DICOM or NIfTI files")
+        wanted = f"{', '.join(IMAGES[:4])}, DICOM or NIfTI files"
+        if place.suffix.lower() in lists.TABLES:
+            wanted = "rows that name images"
+        raise UserError(f"{place}: no images; expected {wanted}")
 
 
 def _listed(place: Path, reading: Reading, naming: Naming | None) -> Iterator[tuple[Item, Path | None]]:
     """Yield each image, and each volume as its file: the volume is then the second element."""
     if not place.exists():
-        there = sorted(entry.name for entry in place.parent.iterdir()) if place.parent.is_dir() else []
         raise UserError(
-            f"{place}: no such images; "
-            f"{nearest(place.name, there) if there else 'expected a folder or a file'}"
+            f"{place}: no such images; {nearest_beside(place, lambda entry: entry.is_dir() or holds_picture(entry))}"
         )
     if place.suffix.lower() in lists.TABLES:
         yield from _of_table(place, reading, naming)

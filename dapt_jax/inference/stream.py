@@ -14,7 +14,7 @@ import numpy as np
 
 from dapt_jax.data.plane import plane
 from dapt_jax.errors import UserError
-from dapt_jax.inference import inputs, predictor, results, units
+from dapt_jax.inference import inputs, predictor, results, target_model, units
 from dapt_jax.inference.inputs import Batch, Read
 from dapt_jax.inference.predictor import Ensemble, Outputs
 from dapt_jax.inference.results import Table, VolumeMask
@@ -25,6 +25,13 @@ from dapt_jax.settings.predict import PredictSettings
 
 FOLDER, FILE, ABOUT, MASKS, OVERLAYS = "predict", "predictions.csv", "about.json", "masks", "overlays"
 UNITS, MEMBERS = "units.csv", "members.f32"
+CLAIMS = {
+    "models": "by other target models",
+    "images": "of other images",
+    "calibrate": "with another predict.calibrate",
+    "batch_size": "with another predict.batch_size",
+}
+"""What a folder of predictions is of, by key of its `about.json`."""
 SAY_EVERY_S = 30.0
 
 
@@ -47,6 +54,11 @@ def run(settings: StudySettings, workdir: Path) -> Path:
     if not options.images:
         raise UserError(
             "predict.images names no images; expected a folder, a file, or a CSV with a column image"
+        )
+    if not options.model and not (workdir / target_model.FOLDER).is_dir():
+        raise UserError(
+            f"predict.model names no target model, and {workdir} holds none; expected --config.predict.model="
+            "RUN, the workdir of a study, a folder of target models, or one file"
         )
     ensemble = predictor.load(options.model or (workdir,), calibrate=options.calibrate).ensemble
     place = Path(options.images).expanduser()
@@ -89,9 +101,9 @@ def _claim(folder: Path, ensemble: Ensemble, options: PredictSettings, place: Pa
         before = {key: before.get(key) for key in now} if isinstance(before, dict) else {}
         for key, value in now.items():
             if before.get(key) != value:
+                change = "" if key == "models" else f" ({_short(before.get(key))}, now {_short(value)})"
                 raise UserError(
-                    f"{folder} holds predictions with another {key} ({_short(before.get(key))}, now "
-                    f"{_short(value)}); expected the same, or another --workdir"
+                    f"{folder} holds predictions {CLAIMS[key]}{change}; expected the same, or another --workdir"
                 )
     atomic_files.write_text(file, json.dumps(now, indent=1) + "\n")
 
