@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import jax
 import nibabel
@@ -22,7 +23,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.records import overlays, samples
 from dapt_jax.settings import StrategySpec, default, resolve
-from dapt_jax.study import plan, prepare, saliency, strategies
+from dapt_jax.study import plan, prepare, saliency, strategies, target_models
 from dapt_jax.study.tasks import Task
 from dapt_jax.weights import locate
 from dapt_jax.weights.paths import flatten, unflatten
@@ -472,3 +473,25 @@ def test_examples_of_fine_tuned_networks_have_the_saliency_of_the_networks_that_
     assert phases
     assert row["hardware_flops"] % row["images"] == 0
     assert "Saliency is by occlusion" in (trained / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("full", "said"), [((0.8, 0.9), True), ((0.6, 0.7), False)])
+def test_models_of_a_strategy_that_seeds_made_best_too_late_are_missed_with_a_line(
+    tmp_path, capsys, full, said
+):
+    folder = tmp_path / "models" / "t" / "none-linear"
+    folder.mkdir(parents=True)
+    (folder / f"seed0{target_model.SUFFIX}").touch()
+    values = {"none": (0.7, 0.8), "full": full}
+    records = SimpleNamespace(
+        strategies=list(values), metric=lambda task: "auc", values=lambda strategy, *_: values[strategy]
+    )
+    transfer = SimpleNamespace(keep="best", protocols=("linear",))
+    settings = SimpleNamespace(
+        transfer_of=lambda task: transfer, report=SimpleNamespace(primary_of=lambda protocols: "linear")
+    )
+    task = SimpleNamespace(name="t", is_segmentation=False, scored="development")
+    target_models._prune(SimpleNamespace(settings=settings), task, records, tmp_path)
+    assert folder.is_dir()
+    line = capsys.readouterr().out
+    assert ("those of full-linear, whose mean is now the best, were removed" in line) is said

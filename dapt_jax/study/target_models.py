@@ -30,7 +30,8 @@ from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder, Tree, get_group, put_group
 from dapt_jax.objectives import Objective
 from dapt_jax.records.study_records import Records
-from dapt_jax.runtime import atomic_files, processes, safe_paths, sharding
+from dapt_jax.records.vocabulary import CHECKPOINT_MARK
+from dapt_jax.runtime import atomic_files, processes, safe_paths, sharding, streams
 from dapt_jax.settings.training import FINETUNE, TransferSettings
 from dapt_jax.statistics import PATIENT
 from dapt_jax.study import model_cards
@@ -377,16 +378,25 @@ def _prune(study: Study, task: Task, records: Records, workdir: Path) -> None:
     (protocol,) = kept_protocols(study, task)
     metric = records.metric(task.name)
     sign = -1 if lower_is_better(metric) else 1
-    scores = {}
+    scores, means = {}, {}
     for strategy in records.strategies:
         folder = folder_of(workdir, task.name, strategy, protocol)
+        values = records.values(strategy, task.name, task.scored, protocol, metric)
+        mean = _mean([value for value in values if value is not None], sign)
+        if CHECKPOINT_MARK not in strategy:
+            means[folder] = mean
         if folder.is_dir():
             seeds = {file.stem.partition("-")[0] for file in folder.glob(f"*{target_model.SUFFIX}")}
-            values = records.values(strategy, task.name, task.scored, protocol, metric)
-            scores[folder] = len(seeds), _mean([value for value in values if value is not None], sign)
+            scores[folder] = len(seeds), mean
     if not scores:
         return
     best = max(scores, key=lambda folder: scores[folder])
+    leader = max(means, key=lambda folder: means[folder], default=best)
+    if not leader.is_dir():
+        streams.say(
+            f"target models: {task.name}: those of {leader.name}, whose mean is now the best, were removed "
+            f"before seeds were added; those of {best.name} stay (transfer.keep=all keeps every one)"
+        )
     for folder in sorted((workdir / target_model.FOLDER / task.name).iterdir()):
         if folder != best and folder.is_dir():
             shutil.rmtree(folder)
