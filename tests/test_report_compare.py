@@ -1,12 +1,14 @@
 """`mode=compare`: one report over several workdirs, or a line that says why they cannot be compared."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dapt_jax.errors import UserError
 from dapt_jax.records.study_records import Records
+from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import compare
 from dapt_jax.statistics import paired_t
 from tests.command import run
@@ -56,6 +58,12 @@ def test_initialisation_by_task_is_one_table_with_the_statistics_of_a_study(tmp_
         for task in ("cells", "lungs")
         for init, shift in (("random", 0.0), ("imagenet", 0.1), ("moco", 0.0))
     ]
+    for entry in entries:
+        with (Path(entry) / "results.jsonl").open("a") as file:
+            line = json.loads((Path(entry) / "results.jsonl").read_text().splitlines()[0])
+            file.write(
+                json.dumps({**line, "strategy": BASELINE, "model": "none", "protocol": "scalar"}) + "\n"
+            )
     flag = f"--config.compare={','.join(entries)}"
     assert run("--config.mode=compare", flag, f"--workdir={tmp_path / 'all'}") == 0
     records = compare.CombinedRecords([compare.Part.read(entry) for entry in entries])
@@ -70,6 +78,7 @@ def test_initialisation_by_task_is_one_table_with_the_statistics_of_a_study(tmp_
     best = np.mean(values[1])
     assert f"**{best:.3f}**" in overview
     assert "| imagenet |" in overview
+    assert "- model: m\n" in text
     assert "Equivalence to random" in overview
     assert "| weights | random | imagenet | moco | random | imagenet | moco |" in overview
     assert "Ranks over the tasks, development" in text
