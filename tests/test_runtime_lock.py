@@ -71,6 +71,13 @@ def test_a_held_lock_names_its_holder_to_the_second_and_is_gone_afterwards(file)
         pass
 
 
+def test_a_lock_that_is_read_while_it_is_written_still_names_its_holder(file, monkeypatch):
+    assert file.create(lock.Holder.this_process().to_bytes())
+    whole, lengths = file.read, iter([0, 9])
+    monkeypatch.setattr(file, "read", lambda: whole()[: next(lengths, None)])
+    assert f"WORKDIR: process {os.getpid()} on " in refused(file)
+
+
 def test_a_lock_left_by_a_kill_on_this_machine_is_taken_over_at_once(file):
     code = "from dapt_jax.runtime import lock; print(lock.Holder.this_process().to_bytes().decode())"
     command = [sys.executable, "-c", f"{code}; import time; time.sleep(60)"]

@@ -34,6 +34,8 @@ RENEW_S = 5.0
 STALE_S = 60.0
 """Seconds without renewal after which the lock of another machine counts as left behind."""
 
+_READS = 3
+
 SETTLE_S = 0.5
 """Seconds after which a lock that was written without exclusion is read again: the last writer has it."""
 
@@ -260,7 +262,7 @@ def held(
 
 def _acquire(file: LockFile, own: Holder, place: str, say: Callable[[str], None]) -> None:
     while not file.create(own.to_bytes()):
-        content = file.read()
+        content = _settled(file)
         if content is None or _is_of(content, own):
             continue
         holder = Holder.from_bytes(content)
@@ -279,6 +281,17 @@ def _acquire(file: LockFile, own: Holder, place: str, say: Callable[[str], None]
         if (found := file.read()) is not None and _is_of(found, own):
             say(f"{place}: the lock of {_who(holder)} was left behind; taken over")
             return
+
+
+def _settled(file: LockFile) -> bytes | None:
+    """Return the content; where it names no holder, perhaps read while it was written, that of a later read."""
+    content = file.read()
+    for _ in range(_READS - 1):
+        if content is None or Holder.from_bytes(content):
+            break
+        time.sleep(SETTLE_S)
+        content = file.read()
+    return content
 
 
 def _is_renewed(file: LockFile, content: bytes, what: str, say: Callable[[str], None]) -> bool:
