@@ -130,7 +130,7 @@ _stores: "weakref.WeakSet[_Pixels]" = weakref.WeakSet()
 def cached_bytes() -> int:
     """Return the bytes of decoded images that the stores of this process hold, or have reserved."""
     reserved = sum(store.cache.nbytes for store in _stores if store.cache is not None)
-    return reserved + sum(each.nbytes for store in _stores for each in list(store.for_crops.values()))
+    return reserved + sum(store.for_crops_bytes for store in _stores)
 
 
 class _Pixels:
@@ -140,6 +140,7 @@ class _Pixels:
         self.sources, self.framing, size = sources, framing, framing.size
         self.most_bytes = cached_bytes() + cache_bytes
         self.for_crops: dict[tuple[int, int], np.ndarray] = {}
+        self.for_crops_bytes = 0
         self.extents: dict[int, tuple[int, int]] = {}
         # np.empty only reserves address space: memory is used as images are decoded.
         self.cache = np.empty((len(sources), size, size, 3), np.uint8) if cached else None
@@ -178,8 +179,10 @@ class _Pixels:
         with stalls.reading(file_of(source)):
             made = pictures.at_most(plane(source), self.framing, most, self.ranges, self.recent)
         # What is held first stays: each epoch reads every picture once, so that a newer one is worth no more.
-        if cached_bytes() + made.nbytes <= self.most_bytes:
-            self.for_crops[row, most] = made
+        with self._lock:
+            if (row, most) not in self.for_crops and cached_bytes() + made.nbytes <= self.most_bytes:
+                self.for_crops[row, most] = made
+                self.for_crops_bytes += made.nbytes
         return made
 
     def inside(self, row: int) -> tuple[int, int, int, int]:
