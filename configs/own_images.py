@@ -17,6 +17,7 @@ chosen by settings of its set, such as `--config.tasks.target.development.where=
 `--config.corpus.label=diagnosis` and `--config.tasks.target.development.group=case`.
 """
 
+from dapt_jax.data import lists
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.settings import default
 
@@ -71,6 +72,6 @@ def _paths(argument):
 
 def _source(path):
     """Return the settings of a labelled set."""
-    if path.lower().endswith((".csv", ".tsv")):
+    if path.lower().endswith(lists.TABLES):
         return {"kind": "manifest", "path": path, "label": "label", "where": "", "group": "patient"}
     return {"kind": "folder", "path": path, "where": ""}

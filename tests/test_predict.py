@@ -418,6 +418,17 @@ def test_the_mask_of_a_file_is_background_where_the_model_saw_nothing(framing):
     assert whole.sum() == (bottom - top) * (right - left)
 
 
+def assert_drops_of(predictor, found, places, **tolerance):
+    """The saliency of these examples is how far the probability by a kept model drops."""
+    for place in places:
+        image = CLASSES.images.batch([int(found.names[place])])[0]
+        column = predictor.classes.index(found.predicted[place])
+        drops = saliency.drops(
+            lambda images, column=column: predictor(images).probabilities[:, column], image
+        )
+        assert found.saliency[place] == pytest.approx(drops, **tolerance)
+
+
 def test_examples_have_the_saliency_of_the_model_that_is_kept(workdir):
     found = samples.read(samples.Examples, samples.examples_path(workdir, "cut", 0, "cells", "external"))
     few = np.flatnonzero(np.isfinite(found.saliency).all((1, 2)))
@@ -425,13 +436,7 @@ def test_examples_have_the_saliency_of_the_model_that_is_kept(workdir):
         min(2, (found.kinds == kind).sum()) for kind in samples.KINDS
     ]
     predictor = dj.load_predictor(workdir / "models/cells/cut-linear/seed0.safetensors")
-    for place in few:
-        image = CLASSES.images.batch([int(found.names[place])])[0]
-        column = predictor.classes.index(found.predicted[place])
-        drops = saliency.drops(
-            lambda images, column=column: predictor(images).probabilities[:, column], image
-        )
-        assert found.saliency[place] == pytest.approx(drops, abs=1e-5)
+    assert_drops_of(predictor, found, few, abs=1e-5)
     assert np.abs(found.saliency[few]).max() > 1e-3
     own = samples.read(samples.Examples, samples.examples_path(workdir, "cut", 0, "cells", "development"))
     count = len(few) + np.isfinite(own.saliency).all((1, 2)).sum()
@@ -453,13 +458,7 @@ def test_examples_of_fine_tuned_networks_have_the_saliency_of_the_networks_that_
     assert found.protocol == "finetune"
     few = np.flatnonzero(np.isfinite(found.saliency).all((1, 2)))
     predictor = dj.load_predictor(models(trained, "cells", "finetune"))
-    for place in few[:2]:
-        image = CLASSES.images.batch([int(found.names[place])])[0]
-        column = predictor.classes.index(found.predicted[place])
-        drops = saliency.drops(
-            lambda images, column=column: predictor(images).probabilities[:, column], image
-        )
-        assert found.saliency[place] == pytest.approx(drops, abs=2e-5)
+    assert_drops_of(predictor, found, few[:2], abs=2e-5)
     assert np.abs(found.saliency[few]).max() > 1e-4
     own = samples.read(samples.Examples, samples.examples_path(trained, "cut", 0, "cells", "development"))
     held = np.isfinite(own.saliency).all((1, 2)).sum()

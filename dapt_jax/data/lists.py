@@ -237,7 +237,7 @@ def _text(path: Path, what: str) -> str:
             f"{path}: a folder; expected a CSV file, or kind 'folder' for images sorted into folders"
         )
     if not path.is_file():
-        hint = nearest_beside(path, lambda entry: entry.suffix.lower() in (".csv", ".tsv", ".txt"))
+        hint = nearest_beside(path, lambda entry: entry.suffix.lower() in (*TABLES, ".txt"))
         raise UserError(f"{path}: no such {what}; {hint}")
     try:
         return path.read_bytes().decode(_encoding(path))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dapt_jax.data import nifti, records
+from dapt_jax.data import lists, nifti, records
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES
 from dapt_jax.data.folders import patient_pattern
@@ -21,7 +21,6 @@ from dapt_jax.data.records import Record
 from dapt_jax.data.tiles import Tiles
 from dapt_jax.errors import UserError, nearest_beside
 
-TABLES = (".csv", ".tsv")
 _NIFTI = (".nii", ".nii.gz")
 _ANY = "image"
 
@@ -84,7 +83,7 @@ def load_images(
         "workers": workers,
         "tiles": tiles,
     }
-    if root.suffix.lower() in TABLES:
+    if root.suffix.lower() in lists.TABLES:
         return load_manifest(
             root,
             label="",
@@ -96,7 +95,7 @@ def load_images(
             **shared,
         )
     if not root.is_dir():
-        hint = nearest_beside(root, lambda entry: entry.is_dir() or entry.suffix.lower() in TABLES)
+        hint = nearest_beside(root, lambda entry: entry.is_dir() or entry.suffix.lower() in lists.TABLES)
         raise UserError(f"{root}: no such folder; {hint}")
     if where:
         raise UserError(

@@ -53,14 +53,10 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
     """
     split = "external" if "external" in records.splits(task) else records.in_domain(task)
     metric, protocol = records.metric(task), records.protocol(task)
-    values = {
-        name: records.values(name, task, split, protocol, metric)
-        for name in records.strategies
-        if CHECKPOINT_MARK not in name
-    }
-    means = {name: mean for name, of in values.items() if (mean := mean_interval(of)) is not None}
+    means = _means(records, task, split)
     if not means:
         return None
+    values = {name: records.values(name, task, split, protocol, metric) for name in means}
     sign = -1 if lower_is_better(metric) else 1
     title = records.display_name(task, metric)
     chance, levels = chance_level(records, task), baseline_levels(records, task, split)
@@ -125,14 +121,10 @@ def arms_shown(records: Records, task: str) -> list[str]:
     Best and runner-up are those of the mean over seeds on the external set, or in-domain without one.
     """
     split = "external" if "external" in records.splits(task) else records.in_domain(task)
-    metric, protocol = records.metric(task), records.protocol(task)
-    means = {
-        name: mean.mean
-        for name in records.strategies
-        if CHECKPOINT_MARK not in name
-        and (mean := mean_interval(records.values(name, task, split, protocol, metric)))
-    }
-    ranked = sorted(means, key=lambda name: means[name], reverse=not lower_is_better(metric))
+    means = _means(records, task, split)
+    ranked = sorted(
+        means, key=lambda name: means[name].mean, reverse=not lower_is_better(records.metric(task))
+    )
     return list(dict.fromkeys([*ranked[:2], *(name for name in ranked if name == UNADAPTED)]))
 
 
@@ -186,18 +178,23 @@ def _cost(records: Records, task: str, name: str, cost: dict[str, float]) -> str
     return text
 
 
-def _inside(records: Records, task: str, split: str, chosen: str) -> str | None:
-    """Return the best in-domain score beside that of `chosen`; None where the split is in-domain or they agree."""
-    own, metric = records.in_domain(task), records.metric(task)
-    if own == split:
-        return None
-    means = {
+def _means(records: Records, task: str, split: str) -> dict[str, Interval]:
+    """Return the mean score of each strategy on a split, without checkpoints and strategies that have none."""
+    protocol, metric = records.protocol(task), records.metric(task)
+    return {
         name: mean
         for name in records.strategies
         if CHECKPOINT_MARK not in name
-        and (mean := mean_interval(records.values(name, task, own, records.protocol(task), metric)))
+        and (mean := mean_interval(records.values(name, task, split, protocol, metric))) is not None
     }
-    sign = -1 if lower_is_better(metric) else 1
+
+
+def _inside(records: Records, task: str, split: str, chosen: str) -> str | None:
+    """Return the best in-domain score beside that of `chosen`; None where the split is in-domain or they agree."""
+    own, sign = records.in_domain(task), -1 if lower_is_better(records.metric(task)) else 1
+    if own == split:
+        return None
+    means = _means(records, task, own)
     best = max(means, key=lambda name: sign * means[name].mean, default=chosen)
     if best == chosen or chosen not in means:
         return None
