@@ -259,6 +259,10 @@ class Records:
         found = self.splits(task)
         return next((split for split in ("development", "test", "val") if split in found), "development")
 
+    def deciding_split(self, task: str) -> str:
+        """Return the split by which strategies are compared: external, or in-domain without one."""
+        return "external" if "external" in self.splits(task) else self.in_domain(task)
+
     def metrics(self, task: str) -> list[str]:
         """Return the metrics of a task, without those of single classes (`auc/<class>`)."""
         return [name for name in self._named("metric", task=task) if "/" not in name]

@@ -17,7 +17,7 @@ from dapt_jax.statistics import Comparison, mean_interval
 def summary(records: Records, task: str) -> list[str]:
     """Return sentences on a task: the reference, differences from it, costs, and generalization gaps."""
     metric, protocol, reference = records.metric(task), records.protocol(task), records.reference
-    split = "external" if "external" in records.splits(task) else records.in_domain(task)
+    split = records.deciding_split(task)
     if reference is None or protocol is None:
         return ["There is no score yet."]
     base = mean_interval(records.values(reference, task, split, protocol, metric))

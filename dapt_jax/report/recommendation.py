@@ -51,7 +51,7 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
         task: The task.
         workdir: Folder of its predictions, which say how many patients would do; None without any.
     """
-    split = "external" if "external" in records.splits(task) else records.in_domain(task)
+    split = records.deciding_split(task)
     metric, protocol = records.metric(task), records.protocol(task)
     means = _means(records, task, split)
     if not means:
@@ -120,7 +120,7 @@ def arms_shown(records: Records, task: str) -> list[str]:
 
     Best and runner-up are those of the mean over seeds on the external set, or in-domain without one.
     """
-    split = "external" if "external" in records.splits(task) else records.in_domain(task)
+    split = records.deciding_split(task)
     means = _means(records, task, split)
     ranked = sorted(
         means, key=lambda name: means[name].mean, reverse=not lower_is_better(records.metric(task))

@@ -45,7 +45,7 @@ def spread(records: Records, task: str, metric: str) -> Spread | None:
     reference = records.reference
     if reference is None:
         return None
-    split = "external" if "external" in records.splits(task) else records.in_domain(task)
+    split = records.deciding_split(task)
     protocol = records.protocol(task)
     against = records.values(reference, task, split, protocol, metric)
     found: dict[str, Summary] = {}
