@@ -179,6 +179,19 @@ class TrainingRun(Generic[ModelT]):
         """Rows of the validation loss."""
         return self.data.val_rows
 
+    @property
+    def padded_val_rows(self) -> np.ndarray:
+        """The validation rows, repeated up to a whole quarter of the data set.
+
+        Seeds hold out a few patients more or fewer; with padded shapes they share compiled programs.
+        """
+        return np.resize(self.val_rows, _padded(len(self.val_rows), len(self.dataset)))
+
+    @property
+    def padded_steps(self) -> int:
+        """Batches per epoch of training rows that are padded as the validation rows are."""
+        return -(-_padded(len(self.train_rows), len(self.dataset)) // self.batch_size)
+
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """What the loss compares outputs with besides a teacher's targets, by row of the data set.
@@ -397,3 +410,9 @@ class TrainingRun(Generic[ModelT]):
             # Training invalidates all activations above the boundary of the phase.
             cached = {prefix for prefix in cached if prefix.boundary <= self.programs[index].mask.boundary}
         return cost
+
+
+def _padded(rows: int, total: int) -> int:
+    """Return a number of rows, rounded up to a whole quarter of `total`."""
+    quarter = -(-total // 4)
+    return min(-(-rows // quarter) * quarter, max(rows, total))
