@@ -24,6 +24,7 @@ from dapt_jax.settings.training import AdaptSettings, TransferSettings, check_na
 from dapt_jax.training.cache.policy import DTYPES, FLOPS_PER_BYTE, Caching
 from dapt_jax.training.cache.policy import MODES as CACHE_MODES
 from dapt_jax.training.context import NonFinitePolicy
+from dapt_jax.training.phases import LEAST_SIDE
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 from dapt_jax.transferability.variants import ScoringGrid
 
@@ -53,7 +54,7 @@ class ModelSettings(_Checked):
     """The encoder: the section `model`."""
 
     name: str = setting("efficientnet_lite0", doc="Architecture; --config.mode=models lists them.")
-    image_size: int = setting(96, at_least=8, doc="Side of the images in pixels.")
+    image_size: int = setting(96, at_least=LEAST_SIDE, doc="Side of the images in pixels.")
     resize: str = setting(
         RESIZES[0],
         choices=RESIZES,

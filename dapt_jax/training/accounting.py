@@ -92,9 +92,9 @@ def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
 
     Args:
         program: The phase.
-        image_size: Side of the images in pixels.
+        image_size: Side of the data set's images in pixels, which the phase trains on unless it has its own.
     """
-    key = (program.key, image_size)
+    key = (program.key, program.side(image_size))
     if key not in _costs:
         _costs[key] = _image_cost(program, image_size)
     return _costs[key]
@@ -104,7 +104,7 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     program = dataclasses.replace(
         program, grad_accum_steps=1, batch_norm_groups=1
     )  # one image cannot be split
-    model, side = program.model, program.augment.size(image_size)
+    model, side = program.model, program.side(image_size)
     params, batch_stats = model.abstract()
     state = _abstract(jax.eval_shape(program.init_state, params, batch_stats))
     batch = program.batch_size  # the cost of one image depends on it where a loss compares images
@@ -164,19 +164,19 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
 
     Args:
         program: The phase.
-        image_size: Side of the images in pixels.
+        image_size: Side of the data set's images in pixels, as in `image_cost`.
         batch: Images of a step on the device.
         fsdp: Devices over which parameters, gradients and optimizer state are sharded; buffers gathered for
             one layer at a time are not counted.
     """
-    key = (program.key, image_size, batch, fsdp)
+    key = (program.key, program.phase.image_size or image_size, batch, fsdp)
     if key not in _peaks:
         _peaks[key] = _peak_bytes(program, image_size, batch, fsdp)
     return _peaks[key]
 
 
 def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -> int:
-    model, side = program.model, program.augment.size(image_size)
+    model, side = program.model, program.side(image_size)
     params, batch_stats = model.abstract()
     train, rest = freezing.partition(params, program.mask.trainable)
     at_once = -(-batch // program.grad_accum_steps)
@@ -208,7 +208,7 @@ def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -
             optimizer_state=opt,
         )
     waiting = memory.tree_bytes(boundary_shape(model, program.mask.boundary, side)) * (batch - at_once)
-    images = batch * image_size * image_size * 3
+    images = batch * (program.phase.image_size or image_size) ** 2 * 3
     # Twice the trained parameters: their gradients have the same size.
     elsewhere = sum(_elsewhere(tree, fsdp) for tree in (train, train, rest, opt))
     return stored + waiting + images + _prefix_bytes(program, side, batch) - elsewhere

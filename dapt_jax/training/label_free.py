@@ -75,7 +75,7 @@ def check(programs: Sequence[PhaseProgram], dataset: Dataset, rows: np.ndarray, 
         if program.is_paired:
             _check_pairs(program, dataset, groups[rows])
         if isinstance(program.augment, MaskedViews):
-            _check_masks(program.augment, dataset.images.size)
+            _check_masks(program.augment, program.phase.image_size or dataset.images.size)
 
 
 def _check_masks(views: MaskedViews, image_size: int) -> None:
