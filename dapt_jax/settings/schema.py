@@ -72,6 +72,13 @@ class ModelSettings(_Checked):
         0.0, at_least=0, below=1, doc="Stochastic depth while training: rate of the last residual branch."
     )
     dropout: float = setting(0.0, at_least=0, below=1, doc="Dropout while training, of transformers.")
+    patch_dropout: float = setting(
+        0.0,
+        at_least=0,
+        below=1,
+        doc="Share of each image's patch tokens that a training step leaves out, of vision transformers; not on "
+        "masks.",
+    )
     batch_norm_statistics: str = setting(
         "global",
         choices=("global", "per_device"),
@@ -83,7 +90,7 @@ class ModelSettings(_Checked):
 
     def encoder(self) -> Encoder:
         """Return the encoder; equal settings share one object."""
-        return configured(self.name, self.drop_path, self.dropout, self.remat)
+        return configured(self.name, self.drop_path, self.dropout, self.remat, self.patch_dropout)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

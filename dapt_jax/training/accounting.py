@@ -112,7 +112,7 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     weight, lr = jax.ShapeDtypeStruct((batch,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     labels = program.objective.label_shape(batch, side)
     update = program.update
-    if _is_corrupting(program):
+    if _needs_key(program):
         update = functools.partial(update, key=jax.random.key(0))
     suffix = _traced_with_lax(update, state, x, labels, weight, lr)
     prefix = forward(model, side, program.mask.boundary) * (2 if program.is_paired else 1)
@@ -120,8 +120,10 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     return ImageCost(prefix, _each(suffix, batch), _each(head, batch))
 
 
-def _is_corrupting(program: PhaseProgram) -> bool:
-    return isinstance(program.objective, Objective) and program.objective.is_corrupting
+def _needs_key(program: PhaseProgram) -> bool:
+    """Return whether random draws change what is computed: corruption, or patches that are left out."""
+    is_corrupting = isinstance(program.objective, Objective) and program.objective.is_corrupting
+    return is_corrupting or program.model.encoder.options.patch_dropout > 0
 
 
 def _inputs(program: PhaseProgram, side: int, batch: int) -> Any:
@@ -181,7 +183,7 @@ def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -
     train, rest = freezing.partition(params, program.mask.trainable)
     at_once = -(-batch // program.grad_accum_steps)
     inputs = _inputs(program, side, at_once)
-    key = jax.random.key(0) if _is_corrupting(program) else None
+    key = jax.random.key(0) if _needs_key(program) else None
 
     def loss(
         train: Tree,

@@ -3,6 +3,7 @@
 What is computed once, or not at all because it is frozen, gives the same numbers and is not named here.
 """
 
+from dapt_jax.models.tokens import visible_count
 from dapt_jax.training.run import TrainingRun
 
 
@@ -17,4 +18,8 @@ def of_phase(run: TrainingRun, number: int) -> str:
     found = []
     if size := program.phase.image_size:
         found.append(f"images of {size} px instead of {whole}")
+    encoder = program.model.encoder
+    if program.mask.boundary < len(encoder.groups) and (share := encoder.options.patch_dropout):
+        patches = (program.side(whole) // encoder.token_patch) ** 2
+        found.append(f"{visible_count(patches, share)} of {patches} patch tokens in each step")
     return "; ".join(found)

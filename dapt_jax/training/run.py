@@ -17,6 +17,7 @@ from dapt_jax.data.pipeline import Order
 from dapt_jax.errors import UserError
 from dapt_jax.losses import Loss
 from dapt_jax.models.network import Network
+from dapt_jax.models.tokens import visible_count
 from dapt_jax.objectives import Objective
 from dapt_jax.training import accounting, label_free, steps, targets
 from dapt_jax.training.cache.policy import CacheDecision, Caching, Tier, choose_cache
@@ -170,6 +171,7 @@ class TrainingRun(Generic[ModelT]):
         for program in self.programs:  # resolved against the model
             if program.phase.image_size:
                 self._check_size(program)
+            self._check_patches(program)
         if isinstance(self.loss, Objective):
             label_free.check(self.programs, self.dataset, self.train_rows, self.labels)
 
@@ -183,6 +185,19 @@ class TrainingRun(Generic[ModelT]):
             accounting.boundary_shapes(program.model, program.side(data.images.size))
         except UserError as error:
             raise UserError(f"phase {phase.name!r}: image_size is {phase.image_size}: {error}") from error
+
+    def _check_patches(self, program: PhaseProgram) -> None:
+        """Refuse patch dropout that leaves no patch."""
+        encoder = program.model.encoder
+        if not (share := encoder.options.patch_dropout):
+            return
+        side = program.side(self.dataset.images.size)
+        patches = (side // encoder.token_patch) ** 2
+        if patches and not visible_count(patches, share):
+            raise UserError(
+                f"model.patch_dropout is {share:g}, which leaves 0 of the {patches} patches of {side} x {side} "
+                f"pixels in phase {program.phase.name!r}; expected at most {1 - 1 / patches:.4g}"
+            )
 
     def images_of(self, program: PhaseProgram) -> ImageStore:
         """Return the images that a phase trains on, of the size that it names."""
