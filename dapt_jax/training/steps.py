@@ -107,6 +107,14 @@ class PhaseProgram:
         """The phase's optimizer transformation, over the whole parameter tree."""
         return optim.transformation(self.optimizer, self.model.abstract()[0], self.labels)
 
+    def side(self, image_size: int) -> int:
+        """Return the side of the augmented images in pixels, given that of the data set's.
+
+        Raises:
+            UserError: The patch is larger than the images.
+        """
+        return self.augment.size(self.phase.image_size or image_size)
+
     def lr(self, step: int) -> float:
         """Return the learning rate of a step of the run, before the factor of a plateau."""
         return optim.learning_rate(self.phase, step - self.first_step, self.steps_per_epoch)
