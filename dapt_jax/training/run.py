@@ -236,12 +236,12 @@ class TrainingRun(Generic[ModelT]):
     def labels(self) -> np.ndarray:
         """What the loss compares outputs with besides a teacher's targets, by row of the data set.
 
-        Targets of a loss of labels; int32 numbers of patients, look-alikes merged, for an objective of two
-        views; else zeros.
+        Targets of a loss of labels; int32 numbers of patients, look-alikes merged, for an objective that
+        compares images; else zeros.
         """
         if not isinstance(self.loss, Objective):
             return self.dataset.targets
-        if not self.loss.is_paired:
+        if not self.loss.compares_images:
             return np.zeros(len(self.dataset), np.int32)
         groups = near_duplicates.merged(self.dataset).groups
         return np.unique(groups, return_inverse=True)[1].astype(np.int32)
@@ -336,8 +336,13 @@ class TrainingRun(Generic[ModelT]):
         return cost.suffix.model + prefix + self.online_target_cost(number).model
 
     def online_target_cost(self, number: int) -> Flops:
-        """Return FLOPs of the teacher on one image in one step; none where its outputs are cached."""
+        """Return FLOPs of the teacher on one image in one step; none where its outputs are cached.
+
+        Of `Dino`, whose teacher changes with every step, those above the boundary.
+        """
         program = self.programs[number]
+        if program.dino:
+            return accounting.image_cost(program, self.dataset.images.size).targets
         if self.target_decision(program).cached:
             return Flops()
         return targets.forward_cost(program, self.dataset.images.size)
