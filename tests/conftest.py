@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -43,6 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("xla"))
     )  # before jax is imported
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def pytest_collection_finish() -> None:
+    """What modules hold stays; tracing makes millions of objects that are looked through less often."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture
