@@ -111,7 +111,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 about_targets=("cached: " if targets.cached else "not cached: ") + targets.reason
                 if training_targets.teacher_of(program)
                 else "",
-                approximations=approximations.of_phase(run, place),
+                approximations=approximations.of_phase(run, place, decision.cached),
                 depth=_depth_line(run, place),
             )
         )
