@@ -136,7 +136,7 @@ def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, .
     }
     if function == "cached_step":
         return state, cache, rows, draw, rate
-    most, steps = min(MAX_FUSED_EPOCHS, program.phase.epochs), run.order.steps_per_epoch
+    most, steps = min(MAX_FUSED_EPOCHS, program.phase.epochs), run.padded_steps
     steps_of = sharding.batch_sharding(mesh, axis=2)
     work = {
         "index": _array((most, steps, batch), np.int32, steps_of),
@@ -144,10 +144,11 @@ def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, .
         "view": _array((most,), np.int32, whole),
         "lr": _array((most, steps), np.float32, whole),
         "epochs": _array((), np.int32, whole),
+        "steps": _array((), np.int32, whole),
         "first": _array((), np.int32, whole),
         "seed": _array((), np.uint32, whole),
     }
-    return state, {**cache, "validation": activations(len(run.val_rows))}, work
+    return state, {**cache, "validation": activations(len(run.padded_val_rows))}, work
 
 
 def _array(shape: tuple[int, ...], dtype: DTypeLike, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

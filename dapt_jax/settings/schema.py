@@ -217,7 +217,7 @@ class PlanSettings(_Checked):
     images: str = setting(
         "",
         doc="Images of sets that are not here: corpus=24422,TASK.development=3064 and so on; NUMBER/CLASSES where "
-        "neither the set nor its description has the classes.",
+        "neither the set nor its description has the classes; corpus.KIND for sets of that kind alone.",
     )
     records: str = setting(
         "",
@@ -231,7 +231,7 @@ class PlanSettings(_Checked):
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Numbers of images and of classes by set: `corpus`, `corpora.NAME`, `TASK.SPLIT`; 0 classes: known."""
+        """Numbers of images and of classes by set, see `images`; 0 classes: known."""
         found = {}
         for each in filter(None, self.images.split(",")):
             name, _, size = each.partition("=")

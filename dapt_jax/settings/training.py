@@ -13,6 +13,7 @@ from dapt_jax.models.lora import LoraSettings
 from dapt_jax.objectives import (
     OBJECTIVES,
     SUPERVISED,
+    DinoSettings,
     DistilSettings,
     MaeSettings,
     ReconstructSettings,
@@ -96,12 +97,13 @@ class AdaptSettings(ClassifierTrainSettings):
     objective: str = setting(
         SUPERVISED,
         choices=OBJECTIVES,
-        doc="What adaptation minimises: the loss of labels, or reconstruct, distil, two_views or mae without any.",
+        doc="What adaptation minimises: the loss of labels, or without any reconstruct, distil, two_views, mae or dino.",
     )
     reconstruct: ReconstructSettings = section(ReconstructSettings, "The objective reconstruct.")
     distil: DistilSettings = section(DistilSettings, "The objective distil.")
     two_views: TwoViewsSettings = section(TwoViewsSettings, "The objective two_views.")
     mae: MaeSettings = section(MaeSettings, "The objective mae.")
+    dino: DinoSettings = section(DinoSettings, "The objective dino, the riskiest.")
     early_stopping_patience: int = setting(
         0,
         at_least=0,

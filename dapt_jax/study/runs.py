@@ -19,7 +19,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Tree
 from dapt_jax.models.trunk import Trunk
-from dapt_jax.objectives import Distil, MaskedAutoencoder, Objective, Reconstruct, TwoViews
+from dapt_jax.objectives import Dino, Distil, MaskedAutoencoder, Objective, Reconstruct, TwoViews
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.losses import LossSettings
 from dapt_jax.settings.training import ClassifierTrainSettings, TrainSettings
@@ -181,6 +181,11 @@ def label_free_run(
             f"images to train on; expected up to {len(train_rows)}, or 0 to sample all images alike"
         )
     objective, teacher_weights = objective_of(settings, strategy)
+    if isinstance(objective, Dino) and settings.adapt.early_stopping_patience:
+        raise UserError(
+            f"strategy {strategy.name!r}: the loss of objective {Dino.name!r} has targets that move, and is lowest "
+            "when it collapses; expected adapt.early_stopping_patience=0"
+        )
     encoder = patterns.with_lora(strategy.encoder, strategy.phases, settings.adapt.lora)
     model = label_free.pretext(encoder, objective, strategy.phases, settings.model.dtype)
     return TrainingRun(
@@ -215,6 +220,8 @@ def objective_of(settings: StudySettings, strategy: Strategy) -> tuple[Objective
         return TwoViews(None, pairs.loss, pairs.temperature, pairs.patient_positives), None
     if strategy.objective == MaskedAutoencoder.name:
         return MaskedAutoencoder(None, **dataclasses.asdict(adapt.mae)), None
+    if strategy.objective == Dino.name:
+        return Dino(None, **dataclasses.asdict(adapt.dino)), None
     chosen = adapt.distil
     if not chosen.teacher:
         raise UserError(

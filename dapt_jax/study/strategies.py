@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.objectives import SUPERVISED, Reconstruct
+from dapt_jax.objectives import SUPERVISED, Dino, Reconstruct
+from dapt_jax.objectives.dino import LAYERS
 from dapt_jax.settings import StrategySpec, StudySettings
 from dapt_jax.settings.training import AdaptSettings
 from dapt_jax.training.patterns import KINDS, LORA
@@ -111,10 +112,18 @@ def head_first(adapt: AdaptSettings) -> Phases:
     """Return the phase that trains the head alone, which comes first; none if it has no epochs.
 
     The head of a label-free objective sees the views of the later phases, of which everything is cached;
-    that of `reconstruct` starts as the identity, and needs no such phase.
+    that of `reconstruct` starts as the identity, and needs no such phase. The prototypes of `dino` stay as
+    they are in the first epoch.
     """
     if not adapt.head_epochs or adapt.objective == Reconstruct.name:
         return ()
+    if adapt.objective == Dino.name:
+        layers = tuple(f"{HEAD}/{name}" for name in LAYERS)
+        below = Phase("head_layers", 1, layers, adapt.head_lr, views=adapt.num_fixed_views)
+        rest = adapt.head_epochs - 1
+        return (below, dataclasses.replace(below, name="head", epochs=rest, trainable=(HEAD,)))[
+            : 1 + bool(rest)
+        ]
     if adapt.objective != SUPERVISED:
         return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, views=adapt.num_fixed_views),)
     return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False),)

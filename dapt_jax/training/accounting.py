@@ -31,11 +31,14 @@ class ImageCost:
         prefix: Forward pass below the boundary.
         suffix: Forward and backward pass above it, without gradients of frozen parameters.
         head: Of `suffix`, the passes through the head of a label-free objective and its loss.
+        targets: Forward pass above the boundary of the network's own moving average under `Dino`, of which
+            `suffix` counts nothing.
     """
 
     prefix: flops.Flops
     suffix: flops.Flops
     head: flops.Flops = dataclasses.field(default_factory=flops.Flops)
+    targets: flops.Flops = dataclasses.field(default_factory=flops.Flops)
 
 
 def _abstract(tree: PyTree[jax.ShapeDtypeStruct]) -> PyTree[jax.ShapeDtypeStruct]:
@@ -114,10 +117,13 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     update = program.update
     if _needs_key(program):
         update = functools.partial(update, key=jax.random.key(0))
+    if program.dino:
+        update = functools.partial(update, rng={"epoch": jnp.int32(0), "total_steps": jnp.int32(1)})
     suffix = _traced_with_lax(update, state, x, labels, weight, lr)
     prefix = forward(model, side, program.mask.boundary) * (2 if program.is_paired else 1)
     head = _head_cost(program, state["params"], side, labels, weight)
-    return ImageCost(prefix, _each(suffix, batch), _each(head, batch))
+    targets = _traced_with_lax(program.own_targets, state, x) if program.dino else flops.Flops()
+    return ImageCost(prefix, _each(suffix, batch), _each(head, batch), _each(targets, batch))
 
 
 def _needs_key(program: PhaseProgram) -> bool:
@@ -149,13 +155,15 @@ def _head_cost(program: PhaseProgram, params: Tree, side: int, labels: Any, weig
         boundary_shape(model, len(model.groups) - 1, side), weight.shape[0] * (1 + program.is_paired)
     )
 
-    def loss(head: Tree, x: jax.Array, labels: Any, weight: jax.Array) -> jax.Array:
-        return objective.total(objective.outputs(head, x, model.encoder.as_map), labels, weight)
+    def loss(train: Tree, x: jax.Array, rest: Tree, labels: Any, weight: jax.Array) -> jax.Array:
+        outputs = objective.outputs(freezing.combine(train, rest)[HEAD], x, model.encoder.as_map)
+        return objective.total(outputs, labels, weight)
 
     trains_encoder = any(not path.startswith(f"{HEAD}/") for path in program.mask.trainable)
     gradient = jax.value_and_grad(loss, argnums=(0, 1) if trains_encoder else 0)
     head = {key: value for key, value in params[HEAD].items() if key != POSITION}
-    return _traced_with_lax(gradient, head, last, labels, weight)
+    train, rest = freezing.partition({HEAD: head}, program.mask.trainable)
+    return _traced_with_lax(gradient, train, last, rest, labels, weight)
 
 
 def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1) -> int:
@@ -213,7 +221,8 @@ def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -
     images = batch * (program.phase.image_size or image_size) ** 2 * 3
     # Twice the trained parameters: their gradients have the same size.
     elsewhere = sum(_elsewhere(tree, fsdp) for tree in (train, train, rest, opt))
-    return stored + waiting + images + _prefix_bytes(program, side, batch) - elsewhere
+    average = memory.tree_bytes(train) - _elsewhere(train, fsdp) if program.dino else 0
+    return stored + waiting + images + average + _prefix_bytes(program, side, batch) - elsewhere
 
 
 def _elsewhere(state: object, fsdp: int) -> int:

@@ -14,13 +14,14 @@ from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import Classifier, pool
 from dapt_jax.models.network import Network
+from dapt_jax.objectives import Dino
 from dapt_jax.objectives.masking import MaskedViews
 from dapt_jax.objectives.network import Pretext
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.fill import forward_fn
 from dapt_jax.training.cache.prefix import Activations
 from dapt_jax.training.freezing import Tree
-from dapt_jax.training.quantised import whole
+from dapt_jax.training.quantised import in_float32
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
 from dapt_jax.transferability.alpha_req import alpha_req
@@ -43,6 +44,23 @@ def _loss_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
         own_key = key if objective.is_corrupting else None
         outputs, _ = model.suffix(params, stats, x, boundary, "frozen", own_key)
         return objective.total(outputs, label, weight)
+
+    return jax.jit(total)
+
+
+@functools.cache
+def _dino_loss_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
+    """Return the jitted weighted sum of losses of a batch, from activations of two views at a boundary.
+
+    The student is compared with its moving average under the last temperature.
+    """
+    objective = model.objective
+    assert isinstance(objective, Dino)
+
+    def total(params: Tree, average: Tree, stats: Tree, centre: Any, x: Any, weight: jax.Array) -> jax.Array:
+        outputs, teacher = (model.suffix(each, stats, x, boundary)[0] for each in (params, average))
+        targets = objective.soft_targets(teacher, centre, objective.teacher_temp)
+        return objective.total(outputs, targets, weight)
 
     return jax.jit(total)
 
@@ -104,7 +122,7 @@ class LabelFreeEvaluator:
         del logits
         own = evaluation_params(state), state["batch_stats"]
         weights = sharding.shard_state(own, self._mesh)
-        found = self._held_out(weights) if len(self._run.val_rows) else {}
+        found = self._held_out(weights, state) if len(self._run.val_rows) else {}
         return processes.broadcast_from_primary(lambda: found) | self.spectrum(own)
 
     def spectrum(self, weights: tuple[Tree, Tree]) -> dict[str, float]:
@@ -118,9 +136,8 @@ class LabelFreeEvaluator:
         found = [self._features(weights, first + view) for view in range(max(views, 1))]
         return processes.broadcast_from_primary(lambda: spectrum(np.stack(found)))
 
-    def _held_out(self, weights: tuple[Tree, Tree]) -> dict[str, float]:
-        run, first = self._run, self._program.view_pair(0)
-        total_of, sums, count = _loss_fn(self._model, self._boundary), 0.0, 0
+    def _held_out(self, weights: tuple[Tree, Tree], state: State) -> dict[str, float]:
+        run, first, sums, count = self._run, self._program.view_pair(0), 0.0, 0
         for number, (rows, filled) in enumerate(self._batches(run.val_rows)):
             x = self._inputs(weights, first[0], filled)
             if self._program.is_paired:
@@ -128,12 +145,17 @@ class LabelFreeEvaluator:
             label = (
                 run.labels[filled]
                 if self._targets is None
-                else whole(self._targets.rows(self._at(first[0]), filled))
+                else in_float32(self._targets.rows(self._at(first[0]), filled))
             )
             weight = (np.arange(run.batch_size) < len(rows))[self._own].astype(np.float32)
-            batch = sharding.shard_batch((label, weight), self._mesh)
-            key = jax.random.key(number)
-            sums += float(sharding.gather_to_host(total_of(*weights, x, *batch, key)))
+            label, weight = sharding.shard_batch((label, weight), self._mesh)
+            if self._program.dino:
+                own = state["params"], *weights, state["centre"]
+                total = _dino_loss_fn(self._model, self._boundary)(*own, x, weight)
+            else:
+                key = jax.random.key(number)
+                total = _loss_fn(self._model, self._boundary)(*weights, x, label, weight, key)
+            sums += float(sharding.gather_to_host(total))
             count += len(rows)
         return {"val_loss": sums / count}
 

@@ -85,7 +85,7 @@ def dequantised(tree: PyTree[Array | np.ndarray], dtype: DTypeLike) -> PyTree[Ar
     return jax.tree.map(convert, tree, is_leaf=lambda leaf: isinstance(leaf, Quantised))
 
 
-def whole(tree: PyTree[Array | np.ndarray]) -> PyTree[Array | np.ndarray]:
+def in_float32(tree: PyTree[Array | np.ndarray]) -> PyTree[Array | np.ndarray]:
     """Return a pytree with float32 in the place of `Quantised`; other arrays are unchanged."""
     return jax.tree.map(
         lambda leaf: dequantised(leaf, jnp.float32) if isinstance(leaf, Quantised) else leaf,

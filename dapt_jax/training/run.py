@@ -219,16 +219,29 @@ class TrainingRun(Generic[ModelT]):
         """Rows of the validation loss."""
         return self.data.val_rows
 
+    @property
+    def padded_val_rows(self) -> np.ndarray:
+        """The validation rows, repeated up to a whole quarter of the data set.
+
+        Seeds hold out a few patients more or fewer; with padded shapes they share compiled programs.
+        """
+        return np.resize(self.val_rows, _padded(len(self.val_rows), len(self.dataset)))
+
+    @property
+    def padded_steps(self) -> int:
+        """Batches per epoch of training rows that are padded as the validation rows are."""
+        return -(-_padded(len(self.train_rows), len(self.dataset)) // self.batch_size)
+
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """What the loss compares outputs with besides a teacher's targets, by row of the data set.
 
-        Targets of a loss of labels; int32 numbers of patients, look-alikes merged, for an objective of two
-        views; else zeros.
+        Targets of a loss of labels; int32 numbers of patients, look-alikes merged, for an objective that
+        compares images; else zeros.
         """
         if not isinstance(self.loss, Objective):
             return self.dataset.targets
-        if not self.loss.is_paired:
+        if not self.loss.compares_images:
             return np.zeros(len(self.dataset), np.int32)
         groups = near_duplicates.merged(self.dataset).groups
         return np.unique(groups, return_inverse=True)[1].astype(np.int32)
@@ -323,8 +336,13 @@ class TrainingRun(Generic[ModelT]):
         return cost.suffix.model + prefix + self.online_target_cost(number).model
 
     def online_target_cost(self, number: int) -> Flops:
-        """Return FLOPs of the teacher on one image in one step; none where its outputs are cached."""
+        """Return FLOPs of the teacher on one image in one step; none where its outputs are cached.
+
+        Of `Dino`, whose teacher changes with every step, those above the boundary.
+        """
         program = self.programs[number]
+        if program.dino:
+            return accounting.image_cost(program, self.dataset.images.size).targets
         if self.target_decision(program).cached:
             return Flops()
         return targets.forward_cost(program, self.dataset.images.size)
@@ -437,3 +455,9 @@ class TrainingRun(Generic[ModelT]):
             # Training invalidates all activations above the boundary of the phase.
             cached = {prefix for prefix in cached if prefix.boundary <= self.programs[index].mask.boundary}
         return cost
+
+
+def _padded(rows: int, total: int) -> int:
+    """Return a number of rows, rounded up to a whole quarter of `total`."""
+    quarter = -(-total // 4)
+    return min(-(-rows // quarter) * quarter, max(rows, total))
