@@ -236,7 +236,12 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
 
 
 def set_up_jax() -> None:
-    """Enable JAX's persistent compilation cache in the user's cache folder."""
+    """Enable JAX's persistent compilation cache in the user's cache folder.
+
+    Raises:
+        UserError: The address space is too small for XLA.
+    """
+    allocator.check_address_space()
     import jax
     from absl import logging
 

@@ -9,6 +9,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.runtime.preemption import RESTART_CODE
 from dapt_jax.settings import flags
 from dapt_jax.study import grid as grids
+from dapt_jax.study import prepare
 from tests.command import ROOT, run
 
 TAHER = ROOT / "configs" / "taher2021.py"
@@ -83,6 +84,18 @@ def test_shards_divide_the_papers_grid_and_a_point_stays_in_its_shard(tmp_path):
             names(shard)
 
 
+def test_four_pre_trainings_serve_the_tasks_of_the_benchmark(tmp_path):
+    choices = made(TAHER, tmp_path).choices
+    alone = [name for name in choices if name.startswith("pre-")]
+    assert (len(alone), len(choices)) == (4, 178)
+    assert choices["shenzhen-imagenet-to-chexpert"].endswith(f",{tmp_path / 'pre-imagenet-to-chexpert'}")
+    for arm in ("pretraining,imagenet", "shenzhen,imagenet,RUN", "pretraining,imagenet->chexpert,RUN"):
+        with pytest.raises(
+            UserError, match=r"expected pretraining,SOURCE->CORPUS or TASK,SOURCE->CORPUS,RUN"
+        ):
+            flags.parse((f"--config={TAHER}:{arm}", f"--workdir={tmp_path}"))
+
+
 def test_six_pre_trainings_serve_eighteen_targets(tmp_path):
     choices = made(ROOT / "configs" / "hidy2024.py", tmp_path).choices
     alone = [name for name in choices if name.startswith("pre-")]
@@ -102,6 +115,31 @@ def test_targets_and_their_five_seeds_share_one_pre_training_and_the_plan_says_s
     assert rows == [[names[0], "5", "1"], [names[1], "50", "0"]]
     assert "grid: 1 adaptations of " in out
     assert "; 1 studies take the weights of another" in out
+
+
+@pytest.mark.long
+def test_studies_that_differ_in_weights_alone_are_planned_once_at_the_cost_of_each(
+    tmp_path, capsys, monkeypatch
+):
+    images = ",".join(
+        f"shenzhen.{split}={count}" for split, count in (("train", 40), ("val", 8), ("test", 9))
+    )
+    whole = made(TAHER, tmp_path, f"--config.plan.images={images}")
+    names = ("shenzhen-imagenet", "shenzhen-swav", "shenzhen-simclr-v1", "shenzhen-random")
+    prepared = []
+    real = prepare.prepare
+    monkeypatch.setattr(prepare, "prepare", lambda settings: prepared.append(settings) or real(settings))
+
+    def rows(*chosen):
+        grid = dataclasses.replace(whole, choices={name: whole.choices[name] for name in chosen})
+        assert grids.show(grid, tmp_path) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+
+    together = rows(*names)
+    assert len(prepared) == 2  # images of SimCLR's weights are normalised otherwise
+    alone = [line for name in names for line in rows(name)]
+    assert [line.split() for line in together] == [line.split() for line in alone]
+    assert float(together[0].split("│")[4].replace(",", "")) > 0
 
 
 CHAIN = """\

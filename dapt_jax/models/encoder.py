@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from dapt_jax import ops
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.models import lora, row_changes
+from dapt_jax.models import lora, row_changes, tokens
 from dapt_jax.models.initial import Tree, init_params
 from dapt_jax.models.lora import LoraSettings
 from dapt_jax.models.parameters import kinds_of
@@ -30,6 +30,9 @@ from dapt_jax.models.preprocess import Preprocess
 from dapt_jax.parameters import BatchNormMode, Kind
 
 TAP = "tap"
+
+_FOR_PATCHES = 1 << 20
+"""Folded into a step's key for patch dropout, so that it differs from those of the layer groups."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +45,14 @@ class Options:
             et al., arXiv 1603.09382); it grows linearly from 0 at the first. Networks without residual
             branches ignore it.
         dropout: Fraction of activations that transformers drop during training.
+        patch_dropout: Share of the patch tokens that a training step leaves out of every image (PatchDropout,
+            arXiv 2208.07220), before the first layer group that it runs behind the patch embedding.
     """
 
     channels: int = 3
     drop_path: float = 0.0
     dropout: float = 0.0
+    patch_dropout: float = 0.0
 
 
 DEFAULT = Options()
@@ -221,8 +227,8 @@ class Encoder:
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether training drops activations or branches at random: see `apply`'s `rng`."""
-        return bool(self.options.drop_path or self.options.dropout)
+        """Whether training drops activations, branches or patches at random: see `apply`'s `rng`."""
+        return any((self.options.drop_path, self.options.dropout, self.options.patch_dropout))
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -425,7 +431,7 @@ class Encoder:
             start: Index of the first group to run.
             stop: Index after the last group to run.
             batch_norm: One mode for all groups, or one per group name (groups not named are frozen).
-            rng: PRNG key of dropout and stochastic depth; None disables both, as at test time.
+            rng: PRNG key of dropout, stochastic depth and patch dropout; None disables all, as at test time.
 
         Returns:
             The last group's output: a map (b, h, w, c), or tokens (b, n, c) of a transformer; and
@@ -451,11 +457,14 @@ class Encoder:
         """Run as `apply` does and return, as second result, the pyramid levels computed on the way, by name.
 
         With all groups run these are the maps of `pyramid_levels` (in the order of names once jit has
-        returned them). Without `levels` there are none; tokens that are no grid have no maps.
+        returned them). Without `levels` there are none; tokens that are no grid have no maps,
+        so that patch dropout leaves out none with `levels`.
         """
         maps: dict[str, jax.Array] = {}
         names = {level.name for level in self.pyramid_levels} if levels else set()
         for index, spec in list(enumerate(self.specs))[start:stop]:
+            if rng is not None and not levels and index == max(start, 1):
+                x = self._without_patches(x, rng)
             mode = batch_norm if isinstance(batch_norm, str) else batch_norm.get(spec.name, "frozen")
             key = jax.random.fold_in(rng, index) if rng is not None and spec.is_stochastic else None
             step = _function(self._parts[spec.name], mode, ops.choices())
@@ -472,6 +481,14 @@ class Encoder:
                 batch_stats = copy_along(batch_stats, spec.name)
                 put_group(batch_stats, spec.name, changed)
         return x, maps, batch_stats
+
+    def _without_patches(self, x: Float[Array, "b ..."], rng: jax.Array) -> Float[Array, "b ..."]:
+        """Return tokens of which patch dropout leaves out a share; the input itself without patch dropout."""
+        share = self.options.patch_dropout
+        if not share:
+            return x
+        grid = jax.eval_shape(self.as_map, x).shape
+        return tokens.dropped(x, grid[1] * grid[2], share, jax.random.fold_in(rng, _FOR_PATCHES))
 
 
 def _is_hashable(value: object) -> bool:

@@ -7,7 +7,7 @@ from dapt_jax.cost.clock import Clock
 from dapt_jax.cost.flops import Flops
 from dapt_jax.records.ledger import Row
 from dapt_jax.runtime import processes
-from dapt_jax.training import accounting, freezing
+from dapt_jax.training import accounting, approximations, freezing
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.cost_meter import CostMeter, state_of_row
 from dapt_jax.training.run import TrainingRun
@@ -216,5 +216,6 @@ class PhaseAccount:
             reused_flops=self.fill.reused_flops + self.targets.reused_flops,
             reused_s=self.fill.reused_s + self.targets.reused_s,
             peak_flops=self._context.hardware.peak_for(program.model.dtype),
+            approximations=approximations.of_phase(run, self._number),
             curve=list(self.curve),
         )

@@ -95,9 +95,9 @@ def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
 
     Args:
         program: The phase.
-        image_size: Side of the images in pixels.
+        image_size: Side of the data set's images in pixels, which the phase trains on unless it has its own.
     """
-    key = (program.key, image_size)
+    key = (program.key, program.side(image_size))
     if key not in _costs:
         _costs[key] = _image_cost(program, image_size)
     return _costs[key]
@@ -107,7 +107,7 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     program = dataclasses.replace(
         program, grad_accum_steps=1, batch_norm_groups=1
     )  # one image cannot be split
-    model, side = program.model, program.augment.size(image_size)
+    model, side = program.model, program.side(image_size)
     params, batch_stats = model.abstract()
     state = _abstract(jax.eval_shape(program.init_state, params, batch_stats))
     batch = program.batch_size  # the cost of one image depends on it where a loss compares images
@@ -115,7 +115,7 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     weight, lr = jax.ShapeDtypeStruct((batch,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     labels = program.objective.label_shape(batch, side)
     update = program.update
-    if _is_corrupting(program):
+    if _needs_key(program):
         update = functools.partial(update, key=jax.random.key(0))
     if program.dino:
         update = functools.partial(update, rng={"epoch": jnp.int32(0), "total_steps": jnp.int32(1)})
@@ -126,8 +126,10 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     return ImageCost(prefix, _each(suffix, batch), _each(head, batch), _each(targets, batch))
 
 
-def _is_corrupting(program: PhaseProgram) -> bool:
-    return isinstance(program.objective, Objective) and program.objective.is_corrupting
+def _needs_key(program: PhaseProgram) -> bool:
+    """Return whether random draws change what is computed: corruption, or patches that are left out."""
+    is_corrupting = isinstance(program.objective, Objective) and program.objective.is_corrupting
+    return is_corrupting or program.model.encoder.options.patch_dropout > 0
 
 
 def _inputs(program: PhaseProgram, side: int, batch: int) -> Any:
@@ -172,24 +174,24 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
 
     Args:
         program: The phase.
-        image_size: Side of the images in pixels.
+        image_size: Side of the data set's images in pixels, as in `image_cost`.
         batch: Images of a step on the device.
         fsdp: Devices over which parameters, gradients and optimizer state are sharded; buffers gathered for
             one layer at a time are not counted.
     """
-    key = (program.key, image_size, batch, fsdp)
+    key = (program.key, program.phase.image_size or image_size, batch, fsdp)
     if key not in _peaks:
         _peaks[key] = _peak_bytes(program, image_size, batch, fsdp)
     return _peaks[key]
 
 
 def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -> int:
-    model, side = program.model, program.augment.size(image_size)
+    model, side = program.model, program.side(image_size)
     params, batch_stats = model.abstract()
     train, rest = freezing.partition(params, program.mask.trainable)
     at_once = -(-batch // program.grad_accum_steps)
     inputs = _inputs(program, side, at_once)
-    key = jax.random.key(0) if _is_corrupting(program) else None
+    key = jax.random.key(0) if _needs_key(program) else None
 
     def loss(
         train: Tree,
@@ -216,7 +218,7 @@ def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -
             optimizer_state=opt,
         )
     waiting = memory.tree_bytes(boundary_shape(model, program.mask.boundary, side)) * (batch - at_once)
-    images = batch * image_size * image_size * 3
+    images = batch * (program.phase.image_size or image_size) ** 2 * 3
     # Twice the trained parameters: their gradients have the same size.
     elsewhere = sum(_elsewhere(tree, fsdp) for tree in (train, train, rest, opt))
     average = memory.tree_bytes(train) - _elsewhere(train, fsdp) if program.dino else 0

@@ -23,6 +23,7 @@ def reader(
     run: TrainingRun, program: PhaseProgram, activations: Activations | None, targets: Activations | None
 ) -> Read:
     """Return the function from an epoch and rows to the contents of a batch besides labels and weights."""
+    images = run.images_of(program)
 
     def read(epoch: int, rows: np.ndarray) -> dict[str, Any]:
         own, compared = program.view_pair(epoch)
@@ -32,7 +33,7 @@ def reader(
         if targets is not None:
             found["label"] = host(targets.rows(own if not targets.views else own % targets.views, rows))
         if activations is None:
-            images, augment, seed = run.dataset.images, program.augment, program.seed
+            augment, seed = program.augment, program.seed
             found["image"] = file_crops.batch(images, augment, rows, seed, own)
             if program.is_paired:
                 found["other_image"] = file_crops.batch(images, augment, found["other"], seed, compared)

@@ -9,8 +9,9 @@ from dapt_jax.data import near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
 from dapt_jax.models.encoder import Encoder
+from dapt_jax.models.tokens import visible_count
 from dapt_jax.objectives import Objective
-from dapt_jax.objectives.masking import MaskedPretext, MaskedViews, visible_count
+from dapt_jax.objectives.masking import MaskedPretext, MaskedViews
 from dapt_jax.objectives.network import Pretext
 from dapt_jax.training import freezing
 from dapt_jax.training.phases import Phase
@@ -36,6 +37,13 @@ def pretext(
             f"objective {objective.name!r} drops patches, which model {encoder.name!r} cannot: expected a "
             "vision transformer with learnt positions, such as model.name='vit_small', or "
             "adapt.objective='reconstruct'"
+        )
+    teacher = objective.teacher
+    needs_all = objective.is_masking or objective.is_corrupting or (teacher and teacher.reads == "map")
+    if encoder.options.patch_dropout and needs_all:
+        raise UserError(
+            f"objective {objective.name!r} needs all patches, but model.patch_dropout is "
+            f"{encoder.options.patch_dropout:g}; expected 0, or adapt.objective='two_views'"
         )
     network = MaskedPretext if objective.is_masking else Pretext
     model = network(encoder, dtype=dtype, objective=objective)
@@ -80,7 +88,7 @@ def check(programs: Sequence[PhaseProgram], dataset: Dataset, rows: np.ndarray, 
         if objective.compares_images:
             _check_groups(program, dataset, groups[rows])
         if isinstance(program.augment, MaskedViews):
-            _check_masks(program.augment, dataset.images.size)
+            _check_masks(program.augment, program.phase.image_size or dataset.images.size)
 
 
 def _check_masks(views: MaskedViews, image_size: int) -> None:

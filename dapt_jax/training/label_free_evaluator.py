@@ -79,7 +79,8 @@ def _features_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
 class LabelFreeEvaluator:
     """Metrics of a phase's network without any label, on the first views of fixed images.
 
-    The held-out loss sees the same views and the same corruption after every epoch, so that epochs compare.
+    The held-out loss sees the same views and the same corruption after every epoch, so that epochs compare;
+    images have the size that the phase trains on.
     The spectrum is that of up to `MONITORED` images, drawn once from all rows of the run; LiDAR compares their
     cached views, where there are two or more.
     """
@@ -104,6 +105,7 @@ class LabelFreeEvaluator:
         assert isinstance(program.model, Pretext)
         self._run, self._program, self._mesh = run, program, mesh
         self._activations, self._targets = activations, targets
+        self._images = run.images_of(program)
         self._model, self._boundary = program.model, program.mask.boundary
         rows = np.concatenate([run.train_rows, run.val_rows])
         self._monitored = np.sort(np.random.default_rng(0).permutation(rows)[:MONITORED])
@@ -203,7 +205,7 @@ class LabelFreeEvaluator:
     ) -> Any:
         """Return activations of this process's rows in one view, from images."""
         rng = {"seed": np.uint32(self._program.seed), "view": np.int32(view)}
-        cut = file_crops.batch(self._run.dataset.images, augment, rows, self._program.seed, view)
+        cut = file_crops.batch(self._images, augment, rows, self._program.seed, view)
         images, index = sharding.shard_batch((cut, rows), self._mesh)
         return forward_fn(model, boundary, augment)(*weights, images, rng, index)
 

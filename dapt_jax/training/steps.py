@@ -119,6 +119,14 @@ class PhaseProgram:
         """The phase's optimizer transformation, over the whole parameter tree."""
         return optim.transformation(self.optimizer, self.model.abstract()[0], self.labels)
 
+    def side(self, image_size: int) -> int:
+        """Return the side of the augmented images in pixels, given that of the data set's.
+
+        Raises:
+            UserError: The patch is larger than the images.
+        """
+        return self.augment.size(self.phase.image_size or image_size)
+
     def lr(self, step: int) -> float:
         """Return the learning rate of a step of the run, before the factor of a plateau."""
         return optim.learning_rate(self.phase, step - self.first_step, self.steps_per_epoch)
@@ -372,9 +380,9 @@ class PhaseProgram:
             state: State before them.
             cache: The cache that `cached_step` takes, and `validation`, the activations of the validation
                 rows, leaves [v, ...].
-            work: `epochs` to run, `seed` of the run, index of the `first` epoch, and for `most` epochs, of
-                which the first ones are run: `index` and `weight` [most, steps, b], `view` [most], `lr`
-                [most, steps].
+            work: `epochs` to run, `steps` of each, `seed` of the run, index of the `first` epoch, and for `most`
+                epochs, of which the first ones are run: `index` and `weight` [most, s, b], `view` [most], `lr`
+                [most, s], of whose s steps the first ones are taken.
 
         Returns:
             The state after the epochs; per epoch, the sums of loss and weight and the logits of the
@@ -382,26 +390,51 @@ class PhaseProgram:
         """
         most = work["view"].shape[0]
         validation = self.to_compute_dtype(cache["validation"])
+        # What changes from step to step is carried alone: a branch that skips a step may copy what it is given.
+        _, frozen = freezing.partition(state["params"], self.mask.trainable)
 
-        def validation_logits(state: State) -> Array:
-            params = evaluation_params(state)
-            return self.model.suffix(params, state["batch_stats"], validation, self.mask.boundary)[0]
+        def changing(state: State) -> State:
+            train, _ = freezing.partition(state["params"], self.mask.trainable)
+            return {
+                name: train if name == "params" else state[name] for name in state if name != "batch_stats"
+            }
 
-        def step(rng: RngContext, state: State, one: tuple[dict[str, Array], Array]) -> tuple[State, None]:
-            batch, lr = one
-            return self.cached_step(state, cache, batch, rng, lr), None
+        def whole(carry: State) -> State:
+            params = freezing.combine(carry["params"], frozen)
+            return {**carry, "params": params, "batch_stats": state["batch_stats"]}
 
-        def epoch(number: Array, carry: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
-            state, sums, logits = carry
+        def validation_logits(carry: State) -> Array:
+            now = whole(carry)
+            return self.model.suffix(
+                evaluation_params(now), now["batch_stats"], validation, self.mask.boundary
+            )[0]
+
+        def step(
+            rng: RngContext, carry: State, one: tuple[Array, dict[str, Array], Array]
+        ) -> tuple[State, None]:
+            number, batch, lr = one
+
+            def take(carry: State) -> State:
+                return changing(self.cached_step(whole(carry), cache, batch, rng, lr))
+
+            return jax.lax.cond(number < work["steps"], take, lambda carry: carry, carry), None
+
+        def epoch(number: Array, carried: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
+            carry, sums, logits = carried
             batches = {name: work[name][number] for name in ("index", "weight")}
             rng = {"seed": work["seed"], "view": work["view"][number], "epoch": work["first"] + number}
-            state, _ = jax.lax.scan(functools.partial(step, rng), state, (batches, work["lr"][number]))
-            sums = sums.at[number].set(jnp.stack([state["loss"], state["weight"]]))
-            logits = logits.at[number].set(validation_logits(state))
-            return {**state, "loss": jnp.float32(0), "weight": jnp.float32(0)}, sums, logits
+            numbered = jnp.arange(work["lr"].shape[1]), batches, work["lr"][number]
+            carry, _ = jax.lax.scan(functools.partial(step, rng), carry, numbered)
+            sums = sums.at[number].set(jnp.stack([carry["loss"], carry["weight"]]))
+            logits = logits.at[number].set(validation_logits(carry))
+            return {**carry, "loss": jnp.float32(0), "weight": jnp.float32(0)}, sums, logits
 
-        empty = jnp.zeros((most, *jax.eval_shape(validation_logits, state).shape), jnp.float32)
-        return jax.lax.fori_loop(0, work["epochs"], epoch, (state, jnp.zeros((most, 2), jnp.float32), empty))
+        start = changing(state)
+        empty = jnp.zeros((most, *jax.eval_shape(validation_logits, start).shape), jnp.float32)
+        carry, sums, logits = jax.lax.fori_loop(
+            0, work["epochs"], epoch, (start, jnp.zeros((most, 2), jnp.float32), empty)
+        )
+        return whole(carry), sums, logits
 
     def to_compute_dtype(self, x: PyTree[Array | np.ndarray]) -> PyTree[Array | np.ndarray]:
         """Return cached activations in the compute dtype of the network."""

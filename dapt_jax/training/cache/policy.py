@@ -95,13 +95,13 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
     Args:
         program: The phase.
         images: Number of images in the corpus.
-        image_size: Side of the images in pixels.
+        image_size: Side of the data set's images in pixels, unless the phase has its own.
         caching: Caching options.
 
     Raises:
         UserError: `mode` is `on` where a frozen prefix cannot be cached.
     """
-    boundary, epochs, side = program.mask.boundary, program.phase.epochs, program.augment.size(image_size)
+    boundary, epochs, side = program.mask.boundary, program.phase.epochs, program.side(image_size)
     views = 1 if program.augment.is_fixed else program.phase.views
     per_row = tree_bytes(cached_spec(accounting.boundary_shape(program.model, boundary, side), caching.dtype))
     size = views * images * per_row
