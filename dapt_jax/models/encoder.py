@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from dapt_jax import ops
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.models import lora, tokens
+from dapt_jax.models import lora, row_changes, tokens
 from dapt_jax.models.initial import Tree, init_params
 from dapt_jax.models.lora import LoraSettings
 from dapt_jax.models.parameters import kinds_of
@@ -74,6 +74,7 @@ class LayerGroup:
             `tapped(x, mode)` that returns the output and that map.
         is_stochastic: Whether its module takes a third argument, a PRNG key or None.
         lora: Paths, inside the module, of kernels that have a low-rank update beside them.
+        rows: Likewise of kernels of which some outputs train alone, with these outputs.
     """
 
     name: str
@@ -84,6 +85,7 @@ class LayerGroup:
     intermediate: tuple[int, int] | None = None
     is_stochastic: bool = False
     lora: tuple[str, ...] = ()
+    rows: tuple[tuple[str, row_changes.Outputs], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ class _Part:
         arguments, keywords = tuple[Any, ...](), dict[str, Any]()
         if isinstance(build, functools.partial) and _is_hashable((build.args, *build.keywords.values())):
             build, arguments, keywords = build.func, build.args, build.keywords
-        shared = spec.lora, settings, bool(spec.intermediate), spec.is_stochastic
+        shared = spec.lora, spec.rows, settings, bool(spec.intermediate), spec.is_stochastic
         return cls._of(build, arguments, tuple(sorted(keywords.items())), *shared)
 
     @staticmethod
@@ -138,11 +140,13 @@ class _Part:
         arguments: tuple[Hashable, ...],
         keywords: tuple[tuple[str, Hashable], ...],
         lora_kernels: tuple[str, ...],
+        row_kernels: tuple[tuple[str, row_changes.Outputs], ...],
         settings: LoraSettings,
         has_tap: bool,
         is_stochastic: bool,
     ) -> "_Part":
         made = functools.partial(build, *arguments, **dict(keywords))
+        made = functools.partial(row_changes.with_rows, made, row_kernels)
         module = nnx.eval_shape(functools.partial(lora.with_updates, made, lora_kernels, settings))
         graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
         params, batch_stats = map(nnx.to_pure_dict, states)
@@ -306,7 +310,8 @@ class Encoder:
     def with_groups(self, other: "Encoder") -> "Encoder":
         """Return the encoder with the groups of its names and the options of another of its architecture."""
         specs = [
-            dataclasses.replace(other.specs[other.index(spec.name)], lora=spec.lora) for spec in self.specs
+            dataclasses.replace(other.specs[other.index(spec.name)], lora=spec.lora, rows=spec.rows)
+            for spec in self.specs
         ]
         return self._replace(specs=specs, options=other.options)
 
@@ -333,20 +338,42 @@ class Encoder:
             group = self.group_of(path)
             by_group.setdefault(group, []).append(path.removeprefix(f"{group}/"))
         specs = [dataclasses.replace(spec, lora=tuple(by_group.get(spec.name, ()))) for spec in self.specs]
-        made = self._replace(specs=specs, lora=settings)
+        return self._extended(specs=specs, lora=settings)
+
+    def with_rows(self, outputs: Mapping[str, row_changes.Outputs]) -> "Encoder":
+        """Return the encoder with changes of some outputs of dense layers: see `dapt_jax.models.row_changes`.
+
+        The parameters gain leaves `.../rows/kernel` and `.../rows/bias`; `merged` removes them again.
+
+        Args:
+            outputs: Outputs that train by path of their kernel.
+        """
+        by_group: dict[str, list[tuple[str, row_changes.Outputs]]] = {}
+        for path, chosen in outputs.items():
+            group = self.group_of(path)
+            by_group.setdefault(group, []).append((path.removeprefix(f"{group}/"), chosen))
+        specs = [dataclasses.replace(spec, rows=tuple(by_group.get(spec.name, ()))) for spec in self.specs]
+        return self._extended(specs=specs)
+
+    def _extended(self, **changes: Any) -> "Encoder":
+        """Return the encoder with updates beside its kernels, and the same object as its base."""
+        made = self._replace(**changes)
         made.__dict__["base"] = self.base  # the very object, which compiled functions and caches know
         return made
 
     @functools.cached_property
     def base(self) -> "Encoder":
-        """The encoder without low-rank updates; itself if it has none."""
-        if not any(spec.lora for spec in self.specs):
+        """The encoder without low-rank updates and changes of rows; itself if it has none."""
+        if not any(spec.lora or spec.rows for spec in self.specs):
             return self
-        return self._replace(specs=[dataclasses.replace(spec, lora=()) for spec in self.specs])
+        return self._replace(specs=[dataclasses.replace(spec, lora=(), rows=()) for spec in self.specs])
 
     def merged(self, params: Tree) -> Tree:
-        """Return parameters for `base`: low-rank updates added to their kernels; others as they are."""
-        return params if self.base is self else lora.merged(params, self.lora)
+        """Return parameters for `base`: updates and changes added to their kernels; others as they are."""
+        if self.base is self:
+            return params
+        chosen = {f"{spec.name}/{path}": outputs for spec in self.specs for path, outputs in spec.rows}
+        return lora.merged(row_changes.merged(params, chosen), self.lora)
 
     def with_preprocess(self, preprocess: Preprocess) -> "Encoder":
         """Return the encoder for weights that expect another normalisation of the image."""

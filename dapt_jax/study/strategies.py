@@ -14,7 +14,7 @@ from dapt_jax.objectives import SUPERVISED, Dino, Reconstruct
 from dapt_jax.objectives.dino import LAYERS
 from dapt_jax.settings import StrategySpec, StudySettings
 from dapt_jax.settings.training import AdaptSettings
-from dapt_jax.training.patterns import KINDS, LORA
+from dapt_jax.training.patterns import KINDS, LORA, ROWS
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights import locate
 from dapt_jax.weights.run_reference import ALL, SCHEME, RunReference
@@ -263,16 +263,37 @@ def attention_output(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     Raises:
         UserError: The encoder has no self-attention in these groups.
     """
+    chosen = _attention_outputs(encoder, adapt, "attention_output")
+    return (*head_first(adapt), phase(adapt, "attention_output", adapt.epochs, chosen))
+
+
+@strategy(
+    "apla",
+    "As attention_output, but `adapt.rows.number` rows of each weight alone, drawn once from `adapt.rows.seed` "
+    "(APLA, arXiv 2503.11335).",
+)
+def apla(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then some rows of the output projection of self-attention.
+
+    Raises:
+        UserError: The encoder has no self-attention in these groups.
+    """
+    chosen = tuple(f"{each}:{ROWS}" for each in _attention_outputs(encoder, adapt, "apla"))
+    return (*head_first(adapt), phase(adapt, "apla", adapt.epochs, chosen))
+
+
+def _attention_outputs(encoder: Encoder, adapt: AdaptSettings, name: str) -> tuple[str, ...]:
+    """Return patterns of the output projections of self-attention in the groups of a strategy."""
     groups = peft_groups(encoder, adapt)
     patterns = tuple(f"{group}/attention/project" for group in groups)
     present = tuple(each for each in patterns if f"{each}/kernel" in encoder.kinds)
     if not present:
         raise UserError(
-            f"strategy 'attention_output' trains the output of self-attention, which {encoder.name} has none "
+            f"strategy {name!r} trains the output of self-attention, which {encoder.name} has none "
             f"of in {groups[0]} to {groups[-1]}; expected a transformer such as vit_small, or bitfit, "
             "norm_tuning or lora"
         )
-    return (*head_first(adapt), phase(adapt, "attention_output", adapt.epochs, present))
+    return present
 
 
 @strategy(

@@ -34,7 +34,8 @@ class Phase:
         epochs: Passes over the corpus.
         trainable: Patterns over parameters (see `dapt_jax.training.patterns`): layer groups, each for all
             below it, globs over paths, ranges (`block9..12/attention/project`), kinds (`*:bias`). A pattern
-            that ends with `:lora` trains low-rank updates of the kernels that it matches (arXiv 2106.09685).
+            that ends with `:lora` trains low-rank updates of the kernels that it matches (arXiv 2106.09685), one
+            that ends with `:rows` some rows of the weights of dense layers (arXiv 2503.11335).
         lr: Peak learning rate.
         batch_norm: Batch norm of the groups that train: `frozen` (statistics, scale and bias stay), `affine`
             (statistics stay), `stats` (batch statistics; scale and bias stay) or `train`. Pairs of (group
