@@ -129,6 +129,7 @@ class Step:
         self._steps = HEAD_STEPS
         work = {
             "epochs": np.int32(1),
+            "steps": np.int32(HEAD_STEPS),
             "first": np.int32(0),
             "seed": np.uint32(0),
             "view": np.zeros(1, np.int32),

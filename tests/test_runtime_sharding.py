@@ -24,7 +24,8 @@ from tests import device_runs, tiny
 from tests.device_runs import LABEL_FREE, RUNS
 from tests.studies import ROOT, free_port
 
-STRATEGIES = "full+partial+partial-cached+hybrid+hybrid-cached"
+STRATEGIES = "partial-cached+hybrid+hybrid-cached"
+"""A hybrid has the phases and the programs of full and of partial, and the switches between them."""
 
 
 def started(meshes, devices, *group):
@@ -52,7 +53,7 @@ def lines(processes):
 
 @pytest.fixture(scope="module")
 def found():
-    alone = started(f"1,4:{STRATEGIES},8,8/4:{STRATEGIES}+norm+accumulated", 8)
+    alone = started(f"1,4:hybrid-cached,8,8/4:{STRATEGIES}+norm+accumulated", 8)
     address = f"localhost:{free_port()}"
     two = [
         started(f"8:{STRATEGIES}+head-cached+uneven,8/8:hybrid", 4, address, "2", str(n)) for n in range(2)
@@ -114,8 +115,8 @@ def test_only_the_gradients_of_what_trains_are_sent(found):
         if layout != [8, 1, 1]:
             continue
         steps = [
-            4 if name.endswith("cached") and trained == 108 else 1 for trained in run["trained"]
-        ]  # of one program
+            5 if name.endswith("cached") and trained == 108 else 1 for trained in run["trained"]
+        ]  # of one program: those of an epoch of a head, of which the last one of five is skipped
         norms = 2 * 18 * 4 if name in ("norm", "ghost") else 0
         for sent, trained, times in zip(run["sent"], run["trained"], steps, strict=True):
             expected = 2 * trained + 16 if name == "accumulated" else times * (trained + 12)

@@ -210,7 +210,7 @@ class Compiler:
         cost = accounting.image_cost(program, run.dataset.images.size)
         parts = cost.suffix if run.cache_decision(program).cached else cost.prefix + cost.suffix
         function = phase_function(run, place).__name__
-        steps = run.order.steps_per_epoch if function == "cached_epochs" else 1
+        steps = run.padded_steps if function == "cached_epochs" else 1
         flops = parts.hardware * run.batch_size
         shapes, _ = program.model.abstract()
         train = freezing.count(shapes, program.mask.trainable)

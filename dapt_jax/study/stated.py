@@ -56,6 +56,10 @@ class StatedImages(ImageStore):
         """Return the images at `indices`."""
         return StatedImages(tuple(self.names[index] for index in np.asarray(indices, np.int64)), self.size)
 
+    def at_size(self, size: int) -> "StatedImages":
+        """Return as many images of another side."""
+        return StatedImages(self.names, size)
+
     def ranges(self) -> list[Range]:
         """Return the range of 8-bit images for each."""
         return [EIGHT_BITS] * len(self)

@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
 
@@ -52,7 +51,7 @@ class MeanLoss(clu_metrics.CollectingMetric.from_outputs(("loss",))):  # type: i
 
     def compute(self) -> float:
         """Return the mean."""
-        return float(jnp.asarray(super().compute()["loss"]).mean())
+        return float(np.mean(super().compute()["loss"], dtype=np.float64))
 
 
 def validation_metrics(dataset: Dataset) -> type[clu_metrics.Collection]:

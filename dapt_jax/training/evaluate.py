@@ -4,13 +4,12 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from dapt_jax.data import crops, pipeline
-from dapt_jax.losses import SegmentationLoss
+from dapt_jax.losses import Loss, SegmentationLoss
 from dapt_jax.models.network import Network
 from dapt_jax.objectives import Objective
 from dapt_jax.runtime import processes, sharding
@@ -104,11 +103,22 @@ class Evaluator:
         run, objective = self._run, self._program.objective
         assert not isinstance(objective, Objective)
         targets = run.dataset.targets[run.val_rows]
-        loss = objective(jnp.asarray(logits), jnp.asarray(targets))
-        predicted = objective.probabilities(jnp.asarray(logits))
-        if isinstance(objective, SegmentationLoss):
-            predicted, truth = objective.decide(predicted), targets
-        else:
-            truth = run.dataset.truth[run.val_rows]
+        # Of classes, rows are padded to a number that seeds share, and with it the program.
+        rows = len(logits) if targets.ndim > 2 else len(run.padded_val_rows)
+        padded = (np.resize(each, (rows, *each.shape[1:])) for each in (logits, targets))
+        loss, predicted = (
+            np.asarray(each)[: len(logits)] for each in _losses_and_predictions(objective, *padded)
+        )
+        truth = targets if isinstance(objective, SegmentationLoss) else run.dataset.truth[run.val_rows]
         found = self._collection.single_from_model_output(loss=loss, truth=truth, predicted=predicted)
         return dict(found.compute())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses_and_predictions(
+    objective: Loss, logits: Float[Array, "v ..."], targets: Shaped[Array, "v ..."]
+) -> tuple[Float[Array, " v"], Shaped[Array, "v ..."]]:
+    """Return the loss of each row, and its probabilities, or of masks the classes that they decide for."""
+    probabilities = objective.probabilities(logits)
+    predicted = objective.decide(probabilities) if isinstance(objective, SegmentationLoss) else probabilities
+    return objective(logits, targets), predicted

@@ -298,12 +298,13 @@ class FusedEpochs:
         self._activations, self._mesh = activations, context.mesh
         self._size = min(MAX_FUSED_EPOCHS, program.phase.epochs)
         self._end = program.first_step // program.steps_per_epoch + program.phase.epochs
+        self._val_rows, self._padded_steps = len(run.val_rows), run.padded_steps
         self._at_once, self._reports = 1, collections.deque[StepReport]()
         self._one_by_one = bool(context.callbacks) or program.phase.schedule == "plateau"
         self._cache = {
             "x": activations.x,
             "label": sharding.replicate(run.dataset.targets, self._mesh),
-            "validation": jax.tree.map(lambda leaf: leaf[0, run.val_rows], clean.x),
+            "validation": jax.tree.map(lambda leaf: leaf[0, run.padded_val_rows], clean.x),
         }
 
     def compile(self, state: State) -> None:
@@ -339,7 +340,7 @@ class FusedEpochs:
         start = time.monotonic()
         with self._clock.span("train"):
             state, sums, logits = self._fused(state, self._cache, self._work(first, count, lr_scale))
-            sums, logits = np.asarray(sums)[:count], np.asarray(logits)[:count]
+            sums, logits = np.asarray(sums)[:count], np.asarray(logits)[:count, : self._val_rows]
         seconds = (time.monotonic() - start) / count
         fitting = int(2 * self._context.sync_every_s / max(seconds, 1e-9))
         (self._at_once,) = processes.all_reduce_max(max(1, min(self._size, 2 * count, fitting)))
@@ -362,15 +363,10 @@ class FusedEpochs:
             "view": np.asarray(views, np.int32),
             "lr": np.asarray(lrs, np.float32),
         }
-        padded = {
-            name: np.pad(values, [(0, self._size - count), *[(0, 0)] * (values.ndim - 1)])
-            for name, values in work.items()
-        }
-        return sharding.shard_batch(
-            {**padded, "epochs": np.int32(count), "first": np.int32(first), "seed": np.uint32(program.seed)},
-            self._mesh,
-            axis=2,
-        )
+        unused = [(0, self._size - count), (0, self._padded_steps - steps)]
+        padded = {name: np.pad(values, [*unused, (0, 0)][: values.ndim]) for name, values in work.items()}
+        counts = {"epochs": np.int32(count), "steps": np.int32(steps), "first": np.int32(first)}
+        return sharding.shard_batch({**padded, **counts, "seed": np.uint32(program.seed)}, self._mesh, axis=2)
 
     def data_position(self) -> dict[str, Any]:
         """Return an empty dict: the step determines the position."""
