@@ -11,7 +11,7 @@ arrays or raise `UserError` of one line. All else is a finding: another exceptio
 `--seconds` of processor time for one file (or two minutes of any time), or more memory than twice the file and
 the allowance: of weights `weights.source.SPARE`, of images the limit for decoded data
 (`benchmarks.fuzz_images.LIMIT`). Memory is the growth of the process's resident set, measured anew for each
-file; for the first 2,000 files of a format the allocations of Python as well. The worst ratio to what is
+file; for the first 500 files of a format the allocations of Python as well. The worst ratio to what is
 allowed is in the table.
 
 Inputs follow from (seed, format, number) alone, and the table's `corpus` is a checksum of all of them. Formats
@@ -49,7 +49,7 @@ _BLOCK = 5000
 """Inputs of a format after which the next one takes its turn."""
 
 _MEMORY = Path("/dev/shm")
-_TRACED = 2000
+_TRACED = 500
 """Files of a format of which Python's allocations are measured, which takes half the time."""
 
 _SILENT_S = 120

@@ -3,7 +3,7 @@
     python -m benchmarks.fuzz_workdirs --count=20 --csv=benchmarks/results/fuzz_workdirs.csv
 
 Damage is that of `benchmarks.fuzz_damage`, or the file is empty, absent, a folder, a link to nowhere, or `[]`. The study
-is that of `benchmarks.chaos`. A command may end with 0, or with 2 and one line; all else is a finding.
+is that of `benchmarks.chaos` with three seeds and two strategies. A command may end with 0, or with 2 and one line; all else is a finding.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from benchmarks.fuzz_damage import damage
 from dapt_jax import main as cli
 
 COMMANDS = ("report", "status", "run")
+WIDER = ("--config.seeds=0,1,2", "--config.strategies=none,switching")
+"""Settings with which the study of `benchmarks.chaos` leaves more files."""
 
 
 def files_of(workdir: Path) -> list[str]:
@@ -69,7 +71,7 @@ def started(workdir: Path, folder: Path) -> tuple[int, str]:
     """Start the study of `benchmarks.chaos` in a fork of this process; return its exit code and what it said."""
     log = folder / "log"
     log.unlink(missing_ok=True)
-    arguments = [f"--config={CONFIG}", f"--workdir={workdir}"]
+    arguments = [f"--config={CONFIG}", f"--workdir={workdir}", *WIDER]
     pid = chaos_child.start(arguments, folder / "xla", log, {"XDG_CACHE_HOME": str(folder / "home")})
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code, log.read_text(encoding="utf-8", errors="replace")
@@ -105,6 +107,10 @@ def measure(
                     findings.append(f"{name}, damage {number}, mode={command}: {wrong}")
             counts = {each: ends[each] for each in ("shown", "refused", "findings")}
             rows.append({"file": name, "mode": command, "tried": count, **counts})
+            print(
+                f"{name:<50}{command:>10}{count:>10}" + "".join(f"{each:>10}" for each in counts.values()),
+                flush=True,
+            )
     return rows, findings
 
 
@@ -114,9 +120,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20, help="ways in which each file is damaged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", default=",".join(COMMANDS))
-    parser.add_argument(
-        "--workdir", help="folder of a finished study of benchmarks.chaos; it is run by default"
-    )
+    parser.add_argument("--workdir", help="folder of such a study, finished; it is run by default")
     parser.add_argument("--csv", help="file of the table")
     options = parser.parse_args()
     commands = options.commands.split(",")
@@ -129,8 +133,6 @@ def main() -> int:
             print(end[1], file=sys.stderr)
             return 1
         rows, findings = measure(good, folder, options.count, seed=options.seed, commands=commands)
-    for row in rows:
-        print(f"{row['file']:<50}" + "".join(f"{row[key]:>10}" for key in list(row)[1:]))
     print(*findings, f"{sum(row['tried'] for row in rows)} commands, {len(findings)} findings", sep="\n")
     if options.csv:
         with open(options.csv, "w", newline="", encoding="utf-8") as file:

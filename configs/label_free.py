@@ -8,13 +8,13 @@ The argument is CORPUS,OBJECTIVE,STRATEGY, each of which may be left out:
 `--config=configs/label_free.py:images,reconstruct,partial` is the default. CORPUS is a kind of data set:
 `images` reads every picture, DICOM file and slice of a NIfTI volume below a folder, or the images of a CSV file;
 `phantoms` generates some. OBJECTIVE is reconstruct, distil (with --config.adapt.distil.teacher=WEIGHTS),
-two_views, or mae, which adapts a vision transformer of the weights `package:dinov2_vits14` instead of
-EfficientNet-Lite0. STRATEGY is any of the built-in ones. `--config.mode=plan` prices it first: targets, heads, and
-how many fixed views fit the cache. docs/label_free.md says what to choose when.
+two_views, mae, which adapts a vision transformer of the weights `package:dinov2_vits14` instead of
+EfficientNet-Lite0, or dino, the riskiest. STRATEGY is any of the built-in ones. `--config.mode=plan` prices it
+first: targets, heads, and how many fixed views fit the cache. docs/label_free.md says what to choose when.
 """
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.objectives import LABEL_FREE, MaskedAutoencoder
+from dapt_jax.objectives import LABEL_FREE, Dino, MaskedAutoencoder
 from dapt_jax.settings import default
 
 CHOICES = ("images", "reconstruct", "partial")
@@ -51,6 +51,10 @@ def get_config(argument=""):
         config.model.image_size = 112
         config.weights = "package:dinov2_vits14"
         config.adapt.partial_groups = 5
+    if objective == Dino.name:  # as published: AdamW, clipped gradients
+        config.adapt.optimizer.name = "adamw"
+        config.adapt.optimizer.weight_decay = 0.04
+        config.adapt.optimizer.clip = 3.0
     config.adapt.augment.flip = "dihedral"
     config.adapt.augment.brightness = 0.3
     config.adapt.augment.contrast = 0.3

@@ -3,7 +3,7 @@
     python -m dapt_jax.main --config=configs/taher2021.py:shenzhen,imagenet --config.data_dir=DATA \
         --workdir=runs/taher2021/shenzhen-imagenet
 
-`TASK,INIT`, ten runs. TASK, of `TASKS`: chestxray14, chexpert, shenzhen, rsna_pe (classes), drive, siim_acr,
+`TASK,INIT[,RUN]`, ten runs. TASK, of `TASKS`: chestxray14, chexpert, shenzhen, rsna_pe (classes), drive, siim_acr,
 montgomery (masks). INIT, in quotes where it holds a `>`:
 
 - `random`; `imagenet`, the supervised ImageNet ResNet-50;
@@ -11,11 +11,20 @@ montgomery (masks). INIT, in quotes where it holds a `>`:
   `chestxray14` and `chexpert` (in-domain only), `imagenet-chestxray14` and `imagenet-chexpert`
   (domain-adapted), as released;
 - `random->chestxray14`, `imagenet->chexpert` and so on: those last four made here, from the labels of the
-  in-domain set;
+  in-domain set, once, with seed 0, for the ten runs; with RUN, the workdir of `pretraining,imagenet->chexpert`
+  (no target), once for all tasks;
 - `table`: random, imagenet and the four released ones as arms of one study, but for those made from the
   task's own set.
 
-`--config=configs/taher2021.py:grid` plans or runs all of them, `--shard=1/4` a quarter, with one report.
+`--config=configs/taher2021.py:grid` plans or runs all of them, `--shard=1/4` a quarter, with one report. Its
+four pre-trainings come first, and serve the tasks. What it costs, without data (published numbers of images;
+rsna_pe's are those of the challenge's training set):
+
+    ...:grid --config.mode=plan --config.plan.images=chestxray14.train=75312,chestxray14.val=11212, \
+        chestxray14.test=25596,chexpert.train=223414,chexpert.test=234,shenzhen.train=463,shenzhen.val=65, \
+        shenzhen.test=134,rsna_pe.development=1790594,drive.train=20,drive.test=20, \
+        siim_acr.development=12047,montgomery.development=138, \
+        corpus.chestxray14=86524,corpus.chexpert=223414
 
 DATA holds ChestX-ray14/, CheXpert-v1.0-small/, Shenzhen/, RSNA-PE/, DRIVE/, SIIM-ACR/, Montgomery/ as
 docs/data_sets.md says, each with the benchmark's lists where it has any.
@@ -92,6 +101,7 @@ MASKS = {
     "montgomery": {"development": {"kind": "montgomery", "path": "Montgomery"}},
 }
 TASKS = {**CLASSES, **MASKS}
+PRETRAINING = "pretraining"
 SOURCES = {"random": "random", "imagenet": "taher2021:supervised"}
 TABLE = ("random", "imagenet", "chestxray14", "chexpert", "imagenet-chestxray14", "imagenet-chexpert")
 SEEN = {
@@ -115,50 +125,61 @@ def inits():
 
 
 def get_grid(workdir):
-    """Every task with every init that has not learnt from it, one study each: figures 1 and 2."""
-    del workdir
-    return {
-        f"{task}-{init.replace('->', '-to-')}": f"{task},{init}"
+    """The four pre-trainings, then every task with every init that has not learnt from it: figures 1 and 2."""
+    alone = {f"pre-{_word(init)}": f"{PRETRAINING},{init}" for init in inits() if "->" in init}
+    targets = {
+        f"{task}-{_word(init)}": f"{task},{init}"
+        + (f",{workdir / f'pre-{_word(init)}'}" if "->" in init else "")
         for task in TASKS
         for init in inits()
         if init != "table" and not (task in IN_DOMAIN and init.replace("->", "-").split("-")[-1] == task)
     }
+    return {**alone, **targets}
 
 
 def get_config(arm="shenzhen,imagenet"):
-    task, init = _read(arm)
+    task, init, run = _read(arm)
     config = default()
-    config.name = f"taher2021_{task}_{init.replace('->', '-to-')}"
+    config.name = f"taher2021_{task}_{_word(init)}"
     config.title = f"arXiv 2108.05930, {task}, {init}"
     config.seeds = tuple(range(10))
     config.model.name = "resnet50"
-    config.tasks[task] = TASKS[task]
+    if task != PRETRAINING:
+        config.tasks[task] = TASKS[task]
     config.transfer.baseline = ""
     config.transfer.folds = 5
     config.transfer.split_seed = 0
     config.report.protocol = "finetune"
-    _initialise(config, init, task)
+    _initialise(config, init, task, run)
     (_masks if task in MASKS else _classes)(config, task)
     return config
 
 
+def _word(init):
+    return init.replace("->", "-to-")
+
+
 def _read(arm):
-    task, _, init = (part.strip() for part in arm.partition(","))
-    for what, known in ((task, TASKS), (init, inits())):
+    task, init, run = (part.strip() for part in (*arm.split(",", 2), "", "")[:3])
+    for what, known in ((task, (*TASKS, PRETRAINING)), (init, inits())):
         if what not in known:
             raise UserError(f"configs/taher2021.py: unknown {what!r} in {arm!r}; {nearest(what, known)}")
     if task in IN_DOMAIN and init.replace("->", "-").split("-")[-1] == task:
         raise UserError(
             f"configs/taher2021.py: {init!r} has learnt from {task} itself; expected another init for that task"
         )
-    return task, init
+    if ((run or task == PRETRAINING) and "->" not in init) or (run and task == PRETRAINING):
+        raise UserError(
+            f"configs/taher2021.py: {arm!r}; expected {PRETRAINING},SOURCE->CORPUS or TASK,SOURCE->CORPUS,RUN"
+        )
+    return task, init, run
 
 
 def _weights(init):
     return SOURCES.get(init, f"taher2021:{init}")
 
 
-def _initialise(config, init, task):
+def _initialise(config, init, task, run):
     source, _, corpus = init.partition("->")
     config.weights = _weights(source) if init != "table" else "random"
     config.strategies = ("none",)
@@ -167,7 +188,10 @@ def _initialise(config, init, task):
         config.custom_strategies.update(
             {name: {"weights": _weights(name), "phases": ()} for name in config.strategies}
         )
-    if corpus:
+    if run:
+        config.weights = f"run:{run}"
+    elif corpus:
+        config.adapt.seed = 0
         config.strategies = ("full",)
         config.corpus.update({**IN_DOMAIN[corpus], "image_size": 256})
         config.adapt.update({

@@ -38,6 +38,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import DEFAULT_LORA, Encoder, Tree
 from dapt_jax.models.lora import LoraSettings
+from dapt_jax.models.row_changes import DEFAULT_ROWS, RowSettings
 from dapt_jax.records.ledger import Row
 from dapt_jax.records.scores import Scores
 from dapt_jax.records.study_records import Records
@@ -255,6 +256,7 @@ def adaptation_run(
     loss: str = "auto",
     dtype: str = "float32",
     lora: LoraSettings = DEFAULT_LORA,
+    rows: RowSettings = DEFAULT_ROWS,
     seed: int = 0,
     **options: Any,
 ) -> TrainingRun[Classifier]:
@@ -276,6 +278,7 @@ def adaptation_run(
         loss: Name of the loss; `auto` is cross-entropy.
         dtype: Dtype of activations: `float32` or `bfloat16`.
         lora: Rank and factor of the low-rank updates of patterns that end with `:lora`.
+        rows: Number and seed of the rows that patterns that end with `:rows` train.
         seed: Seed of the split, the data order, the augmentation and the new head.
         **options: Other fields of `TrainingRun`: `batch_size`, `optimizer`, `augment`, `caching` and so on.
 
@@ -285,16 +288,20 @@ def adaptation_run(
     _require_dataset("corpus", corpus)
     if len(corpus.classes) < 2 and not corpus.multi_label:
         raise UserError(f"{corpus.name}: all images are {corpus.classes[0]!r}; expected two classes or more")
-    rows, val_rows = np.arange(len(corpus)), np.arange(0)
+    train_rows, val_rows = np.arange(len(corpus)), np.arange(0)
     if val_fraction:
-        rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, val_fraction, seed)
+        train_rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, val_fraction, seed)
     objective = losses.make(
         loss, classes=len(corpus.classes), multi_label=corpus.multi_label, uncertain=corpus.uncertain
     )
     data = TrainData(
-        corpus, rows, val_rows, inverse_frequency_weights(corpus, rows) if balance_classes else ()
+        corpus,
+        train_rows,
+        val_rows,
+        inverse_frequency_weights(corpus, train_rows) if balance_classes else (),
     )
-    model = Classifier(patterns.with_lora(encoder.encoder, phases, lora), objective.outputs, dtype)
+    tuned = patterns.with_rows(patterns.with_lora(encoder.encoder, phases, lora), phases, rows)
+    model = Classifier(tuned, objective.outputs, dtype)
     return TrainingRun(model, tuple(phases), data, objective, seed=seed, **options)
 
 

@@ -237,7 +237,12 @@ def _show(settings: "StudySettings", workdir: str | None) -> None:
 
 
 def set_up_jax() -> None:
-    """Enable JAX's persistent compilation cache in the user's cache folder, and collect garbage less often."""
+    """Enable JAX's persistent compilation cache in the user's cache folder, and collect garbage less often.
+
+    Raises:
+        UserError: The address space is too small for XLA.
+    """
+    allocator.check_address_space()
     import jax
     from absl import logging
 

@@ -28,8 +28,8 @@ LAYER_NORM_MODES = ("frozen", "train")
 class Kind(enum.StrEnum):
     """Kind of a parameter or a running statistic.
 
-    Factors of a low-rank update beside a kernel have separate kinds, which determine freezing, weight decay
-    and initialisation independently of the kernel.
+    Factors of a low-rank update beside a kernel, and changes of some of its rows, have separate kinds, which
+    determine freezing, weight decay and initialisation independently of the kernel.
     """
 
     CONV_KERNEL = "conv_kernel"
@@ -47,6 +47,8 @@ class Kind(enum.StrEnum):
     TOKEN = "token"
     LORA_DOWN = "lora_down"
     LORA_UP = "lora_up"
+    ROWS_KERNEL = "rows_kernel"
+    ROWS_BIAS = "rows_bias"
     RUNNING_MEAN = "running_mean"
     RUNNING_VARIANCE = "running_variance"
 
@@ -74,6 +76,11 @@ class Kind(enum.StrEnum):
     def is_lora(self) -> bool:
         """Whether it is a factor of a low-rank update."""
         return self in (Kind.LORA_DOWN, Kind.LORA_UP)
+
+    @property
+    def is_rows(self) -> bool:
+        """Whether it is the change of some rows of a weight or of its bias."""
+        return self in (Kind.ROWS_KERNEL, Kind.ROWS_BIAS)
 
     @property
     def is_statistic(self) -> bool:

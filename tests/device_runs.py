@@ -25,16 +25,18 @@ RUNS = (
 )
 """Strategies, from images and from cached activations, each over a mask switch where there is one."""
 
-LABEL_FREE = ("reconstruct", "distil", "two_views", "reconstruct-images", "two_views-images")
+LABEL_FREE = ("reconstruct", "distil", "two_views", "reconstruct-images", "two_views-images", "mae", "dino")
 """Objectives without labels, above a cached prefix and from images."""
 
 
 def runs(name):
     if name in LABEL_FREE:
-        from tests.test_label_free_training import run_of
+        from tests.test_label_free_training import head_first, run_of
 
         objective, _, source = name.partition("-")
-        return run_of(objective, cache="off" if source else "on")
+        kind = "vit" if objective == "mae" else "cnn"
+        phases = head_first()[::2] if objective == "dino" else None
+        return run_of(objective, kind, "off" if source else "on", phases)
     from dapt_jax.data.augment import Augment
     from dapt_jax.training.optim import Optimizer
     from dapt_jax.training.phases import Phase

@@ -8,7 +8,8 @@ from dapt_jax.records.ledger import Ledger, Row
 KEYS = (
     "strategy seed stage phase steps images model_flops hardware_flops head_flops target_flops "
     "train_s compile_s data_s eval_s checkpoint_s cache_s wall_s peak_bytes "
-    "device devices energy_kwh energy_source trainable_params total_params cached reused_flops reused_s peak_flops curve"
+    "device devices energy_kwh energy_source trainable_params total_params cached reused_flops reused_s peak_flops "
+    "approximations curve"
 )
 
 

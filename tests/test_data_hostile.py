@@ -176,6 +176,24 @@ def test_the_list_of_chunks_that_a_small_hdf5_file_declares_is_counted_as_memory
     assert arrays.values(Plane(tmp_path / "a.h5", 2999, key="usual")).shape == (512, 512)
 
 
+def test_a_chunk_that_claims_more_than_its_file_is_refused_before_it_is_allocated(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset(
+            "a", data=np.arange(64, dtype="u2").reshape(8, 8), chunks=(8, 8), compression="gzip"
+        )
+        stored = file["a"].id.get_chunk_info(0).size
+    whole = bytearray(path.read_bytes())
+    entry = whole.index(b"TREE\x01") + 24  # the first of the list of chunks
+    assert whole[entry : entry + 4] == struct.pack("<I", stored)
+    whole[entry : entry + 4] = struct.pack("<I", 0x7F000000)
+    path.write_bytes(whole)
+    tracemalloc.start()
+    assert "claim 2,130,706,432 bytes of a file of" in line_of(Plane(path, key="a"))
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
 def test_a_file_on_which_the_library_hangs_is_refused_and_the_next_one_read(tmp_path, monkeypatch):
     for name in ("hangs", "good"):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:

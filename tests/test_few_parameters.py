@@ -12,7 +12,10 @@ import dapt_jax as dj
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
+from dapt_jax.models.encoder import DEFAULT
+from dapt_jax.models.encoders import vit
 from dapt_jax.models.lora import LoraSettings
+from dapt_jax.models.row_changes import RowSettings
 from dapt_jax.parameters import Kind
 from dapt_jax.settings import StrategySpec, StudySettings
 from dapt_jax.settings.training import AdaptSettings
@@ -20,6 +23,7 @@ from dapt_jax.study import plan, strategies
 from dapt_jax.training import accounting, freezing, loop, patterns
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.phases import Phase
+from dapt_jax.weights.paths import flatten
 from tests import command, tiny
 
 ENCODER = tiny.encoder()
@@ -100,6 +104,7 @@ def test_affine_batch_norm_trains_scale_and_bias_and_keeps_statistics():
         ("attention_output", 0, 0.68, 0.70),
         ("lora", 0, 0.68, 0.72),
         ("attention_output", 4, 0.12, 0.26),
+        ("apla", 0, 0.65, 0.67),
         ("explora", 2, 0.18, 0.21),
     ],
 )
@@ -110,7 +115,7 @@ def test_a_step_of_few_parameters_costs_what_the_arithmetic_says(name, number, l
     full = Phase("full", 1, ("*",), 1e-4)
     cost = {}
     for each in (phase, full):
-        own = patterns.with_lora(encoder, (each,), adapt.lora)
+        own = patterns.with_rows(patterns.with_lora(encoder, (each,), adapt.lora), (each,), adapt.rows)
         run = tiny.make_run([each], encoder=own, data=tiny.dataset(size=16 * 7))
         cost[each.name] = accounting.image_cost(run.programs[0], 112).suffix
     assert not cost[name].unknown
@@ -121,6 +126,7 @@ def test_a_strategy_that_the_encoder_has_no_leaves_for_names_those_that_it_has()
     lite = LITE.encoder
     for name, line in (
         ("attention_output", "expected a transformer"),
+        ("apla", "strategy 'apla' .*expected a transformer"),
         ("explora", "has 0 layer groups below"),
     ):
         adapt = AdaptSettings(partial_groups=len(lite.groups))
@@ -285,6 +291,106 @@ def test_a_trained_encoder_is_an_ordinary_one(tmp_path):
     kernels = [each.params["stage1"]["block1"]["project"]["kernel"] for each in (adapted, again, encoder)]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert np.abs(kernels[1] - kernels[2]).max() > 0
+
+
+SMALL_VIT = vit.network("vit_small", vit.Size(16, 2, 2), vit.MAE._replace(patch=4, image_size=16), DEFAULT)
+ROWS = RowSettings(number=3, seed=1)
+ROW_PHASES = [Phase("p", 2, ("block2/attention/project:rows", "head"), 1e-1)]
+
+
+def test_rows_that_train_are_drawn_once_and_all_others_keep_their_bits():
+    tuned = patterns.with_rows(SMALL_VIT, ROW_PHASES, ROWS)
+    assert tuned is patterns.with_rows(SMALL_VIT, ROW_PHASES, ROWS)  # seeds share what is compiled
+    assert tuned.base is SMALL_VIT
+    run = tiny.make_run(ROW_PHASES, encoder=tuned, data=tiny.dataset())
+    params, batch_stats = run.model.init(0)
+    trained = loop.train(run, params, batch_stats).params
+    before, after = (
+        flatten({key: value for key, value in tuned.merged(each).items() if key != "head"})
+        for each in (params, trained)
+    )
+    chosen = np.asarray(ROWS.drawn("block2/attention/project/kernel", 16))
+    others = np.setdiff1d(np.arange(16), chosen)
+    names = {f"block2/attention/project/{leaf}" for leaf in ("kernel", "bias")}
+    assert set(before) == set(flatten(SMALL_VIT.abstract()[0]))
+    for path, old in before.items():
+        if path not in names:
+            np.testing.assert_array_equal(old, after[path], err_msg=path)
+            continue
+        np.testing.assert_array_equal(old[..., others], after[path][..., others])
+        assert (old[..., chosen] != after[path][..., chosen]).any(0).all()
+    assert len({RowSettings(3, seed).drawn("a/kernel", 16) for seed in range(5)}) > 1
+
+
+def test_moments_exist_for_the_rows_alone_and_their_gradient_is_that_of_the_whole_kernel_there():
+    tuned = patterns.with_rows(SMALL_VIT, ROW_PHASES, ROWS)
+    run = tiny.make_run(ROW_PHASES, encoder=tuned, data=tiny.dataset())
+    program = run.programs[0]
+    state = program.init_state(*run.model.init(0))
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim)
+    of_head = [leaf.size for leaf in jax.tree.leaves(run.model.init(0)[0]["head"])]
+    assert sizes == sorted(2 * [*of_head, 16 * 3, 3])  # two moments of each
+    params, batch_stats = jax.tree.map(jnp.asarray, tuned.init(0))
+    rows = params["block2"]["attention"]["project"]["rows"]
+    rows |= {key: jnp.full(leaf.shape, 0.1) for key, leaf in rows.items()}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 17, 16)), jnp.float32)
+
+    def of(encoder, params):
+        def loss(each):
+            return (encoder.apply(each, batch_stats, x, start=2)[0] ** 3).sum()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    loss, found = of(tuned, params)
+    merged_loss, whole = of(SMALL_VIT, jax.tree.map(jnp.asarray, tuned.merged(params)))
+    np.testing.assert_allclose(loss, merged_loss, rtol=1e-6)
+    chosen = np.asarray(ROWS.drawn("block2/attention/project/kernel", 16))
+    own, plain = (each["block2"]["attention"]["project"] for each in (found, whole))
+    for leaf in ("kernel", "bias"):
+        np.testing.assert_allclose(own["rows"][leaf], plain[leaf][..., chosen], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(own[leaf], plain[leaf], rtol=1e-4, atol=1e-5)  # as apla+full needs it
+    np.testing.assert_allclose(
+        found["block2"]["attention"]["qkv"]["kernel"],
+        whole["block2"]["attention"]["qkv"]["kernel"],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_a_step_of_rows_costs_the_gradient_of_these_rows_and_the_plan_is_the_ledger():
+    cost = {}
+    for number in (1, 3, 16):
+        tuned = patterns.with_rows(SMALL_VIT, ROW_PHASES, RowSettings(number)) if number < 16 else SMALL_VIT
+        pattern = "block2/attention/project"
+        phases = ROW_PHASES if number < 16 else [Phase("p", 2, (pattern, "head"), 1e-1)]
+        run = tiny.make_run(phases, encoder=tuned, data=tiny.dataset())
+        cost[number] = accounting.image_cost(run.programs[0], 16).suffix.model
+    # 17 tokens, 16 inputs, a multiply-accumulate is 2
+    assert cost[3] - cost[1] == 2 * 17 * 16 * 2
+    assert cost[16] - cost[3] == 2 * 17 * 16 * 13
+    run = tiny.make_run(
+        ROW_PHASES, encoder=patterns.with_rows(SMALL_VIT, ROW_PHASES, ROWS), data=tiny.dataset()
+    )
+    (row,), (planned,) = loop.train(run, *run.model.init(0), RunContext()).costs, plan.of_run(run)
+    assert row.model_flops == planned.flops == run.flops()
+    assert (
+        row.trainable_params
+        == planned.trainable
+        == 16 * 3 + 3 + sum(leaf.size for leaf in jax.tree.leaves(run.model.init(0)[0]["head"]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "number", "line"),
+    [
+        ("block2/attention/projekt:rows", 3, "matches no kernel of a dense layer; did you mean"),
+        ("stem:rows", 3, "pattern 'stem' matches no kernel of a dense layer"),
+        ("block2/attention/project:rows", 16, "has 16 rows; expected 1 to 15, or 'block2/attention/project'"),
+    ],
+)
+def test_rows_of_no_dense_layer_or_more_than_it_has_are_refused(pattern, number, line):
+    with pytest.raises(UserError, match=line):
+        patterns.with_rows(SMALL_VIT, [Phase("p", 1, (pattern,), 1)], RowSettings(number))
 
 
 @pytest.mark.long

@@ -85,7 +85,7 @@ def test_decay_of_all_leaves_is_optax_s_own() -> None:
 
 def test_another_stochastic_depth_keeps_arrays_normalisation_and_truncation() -> None:
     encoder = registry.build("resnet50_hidy2024").truncate("stage2/block4")
-    other = registry.with_drop_path(encoder, 0.1)
+    other = registry.for_masks(encoder, 0.1)
     assert other.groups == encoder.groups
     assert flatten(other.abstract()[0]) == flatten(encoder.abstract()[0])
     assert other.options == Options(drop_path=0.1)

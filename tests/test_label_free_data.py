@@ -162,6 +162,11 @@ def test_a_supervised_strategy_on_a_corpus_without_labels_is_refused_with_the_ob
             {"cache.mode": "on", "cache.memory_mb": 0, "cache.disk_mb": 0},
             "activations exceed the budgets .* not even one view fits",
         ),
+        ({"adapt.objective": "dino", "adapt.head_epochs": 0}, "expected adapt.head_epochs of 1 or more"),
+        (
+            {"adapt.objective": "dino", "adapt.early_stopping_patience": 2, "corpus.val_fraction": 0.3},
+            "targets that move, and is lowest when it collapses; expected adapt.early_stopping_patience=0",
+        ),
         ({"adapt.balance_clusters": 99}, "adapt.balance_clusters is 99, but it has 8 different images"),
         ({"model.name": "vit_small_dinov2", "model.image_size": 13}, "multiple of their patch's 14"),
     ],
@@ -194,7 +199,7 @@ def test_pictures_with_equal_pixels_count_once_and_no_label_decides_the_split(fo
 
 def test_heads_see_the_views_of_later_phases_and_reconstruction_needs_none(folder):
     phases = {}
-    for objective in ("supervised", "reconstruct", "two_views"):
+    for objective in ("supervised", "reconstruct", "two_views", "dino"):
         config = study_of(folder, objective=objective)
         phases[objective] = prepare.strategies.resolve(
             "partial", config_encoder(config), settings.resolve(config)
@@ -204,6 +209,9 @@ def test_heads_see_the_views_of_later_phases_and_reconstruction_needs_none(folde
         ("partial", True, 2),
     ]
     assert [phase.name for phase in phases["reconstruct"]] == ["partial"]
+    head = ("head/dense1", "head/dense2", "head/dense3")
+    dino = [(phase.name, phase.epochs, phase.trainable) for phase in phases["dino"][:2]]
+    assert dino == [("head_layers", 1, head), ("head", 9, ("head",))]  # its prototypes wait for an epoch
     assert phases["supervised"][0].augment is False
 
 

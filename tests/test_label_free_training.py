@@ -17,7 +17,7 @@ from dapt_jax.models.encoder import DEFAULT
 from dapt_jax.models.encoders import vit
 from dapt_jax.models.lora import LoraSettings
 from dapt_jax.models.trunk import Trunk
-from dapt_jax.objectives import Distil, MaskedAutoencoder, Reconstruct, TwoViews, two_views
+from dapt_jax.objectives import Dino, Distil, MaskedAutoencoder, Reconstruct, TwoViews, two_views
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime.sharding import make_mesh
 from dapt_jax.study import plan
@@ -50,7 +50,17 @@ def objective_of(name, encoder):
         return Distil(Trunk(TEACHER, reads="map", side=24), local=0.5)
     if name == "mae":
         return MaskedAutoencoder(decoder_embed_dim=32, decoder_depth=1)
+    if name == "dino":
+        return Dino(None, 24, 16, 8, warmup_teacher_temp=0.03, warmup_teacher_temp_epochs=3)
     return TwoViews(loss="vicreg" if name == "vicreg" else "nt_xent", patient_positives=name == "vicreg")
+
+
+def head_first(kind="cnn"):
+    return (
+        Phase("head_layers", 1, ("head/dense1", "head/dense2", "head/dense3"), 1e-2, views=2),
+        Phase("head", 1, ("head",), 1e-2, views=2),
+        Phase("partial", 1, ENCODERS[kind][1], 1e-2, views=2),
+    )
 
 
 @functools.cache
@@ -154,13 +164,15 @@ def test_another_arm_reuses_the_targets_of_a_teacher_and_says_so():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["reconstruct", "distil", "two_views"])
+@pytest.mark.parametrize("name", ["reconstruct", "distil", "two_views", "mae"])
 def test_a_run_killed_at_any_entry_of_the_ledger_resumes_to_the_bit(name, tmp_path):
+    kind = "vit" if name == "mae" else "cnn"
     phases = tuple(
         Phase(phase, 1, trainable, 1e-3, views=2)
-        for phase, trainable in (("partial", ("stage3", "head")), ("full", ("*",)))
+        for phase, trainable in (("partial", ENCODERS[kind][1]), ("full", ("*",)))
     )
-    run, (quiet, rows) = run_of(name, phases=phases), train(run_of(name, phases=phases))
+    run = run_of(name, kind, phases=phases)
+    quiet, rows = train(run)
     for number in range(1, 5):
         ledger = KillingLedger(tmp_path / f"{number}.jsonl", number)
         folder = tmp_path / str(number)

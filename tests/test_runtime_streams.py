@@ -113,6 +113,17 @@ def test_an_error_of_the_code_is_not(error):
     assert of_machine(during) == ""
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not enforce ulimit -v")
+def test_too_little_address_space_is_one_line_before_xla_waits_for_ever_in_it():
+    told = shell(
+        "ulimit -v 1300000; PYTHON -m dapt_jax.main --workdir=none".replace("PYTHON", sys.executable)
+    )
+    assert told.returncode == 2
+    assert re.fullmatch(
+        r"error: ulimit -v: an address space of 1.24 GiB; expected at least .*\n", told.stderr
+    )
+
+
 def test_without_a_home_caches_are_in_a_folder_of_the_user_alone(tmp_path, monkeypatch):
     def nobody():
         raise RuntimeError("Could not determine home directory.")

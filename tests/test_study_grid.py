@@ -1,5 +1,6 @@
 """A grid of studies: planned and run point by point, in shards, past failures and kills."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -9,6 +10,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.runtime.preemption import RESTART_CODE
 from dapt_jax.settings import flags
 from dapt_jax.study import grid as grids
+from dapt_jax.study import prepare
 from tests.command import ROOT, run
 
 TAHER = ROOT / "configs" / "taher2021.py"
@@ -58,6 +60,16 @@ def test_a_failed_point_does_not_stop_the_others_and_is_tried_again(file, tmp_pa
     assert ran[4:] == ["other"] * 3  # of other flags nothing has run yet
 
 
+def test_the_report_over_all_studies_leaves_out_pre_trainings_without_a_target(file, tmp_path, monkeypatch):
+    for name, lines in (("pre", ""), ("bad", "{}\n"), ("again", "{}\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.jsonl").write_text(lines)
+    built = []
+    monkeypatch.setattr(grids.compare, "build", lambda folders, out: built.append((folders, out)))
+    assert grids.run(made(file, tmp_path), tmp_path, lambda arguments: 0) == 0
+    assert built == [([str(tmp_path / "bad"), str(tmp_path / "again")], tmp_path / "compared")]
+
+
 def test_a_study_that_is_told_to_stop_stops_the_grid_which_goes_on_there(file, tmp_path):
     ran = []
     codes = iter([0, RESTART_CODE, 0, 0])
@@ -83,6 +95,18 @@ def test_shards_divide_the_papers_grid_and_a_point_stays_in_its_shard(tmp_path):
             names(shard)
 
 
+def test_four_pre_trainings_serve_the_tasks_of_the_benchmark(tmp_path):
+    choices = made(TAHER, tmp_path).choices
+    alone = [name for name in choices if name.startswith("pre-")]
+    assert (len(alone), len(choices)) == (4, 178)
+    assert choices["shenzhen-imagenet-to-chexpert"].endswith(f",{tmp_path / 'pre-imagenet-to-chexpert'}")
+    for arm in ("pretraining,imagenet", "shenzhen,imagenet,RUN", "pretraining,imagenet->chexpert,RUN"):
+        with pytest.raises(
+            UserError, match=r"expected pretraining,SOURCE->CORPUS or TASK,SOURCE->CORPUS,RUN"
+        ):
+            flags.parse((f"--config={TAHER}:{arm}", f"--workdir={tmp_path}"))
+
+
 def test_six_pre_trainings_serve_eighteen_targets(tmp_path):
     choices = made(ROOT / "configs" / "hidy2024.py", tmp_path).choices
     alone = [name for name in choices if name.startswith("pre-")]
@@ -104,6 +128,31 @@ def test_targets_and_their_five_seeds_share_one_pre_training_and_the_plan_says_s
     assert "; 1 studies take the weights of another" in out
 
 
+@pytest.mark.long
+def test_studies_that_differ_in_weights_alone_are_planned_once_at_the_cost_of_each(
+    tmp_path, capsys, monkeypatch
+):
+    images = ",".join(
+        f"shenzhen.{split}={count}" for split, count in (("train", 40), ("val", 8), ("test", 9))
+    )
+    whole = made(TAHER, tmp_path, f"--config.plan.images={images}")
+    names = ("shenzhen-imagenet", "shenzhen-swav", "shenzhen-simclr-v1", "shenzhen-random")
+    prepared = []
+    real = prepare.prepare
+    monkeypatch.setattr(prepare, "prepare", lambda settings: prepared.append(settings) or real(settings))
+
+    def rows(*chosen):
+        grid = dataclasses.replace(whole, choices={name: whole.choices[name] for name in chosen})
+        assert grids.show(grid, tmp_path) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+
+    together = rows(*names)
+    assert len(prepared) == 2  # images of SimCLR's weights are normalised otherwise
+    alone = [line for name in names for line in rows(name)]
+    assert [line.split() for line in together] == [line.split() for line in alone]
+    assert float(together[0].split("│")[4].replace(",", "")) > 0
+
+
 CHAIN = """\
 from tests.configs.pretraining import get_config as tiny
 
@@ -122,6 +171,12 @@ def test_a_plan_costs_a_target_whose_pre_training_has_not_run(tmp_path, capsys):
     path = tmp_path / "chain.py"
     path.write_text(CHAIN)
     grid = made(path, tmp_path)
+    assert [point.name for point in grids.points(grid, tmp_path)] == ["pre", "target"]
+    parts = []
+    for shard in range(1, 6):
+        with contextlib.suppress(UserError):  # nothing belongs to the others
+            parts.append(grids.points(made(path, tmp_path, f"--shard={shard}/5"), tmp_path))
+    assert [[point.name for point in part] for part in parts] == [["pre", "target"]]
     assert grids.show(grid, tmp_path) == 0
     (line,) = (each for each in capsys.readouterr().out.splitlines() if each.startswith("│ target"))
     assert "to run, after pre" in line

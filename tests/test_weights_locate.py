@@ -194,7 +194,7 @@ def test_offline_a_file_put_there_by_hand_is_taken_and_a_wrong_one_is_not(
         ("taher2021:moco-v3", "did you mean 'taher2021:moco-v2'"),
         (
             "taher2021:inat2021",
-            r"cannot be downloaded by a program: download inat2021_supervised_large\.pth\.tar",
+            r"cannot be downloaded by a program: download the archive of https://cornell.*put the file at",
         ),
         ("dinov2:vits14", "weights of 'vit_small_dinov2', not of 'resnet50'"),
     ],
@@ -202,6 +202,21 @@ def test_offline_a_file_put_there_by_hand_is_taken_and_a_wrong_one_is_not(
 def test_addresses_that_lead_nowhere(spec: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         locate.find(spec, "resnet50")
+
+
+def test_a_name_takes_the_file_that_its_error_asks_for(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(download.FOLDER, str(tmp_path))
+    for name in (name for name in zoo.names() if not zoo.entry(name).url):
+        assert not locate.is_here(name, zoo.entry(name).model)
+        with pytest.raises(
+            UserError, match=r"; put the file at (\S+), or pass --config.weights=PATH"
+        ) as caught:
+            locate.find(name, zoo.entry(name).model)
+        place = Path(str(caught.value).partition("put the file at ")[2].partition(",")[0])
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(BODY)
+        assert locate.find(name) == place
+        assert locate.is_here(name, zoo.entry(name).model)
 
 
 def test_a_study_takes_an_address(source, tmp_path: Path, monkeypatch) -> None:
@@ -330,6 +345,8 @@ def test_the_zoo_holds_the_benchmarks_21_resnets_and_every_checksum_that_a_name_
     for name in zoo.names():
         entry = zoo.entry(name)
         assert bool(entry.url) != bool(entry.by_hand), name
+        assert bool(entry.file) == bool(entry.by_hand), name
+        assert bool(entry.file) <= ("https://" in entry.by_hand), name
         assert entry.url.partition("://")[0] in ("", "https", "package")
         if name.startswith("torchvision:"):
             assert entry.sha256

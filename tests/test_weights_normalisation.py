@@ -280,6 +280,6 @@ def test_every_report_says_how_images_are_normalised_and_who_says_so(tmp_path: P
         == "half (x - [127.5, 127.5, 127.5]) / [127.5, 127.5, 127.5], x from 0 to 255 (by model.preprocess)"
     )
     named = path.rename(tmp_path / "resnet50-1x.pth")
-    assert said(file=named).endswith("(SimCLR, converted, by its file name)")
-    assert "(by model.preprocess; SimCLR, converted, by its file name: unit " in said("half", named)
+    assert said(file=named).endswith("(taher2021:simclr-v1, by its file name)")
+    assert "(by model.preprocess; taher2021:simclr-v1, by its file name: unit " in said("half", named)
     assert flatten(params)

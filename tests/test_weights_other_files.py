@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 from hypothesis import given, settings
@@ -362,6 +364,17 @@ def test_an_orbax_folder_that_leads_elsewhere_is_refused(tmp_path: Path) -> None
     (tmp_path / "secret").write_text("x")
     (folder / "manifest.ocdbt").symlink_to(tmp_path / "secret")
     assert "manifest.ocdbt in it leads to another folder; expected files, not links" in refused(folder)
+
+
+def test_an_orbax_folder_that_declares_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        checkpointer.save(tmp_path / "good", {"x": np.ones((3, 4), np.float32)})
+    assert readers.read(tmp_path / "good")["x"].sum() == 12
+    for name in ("shape", "chunks"):
+        shutil.copytree(tmp_path / "good", tmp_path / name)
+        path = tmp_path / name / "x" / ".zarray"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: [200_000, 200_000]}))
+        assert "bytes that unpack to 160,000,000,000" in refused(tmp_path / name)
 
 
 def test_a_network_pickled_by_name_alone_is_refused(tmp_path: Path) -> None:

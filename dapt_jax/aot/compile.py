@@ -86,7 +86,9 @@ def phase_function(run: TrainingRun, place: int) -> Callable[..., Any]:
     _, tier = prefixes_to_compute[-1]
     if tier == "disk":
         return program.activation_step
-    return program.cached_epochs if FusedEpochs.applies(program) else program.cached_step
+    evaluates_images = program.phase.image_size and len(run.val_rows)  # of the size of the data set
+    is_fused = FusedEpochs.applies(program) and not evaluates_images
+    return program.cached_epochs if is_fused else program.cached_step
 
 
 def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, ...]:
@@ -115,10 +117,10 @@ def abstract_arguments(run: TrainingRun, place: int, mesh: Mesh) -> tuple[Any, .
     rows = {"weight": _array((batch,), np.float32, split), "index": _array((batch,), np.int32, split)}
     labelled = {**rows, "label": _array((batch, *targets.shape[1:]), targets.dtype, split)}
     if function == "train_step":
-        side = program.augment.size(size) if program.augment.crop_from else size
+        side = program.side(size) if program.augment.crop_from else program.phase.image_size or size
         return state, {**labelled, "image": _array((batch, side, side, 3), np.uint8, split)}, draw, rate
     decision = run.cache_decision(program)
-    side = program.augment.size(size)
+    side = program.side(size)
     shapes = cached_spec(
         accounting.boundary_shape(program.model, program.mask.boundary, side), run.caching.dtype
     )

@@ -64,6 +64,10 @@ class JoinedImages(ImageStore):
         chosen = np.asarray(indices, np.int64)
         return JoinedImages(self._stores, self._places[chosen], tuple(self.names[index] for index in chosen))
 
+    def at_size(self, size: int) -> "JoinedImages":
+        """Return the same images with another side; see `ImageStore.at_size`."""
+        return JoinedImages([store.at_size(size) for store in self._stores], self._places, self.names)
+
     def ranges(self) -> list[Range]:
         """Return the black and white values of each image, and their origin."""
         found = [

@@ -1,5 +1,6 @@
 """A labelled set of images: the result of every reader and the input of every study."""
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -312,6 +313,10 @@ class Dataset:
 
         The hash is part of the keys of cached features, and shows a resumed study that its data have changed.
         """
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         hashed = hashlib.blake2b(self.images.digest().encode(), digest_size=16)
         hashed.update(repr((self.classes, self.labels.dtype.str, self.labels.shape)).encode())
         hashed.update(self.labels.tobytes())

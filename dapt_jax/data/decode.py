@@ -138,6 +138,7 @@ class _Pixels:
 
     def __init__(self, sources: tuple[Source, ...], framing: Framing, cached: bool, cache_bytes: int = 0):
         self.sources, self.framing, size = sources, framing, framing.size
+        self.sized: dict[int, _Pixels] = {}
         self.most_bytes = cached_bytes() + cache_bytes
         self.for_crops: dict[tuple[int, int], np.ndarray] = {}
         self.for_crops_bytes = 0
@@ -151,6 +152,28 @@ class _Pixels:
         self.set_ranges: dict[str, Range] | None = None
         self._lock = threading.Lock()
         self.recent: Recent[Picture] = Recent()
+
+    def at_size(self, size: int) -> "_Pixels":
+        """Return the same images at another size, the same object each time: see `ImageStore.at_size`."""
+        if size not in self.sized:
+            framing = replace(self.framing, size=size)
+            if self.sources:
+                room = max(0, self.most_bytes - cached_bytes())
+                fits = len(self.sources) * size * size * 3 <= room
+                made = _Pixels(self.sources, framing, cached=fits, cache_bytes=room)
+                made.ranges = self.ranges  # type: ignore[method-assign]  # computed once, or given
+            else:
+                assert self.cache is not None
+                own = self.framing.size
+                if size > own:
+                    raise UserError(
+                        f"images in one array of {own} px are not enlarged; expected at most {own}"
+                    )
+                made = _Pixels((), framing, cached=False)
+                made.cache, made.extents = Framing(size).images(self.cache), self.extents
+                made.ready = self.ready
+            self.sized[size] = made
+        return self.sized[size]
 
     def read(self, row: int) -> np.ndarray:
         if self.cache is None:
@@ -344,6 +367,20 @@ class ImageStore:
         """Return a store of the images at `indices`, in that order; decoded images are shared, not copied."""
         chosen = np.asarray(indices, np.int64)
         return ImageStore(self._pixels, self._rows[chosen], tuple(self.names[index] for index in chosen))
+
+    def at_size(self, size: int) -> "ImageStore":
+        """Return a store of the same images with another side, which all callers share.
+
+        Files are decoded and resampled from their own pixels at this size, by the rule of `decode`: nothing
+        is enlarged that the file has in detail. Images of an array are reduced from the stored ones.
+
+        Args:
+            size: Side in pixels.
+
+        Raises:
+            UserError: The images are of an array, and smaller.
+        """
+        return ImageStore(self._pixels.at_size(size), self._rows, self.names)
 
     def verify(
         self, workers: int | None = None, visit: Callable[[int, np.ndarray], None] | None = None

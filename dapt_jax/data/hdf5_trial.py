@@ -180,7 +180,11 @@ def check_dataset(path: Path, key: str, found: h5py.Dataset) -> None:
     for side in found.chunks:
         chunk *= int(side)
     limits.check(path, 2 * chunk, f"a chunk of {key}")
-    packed = found.id.get_storage_size()
+    packed, whole = found.id.get_storage_size(), path.stat().st_size
+    if packed > whole:  # the library allocates what a chunk claims before it looks for it
+        raise UserError(
+            f"{path}: the chunks of {key!r} claim {packed:,} bytes of a file of {whole:,}; it is damaged"
+        )
     # Deflate compresses at most 1,032 to 1, whatever size the chunk declares.
     if found.compression == "gzip" and packed * 1032 > limits.decoded_bytes():
         for number in range(found.id.get_num_chunks()):

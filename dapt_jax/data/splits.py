@@ -6,6 +6,7 @@ scikit-learn's `StratifiedGroupKFold` supports neither arbitrary fractions nor s
 warns or fails if a class has fewer images than there are folds, which is common in small medical sets.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,6 +14,10 @@ import numpy as np
 from dapt_jax.errors import UserError
 
 Split = tuple[np.ndarray, np.ndarray]
+
+_MOST_DEALT = 64
+_dealt: dict[bytes, np.ndarray] = {}
+"""Sides by what they depend on: the seeds and arms of a study ask for the same split again and again."""
 
 
 def grouped_holdout(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> Split:
@@ -131,10 +136,25 @@ def _deal(
 
     `lone` is the side of the classes that are in only one group; None allows any side.
     """
-    names, members = np.unique(np.asarray(groups), return_inverse=True)
+    labels, groups = np.asarray(labels), np.asarray(groups)
+    hashed = hashlib.blake2b(repr((labels.dtype, labels.shape, groups.dtype, seed, lone)).encode())
+    for values in (labels, groups if groups.dtype != object else groups.astype(str), shares):
+        hashed.update(np.ascontiguousarray(values).data if values.dtype.kind != "U" else values.tobytes())
+    key = hashed.digest()
+    if key not in _dealt:
+        if len(_dealt) == _MOST_DEALT:
+            del _dealt[next(iter(_dealt))]
+        _dealt[key] = _deal_anew(labels, groups, shares, seed, purpose, lone)
+    return _dealt[key]
+
+
+def _deal_anew(
+    labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int, purpose: str, lone: int | None
+) -> np.ndarray:
+    names, members = np.unique(groups, return_inverse=True)
     if len(names) < len(shares):
         raise UserError(f"{purpose}: needs at least {len(shares)} patients (groups), there are {len(names)}")
-    counts = _counts(np.asarray(labels), members, len(names))
+    counts = _counts(labels, members, len(names))
     rng = np.random.default_rng(seed)
     lacking = shares[:, None] * counts.sum(axis=0)
     filled = np.zeros((len(shares), counts.shape[1]), bool)
@@ -151,10 +171,9 @@ def _deal(
         rarest = np.where(groups_left > 0, groups_left, len(names) + 1).argmin()
         having = left[counts[left, rarest] > 0]
         # Large groups first: the small groups then balance the remaining differences.
-        for group in having[np.argsort(-counts[having, rarest], kind="stable")]:
+        for place, group in enumerate(having[np.argsort(-counts[having, rarest], kind="stable")]):
             empty = np.flatnonzero(~filled[:, rarest])
-            remaining = (counts[having, rarest] > 0) & (side_of[having] < 0)
-            last_chance = len(empty) and remaining.sum() <= len(empty)
+            last_chance = len(empty) and len(having) - place <= len(empty)
             side = _neediest(lacking, rarest, empty if last_chance else np.arange(len(shares)), rng)
             side_of[group] = side
             lacking[side] -= counts[group]

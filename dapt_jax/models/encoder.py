@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from dapt_jax import ops
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.models import lora
+from dapt_jax.models import lora, row_changes, tokens
 from dapt_jax.models.initial import Tree, init_params
 from dapt_jax.models.lora import LoraSettings
 from dapt_jax.models.parameters import kinds_of
@@ -30,6 +30,9 @@ from dapt_jax.models.preprocess import Preprocess
 from dapt_jax.parameters import BatchNormMode, Kind
 
 TAP = "tap"
+
+_FOR_PATCHES = 1 << 20
+"""Folded into a step's key for patch dropout, so that it differs from those of the layer groups."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +45,14 @@ class Options:
             et al., arXiv 1603.09382); it grows linearly from 0 at the first. Networks without residual
             branches ignore it.
         dropout: Fraction of activations that transformers drop during training.
+        patch_dropout: Share of the patch tokens that a training step leaves out of every image (PatchDropout,
+            arXiv 2208.07220), before the first layer group that it runs behind the patch embedding.
     """
 
     channels: int = 3
     drop_path: float = 0.0
     dropout: float = 0.0
+    patch_dropout: float = 0.0
 
 
 DEFAULT = Options()
@@ -68,6 +74,7 @@ class LayerGroup:
             `tapped(x, mode)` that returns the output and that map.
         is_stochastic: Whether its module takes a third argument, a PRNG key or None.
         lora: Paths, inside the module, of kernels that have a low-rank update beside them.
+        rows: Likewise of kernels of which some outputs train alone, with these outputs.
     """
 
     name: str
@@ -78,6 +85,7 @@ class LayerGroup:
     intermediate: tuple[int, int] | None = None
     is_stochastic: bool = False
     lora: tuple[str, ...] = ()
+    rows: tuple[tuple[str, row_changes.Outputs], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +130,7 @@ class _Part:
         arguments, keywords = tuple[Any, ...](), dict[str, Any]()
         if isinstance(build, functools.partial) and _is_hashable((build.args, *build.keywords.values())):
             build, arguments, keywords = build.func, build.args, build.keywords
-        shared = spec.lora, settings, bool(spec.intermediate), spec.is_stochastic
+        shared = spec.lora, spec.rows, settings, bool(spec.intermediate), spec.is_stochastic
         return cls._of(build, arguments, tuple(sorted(keywords.items())), *shared)
 
     @staticmethod
@@ -132,11 +140,13 @@ class _Part:
         arguments: tuple[Hashable, ...],
         keywords: tuple[tuple[str, Hashable], ...],
         lora_kernels: tuple[str, ...],
+        row_kernels: tuple[tuple[str, row_changes.Outputs], ...],
         settings: LoraSettings,
         has_tap: bool,
         is_stochastic: bool,
     ) -> "_Part":
         made = functools.partial(build, *arguments, **dict(keywords))
+        made = functools.partial(row_changes.with_rows, made, row_kernels)
         module = nnx.eval_shape(functools.partial(lora.with_updates, made, lora_kernels, settings))
         graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
         params, batch_stats = map(nnx.to_pure_dict, states)
@@ -217,8 +227,8 @@ class Encoder:
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether training drops activations or branches at random: see `apply`'s `rng`."""
-        return bool(self.options.drop_path or self.options.dropout)
+        """Whether training drops activations, branches or patches at random: see `apply`'s `rng`."""
+        return any((self.options.drop_path, self.options.dropout, self.options.patch_dropout))
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -300,7 +310,8 @@ class Encoder:
     def with_groups(self, other: "Encoder") -> "Encoder":
         """Return the encoder with the groups of its names and the options of another of its architecture."""
         specs = [
-            dataclasses.replace(other.specs[other.index(spec.name)], lora=spec.lora) for spec in self.specs
+            dataclasses.replace(other.specs[other.index(spec.name)], lora=spec.lora, rows=spec.rows)
+            for spec in self.specs
         ]
         return self._replace(specs=specs, options=other.options)
 
@@ -327,20 +338,42 @@ class Encoder:
             group = self.group_of(path)
             by_group.setdefault(group, []).append(path.removeprefix(f"{group}/"))
         specs = [dataclasses.replace(spec, lora=tuple(by_group.get(spec.name, ()))) for spec in self.specs]
-        made = self._replace(specs=specs, lora=settings)
+        return self._extended(specs=specs, lora=settings)
+
+    def with_rows(self, outputs: Mapping[str, row_changes.Outputs]) -> "Encoder":
+        """Return the encoder with changes of some outputs of dense layers: see `dapt_jax.models.row_changes`.
+
+        The parameters gain leaves `.../rows/kernel` and `.../rows/bias`; `merged` removes them again.
+
+        Args:
+            outputs: Outputs that train by path of their kernel.
+        """
+        by_group: dict[str, list[tuple[str, row_changes.Outputs]]] = {}
+        for path, chosen in outputs.items():
+            group = self.group_of(path)
+            by_group.setdefault(group, []).append((path.removeprefix(f"{group}/"), chosen))
+        specs = [dataclasses.replace(spec, rows=tuple(by_group.get(spec.name, ()))) for spec in self.specs]
+        return self._extended(specs=specs)
+
+    def _extended(self, **changes: Any) -> "Encoder":
+        """Return the encoder with updates beside its kernels, and the same object as its base."""
+        made = self._replace(**changes)
         made.__dict__["base"] = self.base  # the very object, which compiled functions and caches know
         return made
 
     @functools.cached_property
     def base(self) -> "Encoder":
-        """The encoder without low-rank updates; itself if it has none."""
-        if not any(spec.lora for spec in self.specs):
+        """The encoder without low-rank updates and changes of rows; itself if it has none."""
+        if not any(spec.lora or spec.rows for spec in self.specs):
             return self
-        return self._replace(specs=[dataclasses.replace(spec, lora=()) for spec in self.specs])
+        return self._replace(specs=[dataclasses.replace(spec, lora=(), rows=()) for spec in self.specs])
 
     def merged(self, params: Tree) -> Tree:
-        """Return parameters for `base`: low-rank updates added to their kernels; others as they are."""
-        return params if self.base is self else lora.merged(params, self.lora)
+        """Return parameters for `base`: updates and changes added to their kernels; others as they are."""
+        if self.base is self:
+            return params
+        chosen = {f"{spec.name}/{path}": outputs for spec in self.specs for path, outputs in spec.rows}
+        return lora.merged(row_changes.merged(params, chosen), self.lora)
 
     def with_preprocess(self, preprocess: Preprocess) -> "Encoder":
         """Return the encoder for weights that expect another normalisation of the image."""
@@ -398,7 +431,7 @@ class Encoder:
             start: Index of the first group to run.
             stop: Index after the last group to run.
             batch_norm: One mode for all groups, or one per group name (groups not named are frozen).
-            rng: PRNG key of dropout and stochastic depth; None disables both, as at test time.
+            rng: PRNG key of dropout, stochastic depth and patch dropout; None disables all, as at test time.
 
         Returns:
             The last group's output: a map (b, h, w, c), or tokens (b, n, c) of a transformer; and
@@ -424,11 +457,14 @@ class Encoder:
         """Run as `apply` does and return, as second result, the pyramid levels computed on the way, by name.
 
         With all groups run these are the maps of `pyramid_levels` (in the order of names once jit has
-        returned them). Without `levels` there are none; tokens that are no grid have no maps.
+        returned them). Without `levels` there are none; tokens that are no grid have no maps,
+        so that patch dropout leaves out none with `levels`.
         """
         maps: dict[str, jax.Array] = {}
         names = {level.name for level in self.pyramid_levels} if levels else set()
         for index, spec in list(enumerate(self.specs))[start:stop]:
+            if rng is not None and not levels and index == max(start, 1):
+                x = self._without_patches(x, rng)
             mode = batch_norm if isinstance(batch_norm, str) else batch_norm.get(spec.name, "frozen")
             key = jax.random.fold_in(rng, index) if rng is not None and spec.is_stochastic else None
             step = _function(self._parts[spec.name], mode, ops.choices())
@@ -445,6 +481,14 @@ class Encoder:
                 batch_stats = copy_along(batch_stats, spec.name)
                 put_group(batch_stats, spec.name, changed)
         return x, maps, batch_stats
+
+    def _without_patches(self, x: Float[Array, "b ..."], rng: jax.Array) -> Float[Array, "b ..."]:
+        """Return tokens of which patch dropout leaves out a share; the input itself without patch dropout."""
+        share = self.options.patch_dropout
+        if not share:
+            return x
+        grid = jax.eval_shape(self.as_map, x).shape
+        return tokens.dropped(x, grid[1] * grid[2], share, jax.random.fold_in(rng, _FOR_PATCHES))
 
 
 def _is_hashable(value: object) -> bool:

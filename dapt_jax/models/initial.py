@@ -19,6 +19,8 @@ _CONSTANTS = {
     Kind.LAYER_NORM_BIAS: 0.0,
     Kind.LAYER_SCALE: 1e-6,
     Kind.LORA_UP: 0.0,
+    Kind.ROWS_KERNEL: 0.0,
+    Kind.ROWS_BIAS: 0.0,
     Kind.RUNNING_MEAN: 0.0,
     Kind.RUNNING_VARIANCE: 1.0,
 }

@@ -22,6 +22,7 @@ from dapt_jax.models.parameters import (
     RunningMean,
     RunningVariance,
 )
+from dapt_jax.models.row_changes import RowChanges
 from dapt_jax.parameters import BatchNormMode
 
 Padding = str | Sequence[tuple[int, int]]
@@ -64,12 +65,17 @@ class Dense(nnx.Module):
         self.kernel = DenseKernel(jnp.zeros((inputs, outputs)))
         self.bias = Bias(jnp.zeros(outputs)) if bias else None
         self.lora: LowRankUpdate | None = None
+        self.rows: RowChanges | None = None
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        kernel = self.kernel[...]
+        y = x @ kernel.astype(x.dtype) if self.rows is None else self.rows.product(x, kernel)
         if self.lora is not None:
             y += self.lora.dense(x)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias[...] if self.rows is None else self.rows.changed_bias(self.bias[...])
+        return y + bias.astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):

@@ -107,6 +107,18 @@ class LoraUp(Parameter):
     kind = Kind.LORA_UP
 
 
+class RowsKernel(Parameter):
+    """Changes (in, rows) of some outputs of a kernel."""
+
+    kind = Kind.ROWS_KERNEL
+
+
+class RowsBias(Parameter):
+    """Changes (rows,) of their biases."""
+
+    kind = Kind.ROWS_BIAS
+
+
 class RunningMean(nnx.BatchStat):
     """Mean (features,) of the inputs of a batch norm."""
 

@@ -41,23 +41,32 @@ def build(name: str, options: Options = DEFAULT) -> Encoder:
 
 @functools.cache
 def _build(entry: ModelEntry, options: Options) -> Encoder:
-    return entry.build(options).with_options(options)
+    encoder = entry.build(options).with_options(options)
+    if options.patch_dropout and not encoder.token_patch:
+        raise UserError(
+            f"model.patch_dropout is {options.patch_dropout:g}, but model {encoder.name!r} needs all patches: "
+            "expected 0, or a vision transformer with learnt positions, such as model.name='vit_small'"
+        )
+    return encoder
 
 
 @functools.cache
-def with_drop_path(encoder: Encoder, rate: float) -> Encoder:
-    """Return an encoder, truncated or not, with another rate of stochastic depth; arrays are the same.
+def for_masks(encoder: Encoder, drop_path: float = -1.0) -> Encoder:
+    """Return an encoder, truncated or not, for a decoder, which needs all patches; arrays are the same.
 
     Args:
         encoder: An encoder of the registry.
-        rate: Stochastic-depth rate of the last residual branch.
+        drop_path: Stochastic-depth rate of the last residual branch; negative for the encoder's own.
     """
-    options = dataclasses.replace(encoder.options, drop_path=rate)
-    return encoder.with_groups(build(encoder.name, options))
+    rate = encoder.options.drop_path if drop_path < 0 else drop_path
+    options = dataclasses.replace(encoder.options, drop_path=rate, patch_dropout=0.0)
+    return encoder if options == encoder.options else encoder.with_groups(build(encoder.name, options))
 
 
 @functools.cache
-def configured(name: str, drop_path: float, dropout: float, remat: tuple[str, ...]) -> Encoder:
+def configured(
+    name: str, drop_path: float, dropout: float, remat: tuple[str, ...], patch_dropout: float = 0.0
+) -> Encoder:
     """Return an encoder with its options; the same object for equal arguments.
 
     Args:
@@ -65,10 +74,11 @@ def configured(name: str, drop_path: float, dropout: float, remat: tuple[str, ..
         drop_path: Stochastic-depth rate of the last residual branch.
         dropout: Dropout rate of transformers.
         remat: Layer groups whose activations are recomputed instead of stored; "*" for all.
+        patch_dropout: Share of the patch tokens that a training step leaves out.
 
     Raises:
         UserError: See `build`; or `remat` names a layer group that does not exist.
     """
-    encoder = build(name, Options(drop_path=drop_path, dropout=dropout))
+    encoder = build(name, Options(drop_path=drop_path, dropout=dropout, patch_dropout=patch_dropout))
     groups = () if "*" in remat else remat
     return encoder.rematerialised(*groups) if remat else encoder

@@ -36,7 +36,9 @@ class Objective:
     is_corrupting: ClassVar[bool] = False
     """Whether training corrupts the activations at the boundary: see `noisy` and `replaced`."""
     is_paired: ClassVar[bool] = False
-    """Whether the loss compares two views of an image, with all images of a batch."""
+    """Whether a step sees two views of every image."""
+    compares_images: ClassVar[bool] = False
+    """Whether the loss compares all images of a batch, none of one patient with another of the same."""
     is_masking: ClassVar[bool] = False
     """Whether a view holds a mask of patches, of which the encoder sees the visible ones alone."""
     has_own_teacher: ClassVar[bool] = False

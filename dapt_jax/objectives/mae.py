@@ -14,8 +14,9 @@ from dapt_jax.errors import UserError
 from dapt_jax.fields import check_fields, setting
 from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Tree
 from dapt_jax.models.encoders import vit
+from dapt_jax.models.tokens import visible_count
 from dapt_jax.objectives.base import AsMap, HeadParameters, Objective, dense, dense_parameters, normalised
-from dapt_jax.objectives.masking import MaskedViews, by_position, masked_first, visible_count
+from dapt_jax.objectives.masking import MaskedViews, by_position, masked_first
 from dapt_jax.parameters import Kind
 from dapt_jax.weights.paths import flatten
 

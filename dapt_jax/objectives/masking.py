@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from dapt_jax.data.augment import Augment, example_keys
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.initial import Tree
+from dapt_jax.models.tokens import mask_of, visible_count, visible_first, without_masked
 from dapt_jax.objectives.network import Pretext
 from dapt_jax.parameters import BatchNormMode
 
@@ -56,27 +57,11 @@ class MaskedViews(Augment):
         patches = (images.shape[1] // self.token_patch) * (images.shape[2] // self.token_patch)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, _FOR_MASK))(example_keys(seed, view, index))
         draws = jax.vmap(lambda key: jax.random.uniform(key, (patches,)))(keys)
-        rank = jnp.argsort(jnp.argsort(draws, axis=1), axis=1)
-        mask = (rank >= visible_count(patches, self.mask_ratio)).astype(jnp.float32)
-        return {"image": images, "mask": mask}
+        return {"image": images, "mask": mask_of(draws, visible_count(patches, self.mask_ratio))}
 
 
 def _fields(augment: Augment) -> dict[str, Any]:
     return {field.name: getattr(augment, field.name) for field in dataclasses.fields(Augment)}
-
-
-def visible_count(patches: int, mask_ratio: float) -> int:
-    """Return the number of patches that are not masked, rounded down.
-
-    >>> visible_count(196, 0.75), visible_count(10, 0.9), visible_count(4, 0.9)
-    (49, 1, 0)
-    """
-    return int(patches * (1 - mask_ratio) + 1e-9)
-
-
-def visible_first(x: Float[Array, "b n c"], mask: Float[Array, "b n"]) -> Float[Array, "b n c"]:
-    """Return the patches of each image in the order visible, masked; each part in the order of the grid."""
-    return jnp.take_along_axis(x, jnp.argsort(mask, axis=1)[..., None], 1)
 
 
 def masked_first(x: Float[Array, "b n c"], mask: Float[Array, "b n"]) -> Float[Array, "b n c"]:
@@ -153,10 +138,8 @@ class MaskedPretext(Pretext):
         tokens, _ = self.encoder.apply(params, batch_stats, x["image"], stop=1, rng=rng)
         pixels, mask = patchify(x["image"], self.encoder.token_patch), x["mask"]
         visible = self.objective.visible(mask.shape[1])
-        extra, patches = jnp.split(tokens, [tokens.shape[1] - mask.shape[1]], 1)
-        seen = visible_first(patches, mask)[:, :visible]
         hidden = masked_first(pixels, mask)[:, : mask.shape[1] - visible]
-        return {"tokens": jnp.concatenate([extra, seen], 1), "pixels": hidden, "mask": mask}
+        return {"tokens": without_masked(tokens, mask, visible), "pixels": hidden, "mask": mask}
 
     def view(self, images: jax.ShapeDtypeStruct) -> Any:
         """Return the shapes of a view of images [b, h, w, c]."""

@@ -15,8 +15,8 @@ from dapt_jax.objectives.base import AsMap, HeadParameters, Objective, dense, de
 LOSSES = ("nt_xent", "vicreg")
 VICREG_WIDTHS = (512, 512, 512)
 PROJECTED = 128
-_NOT_THERE = -1e9
 """Dimensions of the embedding that NT-Xent compares."""
+_NOT_THERE = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,7 @@ class TwoViews(Objective):
 
     name: ClassVar[str] = "two_views"
     is_paired: ClassVar[bool] = True
+    compares_images: ClassVar[bool] = True
 
     loss: str = "nt_xent"
     temperature: float = 0.2

@@ -63,6 +63,8 @@ class Row:
         reused_flops: Model FLOPs that another arm had already run for this row.
         reused_s: Seconds that another arm had already spent for this row.
         peak_flops: Peak FLOP/s of all devices together in the dtype of the activations; 0 where unknown.
+        approximations: What made the phase cheaper at the price of other numbers, such as smaller images; empty
+            for nothing.
         curve: Values by epoch: `{"epoch": int, "loss": float, "val_loss": float, "lr": float}`; of the stage
             "score" `{"epoch": int, "share": float, "scores": {...}, "higher_is_better": {...}}`, both by name
             of a score.
@@ -96,6 +98,7 @@ class Row:
     reused_flops: int = 0
     reused_s: float = 0.0
     peak_flops: float = 0.0
+    approximations: str = ""
     curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from dapt_jax.settings.training import AdaptSettings, TransferSettings, check_na
 from dapt_jax.training.cache.policy import DTYPES, FLOPS_PER_BYTE, Caching
 from dapt_jax.training.cache.policy import MODES as CACHE_MODES
 from dapt_jax.training.context import NonFinitePolicy
+from dapt_jax.training.phases import LEAST_SIDE
 from dapt_jax.transferability.settings import ScoringSettings, SelectionSettings, Settings
 from dapt_jax.transferability.variants import ScoringGrid
 
@@ -53,7 +54,7 @@ class ModelSettings(_Checked):
     """The encoder: the section `model`."""
 
     name: str = setting("efficientnet_lite0", doc="Architecture; --config.mode=models lists them.")
-    image_size: int = setting(96, at_least=8, doc="Side of the images in pixels.")
+    image_size: int = setting(96, at_least=LEAST_SIDE, doc="Side of the images in pixels.")
     resize: str = setting(
         RESIZES[0],
         choices=RESIZES,
@@ -71,6 +72,13 @@ class ModelSettings(_Checked):
         0.0, at_least=0, below=1, doc="Stochastic depth while training: rate of the last residual branch."
     )
     dropout: float = setting(0.0, at_least=0, below=1, doc="Dropout while training, of transformers.")
+    patch_dropout: float = setting(
+        0.0,
+        at_least=0,
+        below=1,
+        doc="Share of each image's patch tokens that a training step leaves out, of vision transformers; not on "
+        "masks.",
+    )
     batch_norm_statistics: str = setting(
         "global",
         choices=("global", "per_device"),
@@ -82,7 +90,7 @@ class ModelSettings(_Checked):
 
     def encoder(self) -> Encoder:
         """Return the encoder; equal settings share one object."""
-        return configured(self.name, self.drop_path, self.dropout, self.remat)
+        return configured(self.name, self.drop_path, self.dropout, self.remat, self.patch_dropout)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +177,8 @@ class CacheSettings(_Checked):
     dtype: str = setting(
         Caching().dtype,
         choices=(*DTYPES, FIT),
-        doc="Dtype of cached activations; empty: as computed; fit: bfloat16 where only that fits.",
+        doc="Dtype of cached activations; empty: as computed; int8: in 127 steps either way, by image and "
+        "channel; fit: bfloat16 where only that fits.",
     )
     flops_per_byte: float = setting(
         Caching().flops_per_byte,
@@ -208,7 +217,7 @@ class PlanSettings(_Checked):
     images: str = setting(
         "",
         doc="Images of sets that are not here: corpus=24422,TASK.development=3064 and so on; NUMBER/CLASSES where "
-        "neither the set nor its description has the classes.",
+        "neither the set nor its description has the classes; corpus.KIND for sets of that kind alone.",
     )
     records: str = setting(
         "",
@@ -222,7 +231,7 @@ class PlanSettings(_Checked):
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Numbers of images and of classes by set: `corpus`, `corpora.NAME`, `TASK.SPLIT`; 0 classes: known."""
+        """Numbers of images and of classes by set, see `images`; 0 classes: known."""
         found = {}
         for each in filter(None, self.images.split(",")):
             name, _, size = each.partition("=")

@@ -10,9 +10,11 @@ from dapt_jax.fields import SettingError, check_fields, section, setting, with_d
 from dapt_jax.metrics.registry import MASKS, SURFACES, names_of
 from dapt_jax.models.decoders import BUILDERS as DECODERS
 from dapt_jax.models.lora import LoraSettings
+from dapt_jax.models.row_changes import RowSettings
 from dapt_jax.objectives import (
     OBJECTIVES,
     SUPERVISED,
+    DinoSettings,
     DistilSettings,
     MaeSettings,
     ReconstructSettings,
@@ -86,9 +88,10 @@ class AdaptSettings(ClassifierTrainSettings):
     peft_groups: int = setting(
         0,
         at_least=0,
-        doc="Last layer groups in which bitfit, norm_tuning, attention_output and lora train; 0: all.",
+        doc="Last layer groups in which bitfit, norm_tuning, attention_output, apla and lora train; 0: all.",
     )
     lora: LoraSettings = section(LoraSettings, "Low-rank updates.")
+    rows: RowSettings = section(RowSettings, "Rows that apla and patterns with :rows train.")
     gradual_steps: int = setting(4, doc="Phases in which gradual unfreezes the encoder from the top.")
     num_fixed_views: int = setting(
         0, at_least=0, doc="Fixed augmented views per image; 0: new ones each epoch."
@@ -96,12 +99,13 @@ class AdaptSettings(ClassifierTrainSettings):
     objective: str = setting(
         SUPERVISED,
         choices=OBJECTIVES,
-        doc="What adaptation minimises: the loss of labels, or reconstruct, distil, two_views or mae without any.",
+        doc="What adaptation minimises: the loss of labels, or without any reconstruct, distil, two_views, mae or dino.",
     )
     reconstruct: ReconstructSettings = section(ReconstructSettings, "The objective reconstruct.")
     distil: DistilSettings = section(DistilSettings, "The objective distil.")
     two_views: TwoViewsSettings = section(TwoViewsSettings, "The objective two_views.")
     mae: MaeSettings = section(MaeSettings, "The objective mae.")
+    dino: DinoSettings = section(DinoSettings, "The objective dino, the riskiest.")
     early_stopping_patience: int = setting(
         0,
         at_least=0,

@@ -18,7 +18,7 @@ from dapt_jax.runtime import atomic_files, processes
 from dapt_jax.study import balance, collapse
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Scorer
-from dapt_jax.training import freezing, loop
+from dapt_jax.training import freezing, label_free, loop
 from dapt_jax.training.callbacks import Callback
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.early_stopping import EarlyStopping
@@ -161,6 +161,8 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         policy = study.settings.monitoring.collapse
         alarm = collapse.alarm_for(run, params, batch_stats, policy, context)
         callbacks = (*callbacks, alarm)
+        if line := label_free.warning(strategy.name, run.programs[0]):
+            context.reporter.say(line)
     stop = None
     if patience := study.settings.adapt.early_stopping_patience:
         stop = EarlyStopping(patience, run, folder / BEST)

@@ -51,9 +51,10 @@ class Point:
 
 
 def points(grid: flags.Grid, workdir: Path) -> list[Point]:
-    """Return the points of a grid that this shard runs, in the order of the file.
+    """Return the points of a grid that this shard runs, in the order of the file, pre-trainings first.
 
-    A point belongs to shard 1 + (sha256 of its name mod n), so that it stays there when the grid grows.
+    A point belongs to shard 1 + (sha256 of its name mod n), so that it stays there when the grid grows; one
+    whose argument names the workdir of another point belongs to that one's, and comes after it.
 
     Args:
         grid: The grid.
@@ -67,10 +68,12 @@ def points(grid: flags.Grid, workdir: Path) -> list[Point]:
         raise UserError(f"--shard={grid.shard}; expected I/N with I from 1 to N, such as 1/4")
     own, shards = int(match[1]) - 1, int(match[2])
     found = []
-    for name, choice in grid.choices.items():
+    chains = {name: _chain(grid, workdir, name) for name in grid.choices}
+    for name in sorted(grid.choices, key=lambda name: len(chains[name])):
+        choice = grid.choices[name]
         if not re.fullmatch(r"[\w.+-]+", name):
             raise UserError(f"{grid.file}: a point is named {name!r}; expected letters, digits and . _ + -")
-        if int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % shards == own:
+        if int.from_bytes(hashlib.sha256(chains[name][-1].encode()).digest()[:8]) % shards == own:
             shared = () if any(flag.startswith("--config.cache.dir") for flag in grid.flags) else (
                 f"--config.cache.dir={workdir / 'cache'}",
             )  # fmt: skip
@@ -79,6 +82,18 @@ def points(grid: flags.Grid, workdir: Path) -> list[Point]:
     if not found:
         raise UserError(f"--shard={grid.shard}: none of {len(grid.choices)} points belongs to it")
     return found
+
+
+def _chain(grid: flags.Grid, workdir: Path, name: str) -> list[str]:
+    """Return the names of a point, of the one whose workdir its argument names, of that one's, and so on."""
+    chain = [name]
+    while True:
+        choice = grid.choices[chain[-1]]
+        named = re.findall(rf"{re.escape(str(workdir))}/([\w.+-]+)", choice)
+        makers = [each for each in named if each in grid.choices and each not in chain]
+        if not makers:
+            return chain
+        chain.append(makers[0])
 
 
 def show(grid: flags.Grid, workdir: Path) -> int:
@@ -91,34 +106,25 @@ def show(grid: flags.Grid, workdir: Path) -> int:
         table.add_column(column, justify="left" if column in ("study", "state") else "right")
     ended, total, adapting_flops, adaptations, unknown, waiting = _ended(workdir), 0, 0, 0, 0, 0
     makers = {(workdir / point.name).resolve(): point for point in points(_whole(grid), workdir)}
+    costs: dict[str, _Cost] = {}
     for point in points(grid, workdir):
         state = _state(ended.get(point.name), point)
         try:
             planned = dataclasses.replace(_settings(point), mode="plan")
             settings, awaited = _with_stand_ins(planned, makers)
             state += f", after {', '.join(awaited)}" if awaited else ""
-            with contextlib.redirect_stdout(io.StringIO()):  # what the plan of this study alone says
-                study = prepare.prepare(settings)
+            key = _what_costs(settings)
+            if key not in costs:
+                costs[key] = _cost(settings)
         except UserError as error:
             unknown += 1
             table.add_row(point.name, "-", "-", "-", f"{state}: {error}")
             continue
-        adapting = [arm for arm in study.arms_of(study.settings.seeds[0]) if study.corpus_of(arm) is not None]
-        runs = len(adapting) * len(study.settings.adaptation_seeds)
-        flops = sum(plan.adaptation_flops(study, arm) for arm in adapting) * len(
-            study.settings.adaptation_seeds
-        )
-        adapting_flops, waiting = adapting_flops + flops, waiting + bool(awaited)
-        # Arms of one encoder and seed train on the same rows of a task at the same cost.
-        alike = Counter((arm.strategy.encoder, arm.seed) for arm in study.arms)
-        one = {(arm.strategy.encoder, arm.seed): arm for arm in study.arms}
-        flops += sum(
-            number_of * sum(plan.transfer_flops(study, one[key], task).values())
-            for key, number_of in alike.items()
-            for task in study.tasks
-        )
-        total, adaptations = total + flops, adaptations + runs
-        table.add_row(point.name, str(len(study.arms)), str(runs), number(flops / 1e12), state)
+        cost = costs[key]
+        flops = cost.adapting + cost.transfer
+        adapting_flops, waiting = adapting_flops + cost.adapting, waiting + bool(awaited)
+        total, adaptations = total + flops, adaptations + cost.adaptations
+        table.add_row(point.name, str(cost.arms), str(cost.adaptations), number(flops / 1e12), state)
     console = Console(width=None if Console().is_terminal else 150)
     shard = f", shard {grid.shard}" if grid.shard else ""
     console.print(f"{grid.file}: {len(grid.choices)} studies{shard}", soft_wrap=True, markup=False)
@@ -130,6 +136,77 @@ def show(grid: flags.Grid, workdir: Path) -> int:
         line += f"; {unknown} studies cannot be planned yet, see their lines"
     console.print(line, soft_wrap=True)
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cost:
+    """Cost of a study of the grid.
+
+    Attributes:
+        arms: Number of its arms.
+        adaptations: Number of runs that adapt an encoder.
+        adapting: Model FLOPs of these.
+        transfer: Model FLOPs of the target tasks.
+    """
+
+    arms: int
+    adaptations: int
+    adapting: int
+    transfer: int
+
+
+def _what_costs(settings: StudySettings) -> str:
+    """Return all that the cost of a study depends on: its settings, but of weights that are not read the input.
+
+    A plan reads no weights that would have to be downloaded. All that is known of these is the normalisation
+    of the images and where the encoder is cut, so that studies that differ in nothing else are planned once.
+
+    Raises:
+        UserError: Weights cannot be named so.
+    """
+    encoder = settings.model.encoder()
+
+    def anonymous(weights: str) -> str:
+        if not weights or (weights != locate.RANDOM and locate.is_here(weights, encoder.name)):
+            return weights
+        return repr(locate.fitted(weights, encoder, settings.model.preprocess, may_read=False).preprocess)
+
+    specs = {
+        name: dataclasses.replace(spec, weights=anonymous(spec.weights))
+        for name, spec in settings.custom_strategies.items()
+    }
+    return repr(
+        dataclasses.replace(
+            settings, name="", title="", weights=anonymous(settings.weights), custom_strategies=specs
+        )
+    )
+
+
+def _cost(settings: StudySettings) -> _Cost:
+    """Return the cost of a study that is yet to be prepared.
+
+    Raises:
+        UserError: The study cannot be planned.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # what the plan of this study alone says
+        study = prepare.prepare(settings)
+    adapting = [arm for arm in study.arms_of(study.settings.seeds[0]) if study.corpus_of(arm) is not None]
+    seeds = len(study.settings.adaptation_seeds)
+    transfer = 0
+    for task in study.tasks:
+        # Arms of one encoder and split train on the same rows of a task at the same cost.
+        kinds = [(arm.strategy.encoder, arm.seed if task.split_seed is None else -1) for arm in study.arms]
+        one = dict(zip(kinds, study.arms, strict=True))
+        transfer += sum(
+            number_of * sum(plan.transfer_flops(study, one[kind], task).values())
+            for kind, number_of in Counter(kinds).items()
+        )
+    return _Cost(
+        arms=len(study.arms),
+        adaptations=len(adapting) * seeds,
+        adapting=sum(plan.adaptation_flops(study, arm) for arm in adapting) * seeds,
+        transfer=transfer,
+    )
 
 
 def run(grid: flags.Grid, workdir: Path, run_study: Callable[[Sequence[str]], int]) -> int:
@@ -174,8 +251,9 @@ def run(grid: flags.Grid, workdir: Path, run_study: Callable[[Sequence[str]], in
 
 def _report(grid: flags.Grid, workdir: Path) -> None:
     """Write one report over the studies with results; print why not where they cannot be compared."""
-    folders = [workdir / name for name in grid.choices]
-    having = [str(each) for each in folders if (each / "results.jsonl").exists()]
+    files = [workdir / name / "results.jsonl" for name in grid.choices]
+    # A pre-training without target tasks has none.
+    having = [str(file.parent) for file in files if file.exists() and file.stat().st_size]
     if len(having) < 2:
         return
     try:

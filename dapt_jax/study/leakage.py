@@ -25,6 +25,7 @@ from dapt_jax.data.paths import true_path
 from dapt_jax.data.plane import Plane, file_of, plane
 from dapt_jax.data.records import patient_of_file
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.study.stated import StatedImages
 from dapt_jax.study.tasks import Task
 
 ERROR, DROP_TRAIN, DROP_EVAL, MARK = POLICIES = ("error", "drop_train", "drop_eval", "mark")
@@ -99,6 +100,8 @@ def resolve(tasks: Sequence[Task], corpora: Mapping[str, Dataset], policy: str =
         splits = sorted(task.parts, key=_SPLIT_ORDER.index)
         names = [*(name or "corpus" for name in corpora), *(f"{task.name} {split}" for split in splits)]
         for a, b in itertools.combinations(names, 2):
+            if any(isinstance(sets[name].images, StatedImages) for name in (a, b)):
+                continue  # of a plan, whose sets are not here
             if len({a, b} & {name or "corpus" for name in corpora}) < 2:  # no arm sees two corpora
                 found += between(sets[a], sets[b], a, b)
     if not found:

@@ -21,9 +21,11 @@ from dapt_jax.study.classification import finetune_run, hyper_params, inner_part
 from dapt_jax.study.runs import classification_loss
 from dapt_jax.study.tasks import Task
 from dapt_jax.study.workdir import arms_left
-from dapt_jax.training import accounting, freezing, head_sweep, linear_head
+from dapt_jax.training import accounting, approximations, freezing, head_sweep, label_free, linear_head
 from dapt_jax.training import targets as training_targets
+from dapt_jax.training.cache.policy import CacheDecision
 from dapt_jax.training.run import TrainingRun
+from dapt_jax.training.steps import PhaseProgram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,8 @@ class PhasePlan:
         place: Tier of the cache; empty without caching.
         why: Reason for caching the prefix, or not.
         head_flops: Of `flops`, those of the head and loss of a label-free objective.
-        target_flops: Of `flops`, those of a frozen teacher's outputs.
+        target_flops: Of `flops`, those of a teacher's outputs.
+        approximations: What makes it cheaper at the price of other numbers; empty for nothing.
         about_targets: Where these outputs are cached, or why they are not; empty without a teacher.
         depth: Line on few trained parameters that lie so low that their steps cost nearly full ones; empty
             otherwise.
@@ -70,6 +73,7 @@ class PhasePlan:
     head_flops: int = 0
     target_flops: int = 0
     about_targets: str = ""
+    approximations: str = ""
     depth: str = ""
 
 
@@ -106,13 +110,21 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 why=decision.reason,
                 head_flops=accounting.image_cost(program, size).head.model * images,
                 target_flops=run.target_flops(place),
-                about_targets=("cached: " if targets.cached else "not cached: ") + targets.reason
-                if training_targets.teacher_of(program)
-                else "",
+                about_targets=_about_targets(program, targets),
+                approximations=approximations.of_phase(run, place, decision.cached),
                 depth=_depth_line(run, place),
             )
         )
     return planned
+
+
+def _about_targets(program: PhaseProgram, decision: CacheDecision) -> str:
+    """Return where the targets of a phase come from; empty for a loss without a teacher."""
+    if program.dino:
+        return "not cached: own moving average"
+    if training_targets.teacher_of(program) is None:
+        return ""
+    return ("cached: " if decision.cached else "not cached: ") + decision.reason
 
 
 FEW = 0.1
@@ -121,13 +133,13 @@ FEW = 0.1
 
 def _depth_line(run: TrainingRun, number: int) -> str:
     """Return a line on a phase whose few parameters reach below most of the network; empty for others."""
-    program, side = run.programs[number], run.dataset.images.size
+    program = run.programs[number]
     model, boundary = program.model, program.mask.boundary
     if boundary >= len(model.encoder.groups):
         return ""
     shapes, _ = model.encoder.abstract()
     share = freezing.count(shapes, program.mask.trainable) / freezing.count(shapes)
-    side = program.augment.size(side)
+    side = program.side(run.dataset.images.size)
     forward = accounting.forward(model, side, len(model.encoder.groups)).model
     if share > FEW or accounting.forward(model, side, boundary).model > forward / 2:
         return ""
@@ -280,7 +292,13 @@ def show(study: Study, workdir: Path | None = None) -> None:
             largest = min(largest_batch(run, each, fsdp) for run, each in zip(runs, planned, strict=True))
             too_large += [arm.name] if largest < settings.adapt.batch_size else []
             console.print(_phase_table(arm.name, phases))
-            for line in filter(None, map(views_line, runs)):
+            for phase in phases:
+                if phase.approximations:
+                    line = f"{arm.name}: {phase.name} is approximate: {phase.approximations}"
+                    console.print(line, soft_wrap=True)
+            for line in filter(
+                None, [label_free.warning(arm.name, runs[0].programs[0]), *map(views_line, runs)]
+            ):
                 console.print(line, soft_wrap=True)
             if statistics := phases[-1].statistics:
                 whole = phases[-1].total + statistics

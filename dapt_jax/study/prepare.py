@@ -67,7 +67,7 @@ def prepare(settings: StudySettings) -> Study:
     corpora = corpora_of(loaded)
     tasks = tuple(task_of(settings, loaded, name) for name in settings.tasks)
     apart = leakage.resolve(tasks, corpora, settings.data.leaks)
-    for line in (*apart.notes, *different_scales(apart.tasks)):
+    for line in (*apart.notes, *different_scales([task for task in apart.tasks if is_here(task)])):
         streams.say(f"warning: {line}")
     for task in apart.tasks:
         for line in check_folds(settings, task):
@@ -358,14 +358,14 @@ def read_set(settings: StudySettings, named: NamedSet) -> ReadSet:
     counts = _counts(dataset)
     several = ", several labels per image" if dataset.multi_label else ""
     several += f", masks of {', '.join(dataset.segments[1:])}" if dataset.segments else ""
-    patients = _patients(dataset, named.is_divided)
+    is_stated = isinstance(dataset.images, stated.StatedImages)
+    patients = "no patients named" if is_stated else _patients(dataset, named.is_divided)
     share = f", by data.split={settings.data.split!r}" if named.part else ""
+    found = [] if is_stated else findings.of_set(dataset, is_split=named.is_divided)
     return ReadSet(
         dataset,
         f"{what}: {len(dataset)} images ({counts}){several}, {patients}{skipped}{share}",
-        []
-        if isinstance(dataset.images, stated.StatedImages)
-        else [f"{what}: {line}" for line in findings.of_set(dataset, is_split=named.is_divided)],
+        [f"{what}: {line}" for line in found],
     )
 
 
@@ -420,8 +420,15 @@ def different_scales(tasks: Sequence[Task]) -> list[str]:
     ]
 
 
+def is_here(task: Task) -> bool:
+    """Return whether all sets of a task were read, and none has but a stated size."""
+    return not any(isinstance(dataset.images, stated.StatedImages) for dataset in task.parts.values())
+
+
 def check_folds(settings: StudySettings, task: Task) -> list[str]:
     """Refuse classes without images and impossible folds, and return what training parts lack, in lines.
+
+    Of a set of stated size nothing is said: its patients are not known.
 
     Args:
         settings: Settings of the study.
@@ -431,6 +438,7 @@ def check_folds(settings: StudySettings, task: Task) -> list[str]:
         UserError: A class has no image, or the folds are more than the patients.
     """
     what = f"{task.name} {'train' if task.official else 'development'}"
+    seeds = settings.seeds if task.split_seed is None else settings.seeds[:1]
     with _about(f"{what}: "):
         counts = (task.official or (task.development,))[0].class_counts()
         for label, count in counts.items():
@@ -439,7 +447,7 @@ def check_folds(settings: StudySettings, task: Task) -> list[str]:
                 raise UserError(f"no image is {label!r}; expected images of every class, found {present}")
         try:
             number = settings.transfer_of(task.name).folds
-            folds = [task.folds(number, seed) for seed in settings.seeds]
+            folds = [task.folds(number, seed) for seed in seeds]
         except UserError as error:
             pairs = near_duplicates.merged(task.development).pairs
             merged = (
@@ -450,11 +458,13 @@ def check_folds(settings: StudySettings, task: Task) -> list[str]:
             raise UserError(
                 f"{error}; expected fewer folds (transfer.folds) or more patients{merged}"
             ) from error
+    if not is_here(task):
+        return []
     lacking: dict[str, list[int]] = {}
-    for seed, splits in zip(settings.seeds, folds, strict=True):
+    for seed, splits in zip(seeds, folds, strict=True):
         for line in findings.of_folds(task.development, splits):
-            lacking.setdefault(line, []).append(seed)
-    lines = [f"{what}, seed {', '.join(map(str, seeds))}: {line}" for line, seeds in lacking.items()]
+            lacking.setdefault(line, []).extend([seed] if task.split_seed is None else settings.seeds)
+    lines = [f"{what}, seed {', '.join(map(str, found))}: {line}" for line, found in lacking.items()]
     return lines + [f"{task.name}: {line}" for line in few_samples.of_task(task.datasets, folds)]
 
 

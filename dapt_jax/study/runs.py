@@ -17,12 +17,12 @@ from dapt_jax.errors import UserError
 from dapt_jax.losses import ClassificationLoss, SegmentationLoss
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
-from dapt_jax.models.encoder import Tree
+from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.trunk import Trunk
-from dapt_jax.objectives import Distil, MaskedAutoencoder, Objective, Reconstruct, TwoViews
+from dapt_jax.objectives import Dino, Distil, MaskedAutoencoder, Objective, Reconstruct, TwoViews
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.losses import LossSettings
-from dapt_jax.settings.training import ClassifierTrainSettings, TrainSettings
+from dapt_jax.settings.training import AdaptSettings, ClassifierTrainSettings, TrainSettings
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.training import label_free, patterns
 from dapt_jax.training.cache.policy import Caching
@@ -138,13 +138,19 @@ def adaptation_run(
     train_rows, val_rows = np.arange(len(corpus)), np.arange(0)
     if fraction := settings.corpus_named(strategy.corpus).val_fraction:
         train_rows, val_rows = grouped_holdout(corpus.labels, corpus.groups, fraction, seed)
-    encoder = patterns.with_lora(strategy.encoder, strategy.phases, adapt.lora)
+    encoder = _with_updates(strategy, adapt)
     model = Classifier(encoder, loss.outputs, settings.model.dtype)
     weights = inverse_frequency_weights(corpus, train_rows) if adapt.balance_classes else ()
     data = TrainData(corpus, train_rows, val_rows, weights)
     options = run_options(settings, adapt)
     tag = RunTag(strategy.name, label=f"{strategy.part}/" if strategy.part else "")
     return TrainingRun(model, strategy.phases, data, loss, seed=seed, tag=tag, **options)
+
+
+def _with_updates(strategy: Strategy, adapt: AdaptSettings) -> Encoder:
+    """Return the encoder of a strategy with the low-rank updates and rows that its patterns name."""
+    encoder = patterns.with_lora(strategy.encoder, strategy.phases, adapt.lora)
+    return patterns.with_rows(encoder, strategy.phases, adapt.rows)
 
 
 def label_free_run(
@@ -181,7 +187,12 @@ def label_free_run(
             f"images to train on; expected up to {len(train_rows)}, or 0 to sample all images alike"
         )
     objective, teacher_weights = objective_of(settings, strategy)
-    encoder = patterns.with_lora(strategy.encoder, strategy.phases, settings.adapt.lora)
+    if isinstance(objective, Dino) and settings.adapt.early_stopping_patience:
+        raise UserError(
+            f"strategy {strategy.name!r}: the loss of objective {Dino.name!r} has targets that move, and is lowest "
+            "when it collapses; expected adapt.early_stopping_patience=0"
+        )
+    encoder = _with_updates(strategy, settings.adapt)
     model = label_free.pretext(encoder, objective, strategy.phases, settings.model.dtype)
     return TrainingRun(
         model,
@@ -215,6 +226,8 @@ def objective_of(settings: StudySettings, strategy: Strategy) -> tuple[Objective
         return TwoViews(None, pairs.loss, pairs.temperature, pairs.patient_positives), None
     if strategy.objective == MaskedAutoencoder.name:
         return MaskedAutoencoder(None, **dataclasses.asdict(adapt.mae)), None
+    if strategy.objective == Dino.name:
+        return Dino(None, **dataclasses.asdict(adapt.dino)), None
     chosen = adapt.distil
     if not chosen.teacher:
         raise UserError(

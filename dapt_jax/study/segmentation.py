@@ -66,8 +66,7 @@ def fold_run(
     settings = study.settings.transfer_of(task.name).segmentation
     train_rows, val_rows = task.watched_split(train_rows, settings.val_fraction, arm.seed)
     loss = segmentation_loss(task.development, settings.loss)
-    if settings.drop_path >= 0:
-        encoder = registry.with_drop_path(encoder, settings.drop_path)
+    encoder = registry.for_masks(encoder, settings.drop_path)
     model = Segmenter(encoder, loss.outputs, settings.decoder, study.settings.model.dtype)
     behind = model.groups[len(model.encoder.groups) :]
     train_decoder: ByGroup[BatchNormMode] = tuple((group, "train") for group in behind)

@@ -18,6 +18,9 @@ from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
 
+MOST_PATIENTS = 100_000
+"""Patients of a set of stated size. Up to so many images are each of their own; dividing more would take long."""
+
 
 class StatedImages(ImageStore):
     """Images of which only number and size are known: all black."""
@@ -52,6 +55,10 @@ class StatedImages(ImageStore):
     def take(self, indices: Sequence[int] | np.ndarray) -> "StatedImages":
         """Return the images at `indices`."""
         return StatedImages(tuple(self.names[index] for index in np.asarray(indices, np.int64)), self.size)
+
+    def at_size(self, size: int) -> "StatedImages":
+        """Return as many images of another side."""
+        return StatedImages(self.names, size)
 
     def ranges(self) -> list[Range]:
         """Return the range of 8-bit images for each."""
@@ -88,7 +95,8 @@ def read_or_stated(
         stated, key = settings.plan.counts, title.replace(" ", ".")
         if not stated:
             raise
-        if (count := stated.get(key)) is None:
+        first = source if isinstance(source, Mapping) else source[0]
+        if (count := stated.get(f"{key}.{first.get('kind')}", stated.get(key))) is None:
             raise UserError(
                 f"{error}; to plan without it, state its size: plan.images='{key}=NUMBER'"
             ) from error
@@ -98,7 +106,7 @@ def read_or_stated(
 
 
 def of_size(count: int, number_of_classes: int, image_size: int, title: str, source: Sources) -> Dataset:
-    """Return a set of so many images, each of its own patient, the classes in turn.
+    """Return a set of so many images of up to `MOST_PATIENTS` patients, the classes in turn.
 
     Args:
         count: Number of images.
@@ -132,20 +140,17 @@ def of_size(count: int, number_of_classes: int, image_size: int, title: str, sou
     images = StatedImages(tuple(f"{title}/{row:06d}" for row in range(count)), size)
     labels = np.arange(count) % max(len(classes), 1)
     multi_label = entry is not None and entry.multi_label
+    side, nothing = near_duplicates.THUMBNAIL, np.zeros(count, np.uint8)
+    thumbnails = np.broadcast_to(np.uint8(0), (count, side, side, 3))
     digest = int.from_bytes(hashlib.blake2b(title.encode(), digest_size=7).digest(), "little")
-    looks = near_duplicates.Looks(
-        np.zeros((count, near_duplicates.THUMBNAIL, near_duplicates.THUMBNAIL, 3), np.uint8),
-        np.arange(count, dtype=np.uint64) + np.uint64(digest),
-        np.zeros(count, np.uint8),
-        np.full(count, 255, np.uint8),
-    )
-    near_duplicates.remember(images, looks)
+    digests = np.arange(count, dtype=np.uint64) + np.uint64(digest)
+    near_duplicates.remember(images, near_duplicates.Looks(thumbnails, digests, nothing, nothing))
     return Dataset(
         name=title,
         images=images,
         labels=np.eye(len(classes), dtype=np.float32)[labels] if multi_label else labels,
         classes=classes,
-        groups=np.array(images.names),
+        groups=np.array(images.names[:MOST_PATIENTS])[np.arange(count) % MOST_PATIENTS],
         masks=np.broadcast_to(np.uint8(0), (count, size, size)) if segments else None,
         segments=tuple(dict.fromkeys(segments)),
         overlapping=bool(segments and entry and entry.overlapping),

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.objectives import SUPERVISED, Reconstruct
+from dapt_jax.objectives import SUPERVISED, Dino, Reconstruct
+from dapt_jax.objectives.dino import LAYERS
 from dapt_jax.settings import StrategySpec, StudySettings
 from dapt_jax.settings.training import AdaptSettings
-from dapt_jax.training.patterns import KINDS, LORA
+from dapt_jax.training.patterns import KINDS, LORA, ROWS
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights import locate
 from dapt_jax.weights.run_reference import ALL, SCHEME, RunReference
@@ -111,10 +112,18 @@ def head_first(adapt: AdaptSettings) -> Phases:
     """Return the phase that trains the head alone, which comes first; none if it has no epochs.
 
     The head of a label-free objective sees the views of the later phases, of which everything is cached;
-    that of `reconstruct` starts as the identity, and needs no such phase.
+    that of `reconstruct` starts as the identity, and needs no such phase. The prototypes of `dino` stay as
+    they are in the first epoch.
     """
     if not adapt.head_epochs or adapt.objective == Reconstruct.name:
         return ()
+    if adapt.objective == Dino.name:
+        layers = tuple(f"{HEAD}/{name}" for name in LAYERS)
+        below = Phase("head_layers", 1, layers, adapt.head_lr, views=adapt.num_fixed_views)
+        rest = adapt.head_epochs - 1
+        return (below, dataclasses.replace(below, name="head", epochs=rest, trainable=(HEAD,)))[
+            : 1 + bool(rest)
+        ]
     if adapt.objective != SUPERVISED:
         return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, views=adapt.num_fixed_views),)
     return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False),)
@@ -254,16 +263,37 @@ def attention_output(encoder: Encoder, adapt: AdaptSettings) -> Phases:
     Raises:
         UserError: The encoder has no self-attention in these groups.
     """
+    chosen = _attention_outputs(encoder, adapt, "attention_output")
+    return (*head_first(adapt), phase(adapt, "attention_output", adapt.epochs, chosen))
+
+
+@strategy(
+    "apla",
+    "As attention_output, but `adapt.rows.number` rows of each weight alone, drawn once from `adapt.rows.seed` "
+    "(APLA, arXiv 2503.11335).",
+)
+def apla(encoder: Encoder, adapt: AdaptSettings) -> Phases:
+    """Return the head, then some rows of the output projection of self-attention.
+
+    Raises:
+        UserError: The encoder has no self-attention in these groups.
+    """
+    chosen = tuple(f"{each}:{ROWS}" for each in _attention_outputs(encoder, adapt, "apla"))
+    return (*head_first(adapt), phase(adapt, "apla", adapt.epochs, chosen))
+
+
+def _attention_outputs(encoder: Encoder, adapt: AdaptSettings, name: str) -> tuple[str, ...]:
+    """Return patterns of the output projections of self-attention in the groups of a strategy."""
     groups = peft_groups(encoder, adapt)
     patterns = tuple(f"{group}/attention/project" for group in groups)
     present = tuple(each for each in patterns if f"{each}/kernel" in encoder.kinds)
     if not present:
         raise UserError(
-            f"strategy 'attention_output' trains the output of self-attention, which {encoder.name} has none "
+            f"strategy {name!r} trains the output of self-attention, which {encoder.name} has none "
             f"of in {groups[0]} to {groups[-1]}; expected a transformer such as vit_small, or bitfit, "
             "norm_tuning or lora"
         )
-    return (*head_first(adapt), phase(adapt, "attention_output", adapt.epochs, present))
+    return present
 
 
 @strategy(

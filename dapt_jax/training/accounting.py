@@ -31,11 +31,14 @@ class ImageCost:
         prefix: Forward pass below the boundary.
         suffix: Forward and backward pass above it, without gradients of frozen parameters.
         head: Of `suffix`, the passes through the head of a label-free objective and its loss.
+        targets: Forward pass above the boundary of the network's own moving average under `Dino`, of which
+            `suffix` counts nothing.
     """
 
     prefix: flops.Flops
     suffix: flops.Flops
     head: flops.Flops = dataclasses.field(default_factory=flops.Flops)
+    targets: flops.Flops = dataclasses.field(default_factory=flops.Flops)
 
 
 def _abstract(tree: PyTree[jax.ShapeDtypeStruct]) -> PyTree[jax.ShapeDtypeStruct]:
@@ -92,9 +95,9 @@ def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
 
     Args:
         program: The phase.
-        image_size: Side of the images in pixels.
+        image_size: Side of the data set's images in pixels, which the phase trains on unless it has its own.
     """
-    key = (program.key, image_size)
+    key = (program.key, program.side(image_size))
     if key not in _costs:
         _costs[key] = _image_cost(program, image_size)
     return _costs[key]
@@ -104,7 +107,7 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     program = dataclasses.replace(
         program, grad_accum_steps=1, batch_norm_groups=1
     )  # one image cannot be split
-    model, side = program.model, program.augment.size(image_size)
+    model, side = program.model, program.side(image_size)
     params, batch_stats = model.abstract()
     state = _abstract(jax.eval_shape(program.init_state, params, batch_stats))
     batch = program.batch_size  # the cost of one image depends on it where a loss compares images
@@ -112,16 +115,21 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     weight, lr = jax.ShapeDtypeStruct((batch,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     labels = program.objective.label_shape(batch, side)
     update = program.update
-    if _is_corrupting(program):
+    if _needs_key(program):
         update = functools.partial(update, key=jax.random.key(0))
+    if program.dino:
+        update = functools.partial(update, rng={"epoch": jnp.int32(0), "total_steps": jnp.int32(1)})
     suffix = _traced_with_lax(update, state, x, labels, weight, lr)
     prefix = forward(model, side, program.mask.boundary) * (2 if program.is_paired else 1)
     head = _head_cost(program, state["params"], side, labels, weight)
-    return ImageCost(prefix, _each(suffix, batch), _each(head, batch))
+    targets = _traced_with_lax(program.own_targets, state, x) if program.dino else flops.Flops()
+    return ImageCost(prefix, _each(suffix, batch), _each(head, batch), _each(targets, batch))
 
 
-def _is_corrupting(program: PhaseProgram) -> bool:
-    return isinstance(program.objective, Objective) and program.objective.is_corrupting
+def _needs_key(program: PhaseProgram) -> bool:
+    """Return whether random draws change what is computed: corruption, or patches that are left out."""
+    is_corrupting = isinstance(program.objective, Objective) and program.objective.is_corrupting
+    return is_corrupting or program.model.encoder.options.patch_dropout > 0
 
 
 def _inputs(program: PhaseProgram, side: int, batch: int) -> Any:
@@ -147,13 +155,15 @@ def _head_cost(program: PhaseProgram, params: Tree, side: int, labels: Any, weig
         boundary_shape(model, len(model.groups) - 1, side), weight.shape[0] * (1 + program.is_paired)
     )
 
-    def loss(head: Tree, x: jax.Array, labels: Any, weight: jax.Array) -> jax.Array:
-        return objective.total(objective.outputs(head, x, model.encoder.as_map), labels, weight)
+    def loss(train: Tree, x: jax.Array, rest: Tree, labels: Any, weight: jax.Array) -> jax.Array:
+        outputs = objective.outputs(freezing.combine(train, rest)[HEAD], x, model.encoder.as_map)
+        return objective.total(outputs, labels, weight)
 
     trains_encoder = any(not path.startswith(f"{HEAD}/") for path in program.mask.trainable)
     gradient = jax.value_and_grad(loss, argnums=(0, 1) if trains_encoder else 0)
     head = {key: value for key, value in params[HEAD].items() if key != POSITION}
-    return _traced_with_lax(gradient, head, last, labels, weight)
+    train, rest = freezing.partition({HEAD: head}, program.mask.trainable)
+    return _traced_with_lax(gradient, train, last, rest, labels, weight)
 
 
 def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1) -> int:
@@ -164,24 +174,24 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
 
     Args:
         program: The phase.
-        image_size: Side of the images in pixels.
+        image_size: Side of the data set's images in pixels, as in `image_cost`.
         batch: Images of a step on the device.
         fsdp: Devices over which parameters, gradients and optimizer state are sharded; buffers gathered for
             one layer at a time are not counted.
     """
-    key = (program.key, image_size, batch, fsdp)
+    key = (program.key, program.phase.image_size or image_size, batch, fsdp)
     if key not in _peaks:
         _peaks[key] = _peak_bytes(program, image_size, batch, fsdp)
     return _peaks[key]
 
 
 def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -> int:
-    model, side = program.model, program.augment.size(image_size)
+    model, side = program.model, program.side(image_size)
     params, batch_stats = model.abstract()
     train, rest = freezing.partition(params, program.mask.trainable)
     at_once = -(-batch // program.grad_accum_steps)
     inputs = _inputs(program, side, at_once)
-    key = jax.random.key(0) if _is_corrupting(program) else None
+    key = jax.random.key(0) if _needs_key(program) else None
 
     def loss(
         train: Tree,
@@ -208,10 +218,11 @@ def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -
             optimizer_state=opt,
         )
     waiting = memory.tree_bytes(boundary_shape(model, program.mask.boundary, side)) * (batch - at_once)
-    images = batch * image_size * image_size * 3
+    images = batch * (program.phase.image_size or image_size) ** 2 * 3
     # Twice the trained parameters: their gradients have the same size.
     elsewhere = sum(_elsewhere(tree, fsdp) for tree in (train, train, rest, opt))
-    return stored + waiting + images + _prefix_bytes(program, side, batch) - elsewhere
+    average = memory.tree_bytes(train) - _elsewhere(train, fsdp) if program.dino else 0
+    return stored + waiting + images + average + _prefix_bytes(program, side, batch) - elsewhere
 
 
 def _elsewhere(state: object, fsdp: int) -> int:

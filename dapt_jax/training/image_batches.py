@@ -23,6 +23,7 @@ def reader(
     run: TrainingRun, program: PhaseProgram, activations: Activations | None, targets: Activations | None
 ) -> Read:
     """Return the function from an epoch and rows to the contents of a batch besides labels and weights."""
+    images = run.images_of(program)
 
     def read(epoch: int, rows: np.ndarray) -> dict[str, Any]:
         own, compared = program.view_pair(epoch)
@@ -32,7 +33,7 @@ def reader(
         if targets is not None:
             found["label"] = host(targets.rows(own if not targets.views else own % targets.views, rows))
         if activations is None:
-            images, augment, seed = run.dataset.images, program.augment, program.seed
+            augment, seed = program.augment, program.seed
             found["image"] = file_crops.batch(images, augment, rows, seed, own)
             if program.is_paired:
                 found["other_image"] = file_crops.batch(images, augment, found["other"], seed, compared)
@@ -85,7 +86,14 @@ def rng_context(program: PhaseProgram, epoch: int) -> dict[str, Any]:
     """Return what the random numbers of an epoch follow from."""
     view, other = program.view_pair(epoch)
     pair = {"other_view": np.int32(other)} if program.is_paired else {}
-    return {"seed": np.uint32(program.seed), "view": np.int32(view), **pair, "epoch": np.int32(epoch)}
+    total = {"total_steps": np.int32(program.total_steps)} if program.dino else {}
+    return {
+        "seed": np.uint32(program.seed),
+        "view": np.int32(view),
+        **pair,
+        **total,
+        "epoch": np.int32(epoch),
+    }
 
 
 def host(tree: Any) -> Any:

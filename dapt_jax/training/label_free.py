@@ -9,8 +9,9 @@ from dapt_jax.data import near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError
 from dapt_jax.models.encoder import Encoder
+from dapt_jax.models.tokens import visible_count
 from dapt_jax.objectives import Objective
-from dapt_jax.objectives.masking import MaskedPretext, MaskedViews, visible_count
+from dapt_jax.objectives.masking import MaskedPretext, MaskedViews
 from dapt_jax.objectives.network import Pretext
 from dapt_jax.training import freezing
 from dapt_jax.training.phases import Phase
@@ -37,6 +38,13 @@ def pretext(
             "vision transformer with learnt positions, such as model.name='vit_small', or "
             "adapt.objective='reconstruct'"
         )
+    teacher = objective.teacher
+    needs_all = objective.is_masking or objective.is_corrupting or (teacher and teacher.reads == "map")
+    if encoder.options.patch_dropout and needs_all:
+        raise UserError(
+            f"objective {objective.name!r} needs all patches, but model.patch_dropout is "
+            f"{encoder.options.patch_dropout:g}; expected 0, or adapt.objective='two_views'"
+        )
     network = MaskedPretext if objective.is_masking else Pretext
     model = network(encoder, dtype=dtype, objective=objective)
     masks = [freezing.resolve_trainable(phase, model.groups, model.kinds) for phase in phases]
@@ -58,10 +66,11 @@ def check(programs: Sequence[PhaseProgram], dataset: Dataset, rows: np.ndarray, 
         groups: Number of the patient of every row of the data set, where the objective compares patients.
 
     Raises:
-        UserError: Images are mixed, there are fewer than two different ones, or the two views of every image
-            would be equal.
+        UserError: Images are mixed, there are fewer than two different ones, the two views of every image would
+            be equal, or the phases would train an encoder against a random head.
     """
     objective = programs[0].objective
+    assert isinstance(objective, Objective)
     if any(not program.mix.is_identity for program in programs):
         raise UserError(
             f"objective {objective.name!r} compares unmixed images; expected adapt.mix without mixing"
@@ -71,11 +80,15 @@ def check(programs: Sequence[PhaseProgram], dataset: Dataset, rows: np.ndarray, 
             f"{dataset.name}: {len(rows)} image to train on; objective {objective.name!r} needs two or more "
             "different ones"
         )
+    if programs[0].dino:
+        _check_dino(programs)
     for program in programs:
         if program.is_paired:
-            _check_pairs(program, dataset, groups[rows])
+            _check_views(program)
+        if objective.compares_images:
+            _check_groups(program, dataset, groups[rows])
         if isinstance(program.augment, MaskedViews):
-            _check_masks(program.augment, dataset.images.size)
+            _check_masks(program.augment, program.phase.image_size or dataset.images.size)
 
 
 def _check_masks(views: MaskedViews, image_size: int) -> None:
@@ -95,8 +108,8 @@ def _ratio_of(patches: int) -> float:
     return round((patches * 3 // 4) / patches, 4)
 
 
-def _check_pairs(program: PhaseProgram, dataset: Dataset, groups: np.ndarray) -> None:
-    name, phase = program.objective.name, program.phase
+def _check_groups(program: PhaseProgram, dataset: Dataset, groups: np.ndarray) -> None:
+    name = program.objective.name
     if program.grad_accum_steps > 1:
         raise UserError(
             f"objective {name!r} compares all images of a batch, but grad_accum_steps="
@@ -107,9 +120,46 @@ def _check_pairs(program: PhaseProgram, dataset: Dataset, groups: np.ndarray) ->
             f"{dataset.name}: all {len(groups)} images are of one patient or look alike; objective "
             f"{name!r} compares patients: expected two or more, or adapt.objective='reconstruct'"
         )
+
+
+def _check_views(program: PhaseProgram) -> None:
+    name, phase = program.objective.name, program.phase
     if program.augment.is_fixed or phase.views == 1:
         why = "adapt.augment changes nothing" if program.augment.is_fixed else "it has one fixed view"
         raise UserError(
             f"phase {phase.name!r}: the two views of an image are equal, since {why}; objective "
             f"{name!r} needs an augmentation, and views (adapt.num_fixed_views) of 2 or more, or 0"
         )
+
+
+def _check_dino(programs: Sequence[PhaseProgram]) -> None:
+    """Refuse what would train an encoder against a random head, or judge by a loss whose targets move."""
+    first, name = programs[0], programs[0].objective.name
+    if first.mask.boundary < len(first.model.encoder.groups):
+        raise UserError(
+            f"phase {first.phase.name!r} trains the encoder against a random head; objective {name!r} needs a "
+            "phase of the head alone first: expected adapt.head_epochs of 1 or more"
+        )
+    if first.optimizer.ema:
+        raise UserError(
+            f"adapt.optimizer.ema is {first.optimizer.ema:g}, but objective {name!r} keeps an average of its "
+            "own, adapt.dino.momentum_teacher; expected adapt.optimizer.ema=0"
+        )
+    for program in programs:
+        if program.phase.schedule == "plateau":
+            raise UserError(
+                f"phase {program.phase.name!r}: the loss of objective {name!r} has targets that move, and is "
+                "lowest when it collapses; expected another schedule than 'plateau', such as 'cosine'"
+            )
+
+
+def warning(strategy: str, program: PhaseProgram) -> str:
+    """Return a line on a strategy whose objective is the riskiest; empty for others."""
+    if not program.dino:
+        return ""
+    return (
+        f"warning: {strategy}: objective 'dino' is the riskiest choice: its head starts at random and its "
+        "targets move with the network, so that small corpora may make features worse, or collapse to one; watch "
+        "RankMe, and put strategy 'none' and objective 'reconstruct' or 'distil', whose targets are fixed, beside "
+        "it"
+    )

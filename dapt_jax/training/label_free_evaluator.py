@@ -14,12 +14,14 @@ from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import Classifier, pool
 from dapt_jax.models.network import Network
+from dapt_jax.objectives import Dino
 from dapt_jax.objectives.masking import MaskedViews
 from dapt_jax.objectives.network import Pretext
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.fill import forward_fn
 from dapt_jax.training.cache.prefix import Activations
 from dapt_jax.training.freezing import Tree
+from dapt_jax.training.quantised import in_float32
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
 from dapt_jax.transferability.alpha_req import alpha_req
@@ -47,6 +49,23 @@ def _loss_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
 
 
 @functools.cache
+def _dino_loss_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
+    """Return the jitted weighted sum of losses of a batch, from activations of two views at a boundary.
+
+    The student is compared with its moving average under the last temperature.
+    """
+    objective = model.objective
+    assert isinstance(objective, Dino)
+
+    def total(params: Tree, average: Tree, stats: Tree, centre: Any, x: Any, weight: jax.Array) -> jax.Array:
+        outputs, teacher = (model.suffix(each, stats, x, boundary)[0] for each in (params, average))
+        targets = objective.soft_targets(teacher, centre, objective.teacher_temp)
+        return objective.total(outputs, targets, weight)
+
+    return jax.jit(total)
+
+
+@functools.cache
 def _features_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
     """Return the jitted function from activations at a boundary to pooled features."""
 
@@ -61,7 +80,8 @@ def _features_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
 class LabelFreeEvaluator:
     """Metrics of a phase's network without any label, on the first views of fixed images.
 
-    The held-out loss sees the same views and the same corruption after every epoch, so that epochs compare.
+    The held-out loss sees the same views and the same corruption after every epoch, so that epochs compare;
+    images have the size that the phase trains on.
     The spectrum is that of up to `MONITORED` images, drawn once from all rows of the run; LiDAR compares their
     cached views, where there are two or more.
     """
@@ -86,6 +106,7 @@ class LabelFreeEvaluator:
         assert isinstance(program.model, Pretext)
         self._run, self._program, self._mesh = run, program, mesh
         self._activations, self._targets = activations, targets
+        self._images = run.images_of(program)
         self._model, self._boundary = program.model, program.mask.boundary
         rows = np.concatenate([run.train_rows, run.val_rows])
         self._monitored = np.sort(np.random.default_rng(0).permutation(rows)[:MONITORED])
@@ -101,7 +122,7 @@ class LabelFreeEvaluator:
         del logits
         own = evaluation_params(state), state["batch_stats"]
         weights = sharding.shard_state(own, self._mesh)
-        found = self._held_out(weights) if len(self._run.val_rows) else {}
+        found = self._held_out(weights, state) if len(self._run.val_rows) else {}
         return processes.broadcast_from_primary(lambda: found) | self.spectrum(own)
 
     def spectrum(self, weights: tuple[Tree, Tree]) -> dict[str, float]:
@@ -115,9 +136,8 @@ class LabelFreeEvaluator:
         found = [self._features(weights, first + view) for view in range(max(views, 1))]
         return processes.broadcast_from_primary(lambda: spectrum(np.stack(found)))
 
-    def _held_out(self, weights: tuple[Tree, Tree]) -> dict[str, float]:
-        run, first = self._run, self._program.view_pair(0)
-        total_of, sums, count = _loss_fn(self._model, self._boundary), 0.0, 0
+    def _held_out(self, weights: tuple[Tree, Tree], state: State) -> dict[str, float]:
+        run, first, sums, count = self._run, self._program.view_pair(0), 0.0, 0
         for number, (rows, filled) in enumerate(self._batches(run.val_rows)):
             x = self._inputs(weights, first[0], filled)
             if self._program.is_paired:
@@ -125,12 +145,17 @@ class LabelFreeEvaluator:
             label = (
                 run.labels[filled]
                 if self._targets is None
-                else self._targets.rows(self._at(first[0]), filled)
+                else in_float32(self._targets.rows(self._at(first[0]), filled))
             )
             weight = (np.arange(run.batch_size) < len(rows))[self._own].astype(np.float32)
-            batch = sharding.shard_batch((label, weight), self._mesh)
-            key = jax.random.key(number)
-            sums += float(sharding.gather_to_host(total_of(*weights, x, *batch, key)))
+            label, weight = sharding.shard_batch((label, weight), self._mesh)
+            if self._program.dino:
+                own = state["params"], *weights, state["centre"]
+                total = _dino_loss_fn(self._model, self._boundary)(*own, x, weight)
+            else:
+                key = jax.random.key(number)
+                total = _loss_fn(self._model, self._boundary)(*weights, x, label, weight, key)
+            sums += float(sharding.gather_to_host(total))
             count += len(rows)
         return {"val_loss": sums / count}
 
@@ -181,7 +206,7 @@ class LabelFreeEvaluator:
     ) -> Any:
         """Return activations of this process's rows in one view, from images."""
         rng = {"seed": np.uint32(self._program.seed), "view": np.int32(view)}
-        cut = file_crops.batch(self._run.dataset.images, augment, rows, self._program.seed, view)
+        cut = file_crops.batch(self._images, augment, rows, self._program.seed, view)
         images, index = sharding.shard_batch((cut, rows), self._mesh)
         return forward_fn(model, boundary, augment)(*weights, images, rng, index)
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.models.lora import LoraSettings
+from dapt_jax.models.row_changes import RowSettings
 from dapt_jax.parameters import Kind
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights.paths import flatten
@@ -25,12 +26,20 @@ _MOST = 1000
 LORA = "lora"
 """Kind of pattern that picks kernels for low-rank adaptation instead of training."""
 
+ROWS = "rows"
+"""Kind of pattern that picks kernels of dense layers of which some rows train."""
+
 KINDS: dict[str, frozenset[Kind]] = {
     "kernel": frozenset(kind for kind in Kind if kind.is_kernel),
-    **{kind.value: frozenset({kind}) for kind in Kind if not kind.is_statistic and not kind.is_lora},
+    **{
+        kind.value: frozenset({kind})
+        for kind in Kind
+        if not (kind.is_statistic or kind.is_lora or kind.is_rows)
+    },
     "bias": frozenset({Kind.BIAS, Kind.BATCH_NORM_BIAS, Kind.LAYER_NORM_BIAS}),
     "norm": frozenset(kind for kind in Kind if kind.is_batch_norm or kind.is_layer_norm),
     LORA: frozenset(kind for kind in Kind if kind.is_lora),
+    ROWS: frozenset(kind for kind in Kind if kind.is_rows),
 }
 """Kinds of parameters by their name in patterns; `bias` includes those of norms, as BitFit does."""
 
@@ -51,8 +60,8 @@ def select(
 ) -> list[str]:
     """Return the paths that a pattern matches, in the order of `kinds`.
 
-    The leaves of low-rank updates are matched by patterns that end with `:lora` alone, so that `*` means the
-    parameters of the network itself.
+    The leaves of low-rank updates are matched by patterns that end with `:lora` alone, and changes of rows by
+    those that end with `:rows`, so that `*` means the parameters of the network itself.
 
     >>> kinds = {"block1/mlp/kernel": Kind.DENSE_KERNEL, "block2/mlp/bias": Kind.BIAS}
     >>> select("block1..2:bias", kinds, ("block1", "block2"), "phase 'p':")
@@ -72,7 +81,11 @@ def select(
     glob, colon, name = pattern.partition(":")
     if colon and name not in KINDS:
         raise UserError(f"{told}: unknown kind of parameter {name!r}; {nearest(name, KINDS)}")
-    pool = {path: kind for path, kind in kinds.items() if kind.is_lora == (name == LORA)}
+    pool = {
+        path: kind
+        for path, kind in kinds.items()
+        if (kind.is_lora, kind.is_rows) == (name == LORA, name == ROWS)
+    }
     by_glob: dict[str, None] = {}
     for member in expanded(glob, told):
         found = [path for path in pool if matches(path, member)]
@@ -85,7 +98,7 @@ def select(
         known = [
             each
             for each, members in KINDS.items()
-            if members & {pool[path] for path in by_glob} and each != LORA
+            if members & {pool[path] for path in by_glob} and each not in (LORA, ROWS)
         ]
         raise UserError(f"{told} matches no {what} of the kind {name!r}; {nearest(name, known)}")
     return chosen
@@ -153,6 +166,43 @@ def with_lora(encoder: Encoder, phases: Sequence[Phase], settings: LoraSettings)
 def _with_lora(encoder: Encoder, kernels: tuple[str, ...], settings: LoraSettings) -> Encoder:
     """Return the same object for equal arguments, so that seeds share compiled steps and cached prefixes."""
     return encoder.with_lora(kernels, settings)
+
+
+def with_rows(encoder: Encoder, phases: Sequence[Phase], settings: RowSettings) -> Encoder:
+    """Return an encoder with changes of some rows of the weights that patterns name; itself if none does.
+
+    Args:
+        encoder: The encoder.
+        phases: Phases of a run.
+        settings: Number and seed of the rows.
+
+    Raises:
+        UserError: A pattern matches no kernel of a dense layer, or one that has not more rows.
+    """
+    kernels = {path: kind for path, kind in encoder.kinds.items() if kind is Kind.DENSE_KERNEL}
+    shapes = {path: leaf.shape for path, leaf in flatten(encoder.abstract()[0]).items()}
+    chosen: dict[str, tuple[int, ...]] = {}
+    for phase in phases:
+        for pattern in phase.trainable:
+            glob, _, name = pattern.partition(":")
+            if name != ROWS:
+                continue
+            where = f"phase {phase.name!r}:"
+            for path in select(glob, kernels, encoder.groups, where, "kernel of a dense layer"):
+                outputs = shapes[path][-1]
+                if settings.number >= outputs:
+                    raise UserError(
+                        f"{where} pattern {pattern!r}: adapt.rows.number is {settings.number}, and {path} has "
+                        f"{outputs} rows; expected 1 to {outputs - 1}, or {glob!r}, which trains all"
+                    )
+                chosen[path] = settings.drawn(path, outputs)
+    return _with_rows(encoder, tuple(chosen.items())) if chosen else encoder
+
+
+@functools.cache
+def _with_rows(encoder: Encoder, outputs: tuple[tuple[str, tuple[int, ...]], ...]) -> Encoder:
+    """Return the same object for equal arguments: see `_with_lora`."""
+    return encoder.with_rows(dict(outputs))
 
 
 def _rank(shape: Sequence[int]) -> int:

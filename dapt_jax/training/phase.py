@@ -121,14 +121,17 @@ class ActivePhase:
             self._step_work = self.run.flops_per_step(self.number)
 
     def _activations(self, state: State) -> tuple[Activations | None, Activations | None]:
-        """Return the phase's cached activations, and those of images that are not augmented; or None."""
+        """Return the phase's cached activations, and those of images that are not augmented; or None.
+
+        The latter are None too where the phase trains on images of its own size and rows are held out.
+        """
         run, context, account = self.run, self.context, self.account
         wanted = run.prefixes_to_compute(self.number)
         if not wanted:
             return None, None
         title = f"{run.title}  {self.program.phase.name}"
         context.reporter.advance(0, f"{title}: computing the frozen prefix once")
-        source = state["params"], state["batch_stats"], run.dataset.images
+        source = state["params"], state["batch_stats"], run.images_of(self.program)
         filling = Filling(clock=account.clock, mesh=context.mesh, on_computed=account.add_fill)
         with account.clock.span("cache"):
             found, ran = None, 0
@@ -141,13 +144,16 @@ class ActivePhase:
                     )
             clean, (prefix, tier) = found, wanted[-1]
             is_clean_needed = len(run.val_rows) and not isinstance(run.loss, Objective)
-            if found and is_clean_needed and prefix != prefix.plain:
+            has_own_size = bool(self.program.phase.image_size)
+            if found and is_clean_needed and has_own_size:
+                clean = None  # a few validation rows at full size cost less than all rows would once
+            elif found and is_clean_needed and prefix != prefix.plain:
                 plain = Filling(clock=account.clock, mesh=context.mesh)
                 clean = context.cache.get(prefix.plain, *source, tier, plain)
-        if found is None or clean is None:
+        if found is None or (clean is None and not has_own_size):
             account.settle_fill(ran, 0.0, cached=False)
             return None, None
-        account.settle_fill(ran, found.seconds)
+        account.settle_fill(ran, found.seconds, error=found.rounding_error)
         context.reporter.advance(ran, title)
         return found, clean
 
@@ -162,10 +168,10 @@ class ActivePhase:
             raise ValueError("an objective whose targets are those of the source needs the source weights")
         if not run.teacher_weights:  # low-rank updates start at zero
             weights = run.model.encoder.merged(weights[0]), weights[1]
-        wanted = run.targets_to_compute(self.number)
+        wanted, images = run.targets_to_compute(self.number), run.images_of(self.program)
         prefix = training_targets.target_prefix(self.program, teacher)
         if wanted is None:
-            return OnlineTargets.of(prefix, weights, run.dataset.images)
+            return OnlineTargets.of(prefix, weights, images)
         context.reporter.advance(0, f"{run.title}  {self.program.phase.name}: computing the targets once")
         with account.clock.span("cache"):
             is_based = activations is not None and run.extends_prefix(self.number)
@@ -173,9 +179,9 @@ class ActivePhase:
             filling = Filling(
                 base=base, clock=account.clock, mesh=context.mesh, on_computed=account.add_targets
             )
-            found = context.cache.get(prefix, *weights, run.dataset.images, wanted[1], filling)
+            found = context.cache.get(prefix, *weights, images, wanted[1], filling)
         if found is None:
-            return OnlineTargets.of(prefix, weights, run.dataset.images)
+            return OnlineTargets.of(prefix, weights, images)
         account.settle_targets(found.ran, found.seconds)
         context.reporter.advance(found.ran, run.title)
         return found

@@ -12,6 +12,9 @@ from dapt_jax.parameters import BATCH_NORM_MODES, LAYER_NORM_MODES, BatchNormMod
 
 SCHEDULES = ("constant", "cosine", "linear", "poly", "step", "plateau")
 
+LEAST_SIDE = 8
+"""Least side in pixels of the images that a phase trains on, and a study reads."""
+
 T = TypeVar("T")
 ByGroup = tuple[tuple[str, T], ...]
 """Pairs of a pattern and what holds for what it matches; of two that match, the later one holds."""
@@ -31,7 +34,8 @@ class Phase:
         epochs: Passes over the corpus.
         trainable: Patterns over parameters (see `dapt_jax.training.patterns`): layer groups, each for all
             below it, globs over paths, ranges (`block9..12/attention/project`), kinds (`*:bias`). A pattern
-            that ends with `:lora` trains low-rank updates of the kernels that it matches (arXiv 2106.09685).
+            that ends with `:lora` trains low-rank updates of the kernels that it matches (arXiv 2106.09685), one
+            that ends with `:rows` some rows of the weights of dense layers (arXiv 2503.11335).
         lr: Peak learning rate.
         batch_norm: Batch norm of the groups that train: `frozen` (statistics, scale and bias stay), `affine`
             (statistics stay), `stats` (batch statistics; scale and bias stay) or `train`. Pairs of (group
@@ -49,6 +53,9 @@ class Phase:
             step; the last match applies. Decoupled weight decay is scaled by the same factor.
         corpus: Name in `corpora` of its images; empty for those of the strategy. Where it changes between two
             phases of a strategy, the next run starts from the encoder so far with a new head.
+        image_size: Side in pixels of the images that it trains on, decoded from their files at this size; 0
+            for that of the data set. Small images first and large ones last are progressive resizing (FixRes,
+            arXiv 1906.06423). Validation images keep the size of the data set.
     """
 
     name: str
@@ -72,6 +79,9 @@ class Phase:
         (), doc="Pairs of a pattern and the factor of its learning rate to lr."
     )
     corpus: str = setting("", doc="Name in corpora of its images; empty: those of the strategy.")
+    image_size: int = setting(
+        0, at_least=0, doc="Side in pixels of the images that it trains on; 0: that of the data set."
+    )
 
     def __post_init__(self) -> None:
         where = f"phase {self.name!r}"
@@ -84,6 +94,11 @@ class Phase:
             for mode in [value] if isinstance(value, str) else [mode for _, mode in value]:
                 if mode not in choices:
                     raise UserError(f"{where}: unknown {setting_name} {mode!r}; {nearest(mode, choices)}")
+        if self.image_size and self.image_size < LEAST_SIDE:
+            raise UserError(
+                f"{where}: image_size is {self.image_size}; expected {LEAST_SIDE} or more, or 0 for the size of "
+                "the data set"
+            )
         if self.warmup > self.epochs:
             raise UserError(f"{where}: warmup is {self.warmup} epochs; expected 0 to {self.epochs}")
         for pattern, factor in self.lr_multipliers:

@@ -136,7 +136,9 @@ def save_batch(folder: Path, run: TrainingRun, number: int, found: NonFiniteStep
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
-        images=file_crops.batch(run.dataset.images, program.augment, rows, program.seed, program.view(epoch)),
+        images=file_crops.batch(
+            run.images_of(program), program.augment, rows, program.seed, program.view(epoch)
+        ),
         labels=run.dataset.targets[rows],
         weights=weights,
         rows=rows,

@@ -11,11 +11,13 @@ from dapt_jax.cost.flops import Flops
 from dapt_jax.data import file_crops, near_duplicates
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.mix import Mix
 from dapt_jax.data.pipeline import Order
 from dapt_jax.errors import UserError
 from dapt_jax.losses import Loss
 from dapt_jax.models.network import Network
+from dapt_jax.models.tokens import visible_count
 from dapt_jax.objectives import Objective
 from dapt_jax.training import accounting, label_free, steps, targets
 from dapt_jax.training.cache.policy import CacheDecision, Caching, Tier, choose_cache
@@ -149,9 +151,15 @@ class TrainingRun(Generic[ModelT]):
 
         Raises:
             UserError: There is no phase, two phases share a name, a phase trains nothing or names a part that
-                the model lacks, or a number of images is not positive.
+                the model lacks, a number of images is not positive, or the images cannot have the size that a
+                phase names.
         """
-        object.__setattr__(self, "phases", tuple(self.phases))
+        whole = self.dataset.images.size
+        phases = (
+            dataclasses.replace(each, image_size=0) if each.image_size == whole else each
+            for each in self.phases
+        )
+        object.__setattr__(self, "phases", tuple(phases))
         if not self.phases:
             raise UserError("a training run without phases; expected 1 or more")
         check_names(self.phases)
@@ -160,9 +168,41 @@ class TrainingRun(Generic[ModelT]):
                 raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if any(program.augment.crop_from for program in self.programs):
             file_crops.check(self.dataset.images, bool(self.dataset.segments), self.dataset.name)
-        _ = self.programs  # resolves every phase against the model
+        for program in self.programs:  # resolved against the model
+            if program.phase.image_size:
+                self._check_size(program)
+            self._check_patches(program)
         if isinstance(self.loss, Objective):
             label_free.check(self.programs, self.dataset, self.train_rows, self.labels)
+
+    def _check_size(self, program: PhaseProgram) -> None:
+        """Refuse a phase whose images cannot have the size that it names."""
+        phase, data = program.phase, self.dataset
+        try:
+            if data.segments:
+                raise UserError(f"{data.name} has masks, whose size is that of the data set; expected 0")
+            self.images_of(program)
+            accounting.boundary_shapes(program.model, program.side(data.images.size))
+        except UserError as error:
+            raise UserError(f"phase {phase.name!r}: image_size is {phase.image_size}: {error}") from error
+
+    def _check_patches(self, program: PhaseProgram) -> None:
+        """Refuse patch dropout that leaves no patch."""
+        encoder = program.model.encoder
+        if not (share := encoder.options.patch_dropout):
+            return
+        side = program.side(self.dataset.images.size)
+        patches = (side // encoder.token_patch) ** 2
+        if patches and not visible_count(patches, share):
+            raise UserError(
+                f"model.patch_dropout is {share:g}, which leaves 0 of the {patches} patches of {side} x {side} "
+                f"pixels in phase {program.phase.name!r}; expected at most {1 - 1 / patches:.4g}"
+            )
+
+    def images_of(self, program: PhaseProgram) -> ImageStore:
+        """Return the images that a phase trains on, of the size that it names."""
+        size = program.phase.image_size
+        return self.dataset.images.at_size(size) if size else self.dataset.images
 
     @property
     def dataset(self) -> Dataset:
@@ -196,12 +236,12 @@ class TrainingRun(Generic[ModelT]):
     def labels(self) -> np.ndarray:
         """What the loss compares outputs with besides a teacher's targets, by row of the data set.
 
-        Targets of a loss of labels; int32 numbers of patients, look-alikes merged, for an objective of two
-        views; else zeros.
+        Targets of a loss of labels; int32 numbers of patients, look-alikes merged, for an objective that
+        compares images; else zeros.
         """
         if not isinstance(self.loss, Objective):
             return self.dataset.targets
-        if not self.loss.is_paired:
+        if not self.loss.compares_images:
             return np.zeros(len(self.dataset), np.int32)
         groups = near_duplicates.merged(self.dataset).groups
         return np.unique(groups, return_inverse=True)[1].astype(np.int32)
@@ -296,8 +336,13 @@ class TrainingRun(Generic[ModelT]):
         return cost.suffix.model + prefix + self.online_target_cost(number).model
 
     def online_target_cost(self, number: int) -> Flops:
-        """Return FLOPs of the teacher on one image in one step; none where its outputs are cached."""
+        """Return FLOPs of the teacher on one image in one step; none where its outputs are cached.
+
+        Of `Dino`, whose teacher changes with every step, those above the boundary.
+        """
         program = self.programs[number]
+        if program.dino:
+            return accounting.image_cost(program, self.dataset.images.size).targets
         if self.target_decision(program).cached:
             return Flops()
         return targets.forward_cost(program, self.dataset.images.size)

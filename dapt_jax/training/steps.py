@@ -18,18 +18,19 @@ from dapt_jax.data.mix import Mix
 from dapt_jax.losses import Loss, SegmentationLoss
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
-from dapt_jax.objectives import Objective
+from dapt_jax.objectives import Dino, Objective
 from dapt_jax.training import freezing, optim
 from dapt_jax.training.freezing import TrainableSpec, Tree
 from dapt_jax.training.phases import Phase
+from dapt_jax.training.quantised import dequantised, in_float32
 
 State = dict[str, Any]
 """State of a run: `params`, `batch_stats`, `opt_state`, `ema` (trained leaves, or empty), `step`, and the
-sums of `loss` and `weight` over the epoch so far."""
+sums of `loss` and `weight` over the epoch so far; under `Dino` also the `centre` of its teacher's outputs."""
 
 RngContext = dict[str, Any]
 """What random numbers follow from: `seed` of the run, index of the `view` (augmentation) and of the
-`other_view` of a pair, and of the `epoch` (uncertain labels)."""
+`other_view` of a pair, and of the `epoch` (uncertain labels); under `Dino` also its schedule's `total_steps`."""
 
 Mixed = tuple[Array, Array]
 """Of a mixed batch: the row of each image's partner, and each image's own share in the mix."""
@@ -64,6 +65,7 @@ class PhaseProgram:
         batch_norm_groups: Number of equal groups of examples with separate batch statistics; 1 for statistics
             over all examples on all devices.
         batch_size: Images per step, over all devices, where the cost of an image depends on it; else 1.
+        total_steps: Steps of the run, over which a schedule of `Dino` extends.
     """
 
     model: Network
@@ -80,6 +82,17 @@ class PhaseProgram:
     grad_accum_steps: int = 1
     batch_norm_groups: int = 1
     batch_size: int = 1
+    total_steps: int = 0
+
+    @property
+    def dino(self) -> Dino | None:
+        """The objective, if its targets are outputs of the network's own moving average; else None."""
+        return self.objective if isinstance(self.objective, Dino) else None
+
+    @property
+    def keeps_average(self) -> bool:
+        """Whether the state holds a moving average of the trained leaves."""
+        return bool(self.optimizer.ema) or self.dino is not None
 
     @property
     def is_paired(self) -> bool:
@@ -106,6 +119,14 @@ class PhaseProgram:
     def tx(self) -> optax.GradientTransformation:
         """The phase's optimizer transformation, over the whole parameter tree."""
         return optim.transformation(self.optimizer, self.model.abstract()[0], self.labels)
+
+    def side(self, image_size: int) -> int:
+        """Return the side of the augmented images in pixels, given that of the data set's.
+
+        Raises:
+            UserError: The patch is larger than the images.
+        """
+        return self.augment.size(self.phase.image_size or image_size)
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a step of the run, before the factor of a plateau."""
@@ -149,7 +170,7 @@ class PhaseProgram:
         A teacher's outputs are those of the augmented images already.
         """
         if isinstance(self.objective, Objective):
-            return labels
+            return in_float32(labels)
         if isinstance(self.objective, SegmentationLoss):
             return self.augment.masks(labels, rng["seed"], rng["view"], index)
         if self.objective.uncertain is None:
@@ -158,6 +179,18 @@ class PhaseProgram:
         return self.objective.sample_targets(
             labels, jax.vmap(lambda key: jax.random.fold_in(key, _FOR_LABELS))(keys)
         )
+
+    def own_targets(self, state: State, x: PyTree[Array]) -> PyTree[Float[Array, "b k"]]:
+        """Return what the moving average of the network, which drops nothing, gives for both views.
+
+        Args:
+            state: State before a step.
+            x: Pair of activations at the boundary.
+        """
+        outputs, _ = self.model.suffix(
+            evaluation_params(state), state["batch_stats"], x, self.mask.boundary, self.mask.batch_norm_modes
+        )
+        return outputs
 
     def update(
         self,
@@ -168,6 +201,7 @@ class PhaseProgram:
         lr: Float[Array, ""],
         key: Array | None = None,
         mixed: Mixed | None = None,
+        rng: RngContext | None = None,
     ) -> State:
         """Take one step of the optimizer on activations at the boundary.
 
@@ -180,10 +214,14 @@ class PhaseProgram:
             key: Key of dropout and stochastic depth; None to drop nothing.
             mixed: Mixing partner of each image, and the fraction of its own label; each label keeps its
                 example weight.
+            rng: What the schedules of `Dino` follow from; its labels are the result of `own_targets`.
 
         Returns:
             The state after the step.
         """
+        average, centre = self._average_of_step(state, labels, weights, rng)
+        if self.dino and rng is not None:
+            labels = self.dino.soft_targets(labels, state["centre"], self.dino.temperature(rng["epoch"]))
         train, rest = freezing.partition(state["params"], self.mask.trainable)
         batch = {"x": x, "label": labels, "weight": weights}
         if mixed is not None:
@@ -221,9 +259,8 @@ class PhaseProgram:
         directions, opt = self.tx.update(gradients, state["opt_state"], train)
         train = optax.apply_updates(train, optim.scaled(directions, lr, self.mask))
         ema = state["ema"]
-        if self.optimizer.ema:
-            decay = self.optimizer.ema
-            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, train)
+        if self.keeps_average:
+            ema = jax.tree.map(lambda old, new: average * old + (1 - average) * new, ema, train)
         return {
             "params": freezing.combine(train, rest),
             "batch_stats": batch_stats,
@@ -232,7 +269,17 @@ class PhaseProgram:
             "step": state["step"] + 1,
             "loss": state["loss"] + total,
             "weight": state["weight"] + weights.sum(),
+            **centre,
         }
+
+    def _average_of_step(
+        self, state: State, outputs: PyTree[Array], weights: Float[Array, " b"], rng: RngContext | None
+    ) -> tuple[Any, dict[str, Array]]:
+        """Return the decay of the moving average in a step, and under `Dino` `{"centre": ...}` after it."""
+        if self.dino is None or rng is None:
+            return self.optimizer.ema, {}
+        centre = self.dino.next_centre(state["centre"], outputs, weights)
+        return self.dino.momentum(state["step"], rng["total_steps"]), {"centre": centre}
 
     def _accumulated(
         self,
@@ -271,7 +318,22 @@ class PhaseProgram:
         if self.is_paired:
             of_other = {**rng, "view": rng["other_view"]}
             x = x, self.inputs(state, batch["other_image"], of_other, batch["other"])[0]
-        return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng), mixed)
+        return self._step(state, x, labels, batch["weight"], rng, lr, mixed)
+
+    def _step(
+        self,
+        state: State,
+        x: Any,
+        labels: Any,
+        weights: Array,
+        rng: RngContext,
+        lr: Float[Array, ""],
+        mixed: Mixed | None = None,
+    ) -> State:
+        """Take one step from activations at the boundary: see `update`."""
+        if self.dino:
+            labels = self.own_targets(state, x)
+        return self.update(state, x, labels, weights, lr, self._dropout_key(state, rng), mixed, rng)
 
     def _dropout_key(self, state: State, rng: RngContext) -> Array | None:
         """Return the key of (seed, step); none where neither dropout nor corruption needs one."""
@@ -286,7 +348,7 @@ class PhaseProgram:
         """Take one step from a batch of `x` (cached activations), `label`, `weight` and `index`."""
         labels = self.targets(batch["label"], rng, batch["index"])
         x = self.to_compute_dtype(batch["x"])
-        return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng))
+        return self._step(state, x, labels, batch["weight"], rng, lr)
 
     def cached_step(
         self,
@@ -304,11 +366,11 @@ class PhaseProgram:
         if self.is_paired:
             x = x, _rows(cache["x"], rng["other_view"], batch["other"])
         if "target" in cache:
-            labels = _rows(cache["target"], rng["view"], batch["index"])
+            labels = in_float32(_rows(cache["target"], rng["view"], batch["index"]))
         else:
             labels = self.targets(cache["label"][batch["index"]], rng, batch["index"])
         x = self.to_compute_dtype(x)
-        return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng))
+        return self._step(state, x, labels, batch["weight"], rng, lr)
 
     def cached_epochs(
         self, state: State, cache: dict[str, Any], work: dict[str, Array]
@@ -377,7 +439,7 @@ class PhaseProgram:
 
     def to_compute_dtype(self, x: PyTree[Array | np.ndarray]) -> PyTree[Array | np.ndarray]:
         """Return cached activations in the compute dtype of the network."""
-        return jax.tree.map(lambda leaf: leaf.astype(self.model.dtype), x)
+        return dequantised(x, self.model.dtype)
 
     def init_state(self, params: Tree, batch_stats: Tree, step: int = 0) -> State:
         """Return the state at the start of a run, or of a phase before moments are carried over."""
@@ -388,10 +450,11 @@ class PhaseProgram:
             "params": params,
             "batch_stats": batch_stats,
             "opt_state": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), opt_state),
-            "ema": _copy(train) if self.optimizer.ema else {},
+            "ema": _copy(train) if self.keeps_average else {},
             "step": np.int32(step),
             "loss": np.float32(0),
             "weight": np.float32(0),
+            **({"centre": np.zeros(self.dino.out_dim, np.float32)} if self.dino else {}),
         }
 
     def transition_from(self, state: State) -> State:
@@ -404,8 +467,9 @@ class PhaseProgram:
         return {
             **fresh,
             "opt_state": optim.carry(state["opt_state"], fresh["opt_state"]),
-            "ema": _copy(averages) if self.optimizer.ema else {},
+            "ema": _copy(averages) if self.keeps_average else {},
             "step": state["step"],
+            **({"centre": state["centre"]} if self.dino else {}),
         }
 
 
@@ -481,7 +545,8 @@ def programs(
             seed=seed,
             grad_accum_steps=grad_accum_steps,
             batch_norm_groups=batch_norm_groups,
-            batch_size=batch_size if isinstance(loss, Objective) and loss.is_paired else 1,
+            batch_size=batch_size if isinstance(loss, Objective) and loss.compares_images else 1,
+            total_steps=sum(each.epochs for each in phases) * steps_per_epoch,
         )
         for number, (phase, mask, first_epoch) in enumerate(zip(phases, masks, first_epochs, strict=False))
     )

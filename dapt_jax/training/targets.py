@@ -29,7 +29,8 @@ def target_prefix(program: PhaseProgram, teacher: Trunk) -> Prefix:
     """Return the computation of the targets of a phase, on its own views."""
     seed = 0 if program.augment.is_fixed else program.seed
     views = 1 if program.augment.is_fixed else max(program.phase.views, 1)
-    return Prefix(teacher, len(teacher.encoder.groups), program.augment, seed, views)
+    size = program.phase.image_size
+    return Prefix(teacher, len(teacher.encoder.groups), program.augment, seed, views, size)
 
 
 def cacheable(program: PhaseProgram) -> list[Prefix]:
@@ -44,7 +45,7 @@ def forward_cost(program: PhaseProgram, image_size: int) -> Flops:
     teacher = teacher_of(program)
     if teacher is None:
         return Flops()
-    return accounting.forward(teacher, program.augment.size(image_size), len(teacher.encoder.groups))
+    return accounting.forward(teacher, program.side(image_size), len(teacher.encoder.groups))
 
 
 def choose_target_cache(

@@ -86,6 +86,8 @@ def is_here(spec: str, model: str) -> bool:
         if spec == IMAGENET:
             return _default(model).is_file()
         if zoo.is_name(place):
+            if not zoo.entry(place).url:
+                return by_hand(place).is_file()
             place = zoo.entry(place).url
         if place.startswith("package://"):
             return _packaged(place).is_file()
@@ -277,8 +279,23 @@ def _from_zoo(name: str, model: str) -> Path:
     if entry.url.startswith("package://"):
         return _verified(_packaged(entry.url), entry.sha256)
     if not entry.url:
-        raise UserError(f"{name}: cannot be downloaded by a program: {entry.by_hand}")
+        path = by_hand(name)
+        if path.is_file():
+            return path
+        raise UserError(
+            f"{name}: cannot be downloaded by a program: {entry.by_hand}; put the file at {path}, or pass "
+            "--config.weights=PATH"
+        )
     return download.fetch(entry.url, sha256=entry.sha256)
+
+
+def by_hand(name: str) -> Path:
+    """Return where the file of a zoo entry without a download is looked for, whether or not it is there.
+
+    Args:
+        name: Name of the entry.
+    """
+    return download.folder() / name.partition(":")[0] / zoo.entry(name).file
 
 
 def _packaged(address: str) -> Path:

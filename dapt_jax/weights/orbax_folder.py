@@ -1,6 +1,7 @@
 """Reading of our orbax checkpoints: a folder with one array per path (`export.write_orbax`)."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dapt_jax.errors import UserError
-from dapt_jax.weights.source import Stored, Weights
+from dapt_jax.weights.source import Stored, Weights, check_unpacked
 
 _MARK = "_METADATA"
 
@@ -22,7 +23,8 @@ def read(path: Path) -> Weights:
     """Read the arrays of an orbax checkpoint by path, each when it is accessed.
 
     Raises:
-        UserError: The folder is not such a checkpoint, or is damaged.
+        UserError: The folder is not such a checkpoint, is damaged, or declares arrays of more than twice its
+            size.
     """
     if not is_one(path):
         names = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
@@ -43,14 +45,19 @@ def read(path: Path) -> Weights:
     except Exception as error:  # orbax raises many types for an incomplete folder
         raise _damaged(path, error) from None
     arrays: dict[str, Stored] = {}
+    size = 0
     for key, leaf in tree.items():
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             raise UserError(
                 f"{path}: {key!r} is not an array; expected one array per path, as mode=export writes"
             )
+        # A chunk is allocated whole, however little of it belongs to the array.
+        chunk = getattr(leaf.storage, "chunk_shape", None) or ()
+        size += max(math.prod(leaf.shape), math.prod(chunk)) * np.dtype(leaf.dtype).itemsize
         arrays[key] = Stored(tuple(leaf.shape), np.dtype(leaf.dtype), _reader(path, key, leaf))
     if not arrays:
         raise UserError(f"{path}: an orbax checkpoint without arrays")
+    check_unpacked(size, path, sum(child.stat().st_size for child in root.rglob("*")))
     return Weights(arrays, str(path), path=path)
 
 

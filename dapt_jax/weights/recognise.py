@@ -220,8 +220,7 @@ def _files() -> dict[str, str]:
     found: dict[str, str] = {}
     for name in zoo.names():
         entry = zoo.entry(name)
-        by_hand = re.findall(r"[\w.-]+\.(?:h5|pth|pt|tar|pkl)\b", entry.by_hand)
-        for file in [urllib.parse.urlsplit(entry.url).path.rpartition("/")[2], *by_hand]:
+        for file in (urllib.parse.urlsplit(entry.url).path.rpartition("/")[2], entry.file):
             if (other := found.setdefault(file, name)) and zoo.entry(other).preprocess != entry.preprocess:
                 found[file] = ""
     return {file: name for file, name in found.items() if file and name}

@@ -34,7 +34,9 @@ class Entry:
         preprocess: Normalisation that the weights expect for images with values 0 to 255.
         licence: Licence of the weights.
         citation: ArXiv number or title.
-        by_hand: How to obtain the file, if `url` is empty.
+        by_hand: How to obtain the file, from what address, if `url` is empty.
+        file: Name of the file that is obtained so; where it lies in the folder of downloaded weights, the name
+            of the entry takes it (`locate.by_hand`).
     """
 
     name: str
@@ -46,6 +48,7 @@ class Entry:
     licence: str
     citation: str
     by_hand: str = ""
+    file: str = ""
 
 
 def _digits(file: str) -> str | None:
@@ -178,13 +181,11 @@ def _taher2021() -> list[Entry]:
     plain, module = "torchvision names", "torchvision names behind 'module.'"
     moco = "['state_dict'], torchvision names behind 'module.encoder_q.'"
     contrast = "['model'], torchvision names behind 'module.encoder.'"
-    converter = (
-        "download the TensorFlow checkpoint of {}, convert it with {} and pass the .pth as "
-        "--config.weights=PATH"
-    )
+    google = "https://storage.googleapis.com/simclr-checkpoints"
+    converter = "download the TensorFlow checkpoint {} (google-research/simclr) and convert it with {}"
     box = (
-        "download {} from the folder https://cornell.box.com/s/bnyhq5lwobu6fgjrub44zle0pyjijbmw "
-        "(visipedia/newt)"
+        "download the archive of https://cornell.box.com/s/bnyhq5lwobu6fgjrub44zle0pyjijbmw (5.7 GB, "
+        "visipedia/newt) and take {} out of its folder pt/"
     )
     barlow = f"{facebook}/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth"
     byol = "['experiment_state'] online_params and online_state, haiku names, HWIO"
@@ -234,10 +235,22 @@ def _taher2021() -> list[Entry]:
         ("imagenet-chexpert", f"{zenodo}/ImageNet_chexpert.pth.tar?download=1", module, "arXiv 2108.05930"),
     ]
     by_hand = {
-        "simclr-v1": converter.format("ResNet50_1x (google-research/simclr)", "tonylins/simclr-converter"),
-        "simclr-v2": converter.format("r50_1x_sk0 (google-research/simclr)", "Separius/SimCLRv2-Pytorch"),
+        "simclr-v1": converter.format(
+            "https://storage.cloud.google.com/simclr-gcs/checkpoints/ResNet50_1x.zip",
+            "https://github.com/tonylins/simclr-converter",
+        ),
+        "simclr-v2": converter.format(
+            f"{google}/simclrv2/pretrained/r50_1x_sk0/model.ckpt-250228",
+            "https://github.com/Separius/SimCLRv2-Pytorch",
+        ),
         "inat2021": box.format("inat2021_supervised_large.pth.tar"),
         "inat2021-mini": box.format("inat2021_supervised_mini.pth.tar"),
+    }
+    files = {
+        "simclr-v1": "resnet50-1x.pth",
+        "simclr-v2": "r50_1x_sk0.pth",
+        "inat2021": "inat2021_supervised_large.pth.tar",
+        "inat2021-mini": "inat2021_supervised_mini.pth.tar",
     }
     licences = {
         "supervised": "BSD-3-Clause (torchvision)",
@@ -255,16 +268,15 @@ def _taher2021() -> list[Entry]:
             licences.get(name, "see its publisher"),
             citation,
             by_hand.get(name, ""),
+            files.get(name, ""),
         )
         for name, url, layout, citation in rows
     ]
 
 
 def _medical() -> list[Entry]:
-    radimagenet = (
-        "get {} through https://github.com/BMEII-AI/RadImageNet (by its form) and pass it as "
-        "--config.weights=PATH"
-    )
+    radimagenet = "get {} through https://github.com/BMEII-AI/RadImageNet (by its form)"
+    resnet, densenet = "RadImageNet-ResNet50_notop.h5", "RadImageNet-DenseNet121_notop.h5"
     xrv = "https://github.com/mlmed/torchxrayvision/releases/download/v1"
     file = "nih-pc-chex-mimic_ch-google-openi-kaggle-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
     about = "Mei et al., Radiology: AI 2022, doi 10.1148/ryai.210315"
@@ -278,7 +290,8 @@ def _medical() -> list[Entry]:
             _HALF,
             "see its publisher",
             about,
-            radimagenet.format("RadImageNet-ResNet50_notop.h5"),
+            radimagenet.format(resnet),
+            resnet,
         ),
         Entry(
             "radimagenet:densenet121",
@@ -289,7 +302,8 @@ def _medical() -> list[Entry]:
             _HALF,
             "see its publisher",
             about,
-            radimagenet.format("RadImageNet-DenseNet121_notop.h5"),
+            radimagenet.format(densenet),
+            densenet,
         ),
         Entry(
             "torchxrayvision:densenet121-res224-all",

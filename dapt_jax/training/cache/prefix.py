@@ -28,6 +28,7 @@ class Prefix:
         augment: Augmentation of the images.
         seed: Seed of the views; 0 without augmentation.
         views: Augmented views per image; 1 for plain images.
+        image_size: Side in pixels of the images that it takes; 0 for that of the data set.
     """
 
     model: Network
@@ -35,27 +36,33 @@ class Prefix:
     augment: Augment = dataclasses.field(default_factory=Augment)
     seed: int = 0
     views: int = 1
+    image_size: int = 0
 
     @classmethod
     def of(cls, program: PhaseProgram, views: int) -> "Prefix":
         """Return the prefix of a phase, with the same views as in the uncached phase."""
         seed = 0 if program.augment.is_fixed else program.seed
-        return cls(_prefix_model(program), program.mask.boundary, program.augment, seed, views)
+        size = program.phase.image_size
+        return cls(_prefix_model(program), program.mask.boundary, program.augment, seed, views, size)
 
     @property
     def plain(self) -> "Prefix":
-        """The same prefix on images without augmentation."""
+        """The same prefix on images without augmentation, of the size of the data set."""
         return Prefix(self.model, self.boundary, eval_transform(self.model, self.augment))
 
     def shapes(self, image_size: int, dtype: str = "") -> Any:
         """Return shapes of one image's cached activations, a pytree; `dtype` overrides if not empty."""
         return cached_spec(
-            accounting.boundary_shape(self.model, self.boundary, self.augment.size(image_size)), dtype
+            accounting.boundary_shape(self.model, self.boundary, self._side(image_size)), dtype
         )
 
     def flops(self, image_size: int) -> int:
         """Return model FLOPs of one image in one view."""
-        return accounting.forward(self.model, self.augment.size(image_size), self.boundary).model
+        return accounting.forward(self.model, self._side(image_size), self.boundary).model
+
+    def _side(self, image_size: int) -> int:
+        """Return the side of the images that the network sees, given that of the data set's."""
+        return self.augment.size(self.image_size or image_size)
 
     def part(self, tree: freezing.Tree) -> freezing.Tree:
         """Return copies, on the host, of the leaves of a nested dict that the prefix depends on."""
@@ -102,6 +109,7 @@ class Activations:
         seconds: Wall time of the computation.
         ran: Model FLOPs that were run now: 0 if they were already cached, fewer than `flops` if activations
             at a lower boundary were.
+        rounding_error: Root mean square error of a reduced dtype, as a share of the activations'; 0 without.
     """
 
     structure: Any
@@ -109,6 +117,7 @@ class Activations:
     flops: int
     seconds: float
     ran: int
+    rounding_error: float = dataclasses.field(default=0.0, kw_only=True)
 
     @property
     def reused(self) -> bool:
