@@ -190,9 +190,16 @@ def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
         most: Largest number of near matches to name.
 
     Returns:
-        `"did you mean 'full'?"` when something is close, else `"valid: 'none', 'full', ..."`.
+        `"did you mean 'full'?"` when something is close, else `"valid: 'none', 'full', ..."`; without choices,
+        that there are none.
+
+    Example:
+        >>> nearest("ful", ["none", "full"]), nearest("ful", [])
+        ("did you mean 'full'?", 'there are none to choose from')
     """
     valid = [str(choice) for choice in choices]
+    if not valid:
+        return "there are none to choose from"
     close = difflib.get_close_matches(name, valid, n=most, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(choice) for choice in close) + "?"

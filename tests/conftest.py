@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -43,6 +44,22 @@ def pytest_configure(config: pytest.Config) -> None:
         "JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("xla"))
     )  # before jax is imported
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+LONGEST = ("test_aot", "test_guide", "test_runtime_sharding", "test_study_processes", "test_study_resume")
+"""Files of the tier `long` to start with, so that no process is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes the last one to end is the duration: what takes longest comes first."""
+    first = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
+
+
+def pytest_collection_finish() -> None:
+    """What modules hold stays; tracing makes millions of objects that are looked through less often."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture

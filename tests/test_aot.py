@@ -262,9 +262,9 @@ def steps(libtpu, tmp_path_factory):
     wanted = {
         # With its cache, a partial step starts from what has been kept; without it, it runs its frozen
         # prefix.
-        "vit_base": (f"{config}:vit_base", "--config.strategies=partial,hybrid"),
-        "resnet50": (f"{config}:resnet50", "--config.cache.mode=off"),
-        "spread": (f"{config}:resnet50", "--config.runtime.fsdp=8", "--config.strategies=full"),
+        "vit_small": (f"{config}:vit_small", "--config.strategies=partial,hybrid"),
+        "resnet18": (f"{config}:resnet18", "--config.cache.mode=off"),
+        "spread": (f"{config}:resnet18", "--config.runtime.fsdp=8", "--config.strategies=full"),
     }
     folders = {name: tmp_path_factory.mktemp(name) for name in wanted}
 
@@ -281,9 +281,9 @@ def full_of(steps, model):
     return steps[model]["full/full" if "full/full" in steps[model] else "hybrid/full"]
 
 
-MODELS = ("resnet50", "vit_base")
-POSITIONS = 4 * 197 * 768
-"""Bytes of the position embeddings of `vit_base`."""
+MODELS = ("resnet18", "vit_small")
+POSITIONS = 4 * 197 * 384
+"""Bytes of the position embeddings of `vit_small`."""
 
 
 def bytes_by_kind(step):
@@ -297,7 +297,7 @@ def test_the_gradients_of_what_trains_are_reduced_and_nothing_else_is_said(steps
         assert set(said) == {"all-reduce"}  # with whole copies on every chip nothing is gathered
         # Beside the gradients, the sums of losses and of weights: a few numbers. The gradient of position
         # embeddings is reduced at the size to which the images' own grid has them resized.
-        resized = POSITIONS if step["trainable"] > step["frozen"] and model == "vit_base" else 0
+        resized = POSITIONS if step["trainable"] > step["frozen"] and model == "vit_small" else 0
         assert step["trainable"] - resized <= said["all-reduce"] <= step["trainable"] + 64
     assert steps[model]["partial/partial"]["frozen"] > 0
 
@@ -325,7 +325,7 @@ def test_a_chip_holds_a_state_of_what_we_count(steps, model):
 
 
 @pytest.mark.parametrize(
-    ("model", "phase"), [("resnet50", "partial"), ("resnet50", "full"), ("vit_base", "partial")]
+    ("model", "phase"), [("resnet18", "partial"), ("resnet18", "full"), ("vit_small", "partial")]
 )
 def test_hybrid_is_partial_and_then_full(steps, model, phase):
     hybrid, alone = steps[model][f"hybrid/{phase}"], steps[model][f"{phase}/{phase}"]
@@ -336,7 +336,7 @@ def test_hybrid_is_partial_and_then_full(steps, model, phase):
 
 
 def test_a_state_that_is_spread_takes_an_eighth_of_each_chip_and_is_gathered(steps):
-    spread, whole = steps["spread"]["full/full"], steps["resnet50"]["full/full"]
+    spread, whole = steps["spread"]["full/full"], steps["resnet18"]["full/full"]
     given = [each["compiled"]["memory"]["arguments"] for each in (spread, whole)]
     assert given[0] == pytest.approx(given[1] / 8, rel=0.1)
     assert spread["compiled"]["needed"] < whole["compiled"]["needed"]

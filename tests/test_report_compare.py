@@ -95,6 +95,27 @@ def test_many_workdirs_are_rows_of_the_table_of_settings(tmp_path):
     assert [[cell.text for cell in row] for row in table.rows][:2] == [["d0", "i0"], ["d1", "i1"]]
 
 
+def test_budgets_and_strategies_of_one_workdir_alone_are_no_settings_that_differ(tmp_path):
+    phases = [{"name": "head", "epochs": 1}, {"name": "all", "epochs": 2}]
+    changes = (
+        {
+            "cache": {"disk_mb": 1},
+            "custom_strategies": {"own": {"phases": phases}},
+            "strategies": ["a", "own"],
+        },
+        {"cache": {"disk_mb": 2}, "custom_strategies": {"own": {"phases": phases[1:]}, "b": {"phases": []}}},
+    )
+    entries = []
+    for number, change in enumerate(changes):
+        entries.append(workdir(tmp_path / f"d{number}", init="i"))
+        file = Path(entries[-1]) / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "strategies": ["b"], **change}))
+    table = compare._differing([compare.Part.read(entry) for entry in entries])
+    assert {tuple(cell.text for cell in row) for row in table.rows} == {
+        ("custom_strategies.own.phases", "head, all", "all"), ("strategies", "a, own", "b"),
+    }  # fmt: skip
+
+
 def test_given_names_join_workdirs_to_rows_and_equal_strategies_are_told_apart(tmp_path):
     a, b = (workdir(tmp_path / name, init="imagenet", shift=0.01 * n) for n, name in enumerate("ab"))
     found = [compare.Part.read(each) for each in (a, b)]

@@ -1,5 +1,6 @@
 """A grid of studies: planned and run point by point, in shards, past failures and kills."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -57,6 +58,16 @@ def test_a_failed_point_does_not_stop_the_others_and_is_tried_again(file, tmp_pa
     other = made(file, tmp_path, "--config.adapt.lr=1e-2")
     assert grids.run(other, tmp_path, lambda arguments: ran.append("other") or 0) == 0
     assert ran[4:] == ["other"] * 3  # of other flags nothing has run yet
+
+
+def test_the_report_over_all_studies_leaves_out_pre_trainings_without_a_target(file, tmp_path, monkeypatch):
+    for name, lines in (("pre", ""), ("bad", "{}\n"), ("again", "{}\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.jsonl").write_text(lines)
+    built = []
+    monkeypatch.setattr(grids.compare, "build", lambda folders, out: built.append((folders, out)))
+    assert grids.run(made(file, tmp_path), tmp_path, lambda arguments: 0) == 0
+    assert built == [([str(tmp_path / "bad"), str(tmp_path / "again")], tmp_path / "compared")]
 
 
 def test_a_study_that_is_told_to_stop_stops_the_grid_which_goes_on_there(file, tmp_path):
@@ -160,6 +171,12 @@ def test_a_plan_costs_a_target_whose_pre_training_has_not_run(tmp_path, capsys):
     path = tmp_path / "chain.py"
     path.write_text(CHAIN)
     grid = made(path, tmp_path)
+    assert [point.name for point in grids.points(grid, tmp_path)] == ["pre", "target"]
+    parts = []
+    for shard in range(1, 6):
+        with contextlib.suppress(UserError):  # nothing belongs to the others
+            parts.append(grids.points(made(path, tmp_path, f"--shard={shard}/5"), tmp_path))
+    assert [[point.name for point in part] for part in parts] == [["pre", "target"]]
     assert grids.show(grid, tmp_path) == 0
     (line,) = (each for each in capsys.readouterr().out.splitlines() if each.startswith("│ target"))
     assert "to run, after pre" in line

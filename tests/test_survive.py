@@ -1,6 +1,8 @@
 """Full disks, torn checkpoints, reads that hang and clocks that jump: a line each, and the run goes on."""
 
+import asyncio
 import errno
+import gc
 import os
 import shutil
 import subprocess
@@ -155,6 +157,23 @@ def test_a_disk_that_turns_read_only_during_a_checkpoint_is_one_error_and_the_pr
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.stderr == ""
     assert ended.stdout.splitlines() == [os.strerror(errno.EROFS)] * 4
+
+
+def test_of_writes_that_fail_together_only_the_error_that_is_raised_is_told(tmp_path, caplog):
+    """On a disk without inodes several arrays fail at once, and orbax waits for the first alone."""
+    checkpoint.CheckpointFolder(tmp_path).close()
+
+    async def write():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def save():
+        tasks = [asyncio.ensure_future(write()) for _ in range(2)]
+        await tasks[0]
+
+    with pytest.raises(OSError, match="No space left"):
+        asyncio.run(save())
+    gc.collect()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ class Part:
             )
         records = Records.read(path)
         if not records.results:
-            raise UserError(f"compare: {folder} has no results yet; expected a workdir that has run")
+            why = "has no results yet" if records.config.get("tasks") else "is a study without a target task"
+            raise UserError(f"compare: {folder} {why}; expected a workdir that has run on one")
         return cls(folder, records, name.strip())
 
     def contents(self, task: str) -> dict[str, Any]:
@@ -300,7 +301,10 @@ def _tables(records: Records) -> list[Table]:
 
 
 def _differing(parts: Sequence[Part]) -> Table:
-    """Return the settings that differ between the workdirs."""
+    """Return the settings that differ between the workdirs, without budgets that follow the machine.
+
+    A strategy's own settings are compared among the workdirs that define it.
+    """
     hidden = (
         "name",
         "title",
@@ -312,16 +316,20 @@ def _differing(parts: Sequence[Part]) -> Table:
         "tasks",
         "runtime",
         "monitoring",
+        "cache.dir",
+        "cache.memory_mb",
+        "cache.disk_mb",
+        "data.cache_mb",
     )
     flat = [_flat(part.records.config) for part in parts]
     names = [
         name
         for name in dict.fromkeys(name for each in flat for name in each)
-        if name.partition(".")[0] not in hidden and len({str(each.get(name, NONE)) for each in flat}) > 1
+        if not {name, name.partition(".")[0]} & set(hidden) and len(_values(name, flat)) > 1
     ]
 
     titles = [part.name or Path(part.workdir).name for part in parts]
-    rows = [[name, *(str(each.get(name, NONE))[:60] for each in flat)] for name in names]
+    rows = [[name, *(_shown(each.get(name, NONE)) for each in flat)] for name in names]
     header = [("setting", ""), *((title, "workdir") for title in titles)]
     if len(parts) > WORKDIRS_ACROSS and names:
         rows = [[title, *(row[number + 1] for row in rows)] for number, title in enumerate(titles)]
@@ -332,6 +340,21 @@ def _differing(parts: Sequence[Part]) -> Table:
 
     columns = [Column(title, cell(place), group) for place, (title, group) in enumerate(header)]
     return Table.of("Settings that differ", columns, rows, "" if names else "None.")
+
+
+def _values(name: str, flat: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the values of a setting in the workdirs, as text."""
+    is_of_strategy = name.startswith("custom_strategies.")
+    return {str(each.get(name, NONE)) for each in flat if name in each or not is_of_strategy}
+
+
+def _shown(value: object) -> str:
+    """Return the value of a setting for the table, phases by their names, at most 60 characters."""
+    if isinstance(value, list):
+        each = [str(item.get("name", item)) if isinstance(item, Mapping) else str(item) for item in value]
+        value = ", ".join(each) or NONE
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn import metrics as sk
 
 from dapt_jax.metrics import Reliability
 from dapt_jax.records.predictions import Predictions
@@ -227,6 +226,8 @@ class SplitPredictions:
         return Picture("reliability", figure, caption, self._alt("Reliability diagram", "ECE", errors))
 
     def _confusions(self) -> list[Picture]:
+        from sklearn.metrics import confusion_matrix  # a second to import, which a first step does not need
+
         classes = self.first.classes
         if self.first.labels is None or len(classes) > MOST_CLASSES:
             return []
@@ -234,7 +235,7 @@ class SplitPredictions:
         for name, runs in self.runs.items():
             counts = np.mean(
                 [
-                    sk.confusion_matrix(_labels(r), r.probabilities.argmax(1), labels=range(len(classes)))
+                    confusion_matrix(_labels(r), r.probabilities.argmax(1), labels=range(len(classes)))
                     for r in runs
                 ],
                 0,
@@ -326,11 +327,11 @@ def _mean_curves(
 
 
 def _average_precision(run: Predictions, column: int) -> float:
+    from sklearn.metrics import average_precision_score
+
     known = ~np.isnan(run.targets[:, column])
     truth = run.targets[known, column]
-    return (
-        float(sk.average_precision_score(truth, run.probabilities[known, column])) if truth.any() else np.nan
-    )
+    return float(average_precision_score(truth, run.probabilities[known, column])) if truth.any() else np.nan
 
 
 def _share(targets: np.ndarray) -> float:

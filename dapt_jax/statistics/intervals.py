@@ -166,7 +166,8 @@ def too_few_seeds(seeds: int) -> str:
     """
 
     def half(number: int) -> float:
-        return float(scipy.stats.t.ppf(0.975, number - 1)) / math.sqrt(number)
+        # Student's quantile as in `scipy.stats.t`, which takes most of a second to import.
+        return float(scipy.special.stdtrit(number - 1, 0.975)) / math.sqrt(number)
 
     enough = f"5 seeds would give ±{half(5):.1f} standard deviations"
     if seeds == 1:

@@ -51,9 +51,10 @@ class Point:
 
 
 def points(grid: flags.Grid, workdir: Path) -> list[Point]:
-    """Return the points of a grid that this shard runs, in the order of the file.
+    """Return the points of a grid that this shard runs, in the order of the file, pre-trainings first.
 
-    A point belongs to shard 1 + (sha256 of its name mod n), so that it stays there when the grid grows.
+    A point belongs to shard 1 + (sha256 of its name mod n), so that it stays there when the grid grows; one
+    whose argument names the workdir of another point belongs to that one's, and comes after it.
 
     Args:
         grid: The grid.
@@ -67,10 +68,12 @@ def points(grid: flags.Grid, workdir: Path) -> list[Point]:
         raise UserError(f"--shard={grid.shard}; expected I/N with I from 1 to N, such as 1/4")
     own, shards = int(match[1]) - 1, int(match[2])
     found = []
-    for name, choice in grid.choices.items():
+    chains = {name: _chain(grid, workdir, name) for name in grid.choices}
+    for name in sorted(grid.choices, key=lambda name: len(chains[name])):
+        choice = grid.choices[name]
         if not re.fullmatch(r"[\w.+-]+", name):
             raise UserError(f"{grid.file}: a point is named {name!r}; expected letters, digits and . _ + -")
-        if int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % shards == own:
+        if int.from_bytes(hashlib.sha256(chains[name][-1].encode()).digest()[:8]) % shards == own:
             shared = () if any(flag.startswith("--config.cache.dir") for flag in grid.flags) else (
                 f"--config.cache.dir={workdir / 'cache'}",
             )  # fmt: skip
@@ -79,6 +82,18 @@ def points(grid: flags.Grid, workdir: Path) -> list[Point]:
     if not found:
         raise UserError(f"--shard={grid.shard}: none of {len(grid.choices)} points belongs to it")
     return found
+
+
+def _chain(grid: flags.Grid, workdir: Path, name: str) -> list[str]:
+    """Return the names of a point, of the one whose workdir its argument names, of that one's, and so on."""
+    chain = [name]
+    while True:
+        choice = grid.choices[chain[-1]]
+        named = re.findall(rf"{re.escape(str(workdir))}/([\w.+-]+)", choice)
+        makers = [each for each in named if each in grid.choices and each not in chain]
+        if not makers:
+            return chain
+        chain.append(makers[0])
 
 
 def show(grid: flags.Grid, workdir: Path) -> int:
@@ -236,8 +251,9 @@ def run(grid: flags.Grid, workdir: Path, run_study: Callable[[Sequence[str]], in
 
 def _report(grid: flags.Grid, workdir: Path) -> None:
     """Write one report over the studies with results; print why not where they cannot be compared."""
-    folders = [workdir / name for name in grid.choices]
-    having = [str(each) for each in folders if (each / "results.jsonl").exists()]
+    files = [workdir / name / "results.jsonl" for name in grid.choices]
+    # A pre-training without target tasks has none.
+    having = [str(file.parent) for file in files if file.exists() and file.stat().st_size]
     if len(having) < 2:
         return
     try:

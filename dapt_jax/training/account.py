@@ -22,12 +22,14 @@ class FillCost:
         flops: Model FLOPs that this phase has run for them.
         reused_flops: Model FLOPs that another arm has run for them.
         reused_s: Seconds that another arm has spent on them.
+        rounding_error: Relative error of a reduced dtype, by `RoundingError`; 0 without.
     """
 
     cached: str = "off"
     flops: int = 0
     reused_flops: int = 0
     reused_s: float = 0.0
+    rounding_error: float = 0.0
 
 
 class PhaseAccount:
@@ -114,21 +116,23 @@ class PhaseAccount:
         self.fill = FillCost("filled", total)
         self.enter(self._first_step)
 
-    def settle_fill(self, ran: int, seconds: float, cached: bool = True) -> None:
+    def settle_fill(self, ran: int, seconds: float, cached: bool = True, error: float = 0.0) -> None:
         """Record the total cost of all cached activations of the phase.
 
         Args:
             ran: Model FLOPs that were run for them in this start.
             seconds: Seconds spent on the activations of this phase, now or earlier.
             cached: Whether the phase trains on them; if not, they could not be cached.
+            error: Their relative error, where a reduced dtype holds them.
         """
         if self._is_settled:
+            self.fill = dataclasses.replace(self.fill, rounding_error=error)
             return
         alone = self._run.fill_flops(self._number)
         spent = min(self._filled_before + ran, alone)
         if cached:
             reused_s = seconds if alone and not spent else 0.0
-            self.fill = FillCost("filled" if spent else "reused", spent, alone - spent, reused_s)
+            self.fill = FillCost("filled" if spent else "reused", spent, alone - spent, reused_s, error)
         else:
             self.fill = FillCost("off", spent)
         self._is_settled = True
@@ -216,6 +220,8 @@ class PhaseAccount:
             reused_flops=self.fill.reused_flops + self.targets.reused_flops,
             reused_s=self.fill.reused_s + self.targets.reused_s,
             peak_flops=self._context.hardware.peak_for(program.model.dtype),
-            approximations=approximations.of_phase(run, self._number),
+            approximations=approximations.of_phase(
+                run, self._number, self.fill.cached != "off", self.fill.rounding_error
+            ),
             curve=list(self.curve),
         )

@@ -128,8 +128,10 @@ class CheckpointFolder:
             source: Fingerprint of the weights that the run starts from; checkpoints of a run from others are
                 refused.
         """
-        # Orbax also raises what it logs as an error.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Orbax also raises what it logs as an error, and one of the errors of tasks that fail together, of which
+        # asyncio logs the others.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         _ignore_late_callbacks()
         self._folder, self._keep, self._say, self._source = folder.resolve(), tuple(keep), say, source
         self._torn: list[int] = []

@@ -21,6 +21,7 @@ from dapt_jax.runtime import processes, sharding
 from dapt_jax.training.cache.fill import forward_fn
 from dapt_jax.training.cache.prefix import Activations
 from dapt_jax.training.freezing import Tree
+from dapt_jax.training.quantised import in_float32
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
 from dapt_jax.transferability.alpha_req import alpha_req
@@ -144,7 +145,7 @@ class LabelFreeEvaluator:
             label = (
                 run.labels[filled]
                 if self._targets is None
-                else self._targets.rows(self._at(first[0]), filled)
+                else in_float32(self._targets.rows(self._at(first[0]), filled))
             )
             weight = (np.arange(run.batch_size) < len(rows))[self._own].astype(np.float32)
             label, weight = sharding.shard_batch((label, weight), self._mesh)

@@ -5,6 +5,7 @@ from typing import Any
 
 from dapt_jax.records.ledger import Row
 from dapt_jax.training import image_batches
+from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.freezing import Tree
 from dapt_jax.training.run import TrainingRun
@@ -60,7 +61,7 @@ def train(
         UserError: The loss is no longer finite.
         Stopped: A signal to stop was received; the progress is saved.
     """
-    context = context or RunContext()
+    context = context or RunContext(cache=ActivationCache(dtype=run.caching.dtype))
     with open_session(run, params, batch_stats, context) as session:
         while phase := session.enter_phase():
             with session.recovering(phase), phase.account.clock.span("train"):

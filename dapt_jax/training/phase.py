@@ -153,7 +153,7 @@ class ActivePhase:
         if found is None or (clean is None and not has_own_size):
             account.settle_fill(ran, 0.0, cached=False)
             return None, None
-        account.settle_fill(ran, found.seconds)
+        account.settle_fill(ran, found.seconds, error=found.rounding_error)
         context.reporter.advance(ran, title)
         return found, clean
 

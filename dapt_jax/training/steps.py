@@ -22,6 +22,7 @@ from dapt_jax.objectives import Dino, Objective
 from dapt_jax.training import freezing, optim
 from dapt_jax.training.freezing import TrainableSpec, Tree
 from dapt_jax.training.phases import Phase
+from dapt_jax.training.quantised import dequantised, in_float32
 
 State = dict[str, Any]
 """State of a run: `params`, `batch_stats`, `opt_state`, `ema` (trained leaves, or empty), `step`, and the
@@ -169,7 +170,7 @@ class PhaseProgram:
         A teacher's outputs are those of the augmented images already.
         """
         if isinstance(self.objective, Objective):
-            return labels
+            return in_float32(labels)
         if isinstance(self.objective, SegmentationLoss):
             return self.augment.masks(labels, rng["seed"], rng["view"], index)
         if self.objective.uncertain is None:
@@ -365,7 +366,7 @@ class PhaseProgram:
         if self.is_paired:
             x = x, _rows(cache["x"], rng["other_view"], batch["other"])
         if "target" in cache:
-            labels = _rows(cache["target"], rng["view"], batch["index"])
+            labels = in_float32(_rows(cache["target"], rng["view"], batch["index"]))
         else:
             labels = self.targets(cache["label"][batch["index"]], rng, batch["index"])
         x = self.to_compute_dtype(x)
@@ -438,7 +439,7 @@ class PhaseProgram:
 
     def to_compute_dtype(self, x: PyTree[Array | np.ndarray]) -> PyTree[Array | np.ndarray]:
         """Return cached activations in the compute dtype of the network."""
-        return jax.tree.map(lambda leaf: leaf.astype(self.model.dtype), x)
+        return dequantised(x, self.model.dtype)
 
     def init_state(self, params: Tree, batch_stats: Tree, step: int = 0) -> State:
         """Return the state at the start of a run, or of a phase before moments are carried over."""

@@ -19,6 +19,11 @@ from dapt_jax.runtime import sharding
 from dapt_jax.training import freezing
 from dapt_jax.training.cache.prefix import Activations, Prefix
 from dapt_jax.training.freezing import Tree
+from dapt_jax.training.quantised import Quantised, RoundingError, dequantised, quantise
+
+
+def _is_stored(leaf: object) -> bool:
+    return isinstance(leaf, Quantised)
 
 
 def ignore(flops: int) -> None:
@@ -57,6 +62,7 @@ class FillJob:
         dtype: Dtype of cached activations; empty for the dtype of the network.
         batch_size: Images per batch; rounded up to a multiple of the number of devices.
         filling: Options of the computation.
+        rounding: Error of a reduced dtype, of what was computed so far.
     """
 
     prefix: Prefix
@@ -66,6 +72,7 @@ class FillJob:
     dtype: str
     batch_size: int
     filling: Filling
+    rounding: RoundingError = dataclasses.field(default_factory=RoundingError)
 
     @functools.cached_property
     def shapes(self) -> Any:
@@ -94,7 +101,7 @@ class FillJob:
 
     def fill(self, first: int) -> Iterator[Any]:
         """Yield activations [views, k, ...] of the images from `first` on, each decoded once."""
-        dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.shapes)]
+        specs = jax.tree.leaves(self.shapes, is_leaf=_is_stored)
         mesh = self.filling.mesh
         size = -(-self.batch_size // mesh.size) * mesh.size
         own = sharding.local_slice(size, mesh)
@@ -102,11 +109,23 @@ class FillJob:
             rows = np.arange(start, min(start + size, len(self.images)), dtype=np.int32)
             filled = np.resize(rows, size)  # constant shape, so one executable
             computed = [
-                np.stack([sharding.gather_to_host(leaf)[: len(rows)] for leaf in each]).astype(dtype)
-                for each, dtype in zip(zip(*self._views(filled[own]), strict=True), dtypes, strict=True)
+                self._stored(np.stack([sharding.gather_to_host(leaf)[: len(rows)] for leaf in each]), spec)
+                for each, spec in zip(zip(*self._views(filled[own]), strict=True), specs, strict=True)
             ]
-            yield jax.tree.unflatten(self.structure, computed)
+            yield jax.tree.unflatten(self.structure, jax.tree.leaves(computed))
         self.filling.on_computed(self.missing_flops)
+
+    def _stored(self, computed: np.ndarray, spec: Any) -> np.ndarray | Quantised:
+        """Return activations [views, k, ...] as they are stored, and add up their rounding error."""
+        stored: np.ndarray | Quantised
+        if isinstance(spec, Quantised):
+            stored = quantise(computed, 2)
+        elif computed.dtype == spec.dtype:
+            return computed
+        else:
+            stored = computed.astype(spec.dtype)
+        self.rounding.add(computed, stored)
+        return stored
 
     @functools.cached_property
     def _weights(self) -> tuple[freezing.Tree, freezing.Tree]:
@@ -163,7 +182,6 @@ def _between(model: Network, start: int, stop: int) -> Any:
     """Return the function from activations to those at a higher boundary, compiled once for all arms."""
 
     def extend_prefix(params: Tree, batch_stats: Tree, x: PyTree[jax.Array]) -> PyTree[jax.Array]:
-        x = jax.tree.map(lambda leaf: leaf.astype(model.dtype), x)
-        return model.between(params, batch_stats, x, start, stop)
+        return model.between(params, batch_stats, dequantised(x, model.dtype), start, stop)
 
     return jax.jit(extend_prefix)

@@ -14,11 +14,11 @@ from jaxtyping import PyTree
 from dapt_jax.cost.memory import tree_bytes
 from dapt_jax.errors import UserError
 from dapt_jax.fields import check_fields, setting
-from dapt_jax.training import accounting
+from dapt_jax.training import accounting, quantised
 from dapt_jax.training.steps import PhaseProgram
 
 MODES = ("auto", "on", "off")
-DTYPES = ("", "float32", "bfloat16")
+DTYPES = ("", "float32", "bfloat16", quantised.INT8)
 Tier = Literal["", "memory", "disk"]
 
 FLOPS_PER_BYTE = {"cpu": 50, "gpu": 5_000, "tpu": 10_000}
@@ -38,8 +38,9 @@ class Caching:
         mode: `auto`, `on` (refuses a phase that could be cached but does not fit) or `off`.
         memory_bytes: Largest size of activations on the device, in bytes.
         disk_bytes: Largest size of activations on disk, in bytes; 0 to use no disk.
-        dtype: Dtype of cached activations: `float32`, `bfloat16` (half the bytes, 8 bits of mantissa), or
-            empty for the dtype in which they are computed.
+        dtype: Dtype of cached activations: `float32`, `bfloat16` (half the bytes, 8 bits of mantissa), `int8`
+            (about a quarter, off by at most half a step of a scale for each image and channel: see
+            `quantised.Quantised`), or empty for the dtype in which they are computed.
         flops_per_byte: Fewest forward FLOPs that a byte read from disk must save; 0 for the device's default.
     """
 
@@ -82,7 +83,12 @@ class CacheDecision:
 
 
 def cached_spec(shapes: PyTree[jax.ShapeDtypeStruct], dtype: str = "") -> PyTree[jax.ShapeDtypeStruct]:
-    """Return shapes of one image's cached activations; a non-empty `dtype` replaces theirs."""
+    """Return shapes of one image's cached activations; a non-empty `dtype` replaces theirs.
+
+    Those of `int8` are `Quantised`, except of pooled features.
+    """
+    if dtype == quantised.INT8:
+        return jax.tree.map(quantised.spec, shapes)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), shapes)
 
 
@@ -198,7 +204,9 @@ def _exceeds(what: str, views: int, size: int, caching: Caching, memory: int, di
 
 def _ways(size: int, caching: Caching) -> str:
     """Return what would make activations fit, as the beginning of a clause on what that saves."""
-    half = "" if caching.dtype == "bfloat16" else ", or half of it with cache.dtype=bfloat16,"
+    half = (
+        "" if caching.dtype in ("bfloat16", quantised.INT8) else ", or half of it with cache.dtype=bfloat16,"
+    )
     return f"cache.disk_mb={-(-size >> 20)}{half}"
 
 

@@ -8,8 +8,9 @@ import collections
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -126,7 +127,10 @@ class ActivationCache:
         leaves = [np.concatenate(each, 1) for each in zip(*parts, strict=True)]
         x = sharding.replicate(jax.tree.unflatten(job.structure, leaves), job.filling.mesh)
         seconds = time.monotonic() - start
-        made = DeviceActivations(job.structure, prefix.views, job.flops, seconds, job.missing_flops, x=x)
+        error = self._stated_error(job)
+        made = DeviceActivations(
+            job.structure, prefix.views, job.flops, seconds, job.missing_flops, x=x, rounding_error=error
+        )
         return self._put(key, job, made)
 
     def _job(
@@ -167,6 +171,7 @@ class ActivationCache:
         if not stored and self._files:
             try:
                 stored = self._files, _write(self._files, key, job)
+                self._stated_error(job)
             except OSError as error:
                 self._say(
                     "the frozen prefix is computed anew each epoch: its activations cannot be cached "
@@ -188,8 +193,20 @@ class ActivationCache:
             return _write(files, key, dataclasses.replace(job, filling=filling))
 
         reader = SelfHealingReader(entry, fill_again, self._say)
-        seconds = entry.about["seconds"]
-        return DiskActivations(job.structure, job.prefix.views, job.flops, seconds, ran, reader=reader)
+        seconds, error = entry.about["seconds"], entry.about.get("rounding_error", 0.0)
+        return DiskActivations(
+            job.structure, job.prefix.views, job.flops, seconds, ran, reader=reader, rounding_error=error
+        )
+
+    def _stated_error(self, job: FillJob) -> float:
+        """Return the relative error of what was computed for a reduced dtype, and say it; 0 without."""
+        error = job.rounding.relative
+        if error:
+            at = job.prefix.model.groups[job.prefix.boundary - 1]
+            self._say(
+                f"activations behind {at} are cached in {self._dtype}: off by {error:.2%} of their root mean square"
+            )
+        return error
 
     def _put(self, key: str, job: FillJob, activations: DeviceActivations) -> DeviceActivations:
         """Add an entry, and evict the least recently used ones."""
@@ -230,8 +247,13 @@ class ActivationCache:
 
 def _write(files: DiskCache, key: str, job: FillJob) -> CacheEntry:
     """Compute an entry on disk."""
-    about = {"what": repr(job.prefix)}
-    return files.fill(key, job.shapes, job.prefix.views, len(job.images), job.fill, about)
+    about: dict[str, Any] = {"what": repr(job.prefix)}
+
+    def fill(first: int) -> Iterator[Any]:
+        yield from job.fill(first)
+        about["rounding_error"] = job.rounding.relative  # of the images since the last start
+
+    return files.fill(key, job.shapes, job.prefix.views, len(job.images), fill, about)
 
 
 def _load(stored: DiskActivations, job: FillJob) -> DeviceActivations:
@@ -246,6 +268,7 @@ def _load(stored: DiskActivations, job: FillJob) -> DeviceActivations:
         stored.seconds,
         stored.ran,
         x=sharding.replicate(x, job.filling.mesh),
+        rounding_error=stored.rounding_error,
     )
 
 
