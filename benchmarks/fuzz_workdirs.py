@@ -3,8 +3,8 @@
     python -m benchmarks.fuzz_workdirs --count=20 --csv=benchmarks/results/fuzz_workdirs.csv
 
 Damage is that of `benchmarks.fuzz_damage`, or the file is empty, absent, a folder, a link to nowhere, or `[]`.
-The study is that of `benchmarks.chaos` with three seeds and two strategies. A command may end with 0, or with
-2 and one line; all else is a finding.
+The study is that of `benchmarks.chaos` with three seeds and two strategies. A command may end with 0, or with 2 and
+one line; all else is a finding.
 """
 
 import argparse

@@ -70,9 +70,11 @@ watched. The ten runs are ten seeds of ONE split (`transfer.split_seed`).
 Where the recipe differs: 200 epochs of classification at most, not 1,000, which no run reaches; the head
 starts at 0, not at N(0, .01); random crops are cut from files with a short side of up to 1,024 px, to which
 larger ones (Shenzhen's, of about 3,000) are shrunk first (`transfer.finetune.augment.crop_from`); masks are
-augmented on every image and milder, not on 30% of them, without optical distortion, and images are resized
-bilinearly, not to the nearest pixel; images are normalised by ImageNet's means on all tasks and, for the two
-SimCLR checkpoints alone, to 0 to 1 as those were trained, where the benchmark normalises all alike; and
+augmented on every image and milder, not on 30% of them, without contrast and optical distortion, the watched
+images not at all, where the benchmark's code augments those too, and images are resized bilinearly, not to
+the nearest pixel; images are normalised by ImageNet's means, since the encoders were trained so, where the
+benchmark divides by 255 on siim_acr and montgomery, and for the two SimCLR checkpoints to 0 to 1, as those
+were trained, where it normalises all alike; and
 in-domain training here is 20 epochs with a falling rate, since the benchmark does not tell its own.
 """
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -49,6 +50,16 @@ def command(workdir, *more, pause=0.0):
 
 def environment(cache, **others):
     return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT), **others}
+
+
+def shared_cache():
+    """The folder of compiled programs of all tests: for processes that nobody kills."""
+    return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+def copied_cache(folder):
+    """A copy of them for processes that are killed, which may leave half of a program behind."""
+    return Path(shutil.copytree(shared_cache(), folder / "xla"))
 
 
 def free_port():

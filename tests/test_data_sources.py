@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,38 @@ def test_a_prepared_tfds_set_is_read(shared_data):
 def test_a_wrong_tfds_spec_is_explained(shared_data, options, message):
     with pytest.raises(UserError, match=message):
         load({"kind": "tfds", "path": "tfds_toy", **options}, data_dir=shared_data, image_size=16)
+
+
+def test_masks_of_a_tfds_set_are_read_with_or_without_labels(shared_data, monkeypatch):
+    real = tfds.builder_from_directory
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, 3, (8, 16, 16, 1))
+
+    def builder(folder):
+        made = real(folder)
+        features = {**made.info.features, "segmentation_mask": None, "other": None}
+        info = types.SimpleNamespace(
+            file_format=made.info.file_format, features=features, splits=made.info.splits, name="toy"
+        )
+        examples = [
+            {**example, "segmentation_mask": mask, "other": mask[:8]}
+            for example, mask in zip(made.as_data_source("train"), drawn, strict=True)
+        ]
+        return types.SimpleNamespace(info=info, as_data_source=lambda part: examples)
+
+    monkeypatch.setattr(tfds, "builder_from_directory", builder)
+    spec = {"kind": "tfds", "path": "tfds_toy", "mask": "segmentation_mask", "segments": ("back", "a", "b")}
+    data = load(spec, data_dir=shared_data, image_size=16)
+    np.testing.assert_array_equal(data.targets, drawn[..., 0])
+    assert data.class_counts() == {"a": 4, "b": 4}
+    alone = load({**spec, "label": "none"}, data_dir=shared_data, image_size=16)
+    np.testing.assert_array_equal(alone.masks, data.masks)
+    with pytest.raises(UserError, match=r"the mask of toy/train/.* holds the value 2; expected 0 to 1"):
+        load({**spec, "segments": ("back", "a")}, data_dir=shared_data, image_size=16)
+    with pytest.raises(UserError, match=r"train\[0\]: mask is int64 \[8, 16, 1\], expected whole numbers"):
+        load({**spec, "mask": "other"}, data_dir=shared_data, image_size=16)
+    with pytest.raises(UserError, match="no feature 'segmentation'; did you mean 'segmentation_mask'"):
+        load({**spec, "mask": "segmentation"}, data_dir=shared_data, image_size=16)
 
 
 def test_reading_tfds_imports_no_tensorflow(shared_data):

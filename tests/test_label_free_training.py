@@ -16,6 +16,7 @@ from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import DEFAULT
 from dapt_jax.models.encoders import vit
 from dapt_jax.models.lora import LoraSettings
+from dapt_jax.models.row_changes import RowSettings
 from dapt_jax.models.trunk import Trunk
 from dapt_jax.objectives import Dino, Distil, MaskedAutoencoder, Reconstruct, TwoViews, two_views
 from dapt_jax.records.ledger import Ledger
@@ -214,6 +215,24 @@ def test_low_rank_updates_train_without_labels_and_merge_exactly(kind):
     found = features_of(encoder, merged)
     assert relative_difference([found], [features_of(tuned, unmerged)]) < 1e-5
     assert relative_difference([found], [features_of(encoder, source)]) > 1e-4
+
+
+@pytest.mark.long
+def test_rows_train_without_labels_above_a_cached_prefix_and_no_others_move():
+    phases = (Phase("apla", 1, ("block2/attention/project:rows", "head"), 1e-2, views=2),)
+    tuned = patterns.with_rows(VIT, phases, RowSettings(3))
+    objective = Reconstruct(Trunk(VIT), noise=1.0)
+    model = label_free.pretext(tuned, objective, phases)
+    run = dataclasses.replace(run_of("reconstruct", "vit"), model=model, phases=phases, loss=objective)
+    start, batch_stats = model.init(1)
+    trained = loop.train(run, start, batch_stats, context(None))
+    assert trained.costs[0].cached == "filled"
+    assert sum(row.model_flops for row in trained.costs) == run.flops()
+    before, after = (flatten(tuned.merged(params)) for params in (start, trained.params))
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert {path for path in moved if not path.startswith("head/")} == {
+        f"block2/attention/project/{leaf}" for leaf in ("kernel", "bias")
+    }
 
 
 @pytest.mark.long

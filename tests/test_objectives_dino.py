@@ -69,29 +69,36 @@ def test_loss_centre_momentum_and_temperature_are_the_published_ones():
 
 def test_one_step_moves_centre_and_teacher_by_the_formulas_and_a_first_epoch_leaves_the_prototypes():
     run = dino_run()
-    program = run.programs[0]
-    params, batch_stats = run.model.init(1)
-    start = flatten(params)
+    program, (params, batch_stats) = run.programs[0], run.model.init(1)
     shape = accounting.boundary_shape(run.model, program.mask.boundary, 16).shape
     x = tuple(
         jnp.asarray(np.random.default_rng(view).normal(size=(8, *shape)), jnp.float32) for view in (0, 1)
     )
     state = jax.tree.map(jnp.asarray, program.init_state(params, batch_stats))
-    state |= {"centre": jnp.linspace(-0.1, 0.1, 24)}
-    teacher = jax.jit(program.own_targets)(state, x)
+    state |= {
+        "centre": jnp.linspace(-0.1, 0.1, 24),
+        "ema": jax.tree.map(lambda leaf: 0.5 * leaf, state["ema"]),
+    }
+    start, teacher_start = flatten(params), flatten(freezing.prune(state["ema"]))
+    outputs = jax.jit(lambda params: run.model.suffix(params, batch_stats, x, program.mask.boundary)[0])
+    student, teacher = (
+        outputs(state["params"]),
+        outputs(freezing.overlay(params, freezing.prune(state["ema"]))),
+    )
+    np.testing.assert_allclose(jax.jit(program.own_targets)(state, x)[1], teacher[1], rtol=1e-5, atol=1e-6)
     rng = {"epoch": jnp.int32(0), "total_steps": jnp.int32(10), "seed": jnp.uint32(0)}
     after = jax.jit(program._step)(state, x, None, jnp.ones(8), rng, jnp.float32(0.1))
+    loss = reference_loss(student, teacher, np.asarray(state["centre"]), 0.03).sum()
+    assert float(after["loss"]) == pytest.approx(loss, rel=1e-4)
     expected = 0.9 * state["centre"] + 0.1 * jnp.concatenate(teacher).mean(0)
-    np.testing.assert_allclose(after["centre"], expected, rtol=1e-5, atol=1e-7)
-    student, average = flatten(after["params"]), flatten(freezing.prune(after["ema"]))
+    np.testing.assert_allclose(after["centre"], expected, rtol=1e-5, atol=1e-6)
+    moved, average = flatten(after["params"]), flatten(freezing.prune(after["ema"]))
     assert set(average) == set(program.mask.trainable)
     for path, mean in average.items():
-        assert not np.array_equal(student[path], start[path])
-        np.testing.assert_allclose(mean, 0.996 * start[path] + 0.004 * student[path], rtol=1e-5, atol=1e-7)
-    assert np.array_equal(student["head/prototypes/kernel"], start["head/prototypes/kernel"])
-    # At the start the teacher is the student, so that its loss is the published one of its own outputs.
-    loss = reference_loss(teacher, teacher, np.asarray(state["centre"]), 0.03).sum()
-    assert float(after["loss"]) == pytest.approx(loss, rel=1e-4)
+        assert not np.array_equal(moved[path], start[path])
+        expected = 0.996 * teacher_start[path] + 0.004 * moved[path]
+        np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(moved["head/prototypes/kernel"], start["head/prototypes/kernel"])
 
 
 @pytest.mark.parametrize("kind", ["cnn", pytest.param("vit", marks=pytest.mark.long)])

@@ -16,7 +16,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.monitoring import status
 from dapt_jax.runtime import lock, storage
 from tests.command import run, small
-from tests.studies import ROOT, assert_same_bits, complete, started, wait_until
+from tests.studies import ROOT, assert_same_bits, complete, copied_cache, shared_cache, started, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -190,9 +190,9 @@ def test_a_second_start_of_a_study_is_one_line_and_reading_needs_no_lock(tmp_pat
 
 @pytest.mark.long
 def test_a_second_process_ends_with_2_and_the_first_with_the_same_results(tmp_path, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("xla")
     flags = ("--config.transfer.protocols=linear",)
-    complete(tmp_path / "quiet", cache, *flags)
+    complete(tmp_path / "quiet", shared_cache(), *flags)
+    cache = copied_cache(tmp_path_factory.mktemp("cache"))
     with started(tmp_path / "study", cache, *flags, pause=0.1) as first:
         wait_until(lambda: (tmp_path / "study" / status.STATUS).exists(), first)
         with started(tmp_path / "study", cache, *flags) as second:

@@ -17,9 +17,11 @@ from tests.studies import (
     assert_same_bits,
     complete,
     complete_together,
+    copied_cache,
     environment,
     free_port,
     kill_at_random,
+    shared_cache,
     skip_chaos,
     together,
     wait_until,
@@ -43,16 +45,16 @@ COUNTED = (
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("xla")
+def alone(tmp_path_factory):
+    """The study in one process."""
+    workdir = tmp_path_factory.mktemp("alone")
+    complete(workdir, shared_cache(), *SMALL)
+    return workdir
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, cache):
-    """The study in one process."""
-    workdir = tmp_path_factory.mktemp("alone")
-    complete(workdir, cache, *SMALL)
-    return workdir
+def cache(tmp_path_factory, alone):
+    return copied_cache(tmp_path_factory.mktemp("cache"))
 
 
 SWAPPED = 2e-2

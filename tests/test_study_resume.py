@@ -12,7 +12,9 @@ from tests.command import rows
 from tests.studies import (
     assert_same_bits,
     complete,
+    copied_cache,
     kill_at_random,
+    shared_cache,
     skip_chaos,
     started,
     together,
@@ -27,15 +29,15 @@ def steps_saved(folder):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("xla")
+def quiet(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("quiet")
+    complete(workdir, shared_cache())
+    return workdir
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory, cache):
-    workdir = tmp_path_factory.mktemp("quiet")
-    complete(workdir, cache)
-    return workdir
+def cache(tmp_path_factory, quiet):
+    return copied_cache(tmp_path_factory.mktemp("cache"))
 
 
 def test_killed_in_a_phase_around_a_switch_and_in_a_target_task(tmp_path, quiet, cache):

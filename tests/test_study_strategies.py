@@ -12,7 +12,7 @@ from tests import command, tiny
 
 LINES = (
     "    config.unlock()",
-    "    config.custom_strategies.chained = {'like': 'full', 'corpus': 'other', 'weights': 'random'}",
+    "    config.custom_strategies.chained = {'like': 'partial', 'corpus': 'other', 'weights': 'random'}",
     "    config.custom_strategies.scratch = {'weights': 'random', 'phases': ()}",
     "    config.corpora.other = {'kind': 'phantoms', 'name': 'corpus', 'n': 24, 'seed': 1, 'val_fraction': 0.25}",
     "    return config",
@@ -22,20 +22,20 @@ LINES = (
 def test_an_arm_starts_from_its_weights_and_sees_its_corpus(tmp_path):
     path = tmp_path / "chained.py"
     path.write_text(command.QUICKSTART.read_text().replace("    return config", "\n".join(LINES)))
-    flags = command.small("--config.strategies=full,chained,scratch", "--config.seeds=0")
+    flags = command.small("--config.strategies=partial,chained,scratch", "--config.seeds=0")
     assert command.run(f"--config={path}", *flags[1:], f"--workdir={tmp_path / 'run'}") == 0
     about = {
         name: json.loads((tmp_path / "run" / "checkpoints" / f"{name}-seed0" / "adapted.json").read_text())
-        for name in ("full", "chained")
+        for name in ("partial", "chained")
     }
-    assert (about["full"]["images"], about["chained"]["images"]) == (48, 24)
+    assert (about["partial"]["images"], about["chained"]["images"]) == (48, 24)
     assert about["chained"]["source"].startswith("random")
-    assert not about["full"]["source"].startswith("random")
+    assert not about["partial"]["source"].startswith("random")
     ledger = command.rows(tmp_path / "run" / "ledger.jsonl")
-    trained = {row["strategy"]: row["images"] for row in ledger if row["phase"] == "full"}
-    assert trained["chained"] <= 18 < trained["full"]  # a quarter of its own corpus is watched
+    trained = {row["strategy"]: row["images"] for row in ledger if row["phase"] == "partial"}
+    assert trained["chained"] <= 18 < trained["partial"]  # a quarter of its own corpus is watched
     inits = {row["strategy"]: row["init"] for row in command.rows(tmp_path / "run" / "results.jsonl")}
-    assert (inits["full"], inits["chained"], inits["scratch"]) == ("imagenet", "random", "random")
+    assert (inits["partial"], inits["chained"], inits["scratch"]) == ("imagenet", "random", "random")
 
 
 def test_an_arm_without_phases_has_its_own_weights():

@@ -52,7 +52,8 @@ def test_the_batch_that_did_it_is_found_and_saved(tmp_path, monkeypatch, phase, 
     ):
         train(run, tmp_path, **saving)
     (path,) = (tmp_path / "nan").iterdir()
-    kept = np.load(path)
+    with np.load(path) as file:
+        kept = dict(file)
     epoch, batch = divmod(step, run.timeline.steps_per_epoch)
     rows, weights = (each[batch] for each in run.order.epoch(epoch))
     np.testing.assert_array_equal(kept["rows"], rows)
@@ -73,7 +74,8 @@ def test_the_checksum_is_that_of_the_parameters_before_the_step(tmp_path, monkey
     explode(monkeypatch, 0)
     with pytest.raises(UserError):
         train(run, tmp_path)
-    kept = np.load(next((tmp_path / "nan").iterdir()))
+    with np.load(next((tmp_path / "nan").iterdir())) as file:
+        kept = dict(file)
     assert str(kept["params_checksum"]) == recovery.checksum(run.programs[0].model.init(1)[0])
 
 

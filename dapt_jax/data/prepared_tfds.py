@@ -25,6 +25,7 @@ def load_tfds(
     dataset: str = "",
     split: str = "",
     label: str = "label",
+    mask: str = "",
     classes: Sequence[str] = (),
     drop_classes: Sequence[str] = (),
     where: str = "",
@@ -42,7 +43,9 @@ def load_tfds(
         dataset: Name of a set in the TFDS catalogue, such as "colorectal_histology" or "name/config"; it is
             downloaded and prepared if `path` does not contain it yet, which requires TensorFlow.
         split: Split to read; "" reads all of them. The split is in `columns["split"]` in both cases.
-        label: Name of the class feature.
+        label: Name of the class feature; a set with masks may have none.
+        mask: Name of the feature of masks, whose values are numbers of segments; "" reads none. With
+            `segments` in the description the set is one of masks.
         classes: The classes in the wanted order; by default those of the feature.
         drop_classes: Classes whose images are left out.
         where: Condition that selects images, see `Dataset.where`.
@@ -66,10 +69,11 @@ def load_tfds(
             f"{folder}: its files are {found}; prepare the set again with --file_format=array_record"
         )
     features = builder.info.features
-    for feature in ("image", label, *filter(None, [group])):
+    is_labelled = not mask or label in features
+    for feature in ("image", *([label] if is_labelled else []), *filter(None, [group, mask])):
         if feature not in features:
             raise UserError(f"{folder}: no feature {feature!r}; {nearest(feature, features)}")
-    if not isinstance(features[label], tfds.features.ClassLabel):
+    if is_labelled and not isinstance(features[label], tfds.features.ClassLabel):
         raise UserError(
             f"{folder}: feature {label!r} is {type(features[label]).__name__}, expected ClassLabel"
         )
@@ -77,11 +81,14 @@ def load_tfds(
         raise UserError(f"{folder}: no split {split!r}; {nearest(split, builder.info.splits)}")
 
     framing = Framing(image_size, crop, resize)
-    images, labels, groups, splits = [], [], [], []
+    images, labels, groups, splits, masks = [], [], [], [], []
     for part in [split] if split else sorted(builder.info.splits):
         for index, example in enumerate(builder.as_data_source(part)):
-            images.append(framing.images(_rgb(example["image"], f"{folder}: {part}[{index}]")[None])[0])
-            labels.append(int(example[label]))
+            pixels = _rgb(example["image"], f"{folder}: {part}[{index}]")
+            images.append(framing.images(pixels[None])[0])
+            labels.append(int(example[label]) if is_labelled else 0)
+            if mask:
+                masks.append(framing.mask(_mask(example[mask], pixels, f"{folder}: {part}[{index}]")))
             groups.append(_text(example[group]) if group else f"{part}/{index:06d}")
             splits.append(part)
     if not images:
@@ -93,9 +100,10 @@ def load_tfds(
             np.stack(images), image_size, [f"{title}/{part}/{row:06d}" for row, part in enumerate(splits)]
         ),
         labels=np.array(labels, np.int64),
-        classes=tuple(features[label].names),
+        classes=tuple(features[label].names) if is_labelled else ("image",),
         groups=np.array(groups, dtype=str),
         columns={"split": np.array(splits, dtype=str)},
+        masks=np.stack(masks) if mask else None,
     ).where(where)
     for dropped in drop_classes:
         if dropped not in found.classes:
@@ -147,6 +155,20 @@ def _rgb(image: np.ndarray, place: str) -> np.ndarray:
             f"{place}: image is {image.dtype} {list(image.shape)}, expected uint8 with 1 or 3 channels"
         )
     return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def _mask(mask: np.ndarray, image: np.ndarray, place: str) -> np.ndarray:
+    """Return the segments of an example, uint8 [h, w]."""
+    found = np.asarray(mask)
+    found = found[..., 0] if found.ndim == 3 and found.shape[-1] == 1 else found
+    if found.shape != image.shape[:2] or found.dtype.kind not in "uib":
+        raise UserError(
+            f"{place}: mask is {np.asarray(mask).dtype} {list(np.shape(mask))}, expected whole numbers "
+            f"{[*image.shape[:2], 1]}, as large as its image"
+        )
+    if found.min() < 0 or found.max() > 255:
+        raise UserError(f"{place}: mask holds {found.min()} to {found.max()}; expected 0 to 255")
+    return found.astype(np.uint8)
 
 
 def _text(value: object) -> str:
