@@ -87,7 +87,8 @@ def test_one_step_moves_centre_and_teacher_by_the_formulas_and_a_first_epoch_lea
     )
     np.testing.assert_allclose(jax.jit(program.own_targets)(state, x)[1], teacher[1], rtol=1e-5, atol=1e-6)
     rng = {"epoch": jnp.int32(0), "total_steps": jnp.int32(10), "seed": jnp.uint32(0)}
-    after = jax.jit(program._step)(state, x, None, jnp.ones(8), rng, jnp.float32(0.1))
+    batch = {"x": x, "label": None, "weight": jnp.ones(8), "index": jnp.arange(8)}
+    after = jax.jit(program.activation_step)(state, batch, rng, jnp.float32(0.1))
     loss = reference_loss(student, teacher, np.asarray(state["centre"]), 0.03).sum()
     assert float(after["loss"]) == pytest.approx(loss, rel=1e-4)
     expected = 0.9 * state["centre"] + 0.1 * jnp.concatenate(teacher).mean(0)

@@ -318,22 +318,8 @@ class PhaseProgram:
         if self.is_paired:
             of_other = {**rng, "view": rng["other_view"]}
             x = x, self.inputs(state, batch["other_image"], of_other, batch["other"])[0]
-        return self._step(state, x, labels, batch["weight"], rng, lr, mixed)
-
-    def _step(
-        self,
-        state: State,
-        x: Any,
-        labels: Any,
-        weights: Array,
-        rng: RngContext,
-        lr: Float[Array, ""],
-        mixed: Mixed | None = None,
-    ) -> State:
-        """Take one step from activations at the boundary: see `update`."""
-        if self.dino:
-            labels = self.own_targets(state, x)
-        return self.update(state, x, labels, weights, lr, self._dropout_key(state, rng), mixed, rng)
+        labels = self.own_targets(state, x) if self.dino else labels
+        return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng), mixed, rng)
 
     def _dropout_key(self, state: State, rng: RngContext) -> Array | None:
         """Return the key of (seed, step); none where neither dropout nor corruption needs one."""
@@ -348,7 +334,8 @@ class PhaseProgram:
         """Take one step from a batch of `x` (cached activations), `label`, `weight` and `index`."""
         labels = self.targets(batch["label"], rng, batch["index"])
         x = self.to_compute_dtype(batch["x"])
-        return self._step(state, x, labels, batch["weight"], rng, lr)
+        labels = self.own_targets(state, x) if self.dino else labels
+        return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng), rng=rng)
 
     def cached_step(
         self,
@@ -370,7 +357,8 @@ class PhaseProgram:
         else:
             labels = self.targets(cache["label"][batch["index"]], rng, batch["index"])
         x = self.to_compute_dtype(x)
-        return self._step(state, x, labels, batch["weight"], rng, lr)
+        labels = self.own_targets(state, x) if self.dino else labels
+        return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng), rng=rng)
 
     def cached_epochs(
         self, state: State, cache: dict[str, Any], work: dict[str, Array]
