@@ -338,7 +338,8 @@ def train(
         run: The run.
         start: Encoder whose weights the run starts from; None to start from random weights. The head is
             always new.
-        context: Checkpoints, ledger, display and callbacks; by default everything stays in memory.
+        context: Checkpoints, ledger, display and callbacks; by default everything stays in memory. Runs that
+            share one context share compiled steps and cached activations, so that a second seed compiles nothing.
 
     Raises:
         UserError: The loss is not finite, or the encoder differs from that of the run.
