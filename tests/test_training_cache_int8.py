@@ -16,6 +16,7 @@ from dapt_jax.study import budgets, plan
 from dapt_jax.training import loop
 from dapt_jax.training.cache.policy import Caching, cached_spec, choose_cache
 from dapt_jax.training.cache.store import Prefix
+from dapt_jax.training.context import RunContext
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.quantised import Quantised, RoundingError, dequantised, quantise
 from tests import tiny
@@ -114,7 +115,7 @@ def test_a_cache_holds_these_bytes_and_says_how_far_it_is_off(tmp_path, tier):
 def test_a_run_in_8_bits_gives_nearly_the_same_results_and_its_ledger_the_plan():
     exact, exact_rows = train(run_of(Caching("on", 1 << 28)))
     run = run_of(INT8)
-    result = loop.train(run, *run.model.init(1))  # its own cache follows the run's dtype
+    result = loop.train(run, *run.model.init(1), RunContext())  # whose cache follows the run's dtype
     coarse, rows = leaves(result), result.costs
     np.testing.assert_allclose(curve(rows), curve(exact_rows), rtol=0.01)
     assert not all(np.array_equal(a, b) for a, b in zip(exact, coarse, strict=True))

@@ -5,7 +5,6 @@ from typing import Any
 
 from dapt_jax.records.ledger import Row
 from dapt_jax.training import image_batches
-from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.freezing import Tree
 from dapt_jax.training.run import TrainingRun
@@ -61,7 +60,9 @@ def train(
         UserError: The loss is no longer finite.
         Stopped: A signal to stop was received; the progress is saved.
     """
-    context = context or RunContext(cache=ActivationCache(dtype=run.caching.dtype))
+    context = context or RunContext()
+    # The run plans its cache in this dtype.
+    context = dataclasses.replace(context, cache=context.cache.in_dtype(run.caching.dtype))
     with open_session(run, params, batch_stats, context) as session:
         while phase := session.enter_phase():
             with session.recovering(phase), phase.account.clock.span("train"):

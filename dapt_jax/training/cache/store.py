@@ -5,6 +5,7 @@ agree; work done by another arm is not repeated, and the ledger records the reus
 """
 
 import collections
+import copy
 import dataclasses
 import hashlib
 import time
@@ -75,6 +76,14 @@ class ActivationCache:
                     f"({error.strerror or error})"
                 )
         return cls(memory, files, dtype, say)
+
+    def in_dtype(self, dtype: str) -> "ActivationCache":
+        """Return this cache for activations of another dtype; both share what is in memory and on disk."""
+        if dtype == self._dtype:
+            return self
+        other = copy.copy(self)
+        other._dtype = dtype
+        return other
 
     def get(
         self,
