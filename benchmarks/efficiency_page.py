@@ -31,6 +31,7 @@ PROTOCOL_TARGETS = {"full": "2", "l1sb": "10", "l1sb_pft": "4"}
 NAMES = {
     "resnet50": "ResNet-50",
     "efficientnet_lite0": "EfficientNet-Lite0",
+    "vit_small_dinov2": "DINOv2 ViT-S/14",
     "full": "full",
     "l1sb": "L1SB",
     "l1sb_pft": "L1SB, then full",
@@ -181,9 +182,36 @@ def scaling(rows: Rows) -> list[str]:
     return lines
 
 
+def less_work(rows: Rows) -> list[str]:
+    """Return the table of settings that save work by an approximation."""
+    head = (
+        "| encoder | setting | TFLOP | of it without | CPU s | cached, MiB | development AUC | change "
+        "| other patients' AUC | change |"
+    )
+    lines = [head, "| --- | --- |" + " ---: |" * 4 + " --- | --- |" * 2]
+    for row in rows:
+        ratio = score(row["of its FLOPs"], 3) if row["against"] else ""
+        costs = digits(row["TFLOP"]), ratio, digits(row["CPU s"]), digits(row["cached MiB"])
+        scores = [
+            text
+            for split in ("development", "test")
+            for text in (score(row[f"{split} AUC"], 3), _change(row, split))
+        ]
+        lines.append(line(NAMES.get(row["model"], row["model"]), row["arm"], *costs, *scores))
+    return lines
+
+
+def _change(row: dict[str, str], split: str) -> str:
+    """Return a change of the score of a split with its interval; empty for an arm that is compared with none."""
+    if not row[f"{split} low"]:
+        return ""
+    change, low, high = (float(row[f"{split} {name}"]) for name in ("change", "low", "high"))
+    return f"{change:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
 TABLES: dict[str, Callable[[Rows], list[str]]] = {
     f"{table.__name__}.csv": table
-    for table in (train_step, paper_protocol, heads, feature_cache, input_pipeline, scaling)
+    for table in (train_step, paper_protocol, heads, feature_cache, input_pipeline, scaling, less_work)
 }
 """Function from the rows of a file to the lines of its table, by the file's name."""
 
