@@ -34,7 +34,7 @@ class Drawn:
         if self.alpha is None:
             return Facts(grey)
         clear = self.alpha == 0
-        agree = not self.grey[clear].any() and bool(np.isin(self.alpha, (0, 255)).all())
+        agree = not self.grey[clear].any() and pixels.is_black_and_white(self.alpha)
         return Facts(grey, frozenset(np.unique(self.alpha).tolist()), agree)
 
 
@@ -148,7 +148,7 @@ def read(source: Plane) -> Drawn:
     if formats.module(source.path) is pixels:
         stored = pixels.stored(source)
         values, alpha = stored.values, stored.alpha
-        if stored.lossy and not np.isin(values, (0, 255)).all():
+        if stored.lossy and not pixels.is_black_and_white(values):
             strange = np.setdiff1d(values, (0, 255)).tolist()
             raise UserError(
                 f"{source}: a JPEG with {listed(strange)} between black and white; JPEG changes values: "

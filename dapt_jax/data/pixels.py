@@ -179,13 +179,18 @@ def stored(source: Plane) -> Stored:
         values = np.asarray(ImageOps.exif_transpose(image))
         if mode == "P":
             return Stored(_of_palette(values, image.getpalette() or []))
-        if mode == "L" and _tag(image, _PHOTOMETRIC) == 0 and not np.isin(values, (0, 255)).all():
+        if mode == "L" and _tag(image, _PHOTOMETRIC) == 0 and not is_black_and_white(values):
             # For fewer than 8 bits, Pillow has scaled the values as well.
             bits = max(_tag(image, _BITS_PER_SAMPLE) or (8,))
             return Stored((255 - values) // (255 // ((1 << bits) - 1)))
         if mode in ("LA", "PA", "RGBA"):
             return Stored(values[..., 0] if mode != "RGBA" else values[..., :3], values[..., -1])
         return Stored(values, lossy=lossy)
+
+
+def is_black_and_white(values: np.ndarray) -> bool:
+    """Return whether 8-bit values are all 0 or 255, in three bytes of memory for each; np.isin takes up to 32."""
+    return bool(((values == 0) | (values == 255)).all())
 
 
 def _of_palette(indices: np.ndarray, palette: list[int]) -> np.ndarray:
