@@ -106,6 +106,41 @@ def relative_difference(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(a)
 
 
+def rows_of_agreeing_runs(runs):
+    """Train a run with and without cached activations, by "on" and "off", and return the ledger's rows of both.
+
+    They end in the same losses, weights and metrics, and the ledger is the plan to the integer.
+    """
+    (cached, rows), (plain, plain_rows) = (train(runs[cache]) for cache in ("on", "off"))
+    np.testing.assert_allclose(curve(rows), curve(plain_rows), rtol=1e-6)
+    assert relative_difference(plain, cached) < 1e-5
+    for metric in ("val_loss", "rankme"):
+        a, b = ([point[metric] for row in each for point in row.curve] for each in (rows, plain_rows))
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+    for run, found in zip((runs["on"], runs["off"]), (rows, plain_rows), strict=True):
+        planned = plan.of_run(run)
+        assert [row.model_flops for row in found] == [phase.flops for phase in planned]
+        assert sum(row.model_flops for row in found) == run.flops()
+        assert [row.head_flops for row in found] == [phase.head_flops for phase in planned]
+        assert [row.target_flops for row in found] == [phase.target_flops for phase in planned]
+    return rows, plain_rows
+
+
+def check_kills(run, entries, folder):
+    """Kill a run at each of the first entries of its ledger: it resumes to the bits and counts of a quiet one."""
+    quiet, rows = train(run)
+    for number in range(1, entries + 1):
+        ledger = KillingLedger(folder / f"{number}.jsonl", number)
+        checkpoints = folder / str(number)
+        try:
+            resumed, again = train(run, checkpoints, ledger=ledger)
+        except KilledError:
+            resumed, again = train(run, checkpoints, ledger=Ledger(ledger.path))
+        assert all(np.array_equal(a, b) for a, b in zip(quiet, resumed, strict=True))
+        assert counts(again) == counts(rows)
+        assert [row.target_flops for row in again] == [row.target_flops for row in rows]
+
+
 ALL = [(name, kind) for name in OBJECTIVES for kind in ENCODERS]
 SHORT = [("reconstruct", "vit"), ("distil", "cnn"), ("two_views", "cnn")]
 MATRIX = [pytest.param(*each, marks=[] if each in SHORT else [pytest.mark.long]) for each in ALL]
@@ -172,18 +207,7 @@ def test_a_run_killed_at_any_entry_of_the_ledger_resumes_to_the_bit(name, tmp_pa
         Phase(phase, 1, trainable, 1e-3, views=2)
         for phase, trainable in (("partial", ENCODERS[kind][1]), ("full", ("*",)))
     )
-    run = run_of(name, kind, phases=phases)
-    quiet, rows = train(run)
-    for number in range(1, 5):
-        ledger = KillingLedger(tmp_path / f"{number}.jsonl", number)
-        folder = tmp_path / str(number)
-        try:
-            resumed, again = train(run, folder, ledger=ledger)
-        except KilledError:
-            resumed, again = train(run, folder, ledger=Ledger(ledger.path))
-        assert all(np.array_equal(a, b) for a, b in zip(quiet, resumed, strict=True))
-        assert counts(again) == counts(rows)
-        assert [row.target_flops for row in again] == [row.target_flops for row in rows]
+    check_kills(run_of(name, kind, phases=phases), 4, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["cnn", pytest.param("vit", marks=pytest.mark.long)])

@@ -10,22 +10,20 @@ import pytest
 
 from dapt_jax.errors import UserError
 from dapt_jax.objectives import Dino
-from dapt_jax.records.ledger import Ledger
-from dapt_jax.study import collapse, plan
+from dapt_jax.study import collapse
 from dapt_jax.training import accounting, freezing, label_free, loop
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights.paths import flatten
 from tests.test_label_free_training import (
     ENCODERS,
-    curve,
+    check_kills,
     head_first,
     objective_of,
-    relative_difference,
+    rows_of_agreeing_runs,
     run_of,
-    train,
 )
-from tests.test_training_loop import KilledError, KillingLedger, context, counts
+from tests.test_training_loop import context
 
 SMALL = objective_of("dino", None)
 
@@ -105,20 +103,9 @@ def test_one_step_moves_centre_and_teacher_by_the_formulas_and_a_first_epoch_lea
 @pytest.mark.parametrize("kind", ["cnn", pytest.param("vit", marks=pytest.mark.long)])
 def test_cached_and_uncached_runs_agree_and_the_ledger_is_the_plan_to_the_integer(kind):
     runs = {cache: dino_run(kind, cache) for cache in ("on", "off")}
-    (cached, rows), (plain, plain_rows) = (train(run) for run in runs.values())
+    rows, plain_rows = rows_of_agreeing_runs(runs)
     assert [row.cached for row in rows] == ["filled", "reused", "filled"]
-    np.testing.assert_allclose(curve(rows), curve(plain_rows), rtol=1e-6)
-    assert relative_difference(plain, cached) < 1e-5
-    for metric in ("val_loss", "rankme"):
-        a, b = ([point[metric] for row in each for point in row.curve] for each in (rows, plain_rows))
-        np.testing.assert_allclose(a, b, rtol=1e-4)
-    for run, found in zip(runs.values(), (rows, plain_rows), strict=True):
-        planned = plan.of_run(run)
-        assert [row.model_flops for row in found] == [phase.flops for phase in planned]
-        assert sum(row.model_flops for row in found) == run.flops()
-        assert [row.head_flops for row in found] == [phase.head_flops for phase in planned]
-        assert [row.target_flops for row in found] == [phase.target_flops for phase in planned]
-        assert all(row.head_flops + row.target_flops <= row.model_flops for row in found)
+    assert all(row.head_flops + row.target_flops <= row.model_flops for row in rows + plain_rows)
     # The teacher is run above the boundary alone, on both views of every image: in the first two phases the head.
     widths = (ENCODERS[kind][0].features, 16, 16, 8, 24)
     head = sum(2 * inputs * outputs for inputs, outputs in itertools.pairwise(widths))
@@ -131,17 +118,7 @@ def test_cached_and_uncached_runs_agree_and_the_ledger_is_the_plan_to_the_intege
 
 @pytest.mark.long
 def test_a_run_killed_at_any_entry_of_the_ledger_resumes_to_the_bit(tmp_path):
-    run, (quiet, rows) = dino_run(), train(dino_run())
-    for number in range(1, 6):
-        ledger = KillingLedger(tmp_path / f"{number}.jsonl", number)
-        folder = tmp_path / str(number)
-        try:
-            resumed, again = train(run, folder, ledger=ledger)
-        except KilledError:
-            resumed, again = train(run, folder, ledger=Ledger(ledger.path))
-        assert all(np.array_equal(a, b) for a, b in zip(quiet, resumed, strict=True))
-        assert counts(again) == counts(rows)
-        assert [row.target_flops for row in again] == [row.target_flops for row in rows]
+    check_kills(dino_run(), 5, tmp_path)
 
 
 def test_a_run_that_collapses_is_halted_in_one_line():

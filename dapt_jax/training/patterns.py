@@ -9,7 +9,7 @@ import fnmatch
 import functools
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.encoder import Encoder
@@ -132,34 +132,36 @@ def with_lora(encoder: Encoder, phases: Sequence[Phase], settings: LoraSettings)
     kernels = {path: kind for path, kind in encoder.kinds.items() if kind.is_kernel}
     shapes = {path: leaf.shape for path, leaf in flatten(encoder.abstract()[0]).items()}
     chosen: dict[str, None] = {}
+    for where, pattern, glob in _of_kind(phases, LORA):
+        found = [
+            path
+            for path in select(glob, kernels, encoder.groups, where, "kernel")
+            if not kernels[path].is_grouped
+        ]
+        if not found:
+            raise UserError(
+                f"{where} pattern {pattern!r} matches only kernels of depthwise or grouped convolutions, "
+                f"which low-rank updates are not for; expected {glob + ':kernel'!r}, which trains them"
+            )
+        lowered = [path for path in found if _rank(shapes[path]) > settings.rank]
+        chosen.update(dict.fromkeys(lowered))
+        if not lowered:
+            most = max(_rank(shapes[path]) for path in found)
+            expected = f"1 to {most - 1}, or the kernels themselves" if most > 1 else "the kernels themselves"
+            raise UserError(
+                f"{where} pattern {pattern!r}: adapt.lora.rank is {settings.rank}, and no kernel there "
+                f"has a rank above {most}; expected {expected}"
+            )
+    return _with_lora(encoder, tuple(chosen), settings) if chosen else encoder
+
+
+def _of_kind(phases: Sequence[Phase], kind: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the patterns of phases that end with a kind: the start of their error lines, whole, and their glob."""
     for phase in phases:
         for pattern in phase.trainable:
             glob, _, name = pattern.partition(":")
-            if name != LORA:
-                continue
-            where = f"phase {phase.name!r}:"
-            found = [
-                path
-                for path in select(glob, kernels, encoder.groups, where, "kernel")
-                if not kernels[path].is_grouped
-            ]
-            if not found:
-                raise UserError(
-                    f"{where} pattern {pattern!r} matches only kernels of depthwise or grouped convolutions, "
-                    f"which low-rank updates are not for; expected {glob + ':kernel'!r}, which trains them"
-                )
-            lowered = [path for path in found if _rank(shapes[path]) > settings.rank]
-            chosen.update(dict.fromkeys(lowered))
-            if not lowered:
-                most = max(_rank(shapes[path]) for path in found)
-                expected = (
-                    f"1 to {most - 1}, or the kernels themselves" if most > 1 else "the kernels themselves"
-                )
-                raise UserError(
-                    f"{where} pattern {pattern!r}: adapt.lora.rank is {settings.rank}, and no kernel there "
-                    f"has a rank above {most}; expected {expected}"
-                )
-    return _with_lora(encoder, tuple(chosen), settings) if chosen else encoder
+            if name == kind:
+                yield f"phase {phase.name!r}:", pattern, glob
 
 
 @functools.cache
@@ -182,20 +184,15 @@ def with_rows(encoder: Encoder, phases: Sequence[Phase], settings: RowSettings) 
     kernels = {path: kind for path, kind in encoder.kinds.items() if kind is Kind.DENSE_KERNEL}
     shapes = {path: leaf.shape for path, leaf in flatten(encoder.abstract()[0]).items()}
     chosen: dict[str, tuple[int, ...]] = {}
-    for phase in phases:
-        for pattern in phase.trainable:
-            glob, _, name = pattern.partition(":")
-            if name != ROWS:
-                continue
-            where = f"phase {phase.name!r}:"
-            for path in select(glob, kernels, encoder.groups, where, "kernel of a dense layer"):
-                outputs = shapes[path][-1]
-                if settings.number >= outputs:
-                    raise UserError(
-                        f"{where} pattern {pattern!r}: adapt.rows.number is {settings.number}, and {path} has "
-                        f"{outputs} rows; expected 1 to {outputs - 1}, or {glob!r}, which trains all"
-                    )
-                chosen[path] = settings.drawn(path, outputs)
+    for where, pattern, glob in _of_kind(phases, ROWS):
+        for path in select(glob, kernels, encoder.groups, where, "kernel of a dense layer"):
+            outputs = shapes[path][-1]
+            if settings.number >= outputs:
+                raise UserError(
+                    f"{where} pattern {pattern!r}: adapt.rows.number is {settings.number}, and {path} has "
+                    f"{outputs} rows; expected 1 to {outputs - 1}, or {glob!r}, which trains all"
+                )
+            chosen[path] = settings.drawn(path, outputs)
     return _with_rows(encoder, tuple(chosen.items())) if chosen else encoder
 
 
