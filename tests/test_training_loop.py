@@ -1,6 +1,7 @@
 """Invariances of a whole run: cached or not, resumed or not, in whatever order the data come."""
 
 import dataclasses
+import signal
 import traceback
 from pathlib import Path
 from typing import ClassVar
@@ -17,10 +18,13 @@ from dapt_jax.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.monitoring.heartbeat import Heartbeat
 from dapt_jax.records.ledger import Ledger
+from dapt_jax.runtime import processes
+from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.training import loop
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.callbacks import Callback
+from dapt_jax.training.checkpointer import Checkpointer
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.early_stopping import EarlyStopping
 from dapt_jax.training.executables import Executables
@@ -222,11 +226,45 @@ def test_a_run_killed_anywhere_and_resumed_ends_with_the_same_bits_and_counts(tm
     assert counts(rows) == counts(quiet_rows)
 
 
+def saved_steps(folder):
+    return {int(path.name) for path in (folder / "state").iterdir() if path.name.isdigit()}
+
+
+def test_a_notice_to_another_process_at_the_end_of_a_phase_stops_this_one(tmp_path, monkeypatch):
+    """The other process ends there: the next step would wait for it."""
+    run = tiny.make_run([tiny.HEAD, tiny.FULL], encoder=ENCODER, data=DATA)
+    wait, told = Checkpointer.wait, [0]
+    monkeypatch.setattr(Checkpointer, "wait", lambda self: (wait(self), told.append(signal.SIGTERM)))
+    monkeypatch.setattr(
+        processes, "all_reduce_max", lambda *values: (max(values[0], *told), *map(int, values[1:]))
+    )
+    with pytest.raises(Stopped, match="SIGTERM"):
+        train(run, tmp_path, **SAVE_ALWAYS)
+    assert max(saved_steps(tmp_path)) == run.timeline.first_step(1)
+
+
+def test_a_notice_that_comes_while_processes_agree_is_for_the_next_step(tmp_path, monkeypatch):
+    """The others have not heard of it, and wait for this process in their next step."""
+    run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA)
+    handler, agreed = PreemptionHandler(), []
+
+    def agree(*values):
+        if len(values) == 2:  # a signal, and whether a save is due
+            agreed.append(values[0])
+            handler.signal_received = signal.SIGTERM if len(agreed) > 1 else 0
+        return tuple(map(int, values))
+
+    monkeypatch.setattr(processes, "all_reduce_max", agree)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        train(run, tmp_path, sync_every_s=0.0, preemption_handler=handler)
+    assert agreed == [0, 0, signal.SIGTERM]
+    assert saved_steps(tmp_path) == {3}
+
+
 def test_a_torn_checkpoint_is_passed_over(tmp_path):
     run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA)
     quiet, _ = train(run, tmp_path, **SAVE_ALWAYS)
-    newest = max(int(path.name) for path in (tmp_path / "state").iterdir() if path.name.isdigit())
-    for file in (tmp_path / "state" / str(newest) / "state").rglob("*"):
+    for file in (tmp_path / "state" / str(max(saved_steps(tmp_path))) / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(b"torn")
     again, _ = train(run, tmp_path, **SAVE_ALWAYS)

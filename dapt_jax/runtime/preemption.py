@@ -94,18 +94,6 @@ class PreemptionHandler:
         else:
             raise Stopped(number)
 
-    def check(self, given: int = 0) -> None:
-        """End the study if a signal was received.
-
-        Args:
-            given: Number of a signal that another process of the study received, or 0.
-
-        Raises:
-            Stopped: A signal was received.
-        """
-        if number := self.signal_received or given:
-            raise Stopped(number)
-
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Record a signal in `signal_received` inside the `with` block, and act on it at the end.
@@ -118,4 +106,5 @@ class PreemptionHandler:
             yield
         finally:
             self._deferred = False
-        self.check()
+        if self.signal_received:
+            raise Stopped(self.signal_received)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from dapt_jax.runtime import processes, sharding
+from dapt_jax.runtime.preemption import Stopped
 from dapt_jax.training import freezing
 from dapt_jax.training.checkpoint import CheckpointFolder, CheckpointStore, NoCheckpoints, saved_part
 from dapt_jax.training.context import RunContext
@@ -75,12 +76,24 @@ class Checkpointer:
             Stopped: A signal to stop was received; the progress is saved.
             PhaseDiverged: A parameter is not finite.
         """
-        handler = self._context.preemption_handler
         is_late = time.monotonic() - self._saved_at > self._context.checkpoint_every_s
-        signal_received, is_due = processes.all_reduce_max(handler.signal_received, is_late)
-        if self.is_enabled and (signal_received or is_due):
+        number, is_due = processes.all_reduce_max(self._context.preemption_handler.signal_received, is_late)
+        if self.is_enabled and (number or is_due):
             self.save(phase, state)
-        handler.check(signal_received)
+        # A signal that came since is for the next step: the other processes do not know of it yet.
+        if number:
+            raise Stopped(number)
+
+    def stop_if_told(self) -> None:
+        """Stop in all processes at once, since one that ends alone leaves the others waiting for it.
+
+        Raises:
+            Stopped: A signal to stop was received.
+        """
+        processes.all_reduce_max(0)  # waits for the slowest, so that hardly any time is left below
+        (number,) = processes.all_reduce_max(self._context.preemption_handler.signal_received)
+        if number:
+            raise Stopped(number)
 
     def save(self, phase: ActivePhase, state: State) -> None:
         """Save a state in the background.

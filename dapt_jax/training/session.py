@@ -184,7 +184,12 @@ class Session:
         return any(restored)
 
     def finish_phase(self, phase: ActivePhase, state: State) -> None:
-        """Enter the phase into the ledger and save; after a kill in between, the same entry is rewritten."""
+        """Enter the phase into the ledger and save; after a kill in between, the same entry is rewritten.
+
+        Raises:
+            Stopped: A signal to stop was received by one of the processes; the progress is saved.
+            PhaseDiverged: A parameter is not finite.
+        """
         self.checkpointer.check_finite(phase, state)
         step = int(state["step"])
         with phase.account.clock.span("checkpoint"):  # the ledger waits for the disk
@@ -195,6 +200,7 @@ class Session:
                 self.checkpointer.wait()
             phase.account.enter(step)
         self.state = state
+        self.checkpointer.stop_if_told()
 
     def weights(self) -> tuple[Tree, Tree]:
         """Return the parameters (averaged ones where there is an average) and statistics, on the host."""
