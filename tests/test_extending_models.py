@@ -1,16 +1,22 @@
-"""An encoder family is one new file, a name table another, a strategy one function: each is run here from end to end."""
+"""An encoder family is one new file, a name table another, a strategy one function, a label-free objective one class."""
 
+import dataclasses
 import importlib
 import sys
 import textwrap
+from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from dapt_jax.models import encoders, registry
-from dapt_jax.models.classifier import HEAD
+from dapt_jax.models.classifier import HEAD, pool
 from dapt_jax.models.entry import MODELS
+from dapt_jax.objectives import SelfDistillation
+from dapt_jax.objectives.base import cosine, dense, dense_parameters
 from dapt_jax.parameters import Kind
 from dapt_jax.settings import flags
 from dapt_jax.study import plan, prepare, strategies
@@ -19,6 +25,7 @@ from dapt_jax.weights import export, tables
 from dapt_jax.weights.paths import flatten
 from dapt_jax.weights.tables.scheme import Scheme
 from tests import command
+from tests.test_label_free_training import rows_of_agreeing_runs, run_of
 
 FAMILY = '''
     """Patches, and layer norm."""
@@ -137,3 +144,39 @@ def test_a_name_is_registered_once(biases_only):
         strategies.strategy("biases_only", "Again.")(lambda encoder, adapt: ())
     with pytest.raises(ValueError, match="a model 'resnet18' is registered already"):
         registry.register_model("resnet18")(lambda options: registry.build("resnet34"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Byol(SelfDistillation):
+    """BYOL (arXiv 2006.07733): the prediction of one view's projection by the average from the other view."""
+
+    name: ClassVar[str] = "byol"
+    is_paired: ClassVar[bool] = True
+
+    def head(self, encoder):
+        return dense_parameters("project", encoder.features, 16) | dense_parameters("predict", 16, 16)
+
+    def outputs(self, head, x, as_map):
+        projected = dense(head["project"], pool(x))
+        return [jnp.split(each, 2) for each in (projected, dense(head["predict"], jax.nn.relu(projected)))]
+
+    def label_shape(self, batch, side):
+        return [jax.ShapeDtypeStruct((batch, 16), jnp.float32)] * 2
+
+    def momentum(self, step, total_steps):
+        return 1 - 0.01 * (1 + jnp.cos(jnp.pi * step / total_steps)) / 2
+
+    def targets(self, outputs, kept, epoch):
+        return outputs[0]
+
+    def losses(self, outputs, targets, weights):
+        predicted = outputs[1]
+        return 2 - cosine(predicted[0], targets[1]) - cosine(predicted[1], targets[0])
+
+
+def test_an_objective_of_one_s_own_is_cached_planned_and_averaged_as_the_others():
+    phases = (Phase("head", 1, ("head",), 1e-2, views=2), Phase("full", 1, ("*",), 1e-2, views=2))
+    runs = {cache: run_of(Byol(), "cnn", cache, phases) for cache in ("on", "off")}
+    rows, _ = rows_of_agreeing_runs(runs)
+    assert [row.cached for row in rows] == ["filled", "off"]
+    assert all(0 < row.target_flops < row.model_flops for row in rows)

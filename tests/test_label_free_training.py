@@ -18,7 +18,19 @@ from dapt_jax.models.encoders import vit
 from dapt_jax.models.lora import LoraSettings
 from dapt_jax.models.row_changes import RowSettings
 from dapt_jax.models.trunk import Trunk
-from dapt_jax.objectives import Dino, Distil, MaskedAutoencoder, Reconstruct, TwoViews, two_views
+from dapt_jax.objectives import (
+    Dino,
+    DinoSettings,
+    Distil,
+    DistilSettings,
+    MaeSettings,
+    MaskedAutoencoder,
+    Reconstruct,
+    ReconstructSettings,
+    TwoViews,
+    TwoViewsSettings,
+    two_views,
+)
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime.sharding import make_mesh
 from dapt_jax.study import plan
@@ -48,12 +60,14 @@ def objective_of(name, encoder):
     if name == "reconstruct":
         return Reconstruct(Trunk(encoder))
     if name == "distil":
-        return Distil(Trunk(TEACHER, reads="map", side=24), local=0.5)
+        return Distil(Trunk(TEACHER, reads="map", side=24), DistilSettings(local=0.5))
     if name == "mae":
-        return MaskedAutoencoder(decoder_embed_dim=32, decoder_depth=1)
+        return MaskedAutoencoder(None, MaeSettings(decoder_embed_dim=32, decoder_depth=1))
     if name == "dino":
-        return Dino(None, 24, 16, 8, warmup_teacher_temp=0.03, warmup_teacher_temp_epochs=3)
-    return TwoViews(loss="vicreg" if name == "vicreg" else "nt_xent", patient_positives=name == "vicreg")
+        return Dino(None, DinoSettings(24, 16, 8, warmup_teacher_temp=0.03, warmup_teacher_temp_epochs=3))
+    is_vicreg = name == "vicreg"
+    options = TwoViewsSettings("vicreg" if is_vicreg else "nt_xent", patient_positives=is_vicreg)
+    return TwoViews(None, options)
 
 
 def head_first(kind="cnn"):
@@ -74,7 +88,7 @@ def run_of(
     name, kind="cnn", cache="on", phases=None, augment=VIEWS, data=DATA, val=4, batch_size=8, **others
 ):
     encoder, trainable = ENCODERS[kind]
-    objective = objective_of(name, encoder)
+    objective = objective_of(name, encoder) if isinstance(name, str) else name
     phases = phases or (Phase("partial", 2, trainable, 1e-3, views=2),)
     model = label_free.pretext(encoder, objective, phases)
     rows = np.arange(len(data))
@@ -215,7 +229,7 @@ def test_low_rank_updates_train_without_labels_and_merge_exactly(kind):
     encoder, trainable = ENCODERS[kind]
     phases = (Phase("lora", 2, (f"{trainable[0]}:lora", "head"), 1e-2, views=2),)
     tuned = patterns.with_lora(encoder, phases, LoraSettings(rank=2))
-    objective = Reconstruct(Trunk(encoder), noise=1.0)
+    objective = Reconstruct(Trunk(encoder), ReconstructSettings(noise=1.0))
     model = label_free.pretext(tuned, objective, phases)
     run = dataclasses.replace(run_of("reconstruct", kind), model=model, phases=phases, loss=objective)
     start, batch_stats = model.init(1)
@@ -245,7 +259,7 @@ def test_low_rank_updates_train_without_labels_and_merge_exactly(kind):
 def test_rows_train_without_labels_above_a_cached_prefix_and_no_others_move():
     phases = (Phase("apla", 1, ("block2/attention/project:rows", "head"), 1e-2, views=2),)
     tuned = patterns.with_rows(VIT, phases, RowSettings(3))
-    objective = Reconstruct(Trunk(VIT), noise=1.0)
+    objective = Reconstruct(Trunk(VIT), ReconstructSettings(noise=1.0))
     model = label_free.pretext(tuned, objective, phases)
     run = dataclasses.replace(run_of("reconstruct", "vit"), model=model, phases=phases, loss=objective)
     start, batch_stats = model.init(1)
@@ -270,7 +284,7 @@ def test_training_brings_the_held_out_loss_down():
 
 def test_published_token_reconstruction_replaces_tokens_before_the_positions_and_leaves_one_image_clean():
     """arXiv 2405.00117: noise on pixels, patch tokens replaced by one vector, class token whole, last image clean."""
-    objective = Reconstruct(Trunk(VIT), noise=0.0, replaced_share=0.9)
+    objective = Reconstruct(Trunk(VIT), ReconstructSettings(noise=0.0, replaced=0.9))
     model = label_free.pretext(VIT, objective, (Phase("full", 1, ("*",), 1e-3),))
     assert model.boundaries == (0,)
     params, batch_stats = model.init(3)

@@ -32,7 +32,11 @@ PHASES = (
     Phase("partial", 2, ("block2", "top", "head"), 1e-3, views=2),
     Phase("full", 1, ("*",), 1e-3, views=2),
 )
-SMALL = MaskedAutoencoder(decoder_embed_dim=32, decoder_depth=1)
+SMALL = MaskedAutoencoder(None, MaeSettings(decoder_embed_dim=32, decoder_depth=1))
+
+
+def with_options(**changed):
+    return dataclasses.replace(SMALL, options=dataclasses.replace(SMALL.options, **changed))
 
 
 def network(objective, encoder=VIT):
@@ -55,7 +59,7 @@ def test_cached_and_uncached_runs_agree_and_the_ledger_is_the_plan_to_the_intege
 
 
 def test_an_encoder_of_which_nothing_is_dropped_gives_the_ordinary_output():
-    objective = dataclasses.replace(SMALL, mask_ratio=0.0)
+    objective = with_options(mask_ratio=1e-12)
     model, weights = network(objective)
     view = views_of(objective)
     assert not view["mask"].any()
@@ -98,7 +102,7 @@ def reference_loss(images, mask, predicted, patch, normalise):
 
 @pytest.mark.parametrize("normalise", [True, False])
 def test_the_loss_is_the_mean_squared_error_of_the_masked_patches_pixels(normalise):
-    objective = dataclasses.replace(SMALL, norm_pix_loss=normalise)
+    objective = with_options(norm_pix_loss=normalise)
     model, weights = network(objective)
     view = views_of(objective)
     outputs, _ = model.suffix(*weights, model.prefix(*weights, view, 0), 0)

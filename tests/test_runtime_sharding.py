@@ -203,6 +203,9 @@ def test_a_plan_knows_what_one_device_needs_and_what_fits():
     assert accounting.peak_bytes(program, 16, 1) < whole < accounting.peak_bytes(program, 16, 64)
     cut = accounting.peak_bytes(dataclasses.replace(program, grad_accum_steps=4), 16, 8)
     assert accounting.peak_bytes(program, 16, 2) < cut < whole
+    averaged = dataclasses.replace(program, optimizer=dataclasses.replace(program.optimizer, ema=0.9))
+    average = 4 * freezing.count(freezing.partition(run.model.abstract()[0], program.mask.trainable)[0])
+    assert accounting.peak_bytes(averaged, 16, 8) == whole + average
     for batch in (1, 7, 200):
         most = accounting.peak_bytes(program, 16, batch)
         assert accounting.largest_batch(program, 16, most) == batch

@@ -1,4 +1,4 @@
-"""Label-free objectives: from activations at a boundary, and cached targets, to a loss.
+"""Label-free objectives: from activations at a boundary, and targets, to a loss.
 
 What an objective needs that does not depend on what trains (the prefix, a frozen teacher's outputs) is
 computed once per image and view, and cached: see `dapt_jax.training.targets`.
@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
 
 from dapt_jax.data.augment import Augment
 from dapt_jax.models.encoder import Encoder, Tree
@@ -30,9 +31,16 @@ class Objective:
 
     Attributes:
         teacher: Frozen network whose outputs are the targets; None for an objective without.
+        options: The objective's section of the settings, `adapt.NAME`.
     """
 
     name: ClassVar[str] = ""
+    risk: ClassVar[str] = ""
+    """What users are warned of; empty for nothing."""
+    trains_head_first: ClassVar[bool] = True
+    """Whether a phase of the head alone comes first; a head that starts as the identity needs none."""
+    first_head_layers: ClassVar[tuple[str, ...]] = ()
+    """Parts of the head that alone train in the first epoch; empty for the whole head."""
     is_corrupting: ClassVar[bool] = False
     """Whether training corrupts the activations at the boundary: see `noisy` and `replaced`."""
     is_paired: ClassVar[bool] = False
@@ -47,6 +55,12 @@ class Objective:
     multi_label: ClassVar[bool] = False
 
     teacher: Trunk | None = None
+    options: Any = None
+
+    @property
+    def pairs_patients(self) -> bool:
+        """Whether the second view of a pair is of another image of the patient, where there is one."""
+        return False
 
     def views(self, augment: Augment, encoder: Encoder) -> Augment:
         """Return the augmentation that draws an encoder's views, from that of the images."""
@@ -103,12 +117,48 @@ class Objective:
         raise NotImplementedError
 
     def label_shape(self, batch: int, side: int) -> Any:
-        """Return the abstract targets of a batch: the teacher's outputs on images of a side in pixels."""
+        """Return the abstract targets of the loss of a batch of images of a side in pixels."""
         if self.teacher is None:
             return jax.ShapeDtypeStruct((batch,), jnp.int32)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), self.teacher.shapes(side)
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfDistillation(Objective):
+    """An objective whose targets are the outputs of the network's own moving average, the teacher.
+
+    The average is `state["ema"]` of training; what is evaluated and saved is the teacher. Arrays that the
+    objective keeps between steps are in `state["objective"]`.
+    """
+
+    def init_state(self) -> dict[str, np.ndarray]:
+        """Return the arrays that the objective keeps, before the first step."""
+        return {}
+
+    def momentum(self, step: Int[Array, ""], total_steps: Int[Array, ""]) -> Float[Array, ""]:
+        """Return the momentum of the teacher in a step of a run of so many steps."""
+        raise NotImplementedError
+
+    def targets(
+        self, outputs: PyTree[Array], kept: dict[str, Array], epoch: Int[Array, ""] | None
+    ) -> PyTree[Array]:
+        """Return the targets of the loss.
+
+        Args:
+            outputs: Outputs of the teacher.
+            kept: Arrays of the objective, before the step.
+            epoch: Epoch of the run; None for the end of all schedules.
+        """
+        raise NotImplementedError
+
+    def next_state(
+        self, kept: dict[str, Array], outputs: PyTree[Array], weights: Float[Array, " b"]
+    ) -> dict[str, Array]:
+        """Return the arrays of the objective after a step, from those before it and the teacher's outputs."""
+        del outputs, weights
+        return kept
 
 
 def dense(head: Tree, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:

@@ -5,13 +5,14 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dapt_jax.fields import check_fields, setting
 from dapt_jax.models.classifier import pool
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.layers import gelu
-from dapt_jax.objectives.base import AsMap, HeadParameters, Objective, dense, dense_parameters, unit
+from dapt_jax.objectives.base import AsMap, HeadParameters, SelfDistillation, dense, dense_parameters, unit
 from dapt_jax.parameters import Kind
 
 STUDENT_TEMPERATURE = 0.1
@@ -58,41 +59,32 @@ class DinoSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dino(Objective):
+class Dino(SelfDistillation):
     """Cross-entropy between the teacher's and the student's distribution over prototypes (DINO, arXiv 2104.14294).
 
-    The teacher is the exponential moving average of what trains, in `state["ema"]`; it sees both views, and so
-    does the student, and each is compared with the other view. Local crops are not drawn. What is evaluated and
-    saved is the teacher, as published.
-
-    Attributes:
-        out_dim: See `DinoSettings`.
-        hidden_dim: See `DinoSettings`.
-        bottleneck_dim: See `DinoSettings`.
-        teacher_temp: See `DinoSettings`.
-        warmup_teacher_temp: See `DinoSettings`.
-        warmup_teacher_temp_epochs: See `DinoSettings`.
-        momentum_teacher: See `DinoSettings`.
+    Teacher and student see both views, and each is compared with the other view. Local crops are not drawn.
+    The centre, the moving mean of the teacher's outputs, is kept between steps.
     """
 
     name: ClassVar[str] = "dino"
+    risk: ClassVar[str] = (
+        "is the riskiest choice: its head starts at random and its targets move with the network, so that small "
+        "corpora may make features worse, or collapse to one; watch RankMe, and put strategy 'none' and objective "
+        "'reconstruct' or 'distil', whose targets are fixed, beside it"
+    )
     is_paired: ClassVar[bool] = True
+    first_head_layers: ClassVar[tuple[str, ...]] = LAYERS
 
-    out_dim: int = 4096
-    hidden_dim: int = 2048
-    bottleneck_dim: int = 256
-    teacher_temp: float = 0.04
-    warmup_teacher_temp: float = 0.04
-    warmup_teacher_temp_epochs: int = 0
-    momentum_teacher: float = 0.996
+    options: DinoSettings = DinoSettings()
 
     def head(self, encoder: Encoder) -> HeadParameters:
         """Return three dense layers, and the prototypes without a bias."""
-        widths = (encoder.features, self.hidden_dim, self.hidden_dim, self.bottleneck_dim)
+        hidden, last = self.options.hidden_dim, self.options.bottleneck_dim
+        widths = (encoder.features, hidden, hidden, last)
         found = HeadParameters()
         for name, inputs, outputs in zip(LAYERS, widths[:-1], widths[1:], strict=True):
             found |= dense_parameters(name, inputs, outputs)
-        return found | {"prototypes/kernel": ((self.bottleneck_dim, self.out_dim), Kind.DENSE_KERNEL)}
+        return found | {"prototypes/kernel": ((last, self.options.out_dim), Kind.DENSE_KERNEL)}
 
     def outputs(self, head: Tree, x: Float[Array, "b2 ..."], as_map: AsMap) -> Pair:
         """Return cosines with the prototypes, from the concatenated batch of both views.
@@ -107,21 +99,29 @@ class Dino(Objective):
         return first, second
 
     def label_shape(self, batch: int, side: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """Return the abstract outputs of the teacher for both views of a batch."""
-        of_view = jax.ShapeDtypeStruct((batch, self.out_dim), jnp.float32)
+        """Return the abstract distributions of the teacher for both views of a batch."""
+        of_view = jax.ShapeDtypeStruct((batch, self.options.out_dim), jnp.float32)
         return of_view, of_view
 
     def temperature(self, epoch: Int[Array, ""]) -> Float[Array, ""]:
         """Return the temperature of the teacher in an epoch of the run."""
-        if not self.warmup_teacher_temp_epochs:
-            return jnp.float32(self.teacher_temp)
-        done = jnp.clip(epoch / max(self.warmup_teacher_temp_epochs - 1, 1), 0, 1)
-        return self.warmup_teacher_temp + (self.teacher_temp - self.warmup_teacher_temp) * done
+        first, last, epochs = (
+            self.options.warmup_teacher_temp,
+            self.options.teacher_temp,
+            self.options.warmup_teacher_temp_epochs,
+        )
+        if not epochs:
+            return jnp.float32(last)
+        return first + (last - first) * jnp.clip(epoch / max(epochs - 1, 1), 0, 1)
+
+    def init_state(self) -> dict[str, np.ndarray]:
+        """Return a centre of zeros."""
+        return {"centre": np.zeros(self.options.out_dim, np.float32)}
 
     def momentum(self, step: Int[Array, ""], total_steps: Int[Array, ""]) -> Float[Array, ""]:
-        """Return the momentum of the teacher in a step of a run of so many steps."""
+        """Return the momentum of the teacher, which rises to 1 along a cosine."""
         left = (1 + jnp.cos(jnp.pi * step / total_steps)) / 2
-        return 1 - (1 - self.momentum_teacher) * left
+        return 1 - (1 - self.options.momentum_teacher) * left
 
     def soft_targets(
         self, outputs: Pair, centre: Float[Array, " k"], temperature: Float[Array, ""] | float
@@ -137,6 +137,17 @@ class Dino(Objective):
         total = (weights[:, None] * (outputs[0] + outputs[1])).sum(0)
         mean = total / (2 * jnp.maximum(weights.sum(), 1e-9))
         return CENTRE_MOMENTUM * centre + (1 - CENTRE_MOMENTUM) * mean
+
+    def targets(self, outputs: Pair, kept: dict[str, Array], epoch: Int[Array, ""] | None) -> Pair:
+        """Return `soft_targets` at the temperature of an epoch, by default the last one."""
+        temperature = self.options.teacher_temp if epoch is None else self.temperature(epoch)
+        return self.soft_targets(outputs, kept["centre"], temperature)
+
+    def next_state(
+        self, kept: dict[str, Array], outputs: Pair, weights: Float[Array, " b"]
+    ) -> dict[str, Array]:
+        """Return the next centre."""
+        return {"centre": self.next_centre(kept["centre"], outputs, weights)}
 
     def losses(self, outputs: Pair, targets: Pair, weights: Float[Array, " b"]) -> Float[Array, " b"]:
         """Return the cross-entropy of each image, the mean over both directions."""

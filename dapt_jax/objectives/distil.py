@@ -44,28 +44,26 @@ class Distil(Objective):
     The global term compares pooled features: 1 - cos. The local term compares, at every position of the
     teacher's grid, to which the student's map is resampled, .9 (1 - cos) + .1 smooth L1 (the mixture of
     AM-RADIO, arXiv 2312.06709).
-
-    Attributes:
-        local: Weight of the local term; the teacher then reads its map as well.
+    With it the teacher reads its map as well.
     """
 
     name: ClassVar[str] = "distil"
 
-    local: float = 0.0
+    options: DistilSettings = DistilSettings()
 
     def head(self, encoder: Encoder) -> HeadParameters:
         """Return a dense layer from the student's to the teacher's features for each term."""
         assert self.teacher is not None
         width = self.teacher.encoder.features
         found = dense_parameters("pooled", encoder.features, width)
-        return found | (dense_parameters("map", encoder.features, width) if self.local else {})
+        return found | (dense_parameters("map", encoder.features, width) if self.options.local else {})
 
     def outputs(
         self, head: Tree, x: Float[Array, "b ..."], as_map: AsMap
     ) -> dict[str, Float[Array, "b ..."]]:
         """Return predictions of the teacher's pooled features, and at the student's positions of its map."""
         found = {"pooled": dense(head["pooled"], pool(x))}
-        return found | ({"map": dense(head["map"], as_map(x))} if self.local else {})
+        return found | ({"map": dense(head["map"], as_map(x))} if self.options.local else {})
 
     def losses(
         self,
@@ -75,13 +73,13 @@ class Distil(Objective):
     ) -> Float[Array, " b"]:
         """Return the loss of each image: the global term, and the weighted local term."""
         loss = 1 - cosine(outputs["pooled"], targets["pooled"])
-        if not self.local:
+        if not self.options.local:
             return loss
         target = targets["map"].astype(jnp.float32)
         # A dense layer and bilinear resampling commute; the smaller of both grids is the cheaper one.
         found = resize.bilinear(outputs["map"], (target.shape[1], target.shape[2]))
         local = 0.9 * (1 - cosine(found, target)) + 0.1 * _smooth_l1(found - target).mean(-1)
-        return loss + self.local * local.mean((1, 2))
+        return loss + self.options.local * local.mean((1, 2))
 
 
 def _smooth_l1(x: Float[Array, "..."]) -> Float[Array, "..."]:

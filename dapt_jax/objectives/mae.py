@@ -65,39 +65,30 @@ class MaskedAutoencoder(Objective):
 
     The encoder sees the visible patches alone. The decoder sees its tokens, a learnt vector in the place of
     each masked one, and fixed sine-cosine positions. See `masking.MaskedPretext` for the network.
-
-    Attributes:
-        mask_ratio: See `MaeSettings`; 0 drops nothing, and then there is no loss.
-        norm_pix_loss: See `MaeSettings`.
-        decoder_embed_dim: See `MaeSettings`.
-        decoder_depth: See `MaeSettings`.
     """
 
     name: ClassVar[str] = "mae"
     is_masking: ClassVar[bool] = True
 
-    mask_ratio: float = 0.75
-    norm_pix_loss: bool = True
-    decoder_embed_dim: int = 192
-    decoder_depth: int = 2
+    options: MaeSettings = MaeSettings()
 
     @property
     def decoder(self) -> Encoder:
         """Transformer blocks and a layer norm."""
-        return _decoder(self.decoder_embed_dim, self.decoder_depth)
+        return _decoder(self.options.decoder_embed_dim, self.options.decoder_depth)
 
     def views(self, augment: Augment, encoder: Encoder) -> Augment:
         """Return augmentation whose views consist of an image and of the mask of its patches."""
-        return MaskedViews.of(augment, encoder.token_patch, self.mask_ratio)
+        return MaskedViews.of(augment, encoder.token_patch, self.options.mask_ratio)
 
     def visible(self, patches: int) -> int:
         """Return how many patches of a view the encoder sees."""
-        return visible_count(patches, self.mask_ratio)
+        return visible_count(patches, self.options.mask_ratio)
 
     def head(self, encoder: Encoder) -> HeadParameters:
         """Return the decoder, with dense layers before and after it, and the vector of masked patches."""
         shapes, kinds = flatten(self.decoder.abstract()[0]), self.decoder.kinds
-        width, pixels = self.decoder_embed_dim, encoder.token_patch**2 * encoder.channels
+        width, pixels = self.options.decoder_embed_dim, encoder.token_patch**2 * encoder.channels
         return {
             **dense_parameters("embed", encoder.features, width),
             "mask_token": ((width,), Kind.TOKEN),
@@ -122,8 +113,9 @@ class MaskedAutoencoder(Objective):
         side = round(mask.shape[1] ** 0.5)
         embedded = dense(head["embed"], x["tokens"])
         extra, visible = jnp.split(embedded, [embedded.shape[1] + masked - mask.shape[1]], 1)
-        hidden = jnp.broadcast_to(head["mask_token"], (batch, masked, self.decoder_embed_dim))
-        patches = by_position(visible, hidden, mask) + sine_cosine(side, self.decoder_embed_dim)
+        width = self.options.decoder_embed_dim
+        hidden = jnp.broadcast_to(head["mask_token"], (batch, masked, width))
+        patches = by_position(visible, hidden, mask) + sine_cosine(side, width)
         decoded, _ = self.decoder.apply(head["decoder"], {}, jnp.concatenate([extra, patches], 1))
         wanted = masked_first(decoded[:, extra.shape[1] :], mask)[:, :masked]
         return {"predicted": dense(head["predict"], wanted), "pixels": pixels.astype(jnp.float32)}
@@ -133,7 +125,7 @@ class MaskedAutoencoder(Objective):
     ) -> Float[Array, " b"]:
         """Return the mean over the masked patches of each image of the mean squared error of their pixels."""
         del targets, weights
-        pixels = normalised(outputs["pixels"]) if self.norm_pix_loss else outputs["pixels"]
+        pixels = normalised(outputs["pixels"]) if self.options.norm_pix_loss else outputs["pixels"]
         return ((outputs["predicted"] - pixels) ** 2).mean((1, 2))
 
 

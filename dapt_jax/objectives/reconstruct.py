@@ -48,23 +48,19 @@ class ReconstructSettings:
 class Reconstruct(Objective):
     """Mean squared error between features of corrupted and of clean input, at every position.
 
-    Of each image, a share of the positions drawn from U(0, `replaced`) is replaced, and noise is added; the
+    Of each image, a share of the positions drawn from U(0, `options.replaced`) is replaced, and noise is added; the
     last image of a batch stays clean. Target: the starting weights' last output for the clean image. With a
     transformer that trains from its first group this is Token Reconstruction (arXiv 2405.00117). Maps of
     convolutional networks are not normed as tokens are: their error is divided by the mean square of the
     image's target, and that of the pooled vector, likewise relative, is added.
-
-    Attributes:
-        noise: See `ReconstructSettings`.
-        replaced_share: See `ReconstructSettings.replaced`.
     """
 
     name: ClassVar[str] = "reconstruct"
     is_corrupting: ClassVar[bool] = True
     has_own_teacher: ClassVar[bool] = True
+    trains_head_first: ClassVar[bool] = False
 
-    noise: float = 0.2
-    replaced_share: float = 1 / 3
+    options: ReconstructSettings = ReconstructSettings()
 
     def head(self, encoder: Encoder) -> HeadParameters:
         """Return a residual branch: layer norm, dense, GELU, dense, layer scale.
@@ -103,7 +99,7 @@ class Reconstruct(Objective):
     def noisy(self, x: Float[Array, "b ..."], draws: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         """Return activations with Gaussian noise relative to each image and channel's standard deviation."""
         space = tuple(range(1, x.ndim - 1))
-        spread = x.astype(jnp.float32).std(space, keepdims=True) * self.noise * _corrupts(x)
+        spread = x.astype(jnp.float32).std(space, keepdims=True) * self.options.noise * _corrupts(x)
         # As in `jax.random.normal`, by the inverse of the distribution function.
         normal = jnp.sqrt(2.0) * jax.scipy.special.erfinv(jnp.clip(2 * draws - 1, -_LAST, _LAST))
         return (x + spread * normal).astype(x.dtype)
@@ -117,7 +113,7 @@ class Reconstruct(Objective):
         extra: int,
     ) -> Float[Array, "b ..."]:
         """Return activations with a share of their positions replaced: see `Objective.replaced`."""
-        share = share.reshape(-1, *[1] * (draws.ndim - 1)) * self.replaced_share
+        share = share.reshape(-1, *[1] * (draws.ndim - 1)) * self.options.replaced
         hit = draws < share * _corrupts(x)[..., 0]
         if extra:
             hit &= (jnp.arange(draws.shape[1]) >= extra)[None]

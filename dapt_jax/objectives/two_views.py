@@ -47,23 +47,21 @@ class TwoViews(Objective):
     """Loss between embeddings of two views, whose labels are the numbers of their patients.
 
     Images of the same patient, and look-alikes, are never negatives of each other, nor is padding.
-
-    Attributes:
-        loss: See `TwoViewsSettings`.
-        temperature: See `TwoViewsSettings`.
-        patient_positives: See `TwoViewsSettings`.
     """
 
     name: ClassVar[str] = "two_views"
     is_paired: ClassVar[bool] = True
     compares_images: ClassVar[bool] = True
 
-    loss: str = "nt_xent"
-    temperature: float = 0.2
-    patient_positives: bool = False
+    options: TwoViewsSettings = TwoViewsSettings()
+
+    @property
+    def pairs_patients(self) -> bool:
+        """Whether the second view of a pair is of another image of the patient, where there is one."""
+        return self.options.patient_positives
 
     def _widths(self, features: int) -> tuple[int, ...]:
-        return VICREG_WIDTHS if self.loss == "vicreg" else (features, PROJECTED)
+        return VICREG_WIDTHS if self.options.loss == "vicreg" else (features, PROJECTED)
 
     def head(self, encoder: Encoder) -> HeadParameters:
         """Return the dense layers of the projector, with ReLU between them."""
@@ -92,9 +90,9 @@ class TwoViews(Objective):
         weights: Float[Array, " b"],
     ) -> Float[Array, " b"]:
         """Return the loss of each pair; the terms of VICReg over the batch count the same for every pair."""
-        if self.loss == "vicreg":
+        if self.options.loss == "vicreg":
             return vicreg(*outputs, weights)
-        return nt_xent(*outputs, targets, weights, self.temperature)
+        return nt_xent(*outputs, targets, weights, self.options.temperature)
 
 
 def nt_xent(

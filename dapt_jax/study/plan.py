@@ -120,7 +120,7 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
 
 def _about_targets(program: PhaseProgram, decision: CacheDecision) -> str:
     """Return where the targets of a phase come from; empty for a loss without a teacher."""
-    if program.dino:
+    if program.self_distillation:
         return "not cached: own moving average"
     if training_targets.teacher_of(program) is None:
         return ""

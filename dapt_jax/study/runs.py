@@ -1,6 +1,5 @@
 """Training runs made from settings: losses, options, and the run that adapts an encoder."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Literal, TypedDict
@@ -19,7 +18,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.trunk import Trunk
-from dapt_jax.objectives import Dino, Distil, MaskedAutoencoder, Objective, Reconstruct, TwoViews
+from dapt_jax.objectives import LABEL_FREE, Distil, Objective, SelfDistillation
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.losses import LossSettings
 from dapt_jax.settings.training import AdaptSettings, ClassifierTrainSettings, TrainSettings
@@ -187,9 +186,9 @@ def label_free_run(
             f"images to train on; expected up to {len(train_rows)}, or 0 to sample all images alike"
         )
     objective, teacher_weights = objective_of(settings, strategy)
-    if isinstance(objective, Dino) and settings.adapt.early_stopping_patience:
+    if isinstance(objective, SelfDistillation) and settings.adapt.early_stopping_patience:
         raise UserError(
-            f"strategy {strategy.name!r}: the loss of objective {Dino.name!r} has targets that move, and is lowest "
+            f"strategy {strategy.name!r}: the loss of objective {objective.name!r} has targets that move, and is lowest "
             "when it collapses; expected adapt.early_stopping_patience=0"
         )
     encoder = _with_updates(strategy, settings.adapt)
@@ -216,28 +215,27 @@ def objective_of(settings: StudySettings, strategy: Strategy) -> tuple[Objective
     Raises:
         UserError: `adapt.distil` names no teacher, or no such architecture.
     """
-    adapt, dtype = settings.adapt, settings.model.dtype
-    if strategy.objective == Reconstruct.name:
-        corruption = adapt.reconstruct
-        own = Trunk(strategy.encoder.base, dtype=dtype)
-        return Reconstruct(own, corruption.noise, corruption.replaced), None
-    if strategy.objective == TwoViews.name:
-        pairs = adapt.two_views
-        return TwoViews(None, pairs.loss, pairs.temperature, pairs.patient_positives), None
-    if strategy.objective == MaskedAutoencoder.name:
-        return MaskedAutoencoder(None, **dataclasses.asdict(adapt.mae)), None
-    if strategy.objective == Dino.name:
-        return Dino(None, **dataclasses.asdict(adapt.dino)), None
-    chosen = adapt.distil
+    objective = LABEL_FREE[strategy.objective]
+    if objective is Distil:
+        teacher, weights = _teacher(settings, strategy.name)
+        return Distil(teacher, settings.adapt.distil), weights
+    options = getattr(settings.adapt, objective.name, None)
+    own = Trunk(strategy.encoder.base, dtype=settings.model.dtype) if objective.has_own_teacher else None
+    return objective(own, options), None
+
+
+def _teacher(settings: StudySettings, strategy: str) -> tuple[Trunk, TeacherWeights]:
+    """Return the network that a strategy distils, and what loads its weights."""
+    chosen = settings.adapt.distil
     if not chosen.teacher:
         raise UserError(
-            f"strategy {strategy.name!r} distils, but adapt.distil.teacher names no weights; expected "
+            f"strategy {strategy!r} distils, but adapt.distil.teacher names no weights; expected "
             f"{locate.EXPECTED}"
         )
     name = chosen.model or settings.model.name
     encoder = locate.fitted(chosen.teacher, registry.build(name))
     reads: Literal["pooled", "map"] = "map" if chosen.local else "pooled"
-    teacher = Trunk(encoder, dtype=dtype, reads=reads, side=chosen.image_size)
+    teacher = Trunk(encoder, dtype=settings.model.dtype, reads=reads, side=chosen.image_size)
 
     def weights() -> tuple[Tree, Tree]:
         try:
@@ -246,4 +244,4 @@ def objective_of(settings: StudySettings, strategy: Strategy) -> tuple[Objective
             raise UserError(f"adapt.distil.teacher ({name}): {error}") from error
         return {key: value for key, value in params.items() if key != HEAD}, batch_stats
 
-    return Distil(teacher, chosen.local), functools.cache(weights)
+    return teacher, functools.cache(weights)

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder
-from dapt_jax.objectives import SUPERVISED, Dino, Reconstruct
-from dapt_jax.objectives.dino import LAYERS
+from dapt_jax.objectives import LABEL_FREE, SUPERVISED
 from dapt_jax.settings import StrategySpec, StudySettings
 from dapt_jax.settings.training import AdaptSettings
 from dapt_jax.training.patterns import KINDS, LORA, ROWS
@@ -111,22 +110,23 @@ def listing() -> str:
 def head_first(adapt: AdaptSettings) -> Phases:
     """Return the phase that trains the head alone, which comes first; none if it has no epochs.
 
-    The head of a label-free objective sees the views of the later phases, of which everything is cached;
-    that of `reconstruct` starts as the identity, and needs no such phase. The prototypes of `dino` stay as
-    they are in the first epoch.
+    The head of a label-free objective sees the views of the later phases, of which everything is cached. Of
+    some objectives, parts of the head train alone for one epoch.
     """
-    if not adapt.head_epochs or adapt.objective == Reconstruct.name:
+    if not adapt.head_epochs:
         return ()
-    if adapt.objective == Dino.name:
-        layers = tuple(f"{HEAD}/{name}" for name in LAYERS)
-        below = Phase("head_layers", 1, layers, adapt.head_lr, views=adapt.num_fixed_views)
-        rest = adapt.head_epochs - 1
-        return (below, dataclasses.replace(below, name="head", epochs=rest, trainable=(HEAD,)))[
-            : 1 + bool(rest)
-        ]
-    if adapt.objective != SUPERVISED:
-        return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, views=adapt.num_fixed_views),)
-    return (Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, augment=False),)
+    head = Phase("head", adapt.head_epochs, (HEAD,), adapt.head_lr, views=adapt.num_fixed_views)
+    if adapt.objective == SUPERVISED:
+        return (dataclasses.replace(head, views=0, augment=False),)
+    objective = LABEL_FREE[adapt.objective]
+    if not objective.trains_head_first:
+        return ()
+    if not objective.first_head_layers:
+        return (head,)
+    layers = tuple(f"{HEAD}/{name}" for name in objective.first_head_layers)
+    below = dataclasses.replace(head, name="head_layers", epochs=1, trainable=layers)
+    rest = adapt.head_epochs - 1
+    return (below, dataclasses.replace(head, epochs=rest)) if rest else (below,)
 
 
 def phase(adapt: AdaptSettings, name: str, epochs: int, groups: tuple[str, ...]) -> Phase:

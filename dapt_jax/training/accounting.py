@@ -31,8 +31,8 @@ class ImageCost:
         prefix: Forward pass below the boundary.
         suffix: Forward and backward pass above it, without gradients of frozen parameters.
         head: Of `suffix`, the passes through the head of a label-free objective and its loss.
-        targets: Forward pass above the boundary of the network's own moving average under `Dino`, of which
-            `suffix` counts nothing.
+        targets: Forward pass above the boundary of the network's own moving average under `SelfDistillation`,
+            of which `suffix` counts nothing.
     """
 
     prefix: flops.Flops
@@ -114,15 +114,16 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     x = _inputs(program, side, batch)
     weight, lr = jax.ShapeDtypeStruct((batch,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     labels = program.objective.label_shape(batch, side)
-    update = program.update
+    head = _head_cost(program, state["params"], side, labels, weight)
+    update, targets = program.update, flops.Flops()
     if _needs_key(program):
         update = functools.partial(update, key=jax.random.key(0))
-    if program.dino:
+    if program.self_distillation:
         update = functools.partial(update, rng={"epoch": jnp.int32(0), "total_steps": jnp.int32(1)})
+        labels = jax.eval_shape(program.own_targets, state, x)
+        targets = _traced_with_lax(program.own_targets, state, x)
     suffix = _traced_with_lax(update, state, x, labels, weight, lr)
     prefix = forward(model, side, program.mask.boundary) * (2 if program.is_paired else 1)
-    head = _head_cost(program, state["params"], side, labels, weight)
-    targets = _traced_with_lax(program.own_targets, state, x) if program.dino else flops.Flops()
     return ImageCost(prefix, _each(suffix, batch), _each(head, batch), _each(targets, batch))
 
 
@@ -221,7 +222,7 @@ def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -
     images = batch * (program.phase.image_size or image_size) ** 2 * 3
     # Twice the trained parameters: their gradients have the same size.
     elsewhere = sum(_elsewhere(tree, fsdp) for tree in (train, train, rest, opt))
-    average = memory.tree_bytes(train) - _elsewhere(train, fsdp) if program.dino else 0
+    average = memory.tree_bytes(train) - _elsewhere(train, fsdp) if program.keeps_average else 0
     return stored + waiting + images + average + _prefix_bytes(program, side, batch) - elsewhere
 
 

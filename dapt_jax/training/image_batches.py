@@ -86,7 +86,7 @@ def rng_context(program: PhaseProgram, epoch: int) -> dict[str, Any]:
     """Return what the random numbers of an epoch follow from."""
     view, other = program.view_pair(epoch)
     pair = {"other_view": np.int32(other)} if program.is_paired else {}
-    total = {"total_steps": np.int32(program.total_steps)} if program.dino else {}
+    total = {"total_steps": np.int32(program.total_steps)} if program.self_distillation else {}
     return {
         "seed": np.uint32(program.seed),
         "view": np.int32(view),

@@ -80,8 +80,8 @@ def check(programs: Sequence[PhaseProgram], dataset: Dataset, rows: np.ndarray, 
             f"{dataset.name}: {len(rows)} image to train on; objective {objective.name!r} needs two or more "
             "different ones"
         )
-    if programs[0].dino:
-        _check_dino(programs)
+    if programs[0].self_distillation:
+        _check_self_distillation(programs)
     for program in programs:
         if program.is_paired:
             _check_views(program)
@@ -132,7 +132,7 @@ def _check_views(program: PhaseProgram) -> None:
         )
 
 
-def _check_dino(programs: Sequence[PhaseProgram]) -> None:
+def _check_self_distillation(programs: Sequence[PhaseProgram]) -> None:
     """Refuse what would train an encoder against a random head, or judge by a loss whose targets move."""
     first, name = programs[0], programs[0].objective.name
     if first.mask.boundary < len(first.model.encoder.groups):
@@ -143,7 +143,7 @@ def _check_dino(programs: Sequence[PhaseProgram]) -> None:
     if first.optimizer.ema:
         raise UserError(
             f"adapt.optimizer.ema is {first.optimizer.ema:g}, but objective {name!r} keeps an average of its "
-            "own, adapt.dino.momentum_teacher; expected adapt.optimizer.ema=0"
+            "own; expected adapt.optimizer.ema=0"
         )
     for program in programs:
         if program.phase.schedule == "plateau":
@@ -154,12 +154,8 @@ def _check_dino(programs: Sequence[PhaseProgram]) -> None:
 
 
 def warning(strategy: str, program: PhaseProgram) -> str:
-    """Return a line on a strategy whose objective is the riskiest; empty for others."""
-    if not program.dino:
+    """Return a line on a strategy whose objective is a risk; empty for others."""
+    objective = program.objective
+    if not (isinstance(objective, Objective) and objective.risk):
         return ""
-    return (
-        f"warning: {strategy}: objective 'dino' is the riskiest choice: its head starts at random and its "
-        "targets move with the network, so that small corpora may make features worse, or collapse to one; watch "
-        "RankMe, and put strategy 'none' and objective 'reconstruct' or 'distil', whose targets are fixed, beside "
-        "it"
-    )
+    return f"warning: {strategy}: objective {objective.name!r} {objective.risk}"

@@ -14,7 +14,7 @@ from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import Classifier, pool
 from dapt_jax.models.network import Network
-from dapt_jax.objectives import Dino
+from dapt_jax.objectives import SelfDistillation
 from dapt_jax.objectives.masking import MaskedViews
 from dapt_jax.objectives.network import Pretext
 from dapt_jax.runtime import processes, sharding
@@ -49,18 +49,17 @@ def _loss_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
 
 
 @functools.cache
-def _dino_loss_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
+def _self_distillation_loss_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
     """Return the jitted weighted sum of losses of a batch, from activations of two views at a boundary.
 
-    The student is compared with its moving average under the last temperature.
+    The student is compared with its moving average, at the end of the objective's schedules.
     """
     objective = model.objective
-    assert isinstance(objective, Dino)
+    assert isinstance(objective, SelfDistillation)
 
-    def total(params: Tree, average: Tree, stats: Tree, centre: Any, x: Any, weight: jax.Array) -> jax.Array:
+    def total(params: Tree, average: Tree, stats: Tree, kept: Any, x: Any, weight: jax.Array) -> jax.Array:
         outputs, teacher = (model.suffix(each, stats, x, boundary)[0] for each in (params, average))
-        targets = objective.soft_targets(teacher, centre, objective.teacher_temp)
-        return objective.total(outputs, targets, weight)
+        return objective.total(outputs, objective.targets(teacher, kept, None), weight)
 
     return jax.jit(total)
 
@@ -149,9 +148,9 @@ class LabelFreeEvaluator:
             )
             weight = (np.arange(run.batch_size) < len(rows))[self._own].astype(np.float32)
             label, weight = sharding.shard_batch((label, weight), self._mesh)
-            if self._program.dino:
-                own = state["params"], *weights, state["centre"]
-                total = _dino_loss_fn(self._model, self._boundary)(*own, x, weight)
+            if self._program.self_distillation:
+                own = state["params"], *weights, state["objective"]
+                total = _self_distillation_loss_fn(self._model, self._boundary)(*own, x, weight)
             else:
                 key = jax.random.key(number)
                 total = _loss_fn(self._model, self._boundary)(*weights, x, label, weight, key)

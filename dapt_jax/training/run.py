@@ -253,7 +253,7 @@ class TrainingRun(Generic[ModelT]):
         The row itself, or another image of the same patient where the objective asks for one.
         """
         partner = np.arange(len(self.dataset), dtype=np.int32)
-        if not getattr(self.loss, "patient_positives", False):
+        if not (isinstance(self.loss, Objective) and self.loss.pairs_patients):
             return partner
         rng = np.random.default_rng([self.seed, epoch, 1])
         groups = np.asarray(self.dataset.groups)[self.train_rows]
@@ -338,10 +338,10 @@ class TrainingRun(Generic[ModelT]):
     def online_target_cost(self, number: int) -> Flops:
         """Return FLOPs of the teacher on one image in one step; none where its outputs are cached.
 
-        Of `Dino`, whose teacher changes with every step, those above the boundary.
+        Of `SelfDistillation`, whose teacher changes with every step, those above the boundary.
         """
         program = self.programs[number]
-        if program.dino:
+        if program.self_distillation:
             return accounting.image_cost(program, self.dataset.images.size).targets
         if self.target_decision(program).cached:
             return Flops()

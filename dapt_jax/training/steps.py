@@ -18,7 +18,7 @@ from dapt_jax.data.mix import Mix
 from dapt_jax.losses import Loss, SegmentationLoss
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.network import Network
-from dapt_jax.objectives import Dino, Objective
+from dapt_jax.objectives import Objective, SelfDistillation
 from dapt_jax.training import freezing, optim
 from dapt_jax.training.freezing import TrainableSpec, Tree
 from dapt_jax.training.phases import Phase
@@ -26,11 +26,12 @@ from dapt_jax.training.quantised import dequantised, in_float32
 
 State = dict[str, Any]
 """State of a run: `params`, `batch_stats`, `opt_state`, `ema` (trained leaves, or empty), `step`, and the
-sums of `loss` and `weight` over the epoch so far; under `Dino` also the `centre` of its teacher's outputs."""
+sums of `loss` and `weight` over the epoch so far; under `SelfDistillation` also what the `objective` keeps."""
 
 RngContext = dict[str, Any]
 """What random numbers follow from: `seed` of the run, index of the `view` (augmentation) and of the
-`other_view` of a pair, and of the `epoch` (uncertain labels); under `Dino` also its schedule's `total_steps`."""
+`other_view` of a pair, and of the `epoch` (uncertain labels); under `SelfDistillation` also the `total_steps` of
+its schedules."""
 
 Mixed = tuple[Array, Array]
 """Of a mixed batch: the row of each image's partner, and each image's own share in the mix."""
@@ -65,7 +66,7 @@ class PhaseProgram:
         batch_norm_groups: Number of equal groups of examples with separate batch statistics; 1 for statistics
             over all examples on all devices.
         batch_size: Images per step, over all devices, where the cost of an image depends on it; else 1.
-        total_steps: Steps of the run, over which a schedule of `Dino` extends.
+        total_steps: Steps of the run, over which schedules of `SelfDistillation` extend.
     """
 
     model: Network
@@ -85,14 +86,14 @@ class PhaseProgram:
     total_steps: int = 0
 
     @property
-    def dino(self) -> Dino | None:
+    def self_distillation(self) -> SelfDistillation | None:
         """The objective, if its targets are outputs of the network's own moving average; else None."""
-        return self.objective if isinstance(self.objective, Dino) else None
+        return self.objective if isinstance(self.objective, SelfDistillation) else None
 
     @property
     def keeps_average(self) -> bool:
         """Whether the state holds a moving average of the trained leaves."""
-        return bool(self.optimizer.ema) or self.dino is not None
+        return bool(self.optimizer.ema) or self.self_distillation is not None
 
     @property
     def is_paired(self) -> bool:
@@ -214,14 +215,19 @@ class PhaseProgram:
             key: Key of dropout and stochastic depth; None to drop nothing.
             mixed: Mixing partner of each image, and the fraction of its own label; each label keeps its
                 example weight.
-            rng: What the schedules of `Dino` follow from; its labels are the result of `own_targets`.
+            rng: What the schedules of `SelfDistillation` follow from; its labels are the result of
+                `own_targets`.
 
         Returns:
             The state after the step.
         """
-        average, centre = self._average_of_step(state, labels, weights, rng)
-        if self.dino and rng is not None:
-            labels = self.dino.soft_targets(labels, state["centre"], self.dino.temperature(rng["epoch"]))
+        decay: Array | float = self.optimizer.ema
+        kept = {}
+        if objective := self.self_distillation:
+            assert rng is not None
+            decay = objective.momentum(state["step"], rng["total_steps"])
+            kept = {"objective": objective.next_state(state["objective"], labels, weights)}
+            labels = objective.targets(labels, state["objective"], rng["epoch"])
         train, rest = freezing.partition(state["params"], self.mask.trainable)
         batch = {"x": x, "label": labels, "weight": weights}
         if mixed is not None:
@@ -260,7 +266,7 @@ class PhaseProgram:
         train = optax.apply_updates(train, optim.scaled(directions, lr, self.mask))
         ema = state["ema"]
         if self.keeps_average:
-            ema = jax.tree.map(lambda old, new: average * old + (1 - average) * new, ema, train)
+            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, train)
         return {
             "params": freezing.combine(train, rest),
             "batch_stats": batch_stats,
@@ -269,17 +275,8 @@ class PhaseProgram:
             "step": state["step"] + 1,
             "loss": state["loss"] + total,
             "weight": state["weight"] + weights.sum(),
-            **centre,
+            **kept,
         }
-
-    def _average_of_step(
-        self, state: State, outputs: PyTree[Array], weights: Float[Array, " b"], rng: RngContext | None
-    ) -> tuple[Any, dict[str, Array]]:
-        """Return the decay of the moving average in a step, and under `Dino` `{"centre": ...}` after it."""
-        if self.dino is None or rng is None:
-            return self.optimizer.ema, {}
-        centre = self.dino.next_centre(state["centre"], outputs, weights)
-        return self.dino.momentum(state["step"], rng["total_steps"]), {"centre": centre}
 
     def _accumulated(
         self,
@@ -318,7 +315,7 @@ class PhaseProgram:
         if self.is_paired:
             of_other = {**rng, "view": rng["other_view"]}
             x = x, self.inputs(state, batch["other_image"], of_other, batch["other"])[0]
-        labels = self.own_targets(state, x) if self.dino else labels
+        labels = self.own_targets(state, x) if self.self_distillation else labels
         return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng), mixed, rng)
 
     def _dropout_key(self, state: State, rng: RngContext) -> Array | None:
@@ -334,7 +331,7 @@ class PhaseProgram:
         """Take one step from a batch of `x` (cached activations), `label`, `weight` and `index`."""
         labels = self.targets(batch["label"], rng, batch["index"])
         x = self.to_compute_dtype(batch["x"])
-        labels = self.own_targets(state, x) if self.dino else labels
+        labels = self.own_targets(state, x) if self.self_distillation else labels
         return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng), rng=rng)
 
     def cached_step(
@@ -357,7 +354,7 @@ class PhaseProgram:
         else:
             labels = self.targets(cache["label"][batch["index"]], rng, batch["index"])
         x = self.to_compute_dtype(x)
-        labels = self.own_targets(state, x) if self.dino else labels
+        labels = self.own_targets(state, x) if self.self_distillation else labels
         return self.update(state, x, labels, batch["weight"], lr, self._dropout_key(state, rng), rng=rng)
 
     def cached_epochs(
@@ -442,7 +439,7 @@ class PhaseProgram:
             "step": np.int32(step),
             "loss": np.float32(0),
             "weight": np.float32(0),
-            **({"centre": np.zeros(self.dino.out_dim, np.float32)} if self.dino else {}),
+            **({"objective": objective.init_state()} if (objective := self.self_distillation) else {}),
         }
 
     def transition_from(self, state: State) -> State:
@@ -457,7 +454,7 @@ class PhaseProgram:
             "opt_state": optim.carry(state["opt_state"], fresh["opt_state"]),
             "ema": _copy(averages) if self.keeps_average else {},
             "step": state["step"],
-            **({"centre": state["centre"]} if self.dino else {}),
+            **({"objective": state["objective"]} if self.self_distillation else {}),
         }
 
 
