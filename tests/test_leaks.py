@@ -15,6 +15,7 @@ from dapt_jax.data import near_duplicates
 from dapt_jax.data.manifest import load_manifest
 from dapt_jax.data.sources import load
 from dapt_jax.errors import UserError
+from dapt_jax.settings.schema import DataSettings
 from dapt_jax.study import leakage
 from dapt_jax.study.tasks import Task
 from tests import medical_files as write
@@ -224,10 +225,14 @@ def test_a_list_is_written_filled_in_and_followed(sets, tmp_path):
     assert decided("distinct", "distinct", "distinct").notes == []
     with pytest.raises(UserError, match=r"row 3: decision 'drop'; did you mean 'drop_"):
         decided("mark", "drop", "mark")
+
+
+def test_an_unknown_policy_is_refused_before_any_image_is_read():
     with pytest.raises(
-        UserError, match=r"data\.leaks is 'marc'; did you mean 'mark'\?, or the path of a list\.csv"
+        UserError, match=r"unknown leaks 'marc'; did you mean 'mark'\?, or the path of a list\.csv"
     ):
-        leakage.resolve([task], {"": corpus}, "marc")
+        DataSettings(leaks="marc")
+    assert DataSettings(leaks="decided.csv").leaks == "decided.csv"
 
 
 def test_patients_of_two_cohorts_are_others_whatever_their_names(sets):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dapt_jax.cost.energy import CARBON_INTENSITY
@@ -35,6 +36,9 @@ MODES = (
 
 AUTO = -1
 """Value of a budget that follows the machine: see `study.budgets`."""
+
+ON_LEAK = ("error", "drop_train", "drop_eval", "mark")
+"""What a study does about an image or a patient in two sets."""
 
 PARTS = ("corpus", "target")
 """Parts of a set that `data.split` divides."""
@@ -133,6 +137,13 @@ class DataSettings(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.shares
+        if self.leaks not in ON_LEAK and not Path(self.leaks).suffix:
+            raise SettingError(
+                "leaks",
+                self.leaks,
+                f"{nearest(self.leaks, ON_LEAK)}, or the path of a list.csv",
+                unknown=True,
+            )
 
     @property
     def shares(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ import numpy as np
 from dapt_jax.data import near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import redact
-from dapt_jax.study import leakage
+from dapt_jax.settings.schema import ON_LEAK
 from dapt_jax.study.arms import Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.weights import identity
@@ -61,7 +61,7 @@ def contents(study: Study) -> dict[str, dict[str, str]]:
         params, batch_stats = load()
         found[TEACHER] = {"arrays": identity.fingerprint(flatten(params) | flatten(batch_stats))}
     leaks = Path(study.settings.data.leaks).expanduser()
-    if study.settings.data.leaks not in leakage.POLICIES and leaks.is_file():
+    if study.settings.data.leaks not in ON_LEAK and leaks.is_file():
         found["data.leaks"] = {"file": identity.digest(leaks)}
     for name, corpus in study.corpora.items():
         found[f"corpora.{name}" if name else "corpus"] = _of_set(study, corpus)

@@ -25,10 +25,11 @@ from dapt_jax.data.paths import true_path
 from dapt_jax.data.plane import Plane, file_of, plane
 from dapt_jax.data.records import patient_of_file
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.settings.schema import ON_LEAK
 from dapt_jax.study.stated import StatedImages
 from dapt_jax.study.tasks import Task
 
-ERROR, DROP_TRAIN, DROP_EVAL, MARK = POLICIES = ("error", "drop_train", "drop_eval", "mark")
+ERROR, DROP_TRAIN, DROP_EVAL, MARK = ON_LEAK
 DISTINCT = "distinct"
 CORRELATION = 0.99
 """Least correlation of one picture's thumbnails in two sets; docs/data_sets.md says what was measured."""
@@ -91,8 +92,6 @@ def resolve(tasks: Sequence[Task], corpora: Mapping[str, Dataset], policy: str =
     Raises:
         UserError: A leak was found that the policy does not handle, or a set becomes empty.
     """
-    if policy not in POLICIES and not Path(policy).suffix:
-        raise UserError(f"data.leaks is {policy!r}; {nearest(policy, POLICIES)}, or the path of a list.csv")
     sets: dict[str, Dataset] = {name or "corpus": corpus for name, corpus in corpora.items()}
     sets |= {f"{task.name} {split}": dataset for task in tasks for split, dataset in task.parts.items()}
     found: list[Leak] = []
@@ -253,7 +252,7 @@ def _decisions(found: Sequence[Leak], sets: Mapping[str, Dataset], policy: str) 
             "data.leaks=LIST.csv lists "
             "them for you to decide; sets whose patients are others of the same names take different cohort"
         )
-    if policy in POLICIES:
+    if policy in ON_LEAK:
         return [(leak, policy) for leak in found]
     path = Path(policy).expanduser()
     rows = {_key(leak, sets): leak for leak in found}
@@ -269,9 +268,9 @@ def _decisions(found: Sequence[Leak], sets: Mapping[str, Dataset], policy: str) 
     for row, place in enumerate(places):
         cells = {name: columns[name][row] for name in _COLUMNS}
         decision = cells["decision"].casefold()
-        if decision and decision not in (*POLICIES[1:], DISTINCT):
+        if decision and decision not in (*ON_LEAK[1:], DISTINCT):
             raise UserError(
-                f"{path}: {place}: decision {decision!r}; {nearest(decision, (*POLICIES[1:], DISTINCT))}"
+                f"{path}: {place}: decision {decision!r}; {nearest(decision, (*ON_LEAK[1:], DISTINCT))}"
             )
         said[tuple(cells[name] for name in _COLUMNS[1:-1])] = decision
     decided = [(leak, said.get(key, "")) for key, leak in rows.items()]
@@ -283,7 +282,7 @@ def _decisions(found: Sequence[Leak], sets: Mapping[str, Dataset], policy: str) 
 
 
 def _ways() -> str:
-    return f"({', '.join(POLICIES[1:])}, or {DISTINCT} for what is no leak)"
+    return f"({', '.join(ON_LEAK[1:])}, or {DISTINCT} for what is no leak)"
 
 
 def _key(leak: Leak, sets: Mapping[str, Dataset]) -> tuple[str, ...]:
