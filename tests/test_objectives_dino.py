@@ -104,7 +104,8 @@ def test_one_step_moves_centre_and_teacher_by_the_formulas_and_a_first_epoch_lea
 def test_cached_and_uncached_runs_agree_and_the_ledger_is_the_plan_to_the_integer(kind):
     runs = {cache: dino_run(kind, cache) for cache in ("on", "off")}
     rows, plain_rows = rows_of_agreeing_runs(runs)
-    assert [row.cached for row in rows] == ["filled", "reused", "filled"]
+    # What the last phase trains on lies on the way to what the head alone is trained on.
+    assert [row.cached for row in rows] == ["filled", "reused", "reused"]
     assert all(row.head_flops + row.target_flops <= row.model_flops for row in rows + plain_rows)
     # The teacher is run above the boundary alone, on both views of every image: in the first two phases the head.
     widths = (ENCODERS[kind][0].features, 16, 16, 8, 24)

@@ -391,21 +391,20 @@ class TrainingRun(Generic[ModelT]):
         if not decision.cached:
             return []
         own = Prefix.of(first, decision.views)
-        chosen = {own.boundary: decision}
+        chosen = {own.boundary: (own, decision)}
         for other_number, program in enumerate(self.programs):
             other = self.cache_decision(program)
-            boundary = program.mask.boundary
-            is_same = other.cached and Prefix.of(program, other.views) == dataclasses.replace(
-                own, boundary=boundary
+            lower = Prefix.of(program, other.views)
+            # Below the last group, an encoder with and without its pooling are the same computation.
+            is_same = other.cached and own == dataclasses.replace(
+                lower, model=own.model, boundary=own.boundary
             )
             between = self.programs[min(number, other_number) : max(number, other_number)]
-            is_unchanged = all(each.mask.boundary >= boundary for each in between)
-            if is_same and boundary < own.boundary and is_unchanged and self._fit([*chosen.values(), other]):
-                chosen[boundary] = other
-        return [
-            (dataclasses.replace(own, boundary=boundary), chosen[boundary].tier)
-            for boundary in sorted(chosen)
-        ]
+            is_unchanged = all(each.mask.boundary >= lower.boundary for each in between)
+            fits = self._fit([*(each for _, each in chosen.values()), other])
+            if is_same and lower.boundary < own.boundary and is_unchanged and fits:
+                chosen[lower.boundary] = lower, other
+        return [(prefix, each.tier) for _, (prefix, each) in sorted(chosen.items())]
 
     def _fit(self, decisions: Sequence[CacheDecision]) -> bool:
         """Return whether entries are within the budgets together."""
