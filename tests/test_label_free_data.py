@@ -221,12 +221,12 @@ def config_encoder(config):
 
 def test_the_alarm_warns_once_or_halts_when_the_rank_halves():
     said = []
-    alarm = collapse.CollapseAlarm("partial seed 0", 40.0, "warn", said.append)
+    alarm = collapse.CollapseAlarm("partial seed 0", [40.0], "warn", said.append)
     for epoch, rank in enumerate((41.0, 20.0, 19.9, 5.0)):
         assert not alarm.after_epoch(0, epoch, {}, {}, {"rankme": rank})
     (line,) = said
     assert "fell from 40 to 19.9 in epoch 3 of the run, below half of its start" in line
-    halting = collapse.CollapseAlarm("partial seed 0", 40.0, "halt", said.append)
+    halting = collapse.CollapseAlarm("partial seed 0", [40.0], "halt", said.append)
     with pytest.raises(UserError, match=r"collapse: RankMe .* expected a lower adapt.lr"):
         halting.after_epoch(0, 0, {}, {}, {"rankme": 3.0})
 

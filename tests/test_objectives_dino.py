@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dapt_jax import ops
 from dapt_jax.errors import UserError
 from dapt_jax.objectives import Dino
 from dapt_jax.study import collapse
@@ -98,6 +99,22 @@ def test_one_step_moves_centre_and_teacher_by_the_formulas_and_a_first_epoch_lea
         expected = 0.996 * teacher_start[path] + 0.004 * moved[path]
         np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
     assert np.array_equal(moved["head/prototypes/kernel"], start["head/prototypes/kernel"])
+
+
+def test_student_and_teacher_take_batch_statistics_over_the_same_groups():
+    """With equal weights they give equal outputs, where batch norm that trains sees two groups."""
+    phases = (*head_first()[:1], Phase("full", 1, ("*",), 1e-3, batch_norm="train", views=2))
+    program = dataclasses.replace(dino_run(phases=phases).programs[1], batch_norm_groups=2)
+    params, batch_stats = program.model.init(1)
+    x = tuple(
+        np.random.default_rng(view).uniform(0, 255, (8, 16, 16, 3)).astype(np.float32) for view in (0, 1)
+    )
+    state = program.init_state(params, batch_stats)
+    state, x = jax.tree.map(jnp.asarray, (state, x))
+    teacher = program.own_targets(state, x)
+    with ops.batch_norm_groups(2):
+        student, _ = program.model.suffix(params, batch_stats, x, 0, program.mask.batch_norm_modes)
+    np.testing.assert_allclose(teacher[0], student[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["cnn", pytest.param("vit", marks=pytest.mark.long)])

@@ -36,6 +36,7 @@ def first_seed():
     """Environment of a study whose first seed has trained: a head on cached features, then all layers."""
     context = RunContext()
     train(context, tiny.HEAD, tiny.FULL, seed=0, val=8)
+    assert COMPILED  # else JAX has renamed its event
     return context
 
 

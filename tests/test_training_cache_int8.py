@@ -13,7 +13,7 @@ from dapt_jax.cost.memory import tree_bytes
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.schema import CacheSettings
 from dapt_jax.study import budgets, plan
-from dapt_jax.training import loop
+from dapt_jax.training import approximations, loop
 from dapt_jax.training.cache.policy import Caching, cached_spec, choose_cache
 from dapt_jax.training.cache.store import Prefix
 from dapt_jax.training.context import RunContext
@@ -110,6 +110,41 @@ def test_a_cache_holds_these_bytes_and_says_how_far_it_is_off(tmp_path, tier):
     if tier == "disk":  # a later start reads the error with the entry
         again = cache_in(tmp_path, said, dtype="int8").get(part, params, batch_stats, DATA.images, tier)
         assert (again.rounding_error, again.ran, len(said)) == (found.rounding_error, 0, 1)
+
+
+def test_from_rounded_activations_no_others_are_computed():
+    """Else features would depend on what was cached before, and be taken for exact ones by others."""
+    head = Phase("head", 2, ("head",), 1e-2, views=2)
+    own = len(ENCODER.groups)
+    for dtype, boundaries in (("", [own - 1, own]), ("int8", [own]), ("bfloat16", [own])):
+        run = run_of(Caching("on", 1 << 28, dtype=dtype), head, PARTIAL)
+        assert [prefix.boundary for prefix, _ in run.prefixes_to_compute(0)] == boundaries
+        assert label_free_run("reconstruct", cache=run.caching).extends_prefix(0) is not bool(dtype)
+    assert plan.of_run(run_of(INT8, head, PARTIAL))[0].approximations == ""
+
+
+@pytest.mark.parametrize(("error", "by"), [(0.0, ""), (0.004, ", off by 0.40% of their root mean square")])
+def test_rounded_activations_and_targets_are_named_even_where_their_error_is_not_known(error, by):
+    run = label_free_run("distil", cache=INT8)
+    words = {"is_cached": True, "has_cached_targets": True, "error": error, "targets_error": error}
+    found = approximations.of_phase(run, 0, **words)
+    assert found == f"activations cached in int8{by}; targets cached in int8{by}"
+    assert plan.of_run(run)[0].approximations == "activations cached in int8; targets cached in int8"
+
+
+def test_a_teacher_s_rounded_targets_are_named_where_no_prefix_is_cached():
+    phases, caching = (Phase("full", 2, ("*",), 1e-3, views=2),), Caching("auto", 1 << 28, dtype="int8")
+    run = label_free_run("distil", phases=phases, cache=caching)
+    result = loop.train(run, *run.model.init(1), RunContext())
+    assert result.costs[0].approximations.startswith("targets cached in int8, off by 0.")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_the_pixels_that_are_predicted_keep_their_dtype(dtype):
+    run = label_free_run("mae", "vit", Caching("on", 1 << 28, dtype=dtype))
+    shapes = Prefix.of(run.programs[0], 2).shapes(16, dtype)
+    assert shapes["pixels"].dtype == jnp.float32
+    assert tree_bytes(shapes["tokens"]) < tree_bytes(Prefix.of(run.programs[0], 2).shapes(16)["tokens"])
 
 
 def test_a_run_in_8_bits_gives_nearly_the_same_results_and_its_ledger_the_plan():

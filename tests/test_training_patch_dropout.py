@@ -14,6 +14,7 @@ from dapt_jax.settings import StudySettings, from_json, to_dict
 from dapt_jax.settings.defaults import differences
 from dapt_jax.study import plan
 from dapt_jax.training import accounting, label_free
+from dapt_jax.training import run as training_run
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
 from tests import tiny
@@ -141,6 +142,12 @@ def test_what_needs_all_patches_is_refused_in_one_line(make, line):
     with pytest.raises(UserError) as refused:
         make()
     assert str(refused.value) == line
+
+
+def test_the_share_that_is_suggested_leaves_a_patch():
+    for patches in range(2, 1400):
+        share = 1 - 1 / patches
+        assert tokens.visible_count(patches, training_run._rounded_down(share)) == 1, patches
 
 
 def test_a_workdir_of_before_the_setting_still_holds_the_same_study():

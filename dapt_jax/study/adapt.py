@@ -191,7 +191,7 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         "label_free": is_label_free(study, arm),
     }
     if alarm:
-        about["rankme_before"] = alarm.start
+        about["rankme_before"] = alarm.starts[-1]
         params = without_head(params)
     atomic_files.write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
     origin["epoch"] = about["chosen_epoch"]

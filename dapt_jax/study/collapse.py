@@ -1,6 +1,6 @@
 """Alarm when the features of a label-free arm lose their rank."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dapt_jax.errors import UserError
@@ -18,19 +18,19 @@ class CollapseAlarm(Callback):
     """Warns, or ends the study, when RankMe falls below half of its value before training.
 
     Attributes:
-        start: RankMe of the same images before training.
+        starts: RankMe of the same images before training, at the size that each phase trains on.
     """
 
-    def __init__(self, title: str, start: float, policy: str, say: Callable[[str], None]):
+    def __init__(self, title: str, starts: Sequence[float], policy: str, say: Callable[[str], None]):
         """Watch a run.
 
         Args:
             title: Name of the run in the line.
-            start: RankMe before training.
+            starts: RankMe before training, for each phase.
             policy: `halt` or `warn`.
             say: Function that receives the warning, once.
         """
-        self._title, self.start, self._policy, self._say = title, start, policy, say
+        self._title, self.starts, self._policy, self._say = title, tuple(starts), policy, say
         self._is_reported = False
 
     def after_epoch(
@@ -41,11 +41,12 @@ class CollapseAlarm(Callback):
         Raises:
             UserError: It has collapsed, and the policy is `halt`.
         """
-        rank = metrics.get("rankme", self.start)
-        if rank >= SHARE * self.start or self._is_reported:
+        start = self.starts[phase]
+        rank = metrics.get("rankme", start)
+        if rank >= SHARE * start or self._is_reported:
             return False
         line = (
-            f"{self._title}: collapse: RankMe of its features fell from {self.start:.4g} to {rank:.4g} in epoch "
+            f"{self._title}: collapse: RankMe of its features fell from {start:.4g} to {rank:.4g} in epoch "
             f"{epoch + 1} of the run, below half of its start"
         )
         if self._policy == "halt":
@@ -79,6 +80,11 @@ def alarm_for(
         policy: `halt` or `warn`.
         context: Environment of the run.
     """
-    evaluator = LabelFreeEvaluator(run, run.programs[0], None, None, context.mesh)
-    start = evaluator.spectrum((params, batch_stats))["rankme"]
-    return CollapseAlarm(run.title, start, policy, context.reporter.say)
+    sizes = [program.phase.image_size for program in run.programs]
+    starts = {
+        size: LabelFreeEvaluator(run, program, None, None, context.mesh).spectrum((params, batch_stats))[
+            "rankme"
+        ]
+        for size, program in dict(zip(sizes, run.programs, strict=True)).items()
+    }
+    return CollapseAlarm(run.title, [starts[size] for size in sizes], policy, context.reporter.say)

@@ -111,7 +111,9 @@ def of_run(run: TrainingRun, fsdp: int = 1) -> list[PhasePlan]:
                 head_flops=accounting.image_cost(program, size).head.model * images,
                 target_flops=run.target_flops(place),
                 about_targets=_about_targets(program, targets),
-                approximations=approximations.of_phase(run, place, decision.cached),
+                approximations=approximations.of_phase(
+                    run, place, is_cached=decision.cached, has_cached_targets=targets.cached
+                ),
                 depth=_depth_line(run, place),
             )
         )

@@ -146,19 +146,21 @@ class PhaseAccount:
         self.targets = FillCost("filled", total)
         self.enter(self._first_step)
 
-    def settle_targets(self, ran: int, seconds: float) -> None:
+    def settle_targets(self, ran: int, seconds: float, error: float = 0.0) -> None:
         """Record the total cost of a teacher's cached outputs.
 
         Args:
             ran: Model FLOPs that were run for them in this start.
             seconds: Seconds spent on them, now or earlier.
+            error: Their relative error, where a reduced dtype holds them.
         """
         if self._are_targets_settled:
+            self.targets = dataclasses.replace(self.targets, rounding_error=error)
             return
         alone = self._run.target_fill_flops(self._number)
         spent = min(self._targets_before + ran, alone)
         reused_s = seconds if alone and not spent else 0.0
-        self.targets = FillCost("filled" if spent else "reused", spent, alone - spent, reused_s)
+        self.targets = FillCost("filled" if spent else "reused", spent, alone - spent, reused_s, error)
         self._are_targets_settled = True
         self.enter(self._first_step)
 
@@ -221,7 +223,12 @@ class PhaseAccount:
             reused_s=self.fill.reused_s + self.targets.reused_s,
             peak_flops=self._context.hardware.peak_for(program.model.dtype),
             approximations=approximations.of_phase(
-                run, self._number, self.fill.cached != "off", self.fill.rounding_error
+                run,
+                self._number,
+                is_cached=self.fill.cached != "off",
+                has_cached_targets=self.targets.cached != "off",
+                error=self.fill.rounding_error,
+                targets_error=self.targets.rounding_error,
             ),
             curve=list(self.curve),
         )

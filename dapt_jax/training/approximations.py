@@ -8,15 +8,24 @@ from dapt_jax.training.cache.prefix import Prefix
 from dapt_jax.training.run import TrainingRun
 
 
-def of_phase(run: TrainingRun, number: int, is_cached: bool, error: float | None = None) -> str:
+def of_phase(
+    run: TrainingRun,
+    number: int,
+    *,
+    is_cached: bool,
+    has_cached_targets: bool,
+    error: float = 0.0,
+    targets_error: float = 0.0,
+) -> str:
     """Return what a phase computes otherwise than the plain one, joined by semicolons; empty for nothing.
 
     Args:
         run: The run.
         number: Index of the phase.
         is_cached: Whether it trains on cached activations.
-        error: Relative error of these, by `RoundingError`, 0 where they are stored as computed; None before
-            they are.
+        has_cached_targets: Whether it trains on a teacher's cached outputs.
+        error: Relative error of the activations, by `RoundingError`; 0 where it is not known.
+        targets_error: That of the targets.
     """
     program, whole = run.programs[number], run.dataset.images.size
     found = []
@@ -26,9 +35,16 @@ def of_phase(run: TrainingRun, number: int, is_cached: bool, error: float | None
     if program.mask.boundary < len(encoder.groups) and (share := encoder.options.patch_dropout):
         patches = (program.side(whole) // encoder.token_patch) ** 2
         found.append(f"{visible_count(patches, share)} of {patches} patch tokens in each step")
-    prefix, dtype = Prefix.of(program, 1), run.caching.dtype
-    is_reduced = dtype != "float32" and prefix.shapes(whole, dtype) != prefix.shapes(whole)
-    if is_cached and (is_reduced if error is None else error):
-        by = f", off by {error:.2%} of their root mean square" if error else ""
-        found.append(f"activations cached in {dtype}{by}")
+    if is_cached:
+        found += _of_cache(run, "activations", Prefix.of(program, 1), error)
+    if has_cached_targets and (wanted := run.targets_to_compute(number)):
+        found += _of_cache(run, "targets", wanted[0], targets_error)
     return "; ".join(found)
+
+
+def _of_cache(run: TrainingRun, what: str, prefix: Prefix, error: float) -> list[str]:
+    """Return the dtype and the error of what is cached with less precision than it is computed with."""
+    if not prefix.is_rounded(run.dataset.images.size, run.caching.dtype):
+        return []
+    by = f", off by {error:.2%} of their root mean square" if error else ""
+    return [f"{what} cached in {run.caching.dtype}{by}"]

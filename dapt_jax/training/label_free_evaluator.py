@@ -79,8 +79,8 @@ def _features_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
 class LabelFreeEvaluator:
     """Metrics of a phase's network without any label, on the first views of fixed images.
 
-    The held-out loss sees the same views and the same corruption after every epoch, so that epochs compare;
-    images have the size that the phase trains on.
+    The held-out loss sees the same views and the same corruption after every epoch, so that epochs of a phase
+    compare; images have the size that the phase trains on.
     The spectrum is that of up to `MONITORED` images, drawn once from all rows of the run; LiDAR compares their
     cached views, where there are two or more.
     """

@@ -32,7 +32,8 @@ class Optimizer:
     Attributes:
         name: `adam`, `adamw` (Loshchilov & Hutter, arXiv 1711.05101) or `sgd`.
         weight_decay: Weight decay, decoupled for `adamw`, added to the gradient for `adam` and `sgd`. It
-            applies to kernels; to biases and scales of norms only with `decay_all`.
+            applies to kernels; to biases and scales of norms, and to changes of kernels (low-rank updates,
+            rows), which it pulls towards the source weights, only with `decay_all`.
         decay_all: Whether weight decay applies to all trained leaves, as where an optimizer takes no groups.
         b1: Decay of the first moment, or momentum of `sgd`.
         b2: Decay of the second moment.

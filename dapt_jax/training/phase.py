@@ -182,7 +182,7 @@ class ActivePhase:
             found = context.cache.get(prefix, *weights, images, wanted[1], filling)
         if found is None:
             return OnlineTargets.of(prefix, weights, images)
-        account.settle_targets(found.ran, found.seconds)
+        account.settle_targets(found.ran, found.seconds, found.rounding_error)
         context.reporter.advance(found.ran, run.title)
         return found
 

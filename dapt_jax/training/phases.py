@@ -55,7 +55,8 @@ class Phase:
             phases of a strategy, the next run starts from the encoder so far with a new head.
         image_size: Side in pixels of the images that it trains on, decoded from their files at this size; 0
             for that of the data set. Small images first and large ones last are progressive resizing (FixRes,
-            arXiv 1906.06423). Validation images keep the size of the data set.
+            arXiv 1906.06423). Validation images keep the size of the data set where there are labels; without,
+            held-out loss and spectrum are of images of the phase's size.
     """
 
     name: str

@@ -14,6 +14,10 @@ INT8 = "int8"
 
 LARGEST = 127
 
+EXACT = ("pixels",)
+"""Names of cached leaves that keep their dtype: pixels that a masked autoencoder predicts. The loss divides those
+of a flat patch by their small deviation, and with it their rounding."""
+
 
 class Quantised(NamedTuple):
     """Activations as whole steps of a scale, which is the largest magnitude of a channel divided by 127.

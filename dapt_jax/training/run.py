@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -196,7 +197,7 @@ class TrainingRun(Generic[ModelT]):
         if patches and not visible_count(patches, share):
             raise UserError(
                 f"model.patch_dropout is {share:g}, which leaves 0 of the {patches} patches of {side} x {side} "
-                f"pixels in phase {program.phase.name!r}; expected at most {1 - 1 / patches:.4g}"
+                f"pixels in phase {program.phase.name!r}; expected at most {_rounded_down(1 - 1 / patches):g}"
             )
 
     def images_of(self, program: PhaseProgram) -> ImageStore:
@@ -384,7 +385,8 @@ class TrainingRun(Generic[ModelT]):
         """Return the frozen prefixes that a phase needs, lowest boundary first and its own last.
 
         Other phases train on the lower ones: if an earlier phase has cached them, the prefix of this phase is
-        computed from there; if a later phase needs them, computing them on the way adds no cost.
+        computed from there; if a later phase needs them, computing them on the way adds no cost. From rounded
+        activations nothing is computed: what is cached at a boundary would depend on what was cached before.
         """
         first = self.programs[number]
         decision = self.cache_decision(first)
@@ -396,15 +398,18 @@ class TrainingRun(Generic[ModelT]):
             other = self.cache_decision(program)
             lower = Prefix.of(program, other.views)
             # Below the last group, an encoder with and without its pooling are the same computation.
-            is_same = other.cached and own == dataclasses.replace(
-                lower, model=own.model, boundary=own.boundary
-            )
+            is_same = own == dataclasses.replace(lower, model=own.model, boundary=own.boundary)
+            is_base = is_same and other.cached and lower.boundary < own.boundary and self._is_exact(lower)
             between = self.programs[min(number, other_number) : max(number, other_number)]
             is_unchanged = all(each.mask.boundary >= lower.boundary for each in between)
             fits = self._fit([*(each for _, each in chosen.values()), other])
-            if is_same and lower.boundary < own.boundary and is_unchanged and fits:
+            if is_base and is_unchanged and fits:
                 chosen[lower.boundary] = lower, other
         return [(prefix, each.tier) for _, (prefix, each) in sorted(chosen.items())]
+
+    def _is_exact(self, prefix: Prefix) -> bool:
+        """Return whether activations are cached as they are computed."""
+        return not prefix.is_rounded(self.dataset.images.size, self.caching.dtype)
 
     def _fit(self, decisions: Sequence[CacheDecision]) -> bool:
         """Return whether entries are within the budgets together."""
@@ -425,10 +430,14 @@ class TrainingRun(Generic[ModelT]):
     def extends_prefix(self, number: int) -> bool:
         """Return whether a phase's targets are computed from its cached activations.
 
-        They are where the teacher is the network itself, of which nothing has trained yet.
+        They are where the teacher is the network itself, of which nothing has trained yet, and these are not
+        rounded.
         """
         is_own = isinstance(self.loss, Objective) and self.loss.has_own_teacher
-        return is_own and number == 0 and self.cache_decision(self.programs[0]).cached
+        if not is_own or number:
+            return False
+        first, decision = self.programs[0], self.cache_decision(self.programs[0])
+        return decision.cached and self._is_exact(Prefix.of(first, decision.views))
 
     def target_fill_flops(self, number: int) -> int:
         """Return model FLOPs of the targets that a phase computes beyond those of earlier phases."""
@@ -454,6 +463,15 @@ class TrainingRun(Generic[ModelT]):
             # Training invalidates all activations above the boundary of the phase.
             cached = {prefix for prefix in cached if prefix.boundary <= self.programs[index].mask.boundary}
         return cost
+
+
+def _rounded_down(share: float) -> float:
+    """Return a share below 1 with four digits, rounded down.
+
+    >>> _rounded_down(1 - 1 / 196)
+    0.9948
+    """
+    return math.floor(share * 1e4) / 1e4
 
 
 def _padded(rows: int, total: int) -> int:

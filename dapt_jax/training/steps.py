@@ -62,7 +62,7 @@ class PhaseProgram:
         seed: Seed of the run.
         grad_accum_steps: Parts into which a batch is cut, one after the other, so that the activations of one
             part at a time are in memory. The step is that of the whole batch, except that batch norm that
-            trains sees one part at a time.
+            trains sees one part at a time; that of a teacher of `SelfDistillation` sees all.
         batch_norm_groups: Number of equal groups of examples with separate batch statistics; 1 for statistics
             over all examples on all devices.
         batch_size: Images per step, over all devices, where the cost of an image depends on it; else 1.
@@ -188,10 +188,9 @@ class PhaseProgram:
             state: State before a step.
             x: Pair of activations at the boundary.
         """
-        outputs, _ = self.model.suffix(
-            evaluation_params(state), state["batch_stats"], x, self.mask.boundary, self.mask.batch_norm_modes
-        )
-        return outputs
+        params, modes = evaluation_params(state), self.mask.batch_norm_modes
+        with ops.batch_norm_groups(self.batch_norm_groups):
+            return self.model.suffix(params, state["batch_stats"], x, self.mask.boundary, modes)[0]
 
     def update(
         self,

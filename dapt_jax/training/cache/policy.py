@@ -5,7 +5,7 @@ plan, a run and a resumed run agree.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -85,11 +85,17 @@ class CacheDecision:
 def cached_spec(shapes: PyTree[jax.ShapeDtypeStruct], dtype: str = "") -> PyTree[jax.ShapeDtypeStruct]:
     """Return shapes of one image's cached activations; a non-empty `dtype` replaces theirs.
 
-    Those of `int8` are `Quantised`, except of pooled features.
+    Those of `int8` are `Quantised`, except of pooled features; leaves named in `quantised.EXACT` stay.
     """
-    if dtype == quantised.INT8:
-        return jax.tree.map(quantised.spec, shapes)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), shapes)
+
+    def stored(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
+        if any(getattr(key, "key", None) in quantised.EXACT for key in path):
+            return leaf
+        if dtype == quantised.INT8:
+            return quantised.spec(leaf)
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(stored, shapes)
 
 
 def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: Caching) -> CacheDecision:

@@ -56,6 +56,10 @@ class Prefix:
             accounting.boundary_shape(self.model, self.boundary, self._side(image_size)), dtype
         )
 
+    def is_rounded(self, image_size: int, dtype: str) -> bool:
+        """Return whether the activations are cached with less precision than they are computed with."""
+        return dtype != "float32" and self.shapes(image_size, dtype) != self.shapes(image_size)
+
     def flops(self, image_size: int) -> int:
         """Return model FLOPs of one image in one view."""
         return accounting.forward(self.model, self._side(image_size), self.boundary).model

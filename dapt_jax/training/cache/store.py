@@ -260,7 +260,8 @@ def _write(files: DiskCache, key: str, job: FillJob) -> CacheEntry:
 
     def fill(first: int) -> Iterator[Any]:
         yield from job.fill(first)
-        about["rounding_error"] = job.rounding.relative  # of the images since the last start
+        if not first:  # else the error of the images before the last start is not known
+            about["rounding_error"] = job.rounding.relative
 
     return files.fill(key, job.shapes, job.prefix.views, len(job.images), fill, about)
 
