@@ -1,7 +1,7 @@
 """What the settings that save work by an approximation cost in scores, on brain tumours.
 
     python -m benchmarks.less_work --data=../shared/data --csv=benchmarks/results/less_work.csv
-    python -m benchmarks.less_work --arms=vit_small_dinov2 --vit=vit_s_focus.onnx
+    python -m benchmarks.less_work --encoders vit_small_dinov2 --data=../shared/data
 
 A third of the corpus of configs/brain_mri.py adapts an encoder, its development slices train linear heads, and the
 slices of other patients are scored. An arm is compared with the one named in `against`, which differs in nothing
@@ -11,7 +11,6 @@ but the setting, seed by seed: first adaptations compile and are left out of the
 import argparse
 import dataclasses
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +24,9 @@ from dapt_jax.training.context import Executables, RunContext
 
 CLASSES = ("glioma", "meningioma", "pituitary")
 HEAD = dj.Phase("head", 5, ("head",), 1e-3, augment=False)
+
+
+ENCODERS = LITE, VIT = "efficientnet_lite0", "vit_small_dinov2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,19 +145,21 @@ def main() -> None:
     """Measure the arms of both encoders, or of the one that is named."""
     options: argparse.ArgumentParser = common.parser(__doc__)
     options.add_argument(
-        "--arms", default="", help="Encoder: efficientnet_lite0 or vit_small_dinov2; default both."
+        "--encoders", nargs="+", choices=ENCODERS, default=ENCODERS, help="Encoders that are measured."
     )
     options.add_argument(
-        "--vit", default="", help="File of the weights of vit_small_dinov2; empty: not measured."
+        "--vit",
+        default="package:dinov2_vits14",
+        help="Weights of vit_small_dinov2 (docs/weights.md).",
     )
     options.add_argument("--seeds", type=int, default=5, help="Seeds of each arm of efficientnet_lite0.")
     options.add_argument("--vit_seeds", type=int, default=3, help="Seeds of each arm of vit_small_dinov2.")
     chosen = options.parse_args()
     rows = []
-    if chosen.arms in ("", "efficientnet_lite0"):
-        rows += table("efficientnet_lite0", "imagenet", 64, chosen.data, chosen.seeds)
-    if chosen.arms in ("", "vit_small_dinov2") and Path(chosen.vit).is_file():
-        rows += table("vit_small_dinov2", chosen.vit, 70, chosen.data, chosen.vit_seeds)
+    if LITE in chosen.encoders:
+        rows += table(LITE, "imagenet", 64, chosen.data, chosen.seeds)
+    if VIT in chosen.encoders:
+        rows += table(VIT, chosen.vit, 70, chosen.data, chosen.vit_seeds)
     common.report(chosen, "Less work for the same result", rows)
 
 

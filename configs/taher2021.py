@@ -16,8 +16,9 @@ montgomery (masks). INIT, in quotes where it holds a `>`:
 - `table`: random, imagenet and the four released ones as arms of one study, but for those made from the
   task's own set.
 
-`--config=configs/taher2021.py:grid` plans or runs all of them, `--shard=1/4` a quarter, with one report. Its
-four pre-trainings come first, and serve the tasks. What it costs, without data (published numbers of images;
+`--config=configs/taher2021.py:grid` plans or runs all of them, `--shard=1/4` one of four parts (a pre-training
+and what takes its weights stay together, so that parts differ), with one report. Its four pre-trainings come
+first, and serve the tasks. What it costs, without data (published numbers of images;
 rsna_pe's are those of the challenge's training set):
 
     ...:grid --config.mode=plan --config.plan.images=chestxray14.train=75312,chestxray14.val=11212, \
@@ -72,10 +73,9 @@ starts at 0, not at N(0, .01); random crops are cut from files with a short side
 larger ones (Shenzhen's, of about 3,000) are shrunk first (`transfer.finetune.augment.crop_from`); masks are
 augmented on every image and milder, not on 30% of them, without contrast and optical distortion, the watched
 images not at all, where the benchmark's code augments those too, and images are resized bilinearly, not to
-the nearest pixel; images are normalised by ImageNet's means, since the encoders were trained so, where the
-benchmark divides by 255 on siim_acr and montgomery, and for the two SimCLR checkpoints to 0 to 1, as those
-were trained, where it normalises all alike; and
-in-domain training here is 20 epochs with a falling rate, since the benchmark does not tell its own.
+the nearest pixel. Images are normalised as each encoder was trained: by ImageNet's means, for the two SimCLR
+checkpoints to 0 to 1. The benchmark takes ImageNet's means for all in classification, and divides by 255 on
+siim_acr and montgomery. In-domain training here is 20 epochs with a falling rate, since the benchmark does not tell its own.
 """
 
 from dapt_jax.errors import UserError, nearest

@@ -1,6 +1,7 @@
 """Random crops come from the file, whatever the stored size, and follow from (seed, view, row) alone."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -119,3 +120,17 @@ def test_what_crops_of_files_cannot_serve_is_refused(files):
         Augment(crop_from=1000)
     with pytest.raises(UserError, match="cuts images, not their masks"):
         file_crops.check(ImageStore.from_files(files, 16), True, "nuclei")
+
+
+def test_a_phase_of_its_own_size_is_refused_where_crops_have_that_of_the_patch(files):
+    phase = dataclasses.replace(FULL, image_size=14)
+    make = functools.partial(
+        tiny.make_run, (phase,), encoder=tiny.encoder(), data=dataset(ImageStore.from_files(files, 16)), val=4
+    )
+    line = r"image_size is 14: its random crops are cut from the files at augment\.patch=12 pixels"
+    with pytest.raises(UserError, match=line):
+        make(augment=CROP)
+    read = image_batches.reader(
+        run := make(augment=Augment(crop=0.08, crop_from=1000)), run.programs[0], None, None
+    )
+    assert read(1, np.array([2, 5], np.int32))["image"].shape == (2, 14, 14, 3)

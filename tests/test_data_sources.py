@@ -112,11 +112,12 @@ def test_a_wrong_tfds_spec_is_explained(shared_data, options, message):
 def test_masks_of_a_tfds_set_are_read_with_or_without_labels(shared_data, monkeypatch):
     real = tfds.builder_from_directory
     rng = np.random.default_rng(0)
-    drawn = rng.integers(0, 3, (8, 16, 16, 1))
+    drawn, lacking = rng.integers(0, 3, (8, 16, 16, 1)), set()
 
     def builder(folder):
         made = real(folder)
         features = {**made.info.features, "segmentation_mask": None, "other": None}
+        features = {name: feature for name, feature in features.items() if name not in lacking}
         info = types.SimpleNamespace(
             file_format=made.info.file_format, features=features, splits=made.info.splits, name="toy"
         )
@@ -131,14 +132,17 @@ def test_masks_of_a_tfds_set_are_read_with_or_without_labels(shared_data, monkey
     data = load(spec, data_dir=shared_data, image_size=16)
     np.testing.assert_array_equal(data.targets, drawn[..., 0])
     assert data.class_counts() == {"a": 4, "b": 4}
-    alone = load({**spec, "label": "none"}, data_dir=shared_data, image_size=16)
-    np.testing.assert_array_equal(alone.masks, data.masks)
+    with pytest.raises(UserError, match="no feature 'lable'; did you mean 'label'"):
+        load({**spec, "label": "lable"}, data_dir=shared_data, image_size=16)
     with pytest.raises(UserError, match=r"the mask of toy/train/.* holds the value 2; expected 0 to 1"):
         load({**spec, "segments": ("back", "a")}, data_dir=shared_data, image_size=16)
     with pytest.raises(UserError, match=r"train\[0\]: mask is int64 \[8, 16, 1\], expected whole numbers"):
         load({**spec, "mask": "other"}, data_dir=shared_data, image_size=16)
     with pytest.raises(UserError, match="no feature 'segmentation'; did you mean 'segmentation_mask'"):
         load({**spec, "mask": "segmentation"}, data_dir=shared_data, image_size=16)
+    lacking.add("label")
+    alone = load(spec, data_dir=shared_data, image_size=16)
+    np.testing.assert_array_equal(alone.masks, data.masks)
 
 
 def test_reading_tfds_imports_no_tensorflow(shared_data):

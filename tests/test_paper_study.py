@@ -68,6 +68,14 @@ def test_a_set_of_unknown_size_is_an_error_that_says_how_to_state_it():
     assert "plan.images" not in str(caught.value)
 
 
+def test_a_mistyped_kind_is_refused_instead_of_the_size_of_all_kinds():
+    config = planned(corpus=240, corpus__brats2=24422, tumour__development=60, tumour__external=30)
+    with pytest.raises(
+        UserError, match=r"plan.images names corpus.brats2; no kind 'brats2'; did you mean 'brats'"
+    ):
+        prepare.prepare(resolve(config))
+
+
 @pytest.mark.parametrize(
     "wrong", ["corpus", "corpus=many", "corpus=1", "corpus=5;x=6", "corpus=5/1", "corpus=5/"]
 )

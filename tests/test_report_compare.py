@@ -95,6 +95,23 @@ def test_many_workdirs_are_rows_of_the_table_of_settings(tmp_path):
     assert [[cell.text for cell in row] for row in table.rows][:2] == [["d0", "i0"], ["d1", "i1"]]
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([[{"name": "a", "lr": 1}], [{"name": "a", "lr": 2}], "–"], ["a: lr 1", "a: lr 2", "–"]),
+        ([[{"name": "a"}], [{"name": "a", "image_size": 48}]], ["a", "a: image_size 48"]),
+        (
+            [[{"name": "a", "lr": 1}, {"name": "b", "lr": 1}], [{"name": "b", "lr": 2}]],
+            ["a; b: lr 1", "b: lr 2"],
+        ),
+        ([["x", "y"], []], ["x, y", "–"]),
+        ([0.1, "z" * 70], ["0.1", "z" * 59 + "…"]),
+    ],
+)
+def test_phases_are_shown_by_what_differs_between_them(values, shown):
+    assert compare._shown(values) == shown
+
+
 def test_budgets_and_strategies_of_one_workdir_alone_are_no_settings_that_differ(tmp_path):
     phases = [{"name": "head", "epochs": 1}, {"name": "all", "epochs": 2}]
     changes = (

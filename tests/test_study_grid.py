@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,34 @@ def test_shards_divide_the_papers_grid_and_a_point_stays_in_its_shard(tmp_path):
     for shard in ("5/4", "0/4", "a"):
         with pytest.raises(UserError, match="expected I/N with I from 1 to N"):
             names(shard)
+
+
+def test_a_point_is_in_the_shard_of_all_whose_weights_it_takes_and_after_them(tmp_path):
+    """Whatever the folder is called, and of several that one takes weights of."""
+    for folder in (Path("."), Path("runs/t"), tmp_path):
+        choices = {
+            "c": f"x,{folder / 'a'},{folder / 'b'}", "a": "pre,a", "b": f"pre,b,{folder / 'a'}",
+            "d": f"x,{folder / 'ab'}", "ab": "pre", "e": "x", "f": "pre", "g": f"x,{folder / 'f'}@epoch=2,{folder / 'ab'}",
+        }  # fmt: skip
+        grid = flags.Grid(TAHER, choices, (), "")
+        families = grids._families(grid, folder)
+        assert {name: depth for name, (depth, _) in families.items()} == {
+            "c": 2, "a": 0, "b": 1, "d": 1, "ab": 0, "e": 0, "f": 0, "g": 1,
+        }  # fmt: skip
+        family = {name: of for name, (_, of) in families.items()}
+        assert {family[name] for name in "abc"} == {"a"}
+        assert {family[name] for name in ("d", "ab", "f", "g")} == {"ab"}
+        assert family["e"] == "e"
+        found = []
+        for number in range(1, 5):
+            part = dataclasses.replace(grid, shard=f"{number}/4")
+            with contextlib.suppress(UserError):  # no point belongs to it
+                names = [point.name for point in grids.points(part, folder)]
+                assert all(
+                    set(names) >= {name for name in family if family[name] == family[each]} for each in names
+                )
+                found += names
+        assert sorted(found) == sorted(choices)
 
 
 def test_four_pre_trainings_serve_the_tasks_of_the_benchmark(tmp_path):

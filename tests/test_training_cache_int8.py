@@ -19,7 +19,7 @@ from dapt_jax.training.cache.store import Prefix
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.quantised import Quantised, RoundingError, dequantised, quantise
-from tests import tiny
+from tests import command, tiny
 from tests.test_label_free_training import run_of as label_free_run
 from tests.test_training_cache import DATA, ENCODER, VIEWS, cache_in
 from tests.test_training_loop import context, curve, leaves, train
@@ -137,6 +137,17 @@ def test_a_teacher_s_rounded_targets_are_named_where_no_prefix_is_cached():
     run = label_free_run("distil", phases=phases, cache=caching)
     result = loop.train(run, *run.model.init(1), RunContext())
     assert result.costs[0].approximations.startswith("targets cached in int8, off by 0.")
+
+
+def test_rounded_features_of_a_target_task_are_named_in_plan_and_ledger(tmp_path, capsys):
+    flags = command.small("--config.cache.dtype=bfloat16", "--config.strategies=none", "--config.seeds=0")
+    flags = (*flags, f"--workdir={tmp_path}")
+    assert command.run(*flags, "--config.mode=plan") == 0
+    assert "features is approximate: features cached in bfloat16" in capsys.readouterr().out
+    assert command.run(*flags) == 0
+    rows = [row for row in command.rows(tmp_path / "ledger.jsonl") if row["phase"].endswith("/features")]
+    assert rows
+    assert all(row["approximations"].startswith("features cached in bfloat16, off by 0.") for row in rows)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])

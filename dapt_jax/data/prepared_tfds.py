@@ -17,6 +17,9 @@ from dapt_jax.data.framing import Framing
 from dapt_jax.data.plane import one_line
 from dapt_jax.errors import UserError, nearest
 
+LABEL = "label"
+"""Name of the class feature unless another is given."""
+
 
 def load_tfds(
     path: str | Path,
@@ -24,7 +27,7 @@ def load_tfds(
     image_size: int,
     dataset: str = "",
     split: str = "",
-    label: str = "label",
+    label: str = LABEL,
     mask: str = "",
     classes: Sequence[str] = (),
     drop_classes: Sequence[str] = (),
@@ -43,7 +46,7 @@ def load_tfds(
         dataset: Name of a set in the TFDS catalogue, such as "colorectal_histology" or "name/config"; it is
             downloaded and prepared if `path` does not contain it yet, which requires TensorFlow.
         split: Split to read; "" reads all of them. The split is in `columns["split"]` in both cases.
-        label: Name of the class feature; a set with masks may have none.
+        label: Name of the class feature; a set with masks may lack the default one.
         mask: Name of the feature of masks, whose values are numbers of segments; "" reads none. With
             `segments` in the description the set is one of masks.
         classes: The classes in the wanted order; by default those of the feature.
@@ -69,7 +72,7 @@ def load_tfds(
             f"{folder}: its files are {found}; prepare the set again with --file_format=array_record"
         )
     features = builder.info.features
-    is_labelled = not mask or label in features
+    is_labelled = not mask or label in features or label != LABEL
     for feature in ("image", *([label] if is_labelled else []), *filter(None, [group, mask])):
         if feature not in features:
             raise UserError(f"{folder}: no feature {feature!r}; {nearest(feature, features)}")

@@ -110,7 +110,7 @@ class Classifier:
             x: Activations at `boundary`.
             boundary: Index of the first group to run.
             batch_norm: One mode for all groups, or one per group name (groups not named are frozen).
-            rng: PRNG key of dropout and stochastic depth; None disables both.
+            rng: PRNG key of dropout, stochastic depth and patch dropout; None disables all.
         """
         if boundary < len(self.encoder.groups):
             x, batch_stats = self.encoder.apply(

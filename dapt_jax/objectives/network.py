@@ -91,7 +91,7 @@ class Pretext(Trunk):
             x: Activations at `boundary`; a pair of them for an objective of two views.
             boundary: Index of the first group to run.
             batch_norm: See `Classifier.suffix`.
-            rng: PRNG key of the corruption, dropout and stochastic depth; None disables all three.
+            rng: PRNG key of the corruption, dropout, stochastic depth and patch dropout; None disables all.
         """
         if self.objective.is_paired:
             x = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), *x)

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from matplotlib.figure import Figure
 
@@ -58,8 +58,10 @@ class Part:
             )
         records = Records.read(path)
         if not records.results:
-            why = "has no results yet" if records.config.get("tasks") else "is a study without a target task"
-            raise UserError(f"compare: {folder} {why}; expected a workdir that has run on one")
+            why = "has no results yet; expected a workdir that has run"
+            if not records.config.get("tasks"):
+                why = "is a study without a target task; expected a workdir that has run on one"
+            raise UserError(f"compare: {folder} {why}")
         return cls(folder, records, name.strip())
 
     def contents(self, task: str) -> dict[str, Any]:
@@ -329,7 +331,7 @@ def _differing(parts: Sequence[Part]) -> Table:
     ]
 
     titles = [part.name or Path(part.workdir).name for part in parts]
-    rows = [[name, *(_shown(each.get(name, NONE)) for each in flat)] for name in names]
+    rows = [[name, *_shown([each.get(name, NONE) for each in flat])] for name in names]
     header = [("setting", ""), *((title, "workdir") for title in titles)]
     if len(parts) > WORKDIRS_ACROSS and names:
         rows = [[title, *(row[number + 1] for row in rows)] for number, title in enumerate(titles)]
@@ -348,13 +350,36 @@ def _values(name: str, flat: Sequence[Mapping[str, Any]]) -> set[str]:
     return {str(each.get(name, NONE)) for each in flat if name in each or not is_of_strategy}
 
 
-def _shown(value: object) -> str:
-    """Return the value of a setting for the table, phases by their names, at most 60 characters."""
-    if isinstance(value, list):
-        each = [str(item.get("name", item)) if isinstance(item, Mapping) else str(item) for item in value]
-        value = ", ".join(each) or NONE
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+MOST_SHOWN = 60
+"""Characters of a setting's value in the table."""
+
+
+def _shown(values: Sequence[object]) -> list[str]:
+    """Return the values of a setting for the table; of phases their names, and what differs between them.
+
+    >>> _shown([[{"name": "all", "lr": 0.1, "epochs": 2}], [{"name": "all", "lr": 0.2, "epochs": 2}], NONE])
+    ['all: lr 0.1', 'all: lr 0.2', '–']
+    """
+    lists = [value for value in values if isinstance(value, list)]
+    phases = [{item["name"]: item for item in value if _is_phase(item)} for value in lists]
+
+    def text(item: object) -> str:
+        if not _is_phase(item):
+            return str(item)
+        name = item["name"]
+        others = [each[name] for each in phases if name in each]
+        keys = [key for key in item if len({str(each.get(key)) for each in others}) > 1]
+        return f"{name}: {', '.join(f'{key} {item[key]}' for key in keys)}" if keys else str(name)
+
+    found: list[str] = []
+    for value in values:
+        each = list(map(text, value)) if isinstance(value, list) else [str(value)]
+        found.append(("; " if any(": " in part for part in each) else ", ").join(each) or NONE)
+    return [each if len(each) <= MOST_SHOWN else f"{each[: MOST_SHOWN - 1]}…" for each in found]
+
+
+def _is_phase(item: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(item, Mapping) and "name" in item
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

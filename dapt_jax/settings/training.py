@@ -99,7 +99,7 @@ class AdaptSettings(ClassifierTrainSettings):
     objective: str = setting(
         SUPERVISED,
         choices=OBJECTIVES,
-        doc="What adaptation minimises: the loss of labels, or without any reconstruct, distil, two_views, mae or dino.",
+        doc="What adaptation minimises: the loss of labels, or, without labels, reconstruct, distil, two_views, mae or dino.",
     )
     reconstruct: ReconstructSettings = section(ReconstructSettings, "The objective reconstruct.")
     distil: DistilSettings = section(DistilSettings, "The objective distil.")

@@ -36,7 +36,7 @@ from dapt_jax.study.predictions import FoldPredictions, Predictions, classes_out
 from dapt_jax.study.runs import classification_loss, run_options
 from dapt_jax.study.target_models import Keeper
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
-from dapt_jax.training import freezing, head_sweep, linear_head
+from dapt_jax.training import approximations, freezing, head_sweep, linear_head
 from dapt_jax.training.cache import store
 from dapt_jax.training.cache.fill import Filling
 from dapt_jax.training.context import RunContext
@@ -125,6 +125,13 @@ def _features(
         cached="filled" if spent else "reused",
         reused_flops=sum(each.flops for each in reused),
         reused_s=sum(each.seconds for each in reused),
+        approximations=approximations.of_cache(
+            "features",
+            store.pooled_prefix(model),
+            task.development.images.size,
+            context.cache.dtype,
+            max(each.rounding_error for each in made),
+        ),
     )
     context.ledger.put(meter.finalize(row))
     context.reporter.advance(spent, f"{arm.title}  {task.name} features")

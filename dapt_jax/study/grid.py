@@ -68,12 +68,12 @@ def points(grid: flags.Grid, workdir: Path) -> list[Point]:
         raise UserError(f"--shard={grid.shard}; expected I/N with I from 1 to N, such as 1/4")
     own, shards = int(match[1]) - 1, int(match[2])
     found = []
-    chains = {name: _chain(grid, workdir, name) for name in grid.choices}
-    for name in sorted(grid.choices, key=lambda name: len(chains[name])):
+    families = _families(grid, workdir)
+    for name in sorted(grid.choices, key=lambda name: families[name][0]):
         choice = grid.choices[name]
         if not re.fullmatch(r"[\w.+-]+", name):
             raise UserError(f"{grid.file}: a point is named {name!r}; expected letters, digits and . _ + -")
-        if int.from_bytes(hashlib.sha256(chains[name][-1].encode()).digest()[:8]) % shards == own:
+        if int.from_bytes(hashlib.sha256(families[name][1].encode()).digest()[:8]) % shards == own:
             shared = () if any(flag.startswith("--config.cache.dir") for flag in grid.flags) else (
                 f"--config.cache.dir={workdir / 'cache'}",
             )  # fmt: skip
@@ -84,16 +84,37 @@ def points(grid: flags.Grid, workdir: Path) -> list[Point]:
     return found
 
 
-def _chain(grid: flags.Grid, workdir: Path, name: str) -> list[str]:
-    """Return the names of a point, of the one whose workdir its argument names, of that one's, and so on."""
-    chain = [name]
-    while True:
-        choice = grid.choices[chain[-1]]
-        named = re.findall(rf"{re.escape(str(workdir))}/([\w.+-]+)", choice)
-        makers = [each for each in named if each in grid.choices and each not in chain]
-        if not makers:
-            return chain
-        chain.append(makers[0])
+def _families(grid: flags.Grid, workdir: Path) -> dict[str, tuple[int, str]]:
+    """Return by point how many others come before it, each taking weights of the one before, and its family.
+
+    A point takes weights of those whose workdirs its argument names. A family is all points that are so
+    connected, and is called by the first name of those that take no weights.
+    """
+    makers = {name: _makers(grid, workdir, name) for name in grid.choices}
+    depths = dict.fromkeys(makers, 0)
+    families = {name: {name} for name in makers}
+    for _ in makers:  # as many rounds as the longest chain could need
+        before = dict(depths)
+        for name, named in makers.items():
+            depths[name] = max((depths[maker] + 1 for maker in named), default=0)
+            for maker in named:
+                families[name] |= families[maker]
+                for each in families[name]:
+                    families[each] = families[name]
+        if depths == before:
+            break
+    roots = {name: [each for each in families[name] if not makers[each]] or families[name] for name in makers}
+    return {name: (depths[name], min(roots[name])) for name in makers}
+
+
+def _makers(grid: flags.Grid, workdir: Path, name: str) -> list[str]:
+    """Return the points whose workdirs the argument of a point names."""
+    choice = grid.choices[name]
+    return [
+        each
+        for each in grid.choices
+        if each != name and re.search(rf"(?<![\w.+/-]){re.escape(str(workdir / each))}(?![\w.+-])", choice)
+    ]
 
 
 def show(grid: flags.Grid, workdir: Path) -> int:

@@ -23,6 +23,7 @@ from dapt_jax.study.tasks import Task
 from dapt_jax.study.workdir import arms_left
 from dapt_jax.training import accounting, approximations, freezing, head_sweep, label_free, linear_head
 from dapt_jax.training import targets as training_targets
+from dapt_jax.training.cache import store
 from dapt_jax.training.cache.policy import CacheDecision
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram
@@ -179,6 +180,37 @@ def adaptation_flops(study: Study, arm: Arm) -> int:
     return sum(run.flops() + balance.flops(run, clusters) for run in study.runs_of(arm))
 
 
+def transfer_approximations(study: Study, arm: Arm, task: Task) -> dict[str, str]:
+    """Return what makes a target task cheaper at the price of other numbers, by protocol or `features`.
+
+    Args:
+        study: The study.
+        arm: The arm.
+        task: The task.
+    """
+    settings, encoder = study.settings.transfer_of(task.name), arm.strategy.encoder
+    if not encoder.options.patch_dropout and study.settings.cache.policy().dtype in ("", "float32"):
+        return {}
+    runs, found = dict[str, TrainingRun](), dict[str, str]()
+    if task.is_segmentation:
+        for protocol in settings.segmentation.protocols:
+            runs[protocol], _ = next(iter(segmentation.fold_runs(study, arm, task, encoder, protocol)))
+    elif FINETUNE in settings.protocols:
+        train, _ = task.folds(settings.folds, arm.seed)[0]
+        runs[FINETUNE] = finetune_run(study, arm, task, encoder, 0, train)
+    if not task.is_segmentation and set(settings.protocols) - {FINETUNE}:
+        prefix = store.pooled_prefix(Classifier(encoder, 1, study.settings.model.dtype))
+        size, dtype = task.development.images.size, study.settings.cache.policy().dtype
+        found["features"] = approximations.of_cache("features", prefix, size, dtype)
+    for protocol, run in runs.items():
+        of_phases = [
+            approximations.of_phase(run, number, is_cached=run.cache_decision(program).cached)
+            for number, program in enumerate(run.programs)
+        ]
+        found[protocol] = "; ".join(dict.fromkeys(filter(None, of_phases)))
+    return {name: said for name, said in found.items() if said}
+
+
 def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
     """Return the model FLOPs of a target task by protocol; `features` is the pass that all heads share.
 
@@ -306,6 +338,10 @@ def show(study: Study, workdir: Path | None = None) -> None:
                 whole = phases[-1].total + statistics
                 print(f"parameters: {whole:,} with the {statistics:,} moving statistics of {arm.name}")
             depths += [phase.depth for phase in phases if phase.depth]
+        for task in study.tasks:
+            for name, said in transfer_approximations(study, arm, task).items():
+                line = f"{arm.name}: {task.name} {name} is approximate: {said}"
+                console.print(line, soft_wrap=True)
         spent = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
         shapes, _ = arm.strategy.encoder.abstract()
         overview.add_row(

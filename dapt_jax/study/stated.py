@@ -13,7 +13,8 @@ from dapt_jax.data.intensity import EIGHT_BITS, Range
 from dapt_jax.data.plane import Source as Place
 from dapt_jax.data.sets import SETS
 from dapt_jax.data.sets.registry import SEGMENTATION
-from dapt_jax.errors import UserError
+from dapt_jax.data.sources import KINDS
+from dapt_jax.errors import UserError, nearest
 from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
@@ -95,6 +96,12 @@ def read_or_stated(
         stated, key = settings.plan.counts, title.replace(" ", ".")
         if not stated:
             raise
+        for name in stated:
+            kind = name.removeprefix(f"{key}.")
+            if kind not in (name, *KINDS) and key not in settings.tasks:
+                raise UserError(
+                    f"plan.images names {name}; no kind {kind!r}; {nearest(kind, KINDS)}"
+                ) from error
         first = source if isinstance(source, Mapping) else source[0]
         if (count := stated.get(f"{key}.{first.get('kind')}", stated.get(key))) is None:
             raise UserError(

@@ -13,7 +13,7 @@ def of_phase(
     number: int,
     *,
     is_cached: bool,
-    has_cached_targets: bool,
+    has_cached_targets: bool = False,
     error: float = 0.0,
     targets_error: float = 0.0,
 ) -> str:
@@ -35,16 +35,25 @@ def of_phase(
     if program.mask.boundary < len(encoder.groups) and (share := encoder.options.patch_dropout):
         patches = (program.side(whole) // encoder.token_patch) ** 2
         found.append(f"{visible_count(patches, share)} of {patches} patch tokens in each step")
+    dtype = run.caching.dtype
     if is_cached:
-        found += _of_cache(run, "activations", Prefix.of(program, 1), error)
+        found.append(of_cache("activations", Prefix.of(program, 1), whole, dtype, error))
     if has_cached_targets and (wanted := run.targets_to_compute(number)):
-        found += _of_cache(run, "targets", wanted[0], targets_error)
-    return "; ".join(found)
+        found.append(of_cache("targets", wanted[0], whole, dtype, targets_error))
+    return "; ".join(filter(None, found))
 
 
-def _of_cache(run: TrainingRun, what: str, prefix: Prefix, error: float) -> list[str]:
-    """Return the dtype and the error of what is cached with less precision than it is computed with."""
-    if not prefix.is_rounded(run.dataset.images.size, run.caching.dtype):
-        return []
+def of_cache(what: str, prefix: Prefix, image_size: int, dtype: str, error: float = 0.0) -> str:
+    """Return the dtype and the error of what is cached with less precision than it is computed with, else nothing.
+
+    Args:
+        what: What is cached, in the plural.
+        prefix: Its computation.
+        image_size: Side of the data set's images in pixels.
+        dtype: Dtype of the cache.
+        error: Relative error, by `RoundingError`; 0 where it is not known.
+    """
+    if not prefix.is_rounded(image_size, dtype):
+        return ""
     by = f", off by {error:.2%} of their root mean square" if error else ""
-    return [f"{what} cached in {run.caching.dtype}{by}"]
+    return f"{what} cached in {dtype}{by}"

@@ -138,7 +138,8 @@ def _check_self_distillation(programs: Sequence[PhaseProgram]) -> None:
     if first.mask.boundary < len(first.model.encoder.groups):
         raise UserError(
             f"phase {first.phase.name!r} trains the encoder against a random head; objective {name!r} needs a "
-            "phase of the head alone first: expected adapt.head_epochs of 1 or more"
+            "phase of the head alone first: expected adapt.head_epochs of 1 or more, or a first phase in "
+            "custom_strategies whose trainable is ('head',)"
         )
     if first.optimizer.ema:
         raise UserError(

@@ -156,7 +156,7 @@ def with_lora(encoder: Encoder, phases: Sequence[Phase], settings: LoraSettings)
 
 
 def _of_kind(phases: Sequence[Phase], kind: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the patterns of phases that end with a kind: the start of their error lines, whole, and their glob."""
+    """Yield each pattern `GLOB:KIND` of phases: the start of its error lines, the pattern, and its glob."""
     for phase in phases:
         for pattern in phase.trainable:
             glob, _, name = pattern.partition(":")

@@ -182,6 +182,11 @@ class TrainingRun(Generic[ModelT]):
         try:
             if data.segments:
                 raise UserError(f"{data.name} has masks, whose size is that of the data set; expected 0")
+            if program.augment.crop_from and program.augment.patch:
+                raise UserError(
+                    f"its random crops are cut from the files at augment.patch={program.augment.patch} pixels, "
+                    "whatever the size of the images; expected 0, or augment.crop_from=0"
+                )
             self.images_of(program)
             accounting.boundary_shapes(program.model, program.side(data.images.size))
         except UserError as error:

@@ -211,7 +211,7 @@ class PhaseProgram:
             labels: Labels of the examples, or a teacher's outputs for them.
             weights: Weights of the examples in the loss, which is their weighted mean.
             lr: Learning rate.
-            key: Key of dropout and stochastic depth; None to drop nothing.
+            key: Key of dropout, stochastic depth and patch dropout; None to drop nothing.
             mixed: Mixing partner of each image, and the fraction of its own label; each label keeps its
                 example weight.
             rng: What the schedules of `SelfDistillation` follow from; its labels are the result of

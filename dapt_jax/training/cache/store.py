@@ -77,6 +77,11 @@ class ActivationCache:
                 )
         return cls(memory, files, dtype, say)
 
+    @property
+    def dtype(self) -> str:
+        """Dtype of cached activations; empty for that of the network."""
+        return self._dtype
+
     def in_dtype(self, dtype: str) -> "ActivationCache":
         """Return this cache for activations of another dtype; both share what is in memory and on disk."""
         if dtype == self._dtype:
@@ -282,6 +287,11 @@ def _load(stored: DiskActivations, job: FillJob) -> DeviceActivations:
     )
 
 
+def pooled_prefix(model: Network) -> Prefix:
+    """Return the computation of the pooled features of a classifier."""
+    return Prefix(dataclasses.replace(model, outputs=1), len(model.encoder.groups))
+
+
 def pooled(
     cache: ActivationCache,
     model: Network,
@@ -291,6 +301,5 @@ def pooled(
     filling: Filling | None = None,
 ) -> tuple[np.ndarray, Activations]:
     """Return pooled features of images, float32 [n, features], and the activations that hold them."""
-    prefix = Prefix(dataclasses.replace(model, outputs=1), len(model.encoder.groups))
-    found = cache.in_memory(prefix, params, batch_stats, images, filling)
+    found = cache.in_memory(pooled_prefix(model), params, batch_stats, images, filling)
     return np.asarray(found.x.addressable_data(0)[0], np.float32), found
