@@ -402,6 +402,10 @@ def test_damaged_compressed_dicom_does_not_ask_for_a_package(tmp_path):
     data.save_as(path)
     assert "which no installed package unpacks; pip install" in line_of(path)
     assert dicom.extent(Plane(path)) == (16, 16)
+    for syntax in (pydicom.uid.UID("1.2.840.10008.1.20"), pydicom.uid.MPEG2MPML):
+        data.file_meta.TransferSyntaxUID = syntax
+        data.save_as(path, implicit_vr=False, little_endian=True)
+        assert f"no package unpacks images of transfer syntax {syntax.name}; export it" in line_of(path)
 
 
 def test_a_folder_in_place_of_a_file_is_one_line(tmp_path):

@@ -267,10 +267,7 @@ def _lacks_a_package(syntax: "UID", error: Exception, path: Path) -> bool:
     """
     if str(syntax) not in medical("pydicom.uid", path).UID_dictionary:
         return False
-    try:
-        known = medical("pydicom.pixels", path).get_decoder(syntax).is_available
-    except NotImplementedError:
-        known = False
+    known = medical("pydicom.pixels", path).get_decoder(syntax).is_available
     # Some decoders support a syntax but not all of its depths: Pillow's JPEG decoder supports 8 bits.
     return not known or "missing dependencies" in str(error) or "does not support" in str(error)
 
@@ -289,6 +286,12 @@ def _stored(plane: Plane, dataset: "Dataset") -> tuple[Any, np.ndarray, int]:
         raise UserError(
             f"{path}: unknown transfer syntax {one_line(str(syntax)) or '(none)'}; export it as Explicit VR"
         )
+    try:
+        medical("pydicom.pixels", path).get_decoder(syntax)
+    except NotImplementedError as error:  # videos, audio, and what was retired
+        raise UserError(
+            f"{path}: no package unpacks images of transfer syntax {one_line(syntax.name)}; export it as Explicit VR"
+        ) from error
     kind, bands = dicom_grey.photometric(dataset), int(dataset.get("SamplesPerPixel", 1) or 1)
     expected = (*_GREY, "PALETTE COLOR") if bands == 1 else _COLOUR
     if kind not in expected or bands not in (1, 3):
