@@ -194,19 +194,22 @@ def table(panel: Panel) -> list[str]:
         "",
         f"Full at its best length on development images: `{best}`. Margin {margin:g}.",
         "",
-        "| arm | FLOPs of full | score | minus best full, 90% | p non-inferior | p equivalent "
+        "| arm | FLOPs of full | development | score | minus best full, 90% | p non-inferior | p equivalent "
         "| minus full of equal FLOPs, 95% | over |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for name, share, claim, both, against, tested in sorted(rows, key=lambda row: row[1]):
         p = p_value(adjusted[name]) if name in adjusted else NONE
+        inside = mean_interval(panel.values(name, panel.records.in_domain(panel.task)))
         lines.append(
-            f"| `{name}` | {percent(share)} | {_score(mean_interval(panel.values(name)))} "
+            f"| `{name}` | {percent(share)} | {_score(inside)} | {_score(mean_interval(panel.values(name)))} "
             f"| {_signed(claim.difference if claim else None)} | {p} | {p_value(both.p) if both else NONE} "
             f"| {_signed(against.interval() if against else None)} | {tested or NONE} |"
         )
     lines += [
         "",
+        "Development: out of fold. Score: the mean over the folds' networks, each scored by itself; differences are of "
+        "their mean prediction for each image.",
         f"p non-inferior: arms of at most {CLAIMED:.0%}, adjusted by Holm's method; p equivalent: not adjusted.",
     ]
     winners = [name for name, p in adjusted.items() if p is not None and p < 0.05]
@@ -237,8 +240,9 @@ def figure(panel: Panel) -> Figure:
             )  # fmt: skip
         front = pareto(xs, [panel.sign * y for y in ys])
         axis.plot([xs[i] for i in front], [ys[i] for i in front], color=GREY, drawstyle="steps-post", lw=1)
-        for i in front:
-            axis.annotate(names[i], (xs[i], ys[i]), fontsize=6, xytext=(2, 3), textcoords="offset points")
+        for place, i in enumerate(front):
+            above = (2, 3 + 8 * (place % 4))  # neighbours on the front are near each other
+            axis.annotate(names[i], (xs[i], ys[i]), fontsize=6, xytext=above, textcoords="offset points")
         if xs:
             axis.set_xscale("log")
             axis.xaxis.set_minor_formatter(NullFormatter())

@@ -52,12 +52,12 @@ def test_the_best_length_is_chosen_on_development_and_the_claim_is_tested_agains
     assert code == 0
     assert text.startswith("above\n")
     assert text.endswith("below\n")
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert "Full at its best length on development images: `full_30`. Margin 0.01." in text
     assert "Non-inferior to `full_30` at 10% of its longest FLOPs or less: none shown." in text
     partial = next(line for line in text.splitlines() if line.startswith("| `partial_10`"))
     assert "| 9% |" in partial
-    assert "+0.09" in partial.split("|")[7], "against full of equal FLOPs"
+    assert "+0.09" in partial.split("|")[8], "against full of equal FLOPs"
     assert (tmp_path / "evidence" / "figures" / "mine_t_external.png").stat().st_size > 5000
 
 

@@ -11,7 +11,7 @@ from dapt_jax.settings import resolve
 from dapt_jax.study import strategies
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "evidence"
-STUDIES = {"brain_mri": (40, 5), "brain_mri_segmentation": (18, 3), "blood": (19, 5), "chest": (40, 5)}
+STUDIES = {"brain_mri": (41, 5), "brain_mri_segmentation": (18, 3), "blood": (19, 5), "chest": (41, 5)}
 """Arms and seeds."""
 
 

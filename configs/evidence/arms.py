@@ -79,7 +79,9 @@ def study(name, title, argument, *, epochs, strategies=STRATEGIES, elsewhere=Non
         config.corpora.elsewhere = elsewhere
         arms["elsewhere_10"] = {**specs["full"], "corpus": "elsewhere", "compute_budget": 0.1}
     config.custom_strategies.update(arms)
-    config.strategies = ("none", "full", *arms)
+    # Of a cut encoder, what cutting alone does is told apart from what adapting it does.
+    controls = ("truncated",) if "simplified" in strategies else ()
+    config.strategies = ("none", "full", *arms, *controls)
     config.transfer.protocols = ("linear",)
     config.report.margin = 0.01
     return config
