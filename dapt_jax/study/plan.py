@@ -180,6 +180,24 @@ def adaptation_flops(study: Study, arm: Arm) -> int:
     return sum(run.flops() + balance.flops(run, clusters) for run in study.runs_of(arm))
 
 
+def _transfer_runs(study: Study, arm: Arm, task: Task) -> dict[str, list[TrainingRun]]:
+    """Return the runs, a fold each, of every protocol of a target task that trains an encoder."""
+    settings, encoder = study.settings.transfer_of(task.name), arm.strategy.encoder
+    if task.is_segmentation:
+        return {
+            protocol: [run for run, _ in segmentation.fold_runs(study, arm, task, encoder, protocol)]
+            for protocol in settings.segmentation.protocols
+        }
+    if FINETUNE not in settings.protocols:
+        return {}
+    folds = task.folds(settings.folds, arm.seed)[: settings.finetune.folds]
+    return {
+        FINETUNE: [
+            finetune_run(study, arm, task, encoder, fold, train) for fold, (train, _) in enumerate(folds)
+        ]
+    }
+
+
 def transfer_approximations(study: Study, arm: Arm, task: Task) -> dict[str, str]:
     """Return what makes a target task cheaper at the price of other numbers, by protocol or `features`.
 
@@ -191,18 +209,12 @@ def transfer_approximations(study: Study, arm: Arm, task: Task) -> dict[str, str
     settings, encoder = study.settings.transfer_of(task.name), arm.strategy.encoder
     if not encoder.options.patch_dropout and study.settings.cache.policy().dtype in ("", "float32"):
         return {}
-    runs, found = dict[str, TrainingRun](), dict[str, str]()
-    if task.is_segmentation:
-        for protocol in settings.segmentation.protocols:
-            runs[protocol], _ = next(iter(segmentation.fold_runs(study, arm, task, encoder, protocol)))
-    elif FINETUNE in settings.protocols:
-        train, _ = task.folds(settings.folds, arm.seed)[0]
-        runs[FINETUNE] = finetune_run(study, arm, task, encoder, 0, train)
+    found = dict[str, str]()
     if not task.is_segmentation and set(settings.protocols) - {FINETUNE}:
         prefix = store.pooled_prefix(Classifier(encoder, 1, study.settings.model.dtype))
         size, dtype = task.development.images.size, study.settings.cache.policy().dtype
         found["features"] = approximations.of_cache("features", prefix, size, dtype)
-    for protocol, run in runs.items():
+    for protocol, (run, *_) in _transfer_runs(study, arm, task).items():
         of_phases = [
             approximations.of_phase(run, number, is_cached=run.cache_decision(program).cached)
             for number, program in enumerate(run.programs)
@@ -220,23 +232,16 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
         task: The task.
     """
     settings, encoder = study.settings.transfer_of(task.name), arm.strategy.encoder
+    costs = {
+        protocol: sum(run.flops() for run in runs)
+        for protocol, runs in _transfer_runs(study, arm, task).items()
+    }
     if task.is_segmentation:
-        return {
-            protocol: sum(
-                run.flops() for run, _ in segmentation.fold_runs(study, arm, task, encoder, protocol)
-            )
-            for protocol in settings.segmentation.protocols
-        }
+        return costs
     model = Classifier(encoder, len(task.development.classes), study.settings.model.dtype)
     folds = task.folds(settings.folds, arm.seed)
-    costs: dict[str, int] = {}
     for protocol in settings.protocols:
         if protocol == FINETUNE:
-            runs = [
-                finetune_run(study, arm, task, encoder, fold, train)
-                for fold, (train, _) in enumerate(folds[: settings.finetune.folds])
-            ]
-            costs[protocol] = sum(run.flops() for run in runs)
             continue
         passes = (
             accounting.forward(model, dataset.images.size, len(model.encoder.groups)).model * len(dataset)
