@@ -11,13 +11,18 @@ from dapt_jax.settings import default
 
 ENCODERS = {
     "efficientnet_lite0": {
-        "weights": "imagenet", "image_size": 96, "top": ("stage6", "stage7", "top"), "cut_after": "stage3/block2",
+        "weights": "imagenet", "image_size": 96, "image_size_of_masks": 96, "top": ("stage6", "stage7", "top"),
+        "lora": ("stage6", "stage7", "top"), "cut_after": "stage3/block2",
     },
     "vit_small_dinov2": {
-        "weights": "package:dinov2_vits14", "image_size": 112, "top": ("block9..12", "top"), "cut_after": "block6",
+        "weights": "package:dinov2_vits14", "image_size": 112, "image_size_of_masks": 224,
+        "top": ("block9..12", "top"), "lora": ("block9..12",), "cut_after": "block6",
     },
 }  # fmt: skip
-"""Weights, size of images, layer groups of partial DAPT, and where simplified DAPT cuts, by encoder."""
+"""Weights, sizes of images, layer groups of partial DAPT and of LoRA, and where simplified DAPT cuts, by encoder.
+
+A pyramid of patches of 14 pixels takes sides that are multiples of 224.
+"""
 
 SHARES = ("1", "3", "10", "30")
 HEAD_EPOCHS = 4
@@ -36,7 +41,7 @@ STRATEGIES = (
 )
 
 
-def study(name, title, argument, *, epochs, strategies=STRATEGIES, elsewhere=None):
+def study(name, title, argument, *, epochs, strategies=STRATEGIES, elsewhere=None, masks=False):
     """Return the config of a study without its corpus and tasks.
 
     Args:
@@ -46,6 +51,7 @@ def study(name, title, argument, *, epochs, strategies=STRATEGIES, elsewhere=Non
         epochs: Epochs of full DAPT at its longest, after those of its head.
         strategies: Strategies that run at every share beside full DAPT, of `STRATEGIES`.
         elsewhere: Settings of a corpus of another domain, for a control at a tenth; None for no such arm.
+        masks: Whether a target task is of masks.
     """
     encoder, *shares = [part.strip() for part in argument.split(",")] if argument else [""]
     encoder = encoder or "efficientnet_lite0"
@@ -62,7 +68,7 @@ def study(name, title, argument, *, epochs, strategies=STRATEGIES, elsewhere=Non
     config.name = f"evidence_{name}"
     config.title = title
     config.model.name = encoder
-    config.model.image_size = chosen["image_size"]
+    config.model.image_size = chosen["image_size_of_masks" if masks else "image_size"]
     config.weights = chosen["weights"]
     config.seeds = (0, 1, 2, 3, 4)
     config.adapt.head_epochs = HEAD_EPOCHS
@@ -70,7 +76,7 @@ def study(name, title, argument, *, epochs, strategies=STRATEGIES, elsewhere=Non
     config.adapt.cut_after = chosen["cut_after"]
     config.adapt.optimizer.update({"name": "adamw", "weight_decay": 1e-4})
     config.adapt.lora.rank = 8
-    specs = _strategies(chosen["top"], epochs)
+    specs = _strategies(chosen["top"], chosen["lora"], epochs)
     arms = {"scratch": {"weights": "random", "phases": ()}}
     for share in shares or SHARES:
         for each in ("full", *strategies):
@@ -87,9 +93,9 @@ def study(name, title, argument, *, epochs, strategies=STRATEGIES, elsewhere=Non
     return config
 
 
-def _strategies(top, epochs):
+def _strategies(top, with_kernels, epochs):
     """Return custom strategies by name, each as long as full DAPT."""
-    lora = tuple(f"{group}:lora" for group in top)
+    lora = tuple(f"{group}:lora" for group in with_kernels)
     norms = tuple(f"{group}*:norm" for group in top)
     early, late = max(1, epochs // 4), max(1, epochs - max(1, epochs // 4))
     return {

@@ -28,6 +28,7 @@ def get_config(argument=""):
         argument or "efficientnet_lite0,3,10,30",
         epochs=8,
         strategies=("partial", "hybrid_late", "lora", "reconstruct"),
+        masks=True,
         elsewhere={
             "kind": "manifest",
             "path": "brain_mri/manifest.csv",

@@ -28,6 +28,7 @@ def get_config(argument=""):
         argument or "efficientnet_lite0,3,10,30",
         epochs=20,
         strategies=("partial", "hybrid_late", "lora", "reconstruct"),
+        masks=True,
     )
     config.seeds = (0, 1, 2)
     config.corpus.update({**SLICES, "where": "split=corpus"})

@@ -69,7 +69,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         kernel = self.kernel[...]
-        y = x @ kernel.astype(x.dtype) if self.rows is None else self.rows.product(x, kernel)
+        y = ops.product(x, kernel.astype(x.dtype)) if self.rows is None else self.rows.product(x, kernel)
         if self.lora is not None:
             y += self.lora.dense(x)
         if self.bias is None:

@@ -63,14 +63,14 @@ class LowRankUpdate(nnx.Module):
 
     def dense(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         """Return the summand of a dense layer's output."""
-        return self._up(x @ self.down[...].astype(x.dtype))
+        return self._up(ops.product(x, self.down[...].astype(x.dtype)))
 
     def conv(self, x: Float[Array, "b h w c"], *, stride: int, padding: Any) -> Float[Array, "b h2 w2 d"]:
         """Return the summand of a convolution's output."""
         return self._up(ops.conv(x, self.down[...].astype(x.dtype), stride=stride, padding=padding))
 
     def _up(self, x: Float[Array, "*b r"]) -> Float[Array, "*b d"]:
-        return self.scale * (x @ self.up[...].astype(x.dtype))
+        return ops.product(x, self.scale * self.up[...].astype(x.dtype))
 
 
 def with_updates(

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dapt_jax import ops
 from dapt_jax.fields import check_fields, setting
 from dapt_jax.models.initial import Tree
 from dapt_jax.models.parameters import RowsBias, RowsKernel
@@ -105,6 +106,7 @@ def _backward(
     outputs: Outputs, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, full = kept
+    gradient = ops.materialised(gradient)
     flat = x.reshape(-1, x.shape[-1])
 
     def of_kernel(part: jax.Array) -> jax.Array:

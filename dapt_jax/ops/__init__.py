@@ -1,4 +1,4 @@
-"""Convolution, pooling and batch norm: `lax` on GPU and TPU, and formulations that are fast in XLA:CPU.
+"""Convolution, products with kernels, pooling and batch norm: `lax` on GPU and TPU, and formulations that are fast in XLA:CPU.
 
 Both compute the same up to rounding. The choice is made at trace time: see `formulation`.
 """
@@ -10,8 +10,18 @@ from dapt_jax.ops.choice import formulation
 from dapt_jax.ops.convolution import conv
 from dapt_jax.ops.normalisation import batch_norm, batch_norm_groups
 from dapt_jax.ops.pooling import max_pool
+from dapt_jax.ops.product import materialised, product
 
-__all__ = ["batch_norm", "batch_norm_groups", "choices", "conv", "formulation", "max_pool"]
+__all__ = [
+    "batch_norm",
+    "batch_norm_groups",
+    "choices",
+    "conv",
+    "formulation",
+    "materialised",
+    "max_pool",
+    "product",
+]
 
 
 def choices() -> Hashable:

@@ -6,12 +6,12 @@ becomes a dot, forward and backward; a 3x3 convolution at stride 1 takes fewer m
 transformation (`winograd`).
 """
 
-import jax
 from jax import lax
 from jaxtyping import Array, Float
 
 from dapt_jax.ops import choice
 from dapt_jax.ops.depthwise import depthwise
+from dapt_jax.ops.product import product
 from dapt_jax.ops.shapes import DIMENSIONS, Padding, pairs
 from dapt_jax.ops.winograd import suits, winograd
 
@@ -41,7 +41,7 @@ def conv(
     pads = pairs(padding, (height, width), x.shape[1:3], stride)
     if choice.current() == "cpu":
         if groups == 1 and height == width == 1 and not any(map(any, pads)):
-            return _pointwise(x[:, ::stride, ::stride], kernel)
+            return product(x[:, ::stride, ::stride], kernel[0, 0])
         if inputs == 1 and channels == groups == x.shape[-1] > 1:
             return depthwise(stride, pads, x, kernel)
         if groups == stride == 1 and (height, width) == (3, 3) and suits(pads, x, kernel):
@@ -49,25 +49,3 @@ def conv(
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=DIMENSIONS, feature_group_count=groups
     )
-
-
-@jax.custom_vjp
-def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Compute a 1x1 convolution at stride 1."""
-    return x @ kernel[0, 0]
-
-
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _pointwise(x, kernel), (x, kernel)
-
-
-def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    inputs, channels = kernel.shape[2:]
-    # Without the barrier, XLA fuses the producer of `g` into a copy that transposes it for the kernel's dot.
-    g = lax.optimization_barrier(g)
-    d_kernel = x.reshape(-1, inputs).T @ g.reshape(-1, channels)
-    return g @ kernel[0, 0].T, d_kernel.reshape(kernel.shape)
-
-
-_pointwise.defvjp(_forward, _backward)

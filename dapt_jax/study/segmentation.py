@@ -68,7 +68,12 @@ def fold_run(
     loss = segmentation_loss(task.development, settings.loss)
     encoder = registry.for_masks(encoder, settings.drop_path)
     model = Segmenter(encoder, loss.outputs, settings.decoder, study.settings.model.dtype)
-    behind = model.groups[len(model.encoder.groups) :]
+    # Steps that resize, of decoders on transformers, have no parameters.
+    behind = tuple(
+        group
+        for group in model.groups[len(model.encoder.groups) :]
+        if any(path.startswith(f"{group}/") for path in model.kinds)
+    )
     train_decoder: ByGroup[BatchNormMode] = tuple((group, "train") for group in behind)
     schedule, views = settings.schedule, settings.num_fixed_views
 

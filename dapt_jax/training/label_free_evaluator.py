@@ -31,8 +31,11 @@ from dapt_jax.transferability.rankme import rankme
 MONITORED = 512
 """Largest number of images whose features are measured after every epoch."""
 
-LIDAR_VIEWS = 4
-"""Largest number of cached views of each whose features LiDAR compares."""
+LIDAR_IMAGES, LIDAR_VIEWS = 128, 4
+"""Largest numbers of images, and of cached views of each, whose features LiDAR compares.
+
+Four views of all monitored images would take as much time as training on a corpus of two thousand.
+"""
 
 
 @functools.cache
@@ -81,8 +84,8 @@ class LabelFreeEvaluator:
 
     The held-out loss sees the same views and the same corruption after every epoch, so that epochs of a phase
     compare; images have the size that the phase trains on.
-    The spectrum is that of up to `MONITORED` images, drawn once from all rows of the run; LiDAR compares their
-    cached views, where there are two or more.
+    The spectrum is that of up to `MONITORED` images, drawn once from all rows of the run; LiDAR compares cached
+    views of up to `LIDAR_IMAGES` of them, where there are two or more.
     """
 
     def __init__(
@@ -108,7 +111,8 @@ class LabelFreeEvaluator:
         self._images = run.images_of(program)
         self._model, self._boundary = program.model, program.mask.boundary
         rows = np.concatenate([run.train_rows, run.val_rows])
-        self._monitored = np.sort(np.random.default_rng(0).permutation(rows)[:MONITORED])
+        drawn = np.random.default_rng(0).permutation(rows)[:MONITORED]
+        self._monitored, self._compared = np.sort(drawn), np.sort(drawn[:LIDAR_IMAGES])
         self._own = sharding.local_slice(run.batch_size, mesh)
 
     def __call__(self, state: State, logits: np.ndarray | None = None) -> dict[str, float]:
@@ -131,9 +135,11 @@ class LabelFreeEvaluator:
         """
         weights = sharding.shard_state(weights, self._mesh)
         first = self._program.view_pair(0)[0]
-        views = min(self._activations.views, LIDAR_VIEWS) if self._activations else 1
-        found = [self._features(weights, first + view) for view in range(max(views, 1))]
-        return processes.broadcast_from_primary(lambda: spectrum(np.stack(found)))
+        features = self._features(weights, first, self._monitored)
+        views = [features[np.searchsorted(self._monitored, self._compared)]]
+        cached = min(self._activations.views, LIDAR_VIEWS) if self._activations else 1
+        views += [self._features(weights, first + view, self._compared) for view in range(1, cached)]
+        return processes.broadcast_from_primary(lambda: spectrum(features, np.stack(views)))
 
     def _held_out(self, weights: tuple[Tree, Tree], state: State) -> dict[str, float]:
         run, first, sums, count = self._run, self._program.view_pair(0), 0.0, 0
@@ -158,11 +164,12 @@ class LabelFreeEvaluator:
             count += len(rows)
         return {"val_loss": sums / count}
 
-    def _features(self, weights: tuple[Tree, Tree], view: int) -> np.ndarray:
+    def _features(self, weights: tuple[Tree, Tree], view: int, rows: np.ndarray) -> np.ndarray:
+        """Return pooled features of rows in one view, float64 [n, d]."""
         parts = []
-        for rows, filled in self._batches(self._monitored):
+        for part, filled in self._batches(rows):
             found = self._pooled(weights, view, filled)
-            parts.append(sharding.gather_to_host(found)[: len(rows)])
+            parts.append(sharding.gather_to_host(found)[: len(part)])
         return np.concatenate(parts).astype(np.float64)
 
     def _pooled(self, weights: tuple[Tree, Tree], view: int, rows: np.ndarray) -> jax.Array:
@@ -210,13 +217,13 @@ class LabelFreeEvaluator:
         return forward_fn(model, boundary, augment)(*weights, images, rng, index)
 
 
-def spectrum(views: np.ndarray) -> dict[str, float]:
+def spectrum(features: np.ndarray, views: np.ndarray) -> dict[str, float]:
     """Return RankMe, alpha-ReQ and the mean standard deviation of features, and LiDAR of several views.
 
     Args:
-        views: Features, float [v, n, d]; all but LiDAR are of the first view.
+        features: Features, float [n, d].
+        views: Features of views of images, float [v, m, d]; LiDAR needs two of each.
     """
-    features = views[0]
     try:
         decay = alpha_req(features)
     except UserError:  # features of a collapsed network have no spectrum
@@ -226,4 +233,4 @@ def spectrum(views: np.ndarray) -> dict[str, float]:
         "alpha_req": decay,
         "feature_sd": float(np.std(features, axis=0).mean()),
     }
-    return found | ({"lidar": lidar(views)} if len(views) > 1 and features.shape[0] > 1 else {})
+    return found | ({"lidar": lidar(views)} if min(views.shape[:2]) > 1 else {})

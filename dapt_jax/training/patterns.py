@@ -91,7 +91,8 @@ def select(
         found = [path for path in pool if matches(path, member)]
         if not found:
             of = f" ({member!r})" if member != glob else ""
-            raise UserError(f"{told}{of} matches no {what}; {near(member, groups, pool)}")
+            holding = [group for group in groups if any(matches(path, group) for path in pool)]
+            raise UserError(f"{told}{of} matches no {what}; {near(member, holding, pool)}")
         by_glob.update(dict.fromkeys(found))
     chosen = [path for path in by_glob if not colon or pool[path] in KINDS[name]]
     if not chosen:
