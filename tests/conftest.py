@@ -19,6 +19,7 @@ _CHECKED = (
     "dapt_jax.ops.convolution",
     "dapt_jax.ops.depthwise",
     "dapt_jax.ops.pooling",
+    "dapt_jax.ops.product",
     *(
         f"dapt_jax.training.{room}"
         for room in (

@@ -3,12 +3,17 @@
 import importlib.util
 from pathlib import Path
 
+import jax
 import pytest
 
 from dapt_jax.errors import UserError
 from dapt_jax.models.registry import build
+from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.parameters import Kind
 from dapt_jax.settings import resolve
 from dapt_jax.study import strategies
+from dapt_jax.training import patterns
+from dapt_jax.training.freezing import resolve_trainable
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "evidence"
 STUDIES = {"brain_mri": (41, 5), "brain_mri_segmentation": (18, 3), "blood": (19, 5), "chest": (41, 5)}
@@ -30,6 +35,16 @@ def test_a_study_has_its_arms_and_seeds_for_both_encoders(name):
         assert "full_10" in settings.strategies
         whole = build(settings.model.name)
         arms = [strategies.resolve(each, whole, settings) for each in settings.strategies]
+        for arm in arms:
+            network = patterns.with_lora(arm.encoder, arm.phases, settings.adapt.lora)
+            kinds = {**network.kinds, "head/kernel": Kind.DENSE_KERNEL, "head/bias": Kind.BIAS}
+            for phase in arm.phases:
+                assert resolve_trainable(phase, (*network.groups, "head"), kinds).trainable
+        for task in settings.tasks.values():
+            if task.development.get("segments"):
+                shape = (1, settings.model.image_size, settings.model.image_size, 3)
+                segmenter = Segmenter(whole, 1, settings.transfer.segmentation.decoder)
+                jax.eval_shape(segmenter, *segmenter.abstract(), jax.ShapeDtypeStruct(shape, "uint8"))
         budgets = {arm.name: arm.compute_budget for arm in arms}
         assert budgets["partial_10"] == 0.1
         assert budgets["full"] == budgets["none"] == 0

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from dapt_jax import ops
+from dapt_jax.models.layers import Conv, Dense
+from dapt_jax.models.lora import LoraSettings, with_updates
+from dapt_jax.models.row_changes import RowChanges
 from dapt_jax.ops import choice
 from dapt_jax.ops.shapes import pairs
 from dapt_jax.ops.winograd import winograd
@@ -85,6 +88,40 @@ def test_depthwise_equals_lax_at_the_shapes_of_lite0(size: int, stride: int, sid
     x, kernel = draw(1, (2, side, side, 32), "float32"), draw(2, (size, size, 1, 32), "float32")
     for expected, actual in both(lambda x, k: ops.conv(x, k, stride=stride, groups=32), x, kernel):
         assert_close(actual, expected, "float32")
+
+
+@SETTINGS
+@given(
+    lead=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    sides=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+)
+def test_product_equals_lax(lead, sides, dtype) -> None:
+    x, kernel = draw(1, (*lead, sides[0]), dtype), draw(2, sides, dtype)
+    for expected, actual in both(ops.product, x, kernel):
+        assert_close(actual, expected, dtype)
+
+
+def test_what_multiplies_activations_gives_its_gradient_to_the_product_computed_once() -> None:
+    """Without the barrier, XLA:CPU computes it anew in the copy that transposes it, and LoRA takes three times as long."""
+    x, kernel = jnp.ones((2, 4)), jnp.ones((4, 3))
+    dense = with_updates(lambda: Dense(4, 3), ["kernel"], LoraSettings(2))
+    conv = with_updates(lambda: Conv(4, 3, 1), ["kernel"], LoraSettings(2))
+    rows = RowChanges(4, (1,), bias=False)
+    counts = {
+        "product": (lambda x: ops.product(x, kernel), x, 1),
+        "dense and its update": (dense, x, 3),
+        "1x1 convolution and its update": (conv, x[:, None, None], 3),
+        "rows": (lambda x: rows.product(x, kernel), x, 1),
+    }
+    for name, (function, given_x, expected) in counts.items():
+        for chosen, barriers in (("cpu", expected), ("lax", 0)):
+            with ops.formulation(chosen):
+
+                def gradient(x, function=function):
+                    return jax.vjp(function, x)[1](jnp.ones_like(function(x)))
+
+                assert primitives(gradient, given_x).count("optimization_barrier") == barriers, (name, chosen)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(32, 40), (130, 128), (256, 258)])

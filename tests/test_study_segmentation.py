@@ -15,6 +15,7 @@ from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.losses import SEGMENTATION_LOSSES, make_segmentation
 from dapt_jax.losses.overlap import Dice, DiceCrossEntropy, Tversky
+from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.records import case_scores
 from dapt_jax.runtime import sharding
@@ -270,8 +271,13 @@ def test_a_step_sees_the_masks_of_the_images_that_it_sees():
     assert float(moved) != pytest.approx(float(objective.total(logits, masks, jnp.ones(4))), rel=1e-3)
 
 
-@pytest.mark.parametrize("protocol", ["frozen", "finetune"])
-def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_path, monkeypatch, protocol):
+@pytest.mark.parametrize(
+    ("protocol", "encoder"),
+    [("frozen", "tiny"), ("finetune", "tiny"), ("frozen", "vit_small"), ("finetune", "vit_small")],
+)
+def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(
+    tmp_path, monkeypatch, protocol, encoder
+):
     class BegunError(Exception):
         pass
 
@@ -279,12 +285,12 @@ def test_training_starts_from_the_adapted_encoder_and_a_decoder_of_the_seed(tmp_
         raise BegunError(run, params, batch_stats)
 
     monkeypatch.setattr(adapt, "train_with_early_stopping", begin)
-    config, encoder = default(), tiny.encoder()
+    config, encoder = default(), tiny.encoder() if encoder == "tiny" else registry.build(encoder)
     config.transfer.segmentation.protocols = (protocol,)
     study, arm = Study(resolve(config)), Arm(Strategy("full", encoder, (), "random"), 3)
-    masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16)).astype(np.uint8)
+    masks = np.random.default_rng(0).integers(0, 2, (40, 32, 32)).astype(np.uint8)
     task = Task(
-        "cells", dataclasses.replace(tiny.dataset(), masks=masks).segmented(("background", "cell")), {}
+        "cells", dataclasses.replace(tiny.dataset(size=32), masks=masks).segmented(("background", "cell")), {}
     )
     params, batch_stats = Segmenter(encoder, 1).init(7)
     adapted = adapt.Adapted(encoder, params, batch_stats, "adapted")
