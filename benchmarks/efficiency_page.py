@@ -69,6 +69,15 @@ def digits(text: str, number: int = 3) -> str:
     return f"{float(text):.{number}g}" if text else ""
 
 
+def whole(text: str) -> str:
+    """Return a figure of a file as a whole number.
+
+    >>> whole("1819.79")
+    '1,820'
+    """
+    return f"{float(text):,.0f}"
+
+
 def decimals(text: str, number: int) -> str:
     """Return a figure of a file with so many decimals; empty for an empty one."""
     return f"{float(text):.{number}f}" if text else ""
@@ -209,9 +218,72 @@ def _change(row: dict[str, str], split: str) -> str:
     return f"{change:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
+def few_parameters(rows: Rows) -> list[str]:
+    """Return the table of steps that train few parameters."""
+    head = "| encoder | strategy | layer groups | parameters that train | ms | of full: FLOPs | seconds | rounds | memory |"
+    lines = [head, "| --- | --- |" + " ---: |" * 5 + " --- | ---: |"]
+    for row in rows:
+        groups = row["groups"] if row["groups"] == "all" else f"last {row['groups']}"
+        lines.append(
+            line(
+                NAMES.get(row["model"], row["model"]),
+                f"`{row['strategy']}`",
+                groups,
+                f"{int(row['trainable']):,}",
+                whole(row["ms"]),
+                score(row["of full FLOPs"], 2),
+                score(row["of full seconds"], 2),
+                f"{score(row['low'], 2)} to {score(row['high'], 2)}",
+                score(row["of full memory"], 2),
+            )
+        )
+    return lines
+
+
+def papers_size(rows: Rows) -> list[str]:
+    """Return the table of jobs at the size of their papers: what was run of them, and the whole."""
+    head = (
+        "| job | phase | images | s predicted | s | ratio | MiB planned | XLA's | all: PFLOP | hours here | s, H100 | images/s, H100 "
+        "| cache, GiB |"
+    )
+    lines = [head, "| --- | --- |" + " ---: |" * 11]
+    for row in rows:
+        on_h100 = (
+            f"{3600 * float(row['hours on an H100']):.3g}",
+            "" if row["cache"] else whole(row["images/s on an H100"]),
+        )
+        lines.append(
+            line(
+                row["job"],
+                row["phase"],
+                f"{int(row['images']):,}",
+                digits(row["predicted s"]),
+                digits(row["s"]),
+                decimals(row["ratio"], 2),
+                whole(row["planned MiB"]),
+                whole(row["XLA MiB"]),
+                digits(row["PFLOP in all"]),
+                digits(row["hours here"]),
+                *on_h100,
+                f"{digits(row['cache GiB'])} ({row['cache']})" if row["cache"] else "",
+            )
+        )
+    return lines
+
+
 TABLES: dict[str, Callable[[Rows], list[str]]] = {
     f"{table.__name__}.csv": table
-    for table in (train_step, paper_protocol, heads, feature_cache, input_pipeline, scaling, less_work)
+    for table in (
+        train_step,
+        paper_protocol,
+        few_parameters,
+        heads,
+        feature_cache,
+        input_pipeline,
+        scaling,
+        less_work,
+        papers_size,
+    )
 }
 """Function from the rows of a file to the lines of its table, by the file's name."""
 

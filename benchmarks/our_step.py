@@ -106,11 +106,7 @@ class Step:
 
     def memory_bytes(self) -> int:
         """Return the peak memory of the compiled step by XLA's buffer assignment; 0 where the backend does not say."""
-        said = self._compiled.memory_analysis() if self._compiled else None
-        if said is None:
-            return 0
-        held = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
-        return held + said.temp_size_in_bytes
+        return memory_of(self._compiled)
 
     def donates(self) -> bool:
         """Return whether a step reuses the buffers of the state that it is given: no second copy exists."""
@@ -152,6 +148,15 @@ class Step:
             self()
             times.append((time.perf_counter() - start) / self._steps)
         return statistics.median(times)
+
+
+def memory_of(compiled: Any) -> int:
+    """Peak memory of a compiled program by XLA's buffer assignment; 0 where the backend does not say."""
+    said = compiled.memory_analysis() if compiled else None
+    if said is None:
+        return 0
+    held = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
+    return held + said.temp_size_in_bytes
 
 
 def _pair(result: Any) -> tuple[Any, Any]:

@@ -15,12 +15,14 @@ from benchmarks import (
     allocator,
     common,
     feature_cache,
+    few_parameters,
     heads,
     input_pipeline,
     label_free,
     label_free_study,
     our_step,
     paper_protocol,
+    papers_size,
     scaling,
     startup,
     train_step,
@@ -147,6 +149,42 @@ def test_feature_cache_says_what_each_boundary_saves(run):
     assert (half["boundary below"], pooled["boundary below"]) == ("stage2/block2", "head")
     assert pooled["MiB"] == pytest.approx(8 * 512 * 4 / 2**20)
     assert 1 < half["FLOP ratio"] < pooled["FLOP ratio"]
+
+
+def test_steps_of_few_parameters_are_told_beside_a_full_one(run, monkeypatch):
+    monkeypatch.setitem(few_parameters.ENCODERS, "resnet18", few_parameters.Encoder(32, 2, 2))
+    rows = run(few_parameters, "--models=resnet18")
+    by_name = {(row["strategy"], row["groups"]): row for row in rows}
+    assert set(by_name) == {
+        ("full", "all"),
+        ("lora", "all"),
+        *((name, 2) for name in ("partial", "bitfit", "norm_tuning", "lora")),
+    }
+    whole, last = by_name["full", "all"], by_name["lora", 2]
+    assert whole["of full FLOPs"] == whole["of full seconds"] == 1
+    assert (
+        last["of full FLOPs"]
+        < by_name["partial", 2]["of full FLOPs"]
+        < by_name["lora", "all"]["of full FLOPs"]
+        < 1
+    )
+    assert last["trainable"] < by_name["partial", 2]["trainable"] < whole["trainable"]
+
+
+def test_a_share_of_a_job_runs_as_planned_and_the_whole_is_priced(run, monkeypatch):
+    phases = (
+        {"name": "head", "epochs": 40, "trainable": ("head",), "lr": 1e-3, "augment": False},
+        {"name": "full", "epochs": 20, "trainable": ("*",), "lr": 1e-4, "augment": False},
+    )
+    settings = {"model.name": "resnet18", "model.image_size": 32, "adapt.batch_size": 2}
+    job = papers_size.Job(80, (40, 48), ".png", settings, phases, 0.05)
+    monkeypatch.setitem(papers_size.JOBS, "mehmood2022", job)
+    head, full = run(papers_size, "--jobs=mehmood2022", "--share=0.25")
+    assert (head["images"], head["epochs"], full["epochs"]) == (20, 2, 1)
+    # Of a phase without a cache the whole is the run, times images and epochs; the head's features are computed once.
+    assert full["PFLOP in all"] == pytest.approx(full["TFLOP"] / 1e3 * 4 * 20, rel=1e-9)
+    assert head["TFLOP"] / 1e3 * 4 < head["PFLOP in all"] < head["TFLOP"] / 1e3 * 4 * 20
+    assert head["cache"] == "memory"
 
 
 def test_scaling_finds_the_exponents_of_flops(run):

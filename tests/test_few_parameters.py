@@ -258,6 +258,11 @@ def test_updates_of_no_kernel_are_refused(pattern, line):
         with_lora(pattern, settings=LoraSettings(rank=99))
 
 
+def test_a_group_without_kernels_is_not_what_was_meant():
+    with pytest.raises(UserError, match=r"pattern 'top' matches no kernel; (?!.*'top')"):
+        patterns.with_lora(VIT.encoder, [Phase("p", 1, ("top:lora",), 1)], LORA)
+
+
 def test_updates_of_depthwise_kernels_are_refused():
     with pytest.raises(UserError, match="only kernels of depthwise or grouped convolutions"):
         patterns.with_lora(LITE.encoder, [Phase("p", 1, ("stage6/*/depthwise:lora",), 1)], LORA)

@@ -71,6 +71,7 @@ SETTINGS = {
     "five crops": ("--config.transfer.finetune.test_crops=5", "test_crops is 5", "expected 1 or 10"),
     "more warm-up than epochs": ("--config.adapt.warmup=10", "phase 'full'", "warmup is 10.0", "0 to 1"),
     "too many groups": ("--config.adapt.partial_groups=99", "adapt.partial_groups is 99", "1 to 18"),
+    "a layer group of another model": ("--config.adapt.cut_after=block4", "strategy 'simplified': adapt.cut_after is 'block4'", "model 'efficientnet_lite0' does not have"),
     "a kind of data": ("--config.corpus.kind=phantom", "corpus: no kind 'phantom'", "'phantoms'"),
     "no corpus": ("--config.corpus.kind=", "strategy 'full' adapts", "corpus.kind"),
     "a set of phantoms": ("--config.corpus.name=corps", "corpus: phantoms: no set 'corps'", "'corpus'"),
@@ -84,7 +85,8 @@ SETTINGS = {
 @pytest.mark.parametrize("case", SETTINGS)
 def test_a_setting_that_cannot_be(refused, case):
     flag, *words = SETTINGS[case]
-    refused(*small(flag), words=words)
+    more = ["--config.strategies=simplified"] if "cut_after" in flag else []
+    refused(*small(flag, *more), words=words)
 
 
 @pytest.mark.parametrize(

@@ -495,9 +495,19 @@ def _resolved(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
                 f"strategy {name!r} needs --config.adapt.cut_after, the last layer group to keep; "
                 f"valid: {', '.join(encoder.groups[:-1])}; --config.strategies without {name!r} needs none"
             )
-        encoder = encoder.truncate(adapt.cut_after)
+        encoder = _truncated(encoder, adapt.cut_after, name, "adapt.cut_after")
     phases = entry.phases(encoder, adapt)
     return Strategy(name, encoder, phases, settings.weights, objective=adapt.objective)
+
+
+def _truncated(encoder: Encoder, after: str, name: str, setting: str) -> Encoder:
+    """Return the encoder of a strategy, cut after the layer group that a setting names."""
+    if after not in encoder.groups:
+        raise UserError(
+            f"strategy {name!r}: {setting} is {after!r}, a layer group that model {encoder.name!r} does not have; "
+            f"{nearest(after, encoder.groups)}"
+        )
+    return encoder.truncate(after)
 
 
 def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
@@ -517,7 +527,7 @@ def _custom(name: str, encoder: Encoder, settings: StudySettings) -> Strategy:
             like, name=name, weights=weights, corpus=spec.corpus, compute_budget=spec.compute_budget
         )
     if spec.cut_after:
-        encoder = encoder.truncate(spec.cut_after)
+        encoder = _truncated(encoder, spec.cut_after, name, f"custom_strategies.{name}.cut_after")
     whole = _in_parts(name, encoder, spec, weights, objective)
     if spec.compute_budget and whole.before:
         raise UserError(
