@@ -243,8 +243,8 @@ def few_parameters(rows: Rows) -> list[str]:
 def papers_size(rows: Rows) -> list[str]:
     """Return the table of jobs at the size of their papers: what was run of them, and the whole."""
     head = (
-        "| job | phase | images | s predicted | s | ratio | MiB planned | XLA's | all: PFLOP | hours here | s, H100 | images/s, H100 "
-        "| cache, GiB |"
+        "| job | phase | images | s predicted | s | ratio | MiB planned | XLA's | all: PFLOP | hours here | s, H100 "
+        "| images/s, H100 | cache, GiB |"
     )
     lines = [head, "| --- | --- |" + " ---: |" * 11]
     for row in rows:
