@@ -2,6 +2,7 @@
 
     python -m benchmarks.evidence            the tables between the marks of docs/evidence.md, docs/evidence/figures
     python -m benchmarks.evidence --summary  dapt_jax/study/evidence.csv, which mode=advise reads
+    python -m benchmarks.evidence --publish=runs/evidence/chest     what these need of a study, into docs/evidence/chest
 
 Every folder below docs/evidence that holds a study (`config.json`, `results.jsonl`, `ledger.jsonl` and, for patients,
 `predictions/` or `case_scores/`) is shown, finished or not.
@@ -9,9 +10,12 @@ Every folder below docs/evidence that holds a study (`config.json`, `results.jso
 
 import argparse
 import dataclasses
+import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,11 +25,12 @@ from benchmarks import common
 from dapt_jax.errors import EXIT_CODE, UserError
 from dapt_jax.formatting import NONE, number, p_value, percent
 from dapt_jax.metrics import lower_is_better
-from dapt_jax.records import case_scores, predictions
+from dapt_jax.records import arrays, case_scores, predictions
 from dapt_jax.records.case_scores import CaseScores
 from dapt_jax.records.predictions import Predictions
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.report.style import COLOURS, GREY, save
+from dapt_jax.runtime import atomic_files
 from dapt_jax.statistics import (
     Interval,
     Summary,
@@ -44,6 +49,11 @@ PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
 BEGIN, END = "<!-- begin: python -m benchmarks.evidence -->", common.END
 EARLIER = ("brain_mri", "brain_mri_segmentation", "wbc", "wbc_segmentation")
 """Folders of docs with records of earlier studies, evidence of `mode=advise` too."""
+
+KEPT, HELD_OUT = ("predictions", "case_scores"), ("external", "test")
+"""Folders of a workdir with what patients add, and splits that scores are claimed on."""
+NAMES = ("image", "source")
+"""Arrays of these folders that no figure needs."""
 
 CLAIMED = 0.1
 """Share of FLOPs up to which the claim is made."""
@@ -166,7 +176,7 @@ def panels(folder: Path) -> list[Panel]:
     for config in sorted(folder.glob("*/config.json")):
         records = Records.read(config.parent)
         for task in records.tasks:
-            splits = [split for split in ("external", "test") if split in records.splits(task)]
+            splits = [split for split in HELD_OUT if split in records.splits(task)]
             shown = splits or [records.in_domain(task)]
             found += [Panel(config.parent.name, config.parent, records, task, split) for split in shown]
     return found
@@ -309,14 +319,58 @@ def summary(docs: Path) -> list[evidence.Finding]:
     ]
 
 
+def publish(workdir: Path, folder: Path) -> None:
+    """Copy of a study's records what the page and the summary read.
+
+    These are the results of each task's primary metric, costs, and predictions or scores of
+    cases of held-out sets without the images' names: the same figures to the last digit.
+
+    Args:
+        workdir: Workdir of the study, finished or not.
+        folder: Folder to write, anew.
+    """
+    records = Records.read(workdir)
+    shown = {task: records.metric(task) for task in records.tasks}
+    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    config["data_dir"] = common.DATA
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    results = [row for row in _rows(workdir / "results.jsonl") if row["metric"] == shown.get(row["task"])]
+    atomic_files.write(folder / "results.jsonl", results)
+    # The curve of full DAPT tells the summary how many images an epoch had.
+    ledger = [
+        row if row["strategy"] == "full" else row | {"curve": []} for row in _rows(workdir / "ledger.jsonl")
+    ]
+    atomic_files.write(folder / "ledger.jsonl", ledger)
+    for source in sorted(path for kind in KEPT for path in (workdir / kind).rglob("*.npz")):
+        if any(f"-{split}" in source.name for split in HELD_OUT):
+            target = folder / source.relative_to(workdir)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            found = arrays.read(source)
+            is_seen = {name: name.startswith("seen/") and found[name].all() for name in found}
+            told = {name: found[name] for name in found if name not in NAMES and not is_seen[name]}
+            arrays.write(target, told)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page and its figures, or the summary."""
+    """Write the page and its figures, the summary, or the records of a study."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--records", type=Path, default=FOLDER, help="folder with a folder for each study")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the marks")
     parser.add_argument("--summary", action="store_true", help=f"write {evidence.FILE.name} instead")
+    parser.add_argument(
+        "--publish", type=Path, metavar="WORKDIR", help="copy what is read of a study to --records"
+    )
     given = parser.parse_args(arguments)
     try:
+        if given.publish:
+            publish(given.publish, given.records / given.publish.resolve().name)
+            return 0
         if given.summary:
             with evidence.FILE.open("w", encoding="utf-8", newline="") as file:
                 evidence.write(summary(ROOT / "docs"), file)

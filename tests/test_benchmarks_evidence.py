@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import common, evidence
 from dapt_jax.errors import UserError
-from dapt_jax.records import predictions
+from dapt_jax.records import arrays, predictions
 from dapt_jax.records.ledger import Ledger, Row
 from dapt_jax.runtime import atomic_files
 
@@ -93,6 +93,42 @@ def test_patients_count_where_predictions_are_kept_and_widen_the_interval(tmp_pa
     both, said = before.compare("partial_10", "full")
     assert said == "60 patients"
     assert both.error > alone.error
+
+
+def test_what_is_published_of_a_study_draws_the_same_page(tmp_path):
+    folder = study(tmp_path / "records" / "mine")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "data_dir": "/home/someone/images"}))
+    labels = np.arange(60) % 2
+    for name in LEVELS:
+        for seed in range(4):
+            p = np.random.default_rng(seed).uniform(0, 1, 60)
+            held = {"label": labels, "group": np.arange(60).astype(str), "image": np.arange(60).astype(str)}
+            for split in ("external", "development"):
+                path = predictions.path_of(folder, name, seed, "t", split)
+                arrays.write(
+                    path,
+                    {
+                        **held,
+                        "probability/linear": np.stack([1 - p, p], 1),
+                        "seen/linear": np.ones((60, 2), bool),
+                    },
+                )
+    other = {
+        "strategy": "full",
+        "seed": 0,
+        "task": "t",
+        "split": "external",
+        "protocol": "linear",
+        "metric": "f1",
+    }
+    with (folder / "results.jsonl").open("a") as file:
+        file.write(json.dumps({**other, "value": 0.5, "n": 60}) + "\n")
+    assert evidence.main([f"--publish={folder}", f"--records={tmp_path / 'published'}"]) == 0
+    published = tmp_path / "published" / "mine"
+    assert evidence.page(evidence.panels(published.parent)) == evidence.page(evidence.panels(folder.parent))
+    assert "someone" not in "".join(path.read_text() for path in published.glob("*.json*"))
+    assert {path.name for path in published.rglob("*.npz")} == {"t-external.npz"}
 
 
 def test_a_page_without_marks_is_refused_in_one_line(tmp_path, capsys):
