@@ -45,8 +45,6 @@ def pytest_configure(config: pytest.Config) -> None:
         "JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("xla"))
     )  # before jax is imported
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    # Programs of tests compile for longer than they run. What XLA makes of them stays; LLVM's expensive passes do not run.
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 LONGEST = ("test_aot", "test_guide", "test_runtime_sharding", "test_study_processes", "test_study_resume")

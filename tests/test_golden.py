@@ -3,26 +3,12 @@
 import copy
 import re
 
-import jax
 import pytest
 
 from tests.golden import errors, interface, plans, renamed, studies
 
 
-@pytest.fixture
-def optimised():
-    """Programs as users compile them, where other tests leave LLVM's expensive passes out: these move the last bits."""
-    setting = "jax_disable_most_optimizations"
-    before = jax.config.values[setting]
-    jax.config.update(setting, False)
-    jax.clear_caches()
-    yield
-    jax.config.update(setting, before)
-    jax.clear_caches()
-
-
 @pytest.mark.long
-@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", studies.STUDIES)
 def test_a_study_leaves_the_golden_records(name, tmp_path):
     if not interface.is_on_cpu():
