@@ -328,7 +328,13 @@ def publish(workdir: Path, folder: Path) -> None:
     Args:
         workdir: Workdir of the study, finished or not.
         folder: Folder to write, anew.
+
+    Raises:
+        UserError: One of the two folders holds the other, which writing anew would delete.
     """
+    source, target = workdir.resolve(), folder.resolve()
+    if source.is_relative_to(target) or target.is_relative_to(source):
+        raise UserError(f"--publish={workdir}: {folder} is written anew; expected a workdir outside of it")
     records = Records.read(workdir)
     shown = {task: records.metric(task) for task in records.tasks}
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))

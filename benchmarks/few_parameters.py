@@ -3,7 +3,7 @@
     python -m benchmarks.few_parameters --csv benchmarks/results/few_parameters.csv
 
 Rows are an encoder and what trains in its last layer groups, above activations that are kept, and low-rank updates of
-every layer, above none. FLOPs and memory are the plan's; seconds and XLA's memory of the compiled step are measured.
+every layer, above none. FLOPs are the plan's, memory is XLA's of the compiled step, and seconds are measured.
 The steps of an encoder take turns; shares are of the step that trains everything, round by round, so that what else
 the machine does counts for all.
 """

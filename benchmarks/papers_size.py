@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the share of every job and prints the table."""
     parser = common.parser(__doc__)
     parser.add_argument("--jobs", default=",".join(JOBS))
-    parser.add_argument("--share", type=float, default=0.01, help="of the images and of the epochs")
+    parser.add_argument("--share", type=float, default=0.01, help="of the images")
     options = parser.parse_args(arguments)
     rows = [row for name in common.words(options.jobs) for row in measure(name, options.share)]
     common.report(options, f"{options.share:.1%} of the images of each job, and the whole job", rows)

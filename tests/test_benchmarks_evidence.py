@@ -131,6 +131,14 @@ def test_what_is_published_of_a_study_draws_the_same_page(tmp_path):
     assert {path.name for path in published.rglob("*.npz")} == {"t-external.npz"}
 
 
+def test_a_study_is_not_published_onto_itself(tmp_path, capsys):
+    folder = study(tmp_path / "records" / "mine")
+    before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
+    assert evidence.main([f"--publish={folder}", f"--records={folder.parent}"]) == 2
+    assert "is written anew; expected a workdir outside of it" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == before
+
+
 def test_a_page_without_marks_is_refused_in_one_line(tmp_path, capsys):
     code, text = drawn(tmp_path, "no marks\n")
     assert (code, text) == (2, "no marks\n")

@@ -43,6 +43,6 @@ def materialised(g: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     """Return a gradient that XLA:CPU computes once, before the product with it that gives a kernel's gradient.
 
     Otherwise XLA fuses what computes the gradient into the copy that transposes it for that product, and runs through
-    the images by columns: an update of rank 8 then takes three times as long as the whole kernel's gradient.
+    the images by columns: a step of low-rank updates then takes longer than one that trains the kernels whole.
     """
     return lax.optimization_barrier(g) if choice.current() == "cpu" else g

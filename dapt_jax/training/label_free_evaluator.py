@@ -34,7 +34,7 @@ MONITORED = 512
 LIDAR_IMAGES, LIDAR_VIEWS = 128, 4
 """Largest numbers of images, and of cached views of each, whose features LiDAR compares.
 
-Four views of all monitored images would take as much time as training on a corpus of two thousand.
+Four views of all monitored images took as much time as an epoch of training on five hundred.
 """
 
 
