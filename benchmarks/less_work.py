@@ -11,6 +11,7 @@ but the setting, seed by seed: first adaptations compile and are left out of the
 import argparse
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,14 +39,14 @@ class Arm:
         against: Name of the arm without the setting; empty for that arm itself.
         phases: Phases after that of the head.
         dtype: Dtype of cached activations.
-        patch_dropout: Share of the patch tokens that a training step leaves out.
+        options: Options of the encoder that differ from those of its weights.
     """
 
     name: str
     against: str
     phases: tuple[dj.Phase, ...]
     dtype: str = ""
-    patch_dropout: float = 0.0
+    options: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def arms(encoder: dj.PretrainedEncoder) -> tuple[Arm, ...]:
@@ -53,15 +54,23 @@ def arms(encoder: dj.PretrainedEncoder) -> tuple[Arm, ...]:
     whole = dj.Phase("all", 3, ("*",), 1e-4)
     small = dj.Phase("small", 2, ("*",), 1e-4, image_size=48)
     groups = encoder.encoder.groups
+    plain = Arm("all layers", "", (whole,))
+    depth = Arm("drop_path .3", "", (whole,), options={"drop_path": 0.3})
+    subset = Arm(
+        "drop_path_subset", depth.name, (whole,), options={**depth.options, "drop_path_subset": True}
+    )
     if encoder.encoder.token_patch:
-        return Arm("all layers", "", (whole,)), Arm("patch_dropout .5", "all layers", (whole,), "", 0.5)
+        patches = Arm("patch_dropout .5", plain.name, (whole,), options={"patch_dropout": 0.5})
+        return plain, patches, depth, subset
     partial = dj.Phase("partial", 3, (*groups[-3:], "head"), 1e-4, views=2)
     return (
-        Arm("all layers", "", (whole,)),
-        Arm("2 of 3 epochs at 48 px", "all layers", (small, dataclasses.replace(whole, epochs=1))),
+        plain,
+        Arm("2 of 3 epochs at 48 px", plain.name, (small, dataclasses.replace(whole, epochs=1))),
         Arm("last 3 groups, cached", "", (partial,)),
         Arm("cache.dtype bfloat16", "last 3 groups, cached", (partial,), "bfloat16"),
         Arm("cache.dtype int8", "last 3 groups, cached", (partial,), "int8"),
+        depth,
+        subset,
     )
 
 
@@ -81,8 +90,8 @@ def measure(
         RuntimeError: The ledger's FLOPs are not the plan's.
     """
     corpus, development, test = sets
-    if arm.patch_dropout:
-        options = dataclasses.replace(encoder.encoder.options, patch_dropout=arm.patch_dropout)
+    if arm.options:
+        options = dataclasses.replace(encoder.encoder.options, **arm.options)
         trunk = registry.build(encoder.encoder.name, options)
         encoder = dataclasses.replace(encoder, encoder=trunk)
     seconds, found = [], dict[str, list[float]](development=[], test=[])
@@ -116,12 +125,17 @@ def measure(
     return costs, found
 
 
-def table(name: str, weights: str, size: int, data: str, seeds: int) -> list[common.Row]:
-    """Return a row for each arm of an encoder."""
+def table(
+    name: str, weights: str, size: int, data: str, seeds: int, only: Sequence[str] | None
+) -> list[common.Row]:
+    """Return a row for each arm of an encoder, or each of `only` and what it is compared with."""
     encoder = dj.load_encoder(name, weights)
     sets = load(data, "corpus", size, 3), load(data, "dev", size), load(data, "test", size)
     rows, of_arm = [], {}
-    for arm in arms(encoder):
+    every = arms(encoder)
+    wanted = {arm.name for arm in every} if only is None else set(only)
+    wanted |= {arm.against for arm in every if arm.name in wanted}
+    for arm in (each for each in every if each.name in wanted):
         costs, found = measure(arm, encoder, sets, seeds)
         of_arm[arm.name] = costs, found
         row: common.Row = {"model": name, "px": size, "arm": arm.name, "against": arm.against, "seeds": seeds}
@@ -152,14 +166,15 @@ def main() -> None:
         default="package:dinov2_vits14",
         help="Weights of vit_small_dinov2 (docs/weights.md).",
     )
+    options.add_argument("--arms", nargs="+", help="Arms that are measured; all by default.")
     options.add_argument("--seeds", type=int, default=5, help="Seeds of each arm of efficientnet_lite0.")
     options.add_argument("--vit_seeds", type=int, default=3, help="Seeds of each arm of vit_small_dinov2.")
     chosen = options.parse_args()
     rows = []
     if LITE in chosen.encoders:
-        rows += table(LITE, "imagenet", 64, chosen.data, chosen.seeds)
+        rows += table(LITE, "imagenet", 64, chosen.data, chosen.seeds, chosen.arms)
     if VIT in chosen.encoders:
-        rows += table(VIT, chosen.vit, 70, chosen.data, chosen.vit_seeds)
+        rows += table(VIT, chosen.vit, 70, chosen.data, chosen.vit_seeds, chosen.arms)
     common.report(chosen, "Less work for the same result", rows)
 
 

@@ -161,8 +161,8 @@ def test_the_swin_decoder_drops_branches_as_the_encoder_s_stage_of_its_resolutio
     encoder = hidy2024.windowed_network("swin_hidy2024", 32, (1, 2, 4), Options(drop_path=0.5))
     segmenter = Segmenter(encoder.with_options(Options(drop_path=0.5)), 1, "swin_unet_hidy2024")
     first, second = (segmenter._parts[f"decoder/level{number}"].step.build() for number in (1, 2))
-    np.testing.assert_allclose([block.drop_path for block in first.blocks], [0.2, 0.3])
-    np.testing.assert_allclose([block.drop_path for block in second.blocks], [0.0, 0.1])
+    np.testing.assert_allclose([block.stochastic_depth.rate for block in first.blocks], [0.2, 0.3])
+    np.testing.assert_allclose([block.stochastic_depth.rate for block in second.blocks], [0.0, 0.1])
     params, batch_stats = jax.tree.map(jnp.asarray, segmenter.init(0))
     x = segmenter.prefix(params, batch_stats, jnp.asarray(parity.images(48)), len(encoder.groups))
     draws = [

@@ -57,6 +57,14 @@ def test_a_plan_needs_neither_data_nor_weights_and_counts_as_the_paper(capsys):
     assert sizes == {"development": 256, "external": 240}
 
 
+def test_programs_are_compiled_ahead_of_time_for_sets_of_stated_size(capsys):
+    config = planned(corpus=240, tumour__development=60, tumour__external=30)
+    config.mode, config.weights = "aot", "random"
+    study = prepare.prepare(resolve(config))
+    assert "240 images by plan.images" in capsys.readouterr().out
+    assert len(study.run_of(study.arms[0]).dataset) == 240
+
+
 def test_a_set_of_unknown_size_is_an_error_that_says_how_to_state_it():
     with pytest.raises(UserError, match=r"no folder /nowhere.* state its size: plan.images='corpus=NUMBER'"):
         prepare.prepare(resolve(planned(tumour__development=60)))

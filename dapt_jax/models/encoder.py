@@ -24,6 +24,7 @@ from dapt_jax import ops
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models import lora, row_changes, tokens
 from dapt_jax.models.initial import Tree, init_params
+from dapt_jax.models.layers import StochasticDepth
 from dapt_jax.models.lora import LoraSettings
 from dapt_jax.models.parameters import kinds_of
 from dapt_jax.models.preprocess import Preprocess
@@ -44,6 +45,8 @@ class Options:
         drop_path: Probability of skipping the last residual branch during training (stochastic depth, Huang
             et al., arXiv 1603.09382); it grows linearly from 0 at the first. Networks without residual
             branches ignore it.
+        drop_path_subset: Whether a branch is computed only for the images that do not skip it, a fixed share of
+            the batch: see `StochasticDepth`.
         dropout: Fraction of activations that transformers drop during training.
         patch_dropout: Share of the patch tokens that a training step leaves out of every image (PatchDropout,
             arXiv 2208.07220), before the first layer group that it runs behind the patch embedding.
@@ -53,6 +56,12 @@ class Options:
     drop_path: float = 0.0
     dropout: float = 0.0
     patch_dropout: float = 0.0
+    drop_path_subset: bool = False
+
+    def stochastic_depths(self, count: int) -> list[StochasticDepth]:
+        """Return the stochastic depth of `count` blocks in order."""
+        rates = (self.drop_path * number / max(count - 1, 1) for number in range(count))
+        return [StochasticDepth(rate, self.drop_path_subset) for rate in rates]
 
 
 DEFAULT = Options()

@@ -1,6 +1,7 @@
 """Layers of encoders and decoders, as nnx modules over the operations of `dapt_jax.ops`."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ from dapt_jax.models.row_changes import RowChanges
 from dapt_jax.parameters import BatchNormMode
 
 Padding = str | Sequence[tuple[int, int]]
+
+_IMAGES_OF_PART = 32
 
 
 class Conv(nnx.Module):
@@ -114,10 +117,78 @@ def dropout(x: Float[Array, "*b"], rate: float, key: jax.Array | None) -> Float[
     return x if key is None or not rate else _keep(x, rate, key, x.shape)
 
 
-def drop_path(branch: Float[Array, "b ..."], rate: float, key: jax.Array | None) -> Float[Array, "b ..."]:
-    """Apply stochastic depth (Huang et al., arXiv 1603.09382): drop whole residual branches per image."""
-    shape = (branch.shape[0], *(1,) * (branch.ndim - 1))
-    return branch if key is None or not rate else _keep(branch, rate, key, shape)
+@dataclasses.dataclass(frozen=True)
+class StochasticDepth:
+    """Stochastic depth of a residual branch: while training, images skip it at random.
+
+    Attributes:
+        rate: Share of the images that skip the branch.
+        on_subset: Whether the branch is computed only for the images that do not skip it, as DINOv2 does (Oquab et
+            al., arXiv 2304.07193, section 5), instead of being computed for all and dropped for each image
+            independently (Huang et al., arXiv 1603.09382).
+    """
+
+    rate: float = 0.0
+    on_subset: bool = False
+
+    def add(
+        self,
+        x: Float[Array, "b ..."],
+        branch: Callable[[jax.Array], jax.Array],
+        key: jax.Array | None,
+        skip: Float[Array, "b ..."] | None = None,
+    ) -> Float[Array, "b ..."]:
+        """Return `skip + branch(x)`, the branch scaled so that its expectation is that of every image taking it.
+
+        Args:
+            x: Input of the branch.
+            branch: Function of a batch of inputs.
+            key: PRNG key; None for every image taking the branch, as at test time.
+            skip: What the branch is added to; None for `x`.
+        """
+        skip = x if skip is None else skip
+        if key is None or not self.rate:
+            return skip + branch(x)
+        if not self.on_subset:
+            y = branch(x)
+            return skip + _keep(y, self.rate, key, (y.shape[0], *(1,) * (y.ndim - 1)))
+        parts, size, kept = subset_of_batch(x.shape[0], self.rate)
+        if kept == size:
+            return skip + branch(x)
+        keys = jax.random.split(key, parts)
+        rows = jax.vmap(lambda each: jax.random.permutation(each, size)[:kept])(keys)
+        y = branch(_merged(jax.vmap(_take)(_parted(x, parts), rows))) * (size / kept)
+        return _merged(jax.vmap(_add)(_parted(skip, parts), rows, _parted(y, parts)))
+
+
+def subset_of_batch(batch: int, rate: float) -> tuple[int, int, int]:
+    """Return the parts of a batch that stochastic depth draws from, the images of a part, and those that are computed.
+
+    Parts are of a fixed size, so that results do not depend on the number of devices, and no image moves between
+    devices that hold whole parts.
+
+    >>> subset_of_batch(128, 0.1), subset_of_batch(24, 0.1), subset_of_batch(2, 0.9)
+    ((4, 32, 29), (1, 24, 22), (1, 2, 1))
+    """
+    parts = batch // _IMAGES_OF_PART if batch % _IMAGES_OF_PART == 0 else 1
+    size = batch // parts
+    return parts, size, max(round(size * (1 - rate)), 1)
+
+
+def _parted(x: jax.Array, parts: int) -> jax.Array:
+    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+
+
+def _merged(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def _take(x: jax.Array, rows: jax.Array) -> jax.Array:
+    return x.at[rows].get(unique_indices=True, mode="promise_in_bounds")
+
+
+def _add(x: jax.Array, rows: jax.Array, y: jax.Array) -> jax.Array:
+    return x.at[rows].add(y.astype(x.dtype), unique_indices=True, mode="promise_in_bounds")
 
 
 def _keep(x: jax.Array, rate: float, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -128,11 +199,6 @@ def _keep(x: jax.Array, rate: float, key: jax.Array, shape: tuple[int, ...]) -> 
 def split(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
     """Return keys for `count` random layers; without a key, `count` times None."""
     return (None,) * count if key is None else tuple(jax.random.split(key, count))
-
-
-def linear_rates(last: float, count: int) -> list[float]:
-    """Return the stochastic-depth rates of `count` blocks, linear from 0 to `last`."""
-    return [last * number / max(count - 1, 1) for number in range(count)]
 
 
 class BatchNorm(nnx.Module):

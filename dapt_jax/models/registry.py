@@ -54,18 +54,25 @@ def _build(entry: ModelEntry, options: Options) -> Encoder:
 def for_masks(encoder: Encoder, drop_path: float = -1.0) -> Encoder:
     """Return an encoder, truncated or not, for a decoder, which needs all patches; arrays are the same.
 
+    Its stochastic depth computes every branch for every image.
+
     Args:
         encoder: An encoder of the registry.
         drop_path: Stochastic-depth rate of the last residual branch; negative for the encoder's own.
     """
     rate = encoder.options.drop_path if drop_path < 0 else drop_path
-    options = dataclasses.replace(encoder.options, drop_path=rate, patch_dropout=0.0)
+    options = dataclasses.replace(encoder.options, drop_path=rate, patch_dropout=0.0, drop_path_subset=False)
     return encoder if options == encoder.options else encoder.with_groups(build(encoder.name, options))
 
 
 @functools.cache
 def configured(
-    name: str, drop_path: float, dropout: float, remat: tuple[str, ...], patch_dropout: float = 0.0
+    name: str,
+    drop_path: float,
+    dropout: float,
+    remat: tuple[str, ...],
+    patch_dropout: float = 0.0,
+    drop_path_subset: bool = False,
 ) -> Encoder:
     """Return an encoder with its options; the same object for equal arguments.
 
@@ -75,10 +82,14 @@ def configured(
         dropout: Dropout rate of transformers.
         remat: Layer groups whose activations are recomputed instead of stored; "*" for all.
         patch_dropout: Share of the patch tokens that a training step leaves out.
+        drop_path_subset: Whether stochastic depth computes a branch only for the images that do not skip it.
 
     Raises:
         UserError: See `build`; or `remat` names a layer group that does not exist.
     """
-    encoder = build(name, Options(drop_path=drop_path, dropout=dropout, patch_dropout=patch_dropout))
+    options = Options(
+        drop_path=drop_path, dropout=dropout, patch_dropout=patch_dropout, drop_path_subset=drop_path_subset
+    )
+    encoder = build(name, options)
     groups = () if "*" in remat else remat
     return encoder.rematerialised(*groups) if remat else encoder

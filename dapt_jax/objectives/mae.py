@@ -14,6 +14,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.fields import check_fields, setting
 from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Tree
 from dapt_jax.models.encoders import vit
+from dapt_jax.models.layers import StochasticDepth
 from dapt_jax.models.tokens import visible_count
 from dapt_jax.objectives.base import AsMap, HeadParameters, Objective, dense, dense_parameters, normalised
 from dapt_jax.objectives.masking import MaskedViews, by_position, masked_first
@@ -132,7 +133,7 @@ class MaskedAutoencoder(Objective):
 @functools.cache
 def _decoder(width: int, depth: int) -> Encoder:
     size = vit.Size(width, depth, width // HEAD_WIDTH)
-    block = functools.partial(vit.Block, vit.MAE, size, DEFAULT, 0.0)
+    block = functools.partial(vit.Block, vit.MAE, size, DEFAULT, StochasticDepth())
     blocks = [LayerGroup(f"block{number}", block, width, 1) for number in range(1, depth + 1)]
     top = LayerGroup("top", functools.partial(vit.Top, width, vit.MAE.eps), width, 1)
     return Encoder("mae_decoder", [*blocks, top], preprocess=vit.MAE.preprocess)

@@ -75,6 +75,11 @@ class ModelSettings(_Checked):
     drop_path: float = setting(
         0.0, at_least=0, below=1, doc="Stochastic depth while training: rate of the last residual branch."
     )
+    drop_path_subset: bool = setting(
+        False,
+        doc="Whether stochastic depth computes a branch for a random part of the batch only, instead of dropping "
+        "results; not on masks.",
+    )
     dropout: float = setting(0.0, at_least=0, below=1, doc="Dropout while training, of transformers.")
     patch_dropout: float = setting(
         0.0,
@@ -94,7 +99,9 @@ class ModelSettings(_Checked):
 
     def encoder(self) -> Encoder:
         """Return the encoder; equal settings share one object."""
-        return configured(self.name, self.drop_path, self.dropout, self.remat, self.patch_dropout)
+        return configured(
+            self.name, self.drop_path, self.dropout, self.remat, self.patch_dropout, self.drop_path_subset
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

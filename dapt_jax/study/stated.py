@@ -1,4 +1,4 @@
-"""Sets of stated size in the place of those that are not here: for a plan, whose costs depend on nothing else."""
+"""Sets of stated size in the place of those that are not here: costs and programs depend on nothing else."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,9 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
+
+WITHOUT_IMAGES = ("plan", "aot")
+"""Modes in which the size of a set that is not here may be stated."""
 
 MOST_PATIENTS = 100_000
 """Patients of a set of stated size. Up to so many images are each of their own; dividing more would take long."""
@@ -77,7 +80,7 @@ class StatedImages(ImageStore):
 def read_or_stated(
     read: Callable[[], Dataset], settings: StudySettings, title: str, source: Sources
 ) -> Dataset:
-    """Return a set; in a plan, one of the size that `plan.images` states where it cannot be read.
+    """Return a set; where nothing is trained, one of the size that `plan.images` states if it cannot be read.
 
     Args:
         read: Reads the set.
@@ -86,9 +89,9 @@ def read_or_stated(
         source: Description of the set.
 
     Raises:
-        UserError: The set cannot be read, and no plan is asked for, or its size or classes are not stated.
+        UserError: The set cannot be read, and the mode needs its images, or its size or classes are not stated.
     """
-    if settings.mode != "plan":
+    if settings.mode not in WITHOUT_IMAGES:
         return read()
     try:
         return read()

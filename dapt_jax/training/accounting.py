@@ -110,7 +110,7 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
     model, side = program.model, program.side(image_size)
     params, batch_stats = model.abstract()
     state = _abstract(jax.eval_shape(program.init_state, params, batch_stats))
-    batch = program.batch_size  # the cost of one image depends on it where a loss compares images
+    batch = program.batch_size  # see `PhaseProgram.batch_size`
     x = _inputs(program, side, batch)
     weight, lr = jax.ShapeDtypeStruct((batch,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     labels = program.objective.label_shape(batch, side)
@@ -128,9 +128,10 @@ def _image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
 
 
 def _needs_key(program: PhaseProgram) -> bool:
-    """Return whether random draws change what is computed: corruption, or patches that are left out."""
+    """Return whether random draws change what is computed: corruption, or patches or branches that are left out."""
     is_corrupting = isinstance(program.objective, Objective) and program.objective.is_corrupting
-    return is_corrupting or program.model.encoder.options.patch_dropout > 0
+    options = program.model.encoder.options
+    return is_corrupting or options.patch_dropout > 0 or options.drop_path_subset
 
 
 def _inputs(program: PhaseProgram, side: int, batch: int) -> Any:

@@ -35,6 +35,9 @@ def of_phase(
     if program.mask.boundary < len(encoder.groups) and (share := encoder.options.patch_dropout):
         patches = (program.side(whole) // encoder.token_patch) ** 2
         found.append(f"{visible_count(patches, share)} of {patches} patch tokens in each step")
+    runs_blocks = any(spec.is_stochastic for spec in encoder.specs[program.mask.boundary :])
+    if runs_blocks and encoder.options.drop_path_subset and encoder.options.drop_path:
+        found.append("residual branches for a share of the batch in each step")
     dtype = run.caching.dtype
     if is_cached:
         found.append(of_cache("activations", Prefix.of(program, 1), whole, dtype, error))

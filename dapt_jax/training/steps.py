@@ -511,6 +511,10 @@ def programs(
 
     A phase that does not augment its images does not mix them either.
     """
+    if model.encoder.options.drop_path_subset:
+        counted = batch_size // grad_accum_steps  # each part of a step draws its own subset
+    else:
+        counted = batch_size if isinstance(loss, Objective) and loss.compares_images else 1
     paths = freezing.paths(model.abstract()[0])
     masks = [freezing.resolve_trainable(phase, model.groups, model.kinds) for phase in phases]
     first_epochs = itertools.accumulate((phase.epochs for phase in phases), initial=0)
@@ -529,7 +533,7 @@ def programs(
             seed=seed,
             grad_accum_steps=grad_accum_steps,
             batch_norm_groups=batch_norm_groups,
-            batch_size=batch_size if isinstance(loss, Objective) and loss.compares_images else 1,
+            batch_size=counted,
             total_steps=sum(each.epochs for each in phases) * steps_per_epoch,
         )
         for number, (phase, mask, first_epoch) in enumerate(zip(phases, masks, first_epochs, strict=False))

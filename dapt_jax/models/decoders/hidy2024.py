@@ -18,7 +18,7 @@ from dapt_jax.models.decoders.step import Decoder, Step
 from dapt_jax.models.encoder import DEFAULT, Encoder
 from dapt_jax.models.encoders.hidy2024 import DoubleConv
 from dapt_jax.models.encoders.swin import WINDOW, Block
-from dapt_jax.models.layers import BatchNorm, Conv, Dense, LayerNorm, linear_rates, split
+from dapt_jax.models.layers import BatchNorm, Conv, Dense, LayerNorm, StochasticDepth, split
 from dapt_jax.models.resize import nearest
 from dapt_jax.parameters import BatchNormMode
 
@@ -65,12 +65,15 @@ class Level(nnx.Module):
 class SwinLevel(nnx.Module):
     """Expands by 2, joins a skip by a dense layer, and runs two Swin blocks."""
 
-    def __init__(self, inputs: int, skip: int, outputs: int, heads: int, rates: Sequence[float]):
+    def __init__(self, inputs: int, skip: int, outputs: int, heads: int, depths: Sequence[StochasticDepth]):
         self.expand = expansion.Expand(inputs, outputs, 2)
         self.join = Dense(outputs + skip, outputs) if skip else None
-        shifts = [0 if number % 2 == 0 else WINDOW // 2 for number in range(len(rates))]
+        shifts = [0 if number % 2 == 0 else WINDOW // 2 for number in range(len(depths))]
         self.blocks = nnx.List(
-            [Block(outputs, heads, shift, DEFAULT, rate) for shift, rate in zip(shifts, rates, strict=True)]
+            [
+                Block(outputs, heads, shift, DEFAULT, depth)
+                for shift, depth in zip(shifts, depths, strict=True)
+            ]
         )
 
     def __call__(
@@ -131,13 +134,13 @@ def swin_unet(encoder: Encoder) -> Decoder:
     by_reduction = {level.reduction: level for level in finer}
     reduction, features = deepest.reduction, deepest.features
     stages = max(reduction // expansion.FINEST, 1).bit_length()
-    rates = linear_rates(encoder.options.drop_path, expansion.BLOCKS * stages)
+    depths = encoder.options.stochastic_depths(expansion.BLOCKS * stages)
     while reduction > expansion.FINEST:
         reduction //= 2
         skip = by_reduction.get(reduction)
         outputs = max(features // (2 * expansion.HEAD_SIZE), 1) * expansion.HEAD_SIZE
         stages -= 1
-        own = rates[expansion.BLOCKS * (stages - 1) : expansion.BLOCKS * stages]
+        own = depths[expansion.BLOCKS * (stages - 1) : expansion.BLOCKS * stages]
         make = functools.partial(
             SwinLevel, features, skip.features if skip else 0, outputs, outputs // expansion.HEAD_SIZE, own
         )

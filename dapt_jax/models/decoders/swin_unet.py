@@ -11,7 +11,7 @@ from dapt_jax.models.decoders.pyramid import pyramid, unit
 from dapt_jax.models.decoders.step import Decoder, Step
 from dapt_jax.models.encoder import DEFAULT, Encoder
 from dapt_jax.models.encoders.swin import WINDOW, Block
-from dapt_jax.models.layers import Dense, LayerNorm
+from dapt_jax.models.layers import Dense, LayerNorm, StochasticDepth
 from dapt_jax.parameters import BatchNormMode
 
 HEAD_SIZE = 32
@@ -46,7 +46,7 @@ class Stage(nnx.Module):
         self.join = Dense(outputs + skip, outputs) if skip else None
         heads = max(outputs // HEAD_SIZE, 1)
         shifts = [0 if number % 2 == 0 else WINDOW // 2 for number in range(BLOCKS)]
-        self.blocks = nnx.List([Block(outputs, heads, shift, DEFAULT, 0.0) for shift in shifts])
+        self.blocks = nnx.List([Block(outputs, heads, shift, DEFAULT, StochasticDepth()) for shift in shifts])
 
     def __call__(
         self, x: Float[Array, "b h w c"], skips: Sequence[Float[Array, "b h2 w2 d"]], mode: BatchNormMode

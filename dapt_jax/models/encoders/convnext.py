@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Options
 from dapt_jax.models.entry import register_model
-from dapt_jax.models.layers import Conv, Dense, LayerNorm, drop_path, gelu, linear_rates
+from dapt_jax.models.layers import Conv, Dense, LayerNorm, StochasticDepth, gelu
 from dapt_jax.models.parameters import LayerScale
 from dapt_jax.models.preprocess import IMAGENET
 from dapt_jax.parameters import BatchNormMode
@@ -43,20 +43,22 @@ class Downsample(nnx.Module):
 class Block(nnx.Module):
     """7x7 depthwise convolution, layer norm, an MLP of four times the width, and layer scale."""
 
-    def __init__(self, features: int, drop: float):
+    def __init__(self, features: int, stochastic_depth: StochasticDepth):
         self.depthwise = Conv(features, features, 7, padding=_THREE, groups=features, bias=True)
         self.norm = LayerNorm(features)
         self.expand = Dense(features, 4 * features)
         self.project = Dense(4 * features, features)
         self.gamma = LayerScale(jnp.zeros(features))
-        self.drop = drop
+        self.stochastic_depth = stochastic_depth
 
     def __call__(
         self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
     ) -> Float[Array, "b h w c"]:
-        y = self.norm(self.depthwise(x))
-        y = self.project(gelu(self.expand(y))) * self.gamma[...].astype(x.dtype)
-        return x + drop_path(y, self.drop, key)
+        def branch(x: jax.Array) -> jax.Array:
+            y = self.norm(self.depthwise(x))
+            return self.project(gelu(self.expand(y))) * self.gamma[...].astype(x.dtype)
+
+        return self.stochastic_depth.add(x, branch, key)
 
 
 class Top(nnx.Module):
@@ -74,17 +76,23 @@ def network(name: str, depths: Sequence[int], widths: Sequence[int], options: Op
     make: Callable[[], nnx.Module] = functools.partial(Stem, options.channels, widths[0])
     groups = [LayerGroup("stem", make, widths[0], 4)]
     reduction, previous = 4, widths[0]
-    rates = iter(linear_rates(options.drop_path, sum(depths)))
+    stochastic_depths = iter(options.stochastic_depths(sum(depths)))
     for stage, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
         if stage > 1:
             reduction *= 2
             make = functools.partial(Downsample, previous, width)
             groups.append(LayerGroup(f"stage{stage}/downsample", make, width, reduction))
         for number in range(1, depth + 1):
-            rate = next(rates)
-            make = functools.partial(Block, width, rate)
+            stochastic_depth = next(stochastic_depths)
+            make = functools.partial(Block, width, stochastic_depth)
             groups.append(
-                LayerGroup(f"stage{stage}/block{number}", make, width, reduction, is_stochastic=rate > 0)
+                LayerGroup(
+                    f"stage{stage}/block{number}",
+                    make,
+                    width,
+                    reduction,
+                    is_stochastic=stochastic_depth.rate > 0,
+                )
             )
         previous = width
     groups.append(LayerGroup("top", functools.partial(Top, previous), previous, 0, level=False))

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Options
 from dapt_jax.models.entry import register_model
-from dapt_jax.models.layers import BatchNorm, Conv, Padding, drop_path, linear_rates
+from dapt_jax.models.layers import BatchNorm, Conv, Padding, StochasticDepth
 from dapt_jax.models.preprocess import IMAGENET, Preprocess
 from dapt_jax.parameters import BatchNormMode
 
@@ -104,7 +104,9 @@ class ConvNorm(nnx.Module):
 class InvertedResidual(nnx.Module):
     """1x1 expansion (none at a ratio of 1), depthwise convolution, gate, linear 1x1 projection, skip."""
 
-    def __init__(self, flavour: Flavour, inputs: int, stage: Stage, stride: int, drop: float):
+    def __init__(
+        self, flavour: Flavour, inputs: int, stage: Stage, stride: int, stochastic_depth: StochasticDepth
+    ):
         wide, outputs = inputs * stage.expansion, stage.features
         self.expand = flavour.conv(inputs, wide, 1) if stage.expansion > 1 else None
         self.norm_expand = flavour.norm(wide) if stage.expansion > 1 else None
@@ -116,11 +118,15 @@ class InvertedResidual(nnx.Module):
         self.project = flavour.conv(wide, outputs, 1)
         self.norm_project = flavour.norm(outputs)
         self.has_skip = stride == 1 and inputs == outputs
-        self.flavour, self.drop = flavour, drop
+        self.flavour, self.stochastic_depth = flavour, stochastic_depth
 
     def __call__(
         self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
+        branch = functools.partial(self._branch, mode=mode)
+        return self.stochastic_depth.add(x, branch, key) if self.has_skip else branch(x)
+
+    def _branch(self, x: Float[Array, "b h w c"], mode: BatchNormMode) -> Float[Array, "b h2 w2 d"]:
         y = x
         if self.expand is not None and self.norm_expand is not None:
             y = self.flavour.act(self.norm_expand(self.expand(y), mode))
@@ -128,8 +134,7 @@ class InvertedResidual(nnx.Module):
         if self.gate_reduce is not None and self.gate_expand is not None:
             mean = y.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(y.dtype)
             y *= jax.nn.sigmoid(self.gate_expand(self.flavour.act(self.gate_reduce(mean))))
-        y = self.norm_project(self.project(y), mode)
-        return x + drop_path(y, self.drop, key) if self.has_skip else y
+        return self.norm_project(self.project(y), mode)
 
 
 def network(
@@ -141,14 +146,20 @@ def network(
     )
     groups = [LayerGroup("stem", make, STEM_FEATURES, 2)]
     features, reduction = STEM_FEATURES, 2
-    rates = iter(linear_rates(options.drop_path, sum(stage.blocks for stage in stages)))
+    stochastic_depths = iter(options.stochastic_depths(sum(stage.blocks for stage in stages)))
     for number, stage in enumerate(stages, 1):
         for block in range(1, stage.blocks + 1):
-            stride, rate = stage.stride if block == 1 else 1, next(rates)
-            make = functools.partial(InvertedResidual, flavour, features, stage, stride, rate)
+            stride, stochastic_depth = stage.stride if block == 1 else 1, next(stochastic_depths)
+            make = functools.partial(InvertedResidual, flavour, features, stage, stride, stochastic_depth)
             features, reduction = stage.features, reduction * stride
             groups.append(
-                LayerGroup(f"stage{number}/block{block}", make, features, reduction, is_stochastic=rate > 0)
+                LayerGroup(
+                    f"stage{number}/block{block}",
+                    make,
+                    features,
+                    reduction,
+                    is_stochastic=stochastic_depth.rate > 0,
+                )
             )
     make = functools.partial(ConvNorm, flavour, features, TOP_FEATURES, 1, 1)
     groups.append(LayerGroup("top", make, TOP_FEATURES, reduction, level=False))

@@ -27,7 +27,7 @@ from dapt_jax import ops
 from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Options
 from dapt_jax.models.encoders import resnet, swin, unet
 from dapt_jax.models.entry import register_model
-from dapt_jax.models.layers import BatchNorm, Conv, drop_path, linear_rates
+from dapt_jax.models.layers import BatchNorm, Conv, StochasticDepth
 from dapt_jax.models.preprocess import UNIT
 from dapt_jax.parameters import BatchNormMode
 
@@ -35,22 +35,24 @@ from dapt_jax.parameters import BatchNormMode
 class Bottleneck(nnx.Module):
     """1x1, 3x3 and 1x1 convolutions; the skip is subsampled and filled up with zero channels."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, drop: float):
+    def __init__(self, inputs: int, outputs: int, stride: int, stochastic_depth: StochasticDepth):
         inner = outputs // 4
         conv, norm = resnet.TORCHVISION.conv, resnet.TORCHVISION.norm
         self.conv1, self.norm1 = conv(inputs, inner, 1), norm(inner)
         self.conv2, self.norm2 = conv(inner, inner, 3, stride), norm(inner)
         self.conv3, self.norm3 = conv(inner, outputs, 1), norm(outputs)
-        self.stride, self.new, self.drop = stride, outputs - inputs, drop
+        self.stride, self.new, self.stochastic_depth = stride, outputs - inputs, stochastic_depth
 
     def __call__(
         self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
-        y = jax.nn.relu(self.norm1(self.conv1(x), mode))
-        y = jax.nn.relu(self.norm2(self.conv2(y), mode))
-        y = self.norm3(self.conv3(y), mode)
+        def branch(x: jax.Array) -> jax.Array:
+            y = jax.nn.relu(self.norm1(self.conv1(x), mode))
+            y = jax.nn.relu(self.norm2(self.conv2(y), mode))
+            return self.norm3(self.conv3(y), mode)
+
         skip = jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0),) * 3 + ((0, self.new),))
-        return jax.nn.relu(skip + drop_path(y, self.drop, key))
+        return jax.nn.relu(self.stochastic_depth.add(x, branch, key, skip))
 
 
 class DoubleConv(nnx.Module):
@@ -84,14 +86,20 @@ def residual_network(name: str, widths: Sequence[int], depths: Sequence[int], op
     stem = functools.partial(resnet.Stem, resnet.TORCHVISION, options.channels)
     features, reduction = resnet.STEM_FEATURES, 4
     groups = [LayerGroup("stem", stem, features, reduction, intermediate=(features, 2))]
-    rates = iter(linear_rates(options.drop_path, sum(depths)))
+    stochastic_depths = iter(options.stochastic_depths(sum(depths)))
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
         for number in range(1, depth + 1):
-            stride, rate = 2 if stage > 1 and number == 1 else 1, next(rates)
-            make = functools.partial(Bottleneck, features, width, stride, rate)
+            stride, stochastic_depth = 2 if stage > 1 and number == 1 else 1, next(stochastic_depths)
+            make = functools.partial(Bottleneck, features, width, stride, stochastic_depth)
             features, reduction = width, reduction * stride
             groups.append(
-                LayerGroup(f"stage{stage}/block{number}", make, features, reduction, is_stochastic=rate > 0)
+                LayerGroup(
+                    f"stage{stage}/block{number}",
+                    make,
+                    features,
+                    reduction,
+                    is_stochastic=stochastic_depth.rate > 0,
+                )
             )
     return Encoder(name, groups, preprocess=UNIT.for_channels(options.channels))
 

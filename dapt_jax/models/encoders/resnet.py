@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from dapt_jax import ops
 from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Options
 from dapt_jax.models.entry import register_model
-from dapt_jax.models.layers import BatchNorm, Conv, ConvNormRelu, average_pool, drop_path, linear_rates
+from dapt_jax.models.layers import BatchNorm, Conv, ConvNormRelu, StochasticDepth, average_pool
 from dapt_jax.models.preprocess import IMAGENET, Preprocess
 from dapt_jax.parameters import BatchNormMode
 
@@ -101,28 +101,29 @@ class Stem(nnx.Module):
 class _Residual(nnx.Module):
     """Common part of both kinds of block: the skip, projected where the shape changes, and the sum."""
 
-    def __init__(self, flavour: Flavour, inputs: int, outputs: int, stride: int, drop: float):
+    def __init__(
+        self, flavour: Flavour, inputs: int, outputs: int, stride: int, stochastic_depth: StochasticDepth
+    ):
         has_projection = stride > 1 or inputs != outputs
         self.has_pool = flavour.is_deep and stride > 1
         self.conv_skip = (
             flavour.conv(inputs, outputs, 1, 1 if self.has_pool else stride) if has_projection else None
         )
         self.norm_skip = flavour.norm(outputs) if has_projection else None
-        self.drop = drop
+        self.stochastic_depth = stochastic_depth
 
-    def join(
-        self,
-        x: Float[Array, "b h w c"],
-        y: Float[Array, "b h2 w2 d"],
-        mode: BatchNormMode,
-        key: jax.Array | None,
+    def __call__(
+        self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
-        """Add the residual branch to the skip."""
-        if self.has_pool:
-            x = average_pool(x, ceil=True)
+        skip = average_pool(x, ceil=True) if self.has_pool else x
         if self.conv_skip is not None and self.norm_skip is not None:
-            x = self.norm_skip(self.conv_skip(x), mode)
-        return jax.nn.relu(x + drop_path(y, self.drop, key))
+            skip = self.norm_skip(self.conv_skip(skip), mode)
+        branch = functools.partial(self.branch, mode=mode)
+        return jax.nn.relu(self.stochastic_depth.add(x, branch, key, skip))
+
+    def branch(self, x: Float[Array, "b h w c"], mode: BatchNormMode) -> Float[Array, "b h2 w2 d"]:
+        """Return what is added to the skip."""
+        raise NotImplementedError
 
 
 class BasicBlock(_Residual):
@@ -130,16 +131,22 @@ class BasicBlock(_Residual):
 
     expansion = 1
 
-    def __init__(self, flavour: Flavour, inputs: int, width: int, stride: int, drop: float, shape: Shape):
-        super().__init__(flavour, inputs, width, stride, drop)
+    def __init__(
+        self,
+        flavour: Flavour,
+        inputs: int,
+        width: int,
+        stride: int,
+        stochastic_depth: StochasticDepth,
+        shape: Shape,
+    ):
+        super().__init__(flavour, inputs, width, stride, stochastic_depth)
         self.conv1, self.norm1 = flavour.conv(inputs, width, 3, stride), flavour.norm(width)
         self.conv2, self.norm2 = flavour.conv(width, width, 3), flavour.norm(width)
 
-    def __call__(
-        self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
-    ) -> Float[Array, "b h2 w2 d"]:
+    def branch(self, x: Float[Array, "b h w c"], mode: BatchNormMode) -> Float[Array, "b h2 w2 d"]:
         y = jax.nn.relu(self.norm1(self.conv1(x), mode))
-        return self.join(x, self.norm2(self.conv2(y), mode), mode, key)
+        return self.norm2(self.conv2(y), mode)
 
 
 class Bottleneck(_Residual):
@@ -147,20 +154,26 @@ class Bottleneck(_Residual):
 
     expansion = 4
 
-    def __init__(self, flavour: Flavour, inputs: int, width: int, stride: int, drop: float, shape: Shape):
+    def __init__(
+        self,
+        flavour: Flavour,
+        inputs: int,
+        width: int,
+        stride: int,
+        stochastic_depth: StochasticDepth,
+        shape: Shape,
+    ):
         outputs, inner = self.expansion * width, width * shape.base // _WIDTHS[0] * shape.groups
-        super().__init__(flavour, inputs, outputs, stride, drop)
+        super().__init__(flavour, inputs, outputs, stride, stochastic_depth)
         first, second = (stride, 1) if flavour.stride_on_first else (1, stride)
         self.conv1, self.norm1 = flavour.conv(inputs, inner, 1, first), flavour.norm(inner)
         self.conv2, self.norm2 = flavour.conv(inner, inner, 3, second, shape.groups), flavour.norm(inner)
         self.conv3, self.norm3 = flavour.conv(inner, outputs, 1), flavour.norm(outputs)
 
-    def __call__(
-        self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
-    ) -> Float[Array, "b h2 w2 d"]:
+    def branch(self, x: Float[Array, "b h w c"], mode: BatchNormMode) -> Float[Array, "b h2 w2 d"]:
         y = jax.nn.relu(self.norm1(self.conv1(x), mode))
         y = jax.nn.relu(self.norm2(self.conv2(y), mode))
-        return self.join(x, self.norm3(self.conv3(y), mode), mode, key)
+        return self.norm3(self.conv3(y), mode)
 
 
 def network(
@@ -175,14 +188,20 @@ def network(
     make: Callable[[], nnx.Module] = functools.partial(Stem, flavour, options.channels)
     groups = [LayerGroup("stem", make, STEM_FEATURES, 4, intermediate=(STEM_FEATURES, 2))]
     features, reduction = STEM_FEATURES, 4
-    rates = iter(linear_rates(options.drop_path, sum(depths)))
+    stochastic_depths = iter(options.stochastic_depths(sum(depths)))
     for stage, (depth, width) in enumerate(zip(depths, _WIDTHS, strict=True), 1):
         for number in range(1, depth + 1):
-            stride, rate = 2 if stage > 1 and number == 1 else 1, next(rates)
-            make = functools.partial(block, flavour, features, width, stride, rate, shape)
+            stride, stochastic_depth = 2 if stage > 1 and number == 1 else 1, next(stochastic_depths)
+            make = functools.partial(block, flavour, features, width, stride, stochastic_depth, shape)
             features, reduction = block.expansion * width, reduction * stride
             groups.append(
-                LayerGroup(f"stage{stage}/block{number}", make, features, reduction, is_stochastic=rate > 0)
+                LayerGroup(
+                    f"stage{stage}/block{number}",
+                    make,
+                    features,
+                    reduction,
+                    is_stochastic=stochastic_depth.rate > 0,
+                )
             )
     preprocess = KERAS_INPUT if flavour is KERAS else IMAGENET
     return Encoder(name, groups, preprocess=preprocess.for_channels(options.channels))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from dapt_jax.models.attention import Attention, Mlp
 from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Options
 from dapt_jax.models.entry import register_model
-from dapt_jax.models.layers import Conv, Dense, LayerNorm, drop_path, dropout, linear_rates, split
+from dapt_jax.models.layers import Conv, Dense, LayerNorm, StochasticDepth, dropout, split
 from dapt_jax.models.parameters import RelativePositionBias
 from dapt_jax.models.preprocess import IMAGENET
 from dapt_jax.parameters import BatchNormMode
@@ -55,21 +55,29 @@ class Merge(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm block: attention within windows, shifted or not, and an MLP, each added to its input."""
 
-    def __init__(self, features: int, heads: int, shift: int, options: Options, drop: float):
+    def __init__(
+        self, features: int, heads: int, shift: int, options: Options, stochastic_depth: StochasticDepth
+    ):
         self.norm1 = LayerNorm(features, eps=_EPS)
         self.attention = Attention(features, heads)
         self.relative_bias = RelativePositionBias(jnp.zeros(((2 * WINDOW - 1) ** 2, heads)))
         self.norm2 = LayerNorm(features, eps=_EPS)
         self.mlp = Mlp(features, options.dropout)
-        self.shift, self.dropout, self.drop_path = shift, options.dropout, drop
+        self.shift, self.dropout, self.stochastic_depth = shift, options.dropout, stochastic_depth
 
     def __call__(
         self, x: Float[Array, "b h w c"], mode: BatchNormMode, key: jax.Array | None = None
     ) -> Float[Array, "b h w c"]:
         keys = split(key, 4)
-        y = dropout(self._attend(self.norm1(x)), self.dropout, keys[0])
-        x = x + drop_path(y, self.drop_path, keys[1])
-        return x + drop_path(self.mlp(self.norm2(x), keys[2]), self.drop_path, keys[3])
+
+        def attend(x: jax.Array) -> jax.Array:
+            return dropout(self._attend(self.norm1(x)), self.dropout, keys[0])
+
+        def mix(x: jax.Array) -> jax.Array:
+            return self.mlp(self.norm2(x), keys[2])
+
+        x = self.stochastic_depth.add(x, attend, keys[1])
+        return self.stochastic_depth.add(x, mix, keys[3])
 
     def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         batch, high, wide, features = x.shape
@@ -130,16 +138,16 @@ def network(
     make: Callable[[], nnx.Module] = functools.partial(Stem, options.channels, features)
     groups = [LayerGroup("stem", make, features, 4)]
     reduction = 4
-    rates = iter(linear_rates(options.drop_path, sum(depths)))
+    stochastic_depths = iter(options.stochastic_depths(sum(depths)))
     for stage, (depth, count) in enumerate(zip(depths, heads, strict=True), 1):
         if stage > 1:
             make = functools.partial(Merge, features)
             features, reduction = 2 * features, 2 * reduction
             groups.append(LayerGroup(f"stage{stage}/merge", make, features, reduction))
         for number in range(1, depth + 1):
-            rate, shift = next(rates), 0 if number % 2 else WINDOW // 2
-            make = functools.partial(Block, features, count, shift, options, rate)
-            is_stochastic = rate > 0 or options.dropout > 0
+            stochastic_depth, shift = next(stochastic_depths), 0 if number % 2 else WINDOW // 2
+            make = functools.partial(Block, features, count, shift, options, stochastic_depth)
+            is_stochastic = stochastic_depth.rate > 0 or options.dropout > 0
             groups.append(
                 LayerGroup(
                     f"stage{stage}/block{number}", make, features, reduction, is_stochastic=is_stochastic

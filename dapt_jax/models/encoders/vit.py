@@ -25,7 +25,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.models.attention import Attention, Mlp
 from dapt_jax.models.encoder import Encoder, LayerGroup, Options
 from dapt_jax.models.entry import register_model
-from dapt_jax.models.layers import Conv, LayerNorm, drop_path, dropout, linear_rates, split
+from dapt_jax.models.layers import Conv, LayerNorm, StochasticDepth, dropout, split
 from dapt_jax.models.parameters import LayerScale, Position, Token
 from dapt_jax.models.preprocess import HALF, IMAGENET, Preprocess
 from dapt_jax.parameters import BatchNormMode
@@ -180,7 +180,7 @@ def rotation(side: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 class Block(nnx.Module):
     """Pre-norm block: attention and an MLP, each after a layer norm and added to its input."""
 
-    def __init__(self, variant: Variant, size: Size, options: Options, drop: float):
+    def __init__(self, variant: Variant, size: Size, options: Options, stochastic_depth: StochasticDepth):
         features = size.features
         self.norm1 = LayerNorm(features, eps=variant.eps)
         self.attention = Attention(features, size.heads, qkv_bias=not variant.is_rotary)
@@ -189,17 +189,24 @@ class Block(nnx.Module):
         self.mlp = Mlp(features, options.dropout)
         self.gamma2 = LayerScale(jnp.zeros(features)) if variant.has_scale else None
         self.extra, self.is_rotary = 1 + variant.registers, variant.is_rotary
-        self.head_size, self.dropout, self.drop_path = features // size.heads, options.dropout, drop
+        self.head_size, self.dropout = features // size.heads, options.dropout
+        self.stochastic_depth = stochastic_depth
 
     def __call__(
         self, x: Float[Array, "b n c"], mode: BatchNormMode, key: jax.Array | None = None
     ) -> Float[Array, "b n c"]:
         keys = split(key, 4)
         turn = rotation(grid_side(x, self.extra), self.head_size) if self.is_rotary else None
-        y = dropout(self.attention(self.norm1(x), rotation=turn), self.dropout, keys[0])
-        x = x + drop_path(_scaled(y, self.gamma1), self.drop_path, keys[1])
-        y = self.mlp(self.norm2(x), keys[2])
-        return x + drop_path(_scaled(y, self.gamma2), self.drop_path, keys[3])
+
+        def attend(x: jax.Array) -> jax.Array:
+            y = dropout(self.attention(self.norm1(x), rotation=turn), self.dropout, keys[0])
+            return _scaled(y, self.gamma1)
+
+        def mix(x: jax.Array) -> jax.Array:
+            return _scaled(self.mlp(self.norm2(x), keys[2]), self.gamma2)
+
+        x = self.stochastic_depth.add(x, attend, keys[1])
+        return self.stochastic_depth.add(x, mix, keys[3])
 
 
 def _scaled(y: jax.Array, gamma: LayerScale | None) -> jax.Array:
@@ -235,8 +242,8 @@ def network(name: str, size: Size, variant: Variant, options: Options) -> Encode
     )
     is_stochastic = options.dropout > 0
     groups = [LayerGroup("stem", make, size.features, reduction, level=False, is_stochastic=is_stochastic)]
-    for number, rate in enumerate(linear_rates(options.drop_path, size.blocks), 1):
-        make = functools.partial(Block, variant, size, options, rate)
+    for number, stochastic_depth in enumerate(options.stochastic_depths(size.blocks), 1):
+        make = functools.partial(Block, variant, size, options, stochastic_depth)
         is_level = number * 4 % size.blocks < 4 if size.blocks >= 4 else None
         groups.append(
             LayerGroup(
@@ -245,7 +252,7 @@ def network(name: str, size: Size, variant: Variant, options: Options) -> Encode
                 size.features,
                 reduction,
                 level=is_level or None,
-                is_stochastic=is_stochastic or rate > 0,
+                is_stochastic=is_stochastic or stochastic_depth.rate > 0,
             )
         )
     top = functools.partial(Top, size.features, variant.eps)
