@@ -263,10 +263,14 @@ def figure(panel: Panel) -> Figure:
 
 
 def over_data_sets(found: Sequence[Panel]) -> list[str]:
-    """Return the random-effects summary of every arm that two data sets share, first split of each task."""
-    first: dict[tuple[str, str], Panel] = {}
+    """Return the random-effects summary of every arm that two data sets share, first split of each task.
+
+    Of studies with the same images in a task, the first is taken.
+    """
+    first: dict[str, Panel] = {}
     for panel in found:
-        first.setdefault((panel.name, panel.task), panel)
+        images = panel.records.config.get("tasks", {}).get(panel.task, panel.name)
+        first.setdefault(json.dumps([panel.task, images], sort_keys=True), panel)
     by_arm: dict[str, list[Estimate]] = {}
     for panel in first.values():
         best = panel.best_full()

@@ -15,13 +15,14 @@ LEVELS = {"none": 0.70, "full": 0.90, "full_10": 0.80, "partial_10": 0.895, "ful
 COSTS = {"none": 0, "full": 1000, "full_10": 100, "partial_10": 90, "full_30": 300}
 
 
-def study(folder, levels=LEVELS, seeds=4):
+def study(folder, levels=LEVELS, seeds=4, images=""):
     """Write the records of a study whose scores differ by level, with luck that strategies share by seed."""
     folder.mkdir(parents=True)
     config = {
         "strategies": list(LEVELS),
         "seeds": list(range(seeds)),
         "report": {"metric": "auc", "margin": 0.01},
+        "tasks": {"t": {"external": images or folder.name}},
     }
     (folder / "config.json").write_text(json.dumps(config))
     rows, ledger = [], Ledger(folder / "ledger.jsonl")
@@ -74,6 +75,16 @@ def test_unfinished_studies_and_none_at_all_are_drawn_too(tmp_path):
     _, text = drawn(tmp_path)
     assert "Partial: 12 arms of `mine` have not run." in text
     assert "Full at its best length on development images: `full`." in text
+
+
+def test_a_data_set_counts_once_over_the_data_sets(tmp_path):
+    folder = tmp_path / "records"
+    study(folder / "a", images="same")
+    study(folder / "b", images="same")
+    assert evidence.over_data_sets(evidence.panels(folder)) == []
+    study(folder / "c")
+    lines = evidence.over_data_sets(evidence.panels(folder))
+    assert [line.split("|")[1:3] for line in lines if "partial_10" in line] == [[" `partial_10` ", " 2 "]]
 
 
 def test_patients_count_where_predictions_are_kept_and_widen_the_interval(tmp_path):

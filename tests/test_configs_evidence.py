@@ -20,11 +20,11 @@ STUDIES = {"brain_mri": (41, 5), "brain_mri_segmentation": (18, 3), "blood": (19
 """Arms and seeds."""
 
 
-def get_config(name, argument=""):
+def get_config(name, *argument):
     spec = importlib.util.spec_from_file_location(f"evidence_{name}", CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(argument)
+    return module.get_config(*argument)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -50,6 +50,29 @@ def test_a_study_has_its_arms_and_seeds_for_both_encoders(name):
         assert budgets["full"] == budgets["none"] == 0
         if not encoder:
             assert (len(arms), len(settings.seeds)) == STUDIES[name]
+
+
+def test_the_paper_s_arms_are_those_of_its_config_at_a_twenty_fifth():
+    paper = importlib.util.spec_from_file_location("mehmood2022", CONFIGS.parent / "mehmood2022.py")
+    module = importlib.util.module_from_spec(paper)
+    paper.loader.exec_module(module)
+    config = get_config("mehmood2022")
+    settings = resolve(config)
+    assert (len(settings.strategies), len(settings.seeds)) == (10, 5)
+    encoder = build(settings.model.name)
+    for name, spec in module.ARMS.items():
+        if name == "imagenet":
+            continue
+        own = config.custom_strategies[name]
+        assert [phase["epochs"] for phase in own.get("phases", ())] == [
+            phase["epochs"] // 25 for phase in spec.get("phases", ())
+        ]
+        assert ("cut_after" in own) == ("cut_after" in spec)
+        if "cut_after" in own:
+            cut = encoder.specs[encoder.index(own["cut_after"])]
+            of_paper = build("resnet50_keras")
+            assert cut.reduction == of_paper.specs[of_paper.index(spec["cut_after"])].reduction
+        strategies.resolve(name, encoder, settings)
 
 
 def test_no_share_and_no_encoder_are_refused_with_what_is_valid():
