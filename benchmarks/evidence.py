@@ -27,6 +27,7 @@ from dapt_jax.formatting import NONE, number, p_value, percent
 from dapt_jax.metrics import lower_is_better
 from dapt_jax.records import arrays, case_scores, predictions
 from dapt_jax.records.case_scores import CaseScores
+from dapt_jax.records.ledger import Row
 from dapt_jax.records.predictions import Predictions
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.report.style import COLOURS, GREY, save
@@ -348,11 +349,9 @@ def publish(workdir: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     results = [row for row in _rows(workdir / "results.jsonl") if row["metric"] == shown.get(row["task"])]
     atomic_files.write(folder / "results.jsonl", results)
-    # The curve of full DAPT tells the summary how many images an epoch had.
-    ledger = [
-        row if row["strategy"] == "full" else row | {"curve": []} for row in _rows(workdir / "ledger.jsonl")
-    ]
-    atomic_files.write(folder / "ledger.jsonl", ledger)
+    atomic_files.write(
+        folder / "ledger.jsonl", [_without_defaults(row) for row in _rows(workdir / "ledger.jsonl")]
+    )
     for source in sorted(path for kind in KEPT for path in (workdir / kind).rglob("*.npz")):
         if any(f"-{split}" in source.name for split in HELD_OUT):
             target = folder / source.relative_to(workdir)
@@ -361,6 +360,16 @@ def publish(workdir: Path, folder: Path) -> None:
             is_seen = {name: name.startswith("seen/") and found[name].all() for name in found}
             told = {name: found[name] for name in found if name not in NAMES and not is_seen[name]}
             arrays.write(target, told)
+
+
+def _without_defaults(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of a ledger without what its absence says, and without curves that nothing reads."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Row)}
+    # The curve of full DAPT tells the summary how many images an epoch had.
+    dropped = [] if row["strategy"] == "full" else ["curve"]
+    return {
+        name: value for name, value in row.items() if name not in dropped and value != defaults[name]
+    }
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
