@@ -56,6 +56,9 @@ KEPT, HELD_OUT = ("predictions", "case_scores"), ("external", "test")
 NAMES = ("image", "source")
 """Arrays of these folders that no figure needs."""
 
+UNREAD = ("hardware_flops", "peak_bytes", "total_params")
+"""Fields of a ledger that no figure needs."""
+
 CLAIMED = 0.1
 """Share of FLOPs up to which the claim is made."""
 
@@ -348,10 +351,8 @@ def publish(workdir: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     results = [row for row in _rows(workdir / "results.jsonl") if row["metric"] == shown.get(row["task"])]
-    atomic_files.write(folder / "results.jsonl", results)
-    atomic_files.write(
-        folder / "ledger.jsonl", [_without_defaults(row) for row in _rows(workdir / "ledger.jsonl")]
-    )
+    _write(folder / "results.jsonl", results)
+    _write(folder / "ledger.jsonl", [_as_read(row) for row in _rows(workdir / "ledger.jsonl")])
     for source in sorted(path for kind in KEPT for path in (workdir / kind).rglob("*.npz")):
         if any(f"-{split}" in source.name for split in HELD_OUT):
             target = folder / source.relative_to(workdir)
@@ -362,14 +363,18 @@ def publish(workdir: Path, folder: Path) -> None:
             arrays.write(target, told)
 
 
-def _without_defaults(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a line of a ledger without what its absence says, and without curves that nothing reads."""
+def _as_read(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of a ledger without what its absence says, and without what nothing reads."""
     defaults = {field.name: field.default for field in dataclasses.fields(Row)}
     # The curve of full DAPT tells the summary how many images an epoch had.
-    dropped = [] if row["strategy"] == "full" else ["curve"]
-    return {
-        name: value for name, value in row.items() if name not in dropped and value != defaults[name]
-    }
+    unread = UNREAD if row["strategy"] == "full" else (*UNREAD, "curve")
+    return {name: value for name, value in row.items() if name not in unread and value != defaults[name]}
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write JSON lines without spaces."""
+    lines = (json.dumps(row, separators=(",", ":")) for row in rows)
+    atomic_files.write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
