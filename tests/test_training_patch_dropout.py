@@ -49,16 +49,21 @@ def test_the_flops_of_a_step_are_those_of_the_tokens_that_stay(encoder, seen):
     assert cost.prefix.model == flops_of_block(1 + 16) + patch_embedding  # whole, whatever is dropped above
 
 
+def assert_costs_as_planned(run, rows):
+    """Compare FLOPs, to the integer, and approximations of a run's ledger with its plan, which counts everything."""
+    planned = plan.of_run(run)
+    assert [row.model_flops for row in rows] == [phase.flops for phase in planned]
+    assert [row.approximations for row in rows] == [phase.approximations for phase in planned]
+    assert not plan.uncounted([run])
+
+
 @pytest.mark.long
 def test_plan_and_ledger_agree_to_the_integer_and_a_cached_prefix_gives_the_uncached_numbers():
     sgd = Optimizer("sgd")  # Adam divides gradients that are rounding alone, of attention's keys
     runs = [run_of(TOP, FULL, cache=cache, optimizer=sgd, val=0) for cache in ("auto", "off")]
     (on, rows), (off, uncached) = map(train, runs)
     for run, found in zip(runs, (rows, uncached), strict=True):
-        planned = plan.of_run(run)
-        assert [row.model_flops for row in found] == [phase.flops for phase in planned]
-        assert [row.approximations for row in found] == [phase.approximations for phase in planned]
-        assert not plan.uncounted([run])
+        assert_costs_as_planned(run, found)
     assert [row.cached for row in rows] == ["filled", "off"]
     assert {row.approximations for row in rows} == {"8 of 16 patch tokens in each step"}
     np.testing.assert_allclose(curve(rows), curve(uncached), rtol=1e-5)

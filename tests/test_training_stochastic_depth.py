@@ -18,14 +18,13 @@ from dapt_jax.models.encoders import vit
 from dapt_jax.models.layers import StochasticDepth, subset_of_batch
 from dapt_jax.settings import StudySettings, from_json, to_dict
 from dapt_jax.settings.defaults import differences
-from dapt_jax.study import plan
 from dapt_jax.training import accounting
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
 from tests import tiny
 from tests.command import ROOT
 from tests.test_training_loop import curve, train
-from tests.test_training_patch_dropout import CLASSES, WIDTH, flops_of_block
+from tests.test_training_patch_dropout import CLASSES, WIDTH, assert_costs_as_planned, flops_of_block
 
 DATA = tiny.dataset(24)
 TOP = Phase("top", 2, ("block2", "top", "head"), 1e-3, augment=False)
@@ -142,10 +141,7 @@ def test_plan_and_ledger_agree_and_a_cached_prefix_gives_the_uncached_numbers(pa
     ]
     (on, rows), (off, uncached) = map(train, runs)
     for run, found in zip(runs, (rows, uncached), strict=True):
-        planned = plan.of_run(run)
-        assert [row.model_flops for row in found] == [phase.flops for phase in planned]
-        assert [row.approximations for row in found] == [phase.approximations for phase in planned]
-        assert not plan.uncounted([run])
+        assert_costs_as_planned(run, found)
     named = "residual branches for a share of the batch in each step"
     assert [row.approximations for row in rows] == ["", named, named]
     np.testing.assert_allclose(curve(rows), curve(uncached), rtol=1e-5)

@@ -29,6 +29,7 @@ from dapt_jax.parameters import BatchNormMode
 Padding = str | Sequence[tuple[int, int]]
 
 _IMAGES_OF_PART = 32
+"""Images among which stochastic depth on a subset draws, where they divide the batch."""
 
 
 class Conv(nnx.Module):

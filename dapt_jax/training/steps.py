@@ -65,7 +65,8 @@ class PhaseProgram:
             trains sees one part at a time; that of a teacher of `SelfDistillation` sees all.
         batch_norm_groups: Number of equal groups of examples with separate batch statistics; 1 for statistics
             over all examples on all devices.
-        batch_size: Images per step, over all devices, where the cost of an image depends on it; else 1.
+        batch_size: Images, over all devices, that are computed together, where the cost of an image depends on
+            their number; else 1.
         total_steps: Steps of the run, over which schedules of `SelfDistillation` extend.
     """
 
