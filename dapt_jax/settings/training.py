@@ -109,8 +109,8 @@ class AdaptSettings(ClassifierTrainSettings):
     early_stopping_patience: int = setting(
         0,
         at_least=0,
-        doc="Epochs without a lower loss of the corpus' held-out images, then back to the best; 0: train all "
-        "epochs.",
+        doc="Epochs in a row of the last phase without a lower loss of the corpus' held-out images; after one more, "
+        "back to the best; 0: train all epochs.",
     )
     balance_classes: bool = setting(True, doc="Weight classes by their inverse frequency.")
     balance_clusters: int = setting(
