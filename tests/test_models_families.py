@@ -1,5 +1,7 @@
 """Every family: published sizes and FLOPs, levels, norms, bfloat16, rematerialisation, dropout, channels."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from dapt_jax.models.encoder import DEFAULT, Encoder, Options
 from dapt_jax.models.encoders import vit
 from dapt_jax.models.layers import dropout
 from dapt_jax.parameters import Kind
+from dapt_jax.settings.schema import ModelSettings
 from dapt_jax.training import accounting
 from dapt_jax.weights.paths import flatten
 from tests.test_models_parity import ENCODERS
@@ -198,6 +201,38 @@ def test_dropout_keeps_the_mean() -> None:
     assert set(np.unique(dropped)) == {np.float32(0), np.float32(4 / 3)}
     assert abs(float(dropped.mean()) - 1) < 0.03
     assert dropout(x, 0.25, None) is x
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"name": "densenet121", "drop_path": 0.1},
+            r"^model\.drop_path is 0\.1, but model 'densenet121' has no residual branches: expected 0, or .*'resnet50'$",
+        ),
+        (
+            {"name": "resnet18", "dropout": 0.1},
+            r"^model\.dropout is 0\.1, but model 'resnet18' has no layers with",
+        ),
+        (
+            {"name": "resnet18", "drop_path_subset": True},
+            r"^model\.drop_path_subset is true, but model\.drop_path is 0, so that no branch is skipped: expected",
+        ),
+    ],
+)
+def test_an_option_without_effect_is_refused_in_one_line(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ModelSettings(**values).encoder()
+
+
+def test_what_an_architecture_has_is_taken() -> None:
+    for name in registry.names():
+        is_transformer = name.startswith(("vit", "swin"))
+        has_branches = not name.startswith(("densenet", "unet"))
+        if is_transformer:
+            ModelSettings(name=name, dropout=0.1).encoder()
+        if has_branches:
+            ModelSettings(name=name, drop_path=0.1, drop_path_subset=True).encoder()
 
 
 def test_randomness_is_the_key_s_alone() -> None:

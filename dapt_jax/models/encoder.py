@@ -43,8 +43,7 @@ class Options:
     Attributes:
         channels: Channels of the images.
         drop_path: Probability of skipping the last residual branch during training (stochastic depth, Huang
-            et al., arXiv 1603.09382); it grows linearly from 0 at the first. Networks without residual
-            branches ignore it.
+            et al., arXiv 1603.09382); it grows linearly from 0 at the first.
         drop_path_subset: Whether a branch is computed only for the images that do not skip it, a fixed share of
             the batch: see `StochasticDepth`.
         dropout: Fraction of activations that transformers drop during training.

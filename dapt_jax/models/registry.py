@@ -85,11 +85,34 @@ def configured(
         drop_path_subset: Whether stochastic depth computes a branch only for the images that do not skip it.
 
     Raises:
-        UserError: See `build`; or `remat` names a layer group that does not exist.
+        UserError: See `build`; an option has no effect on the architecture; or `remat` names a layer group that
+            does not exist.
     """
     options = Options(
         drop_path=drop_path, dropout=dropout, patch_dropout=patch_dropout, drop_path_subset=drop_path_subset
     )
+    _check_use(name, options)
     encoder = build(name, options)
     groups = () if "*" in remat else remat
     return encoder.rematerialised(*groups) if remat else encoder
+
+
+def _check_use(name: str, options: Options) -> None:
+    """Refuse an option that the architecture has no use for."""
+    for option, needed, such_as in (
+        ("drop_path", "residual branches", "resnet50"),
+        ("dropout", "layers with dropout", "vit_small"),
+    ):
+        if not (rate := getattr(options, option)):
+            continue
+        alone = entry(name).build(Options(**{option: rate}))
+        if not any(spec.is_stochastic for spec in alone.specs):
+            raise UserError(
+                f"model.{option} is {rate:g}, but model {name!r} has no {needed}: expected 0, or a model with "
+                f"them, such as model.name={such_as!r}"
+            )
+    if options.drop_path_subset and not options.drop_path:
+        raise UserError(
+            "model.drop_path_subset is true, but model.drop_path is 0, so that no branch is skipped: expected a rate "
+            "such as model.drop_path=0.1, or model.drop_path_subset=false"
+        )
