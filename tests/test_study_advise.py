@@ -11,7 +11,7 @@ from dapt_jax.records.ledger import Row
 from dapt_jax.records.study_records import Records
 from dapt_jax.settings import default, resolve
 from dapt_jax.statistics import Interval
-from dapt_jax.study import advise, evidence, prepare
+from dapt_jax.study import advise, evidence, prepare, strategies
 from dapt_jax.study.advise import Candidate
 from tests.configs import tiny_study
 
@@ -68,6 +68,40 @@ def test_only_runs_of_the_same_kind_and_about_the_same_length_are_evidence(other
     assert advise.evidence_for([dataclasses.replace(FINDING, **other)], FINDING) == []
 
 
+def test_arms_of_one_study_and_studies_of_the_same_images_are_one_piece_of_evidence():
+    shares = (0.3, 0.5, 0.6, 0.6, 0.7)
+    same = [dataclasses.replace(FINDING, share=share, seeds=n) for n, share in enumerate(shares)]
+    elsewhere = dataclasses.replace(FINDING, study="b", corpus=200)
+    like = dataclasses.replace(FINDING, share=0.61)
+    assert advise.evidence_for([*same, elsewhere], like) == [same[3], elsewhere]
+
+
+BODY = ("stage7", "top", "head")
+
+
+@pytest.mark.parametrize(
+    ("trained", "cut_after", "expected"),
+    [
+        ([("head",), ("*",)], "", "full"),
+        ([("head",), BODY], "", "partial"),
+        ([("head",), BODY, ("*", "head")], "", "hybrid"),
+        ([BODY, ("stage6", *BODY), ("*",)], "", "gradual"),
+        ([("stage6:lora", "head"), ("*",)], "", "lora+full"),
+        ([("stage6:lora", *BODY)], "", "explora"),
+        ([("*:norm", "head")], "", "norm_tuning"),
+        ([("block1/attention/project", "head")], "", "attention_output"),
+        ([("block1/attention/project:rows", "head")], "", "apla"),
+        ([("*",)], "stage3/block2", "simplified"),
+        ([("*:norm", "head")], "stage3/block2", "full_10"),
+        ([("*:norm", "*:kernel", "head")], "", "full_10"),
+        ([("head",)], "", "full_10"),
+        ([], "stage3/block2", "full_10"),
+    ],
+)
+def test_a_custom_strategy_is_told_by_what_it_trains_not_by_its_name(trained, cut_after, expected):
+    assert strategies.built_in_like("full_10", "", cut_after, trained) == expected
+
+
 def test_one_study_is_pooled_by_its_seeds_and_several_by_random_effects():
     alone = evidence.pooled([FINDING])
     assert (alone.low, alone.high) == pytest.approx((0.03 - 2.776 * 0.004, 0.03 + 2.776 * 0.004), abs=1e-5)
@@ -96,7 +130,7 @@ def test_a_gain_is_positive_where_it_is_better_and_a_share_is_no_other_strategy(
         "strategies": ["none", "full", "partial_10"],
         "seeds": [0, 1],
         "report": {"metric": "hd95"},
-        "custom_strategies": {"partial_10": {"compute_budget": 0.1}},
+        "custom_strategies": {"partial_10": {"like": "partial", "compute_budget": 0.1}},
     }
     full, partial = evidence.findings(Records(config, rows, ledger), "s")
     assert (full.strategy, partial.strategy, partial.share, partial.kind) == ("full", "partial", 0.1, "masks")

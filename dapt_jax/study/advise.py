@@ -1,6 +1,7 @@
 """`mode=advise`: propose a strategy and a schedule for a budget, with price and evidence; runs nothing."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 from dapt_jax.cost import hardware
@@ -14,6 +15,7 @@ from dapt_jax.study import evidence, plan, speed
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.cut_short import cut
 from dapt_jax.study.evidence import INSIDE, OUTSIDE, Finding
+from dapt_jax.study.strategies import built_in_like
 from dapt_jax.study.tasks import Task
 from dapt_jax.training.run import TrainingRun
 
@@ -75,17 +77,24 @@ def chosen(candidates: Sequence[Candidate], margin: float) -> Candidate | None:
 def evidence_for(found: Iterable[Finding], like: Finding) -> list[Finding]:
     """Return the findings of one strategy, task kind, encoder, weights, objective and place, at about its share.
 
+    Of a data set, which its corpus and its task tell, the finding of the nearest share alone, and of equal ones that of
+    most seeds: arms of one study and studies of the same images are no independent evidence.
+
     Args:
         found: All findings.
         like: What is asked for; its scores are not read.
     """
     keys = ("kind", "encoder", "init", "objective", "strategy", "where")
-    return [
+    low, high = like.share / evidence.SAME_SHARE, like.share * evidence.SAME_SHARE
+    alike = [
         each
         for each in found
-        if all(getattr(each, key) == getattr(like, key) for key in keys)
-        and like.share / evidence.SAME_SHARE <= each.share <= like.share * evidence.SAME_SHARE
+        if all(getattr(each, key) == getattr(like, key) for key in keys) and low <= each.share <= high
     ]
+    by_data_set: dict[tuple[int, str], Finding] = {}
+    for each in sorted(alike, key=lambda each: (abs(math.log(each.share / like.share)), -each.seeds)):
+        by_data_set.setdefault((each.corpus, each.task), each)
+    return list(by_data_set.values())
 
 
 def candidates(study: Study, task: Task, found: Sequence[Finding], flops: float) -> list[Candidate]:
@@ -124,7 +133,7 @@ def candidates(study: Study, task: Task, found: Sequence[Finding], flops: float)
             init=arm.strategy.weights,
             objective=arm.strategy.objective,
             corpus=len(run.dataset),
-            strategy=arm.name,
+            strategy=_built_in(settings, arm.name),
             share=share,
             where=where,
             metric="",
@@ -145,6 +154,14 @@ def candidates(study: Study, task: Task, found: Sequence[Finding], flops: float)
             )
         )
     return listed
+
+
+def _built_in(settings: StudySettings, name: str) -> str:
+    """Return the built-in strategy whose evidence a strategy of the study has."""
+    spec = settings.custom_strategies.get(name)
+    if spec is None:
+        return name
+    return built_in_like(name, spec.like, spec.cut_after, [each.trainable for each in spec.phases])
 
 
 def _schedule(study: Study, arm: Arm, run: TrainingRun) -> str:

@@ -16,6 +16,7 @@ from dapt_jax.metrics import METRICS, lower_is_better
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
 from dapt_jax.statistics import Estimate, Interval, Summary, random_effects
+from dapt_jax.study.strategies import built_in_like
 
 FILE = Path(__file__).with_name("evidence.csv")
 OUTSIDE, INSIDE = "outside", "inside"
@@ -35,7 +36,7 @@ class Finding:
         init: Source weights.
         objective: What adaptation minimised.
         corpus: Images of the corpus.
-        strategy: Strategy, without the share of a compute budget.
+        strategy: Built-in strategy that it is or resembles by what it trains (`built_in_like`).
         share: FLOPs of its adaptation as a share of those of full DAPT.
         where: `OUTSIDE` for the external set, `INSIDE` for images like those of training.
         metric: Primary metric.
@@ -107,7 +108,7 @@ def findings(records: Records, study: str) -> list[Finding]:
                         kind=kind,
                         **{**shared, "objective": spec.get("objective") or shared["objective"]},
                         corpus=_corpus_images(records),
-                        strategy=_base(name, spec),
+                        strategy=_strategy(name, spec),
                         share=round(flops[name] / flops["full"], 4),
                         where=where,
                         metric=metric,
@@ -119,10 +120,12 @@ def findings(records: Records, study: str) -> list[Finding]:
     return found
 
 
-def _base(name: str, spec: dict[str, Any]) -> str:
-    """Return a strategy's name without the share of its compute budget, as in `partial_10`."""
-    stem, _, share = name.rpartition("_")
-    return stem if spec.get("compute_budget") and stem and share.isdecimal() else name
+def _strategy(name: str, spec: dict[str, Any]) -> str:
+    """Return what a strategy trains, by the name of a built-in one; else its own without a compute budget's share."""
+    trained = [phase["trainable"] for phase in spec.get("phases", ())]
+    found = built_in_like(name, spec.get("like", ""), spec.get("cut_after", ""), trained)
+    stem, _, share = found.rpartition("_")
+    return stem if spec.get("compute_budget") and stem and share.isdecimal() else found
 
 
 def _adaptation_flops(records: Records, name: str) -> int:

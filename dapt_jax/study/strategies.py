@@ -5,7 +5,7 @@ A built-in strategy is one function below `@strategy(NAME, DESCRIPTION)`; `listi
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.models.classifier import HEAD
@@ -364,6 +364,42 @@ def switching(name: str, encoder: Encoder, adapt: AdaptSettings) -> Phases:
 
 _OF_SEVERAL = ("none", "hybrid", "gradual")
 """Strategies of no phase or of several."""
+
+_OF_KINDS = {frozenset({""}): "partial", frozenset({LORA}): "lora", frozenset({"norm"}): "norm_tuning",
+             frozenset({"bias"}): "bitfit", frozenset({ROWS}): "apla", frozenset({"", LORA}): "explora",
+             frozenset({"attention"}): "attention_output"}  # fmt: skip
+"""Built-in strategy of a phase by what its patterns pick in layer groups, the head aside; "" for all of a group."""
+
+
+def built_in_like(name: str, like: str, cut_after: str, trained: Sequence[Sequence[str]]) -> str:
+    """Return the built-in strategy that a custom one resembles by what its phases train, whatever its name.
+
+    Args:
+        name: Its name, returned where no built-in strategy resembles it, or nothing is trained.
+        like: Built-in strategy that it copies; empty for phases of its own.
+        cut_after: Last layer group that remains; empty for all.
+        trained: Patterns of each phase, in order. Phases of the head alone do not count.
+
+    Example:
+        >>> built_in_like("ours", "", "", [("head",), ("stage7", "head"), ("*",)])
+        'hybrid'
+    """
+    if like:
+        return like
+    bodies = []
+    for patterns in trained:
+        own = [each for each in patterns if each.partition("/")[0] != HEAD]
+        picked = frozenset(each.partition(":")[2] or "attention" * ("/attention/" in each) for each in own)
+        if own:
+            bodies.append("full" if "*" in own else _OF_KINDS.get(picked, ""))
+    if not all(bodies) or not bodies:
+        return name
+    if cut_after:
+        return "simplified" if set(bodies) <= {"partial", "full"} else name
+    if len(bodies) > 2 and set(bodies) <= {"partial", "full"}:
+        return "full" if "partial" not in bodies else "gradual"
+    different = list(dict.fromkeys(bodies))
+    return "hybrid" if different == ["partial", "full"] else SWITCH.join(different)
 
 
 def few_parameters(encoder: Encoder, adapt: AdaptSettings, name: str, kind: str) -> Phase:
