@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import common, evidence
+from benchmarks import common, evidence, paper_arms
 from dapt_jax.errors import UserError
 from dapt_jax.records import arrays, predictions
 from dapt_jax.records.ledger import Ledger, Row
@@ -156,3 +156,20 @@ def test_a_page_without_marks_is_refused_in_one_line(tmp_path, capsys):
     assert "page.md: no lines <!-- begin" in capsys.readouterr().err
     with pytest.raises(UserError, match="expected both"):
         common.between_marks(evidence.BEGIN, evidence.BEGIN, "new", tmp_path)
+
+
+def test_the_papers_arms_stand_beside_its_table_as_their_records_say(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"{paper_arms.BEGIN}\n{common.END}\n")
+    assert paper_arms.main([f"--page={page}"]) == 0
+    table = page.read_text().partition(common.END)[0]
+    assert table in paper_arms.PAGE.read_text(), "run python -m benchmarks.paper_arms"
+    # One of the 21 pairs of arms is in the other order: (20 - 1) / 21.
+    assert "| `f1b` | 0.872 | 0.822 | 0.812 | 0.688 |" in table
+    assert "+0.90 on other patients" in table
+    study(tmp_path / "another")
+    assert paper_arms.main([f"--page={page}", f"--records={tmp_path / 'another'}"]) == 2
+    assert (
+        "full has no AUC of tumour; expected the records of configs/evidence/mehmood2022.py"
+        in capsys.readouterr().err
+    )
