@@ -9,6 +9,7 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import UserError, nearest, redact
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Tree
+from dapt_jax.objectives import LABEL_FREE
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import few_samples
 from dapt_jax.study.cut_short import cut
@@ -132,12 +133,25 @@ class Study:
             where: Name of the setting that asks, for the error line.
 
         Raises:
-            UserError: The study has no corpus.
+            UserError: The study has no corpus, or full DAPT would learn from labels that no strategy reads.
         """
         if "" not in self.corpora:
             raise UserError(f"{where} is a share of full DAPT's FLOPs; expected config.corpus, or none of it")
-        settings = self.settings
-        return self.run_of(Arm(resolve("full", settings.model.encoder(), settings), seed)).flops()
+        if not self.has_full_flops(seed):
+            raise UserError(
+                f"{where} is a share of full DAPT's FLOPs, which would learn from labels (adapt.objective), but no "
+                f"strategy reads labels: expected adapt.objective of {', '.join(LABEL_FREE)}, or strategy 'full'"
+            )
+        return self.run_of(self._full(seed)).flops()
+
+    def has_full_flops(self, seed: int) -> bool:
+        """Return whether full DAPT on the study's corpus could run: it has a corpus, and labels where it needs them."""
+        if (corpus := self.corpora.get("")) is None:
+            return False
+        return self._full(seed).strategy.is_label_free or corpus.is_labelled
+
+    def _full(self, seed: int) -> Arm:
+        return Arm(resolve("full", self.settings.model.encoder(), self.settings), seed)
 
     def load_weights(self, arm: Arm, classifier: Classifier) -> tuple[Tree, Tree, MergeReport]:
         """Return an arm's source weights for a classifier, and their report: see `locate.load`.

@@ -300,7 +300,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
         return
     totals = {arm.name: adaptation_flops(study, arm) for arm in arms}
     full = totals.get("full", 0)
-    if not full and "" in study.corpora:
+    if not full and study.has_full_flops(settings.seeds[0]):
         full = study.full_flops(settings.seeds[0])
     overview = Table(
         title=f"{settings.title or settings.name}: one seed of each strategy"
