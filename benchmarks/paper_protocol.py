@@ -42,7 +42,8 @@ def strategy(model: str, arm: str, divide: int) -> Any:
     """
     from dapt_jax.models import registry
     from dapt_jax.models.classifier import HEAD
-    from dapt_jax.study.strategies import Strategy, last_groups
+    from dapt_jax.study.built_in_strategies import last_groups
+    from dapt_jax.study.strategies import Strategy
     from dapt_jax.training.phases import Phase
 
     encoder = registry.build(model)

@@ -19,7 +19,7 @@ from dapt_jax.objectives import SelfDistillation
 from dapt_jax.objectives.base import cosine, dense, dense_parameters
 from dapt_jax.parameters import Kind
 from dapt_jax.settings import flags
-from dapt_jax.study import plan, prepare, strategies
+from dapt_jax.study import built_in_strategies, plan, prepare
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights import export, tables
 from dapt_jax.weights.paths import flatten
@@ -75,13 +75,13 @@ def family(tmp_path, monkeypatch):
 
 @pytest.fixture
 def biases_only():
-    @strategies.strategy("biases_only", "The biases and the head (arXiv 2106.10199).")
+    @built_in_strategies.strategy("biases_only", "The biases and the head (arXiv 2106.10199).")
     def phases(encoder, adapt):
         last = Phase("biases", adapt.epochs, ("*/bias", HEAD), adapt.lr, adapt.batch_norm, adapt.layer_norm)
-        return (*strategies.head_first(adapt), last)
+        return (*built_in_strategies.head_first(adapt), last)
 
     yield
-    del strategies.STRATEGIES["biases_only"]
+    del built_in_strategies.STRATEGIES["biases_only"]
 
 
 def test_every_file_of_the_folder_is_a_family_that_is_known():
@@ -134,14 +134,14 @@ def test_a_new_family_and_a_new_strategy_run_from_end_to_end(family, biases_only
 
 
 def test_a_strategy_is_listed_with_what_it_trains(biases_only):
-    table = strategies.listing().splitlines()
+    table = built_in_strategies.listing().splitlines()
     assert "| `biases_only` | The biases and the head (arXiv 2106.10199). |" in table
-    assert len(table) == 2 + len(strategies.STRATEGIES)
+    assert len(table) == 2 + len(built_in_strategies.STRATEGIES)
 
 
 def test_a_name_is_registered_once(biases_only):
     with pytest.raises(ValueError, match="a strategy 'biases_only' is registered already"):
-        strategies.strategy("biases_only", "Again.")(lambda encoder, adapt: ())
+        built_in_strategies.strategy("biases_only", "Again.")(lambda encoder, adapt: ())
     with pytest.raises(ValueError, match="a model 'resnet18' is registered already"):
         registry.register_model("resnet18")(lambda options: registry.build("resnet34"))
 

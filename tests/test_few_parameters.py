@@ -19,7 +19,7 @@ from dapt_jax.models.row_changes import RowSettings
 from dapt_jax.parameters import Kind
 from dapt_jax.settings import StrategySpec, StudySettings
 from dapt_jax.settings.training import AdaptSettings
-from dapt_jax.study import plan, strategies
+from dapt_jax.study import built_in_strategies, plan, strategies
 from dapt_jax.training import accounting, freezing, loop, patterns
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.phases import Phase
@@ -111,7 +111,7 @@ def test_affine_batch_norm_trains_scale_and_bias_and_keeps_statistics():
 def test_a_step_of_few_parameters_costs_what_the_arithmetic_says(name, number, least, most):
     adapt = AdaptSettings(head_epochs=0, peft_groups=number)
     encoder = registry.build("vit_small")
-    (phase,) = strategies.STRATEGIES[name].phases(encoder, adapt)
+    (phase,) = built_in_strategies.STRATEGIES[name].phases(encoder, adapt)
     full = Phase("full", 1, ("*",), 1e-4)
     cost = {}
     for each in (phase, full):
@@ -131,9 +131,9 @@ def test_a_strategy_that_the_encoder_has_no_leaves_for_names_those_that_it_has()
     ):
         adapt = AdaptSettings(partial_groups=len(lite.groups))
         with pytest.raises(UserError, match=line):
-            strategies.STRATEGIES[name].phases(lite, adapt)
+            built_in_strategies.STRATEGIES[name].phases(lite, adapt)
     with pytest.raises(UserError, match=r"adapt.peft_groups is 99; efficientnet_lite0 has 1 to 18"):
-        strategies.STRATEGIES["lora"].phases(lite, AdaptSettings(peft_groups=99))
+        built_in_strategies.STRATEGIES["lora"].phases(lite, AdaptSettings(peft_groups=99))
 
 
 def test_the_plan_says_that_few_parameters_below_the_cache_cost_the_backward_pass():

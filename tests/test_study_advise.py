@@ -11,7 +11,7 @@ from dapt_jax.records.ledger import Row
 from dapt_jax.records.study_records import Records
 from dapt_jax.settings import default, resolve
 from dapt_jax.statistics import Interval
-from dapt_jax.study import advise, evidence, prepare, strategies
+from dapt_jax.study import advise, built_in_strategies, evidence, prepare
 from dapt_jax.study.advise import Candidate
 from tests.configs import tiny_study
 
@@ -99,7 +99,7 @@ BODY = ("stage7", "top", "head")
     ],
 )
 def test_a_custom_strategy_is_told_by_what_it_trains_not_by_its_name(trained, cut_after, expected):
-    assert strategies.built_in_like("full_10", "", cut_after, trained) == expected
+    assert built_in_strategies.built_in_like("full_10", "", cut_after, trained) == expected
 
 
 def test_one_study_is_pooled_by_its_seeds_and_several_by_random_effects():

@@ -13,9 +13,9 @@ from dapt_jax.settings import StudySettings
 from dapt_jax.statistics import Interval
 from dapt_jax.study import evidence, plan, speed
 from dapt_jax.study.arms import Arm, Study
+from dapt_jax.study.built_in_strategies import built_in_like
 from dapt_jax.study.cut_short import cut
 from dapt_jax.study.evidence import INSIDE, OUTSIDE, Finding
-from dapt_jax.study.strategies import built_in_like
 from dapt_jax.study.tasks import Task
 from dapt_jax.training.run import TrainingRun
 

@@ -16,7 +16,7 @@ from dapt_jax.metrics import METRICS, lower_is_better
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
 from dapt_jax.statistics import Estimate, Interval, Summary, random_effects
-from dapt_jax.study.strategies import built_in_like
+from dapt_jax.study.built_in_strategies import built_in_like
 
 FILE = Path(__file__).with_name("evidence.csv")
 OUTSIDE, INSIDE = "outside", "inside"
