@@ -51,10 +51,13 @@ BEGIN, END = "<!-- begin: python -m benchmarks.evidence -->", common.END
 EARLIER = ("brain_mri", "brain_mri_segmentation", "wbc", "wbc_segmentation")
 """Folders of docs with records of earlier studies, evidence of `mode=advise` too."""
 
-KEPT, HELD_OUT = ("predictions", "case_scores"), ("external", "test")
-"""Folders of a workdir with what patients add, and splits that scores are claimed on."""
-NAMES = ("image", "source")
-"""Arrays of these folders that no figure needs."""
+HELD_OUT = ("external", "test")
+"""Splits that scores are claimed on."""
+UNUSED = {predictions.FOLDER: ("image", "source"), case_scores.FOLDER: ()}
+"""Arrays that no figure needs, by folder."""
+
+MOST_LEVELS = 1024
+"""Numbers from 0 to 1 at equal distances that float16 tells apart."""
 
 UNREAD = ("hardware_flops", "peak_bytes", "total_params")
 """Fields of a ledger that no figure needs."""
@@ -161,7 +164,9 @@ class Panel:
             path = case_scores.path_of(self.folder, strategy, seed, self.task, self.split, protocol)
             return case_scores.read(path) if path.is_file() else None
         path = predictions.path_of(self.folder, strategy, seed, self.task, self.split)
-        return predictions.read(path, protocol) if metric == "auc" and path.is_file() else None
+        if metric != "auc" or not path.is_file():
+            return None
+        return predictions.read(path, protocol) or predictions.read(path, protocol, predictions.ORDER)
 
 
 def _are_same(first: Predictions | CaseScores, second: Predictions | CaseScores) -> bool:
@@ -331,7 +336,8 @@ def publish(workdir: Path, folder: Path) -> None:
     """Copy of a study's records what the page and the summary read.
 
     These are the results of each task's primary metric, costs, and predictions or scores of
-    cases of held-out sets without the images' names: the same figures to the last digit.
+    cases of held-out sets with numbers in the place of names: the same figures to the last digit. Of predictions only
+    AUC is shown, to which their order alone matters, so that they are replaced by it (`ordered`).
 
     Args:
         workdir: Workdir of the study, finished or not.
@@ -353,14 +359,40 @@ def publish(workdir: Path, folder: Path) -> None:
     results = [row for row in _rows(workdir / "results.jsonl") if row["metric"] == shown.get(row["task"])]
     _write(folder / "results.jsonl", results)
     _write(folder / "ledger.jsonl", [_as_read(row) for row in _rows(workdir / "ledger.jsonl")])
-    for source in sorted(path for kind in KEPT for path in (workdir / kind).rglob("*.npz")):
-        if any(f"-{split}" in source.name for split in HELD_OUT):
-            target = folder / source.relative_to(workdir)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            found = arrays.read(source)
-            is_seen = {name: name.startswith("seen/") and found[name].all() for name in found}
-            told = {name: found[name] for name in found if name not in NAMES and not is_seen[name]}
-            arrays.write(target, told)
+    for kind, unused in UNUSED.items():
+        for source in sorted((workdir / kind).rglob("*.npz")):
+            if any(f"-{split}" in source.name for split in HELD_OUT):
+                target = folder / source.relative_to(workdir)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                arrays.write(target, _told(arrays.read(source), unused))
+
+
+def _told(found: dict[str, np.ndarray], unused: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return arrays of predictions or scores of cases without what no figure needs, and without names."""
+    told = {}
+    for name, array in found.items():
+        kind, _, protocol = name.partition("/")
+        if name in unused or (kind == "seen" and array.all()):
+            continue
+        if name in ("group", "image"):
+            told[name] = np.unique(array, return_inverse=True)[1].astype(np.int16)
+        elif kind == predictions.PROBABILITY and (order := ordered(array)) is not None:
+            told[f"{predictions.ORDER}/{protocol}"] = order
+        else:
+            told[name] = array
+    return told
+
+
+def ordered(probabilities: np.ndarray) -> np.ndarray | None:
+    """Return numbers from 0 to 1 in the order of the probabilities of each class, float16 [n, classes].
+
+    They take half of the room of float32. None where a class has more than `MOST_LEVELS` different probabilities, which
+    float16 would not tell apart.
+    """
+    levels = [np.unique(column, return_inverse=True) for column in probabilities.T]
+    if any(len(values) > MOST_LEVELS for values, _ in levels):
+        return None
+    return np.stack([(place / len(values)).astype(np.float16) for values, place in levels], -1)
 
 
 def _as_read(row: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import common, evidence, paper_arms
 from dapt_jax.errors import UserError
-from dapt_jax.records import arrays, predictions
+from dapt_jax.records import arrays, case_scores, predictions
 from dapt_jax.records.ledger import Ledger, Row
 from dapt_jax.runtime import atomic_files
 
@@ -138,8 +138,43 @@ def test_what_is_published_of_a_study_draws_the_same_page(tmp_path):
     assert evidence.main([f"--publish={folder}", f"--records={tmp_path / 'published'}"]) == 0
     published = tmp_path / "published" / "mine"
     assert evidence.page(evidence.panels(published.parent)) == evidence.page(evidence.panels(folder.parent))
+    kept = predictions.path_of(published, "full", 0, "t", "external")
+    assert (
+        predictions.read(kept, "linear") is None
+    )  # what a report computes of probabilities is not computed of their order
     assert "someone" not in "".join(path.read_text() for path in published.glob("*.json*"))
     assert {path.name for path in published.rglob("*.npz")} == {"t-external.npz"}
+
+
+def test_published_scores_of_masks_are_those_of_the_same_images(tmp_path):
+    folder, names = study(tmp_path / "records" / "mine"), np.array([f"{n}.png" for n in range(9, -1, -1)])
+    for seed in (0, 1):
+        dice = np.random.default_rng(seed).random((10, 2), np.float32)
+        scores = case_scores.CaseScores(dice, names.astype(object), names)
+        case_scores.write(case_scores.path_of(folder, "full", seed, "m", "external", "frozen"), scores)
+    assert evidence.main([f"--publish={folder}", f"--records={tmp_path / 'published'}"]) == 0
+    kept = [
+        case_scores.read(case_scores.path_of(each, "full", seed, "m", "external", "frozen"))
+        for each in (folder, tmp_path / "published" / "mine")
+        for seed in (0, 1)
+    ]
+    assert np.array_equal(kept[1].dice, kept[3].dice)
+    assert kept[2].same_images(kept[3])
+    assert np.array_equal(np.argsort(kept[2].groups), np.argsort(kept[0].groups))
+
+
+def test_published_probabilities_keep_order_and_ties():
+    n = evidence.MOST_LEVELS + 1
+    drawn = np.random.default_rng(0).random((n, 2), np.float32) ** 9
+    drawn[: n // 4] = drawn[n // 4 : 2 * (n // 4)]
+    assert evidence.ordered(np.linspace(0, 1, n)[:, None]) is None
+    kept = evidence.ordered(drawn)
+    assert kept.min() >= 0
+    assert kept.max() <= 1
+    for before, after in zip(drawn.T, kept.T, strict=True):
+        assert np.array_equal(
+            np.unique(before, return_inverse=True)[1], np.unique(after, return_inverse=True)[1]
+        )
 
 
 def test_a_study_is_not_published_onto_itself(tmp_path, capsys):

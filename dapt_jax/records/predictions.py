@@ -24,6 +24,9 @@ from dapt_jax.statistics import Aggregation, Units, auc
 FOLDER = "predictions"
 """Name of the folder in a workdir."""
 
+PROBABILITY, ORDER = "probability", "order"
+"""First part of the names of arrays: of probabilities, and of numbers from 0 to 1 in their order, class by class."""
+
 
 def path_of(workdir: Path, strategy: str, seed: object, task: str, split: str) -> Path:
     """Return the path of the predictions of an arm on a split of a task."""
@@ -113,12 +116,13 @@ class Predictions:
         )
 
 
-def read(path: Path, protocol: str) -> Predictions | None:
+def read(path: Path, protocol: str, kind: str = PROBABILITY) -> Predictions | None:
     """Read one file; None where it lacks the protocol.
 
     Args:
         path: The file.
         protocol: The protocol; of units by `statistics.Aggregation.protocol`, which this function aggregates.
+        kind: What is read as probabilities: `PROBABILITY`, or `ORDER`, which is enough for AUC and for nothing else.
 
     Raises:
         UserError: The file cannot be read, lacks an array, or its arrays are inconsistent.
@@ -129,21 +133,19 @@ def read(path: Path, protocol: str) -> Predictions | None:
         return None
     for name in ("label", "group"):
         if name not in file:
-            raise UserError(f"{path}: no array {name!r}; expected label, group and probability/<protocol>")
-    if f"probability/{protocol}" not in file:
+            raise UserError(f"{path}: no array {name!r}; expected label, group and {PROBABILITY}/<protocol>")
+    if f"{kind}/{protocol}" not in file:
         return None
-    labels, groups, probabilities = file["label"], file["group"], file[f"probability/{protocol}"]
+    labels, groups, probabilities = file["label"], file["group"], file[f"{kind}/{protocol}"]
     n = len(groups) if groups.ndim == 1 and groups.dtype.kind in "USiu" else -1
     if probabilities.ndim != 2 or len(probabilities) != n or labels.shape not in ((n,), probabilities.shape):
         raise UserError(
-            f"{path}: label is {labels.shape}, group {groups.shape}, probability/{protocol} "
+            f"{path}: label is {labels.shape}, group {groups.shape}, {kind}/{protocol} "
             f"{probabilities.shape}; "
             "expected one row for each image in all"
         )
     if probabilities.dtype.kind != "f" or not ((probabilities >= 0) & (probabilities <= 1.0001)).all():
-        raise UserError(
-            f"{path}: probability/{protocol} holds values that are no probabilities; expected 0 to 1"
-        )
+        raise UserError(f"{path}: {kind}/{protocol} holds values that are no probabilities; expected 0 to 1")
     classes, numbers = probabilities.shape[1], labels if labels.ndim == 1 else None
     if numbers is not None:
         if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
