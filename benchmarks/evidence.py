@@ -272,7 +272,7 @@ def figure(panel: Panel) -> Figure:
 
 
 def over_data_sets(found: Sequence[Panel]) -> list[str]:
-    """Return the random-effects summary of every arm that two data sets share, first split of each task.
+    """Return the random-effects summary of every arm that two data sets share, first split of each task, by metric.
 
     Of studies with the same images in a task, the first is taken.
     """
@@ -280,33 +280,35 @@ def over_data_sets(found: Sequence[Panel]) -> list[str]:
     for panel in found:
         images = panel.records.config.get("tasks", {}).get(panel.task, panel.name)
         first.setdefault(json.dumps([panel.task, images], sort_keys=True), panel)
-    by_arm: dict[str, list[Estimate]] = {}
+    by_metric: dict[str, dict[str, list[Estimate]]] = {}
     for panel in first.values():
         best = panel.best_full()
+        metric = panel.records.display_name(panel.task, panel.records.metric(panel.task))
         for name in panel.arms:
             estimate = panel.compare(name, best)[0] if best and name != best else None
             if estimate is not None and estimate.error:
-                by_arm.setdefault(name, []).append(estimate)
+                by_metric.setdefault(metric, {}).setdefault(name, []).append(estimate)
     lines = []
-    for name, each in by_arm.items():
-        if len(each) > 1:
+    for metric, by_arm in by_metric.items():
+        shared = {name: each for name, each in by_arm.items() if len(each) > 1}
+        if not shared:
+            continue
+        lines += [
+            f"### Over the data sets, {metric}",
+            "",
+            "Random effects (Paule and Mandel; Hartung and Knapp).",
+            "",
+            "| arm | data sets | minus best full, 95% | p | tau |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
+        for name, each in shared.items():
             summary = random_effects([one.mean for one in each], [one.error or 0.0 for one in each])
             tau = number(summary.tau)
             lines.append(
                 f"| `{name}` | {len(each)} | {_signed(summary.effect)} | {p_value(summary.p)} | {tau} |"
             )
-    if not lines:
-        return []
-    head = ["| arm | tasks | minus best full, 95% | p | tau |", "| --- | ---: | ---: | ---: | ---: |"]
-    return [
-        "### Over the data sets",
-        "",
-        "Random effects (Paule and Mandel; Hartung and Knapp).",
-        "",
-        *head,
-        *lines,
-        "",
-    ]
+        lines.append("")
+    return lines
 
 
 def page(found: Sequence[Panel]) -> str:

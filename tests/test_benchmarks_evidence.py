@@ -15,13 +15,13 @@ LEVELS = {"none": 0.70, "full": 0.90, "full_10": 0.80, "partial_10": 0.895, "ful
 COSTS = {"none": 0, "full": 1000, "full_10": 100, "partial_10": 90, "full_30": 300}
 
 
-def study(folder, levels=LEVELS, seeds=4, images=""):
+def study(folder, levels=LEVELS, seeds=4, images="", metric="auc"):
     """Write the records of a study whose scores differ by level, with luck that strategies share by seed."""
     folder.mkdir(parents=True)
     config = {
         "strategies": list(LEVELS),
         "seeds": list(range(seeds)),
-        "report": {"metric": "auc", "margin": 0.01},
+        "report": {"metric": metric, "margin": 0.01},
         "tasks": {"t": {"external": images or folder.name}},
     }
     (folder / "config.json").write_text(json.dumps(config))
@@ -31,7 +31,7 @@ def study(folder, levels=LEVELS, seeds=4, images=""):
             for split, shift in (("development", 0.0), ("external", -0.1)):
                 key = {"strategy": name, "seed": seed, "task": "t", "split": split, "protocol": "linear"}
                 luck = 0.01 * seed + 0.001 * ((seed * 7 + place * 3) % 4)
-                rows.append({**key, "metric": "auc", "value": level + shift + luck, "n": 60})
+                rows.append({**key, "metric": metric, "value": level + shift + luck, "n": 60})
             ledger.put(Row(name, seed, "dapt", "p", model_flops=COSTS[name] * 10**9, wall_s=COSTS[name] / 10))
             ledger.put(
                 Row(name, seed, "transfer", "t/linear", model_flops=10**9, wall_s=1.0, energy_kwh=1e-5)
@@ -85,6 +85,13 @@ def test_a_data_set_counts_once_over_the_data_sets(tmp_path):
     study(folder / "c")
     lines = evidence.over_data_sets(evidence.panels(folder))
     assert [line.split("|")[1:3] for line in lines if "partial_10" in line] == [[" `partial_10` ", " 2 "]]
+    study(folder / "d", metric="dice")  # no difference in AUC
+    assert evidence.over_data_sets(evidence.panels(folder)) == lines
+    study(folder / "e", metric="dice")
+    both = evidence.over_data_sets(evidence.panels(folder))
+    assert [line for line in both if line.startswith("#")] == [
+        f"### Over the data sets, {m}" for m in ("AUC", "Dice")
+    ]
 
 
 def test_patients_count_where_predictions_are_kept_and_widen_the_interval(tmp_path):
