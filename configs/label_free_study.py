@@ -101,6 +101,7 @@ def get_config(argument="blood,cached"):
     if arms == "cached":
         config.corpora.elsewhere = CORPORA[ELSEWHERE[images][0]]
     config.adapt.batch_size = 64
+    config.adapt.view_seed = 0  # the teacher sees every view once, whatever the number of seeds
     config.adapt.optimizer.name = "adamw"
     config.adapt.optimizer.weight_decay = 1e-4
     config.adapt.augment.flip = "horizontal" if images == "chest" else "dihedral"

@@ -213,6 +213,26 @@ def test_another_arm_reuses_the_targets_of_a_teacher_and_says_so():
     assert second.model_flops + second.reused_flops == first.model_flops
 
 
+@pytest.mark.parametrize("name", ["distil", pytest.param("two_views", marks=pytest.mark.long)])
+def test_seeds_with_views_of_one_seed_share_what_is_cached_of_them(name):
+    cache = ActivationCache()
+    (_, (first,)), (cached, (second,)) = (
+        train(run_of(name, seed=seed, view_seed=7), cache=cache) for seed in (0, 1)
+    )
+    assert first.reused_flops == 0 < second.reused_flops
+    assert second.model_flops + second.reused_flops == first.model_flops
+    plain, (uncached,) = train(run_of(name, cache="off", seed=1, view_seed=7))
+    np.testing.assert_allclose(curve([second]), curve([uncached]), rtol=1e-6)
+    assert relative_difference(plain, cached) < 1e-5
+    own, _ = train(run_of(name, cache="off", seed=1))
+    assert relative_difference(own, plain) > 1e-4  # the views are others
+    new_views = (Phase("partial", 2, ("stage3", "head"), 1e-3),)
+    apart, same = (
+        train(run_of(name, cache="off", phases=new_views, seed=1, view_seed=each))[0] for each in (7, -1)
+    )
+    assert relative_difference(apart, same) == 0  # of fixed views alone
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["reconstruct", "distil", "two_views", "mae"])
 def test_a_run_killed_at_any_entry_of_the_ledger_resumes_to_the_bit(name, tmp_path):

@@ -96,6 +96,12 @@ class AdaptSettings(ClassifierTrainSettings):
     num_fixed_views: int = setting(
         0, at_least=0, doc="Fixed augmented views per image; 0: new ones each epoch."
     )
+    view_seed: int = setting(
+        -1,
+        at_least=-1,
+        doc="Seed of fixed views, so that what is cached of them is computed once for all seeds of the study; -1: "
+        "each seed has its own views.",
+    )
     objective: str = setting(
         SUPERVISED,
         choices=OBJECTIVES,

@@ -98,6 +98,7 @@ class RunOptions(TypedDict):
     batch_size: int
     grad_accum_steps: int
     batch_norm_groups: int
+    view_seed: int
 
 
 def run_options(settings: StudySettings, train: TrainSettings) -> RunOptions:
@@ -116,6 +117,7 @@ def run_options(settings: StudySettings, train: TrainSettings) -> RunOptions:
         batch_size=train.batch_size,
         grad_accum_steps=train.grad_accum_steps,
         batch_norm_groups=jax.device_count() if settings.model.batch_norm_statistics == "per_device" else 1,
+        view_seed=train.view_seed if isinstance(train, AdaptSettings) else -1,
     )
 
 

@@ -33,7 +33,7 @@ def reader(
         if targets is not None:
             found["label"] = host(targets.rows(own if not targets.views else own % targets.views, rows))
         if activations is None:
-            augment, seed = program.augment, program.seed
+            augment, seed = program.augment, program.view_seed
             found["image"] = file_crops.batch(images, augment, rows, seed, own)
             if program.is_paired:
                 found["other_image"] = file_crops.batch(images, augment, found["other"], seed, compared)
@@ -88,12 +88,18 @@ def rng_context(program: PhaseProgram, epoch: int) -> dict[str, Any]:
     pair = {"other_view": np.int32(other)} if program.is_paired else {}
     total = {"total_steps": np.int32(program.total_steps)} if program.self_distillation else {}
     return {
-        "seed": np.uint32(program.seed),
+        **seeds(program),
         "view": np.int32(view),
         **pair,
         **total,
         "epoch": np.int32(epoch),
     }
+
+
+def seeds(program: PhaseProgram) -> dict[str, Any]:
+    """Return the seed of a program, and that of its views where it is another."""
+    own = {"seed": np.uint32(program.seed)}
+    return own if program.view_seed == program.seed else {**own, "view_seed": np.uint32(program.view_seed)}
 
 
 def host(tree: Any) -> Any:

@@ -211,8 +211,8 @@ class LabelFreeEvaluator:
         rows: np.ndarray,
     ) -> Any:
         """Return activations of this process's rows in one view, from images."""
-        rng = {"seed": np.uint32(self._program.seed), "view": np.int32(view)}
-        cut = file_crops.batch(self._images, augment, rows, self._program.seed, view)
+        rng = {"seed": np.uint32(self._program.view_seed), "view": np.int32(view)}
+        cut = file_crops.batch(self._images, augment, rows, self._program.view_seed, view)
         images, index = sharding.shard_batch((cut, rows), self._mesh)
         return forward_fn(model, boundary, augment)(*weights, images, rng, index)
 

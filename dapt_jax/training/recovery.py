@@ -137,7 +137,7 @@ def save_batch(folder: Path, run: TrainingRun, number: int, found: NonFiniteStep
     np.savez_compressed(
         path,
         images=file_crops.batch(
-            run.images_of(program), program.augment, rows, program.seed, program.view(epoch)
+            run.images_of(program), program.augment, rows, program.view_seed, program.view(epoch)
         ),
         labels=run.dataset.targets[rows],
         weights=weights,

@@ -125,6 +125,7 @@ class TrainingRun(Generic[ModelT]):
         batch_norm_groups: Number of equal groups of examples with separate batch statistics in trained batch
             norm; 1 for statistics over all examples.
         seed: Seed of data order, augmentation and new weights.
+        view_seed: Seed of the augmentation of fixed views instead; negative for `seed`.
         tag: Names of the run.
         teacher_weights: Function that returns parameters and batch-norm statistics of the teacher of a
             label-free objective; None where that is the network itself before training, or there is none.
@@ -144,6 +145,7 @@ class TrainingRun(Generic[ModelT]):
     grad_accum_steps: int = 1
     batch_norm_groups: int = 1
     seed: int = 0
+    view_seed: int = -1
     tag: RunTag = dataclasses.field(default_factory=RunTag)
     teacher_weights: Callable[[], tuple[Tree, Tree]] | None = None
 
@@ -297,6 +299,7 @@ class TrainingRun(Generic[ModelT]):
             augment=self.augment,
             mix=self.mix,
             seed=self.seed,
+            fixed_view_seed=self.view_seed,
             steps_per_epoch=self.steps_per_epoch,
             grad_accum_steps=self.grad_accum_steps,
             batch_norm_groups=self.batch_norm_groups,

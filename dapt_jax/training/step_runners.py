@@ -366,7 +366,7 @@ class FusedEpochs:
         unused = [(0, self._size - count), (0, self._padded_steps - steps)]
         padded = {name: np.pad(values, [*unused, (0, 0)][: values.ndim]) for name, values in work.items()}
         counts = {"epochs": np.int32(count), "steps": np.int32(steps), "first": np.int32(first)}
-        return sharding.shard_batch({**padded, **counts, "seed": np.uint32(program.seed)}, self._mesh, axis=2)
+        return sharding.shard_batch({**padded, **counts, **image_batches.seeds(program)}, self._mesh, axis=2)
 
     def data_position(self) -> dict[str, Any]:
         """Return an empty dict: the step determines the position."""

@@ -29,9 +29,9 @@ State = dict[str, Any]
 sums of `loss` and `weight` over the epoch so far; under `SelfDistillation` also what the `objective` keeps."""
 
 RngContext = dict[str, Any]
-"""What random numbers follow from: `seed` of the run, index of the `view` (augmentation) and of the
-`other_view` of a pair, and of the `epoch` (uncertain labels); under `SelfDistillation` also the `total_steps` of
-its schedules."""
+"""What random numbers follow from: `seed` of the run, the `view_seed` of its fixed views where that is another one,
+index of the `view` (augmentation) and of the `other_view` of a pair, and of the `epoch` (uncertain labels); under
+`SelfDistillation` also the `total_steps` of its schedules."""
 
 Mixed = tuple[Array, Array]
 """Of a mixed batch: the row of each image's partner, and each image's own share in the mix."""
@@ -68,6 +68,7 @@ class PhaseProgram:
         batch_size: Images, over all devices, that are computed together, where the cost of an image depends on
             their number; else 1.
         total_steps: Steps of the run, over which schedules of `SelfDistillation` extend.
+        fixed_view_seed: Seed of the augmentation in a phase of fixed views; negative for `seed`.
     """
 
     model: Network
@@ -85,6 +86,12 @@ class PhaseProgram:
     batch_norm_groups: int = 1
     batch_size: int = 1
     total_steps: int = 0
+    fixed_view_seed: int = -1
+
+    @property
+    def view_seed(self) -> int:
+        """Seed of the augmentation."""
+        return self.fixed_view_seed if self.phase.views and self.fixed_view_seed >= 0 else self.seed
 
     @property
     def self_distillation(self) -> SelfDistillation | None:
@@ -158,7 +165,7 @@ class PhaseProgram:
             Activations at the phase's boundary, an array or a pytree of arrays [b, ...]; and the mixing
             partner of each image, None without mixing.
         """
-        images, mixed = self.augment(images, rng["seed"], rng["view"], index), None
+        images, mixed = self.augment(images, _view_seed(rng), rng["view"], index), None
         if not self.mix.is_identity:
             images, partner, own_share = self.mix(images, rng["seed"], state["step"])
             mixed = partner, own_share
@@ -174,7 +181,7 @@ class PhaseProgram:
         if isinstance(self.objective, Objective):
             return in_float32(labels)
         if isinstance(self.objective, SegmentationLoss):
-            return self.augment.masks(labels, rng["seed"], rng["view"], index)
+            return self.augment.masks(labels, _view_seed(rng), rng["view"], index)
         if self.objective.uncertain is None:
             return labels
         keys = example_keys(rng["seed"], rng["epoch"], index)
@@ -408,7 +415,8 @@ class PhaseProgram:
         def epoch(number: Array, carried: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
             carry, sums, logits = carried
             batches = {name: work[name][number] for name in ("index", "weight")}
-            rng = {"seed": work["seed"], "view": work["view"][number], "epoch": work["first"] + number}
+            seeds: RngContext = {name: work[name] for name in ("seed", "view_seed") if name in work}
+            rng = {**seeds, "view": work["view"][number], "epoch": work["first"] + number}
             numbered = jnp.arange(work["lr"].shape[1]), batches, work["lr"][number]
             carry, _ = jax.lax.scan(functools.partial(step, rng), carry, numbered)
             sums = sums.at[number].set(jnp.stack([carry["loss"], carry["weight"]]))
@@ -494,6 +502,11 @@ def _views(model: Network, loss: Loss | Objective, augment: Augment) -> Augment:
     return loss.views(augment, model.encoder) if isinstance(loss, Objective) else augment
 
 
+def _view_seed(rng: RngContext) -> Array:
+    """Return the seed of the augmentation."""
+    return rng["view_seed"] if "view_seed" in rng else rng["seed"]
+
+
 def programs(
     model: Network,
     phases: Sequence[Phase],
@@ -507,6 +520,7 @@ def programs(
     grad_accum_steps: int = 1,
     batch_norm_groups: int = 1,
     batch_size: int = 1,
+    fixed_view_seed: int = -1,
 ) -> tuple[PhaseProgram, ...]:
     """Return the program of each phase of a run; see `TrainingRun` for the arguments.
 
@@ -536,6 +550,7 @@ def programs(
             batch_norm_groups=batch_norm_groups,
             batch_size=counted,
             total_steps=sum(each.epochs for each in phases) * steps_per_epoch,
+            fixed_view_seed=fixed_view_seed,
         )
         for number, (phase, mask, first_epoch) in enumerate(zip(phases, masks, first_epochs, strict=False))
     )

@@ -27,7 +27,7 @@ def teacher_of(program: PhaseProgram) -> Trunk | None:
 
 def target_prefix(program: PhaseProgram, teacher: Trunk) -> Prefix:
     """Return the computation of the targets of a phase, on its own views."""
-    seed = 0 if program.augment.is_fixed else program.seed
+    seed = 0 if program.augment.is_fixed else program.view_seed
     views = 1 if program.augment.is_fixed else max(program.phase.views, 1)
     size = program.phase.image_size
     return Prefix(teacher, len(teacher.encoder.groups), program.augment, seed, views, size)

@@ -41,7 +41,7 @@ class Prefix:
     @classmethod
     def of(cls, program: PhaseProgram, views: int) -> "Prefix":
         """Return the prefix of a phase, with the same views as in the uncached phase."""
-        seed = 0 if program.augment.is_fixed else program.seed
+        seed = 0 if program.augment.is_fixed else program.view_seed
         size = program.phase.image_size
         return cls(_prefix_model(program), program.mask.boundary, program.augment, seed, views, size)
 
