@@ -53,6 +53,9 @@ EARLIER = ("brain_mri", "brain_mri_segmentation", "wbc", "wbc_segmentation")
 
 HELD_OUT = ("external", "test")
 """Splits that scores are claimed on."""
+NAMES = ("group", "image", "unit")
+"""Arrays of names, which numbers replace, the same name by the same number in all files of a study."""
+
 UNUSED = {predictions.FOLDER: ("image", "source"), case_scores.FOLDER: ()}
 """Arrays that no figure needs, by folder."""
 
@@ -339,7 +342,8 @@ def publish(workdir: Path, folder: Path) -> None:
 
     These are the results of each task's primary metric, costs, and predictions or scores of
     cases of held-out sets with numbers in the place of names: the same figures to the last digit. Of predictions only
-    AUC is shown, to which their order alone matters, so that they are replaced by it (`ordered`).
+    AUC is shown, to which their order alone matters, so that they are replaced by it (`ordered`), but where images are
+    aggregated to units.
 
     Args:
         workdir: Workdir of the study, finished or not.
@@ -362,23 +366,37 @@ def publish(workdir: Path, folder: Path) -> None:
     _write(folder / "results.jsonl", results)
     _write(folder / "ledger.jsonl", [_as_read(row) for row in _rows(workdir / "ledger.jsonl")])
     for kind, unused in UNUSED.items():
-        for source in sorted((workdir / kind).rglob("*.npz")):
-            if any(f"-{split}" in source.name for split in HELD_OUT):
-                target = folder / source.relative_to(workdir)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                arrays.write(target, _told(arrays.read(source), unused))
+        files = [
+            path
+            for path in sorted((workdir / kind).rglob("*.npz"))
+            if any(f"-{split}" in path.name for split in HELD_OUT)
+        ]
+        numbers = {
+            name: np.unique(
+                np.concatenate([each[name] for each in map(arrays.read, files) if name in each] or [[]])
+            )
+            for name in NAMES
+        }
+        for path in files:
+            target = folder / path.relative_to(workdir)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            arrays.write(target, _told(arrays.read(path), unused, numbers))
 
 
-def _told(found: dict[str, np.ndarray], unused: Sequence[str]) -> dict[str, np.ndarray]:
+def _told(
+    found: dict[str, np.ndarray], unused: Sequence[str], numbers: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Return arrays of predictions or scores of cases without what no figure needs, and without names."""
     told = {}
     for name, array in found.items():
         kind, _, protocol = name.partition("/")
         if name in unused or (kind == "seen" and array.all()):
             continue
-        if name in ("group", "image"):
-            told[name] = np.unique(array, return_inverse=True)[1].astype(np.int16)
-        elif kind == predictions.PROBABILITY and (order := ordered(array)) is not None:
+        if name in NAMES:
+            told[name] = np.searchsorted(numbers[name], array).astype(np.int32)
+        elif (
+            kind == predictions.PROBABILITY and "unit" not in found and (order := ordered(array)) is not None
+        ):
             told[f"{predictions.ORDER}/{protocol}"] = order
         else:
             told[name] = array
@@ -389,10 +407,10 @@ def ordered(probabilities: np.ndarray) -> np.ndarray | None:
     """Return numbers from 0 to 1 in the order of the probabilities of each class, float16 [n, classes].
 
     They take half of the room of float32. None where a class has more than `MOST_LEVELS` different probabilities, which
-    float16 would not tell apart.
+    float16 would not tell apart, or one that is no number.
     """
     levels = [np.unique(column, return_inverse=True) for column in probabilities.T]
-    if any(len(values) > MOST_LEVELS for values, _ in levels):
+    if np.isnan(probabilities).any() or any(len(values) > MOST_LEVELS for values, _ in levels):
         return None
     return np.stack([(place / len(values)).astype(np.float16) for values, place in levels], -1)
 

@@ -22,7 +22,8 @@ from dapt_jax.statistics import Summary
 
 BEGIN = "<!-- begin: python -m benchmarks.paper_arms -->"
 TASK = "tumour"
-SETS = {"test": "other patients", "external": "web images"}
+SETS = {"test": "inside", "external": "outside"}
+"""Splits of this study, other patients and web images, beside the paper's CE-MRI and external images."""
 PAPER = {
     "full": (0.974, 0.699),
     "l1sb": (0.905, 0.580),
@@ -55,23 +56,20 @@ def page(records: Records) -> str:
             raise UserError(
                 f"{name} has no AUC of {TASK}; expected the records of configs/evidence/mehmood2022.py"
             )
-    taus = [
-        scipy.stats.kendalltau([PAPER[name][n] for name in ADAPTING], [scores[name][n] for name in ADAPTING])[
-            0
-        ]
-        for n in range(len(SETS))
-    ]
-    head = ["arm", *(f"{who}, {place}" for place in ("CE-MRI", "external") for who in ("paper", "here"))]
+    taus = []
+    for number in range(len(SETS)):
+        theirs, ours = ([of[name][number] for name in ADAPTING] for of in (PAPER, scores))
+        taus.append(scipy.stats.kendalltau(theirs, ours)[0])
+    head = ["arm", *(f"{who}, {place}" for place in SETS.values() for who in ("paper", "here"))]
     lines = [f"| {' | '.join(head)} |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, own in scores.items():
         cells = [value for pair in zip(PAPER.get(name, (None, None)), own, strict=True) for value in pair]
         lines.append(
             f"| `{name}` | {' | '.join(NONE if value is None else f'{value:.3f}' for value in cells)} |"
         )
-    told = " and ".join(f"{tau:+.2f} on {place}" for tau, place in zip(taus, SETS.values(), strict=True))
-    return "\n".join(
-        [*lines, "", f"Kendall's tau of the paper's and these, of {len(ADAPTING)} arms: {told}."]
-    )
+    told = ", ".join(f"{tau:+.2f} {place}" for tau, place in zip(taus, SETS.values(), strict=True))
+    order = f"Kendall's tau between the paper's order of the {len(ADAPTING)} arms that adapt and this one"
+    return "\n".join([*lines, "", f"{order}: {told}."])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.records import arrays, case_scores, predictions
 from dapt_jax.records.ledger import Ledger, Row
 from dapt_jax.runtime import atomic_files
+from dapt_jax.statistics import Aggregation, mean_interval
 
 LEVELS = {"none": 0.70, "full": 0.90, "full_10": 0.80, "partial_10": 0.895, "full_30": 0.92}
 COSTS = {"none": 0, "full": 1000, "full_10": 100, "partial_10": 90, "full_30": 300}
@@ -170,11 +171,36 @@ def test_published_scores_of_masks_are_those_of_the_same_images(tmp_path):
     assert np.array_equal(np.argsort(kept[2].groups), np.argsort(kept[0].groups))
 
 
+def test_published_predictions_of_units_stay_probabilities_and_patients_keep_their_numbers(tmp_path):
+    folder = study(tmp_path / "records" / "mine")
+    p = np.random.default_rng(0).random(12)
+    for name, first in (("full", 0), ("none", 100)):
+        patients = np.array([f"Smith {first + n // 2}" for n in range(12)])
+        held = {"label": np.arange(12) // 2 % 2, "group": patients, "image": patients, "unit": patients}
+        probabilities = {"probability/linear": np.stack([1 - p, p], 1).astype(np.float32)}
+        arrays.write(predictions.path_of(folder, name, 0, "t", "external"), {**held, **probabilities})
+    assert evidence.main([f"--publish={folder}", f"--records={tmp_path / 'published'}"]) == 0
+    protocol = Aggregation("patient", "mean").protocol("linear")
+    found = {
+        name: [
+            predictions.read(predictions.path_of(each, name, 0, "t", "external"), protocol)
+            for each in (folder, tmp_path / "published" / "mine")
+        ]
+        for name in ("full", "none")
+    }
+    for before, after in found.values():
+        assert before.auc(np.arange(6)) == after.auc(np.arange(6))
+    assert not found["full"][1].same_images(found["none"][1])
+    assert not any(b"Smith" in path.read_bytes() for path in (tmp_path / "published").rglob("*.npz"))
+
+
 def test_published_probabilities_keep_order_and_ties():
     n = evidence.MOST_LEVELS + 1
     drawn = np.random.default_rng(0).random((n, 2), np.float32) ** 9
     drawn[: n // 4] = drawn[n // 4 : 2 * (n // 4)]
     assert evidence.ordered(np.linspace(0, 1, n)[:, None]) is None
+    assert evidence.ordered(np.array([[0.5], [np.nan]])) is None
+    assert len(np.unique(evidence.ordered(np.linspace(0, 1, 1024)[:, None]))) == 1024
     kept = evidence.ordered(drawn)
     assert kept.min() >= 0
     assert kept.max() <= 1
@@ -200,6 +226,19 @@ def test_a_page_without_marks_is_refused_in_one_line(tmp_path, capsys):
         common.between_marks(evidence.BEGIN, evidence.BEGIN, "new", tmp_path)
 
 
+def test_the_page_has_every_arm_of_the_committed_records_with_its_score():
+    sections = evidence.PAGE.read_text(encoding="utf-8").split("\n### ")
+    for panel in evidence.panels(evidence.FOLDER):
+        (section,) = [each for each in sections if each.startswith(f"{panel.title}\n")]
+        rows = {
+            line.split("|")[1].strip(" `"): line for line in section.splitlines() if line.startswith("| `")
+        }
+        assert set(rows) == set(panel.arms), "run python -m benchmarks.evidence"
+        for name, row in rows.items():
+            mean = f"{mean_interval(panel.values(name)).mean:.3f}"
+            assert row.split("|")[4].split()[0] == mean, "run python -m benchmarks.evidence"
+
+
 def test_the_papers_arms_stand_beside_its_table_as_their_records_say(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"{paper_arms.BEGIN}\n{common.END}\n")
@@ -208,7 +247,7 @@ def test_the_papers_arms_stand_beside_its_table_as_their_records_say(tmp_path, c
     assert table in paper_arms.PAGE.read_text(), "run python -m benchmarks.paper_arms"
     # One of the 21 pairs of arms is in the other order: (20 - 1) / 21.
     assert "| `f1b` | 0.872 | 0.822 | 0.812 | 0.688 |" in table
-    assert "+0.90 on other patients" in table
+    assert "this one: +0.90 inside, +0.05 outside." in table
     study(tmp_path / "another")
     assert paper_arms.main([f"--page={page}", f"--records={tmp_path / 'another'}"]) == 2
     assert (

@@ -2,14 +2,17 @@
 
 import dataclasses
 import io
+import re
 
 import pytest
 
 from benchmarks import evidence as page
 from dapt_jax.errors import UserError
+from dapt_jax.models import registry
 from dapt_jax.records.ledger import Row
 from dapt_jax.records.study_records import Records
-from dapt_jax.settings import default, resolve
+from dapt_jax.settings import StrategySpec, default, resolve
+from dapt_jax.settings.training import AdaptSettings
 from dapt_jax.statistics import Interval
 from dapt_jax.study import advise, built_in_strategies, evidence, prepare
 from dapt_jax.study.advise import Candidate
@@ -18,12 +21,14 @@ from tests.configs import tiny_study
 FINDING = evidence.Finding(
     "a",
     "t",
+    "images",
     "classes",
     "resnet18",
     "imagenet",
     "supervised",
     100,
     "partial",
+    "",
     0.5,
     "outside",
     "auc",
@@ -60,7 +65,7 @@ def test_what_is_not_shown_to_help_is_not_advised_and_no_evidence_is_no_advice()
     "other",
     [
         {"kind": "masks"}, {"encoder": "vit_small"}, {"init": "random"}, {"objective": "distil"}, {"strategy": "full"},
-        {"where": "inside"}, {"share": 0.2}, {"share": 1.1},
+        {"where": "inside"}, {"cut_after": "stage3/block2"}, {"share": 0.2}, {"share": 1.1},
     ],
 )  # fmt: skip
 def test_only_runs_of_the_same_kind_and_about_the_same_length_are_evidence(other):
@@ -71,41 +76,85 @@ def test_only_runs_of_the_same_kind_and_about_the_same_length_are_evidence(other
 def test_arms_of_one_study_and_studies_of_the_same_images_are_one_piece_of_evidence():
     shares = (0.3, 0.5, 0.6, 0.6, 0.7)
     same = [dataclasses.replace(FINDING, share=share, seeds=n) for n, share in enumerate(shares)]
-    elsewhere = dataclasses.replace(FINDING, study="b", corpus=200)
+    elsewhere = dataclasses.replace(FINDING, study="b", data_set="others")
     like = dataclasses.replace(FINDING, share=0.61)
     assert advise.evidence_for([*same, elsewhere], like) == [same[3], elsewhere]
 
 
 BODY = ("stage7", "top", "head")
+LITE, VIT = registry.build("efficientnet_lite0"), registry.build("vit_small")
 
 
 @pytest.mark.parametrize(
-    ("trained", "cut_after", "expected"),
+    ("trained", "expected"),
     [
-        ([("head",), ("*",)], "", "full"),
-        ([("head",), BODY], "", "partial"),
-        ([("head",), BODY, ("*", "head")], "", "hybrid"),
-        ([BODY, ("stage6", *BODY), ("*",)], "", "gradual"),
-        ([("stage6:lora", "head"), ("*",)], "", "lora+full"),
-        ([("stage6:lora", *BODY)], "", "explora"),
-        ([("*:norm", "head")], "", "norm_tuning"),
-        ([("block1/attention/project", "head")], "", "attention_output"),
-        ([("block1/attention/project:rows", "head")], "", "apla"),
-        ([("*",)], "stage3/block2", "simplified"),
-        ([("*:norm", "head")], "stage3/block2", "full_10"),
-        ([("*:norm", "*:kernel", "head")], "", "full_10"),
-        ([("head",)], "", "full_10"),
-        ([], "stage3/block2", "full_10"),
+        ([("head",), ("*",)], "full"),
+        ([("stem", "stage*", "top", "head")], "full"),
+        ([("*",), ("*",)], "full"),
+        ([("head",), BODY], "partial"),
+        ([("head",), BODY, ("*", "head")], "hybrid"),
+        ([BODY, ("stage6", *BODY), ("*",)], "gradual"),
+        ([("stage6:lora", "head"), ("*",)], "lora+full"),
+        ([("stage6:lora", *BODY)], "explora"),
+        ([("*:norm", "head")], "norm_tuning"),
+        ([("*:bias", "head")], "bitfit"),
+        # One kind of array by its name, the first layers, a kind in one group and more: nothing that has evidence.
+        ([("*/bias", "head")], ""),
+        ([("stem", "head")], ""),
+        ([("stage1", "head")], ""),
+        ([("stage6", "*:bias", "head")], ""),
+        ([("*:norm", "*:kernel", "head")], ""),
+        ([BODY, ("*",), BODY], ""),
+        ([("stage6:lora", "head"), ("*",), ("stage6:lora", "head")], ""),
+        ([("stage9", "head")], ""),
+        ([("head:bias",)], ""),
+        ([("head",)], ""),
+        ([], ""),
     ],
 )
-def test_a_custom_strategy_is_told_by_what_it_trains_not_by_its_name(trained, cut_after, expected):
-    assert built_in_strategies.built_in_like("full_10", "", cut_after, trained) == expected
+def test_a_custom_strategy_is_told_by_what_it_trains(trained, expected):
+    assert built_in_strategies.built_in_like(trained, LITE) == expected
+
+
+def test_attention_and_cuts_are_told_by_what_they_train():
+    name = built_in_strategies.built_in_like
+    assert name([("block9..12/attention/project", "head")], VIT) == "attention_output"
+    assert name([("block9..12/attention/qkv", "head")], VIT) == ""
+    assert name([("block12/attention/project:rows", "head")], VIT) == "apla"
+    cut = LITE.truncate("stage3/block2")
+    assert name([("head",), ("*",)], cut, is_cut=True) == "simplified"
+    assert name([("stage3", "head")], cut, is_cut=True) == ""
+    for built_in in ("full", "partial", "hybrid", "gradual", "lora", "bitfit", "norm_tuning", "explora"):
+        settings = AdaptSettings(epochs=4, peft_groups=2, partial_groups=3)
+        phases = built_in_strategies.STRATEGIES[built_in].phases(LITE, settings)
+        assert name([each.trainable for each in phases], LITE) == built_in
+
+
+def test_phases_on_several_corpora_are_no_evidence_and_names_do_not_count():
+    spec = StrategySpec.from_config(
+        {"phases": [{"name": "a", "epochs": 1, "trainable": ["*"], "lr": 0.1}]}, "x"
+    )
+    assert evidence.resembled("partial_10", spec, LITE, False) == "full"
+    elsewhere = dataclasses.replace(spec.phases[0], corpus="natural", name="b")
+    several = dataclasses.replace(spec, phases=(elsewhere, *spec.phases))
+    assert evidence.resembled("full", several, LITE, False) == ""
+
+
+def test_a_study_without_labels_is_priced_without_a_share_of_full(capsys):
+    config = tiny_study.get_config()
+    config.mode = "advise"
+    config.advise.tflop = 1.0
+    config.strategies = ("none", "ours")
+    config.custom_strategies = {"ours": {"like": "partial", "objective": "reconstruct"}}
+    advise.show(prepare.prepare(resolve(config)))
+    said = capsys.readouterr().out
+    assert re.search(r"\n  ours: .*partial.* TFLOP.*; no evidence\n", said)
 
 
 def test_one_study_is_pooled_by_its_seeds_and_several_by_random_effects():
     alone = evidence.pooled([FINDING])
     assert (alone.low, alone.high) == pytest.approx((0.03 - 2.776 * 0.004, 0.03 + 2.776 * 0.004), abs=1e-5)
-    both = evidence.pooled([FINDING, dataclasses.replace(FINDING, study="b", gain=-0.03)])
+    both = evidence.pooled([FINDING, dataclasses.replace(FINDING, study="b", data_set="others", gain=-0.03)])
     assert both.mean == pytest.approx(0, abs=1e-9)
     assert both.low < -0.3
     assert evidence.pooled([]) is None
@@ -127,6 +176,7 @@ def test_a_gain_is_positive_where_it_is_better_and_a_share_is_no_other_strategy(
             cost = {"full": 100, "partial_10": 10}.get(name, 0)
             ledger.append(Row(name, seed, "dapt", "p", model_flops=cost))
     config = {
+        "model": {"name": "resnet18"},
         "strategies": ["none", "full", "partial_10"],
         "seeds": [0, 1],
         "report": {"metric": "hd95"},

@@ -161,6 +161,15 @@ def test_what_a_decoder_or_the_devices_cannot_do_is_refused_before_training(tmp_
         == 2
     )
     assert "tasks.leukocytes: images of 34 x 34 pixels" in capsys.readouterr().err
+    rate = (
+        "--config.model.name=densenet121",
+        "--config.weights=random",
+        "--config.transfer.segmentation.drop_path=0.1",
+    )
+    of_none = [each.replace("whole,scratch", "none") for each in chosen]
+    assert command.run(*of_none, *rate) == 2
+    said = "drop_path is 0.1, but neither model 'densenet121' nor decoder 'unet' has residual branches"
+    assert said in capsys.readouterr().err
     monkeypatch.setattr(sharding, "check_batch", only_for(48))
     assert command.run(*chosen, "--config.adapt.batch_size=48") == 2
     assert "transfer.segmentation.batch_size 8 does not divide among 48 devices" in capsys.readouterr().err

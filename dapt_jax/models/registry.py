@@ -100,7 +100,7 @@ def configured(
 def _check_use(name: str, options: Options) -> None:
     """Refuse an option that the architecture has no use for."""
     for option, needed, such_as in (
-        ("drop_path", "residual branches", "resnet50"),
+        ("drop_path", "residual branches (a decoder's are transfer.segmentation.drop_path)", "resnet50"),
         ("dropout", "layers with dropout", "vit_small"),
     ):
         if not (rate := getattr(options, option)):

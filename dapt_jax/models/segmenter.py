@@ -61,6 +61,12 @@ class Segmenter:
         return (*self.encoder.groups, *(step.name for step in self._decoder.steps), HEAD)
 
     @property
+    def is_stochastic(self) -> bool:
+        """Whether a layer group of the encoder or the decoder draws at random."""
+        of_decoder = any(step.is_stochastic for step in self._decoder.steps)
+        return of_decoder or any(spec.is_stochastic for spec in self.encoder.specs)
+
+    @property
     def _parts(self) -> dict[str, decoders.Part]:
         return _parts_of(self)
 

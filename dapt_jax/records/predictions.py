@@ -5,7 +5,8 @@ and NaN), `group` (str [n], the patient), `image` (str [n]) and, for each protoc
 (float [n, classes]) and `seen/PROTOCOL` (bool [n, classes], whether the heads that predicted the image had seen the
 class in training); `classes` are the names of the classes, `source` (str [n]) is the column of that name of
 the manifest, if it has one, and `unit` (str [n]) the unit that an image belongs to, of a task that aggregates images
-to units. Files of earlier versions lack the last four.
+to units. Files of earlier versions lack the last four. Of a published study `order/PROTOCOL` stands in the place of
+`probability/PROTOCOL`: numbers from 0 to 1 in the same order, class by class.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def read(path: Path, protocol: str, kind: str = PROBABILITY) -> Predictions | No
     """
     protocol, aggregation = Aggregation.split(protocol)
     file = arrays.read(path)
-    if aggregation and "unit" not in file:
+    if aggregation and ("unit" not in file or kind != PROBABILITY):
         return None
     for name in ("label", "group"):
         if name not in file:
@@ -145,7 +146,9 @@ def read(path: Path, protocol: str, kind: str = PROBABILITY) -> Predictions | No
             "expected one row for each image in all"
         )
     if probabilities.dtype.kind != "f" or not ((probabilities >= 0) & (probabilities <= 1.0001)).all():
-        raise UserError(f"{path}: {kind}/{protocol} holds values that are no probabilities; expected 0 to 1")
+        raise UserError(
+            f"{path}: {kind}/{protocol} holds values that are not from 0 to 1; expected probabilities"
+        )
     classes, numbers = probabilities.shape[1], labels if labels.ndim == 1 else None
     if numbers is not None:
         if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:

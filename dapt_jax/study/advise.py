@@ -13,7 +13,6 @@ from dapt_jax.settings import StudySettings
 from dapt_jax.statistics import Interval
 from dapt_jax.study import evidence, plan, speed
 from dapt_jax.study.arms import Arm, Study
-from dapt_jax.study.built_in_strategies import built_in_like
 from dapt_jax.study.cut_short import cut
 from dapt_jax.study.evidence import INSIDE, OUTSIDE, Finding
 from dapt_jax.study.tasks import Task
@@ -31,7 +30,7 @@ class Candidate:
         flops: Model FLOPs of adaptation and target tasks of one seed, within the budget.
         whole: FLOPs at its own length.
         schedule: Its phases within the budget, in words; empty where nothing is adapted.
-        share: FLOPs of adaptation within the budget, as a share of those of full DAPT.
+        share: FLOPs of adaptation within the budget, as a share of those of full DAPT; 0 where that could not run.
         gain: Difference from `none` in the evidence, with its interval; None without evidence.
         found: The evidence.
     """
@@ -77,23 +76,23 @@ def chosen(candidates: Sequence[Candidate], margin: float) -> Candidate | None:
 def evidence_for(found: Iterable[Finding], like: Finding) -> list[Finding]:
     """Return the findings of one strategy, task kind, encoder, weights, objective and place, at about its share.
 
-    Of a data set, which its corpus and its task tell, the finding of the nearest share alone, and of equal ones that of
-    most seeds: arms of one study and studies of the same images are no independent evidence.
+    Of a data set the finding of the nearest share alone, of several that of most seeds, and then the first: arms of one
+    study and studies of the same images are no independent evidence.
 
     Args:
         found: All findings.
         like: What is asked for; its scores are not read.
     """
-    keys = ("kind", "encoder", "init", "objective", "strategy", "where")
+    keys = ("kind", "encoder", "init", "objective", "strategy", "cut_after", "where")
     low, high = like.share / evidence.SAME_SHARE, like.share * evidence.SAME_SHARE
     alike = [
         each
         for each in found
         if all(getattr(each, key) == getattr(like, key) for key in keys) and low <= each.share <= high
     ]
-    by_data_set: dict[tuple[int, str], Finding] = {}
+    by_data_set: dict[str, Finding] = {}
     for each in sorted(alike, key=lambda each: (abs(math.log(each.share / like.share)), -each.seeds)):
-        by_data_set.setdefault((each.corpus, each.task), each)
+        by_data_set.setdefault(each.data_set, each)
     return list(by_data_set.values())
 
 
@@ -107,7 +106,7 @@ def candidates(study: Study, task: Task, found: Sequence[Finding], flops: float)
         flops: Budget in FLOPs of one seed, all target tasks included.
     """
     settings, seed = study.settings, study.settings.seeds[0]
-    full = study.full_flops(seed, "mode=advise") if "" in study.corpora else 0
+    full = study.full_flops(seed) if study.has_full_flops(seed) else 0
     where = OUTSIDE if "external" in task.datasets else INSIDE
     listed = []
     for arm in study.arms_of(seed):
@@ -118,22 +117,26 @@ def candidates(study: Study, task: Task, found: Sequence[Finding], flops: float)
         if not arm.strategy.phases:
             listed.append(Candidate(arm.name, of_tasks, of_tasks, "", 0.0))
             continue
-        if len(arm.strategy.parts) > 1 or not full:
+        if len(arm.strategy.parts) > 1:
             continue
         try:
             run = cut(study.run_of(arm), int(flops) - of_tasks)
         except UserError:
             continue  # not even an epoch of two images fits
-        share = run.flops() / full
+        share = run.flops() / full if full else 0.0
+        is_cut = len(run.model.encoder.groups) < len(settings.model.encoder().groups)
+        spec = settings.custom_strategies.get(arm.name)
         like = Finding(
             study="",
             task=task.name,
+            data_set="",
             kind="masks" if task.is_segmentation else "classes",
             encoder=settings.model.name,
             init=arm.strategy.weights,
             objective=arm.strategy.objective,
             corpus=len(run.dataset),
-            strategy=_built_in(settings, arm.name),
+            strategy=evidence.resembled(arm.name, spec, arm.strategy.encoder, is_cut),
+            cut_after=arm.strategy.encoder.groups[-1] if is_cut else "",
             share=share,
             where=where,
             metric="",
@@ -141,7 +144,7 @@ def candidates(study: Study, task: Task, found: Sequence[Finding], flops: float)
             error=0.0,
             seeds=0,
         )
-        own = tuple(evidence_for(found, like))
+        own = tuple(evidence_for(found, like)) if share and like.strategy else ()
         listed.append(
             Candidate(
                 arm.name,
@@ -154,14 +157,6 @@ def candidates(study: Study, task: Task, found: Sequence[Finding], flops: float)
             )
         )
     return listed
-
-
-def _built_in(settings: StudySettings, name: str) -> str:
-    """Return the built-in strategy whose evidence a strategy of the study has."""
-    spec = settings.custom_strategies.get(name)
-    if spec is None:
-        return name
-    return built_in_like(name, spec.like, spec.cut_after, [each.trainable for each in spec.phases])
 
 
 def _schedule(study: Study, arm: Arm, run: TrainingRun) -> str:
@@ -279,11 +274,11 @@ def _price(each: Candidate) -> str:
 
 def _gain(each: Candidate) -> str:
     if each.gain is None or each.gain.low is None or each.gain.high is None:
-        return f"no evidence at {percent(each.share)} of full's FLOPs"
-    number_of = len({(found.study, found.task) for found in each.found})
+        return f"no evidence at {percent(each.share)} of full's FLOPs" if each.share else "no evidence"
+    number_of = len(each.found)
     return (
         f"gain over none {each.gain.mean:+.3f} (95% interval {each.gain.low:+.3f} to {each.gain.high:+.3f}, "
-        f"{number_of} task{'s' * (number_of != 1)})"
+        f"{number_of} data set{'s' * (number_of != 1)})"
     )
 
 
@@ -300,6 +295,6 @@ def show(study: Study) -> None:
             "tasks.NAME.development, and a strategy that adapts"
         )
     flops, words = budget_flops(settings, study)
-    found = [*evidence.shipped(), *evidence.of_folders(settings.advise.records)]
+    found = [*evidence.of_folders(settings.advise.records), *evidence.shipped()]
     for line in advice(study, found, flops, words):
         streams.say(line)

@@ -140,7 +140,8 @@ class Study:
         if not self.has_full_flops(seed):
             raise UserError(
                 f"{where} is a share of full DAPT's FLOPs, which would learn from labels (adapt.objective), but no "
-                f"strategy reads labels: expected adapt.objective of {', '.join(LABEL_FREE)}, or strategy 'full'"
+                f"strategy reads labels of config.corpus: expected adapt.objective of {', '.join(LABEL_FREE)}, or, of a "
+                "labelled corpus, strategy 'full'"
             )
         return self.run_of(self._full(seed)).flops()
 

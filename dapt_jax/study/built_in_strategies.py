@@ -4,6 +4,7 @@ A strategy is one function below `@strategy(NAME, DESCRIPTION)`; `listing` shows
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 from dapt_jax.errors import UserError, nearest
@@ -11,7 +12,7 @@ from dapt_jax.models.classifier import HEAD
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.objectives import LABEL_FREE, SUPERVISED
 from dapt_jax.settings.training import AdaptSettings
-from dapt_jax.training.patterns import KINDS, LORA, ROWS
+from dapt_jax.training.patterns import KINDS, LORA, ROWS, select
 from dapt_jax.training.phases import Phase
 
 Phases = tuple[Phase, ...]
@@ -324,41 +325,73 @@ def switching(name: str, encoder: Encoder, adapt: AdaptSettings) -> Phases:
 _OF_SEVERAL = ("none", "hybrid", "gradual")
 """Strategies of no phase or of several."""
 
-_OF_KINDS = {frozenset({""}): "partial", frozenset({LORA}): "lora", frozenset({"norm"}): "norm_tuning",
-             frozenset({"bias"}): "bitfit", frozenset({ROWS}): "apla", frozenset({"", LORA}): "explora",
-             frozenset({"attention"}): "attention_output"}  # fmt: skip
-"""Built-in strategy of a phase by what its patterns pick in layer groups, the head aside; "" for all of a group."""
+_OF_KINDS = {LORA: "lora", "norm": "norm_tuning", "bias": "bitfit"}
+"""Built-in strategy of a phase by the one kind of its patterns."""
+
+_PROJECTION = "/attention/project"
 
 
-def built_in_like(name: str, like: str, cut_after: str, trained: Sequence[Sequence[str]]) -> str:
-    """Return the built-in strategy that a custom one resembles by what its phases train, whatever its name.
+def built_in_like(trained: Sequence[Sequence[str]], encoder: Encoder, is_cut: bool = False) -> str:
+    """Return the built-in strategy whose phases train the same kind of parts, or `A+B`; empty where none does.
+
+    Layer groups count where they are the last ones, whole. How many they are is not told.
 
     Args:
-        name: Its name, returned where no built-in strategy resembles it, or nothing is trained.
-        like: Built-in strategy that it copies; empty for phases of its own.
-        cut_after: Last layer group that remains; empty for all.
         trained: Patterns of each phase, in order. Phases of the head alone do not count.
+        encoder: The encoder that they are of.
+        is_cut: Whether it was cut first.
 
     Example:
-        >>> built_in_like("ours", "", "", [("head",), ("stage7", "head"), ("*",)])
+        >>> from dapt_jax.models.registry import build
+        >>> built_in_like([("head",), ("stage4", "head"), ("*",)], build("resnet18"))
         'hybrid'
     """
-    if like:
-        return like
-    bodies = []
-    for patterns in trained:
-        own = [each for each in patterns if each.partition("/")[0] != HEAD]
-        picked = frozenset(each.partition(":")[2] or "attention" * ("/attention/" in each) for each in own)
-        if own:
-            bodies.append("full" if "*" in own else _OF_KINDS.get(picked, ""))
-    if not all(bodies) or not bodies:
-        return name
-    if cut_after:
-        return "simplified" if set(bodies) <= {"partial", "full"} else name
-    if len(bodies) > 2 and set(bodies) <= {"partial", "full"}:
-        return "full" if "partial" not in bodies else "gradual"
-    different = list(dict.fromkeys(bodies))
-    return "hybrid" if different == ["partial", "full"] else SWITCH.join(different)
+    own = [
+        [each for each in patterns if each.partition(":")[0].partition("/")[0] != HEAD]
+        for patterns in trained
+    ]
+    try:
+        bodies = [_of_phase(patterns, encoder) for patterns in own if patterns]
+    except UserError:  # a pattern matches nothing of the encoder
+        return ""
+    names, sizes = [name for name, _ in bodies], [size for _, size in bodies]
+    if not bodies or "" in names:
+        return ""
+    if is_cut:
+        return "simplified" if set(names) == {"full"} else ""
+    if len(set(bodies)) == 1:
+        return names[0]
+    if names == ["partial", "full"]:
+        return "hybrid"
+    if len(names) == 2 and names[0] != names[1]:
+        return SWITCH.join(names)
+    is_growing = all(a < b for a, b in itertools.pairwise(sizes))
+    return "gradual" if set(names) <= {"partial", "full"} and is_growing else ""
+
+
+def _of_phase(patterns: Sequence[str], encoder: Encoder) -> tuple[str, int]:
+    """Return the built-in strategy of a phase, empty where there is none, and the number of arrays of whole groups."""
+    kinds = {each.partition(":")[2] for each in patterns}
+    paths = {
+        path
+        for each in patterns
+        if ":" not in each
+        for path in select(each, encoder.kinds, encoder.groups, "a strategy:")
+    }
+    lowest = min((encoder.groups.index(encoder.group_of(path)) for path in paths), default=0)
+    top = {path for path in encoder.kinds if encoder.groups.index(encoder.group_of(path)) >= lowest}
+    is_projection = all(each.partition(":")[0].endswith(_PROJECTION) for each in patterns)
+    found = ""
+    if kinds == {""}:
+        is_whole, is_top = paths == encoder.kinds.keys(), paths == top
+        found = "full" if is_whole else "partial" if is_top else "attention_output" if is_projection else ""
+    elif kinds == {"", LORA}:
+        found = "explora" if paths == top else ""
+    elif kinds == {ROWS}:
+        found = "apla" if is_projection else ""
+    elif len(kinds) == 1:
+        found = _OF_KINDS.get(kinds.pop(), "")
+    return found, len(paths)
 
 
 def few_parameters(encoder: Encoder, adapt: AdaptSettings, name: str, kind: str) -> Phase:

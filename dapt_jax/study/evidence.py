@@ -9,12 +9,15 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from dapt_jax.errors import UserError
 from dapt_jax.metrics import METRICS, lower_is_better
+from dapt_jax.models import registry
+from dapt_jax.models.encoder import Encoder
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
+from dapt_jax.settings import StrategySpec
 from dapt_jax.statistics import Estimate, Interval, Summary, random_effects
 from dapt_jax.study.built_in_strategies import built_in_like
 
@@ -31,12 +34,14 @@ class Finding:
     Attributes:
         study: Name of the study.
         task: Its task.
+        data_set: What tells the task's development images from those of other studies.
         kind: "classes" or "masks".
         encoder: Architecture.
         init: Source weights.
         objective: What adaptation minimised.
         corpus: Images of the corpus.
-        strategy: Built-in strategy that it is or resembles by what it trains (`built_in_like`).
+        strategy: Built-in strategy that it is or resembles: see `resembled`.
+        cut_after: Layer group after which it cuts the encoder; empty for the whole one.
         share: FLOPs of its adaptation as a share of those of full DAPT.
         where: `OUTSIDE` for the external set, `INSIDE` for images like those of training.
         metric: Primary metric.
@@ -47,12 +52,14 @@ class Finding:
 
     study: str
     task: str
+    data_set: str
     kind: str
     encoder: str
     init: str
     objective: str
     corpus: int
     strategy: str
+    cut_after: str
     share: float
     where: str
     metric: str
@@ -73,7 +80,11 @@ def findings(records: Records, study: str) -> list[Finding]:
     if "none" not in names or "full" not in names:
         return []
     flops = {name: _adaptation_flops(records, name) for name in names}
-    specs = records.config.get("custom_strategies", {})
+    specs = {
+        name: StrategySpec.from_config(values, f"{study}: custom_strategies.{name}")
+        for name, values in records.config.get("custom_strategies", {}).items()
+    }
+    resemblances = {name: _resembled(records, name, specs.get(name)) for name in names}
     shared = {
         "objective": records.config.get("adapt", {}).get("objective", "supervised"),
         "encoder": str(records.config.get("model", {}).get("name", "")),
@@ -89,8 +100,9 @@ def findings(records: Records, study: str) -> list[Finding]:
         for where, split in splits.items():
             against = records.values("none", task, split, protocol, metric)
             for name in names:
-                spec = specs.get(name, {})
-                if not flops[name] or not flops["full"] or spec.get("weights") or spec.get("corpus"):
+                spec, (strategy, cut_after) = specs.get(name), resemblances[name]
+                is_apart = spec is not None and bool(spec.weights or spec.corpus)
+                if not strategy or is_apart or not flops[name] or not flops["full"]:
                     continue
                 own = records.values(name, task, split, protocol, metric)
                 summary = Summary.of(
@@ -105,10 +117,12 @@ def findings(records: Records, study: str) -> list[Finding]:
                     Finding(
                         study=study,
                         task=task,
+                        data_set=_data_set(records, study, task),
                         kind=kind,
-                        **{**shared, "objective": spec.get("objective") or shared["objective"]},
+                        **{**shared, "objective": (spec.objective if spec else "") or shared["objective"]},
                         corpus=_corpus_images(records),
-                        strategy=_strategy(name, spec),
+                        strategy=strategy,
+                        cut_after=cut_after,
                         share=round(flops[name] / flops["full"], 4),
                         where=where,
                         metric=metric,
@@ -120,12 +134,42 @@ def findings(records: Records, study: str) -> list[Finding]:
     return found
 
 
-def _strategy(name: str, spec: dict[str, Any]) -> str:
-    """Return what a strategy trains, by the name of a built-in one; else its own without a compute budget's share."""
-    trained = [phase["trainable"] for phase in spec.get("phases", ())]
-    found = built_in_like(name, spec.get("like", ""), spec.get("cut_after", ""), trained)
-    stem, _, share = found.rpartition("_")
-    return stem if spec.get("compute_budget") and stem and share.isdecimal() else found
+def resembled(name: str, spec: StrategySpec | None, encoder: Encoder, is_cut: bool) -> str:
+    """Return the built-in strategy that a strategy is, copies or resembles by what it trains; empty for none.
+
+    Args:
+        name: Its name.
+        spec: Its settings, if it is a custom one.
+        encoder: The encoder that it adapts.
+        is_cut: Whether that was cut first.
+    """
+    if spec is None:
+        return name
+    if spec.like:
+        return spec.like
+    if any(phase.corpus for phase in spec.phases):
+        return ""
+    return built_in_like([phase.trainable for phase in spec.phases], encoder, is_cut)
+
+
+def _resembled(records: Records, name: str, spec: StrategySpec | None) -> tuple[str, str]:
+    """Return the built-in strategy that a strategy of a study resembles, and the layer group after which it cuts."""
+    cut = spec.cut_after if spec and spec.cut_after else ""
+    if (name if spec is None else spec.like) == "simplified":
+        cut = str(records.config.get("adapt", {}).get("cut_after", ""))
+    try:
+        encoder = registry.build(str(records.config.get("model", {}).get("name", "")))
+        found = resembled(name, spec, encoder.truncate(cut) if cut else encoder, bool(cut))
+    except (UserError, ValueError):
+        return "", ""
+    return found, cut
+
+
+def _data_set(records: Records, study: str, task: str) -> str:
+    """Return what tells the development images of a task from others: their labels and patients, or the study's name."""
+    contents = records.config.get("contents", {}).get(f"tasks.{task}.development", {})
+    told = [str(contents.get(name, "")) for name in ("labels", "patients")]
+    return "-".join(each[:8] for each in told) if all(told) else f"{study}, {task}"
 
 
 def _adaptation_flops(records: Records, name: str) -> int:

@@ -16,6 +16,7 @@ from dapt_jax import metrics
 from dapt_jax.data import pipeline
 from dapt_jax.data.augment import Augment
 from dapt_jax.data.dataset import Dataset
+from dapt_jax.errors import UserError
 from dapt_jax.losses import SegmentationLoss
 from dapt_jax.metrics import Score
 from dapt_jax.models import registry
@@ -68,6 +69,11 @@ def fold_run(
     loss = segmentation_loss(task.development, settings.loss)
     encoder = registry.for_masks(encoder, settings.drop_path)
     model = Segmenter(encoder, loss.outputs, settings.decoder, study.settings.model.dtype)
+    if settings.drop_path > 0 and not model.is_stochastic:
+        raise UserError(
+            f"transfer.segmentation.drop_path is {settings.drop_path:g}, but neither model {encoder.name!r} nor decoder "
+            f"{settings.decoder!r} has residual branches that it could skip; expected 0 or -1"
+        )
     # Steps that resize, of decoders on transformers, have no parameters.
     behind = tuple(
         group
