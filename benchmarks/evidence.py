@@ -366,21 +366,19 @@ def publish(workdir: Path, folder: Path) -> None:
     _write(folder / "results.jsonl", results)
     _write(folder / "ledger.jsonl", [_as_read(row) for row in _rows(workdir / "ledger.jsonl")])
     for kind, unused in UNUSED.items():
-        files = [
-            path
+        files = {
+            path: arrays.read(path)
             for path in sorted((workdir / kind).rglob("*.npz"))
             if any(f"-{split}" in path.name for split in HELD_OUT)
-        ]
+        }
         numbers = {
-            name: np.unique(
-                np.concatenate([each[name] for each in map(arrays.read, files) if name in each] or [[]])
-            )
+            name: np.unique(np.concatenate([each[name] for each in files.values() if name in each] or [[]]))
             for name in NAMES
         }
-        for path in files:
+        for path, found in files.items():
             target = folder / path.relative_to(workdir)
             target.parent.mkdir(parents=True, exist_ok=True)
-            arrays.write(target, _told(arrays.read(path), unused, numbers))
+            arrays.write(target, _told(found, unused, numbers))
 
 
 def _told(

@@ -36,6 +36,9 @@ class StrategyEntry:
 
 STRATEGIES: dict[str, StrategyEntry] = {}
 
+_PROJECTION = "/attention/project"
+"""End of the path of the dense layer after the heads of self-attention."""
+
 SWITCH = "+"
 """Between two names of strategies: the first, then the second."""
 
@@ -245,7 +248,7 @@ def apla(encoder: Encoder, adapt: AdaptSettings) -> Phases:
 def _attention_outputs(encoder: Encoder, adapt: AdaptSettings, name: str) -> tuple[str, ...]:
     """Return patterns of the output projections of self-attention in the groups of a strategy."""
     groups = peft_groups(encoder, adapt)
-    patterns = tuple(f"{group}/attention/project" for group in groups)
+    patterns = tuple(f"{group}{_PROJECTION}" for group in groups)
     present = tuple(each for each in patterns if f"{each}/kernel" in encoder.kinds)
     if not present:
         raise UserError(
@@ -327,8 +330,6 @@ _OF_SEVERAL = ("none", "hybrid", "gradual")
 
 _OF_KINDS = {LORA: "lora", "norm": "norm_tuning", "bias": "bitfit"}
 """Built-in strategy of a phase by the one kind of its patterns."""
-
-_PROJECTION = "/attention/project"
 
 
 def built_in_like(trained: Sequence[Sequence[str]], encoder: Encoder, is_cut: bool = False) -> str:
