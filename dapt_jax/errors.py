@@ -181,13 +181,14 @@ def one_line(text: str) -> str:
     )
 
 
-def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
+def nearest(name: str, choices: Iterable[str], most: int = 3, folder: Path | None = None) -> str:
     """Return the valid choices closest to `name`, as the end of an error line.
 
     Args:
         name: Invalid value that the user wrote.
         choices: Valid choices.
         most: Largest number of near matches to name.
+        folder: Folder that is written before each choice; it does not count for what is close.
 
     Returns:
         `"did you mean 'full'?"` when something is close, else `"valid: 'none', 'full', ..."`; without choices,
@@ -200,10 +201,14 @@ def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
     valid = [str(choice) for choice in choices]
     if not valid:
         return "there are none to choose from"
+
+    def written(choice: str) -> str:
+        return repr(choice if folder is None else str(folder / choice))
+
     close = difflib.get_close_matches(name, valid, n=most, cutoff=0.6)
     if close:
-        return "did you mean " + " or ".join(repr(choice) for choice in close) + "?"
-    shown = ", ".join(repr(choice) for choice in valid[:12])
+        return "did you mean " + " or ".join(map(written, close)) + "?"
+    shown = ", ".join(map(written, valid[:12]))
     return f"valid: {shown}" + (f", ... ({len(valid)} in all)" if len(valid) > 12 else "")
 
 

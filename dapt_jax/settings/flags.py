@@ -192,10 +192,9 @@ def read(spec: str) -> config_dict.ConfigDict:
     path, colon, choice = spec.partition(":")
     if not Path(path).is_file():
         folder = Path(path).parent if any(Path(path).parent.glob("*.py")) else Path("configs")
-        known = [str(file) for file in sorted(folder.glob("*.py"))]
-        raise UserError(
-            f"no config file {path!r}; {nearest(path, known) if known else 'expected a Python file'}"
-        )
+        known = sorted(file.name for file in folder.glob("*.py"))
+        hint = nearest(Path(path).name, known, folder=folder) if known else "expected a Python file"
+        raise UserError(f"no config file {path!r}; {hint}")
     try:
         get_config = runpy.run_path(path).get("get_config")
         if not callable(get_config):
