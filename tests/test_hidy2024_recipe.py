@@ -73,8 +73,8 @@ def test_decay_of_all_leaves_is_optax_s_own() -> None:
     params = {"a": {"kernel": np.full((2, 2), 3, np.float32), "bias": np.full(2, 5, np.float32)}}
     kinds = {"a/bias": Kind.BIAS, "a/kernel": Kind.DENSE_KERNEL}
     mask = freezing.TrainableSpec(frozenset(kinds), (), 0, ())
-    labels = optim.labels(tuple(kinds), kinds, [mask], 0)
     optimizer = Optimizer("adamw", weight_decay=0.05, eps=1e-8, decay_all=True)
+    (labels,) = optim.labels(tuple(kinds), kinds, ["a"], [mask], optimizer)
     ours = optim.transformation(optimizer, params, labels)
     theirs = optax.adamw(1.0, weight_decay=0.05)
     gradient = jax.tree.map(np.ones_like, params)

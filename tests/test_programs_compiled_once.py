@@ -49,6 +49,13 @@ def test_a_second_seed_compiles_nothing(val, first_seed):
     assert not COMPILED
 
 
+def test_the_last_phase_of_a_hybrid_compiles_no_step_that_full_has_compiled(first_seed):
+    train(first_seed, tiny.HEAD, tiny.PARTIAL, seed=0, val=8)
+    COMPILED.clear()
+    train(first_seed, tiny.HEAD, tiny.PARTIAL, tiny.FULL, seed=0, val=8)
+    assert not COMPILED
+
+
 def test_epochs_with_padded_batches_are_those_of_the_rows_alone():
     run, padded = train(RunContext(), tiny.HEAD, seed=2, val=16)
     assert (run.order.steps_per_epoch, run.padded_steps) == (3, 4)

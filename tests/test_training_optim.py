@@ -19,7 +19,7 @@ from tests import tiny
 def test_a_run_that_trains_all_is_optax_s_own(name):
     params = {"a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}}
     gradients = [jax.tree.map(lambda leaf, k=k: leaf * (k + 1), params) for k in range(3)]
-    ours = optim.transformation(Optimizer(name, eps=1e-8), params, ["phase0_plain", "phase0_decayed"])
+    ours = optim.transformation(Optimizer(name, eps=1e-8), params, ["a", "a_decayed"])
     theirs = {"adam": optax.adam(1.0), "adamw": optax.adamw(1.0, weight_decay=0), "sgd": optax.sgd(1.0, 0.9)}[
         name
     ]
@@ -45,7 +45,8 @@ def test_a_fresh_state_is_optax_s_own(name):
 def test_weight_decay_falls_on_kernels_alone():
     params = {"a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}}
     optimizer = Optimizer("sgd", weight_decay=0.5, b1=0.0)
-    tx = optim.transformation(optimizer, params, optim.labels(tuple(KINDS), KINDS, [mask_of(*KINDS)], 0))
+    (labels,) = optim.labels(tuple(KINDS), KINDS, ["a"], [mask_of(*KINDS)], optimizer)
+    tx = optim.transformation(optimizer, params, labels)
     direction, _ = tx.update(jax.tree.map(np.zeros_like, params), tx.init(params), params)
     assert np.all(direction["a"]["kernel"] == 0.5)
     assert np.all(direction["a"]["bias"] == 0)
@@ -64,22 +65,38 @@ def test_moments_and_step_counts_go_over_a_switch_leaf_by_leaf():
     run = tiny.make_run([tiny.HEAD, tiny.PARTIAL, tiny.FULL], encoder=tiny.encoder(), data=tiny.dataset())
     head, partial, full = run.programs
     state = head.init_state(*head.model.init(0))
-    filled = {**state, "opt_state": jax.tree.map(lambda leaf: np.full_like(leaf, 7), state["opt_state"])}
-    for program in (partial, full):
-        filled = program.transition_from(filled)
-        by_place = {
-            jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(filled["opt_state"])
-        }
-        carried = {place for place, leaf in by_place.items() if np.all(np.asarray(leaf) == 7)}
-        assert carried == {place for place in by_place if "phase0" in place}
-        assert all("head" in place or "count" in place for place in carried)
-        assert all(np.all(np.asarray(leaf) == 0) for place, leaf in by_place.items() if "phase0" not in place)
+    filled = state
+    for program, going_on in ((partial, {"head"}), (full, {"head", "stage3"})):
+        sevens = jax.tree.map(lambda leaf: np.full_like(leaf, 7), filled["opt_state"])
+        filled = program.transition_from({**filled, "opt_state": sevens})
+        for path, leaf in jax.tree.leaves_with_path(filled["opt_state"]):
+            place = jax.tree_util.keystr(path)
+            expected = 7 if any(f"'{group}" in place for group in going_on) else 0
+            assert np.all(np.asarray(leaf) == expected), place
 
 
 def test_a_leaf_that_was_frozen_in_between_starts_fresh():
-    masks = [mask_of("a", "b"), mask_of("b"), mask_of("a", "b")]
-    assert [optim.cohort("a", masks, phase) for phase in range(3)] == [0, None, 2]
-    assert [optim.cohort("b", masks, phase) for phase in range(3)] == [0, 0, 0]
+    masks = [mask_of(*KINDS), mask_of("a/bias"), mask_of(*KINDS)]
+    optimizer = Optimizer("adam")
+    named = optim.labels(tuple(KINDS), KINDS, ["a"], masks, optimizer)
+    assert named == (("a", "a_1"), ("a", "frozen"), ("a", "a_1"))
+    params = {"a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}}
+    states = [optim.transformation(optimizer, params, labels).init(params) for labels in named]
+    state = states[0]
+    for fresh in states[1:]:
+        state = optim.carry(jax.tree.map(lambda leaf: np.full_like(leaf, 7), state), fresh)
+    for path, leaf in jax.tree.leaves_with_path(state):
+        assert np.all(np.asarray(leaf) == (0 if "'a_1'" in jax.tree_util.keystr(path) else 7))
+
+
+def test_a_phase_that_trains_everything_is_one_program_whatever_trained_before():
+    head, partial, full = tiny.HEAD, tiny.PARTIAL, tiny.FULL
+    encoder, data = tiny.encoder(), tiny.dataset()
+    runs = [
+        tiny.make_run(phases, encoder=encoder, data=data) for phases in ([head, full], [head, partial, full])
+    ]
+    at_once, hybrid = (run.programs[-1] for run in runs)
+    assert at_once.key == hybrid.key
 
 
 def test_a_leaf_that_stops_training_keeps_its_average():

@@ -1,8 +1,9 @@
 """Optimizers by `optax.multi_transform`: no state for frozen leaves, none lost at a phase switch.
 
-Leaves are labelled by *cohort*: the phase in which their present span of training began. Each cohort has a
-separate transformation and step count, so that Adam's bias correction is right both for leaves that start
-fresh and for leaves that carry their moments over a switch.
+Each layer group has a transformation and a step count of its own, so that Adam's bias correction is right both
+for groups that start afresh and for groups that carry their moments over a switch. It is named after the group
+and not after the phases behind it: a phase that trains everything is then one program, whether all of it starts
+afresh (full DAPT) or some goes on (hybrid, gradual DAPT).
 """
 
 import dataclasses
@@ -16,10 +17,12 @@ from jaxtyping import PyTree
 
 from dapt_jax.fields import check_fields, setting
 from dapt_jax.parameters import Kind
+from dapt_jax.training import freezing
 from dapt_jax.training.freezing import FROZEN, TrainableSpec, Tree, path_name
 from dapt_jax.training.phases import Phase
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
+_DECAYED = "_decayed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Optimizer:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def decays(self, kind: Kind) -> bool:
+        """Return whether weight decay applies to parameters of a kind."""
+        return bool(self.weight_decay) and (self.decay_all or kind.is_kernel)
+
     def direction(self, decayed: bool) -> optax.GradientTransformation:
         """Return the update before scaling by minus the learning rate."""
         decay = optax.add_decayed_weights(self.weight_decay if decayed else 0.0)
@@ -73,40 +80,38 @@ class Optimizer:
         return optax.chain(adam, decay) if self.name == "adamw" else optax.chain(decay, adam)
 
 
-def cohort(path: str, masks: Sequence[TrainableSpec], phase: int) -> int | None:
-    """Return the phase in which a leaf's span of training began; None for a leaf frozen in `phase`."""
-    if path not in masks[phase].trainable:
-        return None
-    while phase and path in masks[phase - 1].trainable:
-        phase -= 1
-    return phase
-
-
 def labels(
     paths: Sequence[str],
     kinds: Mapping[str, Kind],
+    groups: Sequence[str],
     masks: Sequence[TrainableSpec],
-    phase: int,
-    carry_state: bool = True,
-) -> tuple[str, ...]:
-    """Return the label of each parameter's transformation: its cohort's, with or without decay, or none.
+    optimizer: Optimizer,
+) -> tuple[tuple[str, ...], ...]:
+    """Return the label of each parameter's transformation in every phase: its layer group's, or that of frozen leaves.
+
+    A group has several transformations where its leaves differ in weight decay, or in the phases that train them:
+    their step counts differ then. A leaf has one label in all phases that train it.
 
     Args:
-        paths: Paths of all parameters.
+        paths: Paths of all parameters, in tree order.
         kinds: Kind of every parameter by path.
+        groups: Layer groups of the network.
         masks: What every phase of the run trains.
-        phase: Index of the phase.
-        carry_state: Whether a leaf's cohort is an earlier phase; else all are of this one, without a past.
+        optimizer: How they are updated.
     """
-
-    def label(path: str) -> str:
-        start = cohort(path, masks, phase)
-        if start is None:
-            return FROZEN
-        start = start if carry_state else phase
-        return f"phase{start}_{'decayed' if kinds[path].is_kernel else 'plain'}"
-
-    return tuple(label(path) for path in paths)
+    found: dict[str, str] = {}
+    spans: dict[tuple[str, str], list[tuple[bool, ...]]] = {}
+    for path in paths:
+        span = tuple(path in mask.trainable for mask in masks)
+        if any(span):
+            group = freezing.group_of(path, groups).replace("/", ".")  # a file's name in some checkpoints
+            suffix = _DECAYED if optimizer.decays(kinds[path]) else ""
+            of_group = spans.setdefault((group, suffix), [])
+            if span not in of_group:
+                of_group.append(span)
+            number = of_group.index(span)
+            found[path] = f"{group}_{number}{suffix}" if number else f"{group}{suffix}"
+    return tuple(tuple(found[path] if path in mask.trainable else FROZEN for path in paths) for mask in masks)
 
 
 def transformation(optimizer: Optimizer, params: Tree, labels: Sequence[str]) -> optax.GradientTransformation:
@@ -121,9 +126,7 @@ def transformation(optimizer: Optimizer, params: Tree, labels: Sequence[str]) ->
         A transformation whose `update` takes gradients and parameters with None in place of frozen leaves.
     """
     transforms = {
-        name: optax.set_to_zero()
-        if name == FROZEN
-        else optimizer.direction(optimizer.decay_all or name.endswith("_decayed"))
+        name: optax.set_to_zero() if name == FROZEN else optimizer.direction(name.endswith(_DECAYED))
         for name in sorted({FROZEN, *labels})
     }
     return optax.multi_transform(transforms, jax.tree.unflatten(jax.tree.structure(params), labels))
@@ -141,7 +144,7 @@ def scaled(directions: Tree, lr: jax.Array | float, mask: TrainableSpec) -> Tree
 
 
 def carry(old: PyTree[jax.Array], new: PyTree[jax.Array]) -> PyTree[jax.Array]:
-    """Return the state `new` with leaves shared with `old` copied: continuing cohorts keep moments."""
+    """Return the state `new` with leaves shared with `old` copied: what goes on training keeps moments and counts."""
     known = dict(jax.tree.leaves_with_path(old))
     return jax.tree.map_with_path(lambda path, leaf: known.get(path, leaf), new)
 

@@ -457,9 +457,12 @@ class PhaseProgram:
         averages, stopped = freezing.partition(averaged, self.mask.trainable)
         # A leaf that stops training is set to its average, if there is one: its averaging ends here.
         fresh = self.init_state(freezing.combine(going_on, stopped), state["batch_stats"])
+        opt_state = fresh["opt_state"]
+        if self.optimizer.carry_state:
+            opt_state = optim.carry(state["opt_state"], opt_state)
         return {
             **fresh,
-            "opt_state": optim.carry(state["opt_state"], fresh["opt_state"]),
+            "opt_state": opt_state,
             "ema": _copy(averages) if self.keeps_average else {},
             "step": state["step"],
             **({"objective": state["objective"]} if self.self_distillation else {}),
@@ -532,13 +535,14 @@ def programs(
         counted = batch_size if isinstance(loss, Objective) and loss.compares_images else 1
     paths = freezing.paths(model.abstract()[0])
     masks = [freezing.resolve_trainable(phase, model.groups, model.kinds) for phase in phases]
+    labels = optim.labels(paths, model.kinds, model.groups, masks, optimizer)
     first_epochs = itertools.accumulate((phase.epochs for phase in phases), initial=0)
     return tuple(
         PhaseProgram(
             model=model,
             phase=phase,
             mask=mask,
-            labels=optim.labels(paths, model.kinds, masks, number, optimizer.carry_state),
+            labels=labels[number],
             optimizer=optimizer,
             objective=loss,
             augment=_views(model, loss, augment if phase.augment else eval_transform(model, augment)),
