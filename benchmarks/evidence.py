@@ -150,7 +150,7 @@ class Panel:
                 first, second = (patient_draws(_measure(one), one.groups, RESAMPLES) for one in (each, other))
                 draws.append(first - second)
             patients = len(np.unique(found[0][0].groups))
-            return two_level(differences, np.stack(draws, 1), patients), f"{patients} patients"
+            return two_level(differences, np.stack(draws, 1), patients), f"{patients} {found[0][0].drawn}"
         pairs = zip(self.values(strategy), self.values(reference), strict=True)
         summary = Summary.of([a - b if a is not None and b is not None else None for a, b in pairs])
         if summary is None:

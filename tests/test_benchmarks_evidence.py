@@ -110,7 +110,7 @@ def test_patients_count_where_predictions_are_kept_and_widen_the_interval(tmp_pa
             both = np.stack([1 - p, p], 1)
             np.savez(path, label=labels, group=np.arange(60).astype(str), **{"probability/linear": both})
     both, said = before.compare("partial_10", "full")
-    assert said == "60 patients"
+    assert said == "60 images"
     assert both.error > alone.error
 
 

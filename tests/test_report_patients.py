@@ -1,6 +1,7 @@
 """How many patients would show a difference: its standard error is DeLong's, and the formula gives the power it names."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sklearn import metrics as sk
 from dapt_jax import statistics
 from dapt_jax.records import predictions as files
 from dapt_jax.records.study_records import Records
-from dapt_jax.report import build, patients
+from dapt_jax.report import build, patients, predictions
 from dapt_jax.report.recommendation import recommend
 from tests import test_report_example as report_example
 
@@ -34,7 +35,8 @@ def study(tmp_path_factory):
             found[name, seed] = chances
             path = files.path_of(workdir, name, seed, TASK, "external")
             names = np.array([f"p{row}" for row in range(160)])
-            files.write(path, labels, names, names, {"linear": np.stack([1 - chances, chances], 1)})
+            images = np.char.add(names, ".png")
+            files.write(path, labels, names, images, {"linear": np.stack([1 - chances, chances], 1)})
     return workdir, labels, found
 
 
@@ -59,6 +61,34 @@ def test_the_error_of_one_seed_is_delongs(study):
     assert error.difference == pytest.approx(theirs.mean)
     assert error.patients == 160
     assert error.error == pytest.approx(theirs.half / 1.96, rel=0.2)
+
+
+def test_images_that_name_no_patient_are_not_called_patients(study, tmp_path):
+    workdir, labels, found = study
+    shutil.copytree(workdir, tmp_path / "copy")
+    for (name, seed), chances in found.items():
+        path = files.path_of(tmp_path / "copy", name, seed, TASK, "external")
+        own = np.array([f"cells/{row}.png" for row in range(160)])
+        images = np.array([f"{row}.png" for row in range(160)])
+        files.write(path, labels, own, images, {"linear": np.stack([1 - chances, chances], 1)})
+    box = dict(recommend(Records.read(tmp_path / "copy"), TASK, tmp_path / "copy").lines)
+    assert "Patients, external" not in box
+    assert box["Images, external"].startswith("160 now, each drawn by itself; ")
+    assert (
+        "each image is drawn by itself"
+        in predictions.table(tmp_path / "copy", Records.read(workdir), TASK).note
+    )
+    assert "by itself" not in predictions.table(workdir, Records.read(workdir), TASK).note
+
+
+def test_the_error_above_chance_is_that_of_the_score_itself(study):
+    workdir, labels, found = study
+    records = Records.read(workdir)
+    records.seeds = [0]
+    error = patients.error_above(workdir, records, TASK, "external", "full", 0.5)
+    assert error.difference == pytest.approx(sk.roc_auc_score(labels, found["full", 0]) - 0.5)
+    both = statistics.delong(labels == 1, np.stack([found["full", 0], found["none", 0]]))
+    assert error.error == pytest.approx(math.sqrt(both.covariance[0, 0]), rel=0.2)
 
 
 def test_the_number_of_patients_has_the_power_that_is_named():

@@ -92,7 +92,9 @@ def test_one_seed_recommends_nothing_as_better():
 def test_scores_at_chance_recommend_nothing_and_are_not_above_a_baseline():
     records = study({"full": 0.501, "none": 0.498}, baseline=0.46)
     headline, _ = said(records)
-    assert headline == "No strategy is recommended: none scores above chance on the development set."
+    assert (
+        headline == "No strategy is recommended: none is shown to score above chance on the development set."
+    )
     words = " ".join(narrative.summary(records, "t"))
     assert "Not shown to be above chance (0.5): full and none." in words
     assert "better than the one-feature baseline scalar" not in words.replace("not better", "")
@@ -121,6 +123,117 @@ def test_a_feature_that_works_reversed_counts_as_its_better_direction():
     assert "full is not better than the one-feature baseline scalar (0.800, reversed)." in narrative.summary(
         study({"full": 0.7}, baseline=0.2), "t"
     )
+
+
+def of_values(values, split="development", metric="auc", config=None, counts=None):
+    """A study of strategies with these values of their seeds; None where a seed has none."""
+    rows = [
+        {"strategy": name, "seed": seed, "task": "t", "split": split, "protocol": "linear", "metric": metric, "value": value,
+         "n": (counts or {}).get(name)}
+        for name, of_seeds in values.items()
+        for seed, value in enumerate(of_seeds)
+        if value is not None
+    ]  # fmt: skip
+    seeds = list(range(max(map(len, values.values()))))
+    return Records(
+        {"strategies": list(values), "seeds": seeds, "report": {"metric": metric}, **(config or {})}, rows, []
+    )
+
+
+def test_what_is_worse_than_the_best_is_no_candidate_however_many_others_there_are():
+    full = [0.90, 0.94, 0.91, 0.93, 0.92]
+    values = {
+        "full": full,
+        "none": [each - 0.03 + luck / 5 for each, luck in zip(full, LUCK, strict=True)],
+        "hybrid": [0.99, 0.99, 0.99, 0.99, 0.78],
+    }
+    found = recommendation._Comparisons.of(of_values(values), "t")
+    assert found.best == "hybrid"
+    assert [found.is_worse(name) for name in values] == [False, True, False]
+    many = {f"other{number}": [value + 0.002 * number for value in values["hybrid"]] for number in range(40)}
+    among = recommendation._Comparisons.of(of_values({"full": full, **many, "none": values["none"]}), "t")
+    assert among.is_worse("none")
+    assert not among.is_worse("full")
+
+
+def test_seeds_that_only_some_strategies_have_do_not_turn_a_test_round():
+    values = {"full": [0.82, 0.83, 0.841, None, None], "partial": [0.80, 0.811, 0.82, 0.96, 0.97]}
+    headline, lines = said(of_values(values))
+    assert headline == "Use full: it is shown to be better than every other strategy on the development set."
+    assert lines["How sure"].startswith("AUC differs by +0.020 from partial")
+
+
+def test_scores_that_do_not_vary_with_the_seed_test_nothing_and_are_not_called_equal():
+    records = of_values({"full": [0.8] * 3, "none": [0.7] * 3})
+    headline, lines = said(records)
+    assert headline.startswith("No strategy is shown to be better than every other")
+    assert "none" not in headline
+    assert "in each of 3 seeds, which tests nothing" in lines["How sure"]
+    assert "more seeds would tell nothing" in lines["What would change it"]
+    words = " ".join(narrative.summary(records, "t"))
+    assert "Not significantly different" not in words
+    assert (
+        "Different from full by the same in every seed, so that seeds test nothing: none by -0.100." in words
+    )
+    assert "the same in 3 seeds" in words
+
+
+def test_a_score_above_chance_over_seeds_may_not_be_above_it_on_other_patients(monkeypatch, tmp_path):
+    records = of_values({"full": [0.521, 0.522, 0.523], "none": [0.512, 0.511, 0.513]})
+    monkeypatch.setattr(recommendation, "error_of_difference", lambda *_: None)
+    monkeypatch.setattr(recommendation, "error_above", lambda *_: PatientError(0.02, 0.09, 39))
+    shown = recommend(records, "t", tmp_path)
+    assert shown.headline == (
+        "No strategy is recommended: none is shown to score above chance on other patients than those of the development set."
+    )
+    assert "39 patients leave ±0.176 of AUC to chance." in dict(shown.lines)["Patients, development"]
+    monkeypatch.setattr(recommendation, "error_above", lambda *_: PatientError(0.02, 0.005, 39, "images"))
+    assert recommend(records, "t", tmp_path).headline.startswith("Use full")
+    few = {"full": PatientError(0.02, 0.09, 39, "images"), "none": PatientError(0.02, 0.005, 39, "images")}
+    monkeypatch.setattr(recommendation, "error_above", lambda *named: few[named[4]])
+    assert recommend(records, "t", tmp_path).headline.startswith(
+        "No strategy is shown to be better than every other"
+    )
+
+
+def test_a_baseline_that_varies_is_compared_seed_by_seed():
+    records = of_values({"full": [0.70, 0.71, 0.69, 0.70, 0.705]})
+    for seed, value in enumerate([0.60, 0.78, 0.55, 0.79, 0.62]):
+        row = {"strategy": BASELINE, "seed": seed, "task": "t", "split": "development", "protocol": "scalar"}
+        records.results.append({**row, "metric": "auc", "value": value})
+    records = Records(records.config, records.results, [])
+    assert (
+        "full is not shown to be better than the one-feature baseline scalar (0.668)."
+        in narrative.summary(records, "t")
+    )
+    assert "not shown to be better than the one-feature baseline" in said(records)[1]["Score"]
+
+
+def test_distances_that_are_means_over_other_images_are_not_compared():
+    values = {"full": [3.0, 3.1, 2.9], "none": [0.0, 0.1, 0.1]}
+    records = of_values(values, metric="hd95", counts={"full": 10, "none": 1})
+    assert said(records)[0].startswith("No strategy is recommended: HD95 is a mean over the images")
+    assert "seed 0: full 10, none 1" in " ".join(narrative.summary(records, "t"))
+    table = main_table.table(records, "t")
+    assert "Nothing is marked or tested" in table.note
+    assert not any(cell.best or cell.not_significantly_worse for row in table.rows for cell in row)
+    same = of_values(values, metric="hd95", counts={"full": 10, "none": 10})
+    assert said(same)[0].startswith("Use none")
+
+
+def test_a_distance_that_grows_outside_is_the_one_that_worsens():
+    inside = of_values({"full": [5.0, 5.1], "none": [5.0, 5.2]}, metric="hd95")
+    outside = of_values({"full": [6.0, 6.1], "none": [20.0, 20.2]}, split="external", metric="hd95")
+    both = Records(inside.config, [*inside.results, *outside.results], [])
+    assert any(
+        "worsens least for full" in each and "most for none" in each for each in narrative.summary(both, "t")
+    )
+
+
+def test_one_adaptation_for_all_seeds_is_said_to_be_one():
+    values = {"full": [0.82, 0.83, 0.841], "none": [0.72, 0.70, 0.741]}
+    assert "adapt.seed" in said(of_values(values, config={"adapt": {"seed": 3}}))[1]["Adaptations"]
+    assert "Adaptations" not in said(of_values(values))[1]
 
 
 def test_the_seeds_that_would_do_have_the_power_that_is_promised():

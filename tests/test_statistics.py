@@ -43,7 +43,7 @@ def test_t_interval_is_scipys(values):
     found = mean_interval(values)
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     assert found.mean == pytest.approx(np.mean(values), abs=1e-12)
-    assert found.half == pytest.approx(stats.t.ppf(0.975, len(values) - 1) * error, abs=1e-9)
+    assert (found.half or 0.0) == pytest.approx(stats.t.ppf(0.975, len(values) - 1) * error, abs=1e-9)
 
 
 def test_t_interval_by_hand_and_its_gaps():
@@ -53,6 +53,11 @@ def test_t_interval_by_hand_and_its_gaps():
     assert found.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-5)
     single = mean_interval([None, 0.5])
     assert (single.mean, single.low, single.high, single.half, single.n) == (0.5, None, None, None, 1)
+    same = mean_interval([0.1 + 0.2, 0.3, 0.3])  # 0.1 + 0.2 is not 0.3 in binary, which is no spread
+    assert (same.low, same.high, same.n) == (None, None, 3)
+    assert paired_t([0.8, 0.9, 0.7], [0.7, 0.8, 0.6]).is_constant
+    assert not paired_t([0.8, 0.9, 0.7], [0.8, 0.9, 0.7]).is_constant
+    assert not paired_t([0.8], [0.7]).is_constant
     assert mean_interval([None]) is None
     assert mean_interval([]) is None
 

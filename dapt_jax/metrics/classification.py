@@ -226,9 +226,10 @@ def mean_auc(
     labels: Shaped[np.ndarray, "n ..."],
     probabilities: Float[np.ndarray, "n classes"],
     classes: tuple[str, ...],
+    seen: Bool[np.ndarray, " classes"],
 ) -> float:
     """Return the score `auc` of `classification` alone; NaN where no class has positives and negatives."""
-    found = Predictions(labels, probabilities, classes, np.ones(len(classes), bool))
+    found = Predictions(labels, probabilities, classes, seen)
     return next(iter(_aucs(found))).value
 
 

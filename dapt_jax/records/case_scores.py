@@ -16,6 +16,7 @@ import numpy as np
 from dapt_jax.errors import UserError
 from dapt_jax.records import arrays
 from dapt_jax.runtime import safe_paths
+from dapt_jax.statistics import drawn_by
 
 FOLDER = "case_scores"
 """Name of the folder in a workdir."""
@@ -43,6 +44,11 @@ class CaseScores:
         0.5
         """
         return float(self.dice[rows].mean()) if len(rows) else math.nan
+
+    @property
+    def drawn(self) -> str:
+        """What a draw with replacement draws by these groups: see `statistics.drawn_by`."""
+        return drawn_by(self.groups, self.images)
 
     def same_images(self, other: CaseScores) -> bool:
         """Return whether both are of the same images and patients, row by row."""

@@ -20,7 +20,7 @@ import numpy as np
 from dapt_jax.errors import UserError
 from dapt_jax.records import arrays
 from dapt_jax.runtime import safe_paths
-from dapt_jax.statistics import Aggregation, Units, auc
+from dapt_jax.statistics import Aggregation, Units, auc, drawn_by
 
 FOLDER = "predictions"
 """Name of the folder in a workdir."""
@@ -48,6 +48,7 @@ class Predictions:
         classes: Names of the columns; their numbers in files of earlier versions.
         sources: The source of each image, [n]; None where the file names none.
         labels: Class numbers, int [n], of images of one class each; None of several labels per image.
+        drawn: What a draw with replacement draws by these groups: see `statistics.drawn_by`.
     """
 
     targets: np.ndarray
@@ -57,6 +58,7 @@ class Predictions:
     classes: tuple[str, ...] = ()
     sources: np.ndarray | None = None
     labels: np.ndarray | None = None
+    drawn: str = "patients"
 
     def take(self, rows: np.ndarray) -> Predictions:
         """Return the predictions of some rows, int64 or bool."""
@@ -169,6 +171,7 @@ def read(path: Path, protocol: str, kind: str = PROBABILITY) -> Predictions | No
         classes=tuple(map(str, names)),
         sources=sources,
         labels=numbers,
+        drawn=drawn_by(groups, file.get("image")),
     )
     found = _with_seen(path, file, protocol, found)
     return found.of_units(file["unit"], aggregation.rule) if aggregation else found

@@ -31,7 +31,7 @@ class Sheet:
     Attributes:
         title: Name of the set: "corpus", or task and split.
         count: Number of images of the set.
-        patients: Number of its patients; an image without one counts as a patient of its own.
+        patients: Number of its patients, where an image without one counts as one; 0 where none names one.
         size: Pixels of a side of the images as the network sees them.
         images: uint8 [k, h, w, 3].
         labels: str [k], names of the classes of each image.

@@ -290,9 +290,37 @@ class Records:
         seeds = self._baseline_seeds if strategy == BASELINE else self.seeds
         return [self._values.get((strategy, seed, task, split, protocol, metric)) for seed in seeds]
 
+    def baseline_values(self, task: str, split: str, protocol: str | None, metric: str) -> list[float | None]:
+        """Return one value of the one-feature baseline per seed, in the order of `seeds`; None where it has none."""
+        key = (task, split, protocol, metric)
+        return [self._values.get((BASELINE, seed, *key)) for seed in self.seeds]
+
     @functools.cached_property
     def _baseline_seeds(self) -> list[Any]:
         return list(dict.fromkeys(row["seed"] for row in self.results if row["strategy"] == BASELINE))
+
+    def unlike(self, task: str, split: str) -> str:
+        """Return why the scores of strategies cannot be compared; empty where they can.
+
+        Distances between surfaces are means over the images where truth and prediction both have one, so that a
+        strategy that draws nothing in hard images is not charged for them.
+        """
+        metric, protocol = self.metric(task), self.protocol(task)
+        if not METRICS[metric.partition("/")[0]].is_distance:
+            return ""
+        counts: dict[Any, dict[str, Any]] = {}
+        for row in self.results:
+            key = (row["task"], row["split"], row["protocol"], row["metric"])
+            if key == (task, split, protocol, metric) and row["strategy"] in self.strategies:
+                counts.setdefault(row["seed"], {})[row["strategy"]] = row.get("n")
+        for seed, of_seed in counts.items():
+            if len(set(of_seed.values())) > 1:
+                listed = ", ".join(f"{name} {count}" for name, count in of_seed.items())
+                return (
+                    f"{self.display_name(task, metric)} is a mean over the images in which truth and prediction both "
+                    f"have a surface, and these are not as many for every strategy (seed {seed}: {listed}); compare Dice"
+                )
+        return ""
 
     def generalization_gaps(
         self, strategy: str, task: str, protocol: str | None, metric: str

@@ -39,6 +39,12 @@ class _Source:
         return compact(mean_interval(values))
 
 
+def _patients(row: _Source) -> str:
+    """Return the number of patients of a source; nothing where images name none."""
+    of = row.of.first
+    return NONE if of.drawn == "images" else f"{len(np.unique(of.groups[row.rows])):,}"
+
+
 def table(splits: Sequence[SplitPredictions]) -> Table | None:
     """Return AUC and accuracy of each source by split, for the arms shown.
 
@@ -56,7 +62,7 @@ def table(splits: Sequence[SplitPredictions]) -> Table | None:
         Column("split", lambda row: row.of.split),
         Column("source", lambda row: row.name or "not named"),
         Column("images", lambda row: f"{len(row.rows):,}"),
-        Column("patients", lambda row: f"{len(np.unique(row.of.first.groups[row.rows])):,}"),
+        Column("patients", _patients),
     ]
     for name in dict.fromkeys(name for split in splits for name in split.runs):
         columns.append(Column("AUC", lambda row, name=name: row.auc(name), name))  # type: ignore[misc]

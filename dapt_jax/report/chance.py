@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from dapt_jax.metrics import lookup
 from dapt_jax.records.study_records import Records
-from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.statistics import Interval, mean_interval
+from dapt_jax.report.marks import LEVEL
+from dapt_jax.statistics import Interval, mean_interval, paired_t
 
 SYMMETRIC = ("auc", "auc_subset")
 """Metrics of which a feature that works reversed has the mirror image about chance."""
@@ -20,12 +21,14 @@ class BaselineLevel:
     Attributes:
         name: Name of the feature.
         value: Mean score over seeds, mirrored about chance where that is better.
+        values: The score of each seed of the study, mirrored likewise; None where a seed has none.
         is_reversed: Whether it is mirrored.
         is_at_chance: Whether its interval over seeds holds chance.
     """
 
     name: str
     value: float
+    values: tuple[float | None, ...]
     is_reversed: bool = False
     is_at_chance: bool = False
 
@@ -60,23 +63,46 @@ def baseline_levels(records: Records, task: str, split: str) -> list[BaselineLev
     metric, chance = records.metric(task), chance_level(records, task)
     found = []
     for name in records.baselines(task):
-        level = mean_interval(records.values(BASELINE, task, split, name, metric))
+        values = records.baseline_values(task, split, name, metric)
+        level = mean_interval(values)
         if level is None:
             continue
         is_reversed = metric in SYMMETRIC and chance is not None and level.mean < chance
-        value = 2 * chance - level.mean if is_reversed and chance is not None else level.mean
+        value = level.mean
+        if is_reversed and chance is not None:
+            value, values = (
+                2 * chance - value,
+                [None if each is None else 2 * chance - each for each in values],
+            )
         holds = level.low is not None and level.high is not None and chance is not None
         at_chance = holds and level.low <= chance <= level.high  # type: ignore[operator]
-        found.append(BaselineLevel(name, value, is_reversed, at_chance))
+        found.append(BaselineLevel(name, value, tuple(values), is_reversed, at_chance))
     return found
 
 
+def is_above(values: Sequence[float | None], against: Sequence[float | None], sign: int) -> bool:
+    """Return whether scores are shown to be better than others of the same seeds.
+
+    By a two-sided paired t-test at `LEVEL`; by the mean alone where there is one seed, or the difference is the
+    same in all of them.
+
+    Args:
+        values: Score of each seed.
+        against: The other scores, of the same seeds in the same order.
+        sign: 1 where higher is better, else -1.
+    """
+    test = paired_t(values, against)
+    if test is None or sign * test.difference.mean <= 0:
+        return False
+    return test.p is None or test.p < LEVEL
+
+
 def is_at(mean: Interval, level: float, sign: int) -> bool:
-    """Return whether a score is not shown to exceed a level: its interval, or its one value, reaches it.
+    """Return whether a score is not shown to be better than chance: its interval, or its one value, reaches it.
 
     Args:
         mean: The score.
-        level: Chance, or the score of a baseline.
+        level: Chance.
         sign: 1 where higher is better, else -1.
     """
     if mean.low is None or mean.high is None:

@@ -36,9 +36,9 @@ class Claim:
 
 
 def claims(records: Records, task: str, split: str) -> dict[str, Claim]:
-    """Test the non-inferiority of every strategy to the reference; empty where the margin is 0."""
+    """Test the non-inferiority of every strategy to the reference; empty where the margin is 0 or scores are unlike."""
     reference, metric, margin = records.reference, records.metric(task), records.margin
-    if reference is None or not margin:
+    if reference is None or not margin or records.unlike(task, split):
         return {}
     lowest = lower_is_better(metric)
     values = {n: records.values(n, task, split, records.protocol(task), metric) for n in records.strategies}

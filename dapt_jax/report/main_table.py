@@ -15,7 +15,7 @@ from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report.chance import chance_level
 from dapt_jax.report.columns import Cell, Column, Table, score
-from dapt_jax.report.marks import Marks, note_of_marks, over_seeds
+from dapt_jax.report.marks import UNMARKED, Marks, note_of_marks, over_seeds
 from dapt_jax.statistics import Comparison, holm, mean_interval, paired_t, welch_t
 
 
@@ -123,10 +123,17 @@ def _scores(records: Records, task: str, arms: list[TaskArm]) -> list[Column[Tas
         return Column(split, lambda arm: marks.mark(score(mean_interval(arm.values(split))), arm.name), group)
 
     columns = [
-        of_split(split, over_seeds({arm.name: arm.values(split) for arm in arms}, lowest)) for split in splits
+        of_split(
+            split,
+            UNMARKED
+            if records.unlike(task, split)
+            else over_seeds({arm.name: arm.values(split) for arm in arms}, lowest),
+        )
+        for split in splits
     ]
     if {records.in_domain(task), "external"} <= set(splits):
-        marks = over_seeds({arm.name: arm.gaps() for arm in arms}, not lowest)
+        is_unlike = any(records.unlike(task, split) for split in splits)
+        marks = UNMARKED if is_unlike else over_seeds({arm.name: arm.gaps() for arm in arms}, not lowest)
         columns.append(
             Column(
                 "generalization gap",
@@ -162,10 +169,11 @@ def comparisons(
         test: One of `TESTS`.
 
     Returns:
-        By strategy, the test over seeds and its p adjusted by Holm's method over the strategies.
+        By strategy, the test over seeds and its p adjusted by Holm's method over the strategies; empty where the
+        scores cannot be compared.
     """
     reference, protocol, metric = records.reference, records.protocol(task), records.metric(task)
-    if reference is None:
+    if reference is None or records.unlike(task, split):
         return {}
     against = records.values(reference, task, split, protocol, metric)
     compare = TESTS[test]
@@ -201,6 +209,8 @@ def _note(records: Records, task: str) -> str:
         notes.append(
             f"An interval beyond the range of {bounds.title} says that there are too few seeds for it."
         )
+    unlike = {split: records.unlike(task, split) for split in splits}
+    notes += [f"On {split}: {why}. Nothing is marked or tested." for split, why in unlike.items() if why]
     if max(counts, default=0) == 1:
         notes.append("One seed: no interval and no test.")
     elif len(set(counts)) > 1:

@@ -44,6 +44,10 @@ class Marks:
         return dataclasses.replace(cell, best=name in self.best, not_significantly_worse=is_close)
 
 
+UNMARKED = Marks(frozenset(), frozenset(), {})
+"""No marks: of a column whose values cannot be compared."""
+
+
 def significance_marks(
     means: Mapping[str, float],
     p_against: Callable[[str, str], float | None],
@@ -61,7 +65,7 @@ def significance_marks(
         level: Smallest p that is not significant.
     """
     if len(means) < 2:
-        return Marks(frozenset(), frozenset(), {})
+        return UNMARKED
     choose = min if lowest else max
     leader = choose(means, key=lambda name: means[name])
     target = round(means[leader], digits)
@@ -83,7 +87,11 @@ def over_seeds(values: Mapping[str, Sequence[float | None]], lowest: bool = Fals
 
     def p_against(name: str, leader: str) -> float | None:
         test = paired_t(values[name], values[leader])
-        return None if test is None else test.p
+        if test is None:
+            return None
+        # The seeds that both have may rank them the other way round than the means over each one's own.
+        is_worse = test.difference.mean > 0 if lowest else test.difference.mean < 0
+        return test.p if is_worse or test.p is None else 1.0
 
     marks = significance_marks(means, p_against, lowest)
     if not marks.p:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dapt_jax.formatting import p_value, percent
 from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Records
-from dapt_jax.report.chance import baseline_levels, chance_level, is_at
+from dapt_jax.report.chance import baseline_levels, chance_level, is_above, is_at
 from dapt_jax.report.claims import claims
 from dapt_jax.report.main_table import comparisons
 from dapt_jax.report.marks import LEVEL
@@ -23,9 +23,10 @@ def summary(records: Records, task: str) -> list[str]:
     base = mean_interval(records.values(reference, task, split, protocol, metric))
     if base is None:
         return [f"{reference}, the reference, has no {split} {records.display_name(task, metric)} yet."]
-    spread = (
-        "one seed" if base.low is None else f"95% interval {base.low:.3f} to {base.high:.3f}, {base.n} seeds"
-    )
+    if base.low is None:
+        spread = "one seed" if base.n == 1 else f"the same in {base.n} seeds"
+    else:
+        spread = f"95% interval {base.low:.3f} to {base.high:.3f}, {base.n} seeds"
     shown = f"{records.display_name(task, metric)} {base.mean:.3f}"
     sentences = [f"On the {split} set {reference} reaches {shown} ({spread})."]
     sentences += _differences(records, task, split)
@@ -39,6 +40,8 @@ def summary(records: Records, task: str) -> list[str]:
 def _differences(records: Records, task: str, split: str) -> list[str]:
     """Return sentences on significant differences from the reference and on detectable differences."""
     tests, reference = comparisons(records, task, split), records.reference
+    if unlike := records.unlike(task, split):
+        return [f"Strategies are not compared: {unlike}."]
     if not tests:
         return ["No other strategy has a score to compare."]
     if all(test.difference.n < 2 for test, _ in tests.values()):
@@ -69,7 +72,14 @@ def _differences(records: Records, task: str, split: str) -> list[str]:
             "comparisons: "
             f"{_list(parts)}."
         )
-    rest = {name: test for name, (test, _) in tests.items() if name not in clear and name not in alone}
+    constant = {name: test for name, (test, _) in tests.items() if test.is_constant}
+    if constant:
+        parts = [f"{name} by {test.difference.mean:+.3f}" for name, test in constant.items()]
+        sentences.append(
+            f"Different from {reference} by the same in every seed, so that seeds test nothing: {_list(parts)}."
+        )
+    told = (*clear, *alone, *constant)
+    rest = {name: test for name, (test, _) in tests.items() if name not in told}
     halves = [test.difference.half for test in rest.values() if test.difference.half is not None]
     if halves:
         differences = [test.difference.mean for test in rest.values()]
@@ -118,7 +128,9 @@ def _cheapest(records: Records, task: str, split: str) -> list[str]:
     # Unadjusted p: for calling a strategy as good as the reference, Holm's adjustment would be
     # anti-conservative.
     worse = {
-        n for n, (t, _) in tests.items() if t.p is not None and t.p < LEVEL and sign * t.difference.mean < 0
+        n
+        for n, (t, _) in tests.items()
+        if sign * t.difference.mean < 0 and (t.is_constant or (t.p is not None and t.p < LEVEL))
     }
     candidates = {n: f.mean for n, f in flops.items() if f is not None and n in tests and n not in worse}
     cheaper = {name: cost for name, cost in candidates.items() if cost < base.mean}
@@ -141,7 +153,10 @@ def _cheapest(records: Records, task: str, split: str) -> list[str]:
 
 
 def _gaps(records: Records, task: str) -> list[str]:
+    """Return a sentence on the smallest and the largest loss from in-domain to external data."""
     metric, protocol = records.metric(task), records.protocol(task)
+    if any(records.unlike(task, split) for split in records.splits(task)):
+        return []
     gaps = {
         name: mean_interval(records.generalization_gaps(name, task, protocol, metric))
         for name in records.strategies
@@ -149,9 +164,10 @@ def _gaps(records: Records, task: str) -> list[str]:
     known = {name: gap.mean for name, gap in gaps.items() if gap is not None}
     if len(known) < 2:
         return []
-    low, high = min(known, key=lambda n: known[n]), max(known, key=lambda n: known[n])
+    sign = -1 if lower_is_better(metric) else 1
+    low, high = min(known, key=lambda n: sign * known[n]), max(known, key=lambda n: sign * known[n])
     return [
-        f"From {records.in_domain(task)} to external data {records.display_name(task, metric)} changes least "
+        f"From {records.in_domain(task)} to external data {records.display_name(task, metric)} worsens least "
         f"for {low} "
         f"(generalization gap {known[low]:+.3f}) and most for {high} ({known[high]:+.3f})."
     ]
@@ -173,8 +189,11 @@ def _baseline(records: Records, task: str, split: str) -> list[str]:
         sentences.append(f"Not shown to be above chance ({chance:g}): {_list(at_chance)}.")
     for level in baseline_levels(records, task, split):
         below = [name for name, mean in means.items() if sign * (mean.mean - level.value) <= 0]
+        scores = {name: records.values(name, task, split, protocol, metric) for name in means}
         unclear = [
-            name for name, mean in means.items() if name not in below and is_at(mean, level.value, sign)
+            name
+            for name, values in scores.items()
+            if name not in below and not is_above(values, level.values, sign)
         ]
         above = [name for name in means if name not in (*below, *unclear, *at_chance)]
         for verb, names in (("not better", below), ("not shown to be better", unclear)):

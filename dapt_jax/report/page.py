@@ -261,7 +261,11 @@ def _facts(records: Records) -> list[tuple[str, str]]:
 def _set_sizes(workdir: Path) -> list[tuple[str, str]]:
     """Return the number of images and patients of each set."""
     return [
-        (sheet.title, f"{sheet.count:,} images of {sheet.patients:,} patients")
+        (
+            sheet.title,
+            f"{sheet.count:,} images "
+            + (f"of {sheet.patients:,} patients" if sheet.patients else "that name no patient"),
+        )
         for sheet in samples.read_sheets(workdir)
     ]
 

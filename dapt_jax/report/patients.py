@@ -1,15 +1,16 @@
-"""How many patients would show the difference of two strategies."""
+"""What a score, and the difference of two strategies, are worth on other patients; how many would show it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from dapt_jax.records.predictions import Predictions
+from dapt_jax.records.predictions import ORDER, PROBABILITY, Predictions
 from dapt_jax.records.study_records import Records
 from dapt_jax.report import predictions
 from dapt_jax.report.marks import LEVEL
@@ -22,17 +23,19 @@ _MOST_VALUES = 1e8
 
 @dataclasses.dataclass(frozen=True)
 class PatientError:
-    """The difference of two strategies' AUC on the patients of a split, mean over seeds.
+    """The AUC of a strategy minus that of another, or minus chance, on the patients of a split, mean over seeds.
 
     Attributes:
         difference: The difference.
         error: Its standard error over draws of patients, seeds held fixed.
-        patients: Number of patients.
+        patients: Number of patients; of images where these name no patient, each of which is drawn by itself.
+        drawn: What is drawn: "patients", or "images".
     """
 
     difference: float
     error: float
     patients: int
+    drawn: str = "patients"
 
     @property
     def is_shown(self) -> bool:
@@ -75,28 +78,64 @@ def error_of_difference(
     Returns:
         None where the metric is not the AUC, where the predictions of both are missing, or too many to draw.
     """
-    protocol = records.protocol(task)
-    if records.metric(task) != "auc":
-        return None
     pairs = []
     for seed in records.seeds:
-        both = [predictions.of_arm(workdir, name, seed, task, split, protocol) for name in (first, second)]
+        both = [_of_arm(workdir, records, task, split, name, seed) for name in (first, second)]
         if both[0] is not None and both[1] is not None and both[0].same_images(both[1]):
             pairs.append((both[0], both[1]))
+    return _error(pairs)
+
+
+def error_above(
+    workdir: Path, records: Records, task: str, split: str, name: str, level: float
+) -> PatientError | None:
+    """Return a strategy's AUC on a split minus a level such as chance, with its error over patients.
+
+    Args:
+        workdir: Folder of the study.
+        records: Its records.
+        task: The task.
+        split: The split.
+        name: The strategy.
+        level: What is subtracted.
+
+    Returns:
+        None as for `error_of_difference`.
+    """
+    runs = [_of_arm(workdir, records, task, split, name, seed) for seed in records.seeds]
+    found = _error([(run, None) for run in runs if run is not None])
+    return found and dataclasses.replace(found, difference=found.difference - level)
+
+
+def _of_arm(
+    workdir: Path, records: Records, task: str, split: str, name: str, seed: object
+) -> Predictions | None:
+    """Return the predictions of an arm by which its AUC is counted; None where that is not the metric."""
+    if records.metric(task) != "auc":
+        return None
+    kinds = (PROBABILITY, ORDER)  # a published study has the order alone, which is enough for AUC
+    arm = (workdir, name, seed, task, split, records.protocol(task))
+    return next((found for kind in kinds if (found := predictions.of_arm(*arm, kind)) is not None), None)
+
+
+def _error(pairs: Sequence[tuple[Predictions, Predictions | None]]) -> PatientError | None:
+    """Return the mean over runs of AUC, or of its difference from that of another run, over draws of patients."""
     if not pairs:
         return None
-    groups = pairs[0][0].groups
+    first = pairs[0][0]
+    groups = first.groups
     patients = len(np.unique(groups))
-    values = DRAWS * 2 * len(pairs) * pairs[0][0].probabilities.size
+    values = DRAWS * len(pairs) * first.probabilities.size * (1 if pairs[0][1] is None else 2)
     is_same = all(np.array_equal(run.groups, groups) for run, _ in pairs)
     if patients < 2 or values > _MOST_VALUES or not is_same:
         return None
     weights = np.concatenate([np.ones((1, len(groups)), int), patient_weights(groups, DRAWS)])
-    differences = np.mean([_aucs(a, weights) - _aucs(b, weights) for a, b in pairs], axis=0)
+    of_runs = [_aucs(run, weights) - (0 if other is None else _aucs(other, weights)) for run, other in pairs]
+    differences = np.mean(of_runs, axis=0)
     draws = differences[1:][np.isfinite(differences[1:])]
     if 2 * len(draws) <= DRAWS or not np.isfinite(differences[0]):
         return None
-    return PatientError(float(differences[0]), float(draws.std(ddof=1)), patients)
+    return PatientError(float(differences[0]), float(draws.std(ddof=1)), patients, first.drawn)
 
 
 def _aucs(run: Predictions, weights: np.ndarray) -> np.ndarray:

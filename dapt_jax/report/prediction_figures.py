@@ -187,7 +187,7 @@ class SplitPredictions:
     @property
     def _band_words(self) -> str:
         words = "Lines: mean over seeds."
-        return f"{words} Bands: 95% over {self.draws} draws of patients." if self.draws else words
+        return f"{words} Bands: 95% over {self.draws} draws of {self.first.drawn}." if self.draws else words
 
     def _alt(self, what: str, measure: str, values: dict[str, float], chance: str = "") -> str:
         listed = ", ".join(f"{name} {value:.3f}" for name, value in values.items())

@@ -34,6 +34,7 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
     if not resamples:
         return None
     unseen: dict[str, list[str]] = {}
+    alone: list[str] = []
     for split in splits:
         found = {}
         for name, seed in arms:
@@ -41,6 +42,8 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
                 found[name, seed] = each
         for each in found.values():
             unseen.setdefault(split, []).extend(each.unseen)
+        if any(each.drawn == "images" for each in found.values()):
+            alone.append(split)
         draws = {arm: patient_draws(each.auc, each.groups, resamples) for arm, each in found.items()}
         for name, seed in found:
             cells[name, seed, split] = _cells(found, draws, name, seed, records.reference or "")
@@ -58,6 +61,8 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
         "test, for two "
         "classes where every patient has one image, not adjusted."
     )
+    if alone:
+        note += f" Of {' and '.join(alone)} each image is drawn by itself, since none names its patient."
     for split, names in unseen.items():
         if names:
             listed = ", ".join(dict.fromkeys(names))
@@ -73,7 +78,13 @@ def table(workdir: Path, records: Records, task: str) -> Table | None:
 
 
 def of_arm(
-    workdir: Path, name: str, seed: object, task: str, split: str, protocol: str | None
+    workdir: Path,
+    name: str,
+    seed: object,
+    task: str,
+    split: str,
+    protocol: str | None,
+    kind: str = predictions.PROBABILITY,
 ) -> Predictions | None:
     """Return the predictions of an arm on a split; None where there are none.
 
@@ -84,12 +95,13 @@ def of_arm(
         task: The task.
         split: The split.
         protocol: The protocol; None for no protocol, and so no predictions.
+        kind: What is read as probabilities: see `records.predictions.read`.
     """
     try:
         path = predictions.path_of(workdir, name, seed, task, split)
     except UserError:  # a name that no study accepts, and so without predictions
         return None
-    return predictions.read(path, protocol) if protocol and path.is_file() else None
+    return predictions.read(path, protocol, kind) if protocol and path.is_file() else None
 
 
 def resamples_of(records: Records, task: str) -> int:

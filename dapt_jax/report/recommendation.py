@@ -12,10 +12,11 @@ from dapt_jax.formatting import number, p_value, percent
 from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
-from dapt_jax.report.chance import BaselineLevel, baseline_levels, chance_level, is_at
+from dapt_jax.report.chance import BaselineLevel, baseline_levels, chance_level, is_above, is_at
 from dapt_jax.report.marks import LEVEL
-from dapt_jax.report.patients import PatientError, error_of_difference
+from dapt_jax.report.patients import PatientError, error_above, error_of_difference
 from dapt_jax.statistics import Comparison, Interval, holm, mean_interval, paired_t
+from dapt_jax.statistics.intervals import defined
 from dapt_jax.statistics.power import POWER
 
 UNADAPTED = "none"
@@ -41,32 +42,42 @@ class Recommendation:
 def recommend(records: Records, task: str, workdir: Path | None = None) -> Recommendation | None:
     """Return the recommendation for a task; None without scores.
 
-    The best strategy is recommended where it is shown to be better than every other: by paired t-tests over
-    seeds, adjusted by Holm's method. Where the difference from the runner-up could be due to the patients of
-    the split, the headline says so. Otherwise it is the cheapest of those that are not shown to be worse than
-    the best, and the headline says that none is shown to be better.
+    Strategies are compared over the seeds that all of them have, where there are any. The best strategy is
+    recommended where it is shown to be better than every other: by paired t-tests over seeds, adjusted by Holm's
+    method. Where the difference from the runner-up could be due to the patients of the split, the headline says
+    so. Otherwise it is the cheapest of those that are above chance, over seeds and over patients, and not shown to
+    be worse: than the best by the same test without adjustment, since the more strategies there are, the more
+    would pass an adjusted one; nor than another, adjusted over the strategy's own tests. Nothing is recommended
+    where none is above chance, and where strategies are scored on different images.
 
     Args:
         records: Records of the study.
         task: The task.
-        workdir: Folder of its predictions, which say how many patients would do; None without any.
+        workdir: Folder of its predictions, which say what holds for other patients; None without any.
     """
-    split = records.deciding_split(task)
-    metric, protocol = records.metric(task), records.protocol(task)
-    means = _means(records, task, split)
-    if not means:
+    found = _Comparisons.of(records, task)
+    if found is None:
         return None
-    values = {name: records.values(name, task, split, protocol, metric) for name in means}
-    sign = -1 if lower_is_better(metric) else 1
-    title = records.display_name(task, metric)
+    if found.unlike:
+        return Recommendation(f"No strategy is recommended: {found.unlike}.", [])
+    split, title, sign, means, best = found.split, found.title, found.sign, found.means, found.best
     chance, levels = chance_level(records, task), baseline_levels(records, task, split)
-    best = max(means, key=lambda name: sign * means[name].mean)
-    tests = {n: t for n in means if n != best and (t := paired_t(values[n], values[best])) is not None}
-    adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
-    equal = [name for name in means if name == best or not _is_significant(adjusted.get(name))]
+
+    above = list(means)
+    if chance is not None:
+        by_seeds = [name for name, mean in means.items() if not is_at(mean, chance, sign)]
+        errors = {
+            name: None if workdir is None else error_above(workdir, records, task, split, name, chance)
+            for name in by_seeds
+        }
+        above = [name for name, error in errors.items() if error is None or error.is_shown]
+        if not above:
+            return _at_chance(found, chance, next(filter(None, errors.values()), None))
     cost = {
         name: mean.mean for name in means if (mean := records.mean_cost(name, task, lambda c: c.total_flops))
     }
+    equal = [name for name in above if not found.is_worse(name)]
+    equal = equal or [max(above, key=lambda name: sign * means[name].mean)]
     chosen = min(equal, key=lambda name: (cost.get(name, math.inf), -sign * means[name].mean))
     others = [name for name in means if name != chosen]
     rival = max(others, key=lambda name: sign * means[name].mean) if others else None
@@ -75,44 +86,131 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
         if workdir and rival is not None
         else None
     )
-    at_chance = chance is not None and all(is_at(means[name], chance, sign) for name in means)
-    score = f"{split} {title} {_interval(means[chosen])}; {_against(means[chosen], chance, levels, sign)}"
+    score = f"{split} {title} {_interval(means[chosen])}; {_against(found, chosen, chance, levels)}"
     lines = [("Score", score), ("Cost", _cost(records, task, chosen, cost))]
-    if at_chance:
-        headline = f"No strategy is recommended: none scores above chance on the {split} set"
-        lines[0] = ("Best score", f"{best}: {split} {title} {_interval(means[best])}; chance {chance:g}")
-        lines.pop()
-    elif len(equal) == 1 and error is not None and not error.is_shown:
-        headline = (
-            f"Use {chosen}: on the images of the {split} set it is better than every other strategy over seeds, "
-            f"but this is not shown for other patients"
-        )
-    elif len(equal) == 1 and others:
-        headline = f"Use {chosen}: it is shown to be better than every other strategy on the {split} set"
-    elif others:
-        headline = (
-            f"No strategy is shown to be better than {chosen} on the {split} set. "
-            f"Use {chosen}, the cheapest of {len(equal)} between which nothing is decided"
-            if chosen in cost
-            else f"No strategy is shown to be better than {chosen} on the {split} set"
-        )
-    else:
-        headline = f"{chosen} is the only strategy with a score: there is nothing to compare"
-    if not at_chance and (inside := _inside(records, task, split, chosen)):
+    if inside := _inside(records, task, split, chosen):
         lines.append((records.in_domain(task).capitalize(), inside))
     if rival is not None:
-        test = paired_t(values[chosen], values[rival])
+        test = found.test(chosen, rival)
+        adjusted = found.adjusted.get(rival if chosen == best else chosen)
         lines += [
-            (
-                "How sure",
-                _sureness(test, rival, title, adjusted.get(rival if chosen == best else chosen), len(tests)),
-            ),
+            ("How sure", _sureness(test, rival, title, adjusted, len(found.adjusted))),
             ("Runner-up", f"{rival}: {_interval(means[rival])}"),
-            ("What would change it", _change(test, error, chosen, rival, split)),
+            ("What would change it", _change(test, adjusted, error, chosen, rival, split)),
         ]
         if error is not None:
-            lines.append((f"Patients, {split}", _patients(error, chosen, rival)))
+            lines.append((f"{error.drawn.capitalize()}, {split}", _patients(error, chosen, rival)))
+    if records.shared_seed is not None:
+        one = "one of each strategy (adapt.seed): intervals and tests say nothing of other adaptations"
+        lines.append(("Adaptations", one))
+    headline = f"{chosen} is the only strategy with a score: there is nothing to compare"
+    if rival is not None:
+        headline = _headline(found, chosen, len(equal), len(above), error, chosen in cost)
     return Recommendation(headline + ".", [(heading, text + ".") for heading, text in lines])
+
+
+def _headline(
+    found: _Comparisons, chosen: str, equal: int, above: int, error: PatientError | None, is_cheapest: bool
+) -> str:
+    """Return what to use.
+
+    Args:
+        found: Scores and tests.
+        chosen: The strategy.
+        equal: Number of strategies that are not shown to be worse than another, of those above chance.
+        above: Number of strategies above chance.
+        error: Difference from the runner-up over patients, where it is known.
+        is_cheapest: Whether costs are known, so that it is the cheapest of these.
+    """
+    on = f"on the {found.split} set"
+    if all(found.is_shown_worse(name) for name in found.means if name != chosen):
+        if error is None or error.is_shown:
+            return f"Use {chosen}: it is shown to be better than every other strategy {on}"
+        return (
+            f"Use {chosen}: on the images of the {found.split} set it is better than every other strategy over seeds, "
+            f"but this is not shown for other {error.drawn}"
+        )
+    none = f"No strategy is shown to be better than every other {on}"
+    if not is_cheapest:
+        return none
+    which = "is above chance and" if above < len(found.means) else "is"
+    which = f"{which} not shown to be worse than another"
+    if equal == 1:
+        return f"{none}. Use {chosen}, the only one that {which}"
+    best = "and has the best mean" if chosen == found.best else f"({found.best} has the best mean)"
+    return f"{none}. Use {chosen}, the cheapest of {equal} each of which {which} {best}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Comparisons:
+    """The strategies of a task on the split that decides, each tested against the one of the best mean.
+
+    Attributes:
+        split: The split.
+        title: Name of the metric.
+        sign: 1 where higher is better, else -1.
+        values: Score of every seed by strategy, of the seeds that all strategies have, where there are any.
+        places: Which of the study's seeds these are.
+        means: Their means.
+        best: The strategy of the best mean.
+        adjusted: By other strategy, p of the test against the best after Holm's method; None where seeds test nothing.
+        unlike: What keeps them from being compared; empty for nothing.
+    """
+
+    split: str
+    title: str
+    sign: int
+    values: dict[str, list[float | None]]
+    places: list[int]
+    means: dict[str, Interval]
+    best: str
+    adjusted: dict[str, float | None]
+    unlike: str
+
+    @classmethod
+    def of(cls, records: Records, task: str) -> _Comparisons | None:
+        """Return the comparisons of a task; None without scores."""
+        split, metric, protocol = records.deciding_split(task), records.metric(task), records.protocol(task)
+        every = {
+            name: records.values(name, task, split, protocol, metric) for name in _means(records, task, split)
+        }
+        if not every:
+            return None
+        by_seed = enumerate(zip(*every.values(), strict=True))
+        places = [place for place, values in by_seed if len(defined(values)) == len(every)]
+        places = places or list(range(len(records.seeds)))
+        values = {name: [each[place] for place in places] for name, each in every.items()}
+        means = {name: mean for name, each in values.items() if (mean := mean_interval(each)) is not None}
+        sign = -1 if lower_is_better(metric) else 1
+        best = max(means, key=lambda name: sign * means[name].mean)
+        tests = {
+            name: test for name in means if name != best and (test := paired_t(values[name], values[best]))
+        }
+        adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+        title = records.display_name(task, metric)
+        return cls(split, title, sign, values, places, means, best, adjusted, records.unlike(task, split))
+
+    def test(self, first: str, second: str) -> Comparison | None:
+        """Return the paired t-test of two strategies."""
+        return paired_t(self.values[first], self.values[second])
+
+    def is_worse(self, name: str) -> bool:
+        """Return whether a strategy is shown to be worse than the best one, or than any other.
+
+        Than the best by the test itself, without adjustment; than one of the others after Holm's method over the
+        strategy's own tests. A difference that is the same in every seed needs no test.
+        """
+        tests = {other: test for other in self.means if other != name and (test := self.test(name, other))}
+        adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+        return any(
+            self.sign * test.difference.mean < 0
+            and (test.is_constant or _is_significant(test.p if other == self.best else adjusted[other]))
+            for other, test in tests.items()
+        )
+
+    def is_shown_worse(self, name: str) -> bool:
+        """Return whether the best strategy is shown to be better than another, after Holm's method."""
+        return name != self.best and self.is_worse(name) and _is_significant(self.adjusted.get(name))
 
 
 def arms_shown(records: Records, task: str) -> list[str]:
@@ -150,20 +248,35 @@ def _is_significant(p: float | None) -> bool:
 
 def _interval(mean: Interval) -> str:
     if mean.low is None:
-        return f"{mean.mean:.3f} (one seed)"
+        return f"{mean.mean:.3f} ({'one seed' if mean.n == 1 else f'the same in {mean.n} seeds'})"
     return f"{mean.mean:.3f} (95% interval {mean.low:.3f} to {mean.high:.3f}, {mean.n} seeds)"
 
 
-def _against(mean: Interval, chance: float | None, levels: list[BaselineLevel], sign: int) -> str:
-    """Return a score against chance and the one-feature baselines."""
-    parts = []
-    if chance is not None:
-        verb = "not shown to be above" if is_at(mean, chance, sign) else "above"
-        parts.append(f"{verb} chance ({chance:g})")
+def _at_chance(found: _Comparisons, chance: float, error: PatientError | None) -> Recommendation:
+    """Return that no strategy is shown to score above chance: over seeds, or on other patients."""
+    split, title, best = found.split, found.title, found.best
+    headline = f"No strategy is recommended: none is shown to score above chance on the {split} set."
+    lines = [("Best score", f"{best}: {split} {title} {_interval(found.means[best])}; chance {chance:g}.")]
+    if error is not None:
+        headline = (
+            f"No strategy is recommended: none is shown to score above chance on other {error.drawn} than those of the "
+            f"{split} set."
+        )
+        spread = f"{error.patients:,} {error.drawn} leave ±{1.96 * error.error:.3f} of {title} to chance."
+        lines.append((f"{error.drawn.capitalize()}, {split}", spread))
+    return Recommendation(
+        headline, [*lines, ("What would change it", f"a larger {split} set, or more seeds.")]
+    )
+
+
+def _against(found: _Comparisons, name: str, chance: float | None, levels: list[BaselineLevel]) -> str:
+    """Return a score against chance, which it exceeds where that is known, and the one-feature baselines."""
+    parts = [] if chance is None else [f"above chance ({chance:g})"]
     for level in levels:
-        verb = "not shown to be better than" if is_at(mean, level.value, sign) else "better than"
-        parts.append(f"{verb} {level}")
-    seed = " in one seed, which tests nothing" if parts and mean.n == 1 else ""
+        against = [level.values[place] for place in found.places]
+        verb = "better" if is_above(found.values[name], against, found.sign) else "not shown to be better"
+        parts.append(f"{verb} than {level}")
+    seed = " in one seed, which tests nothing" if parts and found.means[name].n == 1 else ""
     return ", ".join(parts) + seed or "chance is not known for this metric"
 
 
@@ -208,7 +321,8 @@ def _sureness(
         return f"there is no seed with scores of both it and {rival}"
     difference = test.difference
     if difference.low is None:
-        return f"{title} differs by {difference.mean:+.3f} from {rival} in one seed, which tests nothing"
+        seeds = "one seed" if difference.n == 1 else f"each of {difference.n} seeds"
+        return f"{title} differs by {difference.mean:+.3f} from {rival} in {seeds}, which tests nothing"
     several = adjusted is not None and comparisons > 1
     after = f"{p_value(adjusted)} after Holm's method over {comparisons} strategies" if several else ""
     return (
@@ -218,15 +332,26 @@ def _sureness(
     )
 
 
-def _change(test: Comparison | None, error: PatientError | None, chosen: str, rival: str, split: str) -> str:
+def _change(
+    test: Comparison | None,
+    adjusted: float | None,
+    error: PatientError | None,
+    chosen: str,
+    rival: str,
+    split: str,
+) -> str:
     """Return what would change the recommendation, from the spread that was seen."""
-    if test is None or test.difference.low is None:
+    if test is None or test.difference.n == 1:
         return "more seeds: with five or more the strategies can be compared"
+    if test.difference.low is None:
+        return f"another {split} set: the scores do not vary with the seed, so that more seeds would tell nothing"
     n, needed = test.difference.n, seeds_for(test)
     if _is_significant(test.p) and error is not None and not error.is_shown:
-        return f"more patients, or another {split} set: more seeds on the same patients would not"
-    if _is_significant(test.p):
+        return f"more {error.drawn}, or another {split} set: more seeds on the same {error.drawn} would not"
+    if _is_significant(adjusted):
         return f"another {split} set, or a budget in which {rival} costs less"
+    if _is_significant(test.p):
+        return f"more seeds, for the difference from {rival} to stand after adjusting for the number of strategies"
     if needed is None:
         return f"more than {MOST_SEEDS} seeds to tell {chosen} from {rival} at this difference"
     more = max(1, needed - n)
@@ -237,10 +362,14 @@ def _change(test: Comparison | None, error: PatientError | None, chosen: str, ri
 
 
 def _patients(error: PatientError, chosen: str, rival: str) -> str:
-    """Return how many patients would show the difference, from its spread over patients."""
-    seen = f"{error.patients:,} now; these seeds differ by {error.difference:+.3f} ± {1.96 * error.error:.3f} over patients"
+    """Return how many patients, or images without one, would show the difference, from its spread over them."""
+    alone = "" if error.drawn == "patients" else ", each drawn by itself"
+    seen = (
+        f"{error.patients:,} now{alone}; these seeds differ by {error.difference:+.3f} ± {1.96 * error.error:.3f} over "
+        f"{error.drawn}"
+    )
     if error.needed <= error.patients:
-        return f"{seen}; that suffices to tell {chosen} from {rival}, if other patients are like these"
+        return f"{seen}; that suffices to tell {chosen} from {rival}, if other {error.drawn} are like these"
     if error.needed > MOST_TIMES * error.patients:
         return f"{seen}; more than {MOST_TIMES} times as many would be needed to tell {chosen} from {rival}"
     more = math.ceil(error.needed) - error.patients

@@ -27,6 +27,11 @@ class Comparison:
     p: float | None
     test: str
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether the arms differ by the same in every seed, so that seeds test nothing."""
+        return self.p is None and self.difference.n > 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -47,10 +52,10 @@ class Estimate:
     name: str
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Return the difference with its t interval."""
-        if self.error is None:
+        """Return the difference with its t interval; without bounds where there is no spread to measure against."""
+        if not self.error:
             return Interval(self.mean, None, None, self.n)
-        half = float(scipy.stats.t.ppf((1 + level) / 2, self.freedom)) * self.error if self.error else 0.0
+        half = float(scipy.stats.t.ppf((1 + level) / 2, self.freedom)) * self.error
         return Interval(self.mean, self.mean - half, self.mean + half, self.n)
 
     def p(self, null: float, alternative: Alternative = "two-sided") -> float | None:
@@ -85,9 +90,6 @@ def _paired(first: Sequence[float | None], second: Sequence[float | None]) -> Es
     if summary is None:
         return None
     error = None if summary.n < 2 else summary.sd / math.sqrt(summary.n)
-    # Differences of equal decimal numbers differ in the last bits, which is not variance.
-    if error is not None and summary.sd <= 1e-12 * max(1.0, max(map(abs, differences))):
-        error = 0.0
     return Estimate(summary.mean, error, summary.n - 1, summary.n, "paired t-test")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import scipy
@@ -12,7 +13,10 @@ from dapt_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval; `low` and `high` are None where there are too few values."""
+    """A mean with its confidence interval.
+
+    `low` and `high` are None where the values tell no spread: there is one, or all are the same.
+    """
 
     mean: float
     low: float | None
@@ -46,6 +50,9 @@ class Summary:
         if not known:
             return None
         sd = float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+        # Equal decimal numbers, and differences of such, differ in the last bits, which is no spread.
+        if sd <= 1e-12 * max(1.0, max(map(abs, known))):
+            sd = 0.0
         return cls(math.fsum(known) / len(known), sd, len(known))
 
 
@@ -57,11 +64,14 @@ def mean_interval(values: Sequence[float | None], level: float = 0.95) -> Interv
         level: Coverage of the interval.
 
     Returns:
-        None when no value is defined; no bounds when there is only one.
+        None when no value is defined; no bounds when there is only one, or when all are the same: runs that do not
+        vary tell nothing of how much others would.
     """
     summary = Summary.of(values)
-    if summary is None or summary.n < 2:
-        return None if summary is None else Interval(summary.mean, None, None, 1)
+    if summary is None:
+        return None
+    if summary.n < 2 or not summary.sd:
+        return Interval(summary.mean, None, None, summary.n)
     half = float(scipy.stats.t.ppf((1 + level) / 2, summary.n - 1)) * summary.sd / math.sqrt(summary.n)
     return Interval(summary.mean, summary.mean - half, summary.mean + half, summary.n)
 
@@ -131,6 +141,23 @@ def patient_draws(
     rng = np.random.default_rng(seed)
     draws = (rng.integers(len(names), size=len(names)) for _ in range(resamples))
     return np.array([measure(np.concatenate([rows_of[each] for each in draw])) for draw in draws])
+
+
+def drawn_by(groups: np.ndarray, images: np.ndarray | None = None) -> str:
+    """Return what a draw of groups draws: "patients", or "images" where each is a group of its own by its own name.
+
+    >>> drawn_by(np.array(["a", "a", "b"])), drawn_by(np.array(["a.png", "b.png"]), np.array(["a.png", "b.png"]))
+    ('patients', 'images')
+
+    Args:
+        groups: The patient of each image, [n]; an image without one is a patient of its own, named as its file.
+        images: File name of each image, [n]; None where they are not known.
+    """
+    if len(np.unique(groups)) < len(groups):
+        return "patients"
+    names = groups if images is None else images
+    known = set(map(str, names))
+    return "images" if all(Path(str(group)).name in known for group in groups) else "patients"
 
 
 def patient_interval(value: float, draws: np.ndarray, patients: int, level: float = 0.95) -> Interval:

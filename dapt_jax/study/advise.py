@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dapt_jax.cost import hardware
 from dapt_jax.cost.energy import EnergyMeter
 from dapt_jax.errors import UserError
-from dapt_jax.formatting import number, percent
+from dapt_jax.formatting import number, p_value, percent
+from dapt_jax.metrics import METRICS
 from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
-from dapt_jax.statistics import Interval
+from dapt_jax.statistics import Comparison, holm
 from dapt_jax.study import evidence, plan, speed
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.cut_short import cut
@@ -19,6 +20,8 @@ from dapt_jax.study.tasks import Task
 from dapt_jax.training.run import TrainingRun
 
 NONE = "none"
+LEVEL = 0.05
+"""Level of the test that a strategy is better than none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Candidate:
         whole: FLOPs at its own length.
         schedule: Its phases within the budget, in words; empty where nothing is adapted.
         share: FLOPs of adaptation within the budget, as a share of those of full DAPT; 0 where that could not run.
-        gain: Difference from `none` in the evidence, with its interval; None without evidence.
+        gain: Difference from `none` in the evidence, with its interval and p; None without evidence.
         found: The evidence.
     """
 
@@ -40,7 +43,7 @@ class Candidate:
     whole: int
     schedule: str
     share: float
-    gain: Interval | None = None
+    gain: Comparison | None = None
     found: tuple[Finding, ...] = ()
 
     @property
@@ -52,20 +55,21 @@ class Candidate:
 def chosen(candidates: Sequence[Candidate], margin: float) -> Candidate | None:
     """Return the strategy that the evidence supports; None where there is no evidence.
 
-    Of the strategies shown to be better than `none` (the whole interval of the gain above 0), the cheapest
-    whose mean gain is within the margin of the best one's; `none` where no strategy is shown to be better.
+    Of the strategies shown to be better than `none`, by Holm's method over all with evidence, the cheapest whose
+    mean gain is within the margin of the best one's; `none` where no strategy is shown to be better.
 
     Args:
         candidates: Strategies within the budget, `none` among them.
         margin: Margin in the metric.
     """
-    with_evidence = [each for each in candidates if each.gain is not None]
-    if not with_evidence:
+    gains = [(each.gain, each) for each in candidates if each.gain is not None]
+    if not gains:
         return None
+    adjusted = holm([gain.p for gain, _ in gains])
     helping = [
-        (each.gain.mean, each)
-        for each in with_evidence
-        if each.gain is not None and each.gain.low is not None and each.gain.low > 0
+        (gain.difference.mean, each)
+        for (gain, each), p in zip(gains, adjusted, strict=True)
+        if p is not None and p < LEVEL and gain.difference.mean > 0
     ]
     if not helping:
         return next((each for each in candidates if each.name == NONE), None)
@@ -74,7 +78,7 @@ def chosen(candidates: Sequence[Candidate], margin: float) -> Candidate | None:
 
 
 def evidence_for(found: Iterable[Finding], like: Finding) -> list[Finding]:
-    """Return the findings of one strategy, task kind, encoder, weights, objective and place, at about its share.
+    """Return the findings of one strategy, task kind, metric, encoder, weights, objective and place, at about its share.
 
     Of a data set the finding of the nearest share alone, of several that of most seeds, and then the first: arms of one
     study and studies of the same images are no independent evidence.
@@ -83,7 +87,7 @@ def evidence_for(found: Iterable[Finding], like: Finding) -> list[Finding]:
         found: All findings.
         like: What is asked for; its scores are not read.
     """
-    keys = ("kind", "encoder", "init", "objective", "strategy", "cut_after", "where")
+    keys = ("kind", "encoder", "init", "objective", "strategy", "cut_after", "where", "metric")
     low, high = like.share / evidence.SAME_SHARE, like.share * evidence.SAME_SHARE
     alike = [
         each
@@ -122,7 +126,7 @@ def candidates(study: Study, task: Task, found: Sequence[Finding], flops: float)
         try:
             run = cut(study.run_of(arm), int(flops) - of_tasks)
         except UserError:
-            continue  # not even an epoch of two images fits
+            continue  # not even an epoch of two images fits, or none of images that a phase watches
         share = run.flops() / full if full else 0.0
         is_cut = len(run.model.encoder.groups) < len(settings.model.encoder().groups)
         spec = settings.custom_strategies.get(arm.name)
@@ -139,7 +143,7 @@ def candidates(study: Study, task: Task, found: Sequence[Finding], flops: float)
             cut_after=arm.strategy.encoder.groups[-1] if is_cut else "",
             share=share,
             where=where,
-            metric="",
+            metric=_metric(settings, task),
             gain=0.0,
             error=0.0,
             seeds=0,
@@ -157,6 +161,12 @@ def candidates(study: Study, task: Task, found: Sequence[Finding], flops: float)
             )
         )
     return listed
+
+
+def _metric(settings: StudySettings, task: Task) -> str:
+    """Return the metric by which a task is judged: the study's primary one, or Dice where that is not of masks."""
+    metric = settings.report.metric
+    return metric if METRICS[metric].of_masks or not task.is_segmentation else "dice"
 
 
 def _schedule(study: Study, arm: Arm, run: TrainingRun) -> str:
@@ -235,14 +245,15 @@ def _of_task(study: Study, task: Task, listed: Sequence[Candidate]) -> list[str]
             f"be better {place}"
         )
         if others := [each for each in listed if each.schedule and each.gain is not None]:
-            trial = max(others, key=lambda each: each.gain.mean if each.gain else 0.0)
+            trial = max(others, key=lambda each: each.gain.difference.mean if each.gain else 0.0)
             lines.append(
                 f"  to try beside it: {trial.name} ({trial.schedule}; {_price(trial)}), the largest mean gain, not shown"
             )
     else:
         lines.append(
             f"{task.name}: use {best.name}: {best.schedule}; {_price(best)}. It is the cheapest of those shown to be better "
-            f"than none {place} whose gain is within {study.settings.report.margin:g} of the best"
+            f"than none {place}, by Holm's method over all with evidence, whose gain is within "
+            f"{study.settings.report.margin:g} of the best"
         )
     used = [finding for each in listed for finding in each.found]
     lines += [
@@ -273,12 +284,12 @@ def _price(each: Candidate) -> str:
 
 
 def _gain(each: Candidate) -> str:
-    if each.gain is None or each.gain.low is None or each.gain.high is None:
+    if each.gain is None or each.gain.difference.low is None:
         return f"no evidence at {percent(each.share)} of full's FLOPs" if each.share else "no evidence"
-    number_of = len(each.found)
+    number_of, gain = len(each.found), each.gain.difference
     return (
-        f"gain over none {each.gain.mean:+.3f} (95% interval {each.gain.low:+.3f} to {each.gain.high:+.3f}, "
-        f"{number_of} data set{'s' * (number_of != 1)})"
+        f"gain over none {gain.mean:+.3f} (95% interval {gain.low:+.3f} to {gain.high:+.3f}, p {p_value(each.gain.p)} not "
+        f"adjusted, {number_of} data set{'s' * (number_of != 1)})"
     )
 
 

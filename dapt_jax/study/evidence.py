@@ -18,7 +18,7 @@ from dapt_jax.models.encoder import Encoder
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
 from dapt_jax.settings import StrategySpec
-from dapt_jax.statistics import Estimate, Interval, Summary, random_effects
+from dapt_jax.statistics import Comparison, Estimate, Summary, random_effects
 from dapt_jax.study.built_in_strategies import built_in_like
 
 FILE = Path(__file__).with_name("evidence.csv")
@@ -217,8 +217,8 @@ def of_folders(folders: Sequence[str]) -> list[Finding]:
     return found
 
 
-def pooled(found: Sequence[Finding]) -> Interval | None:
-    """Return the mean gain over none with its 95% interval; None of no finding.
+def pooled(found: Sequence[Finding]) -> Comparison | None:
+    """Return the mean gain over none with its 95% interval, and p that there is none; None of no finding.
 
     Of one study by Student's t over its seeds, of several by a random-effects summary.
     """
@@ -226,5 +226,7 @@ def pooled(found: Sequence[Finding]) -> Interval | None:
         return None
     if len(found) == 1:
         (only,) = found
-        return Estimate(only.gain, only.error, only.seeds - 1, 1, "t-test over seeds").interval()
-    return random_effects([each.gain for each in found], [each.error for each in found]).effect
+        estimate = Estimate(only.gain, only.error, only.seeds - 1, 1, "t-test over seeds")
+        return Comparison(estimate.interval(), estimate.p(0.0), estimate.name)
+    summary = random_effects([each.gain for each in found], [each.error for each in found])
+    return Comparison(summary.effect, summary.p, "random-effects summary")

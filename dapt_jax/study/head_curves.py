@@ -13,6 +13,7 @@ from jaxtyping import Float
 from dapt_jax import metrics
 from dapt_jax.metrics import Score
 from dapt_jax.runtime import atomic_files, processes
+from dapt_jax.study.predictions import classes_outside
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 
 FOLDER = "head_curves"
@@ -23,7 +24,9 @@ ByEpoch = Float[np.ndarray, "folds epochs n classes"]
 
 
 def curves(task: Task, folds: list[Fold], probabilities: Mapping[str, ByEpoch]) -> dict[str, np.ndarray]:
-    """Return the AUC after every epoch, mean over folds, by split: float64 [epochs].
+    """Return the AUC after every epoch, mean over the folds that define it, by split: float64 [epochs].
+
+    A class that a fold's head had not seen in training does not count there, as in the score `auc`.
 
     Args:
         task: The task.
@@ -39,9 +42,17 @@ def curves(task: Task, folds: list[Fold], probabilities: Mapping[str, ByEpoch]) 
         for (_, rows), by_epoch in zip(folds, of_folds, strict=True):
             chosen = rows if held else np.arange(len(truth))
             if len(chosen):
-                of_fold.append([metrics.mean_auc(truth[chosen], each[chosen], classes) for each in by_epoch])
+                seen = classes_outside(task.development, rows)
+                of_fold.append(
+                    [metrics.mean_auc(truth[chosen], each[chosen], classes, seen) for each in by_epoch]
+                )
         if of_fold:
-            found[task.scored if held else split] = np.mean(of_fold, 0)
+            scores = np.asarray(of_fold)
+            known = np.isfinite(scores)
+            count = known.sum(0)
+            mean = np.full(len(count), np.nan)
+            np.divide(np.where(known, scores, 0).sum(0), count, out=mean, where=count > 0)
+            found[task.scored if held else split] = mean
     return found
 
 

@@ -50,7 +50,7 @@ def write_sheets(study: Study, workdir: Path) -> None:
     sets |= {f"{task.name} {split}": data for task in study.tasks for split, data in task.parts.items()}
     for title, dataset in sets.items():
         rows = sheet_rows(dataset)
-        patients = len(np.unique(dataset.groups))
+        patients = 0 if facts.unnamed(dataset).all() else len(np.unique(dataset.groups))
         labels = _labels(dataset, rows)
         sheet = samples.Sheet(
             title, len(dataset), patients, dataset.images.size, _small(dataset, rows), labels
