@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn import metrics as sk
 
 from dapt_jax import metrics
+from dapt_jax.data import sources
 from dapt_jax.errors import UserError
 from dapt_jax.records import predictions as files
 from dapt_jax.records.study_records import Records
-from dapt_jax.settings import StudySettings
+from dapt_jax.settings import StudySettings, default, resolve
 from dapt_jax.settings.sources import TaskSettings
 from dapt_jax.statistics import Aggregation, Units
-from dapt_jax.study import classification, segmentation
+from dapt_jax.study import classification, prepare, segmentation
 from dapt_jax.study.predictions import Predictions
 from dapt_jax.study.tasks import ArmKey, Task
 from tests import tiny
@@ -152,6 +154,54 @@ def test_a_task_of_masks_is_scored_by_slice_and_by_volume():
     ]
     with pytest.raises(UserError, match="aggregate is 'mean' for a task of masks; expected none"):
         dataclasses.replace(of, aggregation=Aggregation("patient", "mean"))
+
+
+def study_task(folder, names, is_mixed=True, **settings):
+    """A task read as a study reads it, of four patients, of whom two have one image of the first name."""
+    rng, lines = np.random.default_rng(0), ["image,label,patient"]
+    for row in range(16):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(folder / f"{row}.png")
+        patient = row // 4
+        is_first = patient < 2 and (row % 4 == 0 or not is_mixed)
+        lines.append(f"{row}.png,{names[0] if is_first else names[1]},P{patient}")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    config = default()
+    config.strategies, config.model.image_size = ("none",), 16
+    classes = settings.pop("classes", ())
+    source = {"kind": "manifest", "path": str(folder / "table.csv"), "classes": classes}
+    config.tasks.t = {"development": source, "unit": "patient", **settings}
+    resolved = resolve(config)
+    loaded = {
+        named: prepare.ReadSet(sources.load(named.source, data_dir=None, image_size=16), "", [])
+        for named in prepare.named_sets(resolved, [])
+    }
+    return prepare.task_of(resolved, loaded, "t")
+
+
+@pytest.mark.parametrize("rule", ["mean", "max", "vote"])
+@pytest.mark.parametrize("names", [("malignant", "normal"), ("glioma", "no_tumor"), ("tumour", "healthy")])
+def test_no_alphabet_says_which_of_two_classes_one_image_is_enough_for(tmp_path, names, rule):
+    with pytest.raises(UserError) as error:
+        study_task(tmp_path, names, aggregate=rule)
+    line = str(error.value)
+    assert (
+        "tasks.t.unit=patient: 2 units have images of both classes, first: 'P0' of development; expected "
+        in line
+    )
+    assert f"classes=({names[1]!r}, {names[0]!r})" in line
+    of = study_task(tmp_path, names, aggregate=rule, classes=(names[1], names[0]))
+    found = Units.of(of.units(of.development)).labels(of.development.truth, 2)
+    assert [of.development.classes[label] for label in found] == [names[0], names[0], names[1], names[1]]
+
+
+def test_units_of_one_class_each_need_no_order_but_for_the_largest_probability(tmp_path):
+    names = ("malignant", "normal")
+    assert study_task(tmp_path, names, is_mixed=False).development.classes == names
+    with pytest.raises(
+        UserError, match=r"tasks\.t\.aggregate=max takes one of two classes; expected classes="
+    ):
+        study_task(tmp_path, names, is_mixed=False, aggregate="max")
+    assert study_task(tmp_path, names, is_mixed=False, aggregate="max", classes="normal,malignant")
 
 
 SET = {"development": {"kind": "phantoms"}}

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import pytest
 
 from dapt_jax.cost.memory import device_peak_bytes, residual_bytes, train_peak_bytes, tree_bytes
 
@@ -65,3 +66,26 @@ def test_device_peak_names_its_source():
     peak, source = device_peak_bytes()
     assert peak > 50_000_000
     assert source in ("device memory_stats", "process peak resident size")
+
+
+def test_recomputed_activations_save_no_memory_on_a_cpu():
+    """Why `model.remat` is left out there: `budgets.for_this_device`. Should this fail, XLA:CPU has learnt it."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("of CPUs")
+
+    def peak(layer):
+        def loss(kernels, x):
+            for kernel in kernels:
+                x = layer(kernel, x)
+            return x.sum()
+
+        shapes = (
+            [jax.ShapeDtypeStruct((64, 64), jnp.float32)] * 8,
+            jax.ShapeDtypeStruct((4096, 64), jnp.float32),
+        )
+        return jax.jit(jax.grad(loss)).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    def layer(kernel, x):
+        return jnp.tanh(jnp.sin(x @ kernel))
+
+    assert peak(jax.checkpoint(layer)) > 0.9 * peak(layer)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dapt_jax.data import formats
 from dapt_jax.data.decode import ImageStore, decode, decode_mask
 from dapt_jax.data.pixels import opened
 from dapt_jax.errors import UserError
@@ -146,6 +147,27 @@ def test_exif_orientation_is_applied(tmp_path):
     pixels = decode(saved(Image.fromarray(wide), tmp_path / "a.jpg", exif=exif, quality=95), 32)
     assert pixels[:14].min() > 240
     assert pixels[18:].max() < 15
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "lzw.tif", "16.tif"])
+def test_the_size_in_the_header_is_that_of_the_decoded_image_in_every_orientation(
+    tmp_path, orientation, suffix
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"tiffinfo": {0x0112: orientation}} if suffix.endswith("tif") else {"exif": exif}
+    options |= {"compression": "tiff_lzw"} if suffix.startswith("lzw") else {}
+    wide = np.full((40, 80), 200, np.uint16 if suffix.startswith("16") else np.uint8)
+    path = saved(Image.fromarray(wide), tmp_path / f"a.{suffix}", **options)
+    assert (
+        formats.extent(path)
+        == formats.samples(path).values.shape
+        == (wide.shape if orientation < 5 else (80, 40))
+    )
+    # The picture fills its own half of the padded square.
+    shown = decode(path, 32, resize="pad").any(2)
+    assert (shown.any(1).sum(), shown.any(0).sum()) == ((16, 32) if orientation < 5 else (32, 16))
 
 
 def test_an_oblong_image_is_resized_whole(tmp_path):

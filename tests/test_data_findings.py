@@ -1,6 +1,7 @@
 """What is odd about a set is told of by name before anything is trained; splits keep what they promise or say where not."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from dapt_jax.data.splits import grouped_folds, grouped_holdout
 from dapt_jax.errors import UserError
 from dapt_jax.study import classification
 from dapt_jax.study.tasks import ArmKey, Task
+from tests import medical_files as write
 
 
 def dataset(images: np.ndarray, labels, classes=("a", "b"), groups=None) -> Dataset:
@@ -235,3 +237,48 @@ def test_what_resizing_loses_is_told_before_training(tmp_path, shape, size, crop
     lines = [line for line in findings.of_set(dataset) if "median of" in line]
     assert len(lines) == bool(words)
     assert all(word in lines[0] for word in words)
+
+
+@pytest.mark.parametrize(("window", "told"), [("", True), ("32608,33008", False)])
+def test_a_set_that_is_shown_in_few_grey_levels_is_told_of(tmp_path, window, told):
+    rows = ["image,label"]
+    for number in range(6):
+        hounsfield = np.random.default_rng(number).normal(40, 150, (32, 32)).clip(-1000, 1500)
+        hounsfield[:8] = -1000  # air
+        Image.fromarray((hounsfield + 32768).astype(np.uint16)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{'ab'[number % 2]}")
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    lines = findings.of_set(load_manifest(tmp_path / "m.csv", image_size=32, window=window))
+    assert len(lines) == told
+    if told:
+        assert re.match(
+            r"the images are shown in [5-7] of 256 grey levels \(12\d to 1[23]\d, .*16 bits.*window=",
+            lines[0],
+        )
+
+
+@pytest.mark.parametrize(
+    ("modality", "width", "told"), [("CT", 1500, True), ("CT", 700, False), ("MR", 1500, False)]
+)
+def test_ct_of_very_different_windows_is_told_of(tmp_path, modality, width, told):
+    rows = ["image,label,patient"]
+    for number in range(4):
+        values = np.random.default_rng(number).integers(0, 2000, (16, 16)).astype(np.uint16)
+        write.dicom(
+            tmp_path / f"{number}.dcm", values, Modality=modality, RescaleSlope=1, RescaleIntercept=-1024,
+            WindowCenter=40, WindowWidth=width if number == 2 else 400,
+        )  # fmt: skip
+        rows.append(f"{number}.dcm,{'ab'[number % 2]},{number}")
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    path = tmp_path / "m.csv"
+    lines = [
+        line for line in findings.of_set(load_manifest(path, image_size=16)) if "windows of the CT" in line
+    ]
+    assert len(lines) == told
+    if told:
+        assert re.search(
+            r"399 to 1499 wide \(.*3\.dcm and .*2\.dcm\), .* one window='LOW,HIGH' for all", lines[0]
+        )
+    assert not any(
+        "windows of" in line for line in findings.of_set(load_manifest(path, image_size=16, window="0,80"))
+    )

@@ -148,9 +148,29 @@ def test_masks_beside_or_below_images_are_no_images(tree):
     assert any("masks: left out, a folder of 3 images named as masks" in note for note in data.notes)
 
 
-def test_images_and_masks_are_no_classes(tree):
+@pytest.mark.parametrize("masks", ["lung masks", "infection_masks", "Ground Truth", "LungSegmentation"])
+def test_any_word_of_a_folders_name_makes_it_one_of_masks(tree, masks):
+    for label in ("COVID", "masked"):  # a class may be named so
+        tree.image(f"{label}/images/1.png")
+        tree.image(f"{label}/{masks}/1.png")
+    data = tree.read()
+    assert data.class_counts() == {"COVID": 1, "masked": 1}
+    assert any(f"{masks}: left out, a folder of 1 image named as masks" in note for note in data.notes)
+
+
+def test_a_class_of_nothing_but_folders_of_masks_is_refused(tree):
+    tree.image("a/1.png")
+    tree.image("b/lung masks/1.png")
+    with pytest.raises(
+        UserError, match="b: a class folder without images; it holds 1 image in folders named as masks"
+    ):
+        tree.read()
+
+
+@pytest.mark.parametrize("within", ["", "train/"])
+def test_images_and_masks_are_no_classes(tree, within):
     for name in ("images/1.png", "masks/1.png"):
-        tree.image(name)
+        tree.image(within + name)
     with pytest.raises(
         UserError, match=r"images, masks are folders of images and masks, not of classes.*kind 'manifest'"
     ):

@@ -1,6 +1,7 @@
 """Names of columns, labels, patients and splits mean the same however people spell them; what cannot be known is said."""
 
 import codecs
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dapt_jax.data import identity
+from dapt_jax.data import facts, identity
 from dapt_jax.data.manifest import load_manifest
 from dapt_jax.data.sources import load
 from dapt_jax.errors import UserError
@@ -271,6 +272,57 @@ def test_the_patient_of_a_dicom_file_is_used_where_no_column_names_one(tmp_path)
     (tmp_path / "manifest.csv").write_text("image,label,split\n0.dcm,a,train\n1.dcm,b,test\n")
     with pytest.raises(UserError, match=r"patient A1 is in splits 'train' and 'test' \(rows 2, 3\)"):
         load_manifest(tmp_path / "manifest.csv", image_size=8)
+
+
+def test_the_files_of_a_dicom_study_that_names_no_patient_are_one_group_with_a_line(tmp_path):
+    rng = np.random.default_rng(0)
+    headers = [
+        {"PatientID": "ANONYMOUS", "StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.1"},
+        {"PatientID": "", "StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.2"},
+        {"SeriesInstanceUID": "1.2.3"}, {"SeriesInstanceUID": "1.2.3"}, {},
+        {"PatientID": "A1", "StudyInstanceUID": "1.2.4"},
+    ]  # fmt: skip
+    for number, header in enumerate(headers):
+        write.dicom(tmp_path / f"{number}.dcm", rng.integers(0, 99, (8, 8)).astype(np.uint16), **header)
+    lines = ["image,label", *(f"{number}.dcm,{'ab'[number % 2]}" for number in range(6))]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    data = load_manifest(tmp_path / "manifest.csv", image_size=8)
+    assert data.groups.tolist() == ["1.2.1", "1.2.1", "1.2.3", "1.2.3", str(tmp_path / "4.dcm"), "A1"]
+    assert any(
+        "4 images of DICOM files name no patient: each of their 2 studies" in note for note in data.notes
+    )
+    assert facts.unnamed(data).tolist() == [True] * 5 + [False]
+    other = [
+        {"kind": "folder", "path": str(tmp_path / "one"), "cohort": "one"},
+        {"kind": "manifest", "cohort": "two"},
+    ]
+    shutil.copytree(
+        write.image(tmp_path / "one" / "a" / "1.png", np.eye(8, dtype=np.uint8)).parent,
+        tmp_path / "one" / "b",
+    )
+    other[1]["path"] = str(tmp_path / "manifest.csv")
+    joined = load(other, data_dir=None, image_size=8)
+    assert facts.unnamed(joined).tolist() == [True] * 7 + [False]
+
+
+def test_slices_and_tiles_without_a_patient_are_not_said_to_be_patients(tmp_path):
+    rows = ["image,label"]
+    for name, label in (("P1_T1", "a"), ("P1_T2", "a"), ("P2_T1", "b")):
+        write.nifti(tmp_path / f"{name}.nii", np.random.default_rng(len(rows)).random((8, 8, 3)))
+        rows += [f"{name}.nii[{index}],{label}" for index in range(3)]
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    spec = {"kind": "manifest", "path": str(tmp_path / "manifest.csv")}
+    said = r"none named: each image, volume or study counts as a patient of its own \(3 of them\)"
+    for more in ({}, {"tile_size": 4}):
+        data = load({**spec, **more}, data_dir=None, image_size=8)
+        assert facts.unnamed(data).all()
+        assert re.fullmatch(said, facts.of_set(data)["patients"])
+    (tmp_path / "manifest.csv").write_text(
+        "\n".join([rows[0] + ",patient", *(f"{row},{row[:2]}" for row in rows[1:])])
+    )
+    data = load(spec, data_dir=None, image_size=8)
+    assert not facts.unnamed(data).any()
+    assert facts.of_set(data)["patients"] == "2, of 3 to 6 images each (median 4.5)"
 
 
 def test_links_and_dots_to_one_file_are_one_image(pictures, tmp_path):

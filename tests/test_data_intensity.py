@@ -323,6 +323,32 @@ def test_overlays_in_unused_bits_are_left_out(tmp_path):
     np.testing.assert_array_equal(dicom.pixels(Plane(path)), values >> 4)
 
 
+@pytest.mark.parametrize("high", [12, 15])
+@pytest.mark.parametrize("syntax", ["native", "run lengths"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_values_in_the_upper_bits_are_the_same_picture_as_in_the_lower_ones(tmp_path, high, syntax, signed):
+    values = scene(6, 0, 4095).astype(np.int16) - 2048 * signed
+    values = values if signed else values.astype(np.uint16)
+    options = {"BitsStored": 12, "WindowCenter": 500, "WindowWidth": 3000}
+    lower = write.dicom(tmp_path / "lower.dcm", values, HighBit=11, **options)
+    upper = write.dicom(tmp_path / "upper.dcm", values << (high - 11), HighBit=high, **options)
+    if syntax == "run lengths":
+        data = pydicom.dcmread(upper)
+        data.compress(pydicom.uid.RLELossless)
+        data.save_as(upper)
+    np.testing.assert_array_equal(dicom.values(Plane(upper)), values)
+    np.testing.assert_array_equal(dicom.pixels(Plane(upper)), dicom.pixels(Plane(lower)))
+
+
+@pytest.mark.parametrize(("bits", "high"), [(12, 15), (12, 7), (12, 17)])
+def test_a_high_bit_that_contradicts_the_values_is_refused_with_both_numbers(tmp_path, bits, high):
+    path = write.dicom(tmp_path / "a.dcm", scene(6, 0, 4095), BitsStored=bits, HighBit=high)
+    with pytest.raises(
+        UserError, match=rf"a\.dcm: BitsStored {bits} with HighBit {high}: .*expected HighBit 11"
+    ):
+        dicom.pixels(Plane(path))
+
+
 # --- PNG, TIFF, PGM, arrays
 
 

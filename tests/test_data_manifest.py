@@ -51,7 +51,7 @@ def test_a_manifest_becomes_images_labels_groups_and_columns(home):
     assert data.groups[0] == "P1"
     assert data.groups[1].endswith("b.png")
     assert {name: values.tolist() for name, values in data.columns.items()} == {"source": ["x", "y"]}
-    assert data.masks == (home.folder / "m.png", None)
+    assert [mask and str(mask) for mask in data.masks] == [str(home.folder / "m.png"), None]
     assert data.images.batch([0, 1])[:, 0, 0, 0].tolist() == [10, 20]
     assert data.class_counts() == {"healthy": 1, "sick": 1}
     assert not data.multi_label
@@ -121,6 +121,58 @@ def test_a_condition_that_selects_nothing_is_explained(home, where, message):
         home.load(text).where(where)
 
 
+@pytest.mark.parametrize("sign", [";", "/", " + ", "; "])
+def test_labels_joined_by_another_sign_than_a_bar_are_no_class_unless_named_one(home, sign):
+    text = f"image,label\na.png,x\nb.png,y\nc.png,x{sign}y\n"
+    with pytest.raises(UserError, match=r"row 4: label .* expected 'x\|y' for an image with several labels"):
+        home.load(text)
+    named = ("x", "y", f"x{sign}y")
+    assert home.load(text, classes=named).classes == named
+    assert home.load(text, drop_classes=named[2:]).classes == ("x", "y")
+    for alone in ("her2+", "n/n, not graded", "x+z"):
+        assert alone in home.load(text.replace(f"x{sign}y", f'"{alone}"')).classes
+
+
+SPELT = "image,label,split\n" + "".join(
+    f"{row}.png,{'xy'[row % 2]},{split}\n"
+    for row, split in enumerate(
+        ("train", "Train", "TRAIN", "Training", "test", "test_2", "Fold 03", "fold_3")
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("split=train", range(4)),
+        ("split=Training", range(4)),
+        ("split=test|train", range(6)),
+        ("split=test", (4, 5)),
+        ("split=test_2", (5,)),
+        ("split=fold_3", (6, 7)),
+    ],
+)
+def test_a_condition_finds_a_split_in_every_spelling_though_a_cell_is_the_very_word(home, where, rows):
+    expected = [f"{row}.png" for row in rows]
+    data = home.load(SPELT)
+    for found in (home.load(SPELT, where=where), data.where(where)):
+        assert [Path(name).name for name in found.images.names] == expected
+
+
+def test_a_condition_that_leaves_out_another_spelling_of_its_value_is_refused(home):
+    text = "image,label,site,score\na.png,x,North A,1\nb.png,y,north_a,-1\nc.png,x|y,B,0\n"
+    message = (
+        r"'site=North A' leaves out rows with 'north_a', another .* expected 'site=North A\|north_a' for both"
+    )
+    with pytest.raises(UserError, match=message):
+        home.load(text, where="site=North A")
+    assert len(home.load(text, where="site=North A|north_a")) == 2
+    assert len(home.load(text, where="score=1")) == 1  # a sign tells numbers apart
+    with pytest.raises(UserError, match="'label=x' leaves out rows with 'X'"):
+        home.load("image,label\na.png,x|y\nb.png,z|X\n", where="label=x")
+    assert len(home.load("image,label\na.png,x | y\nb.png,x\nc.png,z\n", where="label=x")) == 2
+
+
 def test_where_and_keep_classes_of_a_dataset_narrow_it(home):
     data = home.load("image,label,source\na.png,x,dev\nb.png,y,dev\nc.png,z,ext\n")
     assert [Path(name).name for name in data.where("source=dev,label=y").images.names] == ["b.png"]
@@ -170,6 +222,11 @@ def test_a_missing_manifest_names_the_nearest_file(home):
             "image,label\na.png,x\nb.png,neutrophill\nc.png,neutrophill\n",
             {"classes": ("x", "neutrophil")},
             r"manifest\.csv: row 3: label 'neutrophill' \(2 rows\) is not in classes; did you mean 'neutrophil'\?",
+        ),
+        (
+            'image,label\na.png,edema\nb.png,effusion\nc.png,"edema, Effusion"\nd.png,none\n',
+            {},
+            r"row 4: label 'edema, Effusion' \(1 rows\) joins labels that .* by ','; expected 'edema\|Effusion' for",
         ),
         (
             "image,label\na.png,x\n",

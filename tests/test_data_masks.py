@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dapt_jax.data import masks
+from dapt_jax.data import masks, pixels
 from dapt_jax.data.decode import decode_mask
 from dapt_jax.data.manifest import load_manifest
 from dapt_jax.data.masks import Parts, Rle
@@ -77,6 +77,19 @@ def test_a_part_may_be_coloured_or_have_a_palette_and_a_threshold(tmp_path):
     np.testing.assert_array_equal(
         masks.read(Parts(((tmp_path / "drawn.gif", 1),), like=path, above=127)), marked
     )
+
+
+def test_a_part_that_jpeg_has_changed_is_refused_unless_a_threshold_says_what_is_marked(tmp_path):
+    rows, columns = np.mgrid[:64, :64]
+    marked = (rows - 32) ** 2 + (columns - 32) ** 2 < 20**2
+    path = write.image(tmp_path / "m.jpg", marked.astype(np.uint8) * 255, quality=75)
+    with pytest.raises(
+        UserError, match=r"m\.jpg: a JPEG with .* between black and white; .*saved losslessly, as PNG"
+    ):
+        masks.read(Parts(((path, 1),), like=path))
+    assert (masks.read(Parts(((path, 1),), like=path, above=127)) == marked).mean() > 0.999
+    empty = write.image(tmp_path / "empty.jpg", np.zeros((64, 64), np.uint8))
+    assert not masks.read(Parts(((empty, 1),), like=path)).any()
 
 
 def test_a_slice_and_a_matlab_array_are_masks(tmp_path):
@@ -157,3 +170,32 @@ def test_a_rotated_photograph_is_as_large_as_it_is_shown(tmp_path):
     path = tmp_path / "manifest.csv"
     path.write_text("image,label,mask\na.jpg,x,m.png\n")
     assert load_manifest(path, image_size=8).load_masks().shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_a_mask_without_the_orientation_of_its_image_is_refused_unless_it_is_said_how_it_lies(
+    tmp_path, orientation, suffix
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.zeros((32, 32), np.uint8)
+    stored[2:10, 4:22] = 255
+    options = {"tiffinfo": {0x0112: orientation}} if suffix == "tif" else {"exif": exif}
+    write.image(tmp_path / f"i.{suffix}", np.repeat(stored[..., None], 3, 2), **options)
+    shown = pixels.upright(stored, orientation)
+    write.image(tmp_path / "stored.png", stored)
+    write.image(tmp_path / "shown.png", shown)
+    write.image(tmp_path / "tagged.png", stored, exif=exif)
+    path, segments = tmp_path / "manifest.csv", ("background", "lesion")
+    for name in ("stored", "shown", "tagged"):
+        path.write_text(f"image,label,mask\ni.{suffix},x,{name}.png\n")
+        if name != "tagged":
+            said = rf"row 2: .*{name}\.png: how it lies on .*i\.{suffix} is not known .*EXIF orientation {orientation}"
+            with pytest.raises(UserError, match=said):
+                load_manifest(path, image_size=32, segments=segments)
+        data = load_manifest(
+            path, image_size=32, segments=segments, mask_orientation="" if name == "tagged" else name
+        )
+        np.testing.assert_array_equal(data.masks[0] > 0, shown > 0)
+        assert ((data.images[0][..., 0] > 128) == (shown > 0)).mean() > 0.99

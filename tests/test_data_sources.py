@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dapt_jax.data.sources import load
-from dapt_jax.errors import UserError
+from dapt_jax.errors import MissingLabelsError, UserError
 
 
 @pytest.fixture
@@ -143,6 +144,35 @@ def test_masks_of_a_tfds_set_are_read_with_or_without_labels(shared_data, monkey
     lacking.add("label")
     alone = load(spec, data_dir=shared_data, image_size=16)
     np.testing.assert_array_equal(alone.masks, data.masks)
+
+
+@pytest.mark.parametrize("unlabelled", [2, 8])
+def test_a_tfds_set_without_labels_is_refused_but_for_what_needs_none(shared_data, monkeypatch, unlabelled):
+    real = tfds.builder_from_directory
+
+    def builder(folder):
+        made = real(folder)
+        examples = [
+            {**example, "label": -1} if row < unlabelled else example
+            for row, example in enumerate(made.as_data_source("train"))
+        ]
+        return types.SimpleNamespace(info=made.info, as_data_source=lambda part: examples)
+
+    monkeypatch.setattr(tfds, "builder_from_directory", builder)
+    spec = {"kind": "tfds", "path": "tfds_toy", "split": "train"}
+    message = rf"tfds_toy.*: {unlabelled} of 8 examples of split 'train' have no label \(-1\); expected one for each"
+    with pytest.raises(MissingLabelsError, match=message):
+        load(spec, data_dir=shared_data, image_size=16)
+    assert len(load(spec, data_dir=shared_data, image_size=16, labels=False)) == 8
+
+
+def test_a_negative_label_is_refused_not_counted_from_the_last_class():
+    data = load({"kind": "phantoms", "name": "corpus", "n": 6}, data_dir=None, image_size=16)
+    labels = np.array([0, 1, -1, 2, -1, 0])
+    with pytest.raises(
+        UserError, match=r"2 of 6 labels are negative, first: -1 of .*; expected class numbers"
+    ):
+        dataclasses.replace(data, labels=labels)
 
 
 def test_reading_tfds_imports_no_tensorflow(shared_data):

@@ -61,6 +61,58 @@ def test_every_picture_and_slice_below_a_folder_is_read_without_labels(folder):
     assert (found.images[0] == load("folder", folder, labels=False).images[0]).all()
 
 
+@pytest.mark.parametrize("kind", ["images", "folder"])
+def test_masks_among_the_pictures_of_a_folder_are_no_images(tmp_path, kind):
+    images = [
+        "benign/benign (1).png",
+        "benign/benign (2).png",
+        "covid/images/1.png",
+        "P1_image.png",
+        "x/img_1.png",
+    ]
+    masks = [
+        "benign/benign (1)_mask.png", "benign/benign (1)_mask_1.png", "benign/benign (2)_mask.png",
+        "covid/lung masks/1.png", "P1_lung_mask.png", "P1_mask.png", "x/mask_1.png",
+    ]  # fmt: skip
+    names = ["Mask_Anna_1.png", "masked.png", "Infection Segmentation Data/images/2.png"]
+    for number, name in enumerate([*images, *masks, *names, "Infection Segmentation Data/lung masks/2.png"]):
+        picture(tmp_path / name, number)
+    found = load(kind, tmp_path, labels=False)
+    assert sorted(found.images.names) == sorted(str(tmp_path / name) for name in (*images, *names))
+    assert found.notes == (
+        f"{tmp_path}/Infection Segmentation Data/lung masks: left out, a folder of 1 image named as masks, and 1 more "
+        "such folder of 1 image",
+        f"{tmp_path}: left out 6 masks beside their images, first: P1_lung_mask.png; kind 'manifest' reads masks",
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("P1_t1.nii.gz", "P1_seg.nii.gz"),
+        ("P1/t1.nii", "P1/seg.nii"),
+        ("imagesTr/P1_0000.nii", "labelsTr/P1.nii"),
+    ],
+)
+def test_label_maps_beside_their_volumes_are_no_images(tmp_path, image, mask):
+    for name in (image, mask):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        volume = np.random.default_rng(9).random((8, 8, 4)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / name)
+    found = load("images", tmp_path)
+    assert set(found.groups) == {str(tmp_path / image)}
+    assert "left out" in found.notes[0]
+
+
+def test_a_folder_of_nothing_but_masks_is_refused_unless_it_is_the_path_itself(tmp_path):
+    picture(tmp_path / "with mask" / "1.png", 1)
+    with pytest.raises(
+        UserError, match=r"holds 1 image, all in folders named as masks, first: .*with mask/1.png"
+    ):
+        load("images", tmp_path)
+    assert len(load("images", tmp_path / "with mask")) == 1
+
+
 def test_labels_of_a_manifest_are_not_read_and_need_not_be_there(folder):
     rows = "image,patient\nP1_a.png,1\nx/P1_b.png,1\nx/y/P2_c.png,2\n"
     (folder / "bare.csv").write_text(rows)

@@ -187,6 +187,36 @@ def test_a_policy_drops_from_one_side_or_marks(sets, policy, sizes):
         assert leakage.resolve(found.tasks, found.corpora).notes == []  # nothing is left to be found
 
 
+@pytest.mark.parametrize(("policy", "sizes"), [("drop_train", (10, 7)), ("drop_eval", (14, 4))])
+def test_an_image_is_dropped_with_all_of_its_patient_under_whatever_name(sets, policy, sizes):
+    own = [(number, "D0") for number in range(3)] + [(3, "d0"), (4, "")]
+    development = sets.table("dev", own + [(number, f"D{number}") for number in range(5, 14)])
+    other = [(0, "X9"), (50, "X9"), (51, "X9"), (52, ""), (53, ""), (54, "X1"), (55, "X1")]
+    task = Task("t", development, {"external": sets.table("ext", other)})
+    found = leakage.resolve([task], {}, policy)
+    left = found.tasks[0]
+    assert (len(left.development), len(left.held_out["external"])) == sizes
+    patients = {*left.development.groups.tolist(), *left.held_out["external"].groups.tolist()}
+    assert not ({"D0", "d0"} if policy == "drop_train" else {"X9"}) & patients
+    dropped = "4 images of t development (3" if policy == "drop_train" else "3 images of t external (2"
+    assert found.notes[0].startswith(
+        f"leaks dropped: {dropped} as others of the same patients), since 1 image is"
+    )
+
+
+def test_a_slice_is_dropped_with_its_whole_volume(tmp_path):
+    parts = []
+    for name, numbers in (("a", (0, 1, 2)), ("b", (1, 50, 51))):
+        volume = np.stack([scene(number).T for number in numbers], -1).astype(np.float32)
+        write.nifti(tmp_path / f"{name}.nii.gz", volume)
+        Image.fromarray(scene(60 + numbers[1])).save(tmp_path / f"{name}.png")
+        lines = [f"{name}.nii.gz[{place}],{'ab'[place % 2]}" for place in range(3)] + [f"{name}.png,a"]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["image,label", *lines]))
+        parts.append(load_manifest(tmp_path / f"{name}.csv", image_size=32, window="0,255"))
+    left = leakage.resolve([Task("t", parts[0], {"external": parts[1]})], {}, "drop_train").tasks[0]
+    assert (len(left.development), len(left.held_out["external"])) == (1, 4)
+
+
 def test_a_corpus_is_nearer_to_training_than_any_target(sets):
     task, _ = study(sets)
     corpus = sets.table("other", [(number, f"c{number}") for number in range(8, 20)])

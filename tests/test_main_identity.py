@@ -96,8 +96,9 @@ def test_leaks_between_sets_are_refused_dropped_or_marked(refused_data, planned,
         "data.leaks='drop_train'",
     ]
     refused_data(RANDOM, words=words)
-    assert "warning: leaks dropped: 1 images of cells external, since" in planned(
-        "config.data.leaks = 'drop_eval'"
+    assert (
+        "warning: leaks dropped: 6 images of cells external (5 as others of the same patients), since"
+        in planned("config.data.leaks = 'drop_eval'")
     )
     config = write_config(
         tmp_path, RANDOM, "config.data.leaks = 'mark'", "config.strategies = ('none',)",

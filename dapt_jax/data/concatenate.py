@@ -11,7 +11,8 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.intensity import Range
 from dapt_jax.data.masks import Mask
-from dapt_jax.data.plane import Source, file_of
+from dapt_jax.data.plane import Source
+from dapt_jax.data.records import is_own_group
 from dapt_jax.errors import UserError
 
 COHORT = "(cohort)"
@@ -203,7 +204,7 @@ def _groups(datasets: Sequence[Dataset], names: Sequence[str], by_cohort: bool) 
             source = dataset.images.source(row)
             if group == own:
                 group = names[len(found)]
-            elif by_cohort and dataset.cohort and not (source and group == str(file_of(source))):
+            elif by_cohort and dataset.cohort and not (source and is_own_group(group, source)):
                 group = f"{group} ({dataset.cohort})"
             found.append(group)
     return found

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,7 +32,7 @@ class Dataset:
     Attributes:
         name: Name of the set in messages and tables.
         images: The pixels, by index.
-        labels: int64 [n], one class per image; or float32 [n, classes] of 0 and 1, with NaN for a missing
+        labels: int64 [n], one class per image, from 0; or float32 [n, classes] of 0 and 1, with NaN for a missing
             label, and -1 for an uncertain one if `uncertain` defines its meaning.
         classes: Name of each class; labels index into it. Empty for a set without labels, whose `labels` are
             all 0: see `is_labelled`.
@@ -88,6 +89,11 @@ class Dataset:
         for part, values in parts.items():
             if len(values) != len(self.images):
                 raise ValueError(f"{self.name}: {len(values)} {part} for {len(self.images)} images")
+        if not self.multi_label and (negative := np.flatnonzero(self.labels < 0)).size:
+            raise UserError(
+                f"{self.name}: {len(negative)} of {len(self)} labels are negative, first: "
+                f"{self.labels[negative[0]]} of {self.images.names[negative[0]]}; expected class numbers from 0"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -181,10 +187,11 @@ class Dataset:
         Args:
             condition: "column=value" or "column=value|value", or several joined by commas, all of which must
                 hold; "" selects all images. Besides `columns`, "label" and "group" are valid; an image with
-                several labels is selected by any of them.
+                several labels is selected by any of them. A split is found in all of its spellings.
 
         Raises:
-            UserError: The column does not exist, or no image has such a value; names the nearest.
+            UserError: The column does not exist, or no image has such a value (names the nearest), or images
+                that are not selected have another spelling of the value.
         """
         columns = {"group": self.groups, **self.columns}
         if self.multi_label:
@@ -341,7 +348,8 @@ def matching(columns: Mapping[str, Sequence[str] | np.ndarray], condition: str, 
         bool [n].
 
     Raises:
-        UserError: The condition cannot be parsed, a column does not exist, or no row has such a value.
+        UserError: The condition cannot be parsed, a column does not exist, no row has such a value, or a row
+            that is not selected has another spelling of it.
     """
     length = len(next(iter(columns.values()), ()))
     kept = np.ones(length, bool)
@@ -358,22 +366,43 @@ def matching(columns: Mapping[str, Sequence[str] | np.ndarray], condition: str, 
         values = np.asarray([identity.clean(cell) for cell in columns[column]], dtype=str)
         value = identity.clean(value)
         several = column == LABEL and any("|" in cell for cell in values.tolist())
-        found = np.zeros(length, bool) if several else values == value
-        if not found.any():
-            for part in map(identity.clean, value.split("|")):
-                found |= _having(values, part, column, clause, origin)
+        is_one = not several and bool((values == value).any())  # a cell may hold the sign | itself
+        parts = [value] if is_one else [identity.clean(part) for part in value.split("|")]
+        found = np.zeros(length, bool)
+        for part in parts:
+            found |= _having(values, part, column, clause, origin)
+        left = {name for cell in values[~found].tolist() for name in (_labels(cell) if several else [cell])}
+        for part, other in itertools.product(parts, sorted(left)):
+            # The sign of a number is no separator: -1 is not 1.
+            same_sign = part.startswith("-") == other.startswith("-")
+            if same_sign and identity.spelling(part) == identity.spelling(other):
+                raise UserError(
+                    f"{origin}: {clause!r} leaves out rows with {other!r}, another spelling of {part!r}; expected "
+                    f"'{column}={part}|{other}' for both, or one spelling in the column"
+                )
         kept &= found
     if length and not kept.any():
         raise UserError(f"{origin}: no row meets all of {condition!r}, though each part of it is met by some")
     return kept
 
 
+def _labels(cell: str) -> list[str]:
+    """Return the labels that a cell of the column of labels joins."""
+    return [identity.clean(part) for part in cell.split("|")]
+
+
 def _having(values: np.ndarray, value: str, column: str, clause: str, origin: str) -> np.ndarray:
-    """Return which cells are a value, name the same split, or hold it among several labels: bool [n]."""
+    """Return which cells are a value, name the same split, or hold it among several labels: bool [n].
+
+    `test` finds every spelling of the split; `test_2`, where a cell is just that, not `test_1`.
+    """
     found: np.ndarray = values == value
-    if not found.any() and (split := identity.split_name(value)):
-        found = np.array([identity.split_name(cell) == split for cell in values.tolist()], bool)
-    several = [cell.split("|") for cell in values.tolist()] if column == LABEL else []
+    split = identity.split_name(value)
+    if split and (identity.is_split(value) or not found.any()):
+        found |= np.isin(
+            values, [cell for cell in set(values.tolist()) if identity.split_name(cell) == split]
+        )
+    several = [_labels(cell) for cell in values.tolist()] if column == LABEL else []
     if any(len(cell) > 1 for cell in several):
         found = np.array([value in cell for cell in several], bool)
     if not found.any():

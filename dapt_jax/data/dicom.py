@@ -309,8 +309,13 @@ def _stored(plane: Plane, dataset: "Dataset") -> tuple[Any, np.ndarray, int]:
     limits.check(path, size, f"a frame of {columns} x {rows} pixels")
     if str(syntax) == _RLE:
         _check_run_lengths(path, dataset, rows * columns * bands * wide)
-    stored: np.ndarray = medical("pydicom.pixels", path).pixel_array(dataset, index=frame)
-    return dataset, _without_overlays(dataset, stored), frame
+    # pydicom takes the lowest bits of a word for its value, wherever the header says that they lie.
+    below = _bits_below(dataset)
+    stored: np.ndarray = medical("pydicom.pixels", path).pixel_array(
+        dataset, index=frame, correct_unused_bits=not below
+    )
+    exact = bands == 1 and (not syntax.is_encapsulated or str(syntax) == _RLE)
+    return dataset, _bits_of_values(path, dataset, stored, below, exact), frame
 
 
 def _check_run_lengths(path: Path, dataset: "Dataset", frame_bytes: int) -> None:
@@ -322,13 +327,42 @@ def _check_run_lengths(path: Path, dataset: "Dataset", frame_bytes: int) -> None
         limits.check(path, packed * _RLE_RATIO, "its run lengths")
 
 
-def _without_overlays(dataset: "Dataset", stored: np.ndarray) -> np.ndarray:
-    """Return stored values without the overlays that old objects keep in their unused upper bits."""
-    bits, high = int(dataset.get("BitsStored", 0) or 0), int(dataset.get("HighBit", 0) or 0)
-    shared = any(
+def _bits_below(dataset: "Dataset") -> int:
+    """Return how many bits of a word lie below its value; fewer than 0 for a header that cannot be."""
+    bits, high = int(dataset.get("BitsStored", 0) or 0), dataset.get("HighBit")
+    return 0 if not bits or high is None else int(high) + 1 - bits
+
+
+def _bits_of_values(
+    path: Path, dataset: "Dataset", stored: np.ndarray, below: int, exact: bool
+) -> np.ndarray:
+    """Return stored values from the bits of their words that hold them: BitsStored, up to HighBit.
+
+    Old objects keep overlays in the other bits, and some have their values at the upper end.
+
+    Args:
+        path: The file.
+        dataset: Its header.
+        stored: Words as pydicom returns them.
+        below: Number of bits below the values.
+        exact: Whether these are the words of the file, rather than what a decoder or a conversion of colours made.
+
+    Raises:
+        UserError: There are bits below, but the words are not exact, the bits are set although no overlay explains
+            them, or the values would not fit.
+    """
+    bits, wide = int(dataset.get("BitsStored", 0) or 0), 8 * stored.dtype.itemsize
+    overlaid = any(
         element.tag.group >> 8 == 0x60 and element.tag.element == 0x0102 and element.value
         for element in dataset.group_dataset(0x6000)
     )
-    if shared and stored.dtype.kind == "u" and 0 < bits < 8 * stored.dtype.itemsize and high == bits - 1:
-        return stored & stored.dtype.type((1 << bits) - 1)
-    return stored
+    if stored.dtype.kind not in "iu" or not below:
+        shared = overlaid and stored.dtype.kind == "u" and 0 < bits < wide
+        return stored & stored.dtype.type((1 << bits) - 1) if shared else stored
+    fits = exact and 0 < below <= wide - bits
+    if not fits or (not overlaid and (stored & stored.dtype.type((1 << below) - 1)).any()):
+        raise UserError(
+            f"{path}: BitsStored {bits} with HighBit {dataset.HighBit}: which of {wide} bits hold its values is not "
+            f"known; expected HighBit {bits - 1}"
+        )
+    return stored << stored.dtype.type(wide - bits - below) >> stored.dtype.type(wide - bits)

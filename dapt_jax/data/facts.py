@@ -8,6 +8,7 @@ import numpy as np
 from dapt_jax.data import dicom, formats, identity, intensity, near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.plane import file_of
+from dapt_jax.data.records import is_own_group
 from dapt_jax.errors import UserError
 
 MOST_FILES = 2000
@@ -51,9 +52,24 @@ def has_class(dataset: Dataset, column: int) -> np.ndarray:
 
 
 def unnamed(dataset: Dataset) -> np.ndarray:
-    """Return which images name no patient, so that each counts as a patient of its own: bool [n]."""
+    """Return which images name no patient, bool [n].
+
+    Each counts as a patient of its own, and so do the slices of a volume, the files of a study and the tiles of an
+    image: see `records.own_group`.
+    """
     alone: np.ndarray = np.asarray(dataset.groups) == np.asarray(dataset.images.names)
+    for row in np.flatnonzero(~alone).tolist():
+        source = dataset.images.source(row)
+        alone[row] = source is not None and is_own_group(str(dataset.groups[row]), source)
     return alone
+
+
+def nobody_named(dataset: Dataset) -> str:
+    """Return in words what counts as a patient in a set that names none."""
+    groups = len(np.unique(dataset.groups))
+    if groups == len(dataset):
+        return "each image counts as a patient of its own"
+    return f"each image, volume or study counts as a patient of its own ({groups:,} of them)"
 
 
 def sources_of(dataset: Dataset) -> dict[str, np.ndarray]:
@@ -86,7 +102,7 @@ def _patients(dataset: Dataset) -> str:
     """Return number and size of the patients; an image without a patient counts as one of its own."""
     alone = unnamed(dataset)
     if alone.all():
-        return "none named: each image counts as a patient of its own"
+        return f"none named: {nobody_named(dataset)}"
     sizes = np.unique(dataset.groups[~alone], return_counts=True)[1]
     of = f"{sizes.min()} to {sizes.max()} images each (median {np.median(sizes):g})"
     if sizes.min() == sizes.max():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dapt_jax.data import formats, identity, near_duplicates, pixels
+from dapt_jax.data import dicom, formats, identity, near_duplicates, pixels
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.framing import Framing
 from dapt_jax.data.plane import Source, file_of, plane
@@ -15,6 +15,7 @@ from dapt_jax.errors import UserError
 
 _FILES = 200
 _FAR_FROM_SQUARE, _SHRUNK = 1.5, 8
+_FEW_LEVELS, _WIDER = 32, 2
 
 
 def of_set(dataset: Dataset, *, is_split: bool = False) -> list[str]:
@@ -29,7 +30,8 @@ def of_set(dataset: Dataset, *, is_split: bool = False) -> list[str]:
     Returns:
         One line per warning, without the name of the set.
     """
-    lines = [*dataset.notes, *_without_content(dataset), *_empty_or_full_masks(dataset)]
+    lines = [*dataset.notes, *_without_content(dataset), *_few_levels(dataset), *_several_windows(dataset)]
+    lines += _empty_or_full_masks(dataset)
     found = near_duplicates.merged(dataset) if is_split else None
     lines += _spellings(dataset, found.spellings if found else None)
     if found and found.pairs:
@@ -95,13 +97,57 @@ def _without_content(dataset: Dataset) -> list[str]:
     return lines
 
 
+def _few_levels(dataset: Dataset) -> list[str]:
+    """Return a line if the foreground of a set takes a small part of the grey levels that images are decoded to."""
+    seen = near_duplicates.looks(dataset.images)
+    if seen.flat.all():
+        return []
+    low, high = np.percentile(seen.low[~seen.flat], 5), np.percentile(seen.high[~seen.flat], 95)
+    if high - low >= _FEW_LEVELS:
+        return []
+    origin = dataset.intensity_summary()[0]["origin"]
+    return [
+        f"the images are shown in {high - low + 1:.0f} of 256 grey levels ({low:.0f} to {high:.0f}, without the "
+        f"background; black and white by {origin}), so finer differences are lost; expected window='LOW,HIGH' with the "
+        "values of what is to be seen"
+    ]
+
+
+def _several_windows(dataset: Dataset) -> list[str]:
+    """Return a line if the CT files of a set name windows of very different widths; some files are looked at."""
+    ranges = dataset.images.ranges()
+    widths = {}
+    for row in _some(dataset):
+        source = dataset.images.source(row)
+        if source is not None and ranges[row].origin == "window of the file" and _is_ct(file_of(source)):
+            widths[ranges[row].high - ranges[row].low] = dataset.images.names[row]
+    narrow, wide = min(widths, default=0.0), max(widths, default=0.0)
+    if wide <= _WIDER * narrow:
+        return []
+    return [
+        f"windows of the CT files are {narrow:g} to {wide:g} wide ({widths[narrow]} and {widths[wide]}), so one tissue "
+        "has several grey levels; expected one window='LOW,HIGH' for all"
+    ]
+
+
+def _is_ct(file: Path) -> bool:
+    return formats.module(file) is dicom and dicom.header(file, ("Modality",)) == ("CT",)
+
+
+def _some(dataset: Dataset) -> list[int]:
+    """Return the rows of some images, evenly spaced, whose headers are read."""
+    rows = np.linspace(0, len(dataset) - 1, min(len(dataset), _FILES)).astype(int)
+    return [int(row) for row in np.unique(rows)]
+
+
 def _lost_in_resizing(dataset: Dataset) -> list[str]:
     """Return lines on images that are far from square, and on those much larger than they are decoded.
 
     The sizes are those in the headers of some files, evenly spaced.
     """
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _FILES)).astype(int)).tolist()
-    found = [formats.extent(source) for row in rows if (source := dataset.images.source(row)) is not None]
+    found = [
+        formats.extent(source) for row in _some(dataset) if (source := dataset.images.source(row)) is not None
+    ]
     if not found:
         return []
     framing, size = dataset.images.framing, dataset.images.size

@@ -141,6 +141,15 @@ def split_name(name: str) -> str:
     return _SPLIT_WORDS.get(numbered[0], "") if len(numbered) == 1 else ""
 
 
+def is_split(name: str) -> bool:
+    """Return whether a name says a split and nothing beside it that could tell two of its parts apart.
+
+    >>> [is_split(name) for name in ("TRAIN", "test set", "Fold 03", "test_2", "train_a", "mild")]
+    [True, True, True, False, False, False]
+    """
+    return column_key(name) in _SPLIT_WORDS or split_name(name).startswith("fold_")
+
+
 def column(name: str, columns: Iterable[str], names: Sequence[str] = ()) -> list[str]:
     """Return the columns that a name may refer to, only those of the most reliable kind.
 

@@ -260,10 +260,22 @@ def _is_unit(values: np.ndarray, counts: np.ndarray) -> bool:
 def _span(values: np.ndarray, counts: np.ndarray, window: Window) -> tuple[float, float]:
     """Return percentiles of the foreground, with a margin that separates it from the background."""
     kept, kept_counts, background = _foreground(values, counts)
-    ends = np.cumsum(kept_counts)
-    places = np.array([window.low, window.high]) / 100 * (ends[-1] - 1)
-    low, high = (float(kept[index]) for index in np.searchsorted(ends, places, side="right"))
+    low, high = _percentiles(kept, kept_counts, window)
     return _apart(low, high, background, float(values[0]), float(values[-1]))
+
+
+def _percentiles(values: np.ndarray, counts: np.ndarray, window: Window) -> tuple[float, float]:
+    ends = np.cumsum(counts)
+    places = np.array([window.low, window.high]) / 100 * (ends[-1] - 1)
+    low, high = (float(values[index]) for index in np.searchsorted(ends, places, side="right"))
+    return low, high
+
+
+def foreground_levels(counts: np.ndarray) -> tuple[float, float]:
+    """Return percentiles of the foreground of a decoded image, from how many pixels have each grey level [256]."""
+    levels = np.flatnonzero(counts)
+    kept, kept_counts, _ = _foreground(levels, counts[levels])
+    return _percentiles(kept, kept_counts, PERCENTILES)
 
 
 def foreground_span(values: np.ndarray, window: Window) -> tuple[float, float]:

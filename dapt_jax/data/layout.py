@@ -1,23 +1,16 @@
 """Classes and splits of the images below a folder, and the files that are not used."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dapt_jax.data import identity
-from dapt_jax.data.paths import VOLUMES, holds_picture, is_of_system
+from dapt_jax.data import identity, mask_names
+from dapt_jax.data.paths import VOLUMES, holds_picture, is_of_system, walk
 from dapt_jax.errors import UserError
 
 _JUNK = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"))
-_MASKS = frozenset(
-    ("mask", "masks", "segmentation", "segmentations", "segmentationmask", "segmentationmasks", "annotation",
-     "annotations", "groundtruth", "groundtruths", "gt", "labelmap", "labelmaps")
-)  # fmt: skip
-"""Keys of folders that hold masks, below a class folder."""
-_OF_MASK = re.compile(r"^(.+?)[\s_\-]+(?:mask|seg|segmentation|gt|roi|label)(?:[\s_\-]*\d+)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ def read(root: Path, classes: Sequence[str] = ()) -> Layout:
     walker.finish()
     if pictures := [file for file in walker.files(top) if holds_picture(file)]:
         layout.notes.append(
-            f"{top}: left out {_images(len(pictures))} in no class folder, first: {pictures[0].name}"
+            f"{top}: left out {mask_names.images(len(pictures))} in no class folder, first: {pictures[0].name}"
         )
     return layout
 
@@ -97,20 +90,24 @@ def _read_splits(
         split = splits[folder]
         if not split:
             count = sum(1 for _ in walker.pictures(folder))
-            layout.notes.append(f"{folder}: left out, a folder of {_images(count)} beside those of splits")
+            layout.notes.append(
+                f"{folder}: left out, a folder of {mask_names.images(count)} beside those of splits"
+            )
             continue
         inner = _inner(folder, walker, named)
         loose = [file for file in walker.files(inner) if holds_picture(file)]
         if loose:
             layout.notes.append(
-                f"{inner}: left out {_images(len(loose))} in no class folder, first: {loose[0].name}; "
+                f"{inner}: left out {mask_names.images(len(loose))} in no class folder, first: {loose[0].name}; "
                 "without a label they serve no task"
             )
-        for class_folder in walker.folders(inner):
+        class_folders = walker.folders(inner)
+        _check_classes(class_folders, inner, named)
+        for class_folder in class_folders:
             if _split_of(class_folder, named):
                 count = sum(1 for _ in walker.pictures(class_folder))
                 layout.notes.append(
-                    f"{class_folder}: left out {_images(count)} in a folder named as a split, not as a class"
+                    f"{class_folder}: left out {mask_names.images(count)} in a folder named as a split, not as a class"
                 )
             else:
                 _read_class(class_folder, split, layout, walker)
@@ -135,13 +132,7 @@ def _list(names: set[str]) -> str:
 
 
 def _read_classes(folders: Sequence[Path], layout: Layout, walker: "_Walker", named: set[str]) -> None:
-    keys = {identity.column_key(folder.name) for folder in folders}
-    if keys & {"image", "images", "imgs"} and keys & (_MASKS | {"labels"}) and not named:
-        raise UserError(
-            f"{walker.root}: {', '.join(folder.name for folder in folders)} are folders of images and "
-            "masks, not of classes; expected CLASS/image; images with masks take kind 'manifest' with a "
-            "column mask"
-        )
+    _check_classes(folders, walker.root, named)
     # CLASS/SPLIT/image: the folders inside every class have the names of splits.
     by_split = {
         folder: [(inner, _split_of(inner, set())) for inner in walker.folders(folder)] for folder in folders
@@ -162,19 +153,24 @@ def _read_classes(folders: Sequence[Path], layout: Layout, walker: "_Walker", na
             _read_class(inner, split, layout, walker, identity.clean(folder.name))
 
 
+def _check_classes(folders: Sequence[Path], root: Path, named: set[str]) -> None:
+    """Refuse folders of images and of masks in place of classes, unless the user names classes."""
+    names = [folder.name for folder in folders]
+    if (
+        not named
+        and any(map(mask_names.is_of_images, names))
+        and any(mask_names.is_of_masks(name, names) for name in names)
+    ):
+        raise UserError(
+            f"{root}: {', '.join(names)} are folders of images and masks, not of classes; expected CLASS/image; "
+            "images with masks take kind 'manifest' with a column mask"
+        )
+
+
 def _read_class(folder: Path, split: str | None, layout: Layout, walker: "_Walker", label: str = "") -> None:
     label = label or identity.clean(folder.name)
-    files = list(walker.pictures(folder, skip=_MASKS))
-    stems = {file.with_suffix("") for file in files}
-    masks = [
-        file for file in files if (found := _OF_MASK.match(file.stem)) and file.with_name(found[1]) in stems
-    ]
-    if masks and len(masks) < len(files):
-        layout.notes.append(
-            f"{folder}: left out {len(masks)} masks beside their images, first: {masks[0].name}; kind "
-            "'manifest' reads masks"
-        )
-        files = [file for file in files if file not in set(masks)]
+    files, notes = mask_names.apart(list(walker.pictures(folder)), folder)
+    layout.notes += notes
     layout.images += [Found(file, label, split) for file in files]
     if not files:
         layout.empty.append((split, label, folder))
@@ -187,6 +183,8 @@ def why_empty(folder: Path) -> str:
     ]
     if not names:
         return "it is empty"
+    if pictures := sum(map(holds_picture, walk(folder))):
+        return f"it holds {mask_names.images(pictures)} in folders named as masks"
     kinds = ", ".join(
         f"{suffix or 'no suffix'} {count}" for suffix, count in Counter(map(_suffix, names)).most_common(4)
     )
@@ -216,9 +214,7 @@ class _Walker:
         """Return the files directly in a folder, sorted, without hidden and system files."""
         return [entry for entry in self._entries(folder) if entry.is_file()]
 
-    def pictures(
-        self, folder: Path, skip: frozenset[str] = frozenset(), above: tuple[str, ...] = ()
-    ) -> Iterator[Path]:
+    def pictures(self, folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
         """Yield the images in a folder and below it; links are followed, except cyclic ones."""
         place = os.path.realpath(folder)
         if place in above:
@@ -233,11 +229,7 @@ class _Walker:
                 self._others.setdefault(folder, Counter())[_suffix(file.name)] += 1
         yield from pictures
         for below in inner:
-            if identity.column_key(below.name) in skip:
-                count = sum(1 for _ in self.pictures(below))
-                self._notes.append(f"{below}: left out, a folder of {_images(count)} named as masks")
-                continue
-            yield from self.pictures(below, skip, (*above, place))
+            yield from self.pictures(below, (*above, place))
 
     def finish(self) -> None:
         """Note which files were not used."""
@@ -311,10 +303,6 @@ def _split_of(folder: Path, named: set[str]) -> str:
 
 def _others(folders: Sequence[Path], one: Path) -> str:
     return ", ".join(folder.name for folder in folders if folder != one)
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
 
 
 def _suffix(name: str) -> str:

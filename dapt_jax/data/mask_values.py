@@ -148,12 +148,7 @@ def read(source: Plane) -> Drawn:
     if formats.module(source.path) is pixels:
         stored = pixels.stored(source)
         values, alpha = stored.values, stored.alpha
-        if stored.lossy and not pixels.is_black_and_white(values):
-            strange = np.setdiff1d(values, (0, 255)).tolist()
-            raise UserError(
-                f"{source}: a JPEG with {listed(strange)} between black and white; JPEG changes values: "
-                "expected a mask that is saved losslessly, as PNG"
-            )
+        check_lossless(source, values, stored.lossy)
     else:
         values = formats.values(source)
     if values.ndim == 3:
@@ -161,6 +156,16 @@ def read(source: Plane) -> Drawn:
             raise UserError(f"{source}: a colour image, expected a mask of class indices (one channel)")
         values = values[..., 0]
     return Drawn(_classes(source, values), alpha)
+
+
+def check_lossless(source: Plane, values: np.ndarray, lossy: bool) -> None:
+    """Refuse the 8-bit values of a lossy file unless they are all black and white."""
+    if lossy and not pixels.is_black_and_white(values):
+        strange = np.setdiff1d(values, (0, 255)).tolist()
+        raise UserError(
+            f"{source}: a JPEG with {listed(strange)} between black and white; JPEG changes values: "
+            "expected a mask that is saved losslessly, as PNG"
+        )
 
 
 def _classes(source: Plane, values: np.ndarray) -> np.ndarray:

@@ -23,7 +23,8 @@ class Parts:
         parts: File or plane, and the value that marked pixels get; values of several parts are combined by
             bitwise OR, so left and right lung may both be 1, and overlapping lesions 1, 2, 4, ...
         like: The image; a mask without parts is empty and has its size.
-        above: A pixel is marked if its value (of a colour file, its brightest channel) is greater than this.
+        above: A pixel is marked if its value (of a colour file, its brightest channel) is greater than this. With 0,
+            a JPEG is refused unless it is black and white, since its compression changes values around the mask.
     """
 
     parts: tuple[tuple[Source, int], ...]
@@ -56,13 +57,14 @@ class Rle:
 
 @dataclass(frozen=True)
 class Placed:
-    """A mask and its image, at least one of which has patient coordinates that align them.
+    """A mask and its image, of which patient coordinates or EXIF orientations say how one lies on the other.
 
     Attributes:
         mask: The mask.
         on: The image.
-        orientation: Orientation without coordinates: "shown" as the image is displayed, "stored" as the array
-            of the NIfTI file (its first axis down, its second across); "" refuses.
+        orientation: Orientation of a mask without coordinates or EXIF orientation on an image that has them: "shown"
+            as the image is displayed, "stored" as the array of the NIfTI file (its first axis down, its second
+            across) or the pixels of the image's file; "" refuses.
     """
 
     mask: Path | Plane
@@ -98,11 +100,12 @@ Mask = Path | Plane | Parts | Rle | Placed | Tiled
 
 
 def place(mask: Mask | None, image: Source, orientation: str = "") -> Mask | None:
-    """Return a mask that is aligned with its image if a file has coordinates; others are unchanged."""
+    """Return a mask that is aligned with its image if a file may say how they lie; others are unchanged."""
     if not isinstance(mask, Path | Plane):
         return mask
     kinds = [formats.module(file_of(source)) for source in (mask, image)]
-    return Placed(mask, image, orientation) if nifti in kinds or kinds == [dicom, dicom] else mask
+    says = nifti in kinds or kinds == [dicom, dicom] or kinds[1] is pixels
+    return Placed(mask, image, orientation) if says else mask
 
 
 def files(mask: Mask) -> Iterator[Path]:
@@ -202,6 +205,8 @@ def _onto(values: np.ndarray, mask: Placed) -> np.ndarray:
     """
     drawn, image = plane(mask.mask), plane(mask.on)
     kinds = [formats.module(source.path) for source in (drawn, image)]
+    if kinds[1] is pixels and kinds[0] is not nifti:
+        return _onto_upright(values, drawn, image, mask.orientation)
     where = [formats.geometry(source) for source in (drawn, image)]
     shape = formats.extent(image)
     if sorted(values.shape[:2]) != sorted(shape):
@@ -224,6 +229,30 @@ def _onto(values: np.ndarray, mask: Placed) -> np.ndarray:
         f"{drawn}: how it lies on {image} is not known ({without} has no coordinates); expected files with "
         "coordinates, or mask_orientation='shown' (as this library shows the image) or 'stored' (as the "
         "NIfTI file's array lies)"
+    )
+
+
+def _onto_upright(values: np.ndarray, drawn: Plane, image: Plane, orientation: str) -> np.ndarray:
+    """Align the values of a mask with an image that is turned as its EXIF orientation says.
+
+    Raises:
+        UserError: The image is turned, and whether the mask has to be is not known; names both.
+    """
+    turned = pixels.orientation(image) or 1
+    if turned == 1 or (formats.module(drawn.path) is pixels and pixels.orientation(drawn)):
+        return values  # each was turned as its own file says
+    shape = formats.extent(image)
+    if sorted(values.shape[:2]) != sorted(shape):
+        return values  # sizes differ, which is reported where the row is known
+    if orientation == "stored":
+        return pixels.upright(values, turned)
+    fits_as_shown_alone = turned >= 5 and values.shape[:2] == shape != shape[::-1]
+    if orientation == "shown" or fits_as_shown_alone:
+        return values
+    raise UserError(
+        f"{drawn}: how it lies on {image} is not known (the image has the EXIF orientation {turned}, the mask has "
+        "none); expected files of one orientation, or mask_orientation='shown' (as the image is shown, turned) or "
+        "'stored' (as the pixels of its file lie)"
     )
 
 
@@ -255,7 +284,7 @@ def _joined(mask: Parts) -> np.ndarray:
         return np.zeros(formats.extent(mask.like), np.uint8)
     joined: np.ndarray | None = None
     for part, value in mask.parts:
-        marked = _brightness(plane(part)) > mask.above
+        marked = _marked(plane(part), mask.above)
         placed = place(plane(part), mask.like)
         if isinstance(placed, Placed):
             marked = _onto(marked, placed)
@@ -271,16 +300,23 @@ def _joined(mask: Parts) -> np.ndarray:
     return joined
 
 
-def _brightness(part: Plane) -> np.ndarray:
+def _marked(part: Plane, above: float) -> np.ndarray:
+    """Return which pixels a file marks, bool [h, w].
+
+    Raises:
+        UserError: It is a JPEG with values between black and white, of which no threshold says which are marked.
+    """
     if formats.module(part.path) is pixels:
         with pixels.opened(part) as image:
             upright = ImageOps.exif_transpose(image)
             values = np.asarray(upright.convert("RGB") if upright.mode[0] in "PRC" else upright)
             if upright.mode == "LA":
                 values = values[..., 0]
+            if not above:
+                mask_values.check_lossless(part, values, pixels.is_lossy(image))
     else:
         values = formats.values(part)
-    return values[..., :3].max(axis=-1) if values.ndim == 3 else values
+    return (values[..., :3].max(axis=-1) if values.ndim == 3 else values) > above
 
 
 def _unrolled(mask: Rle) -> np.ndarray:

@@ -13,7 +13,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from dapt_jax.data import identity
+from dapt_jax.data import identity, intensity
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.plane import Source, plane
@@ -38,12 +38,16 @@ class Looks:
         digests: uint64 [n], hashes of the decoded pixels: equal pixels have equal digests.
         darkest: uint8 [n], the smallest value of any pixel and channel.
         brightest: uint8 [n], the largest value of any pixel and channel.
+        low: uint8 [n], the 1st percentile of the foreground (see `intensity.Statistics.range`).
+        high: uint8 [n], the 99th percentile of the foreground.
     """
 
     thumbnails: np.ndarray
     digests: np.ndarray
     darkest: np.ndarray
     brightest: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
     @property
     def flat(self) -> np.ndarray:
@@ -57,9 +61,7 @@ class Looks:
 
     def take(self, indices: np.ndarray) -> "Looks":
         """Return the properties of the images at `indices`."""
-        return Looks(
-            self.thumbnails[indices], self.digests[indices], self.darkest[indices], self.brightest[indices]
-        )
+        return Looks(*(getattr(self, field.name)[indices] for field in fields_of(self)))
 
     @classmethod
     def concatenate(cls, parts: Sequence["Looks"]) -> "Looks":
@@ -88,18 +90,20 @@ class Collector:
         self._looks = Looks(
             np.zeros((count, THUMBNAIL, THUMBNAIL, 3), np.uint8),
             np.zeros(count, np.uint64),
-            np.zeros(count, np.uint8),
-            np.zeros(count, np.uint8),
+            *(np.zeros(count, np.uint8) for _ in range(4)),
         )
 
     def add(self, index: int, pixels: np.ndarray) -> None:
         """Record the properties of one image, uint8 [size, size, 3]."""
-        small = Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        image = Image.fromarray(pixels)
+        small = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
         seen = self._looks
         seen.thumbnails[index] = np.asarray(small)
         digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).digest()
         seen.digests[index] = int.from_bytes(digest, "little")
         seen.darkest[index], seen.brightest[index] = pixels.min(), pixels.max()
+        counts = np.array(image.histogram()).reshape(-1, 256).sum(0)
+        seen.low[index], seen.high[index] = intensity.foreground_levels(counts)
 
     def of_pictures(self, images: ImageStore, indices: np.ndarray) -> None:
         """Give tiles the look of their whole pictures, by which they are compared.

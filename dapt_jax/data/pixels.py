@@ -105,8 +105,28 @@ def extent(source: Plane) -> tuple[int, int]:
     with limits.border(source.path, _EXPECTED), _image(source) as image:
         _check_size(source.path, image)  # for the orientation, Pillow decodes a PNG
         width, height = image.size
-        # Values 5 to 8 of the EXIF orientation rotate the image by 90 degrees.
-        return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
+        # Values 5 to 8 rotate the image by 90 degrees; the size that Pillow gives for a TIFF is that afterwards.
+        rotated = image.format != "TIFF" and (_orientation(image) or 1) >= 5
+        return (width, height) if rotated else (height, width)
+
+
+def orientation(source: Plane) -> int | None:
+    """Return the EXIF orientation of a file, from 1 (upright) to 8; None if it states none."""
+    with limits.border(source.path, _EXPECTED), _image(source) as image:
+        _check_size(source.path, image)  # for the orientation, Pillow decodes a PNG
+        return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    found = image.getexif().get(ExifTags.Base.Orientation)
+    return found if found in range(1, 9) else None
+
+
+def upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Return values [h, w] turned as an image with this EXIF orientation is."""
+    image = Image.fromarray(np.ascontiguousarray(values))
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
 
 
 def samples(source: Plane, at_least: int = 0) -> Samples:
@@ -170,7 +190,7 @@ def stored(source: Plane) -> Stored:
         raw = _raw_mode(image)
         _check_size(source.path, image)
         image.load()
-        lossy, mode = image.format in ("JPEG", "MPO"), image.mode
+        lossy, mode = is_lossy(image), image.mode
         if mode in ("RGB", "RGBA") and ";16" in raw:
             deep = _sixteen_bits(source, image, raw)
             return Stored(
@@ -186,6 +206,11 @@ def stored(source: Plane) -> Stored:
         if mode in ("LA", "PA", "RGBA"):
             return Stored(values[..., 0] if mode != "RGBA" else values[..., :3], values[..., -1])
         return Stored(values, lossy=lossy)
+
+
+def is_lossy(image: Image.Image) -> bool:
+    """Return whether the format of an open file changes values."""
+    return image.format in ("JPEG", "MPO")
 
 
 def is_black_and_white(values: np.ndarray) -> bool:

@@ -15,7 +15,7 @@ from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.framing import Framing
 from dapt_jax.data.plane import one_line
-from dapt_jax.errors import UserError, nearest
+from dapt_jax.errors import MissingLabelsError, UserError, nearest
 
 LABEL = "label"
 """Name of the class feature unless another is given."""
@@ -36,6 +36,7 @@ def load_tfds(
     resize: str = "squash",
     group: str = "",
     name: str = "",
+    reads_labels: bool = True,
 ) -> Dataset:
     """Read a set prepared by `tfds build --file_format=array_record`; its images are held in memory.
 
@@ -56,10 +57,12 @@ def load_tfds(
         resize: How an image that is not square becomes one: `squash`, `pad` or `crop`, see `Framing`.
         group: Name of the feature that identifies the patient; "" makes each image its own group.
         name: Name of the data set; by default that of the prepared set.
+        reads_labels: Whether labels are read; without, the set need not have any.
 
     Raises:
         UserError: There is no prepared set and it cannot be prepared, it is not in array_record files, or it
             does not have a feature or split.
+        MissingLabelsError: A split has examples without a label, which is -1 in TFDS.
     """
     # Importing it takes seconds, which readers of other kinds avoid.
     import tensorflow_datasets as tfds
@@ -72,7 +75,7 @@ def load_tfds(
             f"{folder}: its files are {found}; prepare the set again with --file_format=array_record"
         )
     features = builder.info.features
-    is_labelled = not mask or label in features or label != LABEL
+    is_labelled = reads_labels and (not mask or label in features or label != LABEL)
     for feature in ("image", *([label] if is_labelled else []), *filter(None, [group, mask])):
         if feature not in features:
             raise UserError(f"{folder}: no feature {feature!r}; {nearest(feature, features)}")
@@ -94,6 +97,13 @@ def load_tfds(
                 masks.append(framing.mask(_mask(example[mask], pixels, f"{folder}: {part}[{index}]")))
             groups.append(_text(example[group]) if group else f"{part}/{index:06d}")
             splits.append(part)
+    for part in dict.fromkeys(splits):  # TFDS writes -1 for no label
+        of_part = [known for known, its in zip(labels, splits, strict=True) if its == part]
+        if count := sum(known < 0 for known in of_part):
+            raise MissingLabelsError(
+                f"{folder}: {count} of {len(of_part)} examples of split {part!r} have no label (-1); expected one for "
+                "each, or another split=NAME"
+            )
     if not images:
         raise UserError(f"{folder}: no examples in split {split or 'any'!r}")
     title = name or builder.info.name

@@ -1,9 +1,11 @@
 """Conversion of image records to a `Dataset`, with the checks that all readers of files share."""
 
 import functools
+import itertools
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +31,15 @@ from dapt_jax.data.framing import Framing
 from dapt_jax.data.mask_values import Drawn, Facts
 from dapt_jax.data.masks import Mask
 from dapt_jax.data.paths import true_path
-from dapt_jax.data.plane import Plane, file_of, plane
+from dapt_jax.data.plane import Plane, Source, file_of, plane
 from dapt_jax.data.record import Record
 from dapt_jax.data.tiles import Tiles
 from dapt_jax.errors import UserError, nearest
 
 ON_BAD_IMAGE = ("error", "skip")
+_UID = re.compile(r"\d+(\.\d+)+")
+_JOINING = (";", ",", "/", "+")
+"""Signs by which tables join labels in their own way; this library's is |."""
 
 
 def check_on_bad_image(choice: str) -> None:
@@ -104,20 +109,45 @@ def patient_of_file(file: Path) -> str:
 
     IDs that consist only of zeros, and words such as "anonymous", name no patient.
     """
+    return _identity_of_file(file)[0]
+
+
+def own_group(image: Source) -> str:
+    """Return the group of an image without a patient.
+
+    That of a DICOM file is its StudyInstanceUID, else its SeriesInstanceUID: series are kept as one file per slice.
+    Slices and frames of one other file form a group; pictures of an array do not.
+    """
+    whole = plane(image).whole
+    if study := _identity_of_file(whole.path)[1]:
+        return study
+    return str(whole) if formats.module(whole.path) is arrays else str(whole.path)
+
+
+def is_own_group(group: str, image: Source) -> bool:
+    """Return whether a group is that of an image without a patient, see `own_group`."""
+    whole = plane(image).whole
+    is_study = _UID.fullmatch(group) is not None and group == _identity_of_file(whole.path)[1]
+    return is_study or group in (str(whole), str(whole.path))
+
+
+def _identity_of_file(file: Path) -> tuple[str, str]:
+    """Return the patient, and the study or series, that the header of a DICOM file names; "" for other files."""
     try:
         stat = file.stat()
-        return _patient_of_file(file, stat.st_mtime_ns, stat.st_size)
+        return _identity_in_header(file, stat.st_mtime_ns, stat.st_size)
     except (OSError, UserError):
-        return ""  # unreadable files are reported when the pixels are read
+        return "", ""  # unreadable files are reported when the pixels are read
 
 
 @functools.lru_cache(maxsize=1 << 18)
-def _patient_of_file(file: Path, changed: int, length: int) -> str:
+def _identity_in_header(file: Path, changed: int, length: int) -> tuple[str, str]:
     del changed, length  # the path may refer to another file later
     if formats.module(file) is not dicom:
-        return ""
-    found = identity.patient(dicom.header(file, ("PatientID",))[0])
-    return found if found.strip("0") else ""
+        return "", ""
+    patient, *uids = dicom.header(file, ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"))
+    found = identity.patient(patient)
+    return found if found.strip("0") else "", next(filter(None, uids), "")
 
 
 def drop(
@@ -151,8 +181,8 @@ def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: s
     Numbers are sorted numerically, names alphabetically.
 
     Raises:
-        UserError: A record has a label outside `classes`, a class is named twice, or a label has two
-            spellings.
+        UserError: A record has a label outside `classes`, a class is named twice, or, without `classes`, a label
+            has two spellings or is several others that another sign than | joins.
     """
     present = Counter(label for record in records for label in record.labels)
     if not classes:
@@ -163,6 +193,7 @@ def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: s
                 f"({present[first]} rows); expected one spelling; labels that differ on purpose go into "
                 "classes"
             )
+        _check_joined(records, present, origin)
         return identity.in_order(present)[0]
     classes = tuple(identity.clean(name) for name in classes)
     if len(set(classes)) < len(classes):
@@ -175,6 +206,20 @@ def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: s
                     f"{nearest(label, classes)}; rows to leave out go into drop_classes"
                 )
     return classes
+
+
+def _check_joined(records: Sequence[Record], present: Mapping[str, int], origin: str) -> None:
+    """Refuse labels such as `edema;effusion` beside `edema` and `effusion`: two labels, not a third class."""
+    known = {identity.spelling(label) for label in present}
+    for label, sign in itertools.product(present, _JOINING):
+        parts = [part for part in map(identity.clean, label.split(sign)) if part]
+        if len(parts) > 1 and known.issuperset(map(identity.spelling, parts)):
+            place = next(record.place for record in records if label in record.labels)
+            raise UserError(
+                f"{origin}: {place}: label {label!r} ({present[label]} rows) joins labels that other rows have, by "
+                f"{sign!r}; expected {'|'.join(parts)!r} for an image with several labels; for a class of its own, "
+                "name all classes in classes"
+            )
 
 
 def to_dataset(
@@ -282,6 +327,16 @@ def to_dataset(
         splits = [record.columns.get("split", "") for record in named]
         check_splits([r.place for r in named], [r.group for r in named], splits, "patient", origin)
     kept = named
+    groups = [identity.patient(record.group) for record in kept]
+    bare = [place for place, group in enumerate(groups) if not group]
+    for place in bare:
+        groups[place] = own_group(kept[place].image)
+    if studies := [groups[place] for place in bare if _identity_of_file(file_of(kept[place].image))[1]]:
+        notes = [
+            *notes,
+            f"{origin}: {len(studies)} images of DICOM files name no patient: each of their {len(set(studies))} studies "
+            "(StudyInstanceUID, else SeriesInstanceUID) counts as one",
+        ]
     images = store.take(good)
     near_duplicates.remember(images, seen.looks(good))
 
@@ -295,9 +350,7 @@ def to_dataset(
         images=images,
         labels=_labels(kept, classes, multi_label),
         classes=classes,
-        groups=np.array(
-            [identity.patient(record.group) or _own_group(record.image) for record in kept], dtype=str
-        ),
+        groups=np.array(groups, dtype=str),
         columns={column: np.array(values, dtype=str) for column, values in columns.items()},
         masks=drawn,
         skipped=skipped,
@@ -311,15 +364,6 @@ def to_dataset(
     for row in dataset.intensity_summary():
         logging.info("%s: %s", origin, intensity.line(row))
     return dataset.segmented(segments, overlapping=overlapping) if segments else dataset
-
-
-def _own_group(image: Path | Plane) -> str:
-    """Return the group of an image without a patient.
-
-    Slices and frames of one file form a group; pictures of an array do not.
-    """
-    whole = plane(image).whole
-    return str(whole) if formats.module(whole.path) is arrays else str(whole.path)
 
 
 def _labels(records: Sequence[Record], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:

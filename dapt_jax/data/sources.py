@@ -40,7 +40,7 @@ _OF_TILES: dict[str, Any] = {
 }
 """Keys of every kind that reads files, see `Tiles.parse`, with their defaults."""
 # Set by the study for all of its data, not in the description of one set.
-_SHARED = ("on_bad_image", "cache_bytes", "workers", "tiles")
+_SHARED = ("on_bad_image", "cache_bytes", "workers", "tiles", "reads_labels")
 
 
 def load(
@@ -71,8 +71,8 @@ def load(
         image_size: Side of the images in pixels, unless `spec` defines another (for large images, which a
             network processes in windows).
         on_bad_image: "error" or "skip"; for readers of image files.
-        labels: Whether labels are read. Without, a folder needs no class folders and a manifest no label
-            column, unless `spec` selects images by class or split.
+        labels: Whether labels are read. Without, a folder needs no class folders, a manifest no label column
+            and a TFDS set no label, unless `spec` selects images by class or split.
         **shared: Other arguments for every reader that accepts them: `cache_bytes`, `workers`, `seed`.
 
     Raises:
@@ -87,8 +87,15 @@ def load(
     if kind not in KINDS:
         raise UserError(f"no kind {kind!r}; {nearest(kind, KINDS)}")
     if not labels:
-        unlabelled = _unlabelled(spec)
-        read = load(unlabelled, data_dir=data_dir, image_size=image_size, on_bad_image=on_bad_image, **shared)
+        selects = any(spec.get(key) for key in ("classes", "drop_classes", "where"))
+        read = load(
+            spec if selects else _unlabelled(spec),
+            data_dir=data_dir,
+            image_size=image_size,
+            on_bad_image=on_bad_image,
+            reads_labels=selects,
+            **shared,
+        )
         return read.without_labels()
     reader = KINDS[kind]
     known = inspect.signature(reader).parameters
@@ -118,9 +125,8 @@ def load(
 
 
 def _unlabelled(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the description of the same images without their labels, where labels select none of them."""
-    selects = any(spec.get(key) for key in ("classes", "drop_classes", "where"))
-    if spec.get("kind") not in ("folder", "manifest") or selects:
+    """Return the description of the same images without their labels, which select none of them."""
+    if spec.get("kind") not in ("folder", "manifest"):
         return dict(spec)
     of_labels = ("label", SEGMENTS, "mask_orientation", "ordinal", "classes", "drop_classes", "where")
     return {**{key: value for key, value in spec.items() if key not in of_labels}, "kind": "images"}

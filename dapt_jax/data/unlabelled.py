@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dapt_jax.data import lists, nifti, records
+from dapt_jax.data import lists, mask_names, nifti, records
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import CACHE_BYTES
 from dapt_jax.data.folders import patient_pattern
@@ -45,7 +45,8 @@ def load_images(
 
     Args:
         path: A folder, of which every picture at any depth is read: image files, DICOM files, and every slice
-            of a NIfTI volume; or a CSV file (see `load_manifest`), of which the column of images, and those of
+            of a NIfTI volume, but no masks, which their names tell (see `dapt_jax.data.mask_names.apart`); or a
+            CSV file (see `load_manifest`), of which the column of images, and those of
             patients and splits if there are any, are read.
         image_size: Side of the images in pixels.
         where: Condition that selects rows of a manifest, see `Dataset.where`.
@@ -115,32 +116,44 @@ def load_images(
 
 
 def _records(root: Path, group: str, window: Window | None, axis: int) -> tuple[list[Record], Sequence[str]]:
-    pattern, found, others = patient_pattern(group), list[Record](), Counter[str]()
+    pattern, files, others = patient_pattern(group), list[Path](), Counter[str]()
     for file in walk(root):
-        planes = _planes(file, window, axis)
-        if not planes:
+        if _is_volume(file) or holds_picture(file):
+            files.append(file)
+        else:
             others[file.suffix.lower() or "no suffix"] += 1
-        written = file.relative_to(root).as_posix()
-        patient = _patient(pattern, written, file) if planes and pattern else ""
-        found += [
-            Record(written, image=each, written=written, labels=(_ANY,), group=patient) for each in planes
-        ]
-    if not found:
+    if not files:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(4))
         held = f"it holds files of other kinds ({kinds})" if others else "it is empty"
         raise UserError(f"{root}: no images; {held}; expected {', '.join(IMAGES[:4])}, DICOM or NIfTI files")
+    kept, notes = mask_names.apart(files, root)
+    if not kept:
+        raise UserError(
+            f"{root}: holds {mask_names.images(len(files))}, all in folders named as masks, first: {files[0]}; "
+            "expected images beside them, or the path of such a folder itself if it holds images"
+        )
+    found = []
+    for file in kept:
+        written = file.relative_to(root).as_posix()
+        patient = _patient(pattern, written, file) if pattern else ""
+        found += [
+            Record(written, image=each, written=written, labels=(_ANY,), group=patient)
+            for each in _planes(file, window, axis)
+        ]
     records.check_once(found, str(root))
     kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(6))
-    return found, [f"{root}: left out files that are not images: {kinds}"] if others else []
+    return found, [*notes, *([f"{root}: left out files that are not images: {kinds}"] if others else [])]
 
 
 def _planes(file: Path, window: Window | None, axis: int) -> Sequence[Path | Plane]:
-    """Return the pictures of a file; none if it is not an image."""
-    if file.name.lower().endswith(_NIFTI):
+    """Return the pictures of an image file or volume."""
+    if _is_volume(file):
         return [Plane(file, index, axis, window=window) for index in range(nifti.length(file, axis))]
-    if not holds_picture(file):
-        return ()
     return [Plane(file, window=window) if window else file]
+
+
+def _is_volume(file: Path) -> bool:
+    return file.name.lower().endswith(_NIFTI)
 
 
 def _patient(pattern: re.Pattern[str], written: str, file: Path) -> str:

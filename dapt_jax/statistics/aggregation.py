@@ -95,14 +95,17 @@ class Units:
         found = np.stack([_extreme(each, self) for each in np.atleast_2d(labels.T)], -1)
         if labels.ndim == 2:
             return found
-        lowest = -_extreme(-labels, self)
-        if classes > 2 and (mixed := np.flatnonzero(lowest != found[:, 0])).size:
+        if classes > 2 and (mixed := self.mixed(labels)).size:
             count = len(np.unique(labels[self.member == mixed[0]]))
             raise UserError(
                 f"{str(self.names[mixed[0]])!r} has images of {count} of {classes} classes; expected one class for all "
                 "images of a unit, or two classes, of which the second counts if any image has it"
             )
         return found[:, 0].astype(labels.dtype)
+
+    def mixed(self, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
+        """Return the units whose images are of several classes, by the class number of each image."""
+        return np.flatnonzero(_extreme(labels, self) != -_extreme(-labels, self))
 
     def probabilities(
         self, probabilities: Float[np.ndarray, "n classes"], rule: str, is_multi_label: bool

@@ -53,24 +53,32 @@ def resolved(settings: StudySettings, workdir: Path | None = None) -> StudySetti
     )
 
 
-def with_fast_dtype(settings: StudySettings) -> StudySettings:
-    """Return the settings with float32 in the place of a bfloat16 that these CPUs would emulate; say so.
+def for_this_device(settings: StudySettings) -> StudySettings:
+    """Return the settings without what costs time here and brings nothing; say so.
 
-    Results are then those of `model.dtype='float32'`. Settings of other devices, and of ahead-of-time
-    compilation for them, are returned as they are.
+    On a CPU: float32 in the place of a bfloat16 that it would emulate, and no recomputed activations. Results are
+    then those of `model.dtype='float32'`. Settings of other devices, and of ahead-of-time compilation for them, are
+    returned as they are.
 
     Args:
         settings: Settings of the study.
     """
-    is_here = jax.default_backend() == "cpu" and settings.mode != "aot"
-    if settings.model.dtype != "bfloat16" or not is_here:
+    if jax.default_backend() != "cpu" or settings.mode == "aot":
         return settings
-    if not processes.all_reduce_max(hardware.lacks_bfloat16())[0]:
-        return settings
-    streams.say(
-        "model.dtype: float32 in the place of bfloat16, for which this CPU has neither AMX nor AVX512-BF16"
-    )
-    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, dtype="float32"))
+    model = settings.model
+    if model.dtype == "bfloat16" and processes.all_reduce_max(hardware.lacks_bfloat16())[0]:
+        streams.say(
+            "model.dtype: float32 in the place of bfloat16, for which this CPU has neither AMX nor AVX512-BF16"
+        )
+        model = dataclasses.replace(model, dtype="float32")
+    if model.remat:
+        # XLA:CPU takes out the barriers of `jax.checkpoint` and finds the activations it has already.
+        streams.say(
+            "model.remat: activations are kept and not computed again, since that saves no memory on a CPU; "
+            "adapt.grad_accum_steps does"
+        )
+        model = dataclasses.replace(model, remat=())
+    return settings if model is settings.model else dataclasses.replace(settings, model=model)
 
 
 def stated(settings: StudySettings) -> str:

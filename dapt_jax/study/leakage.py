@@ -83,11 +83,11 @@ def resolve(tasks: Sequence[Task], corpora: Mapping[str, Dataset], policy: str =
     Args:
         tasks: Tasks of the study.
         corpora: Corpora by name; the main corpus has the empty name.
-        policy: "error" refuses; "drop_train" drops images from the set that is nearer to training (a corpus,
-            then development, test, external), "drop_eval" from the other; "mark" keeps them and marks every
-            table; anything else is the path of a CSV list, written with all that is found where there is
-            none, in whose column `decision` each row gets "drop_train", "drop_eval", "mark" or "distinct"
-            (no leak).
+        policy: "error" refuses; "drop_train" drops images, and all others of their named patients, from the
+            set that is nearer to training (a corpus, then development, test, external), "drop_eval" from the
+            other; "mark" keeps them and marks every table; anything else is the path of a CSV list, written
+            with all that is found where there is none, in whose column `decision` each row gets
+            "drop_train", "drop_eval", "mark" or "distinct" (no leak).
 
     Raises:
         UserError: A leak was found that the policy does not handle, or a set becomes empty.
@@ -307,19 +307,38 @@ def _write(path: Path, rows: Mapping[tuple[str, ...], Leak]) -> None:
         ) from error
 
 
-def _without(sets: Mapping[str, Dataset], decisions: Sequence[tuple[Leak, str]]) -> dict[str, Dataset]:
+def _dropped(decisions: Sequence[tuple[Leak, str]]) -> dict[str, list[int]]:
+    """Return the rows of each set that are to be dropped, as the leaks name them."""
     gone: dict[str, set[int]] = defaultdict(set)
     for leak, decision in decisions:
         if decision == DROP_TRAIN:
             gone[leak.set_a] |= set(leak.rows_a)
         elif decision == DROP_EVAL:
             gone[leak.set_b] |= set(leak.rows_b)
+    return {name: sorted(rows) for name, rows in gone.items()}
+
+
+def _with_their_patients(dataset: Dataset, rows: Sequence[int]) -> np.ndarray:
+    """Return rows and all others of the same named patients, or volumes: what no split divides, int [k].
+
+    An image that is in two sets shows that its patient is, whatever the sets call the patient.
+    """
+    groups = near_duplicates.merged(dataset).groups
+    named = [row for row in rows if dataset.groups[row] != dataset.images.names[row]]
+    return np.union1d(rows, np.flatnonzero(np.isin(groups, groups[named])))
+
+
+def _without(sets: Mapping[str, Dataset], decisions: Sequence[tuple[Leak, str]]) -> dict[str, Dataset]:
+    gone = _dropped(decisions)
     left = {}
     for name, dataset in sets.items():
-        rows = np.setdiff1d(np.arange(len(dataset)), sorted(gone[name])) if gone[name] else None
+        rows = None
+        if name in gone:
+            rows = np.setdiff1d(np.arange(len(dataset)), _with_their_patients(dataset, gone[name]))
         if rows is not None and not len(rows):
+            also = "" if len(gone[name]) == len(dataset) else ", or are of patients who are"
             raise UserError(
-                f"{name}: all of its {len(dataset)} images are in other sets too; nothing is left of it"
+                f"{name}: all of its {len(dataset)} images are in other sets too{also}; nothing is left of it"
             )
         if rows is None:
             left[name] = dataset
@@ -336,11 +355,11 @@ def _notes(
     if marked := [leak for leak, decision in decisions if decision == MARK]:
         lines.append(f"leaks kept, and marked in every table: {_all(marked, sets)}")
     if dropped := [leak for leak, decision in decisions if decision != MARK]:
-        fewer = [
-            f"{len(sets[name]) - len(left[name])} images of {name}"
-            for name in sets
-            if len(left[name]) < len(sets[name])
-        ]
+        gone, fewer = _dropped(decisions), []
+        for name in (name for name in sets if name in gone):
+            rows, count = gone[name], len(sets[name]) - len(left[name])
+            others = f" ({count - len(rows)} as others of the same patients)" if count > len(rows) else ""
+            fewer.append(f"{count} images of {name}{others}")
         lines.append(f"leaks dropped: {', '.join(fewer)}, since {_all(dropped, sets)}")
     return lines
 

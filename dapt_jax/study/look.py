@@ -223,6 +223,7 @@ def _tiles(dataset: Dataset, augment: Augment | None, seed: int) -> list[Tile]:
         view_masks = (
             list(np.asarray(augment.masks(masks, seed, 0, rows))) if masks is not None else view_masks
         )
+    unnamed = facts.unnamed(dataset)
     tiles = []
     for place, row in enumerate(rows):
         regions = {} if masks is None else facts.regions(dataset, masks[place])
@@ -234,7 +235,7 @@ def _tiles(dataset: Dataset, augment: Augment | None, seed: int) -> list[Tile]:
             Tile(
                 name=Path(dataset.images.names[row]).name,
                 label=", ".join(labels),
-                patient="" if dataset.groups[row] == dataset.images.names[row] else str(dataset.groups[row]),
+                patient="" if unnamed[row] else str(dataset.groups[row]),
                 image=images[place],
                 regions=regions,
                 augmented=views[place],

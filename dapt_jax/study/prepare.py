@@ -24,6 +24,7 @@ from dapt_jax.study import budgets, divided, few_samples, halving, leakage, segm
 from dapt_jax.study.arms import Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import Task
+from dapt_jax.training.early_stopping import EarlyStopping
 from dapt_jax.weights import locate
 from dapt_jax.weights.merge import MergeReport
 
@@ -41,7 +42,7 @@ def prepare(settings: StudySettings) -> Study:
         UserError: The settings, the data or the weights are invalid.
     """
     settings = strategies.expanded(settings)
-    settings = budgets.with_fast_dtype(budgets.resolved(settings))
+    settings = budgets.for_this_device(budgets.resolved(settings))
     if settings.mode == "plan":
         streams.say(budgets.stated(settings))
     encoder = settings.model.encoder()
@@ -119,6 +120,8 @@ def _check_adaptation(study: Study) -> None:
             study.scoring_plan(arm)
             for run in study.runs_of(arm):
                 run.check_cache()
+                if patience := settings.adapt.early_stopping_patience:
+                    EarlyStopping(patience, run)  # refuses a run without images to watch
                 if run.teacher_weights:
                     run.teacher_weights()
 
@@ -260,7 +263,8 @@ def task_of(settings: StudySettings, loaded: Mapping[NamedSet, ReadSet], name: s
     """Return a task of sets that were read; those that its heads are trained on must be among them.
 
     Raises:
-        UserError: The sets of the task do not go together.
+        UserError: The sets of the task do not go together, or its units need an order of the classes that no
+            description gives.
     """
     sets = {named.split: read.dataset for named, read in loaded.items() if named.task == name}
     seed = settings.transfer_of(name).split_seed
@@ -268,7 +272,13 @@ def task_of(settings: StudySettings, loaded: Mapping[NamedSet, ReadSet], name: s
     aggregation = own.aggregation
     if aggregation and not own.aggregate and any(data.segments for data in sets.values()):
         aggregation = Aggregation(own.unit, PIXELS)
-    return Task.of(name, sets, None if seed < 0 else seed, own.auc_classes, aggregation)
+    task = Task.of(name, sets, None if seed < 0 else seed, own.auc_classes, aggregation)
+    described = itertools.chain(
+        *([each] if isinstance(each, Mapping) else each for each in own.sources.values())
+    )
+    if not any(each.get("classes") for each in described):  # all sets of a task have one order
+        task.check_order_not_needed()
+    return task
 
 
 def _weights(
@@ -401,7 +411,9 @@ def _check_corpus(settings: StudySettings, named: NamedSet, images: Dataset) -> 
 def _patients(dataset: Dataset, is_split: bool) -> str:
     """Return the number of patients; an image without a patient counts as a separate one."""
     alone = facts.unnamed(dataset)
-    named = "no patients named" if alone.all() else f"{len(np.unique(dataset.groups[~alone]))} patients"
+    named = f"{len(np.unique(dataset.groups[~alone]))} patients"
+    if alone.all():
+        named = f"no patients named: {facts.nobody_named(dataset)}"
     if alone.any() and not alone.all():
         named += f", {alone.sum()} images of unnamed ones"
     if is_split and (pairs := near_duplicates.merged(dataset).pairs):

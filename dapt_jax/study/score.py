@@ -71,7 +71,7 @@ def run(settings: StudySettings, workdir: Path) -> score_records.Scores:
     Raises:
         UserError: A checkpoint, a set or a score is invalid.
     """
-    settings = budgets.with_fast_dtype(strategies.expanded(settings))
+    settings = budgets.for_this_device(strategies.expanded(settings))
     grid = settings.scoring
     chosen = checkpoints.listed(settings, workdir)
     tasks = _tasks(settings)

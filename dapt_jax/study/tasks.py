@@ -173,6 +173,35 @@ class Task:
             except UserError as error:
                 raise UserError(f"{where}.unit: {split}: {aggregation.unit} {error}") from error
 
+    def check_order_not_needed(self) -> None:
+        """Refuse units that are of the second of two classes, whose order nobody has given.
+
+        Without `classes` names are in alphabetical order, in which `normal` follows `malignant`.
+
+        Raises:
+            UserError: `max` aggregates exclusive classes, or a unit has images of both.
+        """
+        aggregation, classes = self.aggregation, self.development.classes
+        if aggregation is None or self.is_segmentation or self.development.multi_label or len(classes) != 2:
+            return
+        mixed = []
+        for split, dataset in self.datasets.items():
+            units = Units.of(self.units(dataset))
+            mixed += [f"{str(units.names[unit])!r} of {split}" for unit in units.mixed(dataset.labels)]
+        why = "aggregate=max takes one of two classes"
+        if mixed:
+            why = (
+                f"unit={aggregation.unit}: {len(mixed)} units have images of both classes, first: {mixed[0]}"
+            )
+        elif aggregation.rule != "max":
+            return
+        a, b = classes
+        raise UserError(
+            f"tasks.{self.name}.{why}; expected "
+            f"classes=({b!r}, {a!r}) or classes=({a!r}, {b!r}) in each of its sets: one image of the second class is "
+            "enough for a unit of it"
+        )
+
     @property
     def is_segmentation(self) -> bool:
         """Whether it is a segmentation task."""
