@@ -65,6 +65,23 @@ def test_a_budget_without_two_images_is_refused_with_the_least():
         cut(a_run(ALL), 10, "there")
 
 
+def test_a_run_without_images_to_validate_on_is_refused_where_their_loss_is_watched():
+    run = a_run(dataclasses.replace(ALL, schedule="plateau"))
+    with pytest.raises(
+        UserError, match=r"of 32 images and none to validate on, whose loss phase 'all' watches.*expected"
+    ):
+        cut(run, int(run.flops() / 20))
+    assert len(cut(run, int(run.flops() / 2)).val_rows)
+    config = configured(tiny={"like": "full", "compute_budget": 0.1})
+    config.adapt.early_stopping_patience = 2
+    with pytest.raises(
+        UserError, match=r"tiny seed 0: early_stopping_patience=2 watches the validation loss, but"
+    ):
+        prepare.prepare(resolve(config))
+    config.custom_strategies.tiny = {"like": "full", "compute_budget": 0.6}
+    prepare.prepare(resolve(config))
+
+
 def configured(**specs):
     config = tiny_study.get_config()
     config.strategies = ("full", *specs)

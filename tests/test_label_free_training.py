@@ -1,6 +1,7 @@
 """Label-free objectives: cached or not, resumed or not, the same numbers; the ledger is the plan."""
 
 import dataclasses
+import errno
 import functools
 
 import jax
@@ -34,7 +35,8 @@ from dapt_jax.objectives import (
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime.sharding import make_mesh
 from dapt_jax.study import plan
-from dapt_jax.training import accounting, label_free, loop, patterns
+from dapt_jax.training import accounting, image_batches, label_free, loop, patterns, targets
+from dapt_jax.training.cache import disk
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.optim import Optimizer
@@ -140,16 +142,16 @@ def rows_of_agreeing_runs(runs):
     return rows, plain_rows
 
 
-def check_kills(run, entries, folder):
+def check_kills(run, entries, folder, **others):
     """Kill a run at each of the first entries of its ledger: it resumes to the bits and counts of a quiet one."""
-    quiet, rows = train(run)
+    quiet, rows = train(run, **others)
     for number in range(1, entries + 1):
         ledger = KillingLedger(folder / f"{number}.jsonl", number)
         checkpoints = folder / str(number)
         try:
-            resumed, again = train(run, checkpoints, ledger=ledger)
+            resumed, again = train(run, checkpoints, ledger=ledger, **others)
         except KilledError:
-            resumed, again = train(run, checkpoints, ledger=Ledger(ledger.path))
+            resumed, again = train(run, checkpoints, ledger=Ledger(ledger.path), **others)
         assert all(np.array_equal(a, b) for a, b in zip(quiet, resumed, strict=True))
         assert counts(again) == counts(rows)
         assert [row.target_flops for row in again] == [row.target_flops for row in rows]
@@ -339,6 +341,22 @@ def test_reconstruction_of_the_clean_image_starts_at_zero_and_noise_is_relative_
     assert not noise[-1].any()
 
 
+@dataclasses.dataclass(frozen=True)
+class Clean(Reconstruct):
+    """Counts the images that nothing has corrupted."""
+
+    def losses(self, outputs, targets, weights):
+        return (super().losses(outputs, targets, weights) < 1e-5).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_one_image_of_a_batch_stays_clean_in_however_many_parts_it_is_computed(parts):
+    objective = Clean(Trunk(CNN), ReconstructSettings(noise=1.0, replaced=0.5))
+    phases = (Phase("full", 1, ("*",), 1e-9, views=1),)
+    _, rows = train(run_of(objective, phases=phases, batch_size=4, grad_accum_steps=parts))
+    assert curve(rows) == [0.25]
+
+
 def reference_nt_xent(a, b, groups, weights, t):
     """Equation 1 of arXiv 2002.05709 by loops, without negatives of the own group and of padding."""
     z = np.concatenate([a, b])
@@ -429,6 +447,53 @@ def test_targets_that_fit_nowhere_are_computed_with_every_batch_and_give_the_sam
     assert [row.cached for row in (*rows, *fresh_rows)] == ["filled", "filled"]
     assert fresh_rows[0].target_flops > rows[0].target_flops
     assert relative_difference(kept, fresh) < 1e-5
+
+
+def test_targets_that_cannot_be_written_are_charged_with_every_batch_even_after_a_kill(tmp_path, monkeypatch):
+    phases, said = (Phase("full", 2, ("*",), 1e-3, views=2),), []
+    run = run_of("distil", phases=phases, cache=Caching("on", 0, 1 << 28))
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "_create", full)
+    cache = ActivationCache.open(0, 1 << 28, tmp_path / "cache", "", said.append)
+    (fallen_back, (row,)), (plain, (plain_row,)) = (
+        train(run, cache=cache),
+        train(run_of("distil", phases=phases, cache="off")),
+    )
+    assert said == [
+        f"activations behind {TEACHER.groups[-1]} cannot be cached, and are computed anew whenever they are needed "
+        "([Errno 28] No space left on device)"
+    ]
+    assert relative_difference(plain, fallen_back) < 1e-5
+    assert row.target_flops == plain_row.target_flops > 0
+    assert row.model_flops == plain_row.model_flops
+    check_kills(run, 3, tmp_path, cache=cache)
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_student_and_teacher_see_the_same_views_in_every_epoch(views):
+    """What is neither corrupted nor trained reconstructs the teacher's output, of the same view alone."""
+    objective = Reconstruct(Trunk(CNN), ReconstructSettings(noise=0.0, replaced=0.0))
+    phases = (Phase("full", 3, ("*",), 1e-9, views=views),)
+    _, (row,) = train(run_of(objective, cache="off", phases=phases))
+    assert max(curve([row])) < 1e-6
+    assert max(point["val_loss"] for point in row.curve) < 1e-6
+    run = run_of("distil", cache="off", phases=phases)
+    program, rows = run.programs[0], np.arange(8, dtype=np.int32)
+    prefix = targets.target_prefix(program, run.loss.teacher)
+    weights = jax.tree.map(jnp.asarray, teacher_weights())
+    read = image_batches.reader(
+        run, program, None, targets.OnlineTargets.of(prefix, teacher_weights(), DATA.images)
+    )
+    for epoch in range(3):
+        batch, rng = read(epoch, rows), image_batches.rng_context(program, epoch)
+        seen = program.augment(batch["image"], rng["seed"], rng["view"], rows)
+        found = run.loss.teacher.prefix(*weights, seen, prefix.boundary)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), batch["label"], found
+        )
 
 
 def test_caching_costs_the_published_share_of_the_same_objective_at_full_depth():

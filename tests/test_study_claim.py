@@ -10,13 +10,14 @@ import pytest
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.settings import flags
+from dapt_jax.settings import flags, resolve
 from dapt_jax.study import contents, leakage, workdir
 from dapt_jax.study.adapt import adapt
 from dapt_jax.study.prepare import prepare
 from dapt_jax.training.context import RunContext
 from dapt_jax.weights import export
 from tests.command import ROOT, rows, run, write_config
+from tests.configs import tiny_study
 
 TINY = ROOT / "tests" / "configs" / "tiny_study.py"
 WITH_SHORTER = f"""
@@ -201,6 +202,33 @@ def test_results_of_another_version_of_the_computation_are_refused(tmp_path, stu
     )
     with pytest.raises(UserError, match=of.format(1, version)):  # of before versions were recorded
         workdir.claim(study(), folder)
+
+
+def test_arms_whose_numbers_a_change_concerned_are_refused_and_no_others(tmp_path):
+    config = tiny_study.get_config()
+    config.strategies = ("truncated",)
+    config.cache.memory_mb = config.cache.disk_mb = config.data.cache_mb = 64
+    phase = {"name": "top", "epochs": 2, "trainable": ("stage2", "head"), "lr": 1e-3}
+    for name, views in (("fixed", 2), ("new", 0)):
+        arm = {"objective": "reconstruct", "phases": ({**phase, "views": views},)}
+        config.custom_strategies[name] = {**arm, "cut_after": "stage2/block2"}
+
+    def claim(*names):
+        config.strategies = ("truncated", *names)
+        workdir.claim(prepare(resolve(config)), tmp_path)
+
+    def without_versions():
+        of_before = json.loads((tmp_path / "config.json").read_text())
+        of_before["contents"]["code"] = {"version": str(contents.RESULTS_VERSION)}
+        (tmp_path / "config.json").write_text(json.dumps(of_before))
+
+    claim("fixed")
+    without_versions()
+    claim("fixed", "new")  # an arm that is added has no earlier numbers
+    claim("fixed", "new")
+    without_versions()
+    with pytest.raises(UserError, match=r"its strategy 'new' is of version 1 of the computation"):
+        claim("fixed", "new")
 
 
 @pytest.mark.parametrize("found", [[], "x", {"weights": "x"}, {"weights": {"file": 1}}])

@@ -152,3 +152,13 @@ def test_a_point_that_diverges_is_not_chosen():
     inner = [[(SPLITS[0].rows[::2], SPLITS[0].rows[1::2])]]
     tuned = head_sweep.tune(FEATURES, LABELS, SPLITS[:1], inner, settings, points)
     assert np.isfinite(tuned.params["layer0"]["kernel"]).all()
+
+
+def test_rows_are_counted_exactly_beyond_what_float32_holds(monkeypatch):
+    monkeypatch.setattr(
+        head_sweep, "_train", lambda settings, features, labels, split, *more: (split[0], {}, None)
+    )
+    rows, settings = np.zeros(100_001, int), HeadSettings((2,), CrossEntropy(3), 169, 50_000, False)
+    found = head_sweep.train(FEATURES, LABELS, [Split(rows, 0, 0)], settings, [POINTS[:1]])
+    assert found.images == 169 * 100_001 > 2**24
+    assert found.flops == found.images * head_sweep.flops_per_image(12, (2,), CrossEntropy(3))

@@ -1,6 +1,7 @@
 """Invariances of a whole run: cached or not, resumed or not, in whatever order the data come."""
 
 import dataclasses
+import json
 import signal
 import traceback
 from pathlib import Path
@@ -15,22 +16,26 @@ from dapt_jax.data.augment import Augment
 from dapt_jax.data.mix import Mix
 from dapt_jax.errors import UserError
 from dapt_jax.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
+from dapt_jax.losses.overlap import Dice
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.monitoring.heartbeat import Heartbeat
+from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime import processes
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
-from dapt_jax.training import loop
+from dapt_jax.runtime.sharding import make_mesh
+from dapt_jax.training import checkpointer, loop
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.callbacks import Callback
+from dapt_jax.training.checkpoint import saved_part
 from dapt_jax.training.checkpointer import Checkpointer
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.early_stopping import EarlyStopping
 from dapt_jax.training.executables import Executables
-from dapt_jax.training.optim import Optimizer
+from dapt_jax.training.optim import Optimizer, Plateau
 from dapt_jax.training.phases import Phase
-from dapt_jax.training.run import TrainData, TrainingRun
+from dapt_jax.training.run import RunTag, TrainData, TrainingRun
 from tests import tiny
 
 ENCODER = tiny.encoder()
@@ -269,6 +274,60 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
             file.write_bytes(b"torn")
     again, _ = train(run, tmp_path, **SAVE_ALWAYS)
     assert all(np.array_equal(a, b) for a, b in zip(quiet, again, strict=True))
+
+
+def test_the_checkpoints_of_another_run_are_refused_and_its_surroundings_may_change(tmp_path):
+    """With those of earlier versions, which do not say what their run is, it goes on."""
+    phase = Phase("full", 2, ("*",), 1e-2)
+    options = {"encoder": ENCODER, "data": DATA, "augment": Augment("horizontal", 0.1)}
+    run = tiny.make_run([phase], **options)
+    quiet, _ = train(run, tmp_path, **SAVE_ALWAYS)
+    renamed = dataclasses.replace(run, tag=RunTag("other"), caching=Caching("auto", 1 << 20))
+    again, _ = train(renamed, tmp_path, mesh=make_mesh(jax.devices()[:1]))
+    assert all(np.array_equal(a, b) for a, b in zip(quiet, again, strict=True))
+    relabelled = dataclasses.replace(DATA, labels=np.roll(DATA.labels, 1))
+    for part, other in {
+        "phases": tiny.make_run([dataclasses.replace(phase, lr=1e-3)], **options),
+        "optimizer": dataclasses.replace(run, optimizer=Optimizer("sgd")),
+        "loss": dataclasses.replace(run, loss=CrossEntropy(3, label_smoothing=0.1)),
+        "plateau": dataclasses.replace(run, plateau=Plateau(patience=1)),
+        "augmentation": dataclasses.replace(run, augment=Augment()),
+        "batch size": dataclasses.replace(run, grad_accum_steps=2),
+        "seed": dataclasses.replace(run, seed=1),
+        "rows": tiny.make_run([phase], val=9, **options),
+        "images": tiny.make_run(
+            [phase], **{**options, "data": dataclasses.replace(tiny.dataset(seed=3), labels=DATA.labels)}
+        ),
+        "labels": tiny.make_run([phase], **{**options, "data": relabelled}),
+    }.items():
+        with pytest.raises(
+            UserError, match=rf"state holds checkpoints of another run: other are its {part}; expected"
+        ):
+            train(other, tmp_path)
+    for meta in (tmp_path / "state").glob("*/meta/metadata"):
+        stored = json.loads(meta.read_text())
+        assert stored.pop("run")
+        meta.write_text(json.dumps(stored))
+    train(dataclasses.replace(run, seed=1), tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_version_with_another_state_of_the_optimizer_is_named_as_such(
+    tmp_path, monkeypatch
+):
+    run, said = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA), []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checkpointer,
+            "saved_part",
+            lambda *given: {**saved_part(*given), "opt_state": {"count": np.int32(0)}},
+        )
+        quiet, _ = train(run, tmp_path, **SAVE_ALWAYS)
+    reporter = Reporter(1, quiet=True)
+    reporter.say = said.append
+    again, _ = train(run, tmp_path, reporter=reporter, **SAVE_ALWAYS)
+    assert all(np.array_equal(a, b) for a, b in zip(quiet, again, strict=True))
+    assert len(said) == 2
+    assert all("arrays have another layout, as those of an earlier version" in line for line in said)
 
 
 def test_a_run_needs_nothing_but_itself_and_says_what_it_cost():
@@ -518,6 +577,13 @@ def test_what_cannot_be_a_run_is_one_line():
         ),
         "batch_size is 0; expected 1 or more": lambda: TrainingRun(
             model, (tiny.HEAD,), TrainData(DATA, rows), CrossEntropy(3), batch_size=0
+        ),
+        "loss 'dice' takes all images of a batch together, but grad_accum_steps=2 computes it in parts; expected "
+        "grad_accum_steps=1, or batchwise=False": lambda: TrainingRun(
+            model, (tiny.HEAD,), TrainData(DATA, rows), Dice(1, batchwise=True), grad_accum_steps=2
+        ),
+        "early_stopping_patience=2 watches the validation loss, but the run has no images to validate on": lambda: (
+            EarlyStopping(2, stopping_run(1, val=0))
         ),
     }
     for line, make in lines.items():

@@ -12,9 +12,13 @@ from dapt_jax.data.textures import PATTERNS, load_textures
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.records.ledger import Ledger
 from dapt_jax.settings import resolve
-from dapt_jax.study import halving
+from dapt_jax.study import balance, collapse, halving
+from dapt_jax.study.prepare import prepare
+from dapt_jax.training.context import RunContext
 from tests.command import ROOT, rows, run
+from tests.configs import tiny_study
 
 TINY = ROOT / "tests" / "configs" / "tiny_study.py"
 FLAGS = (
@@ -116,6 +120,44 @@ def test_arms_within_a_budget_compete_and_one_is_left(tmp_path):
     assert run(*flags) == 0
     assert (folder / "results.jsonl").read_text() == before
     assert rows(folder / "ledger.jsonl") == ledger
+
+
+def competitors(folder, **adapt):
+    """Function that makes the competitor of a study of one arm, as a start or a restart does."""
+    config = tiny_study.get_config()
+    config.strategies = ("switching",)
+    config.checkpoint_selection.score, config.compute_budget = "knn", 0.9
+    config.checkpoint_scoring.update({"images": 16, "budget": 0.9, "level": 1})
+    config.adapt.update({"head_epochs": 2, "epochs": 12, **adapt})
+    config.monitoring.collapse = "halt"
+    study = prepare(resolve(config))
+    context = RunContext(workdir=folder, ledger=Ledger(folder / "ledger.jsonl"))
+    return lambda: halving.Competitor(study, study.arms[0], context)
+
+
+def test_a_round_that_is_repeated_after_a_restart_counts_nothing_of_later_rounds(tmp_path):
+    start = competitors(tmp_path)
+    quiet = start()
+    scores = {epochs: (quiet.advance(epochs), quiet.spent) for epochs in (3, 4, 6)}
+    assert len({spent for _, spent in scores.values()}) == 3
+    again = start()
+    for epochs, (score, spent) in scores.items():
+        assert (again.advance(epochs), again.spent) == (score, spent)
+
+
+def test_rounds_honour_the_settings_of_adaptation(tmp_path, monkeypatch):
+    start = competitors(tmp_path, objective="reconstruct", balance_clusters=3, checkpoints=(2,))
+    competitor = start()
+    competitor.advance(3)
+    folder = competitor.arm.folder(tmp_path)
+    assert (folder / "epochs" / "epoch0002.safetensors").exists()
+    assert (folder / balance.FILE).exists()
+    ledger = rows(tmp_path / "ledger.jsonl")
+    assert any(row["phase"] == balance.PHASE and row["model_flops"] > 0 for row in ledger)
+    assert sum(row["model_flops"] for row in ledger) == competitor.spent
+    monkeypatch.setattr(collapse, "SHARE", 10.0)
+    with pytest.raises(UserError, match="collapse: RankMe of its features fell"):
+        start().advance(5)
 
 
 def test_a_budget_too_small_for_a_first_score_is_refused_with_the_one_that_is_enough(tmp_path, capsys):

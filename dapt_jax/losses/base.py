@@ -50,6 +50,8 @@ class ClassificationLoss:
     """
 
     name: ClassVar[str] = ""
+    compares_images: ClassVar[bool] = False
+    """Whether the loss of a batch is not the sum of the losses of its images."""
 
     outputs: int
     multi_label: bool = False

@@ -30,6 +30,11 @@ class Dice(SegmentationLoss, name="dice"):
     smoothing_constant: float = setting(1.0, above=0, doc="Added to twice the overlap, above and below.")
 
     @property
+    def compares_images(self) -> bool:
+        """Whether the loss of a batch is not the sum of the losses of its images: where it is `batchwise`."""
+        return self.batchwise
+
+    @property
     def share_of_false_positives(self) -> float:
         """Weight of false positives; the weight of false negatives is its complement. Dice: one half."""
         return 0.5

@@ -43,6 +43,11 @@ class SegmentationLoss:
         check_fields(self)
 
     @property
+    def compares_images(self) -> bool:
+        """Whether the loss of a batch is not the sum of the losses of its images."""
+        return False
+
+    @property
     def sigmoid(self) -> bool:
         """Whether each logit passes a sigmoid."""
         return self.multi_label or self.outputs == 1

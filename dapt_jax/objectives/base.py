@@ -93,8 +93,17 @@ class Objective:
         """Return the weighted sum of the losses of a batch."""
         return (self.losses(outputs, targets, weights) * weights).sum()
 
-    def noisy(self, x: Float[Array, "b ..."], draws: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-        """Return activations with noise added, by uniform draws of their shape."""
+    def noisy(
+        self, x: Float[Array, "b ..."], draws: Float[Array, "b ..."], keeps_last: Array | None = None
+    ) -> Float[Array, "b ..."]:
+        """Return activations with noise added, by uniform draws of their shape.
+
+        Args:
+            x: Activations.
+            draws: Uniform draws.
+            keeps_last: Whether the last image is that of the whole batch, of which `x` is a part; None where it
+                is all of it.
+        """
         raise NotImplementedError
 
     def replaced(
@@ -104,6 +113,7 @@ class Objective:
         share: Float[Array, " b"],
         draws: Float[Array, "b ..."],
         extra: int,
+        keeps_last: Array | None = None,
     ) -> Float[Array, "b ..."]:
         """Return activations of which some positions are replaced by a vector; the `extra` first are not.
 
@@ -113,6 +123,7 @@ class Objective:
             share: Uniform draw that decides the share of each image.
             draws: Uniform draws of all positions.
             extra: Number of first tokens that stay.
+            keeps_last: See `noisy`.
         """
         raise NotImplementedError
 

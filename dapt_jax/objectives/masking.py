@@ -121,8 +121,10 @@ class MaskedPretext(Pretext):
         boundary: int,
         batch_norm: BatchNormMode | Mapping[str, BatchNormMode] = "frozen",
         rng: jax.Array | None = None,
+        keeps_last: jax.Array | None = None,
     ) -> tuple[Any, Tree]:
         """Compute the outputs of the head from activations at `boundary`: see `Pretext.suffix`."""
+        del keeps_last  # masks belong to views
         if boundary == 0:
             x, boundary = self._embedded(params, batch_stats, x, rng), 1
         tokens, batch_stats = self.encoder.apply(

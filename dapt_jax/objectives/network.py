@@ -82,6 +82,7 @@ class Pretext(Trunk):
         boundary: int,
         batch_norm: BatchNormMode | Mapping[str, BatchNormMode] = "frozen",
         rng: jax.Array | None = None,
+        keeps_last: Array | None = None,
     ) -> tuple[PyTree[Float[Array, "b ..."]], Tree]:
         """Compute the outputs of the head and updated running statistics from activations at `boundary`.
 
@@ -92,11 +93,12 @@ class Pretext(Trunk):
             boundary: Index of the first group to run.
             batch_norm: See `Classifier.suffix`.
             rng: PRNG key of the corruption, dropout, stochastic depth and patch dropout; None disables all.
+            keeps_last: Of a part of a batch, whether it holds the batch's last image: see `Objective.noisy`.
         """
         if self.objective.is_paired:
             x = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), *x)
         if rng is not None and self.objective.is_corrupting:
-            x, boundary = self._corrupted(params, batch_stats, x, boundary, rng)
+            x, boundary = self._corrupted(params, batch_stats, x, boundary, rng, keeps_last)
         if boundary < len(self.encoder.groups):
             x, batch_stats = self.encoder.apply(
                 params, batch_stats, x, start=boundary, batch_norm=batch_norm, rng=rng
@@ -104,7 +106,13 @@ class Pretext(Trunk):
         return self.objective.outputs(params.get(HEAD, {}), x, self.encoder.as_map), batch_stats
 
     def _corrupted(
-        self, params: Tree, batch_stats: Tree, x: Float[Array, "b ..."], boundary: int, key: jax.Array
+        self,
+        params: Tree,
+        batch_stats: Tree,
+        x: Float[Array, "b ..."],
+        boundary: int,
+        key: jax.Array,
+        keeps_last: Array | None = None,
     ) -> tuple[Float[Array, "b ..."], int]:
         """Return corrupted activations, and their boundary.
 
@@ -120,7 +128,7 @@ class Pretext(Trunk):
         # All draws at once: compilers take seconds for each.
         draws = jax.random.uniform(key, (batch, x[0].size + 1 + math.prod(positions)))
         for_noise, for_share, for_positions = jnp.split(draws, (x[0].size, x[0].size + 1), axis=1)
-        x = self.objective.noisy(x, for_noise.reshape(x.shape))
+        x = self.objective.noisy(x, for_noise.reshape(x.shape), keeps_last)
         if is_embedding:
             x, _ = self.encoder.apply(params, batch_stats, x, stop=1, rng=key)
             boundary = 1
@@ -129,7 +137,8 @@ class Pretext(Trunk):
             grid = jax.eval_shape(self.encoder.as_map, x).shape
             extra = x.shape[1] - math.prod(grid[1:3])
         for_positions = for_positions.reshape(batch, *positions)
-        return self.objective.replaced(x, vector, for_share[:, 0], for_positions, extra), boundary
+        x = self.objective.replaced(x, vector, for_share[:, 0], for_positions, extra, keeps_last)
+        return x, boundary
 
     def features(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b d"]:
         """Compute pooled features from images (0 to 255), as at test time."""

@@ -96,10 +96,13 @@ class Reconstruct(Objective):
             return _squared(outputs, targets)
         return _relative(outputs, targets) + _relative(pool(outputs), pool(targets))
 
-    def noisy(self, x: Float[Array, "b ..."], draws: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    def noisy(
+        self, x: Float[Array, "b ..."], draws: Float[Array, "b ..."], keeps_last: Array | None = None
+    ) -> Float[Array, "b ..."]:
         """Return activations with Gaussian noise relative to each image and channel's standard deviation."""
         space = tuple(range(1, x.ndim - 1))
-        spread = x.astype(jnp.float32).std(space, keepdims=True) * self.options.noise * _corrupts(x)
+        spread = x.astype(jnp.float32).std(space, keepdims=True) * self.options.noise
+        spread *= _corrupts(x, keeps_last)
         # As in `jax.random.normal`, by the inverse of the distribution function.
         normal = jnp.sqrt(2.0) * jax.scipy.special.erfinv(jnp.clip(2 * draws - 1, -_LAST, _LAST))
         return (x + spread * normal).astype(x.dtype)
@@ -111,19 +114,21 @@ class Reconstruct(Objective):
         share: Float[Array, " b"],
         draws: Float[Array, "b ..."],
         extra: int,
+        keeps_last: Array | None = None,
     ) -> Float[Array, "b ..."]:
         """Return activations with a share of their positions replaced: see `Objective.replaced`."""
         share = share.reshape(-1, *[1] * (draws.ndim - 1)) * self.options.replaced
-        hit = draws < share * _corrupts(x)[..., 0]
+        hit = draws < share * _corrupts(x, keeps_last)[..., 0]
         if extra:
             hit &= (jnp.arange(draws.shape[1]) >= extra)[None]
         return jnp.where(hit[..., None], vector.astype(x.dtype), x)
 
 
-def _corrupts(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-    """Return 1 for every image but the last of several, which stays clean; [b, 1, ...]."""
+def _corrupts(x: Float[Array, "b ..."], keeps_last: Array | None) -> Float[Array, "b ..."]:
+    """Return 1 for every image but the last of several, or where it is kept, which stays clean; [b, 1, ...]."""
     count = x.shape[0]
-    kept = (jnp.arange(count) < count - 1) | (count == 1)
+    is_hit = jnp.asarray(count == 1) if keeps_last is None else ~keeps_last
+    kept = (jnp.arange(count) < count - 1) | is_hit
     return kept.astype(jnp.float32).reshape(count, *[1] * (x.ndim - 1))
 
 

@@ -91,6 +91,33 @@ class Adapted:
     source: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """The run that adapts an arm, and what watches it.
+
+    Attributes:
+        run: The run.
+        start: Parameters and batch-norm statistics that it starts from.
+        context: Its surroundings: callbacks, and checkpoints in the arm's folder.
+        origin: What is written beside its weights: strategy, seed, source weights, image size.
+        scorer: Callback that scores epochs; None where nothing is scored.
+        alarm: Callback that watches the rank of the features; None with labels.
+        stop: Callback that ends the run early; None where it always ends with its phases.
+    """
+
+    run: TrainingRun[Classifier]
+    start: tuple[Tree, Tree]
+    context: RunContext
+    origin: dict[str, Any]
+    scorer: Scorer | None
+    alarm: collapse.CollapseAlarm | None
+    stop: EarlyStopping | None
+
+    def train(self) -> loop.TrainResult:
+        """Run all phases, or the remaining ones, until they or a callback end."""
+        return loop.train(self.run, *self.start, self.context)
+
+
 def train_with_early_stopping(
     run: TrainingRun, params: Tree, batch_stats: Tree, context: RunContext, patience: int
 ) -> tuple[Tree, Tree]:
@@ -132,43 +159,15 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         return Adapted(strategy.encoder, without_head(params), batch_stats, merged.source)
     arm = study.adapting(arm)
     folder = arm.folder(context.study_folder())
-    run = study.run_of(arm)
     if processes.sync_file(folder / ADAPTED):
         shutil.rmtree(folder / "state", ignore_errors=True)  # where a kill came between the two
         context.reporter.skip(sum(each.flops() for each in study.runs_of(arm)))
         return dataclasses.replace(
             load_adapted(arm, str(folder / ADAPTED), dtype), source=read_about(folder)["source"]
         )
-    params, batch_stats, source = _start(study, arm, context)
-    clusters = study.settings.adapt.balance_clusters
-    run = balance.balanced(run, clusters, (params, batch_stats), folder, context)
-    is_last = not strategy.part
-    scorer = scorer_for(study, arm, context, max_epochs) if is_last else None
-    callbacks = (*context.callbacks, scorer) if scorer else context.callbacks
-    origin: dict[str, Any] = {
-        "strategy": strategy.name,
-        "seed": arm.seed,
-        "source": source,
-        "image_size": study.settings.model.image_size,
-        "resize": study.settings.model.resize,
-        "objective": strategy.objective,
-        "head": _kind_of_head(run),
-    }
-    if is_last and (kept := study.kept_epochs(arm)):
-        callbacks = (*callbacks, EpochKeeper(folder / EPOCHS, kept, run.model.encoder, origin, scorer))
-    alarm = None
-    if strategy.is_label_free:
-        policy = study.settings.monitoring.collapse
-        alarm = collapse.alarm_for(run, params, batch_stats, policy, context)
-        callbacks = (*callbacks, alarm)
-        if line := label_free.warning(strategy.name, run.programs[0]):
-            context.reporter.say(line)
-    stop = None
-    if patience := study.settings.adapt.early_stopping_patience:
-        stop = EarlyStopping(patience, run, folder / BEST)
-        callbacks = (*callbacks, stop)
-    own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)
-    trained = loop.train(run, params, batch_stats, own)
+    adaptation = prepared(study, arm, context, max_epochs)
+    run, scorer, stop, origin = adaptation.run, adaptation.scorer, adaptation.stop, adaptation.origin
+    trained = adaptation.train()
     params, batch_stats = trained.params, trained.batch_stats
     epochs = scorer.done if scorer else run.timeline.epochs
     chosen_epoch = scorer.chosen_epochs(epochs) if scorer else epochs
@@ -190,7 +189,7 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         "scored": scorer.points if scorer else [],
         "label_free": is_label_free(study, arm),
     }
-    if alarm:
+    if alarm := adaptation.alarm:
         about["rankme_before"] = alarm.starts[-1]
         params = without_head(params)
     atomic_files.write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
@@ -201,7 +200,48 @@ def adapt(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> A
         (folder / BEST).unlink(missing_ok=True)
     if not study.settings.checkpoint_scoring.downstream:
         shutil.rmtree(folder / SCORED, ignore_errors=True)
-    return Adapted(strategy.encoder, without_head(params), batch_stats, source)
+    return Adapted(strategy.encoder, without_head(params), batch_stats, origin["source"])
+
+
+def prepared(study: Study, arm: Arm, context: RunContext, max_epochs: int = 0) -> Adaptation:
+    """Return the adaptation of an arm, ready to train in its folder.
+
+    Args:
+        study: The study.
+        arm: The arm, which is adapted.
+        context: Environment of the run.
+        max_epochs: Epochs after which a scored run pauses or ends; 0 for no limit.
+    """
+    strategy, settings, folder = arm.strategy, study.settings, arm.folder(context.study_folder())
+    params, batch_stats, source = _start(study, arm, context)
+    clusters = settings.adapt.balance_clusters
+    run = balance.balanced(study.run_of(arm), clusters, (params, batch_stats), folder, context)
+    is_last = not strategy.part
+    scorer = scorer_for(study, arm, context, max_epochs) if is_last else None
+    callbacks = (*context.callbacks, scorer) if scorer else context.callbacks
+    origin: dict[str, Any] = {
+        "strategy": strategy.name,
+        "seed": arm.seed,
+        "source": source,
+        "image_size": settings.model.image_size,
+        "resize": settings.model.resize,
+        "objective": strategy.objective,
+        "head": _kind_of_head(run),
+    }
+    if is_last and (kept := study.kept_epochs(arm)):
+        callbacks = (*callbacks, EpochKeeper(folder / EPOCHS, kept, run.model.encoder, origin, scorer))
+    alarm = None
+    if strategy.is_label_free:
+        alarm = collapse.alarm_for(run, params, batch_stats, settings.monitoring.collapse, context)
+        callbacks = (*callbacks, alarm)
+        if line := label_free.warning(strategy.name, run.programs[0]):
+            context.reporter.say(line)
+    stop = None
+    if patience := settings.adapt.early_stopping_patience:
+        stop = EarlyStopping(patience, run, folder / BEST)
+        callbacks = (*callbacks, stop)
+    own = dataclasses.replace(context, checkpoint_dir=folder / "state", callbacks=callbacks)
+    return Adaptation(run, (params, batch_stats), own, origin, scorer, alarm, stop)
 
 
 def start(study: Study, arm: Arm, model: Classifier) -> tuple[Tree, Tree, str]:

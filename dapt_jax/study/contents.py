@@ -14,8 +14,9 @@ from dapt_jax.data import near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import redact
 from dapt_jax.settings.schema import ON_LEAK
-from dapt_jax.study.arms import Study
+from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.strategies import Strategy
+from dapt_jax.training import targets
 from dapt_jax.weights import identity
 from dapt_jax.weights.merge import MergeReport
 from dapt_jax.weights.paths import flatten
@@ -31,12 +32,21 @@ gradient steps; it is that of results without a recorded version. Version 2 cut 
 masks at the border, where version 3 mirrors the image.
 """
 
+ARM_VERSION = 2
+"""Version, in the same sense, of single arms: those whose numbers a change has concerned, where others stay.
+
+Version 1 is that of workdirs without it. There, a frozen teacher saw the views of the first epoch throughout while
+the student saw new ones in every epoch; of a batch in parts, `reconstruct` left an image of each clean; and rounds of a
+`compute_budget` knew neither `adapt.balance_clusters` nor that the rule `patience` had ended an arm.
+"""
+
 Contents = Mapping[str, Mapping[str, str]]
 """Digests by setting, and by part of what it names: `{"weights": {"file": ..., "arrays": ...}}`."""
 
 CODE = "code"
-"""Key of `RESULTS_VERSION` among the settings."""
+"""Key of `RESULTS_VERSION` and of `ARM_VERSION` among the settings."""
 
+_VERSION = "version"
 
 TEACHER = "adapt.distil.teacher"
 """Setting that names the weights of a frozen teacher."""
@@ -48,14 +58,16 @@ def contents(study: Study) -> dict[str, dict[str, str]]:
     Args:
         study: The study, read and checked.
     """
-    found = {CODE: {"version": str(RESULTS_VERSION)}}
+    arms = study.arms_of(study.settings.seeds[0])
+    versions = {_of_arm(arm.name): str(ARM_VERSION) for arm in arms if _has_version(study, arm)}
+    found = {CODE: {_VERSION: str(RESULTS_VERSION), **versions}}
     own = {strategy.name: strategy for strategy in study.strategies if strategy.name in study.sources}
     shared = [strategy for strategy in study.strategies if strategy.name not in own]
     if "" in study.sources:
         found["weights"] = _of_weights(study.sources[""], shared[:1])
     for name, strategy in own.items():
         found[f"custom_strategies.{name}.weights"] = _of_weights(study.sources[name], [strategy])
-    runs = (run for arm in study.arms_of(study.settings.seeds[0]) for run in study.runs_of(arm))
+    runs = (run for arm in arms for run in study.runs_of(arm))
     teachers = (run.teacher_weights for run in runs)
     if load := next(filter(None, teachers), None):
         params, batch_stats = load()
@@ -87,6 +99,16 @@ def change(study: Study, now: Contents, before: Contents) -> str:
     return ""
 
 
+def with_versions(before: Contents, strategies: Iterable[str]) -> Contents:
+    """Return the contents of a workdir with an `ARM_VERSION` of 1 for those of its strategies without any.
+
+    Args:
+        before: Contents at its first start.
+        strategies: Names of the strategies that it had when they were written.
+    """
+    return {**before, CODE: {**dict.fromkeys(map(_of_arm, strategies), "1"), **before.get(CODE, {})}}
+
+
 def recorded_weights(text: str) -> dict[str, dict[str, str]]:
     r"""Return the contents of the study's weights that a `weights.txt` of an earlier version names.
 
@@ -99,9 +121,27 @@ def recorded_weights(text: str) -> dict[str, dict[str, str]]:
     return {"weights": found} if found else {}
 
 
+def _has_version(study: Study, arm: Arm) -> bool:
+    """Return whether the numbers of an arm are others than in version 1 of `ARM_VERSION`."""
+    settings, programs = study.settings, [each for run in study.runs_of(arm) for each in run.programs]
+    is_patient = settings.checkpoint_selection.rule == "patience"
+    if settings.compute_budget and programs and (settings.adapt.balance_clusters or is_patient):
+        return True
+    return any(
+        (targets.teacher_of(program) is not None and targets.are_fresh(program))
+        or (program.is_corrupting and program.grad_accum_steps > 1)
+        for program in programs
+    )
+
+
+def _of_arm(strategy: str) -> str:
+    return f"strategy {strategy!r}"
+
+
 def _in_words(study: Study, setting: str, part: str, now: str, then: str) -> str:
     if setting == CODE:
-        return f"its results are of version {then} of the computation, and this code has version {now}"
+        what = "its results are" if part == _VERSION else f"its {part} is"
+        return f"{what} of version {then} of the computation, and this code has version {now}"
     where = _where(study, setting)
     of = f"{setting} ({where})" if where else setting
     return {

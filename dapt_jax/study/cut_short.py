@@ -22,7 +22,8 @@ def cut(run: TrainingRun[Classifier], flops: int, where: str = "") -> TrainingRu
     All phases keep their proportions: their epochs are scaled by one factor, at least one epoch each, and
     their schedules span what is left, so that a cut run is a short run and no beginning of a long one. Where
     one epoch each is still too much, training images are left out at random, by the seed of the run, until it
-    fits; validation images, whose cached activations count too, are then left out with them.
+    fits; validation images, whose cached activations count too, are then left out with them, so that neither early
+    stopping nor the schedule `plateau` can watch their loss.
 
     Args:
         run: The run.
@@ -33,7 +34,8 @@ def cut(run: TrainingRun[Classifier], flops: int, where: str = "") -> TrainingRu
         The run itself where it fits.
 
     Raises:
-        UserError: Not even an epoch of `FEWEST_IMAGES` images fits.
+        UserError: Not even an epoch of `FEWEST_IMAGES` images fits, or a phase watches the validation loss of images
+            that would have to be left out.
     """
     if run.flops() <= flops:
         return run
@@ -58,6 +60,12 @@ def cut(run: TrainingRun[Classifier], flops: int, where: str = "") -> TrainingRu
         raise UserError(
             f"{where or run.tag.strategy}: {flops / 1e12:.3g} TFLOP do not suffice for an epoch of "
             f"{FEWEST_IMAGES} images; expected {of_images(FEWEST_IMAGES) / 1e12:.3g} TFLOP or more"
+        )
+    if len(run.val_rows) and (watching := [each.name for each in run.phases if each.schedule == "plateau"]):
+        raise UserError(
+            f"{where or run.tag.strategy}: {flops / 1e12:.3g} TFLOP suffice for an epoch of {number} of {images} images "
+            f"and none to validate on, whose loss phase {watching[0]!r} watches (schedule 'plateau'); expected "
+            f"{single.flops() / 1e12:.3g} TFLOP or more, or another schedule, such as 'cosine'"
         )
     part = run.dataset.take(np.sort(np.random.default_rng(run.seed).permutation(run.train_rows)[:number]))
     every = np.arange(number)

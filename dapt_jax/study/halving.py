@@ -15,12 +15,11 @@ from typing import Any
 
 from dapt_jax.errors import UserError
 from dapt_jax.runtime import atomic_files, processes
-from dapt_jax.study.adapt import scorer_for, start
+from dapt_jax.study import balance
+from dapt_jax.study.adapt import prepared
 from dapt_jax.study.arms import Arm, Study
-from dapt_jax.study.scorer import Plan, Scorer
-from dapt_jax.training import loop
+from dapt_jax.study.scorer import Plan
 from dapt_jax.training.context import RunContext
-from dapt_jax.training.run import TrainingRun
 from dapt_jax.transferability.registry import entry
 
 
@@ -37,11 +36,25 @@ class Outcome:
     epochs: int
 
 
-def affordable(run: TrainingRun, plan: Plan, flops: int) -> int:
-    """Return the epochs of a run whose training and scoring fit a number of FLOPs."""
+def cost(study: Study, arm: Arm, plan: Plan, epochs: int) -> int:
+    """Return the FLOPs of an arm's first epochs: of clusters, training and scores.
+
+    Args:
+        study: The study.
+        arm: The arm.
+        plan: Its scoring plan.
+        epochs: Number of epochs.
+    """
+    run = study.run_of(arm)
+    clusters = balance.flops(run, study.settings.adapt.balance_clusters)
+    return clusters + run.flops(epochs) + plan.until(run, epochs)
+
+
+def affordable(study: Study, arm: Arm, plan: Plan, flops: int) -> int:
+    """Return the epochs of an arm whose cost fits a number of FLOPs."""
     longest = 0
-    for epochs in range(1, run.timeline.epochs + 1):
-        if run.flops(epochs) + plan.until(run, epochs) > flops:
+    for epochs in range(1, study.run_of(arm).timeline.epochs + 1):
+        if cost(study, arm, plan, epochs) > flops:
             break
         longest = epochs
     return longest
@@ -79,9 +92,8 @@ def check(study: Study, seed: int) -> None:
     """
     needed = {}
     for arm in entrants(study, seed):
-        run, plan = study.run_of(arm), _plan(study, arm)
-        epochs = first_score(plan)
-        needed[arm.name] = run.flops(epochs) + plan.until(run, epochs)
+        plan = _plan(study, arm)
+        needed[arm.name] = cost(study, arm, plan, first_score(plan))
     full, budget = study.full_flops(seed), study.settings.compute_budget
     if int(round_budget(int(budget * full), len(needed), len(needed))) < min(needed.values()):
         parts = rounds_of(len(needed)) * len(needed)
@@ -163,7 +175,7 @@ class Competitor:
     Attributes:
         arm: The arm.
         plan: Scoring plan.
-        spent: FLOPs of its training and scoring so far.
+        spent: FLOPs of its clusters, training and scoring up to the round.
     """
 
     def __init__(self, study: Study, arm: Arm, context: RunContext):
@@ -175,24 +187,21 @@ class Competitor:
             context: Surroundings of runs.
         """
         self.arm, self.plan, self.spent = arm, _plan(study, arm), 0
-        self._study, self._context, self._run = study, context, study.run_of(arm)
+        self._study, self._context = study, context
 
     def affordable(self, flops: int) -> int:
         """Return how many epochs of training and scoring fit a number of FLOPs."""
-        return affordable(self._run, self.plan, flops)
+        return affordable(self._study, self.arm, self.plan, flops)
 
     def advance(self, epochs: int) -> dict[str, float | None]:
-        """Continue training to a number of epochs, and return the last scores by name."""
-        scorer = self._scorer(epochs)
-        params, batch_stats, _ = start(self._study, self.arm, self._run.model)
-        folder = self.arm.folder(self._context.study_folder()) / "state"
-        callbacks = (*self._context.callbacks, scorer)
-        own = dataclasses.replace(self._context, checkpoint_dir=folder, callbacks=callbacks)
-        loop.train(self._run, params, batch_stats, own)
-        self.spent = self._run.flops(epochs) + scorer.flops
-        return scorer.points[-1]["scores"]
+        """Continue training to a number of epochs, and return the last scores until then by name.
 
-    def _scorer(self, epochs: int) -> Scorer:
-        scorer = scorer_for(self._study, self.arm, self._context, epochs)
+        A run that a later round has taken further before a restart stays there: nothing that it did since
+        counts here.
+        """
+        adaptation = prepared(self._study, self.arm, self._context, epochs)
+        scorer = adaptation.scorer
         assert scorer is not None  # the settings name a score
-        return scorer
+        adaptation.train()
+        self.spent = cost(self._study, self.arm, self.plan, min(epochs, scorer.done))
+        return next(point["scores"] for point in reversed(scorer.points) if point["epoch"] < epochs)

@@ -99,6 +99,10 @@ class PhaseAccount:
         reused = alone - self._filled_before if is_settled else 0
         self.fill = FillCost(row.cached, self._filled_before, reused, row.reused_s)
         self._is_settled = is_settled or self._filled_before == alone
+        if not is_settled and self._targets_before != targets_alone:
+            # Of steps whose targets could not be cached, and were computed with every batch.
+            online = self._run.online_target_cost(self._number, is_cached=False).model * row.images
+            self._targets_before = max(0, self._targets_before - online)
         if has_targets and (is_settled or self._targets_before == targets_alone):
             reused = targets_alone - self._targets_before
             self.targets = FillCost(
@@ -146,12 +150,13 @@ class PhaseAccount:
         self.targets = FillCost("filled", total)
         self.enter(self._first_step)
 
-    def settle_targets(self, ran: int, seconds: float, error: float = 0.0) -> None:
+    def settle_targets(self, ran: int, seconds: float, cached: bool = True, error: float = 0.0) -> None:
         """Record the total cost of a teacher's cached outputs.
 
         Args:
             ran: Model FLOPs that were run for them in this start.
             seconds: Seconds spent on them, now or earlier.
+            cached: Whether the phase trains on them; if not, they could not be cached.
             error: Their relative error, where a reduced dtype holds them.
         """
         if self._are_targets_settled:
@@ -159,8 +164,11 @@ class PhaseAccount:
             return
         alone = self._run.target_fill_flops(self._number)
         spent = min(self._targets_before + ran, alone)
-        reused_s = seconds if alone and not spent else 0.0
-        self.targets = FillCost("filled" if spent else "reused", spent, alone - spent, reused_s, error)
+        if cached:
+            reused_s = seconds if alone and not spent else 0.0
+            self.targets = FillCost("filled" if spent else "reused", spent, alone - spent, reused_s, error)
+        else:
+            self.targets = FillCost("off", spent)
         self._are_targets_settled = True
         self.enter(self._first_step)
 
@@ -201,7 +209,8 @@ class PhaseAccount:
         steps = own + repeated
         images = len(run.train_rows) * (own // per_epoch + repeated // per_epoch)
         images += repeated % per_epoch * run.batch_size
-        per_image, online = self._per_image(self.fill.cached), run.online_target_cost(self._number)
+        per_image = self._per_image(self.fill.cached)
+        online = run.online_target_cost(self._number, self.targets.cached != "off")
         strategy, seed, stage, phase = run.row_key(self._number)
         return Row(
             strategy=strategy,

@@ -11,7 +11,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +68,10 @@ def _ignore_late_callbacks() -> None:
     sys.unraisablehook = hook
 
 
+class _OtherLayoutError(Exception):
+    """The arrays of a checkpoint are not those that the run would save there."""
+
+
 class CheckpointStore(Protocol):
     """Interface for storing the checkpoints of a run: see `CheckpointFolder`."""
 
@@ -117,7 +121,12 @@ class CheckpointFolder:
     """
 
     def __init__(
-        self, folder: Path, keep: Sequence[int] = (), say: Callable[[str], None] = print, source: str = ""
+        self,
+        folder: Path,
+        keep: Sequence[int] = (),
+        say: Callable[[str], None] = print,
+        source: str = "",
+        of_run: Mapping[str, str] | None = None,
     ):
         """Open a folder, which need not exist.
 
@@ -127,13 +136,16 @@ class CheckpointFolder:
             say: Function that receives a line for the user.
             source: Fingerprint of the weights that the run starts from; checkpoints of a run from others are
                 refused.
+            of_run: Digest of each part of the run by name (see `run_identity.digests`); checkpoints of a run of
+                which one is another are refused. Those of earlier versions have none.
         """
         # Orbax also raises what it logs as an error, and one of the errors of tasks that fail together, of which
         # asyncio logs the others.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _ignore_late_callbacks()
-        self._folder, self._keep, self._say, self._source = folder.resolve(), tuple(keep), say, source
+        self._folder, self._keep, self._say = folder.resolve(), tuple(keep), say
+        self._source, self._of_run = source, dict(of_run or {})
         self._torn: list[int] = []
         self._writes = processes.is_primary()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +186,7 @@ class CheckpointFolder:
         self._torn = []
         if step in self._manager.all_steps():
             return
-        about = {**meta, "source": self._source}
+        about = {**meta, "source": self._source, "run": self._of_run}
         items = ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(about))
         with self._tolerant():
             self._manager.save(step, args=items)
@@ -190,7 +202,7 @@ class CheckpointFolder:
             Step, the saved part of the state, and `meta`.
 
         Raises:
-            UserError: The checkpoint belongs to a run from different source weights.
+            UserError: The checkpoint belongs to another run, or to one from different source weights.
         """
         return processes.broadcast_from_primary(lambda: self._restore(layout, at_most))
 
@@ -200,28 +212,66 @@ class CheckpointFolder:
             if at_most is not None and step > at_most:
                 continue
             abstract = layout(step)
-            flat = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _flat(abstract))
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(flat), meta=ocp.args.JsonRestore())
             try:
-                found = self._manager.restore(step, args=items)
-                leaves = [np.asarray(found.state[name]) for name in _flat(abstract)]
-                meta = dict(found.meta)
+                # First, since the arrays of another run may be of another layout.
+                meta = dict(self._item(step, meta=ocp.args.JsonRestore()).meta)
+                self._check_same(meta.pop("source", self._source), meta.pop("run", {}))
+                leaves = self._arrays(step, _flat(abstract))
+            except UserError:
+                raise
+            except _OtherLayoutError:
+                self._pass_over(
+                    step,
+                    "a checkpoint whose arrays have another layout, as those of an earlier version: the one before is "
+                    "used, or the run starts again",
+                )
             except Exception as error:  # orbax raises many kinds of errors for a truncated file
                 reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
-                self._say(
-                    f"{self._folder / str(step)}: a checkpoint that cannot be read ({reason}): the one "
-                    "before is used"
-                )
-                self._torn.append(step)
-                continue
-            if (source := meta.pop("source", self._source)) != self._source:
-                raise UserError(
-                    f"{self._folder}: this run was begun from other source weights (fingerprint "
-                    f"{source[:16]} there, "
-                    f"{self._source[:16]} now); expected the same file as then, or another --workdir"
-                )
-            return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta
+                self._pass_over(step, f"a checkpoint that cannot be read ({reason}): the one before is used")
+            else:
+                return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta
         return None
+
+    def _pass_over(self, step: int, why: str) -> None:
+        self._say(f"{self._folder / str(step)}: {why}")
+        self._torn.append(step)
+
+    def _check_same(self, source: str, of_run: Mapping[str, str]) -> None:
+        """Refuse a checkpoint of other source weights, or of another run.
+
+        Args:
+            source: Fingerprint of the weights there.
+            of_run: Digests of the run there; empty in a checkpoint of an earlier version.
+        """
+        if source != self._source:
+            raise UserError(
+                f"{self._folder}: this run was begun from other source weights (fingerprint "
+                f"{source[:16]} there, "
+                f"{self._source[:16]} now); expected the same file as then, or another --workdir"
+            )
+        others = [name for name, digest in self._of_run.items() if of_run.get(name, digest) != digest]
+        if others:
+            raise UserError(
+                f"{self._folder} holds checkpoints of another run: other are its {', '.join(others)}; expected the run "
+                "as it was begun, or another folder (checkpoint_dir, or --workdir of a study)"
+            )
+
+    def _arrays(self, step: int, flat: Flat) -> list[np.ndarray]:
+        """Return the arrays of a checkpoint in the order of an abstract flat tree.
+
+        Raises:
+            _OtherLayoutError: They have other names or shapes.
+        """
+        stored = ocp.StandardCheckpointHandler().metadata(self._folder / str(step) / "state").tree
+        there, here = ({name: leaf.shape for name, leaf in each.items()} for each in (stored, flat))
+        if there != here:
+            raise _OtherLayoutError
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), flat)
+        found = self._item(step, state=ocp.args.StandardRestore(wanted)).state
+        return [np.asarray(found[name]) for name in flat]
+
+    def _item(self, step: int, **how: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**how))
 
     def forget_after(self, step: int) -> None:
         """Remove every checkpoint of a later step, since a rollback repeats those steps."""

@@ -8,7 +8,7 @@ import jax
 
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.runtime.preemption import Stopped
-from dapt_jax.training import freezing
+from dapt_jax.training import freezing, run_identity
 from dapt_jax.training.checkpoint import CheckpointFolder, CheckpointStore, NoCheckpoints, saved_part
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.freezing import Tree
@@ -34,7 +34,8 @@ class Checkpointer:
         keep = starts if context.non_finite.policy == "rollback" else []
         self._store: CheckpointStore = NoCheckpoints()
         if context.checkpoint_dir:
-            self._store = CheckpointFolder(context.checkpoint_dir, keep, context.reporter.say, source)
+            of_run = run_identity.digests(run)
+            self._store = CheckpointFolder(context.checkpoint_dir, keep, context.reporter.say, source, of_run)
         self._saved_at = time.monotonic()
 
     @property

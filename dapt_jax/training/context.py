@@ -53,7 +53,7 @@ class RunContext:
     True
 
     Attributes:
-        checkpoint_dir: Folder for the run's checkpoints; None to save none.
+        checkpoint_dir: Folder for the run's checkpoints, and those of no other run; None to save none.
         checkpoint_every_s: Seconds between checkpoints.
         ledger: Ledger of costs.
         cache: Cached activations, shared by all runs of a study.

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from dapt_jax.errors import UserError
 from dapt_jax.runtime import processes
 from dapt_jax.training.callbacks import Callback
 from dapt_jax.training.freezing import Tree
@@ -33,7 +34,16 @@ class EarlyStopping(Callback):
             run: The run.
             file: File for the weights of the best epoch, a `.safetensors`; a restarted run writes the same
                 ones. Without a file they stay in memory and do not survive a restart.
+
+        Raises:
+            UserError: The run has no validation rows, and so no validation loss.
         """
+        if not len(run.val_rows):
+            raise UserError(
+                f"{run.title}: early_stopping_patience={patience} watches the validation loss, but the run has no "
+                "images to validate on; expected val_fraction above 0 and a compute_budget that leaves no images out, "
+                "or early_stopping_patience=0"
+            )
         self.patience, self.phase, self.file = patience, len(run.phases) - 1, file
         self.best, self.epoch, self.waited, self.stopped, self.done = math.inf, -1, 0, False, 0
         self._weights: dict[str, np.ndarray] = {}

@@ -190,7 +190,7 @@ def train(
         for epoch in range(settings.epochs):
             rows, weights = order.epoch(epoch)
             index[epoch, : len(rows), column], weight[epoch, : len(rows), column] = rows, weights
-    seen = int(weight.sum())
+    seen = settings.epochs * sum(len(split.rows) for split in splits)
     for column, last in enumerate(stop or ()):
         weight[last:, :, column] = 0  # no step is taken without a row that counts
     shift = np.zeros((number, inputs), np.float32)

@@ -13,7 +13,7 @@ from dapt_jax.training.cache.prefix import Activations
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State
-from dapt_jax.training.targets import teacher_of
+from dapt_jax.training.targets import teacher_of, view_of
 
 Read = Callable[[int, np.ndarray], dict[str, Any]]
 """Function from an epoch and rows to the contents of a batch besides labels and weights."""
@@ -31,7 +31,7 @@ def reader(
         if program.is_paired:
             found["other"] = run.partners(epoch)[rows]
         if targets is not None:
-            found["label"] = host(targets.rows(own if not targets.views else own % targets.views, rows))
+            found["label"] = host(targets.rows(view_of(program, own), rows))
         if activations is None:
             augment, seed = program.augment, program.view_seed
             found["image"] = file_crops.batch(images, augment, rows, seed, own)

@@ -110,11 +110,6 @@ def _ratio_of(patches: int) -> float:
 
 def _check_groups(program: PhaseProgram, dataset: Dataset, groups: np.ndarray) -> None:
     name = program.objective.name
-    if program.grad_accum_steps > 1:
-        raise UserError(
-            f"objective {name!r} compares all images of a batch, but grad_accum_steps="
-            f"{program.grad_accum_steps} computes it in parts; expected grad_accum_steps=1"
-        )
     if len(np.unique(groups)) < 2:
         raise UserError(
             f"{dataset.name}: all {len(groups)} images are of one patient or look alike; objective "

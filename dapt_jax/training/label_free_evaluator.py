@@ -24,6 +24,7 @@ from dapt_jax.training.freezing import Tree
 from dapt_jax.training.quantised import in_float32
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
+from dapt_jax.training.targets import view_of
 from dapt_jax.transferability.alpha_req import alpha_req
 from dapt_jax.transferability.lidar import lidar
 from dapt_jax.transferability.rankme import rankme
@@ -150,7 +151,7 @@ class LabelFreeEvaluator:
             label = (
                 run.labels[filled]
                 if self._targets is None
-                else in_float32(self._targets.rows(self._at(first[0]), filled))
+                else in_float32(self._targets.rows(view_of(self._program, first[0]), filled))
             )
             weight = (np.arange(run.batch_size) < len(rows))[self._own].astype(np.float32)
             label, weight = sharding.shard_batch((label, weight), self._mesh)
@@ -188,10 +189,6 @@ class LabelFreeEvaluator:
         for start in range(0, len(rows), self._run.batch_size):
             part = rows[start : start + self._run.batch_size]
             yield part, np.resize(part, self._run.batch_size)[self._own].astype(np.int32)
-
-    def _at(self, view: int) -> int:
-        views = self._targets.views if self._targets else 1
-        return view % views if self._program.phase.views else view
 
     def _inputs(self, weights: tuple[Tree, Tree], view: int, rows: np.ndarray) -> Any:
         """Return the activations of this process's rows in one view, in the compute dtype, on the devices."""

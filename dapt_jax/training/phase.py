@@ -181,8 +181,9 @@ class ActivePhase:
             )
             found = context.cache.get(prefix, *weights, images, wanted[1], filling)
         if found is None:
+            account.settle_targets(0, 0.0, cached=False)
             return OnlineTargets.of(prefix, weights, images)
-        account.settle_targets(found.ran, found.seconds, found.rounding_error)
+        account.settle_targets(found.ran, found.seconds, error=found.rounding_error)
         context.reporter.advance(found.ran, run.title)
         return found
 

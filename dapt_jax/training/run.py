@@ -16,7 +16,7 @@ from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.mix import Mix
 from dapt_jax.data.pipeline import Order
 from dapt_jax.errors import UserError
-from dapt_jax.losses import Loss
+from dapt_jax.losses import Loss, SegmentationLoss
 from dapt_jax.models.network import Network
 from dapt_jax.models.tokens import visible_count
 from dapt_jax.objectives import Objective
@@ -154,8 +154,8 @@ class TrainingRun(Generic[ModelT]):
 
         Raises:
             UserError: There is no phase, two phases share a name, a phase trains nothing or names a part that
-                the model lacks, a number of images is not positive, or the images cannot have the size that a
-                phase names.
+                the model lacks, a number of images is not positive, the loss cannot be computed in parts of a
+                batch, or the images cannot have the size that a phase names.
         """
         whole = self.dataset.images.size
         phases = (
@@ -169,6 +169,13 @@ class TrainingRun(Generic[ModelT]):
         for name in ("batch_size", "grad_accum_steps", "batch_norm_groups"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.grad_accum_steps > 1 and self.loss.compares_images:
+            what = "objective" if isinstance(self.loss, Objective) else "loss"
+            other = ", or batchwise=False" if isinstance(self.loss, SegmentationLoss) else ""
+            raise UserError(
+                f"{what} {self.loss.name!r} takes all images of a batch together, but grad_accum_steps="
+                f"{self.grad_accum_steps} computes it in parts; expected grad_accum_steps=1{other}"
+            )
         if any(program.augment.crop_from for program in self.programs):
             file_crops.check(self.dataset.images, bool(self.dataset.segments), self.dataset.name)
         for program in self.programs:  # resolved against the model
@@ -344,15 +351,19 @@ class TrainingRun(Generic[ModelT]):
         prefix = 0 if self.cache_decision(program).cached else cost.prefix.model
         return cost.suffix.model + prefix + self.online_target_cost(number).model
 
-    def online_target_cost(self, number: int) -> Flops:
+    def online_target_cost(self, number: int, is_cached: bool | None = None) -> Flops:
         """Return FLOPs of the teacher on one image in one step; none where its outputs are cached.
 
         Of `SelfDistillation`, whose teacher changes with every step, those above the boundary.
+
+        Args:
+            number: Index of the phase.
+            is_cached: Whether the outputs are cached; None for what is planned.
         """
         program = self.programs[number]
         if program.self_distillation:
             return accounting.image_cost(program, self.dataset.images.size).targets
-        if self.target_decision(program).cached:
+        if self.target_decision(program).cached if is_cached is None else is_cached:
             return Flops()
         return targets.forward_cost(program, self.dataset.images.size)
 

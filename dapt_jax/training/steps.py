@@ -109,6 +109,11 @@ class PhaseProgram:
         return isinstance(self.objective, Objective) and self.objective.is_paired
 
     @property
+    def is_corrupting(self) -> bool:
+        """Whether a step corrupts the activations at the boundary."""
+        return isinstance(self.objective, Objective) and self.objective.is_corrupting
+
+    @property
     def key(self) -> Hashable:
         """Key of the compiled functions, besides the shapes of their arguments."""
         return (
@@ -250,9 +255,16 @@ class PhaseProgram:
             train: Tree, batch_stats: Tree, part: dict[str, Any], key: Array | None
         ) -> tuple[Array, tuple[Tree, Array]]:
             params = freezing.combine(train, rest)
+            of_part = {"keeps_last": part["keeps_last"]} if "keeps_last" in part else {}
             with ops.batch_norm_groups(self.batch_norm_groups):
                 logits, batch_stats = self.model.suffix(
-                    params, batch_stats, part["x"], self.mask.boundary, self.mask.batch_norm_modes, key
+                    params,
+                    batch_stats,
+                    part["x"],
+                    self.mask.boundary,
+                    self.mask.batch_norm_modes,
+                    key,
+                    **of_part,
                 )
             total = self.objective.total(logits, part["label"], part["weight"])
             if mixed is not None:
@@ -303,6 +315,8 @@ class PhaseProgram:
             batch_stats, total, summed = carry
             number, part = numbered
             own_key = None if key is None else jax.random.fold_in(key, number)
+            if self.is_corrupting:
+                part = {**part, "keeps_last": number == self.grad_accum_steps - 1}
             (_, (batch_stats, more)), gradients = gradient(train, batch_stats, part, own_key)
             return (batch_stats, total + more, jax.tree.map(jnp.add, summed, gradients)), None
 
@@ -327,8 +341,7 @@ class PhaseProgram:
 
     def _dropout_key(self, state: State, rng: RngContext) -> Array | None:
         """Return the key of (seed, step); none where neither dropout nor corruption needs one."""
-        is_corrupting = isinstance(self.objective, Objective) and self.objective.is_corrupting
-        if not (self.model.encoder.is_stochastic or is_corrupting):
+        if not (self.model.encoder.is_stochastic or self.is_corrupting):
             return None
         return jax.random.fold_in(jax.random.key(rng["seed"]), state["step"])
 

@@ -25,6 +25,16 @@ def teacher_of(program: PhaseProgram) -> Trunk | None:
     return program.objective.teacher if isinstance(program.objective, Objective) else None
 
 
+def are_fresh(program: PhaseProgram) -> bool:
+    """Return whether every epoch of a phase sees views, and so targets, that no earlier one has seen."""
+    return not (program.augment.is_fixed or program.phase.views)
+
+
+def view_of(program: PhaseProgram, view: int) -> int:
+    """Return the view of a phase's targets that goes with a view of its images; plain images have one."""
+    return 0 if program.augment.is_fixed else view
+
+
 def target_prefix(program: PhaseProgram, teacher: Trunk) -> Prefix:
     """Return the computation of the targets of a phase, on its own views."""
     seed = 0 if program.augment.is_fixed else program.view_seed
@@ -66,8 +76,7 @@ def choose_target_cache(
     teacher = teacher_of(program)
     if teacher is None:
         return CacheDecision("", 0, 0, "no targets")
-    is_fresh = not (program.augment.is_fixed or program.phase.views)
-    if is_fresh:
+    if are_fresh(program):
         return CacheDecision("", 0, 0, "images are augmented anew each epoch; views=K would fix K of them")
     views = target_prefix(program, teacher).views
     size = images * views * tree_bytes(target_prefix(program, teacher).shapes(image_size, caching.dtype))

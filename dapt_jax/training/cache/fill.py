@@ -74,6 +74,11 @@ class FillJob:
     filling: Filling
     rounding: RoundingError = dataclasses.field(default_factory=RoundingError)
 
+    @property
+    def last_group(self) -> str:
+        """Name of the last group that the activations have passed."""
+        return self.prefix.model.groups[self.prefix.boundary - 1]
+
     @functools.cached_property
     def shapes(self) -> Any:
         """Shapes of one image's activations, a pytree."""

@@ -188,8 +188,8 @@ class ActivationCache:
                 self._stated_error(job)
             except OSError as error:
                 self._say(
-                    "the frozen prefix is computed anew each epoch: its activations cannot be cached "
-                    f"({error})"
+                    f"activations behind {job.last_group} cannot be cached, and are computed anew whenever they are "
+                    f"needed ({error})"
                 )
         # If any process had to compute them, they count as computed.
         is_missing, has_run = processes.all_reduce_max(stored is None, ran > 0)
@@ -216,9 +216,9 @@ class ActivationCache:
         """Return the relative error of what was computed for a reduced dtype, and say it; 0 without."""
         error = job.rounding.relative
         if error:
-            at = job.prefix.model.groups[job.prefix.boundary - 1]
             self._say(
-                f"activations behind {at} are cached in {self._dtype}: off by {error:.2%} of their root mean square"
+                f"activations behind {job.last_group} are cached in {self._dtype}: off by {error:.2%} of their root "
+                "mean square"
             )
         return error
 
